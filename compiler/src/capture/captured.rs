@@ -1,0 +1,158 @@
+//! The result of a capture.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Distribution, TensorData};
+use burn_ir::{GraphIr, TensorId};
+
+pub use super::params::ModuleInfo;
+use super::scalars::StepScalars;
+
+/// A recorded program; the invariants are those of [the module](super).
+#[derive(Clone, Debug)]
+pub struct Captured {
+    /// The operations, with `inputs` and `outputs` in the order of the fields below.
+    pub graph: GraphIr,
+    /// Everything that the graph reads and does not compute.
+    pub inputs: Vec<CapturedInput>,
+    /// What the graph is for.
+    pub outputs: Vec<CapturedOutput>,
+    /// Regions marked with [`scope`](super::scope::scope), in the order in which they were entered.
+    pub scopes: Vec<ScopeRecord>,
+    /// Number of operations of the forward pass, which come first.
+    pub forward_end: usize,
+    /// Number of operations of the forward and backward passes; the optimizer is what follows.
+    pub backward_end: usize,
+    /// Every module, in the order in which burn visits them; the root has the empty path.
+    pub modules: Vec<ModuleInfo>,
+    /// `(alias, path)`: places of the module tree that hold the parameter listed under `path`.
+    pub aliases: Vec<(String, String)>,
+    /// Initial values of parameters by path; empty if the model was captured by its shapes.
+    pub values: Arc<HashMap<String, TensorData>>,
+    /// How parameters are initialized, by path; empty unless the model was captured by its shapes.
+    pub init: HashMap<String, Init>,
+}
+
+/// A tensor that is given to the graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CapturedInput {
+    /// Its id in the graph, which is its position in [`Captured::inputs`].
+    pub id: TensorId,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its dtype.
+    pub dtype: DType,
+    /// What it is.
+    pub kind: InputKind,
+}
+
+/// What an input is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum InputKind {
+    /// A parameter, or a buffer such as the running mean of a batch norm.
+    Parameter {
+        /// Path of the first place that holds it.
+        path: String,
+    },
+    /// A state of the optimizer, as the previous step left it.
+    State {
+        /// Path of the parameter.
+        parameter: String,
+        /// Name in burn's own records, such as `momentum.moment_1`.
+        name: String,
+    },
+    /// Data of the step.
+    Data {
+        /// Name given with `named`, or `input0`, `input1`, … by position.
+        name: String,
+    },
+    /// A number that depends on the step or on the learning rate: a tensor `f32[1]`.
+    StepScalar {
+        /// Position in the result of [`StepScalars::values`].
+        index: usize,
+    },
+    /// A tensor that was made from data: a table held by a module, or a literal in the closure.
+    Constant {
+        /// Its value.
+        data: TensorData,
+    },
+}
+
+/// A tensor that the graph gives back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturedOutput {
+    /// Its id in the graph.
+    pub id: TensorId,
+    /// What it is.
+    pub kind: OutputKind,
+}
+
+/// What an output is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// A result of the closure.
+    Output {
+        /// Name given with `named`, or `output0`, `output1`, … by position.
+        name: String,
+    },
+    /// The loss, of shape `[1]`.
+    Loss,
+    /// The updated parameter.
+    Parameter {
+        /// Path of the parameter.
+        path: String,
+    },
+    /// The updated state of the optimizer.
+    State {
+        /// Path of the parameter.
+        parameter: String,
+        /// Name of the state.
+        name: String,
+    },
+    /// The gradient of the loss, before any clipping.
+    Gradient {
+        /// Path of the parameter.
+        path: String,
+    },
+}
+
+/// A region marked with [`scope`](super::scope::scope).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScopeRecord {
+    /// Path, including those of the enclosing regions.
+    pub path: String,
+    /// Ids of the arguments, in order.
+    pub arguments: Vec<TensorId>,
+    /// Ids of the results, in order.
+    pub results: Vec<TensorId>,
+    /// The operations recorded inside, all of the forward pass.
+    pub operations: Range<usize>,
+    /// The ids of the tensors that these operations produce.
+    pub tensors: Range<u64>,
+}
+
+/// How a lazy parameter is initialized.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Init {
+    /// Filled with one number.
+    Constant(f64),
+    /// Drawn at random.
+    Random(Distribution),
+    /// Computed by several operations, whose names are given.
+    Computed(Vec<String>),
+}
+
+/// A training step, as two programs.
+///
+/// The first step has no optimizer state to read and is another program than the later ones.
+#[derive(Debug)]
+pub struct TrainingCapture {
+    /// The first step: gives the states.
+    pub first: Captured,
+    /// Every later step: takes the states and gives them back.
+    pub steady: Captured,
+    /// The numbers that both take as inputs.
+    pub scalars: StepScalars,
+}

@@ -1,0 +1,93 @@
+//! What is recorded while a model is built, and is no part of the program.
+
+use std::collections::{HashMap, HashSet};
+
+use burn_ir::{
+    BaseOperationIr as Base, FloatOperationIr, NumericOperationIr as Numeric, OperationIr,
+};
+
+use super::captured::Init;
+use super::operation::{self, first_result};
+use super::params::ParameterInfo;
+use super::scope::RawScope;
+use super::step::Forward;
+
+/// Takes the initialization of parameters out of the program.
+pub(super) fn split_initialization(
+    operations: Vec<OperationIr>,
+    forward: &Forward,
+    scopes: &[RawScope],
+) -> (Vec<OperationIr>, HashMap<String, Init>) {
+    let parameters = &forward.parameters.list;
+    let mut ranges: Vec<(u64, u64)> = parameters
+        .iter()
+        .filter_map(|info| info.initialization)
+        .collect();
+    ranges.sort_unstable();
+    let (initialize, rest): (Vec<_>, Vec<_>) = operations
+        .into_iter()
+        .partition(|op| within(&ranges, first_result(op)));
+    let init = |info: &ParameterInfo| {
+        let (begin, end) = info.initialization?;
+        let from = initialize.partition_point(|op| first_result(op) < begin);
+        let to = initialize.partition_point(|op| first_result(op) < end);
+        Some((info.path.clone(), initialization(&initialize[from..to])))
+    };
+    let init = parameters.iter().filter_map(init).collect();
+    (drop_unread(rest, forward, scopes), init)
+}
+
+/// Drops what was recorded while the model was built and is not read, such as values of parameters that have become
+/// inputs. The rest computes tables.
+fn drop_unread(
+    mut operations: Vec<OperationIr>,
+    forward: &Forward,
+    scopes: &[RawScope],
+) -> Vec<OperationIr> {
+    let inputs = forward.parameters.list.iter().map(|info| info.tensor);
+    let marked = scopes
+        .iter()
+        .flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
+    let mut read: HashSet<u64> = forward
+        .outputs
+        .iter()
+        .map(|(id, _)| *id)
+        .chain(inputs)
+        .chain(marked)
+        .collect();
+    let mut keep = Vec::with_capacity(operations.len());
+    for op in operations.iter().rev() {
+        let is_read = op.outputs().any(|tensor| read.contains(&tensor.id.value()));
+        let live = is_read || !within(&[forward.built], first_result(op));
+        if live {
+            read.extend(op.inputs().map(|tensor| tensor.id.value()));
+        }
+        keep.push(live);
+    }
+    let mut keep = keep.into_iter().rev();
+    operations.retain(|_| keep.next().unwrap_or(true));
+    operations
+}
+
+fn initialization(operations: &[OperationIr]) -> Init {
+    match operations {
+        [OperationIr::BaseFloat(Base::Zeros(_)) | OperationIr::BaseInt(Base::Zeros(_))] => {
+            Init::Constant(0.0)
+        }
+        [OperationIr::BaseFloat(Base::Ones(_)) | OperationIr::BaseInt(Base::Ones(_))] => {
+            Init::Constant(1.0)
+        }
+        [
+            OperationIr::NumericFloat(_, Numeric::Full(op))
+            | OperationIr::NumericInt(_, Numeric::Full(op)),
+        ] => Init::Constant(op.value.elem()),
+        [OperationIr::Float(_, FloatOperationIr::Random(op))] => Init::Random(op.distribution),
+        several => Init::Computed(several.iter().map(operation::name).collect()),
+    }
+}
+
+/// Whether an id is in one of several ranges, which are sorted and disjoint.
+pub(super) fn within(ranges: &[(u64, u64)], id: u64) -> bool {
+    let after = ranges.partition_point(|range| range.0 <= id);
+    after > 0 && id < ranges[after - 1].1
+}

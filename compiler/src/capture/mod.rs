@@ -1,0 +1,71 @@
+//! From a burn module and a closure to a graph.
+//!
+//! [`capture_inference`] and [`capture_training`] run a closure on burn's recording backend. Nothing is computed, and
+//! of a batch only the shapes matter. The `_shapes` variants build the model itself without values.
+//!
+//! A training step is recorded once. Of every parameter, the update of the first step and that of a later one follow
+//! the same backward pass, and each of the two programs keeps its own. Which numbers depend on the step or on the
+//! learning rate is found by comparing updates; see [`StepScalars`].
+//!
+//! # Invariants of a [`Captured`]
+//!
+//! - **Ids** are dense: inputs have the ids `0..inputs.len()` in order (`inputs[i].id == i`), then every operation's
+//!   results follow in the order of operations. They depend on nothing but the program: equal programs have equal
+//!   graphs and texts in every process.
+//! - **Form**: an id is produced once, before it is read. `graph.inputs[i] == inputs[i].id` and
+//!   `graph.outputs[i] == outputs[i].id`. An output may be an input, and one tensor may be several outputs (the first
+//!   velocity of SGD is the gradient).
+//! - **Order of inputs**: parameters in burn's visiting order (all, used or not), states (steady step only) by
+//!   parameter, data in the order of the batch (all, used or not), step scalars by index (those that this program
+//!   uses), constants in the order of their first use.
+//! - **Order of outputs**: loss, outputs of the closure, gradients, parameters, states; the last three by parameter
+//!   and only for parameters that the loss depends on. Frozen parameters are inputs only.
+//! - **Phases**: operations `..forward_end` are the forward pass (with tables that the model computes while it is
+//!   built), `..backward_end` the backward pass, the rest clipping and optimizer. Backward does not depend on the
+//!   optimizer, and `first` and `steady` agree up to `backward_end`, ids of tensors apart.
+//! - **Removed**: `Drop`, `Init` (its result is a constant), the operations that stood for inputs, the initialization
+//!   of parameters. Dead operations may remain (gradients of inputs, unused branches); there is no custom, distributed
+//!   or quantized operation.
+//! - **Status**: what an operation reads is `ReadOnly`, what it gives `NotInit`. burn's own statuses reflect Rust
+//!   reference counts and mean nothing here.
+//! - **Step scalars** are inputs `f32[1]`, cast where the parameter is not f32 and reshaped to `[1, …, 1]` of the
+//!   parameter's rank (not for rank 1), once for each rank and dtype, right before their first use. `MulScalar` has
+//!   become `Mul` with the scalar on the right, `Full` an `Expand`; extents of 1 are broadcast as burn does.
+//! - **Tied parameters** (equal `ParamId`) are one input with the sum of their gradients, under their first path.
+//! - **Scopes** hold operations of the forward pass only; an argument or a result may be any input or result.
+//! - **States** that are always one tensor are listed once, under their first name. The states that `first` gives are
+//!   those that `steady` reads and gives, by parameter and name.
+//! - **Booleans** have burn's storage dtype of the recording device (`Bool(U8)`), whatever the example's was.
+
+mod assemble;
+mod captured;
+mod error;
+mod initialization;
+mod insert;
+mod kind;
+mod operation;
+mod optimizer;
+mod params;
+mod probe;
+mod scalars;
+pub mod scope;
+mod session;
+mod step;
+mod substitute;
+mod tensors;
+mod text;
+mod trace;
+
+pub use captured::{
+    Captured, CapturedInput, CapturedOutput, Init, InputKind, ModuleInfo, OutputKind, ScopeRecord,
+    TrainingCapture,
+};
+pub use error::CaptureError;
+pub use kind::Kind;
+pub use operation::name as operation_name;
+pub use scalars::StepScalars;
+pub use step::{
+    TrainingOptions, capture_inference, capture_inference_shapes, capture_training,
+    capture_training_shapes, capture_training_with,
+};
+pub use tensors::{Batch, Inputs, Leaf, Loss, Named, Spec, Tensors, named};

@@ -1,0 +1,152 @@
+//! Recording the updates of all parameters, for the first step and for a later one.
+
+use std::collections::{HashMap, HashSet};
+
+use burn::backend::AutodiffBackend;
+use burn::grad_clipping::GradientClipping;
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::optim::Optimizer;
+use burn::tensor::{DType, Tensor};
+
+use super::kind::{self, Tracked, Untracked};
+use super::probe::{self, Gradients, Probe, Prober};
+use super::scalars::RATES;
+use super::session::Session;
+
+/// Named tensors of an optimizer state.
+pub(super) type State = Vec<(String, u64)>;
+
+/// The updates of one parameter.
+pub(super) struct Update {
+    pub(super) param: ParamId,
+    pub(super) gradient: u64,
+    /// Position among the probes.
+    pub(super) class: usize,
+    pub(super) first: Recorded,
+    pub(super) steady: Recorded,
+    /// The state that the steady update reads.
+    pub(super) before: State,
+    /// Ids of updates that only make that state.
+    pub(super) scaffold: (u64, u64),
+}
+
+/// One recorded update.
+pub(super) struct Recorded {
+    pub(super) ids: (u64, u64),
+    pub(super) parameter: u64,
+    pub(super) state: State,
+}
+
+/// Records the update of every parameter that has a gradient, in burn's visiting order.
+///
+/// Both updates follow the same forward and backward pass. The state that the later one reads comes from two updates
+/// of a parameter and gradients that mean nothing, whose operations are dropped so that the state becomes an input;
+/// two, because states may be one tensor after the first update (AMSGrad) or be the gradient itself (SGD).
+pub(super) fn record<M: Module, O: Optimizer>(
+    model: &M,
+    optimizer: &O,
+    clipping: Option<&GradientClipping>,
+    gradients: &mut Gradients,
+    session: &Session,
+    begin: u64,
+) -> (Vec<Update>, Vec<Box<dyn Probe>>) {
+    let mut visitor = Optimize {
+        optimizer,
+        clipping,
+        gradients,
+        session,
+        done: HashSet::new(),
+        pending: Vec::new(),
+        classes: HashMap::new(),
+        probes: Vec::new(),
+    };
+    model.visit(&mut visitor);
+    let Optimize {
+        pending, probes, ..
+    } = visitor;
+    session.label(begin..session.mark());
+    (pending.into_iter().map(|named| named()).collect(), probes)
+}
+
+/// An update whose states have no names yet: those are read at the very end of the recording.
+type Pending = Box<dyn FnOnce() -> Update>;
+
+struct Optimize<'a, O> {
+    optimizer: &'a O,
+    clipping: Option<&'a GradientClipping>,
+    gradients: &'a mut Gradients,
+    session: &'a Session,
+    done: HashSet<ParamId>,
+    pending: Vec<Pending>,
+    classes: HashMap<(Vec<usize>, DType), usize>,
+    probes: Vec<Box<dyn Probe>>,
+}
+
+impl<O: Optimizer> Optimize<'_, O> {
+    /// Optimizers may look at shapes (Adafactor, Muon), so that every shape is a class of its own.
+    fn class<const D: usize>(&mut self, shape: [usize; D], dtype: DType) -> usize {
+        *self
+            .classes
+            .entry((shape.to_vec(), dtype))
+            .or_insert_with(|| {
+                self.probes
+                    .push(Box::new(Prober::new(self.optimizer.clone(), shape, dtype)));
+                self.probes.len() - 1
+            })
+    }
+}
+
+impl<O: Optimizer> ModuleVisitor for Optimize<'_, O> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        if !self.done.insert(param.id) {
+            return;
+        }
+        let value = param.base();
+        let Ok(tracked) = value.clone().try_into_primitive::<Tracked>() else {
+            return;
+        };
+        let Some(gradient) = Tracked::grad_remove(&tracked, self.gradients) else {
+            return;
+        };
+        let gradient = Tensor::<D>::from_primitive::<Untracked>(gradient);
+        let value = kind::untrack(value);
+        let (shape, dtype) = (value.dims(), value.dtype());
+        let class = self.class(shape, dtype);
+        let clipped = match self.clipping {
+            Some(clipping) => clipping.clip_gradient(gradient.clone()),
+            None => gradient.clone(),
+        };
+
+        let (optimizer, session, lr) = (self.optimizer, self.session, RATES[0]);
+        let step = |value, gradient, state| {
+            let begin = session.mark();
+            let (value, state) = optimizer.step(lr, value, gradient, state);
+            (value, state, (begin, session.mark()))
+        };
+        let fresh = || kind::placeholder::<D, burn::tensor::Float>(shape, dtype, &session.device);
+        let first = step(value.clone(), clipped.clone(), None);
+        let begin = session.mark();
+        let state = step(fresh(), fresh(), None).1;
+        let state = step(fresh(), fresh(), state).1;
+        let scaffold = (begin, session.mark());
+        let steady = step(value, clipped, state.clone());
+        let param = param.id;
+        self.pending.push(Box::new(move || {
+            let recorded =
+                |(value, state, ids): &(Tensor<D>, Option<O::State<D>>, (u64, u64))| Recorded {
+                    ids: *ids,
+                    parameter: kind::id(value),
+                    state: probe::names(state),
+                };
+            Update {
+                param,
+                gradient: kind::id(&gradient),
+                class,
+                first: recorded(&first),
+                steady: recorded(&steady),
+                before: probe::names(&state),
+                scaffold,
+            }
+        }));
+    }
+}

@@ -1,0 +1,306 @@
+//! The parameters of a module: where they are, and how they get onto the capture device.
+
+use std::any::Any;
+use std::collections::HashMap;
+
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId, Parameter};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
+
+use super::kind::{self, Kind};
+use super::session::Session;
+
+/// A module, as the visitor meets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleInfo {
+    /// Dotted path from the root, which has the empty path.
+    pub path: String,
+    /// Name of its type: `Linear`, `RmsNorm`, the name of a user's structure, `Vec`, `Array`, `Tuple`.
+    pub container: String,
+    /// Names of the parameters that it holds itself.
+    pub parameters: Vec<String>,
+}
+
+/// A parameter of the recorded module.
+#[derive(Clone, Debug)]
+pub(super) struct Parameters {
+    pub(super) list: Vec<ParameterInfo>,
+    /// `(alias, path)`: further places that hold a parameter.
+    pub(super) aliases: Vec<(String, String)>,
+    pub(super) modules: Vec<ModuleInfo>,
+}
+
+/// One parameter.
+#[derive(Clone, Debug)]
+pub(super) struct ParameterInfo {
+    pub(super) path: String,
+    pub(super) param: ParamId,
+    pub(super) tensor: u64,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+    /// The ids of its initialization, where it was recorded.
+    pub(super) initialization: Option<(u64, u64)>,
+}
+
+/// Replaces every parameter by a placeholder on the capture device, without moving its data.
+pub(super) fn place<M: Module>(model: M, device: &Device, training: bool) -> M {
+    // Parameters first: `to_device` then moves only what is not a parameter, such as tables of a positional encoding.
+    let mut place = Place {
+        device: device.clone(),
+        training,
+        seen: HashMap::new(),
+        trainable: HashMap::new(),
+    };
+    let model = model.map(&mut place).to_device(device);
+    if !training {
+        return model;
+    }
+    model.map(&mut Track {
+        trainable: place.trainable,
+        seen: HashMap::new(),
+    })
+}
+
+struct Place {
+    device: Device,
+    training: bool,
+    seen: HashMap<ParamId, Box<dyn Any>>,
+    trainable: HashMap<ParamId, bool>,
+}
+
+impl Place {
+    /// One placeholder for each id: burn's own `to_device` would untie shared weights.
+    fn placeholder<const D: usize, K: Kind>(
+        &mut self,
+        id: ParamId,
+        like: &Tensor<D, K>,
+    ) -> Tensor<D, K> {
+        let make = || -> Box<dyn Any> {
+            Box::new(kind::placeholder::<D, K>(
+                like.dims(),
+                like.dtype(),
+                &self.device,
+            ))
+        };
+        let tensor = self.seen.entry(id).or_insert_with(make);
+        tensor
+            .downcast_ref::<Tensor<D, K>>()
+            .expect("tied parameters have one type")
+            .clone()
+    }
+
+    fn replace<const D: usize, K: Kind>(
+        &mut self,
+        param: Param<Tensor<D, K>>,
+    ) -> Param<Tensor<D, K>>
+    where
+        Tensor<D, K>: Parameter,
+    {
+        let (id, tensor, mapper) = param.consume();
+        let tensor = self.placeholder(id, &tensor);
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}
+
+impl ModuleMapper for Place {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.training {
+            // A plain tensor does not say whether its parameter is frozen; putting a copy in training mode does.
+            let trainable = param.clone().train().is_require_grad();
+            self.trainable.insert(param.id, trainable);
+        }
+        self.replace(param)
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        self.replace(param)
+    }
+
+    fn map_bool<const D: usize>(
+        &mut self,
+        param: Param<Tensor<D, Bool>>,
+    ) -> Param<Tensor<D, Bool>> {
+        self.replace(param)
+    }
+
+    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+        if self.training {
+            flag.train()
+        } else {
+            flag.valid()
+        }
+    }
+}
+
+/// Stands for `Module::train`, which refuses captured tensors.
+struct Track {
+    trainable: HashMap<ParamId, bool>,
+    seen: HashMap<ParamId, Box<dyn Any>>,
+}
+
+impl ModuleMapper for Track {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        let trainable = self.trainable.get(&id).copied().unwrap_or(false);
+        // Tied parameters must be one leaf of the tape, so that their gradients add up.
+        let tracked = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
+            let tensor = kind::Kind::track(tensor);
+            Box::new(if trainable {
+                tensor.require_grad()
+            } else {
+                tensor
+            })
+        });
+        let tensor = tracked
+            .downcast_ref::<Tensor<D>>()
+            .expect("tied parameters have one type")
+            .clone();
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}
+
+/// Makes leaves of the parameters that a module on the capture device has already computed while it was built, for
+/// example by casting them; lazy ones are leaves already.
+pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> M {
+    model.map(&mut Leaves {
+        device: device.clone(),
+        seen: HashMap::new(),
+    })
+}
+
+struct Leaves {
+    device: Device,
+    seen: HashMap<ParamId, Box<dyn Any>>,
+}
+
+impl ModuleMapper for Leaves {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if !param.is_initialized() {
+            return param;
+        }
+        let (id, tensor, mapper) = param.consume();
+        let leaf = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
+            let leaf = kind::placeholder::<D, burn::tensor::Float>(
+                tensor.dims(),
+                tensor.dtype(),
+                &self.device,
+            );
+            Box::new(match kind::tracking(&tensor) {
+                None => leaf,
+                Some(false) => kind::Kind::track(leaf),
+                Some(true) => kind::Kind::track(leaf).require_grad(),
+            })
+        });
+        let tensor = leaf
+            .downcast_ref::<Tensor<D>>()
+            .expect("tied parameters have one type")
+            .clone();
+        Param::from_mapped_value(id, tensor, mapper)
+    }
+}
+
+/// Lists the parameters of a module on the capture device, initializing those that are lazy.
+pub(super) fn list<M: Module>(model: &M, session: &Session) -> Parameters {
+    let mut visit = Visit {
+        session: Some(session),
+        ..Visit::default()
+    };
+    model.visit(&mut visit);
+    Parameters {
+        list: visit.list,
+        aliases: visit.aliases,
+        modules: visit.modules,
+    }
+}
+
+/// The initial values of the parameters of a module on a computing device, by path.
+pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
+    let mut visit = Visit {
+        values: Some(HashMap::new()),
+        ..Visit::default()
+    };
+    model.visit(&mut visit);
+    visit.values.unwrap_or_default()
+}
+
+#[derive(Default)]
+struct Visit<'a> {
+    /// Present when the parameters are on the capture device.
+    session: Option<&'a Session>,
+    /// Present when the data is wanted.
+    values: Option<HashMap<String, TensorData>>,
+    path: Vec<String>,
+    first: HashMap<ParamId, String>,
+    list: Vec<ParameterInfo>,
+    aliases: Vec<(String, String)>,
+    modules: Vec<ModuleInfo>,
+    /// Position of a path in `modules`.
+    known: HashMap<String, usize>,
+}
+
+impl Visit<'_> {
+    fn parameter<const D: usize, K: Kind>(&mut self, param: &Param<Tensor<D, K>>)
+    where
+        Tensor<D, K>: Parameter,
+    {
+        let path = self.path.join(".");
+        if let Some((leaf, parent)) = self.path.split_last()
+            && let Some(&module) = self.known.get(&parent.join("."))
+        {
+            self.modules[module].parameters.push(leaf.clone());
+        }
+        if let Some(first) = self.first.get(&param.id) {
+            self.aliases.push((path, first.clone()));
+            return;
+        }
+        self.first.insert(param.id, path.clone());
+        if let Some(values) = &mut self.values {
+            values.insert(path, param.base().into_data());
+            return;
+        }
+        let Some(session) = self.session else { return };
+        let lazy = !param.is_initialized();
+        let begin = session.mark();
+        let tensor = param.base();
+        self.list.push(ParameterInfo {
+            path,
+            param: param.id,
+            tensor: kind::id(&tensor),
+            shape: tensor.dims().to_vec(),
+            dtype: tensor.dtype(),
+            initialization: lazy.then(|| (begin, session.mark())),
+        });
+    }
+}
+
+impl ModuleVisitor for Visit<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        // burn names the type of the module that holds `name`, not that of `name`.
+        let path = self.path.join(".");
+        if !self.known.contains_key(&path) {
+            self.known.insert(path.clone(), self.modules.len());
+            let container = container.rsplit(':').next().unwrap_or(container).to_owned();
+            self.modules.push(ModuleInfo {
+                path,
+                container,
+                parameters: Vec::new(),
+            });
+        }
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.parameter(param);
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.parameter(param);
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        self.parameter(param);
+    }
+}

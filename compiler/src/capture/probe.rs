@@ -1,0 +1,195 @@
+//! Updates of one parameter on their own, at any step and learning rate.
+
+use std::collections::HashMap;
+
+use burn::optim::{Optimizer, RecordState, StateSink, StateSource};
+use burn::tensor::{DType, TensorData};
+
+use super::error::CaptureError;
+use super::kind;
+use super::operation::first_result;
+use super::session::{self, Recorded, Session};
+use super::trace::Trace;
+
+/// Records updates of a parameter of one shape.
+pub(super) trait Probe: Send {
+    fn shape(&self) -> Vec<usize>;
+    /// The same with every extent 1.
+    fn unit(&self) -> Box<dyn Probe>;
+    /// The updates of the steps 1 to `steps`.
+    fn first_steps(&self, steps: usize, lr: f64) -> Result<Vec<Trace>, CaptureError>;
+    /// The update of one step; cheap if the steps are asked for in order.
+    fn step(&mut self, step: usize, lr: f64) -> Result<Trace, CaptureError>;
+}
+
+pub(super) struct Prober<O: Optimizer, const D: usize> {
+    optimizer: O,
+    shape: [usize; D],
+    dtype: DType,
+    /// The state before the last step that was asked for.
+    reached: Snapshot,
+}
+
+/// An optimizer state between two recordings: a tensor does not outlive its recording, but the numbers in a state
+/// (the time of Adam) decide what is recorded next.
+#[derive(Clone, Default)]
+struct Snapshot {
+    steps: usize,
+    tensors: Vec<(String, Vec<usize>, DType)>,
+    numbers: Numbers,
+}
+
+/// The scalars of a [`StateSink`]; burn does not export the type of their values.
+#[derive(Default)]
+struct Numbers(StateSink);
+
+impl Clone for Numbers {
+    fn clone(&self) -> Self {
+        Self(StateSink {
+            tensors: Vec::new(),
+            scalars: self.0.scalars.clone(),
+        })
+    }
+}
+
+impl<O: Optimizer, const D: usize> Prober<O, D> {
+    pub(super) fn new(optimizer: O, shape: [usize; D], dtype: DType) -> Self {
+        Self {
+            optimizer,
+            shape,
+            dtype,
+            reached: Snapshot::default(),
+        }
+    }
+
+    /// Records the steps after `from` up to `to`; gives them and the state before the last.
+    fn run(
+        &self,
+        from: &Snapshot,
+        to: usize,
+        lr: f64,
+    ) -> Result<(Vec<Trace>, Snapshot), CaptureError> {
+        let ((marks, labels), recorded) = session::record(|session| {
+            let begin = session.mark();
+            let mut state = from.restore::<O, D>(session);
+            let mut before = None;
+            let mut marks = Vec::new();
+            for _ in from.steps..to {
+                let fresh = || kind::placeholder(self.shape, self.dtype, &session.device);
+                let (parameter, gradient) = (fresh(), fresh());
+                before.clone_from(&state);
+                let start = session.mark();
+                state = self.optimizer.step(lr, parameter, gradient, state).1;
+                marks.push((start, session.mark()));
+            }
+            session.label(begin..session.mark());
+            let mut labels = StateSink::default();
+            if let Some(before) = &before {
+                before.state_flatten("", &mut labels);
+            }
+            (marks, labels)
+        })?;
+        let trace = |(start, end): &(u64, u64)| {
+            let from = recorded
+                .operations
+                .partition_point(|op| first_result(op) < *start);
+            let to = recorded
+                .operations
+                .partition_point(|op| first_result(op) < *end);
+            Trace::of(&recorded.operations[from..to])
+        };
+        let traces = marks.iter().map(trace).collect();
+        Ok((traces, Snapshot::take(to - 1, labels, &recorded)?))
+    }
+}
+
+impl Snapshot {
+    fn restore<O: Optimizer, const D: usize>(&self, session: &Session) -> Option<O::State<D>> {
+        if self.tensors.is_empty() && self.numbers.0.scalars.is_empty() {
+            return None;
+        }
+        let mut source = StateSource::new(self.numbers.0.scalars.iter().cloned().collect());
+        for (name, shape, dtype) in &self.tensors {
+            let zeros = TensorData::zeros::<f32, _>(shape.clone()).convert_dtype(*dtype);
+            source.insert_tensor(name.clone(), zeros);
+        }
+        O::State::<D>::state_unflatten("", &mut source, &session.device)
+    }
+
+    fn take(steps: usize, labels: StateSink, recorded: &Recorded) -> Result<Self, CaptureError> {
+        let types: HashMap<u64, (Vec<usize>, DType)> = recorded
+            .operations
+            .iter()
+            .flat_map(|op| op.outputs().chain(op.inputs()))
+            .map(|tensor| (tensor.id.value(), (tensor.shape.to_vec(), tensor.dtype)))
+            .chain(
+                recorded
+                    .values
+                    .iter()
+                    .map(|(id, data)| (*id, (data.shape().to_vec(), data.dtype()))),
+            )
+            .collect();
+        let typed = |(name, data): (String, TensorData)| {
+            let (shape, dtype) =
+                session::read_label(&data).and_then(|id| types.get(&id).cloned())?;
+            Some((name, shape, dtype))
+        };
+        let tensors = labels.tensors.into_iter().map(typed).collect::<Option<_>>();
+        let tensors = tensors.ok_or_else(|| {
+            CaptureError::Inconsistent("an optimizer state was not recorded".into())
+        })?;
+        let numbers = Numbers(StateSink {
+            tensors: Vec::new(),
+            scalars: labels.scalars,
+        });
+        Ok(Self {
+            steps,
+            tensors,
+            numbers,
+        })
+    }
+}
+
+impl<O: Optimizer, const D: usize> Probe for Prober<O, D> {
+    fn shape(&self) -> Vec<usize> {
+        self.shape.to_vec()
+    }
+
+    fn unit(&self) -> Box<dyn Probe> {
+        Box::new(Self::new(self.optimizer.clone(), [1; D], self.dtype))
+    }
+
+    fn first_steps(&self, steps: usize, lr: f64) -> Result<Vec<Trace>, CaptureError> {
+        Ok(self.run(&Snapshot::default(), steps, lr)?.0)
+    }
+
+    fn step(&mut self, step: usize, lr: f64) -> Result<Trace, CaptureError> {
+        let step = step.max(1);
+        if self.reached.steps >= step {
+            self.reached = Snapshot::default();
+        }
+        let (mut traces, reached) = self.run(&self.reached, step, lr)?;
+        self.reached = reached;
+        traces
+            .pop()
+            .ok_or_else(|| CaptureError::Inconsistent("no update was recorded".into()))
+    }
+}
+
+/// The tensors of an optimizer state, by name; to be called after [`Session::label`].
+pub(super) fn names<S: RecordState>(state: &Option<S>) -> Vec<(String, u64)> {
+    let mut labels = StateSink::default();
+    if let Some(state) = state {
+        state.state_flatten("", &mut labels);
+    }
+    let read = |(name, data)| {
+        (
+            name,
+            session::read_label(&data).expect("every recorded tensor is labelled"),
+        )
+    };
+    labels.tensors.into_iter().map(read).collect()
+}
+
+/// What a backward pass gives.
+pub(super) type Gradients = <super::kind::Tracked as burn::backend::AutodiffBackend>::Gradients;

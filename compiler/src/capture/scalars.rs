@@ -1,0 +1,313 @@
+//! Numbers that change with the step or the learning rate.
+//!
+//! burn computes them on the host and writes them into the graph. They are found by recording the same update at
+//! several steps and learning rates: whatever differs is an input. A number is identified by all of these values,
+//! so that every parameter, and every place in an update, that uses the learning rate uses one input.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use super::error::CaptureError;
+use super::probe::Probe;
+use super::trace::{Place, Trace};
+
+/// Learning rates at which updates are compared; neither means anything to an optimizer.
+pub(super) const RATES: [f64; 2] = [0.0117, 0.00321];
+/// Steps that are compared; what an optimizer does at step 2 it must do ever after.
+const STEPS: usize = 4;
+/// Stands for a learning rate of zero, at which optimizers leave operations out. It is zero in f32.
+const ALMOST_ZERO: f64 = 1e-290;
+
+/// Gives the values of the step-dependent inputs.
+pub struct StepScalars {
+    entries: Vec<Entry>,
+    classes: Vec<Class>,
+}
+
+/// One number.
+struct Entry {
+    label: String,
+    steady: Option<Source>,
+    first: Option<Source>,
+    /// What identifies it.
+    steady_values: Vec<u64>,
+    first_values: Vec<u64>,
+}
+
+#[derive(Clone, Copy)]
+struct Source {
+    class: usize,
+    at: Place,
+}
+
+/// Parameters of one shape and dtype, which are updated alike.
+struct Class {
+    probe: Box<dyn Probe>,
+    first: Vec<String>,
+    steady: Vec<String>,
+}
+
+/// Which scalars of the updates of a class are inputs.
+#[derive(Debug)]
+pub(super) struct ClassPlan {
+    pub(super) first: UpdatePlan,
+    pub(super) steady: UpdatePlan,
+}
+
+/// Which scalars of one update are inputs.
+#[derive(Debug)]
+pub(super) struct UpdatePlan {
+    pub(super) skeleton: Vec<String>,
+    pub(super) inputs: HashMap<Place, usize>,
+}
+
+impl StepScalars {
+    /// Number of step-dependent inputs.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether the step is the same for every step and learning rate.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The operation and position that a number was found in, for explanations.
+    pub fn label(&self, index: usize) -> &str {
+        &self.entries[index].label
+    }
+
+    /// The values of all step-dependent inputs at a step (the first is 1) with a learning rate.
+    ///
+    /// An input that only one of the two programs has is `NaN` for the other. Steps are cheapest in order; an earlier
+    /// one restarts the count.
+    pub fn values(&mut self, step: usize, lr: f64) -> Result<Vec<f64>, CaptureError> {
+        let lr = if lr == 0.0 { ALMOST_ZERO } else { lr };
+        let mut traces: HashMap<usize, Trace> = HashMap::new();
+        let mut values = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let source = if step <= 1 { entry.first } else { entry.steady };
+            let Some(Source { class, at }) = source else {
+                values.push(f64::NAN);
+                continue;
+            };
+            if let std::collections::hash_map::Entry::Vacant(vacant) = traces.entry(class) {
+                vacant.insert(self.classes[class].update(step, lr)?);
+            }
+            values.push(traces[&class].value(at).unwrap_or(f64::NAN));
+        }
+        Ok(values)
+    }
+
+    /// Finds the step-dependent numbers of updates of several shapes.
+    pub(super) fn find(
+        probes: Vec<Box<dyn Probe>>,
+    ) -> Result<(Self, Vec<ClassPlan>), CaptureError> {
+        let mut found = Self {
+            entries: Vec::new(),
+            classes: Vec::new(),
+        };
+        let plans = probes
+            .into_iter()
+            .map(|probe| found.add(probe))
+            .collect::<Result<_, _>>()?;
+        Ok((found, plans))
+    }
+
+    fn add(&mut self, probe: Box<dyn Probe>) -> Result<ClassPlan, CaptureError> {
+        let observed = Observed::new(&*probe)?;
+        let unit = probe.unit();
+        // One element is enough unless the optimizer looks at shapes.
+        let probe = if Observed::new(&*unit).is_ok_and(|unit| unit.agrees(&observed)) {
+            unit
+        } else {
+            probe
+        };
+        let class = self.classes.len();
+        let (first, steady) = (observed.first().clone(), observed.steady().clone());
+        self.classes.push(Class {
+            probe,
+            first: first.skeleton.clone(),
+            steady: steady.skeleton.clone(),
+        });
+
+        let mut steady_inputs = HashMap::new();
+        for (position, site) in steady.sites.iter().enumerate() {
+            let values = observed.steady_values(position);
+            if values.iter().any(|value| *value != values[0]) {
+                let label = format!("{} #{}", steady.skeleton[site.at.operation], site.at.slot);
+                steady_inputs.insert(
+                    site.at,
+                    self.steady_entry(values, label, Source { class, at: site.at }),
+                );
+            }
+        }
+        let aligned = first.align(&steady);
+        let mut first_inputs = HashMap::new();
+        for (position, site) in first.sites.iter().enumerate() {
+            let values = observed.first_values(position);
+            let input = aligned
+                .get(&site.at)
+                .and_then(|at| steady_inputs.get(at))
+                .copied();
+            if input.is_some() || values[0] != values[1] {
+                let label = format!(
+                    "{} #{} (first step)",
+                    first.skeleton[site.at.operation], site.at.slot
+                );
+                first_inputs.insert(
+                    site.at,
+                    self.first_entry(input, values, label, Source { class, at: site.at }),
+                );
+            }
+        }
+        Ok(ClassPlan {
+            first: UpdatePlan {
+                skeleton: first.skeleton,
+                inputs: first_inputs,
+            },
+            steady: UpdatePlan {
+                skeleton: steady.skeleton,
+                inputs: steady_inputs,
+            },
+        })
+    }
+
+    fn steady_entry(&mut self, values: Vec<u64>, label: String, source: Source) -> usize {
+        if let Some(index) = self
+            .entries
+            .iter()
+            .position(|entry| entry.steady_values == values)
+        {
+            return index;
+        }
+        self.entries.push(Entry {
+            label,
+            steady: Some(source),
+            first: None,
+            steady_values: values,
+            first_values: Vec::new(),
+        });
+        self.entries.len() - 1
+    }
+
+    /// The entry of a number of the first step: that of the later steps at the same place, if it has no other value
+    /// already, else one of its own.
+    fn first_entry(
+        &mut self,
+        aligned: Option<usize>,
+        values: Vec<u64>,
+        label: String,
+        source: Source,
+    ) -> usize {
+        let same = |entry: &Entry| entry.first_values == values;
+        let free = aligned.filter(|&index| self.entries[index].first.is_none());
+        let index = aligned
+            .filter(|&index| same(&self.entries[index]))
+            .or(free)
+            .or_else(|| {
+                self.entries
+                    .iter()
+                    .position(|entry| entry.steady.is_none() && same(entry))
+            });
+        let index = index.unwrap_or_else(|| {
+            self.entries.push(Entry {
+                label,
+                steady: None,
+                first: None,
+                steady_values: Vec::new(),
+                first_values: Vec::new(),
+            });
+            self.entries.len() - 1
+        });
+        let entry = &mut self.entries[index];
+        entry.first.get_or_insert(source);
+        entry.first_values = values;
+        index
+    }
+}
+
+impl Class {
+    fn update(&mut self, step: usize, lr: f64) -> Result<Trace, CaptureError> {
+        let trace = self.probe.step(step, lr)?;
+        let expected = if step <= 1 { &self.first } else { &self.steady };
+        match trace.skeleton == *expected {
+            true => Ok(trace),
+            false => Err(CaptureError::OptimizerChanges {
+                step,
+                shape: self.probe.shape(),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for StepScalars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.entries.iter().map(|entry| &entry.label))
+            .finish()
+    }
+}
+
+/// The updates that are compared: the first steps at each learning rate.
+struct Observed(Vec<Vec<Trace>>);
+
+impl Observed {
+    fn new(probe: &dyn Probe) -> Result<Self, CaptureError> {
+        let runs: Vec<Vec<Trace>> = RATES
+            .iter()
+            .map(|lr| probe.first_steps(STEPS, *lr))
+            .collect::<Result<_, _>>()?;
+        for run in &runs {
+            for (index, trace) in run.iter().enumerate() {
+                let expected = if index == 0 { &runs[0][0] } else { &runs[0][1] };
+                if trace.skeleton != expected.skeleton {
+                    return Err(CaptureError::OptimizerChanges {
+                        step: index + 1,
+                        shape: probe.shape(),
+                    });
+                }
+            }
+        }
+        Ok(Self(runs))
+    }
+
+    fn first(&self) -> &Trace {
+        &self.0[0][0]
+    }
+
+    fn steady(&self) -> &Trace {
+        &self.0[0][1]
+    }
+
+    fn steady_values(&self, position: usize) -> Vec<u64> {
+        self.0
+            .iter()
+            .flat_map(|run| &run[1..])
+            .map(|trace| trace.sites[position].value.to_bits())
+            .collect()
+    }
+
+    fn first_values(&self, position: usize) -> Vec<u64> {
+        self.0
+            .iter()
+            .map(|run| run[0].sites[position].value.to_bits())
+            .collect()
+    }
+
+    /// Whether the other can stand for this one in [`StepScalars::values`].
+    fn agrees(&self, other: &Observed) -> bool {
+        let same = |(a, b): (&Trace, &Trace)| {
+            a.skeleton == b.skeleton
+                && a.sites
+                    .iter()
+                    .map(|site| site.value.to_bits())
+                    .eq(b.sites.iter().map(|site| site.value.to_bits()))
+        };
+        self.0
+            .iter()
+            .flatten()
+            .zip(other.0.iter().flatten())
+            .all(same)
+    }
+}

@@ -1,0 +1,125 @@
+//! One recording on the capture device.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use burn_capture::CaptureClient;
+use burn_ir::{OperationIr, TensorId};
+use burn_router::RouterClient;
+
+use super::error::{CaptureError, guarded};
+use super::kind::Untracked;
+use super::operation::first_result;
+use super::scope::{self, RawScope};
+
+thread_local! {
+    // A process can make 65,536 capture devices and never gives one back, while a device serves any number of
+    // recordings, one after the other.
+    static DEVICE: RefCell<Option<Device>> = const { RefCell::new(None) };
+}
+
+/// A running recording.
+pub(super) struct Session {
+    pub(super) device: Device,
+    client: CaptureClient,
+}
+
+/// What was recorded.
+pub(super) struct Recorded {
+    /// In order; the ids of results increase.
+    pub(super) operations: Vec<OperationIr>,
+    /// The data of tensors that were not computed.
+    pub(super) values: BTreeMap<u64, TensorData>,
+    pub(super) scopes: Vec<RawScope>,
+}
+
+/// Records what `f` does.
+pub(super) fn record<R>(f: impl FnOnce(&Session) -> R) -> Result<(R, Recorded), CaptureError> {
+    let device =
+        DEVICE.with_borrow_mut(|device| device.get_or_insert_with(Device::capture).clone());
+    let mut outcome = None;
+    let captured = guarded(|| {
+        device.capture_scope(|token| {
+            let session = Session {
+                device: device.clone(),
+                client: client(&device),
+            };
+            outcome = Some(scope::collect(session.client.clone(), || f(&session)));
+            // The boundaries are ours: burn would refuse an output that is also consumed, or an unused input.
+            token.complete([], [])
+        })
+    })?
+    .map_err(|error| match error {
+        burn_capture::CaptureError::AlreadyActive => CaptureError::AlreadyCapturing,
+        other => CaptureError::Inconsistent(other.to_string()),
+    })?;
+    let (result, scopes) =
+        outcome.ok_or_else(|| CaptureError::Inconsistent("the recording did not run".into()))?;
+    if !captured.graph.operations.is_sorted_by_key(first_result) {
+        return Err(CaptureError::Inconsistent(
+            "results are not numbered in order".into(),
+        ));
+    }
+    let values = captured
+        .values
+        .into_iter()
+        .map(|(id, data)| (id.value(), data))
+        .collect();
+    let mut operations = captured.graph.operations;
+    // `Init` only says that a tensor was made from data, which `values` has.
+    operations.retain(|op| !matches!(op, OperationIr::Init(_)));
+    Ok((
+        result,
+        Recorded {
+            operations,
+            values,
+            scopes,
+        },
+    ))
+}
+
+/// The client of the running recording, which burn only shows through a tensor.
+fn client(device: &Device) -> CaptureClient {
+    let probe = Tensor::<1>::from_data([0f32], device);
+    probe
+        .try_into_primitive::<Untracked>()
+        .expect("the device is a capture device")
+        .client
+        .clone()
+}
+
+impl Session {
+    /// An id between those of what was recorded before and those of what is recorded after.
+    pub(super) fn mark(&self) -> u64 {
+        self.client.create_empty_handle().value()
+    }
+
+    /// Makes every recorded tensor in `ids` readable: its "value" is its id ([`read_label`]).
+    ///
+    /// An optimizer state is opaque; its tensors come out by name only when they are read
+    /// (`RecordState::state_flatten`), which a computed tensor refuses. Aliasing it to a constant that spells its id
+    /// turns that read into the answer to "which tensor is the state `moment_1`?". Aliases also redirect operations,
+    /// so this must be the last thing that happens in a recording.
+    pub(super) fn label(&self, ids: Range<u64>) {
+        for id in ids {
+            let label = self.client.register_tensor_data(label(id));
+            self.client.register_alias(TensorId::new(id), label.id());
+        }
+    }
+}
+
+/// f32 holds integers exactly up to 2^24, so that two of them hold an id.
+const LABEL_BASE: u64 = 1 << 24;
+
+fn label(id: u64) -> TensorData {
+    TensorData::from([(id / LABEL_BASE) as f32, (id % LABEL_BASE) as f32])
+}
+
+/// The id that [`Session::label`] spelled.
+pub(super) fn read_label(data: &TensorData) -> Option<u64> {
+    let digits: Vec<f32> = data.clone().try_into_vec().ok()?;
+    let [high, low] = digits[..] else { return None };
+    Some(high as u64 * LABEL_BASE + low as u64)
+}

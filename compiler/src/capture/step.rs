@@ -1,0 +1,556 @@
+//! The entry points: inference and training, by value or by shape.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use burn::backend::AutodiffBackend;
+use burn::grad_clipping::GradientClippingConfig;
+use burn::module::{Module, ParamId};
+use burn::optim::Optimizer;
+use burn::tensor::{DType, Device, TensorData};
+use burn_ir::OperationIr;
+
+use super::assemble::{Draft, DraftInput};
+use super::captured::{Captured, Init, InputKind, OutputKind, TrainingCapture};
+use super::error::{CaptureError, guarded};
+use super::initialization::{split_initialization, within};
+use super::insert::{UpdateIds, insert_scalars};
+use super::kind::{self, Tracked};
+use super::operation::first_result;
+use super::optimizer::{self, Recorded as Recording, State, Update};
+use super::params::{self, ParameterInfo, Parameters};
+use super::probe::Probe;
+use super::scalars::StepScalars;
+use super::session::{self, Recorded, Session};
+use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
+
+/// Choices for [`capture_training`].
+#[derive(Clone, Debug, Default)]
+pub struct TrainingOptions {
+    /// Clipping of each gradient before its update, which burn keeps outside of the optimizer.
+    pub clipping: Option<GradientClippingConfig>,
+}
+
+/// Captures the forward pass of a model in evaluation mode.
+///
+/// `inputs` gives the shapes and dtypes, whatever its values and device: a tensor, a [`Spec`](super::Spec), a tuple,
+/// a list, a [`named`](super::named) value, or your own [`Batch`].
+///
+/// ```ignore
+/// let captured = capture_inference(&model, named("tokens", tokens), |model, tokens| model.forward(tokens))?;
+/// ```
+pub fn capture_inference<M: Module, B: Batch, T: Tensors>(
+    model: &M,
+    inputs: B,
+    forward: impl FnOnce(&M, B::Tensors) -> T,
+) -> Result<Captured, CaptureError> {
+    let (model, values) = materialize(model)?;
+    let mut captured = inference(
+        |device| params::place(model, device, false),
+        inputs,
+        forward,
+    )?;
+    captured.values = Arc::new(values);
+    Ok(captured)
+}
+
+/// Captures the forward pass of a model that is built without any values, however large it is.
+///
+/// `build` must make the model on the device that it is given.
+pub fn capture_inference_shapes<M: Module, B: Batch, T: Tensors>(
+    build: impl FnOnce(&Device) -> M,
+    inputs: B,
+    forward: impl FnOnce(&M, B::Tensors) -> T,
+) -> Result<Captured, CaptureError> {
+    inference(build, inputs, forward)
+}
+
+/// Captures a training step: forward, backward and the update of every parameter.
+///
+/// The closure gives the loss, or a pair of the loss and further outputs.
+///
+/// ```ignore
+/// let step = capture_training(&model, &AdamWConfig::new().build(), (tokens, targets), |model, (tokens, targets)| {
+///     model.loss(tokens, targets)
+/// })?;
+/// ```
+pub fn capture_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    model: &M,
+    optimizer: &O,
+    batch: B,
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Result<TrainingCapture, CaptureError> {
+    capture_training_with(
+        model,
+        optimizer,
+        batch,
+        &TrainingOptions::default(),
+        forward,
+    )
+}
+
+/// [`capture_training`] with options.
+pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    model: &M,
+    optimizer: &O,
+    batch: B,
+    options: &TrainingOptions,
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Result<TrainingCapture, CaptureError> {
+    let (model, values) = materialize(model)?;
+    let mut step = training(
+        |device| params::place(model, device, true),
+        false,
+        optimizer,
+        batch,
+        options,
+        forward,
+    )?;
+    step.first.values = Arc::new(values);
+    step.steady.values = step.first.values.clone();
+    Ok(step)
+}
+
+/// Captures a training step of a model that is built without any values, however large it is.
+///
+/// `build` must make the model on the device that it is given; its parameters are recorded by shape, and how they
+/// are initialized is kept in [`Captured::init`].
+pub fn capture_training_shapes<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    build: impl FnOnce(&Device) -> M,
+    optimizer: &O,
+    batch: B,
+    options: &TrainingOptions,
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Result<TrainingCapture, CaptureError> {
+    training(build, true, optimizer, batch, options, forward)
+}
+
+/// A copy of the model to take apart, and its parameters' values.
+///
+/// `valid` also copies the running states of batch norms, which clones share and which mapping changes in place.
+fn materialize<M: Module>(model: &M) -> Result<(M, HashMap<String, TensorData>), CaptureError> {
+    guarded(|| {
+        let model = model.valid();
+        let values = params::values(&model);
+        (model, values)
+    })
+}
+
+/// What a closure left in a recording.
+pub(super) struct Forward {
+    pub(super) parameters: Parameters,
+    /// What was recorded while the model was built.
+    pub(super) built: (u64, u64),
+    data: Vec<Declared>,
+    pub(super) outputs: Vec<(u64, OutputKind)>,
+    end: u64,
+}
+
+fn inference<M: Module, B: Batch, T: Tensors>(
+    build: impl FnOnce(&Device) -> M,
+    inputs: B,
+    forward: impl FnOnce(&M, B::Tensors) -> T,
+) -> Result<Captured, CaptureError> {
+    let (forward, recorded) = session::record(|session| {
+        let begin = session.mark();
+        let model = params::make_leaves(build(&session.device), &session.device);
+        let built = (begin, session.mark());
+        let parameters = params::list(&model, session);
+        let mut declared = Inputs::new(session.device.clone(), false);
+        let batch = inputs.record(None, &mut declared);
+        let results = forward(&model, batch);
+        Forward {
+            parameters,
+            built,
+            data: declared.declared,
+            outputs: outputs(&results),
+            end: session.mark(),
+        }
+    })?;
+    let (operations, init) = split_initialization(recorded.operations, &forward, &recorded.scopes);
+    let Forward {
+        parameters,
+        data,
+        outputs,
+        end,
+        ..
+    } = forward;
+    let draft = Draft {
+        operations,
+        inputs: parameter_inputs(&parameters)
+            .chain(data_inputs(data))
+            .collect(),
+        outputs,
+        scopes: recorded.scopes,
+        forward_end: end,
+        backward_end: end,
+    };
+    let mut captured = draft.finish(&recorded.values)?;
+    describe(&mut captured, parameters, init);
+    Ok(captured)
+}
+
+fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    build: impl FnOnce(&Device) -> M,
+    lazy: bool,
+    optimizer: &O,
+    batch: B,
+    options: &TrainingOptions,
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Result<TrainingCapture, CaptureError> {
+    let (step, recorded) = session::record(|session| {
+        let begin = session.mark();
+        // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
+        let device = if lazy {
+            session.device.clone().autodiff()
+        } else {
+            session.device.clone()
+        };
+        // The model of `capture_training` comes with placeholders, which stay as they are.
+        let model = build(&device);
+        let model = if lazy {
+            params::make_leaves(model, &session.device)
+        } else {
+            model
+        };
+        record_step(session, begin, &model, optimizer, batch, options, forward)
+    })?;
+    step.assemble(recorded)
+}
+
+/// A whole step as recorded.
+struct Step {
+    forward: Forward,
+    backward_end: u64,
+    updates: Vec<Update>,
+    probes: Vec<Box<dyn Probe>>,
+}
+
+fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    session: &Session,
+    begin: u64,
+    model: &M,
+    optimizer: &O,
+    batch: B,
+    options: &TrainingOptions,
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Step {
+    let built = (begin, session.mark());
+    let parameters = params::list(model, session);
+    let mut declared = Inputs::new(session.device.clone(), true);
+    let batch = batch.record(None, &mut declared);
+    let (loss, results) = forward(model, batch).split();
+    let mut outputs = outputs(&results);
+    outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
+    let forward = Forward {
+        parameters,
+        built,
+        data: declared.declared,
+        outputs,
+        end: session.mark(),
+    };
+    // A loss that nothing tracks is no autodiff tensor; it then has no gradients, which is reported by name later.
+    let backward = loss.try_into_primitive::<Tracked>().map(Tracked::backward);
+    let backward_end = session.mark();
+    let (updates, probes) = match backward {
+        Ok(mut gradients) => {
+            let clipping = options.clipping.as_ref().map(GradientClippingConfig::init);
+            optimizer::record(
+                model,
+                optimizer,
+                clipping.as_ref(),
+                &mut gradients,
+                session,
+                begin,
+            )
+        }
+        Err(_) => Default::default(),
+    };
+    Step {
+        forward,
+        backward_end,
+        updates,
+        probes,
+    }
+}
+
+impl Step {
+    fn assemble(self, recorded: Recorded) -> Result<TrainingCapture, CaptureError> {
+        let Step {
+            forward,
+            backward_end,
+            updates,
+            probes,
+        } = self;
+        if updates.is_empty() {
+            return Err(CaptureError::NothingToTrain);
+        }
+        let (scalars, plans) = StepScalars::find(probes)?;
+        let updates = updates
+            .into_iter()
+            .map(|update| settle(update, &forward.parameters))
+            .collect::<Result<Vec<_>, _>>()?;
+        let Recorded {
+            operations,
+            values,
+            scopes,
+        } = recorded;
+        let (recorded, init) = split_initialization(operations, &forward, &scopes);
+        let paths: HashMap<ParamId, &str> = forward
+            .parameters
+            .list
+            .iter()
+            .map(|info| (info.param, info.path.as_str()))
+            .collect();
+        let program = |steady: bool| -> Result<Captured, CaptureError> {
+            let chosen = |update: &Update| -> ((u64, u64), UpdateIds) {
+                let (this, other) = if steady {
+                    (&update.steady, &update.first)
+                } else {
+                    (&update.first, &update.steady)
+                };
+                (
+                    other.ids,
+                    UpdateIds {
+                        ids: this.ids,
+                        class: update.class,
+                    },
+                )
+            };
+            let mut left_out: Vec<(u64, u64)> =
+                updates.iter().map(|update| update.scaffold).collect();
+            let mut kept = Vec::new();
+            for (other, this) in updates.iter().map(chosen) {
+                left_out.push(other);
+                kept.push(this);
+            }
+            left_out.sort_unstable();
+            let operations: Vec<OperationIr> = recorded
+                .iter()
+                .filter(|op| !within(&left_out, first_result(op)))
+                .cloned()
+                .collect();
+            let plan = |class: usize| {
+                if steady {
+                    &plans[class].steady
+                } else {
+                    &plans[class].first
+                }
+            };
+            let (operations, scalar_inputs) = insert_scalars(operations, &kept, plan)?;
+
+            let mut inputs: Vec<DraftInput> = parameter_inputs(&forward.parameters).collect();
+            if steady {
+                inputs.extend(state_inputs(&updates, &paths, &recorded)?);
+            }
+            inputs.extend(data_inputs(forward.data.clone()));
+            inputs.extend(scalar_inputs);
+            let draft = Draft {
+                operations,
+                inputs,
+                outputs: step_outputs(&forward, &updates, &paths, steady),
+                scopes: scopes.clone(),
+                forward_end: forward.end,
+                backward_end,
+            };
+            let mut captured = draft.finish(&values)?;
+            describe(&mut captured, forward.parameters.clone(), init.clone());
+            Ok(captured)
+        };
+        Ok(TrainingCapture {
+            first: program(false)?,
+            steady: program(true)?,
+            scalars,
+        })
+    }
+}
+
+fn parameter_inputs(parameters: &Parameters) -> impl Iterator<Item = DraftInput> + '_ {
+    parameters.list.iter().map(
+        |ParameterInfo {
+             path,
+             tensor,
+             shape,
+             dtype,
+             ..
+         }| DraftInput {
+            id: *tensor,
+            shape: shape.clone(),
+            dtype: *dtype,
+            kind: InputKind::Parameter { path: path.clone() },
+        },
+    )
+}
+
+fn data_inputs(data: Vec<Declared>) -> impl Iterator<Item = DraftInput> {
+    data.into_iter().map(
+        |Declared {
+             id,
+             name,
+             shape,
+             dtype,
+         }| DraftInput {
+            id,
+            shape,
+            dtype,
+            kind: InputKind::Data { name },
+        },
+    )
+}
+
+/// Keeps one name of states that are always one tensor (RMSProp without centering), and checks that the states that
+/// one step gives are those that the next one reads.
+fn settle(mut update: Update, parameters: &Parameters) -> Result<Update, CaptureError> {
+    let info = parameters
+        .list
+        .iter()
+        .find(|info| info.param == update.param);
+    let (path, shape) = info
+        .map(|info| (info.path.clone(), info.shape.clone()))
+        .unwrap_or_default();
+    let names = |state: &State| {
+        state
+            .iter()
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>()
+    };
+    let changes = CaptureError::OptimizerChanges { step: 2, shape };
+    if names(&update.before) != names(&update.steady.state)
+        || names(&update.before) != names(&update.first.state)
+    {
+        return Err(changes);
+    }
+    let mut first: HashMap<u64, usize> = HashMap::new();
+    let mut kept = Vec::new();
+    for (index, (name, id)) in update.before.iter().enumerate() {
+        let other = *first.entry(*id).or_insert(index);
+        let same = |state: &State| state[index].1 == state[other].1;
+        if other == index {
+            kept.push(index);
+        } else if !same(&update.steady.state) || !same(&update.first.state) {
+            let (parameter, first) = (path, update.before[other].0.clone());
+            return Err(CaptureError::SharedState {
+                parameter,
+                first,
+                second: name.clone(),
+            });
+        }
+    }
+    for state in [
+        &mut update.before,
+        &mut update.first.state,
+        &mut update.steady.state,
+    ] {
+        *state = kept.iter().map(|&index| state[index].clone()).collect();
+    }
+    Ok(update)
+}
+
+/// The states that the steady update reads.
+fn state_inputs(
+    updates: &[Update],
+    paths: &HashMap<ParamId, &str>,
+    operations: &[OperationIr],
+) -> Result<Vec<DraftInput>, CaptureError> {
+    let wanted: HashSet<u64> = updates
+        .iter()
+        .flat_map(|update| &update.before)
+        .map(|(_, id)| *id)
+        .collect();
+    let tensors = operations.iter().flat_map(OperationIr::outputs);
+    let types: HashMap<u64, (Vec<usize>, DType)> = tensors
+        .filter(|tensor| wanted.contains(&tensor.id.value()))
+        .map(|tensor| (tensor.id.value(), (tensor.shape.to_vec(), tensor.dtype)))
+        .collect();
+    let mut inputs = Vec::new();
+    for update in updates {
+        let parameter = paths[&update.param].to_owned();
+        for (name, id) in &update.before {
+            let Some((shape, dtype)) = types.get(id).cloned() else {
+                return Err(CaptureError::Inconsistent(format!(
+                    "the state `{name}` of `{parameter}` is not computed"
+                )));
+            };
+            let kind = InputKind::State {
+                parameter: parameter.clone(),
+                name: name.clone(),
+            };
+            inputs.push(DraftInput {
+                id: *id,
+                shape,
+                dtype,
+                kind,
+            });
+        }
+    }
+    Ok(inputs)
+}
+
+fn step_outputs(
+    forward: &Forward,
+    updates: &[Update],
+    paths: &HashMap<ParamId, &str>,
+    steady: bool,
+) -> Vec<(u64, OutputKind)> {
+    let path = |update: &Update| paths[&update.param].to_owned();
+    let recording = |update: &'_ Update| -> (u64, State) {
+        let Recording {
+            parameter, state, ..
+        } = if steady {
+            &update.steady
+        } else {
+            &update.first
+        };
+        (*parameter, state.clone())
+    };
+    let gradients = updates
+        .iter()
+        .map(|update| (update.gradient, OutputKind::Gradient { path: path(update) }));
+    let parameters = updates.iter().map(|update| {
+        (
+            recording(update).0,
+            OutputKind::Parameter { path: path(update) },
+        )
+    });
+    let states = updates.iter().flat_map(|update| {
+        let named = |(name, id)| {
+            (
+                id,
+                OutputKind::State {
+                    parameter: path(update),
+                    name,
+                },
+            )
+        };
+        recording(update)
+            .1
+            .into_iter()
+            .map(named)
+            .collect::<Vec<_>>()
+    });
+    forward
+        .outputs
+        .iter()
+        .cloned()
+        .chain(gradients)
+        .chain(parameters)
+        .chain(states)
+        .collect()
+}
+
+/// The results of a closure, named by position where they have no name.
+fn outputs(results: &impl Tensors) -> Vec<(u64, OutputKind)> {
+    let mut leaves = Vec::new();
+    results.leaves(None, &mut leaves);
+    let output = |(index, leaf): (usize, Leaf)| {
+        let name = leaf.name.unwrap_or_else(|| format!("output{index}"));
+        leaf.id.map(|id| (id.value(), OutputKind::Output { name }))
+    };
+    leaves.into_iter().enumerate().filter_map(output).collect()
+}
+
+fn describe(captured: &mut Captured, parameters: Parameters, init: HashMap<String, Init>) {
+    captured.modules = parameters.modules;
+    captured.aliases = parameters.aliases;
+    captured.init = init;
+}

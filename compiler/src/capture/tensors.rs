@@ -1,0 +1,265 @@
+//! What a closure takes and gives: batches, results, arguments of a scope.
+
+use std::marker::PhantomData;
+
+use burn::tensor::{DType, Device, Float, Tensor};
+use burn_ir::TensorId;
+
+use super::kind::{self, Kind};
+
+/// One tensor inside of a [`Tensors`], with its name if it was given one.
+#[derive(Clone, Debug)]
+pub struct Leaf {
+    /// Name given by [`named`], by the key of a list, or by the position in a tuple under a name.
+    pub name: Option<String>,
+    /// Its id in the recording; `None` for a tensor that is not recorded.
+    pub id: Option<TensorId>,
+}
+
+/// A value made of tensors: a tensor, a tuple, a list, an option, or a named one.
+///
+/// Implement it for your own structures by visiting their fields.
+pub trait Tensors {
+    /// Appends every tensor, in a fixed order.
+    fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>);
+}
+
+/// A value that describes the data of a step: only its shapes, dtypes and names matter.
+///
+/// Implement it for your own batch structures: record every field with [`Inputs::tensor`] or with its own
+/// [`Batch::record`].
+pub trait Batch {
+    /// What the closure receives.
+    type Tensors;
+
+    /// Declares the inputs and gives the tensors that stand for them.
+    fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors;
+}
+
+/// A value with a name: `named("tokens", tokens)`.
+#[derive(Clone, Debug)]
+pub struct Named<T> {
+    name: String,
+    value: T,
+}
+
+/// Names an input of a batch, or an output of a closure.
+pub fn named<T>(name: impl Into<String>, value: T) -> Named<T> {
+    Named {
+        name: name.into(),
+        value,
+    }
+}
+
+/// The shape and dtype of an input, for programs that have no backend on which to make an example tensor.
+#[derive(Clone, Debug)]
+pub struct Spec<const D: usize, K: Kind = Float> {
+    shape: [usize; D],
+    dtype: DType,
+    kind: PhantomData<K>,
+}
+
+impl<const D: usize, K: Kind> Spec<D, K> {
+    /// An input of this shape and dtype.
+    pub fn new(shape: [usize; D], dtype: DType) -> Self {
+        Self {
+            shape,
+            dtype,
+            kind: PhantomData,
+        }
+    }
+}
+
+/// The data inputs declared so far.
+#[derive(Debug)]
+pub struct Inputs {
+    device: Device,
+    tracked: bool,
+    pub(super) declared: Vec<Declared>,
+}
+
+/// One data input.
+#[derive(Clone, Debug)]
+pub(super) struct Declared {
+    pub(super) id: u64,
+    pub(super) name: String,
+    pub(super) shape: Vec<usize>,
+    pub(super) dtype: DType,
+}
+
+impl Inputs {
+    pub(super) fn new(device: Device, tracked: bool) -> Self {
+        Self {
+            device,
+            tracked,
+            declared: Vec::new(),
+        }
+    }
+
+    /// Declares one input; without a name it is `input0`, `input1`, … by position.
+    pub fn tensor<const D: usize, K: Kind>(
+        &mut self,
+        name: Option<&str>,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Tensor<D, K> {
+        let tensor = kind::placeholder::<D, K>(shape, dtype, &self.device);
+        self.declared.push(Declared {
+            id: kind::id(&tensor),
+            name: name.map_or_else(|| format!("input{}", self.declared.len()), str::to_owned),
+            shape: shape.to_vec(),
+            // burn gives every boolean tensor the storage of its device, whatever was asked for.
+            dtype: tensor.dtype(),
+        });
+        if self.tracked {
+            K::track(tensor)
+        } else {
+            tensor
+        }
+    }
+}
+
+fn join(prefix: Option<&str>, index: usize) -> Option<String> {
+    prefix.map(|prefix| format!("{prefix}.{index}"))
+}
+
+impl<const D: usize, K: Kind> Tensors for Tensor<D, K> {
+    fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
+        out.push(Leaf {
+            name: prefix.map(str::to_owned),
+            id: K::id(self),
+        });
+    }
+}
+
+impl<const D: usize, K: Kind> Batch for Tensor<D, K> {
+    type Tensors = Self;
+    fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self {
+        inputs.tensor(name, self.dims(), self.dtype())
+    }
+}
+
+impl<const D: usize, K: Kind> Batch for Spec<D, K> {
+    type Tensors = Tensor<D, K>;
+    fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Tensor<D, K> {
+        inputs.tensor(name, self.shape, self.dtype)
+    }
+}
+
+impl<T: Tensors> Tensors for Named<T> {
+    fn leaves(&self, _: Option<&str>, out: &mut Vec<Leaf>) {
+        self.value.leaves(Some(&self.name), out);
+    }
+}
+
+impl<T: Batch> Batch for Named<T> {
+    type Tensors = T::Tensors;
+    fn record(&self, _: Option<&str>, inputs: &mut Inputs) -> T::Tensors {
+        self.value.record(Some(&self.name), inputs)
+    }
+}
+
+impl<T: Tensors + ?Sized> Tensors for &T {
+    fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
+        (**self).leaves(prefix, out);
+    }
+}
+
+impl<T: Batch + ?Sized> Batch for &T {
+    type Tensors = T::Tensors;
+    fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> T::Tensors {
+        (**self).record(name, inputs)
+    }
+}
+
+impl<T: Tensors> Tensors for Option<T> {
+    fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
+        if let Some(value) = self {
+            value.leaves(prefix, out);
+        }
+    }
+}
+
+impl<T: Batch> Batch for Option<T> {
+    type Tensors = Option<T::Tensors>;
+    fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors {
+        self.as_ref().map(|value| value.record(name, inputs))
+    }
+}
+
+impl<T: Tensors> Tensors for Vec<T> {
+    fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
+        for (index, value) in self.iter().enumerate() {
+            value.leaves(join(prefix, index).as_deref(), out);
+        }
+    }
+}
+
+impl<T: Batch> Batch for Vec<T> {
+    type Tensors = Vec<T::Tensors>;
+    fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors {
+        let record =
+            |(index, value): (usize, &T)| value.record(join(name, index).as_deref(), inputs);
+        self.iter().enumerate().map(record).collect()
+    }
+}
+
+impl<T: Tensors> Tensors for (String, T) {
+    fn leaves(&self, _: Option<&str>, out: &mut Vec<Leaf>) {
+        self.1.leaves(Some(&self.0), out);
+    }
+}
+
+impl Tensors for () {
+    fn leaves(&self, _: Option<&str>, _: &mut Vec<Leaf>) {}
+}
+
+impl Batch for () {
+    type Tensors = ();
+    fn record(&self, _: Option<&str>, _: &mut Inputs) {}
+}
+
+macro_rules! tuple {
+    ($($t:ident $i:tt),+) => {
+        impl<$($t: Tensors),+> Tensors for ($($t,)+) {
+            fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
+                $(self.$i.leaves(join(prefix, $i).as_deref(), out);)+
+            }
+        }
+
+        impl<$($t: Batch),+> Batch for ($($t,)+) {
+            type Tensors = ($($t::Tensors,)+);
+            fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors {
+                ($(self.$i.record(join(name, $i).as_deref(), inputs),)+)
+            }
+        }
+    };
+}
+tuple!(A 0);
+tuple!(A 0, B 1);
+tuple!(A 0, B 1, C 2);
+tuple!(A 0, B 1, C 2, D 3);
+tuple!(A 0, B 1, C 2, D 3, E 4);
+tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
+
+/// What a training closure returns: the loss, alone or with further outputs.
+pub trait Loss {
+    /// The further outputs.
+    type Outputs: Tensors;
+    /// Splits the loss from the outputs.
+    fn split(self) -> (Tensor<1>, Self::Outputs);
+}
+
+impl Loss for Tensor<1> {
+    type Outputs = ();
+    fn split(self) -> (Tensor<1>, ()) {
+        (self, ())
+    }
+}
+
+impl<T: Tensors> Loss for (Tensor<1>, T) {
+    type Outputs = T;
+    fn split(self) -> (Tensor<1>, T) {
+        self
+    }
+}

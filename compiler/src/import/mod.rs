@@ -1,0 +1,347 @@
+//! From a captured burn graph to the tpc IR: the `captured` stage.
+//!
+//! Nearly one to one. Broadcasts of extent 1 become subscripts (behind a reshape that drops the
+//! extent), composite operations become primitives, and everything the operations bake in (which
+//! extents repeat, where a slice starts) becomes an attribute. Canonicalizing comes later.
+
+mod convolution;
+mod elementwise;
+mod index;
+mod product;
+mod reduce;
+mod shape;
+
+use crate::capture::{operation_name, Captured, InputKind as CapturedKind, OutputKind as CapturedOutput};
+use burn::tensor::{DType as BurnDType, TensorData};
+use burn_ir::{OperationIr, ScalarIr, TensorIr};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tpc_ir::{DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts, Type, Value};
+
+/// Why a captured graph cannot be imported.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// An operation has no counterpart.
+    #[error("the model{} uses `{operation}`, which tpc cannot shard yet: {hint}", at(.module))]
+    Unsupported {
+        /// burn's name of the operation.
+        operation: String,
+        /// Module path, if known.
+        module: String,
+        /// What is not supported about it.
+        hint: String,
+    },
+    /// An element type has no counterpart.
+    #[error("element type {0} is not supported: use f32, f64, bf16, f16, i64, i32, u8 or bool")]
+    DType(String),
+}
+
+fn at(module: &str) -> String {
+    if module.is_empty() { String::new() } else { format!(" (in `{module}`)") }
+}
+
+/// A program with the values that were captured with it.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The `captured` stage.
+    pub graph: Graph,
+    /// Values of the constant inputs by name.
+    pub constants: HashMap<String, TensorData>,
+}
+
+/// A signature shared by several programs of one session: every input that any of them has, in
+/// order, so that all of them keep parameters and state in the same place.
+#[derive(Clone, Debug, Default)]
+pub struct Signature {
+    inputs: Vec<(InputKind, String, Type)>,
+    constants: HashMap<String, TensorData>,
+}
+
+impl Signature {
+    /// The inputs of several captures, each once, by kind and then in order of appearance.
+    ///
+    /// # Errors
+    /// An element type that the IR lacks.
+    pub fn of<'a>(captures: impl IntoIterator<Item = &'a Captured>) -> Result<Self, ImportError> {
+        let mut signature = Signature::default();
+        for captured in captures {
+            for input in &captured.inputs {
+                let (kind, name) = signature.name(&input.kind);
+                let ty = Type::new(dtype(input.dtype)?, input.shape.clone());
+                if !signature.inputs.iter().any(|(_, n, _)| *n == name) {
+                    signature.inputs.push((kind, name, ty));
+                }
+            }
+            let random = |op: &OperationIr| operation_name(op).contains("Random");
+            if captured.graph.operations.iter().any(random) && !signature.inputs.iter().any(|i| i.1 == SEED) {
+                signature.inputs.push((InputKind::Scalar, SEED.into(), Type::new(DType::I64, [])));
+            }
+        }
+        signature.inputs.sort_by_key(|i| i.0);
+        Ok(signature)
+    }
+
+    fn name(&mut self, kind: &CapturedKind) -> (InputKind, String) {
+        match kind {
+            CapturedKind::Parameter { path } => (InputKind::Parameter, path.clone()),
+            CapturedKind::State { parameter, name } => (InputKind::State, state_name(parameter, name)),
+            CapturedKind::Data { name } => (InputKind::Data, name.clone()),
+            CapturedKind::StepScalar { index } => (InputKind::Scalar, format!("step.{index}")),
+            CapturedKind::Constant { data } => {
+                let same = self.constants.iter().find(|(_, d)| *d == data).map(|(n, _)| n.clone());
+                let name = same.unwrap_or_else(|| format!("constant.{}", self.constants.len()));
+                self.constants.entry(name.clone()).or_insert_with(|| data.clone());
+                (InputKind::Constant, name)
+            }
+        }
+    }
+}
+
+/// Name of the input that seeds random operations; its value is the step number.
+pub const SEED: &str = "step.seed";
+
+/// Name of an optimizer state: `layer.weight/momentum.moment_1`.
+pub fn state_name(parameter: &str, name: &str) -> String {
+    format!("{parameter}/{name}")
+}
+
+/// Imports one captured program with its own inputs.
+///
+/// # Errors
+/// An operation or element type that the IR lacks.
+pub fn import(captured: &Captured) -> Result<Imported, ImportError> {
+    import_with(captured, &Signature::of([captured])?)
+}
+
+/// Imports a captured program with a signature that it shares with others.
+///
+/// # Errors
+/// An operation or element type that the IR lacks.
+pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Imported, ImportError> {
+    let mut signature = signature.clone();
+    let mut b = Builder {
+        graph: Graph::new(Mesh::single()),
+        values: HashMap::new(),
+        origin: Origin::default(),
+        seed: None,
+        streams: 0,
+        operation: String::new(),
+    };
+    let mut named = HashMap::new();
+    for (kind, name, ty) in &signature.inputs {
+        let op = Op::Input { kind: *kind, name: name.clone(), layout: ty.shape.clone() };
+        let value = b.graph.push(op, &[], ty.clone(), &Origin::default());
+        named.insert(name.clone(), value);
+    }
+    b.seed = named.get(SEED).copied();
+    for input in &captured.inputs {
+        let (_, name) = signature.name(&input.kind);
+        b.values.insert(input.id.value(), named[&name]);
+    }
+    for (i, op) in captured.graph.operations.iter().enumerate() {
+        b.origin = origin(captured, i);
+        b.operation = operation_name(op).to_string();
+        b.operation(op)?;
+    }
+    outputs(captured, &mut b);
+    b.graph.regions = captured
+        .scopes
+        .iter()
+        .map(|s| {
+            let values = |ids: &[burn_ir::TensorId]| ids.iter().filter_map(|id| b.values.get(&id.value()).copied()).collect();
+            Region { path: s.path.clone(), arguments: values(&s.arguments), results: values(&s.results) }
+        })
+        .collect();
+    Ok(Imported { graph: b.graph, constants: signature.constants })
+}
+
+/// Phase and module of an operation; the module is the innermost marked region around it.
+fn origin(captured: &Captured, operation: usize) -> Origin {
+    let phase = match operation {
+        i if i < captured.forward_end => Phase::Forward,
+        i if i < captured.backward_end => Phase::Backward,
+        _ => Phase::Optimizer,
+    };
+    let inside = captured.scopes.iter().filter(|s| s.operations.contains(&operation));
+    let module = inside.min_by_key(|s| s.operations.len()).map_or("", |s| s.path.as_str());
+    Origin { phase, module: Arc::from(module), why: Arc::from("") }
+}
+
+fn outputs(captured: &Captured, b: &mut Builder) {
+    for output in &captured.outputs {
+        let kind = match &output.kind {
+            CapturedOutput::Output { name } => OutputKind::Result(name.clone()),
+            CapturedOutput::Loss => OutputKind::Loss,
+            CapturedOutput::Parameter { path } => OutputKind::Update(path.clone()),
+            CapturedOutput::State { parameter, name } => OutputKind::Update(state_name(parameter, name)),
+            CapturedOutput::Gradient { path } => OutputKind::Gradient(path.clone()),
+        };
+        let value = b.values[&output.id.value()];
+        let layout = b.graph.ty(value).shape.clone();
+        b.graph.outputs.push(Output { kind, value, layout });
+    }
+}
+
+/// The IR's element type for burn's.
+pub fn dtype(dtype: BurnDType) -> Result<DType, ImportError> {
+    Ok(match dtype {
+        BurnDType::F64 => DType::F64,
+        BurnDType::F32 | BurnDType::Flex32 => DType::F32,
+        BurnDType::BF16 => DType::BF16,
+        BurnDType::F16 => DType::F16,
+        BurnDType::I64 => DType::I64,
+        BurnDType::I32 => DType::I32,
+        BurnDType::U8 => DType::U8,
+        BurnDType::Bool(_) => DType::Bool,
+        other => return Err(ImportError::DType(format!("{other:?}"))),
+    })
+}
+
+struct Builder {
+    graph: Graph,
+    values: HashMap<u64, Value>,
+    origin: Origin,
+    seed: Option<Value>,
+    streams: u64,
+    operation: String,
+}
+
+type Imports = Result<(), ImportError>;
+
+impl Builder {
+    fn operation(&mut self, op: &OperationIr) -> Imports {
+        match op {
+            OperationIr::BaseFloat(op) | OperationIr::BaseInt(op) | OperationIr::BaseBool(op) => self.base(op),
+            OperationIr::NumericFloat(_, op) | OperationIr::NumericInt(_, op) => self.numeric(op),
+            OperationIr::Float(_, op) => self.float(op),
+            OperationIr::Int(op) => self.int(op),
+            OperationIr::Bool(op) => self.bool(op),
+            OperationIr::Activation(op) => self.activation(op),
+            OperationIr::Module(op) => self.module(op),
+            OperationIr::Drop(_) => Ok(()),
+            OperationIr::Init(_) | OperationIr::Custom(_) | OperationIr::Distributed(_) => {
+                Err(self.unsupported("it runs outside of the graph"))
+            }
+        }
+    }
+
+    fn unsupported(&self, hint: &str) -> ImportError {
+        ImportError::Unsupported {
+            operation: self.operation.clone(),
+            module: self.origin.module.to_string(),
+            hint: hint.into(),
+        }
+    }
+
+    fn get(&self, t: &TensorIr) -> Value {
+        self.values[&t.id.value()]
+    }
+
+    fn ty(&self, t: &TensorIr) -> Result<Type, ImportError> {
+        Ok(Type::new(dtype(t.dtype)?, t.shape.to_vec()))
+    }
+
+    fn set(&mut self, out: &TensorIr, value: Value) -> Imports {
+        let value = self.reshaped(value, &out.shape.to_vec());
+        debug_assert_eq!(self.graph.ty(value).shape, out.shape.to_vec());
+        self.values.insert(out.id.value(), value);
+        Ok(())
+    }
+
+    fn shape(&self, v: Value) -> Vec<usize> {
+        self.graph.ty(v).shape.clone()
+    }
+
+    fn push(&mut self, op: Op, operands: &[Value], ty: Type) -> Value {
+        let origin = self.origin.clone();
+        self.graph.push(op, operands, ty, &origin)
+    }
+
+    fn reshaped(&mut self, v: Value, shape: &[usize]) -> Value {
+        if self.shape(v) == shape {
+            return v;
+        }
+        let ty = Type::new(self.graph.ty(v).dtype, shape);
+        self.push(Op::Reshape, &[v], ty)
+    }
+
+    fn constant(&mut self, dtype: DType, x: f64) -> Value {
+        let origin = self.origin.clone();
+        self.graph.scalar(dtype, x, &origin)
+    }
+
+    fn filled(&mut self, ty: Type, x: f64) -> Value {
+        self.push(Op::Fill(Scalar::of(ty.dtype, x)), &[], ty)
+    }
+
+    /// A function of values that burn broadcasts to `shape`: extents of 1 that repeat are dropped.
+    fn broadcast(&mut self, f: MapFn, operands: &[Value], shape: &[usize]) -> Value {
+        let mut rows = Vec::new();
+        let mut values = Vec::new();
+        for &v in operands {
+            let from = self.shape(v);
+            let lead = shape.len() - from.len();
+            let kept: Vec<usize> = (0..from.len()).filter(|&d| from[d] == shape[lead + d]).collect();
+            let narrow: Vec<usize> = kept.iter().map(|&d| from[d]).collect();
+            values.push(self.reshaped(v, &narrow));
+            rows.push(kept.iter().map(|&d| (lead + d) as u8).collect::<Vec<u8>>());
+        }
+        let letters: Vec<u8> = (0..shape.len() as u8).collect();
+        let dtypes: Vec<DType> = values.iter().map(|&v| self.graph.ty(v).dtype).collect();
+        let ty = Type::new(f.result_dtype(&dtypes), shape);
+        self.push(Op::Map { f, subs: Subscripts::new(&rows, &letters) }, &values, ty)
+    }
+
+    /// A function of a value and a constant of its element type.
+    fn with(&mut self, f: MapFn, v: Value, x: f64) -> Value {
+        let c = self.constant(self.graph.ty(v).dtype, x);
+        let origin = self.origin.clone();
+        self.graph.map(f, &[v, c], &origin)
+    }
+
+    fn map(&mut self, f: MapFn, operands: &[Value]) -> Value {
+        let origin = self.origin.clone();
+        self.graph.map(f, operands, &origin)
+    }
+
+    /// Dimensions in another order: `order[i]` is the operand's dimension that becomes i.
+    fn transposed(&mut self, v: Value, order: &[usize]) -> Value {
+        let from = self.graph.ty(v).clone();
+        let all: Vec<u8> = (0..from.rank() as u8).collect();
+        let result: Vec<u8> = order.iter().map(|&d| d as u8).collect();
+        let shape: Vec<usize> = order.iter().map(|&d| from.shape[d]).collect();
+        let subs = Subscripts::new(&[all], &result);
+        self.push(Op::Map { f: MapFn::Identity, subs }, &[v], Type::new(from.dtype, shape))
+    }
+
+    /// A slice of one dimension.
+    fn sliced(&mut self, v: Value, dim: usize, start: usize, len: usize, step: usize) -> Value {
+        let mut ty = self.graph.ty(v).clone();
+        if start == 0 && len == ty.shape[dim] && step == 1 {
+            return v;
+        }
+        ty.shape[dim] = len;
+        let ty = Type::new(ty.dtype, ty.shape);
+        self.push(Op::Slice { dim, start, step }, &[v], ty)
+    }
+
+    /// Constants around one dimension.
+    fn padded(&mut self, v: Value, dim: usize, low: usize, high: usize, x: f64) -> Value {
+        if low + high == 0 {
+            return v;
+        }
+        let mut ty = self.graph.ty(v).clone();
+        ty.shape[dim] += low + high;
+        let ty = Type::new(ty.dtype, ty.shape);
+        self.push(Op::Pad { dim, low, value: Scalar::of(ty.dtype, x) }, &[v], ty)
+    }
+}
+
+fn scalar(s: &ScalarIr) -> f64 {
+    match s {
+        ScalarIr::Float(x) => *x,
+        ScalarIr::Int(x) => *x as f64,
+        ScalarIr::UInt(x) => *x as f64,
+        ScalarIr::Bool(x) => f64::from(*x),
+    }
+}

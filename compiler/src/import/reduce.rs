@@ -1,0 +1,93 @@
+//! Reductions. burn keeps reduced dimensions with extent 1; here they disappear and a reshape
+//! brings the extent back.
+
+use super::{Builder, Imports};
+use burn_ir::{ReduceDimOpIr, ReduceDimWithIndicesOpIr, ReduceOpIr, TopKWithIndicesOpIr};
+use tpc_ir::{DType, MapFn, Op, ReduceOp, Type, Value};
+
+impl Builder {
+    /// Reduces dimensions, leaving extent 1.
+    pub(super) fn reduced(&mut self, v: Value, op: ReduceOp, dims: &[usize]) -> Value {
+        let mut shape = self.shape(v);
+        let origin = self.origin.clone();
+        let r = self.graph.reduce(op, v, dims, &origin);
+        dims.iter().for_each(|&d| shape[d] = 1);
+        self.reshaped(r, &shape)
+    }
+
+    pub(super) fn reduce_all(&mut self, o: &ReduceOpIr, op: ReduceOp) -> Imports {
+        let v = self.get(&o.input);
+        let dims: Vec<usize> = (0..self.shape(v).len()).collect();
+        let v = self.reduced(v, op, &dims);
+        self.set(&o.out, v)
+    }
+
+    pub(super) fn reduce_dim(&mut self, o: &ReduceDimOpIr, op: ReduceOp) -> Imports {
+        let v = self.get(&o.input);
+        let v = self.reduced(v, op, &[o.axis]);
+        self.set(&o.out, v)
+    }
+
+    /// A mean is a sum divided by the *global* count: right for uneven shards too.
+    pub(super) fn mean_all(&mut self, o: &ReduceOpIr) -> Imports {
+        let v = self.get(&o.input);
+        let shape = self.shape(v);
+        let dims: Vec<usize> = (0..shape.len()).collect();
+        let sum = self.reduced(v, ReduceOp::Sum, &dims);
+        let v = self.with(MapFn::Div, sum, shape.iter().product::<usize>() as f64);
+        self.set(&o.out, v)
+    }
+
+    pub(super) fn mean_dim(&mut self, o: &ReduceDimOpIr) -> Imports {
+        let v = self.get(&o.input);
+        let count = self.shape(v)[o.axis];
+        let sum = self.reduced(v, ReduceOp::Sum, &[o.axis]);
+        let v = self.with(MapFn::Div, sum, count as f64);
+        self.set(&o.out, v)
+    }
+
+    pub(super) fn extreme(&mut self, o: &ReduceDimWithIndicesOpIr, op: ReduceOp) -> Imports {
+        let x = self.get(&o.tensor);
+        let v = self.reduced(x, op, &[o.dim]);
+        self.set(&o.out, v)?;
+        let index = self.arg(x, v, o.dim, self.ty(&o.out_indices)?.dtype);
+        self.set(&o.out_indices, index)
+    }
+
+    pub(super) fn arg_extreme(&mut self, o: &ReduceDimOpIr, op: ReduceOp) -> Imports {
+        let x = self.get(&o.input);
+        let v = self.reduced(x, op, &[o.axis]);
+        let index = self.arg(x, v, o.axis, self.ty(&o.out)?.dtype);
+        self.set(&o.out, index)
+    }
+
+    /// The first index along `dim` at which `x` equals its extreme: the least index that matches.
+    /// Indices alone are never partial under a maximum; these are, under a minimum.
+    fn arg(&mut self, x: Value, extreme: Value, dim: usize, dtype: DType) -> Value {
+        let shape = self.shape(x);
+        let matches = self.broadcast(MapFn::Eq, &[x, extreme], &shape);
+        let index = self.iota(dtype, &shape, dim);
+        let beyond = self.constant(dtype, shape[dim] as f64);
+        let index = self.broadcast(MapFn::Select, &[matches, index, beyond], &shape);
+        self.reduced(index, ReduceOp::Min, &[dim])
+    }
+
+    /// `0, 1, 2, …` along one dimension of a shape, extent 1 elsewhere.
+    pub(super) fn iota(&mut self, dtype: DType, shape: &[usize], dim: usize) -> Value {
+        let v = self.push(Op::Iota, &[], Type::new(dtype, [shape[dim]]));
+        let mut wide = vec![1; shape.len()];
+        wide[dim] = shape[dim];
+        self.reshaped(v, &wide)
+    }
+
+    pub(super) fn top_k(&mut self, o: &TopKWithIndicesOpIr) -> Imports {
+        let x = self.get(&o.tensor);
+        if o.dim + 1 != self.shape(x).len() {
+            return Err(self.unsupported("top-k works on the last dimension"));
+        }
+        let types = vec![self.ty(&o.out)?, self.ty(&o.out_indices)?];
+        let node = self.graph.add(Op::TopK, &[x], types, self.origin.clone());
+        self.set(&o.out, Value { node, result: 0 })?;
+        self.set(&o.out_indices, Value { node, result: 1 })
+    }
+}

@@ -1,0 +1,165 @@
+//! What can go wrong with a model directory.
+
+use std::path::PathBuf;
+
+/// An error of reading, building, loading or saving a model.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file could not be read or written.
+    #[error("{}: {source}", file.display())]
+    Io {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{}: not valid JSON: {source}", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// `model_type` names a family that is not supported.
+    #[error("{}: unknown model_type {found:?}; supported are {}", file.display(), supported.join(", "))]
+    UnknownFamily {
+        /// The configuration file.
+        file: PathBuf,
+        /// The name found.
+        found: String,
+        /// The names that are supported.
+        supported: Vec<&'static str>,
+    },
+    /// A key that is needed is missing.
+    #[error("{}: missing key {key:?} (needed for model_type {family:?})", file.display())]
+    MissingKey {
+        /// The configuration file.
+        file: PathBuf,
+        /// The key, with dots for nested objects.
+        key: String,
+        /// The family that needs it.
+        family: String,
+    },
+    /// A key has a value of the wrong kind.
+    #[error("{}: key {key:?} should be {expected}, but is {found}", file.display())]
+    WrongValue {
+        /// The configuration file.
+        file: PathBuf,
+        /// The key, with dots for nested objects.
+        key: String,
+        /// What is accepted.
+        expected: String,
+        /// The value found.
+        found: String,
+    },
+    /// Values that contradict each other.
+    #[error("{}: inconsistent configuration: {problem}", file.display())]
+    Inconsistent {
+        /// The configuration file.
+        file: PathBuf,
+        /// Which keys, with their values, and why.
+        problem: String,
+    },
+    /// The directory holds no weights.
+    #[error("{}: no weights: neither model.safetensors nor model.safetensors.index.json", dir.display())]
+    NoWeights {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A safetensors file is broken.
+    #[error("{}: not a valid safetensors file: {problem}", file.display())]
+    BadFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A safetensors file ends too early.
+    #[error("{}: truncated: the header describes {expected} bytes, the file has {found}", file.display())]
+    Truncated {
+        /// The file.
+        file: PathBuf,
+        /// The bytes that the header promises.
+        expected: u64,
+        /// The bytes there are.
+        found: u64,
+    },
+    /// A tensor is missing.
+    #[error("{}: missing tensor {tensor:?}{}", file.display(), nearest_text(nearest))]
+    MissingTensor {
+        /// The file, or the index file.
+        file: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// The nearest existing names.
+        nearest: Vec<String>,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{}: tensor {tensor:?} has shape {found:?}, but the configuration says {expected:?}", file.display())]
+    WrongShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// The shape expected.
+        expected: Vec<usize>,
+        /// The shape found.
+        found: Vec<usize>,
+    },
+    /// A tensor has an element type that cannot be converted.
+    #[error("{}: tensor {tensor:?} has element type {found}, expected {expected}", file.display())]
+    WrongType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// The types accepted.
+        expected: &'static str,
+        /// The type found.
+        found: String,
+    },
+    /// A slice of a tensor reaches outside of it.
+    #[error("{}: tensor {tensor:?} of shape {shape:?} has no slice {slice}", file.display())]
+    BadSlice {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// The slice asked for.
+        slice: String,
+    },
+    /// A module has a parameter that the weight map does not know, or the reverse.
+    #[error("the weight map has no entry for parameter {0:?}")]
+    Unmapped(String),
+    /// A tensor handed over for saving does not fit its entry in the weight map.
+    #[error("parameter {path:?} should have {expected} elements, but has {found}")]
+    WrongLength {
+        /// The parameter's path.
+        path: String,
+        /// The number of elements expected.
+        expected: usize,
+        /// The number found.
+        found: usize,
+    },
+    /// A batch does not fit the model.
+    #[error("batch: {0}")]
+    Batch(String),
+    /// There is no preset of that name.
+    #[error("no preset is called {found:?}; there are {}", known.join(", "))]
+    UnknownPreset {
+        /// The name asked for.
+        found: String,
+        /// The names there are.
+        known: Vec<&'static str>,
+    },
+}
+
+fn nearest_text(nearest: &[String]) -> String {
+    match nearest {
+        [] => String::new(),
+        names => format!("; nearest are {}", names.join(", ")),
+    }
+}

@@ -1,0 +1,192 @@
+//! GPT-2: learned positions, a fused q|k|v projection, layer norms before each part, tied output weights.
+
+use super::attention::{attend, mask};
+use super::config::Gpt2Config;
+use super::layers::{Activation, embedding, linear, tied_logits};
+use super::scope;
+use burn::module::Module;
+use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
+use burn::tensor::{Bool, Device, Int, Tensor};
+
+/// `GPT2LMHeadModel`.
+#[derive(Module, Debug)]
+pub struct Gpt2LmHeadModel {
+    /// The decoder.
+    pub transformer: Gpt2Model,
+    /// The output weights; `None` when they are the embedding's, as usual.
+    pub lm_head: Option<Linear>,
+}
+
+/// The decoder without its head.
+#[derive(Module, Debug)]
+pub struct Gpt2Model {
+    /// Token embeddings.
+    pub wte: Embedding,
+    /// Position embeddings.
+    pub wpe: Embedding,
+    /// The blocks.
+    pub h: Vec<Gpt2Block>,
+    /// The last norm.
+    pub ln_f: LayerNorm,
+}
+
+/// One block.
+#[derive(Module, Debug)]
+pub struct Gpt2Block {
+    /// The norm before attention.
+    pub ln_1: LayerNorm,
+    /// Attention.
+    pub attn: Gpt2Attention,
+    /// The norm before the MLP.
+    pub ln_2: LayerNorm,
+    /// The MLP.
+    pub mlp: Gpt2Mlp,
+}
+
+/// Attention with fused q|k|v.
+#[derive(Module, Debug)]
+pub struct Gpt2Attention {
+    /// Queries, keys and values, in this order, `[d, 3·d]`.
+    pub c_attn: Linear,
+    /// The output.
+    pub c_proj: Linear,
+    heads: usize,
+    scale: f64,
+}
+
+/// The MLP.
+#[derive(Module, Debug)]
+pub struct Gpt2Mlp {
+    /// Up.
+    pub c_fc: Linear,
+    /// Down.
+    pub c_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Gpt2LmHeadModel {
+    /// Builds the model with lazily drawn weights.
+    pub fn new(config: &Gpt2Config, device: &Device) -> Self {
+        let (width, std) = (config.n_embd, config.initializer_range);
+        Self {
+            transformer: Gpt2Model {
+                wte: embedding(config.vocab_size, width, std, device),
+                wpe: embedding(config.n_positions, width, std, device),
+                h: (0..config.n_layer)
+                    .map(|i| Gpt2Block::new(config, i, device))
+                    .collect(),
+                ln_f: norm(config, device),
+            },
+            lm_head: (!config.tie_word_embeddings)
+                .then(|| linear(width, config.vocab_size, false, std, device)),
+        }
+    }
+
+    /// Logits `[b, s, vocab]` of `input_ids [b, s]`; `attention_mask` is 1 for tokens and 0 for padding.
+    pub fn forward(
+        &self,
+        input_ids: Tensor<2, Int>,
+        attention_mask: Option<Tensor<2, Int>>,
+    ) -> Tensor<3> {
+        let hidden = scope("transformer", input_ids, |ids| {
+            self.transformer.forward(ids, attention_mask)
+        });
+        scope("lm_head", hidden, |hidden| match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => tied_logits(hidden, &self.transformer.wte),
+        })
+    }
+}
+
+impl Gpt2Model {
+    /// The last hidden states `[b, s, d]`.
+    pub fn forward(
+        &self,
+        input_ids: Tensor<2, Int>,
+        attention_mask: Option<Tensor<2, Int>>,
+    ) -> Tensor<3> {
+        let [_, seq] = input_ids.dims();
+        let mask = mask(seq, true, None, attention_mask, &input_ids.device());
+        let tokens = scope("wte", input_ids, |ids| self.wte.forward(ids));
+        let positions = self.wpe.weight.val().narrow(0, 0, seq).unsqueeze::<3>();
+        let mut hidden = tokens + positions;
+        for (i, block) in self.h.iter().enumerate() {
+            hidden = scope(&format!("h.{i}"), hidden, |hidden| {
+                block.forward(hidden, mask.as_ref())
+            });
+        }
+        scope("ln_f", hidden, |hidden| self.ln_f.forward(hidden))
+    }
+}
+
+impl Gpt2Block {
+    fn new(config: &Gpt2Config, layer: usize, device: &Device) -> Self {
+        let (width, inner, std) = (config.n_embd, config.n_inner, config.initializer_range);
+        let residual_std = std / (2.0 * config.n_layer as f64).sqrt();
+        let mut scale = 1.0;
+        if config.scale_attn_weights {
+            scale /= ((width / config.n_head) as f64).sqrt();
+        }
+        if config.scale_attn_by_inverse_layer_idx {
+            scale /= (layer + 1) as f64;
+        }
+        Self {
+            ln_1: norm(config, device),
+            attn: Gpt2Attention {
+                c_attn: linear(width, 3 * width, true, std, device),
+                c_proj: linear(width, width, true, residual_std, device),
+                heads: config.n_head,
+                scale,
+            },
+            ln_2: norm(config, device),
+            mlp: Gpt2Mlp {
+                c_fc: linear(width, inner, true, std, device),
+                c_proj: linear(inner, width, true, residual_std, device),
+                activation: config.activation,
+            },
+        }
+    }
+
+    /// The block's output for `hidden [b, s, d]`.
+    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        let normed = scope("ln_1", hidden.clone(), |x| self.ln_1.forward(x));
+        let hidden = hidden + scope("attn", normed, |x| self.attn.forward(x, mask));
+        let normed = scope("ln_2", hidden.clone(), |x| self.ln_2.forward(x));
+        hidden + scope("mlp", normed, |x| self.mlp.forward(x))
+    }
+}
+
+impl Gpt2Attention {
+    /// Attention of `x [b, s, d]` to itself.
+    pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        let [batch, seq, width] = x.dims();
+        let head_dim = width / self.heads;
+        let fused = self
+            .c_attn
+            .forward(x)
+            .reshape([batch, seq, 3, self.heads, head_dim]);
+        let [query, key, value] = [0, 1, 2].map(|part| {
+            fused
+                .clone()
+                .narrow(2, part, 1)
+                .reshape([batch, seq, self.heads, head_dim])
+        });
+        self.c_proj
+            .forward(attend(query, key, value, self.scale, mask))
+    }
+}
+
+impl Gpt2Mlp {
+    /// `c_proj(act(c_fc(x)))`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.c_proj
+            .forward(self.activation.apply(self.c_fc.forward(x)))
+    }
+}
+
+fn norm(config: &Gpt2Config, device: &Device) -> LayerNorm {
+    LayerNormConfig::new(config.n_embd)
+        .with_epsilon(config.layer_norm_epsilon)
+        .init(device)
+}

@@ -1,0 +1,249 @@
+//! Typed access to a JSON object, with errors that name the file and the key.
+
+use super::error::ModelError;
+use super::layers::Activation;
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// An object of a configuration file.
+pub(super) struct Keys<'a> {
+    object: &'a Map<String, Value>,
+    file: &'a Path,
+    family: String,
+    prefix: String,
+}
+
+/// Reads and parses a JSON file.
+pub(super) fn read_json(file: &Path) -> Result<Value, ModelError> {
+    let text = std::fs::read_to_string(file).map_err(|source| ModelError::Io {
+        file: file.to_path_buf(),
+        source,
+    })?;
+    serde_json::from_str(&text).map_err(|source| ModelError::Json {
+        file: file.to_path_buf(),
+        source,
+    })
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(value: &'a Value, file: &'a Path) -> Result<Self, ModelError> {
+        match value.as_object() {
+            Some(object) => Ok(Self {
+                object,
+                file,
+                family: "any".into(),
+                prefix: String::new(),
+            }),
+            None => Err(ModelError::WrongValue {
+                file: file.to_path_buf(),
+                key: String::new(),
+                expected: "an object".into(),
+                found: brief(value),
+            }),
+        }
+    }
+
+    pub(super) fn of_family(mut self, family: &str) -> Self {
+        self.family = family.into();
+        self
+    }
+
+    fn path(&self, key: &str) -> String {
+        format!("{}{key}", self.prefix)
+    }
+
+    /// A key that is present and not null.
+    fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// Whether a key is present, be it null.
+    pub(super) fn mentions(&self, key: &str) -> bool {
+        self.object.contains_key(key)
+    }
+
+    pub(super) fn missing(&self, key: &str) -> ModelError {
+        ModelError::MissingKey {
+            file: self.file.to_path_buf(),
+            key: self.path(key),
+            family: self.family.clone(),
+        }
+    }
+
+    pub(super) fn wrong(&self, key: &str, expected: &str) -> ModelError {
+        ModelError::WrongValue {
+            file: self.file.to_path_buf(),
+            key: self.path(key),
+            expected: expected.into(),
+            found: brief(self.object.get(key).unwrap_or(&Value::Null)),
+        }
+    }
+
+    pub(super) fn inconsistent(&self, problem: String) -> ModelError {
+        ModelError::Inconsistent {
+            file: self.file.to_path_buf(),
+            problem,
+        }
+    }
+
+    /// A whole number that may be zero.
+    pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => value
+                .as_u64()
+                .and_then(|n| usize::try_from(n).ok())
+                .ok_or_else(|| self.wrong(key, "a whole number")),
+        }
+    }
+
+    /// A whole number from 1 up.
+    pub(super) fn opt_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            // More would only overflow in products of sizes.
+            Some(value) => match value.as_u64() {
+                Some(n) if (1..=1 << 31).contains(&n) => Ok(Some(n as usize)),
+                _ => Err(self.wrong(key, "a whole number from 1 up")),
+            },
+        }
+    }
+
+    pub(super) fn size(&self, key: &str) -> Result<usize, ModelError> {
+        self.opt_size(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    pub(super) fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        Ok(self.opt_size(key)?.unwrap_or(default))
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => value
+                .as_f64()
+                .map(Some)
+                .ok_or_else(|| self.wrong(key, "a number")),
+        }
+    }
+
+    pub(super) fn positive(&self, key: &str) -> Result<f64, ModelError> {
+        match self.number(key)? {
+            None => Err(self.missing(key)),
+            Some(number) if number > 0.0 => Ok(number),
+            Some(_) => Err(self.wrong(key, "a number above 0")),
+        }
+    }
+
+    pub(super) fn positive_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+        match self.has(key) {
+            true => self.positive(key),
+            false => Ok(default),
+        }
+    }
+
+    pub(super) fn probability(&self, key: &str) -> Result<f64, ModelError> {
+        match self.number(key)?.unwrap_or(0.0) {
+            p if (0.0..1.0).contains(&p) => Ok(p),
+            _ => Err(self.wrong(key, "a number from 0 to below 1")),
+        }
+    }
+
+    pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(value) => value
+                .as_bool()
+                .ok_or_else(|| self.wrong(key, "true or false")),
+        }
+    }
+
+    pub(super) fn str(&self, key: &str) -> Result<String, ModelError> {
+        match self.get(key) {
+            None => Err(self.missing(key)),
+            Some(value) => value
+                .as_str()
+                .map(str::to_string)
+                .ok_or_else(|| self.wrong(key, "a string")),
+        }
+    }
+
+    pub(super) fn str_or(&self, key: &str, default: &str) -> Result<String, ModelError> {
+        match self.has(key) {
+            true => self.str(key),
+            false => Ok(default.into()),
+        }
+    }
+
+    pub(super) fn opt_strings(&self, key: &str) -> Result<Option<Vec<String>>, ModelError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let strings = value.as_array().and_then(|values| {
+            values
+                .iter()
+                .map(|value| value.as_str().map(str::to_string))
+                .collect()
+        });
+        match strings {
+            Some(strings) => Ok(Some(strings)),
+            None => Err(self.wrong(key, "a list of strings")),
+        }
+    }
+
+    pub(super) fn opt_object(&self, key: &str) -> Result<Option<Keys<'a>>, ModelError> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        match value.as_object() {
+            Some(object) => Ok(Some(Keys {
+                object,
+                file: self.file,
+                family: self.family.clone(),
+                prefix: format!("{}.", self.path(key)),
+            })),
+            None => Err(self.wrong(key, "an object")),
+        }
+    }
+
+    pub(super) fn activation(
+        &self,
+        key: &str,
+        default: Activation,
+    ) -> Result<Activation, ModelError> {
+        match self.has(key) {
+            false => Ok(default),
+            true => {
+                Activation::parse(&self.str(key)?).ok_or_else(|| self.wrong(key, Activation::NAMES))
+            }
+        }
+    }
+
+    /// The width of a head, if heads divide the width.
+    pub(super) fn head_dim(
+        &self,
+        width_key: &str,
+        width: usize,
+        heads_key: &str,
+        heads: usize,
+    ) -> Result<usize, ModelError> {
+        match width.checked_rem(heads) {
+            Some(0) => Ok(width / heads),
+            _ => Err(self.inconsistent(format!(
+                "{width_key} = {width} is not a multiple of {heads_key} = {heads}"
+            ))),
+        }
+    }
+}
+
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,78 @@
+//! Lazily initialized linear layers and embeddings, and the activations that configurations name.
+
+use burn::module::{Initializer, Param};
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Device, Tensor, activation};
+
+/// An activation function, as `hidden_act` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu`, `swish`.
+    Silu,
+    /// `gelu`: with the error function.
+    Gelu,
+    /// `gelu_new`, `gelu_pytorch_tanh`: the tanh approximation.
+    GeluTanh,
+    /// `relu`.
+    Relu,
+}
+
+impl Activation {
+    /// The names that [`Activation::parse`] knows.
+    pub const NAMES: &'static str = "one of silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu";
+
+    /// Reads a name of a configuration.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "silu" | "swish" => Self::Silu,
+            "gelu" => Self::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" => Self::GeluTanh,
+            "relu" => Self::Relu,
+            _ => return None,
+        })
+    }
+
+    /// The name that a configuration gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silu => "silu",
+            Self::Gelu => "gelu",
+            Self::GeluTanh => "gelu_new",
+            Self::Relu => "relu",
+        }
+    }
+
+    /// Applies it.
+    pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Silu => activation::silu(x),
+            Self::Gelu => activation::gelu(x),
+            Self::GeluTanh => activation::gelu_approximate(x),
+            Self::Relu => activation::relu(x),
+        }
+    }
+}
+
+/// A linear layer with normally distributed weights and a bias of zeros.
+pub(super) fn linear(input: usize, output: usize, bias: bool, std: f64, device: &Device) -> Linear {
+    Linear {
+        weight: normal([input, output], std, device),
+        bias: bias.then(|| Initializer::Zeros.init([output], device)),
+    }
+}
+
+/// An embedding with normally distributed rows.
+pub(super) fn embedding(rows: usize, width: usize, std: f64, device: &Device) -> Embedding {
+    Embedding {
+        weight: normal([rows, width], std, device),
+    }
+}
+
+fn normal(shape: [usize; 2], std: f64, device: &Device) -> Param<Tensor<2>> {
+    Initializer::Normal { mean: 0.0, std }.init(shape, device)
+}
+
+/// Logits with the rows of an embedding as output weights.
+pub(super) fn tied_logits(hidden: Tensor<3>, embedding: &Embedding) -> Tensor<3> {
+    burn::tensor::module::linear(hidden, embedding.weight.val().transpose(), None)
+}

@@ -1,0 +1,154 @@
+//! Models that need no directory: those of the comparisons, and a small one for training from scratch.
+
+use super::config::{Family, Gpt2Config, InterleavedConfig, LlamaConfig, ModelConfig};
+use super::error::ModelError;
+use super::layers::Activation;
+use super::mlp::Mlp;
+use super::rope::{RopeConfig, RopeScaling};
+use burn::tensor::Device;
+
+/// The names that [`named`] knows.
+pub const NAMES: [&str; 3] = ["llama", "gpt", "gpt-learned"];
+
+/// The comparisons' MLP, 1024 to 4096 to 1024.
+pub fn mlp(device: &Device) -> Mlp {
+    Mlp::new(1024, 4096, device)
+}
+
+/// The comparisons' Llama: 4 layers, width 512, 8 heads, vocabulary 8192, sequences of 256 (in batches of 4).
+pub fn llama() -> ModelConfig {
+    ModelConfig::Interleaved(InterleavedConfig {
+        dim: 512,
+        n_layers: 4,
+        n_heads: 8,
+        n_kv_heads: 8,
+        ffn: 1408,
+        vocab: 8192,
+        seq: 256,
+        eps: 1e-5,
+        theta: 10000.0,
+        initializer_range: 0.02,
+    })
+}
+
+/// How a [`SmallGpt`] is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GptStyle {
+    /// Rotary positions, RMS norms, SwiGLU, no biases: Llama's parts.
+    Rotary,
+    /// Learned positions, layer norms, GELU, biases: GPT-2's parts.
+    Learned,
+}
+
+/// A small decoder with norms before each part; what is saved of it is an ordinary Llama or GPT-2 directory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SmallGpt {
+    /// The parts.
+    pub style: GptStyle,
+    /// Rows of the embedding: characters, or pieces.
+    pub vocab: usize,
+    /// Width of the residual stream, a multiple of twice the heads.
+    pub width: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Heads.
+    pub heads: usize,
+    /// Key and value heads (of the rotary style).
+    pub kv_heads: usize,
+    /// Longest sequence.
+    pub seq: usize,
+    /// Whether the output weights are the embedding's.
+    pub tied: bool,
+}
+
+impl Default for SmallGpt {
+    fn default() -> Self {
+        Self {
+            style: GptStyle::Rotary,
+            vocab: 256,
+            width: 192,
+            layers: 6,
+            heads: 6,
+            kv_heads: 6,
+            seq: 256,
+            tied: false,
+        }
+    }
+}
+
+impl SmallGpt {
+    /// The configuration, or why the sizes do not fit together.
+    pub fn config(&self) -> Result<ModelConfig, ModelError> {
+        let Self { width, heads, .. } = *self;
+        if heads == 0 || width % (2 * heads) != 0 {
+            return Err(ModelError::Inconsistent {
+                file: "preset".into(),
+                problem: format!("width = {width} is not a multiple of twice heads = {heads}"),
+            });
+        }
+        let config = match self.style {
+            GptStyle::Rotary => ModelConfig::Llama(LlamaConfig {
+                family: Family::Llama,
+                vocab_size: self.vocab,
+                hidden_size: self.width,
+                // SwiGLU of 8/3 of the width, in whole 64s.
+                intermediate_size: (self.width * 8 / 3).next_multiple_of(64),
+                num_hidden_layers: self.layers,
+                num_attention_heads: self.heads,
+                num_key_value_heads: self.kv_heads,
+                head_dim: width / heads,
+                max_position_embeddings: self.seq,
+                rms_norm_eps: 1e-5,
+                rope: RopeConfig {
+                    theta: 10000.0,
+                    scaling: RopeScaling::Default,
+                },
+                tie_word_embeddings: self.tied,
+                qkv_bias: false,
+                output_bias: false,
+                mlp_bias: false,
+                qk_norm: false,
+                windows: vec![None; self.layers],
+                activation: Activation::Silu,
+                initializer_range: 0.02,
+                dropout: 0.0,
+            }),
+            GptStyle::Learned => ModelConfig::Gpt2(Gpt2Config {
+                vocab_size: self.vocab,
+                n_positions: self.seq,
+                n_embd: self.width,
+                n_layer: self.layers,
+                n_head: self.heads,
+                n_inner: 4 * self.width,
+                layer_norm_epsilon: 1e-5,
+                activation: Activation::GeluTanh,
+                scale_attn_weights: true,
+                scale_attn_by_inverse_layer_idx: false,
+                tie_word_embeddings: self.tied,
+                initializer_range: 0.02,
+                dropout: 0.0,
+            }),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// A preset by name: `llama` (the comparisons'), `gpt` and `gpt-learned` ([`SmallGpt`] with its default sizes).
+/// The comparisons' MLP takes no tokens and is made by [`mlp`].
+pub fn named(name: &str) -> Result<ModelConfig, ModelError> {
+    match name {
+        "llama" => Ok(llama()),
+        "gpt" => SmallGpt::default().config(),
+        "gpt-learned" => SmallGpt {
+            style: GptStyle::Learned,
+            tied: true,
+            ..SmallGpt::default()
+        }
+        .config(),
+        _ => Err(ModelError::UnknownPreset {
+            found: name.into(),
+            known: NAMES.to_vec(),
+        }),
+    }
+}

@@ -1,0 +1,271 @@
+//! A program as a dataflow graph on petgraph: nodes are operations, edges are uses.
+//!
+//! Nodes are added after their operands, so node order is a topological order, in every pass.
+
+use crate::mesh::Mesh;
+use crate::op::{InputKind, Op, Scalar};
+use crate::sharding::Type;
+use crate::subscripts::Subscripts;
+use crate::{MapFn, ReduceOp};
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
+use petgraph::Direction;
+use std::sync::Arc;
+
+/// One result of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Value {
+    /// The node.
+    pub node: NodeIndex,
+    /// Which of its results.
+    pub result: u32,
+}
+
+impl From<NodeIndex> for Value {
+    fn from(node: NodeIndex) -> Self {
+        Value { node, result: 0 }
+    }
+}
+
+/// An edge: which operand of the user is which result of the definer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Position among the user's operands.
+    pub operand: u32,
+    /// Which result of the source.
+    pub result: u32,
+}
+
+/// The part of a training step that a node belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum Phase {
+    #[default]
+    Forward,
+    Backward,
+    Optimizer,
+}
+
+impl Phase {
+    /// Every phase in order.
+    pub const ALL: [Phase; 3] = [Phase::Forward, Phase::Backward, Phase::Optimizer];
+
+    /// The phase of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Phase::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// The name used in the text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Phase::Forward => "forward",
+            Phase::Backward => "backward",
+            Phase::Optimizer => "optimizer",
+        }
+    }
+}
+
+/// Where a node comes from and why it exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The part of the step.
+    pub phase: Phase,
+    /// Path of the module that it belongs to; empty if unknown.
+    pub module: Arc<str>,
+    /// Why a pass put it there; empty for what the model itself says.
+    pub why: Arc<str>,
+}
+
+/// An operation with its result types and provenance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// The operation.
+    pub op: Op,
+    /// One type per result.
+    pub types: Vec<Type>,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// What a program output is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum OutputKind {
+    /// A named result of the forward pass.
+    Result(String),
+    /// The loss.
+    Loss,
+    /// The gradient of the parameter of that name.
+    Gradient(String),
+    /// The next value of the input (parameter or state) of that name.
+    Update(String),
+}
+
+/// A program output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// What it is.
+    pub kind: OutputKind,
+    /// The value.
+    pub value: Value,
+    /// Its shape as the model knows it.
+    pub layout: Vec<usize>,
+}
+
+/// A module region: the values that enter and leave it, in order. Styles place them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Region {
+    /// Module path.
+    pub path: String,
+    /// Tensor arguments.
+    pub arguments: Vec<Value>,
+    /// Tensor results.
+    pub results: Vec<Value>,
+}
+
+/// A program: one SPMD dataflow graph over a mesh.
+#[derive(Clone, Debug, Default)]
+pub struct Graph {
+    /// The mesh it runs on.
+    pub mesh: Mesh,
+    /// What leaves the program, in order.
+    pub outputs: Vec<Output>,
+    /// Known module regions.
+    pub regions: Vec<Region>,
+    dag: DiGraph<Node, Use>,
+}
+
+/// Equal node by node: the same operations in the same order with the same operands.
+impl PartialEq for Graph {
+    fn eq(&self, other: &Self) -> bool {
+        self.mesh == other.mesh
+            && self.outputs == other.outputs
+            && self.regions == other.regions
+            && self.len() == other.len()
+            && self.nodes().all(|n| self.node(n) == other.node(n) && self.operands(n) == other.operands(n))
+    }
+}
+
+impl Graph {
+    /// An empty program on a mesh.
+    pub fn new(mesh: Mesh) -> Self {
+        Graph { mesh, ..Graph::default() }
+    }
+
+    /// The underlying petgraph graph, for its algorithms.
+    pub fn dag(&self) -> &DiGraph<Node, Use> {
+        &self.dag
+    }
+
+    /// Number of nodes.
+    pub fn len(&self) -> usize {
+        self.dag.node_count()
+    }
+
+    /// Whether there are no nodes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds a node after its operands.
+    ///
+    /// # Panics
+    /// If an operand does not exist: a bug of the calling pass.
+    pub fn add(&mut self, op: Op, operands: &[Value], types: Vec<Type>, origin: Origin) -> NodeIndex {
+        let node = self.dag.add_node(Node { op, types, origin });
+        for (i, v) in operands.iter().enumerate() {
+            assert!(v.node < node, "operand of {node:?} does not exist yet");
+            self.dag.add_edge(v.node, node, Use { operand: i as u32, result: v.result });
+        }
+        node
+    }
+
+    /// Adds a node with one result.
+    pub fn push(&mut self, op: Op, operands: &[Value], ty: Type, origin: &Origin) -> Value {
+        self.add(op, operands, vec![ty], origin.clone()).into()
+    }
+
+    /// Every node in topological order.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeIndex> + use<> {
+        (0..self.dag.node_count()).map(NodeIndex::new)
+    }
+
+    /// A node.
+    pub fn node(&self, node: NodeIndex) -> &Node {
+        &self.dag[node]
+    }
+
+    /// A node, to change its provenance or types in place.
+    pub fn node_mut(&mut self, node: NodeIndex) -> &mut Node {
+        &mut self.dag[node]
+    }
+
+    /// The operation that defines a value.
+    pub fn op(&self, value: Value) -> &Op {
+        &self.dag[value.node].op
+    }
+
+    /// The type of a value.
+    pub fn ty(&self, value: Value) -> &Type {
+        &self.dag[value.node].types[value.result as usize]
+    }
+
+    /// The operands of a node in order.
+    pub fn operands(&self, node: NodeIndex) -> Vec<Value> {
+        // petgraph lists incoming edges latest first.
+        let mut operands: Vec<Value> = self
+            .dag
+            .edges_directed(node, Direction::Incoming)
+            .map(|e| Value { node: e.source(), result: e.weight().result })
+            .collect();
+        operands.reverse();
+        operands
+    }
+
+    /// Who uses the results of a node: the user and the edge.
+    pub fn users(&self, node: NodeIndex) -> impl Iterator<Item = (NodeIndex, Use)> + '_ {
+        self.dag.edges_directed(node, Direction::Outgoing).map(|e| (e.target(), *e.weight()))
+    }
+
+    /// The inputs in order: node, kind and name.
+    pub fn inputs(&self) -> impl Iterator<Item = (NodeIndex, InputKind, &str)> {
+        self.nodes().filter_map(|n| match &self.node(n).op {
+            Op::Input { kind, name, .. } => Some((n, *kind, name.as_str())),
+            _ => None,
+        })
+    }
+
+    /// The scalar that a value is filled with, if it is a constant of one value.
+    pub fn fill_of(&self, value: Value) -> Option<f64> {
+        match self.op(value) {
+            Op::Fill(s) => Some(s.as_f64()),
+            _ => None,
+        }
+    }
+
+    /// Adds a scalar constant.
+    pub fn scalar(&mut self, dtype: crate::DType, x: f64, origin: &Origin) -> Value {
+        self.push(Op::Fill(Scalar::of(dtype, x)), &[], Type::new(dtype, []), origin)
+    }
+
+    /// Adds an elementwise operation of operands that have the result's shape or none at all.
+    pub fn map(&mut self, f: MapFn, operands: &[Value], origin: &Origin) -> Value {
+        let rank = operands.iter().map(|&v| self.ty(v).rank()).max().unwrap_or(0);
+        let letters: Vec<u8> = (0..rank as u8).collect();
+        let rows: Vec<Vec<u8>> =
+            operands.iter().map(|&v| if self.ty(v).rank() == rank { letters.clone() } else { Vec::new() }).collect();
+        let wide = operands.iter().copied().find(|&v| self.ty(v).rank() == rank);
+        let shape = wide.map_or(Vec::new(), |v| self.ty(v).shape.clone());
+        let dtypes: Vec<_> = operands.iter().map(|&v| self.ty(v).dtype).collect();
+        let ty = Type::new(f.result_dtype(&dtypes), shape);
+        self.push(Op::Map { f, subs: Subscripts::new(&rows, &letters) }, operands, ty, origin)
+    }
+
+    /// Adds a reduction over some dimensions, which disappear.
+    pub fn reduce(&mut self, op: ReduceOp, operand: Value, dims: &[usize], origin: &Origin) -> Value {
+        let ty = self.ty(operand).clone();
+        let all: Vec<usize> = (0..ty.rank()).collect();
+        let kept: Vec<usize> = all.iter().copied().filter(|d| !dims.contains(d)).collect();
+        let shape: Vec<usize> = kept.iter().map(|&d| ty.shape[d]).collect();
+        self.push(Op::Reduce { op, subs: Subscripts::new(&[all], &kept) }, &[operand], Type::new(ty.dtype, shape), origin)
+    }
+}

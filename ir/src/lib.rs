@@ -1,0 +1,38 @@
+//! The intermediate representation of tpc: one dataflow graph whose every value has a home on a
+//! device mesh.
+//!
+//! | question | file |
+//! |---|---|
+//! | which element types exist | [`dtype`] |
+//! | what a mesh is, and a part of an axis | [`mesh`] |
+//! | how a value lies on the mesh, what each rank holds | [`sharding`] |
+//! | what `"ab,bc->ac"` means | [`subscripts`] |
+//! | which operations exist, and the shape of their results | [`op`] |
+//! | how operations form a program | [`graph`] |
+//! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
+//! | what makes a graph well formed | [`verify`] |
+//! | what a graph means | [`interpret`] |
+//! | which random numbers an element is made of | [`random`] |
+//! | what a rank executes | [`program`] |
+#![warn(missing_docs)]
+
+pub mod dtype;
+pub mod graph;
+pub mod interpret;
+pub mod json;
+pub mod mesh;
+pub mod op;
+pub mod parse;
+pub mod program;
+pub mod random;
+pub mod sharding;
+pub mod subscripts;
+pub mod text;
+pub mod verify;
+
+pub use dtype::DType;
+pub use graph::{Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
+pub use mesh::{AxisId, AxisSet, Mesh};
+pub use op::{InputKind, MapFn, Op, ReduceOp, Scalar};
+pub use sharding::{Partial, Sharding, Type};
+pub use subscripts::Subscripts;

@@ -1,0 +1,515 @@
+//! What one rank executes: a flat list of kernels and collectives over one planned arena.
+//!
+//! A rank program is made by `tpc-passes` (lower, fuse, schedule, plan memory) and executed by
+//! `tpc-runtime`; neither knows the other. Every size, stride and offset in it is a number: nothing
+//! is decided at run time.
+
+use crate::op::{Distribution, InputKind, MapFn, ReduceOp, Scalar};
+use crate::{DType, Mesh, OutputKind, Phase};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+/// Index into [`RankProgram::buffers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BufferId(pub u32);
+
+/// A piece of the arena. Buffers whose lives do not overlap may share bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Buffer {
+    /// First byte in the arena; a multiple of [`ALIGNMENT`].
+    pub offset: usize,
+    /// Size in bytes.
+    pub bytes: usize,
+    /// Whether the buffer keeps its contents between steps (parameters, state, constants).
+    pub persistent: bool,
+    /// What it holds, for reading plans.
+    pub label: Arc<str>,
+}
+
+/// Alignment of every buffer in bytes: one cache line, and enough for any vector unit.
+pub const ALIGNMENT: usize = 64;
+
+/// A strided view of a buffer. Strides and offset count elements of `dtype`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct View {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Offset of element `[0, 0, …]` from the start of the buffer, in elements.
+    pub offset: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// Local shape, in elements.
+    pub shape: Vec<usize>,
+    /// Distance between neighbours in each dimension, in elements; 0 repeats.
+    pub strides: Vec<isize>,
+}
+
+impl View {
+    /// A dense row-major view of a whole buffer.
+    pub fn dense(buffer: BufferId, dtype: DType, shape: Vec<usize>) -> Self {
+        let strides = dense_strides(&shape);
+        View { buffer, offset: 0, dtype, shape, strides }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the elements lie in row-major order without gaps.
+    pub fn is_dense(&self) -> bool {
+        let mut expected = 1;
+        for (&n, &s) in self.shape.iter().zip(&self.strides).rev() {
+            if n != 1 && s != expected {
+                return self.elements() == 0;
+            }
+            expected *= n as isize;
+        }
+        true
+    }
+}
+
+/// Row-major strides of a shape.
+pub fn dense_strides(shape: &[usize]) -> Vec<isize> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i] as isize;
+    }
+    strides
+}
+
+/// An instruction of a fused loop. It defines the register of its own index.
+///
+/// A register holds one value per iteration of the innermost dimension (a *row*), or one value for
+/// the whole row (*uniform*): loads with innermost stride 0, constants, reductions, and functions of
+/// uniform registers are uniform.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Instruction {
+    /// Elements of a view; `strides` has one entry per loop dimension (in elements, 0 repeats).
+    Load {
+        /// Buffer, element offset and element type; its own shape is not used.
+        view: View,
+        /// Element stride per loop dimension.
+        strides: Vec<isize>,
+    },
+    /// A constant.
+    Constant(Scalar, DType),
+    /// `index of loop dimension dim + offset`, as an integer of the given type.
+    Index {
+        /// The loop dimension.
+        dim: usize,
+        /// The global index of this rank's first element.
+        offset: usize,
+        /// Element type of the result.
+        dtype: DType,
+    },
+    /// Random elements: a function of seed, stream and the global element index
+    /// `Σ (index of dim + offset) · stride`.
+    Random {
+        /// The distribution.
+        distribution: Distribution,
+        /// The stream of this tensor.
+        stream: u64,
+        /// Register that holds the seed (uniform).
+        seed: usize,
+        /// `(loop dimension, global offset, global stride)`.
+        index: Vec<(usize, usize, usize)>,
+        /// Element type of the result.
+        dtype: DType,
+    },
+    /// A function of registers. `dtype` is the result's element type; arithmetic on bf16 and f16 is
+    /// done in f32 and rounded to the type.
+    Map {
+        /// The function.
+        f: MapFn,
+        /// Operand registers.
+        args: Vec<usize>,
+        /// Element type of the result.
+        dtype: DType,
+    },
+    /// Reduces a row to one uniform value. A uniform operand counts once per iteration of the row.
+    ReduceRow {
+        /// How elements combine.
+        op: ReduceOp,
+        /// Operand register.
+        arg: usize,
+        /// Element type of the result.
+        dtype: DType,
+    },
+    /// Writes a register. Defines nothing.
+    Store {
+        /// Buffer, element offset and element type of the target.
+        view: View,
+        /// Element stride per loop dimension. With innermost stride 0 the register must be uniform,
+        /// unless `accumulate` is set.
+        strides: Vec<isize>,
+        /// Register to write.
+        arg: usize,
+        /// Combine with what is there instead of overwriting. The loop first sets the target (all
+        /// elements that the loop addresses) to the reduction's identity.
+        accumulate: Option<ReduceOp>,
+    },
+}
+
+/// A fused loop nest: for every index of all dimensions but the last, the instructions run in order
+/// on a row of the last. A program with 0 dimensions runs once on a row of one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loop {
+    /// Sizes, outermost first; the last is the row.
+    pub dims: Vec<usize>,
+    /// The instructions.
+    pub body: Vec<Instruction>,
+}
+
+/// One loop of a contraction: its size and the stride it has in each operand, in elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContractDim {
+    /// Size.
+    pub size: usize,
+    /// Stride in the left operand.
+    pub left: isize,
+    /// Stride in the right operand.
+    pub right: isize,
+    /// Stride in the result.
+    pub out: isize,
+}
+
+/// A matrix product with any number of batch, row, column and summed dimensions:
+/// `out[batch, m, n] = Σ_k left[batch, m, k] · right[batch, k, n]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contract {
+    /// Left operand.
+    pub left: View,
+    /// Right operand.
+    pub right: View,
+    /// Result.
+    pub out: View,
+    /// Dimensions that all three have.
+    pub batch: Vec<ContractDim>,
+    /// Dimensions of the left operand and the result.
+    pub m: Vec<ContractDim>,
+    /// Dimensions of the right operand and the result.
+    pub n: Vec<ContractDim>,
+    /// Dimensions of both operands and not of the result.
+    pub k: Vec<ContractDim>,
+    /// Multiplies the product.
+    pub scale: f64,
+}
+
+/// What a collective does. Buffers are dense; lists have one entry per rank of the group.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CollectiveKind {
+    /// Element by element over the group. `from` and `to` may be the same buffer.
+    AllReduce(ReduceOp),
+    /// `[outer, lens[r], inner]` of every rank r become `[outer, Σ lens, inner]`.
+    AllGather {
+        /// Product of the dimensions before the gathered one.
+        outer: usize,
+        /// Length that each rank contributes.
+        lens: Vec<usize>,
+        /// Product of the dimensions behind.
+        inner: usize,
+    },
+    /// `[outer, Σ lens, inner]` of all ranks are combined; rank r keeps `[outer, lens[r], inner]`.
+    ReduceScatter {
+        /// How terms combine.
+        op: ReduceOp,
+        /// Product of the dimensions before the scattered one.
+        outer: usize,
+        /// Length that each rank keeps.
+        lens: Vec<usize>,
+        /// Product of the dimensions behind.
+        inner: usize,
+    },
+    /// The local `shape` is cut along `cut` in pieces of `cut_lens[r]` for rank r; the pieces that
+    /// arrive are joined along `join`, `join_lens[r]` from rank r.
+    AllToAll {
+        /// Local shape before.
+        shape: Vec<usize>,
+        /// Dimension that is cut.
+        cut: usize,
+        /// Dimension that is joined.
+        join: usize,
+        /// Pieces of the cut dimension, one per rank.
+        cut_lens: Vec<usize>,
+        /// Pieces of the joined dimension, one per rank; this rank's own is `shape[join]`.
+        join_lens: Vec<usize>,
+    },
+}
+
+/// A collective over one group of ranks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collective {
+    /// What it does.
+    pub kind: CollectiveKind,
+    /// The ranks of the group in order.
+    pub group: Vec<usize>,
+    /// Position of this rank in the group.
+    pub position: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// What this rank contributes. Dense.
+    pub from: View,
+    /// What this rank receives. Dense.
+    pub to: View,
+    /// Equal on all ranks of the group: identifies the collective in the program.
+    pub tag: u32,
+    /// Name of the axes, `tp` or `dp,tp`.
+    pub axes: Arc<str>,
+    /// Part of the step.
+    pub phase: Phase,
+    /// Bytes of the whole value (the larger side).
+    pub full_bytes: usize,
+    /// The plan line and reason, for error messages.
+    pub why: Arc<str>,
+}
+
+impl Collective {
+    /// The mnemonic, `all_reduce` for example.
+    pub fn name(&self) -> &'static str {
+        match self.kind {
+            CollectiveKind::AllReduce(_) => "all_reduce",
+            CollectiveKind::AllGather { .. } => "all_gather",
+            CollectiveKind::ReduceScatter { .. } => "reduce_scatter",
+            CollectiveKind::AllToAll { .. } => "all_to_all",
+        }
+    }
+
+    /// Bytes that each rank sends under the ring algorithm: `2(n−1)/n` of the value for an
+    /// all-reduce, `(n−1)/n` for the others (Thakur et al., "Optimization of collective
+    /// communication operations in MPICH").
+    pub fn wire_bytes(&self) -> f64 {
+        wire_bytes(self.name(), self.full_bytes, self.group.len())
+    }
+}
+
+/// Bytes sent per rank by the ring algorithm; `full_bytes` is the size of the whole value, for an
+/// all-to-all of one rank's part.
+pub fn wire_bytes(name: &str, full_bytes: usize, ranks: usize) -> f64 {
+    let share = full_bytes as f64 * (ranks as f64 - 1.0) / ranks as f64;
+    if name == "all_reduce" { 2.0 * share } else { share }
+}
+
+/// One entry of the flat list that a rank executes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action {
+    /// A fused loop nest.
+    Loop(Loop),
+    /// A matrix product.
+    Contract(Contract),
+    /// `out[t, h…] = table[index[t] − first_row, h…]`, or 0 where the row is not in the table's
+    /// local chunk. `table` is `[rows, width]`, `index` `[count]`, `out` `[count, width]`.
+    Take {
+        /// Local rows.
+        table: View,
+        /// Global row numbers.
+        index: View,
+        /// Result.
+        out: View,
+        /// Global number of the first local row.
+        first_row: usize,
+    },
+    /// `out = 0; out[index[t] − first_row, h…] += update[t, h…]`, skipping rows of other ranks.
+    ScatterAdd {
+        /// Global row numbers.
+        index: View,
+        /// Updates, `[count, width]`.
+        update: View,
+        /// Result, `[rows, width]`.
+        out: View,
+        /// Global number of the first local row.
+        first_row: usize,
+    },
+    /// Copies elements between views of one shape.
+    Copy {
+        /// Source.
+        from: View,
+        /// Target.
+        to: View,
+    },
+    /// Inclusive prefix sums of `[outer, n, inner]`.
+    CumSum {
+        /// Source.
+        from: View,
+        /// Target.
+        to: View,
+        /// Dimension.
+        dim: usize,
+    },
+    /// The k largest of every row and their indices.
+    TopK {
+        /// Source, `[rows, n]`.
+        from: View,
+        /// Values, `[rows, k]`.
+        values: View,
+        /// Indices, `[rows, k]`.
+        indices: View,
+    },
+    /// Starts a collective: its operands must not be touched until the wait.
+    Start(Box<Collective>),
+    /// Waits for the collective of that tag.
+    Wait {
+        /// The collective's tag.
+        tag: u32,
+    },
+}
+
+/// An action with its provenance.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// What to do.
+    pub action: Action,
+    /// Part of the training step.
+    pub phase: Phase,
+    /// Short name for traces and plans: `einsum`, `loop rms_norm`, …
+    pub label: Arc<str>,
+}
+
+/// The box of a global tensor that a rank holds in a buffer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Binding {
+    /// Where it lies. Dense.
+    pub view: View,
+    /// Global shape (factored).
+    pub global: Vec<usize>,
+    /// First global index of every dimension.
+    pub start: Vec<usize>,
+    /// Shape as the model knows it: the same row-major elements as `global`.
+    pub layout: Vec<usize>,
+}
+
+/// A program input and where it goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputBinding {
+    /// Unique name.
+    pub name: String,
+    /// What it is.
+    pub kind: InputKind,
+    /// This rank's box.
+    pub binding: Binding,
+}
+
+/// A program output and where it is found after a step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputBinding {
+    /// What it is.
+    pub kind: OutputKind,
+    /// This rank's box.
+    pub binding: Binding,
+}
+
+/// The program of one rank.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RankProgram {
+    /// The mesh.
+    pub mesh: Mesh,
+    /// This rank.
+    pub rank: usize,
+    /// Pieces of the arena.
+    pub buffers: Vec<Buffer>,
+    /// Size of the arena in bytes: this rank's exact peak memory.
+    pub arena_bytes: usize,
+    /// What is fed in. `Update` outputs of the same name share the input's buffer after a step.
+    pub inputs: Vec<InputBinding>,
+    /// What comes out.
+    pub outputs: Vec<OutputBinding>,
+    /// What is executed, in order.
+    pub steps: Vec<Step>,
+}
+
+impl RankProgram {
+    /// Every collective in program order.
+    pub fn collectives(&self) -> impl Iterator<Item = &Collective> {
+        self.steps.iter().filter_map(|s| match &s.action {
+            Action::Start(c) => Some(&**c),
+            _ => None,
+        })
+    }
+
+    /// The `scheduled` text form: buffers, then one action per line with fused bodies indented.
+    pub fn to_text(&self) -> String {
+        let mut out = format!("{} rank {} arena {} bytes\n", self.mesh, self.rank, self.arena_bytes);
+        for (i, b) in self.buffers.iter().enumerate() {
+            let kind = if b.persistent { "keep" } else { "temp" };
+            let _ = writeln!(out, "b{i} {kind} [{}..{}] {}", b.offset, b.offset + b.bytes, b.label);
+        }
+        for step in &self.steps {
+            let _ = write!(out, "{} {}: ", step.phase.name(), step.label);
+            out.push_str(&action_text(&step.action));
+        }
+        out
+    }
+}
+
+fn view_text(v: &View) -> String {
+    let dense = if v.is_dense() { String::new() } else { format!(" strides {:?}", v.strides) };
+    let offset = if v.offset == 0 { String::new() } else { format!("+{}", v.offset) };
+    format!("b{}{offset} {}{:?}{dense}", v.buffer.0, v.dtype, v.shape)
+}
+
+fn action_text(action: &Action) -> String {
+    match action {
+        Action::Loop(l) => {
+            let mut s = format!("loop {:?}\n", l.dims);
+            for (i, ins) in l.body.iter().enumerate() {
+                let _ = writeln!(s, "    {}", instruction_text(i, ins));
+            }
+            s
+        }
+        Action::Contract(c) => {
+            let sizes = |d: &[ContractDim]| d.iter().map(|d| d.size).collect::<Vec<_>>();
+            format!(
+                "contract {} · {} -> {} batch {:?} m {:?} n {:?} k {:?}\n",
+                view_text(&c.left),
+                view_text(&c.right),
+                view_text(&c.out),
+                sizes(&c.batch),
+                sizes(&c.m),
+                sizes(&c.n),
+                sizes(&c.k)
+            )
+        }
+        Action::Take { table, index, out, first_row } => {
+            format!("take {} [{}] first {first_row} -> {}\n", view_text(table), view_text(index), view_text(out))
+        }
+        Action::ScatterAdd { index, update, out, first_row } => {
+            format!("scatter_add [{}] {} first {first_row} -> {}\n", view_text(index), view_text(update), view_text(out))
+        }
+        Action::Copy { from, to } => format!("copy {} -> {}\n", view_text(from), view_text(to)),
+        Action::CumSum { from, to, dim } => format!("cumsum dim={dim} {} -> {}\n", view_text(from), view_text(to)),
+        Action::TopK { from, values, indices } => {
+            format!("top_k {} -> {}, {}\n", view_text(from), view_text(values), view_text(indices))
+        }
+        Action::Start(c) => format!(
+            "start #{} {} {} {:?} {} -> {}  ; {} bytes  why: {}\n",
+            c.tag,
+            c.name(),
+            c.axes,
+            c.group,
+            view_text(&c.from),
+            view_text(&c.to),
+            c.full_bytes,
+            c.why
+        ),
+        Action::Wait { tag } => format!("wait #{tag}\n"),
+    }
+}
+
+fn instruction_text(i: usize, ins: &Instruction) -> String {
+    let at = |v: &View, strides: &[isize]| format!("b{}+{} {} {strides:?}", v.buffer.0, v.offset, v.dtype);
+    match ins {
+        Instruction::Load { view, strides } => format!("r{i} = load {}", at(view, strides)),
+        Instruction::Constant(s, d) => format!("r{i} = {d} {s}"),
+        Instruction::Index { dim, offset, dtype } => format!("r{i} = {dtype} index {dim} + {offset}"),
+        Instruction::Random { stream, seed, dtype, .. } => format!("r{i} = {dtype} random stream {stream} seed r{seed}"),
+        Instruction::Map { f, args, dtype } => {
+            let args: Vec<_> = args.iter().map(|a| format!("r{a}")).collect();
+            format!("r{i} = {dtype} {} {}", f.name(), args.join(", "))
+        }
+        Instruction::ReduceRow { op, arg, dtype } => format!("r{i} = {dtype} reduce_row {} r{arg}", op.name()),
+        Instruction::Store { view, strides, arg, accumulate } => {
+            let mode = accumulate.map_or(String::new(), |op| format!(" accumulate {}", op.name()));
+            format!("store r{arg} -> {}{mode}", at(view, strides))
+        }
+    }
+}

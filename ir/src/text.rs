@@ -1,0 +1,174 @@
+//! The text form: one operation per line, types always shown.
+//!
+//! ```text
+//! mesh <dp=2, tp=4>
+//! %0 = input parameter "mlp.w"                 : f32[512, 4, 128@tp] layout [512, 512]  ; in mlp
+//! %1 = input data "x"                          : f32[8@dp, 512]
+//! %2 = einsum "ab,bcd->acd" %1, %0             : f32[8@dp, 4, 128@tp]  ; forward in mlp why: column-wise
+//! %3 = mul %2, f32:0.5                         : f32[8@dp, 4, 128@tp]  ; forward in mlp
+//! region "mlp" (%1) -> (%3)
+//! output result "y" %3 layout [8, 512]
+//! ```
+//!
+//! A line is `%number = operation attributes operands : types ; phase in module why: reason`.
+//! An elementwise operation whose operands all have the result's letters or none at all shows no
+//! subscripts. Scalar constants (a `fill` of rank 0) have no line: they stand where they are used,
+//! as `f32:0.5`, and have no provenance. `%3.1` is the second result of `%3`. [`crate::parse`]
+//! reads all of it back.
+
+use crate::graph::{Graph, Node, OutputKind, Phase, Value};
+use crate::mesh::{AxisId, Mesh};
+use crate::op::{Distribution, Op};
+use crate::sharding::axes_text;
+use crate::subscripts::Subscripts;
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// Column of the types, so that they stand below each other; longer lines push theirs to the right.
+const TYPE_COLUMN: usize = 44;
+
+/// Prints a graph. `parse` reads it back.
+pub fn print(graph: &Graph) -> String {
+    let mut out = format!("{}\n", graph.mesh);
+    let names = number(graph);
+    for node in graph.nodes() {
+        if !is_inline(graph, node) {
+            let _ = writeln!(out, "{}", line(graph, node, &names));
+        }
+    }
+    let list = |values: &[Value]| values.iter().map(|&v| value_text(graph, v, &names)).collect::<Vec<_>>().join(", ");
+    for region in &graph.regions {
+        let _ = writeln!(out, "region {:?} ({}) -> ({})", region.path, list(&region.arguments), list(&region.results));
+    }
+    for output in &graph.outputs {
+        let _ = writeln!(
+            out,
+            "output {} {}{}",
+            output_name(&output.kind),
+            value_text(graph, output.value, &names),
+            layout_text(&output.layout, &graph.ty(output.value).shape)
+        );
+    }
+    out
+}
+
+/// Number of every node that stands on a line of its own.
+pub fn number(graph: &Graph) -> HashMap<NodeIndex, usize> {
+    graph.nodes().filter(|&n| !is_inline(graph, n)).enumerate().map(|(i, n)| (n, i)).collect()
+}
+
+/// Scalar constants are printed where they are used.
+pub fn is_inline(graph: &Graph, node: NodeIndex) -> bool {
+    let n = graph.node(node);
+    matches!(n.op, Op::Fill(_)) && n.types.len() == 1 && n.types[0].rank() == 0 && n.types[0].sharding.is_replicated()
+}
+
+/// One line of the text form.
+pub fn line(graph: &Graph, node: NodeIndex, names: &HashMap<NodeIndex, usize>) -> String {
+    let n = graph.node(node);
+    let operands = graph.operands(node);
+    let mut text = match names.get(&node) {
+        Some(i) => format!("%{i} = "),
+        None => String::new(),
+    };
+    let ranks: Vec<usize> = operands.iter().map(|&v| graph.ty(v).rank()).collect();
+    text.push_str(&match &n.op {
+        Op::Map { f, subs } if Subscripts::implied(&ranks, subs.result.len()).as_ref() == Some(subs) => f.name(),
+        _ => operation(n, &graph.mesh),
+    });
+    for (i, v) in operands.into_iter().enumerate() {
+        text.push_str(if i == 0 { " " } else { ", " });
+        text.push_str(&value_text(graph, v, names));
+    }
+    let types: Vec<_> = n.types.iter().map(|t| t.display(&graph.mesh)).collect();
+    let mut text = format!("{text:<TYPE_COLUMN$} : {}", types.join(", "));
+    if let Op::Input { layout, .. } = &n.op {
+        text.push_str(&layout_text(layout, n.types.first().map_or(&[], |t| &t.shape)));
+    }
+    let note = note(n);
+    if !note.is_empty() {
+        let _ = write!(text, "  ; {note}");
+    }
+    text
+}
+
+/// Phase, module and reason, behind the semicolon.
+fn note(node: &Node) -> String {
+    let mut parts = Vec::new();
+    if !matches!(node.op, Op::Input { .. }) || node.origin.phase != Phase::Forward {
+        parts.push(node.origin.phase.name().to_string());
+    }
+    let (module, why) = (&*node.origin.module, &*node.origin.why);
+    if !module.is_empty() {
+        parts.push(format!("in {}", bare(module, module.contains(char::is_whitespace))));
+    }
+    if !why.is_empty() {
+        parts.push(format!("why: {}", bare(why, why.trim() != why)));
+    }
+    parts.join(" ")
+}
+
+/// A text as it is, or quoted where the parser would misread it.
+fn bare(text: &str, misread: bool) -> String {
+    if misread || text.starts_with('"') || text.contains(char::is_control) { format!("{text:?}") } else { text.into() }
+}
+
+/// ` layout [64, 64]` when the model's own shape differs from the type's.
+fn layout_text(layout: &[usize], shape: &[usize]) -> String {
+    if layout == shape { String::new() } else { format!(" layout {layout:?}") }
+}
+
+/// How a value is written where it is used: `%3`, `%3.1` or `f32:0.5`.
+pub fn value_text(graph: &Graph, value: Value, names: &HashMap<NodeIndex, usize>) -> String {
+    match (names.get(&value.node), &graph.node(value.node).op) {
+        (Some(i), _) if graph.node(value.node).types.len() > 1 => format!("%{i}.{}", value.result),
+        (Some(i), _) => format!("%{i}"),
+        (None, Op::Fill(s)) => format!("{}:{s}", graph.ty(value).dtype),
+        (None, _) => format!("%?{}", value.node.index()),
+    }
+}
+
+/// Axis list without the `@`.
+fn axes(list: &[AxisId], mesh: &Mesh) -> String {
+    if list.is_empty() { "()".into() } else { axes_text(list, mesh).trim_start_matches('@').to_string() }
+}
+
+/// Mnemonic and attributes.
+pub fn operation(node: &Node, mesh: &Mesh) -> String {
+    let name = node.op.name();
+    match &node.op {
+        Op::Input { kind, name: input, .. } => format!("{name} {} {input:?}", kind.name()),
+        Op::Fill(s) => format!("{name} {s}"),
+        Op::Random { distribution, stream } => match distribution {
+            Distribution::Bernoulli(p) => format!("{name} bernoulli({p}) stream={stream}"),
+            Distribution::Uniform(a, b) => format!("{name} uniform({a}, {b}) stream={stream}"),
+            Distribution::Normal(a, b) => format!("{name} normal({a}, {b}) stream={stream}"),
+        },
+        Op::Map { subs, .. } if subs.is_elementwise() => name,
+        Op::Map { subs, .. } | Op::Einsum { subs } | Op::Reduce { subs, .. } => format!("{name} \"{subs}\""),
+        Op::Slice { dim, start, step } => format!("{name} dim={dim} start={start} step={step}"),
+        Op::Index { dim, index } => format!("{name} dim={dim} index={index}"),
+        Op::Concat { dim } | Op::CumSum { dim } => format!("{name} dim={dim}"),
+        Op::Pad { dim, low, value } => format!("{name} dim={dim} low={low} value={value}"),
+        Op::AllReduce { op, axes: a } | Op::ToPartial { op, axes: a } => {
+            format!("{name} {} {}", axes(&a.iter().collect::<Vec<_>>(), mesh), op.name())
+        }
+        Op::AllGather { dim, axes: a } | Op::ShardSlice { dim, axes: a } => {
+            format!("{name} {} dim={dim}", axes(a, mesh))
+        }
+        Op::ReduceScatter { op, dim, axes: a } => format!("{name} {} {} dim={dim}", axes(a, mesh), op.name()),
+        Op::AllToAll { from, to, axes: a } => format!("{name} {} from={from} to={to}", axes(a, mesh)),
+        Op::Iota | Op::Reshape | Op::Take | Op::ScatterAdd | Op::TopK => name,
+    }
+}
+
+/// What an output is, as the text form says it: `update "w"`.
+pub fn output_name(kind: &OutputKind) -> String {
+    match kind {
+        OutputKind::Result(name) => format!("result {name:?}"),
+        OutputKind::Loss => "loss".into(),
+        OutputKind::Gradient(name) => format!("gradient {name:?}"),
+        OutputKind::Update(name) => format!("update {name:?}"),
+    }
+}

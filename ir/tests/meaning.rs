@@ -1,0 +1,199 @@
+//! What single operations mean, by hand; that a wrong placement is seen; that the reference is fast
+//! enough to compare models with.
+
+use std::collections::HashMap;
+use std::time::Instant;
+use tpc_ir::interpret::{InterpretError, Options, Tensor, interpret, simulate};
+use tpc_ir::{DType, Graph, parse};
+
+fn graph(text: &str) -> Graph {
+    parse::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+/// The outputs of a graph, logically and placed, which must agree.
+fn outputs(text: &str, inputs: &[(&str, Tensor)]) -> Vec<Vec<f64>> {
+    let inputs: HashMap<String, Tensor> = inputs.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+    let logical = interpret(&graph(text), &inputs, &Options::default()).unwrap();
+    let placed = simulate(&graph(text), &inputs, &Options::default()).unwrap();
+    let bits = |ts: &[Tensor]| ts.iter().flat_map(|t| t.data.iter().map(|x| x.to_bits())).collect::<Vec<_>>();
+    assert_eq!(bits(&logical), bits(&placed), "{text}");
+    logical.into_iter().map(|t| t.data).collect()
+}
+
+fn f32s(shape: &[usize], data: &[f64]) -> Tensor {
+    Tensor::new(DType::F32, shape, data.to_vec())
+}
+
+#[test]
+fn operations_by_hand() {
+    let x = f32s(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    let i = Tensor::new(DType::I64, [4], vec![1.0, -1.0, 0.0, 2.0]);
+    for (operation, result) in [
+        ("mul %0, f32:2.0 : f32[2, 3]", vec![2.0, 4.0, 6.0, 8.0, 10.0, 12.0]),
+        ("neg \"ab->ba\" %0 : f32[3, 2]", vec![-1.0, -4.0, -2.0, -5.0, -3.0, -6.0]),
+        ("identity \"ab->acb\" %0 : f32[2, 2, 3]", vec![1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 4.0, 5.0, 6.0]),
+        ("add %0, %0, %0 : f32[2, 3]", vec![3.0, 6.0, 9.0, 12.0, 15.0, 18.0]),
+        ("einsum \"ab,cb->ac\" %0, %0 : f32[2, 2]", vec![14.0, 32.0, 32.0, 77.0]),
+        ("einsum \"ab,ac->bc\" %0, %0 : f32[3, 3]", vec![17.0, 22.0, 27.0, 22.0, 29.0, 36.0, 27.0, 36.0, 45.0]),
+        ("einsum \"ab,cd->ca\" %0, %0 : f32[2, 2]", vec![36.0, 90.0, 90.0, 225.0]),
+        ("reduce_sum \"ab->b\" %0 : f32[3]", vec![5.0, 7.0, 9.0]),
+        ("reduce_max \"ab->a\" %0 : f32[2]", vec![3.0, 6.0]),
+        ("reduce_prod \"ab->\" %0 : f32[]", vec![720.0]),
+        ("reshape %0 : f32[3, 2]", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        ("slice dim=1 start=0 step=2 %0 : f32[2, 2]", vec![1.0, 3.0, 4.0, 6.0]),
+        ("index dim=1 index=1 %0 : f32[2]", vec![2.0, 5.0]),
+        ("concat dim=1 %0, %0 : f32[2, 6]", vec![1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 4.0, 5.0, 6.0]),
+        ("pad dim=0 low=1 value=9.0 %0 : f32[4, 3]", vec![9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 9.0, 9.0, 9.0]),
+        ("cumsum dim=0 %0 : f32[2, 3]", vec![1.0, 2.0, 3.0, 5.0, 7.0, 9.0]),
+        ("cumsum dim=1 %0 : f32[2, 3]", vec![1.0, 3.0, 6.0, 4.0, 9.0, 15.0]),
+        ("iota : i64[3]", vec![0.0, 1.0, 2.0]),
+        // Rows that do not exist read as zeros and take no updates.
+        ("take %0, %1 : f32[4, 3]", vec![4.0, 5.0, 6.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0]),
+        ("scatter_add %1, %1 : i64[2]", vec![0.0, 1.0]),
+        ("cast.i32 %0 : i32[2, 3]", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        ("div %0, f32:3.0 : f32[2, 3]", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|x: f64| f64::from(x as f32 / 3.0)).to_vec()),
+    ] {
+        let text = format!("mesh <>\n%0 = input data \"x\" : f32[2, 3]\n%1 = input data \"i\" : i64[4]\n%2 = {operation}\noutput loss %2");
+        assert_eq!(outputs(&text, &[("x", x.clone()), ("i", i.clone())]), [result], "{operation}");
+    }
+    let nan = f64::NAN;
+    let text = "mesh <>\n%0 = input data \"x\" : f32[6]\n%1 = top_k %0 : f32[4], i64[4]\noutput result \"v\" %1.0\noutput result \"i\" %1.1";
+    let out = outputs(text, &[("x", f32s(&[6], &[2.0, 7.0, 2.0, nan, -1.0, 7.0]))]);
+    assert!(out[0][0].is_nan() && out[0][1..] == [7.0, 7.0, 2.0]);
+    assert_eq!(out[1], [3.0, 1.0, 5.0, 0.0]);
+}
+
+#[test]
+fn uneven_and_empty_chunks_are_right() {
+    // 5 columns over 4 ranks are 2, 2, 1, 0; a row-wise product leaves a sum over them.
+    let text = "mesh <tp=4>
+%0 = input data \"x\" : f32[2, 5@tp]
+%1 = input parameter \"w\" : f32[5@tp, 3]
+%2 = einsum \"ab,bc->ac\" %0, %1 : f32[2, 3] +sum@tp
+%3 = reduce_scatter tp sum dim=1 %2 : f32[2, 3@tp]
+%4 = all_to_all tp from=1 to=0 %3 : f32[2@tp, 3]
+%5 = reduce_max \"ab->b\" %4 : f32[3] +max@tp
+output result \"partial sum\" %2
+output result \"sharded\" %3
+output result \"moved\" %4
+output result \"partial max\" %5";
+    let (x, w) = (Tensor::from_fn(DType::F32, [2, 5], |i| i as f64), Tensor::from_fn(DType::F32, [5, 3], |i| i as f64 - 7.0));
+    let y = vec![20.0, 30.0, 40.0, -5.0, 30.0, 65.0];
+    assert_eq!(outputs(text, &[("x", x), ("w", w)]), [y.clone(), y.clone(), y, vec![20.0, 30.0, 65.0]]);
+}
+
+#[test]
+fn random_values_do_not_depend_on_the_placement() {
+    let text = |dims: &str| {
+        format!("mesh <a=2, b=3>\n%0 = random normal(0.0, 1.0) stream=5 i64:-3 : f32[{dims}]\noutput loss %0")
+    };
+    let whole = outputs(&text("5, 7"), &[]);
+    for dims in ["5@a, 7@b", "5@(b,a), 7", "5, 7@(a,b)"] {
+        assert_eq!(outputs(&text(dims), &[]), whole, "{dims}");
+    }
+    assert_ne!(whole, outputs(&text("5, 7").replace("stream=5", "stream=6"), &[]));
+}
+
+#[test]
+fn layouts_and_factors_are_the_same_elements() {
+    let text = "mesh <tp=2>
+%0 = input parameter \"w\" : f32[2, 3@tp] layout [6]
+output update \"w\" %0 layout [6]";
+    let flat = Tensor::from_fn(DType::F32, [6], |i| i as f64);
+    let factored = Tensor { shape: vec![2, 3], ..flat.clone() };
+    for given in [flat.clone(), factored] {
+        let inputs = [("w".to_string(), given)].into();
+        assert_eq!(simulate(&graph(text), &inputs, &Options::default()).unwrap()[..], *std::slice::from_ref(&flat));
+    }
+}
+
+#[test]
+fn exact_precision_keeps_f64_and_rounded_does_not() {
+    let text = "mesh <>\n%0 = input data \"x\" : f32[1]\n%1 = div %0, f32:3.0 : f32[1]\n%2 = cast.bf16 %1 : bf16[1]\noutput loss %1\noutput result \"b\" %2";
+    let inputs = [("x".to_string(), f32s(&[1], &[1.0]))].into();
+    let run = |options| interpret(&graph(text), &inputs, &options).unwrap().iter().map(|t| t.data[0]).collect::<Vec<_>>();
+    assert_eq!(run(Options::exact()), [1.0 / 3.0, DType::BF16.round(1.0 / 3.0)]);
+    assert_eq!(run(Options::default()), [f64::from(1.0f32 / 3.0), DType::BF16.round(1.0 / 3.0)]);
+}
+
+/// The error of simulating a text with `x` = 0, 1, 2, … of shape `[4, 4]`.
+fn simulate_error(body: &str) -> InterpretError {
+    let text = format!("mesh <tp=2>\n{body}");
+    let inputs = [("x".to_string(), Tensor::from_fn(DType::F32, [4, 4], |i| i as f64))].into();
+    interpret(&graph(&text), &inputs, &Options::default()).unwrap();
+    simulate(&graph(&text), &inputs, &Options::default()).unwrap_err()
+}
+
+#[test]
+fn wrong_placements_are_seen() {
+    for (body, error) in [
+        // Each rank sums its own rows and claims to hold the whole sum.
+        (
+            "%0 = input data \"x\" : f32[4@tp, 4]\n%1 = reduce_sum \"ab->b\" %0 : f32[4]\noutput loss %1",
+            "output Loss differs between ranks at [0]: rank 1 holds 20, an earlier rank 4",
+        ),
+        (
+            "%0 = input data \"x\" : f32[4@tp, 4]\n%1 = exp %0 : f32[4, 4]\noutput loss %1",
+            "node 1 (exp) on rank 0: local shapes [[2, 4], [4, 4]] (the result's last) do not fit \"ab->ab\"",
+        ),
+        (
+            "%0 = input data \"x\" : f32[4@tp, 4]\n%1 = slice dim=0 start=0 step=2 %0 : f32[2@tp, 4]\noutput loss %1",
+            "node 1 (slice) on rank 0: dimension 0 is cut, prefixed or sorted, so every rank must hold it whole",
+        ),
+        (
+            "%0 = input data \"x\" : f32[4, 4@tp]\n%1 = index dim=1 index=3 %0 : f32[4]\noutput loss %1",
+            "node 1 (index) on rank 0: dimension 1 is cut, prefixed or sorted, so every rank must hold it whole",
+        ),
+        (
+            "%0 = input data \"x\" : f32[4@tp, 4]\n%1 = cumsum dim=0 %0 : f32[4@tp, 4]\noutput loss %1",
+            "node 1 (cumsum) on rank 0: dimension 0 is cut, prefixed or sorted, so every rank must hold it whole",
+        ),
+        (
+            "%0 = input data \"x\" : f32[4, 4@tp]\n%1 = top_k %0 : f32[4, 1], i64[4, 1]\noutput loss %1.0",
+            "node 1 (top_k) on rank 0: dimension 1 is cut, prefixed or sorted, so every rank must hold it whole",
+        ),
+        (
+            "%0 = input data \"x\" : f32[4, 4@tp]\n%1 = reshape %0 : f32[16]\noutput loss %1",
+            "node 1 (reshape) on rank 0: gives the local shape [4, 2], but the result's type says [16]",
+        ),
+    ] {
+        assert_eq!(simulate_error(body).to_string(), error, "{body}");
+    }
+    // Wrong numbers and right shapes: only the comparison of the two meanings shows it.
+    let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[2, 4@tp]\n%1 = reshape %0 : f32[8@tp]\noutput loss %1";
+    let inputs = [("x".to_string(), Tensor::from_fn(DType::F32, [2, 4], |i| i as f64))].into();
+    let options = Options::default();
+    assert_ne!(interpret(&graph(text), &inputs, &options), simulate(&graph(text), &inputs, &options));
+}
+
+#[test]
+fn bad_inputs_are_errors() {
+    let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[2, 2@tp]\noutput loss %0";
+    let run = |inputs: HashMap<String, Tensor>| simulate(&graph(text), &inputs, &Options::default()).unwrap_err().to_string();
+    assert_eq!(run(HashMap::new()), "input \"x\" was not given");
+    let five = Tensor::from_fn(DType::F32, [5], |_| 0.0);
+    assert_eq!(
+        run([("x".to_string(), five)].into()),
+        "input \"x\" is f32[5] of 5 elements, expected f32[2, 2] (or any shape of its row-major elements)"
+    );
+    let ints = Tensor::from_fn(DType::I64, [2, 2], |_| 0.0);
+    assert!(run([("x".to_string(), ints)].into()).contains("i64"));
+    let bad = graph("mesh <>\n%0 = exp : f32[2]");
+    let error = interpret(&bad, &HashMap::new(), &Options::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands, needs 1");
+}
+
+#[test]
+fn fifty_million_multiply_adds_are_quick() {
+    let n = 368;
+    let text = format!(
+        "mesh <>\n%0 = input data \"x\" : f32[{n}, {n}]\n%1 = einsum \"ab,bc->ac\" %0, %0 : f32[{n}, {n}]\n\
+         %2 = einsum \"ab,ac->bc\" %1, %0 : f32[{n}, {n}]\noutput loss %2"
+    );
+    let inputs = [("x".to_string(), Tensor::from_fn(DType::F32, [n, n], |i| (i % 7) as f64))].into();
+    let start = Instant::now();
+    interpret(&graph(&text), &inputs, &Options::default()).unwrap();
+    // 100 million take about 0.2 s; the bound leaves room for a busy machine.
+    assert!(start.elapsed().as_secs_f64() < 20.0, "{:?}", start.elapsed());
+    println!("100 million multiply-adds: {:?}", start.elapsed());
+}

@@ -1,0 +1,330 @@
+//! Local algebra: constants, views, sums and repeated expressions.
+//!
+//! | before | after |
+//! |---|---|
+//! | `identity "ab->ba"` read by a map, product or reduction | the reader's subscripts are permuted |
+//! | `identity "a->ab"` (a broadcast) read by them | the reader's operand loses the letter |
+//! | `fill` read by a map | the scalar |
+//! | `x + 0`, `x − 0`, `x · 1`, `x / 1`, `−(−x)`, a cast to the same type | `x` |
+//! | a map of scalars | the scalar |
+//! | `x ^ 2`, `x ^ ½`, `x ^ −½`, `x ^ −1` | `x · x`, `sqrt`, `rsqrt`, `recip` |
+//! | a product with no summed letter | an elementwise `mul` |
+//! | `(a + b) + c`, the inner sum read once | `a + b + c`, operands in program order |
+//! | the same operation on the same operands twice | once |
+
+use crate::rebuild::{copy, rebuild};
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
+use tpc_ir::subscripts::Letter;
+use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Scalar, Subscripts, Type, Value};
+
+/// One round of simplification.
+pub fn simplify(graph: &Graph) -> Graph {
+    let mut known: HashMap<(Op, Vec<Value>, Vec<Type>), Vec<Value>> = HashMap::new();
+    let single = single_use_sums(graph);
+    let mut flatten: HashMap<Value, (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>)> = HashMap::new();
+    rebuild(graph, graph.mesh.clone(), |new, node, operands| {
+        let n = graph.node(node);
+        let results = match &n.op {
+            Op::Map { f, subs } => {
+                let (operands, subs) = fold_views(new, operands, subs.clone());
+                let (operands, subs) = if f.is_sum() { join_sums(&operands, &subs, &flatten) } else { (operands, subs) };
+                let value = map(new, *f, operands.clone(), subs.clone(), &n.types[0], &n.origin);
+                if f.is_sum() && single[node.index()] {
+                    flatten.insert(value, (operands, subs.operands, subs.result));
+                }
+                vec![value]
+            }
+            Op::Einsum { subs } => {
+                let (operands, subs) = fold_views(new, operands, subs.clone());
+                vec![einsum(new, operands, subs, &n.types[0], &n.origin)]
+            }
+            Op::Reduce { op, subs } => {
+                let (operands, subs) = fold_views(new, operands, subs.clone());
+                vec![reduce(new, *op, operands[0], subs, graph.ty(graph.operands(node)[0]), graph_subs(graph, node), &n.types[0], &n.origin)]
+            }
+            Op::Index { dim, .. } if new.fill_of(operands[0]).is_some() => {
+                let _ = dim;
+                vec![fill(new, new.fill_of(operands[0]).unwrap_or(0.0), &n.types[0], &n.origin)]
+            }
+            Op::Reshape => vec![reshape(new, operands[0], &n.types[0], &n.origin)],
+            op if op.is_redistribution() => copy(new, graph, node, &operands),
+            _ => copy(new, graph, node, &operands),
+        };
+        // Common subexpressions: an identical node that was just added is left dead.
+        let Some(&first) = results.first() else { return results };
+        let fresh = new.node(first.node);
+        if matches!(fresh.op, Op::Input { .. }) || results.len() != fresh.types.len() {
+            return results;
+        }
+        let key = (fresh.op.clone(), new.operands(first.node), fresh.types.clone());
+        known.entry(key).or_insert(results).clone()
+    })
+    .0
+}
+
+fn graph_subs(graph: &Graph, node: NodeIndex) -> Subscripts {
+    match &graph.node(node).op {
+        Op::Reduce { subs, .. } => subs.clone(),
+        _ => Subscripts::elementwise(1, 0),
+    }
+}
+
+/// Sums whose only reader is another sum of the same phase: the links of a chain that is one sum.
+/// A residual stream is read by more than its next sum and is not.
+fn single_use_sums(graph: &Graph) -> Vec<bool> {
+    let mut single = vec![false; graph.len()];
+    let outputs: Vec<NodeIndex> = graph.outputs.iter().map(|o| o.value.node).collect();
+    for node in graph.nodes() {
+        let is_sum = |n: NodeIndex| matches!(&graph.node(n).op, Op::Map { f, .. } if f.is_sum());
+        let mut users = graph.users(node);
+        if let (true, Some((user, _)), None) = (is_sum(node), users.next(), users.next()) {
+            single[node.index()] = is_sum(user)
+                && graph.node(user).origin.phase == graph.node(node).origin.phase
+                && !outputs.contains(&node);
+        }
+    }
+    single
+}
+
+/// Operands with the subscripts in which a reader reads them.
+type Read = (Vec<Value>, Subscripts);
+
+/// Reads through transposes, broadcasts and constants.
+fn fold_views(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts) -> Read {
+    for (v, letters) in operands.iter_mut().zip(&mut subs.operands) {
+        loop {
+            match new.op(*v) {
+                Op::Map { f: MapFn::Identity, subs: view } => {
+                    let source = &view.operands[0];
+                    let read = |l: &Letter| view.result.iter().position(|r| r == l).map(|i| letters[i]);
+                    let Some(through) = source.iter().map(read).collect::<Option<Vec<_>>>() else { break };
+                    *letters = through;
+                    *v = new.operands(v.node)[0];
+                }
+                Op::Fill(s) if new.ty(*v).rank() > 0 => {
+                    let dtype = new.ty(*v).dtype;
+                    let (s, origin) = (s.as_f64(), new.node(v.node).origin.clone());
+                    *v = new.scalar(dtype, s, &origin);
+                    letters.clear();
+                }
+                _ => break,
+            }
+        }
+    }
+    (operands, subs)
+}
+
+/// Replaces operands that are single-use sums by their terms.
+fn join_sums(
+    operands: &[Value],
+    subs: &Subscripts,
+    flatten: &HashMap<Value, (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>)>,
+) -> Read {
+    let mut terms: Vec<(Value, Vec<Letter>)> = Vec::new();
+    for (&v, letters) in operands.iter().zip(&subs.operands) {
+        match flatten.get(&v) {
+            Some((inner, rows, result)) => {
+                for (&w, row) in inner.iter().zip(rows) {
+                    let read = row.iter().map(|l| letters[result.iter().position(|r| r == l).unwrap_or(0)]).collect();
+                    terms.push((w, read));
+                }
+            }
+            None => terms.push((v, letters.clone())),
+        }
+    }
+    let (operands, rows): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
+    (operands, Subscripts::new(&rows, &subs.result))
+}
+
+fn fill(new: &mut Graph, x: f64, ty: &Type, origin: &Origin) -> Value {
+    new.push(Op::Fill(Scalar::of(ty.dtype, x)), &[], ty.clone(), origin)
+}
+
+/// The value itself, read with `letters` in the order of `result`.
+fn view(new: &mut Graph, v: Value, letters: &[Letter], result: &[Letter], ty: &Type, origin: &Origin) -> Value {
+    if letters == result {
+        return v;
+    }
+    if let Some(x) = new.fill_of(v) {
+        return fill(new, x, ty, origin);
+    }
+    let subs = Subscripts::new(&[letters.to_vec()], result);
+    new.push(Op::Map { f: MapFn::Identity, subs }, &[v], ty.clone(), origin)
+}
+
+fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts, ty: &Type, origin: &Origin) -> Value {
+    let scalars: Vec<Option<f64>> = operands.iter().map(|&v| new.fill_of(v)).collect();
+    if let Some(xs) = scalars.iter().copied().collect::<Option<Vec<f64>>>() {
+        return fill(new, ty.dtype.round(f.eval(&xs)), ty, origin);
+    }
+    let keep = |new: &mut Graph, i: usize| view(new, operands[i], &subs.operands[i], &subs.result, ty, origin);
+    let same_type = |new: &Graph, i: usize| new.ty(operands[i]).dtype == ty.dtype;
+    let is = |i: usize, x: f64| scalars.get(i).copied().flatten() == Some(x);
+    match f {
+        MapFn::Identity => return keep(new, 0),
+        MapFn::Cast(d) if new.ty(operands[0]).dtype == d => return keep(new, 0),
+        MapFn::Sub if is(1, 0.0) => return keep(new, 0),
+        MapFn::Mul | MapFn::Div if is(1, 1.0) => return keep(new, 0),
+        MapFn::Mul if is(0, 1.0) && same_type(new, 1) => return keep(new, 1),
+        MapFn::Select if scalars[0].is_some() => return keep(new, if is(0, 0.0) { 2 } else { 1 }),
+        MapFn::Neg => {
+            if let Op::Map { f: MapFn::Neg, subs: inner } = new.op(operands[0]) {
+                if inner.is_elementwise() {
+                    let source = new.operands(operands[0].node)[0];
+                    return view(new, source, &subs.operands[0], &subs.result, ty, origin);
+                }
+            }
+        }
+        MapFn::Pow => {
+            let unary = |new: &mut Graph, f: MapFn| {
+                let subs = Subscripts::new(&subs.operands[..1], &subs.result);
+                new.push(Op::Map { f, subs }, &operands[..1], ty.clone(), origin)
+            };
+            match scalars[1] {
+                Some(1.0) => return keep(new, 0),
+                Some(2.0) => {
+                    let rows = [subs.operands[0].clone(), subs.operands[0].clone()];
+                    let subs = Subscripts::new(&rows, &subs.result);
+                    return new.push(Op::Map { f: MapFn::Mul, subs }, &[operands[0]; 2], ty.clone(), origin);
+                }
+                Some(0.5) => return unary(new, MapFn::Sqrt),
+                Some(-0.5) => return unary(new, MapFn::Rsqrt),
+                Some(-1.0) => return unary(new, MapFn::Recip),
+                _ => {}
+            }
+        }
+        MapFn::Add => {
+            let rows: Vec<(Value, Vec<Letter>)> = operands
+                .iter()
+                .copied()
+                .zip(subs.operands.iter().cloned())
+                .zip(&scalars)
+                .filter(|(_, s)| **s != Some(0.0))
+                .map(|(row, _)| row)
+                .collect();
+            match rows.as_slice() {
+                [] => return fill(new, 0.0, ty, origin),
+                [(v, letters)] => return view(new, *v, letters, &subs.result, ty, origin),
+                _ => {}
+            }
+            let mut rows = rows;
+            rows.sort(); // n-ary and canonically ordered
+            (operands, subs.operands) = rows.into_iter().unzip();
+        }
+        _ => {}
+    }
+    // A commutative function of two has its operands in program order, constants last.
+    if f.is_commutative() && operands.len() == 2 && f != MapFn::Add {
+        let key = |i: usize| (new.fill_of(operands[i]).is_some(), operands[i], subs.operands[i].clone());
+        if key(1) < key(0) {
+            operands.swap(0, 1);
+            subs.operands.swap(0, 1);
+        }
+    }
+    let subs = Subscripts::new(&subs.operands, &subs.result);
+    new.push(Op::Map { f, subs }, &operands, ty.clone(), origin)
+}
+
+fn einsum(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts, ty: &Type, origin: &Origin) -> Value {
+    // A summed letter that only one operand has is a reduction of that operand.
+    for i in 0..2 {
+        let only: Vec<Letter> = subs.operands[i]
+            .iter()
+            .copied()
+            .filter(|l| !subs.result.contains(l) && !subs.operands[1 - i].contains(l))
+            .collect();
+        if !only.is_empty() {
+            let dims: Vec<usize> = only.iter().filter_map(|l| subs.operands[i].iter().position(|m| m == l)).collect();
+            operands[i] = new.reduce(ReduceOp::Sum, operands[i], &dims, origin);
+            subs.operands[i].retain(|l| !only.contains(l));
+        }
+    }
+    let present = |l: &Letter| subs.operands.iter().any(|o| o.contains(l));
+    if subs.operands[0].iter().chain(&subs.operands[1]).all(|l| subs.result.contains(l)) {
+        return map(new, MapFn::Mul, operands, subs, ty, origin);
+    }
+    debug_assert!(subs.result.iter().all(present), "a product's result letter comes from an operand");
+    let subs = Subscripts::new(&subs.operands, &subs.result);
+    new.push(Op::Einsum { subs }, &operands, ty.clone(), origin)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn reduce(
+    new: &mut Graph,
+    op: ReduceOp,
+    operand: Value,
+    subs: Subscripts,
+    before: &Type,
+    before_subs: Subscripts,
+    ty: &Type,
+    origin: &Origin,
+) -> Value {
+    // Letters that folding a broadcast removed: their extent multiplies a sum.
+    let letters = &subs.operands[0];
+    let lost: usize = before_subs.operands[0]
+        .iter()
+        .zip(&before.shape)
+        .filter(|(l, _)| !before_subs.result.contains(l) && !letters.contains(l))
+        .map(|(_, &n)| n)
+        .product();
+    let broadcast = before_subs.result.iter().any(|l| !letters.contains(l));
+    let kept: Vec<Letter> = letters.iter().copied().filter(|l| subs.result.contains(l)).collect();
+    let narrow: Vec<usize> = letters
+        .iter()
+        .zip(&new.ty(operand).shape)
+        .filter(|(l, _)| kept.contains(l))
+        .map(|(_, &n)| n)
+        .collect();
+    let mut value = operand;
+    if kept.len() != letters.len() || (!broadcast && lost == 1 && kept != subs.result) {
+        let order: Vec<Letter> = if broadcast { kept.clone() } else { subs.result.clone() };
+        let shape = if broadcast { narrow } else { ty.shape.clone() };
+        let subs = Subscripts::new(&[letters.clone()], &order);
+        value = new.push(Op::Reduce { op, subs }, &[operand], Type::new(ty.dtype, shape), origin);
+        if !broadcast && lost == 1 {
+            return value;
+        }
+        if !broadcast {
+            return scaled(new, op, value, lost, origin);
+        }
+    }
+    let value = scaled(new, op, value, lost, origin);
+    view(new, value, &kept, &subs.result, ty, origin)
+}
+
+/// A sum over `n` equal terms, or a product of them; a maximum of equal values is the value.
+fn scaled(new: &mut Graph, op: ReduceOp, value: Value, n: usize, origin: &Origin) -> Value {
+    if n == 1 {
+        return value;
+    }
+    let dtype = new.ty(value).dtype;
+    match op {
+        ReduceOp::Max | ReduceOp::Min => value,
+        _ => {
+            let n = new.scalar(dtype, n as f64, origin);
+            let f = if op == ReduceOp::Sum { MapFn::Mul } else { MapFn::Pow };
+            match new.fill_of(value).zip(new.fill_of(n)) {
+                Some((a, b)) => {
+                    let ty = new.ty(value).clone();
+                    fill(new, f.eval(&[a, b]), &ty, origin)
+                }
+                None => new.map(f, &[value, n], origin),
+            }
+        }
+    }
+}
+
+fn reshape(new: &mut Graph, v: Value, ty: &Type, origin: &Origin) -> Value {
+    if new.ty(v).shape == ty.shape {
+        return v;
+    }
+    if let Some(x) = new.fill_of(v) {
+        return fill(new, x, ty, origin);
+    }
+    if *new.op(v) == Op::Reshape {
+        let source = new.operands(v.node)[0];
+        return reshape(new, source, ty, origin);
+    }
+    new.push(Op::Reshape, &[v], ty.clone(), origin)
+}

@@ -1,0 +1,157 @@
+//! The heart: an e-graph inserts, moves, merges and removes redistributions.
+//!
+//! An e-class is one local value per rank. Its type (with placement) is analysis data, and merging
+//! two classes of different type is a bug of a rule that the analysis reports at once. The rules are
+//! the equalities of RULES.md section 3, in [`rules`]; each takes its condition from the factor table.
+//! [`extract`] picks one operation per class so that the whole graph costs least. The input program
+//! is always a candidate, so the result is never worse.
+//!
+//! Before, the input gradient of q, k and v: `%10 = all_reduce tp sum %7`, `%11 = all_reduce tp sum
+//! %8`, `%12 = all_reduce tp sum %9`, `%13 = add %10, %11, %12`.
+//! After: `%10 = add %7, %8, %9`, `%11 = all_reduce tp sum %10  why: … rule 7`.
+
+pub mod extract;
+pub mod rules;
+pub mod term;
+
+use crate::cost::CostModel;
+use egg::{EGraph, Id, Runner, SimpleScheduler};
+use extract::extract;
+use rules::{all_rules, RuleInfo};
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+use term::{Key, Term, Typing};
+use tpc_ir::{Graph, Origin, Output, Value};
+
+/// What the search may do.
+#[derive(Clone, Debug)]
+pub struct SearchOptions {
+    /// Rules (numbers of RULES.md section 3) that are switched off.
+    pub disabled: BTreeSet<u32>,
+    /// Most e-nodes.
+    pub node_limit: usize,
+    /// Most rounds of rewriting.
+    pub rounds: usize,
+    /// What things cost.
+    pub cost: CostModel,
+}
+
+impl Default for SearchOptions {
+    fn default() -> Self {
+        SearchOptions { disabled: BTreeSet::new(), node_limit: 60_000, rounds: 8, cost: CostModel::default() }
+    }
+}
+
+/// What the search bought.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SearchReport {
+    /// Predicted seconds of the program before.
+    pub before: f64,
+    /// Predicted seconds after.
+    pub after: f64,
+    /// E-nodes and e-classes at the end.
+    pub nodes: usize,
+    /// E-classes at the end.
+    pub classes: usize,
+    /// Operations in the result that a rule put there, by rule number.
+    pub paid: Vec<(u32, usize)>,
+}
+
+/// Optimizes a placed graph.
+pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
+    let mut egraph = EGraph::<Term, Typing>::new(Typing::new(graph.mesh.clone()));
+    let mut class_of: HashMap<Value, Id> = HashMap::new();
+    let mut first: HashMap<Id, Term> = HashMap::new();
+    for node in graph.nodes() {
+        let n = graph.node(node);
+        let children: Vec<Id> = graph.operands(node).iter().map(|v| class_of[v]).collect();
+        for (result, ty) in n.types.iter().enumerate() {
+            let origin = egraph.analysis.origin(&n.origin);
+            let key = Key::new(&n.op, result as u32, ty, n.types.len() > 1);
+            let id = term::add(&mut egraph, key, children.clone(), origin);
+            class_of.insert(Value { node, result: result as u32 }, id);
+        }
+    }
+    for (&_, &id) in &class_of {
+        let term = egraph[id].nodes[0].clone();
+        first.insert(id, term);
+    }
+    let rewrites: Vec<_> =
+        all_rules().iter().filter(|r| !options.disabled.contains(&r.number)).map(RuleInfo::rewrite).collect();
+    let runner = Runner::<Term, Typing, ()>::new(Typing::new(graph.mesh.clone()))
+        .with_egraph(egraph)
+        .with_scheduler(SimpleScheduler)
+        .with_node_limit(options.node_limit)
+        .with_iter_limit(options.rounds)
+        .with_time_limit(Duration::from_secs(60))
+        .run(&rewrites);
+    let egraph = runner.egraph;
+    let roots: Vec<Id> = graph.outputs.iter().map(|o| egraph.find(class_of[&o.value])).collect();
+    let first = first
+        .into_iter()
+        .map(|(id, term)| (egraph.find(id), term::canonical(&egraph, term)))
+        .collect::<HashMap<_, _>>();
+    let solution = extract(&egraph, &roots, &first, &options.cost);
+    let optimized = rebuild(graph, &egraph, &solution.order, &class_of);
+    let mut paid: HashMap<u32, usize> = HashMap::new();
+    for (_, term) in &solution.order {
+        let rule = egraph.analysis.rule_of(term);
+        if rule > 0 {
+            *paid.entry(rule).or_default() += 1;
+        }
+    }
+    let mut paid: Vec<(u32, usize)> = paid.into_iter().collect();
+    paid.sort_unstable();
+    let report = SearchReport {
+        before: options.cost.graph_seconds(graph),
+        after: options.cost.graph_seconds(&optimized),
+        nodes: egraph.total_number_of_nodes(),
+        classes: egraph.number_of_classes(),
+        paid,
+    };
+    (optimized, report)
+}
+
+/// The chosen terms as a graph again.
+fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], class_of: &HashMap<Value, Id>) -> Graph {
+    let mut new = Graph::new(old.mesh.clone());
+    let mut value_of: HashMap<Id, Value> = HashMap::new();
+    // Inputs first and in their order: they are the program's signature.
+    let inputs = old.inputs().map(|(n, _, _)| egraph.find(class_of[&n.into()]));
+    let rank: HashMap<Id, usize> = inputs.enumerate().map(|(i, id)| (id, i)).collect();
+    let mut order: Vec<&(Id, Term)> = order.iter().collect();
+    order.sort_by_key(|(id, _)| rank.get(id).copied().unwrap_or(usize::MAX));
+    let present: BTreeSet<Id> = order.iter().map(|(id, _)| *id).collect();
+    for (node, _, _) in old.inputs() {
+        let id = egraph.find(class_of[&node.into()]);
+        if !present.contains(&id) {
+            let n = old.node(node);
+            value_of.insert(id, new.push(n.op.clone(), &[], n.types[0].clone(), &n.origin));
+        }
+    }
+    let mut pairs: HashMap<(tpc_ir::Op, Vec<Value>), petgraph::graph::NodeIndex> = HashMap::new();
+    for (id, term) in order {
+        let operands: Vec<Value> = term.children.iter().map(|c| value_of[&egraph.find(*c)]).collect();
+        let key = egraph.analysis.key(term.key);
+        let origin: Origin = egraph.analysis.origin_of(term, &egraph[*id].data);
+        let ty = egraph[*id].data.ty.clone();
+        let value = if key.several {
+            // All results of one operation are one node.
+            let node = *pairs.entry((key.op.clone(), operands.clone())).or_insert_with(|| {
+                let types = vec![ty.clone(); 2];
+                new.add(key.op.clone(), &operands, types, origin.clone())
+            });
+            new.node_mut(node).types[key.result as usize] = ty;
+            Value { node, result: key.result }
+        } else {
+            new.push(key.op.clone(), &operands, ty, &origin)
+        };
+        value_of.insert(*id, value);
+    }
+    new.outputs = old
+        .outputs
+        .iter()
+        .map(|o| Output { value: value_of[&egraph.find(class_of[&o.value])], ..o.clone() })
+        .collect();
+    new
+}

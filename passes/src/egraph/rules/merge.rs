@@ -1,0 +1,166 @@
+//! Several reductions become one, and collectives pass each other: rules 7, 8, 23 and 24.
+
+use super::{all_reduce, Site};
+use crate::egraph::term::{Key, Term};
+use egg::Id;
+use tpc_ir::{AxisSet, MapFn, Op, ReduceOp, Subscripts};
+
+/// Rule 7: `all_reduce(x) + all_reduce(y) = all_reduce(x + y)`, also for some terms of a longer sum,
+/// for differences and selections, and for reduce-scatters of one dimension.
+pub fn sum_of_reductions(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Some(row) = site.row(term) else { return vec![] };
+    let mut equal = Vec::new();
+    for joint in row.linear.iter().filter(|s| s.len() > 1) {
+        let mut seen: Vec<Op> = Vec::new();
+        for &i in joint {
+            for (op, _) in site.redistributions(term.children[i]) {
+                if !matches!(op, Op::AllReduce { op: ReduceOp::Sum, .. } | Op::ReduceScatter { op: ReduceOp::Sum, .. }) {
+                    continue;
+                }
+                if !seen.contains(&op) {
+                    seen.push(op.clone());
+                    equal.extend(joined(site, term, joint, &op));
+                }
+            }
+        }
+    }
+    equal
+}
+
+fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Option<Id> {
+    let under: Vec<Option<Id>> = joint.iter().map(|&i| site.under(term.children[i], op)).collect();
+    let count = under.iter().flatten().count();
+    if count < 2 {
+        return None;
+    }
+    if count == joint.len() {
+        let mut operands = term.children.clone();
+        for (&i, x) in joint.iter().zip(&under) {
+            operands[i] = (*x)?;
+        }
+        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, site.op(term)) {
+            if !subs.is_elementwise() {
+                return None; // the dimension's number would differ
+            }
+        }
+        let inner = site.again(term, operands)?;
+        return site.redistribute(op.clone(), inner);
+    }
+    // Some terms of a sum: they form a sum of their own below one reduction.
+    let Op::Map { f: MapFn::Add, subs } = site.op(term) else { return None };
+    let whole = |i: usize| subs.operands[i] == subs.result;
+    let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i)).collect();
+    if merged.len() < 2 {
+        return None;
+    }
+    let key = |rows: Vec<Vec<u8>>, site: &Site| {
+        let ty = site.ty(site.class).clone();
+        let subs = Subscripts::new(&rows, &subs.result);
+        Key { op: Op::Map { f: MapFn::Add, subs }, result: 0, several: false, dtype: ty.dtype, shape: ty.shape, given: None }
+    };
+    let inner_key = key(vec![subs.result.clone(); merged.len()], site);
+    let inner = site.add_key(inner_key, merged.iter().filter_map(|&i| under[i]).collect())?;
+    let reduced = site.redistribute(op.clone(), inner)?;
+    let rest: Vec<usize> = (0..under.len()).filter(|i| !merged.contains(i)).collect();
+    let mut rows = vec![subs.result.clone()];
+    rows.extend(rest.iter().map(|&i| subs.operands[i].clone()));
+    let outer_key = key(rows, site);
+    let operands = std::iter::once(reduced).chain(rest.iter().map(|&i| term.children[i])).collect();
+    site.add_key(outer_key, operands)
+}
+
+/// Rule 8: `all_reduce(x) + y = all_reduce(x + to_partial(y))`, y invariant.
+pub fn sum_with_invariant(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Op::Map { f: MapFn::Add, .. } = site.op(term) else { return vec![] };
+    let mut seen: Vec<AxisSet> = Vec::new();
+    let mut equal = Vec::new();
+    for &child in &term.children {
+        for (op, _) in site.redistributions(child) {
+            let Some((ReduceOp::Sum, axes)) = all_reduce(&op) else { continue };
+            if seen.contains(&axes) {
+                continue;
+            }
+            seen.push(axes);
+            let mut operands = Vec::new();
+            let mut reductions = 0;
+            for &other in &term.children {
+                let partial = match site.under(other, &op) {
+                    Some(x) => {
+                        reductions += 1;
+                        Some(x)
+                    }
+                    None if site.invariant(other, axes) => {
+                        site.redistribute(Op::ToPartial { op: ReduceOp::Sum, axes }, other)
+                    }
+                    None => None,
+                };
+                operands.extend(partial);
+            }
+            // Two reductions becoming one is rule 7's business.
+            if reductions == 1 && operands.len() == term.children.len() {
+                let inner = site.again(term, operands);
+                equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
+            }
+        }
+    }
+    equal
+}
+
+/// Rule 23: nested reductions are one over both sets of axes, nested gathers of one dimension one
+/// over both lists, the inner axes minor.
+pub fn nested(site: &mut Site, term: &Term) -> Vec<Id> {
+    let op = site.op(term);
+    let Some(&child) = term.children.first() else { return vec![] };
+    let mut equal = Vec::new();
+    for (inner, x) in site.redistributions(child) {
+        let both = match (&op, &inner) {
+            (Op::AllReduce { op: a, axes: x }, Op::AllReduce { op: b, axes: y }) if a == b => {
+                Some(Op::AllReduce { op: *a, axes: x.union(*y) })
+            }
+            (Op::AllGather { dim: d, axes: major }, Op::AllGather { dim: e, axes: minor }) if d == e => {
+                Some(Op::AllGather { dim: *d, axes: [major.clone(), minor.clone()].concat() })
+            }
+            _ => None,
+        };
+        equal.extend(both.and_then(|op| site.redistribute(op, x)));
+    }
+    equal
+}
+
+/// Rule 24: a collective and a slice or collective below it on other axes and another dimension
+/// change places. Two reductions change places only with one operator.
+pub fn commute(site: &mut Site, term: &Term) -> Vec<Id> {
+    let outer = site.op(term);
+    if !outer.is_redistribution() {
+        return vec![];
+    }
+    let mut equal = Vec::new();
+    for (inner, x) in site.redistributions(term.children[0]) {
+        let apart = outer.axes().intersection(inner.axes()).is_empty();
+        let dims_apart = dims(&outer).iter().all(|d| !dims(&inner).contains(d));
+        let one_operator = match (reduction(&outer), reduction(&inner)) {
+            (Some(a), Some(b)) => a == b,
+            _ => true,
+        };
+        if apart && dims_apart && one_operator {
+            let below = site.redistribute(outer.clone(), x);
+            equal.extend(below.and_then(|y| site.redistribute(inner, y)));
+        }
+    }
+    equal
+}
+
+fn dims(op: &Op) -> Vec<usize> {
+    match op {
+        Op::AllGather { dim, .. } | Op::ReduceScatter { dim, .. } | Op::ShardSlice { dim, .. } => vec![*dim],
+        Op::AllToAll { from, to, .. } => vec![*from, *to],
+        _ => vec![],
+    }
+}
+
+fn reduction(op: &Op) -> Option<ReduceOp> {
+    match op {
+        Op::AllReduce { op, .. } | Op::ReduceScatter { op, .. } | Op::ToPartial { op, .. } => Some(*op),
+        _ => None,
+    }
+}

@@ -1,0 +1,135 @@
+//! Reductions split, scatter and move through linear operations: rules 1, 2, 9, 10 and 16.
+
+use super::{all_reduce, Site};
+use crate::egraph::term::Term;
+use crate::rules::FactorKind;
+use egg::Id;
+use tpc_ir::{AxisId, Op, ReduceOp};
+
+/// Rule 1: `all_reduce(x) = all_gather_d(reduce_scatter_d(x))` where the axes divide dimension d.
+pub fn split(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Some((op, axes)) = all_reduce(&site.op(term)) else { return vec![] };
+    let list: Vec<AxisId> = axes.iter().collect();
+    let ty = site.ty(term.children[0]).clone();
+    let mesh = &site.egraph.analysis.mesh;
+    let cut: Vec<usize> = ty
+        .sharding
+        .dims
+        .iter()
+        .zip(&ty.shape)
+        .map(|(axes, n)| {
+            let parts: usize = axes.iter().map(|&a| mesh.size(a)).product::<usize>() * mesh.group_size(axes_of(&list));
+            if n % parts == 0 && *n > 0 { parts } else { 0 }
+        })
+        .collect();
+    let mut equal = Vec::new();
+    for dim in (0..ty.rank()).filter(|&d| cut[d] > 0) {
+        let scattered = site.redistribute(Op::ReduceScatter { op, dim, axes: list.clone() }, term.children[0]);
+        equal.extend(scattered.and_then(|x| site.redistribute(Op::AllGather { dim, axes: list.clone() }, x)));
+    }
+    equal
+}
+
+fn axes_of(list: &[AxisId]) -> tpc_ir::AxisSet {
+    list.iter().copied().collect()
+}
+
+/// Rule 2: `slice_d(all_reduce(x)) = reduce_scatter_d(x)`, same axes.
+pub fn scatter(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Op::ShardSlice { dim, axes } = site.op(term) else { return vec![] };
+    let mut equal = Vec::new();
+    for (inner, x) in site.redistributions(term.children[0]) {
+        if let Some((op, over)) = all_reduce(&inner) {
+            if over == axes_of(&axes) {
+                equal.extend(site.redistribute(Op::ReduceScatter { op, dim, axes: axes.clone() }, x));
+            }
+        }
+    }
+    equal
+}
+
+/// Rule 9, both ways: `f(all_reduce(x), c) = all_reduce(f(x, c))` where f is linear in that operand
+/// alone and everything else is the same on every rank.
+pub fn linear(site: &mut Site, term: &Term) -> Vec<Id> {
+    let mut equal = Vec::new();
+    if let Some(row) = site.row(term) {
+        for joint in row.linear.iter().filter(|s| s.len() == 1) {
+            let i = joint[0];
+            for (op, x) in site.redistributions(term.children[i]) {
+                if !matches!(all_reduce(&op), Some((ReduceOp::Sum, _))) {
+                    continue;
+                }
+                let mut operands = term.children.clone();
+                operands[i] = x;
+                let inner = site.again(term, operands);
+                equal.extend(inner.and_then(|y| site.redistribute(op, y)));
+            }
+        }
+    }
+    let outer = site.op(term);
+    if let Some((ReduceOp::Sum, axes)) = all_reduce(&outer) {
+        for (_, inner) in site.terms(term.children[0]) {
+            let Some(row) = site.row(&inner) else { continue };
+            for i in row.linear.iter().filter(|s| s.len() == 1).map(|s| s[0]) {
+                if site.ty(inner.children[i]).sharding.partial_axes().is_superset(axes) {
+                    let mut operands = inner.children.clone();
+                    let reduced = site.redistribute(outer.clone(), operands[i]);
+                    let Some(reduced) = reduced else { continue };
+                    operands[i] = reduced;
+                    equal.extend(site.again(&inner, operands));
+                }
+            }
+        }
+    }
+    equal
+}
+
+/// Rule 10: `g(all_reduce_max(x)) = all_reduce_max(g(x))`, g increasing.
+pub fn increasing(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Some(row) = site.row(term) else { return vec![] };
+    if !row.increasing || term.children.len() != 1 {
+        return vec![];
+    }
+    let mut equal = Vec::new();
+    for (op, x) in site.redistributions(term.children[0]) {
+        if matches!(all_reduce(&op), Some((ReduceOp::Max | ReduceOp::Min, _))) {
+            let inner = site.again(term, vec![x]);
+            equal.extend(inner.and_then(|y| site.redistribute(op, y)));
+        }
+    }
+    equal
+}
+
+/// Rule 16: `reduce_scatter_d(f(x, w)) = f(reduce_scatter_d(x), w)`, f linear in x; w is sliced where
+/// it has the index too.
+pub fn scatter_operand(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Op::ReduceScatter { op: ReduceOp::Sum, dim, axes } = site.op(term) else { return vec![] };
+    let mut equal = Vec::new();
+    for (_, inner) in site.terms(term.children[0]) {
+        let Some(row) = site.row(&inner) else { continue };
+        let factor = row.results[0][dim];
+        if row.factors[factor].kind != FactorKind::Pass {
+            continue;
+        }
+        for i in row.linear.iter().filter(|s| s.len() == 1).map(|s| s[0]) {
+            let partial = site.ty(inner.children[i]).sharding.partial_axes();
+            let Some(d) = row.operand_dim(i, factor).filter(|_| partial.is_superset(axes_of(&axes))) else { continue };
+            let mut operands = Vec::new();
+            for (j, &other) in inner.children.iter().enumerate() {
+                let op = match row.operand_dim(j, factor) {
+                    _ if j == i => Op::ReduceScatter { op: ReduceOp::Sum, dim: d, axes: axes.clone() },
+                    Some(e) => Op::ShardSlice { dim: e, axes: axes.clone() },
+                    None => {
+                        operands.push(other);
+                        continue;
+                    }
+                };
+                operands.extend(site.redistribute(op, other));
+            }
+            if operands.len() == inner.children.len() {
+                equal.extend(site.again(&inner, operands));
+            }
+        }
+    }
+    equal
+}

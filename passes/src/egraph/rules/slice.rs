@@ -1,0 +1,38 @@
+//! Slicing a result is computing less of it: rule 17.
+
+use super::Site;
+use crate::egraph::term::Term;
+use crate::rules::FactorKind;
+use egg::Id;
+use tpc_ir::Op;
+
+/// Rule 17: the slice of an operation's result is the operation on slices of the operands that have
+/// the index. Constants and broadcasts are made smaller where only they have it.
+pub fn distribute(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Op::ShardSlice { dim, axes } = site.op(term) else { return vec![] };
+    let mut equal = Vec::new();
+    for (_, inner) in site.terms(term.children[0]) {
+        let Some(row) = site.row(&inner) else { continue };
+        let factor = row.results[0][dim];
+        if row.factors[factor].kind != FactorKind::Pass {
+            continue;
+        }
+        let mut operands = Vec::new();
+        let mut found = false;
+        for (j, &other) in inner.children.iter().enumerate() {
+            let part = match row.operand_dim(j, factor) {
+                None => Some(other),
+                Some(d) => {
+                    found = true;
+                    site.redistribute(Op::ShardSlice { dim: d, axes: axes.clone() }, other)
+                }
+            };
+            operands.extend(part);
+        }
+        if operands.len() == inner.children.len() {
+            let made = if found { site.again(&inner, operands) } else { site.again_cut(&inner, operands, dim, &axes) };
+            equal.extend(made);
+        }
+    }
+    equal
+}

@@ -1,0 +1,26 @@
+//! The passes of tpc: each turns a graph into a graph (or a rank program), is a pure function of its
+//! input and options, and has before and after in its documentation.
+//!
+//! | question | file |
+//! |---|---|
+//! | how does an operation behave under sharding | [`rules`] |
+//! | how does a captured graph become readable | [`canonicalize`] |
+//! | what does a style mean | [`styles`] |
+//! | how does every value get its first placement | [`propagate`] |
+//! | how does a value move from one placement to another | [`redistribute`] |
+//! | how are collectives moved, merged and removed | [`egraph`] |
+//! | what does a plan cost | [`cost`] |
+//! | what does a rank execute | [`lower`] |
+//! | is a placed program right | [`check`] |
+#![warn(missing_docs)]
+
+pub mod canonicalize;
+pub mod check;
+pub mod cost;
+pub mod egraph;
+pub mod lower;
+pub mod propagate;
+pub mod rebuild;
+pub mod redistribute;
+pub mod rules;
+pub mod styles;

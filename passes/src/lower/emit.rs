@@ -1,0 +1,569 @@
+//! One rank's kernels: local shapes, strides, offsets, groups.
+
+use super::group::{is_loop_op, letters, reduced_dims, Kernel, LoopDim};
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use tpc_ir::program::{
+    dense_strides, Action, Binding, Buffer, BufferId, Collective, CollectiveKind, Contract, ContractDim, InputBinding,
+    Instruction, Loop, OutputBinding, RankProgram, Step, View,
+};
+use tpc_ir::sharding::chunk;
+use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
+
+/// Emits the program of one rank with unplaced buffers.
+pub fn emit(graph: &Graph, kernels: &[Kernel], rank: usize) -> RankProgram {
+    let coords = graph.mesh.coords(rank);
+    let program = RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() };
+    let mut e = Emitter { graph, rank, coords, program, views: HashMap::new(), tags: 0, stored: stored(graph, kernels) };
+    e.inputs();
+    let in_place = in_place(graph, kernels);
+    for (k, kernel) in kernels.iter().enumerate() {
+        e.kernel(kernel, &in_place[k]);
+    }
+    e.outputs();
+    e.program
+}
+
+/// The values of loop members that someone outside the loop reads.
+fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
+    let mut kernel_of = vec![usize::MAX; graph.len()];
+    for (k, kernel) in kernels.iter().enumerate() {
+        kernel.nodes.iter().for_each(|n| kernel_of[n.index()] = k);
+    }
+    let mut stored = vec![false; graph.len()];
+    for node in graph.nodes() {
+        stored[node.index()] = graph.users(node).any(|(u, _)| kernel_of[u.index()] != kernel_of[node.index()]);
+    }
+    graph.outputs.iter().for_each(|o| stored[o.value.node.index()] = true);
+    stored
+}
+
+/// For every kernel the updates it may write straight over their input: it is a loop, it reads the
+/// input only at the very elements it writes, and every other reader has run before.
+fn in_place(graph: &Graph, kernels: &[Kernel]) -> Vec<HashMap<NodeIndex, String>> {
+    let mut position = vec![0usize; graph.len()];
+    for (k, kernel) in kernels.iter().enumerate() {
+        kernel.nodes.iter().for_each(|n| position[n.index()] = k);
+    }
+    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
+    let mut all = vec![HashMap::new(); kernels.len()];
+    for output in &graph.outputs {
+        let (OutputKind::Update(name), node) = (&output.kind, output.value.node) else { continue };
+        let k = position[node.index()];
+        let Some(&input) = inputs.get(name.as_str()) else { continue };
+        let kernel = &kernels[k];
+        let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
+        let member = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
+        if member && one_use && readers_are_done(graph, kernel, &position, k, input, &kernel.dims[&node]) {
+            all[k].insert(node, name.clone());
+        }
+    }
+    all
+}
+
+fn readers_are_done(graph: &Graph, kernel: &Kernel, position: &[usize], k: usize, source: NodeIndex, written: &[LoopDim]) -> bool {
+    graph.users(source).all(|(user, edge)| {
+        if super::group::is_free(&graph.node(user).op) {
+            // A view: its own readers must all be earlier kernels.
+            let done = |u: NodeIndex| !super::group::is_free(&graph.node(u).op) && position[u.index()] < k;
+            return graph.users(user).all(|(u, _)| done(u)) && !is_output(graph, user);
+        }
+        if position[user.index()] < k {
+            return true;
+        }
+        if position[user.index()] > k || !kernel.letters.contains_key(&user) {
+            return false;
+        }
+        let row = &letters(graph, user).operands[edge.operand as usize];
+        row.iter().map(|&l| kernel.letters[&user][l as usize]).eq(written.iter().copied())
+    }) && !is_output(graph, source)
+}
+
+fn is_output(graph: &Graph, node: NodeIndex) -> bool {
+    graph.outputs.iter().any(|o| o.value.node == node)
+}
+
+struct Emitter<'a> {
+    graph: &'a Graph,
+    rank: usize,
+    coords: Vec<usize>,
+    program: RankProgram,
+    /// Where values are found in memory.
+    views: HashMap<Value, View>,
+    tags: u32,
+    stored: Vec<bool>,
+}
+
+impl Emitter<'_> {
+    fn shape(&self, ty: &Type) -> Vec<usize> {
+        ty.local_shape(&self.graph.mesh, &self.coords)
+    }
+
+    fn buffer(&mut self, ty: &Type, shape: Vec<usize>, persistent: bool, label: &str) -> View {
+        let id = BufferId(self.program.buffers.len() as u32);
+        let bytes = shape.iter().product::<usize>() * ty.dtype.bytes();
+        self.program.buffers.push(Buffer { offset: 0, bytes, persistent, label: label.into() });
+        View::dense(id, ty.dtype, shape)
+    }
+
+    /// A new buffer for a value.
+    fn define(&mut self, value: Value) -> View {
+        let ty = self.graph.ty(value).clone();
+        let label = self.graph.op(value).name();
+        let view = self.buffer(&ty, self.shape(&ty), false, &label);
+        self.views.insert(value, view.clone());
+        view
+    }
+
+    fn push(&mut self, action: Action, phase: Phase, label: impl Into<Arc<str>>) {
+        self.program.steps.push(Step { action, phase, label: label.into() });
+    }
+
+    fn binding(&self, ty: &Type, layout: &[usize], view: View) -> Binding {
+        let start = ty.local(&self.graph.mesh, &self.coords).iter().map(|c| c.offset).collect();
+        Binding { view, global: ty.shape.clone(), start, layout: layout.to_vec() }
+    }
+
+    fn inputs(&mut self) {
+        for node in self.graph.nodes() {
+            let n = self.graph.node(node);
+            let Op::Input { kind, name, layout } = &n.op else { continue };
+            let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, name);
+            let binding = self.binding(&n.types[0], layout, view.clone());
+            self.views.insert(node.into(), view);
+            self.program.inputs.push(InputBinding { name: name.clone(), kind: *kind, binding });
+        }
+    }
+
+    fn outputs(&mut self) {
+        for output in &self.graph.outputs {
+            let ty = self.graph.ty(output.value);
+            let phase = self.graph.node(output.value.node).origin.phase;
+            let mut view = self.dense(output.value, phase);
+            let target = match &output.kind {
+                OutputKind::Update(name) => self.program.inputs.iter().find(|i| i.name == *name),
+                _ => None,
+            };
+            if let Some(input) = target {
+                let to = input.binding.view.clone();
+                if to.buffer != view.buffer {
+                    self.push(Action::Copy { from: view, to: to.clone() }, phase, "copy update");
+                }
+                view = to;
+            } else if self.program.buffers[view.buffer.0 as usize].persistent {
+                // An output that is an input: later updates must not change it.
+                let to = self.buffer(ty, view.shape.clone(), false, "output");
+                self.push(Action::Copy { from: view, to: to.clone() }, phase, "copy output");
+                view = to;
+            }
+            let binding = self.binding(ty, &output.layout, view);
+            self.program.outputs.push(OutputBinding { kind: output.kind.clone(), binding });
+        }
+        // Copies into inputs must not disturb copies that still read them.
+        let (updates, rest): (Vec<Step>, Vec<Step>) =
+            std::mem::take(&mut self.program.steps).into_iter().partition(|s| &*s.label == "copy update");
+        self.program.steps = rest.into_iter().chain(updates).collect();
+    }
+
+    /// Where a value is found, making it if it is a constant.
+    fn view(&mut self, value: Value, phase: Phase) -> View {
+        if let Some(v) = self.views.get(&value) {
+            return v.clone();
+        }
+        let node = self.graph.node(value.node);
+        let operands = self.graph.operands(value.node);
+        let ty = &node.types[0];
+        let shape = self.shape(ty);
+        let view = match &node.op {
+            Op::Fill(_) | Op::Iota => {
+                let view = self.define(value);
+                let body = vec![self.made(value, &[0]), store(&view, view.strides.clone(), 0)];
+                self.push(Action::Loop(Loop { dims: shape, body }), phase, "fill");
+                return view;
+            }
+            Op::ShardSlice { dim, .. } => {
+                let from = self.view(operands[0], phase);
+                let before = self.graph.ty(operands[0]).local(&self.graph.mesh, &self.coords)[*dim].offset;
+                let start = ty.local(&self.graph.mesh, &self.coords)[*dim].offset - before;
+                let offset = from.offset + start * from.strides[*dim] as usize;
+                View { offset, shape, ..from }
+            }
+            Op::Slice { dim, start, step } => {
+                let from = self.view(operands[0], phase);
+                let offset = from.offset + start * from.strides[*dim] as usize;
+                let mut strides = from.strides.clone();
+                strides[*dim] *= *step as isize;
+                View { offset, shape, strides, ..from }
+            }
+            Op::Index { dim, index } => {
+                let from = self.view(operands[0], phase);
+                let offset = from.offset + index * from.strides[*dim] as usize;
+                let mut strides = from.strides.clone();
+                strides.remove(*dim);
+                View { offset, shape, strides, ..from }
+            }
+            op => unreachable!("{} has no kernel before its reader", op.name()),
+        };
+        self.views.insert(value, view.clone());
+        view
+    }
+
+    /// A view without gaps.
+    fn dense(&mut self, value: Value, phase: Phase) -> View {
+        let view = self.view(value, phase);
+        if view.is_dense() {
+            return view;
+        }
+        let ty = self.graph.ty(value).clone();
+        let to = self.buffer(&ty, view.shape.clone(), false, "dense");
+        self.push(Action::Copy { from: view, to: to.clone() }, phase, "copy dense");
+        to
+    }
+
+    /// The instruction that makes a constant or an index in a loop.
+    fn made(&self, value: Value, dims: &[LoopDim]) -> Instruction {
+        let ty = self.graph.ty(value);
+        match self.graph.op(value) {
+            Op::Fill(s) => Instruction::Constant(*s, ty.dtype),
+            _ => {
+                let offset = ty.local(&self.graph.mesh, &self.coords)[0].offset;
+                Instruction::Index { dim: dims[0], offset, dtype: ty.dtype }
+            }
+        }
+    }
+
+    fn kernel(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, String>) {
+        if kernel.is_loop {
+            return self.fused(kernel, in_place);
+        }
+        let node = kernel.nodes[0];
+        let n = self.graph.node(node);
+        let (phase, value) = (n.origin.phase, Value::from(node));
+        let operands = self.graph.operands(node);
+        let label = n.op.name();
+        match &n.op {
+            Op::Einsum { subs } => {
+                let left = self.view(operands[0], phase);
+                let right = self.view(operands[1], phase);
+                let out = self.define(value);
+                let mut c = Contract { left, right, out, batch: vec![], m: vec![], n: vec![], k: vec![], scale: 1.0 };
+                let position = |row: &Vec<u8>, l: usize| row.iter().position(|&x| x as usize == l);
+                for l in 0..subs.letters() {
+                    let at = (position(&subs.operands[0], l), position(&subs.operands[1], l), position(&subs.result, l));
+                    let stride = |v: &View, d: Option<usize>| d.map_or(0, |d| v.strides[d]);
+                    let size = at.0.map(|d| c.left.shape[d]).or(at.1.map(|d| c.right.shape[d])).unwrap_or(1);
+                    let dim = ContractDim {
+                        size,
+                        left: stride(&c.left, at.0),
+                        right: stride(&c.right, at.1),
+                        out: stride(&c.out, at.2),
+                    };
+                    match (at.0.is_some(), at.1.is_some(), at.2.is_some()) {
+                        (true, true, true) => c.batch.push(dim),
+                        (true, false, true) => c.m.push(dim),
+                        (false, true, true) => c.n.push(dim),
+                        _ => c.k.push(dim),
+                    }
+                }
+                self.push(Action::Contract(c), phase, label);
+            }
+            Op::Take | Op::ScatterAdd => {
+                let (rows, width) = {
+                    let table = if matches!(n.op, Op::Take) { self.graph.ty(operands[0]) } else { &n.types[0] };
+                    let local = table.local(&self.graph.mesh, &self.coords);
+                    (local[0], local[1..].iter().map(|c| c.len).product::<usize>())
+                };
+                let a = self.dense(operands[0], phase);
+                let b = self.dense(operands[1], phase);
+                let out = self.define(value);
+                let action = if matches!(n.op, Op::Take) {
+                    let count = b.elements();
+                    Action::Take {
+                        table: flat(&a, vec![rows.len, width]),
+                        index: flat(&b, vec![count]),
+                        out: flat(&out, vec![count, width]),
+                        first_row: rows.offset,
+                    }
+                } else {
+                    let count = a.elements();
+                    Action::ScatterAdd {
+                        index: flat(&a, vec![count]),
+                        update: flat(&b, vec![count, width]),
+                        out: flat(&out, vec![rows.len, width]),
+                        first_row: rows.offset,
+                    }
+                };
+                self.push(action, phase, label);
+            }
+            Op::Reshape => {
+                let from = self.dense(operands[0], phase);
+                let view = flat(&from, self.shape(&n.types[0]));
+                self.views.insert(value, view);
+            }
+            Op::Concat { dim } => {
+                let out = self.define(value);
+                let mut start = 0;
+                for v in operands {
+                    let from = self.view(v, phase);
+                    let to = part(&out, *dim, start, &from.shape);
+                    start += from.shape[*dim];
+                    self.push(Action::Copy { from, to }, phase, label.clone());
+                }
+            }
+            Op::Pad { dim, low, value: border } => {
+                let from = self.view(operands[0], phase);
+                let out = self.define(value);
+                let body = vec![Instruction::Constant(*border, out.dtype), store(&out, out.strides.clone(), 0)];
+                self.push(Action::Loop(Loop { dims: out.shape.clone(), body }), phase, "pad border");
+                let to = part(&out, *dim, *low, &from.shape);
+                self.push(Action::Copy { from, to }, phase, label);
+            }
+            Op::CumSum { dim } => {
+                let from = self.dense(operands[0], phase);
+                let to = self.define(value);
+                self.push(Action::CumSum { from, to, dim: *dim }, phase, label);
+            }
+            Op::TopK => {
+                let from = self.dense(operands[0], phase);
+                let values = self.define(value);
+                let indices = self.define(Value { node, result: 1 });
+                self.push(Action::TopK { from, values, indices }, phase, label);
+            }
+            _ => self.collective(node, operands[0], phase),
+        }
+    }
+
+    fn collective(&mut self, node: NodeIndex, operand: Value, phase: Phase) {
+        let n = self.graph.node(node);
+        let (before, after) = (self.graph.ty(operand), &n.types[0]);
+        let mesh = &self.graph.mesh;
+        let axes: Vec<AxisId> = match &n.op {
+            Op::AllReduce { axes, .. } => axes.iter().collect(),
+            Op::AllGather { axes, .. } | Op::ReduceScatter { axes, .. } | Op::AllToAll { axes, .. } => axes.clone(),
+            op => unreachable!("{} is not a kernel", op.name()),
+        };
+        let group = mesh.group(self.rank, &axes);
+        // Chunk of one dimension on every rank of the group.
+        let lens = |ty: &Type, dim: usize| -> Vec<usize> {
+            group.iter().map(|&r| chunk(ty.shape[dim], &ty.sharding.dims[dim], mesh, &mesh.coords(r)).len).collect()
+        };
+        let shape = self.shape(before);
+        let around = |dim: usize| (shape[..dim].iter().product(), shape[dim + 1..].iter().product());
+        let kind = match &n.op {
+            Op::AllReduce { op, .. } => CollectiveKind::AllReduce(*op),
+            Op::AllGather { dim, .. } => {
+                let (outer, inner) = around(*dim);
+                CollectiveKind::AllGather { outer, lens: lens(before, *dim), inner }
+            }
+            Op::ReduceScatter { op, dim, .. } => {
+                let (outer, inner) = around(*dim);
+                CollectiveKind::ReduceScatter { op: *op, outer, lens: lens(after, *dim), inner }
+            }
+            Op::AllToAll { from, to, .. } => CollectiveKind::AllToAll {
+                shape: shape.clone(),
+                cut: *to,
+                join: *from,
+                cut_lens: lens(after, *to),
+                join_lens: lens(before, *from),
+            },
+            op => unreachable!("{} is not a collective", op.name()),
+        };
+        let from = self.dense(operand, phase);
+        let to = self.define(node.into());
+        let full = from.elements().max(to.elements()) * to.dtype.bytes();
+        let names: Vec<&str> = axes.iter().map(|&a| mesh.name(a)).collect();
+        let position = group.iter().position(|&r| r == self.rank).unwrap_or(0);
+        let tag = self.tags;
+        self.tags += 1;
+        let collective = Collective {
+            kind,
+            position,
+            dtype: to.dtype,
+            from,
+            to,
+            tag,
+            axes: names.join(",").into(),
+            phase,
+            full_bytes: full,
+            why: n.origin.why.clone(),
+            group,
+        };
+        let label: Arc<str> = collective.name().into();
+        self.push(Action::Start(Box::new(collective)), phase, label.clone());
+        self.push(Action::Wait { tag }, phase, label);
+    }
+
+    fn fused(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, String>) {
+        let graph = self.graph;
+        let last = *kernel.nodes.last().expect("a kernel has members");
+        let phase = graph.node(last).origin.phase;
+        // What is read from memory must be there before the loop's instructions are written.
+        for &node in &kernel.nodes {
+            for v in graph.operands(node) {
+                let op = graph.op(v);
+                if !kernel.dims.contains_key(&v.node) && !matches!(op, Op::Fill(_)) && !matches!(op, Op::Iota) {
+                    self.view(v, phase);
+                }
+            }
+        }
+        let order = loop_order(graph, kernel, &self.stored);
+        let place_of = |d: LoopDim| order.iter().position(|&o| o == d).expect("every index has a place");
+        let extents: Vec<usize> =
+            order.iter().map(|&d| { let (v, i) = kernel.space[d]; self.shape(graph.ty(v))[i] }).collect();
+        let row = order.len().wrapping_sub(1);
+        let mut body: Vec<Instruction> = Vec::new();
+        let mut registers: HashMap<Value, usize> = HashMap::new();
+        let mut loads: HashMap<(Value, Vec<LoopDim>), usize> = HashMap::new();
+        let mut stores: Vec<Instruction> = Vec::new();
+        for &node in &kernel.nodes {
+            let n = graph.node(node);
+            let rows = letters(graph, node);
+            let at = &kernel.letters[&node];
+            let mut args = Vec::new();
+            for (v, row_letters) in graph.operands(node).into_iter().zip(&rows.operands) {
+                if let Some(&r) = registers.get(&v) {
+                    args.push(r);
+                    continue;
+                }
+                let dims: Vec<LoopDim> = row_letters.iter().map(|&l| place_of(at[l as usize])).collect();
+                let r = *loads.entry((v, dims.clone())).or_insert_with(|| {
+                    let ins = match graph.op(v) {
+                        Op::Fill(_) | Op::Iota => self.made(v, &dims),
+                        _ => {
+                            let view = self.views[&v].clone();
+                            let strides = spread(&view.strides, &dims, order.len());
+                            Instruction::Load { view, strides }
+                        }
+                    };
+                    body.push(ins);
+                    body.len() - 1
+                });
+                args.push(r);
+            }
+            let value = Value::from(node);
+            let dtype = n.types[0].dtype;
+            let dims: Vec<LoopDim> = kernel.dims[&node].iter().map(|&d| place_of(d)).collect();
+            let mut accumulate = None;
+            let register = match &n.op {
+                Op::Map { f: MapFn::Identity, .. } => args[0],
+                Op::Map { f, .. } => push(&mut body, Instruction::Map { f: *f, args, dtype }),
+                Op::ToPartial { op, axes } => {
+                    let first = axes.iter().all(|a| self.coords[a.0 as usize] == 0);
+                    let identity = Instruction::Constant(Scalar::of(dtype, op.identity()), dtype);
+                    if first { args[0] } else { push(&mut body, identity) }
+                }
+                Op::Reduce { op, .. } => {
+                    let reduced: Vec<LoopDim> = reduced_dims(kernel, node).iter().map(|&d| place_of(d)).collect();
+                    let within = reduced.contains(&row);
+                    let arg = if within {
+                        push(&mut body, Instruction::ReduceRow { op: *op, arg: args[0], dtype })
+                    } else {
+                        args[0]
+                    };
+                    accumulate = (reduced.len() > usize::from(within)).then_some(*op);
+                    arg
+                }
+                Op::Random { distribution, stream } => {
+                    let local = n.types[0].local(&graph.mesh, &self.coords);
+                    let strides = dense_strides(&n.types[0].shape);
+                    let index =
+                        dims.iter().zip(&local).zip(&strides).map(|((&d, c), &s)| (d, c.offset, s as usize)).collect();
+                    let (distribution, stream) = (*distribution, *stream);
+                    push(&mut body, Instruction::Random { distribution, stream, seed: args[0], index, dtype })
+                }
+                op => unreachable!("{} is not a loop operation", op.name()),
+            };
+            registers.insert(value, register);
+            if self.stored[node.index()] {
+                let view = match in_place.get(&node) {
+                    Some(name) => {
+                        let input = self.program.inputs.iter().find(|i| i.name == *name).expect("checked");
+                        let view = input.binding.view.clone();
+                        self.views.insert(value, view.clone());
+                        view
+                    }
+                    None => self.define(value),
+                };
+                let strides = spread(&view.strides, &dims, order.len());
+                stores.push(Instruction::Store { view, strides, arg: register, accumulate });
+                if in_place.is_empty() {
+                    body.append(&mut stores); // early, so that registers die early
+                }
+            }
+        }
+        // Written over an input: only when everything has been read.
+        body.append(&mut stores);
+        let label = loop_label(graph, kernel);
+        debug_assert!(kernel.nodes.iter().all(|&n| is_loop_op(&graph.node(n).op)));
+        self.push(Action::Loop(Loop { dims: extents, body }), phase, label);
+    }
+}
+
+fn push(body: &mut Vec<Instruction>, ins: Instruction) -> usize {
+    body.push(ins);
+    body.len() - 1
+}
+
+fn store(view: &View, strides: Vec<isize>, arg: usize) -> Instruction {
+    Instruction::Store { view: view.clone(), strides, arg, accumulate: None }
+}
+
+/// Strides of a value's dimensions at their places in the loop, 0 elsewhere.
+fn spread(strides: &[isize], dims: &[LoopDim], rank: usize) -> Vec<isize> {
+    let mut all = vec![0; rank];
+    for (&s, &d) in strides.iter().zip(dims) {
+        all[d] += s;
+    }
+    all
+}
+
+/// A dense view under another shape.
+fn flat(view: &View, shape: Vec<usize>) -> View {
+    View { strides: dense_strides(&shape), shape, ..view.clone() }
+}
+
+/// The part of a view that starts at `start` of one dimension.
+fn part(view: &View, dim: usize, start: usize, shape: &[usize]) -> View {
+    View { offset: view.offset + start * view.strides[dim] as usize, shape: shape.to_vec(), ..view.clone() }
+}
+
+/// Loop indices from outermost to innermost: the row last, otherwise the order of the largest value
+/// that is written, so that writes are contiguous.
+fn loop_order(graph: &Graph, kernel: &Kernel, stored: &[bool]) -> Vec<LoopDim> {
+    let rank = kernel.space.len();
+    let mut best: Vec<LoopDim> = Vec::new();
+    for &node in &kernel.nodes {
+        let dims = match &graph.node(node).op {
+            // A reduction is written small; its operand decides.
+            Op::Reduce { subs, .. } => subs.operands[0].iter().map(|&l| kernel.letters[&node][l as usize]).collect(),
+            _ if stored[node.index()] => kernel.dims[&node].clone(),
+            _ => continue,
+        };
+        if dims.len() > best.len() {
+            best = dims;
+        }
+    }
+    best.extend((0..rank).filter(|d| !best.contains(d)).collect::<Vec<_>>());
+    if let Some(row) = kernel.row {
+        best.retain(|&d| d != row);
+        best.push(row);
+    }
+    best
+}
+
+/// `loop` with the functions that make it recognizable.
+fn loop_label(graph: &Graph, kernel: &Kernel) -> String {
+    let has = |f: fn(&Op) -> bool| kernel.nodes.iter().any(|&n| f(&graph.node(n).op));
+    let is_map = |g: MapFn| kernel.nodes.iter().any(|&n| matches!(&graph.node(n).op, Op::Map { f, .. } if *f == g));
+    let sums = has(|op| matches!(op, Op::Reduce { op: ReduceOp::Sum, .. }));
+    let maxes = has(|op| matches!(op, Op::Reduce { op: ReduceOp::Max, .. }));
+    let name = match () {
+        () if maxes && sums && is_map(MapFn::Exp) => "softmax",
+        () if sums && (is_map(MapFn::Rsqrt) || is_map(MapFn::Sqrt)) => "norm",
+        () if sums => "reduce",
+        () if kernel.nodes.len() == 1 => return graph.node(kernel.nodes[0]).op.name(),
+        () => "map",
+    };
+    format!("fused {name} ({})", kernel.nodes.len())
+}

@@ -1,0 +1,247 @@
+//! Which operations run as one kernel, and in which order.
+//!
+//! A loop kernel has an iteration space: a list of indices. An elementwise operation or a reduction
+//! joins the kernel of one of its operands when its own indices are indices of that space. A
+//! reduction over a single index makes that index the kernel's *row*: its result can then be used
+//! by later members, which is how a softmax or a norm becomes one kernel. Other reductions
+//! accumulate into memory, and their readers run later. The decision looks at global types only, so
+//! all ranks take the same one.
+
+use petgraph::graph::NodeIndex;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use tpc_ir::{Graph, Op, Value};
+
+/// Index into the list of kernels while grouping.
+type KernelId = usize;
+
+/// The index of an iteration space that a dimension runs along.
+pub type LoopDim = usize;
+
+/// Operations that run as one kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Kernel {
+    /// Members in program order.
+    pub nodes: Vec<NodeIndex>,
+    /// For a loop: per member result, the loop index of each of its dimensions. Reductions also list
+    /// their operand's indices in `spaces`.
+    pub dims: HashMap<NodeIndex, Vec<LoopDim>>,
+    /// For a loop: per member, the loop index of each of its subscript letters.
+    pub letters: HashMap<NodeIndex, Vec<LoopDim>>,
+    /// For a loop: a value and dimension that has each loop index, to find its extent.
+    pub space: Vec<(Value, usize)>,
+    /// For a loop: the index that is reduced within a row.
+    pub row: Option<LoopDim>,
+    /// Whether this is a loop.
+    pub is_loop: bool,
+}
+
+/// Whether an operation can be part of a loop.
+pub fn is_loop_op(op: &Op) -> bool {
+    matches!(op, Op::Map { .. } | Op::Reduce { .. } | Op::ToPartial { .. } | Op::Random { .. })
+}
+
+/// Whether an operation needs no kernel: it is an input, a view of its operand, or made where it is
+/// read.
+pub fn is_free(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Input { .. } | Op::Fill(_) | Op::Iota | Op::ShardSlice { .. } | Op::Index { .. } | Op::Slice { .. }
+    )
+}
+
+/// Groups a graph's operations into kernels, in execution order.
+pub fn kernels(graph: &Graph) -> Vec<Kernel> {
+    let mut state = Grouping { graph, kernels: Vec::new(), of: vec![None; graph.len()], needs: Vec::new() };
+    for node in graph.nodes() {
+        state.assign(node);
+    }
+    state.ordered()
+}
+
+struct Grouping<'a> {
+    graph: &'a Graph,
+    kernels: Vec<Kernel>,
+    /// The kernel of every node that has one; of a view, that of its source.
+    of: Vec<Option<KernelId>>,
+    /// Kernels that each kernel reads from.
+    needs: Vec<BTreeSet<KernelId>>,
+}
+
+impl Grouping<'_> {
+    fn assign(&mut self, node: NodeIndex) {
+        let op = &self.graph.node(node).op;
+        let operands = self.graph.operands(node);
+        if is_free(op) {
+            self.of[node.index()] = operands.first().and_then(|v| self.of[v.node.index()]);
+            return;
+        }
+        if is_loop_op(op) && self.join(node, &operands) {
+            return;
+        }
+        let mut kernel = Kernel { nodes: vec![node], is_loop: is_loop_op(op), ..Kernel::default() };
+        if kernel.is_loop {
+            let letters = letters(self.graph, node);
+            let count = letters.count;
+            kernel.letters.insert(node, (0..count).collect());
+            kernel.dims.insert(node, letters.result.iter().map(|&l| l as usize).collect());
+            kernel.space = (0..count).map(|l| letters.home(&operands, node, l)).collect();
+        }
+        let id = self.kernels.len();
+        self.needs.push(operands.iter().filter_map(|v| self.of[v.node.index()]).collect());
+        self.kernels.push(kernel);
+        self.of[node.index()] = Some(id);
+    }
+
+    /// Tries to make `node` a member of the kernel of one of its operands, the latest first.
+    fn join(&mut self, node: NodeIndex, operands: &[Value]) -> bool {
+        let candidates: BTreeSet<Reverse<KernelId>> = operands
+            .iter()
+            .filter(|v| is_loop_op(self.graph.op(**v)))
+            .filter_map(|v| self.of[v.node.index()])
+            .map(Reverse)
+            .collect();
+        for Reverse(k) in candidates {
+            if let Some((letters_at, row)) = self.fits(k, node, operands) {
+                let needs: Vec<KernelId> =
+                    operands.iter().filter_map(|v| self.of[v.node.index()]).filter(|&o| o != k).collect();
+                if needs.iter().any(|&o| self.reaches(o, k)) {
+                    continue;
+                }
+                self.needs[k].extend(needs);
+                let letters = letters(self.graph, node);
+                let kernel = &mut self.kernels[k];
+                kernel.dims.insert(node, letters.result.iter().map(|&l| letters_at[l as usize]).collect());
+                kernel.letters.insert(node, letters_at);
+                kernel.nodes.push(node);
+                kernel.row = row;
+                self.of[node.index()] = Some(k);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The loop index of each letter of `node` in kernel `k`, and the kernel's row then.
+    fn fits(&self, k: KernelId, node: NodeIndex, operands: &[Value]) -> Option<(Vec<LoopDim>, Option<LoopDim>)> {
+        let kernel = &self.kernels[k];
+        let graph = self.graph;
+        let first = *kernel.nodes.first()?;
+        if graph.node(first).origin.phase != graph.node(node).origin.phase {
+            return None; // an early result of another phase would live long
+        }
+        let letters = letters(graph, node);
+        let mut at: Vec<Option<LoopDim>> = vec![None; letters.count];
+        let mut row = kernel.row;
+        for (v, row_letters) in operands.iter().zip(&letters.operands) {
+            let Some(dims) = kernel.dims.get(&v.node) else {
+                // Made elsewhere, but perhaps a view of something made here: not before the loop ends.
+                if self.of[v.node.index()] == Some(k) {
+                    return None;
+                }
+                continue;
+            };
+            if let Op::Reduce { .. } = graph.op(*v) {
+                let reduced = reduced_dims(kernel, v.node);
+                match (reduced.as_slice(), row) {
+                    ([d], None) => row = Some(*d),
+                    ([d], Some(r)) if *d == r => {}
+                    _ => return None,
+                }
+            }
+            for (&l, &d) in row_letters.iter().zip(dims) {
+                match at[l as usize] {
+                    Some(other) if other != d => return None,
+                    _ => at[l as usize] = Some(d),
+                }
+            }
+        }
+        let at: Vec<LoopDim> = at.into_iter().collect::<Option<_>>()?;
+        let distinct: HashSet<_> = at.iter().collect();
+        (distinct.len() == at.len()).then_some((at, row))
+    }
+
+    /// Whether kernel `from` depends on `target`.
+    fn reaches(&self, from: KernelId, target: KernelId) -> bool {
+        let mut seen = HashSet::from([from]);
+        let mut stack = vec![from];
+        while let Some(k) = stack.pop() {
+            if k == target {
+                return true;
+            }
+            stack.extend(self.needs[k].iter().copied().filter(|&n| seen.insert(n)));
+        }
+        false
+    }
+
+    /// Kernels in an order that respects their needs, otherwise that of the program.
+    fn ordered(self) -> Vec<Kernel> {
+        let n = self.kernels.len();
+        let mut users: Vec<Vec<KernelId>> = vec![Vec::new(); n];
+        let mut missing: Vec<usize> = self.needs.iter().map(BTreeSet::len).collect();
+        for (k, needs) in self.needs.iter().enumerate() {
+            for &need in needs {
+                users[need].push(k);
+            }
+        }
+        // A kernel is due when its last member is: its first would pull work far ahead of its use.
+        let key = |k: KernelId| Reverse((self.kernels[k].nodes[0], k));
+        let mut ready: BinaryHeap<_> = (0..n).filter(|&k| missing[k] == 0).map(key).collect();
+        let mut order = Vec::new();
+        while let Some(Reverse((_, k))) = ready.pop() {
+            order.push(k);
+            for &u in &users[k] {
+                missing[u] -= 1;
+                if missing[u] == 0 {
+                    ready.push(key(u));
+                }
+            }
+        }
+        debug_assert_eq!(order.len(), n, "kernels form a cycle");
+        let mut kernels: Vec<Option<Kernel>> = self.kernels.into_iter().map(Some).collect();
+        order.into_iter().filter_map(|k| kernels[k].take()).collect()
+    }
+}
+
+/// The loop indices that a member reduction sums over.
+pub fn reduced_dims(kernel: &Kernel, node: NodeIndex) -> Vec<LoopDim> {
+    let kept = &kernel.dims[&node];
+    kernel.letters[&node].iter().copied().filter(|d| !kept.contains(d)).collect()
+}
+
+/// Subscripts of a loop operation: those it has, or elementwise ones.
+pub struct Letters {
+    /// Per operand.
+    pub operands: Vec<Vec<u8>>,
+    /// Of the result.
+    pub result: Vec<u8>,
+    /// How many there are.
+    pub count: usize,
+}
+
+/// The subscripts of a loop operation.
+pub fn letters(graph: &Graph, node: NodeIndex) -> Letters {
+    let rank = graph.node(node).types[0].rank();
+    match &graph.node(node).op {
+        Op::Map { subs, .. } | Op::Reduce { subs, .. } => {
+            Letters { operands: subs.operands.clone(), result: subs.result.clone(), count: subs.letters() }
+        }
+        op => {
+            let all: Vec<u8> = (0..rank as u8).collect();
+            let operands = if matches!(op, Op::Random { .. }) { vec![Vec::new()] } else { vec![all.clone()] };
+            Letters { operands, result: all, count: rank }
+        }
+    }
+}
+
+impl Letters {
+    /// A tensor and dimension that has the letter.
+    fn home(&self, operands: &[Value], node: NodeIndex, letter: usize) -> (Value, usize) {
+        let position = |ls: &Vec<u8>| ls.iter().position(|&l| l as usize == letter);
+        if let Some(d) = position(&self.result) {
+            return (node.into(), d);
+        }
+        let found = operands.iter().zip(&self.operands).find_map(|(&v, ls)| Some((v, position(ls)?)));
+        found.unwrap_or((node.into(), 0))
+    }
+}

@@ -1,0 +1,56 @@
+//! The shape of a pass: a new graph, node by node, from an old one.
+
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
+use tpc_ir::{Graph, Mesh, Output, Value};
+
+/// What old values became.
+pub type Mapping = HashMap<Value, Value>;
+
+/// Builds a new graph on `mesh`: `visit` sees every live node of `old` in order with its operands
+/// already translated, adds what it wants to the new graph and returns the value of each result.
+pub fn rebuild(
+    old: &Graph,
+    mesh: Mesh,
+    mut visit: impl FnMut(&mut Graph, NodeIndex, Vec<Value>) -> Vec<Value>,
+) -> (Graph, Mapping) {
+    let mut new = Graph::new(mesh);
+    let mut map = Mapping::new();
+    let live = live(old);
+    for node in old.nodes().filter(|n| live[n.index()]) {
+        let operands = old.operands(node).iter().map(|v| map[v]).collect();
+        for (result, value) in visit(&mut new, node, operands).into_iter().enumerate() {
+            map.insert(Value { node, result: result as u32 }, value);
+        }
+    }
+    new.outputs = old.outputs.iter().map(|o| Output { value: map[&o.value], ..o.clone() }).collect();
+    (new, map)
+}
+
+/// Copies a node unchanged.
+pub fn copy(new: &mut Graph, old: &Graph, node: NodeIndex, operands: &[Value]) -> Vec<Value> {
+    let n = old.node(node);
+    let id = new.add(n.op.clone(), operands, n.types.clone(), n.origin.clone());
+    (0..n.types.len() as u32).map(|result| Value { node: id, result }).collect()
+}
+
+/// Which nodes an output or a module region depends on. Inputs always live: they are the program's
+/// signature.
+pub fn live(graph: &Graph) -> Vec<bool> {
+    let mut live = vec![false; graph.len()];
+    for (node, _, _) in graph.inputs() {
+        live[node.index()] = true;
+    }
+    let regions = graph.regions.iter().flat_map(|r| r.arguments.iter().chain(&r.results));
+    for v in graph.outputs.iter().map(|o| &o.value).chain(regions) {
+        live[v.node.index()] = true;
+    }
+    for node in (0..graph.len()).rev().map(NodeIndex::new) {
+        if live[node.index()] {
+            for v in graph.operands(node) {
+                live[v.node.index()] = true;
+            }
+        }
+    }
+    live
+}

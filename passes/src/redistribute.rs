@@ -1,0 +1,171 @@
+//! From one placement to another, the canonical way.
+//!
+//! A partial is reduced first (scattered when its axis is wanted next on a dimension), then what
+//! is free is sliced, then axes move between dimensions (all-to-all), then the rest is gathered.
+//! The e-graph improves on it; this only has to be right.
+//!
+//! Before: a reader wants `f32[8@dp, 64]`, the value is `f32[8, 64] +sum@tp`.
+//! After: `all_reduce tp sum`, `shard_slice dp dim=0`.
+
+use crate::rules::place_redistribution;
+use tpc_ir::{AxisId, AxisSet, Graph, Op, Origin, Sharding, Value};
+
+/// The steps that take a value placed like `from` to `to`, which may be partial only where `from`
+/// is, or over axes on which `from` is invariant.
+pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
+    let mut steps = Vec::new();
+    let mut at = from.clone();
+    let kept = at.partial_axes().intersection(to.partial_axes());
+    let reduced = at.partial_axes().minus(kept);
+    if let (Some(p), false) = (at.partial, reduced.is_empty()) {
+        let (mut whole, mut scattered) = (reduced, Vec::new());
+        for (dim, wanted) in to.dims.iter().enumerate() {
+            let has = &at.dims[dim];
+            if wanted.starts_with(has) {
+                let run: Vec<AxisId> =
+                    wanted[has.len()..].iter().copied().take_while(|&a| reduced.contains(a)).collect();
+                if !run.is_empty() {
+                    whole = whole.minus(run.iter().copied().collect());
+                    scattered.push((dim, run));
+                }
+            }
+        }
+        // Reducing over the rest first keeps one operator per type at every step.
+        for (dim, axes) in scattered {
+            push(&mut steps, &mut at, Op::ReduceScatter { op: p.op, dim, axes });
+        }
+        if !whole.is_empty() {
+            push(&mut steps, &mut at, Op::AllReduce { op: p.op, axes: whole });
+        }
+    }
+    loop {
+        slices(&mut steps, &mut at, to);
+        // The minor-most axis that does not belong where it is.
+        let wrong = |d: &usize| !to.dims[*d].starts_with(&at.dims[*d]);
+        let Some(dim) = (0..at.dims.len()).find(wrong) else { break };
+        let Some(&axis) = at.dims[dim].last() else { break };
+        let home = (0..at.dims.len()).find(|&d| {
+            d != dim && to.dims[d].starts_with(&at.dims[d]) && to.dims[d].get(at.dims[d].len()) == Some(&axis)
+        });
+        let op = match home {
+            Some(home) => Op::AllToAll { from: dim, to: home, axes: vec![axis] },
+            None => Op::AllGather { dim, axes: vec![axis] },
+        };
+        push(&mut steps, &mut at, op);
+    }
+    if let Some(p) = to.partial {
+        let missing = p.axes.minus(at.partial_axes());
+        if !missing.is_empty() {
+            push(&mut steps, &mut at, Op::ToPartial { op: p.op, axes: missing });
+        }
+    }
+    merge_gathers(steps)
+}
+
+/// Cuts every dimension by the wanted axes on which the value is still whole.
+fn slices(steps: &mut Vec<Op>, at: &mut Sharding, to: &Sharding) {
+    for dim in 0..at.dims.len() {
+        let has = at.dims[dim].len();
+        if !to.dims[dim].starts_with(&at.dims[dim]) {
+            continue;
+        }
+        let axes: Vec<AxisId> =
+            to.dims[dim][has..].iter().copied().take_while(|&a| at.is_invariant(a)).collect();
+        if !axes.is_empty() {
+            push(steps, at, Op::ShardSlice { dim, axes });
+        }
+    }
+}
+
+fn push(steps: &mut Vec<Op>, at: &mut Sharding, op: Op) {
+    let ty = tpc_ir::Type { dtype: tpc_ir::DType::F32, shape: vec![0; at.dims.len()], sharding: at.clone() };
+    if let Ok(next) = place_redistribution(&op, &ty) {
+        *at = next;
+        steps.push(op);
+    } else {
+        debug_assert!(false, "{op:?} does not apply to {at:?}");
+    }
+}
+
+/// Two gathers of one dimension in a row are one over both axes.
+fn merge_gathers(steps: Vec<Op>) -> Vec<Op> {
+    let mut merged: Vec<Op> = Vec::new();
+    for op in steps {
+        match (merged.last_mut(), op) {
+            (Some(Op::AllGather { dim, axes }), Op::AllGather { dim: d, axes: minor }) if *dim == d => {
+                // The later gather removes the axis above the earlier one.
+                axes.splice(0..0, minor);
+            }
+            (_, op) => merged.push(op),
+        }
+    }
+    merged
+}
+
+/// Adds the steps that bring `value` to `to`.
+pub fn redistribute(graph: &mut Graph, value: Value, to: &Sharding, origin: &Origin) -> Value {
+    let mut value = value;
+    for op in steps(&graph.ty(value).sharding.clone(), to) {
+        let ty = graph.ty(value);
+        if let Ok(sharding) = place_redistribution(&op, ty) {
+            let ty = ty.placed(sharding);
+            value = graph.push(op, &[value], ty, origin);
+        }
+    }
+    value
+}
+
+/// The axes over which a value is partial, reduced away.
+pub fn reduced(sharding: &Sharding) -> Sharding {
+    sharding.reduced(sharding.partial_axes())
+}
+
+/// The set of axes as a list in mesh order.
+pub fn list(axes: AxisSet) -> Vec<AxisId> {
+    axes.iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tpc_ir::{Partial, ReduceOp};
+
+    fn sharding(dims: &[&[u8]], partial: &[u8]) -> Sharding {
+        let axes: AxisSet = partial.iter().map(|&a| AxisId(a)).collect();
+        let partial = (!axes.is_empty()).then_some(Partial { op: ReduceOp::Sum, axes });
+        Sharding { dims: dims.iter().map(|d| d.iter().map(|&a| AxisId(a)).collect()).collect(), partial }
+    }
+
+    /// Every pair of placements of two dimensions over two axes is connected.
+    #[test]
+    fn every_placement_reaches_every_other() {
+        let lists: [&[u8]; 5] = [&[], &[0], &[1], &[0, 1], &[1, 0]];
+        let partials: [&[u8]; 4] = [&[], &[0], &[1], &[0, 1]];
+        let mut all = Vec::new();
+        for a in lists {
+            for b in lists {
+                for p in partials {
+                    let mut used: Vec<u8> = [a, b, p].concat();
+                    used.sort_unstable();
+                    let n = used.len();
+                    used.dedup();
+                    if used.len() == n {
+                        all.push(sharding(&[a, b], p));
+                    }
+                }
+            }
+        }
+        for from in &all {
+            for to in &all {
+                if !to.partial_axes().minus(from.partial_axes()).is_empty() {
+                    continue;
+                }
+                let mut at = tpc_ir::Type { sharding: from.clone(), ..tpc_ir::Type::new(tpc_ir::DType::F32, [8, 8]) };
+                for op in steps(from, to) {
+                    at.sharding = place_redistribution(&op, &at).unwrap_or_else(|e| panic!("{from:?} {to:?} {op:?}: {e}"));
+                }
+                assert_eq!(at.sharding, *to);
+            }
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The rows. One match arm per operation; a new operation gets its strategies, its rewrites and its
+//! validation from its arm here.
+
+use super::{Factor, FactorKind, Rule};
+use tpc_ir::{Op, ReduceOp, Type};
+
+use FactorKind::{Pass, Reduce, Whole};
+
+/// The row of an operation. `operands` and `results` give the shapes; placements are not looked at.
+///
+/// Redistributions have no row: they are what the rules of the e-graph move.
+pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
+    let mut row = Row::default();
+    let same = |row: &mut Row, n: usize, whole: Option<usize>| {
+        // Every operand and result has the same dimensions, one of which may have to stay whole.
+        let dims: Vec<usize> = (0..results[0].rank())
+            .map(|d| row.factor(if whole == Some(d) { Whole } else { Pass }, results[0].shape[d]))
+            .collect();
+        row.operands = vec![dims.clone(); n];
+        row.results = vec![dims];
+    };
+    match op {
+        // The subscripts are the rule: a letter that the result lacks is reduced.
+        Op::Map { subs, .. } | Op::Einsum { subs } | Op::Reduce { subs, .. } => {
+            let shapes: Vec<&[usize]> = operands.iter().map(|t| t.shape.as_slice()).collect();
+            let sizes = subs.sizes(&shapes, Some(&results[0].shape)).unwrap_or_default();
+            let reduction = if let Op::Reduce { op, .. } = op { *op } else { ReduceOp::Sum };
+            for (letter, &size) in sizes.iter().enumerate() {
+                let kept = subs.result.contains(&(letter as u8));
+                row.factor(if kept { Pass } else { Reduce(reduction) }, size);
+            }
+            let ids = |letters: &Vec<u8>| letters.iter().map(|&l| l as usize).collect::<Vec<_>>();
+            row.operands = subs.operands.iter().map(ids).collect();
+            row.results = vec![ids(&subs.result)];
+            match op {
+                Op::Map { f, .. } if f.is_sum() => row.linear = vec![(0..operands.len()).collect()],
+                Op::Map { f, .. } => row.linear = f.linear().iter().map(|s| s.to_vec()).collect(),
+                Op::Einsum { .. } => row.linear = vec![vec![0], vec![1]],
+                Op::Reduce { op: ReduceOp::Sum, .. } => row.linear = vec![vec![0]],
+                _ => {}
+            }
+            row.increasing = matches!(op, Op::Map { f, .. } if f.is_increasing() && operands.len() == 1);
+        }
+        // Only the result has dimensions; each rank makes its own chunk.
+        Op::Input { .. } | Op::Fill(_) | Op::Iota => same(&mut row, 0, None),
+        Op::Random { .. } => {
+            same(&mut row, 0, None);
+            row.operands = vec![Vec::new()]; // the seed, a scalar
+        }
+        Op::Slice { dim, .. } | Op::Pad { dim, .. } => {
+            same(&mut row, 1, Some(*dim));
+            row.linear = vec![vec![0]];
+            if matches!(op, Op::Pad { value, .. } if value.as_f64() != 0.0) {
+                row.linear.clear(); // a nonzero border would be added once per rank
+            }
+        }
+        Op::Index { dim, .. } => {
+            let dims: Vec<usize> = (0..operands[0].rank())
+                .map(|d| row.factor(if d == *dim { Whole } else { Pass }, operands[0].shape[d]))
+                .collect();
+            row.results = vec![dims.iter().copied().filter(|d| d != dim).collect()];
+            row.operands = vec![dims];
+            row.linear = vec![vec![0]];
+        }
+        Op::Concat { dim } => {
+            same(&mut row, operands.len(), Some(*dim));
+            row.linear = vec![(0..operands.len()).collect()];
+        }
+        Op::CumSum { dim } => {
+            same(&mut row, 1, Some(*dim));
+            row.linear = vec![vec![0]];
+        }
+        Op::TopK => {
+            let last = operands[0].rank() - 1;
+            same(&mut row, 1, Some(last));
+            row.results = vec![row.results[0].clone(); 2];
+        }
+        // [v, h…], [t…] -> [t…, h…]; v is summed: rows of other ranks give 0.
+        Op::Take => {
+            let v = row.factor(Reduce(ReduceOp::Sum), operands[0].shape[0]);
+            let h = row.factors(Pass, &operands[0].shape[1..]);
+            let t = row.factors(Pass, &operands[1].shape);
+            row.operands = vec![[vec![v], h.clone()].concat(), t.clone()];
+            row.results = vec![[t, h].concat()];
+            row.linear = vec![vec![0]];
+        }
+        // [t…], [t…, h…] -> [v, h…]; t is summed, v uses its index.
+        Op::ScatterAdd => {
+            let v = row.factor(Pass, results[0].shape[0]);
+            let h = row.factors(Pass, &results[0].shape[1..]);
+            let t = row.factors(Reduce(ReduceOp::Sum), &operands[0].shape);
+            row.operands = vec![t.clone(), [t, h.clone()].concat()];
+            row.results = vec![[vec![v], h].concat()];
+            row.linear = vec![vec![1]];
+        }
+        // What factored dimensions could not express stays whole, except dimensions that stand alone.
+        Op::Reshape => reshape(&mut row, &operands[0].shape, &results[0].shape),
+        Op::AllReduce { .. }
+        | Op::AllGather { .. }
+        | Op::ReduceScatter { .. }
+        | Op::AllToAll { .. }
+        | Op::ShardSlice { .. }
+        | Op::ToPartial { .. } => same(&mut row, 1, None),
+    }
+    Rule {
+        factors: row.all,
+        operands: row.operands,
+        results: row.results,
+        linear: row.linear,
+        increasing: row.increasing,
+    }
+}
+
+#[derive(Default)]
+struct Row {
+    all: Vec<Factor>,
+    operands: Vec<Vec<usize>>,
+    results: Vec<Vec<usize>>,
+    linear: Vec<Vec<usize>>,
+    increasing: bool,
+}
+
+impl Row {
+    fn factor(&mut self, kind: FactorKind, size: usize) -> usize {
+        self.all.push(Factor { kind, size });
+        self.all.len() - 1
+    }
+
+    fn factors(&mut self, kind: FactorKind, sizes: &[usize]) -> Vec<usize> {
+        sizes.iter().map(|&n| self.factor(kind, n)).collect()
+    }
+}
+
+/// Walks both shapes in step; where one dimension meets one of the same size it passes, and
+/// whatever is merged or split stays whole.
+fn reshape(row: &mut Row, from: &[usize], to: &[usize]) {
+    row.linear = vec![vec![0]];
+    let (mut operand, mut result) = (Vec::new(), Vec::new());
+    let (mut i, mut j) = (0, 0);
+    while i < from.len() || j < to.len() {
+        let (i0, j0) = (i, j);
+        let (mut a, mut b) = (1usize, 1usize);
+        loop {
+            if i < from.len() && (a <= b || j == to.len()) {
+                a *= from[i];
+                i += 1;
+            } else if j < to.len() {
+                b *= to[j];
+                j += 1;
+            }
+            if a == b || (i == from.len() && j == to.len()) {
+                break;
+            }
+        }
+        if (i - i0, j - j0) == (1, 1) && a == b {
+            let f = row.factor(Pass, a);
+            operand.push(f);
+            result.push(f);
+        } else {
+            operand.extend(row.factors(Whole, &from[i0..i]));
+            result.extend(row.factors(Whole, &to[j0..j]));
+        }
+    }
+    row.operands = vec![operand];
+    row.results = vec![result];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tpc_ir::{DType, Subscripts};
+
+    #[test]
+    fn a_product_reduces_the_letter_that_the_result_lacks() {
+        let (x, w, y) = (Type::new(DType::F32, [2, 3]), Type::new(DType::F32, [3, 5]), Type::new(DType::F32, [2, 5]));
+        let r = rule(&Op::Einsum { subs: Subscripts::parse("ij,jk->ik").unwrap() }, &[&x, &w], &[&y]);
+        assert_eq!(r.factors[1], Factor { kind: Reduce(ReduceOp::Sum), size: 3 });
+        assert_eq!((r.operands, r.results), (vec![vec![0, 1], vec![1, 2]], vec![vec![0, 2]]));
+    }
+
+    #[test]
+    fn a_reshape_passes_what_stands_alone() {
+        let (x, y) = (Type::new(DType::F32, [4, 6, 5]), Type::new(DType::F32, [4, 30]));
+        let r = rule(&Op::Reshape, &[&x], &[&y]);
+        assert_eq!(r.factors.iter().map(|f| f.kind).collect::<Vec<_>>(), [Pass, Whole, Whole, Whole]);
+    }
+}

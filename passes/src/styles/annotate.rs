@@ -1,0 +1,252 @@
+//! From a plan to placements of the program's inputs.
+
+use super::cut::{Cuts, Indices, Part};
+use super::modules::{levels, module_of, paths, weights, Role, Weight};
+use super::pattern::{matches, nearest};
+use super::plan::{DataMode, Plan, Style};
+use crate::propagate::{Annotation, Annotations};
+use petgraph::graph::NodeIndex;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tpc_ir::{AxisId, Graph, InputKind, Mesh, Sharding};
+
+/// Why a plan does not fit a model or a mesh.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum StyleError {
+    /// A path that matches no module.
+    #[error("plan entry `{path}` matches no module; the nearest are {}", .nearest.join(", "))]
+    NoModule {
+        /// The path.
+        path: String,
+        /// Existing ones like it.
+        nearest: Vec<String>,
+    },
+    /// A path that matches modules without anything the style can work on.
+    #[error("plan entry `{path}` ({style}) finds nothing to parallelize in `{module}`: it works on {accepts}")]
+    Nothing {
+        /// The plan entry.
+        path: String,
+        /// The style.
+        style: String,
+        /// The module.
+        module: String,
+        /// What the style accepts.
+        accepts: &'static str,
+    },
+    /// One parameter under two styles.
+    #[error("parameter `{parameter}` is claimed by two plan entries, `{first}` and `{second}`: remove one of them")]
+    Twice {
+        /// The parameter.
+        parameter: String,
+        /// One entry.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// The plan's axis is not in the mesh.
+    #[error("the plan shards along the axis `{axis}`, but the mesh is {mesh}: add `{axis}=N` to the mesh or change the plan's axis")]
+    NoAxis {
+        /// The axis.
+        axis: String,
+        /// The mesh.
+        mesh: String,
+    },
+    /// An axis that nothing uses.
+    #[error("the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode")]
+    UnusedAxis {
+        /// The axis.
+        axis: String,
+    },
+}
+
+/// How a weight is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Columns,
+    Rows,
+}
+
+/// The placements that a plan gives a logical graph's inputs on a mesh.
+///
+/// # Errors
+/// If the plan does not fit the model or the mesh.
+pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
+    let axis = style_axis(mesh, plan)?;
+    let data = match &plan.data {
+        Some((DataMode::Ddp, name)) => Some(find_axis(mesh, name)?),
+        None => None,
+    };
+    if !plan.allow_unused_axes {
+        if let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && Some(*a) != data) {
+            return Err(StyleError::UnusedAxis { axis: mesh.name(unused).into() });
+        }
+    }
+    let all = weights(graph);
+    let ways = ways(graph, plan, &all)?;
+    let mut inputs: HashMap<String, Annotation> = HashMap::new();
+    let mut fine = mesh.clone();
+    if let Some(axis) = axis {
+        let groups: Vec<(NodeIndex, Vec<usize>)> =
+            ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
+        let mut indices = Indices::of(graph);
+        let cuts = Cuts::new(graph, &mut indices, mesh.size(axis), &groups);
+        if let Some(refined) = cuts.split.and_then(|major| mesh.split(axis, major)) {
+            fine = refined;
+        }
+        let name = mesh.name(axis);
+        for (parameter, (way, entry)) in &ways {
+            let weight = &all[parameter];
+            let sharding = cut(graph, weight, *way, &cuts, &fine, name);
+            inputs.insert(parameter.clone(), Annotation { sharding, why: entry.clone() });
+        }
+    }
+    states_like_parameters(graph, &mut inputs);
+    if let Some(data) = data {
+        let axes = fine.parts(mesh.name(data));
+        for (node, kind, name) in graph.inputs() {
+            let ty = &graph.node(node).types[0];
+            if kind == InputKind::Data && ty.rank() > 0 {
+                let mut sharding = Sharding::replicated(ty.rank());
+                sharding.dims[0].clone_from(&axes);
+                let why = format!("the batch is sharded over `{}`", mesh.name(data));
+                inputs.insert(name.to_string(), Annotation { sharding, why: why.into() });
+            }
+        }
+    }
+    Ok(Annotations { mesh: fine, inputs })
+}
+
+fn find_axis(mesh: &Mesh, name: &str) -> Result<AxisId, StyleError> {
+    mesh.axis(name).ok_or_else(|| StyleError::NoAxis { axis: name.into(), mesh: mesh.to_string() })
+}
+
+/// The axis that styles shard along: named by the plan, else `tp`, else the only one left.
+fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
+    if plan.styles.is_empty() {
+        return Ok(None);
+    }
+    if let Some(name) = &plan.axis {
+        return find_axis(mesh, name).map(Some);
+    }
+    let data = plan.data.as_ref().map(|(_, name)| name.as_str());
+    let free: Vec<AxisId> = mesh.axis_ids().filter(|&a| Some(mesh.name(a)) != data).collect();
+    match (mesh.axis("tp"), free.as_slice()) {
+        (Some(tp), _) => Ok(Some(tp)),
+        (None, [only]) => Ok(Some(*only)),
+        // A mesh of one rank needs no axes.
+        (None, []) if mesh.ranks() == 1 => Ok(None),
+        _ => Err(StyleError::NoAxis { axis: "tp".into(), mesh: mesh.to_string() }),
+    }
+}
+
+type Ways = BTreeMap<String, (Way, Arc<str>)>;
+
+/// For every weight that a style claims: how it is cut and which entry says so.
+fn ways(graph: &Graph, plan: &Plan, all: &BTreeMap<String, Weight>) -> Result<Ways, StyleError> {
+    let modules = paths(graph);
+    let mut claimed = Ways::new();
+    for (pattern, style) in &plan.styles {
+        let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
+        if matched.is_empty() {
+            let nearest = nearest(pattern, modules.iter().map(String::as_str));
+            return Err(StyleError::NoModule { path: pattern.clone(), nearest });
+        }
+        for module in matched {
+            let mut found = claims(graph, module, style, all).into_iter().peekable();
+            if found.peek().is_none() {
+                let (style, accepts) = match style {
+                    Style::Colwise => ("ColwiseParallel", "a linear, an embedding or a convolution"),
+                    Style::Rowwise => ("RowwiseParallel", "a linear, an embedding or a convolution"),
+                    Style::Pairwise => ("PairwiseParallel", "pairs of linears that follow each other"),
+                };
+                return Err(StyleError::Nothing {
+                    path: pattern.clone(),
+                    style: style.into(),
+                    module: module.clone(),
+                    accepts,
+                });
+            }
+            let entry: Arc<str> = format!("plan \"{pattern}\"").into();
+            for (name, way) in found {
+                if let Some((_, first)) = claimed.insert(name.clone(), (way, entry.clone())) {
+                    if first != entry {
+                        let (first, second) = (first.to_string(), entry.to_string());
+                        return Err(StyleError::Twice { parameter: name, first, second });
+                    }
+                }
+            }
+        }
+    }
+    Ok(claimed)
+}
+
+/// The parameters of a module that a style cuts.
+fn claims(graph: &Graph, module: &str, style: &Style, all: &BTreeMap<String, Weight>) -> Vec<(String, Way)> {
+    let with_bias = |weight: &Weight, way: Way| {
+        let home = module_of(&weight.name).to_string();
+        let bias = all.values().filter(move |b| {
+            way == Way::Columns && b.role == Role::Vector && module_of(&b.name) == home && adds_to(graph, b, weight)
+        });
+        let mut both = vec![(weight.name.clone(), way)];
+        both.extend(bias.map(|b| (b.name.clone(), Way::Columns)));
+        both
+    };
+    let direct = |way: Way| {
+        let own = all.values().filter(|w| w.role != Role::Vector && module_of(&w.name) == module);
+        own.flat_map(|w| with_bias(w, way)).collect()
+    };
+    match style {
+        Style::Colwise => direct(Way::Columns),
+        Style::Rowwise => direct(Way::Rows),
+        Style::Pairwise => {
+            let below = |name: &str| module.is_empty() || name.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
+            let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear && below(&w.name)).collect();
+            let levelled = levels(graph, &linears);
+            let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
+            let ways = levelled.into_iter().filter(|&(_, level)| level % 2 == 0 || level < last);
+            ways.flat_map(|(w, level)| with_bias(w, if level % 2 == 1 { Way::Columns } else { Way::Rows })).collect()
+        }
+    }
+}
+
+/// Whether a vector is added to the product of a weight.
+fn adds_to(graph: &Graph, vector: &Weight, weight: &Weight) -> bool {
+    graph.operands(vector.user).iter().any(|v| v.node == weight.user)
+}
+
+/// The feature dimensions that a way cuts: of a linear its outputs or inputs, of a table its hidden
+/// dimensions or its rows.
+fn features(weight: &Weight, way: Way) -> Vec<usize> {
+    match (weight.role, way) {
+        (Role::Linear | Role::Embedding, Way::Rows) => weight.inner.clone(),
+        (Role::Linear | Role::Embedding, Way::Columns) | (Role::Vector, _) => weight.outer.clone(),
+    }
+}
+
+fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, mesh: &Mesh, axis: &str) -> Sharding {
+    let mut sharding = Sharding::replicated(graph.node(weight.input).types[0].rank());
+    let parts = mesh.parts(axis);
+    for dim in features(weight, way) {
+        for part in cuts.parts(weight.input, dim) {
+            match part {
+                Part::Whole => sharding.dims[dim].extend(&parts),
+                Part::Major(_) => sharding.dims[dim].extend(parts.first()),
+                Part::Minor(_) => sharding.dims[dim].extend(parts.last()),
+            }
+        }
+    }
+    sharding
+}
+
+/// Optimizer state of a parameter's shape lies like the parameter.
+fn states_like_parameters(graph: &Graph, inputs: &mut HashMap<String, Annotation>) {
+    let shapes: HashMap<&str, &Vec<usize>> =
+        graph.inputs().map(|(n, _, name)| (name, &graph.node(n).types[0].shape)).collect();
+    for (node, kind, name) in graph.inputs() {
+        let Some((parameter, _)) = name.rsplit_once('/').filter(|_| kind == InputKind::State) else { continue };
+        let same = shapes.get(parameter) == Some(&&graph.node(node).types[0].shape);
+        if let Some(annotation) = inputs.get(parameter).filter(|_| same).cloned() {
+            inputs.insert(name.to_string(), annotation);
+        }
+    }
+}

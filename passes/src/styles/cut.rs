@@ -1,0 +1,140 @@
+//! Which index of a weight an axis cuts: whole heads, and kv heads like the query heads they serve.
+//!
+//! Dimensions that the program relates are one index (as in canonicalizing). An axis of n ranks cuts
+//! the first index of a weight's output (or input) features that can be cut: with kv heads g and
+//! groups r, `[g, r, hd]`, it cuts g if n ≤ g or nothing better divides, g and r by the two parts of
+//! the axis if g divides n, r alone if only r is divisible. The last of several indices (the inside
+//! of a head) is never cut, and an index that is sliced or indexed (the thirds of q|k|v, the halves
+//! of a rotary embedding) cannot be. What was decided for one weight holds for every weight that
+//! has the index.
+
+use crate::rules::{rule, FactorKind};
+use petgraph::graph::NodeIndex;
+use petgraph::unionfind::UnionFind;
+use std::collections::{HashMap, HashSet};
+use tpc_ir::{Graph, Type, Value};
+
+/// A part of an axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Part {
+    /// The whole axis.
+    Whole,
+    /// The major part after a split into this many.
+    Major(usize),
+    /// The minor part after a split into this many.
+    Minor(usize),
+}
+
+/// The indices of a program's dimensions.
+pub struct Indices {
+    first: HashMap<Value, usize>,
+    root: Vec<usize>,
+    uncuttable: HashSet<usize>,
+}
+
+/// An index: a class of dimensions.
+pub type Index = usize;
+
+impl Indices {
+    /// Relates dimensions through every operation.
+    pub fn of(graph: &Graph) -> Self {
+        let mut first = HashMap::new();
+        let mut count = 0;
+        for node in graph.nodes() {
+            for (result, ty) in graph.node(node).types.iter().enumerate() {
+                first.insert(Value { node, result: result as u32 }, count);
+                count += ty.rank();
+            }
+        }
+        let mut classes = UnionFind::<usize>::new(count);
+        let mut whole = Vec::new();
+        for node in graph.nodes() {
+            let n = graph.node(node);
+            let operands = graph.operands(node);
+            let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
+            let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+            let results = (0..n.types.len() as u32).map(|result| Value { node, result });
+            let mut of_factor: HashMap<usize, usize> = HashMap::new();
+            for (v, dims) in operands.iter().copied().chain(results).zip(row.operands.iter().chain(&row.results)) {
+                for (d, &f) in dims.iter().enumerate() {
+                    let var = first[&v] + d;
+                    if row.factors[f].kind == FactorKind::Whole {
+                        whole.push(var);
+                    } else if let Some(&other) = of_factor.get(&f) {
+                        classes.union(var, other);
+                    } else {
+                        of_factor.insert(f, var);
+                    }
+                }
+            }
+        }
+        let root = classes.into_labeling();
+        let uncuttable = whole.into_iter().map(|v| root[v]).collect();
+        Indices { first, root, uncuttable }
+    }
+
+    fn of_dim(&self, node: NodeIndex, dim: usize) -> Index {
+        self.root[self.first[&node.into()] + dim]
+    }
+}
+
+/// Decisions for one axis.
+pub struct Cuts<'a> {
+    indices: &'a Indices,
+    ranks: usize,
+    decided: HashMap<Index, Vec<Part>>,
+    /// Whether the axis is split, and where.
+    pub split: Option<usize>,
+}
+
+impl<'a> Cuts<'a> {
+    /// No decisions yet for an axis of that many ranks. `heads` lists feature dimension groups of
+    /// weights that will be cut; the last of several is inside a head and never cut.
+    pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, groups: &[(NodeIndex, Vec<usize>)]) -> Self {
+        for (node, dims) in groups.iter().filter(|(_, dims)| dims.len() > 1) {
+            let last = dims[dims.len() - 1];
+            let _ = graph;
+            let index = indices.of_dim(*node, last);
+            indices.uncuttable.insert(index);
+        }
+        let mut cuts = Cuts { indices, ranks, decided: HashMap::new(), split: None };
+        // Weights with more indices know more: query heads before kv heads.
+        let mut order: Vec<&(NodeIndex, Vec<usize>)> = groups.iter().collect();
+        order.sort_by_key(|(node, dims)| (std::cmp::Reverse(dims.len()), *node));
+        for (node, dims) in order {
+            cuts.decide(graph, *node, dims);
+        }
+        cuts
+    }
+
+    fn decide(&mut self, graph: &Graph, node: NodeIndex, dims: &[usize]) {
+        let ty = &graph.node(node).types[0];
+        let free: Vec<(Index, usize)> = dims
+            .iter()
+            .map(|&d| (self.indices.of_dim(node, d), ty.shape[d]))
+            .filter(|(i, _)| !self.indices.uncuttable.contains(i))
+            .collect();
+        if free.iter().any(|(i, _)| self.decided.contains_key(i)) {
+            return;
+        }
+        let n = self.ranks;
+        let chosen: Vec<(Index, Vec<Part>)> = match free.as_slice() {
+            [] => vec![],
+            [(g, extent), (r, group), ..] if *extent < n && n % extent == 0 && (self.split.is_none() || self.split == Some(*extent)) && group % (n / extent) == 0 => {
+                self.split = Some(*extent);
+                vec![(*g, vec![Part::Major(*extent)]), (*r, vec![Part::Minor(*extent)])]
+            }
+            [(g, extent), (r, group), ..] if extent % n != 0 && group % n == 0 => {
+                vec![(*g, vec![]), (*r, vec![Part::Whole])]
+            }
+            [(g, _), ..] => vec![(*g, vec![Part::Whole])],
+        };
+        self.decided.extend(chosen);
+    }
+
+    /// The parts of the axis that cut a dimension.
+    pub fn parts(&self, node: NodeIndex, dim: usize) -> &[Part] {
+        let index = self.indices.of_dim(node, dim);
+        self.decided.get(&index).map_or(&[], Vec::as_slice)
+    }
+}

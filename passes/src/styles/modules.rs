@@ -1,0 +1,102 @@
+//! Modules as the graph shows them: weights by their use, levelled by dataflow.
+
+use std::collections::{BTreeMap, BTreeSet};
+use petgraph::graph::NodeIndex;
+use tpc_ir::{Graph, InputKind, Op, Phase};
+
+/// What a weight does in the forward pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An operand of a product.
+    Linear,
+    /// The table of a look-up.
+    Embedding,
+    /// Added to or multiplied with an activation.
+    Vector,
+}
+
+/// A parameter with its first use in the forward pass.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    /// Name of the parameter.
+    pub name: String,
+    /// Its input node.
+    pub input: NodeIndex,
+    /// What it does.
+    pub role: Role,
+    /// The node that uses it.
+    pub user: NodeIndex,
+    /// Dimensions (factored) that the product sums over; of a table, the rows.
+    pub inner: Vec<usize>,
+    /// The other dimensions.
+    pub outer: Vec<usize>,
+}
+
+/// The path of the module that holds a parameter.
+pub fn module_of(parameter: &str) -> &str {
+    parameter.rsplit_once('.').map_or("", |(module, _)| module)
+}
+
+/// Every module path: the modules that hold parameters and all that contain them.
+pub fn paths(graph: &Graph) -> BTreeSet<String> {
+    let mut all = BTreeSet::from([String::new()]);
+    for (_, kind, name) in graph.inputs() {
+        if kind == InputKind::Parameter {
+            let mut path = module_of(name);
+            while all.insert(path.to_string()) {
+                path = module_of(path);
+            }
+        }
+    }
+    all
+}
+
+/// The weights that a pass through the model meets, by name.
+pub fn weights(graph: &Graph) -> BTreeMap<String, Weight> {
+    let mut all = BTreeMap::new();
+    for (input, kind, name) in graph.inputs() {
+        if kind != InputKind::Parameter {
+            continue;
+        }
+        let mut uses: Vec<Weight> = graph
+            .users(input)
+            .filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward)
+            .map(|(user, edge)| used(graph, name, input, user, edge.operand as usize))
+            .collect();
+        // A tied embedding is a table first: its rows are the logits' columns either way.
+        uses.sort_by_key(|w| (w.role != Role::Embedding, w.role != Role::Linear, w.user));
+        if let Some(first) = uses.into_iter().next() {
+            all.insert(name.to_string(), first);
+        }
+    }
+    all
+}
+
+fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: usize) -> Weight {
+    let rank = graph.node(input).types[0].rank();
+    let (role, inner): (Role, Vec<usize>) = match &graph.node(user).op {
+        Op::Einsum { subs } => {
+            let letters = &subs.operands[operand];
+            let summed = (0..rank).filter(|&d| !subs.result.contains(&letters[d])).collect();
+            (Role::Linear, summed)
+        }
+        Op::Take => (Role::Embedding, vec![0]),
+        _ => (Role::Vector, vec![]),
+    };
+    let outer = (0..rank).filter(|d| !inner.contains(d)).collect();
+    Weight { name: name.to_string(), input, role, user, inner, outer }
+}
+
+/// The level of every linear below a module: 1 reads what comes from outside, k+1 reads results of
+/// level k (API.md section 1).
+pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usize)> {
+    let mut level = vec![0usize; graph.len()];
+    let mut result = Vec::new();
+    for node in graph.nodes() {
+        let below = graph.operands(node).iter().map(|v| level[v.node.index()]).max().unwrap_or(0);
+        let found = linears.iter().find(|w| w.user == node);
+        level[node.index()] = below + usize::from(found.is_some());
+        result.extend(found.map(|w| (*w, level[node.index()])));
+    }
+    result
+}

@@ -1,0 +1,155 @@
+//! Communicators: collectives between the ranks of a group, started and waited for.
+//!
+//! Every implementation keeps these promises: results are bitwise equal on all ranks of a group and
+//! from run to run; a collective that cannot finish is an error on every rank, never a hang; ranks
+//! that come with different operations are told so, by name.
+
+mod reduce;
+pub mod threads;
+
+use crate::error::RuntimeError;
+use tpc_ir::program::{Collective, CollectiveKind};
+
+/// A prepared collective: its index among the collectives of its program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CollectiveId(pub usize);
+
+/// One rank's end of the communication.
+pub trait Communicator {
+    /// Announces a collective of the program, in program order, when the program is loaded.
+    ///
+    /// # Errors
+    /// Sizes that contradict each other.
+    fn prepare(&mut self, collective: &Collective) -> Result<CollectiveId, RuntimeError>;
+
+    /// Starts a collective with dense buffers of the announced sizes.
+    ///
+    /// # Safety
+    /// `from` must stay readable and unchanged, and `to` writable and unused, until [`wait`] has
+    /// returned for the same collective, or the communicator has failed and all its ranks know.
+    ///
+    /// # Errors
+    /// The group has failed.
+    ///
+    /// [`wait`]: Communicator::wait
+    unsafe fn start(&mut self, id: CollectiveId, from: *const u8, to: *mut u8) -> Result<(), RuntimeError>;
+
+    /// Waits until a collective is finished on this rank and nobody uses its buffers any more.
+    ///
+    /// # Errors
+    /// Missing ranks, different operations, failed peers.
+    fn wait(&mut self, id: CollectiveId) -> Result<(), RuntimeError>;
+}
+
+/// What a collective is and why it exists, for error messages.
+pub fn describe(c: &Collective) -> String {
+    let detail = match &c.kind {
+        CollectiveKind::AllReduce(op) => format!("{} of {} elements", op.name(), c.from.elements()),
+        CollectiveKind::AllGather { outer, lens, inner } => format!("[{outer}, {lens:?}, {inner}]"),
+        CollectiveKind::ReduceScatter { op, outer, lens, inner } => {
+            format!("{} of [{outer}, {lens:?}, {inner}]", op.name())
+        }
+        CollectiveKind::AllToAll { shape, cut, join, .. } => format!("{shape:?} cut {cut} join {join}"),
+    };
+    let why = if c.why.is_empty() { String::new() } else { format!(", why: {}", c.why) };
+    format!(
+        "`{} {}` #{} ({} {detail}, {}, ranks {:?}{why})",
+        c.name(),
+        c.axes,
+        c.tag,
+        c.dtype,
+        c.phase.name(),
+        c.group
+    )
+}
+
+/// A number that is equal on all ranks of a group if they mean the same collective.
+pub fn fingerprint(c: &Collective) -> u64 {
+    // FNV-1a over words.
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut add = |x: u64| {
+        for byte in x.to_le_bytes() {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+    };
+    add(u64::from(c.tag));
+    add(c.dtype as u64);
+    add(c.phase as u64);
+    let lens = |add: &mut dyn FnMut(u64), lens: &[usize]| {
+        add(lens.len() as u64);
+        lens.iter().for_each(|&l| add(l as u64));
+    };
+    match &c.kind {
+        CollectiveKind::AllReduce(op) => {
+            add(1);
+            add(*op as u64);
+            add(c.from.elements() as u64);
+        }
+        CollectiveKind::AllGather { outer, lens: l, inner } => {
+            add(2);
+            lens(&mut add, l);
+            add(*outer as u64);
+            add(*inner as u64);
+        }
+        CollectiveKind::ReduceScatter { op, outer, lens: l, inner } => {
+            add(3);
+            add(*op as u64);
+            lens(&mut add, l);
+            add(*outer as u64);
+            add(*inner as u64);
+        }
+        CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } => {
+            add(4);
+            add(*cut as u64);
+            add(*join as u64);
+            lens(&mut add, cut_lens);
+            lens(&mut add, join_lens);
+            // The joined dimension may differ from rank to rank.
+            for (d, &n) in shape.iter().enumerate() {
+                add(if d == *join { 0 } else { n as u64 });
+            }
+        }
+    }
+    hash
+}
+
+/// Whether the sizes of a collective fit together, and fit its views.
+fn check(c: &Collective) -> Result<(), String> {
+    let n = c.group.len();
+    let me = c.position;
+    if me >= n {
+        return Err(format!("position {me} in a group of {n}"));
+    }
+    let (from, to) = match &c.kind {
+        CollectiveKind::AllReduce(_) => (c.from.elements(), c.from.elements()),
+        CollectiveKind::AllGather { outer, lens, inner } | CollectiveKind::ReduceScatter { outer, lens, inner, .. } => {
+            if lens.len() != n {
+                return Err(format!("{} pieces for {n} ranks", lens.len()));
+            }
+            let (piece, all) = (outer * lens[me] * inner, outer * lens.iter().sum::<usize>() * inner);
+            if matches!(c.kind, CollectiveKind::AllGather { .. }) { (piece, all) } else { (all, piece) }
+        }
+        CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } => {
+            let fits = cut_lens.len() == n
+                && join_lens.len() == n
+                && cut != join
+                && *cut < shape.len()
+                && *join < shape.len()
+                && shape[*cut] == cut_lens.iter().sum::<usize>()
+                && shape[*join] == join_lens[me];
+            if !fits {
+                return Err(format!("{shape:?} cannot be cut in {cut_lens:?} and joined in {join_lens:?}"));
+            }
+            let rest: usize = shape.iter().enumerate().filter(|(d, _)| d != cut && d != join).map(|(_, n)| n).product();
+            (shape.iter().product(), rest * cut_lens[me] * join_lens.iter().sum::<usize>())
+        }
+    };
+    if c.from.elements() != from || c.to.elements() != to {
+        return Err(format!(
+            "views of {} and {} elements, where {from} and {to} are needed",
+            c.from.elements(),
+            c.to.elements()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! One aligned block of memory per rank.
+
+use std::alloc::{alloc_zeroed, dealloc, Layout};
+use tpc_ir::program::{Buffer, View, ALIGNMENT};
+
+/// The memory of one rank, zeroed at first. Its size is exactly what the program asks for.
+#[derive(Debug)]
+pub struct Arena {
+    base: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the arena owns its memory, and is only a pointer and a size: whoever reads or writes
+// through `base` has to order the accesses (the session does so with the start and end of a step,
+// communicators with arrival and completion of a collective).
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Allocates; `None` if there is not enough memory.
+    pub fn new(bytes: usize) -> Option<Self> {
+        if bytes == 0 {
+            return Some(Arena { base: std::ptr::without_provenance_mut(ALIGNMENT), bytes });
+        }
+        let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
+        // SAFETY: the layout has a size that is not 0.
+        let base = unsafe { alloc_zeroed(layout) };
+        if base.is_null() { None } else { Some(Arena { base, bytes }) }
+    }
+
+    /// Exactly how many bytes were allocated.
+    pub fn allocated_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The first byte.
+    pub fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// Where element `[0, 0, …]` of a view lies, if all elements that the sizes and strides address
+    /// lie in its buffer and the buffer in the arena. A dimension of size 0 makes a view that
+    /// addresses nothing, unless its stride is 0.
+    ///
+    /// # Errors
+    /// What is out of bounds.
+    pub fn resolve(&self, buffers: &[Buffer], view: &View, sizes: &[usize], strides: &[isize]) -> Result<Place, String> {
+        let id = view.buffer.0 as usize;
+        let buffer = buffers.get(id).ok_or_else(|| format!("there is no buffer b{id}"))?;
+        if buffer.offset % ALIGNMENT != 0 {
+            return Err(format!("buffer b{id} starts at byte {}, which is no multiple of {ALIGNMENT}", buffer.offset));
+        }
+        if buffer.offset.checked_add(buffer.bytes).is_none_or(|end| end > self.bytes) {
+            return Err(format!("buffer b{id} ends behind the arena of {} bytes", self.bytes));
+        }
+        if sizes.len() != strides.len() {
+            return Err(format!("view of b{id}: {} sizes but {} strides", sizes.len(), strides.len()));
+        }
+        let size = view.dtype.bytes() as i128;
+        let empty = sizes.iter().zip(strides).any(|(&n, &s)| n == 0 && s != 0);
+        let (mut low, mut high) = (view.offset as i128, view.offset as i128);
+        for (&n, &s) in sizes.iter().zip(strides) {
+            let reach = (n.max(1) as i128 - 1) * s as i128;
+            low += reach.min(0);
+            high += reach.max(0);
+        }
+        if empty {
+            return Ok(Place { base: self.base, low: 0, high: 0 });
+        }
+        if low < 0 || (high + 1) * size > buffer.bytes as i128 {
+            return Err(format!(
+                "a view of b{id} reaches elements {low}..={high} of {}, but the buffer holds {} ({} bytes, `{}`)",
+                view.dtype,
+                buffer.bytes as i128 / size,
+                buffer.bytes,
+                buffer.label
+            ));
+        }
+        let byte = |element: i128| buffer.offset + (element * size) as usize;
+        // SAFETY: the element lies in the arena, as checked above.
+        let base = unsafe { self.base.add(byte(view.offset as i128)) };
+        Ok(Place { base, low: byte(low), high: byte(high + 1) })
+    }
+
+    /// [`Arena::resolve`] with the view's own shape and strides.
+    ///
+    /// # Errors
+    /// What is out of bounds.
+    pub fn resolve_view(&self, buffers: &[Buffer], view: &View) -> Result<Place, String> {
+        self.resolve(buffers, view, &view.shape, &view.strides)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if self.bytes > 0 {
+            // SAFETY: allocated with this layout in `new`.
+            unsafe { dealloc(self.base, Layout::from_size_align_unchecked(self.bytes, ALIGNMENT)) }
+        }
+    }
+}
+
+/// A view that was found to lie in the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Element `[0, 0, …]`.
+    pub base: *mut u8,
+    /// First byte of the arena that the view reaches.
+    pub low: usize,
+    /// The byte behind the last.
+    pub high: usize,
+}
+
+impl Place {
+    /// Whether the views may have bytes in common.
+    pub fn overlaps(&self, other: &Place) -> bool {
+        self.low < other.high && other.low < self.high
+    }
+}

@@ -1,0 +1,572 @@
+//! Matrix products with any strides and any number of batch, row, column and summed dimensions.
+//!
+//! The loops around the inner kernel are those of BLIS (Van Zee and van de Geijn, "BLIS: a framework
+//! for rapidly instantiating BLAS functionality"); rows, columns and the sum may each run over
+//! several dimensions whose strides do not nest, through tables of offsets, as Matthews does it
+//! ("High-performance tensor contraction without transposition"). Nothing is transposed or copied
+//! except blocks that do not lie as the kernel needs them. The crate `gemm` is as fast on large
+//! square products, but it allocates in every call, and extra dimensions need one call each.
+//!
+//! f32, bf16 and f16 are computed in f32, everything else in f64; results that are not stored in that
+//! type are rounded once, after the whole sum.
+
+use super::arena::Arena;
+use super::microkernel::{Real, TileKernel, ROWS};
+use crate::element::{with_element, Bf16, Element, Lane, Truth, F16};
+use tpc_ir::program::{Buffer, Contract, ContractDim, View};
+use tpc_ir::DType;
+
+/// Summed elements of a block: a panel of the right operand then fills half of the first cache.
+const BLOCK_K: usize = 256;
+/// Rows of a block: a block of the left operand then fills a quarter of the second cache.
+const BLOCK_M: usize = 120;
+/// Columns of a block.
+const BLOCK_N: usize = 1024;
+/// Up to this many rows it is cheaper to read the right operand where it lies.
+const FEW_ROWS: usize = 24;
+
+/// Offsets of the elements of one operand along one group of dimensions.
+#[derive(Clone, Debug)]
+enum Offsets {
+    Affine(isize),
+    Table(Vec<isize>),
+}
+
+impl Offsets {
+    fn new(dims: &[(usize, isize)]) -> Self {
+        let dims: Vec<_> = dims.iter().copied().filter(|d| d.0 != 1).collect();
+        let nests = dims.windows(2).all(|w| w[0].1 == w[1].1 * w[1].0 as isize);
+        match dims.last() {
+            None => Offsets::Affine(1),
+            Some(last) if nests => Offsets::Affine(last.1),
+            _ => {
+                let mut table = vec![0];
+                for &(n, s) in &dims {
+                    table = table.iter().flat_map(|t| (0..n as isize).map(move |i| t + i * s)).collect();
+                }
+                Offsets::Table(table)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn at(&self, i: usize) -> isize {
+        match self {
+            Offsets::Affine(s) => i as isize * s,
+            Offsets::Table(t) => t[i],
+        }
+    }
+
+    /// Whether `n` elements from `i` are neighbours.
+    #[inline(always)]
+    fn dense(&self, i: usize, n: usize) -> bool {
+        match self {
+            Offsets::Affine(s) => *s == 1,
+            Offsets::Table(t) => t[i..i + n].windows(2).all(|w| w[1] == w[0] + 1),
+        }
+    }
+}
+
+/// Reads one element as a number of the type in which the product is computed.
+type Get<T> = unsafe fn(*const u8, isize) -> T;
+/// Writes one element.
+type Put<T> = unsafe fn(*mut u8, isize, T);
+
+/// Conversion between stored elements and the type of the product.
+trait Stored<T>: Copy {
+    fn get(self) -> T;
+    fn put(x: T) -> Self;
+}
+
+macro_rules! stored {
+    ($($e:ty),*) => {$(
+        impl Stored<f32> for $e {
+            #[inline(always)]
+            fn get(self) -> f32 {
+                self.load().to_f64() as f32
+            }
+            #[inline(always)]
+            fn put(x: f32) -> Self {
+                <$e>::store(Lane::from_f64(f64::from(x)))
+            }
+        }
+        impl Stored<f64> for $e {
+            #[inline(always)]
+            fn get(self) -> f64 {
+                self.load().to_f64()
+            }
+            #[inline(always)]
+            fn put(x: f64) -> Self {
+                <$e>::store(Lane::from_f64(x))
+            }
+        }
+    )*};
+}
+stored!(f64, f32, Bf16, F16, i64, i32, u8, Truth);
+
+unsafe fn get<E: Stored<T>, T>(base: *const u8, offset: isize) -> T {
+    // SAFETY: the caller addresses an element that was found to lie in the arena.
+    unsafe { (*base.cast::<E>().offset(offset)).get() }
+}
+
+unsafe fn put<E: Stored<T>, T>(base: *mut u8, offset: isize, x: T) {
+    // SAFETY: the caller addresses an element that was found to lie in the arena.
+    unsafe { *base.cast::<E>().offset(offset) = E::put(x) }
+}
+
+/// One operand.
+#[derive(Clone, Debug)]
+struct Operand<T> {
+    base: *mut u8,
+    /// Whether elements are stored in the type of the product.
+    native: bool,
+    bytes: usize,
+    get: Get<T>,
+    put: Put<T>,
+}
+
+/// A prepared product in one type.
+#[derive(Clone, Debug)]
+pub(crate) struct Product<T> {
+    left: Operand<T>,
+    right: Operand<T>,
+    out: Operand<T>,
+    /// Offsets of left, right and out for every batch index.
+    batch: Vec<[isize; 3]>,
+    m: usize,
+    n: usize,
+    k: usize,
+    left_m: Offsets,
+    left_k: Offsets,
+    right_k: Offsets,
+    right_n: Offsets,
+    out_m: Offsets,
+    out_n: Offsets,
+    scale: T,
+    tiles: [TileKernel<T>; ROWS],
+    pack_left: bool,
+    read_right: bool,
+    /// The product is summed in the scratch and converted at the end.
+    convert_out: bool,
+    /// A row times a matrix of dense columns.
+    dots: bool,
+}
+
+/// A prepared product.
+#[derive(Clone, Debug)]
+pub(crate) enum Prepared {
+    F32(Product<f32>),
+    F64(Product<f64>),
+}
+
+// SAFETY: the pointers lead into the arena of the rank that runs the product.
+unsafe impl Send for Prepared {}
+
+/// Prepares a product.
+pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Prepared, String> {
+    let narrow = |d: DType| matches!(d, DType::F32 | DType::BF16 | DType::F16);
+    if [&c.left, &c.right, &c.out].iter().all(|v| narrow(v.dtype)) {
+        product(c, arena, buffers).map(Prepared::F32)
+    } else {
+        product(c, arena, buffers).map(Prepared::F64)
+    }
+}
+
+impl Prepared {
+    /// Bytes of scratch that a run needs.
+    pub(crate) fn scratch_bytes(&self) -> usize {
+        match self {
+            Prepared::F32(p) => p.scratch_elements() * 4,
+            Prepared::F64(p) => p.scratch_elements() * 8,
+        }
+    }
+
+    /// Computes the product.
+    ///
+    /// # Safety
+    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
+    /// the operands meanwhile.
+    pub(crate) unsafe fn run(&self, scratch: *mut u8) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Prepared::F32(p) => p.run(scratch.cast()),
+                Prepared::F64(p) => p.run(scratch.cast()),
+            }
+        }
+    }
+}
+
+fn total(dims: &[ContractDim]) -> usize {
+    dims.iter().map(|d| d.size).product()
+}
+
+fn product<T: Real>(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Product<T>, String>
+where
+    f64: Stored<T>,
+    f32: Stored<T>,
+    Bf16: Stored<T>,
+    F16: Stored<T>,
+    i64: Stored<T>,
+    i32: Stored<T>,
+    u8: Stored<T>,
+    Truth: Stored<T>,
+{
+    let operand = |view: &View, name: &str, groups: [(&[ContractDim], fn(&ContractDim) -> isize); 3]| {
+        let mut sizes = Vec::new();
+        let mut strides = Vec::new();
+        for (dims, stride) in groups {
+            sizes.extend(dims.iter().map(|d| d.size));
+            strides.extend(dims.iter().map(stride));
+        }
+        let place = arena.resolve(buffers, view, &sizes, &strides).map_err(|e| format!("{name}: {e}"))?;
+        let native = view.dtype.bytes() == size_of::<T>() && view.dtype.is_float();
+        let (get, put): (Get<T>, Put<T>) = with_element!(view.dtype, E => (get::<E, T>, put::<E, T>));
+        Ok::<_, String>((Operand { base: place.base, native, bytes: view.dtype.bytes(), get, put }, place))
+    };
+    let (left, left_place) = operand(&c.left, "left", [(&c.batch, |d| d.left), (&c.m, |d| d.left), (&c.k, |d| d.left)])?;
+    let (right, right_place) = operand(&c.right, "right", [(&c.batch, |d| d.right), (&c.k, |d| d.right), (&c.n, |d| d.right)])?;
+    let (out, out_place) = operand(&c.out, "out", [(&c.batch, |d| d.out), (&c.m, |d| d.out), (&c.n, |d| d.out)])?;
+    if out_place.overlaps(&left_place) || out_place.overlaps(&right_place) {
+        return Err("the result overlaps an operand".into());
+    }
+    let repeated = |d: &ContractDim| d.out == 0 && d.size > 1;
+    if c.batch.iter().chain(&c.m).chain(&c.n).any(repeated) {
+        return Err("a dimension of the result has stride 0".into());
+    }
+    let by = |dims: &[ContractDim], key: fn(&ContractDim) -> usize| {
+        let mut dims: Vec<ContractDim> = dims.iter().copied().filter(|d| d.size != 1).collect();
+        dims.sort_by_key(|d| std::cmp::Reverse(key(d)));
+        dims
+    };
+    let along = |dims: &[ContractDim], stride: fn(&ContractDim) -> isize| {
+        Offsets::new(&dims.iter().map(|d| (d.size, stride(d))).collect::<Vec<_>>())
+    };
+    let batch_dims = by(&c.batch, |d| d.out.unsigned_abs());
+    let mut batch = vec![[0isize; 3]];
+    for d in &batch_dims {
+        batch = batch
+            .iter()
+            .flat_map(|b| (0..d.size as isize).map(move |i| [b[0] + i * d.left, b[1] + i * d.right, b[2] + i * d.out]))
+            .collect();
+    }
+    let (m_dims, n_dims) = (by(&c.m, |d| d.out.unsigned_abs()), by(&c.n, |d| d.out.unsigned_abs()));
+    let k_dims = by(&c.k, |d| d.left.unsigned_abs().saturating_add(d.right.unsigned_abs()));
+    let (m, n, k) = (total(&c.m), total(&c.n), total(&c.k));
+    let mut p = Product {
+        left,
+        right,
+        out,
+        batch,
+        m,
+        n,
+        k,
+        left_m: along(&m_dims, |d| d.left),
+        left_k: along(&k_dims, |d| d.left),
+        right_k: along(&k_dims, |d| d.right),
+        right_n: along(&n_dims, |d| d.right),
+        out_m: along(&m_dims, |d| d.out),
+        out_n: along(&n_dims, |d| d.out),
+        scale: T::from_f64(c.scale),
+        tiles: T::tiles(),
+        pack_left: false,
+        read_right: false,
+        convert_out: false,
+        dots: false,
+    };
+    // Vectors run along the columns of the result: exchange the operands if its rows are dense, or
+    // if there is a single column.
+    let dense = |o: &Offsets, n: usize| n > 1 && o.dense(0, n.min(T::COLUMNS));
+    if (p.n == 1 && p.m > 1) || (p.m > 1 && !dense(&p.out_n, p.n) && dense(&p.out_m, p.m)) {
+        std::mem::swap(&mut p.left, &mut p.right);
+        std::mem::swap(&mut p.left_m, &mut p.right_n);
+        std::mem::swap(&mut p.left_k, &mut p.right_k);
+        std::mem::swap(&mut p.out_m, &mut p.out_n);
+        std::mem::swap(&mut p.m, &mut p.n);
+        for b in &mut p.batch {
+            b.swap(0, 1);
+        }
+    }
+    let unit = |o: &Offsets| matches!(o, Offsets::Affine(1));
+    // A left block is read in place if the sum runs over neighbours, unless its rows fall on the
+    // same cache sets and are read often.
+    let conflicts = match p.left_m {
+        Offsets::Affine(s) => s.unsigned_abs() * size_of::<T>() % 4096 == 0 && p.m > 4 * ROWS && p.n >= 16 * T::COLUMNS,
+        Offsets::Table(_) => false,
+    };
+    p.pack_left = !p.left.native || !unit(&p.left_k) || conflicts;
+    p.read_right = p.right.native && p.m <= FEW_ROWS && matches!(p.right_k, Offsets::Affine(_));
+    p.convert_out = !p.out.native && p.k > BLOCK_K;
+    p.dots = p.m == 1 && p.left.native && p.right.native && unit(&p.left_k) && unit(&p.right_k);
+    Ok(p)
+}
+
+impl<T: Real> Product<T> {
+    fn block_n(&self) -> usize {
+        BLOCK_N.min(self.n.next_multiple_of(T::COLUMNS))
+    }
+
+    fn block_k(&self) -> usize {
+        BLOCK_K.min(self.k)
+    }
+
+    fn right_elements(&self) -> usize {
+        let columns = if self.read_right { T::COLUMNS } else { self.block_n() };
+        (self.block_k() * columns).next_multiple_of(16)
+    }
+
+    fn left_elements(&self) -> usize {
+        if self.pack_left { (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(ROWS)) } else { 0 }
+    }
+
+    fn scratch_elements(&self) -> usize {
+        let sums = if self.convert_out { self.m * self.n } else { 0 };
+        self.right_elements() + self.left_elements().next_multiple_of(16) + sums
+    }
+
+    unsafe fn run(&self, scratch: *mut T) {
+        if self.m == 0 || self.n == 0 {
+            return;
+        }
+        for b in &self.batch {
+            let size = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
+            let (left, right, out) = (size(&self.left, b[0]), size(&self.right, b[1]), size(&self.out, b[2]));
+            // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
+            // caller's.
+            unsafe {
+                if self.k == 0 {
+                    for i in 0..self.m {
+                        for j in 0..self.n {
+                            (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), T::default());
+                        }
+                    }
+                } else if self.dots {
+                    self.dots(left, right, out);
+                } else {
+                    self.blocks(left, right, out, scratch);
+                }
+            }
+        }
+    }
+
+    unsafe fn dots(&self, left: *const u8, right: *const u8, out: *mut u8) {
+        // SAFETY: both operands are stored in this type, and the summed elements are neighbours.
+        unsafe {
+            let a = std::slice::from_raw_parts(left.cast::<T>(), self.k);
+            for j in 0..self.n {
+                let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j)), self.k);
+                (self.out.put)(out, self.out_n.at(j), self.scale * T::dot(a, b));
+            }
+        }
+    }
+
+    unsafe fn blocks(&self, left: *const u8, right: *const u8, out: *mut u8, scratch: *mut T) {
+        let packed_left = scratch.wrapping_add(self.right_elements());
+        let sums = packed_left.wrapping_add(self.left_elements().next_multiple_of(16));
+        for j0 in (0..self.n).step_by(BLOCK_N) {
+            let n = BLOCK_N.min(self.n - j0);
+            for p0 in (0..self.k).step_by(BLOCK_K) {
+                let k = BLOCK_K.min(self.k - p0);
+                if !self.read_right {
+                    for j in (0..n).step_by(T::COLUMNS) {
+                        // SAFETY: see `run`.
+                        unsafe { self.pack_right(right, p0, k, j0 + j, scratch.wrapping_add(j * k)) }
+                    }
+                }
+                for i0 in (0..self.m).step_by(BLOCK_M) {
+                    let m = BLOCK_M.min(self.m - i0);
+                    if self.pack_left {
+                        // SAFETY: see `run`.
+                        unsafe { self.pack_left(left, p0, k, i0, m, packed_left) }
+                    }
+                    for j in (0..n).step_by(T::COLUMNS) {
+                        let columns = T::COLUMNS.min(n - j);
+                        let (b, b_step) = if !self.read_right {
+                            (scratch.wrapping_add(j * k).cast_const(), T::COLUMNS as isize)
+                        } else if columns == T::COLUMNS && self.right_n.dense(j0 + j, columns) {
+                            let offset = self.right_n.at(j0 + j) + self.right_k.at(p0);
+                            (right.cast::<T>().wrapping_offset(offset), self.right_k.at(1))
+                        } else {
+                            // SAFETY: see `run`.
+                            unsafe { self.pack_right(right, p0, k, j0 + j, scratch) }
+                            (scratch.cast_const(), T::COLUMNS as isize)
+                        };
+                        for i in (0..m).step_by(ROWS) {
+                            let rows = ROWS.min(m - i);
+                            let (a, step) = self.left_rows(left, p0, k, i0, i, rows, packed_left);
+                            // SAFETY: see `run`.
+                            unsafe {
+                                self.tile(k, &a, step, (b, b_step), out, sums, (i0 + i, rows), (j0 + j, columns), p0 > 0)
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        if self.convert_out {
+            for i in 0..self.m {
+                for j in 0..self.n {
+                    // SAFETY: the sums lie in the scratch, the elements in the arena.
+                    unsafe { (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), *sums.add(i * self.n + j)) }
+                }
+            }
+        }
+    }
+
+    /// Where the rows of a tile of the left operand begin, and the distance of summed elements.
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    fn left_rows(
+        &self,
+        left: *const u8,
+        p0: usize,
+        k: usize,
+        i0: usize,
+        i: usize,
+        rows: usize,
+        packed: *const T,
+    ) -> ([*const T; ROWS], isize) {
+        let mut a = [packed; ROWS];
+        if !self.pack_left {
+            let base = left.cast::<T>().wrapping_offset(self.left_k.at(p0));
+            for (r, a) in a.iter_mut().enumerate().take(rows) {
+                *a = base.wrapping_offset(self.left_m.at(i0 + i + r));
+            }
+            (a, 1)
+        } else if matches!(self.left_k, Offsets::Affine(1)) {
+            for (r, a) in a.iter_mut().enumerate().take(rows) {
+                *a = packed.wrapping_add((i + r) * (k + 16));
+            }
+            (a, 1)
+        } else {
+            for (r, a) in a.iter_mut().enumerate().take(rows) {
+                *a = packed.wrapping_add(i * k + r);
+            }
+            (a, ROWS as isize)
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    unsafe fn tile(
+        &self,
+        k: usize,
+        a: &[*const T; ROWS],
+        step: isize,
+        (b, b_step): (*const T, isize),
+        out: *mut u8,
+        sums: *mut T,
+        (i, rows): (usize, usize),
+        (j, columns): (usize, usize),
+        accumulate: bool,
+    ) {
+        let kernel = self.tiles[rows - 1];
+        let full = columns == T::COLUMNS;
+        let native = self.out.native && !self.convert_out;
+        // SAFETY: see `run`.
+        unsafe {
+            if full && self.convert_out || full && native && self.out_n.dense(j, columns) {
+                let mut target = [sums; ROWS];
+                for (r, t) in target.iter_mut().enumerate().take(rows) {
+                    *t = if self.convert_out {
+                        sums.wrapping_add((i + r) * self.n + j)
+                    } else {
+                        out.cast::<T>().wrapping_offset(self.out_m.at(i + r) + self.out_n.at(j))
+                    };
+                }
+                return kernel(k, a, step, b, b_step, &target, self.scale, accumulate);
+            }
+            let mut tile = [[T::default(); 16]; ROWS];
+            let rows_of = tile.as_mut_ptr().cast::<T>();
+            let target: [*mut T; ROWS] = std::array::from_fn(|r| rows_of.add(r * 16));
+            kernel(k, a, step, b, b_step, &target, self.scale, false);
+            for (r, row) in tile.iter().enumerate().take(rows) {
+                for (c, &x) in row.iter().enumerate().take(columns) {
+                    if self.convert_out {
+                        let s = sums.add((i + r) * self.n + j + c);
+                        *s = if accumulate { *s + x } else { x };
+                    } else {
+                        let offset = self.out_m.at(i + r) + self.out_n.at(j + c);
+                        if native {
+                            let o = out.cast::<T>().offset(offset);
+                            *o = if accumulate { *o + x } else { x };
+                        } else {
+                            (self.out.put)(out, offset, x);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Copies a panel of columns of the right operand, summed elements outermost.
+    unsafe fn pack_right(&self, right: *const u8, p0: usize, k: usize, j: usize, to: *mut T) {
+        let columns = T::COLUMNS.min(self.n - j);
+        // SAFETY: see `run`.
+        unsafe {
+            if columns == T::COLUMNS && self.right.native {
+                if self.right_n.dense(j, columns) {
+                    for p in 0..k {
+                        let from = right.cast::<T>().offset(self.right_n.at(j) + self.right_k.at(p0 + p));
+                        std::ptr::copy_nonoverlapping(from, to.add(p * T::COLUMNS), T::COLUMNS);
+                    }
+                    return;
+                }
+                if matches!(self.right_k, Offsets::Affine(1)) {
+                    let mut from = [right.cast::<T>(); 16];
+                    for (c, f) in from.iter_mut().enumerate().take(columns) {
+                        *f = f.offset(self.right_n.at(j + c) + self.right_k.at(p0));
+                    }
+                    return T::transpose(k, &from[..columns], to);
+                }
+            }
+            for p in 0..k {
+                let offset = self.right_k.at(p0 + p);
+                for c in 0..T::COLUMNS {
+                    let x = if c < columns { (self.right.get)(right, offset + self.right_n.at(j + c)) } else { T::default() };
+                    *to.add(p * T::COLUMNS + c) = x;
+                }
+            }
+        }
+    }
+
+    /// Copies a block of the left operand: row by row if the sum runs over neighbours, else in panels
+    /// of [`ROWS`] rows, summed elements outermost.
+    unsafe fn pack_left(&self, left: *const u8, p0: usize, k: usize, i0: usize, m: usize, to: *mut T) {
+        let unit = matches!(self.left_k, Offsets::Affine(1));
+        // SAFETY: see `run`.
+        unsafe {
+            if unit && self.left.native {
+                for i in 0..m {
+                    let from = left.cast::<T>().offset(self.left_m.at(i0 + i) + self.left_k.at(p0));
+                    std::ptr::copy_nonoverlapping(from, to.add(i * (k + 16)), k);
+                }
+            } else if unit {
+                for i in 0..m {
+                    let offset = self.left_m.at(i0 + i) + self.left_k.at(p0);
+                    for p in 0..k {
+                        *to.add(i * (k + 16) + p) = (self.left.get)(left, offset + p as isize);
+                    }
+                }
+            } else if self.left.native && self.left_m.dense(i0, m) {
+                for p in 0..k {
+                    let from = left.cast::<T>().offset(self.left_m.at(i0) + self.left_k.at(p0 + p));
+                    let mut i = 0;
+                    while i + ROWS <= m {
+                        std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * ROWS), ROWS);
+                        i += ROWS;
+                    }
+                    std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * ROWS), m - i);
+                }
+            } else {
+                for i in 0..m {
+                    let panel = to.add(i / ROWS * ROWS * k + i % ROWS);
+                    let offset = self.left_m.at(i0 + i);
+                    for p in 0..k {
+                        *panel.add(p * ROWS) = (self.left.get)(left, offset + self.left_k.at(p0 + p));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Executes fused loops as a machine of vector registers.
+//!
+//! The body is cut into *stages* where a row's reduction is needed by later row instructions. A stage
+//! runs uniform instructions, then its row instructions on one tile after the other (so that the
+//! registers of a tile stay in the first cache), then the uniform instructions that need the stage's
+//! reductions. Registers that live across stages hold whole rows. Operands that lie densely in the
+//! arena in the lane's own type are used and written in place.
+
+use super::vector::{Kernel, LoadKernel, ReduceKernel, StoreKernel};
+use crate::random;
+use tpc_ir::op::Distribution;
+
+/// Where a kernel finds or leaves lanes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operand {
+    /// A slot of the uniform block.
+    Uniform(usize),
+    /// Bytes from the start of the scratch; `scale` is the lane size if the buffer holds whole rows,
+    /// and 0 if it holds the current tile.
+    Scratch { offset: usize, scale: usize },
+    /// Straight in the arena, dense.
+    Access { index: usize, scale: usize },
+}
+
+/// A strided walk through the arena.
+#[derive(Clone, Debug)]
+pub(crate) struct Access {
+    /// At the first index.
+    pub(crate) base: *mut u8,
+    /// At the current outer index.
+    pub(crate) cursor: *mut u8,
+    /// Bytes per outer dimension.
+    pub(crate) outer: Vec<isize>,
+    /// Elements per step of the row.
+    pub(crate) row: isize,
+    /// Element size.
+    pub(crate) bytes: usize,
+}
+
+impl Access {
+    fn at(&self, t: usize) -> *mut u8 {
+        self.cursor.wrapping_offset(t as isize * self.row * self.bytes as isize)
+    }
+}
+
+/// An integer that is an affine function of the loop index (wrapping).
+#[derive(Clone, Debug)]
+pub(crate) struct Affine {
+    pub(crate) base: i64,
+    pub(crate) cursor: i64,
+    pub(crate) outer: Vec<i64>,
+    pub(crate) row: i64,
+}
+
+/// Fills lanes with the integers `first, first + step, …`.
+pub(crate) type IndexKernel = unsafe fn(n: usize, out: *mut u8, first: i64, step: i64);
+
+/// Fills lanes with random elements.
+pub(crate) type RandomKernel =
+    unsafe fn(n: usize, out: *mut u8, what: (Distribution, u64, u64), first: i64, step: i64);
+
+/// A prepared instruction.
+#[derive(Clone, Debug)]
+pub(crate) enum Op {
+    Map { kernel: Kernel, out: Operand, args: [Operand; 3] },
+    Load { kernel: LoadKernel, access: usize, out: Operand },
+    Store { kernel: StoreKernel, access: usize, arg: Operand },
+    Reduce { kernel: ReduceKernel, arg: Operand, slot: usize },
+    Repeat { kernel: ReduceKernel, arg: Operand, slot: usize, identity: [u8; 8] },
+    Index { kernel: IndexKernel, affine: usize, out: Operand },
+    Random { kernel: RandomKernel, affine: usize, out: Operand, seed: Operand, distribution: Distribution, stream: u64 },
+}
+
+/// Instructions between two needs of a row reduction.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stage {
+    /// On single lanes, before.
+    pub(crate) before: Vec<Op>,
+    /// Accumulators and what they start with.
+    pub(crate) reset: Vec<(usize, [u8; 8])>,
+    /// On tiles.
+    pub(crate) rows: Vec<Op>,
+    /// On single lanes, behind.
+    pub(crate) after: Vec<Op>,
+}
+
+/// Sets the target of an accumulating store.
+#[derive(Clone, Debug)]
+pub(crate) struct Fill {
+    pub(crate) base: *mut u8,
+    /// `(size, stride in elements)` of the addressed dimensions, outermost first.
+    pub(crate) dims: Vec<(usize, isize)>,
+    pub(crate) bytes: usize,
+    pub(crate) kernel: StoreKernel,
+    pub(crate) value: [u8; 8],
+}
+
+/// A prepared loop nest.
+#[derive(Clone, Debug)]
+pub(crate) struct FusedLoop {
+    pub(crate) fills: Vec<Fill>,
+    pub(crate) outer: Vec<usize>,
+    pub(crate) index: Vec<usize>,
+    pub(crate) row: usize,
+    pub(crate) tile: usize,
+    pub(crate) accesses: Vec<Access>,
+    pub(crate) affines: Vec<Affine>,
+    pub(crate) uniforms: Vec<u64>,
+    pub(crate) stages: Vec<Stage>,
+    pub(crate) scratch_bytes: usize,
+}
+
+// SAFETY: the pointers lead into the arena of the rank that runs the loop.
+unsafe impl Send for FusedLoop {}
+
+unsafe fn fill(f: &Fill, base: *mut u8, dims: &[(usize, isize)]) {
+    match dims {
+        // SAFETY: the addressed elements were found to lie in the arena when the loop was prepared.
+        [] => unsafe { (f.kernel)(1, f.value.as_ptr(), base, 1) },
+        // SAFETY: as above.
+        [(n, stride)] => unsafe { (f.kernel)(*n, f.value.as_ptr(), base, *stride) },
+        [(n, stride), rest @ ..] => {
+            for i in 0..*n {
+                // SAFETY: as above.
+                unsafe { fill(f, base.wrapping_offset(i as isize * stride * f.bytes as isize), rest) }
+            }
+        }
+    }
+}
+
+impl FusedLoop {
+    /// Runs the loop.
+    ///
+    /// # Safety
+    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
+    /// the buffers of the loop meanwhile.
+    pub(crate) unsafe fn run(&mut self, scratch: *mut u8) {
+        for f in &self.fills {
+            // SAFETY: the fill's elements lie in the arena.
+            unsafe { fill(f, f.base, &f.dims) }
+        }
+        if self.outer.contains(&0) {
+            return;
+        }
+        self.index.fill(0);
+        for a in &mut self.accesses {
+            a.cursor = a.base;
+        }
+        for a in &mut self.affines {
+            a.cursor = a.base;
+        }
+        let uniforms = self.uniforms.as_mut_ptr();
+        loop {
+            let machine = Machine { scratch, uniforms, accesses: &self.accesses, affines: &self.affines, row: self.row };
+            for stage in &self.stages {
+                // SAFETY: operands were planned for this row length, tile and scratch.
+                unsafe { machine.stage(stage, self.tile) }
+            }
+            let mut d = self.outer.len();
+            loop {
+                if d == 0 {
+                    return;
+                }
+                d -= 1;
+                self.index[d] += 1;
+                if self.index[d] < self.outer[d] {
+                    for a in &mut self.accesses {
+                        a.cursor = a.cursor.wrapping_offset(a.outer[d]);
+                    }
+                    for a in &mut self.affines {
+                        a.cursor = a.cursor.wrapping_add(a.outer[d]);
+                    }
+                    break;
+                }
+                let back = self.outer[d] - 1;
+                for a in &mut self.accesses {
+                    a.cursor = a.cursor.wrapping_offset(-(a.outer[d] * back as isize));
+                }
+                for a in &mut self.affines {
+                    a.cursor = a.cursor.wrapping_sub(a.outer[d].wrapping_mul(back as i64));
+                }
+                self.index[d] = 0;
+            }
+        }
+    }
+}
+
+struct Machine<'a> {
+    scratch: *mut u8,
+    uniforms: *mut u64,
+    accesses: &'a [Access],
+    affines: &'a [Affine],
+    row: usize,
+}
+
+impl Machine<'_> {
+    #[inline(always)]
+    fn pointer(&self, operand: Operand, t: usize) -> *mut u8 {
+        match operand {
+            Operand::Uniform(slot) => self.uniforms.wrapping_add(slot).cast(),
+            Operand::Scratch { offset, scale } => self.scratch.wrapping_add(offset + t * scale),
+            Operand::Access { index, scale } => self.accesses[index].cursor.wrapping_add(t * scale),
+        }
+    }
+
+    unsafe fn stage(&self, stage: &Stage, tile: usize) {
+        for op in &stage.before {
+            // SAFETY: passed on to the caller.
+            unsafe { self.execute(op, 0, 1) }
+        }
+        if !stage.rows.is_empty() {
+            for &(slot, identity) in &stage.reset {
+                // SAFETY: the slot lies in the uniform block, whose slots are 8 bytes.
+                unsafe { *self.uniforms.add(slot) = u64::from_ne_bytes(identity) }
+            }
+            let mut t = 0;
+            while t < self.row {
+                let n = tile.min(self.row - t);
+                for op in &stage.rows {
+                    // SAFETY: passed on to the caller.
+                    unsafe { self.execute(op, t, n) }
+                }
+                t += n;
+            }
+        }
+        for op in &stage.after {
+            // SAFETY: passed on to the caller.
+            unsafe { self.execute(op, 0, 1) }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn execute(&self, op: &Op, t: usize, n: usize) {
+        // SAFETY: the plan chose kernels for the operands' types, gave every register room for a
+        // tile or a row, resolved every access within the arena, and lets no kernel write where it
+        // reads.
+        unsafe {
+            match op {
+                Op::Map { kernel, out, args } => {
+                    let args = [
+                        self.pointer(args[0], t).cast_const(),
+                        self.pointer(args[1], t).cast_const(),
+                        self.pointer(args[2], t).cast_const(),
+                    ];
+                    kernel(n, self.pointer(*out, t), &args);
+                }
+                Op::Load { kernel, access, out } => {
+                    let a = &self.accesses[*access];
+                    kernel(n, a.at(t), a.row, self.pointer(*out, t));
+                }
+                Op::Store { kernel, access, arg } => {
+                    let a = &self.accesses[*access];
+                    kernel(n, self.pointer(*arg, t), a.at(t), a.row);
+                }
+                Op::Reduce { kernel, arg, slot } => {
+                    kernel(n, self.pointer(*arg, t), self.uniforms.add(*slot).cast());
+                }
+                Op::Repeat { kernel, arg, slot, identity } => {
+                    let slot = self.uniforms.add(*slot);
+                    *slot = u64::from_ne_bytes(*identity);
+                    kernel(self.row, self.pointer(*arg, t), slot.cast());
+                }
+                Op::Index { kernel, affine, out } => {
+                    let a = &self.affines[*affine];
+                    kernel(n, self.pointer(*out, t), a.cursor.wrapping_add(a.row.wrapping_mul(t as i64)), a.row);
+                }
+                Op::Random { kernel, affine, out, seed, distribution, stream } => {
+                    let a = &self.affines[*affine];
+                    let first = a.cursor.wrapping_add(a.row.wrapping_mul(t as i64));
+                    let seed = *self.pointer(*seed, 0).cast::<i64>() as u64;
+                    kernel(n, self.pointer(*out, t), (*distribution, seed, *stream), first, a.row);
+                }
+            }
+        }
+    }
+}
+
+unsafe fn index_body<L: crate::element::Lane>(n: usize, out: *mut u8, first: i64, step: i64) {
+    // SAFETY: the caller guarantees n writable lanes.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), n) };
+    let mut i = first;
+    for o in out {
+        *o = L::from_i64(i);
+        i = i.wrapping_add(step);
+    }
+}
+
+unsafe fn random_body<L: crate::element::Lane>(
+    n: usize,
+    out: *mut u8,
+    (distribution, seed, stream): (Distribution, u64, u64),
+    first: i64,
+    step: i64,
+) {
+    // SAFETY: the caller guarantees n writable lanes.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), n) };
+    let mut i = first;
+    for o in out {
+        *o = L::from_f64(random::element(distribution, seed, stream, i as u64));
+        i = i.wrapping_add(step);
+    }
+}
+
+/// The index kernel of a lane.
+pub(crate) fn index_kernel(lane: super::vector::LaneType) -> IndexKernel {
+    use super::vector::LaneType;
+    super::vector::with_lane!(lane, L => index_body::<L>)
+}
+
+/// The random kernel of a lane.
+pub(crate) fn random_kernel(lane: super::vector::LaneType) -> RandomKernel {
+    use super::vector::LaneType;
+    super::vector::with_lane!(lane, L => random_body::<L>)
+}

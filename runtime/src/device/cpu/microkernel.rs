@@ -1,0 +1,258 @@
+//! The inner kernels of matrix products: a few rows times a panel of columns, held in registers.
+
+use super::has_avx2;
+use crate::element::Lane;
+
+/// Rows of a tile.
+pub(crate) const ROWS: usize = 6;
+
+/// `out[r][j] (+)= scale · Σ_p a[r][p · step] · b[p · b_step + j]` for all rows `r` and the columns `j`
+/// of one panel.
+///
+/// # Safety
+/// All addressed elements must be readable, those of `out` writable, and `out` must not overlap the
+/// operands.
+pub(crate) type TileKernel<T> = unsafe fn(
+    k: usize,
+    a: &[*const T; ROWS],
+    step: isize,
+    b: *const T,
+    b_step: isize,
+    out: &[*mut T; ROWS],
+    scale: T,
+    accumulate: bool,
+);
+
+/// An element type in which products are computed.
+pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> {
+    /// Columns of a panel: two vectors of 32 bytes.
+    const COLUMNS: usize;
+    /// The kernels for 1 to [`ROWS`] rows.
+    fn tiles() -> [TileKernel<Self>; ROWS];
+    /// `b[p·columns + j] = columns[j][p]`, where elements of a column are neighbours.
+    ///
+    /// # Safety
+    /// The elements must be readable, and `out` writable for `k · COLUMNS` elements.
+    unsafe fn transpose(k: usize, columns: &[*const Self], out: *mut Self);
+    /// `Σ a[i]·b[i]`.
+    fn dot(a: &[Self], b: &[Self]) -> Self;
+}
+
+macro_rules! portable_tile {
+    ($name:ident, $t:ty, $columns:literal) => {
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $name<const R: usize>(
+            k: usize,
+            a: &[*const $t; ROWS],
+            step: isize,
+            b: *const $t,
+            b_step: isize,
+            out: &[*mut $t; ROWS],
+            scale: $t,
+            accumulate: bool,
+        ) {
+            let mut sums = [[0.0; $columns]; R];
+            for p in 0..k as isize {
+                // SAFETY: the caller guarantees readable operands and writable results.
+                let b = unsafe { &*b.wrapping_offset(p * b_step).cast::<[$t; $columns]>() };
+                for r in 0..R {
+                    // SAFETY: as above.
+                    let x = unsafe { *a[r].wrapping_offset(p * step) };
+                    for j in 0..$columns {
+                        sums[r][j] += x * b[j];
+                    }
+                }
+            }
+            for r in 0..R {
+                // SAFETY: as above.
+                let out = unsafe { &mut *out[r].cast::<[$t; $columns]>() };
+                for j in 0..$columns {
+                    out[j] = scale * sums[r][j] + if accumulate { out[j] } else { 0.0 };
+                }
+            }
+        }
+    };
+}
+portable_tile!(portable_f32, f32, 16);
+portable_tile!(portable_f64, f64, 8);
+
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx2_tile {
+    ($name:ident, $t:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $set:ident, $fma:ident, $mul:ident) => {
+        #[target_feature(enable = "avx2,fma")]
+        #[allow(clippy::too_many_arguments)]
+        unsafe fn $name<const R: usize>(
+            k: usize,
+            a: &[*const $t; ROWS],
+            step: isize,
+            b: *const $t,
+            b_step: isize,
+            out: &[*mut $t; ROWS],
+            scale: $t,
+            accumulate: bool,
+        ) {
+            use std::arch::x86_64::*;
+            let mut sums = [[$zero(); 2]; R];
+            let mut rows = [a[0]; R];
+            rows.copy_from_slice(&a[..R]);
+            let mut b = b;
+            let mut offset = 0isize;
+            for _ in 0..k {
+                // SAFETY: the caller guarantees readable operands.
+                unsafe {
+                    let b0 = $load(b);
+                    let b1 = $load(b.add($lanes));
+                    for r in 0..R {
+                        let x = $set(*rows[r].offset(offset));
+                        sums[r][0] = $fma(x, b0, sums[r][0]);
+                        sums[r][1] = $fma(x, b1, sums[r][1]);
+                    }
+                }
+                offset = offset.wrapping_add(step);
+                b = b.wrapping_offset(b_step);
+            }
+            let scale = $set(scale);
+            for r in 0..R {
+                for h in 0..2 {
+                    // SAFETY: the caller guarantees writable results.
+                    unsafe {
+                        let p = out[r].add(h * $lanes);
+                        let x = if accumulate { $fma(sums[r][h], scale, $load(p)) } else { $mul(sums[r][h], scale) };
+                        $store(p, x);
+                    }
+                }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+avx2_tile!(
+    avx2_f32, f32, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_fmadd_ps, _mm256_mul_ps
+);
+#[cfg(target_arch = "x86_64")]
+avx2_tile!(
+    avx2_f64, f64, 4, _mm256_setzero_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_set1_pd, _mm256_fmadd_pd, _mm256_mul_pd
+);
+
+macro_rules! six {
+    ($name:ident) => {
+        [$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>, $name::<6>]
+    };
+}
+
+unsafe fn transpose_portable<T: Copy>(from: usize, k: usize, columns: &[*const T], out: *mut T) {
+    for p in from..k {
+        for (j, c) in columns.iter().enumerate() {
+            // SAFETY: the caller guarantees readable columns and a writable result.
+            unsafe { *out.add(p * columns.len() + j) = *c.add(p) }
+        }
+    }
+}
+
+/// Transposes blocks of 8 by 8; returns how many rows were done.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn transpose_avx2(k: usize, columns: &[*const f32], out: *mut f32) -> usize {
+    use std::arch::x86_64::*;
+    let whole = k / 8 * 8;
+    for p in (0..whole).step_by(8) {
+        for h in (0..columns.len()).step_by(8) {
+            let c = &columns[h..h + 8];
+            // SAFETY: the caller guarantees readable columns and a writable result.
+            unsafe {
+                let r: [__m256; 8] = std::array::from_fn(|i| _mm256_loadu_ps(c[i].add(p)));
+                let t0 = _mm256_unpacklo_ps(r[0], r[1]);
+                let t1 = _mm256_unpackhi_ps(r[0], r[1]);
+                let t2 = _mm256_unpacklo_ps(r[2], r[3]);
+                let t3 = _mm256_unpackhi_ps(r[2], r[3]);
+                let t4 = _mm256_unpacklo_ps(r[4], r[5]);
+                let t5 = _mm256_unpackhi_ps(r[4], r[5]);
+                let t6 = _mm256_unpacklo_ps(r[6], r[7]);
+                let t7 = _mm256_unpackhi_ps(r[6], r[7]);
+                let s0 = _mm256_shuffle_ps::<0x44>(t0, t2);
+                let s1 = _mm256_shuffle_ps::<0xee>(t0, t2);
+                let s2 = _mm256_shuffle_ps::<0x44>(t1, t3);
+                let s3 = _mm256_shuffle_ps::<0xee>(t1, t3);
+                let s4 = _mm256_shuffle_ps::<0x44>(t4, t6);
+                let s5 = _mm256_shuffle_ps::<0xee>(t4, t6);
+                let s6 = _mm256_shuffle_ps::<0x44>(t5, t7);
+                let s7 = _mm256_shuffle_ps::<0xee>(t5, t7);
+                let to = |i: usize| out.add((p + i) * columns.len() + h);
+                _mm256_storeu_ps(to(0), _mm256_permute2f128_ps::<0x20>(s0, s4));
+                _mm256_storeu_ps(to(1), _mm256_permute2f128_ps::<0x20>(s1, s5));
+                _mm256_storeu_ps(to(2), _mm256_permute2f128_ps::<0x20>(s2, s6));
+                _mm256_storeu_ps(to(3), _mm256_permute2f128_ps::<0x20>(s3, s7));
+                _mm256_storeu_ps(to(4), _mm256_permute2f128_ps::<0x31>(s0, s4));
+                _mm256_storeu_ps(to(5), _mm256_permute2f128_ps::<0x31>(s1, s5));
+                _mm256_storeu_ps(to(6), _mm256_permute2f128_ps::<0x31>(s2, s6));
+                _mm256_storeu_ps(to(7), _mm256_permute2f128_ps::<0x31>(s3, s7));
+            }
+        }
+    }
+    whole
+}
+
+macro_rules! dot_body {
+    ($a:ident, $b:ident, $t:ty, |$x:ident, $y:ident, $s:ident| $fma:expr) => {{
+        const WIDTH: usize = 32;
+        let mut sums = [0.0 as $t; WIDTH];
+        let (mut ca, mut cb) = ($a.chunks_exact(WIDTH), $b.chunks_exact(WIDTH));
+        for (x, y) in (&mut ca).zip(&mut cb) {
+            for i in 0..WIDTH {
+                let ($x, $y, $s) = (x[i], y[i], sums[i]);
+                sums[i] = $fma;
+            }
+        }
+        let tail: $t = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * y).sum();
+        sums.iter().sum::<$t>() + tail
+    }};
+}
+
+macro_rules! real {
+    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $dot:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        fn $dot(a: &[$t], b: &[$t]) -> $t {
+            dot_body!(a, b, $t, |x, y, s| x.mul_add(y, s))
+        }
+
+        impl Real for $t {
+            const COLUMNS: usize = $columns;
+
+            fn tiles() -> [TileKernel<$t>; ROWS] {
+                #[cfg(target_arch = "x86_64")]
+                if has_avx2() {
+                    return six!($avx2);
+                }
+                six!($portable)
+            }
+
+            unsafe fn transpose($k: usize, $c: &[*const $t], $o: *mut $t) {
+                let done = $transpose;
+                // SAFETY: passed on to the caller.
+                unsafe { transpose_portable(done, $k, $c, $o) }
+            }
+
+            fn dot(a: &[$t], b: &[$t]) -> $t {
+                #[cfg(target_arch = "x86_64")]
+                if has_avx2() {
+                    // SAFETY: the CPU has the features.
+                    return unsafe { $dot(a, b) };
+                }
+                dot_body!(a, b, $t, |x, y, s| x * y + s)
+            }
+        }
+    };
+}
+real!(f32, 16, portable_f32, avx2_f32, dot_f32, |k, columns, out| {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: the CPU has the features; the rest is passed on to the caller.
+        if has_avx2() { unsafe { transpose_avx2(k, columns, out) } } else { 0 }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        0
+    }
+});
+real!(f64, 8, portable_f64, avx2_f64, dot_f64, |k, columns, out| 0);

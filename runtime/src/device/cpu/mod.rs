@@ -1,0 +1,35 @@
+//! The CPU device: everything is prepared when a program is loaded, and a step allocates nothing.
+//!
+//! | question | file |
+//! |---|---|
+//! | where a rank's memory is, and whether a view lies in it | `arena` |
+//! | how a program becomes a prepared list, and how that runs | `load` |
+//! | matrix products | `contract`, its inner kernels `microkernel` |
+//! | fused loops | `fused` runs them, `plan` prepares them |
+//! | functions of lanes | `vector`, in which `math` approximates the transcendental ones |
+//! | copies, prefix sums, the k largest | `copy` |
+//! | rows of tables | `gather` |
+
+pub mod arena;
+pub mod math;
+
+pub(crate) mod contract;
+pub(crate) mod copy;
+pub(crate) mod fused;
+pub(crate) mod gather;
+pub(crate) mod load;
+pub(crate) mod microkernel;
+pub(crate) mod plan;
+pub(crate) mod vector;
+
+/// Whether kernels may use AVX2 and FMA.
+pub fn has_avx2() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}

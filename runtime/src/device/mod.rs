@@ -1,0 +1,3 @@
+//! Devices that execute rank programs.
+
+pub mod cpu;

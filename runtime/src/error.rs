@@ -1,0 +1,151 @@
+//! Errors, typed. Every message names the operation, who is missing or wrong, and what to do.
+
+use std::time::Duration;
+
+/// Why a program could not be loaded or a step not be finished.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum RuntimeError {
+    /// The rank programs do not fit together.
+    #[error("cannot launch: {0}")]
+    Launch(String),
+    /// An action of a rank program cannot be executed.
+    #[error("rank {rank}: step {step} `{label}` cannot be loaded: {reason}; the rank program is broken, check it with `tpc verify`")]
+    Load {
+        /// The rank.
+        rank: usize,
+        /// Index in the program's list of steps.
+        step: usize,
+        /// Label of the step.
+        label: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The arena of a rank could not be allocated.
+    #[error("rank {rank}: {bytes} bytes of memory could not be allocated; use more ranks or a plan that shards more")]
+    OutOfMemory {
+        /// The rank.
+        rank: usize,
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// No input or output of that name.
+    #[error("the program has no {what} `{name}`; it has {}", list(known))]
+    Unknown {
+        /// `input` or `output`.
+        what: &'static str,
+        /// The name asked for.
+        name: String,
+        /// The names that exist.
+        known: Vec<String>,
+    },
+    /// Data of the wrong size.
+    #[error("`{name}` takes {expected} bytes ({shape}), not {given}")]
+    Size {
+        /// Name of the input.
+        name: String,
+        /// Bytes needed.
+        expected: usize,
+        /// Bytes given.
+        given: usize,
+        /// Element type and shape.
+        shape: String,
+    },
+    /// A loader or saver failed.
+    #[error("`{name}`, rank {rank}: {reason}")]
+    Transfer {
+        /// Name of the input or output.
+        name: String,
+        /// Rank whose box was transferred.
+        rank: usize,
+        /// What the callback said.
+        reason: String,
+    },
+    /// The boxes of all ranks do not make up the whole tensor.
+    #[error("`{name}`: the ranks hold {held} of {total} elements, so the whole tensor cannot be read; the rank program is broken, check it with `tpc verify`")]
+    Incomplete {
+        /// Name of the output.
+        name: String,
+        /// Elements held by all ranks together.
+        held: usize,
+        /// Elements of the tensor.
+        total: usize,
+    },
+    /// A collective did not finish in time.
+    #[error(
+        "rank {rank}: {operation} did not finish within {deadline:?}: missing {}{states}; look at what those ranks do, or raise the deadline if they are only slow",
+        ranks(missing)
+    )]
+    Deadline {
+        /// The rank that waited.
+        rank: usize,
+        /// The operation and its plan line.
+        operation: String,
+        /// The ranks that did not arrive or not finish.
+        missing: Vec<usize>,
+        /// What the missing ranks were last seen doing.
+        states: String,
+        /// How long it waited.
+        deadline: Duration,
+    },
+    /// Ranks of one group came with different operations.
+    #[error(
+        "ranks are out of step: rank {rank} is in {mine}, but rank {peer} is in {theirs}; all ranks of a group must issue the same collectives in the same order, check the programs with `tpc verify`"
+    )]
+    Desynchronized {
+        /// The rank that found out.
+        rank: usize,
+        /// Its operation.
+        mine: String,
+        /// The other rank.
+        peer: usize,
+        /// The other rank's operation.
+        theirs: String,
+    },
+    /// A rank finished its step while another waits for it in a collective.
+    #[error(
+        "rank {rank}: {operation} can never finish: {} finished the step without it; all ranks of a group must issue the same collectives, check the programs with `tpc verify`",
+        ranks(missing)
+    )]
+    Left {
+        /// The rank that waits.
+        rank: usize,
+        /// The operation and its plan line.
+        operation: String,
+        /// The ranks that left.
+        missing: Vec<usize>,
+    },
+    /// Another rank failed, so this one cannot go on.
+    #[error("rank {rank}: {operation} was given up because rank {peer} failed: {reason}")]
+    PeerFailed {
+        /// The rank that gave up.
+        rank: usize,
+        /// Where it was.
+        operation: String,
+        /// The rank that failed first.
+        peer: usize,
+        /// Why.
+        reason: String,
+    },
+    /// A rank panicked.
+    #[error("rank {rank} panicked in {operation}: {message}")]
+    Panic {
+        /// The rank.
+        rank: usize,
+        /// The label of the step it was in.
+        operation: String,
+        /// The panic message.
+        message: String,
+    },
+    /// The session failed before.
+    #[error("the session has failed and cannot go on: {0}; launch a new one")]
+    Poisoned(String),
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { names.join(", ") }
+}
+
+fn ranks(ranks: &[usize]) -> String {
+    let names: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+    format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, names.join(", "))
+}

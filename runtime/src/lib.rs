@@ -1,0 +1,25 @@
+//! Executes tpc rank programs: one thread per rank, shared-memory collectives, CPU kernels.
+//!
+//! | question | file |
+//! |---|---|
+//! | how programs are launched, fed, stepped and read | [`session`] |
+//! | which errors exist, and what they say | [`error`] |
+//! | what a communicator is; ranks as threads | [`comm`] |
+//! | how one rank's program is prepared and executed | [`device::cpu`] |
+//! | how elements are stored, and converted to bytes | [`element`] |
+//! | which random numbers a program draws | [`random`] |
+//! | what was executed and how long it took | [`counters`], [`trace`] |
+#![warn(missing_docs)]
+
+pub mod comm;
+pub mod counters;
+pub mod device;
+pub mod element;
+pub mod error;
+pub mod random;
+pub mod session;
+pub mod trace;
+
+pub use counters::CollectiveCount;
+pub use error::RuntimeError;
+pub use session::{BoxRequest, Fault, FaultKind, LaunchOptions, Session, StepReport};
