@@ -223,12 +223,11 @@ impl MapFn {
         self == MapFn::Add
     }
 
-    /// Whether the function never decreases when its argument grows: a maximum passes through.
+    /// Whether the function never decreases when its argument grows, on *all* numbers and ±∞: a
+    /// maximum passes through. A logarithm or square root does not count: a rank whose own term is
+    /// negative (or −∞, the maximum of nothing) would turn the maximum into NaN.
     pub fn is_increasing(self) -> bool {
-        matches!(
-            self,
-            MapFn::Exp | MapFn::Log | MapFn::Sqrt | MapFn::Tanh | MapFn::Erf | MapFn::Sigmoid | MapFn::Identity
-        )
+        matches!(self, MapFn::Exp | MapFn::Tanh | MapFn::Erf | MapFn::Sigmoid | MapFn::Identity)
     }
 
     /// Whether the order of the operands does not matter.

@@ -103,7 +103,7 @@ pub enum Instruction {
         /// Element type of the result.
         dtype: DType,
     },
-    /// Random elements: a function of seed, stream and the global element index
+    /// Random elements: a function (`tpc_runtime::random`) of seed, stream and the global element index
     /// `Σ (index of dim + offset) · stride`.
     Random {
         /// The distribution.
@@ -146,13 +146,19 @@ pub enum Instruction {
         /// Register to write.
         arg: usize,
         /// Combine with what is there instead of overwriting. The loop first sets the target (all
-        /// elements that the loop addresses) to the reduction's identity.
+        /// elements that the loop addresses) to the reduction's identity, even if it then runs over
+        /// nothing because a dimension of stride 0 is empty. For truth values `sum` and `max` mean
+        /// *or* (identity false), `prod` and `min` *and* (identity true).
         accumulate: Option<ReduceOp>,
     },
 }
 
 /// A fused loop nest: for every index of all dimensions but the last, the instructions run in order
 /// on a row of the last. A program with 0 dimensions runs once on a row of one.
+///
+/// A store may overwrite what a load of the same view, strides and dimensions (none of stride 0) has
+/// read earlier in the body: an update in place. Any other overlap of a store with another access is
+/// executed instruction by instruction on whole rows, correct but slow.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loop {
     /// Sizes, outermost first; the last is the row.
@@ -345,7 +351,8 @@ pub enum Action {
         /// Indices, `[rows, k]`.
         indices: View,
     },
-    /// Starts a collective: its operands must not be touched until the wait.
+    /// Starts a collective: its operands must not be touched until the wait. Every collective of a
+    /// program has a tag of its own and exactly one wait behind its start.
     Start(Box<Collective>),
     /// Waits for the collective of that tag.
     Wait {

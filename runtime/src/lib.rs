@@ -22,4 +22,4 @@ pub mod trace;
 
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
-pub use session::{BoxRequest, Fault, FaultKind, LaunchOptions, Session, StepReport};
+pub use session::{BoxReader, BoxRequest, BoxWriter, Fault, FaultKind, LaunchOptions, Session, StepReport};

@@ -66,6 +66,11 @@ pub struct StepReport {
     pub seconds: f64,
 }
 
+/// Fills the dense bytes of a box.
+pub type BoxReader<'a> = dyn FnMut(&BoxRequest, &mut [u8]) -> Result<(), String> + 'a;
+/// Takes the dense bytes of a box.
+pub type BoxWriter<'a> = dyn FnMut(&BoxRequest, &[u8]) -> Result<(), String> + 'a;
+
 /// The box of a tensor that a rank holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BoxRequest {
@@ -157,6 +162,8 @@ struct Shared {
     epoch: Instant,
     options: LaunchOptions,
     ranks: Vec<RankShared>,
+    /// Arenas of an earlier session to go on with, one per rank; empty to allocate.
+    arenas: Vec<Arc<Arena>>,
 }
 
 struct RankShared {
@@ -191,6 +198,38 @@ impl Session {
     /// # Errors
     /// Programs that do not fit together or cannot be loaded; too little memory.
     pub fn launch(programs: Vec<RankProgram>, options: LaunchOptions) -> Result<Session, RuntimeError> {
+        Session::launch_on(programs, options, Vec::new())
+    }
+
+    /// Ends this session and goes on with other programs over the same arenas: what persistent
+    /// buffers hold stays where it is. For the peeled first step of an optimizer, whose programs have
+    /// the same inputs in the same order and therefore the same persistent layout.
+    ///
+    /// # Errors
+    /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena.
+    pub fn succeed(mut self, programs: Vec<RankProgram>) -> Result<Session, RuntimeError> {
+        for (old, new) in self.shared.ranks.iter().map(|r| &r.program).zip(&programs) {
+            let same = old.inputs == new.inputs
+                && old.inputs.iter().all(|i| {
+                    let at = |p: &RankProgram| p.buffers[i.binding.view.buffer.0 as usize].offset;
+                    at(old) == at(new)
+                });
+            if !same || new.arena_bytes > old.arena_bytes {
+                let reason = "a succeeding program must have the same inputs at the same places and fit the arena";
+                return Err(RuntimeError::Launch(reason.into()));
+            }
+        }
+        let arenas = self.loaded.drain(..).map(|l| l.arena).collect();
+        let options = self.shared.options.clone();
+        drop(self);
+        Session::launch_on(programs, options, arenas)
+    }
+
+    fn launch_on(
+        programs: Vec<RankProgram>,
+        options: LaunchOptions,
+        arenas: Vec<Arc<Arena>>,
+    ) -> Result<Session, RuntimeError> {
         let count = programs.len();
         if count == 0 || count > MAX_RANKS {
             return Err(RuntimeError::Launch(format!("{count} ranks; one process runs 1 to {MAX_RANKS}")));
@@ -228,13 +267,13 @@ impl Session {
                 })
                 .collect(),
             options,
+            arenas,
         });
         let (sender, receiver) = mpsc::channel();
         let mut session =
             Session { shared, loaded: Vec::new(), threads: Vec::with_capacity(count), steps: 0, failed: None };
-        for rank in 0..count {
+        for (rank, core) in cores.iter().map(|&c| pin.then_some(c)).chain(std::iter::repeat(None)).take(count).enumerate() {
             let (shared, sender) = (session.shared.clone(), sender.clone());
-            let core = pin.then(|| cores[rank]);
             let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
@@ -363,7 +402,7 @@ impl Session {
         &mut self,
         name: &str,
         rank: usize,
-        reader: &mut dyn FnMut(&BoxRequest, &mut [u8]) -> Result<(), String>,
+        reader: &mut BoxReader<'_>,
     ) -> Result<(), RuntimeError> {
         let input = self.input(name)?;
         let (request, to) = self.box_mut(rank, input)?;
@@ -443,7 +482,7 @@ impl Session {
         &self,
         name: &str,
         rank: usize,
-        writer: &mut dyn FnMut(&BoxRequest, &[u8]) -> Result<(), String>,
+        writer: &mut BoxWriter<'_>,
     ) -> Result<(), RuntimeError> {
         let input = self.input(name)?;
         let (request, from) = self.box_of(rank, &self.program(rank).inputs[input].binding)?;
@@ -539,7 +578,10 @@ fn output_name(kind: &OutputKind) -> String {
 fn load(shared: &Shared, rank: usize, comm: &mut Threads) -> Result<(Arc<Arena>, Executable), RuntimeError> {
     let program = &shared.ranks[rank].program;
     let bytes = program.arena_bytes;
-    let arena = Arc::new(Arena::new(bytes).ok_or(RuntimeError::OutOfMemory { rank, bytes })?);
+    let arena = match shared.arenas.get(rank) {
+        Some(arena) => arena.clone(),
+        None => Arc::new(Arena::new(bytes).ok_or(RuntimeError::OutOfMemory { rank, bytes })?),
+    };
     let inputs = program.inputs.iter().map(|i| (i.name.clone(), &i.binding));
     let outputs = program.outputs.iter().map(|o| (output_name(&o.kind), &o.binding));
     for (name, b) in inputs.chain(outputs) {

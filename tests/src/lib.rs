@@ -1,1 +1,86 @@
-//! tpc
+//! Shared machinery of the tests: random inputs for a graph, and equality of stages.
+
+pub mod captured;
+
+use std::collections::HashMap;
+use tpc_ir::interpret::{interpret, simulate, Options, Tensor};
+use tpc_ir::{Graph, InputKind, Op};
+
+/// Reproducible inputs for every input of a graph; integers stay below `limit`, constants come from
+/// `constants`.
+pub fn inputs(graph: &Graph, limit: usize, constants: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let mut all = HashMap::new();
+    for (node, kind, name) in graph.inputs() {
+        let Op::Input { layout, .. } = &graph.node(node).op else { continue };
+        let dtype = graph.node(node).types[0].dtype;
+        if let Some(t) = constants.get(name) {
+            all.insert(name.to_string(), t.clone());
+            continue;
+        }
+        let mut state = name.bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
+        let tensor = Tensor::from_fn(dtype, layout.clone(), |_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let unit = (state >> 40) as f64 / (1u64 << 24) as f64;
+            match (dtype.is_float(), kind) {
+                (false, _) => (unit * limit as f64).floor(),
+                // Second moments and step scalars are positive.
+                (true, InputKind::State | InputKind::Scalar) => 0.1 + unit,
+                (true, _) => unit - 0.5,
+            }
+        });
+        all.insert(name.to_string(), tensor);
+    }
+    all
+}
+
+/// The largest difference between two programs' outputs, relative to the largest value of each.
+pub fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let mut worst = 0.0f64;
+    for (x, y) in a.iter().zip(b) {
+        assert_eq!(x.data.len(), y.data.len());
+        let scale = x.data.iter().fold(1e-30f64, |m, v| m.max(v.abs()));
+        for (u, v) in x.data.iter().zip(&y.data) {
+            if (u.is_nan() && v.is_nan()) || u == v {
+                continue;
+            }
+            worst = worst.max((u - v).abs() / scale);
+        }
+    }
+    worst
+}
+
+/// Runs an unplaced graph.
+pub fn reference(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
+    interpret(graph, inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Runs a placed graph on simulated ranks.
+pub fn on_ranks(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
+    simulate(graph, inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Lowers a placed graph and runs it on real ranks.
+pub fn executed(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
+    let programs = tpc_passes::lower::lower(graph);
+    let mut session = tpc_runtime::Session::launch(programs, Default::default()).unwrap_or_else(|e| panic!("{e}"));
+    for (_, _, name) in graph.inputs() {
+        session.write_f64(name, &inputs[name].data).unwrap_or_else(|e| panic!("{e}"));
+    }
+    session.step().unwrap_or_else(|e| panic!("{e}"));
+    let read = |o: &tpc_ir::Output| {
+        let data = session.read_f64(&o.kind).unwrap_or_else(|e| panic!("{e}"));
+        Tensor::new(graph.ty(o.value).dtype, o.layout.clone(), data)
+    };
+    graph.outputs.iter().map(read).collect()
+}
+
+/// Every output that differs by more than `tolerance` of its largest value, with the difference.
+pub fn wrong(graph: &Graph, a: &[Tensor], b: &[Tensor], tolerance: f64) -> Vec<String> {
+    let pairs = graph.outputs.iter().zip(a.iter().zip(b));
+    pairs
+        .map(|(o, (x, y))| (o, difference(std::slice::from_ref(x), std::slice::from_ref(y))))
+        .filter(|(_, d)| !(*d <= tolerance))
+        .map(|(o, d)| format!("{:?}: {d:e}", o.kind))
+        .collect()
+}

@@ -94,7 +94,16 @@ impl Builder {
             N::MinDimWithIndices(o) => self.extreme(o, ReduceOp::Min),
             N::ArgMax(o) => self.arg_extreme(o, ReduceOp::Max),
             N::ArgMin(o) => self.arg_extreme(o, ReduceOp::Min),
-            N::TopKWithIndices(o) => self.top_k(o),
+            N::MaxAbs(o) => self.max_abs(&o.input, &o.out, None),
+            N::MaxAbsDim(o) => self.max_abs(&o.input, &o.out, Some(o.axis)),
+            N::TopK(o) => self.ranked(&o.input, o.axis, true, Some(&o.out), None),
+            N::ArgTopK(o) => self.ranked(&o.input, o.axis, true, None, Some(&o.out)),
+            N::TopKWithIndices(o) => self.ranked(&o.tensor, o.dim, true, Some(&o.out), Some(&o.out_indices)),
+            N::Sort(o) => self.ranked(&o.input, o.dim, o.descending, Some(&o.out), None),
+            N::ArgSort(o) => self.ranked(&o.input, o.dim, o.descending, None, Some(&o.out)),
+            N::SortWithIndices(o) => {
+                self.ranked(&o.input, o.dim, o.descending, Some(&o.out), Some(&o.out_indices))
+            }
             N::IntRandom(o) => self.random(o),
             _ => Err(self.unsupported("there is no rule for it")),
         }
@@ -124,6 +133,27 @@ impl Builder {
             F::IntoInt(o) => self.cast(&o.input, &o.out),
             F::Matmul(o) => self.matmul(o),
             F::Random(o) => self.random(o),
+            F::Tan(o) => {
+                let v = self.get(&o.input);
+                let (sin, cos) = (self.map(MapFn::Sin, &[v]), self.map(MapFn::Cos, &[v]));
+                let v = self.map(MapFn::Div, &[sin, cos]);
+                self.set(&o.out, v)
+            }
+            F::Sinh(o) => self.hyperbolic(o, MapFn::Sub),
+            F::Cosh(o) => self.hyperbolic(o, MapFn::Add),
+            F::Trunc(o) => {
+                let v = self.get(&o.input);
+                let (sign, size) = (self.map(MapFn::Sign, &[v]), self.map(MapFn::Abs, &[v]));
+                let size = self.map(MapFn::Floor, &[size]);
+                let v = self.map(MapFn::Mul, &[sign, size]);
+                self.set(&o.out, v)
+            }
+            F::IsInf(o) => {
+                let v = self.get(&o.input);
+                let v = self.map(MapFn::Abs, &[v]);
+                let v = self.with(MapFn::Eq, v, f64::INFINITY);
+                self.set(&o.out, v)
+            }
             F::IsNan(o) => {
                 let v = self.get(&o.input);
                 let v = self.map(MapFn::Ne, &[v, v]);
@@ -131,6 +161,16 @@ impl Builder {
             }
             _ => Err(self.unsupported("there is no rule for it")),
         }
+    }
+
+    /// `(exp(x) ± exp(−x)) / 2`.
+    fn hyperbolic(&mut self, o: &UnaryOpIr, f: MapFn) -> Imports {
+        let v = self.get(&o.input);
+        let negative = self.map(MapFn::Neg, &[v]);
+        let (up, down) = (self.map(MapFn::Exp, &[v]), self.map(MapFn::Exp, &[negative]));
+        let v = self.map(f, &[up, down]);
+        let v = self.with(MapFn::Mul, v, 0.5);
+        self.set(&o.out, v)
     }
 
     pub(super) fn int(&mut self, op: &I) -> Imports {
@@ -170,6 +210,14 @@ impl Builder {
                 let negative = self.with(MapFn::Mul, x, scalar(&o.rhs));
                 let positive = self.with(MapFn::Ge, x, 0.0);
                 let v = self.map(MapFn::Select, &[positive, x, negative]);
+                self.set(&o.out, v)
+            }
+            A::PRelu(o) => {
+                let (x, alpha) = (self.get(&o.lhs), self.get(&o.rhs));
+                let shape = self.shape(x);
+                let scaled = self.broadcast(MapFn::Mul, &[x, alpha], &shape);
+                let negative = self.with(MapFn::Lt, x, 0.0);
+                let v = self.map(MapFn::Select, &[negative, scaled, x]);
                 self.set(&o.out, v)
             }
             A::Gelu(o) => {
@@ -220,18 +268,34 @@ impl Builder {
                 let v = self.map(MapFn::Sub, &[low, tail]);
                 self.set(&o.out, v)
             }
+            A::LogSigmoidBackward(o) => {
+                // d/dx log σ(x) = σ(−x)
+                let (x, grad) = (self.get(&o.lhs), self.get(&o.rhs));
+                let negative = self.map(MapFn::Neg, &[x]);
+                let slope = self.map(MapFn::Sigmoid, &[negative]);
+                let v = self.map(MapFn::Mul, &[grad, slope]);
+                self.set(&o.out, v)
+            }
             A::Softmax(o) => {
-                let (e, sum) = self.exponentials(&o.input, o.axis, false);
+                let x = self.get(&o.input);
+                let (e, sum) = self.exponentials(x, o.axis, false);
+                let v = self.broadcast(MapFn::Div, &[e, sum], &o.out.shape.to_vec());
+                self.set(&o.out, v)
+            }
+            A::Softmin(o) => {
+                let x = self.get(&o.input);
+                let x = self.map(MapFn::Neg, &[x]);
+                let (e, sum) = self.exponentials(x, o.axis, false);
                 let v = self.broadcast(MapFn::Div, &[e, sum], &o.out.shape.to_vec());
                 self.set(&o.out, v)
             }
             A::LogSoftmax(o) => {
-                let (x, sum) = self.exponentials(&o.input, o.axis, true);
+                let x = self.get(&o.input);
+                let (x, sum) = self.exponentials(x, o.axis, true);
                 let log = self.map(MapFn::Log, &[sum]);
                 let v = self.broadcast(MapFn::Sub, &[x, log], &o.out.shape.to_vec());
                 self.set(&o.out, v)
             }
-            _ => Err(self.unsupported("there is no rule for it")),
         }
     }
 
@@ -244,8 +308,7 @@ impl Builder {
     }
 
     /// Shifted inputs or their exponentials, and the sum of the exponentials with extent 1.
-    fn exponentials(&mut self, input: &TensorIr, axis: usize, shifted: bool) -> (Value, Value) {
-        let x = self.get(input);
+    fn exponentials(&mut self, x: Value, axis: usize, shifted: bool) -> (Value, Value) {
         let shape = self.shape(x);
         let max = self.reduced(x, ReduceOp::Max, &[axis]);
         let x = self.broadcast(MapFn::Sub, &[x, max], &shape);

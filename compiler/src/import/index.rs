@@ -107,19 +107,28 @@ impl Builder {
         let mut inside: Option<Value> = None;
         for (dim, &extent) in shape.iter().enumerate() {
             let Some(r) = o.ranges.get(dim) else { continue };
-            if r.step != 1 {
-                return Err(self.unsupported("assigning to a strided slice is not supported"));
-            }
+            let Ok(step) = usize::try_from(r.step) else {
+                return Err(self.unsupported("a slice must step forward"));
+            };
             let start = if r.start < 0 { extent as isize + r.start } else { r.start } as usize;
             let len = self.shape(value)[dim];
             if len == extent {
                 continue;
             }
+            value = self.spread(value, dim, step);
+            let len = (len * step).min(extent - start);
+            value = self.sliced(value, dim, 0, len, 1);
             value = self.padded(value, dim, start, extent - start - len, 0.0);
             let index = self.iota(tpc_ir::DType::I64, &shape, dim);
             let after = self.with(MapFn::Ge, index, start as f64);
             let before = self.with(MapFn::Lt, index, (start + len) as f64);
-            let here = self.map(MapFn::And, &[after, before]);
+            let mut here = self.map(MapFn::And, &[after, before]);
+            if step > 1 {
+                let distance = self.with(MapFn::Sub, index, start as f64);
+                let rest = self.with(MapFn::Rem, distance, step as f64);
+                let hit = self.with(MapFn::Eq, rest, 0.0);
+                here = self.map(MapFn::And, &[here, hit]);
+            }
             inside = Some(match inside {
                 Some(other) => self.broadcast(MapFn::And, &[other, here], &shape),
                 None => here,

@@ -4,12 +4,16 @@
 //! extent), composite operations become primitives, and everything the operations bake in (which
 //! extents repeat, where a slice starts) becomes an attribute. Canonicalizing comes later.
 
+mod attention;
 mod convolution;
 mod elementwise;
 mod index;
+mod norm;
+mod pooling;
 mod product;
 mod reduce;
 mod shape;
+mod window;
 
 use crate::capture::{operation_name, Captured, InputKind as CapturedKind, OutputKind as CapturedOutput};
 use burn::tensor::{DType as BurnDType, TensorData};
@@ -32,12 +36,31 @@ pub enum ImportError {
         hint: String,
     },
     /// An element type has no counterpart.
-    #[error("element type {0} is not supported: use f32, f64, bf16, f16, i64, i32, u8 or bool")]
-    DType(String),
+    #[error("element type {dtype}{} is not supported: use f32, f64, bf16, f16, i64, i32, u8 or bool", of(.place))]
+    DType {
+        /// burn's name of it.
+        dtype: String,
+        /// The input, or the operation with its module, that has it; empty if unknown.
+        place: String,
+    },
+}
+
+impl ImportError {
+    /// The same error, with the place of an element type.
+    fn at(self, place: String) -> Self {
+        match self {
+            ImportError::DType { dtype, .. } => ImportError::DType { dtype, place },
+            other => other,
+        }
+    }
 }
 
 fn at(module: &str) -> String {
     if module.is_empty() { String::new() } else { format!(" (in `{module}`)") }
+}
+
+fn of(place: &str) -> String {
+    if place.is_empty() { String::new() } else { format!(" of {place}") }
 }
 
 /// A program with the values that were captured with it.
@@ -67,7 +90,8 @@ impl Signature {
         for captured in captures {
             for input in &captured.inputs {
                 let (kind, name) = signature.name(&input.kind);
-                let ty = Type::new(dtype(input.dtype)?, input.shape.clone());
+                let dtype = dtype(input.dtype).map_err(|e| e.at(format!("input `{name}`")))?;
+                let ty = Type::new(dtype, input.shape.clone());
                 if !signature.inputs.iter().any(|(_, n, _)| *n == name) {
                     signature.inputs.push((kind, name, ty));
                 }
@@ -193,7 +217,7 @@ pub fn dtype(dtype: BurnDType) -> Result<DType, ImportError> {
         BurnDType::I32 => DType::I32,
         BurnDType::U8 => DType::U8,
         BurnDType::Bool(_) => DType::Bool,
-        other => return Err(ImportError::DType(format!("{other:?}"))),
+        other => return Err(ImportError::DType { dtype: format!("{other:?}"), place: String::new() }),
     })
 }
 
@@ -238,7 +262,8 @@ impl Builder {
     }
 
     fn ty(&self, t: &TensorIr) -> Result<Type, ImportError> {
-        Ok(Type::new(dtype(t.dtype)?, t.shape.to_vec()))
+        let place = |e: ImportError| e.at(format!("a result of `{}`{}", self.operation, at(&self.origin.module)));
+        Ok(Type::new(dtype(t.dtype).map_err(place)?, t.shape.to_vec()))
     }
 
     fn set(&mut self, out: &TensorIr, value: Value) -> Imports {

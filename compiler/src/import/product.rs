@@ -1,7 +1,7 @@
-//! Matrix products and the modules made of them, as einsums; norms as primitives.
+//! Matrix products, linear layers and embeddings.
 
-use super::{scalar, Builder, Imports};
-use burn_ir::{LayerNormOpIr, MatmulOpIr, ModuleOperationIr as M};
+use super::{Builder, Imports};
+use burn_ir::{MatmulOpIr, ModuleOperationIr as M};
 use tpc_ir::{MapFn, Op, ReduceOp, Subscripts, Type, Value};
 
 impl Builder {
@@ -86,30 +86,9 @@ impl Builder {
                 self.set(&o.out, v)
             }
             M::LayerNorm(o) => self.layer_norm(o),
+            M::BatchNorm(o) => self.batch_norm(o),
+            M::Attention(o) => self.attention(o),
             op => self.convolution(op),
         }
-    }
-
-    fn layer_norm(&mut self, o: &LayerNormOpIr) -> Imports {
-        let x = self.get(&o.input);
-        let shape = self.shape(x);
-        let last = shape.len() - 1;
-        let count = shape[last] as f64;
-        let sum = self.reduced(x, ReduceOp::Sum, &[last]);
-        let mean = self.with(MapFn::Div, sum, count);
-        let centred = self.broadcast(MapFn::Sub, &[x, mean], &shape);
-        let square = self.map(MapFn::Mul, &[centred, centred]);
-        let sum = self.reduced(square, ReduceOp::Sum, &[last]);
-        let variance = self.with(MapFn::Div, sum, count);
-        let variance = self.with(MapFn::Add, variance, scalar(&o.epsilon));
-        let deviation = self.map(MapFn::Sqrt, &[variance]);
-        let normal = self.broadcast(MapFn::Div, &[centred, deviation], &shape);
-        let gamma = self.get(&o.gamma);
-        let mut v = self.broadcast(MapFn::Mul, &[normal, gamma], &shape);
-        if let Some(beta) = &o.beta {
-            let beta = self.get(beta);
-            v = self.broadcast(MapFn::Add, &[v, beta], &shape);
-        }
-        self.set(&o.out, v)
     }
 }

@@ -2,7 +2,7 @@
 //! brings the extent back.
 
 use super::{Builder, Imports};
-use burn_ir::{ReduceDimOpIr, ReduceDimWithIndicesOpIr, ReduceOpIr, TopKWithIndicesOpIr};
+use burn_ir::{ReduceDimOpIr, ReduceDimWithIndicesOpIr, ReduceOpIr, TensorIr};
 use tpc_ir::{DType, MapFn, Op, ReduceOp, Type, Value};
 
 impl Builder {
@@ -80,14 +80,64 @@ impl Builder {
         self.reshaped(v, &wide)
     }
 
-    pub(super) fn top_k(&mut self, o: &TopKWithIndicesOpIr) -> Imports {
-        let x = self.get(&o.tensor);
-        if o.dim + 1 != self.shape(x).len() {
-            return Err(self.unsupported("top-k works on the last dimension"));
+    /// The largest magnitude of a tensor or along a dimension.
+    pub(super) fn max_abs(&mut self, input: &TensorIr, out: &TensorIr, dim: Option<usize>) -> Imports {
+        let v = self.get(input);
+        let size = self.map(MapFn::Abs, &[v]);
+        let dims = dim.map_or_else(|| (0..self.shape(size).len()).collect(), |d| vec![d]);
+        let v = self.reduced(size, ReduceOp::Max, &dims);
+        self.set(out, v)
+    }
+
+    /// Whether all (the minimum of truth values) or any (the maximum) elements are not zero.
+    pub(super) fn truths(&mut self, input: &TensorIr, out: &TensorIr, dim: Option<usize>, op: ReduceOp) -> Imports {
+        let mut v = self.get(input);
+        if self.graph.ty(v).dtype != DType::Bool {
+            v = self.with(MapFn::Ne, v, 0.0);
         }
-        let types = vec![self.ty(&o.out)?, self.ty(&o.out_indices)?];
+        let dims = dim.map_or_else(|| (0..self.shape(v).len()).collect(), |d| vec![d]);
+        let v = self.reduced(v, op, &dims);
+        self.set(out, v)
+    }
+
+    /// The first elements along a dimension in descending (or ascending) order, as many as the
+    /// results have, and their indices.
+    pub(super) fn ranked(
+        &mut self,
+        input: &TensorIr,
+        dim: usize,
+        descending: bool,
+        values: Option<&TensorIr>,
+        indices: Option<&TensorIr>,
+    ) -> Imports {
+        let Some(shaped) = values.or(indices) else { return Ok(()) };
+        let k = shaped.shape.to_vec()[dim];
+        let index_dtype = indices.map_or(Ok(DType::I64), |t| self.ty(t).map(|ty| ty.dtype))?;
+        let mut x = self.get(input);
+        let mut order: Vec<usize> = (0..self.shape(x).len()).collect();
+        let last = order.len() - 1;
+        order.swap(dim, last); // its own inverse
+        let turned = |b: &mut Self, v: Value| if dim == last { v } else { b.transposed(v, &order) };
+        x = turned(self, x);
+        if !descending {
+            x = self.map(MapFn::Neg, &[x]);
+        }
+        let ty = self.graph.ty(x).clone();
+        let shape = [&ty.shape[..last], &[k]].concat();
+        let types = vec![Type::new(ty.dtype, shape.clone()), Type::new(index_dtype, shape)];
         let node = self.graph.add(Op::TopK, &[x], types, self.origin.clone());
-        self.set(&o.out, Value { node, result: 0 })?;
-        self.set(&o.out_indices, Value { node, result: 1 })
+        if let Some(out) = values {
+            let mut v = Value { node, result: 0 };
+            if !descending {
+                v = self.map(MapFn::Neg, &[v]);
+            }
+            let v = turned(self, v);
+            self.set(out, v)?;
+        }
+        if let Some(out) = indices {
+            let v = turned(self, Value { node, result: 1 });
+            self.set(out, v)?;
+        }
+        Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! Operations that rearrange elements.
 
 use super::{scalar, Builder, Imports};
-use burn_ir::{BaseOperationIr as O, PadModeIr, PadOpIr, TensorIr};
-use tpc_ir::{MapFn, Op, Subscripts, Value};
+use burn_ir::{BaseOperationIr as O, PadModeIr, PadOpIr, TensorIr, UnfoldOpIr};
+use tpc_ir::{MapFn, Op, ReduceOp, Subscripts, Type, Value};
 
 impl Builder {
     pub(super) fn base(&mut self, op: &O) -> Imports {
@@ -93,6 +93,11 @@ impl Builder {
                 }
                 self.set(&o.out, v)
             }
+            O::Unfold(o) => self.unfold(o),
+            O::All(o) => self.truths(&o.input, &o.out, None, ReduceOp::Min),
+            O::Any(o) => self.truths(&o.input, &o.out, None, ReduceOp::Max),
+            O::AllDim(o) => self.truths(&o.input, &o.out, Some(o.axis), ReduceOp::Min),
+            O::AnyDim(o) => self.truths(&o.input, &o.out, Some(o.axis), ReduceOp::Max),
             _ => Err(self.unsupported("there is no rule for it")),
         }
     }
@@ -106,7 +111,7 @@ impl Builder {
     /// Reversal of a dimension: rows taken from the last to the first.
     fn flipped(&mut self, v: Value, dim: usize) -> Value {
         let shape = self.shape(v);
-        let index = self.push(Op::Iota, &[], tpc_ir::Type::new(tpc_ir::DType::I64, [shape[dim]]));
+        let index = self.push(Op::Iota, &[], Type::new(tpc_ir::DType::I64, [shape[dim]]));
         let last = self.constant(tpc_ir::DType::I64, shape[dim] as f64 - 1.0);
         let letters = Subscripts::new(&[vec![], vec![0u8]], &[0]);
         let ty = self.graph.ty(index).clone();
@@ -115,13 +120,52 @@ impl Builder {
     }
 
     pub(super) fn pad(&mut self, o: &PadOpIr) -> Imports {
-        let PadModeIr::Constant(x) = &o.mode else {
-            return Err(self.unsupported("only constant padding is supported"));
-        };
         let mut v = self.get(&o.input);
         for (dim, &(low, high)) in o.padding.iter().enumerate() {
-            v = self.padded(v, dim, low, high, scalar(x));
+            let last = self.shape(v)[dim] as isize - 1;
+            v = match &o.mode {
+                PadModeIr::Constant(x) => self.padded(v, dim, low, high, scalar(x)),
+                PadModeIr::Edge => self.extended(v, dim, low, high, |i| i.clamp(0, last)),
+                PadModeIr::Reflect => self.extended(v, dim, low, high, |i| last - (last - i.abs()).abs()),
+            };
         }
+        self.set(&o.out, v)
+    }
+
+    /// A dimension with more indices before and behind it, each the one that `source` says.
+    fn extended(&mut self, v: Value, dim: usize, low: usize, high: usize, source: impl Fn(isize) -> isize) -> Value {
+        if low + high == 0 {
+            return v;
+        }
+        let extent = self.shape(v)[dim] as isize;
+        let one = |b: &mut Self, i: isize| b.sliced(v, dim, source(i) as usize, 1, 1);
+        let before: Vec<Value> = (-(low as isize)..0).map(|i| one(self, i)).collect();
+        let behind: Vec<Value> = (extent..extent + high as isize).map(|i| one(self, i)).collect();
+        let pieces: Vec<Value> = before.into_iter().chain([v]).chain(behind).collect();
+        let mut shape = self.shape(v);
+        shape[dim] += low + high;
+        let ty = Type::new(self.graph.ty(v).dtype, shape);
+        self.push(Op::Concat { dim }, &pieces, ty)
+    }
+
+    /// The windows of a dimension, their elements in a new last dimension.
+    fn unfold(&mut self, o: &UnfoldOpIr) -> Imports {
+        let v = self.get(&o.input);
+        let mut shape = o.out.shape.to_vec();
+        let last = shape.len() - 1;
+        shape[last] = 1;
+        let mut taps = Vec::new();
+        for k in 0..o.size {
+            let tap = self.sliced(v, o.dim, k, shape[o.dim], o.step);
+            taps.push(self.reshaped(tap, &shape));
+        }
+        let v = match taps[..] {
+            [one] => one,
+            _ => {
+                let ty = self.ty(&o.out)?;
+                self.push(Op::Concat { dim: last }, &taps, ty)
+            }
+        };
         self.set(&o.out, v)
     }
 }

@@ -15,7 +15,7 @@ use crate::rules::{rule, FactorKind};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, MapFn, Op, Origin, Scalar, Subscripts, Type, Value};
+use tpc_ir::{Graph, MapFn, Op, Origin, OutputKind, Scalar, Subscripts, Type, Value};
 
 /// Most pieces a concatenation may have to become a chain of selects: each reads every piece.
 const MOST_SELECTED: usize = 4;
@@ -90,6 +90,26 @@ impl Indices {
                             of_factor.insert(f, var);
                         }
                     }
+                }
+            }
+        }
+        // What a step gives back takes the place of an input, even of one that it does not read.
+        let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(node, _, name)| (name, node)).collect();
+        for output in &graph.outputs {
+            let OutputKind::Update(name) = &output.kind else { continue };
+            let Some(&input) = inputs.get(name.as_str()) else { continue };
+            for d in 0..graph.ty(output.value).rank() {
+                classes.union(first[&output.value] + d, first[&Value::from(input)] + d);
+            }
+        }
+        // An update has the indices of its input, a gradient those of its parameter, also where no
+        // operation says so (the first step does not read the state that it makes).
+        for output in &graph.outputs {
+            let (OutputKind::Update(name) | OutputKind::Gradient(name)) = &output.kind else { continue };
+            let Some((input, _, _)) = graph.inputs().find(|(_, _, n)| n == name) else { continue };
+            if graph.ty(output.value).shape == graph.node(input).types[0].shape {
+                for d in 0..graph.ty(output.value).rank() {
+                    classes.union(first[&output.value] + d, first[&input.into()] + d);
                 }
             }
         }
@@ -243,7 +263,9 @@ impl Indices {
             Op::Slice { dim, start, step } => match chunked(old, node) {
                 Some((_, extent)) if self.splits(sources[0], *dim, extent) => {
                     let at = position(sources[0], *dim);
-                    vec![pick(new, operands[0], at, self.majors(sources[0], *dim, extent), start / extent, &n.origin)]
+                    let chunk = pick(new, operands[0], at, self.majors(sources[0], *dim, extent), start / extent, &n.origin);
+                    // A chunk of extent 1 that is needed whole (the only row of a table) keeps the extent.
+                    vec![reshape(new, chunk, &ty.shape, &n.origin)]
                 }
                 _ => {
                     let op = Op::Slice { dim: position(sources[0], *dim), start: *start, step: *step };
@@ -260,7 +282,9 @@ impl Indices {
                     Some((_, extent)) if self.splits(node.into(), *dim, extent) => {
                         let majors = self.majors(node.into(), *dim, extent);
                         let fill = if let Op::Pad { low, value, .. } = &n.op { Some((low / extent, *value)) } else { None };
-                        vec![place(new, operands, fill, at, majors, &ty, &n.origin)]
+                        let inner = [&ty.shape[..at], &ty.shape[at + majors.len()..]].concat();
+                        let chunks: Vec<Value> = operands.iter().map(|&v| reshape(new, v, &inner, &n.origin)).collect();
+                        vec![place(new, &chunks, fill, at, majors, &ty, &n.origin)]
                     }
                     _ => vec![self.unfactored(old, new, node, with_dim(&n.op, at), *dim, operands)],
                 }
@@ -283,22 +307,15 @@ impl Indices {
             let dims = this.dims(v, ty.rank());
             (0..ty.rank()).flat_map(|d| if d == dim { vec![ty.shape[d]] } else { dims[d].to_vec() }).collect()
         };
-        let reshape = |new: &mut Graph, v: Value, shape: Vec<usize>| match new.ty(v).shape == shape {
-            true => v,
-            false => {
-                let ty = Type::new(new.ty(v).dtype, shape);
-                new.push(Op::Reshape, &[v], ty, &n.origin)
-            }
-        };
         let sources = old.operands(node);
         let wide: Vec<Value> = operands
             .iter()
             .zip(&sources)
-            .map(|(&v, &source)| reshape(new, v, merged(self, source, old.ty(source))))
+            .map(|(&v, &source)| reshape(new, v, &merged(self, source, old.ty(source)), &n.origin))
             .collect();
         let ty = Type::new(n.types[0].dtype, merged(self, node.into(), &n.types[0]));
         let cut = new.push(op, &wide, ty, &n.origin);
-        reshape(new, cut, self.factored(node.into(), &n.types[0]).shape)
+        reshape(new, cut, &self.factored(node.into(), &n.types[0]).shape, &n.origin)
     }
 
     /// Whether the index of a dimension was split at `extent`.
@@ -412,6 +429,14 @@ fn iota(new: &mut Graph, ty: &Type, origin: &Origin) -> Value {
     }
     let rows: Vec<Vec<u8>> = letters.iter().map(|&l| vec![l]).collect();
     new.push(Op::Map { f: MapFn::Add, subs: Subscripts::new(&rows, &letters) }, &terms, ty.clone(), origin)
+}
+
+fn reshape(new: &mut Graph, v: Value, shape: &[usize], origin: &Origin) -> Value {
+    if new.ty(v).shape == shape {
+        return v;
+    }
+    let ty = Type::new(new.ty(v).dtype, shape);
+    new.push(Op::Reshape, &[v], ty, origin)
 }
 
 /// Chunk number `chunk` of the factors `majors`, which stand at dimension `at`.

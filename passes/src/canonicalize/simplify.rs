@@ -156,7 +156,9 @@ fn view(new: &mut Graph, v: Value, letters: &[Letter], result: &[Letter], ty: &T
 fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts, ty: &Type, origin: &Origin) -> Value {
     let scalars: Vec<Option<f64>> = operands.iter().map(|&v| new.fill_of(v)).collect();
     if let Some(xs) = scalars.iter().copied().collect::<Option<Vec<f64>>>() {
-        return fill(new, ty.dtype.round(f.eval(&xs)), ty, origin);
+        let x = f.eval(&xs);
+        // Floats are rounded where they are used: folding must not lose what a wider run would keep.
+        return fill(new, if ty.dtype.is_float() { x } else { ty.dtype.round(x) }, ty, origin);
     }
     let keep = |new: &mut Graph, i: usize| view(new, operands[i], &subs.operands[i], &subs.result, ty, origin);
     let same_type = |new: &Graph, i: usize| new.ty(operands[i]).dtype == ty.dtype;

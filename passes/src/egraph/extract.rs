@@ -1,15 +1,16 @@
 //! Chooses one term per class so that the whole program costs least.
 //!
 //! The cost of a program is the sum over the *distinct* classes it uses (a DAG cost: egg's own tree
-//! extractor counts a shared residual once per reader and loses all the gain). First a bottom-up
-//! pass in the manner of extraction-gym's `faster-greedy-dag` gives every class the term whose
-//! descendants cost least together; a second candidate is the program that came in. Both are then
-//! improved by changing one class at a time while that helps, and the cheaper one wins.
+//! extractor counts a shared residual once per reader and loses all the gain). The search starts
+//! from the program that came in. Classes outside of it get the term with the least *marginal* cost,
+//! what it needs beyond the current program; then one class at a time changes its term whenever the
+//! exact total falls, until nothing helps, and the marginal costs are taken anew. Cost never rises,
+//! so the result is at most that of the program that came in.
 
-use super::term::{Term, Typing};
+use super::term::{canonical, ClassData, Term, Typing};
 use crate::cost::CostModel;
-use egg::{EGraph, Id};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use egg::{EClass, EGraph, Id};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use tpc_ir::Type;
 
 /// The chosen program: classes with their terms, operands first.
@@ -20,189 +21,242 @@ pub struct Solution {
     pub seconds: f64,
 }
 
-/// Choices for every class: index of the term among the class's nodes.
-type Choice = HashMap<Id, usize>;
+/// Improvements below this are rounding noise.
+const EPSILON: f64 = 1e-13;
+
+/// Most times that marginal costs are taken anew.
+const ROUNDS: usize = 8;
 
 /// Extracts the cheapest program found for `roots`; `first` is the program that came in.
 pub fn extract(egraph: &EGraph<Term, Typing>, roots: &[Id], first: &HashMap<Id, Term>, model: &CostModel) -> Solution {
-    let costs = Costs::new(egraph, model);
-    let greedy = greedy(egraph, &costs);
-    let mut original = greedy.clone();
-    for (id, term) in first {
-        let nodes = &egraph[*id].nodes;
-        if let Some(i) = nodes.iter().position(|n| super::term::canonical(egraph, n.clone()) == *term) {
-            original.insert(*id, i);
-        }
-    }
-    let candidates = [original, greedy].into_iter().filter_map(|c| improve(egraph, &costs, roots, c));
-    let best = candidates.min_by(|a, b| a.1.total_cmp(&b.1));
-    let (choice, seconds) = best.expect("the program that came in is acyclic");
-    let order = walk(egraph, roots, &choice)
-        .unwrap_or_default()
-        .into_iter()
-        .map(|id| (id, egraph[id].nodes[choice[&id]].clone()))
-        .collect();
-    Solution { order, seconds }
-}
-
-struct Costs(HashMap<Id, Vec<f64>>);
-
-impl Costs {
-    fn new(egraph: &EGraph<Term, Typing>, model: &CostModel) -> Self {
-        let mesh = &egraph.analysis.mesh;
-        let seconds = |class: &egg::EClass<Term, _>, term: &Term| {
-            let op = &egraph.analysis.key(term.key).op;
-            let operands: Vec<&Type> = term.children.iter().map(|&c| &egraph[c].data.ty).collect();
-            let data: &super::term::ClassData = &class.data;
-            // A tie goes to fewer operations.
-            model.seconds(op, &operands, &data.ty, mesh) + 1e-12
-        };
-        Costs(egraph.classes().map(|c| (c.id, c.nodes.iter().map(|n| seconds(c, n)).collect())).collect())
-    }
-
-    fn of(&self, id: Id, term: usize) -> f64 {
-        self.0[&id][term]
-    }
-}
-
-/// Per class the set of classes below its best term, with the set's cost.
-fn greedy(egraph: &EGraph<Term, Typing>, costs: &Costs) -> Choice {
-    type Below = BTreeMap<Id, f64>;
-    let mut best: HashMap<Id, (f64, Below, usize)> = HashMap::new();
-    let ids: Vec<Id> = {
-        let mut ids: Vec<Id> = egraph.classes().map(|c| c.id).collect();
-        ids.sort_unstable();
-        ids
-    };
-    let mut parents: HashMap<Id, Vec<Id>> = HashMap::new();
-    for class in egraph.classes() {
-        for term in &class.nodes {
-            for &c in &term.children {
-                parents.entry(egraph.find(c)).or_default().push(class.id);
-            }
-        }
-    }
-    let mut pending: std::collections::BTreeSet<Id> = ids.iter().copied().collect();
-    // Each class is looked at again when one below it improved; bounded, since sets only get cheaper.
-    let mut budget = ids.len() * 30;
-    while let Some(id) = pending.pop_first() {
-        if budget == 0 {
+    let mut search = Search::new(egraph, roots, first, model);
+    for _ in 0..ROUNDS {
+        let before = search.total;
+        search.complete();
+        search.improve();
+        if search.total >= before - EPSILON {
             break;
         }
-        budget -= 1;
-        let mut improved = false;
-        for (i, term) in egraph[id].nodes.iter().enumerate() {
-            let children: Vec<Id> = term.children.iter().map(|&c| egraph.find(c)).collect();
-            let ready = children.iter().all(|c| best.get(c).is_some_and(|b| !b.1.contains_key(&id))) ;
-            if !ready || children.contains(&id) {
-                continue;
+    }
+    let order = search.order();
+    let terms = order.iter().map(|&id| (id, search.classes[&id].terms[search.choice[&id]].clone())).collect();
+    Solution { order: terms, seconds: search.total }
+}
+
+/// A class with canonical terms and what each costs.
+struct Class {
+    terms: Vec<Term>,
+    costs: Vec<f64>,
+}
+
+struct Search<'a> {
+    egraph: &'a EGraph<Term, Typing>,
+    roots: &'a [Id],
+    classes: HashMap<Id, Class>,
+    parents: HashMap<Id, Vec<Id>>,
+    /// Chosen term of every class that could be used.
+    choice: HashMap<Id, usize>,
+    /// How often the current program uses a class; absent if not.
+    uses: HashMap<Id, usize>,
+    /// Position in a topological order of the current program.
+    position: HashMap<Id, usize>,
+    total: f64,
+}
+
+impl<'a> Search<'a> {
+    fn new(egraph: &'a EGraph<Term, Typing>, roots: &'a [Id], first: &HashMap<Id, Term>, model: &CostModel) -> Self {
+        let mesh = &egraph.analysis.mesh;
+        let class = |c: &EClass<Term, ClassData>| {
+            let mut terms: Vec<Term> = c.nodes.iter().map(|t| canonical(egraph, t.clone())).collect();
+            terms.sort_unstable();
+            terms.dedup();
+            terms.retain(|t| !t.children.contains(&c.id));
+            let seconds = |t: &Term| {
+                let operands: Vec<&Type> = t.children.iter().map(|&c| &egraph[c].data.ty).collect();
+                // A tie goes to fewer operations.
+                model.seconds(&egraph.analysis.key(t.key).op, &operands, &c.data.ty, mesh) + 1e-12
+            };
+            let costs = terms.iter().map(seconds).collect();
+            Class { terms, costs }
+        };
+        let classes: HashMap<Id, Class> = egraph.classes().map(|c| (c.id, class(c))).collect();
+        let mut parents: HashMap<Id, Vec<Id>> = HashMap::new();
+        let mut ids: Vec<Id> = classes.keys().copied().collect();
+        ids.sort_unstable();
+        for &id in &ids {
+            for child in classes[&id].terms.iter().flat_map(|t| &t.children) {
+                parents.entry(*child).or_default().push(id);
             }
-            let mut below = Below::new();
-            let mut total = costs.of(id, i);
-            let mut widest: Vec<Id> = children.clone();
-            widest.sort_by_key(|c| std::cmp::Reverse(best[c].1.len()));
-            for (n, c) in widest.iter().enumerate() {
-                if n == 0 {
-                    below = best[c].1.clone();
-                    total += best[c].0;
-                } else {
-                    for (&d, &cost) in &best[c].1 {
-                        if below.insert(d, cost).is_none() {
-                            total += cost;
-                        }
+        }
+        let mut search = Search {
+            egraph,
+            roots,
+            classes,
+            parents,
+            choice: HashMap::new(),
+            uses: HashMap::new(),
+            position: HashMap::new(),
+            total: 0.0,
+        };
+        for (id, term) in first {
+            if let Some(i) = search.classes[id].terms.iter().position(|t| t == term) {
+                search.choice.insert(*id, i);
+            }
+        }
+        for &root in roots {
+            search.acquire(egraph.find(root));
+        }
+        search.reorder();
+        search
+    }
+
+    /// Gives every class outside the program the term that needs least beyond the program.
+    fn complete(&mut self) {
+        let mut marginal: HashMap<Id, f64> = self.uses.keys().map(|&id| (id, 0.0)).collect();
+        let mut pending: VecDeque<Id> = VecDeque::new();
+        let mut queued: HashSet<Id> = HashSet::new();
+        let mut start: Vec<Id> = self.classes.keys().copied().filter(|id| !self.uses.contains_key(id)).collect();
+        start.sort_unstable();
+        pending.extend(&start);
+        queued.extend(&start);
+        let mut chosen: HashMap<Id, usize> = HashMap::new();
+        while let Some(id) = pending.pop_front() {
+            queued.remove(&id);
+            let class = &self.classes[&id];
+            let mut best = marginal.get(&id).copied().unwrap_or(f64::INFINITY);
+            let before = best;
+            for (i, term) in class.terms.iter().enumerate() {
+                let below: f64 = term.children.iter().map(|c| marginal.get(c).copied().unwrap_or(f64::INFINITY)).sum();
+                if class.costs[i] + below < best - EPSILON * 0.01 {
+                    best = class.costs[i] + below;
+                    chosen.insert(id, i);
+                }
+            }
+            if best < before {
+                marginal.insert(id, best);
+                for &p in self.parents.get(&id).into_iter().flatten() {
+                    if !self.uses.contains_key(&p) && queued.insert(p) {
+                        pending.push_back(p);
                     }
                 }
             }
-            if best.get(&id).is_none_or(|b| total + 1e-15 < b.0) {
-                below.insert(id, costs.of(id, i));
-                best.insert(id, (total, below, i));
-                improved = true;
-            }
         }
-        if improved {
-            pending.extend(parents.get(&id).into_iter().flatten().copied());
-        }
+        self.choice.retain(|id, _| self.uses.contains_key(id));
+        self.choice.extend(chosen);
     }
-    best.into_iter().map(|(id, (_, _, i))| (id, i)).collect()
-}
 
-/// Classes that a choice uses, operands first; `None` if the choice has a cycle or a gap.
-fn walk(egraph: &EGraph<Term, Typing>, roots: &[Id], choice: &Choice) -> Option<Vec<Id>> {
-    let mut order = Vec::new();
-    let mut done: HashSet<Id> = HashSet::new();
-    let mut open: HashSet<Id> = HashSet::new();
-    for &root in roots {
-        let mut stack = vec![(root, 0usize)];
-        while let Some((id, next)) = stack.pop() {
-            if done.contains(&id) {
+    /// Changes one class at a time while the total falls; readers first, since a change near the
+    /// outputs can make whole branches unused.
+    fn improve(&mut self) {
+        let mut pending: BTreeSet<(usize, Id)> = self.position.iter().map(|(&id, &p)| (p, id)).collect();
+        while let Some((_, id)) = pending.pop_last() {
+            if !self.uses.contains_key(&id) {
                 continue;
             }
-            open.insert(id);
-            let term = &egraph[id].nodes[*choice.get(&id)?];
-            match term.children.get(next) {
-                Some(&c) => {
-                    let c = egraph.find(c);
-                    stack.push((id, next + 1));
-                    if !done.contains(&c) {
-                        if open.contains(&c) {
-                            return None;
-                        }
-                        stack.push((c, 0));
-                    }
-                }
-                None => {
-                    open.remove(&id);
-                    done.insert(id);
-                    order.push(id);
-                }
-            }
-        }
-    }
-    Some(order)
-}
-
-/// Changes one class at a time while the total falls.
-fn improve(egraph: &EGraph<Term, Typing>, costs: &Costs, roots: &[Id], mut choice: Choice) -> Option<(Choice, f64)> {
-    let total = |order: &[Id], choice: &Choice| order.iter().map(|&id| costs.of(id, choice[&id])).sum::<f64>();
-    let mut order = walk(egraph, roots, &choice)?;
-    let mut best = total(&order, &choice);
-    for _ in 0..6 {
-        let before = best;
-        // Readers first: a change near the outputs can make whole branches unused.
-        for id in order.clone().into_iter().rev() {
-            let nodes = &egraph[id].nodes;
-            if nodes.len() == 1 || !choice.contains_key(&id) {
-                continue;
-            }
-            let current = choice[&id];
-            let mut chosen = current;
-            for i in 0..nodes.len() {
-                if i == chosen || !nodes[i].children.iter().all(|&c| choice.contains_key(&egraph.find(c))) {
+            for i in 0..self.classes[&id].terms.len() {
+                let now = self.choice[&id];
+                let usable = self.classes[&id].terms[i].children.iter().all(|c| self.choice.contains_key(c));
+                if i == now || !usable || self.reaches(&self.classes[&id].terms[i].children.clone(), id) {
                     continue;
                 }
-                choice.insert(id, i);
-                let seconds = delta(egraph, costs, roots, &choice, id);
-                match seconds {
-                    Some(s) if s + 1e-15 < best => {
-                        best = s;
-                        chosen = i;
-                    }
-                    _ => {}
+                let before = self.total;
+                self.switch(id, i);
+                if self.total < before - EPSILON {
+                    self.reorder();
+                } else {
+                    self.switch(id, now);
+                    self.total = before;
                 }
-                choice.insert(id, chosen);
             }
         }
-        order = walk(egraph, roots, &choice)?;
-        best = total(&order, &choice);
-        if best >= before - 1e-12 {
-            break;
+    }
+
+    fn switch(&mut self, id: Id, to: usize) {
+        let class = &self.classes[&id];
+        let from = self.choice[&id];
+        let (old, new) = (class.terms[from].children.clone(), class.terms[to].children.clone());
+        self.total += class.costs[to] - class.costs[from];
+        self.choice.insert(id, to);
+        new.into_iter().for_each(|c| self.acquire(c));
+        old.into_iter().for_each(|c| self.release(c));
+    }
+
+    fn acquire(&mut self, id: Id) {
+        let mut stack = vec![id];
+        while let Some(id) = stack.pop() {
+            let uses = self.uses.entry(id).or_insert(0);
+            *uses += 1;
+            if *uses == 1 {
+                let class = &self.classes[&id];
+                let term = self.choice[&id];
+                self.total += class.costs[term];
+                stack.extend(&class.terms[term].children);
+            }
         }
     }
-    Some((choice, best))
-}
 
-/// The total cost of a choice, or `None` if it has a cycle.
-fn delta(egraph: &EGraph<Term, Typing>, costs: &Costs, roots: &[Id], choice: &Choice, _changed: Id) -> Option<f64> {
-    let order = walk(egraph, roots, choice)?;
-    Some(order.iter().map(|&id| costs.of(id, choice[&id])).sum())
+    fn release(&mut self, id: Id) {
+        let mut stack = vec![id];
+        while let Some(id) = stack.pop() {
+            let Some(uses) = self.uses.get_mut(&id) else { continue };
+            *uses -= 1;
+            if *uses == 0 {
+                self.uses.remove(&id);
+                let class = &self.classes[&id];
+                let term = self.choice[&id];
+                self.total -= class.costs[term];
+                stack.extend(&class.terms[term].children);
+            }
+        }
+    }
+
+    /// Whether some of `from` depend on `target` under the current choices.
+    fn reaches(&self, from: &[Id], target: Id) -> bool {
+        let limit = self.position.get(&target).copied().unwrap_or(0);
+        let mut seen = HashSet::new();
+        let mut stack = from.to_vec();
+        while let Some(id) = stack.pop() {
+            if id == target {
+                return true;
+            }
+            // Whatever stands before the target in the program's order cannot depend on it.
+            let before = self.position.get(&id).is_some_and(|&p| p < limit) && self.uses.contains_key(&id);
+            if before || !seen.insert(id) {
+                continue;
+            }
+            let Some(&term) = self.choice.get(&id) else { return true };
+            stack.extend(&self.classes[&id].terms[term].children);
+        }
+        false
+    }
+
+    fn reorder(&mut self) {
+        self.position = self.order().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
+    }
+
+    /// The classes of the program, operands first.
+    fn order(&self) -> Vec<Id> {
+        let (mut order, mut done) = (Vec::new(), HashSet::new());
+        for &root in self.roots {
+            let mut stack = vec![(self.egraph.find(root), 0usize)];
+            while let Some((id, next)) = stack.pop() {
+                if done.contains(&id) {
+                    continue;
+                }
+                match self.classes[&id].terms[self.choice[&id]].children.get(next) {
+                    Some(&c) => {
+                        stack.push((id, next + 1));
+                        if !done.contains(&c) {
+                            stack.push((c, 0));
+                        }
+                    }
+                    None => {
+                        done.insert(id);
+                        order.push(id);
+                    }
+                }
+            }
+        }
+        order
+    }
 }

@@ -21,7 +21,7 @@ use rules::{all_rules, RuleInfo};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use term::{Key, Term, Typing};
-use tpc_ir::{Graph, Origin, Output, Value};
+use tpc_ir::{DType, Graph, Origin, Output, Type, Value};
 
 /// What the search may do.
 #[derive(Clone, Debug)]
@@ -38,7 +38,9 @@ pub struct SearchOptions {
 
 impl Default for SearchOptions {
     fn default() -> Self {
-        SearchOptions { disabled: BTreeSet::new(), node_limit: 60_000, rounds: 8, cost: CostModel::default() }
+        // Rule 1 multiplies the search by every dimension that could be scattered. It only pays when
+        // a whole residual stream follows, which one change at a time does not find: off for now.
+        SearchOptions { disabled: BTreeSet::from([1]), node_limit: 60_000, rounds: 8, cost: CostModel::default() }
     }
 }
 
@@ -57,11 +59,22 @@ pub struct SearchReport {
     pub paid: Vec<(u32, usize)>,
 }
 
-/// Optimizes a placed graph.
-pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
+/// The e-graph of a program after the search: everything that the rules found equal.
+pub struct Saturated {
+    /// The e-graph.
+    pub egraph: EGraph<Term, Typing>,
+    /// The canonical class of every value of the program.
+    pub class_of: HashMap<Value, Id>,
+    /// The program that came in: one of its terms for every class that has one. Of several terms that
+    /// became equal it is the earliest, whose operands are earlier still: the program has no cycle.
+    pub first: HashMap<Id, Term>,
+}
+
+/// Puts a placed graph into an e-graph and applies the rules.
+pub fn saturate(graph: &Graph, options: &SearchOptions) -> Saturated {
     let mut egraph = EGraph::<Term, Typing>::new(Typing::new(graph.mesh.clone()));
     let mut class_of: HashMap<Value, Id> = HashMap::new();
-    let mut first: HashMap<Id, Term> = HashMap::new();
+    let mut program: Vec<(Id, Term)> = Vec::new();
     for node in graph.nodes() {
         let n = graph.node(node);
         let children: Vec<Id> = graph.operands(node).iter().map(|v| class_of[v]).collect();
@@ -70,11 +83,8 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
             let key = Key::new(&n.op, result as u32, ty, n.types.len() > 1);
             let id = term::add(&mut egraph, key, children.clone(), origin);
             class_of.insert(Value { node, result: result as u32 }, id);
+            program.push((id, egraph[id].nodes[0].clone()));
         }
-    }
-    for (&_, &id) in &class_of {
-        let term = egraph[id].nodes[0].clone();
-        first.insert(id, term);
     }
     let rewrites: Vec<_> =
         all_rules().iter().filter(|r| !options.disabled.contains(&r.number)).map(RuleInfo::rewrite).collect();
@@ -85,12 +95,22 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
         .with_iter_limit(options.rounds)
         .with_time_limit(Duration::from_secs(60))
         .run(&rewrites);
+    if std::env::var_os("TPC_SEARCH").is_some() {
+        eprintln!("{}", runner.report());
+    }
     let egraph = runner.egraph;
-    let roots: Vec<Id> = graph.outputs.iter().map(|o| egraph.find(class_of[&o.value])).collect();
-    let first = first
-        .into_iter()
-        .map(|(id, term)| (egraph.find(id), term::canonical(&egraph, term)))
-        .collect::<HashMap<_, _>>();
+    class_of.values_mut().for_each(|id| *id = egraph.find(*id));
+    let mut first: HashMap<Id, Term> = HashMap::new();
+    for (id, term) in program {
+        first.entry(egraph.find(id)).or_insert_with(|| term::canonical(&egraph, term));
+    }
+    Saturated { egraph, class_of, first }
+}
+
+/// Optimizes a placed graph.
+pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
+    let Saturated { egraph, class_of, first } = saturate(graph, options);
+    let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let solution = extract(&egraph, &roots, &first, &options.cost);
     let optimized = rebuild(graph, &egraph, &solution.order, &class_of);
     let mut paid: HashMap<u32, usize> = HashMap::new();
@@ -116,29 +136,27 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
 fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], class_of: &HashMap<Value, Id>) -> Graph {
     let mut new = Graph::new(old.mesh.clone());
     let mut value_of: HashMap<Id, Value> = HashMap::new();
-    // Inputs first and in their order: they are the program's signature.
-    let inputs = old.inputs().map(|(n, _, _)| egraph.find(class_of[&n.into()]));
-    let rank: HashMap<Id, usize> = inputs.enumerate().map(|(i, id)| (id, i)).collect();
-    let mut order: Vec<&(Id, Term)> = order.iter().collect();
-    order.sort_by_key(|(id, _)| rank.get(id).copied().unwrap_or(usize::MAX));
-    let present: BTreeSet<Id> = order.iter().map(|(id, _)| *id).collect();
+    // Inputs first and in their order, used or not: they are the program's signature.
     for (node, _, _) in old.inputs() {
-        let id = egraph.find(class_of[&node.into()]);
-        if !present.contains(&id) {
-            let n = old.node(node);
-            value_of.insert(id, new.push(n.op.clone(), &[], n.types[0].clone(), &n.origin));
-        }
+        let n = old.node(node);
+        let value = new.push(n.op.clone(), &[], n.types[0].clone(), &n.origin);
+        value_of.insert(egraph.find(class_of[&node.into()]), value);
     }
-    let mut pairs: HashMap<(tpc_ir::Op, Vec<Value>), petgraph::graph::NodeIndex> = HashMap::new();
+    let mut pairs: HashMap<(tpc_ir::Op, Vec<usize>, Vec<Value>), petgraph::graph::NodeIndex> = HashMap::new();
     for (id, term) in order {
+        if value_of.contains_key(id) {
+            continue;
+        }
         let operands: Vec<Value> = term.children.iter().map(|c| value_of[&egraph.find(*c)]).collect();
         let key = egraph.analysis.key(term.key);
         let origin: Origin = egraph.analysis.origin_of(term, &egraph[*id].data);
         let ty = egraph[*id].data.ty.clone();
         let value = if key.several {
-            // All results of one operation are one node.
-            let node = *pairs.entry((key.op.clone(), operands.clone())).or_insert_with(|| {
-                let types = vec![ty.clone(); 2];
+            // All results of one operation are one node, and one that nobody reads has a type too:
+            // a top-k's are values and indices.
+            let node = *pairs.entry((key.op.clone(), ty.shape.clone(), operands.clone())).or_insert_with(|| {
+                let dtypes = [new.ty(operands[0]).dtype, DType::I64];
+                let types = dtypes.map(|dtype| Type { dtype, ..ty.clone() }).to_vec();
                 new.add(key.op.clone(), &operands, types, origin.clone())
             });
             new.node_mut(node).types[key.result as usize] = ty;

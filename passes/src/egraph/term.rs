@@ -54,19 +54,29 @@ pub struct Key {
     /// Global shape of the result.
     pub shape: Vec<usize>,
     /// The result's placement where the operands do not determine it: constants, broadcasts, the
-    /// rows of a scatter. The same local tensor can be different values.
+    /// rows of a scatter. The same local tensor can be different values. Dimensions that operands do
+    /// determine are left empty, so that the operation can move to operands that lie elsewhere.
     pub given: Option<Sharding>,
 }
 
 impl Key {
     /// The key of one result of an operation.
     pub fn new(op: &Op, result: u32, ty: &Type, several: bool) -> Self {
-        let free = match op {
-            Op::Map { subs, .. } => subs.result.iter().any(|l| !subs.operands.iter().any(|o| o.contains(l))),
-            Op::ScatterAdd | Op::Input { .. } => true,
-            op => op.carries_type(),
+        let free: Vec<usize> = match op {
+            Op::Map { subs, .. } => {
+                let own = |l: &u8| !subs.operands.iter().any(|o| o.contains(l));
+                (0..ty.rank()).filter(|&d| own(&subs.result[d])).collect()
+            }
+            Op::ScatterAdd => vec![0],
+            op if op.carries_type() || matches!(op, Op::Input { .. }) => (0..ty.rank()).collect(),
+            _ => Vec::new(),
         };
-        let given = free.then(|| ty.sharding.clone());
+        let always = op.carries_type() || matches!(op, Op::Input { .. });
+        let given = (always || !free.is_empty()).then(|| {
+            let mut given = Sharding::replicated(ty.rank());
+            free.iter().for_each(|&d| given.dims[d].clone_from(&ty.sharding.dims[d]));
+            given
+        });
         Key { op: op.clone(), result, several, dtype: ty.dtype, shape: ty.shape.clone(), given }
     }
 }
@@ -190,13 +200,7 @@ pub fn infer(egraph: &EGraph<Term, Typing>, term: &Term) -> Option<Sharding> {
     }
     let mut row = rule(&key.op, &operands, &if key.several { vec![&result; 2] } else { vec![&result] });
     row.results = vec![row.results[key.result as usize].clone()];
-    let sharding = place(&row, &operands, key.given.as_ref()).ok()?;
-    if let Some(given) = &key.given {
-        if given.dims != sharding.dims {
-            return None;
-        }
-    }
-    Some(sharding)
+    place(&row, &operands, key.given.as_ref()).ok()
 }
 
 /// Adds a term whose type is known to exist.

@@ -455,14 +455,14 @@ impl Emitter<'_> {
                 }
                 Op::Reduce { op, .. } => {
                     let reduced: Vec<LoopDim> = reduced_dims(kernel, node).iter().map(|&d| place_of(d)).collect();
-                    let within = reduced.contains(&row);
-                    let arg = if within {
+                    // Over the row alone the result can be used again; otherwise it accumulates in
+                    // memory, every iteration of the loop once.
+                    if reduced == [row] {
                         push(&mut body, Instruction::ReduceRow { op: *op, arg: args[0], dtype })
                     } else {
+                        accumulate = (!reduced.is_empty()).then_some(*op);
                         args[0]
-                    };
-                    accumulate = (reduced.len() > usize::from(within)).then_some(*op);
-                    arg
+                    }
                 }
                 Op::Random { distribution, stream } => {
                     let local = n.types[0].local(&graph.mesh, &self.coords);

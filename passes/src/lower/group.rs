@@ -158,7 +158,21 @@ impl Grouping<'_> {
         }
         let at: Vec<LoopDim> = at.into_iter().collect::<Option<_>>()?;
         let distinct: HashSet<_> = at.iter().collect();
-        (distinct.len() == at.len()).then_some((at, row))
+        if distinct.len() != at.len() {
+            return None;
+        }
+        if matches!(graph.node(node).op, Op::Reduce { .. }) && at.len() < kernel.space.len() {
+            // Accumulating would count every iteration of the loop's other indices; within a row it
+            // does not.
+            let reduced: Vec<LoopDim> =
+                (0..at.len()).filter(|l| !letters.result.contains(&(*l as u8))).map(|l| at[l]).collect();
+            match (reduced.as_slice(), row) {
+                ([d], None) => row = Some(*d),
+                ([d], Some(r)) if *d == r => {}
+                _ => return None,
+            }
+        }
+        Some((at, row))
     }
 
     /// Whether kernel `from` depends on `target`.

@@ -2,7 +2,7 @@
 //! validation from its arm here.
 
 use super::{Factor, FactorKind, Rule};
-use tpc_ir::{Op, ReduceOp, Type};
+use tpc_ir::{DType, MapFn, Op, ReduceOp, Type};
 
 use FactorKind::{Pass, Reduce, Whole};
 
@@ -34,7 +34,9 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             row.results = vec![ids(&subs.result)];
             match op {
                 Op::Map { f, .. } if f.is_sum() => row.linear = vec![(0..operands.len()).collect()],
-                Op::Map { f, .. } => row.linear = f.linear().iter().map(|s| s.to_vec()).collect(),
+                Op::Map { f, .. } if is_linear_over(*f, operands[0].dtype) => {
+                    row.linear = f.linear().iter().map(|s| s.to_vec()).collect();
+                }
                 Op::Einsum { .. } => row.linear = vec![vec![0], vec![1]],
                 Op::Reduce { op: ReduceOp::Sum, .. } => row.linear = vec![vec![0]],
                 _ => {}
@@ -50,6 +52,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
         Op::Slice { dim, .. } | Op::Pad { dim, .. } => {
             same(&mut row, 1, Some(*dim));
             row.linear = vec![vec![0]];
+            row.increasing = true; // the elements, or the same border on every rank
             if matches!(op, Op::Pad { value, .. } if value.as_f64() != 0.0) {
                 row.linear.clear(); // a nonzero border would be added once per rank
             }
@@ -61,6 +64,7 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             row.results = vec![dims.iter().copied().filter(|d| d != dim).collect()];
             row.operands = vec![dims];
             row.linear = vec![vec![0]];
+            row.increasing = true;
         }
         Op::Concat { dim } => {
             same(&mut row, operands.len(), Some(*dim));
@@ -131,13 +135,34 @@ impl Row {
     }
 }
 
+/// Whether what [`tpc_ir::MapFn::linear`] says holds for this element type: integers round quotients, and
+/// types without negative numbers round differences up to 0.
+fn is_linear_over(f: MapFn, dtype: DType) -> bool {
+    match f {
+        MapFn::Div => dtype.is_float(),
+        MapFn::Sub => !matches!(dtype, DType::U8 | DType::Bool),
+        _ => true,
+    }
+}
+
 /// Walks both shapes in step; where one dimension meets one of the same size it passes, and
-/// whatever is merged or split stays whole.
+/// whatever is merged or split stays whole. Dimensions of size 1 come and go on their own.
 fn reshape(row: &mut Row, from: &[usize], to: &[usize]) {
     row.linear = vec![vec![0]];
+    row.increasing = true;
     let (mut operand, mut result) = (Vec::new(), Vec::new());
     let (mut i, mut j) = (0, 0);
     while i < from.len() || j < to.len() {
+        if from.get(i) == Some(&1) {
+            operand.push(row.factor(Whole, 1));
+            i += 1;
+            continue;
+        }
+        if to.get(j) == Some(&1) {
+            result.push(row.factor(Whole, 1));
+            j += 1;
+            continue;
+        }
         let (i0, j0) = (i, j);
         let (mut a, mut b) = (1usize, 1usize);
         loop {
@@ -168,7 +193,7 @@ fn reshape(row: &mut Row, from: &[usize], to: &[usize]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tpc_ir::{DType, Subscripts};
+    use tpc_ir::Subscripts;
 
     #[test]
     fn a_product_reduces_the_letter_that_the_result_lacks() {

@@ -73,8 +73,8 @@ enum Way {
 pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
     let axis = style_axis(mesh, plan)?;
     let data = match &plan.data {
-        Some((DataMode::Ddp, name)) => Some(find_axis(mesh, name)?),
-        None => None,
+        Some((DataMode::Ddp, name)) if !mesh.axes().is_empty() => Some(find_axis(mesh, name)?),
+        _ => None,
     };
     if !plan.allow_unused_axes {
         if let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && Some(*a) != data) {
@@ -125,6 +125,9 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
     if plan.styles.is_empty() {
         return Ok(None);
     }
+    if mesh.ranks() == 1 && mesh.axes().is_empty() {
+        return Ok(None); // one rank needs no axes
+    }
     if let Some(name) = &plan.axis {
         return find_axis(mesh, name).map(Some);
     }
@@ -133,8 +136,6 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
     match (mesh.axis("tp"), free.as_slice()) {
         (Some(tp), _) => Ok(Some(tp)),
         (None, [only]) => Ok(Some(*only)),
-        // A mesh of one rank needs no axes.
-        (None, []) if mesh.ranks() == 1 => Ok(None),
         _ => Err(StyleError::NoAxis { axis: "tp".into(), mesh: mesh.to_string() }),
     }
 }
@@ -158,6 +159,7 @@ fn ways(graph: &Graph, plan: &Plan, all: &BTreeMap<String, Weight>) -> Result<Wa
                     Style::Colwise => ("ColwiseParallel", "a linear, an embedding or a convolution"),
                     Style::Rowwise => ("RowwiseParallel", "a linear, an embedding or a convolution"),
                     Style::Pairwise => ("PairwiseParallel", "pairs of linears that follow each other"),
+                    Style::WholeModel => ("the built-in plan `tp`", "linears and embeddings"),
                 };
                 return Err(StyleError::Nothing {
                     path: pattern.clone(),
@@ -198,6 +200,18 @@ fn claims(graph: &Graph, module: &str, style: &Style, all: &BTreeMap<String, Wei
     match style {
         Style::Colwise => direct(Way::Columns),
         Style::Rowwise => direct(Way::Rows),
+        Style::WholeModel => {
+            let mut found = claims(graph, "", &Style::Pairwise, all);
+            let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear).collect();
+            let levelled = levels(graph, &linears);
+            let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
+            let logits = levelled.iter().filter(|l| l.1 == last && last % 2 == 1 && last > 1);
+            found.extend(logits.flat_map(|(w, _)| with_bias(w, Way::Columns)));
+            let rows = |w: &&Weight| (graph.node(w.input).types[0].shape[0], std::cmp::Reverse(w.input));
+            let table = all.values().filter(|w| w.role == Role::Embedding).max_by_key(rows);
+            found.extend(table.map(|w| (w.name.clone(), Way::Rows)));
+            found
+        }
         Style::Pairwise => {
             let below = |name: &str| module.is_empty() || name.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
             let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear && below(&w.name)).collect();

@@ -11,6 +11,9 @@ pub enum Style {
     Rowwise,
     /// The linears of the subtree alternate column- and row-wise in the order data meets them.
     Pairwise,
+    /// What the built-in plan `tp` says of a whole model: pairwise linears, a last one without a
+    /// partner column-wise (its logits stay sharded), and the largest embedding by rows.
+    WholeModel,
 }
 
 /// What the data axis does.
@@ -77,6 +80,21 @@ impl Plan {
     /// An empty plan: every rank computes everything.
     pub fn new() -> Self {
         Plan::default()
+    }
+
+    /// The built-in plan of that name: `none`, `tp`, `ddp`, or `tp-ddp` for both on two axes.
+    ///
+    /// # Errors
+    /// No plan has the name.
+    pub fn built_in(name: &str) -> Result<Self, PlanError> {
+        let tp = || Plan::new().with("", Style::WholeModel).along("tp");
+        match name {
+            "none" => Ok(Plan { allow_unused_axes: true, ..Plan::new() }),
+            "tp" => Ok(tp()),
+            "ddp" => Ok(Plan::new().ddp("dp")),
+            "tp-ddp" => Ok(tp().ddp("dp")),
+            other => Err(PlanError::BuiltIn(other.into())),
+        }
     }
 
     /// Adds a style for the modules that match a path pattern.

@@ -22,7 +22,7 @@ fn number(op: &Op, sliced: bool, summed: bool) -> u32 {
             (true, false) => 14,
             (true, true) => 15,
         },
-        Op::Reduce { .. } if summed => 19,
+        Op::Reduce { .. } | Op::ScatterAdd if summed => 19,
         _ => 20,
     }
 }

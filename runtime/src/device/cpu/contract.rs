@@ -114,6 +114,9 @@ unsafe fn put<E: Stored<T>, T>(base: *mut u8, offset: isize, x: T) {
     unsafe { *base.cast::<E>().offset(offset) = E::put(x) }
 }
 
+/// Dimensions, and which of their strides counts.
+type Strided<'a> = (&'a [ContractDim], fn(&ContractDim) -> isize);
+
 /// One operand.
 #[derive(Clone, Debug)]
 struct Operand<T> {
@@ -212,7 +215,7 @@ where
     u8: Stored<T>,
     Truth: Stored<T>,
 {
-    let operand = |view: &View, name: &str, groups: [(&[ContractDim], fn(&ContractDim) -> isize); 3]| {
+    let operand = |view: &View, name: &str, groups: [Strided<'_>; 3]| {
         let mut sizes = Vec::new();
         let mut strides = Vec::new();
         for (dims, stride) in groups {
@@ -231,7 +234,8 @@ where
         return Err("the result overlaps an operand".into());
     }
     let repeated = |d: &ContractDim| d.out == 0 && d.size > 1;
-    if c.batch.iter().chain(&c.m).chain(&c.n).any(repeated) {
+    let mut of_out = c.batch.iter().chain(&c.m).chain(&c.n);
+    if of_out.clone().all(|d| d.size > 0) && of_out.any(repeated) {
         return Err("a dimension of the result has stride 0".into());
     }
     let by = |dims: &[ContractDim], key: fn(&ContractDim) -> usize| {
@@ -291,7 +295,7 @@ where
     // A left block is read in place if the sum runs over neighbours, unless its rows fall on the
     // same cache sets and are read often.
     let conflicts = match p.left_m {
-        Offsets::Affine(s) => s.unsigned_abs() * size_of::<T>() % 4096 == 0 && p.m > 4 * ROWS && p.n >= 16 * T::COLUMNS,
+        Offsets::Affine(s) => (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096) && p.m > 4 * ROWS && p.n >= 16 * T::COLUMNS,
         Offsets::Table(_) => false,
     };
     p.pack_left = !p.left.native || !unit(&p.left_k) || conflicts;

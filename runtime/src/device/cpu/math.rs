@@ -24,12 +24,12 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let r = fma::<FMA>(n, -0.693_359_4, x);
     let r = fma::<FMA>(n, 2.121_944_4e-4, r);
     // Cephes expf: e^r = 1 + r + r² p(r).
-    let p = 1.987_569_15e-4;
-    let p = fma::<FMA>(p, r, 1.398_199_95e-3);
+    let p = 1.987_569_1e-4;
+    let p = fma::<FMA>(p, r, 1.398_199_9e-3);
     let p = fma::<FMA>(p, r, 8.333_452e-3);
     let p = fma::<FMA>(p, r, 4.166_579_6e-2);
-    let p = fma::<FMA>(p, r, 1.666_666_55e-1);
-    let p = fma::<FMA>(p, r, 5.000_000_1e-1);
+    let p = fma::<FMA>(p, r, 1.666_666_5e-1);
+    let p = fma::<FMA>(p, r, 0.5);
     let p = fma::<FMA>(p, r * r, r) + 1.0;
     // 2^n in two factors, so that neither over- nor underflows.
     let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
@@ -70,7 +70,7 @@ pub fn tanh<const FMA: bool>(x: f32) -> f32 {
     let z = x * x;
     // Cephes tanhf below 0.625, and 1 − 2/(e²ˣ + 1) above.
     let p = -5.704_988_7e-3;
-    let p = fma::<FMA>(p, z, 2.063_908_9e-2);
+    let p = fma::<FMA>(p, z, 2.063_908_8e-2);
     let p = fma::<FMA>(p, z, -5.373_971_6e-2);
     let p = fma::<FMA>(p, z, 1.333_144_2e-1);
     let p = fma::<FMA>(p, z, -3.333_328e-1);
@@ -97,7 +97,7 @@ pub fn erf<const FMA: bool>(x: f32) -> f32 {
     let u = fma::<FMA>(-3.883_964_4e-3, t, 2.425_462_2e-2);
     let r = fma::<FMA>(r, ts, u);
     let r = fma::<FMA>(r, t, -1.067_778_8e-1);
-    let r = fma::<FMA>(r, t, -6.348_466_9e-1);
+    let r = fma::<FMA>(r, t, -6.348_467e-1);
     let r = fma::<FMA>(r, t, -1.287_175_1e-1);
     let r = fma::<FMA>(r, t, -t);
     let large = (1.0 - exp::<FMA>(r)).copysign(x);

@@ -619,11 +619,12 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             place[i] = Operand::Uniform(uniforms.len() - 1);
         } else if row_value {
             let size = node.lane.bytes();
-            if let Kind::Load(w) = node.kind {
-                if !strict && is_direct_load(i, w, node, accesses, walks, nodes, &users[i], &at) {
-                    place[i] = Operand::Access { index: w, scale: size };
-                    continue;
-                }
+            if let Kind::Load(w) = node.kind
+                && !strict
+                && is_direct_load(i, w, node, accesses, walks, nodes, &users[i], &at)
+            {
+                place[i] = Operand::Access { index: w, scale: size };
+                continue;
             }
             let target = users[i].iter().copied().find(|&u| match nodes[u].kind {
                 Kind::Store(w) => {
@@ -734,7 +735,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
 }
 
 fn last_of_stage(order: &[usize], at: &[(usize, Part)], stage: usize) -> usize {
-    order.iter().copied().filter(|&i| at[i].0 == stage).next_back().expect("the stage has the node")
+    order.iter().copied().rfind(|&i| at[i].0 == stage).expect("the stage has the node")
 }
 
 fn is_native(dtype: DType) -> bool {

@@ -1,0 +1,43 @@
+//! Normalizations that burn records as one operation.
+
+use super::{scalar, Builder, Imports};
+use burn_ir::{BatchNormOpIr, LayerNormOpIr};
+use tpc_ir::{MapFn, ReduceOp};
+
+impl Builder {
+    pub(super) fn layer_norm(&mut self, o: &LayerNormOpIr) -> Imports {
+        let x = self.get(&o.input);
+        let shape = self.shape(x);
+        let last = shape.len() - 1;
+        let count = shape[last] as f64;
+        let sum = self.reduced(x, ReduceOp::Sum, &[last]);
+        let mean = self.with(MapFn::Div, sum, count);
+        let centred = self.broadcast(MapFn::Sub, &[x, mean], &shape);
+        let square = self.map(MapFn::Mul, &[centred, centred]);
+        let sum = self.reduced(square, ReduceOp::Sum, &[last]);
+        let variance = self.with(MapFn::Div, sum, count);
+        let variance = self.with(MapFn::Add, variance, scalar(&o.epsilon));
+        let deviation = self.map(MapFn::Sqrt, &[variance]);
+        let normal = self.broadcast(MapFn::Div, &[centred, deviation], &shape);
+        let gamma = self.get(&o.gamma);
+        let mut v = self.broadcast(MapFn::Mul, &[normal, gamma], &shape);
+        if let Some(beta) = &o.beta {
+            let beta = self.get(beta);
+            v = self.broadcast(MapFn::Add, &[v, beta], &shape);
+        }
+        self.set(&o.out, v)
+    }
+
+    /// With statistics that are given: a batch norm that does not train.
+    pub(super) fn batch_norm(&mut self, o: &BatchNormOpIr) -> Imports {
+        let [x, mean, variance] = [&o.x, &o.mean, &o.variance].map(|t| self.get(t));
+        let centred = self.per_channel(MapFn::Sub, x, mean);
+        let variance = self.with(MapFn::Add, variance, scalar(&o.epsilon));
+        let deviation = self.map(MapFn::Sqrt, &[variance]);
+        let normal = self.per_channel(MapFn::Div, centred, deviation);
+        let [gamma, beta] = [&o.gamma, &o.beta].map(|t| self.get(t));
+        let v = self.per_channel(MapFn::Mul, normal, gamma);
+        let v = self.per_channel(MapFn::Add, v, beta);
+        self.set(&o.out, v)
+    }
+}

@@ -1,0 +1,288 @@
+//! Compile, launch, step: the front door.
+//!
+//! ```text
+//! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
+//! ```
+
+use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
+use crate::import::{import_with, ImportError, Imported, Signature, SEED};
+use burn::tensor::TensorData;
+use std::collections::HashMap;
+use tpc_ir::program::RankProgram;
+use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
+use tpc_passes::canonicalize::canonicalize;
+use tpc_passes::check::{check, CheckError};
+use tpc_passes::cost::CostModel;
+use tpc_passes::egraph::{optimize, SearchOptions, SearchReport};
+use tpc_passes::lower::lower;
+use tpc_passes::propagate::{propagate, Annotations};
+use tpc_passes::styles::{annotate, Plan, StyleError};
+use tpc_runtime::session::{LaunchOptions, Session};
+use tpc_runtime::RuntimeError;
+
+/// Why a program could not be compiled or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be recorded.
+    #[error(transparent)]
+    Capture(#[from] crate::capture::CaptureError),
+    /// The recording has an operation without a counterpart.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The plan does not fit the model or the mesh.
+    #[error(transparent)]
+    Style(#[from] StyleError),
+    /// The compiler made a program that its own checker rejects.
+    #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
+    Check(#[from] CheckError),
+    /// The program failed while loading or running.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// An input was never given.
+    #[error("input `{name}` has no value: give it with `{how}`")]
+    Missing {
+        /// The input.
+        name: String,
+        /// What to call.
+        how: &'static str,
+    },
+}
+
+/// Choices for compiling.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+    /// The e-graph search.
+    pub search: SearchOptions,
+    /// Whether gradients are outputs; they then live to the end of the step.
+    pub gradients: bool,
+}
+
+/// Every stage of one program.
+#[derive(Clone, Debug)]
+pub struct Stages {
+    /// What burn recorded, nearly one to one.
+    pub captured: Graph,
+    /// Canonical, unplaced.
+    pub logical: Graph,
+    /// What the plan demands.
+    pub annotations: Annotations,
+    /// First placement.
+    pub propagated: Graph,
+    /// The optimized SPMD program.
+    pub placed: Graph,
+    /// What the search bought.
+    pub report: SearchReport,
+    /// Per rank, scheduled.
+    pub ranks: Vec<RankProgram>,
+}
+
+/// Compiles an imported program; inputs may first be renamed, to the names of a model's files.
+///
+/// # Errors
+/// A plan that does not fit.
+pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
+    let mut captured = captured;
+    if !options.gradients {
+        captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+    }
+    let logical = canonicalize(&captured);
+    let annotations = annotate(&logical, mesh, plan)?;
+    let cost = CostModel::default();
+    let propagated = propagate(&logical, &annotations, &cost);
+    check(&propagated)?;
+    let (placed, report) = optimize(&propagated, &options.search);
+    check(&placed)?;
+    let ranks = lower(&placed);
+    Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+}
+
+/// A compiled training step: its peeled first step and the steady one.
+pub struct TrainingProgram {
+    /// The step that creates the optimizer's state.
+    pub first: Stages,
+    /// Every later step.
+    pub steady: Stages,
+    /// How parameters are initialized when the model was captured by its shapes.
+    pub init: HashMap<String, Init>,
+    scalars: StepScalars,
+    constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+}
+
+/// A compiled forward pass.
+pub struct InferenceProgram {
+    /// Its stages.
+    pub stages: Stages,
+    constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+}
+
+/// How parameters are called: burn's module path to the name that plans and files use.
+pub type Rename<'a> = &'a dyn Fn(&str) -> String;
+
+/// Renames the parameters of a captured program.
+fn renamed(captured: &Captured, rename: Rename) -> Captured {
+    use crate::capture::{InputKind as I, OutputKind as O};
+    let mut c = captured.clone();
+    for input in &mut c.inputs {
+        match &mut input.kind {
+            I::Parameter { path } => *path = rename(path),
+            I::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    for output in &mut c.outputs {
+        match &mut output.kind {
+            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
+            O::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    c.init = captured.init.iter().map(|(k, v)| (rename(k), v.clone())).collect();
+    c.values = std::sync::Arc::new(captured.values.iter().map(|(k, v)| (rename(k), v.clone())).collect());
+    c
+}
+
+/// Compiles a captured training step for a mesh and a plan.
+///
+/// # Errors
+/// Operations without a counterpart, a plan that does not fit.
+pub fn compile_training(
+    capture: TrainingCapture,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+) -> Result<TrainingProgram, Error> {
+    let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
+    // Both programs keep parameters and state in the same place.
+    let signature = Signature::of([&steady, &first])?;
+    let steady_import = import_with(&steady, &signature)?;
+    let first_import = import_with(&first, &signature)?;
+    let constants = steady_import.constants.clone();
+    let mut steady_stages = compile_graph(steady_import.graph, mesh, plan, options)?;
+    let mut first_stages = compile_graph(first_import.graph, mesh, plan, options)?;
+    for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
+        let bytes = a.arena_bytes.max(b.arena_bytes);
+        (a.arena_bytes, b.arena_bytes) = (bytes, bytes);
+    }
+    Ok(TrainingProgram {
+        first: first_stages,
+        steady: steady_stages,
+        init: first.init,
+        scalars: capture.scalars,
+        constants,
+        values: first.values,
+    })
+}
+
+/// Compiles a captured forward pass.
+///
+/// # Errors
+/// Operations without a counterpart, a plan that does not fit.
+pub fn compile_inference(
+    captured: &Captured,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+) -> Result<InferenceProgram, Error> {
+    let captured = renamed(captured, rename);
+    let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
+    let stages = compile_graph(graph, mesh, plan, options)?;
+    Ok(InferenceProgram { stages, constants, values: captured.values })
+}
+
+/// The floats or integers of burn's tensor data, as bytes in the input's element type.
+fn data_f64(data: &TensorData) -> Vec<f64> {
+    data.clone().convert::<f64>().try_to_vec::<f64>().unwrap_or_default()
+}
+
+fn feed(session: &mut Session, kind: InputKind, values: &HashMap<String, TensorData>) -> Result<(), RuntimeError> {
+    let names: Vec<String> =
+        session.program(0).inputs.iter().filter(|i| i.kind == kind).map(|i| i.name.clone()).collect();
+    for name in names {
+        if let Some(data) = values.get(&name) {
+            session.write_f64(&name, &data_f64(data))?;
+        }
+    }
+    Ok(())
+}
+
+/// A running training program.
+pub struct TrainingSession {
+    session: Option<Session>,
+    next: Option<Vec<RankProgram>>,
+    scalars: StepScalars,
+    seed: u64,
+    step: usize,
+}
+
+impl TrainingProgram {
+    /// Starts one thread per rank with the captured parameter values (if the model had any).
+    ///
+    /// # Errors
+    /// Too many ranks, too little memory.
+    pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
+        let mut session = Session::launch(self.first.ranks, options)?;
+        feed(&mut session, InputKind::Constant, &self.constants)?;
+        feed(&mut session, InputKind::Parameter, &self.values)?;
+        Ok(TrainingSession { session: Some(session), next: Some(self.steady.ranks), scalars: self.scalars, seed: 0, step: 0 })
+    }
+}
+
+impl TrainingSession {
+    /// The ranks' session, to write inputs and read outputs.
+    pub fn session(&mut self) -> &mut Session {
+        self.session.as_mut().expect("a session between steps")
+    }
+
+    /// Number of steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// Runs one step with a learning rate on the batch that was written, and returns the loss.
+    ///
+    /// # Errors
+    /// A rank that fails.
+    pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
+        if self.step == 1 {
+            if let (Some(session), Some(next)) = (self.session.take(), self.next.take()) {
+                self.session = Some(session.succeed(next)?);
+            }
+        }
+        self.step += 1;
+        let values = self.scalars.values(self.step, learning_rate)?;
+        let (step, seed) = (self.step as u64, self.seed);
+        let session = self.session();
+        let names: Vec<String> =
+            session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();
+        for name in names {
+            let value = match name.strip_prefix("step.").and_then(|i| i.parse::<usize>().ok()) {
+                Some(i) => values[i],
+                None => (seed.wrapping_mul(1 << 20) + step) as f64,
+            };
+            debug_assert!(name == SEED || name.starts_with("step."));
+            session.write_f64(&name, &[value])?;
+        }
+        session.step()?;
+        Ok(session.read_f64(&OutputKind::Loss)?[0])
+    }
+}
+
+impl InferenceProgram {
+    /// Starts one thread per rank with the captured parameter values (if the model had any).
+    ///
+    /// # Errors
+    /// Too many ranks, too little memory.
+    pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
+        let mut session = Session::launch(self.stages.ranks, options)?;
+        feed(&mut session, InputKind::Constant, &self.constants)?;
+        feed(&mut session, InputKind::Parameter, &self.values)?;
+        if session.program(0).inputs.iter().any(|i| i.name == SEED) {
+            session.write_f64(SEED, &[0.0])?;
+        }
+        Ok(session)
+    }
+}

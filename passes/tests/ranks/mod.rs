@@ -1,0 +1,174 @@
+//! The ranks of a mesh, simulated one operation at a time: what the validators of the factor table
+//! and of the rewrites share. Only the meaning of an operation (`tpc_ir::interpret`) is used, never
+//! the tables under test.
+#![allow(dead_code)] // every test binary uses its own part
+
+use std::rc::Rc;
+use tpc_ir::interpret::{Fault, Options, Site, Tensor, evaluate, redistribute};
+use tpc_ir::sharding::Chunk;
+use tpc_ir::{AxisId, AxisSet, Mesh, Node, Op, Origin, Partial, ReduceOp, Sharding, Type, random};
+
+/// A local tensor per rank.
+pub type Ranks = Vec<Rc<Tensor>>;
+
+/// For every dimension the axes that cut it, major to minor.
+pub type Dims = Vec<Vec<AxisId>>;
+
+/// Every way to cut `rank` dimensions by distinct axes of the mesh, in every order.
+pub fn cuts(rank: usize, mesh: &Mesh) -> Vec<Dims> {
+    let mut all: Vec<Dims> = vec![vec![Vec::new(); rank]];
+    for axis in mesh.axis_ids() {
+        let mut more = all.clone();
+        for dims in &all {
+            for (d, own) in dims.iter().enumerate() {
+                for at in 0..=own.len() {
+                    let mut cut = dims.clone();
+                    cut[d].insert(at, axis);
+                    more.push(cut);
+                }
+            }
+        }
+        all = more;
+    }
+    all
+}
+
+/// `dims` partial over every set of the axes it leaves free, under each of `ops`; not partial first.
+pub fn partials(dims: &Dims, mesh: &Mesh, ops: &[ReduceOp]) -> Vec<Sharding> {
+    let used: AxisSet = dims.iter().flatten().copied().collect();
+    let free: Vec<AxisId> = mesh.axis_ids().filter(|&a| !used.contains(a)).collect();
+    let mut all = vec![Sharding { dims: dims.clone(), partial: None }];
+    for set in 1..1usize << free.len() {
+        let axes = free.iter().enumerate().filter(|(i, _)| set >> i & 1 == 1).map(|(_, &a)| a).collect();
+        all.extend(ops.iter().map(|&op| Sharding { dims: dims.clone(), partial: Some(Partial { op, axes }) }));
+    }
+    all
+}
+
+/// Every placement of a value of `rank` dimensions.
+pub fn placements(rank: usize, mesh: &Mesh, ops: &[ReduceOp]) -> Vec<Sharding> {
+    cuts(rank, mesh).iter().flat_map(|dims| partials(dims, mesh, ops)).collect()
+}
+
+/// The whole box of a type.
+pub fn whole_box(ty: &Type) -> Vec<Chunk> {
+    ty.shape.iter().map(|&len| Chunk { offset: 0, len }).collect()
+}
+
+/// One operation on whole tensors: its results.
+pub fn logical(op: &Op, types: &[&Type], results: &[Type], operands: &[&Tensor]) -> Result<Vec<Tensor>, Fault> {
+    let node = Node { op: op.clone(), types: results.to_vec(), origin: Origin::default() };
+    let site = Site {
+        operands: types.iter().map(|t| whole_box(t)).collect(),
+        results: results.iter().map(whole_box).collect(),
+    };
+    evaluate(&node, types, operands, &site, &Options::default())
+}
+
+/// One operation on every rank: per result the local tensors.
+pub fn local(op: &Op, types: &[&Type], results: &[Type], operands: &[&Ranks], mesh: &Mesh) -> Result<Vec<Ranks>, (usize, Fault)> {
+    if op.is_redistribution() {
+        return redistribute(op, mesh, operands[0], &Options::default()).map(|r| vec![r]);
+    }
+    let node = Node { op: op.clone(), types: results.to_vec(), origin: Origin::default() };
+    let mut made: Vec<Ranks> = vec![Vec::new(); results.len()];
+    for rank in 0..mesh.ranks() {
+        let coords = mesh.coords(rank);
+        let site = Site {
+            operands: types.iter().map(|t| t.local(mesh, &coords)).collect(),
+            results: results.iter().map(|t| t.local(mesh, &coords)).collect(),
+        };
+        let tensors: Vec<&Tensor> = operands.iter().map(|r| &*r[rank]).collect();
+        let tensors = evaluate(&node, types, &tensors, &site, &Options::default()).map_err(|fault| (rank, fault))?;
+        made.iter_mut().zip(tensors).for_each(|(ranks, t)| ranks.push(Rc::new(t)));
+    }
+    Ok(made)
+}
+
+/// The box of a whole tensor.
+pub fn cut(whole: &Tensor, chunks: &[Chunk]) -> Tensor {
+    let mut data = Vec::new();
+    each(&whole.shape, chunks, |at| data.push(whole.data[at]));
+    Tensor { dtype: whole.dtype, shape: chunks.iter().map(|c| c.len).collect(), data }
+}
+
+/// Calls `f` with the row-major index in `shape` of every element of a box.
+fn each(shape: &[usize], chunks: &[Chunk], mut f: impl FnMut(usize)) {
+    let count: usize = chunks.iter().map(|c| c.len).product();
+    for i in 0..count {
+        let (mut rest, mut at, mut stride) = (i, 0, 1);
+        for (c, n) in chunks.iter().zip(shape).rev() {
+            at += (c.offset + rest % c.len) * stride;
+            rest /= c.len;
+            stride *= n;
+        }
+        f(at);
+    }
+}
+
+/// The value that local tensors denote under a type; `None` if they have other shapes or if ranks
+/// that hold the same elements disagree.
+pub fn denoted(ty: &Type, ranks: &Ranks, mesh: &Mesh) -> Option<Tensor> {
+    let reduced = match ty.sharding.partial {
+        Some(p) => redistribute(&Op::AllReduce { op: p.op, axes: p.axes }, mesh, ranks, &Options::default()).ok()?,
+        None => ranks.clone(),
+    };
+    let mut whole: Vec<Option<f64>> = vec![None; ty.elements()];
+    for (rank, t) in reduced.iter().enumerate() {
+        let chunks = ty.local(mesh, &mesh.coords(rank));
+        if t.shape != chunks.iter().map(|c| c.len).collect::<Vec<_>>() {
+            return None;
+        }
+        let (mut read, mut agree) = (t.data.iter(), true);
+        each(&ty.shape, &chunks, |at| {
+            let x = *read.next().expect("as many elements as the box has");
+            agree &= near(*whole[at].get_or_insert(x), x, 0.0);
+        });
+        if !agree {
+            return None;
+        }
+    }
+    let data = whole.into_iter().collect::<Option<Vec<f64>>>()?;
+    Some(Tensor { dtype: ty.dtype, shape: ty.shape.clone(), data })
+}
+
+fn near(a: f64, b: f64, tolerance: f64) -> bool {
+    a == b || a.is_nan() && b.is_nan() || (a - b).abs() <= tolerance * a.abs().max(b.abs()).max(1.0)
+}
+
+/// Whether two tensors are equal up to a relative tolerance; NaN equals NaN.
+pub fn same(a: &Tensor, b: &Tensor, tolerance: f64) -> bool {
+    a.shape == b.shape && a.data.iter().zip(&b.data).all(|(&x, &y)| near(x, y, tolerance))
+}
+
+/// Whether every rank holds the same in both.
+pub fn same_ranks(a: &Ranks, b: &Ranks, tolerance: f64) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(x, y)| same(x, y, tolerance))
+}
+
+/// A number below `n` from a seed and an index.
+pub fn dice(seed: u64, index: usize, n: usize) -> usize {
+    random::philox(seed, 77, index as u64)[0] as usize % n
+}
+
+/// The local tensors of a value: random terms for every coordinate of the partial axes, cut as the
+/// sharding says, and the whole value that they denote. `element(term, index)` gives a term's element;
+/// if it says `None`, the term is the reduction's identity there, as after a `to_partial`.
+pub fn spread(ty: &Type, mesh: &Mesh, element: impl Fn(usize, usize) -> Option<f64>) -> (Ranks, Tensor) {
+    let (op, axes) = ty.sharding.partial.map_or((ReduceOp::Sum, AxisSet::EMPTY), |p| (p.op, p.axes));
+    let list: Vec<AxisId> = axes.iter().collect();
+    let identity = op.identity_of(ty.dtype);
+    let terms: Vec<Tensor> = (0..mesh.group_size(axes))
+        .map(|term| Tensor::from_fn(ty.dtype, ty.shape.clone(), |i| element(term, i).unwrap_or(identity)))
+        .collect();
+    let mut whole = terms[0].clone();
+    for term in &terms[1..] {
+        whole.data.iter_mut().zip(&term.data).for_each(|(a, &b)| *a = op.combine(*a, b));
+    }
+    whole.data.iter_mut().for_each(|x| *x = ty.dtype.round(*x));
+    let ranks = (0..mesh.ranks()).map(|rank| {
+        let term = mesh.group(rank, &list).iter().position(|&r| r == rank).expect("a rank is in its group");
+        Rc::new(cut(&terms[term], &ty.local(mesh, &mesh.coords(rank))))
+    });
+    (ranks.collect(), whole)
+}

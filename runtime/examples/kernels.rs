@@ -1,0 +1,210 @@
+//! How fast the kernels are on this machine: `cargo run --release -p tpc-runtime --example kernels`.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::time::Instant;
+use support::*;
+use tpc_ir::program::*;
+use tpc_ir::{DType, MapFn, Mesh, ReduceOp, Scalar};
+use tpc_runtime::{LaunchOptions, Session};
+
+const F: DType = DType::F32;
+
+/// Best time of a step, in nanoseconds, without the time to wake the ranks: the action is repeated
+/// in one step.
+fn time(programs: Vec<RankProgram>, repeats: usize) -> f64 {
+    let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
+    let inputs: Vec<(String, usize)> =
+        session.program(0).inputs.iter().map(|i| (i.name.clone(), i.binding.global.iter().product())).collect();
+    for (name, n) in inputs {
+        let values: Vec<f64> = (0..n).map(|i| (i as f64 * 0.37).sin()).collect();
+        session.write_f64(&name, &values).unwrap();
+    }
+    let mut best = f64::INFINITY;
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < 0.5 {
+        best = best.min(session.step().unwrap().seconds);
+    }
+    best * 1e9 / repeats as f64
+}
+
+fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool)) {
+    let repeats = (200_000_000 / (m * n * k)).max(1);
+    let mut b = Builder::new();
+    let left = b.input("left", F, &[m, k]);
+    let right = b.input("right", F, &[k, n]);
+    let out = b.buffer(F, &[m, n]);
+    let dim = |size, left, right, out| ContractDim { size, left, right, out };
+    let (ml, kl) = if transposed.0 { (1, m as isize) } else { (k as isize, 1) };
+    let (kr, nr) = if transposed.1 { (1, k as isize) } else { (n as isize, 1) };
+    for _ in 0..repeats {
+        b.step(Action::Contract(Contract {
+            left: left.clone(),
+            right: right.clone(),
+            out: out.clone(),
+            batch: vec![],
+            m: vec![dim(m, ml, 0, n as isize)],
+            n: vec![dim(n, 0, nr, 1)],
+            k: vec![dim(k, kl, kr, 0)],
+            scale: 1.0,
+        }));
+    }
+    let ours = 2.0 * (m * n * k) as f64 / time(vec![b.program], repeats);
+    let (x, y, mut z) = (vec![0.5f32; m * k], vec![0.5f32; k * n], vec![0f32; m * n]);
+    let mut best = f64::INFINITY;
+    let start = Instant::now();
+    while start.elapsed().as_secs_f64() < 0.4 {
+        let t = Instant::now();
+        for _ in 0..repeats {
+            // SAFETY: the vectors have the sizes and strides that are passed.
+            unsafe {
+                gemm::gemm(
+                    m, n, k, z.as_mut_ptr(), 1, n as isize, false, x.as_ptr(), kl, ml, y.as_ptr(), nr, kr, 0f32, 1f32,
+                    false, false, false, gemm::Parallelism::None,
+                );
+            }
+        }
+        best = best.min(t.elapsed().as_secs_f64() / repeats as f64);
+    }
+    let theirs = 2.0 * (m * n * k) as f64 / best * 1e-9;
+    println!("contract {label:<28} {m:>5} x {n:>5} x {k:>5}  {ours:6.1} GFLOP/s (crate gemm: {theirs:6.1})");
+}
+
+fn fused(label: &str, dims: &[usize], elements: usize, repeats: usize, make: impl Fn(&mut Builder) -> Vec<Instruction>) {
+    let mut b = Builder::new();
+    let body = make(&mut b);
+    for _ in 0..repeats {
+        b.step(Action::Loop(Loop { dims: dims.to_vec(), body: body.clone() }));
+    }
+    println!("loop {label:<32} {:7.3} ns per element", time(vec![b.program], repeats) / elements as f64);
+}
+
+fn constant(x: f64) -> Instruction {
+    Instruction::Constant(Scalar::float(x), F)
+}
+
+fn unary(f: MapFn, n: usize) {
+    fused(&f.name(), &[n], n, 200, |b| {
+        let (x, y) = (b.input("x", F, &[n]), b.buffer(F, &[n]));
+        vec![load(&x), map(f, &[0], F), store(&y, 1)]
+    });
+}
+
+fn main() {
+    for n in [64, 128, 256, 512, 1024] {
+        contract("square", n, n, n, (false, false));
+    }
+    contract("left transposed", 512, 512, 512, (true, false));
+    contract("right transposed", 512, 512, 512, (false, true));
+    contract("attention scores", 128, 128, 64, (false, true));
+    contract("attention values", 128, 64, 128, (false, false));
+    contract("one row", 1, 2048, 512, (false, false));
+    contract("one column", 2048, 1, 512, (false, false));
+    contract("few rows", 8, 2048, 512, (false, false));
+    contract("wide", 256, 4096, 512, (false, false));
+    contract("deep", 256, 256, 4096, (true, false));
+    let n = 1 << 14;
+    for f in [MapFn::Neg, MapFn::Exp, MapFn::Log, MapFn::Tanh, MapFn::Erf, MapFn::Sigmoid, MapFn::Sqrt, MapFn::Sin] {
+        unary(f, n);
+    }
+    fused("gelu erf", &[n], n, 200, |b| {
+        let (x, y) = (b.input("x", F, &[n]), b.buffer(F, &[n]));
+        vec![
+            load(&x),
+            constant(std::f64::consts::FRAC_1_SQRT_2),
+            map(MapFn::Mul, &[0, 1], F),
+            map(MapFn::Erf, &[2], F),
+            constant(0.5),
+            map(MapFn::Mul, &[0, 4], F),
+            map(MapFn::Mul, &[5, 3], F),
+            map(MapFn::Add, &[6, 5], F),
+            store(&y, 7),
+        ]
+    });
+    let (rows, n) = (128, 512);
+    fused("softmax rows of 512", &[rows, n], rows * n, 50, |b| {
+        let (x, y) = (b.input("x", F, &[rows, n]), b.buffer(F, &[rows, n]));
+        vec![
+            load(&x),
+            Instruction::ReduceRow { op: ReduceOp::Max, arg: 0, dtype: F },
+            map(MapFn::Sub, &[0, 1], F),
+            map(MapFn::Exp, &[2], F),
+            Instruction::ReduceRow { op: ReduceOp::Sum, arg: 3, dtype: F },
+            map(MapFn::Div, &[3, 4], F),
+            store(&y, 5),
+        ]
+    });
+    fused("rms norm rows of 512", &[rows, n], rows * n, 50, |b| {
+        let (x, w, y) = (b.input("x", F, &[rows, n]), b.input("w", F, &[n]), b.buffer(F, &[rows, n]));
+        vec![
+            load(&x),
+            map(MapFn::Mul, &[0, 0], F),
+            Instruction::ReduceRow { op: ReduceOp::Sum, arg: 1, dtype: F },
+            constant(1.0 / n as f64),
+            map(MapFn::Mul, &[2, 3], F),
+            constant(1e-5),
+            map(MapFn::Add, &[4, 5], F),
+            map(MapFn::Rsqrt, &[6], F),
+            Instruction::Load { view: w, strides: vec![0, 1] },
+            map(MapFn::Mul, &[0, 7], F),
+            map(MapFn::Mul, &[9, 8], F),
+            store(&y, 10),
+        ]
+    });
+    fused("column sums of 512 x 512", &[512, 512], 512 * 512, 20, |b| {
+        let (x, y) = (b.input("x", F, &[512, 512]), b.buffer(F, &[512]));
+        vec![load(&x), Instruction::Store { view: y, strides: vec![0, 1], arg: 0, accumulate: Some(ReduceOp::Sum) }]
+    });
+    let n = 1 << 18;
+    fused("adam update", &[n], n, 10, |b| {
+        let [p, g, m, v] = ["p", "g", "m", "v"].map(|name| b.input(name, F, &[n]));
+        vec![
+            load(&p),
+            load(&g),
+            load(&m),
+            load(&v),
+            constant(0.9),
+            constant(0.1),
+            map(MapFn::Mul, &[2, 4], F),
+            map(MapFn::Mul, &[1, 5], F),
+            map(MapFn::Add, &[6, 7], F),
+            store(&m, 8),
+            map(MapFn::Mul, &[3, 4], F),
+            map(MapFn::Mul, &[1, 1], F),
+            map(MapFn::Mul, &[11, 5], F),
+            map(MapFn::Add, &[10, 12], F),
+            map(MapFn::Abs, &[13], F),
+            store(&v, 14),
+            map(MapFn::Sqrt, &[14], F),
+            constant(1e-8),
+            map(MapFn::Add, &[16, 17], F),
+            map(MapFn::Div, &[8, 18], F),
+            constant(1e-3),
+            map(MapFn::Mul, &[19, 20], F),
+            map(MapFn::Sub, &[0, 21], F),
+            store(&p, 22),
+        ]
+    });
+    let m = 256;
+    fused("transpose 256 x 256", &[m, m], m * m, 20, |b| {
+        let (x, y) = (b.input("x", F, &[m, m]), b.buffer(F, &[m, m]));
+        vec![Instruction::Load { view: x, strides: vec![1, m as isize] }, store(&y, 0)]
+    });
+    for bytes in [4 << 10, 1 << 20, 16 << 20] {
+        let repeats = if bytes > 1 << 20 { 2 } else { 50 };
+        let programs = (0..2)
+            .map(|rank| {
+                let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
+                let (x, y) = (b.input("x", F, &[bytes / 4]), b.buffer(F, &[bytes / 4]));
+                for i in 0..repeats {
+                    b.collective(CollectiveKind::AllReduce(ReduceOp::Sum), vec![0, 1], &x, &y, i as u32);
+                }
+                b.program
+            })
+            .collect();
+        println!("all_reduce of {bytes:>8} bytes, 2 ranks  {:9.1} us", time(programs, repeats) / 1e3);
+    }
+    let empty = time(vec![Builder::new().program], 1);
+    println!("empty step {:30.1} us", empty / 1e3);
+}

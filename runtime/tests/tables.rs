@@ -1,0 +1,103 @@
+//! Copies, prefix sums, the k largest, and rows of tables.
+
+mod support;
+
+use support::*;
+use tpc_ir::program::*;
+use tpc_ir::DType;
+
+#[test]
+fn rows_of_a_shard_are_taken_and_added() {
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::I32] {
+        let mut b = Builder::new();
+        let table = b.input("table", dtype, &[4, 3]);
+        let index = b.input("index", DType::I64, &[6]);
+        let out = b.buffer(dtype, &[6, 3]);
+        let sum = b.buffer(dtype, &[4, 3]);
+        b.step(Action::Take { table, index: index.clone(), out: out.clone(), first_row: 10 });
+        b.step(Action::ScatterAdd { index, update: out.clone(), out: sum.clone(), first_row: 10 });
+        b.output("out", &out);
+        b.output("sum", &sum);
+        let mut session = b.launch();
+        let rows: Vec<f64> = (0..12).map(f64::from).collect();
+        session.write_f64("table", &rows).unwrap();
+        session.write_f64("index", &[10.0, 13.0, 9.0, 14.0, 13.0, -1.0]).unwrap();
+        session.step().unwrap();
+        session.step().unwrap();
+        let want = [0., 1., 2., 9., 10., 11., 0., 0., 0., 0., 0., 0., 9., 10., 11., 0., 0., 0.];
+        assert_eq!(session.read_f64(&result("out")).unwrap(), want);
+        let want = [0., 1., 2., 0., 0., 0., 0., 0., 0., 18., 20., 22.];
+        assert_eq!(session.read_f64(&result("sum")).unwrap(), want);
+    }
+}
+
+#[test]
+fn copies_between_any_strides() {
+    for dtype in DType::ALL {
+        let mut b = Builder::new();
+        let x = b.input("x", dtype, &[2, 3, 4]);
+        let y = b.input("y", dtype, &[4, 2, 5]);
+        // x[i, j, l] to y[l, i, j + 1]
+        let to = View { offset: 1, shape: vec![2, 3, 4], strides: vec![5, 1, 10], ..y.clone() };
+        b.step(Action::Copy { from: x, to });
+        b.output("y", &y);
+        let mut session = b.launch();
+        let values: Vec<f64> = (0..24).map(|i| dtype.round(f64::from(i))).collect();
+        session.write_f64("x", &values).unwrap();
+        session.write_f64("y", &[0.0; 40]).unwrap();
+        session.step().unwrap();
+        let y = session.read_f64(&result("y")).unwrap();
+        for l in 0..4 {
+            for i in 0..2 {
+                for j in 0..5 {
+                    let want = if (1..4).contains(&j) { values[(i * 3 + j - 1) * 4 + l] } else { 0.0 };
+                    assert_eq!(y[(l * 2 + i) * 5 + j], want);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn prefix_sums_along_any_dimension() {
+    for dim in 0..3 {
+        let mut b = Builder::new();
+        let x = b.input("x", DType::F32, &[2, 3, 4]);
+        let y = b.buffer(DType::F32, &[2, 3, 4]);
+        b.step(Action::CumSum { from: x, to: y.clone(), dim });
+        b.output("y", &y);
+        let mut session = b.launch();
+        let values = Lcg(2).integers(24);
+        session.write_f64("x", &values).unwrap();
+        session.step().unwrap();
+        let mut want = values;
+        let stride = [12, 4, 1][dim];
+        for i in 0..24 {
+            if i / stride % [2, 3, 4][dim] > 0 {
+                want[i] += want[i - stride];
+            }
+        }
+        assert_eq!(session.read_f64(&result("y")).unwrap(), want);
+    }
+}
+
+#[test]
+fn the_k_largest_and_where_they_are() {
+    for k in 0..=6 {
+        let mut b = Builder::new();
+        let x = b.input("x", DType::F32, &[2, 6]);
+        let values = b.buffer(DType::F32, &[2, k]);
+        let indices = b.buffer(DType::I64, &[2, k]);
+        b.step(Action::TopK { from: x, values: values.clone(), indices: indices.clone() });
+        b.output("values", &values);
+        b.output("indices", &indices);
+        let mut session = b.launch();
+        session.write_f64("x", &[1., 5., 2., 5., -1., 0., 3., f64::NAN, 3., 3., 7., -2.]).unwrap();
+        session.step().unwrap();
+        let order = [[1, 3, 2, 0, 5, 4], [1, 4, 0, 2, 3, 5]];
+        let want: Vec<f64> = order.iter().flat_map(|o| o[..k].iter().map(|&i| f64::from(i))).collect();
+        assert_eq!(session.read_f64(&result("indices")).unwrap(), want);
+        let got = session.read_f64(&result("values")).unwrap();
+        assert!(k == 0 || (got[0] == 5.0 && got[k].is_nan()));
+    }
+}

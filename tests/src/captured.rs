@@ -1,0 +1,81 @@
+//! Captured programs on the reference interpreter: what a model means before anything is sharded.
+
+use burn::tensor::TensorData;
+use std::collections::HashMap;
+use tpc::capture::{Captured, TrainingCapture};
+use tpc::import::{import_with, ImportError, Imported, Signature, SEED};
+use tpc_ir::interpret::{interpret, Options, Tensor};
+use tpc_ir::{DType, Graph, InputKind, Op, OutputKind};
+
+/// Values by the names of inputs.
+pub type Values = HashMap<String, Tensor>;
+
+/// burn's data as the interpreter holds it.
+///
+/// # Panics
+/// On an element type that the IR lacks.
+pub fn tensor(data: &TensorData) -> Tensor {
+    let dtype = tpc::import::dtype(data.dtype()).unwrap_or_else(|e| panic!("{e}"));
+    let elements = data.clone().convert::<f64>().try_into_vec().expect("converted to f64");
+    Tensor::new(dtype, data.shape().to_vec(), elements)
+}
+
+/// What a program has before its first step: initial parameters, states of zeros (which no first
+/// step reads) and constants.
+pub fn initial(captured: &Captured, imported: &Imported) -> Values {
+    let states = imported.graph.inputs().filter(|(_, kind, _)| *kind == InputKind::State).map(|(node, _, name)| {
+        let ty = &imported.graph.node(node).types[0];
+        (name.to_string(), Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| 0.0))
+    });
+    let given = captured.values.iter().chain(&imported.constants);
+    states.chain(given.map(|(name, data)| (name.clone(), tensor(data)))).collect()
+}
+
+/// Imports both programs of a training step with the inputs of both.
+///
+/// # Errors
+/// An operation or element type that the IR lacks.
+pub fn import_training(step: &TrainingCapture) -> Result<[Imported; 2], ImportError> {
+    let signature = Signature::of([&step.first, &step.steady])?;
+    Ok([import_with(&step.first, &signature)?, import_with(&step.steady, &signature)?])
+}
+
+/// The scalars of a step (the first is 1) as [`StepScalars::values`](tpc::capture::StepScalars::values)
+/// gives them, and the seed.
+pub fn step(number: usize, scalars: &[f64]) -> Values {
+    let named = scalars.iter().enumerate();
+    let mut values: Values =
+        named.map(|(i, &x)| (format!("step.{i}"), Tensor::new(DType::F32, [1], vec![DType::F32.round(x)]))).collect();
+    values.insert(SEED.into(), Tensor::scalar(DType::I64, number as f64));
+    values
+}
+
+/// Runs a program on the inputs that it has among `values`, in double precision; its outputs by what
+/// they are.
+///
+/// # Panics
+/// If an input is missing or an operation fails.
+pub fn run(graph: &Graph, values: &Values) -> HashMap<OutputKind, Tensor> {
+    let mut inputs = Values::new();
+    for (node, kind, name) in graph.inputs() {
+        let Op::Input { layout, .. } = &graph.node(node).op else { continue };
+        let value = values.get(name).unwrap_or_else(|| panic!("no {} {name:?}", kind.name()));
+        // A number may be given without extents.
+        let value = match kind {
+            InputKind::Scalar => Tensor { shape: layout.clone(), ..value.clone() },
+            _ => value.clone(),
+        };
+        inputs.insert(name.into(), value);
+    }
+    let outputs = interpret(graph, &inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"));
+    graph.outputs.iter().map(|o| o.kind.clone()).zip(outputs).collect()
+}
+
+/// Takes the next values of parameters and states.
+pub fn advance(values: &mut Values, outputs: &HashMap<OutputKind, Tensor>) {
+    for (kind, value) in outputs {
+        if let OutputKind::Update(name) = kind {
+            values.insert(name.clone(), value.clone());
+        }
+    }
+}
