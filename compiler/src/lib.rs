@@ -1,8 +1,25 @@
-//! tpc
+//! A sharding compiler for burn models: a model and a closure become one graph of the whole step, a plan
+//! says which weights are cut along which mesh axis, and the compiler places every other value, inserts
+//! the collectives and makes one program per rank.
+//!
+//! | question | file |
+//! |---|---|
+//! | how a burn module and a closure become a graph | [`capture`] |
+//! | how burn's operations become the IR's | [`import`] |
+//! | compile, launch, step | [`program`] |
+//! | model families and their files | [`models`] |
+//! | capture, load, initialize and save a model directory | [`pretrained`] |
+//! | the command line | [`command`] |
 
 pub mod capture;
+pub mod command;
 pub mod import;
 pub mod models;
 pub mod pretrained;
 pub mod program;
 pub use capture::scope::scope;
+
+pub use tpc_ir::program::RankProgram;
+pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
+pub use tpc_passes::styles::{Plan, Style};
+pub use tpc_runtime::{LaunchOptions, Session};

@@ -121,7 +121,7 @@ pub struct InferenceProgram {
 pub type Rename<'a> = &'a dyn Fn(&str) -> String;
 
 /// Renames the parameters of a captured program.
-fn renamed(captured: &Captured, rename: Rename) -> Captured {
+pub(crate) fn renamed(captured: &Captured, rename: Rename) -> Captured {
     use crate::capture::{InputKind as I, OutputKind as O};
     let mut c = captured.clone();
     for input in &mut c.inputs {

@@ -1,1 +1,1 @@
-//! tpc
+//! Programs to start from: `quickstart` shards a burn module, `train_text` is the main job.

@@ -17,6 +17,7 @@
 #![warn(missing_docs)]
 
 pub mod dtype;
+pub mod fold;
 pub mod graph;
 pub mod interpret;
 pub mod json;

@@ -14,9 +14,10 @@ use crate::cost::CostModel;
 use crate::rebuild::rebuild;
 use crate::redistribute::{reduced, redistribute, steps};
 use crate::rules::{place, rule, FactorKind, Rule};
+use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use tpc_ir::{AxisId, Graph, Mesh, Op, Origin, OutputKind, ReduceOp, Sharding, Type, Value};
+use tpc_ir::{AxisId, Graph, InputKind, Mesh, Op, Origin, OutputKind, ReduceOp, Sharding, Type, Value};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +35,9 @@ pub struct Annotations {
     pub mesh: Mesh,
     /// By input name.
     pub inputs: HashMap<String, Annotation>,
+    /// By node of the logical graph: where its result must lie on the axes that the annotation
+    /// names; on other axes it is free.
+    pub results: HashMap<NodeIndex, Annotation>,
 }
 
 /// Places every value of a logical graph.
@@ -52,7 +56,15 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
         let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
-        let wanted = strategy(&row, &types, &n.types[0], &new.mesh, cost);
+        // A style's parameter stays where it is: the other operands come to it.
+        let pinned: Vec<bool> = operands
+            .iter()
+            .map(|&v| match new.op(v) {
+                Op::Input { kind: InputKind::Parameter, name, .. } => annotations.inputs.contains_key(name),
+                _ => false,
+            })
+            .collect();
+        let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, cost);
         let shardings: Vec<Sharding> = row
             .operands
             .iter()
@@ -85,7 +97,13 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
             .map(|(r, ty)| {
                 let v = Value { node: id, result: r as u32 };
                 let origin = Origin { why: partial_reason(new, v), ..n.origin.clone() };
-                redistribute(new, v, &reduced(&ty.sharding), &origin)
+                match annotations.results.get(&node) {
+                    Some(a) => {
+                        let to = constrained(&reduced(&ty.sharding), &a.sharding);
+                        redistribute(new, v, &to, &Origin { why: a.why.clone(), ..origin })
+                    }
+                    None => redistribute(new, v, &reduced(&ty.sharding), &origin),
+                }
             })
             .collect()
     });
@@ -123,8 +141,26 @@ fn place_outputs(graph: &mut Graph) {
     }
 }
 
+/// A placement moved to where an annotation wants it on the annotation's axes.
+fn constrained(from: &Sharding, wanted: &Sharding) -> Sharding {
+    let axes = wanted.sharded_axes();
+    let mut to = from.clone();
+    for (dim, want) in to.dims.iter_mut().zip(&wanted.dims) {
+        dim.retain(|a| !axes.contains(*a));
+        dim.extend(want);
+    }
+    to
+}
+
 /// For every factor the axes that cut it.
-fn strategy(row: &Rule, operands: &[&Type], result: &Type, mesh: &Mesh, cost: &CostModel) -> Vec<Vec<AxisId>> {
+fn strategy(
+    row: &Rule,
+    operands: &[&Type],
+    pinned: &[bool],
+    result: &Type,
+    mesh: &Mesh,
+    cost: &CostModel,
+) -> Vec<Vec<AxisId>> {
     let mut chosen: Vec<Vec<AxisId>> = vec![Vec::new(); row.factors.len()];
     for axis in mesh.axis_ids() {
         let mut options: Vec<Option<usize>> = vec![None];
@@ -136,6 +172,13 @@ fn strategy(row: &Rule, operands: &[&Type], result: &Type, mesh: &Mesh, cost: &C
                     options.push(Some(f));
                 }
             }
+        }
+        let fixed = operands.iter().zip(&row.operands).zip(pinned).find_map(|((ty, dims), &pinned)| {
+            let d = ty.sharding.dim_of(axis).filter(|_| pinned)?;
+            options.contains(&Some(dims[d])).then_some(Some(dims[d]))
+        });
+        if let Some(fixed) = fixed {
+            options = vec![fixed];
         }
         // Ties go to the first sharded option: less compute.
         let best = options

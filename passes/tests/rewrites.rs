@@ -857,14 +857,18 @@ fn results_of_one_operation_stay_apart() {
     agrees(&graph, &integers(&graph, 1, 5), &every_rule(), 0.0).unwrap();
 }
 
-/// The optimized graph passes the checker, means what the graph means, and is the same every time.
+/// The optimized graph passes the checker, means what the graph means, costs no more, and is the
+/// same every time.
 fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f64) -> Result<(), String> {
-    let (optimized, _) = optimize(graph, options);
+    let (optimized, report) = optimize(graph, options);
     let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&optimized));
     match check(&optimized) {
         // An output that was partial stays so.
         Err(CheckError::Output { .. }) if check(graph).is_err() => {}
         checked => checked.map_err(|e| format!("{e}\n{}", shown()))?,
+    }
+    if report.after > report.before * (1.0 + 1e-9) {
+        return Err(format!("costs {} instead of {}: {}", report.after, report.before, shown()));
     }
     let again = text::print(&optimize(graph, options).0);
     if again != text::print(&optimized) {
@@ -895,7 +899,7 @@ fn annotations(graph: &Graph, mesh: &Mesh, choices: &[u16]) -> Annotations {
         }
         (name.to_string(), Annotation { sharding, why: "at random".into() })
     };
-    Annotations { mesh: mesh.clone(), inputs: graph.inputs().map(place).collect() }
+    Annotations { mesh: mesh.clone(), inputs: graph.inputs().map(place).collect(), ..Annotations::default() }
 }
 
 /// A perceptron with biases and its gradients, by hand.

@@ -289,7 +289,7 @@ impl<'a> Trial<'a> {
 /// Why a right placement need not be in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Excuse {
-    /// A dimension of size 1 is cut in name only: one rank holds all of it.
+    /// A dimension of size 1 or 0 is cut in name only: one rank holds all of it.
     SizeOne,
     /// A maximum passes everything that grows (or falls: it is then a minimum). The table has the
     /// increasing functions of one operand; no program has a maximum before the others.
@@ -571,6 +571,23 @@ fn reshapes() {
         case(&[5, 1], &[5]),
         case(&[3, 1, 2], &[1, 3, 2]),
     ], &[Excuse::SizeOne, Excuse::Major]);
+}
+
+/// Values without elements, and sums of nothing.
+#[test]
+fn empty_dimensions() {
+    let sum = |op: ReduceOp| move |subs: Subscripts| Op::Reduce { op, subs };
+    let take = Op::Take;
+    let cases = [
+        map_case(MapFn::Add, "a,a->a", &[0], DType::F64),
+        map_case(MapFn::Mul, "ab,b->ab", &[3, 0], DType::F64),
+        Case::letters(|subs| Op::Einsum { subs }, "ab,bc->ac", &[3, 0, 2], &[F, F], DType::F64),
+        Case::letters(sum(ReduceOp::Sum), "ab->a", &[3, 0], &[F], DType::F64),
+        Case::letters(sum(ReduceOp::Max), "ab->a", &[3, 0], &[F], DType::F64),
+        Case::new(take, &[float(&[0, 3]), (DType::I64, &[2], Values::Rows(0))], &[(DType::F64, &[2, 3])]),
+        Case::new(Op::Reshape, &[float(&[0, 3])], &[(DType::F64, &[3, 0])]),
+    ];
+    validate_all(cases, &[Excuse::SizeOne]);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Shared machinery of the tests: random inputs for a graph, and equality of stages.
 
 pub mod captured;
+pub mod eager;
+pub mod training;
 
 use std::collections::HashMap;
 use tpc_ir::interpret::{interpret, simulate, Options, Tensor};

@@ -128,6 +128,14 @@ macro_rules! conformance {
             }
 
             #[test]
+            fn tp_sp() {
+                for mesh in ["tp=2", "tp=4"] {
+                    super::trains_as_expected($model, "tp-sp", mesh);
+                }
+                super::trains_as_expected($model, "tp-sp-ddp", "dp=2,tp=2");
+            }
+
+            #[test]
             fn ddp() {
                 for mesh in ["dp=2", "dp=4"] {
                     super::trains_as_expected($model, "ddp", mesh);

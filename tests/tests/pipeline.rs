@@ -117,4 +117,6 @@ fn a_llama_means_the_same_at_every_stage() {
         .with("model.embed_tokens", Style::Rowwise)
         .with("lm_head", Style::Colwise);
     stages(&step.steady, &["tp=2", "tp=4"], &plan);
+    println!("SEQUENCE");
+    stages(&step.steady, &["tp=2"], &Plan::built_in("tp-sp").unwrap());
 }

@@ -18,7 +18,8 @@ use crate::cost::CostModel;
 use egg::{EGraph, Id, Runner, SimpleScheduler};
 use extract::extract;
 use rules::{all_rules, RuleInfo};
-use std::collections::{BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::time::Duration;
 use term::{Key, Term, Typing};
 use tpc_ir::{DType, Graph, Origin, Output, Type, Value};
@@ -40,7 +41,7 @@ impl Default for SearchOptions {
     fn default() -> Self {
         // Rule 1 multiplies the search by every dimension that could be scattered. It only pays when
         // a whole residual stream follows, which one change at a time does not find: off for now.
-        SearchOptions { disabled: BTreeSet::from([1]), node_limit: 60_000, rounds: 8, cost: CostModel::default() }
+        SearchOptions { disabled: BTreeSet::from([1]), node_limit: 1_000_000, rounds: 8, cost: CostModel::default() }
     }
 }
 
@@ -93,11 +94,9 @@ pub fn saturate(graph: &Graph, options: &SearchOptions) -> Saturated {
         .with_scheduler(SimpleScheduler)
         .with_node_limit(options.node_limit)
         .with_iter_limit(options.rounds)
-        .with_time_limit(Duration::from_secs(60))
+        // The same program on every machine: no clock decides.
+        .with_time_limit(Duration::MAX)
         .run(&rewrites);
-    if std::env::var_os("TPC_SEARCH").is_some() {
-        eprintln!("{}", runner.report());
-    }
     let egraph = runner.egraph;
     class_of.values_mut().for_each(|id| *id = egraph.find(*id));
     let mut first: HashMap<Id, Term> = HashMap::new();
@@ -132,6 +131,47 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
     (optimized, report)
 }
 
+/// The terms in the order of the program that came in: what the search made stands right behind its
+/// last operand.
+fn in_program_order(
+    old: &Graph,
+    egraph: &EGraph<Term, Typing>,
+    order: &[(Id, Term)],
+    class_of: &HashMap<Value, Id>,
+) -> Vec<(Id, Term)> {
+    let mut earliest: HashMap<Id, usize> = HashMap::new();
+    for node in old.nodes() {
+        for result in 0..old.node(node).types.len() as u32 {
+            let id = egraph.find(class_of[&Value { node, result }]);
+            earliest.entry(id).or_insert(node.index());
+        }
+    }
+    let index: HashMap<Id, usize> = order.iter().enumerate().map(|(i, (id, _))| (*id, i)).collect();
+    let mut key: Vec<(usize, usize)> = Vec::new();
+    let mut users: Vec<Vec<usize>> = vec![Vec::new(); order.len()];
+    let mut missing: Vec<usize> = vec![0; order.len()];
+    for (i, (id, term)) in order.iter().enumerate() {
+        let below: Vec<usize> = term.children.iter().map(|c| index[&egraph.find(*c)]).collect();
+        let made = below.iter().map(|&b| key[b].0).max().unwrap_or(0);
+        key.push((earliest.get(id).copied().unwrap_or(made), i));
+        missing[i] = below.len();
+        below.into_iter().for_each(|b| users[b].push(i));
+    }
+    let mut ready: BinaryHeap<Reverse<(usize, usize)>> =
+        (0..order.len()).filter(|&i| missing[i] == 0).map(|i| Reverse(key[i])).collect();
+    let mut sorted = Vec::new();
+    while let Some(Reverse((_, i))) = ready.pop() {
+        sorted.push(order[i].clone());
+        for &u in &users[i] {
+            missing[u] -= 1;
+            if missing[u] == 0 {
+                ready.push(Reverse(key[u]));
+            }
+        }
+    }
+    sorted
+}
+
 /// The chosen terms as a graph again.
 fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], class_of: &HashMap<Value, Id>) -> Graph {
     let mut new = Graph::new(old.mesh.clone());
@@ -143,7 +183,7 @@ fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], cla
         value_of.insert(egraph.find(class_of[&node.into()]), value);
     }
     let mut pairs: HashMap<(tpc_ir::Op, Vec<usize>, Vec<Value>), petgraph::graph::NodeIndex> = HashMap::new();
-    for (id, term) in order {
+    for (id, term) in &in_program_order(old, egraph, order, class_of) {
         if value_of.contains_key(id) {
             continue;
         }

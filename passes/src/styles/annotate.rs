@@ -85,6 +85,7 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     let ways = ways(graph, plan, &all)?;
     let mut inputs: HashMap<String, Annotation> = HashMap::new();
     let mut fine = mesh.clone();
+    let mut results = HashMap::new();
     if let Some(axis) = axis {
         let groups: Vec<(NodeIndex, Vec<usize>)> =
             ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
@@ -94,6 +95,8 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
             fine = refined;
         }
         let name = mesh.name(axis);
+        let parts = fine.parts(name);
+        results = sequence_results(graph, plan, &all, &ways, cuts.indices(), &parts);
         for (parameter, (way, entry)) in &ways {
             let weight = &all[parameter];
             let sharding = cut(graph, weight, *way, &cuts, &fine, name);
@@ -113,7 +116,7 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
             }
         }
     }
-    Ok(Annotations { mesh: fine, inputs })
+    Ok(Annotations { mesh: fine, inputs, results })
 }
 
 fn find_axis(mesh: &Mesh, name: &str) -> Result<AxisId, StyleError> {
@@ -153,17 +156,20 @@ fn ways(graph: &Graph, plan: &Plan, all: &BTreeMap<String, Weight>) -> Result<Wa
             return Err(StyleError::NoModule { path: pattern.clone(), nearest });
         }
         for module in matched {
+            if matches!(style, Style::Sequence { .. }) && all.values().any(|w| vector_of(w, module)) {
+                continue;
+            }
             let mut found = claims(graph, module, style, all).into_iter().peekable();
             if found.peek().is_none() {
-                let (style, accepts) = match style {
-                    Style::Colwise => ("ColwiseParallel", "a linear, an embedding or a convolution"),
-                    Style::Rowwise => ("RowwiseParallel", "a linear, an embedding or a convolution"),
-                    Style::Pairwise => ("PairwiseParallel", "pairs of linears that follow each other"),
-                    Style::WholeModel => ("the built-in plan `tp`", "linears and embeddings"),
+                let accepts = match style {
+                    Style::Colwise | Style::Rowwise => "a linear, an embedding or a convolution",
+                    Style::Pairwise | Style::PairwiseSequence { .. } => "pairs of linears that follow each other",
+                    Style::Sequence { .. } => "norms and other modules of vectors",
+                    Style::WholeModel { .. } => "linears and embeddings",
                 };
                 return Err(StyleError::Nothing {
                     path: pattern.clone(),
-                    style: style.into(),
+                    style: style.name().into(),
                     module: module.clone(),
                     accepts,
                 });
@@ -180,6 +186,64 @@ fn ways(graph: &Graph, plan: &Plan, all: &BTreeMap<String, Weight>) -> Result<Wa
         }
     }
     Ok(claimed)
+}
+
+/// Whether a weight is a vector of the module, a norm's gain for example.
+fn vector_of(weight: &Weight, module: &str) -> bool {
+    weight.role == Role::Vector && module_of(&weight.name) == module
+}
+
+/// The results that sequence styles shard along the sequence: what row-wise products and look-ups of
+/// their pairs give, and what norms give.
+fn sequence_results(
+    graph: &Graph,
+    plan: &Plan,
+    all: &BTreeMap<String, Weight>,
+    ways: &Ways,
+    indices: &Indices,
+    axes: &[AxisId],
+) -> HashMap<NodeIndex, Annotation> {
+    let modules = paths(graph);
+    let mut results = HashMap::new();
+    for (pattern, style) in &plan.styles {
+        let Some(dim) = style.sequence_dim() else { continue };
+        let why: Arc<str> = format!("plan \"{pattern}\": sharded along the sequence").into();
+        let data = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Data);
+        let sequence: Vec<usize> = data.filter_map(|(n, _, _)| layout_index(graph, n, dim, indices)).collect();
+        let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
+        for weight in all.values() {
+            let entry: Arc<str> = format!("plan \"{pattern}\"").into();
+            let rows = ways.get(&weight.name).is_some_and(|w| w.0 == Way::Rows && w.1 == entry);
+            let norm = matches!(style, Style::Sequence { .. }) && matched.iter().any(|m| vector_of(weight, m));
+            let ty = &graph.node(weight.user).types[0];
+            let at = (0..ty.rank()).find(|&d| sequence.contains(&indices.of_dim(weight.user, d)));
+            if let (true, Some(at)) = (rows || norm, at) {
+                let mut sharding = Sharding::replicated(ty.rank());
+                sharding.dims[at].extend(axes);
+                results.insert(weight.user, Annotation { sharding, why: why.clone() });
+            }
+        }
+    }
+    results
+}
+
+/// The index of a dimension as the model counts it; extents of 1 have none.
+fn layout_index(graph: &Graph, input: NodeIndex, dim: usize, indices: &Indices) -> Option<usize> {
+    let tpc_ir::Op::Input { layout, .. } = &graph.node(input).op else { return None };
+    let shape = &graph.node(input).types[0].shape;
+    let (mut at, mut d) = (0, 0);
+    while d < layout.len() {
+        let (start, mut extent) = (at, 1);
+        while extent < layout[d] {
+            extent *= shape.get(at)?;
+            at += 1;
+        }
+        if d == dim {
+            return (at > start).then(|| indices.of_dim(input, start));
+        }
+        d += 1;
+    }
+    None
 }
 
 /// The parameters of a module that a style cuts.
@@ -200,7 +264,8 @@ fn claims(graph: &Graph, module: &str, style: &Style, all: &BTreeMap<String, Wei
     match style {
         Style::Colwise => direct(Way::Columns),
         Style::Rowwise => direct(Way::Rows),
-        Style::WholeModel => {
+        Style::Sequence { .. } => Vec::new(),
+        Style::WholeModel { .. } => {
             let mut found = claims(graph, "", &Style::Pairwise, all);
             let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear).collect();
             let levelled = levels(graph, &linears);
@@ -212,7 +277,7 @@ fn claims(graph: &Graph, module: &str, style: &Style, all: &BTreeMap<String, Wei
             found.extend(table.map(|w| (w.name.clone(), Way::Rows)));
             found
         }
-        Style::Pairwise => {
+        Style::Pairwise | Style::PairwiseSequence { .. } => {
             let below = |name: &str| module.is_empty() || name.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
             let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear && below(&w.name)).collect();
             let levelled = levels(graph, &linears);

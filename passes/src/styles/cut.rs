@@ -73,7 +73,8 @@ impl Indices {
         Indices { first, root, uncuttable }
     }
 
-    fn of_dim(&self, node: NodeIndex, dim: usize) -> Index {
+    /// The index of a dimension of a node's first result.
+    pub fn of_dim(&self, node: NodeIndex, dim: usize) -> Index {
         self.root[self.first[&node.into()] + dim]
     }
 }
@@ -130,6 +131,11 @@ impl<'a> Cuts<'a> {
             [(g, _), ..] => vec![(*g, vec![Part::Whole])],
         };
         self.decided.extend(chosen);
+    }
+
+    /// The program's indices.
+    pub fn indices(&self) -> &Indices {
+        self.indices
     }
 
     /// The parts of the axis that cut a dimension.

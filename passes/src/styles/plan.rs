@@ -11,9 +11,48 @@ pub enum Style {
     Rowwise,
     /// The linears of the subtree alternate column- and row-wise in the order data meets them.
     Pairwise,
-    /// What the built-in plan `tp` says of a whole model: pairwise linears, a last one without a
-    /// partner column-wise (its logits stay sharded), and the largest embedding by rows.
-    WholeModel,
+    /// The same, and the activations between pairs are sharded along the sequence: the last row-wise
+    /// product of a pair is reduce-scattered, the next column-wise one gathers.
+    PairwiseSequence {
+        /// Which dimension of the program's data inputs is the sequence.
+        sequence_dim: usize,
+    },
+    /// A norm (or any module of vectors) runs on a shard of the sequence; its parameters are
+    /// replicated.
+    Sequence {
+        /// Which dimension of the program's data inputs is the sequence.
+        sequence_dim: usize,
+    },
+    /// What the built-in plans `tp` and `tp-sp` say of a whole model: pairwise linears, a last one
+    /// without a partner column-wise (its logits stay sharded), and the largest embedding by rows.
+    WholeModel {
+        /// With a sequence dimension of the data inputs, activations between pairs are sharded along
+        /// it.
+        sequence_dim: Option<usize>,
+    },
+}
+
+impl Style {
+    /// PyTorch's name of the style.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Style::Colwise => "ColwiseParallel",
+            Style::Rowwise => "RowwiseParallel",
+            Style::Pairwise => "PairwiseParallel",
+            Style::PairwiseSequence { .. } => "PairwiseSequenceParallel",
+            Style::Sequence { .. } => "SequenceParallel",
+            Style::WholeModel { .. } => "the built-in plan",
+        }
+    }
+
+    /// The sequence dimension along which the style shards activations.
+    pub fn sequence_dim(&self) -> Option<usize> {
+        match self {
+            Style::PairwiseSequence { sequence_dim } | Style::Sequence { sequence_dim } => Some(*sequence_dim),
+            Style::WholeModel { sequence_dim } => *sequence_dim,
+            _ => None,
+        }
+    }
 }
 
 /// What the data axis does.
@@ -54,7 +93,7 @@ pub enum PlanError {
         known: &'static str,
     },
     /// A style that does not exist.
-    #[error("plan entry `{path}` names the style `{style}`, which does not exist: use ColwiseParallel, RowwiseParallel or PairwiseParallel")]
+    #[error("plan entry `{path}` names the style `{style}`, which does not exist: use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel")]
     Style {
         /// The plan entry.
         path: String,
@@ -72,7 +111,7 @@ pub enum PlanError {
         found: String,
     },
     /// No built-in plan of that name.
-    #[error("there is no built-in plan `{0}` and no such file: built in are none, tp, ddp and tp-ddp")]
+    #[error("there is no built-in plan `{0}` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp")]
     BuiltIn(String),
 }
 
@@ -82,17 +121,21 @@ impl Plan {
         Plan::default()
     }
 
-    /// The built-in plan of that name: `none`, `tp`, `ddp`, or `tp-ddp` for both on two axes.
+    /// The built-in plan of that name: `none`, `tp`, `tp-sp` (with sequence parallelism), `ddp`, and
+    /// `tp-ddp` and `tp-sp-ddp` for both on two axes.
     ///
     /// # Errors
     /// No plan has the name.
     pub fn built_in(name: &str) -> Result<Self, PlanError> {
-        let tp = || Plan::new().with("", Style::WholeModel).along("tp");
+        let whole = |sequence_dim| Plan::new().with("", Style::WholeModel { sequence_dim }).along("tp");
+        let tp = || whole(None);
         match name {
             "none" => Ok(Plan { allow_unused_axes: true, ..Plan::new() }),
             "tp" => Ok(tp()),
             "ddp" => Ok(Plan::new().ddp("dp")),
+            "tp-sp" => Ok(whole(Some(1))),
             "tp-ddp" => Ok(tp().ddp("dp")),
+            "tp-sp-ddp" => Ok(whole(Some(1)).ddp("dp")),
             other => Err(PlanError::BuiltIn(other.into())),
         }
     }
@@ -154,16 +197,15 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
         let path = if prefix.is_empty() { path.clone() } else { format!("{prefix}.{path}") };
         match value {
             Json::String(name) => {
-                let style = named(name).ok_or_else(|| PlanError::Style { path: path.clone(), style: name.clone() })?;
+                let style = named(name, &serde_json::Map::new(), &path)?;
+                let style = style.ok_or_else(|| PlanError::Style { path: path.clone(), style: name.clone() })?;
                 plan.styles.push((path, style));
             }
             Json::Object(map) => match map.iter().next() {
-                Some((name, Json::Object(options))) if map.len() == 1 && named(name).is_some() => {
-                    if let Some(key) = options.keys().next() {
-                        return Err(PlanError::Key { key: key.clone(), place: format!("`{path}`"), known: "none" });
-                    }
-                    plan.styles.extend(named(name).map(|s| (path, s)));
-                }
+                Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
+                    Some(style) => plan.styles.push((path, style)),
+                    None => styles(plan, &path, value)?,
+                },
                 _ => styles(plan, &path, value)?,
             },
             other => {
@@ -174,13 +216,33 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
     Ok(())
 }
 
-fn named(name: &str) -> Option<Style> {
-    match name {
-        "ColwiseParallel" => Some(Style::Colwise),
-        "RowwiseParallel" => Some(Style::Rowwise),
-        "PairwiseParallel" => Some(Style::Pairwise),
-        _ => None,
+/// The style of that name with its options; `None` if there is no such style.
+fn named(name: &str, options: &serde_json::Map<String, Json>, path: &str) -> Result<Option<Style>, PlanError> {
+    let sequence = matches!(name, "PairwiseSequenceParallel" | "SequenceParallel");
+    let known: &'static str = if sequence { "sequence_dim" } else { "none" };
+    let style = match name {
+        "ColwiseParallel" => Style::Colwise,
+        "RowwiseParallel" => Style::Rowwise,
+        "PairwiseParallel" => Style::Pairwise,
+        // The page's default is the first dimension; today's SequenceParallel has the second.
+        "PairwiseSequenceParallel" => Style::PairwiseSequence { sequence_dim: dimension(options, 0)? },
+        "SequenceParallel" => Style::Sequence { sequence_dim: dimension(options, 1)? },
+        _ => return Ok(None),
+    };
+    match options.keys().find(|k| !sequence || *k != "sequence_dim") {
+        Some(key) => Err(PlanError::Key { key: key.clone(), place: format!("`{path}`"), known }),
+        None => Ok(Some(style)),
     }
+}
+
+fn dimension(options: &serde_json::Map<String, Json>, default: usize) -> Result<usize, PlanError> {
+    let Some(value) = options.get("sequence_dim") else { return Ok(default) };
+    let dim = value.as_u64().map(|d| d as usize);
+    dim.ok_or_else(|| PlanError::Kind {
+        key: "sequence_dim".into(),
+        expected: "a dimension number",
+        found: value.to_string(),
+    })
 }
 
 fn data(json: &Json) -> Result<(DataMode, String), PlanError> {

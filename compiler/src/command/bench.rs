@@ -1,0 +1,204 @@
+//! `tpc bench`: the comparisons' models, measured.
+
+use super::subject::{Optimizer, Step, Subject, initial};
+use super::{Failure, Outcome, Placement, Terminal};
+use crate::capture::Init;
+use crate::pretrained::initialise;
+use crate::program::{InferenceProgram, TrainingSession, compile_inference, compile_training};
+use clap::{Args, ValueEnum};
+use serde_json::{Value as Json, json};
+use std::collections::HashMap;
+use std::time::Instant;
+use tpc_ir::op::Distribution;
+use tpc_ir::program::InputBinding;
+use tpc_ir::random::{element, philox};
+use tpc_ir::{DType, InputKind, Scalar};
+use tpc_runtime::{LaunchOptions, Session};
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// The forward pass
+    Fwd,
+    /// A training step: of mlp forward and backward with the input's gradient, else a full step with AdamW
+    Train,
+}
+
+/// Measure a model of the comparisons.
+#[derive(Debug, Args)]
+pub struct Bench {
+    /// mlp, llama, or another preset of dump-ir
+    #[arg(long)]
+    preset: String,
+    #[command(flatten)]
+    placement: Placement,
+    /// What is measured
+    #[arg(long, value_enum, default_value = "train")]
+    mode: Mode,
+    /// Steps that are measured, after two that are not
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    iters: u32,
+    /// Sequences in a batch [default: 4]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Tokens in a sequence [default: 256]
+    #[arg(long)]
+    seq: Option<usize>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Steps before the measurement; the first of them is another program.
+const WARM_UP: u32 = 2;
+
+/// A program that can be stepped.
+enum Running {
+    Training(Box<TrainingSession>),
+    Inference(Box<Session>),
+}
+
+impl Running {
+    fn session(&mut self) -> &mut Session {
+        match self {
+            Running::Training(training) => training.session(),
+            Running::Inference(session) => session,
+        }
+    }
+
+    fn step(&mut self) -> Outcome {
+        match self {
+            Running::Training(training) => training.step(3e-4).map(drop)?,
+            Running::Inference(session) => session.step().map(drop)?,
+        }
+        Ok(())
+    }
+}
+
+impl Bench {
+    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+        let subject = Subject::preset(&self.preset, self.batch, self.seq)?;
+        let mut running = self.launch(&subject)?;
+        let mut milliseconds = Vec::new();
+        for i in 0..WARM_UP + self.iters {
+            if i == WARM_UP {
+                running.session().reset_counters();
+            }
+            let start = Instant::now();
+            running.step()?;
+            if i >= WARM_UP {
+                milliseconds.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let row = self.row(&subject, milliseconds, running.session());
+        terminal.print(if self.json { format!("{row}\n") } else { table(&row) })
+    }
+
+    fn launch(&self, subject: &Subject) -> Outcome<Running> {
+        let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
+        // The gradients of the MLP's step are its results.
+        let options = self.placement.options(matches!(subject, Subject::Mlp(_)))?;
+        let rename = subject.rename();
+        let step = match self.mode {
+            Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),
+            Mode::Train => subject.step(&Optimizer::compared())?,
+        };
+        let (mut running, init) = match step {
+            Step::Training(capture) => {
+                let program = compile_training(*capture, &mesh, &plan, &options, &rename)?;
+                let init = program.init.clone();
+                (Running::Training(Box::new(program.launch(LaunchOptions::default())?)), init)
+            }
+            Step::Backward(captured) => {
+                let init = initial(&captured, &rename);
+                let program: InferenceProgram = compile_inference(&captured, &mesh, &plan, &options, &rename)?;
+                (Running::Inference(Box::new(program.launch(LaunchOptions::default())?)), init)
+            }
+        };
+        fill(running.session(), &init, subject)?;
+        Ok(running)
+    }
+
+    fn row(&self, subject: &Subject, mut milliseconds: Vec<f64>, session: &Session) -> Json {
+        milliseconds.sort_by(f64::total_cmp);
+        let n = milliseconds.len();
+        let median = (milliseconds[(n - 1) / 2] + milliseconds[n / 2]) / 2.0;
+        let steps = f64::from(self.iters);
+        let collectives = session.collectives(0).into_iter().map(|c| {
+            json!({
+                "kind": c.name, "axes": &*c.axes, "phase": c.phase.name(), "dtype": c.dtype.to_string(),
+                "full_bytes": c.full_bytes, "ranks": c.group, "count": c.count / u64::from(self.iters),
+                "wire_bytes": c.wire_bytes / steps, "ms": round(c.seconds * 1e3 / steps),
+            })
+        });
+        let wire = (0..session.ranks()).map(|r| session.wire_bytes(r) / steps).fold(0.0, f64::max);
+        json!({
+            "bench": "tpc", "model": self.preset, "plan": self.placement.plan, "mesh": self.placement.mesh,
+            "ranks": session.ranks(), "mode": if self.mode == Mode::Fwd { "fwd" } else { "train" },
+            "iters": self.iters, "median_ms": round(median), "min_ms": round(milliseconds[0]),
+            "tokens_per_s": round(subject.tokens() as f64 / median * 1e3),
+            "collectives": collectives.collect::<Vec<_>>(),
+            "wire_bytes": wire,
+            "peak_bytes_per_rank": (0..session.ranks()).map(|r| session.allocated_bytes(r)).max(),
+        })
+    }
+}
+
+/// To microseconds.
+fn round(x: f64) -> f64 {
+    (x * 1e3).round() / 1e3
+}
+
+/// The row for people.
+fn table(row: &Json) -> String {
+    let text = |key: &str| row[key].as_str().map_or_else(|| row[key].to_string(), str::to_string);
+    let mut out = format!(
+        "{} {} on {} rank(s), plan {}: median {} ms, min {} ms, {} tokens/s\nper rank: {} bytes of memory, {} bytes sent in a step\n",
+        text("model"),
+        text("mode"),
+        text("ranks"),
+        text("plan"),
+        text("median_ms"),
+        text("min_ms"),
+        text("tokens_per_s"),
+        text("peak_bytes_per_rank"),
+        text("wire_bytes"),
+    );
+    for c in row["collectives"].as_array().into_iter().flatten() {
+        let (kind, axes, phase) = (&c["kind"], &c["axes"], &c["phase"]);
+        let line = format!("{} x {kind} {axes} {phase} of {} bytes, {} ms\n", c["count"], c["full_bytes"], c["ms"]);
+        out.push_str(&line.replace('"', ""));
+    }
+    out
+}
+
+/// Gives parameters their initial values and inputs random ones.
+fn fill(session: &mut Session, init: &HashMap<String, Init>, subject: &Subject) -> Outcome {
+    initialise(session, init, 0)?;
+    let vocab = match subject {
+        Subject::Tokens(config, _) => config.vocab_size(),
+        Subject::Mlp(_) => 1,
+    };
+    let data = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Data).cloned();
+    for (stream, input) in data.collect::<Vec<_>>().into_iter().enumerate() {
+        let values = random(&input, vocab, stream as u64);
+        session.write_f64(&input.name, &values).map_err(Failure::new)?;
+    }
+    Ok(())
+}
+
+/// Random elements of an input: numbers around 0, tokens, or ones for a mask.
+fn random(input: &InputBinding, vocab: usize, stream: u64) -> Vec<f64> {
+    let count: usize = input.binding.global.iter().product();
+    let normal = Distribution::Normal(Scalar::float(0.0), Scalar::float(1.0));
+    let draw = |i: usize| {
+        let words = philox(1, stream, i as u64);
+        match (input.binding.view.dtype, input.name.as_str()) {
+            (DType::F32, _) => element(normal, words),
+            (_, "attention_mask") => 1.0,
+            (_, "token_type_ids") => 0.0,
+            _ => f64::from(words[0] % vocab as u32),
+        }
+    };
+    (0..count).map(draw).collect()
+}

@@ -1,0 +1,223 @@
+//! The `tpc` command: its arguments, its errors, and what its subcommands share.
+//!
+//! | question | file |
+//! |---|---|
+//! | which model a command is about, and how it is captured | [`subject`] |
+//! | batches from files and texts, files that are written whole or not at all | [`data`] |
+//! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
+//! | a forward pass from files to a file | [`run`](mod@run) |
+//! | training steps | [`train`] |
+//! | the comparisons' measurements | [`bench`] |
+
+pub mod bench;
+pub mod data;
+pub mod dump_ir;
+pub mod report;
+pub mod run;
+pub mod subject;
+pub mod train;
+
+use crate::program::CompileOptions;
+use clap::{Args, Parser, Subcommand};
+use std::any::Any;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use tpc_ir::Mesh;
+use tpc_ir::mesh::MeshError;
+use tpc_passes::egraph::SearchOptions;
+use tpc_passes::egraph::rules::all_rules;
+use tpc_passes::styles::Plan;
+use tpc_runtime::session::MAX_RANKS;
+
+/// Shards burn models over a mesh: shows what the compiler makes of them, runs and trains them.
+#[derive(Debug, Parser)]
+#[command(name = "tpc", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    DumpIr(dump_ir::DumpIr),
+    Run(run::Run),
+    Train(train::Train),
+    Bench(bench::Bench),
+}
+
+/// Why a command ends early.
+#[derive(Debug)]
+pub enum Failure {
+    /// What to tell the user.
+    Message(String),
+    /// Whoever reads the output has gone: nothing is wrong.
+    Closed,
+}
+
+impl Failure {
+    /// A failure with this text.
+    pub fn new(message: impl Display) -> Self {
+        Failure::Message(message.to_string())
+    }
+
+    /// A failure that concerns a file.
+    pub fn at(file: &Path, problem: impl Display) -> Self {
+        Failure::Message(format!("{}: {problem}", file.display()))
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::new(error)
+    }
+}
+
+/// What a subcommand gives.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+/// Where a command writes what it was asked for.
+pub struct Terminal<'a> {
+    out: &'a mut dyn Write,
+}
+
+impl Terminal<'_> {
+    /// Writes text to the standard output.
+    ///
+    /// # Errors
+    /// An output that does not take it.
+    pub fn print(&mut self, text: impl Display) -> Outcome {
+        let written = self.out.write_all(text.to_string().as_bytes()).and_then(|()| self.out.flush());
+        written.map_err(|e| match e.kind() {
+            ErrorKind::BrokenPipe => Failure::Closed,
+            _ => Failure::new(format!("the standard output: {e}")),
+        })
+    }
+}
+
+/// Runs a command line, program name first, and gives the exit code: 0, 1 for a failure, 2 for
+/// arguments that make no command.
+pub fn run<I, T>(arguments: I, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = error.render().to_string();
+            let is_error = error.use_stderr();
+            // Nobody is left to be told that this cannot be written.
+            let _ = if is_error { stderr.write_all(text.as_bytes()) } else { stdout.write_all(text.as_bytes()) };
+            return if is_error { 2 } else { 0 };
+        }
+    };
+    let mut terminal = Terminal { out: stdout };
+    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &mut terminal)));
+    match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
+        Ok(()) | Err(Failure::Closed) => 0,
+        Err(Failure::Message(message)) => {
+            let _ = writeln!(stderr, "error: {message}");
+            1
+        }
+    }
+}
+
+fn execute(command: &Command, terminal: &mut Terminal) -> Outcome {
+    match command {
+        Command::DumpIr(arguments) => arguments.execute(terminal),
+        Command::Run(arguments) => arguments.execute(terminal),
+        Command::Train(arguments) => arguments.execute(terminal),
+        Command::Bench(arguments) => arguments.execute(terminal),
+    }
+}
+
+/// Where the latest panic of the process happened; only known after [`quiet_panics`].
+static PANICKED_AT: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps panics from printing: every one of them becomes an error that the command reports itself.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string);
+        *PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }));
+}
+
+fn internal(panic: &(dyn Any + Send)) -> Failure {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let place = PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let place = place.map(|p| format!(" (at {p})")).unwrap_or_default();
+    Failure::new(format!("internal error: {}{place}; please report it", text.unwrap_or("no message")))
+}
+
+/// Onto which mesh a program is compiled, and how.
+#[derive(Debug, Args)]
+pub struct Placement {
+    /// Built-in plan (none, tp, tp-sp, ddp, tp-ddp, tp-sp-ddp) or JSON file
+    #[arg(long, default_value = "none")]
+    pub plan: String,
+    /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub mesh: String,
+    /// Switch off a rewrite rule (a number of RULES.md section 3); may be repeated
+    #[arg(long, value_name = "N")]
+    pub disable_rule: Vec<u32>,
+}
+
+impl Placement {
+    /// The mesh.
+    ///
+    /// # Errors
+    /// A text that is no mesh, or more ranks than one process runs.
+    pub fn mesh(&self) -> Outcome<Mesh> {
+        let mesh = Mesh::parse(&self.mesh)?;
+        if mesh.ranks() > MAX_RANKS {
+            return Err(MeshError::TooLarge(mesh.ranks(), MAX_RANKS).into());
+        }
+        Ok(mesh)
+    }
+
+    /// The plan.
+    ///
+    /// # Errors
+    /// A name that is neither built in nor a file, a file that is no plan.
+    pub fn plan(&self) -> Outcome<Plan> {
+        let unknown = match Plan::built_in(&self.plan) {
+            Ok(plan) => return Ok(plan),
+            Err(unknown) => unknown,
+        };
+        let file = Path::new(&self.plan);
+        match std::fs::read_to_string(file) {
+            Ok(text) => Plan::from_json(&text).map_err(|e| Failure::at(file, e)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown.into()),
+            Err(e) => Err(Failure::at(file, e)),
+        }
+    }
+
+    /// The search's options.
+    ///
+    /// # Errors
+    /// A rule that does not exist.
+    pub fn search(&self) -> Outcome<SearchOptions> {
+        let mut search = SearchOptions::default();
+        for number in &self.disable_rule {
+            if !all_rules().iter().any(|rule| rule.number == *number) {
+                let known: Vec<String> = all_rules().iter().map(|rule| rule.number.to_string()).collect();
+                return Err(Failure::new(format!("there is no rule {number} to disable; there are {}", known.join(", "))));
+            }
+            search.disabled.insert(*number);
+        }
+        Ok(search)
+    }
+
+    /// What the compiler needs to know; `gradients` keeps them as outputs.
+    ///
+    /// # Errors
+    /// As [`Placement::search`].
+    pub fn options(&self, gradients: bool) -> Outcome<CompileOptions> {
+        Ok(CompileOptions { search: self.search()?, gradients })
+    }
+}

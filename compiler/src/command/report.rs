@@ -1,0 +1,222 @@
+//! What a compiled program costs, as JSON, and what one rank of it sees, as text.
+
+use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use tpc_ir::program::{RankProgram, wire_bytes};
+use tpc_ir::sharding::chunk;
+use tpc_ir::text::{is_inline, number, operation, value_text};
+use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Node, Op, Subscripts, Type};
+
+/// Collectives that are alike, and how many of them a step executes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collectives {
+    /// The mnemonic, `all_reduce` for example.
+    pub kind: String,
+    /// The axes, `tp` or `dp,tp`.
+    pub axes: String,
+    /// Part of the step.
+    pub phase: &'static str,
+    /// The dimension that is gathered or scattered; of an all-to-all the one that is joined.
+    pub dim: Option<usize>,
+    /// Of an all-to-all the dimension that is cut.
+    pub to_dim: Option<usize>,
+    /// Element type.
+    pub dtype: String,
+    /// Bytes of the whole value.
+    pub full_bytes: usize,
+    /// Ranks of the group.
+    pub ranks: usize,
+    /// How many there are.
+    pub count: usize,
+    /// Why they exist.
+    pub why: String,
+}
+
+impl Collectives {
+    /// Bytes that a rank sends for all of them under the ring algorithm.
+    pub fn wire_bytes(&self) -> f64 {
+        wire_bytes(&self.kind, self.full_bytes, self.ranks) * self.count as f64
+    }
+
+    fn json(&self) -> Json {
+        let mut row = json!({
+            "kind": self.kind, "axes": self.axes, "phase": self.phase, "dim": self.dim, "dtype": self.dtype,
+            "full_bytes": self.full_bytes, "ranks": self.ranks, "count": self.count,
+            "wire_bytes": self.wire_bytes(), "why": self.why,
+        });
+        if let Some(to) = self.to_dim {
+            row["to_dim"] = json!(to);
+        }
+        row
+    }
+}
+
+/// The collectives of a placed graph, in program order; those that differ in nothing are one.
+pub fn collectives(placed: &Graph) -> Vec<Collectives> {
+    let mut found: Vec<Collectives> = Vec::new();
+    for node in placed.nodes().filter(|&n| placed.node(n).op.is_collective()) {
+        let one = collective(placed.node(node), placed.ty(placed.operands(node)[0]), &placed.mesh);
+        match found.iter_mut().find(|c| Collectives { count: 1, ..(*c).clone() } == one) {
+            Some(same) => same.count += 1,
+            None => found.push(one),
+        }
+    }
+    found
+}
+
+/// One collective that moves a value of type `before`.
+fn collective(n: &Node, before: &Type, mesh: &Mesh) -> Collectives {
+    let after = &n.types[0];
+    let (dim, to_dim) = match &n.op {
+        Op::AllGather { dim, .. } | Op::ReduceScatter { dim, .. } => (Some(*dim), None),
+        Op::AllToAll { from, to, .. } => (Some(*from), Some(*to)),
+        _ => (None, None),
+    };
+    let axes = n.op.axes();
+    Collectives {
+        kind: n.op.name(),
+        axes: axis_names(axes, mesh).join(","),
+        phase: n.origin.phase.name(),
+        dim,
+        to_dim,
+        dtype: after.dtype.to_string(),
+        full_bytes: before.max_local_bytes(mesh).max(after.max_local_bytes(mesh)),
+        ranks: mesh.group_size(axes),
+        count: 1,
+        why: n.origin.why.to_string(),
+    }
+}
+
+fn axis_names(axes: AxisSet, mesh: &Mesh) -> Vec<&str> {
+    axes.iter().map(|a| mesh.name(a)).collect()
+}
+
+/// Bytes that a rank keeps of a kind of input.
+fn kept_bytes(program: &RankProgram, kind: InputKind) -> usize {
+    let inputs = program.inputs.iter().filter(|i| i.kind == kind);
+    inputs.map(|i| i.binding.view.elements() * i.binding.view.dtype.bytes()).sum()
+}
+
+/// Every parameter of which some ranks hold the same elements, with its state.
+fn replicated(placed: &Graph) -> Vec<Json> {
+    let mesh = &placed.mesh;
+    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
+    for (node, _, name) in placed.inputs().filter(|(_, kind, _)| *kind == InputKind::State) {
+        let parameter = name.rsplit_once('/').map_or(name, |(parameter, _)| parameter);
+        *states.entry(parameter).or_default() += placed.node(node).types[0].max_local_bytes(mesh);
+    }
+    let parameters = placed.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
+    let rows = parameters.filter_map(|(node, _, name)| {
+        let ty = &placed.node(node).types[0];
+        let over: Vec<&str> = mesh
+            .axis_ids()
+            .filter(|&a| mesh.size(a) > 1 && ty.sharding.is_invariant(a))
+            .map(|a| mesh.name(a))
+            .collect();
+        (!over.is_empty()).then(|| {
+            json!({
+                "name": name, "type": ty.display(mesh), "over": over,
+                "bytes": ty.max_local_bytes(mesh), "state_bytes": states.get(name).copied().unwrap_or(0),
+            })
+        })
+    });
+    rows.collect()
+}
+
+/// Number of collectives by phase and kind.
+fn counts(rows: &[Collectives]) -> Json {
+    let mut counts: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
+    for row in rows {
+        *counts.entry(row.phase).or_default().entry(&row.kind).or_default() += row.count;
+    }
+    json!(counts)
+}
+
+/// The report of `dump-ir --json`: what a step communicates and what each rank holds.
+///
+/// Scalars are of the rank for which they are largest; `ranks` has all of them.
+pub fn json(placed: &Graph, programs: &[RankProgram]) -> Json {
+    let rows = collectives(placed);
+    let wire = |p: &RankProgram| p.collectives().map(|c| c.wire_bytes()).sum::<f64>();
+    let ranks: Vec<Json> = programs
+        .iter()
+        .map(|p| {
+            json!({
+                "rank": p.rank, "wire_bytes": wire(p), "peak_bytes": p.arena_bytes,
+                "parameter_bytes": kept_bytes(p, InputKind::Parameter), "state_bytes": kept_bytes(p, InputKind::State),
+            })
+        })
+        .collect();
+    let most = |key: &str| ranks.iter().map(|r| r[key].clone()).max_by(|a, b| number_of(a).total_cmp(&number_of(b)));
+    let replicated = replicated(placed);
+    let total = |key: &str| replicated.iter().map(|r| r[key].as_u64().unwrap_or(0)).sum::<u64>();
+    let axes = placed.mesh.axes().iter().map(|a| json!({"name": a.name, "size": a.size}));
+    json!({
+        "mesh": axes.collect::<Vec<_>>(),
+        "collectives": rows.iter().map(Collectives::json).collect::<Vec<_>>(),
+        "totals": {
+            "counts": counts(&rows),
+            "wire_bytes": most("wire_bytes"),
+            "peak_bytes": most("peak_bytes"),
+            "parameter_bytes": most("parameter_bytes"),
+            "state_bytes": most("state_bytes"),
+            "replicated_bytes": total("bytes") + total("state_bytes"),
+        },
+        "replicated_parameters": replicated,
+        "ranks": ranks,
+    })
+}
+
+fn number_of(json: &Json) -> f64 {
+    json.as_f64().unwrap_or(0.0)
+}
+
+/// A placed graph as one rank sees it: every value with its local shape, and where in the whole value
+/// that piece begins.
+///
+/// ```text
+/// mesh <tp=2> rank 1 at tp=1
+/// %0 = input parameter "net1.weight"           : f32[64, 32] at [0, 32] of [64, 64@tp]
+/// %2 = einsum "ab,bc->ac" %1, %0               : f32[8, 32] at [0, 32] of [8, 64@tp]  ; forward
+/// ```
+pub fn rank_text(placed: &Graph, rank: usize) -> String {
+    let mesh = &placed.mesh;
+    let coords = mesh.coords(rank);
+    let places: Vec<String> = mesh.axes().iter().zip(&coords).map(|(a, c)| format!("{}={c}", a.name)).collect();
+    let mut out = format!("{mesh} rank {rank} at {}\n", places.join(", "));
+    let names = number(placed);
+    for node in placed.nodes().filter(|&n| !is_inline(placed, n)) {
+        let n = placed.node(node);
+        let operands = placed.operands(node);
+        let ranks: Vec<usize> = operands.iter().map(|&v| placed.ty(v).rank()).collect();
+        let mut text = format!("%{} = ", names[&node]);
+        text.push_str(&match &n.op {
+            Op::Map { f, subs } if Subscripts::implied(&ranks, subs.result.len()).as_ref() == Some(subs) => f.name(),
+            _ => operation(n, mesh),
+        });
+        for (i, v) in operands.into_iter().enumerate() {
+            let _ = write!(text, "{}{}", if i == 0 { " " } else { ", " }, value_text(placed, v, &names));
+        }
+        let types: Vec<String> = n.types.iter().map(|t| local_type(t, mesh, &coords)).collect();
+        let _ = write!(out, "{text:<44} : {}", types.join(", "));
+        if !matches!(n.op, Op::Input { .. }) {
+            let _ = write!(out, "  ; {}", n.origin.phase.name());
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn local_type(ty: &Type, mesh: &Mesh, coords: &[usize]) -> String {
+    let pieces: Vec<_> =
+        ty.shape.iter().zip(&ty.sharding.dims).map(|(&size, axes)| chunk(size, axes, mesh, coords)).collect();
+    let shape: Vec<usize> = pieces.iter().map(|p| p.len).collect();
+    let mut text = format!("{}{shape:?}", ty.dtype);
+    if !ty.sharding.is_replicated() {
+        let start: Vec<usize> = pieces.iter().map(|p| p.offset).collect();
+        let whole = ty.display(mesh);
+        let _ = write!(text, " at {start:?} of {}", whole.trim_start_matches(|c| c != '['));
+    }
+    text
+}

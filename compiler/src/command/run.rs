@@ -1,0 +1,62 @@
+//! `tpc run`: a forward pass from files to a file.
+
+use super::data::{Batch, Pending, safetensors};
+use super::{Outcome, Placement, Terminal};
+use crate::models::ModelDir;
+use crate::pretrained::{capture_forward, load_weights, names};
+use crate::program::compile_inference;
+use clap::Args;
+use std::path::PathBuf;
+use tpc_ir::OutputKind;
+use tpc_runtime::{LaunchOptions, Session};
+
+/// Compute logits, and the loss when labels are given.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Directory with config.json and safetensors
+    #[arg(value_name = "MODEL_DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    placement: Placement,
+    /// Global batch: input_ids and, if there are any, labels, attention_mask, token_type_ids
+    #[arg(long, value_name = "FILE.safetensors")]
+    inputs: PathBuf,
+    /// Where to write logits and loss
+    #[arg(long, value_name = "FILE.safetensors")]
+    output: PathBuf,
+}
+
+impl Run {
+    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+        let (mesh, plan, options) = (self.placement.mesh()?, self.placement.plan()?, self.placement.options(false)?);
+        let dir = ModelDir::open(&self.model)?;
+        let batch = Batch::read(&self.inputs, &dir.config)?;
+        let output = Pending::new(&self.output)?;
+        let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
+        let names = names(&dir.config);
+        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
+        let program = compile_inference(&captured, &mesh, &plan, &options, &rename)?;
+        let mut session = program.launch(LaunchOptions::default())?;
+        load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
+        batch.feed(&mut session)?;
+        session.step()?;
+        let (shape, logits) = result(&session, "logits")?;
+        let mut summary = format!("wrote {}: logits {shape:?}", self.output.display());
+        let mut tensors = vec![("logits", shape, logits)];
+        if batch.has_labels() {
+            let (_, loss) = result(&session, "loss")?;
+            summary.push_str(&format!(", loss {:.6}", loss[0]));
+            tensors.push(("loss", vec![], loss));
+        }
+        output.write(&safetensors(&tensors)?)?;
+        terminal.print(summary + "\n")
+    }
+}
+
+/// An output of the program in the model's own shape.
+fn result(session: &Session, name: &str) -> Outcome<(Vec<usize>, Vec<f32>)> {
+    let kind = OutputKind::Result(name.into());
+    let values = session.read_f64(&kind)?.into_iter().map(|v| v as f32).collect();
+    let output = session.program(0).outputs.iter().find(|o| o.kind == kind);
+    Ok((output.map(|o| o.binding.layout.clone()).unwrap_or_default(), values))
+}

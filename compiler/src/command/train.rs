@@ -1,0 +1,245 @@
+//! `tpc train`: training steps on a fixed batch or on a text.
+
+use super::data::{Batch, Text, check_dir, check_file, feed};
+use super::subject::{Optimizer, not_negative};
+use super::{Failure, Outcome, Placement, Terminal};
+use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
+use crate::pretrained::{TokenBatch, initialise, load_weights, names, save};
+use crate::program::{TrainingSession, compile_training};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+use tpc_ir::OutputKind;
+use tpc_runtime::{LaunchOptions, Session};
+
+/// Train a model; the result is a model directory again.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// Directory with config.json and safetensors
+    #[arg(value_name = "MODEL_DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    placement: Placement,
+    /// Global batch, the same at every step: input_ids, labels, attention_mask, token_type_ids
+    #[arg(long, value_name = "FILE.safetensors", required_unless_present = "text", conflicts_with = "text")]
+    inputs: Option<PathBuf>,
+    /// Text to train on, by characters: random windows of --seq characters, --batch of them a step
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Sequences in a batch of --text
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Characters in a sequence of --text [default: 128, or as many as the model has positions]
+    #[arg(long)]
+    seq: Option<usize>,
+    /// Steps
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    steps: u64,
+    /// Learning rate
+    #[arg(long, value_parser = not_negative, default_value = "1e-3")]
+    lr: f32,
+    #[command(flatten)]
+    optimizer: Optimizer,
+    /// Begin with fresh values as the model's modules draw them, not with the directory's weights
+    #[arg(long)]
+    from_scratch: bool,
+    /// Seed of the windows of --text and of --from-scratch
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Directory for config.json and the trained weights, whole and under the model's own names
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
+    /// File for the first step's gradients, under the model's own names
+    #[arg(long, value_name = "FILE.safetensors")]
+    grads: Option<PathBuf>,
+    /// File for one JSON object per step: step, loss, ms, tokens_per_s
+    #[arg(long, value_name = "FILE.jsonl")]
+    metrics: Option<PathBuf>,
+}
+
+/// Where batches come from.
+enum Source {
+    Fixed(Batch),
+    Windows(Text, TokenBatch),
+}
+
+impl Source {
+    fn tokens(&self) -> TokenBatch {
+        match self {
+            Source::Fixed(batch) => batch.tokens,
+            Source::Windows(_, tokens) => *tokens,
+        }
+    }
+
+    /// Writes the batch of a step, counted from 0.
+    fn feed(&self, session: &mut Session, step: usize) -> Outcome {
+        match self {
+            // Inputs keep their contents.
+            Source::Fixed(batch) if step == 0 => batch.feed(session)?,
+            Source::Fixed(_) => {}
+            Source::Windows(text, _) => {
+                let ids = text.batch(step);
+                feed(session, "input_ids", &ids)?;
+                feed(session, "labels", &ids)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A model as it was found: its directory with weights, or only its configuration.
+struct Model {
+    config: ModelConfig,
+    json: serde_json::Value,
+    map: WeightMap,
+    dir: Option<ModelDir>,
+}
+
+impl Train {
+    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+        self.optimizer.check()?;
+        let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
+        let options = self.placement.options(self.grads.is_some())?;
+        let model = self.open()?;
+        let source = self.source(&model.config)?;
+        self.check_outputs()?;
+        let capture = self.optimizer.capture(&model.config, source.tokens())?;
+        let names = names(&model.config);
+        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
+        let program = compile_training(capture, &mesh, &plan, &options, &rename)?;
+        let init = program.init.clone();
+        let mut training = program.launch(LaunchOptions::default())?;
+        match &model.dir {
+            Some(dir) => load_weights(training.session(), &model.map, &dir.weights)?,
+            None => initialise(training.session(), &init, self.seed)?,
+        }
+        self.steps(&mut training, &source, &model.map, terminal)?;
+        if let Some(dir) = &self.save {
+            save(training.session(), &model.map, &model.json, dir)?;
+            terminal.print(format!("saved {}\n", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Outcome<Model> {
+        if !self.from_scratch {
+            let dir = ModelDir::open(&self.model)?;
+            let (config, json, map) = (dir.config.clone(), dir.config_json.clone(), dir.weight_map());
+            return Ok(Model { config, json, map, dir: Some(dir) });
+        }
+        let config = ModelConfig::read(&self.model.join("config.json"))?;
+        let (json, map) = (config.to_json(), weight_map(&config));
+        Ok(Model { config, json, map, dir: None })
+    }
+
+    fn source(&self, config: &ModelConfig) -> Outcome<Source> {
+        match (&self.inputs, &self.text) {
+            (Some(file), _) => {
+                let batch = Batch::read(file, config)?;
+                if !batch.has_labels() {
+                    return Err(Failure::at(file, "no tensor \"labels\": training needs them"));
+                }
+                Ok(Source::Fixed(batch))
+            }
+            (None, Some(file)) => {
+                let seq = self.seq.unwrap_or(128.min(config.max_positions()));
+                let text = Text::read(file, config, self.batch, seq, self.seed)?;
+                Ok(Source::Windows(text, TokenBatch::new(self.batch, seq)))
+            }
+            (None, None) => Err(Failure::new("training needs data: --inputs or --text")),
+        }
+    }
+
+    fn check_outputs(&self) -> Outcome {
+        if let Some(dir) = &self.save {
+            check_dir(dir)?;
+        }
+        self.grads.iter().chain(&self.metrics).try_for_each(|file| check_file(file))
+    }
+
+    fn steps(&self, training: &mut TrainingSession, source: &Source, map: &WeightMap, terminal: &mut Terminal) -> Outcome {
+        let TokenBatch { batch, seq, .. } = source.tokens();
+        let mut metrics = self.metrics.as_deref().map(Metrics::new).transpose()?;
+        let bar = progress(self.steps);
+        for step in 1..=self.steps {
+            source.feed(training.session(), step as usize - 1)?;
+            let start = Instant::now();
+            let loss = training.step(f64::from(self.lr))?;
+            let seconds = start.elapsed().as_secs_f64();
+            let rate = (batch * seq) as f64 / seconds;
+            if let Some(metrics) = &mut metrics {
+                metrics.write(step, loss, seconds * 1e3, rate)?;
+            }
+            if !loss.is_finite() {
+                return Err(Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help")));
+            }
+            bar.set_message(format!("loss {loss:.4}  {rate:.0} tokens/s"));
+            bar.inc(1);
+            if bar.is_hidden() && is_told(step, self.steps) {
+                terminal.print(format!("step {step}/{}  loss {loss:.6}  {rate:.0} tokens/s\n", self.steps))?;
+            }
+            if let (1, Some(file)) = (step, &self.grads) {
+                write_gradients(training.session(), map, file)?;
+            }
+        }
+        bar.finish();
+        Ok(())
+    }
+}
+
+/// Of many steps, twenty are told.
+fn is_told(step: u64, steps: u64) -> bool {
+    step == 1 || step == steps || step % steps.div_ceil(20) == 0
+}
+
+/// A bar on the standard error, hidden if that is no terminal.
+fn progress(steps: u64) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len}  {msg}  {eta}");
+    let bar = ProgressBar::with_draw_target(Some(steps), target);
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// A line of JSON for every step, there as soon as the step is done.
+struct Metrics<'a> {
+    path: &'a Path,
+    file: File,
+}
+
+impl<'a> Metrics<'a> {
+    fn new(path: &'a Path) -> Outcome<Self> {
+        let file = File::create(path).map_err(|e| Failure::at(path, e))?;
+        Ok(Metrics { path, file })
+    }
+
+    fn write(&mut self, step: u64, loss: f64, ms: f64, rate: f64) -> Outcome {
+        let line = json!({"step": step, "loss": loss, "ms": ms, "tokens_per_s": rate});
+        self.file.write_all(format!("{line}\n").as_bytes()).map_err(|e| Failure::at(self.path, e))
+    }
+}
+
+/// Writes the gradients of the step that was just done.
+fn write_gradients(session: &Session, map: &WeightMap, file: &Path) -> Outcome {
+    let mut values: HashMap<String, Vec<f32>> = HashMap::new();
+    for output in &session.program(0).outputs {
+        if let OutputKind::Gradient(name) = &output.kind {
+            let gradient = session.read_f64(&output.kind)?.into_iter().map(|v| v as f32).collect();
+            values.insert(name.clone(), gradient);
+        }
+    }
+    let has_gradient = |entry: &&WeightEntry| values.contains_key(&entry.hf_name);
+    let entries = map.entries.iter().filter(has_gradient).cloned().collect();
+    write_weights(file, &WeightMap { entries }, |entry| Ok(values.remove(&entry.hf_name).unwrap_or_default()))?;
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! Training runs on ranks, and equality of two of them as the specification defines it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use tpc::models::ModelConfig;
+use tpc::pretrained::{capture_step, names, TokenBatch};
+use tpc::program::{compile_training, CompileOptions, TrainingProgram};
+use tpc_ir::{InputKind, Mesh, OutputKind};
+use tpc_passes::styles::Plan;
+use tpc_runtime::{LaunchOptions, Session};
+
+/// Values by name, in a fixed order.
+pub type Named = BTreeMap<String, Vec<f64>>;
+
+/// What a run gave.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// Loss of every step, before its update.
+    pub losses: Vec<f64>,
+    /// Gradients of the first step.
+    pub gradients: Named,
+    /// Parameters after the last step.
+    pub parameters: Named,
+}
+
+/// Reproducible numbers, uniform in [0, 1), another stream for every name.
+pub fn uniform(name: &str) -> impl FnMut() -> f64 {
+    let mut state = name.bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
+    move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f64 / (1u64 << 24) as f64
+    }
+}
+
+/// A configuration as a `config.json` would have it.
+///
+/// # Panics
+/// If it is refused.
+pub fn config(json: serde_json::Value) -> ModelConfig {
+    ModelConfig::from_json(&json, Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A plan by its built-in name.
+///
+/// # Panics
+/// If there is none.
+pub fn plan(name: &str) -> Plan {
+    Plan::built_in(name).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A mesh from its text; the empty text is one rank.
+///
+/// # Panics
+/// If it is refused.
+pub fn mesh(text: &str) -> Mesh {
+    Mesh::parse(text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The optimizer of the specification's runs.
+pub fn adamw() -> impl burn::optim::Optimizer {
+    let config = burn::optim::AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95);
+    config.with_epsilon(1e-8).with_weight_decay(0.1).build()
+}
+
+/// Compiles a language model's training step.
+///
+/// # Panics
+/// If it cannot be compiled.
+pub fn language_model(config: &ModelConfig, tokens: TokenBatch, plan: &Plan, on: &str, options: &CompileOptions) -> TrainingProgram {
+    let capture = capture_step(config, tokens, &adamw()).unwrap_or_else(|e| panic!("{e}"));
+    let names = names(config);
+    let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
+    compile_training(capture, &mesh(on), plan, options, &rename).unwrap_or_else(|e| panic!("{on}: {e}"))
+}
+
+/// Random parameters, large enough that every gradient matters, and a batch whose labels are partly
+/// ignored (unevenly over the batch).
+///
+/// # Panics
+/// If an input is refused.
+pub fn feed(session: &mut Session, vocab: usize) {
+    let inputs: Vec<_> = session.program(0).inputs.iter().map(|i| (i.name.clone(), i.kind, i.binding.global.clone())).collect();
+    for (name, kind, shape) in inputs {
+        let (count, mut draw) = (shape.iter().product(), uniform(&name));
+        let norm = name.contains("norm") || name.contains("ln_") || name.contains("LayerNorm");
+        let value = |i: usize, x: f64| match (kind, name.as_str()) {
+            (InputKind::Parameter, _) if norm && name.ends_with("weight") => 0.8 + 0.4 * x,
+            (InputKind::Parameter, _) => 0.4 * (x - 0.5),
+            (InputKind::Data, "labels") if (i * i) % 7 == 4 || i % count < 5 => -100.0,
+            (InputKind::Data, "attention_mask") => f64::from(u8::from(i % 5 != 4)),
+            (InputKind::Data, "token_type_ids") => f64::from(u8::from(i % 3 == 1)),
+            (InputKind::Data, _) => (x * vocab as f64).floor(),
+            _ => 0.0,
+        };
+        if matches!(kind, InputKind::Parameter | InputKind::Data) {
+            let values: Vec<f64> = (0..count).map(|i| value(i, draw())).map(|v| f64::from(v as f32)).collect();
+            session.write_f64(&name, &values).unwrap_or_else(|e| panic!("{e}"));
+        }
+    }
+}
+
+/// Steps with a learning rate each, on what was written.
+///
+/// # Panics
+/// If a rank fails, or a rank's arena is not what its program says.
+pub fn run(program: TrainingProgram, rates: &[f64], write: impl FnOnce(&mut Session)) -> Run {
+    let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
+    let mut training = program.launch(LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    write(training.session());
+    let mut run = Run::default();
+    for (i, &rate) in rates.iter().enumerate() {
+        run.losses.push(training.step(rate).unwrap_or_else(|e| panic!("step {i}: {e}")));
+        let session = training.session();
+        for (rank, &bytes) in predicted.iter().enumerate() {
+            assert_eq!(session.allocated_bytes(rank), bytes, "rank {rank}");
+        }
+        if i == 0 {
+            let kinds: Vec<OutputKind> = session.program(0).outputs.iter().map(|o| o.kind.clone()).collect();
+            for kind in kinds {
+                if let OutputKind::Gradient(name) = &kind {
+                    run.gradients.insert(name.clone(), session.read_f64(&kind).unwrap_or_else(|e| panic!("{e}")));
+                }
+            }
+        }
+    }
+    let session = training.session();
+    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Parameter);
+    for name in inputs.map(|i| i.name.clone()).collect::<Vec<_>>() {
+        run.parameters.insert(name.clone(), session.read_input_f64(&name).unwrap_or_else(|e| panic!("{e}")));
+    }
+    run
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |m, v| m.max(v.abs()))
+}
+
+/// What differs more than the specification allows: losses by 1e-5, gradients by 1e-4 of a tensor's
+/// largest (of the largest anywhere where they are zero in theory), parameters by 2e-4 except where
+/// the gradient is below 1e-6 of the largest.
+pub fn differences(found: &Run, expected: &Run) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for (i, (f, e)) in found.losses.iter().zip(&expected.losses).enumerate() {
+        if !((f - e).abs() <= 1e-5 * e.abs()) {
+            wrong.push(format!("loss {i}: {f}, expected {e}"));
+        }
+    }
+    let keys = |m: &Named| m.keys().cloned().collect::<Vec<_>>();
+    if found.losses.len() != expected.losses.len()
+        || keys(&found.gradients) != keys(&expected.gradients)
+        || keys(&found.parameters) != keys(&expected.parameters)
+    {
+        wrong.push("other outputs".into());
+        return wrong;
+    }
+    let anywhere = expected.gradients.values().map(|g| largest(g)).fold(0.0, f64::max);
+    for (name, e) in &expected.gradients {
+        let own = largest(e);
+        let scale = if own < 1e-6 * anywhere { anywhere } else { own };
+        let off = found.gradients[name].iter().zip(e).map(|(f, e)| (f - e).abs() / scale);
+        let off = off.fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x) });
+        if !(off <= 1e-4) {
+            wrong.push(format!("gradient of {name}: off by {off:e} of {scale:e}"));
+        }
+    }
+    for (name, e) in &expected.parameters {
+        let gradient = expected.gradients.get(name);
+        let own = gradient.map_or(0.0, |g| largest(g));
+        let top = if own < 1e-6 * anywhere { anywhere } else { own };
+        let mut off = 0.0f64;
+        for (i, (f, e)) in found.parameters[name].iter().zip(e).enumerate() {
+            if gradient.is_none_or(|g| g[i].abs() >= 1e-6 * top) {
+                let d = (f - e).abs();
+                off = if d.is_nan() { f64::INFINITY } else { off.max(d) };
+            }
+        }
+        if !(off <= 2e-4) {
+            wrong.push(format!("parameter {name}: off by {off:e}"));
+        }
+    }
+    wrong
+}
