@@ -144,16 +144,12 @@ pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64
 /// # Errors
 /// A directory that cannot be written; nothing half-written is left.
 pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir: &Path) -> Result<(), LoadError> {
-    let mut failed = None;
-    let result = crate::models::save_pretrained(dir, config, map, |entry| {
-        let values = session.read_input_f64(&entry.hf_name).unwrap_or_else(|e| {
-            failed.get_or_insert(e);
-            vec![0.0; entry.shape.iter().product()]
-        });
-        Ok(values.into_iter().map(|v| v as f32).collect())
-    });
-    match failed {
-        Some(e) => Err(e.into()),
-        None => Ok(result?),
+    // Read before writing: a session that cannot be read leaves nothing behind.
+    for entry in &map.entries {
+        session.read_input(&entry.hf_name)?;
     }
+    Ok(crate::models::save_pretrained(dir, config, map, |entry| {
+        let values = session.read_input_f64(&entry.hf_name).unwrap_or_default();
+        Ok(values.into_iter().map(|v| v as f32).collect())
+    })?)
 }

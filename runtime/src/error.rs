@@ -9,7 +9,7 @@ pub enum RuntimeError {
     #[error("cannot launch: {0}")]
     Launch(String),
     /// An action of a rank program cannot be executed.
-    #[error("rank {rank}: step {step} `{label}` cannot be loaded: {reason}; the rank program is broken, check it with `tpc verify`")]
+    #[error("rank {rank}: step {step} `{label}` cannot be loaded: {reason}; the rank program is broken, please report it")]
     Load {
         /// The rank.
         rank: usize,
@@ -61,7 +61,7 @@ pub enum RuntimeError {
         reason: String,
     },
     /// The boxes of all ranks do not make up the whole tensor.
-    #[error("`{name}`: the ranks hold {held} of {total} elements, so the whole tensor cannot be read; the rank program is broken, check it with `tpc verify`")]
+    #[error("`{name}`: the ranks hold {held} of {total} elements, so the whole tensor cannot be read; the rank program is broken, please report it")]
     Incomplete {
         /// Name of the output.
         name: String,
@@ -89,7 +89,7 @@ pub enum RuntimeError {
     },
     /// Ranks of one group came with different operations.
     #[error(
-        "ranks are out of step: rank {rank} is in {mine}, but rank {peer} is in {theirs}; all ranks of a group must issue the same collectives in the same order, check the programs with `tpc verify`"
+        "ranks are out of step: rank {rank} is in {mine}, but rank {peer} is in {theirs}; all ranks of a group must issue the same collectives in the same order"
     )]
     Desynchronized {
         /// The rank that found out.
@@ -103,7 +103,7 @@ pub enum RuntimeError {
     },
     /// A rank finished its step while another waits for it in a collective.
     #[error(
-        "rank {rank}: {operation} can never finish: {} finished the step without it; all ranks of a group must issue the same collectives, check the programs with `tpc verify`",
+        "rank {rank}: {operation} can never finish: {} finished the step without it; all ranks of a group must issue the same collectives",
         ranks(missing)
     )]
     Left {

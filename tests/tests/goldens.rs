@@ -43,6 +43,8 @@ struct Golden {
     training: fn() -> TrainingCapture,
     inference: fn() -> Captured,
     outputs: &'static [&'static str],
+    /// Whether the data has a sequence.
+    sequence: bool,
 }
 
 fn captured<M: Module, const D: usize>(build: impl Fn(&Device) -> M, shape: [usize; D], loss: impl Fn(&M, BurnTensor<D>, BurnTensor<D>) -> BurnTensor<1>) -> TrainingCapture {
@@ -62,6 +64,7 @@ fn mlp() -> Golden {
             capture_inference_shapes(|d| Mlp::new(64, 256, d), x, |m, x| named("y", m.forward(x))).unwrap()
         },
         outputs: &["y"],
+        sequence: false,
     }
 }
 
@@ -79,6 +82,7 @@ fn mha_mlp() -> Golden {
             .unwrap()
         },
         outputs: &["attn", "y"],
+        sequence: true,
     }
 }
 
@@ -100,6 +104,14 @@ fn read(file: &Weights, prefix: &str, entry: &WeightEntry) -> Vec<f64> {
 }
 
 impl Golden {
+    fn cases(&self) -> impl Iterator<Item = (&'static str, &'static str)> + use<> {
+        let sequence = [("tp-sp", "tp=2"), ("tp-sp", "tp=4"), ("tp-sp-ddp", "dp=2,tp=2")];
+        CASES.into_iter().chain(sequence.into_iter().filter({
+            let sequence = self.sequence;
+            move |_| sequence
+        }))
+    }
+
     fn named(&self, file: &Weights, prefix: &str) -> Named {
         self.map.entries.iter().map(|e| (e.burn_path.clone(), read(file, prefix, e))).collect()
     }
@@ -130,7 +142,7 @@ impl Golden {
 
     fn outputs_are_equal(&self) {
         let file = open(self.name);
-        for (name, on) in CASES {
+        for (name, on) in self.cases() {
             let program =
                 compile_inference(&(self.inference)(), &mesh(on), &plan(name), &CompileOptions::default(), &|p| p.to_string());
             let mut session = program.unwrap().launch(LaunchOptions::default()).unwrap();
@@ -152,7 +164,7 @@ impl Golden {
         let file = open(self.name);
         let expected = self.expected(&file);
         let mut wrong = Vec::new();
-        for (name, on) in CASES {
+        for (name, on) in self.cases() {
             let program = self.compiled((self.training)(), name, on);
             let found = run(program, &RATES, |session| self.write(&file, session));
             wrong.extend(differences(&found, &expected).into_iter().map(|d| format!("{name} on {on}: {d}")));
@@ -164,7 +176,7 @@ impl Golden {
     fn training_is_exact(&self) {
         let file = open(&format!("{}_f64", self.name));
         let expected = self.expected(&file);
-        for (name, on) in CASES {
+        for (name, on) in self.cases() {
             let mut capture = (self.training)();
             let scalars = [1, 2, 3].map(|step| capture.scalars.values(step, RATES[0]).unwrap());
             let [first, _] = import_training(&capture).unwrap();

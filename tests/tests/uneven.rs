@@ -77,6 +77,16 @@ fn two_kv_heads_of_eight_on_four_ranks() {
     same(llama(8, 2), TokenBatch::new(2, 30), &[("tp", "tp=4"), ("tp", "tp=8")]);
 }
 
+/// The sequence of 30 is cut, too.
+#[test]
+fn sequence_parallel_on_four_ranks() {
+    let cases = [("tp-sp", "tp=4"), ("tp-sp", "tp=3"), ("tp-sp-ddp", "dp=3,tp=4")];
+    same(llama(6, 3), TokenBatch::new(4, 30), &cases);
+    same(gpt2(6), TokenBatch::new(2, 30), &cases[..1]);
+    let tokens = TokenBatch { attention_mask: true, token_type_ids: true, ..TokenBatch::new(2, 30) };
+    same(bert(6), tokens, &cases[..1]);
+}
+
 #[test]
 fn batch_four_on_three_ranks() {
     same(llama(6, 3), TokenBatch::new(4, 30), &[("ddp", "dp=3"), ("tp-ddp", "dp=3,tp=2"), ("tp-ddp", "tp=4,dp=3")]);

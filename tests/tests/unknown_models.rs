@@ -374,6 +374,34 @@ fn nest_with_momentum() {
     nest().training_is_equal(momentum, &nest_plans());
 }
 
+/// The parameters that a plan leaves whole on every rank.
+fn whole(program: &tpc::program::InferenceProgram) -> Vec<String> {
+    let graph = &program.stages.placed;
+    let inputs = graph.inputs().filter(|(_, kind, _)| *kind == tpc::InputKind::Parameter);
+    let whole = inputs.filter(|(node, _, _)| graph.node(*node).types[0].sharding.is_replicated());
+    whole.map(|(_, _, name)| name.to_string()).collect()
+}
+
+#[test]
+fn what_the_globs_name_is_cut() {
+    let (case, plans) = (translator(), translator_plans());
+    let batch = (case.batch)(&case.data, &Device::flex());
+    let captured = capture_inference(&case.model, batch, |m: &Translator, (from, to, _)| m.forward(from, to)).unwrap();
+    for i in [1, 2] {
+        let program = compile_inference(&captured, &mesh(plans[i].1), &plans[i].0, &CompileOptions::default(), &|p| p.to_string());
+        let rest = whole(&program.unwrap());
+        let plain = |n: &&String| n.contains("norm") || n.ends_with("output.bias") || n.ends_with("down.bias");
+        assert_eq!(rest.iter().filter(|n| !plain(n)).collect::<Vec<_>>(), Vec::<&String>::new());
+    }
+    let (case, plans) = (nest(), convolution_plans());
+    let batch = (case.batch)(&case.data, &Device::flex());
+    let captured = capture_inference(&case.model, batch, |m: &Nest, (x, _)| m.forward(x)).unwrap();
+    let program = compile_inference(&captured, &mesh(plans[1].1), &plans[1].0, &CompileOptions::default(), &|p| p.to_string());
+    let rest = whole(&program.unwrap());
+    let plain = |n: &&String| n.contains("gate") || n.ends_with("narrow.bias") || n.ends_with("down.bias");
+    assert_eq!(rest.iter().filter(|n| !plain(n)).collect::<Vec<_>>(), Vec::<&String>::new());
+}
+
 #[test]
 fn sharded_convolutions_forward() {
     nest().forward_is_equal(|m, (x, _)| m.forward(x), &convolution_plans());

@@ -4,7 +4,7 @@ use super::subject::{Optimizer, Step, Subject, initial};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Init;
 use crate::pretrained::initialise;
-use crate::program::{InferenceProgram, TrainingSession, compile_inference, compile_training};
+use crate::program::{TrainingSession, compile_inference, compile_training};
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
@@ -105,13 +105,15 @@ impl Bench {
         };
         let (mut running, init) = match step {
             Step::Training(capture) => {
-                let program = compile_training(*capture, &mesh, &plan, &options, &rename)?;
+                let program = compile_training(*capture, &mesh, &plan, &options, &rename)
+                    .map_err(|e| self.placement.failure(e))?;
                 let init = program.init.clone();
                 (Running::Training(Box::new(program.launch(LaunchOptions::default())?)), init)
             }
             Step::Backward(captured) => {
                 let init = initial(&captured, &rename);
-                let program: InferenceProgram = compile_inference(&captured, &mesh, &plan, &options, &rename)?;
+                let program = compile_inference(&captured, &mesh, &plan, &options, &rename)
+                    .map_err(|e| self.placement.failure(e))?;
                 (Running::Inference(Box::new(program.launch(LaunchOptions::default())?)), init)
             }
         };

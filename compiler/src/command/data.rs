@@ -189,7 +189,7 @@ impl Text {
         let places = (self.tokens.len() - self.seq + 1) as u64;
         let windows = (0..self.batch).flat_map(|row| {
             let [a, b, ..] = philox(self.seed, step as u64, row as u64);
-            let at = ((u64::from(a) << 32 | u64::from(b)) % places) as usize;
+            let at = (((u64::from(a) << 32) | u64::from(b)) % places) as usize;
             &self.tokens[at..at + self.seq]
         });
         windows.copied().collect()

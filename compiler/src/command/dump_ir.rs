@@ -9,7 +9,7 @@ use crate::program::{Error, renamed};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
-use tpc_ir::{Graph, Mesh, OutputKind, text};
+use tpc_ir::{fold, Graph, Mesh, OutputKind, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
 use tpc_passes::egraph::{SearchOptions, optimize};
@@ -63,6 +63,9 @@ pub struct DumpIr {
     /// Instead of the program: its collectives, and what each rank holds
     #[arg(long)]
     json: bool,
+    /// Every line, also of blocks that repeat: the form that FILE.tpc takes
+    #[arg(long)]
+    full: bool,
     #[command(flatten)]
     optimizer: Optimizer,
 }
@@ -126,7 +129,10 @@ impl DumpIr {
     fn show(&self, programs: Vec<Program>, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
         let to = if self.json { Stage::Placed } else { self.stage };
-        let staged = programs.into_iter().map(|p| advance(p, to, &mesh, &plan, &search));
+        let staged = programs.into_iter().map(|program| {
+            let advanced = advance(program, to, &mesh, &plan, &search)?;
+            advanced.map_err(|error| self.placement.failure(error))
+        });
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
         if self.json {
@@ -149,7 +155,8 @@ impl DumpIr {
                 }
                 terminal.print(program[0].to_text())
             }
-            _ => terminal.print(text::print(first)),
+            _ if self.full => terminal.print(text::print(first)),
+            _ => terminal.print(fold::print(first)),
         }
     }
 }
@@ -239,30 +246,45 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     graph
 }
 
-/// Takes a program to a stage, at most to the placed one.
-fn advance(program: Program, to: Stage, mesh: &Mesh, plan: &Plan, search: &SearchOptions) -> Outcome<Graph> {
-    let behind = |stage: &str| Failure::new(format!("the graph of the file is {stage} already: choose a later --stage"));
+/// Takes a program to a stage, at most to the placed one; a failure if it is behind that stage
+/// already, an error if it does not compile.
+fn advance(
+    program: Program,
+    to: Stage,
+    mesh: &Mesh,
+    plan: &Plan,
+    search: &SearchOptions,
+) -> Outcome<Result<Graph, Error>> {
+    let behind =
+        |stage: &str| Failure::new(format!("the graph of the file is {stage} already: choose a later --stage"));
     let (logical, annotations) = match program {
-        Program::Captured(graph) if to == Stage::Captured => return Ok(graph),
+        Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
         Program::Captured(graph) => {
             let logical = canonicalize(&graph);
             if to == Stage::Logical {
-                return Ok(logical);
+                return Ok(Ok(logical));
             }
-            let annotations = annotate(&logical, mesh, plan)?;
-            (logical, annotations)
+            match annotate(&logical, mesh, plan) {
+                Ok(annotations) => (logical, annotations),
+                Err(error) => return Ok(Err(error.into())),
+            }
         }
         Program::Annotated(..) if to < Stage::Annotated => return Err(behind("annotated")),
         Program::Annotated(graph, annotations) => (graph, annotations),
         Program::Placed(_) if to < Stage::Placed => return Err(behind("placed")),
-        Program::Placed(graph) => return Ok(graph),
+        Program::Placed(graph) => return Ok(Ok(graph)),
     };
-    if to == Stage::Annotated {
-        return Ok(annotated(&logical, &annotations));
-    }
-    let propagated = propagate(&logical, &annotations, &search.cost);
-    check(&propagated).map_err(Error::from)?;
+    Ok(match to {
+        Stage::Annotated => Ok(annotated(&logical, &annotations)),
+        _ => place(&logical, &annotations, search),
+    })
+}
+
+/// The optimized program of all ranks.
+fn place(logical: &Graph, annotations: &Annotations, search: &SearchOptions) -> Result<Graph, Error> {
+    let propagated = propagate(logical, annotations, &search.cost);
+    check(&propagated)?;
     let (placed, _) = optimize(&propagated, search);
-    check(&placed).map_err(Error::from)?;
+    check(&placed)?;
     Ok(placed)
 }

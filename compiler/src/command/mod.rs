@@ -17,7 +17,7 @@ pub mod run;
 pub mod subject;
 pub mod train;
 
-use crate::program::CompileOptions;
+use crate::program::{CompileOptions, Error};
 use clap::{Args, Parser, Subcommand};
 use std::any::Any;
 use std::ffi::OsString;
@@ -82,6 +82,7 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 /// Where a command writes what it was asked for.
 pub struct Terminal<'a> {
     out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
 }
 
 impl Terminal<'_> {
@@ -95,6 +96,12 @@ impl Terminal<'_> {
             ErrorKind::BrokenPipe => Failure::Closed,
             _ => Failure::new(format!("the standard output: {e}")),
         })
+    }
+
+    /// Tells something that the result does not show.
+    pub fn note(&mut self, text: impl Display) {
+        // A note that cannot be written does not make the result wrong.
+        let _ = writeln!(self.err, "note: {text}");
     }
 }
 
@@ -115,7 +122,7 @@ where
             return if is_error { 2 } else { 0 };
         }
     };
-    let mut terminal = Terminal { out: stdout };
+    let mut terminal = Terminal { out: stdout, err: &mut *stderr };
     let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &mut terminal)));
     match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
         Ok(()) | Err(Failure::Closed) => 0,
@@ -173,11 +180,12 @@ impl Placement {
     /// # Errors
     /// A text that is no mesh, or more ranks than one process runs.
     pub fn mesh(&self) -> Outcome<Mesh> {
-        let mesh = Mesh::parse(&self.mesh)?;
-        if mesh.ranks() > MAX_RANKS {
-            return Err(MeshError::TooLarge(mesh.ranks(), MAX_RANKS).into());
+        let too_large = |ranks| Err(MeshError::TooLarge(ranks, MAX_RANKS).into());
+        match Mesh::parse(&self.mesh) {
+            Ok(mesh) if mesh.ranks() > MAX_RANKS => too_large(mesh.ranks()),
+            Err(MeshError::TooLarge(ranks, _)) => too_large(ranks),
+            other => Ok(other?),
         }
-        Ok(mesh)
     }
 
     /// The plan.
@@ -197,6 +205,14 @@ impl Placement {
         }
     }
 
+    /// What was wrong with compiling, with the plan's file if it is the plan.
+    pub fn failure(&self, error: Error) -> Failure {
+        match error {
+            Error::Style(problem) if Plan::built_in(&self.plan).is_err() => Failure::at(Path::new(&self.plan), problem),
+            other => other.into(),
+        }
+    }
+
     /// The search's options.
     ///
     /// # Errors
@@ -206,7 +222,10 @@ impl Placement {
         for number in &self.disable_rule {
             if !all_rules().iter().any(|rule| rule.number == *number) {
                 let known: Vec<String> = all_rules().iter().map(|rule| rule.number.to_string()).collect();
-                return Err(Failure::new(format!("there is no rule {number} to disable; there are {}", known.join(", "))));
+                return Err(Failure::new(format!(
+                    "there is no rule {number} to disable; there are {}",
+                    known.join(", ")
+                )));
             }
             search.disabled.insert(*number);
         }

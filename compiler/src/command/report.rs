@@ -4,8 +4,7 @@ use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use tpc_ir::program::{RankProgram, wire_bytes};
-use tpc_ir::sharding::chunk;
-use tpc_ir::text::{is_inline, number, operation, value_text};
+use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
 use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Node, Op, Subscripts, Type};
 
 /// Collectives that are alike, and how many of them a step executes.
@@ -184,7 +183,11 @@ pub fn rank_text(placed: &Graph, rank: usize) -> String {
     let mesh = &placed.mesh;
     let coords = mesh.coords(rank);
     let places: Vec<String> = mesh.axes().iter().zip(&coords).map(|(a, c)| format!("{}={c}", a.name)).collect();
-    let mut out = format!("{mesh} rank {rank} at {}\n", places.join(", "));
+    let mut out = format!("{mesh} rank {rank}");
+    if !places.is_empty() {
+        let _ = write!(out, " at {}", places.join(", "));
+    }
+    out.push('\n');
     let names = number(placed);
     for node in placed.nodes().filter(|&n| !is_inline(placed, n)) {
         let n = placed.node(node);
@@ -203,20 +206,25 @@ pub fn rank_text(placed: &Graph, rank: usize) -> String {
         if !matches!(n.op, Op::Input { .. }) {
             let _ = write!(out, "  ; {}", n.origin.phase.name());
         }
+        if n.op.is_redistribution() && !n.origin.why.is_empty() {
+            let _ = write!(out, " why: {}", n.origin.why);
+        }
         out.push('\n');
+    }
+    for output in &placed.outputs {
+        let _ = writeln!(out, "output {} {}", output_name(&output.kind), value_text(placed, output.value, &names));
     }
     out
 }
 
+/// A local shape, its place in the whole if it is a part of it, and the whole.
 fn local_type(ty: &Type, mesh: &Mesh, coords: &[usize]) -> String {
-    let pieces: Vec<_> =
-        ty.shape.iter().zip(&ty.sharding.dims).map(|(&size, axes)| chunk(size, axes, mesh, coords)).collect();
-    let shape: Vec<usize> = pieces.iter().map(|p| p.len).collect();
-    let mut text = format!("{}{shape:?}", ty.dtype);
-    if !ty.sharding.is_replicated() {
-        let start: Vec<usize> = pieces.iter().map(|p| p.offset).collect();
-        let whole = ty.display(mesh);
-        let _ = write!(text, " at {start:?} of {}", whole.trim_start_matches(|c| c != '['));
+    let whole = ty.display(mesh);
+    if ty.sharding.sharded_axes().is_empty() {
+        return whole;
     }
-    text
+    let pieces = ty.local(mesh, coords);
+    let shape: Vec<usize> = pieces.iter().map(|p| p.len).collect();
+    let start: Vec<usize> = pieces.iter().map(|p| p.offset).collect();
+    format!("{}{shape:?} at {start:?} of {}", ty.dtype, whole.trim_start_matches(|c| c != '['))
 }

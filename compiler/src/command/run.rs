@@ -35,7 +35,8 @@ impl Run {
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let program = compile_inference(&captured, &mesh, &plan, &options, &rename)?;
+        let program =
+            compile_inference(&captured, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
         let mut session = program.launch(LaunchOptions::default())?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;

@@ -47,9 +47,9 @@ impl Subject {
     /// A name that no preset has, or sequences that the model cannot take.
     pub fn preset(name: &str, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
         if name == "mlp" {
-            return match batch.unwrap_or(2) * seq.unwrap_or(256) {
-                0 => Err(Failure::new("a batch of no tokens: --batch and --seq must be at least 1")),
-                tokens => Ok(Subject::Mlp(tokens)),
+            return match batch.unwrap_or(2).checked_mul(seq.unwrap_or(256)) {
+                Some(0) | None => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
+                Some(tokens) => Ok(Subject::Mlp(tokens)),
             };
         }
         let config = presets::named(name).map_err(|_| {
@@ -93,7 +93,8 @@ impl Subject {
             Subject::Tokens(config, tokens) => Ok(capture_forward(config, *tokens, false)?),
             Subject::Mlp(tokens) => {
                 let x = named("x", Spec::<2>::new([*tokens, WIDTH], DType::F32));
-                Ok(capture_inference_shapes(presets::mlp, x, |mlp, x| named("y", mlp.forward(x))).map_err(Error::from)?)
+                Ok(capture_inference_shapes(presets::mlp, x, |mlp, x| named("y", mlp.forward(x)))
+                    .map_err(Error::from)?)
             }
         }
     }
@@ -282,7 +283,11 @@ impl Optimizer {
     }
 }
 
-fn captured<O: BurnOptimizer>(config: &ModelConfig, tokens: TokenBatch, optimizer: &O) -> Result<TrainingCapture, Error> {
+fn captured<O: BurnOptimizer>(
+    config: &ModelConfig,
+    tokens: TokenBatch,
+    optimizer: &O,
+) -> Result<TrainingCapture, Error> {
     capture_step(config, tokens, optimizer)
 }
 

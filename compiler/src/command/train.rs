@@ -107,11 +107,16 @@ impl Train {
         let options = self.placement.options(self.grads.is_some())?;
         let model = self.open()?;
         let source = self.source(&model.config)?;
+        let dropout = model.config.ignored_dropout();
+        if dropout > 0.0 {
+            terminal.note(format!("the configuration asks for dropout {dropout}, which is not applied"));
+        }
         self.check_outputs()?;
         let capture = self.optimizer.capture(&model.config, source.tokens())?;
         let names = names(&model.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let program = compile_training(capture, &mesh, &plan, &options, &rename)?;
+        let program =
+            compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
         let mut training = program.launch(LaunchOptions::default())?;
         match &model.dir {
@@ -162,7 +167,13 @@ impl Train {
         self.grads.iter().chain(&self.metrics).try_for_each(|file| check_file(file))
     }
 
-    fn steps(&self, training: &mut TrainingSession, source: &Source, map: &WeightMap, terminal: &mut Terminal) -> Outcome {
+    fn steps(
+        &self,
+        training: &mut TrainingSession,
+        source: &Source,
+        map: &WeightMap,
+        terminal: &mut Terminal,
+    ) -> Outcome {
         let TokenBatch { batch, seq, .. } = source.tokens();
         let mut metrics = self.metrics.as_deref().map(Metrics::new).transpose()?;
         let bar = progress(self.steps);

@@ -18,7 +18,7 @@ use tpc::program::{CompileOptions, TrainingSession, compile_inference, compile_t
 use tpc::{InputKind, LaunchOptions, Mesh, OutputKind, Plan, RankProgram, Session};
 
 const TEXT: &[u8] = include_bytes!("../../data/kjv-new-testament.txt");
-const BATCH: usize = 16;
+const BATCH: usize = 8;
 const SEQ: usize = 128;
 const SEED: u64 = 1;
 const PROMPT: &str = "And Jesus said unto ";
@@ -29,7 +29,7 @@ const TOLERANCE: f64 = 1e-3;
 #[derive(Parser)]
 struct Options {
     /// Training steps.
-    #[arg(long, default_value_t = 400, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u64).range(2..))]
     steps: u64,
     /// Ranks of the mesh axis `tp`.
     #[arg(long, default_value_t = 2)]

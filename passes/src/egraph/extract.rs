@@ -161,12 +161,11 @@ impl<'a> Search<'a> {
                 }
                 let before = self.total;
                 self.switch(id, i);
-                if self.total < before - EPSILON {
-                    self.reorder();
-                } else {
+                if self.total >= before - EPSILON {
                     self.switch(id, now);
                     self.total = before;
                 }
+                self.insert_order(id);
             }
         }
     }
@@ -202,6 +201,7 @@ impl<'a> Search<'a> {
             *uses -= 1;
             if *uses == 0 {
                 self.uses.remove(&id);
+                self.position.remove(&id);
                 let class = &self.classes[&id];
                 let term = self.choice[&id];
                 self.total -= class.costs[term];
@@ -228,6 +228,23 @@ impl<'a> Search<'a> {
             stack.extend(&self.classes[&id].terms[term].children);
         }
         false
+    }
+
+    /// Gives what the new term of a class brought into the program the class's own position, which
+    /// keeps the order valid for [`Search::reaches`], unless it reads something that stood later.
+    fn insert_order(&mut self, id: Id) {
+        let at = self.position[&id];
+        let mut stack = self.classes[&id].terms[self.choice[&id]].children.clone();
+        while let Some(c) = stack.pop() {
+            match self.position.get(&c) {
+                Some(&p) if p > at => return self.reorder(),
+                Some(_) => {}
+                None => {
+                    self.position.insert(c, at);
+                    stack.extend(&self.classes[&c].terms[self.choice[&c]].children);
+                }
+            }
+        }
     }
 
     fn reorder(&mut self) {

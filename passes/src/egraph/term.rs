@@ -88,6 +88,8 @@ pub struct ClassData {
     pub ty: Type,
     /// Number of the provenance of the class's first term.
     pub origin: u32,
+    /// Whether some term of the class is a redistribution: where rules find something to move.
+    pub moves: bool,
 }
 
 /// The analysis: interned keys, the mesh, provenance.
@@ -173,7 +175,8 @@ impl Analysis<Term> for Typing {
         let sharding = infer(egraph, term).expect("only typed terms are added");
         let key = egraph.analysis.key(term.key);
         let ty = Type { dtype: key.dtype, shape: key.shape.clone(), sharding };
-        ClassData { ty, origin: *egraph.analysis.current.borrow() }
+        let moves = key.op.is_redistribution();
+        ClassData { ty, origin: *egraph.analysis.current.borrow(), moves }
     }
 
     fn merge(&mut self, a: &mut ClassData, b: ClassData) -> DidMerge {
@@ -183,7 +186,9 @@ impl Analysis<Term> for Typing {
         if earlier {
             a.origin = b.origin;
         }
-        DidMerge(earlier, !earlier && a.origin < b.origin)
+        let (mine, other) = (a.moves, b.moves);
+        a.moves |= b.moves;
+        DidMerge(earlier || a.moves != mine, (!earlier && a.origin < b.origin) || a.moves != other)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::propagate::{Annotation, Annotations};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tpc_ir::{AxisId, Graph, InputKind, Mesh, Sharding};
+use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Sharding, Value};
 
 /// Why a plan does not fit a model or a mesh.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub enum StyleError {
         second: String,
     },
     /// The plan's axis is not in the mesh.
-    #[error("the plan shards along the axis `{axis}`, but the mesh is {mesh}: add `{axis}=N` to the mesh or change the plan's axis")]
+    #[error("the plan shards along the axis `{axis}`, but the mesh has no such axis ({mesh}): add `{axis}=N` to the mesh or change the plan's axis")]
     NoAxis {
         /// The axis.
         axis: String,
@@ -288,17 +288,28 @@ fn claims(graph: &Graph, module: &str, style: &Style, all: &BTreeMap<String, Wei
     }
 }
 
-/// Whether a vector is added to the product of a weight.
+/// Whether a vector is added to the product of a weight, or to the sum of its taps' products.
 fn adds_to(graph: &Graph, vector: &Weight, weight: &Weight) -> bool {
-    graph.operands(vector.user).iter().any(|v| v.node == weight.user)
+    let mut open = vec![vector.user];
+    while let Some(node) = open.pop() {
+        let operands = graph.operands(node);
+        if operands.iter().any(|v| v.node == weight.user) {
+            return true;
+        }
+        let sum = |v: &&Value| matches!(graph.op(**v), Op::Map { f: MapFn::Add, .. });
+        if weight.role == Role::Convolution {
+            open.extend(operands.iter().filter(sum).map(|v| v.node));
+        }
+    }
+    false
 }
 
 /// The feature dimensions that a way cuts: of a linear its outputs or inputs, of a table its hidden
 /// dimensions or its rows.
 fn features(weight: &Weight, way: Way) -> Vec<usize> {
     match (weight.role, way) {
-        (Role::Linear | Role::Embedding, Way::Rows) => weight.inner.clone(),
-        (Role::Linear | Role::Embedding, Way::Columns) | (Role::Vector, _) => weight.outer.clone(),
+        (Role::Linear | Role::Convolution | Role::Embedding, Way::Rows) => weight.inner.clone(),
+        (_, Way::Columns) | (Role::Vector, _) => weight.outer.clone(),
     }
 }
 

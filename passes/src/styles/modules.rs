@@ -9,6 +9,8 @@ use tpc_ir::{Graph, InputKind, Op, Phase};
 pub enum Role {
     /// An operand of a product.
     Linear,
+    /// An operand of one product for every tap of a window.
+    Convolution,
     /// The table of a look-up.
     Embedding,
     /// Added to or multiplied with an activation.
@@ -24,7 +26,7 @@ pub struct Weight {
     pub input: NodeIndex,
     /// What it does.
     pub role: Role,
-    /// The node that uses it.
+    /// The node that uses it; of a convolution the product of the first tap.
     pub user: NodeIndex,
     /// Dimensions (factored) that the product sums over; of a table, the rows.
     pub inner: Vec<usize>,
@@ -74,17 +76,45 @@ pub fn weights(graph: &Graph) -> BTreeMap<String, Weight> {
 
 fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: usize) -> Weight {
     let rank = graph.node(input).types[0].rank();
-    let (role, inner): (Role, Vec<usize>) = match &graph.node(user).op {
+    let weight = |role, user, inner: Vec<usize>, outer| Weight { name: name.to_string(), input, role, user, inner, outer };
+    let outside = |inner: &[usize]| (0..rank).filter(|d| !inner.contains(d)).collect();
+    match &graph.node(user).op {
         Op::Einsum { subs } => {
             let letters = &subs.operands[operand];
-            let summed = (0..rank).filter(|&d| !subs.result.contains(&letters[d])).collect();
-            (Role::Linear, summed)
+            let inner: Vec<usize> = (0..rank).filter(|&d| !subs.result.contains(&letters[d])).collect();
+            let outer = outside(&inner);
+            weight(Role::Linear, user, inner, outer)
         }
-        Op::Take => (Role::Embedding, vec![0]),
-        _ => (Role::Vector, vec![]),
-    };
-    let outer = (0..rank).filter(|d| !inner.contains(d)).collect();
-    Weight { name: name.to_string(), input, role, user, inner, outer }
+        Op::Take => weight(Role::Embedding, user, vec![0], outside(&[0])),
+        Op::Index { .. } => match tap(graph, input, user) {
+            Some((product, inner, outer)) => weight(Role::Convolution, product, inner, outer),
+            None => weight(Role::Vector, user, vec![], outside(&[])),
+        },
+        _ => weight(Role::Vector, user, vec![], outside(&[])),
+    }
+}
+
+/// The product of one tap of a convolution's weight, and which of the weight's dimensions that are
+/// left it sums over and keeps.
+fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, Vec<usize>, Vec<usize>)> {
+    let mut left: Vec<usize> = (0..graph.node(input).types[0].rank()).collect();
+    let (mut node, mut operand) = (first, 0);
+    loop {
+        match &graph.node(node).op {
+            Op::Index { dim, .. } => {
+                left.remove(*dim);
+                let (user, edge) = graph.users(node).next()?;
+                (node, operand) = (user, edge.operand as usize);
+            }
+            Op::Einsum { subs } => {
+                let letters = subs.operands[operand].iter().zip(left);
+                let (outer, inner): (Vec<_>, Vec<_>) = letters.partition(|(l, _)| subs.result.contains(l));
+                let dims = |pairs: Vec<(_, usize)>| pairs.into_iter().map(|(_, d)| d).collect();
+                return Some((node, dims(inner), dims(outer)));
+            }
+            _ => return None,
+        }
+    }
 }
 
 /// The level of every linear below a module: 1 reads what comes from outside, k+1 reads results of

@@ -83,12 +83,23 @@ impl RuleInfo {
     }
 }
 
-/// Matches every class once; rules look at the terms themselves.
+/// Matches every class in which there is something to move: a redistribution, or a term with an
+/// operand that is one. Rules look at the terms themselves.
 struct Everywhere;
 
+fn worth_a_look(egraph: &EGraph<Term, Typing>, class: Id) -> bool {
+    let class = &egraph[class];
+    class.data.moves || class.nodes.iter().any(|t| t.children.iter().any(|&c| egraph[c].data.moves))
+}
+
 impl Searcher<Term, Typing> for Everywhere {
-    fn search_eclass_with_limit(&self, _: &EGraph<Term, Typing>, eclass: Id, _: usize) -> Option<SearchMatches<'_, Term>> {
-        Some(SearchMatches { eclass, substs: vec![Subst::default()], ast: None })
+    fn search_eclass_with_limit(
+        &self,
+        egraph: &EGraph<Term, Typing>,
+        eclass: Id,
+        _: usize,
+    ) -> Option<SearchMatches<'_, Term>> {
+        worth_a_look(egraph, eclass).then(|| SearchMatches { eclass, substs: vec![Subst::default()], ast: None })
     }
 
     fn search_with_limit(&self, egraph: &EGraph<Term, Typing>, limit: usize) -> Vec<SearchMatches<'_, Term>> {

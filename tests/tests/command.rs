@@ -1,0 +1,522 @@
+//! The `tpc` command: what it computes, what it reports, and what it says of bad input.
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::Value as Json;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+fn data(path: &str) -> String {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(path).display().to_string()
+}
+
+/// A directory of one test's own.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tpc-command-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        Scratch(dir)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, contents: &[u8]) -> String {
+        std::fs::write(self.0.join(name), contents).unwrap();
+        self.path(name)
+    }
+
+    /// Everything in it, to see that nothing was left behind.
+    fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(&self.0).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Exit code, standard output, standard error.
+fn tpc(arguments: &[&str]) -> (u8, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = tpc::command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+/// The standard output of a command that succeeds.
+fn ok(arguments: &[&str]) -> String {
+    let (code, out, err) = tpc(arguments);
+    assert_eq!((code, err.as_str()), (0, ""), "{arguments:?}");
+    out
+}
+
+/// The message of a command that fails, with the places of files replaced.
+fn error(arguments: &[&str], scratch: &Scratch) -> String {
+    let (code, out, err) = tpc(arguments);
+    assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
+    let err = err.replace(&scratch.path(""), "$TMP/").replace(&data(""), "$DATA/");
+    err.strip_prefix("error: ").and_then(|e| e.strip_suffix('\n')).unwrap().to_string()
+}
+
+type Tensors = HashMap<String, (Vec<usize>, Vec<f64>)>;
+
+fn tensors(path: impl AsRef<Path>) -> Tensors {
+    let bytes = std::fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let values = |t: &TensorView| -> Vec<f64> {
+        assert_eq!(t.dtype(), Dtype::F32);
+        t.data().as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
+    };
+    file.iter().map(|(n, t)| (n.to_string(), (t.shape().to_vec(), values(&t)))).collect()
+}
+
+/// A file of `[rows, columns]` integers.
+fn batch(scratch: &Scratch, name: &str, tensors: &[(&str, [usize; 2], &[i64])]) -> String {
+    let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((n, shape, _), data)| (*n, TensorView::new(Dtype::I64, shape.to_vec(), data).unwrap()));
+    scratch.write(name, &safetensors::serialize(views, None).unwrap())
+}
+
+fn largest(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |m, v| m.max(v.abs()))
+}
+
+#[test]
+fn run_gives_the_expected_logits_and_loss() {
+    let scratch = Scratch::new("run");
+    for (model, plan, mesh) in [("llama-tiny", "tp", "tp=2"), ("gpt2-tiny", "none", ""), ("bert-tiny", "ddp", "dp=2")] {
+        let dir = data(&format!("hf/{model}"));
+        let output = scratch.path("out.safetensors");
+        let inputs = format!("{dir}/inputs.safetensors");
+        let arguments = ["run", &dir, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--output", &output];
+        assert!(ok(&arguments).contains("logits [2, 32, 256], loss 5."));
+        let (found, expected) = (tensors(&output), tensors(format!("{dir}/expected.safetensors")));
+        let ((shape, logits), (expected_shape, want)) = (&found["logits"], &expected["logits"]);
+        assert_eq!(shape, expected_shape);
+        let far = logits.iter().zip(want).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+        assert!(far <= 1e-4 * largest(want), "{model}: {far}");
+        let losses: Json = serde_json::from_slice(&std::fs::read(format!("{dir}/expected.json")).unwrap()).unwrap();
+        let loss = losses["losses"][0].as_f64().unwrap();
+        assert_eq!(found["loss"].0, [0usize; 0]);
+        assert!((found["loss"].1[0] - loss).abs() <= 1e-5 * loss);
+    }
+}
+
+#[test]
+fn run_without_labels_gives_logits_only() {
+    let scratch = Scratch::new("unlabelled");
+    let inputs = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    let output = scratch.path("out.safetensors");
+    let arguments = ["run", &data("hf/gpt2-tiny"), "--inputs", &inputs, "--output", &output];
+    assert_eq!(ok(&arguments), format!("wrote {output}: logits [1, 3, 256]\n"));
+    assert_eq!(tensors(&output).keys().collect::<Vec<_>>(), ["logits"]);
+}
+
+#[test]
+fn train_follows_the_expected_losses_and_saves_a_model() {
+    let scratch = Scratch::new("train");
+    for (model, plan, mesh) in [("llama-tiny", "tp-ddp", "dp=2,tp=2"), ("gpt2-tiny", "tp", "tp=2")] {
+        let dir = data(&format!("hf/{model}"));
+        let inputs = format!("{dir}/inputs.safetensors");
+        let (save, grads, metrics) = (scratch.path("saved"), scratch.path("g.safetensors"), scratch.path("m.jsonl"));
+        let optimizer = "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1";
+        let mut arguments = vec!["train", &dir, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", "3"];
+        arguments.extend(optimizer.split(' '));
+        arguments.extend(["--save", &save, "--grads", &grads, "--metrics", &metrics]);
+        ok(&arguments);
+
+        let expected: Json = serde_json::from_slice(&std::fs::read(format!("{dir}/expected.json")).unwrap()).unwrap();
+        let lines = std::fs::read_to_string(&metrics).unwrap();
+        for (i, line) in lines.lines().enumerate() {
+            let row: Json = serde_json::from_str(line).unwrap();
+            let loss = expected["losses"][i].as_f64().unwrap();
+            assert_eq!(row["step"].as_u64(), Some(i as u64 + 1));
+            assert!((row["loss"].as_f64().unwrap() - loss).abs() <= 1e-5 * loss, "{model}: {line}, expected {loss}");
+            assert!(row["ms"].as_f64().unwrap() > 0.0 && row["tokens_per_s"].as_f64().unwrap() > 0.0);
+        }
+        assert_eq!(lines.lines().count(), 3);
+
+        let reference = tensors(format!("{dir}/expected.safetensors"));
+        let (found, saved) = (tensors(&grads), tensors(format!("{save}/model.safetensors")));
+        for (name, (shape, gradient)) in &found {
+            let (expected_shape, want) = &reference[&format!("grad.{name}")];
+            assert_eq!(shape, expected_shape, "{name}");
+            let far = gradient.iter().zip(want).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+            // The gradient of a key's bias is zero in theory.
+            assert!(far <= 1e-4 * largest(want).max(0.1), "{model}: gradient of {name} is off by {far}");
+            let (expected_shape, want) = &reference[&format!("param_after.{name}")];
+            let (shape, values) = &saved[name];
+            assert_eq!(shape, expected_shape, "{name}");
+            for ((a, b), g) in values.iter().zip(want).zip(gradient) {
+                assert!(g.abs() < 1e-5 || (a - b).abs() <= 2e-4, "{model}: {name} is off by {}", (a - b).abs());
+            }
+        }
+        assert_eq!(found.len(), saved.len());
+        // What was saved is a model again.
+        let output = scratch.path("out.safetensors");
+        ok(&["run", &save, "--inputs", &inputs, "--output", &output]);
+        assert_eq!(scratch.names(), ["g.safetensors", "m.jsonl", "out.safetensors", "saved"]);
+    }
+}
+
+#[test]
+fn train_learns_a_text_with_every_optimizer() {
+    let scratch = Scratch::new("text");
+    let text = scratch.write("text", "the quick brown fox jumps over the lazy dog. ".repeat(20).as_bytes());
+    let dir = data("hf/llama-tiny");
+    let optimizers: [&[&str]; 4] = [
+        &["--optimizer", "adamw", "--lr", "3e-3"],
+        &["--optimizer", "adam", "--lr", "3e-3"],
+        &["--optimizer", "sgd", "--lr", "0.3", "--weight-decay", "0.01"],
+        &["--optimizer", "sgd", "--lr", "0.1", "--momentum", "0.9", "--nesterov"],
+    ];
+    for optimizer in optimizers {
+        let metrics = scratch.path("m.jsonl");
+        let mut arguments = vec!["train", &dir, "--text", &text, "--steps", "8", "--batch", "4", "--seq", "16"];
+        arguments.extend(["--from-scratch", "--seed", "3", "--metrics", &metrics]);
+        arguments.extend(optimizer);
+        let out = ok(&arguments);
+        let rows = std::fs::read_to_string(&metrics).unwrap();
+        let losses: Vec<f64> =
+            rows.lines().map(|l| serde_json::from_str::<Json>(l).unwrap()["loss"].as_f64().unwrap()).collect();
+        assert!(losses[7] < losses[0] - 0.2, "{optimizer:?}: {losses:?}");
+        assert!(out.contains(&format!("step 8/8  loss {:.6}", losses[7])), "{out}");
+    }
+}
+
+#[test]
+fn dump_ir_reports_collectives_and_memory() {
+    let arguments = ["dump-ir", "--preset", "mlp", "--plan", "tp", "--mesh", "tp=2", "--train", "--json"];
+    let report: Json = serde_json::from_str(&ok(&arguments)).unwrap();
+    let counts: BTreeMap<String, BTreeMap<String, usize>> =
+        serde_json::from_value(report["totals"]["counts"].clone()).unwrap();
+    let one = BTreeMap::from([("all_reduce".to_string(), 1)]);
+    assert_eq!(counts, BTreeMap::from([("forward".into(), one.clone()), ("backward".into(), one)]));
+    let bytes = 512 * 1024 * 4;
+    let first = &report["collectives"][0];
+    assert_eq!(first["kind"], "all_reduce");
+    assert_eq!((&first["axes"], &first["phase"], &first["dtype"]), (&"tp".into(), &"forward".into(), &"f32".into()));
+    assert_eq!((first["full_bytes"].as_u64(), first["count"].as_u64()), (Some(bytes), Some(1)));
+    assert_eq!(first["dim"], Json::Null);
+    assert!(first["why"].as_str().unwrap().contains("net2.weight"));
+    let totals = &report["totals"];
+    assert_eq!(totals["wire_bytes"].as_f64(), Some(2.0 * bytes as f64));
+    assert_eq!(totals["parameter_bytes"].as_u64(), Some((1024 * 4096 + 2048 + 1024) * 4));
+    assert_eq!(totals["state_bytes"].as_u64(), Some(0));
+    assert_eq!(report["replicated_parameters"].as_array().unwrap().len(), 1);
+    assert_eq!(report["replicated_parameters"][0]["name"], "net2.bias");
+    assert_eq!(report["ranks"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_rule_that_is_disabled_leaves_the_reductions_of_query_key_and_value_apart() {
+    let dir = data("hf/llama-tiny");
+    let common =
+        ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=2", "--train", "--json", "--batch", "2", "--seq", "32"];
+    let backward = |more: &[&str]| {
+        let report: Json = serde_json::from_str(&ok(&[&common, more].concat())).unwrap();
+        let rows = report["collectives"].as_array().unwrap().clone();
+        let large = rows.iter().filter(|c| c["phase"] == "backward" && c["full_bytes"].as_u64() > Some(4096));
+        large.map(|c| c["count"].as_u64().unwrap()).sum::<u64>()
+    };
+    let layers = 2;
+    assert_eq!(backward(&[]), 2 * layers + 1);
+    assert_eq!(backward(&["--disable-rule", "7"]), 5 * layers + 1);
+}
+
+#[test]
+fn what_bench_executes_is_what_dump_ir_predicts() {
+    let model = ["--preset", "gpt", "--plan", "tp", "--mesh", "tp=2", "--batch", "1", "--seq", "8"];
+    let report: Json = serde_json::from_str(&ok(&[&["dump-ir", "--train", "--json"], &model[..]].concat())).unwrap();
+    let row = ok(&[&["bench", "--mode", "train", "--iters", "1", "--json"], &model[..]].concat());
+    assert_eq!(row.lines().count(), 1);
+    let row: Json = serde_json::from_str(&row).unwrap();
+    assert_eq!(row["wire_bytes"], report["totals"]["wire_bytes"]);
+    assert_eq!(row["peak_bytes_per_rank"], report["totals"]["peak_bytes"]);
+    let count = |rows: &Json| rows.as_array().unwrap().iter().map(|c| c["count"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(count(&row["collectives"]), count(&report["collectives"]));
+    assert!(row["median_ms"].as_f64() >= row["min_ms"].as_f64() && row["tokens_per_s"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn every_stage_prints_and_files_go_on_from_there() {
+    let scratch = Scratch::new("stages");
+    let dir = data("hf/llama-tiny");
+    let common = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=2", "--batch", "1", "--seq", "8", "--full"];
+    let stage = |name: &str| ok(&[&common[..], &["--stage", name]].concat());
+    let placed = ok(&common);
+    assert_eq!(stage("placed"), placed);
+    for (name, mesh) in [("captured", true), ("logical", true), ("annotated", false), ("placed", false)] {
+        let file = scratch.write(&format!("{name}.tpc"), stage(name).as_bytes());
+        let on: &[&str] = if mesh { &["--plan", "tp", "--mesh", "tp=2"] } else { &[] };
+        assert_eq!(ok(&[&["dump-ir", &file, "--full"], on].concat()), placed, "{name}");
+        if name == "placed" {
+            let from_file = ok(&["dump-ir", &file, "--stage", "scheduled", "--rank", "1"]);
+            assert_eq!(from_file, ok(&[&common[..], &["--stage", "scheduled", "--rank", "1"]].concat()));
+            let message = error(&["dump-ir", &file, "--stage", "logical"], &scratch);
+            assert_eq!(message, "the graph of the file is placed already: choose a later --stage");
+        }
+    }
+    let rank = ok(&[&common[..], &["--stage", "rank", "--rank", "1"]].concat());
+    assert!(rank.starts_with("mesh <tp=2> rank 1 at tp=1\n%0 = "), "{rank}");
+    assert!(rank.contains("\"lm_head.weight\"       : f32[64, 128] at [0, 128] of [64, 256@tp]\n"), "{rank}");
+}
+
+#[test]
+fn bad_meshes_and_plans_are_explained() {
+    let scratch = Scratch::new("plans");
+    let dir = data("hf/llama-tiny");
+    let says = |more: &[&str]| error(&[&["dump-ir", &dir], more].concat(), &scratch);
+    assert_eq!(
+        says(&["--plan", "tpp"]),
+        "there is no built-in plan `tpp` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp"
+    );
+    assert_eq!(
+        says(&["--plan", "tp", "--mesh", "dp=2"]),
+        "the plan shards along the axis `tp`, but the mesh has no such axis (mesh <dp=2>): add `tp=N` to the mesh or change the plan's axis"
+    );
+    assert_eq!(
+        says(&["--plan", "tp", "--mesh", "dp=2,tp=2"]),
+        "the mesh axis `dp` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
+    );
+    let too_large = "mesh has 128 ranks, more than the 64 that one process can run as threads";
+    assert_eq!(says(&["--plan", "tp", "--mesh", "tp=128"]), too_large);
+    assert_eq!(
+        says(&["--mesh", "a=100000,b=2"]),
+        "mesh has 200000 ranks, more than the 64 that one process can run as threads"
+    );
+    assert_eq!(says(&["--mesh", "two"]), "mesh `two` is not a list of axes: write it as `tp=2` or `dp=2,tp=4`");
+    assert_eq!(says(&["--mesh", "tp=0"]), "mesh axis `tp` has size 0: an axis holds at least one rank");
+    assert_eq!(
+        says(&["--plan", "tp", "--mesh", "tp=2", "--stage", "rank", "--rank", "2"]),
+        "there is no rank 2: mesh <tp=2> has ranks 0 to 1"
+    );
+    let plan = |name: &str, json: &str| {
+        let file = scratch.write(name, json.as_bytes());
+        says(&["--mesh", "tp=2", "--plan", &file])
+    };
+    assert_eq!(
+        plan("path.json", r#"{"styles": {"model.layers.*.self_atn": "PairwiseParallel"}}"#),
+        "$TMP/path.json: plan entry `model.layers.*.self_atn` matches no module; the nearest are \
+         model.layers.0.self_attn, model.layers.1.self_attn, model.layers.0.mlp"
+    );
+    assert_eq!(
+        plan("style.json", r#"{"styles": {"lm_head": "ColumnParallel"}}"#),
+        "$TMP/style.json: plan entry `lm_head` names the style `ColumnParallel`, which does not exist: use \
+         ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel"
+    );
+    assert_eq!(
+        plan("axis.json", r#"{"axis": "model", "styles": {"lm_head": "ColwiseParallel"}}"#),
+        "$TMP/axis.json: the plan shards along the axis `model`, but the mesh has no such axis (mesh <tp=2>): add `model=N` to the mesh or change the plan's axis"
+    );
+    assert_eq!(
+        plan("json.json", "{"),
+        "$TMP/json.json: the plan is not JSON: EOF while parsing an object at line 1 column 1"
+    );
+    assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; there are 1, 2, 3, "));
+}
+
+#[test]
+fn bad_models_are_explained() {
+    let scratch = Scratch::new("models");
+    let dir = data("hf/llama-tiny");
+    let inputs = format!("{dir}/inputs.safetensors");
+    let model = |name: &str, weights: Option<&[u8]>| {
+        let model = scratch.path(name);
+        std::fs::create_dir_all(&model).unwrap();
+        std::fs::copy(format!("{dir}/config.json"), format!("{model}/config.json")).unwrap();
+        if let Some(weights) = weights {
+            std::fs::write(format!("{model}/model.safetensors"), weights).unwrap();
+        }
+        let output = scratch.path("out.safetensors");
+        let message = error(&["run", &model, "--inputs", &inputs, "--output", &output], &scratch);
+        assert!(!Path::new(&output).exists());
+        message
+    };
+    let weights = std::fs::read(format!("{dir}/model.safetensors")).unwrap();
+    assert_eq!(
+        model("bare", None),
+        "$TMP/bare: no weights: neither model.safetensors nor model.safetensors.index.json"
+    );
+    let cut = &weights[..weights.len() - 1000];
+    assert_eq!(
+        model("cut", Some(cut)),
+        format!(
+            "$TMP/cut/model.safetensors: truncated: the header describes {} bytes, the file has {}",
+            weights.len(),
+            cut.len()
+        )
+    );
+    let gpt2 = std::fs::read(data("hf/gpt2-tiny/model.safetensors")).unwrap();
+    assert_eq!(
+        model("other", Some(&gpt2)),
+        "$TMP/other/model.safetensors: missing tensor \"model.embed_tokens.weight\"; nearest are \
+         transformer.h.0.attn.c_attn.weight, transformer.h.0.attn.c_proj.weight, transformer.h.0.ln_1.weight"
+    );
+    let says = |more: &[&str]| error(more, &scratch);
+    assert_eq!(
+        says(&["dump-ir", &scratch.path("nothing")]),
+        "$TMP/nothing/config.json: No such file or directory (os error 2)"
+    );
+    assert_eq!(
+        says(&["dump-ir", "--preset", "lama"]),
+        "no preset is called \"lama\"; there are mlp, llama, gpt, gpt-learned"
+    );
+    assert_eq!(
+        says(&["dump-ir", &data("hf/gpt2-tiny"), "--seq", "500"]),
+        "batch: sequences of 500 tokens, but gpt2 has 128 learned positions"
+    );
+    let file = scratch.write("broken.tpc", b"mesh <tp=2>\n%0 = mul %1 : f32[4]\n");
+    assert_eq!(
+        says(&["dump-ir", &file]),
+        "$TMP/broken.tpc: line 2, column 10: expected a value defined above, found `%1`"
+    );
+}
+
+#[test]
+fn bad_batches_are_explained() {
+    let scratch = Scratch::new("batches");
+    let (dir, output) = (data("hf/llama-tiny"), scratch.path("out.safetensors"));
+    let says = |tensors: &[(&str, [usize; 2], &[i64])]| {
+        let inputs = batch(&scratch, "in.safetensors", tensors);
+        let message = error(&["run", &dir, "--inputs", &inputs, "--output", &output], &scratch);
+        assert_eq!(scratch.names(), ["in.safetensors"], "nothing is written");
+        message.strip_prefix("$TMP/in.safetensors: ").unwrap().to_string()
+    };
+    let ids = ("input_ids", [1, 3], &[1, 2, 3][..]);
+    assert_eq!(says(&[("input_ids", [1, 3], &[1, 2, 256])]), "input_ids[0, 2] is 256, but a token must be in 0..256");
+    assert_eq!(says(&[("input_ids", [1, 3], &[1, -2, 3])]), "input_ids[0, 1] is -2, but a token must be in 0..256");
+    assert_eq!(
+        says(&[ids, ("labels", [1, 3], &[0, 300, -100])]),
+        "labels[0, 1] is 300, but the vocabulary has 256 entries (and -100 ignores a position)"
+    );
+    assert_eq!(
+        says(&[ids, ("labels", [1, 3], &[0, -100, -100])]),
+        "labels: all are -100 (ignored), so there is no loss"
+    );
+    assert_eq!(
+        says(&[ids, ("labels", [3, 1], &[0, 1, 2])]),
+        "tensor \"labels\" has shape [3, 1], but \"input_ids\" has [1, 3]"
+    );
+    assert_eq!(
+        says(&[ids, ("lables", [1, 3], &[0, 1, 2])]),
+        "tensor \"lables\" is no input of the model; inputs are input_ids, labels, attention_mask, token_type_ids"
+    );
+    assert_eq!(says(&[("labels", [1, 3], &[0, 1, 2])]), "missing tensor \"input_ids\"");
+    assert_eq!(
+        says(&[ids, ("attention_mask", [1, 3], &[1, 2, 1])]),
+        "attention_mask[0, 1] is 2, but a value must be in 0..2"
+    );
+    assert_eq!(says(&[ids, ("token_type_ids", [1, 3], &[0, 0, 0])]), "tensor \"token_type_ids\" is no input of llama");
+    assert_eq!(says(&[("input_ids", [0, 3], &[])]), "batch: its shape [0, 3] is empty");
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_found_before_computing() {
+    let scratch = Scratch::new("outputs");
+    let dir = data("hf/llama-tiny");
+    let inputs = format!("{dir}/inputs.safetensors");
+    let file = scratch.write("file", b"in the way");
+    let nowhere = scratch.path("no/out.safetensors");
+    let run = |output: &str| error(&["run", &dir, "--inputs", &inputs, "--output", output], &scratch);
+    let missing = "$TMP/no/out.safetensors: cannot be written: No such file or directory (os error 2)";
+    assert_eq!(run(&nowhere), missing);
+    std::fs::create_dir(scratch.path("dir")).unwrap();
+    assert_eq!(run(&scratch.path("dir")), "$TMP/dir: cannot be written: it is a directory");
+    let train =
+        |more: &[&str]| error(&[&["train", &dir, "--inputs", &inputs, "--steps", "1"], more].concat(), &scratch);
+    assert_eq!(train(&["--grads", &nowhere]), missing);
+    assert_eq!(train(&["--metrics", &nowhere]), missing);
+    let below = format!("{file}/saved");
+    assert_eq!(train(&["--save", &below]), "$TMP/file/saved: cannot be written: $TMP/file is not a directory");
+    assert_eq!(scratch.names(), ["dir", "file"]);
+}
+
+#[test]
+fn bad_training_data_is_explained() {
+    let scratch = Scratch::new("data");
+    let says = |model: &str, more: &[&str]| {
+        error(&[&["train", &data(&format!("hf/{model}")), "--steps", "1"], more].concat(), &scratch)
+    };
+    let unlabelled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    assert_eq!(
+        says("llama-tiny", &["--inputs", &unlabelled]),
+        "$TMP/in.safetensors: no tensor \"labels\": training needs them"
+    );
+    let many: String = (0..300).filter_map(|i| char::from_u32(0x4e00 + i)).collect();
+    let many = scratch.write("many", many.as_bytes());
+    assert_eq!(
+        says("llama-tiny", &["--text", &many]),
+        "$TMP/many: the text has 300 different characters, but the vocabulary has 256 entries"
+    );
+    let short = scratch.write("short", b"too short");
+    assert_eq!(
+        says("llama-tiny", &["--text", &short]),
+        "$TMP/short: the text has 9 characters, fewer than a sequence of 128"
+    );
+    assert_eq!(
+        says("bert-tiny", &["--text", &short]),
+        "$TMP/short: a text trains causal models; bert needs --inputs with labels"
+    );
+    let binary = scratch.write("binary", &[0xff, 0xfe]);
+    assert_eq!(says("llama-tiny", &["--text", &binary]), "$TMP/binary: not a UTF-8 text");
+    assert_eq!(
+        says("llama-tiny", &["--text", &short, "--optimizer", "adam", "--momentum", "0.9"]),
+        "--momentum is a setting of --optimizer sgd; adamw and adam have --beta1"
+    );
+}
+
+#[test]
+fn settings_that_are_not_applied_are_noted() {
+    let scratch = Scratch::new("notes");
+    let dir = data("hf/gpt2-tiny");
+    let config = std::fs::read_to_string(format!("{dir}/config.json")).unwrap();
+    let config = config.replace("\"resid_pdrop\": 0.0", "\"resid_pdrop\": 0.1");
+    scratch.write("config.json", config.as_bytes());
+    let inputs = format!("{dir}/inputs.safetensors");
+    let arguments = ["train", &scratch.path(""), "--from-scratch", "--inputs", &inputs, "--steps", "1"];
+    let (code, _, err) = tpc(&arguments);
+    assert_eq!((code, err.as_str()), (0, "note: the configuration asks for dropout 0.1, which is not applied\n"));
+}
+
+#[test]
+fn arguments_that_make_no_command_are_explained() {
+    let (code, out, err) = tpc(&["train", "model", "--text", "t", "--steps", "1", "--beta1", "1.5"]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(
+        err.contains("invalid value '1.5' for '--beta1 <BETA1>': expected a number of at least 0 and below 1"),
+        "{err}"
+    );
+    let (code, out, err) = tpc(&["--help"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(["dump-ir", "run", "train", "bench"].iter().all(|c| out.contains(c)), "{out}");
+}
+
+/// A 70B-shaped training step is planned from its config.json alone, and reads like one of 4 layers.
+#[test]
+fn eighty_layers_print_as_many_lines_as_four() {
+    let scratch = Scratch::new("deep");
+    let lines = |layers: usize| {
+        let config = format!(
+            r#"{{"model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "num_hidden_layers": {layers}, "vocab_size": 128256, "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 8192, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 5e5}}"#
+        );
+        let file = scratch.write("config.json", config.as_bytes());
+        let dir = std::path::Path::new(&file).parent().unwrap().to_str().unwrap().to_string();
+        ok(&["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=8", "--train", "--batch", "1", "--seq", "4096"]).lines().count()
+    };
+    assert_eq!(lines(80), lines(4));
+}
