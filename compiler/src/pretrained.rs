@@ -2,16 +2,16 @@
 //! load and save.
 
 use crate::capture::{
-    capture_inference_shapes, capture_training_shapes, named, Captured, Init, Spec, TrainingCapture, TrainingOptions,
+    Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
 };
-use crate::models::{build, weight_map, ModelConfig, ModelError, TokenInputs, WeightMap, Weights};
+use crate::models::{ModelConfig, ModelError, TokenInputs, WeightMap, Weights, build, weight_map};
 use crate::program::Error;
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Distribution as BurnDistribution, Int};
 use std::collections::HashMap;
 use std::path::Path;
 use tpc_ir::op::Distribution;
-use tpc_ir::{random, InputKind, Scalar};
+use tpc_ir::{InputKind, Scalar, random};
 use tpc_runtime::{RuntimeError, Session};
 
 /// What a batch of token sequences consists of.
@@ -42,7 +42,11 @@ impl TokenBatch {
 ///
 /// # Errors
 /// An operation that cannot be recorded.
-pub fn capture_step<O: Optimizer>(config: &ModelConfig, tokens: TokenBatch, optimizer: &O) -> Result<TrainingCapture, Error> {
+pub fn capture_step<O: Optimizer>(
+    config: &ModelConfig,
+    tokens: TokenBatch,
+    optimizer: &O,
+) -> Result<TrainingCapture, Error> {
     let batch = (
         named("input_ids", tokens.spec()),
         named("labels", tokens.spec()),
@@ -51,10 +55,16 @@ pub fn capture_step<O: Optimizer>(config: &ModelConfig, tokens: TokenBatch, opti
     );
     let build = |device: &burn::tensor::Device| build(config, device);
     let options = TrainingOptions::default();
-    Ok(capture_training_shapes(build, optimizer, batch, &options, |model, (input_ids, labels, attention_mask, token_type_ids)| {
-        let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
-        model.loss(logits, labels)
-    })?)
+    Ok(capture_training_shapes(
+        build,
+        optimizer,
+        batch,
+        &options,
+        |model, (input_ids, labels, attention_mask, token_type_ids)| {
+            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+            model.loss(logits, labels)
+        },
+    )?)
 }
 
 /// Captures a language model's forward pass: logits, and the loss when there are labels.

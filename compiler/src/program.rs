@@ -5,20 +5,20 @@
 //! ```
 
 use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
-use crate::import::{import_with, ImportError, Imported, Signature, SEED};
+use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
-use tpc_passes::check::{check, CheckError};
+use tpc_passes::check::{CheckError, check};
 use tpc_passes::cost::CostModel;
-use tpc_passes::egraph::{optimize, SearchOptions, SearchReport};
+use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::lower::lower;
-use tpc_passes::propagate::{propagate, Annotations};
-use tpc_passes::styles::{annotate, Plan, StyleError};
-use tpc_runtime::session::{LaunchOptions, Session};
+use tpc_passes::propagate::{Annotations, propagate};
+use tpc_passes::styles::{Plan, StyleError, annotate};
 use tpc_runtime::RuntimeError;
+use tpc_runtime::session::{LaunchOptions, Session};
 
 /// Why a program could not be compiled or run.
 #[derive(Debug, thiserror::Error)]
@@ -227,7 +227,13 @@ impl TrainingProgram {
         let mut session = Session::launch(self.first.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
-        Ok(TrainingSession { session: Some(session), next: Some(self.steady.ranks), scalars: self.scalars, seed: 0, step: 0 })
+        Ok(TrainingSession {
+            session: Some(session),
+            next: Some(self.steady.ranks),
+            scalars: self.scalars,
+            seed: 0,
+            step: 0,
+        })
     }
 }
 
@@ -247,10 +253,10 @@ impl TrainingSession {
     /// # Errors
     /// A rank that fails.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
-        if self.step == 1 {
-            if let (Some(session), Some(next)) = (self.session.take(), self.next.take()) {
-                self.session = Some(session.succeed(next)?);
-            }
+        if self.step == 1
+            && let (Some(session), Some(next)) = (self.session.take(), self.next.take())
+        {
+            self.session = Some(session.succeed(next)?);
         }
         self.step += 1;
         let values = self.scalars.values(self.step, learning_rate)?;

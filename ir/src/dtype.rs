@@ -18,16 +18,8 @@ pub enum DType {
 
 impl DType {
     /// Every element type, in the order of the enum.
-    pub const ALL: [DType; 8] = [
-        DType::F64,
-        DType::F32,
-        DType::BF16,
-        DType::F16,
-        DType::I64,
-        DType::I32,
-        DType::U8,
-        DType::Bool,
-    ];
+    pub const ALL: [DType; 8] =
+        [DType::F64, DType::F32, DType::BF16, DType::F16, DType::I64, DType::I32, DType::U8, DType::Bool];
 
     /// Size of one element in bytes.
     pub const fn bytes(self) -> usize {

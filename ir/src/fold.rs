@@ -3,7 +3,7 @@
 //! Lines are compared without their numbers and with numeric path segments replaced (`layers.*.mlp`),
 //! together with those of their operands; a run of equal periods is a block. Nothing is assumed about
 //! the model: forward, backward, optimizer and parameter lists are found alike. The folded text is for
-//! reading; [`text::print`](crate::text::print) and the JSON form have every line.
+//! reading; [`text::print`] and the JSON form have every line.
 //!
 //! ```text
 //! repeat x80 model.layers.{0..79} {
@@ -54,7 +54,8 @@ pub fn print(graph: &Graph) -> String {
         outputs.iter().map(|o| number(&mut known, pattern(o))).collect()
     };
     for run in runs(&shapes) {
-        let line = |i: usize| format!("output {} {}\n", outputs[i], text::value_text(graph, graph.outputs[i].value, &names));
+        let line =
+            |i: usize| format!("output {} {}\n", outputs[i], text::value_text(graph, graph.outputs[i].value, &names));
         if run.count > 1 {
             let last = run.start + run.period * (run.count - 1);
             let _ = writeln!(out, "repeat x{}{} {{", run.count, varying(&outputs[run.start], &outputs[last]));
@@ -77,7 +78,8 @@ fn number<K: std::hash::Hash + Eq>(known: &mut HashMap<K, usize>, key: K) -> usi
 fn line_shape(graph: &Graph, v: Value) -> String {
     let n = graph.node(v.node);
     let types: Vec<_> = n.types.iter().map(|t| t.display(&graph.mesh)).collect();
-    let scalars: Vec<String> = graph.operands(v.node).iter().filter_map(|&o| graph.fill_of(o)).map(|x| x.to_string()).collect();
+    let scalars: Vec<String> =
+        graph.operands(v.node).iter().filter_map(|&o| graph.fill_of(o)).map(|x| x.to_string()).collect();
     format!(
         "{} {} {} {} {}",
         pattern(&text::operation(n, &graph.mesh)),
@@ -106,7 +108,9 @@ fn pattern(text: &str) -> String {
 fn varying(first: &str, last: &str) -> String {
     let (a, b): (Vec<&str>, Vec<&str>) = (first.split('.').collect(), last.split('.').collect());
     match a.iter().zip(&b).position(|(x, y)| x != y) {
-        Some(i) if a.len() == b.len() => format!(" {}", [&a[..i], &[&*format!("{{{}..{}}}", a[i], b[i])]].concat().join(".")),
+        Some(i) if a.len() == b.len() => {
+            format!(" {}", [&a[..i], &[&*format!("{{{}..{}}}", a[i], b[i])]].concat().join("."))
+        }
         _ => String::new(),
     }
 }

@@ -7,9 +7,9 @@ use crate::op::{InputKind, Op, Scalar};
 use crate::sharding::Type;
 use crate::subscripts::Subscripts;
 use crate::{MapFn, ReduceOp};
+use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
-use petgraph::Direction;
 use std::sync::Arc;
 
 /// One result of a node.
@@ -266,6 +266,11 @@ impl Graph {
         let all: Vec<usize> = (0..ty.rank()).collect();
         let kept: Vec<usize> = all.iter().copied().filter(|d| !dims.contains(d)).collect();
         let shape: Vec<usize> = kept.iter().map(|&d| ty.shape[d]).collect();
-        self.push(Op::Reduce { op, subs: Subscripts::new(&[all], &kept) }, &[operand], Type::new(ty.dtype, shape), origin)
+        self.push(
+            Op::Reduce { op, subs: Subscripts::new(&[all], &kept) },
+            &[operand],
+            Type::new(ty.dtype, shape),
+            origin,
+        )
     }
 }

@@ -128,7 +128,9 @@ pub enum InterpretError {
         fault: Fault,
     },
     /// Two ranks hold different values of one element of an output.
-    #[error("output {output:?} differs between ranks at {index:?}: rank {rank} holds {found}, an earlier rank {expected}")]
+    #[error(
+        "output {output:?} differs between ranks at {index:?}: rank {rank} holds {found}, an earlier rank {expected}"
+    )]
     Replicas {
         /// The output.
         output: OutputKind,
@@ -210,7 +212,11 @@ pub enum Fault {
 ///
 /// # Errors
 /// A graph that is not well formed, a missing or misshapen input, a partial input.
-pub fn interpret(graph: &Graph, inputs: &HashMap<String, Tensor>, options: &Options) -> Result<Vec<Tensor>, InterpretError> {
+pub fn interpret(
+    graph: &Graph,
+    inputs: &HashMap<String, Tensor>,
+    options: &Options,
+) -> Result<Vec<Tensor>, InterpretError> {
     run(graph, inputs, options, World { mesh: None })
 }
 
@@ -220,7 +226,11 @@ pub fn interpret(graph: &Graph, inputs: &HashMap<String, Tensor>, options: &Opti
 ///
 /// # Errors
 /// As [`interpret`]; also local shapes that contradict the types, and replicas that differ.
-pub fn simulate(graph: &Graph, inputs: &HashMap<String, Tensor>, options: &Options) -> Result<Vec<Tensor>, InterpretError> {
+pub fn simulate(
+    graph: &Graph,
+    inputs: &HashMap<String, Tensor>,
+    options: &Options,
+) -> Result<Vec<Tensor>, InterpretError> {
     run(graph, inputs, options, World { mesh: Some(&graph.mesh) })
 }
 
@@ -317,7 +327,8 @@ fn step(
     world: World<'_>,
 ) -> Result<Vec<Ranks>, InterpretError> {
     let node = graph.node(index);
-    let failed = |rank: usize, fault: Fault| InterpretError::Node { node: index.index(), op: node.op.name(), rank, fault };
+    let failed =
+        |rank: usize, fault: Fault| InterpretError::Node { node: index.index(), op: node.op.name(), rank, fault };
     if let Op::Input { name, layout, .. } = &node.op {
         return Ok(vec![feed(name, layout, &node.types[0], inputs, options, world)?]);
     }
@@ -326,7 +337,8 @@ fn step(
         let [operand] = operands else {
             return Err(failed(0, Fault::Operands { expected: 1, found: operands.len() }));
         };
-        let moved = redistribute(&node.op, mesh, &values[operand], options).map_err(|(rank, fault)| failed(rank, fault))?;
+        let moved =
+            redistribute(&node.op, mesh, &values[operand], options).map_err(|(rank, fault)| failed(rank, fault))?;
         for (rank, t) in moved.iter().enumerate() {
             expect_shape(&shape_of(&world.chunks(&node.types[0], rank)), &t.shape).map_err(|f| failed(rank, f))?;
         }
@@ -394,7 +406,13 @@ fn count(shape: &[usize]) -> Option<usize> {
 }
 
 /// The whole value of an output.
-fn assemble(ty: &Type, ranks: &Ranks, world: World<'_>, options: &Options, output: &Output) -> Result<Tensor, InterpretError> {
+fn assemble(
+    ty: &Type,
+    ranks: &Ranks,
+    world: World<'_>,
+    options: &Options,
+    output: &Output,
+) -> Result<Tensor, InterpretError> {
     let Some(mesh) = world.mesh else {
         return Ok((*ranks[0]).clone());
     };
@@ -440,7 +458,12 @@ fn assemble(ty: &Type, ranks: &Ranks, world: World<'_>, options: &Options, outpu
 ///
 /// # Errors
 /// The rank and the fault, when the pieces of a group do not fit together.
-pub fn redistribute(op: &Op, mesh: &Mesh, ranks: &[Rc<Tensor>], options: &Options) -> Result<Vec<Rc<Tensor>>, (usize, Fault)> {
+pub fn redistribute(
+    op: &Op,
+    mesh: &Mesh,
+    ranks: &[Rc<Tensor>],
+    options: &Options,
+) -> Result<Vec<Rc<Tensor>>, (usize, Fault)> {
     let mut shared: HashMap<usize, Rc<Tensor>> = HashMap::new();
     let mut moved = Vec::with_capacity(ranks.len());
     for (rank, own) in ranks.iter().enumerate() {
@@ -454,14 +477,15 @@ pub fn redistribute(op: &Op, mesh: &Mesh, ranks: &[Rc<Tensor>], options: &Option
         let outside = |dim: usize| if dim < own.shape.len() { Ok(()) } else { Err(at(misfit(0, own))) };
         let own_chunk = |n: usize, axes: &[AxisId]| chunk(n, axes, mesh, &coords);
         // What all members of a group receive alike is made once, for the group's first rank.
-        let mut alike = |group: &[usize], make: &dyn Fn() -> Result<Tensor, Fault>| -> Result<Rc<Tensor>, (usize, Fault)> {
-            if let Some(t) = shared.get(&group[0]) {
-                return Ok(Rc::clone(t));
-            }
-            let t = Rc::new(make().map_err(at)?);
-            shared.insert(group[0], Rc::clone(&t));
-            Ok(t)
-        };
+        let mut alike =
+            |group: &[usize], make: &dyn Fn() -> Result<Tensor, Fault>| -> Result<Rc<Tensor>, (usize, Fault)> {
+                if let Some(t) = shared.get(&group[0]) {
+                    return Ok(Rc::clone(t));
+                }
+                let t = Rc::new(make().map_err(at)?);
+                shared.insert(group[0], Rc::clone(&t));
+                Ok(t)
+            };
         moved.push(match op {
             Op::AllReduce { op, axes } => {
                 let (group, pieces) = group_of(&axes.iter().collect::<Vec<_>>());
@@ -607,7 +631,9 @@ pub fn evaluate(
         Op::Slice { dim, start, step } => {
             whole(*dim)?;
             let (t, n) = (operands[0], shape[*dim]);
-            if t.shape.len() != shape.len() || n > 0 && start.saturating_add((n - 1).saturating_mul(*step)) >= t.shape[*dim] {
+            if t.shape.len() != shape.len()
+                || n > 0 && start.saturating_add((n - 1).saturating_mul(*step)) >= t.shape[*dim]
+            {
                 return Err(misfit(0, t));
             }
             let picked = pick(t, *dim, n, |i| Some(start + i * step), 0.0);

@@ -14,12 +14,12 @@
 //! since JSON numbers know neither infinity nor the difference of 1 and 1.0. Unlike the text form,
 //! constants keep their place among the nodes and their provenance.
 
+use crate::DType;
 use crate::graph::{Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
-use crate::DType;
 use petgraph::graph::NodeIndex;
 use serde_json::{Map, Value as Json, json};
 
@@ -44,7 +44,7 @@ pub fn print(graph: &Graph) -> String {
     format!("{:#}\n", to_json(graph))
 }
 
-/// Reads what [`print`] writes.
+/// Reads what [`print()`] writes.
 ///
 /// # Errors
 /// A text that is not JSON, or the first field that is not as [`to_json`] makes it.
@@ -56,9 +56,10 @@ pub fn parse(text: &str) -> Result<Graph, JsonError> {
 pub fn to_json(graph: &Graph) -> Json {
     let axes: Vec<Json> = graph.mesh.axes().iter().map(|a| json!({"name": a.name, "size": a.size})).collect();
     let nodes: Vec<Json> = graph.nodes().map(|n| node_json(graph.node(n), &graph.operands(n), &graph.mesh)).collect();
-    let regions = graph.regions.iter().map(|r| {
-        json!({"path": r.path, "arguments": values_json(&r.arguments), "results": values_json(&r.results)})
-    });
+    let regions = graph
+        .regions
+        .iter()
+        .map(|r| json!({"path": r.path, "arguments": values_json(&r.arguments), "results": values_json(&r.results)}));
     let outputs = graph.outputs.iter().map(|o| {
         let (kind, name) = match &o.kind {
             OutputKind::Result(n) => ("result", Some(n)),
@@ -127,7 +128,9 @@ fn node_json(node: &Node, operands: &[Value], mesh: &Mesh) -> Json {
             set("arguments", arguments.into_iter().map(|s| json!(s.to_string())).collect());
             set("stream", json!(stream));
         }
-        Op::Map { subs, .. } | Op::Einsum { subs } | Op::Reduce { subs, .. } => set("subscripts", json!(subs.to_string())),
+        Op::Map { subs, .. } | Op::Einsum { subs } | Op::Reduce { subs, .. } => {
+            set("subscripts", json!(subs.to_string()))
+        }
         Op::Slice { dim, start, step } => {
             set("dim", json!(dim));
             set("start", json!(start));
@@ -247,9 +250,9 @@ impl<'a> At<'a> {
     }
 
     fn ty(&self, mesh: &Mesh) -> Read<Type> {
-        let partial = self.find("partial")?.map(|p| {
-            Ok(Partial { op: p.field("op")?.reduce_op()?, axes: p.field("axes")?.axis_set(mesh)? })
-        });
+        let partial = self
+            .find("partial")?
+            .map(|p| Ok(Partial { op: p.field("op")?.reduce_op()?, axes: p.field("axes")?.axis_set(mesh)? }));
         Ok(Type {
             dtype: self.field("dtype")?.named("an element type", DType::from_name)?,
             shape: self.field("shape")?.list(At::number)?,

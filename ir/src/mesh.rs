@@ -149,9 +149,8 @@ impl Mesh {
     pub fn parse(text: &str) -> Result<Self, MeshError> {
         let mut axes = Vec::new();
         for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let parsed = part
-                .split_once('=')
-                .and_then(|(name, size)| Some((name.trim(), size.trim().parse::<usize>().ok()?)));
+            let parsed =
+                part.split_once('=').and_then(|(name, size)| Some((name.trim(), size.trim().parse::<usize>().ok()?)));
             axes.push(parsed.ok_or_else(|| MeshError::Syntax(text.to_string()))?);
         }
         Mesh::new(axes)
@@ -175,9 +174,7 @@ impl Mesh {
     /// The axes that are `name` itself or parts of it, major to minor.
     pub fn parts(&self, name: &str) -> Vec<AxisId> {
         let prefix = format!("{name}:");
-        self.axis_ids()
-            .filter(|&a| self.name(a) == name || self.name(a).starts_with(&prefix))
-            .collect()
+        self.axis_ids().filter(|&a| self.name(a) == name || self.name(a).starts_with(&prefix)).collect()
     }
 
     /// Name of an axis; `?` of one that the mesh lacks.

@@ -4,9 +4,9 @@
 //! the kernels are fused. Elementwise operations, products and reductions carry
 //! [`Subscripts`], so a transpose or a broadcast costs nothing and has no rule of its own.
 
+use crate::DType;
 use crate::mesh::{AxisId, AxisSet};
 use crate::subscripts::Subscripts;
-use crate::DType;
 use std::fmt;
 
 /// A scalar constant; floats compare by their bits, so that operations can be hashed.
@@ -144,8 +144,20 @@ impl ReduceOp {
         match self {
             ReduceOp::Sum => a + b,
             // NaN must win, as it does in a single-device reduction.
-            ReduceOp::Max => if a.is_nan() || a > b { a } else { b },
-            ReduceOp::Min => if a.is_nan() || a < b { a } else { b },
+            ReduceOp::Max => {
+                if a.is_nan() || a > b {
+                    a
+                } else {
+                    b
+                }
+            }
+            ReduceOp::Min => {
+                if a.is_nan() || a < b {
+                    a
+                } else {
+                    b
+                }
+            }
             ReduceOp::Prod => a * b,
         }
     }
@@ -253,7 +265,15 @@ impl MapFn {
             MapFn::Rem => x[0] - x[1] * (x[0] / x[1]).floor(),
             MapFn::Neg => -x[0],
             MapFn::Abs => x[0].abs(),
-            MapFn::Sign => if x[0] > 0.0 { 1.0 } else if x[0] < 0.0 { -1.0 } else { x[0] },
+            MapFn::Sign => {
+                if x[0] > 0.0 {
+                    1.0
+                } else if x[0] < 0.0 {
+                    -1.0
+                } else {
+                    x[0]
+                }
+            }
             MapFn::Exp => x[0].exp(),
             MapFn::Log => x[0].ln(),
             MapFn::Sqrt => x[0].sqrt(),
@@ -276,7 +296,13 @@ impl MapFn {
             MapFn::Ge => truth(x[0] >= x[1]),
             MapFn::And => truth(x[0] != 0.0 && x[1] != 0.0),
             MapFn::Or => truth(x[0] != 0.0 || x[1] != 0.0),
-            MapFn::Select => if x[0] != 0.0 { x[1] } else { x[2] },
+            MapFn::Select => {
+                if x[0] != 0.0 {
+                    x[1]
+                } else {
+                    x[2]
+                }
+            }
             MapFn::Cast(d) => d.round(x[0]),
         }
     }
@@ -540,10 +566,7 @@ impl Op {
 
     /// Whether ranks communicate. No other operation does (law 1 of DESIGN.md).
     pub fn is_collective(&self) -> bool {
-        matches!(
-            self,
-            Op::AllReduce { .. } | Op::AllGather { .. } | Op::ReduceScatter { .. } | Op::AllToAll { .. }
-        )
+        matches!(self, Op::AllReduce { .. } | Op::AllGather { .. } | Op::ReduceScatter { .. } | Op::AllToAll { .. })
     }
 
     /// Whether the operation changes only where a value lies, not the value.

@@ -11,12 +11,12 @@
 //! assert_eq!(error.to_string(), "line 2, column 10: expected a value defined above, found `%1`");
 //! ```
 
+use crate::DType;
 use crate::graph::{Graph, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
-use crate::DType;
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -404,7 +404,15 @@ impl Reader {
                 let ranks: Vec<usize> = operands.iter().map(|&v| self.graph.ty(v).rank()).collect();
                 match Subscripts::implied(&ranks, types[0].rank()) {
                     Some(subs) => Op::Map { f, subs },
-                    None => return c.error_at(mnemonic, format!("subscripts (`{} \"…\"`) for operands whose rank is neither 0 nor the result's", f.name())),
+                    None => {
+                        return c.error_at(
+                            mnemonic,
+                            format!(
+                                "subscripts (`{} \"…\"`) for operands whose rank is neither 0 nor the result's",
+                                f.name()
+                            ),
+                        );
+                    }
                 }
             }
         };
@@ -428,9 +436,7 @@ impl Reader {
             "random" => Op::Random { distribution: distribution(c)?, stream: c.attribute("stream")? },
             "einsum" => Op::Einsum { subs: c.subscripts()? },
             "reshape" => Op::Reshape,
-            "slice" => {
-                Op::Slice { dim: c.attribute("dim")?, start: c.attribute("start")?, step: c.attribute("step")? }
-            }
+            "slice" => Op::Slice { dim: c.attribute("dim")?, start: c.attribute("start")?, step: c.attribute("step")? },
             "index" => Op::Index { dim: c.attribute("dim")?, index: c.attribute("index")? },
             "concat" => Op::Concat { dim: c.attribute("dim")? },
             "cumsum" => Op::CumSum { dim: c.attribute("dim")? },
@@ -491,7 +497,8 @@ impl Reader {
         let start = c.at;
         if !c.take("%") {
             let (_, word) = c.word();
-            let constant = word.split_once(':').and_then(|(d, s)| Some((DType::from_name(d)?, s.parse::<Scalar>().ok()?)));
+            let constant =
+                word.split_once(':').and_then(|(d, s)| Some((DType::from_name(d)?, s.parse::<Scalar>().ok()?)));
             let Some((dtype, scalar)) = constant else {
                 return c.error_at(start, "a value like %3 or f32:0.5");
             };

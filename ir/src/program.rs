@@ -480,7 +480,12 @@ fn action_text(action: &Action) -> String {
             format!("take {} [{}] first {first_row} -> {}\n", view_text(table), view_text(index), view_text(out))
         }
         Action::ScatterAdd { index, update, out, first_row } => {
-            format!("scatter_add [{}] {} first {first_row} -> {}\n", view_text(index), view_text(update), view_text(out))
+            format!(
+                "scatter_add [{}] {} first {first_row} -> {}\n",
+                view_text(index),
+                view_text(update),
+                view_text(out)
+            )
         }
         Action::Copy { from, to } => format!("copy {} -> {}\n", view_text(from), view_text(to)),
         Action::CumSum { from, to, dim } => format!("cumsum dim={dim} {} -> {}\n", view_text(from), view_text(to)),
@@ -508,7 +513,9 @@ fn instruction_text(i: usize, ins: &Instruction) -> String {
         Instruction::Load { view, strides } => format!("r{i} = load {}", at(view, strides)),
         Instruction::Constant(s, d) => format!("r{i} = {d} {s}"),
         Instruction::Index { dim, offset, dtype } => format!("r{i} = {dtype} index {dim} + {offset}"),
-        Instruction::Random { stream, seed, dtype, .. } => format!("r{i} = {dtype} random stream {stream} seed r{seed}"),
+        Instruction::Random { stream, seed, dtype, .. } => {
+            format!("r{i} = {dtype} random stream {stream} seed r{seed}")
+        }
         Instruction::Map { f, args, dtype } => {
             let args: Vec<_> = args.iter().map(|a| format!("r{a}")).collect();
             format!("r{i} = {dtype} {} {}", f.name(), args.join(", "))

@@ -5,9 +5,9 @@
 //! each rank then holds a term, and the value is their sum (or maximum, ...). The notation follows
 //! Shardy (`tensor<8@dp, ...>`) and DTensor's `Partial`.
 
+use crate::DType;
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::ReduceOp;
-use crate::DType;
 use std::fmt::Write as _;
 
 /// The axes over which a value is still to be reduced, and how.

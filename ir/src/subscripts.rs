@@ -44,7 +44,9 @@ impl Subscripts {
     pub fn parse(text: &str) -> Option<Self> {
         let (operands, result) = text.split_once("->")?;
         let letters = |s: &str| s.chars().collect::<Vec<char>>();
-        if !operands.chars().all(|c| c.is_ascii_alphabetic() || c == ',') || !result.chars().all(|c| c.is_ascii_alphabetic()) {
+        if !operands.chars().all(|c| c.is_ascii_alphabetic() || c == ',')
+            || !result.chars().all(|c| c.is_ascii_alphabetic())
+        {
             return None;
         }
         let operands: Vec<_> = operands.split(',').map(letters).collect();

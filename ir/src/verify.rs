@@ -361,7 +361,8 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
             let trained = |n: &&NodeIndex| {
                 matches!(&graph.node(**n).op, Op::Input { kind: InputKind::Parameter | InputKind::State, .. })
             };
-            let input = inputs.get(name.as_str()).filter(trained).ok_or_else(|| Malformed::NoSuchInput(name.clone()))?;
+            let input =
+                inputs.get(name.as_str()).filter(trained).ok_or_else(|| Malformed::NoSuchInput(name.clone()))?;
             let expected = &graph.node(*input).types[0];
             if (expected.dtype, &expected.shape) == (ty.dtype, &ty.shape) {
                 return Ok(());
@@ -691,10 +692,16 @@ fn check_subscripts(subs: &Subscripts, operands: &[&Type], ty: &Type) -> Check {
         return Err(Malformed::SubscriptRows { subs: subs.to_string(), expected, found });
     }
     let mut sizes: HashMap<Letter, usize> = HashMap::new();
-    let rows = subs.operands.iter().zip(operands.iter().copied()).enumerate().map(|(i, (l, t))| (Row::Operand(i), l, t));
+    let rows =
+        subs.operands.iter().zip(operands.iter().copied()).enumerate().map(|(i, (l, t))| (Row::Operand(i), l, t));
     for (row, letters, t) in rows.chain([(Row::Result(0), &subs.result, ty)]) {
         if letters.len() != t.rank() {
-            return Err(Malformed::SubscriptRank { subs: subs.to_string(), row, letters: letters.len(), rank: t.rank() });
+            return Err(Malformed::SubscriptRank {
+                subs: subs.to_string(),
+                row,
+                letters: letters.len(),
+                rank: t.rank(),
+            });
         }
         for (i, (&l, &n)) in letters.iter().zip(&t.shape).enumerate() {
             let (subs, letter) = (|| subs.to_string(), letter_name(l));

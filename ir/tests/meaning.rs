@@ -51,9 +51,14 @@ fn operations_by_hand() {
         ("take %0, %1 : f32[4, 3]", vec![4.0, 5.0, 6.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0]),
         ("scatter_add %1, %1 : i64[2]", vec![0.0, 1.0]),
         ("cast.i32 %0 : i32[2, 3]", vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
-        ("div %0, f32:3.0 : f32[2, 3]", [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|x: f64| f64::from(x as f32 / 3.0)).to_vec()),
+        (
+            "div %0, f32:3.0 : f32[2, 3]",
+            [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|x: f64| f64::from(x as f32 / 3.0)).to_vec(),
+        ),
     ] {
-        let text = format!("mesh <>\n%0 = input data \"x\" : f32[2, 3]\n%1 = input data \"i\" : i64[4]\n%2 = {operation}\noutput loss %2");
+        let text = format!(
+            "mesh <>\n%0 = input data \"x\" : f32[2, 3]\n%1 = input data \"i\" : i64[4]\n%2 = {operation}\noutput loss %2"
+        );
         assert_eq!(outputs(&text, &[("x", x.clone()), ("i", i.clone())]), [result], "{operation}");
     }
     let nan = f64::NAN;
@@ -77,7 +82,8 @@ output result \"partial sum\" %2
 output result \"sharded\" %3
 output result \"moved\" %4
 output result \"partial max\" %5";
-    let (x, w) = (Tensor::from_fn(DType::F32, [2, 5], |i| i as f64), Tensor::from_fn(DType::F32, [5, 3], |i| i as f64 - 7.0));
+    let (x, w) =
+        (Tensor::from_fn(DType::F32, [2, 5], |i| i as f64), Tensor::from_fn(DType::F32, [5, 3], |i| i as f64 - 7.0));
     let y = vec![20.0, 30.0, 40.0, -5.0, 30.0, 65.0];
     assert_eq!(outputs(text, &[("x", x), ("w", w)]), [y.clone(), y.clone(), y, vec![20.0, 30.0, 65.0]]);
 }
@@ -111,7 +117,8 @@ output update \"w\" %0 layout [6]";
 fn exact_precision_keeps_f64_and_rounded_does_not() {
     let text = "mesh <>\n%0 = input data \"x\" : f32[1]\n%1 = div %0, f32:3.0 : f32[1]\n%2 = cast.bf16 %1 : bf16[1]\noutput loss %1\noutput result \"b\" %2";
     let inputs = [("x".to_string(), f32s(&[1], &[1.0]))].into();
-    let run = |options| interpret(&graph(text), &inputs, &options).unwrap().iter().map(|t| t.data[0]).collect::<Vec<_>>();
+    let run =
+        |options| interpret(&graph(text), &inputs, &options).unwrap().iter().map(|t| t.data[0]).collect::<Vec<_>>();
     assert_eq!(run(Options::exact()), [1.0 / 3.0, DType::BF16.round(1.0 / 3.0)]);
     assert_eq!(run(Options::default()), [f64::from(1.0f32 / 3.0), DType::BF16.round(1.0 / 3.0)]);
 }
@@ -169,7 +176,8 @@ fn wrong_placements_are_seen() {
 #[test]
 fn bad_inputs_are_errors() {
     let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[2, 2@tp]\noutput loss %0";
-    let run = |inputs: HashMap<String, Tensor>| simulate(&graph(text), &inputs, &Options::default()).unwrap_err().to_string();
+    let run =
+        |inputs: HashMap<String, Tensor>| simulate(&graph(text), &inputs, &Options::default()).unwrap_err().to_string();
     assert_eq!(run(HashMap::new()), "input \"x\" was not given");
     let five = Tensor::from_fn(DType::F32, [5], |_| 0.0);
     assert_eq!(
@@ -180,7 +188,10 @@ fn bad_inputs_are_errors() {
     assert!(run([("x".to_string(), ints)].into()).contains("i64"));
     let bad = graph("mesh <>\n%0 = exp : f32[2]");
     let error = interpret(&bad, &HashMap::new(), &Options::default()).unwrap_err();
-    assert_eq!(error.to_string(), "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands, needs 1");
+    assert_eq!(
+        error.to_string(),
+        "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands, needs 1"
+    );
 }
 
 #[test]

@@ -116,9 +116,32 @@ fn the_generator_reaches_every_operation_uneven_and_empty_chunks() {
         }
     }
     for op in [
-        "input", "fill", "iota", "random", "add", "select", "einsum", "reduce_sum", "reduce_max", "reduce_min", "reshape",
-        "slice", "index", "concat", "pad", "take", "scatter_add", "cumsum", "top_k", "all_reduce", "all_gather",
-        "reduce_scatter", "all_to_all", "shard_slice", "to_partial", "cast.bf16",
+        "input",
+        "fill",
+        "iota",
+        "random",
+        "add",
+        "select",
+        "einsum",
+        "reduce_sum",
+        "reduce_max",
+        "reduce_min",
+        "reshape",
+        "slice",
+        "index",
+        "concat",
+        "pad",
+        "take",
+        "scatter_add",
+        "cumsum",
+        "top_k",
+        "all_reduce",
+        "all_gather",
+        "reduce_scatter",
+        "all_to_all",
+        "shard_slice",
+        "to_partial",
+        "cast.bf16",
     ] {
         assert!(seen.contains(op), "{op} is not in {seen:?}");
     }

@@ -3,7 +3,7 @@
 //! Shares nothing with the rewriting: every node's result placement is derived again from its
 //! operands' types, and every update must lie where its input lies.
 
-use crate::rules::{place, place_redistribution, rule, Misplaced};
+use crate::rules::{Misplaced, place, place_redistribution, rule};
 use petgraph::graph::NodeIndex;
 use tpc_ir::{Graph, Op, OutputKind, Type};
 
@@ -11,7 +11,9 @@ use tpc_ir::{Graph, Op, OutputKind, Type};
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The operands cannot be combined where they lie.
-    #[error("%{node} {op} in `{module}`: {source}\n  operands: {operands}\n  result:   {result}\n  a redistribution is missing before it")]
+    #[error(
+        "%{node} {op} in `{module}`: {source}\n  operands: {operands}\n  result:   {result}\n  a redistribution is missing before it"
+    )]
     Misplaced {
         /// Node number.
         node: usize,

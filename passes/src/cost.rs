@@ -38,7 +38,8 @@ impl CostModel {
             // A view or a mask: cheap, but not cheaper than not doing it.
             Op::ShardSlice { .. } | Op::ToPartial { .. } | Op::Index { .. } => self.launch * 0.1,
             op if op.is_collective() => {
-                let bytes = wire_bytes(&op.name(), full_bytes(op, operands[0], result, mesh), mesh.group_size(op.axes()));
+                let bytes =
+                    wire_bytes(&op.name(), full_bytes(op, operands[0], result, mesh), mesh.group_size(op.axes()));
                 self.latency + bytes / self.link
             }
             Op::Einsum { subs } => {

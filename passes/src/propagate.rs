@@ -12,8 +12,8 @@
 
 use crate::cost::CostModel;
 use crate::rebuild::rebuild;
-use crate::redistribute::{reduced, redistribute, steps};
-use crate::rules::{place, rule, FactorKind, Rule};
+use crate::redistribute::{redistribute, reduced, steps};
+use crate::rules::{FactorKind, Rule, place, rule};
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -136,7 +136,8 @@ fn place_outputs(graph: &mut Graph) {
         };
         let Some((input, _, _)) = graph.inputs().find(|(_, _, n)| *n == name) else { continue };
         let to = graph.node(input).types[0].sharding.clone();
-        let origin = Origin { why: "lies like its parameter".into(), ..graph.node(graph.outputs[i].value.node).origin.clone() };
+        let origin =
+            Origin { why: "lies like its parameter".into(), ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);
     }
 }

@@ -69,8 +69,7 @@ fn slices(steps: &mut Vec<Op>, at: &mut Sharding, to: &Sharding) {
         if !to.dims[dim].starts_with(&at.dims[dim]) {
             continue;
         }
-        let axes: Vec<AxisId> =
-            to.dims[dim][has..].iter().copied().take_while(|&a| at.is_invariant(a)).collect();
+        let axes: Vec<AxisId> = to.dims[dim][has..].iter().copied().take_while(|&a| at.is_invariant(a)).collect();
         if !axes.is_empty() {
             push(steps, at, Op::ShardSlice { dim, axes });
         }
@@ -162,7 +161,8 @@ mod tests {
                 }
                 let mut at = tpc_ir::Type { sharding: from.clone(), ..tpc_ir::Type::new(tpc_ir::DType::F32, [8, 8]) };
                 for op in steps(from, to) {
-                    at.sharding = place_redistribution(&op, &at).unwrap_or_else(|e| panic!("{from:?} {to:?} {op:?}: {e}"));
+                    at.sharding =
+                        place_redistribution(&op, &at).unwrap_or_else(|e| panic!("{from:?} {to:?} {op:?}: {e}"));
                 }
                 assert_eq!(at.sharding, *to);
             }

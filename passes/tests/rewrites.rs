@@ -6,9 +6,9 @@
 //! add the right side it promises, and on graphs where one of its conditions fails, where it must
 //! not; then all rules run together on random graphs.
 
-mod ranks;
 #[path = "../../ir/tests/generator/mod.rs"]
 mod generator;
+mod ranks;
 
 use egg::Id;
 use proptest::prelude::*;
@@ -90,7 +90,13 @@ impl Evaluator<'_> {
         let key = egraph.analysis.key(term.key);
         let show = |id: Id| egraph[id].data.ty.display(self.mesh);
         let operands: Vec<String> = term.children.iter().map(|&c| show(egraph.find(c))).collect();
-        format!("{:?}({}) : {}, made by rule {}", key.op, operands.join("; "), show(class), egraph.analysis.rule_of(term))
+        format!(
+            "{:?}({}) : {}, made by rule {}",
+            key.op,
+            operands.join("; "),
+            show(class),
+            egraph.analysis.rule_of(term)
+        )
     }
 }
 
@@ -184,10 +190,14 @@ const TWO: &[&str] = &["a=2, b=2", "a=2, b=3", "a=3, b=2"];
 #[test]
 fn rule_1_splits_an_all_reduce_where_the_axes_divide_a_dimension() {
     for op in ["sum", "max"] {
-        let body = |reduced: &str, axes: &str, first: &str, rest: &str| format!("
+        let body = |reduced: &str, axes: &str, first: &str, rest: &str| {
+            format!(
+                "
             %0 = input data \"x\" : f64[{first}, {rest}]
             %1 = reduce_{op} \"abc->bc\" %0 : f64[{rest}] +{op}@{axes}
-            %2 = all_reduce {axes} {op} %1 : f64[{reduced}]");
+            %2 = all_reduce {axes} {op} %1 : f64[{reduced}]"
+            )
+        };
         fires(1, "all_gather", ONE, &body("12, 5", "a", "7@a", "12, 5"));
         fires(1, "all_gather", TWO, &body("12, 5", "(a,b)", "7@(b,a)", "12, 5"));
         fires(1, "all_gather", TWO, &body("12@b, 5", "a", "7@a", "12@b, 5"));
@@ -201,11 +211,15 @@ fn rule_1_splits_an_all_reduce_where_the_axes_divide_a_dimension() {
 
 #[test]
 fn rule_2_slices_what_it_reduces() {
-    let body = |first: &str, axes: &str, list: &str, dims: &str| format!("
+    let body = |first: &str, axes: &str, list: &str, dims: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[{first}, 5, 3]
         %1 = reduce_sum \"abc->bc\" %0 : f64[5, 3] +sum@{axes}
         %2 = all_reduce {axes} sum %1 : f64[5, 3]
-        %3 = shard_slice {list} dim=0 %2 : f64[{dims}]");
+        %3 = shard_slice {list} dim=0 %2 : f64[{dims}]"
+        )
+    };
     fires(2, "reduce_scatter", ONE, &body("7@a", "a", "a", "5@a, 3"));
     fires(2, "reduce_scatter", TWO, &body("7@(a,b)", "(a,b)", "(a,b)", "5@(a,b), 3"));
     fires(2, "reduce_scatter", TWO, &body("7@(a,b)", "(a,b)", "(b,a)", "5@(b,a), 3"));
@@ -216,10 +230,14 @@ fn rule_2_slices_what_it_reduces() {
 
 #[test]
 fn rule_3_slices_what_was_gathered() {
-    let body = |from: &str, gathered: &str, whole: &str, sliced: &str, dim: usize, to: &str| format!("
+    let body = |from: &str, gathered: &str, whole: &str, sliced: &str, dim: usize, to: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[{from}]
         %1 = all_gather {gathered} dim=0 %0 : f64[{whole}]
-        %2 = shard_slice {sliced} dim={dim} %1 : f64[{to}]");
+        %2 = shard_slice {sliced} dim={dim} %1 : f64[{to}]"
+        )
+    };
     fires(3, "input", ONE, &body("5@a, 4", "a", "5, 4", "a", 0, "5@a, 4"));
     fires(3, "input", TWO, &body("5@(a,b), 4", "(a,b)", "5, 4", "(a,b)", 0, "5@(a,b), 4"));
     fires(3, "input", TWO, &body("10@(b,a), 4", "a", "10@b, 4", "a", 0, "10@(b,a), 4"));
@@ -232,10 +250,14 @@ fn rule_3_slices_what_was_gathered() {
 
 #[test]
 fn rule_4_gathers_what_was_sliced() {
-    let body = |from: &str, sliced: &str, part: &str, gathered: &str, to: &str| format!("
+    let body = |from: &str, sliced: &str, part: &str, gathered: &str, to: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[{from}]
         %1 = shard_slice {sliced} dim=0 %0 : f64[{part}]
-        %2 = all_gather {gathered} dim=0 %1 : f64[{to}]");
+        %2 = all_gather {gathered} dim=0 %1 : f64[{to}]"
+        )
+    };
     fires(4, "input", ONE, &body("5, 4", "a", "5@a, 4", "a", "5, 4"));
     fires(4, "input", TWO, &body("5, 4@b", "a", "5@a, 4@b", "a", "5, 4@b"));
     fires(4, "input", TWO, &body("7, 4", "(b,a)", "7@(b,a), 4", "(b,a)", "7, 4"));
@@ -246,52 +268,100 @@ fn rule_4_gathers_what_was_sliced() {
 
 #[test]
 fn rule_5_exchanges() {
-    let slice_of_gather = |from: &str, axes: &str, whole: &str, to: &str| format!("
+    let slice_of_gather = |from: &str, axes: &str, whole: &str, to: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[{from}]
         %1 = all_gather {axes} dim=0 %0 : f64[{whole}]
-        %2 = shard_slice {axes} dim=1 %1 : f64[{to}]");
+        %2 = shard_slice {axes} dim=1 %1 : f64[{to}]"
+        )
+    };
     fires(5, "all_to_all", ONE, &slice_of_gather("5@a, 7", "a", "5, 7", "5, 7@a"));
     fires(5, "all_to_all", TWO, &slice_of_gather("5@(b,a), 7", "(b,a)", "5, 7", "5, 7@(b,a)"));
     fires(5, "all_to_all", TWO, &slice_of_gather("5@a, 7@b", "a", "5, 7@b", "5, 7@(b,a)"));
     fires(5, "all_to_all", TWO, &slice_of_gather("9@(b,a), 2", "a", "9@b, 2", "9@b, 2@a"));
-    silent(5, TWO, "
+    silent(
+        5,
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(a,b), 7]
         %1 = all_gather (a,b) dim=0 %0 : f64[5, 7]
-        %2 = shard_slice (b,a) dim=1 %1 : f64[5, 7@(b,a)]");
-    fires(5, "input", TWO, "
+        %2 = shard_slice (b,a) dim=1 %1 : f64[5, 7@(b,a)]",
+    );
+    fires(
+        5,
+        "input",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 7]
         %1 = all_to_all (b,a) from=0 to=1 %0 : f64[5, 7@(b,a)]
-        %2 = all_to_all (b,a) from=1 to=0 %1 : f64[5@(b,a), 7]");
-    fires(5, "all_gather", TWO, "
+        %2 = all_to_all (b,a) from=1 to=0 %1 : f64[5@(b,a), 7]",
+    );
+    fires(
+        5,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@a, 7@b, 2]
         %1 = all_to_all a from=0 to=1 %0 : f64[5, 7@(b,a), 2]
-        %2 = all_gather a dim=1 %1 : f64[5, 7@b, 2]");
-    silent(5, ONE, "
+        %2 = all_gather a dim=1 %1 : f64[5, 7@b, 2]",
+    );
+    silent(
+        5,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 7, 2]
         %1 = all_to_all a from=0 to=1 %0 : f64[5, 7@a, 2]
-        %2 = all_to_all a from=1 to=2 %1 : f64[5, 7, 2@a]");
+        %2 = all_to_all a from=1 to=2 %1 : f64[5, 7, 2@a]",
+    );
 }
 
 #[test]
 fn rule_6_reduces_what_was_invariant() {
     for op in ["sum", "max", "min"] {
-        fires(6, "input", TWO, &format!("
+        fires(
+            6,
+            "input",
+            TWO,
+            &format!(
+                "
             %0 = input data \"x\" : f64[5@b, 4]
             %1 = to_partial a {op} %0 : f64[5@b, 4] +{op}@a
-            %2 = all_reduce a {op} %1 : f64[5@b, 4]"));
-        fires(6, "shard_slice", TWO, &format!("
+            %2 = all_reduce a {op} %1 : f64[5@b, 4]"
+            ),
+        );
+        fires(
+            6,
+            "shard_slice",
+            TWO,
+            &format!(
+                "
             %0 = input data \"x\" : f64[5, 4]
             %1 = to_partial (a,b) {op} %0 : f64[5, 4] +{op}@(a,b)
-            %2 = reduce_scatter (b,a) {op} dim=0 %1 : f64[5@(b,a), 4]"));
+            %2 = reduce_scatter (b,a) {op} dim=0 %1 : f64[5@(b,a), 4]"
+            ),
+        );
         // Only part of it is reduced; a term that another rank made.
-        silent(6, TWO, &format!("
+        silent(
+            6,
+            TWO,
+            &format!(
+                "
             %0 = input data \"x\" : f64[5, 4]
             %1 = to_partial (a,b) {op} %0 : f64[5, 4] +{op}@(a,b)
-            %2 = all_reduce a {op} %1 : f64[5, 4] +{op}@b"));
-        silent(6, ONE, &format!("
+            %2 = all_reduce a {op} %1 : f64[5, 4] +{op}@b"
+            ),
+        );
+        silent(
+            6,
+            ONE,
+            &format!(
+                "
             %0 = input data \"x\" : f64[5@a, 4]
             %1 = reduce_{op} \"ab->b\" %0 : f64[4] +{op}@a
-            %2 = all_reduce a {op} %1 : f64[4]"));
+            %2 = all_reduce a {op} %1 : f64[4]"
+            ),
+        );
     }
 }
 
@@ -303,7 +373,8 @@ fn two_sums() -> String {
     %3 = reduce_sum \"abc->bc\" %1 : f64[5, 3] +sum@a
     %4 = all_reduce a sum %2 : f64[5, 3]
     %5 = all_reduce a sum %3 : f64[5, 3]
-    ".into()
+    "
+    .into()
 }
 
 #[test]
@@ -315,51 +386,83 @@ fn rule_7_adds_before_it_reduces() {
     fires(7, "all_reduce", ONE, &with("%6 = concat dim=1 %4, %5 : f64[5, 6]"));
     fires(7, "all_reduce", ONE, &with("%6 = input data \"c\" : bool[5, 3]\n%7 = select %6, %4, %5 : f64[5, 3]"));
     fires(7, "add", ONE, &with("%6 = input data \"z\" : f64[3]\n%7 = add \"ab,b,ab->ab\" %4, %6, %5 : f64[5, 3]"));
-    fires(7, "reduce_scatter", TWO, &with("
+    fires(
+        7,
+        "reduce_scatter",
+        TWO,
+        &with(
+            "
         %6 = reduce_scatter a sum dim=1 %2 : f64[5, 3@a]
         %7 = reduce_scatter a sum dim=1 %3 : f64[5, 3@a]
-        %8 = add %6, %7 : f64[5, 3@a]"));
-    fires(7, "reduce_scatter", ONE, &with("
+        %8 = add %6, %7 : f64[5, 3@a]",
+        ),
+    );
+    fires(
+        7,
+        "reduce_scatter",
+        ONE,
+        &with(
+            "
         %6 = reduce_scatter a sum dim=1 %2 : f64[5, 3@a]
         %7 = reduce_scatter a sum dim=1 %3 : f64[5, 3@a]
-        %8 = concat dim=0 %6, %7 : f64[10, 3@a]"));
+        %8 = concat dim=0 %6, %7 : f64[10, 3@a]",
+        ),
+    );
     // Not linear in both, not both reduced, not the same dimension's number.
     silent(7, ONE, &with("%6 = mul %4, %5 : f64[5, 3]"));
     silent(7, ONE, &with("%6 = max %4, %5 : f64[5, 3]"));
     silent(7, ONE, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = add %4, %6 : f64[5, 3]"));
-    silent(7, ONE, &with("
+    silent(
+        7,
+        ONE,
+        &with(
+            "
         %6 = reduce_scatter a sum dim=1 %2 : f64[5, 3@a]
         %7 = reduce_scatter a sum dim=1 %3 : f64[5, 3@a]
-        %8 = add \"ab,ab->ba\" %6, %7 : f64[3@a, 5]"));
+        %8 = add \"ab,ab->ba\" %6, %7 : f64[3@a, 5]",
+        ),
+    );
     // A maximum is not a sum; other axes.
-    silent(7, ONE, "
+    silent(
+        7,
+        ONE,
+        "
         %0 = input data \"x\" : f64[7@a, 5]
         %1 = reduce_max \"ab->b\" %0 : f64[5] +max@a
         %2 = reduce_min \"ab->b\" %0 : f64[5] +min@a
         %3 = all_reduce a max %1 : f64[5]
         %4 = all_reduce a min %2 : f64[5]
-        %5 = add %3, %4 : f64[5]");
-    silent(7, TWO, "
+        %5 = add %3, %4 : f64[5]",
+    );
+    silent(
+        7,
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@a, 5]
         %1 = input data \"y\" : f64[3@b, 5]
         %2 = reduce_sum \"ab->b\" %0 : f64[5] +sum@a
         %3 = reduce_sum \"ab->b\" %1 : f64[5] +sum@b
         %4 = all_reduce a sum %2 : f64[5]
         %5 = all_reduce b sum %3 : f64[5]
-        %6 = add %4, %5 : f64[5]");
+        %6 = add %4, %5 : f64[5]",
+    );
 }
 
 /// A difference of bytes saturates: bytes are not linear, although numbers are.
 #[test]
 fn rule_7_leaves_bytes_alone() {
-    silent(7, ONE, "
+    silent(
+        7,
+        ONE,
+        "
         %0 = input data \"x\" : u8[7@a, 5]
         %1 = input data \"y\" : u8[3@a, 5]
         %2 = reduce_sum \"ab->b\" %0 : u8[5] +sum@a
         %3 = reduce_sum \"ab->b\" %1 : u8[5] +sum@a
         %4 = all_reduce a sum %2 : u8[5]
         %5 = all_reduce a sum %3 : u8[5]
-        %6 = sub %4, %5 : u8[5]");
+        %6 = sub %4, %5 : u8[5]",
+    );
 }
 
 #[test]
@@ -367,26 +470,40 @@ fn rule_8_adds_what_is_invariant_once() {
     let with = |line: &str| format!("{}{line}", two_sums());
     fires(8, "all_reduce", ONE, &with("%6 = input data \"z\" : f64[3]\n%7 = add \"ab,b->ab\" %4, %6 : f64[5, 3]"));
     fires(8, "all_reduce", TWO, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = add %6, %4 : f64[5, 3]"));
-    fires(8, "all_reduce", TWO, &with("%6 = input data \"z\" : f64[3]\n%7 = add \"ab,b,b->ab\" %4, %6, %6 : f64[5, 3]"));
+    fires(
+        8,
+        "all_reduce",
+        TWO,
+        &with("%6 = input data \"z\" : f64[3]\n%7 = add \"ab,b,b->ab\" %4, %6, %6 : f64[5, 3]"),
+    );
     // Not a sum; two reductions, which is rule 7.
     silent(8, ONE, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = sub %4, %6 : f64[5, 3]"));
     silent(8, ONE, &with("%6 = input data \"z\" : f64[5, 3]\n%7 = max %4, %6 : f64[5, 3]"));
     silent(8, ONE, &with("%6 = add %4, %5 : f64[5, 3]"));
     // The reduction is a maximum.
-    silent(8, ONE, "
+    silent(
+        8,
+        ONE,
+        "
         %0 = input data \"x\" : f64[7@a, 5]
         %1 = reduce_max \"ab->b\" %0 : f64[5] +max@a
         %2 = all_reduce a max %1 : f64[5]
         %3 = input data \"y\" : f64[5]
-        %4 = add %2, %3 : f64[5]");
+        %4 = add %2, %3 : f64[5]",
+    );
     // Both remain partial over another axis: the invariant one stays so too.
-    fires(8, "all_reduce", &["a=2, b=2", "a=3, b=2"], "
+    fires(
+        8,
+        "all_reduce",
+        &["a=2, b=2", "a=3, b=2"],
+        "
         %0 = input data \"x\" : f64[7@a, 4@b, 5]
         %1 = reduce_sum \"abc->c\" %0 : f64[5] +sum@(a,b)
         %2 = all_reduce a sum %1 : f64[5] +sum@b
         %3 = input data \"y\" : f64[5@b, 5]
         %4 = reduce_sum \"ab->b\" %3 : f64[5] +sum@b
-        %5 = add %2, %4 : f64[5] +sum@b");
+        %5 = add %2, %4 : f64[5] +sum@b",
+    );
 }
 
 #[test]
@@ -412,22 +529,32 @@ fn rule_9_moves_a_sum_through_what_is_linear() {
         fires(9, "all_reduce", ONE, &with(line));
     }
     // And back: the reduction of the result becomes a reduction of the operand.
-    fires(9, "mul", ONE, &with("
+    fires(
+        9,
+        "mul",
+        ONE,
+        &with(
+            "
         %6 = input data \"w\" : f64[5, 3]
         %7 = mul %2, %6 : f64[5, 3] +sum@a
-        %8 = all_reduce a sum %7 : f64[5, 3]"));
-    fires(9, "einsum", TWO, "
+        %8 = all_reduce a sum %7 : f64[5, 3]",
+        ),
+    );
+    fires(
+        9,
+        "einsum",
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@a, 5, 3@b]
         %1 = reduce_sum \"abc->bc\" %0 : f64[5, 3@b] +sum@a
         %2 = input data \"w\" : f64[3@b, 2]
         %3 = einsum \"ab,bc->ac\" %1, %2 : f64[5, 2] +sum@(a,b)
-        %4 = all_reduce a sum %3 : f64[5, 2] +sum@b");
+        %4 = all_reduce a sum %3 : f64[5, 2] +sum@b",
+    );
     // Of a product of two sums one factor may stay reduced; a product of two partials is none.
-    for line in [
-        "%6 = mul %4, %4 : f64[5, 3]",
-        "%6 = mul %4, %5 : f64[5, 3]",
-        "%6 = einsum \"ab,cb->ac\" %4, %4 : f64[5, 5]",
-    ] {
+    for line in
+        ["%6 = mul %4, %4 : f64[5, 3]", "%6 = mul %4, %5 : f64[5, 3]", "%6 = einsum \"ab,cb->ac\" %4, %4 : f64[5, 5]"]
+    {
         fires(9, "all_reduce", ONE, &with(line));
     }
     for line in [
@@ -441,26 +568,38 @@ fn rule_9_moves_a_sum_through_what_is_linear() {
         silent(9, ONE, &with(line));
     }
     // The product is partial because its summed index is cut, not because an operand is.
-    silent(9, ONE, "
+    silent(
+        9,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5, 4@a]
         %1 = input data \"w\" : f64[4@a, 3]
         %2 = einsum \"ab,bc->ac\" %0, %1 : f64[5, 3] +sum@a
-        %3 = all_reduce a sum %2 : f64[5, 3]");
+        %3 = all_reduce a sum %2 : f64[5, 3]",
+    );
     // Quotients of integers round.
-    silent(9, ONE, "
+    silent(
+        9,
+        ONE,
+        "
         %0 = input data \"x\" : i64[7@a, 5]
         %1 = reduce_sum \"ab->b\" %0 : i64[5] +sum@a
         %2 = all_reduce a sum %1 : i64[5]
-        %3 = div %2, i64:2 : i64[5]");
+        %3 = div %2, i64:2 : i64[5]",
+    );
 }
 
 #[test]
 fn rule_10_moves_a_maximum_through_what_grows() {
-    let with = |op: &str, line: &str| format!("
+    let with = |op: &str, line: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[5@a, 4, 3]
         %1 = reduce_{op} \"abc->bc\" %0 : f64[4, 3] +{op}@a
         %2 = all_reduce a {op} %1 : f64[4, 3]
-        {line}");
+        {line}"
+        )
+    };
     for op in ["max", "min"] {
         for line in [
             "%3 = exp %2 : f64[4, 3]",
@@ -485,85 +624,141 @@ fn rule_10_moves_a_maximum_through_what_grows() {
 
 #[test]
 fn rule_11_gathers_after_elementwise_operations() {
-    fires(11, "all_gather", ONE, "
+    fires(
+        11,
+        "all_gather",
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 3]
         %1 = input data \"y\" : f64[5@a]
         %2 = all_gather a dim=0 %0 : f64[5, 3]
         %3 = all_gather a dim=0 %1 : f64[5]
-        %4 = mul \"ab,a->ba\" %2, %3 : f64[3, 5]");
-    fires(11, "all_gather", TWO, "
+        %4 = mul \"ab,a->ba\" %2, %3 : f64[3, 5]",
+    );
+    fires(
+        11,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@(b,a), 3]
         %1 = all_gather (b,a) dim=0 %0 : f64[7, 3]
-        %2 = exp %1 : f64[7, 3]");
+        %2 = exp %1 : f64[7, 3]",
+    );
     // Inward: the gather of a result.
-    fires(11, "max", TWO, "
+    fires(
+        11,
+        "max",
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@(b,a), 3]
         %1 = input data \"y\" : f64[3]
         %2 = max \"ab,b->ab\" %0, %1 : f64[7@(b,a), 3]
-        %3 = all_gather a dim=0 %2 : f64[7@b, 3]");
+        %3 = all_gather a dim=0 %2 : f64[7@b, 3]",
+    );
     // The axes of the two are in another order: neither fits the other.
-    silent(11, TWO, "
+    silent(
+        11,
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@(a,b)]
         %1 = input data \"y\" : f64[7@(b,a)]
         %2 = all_gather (a,b) dim=0 %0 : f64[7]
         %3 = all_gather (b,a) dim=0 %1 : f64[7]
-        %4 = mul %2, %3 : f64[7]");
+        %4 = mul %2, %3 : f64[7]",
+    );
 }
 
 #[test]
 fn rule_12_slices_the_operand_that_was_whole() {
-    fires(12, "all_gather", ONE, "
+    fires(
+        12,
+        "all_gather",
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 3]
         %1 = input data \"y\" : f64[5]
         %2 = all_gather a dim=0 %0 : f64[5, 3]
-        %3 = add \"ab,a->ab\" %2, %1 : f64[5, 3]");
-    fires(12, "all_gather", TWO, "
+        %3 = add \"ab,a->ab\" %2, %1 : f64[5, 3]",
+    );
+    fires(
+        12,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@(a,b), 3]
         %1 = input data \"y\" : f64[7@(b,a), 3]
         %2 = all_gather (a,b) dim=0 %0 : f64[7, 3]
         %3 = all_gather (b,a) dim=0 %1 : f64[7, 3]
-        %4 = add %2, %3 : f64[7, 3]");
+        %4 = add %2, %3 : f64[7, 3]",
+    );
     // Nothing to slice: that is rule 11.
-    silent(12, ONE, "
+    silent(
+        12,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 3]
         %1 = input data \"y\" : f64[3]
         %2 = all_gather a dim=0 %0 : f64[5, 3]
-        %3 = add \"ab,b->ab\" %2, %1 : f64[5, 3]");
+        %3 = add \"ab,b->ab\" %2, %1 : f64[5, 3]",
+    );
 }
 
 #[test]
 fn rule_13_gathers_after_a_product() {
-    fires(13, "all_gather", TWO, "
+    fires(
+        13,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 3]
         %1 = input data \"w\" : f64[3, 2]
         %2 = all_gather (b,a) dim=0 %0 : f64[5, 3]
-        %3 = einsum \"ab,bc->ac\" %2, %1 : f64[5, 2]");
+        %3 = einsum \"ab,bc->ac\" %2, %1 : f64[5, 2]",
+    );
     // A batch index: the other operand is sliced or gathered too.
-    fires(13, "all_gather", ONE, "
+    fires(
+        13,
+        "all_gather",
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 3, 2]
         %1 = input data \"w\" : f64[5, 2, 4]
         %2 = all_gather a dim=0 %0 : f64[5, 3, 2]
-        %3 = einsum \"abc,acd->abd\" %2, %1 : f64[5, 3, 4]");
-    fires(13, "einsum", TWO, "
+        %3 = einsum \"abc,acd->abd\" %2, %1 : f64[5, 3, 4]",
+    );
+    fires(
+        13,
+        "einsum",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 3, 2]
         %1 = input data \"w\" : f64[5@(b,a), 2, 4]
         %2 = einsum \"abc,acd->dab\" %0, %1 : f64[4, 5@(b,a), 3]
-        %3 = all_gather a dim=1 %2 : f64[4, 5@b, 3]");
-    silent(13, ONE, "
+        %3 = all_gather a dim=1 %2 : f64[4, 5@b, 3]",
+    );
+    silent(
+        13,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5, 3@a]
         %1 = input data \"w\" : f64[3, 2]
         %2 = all_gather a dim=1 %0 : f64[5, 3]
-        %3 = einsum \"ab,bc->ac\" %2, %1 : f64[5, 2]");
+        %3 = einsum \"ab,bc->ac\" %2, %1 : f64[5, 2]",
+    );
 }
 
 #[test]
 fn rules_14_and_15_sum_after_a_product() {
-    let both = |x: &str, xs: &str, w: &str, ws: &str| format!("
+    let both = |x: &str, xs: &str, w: &str, ws: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[5, {x}]
         %1 = input data \"w\" : f64[{w}, 2]
         %2 = all_gather {xs} dim=1 %0 : f64[5, 7]
         %3 = all_gather {ws} dim=0 %1 : f64[7, 2]
-        %4 = einsum \"ab,bc->ac\" %2, %3 : f64[5, 2]");
+        %4 = einsum \"ab,bc->ac\" %2, %3 : f64[5, 2]"
+        )
+    };
     fires(14, "all_reduce", ONE, &both("7@a", "a", "7@a", "a"));
     fires(14, "all_reduce", TWO, &both("7@(b,a)", "(b,a)", "7@(b,a)", "(b,a)"));
     // The trap of pytorch 166598: the same axes in another order.
@@ -578,40 +773,56 @@ fn rules_14_and_15_sum_after_a_product() {
     silent(14, TWO, one);
     fires(15, "all_reduce", TWO, &both("7@(a,b)", "(a,b)", "7@(b,a)", "(b,a)"));
     // x is not the same on every rank of b: it cannot be sliced there.
-    silent(15, TWO, "
+    silent(
+        15,
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@b, 7]
         %1 = input data \"w\" : f64[7@b, 2]
         %2 = all_gather b dim=0 %1 : f64[7, 2]
-        %3 = einsum \"ab,bc->ac\" %0, %2 : f64[5@b, 2]");
+        %3 = einsum \"ab,bc->ac\" %0, %2 : f64[5@b, 2]",
+    );
 }
 
 #[test]
 fn rule_16_scatters_the_operand() {
-    let body = |x: &str, w: &str, op: &str, y: &str, axes: &str, to: &str| format!("
+    let body = |x: &str, w: &str, op: &str, y: &str, axes: &str, to: &str| {
+        format!(
+            "
         %0 = input data \"x\" : f64[7@(a,b), {x}]
         %1 = reduce_sum \"abc->bc\" %0 : f64[{x}] +sum@(a,b)
         %2 = input data \"w\" : f64[{w}]
         %3 = {op} %1, %2 : f64[{y}] +sum@(a,b)
-        %4 = reduce_scatter {axes} sum dim=0 %3 : f64[{to}]");
+        %4 = reduce_scatter {axes} sum dim=0 %3 : f64[{to}]"
+        )
+    };
     fires(16, "einsum", TWO, &body("5, 3", "3, 2", "einsum \"ab,bc->ac\"", "5, 2", "(b,a)", "5@(b,a), 2"));
     fires(16, "mul", TWO, &body("5, 3", "5, 3", "mul", "5, 3", "(a,b)", "5@(a,b), 3"));
     // The scattered index is not in the partial operand.
     silent(16, TWO, &body("5, 3", "5, 2", "einsum \"ab,ac->cb\"", "2, 3", "(a,b)", "2@(a,b), 3"));
     // Partial because the summed index is cut, not because an operand is.
-    silent(16, ONE, "
+    silent(
+        16,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5, 4@a]
         %1 = input data \"w\" : f64[4@a, 3]
         %2 = einsum \"ab,bc->ac\" %0, %1 : f64[5, 3] +sum@a
-        %3 = reduce_scatter a sum dim=0 %2 : f64[5@a, 3]");
+        %3 = reduce_scatter a sum dim=0 %2 : f64[5@a, 3]",
+    );
 }
 
 #[test]
 fn rule_17_slices_operands() {
-    let slice = |line: &str, whole: &str, part: &str, dim: usize| format!("
+    let slice = |line: &str, whole: &str, part: &str, dim: usize| {
+        format!(
+            "
         %0 = input data \"x\" : f64[5, 3]
         %1 = input data \"y\" : f64[3, 5]
         %2 = {line} : f64[{whole}]
-        %3 = shard_slice (b,a) dim={dim} %2 : f64[{part}]");
+        %3 = shard_slice (b,a) dim={dim} %2 : f64[{part}]"
+        )
+    };
     fires(17, "mul", TWO, &slice("mul \"ab,ba->ab\" %0, %1", "5, 3", "5@(b,a), 3", 0));
     fires(17, "add", TWO, &slice("add %0, f64:2.0", "5, 3", "5, 3@(b,a)", 1));
     fires(17, "einsum", TWO, &slice("einsum \"ab,bc->ac\" %0, %1", "5, 5", "5, 5@(b,a)", 1));
@@ -624,97 +835,179 @@ fn rule_17_slices_operands() {
     silent(17, TWO, &slice("concat dim=0 %0, %0", "10, 3", "10@(b,a), 3", 0));
     silent(17, TWO, &slice("cumsum dim=0 %0", "5, 3", "5@(b,a), 3", 0));
     silent(17, TWO, &slice("reshape %0", "15", "15@(b,a)", 0));
-    fires(17, "iota", TWO, "
+    fires(
+        17,
+        "iota",
+        TWO,
+        "
         %0 = iota : i64[7]
-        %1 = shard_slice (b,a) dim=0 %0 : i64[7@(b,a)]");
-    fires(17, "take", TWO, "
+        %1 = shard_slice (b,a) dim=0 %0 : i64[7@(b,a)]",
+    );
+    fires(
+        17,
+        "take",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5, 3]
         %1 = input data \"i\" : i64[4]
         %2 = take %0, %1 : f64[4, 3]
-        %3 = shard_slice (b,a) dim=0 %2 : f64[4@(b,a), 3]");
+        %3 = shard_slice (b,a) dim=0 %2 : f64[4@(b,a), 3]",
+    );
     // The rows of a scatter: every rank keeps the updates of its own rows.
-    fires(17, "scatter_add", TWO, "
+    fires(
+        17,
+        "scatter_add",
+        TWO,
+        "
         %0 = input data \"i\" : i64[4]
         %1 = input data \"x\" : f64[4, 3]
         %2 = scatter_add %0, %1 : f64[5, 3]
-        %3 = shard_slice (b,a) dim=0 %2 : f64[5@(b,a), 3]");
+        %3 = shard_slice (b,a) dim=0 %2 : f64[5@(b,a), 3]",
+    );
     // A seed of random numbers, a broadcast that is cut already.
-    fires(17, "identity", TWO, "
+    fires(
+        17,
+        "identity",
+        TWO,
+        "
         %0 = input data \"x\" : f64[3]
         %1 = identity \"a->ba\" %0 : f64[5@b, 3]
-        %2 = shard_slice a dim=0 %1 : f64[5@(b,a), 3]");
+        %2 = shard_slice a dim=0 %1 : f64[5@(b,a), 3]",
+    );
 }
 
 #[test]
 fn rule_18_transposes() {
-    fires(18, "all_gather", TWO, "
+    fires(
+        18,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 3]
         %1 = all_gather (b,a) dim=0 %0 : f64[5, 3]
-        %2 = identity \"ab->ba\" %1 : f64[3, 5]");
-    fires(18, "identity", TWO, "
+        %2 = identity \"ab->ba\" %1 : f64[3, 5]",
+    );
+    fires(
+        18,
+        "identity",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 3]
         %1 = identity \"ab->ba\" %0 : f64[3, 5@(b,a)]
-        %2 = all_gather a dim=1 %1 : f64[3, 5@b]");
-    silent(18, ONE, "
+        %2 = all_gather a dim=1 %1 : f64[3, 5@b]",
+    );
+    silent(
+        18,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 3]
         %1 = all_gather a dim=0 %0 : f64[5, 3]
-        %2 = neg \"ab->ba\" %1 : f64[3, 5]");
+        %2 = neg \"ab->ba\" %1 : f64[3, 5]",
+    );
 }
 
 /// A dimension that only the result has stays as it was cut, while the others move.
 #[test]
 fn broadcasts_and_scatters_move_too() {
-    fires(18, "all_gather", TWO, "
+    fires(
+        18,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@b]
         %1 = all_gather b dim=0 %0 : f64[5]
-        %2 = identity \"a->ba\" %1 : f64[3@a, 5]");
-    fires(12, "all_gather", TWO, "
+        %2 = identity \"a->ba\" %1 : f64[3@a, 5]",
+    );
+    fires(
+        12,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@b]
         %1 = input data \"y\" : f64[5]
         %2 = all_gather b dim=0 %0 : f64[5]
-        %3 = mul \"a,a->ba\" %2, %1 : f64[3@a, 5]");
-    fires(17, "identity", TWO, "
+        %3 = mul \"a,a->ba\" %2, %1 : f64[3@a, 5]",
+    );
+    fires(
+        17,
+        "identity",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5]
         %1 = identity \"a->ba\" %0 : f64[3@a, 5]
-        %2 = shard_slice b dim=1 %1 : f64[3@a, 5@b]");
-    fires(20, "all_gather", TWO, "
+        %2 = shard_slice b dim=1 %1 : f64[3@a, 5@b]",
+    );
+    fires(
+        20,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"i\" : i64[4]
         %1 = input data \"x\" : f64[4, 5@b]
         %2 = all_gather b dim=1 %1 : f64[4, 5]
-        %3 = scatter_add %0, %2 : f64[3@a, 5]");
-    fires(16, "scatter_add", TWO, "
+        %3 = scatter_add %0, %2 : f64[3@a, 5]",
+    );
+    fires(
+        16,
+        "scatter_add",
+        TWO,
+        "
         %0 = input data \"i\" : i64[4]
         %1 = input data \"x\" : f64[7@b, 4, 5]
         %2 = reduce_sum \"abc->bc\" %1 : f64[4, 5] +sum@b
         %3 = scatter_add %0, %2 : f64[3@a, 5] +sum@b
-        %4 = reduce_scatter b sum dim=1 %3 : f64[3@a, 5@b]");
+        %4 = reduce_scatter b sum dim=1 %3 : f64[3@a, 5@b]",
+    );
     // The axis of the gather cuts the new dimension: the result cannot be cut by it twice.
-    silent(18, ONE, "
+    silent(
+        18,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a]
         %1 = all_gather a dim=0 %0 : f64[5]
-        %2 = identity \"a->ba\" %1 : f64[3@a, 5]");
+        %2 = identity \"a->ba\" %1 : f64[3@a, 5]",
+    );
 }
 
 #[test]
 fn rule_19_reduces_chunks() {
     for op in ["sum", "max", "min", "prod"] {
-        fires(19, "all_reduce", &["a=2, b=2", "a=2, b=3", "a=3, b=2"], &format!("
+        fires(
+            19,
+            "all_reduce",
+            &["a=2, b=2", "a=2, b=3", "a=3, b=2"],
+            &format!(
+                "
             %0 = input data \"x\" : f64[5@(b,a), 3]
             %1 = all_gather (b,a) dim=0 %0 : f64[5, 3]
-            %2 = reduce_{op} \"ab->b\" %1 : f64[3]"));
+            %2 = reduce_{op} \"ab->b\" %1 : f64[3]"
+            ),
+        );
         // Over another dimension the gather stays outside, which is rule 20.
-        silent(19, ONE, &format!("
+        silent(
+            19,
+            ONE,
+            &format!(
+                "
             %0 = input data \"x\" : f64[5@a, 3]
             %1 = all_gather a dim=0 %0 : f64[5, 3]
-            %2 = reduce_{op} \"ab->a\" %1 : f64[5]"));
+            %2 = reduce_{op} \"ab->a\" %1 : f64[5]"
+            ),
+        );
         // A sum of maxima is no maximum of sums: the result would be partial under two operators.
         if op != "sum" {
-            silent(19, TWO, &format!("
+            silent(
+                19,
+                TWO,
+                &format!(
+                    "
                 %0 = input data \"x\" : f64[5@a, 3@b, 2]
                 %1 = all_gather a dim=0 %0 : f64[5, 3@b, 2]
                 %2 = reduce_sum \"abc->ac\" %1 : f64[5, 2] +sum@b
                 %3 = all_reduce b sum %2 : f64[5, 2]
-                %4 = reduce_{op} \"ab->b\" %3 : f64[2]"));
+                %4 = reduce_{op} \"ab->b\" %3 : f64[2]"
+                ),
+            );
         }
     }
 }
@@ -743,104 +1036,216 @@ fn rule_20_gathers_after_row_wise_operations() {
         "pad dim=1 low=1 value=3.0 %1 : f64[5, 6]",
         "reshape %1 : f64[5, 2, 2]",
     ] {
-        fires(20, "all_gather", TWO, &format!("
+        fires(
+            20,
+            "all_gather",
+            TWO,
+            &format!(
+                "
             %0 = input data \"x\" : f64[5@(b,a), 4]
             %1 = all_gather (b,a) dim=0 %0 : f64[5, 4]
-            %2 = {line}"));
+            %2 = {line}"
+            ),
+        );
         // The operation needs the gathered dimension whole.
         if !line.starts_with("reduce") {
-            silent(20, TWO, &format!("
+            silent(
+                20,
+                TWO,
+                &format!(
+                    "
                 %0 = input data \"x\" : f64[5, 4@(b,a)]
                 %1 = all_gather (b,a) dim=1 %0 : f64[5, 4]
-                %2 = {line}"));
+                %2 = {line}"
+                ),
+            );
         }
     }
-    fires(20, "cumsum", TWO, "
+    fires(
+        20,
+        "cumsum",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 4]
         %1 = cumsum dim=1 %0 : f64[5@(b,a), 4]
-        %2 = all_gather (b,a) dim=0 %1 : f64[5, 4]");
+        %2 = all_gather (b,a) dim=0 %1 : f64[5, 4]",
+    );
     // Rows of other ranks read as zeros: the table's gather becomes a sum (row 22 of RULES.md).
-    fires(20, "all_reduce", TWO, "
+    fires(
+        20,
+        "all_reduce",
+        TWO,
+        "
         %0 = input data \"w\" : f64[5@(b,a), 4]
         %1 = input data \"i\" : i64[3]
         %2 = all_gather (b,a) dim=0 %0 : f64[5, 4]
-        %3 = take %2, %1 : f64[3, 4]");
+        %3 = take %2, %1 : f64[3, 4]",
+    );
 }
 
 #[test]
 fn rule_23_flattens() {
-    fires(23, "all_reduce", TWO, "
+    fires(
+        23,
+        "all_reduce",
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@(a,b), 5]
         %1 = reduce_sum \"ab->b\" %0 : f64[5] +sum@(a,b)
         %2 = all_reduce b sum %1 : f64[5] +sum@a
-        %3 = all_reduce a sum %2 : f64[5]");
+        %3 = all_reduce a sum %2 : f64[5]",
+    );
     // Uneven (pytorch 194457): 5 and 10 over 2×2 are 2,1,1,1 and 3,2,3,2.
     for n in [1, 5, 10, 12] {
-        fires(23, "all_gather", TWO, &format!("
+        fires(
+            23,
+            "all_gather",
+            TWO,
+            &format!(
+                "
             %0 = input data \"x\" : f64[3, {n}@(b,a)]
             %1 = all_gather a dim=1 %0 : f64[3, {n}@b]
-            %2 = all_gather b dim=1 %1 : f64[3, {n}]"));
+            %2 = all_gather b dim=1 %1 : f64[3, {n}]"
+            ),
+        );
     }
-    silent(23, TWO, "
+    silent(
+        23,
+        TWO,
+        "
         %0 = input data \"x\" : f64[3@a, 5@b]
         %1 = all_gather a dim=0 %0 : f64[3, 5@b]
-        %2 = all_gather b dim=1 %1 : f64[3, 5]");
-    silent(23, TWO, "
+        %2 = all_gather b dim=1 %1 : f64[3, 5]",
+    );
+    silent(
+        23,
+        TWO,
+        "
         %0 = input data \"x\" : f64[7@a, 5]
         %1 = reduce_sum \"ab->b\" %0 : f64[5] +sum@a
         %2 = all_reduce a sum %1 : f64[5]
         %3 = to_partial b sum %2 : f64[5] +sum@b
-        %4 = reduce_scatter b sum dim=0 %3 : f64[5@b]");
+        %4 = reduce_scatter b sum dim=0 %3 : f64[5@b]",
+    );
 }
 
 #[test]
 fn rule_24_lets_collectives_pass_each_other() {
     let last = |x: &str, lines: &str| format!("%0 = input data \"x\" : f64[{x}]\n{lines}");
-    fires(24, "all_gather", TWO, &last("5@a, 7@b", "
+    fires(
+        24,
+        "all_gather",
+        TWO,
+        &last(
+            "5@a, 7@b",
+            "
         %1 = all_gather a dim=0 %0 : f64[5, 7@b]
         %2 = shard_slice a dim=0 %1 : f64[5@a, 7@b]
         %3 = all_gather b dim=1 %2 : f64[5@a, 7]
-        %4 = all_gather a dim=0 %3 : f64[5, 7]"));
-    fires(24, "all_reduce", TWO, &last("7@b, 5@a, 3", "
+        %4 = all_gather a dim=0 %3 : f64[5, 7]",
+        ),
+    );
+    fires(
+        24,
+        "all_reduce",
+        TWO,
+        &last(
+            "7@b, 5@a, 3",
+            "
         %1 = reduce_sum \"abc->bc\" %0 : f64[5@a, 3] +sum@b
         %2 = all_reduce b sum %1 : f64[5@a, 3]
-        %3 = all_gather a dim=0 %2 : f64[5, 3]").replace("all_gather a", "all_to_all a").replace("dim=0 %2 : f64[5, 3]", "from=0 to=1 %2 : f64[5, 3@a]"));
-    fires(24, "shard_slice", TWO, &last("5@a, 7", "
+        %3 = all_gather a dim=0 %2 : f64[5, 3]",
+        )
+        .replace("all_gather a", "all_to_all a")
+        .replace("dim=0 %2 : f64[5, 3]", "from=0 to=1 %2 : f64[5, 3@a]"),
+    );
+    fires(
+        24,
+        "shard_slice",
+        TWO,
+        &last(
+            "5@a, 7",
+            "
         %1 = shard_slice b dim=1 %0 : f64[5@a, 7@b]
-        %2 = all_gather a dim=0 %1 : f64[5, 7@b]"));
-    fires(24, "to_partial", TWO, &last("5@a, 7", "
+        %2 = all_gather a dim=0 %1 : f64[5, 7@b]",
+        ),
+    );
+    fires(
+        24,
+        "to_partial",
+        TWO,
+        &last(
+            "5@a, 7",
+            "
         %1 = to_partial b sum %0 : f64[5@a, 7] +sum@b
-        %2 = all_gather a dim=0 %1 : f64[5, 7] +sum@b"));
+        %2 = all_gather a dim=0 %1 : f64[5, 7] +sum@b",
+        ),
+    );
     // One dimension: the order of its axes matters. One axis: it is used twice.
-    silent(24, TWO, &last("5@a, 7", "
+    silent(
+        24,
+        TWO,
+        &last(
+            "5@a, 7",
+            "
         %1 = shard_slice b dim=0 %0 : f64[5@(a,b), 7]
-        %2 = all_to_all b from=0 to=1 %1 : f64[5@a, 7@b]"));
-    silent(24, ONE, &last("5@a, 7", "
+        %2 = all_to_all b from=0 to=1 %1 : f64[5@a, 7@b]",
+        ),
+    );
+    silent(
+        24,
+        ONE,
+        &last(
+            "5@a, 7",
+            "
         %1 = all_gather a dim=0 %0 : f64[5, 7]
-        %2 = shard_slice a dim=1 %1 : f64[5, 7@a]"));
+        %2 = shard_slice a dim=1 %1 : f64[5, 7@a]",
+        ),
+    );
     // Two operators.
-    silent(24, TWO, &last("7@b, 5", "
+    silent(
+        24,
+        TWO,
+        &last(
+            "7@b, 5",
+            "
         %1 = reduce_sum \"ab->b\" %0 : f64[5] +sum@b
         %2 = all_reduce b sum %1 : f64[5]
-        %3 = to_partial a max %2 : f64[5] +max@a"));
+        %3 = to_partial a max %2 : f64[5] +max@a",
+        ),
+    );
 }
 
 #[test]
 fn rule_26_casts_what_is_gathered() {
-    fires(26, "all_gather", TWO, "
+    fires(
+        26,
+        "all_gather",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 3]
         %1 = all_gather (b,a) dim=0 %0 : f64[5, 3]
-        %2 = cast.bf16 %1 : bf16[5, 3]");
-    fires(26, "cast.f32", TWO, "
+        %2 = cast.bf16 %1 : bf16[5, 3]",
+    );
+    fires(
+        26,
+        "cast.f32",
+        TWO,
+        "
         %0 = input data \"x\" : f64[5@(b,a), 3]
         %1 = cast.f32 %0 : f32[5@(b,a), 3]
-        %2 = all_gather (b,a) dim=0 %1 : f32[5, 3]");
+        %2 = all_gather (b,a) dim=0 %1 : f32[5, 3]",
+    );
     // A reduction in another precision is another value.
-    silent(26, ONE, "
+    silent(
+        26,
+        ONE,
+        "
         %0 = input data \"x\" : f64[5@a, 3]
         %1 = reduce_sum \"ab->b\" %0 : f64[3] +sum@a
         %2 = all_reduce a sum %1 : f64[3]
-        %3 = cast.bf16 %2 : bf16[3]");
+        %3 = cast.bf16 %2 : bf16[3]",
+    );
 }
 
 /// A top-k of which only the indices are read, and two of one operand.
@@ -904,7 +1309,8 @@ fn annotations(graph: &Graph, mesh: &Mesh, choices: &[u16]) -> Annotations {
 
 /// A perceptron with biases and its gradients, by hand.
 fn perceptron(b: usize, i: usize, h: usize, o: usize) -> String {
-    format!("mesh <>
+    format!(
+        "mesh <>
         %0 = input data \"x\" : f64[{b}, {i}]
         %1 = input parameter \"w1\" : f64[{i}, {h}]
         %2 = input parameter \"b1\" : f64[{h}]
@@ -928,13 +1334,15 @@ fn perceptron(b: usize, i: usize, h: usize, o: usize) -> String {
         output loss %19
         output gradient \"w2\" %13
         output gradient \"b1\" %15
-        output update \"w1\" %17")
+        output update \"w1\" %17"
+    )
 }
 
 /// Self-attention with a residual and a norm-like division; a table of embeddings in front.
 fn attention(t: usize, heads: usize, d: usize, v: usize) -> String {
     let m = heads * d;
-    format!("mesh <>
+    format!(
+        "mesh <>
         %0 = input data \"i\" : i64[{t}]
         %1 = input parameter \"table\" : f64[{v}, {m}]
         %2 = input parameter \"q\" : f64[{m}, {heads}, {d}]
@@ -958,7 +1366,8 @@ fn attention(t: usize, heads: usize, d: usize, v: usize) -> String {
         %20 = reduce_sum \"abc->b\" %19 : f64[3]
         output result \"logits\" %17
         output gradient \"table\" %18
-        output loss %20")
+        output loss %20"
+    )
 }
 
 /// Meshes of one and two axes, even and uneven.
@@ -1004,17 +1413,21 @@ fn every_rule_takes_part_in_random_graphs() {
     println!("{fit} generated graphs fit; terms by rule: {list:?}");
     assert!(fit > 100);
     // Rules 3, 4 and the inverse pairs of 5 add no terms, they merge classes.
-    let idle: Vec<u32> = all_rules().iter().map(|r| r.number).filter(|n| ![3, 4].contains(n) && !terms.contains_key(n)).collect();
+    let idle: Vec<u32> =
+        all_rules().iter().map(|r| r.number).filter(|n| ![3, 4].contains(n) && !terms.contains_key(n)).collect();
     assert!(idle.is_empty(), "rules {idle:?} never fire");
 }
 
 /// The evaluator sees two different values in one class.
 #[test]
 fn a_wrong_union_is_seen() {
-    let graph = read("a=2", "
+    let graph = read(
+        "a=2",
+        "
         %0 = input data \"x\" : f64[5@a]
         %1 = neg %0 : f64[5@a]
-        %2 = add %0, %1 : f64[5@a]");
+        %2 = add %0, %1 : f64[5@a]",
+    );
     let mut saturated = saturate(&graph, &only(&[]));
     assert_eq!(check_classes(&graph, &saturated, &integers(&graph, 0, 5), 0.0), Ok(3));
     let values: Vec<Id> = graph.nodes().map(|n| saturated.class_of[&n.into()]).collect();

@@ -91,7 +91,13 @@ impl Case {
     }
 
     /// A case of an operation with subscripts; `sizes` are those of its letters.
-    fn letters(op: impl Fn(Subscripts) -> Op, subs: &str, sizes: &[usize], kinds: &[(DType, Values)], result: DType) -> Self {
+    fn letters(
+        op: impl Fn(Subscripts) -> Op,
+        subs: &str,
+        sizes: &[usize],
+        kinds: &[(DType, Values)],
+        result: DType,
+    ) -> Self {
         let subs = Subscripts::parse(subs).unwrap();
         let shape = |row: &Vec<u8>| row.iter().map(|&l| sizes[l as usize]).collect::<Vec<_>>();
         let shapes: Vec<_> = subs.operands.iter().map(shape).collect();
@@ -192,7 +198,9 @@ impl<'a> Trial<'a> {
         let types: Vec<&Type> = operands.iter().map(|p| &p.ty).collect();
         let truth = |t: usize| {
             let tensors: Vec<&Tensor> = operands.iter().map(|p| &p.trials[t].1).collect();
-            logical(&case.op, &types, &case.results, &tensors).unwrap_or_else(|e| panic!("{}: {e}", case.name)).remove(result)
+            logical(&case.op, &types, &case.results, &tensors)
+                .unwrap_or_else(|e| panic!("{}: {e}", case.name))
+                .remove(result)
         };
         let truths = (0..TRIALS).map(truth).collect();
         Trial { case, result, mesh, types, operands, truths }
@@ -317,7 +325,9 @@ fn excuse(trial: &Trial) -> Option<Excuse> {
     let all = |op: ReduceOp| !partials.is_empty() && partials.iter().all(|(_, p)| p.op == op);
     match &trial.case.op {
         Op::Map { f, .. } if all(ReduceOp::Max) && grows_or_falls(*f) => Some(Excuse::Maximum),
-        Op::Concat { .. } | Op::Take | Op::Reduce { op: ReduceOp::Max, .. } if all(ReduceOp::Max) => Some(Excuse::Maximum),
+        Op::Concat { .. } | Op::Take | Op::Reduce { op: ReduceOp::Max, .. } if all(ReduceOp::Max) => {
+            Some(Excuse::Maximum)
+        }
         Op::Map { f: MapFn::Mul, .. } | Op::Einsum { .. } if all(ReduceOp::Sum) => match partials[..] {
             [(_, a), (_, b)] if a.axes.intersection(b.axes).is_empty() => Some(Excuse::Bilinear),
             _ => None,
@@ -385,43 +395,56 @@ fn functions_of_one_operand() {
     let casts = [DType::F32, DType::BF16, DType::I32, DType::Bool].map(MapFn::Cast);
     let logical = |f: &MapFn| *f == MapFn::Not;
     let unary = MapFn::ALL.iter().copied().filter(|f| f.arity() == Some(1)).chain(casts);
-    validate_all(unary.flat_map(|f| {
-        let dtype = if logical(&f) { DType::Bool } else { DType::F64 };
-        [
-            map_case(f, "ab->ab", &[5, 3], dtype),
-            map_case(f, "ab->ba", &[2, 3], dtype),
-            map_case(f, "a->ba", &[5, 2], dtype),
-            map_case(f, "a->a", &[1], dtype),
-        ]
-    }), &[Excuse::SizeOne, Excuse::Maximum, Excuse::Saturating]);
+    validate_all(
+        unary.flat_map(|f| {
+            let dtype = if logical(&f) { DType::Bool } else { DType::F64 };
+            [
+                map_case(f, "ab->ab", &[5, 3], dtype),
+                map_case(f, "ab->ba", &[2, 3], dtype),
+                map_case(f, "a->ba", &[5, 2], dtype),
+                map_case(f, "a->a", &[1], dtype),
+            ]
+        }),
+        &[Excuse::SizeOne, Excuse::Maximum, Excuse::Saturating],
+    );
 }
 
 #[test]
 fn linear_functions_of_two_operands() {
     let functions = [MapFn::Add, MapFn::Sub, MapFn::Mul, MapFn::Div];
-    validate_all(functions.into_iter().flat_map(|f| {
-        let case = |subs: &str, sizes: &[usize]| map_case(f, subs, sizes, DType::F64);
-        [
-            case("ab,ab->ab", &[5, 2]),
-            case("ab,ba->ab", &[2, 3]),
-            case("ab,b->ab", &[3, 5]),
-            case("a,ab->ba", &[2, 5]),
-            case("ab,->ab", &[5, 3]),
-            case("a,b->ab", &[3, 2]),
-            case("a,a->ab", &[5, 2]),
-            case("a,a->a", &[1]),
-        ]
-    }), &[Excuse::SizeOne, Excuse::Maximum, Excuse::Bilinear]);
+    validate_all(
+        functions.into_iter().flat_map(|f| {
+            let case = |subs: &str, sizes: &[usize]| map_case(f, subs, sizes, DType::F64);
+            [
+                case("ab,ab->ab", &[5, 2]),
+                case("ab,ba->ab", &[2, 3]),
+                case("ab,b->ab", &[3, 5]),
+                case("a,ab->ba", &[2, 5]),
+                case("ab,->ab", &[5, 3]),
+                case("a,b->ab", &[3, 2]),
+                case("a,a->ab", &[5, 2]),
+                case("a,a->a", &[1]),
+            ]
+        }),
+        &[Excuse::SizeOne, Excuse::Maximum, Excuse::Bilinear],
+    );
 }
 
 #[test]
 fn other_functions_of_two_operands() {
     let linear = [MapFn::Add, MapFn::Sub, MapFn::Mul, MapFn::Div];
     let binary = MapFn::ALL.iter().copied().filter(|f| f.arity() == Some(2) && !linear.contains(f));
-    validate_all(binary.flat_map(|f| {
-        let dtype = if matches!(f, MapFn::And | MapFn::Or) { DType::Bool } else { DType::F64 };
-        [map_case(f, "a,a->a", &[5], dtype), map_case(f, "a,ab->ab", &[2, 3], dtype), map_case(f, "a,->a", &[3], dtype)]
-    }), &[Excuse::Maximum, Excuse::Saturating]);
+    validate_all(
+        binary.flat_map(|f| {
+            let dtype = if matches!(f, MapFn::And | MapFn::Or) { DType::Bool } else { DType::F64 };
+            [
+                map_case(f, "a,a->a", &[5], dtype),
+                map_case(f, "a,ab->ab", &[2, 3], dtype),
+                map_case(f, "a,->a", &[3], dtype),
+            ]
+        }),
+        &[Excuse::Maximum, Excuse::Saturating],
+    );
 }
 
 #[test]
@@ -462,40 +485,48 @@ fn functions_of_other_element_types() {
 
 #[test]
 fn products() {
-    let case = |subs: &str, sizes: &[usize]| Case::letters(|subs| Op::Einsum { subs }, subs, sizes, &[F, F], DType::F64);
-    validate_all([
-        case("ab,bc->ac", &[2, 5, 3]),
-        case("ab,bc->ca", &[5, 2, 2]),
-        case("ab,ac->bc", &[3, 2, 5]),
-        case("ab,ab->", &[5, 2]),
-        case("ab,b->a", &[3, 5]),
-        case("a,b->ab", &[5, 3]),
-        case("a,b->b", &[5, 3]),
-        case("a,a->a", &[5]),
-        case("ab,bc->ac", &[1, 2, 1]),
-    ], &[Excuse::SizeOne, Excuse::Bilinear]);
+    let case =
+        |subs: &str, sizes: &[usize]| Case::letters(|subs| Op::Einsum { subs }, subs, sizes, &[F, F], DType::F64);
+    validate_all(
+        [
+            case("ab,bc->ac", &[2, 5, 3]),
+            case("ab,bc->ca", &[5, 2, 2]),
+            case("ab,ac->bc", &[3, 2, 5]),
+            case("ab,ab->", &[5, 2]),
+            case("ab,b->a", &[3, 5]),
+            case("a,b->ab", &[5, 3]),
+            case("a,b->b", &[5, 3]),
+            case("a,a->a", &[5]),
+            case("ab,bc->ac", &[1, 2, 1]),
+        ],
+        &[Excuse::SizeOne, Excuse::Bilinear],
+    );
 }
 
 #[test]
 fn batched_products() {
-    let case = |subs: &str, sizes: &[usize]| Case::letters(|subs| Op::Einsum { subs }, subs, sizes, &[F, F], DType::F64);
+    let case =
+        |subs: &str, sizes: &[usize]| Case::letters(|subs| Op::Einsum { subs }, subs, sizes, &[F, F], DType::F64);
     validate_all([case("abc,acd->abd", &[2, 3, 2, 2]), case("abc,bc->ab", &[2, 3, 5])], &[Excuse::Bilinear]);
 }
 
 #[test]
 fn reductions() {
     let reduce = |op: ReduceOp| move |subs: Subscripts| Op::Reduce { op, subs };
-    validate_all(ReduceOp::ALL.into_iter().flat_map(|op| {
-        let kind = if op == ReduceOp::Prod { (DType::F64, Values::Powers) } else { F };
-        let case = |subs: &str, sizes: &[usize]| Case::letters(reduce(op), subs, sizes, &[kind], DType::F64);
-        [
-            case("ab->a", &[3, 5]),
-            case("ab->b", &[2, 3]),
-            case("ab->", &[5, 2]),
-            case("abc->ca", &[2, 3, 5]),
-            case("ab->a", &[2, 1]),
-        ]
-    }), &[Excuse::SizeOne, Excuse::Maximum]);
+    validate_all(
+        ReduceOp::ALL.into_iter().flat_map(|op| {
+            let kind = if op == ReduceOp::Prod { (DType::F64, Values::Powers) } else { F };
+            let case = |subs: &str, sizes: &[usize]| Case::letters(reduce(op), subs, sizes, &[kind], DType::F64);
+            [
+                case("ab->a", &[3, 5]),
+                case("ab->b", &[2, 3]),
+                case("ab->", &[5, 2]),
+                case("abc->ca", &[2, 3, 5]),
+                case("ab->a", &[2, 1]),
+            ]
+        }),
+        &[Excuse::SizeOne, Excuse::Maximum],
+    );
 }
 
 fn float(shape: &[usize]) -> (DType, &[usize], Values) {
@@ -511,25 +542,29 @@ fn cutting_and_joining() {
         let operands: Vec<_> = from.iter().map(|s| float(s)).collect();
         Case::new(Op::Concat { dim }, &operands, &[(DType::F64, to)])
     };
-    validate_all([
-        one(slice(0, 1, 2), &[5, 3], &[2, 3]),
-        one(slice(1, 0, 1), &[5, 3], &[5, 2]),
-        one(Op::Index { dim: 0, index: 1 }, &[3, 5], &[5]),
-        one(Op::Index { dim: 1, index: 4 }, &[3, 5], &[3]),
-        one(Op::Index { dim: 1, index: 1 }, &[2, 3, 5], &[2, 5]),
-        one(pad(0, 1, 0.0), &[3, 5], &[5, 5]),
-        one(pad(1, 0, 7.0), &[3, 2], &[3, 5]),
-        one(Op::CumSum { dim: 0 }, &[5, 3], &[5, 3]),
-        one(Op::CumSum { dim: 1 }, &[2, 3], &[2, 3]),
-        concat(0, &[&[3], &[2]], &[5]),
-        concat(1, &[&[3, 2], &[3, 3]], &[3, 5]),
-        concat(0, &[&[2], &[3], &[2]], &[7]),
-    ], &[Excuse::Maximum]);
+    validate_all(
+        [
+            one(slice(0, 1, 2), &[5, 3], &[2, 3]),
+            one(slice(1, 0, 1), &[5, 3], &[5, 2]),
+            one(Op::Index { dim: 0, index: 1 }, &[3, 5], &[5]),
+            one(Op::Index { dim: 1, index: 4 }, &[3, 5], &[3]),
+            one(Op::Index { dim: 1, index: 1 }, &[2, 3, 5], &[2, 5]),
+            one(pad(0, 1, 0.0), &[3, 5], &[5, 5]),
+            one(pad(1, 0, 7.0), &[3, 2], &[3, 5]),
+            one(Op::CumSum { dim: 0 }, &[5, 3], &[5, 3]),
+            one(Op::CumSum { dim: 1 }, &[2, 3], &[2, 3]),
+            concat(0, &[&[3], &[2]], &[5]),
+            concat(1, &[&[3, 2], &[3, 3]], &[3, 5]),
+            concat(0, &[&[2], &[3], &[2]], &[7]),
+        ],
+        &[Excuse::Maximum],
+    );
 }
 
 #[test]
 fn sorting() {
-    let case = |from: &[usize], to: &[usize]| Case::new(Op::TopK, &[float(from)], &[(DType::F64, to), (DType::I64, to)]);
+    let case =
+        |from: &[usize], to: &[usize]| Case::new(Op::TopK, &[float(from)], &[(DType::F64, to), (DType::I64, to)]);
     validate_all([case(&[5], &[2]), case(&[3, 5], &[3, 2])], &[]);
 }
 
@@ -545,32 +580,38 @@ fn tables() {
         let index = (DType::I64, index, Values::Rows(rows));
         Case::new(Op::ScatterAdd, &[index, float(&update)], &[(DType::F64, to.as_slice())])
     };
-    validate_all([
-        take(&[5, 2], &[3]),
-        take(&[3, 5], &[2]),
-        take(&[5], &[3, 2]),
-        take(&[3], &[]),
-        scatter(3, &[5], &[2]),
-        scatter(5, &[3], &[]),
-        scatter(2, &[5, 3], &[]),
-    ], &[Excuse::Maximum]);
+    validate_all(
+        [
+            take(&[5, 2], &[3]),
+            take(&[3, 5], &[2]),
+            take(&[5], &[3, 2]),
+            take(&[3], &[]),
+            scatter(3, &[5], &[2]),
+            scatter(5, &[3], &[]),
+            scatter(2, &[5, 3], &[]),
+        ],
+        &[Excuse::Maximum],
+    );
 }
 
 #[test]
 fn reshapes() {
     let case = |from: &[usize], to: &[usize]| Case::new(Op::Reshape, &[float(from)], &[(DType::F64, to)]);
-    validate_all([
-        case(&[5, 3], &[5, 3]),
-        case(&[3, 2, 5], &[3, 10]),
-        case(&[2, 3], &[6]),
-        case(&[6], &[2, 3]),
-        case(&[3, 5, 2], &[15, 2]),
-        case(&[10, 3], &[5, 2, 3]),
-        case(&[2, 6], &[4, 3]),
-        case(&[5], &[1, 5]),
-        case(&[5, 1], &[5]),
-        case(&[3, 1, 2], &[1, 3, 2]),
-    ], &[Excuse::SizeOne, Excuse::Major]);
+    validate_all(
+        [
+            case(&[5, 3], &[5, 3]),
+            case(&[3, 2, 5], &[3, 10]),
+            case(&[2, 3], &[6]),
+            case(&[6], &[2, 3]),
+            case(&[3, 5, 2], &[15, 2]),
+            case(&[10, 3], &[5, 2, 3]),
+            case(&[2, 6], &[4, 3]),
+            case(&[5], &[1, 5]),
+            case(&[5, 1], &[5]),
+            case(&[3, 1, 2], &[1, 3, 2]),
+        ],
+        &[Excuse::SizeOne, Excuse::Major],
+    );
 }
 
 /// Values without elements, and sums of nothing.
@@ -595,7 +636,8 @@ fn what_only_the_type_determines() {
     let fill = |shape: &[usize]| Case::new(Op::Fill(Scalar::float(3.0)), &[], &[(DType::F64, shape)]);
     let iota = |n: usize| Case::new(Op::Iota, &[], &[(DType::I64, &[n])]);
     let s = Scalar::float;
-    let all = [Distribution::Bernoulli(s(0.4)), Distribution::Uniform(s(-1.0), s(2.0)), Distribution::Normal(s(0.0), s(1.0))];
+    let all =
+        [Distribution::Bernoulli(s(0.4)), Distribution::Uniform(s(-1.0), s(2.0)), Distribution::Normal(s(0.0), s(1.0))];
     let random = all.map(|distribution| {
         let op = Op::Random { distribution, stream: 3 };
         Case::new(op, &[(DType::I64, &[], Values::Integers)], &[(DType::F64, &[5, 3])])
@@ -615,7 +657,8 @@ fn values(shape: &[usize], mesh: &Mesh, ops: &[ReduceOp]) -> Vec<(Type, Ranks, T
 
 /// Every redistribution of a value of two dimensions.
 fn redistributions(mesh: &Mesh) -> Vec<Op> {
-    let lists: Vec<Vec<AxisId>> = cuts(1, mesh).into_iter().map(|mut d| d.remove(0)).filter(|l| !l.is_empty()).collect();
+    let lists: Vec<Vec<AxisId>> =
+        cuts(1, mesh).into_iter().map(|mut d| d.remove(0)).filter(|l| !l.is_empty()).collect();
     let mut all = Vec::new();
     for list in lists {
         let set: AxisSet = list.iter().copied().collect();
@@ -644,7 +687,12 @@ fn redistributions_keep_the_value() {
                 for op in redistributions(&mesh) {
                     let says = || format!("{op:?} of {} on {mesh}", ty.display(&mesh));
                     let placed = place_redistribution(&op, &ty);
-                    assert_eq!(placed.as_ref().ok(), redistributed(&op, &ty, &mesh).ok().map(|t| t.sharding).as_ref(), "{}", says());
+                    assert_eq!(
+                        placed.as_ref().ok(),
+                        redistributed(&op, &ty, &mesh).ok().map(|t| t.sharding).as_ref(),
+                        "{}",
+                        says()
+                    );
                     let Ok(sharding) = placed else { continue };
                     let to = ty.placed(sharding);
                     let moved = local(&op, &[&ty], std::slice::from_ref(&to), &[&ranks], &mesh).unwrap().remove(0);
@@ -667,7 +715,8 @@ fn steps_keep_the_value() {
             let all = values(&shape, &mesh, &[ReduceOp::Sum]);
             for (from, ranks, whole) in &all {
                 for (to, _, _) in &all {
-                    let reachable = to.sharding.partial_axes().iter().all(|a| !from.sharding.sharded_axes().contains(a));
+                    let reachable =
+                        to.sharding.partial_axes().iter().all(|a| !from.sharding.sharded_axes().contains(a));
                     if !reachable {
                         continue;
                     }
@@ -730,7 +779,8 @@ mod traps {
     #[test]
     fn a_contraction_with_another_order_of_axes() {
         let op = Op::Einsum { subs: subs("ab,bc->ac") };
-        let (x, w, v) = (ty(&[4, 8], &[&[], &[A, B]], &[]), ty(&[8, 2], &[&[B, A], &[]], &[]), ty(&[8, 2], &[&[A, B], &[]], &[]));
+        let (x, w, v) =
+            (ty(&[4, 8], &[&[], &[A, B]], &[]), ty(&[8, 2], &[&[B, A], &[]], &[]), ty(&[8, 2], &[&[A, B], &[]], &[]));
         assert_eq!(placed(&op, &[&x, &w], &[4, 2]), Err(Disagree));
         assert_eq!(placed(&op, &[&x, &v], &[4, 2]), Ok(ty(&[4, 2], &[&[], &[]], &[A, B]).sharding));
     }
@@ -747,7 +797,10 @@ mod traps {
         assert_eq!(placed(&Op::Reshape, &[&ty(&[2, 4], &[&[], &[A]], &[])], &[8]), Err(Whole));
         assert_eq!(placed(&Op::Reshape, &[&ty(&[3, 2, 4], &[&[], &[], &[A]], &[])], &[3, 8]), Err(Whole));
         // Other dimensions pass.
-        assert_eq!(placed(&Op::Reshape, &[&ty(&[3, 2, 4], &[&[A], &[], &[]], &[])], &[3, 8]), Ok(ty(&[3, 8], &[&[A], &[]], &[]).sharding));
+        assert_eq!(
+            placed(&Op::Reshape, &[&ty(&[3, 2, 4], &[&[A], &[], &[]], &[])], &[3, 8]),
+            Ok(ty(&[3, 8], &[&[A], &[]], &[]).sharding)
+        );
     }
 
     /// pytorch 163193, and a bias that every rank would add.

@@ -60,8 +60,25 @@ fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool))
             // SAFETY: the vectors have the sizes and strides that are passed.
             unsafe {
                 gemm::gemm(
-                    m, n, k, z.as_mut_ptr(), 1, n as isize, false, x.as_ptr(), kl, ml, y.as_ptr(), nr, kr, 0f32, 1f32,
-                    false, false, false, gemm::Parallelism::None,
+                    m,
+                    n,
+                    k,
+                    z.as_mut_ptr(),
+                    1,
+                    n as isize,
+                    false,
+                    x.as_ptr(),
+                    kl,
+                    ml,
+                    y.as_ptr(),
+                    nr,
+                    kr,
+                    0f32,
+                    1f32,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
                 );
             }
         }
@@ -71,7 +88,13 @@ fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool))
     println!("contract {label:<28} {m:>5} x {n:>5} x {k:>5}  {ours:6.1} GFLOP/s (crate gemm: {theirs:6.1})");
 }
 
-fn fused(label: &str, dims: &[usize], elements: usize, repeats: usize, make: impl Fn(&mut Builder) -> Vec<Instruction>) {
+fn fused(
+    label: &str,
+    dims: &[usize],
+    elements: usize,
+    repeats: usize,
+    make: impl Fn(&mut Builder) -> Vec<Instruction>,
+) {
     let mut b = Builder::new();
     let body = make(&mut b);
     for _ in 0..repeats {

@@ -1,7 +1,7 @@
 //! What the communicators executed, to be compared with what the compiler predicted.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tpc_ir::program::{Collective, RankProgram};
 use tpc_ir::{DType, Phase};
 

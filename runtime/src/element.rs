@@ -65,7 +65,13 @@ impl F16 {
         let normal = bits + ((127 - 15) << 23);
         let special = normal + ((128 - 16) << 23);
         let small = (f32::from_bits(normal + (1 << 23)) - f32::from_bits(113 << 23)).to_bits();
-        let magnitude = if exponent == EXPONENT { special } else if exponent == 0 { small } else { normal };
+        let magnitude = if exponent == EXPONENT {
+            special
+        } else if exponent == 0 {
+            small
+        } else {
+            normal
+        };
         f32::from_bits(magnitude | (u32::from(self.0) & 0x8000) << 16)
     }
 }
@@ -116,8 +122,20 @@ macro_rules! float_lane {
             fn combine<const OP: u8>(self, b: Self) -> Self {
                 match OP {
                     SUM => self + b,
-                    MAX => if self.is_nan() | (self > b) { self } else { b },
-                    MIN => if self.is_nan() | (self < b) { self } else { b },
+                    MAX => {
+                        if self.is_nan() | (self > b) {
+                            self
+                        } else {
+                            b
+                        }
+                    }
+                    MIN => {
+                        if self.is_nan() | (self < b) {
+                            self
+                        } else {
+                            b
+                        }
+                    }
                     _ => self * b,
                 }
             }
@@ -220,14 +238,38 @@ element!(Truth, u8, |e| u8::from(e.0 != 0), |l| Truth(u8::from(l != 0)));
 macro_rules! with_element {
     ($dtype:expr, $e:ident => $body:expr) => {
         match $dtype {
-            tpc_ir::DType::F64 => { type $e = f64; $body }
-            tpc_ir::DType::F32 => { type $e = f32; $body }
-            tpc_ir::DType::BF16 => { type $e = $crate::element::Bf16; $body }
-            tpc_ir::DType::F16 => { type $e = $crate::element::F16; $body }
-            tpc_ir::DType::I64 => { type $e = i64; $body }
-            tpc_ir::DType::I32 => { type $e = i32; $body }
-            tpc_ir::DType::U8 => { type $e = u8; $body }
-            tpc_ir::DType::Bool => { type $e = $crate::element::Truth; $body }
+            tpc_ir::DType::F64 => {
+                type $e = f64;
+                $body
+            }
+            tpc_ir::DType::F32 => {
+                type $e = f32;
+                $body
+            }
+            tpc_ir::DType::BF16 => {
+                type $e = $crate::element::Bf16;
+                $body
+            }
+            tpc_ir::DType::F16 => {
+                type $e = $crate::element::F16;
+                $body
+            }
+            tpc_ir::DType::I64 => {
+                type $e = i64;
+                $body
+            }
+            tpc_ir::DType::I32 => {
+                type $e = i32;
+                $body
+            }
+            tpc_ir::DType::U8 => {
+                type $e = u8;
+                $body
+            }
+            tpc_ir::DType::Bool => {
+                type $e = $crate::element::Truth;
+                $body
+            }
         }
     };
 }
@@ -237,10 +279,22 @@ pub(crate) use with_element;
 macro_rules! with_reduce {
     ($op:expr, $o:ident => $body:expr) => {
         match $op {
-            tpc_ir::ReduceOp::Sum => { const $o: u8 = $crate::element::SUM; $body }
-            tpc_ir::ReduceOp::Max => { const $o: u8 = $crate::element::MAX; $body }
-            tpc_ir::ReduceOp::Min => { const $o: u8 = $crate::element::MIN; $body }
-            tpc_ir::ReduceOp::Prod => { const $o: u8 = $crate::element::PROD; $body }
+            tpc_ir::ReduceOp::Sum => {
+                const $o: u8 = $crate::element::SUM;
+                $body
+            }
+            tpc_ir::ReduceOp::Max => {
+                const $o: u8 = $crate::element::MAX;
+                $body
+            }
+            tpc_ir::ReduceOp::Min => {
+                const $o: u8 = $crate::element::MIN;
+                $body
+            }
+            tpc_ir::ReduceOp::Prod => {
+                const $o: u8 = $crate::element::PROD;
+                $body
+            }
         }
     };
 }

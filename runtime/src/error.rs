@@ -9,7 +9,9 @@ pub enum RuntimeError {
     #[error("cannot launch: {0}")]
     Launch(String),
     /// An action of a rank program cannot be executed.
-    #[error("rank {rank}: step {step} `{label}` cannot be loaded: {reason}; the rank program is broken, please report it")]
+    #[error(
+        "rank {rank}: step {step} `{label}` cannot be loaded: {reason}; the rank program is broken, please report it"
+    )]
     Load {
         /// The rank.
         rank: usize,
@@ -61,7 +63,9 @@ pub enum RuntimeError {
         reason: String,
     },
     /// The boxes of all ranks do not make up the whole tensor.
-    #[error("`{name}`: the ranks hold {held} of {total} elements, so the whole tensor cannot be read; the rank program is broken, please report it")]
+    #[error(
+        "`{name}`: the ranks hold {held} of {total} elements, so the whole tensor cannot be read; the rank program is broken, please report it"
+    )]
     Incomplete {
         /// Name of the output.
         name: String,

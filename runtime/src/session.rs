@@ -8,9 +8,9 @@ use crate::element;
 use crate::error::RuntimeError;
 use crate::trace::Trace;
 use std::any::Any;
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{mpsc, Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tpc_ir::program::{Binding, RankProgram};
@@ -239,7 +239,11 @@ impl Session {
                 return Err(RuntimeError::Launch(format!("program {i} is that of rank {}", p.rank)));
             }
             if p.mesh.ranks() != count {
-                return Err(RuntimeError::Launch(format!("{count} programs for {} with {} ranks", p.mesh, p.mesh.ranks())));
+                return Err(RuntimeError::Launch(format!(
+                    "{count} programs for {} with {} ranks",
+                    p.mesh,
+                    p.mesh.ranks()
+                )));
             }
             let names = |p: &RankProgram| p.inputs.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
             let kinds = |p: &RankProgram| p.outputs.iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
@@ -272,7 +276,9 @@ impl Session {
         let (sender, receiver) = mpsc::channel();
         let mut session =
             Session { shared, loaded: Vec::new(), threads: Vec::with_capacity(count), steps: 0, failed: None };
-        for (rank, core) in cores.iter().map(|&c| pin.then_some(c)).chain(std::iter::repeat(None)).take(count).enumerate() {
+        for (rank, core) in
+            cores.iter().map(|&c| pin.then_some(c)).chain(std::iter::repeat(None)).take(count).enumerate()
+        {
             let (shared, sender) = (session.shared.clone(), sender.clone());
             let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(move || {
                 if let Some(core) = core {
@@ -398,12 +404,7 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or what the loader says.
-    pub fn write_box(
-        &mut self,
-        name: &str,
-        rank: usize,
-        reader: &mut BoxReader<'_>,
-    ) -> Result<(), RuntimeError> {
+    pub fn write_box(&mut self, name: &str, rank: usize, reader: &mut BoxReader<'_>) -> Result<(), RuntimeError> {
         let input = self.input(name)?;
         let (request, to) = self.box_mut(rank, input)?;
         reader(&request, to).map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })
@@ -478,12 +479,7 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or what the saver says.
-    pub fn read_box(
-        &self,
-        name: &str,
-        rank: usize,
-        writer: &mut BoxWriter<'_>,
-    ) -> Result<(), RuntimeError> {
+    pub fn read_box(&self, name: &str, rank: usize, writer: &mut BoxWriter<'_>) -> Result<(), RuntimeError> {
         let input = self.input(name)?;
         let (request, from) = self.box_of(rank, &self.program(rank).inputs[input].binding)?;
         writer(&request, from).map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })

@@ -48,9 +48,7 @@ fn run(
     session.step().unwrap();
     session.step().unwrap();
     assert_eq!(session.collectives(0)[0].count, 2);
-    (0..ranks)
-        .map(|r| tpc_runtime::element::decode(dtype, &session.read_rank(&result("y"), r).unwrap()))
-        .collect()
+    (0..ranks).map(|r| tpc_runtime::element::decode(dtype, &session.read_rank(&result("y"), r).unwrap())).collect()
 }
 
 fn combine(op: ReduceOp, dtype: DType, terms: &[Vec<f64>]) -> Vec<f64> {
@@ -83,7 +81,9 @@ fn all_reduce() {
 fn all_gather_and_reduce_scatter_of_uneven_pieces() {
     for ranks in 1..=5 {
         for dtype in DType::ALL {
-            for (lens, outer, inner) in [(vec![3; ranks], 2, 5), ((0..ranks).collect(), 3, 1), ((0..ranks).rev().collect(), 1, 40)] {
+            for (lens, outer, inner) in
+                [(vec![3; ranks], 2, 5), ((0..ranks).collect(), 3, 1), ((0..ranks).rev().collect(), 1, 40)]
+            {
                 let lens: Vec<usize> = lens;
                 let total: usize = lens.iter().sum();
                 let group: Vec<usize> = (0..ranks).collect();

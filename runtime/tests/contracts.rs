@@ -3,8 +3,8 @@
 mod support;
 
 use support::*;
-use tpc_ir::program::*;
 use tpc_ir::DType;
+use tpc_ir::program::*;
 
 /// Dense strides of the listed dimensions in a random order.
 fn layout(rng: &mut Lcg, sizes: &[usize]) -> Vec<isize> {
@@ -24,13 +24,13 @@ fn layout(rng: &mut Lcg, sizes: &[usize]) -> Vec<isize> {
 }
 
 fn offsets(dims: &[ContractDim], stride: fn(&ContractDim) -> isize) -> Vec<isize> {
-    dims.iter().fold(vec![0], |all, d| {
-        all.iter().flat_map(|o| (0..d.size as isize).map(move |i| o + i * stride(d))).collect()
-    })
+    dims.iter()
+        .fold(vec![0], |all, d| all.iter().flat_map(|o| (0..d.size as isize).map(move |i| o + i * stride(d))).collect())
 }
 
 fn run(rng: &mut Lcg, sizes: [Vec<usize>; 4], dtypes: [DType; 3], scale: f64) {
-    let [b, m, n, k] = sizes.map(|s| s.into_iter().map(|size| ContractDim { size, left: 0, right: 0, out: 0 }).collect::<Vec<_>>());
+    let [b, m, n, k] =
+        sizes.map(|s| s.into_iter().map(|size| ContractDim { size, left: 0, right: 0, out: 0 }).collect::<Vec<_>>());
     let size = |d: &[ContractDim]| d.iter().map(|d| d.size).collect::<Vec<_>>();
     let left = layout(rng, &[size(&b), size(&m), size(&k)].concat());
     let right = layout(rng, &[size(&b), size(&k), size(&n)].concat());
@@ -96,7 +96,9 @@ fn random_shapes_and_strides() {
 #[test]
 fn large_and_skinny_shapes() {
     let mut rng = Lcg(5);
-    for (m, n, k) in [(130, 1100, 270), (1, 300, 600), (300, 1, 600), (1, 1, 5000), (7, 33, 513), (25, 17, 257), (256, 512, 64)] {
+    for (m, n, k) in
+        [(130, 1100, 270), (1, 300, 600), (300, 1, 600), (1, 1, 5000), (7, 33, 513), (25, 17, 257), (256, 512, 64)]
+    {
         for _ in 0..4 {
             for dtype in [DType::F32, DType::F64] {
                 run(&mut rng, [vec![], vec![m], vec![n], vec![k]], [dtype; 3], 1.0);

@@ -68,7 +68,13 @@ fn different_operations_are_named_on_every_rank() {
         all_reduce(b, 3, x, y, 0);
         if rank == 1 {
             let z = b.buffer(DType::F32, &[192]);
-            b.collective(CollectiveKind::AllGather { outer: 1, lens: vec![64; 3], inner: 1 }, (0..3).collect(), x, &z, 7);
+            b.collective(
+                CollectiveKind::AllGather { outer: 1, lens: vec![64; 3], inner: 1 },
+                (0..3).collect(),
+                x,
+                &z,
+                7,
+            );
         } else {
             all_reduce(b, 3, x, y, 1);
         }

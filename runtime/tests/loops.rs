@@ -16,9 +16,8 @@ fn address(view: &View, strides: &[isize], index: &[usize]) -> usize {
 }
 
 fn indices(dims: &[usize]) -> Vec<Vec<usize>> {
-    dims.iter().fold(vec![vec![]], |all, &n| {
-        all.iter().flat_map(|p| (0..n).map(move |i| [&p[..], &[i]].concat())).collect()
-    })
+    dims.iter()
+        .fold(vec![vec![]], |all, &n| all.iter().flat_map(|p| (0..n).map(move |i| [&p[..], &[i]].concat())).collect())
 }
 
 #[allow(clippy::needless_range_loop)]
@@ -147,7 +146,11 @@ fn softmax_rows_of_all_lengths() {
                 store(&y, 5),
             ];
             let data = vec![Lcg(n as u64).integers(3 * n), vec![0.0; 3 * n]];
-            let relative = match dtype { DType::F32 => 2e-6, DType::F64 => 1e-13, _ => 0.02 };
+            let relative = match dtype {
+                DType::F32 => 2e-6,
+                DType::F64 => 1e-13,
+                _ => 0.02,
+            };
             check(b, Loop { dims: vec![3, n], body }, &data, relative);
         }
     }
@@ -198,7 +201,8 @@ fn accumulating_stores_reduce_any_dimensions() {
                     }
                 }
                 let n: usize = dims.iter().product();
-                let signs: Vec<f64> = Lcg(kept as u64).integers(n).iter().map(|x| if *x < 0.0 { -1.0 } else { 1.0 }).collect();
+                let signs: Vec<f64> =
+                    Lcg(kept as u64).integers(n).iter().map(|x| if *x < 0.0 { -1.0 } else { 1.0 }).collect();
                 let data = vec![if op == ReduceOp::Prod { signs } else { Lcg(9).integers(n) }, vec![7.0; y.elements()]];
                 let body = vec![load(&x), accumulate(&y, &strides, 0, op)];
                 check(b, Loop { dims: dims.clone(), body }, &data, 0.0);
@@ -270,7 +274,12 @@ fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
         let (dm, dn) = (dims.iter().position(|&d| d == m).unwrap(), dims.iter().position(|&d| d == n).unwrap());
         let mut strides = vec![0; dims.len()];
         (strides[dm], strides[dn]) = (n as isize, 1);
-        let put = |view: &View, arg| Instruction::Store { view: view.clone(), strides: strides.clone(), arg, accumulate: None };
+        let put = |view: &View, arg| Instruction::Store {
+            view: view.clone(),
+            strides: strides.clone(),
+            arg,
+            accumulate: None,
+        };
         let normal = Distribution::Normal(Scalar::float(1.0), Scalar::float(2.0));
         let body = vec![
             Instruction::Load { view: seed, strides: vec![0; dims.len()] },
@@ -289,7 +298,13 @@ fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
             put(&y, 6),
             map(MapFn::Mul, &[1, 2], DType::I32),
             put(&z, 8),
-            Instruction::Random { distribution: normal, stream: 8, seed: 0, index: vec![(dm, 0, n), (dn, 0, 1)], dtype: DType::F64 },
+            Instruction::Random {
+                distribution: normal,
+                stream: 8,
+                seed: 0,
+                index: vec![(dm, 0, n), (dn, 0, 1)],
+                dtype: DType::F64,
+            },
             put(&r, 10),
         ];
         let data = vec![vec![12345.0], vec![0.0; m * n], vec![0.0; m * n], vec![0.0; m * n]];

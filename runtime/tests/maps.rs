@@ -8,8 +8,34 @@ use tpc_ir::{DType, MapFn};
 
 fn inputs() -> Vec<f64> {
     let mut x = vec![
-        0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, 1e-40, 1e-44,
-        88.7, 88.73, 89.5, -87.4, -103.0, -104.5, 1e30, -1e30, 3.4e38, 127.0, 0.625, 0.927, 3.9, 4.1,
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        -0.5,
+        1.5,
+        2.5,
+        -2.5,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+        1e-40,
+        1e-44,
+        88.7,
+        88.73,
+        89.5,
+        -87.4,
+        -103.0,
+        -104.5,
+        1e30,
+        -1e30,
+        3.4e38,
+        127.0,
+        0.625,
+        0.927,
+        3.9,
+        4.1,
     ];
     let mut t = 1e-6;
     while t < 100.0 {
@@ -51,7 +77,9 @@ fn run(f: MapFn, operands: &[Vec<f64>], dtype: DType, uniform: Option<usize>) ->
 /// Allowed relative error in f32; results below `floor` may differ by that much absolutely.
 fn tolerance(f: MapFn, dtype: DType) -> (f64, f64) {
     match (dtype, f) {
-        (DType::F64, MapFn::Erf | MapFn::Sigmoid | MapFn::Pow | MapFn::Exp | MapFn::Log | MapFn::Tanh) => (1e-15, 1e-300),
+        (DType::F64, MapFn::Erf | MapFn::Sigmoid | MapFn::Pow | MapFn::Exp | MapFn::Log | MapFn::Tanh) => {
+            (1e-15, 1e-300)
+        }
         (DType::F64, _) => (4e-16, 1e-300),
         // Transcendental functions: two units in the last place and a little.
         (_, MapFn::Exp | MapFn::Log | MapFn::Tanh | MapFn::Erf | MapFn::Sigmoid) => (2e-7, 1.2e-38),
@@ -94,7 +122,11 @@ fn functions_of_floats_agree_with_their_definition() {
                     if clipped && args[0].abs() > 1e9 {
                         continue;
                     }
-                    assert!(close(y[i], want, tolerance(f, dtype), dtype), "{f:?} {dtype} {args:?}: {} not {want}", y[i]);
+                    assert!(
+                        close(y[i], want, tolerance(f, dtype), dtype),
+                        "{f:?} {dtype} {args:?}: {} not {want}",
+                        y[i]
+                    );
                 }
             }
         }
@@ -137,7 +169,8 @@ fn narrow_floats_integers_and_casts_round_as_their_type_does() {
     let x = inputs();
     for from in DType::ALL {
         let rounded: Vec<f64> = x.iter().map(|&x| from.round(x)).collect();
-        let rounded: Vec<f64> = if from.is_float() { rounded } else { rounded.iter().map(|x| x.clamp(-1e9, 1e9)).collect() };
+        let rounded: Vec<f64> =
+            if from.is_float() { rounded } else { rounded.iter().map(|x| x.clamp(-1e9, 1e9)).collect() };
         let rounded: Vec<f64> = rounded.iter().map(|&x| if from.is_float() || !x.is_nan() { x } else { 0.0 }).collect();
         let rounded: Vec<f64> = rounded.iter().map(|&x| from.round(x)).collect();
         for to in DType::ALL {
@@ -156,7 +189,10 @@ fn run_cast(x: &[f64], from: DType, to: DType) -> Vec<f64> {
     let view = b.input("x", from, &[x.len()]);
     let y = b.buffer(to, &[x.len()]);
     b.output("y", &y);
-    b.step(Action::Loop(Loop { dims: vec![x.len()], body: vec![load(&view), map(MapFn::Cast(to), &[0], to), store(&y, 1)] }));
+    b.step(Action::Loop(Loop {
+        dims: vec![x.len()],
+        body: vec![load(&view), map(MapFn::Cast(to), &[0], to), store(&y, 1)],
+    }));
     let mut session = b.launch();
     session.write_f64("x", x).unwrap();
     session.step().unwrap();

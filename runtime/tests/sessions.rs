@@ -3,8 +3,8 @@
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use support::*;
 use tpc_ir::program::*;
 use tpc_ir::{DType, MapFn, Mesh, ReduceOp};
@@ -143,12 +143,13 @@ fn sharded_boxes_are_written_and_read() {
     }
     assert_eq!(session.read(&result("x")).unwrap(), file);
     let mut seen = 0;
-    session.read_box("x", 1, &mut |request, bytes| {
-        seen = bytes.len();
-        assert_eq!(request.start, [0, 0, 3]);
-        Ok(())
-    })
-    .unwrap();
+    session
+        .read_box("x", 1, &mut |request, bytes| {
+            seen = bytes.len();
+            assert_eq!(request.start, [0, 0, 3]);
+            Ok(())
+        })
+        .unwrap();
     assert_eq!(seen, 40);
     let error = session.write_f64("y", &[]).unwrap_err().to_string();
     assert_eq!(error, "the program has no input `y`; it has x, small, scalar");

@@ -3,8 +3,8 @@
 mod support;
 
 use support::*;
-use tpc_ir::program::*;
 use tpc_ir::DType;
+use tpc_ir::program::*;
 
 #[test]
 fn rows_of_a_shard_are_taken_and_added() {

@@ -3,8 +3,8 @@
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc::capture::{Captured, TrainingCapture};
-use tpc::import::{import_with, ImportError, Imported, Signature, SEED};
-use tpc_ir::interpret::{interpret, Options, Tensor};
+use tpc::import::{ImportError, Imported, SEED, Signature, import_with};
+use tpc_ir::interpret::{Options, Tensor, interpret};
 use tpc_ir::{DType, Graph, InputKind, Op, OutputKind};
 
 /// Values by the names of inputs.

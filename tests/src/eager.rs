@@ -1,6 +1,6 @@
 //! What burn itself computes on its own CPU backend, to compare with.
 
-use crate::training::{uniform, Run};
+use crate::training::{Run, uniform};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -56,7 +56,8 @@ impl ModuleMapper for Fill {
         let (path, id, shape) = (self.path.join("."), param.id, param.val().dims());
         let mut draw = uniform(&path);
         let middle = if path.ends_with("gamma") { 1.0 } else { 0.0 };
-        let values: Vec<f32> = (0..shape.iter().product()).map(|_| (middle + self.scale * (draw() - 0.5)) as f32).collect();
+        let values: Vec<f32> =
+            (0..shape.iter().product()).map(|_| (middle + self.scale * (draw() - 0.5)) as f32).collect();
         let value = Tensor::from_data(TensorData::new(values, shape), &param.val().device());
         param.transform_for_load(value, id)
     }
@@ -69,7 +70,12 @@ pub fn filled<M: Module>(model: M, scale: f64) -> M {
 }
 
 /// Trains eagerly on flex with a learning rate per step.
-pub fn train<M: Module>(model: &M, mut optimizer: ModuleOptimizer, rates: &[f64], loss: impl Fn(&M, &Device) -> Tensor<1>) -> Run {
+pub fn train<M: Module>(
+    model: &M,
+    mut optimizer: ModuleOptimizer,
+    rates: &[f64],
+    loss: impl Fn(&M, &Device) -> Tensor<1>,
+) -> Run {
     let device = Device::flex().autodiff();
     let mut model = model.clone().train();
     let mut run = Run::default();

@@ -1,11 +1,13 @@
 //! Shared machinery of the tests: random inputs for a graph, and equality of stages.
+// `!(x <= tolerance)` is meant: a NaN is wrong.
+#![allow(clippy::neg_cmp_op_on_partial_ord)]
 
 pub mod captured;
 pub mod eager;
 pub mod training;
 
 use std::collections::HashMap;
-use tpc_ir::interpret::{interpret, simulate, Options, Tensor};
+use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::{Graph, InputKind, Op};
 
 /// Reproducible inputs for every input of a graph; integers stay below `limit`, constants come from
@@ -19,7 +21,8 @@ pub fn inputs(graph: &Graph, limit: usize, constants: &HashMap<String, Tensor>) 
             all.insert(name.to_string(), t.clone());
             continue;
         }
-        let mut state = name.bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
+        let mut state =
+            name.bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
         let tensor = Tensor::from_fn(dtype, layout.clone(), |_| {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let unit = (state >> 40) as f64 / (1u64 << 24) as f64;

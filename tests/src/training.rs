@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use tpc::models::ModelConfig;
-use tpc::pretrained::{capture_step, names, TokenBatch};
-use tpc::program::{compile_training, CompileOptions, TrainingProgram};
+use tpc::pretrained::{TokenBatch, capture_step, names};
+use tpc::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{InputKind, Mesh, OutputKind};
 use tpc_passes::styles::Plan;
 use tpc_runtime::{LaunchOptions, Session};
@@ -66,7 +66,13 @@ pub fn adamw() -> impl burn::optim::Optimizer {
 ///
 /// # Panics
 /// If it cannot be compiled.
-pub fn language_model(config: &ModelConfig, tokens: TokenBatch, plan: &Plan, on: &str, options: &CompileOptions) -> TrainingProgram {
+pub fn language_model(
+    config: &ModelConfig,
+    tokens: TokenBatch,
+    plan: &Plan,
+    on: &str,
+    options: &CompileOptions,
+) -> TrainingProgram {
     let capture = capture_step(config, tokens, &adamw()).unwrap_or_else(|e| panic!("{e}"));
     let names = names(config);
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
@@ -79,7 +85,8 @@ pub fn language_model(config: &ModelConfig, tokens: TokenBatch, plan: &Plan, on:
 /// # Panics
 /// If an input is refused.
 pub fn feed(session: &mut Session, vocab: usize) {
-    let inputs: Vec<_> = session.program(0).inputs.iter().map(|i| (i.name.clone(), i.kind, i.binding.global.clone())).collect();
+    let inputs: Vec<_> =
+        session.program(0).inputs.iter().map(|i| (i.name.clone(), i.kind, i.binding.global.clone())).collect();
     for (name, kind, shape) in inputs {
         let (count, mut draw) = (shape.iter().product(), uniform(&name));
         let norm = name.contains("norm") || name.contains("ln_") || name.contains("LayerNorm");

@@ -3,13 +3,13 @@
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
-use burn::tensor::{activation, DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, activation};
 use serde_json::json;
 use std::collections::BTreeMap;
-use tpc::capture::{capture_training_shapes, Spec, TrainingCapture};
-use tpc::models::{presets, Mlp, ModelConfig};
+use tpc::capture::{Spec, TrainingCapture, capture_training_shapes};
+use tpc::models::{Mlp, ModelConfig, presets};
 use tpc::pretrained::TokenBatch;
-use tpc::program::{compile_training, CompileOptions, Stages, TrainingProgram};
+use tpc::program::{CompileOptions, Stages, TrainingProgram, compile_training};
 use tpc::{LaunchOptions, Plan, RankProgram, Style};
 use tpc_ir::{InputKind, Phase};
 use tpc_runtime::Session;
@@ -24,7 +24,8 @@ type Counts = BTreeMap<(String, String, Phase, usize, usize), (u64, f64)>;
 fn predicted(rank: &RankProgram, steps: u64) -> Counts {
     let mut counts = Counts::new();
     for c in rank.collectives() {
-        let entry = counts.entry((c.name().into(), c.axes.to_string(), c.phase, c.full_bytes, c.group.len())).or_default();
+        let entry =
+            counts.entry((c.name().into(), c.axes.to_string(), c.phase, c.full_bytes, c.group.len())).or_default();
         entry.0 += steps;
         entry.1 += steps as f64 * c.wire_bytes();
     }
@@ -131,7 +132,10 @@ fn part<M: Module>(build: impl Fn(&Device) -> M, forward: impl Fn(&M, Tensor<3>)
 }
 
 /// A part behind a norm and beside a residual, so that its input needs a gradient.
-fn normed<M: Module + ModuleDisplay>(build: impl Fn(&Device) -> M, forward: impl Fn(&M, Tensor<3>) -> Tensor<3>) -> TrainingCapture {
+fn normed<M: Module + ModuleDisplay>(
+    build: impl Fn(&Device) -> M,
+    forward: impl Fn(&M, Tensor<3>) -> Tensor<3>,
+) -> TrainingCapture {
     part(
         |device| Normed { norm: LayerNormConfig::new(SHAPE[2]).init(device), part: build(device) },
         |m: &Normed<M>, x| x.clone() + forward(&m.part, m.norm.forward(x)),
@@ -163,18 +167,19 @@ fn an_mlp() {
     part_allows(mlp, Plan::new().with("part", Style::Pairwise), 1, 1);
 }
 
-/// Halves: the token-sharded MLP gathers and scatters once each way.
+/// A gather and a scatter each way, four halves. Here the norm may also run on the whole sequence,
+/// which the data has, for a reduction instead: three halves in the backward pass, one in the forward.
 #[test]
 fn an_mlp_between_shards_of_the_sequence() {
-    let plan = Plan::new().with("norm", Style::Sequence { sequence_dim: 1 }).with("part", Style::PairwiseSequence { sequence_dim: 1 });
+    let plan = Plan::new()
+        .with("norm", Style::Sequence { sequence_dim: 1 })
+        .with("part", Style::PairwiseSequence { sequence_dim: 1 });
     for on in ["tp=2", "tp=4"] {
         let capture = normed(|d| Mlp::new(32, 64, d), |m: &Mlp, x| m.forward(x));
         let program = compiled(capture, &plan, on);
         for stages in [&program.first, &program.steady] {
-            for phase in [Phase::Forward, Phase::Backward] {
-                assert!(halves(stages, phase, ACTIVATION) <= 2, "{}", list(stages));
-            }
-            assert!(stages.ranks[0].collectives().all(|c| c.full_bytes < ACTIVATION || c.name() != "all_reduce"), "{}", list(stages));
+            let found: usize = Phase::ALL.iter().map(|&p| halves(stages, p, ACTIVATION)).sum();
+            assert!(found <= 4, "{}", list(stages));
         }
         counts_agree(program, |session| feed(session, 1));
     }
@@ -183,15 +188,13 @@ fn an_mlp_between_shards_of_the_sequence() {
 #[test]
 fn decoders_under_the_sequence_parallel_plan() {
     for layers in [1, 2, 4] {
-        let program = language_model(&llama(layers, 4, 4), tokens(), &plan("tp-sp"), "tp=2", &CompileOptions::default());
+        let program =
+            language_model(&llama(layers, 4, 4), tokens(), &plan("tp-sp"), "tp=2", &CompileOptions::default());
         for stages in [&program.first, &program.steady] {
-            println!("{}", list(stages));
             for phase in [Phase::Forward, Phase::Backward] {
                 assert!(halves(stages, phase, ACTIVATION) <= 2 * (2 * layers + 1), "{}", list(stages));
             }
         }
-        let small: Vec<usize> = Phase::ALL.iter().map(|&p| small(&program.steady, p, ACTIVATION)).collect();
-        println!("L={layers} small {small:?}");
         if layers == 2 {
             counts_agree(program, |session| feed(session, 96));
         }
@@ -240,7 +243,12 @@ fn tokens() -> TokenBatch {
 #[test]
 fn decoders_under_the_plain_plan() {
     for layers in [1, 2, 4] {
-        for (model, on) in [(llama(layers, 4, 4), "tp=2"), (llama(layers, 4, 2), "tp=2"), (llama(layers, 4, 4), "tp=4"), (gpt2(layers), "tp=2")] {
+        for (model, on) in [
+            (llama(layers, 4, 4), "tp=2"),
+            (llama(layers, 4, 2), "tp=2"),
+            (llama(layers, 4, 4), "tp=4"),
+            (gpt2(layers), "tp=2"),
+        ] {
             let program = language_model(&model, tokens(), &plan("tp"), on, &CompileOptions::default());
             // No collective is larger than an activation: the logits are never gathered.
             allows(&program, ACTIVATION, 2 * layers + 1, 2 * layers + 1);
@@ -286,7 +294,8 @@ fn without_rule_7_every_input_gradient_is_reduced_alone() {
 
 #[test]
 fn the_reference_decoder_sends_at_most_its_target() {
-    let program = language_model(&presets::llama(), TokenBatch::new(4, 256), &plan("tp"), "tp=2", &CompileOptions::default());
+    let program =
+        language_model(&presets::llama(), TokenBatch::new(4, 256), &plan("tp"), "tp=2", &CompileOptions::default());
     for stages in [&program.first, &program.steady] {
         for rank in &stages.ranks {
             let sent: f64 = rank.collectives().map(|c| c.wire_bytes()).sum();
@@ -326,7 +335,9 @@ fn held(rank: &RankProgram) -> usize {
 
 #[test]
 fn parameters_and_optimizer_state_are_sharded() {
-    for (model, on, n) in [(llama(2, 4, 2), "tp=2", 2), (llama(2, 8, 4), "tp=4", 4), (gpt2(2), "tp=2", 2), (gpt2(2), "tp=4", 4)] {
+    for (model, on, n) in
+        [(llama(2, 4, 2), "tp=2", 2), (llama(2, 8, 4), "tp=4", 4), (gpt2(2), "tp=2", 2), (gpt2(2), "tp=4", 4)]
+    {
         let program = language_model(&model, tokens(), &plan("tp"), on, &CompileOptions::default());
         for stages in [&program.first, &program.steady] {
             let (sharded, replicated, names) = bytes(stages);
@@ -334,7 +345,8 @@ fn parameters_and_optimizer_state_are_sharded() {
                 assert!(held(rank) <= sharded / n + replicated, "{on}: {} of {sharded} and {replicated}", held(rank));
             }
             // Norms, learned positions, and what is added after a reduction.
-            let plain = |n: &str| n.contains("norm") || n.contains("ln_") || n.contains("wpe") || n.ends_with("c_proj.bias");
+            let plain =
+                |n: &str| n.contains("norm") || n.contains("ln_") || n.contains("wpe") || n.ends_with("c_proj.bias");
             let rest: Vec<_> = names.iter().filter(|n| !plain(n)).collect();
             assert!(rest.is_empty(), "{on}: {rest:?} are replicated");
         }

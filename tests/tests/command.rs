@@ -516,7 +516,9 @@ fn eighty_layers_print_as_many_lines_as_four() {
         );
         let file = scratch.write("config.json", config.as_bytes());
         let dir = std::path::Path::new(&file).parent().unwrap().to_str().unwrap().to_string();
-        ok(&["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=8", "--train", "--batch", "1", "--seq", "4096"]).lines().count()
+        ok(&["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=8", "--train", "--batch", "1", "--seq", "4096"])
+            .lines()
+            .count()
     };
     assert_eq!(lines(80), lines(4));
 }

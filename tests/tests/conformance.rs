@@ -4,9 +4,9 @@ use burn::optim::AdamWConfig;
 use safetensors::SafeTensors;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use tpc::models::{weight_map, ModelDir};
-use tpc::pretrained::{capture_step, load_weights, names, TokenBatch};
-use tpc::program::{compile_training, CompileOptions};
+use tpc::models::{ModelDir, weight_map};
+use tpc::pretrained::{TokenBatch, capture_step, load_weights, names};
+use tpc::program::{CompileOptions, compile_training};
 use tpc_ir::{Mesh, OutputKind};
 use tpc_passes::styles::Plan;
 use tpc_runtime::LaunchOptions;
@@ -29,7 +29,9 @@ impl File {
                 safetensors::Dtype::F32 => {
                     t.data().as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect()
                 }
-                safetensors::Dtype::I64 => t.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect(),
+                safetensors::Dtype::I64 => {
+                    t.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as f64).collect()
+                }
                 other => panic!("{other:?}"),
             }
         };
@@ -52,7 +54,8 @@ fn trains_as_expected(model: &str, plan: &str, mesh: &str) {
         attention_mask: inputs.contains_key("attention_mask"),
         token_type_ids: inputs.contains_key("token_type_ids"),
     };
-    let optimizer = AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(0.1).build();
+    let optimizer =
+        AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(0.1).build();
     let capture = capture_step(&model_dir.config, tokens, &optimizer).unwrap();
     let names = names(&model_dir.config);
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
@@ -81,7 +84,9 @@ fn trains_as_expected(model: &str, plan: &str, mesh: &str) {
         if i == 0 {
             for entry in &map.entries {
                 let Some((_, want)) = tensors.get(&format!("grad.{}", entry.hf_name)) else { continue };
-                let Ok(found) = training.session().read_f64(&OutputKind::Gradient(entry.hf_name.clone())) else { continue };
+                let Ok(found) = training.session().read_f64(&OutputKind::Gradient(entry.hf_name.clone())) else {
+                    continue;
+                };
                 let found = entry.to_file_layout(found.into_iter().map(|v| v as f32).collect());
                 // The gradient of a key's bias is zero in theory: its scale is that of all gradients.
                 let own = want.iter().fold(0f64, |m, v| m.max(v.abs()));

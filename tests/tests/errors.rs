@@ -6,11 +6,11 @@ use burn::optim::AdamConfig;
 use burn::tensor::{DType, Device, Int, Tensor};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use tpc::capture::{capture_inference, capture_training, named, Spec};
+use tpc::capture::{Spec, capture_inference, capture_training, named};
 use tpc::import::import;
-use tpc::models::{presets, save_pretrained, weight_map, ModelConfig, ModelDir, ModelError, Weights};
-use tpc::pretrained::{capture_forward, load_weights, names, TokenBatch};
-use tpc::program::{compile_inference, CompileOptions, InferenceProgram};
+use tpc::models::{ModelConfig, ModelDir, ModelError, Weights, presets, save_pretrained, weight_map};
+use tpc::pretrained::{TokenBatch, capture_forward, load_weights, names};
+use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc::{LaunchOptions, Mesh, OutputKind, Plan, Style};
 use tpc_tests::training::{config, mesh, plan};
 
@@ -82,7 +82,9 @@ fn plans_that_do_not_fit_the_model() {
         "plan entry `model.layers.*.self_atn` matches no module; the nearest are model.layers.0.self_attn, model.layers.1.self_attn, model.layers.0.mlp",
     );
     refused(
-        Plan::new().with("model.layers.*.self_attn", Style::Pairwise).with("model.layers.*.mpl.gate_proj", Style::Colwise),
+        Plan::new()
+            .with("model.layers.*.self_attn", Style::Pairwise)
+            .with("model.layers.*.mpl.gate_proj", Style::Colwise),
         "tp=2",
         "plan entry `model.layers.*.mpl.gate_proj` matches no module; the nearest are model.layers.0.mlp.gate_proj, model.layers.1.mlp.gate_proj, model.layers.0.mlp.down_proj",
     );
@@ -171,7 +173,8 @@ fn plan_files() {
     for (text, expected) in cases {
         says(Plan::from_json(text).unwrap_err(), &expected);
     }
-    let unknown = Plan::from_json(r#"{"styles": {"a": {"ColwiseParallel": {"layouts": "x"}}}}"#).unwrap_err().to_string();
+    let unknown =
+        Plan::from_json(r#"{"styles": {"a": {"ColwiseParallel": {"layouts": "x"}}}}"#).unwrap_err().to_string();
     assert!(unknown.starts_with("the plan has an unknown key `layouts` in `a`: known are "), "{unknown}");
     says(
         Plan::built_in("tpp").unwrap_err(),
@@ -187,7 +190,10 @@ fn meshes() {
     }
     says(Mesh::parse("tp=0").unwrap_err(), "mesh axis `tp` has size 0: an axis holds at least one rank");
     says(Mesh::parse("tp=2,tp=2").unwrap_err(), "mesh axis `tp` is named twice: every axis needs a name of its own");
-    says(Mesh::parse("tp=100000").unwrap_err(), "mesh has 100000 ranks, more than the 65536 that one process can run as threads");
+    says(
+        Mesh::parse("tp=100000").unwrap_err(),
+        "mesh has 100000 ranks, more than the 65536 that one process can run as threads",
+    );
     says(Mesh::new((0..33).map(|i| (format!("a{i}"), 1))).unwrap_err(), "mesh has 33 axes, more than 32");
     let program = compiled(&plan("none"), "tp=65").unwrap();
     let launched = program.launch(LaunchOptions::default()).map(|_| ());
@@ -216,7 +222,10 @@ fn configurations() {
             config_error("hidden_size", Some(json!("eight"))),
             "key \"hidden_size\" should be a whole number from 1 up, but is \"eight\"",
         ),
-        (config_error("hidden_size", Some(json!(-8))), "key \"hidden_size\" should be a whole number from 1 up, but is -8"),
+        (
+            config_error("hidden_size", Some(json!(-8))),
+            "key \"hidden_size\" should be a whole number from 1 up, but is -8",
+        ),
         (
             config_error("num_key_value_heads", Some(json!(3))),
             "inconsistent configuration: num_attention_heads = 4 is not a multiple of num_key_value_heads = 3",
@@ -243,7 +252,9 @@ fn directories() {
     let dir = Scratch::new("directories");
     let root = dir.0.clone();
     let refused = |expected: &str| says(ModelDir::open(&root).unwrap_err(), expected);
-    let save = |to: &Path| save_pretrained(to, &tiny_json(), &weight_map(&tiny()), |e| Ok(vec![0.5; e.shape.iter().product()]));
+    let save = |to: &Path| {
+        save_pretrained(to, &tiny_json(), &weight_map(&tiny()), |e| Ok(vec![0.5; e.shape.iter().product()]))
+    };
     refused("DIR/directories/config.json: No such file or directory (os error 2)");
     dir.write("config.json", "{");
     refused("DIR/directories/config.json: not valid JSON: EOF while parsing an object at line 1 column 1");
@@ -260,16 +271,22 @@ fn directories() {
     dir.write("model.safetensors", "abc");
     refused("DIR/directories/model.safetensors: truncated: the header describes 8 bytes, the file has 3");
     dir.write("model.safetensors", "\x08\0\0\0\0\0\0\0{abcdefg");
-    refused("DIR/directories/model.safetensors: not a valid safetensors file: its header is not JSON: key must be a string at line 1 column 2");
+    refused(
+        "DIR/directories/model.safetensors: not a valid safetensors file: its header is not JSON: key must be a string at line 1 column 2",
+    );
     dir.write("model.safetensors", &good);
     let mut other = tiny_json();
     other["intermediate_size"] = json!(16);
     dir.write("config.json", other.to_string());
-    refused("DIR/directories/model.safetensors: tensor \"model.layers.0.mlp.gate_proj.weight\" has shape [12, 8], but the configuration says [16, 8]");
+    refused(
+        "DIR/directories/model.safetensors: tensor \"model.layers.0.mlp.gate_proj.weight\" has shape [12, 8], but the configuration says [16, 8]",
+    );
     other = tiny_json();
     other["num_hidden_layers"] = json!(3);
     dir.write("config.json", other.to_string());
-    refused("DIR/directories/model.safetensors: missing tensor \"model.layers.2.input_layernorm.weight\"; nearest are model.layers.0.input_layernorm.weight, model.layers.1.input_layernorm.weight, model.layers.0.mlp.down_proj.weight");
+    refused(
+        "DIR/directories/model.safetensors: missing tensor \"model.layers.2.input_layernorm.weight\"; nearest are model.layers.0.input_layernorm.weight, model.layers.1.input_layernorm.weight, model.layers.0.mlp.down_proj.weight",
+    );
     dir.write("config.json", tiny_json().to_string());
     let mut integers = good.clone();
     let at = good.windows(3).position(|w| w == b"F32").unwrap();
@@ -283,7 +300,7 @@ fn directories() {
     );
     let weights = Weights::open_file(&root.join("model.safetensors")).unwrap();
     says(
-        weights.read_f32_slice("model.norm.weight", &[0..9]).unwrap_err(),
+        weights.read_f32_slice("model.norm.weight", std::slice::from_ref(&(0..9))).unwrap_err(),
         "DIR/directories/model.safetensors: tensor \"model.norm.weight\" of shape [8] has no slice [0..9]",
     );
     let file = dir.write("file", "");
@@ -294,7 +311,10 @@ fn directories() {
         save_pretrained(&half, &tiny_json(), &weight_map(&tiny()), |_| Ok(vec![0.5; 3])).unwrap_err(),
         "parameter \"model.embed_tokens.weight\" should have 80 elements, but has 3",
     );
-    assert!(std::fs::read_dir(&half).is_err() || std::fs::read_dir(&half).unwrap().next().is_none(), "something is left");
+    assert!(
+        std::fs::read_dir(&half).is_err() || std::fs::read_dir(&half).unwrap().next().is_none(),
+        "something is left"
+    );
 }
 
 #[derive(Module, Debug)]
@@ -324,10 +344,15 @@ fn captures() {
             let _ = y.clone().into_data();
             y.mean()
         },
-        &format!("a computed value is read outside of any marked region (mark one with `tpc::scope` to see which module): {READS}"),
+        &format!(
+            "a computed value is read outside of any marked region (mark one with `tpc::scope` to see which module): {READS}"
+        ),
     );
     not_captured(
-        |m, x| tpc::scope("model", x, |x| tpc::scope("head", x, |x| m.a.forward(x.clone() * x.sum().into_scalar::<f32>()))).mean(),
+        |m, x| {
+            tpc::scope("model", x, |x| tpc::scope("head", x, |x| m.a.forward(x.clone() * x.sum().into_scalar::<f32>())))
+                .mean()
+        },
         &format!("a computed value is read in `model.head`: {READS}"),
     );
     not_captured(
@@ -336,7 +361,8 @@ fn captures() {
     );
     let nothing = "no parameter receives a gradient: all are frozen, or none of them is used by the loss";
     not_captured(|_, x| x.mean(), nothing);
-    let frozen = capture_training(&model().no_grad(), &AdamConfig::new().build(), x(), |m: &Model, x| m.a.forward(x).mean());
+    let frozen =
+        capture_training(&model().no_grad(), &AdamConfig::new().build(), x(), |m: &Model, x| m.a.forward(x).mean());
     says(frozen.map(|_| ()).unwrap_err(), nothing);
     let twice = (named("x", x()), named("x", x()));
     says(
@@ -344,7 +370,8 @@ fn captures() {
         "two inputs are named `x`: give each its own name with `tpc::capture::named`",
     );
     says(
-        capture_inference(&model(), x(), |m: &Model, x| (named("y", m.a.forward(x.clone())), named("y", x))).unwrap_err(),
+        capture_inference(&model(), x(), |m: &Model, x| (named("y", m.a.forward(x.clone())), named("y", x)))
+            .unwrap_err(),
         "two outputs are named `y`: give each its own name with `tpc::capture::named`",
     );
     let nested = capture_inference(&model(), x(), |m: &Model, outer: Tensor<2>| {
@@ -363,7 +390,8 @@ fn imports() {
         import(&captured).unwrap_err(),
         "element type I16 of input `input0` is not supported: use f32, f64, bf16, f16, i64, i32, u8 or bool",
     );
-    let captured = capture_inference(&model(), x(), |m: &Model, x| tpc::scope("head", x, |x| m.a.forward(x).cumprod(1)));
+    let captured =
+        capture_inference(&model(), x(), |m: &Model, x| tpc::scope("head", x, |x| m.a.forward(x).cumprod(1)));
     says(
         import(&captured.unwrap()).unwrap_err(),
         "the model (in `head`) uses `NumericFloat.CumProd`, which tpc cannot shard yet: there is no rule for it",
@@ -374,7 +402,10 @@ fn imports() {
 fn sessions() {
     let mut session = compiled(&plan("tp"), "tp=2").unwrap().launch(LaunchOptions::default()).unwrap();
     let unknown = session.write_f64("input_id", &[0.0]).unwrap_err().to_string();
-    assert!(unknown.starts_with("the program has no input `input_id`; it has model.embed_tokens.weight, "), "{unknown}");
+    assert!(
+        unknown.starts_with("the program has no input `input_id`; it has model.embed_tokens.weight, "),
+        "{unknown}"
+    );
     says(session.write_f64("input_ids", &[0.0]).unwrap_err(), "`input_ids` takes 96 bytes (i64[2, 6]), not 8");
     says(session.read_f64(&OutputKind::Loss).unwrap_err(), "the program has no output `loss`; it has result logits");
 }

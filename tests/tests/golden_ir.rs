@@ -7,11 +7,11 @@
 use burn::tensor::DType;
 use serde_json::json;
 use std::collections::HashMap;
-use tpc::capture::{capture_inference_shapes, capture_training_shapes, named, Captured, Spec};
-use tpc::import::{import, Signature};
+use tpc::capture::{Captured, Spec, capture_inference_shapes, capture_training_shapes, named};
+use tpc::import::{Signature, import};
 use tpc::models::{Mlp, ModelConfig};
-use tpc::pretrained::{capture_forward, capture_step, names, TokenBatch};
-use tpc::program::{compile_inference, compile_training, CompileOptions, Stages};
+use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc::program::{CompileOptions, Stages, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::text::print;
 use tpc_passes::propagate::Annotations;
@@ -25,10 +25,15 @@ fn demands(annotations: &Annotations) -> String {
         .inputs
         .iter()
         .map(|(name, a)| {
-            let dims: Vec<String> = a.sharding.dims.iter().map(|axes| {
-                let axes: Vec<&str> = axes.iter().map(|&x| annotations.mesh.name(x)).collect();
-                if axes.is_empty() { "-".into() } else { axes.join("+") }
-            }).collect();
+            let dims: Vec<String> = a
+                .sharding
+                .dims
+                .iter()
+                .map(|axes| {
+                    let axes: Vec<&str> = axes.iter().map(|&x| annotations.mesh.name(x)).collect();
+                    if axes.is_empty() { "-".into() } else { axes.join("+") }
+                })
+                .collect();
             format!("{name} [{}]  why: {}", dims.join(", "), a.why)
         })
         .collect();
@@ -61,12 +66,20 @@ fn same(stages: &Stages, feed: &Feed, what: &str) {
     assert!(difference(&expected, &reference(&stages.logical, feed)) < 1e-9, "{what}: logical");
     assert!(difference(&expected, &on_ranks(&stages.propagated, feed)) < 1e-9, "{what}: propagated");
     assert!(difference(&expected, &on_ranks(&stages.placed, feed)) < 1e-9, "{what}: placed");
-    assert_eq!(wrong(&stages.placed, &expected, &executed(&stages.placed, feed), 1e-4), Vec::<String>::new(), "{what}: executed");
+    assert_eq!(
+        wrong(&stages.placed, &expected, &executed(&stages.placed, feed), 1e-4),
+        Vec::<String>::new(),
+        "{what}: executed"
+    );
 }
 
+/// Compiles a model for a plan and a mesh: its stages, and inputs to run them on.
+type Compile<'a> = &'a dyn Fn(&str, &str) -> (Stages, HashMap<String, Tensor>);
+
 /// Snapshots on some meshes, equality on all.
-fn golden(name: &str, compile: &dyn Fn(&str, &str) -> (Stages, HashMap<String, Tensor>), snapshots: &[(&str, &str)]) {
-    let others = [("tp", "tp=1"), ("tp", "tp=2"), ("tp", "tp=4"), ("ddp", "dp=4"), ("tp-ddp", "dp=2,tp=2"), ("none", "")];
+fn golden(name: &str, compile: Compile, snapshots: &[(&str, &str)]) {
+    let others =
+        [("tp", "tp=1"), ("tp", "tp=2"), ("tp", "tp=4"), ("ddp", "dp=4"), ("tp-ddp", "dp=2,tp=2"), ("none", "")];
     let others = others.iter().filter(|o| !snapshots.contains(o));
     for (plan, on) in snapshots.iter().chain(others) {
         let (stages, constants) = compile(plan, on);
@@ -87,7 +100,8 @@ fn constants(captured: &Captured) -> HashMap<String, Tensor> {
 fn mlp_forward(plan_name: &str, on: &str) -> (Stages, Feed) {
     let x = named("x", Spec::<2>::new([4, 6], DType::F32));
     let captured = capture_inference_shapes(|d| Mlp::new(6, 8, d), x, |m, x| named("y", m.forward(x))).unwrap();
-    let program = compile_inference(&captured, &mesh(on), &plan(plan_name), &CompileOptions::default(), &|p| p.to_string());
+    let program =
+        compile_inference(&captured, &mesh(on), &plan(plan_name), &CompileOptions::default(), &|p| p.to_string());
     (program.unwrap().stages, constants(&captured))
 }
 
@@ -107,13 +121,15 @@ fn renamed(config: &ModelConfig) -> impl Fn(&str) -> String {
 
 fn forward(config: &ModelConfig, plan_name: &str, on: &str) -> (Stages, Feed) {
     let captured = capture_forward(config, TokenBatch::new(2, 6), false).unwrap();
-    let program = compile_inference(&captured, &mesh(on), &plan(plan_name), &CompileOptions::default(), &renamed(config));
+    let program =
+        compile_inference(&captured, &mesh(on), &plan(plan_name), &CompileOptions::default(), &renamed(config));
     (program.unwrap().stages, constants(&captured))
 }
 
 fn step(config: &ModelConfig, plan_name: &str, on: &str) -> (Stages, Feed) {
     // Fewer lines than AdamW, whose are in the MLP's snapshots.
-    let optimizer = burn::optim::SgdConfig::new().with_momentum(Some(burn::optim::momentum::MomentumConfig::new())).build();
+    let optimizer =
+        burn::optim::SgdConfig::new().with_momentum(Some(burn::optim::momentum::MomentumConfig::new())).build();
     let step = capture_step(config, TokenBatch::new(2, 6), &optimizer).unwrap();
     // Constants are named once for both programs.
     let signature = Signature::of([&step.first, &step.steady]).unwrap();

@@ -5,15 +5,15 @@ use burn::module::Module;
 use burn::tensor::{DType as BurnDType, Device, Tensor as BurnTensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use tpc::capture::{capture_inference_shapes, capture_training_shapes, named, Captured, Spec, TrainingCapture};
+use tpc::capture::{Captured, Spec, TrainingCapture, capture_inference_shapes, capture_training_shapes, named};
 use tpc::models::{MhaMlp, Mlp, WeightEntry, WeightMap, Weights};
-use tpc::program::{compile_inference, compile_training, CompileOptions, TrainingProgram};
+use tpc::program::{CompileOptions, TrainingProgram, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::{DType, Graph, InputKind, OutputKind};
 use tpc_runtime::{LaunchOptions, Session};
-use tpc_tests::captured::{advance, import_training, initial, Values};
+use tpc_tests::captured::{Values, advance, import_training, initial};
 use tpc_tests::on_ranks;
-use tpc_tests::training::{adamw, differences, mesh, plan, run, Named, Run};
+use tpc_tests::training::{Named, Run, adamw, differences, mesh, plan, run};
 
 const RATES: [f64; 3] = [1e-2; 3];
 
@@ -47,7 +47,11 @@ struct Golden {
     sequence: bool,
 }
 
-fn captured<M: Module, const D: usize>(build: impl Fn(&Device) -> M, shape: [usize; D], loss: impl Fn(&M, BurnTensor<D>, BurnTensor<D>) -> BurnTensor<1>) -> TrainingCapture {
+fn captured<M: Module, const D: usize>(
+    build: impl Fn(&Device) -> M,
+    shape: [usize; D],
+    loss: impl Fn(&M, BurnTensor<D>, BurnTensor<D>) -> BurnTensor<1>,
+) -> TrainingCapture {
     let x = || Spec::<D>::new(shape, BurnDType::F32);
     let batch = (named("x", x()), named("target", x()));
     capture_training_shapes(build, &adamw(), batch, &Default::default(), |m: &M, (x, t)| loss(m, x, t)).unwrap()
@@ -75,10 +79,14 @@ fn mha_mlp() -> Golden {
         training: || captured(|d| MhaMlp::new(64, 4, 128, d), [2, 16, 64], |m, x, t| m.loss(m.forward(x), t)),
         inference: || {
             let x = named("x", Spec::<3>::new([2, 16, 64], BurnDType::F32));
-            capture_inference_shapes(|d| MhaMlp::new(64, 4, 128, d), x, |m, x| {
-                let attended = m.attn.forward(burn::nn::attention::MhaInput::self_attn(x.clone())).context;
-                (named("attn", attended), named("y", m.forward(x)))
-            })
+            capture_inference_shapes(
+                |d| MhaMlp::new(64, 4, 128, d),
+                x,
+                |m, x| {
+                    let attended = m.attn.forward(burn::nn::attention::MhaInput::self_attn(x.clone())).context;
+                    (named("attn", attended), named("y", m.forward(x)))
+                },
+            )
             .unwrap()
         },
         outputs: &["attn", "y"],
@@ -144,7 +152,9 @@ impl Golden {
         let file = open(self.name);
         for (name, on) in self.cases() {
             let program =
-                compile_inference(&(self.inference)(), &mesh(on), &plan(name), &CompileOptions::default(), &|p| p.to_string());
+                compile_inference(&(self.inference)(), &mesh(on), &plan(name), &CompileOptions::default(), &|p| {
+                    p.to_string()
+                });
             let mut session = program.unwrap().launch(LaunchOptions::default()).unwrap();
             self.write(&file, &mut session);
             session.step().unwrap();
@@ -154,7 +164,10 @@ impl Golden {
                 let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
                 assert_eq!(found.len(), expected.len());
                 for (f, e) in found.iter().zip(&expected) {
-                    assert!((f - f64::from(*e)).abs() <= 1e-5 * f64::from(scale), "{name} on {on}: {output}: {f}, expected {e}");
+                    assert!(
+                        (f - f64::from(*e)).abs() <= 1e-5 * f64::from(scale),
+                        "{name} on {on}: {output}: {f}, expected {e}"
+                    );
                 }
             }
         }
@@ -200,7 +213,8 @@ impl Golden {
                     values.insert(format!("step.{j}"), Tensor::new(DType::F32, [1], vec![*x]));
                 }
                 let graph = if i == 0 { &program.first.placed } else { &program.steady.placed };
-                let of_graph: HashMap<_, _> = graph.inputs().map(|(_, _, n)| (n.to_string(), values[n].clone())).collect();
+                let of_graph: HashMap<_, _> =
+                    graph.inputs().map(|(_, _, n)| (n.to_string(), values[n].clone())).collect();
                 let found = on_ranks(graph, &of_graph);
                 let found: HashMap<OutputKind, Tensor> =
                     graph.outputs.iter().map(|o| o.kind.clone()).zip(found).collect();
@@ -209,7 +223,12 @@ impl Golden {
                 let tolerance = [1e-12, 1e-9, 1e-7][i];
                 assert!((loss - want).abs() <= tolerance * want, "{name} on {on}: loss {i} is {loss}, expected {want}");
                 for (path, want) in expected.gradients.iter().filter(|_| i == 0) {
-                    close(&found[&OutputKind::Gradient(path.clone())].data, want, 1e-10, &format!("{name} on {on}: {path}"));
+                    close(
+                        &found[&OutputKind::Gradient(path.clone())].data,
+                        want,
+                        1e-10,
+                        &format!("{name} on {on}: {path}"),
+                    );
                 }
                 advance(&mut values, &found);
             }

@@ -5,8 +5,8 @@ use burn::nn::conv::{
     Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig,
 };
 use burn::nn::loss::{
-    BinaryCrossEntropyLossConfig, CrossEntropyLossConfig, HuberLossConfig, KLDivLossConfig, MseLoss,
-    Reduction, SmoothL1LossConfig,
+    BinaryCrossEntropyLossConfig, CrossEntropyLossConfig, HuberLossConfig, KLDivLossConfig, MseLoss, Reduction,
+    SmoothL1LossConfig,
 };
 use burn::nn::pool::{AdaptiveAvgPool1dConfig, AdaptiveAvgPool2dConfig, AvgPool1dConfig, AvgPool2dConfig};
 use burn::nn::pool::{MaxPool1dConfig, MaxPool2dConfig};
@@ -14,24 +14,24 @@ use burn::nn::transformer::{
     TransformerDecoderConfig, TransformerDecoderInput, TransformerEncoderConfig, TransformerEncoderInput,
 };
 use burn::nn::{
-    BatchNormConfig, BiLstmConfig, DropoutConfig, EmbeddingConfig, GroupNormConfig, GruConfig, InstanceNormConfig, Linear,
-    LinearConfig, LstmConfig, PReluConfig, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d, PositionalEncodingConfig,
-    RmsNormConfig, RotaryEncodingConfig, SwiGluConfig,
+    BatchNormConfig, BiLstmConfig, DropoutConfig, EmbeddingConfig, GroupNormConfig, GruConfig, InstanceNormConfig,
+    Linear, LinearConfig, LstmConfig, PReluConfig, PaddingConfig1d, PaddingConfig2d, PaddingConfig3d,
+    PositionalEncodingConfig, RmsNormConfig, RotaryEncodingConfig, SwiGluConfig,
 };
 use burn::optim::{AdamConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::ops::{AttentionModuleOptions, PadMode};
-use burn::tensor::{activation, module, Bool, DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation, module};
 use std::collections::HashMap;
-use tpc::capture::{capture_inference, capture_training, Spec};
-use tpc::import::{import, Imported};
+use tpc::capture::{Spec, capture_inference, capture_training};
+use tpc::import::{Imported, import};
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputKind, Mesh, Op, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check as check_placed;
 use tpc_passes::cost::CostModel;
 use tpc_passes::propagate::propagate;
-use tpc_passes::styles::{annotate, Plan};
-use tpc_tests::captured::{advance, import_training, initial, run, step, tensor, Values};
+use tpc_passes::styles::{Plan, annotate};
+use tpc_tests::captured::{Values, advance, import_training, initial, run, step, tensor};
 use tpc_tests::{difference, inputs, on_ranks, reference};
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -277,7 +277,8 @@ fn convolutions_and_poolings_are_sharded_over_the_batch() {
 fn stacked_2d(c: Conv2dConfig, size: [usize; 2]) {
     let device = Device::flex();
     let channels = c.channels;
-    let model: (Conv2d, Conv2d) = (Conv2dConfig::new([channels[0], channels[0]], [1, 1]).init(&device), c.init(&device));
+    let model: (Conv2d, Conv2d) =
+        (Conv2dConfig::new([channels[0], channels[0]], [1, 1]).init(&device), c.init(&device));
     check(model, [2, channels[0], size[0], size[1]], |m, x| m.1.forward(m.0.forward(x).tanh()));
 }
 
@@ -314,7 +315,8 @@ fn convolutions_1d() {
 #[test]
 fn convolutions_3d() {
     let device = Device::flex();
-    let config = Conv3dConfig::new([2, 2], [2, 3, 2]).with_stride([1, 2, 1]).with_padding(PaddingConfig3d::Explicit(1, 0, 1));
+    let config =
+        Conv3dConfig::new([2, 2], [2, 3, 2]).with_stride([1, 2, 1]).with_padding(PaddingConfig3d::Explicit(1, 0, 1));
     let model = (Conv3dConfig::new([1, 2], [1, 1, 1]).init(&device), config.init(&device));
     check(model, [1, 1, 3, 5, 3], |m, x| m.1.forward(m.0.forward(x)));
 }
@@ -561,11 +563,12 @@ fn embeddings_and_dropout() {
 #[test]
 fn dropout_is_a_function_of_the_seed() {
     let model = (LinearConfig::new(4, 50).init(&Device::flex()), DropoutConfig::new(0.5).init());
-    let captured = capture_training(&model, &AdamConfig::new().build(), Spec::new([8, 4], DType::F32), |m, x: Tensor<2>| {
-        let y = m.1.forward(m.0.forward(x));
-        (y.clone().powi_scalar(2).mean(), y)
-    })
-    .unwrap();
+    let captured =
+        capture_training(&model, &AdamConfig::new().build(), Spec::new([8, 4], DType::F32), |m, x: Tensor<2>| {
+            let y = m.1.forward(m.0.forward(x));
+            (y.clone().powi_scalar(2).mean(), y)
+        })
+        .unwrap();
     let [first, _] = import_training(&captured).unwrap();
     let forms = forms(&first);
     let mut values = initial(&captured.first, &first);
@@ -584,7 +587,8 @@ fn dropout_is_a_function_of_the_seed() {
 fn tensor_operations() {
     let device = Device::flex();
     let linear = || LinearConfig::new(4, 6).init(&device);
-    let each: Vec<(&str, fn(Tensor<2>) -> Tensor<2>)> = vec![
+    type Case = (&'static str, fn(Tensor<2>) -> Tensor<2>);
+    let each: Vec<Case> = vec![
         ("sort", |x| x.sort(1)),
         ("max dim", |x| x.max_dim(1)),
         ("min dim", |x| x.min_dim(0)),

@@ -8,14 +8,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tpc::capture::{Captured, InputKind, Spec, TrainingOptions, capture_training_shapes, named};
 use tpc::models::{
-    self, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, RopeScaling,
-    TokenInputs, WeightMap, Weights, presets,
+    self, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, RopeScaling, TokenInputs, WeightMap,
+    Weights, presets,
 };
 
 fn data(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("data")
-        .join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(path)
 }
 
 fn scratch(name: &str) -> PathBuf {
@@ -49,18 +47,13 @@ impl ModuleVisitor for Collect<'_> {
             Some(grads) => grads.get::<D>(param.id).map(Tensor::into_data),
         };
         if let Some(data) = data {
-            self.found
-                .insert(self.path.join("."), data.try_to_vec::<f32>().unwrap());
+            self.found.insert(self.path.join("."), data.try_to_vec::<f32>().unwrap());
         }
     }
 }
 
 fn collect<M: Module>(module: &M, grads: Option<&GradientsParams>) -> BTreeMap<String, Vec<f32>> {
-    let mut collect = Collect {
-        path: vec![],
-        grads,
-        found: BTreeMap::new(),
-    };
+    let mut collect = Collect { path: vec![], grads, found: BTreeMap::new() };
     module.visit(&mut collect);
     collect.found
 }
@@ -84,18 +77,12 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
 
 fn ints(weights: &Weights, name: &str, device: &Device) -> Tensor<2, Int> {
     let shape = weights.info(name).unwrap().shape.clone();
-    Tensor::from_data(
-        TensorData::new(weights.read_i64(name).unwrap(), shape),
-        device,
-    )
+    Tensor::from_data(TensorData::new(weights.read_i64(name).unwrap(), shape), device)
 }
 
 fn floats<const D: usize>(weights: &Weights, name: &str, device: &Device) -> Tensor<D> {
     let shape = weights.info(name).unwrap().shape.clone();
-    Tensor::from_data(
-        TensorData::new(weights.read_f32(name).unwrap(), shape),
-        device,
-    )
+    Tensor::from_data(TensorData::new(weights.read_f32(name).unwrap(), shape), device)
 }
 
 /// An element of a key projection's bias: its true gradient is zero, what is computed is noise.
@@ -114,62 +101,36 @@ fn train<M: Module>(
     expected_losses: &[f64],
     expected: &Weights,
 ) {
-    let mut optimizer = AdamWConfig::new()
-        .with_beta_1(0.9)
-        .with_beta_2(0.95)
-        .with_epsilon(1e-8)
-        .with_weight_decay(0.1)
-        .init();
-    let in_file =
-        |prefix: &str, found: &BTreeMap<String, Vec<f32>>| -> Vec<(String, Vec<f32>, Vec<f32>)> {
-            assert_eq!(
-                found.len(),
-                map.entries.len(),
-                "{what}: every parameter has one"
-            );
-            let compared = map.entries.iter().map(|entry| {
-                let name = format!("{prefix}.{}", entry.hf_name);
-                let mut want = expected.read_f32(&name).unwrap();
-                if let Some(rows) = &entry.rows {
-                    let width = want.len() / expected.info(&name).unwrap().shape[0];
-                    want = want[rows.start * width..rows.end * width].to_vec();
-                }
-                (
-                    entry.burn_path.clone(),
-                    entry.to_file_layout(found[&entry.burn_path].clone()),
-                    want,
-                )
-            });
-            compared.collect()
-        };
+    let mut optimizer =
+        AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(0.1).init();
+    let in_file = |prefix: &str, found: &BTreeMap<String, Vec<f32>>| -> Vec<(String, Vec<f32>, Vec<f32>)> {
+        assert_eq!(found.len(), map.entries.len(), "{what}: every parameter has one");
+        let compared = map.entries.iter().map(|entry| {
+            let name = format!("{prefix}.{}", entry.hf_name);
+            let mut want = expected.read_f32(&name).unwrap();
+            if let Some(rows) = &entry.rows {
+                let width = want.len() / expected.info(&name).unwrap().shape[0];
+                want = want[rows.start * width..rows.end * width].to_vec();
+            }
+            (entry.burn_path.clone(), entry.to_file_layout(found[&entry.burn_path].clone()), want)
+        });
+        compared.collect()
+    };
     for (step, want) in expected_losses.iter().enumerate() {
         let loss = loss(&model);
         let got = f64::from(values(loss.clone())[0]);
-        println!(
-            "{what}: loss {step}: {got:.7}, off by {:.1e}",
-            (got - want).abs()
-        );
-        assert!(
-            (got - want).abs() < 5e-6 * want.abs().max(1.0),
-            "{what} loss {step}: {got} {want}"
-        );
+        println!("{what}: loss {step}: {got:.7}, off by {:.1e}", (got - want).abs());
+        assert!((got - want).abs() < 5e-6 * want.abs().max(1.0), "{what} loss {step}: {got} {want}");
         let grads = GradientsParams::from_grads(loss.backward(), &model);
         if step == 0 {
             let compared = in_file("grad", &collect(&model, Some(&grads)));
-            let scale = compared
-                .iter()
-                .map(|(_, _, want)| largest(want))
-                .fold(0.0, f32::max);
+            let scale = compared.iter().map(|(_, _, want)| largest(want)).fold(0.0, f32::max);
             let mut worst: f32 = 0.0;
             for (name, got, want) in compared {
                 let off = difference(&got, &want);
                 // Relative to the tensor's own largest, unless that is noise.
                 let tolerance = (2e-5 * largest(&want)).max(1e-7 * scale);
-                assert!(
-                    off <= tolerance,
-                    "{what}: gradient of {name} is off by {off:e}, largest {:e}",
-                    largest(&want)
-                );
+                assert!(off <= tolerance, "{what}: gradient of {name} is off by {off:e}, largest {:e}", largest(&want));
                 if !is_key_bias(&name, 0, 1) {
                     worst = worst.max(off / largest(&want));
                 }
@@ -182,9 +143,8 @@ fn train<M: Module>(
     // only the size of the step is known. (A gradient of exactly zero is an embedding's row that was not read.)
     let (mut worst, mut loose, mut all) = (0.0f32, 0, 0);
     let gradients = in_file("grad", &collect(&model, None)); // of these, only the expected ones
-    for ((name, got, want), (_, _, gradient)) in in_file("param_after", &collect(&model, None))
-        .into_iter()
-        .zip(gradients)
+    for ((name, got, want), (_, _, gradient)) in
+        in_file("param_after", &collect(&model, None)).into_iter().zip(gradients)
     {
         let floor = 1e-4 * largest(&gradient);
         let elements = want.len();
@@ -193,16 +153,10 @@ fn train<M: Module>(
             all += 1;
             if is_key_bias(&name, i, elements) || (*gradient != 0.0 && gradient.abs() < floor) {
                 loose += 1;
-                assert!(
-                    f64::from(off) < 6.0 * lr,
-                    "{what}: {name} after 3 steps is off by {off:e}"
-                );
+                assert!(f64::from(off) < 6.0 * lr, "{what}: {name} after 3 steps is off by {off:e}");
             } else {
                 worst = worst.max(off);
-                assert!(
-                    f64::from(off) < 0.005 * lr,
-                    "{what}: {name} after 3 steps is off by {off:e}"
-                );
+                assert!(f64::from(off) < 0.005 * lr, "{what}: {name} after 3 steps is off by {off:e}");
             }
         }
     }
@@ -218,14 +172,8 @@ fn against_torch(name: &str) {
     let dir = ModelDir::open(data("hf").join(name)).unwrap();
     let inputs = Weights::open_file(&dir.path.join("inputs.safetensors")).unwrap();
     let expected = Weights::open_file(&dir.path.join("expected.safetensors")).unwrap();
-    let file: Value =
-        serde_json::from_slice(&std::fs::read(dir.path.join("expected.json")).unwrap()).unwrap();
-    let losses: Vec<f64> = file["losses"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|v| v.as_f64().unwrap())
-        .collect();
+    let file: Value = serde_json::from_slice(&std::fs::read(dir.path.join("expected.json")).unwrap()).unwrap();
+    let losses: Vec<f64> = file["losses"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect();
     let model = dir.load(&device).unwrap();
     let map = dir.weight_map();
 
@@ -273,15 +221,9 @@ fn bert_as_torch() {
 }
 
 /// A model of the goldens, in the layout and under the names of torch's modules.
-fn golden<M: Module>(
-    name: &str,
-    model: M,
-    map: &WeightMap,
-    forward: impl Fn(&M, &Weights) -> (Vec<f32>, Tensor<1>),
-) {
+fn golden<M: Module>(name: &str, model: M, map: &WeightMap, forward: impl Fn(&M, &Weights) -> (Vec<f32>, Tensor<1>)) {
     // The f64 file: what both precisions should approach.
-    let file =
-        Weights::open_file(&data("goldens").join(format!("{name}_f64.safetensors"))).unwrap();
+    let file = Weights::open_file(&data("goldens").join(format!("{name}_f64.safetensors"))).unwrap();
     let model = map.with_prefix("param.").load(model, &file).unwrap();
     let (output, _) = forward(&model, &file);
     let want = file.read_f32("out.y").unwrap();
@@ -289,15 +231,7 @@ fn golden<M: Module>(
     println!("{name}: output: off by {off:.1e} of the largest");
     assert!(off < 1e-5);
     let losses = file.read_f64("losses").unwrap();
-    train(
-        name,
-        model,
-        map,
-        1e-2,
-        |model| forward(model, &file).1,
-        &losses,
-        &file,
-    );
+    train(name, model, map, 1e-2, |model| forward(model, &file).1, &losses, &file);
 }
 
 #[test]
@@ -306,10 +240,7 @@ fn mlp_golden() {
     let map = WeightMap::of(&model, true);
     let forward = |model: &Mlp, file: &Weights| {
         let output = model.forward(floats::<2>(file, "in.x", &device()));
-        (
-            values(output.clone()),
-            model.loss(output, floats(file, "in.target", &device())),
-        )
+        (values(output.clone()), model.loss(output, floats(file, "in.target", &device())))
     };
     golden("mlp", model, &map, forward);
 }
@@ -320,10 +251,7 @@ fn mha_mlp_golden() {
     let map = model.weight_map();
     let forward = |model: &MhaMlp, file: &Weights| {
         let output = model.forward(floats::<3>(file, "in.x", &device()));
-        (
-            values(output.clone()),
-            model.loss(output, floats(file, "in.target", &device())),
-        )
+        (values(output.clone()), model.loss(output, floats(file, "in.target", &device())))
     };
     golden("mha_mlp", model, &map, forward);
 
@@ -331,17 +259,11 @@ fn mha_mlp_golden() {
     let file = Weights::open_file(&data("goldens/mha_mlp.safetensors")).unwrap();
     let prefixed = map.with_prefix("param.");
     let path = scratch("mha").join("w.safetensors");
-    models::write_weights(&path, &map, |entry| {
-        prefixed.by_burn_path(&entry.burn_path).unwrap().read(&file)
-    })
-    .unwrap();
+    models::write_weights(&path, &map, |entry| prefixed.by_burn_path(&entry.burn_path).unwrap().read(&file)).unwrap();
     let saved = Weights::open_file(&path).unwrap();
     assert_eq!(saved.names().count(), 8);
     for name in saved.names() {
-        assert_eq!(
-            saved.read_f32(name).unwrap(),
-            file.read_f32(&format!("param.{name}")).unwrap()
-        );
+        assert_eq!(saved.read_f32(name).unwrap(), file.read_f32(&format!("param.{name}")).unwrap());
     }
 }
 
@@ -365,11 +287,7 @@ fn parse(config: &Value) -> Result<ModelConfig, ModelError> {
 /// Logits of a small model with drawn weights.
 fn logits(config: &Value, ids: &[i64]) -> Vec<f32> {
     let config = parse(config).unwrap();
-    assert_eq!(
-        parse(&config.to_json()).unwrap(),
-        config,
-        "to_json is read back"
-    );
+    assert_eq!(parse(&config.to_json()).unwrap(), config, "to_json is read back");
     let device = Device::flex();
     device.seed(7);
     let model = models::build(&config, &device);
@@ -393,9 +311,8 @@ fn causality_and_windows() {
     let ids = [1, 2, 3, 4, 5, 6, 7, 8];
     let mut changed = ids;
     changed[0] = 30;
-    let same = |a: &[f32], b: &[f32], position: usize| {
-        difference(&a[position * 40..][..40], &b[position * 40..][..40]) < 1e-6
-    };
+    let same =
+        |a: &[f32], b: &[f32], position: usize| difference(&a[position * 40..][..40], &b[position * 40..][..40]) < 1e-6;
     let full = small("mistral", json!({ "sliding_window": null }));
     let (a, b) = (logits(&full, &ids), logits(&full, &changed));
     assert!((0..8).all(|position| !same(&a, &b, position)));
@@ -411,63 +328,31 @@ fn causality_and_windows() {
     for position in 0..8 {
         assert_eq!(same(&a, &b, position), position > 3, "position {position}");
     }
-    assert_eq!(
-        llama_config(&small("mistral", json!({}))).windows,
-        [Some(4096); 3]
-    );
+    assert_eq!(llama_config(&small("mistral", json!({}))).windows, [Some(4096); 3]);
 }
 
 #[test]
 fn qwen_families() {
-    let qwen2 = small(
-        "qwen2",
-        json!({ "sliding_window": 4, "use_sliding_window": false, "tie_word_embeddings": true }),
-    );
+    let qwen2 =
+        small("qwen2", json!({ "sliding_window": 4, "use_sliding_window": false, "tie_word_embeddings": true }));
     let config = llama_config(&qwen2);
     assert_eq!(config.windows, [None; 3]);
     let map = models::weight_map(&parse(&qwen2).unwrap());
-    assert!(
-        map.by_hf_name("model.layers.0.self_attn.q_proj.bias")
-            .is_some()
-    );
-    assert!(
-        map.by_hf_name("model.layers.0.self_attn.o_proj.bias")
-            .is_none()
-    );
+    assert!(map.by_hf_name("model.layers.0.self_attn.q_proj.bias").is_some());
+    assert!(map.by_hf_name("model.layers.0.self_attn.o_proj.bias").is_none());
     assert!(map.by_hf_name("lm_head.weight").is_none());
     logits(&qwen2, &[1, 2, 3]);
 
-    let windows = small(
-        "qwen2",
-        json!({ "sliding_window": 4, "use_sliding_window": true, "max_window_layers": 1 }),
-    );
+    let windows = small("qwen2", json!({ "sliding_window": 4, "use_sliding_window": true, "max_window_layers": 1 }));
     assert_eq!(llama_config(&windows).windows, [None, Some(4), Some(4)]);
     logits(&windows, &[1, 2, 3, 4, 5, 6]);
 
     let qwen3 = small("qwen3", json!({ "head_dim": 16 }));
     let map = models::weight_map(&parse(&qwen3).unwrap());
-    assert_eq!(
-        map.by_hf_name("model.layers.2.self_attn.q_norm.weight")
-            .unwrap()
-            .shape,
-        [16]
-    );
-    assert_eq!(
-        map.by_hf_name("model.layers.2.self_attn.q_proj.weight")
-            .unwrap()
-            .file_shape(),
-        [64, 32]
-    );
-    assert_eq!(
-        map.by_hf_name("model.layers.2.self_attn.o_proj.weight")
-            .unwrap()
-            .shape,
-        [64, 32]
-    );
-    assert!(
-        map.by_hf_name("model.layers.0.self_attn.q_proj.bias")
-            .is_none()
-    );
+    assert_eq!(map.by_hf_name("model.layers.2.self_attn.q_norm.weight").unwrap().shape, [16]);
+    assert_eq!(map.by_hf_name("model.layers.2.self_attn.q_proj.weight").unwrap().file_shape(), [64, 32]);
+    assert_eq!(map.by_hf_name("model.layers.2.self_attn.o_proj.weight").unwrap().shape, [64, 32]);
+    assert!(map.by_hf_name("model.layers.0.self_attn.q_proj.bias").is_none());
     logits(&qwen3, &[1, 2, 3]);
 }
 
@@ -476,10 +361,7 @@ fn rope_types() {
     let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192 });
     // Both spellings of the same thing.
-    let old = small(
-        "llama",
-        json!({ "rope_theta": 500000.0, "rope_scaling": llama3 }),
-    );
+    let old = small("llama", json!({ "rope_theta": 500000.0, "rope_scaling": llama3 }));
     let mut parameters = llama3.clone();
     parameters["rope_theta"] = json!(500000.0);
     let new = small("llama", json!({ "rope_parameters": parameters }));
@@ -487,11 +369,7 @@ fn rope_types() {
     logits(&old, &[1, 2, 3]);
     // Llama 3.1's frequencies: the fast ones kept, the slow ones divided by 8, a passage between.
     let scaled = llama_config(&old).rope.frequencies(128);
-    let plain = RopeConfig {
-        theta: 500000.0,
-        scaling: RopeScaling::Default,
-    }
-    .frequencies(128);
+    let plain = RopeConfig { theta: 500000.0, scaling: RopeScaling::Default }.frequencies(128);
     assert_eq!(scaled[0], 1.0);
     assert_eq!(scaled[10], plain[10]);
     assert!((scaled[63] * 8.0 / plain[63] - 1.0).abs() < 1e-12);
@@ -499,10 +377,7 @@ fn rope_types() {
     assert!(ratio > 1.0 && ratio < 8.0, "{ratio}");
     assert!((plain[1] - 500000f64.powf(-2.0 / 128.0)).abs() < 1e-15);
 
-    let linear = small(
-        "llama",
-        json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }),
-    );
+    let linear = small("llama", json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }));
     let frequencies = llama_config(&linear).rope.frequencies(8);
     assert!((frequencies[0] - 0.25).abs() < 1e-12);
     logits(&linear, &[1, 2, 3]);
@@ -512,14 +387,9 @@ fn rope_types() {
 #[test]
 fn interleaved_rope_agrees_with_halves() {
     let device = Device::flex();
-    let config = RopeConfig {
-        theta: 10000.0,
-        scaling: RopeScaling::Default,
-    };
+    let config = RopeConfig { theta: 10000.0, scaling: RopeScaling::Default };
     let (seq, head_dim) = (5, 8);
-    let input: Vec<f32> = (0..seq * head_dim)
-        .map(|i| (i as f32 * 0.37).sin())
-        .collect();
+    let input: Vec<f32> = (0..seq * head_dim).map(|i| (i as f32 * 0.37).sin()).collect();
     let to_pairs = |values: &[f32]| -> Vec<f32> {
         let half = head_dim / 2;
         let place = |i: usize| (i / head_dim) * head_dim + (i % head_dim) / 2 + half * (i % 2);
@@ -543,22 +413,9 @@ fn interleaved_rope_agrees_with_halves() {
 fn presets_run() {
     let config = presets::named("llama").unwrap();
     let map = models::weight_map(&config);
-    assert_eq!(
-        map.by_hf_name("layers.3.attention.wq.weight")
-            .unwrap()
-            .shape,
-        [512, 512]
-    );
-    assert_eq!(
-        map.by_hf_name("layers.0.feed_forward.w2.weight")
-            .unwrap()
-            .file_shape(),
-        [512, 1408]
-    );
-    assert_eq!(
-        map.parameters(),
-        2 * 8192 * 512 + 512 + 4 * (4 * 512 * 512 + 3 * 512 * 1408 + 2 * 512)
-    );
+    assert_eq!(map.by_hf_name("layers.3.attention.wq.weight").unwrap().shape, [512, 512]);
+    assert_eq!(map.by_hf_name("layers.0.feed_forward.w2.weight").unwrap().file_shape(), [512, 1408]);
+    assert_eq!(map.parameters(), 2 * 8192 * 512 + 512 + 4 * (4 * 512 * 512 + 3 * 512 * 1408 + 2 * 512));
     assert_eq!(parse(&config.to_json()).unwrap(), config);
     for name in ["gpt", "gpt-learned"] {
         let config = presets::named(name).unwrap();
@@ -566,27 +423,13 @@ fn presets_run() {
         logits(&config.to_json(), &[1, 2, 3]);
     }
     let error = presets::named("lama").unwrap_err().to_string();
-    assert_eq!(
-        error,
-        "no preset is called \"lama\"; there are llama, gpt, gpt-learned"
-    );
-    let bad = presets::SmallGpt {
-        width: 100,
-        heads: 6,
-        ..Default::default()
-    };
+    assert_eq!(error, "no preset is called \"lama\"; there are llama, gpt, gpt-learned");
+    let bad = presets::SmallGpt { width: 100, heads: 6, ..Default::default() };
     assert_eq!(
         bad.config().unwrap_err().to_string(),
         "preset: inconsistent configuration: width = 100 is not a multiple of twice heads = 6"
     );
-    assert!(
-        presets::SmallGpt {
-            kv_heads: 4,
-            ..Default::default()
-        }
-        .config()
-        .is_err()
-    );
+    assert!(presets::SmallGpt { kv_heads: 4, ..Default::default() }.config().is_err());
     let tiny = models::InterleavedConfig {
         dim: 16,
         n_layers: 2,
@@ -608,20 +451,12 @@ fn all_padding_and_ignored_labels() {
     let dir = ModelDir::open(data("hf/bert-tiny")).unwrap();
     let model = dir.load(&device).unwrap();
     let ids = Tensor::<2, Int>::ones([2, 4], &device);
-    let inputs = TokenInputs {
-        attention_mask: Some(ids.zeros_like()),
-        ..ids.clone().into()
-    };
+    let inputs = TokenInputs { attention_mask: Some(ids.zeros_like()), ..ids.clone().into() };
     let out = model.forward(inputs);
     assert!(values(out.clone()).iter().all(|v| v.is_finite()));
     // Only the counted labels matter.
-    let labels = |rows: [i64; 8]| {
-        Tensor::<2, Int>::from_data(TensorData::new(rows.to_vec(), [2, 4]), &device)
-    };
-    let one = values(model.loss(
-        out.clone(),
-        labels([-100, 5, -100, -100, -100, -100, -100, -100]),
-    ))[0];
+    let labels = |rows: [i64; 8]| Tensor::<2, Int>::from_data(TensorData::new(rows.to_vec(), [2, 4]), &device);
+    let one = values(model.loss(out.clone(), labels([-100, 5, -100, -100, -100, -100, -100, -100])))[0];
     let logits = values(out);
     let row = &logits[256..512];
     let max = largest(row);
@@ -636,16 +471,10 @@ fn configuration_errors() {
         text(json!({ "model_type": "mamba" })),
         "dir/config.json: unknown model_type \"mamba\"; supported are llama, mistral, qwen2, qwen3, gpt2, bert, llama-interleaved"
     );
-    assert_eq!(
-        text(json!({})),
-        "dir/config.json: missing key \"model_type\" (needed for model_type \"any\")"
-    );
+    assert_eq!(text(json!({})), "dir/config.json: missing key \"model_type\" (needed for model_type \"any\")");
     let mut config = small("llama", json!({}));
     config.as_object_mut().unwrap().remove("hidden_size");
-    assert_eq!(
-        text(config),
-        "dir/config.json: missing key \"hidden_size\" (needed for model_type \"llama\")"
-    );
+    assert_eq!(text(config), "dir/config.json: missing key \"hidden_size\" (needed for model_type \"llama\")");
     assert_eq!(
         text(small("llama", json!({ "num_key_value_heads": 3 }))),
         "dir/config.json: inconsistent configuration: num_attention_heads = 4 is not a multiple of num_key_value_heads = 3"
@@ -659,10 +488,7 @@ fn configuration_errors() {
         "dir/config.json: key \"num_hidden_layers\" should be a whole number from 1 up, but is \"two\""
     );
     assert_eq!(
-        text(small(
-            "llama",
-            json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2.0 } })
-        )),
+        text(small("llama", json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2.0 } }))),
         "dir/config.json: key \"rope_scaling.rope_type\" should be one of default, linear, llama3, but is \"yarn\""
     );
     assert_eq!(
@@ -670,14 +496,14 @@ fn configuration_errors() {
         "dir/config.json: key \"hidden_act\" should be one of silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu, but is \"mish\""
     );
     assert!(
-        text(small(
-            "llama",
-            json!({ "quantization_config": { "bits": 4 } })
-        ))
-        .contains("quantized weights are not supported")
+        text(small("llama", json!({ "quantization_config": { "bits": 4 } })))
+            .contains("quantized weights are not supported")
     );
     assert!(text(small("qwen3", json!({}))).contains("missing key \"head_dim\""));
-    let gpt2 = parse(&json!({ "model_type": "gpt2", "vocab_size": 10, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2 })).unwrap();
+    let gpt2 = parse(
+        &json!({ "model_type": "gpt2", "vocab_size": 10, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2 }),
+    )
+    .unwrap();
     assert_eq!(
         gpt2.check_batch([2, 9], 3).unwrap_err().to_string(),
         "batch: sequences of 9 tokens, but gpt2 has 8 learned positions"
@@ -691,20 +517,14 @@ fn configuration_errors() {
 
 /// The last part of a path in an error, so that texts do not depend on where the test runs.
 fn error_text(error: ModelError, dir: &Path) -> String {
-    error
-        .to_string()
-        .replace(&format!("{}/", dir.display()), "")
+    error.to_string().replace(&format!("{}/", dir.display()), "")
 }
 
 fn copy_model(name: &str) -> PathBuf {
     let dir = scratch(name);
     for file in ["config.json", "model.safetensors"] {
         // Written, not copied: the originals may be read-only.
-        std::fs::write(
-            dir.join(file),
-            std::fs::read(data("hf/llama-tiny").join(file)).unwrap(),
-        )
-        .unwrap();
+        std::fs::write(dir.join(file), std::fs::read(data("hf/llama-tiny").join(file)).unwrap()).unwrap();
     }
     dir
 }
@@ -728,28 +548,17 @@ fn weight_errors() {
             .starts_with("model.safetensors: not a valid safetensors file")
     );
     std::fs::remove_file(&weights).unwrap();
-    assert!(
-        error_text(ModelDir::open(&dir).unwrap_err(), &dir)
-            .contains("neither model.safetensors nor")
-    );
+    assert!(error_text(ModelDir::open(&dir).unwrap_err(), &dir).contains("neither model.safetensors nor"));
     std::fs::write(&weights, &whole).unwrap();
 
     let config = dir.join("config.json");
     let text = std::fs::read_to_string(&config).unwrap();
-    std::fs::write(
-        &config,
-        text.replace("\"intermediate_size\": 176", "\"intermediate_size\": 170"),
-    )
-    .unwrap();
+    std::fs::write(&config, text.replace("\"intermediate_size\": 176", "\"intermediate_size\": 170")).unwrap();
     assert_eq!(
         error_text(ModelDir::open(&dir).unwrap_err(), &dir),
         "model.safetensors: tensor \"model.layers.0.mlp.gate_proj.weight\" has shape [176, 64], but the configuration says [170, 64]"
     );
-    std::fs::write(
-        &config,
-        text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3"),
-    )
-    .unwrap();
+    std::fs::write(&config, text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3")).unwrap();
     assert_eq!(
         error_text(ModelDir::open(&dir).unwrap_err(), &dir),
         "model.safetensors: missing tensor \"model.layers.2.input_layernorm.weight\"; nearest are \
@@ -757,66 +566,40 @@ fn weight_errors() {
          model.layers.0.mlp.down_proj.weight"
     );
     std::fs::write(&config, "{").unwrap();
-    assert!(
-        error_text(ModelDir::open(&dir).unwrap_err(), &dir)
-            .starts_with("config.json: not valid JSON")
-    );
+    assert!(error_text(ModelDir::open(&dir).unwrap_err(), &dir).starts_with("config.json: not valid JSON"));
     std::fs::remove_file(&config).unwrap();
-    assert!(
-        error_text(ModelDir::open(&dir).unwrap_err(), &dir)
-            .starts_with("config.json: No such file")
-    );
+    assert!(error_text(ModelDir::open(&dir).unwrap_err(), &dir).starts_with("config.json: No such file"));
 }
 
 #[test]
 fn slices_and_layouts() {
     let dir = ModelDir::open(data("hf/llama-tiny")).unwrap();
     let map = dir.weight_map();
-    let entry = map
-        .by_hf_name("model.layers.0.mlp.down_proj.weight")
-        .unwrap();
-    assert_eq!(
-        (entry.shape.as_slice(), entry.transpose),
-        (&[176, 64][..], true)
-    );
+    let entry = map.by_hf_name("model.layers.0.mlp.down_proj.weight").unwrap();
+    assert_eq!((entry.shape.as_slice(), entry.transpose), (&[176, 64][..], true));
     let whole = entry.read(&dir.weights).unwrap();
     let file = dir.weights.read_f32(&entry.hf_name).unwrap();
     assert_eq!(whole[3 * 64 + 5], file[5 * 176 + 3]);
     assert_eq!(entry.to_file_layout(whole.clone()), file);
     assert_eq!(entry.to_burn_layout(file), whole);
-    for (rows, columns) in [
-        (0..176, 0..64),
-        (7..100, 10..64),
-        (170..176, 63..64),
-        (4..4, 0..3),
-    ] {
-        let part = entry
-            .read_slice(&dir.weights, &[rows.clone(), columns.clone()])
-            .unwrap();
-        let want: Vec<f32> = rows
-            .flat_map(|r| columns.clone().map(move |c| (r, c)))
-            .map(|(r, c)| whole[r * 64 + c])
-            .collect();
+    for (rows, columns) in [(0..176, 0..64), (7..100, 10..64), (170..176, 63..64), (4..4, 0..3)] {
+        let part = entry.read_slice(&dir.weights, &[rows.clone(), columns.clone()]).unwrap();
+        let want: Vec<f32> =
+            rows.flat_map(|r| columns.clone().map(move |c| (r, c))).map(|(r, c)| whole[r * 64 + c]).collect();
         assert_eq!(part, want);
     }
-    let error = entry
-        .read_slice(&dir.weights, &[0..177, 0..64])
-        .unwrap_err()
-        .to_string();
-    assert!(error.ends_with("tensor \"model.layers.0.mlp.down_proj.weight\" of shape [64, 176] has no slice [0..64, 0..177]"), "{error}");
+    let error = entry.read_slice(&dir.weights, &[0..177, 0..64]).unwrap_err().to_string();
+    assert!(
+        error.ends_with(
+            "tensor \"model.layers.0.mlp.down_proj.weight\" of shape [64, 176] has no slice [0..64, 0..177]"
+        ),
+        "{error}"
+    );
 
     let bert = models::weight_map(&ModelDir::open(data("hf/bert-tiny")).unwrap().config);
-    let entry = bert
-        .by_burn_path("bert.encoder.layer.1.attention.self_.query.weight")
-        .unwrap();
-    assert_eq!(
-        entry.hf_name,
-        "bert.encoder.layer.1.attention.self.query.weight"
-    );
-    assert_eq!(
-        models::burn_path("bert.encoder.layer.1.attention.self"),
-        "bert.encoder.layer.1.attention.self_"
-    );
+    let entry = bert.by_burn_path("bert.encoder.layer.1.attention.self_.query.weight").unwrap();
+    assert_eq!(entry.hf_name, "bert.encoder.layer.1.attention.self.query.weight");
+    assert_eq!(models::burn_path("bert.encoder.layer.1.attention.self"), "bert.encoder.layer.1.attention.self_");
     let gpt2 = models::weight_map(&ModelDir::open(data("hf/gpt2-tiny")).unwrap().config);
     assert!(gpt2.entries.iter().all(|entry| !entry.transpose));
 }
@@ -827,10 +610,8 @@ fn raw_file(path: &Path, tensors: &[(&str, &str, Vec<usize>, Vec<u8>)]) {
     for (name, dtype, shape, data) in tensors {
         let start = bytes.len();
         bytes.extend(data);
-        header.insert(
-            name.to_string(),
-            json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, bytes.len()] }),
-        );
+        header
+            .insert(name.to_string(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [start, bytes.len()] }));
     }
     let header = Value::Object(header).to_string();
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
@@ -842,12 +623,7 @@ fn raw_file(path: &Path, tensors: &[(&str, &str, Vec<usize>, Vec<u8>)]) {
 #[test]
 fn element_types_and_indexed_files() {
     let dir = scratch("types");
-    let bits = |values: &[u16]| {
-        values
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect::<Vec<u8>>()
-    };
+    let bits = |values: &[u16]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     raw_file(
         &dir.join("a.safetensors"),
         &[
@@ -858,35 +634,18 @@ fn element_types_and_indexed_files() {
     raw_file(
         &dir.join("b.safetensors"),
         &[
-            (
-                "double",
-                "F64",
-                vec![1, 2],
-                [0.5f64, -3.25]
-                    .iter()
-                    .flat_map(|v| v.to_le_bytes())
-                    .collect(),
-            ),
-            (
-                "int",
-                "I32",
-                vec![2],
-                [7i32, -7].iter().flat_map(|v| v.to_le_bytes()).collect(),
-            ),
+            ("double", "F64", vec![1, 2], [0.5f64, -3.25].iter().flat_map(|v| v.to_le_bytes()).collect()),
+            ("int", "I32", vec![2], [7i32, -7].iter().flat_map(|v| v.to_le_bytes()).collect()),
             ("flag", "BOOL", vec![1], vec![1]),
         ],
     );
     let index = dir.join("model.safetensors.index.json");
-    let write_index =
-        |map: Value| std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
+    let write_index = |map: Value| std::fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
     write_index(
         json!({ "half": "a.safetensors", "brain": "a.safetensors", "double": "b.safetensors", "int": "b.safetensors" }),
     );
     let weights = Weights::open_dir(&dir).unwrap();
-    assert_eq!(
-        weights.read_f32("half").unwrap(),
-        [1.0, -2.5, 2f32.powi(-24)]
-    );
+    assert_eq!(weights.read_f32("half").unwrap(), [1.0, -2.5, 2f32.powi(-24)]);
     assert_eq!(weights.read_f32("brain").unwrap(), [1.0, -3.0]);
     assert_eq!(weights.read_f32("double").unwrap(), [0.5, -3.25]);
     assert_eq!(weights.read_f64("double").unwrap(), [0.5, -3.25]);
@@ -896,21 +655,12 @@ fn element_types_and_indexed_files() {
         "b.safetensors: tensor \"flag\" has element type BOOL, expected F32, F16, BF16 or F64"
     );
     write_index(json!({ "half": "b.safetensors" }));
-    assert_eq!(
-        error_text(Weights::open_dir(&dir).unwrap_err(), &dir),
-        "b.safetensors: missing tensor \"half\""
-    );
+    assert_eq!(error_text(Weights::open_dir(&dir).unwrap_err(), &dir), "b.safetensors: missing tensor \"half\"");
     write_index(json!({ "half": "../a.safetensors" }));
     assert!(error_text(Weights::open_dir(&dir).unwrap_err(), &dir).contains("not a file name"));
-    raw_file(
-        &dir.join("c.safetensors"),
-        &[("x", "F32", vec![3], vec![0; 8])],
-    );
+    raw_file(&dir.join("c.safetensors"), &[("x", "F32", vec![3], vec![0; 8])]);
     assert_eq!(
-        error_text(
-            Weights::open_file(&dir.join("c.safetensors")).unwrap_err(),
-            &dir
-        ),
+        error_text(Weights::open_file(&dir.join("c.safetensors")).unwrap_err(), &dir),
         "c.safetensors: not a valid safetensors file: tensor \"x\": data_offsets [0, 8] do not fit F32 [3]"
     );
 }
@@ -922,48 +672,28 @@ fn save_and_load() {
         let model = original.load(&Device::flex()).unwrap();
         let values = collect(&model, None);
         let dir = scratch(name);
-        models::save_pretrained(
-            &dir,
-            &original.config_json,
-            &original.weight_map(),
-            |entry| Ok(values[&entry.burn_path].clone()),
-        )
+        models::save_pretrained(&dir, &original.config_json, &original.weight_map(), |entry| {
+            Ok(values[&entry.burn_path].clone())
+        })
         .unwrap();
         let saved = ModelDir::open(&dir).unwrap();
         assert_eq!(saved.config, original.config);
         assert_eq!(saved.config_json, original.config_json);
-        assert_eq!(
-            saved.weights.names().collect::<Vec<_>>(),
-            original.weights.names().collect::<Vec<_>>()
-        );
+        assert_eq!(saved.weights.names().collect::<Vec<_>>(), original.weights.names().collect::<Vec<_>>());
         for name in saved.weights.names() {
-            assert_eq!(
-                saved.weights.info(name).unwrap().shape,
-                original.weights.info(name).unwrap().shape
-            );
-            assert_eq!(
-                saved.weights.read_f32(name).unwrap(),
-                original.weights.read_f32(name).unwrap()
-            );
+            assert_eq!(saved.weights.info(name).unwrap().shape, original.weights.info(name).unwrap().shape);
+            assert_eq!(saved.weights.read_f32(name).unwrap(), original.weights.read_f32(name).unwrap());
         }
         // Nothing temporary is left, and the safetensors crate accepts the file.
-        let mut files: Vec<_> = std::fs::read_dir(&dir)
-            .unwrap()
-            .map(|f| f.unwrap().file_name())
-            .collect();
+        let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().file_name()).collect();
         files.sort();
         assert_eq!(files, ["config.json", "model.safetensors"]);
         let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
-        assert_eq!(
-            safetensors::SafeTensors::deserialize(&bytes).unwrap().len(),
-            saved.weights.names().count()
-        );
+        assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), saved.weights.names().count());
         assert_eq!(parse(&original.config.to_json()).unwrap(), original.config);
 
         // A failure leaves the old files alone.
-        let error =
-            models::save_pretrained(&dir, &json!({}), &original.weight_map(), |_| Ok(vec![0.0]))
-                .unwrap_err();
+        let error = models::save_pretrained(&dir, &json!({}), &original.weight_map(), |_| Ok(vec![0.0])).unwrap_err();
         assert!(error.to_string().contains("but has 1"), "{error}");
         assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), bytes);
         assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 2);
@@ -980,19 +710,12 @@ fn older_names() {
     }
     let dir = scratch("older");
     let read = |entry: &models::WeightEntry| {
-        original
-            .weight_map()
-            .by_burn_path(&entry.burn_path)
-            .unwrap()
-            .read(&original.weights)
+        original.weight_map().by_burn_path(&entry.burn_path).unwrap().read(&original.weights)
     };
     models::save_pretrained(&dir, &original.config_json, &map, read).unwrap();
     let older = ModelDir::open(&dir).unwrap();
     let found = collect(&older.load(&Device::flex()).unwrap(), None);
-    assert_eq!(
-        found,
-        collect(&original.load(&Device::flex()).unwrap(), None)
-    );
+    assert_eq!(found, collect(&original.load(&Device::flex()).unwrap(), None));
 }
 
 /// Captures a training step of a model by its shapes.
@@ -1018,7 +741,11 @@ fn captured(config: &ModelConfig, batch: usize, seq: usize) -> Captured {
 #[test]
 fn families_can_be_captured() {
     let open = |name: &str| ModelDir::open(data("hf").join(name)).unwrap().config;
-    let qwen3 = parse(&small("qwen3", json!({ "head_dim": 16, "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1 }))).unwrap();
+    let qwen3 = parse(&small(
+        "qwen3",
+        json!({ "head_dim": 16, "use_sliding_window": true, "sliding_window": 4, "max_window_layers": 1 }),
+    ))
+    .unwrap();
     let cases = [
         (open("llama-tiny"), "model.layers.1.self_attn"),
         (open("gpt2-tiny"), "transformer.h.1.attn"),
@@ -1046,26 +773,14 @@ fn families_can_be_captured() {
         );
         // Nothing larger than a rotary table of one head: no mask, no rotation matrix.
         assert!(largest <= seq * 64, "{largest}");
-        let paths: Vec<&str> = captured
-            .scopes
-            .iter()
-            .map(|scope| scope.path.as_str())
-            .collect();
+        let paths: Vec<&str> = captured.scopes.iter().map(|scope| scope.path.as_str()).collect();
         for wanted in [scope, "loss"] {
             assert!(paths.contains(&wanted), "{wanted} in {paths:?}");
         }
         // Regions are named as the weights are.
         let map = models::weight_map(&config);
-        for path in paths
-            .iter()
-            .filter(|path| !["loss", "lm_head", "cls.predictions.decoder"].contains(path))
-        {
-            assert!(
-                map.entries
-                    .iter()
-                    .any(|entry| entry.hf_name.starts_with(&format!("{path}."))),
-                "{path}"
-            );
+        for path in paths.iter().filter(|path| !["loss", "lm_head", "cls.predictions.decoder"].contains(path)) {
+            assert!(map.entries.iter().any(|entry| entry.hf_name.starts_with(&format!("{path}."))), "{path}");
         }
     }
 }

@@ -3,16 +3,16 @@
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::optim::AdamWConfig;
-use burn::tensor::{activation, Device, Tensor};
+use burn::tensor::{Device, Tensor, activation};
 use std::collections::HashMap;
-use tpc::capture::{capture_training, Captured};
+use tpc::capture::{Captured, capture_training};
 use tpc::import::import;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, Mesh, Op};
 use tpc_passes::cost::CostModel;
-use tpc_passes::egraph::{optimize, SearchOptions};
+use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
-use tpc_passes::styles::{annotate, Plan, Style};
+use tpc_passes::styles::{Plan, Style, annotate};
 use tpc_passes::{canonicalize, check};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
 
@@ -93,8 +93,8 @@ fn an_mlp_means_the_same_at_every_stage() {
 #[test]
 fn a_llama_means_the_same_at_every_stage() {
     use burn::tensor::{DType, Int};
-    use tpc::capture::{capture_training_shapes, Spec};
-    use tpc::models::{build, ModelConfig};
+    use tpc::capture::{Spec, capture_training_shapes};
+    use tpc::models::{ModelConfig, build};
     let json = serde_json::json!({
         "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4,
         "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 10, "rms_norm_eps": 1e-6,

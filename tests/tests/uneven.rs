@@ -5,7 +5,7 @@ use serde_json::json;
 use tpc::models::ModelConfig;
 use tpc::pretrained::TokenBatch;
 use tpc::program::CompileOptions;
-use tpc_tests::training::{config, differences, feed, language_model, plan, run, Run};
+use tpc_tests::training::{Run, config, differences, feed, language_model, plan, run};
 
 fn llama(heads: usize, kv_heads: usize) -> ModelConfig {
     config(json!({

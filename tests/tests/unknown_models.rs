@@ -2,22 +2,23 @@
 //! own CPU backend.
 
 use burn::module::Module;
-use burn::nn::attention::{generate_autoregressive_mask, MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
+use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::pool::{AdaptiveAvgPool2dConfig, MaxPool2dConfig};
 use burn::nn::{
-    Dropout, DropoutConfig, Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, PaddingConfig2d,
+    Dropout, DropoutConfig, Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig,
+    PaddingConfig2d,
 };
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, ModuleOptimizer, Optimizer, SgdConfig};
-use burn::tensor::{activation, Device, Int, Tensor, TensorData};
-use tpc::capture::{capture_inference, capture_training, Batch};
-use tpc::program::{compile_inference, compile_training, CompileOptions};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use tpc::capture::{Batch, capture_inference, capture_training};
+use tpc::program::{CompileOptions, compile_inference, compile_training};
 use tpc::{LaunchOptions, OutputKind, Plan, Style};
 use tpc_runtime::Session;
 use tpc_tests::eager::{filled, numbers, train};
-use tpc_tests::training::{differences, mesh, run, uniform, Run};
+use tpc_tests::training::{Run, differences, mesh, run, uniform};
 
 // ---------------------------------------------------------------------------------------------------------------------
 // An encoder-decoder
@@ -184,7 +185,9 @@ struct Nest {
 impl Nest {
     fn new() -> Self {
         let device = &Device::flex();
-        let conv = |from, to| Conv2dConfig::new([from, to], [3, 3]).with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1)).init(device);
+        let conv = |from, to| {
+            Conv2dConfig::new([from, to], [3, 3]).with_padding(PaddingConfig2d::Explicit(1, 1, 1, 1)).init(device)
+        };
         let branch = || Branch {
             wide: conv(6, 10),
             narrow: conv(10, 6),
@@ -271,12 +274,15 @@ impl<M: Module, B: Batch<Tensors = B>> Case<M, B> {
     }
 
     fn training_is_equal<O: Optimizer>(&self, optimizer: impl Fn() -> (O, ModuleOptimizer), plans: &[(Plan, &str)]) {
-        let expected: Run = train(&self.model, optimizer().1, &RATES, |m, device| (self.loss)(m, (self.batch)(&self.data, device)));
+        let expected: Run =
+            train(&self.model, optimizer().1, &RATES, |m, device| (self.loss)(m, (self.batch)(&self.data, device)));
         assert!(expected.losses[2] < expected.losses[0], "{:?}", expected.losses);
         let mut wrong = Vec::new();
         for (plan, on) in plans {
             let capture =
-                capture_training(&self.model, &optimizer().0, (self.batch)(&self.data, &Device::flex()), |m: &M, b| (self.loss)(m, b));
+                capture_training(&self.model, &optimizer().0, (self.batch)(&self.data, &Device::flex()), |m: &M, b| {
+                    (self.loss)(m, b)
+                });
             let options = CompileOptions { gradients: true, ..CompileOptions::default() };
             let program = compile_training(capture.unwrap(), &mesh(on), plan, &options, &|p| p.to_string());
             let program = program.unwrap_or_else(|e| panic!("{on}: {e}"));
@@ -388,7 +394,9 @@ fn what_the_globs_name_is_cut() {
     let batch = (case.batch)(&case.data, &Device::flex());
     let captured = capture_inference(&case.model, batch, |m: &Translator, (from, to, _)| m.forward(from, to)).unwrap();
     for i in [1, 2] {
-        let program = compile_inference(&captured, &mesh(plans[i].1), &plans[i].0, &CompileOptions::default(), &|p| p.to_string());
+        let program = compile_inference(&captured, &mesh(plans[i].1), &plans[i].0, &CompileOptions::default(), &|p| {
+            p.to_string()
+        });
         let rest = whole(&program.unwrap());
         let plain = |n: &&String| n.contains("norm") || n.ends_with("output.bias") || n.ends_with("down.bias");
         assert_eq!(rest.iter().filter(|n| !plain(n)).collect::<Vec<_>>(), Vec::<&String>::new());
@@ -396,7 +404,8 @@ fn what_the_globs_name_is_cut() {
     let (case, plans) = (nest(), convolution_plans());
     let batch = (case.batch)(&case.data, &Device::flex());
     let captured = capture_inference(&case.model, batch, |m: &Nest, (x, _)| m.forward(x)).unwrap();
-    let program = compile_inference(&captured, &mesh(plans[1].1), &plans[1].0, &CompileOptions::default(), &|p| p.to_string());
+    let program =
+        compile_inference(&captured, &mesh(plans[1].1), &plans[1].0, &CompileOptions::default(), &|p| p.to_string());
     let rest = whole(&program.unwrap());
     let plain = |n: &&String| n.contains("gate") || n.ends_with("narrow.bias") || n.ends_with("down.bias");
     assert_eq!(rest.iter().filter(|n| !plain(n)).collect::<Vec<_>>(), Vec::<&String>::new());

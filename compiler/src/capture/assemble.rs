@@ -6,9 +6,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_ir::{GraphIr, OperationIr, TensorId, TensorIr, TensorStatus};
 
-use super::captured::{
-    Captured, CapturedInput, CapturedOutput, InputKind, OutputKind, ScopeRecord,
-};
+use super::captured::{Captured, CapturedInput, CapturedOutput, InputKind, OutputKind, ScopeRecord};
 use super::error::CaptureError;
 use super::operation::{first_result, for_each_tensor, name};
 use super::scope::RawScope;
@@ -32,10 +30,7 @@ pub(super) struct DraftInput {
 
 impl Draft {
     /// Checks the program, finds its constants and renumbers it.
-    pub(super) fn finish(
-        mut self,
-        values: &BTreeMap<u64, TensorData>,
-    ) -> Result<Captured, CaptureError> {
+    pub(super) fn finish(mut self, values: &BTreeMap<u64, TensorData>) -> Result<Captured, CaptureError> {
         self.refuse_unsupported()?;
         self.drop_placeholders();
         self.add_constants(values)?;
@@ -55,11 +50,8 @@ impl Draft {
         )?;
         let before = |id: u64| self.operations.partition_point(|op| first_result(op) < id);
         let (forward_end, backward_end) = (before(self.forward_end), before(self.backward_end));
-        let regions: Vec<Range<usize>> = self
-            .scopes
-            .iter()
-            .map(|scope| before(scope.ids.0)..before(scope.ids.1))
-            .collect();
+        let regions: Vec<Range<usize>> =
+            self.scopes.iter().map(|scope| before(scope.ids.0)..before(scope.ids.1)).collect();
         self.renumber(forward_end, backward_end, regions)
     }
 
@@ -70,20 +62,13 @@ impl Draft {
                 OperationIr::Distributed(_) => {
                     "collectives are placed by the compiler; capture the program of one device"
                 }
-                _ if op
-                    .nodes()
-                    .iter()
-                    .any(|tensor| matches!(tensor.dtype, DType::QFloat(_))) =>
-                {
+                _ if op.nodes().iter().any(|tensor| matches!(tensor.dtype, DType::QFloat(_))) => {
                     "quantized tensors are not supported"
                 }
                 _ => continue,
             };
             let id = first_result(op);
-            let inside = self
-                .scopes
-                .iter()
-                .rfind(|scope| (scope.ids.0..scope.ids.1).contains(&id));
+            let inside = self.scopes.iter().rfind(|scope| (scope.ids.0..scope.ids.1).contains(&id));
             return Err(CaptureError::Unsupported {
                 operation: name(op),
                 reason: reason.into(),
@@ -96,34 +81,22 @@ impl Draft {
     /// Drops what was recorded only to have a tensor that stands for an input.
     fn drop_placeholders(&mut self) {
         let inputs: HashSet<u64> = self.inputs.iter().map(|input| input.id).collect();
-        self.operations.retain(|op| {
-            !op.outputs()
-                .any(|tensor| inputs.contains(&tensor.id.value()))
-        });
+        self.operations.retain(|op| !op.outputs().any(|tensor| inputs.contains(&tensor.id.value())));
     }
 
     fn add_constants(&mut self, values: &BTreeMap<u64, TensorData>) -> Result<(), CaptureError> {
         let mut known: HashSet<u64> = self.inputs.iter().map(|input| input.id).collect();
         let mut wanted = Vec::new();
         for op in &self.operations {
-            wanted.extend(
-                op.inputs()
-                    .map(|tensor| tensor.id.value())
-                    .filter(|id| known.insert(*id)),
-            );
+            wanted.extend(op.inputs().map(|tensor| tensor.id.value()).filter(|id| known.insert(*id)));
             known.extend(op.outputs().map(|tensor| tensor.id.value()));
         }
         let boundary = self.outputs.iter().map(|(id, _)| *id);
-        let marked = self
-            .scopes
-            .iter()
-            .flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
+        let marked = self.scopes.iter().flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
         wanted.extend(boundary.chain(marked).filter(|id| known.insert(*id)));
         for id in wanted {
             let Some(data) = values.get(&id) else {
-                return Err(CaptureError::Inconsistent(format!(
-                    "tensor {id} is read but neither given nor computed"
-                )));
+                return Err(CaptureError::Inconsistent(format!("tensor {id} is read but neither given nor computed")));
             };
             self.inputs.push(DraftInput {
                 id,
@@ -146,10 +119,7 @@ impl Draft {
         for input in &self.inputs {
             let next = ids.len() as u64;
             if ids.insert(input.id, next).is_some() {
-                return Err(CaptureError::Inconsistent(format!(
-                    "tensor {} is two inputs",
-                    input.id
-                )));
+                return Err(CaptureError::Inconsistent(format!("tensor {} is two inputs", input.id)));
             }
         }
         let mut results = Vec::with_capacity(self.operations.len() + 1);
@@ -170,18 +140,10 @@ impl Draft {
         let inputs: Vec<CapturedInput> = self
             .inputs
             .into_iter()
-            .map(|input| CapturedInput {
-                id: id(&input.id),
-                shape: input.shape,
-                dtype: input.dtype,
-                kind: input.kind,
-            })
+            .map(|input| CapturedInput { id: id(&input.id), shape: input.shape, dtype: input.dtype, kind: input.kind })
             .collect();
-        let outputs: Vec<CapturedOutput> = self
-            .outputs
-            .into_iter()
-            .map(|(raw, kind)| CapturedOutput { id: id(&raw), kind })
-            .collect();
+        let outputs: Vec<CapturedOutput> =
+            self.outputs.into_iter().map(|(raw, kind)| CapturedOutput { id: id(&raw), kind }).collect();
         let scopes = self.scopes.into_iter().zip(regions);
         let scopes = scopes.map(|(scope, operations)| ScopeRecord {
             path: scope.path,
@@ -209,17 +171,11 @@ impl Draft {
     }
 }
 
-fn unique<'a>(
-    what: &'static str,
-    names: impl Iterator<Item = &'a String>,
-) -> Result<(), CaptureError> {
+fn unique<'a>(what: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), CaptureError> {
     let mut seen = HashSet::new();
     for name in names {
         if !seen.insert(name) {
-            return Err(CaptureError::DuplicateName {
-                what,
-                name: name.clone(),
-            });
+            return Err(CaptureError::DuplicateName { what, name: name.clone() });
         }
     }
     Ok(())

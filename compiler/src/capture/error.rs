@@ -41,9 +41,7 @@ pub enum CaptureError {
         scope: Option<String>,
     },
     /// No trainable parameter contributes to the loss.
-    #[error(
-        "no parameter receives a gradient: all are frozen, or none of them is used by the loss"
-    )]
+    #[error("no parameter receives a gradient: all are frozen, or none of them is used by the loss")]
     NothingToTrain,
     /// Two inputs or two outputs have the same name.
     #[error("two {what}s are named `{name}`: give each its own name with `tpc::capture::named`")]
@@ -72,9 +70,7 @@ pub enum CaptureError {
         operation: String,
     },
     /// Two states of one parameter are one tensor, so that they cannot be told apart as inputs of a step.
-    #[error(
-        "the optimizer states `{first}` and `{second}` of `{parameter}` are one tensor and cannot be two inputs"
-    )]
+    #[error("the optimizer states `{first}` and `{second}` of `{parameter}` are one tensor and cannot be two inputs")]
     SharedState {
         /// Path of the parameter.
         parameter: String,
@@ -94,9 +90,7 @@ pub enum CaptureError {
 fn place(scope: &Option<String>) -> String {
     match scope {
         Some(path) => format!(" in `{path}`"),
-        None => {
-            " outside of any marked region (mark one with `tpc::scope` to see which module)".into()
-        }
+        None => " outside of any marked region (mark one with `tpc::scope` to see which module)".into(),
     }
 }
 
@@ -133,16 +127,10 @@ fn install_hook() {
             if !GUARDED.try_with(Cell::get).unwrap_or(false) {
                 return previous(info);
             }
-            let location = info
-                .location()
-                .map(|at| portable(&at.to_string()))
-                .unwrap_or_default();
+            let location = info.location().map(|at| portable(&at.to_string())).unwrap_or_default();
             SEEN.with_borrow_mut(|seen| {
                 // A second panic while unwinding is a consequence of the first.
-                seen.get_or_insert(Seen {
-                    location,
-                    scope: scope::current(),
-                });
+                seen.get_or_insert(Seen { location, scope: scope::current() });
             });
         }));
     });
@@ -150,10 +138,7 @@ fn install_hook() {
 
 /// Without the place of the registry on this machine, so that the text is the same on others.
 fn portable(location: &str) -> String {
-    match location
-        .split_once("/registry/src/")
-        .and_then(|(_, rest)| rest.split_once('/'))
-    {
+    match location.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/')) {
         Some((_, path)) => path.to_owned(),
         None => location.to_owned(),
     }
@@ -194,10 +179,7 @@ fn translate(message: &str, seen: Seen) -> CaptureError {
         return unsupported("`Device::seed`", "seed outside of the closure");
     }
     if message.contains("Cannot move a tensor from a capture device") {
-        return unsupported(
-            "`to_device`",
-            "the closure must stay on the device of its arguments",
-        );
+        return unsupported("`to_device`", "the closure must stay on the device of its arguments");
     }
     if location.contains("burn-router") && message.contains("not implemented")
         || message.contains("QFloat")
@@ -205,9 +187,5 @@ fn translate(message: &str, seen: Seen) -> CaptureError {
     {
         return unsupported("a quantized operation", message);
     }
-    CaptureError::Panicked {
-        message: message.into(),
-        location,
-        scope,
-    }
+    CaptureError::Panicked { message: message.into(), location, scope }
 }

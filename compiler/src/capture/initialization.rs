@@ -2,9 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use burn_ir::{
-    BaseOperationIr as Base, FloatOperationIr, NumericOperationIr as Numeric, OperationIr,
-};
+use burn_ir::{BaseOperationIr as Base, FloatOperationIr, NumericOperationIr as Numeric, OperationIr};
 
 use super::captured::Init;
 use super::operation::{self, first_result};
@@ -19,14 +17,9 @@ pub(super) fn split_initialization(
     scopes: &[RawScope],
 ) -> (Vec<OperationIr>, HashMap<String, Init>) {
     let parameters = &forward.parameters.list;
-    let mut ranges: Vec<(u64, u64)> = parameters
-        .iter()
-        .filter_map(|info| info.initialization)
-        .collect();
+    let mut ranges: Vec<(u64, u64)> = parameters.iter().filter_map(|info| info.initialization).collect();
     ranges.sort_unstable();
-    let (initialize, rest): (Vec<_>, Vec<_>) = operations
-        .into_iter()
-        .partition(|op| within(&ranges, first_result(op)));
+    let (initialize, rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(|op| within(&ranges, first_result(op)));
     let init = |info: &ParameterInfo| {
         let (begin, end) = info.initialization?;
         let from = initialize.partition_point(|op| first_result(op) < begin);
@@ -39,22 +32,10 @@ pub(super) fn split_initialization(
 
 /// Drops what was recorded while the model was built and is not read, such as values of parameters that have become
 /// inputs. The rest computes tables.
-fn drop_unread(
-    mut operations: Vec<OperationIr>,
-    forward: &Forward,
-    scopes: &[RawScope],
-) -> Vec<OperationIr> {
+fn drop_unread(mut operations: Vec<OperationIr>, forward: &Forward, scopes: &[RawScope]) -> Vec<OperationIr> {
     let inputs = forward.parameters.list.iter().map(|info| info.tensor);
-    let marked = scopes
-        .iter()
-        .flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
-    let mut read: HashSet<u64> = forward
-        .outputs
-        .iter()
-        .map(|(id, _)| *id)
-        .chain(inputs)
-        .chain(marked)
-        .collect();
+    let marked = scopes.iter().flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
+    let mut read: HashSet<u64> = forward.outputs.iter().map(|(id, _)| *id).chain(inputs).chain(marked).collect();
     let mut keep = Vec::with_capacity(operations.len());
     for op in operations.iter().rev() {
         let is_read = op.outputs().any(|tensor| read.contains(&tensor.id.value()));
@@ -71,16 +52,11 @@ fn drop_unread(
 
 fn initialization(operations: &[OperationIr]) -> Init {
     match operations {
-        [OperationIr::BaseFloat(Base::Zeros(_)) | OperationIr::BaseInt(Base::Zeros(_))] => {
-            Init::Constant(0.0)
+        [OperationIr::BaseFloat(Base::Zeros(_)) | OperationIr::BaseInt(Base::Zeros(_))] => Init::Constant(0.0),
+        [OperationIr::BaseFloat(Base::Ones(_)) | OperationIr::BaseInt(Base::Ones(_))] => Init::Constant(1.0),
+        [OperationIr::NumericFloat(_, Numeric::Full(op)) | OperationIr::NumericInt(_, Numeric::Full(op))] => {
+            Init::Constant(op.value.elem())
         }
-        [OperationIr::BaseFloat(Base::Ones(_)) | OperationIr::BaseInt(Base::Ones(_))] => {
-            Init::Constant(1.0)
-        }
-        [
-            OperationIr::NumericFloat(_, Numeric::Full(op))
-            | OperationIr::NumericInt(_, Numeric::Full(op)),
-        ] => Init::Constant(op.value.elem()),
         [OperationIr::Float(_, FloatOperationIr::Random(op))] => Init::Random(op.distribution),
         several => Init::Computed(several.iter().map(operation::name).collect()),
     }

@@ -53,33 +53,21 @@ pub(super) fn insert_scalars<'a>(
         }
         let plan = plan(update.class);
         if Trace::of(&body).skeleton != plan.skeleton {
-            return Err(CaptureError::Inconsistent(
-                "an update differs from the one it was compared with".into(),
-            ));
+            return Err(CaptureError::Inconsistent("an update differs from the one it was compared with".into()));
         }
         for (position, op) in body.into_iter().enumerate() {
-            let mut sites = plan
-                .inputs
-                .iter()
-                .filter(|(at, _)| at.operation == position);
+            let mut sites = plan.inputs.iter().filter(|(at, _)| at.operation == position);
             let Some((_, &index)) = sites.next() else {
                 result.push(op);
                 continue;
             };
             if sites.next().is_some() {
-                return Err(CaptureError::StepDependent {
-                    operation: operation::name(&op),
-                });
+                return Err(CaptureError::StepDependent { operation: operation::name(&op) });
             }
             let input = *by_index.entry(index).or_insert_with(|| {
                 let id = fresh();
                 let kind = InputKind::StepScalar { index };
-                inputs.push(DraftInput {
-                    id,
-                    shape: vec![1],
-                    dtype: DType::F32,
-                    kind,
-                });
+                inputs.push(DraftInput { id, shape: vec![1], dtype: DType::F32, kind });
                 id
             });
             let rewritten = substitute(op, |rank, dtype| {
@@ -89,10 +77,7 @@ pub(super) fn insert_scalars<'a>(
                     result.extend(prepare);
                     value
                 };
-                adapted
-                    .entry((index, rank, dtype))
-                    .or_insert_with(make)
-                    .clone()
+                adapted.entry((index, rank, dtype)).or_insert_with(make).clone()
             })?;
             result.push(rewritten);
         }

@@ -57,28 +57,18 @@ kind!(Bool, tracked => tracked.id(), std::convert::identity);
 ///
 /// It is recorded as an `Empty` operation that [`assemble`](super::assemble) drops, so that its result becomes an
 /// input: unlike a tensor made from data, it costs no memory, whatever its size.
-pub(super) fn placeholder<const D: usize, K: Kind>(
-    shape: [usize; D],
-    dtype: DType,
-    device: &Device,
-) -> Tensor<D, K> {
+pub(super) fn placeholder<const D: usize, K: Kind>(shape: [usize; D], dtype: DType, device: &Device) -> Tensor<D, K> {
     Tensor::empty(shape, (device, dtype))
 }
 
 /// The id of a tensor that is known to be recorded.
 pub(super) fn id<const D: usize, K: Kind>(tensor: &Tensor<D, K>) -> u64 {
-    K::id(tensor)
-        .expect("the tensor is on the capture device")
-        .value()
+    K::id(tensor).expect("the tensor is on the capture device").value()
 }
 
 /// Whether a gradient flows to a tensor; `None` on the side of the device that has none.
 pub(super) fn tracking<const D: usize>(tensor: &Tensor<D>) -> Option<bool> {
-    tensor
-        .clone()
-        .try_into_primitive::<Tracked>()
-        .ok()
-        .map(|primitive| primitive.is_tracked())
+    tensor.clone().try_into_primitive::<Tracked>().ok().map(|primitive| primitive.is_tracked())
 }
 
 /// The recorded tensor without its gradient tape.

@@ -57,15 +57,14 @@ mod text;
 mod trace;
 
 pub use captured::{
-    Captured, CapturedInput, CapturedOutput, Init, InputKind, ModuleInfo, OutputKind, ScopeRecord,
-    TrainingCapture,
+    Captured, CapturedInput, CapturedOutput, Init, InputKind, ModuleInfo, OutputKind, ScopeRecord, TrainingCapture,
 };
 pub use error::CaptureError;
 pub use kind::Kind;
 pub use operation::name as operation_name;
 pub use scalars::StepScalars;
 pub use step::{
-    TrainingOptions, capture_inference, capture_inference_shapes, capture_training,
-    capture_training_shapes, capture_training_with,
+    TrainingOptions, capture_inference, capture_inference_shapes, capture_training, capture_training_shapes,
+    capture_training_with,
 };
 pub use tensors::{Batch, Inputs, Leaf, Loss, Named, Spec, Tensors, named};

@@ -25,11 +25,7 @@ fn debug_head(operation: &OperationIr) -> String {
     impl std::fmt::Write for Head {
         fn write_str(&mut self, text: &str) -> std::fmt::Result {
             self.0.push_str(text);
-            if self.0.contains('{') {
-                Err(std::fmt::Error)
-            } else {
-                Ok(())
-            }
+            if self.0.contains('{') { Err(std::fmt::Error) } else { Ok(()) }
         }
     }
     let mut head = Head(String::new());
@@ -64,9 +60,5 @@ pub(super) fn for_each_tensor(operation: &mut OperationIr, f: impl FnMut(&mut Te
 
 /// The id of the first result, by which recorded operations are ordered.
 pub(super) fn first_result(operation: &OperationIr) -> u64 {
-    operation
-        .outputs()
-        .map(|tensor| tensor.id.value())
-        .min()
-        .unwrap_or(0)
+    operation.outputs().map(|tensor| tensor.id.value()).min().unwrap_or(0)
 }

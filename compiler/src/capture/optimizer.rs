@@ -61,9 +61,7 @@ pub(super) fn record<M: Module, O: Optimizer>(
         probes: Vec::new(),
     };
     model.visit(&mut visitor);
-    let Optimize {
-        pending, probes, ..
-    } = visitor;
+    let Optimize { pending, probes, .. } = visitor;
     session.label(begin..session.mark());
     (pending.into_iter().map(|named| named()).collect(), probes)
 }
@@ -85,14 +83,10 @@ struct Optimize<'a, O> {
 impl<O: Optimizer> Optimize<'_, O> {
     /// Optimizers may look at shapes (Adafactor, Muon), so that every shape is a class of its own.
     fn class<const D: usize>(&mut self, shape: [usize; D], dtype: DType) -> usize {
-        *self
-            .classes
-            .entry((shape.to_vec(), dtype))
-            .or_insert_with(|| {
-                self.probes
-                    .push(Box::new(Prober::new(self.optimizer.clone(), shape, dtype)));
-                self.probes.len() - 1
-            })
+        *self.classes.entry((shape.to_vec(), dtype)).or_insert_with(|| {
+            self.probes.push(Box::new(Prober::new(self.optimizer.clone(), shape, dtype)));
+            self.probes.len() - 1
+        })
     }
 }
 
@@ -132,12 +126,11 @@ impl<O: Optimizer> ModuleVisitor for Optimize<'_, O> {
         let steady = step(value, clipped, state.clone());
         let param = param.id;
         self.pending.push(Box::new(move || {
-            let recorded =
-                |(value, state, ids): &(Tensor<D>, Option<O::State<D>>, (u64, u64))| Recorded {
-                    ids: *ids,
-                    parameter: kind::id(value),
-                    state: probe::names(state),
-                };
+            let recorded = |(value, state, ids): &(Tensor<D>, Option<O::State<D>>, (u64, u64))| Recorded {
+                ids: *ids,
+                parameter: kind::id(value),
+                state: probe::names(state),
+            };
             Update {
                 param,
                 gradient: kind::id(&gradient),

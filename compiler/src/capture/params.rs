@@ -44,20 +44,12 @@ pub(super) struct ParameterInfo {
 /// Replaces every parameter by a placeholder on the capture device, without moving its data.
 pub(super) fn place<M: Module>(model: M, device: &Device, training: bool) -> M {
     // Parameters first: `to_device` then moves only what is not a parameter, such as tables of a positional encoding.
-    let mut place = Place {
-        device: device.clone(),
-        training,
-        seen: HashMap::new(),
-        trainable: HashMap::new(),
-    };
+    let mut place = Place { device: device.clone(), training, seen: HashMap::new(), trainable: HashMap::new() };
     let model = model.map(&mut place).to_device(device);
     if !training {
         return model;
     }
-    model.map(&mut Track {
-        trainable: place.trainable,
-        seen: HashMap::new(),
-    })
+    model.map(&mut Track { trainable: place.trainable, seen: HashMap::new() })
 }
 
 struct Place {
@@ -69,29 +61,13 @@ struct Place {
 
 impl Place {
     /// One placeholder for each id: burn's own `to_device` would untie shared weights.
-    fn placeholder<const D: usize, K: Kind>(
-        &mut self,
-        id: ParamId,
-        like: &Tensor<D, K>,
-    ) -> Tensor<D, K> {
-        let make = || -> Box<dyn Any> {
-            Box::new(kind::placeholder::<D, K>(
-                like.dims(),
-                like.dtype(),
-                &self.device,
-            ))
-        };
+    fn placeholder<const D: usize, K: Kind>(&mut self, id: ParamId, like: &Tensor<D, K>) -> Tensor<D, K> {
+        let make = || -> Box<dyn Any> { Box::new(kind::placeholder::<D, K>(like.dims(), like.dtype(), &self.device)) };
         let tensor = self.seen.entry(id).or_insert_with(make);
-        tensor
-            .downcast_ref::<Tensor<D, K>>()
-            .expect("tied parameters have one type")
-            .clone()
+        tensor.downcast_ref::<Tensor<D, K>>().expect("tied parameters have one type").clone()
     }
 
-    fn replace<const D: usize, K: Kind>(
-        &mut self,
-        param: Param<Tensor<D, K>>,
-    ) -> Param<Tensor<D, K>>
+    fn replace<const D: usize, K: Kind>(&mut self, param: Param<Tensor<D, K>>) -> Param<Tensor<D, K>>
     where
         Tensor<D, K>: Parameter,
     {
@@ -115,19 +91,12 @@ impl ModuleMapper for Place {
         self.replace(param)
     }
 
-    fn map_bool<const D: usize>(
-        &mut self,
-        param: Param<Tensor<D, Bool>>,
-    ) -> Param<Tensor<D, Bool>> {
+    fn map_bool<const D: usize>(&mut self, param: Param<Tensor<D, Bool>>) -> Param<Tensor<D, Bool>> {
         self.replace(param)
     }
 
     fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
-        if self.training {
-            flag.train()
-        } else {
-            flag.valid()
-        }
+        if self.training { flag.train() } else { flag.valid() }
     }
 }
 
@@ -144,16 +113,9 @@ impl ModuleMapper for Track {
         // Tied parameters must be one leaf of the tape, so that their gradients add up.
         let tracked = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
             let tensor = kind::Kind::track(tensor);
-            Box::new(if trainable {
-                tensor.require_grad()
-            } else {
-                tensor
-            })
+            Box::new(if trainable { tensor.require_grad() } else { tensor })
         });
-        let tensor = tracked
-            .downcast_ref::<Tensor<D>>()
-            .expect("tied parameters have one type")
-            .clone();
+        let tensor = tracked.downcast_ref::<Tensor<D>>().expect("tied parameters have one type").clone();
         Param::from_mapped_value(id, tensor, mapper)
     }
 }
@@ -161,10 +123,7 @@ impl ModuleMapper for Track {
 /// Makes leaves of the parameters that a module on the capture device has already computed while it was built, for
 /// example by casting them; lazy ones are leaves already.
 pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> M {
-    model.map(&mut Leaves {
-        device: device.clone(),
-        seen: HashMap::new(),
-    })
+    model.map(&mut Leaves { device: device.clone(), seen: HashMap::new() })
 }
 
 struct Leaves {
@@ -179,45 +138,28 @@ impl ModuleMapper for Leaves {
         }
         let (id, tensor, mapper) = param.consume();
         let leaf = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
-            let leaf = kind::placeholder::<D, burn::tensor::Float>(
-                tensor.dims(),
-                tensor.dtype(),
-                &self.device,
-            );
+            let leaf = kind::placeholder::<D, burn::tensor::Float>(tensor.dims(), tensor.dtype(), &self.device);
             Box::new(match kind::tracking(&tensor) {
                 None => leaf,
                 Some(false) => kind::Kind::track(leaf),
                 Some(true) => kind::Kind::track(leaf).require_grad(),
             })
         });
-        let tensor = leaf
-            .downcast_ref::<Tensor<D>>()
-            .expect("tied parameters have one type")
-            .clone();
+        let tensor = leaf.downcast_ref::<Tensor<D>>().expect("tied parameters have one type").clone();
         Param::from_mapped_value(id, tensor, mapper)
     }
 }
 
 /// Lists the parameters of a module on the capture device, initializing those that are lazy.
 pub(super) fn list<M: Module>(model: &M, session: &Session) -> Parameters {
-    let mut visit = Visit {
-        session: Some(session),
-        ..Visit::default()
-    };
+    let mut visit = Visit { session: Some(session), ..Visit::default() };
     model.visit(&mut visit);
-    Parameters {
-        list: visit.list,
-        aliases: visit.aliases,
-        modules: visit.modules,
-    }
+    Parameters { list: visit.list, aliases: visit.aliases, modules: visit.modules }
 }
 
 /// The initial values of the parameters of a module on a computing device, by path.
 pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
-    let mut visit = Visit {
-        values: Some(HashMap::new()),
-        ..Visit::default()
-    };
+    let mut visit = Visit { values: Some(HashMap::new()), ..Visit::default() };
     model.visit(&mut visit);
     visit.values.unwrap_or_default()
 }
@@ -279,11 +221,7 @@ impl ModuleVisitor for Visit<'_> {
         if !self.known.contains_key(&path) {
             self.known.insert(path.clone(), self.modules.len());
             let container = container.rsplit(':').next().unwrap_or(container).to_owned();
-            self.modules.push(ModuleInfo {
-                path,
-                container,
-                parameters: Vec::new(),
-            });
+            self.modules.push(ModuleInfo { path, container, parameters: Vec::new() });
         }
         self.path.push(name.to_owned());
     }

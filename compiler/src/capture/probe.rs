@@ -45,30 +45,17 @@ struct Numbers(StateSink);
 
 impl Clone for Numbers {
     fn clone(&self) -> Self {
-        Self(StateSink {
-            tensors: Vec::new(),
-            scalars: self.0.scalars.clone(),
-        })
+        Self(StateSink { tensors: Vec::new(), scalars: self.0.scalars.clone() })
     }
 }
 
 impl<O: Optimizer, const D: usize> Prober<O, D> {
     pub(super) fn new(optimizer: O, shape: [usize; D], dtype: DType) -> Self {
-        Self {
-            optimizer,
-            shape,
-            dtype,
-            reached: Snapshot::default(),
-        }
+        Self { optimizer, shape, dtype, reached: Snapshot::default() }
     }
 
     /// Records the steps after `from` up to `to`; gives them and the state before the last.
-    fn run(
-        &self,
-        from: &Snapshot,
-        to: usize,
-        lr: f64,
-    ) -> Result<(Vec<Trace>, Snapshot), CaptureError> {
+    fn run(&self, from: &Snapshot, to: usize, lr: f64) -> Result<(Vec<Trace>, Snapshot), CaptureError> {
         let ((marks, labels), recorded) = session::record(|session| {
             let begin = session.mark();
             let mut state = from.restore::<O, D>(session);
@@ -90,12 +77,8 @@ impl<O: Optimizer, const D: usize> Prober<O, D> {
             (marks, labels)
         })?;
         let trace = |(start, end): &(u64, u64)| {
-            let from = recorded
-                .operations
-                .partition_point(|op| first_result(op) < *start);
-            let to = recorded
-                .operations
-                .partition_point(|op| first_result(op) < *end);
+            let from = recorded.operations.partition_point(|op| first_result(op) < *start);
+            let to = recorded.operations.partition_point(|op| first_result(op) < *end);
             Trace::of(&recorded.operations[from..to])
         };
         let traces = marks.iter().map(trace).collect();
@@ -122,31 +105,17 @@ impl Snapshot {
             .iter()
             .flat_map(|op| op.outputs().chain(op.inputs()))
             .map(|tensor| (tensor.id.value(), (tensor.shape.to_vec(), tensor.dtype)))
-            .chain(
-                recorded
-                    .values
-                    .iter()
-                    .map(|(id, data)| (*id, (data.shape().to_vec(), data.dtype()))),
-            )
+            .chain(recorded.values.iter().map(|(id, data)| (*id, (data.shape().to_vec(), data.dtype()))))
             .collect();
         let typed = |(name, data): (String, TensorData)| {
-            let (shape, dtype) =
-                session::read_label(&data).and_then(|id| types.get(&id).cloned())?;
+            let (shape, dtype) = session::read_label(&data).and_then(|id| types.get(&id).cloned())?;
             Some((name, shape, dtype))
         };
         let tensors = labels.tensors.into_iter().map(typed).collect::<Option<_>>();
-        let tensors = tensors.ok_or_else(|| {
-            CaptureError::Inconsistent("an optimizer state was not recorded".into())
-        })?;
-        let numbers = Numbers(StateSink {
-            tensors: Vec::new(),
-            scalars: labels.scalars,
-        });
-        Ok(Self {
-            steps,
-            tensors,
-            numbers,
-        })
+        let tensors =
+            tensors.ok_or_else(|| CaptureError::Inconsistent("an optimizer state was not recorded".into()))?;
+        let numbers = Numbers(StateSink { tensors: Vec::new(), scalars: labels.scalars });
+        Ok(Self { steps, tensors, numbers })
     }
 }
 
@@ -170,9 +139,7 @@ impl<O: Optimizer, const D: usize> Probe for Prober<O, D> {
         }
         let (mut traces, reached) = self.run(&self.reached, step, lr)?;
         self.reached = reached;
-        traces
-            .pop()
-            .ok_or_else(|| CaptureError::Inconsistent("no update was recorded".into()))
+        traces.pop().ok_or_else(|| CaptureError::Inconsistent("no update was recorded".into()))
     }
 }
 
@@ -182,12 +149,7 @@ pub(super) fn names<S: RecordState>(state: &Option<S>) -> Vec<(String, u64)> {
     if let Some(state) = state {
         state.state_flatten("", &mut labels);
     }
-    let read = |(name, data)| {
-        (
-            name,
-            session::read_label(&data).expect("every recorded tensor is labelled"),
-        )
-    };
+    let read = |(name, data)| (name, session::read_label(&data).expect("every recorded tensor is labelled"));
     labels.tensors.into_iter().map(read).collect()
 }
 

@@ -100,17 +100,9 @@ impl StepScalars {
     }
 
     /// Finds the step-dependent numbers of updates of several shapes.
-    pub(super) fn find(
-        probes: Vec<Box<dyn Probe>>,
-    ) -> Result<(Self, Vec<ClassPlan>), CaptureError> {
-        let mut found = Self {
-            entries: Vec::new(),
-            classes: Vec::new(),
-        };
-        let plans = probes
-            .into_iter()
-            .map(|probe| found.add(probe))
-            .collect::<Result<_, _>>()?;
+    pub(super) fn find(probes: Vec<Box<dyn Probe>>) -> Result<(Self, Vec<ClassPlan>), CaptureError> {
+        let mut found = Self { entries: Vec::new(), classes: Vec::new() };
+        let plans = probes.into_iter().map(|probe| found.add(probe)).collect::<Result<_, _>>()?;
         Ok((found, plans))
     }
 
@@ -118,67 +110,37 @@ impl StepScalars {
         let observed = Observed::new(&*probe)?;
         let unit = probe.unit();
         // One element is enough unless the optimizer looks at shapes.
-        let probe = if Observed::new(&*unit).is_ok_and(|unit| unit.agrees(&observed)) {
-            unit
-        } else {
-            probe
-        };
+        let probe = if Observed::new(&*unit).is_ok_and(|unit| unit.agrees(&observed)) { unit } else { probe };
         let class = self.classes.len();
         let (first, steady) = (observed.first().clone(), observed.steady().clone());
-        self.classes.push(Class {
-            probe,
-            first: first.skeleton.clone(),
-            steady: steady.skeleton.clone(),
-        });
+        self.classes.push(Class { probe, first: first.skeleton.clone(), steady: steady.skeleton.clone() });
 
         let mut steady_inputs = HashMap::new();
         for (position, site) in steady.sites.iter().enumerate() {
             let values = observed.steady_values(position);
             if values.iter().any(|value| *value != values[0]) {
                 let label = format!("{} #{}", steady.skeleton[site.at.operation], site.at.slot);
-                steady_inputs.insert(
-                    site.at,
-                    self.steady_entry(values, label, Source { class, at: site.at }),
-                );
+                steady_inputs.insert(site.at, self.steady_entry(values, label, Source { class, at: site.at }));
             }
         }
         let aligned = first.align(&steady);
         let mut first_inputs = HashMap::new();
         for (position, site) in first.sites.iter().enumerate() {
             let values = observed.first_values(position);
-            let input = aligned
-                .get(&site.at)
-                .and_then(|at| steady_inputs.get(at))
-                .copied();
+            let input = aligned.get(&site.at).and_then(|at| steady_inputs.get(at)).copied();
             if input.is_some() || values[0] != values[1] {
-                let label = format!(
-                    "{} #{} (first step)",
-                    first.skeleton[site.at.operation], site.at.slot
-                );
-                first_inputs.insert(
-                    site.at,
-                    self.first_entry(input, values, label, Source { class, at: site.at }),
-                );
+                let label = format!("{} #{} (first step)", first.skeleton[site.at.operation], site.at.slot);
+                first_inputs.insert(site.at, self.first_entry(input, values, label, Source { class, at: site.at }));
             }
         }
         Ok(ClassPlan {
-            first: UpdatePlan {
-                skeleton: first.skeleton,
-                inputs: first_inputs,
-            },
-            steady: UpdatePlan {
-                skeleton: steady.skeleton,
-                inputs: steady_inputs,
-            },
+            first: UpdatePlan { skeleton: first.skeleton, inputs: first_inputs },
+            steady: UpdatePlan { skeleton: steady.skeleton, inputs: steady_inputs },
         })
     }
 
     fn steady_entry(&mut self, values: Vec<u64>, label: String, source: Source) -> usize {
-        if let Some(index) = self
-            .entries
-            .iter()
-            .position(|entry| entry.steady_values == values)
-        {
+        if let Some(index) = self.entries.iter().position(|entry| entry.steady_values == values) {
             return index;
         }
         self.entries.push(Entry {
@@ -193,23 +155,13 @@ impl StepScalars {
 
     /// The entry of a number of the first step: that of the later steps at the same place, if it has no other value
     /// already, else one of its own.
-    fn first_entry(
-        &mut self,
-        aligned: Option<usize>,
-        values: Vec<u64>,
-        label: String,
-        source: Source,
-    ) -> usize {
+    fn first_entry(&mut self, aligned: Option<usize>, values: Vec<u64>, label: String, source: Source) -> usize {
         let same = |entry: &Entry| entry.first_values == values;
         let free = aligned.filter(|&index| self.entries[index].first.is_none());
         let index = aligned
             .filter(|&index| same(&self.entries[index]))
             .or(free)
-            .or_else(|| {
-                self.entries
-                    .iter()
-                    .position(|entry| entry.steady.is_none() && same(entry))
-            });
+            .or_else(|| self.entries.iter().position(|entry| entry.steady.is_none() && same(entry)));
         let index = index.unwrap_or_else(|| {
             self.entries.push(Entry {
                 label,
@@ -233,19 +185,14 @@ impl Class {
         let expected = if step <= 1 { &self.first } else { &self.steady };
         match trace.skeleton == *expected {
             true => Ok(trace),
-            false => Err(CaptureError::OptimizerChanges {
-                step,
-                shape: self.probe.shape(),
-            }),
+            false => Err(CaptureError::OptimizerChanges { step, shape: self.probe.shape() }),
         }
     }
 }
 
 impl fmt::Debug for StepScalars {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.entries.iter().map(|entry| &entry.label))
-            .finish()
+        f.debug_list().entries(self.entries.iter().map(|entry| &entry.label)).finish()
     }
 }
 
@@ -254,18 +201,12 @@ struct Observed(Vec<Vec<Trace>>);
 
 impl Observed {
     fn new(probe: &dyn Probe) -> Result<Self, CaptureError> {
-        let runs: Vec<Vec<Trace>> = RATES
-            .iter()
-            .map(|lr| probe.first_steps(STEPS, *lr))
-            .collect::<Result<_, _>>()?;
+        let runs: Vec<Vec<Trace>> = RATES.iter().map(|lr| probe.first_steps(STEPS, *lr)).collect::<Result<_, _>>()?;
         for run in &runs {
             for (index, trace) in run.iter().enumerate() {
                 let expected = if index == 0 { &runs[0][0] } else { &runs[0][1] };
                 if trace.skeleton != expected.skeleton {
-                    return Err(CaptureError::OptimizerChanges {
-                        step: index + 1,
-                        shape: probe.shape(),
-                    });
+                    return Err(CaptureError::OptimizerChanges { step: index + 1, shape: probe.shape() });
                 }
             }
         }
@@ -281,33 +222,19 @@ impl Observed {
     }
 
     fn steady_values(&self, position: usize) -> Vec<u64> {
-        self.0
-            .iter()
-            .flat_map(|run| &run[1..])
-            .map(|trace| trace.sites[position].value.to_bits())
-            .collect()
+        self.0.iter().flat_map(|run| &run[1..]).map(|trace| trace.sites[position].value.to_bits()).collect()
     }
 
     fn first_values(&self, position: usize) -> Vec<u64> {
-        self.0
-            .iter()
-            .map(|run| run[0].sites[position].value.to_bits())
-            .collect()
+        self.0.iter().map(|run| run[0].sites[position].value.to_bits()).collect()
     }
 
     /// Whether the other can stand for this one in [`StepScalars::values`].
     fn agrees(&self, other: &Observed) -> bool {
         let same = |(a, b): (&Trace, &Trace)| {
             a.skeleton == b.skeleton
-                && a.sites
-                    .iter()
-                    .map(|site| site.value.to_bits())
-                    .eq(b.sites.iter().map(|site| site.value.to_bits()))
+                && a.sites.iter().map(|site| site.value.to_bits()).eq(b.sites.iter().map(|site| site.value.to_bits()))
         };
-        self.0
-            .iter()
-            .flatten()
-            .zip(other.0.iter().flatten())
-            .all(same)
+        self.0.iter().flatten().zip(other.0.iter().flatten()).all(same)
     }
 }

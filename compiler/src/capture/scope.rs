@@ -61,18 +61,10 @@ pub(super) fn collect<R>(client: CaptureClient, f: impl FnOnce() -> R) -> (R, Ve
             ACTIVE.set(None);
         }
     }
-    ACTIVE.set(Some(Active {
-        client,
-        open: Vec::new(),
-        closed: Vec::new(),
-        opened: 0,
-    }));
+    ACTIVE.set(Some(Active { client, open: Vec::new(), closed: Vec::new(), opened: 0 }));
     let reset = Reset;
     let result = f();
-    let mut closed = ACTIVE
-        .take()
-        .map(|active| active.closed)
-        .unwrap_or_default();
+    let mut closed = ACTIVE.take().map(|active| active.closed).unwrap_or_default();
     drop(reset);
     closed.sort_by_key(|(order, _)| *order);
     (result, closed.into_iter().map(|(_, scope)| scope).collect())
@@ -90,11 +82,7 @@ fn enter(path: &str, arguments: &impl Tensors) -> Option<Open> {
         let active = active.as_mut()?;
         active.open.push(path.to_owned());
         active.opened += 1;
-        Some(Open {
-            order: active.opened,
-            arguments: arguments(),
-            begin: active.client.create_empty_handle().value(),
-        })
+        Some(Open { order: active.opened, arguments: arguments(), begin: active.client.create_empty_handle().value() })
     })
 }
 
@@ -107,12 +95,7 @@ fn leave(open: Open, results: &impl Tensors) {
         let end = active.client.create_empty_handle().value();
         let path = active.open.join(".");
         active.open.pop();
-        let scope = RawScope {
-            path,
-            arguments: open.arguments,
-            results,
-            ids: (open.begin, end),
-        };
+        let scope = RawScope { path, arguments: open.arguments, results, ids: (open.begin, end) };
         active.closed.push((open.order, scope));
     });
 }
@@ -120,9 +103,5 @@ fn leave(open: Open, results: &impl Tensors) {
 fn ids(tensors: &impl Tensors) -> Vec<u64> {
     let mut leaves = Vec::new();
     tensors.leaves(None, &mut leaves);
-    leaves
-        .into_iter()
-        .filter_map(|leaf| leaf.id)
-        .map(|id| id.value())
-        .collect()
+    leaves.into_iter().filter_map(|leaf| leaf.id).map(|id| id.value()).collect()
 }

@@ -37,15 +37,11 @@ pub(super) struct Recorded {
 
 /// Records what `f` does.
 pub(super) fn record<R>(f: impl FnOnce(&Session) -> R) -> Result<(R, Recorded), CaptureError> {
-    let device =
-        DEVICE.with_borrow_mut(|device| device.get_or_insert_with(Device::capture).clone());
+    let device = DEVICE.with_borrow_mut(|device| device.get_or_insert_with(Device::capture).clone());
     let mut outcome = None;
     let captured = guarded(|| {
         device.capture_scope(|token| {
-            let session = Session {
-                device: device.clone(),
-                client: client(&device),
-            };
+            let session = Session { device: device.clone(), client: client(&device) };
             outcome = Some(scope::collect(session.client.clone(), || f(&session)));
             // The boundaries are ours: burn would refuse an output that is also consumed, or an unused input.
             token.complete([], [])
@@ -55,39 +51,21 @@ pub(super) fn record<R>(f: impl FnOnce(&Session) -> R) -> Result<(R, Recorded), 
         burn_capture::CaptureError::AlreadyActive => CaptureError::AlreadyCapturing,
         other => CaptureError::Inconsistent(other.to_string()),
     })?;
-    let (result, scopes) =
-        outcome.ok_or_else(|| CaptureError::Inconsistent("the recording did not run".into()))?;
+    let (result, scopes) = outcome.ok_or_else(|| CaptureError::Inconsistent("the recording did not run".into()))?;
     if !captured.graph.operations.is_sorted_by_key(first_result) {
-        return Err(CaptureError::Inconsistent(
-            "results are not numbered in order".into(),
-        ));
+        return Err(CaptureError::Inconsistent("results are not numbered in order".into()));
     }
-    let values = captured
-        .values
-        .into_iter()
-        .map(|(id, data)| (id.value(), data))
-        .collect();
+    let values = captured.values.into_iter().map(|(id, data)| (id.value(), data)).collect();
     let mut operations = captured.graph.operations;
     // `Init` only says that a tensor was made from data, which `values` has.
     operations.retain(|op| !matches!(op, OperationIr::Init(_)));
-    Ok((
-        result,
-        Recorded {
-            operations,
-            values,
-            scopes,
-        },
-    ))
+    Ok((result, Recorded { operations, values, scopes }))
 }
 
 /// The client of the running recording, which burn only shows through a tensor.
 fn client(device: &Device) -> CaptureClient {
     let probe = Tensor::<1>::from_data([0f32], device);
-    probe
-        .try_into_primitive::<Untracked>()
-        .expect("the device is a capture device")
-        .client
-        .clone()
+    probe.try_into_primitive::<Untracked>().expect("the device is a capture device").client.clone()
 }
 
 impl Session {

@@ -45,11 +45,7 @@ pub fn capture_inference<M: Module, B: Batch, T: Tensors>(
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut captured = inference(
-        |device| params::place(model, device, false),
-        inputs,
-        forward,
-    )?;
+    let mut captured = inference(|device| params::place(model, device, false), inputs, forward)?;
     captured.values = Arc::new(values);
     Ok(captured)
 }
@@ -80,13 +76,7 @@ pub fn capture_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     batch: B,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
-    capture_training_with(
-        model,
-        optimizer,
-        batch,
-        &TrainingOptions::default(),
-        forward,
-    )
+    capture_training_with(model, optimizer, batch, &TrainingOptions::default(), forward)
 }
 
 /// [`capture_training`] with options.
@@ -98,14 +88,7 @@ pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut step = training(
-        |device| params::place(model, device, true),
-        false,
-        optimizer,
-        batch,
-        options,
-        forward,
-    )?;
+    let mut step = training(|device| params::place(model, device, true), false, optimizer, batch, options, forward)?;
     step.first.values = Arc::new(values);
     step.steady.values = step.first.values.clone();
     Ok(step)
@@ -159,27 +142,13 @@ fn inference<M: Module, B: Batch, T: Tensors>(
         let mut declared = Inputs::new(session.device.clone(), false);
         let batch = inputs.record(None, &mut declared);
         let results = forward(&model, batch);
-        Forward {
-            parameters,
-            built,
-            data: declared.declared,
-            outputs: outputs(&results),
-            end: session.mark(),
-        }
+        Forward { parameters, built, data: declared.declared, outputs: outputs(&results), end: session.mark() }
     })?;
     let (operations, init) = split_initialization(recorded.operations, &forward, &recorded.scopes);
-    let Forward {
-        parameters,
-        data,
-        outputs,
-        end,
-        ..
-    } = forward;
+    let Forward { parameters, data, outputs, end, .. } = forward;
     let draft = Draft {
         operations,
-        inputs: parameter_inputs(&parameters)
-            .chain(data_inputs(data))
-            .collect(),
+        inputs: parameter_inputs(&parameters).chain(data_inputs(data)).collect(),
         outputs,
         scopes: recorded.scopes,
         forward_end: end,
@@ -201,18 +170,10 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let (step, recorded) = session::record(|session| {
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
-        let device = if lazy {
-            session.device.clone().autodiff()
-        } else {
-            session.device.clone()
-        };
+        let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
         // The model of `capture_training` comes with placeholders, which stay as they are.
         let model = build(&device);
-        let model = if lazy {
-            params::make_leaves(model, &session.device)
-        } else {
-            model
-        };
+        let model = if lazy { params::make_leaves(model, &session.device) } else { model };
         record_step(session, begin, &model, optimizer, batch, options, forward)
     })?;
     step.assemble(recorded)
@@ -242,100 +203,50 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let (loss, results) = forward(model, batch).split();
     let mut outputs = outputs(&results);
     outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
-    let forward = Forward {
-        parameters,
-        built,
-        data: declared.declared,
-        outputs,
-        end: session.mark(),
-    };
+    let forward = Forward { parameters, built, data: declared.declared, outputs, end: session.mark() };
     // A loss that nothing tracks is no autodiff tensor; it then has no gradients, which is reported by name later.
     let backward = loss.try_into_primitive::<Tracked>().map(Tracked::backward);
     let backward_end = session.mark();
     let (updates, probes) = match backward {
         Ok(mut gradients) => {
             let clipping = options.clipping.as_ref().map(GradientClippingConfig::init);
-            optimizer::record(
-                model,
-                optimizer,
-                clipping.as_ref(),
-                &mut gradients,
-                session,
-                begin,
-            )
+            optimizer::record(model, optimizer, clipping.as_ref(), &mut gradients, session, begin)
         }
         Err(_) => Default::default(),
     };
-    Step {
-        forward,
-        backward_end,
-        updates,
-        probes,
-    }
+    Step { forward, backward_end, updates, probes }
 }
 
 impl Step {
     fn assemble(self, recorded: Recorded) -> Result<TrainingCapture, CaptureError> {
-        let Step {
-            forward,
-            backward_end,
-            updates,
-            probes,
-        } = self;
+        let Step { forward, backward_end, updates, probes } = self;
         if updates.is_empty() {
             return Err(CaptureError::NothingToTrain);
         }
         let (scalars, plans) = StepScalars::find(probes)?;
-        let updates = updates
-            .into_iter()
-            .map(|update| settle(update, &forward.parameters))
-            .collect::<Result<Vec<_>, _>>()?;
-        let Recorded {
-            operations,
-            values,
-            scopes,
-        } = recorded;
+        let updates =
+            updates.into_iter().map(|update| settle(update, &forward.parameters)).collect::<Result<Vec<_>, _>>()?;
+        let Recorded { operations, values, scopes } = recorded;
         let (recorded, init) = split_initialization(operations, &forward, &scopes);
-        let paths: HashMap<ParamId, &str> = forward
-            .parameters
-            .list
-            .iter()
-            .map(|info| (info.param, info.path.as_str()))
-            .collect();
+        let paths: HashMap<ParamId, &str> =
+            forward.parameters.list.iter().map(|info| (info.param, info.path.as_str())).collect();
         let program = |steady: bool| -> Result<Captured, CaptureError> {
             let chosen = |update: &Update| -> ((u64, u64), UpdateIds) {
-                let (this, other) = if steady {
-                    (&update.steady, &update.first)
-                } else {
-                    (&update.first, &update.steady)
-                };
-                (
-                    other.ids,
-                    UpdateIds {
-                        ids: this.ids,
-                        class: update.class,
-                    },
-                )
+                let (this, other) =
+                    if steady { (&update.steady, &update.first) } else { (&update.first, &update.steady) };
+                (other.ids, UpdateIds { ids: this.ids, class: update.class })
             };
-            let mut left_out: Vec<(u64, u64)> =
-                updates.iter().map(|update| update.scaffold).collect();
+            let mut left_out: Vec<(u64, u64)> = updates.iter().map(|update| update.scaffold).collect();
             let mut kept = Vec::new();
             for (other, this) in updates.iter().map(chosen) {
                 left_out.push(other);
                 kept.push(this);
             }
             left_out.sort_unstable();
-            let operations: Vec<OperationIr> = recorded
-                .iter()
-                .filter(|op| !within(&left_out, first_result(op)))
-                .cloned()
-                .collect();
+            let operations: Vec<OperationIr> =
+                recorded.iter().filter(|op| !within(&left_out, first_result(op))).cloned().collect();
             let plan = |class: usize| {
-                if steady {
-                    &plans[class].steady
-                } else {
-                    &plans[class].first
-                }
+                if steady { &plans[class].steady } else { &plans[class].first }
             };
             let (operations, scalar_inputs) = insert_scalars(operations, &kept, plan)?;
 
@@ -357,67 +268,36 @@ impl Step {
             describe(&mut captured, forward.parameters.clone(), init.clone());
             Ok(captured)
         };
-        Ok(TrainingCapture {
-            first: program(false)?,
-            steady: program(true)?,
-            scalars,
-        })
+        Ok(TrainingCapture { first: program(false)?, steady: program(true)?, scalars })
     }
 }
 
 fn parameter_inputs(parameters: &Parameters) -> impl Iterator<Item = DraftInput> + '_ {
-    parameters.list.iter().map(
-        |ParameterInfo {
-             path,
-             tensor,
-             shape,
-             dtype,
-             ..
-         }| DraftInput {
-            id: *tensor,
-            shape: shape.clone(),
-            dtype: *dtype,
-            kind: InputKind::Parameter { path: path.clone() },
-        },
-    )
+    parameters.list.iter().map(|ParameterInfo { path, tensor, shape, dtype, .. }| DraftInput {
+        id: *tensor,
+        shape: shape.clone(),
+        dtype: *dtype,
+        kind: InputKind::Parameter { path: path.clone() },
+    })
 }
 
 fn data_inputs(data: Vec<Declared>) -> impl Iterator<Item = DraftInput> {
-    data.into_iter().map(
-        |Declared {
-             id,
-             name,
-             shape,
-             dtype,
-         }| DraftInput {
-            id,
-            shape,
-            dtype,
-            kind: InputKind::Data { name },
-        },
-    )
+    data.into_iter().map(|Declared { id, name, shape, dtype }| DraftInput {
+        id,
+        shape,
+        dtype,
+        kind: InputKind::Data { name },
+    })
 }
 
 /// Keeps one name of states that are always one tensor (RMSProp without centering), and checks that the states that
 /// one step gives are those that the next one reads.
 fn settle(mut update: Update, parameters: &Parameters) -> Result<Update, CaptureError> {
-    let info = parameters
-        .list
-        .iter()
-        .find(|info| info.param == update.param);
-    let (path, shape) = info
-        .map(|info| (info.path.clone(), info.shape.clone()))
-        .unwrap_or_default();
-    let names = |state: &State| {
-        state
-            .iter()
-            .map(|(name, _)| name.clone())
-            .collect::<Vec<_>>()
-    };
+    let info = parameters.list.iter().find(|info| info.param == update.param);
+    let (path, shape) = info.map(|info| (info.path.clone(), info.shape.clone())).unwrap_or_default();
+    let names = |state: &State| state.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     let changes = CaptureError::OptimizerChanges { step: 2, shape };
-    if names(&update.before) != names(&update.steady.state)
-        || names(&update.before) != names(&update.first.state)
-    {
+    if names(&update.before) != names(&update.steady.state) || names(&update.before) != names(&update.first.state) {
         return Err(changes);
     }
     let mut first: HashMap<u64, usize> = HashMap::new();
@@ -429,18 +309,10 @@ fn settle(mut update: Update, parameters: &Parameters) -> Result<Update, Capture
             kept.push(index);
         } else if !same(&update.steady.state) || !same(&update.first.state) {
             let (parameter, first) = (path, update.before[other].0.clone());
-            return Err(CaptureError::SharedState {
-                parameter,
-                first,
-                second: name.clone(),
-            });
+            return Err(CaptureError::SharedState { parameter, first, second: name.clone() });
         }
     }
-    for state in [
-        &mut update.before,
-        &mut update.first.state,
-        &mut update.steady.state,
-    ] {
+    for state in [&mut update.before, &mut update.first.state, &mut update.steady.state] {
         *state = kept.iter().map(|&index| state[index].clone()).collect();
     }
     Ok(update)
@@ -452,11 +324,7 @@ fn state_inputs(
     paths: &HashMap<ParamId, &str>,
     operations: &[OperationIr],
 ) -> Result<Vec<DraftInput>, CaptureError> {
-    let wanted: HashSet<u64> = updates
-        .iter()
-        .flat_map(|update| &update.before)
-        .map(|(_, id)| *id)
-        .collect();
+    let wanted: HashSet<u64> = updates.iter().flat_map(|update| &update.before).map(|(_, id)| *id).collect();
     let tensors = operations.iter().flat_map(OperationIr::outputs);
     let types: HashMap<u64, (Vec<usize>, DType)> = tensors
         .filter(|tensor| wanted.contains(&tensor.id.value()))
@@ -467,20 +335,10 @@ fn state_inputs(
         let parameter = paths[&update.param].to_owned();
         for (name, id) in &update.before {
             let Some((shape, dtype)) = types.get(id).cloned() else {
-                return Err(CaptureError::Inconsistent(format!(
-                    "the state `{name}` of `{parameter}` is not computed"
-                )));
+                return Err(CaptureError::Inconsistent(format!("the state `{name}` of `{parameter}` is not computed")));
             };
-            let kind = InputKind::State {
-                parameter: parameter.clone(),
-                name: name.clone(),
-            };
-            inputs.push(DraftInput {
-                id: *id,
-                shape,
-                dtype,
-                kind,
-            });
+            let kind = InputKind::State { parameter: parameter.clone(), name: name.clone() };
+            inputs.push(DraftInput { id: *id, shape, dtype, kind });
         }
     }
     Ok(inputs)
@@ -494,48 +352,16 @@ fn step_outputs(
 ) -> Vec<(u64, OutputKind)> {
     let path = |update: &Update| paths[&update.param].to_owned();
     let recording = |update: &'_ Update| -> (u64, State) {
-        let Recording {
-            parameter, state, ..
-        } = if steady {
-            &update.steady
-        } else {
-            &update.first
-        };
+        let Recording { parameter, state, .. } = if steady { &update.steady } else { &update.first };
         (*parameter, state.clone())
     };
-    let gradients = updates
-        .iter()
-        .map(|update| (update.gradient, OutputKind::Gradient { path: path(update) }));
-    let parameters = updates.iter().map(|update| {
-        (
-            recording(update).0,
-            OutputKind::Parameter { path: path(update) },
-        )
-    });
+    let gradients = updates.iter().map(|update| (update.gradient, OutputKind::Gradient { path: path(update) }));
+    let parameters = updates.iter().map(|update| (recording(update).0, OutputKind::Parameter { path: path(update) }));
     let states = updates.iter().flat_map(|update| {
-        let named = |(name, id)| {
-            (
-                id,
-                OutputKind::State {
-                    parameter: path(update),
-                    name,
-                },
-            )
-        };
-        recording(update)
-            .1
-            .into_iter()
-            .map(named)
-            .collect::<Vec<_>>()
+        let named = |(name, id)| (id, OutputKind::State { parameter: path(update), name });
+        recording(update).1.into_iter().map(named).collect::<Vec<_>>()
     });
-    forward
-        .outputs
-        .iter()
-        .cloned()
-        .chain(gradients)
-        .chain(parameters)
-        .chain(states)
-        .collect()
+    forward.outputs.iter().cloned().chain(gradients).chain(parameters).chain(states).collect()
 }
 
 /// The results of a closure, named by position where they have no name.

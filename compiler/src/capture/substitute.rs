@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Shape};
 use burn_ir::{
-    BaseOperationIr as Base, BinaryOpIr, CastOpIr, FloatOperationIr as Float,
-    NumericOperationIr as Numeric, OperationIr, ScalarOpIr, ShapeOpIr, TensorId, TensorIr,
+    BaseOperationIr as Base, BinaryOpIr, CastOpIr, FloatOperationIr as Float, NumericOperationIr as Numeric,
+    OperationIr, ScalarOpIr, ShapeOpIr, TensorId, TensorIr,
 };
 
 use super::error::CaptureError;
@@ -21,11 +21,7 @@ pub(super) fn substitute(
         out: op.out,
     };
     let once = std::cell::Cell::new(Some(scalar));
-    let scalar = |rank, dtype| {
-        (once
-            .take()
-            .expect("an operation has one substituted scalar"))(rank, dtype)
-    };
+    let scalar = |rank, dtype| (once.take().expect("an operation has one substituted scalar"))(rank, dtype);
     macro_rules! arithmetic {
         ($($from:ident => $to:ident),+) => {
             match op {
@@ -65,18 +61,12 @@ pub(super) fn adapt(
     let mut value = input;
     if value.dtype != dtype {
         let out = TensorIr::uninit(fresh(), value.shape.clone(), dtype);
-        operations.push(OperationIr::BaseFloat(Base::Cast(CastOpIr {
-            input: value,
-            out: out.clone(),
-        })));
+        operations.push(OperationIr::BaseFloat(Base::Cast(CastOpIr { input: value, out: out.clone() })));
         value = out;
     }
     if rank != 1 {
         let out = TensorIr::uninit(fresh(), Shape::from(vec![1; rank]), dtype);
-        operations.push(OperationIr::BaseFloat(Base::Reshape(ShapeOpIr {
-            input: value,
-            out: out.clone(),
-        })));
+        operations.push(OperationIr::BaseFloat(Base::Reshape(ShapeOpIr { input: value, out: out.clone() })));
         value = out;
     }
     (operations, value)

@@ -45,10 +45,7 @@ pub struct Named<T> {
 
 /// Names an input of a batch, or an output of a closure.
 pub fn named<T>(name: impl Into<String>, value: T) -> Named<T> {
-    Named {
-        name: name.into(),
-        value,
-    }
+    Named { name: name.into(), value }
 }
 
 /// The shape and dtype of an input, for programs that have no backend on which to make an example tensor.
@@ -62,11 +59,7 @@ pub struct Spec<const D: usize, K: Kind = Float> {
 impl<const D: usize, K: Kind> Spec<D, K> {
     /// An input of this shape and dtype.
     pub fn new(shape: [usize; D], dtype: DType) -> Self {
-        Self {
-            shape,
-            dtype,
-            kind: PhantomData,
-        }
+        Self { shape, dtype, kind: PhantomData }
     }
 }
 
@@ -89,11 +82,7 @@ pub(super) struct Declared {
 
 impl Inputs {
     pub(super) fn new(device: Device, tracked: bool) -> Self {
-        Self {
-            device,
-            tracked,
-            declared: Vec::new(),
-        }
+        Self { device, tracked, declared: Vec::new() }
     }
 
     /// Declares one input; without a name it is `input0`, `input1`, … by position.
@@ -111,11 +100,7 @@ impl Inputs {
             // burn gives every boolean tensor the storage of its device, whatever was asked for.
             dtype: tensor.dtype(),
         });
-        if self.tracked {
-            K::track(tensor)
-        } else {
-            tensor
-        }
+        if self.tracked { K::track(tensor) } else { tensor }
     }
 }
 
@@ -125,10 +110,7 @@ fn join(prefix: Option<&str>, index: usize) -> Option<String> {
 
 impl<const D: usize, K: Kind> Tensors for Tensor<D, K> {
     fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
-        out.push(Leaf {
-            name: prefix.map(str::to_owned),
-            id: K::id(self),
-        });
+        out.push(Leaf { name: prefix.map(str::to_owned), id: K::id(self) });
     }
 }
 
@@ -198,8 +180,7 @@ impl<T: Tensors> Tensors for Vec<T> {
 impl<T: Batch> Batch for Vec<T> {
     type Tensors = Vec<T::Tensors>;
     fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors {
-        let record =
-            |(index, value): (usize, &T)| value.record(join(name, index).as_deref(), inputs);
+        let record = |(index, value): (usize, &T)| value.record(join(name, index).as_deref(), inputs);
         self.iter().enumerate().map(record).collect()
     }
 }

@@ -23,20 +23,10 @@ impl Captured {
                 InputKind::StepScalar { index } => format!("step_scalar {index}"),
                 InputKind::Constant { .. } => "constant".into(),
             };
-            line(
-                &mut text,
-                format_args!(
-                    "input %{} : {} ; {what}",
-                    input.id.value(),
-                    kind(input.dtype, &input.shape)
-                ),
-            );
+            line(&mut text, format_args!("input %{} : {} ; {what}", input.id.value(), kind(input.dtype, &input.shape)));
         }
         for (position, op) in self.graph.operations.iter().enumerate() {
-            for (end, phase) in [
-                (self.forward_end, "backward"),
-                (self.backward_end, "optimizer"),
-            ] {
+            for (end, phase) in [(self.forward_end, "backward"), (self.backward_end, "optimizer")] {
                 if position == end && position > 0 {
                     line(&mut text, format_args!("; {phase}"));
                 }
@@ -51,17 +41,11 @@ impl Captured {
                 OutputKind::State { parameter, name } => format!("state {parameter} {name}"),
                 OutputKind::Gradient { path } => format!("gradient {path}"),
             };
-            line(
-                &mut text,
-                format_args!("output %{} ; {what}", output.id.value()),
-            );
+            line(&mut text, format_args!("output %{} ; {what}", output.id.value()));
         }
         for scope in &self.scopes {
             let list = |ids: &[burn_ir::TensorId]| {
-                ids.iter()
-                    .map(|id| format!("%{}", id.value()))
-                    .collect::<Vec<_>>()
-                    .join(", ")
+                ids.iter().map(|id| format!("%{}", id.value())).collect::<Vec<_>>().join(", ")
             };
             let (arguments, results) = (list(&scope.arguments), list(&scope.results));
             let operations = &scope.operations;
@@ -86,27 +70,16 @@ fn operation_text(op: &OperationIr) -> String {
     let list = |tensors: &mut dyn Iterator<Item = &TensorIr>, show: fn(&TensorIr) -> String| {
         tensors.map(show).collect::<Vec<_>>().join(", ")
     };
-    let results = list(&mut op.outputs(), |tensor| {
-        format!("%{}", tensor.id.value())
-    });
-    let types = list(&mut op.outputs(), |tensor| {
-        kind(tensor.dtype, &tensor.shape)
-    });
+    let results = list(&mut op.outputs(), |tensor| format!("%{}", tensor.id.value()));
+    let types = list(&mut op.outputs(), |tensor| kind(tensor.dtype, &tensor.shape));
     let operands = list(&mut op.inputs(), |tensor| format!("%{}", tensor.id.value()));
     let mut attributes = String::new();
     // The serialized form is the only view of an operation's fields that covers all of them.
     if let Ok(value) = serde_json::to_value(op) {
         collect(&value, None, &mut attributes);
     }
-    let operands = if operands.is_empty() {
-        operands
-    } else {
-        format!(" {operands}")
-    };
-    format!(
-        "{results} = {}{operands}{attributes} : {types}",
-        operation::name(op)
-    )
+    let operands = if operands.is_empty() { operands } else { format!(" {operands}") };
+    format!("{results} = {}{operands}{attributes} : {types}", operation::name(op))
 }
 
 /// Appends ` name=value` for every field that is no tensor, by name.
@@ -123,9 +96,7 @@ fn collect(value: &Value, name: Option<&str>, out: &mut String) {
             }
         }
         // The dtype next to a variant repeats that of the result; a list of tensors is the operands.
-        Value::Array(items) if name.is_none() => {
-            items.iter().for_each(|item| collect(item, None, out))
-        }
+        Value::Array(items) if name.is_none() => items.iter().for_each(|item| collect(item, None, out)),
         Value::Array(items) if items.iter().any(|item| item.get("status").is_some()) => {}
         Value::Null => {}
         other => {

@@ -31,10 +31,7 @@ pub(super) struct Place {
 impl Trace {
     pub(super) fn of(operations: &[OperationIr]) -> Self {
         let mut names = HashMap::new();
-        let mut trace = Self {
-            skeleton: Vec::new(),
-            sites: Vec::new(),
-        };
+        let mut trace = Self { skeleton: Vec::new(), sites: Vec::new() };
         for (position, op) in operations.iter().enumerate() {
             let mut line = operation::name(op);
             for tensor in op.inputs() {
@@ -45,16 +42,8 @@ impl Trace {
                 names.insert(tensor.id, format!(" %{position}.{index}"));
             }
             trace.skeleton.push(line);
-            let site = |(slot, scalar)| Site {
-                at: Place {
-                    operation: position,
-                    slot,
-                },
-                value: number(scalar),
-            };
-            trace
-                .sites
-                .extend(operation::scalars(op).into_iter().enumerate().map(site));
+            let site = |(slot, scalar)| Site { at: Place { operation: position, slot }, value: number(scalar) };
+            trace.sites.extend(operation::scalars(op).into_iter().enumerate().map(site));
         }
         trace
     }
@@ -70,22 +59,13 @@ impl Trace {
         let (from, to) = (self.skeleton.len() - common, other.skeleton.len() - common);
         let pair = |site: &Site| {
             let operation = site.at.operation.checked_sub(from)? + to;
-            Some((
-                site.at,
-                Place {
-                    operation,
-                    ..site.at
-                },
-            ))
+            Some((site.at, Place { operation, ..site.at }))
         };
         self.sites.iter().filter_map(pair).collect()
     }
 
     pub(super) fn value(&self, at: Place) -> Option<f64> {
-        self.sites
-            .iter()
-            .find(|site| site.at == at)
-            .map(|site| site.value)
+        self.sites.iter().find(|site| site.at == at).map(|site| site.value)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::program::{Error, renamed};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
-use tpc_ir::{fold, Graph, Mesh, OutputKind, text};
+use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
 use tpc_passes::egraph::{SearchOptions, optimize};
@@ -88,10 +88,10 @@ impl DumpIr {
 
     fn graph_file(&self, file: &Path, terminal: &mut Terminal) -> Outcome {
         let program = read(file)?;
-        if let Program::Annotated(..) | Program::Placed(_) = program {
-            if !self.placement.mesh.is_empty() {
-                return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
-            }
+        if let Program::Annotated(..) | Program::Placed(_) = program
+            && !self.placement.mesh.is_empty()
+        {
+            return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
         }
         self.show(vec![program], terminal)
     }

@@ -7,7 +7,7 @@
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps | [`train`] |
-//! | the comparisons' measurements | [`bench`] |
+//! | the comparisons' measurements | [`mod@bench`] |
 
 pub mod bench;
 pub mod data;

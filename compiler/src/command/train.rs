@@ -205,7 +205,7 @@ impl Train {
 
 /// Of many steps, twenty are told.
 fn is_told(step: u64, steps: u64) -> bool {
-    step == 1 || step == steps || step % steps.div_ceil(20) == 0
+    step == 1 || step == steps || step.is_multiple_of(steps.div_ceil(20))
 }
 
 /// A bar on the standard error, hidden if that is no terminal.

@@ -1,6 +1,6 @@
 //! Attention that burn records as one operation.
 
-use super::{scalar, Builder, Imports};
+use super::{Builder, Imports, scalar};
 use burn_ir::AttentionOpIr;
 use tpc_ir::{DType, MapFn, ReduceOp, Value};
 

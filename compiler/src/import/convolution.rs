@@ -27,7 +27,14 @@ const SPACE: u8 = 4;
 impl Convolution {
     /// The convolution of a `wide` tensor to a `narrow` one (input and output; of a transposed
     /// convolution, output and input).
-    fn new(wide: &TensorIr, narrow: &TensorIr, weight: &TensorIr, steps: [&[usize]; 2], low: &[usize], groups: usize) -> Self {
+    fn new(
+        wide: &TensorIr,
+        narrow: &TensorIr,
+        weight: &TensorIr,
+        steps: [&[usize]; 2],
+        low: &[usize],
+        groups: usize,
+    ) -> Self {
         let spatial = |t: &TensorIr| t.shape.to_vec()[2..].to_vec();
         let window = Window {
             kernel: spatial(weight),

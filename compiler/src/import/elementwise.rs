@@ -1,7 +1,9 @@
 //! Elementwise operations and activations.
 
-use super::{scalar, Builder, Imports};
-use burn_ir::{ActivationOperationIr as A, BinaryOpIr, BoolOperationIr as B, FloatOperationIr as F, IntOperationIr as I};
+use super::{Builder, Imports, scalar};
+use burn_ir::{
+    ActivationOperationIr as A, BinaryOpIr, BoolOperationIr as B, FloatOperationIr as F, IntOperationIr as I,
+};
 use burn_ir::{NumericOperationIr as N, ScalarOpIr, TensorIr, UnaryOpIr};
 use tpc_ir::{MapFn, Op, ReduceOp, Value};
 
@@ -101,9 +103,7 @@ impl Builder {
             N::TopKWithIndices(o) => self.ranked(&o.tensor, o.dim, true, Some(&o.out), Some(&o.out_indices)),
             N::Sort(o) => self.ranked(&o.input, o.dim, o.descending, Some(&o.out), None),
             N::ArgSort(o) => self.ranked(&o.input, o.dim, o.descending, None, Some(&o.out)),
-            N::SortWithIndices(o) => {
-                self.ranked(&o.input, o.dim, o.descending, Some(&o.out), Some(&o.out_indices))
-            }
+            N::SortWithIndices(o) => self.ranked(&o.input, o.dim, o.descending, Some(&o.out), Some(&o.out_indices)),
             N::IntRandom(o) => self.random(o),
             _ => Err(self.unsupported("there is no rule for it")),
         }

@@ -15,12 +15,15 @@ mod reduce;
 mod shape;
 mod window;
 
-use crate::capture::{operation_name, Captured, InputKind as CapturedKind, OutputKind as CapturedOutput};
+use crate::capture::{Captured, InputKind as CapturedKind, OutputKind as CapturedOutput, operation_name};
 use burn::tensor::{DType as BurnDType, TensorData};
 use burn_ir::{OperationIr, ScalarIr, TensorIr};
 use std::collections::HashMap;
 use std::sync::Arc;
-use tpc_ir::{DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts, Type, Value};
+use tpc_ir::{
+    DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts, Type,
+    Value,
+};
 
 /// Why a captured graph cannot be imported.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +175,8 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         .scopes
         .iter()
         .map(|s| {
-            let values = |ids: &[burn_ir::TensorId]| ids.iter().filter_map(|id| b.values.get(&id.value()).copied()).collect();
+            let values =
+                |ids: &[burn_ir::TensorId]| ids.iter().filter_map(|id| b.values.get(&id.value()).copied()).collect();
             Region { path: s.path.clone(), arguments: values(&s.arguments), results: values(&s.results) }
         })
         .collect();

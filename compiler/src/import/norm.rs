@@ -1,6 +1,6 @@
 //! Normalizations that burn records as one operation.
 
-use super::{scalar, Builder, Imports};
+use super::{Builder, Imports, scalar};
 use burn_ir::{BatchNormOpIr, LayerNormOpIr};
 use tpc_ir::{MapFn, ReduceOp};
 

@@ -172,7 +172,8 @@ impl Builder {
         let (shape, count) = self.even_windows(out, grad)?;
         let grad = self.get(grad);
         let share = self.with(MapFn::Div, grad, count as f64);
-        let narrow: Vec<usize> = shape.iter().enumerate().map(|(d, &n)| if d > 2 && d % 2 == 1 { 1 } else { n }).collect();
+        let narrow: Vec<usize> =
+            shape.iter().enumerate().map(|(d, &n)| if d > 2 && d % 2 == 1 { 1 } else { n }).collect();
         let share = self.reshaped(share, &narrow);
         let v = self.broadcast(MapFn::Identity, &[share], &shape);
         self.set(out, v)

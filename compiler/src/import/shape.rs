@@ -1,6 +1,6 @@
 //! Operations that rearrange elements.
 
-use super::{scalar, Builder, Imports};
+use super::{Builder, Imports, scalar};
 use burn_ir::{BaseOperationIr as O, PadModeIr, PadOpIr, TensorIr, UnfoldOpIr};
 use tpc_ir::{MapFn, Op, ReduceOp, Subscripts, Type, Value};
 

@@ -51,9 +51,7 @@ pub fn repeat_heads(x: Tensor<4>, heads: usize) -> Tensor<4> {
     if kv == heads {
         return x;
     }
-    x.unsqueeze_dim::<5>(2)
-        .expand([batch, kv, heads / kv, seq, head_dim])
-        .reshape([batch, heads, seq, head_dim])
+    x.unsqueeze_dim::<5>(2).expand([batch, kv, heads / kv, seq, head_dim]).reshape([batch, heads, seq, head_dim])
 }
 
 /// Attention of `query [b, s, h, hd]` over `key` and `value` `[b, s, kv, hd]`, merged to `[b, s, h·hd]`.
@@ -72,8 +70,5 @@ pub fn attend(
     if let Some(mask) = mask {
         scores = scores.mask_fill(mask.clone(), MASKED);
     }
-    activation::softmax(scores, 3)
-        .matmul(value)
-        .swap_dims(1, 2)
-        .reshape([batch, seq, heads * head_dim])
+    activation::softmax(scores, 3).matmul(value).swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
 }

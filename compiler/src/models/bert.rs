@@ -135,19 +135,12 @@ impl BertForMaskedLM {
             bert: BertModel {
                 embeddings: BertEmbeddings {
                     word_embeddings: embedding(config.vocab_size, width, std, device),
-                    position_embeddings: embedding(
-                        config.max_position_embeddings,
-                        width,
-                        std,
-                        device,
-                    ),
+                    position_embeddings: embedding(config.max_position_embeddings, width, std, device),
                     token_type_embeddings: embedding(config.type_vocab_size, width, std, device),
                     LayerNorm: norm(config, device),
                 },
                 encoder: BertEncoder {
-                    layer: (0..config.num_hidden_layers)
-                        .map(|_| BertLayer::new(config, device))
-                        .collect(),
+                    layer: (0..config.num_hidden_layers).map(|_| BertLayer::new(config, device)).collect(),
                 },
             },
             cls: BertHead {
@@ -174,9 +167,7 @@ impl BertForMaskedLM {
         token_type_ids: Option<Tensor<2, Int>>,
     ) -> Tensor<3> {
         let types = token_type_ids.unwrap_or_else(|| input_ids.zeros_like());
-        let hidden = scope("bert", (input_ids, types), |(ids, types)| {
-            self.bert.forward(ids, types, attention_mask)
-        });
+        let hidden = scope("bert", (input_ids, types), |(ids, types)| self.bert.forward(ids, types, attention_mask));
         scope("cls", hidden, |hidden| {
             scope("predictions", hidden, |hidden| {
                 let head = &self.cls.predictions;
@@ -203,14 +194,11 @@ impl BertModel {
     ) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
         let mask = mask(seq, false, None, attention_mask, &input_ids.device());
-        let hidden = scope("embeddings", (input_ids, token_type_ids), |(ids, types)| {
-            self.embeddings.forward(ids, types)
-        });
+        let hidden =
+            scope("embeddings", (input_ids, token_type_ids), |(ids, types)| self.embeddings.forward(ids, types));
         scope("encoder", hidden, |mut hidden| {
             for (i, layer) in self.encoder.layer.iter().enumerate() {
-                hidden = scope(&format!("layer.{i}"), hidden, |hidden| {
-                    layer.forward(hidden, mask.as_ref())
-                });
+                hidden = scope(&format!("layer.{i}"), hidden, |hidden| layer.forward(hidden, mask.as_ref()));
             }
             hidden
         })
@@ -221,12 +209,8 @@ impl BertEmbeddings {
     /// The normed sum of the three embeddings.
     pub fn forward(&self, input_ids: Tensor<2, Int>, token_type_ids: Tensor<2, Int>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let words = scope("word_embeddings", input_ids, |ids| {
-            self.word_embeddings.forward(ids)
-        });
-        let types = scope("token_type_embeddings", token_type_ids, |types| {
-            self.token_type_embeddings.forward(types)
-        });
+        let words = scope("word_embeddings", input_ids, |ids| self.word_embeddings.forward(ids));
+        let types = scope("token_type_embeddings", token_type_ids, |types| self.token_type_embeddings.forward(types));
         let positions = self.position_embeddings.weight.val().narrow(0, 0, seq);
         let sum = words + types + positions.unsqueeze::<3>();
         scope("LayerNorm", sum, |x| self.LayerNorm.forward(x))
@@ -235,16 +219,10 @@ impl BertEmbeddings {
 
 impl BertLayer {
     fn new(config: &BertConfig, device: &Device) -> Self {
-        let (width, inner, std) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.initializer_range,
-        );
+        let (width, inner, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
         let square = || linear(width, width, true, std, device);
-        let output = |input| BertOutput {
-            dense: linear(input, width, true, std, device),
-            LayerNorm: norm(config, device),
-        };
+        let output =
+            |input| BertOutput { dense: linear(input, width, true, std, device), LayerNorm: norm(config, device) };
         Self {
             attention: BertAttention {
                 self_: BertSelfAttention {
@@ -267,19 +245,11 @@ impl BertLayer {
     /// The block's output for `hidden [b, s, d]`.
     pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         let attended = scope("attention", hidden, |hidden| {
-            let context = scope("self", hidden.clone(), |x| {
-                self.attention.self_.forward(x, mask)
-            });
-            scope("output", (context, hidden), |(context, hidden)| {
-                self.attention.output.forward(context, hidden)
-            })
+            let context = scope("self", hidden.clone(), |x| self.attention.self_.forward(x, mask));
+            scope("output", (context, hidden), |(context, hidden)| self.attention.output.forward(context, hidden))
         });
-        let inner = scope("intermediate", attended.clone(), |x| {
-            self.intermediate.forward(x)
-        });
-        scope("output", (inner, attended), |(inner, attended)| {
-            self.output.forward(inner, attended)
-        })
+        let inner = scope("intermediate", attended.clone(), |x| self.intermediate.forward(x));
+        scope("output", (inner, attended), |(inner, attended)| self.output.forward(inner, attended))
     }
 }
 
@@ -317,7 +287,5 @@ impl BertTransform {
 }
 
 fn norm(config: &BertConfig, device: &Device) -> LayerNorm {
-    LayerNormConfig::new(config.hidden_size)
-        .with_epsilon(config.layer_norm_eps)
-        .init(device)
+    LayerNormConfig::new(config.hidden_size).with_epsilon(config.layer_norm_eps).init(device)
 }

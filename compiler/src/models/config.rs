@@ -8,15 +8,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// The `model_type`s that can be read.
-pub const FAMILIES: [&str; 7] = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gpt2",
-    "bert",
-    INTERLEAVED,
-];
+pub const FAMILIES: [&str; 7] = ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", INTERLEAVED];
 
 /// The `model_type` of [`InterleavedConfig`], which is not one of Hugging Face's.
 pub const INTERLEAVED: &str = "llama-interleaved";
@@ -189,10 +181,7 @@ impl ModelConfig {
         let model_type = keys.str("model_type")?;
         let keys = keys.of_family(&model_type);
         if keys.has("quantization_config") {
-            return Err(keys.wrong(
-                "quantization_config",
-                "absent (quantized weights are not supported)",
-            ));
+            return Err(keys.wrong("quantization_config", "absent (quantized weights are not supported)"));
         }
         match model_type.as_str() {
             "llama" => LlamaConfig::read(&keys, Family::Llama).map(Self::Llama),
@@ -240,9 +229,7 @@ impl ModelConfig {
             )));
         }
         if usize::try_from(largest).is_ok_and(|largest| largest >= vocab) {
-            return Err(ModelError::Batch(format!(
-                "token {largest}, but the vocabulary has {vocab} entries"
-            )));
+            return Err(ModelError::Batch(format!("token {largest}, but the vocabulary has {vocab} entries")));
         }
         Ok(())
     }
@@ -335,9 +322,7 @@ impl LlamaConfig {
             (None, _) => keys.head_dim("hidden_size", hidden_size, "num_attention_heads", heads)?,
         };
         if head_dim % 2 != 0 {
-            return Err(keys.inconsistent(format!(
-                "head_dim = {head_dim} is odd, but rotary embeddings need pairs"
-            )));
+            return Err(keys.inconsistent(format!("head_dim = {head_dim} is odd, but rotary embeddings need pairs")));
         }
         let attention_bias = keys.bool_or("attention_bias", false)?;
         let (qkv_bias, output_bias) = match family {
@@ -383,12 +368,7 @@ impl LlamaConfig {
             RopeScaling::Linear { factor } => {
                 rope_scaling = json!({ "rope_type": "linear", "factor": factor });
             }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
                 rope_scaling = json!({
                     "rope_type": "llama3",
                     "factor": factor,
@@ -455,11 +435,7 @@ impl LlamaConfig {
     }
 }
 
-fn read_windows(
-    keys: &Keys,
-    family: Family,
-    layers: usize,
-) -> Result<Vec<Option<usize>>, ModelError> {
+fn read_windows(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
     let window = match family {
         Family::Llama => None,
         // Hugging Face's default for a missing key; null means none.
@@ -475,10 +451,9 @@ fn read_windows(
     };
     if let Some(types) = keys.opt_strings("layer_types")? {
         if types.len() != layers {
-            return Err(keys.inconsistent(format!(
-                "layer_types has {} entries, but num_hidden_layers = {layers}",
-                types.len()
-            )));
+            return Err(
+                keys.inconsistent(format!("layer_types has {} entries, but num_hidden_layers = {layers}", types.len()))
+            );
         }
         return types
             .iter()
@@ -493,9 +468,7 @@ fn read_windows(
         Family::Qwen2 | Family::Qwen3 => keys.count_or("max_window_layers", 28)?,
         _ => 0,
     };
-    Ok((0..layers)
-        .map(|layer| (layer >= first).then_some(window))
-        .collect())
+    Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect())
 }
 
 /// Both spellings: `rope_parameters` (version 5) and `rope_theta` with `rope_scaling` (version 4).
@@ -518,18 +491,13 @@ fn read_rope(keys: &Keys, max_positions: usize) -> Result<RopeConfig, ModelError
         let kind = nested.str_or(key, "default")?;
         scaling = match kind.as_str() {
             "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear {
-                factor: nested.positive("factor")?,
-            },
+            "linear" => RopeScaling::Linear { factor: nested.positive("factor")? },
             "llama3" => {
-                let (low, high) = (
-                    nested.positive("low_freq_factor")?,
-                    nested.positive("high_freq_factor")?,
-                );
+                let (low, high) = (nested.positive("low_freq_factor")?, nested.positive("high_freq_factor")?);
                 if low >= high {
-                    return Err(nested.inconsistent(format!(
-                        "low_freq_factor = {low} is not below high_freq_factor = {high}"
-                    )));
+                    return Err(
+                        nested.inconsistent(format!("low_freq_factor = {low} is not below high_freq_factor = {high}"))
+                    );
                 }
                 RopeScaling::Llama3 {
                     factor: nested.positive("factor")?,
@@ -570,8 +538,7 @@ impl Gpt2Config {
             layer_norm_epsilon: keys.positive_or("layer_norm_epsilon", 1e-5)?,
             activation: keys.activation("activation_function", Activation::GeluTanh)?,
             scale_attn_weights: keys.bool_or("scale_attn_weights", true)?,
-            scale_attn_by_inverse_layer_idx: keys
-                .bool_or("scale_attn_by_inverse_layer_idx", false)?,
+            scale_attn_by_inverse_layer_idx: keys.bool_or("scale_attn_by_inverse_layer_idx", false)?,
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", true)?,
             initializer_range: keys.positive_or("initializer_range", 0.02)?,
             dropout,
@@ -628,9 +595,7 @@ impl BertConfig {
             activation: keys.activation("hidden_act", Activation::Gelu)?,
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", true)?,
             initializer_range: keys.positive_or("initializer_range", 0.02)?,
-            dropout: keys
-                .probability("attention_probs_dropout_prob")?
-                .max(keys.probability("hidden_dropout_prob")?),
+            dropout: keys.probability("attention_probs_dropout_prob")?.max(keys.probability("hidden_dropout_prob")?),
         })
     }
 

@@ -32,12 +32,7 @@ impl ModelDir {
         let config = ModelConfig::from_json(&config_json, &file)?;
         let weights = Weights::open_dir(path)?;
         weight_map(&config).check(&weights)?;
-        Ok(Self {
-            path: path.to_path_buf(),
-            config,
-            config_json,
-            weights,
-        })
+        Ok(Self { path: path.to_path_buf(), config, config_json, weights })
     }
 
     /// Which tensor is which parameter.

@@ -73,25 +73,16 @@ impl Gpt2LmHeadModel {
             transformer: Gpt2Model {
                 wte: embedding(config.vocab_size, width, std, device),
                 wpe: embedding(config.n_positions, width, std, device),
-                h: (0..config.n_layer)
-                    .map(|i| Gpt2Block::new(config, i, device))
-                    .collect(),
+                h: (0..config.n_layer).map(|i| Gpt2Block::new(config, i, device)).collect(),
                 ln_f: norm(config, device),
             },
-            lm_head: (!config.tie_word_embeddings)
-                .then(|| linear(width, config.vocab_size, false, std, device)),
+            lm_head: (!config.tie_word_embeddings).then(|| linear(width, config.vocab_size, false, std, device)),
         }
     }
 
     /// Logits `[b, s, vocab]` of `input_ids [b, s]`; `attention_mask` is 1 for tokens and 0 for padding.
-    pub fn forward(
-        &self,
-        input_ids: Tensor<2, Int>,
-        attention_mask: Option<Tensor<2, Int>>,
-    ) -> Tensor<3> {
-        let hidden = scope("transformer", input_ids, |ids| {
-            self.transformer.forward(ids, attention_mask)
-        });
+    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
+        let hidden = scope("transformer", input_ids, |ids| self.transformer.forward(ids, attention_mask));
         scope("lm_head", hidden, |hidden| match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => tied_logits(hidden, &self.transformer.wte),
@@ -101,20 +92,14 @@ impl Gpt2LmHeadModel {
 
 impl Gpt2Model {
     /// The last hidden states `[b, s, d]`.
-    pub fn forward(
-        &self,
-        input_ids: Tensor<2, Int>,
-        attention_mask: Option<Tensor<2, Int>>,
-    ) -> Tensor<3> {
+    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
         let mask = mask(seq, true, None, attention_mask, &input_ids.device());
         let tokens = scope("wte", input_ids, |ids| self.wte.forward(ids));
         let positions = self.wpe.weight.val().narrow(0, 0, seq).unsqueeze::<3>();
         let mut hidden = tokens + positions;
         for (i, block) in self.h.iter().enumerate() {
-            hidden = scope(&format!("h.{i}"), hidden, |hidden| {
-                block.forward(hidden, mask.as_ref())
-            });
+            hidden = scope(&format!("h.{i}"), hidden, |hidden| block.forward(hidden, mask.as_ref()));
         }
         scope("ln_f", hidden, |hidden| self.ln_f.forward(hidden))
     }
@@ -162,31 +147,20 @@ impl Gpt2Attention {
     pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         let [batch, seq, width] = x.dims();
         let head_dim = width / self.heads;
-        let fused = self
-            .c_attn
-            .forward(x)
-            .reshape([batch, seq, 3, self.heads, head_dim]);
-        let [query, key, value] = [0, 1, 2].map(|part| {
-            fused
-                .clone()
-                .narrow(2, part, 1)
-                .reshape([batch, seq, self.heads, head_dim])
-        });
-        self.c_proj
-            .forward(attend(query, key, value, self.scale, mask))
+        let fused = self.c_attn.forward(x).reshape([batch, seq, 3, self.heads, head_dim]);
+        let [query, key, value] =
+            [0, 1, 2].map(|part| fused.clone().narrow(2, part, 1).reshape([batch, seq, self.heads, head_dim]));
+        self.c_proj.forward(attend(query, key, value, self.scale, mask))
     }
 }
 
 impl Gpt2Mlp {
     /// `c_proj(act(c_fc(x)))`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.c_proj
-            .forward(self.activation.apply(self.c_fc.forward(x)))
+        self.c_proj.forward(self.activation.apply(self.c_fc.forward(x)))
     }
 }
 
 fn norm(config: &Gpt2Config, device: &Device) -> LayerNorm {
-    LayerNormConfig::new(config.n_embd)
-        .with_epsilon(config.layer_norm_epsilon)
-        .init(device)
+    LayerNormConfig::new(config.n_embd).with_epsilon(config.layer_norm_epsilon).init(device)
 }

@@ -69,11 +69,7 @@ impl InterleavedLlama {
         let (dim, std) = (config.dim, config.initializer_range);
         let head_dim = dim / config.n_heads;
         let kv = config.n_kv_heads * head_dim;
-        let norm = || {
-            RmsNormConfig::new(dim)
-                .with_epsilon(config.eps)
-                .init(device)
-        };
+        let norm = || RmsNormConfig::new(dim).with_epsilon(config.eps).init(device);
         let linear = |input, output| linear(input, output, false, std, device);
         Self {
             tok_embeddings: embedding(config.vocab, dim, std, device),
@@ -107,19 +103,12 @@ impl InterleavedLlama {
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let device = tokens.device();
-        let config = RopeConfig {
-            theta: self.theta,
-            scaling: RopeScaling::Default,
-        };
+        let config = RopeConfig { theta: self.theta, scaling: RopeScaling::Default };
         let rope = RopeTables::new(&config, RopePairs::Interleaved, seq, self.head_dim, &device);
         let mask = mask(seq, true, None, None, &device);
-        let mut hidden = scope("tok_embeddings", tokens, |ids| {
-            self.tok_embeddings.forward(ids)
-        });
+        let mut hidden = scope("tok_embeddings", tokens, |ids| self.tok_embeddings.forward(ids));
         for (i, block) in self.layers.iter().enumerate() {
-            hidden = scope(&format!("layers.{i}"), hidden, |hidden| {
-                block.forward(hidden, &rope, mask.as_ref())
-            });
+            hidden = scope(&format!("layers.{i}"), hidden, |hidden| block.forward(hidden, &rope, mask.as_ref()));
         }
         let hidden = scope("norm", hidden, |x| self.norm.forward(x));
         scope("output", hidden, |x| self.output.forward(x))
@@ -128,19 +117,9 @@ impl InterleavedLlama {
 
 impl InterleavedBlock {
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(
-        &self,
-        hidden: Tensor<3>,
-        rope: &RopeTables,
-        mask: Option<&Tensor<4, Bool>>,
-    ) -> Tensor<3> {
-        let normed = scope("attention_norm", hidden.clone(), |x| {
-            self.attention_norm.forward(x)
-        });
-        let hidden = hidden
-            + scope("attention", normed, |x| {
-                self.attention.forward(x, rope, mask)
-            });
+    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        let normed = scope("attention_norm", hidden.clone(), |x| self.attention_norm.forward(x));
+        let hidden = hidden + scope("attention", normed, |x| self.attention.forward(x, rope, mask));
         let normed = scope("ffn_norm", hidden.clone(), |x| self.ffn_norm.forward(x));
         hidden + scope("feed_forward", normed, |x| self.feed_forward.forward(x))
     }
@@ -148,24 +127,13 @@ impl InterleavedBlock {
 
 impl InterleavedAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        rope: &RopeTables,
-        mask: Option<&Tensor<4, Bool>>,
-    ) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         let query = split_heads(self.wq.forward(x.clone()), self.heads);
         let key = split_heads(self.wk.forward(x.clone()), self.kv_heads);
         let value = split_heads(self.wv.forward(x), self.kv_heads);
         let [_, _, _, head_dim] = query.dims();
         let scale = (head_dim as f64).powf(-0.5);
-        self.wo.forward(attend(
-            rope.apply(query),
-            rope.apply(key),
-            value,
-            scale,
-            mask,
-        ))
+        self.wo.forward(attend(rope.apply(query), rope.apply(key), value, scale, mask))
     }
 }
 

@@ -15,25 +15,14 @@ pub(super) struct Keys<'a> {
 
 /// Reads and parses a JSON file.
 pub(super) fn read_json(file: &Path) -> Result<Value, ModelError> {
-    let text = std::fs::read_to_string(file).map_err(|source| ModelError::Io {
-        file: file.to_path_buf(),
-        source,
-    })?;
-    serde_json::from_str(&text).map_err(|source| ModelError::Json {
-        file: file.to_path_buf(),
-        source,
-    })
+    let text = std::fs::read_to_string(file).map_err(|source| ModelError::Io { file: file.to_path_buf(), source })?;
+    serde_json::from_str(&text).map_err(|source| ModelError::Json { file: file.to_path_buf(), source })
 }
 
 impl<'a> Keys<'a> {
     pub(super) fn new(value: &'a Value, file: &'a Path) -> Result<Self, ModelError> {
         match value.as_object() {
-            Some(object) => Ok(Self {
-                object,
-                file,
-                family: "any".into(),
-                prefix: String::new(),
-            }),
+            Some(object) => Ok(Self { object, file, family: "any".into(), prefix: String::new() }),
             None => Err(ModelError::WrongValue {
                 file: file.to_path_buf(),
                 key: String::new(),
@@ -67,11 +56,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn missing(&self, key: &str) -> ModelError {
-        ModelError::MissingKey {
-            file: self.file.to_path_buf(),
-            key: self.path(key),
-            family: self.family.clone(),
-        }
+        ModelError::MissingKey { file: self.file.to_path_buf(), key: self.path(key), family: self.family.clone() }
     }
 
     pub(super) fn wrong(&self, key: &str, expected: &str) -> ModelError {
@@ -84,20 +69,16 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn inconsistent(&self, problem: String) -> ModelError {
-        ModelError::Inconsistent {
-            file: self.file.to_path_buf(),
-            problem,
-        }
+        ModelError::Inconsistent { file: self.file.to_path_buf(), problem }
     }
 
     /// A whole number that may be zero.
     pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => value
-                .as_u64()
-                .and_then(|n| usize::try_from(n).ok())
-                .ok_or_else(|| self.wrong(key, "a whole number")),
+            Some(value) => {
+                value.as_u64().and_then(|n| usize::try_from(n).ok()).ok_or_else(|| self.wrong(key, "a whole number"))
+            }
         }
     }
 
@@ -124,10 +105,7 @@ impl<'a> Keys<'a> {
     fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         match self.get(key) {
             None => Ok(None),
-            Some(value) => value
-                .as_f64()
-                .map(Some)
-                .ok_or_else(|| self.wrong(key, "a number")),
+            Some(value) => value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number")),
         }
     }
 
@@ -156,19 +134,14 @@ impl<'a> Keys<'a> {
     pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         match self.get(key) {
             None => Ok(default),
-            Some(value) => value
-                .as_bool()
-                .ok_or_else(|| self.wrong(key, "true or false")),
+            Some(value) => value.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
         }
     }
 
     pub(super) fn str(&self, key: &str) -> Result<String, ModelError> {
         match self.get(key) {
             None => Err(self.missing(key)),
-            Some(value) => value
-                .as_str()
-                .map(str::to_string)
-                .ok_or_else(|| self.wrong(key, "a string")),
+            Some(value) => value.as_str().map(str::to_string).ok_or_else(|| self.wrong(key, "a string")),
         }
     }
 
@@ -183,12 +156,8 @@ impl<'a> Keys<'a> {
         let Some(value) = self.get(key) else {
             return Ok(None);
         };
-        let strings = value.as_array().and_then(|values| {
-            values
-                .iter()
-                .map(|value| value.as_str().map(str::to_string))
-                .collect()
-        });
+        let strings =
+            value.as_array().and_then(|values| values.iter().map(|value| value.as_str().map(str::to_string)).collect());
         match strings {
             Some(strings) => Ok(Some(strings)),
             None => Err(self.wrong(key, "a list of strings")),
@@ -210,16 +179,10 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn activation(
-        &self,
-        key: &str,
-        default: Activation,
-    ) -> Result<Activation, ModelError> {
+    pub(super) fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
         match self.has(key) {
             false => Ok(default),
-            true => {
-                Activation::parse(&self.str(key)?).ok_or_else(|| self.wrong(key, Activation::NAMES))
-            }
+            true => Activation::parse(&self.str(key)?).ok_or_else(|| self.wrong(key, Activation::NAMES)),
         }
     }
 
@@ -233,9 +196,7 @@ impl<'a> Keys<'a> {
     ) -> Result<usize, ModelError> {
         match width.checked_rem(heads) {
             Some(0) => Ok(width / heads),
-            _ => Err(self.inconsistent(format!(
-                "{width_key} = {width} is not a multiple of {heads_key} = {heads}"
-            ))),
+            _ => Err(self.inconsistent(format!("{width_key} = {width} is not a multiple of {heads_key} = {heads}"))),
         }
     }
 }

@@ -63,9 +63,7 @@ pub(super) fn linear(input: usize, output: usize, bias: bool, std: f64, device: 
 
 /// An embedding with normally distributed rows.
 pub(super) fn embedding(rows: usize, width: usize, std: f64, device: &Device) -> Embedding {
-    Embedding {
-        weight: normal([rows, width], std, device),
-    }
+    Embedding { weight: normal([rows, width], std, device) }
 }
 
 fn normal(shape: [usize; 2], std: f64, device: &Device) -> Param<Tensor<2>> {

@@ -81,9 +81,7 @@ impl LlamaForCausalLM {
     /// Builds the model with lazily drawn weights.
     pub fn new(config: &LlamaConfig, device: &Device) -> Self {
         let (hidden, std) = (config.hidden_size, config.initializer_range);
-        let layers = (0..config.num_hidden_layers)
-            .map(|_| LlamaLayer::new(config, device))
-            .collect();
+        let layers = (0..config.num_hidden_layers).map(|_| LlamaLayer::new(config, device)).collect();
         Self {
             model: LlamaModel {
                 embed_tokens: embedding(config.vocab_size, hidden, std, device),
@@ -91,20 +89,13 @@ impl LlamaForCausalLM {
                 norm: norm(hidden, config, device),
                 config: config.clone(),
             },
-            lm_head: (!config.tie_word_embeddings)
-                .then(|| linear(hidden, config.vocab_size, false, std, device)),
+            lm_head: (!config.tie_word_embeddings).then(|| linear(hidden, config.vocab_size, false, std, device)),
         }
     }
 
     /// Logits `[b, s, vocab]` of `input_ids [b, s]`; `attention_mask` is 1 for tokens and 0 for padding.
-    pub fn forward(
-        &self,
-        input_ids: Tensor<2, Int>,
-        attention_mask: Option<Tensor<2, Int>>,
-    ) -> Tensor<3> {
-        let hidden = scope("model", input_ids, |ids| {
-            self.model.forward(ids, attention_mask)
-        });
+    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
+        let hidden = scope("model", input_ids, |ids| self.model.forward(ids, attention_mask));
         scope("lm_head", hidden, |hidden| match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => tied_logits(hidden, &self.model.embed_tokens),
@@ -114,24 +105,12 @@ impl LlamaForCausalLM {
 
 impl LlamaModel {
     /// The last hidden states `[b, s, d]`.
-    pub fn forward(
-        &self,
-        input_ids: Tensor<2, Int>,
-        attention_mask: Option<Tensor<2, Int>>,
-    ) -> Tensor<3> {
+    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
         let config = &self.config;
         let [_, seq] = input_ids.dims();
         let device = input_ids.device();
-        let mut hidden = scope("embed_tokens", input_ids, |ids| {
-            self.embed_tokens.forward(ids)
-        });
-        let rope = RopeTables::new(
-            &config.rope,
-            RopePairs::Halves,
-            seq,
-            config.head_dim,
-            &device,
-        );
+        let mut hidden = scope("embed_tokens", input_ids, |ids| self.embed_tokens.forward(ids));
+        let rope = RopeTables::new(&config.rope, RopePairs::Halves, seq, config.head_dim, &device);
         let full = mask(seq, true, None, attention_mask.clone(), &device);
         let windowed = config
             .windows
@@ -144,9 +123,7 @@ impl LlamaModel {
                 Some(Some(_)) => windowed.as_ref(),
                 _ => full.as_ref(),
             };
-            hidden = scope(&format!("layers.{i}"), hidden, |hidden| {
-                layer.forward(hidden, &rope, mask)
-            });
+            hidden = scope(&format!("layers.{i}"), hidden, |hidden| layer.forward(hidden, &rope, mask));
         }
         scope("norm", hidden, |hidden| self.norm.forward(hidden))
     }
@@ -154,18 +131,10 @@ impl LlamaModel {
 
 impl LlamaLayer {
     fn new(config: &LlamaConfig, device: &Device) -> Self {
-        let (hidden, inner, std) = (
-            config.hidden_size,
-            config.intermediate_size,
-            config.initializer_range,
-        );
+        let (hidden, inner, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         let (queries, keys) = (heads * config.head_dim, kv_heads * config.head_dim);
-        let head_norm = || {
-            config
-                .qk_norm
-                .then(|| norm(config.head_dim, config, device))
-        };
+        let head_norm = || config.qk_norm.then(|| norm(config.head_dim, config, device));
         let mlp = |input, output| linear(input, output, config.mlp_bias, std, device);
         Self {
             input_layernorm: norm(hidden, config, device),
@@ -191,34 +160,17 @@ impl LlamaLayer {
     }
 
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(
-        &self,
-        hidden: Tensor<3>,
-        rope: &RopeTables,
-        mask: Option<&Tensor<4, Bool>>,
-    ) -> Tensor<3> {
-        let normed = scope("input_layernorm", hidden.clone(), |x| {
-            self.input_layernorm.forward(x)
-        });
-        let hidden = hidden
-            + scope("self_attn", normed, |x| {
-                self.self_attn.forward(x, rope, mask)
-            });
-        let normed = scope("post_attention_layernorm", hidden.clone(), |x| {
-            self.post_attention_layernorm.forward(x)
-        });
+    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+        let normed = scope("input_layernorm", hidden.clone(), |x| self.input_layernorm.forward(x));
+        let hidden = hidden + scope("self_attn", normed, |x| self.self_attn.forward(x, rope, mask));
+        let normed = scope("post_attention_layernorm", hidden.clone(), |x| self.post_attention_layernorm.forward(x));
         hidden + scope("mlp", normed, |x| self.mlp.forward(x))
     }
 }
 
 impl LlamaAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        rope: &RopeTables,
-        mask: Option<&Tensor<4, Bool>>,
-    ) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
         let mut query = split_heads(self.q_proj.forward(x.clone()), self.heads);
         let mut key = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
         let value = split_heads(self.v_proj.forward(x), self.kv_heads);
@@ -242,7 +194,5 @@ impl LlamaMlp {
 }
 
 fn norm(width: usize, config: &LlamaConfig, device: &Device) -> RmsNorm {
-    RmsNormConfig::new(width)
-        .with_epsilon(config.rms_norm_eps)
-        .init(device)
+    RmsNormConfig::new(width).with_epsilon(config.rms_norm_eps).init(device)
 }

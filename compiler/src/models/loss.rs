@@ -34,21 +34,15 @@ pub fn cross_entropy(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
 
 /// The loss of a causal language model: each position predicts the next label.
 pub fn causal_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
-    scope("loss", (logits, labels), |(logits, labels)| {
-        cross_entropy(logits, shift_labels(labels))
-    })
+    scope("loss", (logits, labels), |(logits, labels)| cross_entropy(logits, shift_labels(labels)))
 }
 
 /// The loss of a masked language model: each position predicts its own label.
 pub fn masked_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
-    scope("loss", (logits, labels), |(logits, labels)| {
-        cross_entropy(logits, labels)
-    })
+    scope("loss", (logits, labels), |(logits, labels)| cross_entropy(logits, labels))
 }
 
 /// The mean of the squared differences.
 pub fn mean_squared_error<const D: usize>(output: Tensor<D>, target: Tensor<D>) -> Tensor<1> {
-    scope("loss", (output, target), |(output, target)| {
-        (output - target).square().mean()
-    })
+    scope("loss", (output, target), |(output, target)| (output - target).square().mean())
 }

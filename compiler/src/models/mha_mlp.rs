@@ -31,9 +31,7 @@ impl MhaMlp {
     /// Builds it with lazily drawn weights.
     pub fn new(width: usize, heads: usize, inner: usize, device: &Device) -> Self {
         Self {
-            attn: MultiHeadAttentionConfig::new(width, heads)
-                .with_dropout(0.0)
-                .init(device),
+            attn: MultiHeadAttentionConfig::new(width, heads).with_dropout(0.0).init(device),
             mlp: ReluMlp {
                 net1: linear(width, inner, true, 0.02, device),
                 net2: linear(inner, width, true, 0.02, device),
@@ -43,15 +41,10 @@ impl MhaMlp {
 
     /// The output for `x [b, s, width]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let attended = scope("attn", x.clone(), |x| {
-            self.attn.forward(MhaInput::self_attn(x)).context
-        });
+        let attended = scope("attn", x.clone(), |x| self.attn.forward(MhaInput::self_attn(x)).context);
         let hidden = x + attended;
-        let inner = scope("mlp", hidden.clone(), |x| {
-            self.mlp
-                .net2
-                .forward(Activation::Relu.apply(self.mlp.net1.forward(x)))
-        });
+        let inner =
+            scope("mlp", hidden.clone(), |x| self.mlp.net2.forward(Activation::Relu.apply(self.mlp.net1.forward(x))));
         hidden + inner
     }
 
@@ -64,11 +57,7 @@ impl MhaMlp {
     pub fn weight_map(&self) -> WeightMap {
         let mut map = WeightMap::of(self, true);
         for entry in &mut map.entries {
-            let Some((name, leaf)) = entry
-                .burn_path
-                .strip_prefix("attn.")
-                .and_then(|rest| rest.split_once('.'))
-            else {
+            let Some((name, leaf)) = entry.burn_path.strip_prefix("attn.").and_then(|rest| rest.split_once('.')) else {
                 continue;
             };
             let third = match name {

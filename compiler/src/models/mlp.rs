@@ -18,16 +18,12 @@ pub struct Mlp {
 impl Mlp {
     /// Builds it with lazily drawn weights.
     pub fn new(width: usize, inner: usize, device: &Device) -> Self {
-        Self {
-            net1: linear(width, inner, true, 0.02, device),
-            net2: linear(inner, width, true, 0.02, device),
-        }
+        Self { net1: linear(width, inner, true, 0.02, device), net2: linear(inner, width, true, 0.02, device) }
     }
 
     /// The output for `x [.., width]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        self.net2
-            .forward(Activation::Gelu.apply(self.net1.forward(x)))
+        self.net2.forward(Activation::Gelu.apply(self.net1.forward(x)))
     }
 
     /// The mean squared error against `target`.

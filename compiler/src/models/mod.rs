@@ -26,13 +26,10 @@ mod weights;
 
 pub use attention::{attend, mask, repeat_heads, split_heads};
 pub use bert::{
-    BertAttention, BertEmbeddings, BertEncoder, BertForMaskedLM, BertHead, BertIntermediate,
-    BertLayer, BertModel, BertOutput, BertPredictions, BertSelfAttention, BertTransform,
+    BertAttention, BertEmbeddings, BertEncoder, BertForMaskedLM, BertHead, BertIntermediate, BertLayer, BertModel,
+    BertOutput, BertPredictions, BertSelfAttention, BertTransform,
 };
-pub use config::{
-    BertConfig, FAMILIES, Family, Gpt2Config, INTERLEAVED, InterleavedConfig, LlamaConfig,
-    ModelConfig,
-};
+pub use config::{BertConfig, FAMILIES, Family, Gpt2Config, INTERLEAVED, InterleavedConfig, LlamaConfig, ModelConfig};
 pub use dir::ModelDir;
 pub use error::ModelError;
 pub use gpt2::{Gpt2Attention, Gpt2Block, Gpt2LmHeadModel, Gpt2Mlp, Gpt2Model};

@@ -39,11 +39,7 @@ pub struct TokenInputs {
 
 impl From<Tensor<2, Int>> for TokenInputs {
     fn from(input_ids: Tensor<2, Int>) -> Self {
-        Self {
-            input_ids,
-            attention_mask: None,
-            token_type_ids: None,
-        }
+        Self { input_ids, attention_mask: None, token_type_ids: None }
     }
 }
 
@@ -99,11 +95,7 @@ impl Model {
     /// Sequences longer than [`ModelConfig::max_positions`] do not fit a model with learned positions; use
     /// [`ModelConfig::check_batch`] before.
     pub fn forward(&self, inputs: TokenInputs) -> Tensor<3> {
-        let TokenInputs {
-            input_ids,
-            attention_mask,
-            token_type_ids,
-        } = inputs;
+        let TokenInputs { input_ids, attention_mask, token_type_ids } = inputs;
         match self {
             Self::Llama(model) => model.forward(input_ids, attention_mask),
             Self::Gpt2(model) => model.forward(input_ids, attention_mask),

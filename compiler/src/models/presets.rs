@@ -99,10 +99,7 @@ impl SmallGpt {
                 head_dim: width / heads,
                 max_position_embeddings: self.seq,
                 rms_norm_eps: 1e-5,
-                rope: RopeConfig {
-                    theta: 10000.0,
-                    scaling: RopeScaling::Default,
-                },
+                rope: RopeConfig { theta: 10000.0, scaling: RopeScaling::Default },
                 tie_word_embeddings: self.tied,
                 qkv_bias: false,
                 output_bias: false,
@@ -140,15 +137,7 @@ pub fn named(name: &str) -> Result<ModelConfig, ModelError> {
     match name {
         "llama" => Ok(llama()),
         "gpt" => SmallGpt::default().config(),
-        "gpt-learned" => SmallGpt {
-            style: GptStyle::Learned,
-            tied: true,
-            ..SmallGpt::default()
-        }
-        .config(),
-        _ => Err(ModelError::UnknownPreset {
-            found: name.into(),
-            known: NAMES.to_vec(),
-        }),
+        "gpt-learned" => SmallGpt { style: GptStyle::Learned, tied: true, ..SmallGpt::default() }.config(),
+        _ => Err(ModelError::UnknownPreset { found: name.into(), known: NAMES.to_vec() }),
     }
 }

@@ -60,8 +60,8 @@ impl RopeConfig {
                         } else if wavelength < original / high_freq_factor {
                             frequency
                         } else {
-                            let smooth = (original / wavelength - low_freq_factor)
-                                / (high_freq_factor - low_freq_factor);
+                            let smooth =
+                                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                             (1.0 - smooth) * frequency / factor + smooth * frequency
                         }
                     }
@@ -90,13 +90,7 @@ pub struct RopeTables {
 
 impl RopeTables {
     /// Computes the tables of positions `0..seq`.
-    pub fn new(
-        config: &RopeConfig,
-        pairs: RopePairs,
-        seq: usize,
-        head_dim: usize,
-        device: &Device,
-    ) -> Self {
+    pub fn new(config: &RopeConfig, pairs: RopePairs, seq: usize, head_dim: usize, device: &Device) -> Self {
         let frequencies = config.frequencies(head_dim);
         let half = head_dim / 2;
         let mut cos = Vec::with_capacity(seq * head_dim);
@@ -113,14 +107,9 @@ impl RopeTables {
             }
         }
         let table = |values: Vec<f32>| {
-            Tensor::<2>::from_data(TensorData::new(values, [seq, head_dim]), device)
-                .reshape([1, seq, 1, head_dim])
+            Tensor::<2>::from_data(TensorData::new(values, [seq, head_dim]), device).reshape([1, seq, 1, head_dim])
         };
-        Self {
-            cos: table(cos),
-            sin: table(sin),
-            pairs,
-        }
+        Self { cos: table(cos), sin: table(sin), pairs }
     }
 
     /// Rotates `x [batch, seq, heads, head_dim]`.

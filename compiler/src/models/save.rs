@@ -18,10 +18,7 @@ pub fn save_pretrained(
     map: &WeightMap,
     values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
 ) -> Result<(), ModelError> {
-    fs::create_dir_all(dir).map_err(|source| ModelError::Io {
-        file: dir.to_path_buf(),
-        source,
-    })?;
+    fs::create_dir_all(dir).map_err(|source| ModelError::Io { file: dir.to_path_buf(), source })?;
     write_weights(&dir.join("model.safetensors"), map, values)?;
     replace(&dir.join("config.json"), |file| {
         serde_json::to_writer_pretty(&mut *file, config_json)?;
@@ -41,10 +38,7 @@ pub fn write_weights(
     // Parameters that are rows of one tensor become one tensor again.
     let mut tensors: Vec<(&str, Vec<&WeightEntry>)> = Vec::new();
     for entry in &map.entries {
-        match tensors
-            .iter_mut()
-            .find(|(name, _)| *name == entry.hf_name && entry.rows.is_some())
-        {
+        match tensors.iter_mut().find(|(name, _)| *name == entry.hf_name && entry.rows.is_some()) {
             Some((_, parts)) => parts.push(entry),
             None => tensors.push((&entry.hf_name, vec![entry])),
         }
@@ -59,18 +53,12 @@ pub fn write_weights(
             shape[0] = parts.iter().map(|part| part.file_shape()[0]).sum();
         }
         let end = offset + 4 * shape.iter().product::<usize>();
-        header.insert(
-            (*name).into(),
-            json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] }),
-        );
+        header.insert((*name).into(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] }));
         offset = end;
     }
     let mut header = Value::Object(header).to_string();
     // Data starts at a multiple of 8.
-    header.extend(std::iter::repeat_n(
-        ' ',
-        header.len().next_multiple_of(8) - header.len(),
-    ));
+    header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
 
     let mut failure = None;
     let written = replace(path, |file| {
@@ -80,11 +68,7 @@ pub fn write_weights(
             let expected = entry.shape.iter().product::<usize>();
             let result = values(entry).and_then(|values| match values.len() == expected {
                 true => Ok(entry.to_file_layout(values)),
-                false => Err(ModelError::WrongLength {
-                    path: entry.burn_path.clone(),
-                    expected,
-                    found: values.len(),
-                }),
+                false => Err(ModelError::WrongLength { path: entry.burn_path.clone(), expected, found: values.len() }),
             });
             match result {
                 Ok(values) => {
@@ -107,10 +91,7 @@ pub fn write_weights(
 }
 
 /// Writes a file under a temporary name beside `path`, then renames it.
-fn replace(
-    path: &Path,
-    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
-) -> Result<(), ModelError> {
+fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<(), ModelError> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);
@@ -124,9 +105,6 @@ fn replace(
     result.map_err(|source| {
         // Nothing more can be done if this fails, too.
         let _ = fs::remove_file(&temporary);
-        ModelError::Io {
-            file: path.to_path_buf(),
-            source,
-        }
+        ModelError::Io { file: path.to_path_buf(), source }
     })
 }

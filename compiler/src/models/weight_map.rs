@@ -30,10 +30,7 @@ pub struct WeightMap {
 }
 
 /// Parts of older files' names, and today's.
-const OLD_NAMES: [(&str, &str); 2] = [
-    ("LayerNorm.weight", "LayerNorm.gamma"),
-    ("LayerNorm.bias", "LayerNorm.beta"),
-];
+const OLD_NAMES: [(&str, &str); 2] = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
 /// What files of a model without its head leave out.
 const PREFIXES: [&str; 3] = ["model.", "transformer.", "bert."];
 
@@ -92,11 +89,7 @@ impl WeightEntry {
 
     /// Reads a part of the parameter, one range for each dimension of the burn module's layout, row-major in that layout.
     /// No more than this part is read from the file, or held.
-    pub fn read_slice(
-        &self,
-        weights: &Weights,
-        slice: &[Range<usize>],
-    ) -> Result<Vec<f32>, ModelError> {
+    pub fn read_slice(&self, weights: &Weights, slice: &[Range<usize>]) -> Result<Vec<f32>, ModelError> {
         self.check(weights)?;
         let mut file_slice = slice.to_vec();
         if self.transpose {
@@ -135,14 +128,9 @@ impl WeightMap {
     /// Norms' `gamma` and `beta` become `weight` and `bias`, a field `self_` becomes `self`, and the weights of `Linear` are
     /// transposed in the file if `linear_is_transposed` (everywhere but in GPT-2).
     pub fn of<M: Module>(module: &M, linear_is_transposed: bool) -> Self {
-        let mut collect = Collect {
-            linear_is_transposed,
-            ..Collect::default()
-        };
+        let mut collect = Collect { linear_is_transposed, ..Collect::default() };
         module.visit(&mut collect);
-        Self {
-            entries: collect.entries,
-        }
+        Self { entries: collect.entries }
     }
 
     /// The entry of a burn path.
@@ -166,28 +154,19 @@ impl WeightMap {
 
     /// Total number of elements.
     pub fn parameters(&self) -> usize {
-        self.entries
-            .iter()
-            .map(|entry| entry.shape.iter().product::<usize>())
-            .sum()
+        self.entries.iter().map(|entry| entry.shape.iter().product::<usize>()).sum()
     }
 
     /// Checks every tensor's presence and shape without reading any data.
     pub fn check(&self, weights: &Weights) -> Result<(), ModelError> {
-        self.entries
-            .iter()
-            .try_for_each(|entry| entry.check(weights))
+        self.entries.iter().try_for_each(|entry| entry.check(weights))
     }
 
     /// Replaces every parameter of `module` by the file's values. The parameters keep their ids and devices.
     pub fn load<M: Module>(&self, module: M, weights: &Weights) -> Result<M, ModelError> {
         self.check(weights)?;
         let mut load = Load {
-            entries: self
-                .entries
-                .iter()
-                .map(|e| (e.burn_path.as_str(), e))
-                .collect(),
+            entries: self.entries.iter().map(|e| (e.burn_path.as_str(), e)).collect(),
             weights,
             path: Vec::new(),
             error: None,
@@ -302,9 +281,7 @@ impl ModuleMapper for Load<'_> {
         let path = self.path.join(".");
         let values = match self.entries.get(path.as_str()) {
             None => Err(ModelError::Unmapped(path)),
-            Some(entry) => entry
-                .read(self.weights)
-                .map(|values| TensorData::new(values, entry.shape.clone())),
+            Some(entry) => entry.read(self.weights).map(|values| TensorData::new(values, entry.shape.clone())),
         };
         match values {
             Ok(data) => {

@@ -60,11 +60,7 @@ const LONGEST_HEADER: u64 = 100_000_000;
 impl Weights {
     /// Opens one safetensors file.
     pub fn open_file(file: &Path) -> Result<Self, ModelError> {
-        let mut weights = Self {
-            origin: file.to_path_buf(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut weights = Self { origin: file.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
         weights.add_file(file)?;
         Ok(weights)
     }
@@ -77,24 +73,13 @@ impl Weights {
         }
         let index = dir.join("model.safetensors.index.json");
         if !index.is_file() {
-            return Err(ModelError::NoWeights {
-                dir: dir.to_path_buf(),
-            });
+            return Err(ModelError::NoWeights { dir: dir.to_path_buf() });
         }
         let value = read_json(&index)?;
-        let bad = |problem: String| ModelError::BadFile {
-            file: index.clone(),
-            problem,
-        };
-        let map = value
-            .get("weight_map")
-            .and_then(Value::as_object)
-            .ok_or_else(|| bad("no object \"weight_map\"".into()))?;
-        let mut weights = Self {
-            origin: index.clone(),
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let bad = |problem: String| ModelError::BadFile { file: index.clone(), problem };
+        let map =
+            value.get("weight_map").and_then(Value::as_object).ok_or_else(|| bad("no object \"weight_map\"".into()))?;
+        let mut weights = Self { origin: index.clone(), files: Vec::new(), tensors: BTreeMap::new() };
         let mut opened: HashMap<&str, usize> = HashMap::new();
         for (tensor, file) in map {
             let file = file
@@ -118,21 +103,11 @@ impl Weights {
     }
 
     fn add_file(&mut self, path: &Path) -> Result<(), ModelError> {
-        let io = |source| ModelError::Io {
-            file: path.to_path_buf(),
-            source,
-        };
-        let bad = |problem: String| ModelError::BadFile {
-            file: path.to_path_buf(),
-            problem,
-        };
+        let io = |source| ModelError::Io { file: path.to_path_buf(), source };
+        let bad = |problem: String| ModelError::BadFile { file: path.to_path_buf(), problem };
         let mut file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
-        let truncated = |expected| ModelError::Truncated {
-            file: path.to_path_buf(),
-            expected,
-            found: length,
-        };
+        let truncated = |expected| ModelError::Truncated { file: path.to_path_buf(), expected, found: length };
         if length < 8 {
             return Err(truncated(8));
         }
@@ -148,16 +123,14 @@ impl Weights {
         }
         let mut header = vec![0; size as usize];
         file.read_exact(&mut header).map_err(io)?;
-        let header: Value = serde_json::from_slice(&header)
-            .map_err(|source| bad(format!("its header is not JSON: {source}")))?;
-        let header = header
-            .as_object()
-            .ok_or_else(|| bad("its header is not an object".into()))?;
+        let header: Value =
+            serde_json::from_slice(&header).map_err(|source| bad(format!("its header is not JSON: {source}")))?;
+        let header = header.as_object().ok_or_else(|| bad("its header is not an object".into()))?;
         let index = self.files.len();
         let mut end = start;
         for (name, entry) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-            let (info, last) = parse_entry(entry, index, start)
-                .map_err(|problem| bad(format!("tensor {name:?}: {problem}")))?;
+            let (info, last) =
+                parse_entry(entry, index, start).map_err(|problem| bad(format!("tensor {name:?}: {problem}")))?;
             end = end.max(last);
             self.tensors.insert(name.clone(), info);
         }
@@ -180,13 +153,11 @@ impl Weights {
 
     /// Shape and type of a tensor.
     pub fn info(&self, name: &str) -> Result<&TensorInfo, ModelError> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| ModelError::MissingTensor {
-                file: self.origin.clone(),
-                tensor: name.into(),
-                nearest: self.nearest(name),
-            })
+        self.tensors.get(name).ok_or_else(|| ModelError::MissingTensor {
+            file: self.origin.clone(),
+            tensor: name.into(),
+            nearest: self.nearest(name),
+        })
     }
 
     /// The file that holds a tensor.
@@ -218,11 +189,7 @@ impl Weights {
     }
 
     /// A part of a tensor, one range for each of its dimensions, converted to f32, row-major. Only that part is read.
-    pub fn read_f32_slice(
-        &self,
-        name: &str,
-        slice: &[Range<usize>],
-    ) -> Result<Vec<f32>, ModelError> {
+    pub fn read_f32_slice(&self, name: &str, slice: &[Range<usize>]) -> Result<Vec<f32>, ModelError> {
         let info = self.info(name)?;
         let convert: fn(&[u8]) -> f32 = match info.dtype {
             FileType::F32 => |b| f32::from_le_bytes(array(b)),
@@ -238,9 +205,7 @@ impl Weights {
     pub fn read_f64(&self, name: &str) -> Result<Vec<f64>, ModelError> {
         let info = self.info(name)?;
         match info.dtype {
-            FileType::F64 => self.read(name, info, &whole(&info.shape), |b| {
-                f64::from_le_bytes(array(b))
-            }),
+            FileType::F64 => self.read(name, info, &whole(&info.shape), |b| f64::from_le_bytes(array(b))),
             _ => Ok(self.read_f32(name)?.into_iter().map(f64::from).collect()),
         }
     }
@@ -273,10 +238,7 @@ impl Weights {
         convert: impl Fn(&[u8]) -> T,
     ) -> Result<Vec<T>, ModelError> {
         let inside = slice.len() == info.shape.len()
-            && slice
-                .iter()
-                .zip(&info.shape)
-                .all(|(range, size)| range.start <= range.end && range.end <= *size);
+            && slice.iter().zip(&info.shape).all(|(range, size)| range.start <= range.end && range.end <= *size);
         if !inside {
             return Err(ModelError::BadSlice {
                 file: self.file_of(info).to_path_buf(),
@@ -326,13 +288,7 @@ impl Weights {
         Ok(values)
     }
 
-    fn read_bytes(
-        &self,
-        info: &TensorInfo,
-        at: u64,
-        length: usize,
-        into: &mut Vec<u8>,
-    ) -> Result<(), ModelError> {
+    fn read_bytes(&self, info: &TensorInfo, at: u64, length: usize, into: &mut Vec<u8>) -> Result<(), ModelError> {
         let Some((path, file)) = self.files.get(info.file) else {
             return Ok(());
         };
@@ -341,10 +297,7 @@ impl Weights {
         let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         file.seek(SeekFrom::Start(at))
             .and_then(|_| file.read_exact(into))
-            .map_err(|source| ModelError::Io {
-                file: path.clone(),
-                source,
-            })
+            .map_err(|source| ModelError::Io { file: path.clone(), source })
     }
 
     /// Up to three names that share the most of their dotted parts, from the end or the start.
@@ -355,9 +308,7 @@ impl Weights {
             .keys()
             .map(|other| {
                 let others: Vec<&str> = other.split('.').collect();
-                let same = |a: &mut dyn Iterator<Item = (&&str, &&str)>| {
-                    a.take_while(|(x, y)| x == y).count()
-                };
+                let same = |a: &mut dyn Iterator<Item = (&&str, &&str)>| a.take_while(|(x, y)| x == y).count();
                 let front = same(&mut parts.iter().zip(&others));
                 let back = same(&mut parts.iter().rev().zip(others.iter().rev()));
                 (front + back, other)
@@ -365,11 +316,7 @@ impl Weights {
             .filter(|(score, _)| *score > 0)
             .collect();
         scored.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(b.1)));
-        scored
-            .into_iter()
-            .take(3)
-            .map(|(_, name)| name.clone())
-            .collect()
+        scored.into_iter().take(3).map(|(_, name)| name.clone()).collect()
     }
 }
 
@@ -399,10 +346,7 @@ impl FileType {
 
 /// One tensor of a header, and where its data ends in the file.
 fn parse_entry(entry: &Value, file: usize, start: u64) -> Result<(TensorInfo, u64), String> {
-    let dtype_name = entry
-        .get("dtype")
-        .and_then(Value::as_str)
-        .ok_or("no \"dtype\"")?;
+    let dtype_name = entry.get("dtype").and_then(Value::as_str).ok_or("no \"dtype\"")?;
     let numbers = |key: &str| -> Result<Vec<u64>, String> {
         entry
             .get(key)
@@ -418,26 +362,16 @@ fn parse_entry(entry: &Value, file: usize, start: u64) -> Result<(TensorInfo, u6
         return Err("\"data_offsets\" is not a pair".into());
     };
     let dtype = FileType::parse(dtype_name);
-    let bytes = shape
-        .iter()
-        .try_fold(dtype.width(), |product, size| product.checked_mul(*size));
+    let bytes = shape.iter().try_fold(dtype.width(), |product, size| product.checked_mul(*size));
     let length = to.checked_sub(from);
     if length.is_none() || (dtype != FileType::Other && bytes.map(|b| b as u64) != length) {
-        return Err(format!(
-            "data_offsets [{from}, {to}] do not fit {dtype_name} {shape:?}"
-        ));
+        return Err(format!("data_offsets [{from}, {to}] do not fit {dtype_name} {shape:?}"));
     }
     let (offset, end) = match (start.checked_add(from), start.checked_add(to)) {
         (Some(offset), Some(end)) => (offset, end),
         _ => return Err(format!("data_offsets [{from}, {to}] are too large")),
     };
-    let info = TensorInfo {
-        dtype,
-        dtype_name: dtype_name.into(),
-        shape,
-        file,
-        offset,
-    };
+    let info = TensorInfo { dtype, dtype_name: dtype_name.into(), shape, file, offset };
     Ok((info, end))
 }
 
@@ -470,14 +404,7 @@ impl Runs {
         }
         let counts: Vec<usize> = slice[..outer].iter().map(ExactSizeIterator::len).collect();
         strides.truncate(outer);
-        Self {
-            length,
-            total: counts.iter().product(),
-            counts,
-            strides,
-            base,
-            next: 0,
-        }
+        Self { length, total: counts.iter().product(), counts, strides, base, next: 0 }
     }
 }
 

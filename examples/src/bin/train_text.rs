@@ -29,7 +29,7 @@ const TOLERANCE: f64 = 1e-3;
 #[derive(Parser)]
 struct Options {
     /// Training steps.
-    #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u64).range(2..))]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(2..))]
     steps: u64,
     /// Ranks of the mesh axis `tp`.
     #[arg(long, default_value_t = 2)]
@@ -90,11 +90,12 @@ fn windows(text: &[f64], count: usize, draw: &mut Draw) -> Vec<f64> {
     batch
 }
 
-/// A short warm-up, then half a cosine.
+/// A warm-up, then half a cosine. At a rate half as high again and with a short warm-up, training is
+/// chaotic: what rounding changes in the last digit grows to a percent of the loss in 200 steps.
 fn learning_rate(step: u64, steps: u64) -> f64 {
-    let warm = (step as f64 / 20.0).min(1.0);
+    let warm = (step as f64 / 100.0).min(1.0);
     let turn = std::f64::consts::PI * step as f64 / steps as f64;
-    3e-3 * warm * (0.1 + 0.45 * (1.0 + turn.cos()))
+    2e-3 * warm * (0.1 + 0.45 * (1.0 + turn.cos()))
 }
 
 /// The same seeds give the same parameters and batches on every mesh.
@@ -104,17 +105,17 @@ fn train(
     (mesh, plan): (&Mesh, &Plan),
     steps: u64,
 ) -> Result<(TrainingSession, Vec<f64>), Box<dyn Error>> {
-    let optimizer = AdamWConfig::new().with_beta_2(0.95).with_weight_decay(0.1).build();
+    let optimizer = AdamWConfig::new().with_beta_2(0.99).with_weight_decay(0.1).build();
     let begin = Instant::now();
     let capture = capture_step(config, TokenBatch::new(BATCH, SEQ), &optimizer)?;
     let names = names(config);
     let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
     let program = compile_training(capture, mesh, plan, &CompileOptions::default(), &rename)?;
-    let (stages, ranks) = (&program.steady, mesh.ranks());
+    let stages = &program.steady;
+    let ranks = format!("{} rank{}", mesh.ranks(), if mesh.ranks() == 1 { "" } else { "s" });
     println!(
-        "compiled in {:.1} s for {ranks} rank{}: {} captured operations, {} after canonicalizing, {} placed, {} kernels and collectives per rank",
+        "compiled in {:.1} s for {ranks}: {} captured operations, {} after canonicalizing, {} placed, {} kernels and collectives per rank",
         begin.elapsed().as_secs_f64(),
-        if ranks == 1 { "" } else { "s" },
         stages.captured.len(),
         stages.logical.len(),
         stages.placed.len(),
@@ -128,7 +129,7 @@ fn train(
     bar.set_style(
         ProgressStyle::with_template("{prefix} [{wide_bar}] {pos}/{len} {msg} eta {eta}")?.progress_chars("=> "),
     );
-    bar.set_prefix(mesh.to_string());
+    bar.set_prefix(ranks);
     let mut draw = Draw(SEED);
     let mut losses = Vec::new();
     let begin = Instant::now();
@@ -213,10 +214,9 @@ fn print_memory(session: &Session) {
         println!("{rank:>4}{:>12.2}{:>12.2}{:>12.2}{:>12.2}", row[0], row[1], row[2], row[3]);
     }
     let (_, global, whole) = held(session.program(0), InputKind::Parameter);
-    println!(
-        "the whole model has {:.2} MiB of parameters; the arena holds all of the above and was predicted exactly",
-        mib(global as f64)
-    );
+    let exact = (0..session.ranks()).all(|r| session.program(r).arena_bytes == session.allocated_bytes(r));
+    println!("arenas hold parameters, optimizer state and all that lives during a step; as predicted: {exact}");
+    println!("the whole model has {:.2} MiB of parameters", mib(global as f64));
     println!("parameters that every rank holds entirely ({:.1} KiB):", whole.values().sum::<usize>() as f64 / 1024.0);
     for (name, bytes) in whole {
         println!("  {name} ({:.1} KiB)", bytes as f64 / 1024.0);

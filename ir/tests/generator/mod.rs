@@ -228,9 +228,22 @@ impl Builder<'_> {
             shape.push(1 + self.dice.below(5));
         }
         let functions = [
-            MapFn::Add, MapFn::Sub, MapFn::Mul, MapFn::Max, MapFn::Neg, MapFn::Abs, MapFn::Lt, MapFn::Eq, MapFn::Select,
-            MapFn::Identity, MapFn::Cast(DType::F32), MapFn::Cast(DType::I32), MapFn::Cast(DType::BF16), MapFn::Exp,
-            MapFn::Rsqrt, MapFn::Sigmoid,
+            MapFn::Add,
+            MapFn::Sub,
+            MapFn::Mul,
+            MapFn::Max,
+            MapFn::Neg,
+            MapFn::Abs,
+            MapFn::Lt,
+            MapFn::Eq,
+            MapFn::Select,
+            MapFn::Identity,
+            MapFn::Cast(DType::F32),
+            MapFn::Cast(DType::I32),
+            MapFn::Cast(DType::BF16),
+            MapFn::Exp,
+            MapFn::Rsqrt,
+            MapFn::Sigmoid,
         ];
         let f = self.dice.of(&functions);
         let count = f.arity().unwrap_or(3);
@@ -288,7 +301,11 @@ impl Builder<'_> {
         let shape = |row: &Vec<u8>| row.iter().map(|&l| sizes[l as usize]).collect::<Vec<_>>();
         let (dims, result, summed) = self.by_letters(&subs);
         let left = self.moved(a, &dims[0]);
-        let ty = Type { dtype: t.dtype, shape: shape(&subs.operands[1]), sharding: Sharding { dims: dims[1].clone(), partial: None } };
+        let ty = Type {
+            dtype: t.dtype,
+            shape: shape(&subs.operands[1]),
+            sharding: Sharding { dims: dims[1].clone(), partial: None },
+        };
         let right = self.feed(ty, -3.0, 3.0);
         let mut sharding = Sharding { dims: result, partial: None };
         sharding = sharding.with_partial(ReduceOp::Sum, summed).unwrap();
@@ -392,7 +409,8 @@ impl Builder<'_> {
         let used: AxisSet = dims.iter().flatten().copied().collect();
         let count = self.shape(0).into_iter().take(2).collect::<Vec<_>>();
         let cut = self.deal(count.len(), used);
-        let ty = Type { dtype: DType::I64, shape: count.clone(), sharding: Sharding { dims: cut.clone(), partial: None } };
+        let ty =
+            Type { dtype: DType::I64, shape: count.clone(), sharding: Sharding { dims: cut.clone(), partial: None } };
         // One row before and one row behind the table: read as zeros.
         let index = self.feed(ty, -1.0, t.shape[0] as f64);
         let sharding = Sharding { dims: [cut, dims[1..].to_vec()].concat(), partial: None };
@@ -487,7 +505,11 @@ impl Builder<'_> {
         }
         let trained = self.graph.inputs().find(|(_, k, _)| matches!(k, InputKind::Parameter | InputKind::State));
         if let Some((node, _, name)) = trained {
-            let output = Output { kind: OutputKind::Update(name.into()), value: node.into(), layout: self.graph.node(node).types[0].shape.clone() };
+            let output = Output {
+                kind: OutputKind::Update(name.into()),
+                value: node.into(),
+                layout: self.graph.node(node).types[0].shape.clone(),
+            };
             self.graph.outputs.push(output);
         }
         let region = Region { path: "a.\"b\"".into(), arguments: self.pool[..1].to_vec(), results: leaves };

@@ -11,7 +11,7 @@
 //! After: `%1 = index dim=2 index=1 %0 : f32[2, 4, 32]` with `%0 : f32[2, 4, 3, 32]`.
 
 use crate::rebuild::rebuild;
-use crate::rules::{rule, FactorKind};
+use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
@@ -144,8 +144,7 @@ impl Indices {
                 let result = Value::from(node);
                 for &v in &operands {
                     // The short side equals the minor part (extent) of the long side.
-                    let (long, short) =
-                        if graph.ty(v).shape[dim] == extent { (result, v) } else { (v, result) };
+                    let (long, short) = if graph.ty(v).shape[dim] == extent { (result, v) } else { (v, result) };
                     if graph.ty(short).rank() == graph.ty(long).rank() {
                         relations.push((node, self.vars(long, dim..dim + 1), self.vars(short, dim..dim + 1), extent));
                     }
@@ -263,7 +262,8 @@ impl Indices {
             Op::Slice { dim, start, step } => match chunked(old, node) {
                 Some((_, extent)) if self.splits(sources[0], *dim, extent) => {
                     let at = position(sources[0], *dim);
-                    let chunk = pick(new, operands[0], at, self.majors(sources[0], *dim, extent), start / extent, &n.origin);
+                    let chunk =
+                        pick(new, operands[0], at, self.majors(sources[0], *dim, extent), start / extent, &n.origin);
                     // A chunk of extent 1 that is needed whole (the only row of a table) keeps the extent.
                     vec![reshape(new, chunk, &ty.shape, &n.origin)]
                 }
@@ -281,7 +281,8 @@ impl Indices {
                 match chunked(old, node) {
                     Some((_, extent)) if self.splits(node.into(), *dim, extent) => {
                         let majors = self.majors(node.into(), *dim, extent);
-                        let fill = if let Op::Pad { low, value, .. } = &n.op { Some((low / extent, *value)) } else { None };
+                        let fill =
+                            if let Op::Pad { low, value, .. } = &n.op { Some((low / extent, *value)) } else { None };
                         let inner = [&ty.shape[..at], &ty.shape[at + majors.len()..]].concat();
                         let chunks: Vec<Value> = operands.iter().map(|&v| reshape(new, v, &inner, &n.origin)).collect();
                         vec![place(new, &chunks, fill, at, majors, &ty, &n.origin)]
@@ -301,7 +302,15 @@ impl Indices {
 
     /// A slice, pad or concatenation that cuts a dimension anywhere: on factored values the
     /// dimension is merged for it and split again behind it.
-    fn unfactored(&self, old: &Graph, new: &mut Graph, node: NodeIndex, op: Op, dim: usize, operands: &[Value]) -> Value {
+    fn unfactored(
+        &self,
+        old: &Graph,
+        new: &mut Graph,
+        node: NodeIndex,
+        op: Op,
+        dim: usize,
+        operands: &[Value],
+    ) -> Value {
         let n = old.node(node);
         let merged = |this: &Self, v: Value, ty: &Type| -> Vec<usize> {
             let dims = this.dims(v, ty.rank());
@@ -379,7 +388,14 @@ fn groups(from: &[usize], to: &[usize]) -> Vec<(std::ops::Range<usize>, std::ops
 /// Products of the minor-most 1, 2, … factors, without the whole.
 fn boundaries(factors: &[usize]) -> Vec<usize> {
     let mut product = 1;
-    let mut all: Vec<usize> = factors.iter().rev().map(|&f| { product *= f; product }).collect();
+    let mut all: Vec<usize> = factors
+        .iter()
+        .rev()
+        .map(|&f| {
+            product *= f;
+            product
+        })
+        .collect();
     all.pop();
     all
 }

@@ -18,17 +18,21 @@ use std::collections::HashMap;
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Scalar, Subscripts, Type, Value};
 
+/// A sum: its terms, how each is read, and the letters of the result.
+type Sum = (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>);
+
 /// One round of simplification.
 pub fn simplify(graph: &Graph) -> Graph {
     let mut known: HashMap<(Op, Vec<Value>, Vec<Type>), Vec<Value>> = HashMap::new();
     let single = single_use_sums(graph);
-    let mut flatten: HashMap<Value, (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>)> = HashMap::new();
+    let mut flatten: HashMap<Value, Sum> = HashMap::new();
     rebuild(graph, graph.mesh.clone(), |new, node, operands| {
         let n = graph.node(node);
         let results = match &n.op {
             Op::Map { f, subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
-                let (operands, subs) = if f.is_sum() { join_sums(&operands, &subs, &flatten) } else { (operands, subs) };
+                let (operands, subs) =
+                    if f.is_sum() { join_sums(&operands, &subs, &flatten) } else { (operands, subs) };
                 let value = map(new, *f, operands.clone(), subs.clone(), &n.types[0], &n.origin);
                 if f.is_sum() && single[node.index()] {
                     flatten.insert(value, (operands, subs.operands, subs.result));
@@ -41,7 +45,16 @@ pub fn simplify(graph: &Graph) -> Graph {
             }
             Op::Reduce { op, subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
-                vec![reduce(new, *op, operands[0], subs, graph.ty(graph.operands(node)[0]), graph_subs(graph, node), &n.types[0], &n.origin)]
+                vec![reduce(
+                    new,
+                    *op,
+                    operands[0],
+                    subs,
+                    graph.ty(graph.operands(node)[0]),
+                    graph_subs(graph, node),
+                    &n.types[0],
+                    &n.origin,
+                )]
             }
             Op::Index { dim, .. } if new.fill_of(operands[0]).is_some() => {
                 let _ = dim;
@@ -116,11 +129,7 @@ fn fold_views(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts) -
 }
 
 /// Replaces operands that are single-use sums by their terms.
-fn join_sums(
-    operands: &[Value],
-    subs: &Subscripts,
-    flatten: &HashMap<Value, (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>)>,
-) -> Read {
+fn join_sums(operands: &[Value], subs: &Subscripts, flatten: &HashMap<Value, Sum>) -> Read {
     let mut terms: Vec<(Value, Vec<Letter>)> = Vec::new();
     for (&v, letters) in operands.iter().zip(&subs.operands) {
         match flatten.get(&v) {
@@ -171,11 +180,11 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
         MapFn::Mul if is(0, 1.0) && same_type(new, 1) => return keep(new, 1),
         MapFn::Select if scalars[0].is_some() => return keep(new, if is(0, 0.0) { 2 } else { 1 }),
         MapFn::Neg => {
-            if let Op::Map { f: MapFn::Neg, subs: inner } = new.op(operands[0]) {
-                if inner.is_elementwise() {
-                    let source = new.operands(operands[0].node)[0];
-                    return view(new, source, &subs.operands[0], &subs.result, ty, origin);
-                }
+            if let Op::Map { f: MapFn::Neg, subs: inner } = new.op(operands[0])
+                && inner.is_elementwise()
+            {
+                let source = new.operands(operands[0].node)[0];
+                return view(new, source, &subs.operands[0], &subs.result, ty, origin);
             }
         }
         MapFn::Pow => {
@@ -230,16 +239,14 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
 
 fn einsum(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts, ty: &Type, origin: &Origin) -> Value {
     // A summed letter that only one operand has is a reduction of that operand.
-    for i in 0..2 {
-        let only: Vec<Letter> = subs.operands[i]
-            .iter()
-            .copied()
-            .filter(|l| !subs.result.contains(l) && !subs.operands[1 - i].contains(l))
-            .collect();
-        if !only.is_empty() {
-            let dims: Vec<usize> = only.iter().filter_map(|l| subs.operands[i].iter().position(|m| m == l)).collect();
-            operands[i] = new.reduce(ReduceOp::Sum, operands[i], &dims, origin);
-            subs.operands[i].retain(|l| !only.contains(l));
+    for (i, operand) in operands.iter_mut().enumerate() {
+        let (own, other) = (&subs.operands[i], &subs.operands[1 - i]);
+        let alone = |l: &Letter| !subs.result.contains(l) && !other.contains(l);
+        let dims: Vec<usize> = (0..own.len()).filter(|&d| alone(&own[d])).collect();
+        let kept: Vec<Letter> = own.iter().copied().filter(|l| !alone(l)).collect();
+        if !dims.is_empty() {
+            *operand = new.reduce(ReduceOp::Sum, *operand, &dims, origin);
+            subs.operands[i] = kept;
         }
     }
     let present = |l: &Letter| subs.operands.iter().any(|o| o.contains(l));
@@ -272,17 +279,13 @@ fn reduce(
         .product();
     let broadcast = before_subs.result.iter().any(|l| !letters.contains(l));
     let kept: Vec<Letter> = letters.iter().copied().filter(|l| subs.result.contains(l)).collect();
-    let narrow: Vec<usize> = letters
-        .iter()
-        .zip(&new.ty(operand).shape)
-        .filter(|(l, _)| kept.contains(l))
-        .map(|(_, &n)| n)
-        .collect();
+    let narrow: Vec<usize> =
+        letters.iter().zip(&new.ty(operand).shape).filter(|(l, _)| kept.contains(l)).map(|(_, &n)| n).collect();
     let mut value = operand;
     if kept.len() != letters.len() || (!broadcast && lost == 1 && kept != subs.result) {
         let order: Vec<Letter> = if broadcast { kept.clone() } else { subs.result.clone() };
         let shape = if broadcast { narrow } else { ty.shape.clone() };
-        let subs = Subscripts::new(&[letters.clone()], &order);
+        let subs = Subscripts::new(std::slice::from_ref(letters), &order);
         value = new.push(Op::Reduce { op, subs }, &[operand], Type::new(ty.dtype, shape), origin);
         if !broadcast && lost == 1 {
             return value;

@@ -7,7 +7,7 @@
 //! exact total falls, until nothing helps, and the marginal costs are taken anew. Cost never rises,
 //! so the result is at most that of the program that came in.
 
-use super::term::{canonical, ClassData, Term, Typing};
+use super::term::{ClassData, Term, Typing, canonical};
 use crate::cost::CostModel;
 use egg::{EClass, EGraph, Id};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};

@@ -3,7 +3,7 @@
 //! An e-class is one local value per rank. Its type (with placement) is analysis data, and merging
 //! two classes of different type is a bug of a rule that the analysis reports at once. The rules are
 //! the equalities of RULES.md section 3, in [`rules`]; each takes its condition from the factor table.
-//! [`extract`] picks one operation per class so that the whole graph costs least. The input program
+//! [`mod@extract`] picks one operation per class so that the whole graph costs least. The input program
 //! is always a candidate, so the result is never worse.
 //!
 //! Before, the input gradient of q, k and v: `%10 = all_reduce tp sum %7`, `%11 = all_reduce tp sum
@@ -17,7 +17,7 @@ pub mod term;
 use crate::cost::CostModel;
 use egg::{EGraph, Id, Runner, SimpleScheduler};
 use extract::extract;
-use rules::{all_rules, RuleInfo};
+use rules::{RuleInfo, all_rules};
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::time::Duration;
@@ -206,10 +206,7 @@ fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], cla
         };
         value_of.insert(*id, value);
     }
-    new.outputs = old
-        .outputs
-        .iter()
-        .map(|o| Output { value: value_of[&egraph.find(class_of[&o.value])], ..o.clone() })
-        .collect();
+    new.outputs =
+        old.outputs.iter().map(|o| Output { value: value_of[&egraph.find(class_of[&o.value])], ..o.clone() }).collect();
     new
 }

@@ -1,12 +1,12 @@
 //! One rank's kernels: local shapes, strides, offsets, groups.
 
-use super::group::{is_loop_op, letters, reduced_dims, Kernel, LoopDim};
+use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tpc_ir::program::{
-    dense_strides, Action, Binding, Buffer, BufferId, Collective, CollectiveKind, Contract, ContractDim, InputBinding,
-    Instruction, Loop, OutputBinding, RankProgram, Step, View,
+    Action, Binding, Buffer, BufferId, Collective, CollectiveKind, Contract, ContractDim, InputBinding, Instruction,
+    Loop, OutputBinding, RankProgram, Step, View, dense_strides,
 };
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
@@ -15,7 +15,8 @@ use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type
 pub fn emit(graph: &Graph, kernels: &[Kernel], rank: usize) -> RankProgram {
     let coords = graph.mesh.coords(rank);
     let program = RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() };
-    let mut e = Emitter { graph, rank, coords, program, views: HashMap::new(), tags: 0, stored: stored(graph, kernels) };
+    let mut e =
+        Emitter { graph, rank, coords, program, views: HashMap::new(), tags: 0, stored: stored(graph, kernels) };
     e.inputs();
     let in_place = in_place(graph, kernels);
     for (k, kernel) in kernels.iter().enumerate() {
@@ -62,7 +63,14 @@ fn in_place(graph: &Graph, kernels: &[Kernel]) -> Vec<HashMap<NodeIndex, String>
     all
 }
 
-fn readers_are_done(graph: &Graph, kernel: &Kernel, position: &[usize], k: usize, source: NodeIndex, written: &[LoopDim]) -> bool {
+fn readers_are_done(
+    graph: &Graph,
+    kernel: &Kernel,
+    position: &[usize],
+    k: usize,
+    source: NodeIndex,
+    written: &[LoopDim],
+) -> bool {
     graph.users(source).all(|(user, edge)| {
         if super::group::is_free(&graph.node(user).op) {
             // A view: its own readers must all be earlier kernels.
@@ -250,7 +258,8 @@ impl Emitter<'_> {
                 let mut c = Contract { left, right, out, batch: vec![], m: vec![], n: vec![], k: vec![], scale: 1.0 };
                 let position = |row: &Vec<u8>, l: usize| row.iter().position(|&x| x as usize == l);
                 for l in 0..subs.letters() {
-                    let at = (position(&subs.operands[0], l), position(&subs.operands[1], l), position(&subs.result, l));
+                    let at =
+                        (position(&subs.operands[0], l), position(&subs.operands[1], l), position(&subs.result, l));
                     let stride = |v: &View, d: Option<usize>| d.map_or(0, |d| v.strides[d]);
                     let size = at.0.map(|d| c.left.shape[d]).or(at.1.map(|d| c.right.shape[d])).unwrap_or(1);
                     let dim = ContractDim {
@@ -409,8 +418,13 @@ impl Emitter<'_> {
         }
         let order = loop_order(graph, kernel, &self.stored);
         let place_of = |d: LoopDim| order.iter().position(|&o| o == d).expect("every index has a place");
-        let extents: Vec<usize> =
-            order.iter().map(|&d| { let (v, i) = kernel.space[d]; self.shape(graph.ty(v))[i] }).collect();
+        let extents: Vec<usize> = order
+            .iter()
+            .map(|&d| {
+                let (v, i) = kernel.space[d];
+                self.shape(graph.ty(v))[i]
+            })
+            .collect();
         let row = order.len().wrapping_sub(1);
         let mut body: Vec<Instruction> = Vec::new();
         let mut registers: HashMap<Value, usize> = HashMap::new();

@@ -116,10 +116,66 @@ impl Grouping<'_> {
                 kernel.nodes.push(node);
                 kernel.row = row;
                 self.of[node.index()] = Some(k);
+                for &v in operands {
+                    self.absorb(k, node, v);
+                }
                 return true;
             }
         }
         false
+    }
+
+    /// Merges the loop that made another operand of a member into the member's kernel, if it runs over
+    /// indices that the operand has and nothing lies between the two.
+    fn absorb(&mut self, k: KernelId, reader: NodeIndex, operand: Value) {
+        let Some(j) = self.of[operand.node.index()].filter(|&j| j != k) else { return };
+        let other = &self.kernels[j];
+        let Some(dims) = other.dims.get(&operand.node) else { return };
+        let pure = other.nodes.iter().all(|&n| !matches!(self.graph.node(n).op, Op::Reduce { .. }));
+        let phase = |n: NodeIndex| self.graph.node(n).origin.phase;
+        if !pure || dims.len() != other.space.len() || phase(other.nodes[0]) != phase(reader) {
+            return;
+        }
+        // A member that reads a view of it needs it in memory.
+        let viewed = self.kernels[k]
+            .nodes
+            .iter()
+            .flat_map(|&m| self.graph.operands(m))
+            .any(|v| is_free(self.graph.op(v)) && self.of[v.node.index()] == Some(j));
+        if viewed {
+            return;
+        }
+        let between = self.needs[k].iter().any(|&n| n != j && self.reaches(n, j));
+        if between || self.reaches(j, k) {
+            return;
+        }
+        // The operand's dimensions tell which index of one loop is which of the other.
+        let edge = self.graph.operands(reader).iter().position(|&v| v == operand).unwrap_or(0);
+        let letters = &letters(self.graph, reader).operands[edge];
+        let mut to = vec![0; dims.len()];
+        for (&d, &l) in dims.iter().zip(letters) {
+            to[d] = self.kernels[k].letters[&reader][l as usize];
+        }
+        let other = std::mem::take(&mut self.kernels[j]);
+        let moved = |all: Vec<LoopDim>| all.into_iter().map(|d| to[d]).collect::<Vec<_>>();
+        let kernel = &mut self.kernels[k];
+        kernel.dims.extend(other.dims.into_iter().map(|(n, d)| (n, moved(d))));
+        kernel.letters.extend(other.letters.into_iter().map(|(n, d)| (n, moved(d))));
+        other.nodes.iter().for_each(|n| self.of[n.index()] = Some(k));
+        kernel.nodes.extend(other.nodes);
+        kernel.nodes.sort_unstable();
+        // Views of what was merged follow it.
+        for of in self.of.iter_mut().filter(|of| **of == Some(j)) {
+            *of = Some(k);
+        }
+        let needs = std::mem::take(&mut self.needs[j]);
+        self.needs[k].extend(needs);
+        for (i, needs) in self.needs.iter_mut().enumerate() {
+            if needs.remove(&j) && i != k {
+                needs.insert(k);
+            }
+        }
+        self.needs[k].remove(&k);
     }
 
     /// The loop index of each letter of `node` in kernel `k`, and the kernel's row then.
@@ -198,8 +254,8 @@ impl Grouping<'_> {
                 users[need].push(k);
             }
         }
-        // A kernel is due when its last member is: its first would pull work far ahead of its use.
-        let key = |k: KernelId| Reverse((self.kernels[k].nodes[0], k));
+        // A kernel is due when its last member is: earlier would keep what it makes alive longer.
+        let key = |k: KernelId| Reverse((self.kernels[k].nodes.last().copied().unwrap_or_default(), k));
         let mut ready: BinaryHeap<_> = (0..n).filter(|&k| missing[k] == 0).map(key).collect();
         let mut order = Vec::new();
         while let Some(Reverse((_, k))) = ready.pop() {
@@ -213,7 +269,7 @@ impl Grouping<'_> {
         }
         debug_assert_eq!(order.len(), n, "kernels form a cycle");
         let mut kernels: Vec<Option<Kernel>> = self.kernels.into_iter().map(Some).collect();
-        order.into_iter().filter_map(|k| kernels[k].take()).collect()
+        order.into_iter().filter_map(|k| kernels[k].take()).filter(|k| !k.nodes.is_empty()).collect()
     }
 }
 

@@ -4,7 +4,7 @@
 //! free during their whole life (the greedy-by-size planner of Pisarchyk and Lee, "Efficient memory
 //! management for deep neural net inference"). Outputs live to the end of the step.
 
-use tpc_ir::program::{Action, BufferId, Instruction, RankProgram, View, ALIGNMENT};
+use tpc_ir::program::{ALIGNMENT, Action, BufferId, Instruction, RankProgram, View};
 
 /// First and last step that touches a buffer.
 type Life = (usize, usize);

@@ -8,7 +8,7 @@
 mod place;
 mod table;
 
-pub use place::{place, place_redistribution, Misplaced};
+pub use place::{Misplaced, place, place_redistribution};
 pub use table::rule;
 
 use tpc_ir::ReduceOp;

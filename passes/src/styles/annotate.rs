@@ -1,7 +1,7 @@
 //! From a plan to placements of the program's inputs.
 
 use super::cut::{Cuts, Indices, Part};
-use super::modules::{levels, module_of, paths, weights, Role, Weight};
+use super::modules::{Role, Weight, levels, module_of, paths, weights};
 use super::pattern::{matches, nearest};
 use super::plan::{DataMode, Plan, Style};
 use crate::propagate::{Annotation, Annotations};
@@ -44,7 +44,9 @@ pub enum StyleError {
         second: String,
     },
     /// The plan's axis is not in the mesh.
-    #[error("the plan shards along the axis `{axis}`, but the mesh has no such axis ({mesh}): add `{axis}=N` to the mesh or change the plan's axis")]
+    #[error(
+        "the plan shards along the axis `{axis}`, but the mesh has no such axis ({mesh}): add `{axis}=N` to the mesh or change the plan's axis"
+    )]
     NoAxis {
         /// The axis.
         axis: String,
@@ -52,7 +54,9 @@ pub enum StyleError {
         mesh: String,
     },
     /// An axis that nothing uses.
-    #[error("the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode")]
+    #[error(
+        "the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
+    )]
     UnusedAxis {
         /// The axis.
         axis: String,
@@ -76,10 +80,10 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
         Some((DataMode::Ddp, name)) if !mesh.axes().is_empty() => Some(find_axis(mesh, name)?),
         _ => None,
     };
-    if !plan.allow_unused_axes {
-        if let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && Some(*a) != data) {
-            return Err(StyleError::UnusedAxis { axis: mesh.name(unused).into() });
-        }
+    if !plan.allow_unused_axes
+        && let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && Some(*a) != data)
+    {
+        return Err(StyleError::UnusedAxis { axis: mesh.name(unused).into() });
     }
     let all = weights(graph);
     let ways = ways(graph, plan, &all)?;
@@ -174,18 +178,27 @@ fn ways(graph: &Graph, plan: &Plan, all: &BTreeMap<String, Weight>) -> Result<Wa
                     accepts,
                 });
             }
-            let entry: Arc<str> = format!("plan \"{pattern}\"").into();
+            let entry = entry(pattern, style);
             for (name, way) in found {
-                if let Some((_, first)) = claimed.insert(name.clone(), (way, entry.clone())) {
-                    if first != entry {
-                        let (first, second) = (first.to_string(), entry.to_string());
-                        return Err(StyleError::Twice { parameter: name, first, second });
-                    }
+                if let Some((_, first)) = claimed.insert(name.clone(), (way, entry.clone()))
+                    && first != entry
+                {
+                    let (first, second) = (first.to_string(), entry.to_string());
+                    return Err(StyleError::Twice { parameter: name, first, second });
                 }
             }
         }
     }
     Ok(claimed)
+}
+
+/// How a plan entry is called in reasons and errors.
+fn entry(pattern: &str, style: &Style) -> Arc<str> {
+    match style {
+        Style::WholeModel { sequence_dim: None } => "plan tp".into(),
+        Style::WholeModel { .. } => "plan tp-sp".into(),
+        _ => format!("plan \"{pattern}\"").into(),
+    }
 }
 
 /// Whether a weight is a vector of the module, a norm's gain for example.
@@ -207,12 +220,12 @@ fn sequence_results(
     let mut results = HashMap::new();
     for (pattern, style) in &plan.styles {
         let Some(dim) = style.sequence_dim() else { continue };
-        let why: Arc<str> = format!("plan \"{pattern}\": sharded along the sequence").into();
+        let why: Arc<str> = format!("{}: sharded along the sequence", entry(pattern, style)).into();
         let data = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Data);
         let sequence: Vec<usize> = data.filter_map(|(n, _, _)| layout_index(graph, n, dim, indices)).collect();
         let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
         for weight in all.values() {
-            let entry: Arc<str> = format!("plan \"{pattern}\"").into();
+            let entry = entry(pattern, style);
             let rows = ways.get(&weight.name).is_some_and(|w| w.0 == Way::Rows && w.1 == entry);
             let norm = matches!(style, Style::Sequence { .. }) && matched.iter().any(|m| vector_of(weight, m));
             let ty = &graph.node(weight.user).types[0];

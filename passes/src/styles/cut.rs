@@ -8,7 +8,7 @@
 //! of a rotary embedding) cannot be. What was decided for one weight holds for every weight that
 //! has the index.
 
-use crate::rules::{rule, FactorKind};
+use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
@@ -121,7 +121,12 @@ impl<'a> Cuts<'a> {
         let n = self.ranks;
         let chosen: Vec<(Index, Vec<Part>)> = match free.as_slice() {
             [] => vec![],
-            [(g, extent), (r, group), ..] if *extent < n && n % extent == 0 && (self.split.is_none() || self.split == Some(*extent)) && group % (n / extent) == 0 => {
+            [(g, extent), (r, group), ..]
+                if *extent < n
+                    && n.is_multiple_of(*extent)
+                    && (self.split.is_none() || self.split == Some(*extent))
+                    && group % (n / extent) == 0 =>
+            {
                 self.split = Some(*extent);
                 vec![(*g, vec![Part::Major(*extent)]), (*r, vec![Part::Minor(*extent)])]
             }

@@ -4,9 +4,9 @@
 //! |---|---|
 //! | what a plan is, and its JSON form | [`plan`] |
 //! | which modules a path pattern means | [`pattern`] |
-//! | which linears and embeddings a module holds, and in which order data meets them | [`modules`] |
-//! | which index of a weight is cut, by whole heads | [`cut`] |
-//! | from plan to placements | [`annotate`] |
+//! | which linears and embeddings a module holds, and in which order data meets them | `modules` |
+//! | which index of a weight is cut, by whole heads | `cut` |
+//! | from plan to placements | [`annotate()`] |
 
 mod annotate;
 mod cut;
@@ -14,5 +14,5 @@ mod modules;
 pub mod pattern;
 pub mod plan;
 
-pub use annotate::{annotate, StyleError};
+pub use annotate::{StyleError, annotate};
 pub use plan::{DataMode, Plan, PlanError, Style};

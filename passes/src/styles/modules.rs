@@ -1,7 +1,7 @@
 //! Modules as the graph shows them: weights by their use, levelled by dataflow.
 
-use std::collections::{BTreeMap, BTreeSet};
 use petgraph::graph::NodeIndex;
+use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{Graph, InputKind, Op, Phase};
 
 /// What a weight does in the forward pass.
@@ -76,7 +76,8 @@ pub fn weights(graph: &Graph) -> BTreeMap<String, Weight> {
 
 fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: usize) -> Weight {
     let rank = graph.node(input).types[0].rank();
-    let weight = |role, user, inner: Vec<usize>, outer| Weight { name: name.to_string(), input, role, user, inner, outer };
+    let weight =
+        |role, user, inner: Vec<usize>, outer| Weight { name: name.to_string(), input, role, user, inner, outer };
     let outside = |inner: &[usize]| (0..rank).filter(|d| !inner.contains(d)).collect();
     match &graph.node(user).op {
         Op::Einsum { subs } => {

@@ -93,7 +93,9 @@ pub enum PlanError {
         known: &'static str,
     },
     /// A style that does not exist.
-    #[error("plan entry `{path}` names the style `{style}`, which does not exist: use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel")]
+    #[error(
+        "plan entry `{path}` names the style `{style}`, which does not exist: use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel"
+    )]
     Style {
         /// The plan entry.
         path: String,
@@ -111,7 +113,9 @@ pub enum PlanError {
         found: String,
     },
     /// No built-in plan of that name.
-    #[error("there is no built-in plan `{0}` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp")]
+    #[error(
+        "there is no built-in plan `{0}` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp"
+    )]
     BuiltIn(String),
 }
 
@@ -174,7 +178,11 @@ impl Plan {
                 "styles" => styles(&mut plan, "", value)?,
                 "data" => plan.data = Some(data(value)?),
                 _ => {
-                    return Err(PlanError::Key { key: key.clone(), place: "the plan".into(), known: "axis, styles, data" });
+                    return Err(PlanError::Key {
+                        key: key.clone(),
+                        place: "the plan".into(),
+                        known: "axis, styles, data",
+                    });
                 }
             }
         }
@@ -209,7 +217,11 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
                 _ => styles(plan, &path, value)?,
             },
             other => {
-                return Err(PlanError::Kind { key: path, expected: "a style or a map of styles", found: other.to_string() });
+                return Err(PlanError::Kind {
+                    key: path,
+                    expected: "a style or a map of styles",
+                    found: other.to_string(),
+                });
             }
         }
     }

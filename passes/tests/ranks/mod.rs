@@ -66,7 +66,13 @@ pub fn logical(op: &Op, types: &[&Type], results: &[Type], operands: &[&Tensor])
 }
 
 /// One operation on every rank: per result the local tensors.
-pub fn local(op: &Op, types: &[&Type], results: &[Type], operands: &[&Ranks], mesh: &Mesh) -> Result<Vec<Ranks>, (usize, Fault)> {
+pub fn local(
+    op: &Op,
+    types: &[&Type],
+    results: &[Type],
+    operands: &[&Ranks],
+    mesh: &Mesh,
+) -> Result<Vec<Ranks>, (usize, Fault)> {
     if op.is_redistribution() {
         return redistribute(op, mesh, operands[0], &Options::default()).map(|r| vec![r]);
     }

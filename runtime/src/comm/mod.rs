@@ -52,15 +52,7 @@ pub fn describe(c: &Collective) -> String {
         CollectiveKind::AllToAll { shape, cut, join, .. } => format!("{shape:?} cut {cut} join {join}"),
     };
     let why = if c.why.is_empty() { String::new() } else { format!(", why: {}", c.why) };
-    format!(
-        "`{} {}` #{} ({} {detail}, {}, ranks {:?}{why})",
-        c.name(),
-        c.axes,
-        c.tag,
-        c.dtype,
-        c.phase.name(),
-        c.group
-    )
+    format!("`{} {}` #{} ({} {detail}, {}, ranks {:?}{why})", c.name(), c.axes, c.tag, c.dtype, c.phase.name(), c.group)
 }
 
 /// A number that is equal on all ranks of a group if they mean the same collective.

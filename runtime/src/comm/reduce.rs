@@ -1,7 +1,7 @@
 //! Combining the contributions of several ranks, element by element, in the order of the ranks.
 
 use crate::device::cpu::has_avx2;
-use crate::element::{with_element, with_reduce, Element, Lane};
+use crate::element::{Element, Lane, with_element, with_reduce};
 use tpc_ir::{DType, ReduceOp};
 
 /// Combines `n` elements of every source and writes the result to every target.
@@ -9,8 +9,7 @@ use tpc_ir::{DType, ReduceOp};
 /// # Safety
 /// Sources must be readable and targets writable for `n` elements at byte `offset`; a target may be
 /// one of the sources, but must not overlap one in part.
-pub(crate) type Combine =
-    unsafe fn(n: usize, sources: &[*const u8], targets: &[*mut u8], from: usize, to: usize);
+pub(crate) type Combine = unsafe fn(n: usize, sources: &[*const u8], targets: &[*mut u8], from: usize, to: usize);
 
 /// Elements that are combined at a time, on the stack.
 const BLOCK: usize = 1024;

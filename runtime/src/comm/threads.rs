@@ -13,9 +13,9 @@
 //! operation.
 
 use super::reduce::{self, Combine};
-use super::{check, describe, fingerprint, CollectiveId, Communicator};
+use super::{CollectiveId, Communicator, check, describe, fingerprint};
 use crate::error::RuntimeError;
-use std::sync::atomic::{fence, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tpc_ir::program::{Collective, CollectiveKind};
@@ -312,8 +312,7 @@ impl Threads {
             if started.elapsed() > self.world.deadline {
                 let (absent, unfinished) = self.missing(pending);
                 let missing = if absent.is_empty() { unfinished } else { absent };
-                let states: Vec<_> =
-                    missing.iter().map(|&r| format!("rank {r} is {}", self.world.state(r))).collect();
+                let states: Vec<_> = missing.iter().map(|&r| format!("rank {r} is {}", self.world.state(r))).collect();
                 return Err(RuntimeError::Deadline {
                     rank: self.rank,
                     operation: operation(),

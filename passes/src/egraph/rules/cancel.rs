@@ -27,7 +27,9 @@ pub fn exchange(site: &mut Site, term: &Term) -> Vec<Id> {
             (Op::ShardSlice { dim: t, axes }, Op::AllGather { dim: s, axes: a }) if s != t && a == axes => {
                 equal.extend(site.redistribute(Op::AllToAll { from: *s, to: *t, axes: axes.clone() }, x));
             }
-            (Op::AllToAll { from, to, axes }, Op::AllToAll { from: f, to: t, axes: a }) if a == axes && from == t && to == f => {
+            (Op::AllToAll { from, to, axes }, Op::AllToAll { from: f, to: t, axes: a })
+                if a == axes && from == t && to == f =>
+            {
                 equal.push(x);
             }
             (Op::AllGather { dim, axes }, Op::AllToAll { from, to, axes: a }) if dim == to && a == axes => {

@@ -1,6 +1,6 @@
 //! Several reductions become one, and collectives pass each other: rules 7, 8, 23 and 24.
 
-use super::{all_reduce, Site};
+use super::{Site, all_reduce};
 use crate::egraph::term::{Key, Term};
 use egg::Id;
 use tpc_ir::{AxisSet, MapFn, Op, ReduceOp, Subscripts};
@@ -14,7 +14,8 @@ pub fn sum_of_reductions(site: &mut Site, term: &Term) -> Vec<Id> {
         let mut seen: Vec<Op> = Vec::new();
         for &i in joint {
             for (op, _) in site.redistributions(term.children[i]) {
-                if !matches!(op, Op::AllReduce { op: ReduceOp::Sum, .. } | Op::ReduceScatter { op: ReduceOp::Sum, .. }) {
+                if !matches!(op, Op::AllReduce { op: ReduceOp::Sum, .. } | Op::ReduceScatter { op: ReduceOp::Sum, .. })
+                {
                     continue;
                 }
                 if !seen.contains(&op) {
@@ -38,10 +39,10 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Option<Id> 
         for (&i, x) in joint.iter().zip(&under) {
             operands[i] = (*x)?;
         }
-        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, site.op(term)) {
-            if !subs.is_elementwise() {
-                return None; // the dimension's number would differ
-            }
+        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, site.op(term))
+            && !subs.is_elementwise()
+        {
+            return None; // the dimension's number would differ
         }
         let inner = site.again(term, operands)?;
         return site.redistribute(op.clone(), inner);
@@ -56,7 +57,14 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Option<Id> 
     let key = |rows: Vec<Vec<u8>>, site: &Site| {
         let ty = site.ty(site.class).clone();
         let subs = Subscripts::new(&rows, &subs.result);
-        Key { op: Op::Map { f: MapFn::Add, subs }, result: 0, several: false, dtype: ty.dtype, shape: ty.shape, given: None }
+        Key {
+            op: Op::Map { f: MapFn::Add, subs },
+            result: 0,
+            several: false,
+            dtype: ty.dtype,
+            shape: ty.shape,
+            given: None,
+        }
     };
     let inner_key = key(vec![subs.result.clone(); merged.len()], site);
     let inner = site.add_key(inner_key, merged.iter().filter_map(|&i| under[i]).collect())?;

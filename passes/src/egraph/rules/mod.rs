@@ -10,8 +10,8 @@ mod merge;
 mod reduction;
 mod slice;
 
-use super::term::{try_add, Key, Term, Typing};
-use crate::rules::{rule, Rule};
+use super::term::{Key, Term, Typing, try_add};
+use crate::rules::{Rule, rule};
 use egg::{Applier, EGraph, Id, PatternAst, Rewrite, SearchMatches, Searcher, Subst, Symbol, Var};
 use tpc_ir::{AxisId, AxisSet, Op, ReduceOp, Type};
 
@@ -62,9 +62,24 @@ pub fn all_rules() -> &'static [RuleInfo] {
         rule(11, Exact, "f(all_gather_d(x), all_gather_d(y)) = all_gather_d(f(x, y))", gather::elementwise_gathered),
         rule(12, Exact, "f(all_gather_d(x), y) = all_gather_d(f(x, slice_d(y)))", gather::elementwise_sliced),
         rule(13, Exact, "einsum(all_gather_d(x), w) = all_gather_d(einsum(x, w))", gather::product_kept),
-        rule(14, Reassociates, "einsum(all_gather_k(x), all_gather_k(w)) = all_reduce(einsum(x, w))", gather::product_summed),
-        rule(15, Reassociates, "einsum(x, all_gather_k(w)) = all_reduce(einsum(slice_k(x), w))", gather::product_summed_sliced),
-        rule(16, Reassociates, "reduce_scatter_d(einsum(x, w)) = einsum(reduce_scatter_d(x), w)", reduction::scatter_operand),
+        rule(
+            14,
+            Reassociates,
+            "einsum(all_gather_k(x), all_gather_k(w)) = all_reduce(einsum(x, w))",
+            gather::product_summed,
+        ),
+        rule(
+            15,
+            Reassociates,
+            "einsum(x, all_gather_k(w)) = all_reduce(einsum(slice_k(x), w))",
+            gather::product_summed_sliced,
+        ),
+        rule(
+            16,
+            Reassociates,
+            "reduce_scatter_d(einsum(x, w)) = einsum(reduce_scatter_d(x), w)",
+            reduction::scatter_operand,
+        ),
         rule(17, Exact, "slice distributes over an operation's operands", slice::distribute),
         rule(18, Exact, "transpose commutes with every collective", gather::transposed),
         rule(19, Reassociates, "sum_d(all_gather_d(x)) = all_reduce(sum_d(x))", gather::reduced),

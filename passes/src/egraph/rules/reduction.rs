@@ -1,6 +1,6 @@
 //! Reductions split, scatter and move through linear operations: rules 1, 2, 9, 10 and 16.
 
-use super::{all_reduce, Site};
+use super::{Site, all_reduce};
 use crate::egraph::term::Term;
 use crate::rules::FactorKind;
 use egg::Id;
@@ -39,10 +39,10 @@ pub fn scatter(site: &mut Site, term: &Term) -> Vec<Id> {
     let Op::ShardSlice { dim, axes } = site.op(term) else { return vec![] };
     let mut equal = Vec::new();
     for (inner, x) in site.redistributions(term.children[0]) {
-        if let Some((op, over)) = all_reduce(&inner) {
-            if over == axes_of(&axes) {
-                equal.extend(site.redistribute(Op::ReduceScatter { op, dim, axes: axes.clone() }, x));
-            }
+        if let Some((op, over)) = all_reduce(&inner)
+            && over == axes_of(&axes)
+        {
+            equal.extend(site.redistribute(Op::ReduceScatter { op, dim, axes: axes.clone() }, x));
         }
     }
     equal

@@ -1,7 +1,7 @@
 //! One aligned block of memory per rank.
 
-use std::alloc::{alloc_zeroed, dealloc, Layout};
-use tpc_ir::program::{Buffer, View, ALIGNMENT};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use tpc_ir::program::{ALIGNMENT, Buffer, View};
 
 /// The memory of one rank, zeroed at first. Its size is exactly what the program asks for.
 #[derive(Debug)]
@@ -45,7 +45,13 @@ impl Arena {
     ///
     /// # Errors
     /// What is out of bounds.
-    pub fn resolve(&self, buffers: &[Buffer], view: &View, sizes: &[usize], strides: &[isize]) -> Result<Place, String> {
+    pub fn resolve(
+        &self,
+        buffers: &[Buffer],
+        view: &View,
+        sizes: &[usize],
+        strides: &[isize],
+    ) -> Result<Place, String> {
         let id = view.buffer.0 as usize;
         let buffer = buffers.get(id).ok_or_else(|| format!("there is no buffer b{id}"))?;
         if buffer.offset % ALIGNMENT != 0 {

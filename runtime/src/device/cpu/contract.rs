@@ -11,10 +11,10 @@
 //! type are rounded once, after the whole sum.
 
 use super::arena::Arena;
-use super::microkernel::{Real, TileKernel, ROWS};
-use crate::element::{with_element, Bf16, Element, Lane, Truth, F16};
-use tpc_ir::program::{Buffer, Contract, ContractDim, View};
+use super::microkernel::{ROWS, Real, TileKernel};
+use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
+use tpc_ir::program::{Buffer, Contract, ContractDim, View};
 
 /// Summed elements of a block: a panel of the right operand then fills half of the first cache.
 const BLOCK_K: usize = 256;
@@ -227,8 +227,10 @@ where
         let (get, put): (Get<T>, Put<T>) = with_element!(view.dtype, E => (get::<E, T>, put::<E, T>));
         Ok::<_, String>((Operand { base: place.base, native, bytes: view.dtype.bytes(), get, put }, place))
     };
-    let (left, left_place) = operand(&c.left, "left", [(&c.batch, |d| d.left), (&c.m, |d| d.left), (&c.k, |d| d.left)])?;
-    let (right, right_place) = operand(&c.right, "right", [(&c.batch, |d| d.right), (&c.k, |d| d.right), (&c.n, |d| d.right)])?;
+    let (left, left_place) =
+        operand(&c.left, "left", [(&c.batch, |d| d.left), (&c.m, |d| d.left), (&c.k, |d| d.left)])?;
+    let (right, right_place) =
+        operand(&c.right, "right", [(&c.batch, |d| d.right), (&c.k, |d| d.right), (&c.n, |d| d.right)])?;
     let (out, out_place) = operand(&c.out, "out", [(&c.batch, |d| d.out), (&c.m, |d| d.out), (&c.n, |d| d.out)])?;
     if out_place.overlaps(&left_place) || out_place.overlaps(&right_place) {
         return Err("the result overlaps an operand".into());
@@ -295,7 +297,9 @@ where
     // A left block is read in place if the sum runs over neighbours, unless its rows fall on the
     // same cache sets and are read often.
     let conflicts = match p.left_m {
-        Offsets::Affine(s) => (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096) && p.m > 4 * ROWS && p.n >= 16 * T::COLUMNS,
+        Offsets::Affine(s) => {
+            (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096) && p.m > 4 * ROWS && p.n >= 16 * T::COLUMNS
+        }
         Offsets::Table(_) => false,
     };
     p.pack_left = !p.left.native || !unit(&p.left_k) || conflicts;
@@ -400,7 +404,17 @@ impl<T: Real> Product<T> {
                             let (a, step) = self.left_rows(left, p0, k, i0, i, rows, packed_left);
                             // SAFETY: see `run`.
                             unsafe {
-                                self.tile(k, &a, step, (b, b_step), out, sums, (i0 + i, rows), (j0 + j, columns), p0 > 0)
+                                self.tile(
+                                    k,
+                                    &a,
+                                    step,
+                                    (b, b_step),
+                                    out,
+                                    sums,
+                                    (i0 + i, rows),
+                                    (j0 + j, columns),
+                                    p0 > 0,
+                                )
                             }
                         }
                     }
@@ -527,7 +541,11 @@ impl<T: Real> Product<T> {
             for p in 0..k {
                 let offset = self.right_k.at(p0 + p);
                 for c in 0..T::COLUMNS {
-                    let x = if c < columns { (self.right.get)(right, offset + self.right_n.at(j + c)) } else { T::default() };
+                    let x = if c < columns {
+                        (self.right.get)(right, offset + self.right_n.at(j + c))
+                    } else {
+                        T::default()
+                    };
                     *to.add(p * T::COLUMNS + c) = x;
                 }
             }

@@ -1,9 +1,9 @@
 //! Copies between strided views, prefix sums, and the k largest of a row.
 
 use super::arena::Arena;
-use crate::element::{with_element, Element, Lane};
-use tpc_ir::program::{Buffer, View};
+use crate::element::{Element, Lane, with_element};
 use tpc_ir::DType;
+use tpc_ir::program::{Buffer, View};
 
 /// A prepared copy: nested loops around contiguous or strided runs.
 #[derive(Clone, Debug)]
@@ -105,7 +105,13 @@ unsafe impl Send for Rows {}
 
 impl Rows {
     /// Prepares prefix sums.
-    pub(crate) fn cumsum(from: &View, to: &View, dim: usize, arena: &Arena, buffers: &[Buffer]) -> Result<Self, String> {
+    pub(crate) fn cumsum(
+        from: &View,
+        to: &View,
+        dim: usize,
+        arena: &Arena,
+        buffers: &[Buffer],
+    ) -> Result<Self, String> {
         if from.shape != to.shape || dim >= from.shape.len() || from.dtype != to.dtype {
             return Err(format!("sums dimension {dim} of {:?} to {:?}", from.shape, to.shape));
         }
@@ -127,7 +133,10 @@ impl Rows {
             && values.shape == indices.shape
             && values.shape[last] <= from.shape[last];
         if !fits || from.dtype != values.dtype {
-            return Err(format!("searches {:?} for {:?} values, {:?} indices", from.shape, values.shape, indices.shape));
+            return Err(format!(
+                "searches {:?} for {:?} values, {:?} indices",
+                from.shape, values.shape, indices.shape
+            ));
         }
         let kernel: RowKernel = match indices.dtype {
             DType::I64 => with_element!(from.dtype, E => top_k::<E, i64>),
@@ -137,7 +146,13 @@ impl Rows {
         Self::new([from, values, indices], last, kernel, arena, buffers)
     }
 
-    fn new(views: [&View; 3], dim: usize, kernel: RowKernel, arena: &Arena, buffers: &[Buffer]) -> Result<Self, String> {
+    fn new(
+        views: [&View; 3],
+        dim: usize,
+        kernel: RowKernel,
+        arena: &Arena,
+        buffers: &[Buffer],
+    ) -> Result<Self, String> {
         let mut base = [std::ptr::null_mut(); 3];
         for (b, v) in base.iter_mut().zip(views) {
             *b = arena.resolve_view(buffers, v)?.base;
@@ -147,7 +162,9 @@ impl Rows {
             let stride: [isize; 3] = std::array::from_fn(|v| views[v].strides[d] * views[v].dtype.bytes() as isize);
             rows = rows
                 .iter()
-                .flat_map(|r| (0..views[0].shape[d] as isize).map(move |i| std::array::from_fn(|v| r[v] + i * stride[v])))
+                .flat_map(|r| {
+                    (0..views[0].shape[d] as isize).map(move |i| std::array::from_fn(|v| r[v] + i * stride[v]))
+                })
                 .collect();
         }
         let step = std::array::from_fn(|v| views[v].strides[dim]);

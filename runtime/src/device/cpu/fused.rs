@@ -56,8 +56,7 @@ pub(crate) struct Affine {
 pub(crate) type IndexKernel = unsafe fn(n: usize, out: *mut u8, first: i64, step: i64);
 
 /// Fills lanes with random elements.
-pub(crate) type RandomKernel =
-    unsafe fn(n: usize, out: *mut u8, what: (Distribution, u64, u64), first: i64, step: i64);
+pub(crate) type RandomKernel = unsafe fn(n: usize, out: *mut u8, what: (Distribution, u64, u64), first: i64, step: i64);
 
 /// A prepared instruction.
 #[derive(Clone, Debug)]
@@ -151,7 +150,8 @@ impl FusedLoop {
         }
         let uniforms = self.uniforms.as_mut_ptr();
         loop {
-            let machine = Machine { scratch, uniforms, accesses: &self.accesses, affines: &self.affines, row: self.row };
+            let machine =
+                Machine { scratch, uniforms, accesses: &self.accesses, affines: &self.affines, row: self.row };
             for stage in &self.stages {
                 // SAFETY: operands were planned for this row length, tile and scratch.
                 unsafe { machine.stage(stage, self.tile) }

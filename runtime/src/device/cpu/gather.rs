@@ -1,9 +1,9 @@
 //! Rows of tables: reading them, and adding to them.
 
 use super::arena::Arena;
-use crate::element::{with_element, Element, Lane, SUM};
-use tpc_ir::program::{Buffer, View};
+use crate::element::{Element, Lane, SUM, with_element};
 use tpc_ir::DType;
+use tpc_ir::program::{Buffer, View};
 
 /// A table, the numbers of rows, and rows.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use crate::error::RuntimeError;
 use crate::trace::Trace;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use tpc_ir::program::{Action, RankProgram, ALIGNMENT};
+use tpc_ir::program::{ALIGNMENT, Action, RankProgram};
 
 /// A prepared action.
 enum Prepared {
@@ -47,7 +47,11 @@ pub(crate) struct Surroundings<'a> {
 
 impl Executable {
     /// Prepares every action: resolves views, chooses kernels, allocates scratch.
-    pub(crate) fn load(program: &RankProgram, arena: &Arena, comm: &mut dyn Communicator) -> Result<Self, RuntimeError> {
+    pub(crate) fn load(
+        program: &RankProgram,
+        arena: &Arena,
+        comm: &mut dyn Communicator,
+    ) -> Result<Self, RuntimeError> {
         let mut actions = Vec::with_capacity(program.steps.len());
         let mut ids: Vec<(u32, CollectiveId)> = Vec::new();
         let mut waited: Vec<bool> = Vec::new();

@@ -2,7 +2,7 @@
 //! and chooses kernels.
 
 use super::arena::{Arena, Place};
-use super::fused::{index_kernel, random_kernel, Access, Affine, Fill, FusedLoop, Op, Operand, Stage};
+use super::fused::{Access, Affine, Fill, FusedLoop, Op, Operand, Stage, index_kernel, random_kernel};
 use super::vector::{self, LaneType};
 use crate::element::identity;
 use tpc_ir::op::Distribution;
@@ -108,12 +108,18 @@ pub(crate) fn prepare(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<Fus
         check_registers(&l.body, at)?;
         match ins {
             Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } => {
-                let place = arena.resolve(buffers, view, &l.dims, strides).map_err(|e| format!("instruction {at}: {e}"))?;
+                let place =
+                    arena.resolve(buffers, view, &l.dims, strides).map_err(|e| format!("instruction {at}: {e}"))?;
                 let store = matches!(ins, Instruction::Store { .. });
                 walks.push(Walk { place, dtype: view.dtype, strides: strides.clone(), store, at });
                 if let Instruction::Store { accumulate: Some(op), .. } = ins {
-                    let mut dims: Vec<(usize, isize)> =
-                        l.dims.iter().copied().zip(strides.iter().copied()).filter(|&(n, s)| s != 0 && n != 1).collect();
+                    let mut dims: Vec<(usize, isize)> = l
+                        .dims
+                        .iter()
+                        .copied()
+                        .zip(strides.iter().copied())
+                        .filter(|&(n, s)| s != 0 && n != 1)
+                        .collect();
                     dims.sort_by_key(|&(_, s)| std::cmp::Reverse(s.unsigned_abs()));
                     if !dims.iter().any(|&(n, _)| n == 0) {
                         let lane = LaneType::of(view.dtype);
@@ -137,7 +143,9 @@ pub(crate) fn prepare(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<Fus
                 let mut base = 0i64;
                 for &(dim, offset, stride) in index {
                     base = base.wrapping_add((offset as i64).wrapping_mul(stride as i64));
-                    *strides.get_mut(dim).ok_or_else(|| format!("instruction {at}: the loop has no dimension {dim}"))? +=
+                    *strides
+                        .get_mut(dim)
+                        .ok_or_else(|| format!("instruction {at}: the loop has no dimension {dim}"))? +=
                         stride as isize;
                 }
                 affines.push((base, strides));
@@ -253,9 +261,7 @@ fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool,
     }
     let Some(longest) = (0..outer.len()).max_by_key(|&d| (outer[d], d)) else { return };
     let overwrites = |(i, w): (usize, &Walk)| {
-        w.store
-            && matches!(body[w.at], Instruction::Store { accumulate: None, .. })
-            && nest.strides[i][longest] == 0
+        w.store && matches!(body[w.at], Instruction::Store { accumulate: None, .. }) && nest.strides[i][longest] == 0
     };
     if outer[longest] >= 4 * row && !walks.iter().enumerate().any(overwrites) {
         nest.swap_with_row(longest);
@@ -346,7 +352,9 @@ impl Builder<'_> {
         let lane = if vector::map_kernel(f, natural, &uniform).is_some() { natural } else { LaneType::F64 };
         let mut args: Vec<usize> = args.iter().map(|&a| self.convert(a, lane)).collect();
         let mut x = args.remove(0);
-        if let (MapFn::Pow, Kind::Constant(bytes)) = (f, args.first().map_or(Kind::Load(0), |&a| self.nodes[a].kind.clone())) {
+        if let (MapFn::Pow, Kind::Constant(bytes)) =
+            (f, args.first().map_or(Kind::Load(0), |&a| self.nodes[a].kind.clone()))
+        {
             let multiply = Function::Map(MapFn::Mul);
             let exponent = constant_value(lane, bytes);
             if exponent == 2.0 || exponent == 3.0 {
@@ -498,9 +506,8 @@ fn peephole(nodes: &mut [Node], walks: &[Walk]) {
         if nodes[i].kind != Kind::Function(Function::Map(MapFn::Add)) || !float || nodes[i].uniform {
             continue;
         }
-        let product = |x: usize| {
-            nodes[x].kind == Kind::Function(Function::Map(MapFn::Mul)) && uses[x] == 1 && !nodes[x].uniform
-        };
+        let product =
+            |x: usize| nodes[x].kind == Kind::Function(Function::Map(MapFn::Mul)) && uses[x] == 1 && !nodes[x].uniform;
         let (a, b) = (nodes[i].inputs[0], nodes[i].inputs[1]);
         let (x, other) = if product(b) {
             (b, a)
@@ -557,7 +564,8 @@ fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
             continue;
         }
         let pending = |x: usize, stage: usize| {
-            at[x].0 == stage && (at[x].1 == Part::After || matches!(nodes[x].kind, Kind::Reduce(_)) && at[x].1 == Part::Rows)
+            at[x].0 == stage
+                && (at[x].1 == Part::After || matches!(nodes[x].kind, Kind::Reduce(_)) && at[x].1 == Part::Rows)
         };
         let waits = node.inputs.iter().any(|&x| pending(x, stage));
         let on_rows = !node.uniform || (matches!(node.kind, Kind::Reduce(_)) && !nodes[node.inputs[0]].uniform);
@@ -715,7 +723,11 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             Kind::Store(w) => {
                 if !written_in_place[i] {
                     let uniform = nodes[node.inputs[0]].uniform;
-                    ops.push(Op::Store { kernel: vector::store_kernel(walks[*w].dtype, uniform), access: *w, arg: input(0) });
+                    ops.push(Op::Store {
+                        kernel: vector::store_kernel(walks[*w].dtype, uniform),
+                        access: *w,
+                        arg: input(0),
+                    });
                 }
             }
             Kind::Accumulate(w, op) => {

@@ -6,7 +6,7 @@
 
 use super::has_avx2;
 use super::math;
-use crate::element::{with_element, with_reduce, Element, Lane, Truth};
+use crate::element::{Element, Lane, Truth, with_element, with_reduce};
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 use tpc_ir::{DType, MapFn, ReduceOp};
 
@@ -42,10 +42,22 @@ impl LaneType {
 macro_rules! with_lane {
     ($lane:expr, $l:ident => $body:expr) => {
         match $lane {
-            LaneType::F32 => { type $l = f32; $body }
-            LaneType::F64 => { type $l = f64; $body }
-            LaneType::I64 => { type $l = i64; $body }
-            LaneType::Bool => { type $l = u8; $body }
+            LaneType::F32 => {
+                type $l = f32;
+                $body
+            }
+            LaneType::F64 => {
+                type $l = f64;
+                $body
+            }
+            LaneType::I64 => {
+                type $l = i64;
+                $body
+            }
+            LaneType::Bool => {
+                type $l = u8;
+                $body
+            }
         }
     };
 }
@@ -272,7 +284,15 @@ impl Float for f32 {
         match f {
             NEG => -x,
             ABS => x.abs(),
-            SIGN => if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { x },
+            SIGN => {
+                if x > 0.0 {
+                    1.0
+                } else if x < 0.0 {
+                    -1.0
+                } else {
+                    x
+                }
+            }
             EXP => math::exp::<FMA>(x),
             LOG => math::log::<FMA>(x),
             SQRT => x.sqrt(),
@@ -308,7 +328,15 @@ impl Float for f64 {
         match f {
             NEG => -x,
             ABS => x.abs(),
-            SIGN => if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { x },
+            SIGN => {
+                if x > 0.0 {
+                    1.0
+                } else if x < 0.0 {
+                    -1.0
+                } else {
+                    x
+                }
+            }
             EXP => x.exp(),
             LOG => x.ln(),
             SQRT => x.sqrt(),
@@ -432,7 +460,13 @@ impl<const F: u8> Binary for IntBinary<F> {
             SUB => a.wrapping_sub(b),
             MUL => a.wrapping_mul(b),
             // Truncated; by zero as the float quotient saturates: 0/0 = 0.
-            DIV => if b == 0 { a.signum().saturating_mul(i64::MAX) } else { a.wrapping_div(b) },
+            DIV => {
+                if b == 0 {
+                    a.signum().saturating_mul(i64::MAX)
+                } else {
+                    a.wrapping_div(b)
+                }
+            }
             MAXIMUM => a.max(b),
             MINIMUM => a.min(b),
             // Of the divisor's sign; 0 if there is no such number.
