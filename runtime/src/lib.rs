@@ -7,7 +7,6 @@
 //! | what a communicator is; ranks as threads | [`comm`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
 //! | how elements are stored, and converted to bytes | [`element`] |
-//! | which random numbers a program draws | [`random`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
 #![warn(missing_docs)]
 
@@ -16,7 +15,6 @@ pub mod counters;
 pub mod device;
 pub mod element;
 pub mod error;
-pub mod random;
 pub mod session;
 pub mod trace;
 

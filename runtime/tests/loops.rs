@@ -52,7 +52,10 @@ fn naive(l: &Loop, memory: &mut Memory) {
                         let i = full(&o, t);
                         let at: usize = index.iter().map(|&(d, o, s)| (i[d] + o) * s).sum();
                         let seed = registers[*seed].first().copied().unwrap_or(0.0);
-                        dtype.round(tpc_runtime::random::element(*distribution, seed as u64, *stream, at as u64))
+                        dtype.round(tpc_ir::random::element(
+                            *distribution,
+                            tpc_ir::random::philox(seed as u64, *stream, at as u64),
+                        ))
                     })
                     .collect(),
                 Instruction::Map { f, args, dtype } => (0..row)

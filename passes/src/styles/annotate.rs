@@ -90,7 +90,8 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     let mut inputs: HashMap<String, Annotation> = HashMap::new();
     let mut fine = mesh.clone();
     let mut results = HashMap::new();
-    if let Some(axis) = axis {
+    // An axis of one rank cuts nothing: no collective of one.
+    if let Some(axis) = axis.filter(|&a| mesh.size(a) > 1) {
         let groups: Vec<(NodeIndex, Vec<usize>)> =
             ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
         let mut indices = Indices::of(graph);
@@ -108,7 +109,7 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
         }
     }
     states_like_parameters(graph, &mut inputs);
-    if let Some(data) = data {
+    if let Some(data) = data.filter(|&a| mesh.size(a) > 1) {
         let axes = fine.parts(mesh.name(data));
         for (node, kind, name) in graph.inputs() {
             let ty = &graph.node(node).types[0];

@@ -7,8 +7,8 @@
 //! arena in the lane's own type are used and written in place.
 
 use super::vector::{Kernel, LoadKernel, ReduceKernel, StoreKernel};
-use crate::random;
 use tpc_ir::op::Distribution;
+use tpc_ir::random;
 
 /// Where a kernel finds or leaves lanes.
 #[derive(Clone, Copy, Debug)]
@@ -296,7 +296,7 @@ unsafe fn random_body<L: crate::element::Lane>(
     let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<L>(), n) };
     let mut i = first;
     for o in out {
-        *o = L::from_f64(random::element(distribution, seed, stream, i as u64));
+        *o = L::from_f64(random::element(distribution, random::philox(seed, stream, i as u64)));
         i = i.wrapping_add(step);
     }
 }
