@@ -1,6 +1,6 @@
 //! Imported programs mean what eager burn computes, and canonicalizing keeps the meaning.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{
     Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, Conv3dConfig, ConvTranspose1dConfig, ConvTranspose2dConfig,
 };
@@ -88,6 +88,18 @@ fn numbers<const D: usize>(shape: [usize; D], seed: u64) -> TensorData {
     };
     let elements: Vec<f32> = (0..shape.iter().product()).map(next).collect();
     TensorData::new(elements, shape)
+}
+
+/// Gives every parameter the same values in every run, whatever else draws random numbers.
+struct Settled(u64);
+
+impl ModuleMapper for Settled {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, value, mapper) = param.consume();
+        self.0 += 1;
+        let values = Tensor::from_data(numbers(value.dims(), self.0), &value.device());
+        Param::from_mapped_value(id, values * 0.3, mapper)
+    }
 }
 
 /// Within 1e-5 of the largest element and what else is allowed, everywhere.
@@ -189,9 +201,19 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
                 match (kind, expected.get(kind)) {
                     (OutputKind::Update(name), Some(updated)) => {
                         let gradient = expected.get(&OutputKind::Gradient(name.clone()));
-                        close_within(value, updated, amplified(gradient, lr), &what);
+                        // The gradient of a key's bias is zero in theory (a softmax does not see it):
+                        // what Adam makes of its rounding is noise, of at most about a rate a step.
+                        let noise = if name.ends_with("key.bias") { 0.03 * number as f64 } else { 0.0 };
+                        let amplified = amplified(gradient, lr * number as f64);
+                        close_within(value, updated, |i| amplified(i) + noise, &what);
                     }
-                    (_, Some(expected)) => close(value, expected, &what),
+                    (_, Some(expected)) => {
+                        // Later steps start from parameters that already differ by what Adam made of
+                        // rounding: from there on, the conformance tolerance of 1e-4.
+                        let largest = tensor(expected).data.iter().fold(0.01f64, |m, x| m.max(x.abs()));
+                        let drift = if number > 1 { 9e-5 * largest } else { 0.0 };
+                        close_within(value, expected, |_| drift, &what);
+                    }
                     (kind, None) => {
                         assert!(matches!(kind, OutputKind::Update(name) if name.contains('/')), "{kind:?}");
                     }
@@ -208,6 +230,7 @@ fn check<M: Module, const D: usize, const K: usize>(
     shape: [usize; D],
     forward: impl Fn(&M, Tensor<D>) -> Tensor<K>,
 ) {
+    let model = model.map(&mut Settled(11));
     check_inference(&model, shape, &forward);
     check_training(&model, shape, |m, x| towards(forward(m, x)));
 }
