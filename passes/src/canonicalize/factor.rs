@@ -11,7 +11,7 @@
 //! After: `%1 = index dim=2 index=1 %0 : f32[2, 4, 32]` with `%0 : f32[2, 4, 3, 32]`.
 
 use crate::rebuild::rebuild;
-use crate::rules::{FactorKind, rule};
+use crate::rules::{FactorKind, aligned, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
@@ -137,7 +137,7 @@ impl Indices {
             let operands = graph.operands(node);
             if graph.node(node).op == Op::Reshape {
                 let (from, to) = (operands[0], Value::from(node));
-                for (a, b) in groups(&graph.ty(from).shape, &graph.ty(to).shape) {
+                for (a, b) in aligned(&graph.ty(from).shape, &graph.ty(to).shape) {
                     relations.push((node, self.vars(from, a), self.vars(to, b), 1));
                 }
             } else if let Some((dim, extent)) = chunked(graph, node) {
@@ -360,29 +360,6 @@ fn chunked(graph: &Graph, node: NodeIndex) -> Option<(usize, usize)> {
         _ => return None,
     };
     (extent > 0 && extent < long && long.is_multiple_of(extent) && at.is_multiple_of(extent)).then_some((dim, extent))
-}
-
-/// Groups of dimensions with equal products, in order.
-fn groups(from: &[usize], to: &[usize]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let (mut i, mut j, mut groups) = (0, 0, Vec::new());
-    while i < from.len() || j < to.len() {
-        let (i0, j0) = (i, j);
-        let (mut a, mut b) = (1, 1);
-        loop {
-            if i < from.len() && (a <= b || j == to.len()) {
-                a *= from[i];
-                i += 1;
-            } else if j < to.len() {
-                b *= to[j];
-                j += 1;
-            }
-            if a == b || (i == from.len() && j == to.len()) {
-                break;
-            }
-        }
-        groups.push((i0..i, j0..j));
-    }
-    groups
 }
 
 /// Products of the minor-most 1, 2, … factors, without the whole.

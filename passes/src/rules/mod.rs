@@ -5,9 +5,11 @@
 //! which results are partial, local shapes, legality, the rewrites of the e-graph, and the grid of
 //! the brute-force validator (RULES.md section 1; the notation is Shardy's sharding rule).
 
+mod alignment;
 mod place;
 mod table;
 
+pub use alignment::aligned;
 pub use place::{Misplaced, place, place_redistribution};
 pub use table::rule;
 

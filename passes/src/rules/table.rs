@@ -1,7 +1,7 @@
 //! The rows. One match arm per operation; a new operation gets its strategies, its rewrites and its
 //! validation from its arm here.
 
-use super::{Factor, FactorKind, Rule};
+use super::{Factor, FactorKind, Rule, aligned};
 use tpc_ir::{DType, MapFn, Op, ReduceOp, Type};
 
 use FactorKind::{Pass, Reduce, Whole};
@@ -151,39 +151,14 @@ fn reshape(row: &mut Row, from: &[usize], to: &[usize]) {
     row.linear = vec![vec![0]];
     row.increasing = true;
     let (mut operand, mut result) = (Vec::new(), Vec::new());
-    let (mut i, mut j) = (0, 0);
-    while i < from.len() || j < to.len() {
-        if from.get(i) == Some(&1) {
-            operand.push(row.factor(Whole, 1));
-            i += 1;
-            continue;
-        }
-        if to.get(j) == Some(&1) {
-            result.push(row.factor(Whole, 1));
-            j += 1;
-            continue;
-        }
-        let (i0, j0) = (i, j);
-        let (mut a, mut b) = (1usize, 1usize);
-        loop {
-            if i < from.len() && (a <= b || j == to.len()) {
-                a *= from[i];
-                i += 1;
-            } else if j < to.len() {
-                b *= to[j];
-                j += 1;
-            }
-            if a == b || (i == from.len() && j == to.len()) {
-                break;
-            }
-        }
-        if (i - i0, j - j0) == (1, 1) && a == b {
-            let f = row.factor(Pass, a);
+    for (a, b) in aligned(from, to) {
+        if (a.len(), b.len()) == (1, 1) && from[a.start] == to[b.start] {
+            let f = row.factor(Pass, from[a.start]);
             operand.push(f);
             result.push(f);
         } else {
-            operand.extend(row.factors(Whole, &from[i0..i]));
-            result.extend(row.factors(Whole, &to[j0..j]));
+            operand.extend(row.factors(Whole, &from[a]));
+            result.extend(row.factors(Whole, &to[b]));
         }
     }
     row.operands = vec![operand];
