@@ -193,7 +193,7 @@ pub fn compile_inference(
     Ok(InferenceProgram { stages, constants, values: captured.values })
 }
 
-/// The floats or integers of burn's tensor data, as bytes in the input's element type.
+/// The elements of tensor data as floats.
 fn data_f64(data: &TensorData) -> Vec<f64> {
     data.clone().convert::<f64>().try_to_vec::<f64>().unwrap_or_default()
 }

@@ -8,7 +8,7 @@
 //! After: `all_reduce tp sum`, `shard_slice dp dim=0`.
 
 use crate::rules::place_redistribution;
-use tpc_ir::{AxisId, AxisSet, Graph, Op, Origin, Sharding, Value};
+use tpc_ir::{AxisId, Graph, Op, Origin, Sharding, Value};
 
 /// The steps that take a value placed like `from` to `to`, which may be partial only where `from`
 /// is, or over axes on which `from` is invariant.
@@ -119,15 +119,10 @@ pub fn reduced(sharding: &Sharding) -> Sharding {
     sharding.reduced(sharding.partial_axes())
 }
 
-/// The set of axes as a list in mesh order.
-pub fn list(axes: AxisSet) -> Vec<AxisId> {
-    axes.iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tpc_ir::{Partial, ReduceOp};
+    use tpc_ir::{AxisSet, Partial, ReduceOp};
 
     fn sharding(dims: &[&[u8]], partial: &[u8]) -> Sharding {
         let axes: AxisSet = partial.iter().map(|&a| AxisId(a)).collect();

@@ -56,12 +56,10 @@ pub fn simplify(graph: &Graph) -> Graph {
                     &n.origin,
                 )]
             }
-            Op::Index { dim, .. } if new.fill_of(operands[0]).is_some() => {
-                let _ = dim;
+            Op::Index { .. } if new.fill_of(operands[0]).is_some() => {
                 vec![fill(new, new.fill_of(operands[0]).unwrap_or(0.0), &n.types[0], &n.origin)]
             }
             Op::Reshape => vec![reshape(new, operands[0], &n.types[0], &n.origin)],
-            op if op.is_redistribution() => copy(new, graph, node, &operands),
             _ => copy(new, graph, node, &operands),
         };
         // Common subexpressions: an identical node that was just added is left dead.

@@ -94,7 +94,6 @@ impl<'a> Cuts<'a> {
     pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, groups: &[(NodeIndex, Vec<usize>)]) -> Self {
         for (node, dims) in groups.iter().filter(|(_, dims)| dims.len() > 1) {
             let last = dims[dims.len() - 1];
-            let _ = graph;
             let index = indices.of_dim(*node, last);
             indices.uncuttable.insert(index);
         }
