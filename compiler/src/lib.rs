@@ -21,5 +21,9 @@ pub use capture::scope::scope;
 
 pub use tpc_ir::program::RankProgram;
 pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
-pub use tpc_passes::styles::{Plan, Style};
+pub use tpc_passes::styles;
+pub use tpc_passes::styles::{
+    ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
+    PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
+};
 pub use tpc_runtime::{LaunchOptions, Session};

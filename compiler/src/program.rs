@@ -7,16 +7,16 @@
 use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use burn::tensor::TensorData;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
-use tpc_passes::cost::CostModel;
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::lower::lower;
 use tpc_passes::propagate::{Annotations, propagate};
-use tpc_passes::styles::{Plan, StyleError, annotate};
+use tpc_passes::reshard::reshard_after_forward;
+use tpc_passes::styles::{Plan, StyleError, annotate, boundary_regions};
 use tpc_runtime::RuntimeError;
 use tpc_runtime::session::{LaunchOptions, Session};
 
@@ -31,7 +31,7 @@ pub enum Error {
     Import(#[from] ImportError),
     /// The plan does not fit the model or the mesh.
     #[error(transparent)]
-    Style(#[from] StyleError),
+    Style(Box<StyleError>),
     /// The compiler made a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
     Check(#[from] CheckError),
@@ -46,6 +46,12 @@ pub enum Error {
         /// What to call.
         how: &'static str,
     },
+}
+
+impl From<StyleError> for Error {
+    fn from(error: StyleError) -> Self {
+        Error::Style(Box::new(error))
+    }
 }
 
 /// Choices for compiling.
@@ -85,15 +91,51 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
-    let logical = canonicalize(&captured);
-    let annotations = annotate(&logical, mesh, plan)?;
-    let cost = CostModel::default();
-    let propagated = propagate(&logical, &annotations, &cost);
-    check(&propagated)?;
-    let (placed, report) = optimize(&propagated, &options.search);
-    check(&placed)?;
+    let (logical, annotations) = annotated(&captured, mesh, plan)?;
+    let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search)?;
     let ranks = lower(&placed);
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+}
+
+/// A program with every value placed.
+pub struct Placed {
+    /// First placement.
+    pub propagated: Graph,
+    /// The optimized SPMD program.
+    pub placed: Graph,
+    /// What the search bought.
+    pub report: SearchReport,
+}
+
+/// Places every value of a logical program and optimizes its collectives; each program passes its check.
+///
+/// # Errors
+/// A program that does not pass: a bug of the compiler.
+pub fn place(logical: &Graph, annotations: &Annotations, search: &SearchOptions) -> Result<Placed, CheckError> {
+    let propagated = propagate(logical, annotations, &search.cost);
+    check(&propagated)?;
+    let (optimized, report) = optimize(&propagated, search);
+    check(&optimized)?;
+    let gathered: HashSet<&str> = annotations.gathered.keys().map(String::as_str).collect();
+    let placed = reshard_after_forward(&optimized, &gathered);
+    check(&placed)?;
+    Ok(Placed { propagated, placed, report })
+}
+
+/// The canonical program and what a plan demands of it. Module boundaries at which the plan places
+/// values keep a value of their own; all others dissolve.
+///
+/// # Errors
+/// A plan that does not fit.
+pub fn annotated(captured: &Graph, mesh: &Mesh, plan: &Plan) -> Result<(Graph, Annotations), StyleError> {
+    let canonical = |regions| canonicalize(&captured.clone().with_regions(regions));
+    let mut logical = canonical(Vec::new());
+    let regions = boundary_regions(captured, &logical, plan)?;
+    if !regions.is_empty() {
+        logical = canonical(regions);
+    }
+    let annotations = annotate(&logical, mesh, plan)?;
+    Ok((logical, annotations))
 }
 
 /// A compiled training step: its peeled first step and the steady one.
@@ -143,6 +185,37 @@ pub(crate) fn renamed(captured: &Captured, rename: Rename) -> Captured {
     c
 }
 
+/// The type of every module by the path that plans use.
+fn module_kinds(captured: &Captured, rename: Rename) -> HashMap<String, String> {
+    use crate::capture::InputKind as I;
+    let module_of = |p: &str| p.rsplit_once('.').map_or("", |(m, _)| m).to_string();
+    let parameters = captured.inputs.iter().filter_map(|i| match &i.kind {
+        I::Parameter { path } => Some(path.as_str()),
+        _ => None,
+    });
+    // A module is called in files as its own parameters say.
+    let called: HashMap<String, String> = parameters.map(|p| (module_of(p), module_of(&rename(p)))).collect();
+    let kind = |m: &crate::capture::ModuleInfo| {
+        let path = called.get(&m.path).unwrap_or(&m.path).clone();
+        (path, m.container.rsplit(':').next().unwrap_or_default().to_string())
+    };
+    captured.modules.iter().map(kind).collect()
+}
+
+/// An error about a module, with the module's type.
+fn with_kind(error: Error, kinds: &HashMap<String, String>) -> Error {
+    match error {
+        Error::Style(mut style) => {
+            if let StyleError::Nothing { module, kind, .. } = &mut *style {
+                let known = kinds.get(module).filter(|k| !k.is_empty());
+                *kind = known.map(|k| format!("a {k}"));
+            }
+            Error::Style(style)
+        }
+        other => other,
+    }
+}
+
 /// Compiles a captured training step for a mesh and a plan.
 ///
 /// # Errors
@@ -160,8 +233,10 @@ pub fn compile_training(
     let steady_import = import_with(&steady, &signature)?;
     let first_import = import_with(&first, &signature)?;
     let constants = steady_import.constants.clone();
-    let mut steady_stages = compile_graph(steady_import.graph, mesh, plan, options)?;
-    let mut first_stages = compile_graph(first_import.graph, mesh, plan, options)?;
+    let kinds = module_kinds(&capture.steady, rename);
+    let compile = |graph| compile_graph(graph, mesh, plan, options).map_err(|e| with_kind(e, &kinds));
+    let mut steady_stages = compile(steady_import.graph)?;
+    let mut first_stages = compile(first_import.graph)?;
     for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
         let bytes = a.arena_bytes.max(b.arena_bytes);
         (a.arena_bytes, b.arena_bytes) = (bytes, bytes);
@@ -187,9 +262,10 @@ pub fn compile_inference(
     options: &CompileOptions,
     rename: Rename,
 ) -> Result<InferenceProgram, Error> {
+    let kinds = module_kinds(captured, rename);
     let captured = renamed(captured, rename);
     let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
-    let stages = compile_graph(graph, mesh, plan, options)?;
+    let stages = compile_graph(graph, mesh, plan, options).map_err(|e| with_kind(e, &kinds))?;
     Ok(InferenceProgram { stages, constants, values: captured.values })
 }
 

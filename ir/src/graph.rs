@@ -111,15 +111,31 @@ pub struct Output {
     pub layout: Vec<usize>,
 }
 
+/// A value that crosses the boundary of a region.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Boundary {
+    /// The value.
+    pub value: Value,
+    /// Its shape as the model knows it: what the dimensions of a style's layout count.
+    pub layout: Vec<usize>,
+}
+
 /// A module region: the values that enter and leave it, in order. Styles place them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Region {
     /// Module path.
     pub path: String,
     /// Tensor arguments.
-    pub arguments: Vec<Value>,
+    pub arguments: Vec<Boundary>,
     /// Tensor results.
-    pub results: Vec<Value>,
+    pub results: Vec<Boundary>,
+}
+
+impl Region {
+    /// Every value that enters or leaves.
+    pub fn values(&self) -> impl Iterator<Item = Value> + '_ {
+        self.arguments.iter().chain(&self.results).map(|b| b.value)
+    }
 }
 
 /// A program: one SPMD dataflow graph over a mesh.
@@ -149,6 +165,13 @@ impl Graph {
     /// An empty program on a mesh.
     pub fn new(mesh: Mesh) -> Self {
         Graph { mesh, ..Graph::default() }
+    }
+
+    /// The same program with these regions.
+    #[must_use]
+    pub fn with_regions(mut self, regions: Vec<Region>) -> Self {
+        self.regions = regions;
+        self
     }
 
     /// The underlying petgraph graph, for its algorithms.

@@ -15,7 +15,7 @@
 //! constants keep their place among the nodes and their provenance.
 
 use crate::DType;
-use crate::graph::{Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
+use crate::graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
 use crate::sharding::{Partial, Sharding, Type};
@@ -56,10 +56,14 @@ pub fn parse(text: &str) -> Result<Graph, JsonError> {
 pub fn to_json(graph: &Graph) -> Json {
     let axes: Vec<Json> = graph.mesh.axes().iter().map(|a| json!({"name": a.name, "size": a.size})).collect();
     let nodes: Vec<Json> = graph.nodes().map(|n| node_json(graph.node(n), &graph.operands(n), &graph.mesh)).collect();
+    let boundaries = |all: &[Boundary]| {
+        let one = |b: &Boundary| json!({"value": value_json(b.value), "layout": b.layout});
+        all.iter().map(one).collect::<Json>()
+    };
     let regions = graph
         .regions
         .iter()
-        .map(|r| json!({"path": r.path, "arguments": values_json(&r.arguments), "results": values_json(&r.results)}));
+        .map(|r| json!({"path": r.path, "arguments": boundaries(&r.arguments), "results": boundaries(&r.results)}));
     let outputs = graph.outputs.iter().map(|o| {
         let (kind, name) = match &o.kind {
             OutputKind::Result(n) => ("result", Some(n)),
@@ -333,8 +337,12 @@ pub fn from_json(json: &Json) -> Result<Graph, JsonError> {
         graph.add(op, &operands, types, node.origin()?);
     }
     for region in top.field("regions")?.items()? {
-        let values = |key| region.field(key)?.list(|v| v.value(&graph));
-        let (arguments, results) = (values("arguments")?, values("results")?);
+        let boundary = |b: &At<'_>| {
+            let layout = b.field("layout")?.list(|n| n.number())?;
+            Ok(Boundary { value: b.field("value")?.value(&graph)?, layout })
+        };
+        let (arguments, results) =
+            (region.field("arguments")?.list(boundary)?, region.field("results")?.list(boundary)?);
         graph.regions.push(Region { path: region.field("path")?.text()?.into(), arguments, results });
     }
     for output in top.field("outputs")?.items()? {

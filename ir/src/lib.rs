@@ -32,7 +32,7 @@ pub mod text;
 pub mod verify;
 
 pub use dtype::DType;
-pub use graph::{Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
+pub use graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 pub use mesh::{AxisId, AxisSet, Mesh};
 pub use op::{InputKind, MapFn, Op, ReduceOp, Scalar};
 pub use sharding::{Partial, Sharding, Type};

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::DType;
-use crate::graph::{Graph, Origin, Output, OutputKind, Phase, Region, Value};
+use crate::graph::{Boundary, Graph, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
 use crate::sharding::{Partial, Sharding, Type};
@@ -519,16 +519,19 @@ impl Reader {
         Ok(Value { node, result })
     }
 
-    /// `(%1, %2)`.
-    fn values(&mut self, c: &mut Cursor<'_>) -> Parsed<Vec<Value>> {
+    /// `(%1 layout [2, 6], %2)`.
+    fn boundaries(&mut self, c: &mut Cursor<'_>) -> Parsed<Vec<Boundary>> {
         c.expect("(")?;
-        c.list(")", |c| self.value(c))
+        c.list(")", |c| {
+            let value = self.value(c)?;
+            Ok(Boundary { value, layout: c.layout(&self.graph.ty(value).shape)? })
+        })
     }
 
     fn region(&mut self, c: &mut Cursor<'_>) -> Parsed<()> {
-        let (path, arguments) = (c.quoted()?, self.values(c)?);
+        let (path, arguments) = (c.quoted()?, self.boundaries(c)?);
         c.expect("->")?;
-        let results = self.values(c)?;
+        let results = self.boundaries(c)?;
         self.graph.regions.push(Region { path, arguments, results });
         Ok(())
     }

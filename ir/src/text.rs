@@ -16,7 +16,7 @@
 //! as `f32:0.5`, and have no provenance. `%3.1` is the second result of `%3`. [`crate::parse`]
 //! reads all of it back.
 
-use crate::graph::{Graph, Node, OutputKind, Phase, Value};
+use crate::graph::{Boundary, Graph, Node, OutputKind, Phase, Value};
 use crate::mesh::{AxisId, Mesh};
 use crate::op::{Distribution, Op};
 use crate::sharding::axes_text;
@@ -37,7 +37,10 @@ pub fn print(graph: &Graph) -> String {
             let _ = writeln!(out, "{}", line(graph, node, &names));
         }
     }
-    let list = |values: &[Value]| values.iter().map(|&v| value_text(graph, v, &names)).collect::<Vec<_>>().join(", ");
+    let list = |values: &[Boundary]| {
+        let one = |b: &Boundary| value_text(graph, b.value, &names) + &layout_text(&b.layout, &graph.ty(b.value).shape);
+        values.iter().map(one).collect::<Vec<_>>().join(", ")
+    };
     for region in &graph.regions {
         let _ = writeln!(out, "region {:?} ({}) -> ({})", region.path, list(&region.arguments), list(&region.results));
     }

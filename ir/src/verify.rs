@@ -388,8 +388,7 @@ fn report(
         errors.extend(value(o.value).err().map(|fault| VerifyError { place: Place::Output(o.kind.clone()), fault }));
     }
     for r in &graph.regions {
-        let mut values = r.arguments.iter().chain(&r.results);
-        let fault = values.find_map(|&v| value(v).err());
+        let fault = r.values().find_map(|v| value(v).err());
         errors.extend(fault.map(|fault| VerifyError { place: Place::Region(r.path.clone()), fault }));
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }

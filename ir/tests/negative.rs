@@ -1,6 +1,6 @@
 //! What each error of the parser and the verifier says.
 
-use tpc_ir::graph::{Region, Value};
+use tpc_ir::graph::{Boundary, Region, Value};
 use tpc_ir::verify::{Malformed, VerifyError, verify};
 use tpc_ir::{AxisId, AxisSet, DType, Graph, MapFn, Mesh, Op, Origin, Partial, ReduceOp, Sharding, Subscripts, Type};
 use tpc_ir::{json, parse, text};
@@ -406,7 +406,11 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     let mut g = graph(fill(), &ty);
     let missing = Value { node: 0.into(), result: 3 };
     g.push(Op::Reshape, &[missing], ty.clone(), &o);
-    g.regions.push(Region { path: "m".into(), arguments: vec![missing], results: vec![] });
+    g.regions.push(Region {
+        path: "m".into(),
+        arguments: vec![Boundary { value: missing, layout: vec![] }],
+        results: vec![],
+    });
     let gone = || Malformed::NoSuchValue { node: 0, result: 3 };
     assert_eq!(faults(&g), [gone(), gone()]);
     assert_eq!(

@@ -6,7 +6,7 @@ mod generator;
 use generator::build;
 use proptest::prelude::*;
 use tpc_ir::interpret::{Options, interpret, simulate};
-use tpc_ir::{Graph, Op, Value, json, parse, text, verify};
+use tpc_ir::{Boundary, Graph, Op, Value, json, parse, text, verify};
 
 /// Equal up to scalar constants, which the text form writes where they are used.
 fn same(a: &Graph, b: &Graph) -> bool {
@@ -24,8 +24,10 @@ fn same(a: &Graph, b: &Graph) -> bool {
         let own = g.nodes().filter(|&n| !text::is_inline(g, n));
         own.map(|n| (g.node(n).clone(), names(g, &g.operands(n)))).collect()
     };
+    let boundaries =
+        |g: &Graph, all: &[Boundary]| -> Vec<_> { all.iter().map(|b| (name(g, b.value), b.layout.clone())).collect() };
     let regions = |g: &Graph| -> Vec<_> {
-        g.regions.iter().map(|r| (r.path.clone(), names(g, &r.arguments), names(g, &r.results))).collect()
+        g.regions.iter().map(|r| (r.path.clone(), boundaries(g, &r.arguments), boundaries(g, &r.results))).collect()
     };
     let outputs = |g: &Graph| -> Vec<_> {
         g.outputs.iter().map(|o| (o.kind.clone(), name(g, o.value), o.layout.clone())).collect()

@@ -9,6 +9,7 @@
 //! | how does every value get its first placement | [`propagate`] |
 //! | how does a value move from one placement to another | [`redistribute`] |
 //! | how are collectives moved, merged and removed | [`egraph`] |
+//! | which parameters are gathered again for the backward pass | [`reshard`] |
 //! | what does a plan cost | [`cost`] |
 //! | what does a rank execute | [`lower`] |
 //! | is a placed program right | [`check`] |
@@ -22,5 +23,6 @@ pub mod lower;
 pub mod propagate;
 pub mod rebuild;
 pub mod redistribute;
+pub mod reshard;
 pub mod rules;
 pub mod styles;

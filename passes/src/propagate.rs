@@ -14,10 +14,11 @@ use crate::cost::CostModel;
 use crate::rebuild::rebuild;
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
+use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use tpc_ir::{AxisId, Graph, InputKind, Mesh, Op, Origin, OutputKind, ReduceOp, Sharding, Type, Value};
+use tpc_ir::{AxisId, Graph, InputKind, Mesh, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,42 +29,92 @@ pub struct Annotation {
     pub why: Arc<str>,
 }
 
-/// Placements of inputs by name; inputs that are not listed are replicated.
+/// A placement of a value on some axes that a plan demands, and the plan entry that demands it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Constraint {
+    /// The placement.
+    pub at: OnAxes,
+    /// The plan entry.
+    pub why: Arc<str>,
+}
+
+/// A parameter that is stored more finely than it is computed with: it is gathered before the forward
+/// and backward pass use it, and the optimizer updates the stored shard (FSDP).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Storage {
+    /// Where the forward and backward pass want it.
+    pub compute: Sharding,
+    /// The plan entry that stores it so.
+    pub why: Arc<str>,
+    /// The plan entry of the style that cuts it for computing, if any.
+    pub style: Option<Arc<str>>,
+}
+
+/// What a plan demands: of inputs that are not listed, that they are replicated; of other values,
+/// nothing.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Annotations {
     /// The mesh, with the axes split as far as the placements need.
     pub mesh: Mesh,
-    /// By input name.
+    /// Where inputs are stored, by name.
     pub inputs: HashMap<String, Annotation>,
-    /// By node of the logical graph: where its result must lie on the axes that the annotation
-    /// names; on other axes it is free.
-    pub results: HashMap<NodeIndex, Annotation>,
+    /// Inputs that are computed with elsewhere than they are stored.
+    pub gathered: HashMap<String, Storage>,
+    /// By node of the logical graph: through which placements its result passes, in order.
+    pub results: HashMap<NodeIndex, Vec<Constraint>>,
+    /// By node and operand of the logical graph: through which placements the operand passes on its
+    /// way to this use.
+    pub uses: HashMap<(NodeIndex, u32), Vec<Constraint>>,
 }
 
 /// Places every value of a logical graph.
 pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> Graph {
+    // Regions have served: what only they name is dead.
+    let graph = &graph.clone().with_regions(Vec::new());
     let mut cache: HashMap<(Value, Sharding), Value> = HashMap::new();
-    let (mut placed, _) = rebuild(graph, annotations.mesh.clone(), |new, node, operands| {
+    let mut stored: HashMap<Value, &Storage> = HashMap::new();
+    // Parameters of styles, where they are computed with.
+    let mut style_parameters: HashSet<Value> = HashSet::new();
+    let (mut placed, _) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
-        if let Op::Input { name, .. } = &n.op {
+        if let Op::Input { kind, name, .. } = &n.op {
             let mut ty = n.types[0].clone();
             let mut origin = n.origin.clone();
-            if let Some(a) = annotations.inputs.get(name) {
+            let annotation = annotations.inputs.get(name);
+            if let Some(a) = annotation {
                 ty.sharding = a.sharding.clone();
                 origin.why = a.why.clone();
             }
-            return vec![new.push(n.op.clone(), &[], ty, &origin)];
+            let value = new.push(n.op.clone(), &[], ty, &origin);
+            if let Some(storage) = annotations.gathered.get(name) {
+                stored.insert(value, storage);
+            }
+            if *kind == InputKind::Parameter && annotation.is_some() {
+                style_parameters.insert(value);
+            }
+            return vec![value];
+        }
+        let mut to = |new: &mut Graph, v: Value, s: &Sharding, why: &Arc<str>| {
+            *cache
+                .entry((v, s.clone()))
+                .or_insert_with(|| redistribute(new, v, s, &Origin { why: why.clone(), ..n.origin.clone() }))
+        };
+        for (i, v) in operands.iter_mut().enumerate() {
+            if let Some(storage) = stored.get(v).filter(|_| n.origin.phase != Phase::Optimizer) {
+                *v = to(new, *v, &storage.compute, &storage.why);
+                if storage.style.is_some() {
+                    style_parameters.insert(*v);
+                }
+            }
+            for constraint in annotations.uses.get(&(node, i as u32)).into_iter().flatten() {
+                let sharding = constraint.at.applied(&new.ty(*v).sharding);
+                *v = to(new, *v, &sharding, &constraint.why);
+            }
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
         let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
         // A style's parameter stays where it is: the other operands come to it.
-        let pinned: Vec<bool> = operands
-            .iter()
-            .map(|&v| match new.op(v) {
-                Op::Input { kind: InputKind::Parameter, name, .. } => annotations.inputs.contains_key(name),
-                _ => false,
-            })
-            .collect();
+        let pinned: Vec<bool> = operands.iter().map(|v| style_parameters.contains(v)).collect();
         let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, cost);
         let shardings: Vec<Sharding> = row
             .operands
@@ -71,17 +122,7 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
             .map(|dims| Sharding { dims: dims.iter().map(|&f| wanted[f].clone()).collect(), partial: None })
             .collect();
         let why: Arc<str> = format!("{} wants its operands together", n.op.name()).into();
-        let moved: Vec<Value> = operands
-            .iter()
-            .zip(&shardings)
-            .map(|(&v, s)| {
-                let key = (v, s.clone());
-                *cache.entry(key).or_insert_with(|| {
-                    let origin = Origin { why: why.clone(), ..n.origin.clone() };
-                    redistribute(new, v, s, &origin)
-                })
-            })
-            .collect();
+        let moved: Vec<Value> = operands.iter().zip(&shardings).map(|(&v, s)| to(new, v, s, &why)).collect();
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
         let results: Vec<Type> = (0..n.types.len())
             .map(|r| {
@@ -95,15 +136,15 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
             .iter()
             .enumerate()
             .map(|(r, ty)| {
-                let v = Value { node: id, result: r as u32 };
-                let origin = Origin { why: partial_reason(new, v), ..n.origin.clone() };
-                match annotations.results.get(&node) {
-                    Some(a) => {
-                        let to = constrained(&reduced(&ty.sharding), &a.sharding);
-                        redistribute(new, v, &to, &Origin { why: a.why.clone(), ..origin })
-                    }
-                    None => redistribute(new, v, &reduced(&ty.sharding), &origin),
+                let mut v = Value { node: id, result: r as u32 };
+                let partial = partial_reason(new, v);
+                let mut at = reduced(&ty.sharding);
+                let constraints = annotations.results.get(&node).map_or(&[][..], Vec::as_slice);
+                for constraint in constraints {
+                    at = constraint.at.applied(&at);
+                    v = redistribute(new, v, &at, &Origin { why: constraint.why.clone(), ..n.origin.clone() });
                 }
+                redistribute(new, v, &at, &Origin { why: partial, ..n.origin.clone() })
             })
             .collect()
     });
@@ -140,17 +181,6 @@ fn place_outputs(graph: &mut Graph) {
             Origin { why: "lies like its parameter".into(), ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);
     }
-}
-
-/// A placement moved to where an annotation wants it on the annotation's axes.
-fn constrained(from: &Sharding, wanted: &Sharding) -> Sharding {
-    let axes = wanted.sharded_axes();
-    let mut to = from.clone();
-    for (dim, want) in to.dims.iter_mut().zip(&wanted.dims) {
-        dim.retain(|a| !axes.contains(*a));
-        dim.extend(want);
-    }
-    to
 }
 
 /// For every factor the axes that cut it.

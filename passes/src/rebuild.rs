@@ -2,7 +2,7 @@
 
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
-use tpc_ir::{Graph, Mesh, Output, Value};
+use tpc_ir::{Boundary, Graph, Mesh, Output, Region, Value};
 
 /// What old values became.
 pub type Mapping = HashMap<Value, Value>;
@@ -24,6 +24,12 @@ pub fn rebuild(
         }
     }
     new.outputs = old.outputs.iter().map(|o| Output { value: map[&o.value], ..o.clone() }).collect();
+    let moved = |all: &[Boundary]| all.iter().map(|b| Boundary { value: map[&b.value], ..b.clone() }).collect();
+    new.regions = old
+        .regions
+        .iter()
+        .map(|r| Region { path: r.path.clone(), arguments: moved(&r.arguments), results: moved(&r.results) })
+        .collect();
     (new, map)
 }
 
@@ -41,8 +47,8 @@ pub fn live(graph: &Graph) -> Vec<bool> {
     for (node, _, _) in graph.inputs() {
         live[node.index()] = true;
     }
-    let regions = graph.regions.iter().flat_map(|r| r.arguments.iter().chain(&r.results));
-    for v in graph.outputs.iter().map(|o| &o.value).chain(regions) {
+    let regions = graph.regions.iter().flat_map(Region::values);
+    for v in graph.outputs.iter().map(|o| o.value).chain(regions) {
         live[v.node.index()] = true;
     }
     for node in (0..graph.len()).rev().map(NodeIndex::new) {

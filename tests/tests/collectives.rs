@@ -10,7 +10,10 @@ use tpc::capture::{Spec, TrainingCapture, capture_training_shapes};
 use tpc::models::{Mlp, ModelConfig, presets};
 use tpc::pretrained::TokenBatch;
 use tpc::program::{CompileOptions, Stages, TrainingProgram, compile_training};
-use tpc::{LaunchOptions, Plan, RankProgram, Style};
+use tpc::{
+    ColwiseParallel, LaunchOptions, PairwiseParallel, PairwiseSequenceParallel, Plan, RankProgram, RowwiseParallel,
+    SequenceParallel,
+};
 use tpc_ir::{InputKind, Phase};
 use tpc_runtime::Session;
 use tpc_tests::training::{adamw, config, feed, language_model, mesh, plan};
@@ -157,14 +160,19 @@ fn part_allows(capture: impl Fn() -> TrainingCapture, plan: Plan, forward: usize
 #[test]
 fn an_mlp_whose_input_needs_no_gradient() {
     let mlp = || part(|d| Mlp::new(32, 64, d), |m, x| m.forward(x));
-    part_allows(mlp, Plan::new().with("", Style::Pairwise), 1, 0);
-    part_allows(mlp, Plan::new().with("net1", Style::Colwise).with("net2", Style::Rowwise), 1, 0);
+    part_allows(mlp, Plan::new().with("", PairwiseParallel), 1, 0);
+    part_allows(
+        mlp,
+        Plan::new().with("net1", ColwiseParallel::default()).with("net2", RowwiseParallel::default()),
+        1,
+        0,
+    );
 }
 
 #[test]
 fn an_mlp() {
     let mlp = || normed(|d| Mlp::new(32, 64, d), |m, x| m.forward(x));
-    part_allows(mlp, Plan::new().with("part", Style::Pairwise), 1, 1);
+    part_allows(mlp, Plan::new().with("part", PairwiseParallel), 1, 1);
 }
 
 /// A gather and a scatter each way, four halves. Here the norm may also run on the whole sequence,
@@ -172,8 +180,8 @@ fn an_mlp() {
 #[test]
 fn an_mlp_between_shards_of_the_sequence() {
     let plan = Plan::new()
-        .with("norm", Style::Sequence { sequence_dim: 1 })
-        .with("part", Style::PairwiseSequence { sequence_dim: 1 });
+        .with("norm", SequenceParallel { sequence_dim: 1 })
+        .with("part", PairwiseSequenceParallel { sequence_dim: 1 });
     for on in ["tp=2", "tp=4"] {
         let capture = normed(|d| Mlp::new(32, 64, d), |m: &Mlp, x| m.forward(x));
         let program = compiled(capture, &plan, on);
@@ -205,16 +213,19 @@ fn decoders_under_the_sequence_parallel_plan() {
 fn attention() {
     let build = |d: &Device| MultiHeadAttentionConfig::new(32, 4).with_dropout(0.0).init(d);
     let attention = || normed(build, |m: &MultiHeadAttention, x| m.forward(MhaInput::self_attn(x)).context);
-    part_allows(attention, Plan::new().with("part", Style::Pairwise), 1, 1);
-    let plan = Plan::new().with("part.{query,key,value}", Style::Colwise).with("part.output", Style::Rowwise);
+    part_allows(attention, Plan::new().with("part", PairwiseParallel), 1, 1);
+    let plan = Plan::new()
+        .with("part.{query,key,value}", ColwiseParallel::default())
+        .with("part.output", RowwiseParallel::default());
     part_allows(attention, plan, 1, 1);
 }
 
 #[test]
 fn swiglu() {
     let swiglu = || normed(|d| SwiGlu::new(32, 64, d), |m, x| m.forward(x));
-    part_allows(swiglu, Plan::new().with("part", Style::Pairwise), 1, 1);
-    let plan = Plan::new().with("part.{gate,up}", Style::Colwise).with("part.down", Style::Rowwise);
+    part_allows(swiglu, Plan::new().with("part", PairwiseParallel), 1, 1);
+    let plan =
+        Plan::new().with("part.{gate,up}", ColwiseParallel::default()).with("part.down", RowwiseParallel::default());
     part_allows(swiglu, plan, 1, 1);
 }
 

@@ -148,6 +148,29 @@ macro_rules! conformance {
             }
 
             #[test]
+            fn fsdp() {
+                for mesh in ["dp=2", "dp=4"] {
+                    super::trains_as_expected($model, "fsdp", mesh);
+                }
+                super::trains_as_expected($model, "2d", "dp=2,tp=2");
+                super::trains_as_expected($model, "tp-sp-fsdp", "dp=2,tp=2");
+            }
+
+            #[test]
+            fn zero1() {
+                for mesh in ["dp=2", "dp=4"] {
+                    super::trains_as_expected($model, "zero1", mesh);
+                }
+                super::trains_as_expected($model, "tp-sp-zero1", "dp=2,tp=2");
+            }
+
+            #[test]
+            fn hsdp() {
+                super::trains_as_expected($model, "hsdp", "rep=2,dp=2");
+                super::trains_as_expected($model, "tp-hsdp", "rep=2,dp=2,tp=2");
+            }
+
+            #[test]
             fn tp_and_ddp() {
                 super::trains_as_expected($model, "tp-ddp", "dp=2,tp=2");
             }

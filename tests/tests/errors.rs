@@ -11,7 +11,7 @@ use tpc::import::import;
 use tpc::models::{ModelConfig, ModelDir, ModelError, Weights, presets, save_pretrained, weight_map};
 use tpc::pretrained::{TokenBatch, capture_forward, load_weights, names};
 use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
-use tpc::{LaunchOptions, Mesh, OutputKind, Plan, Style};
+use tpc::{ColwiseParallel, LaunchOptions, Mesh, OutputKind, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_tests::training::{config, mesh, plan};
 
 /// A message, without the directory that it names.
@@ -77,34 +77,36 @@ fn refused(plan: Plan, on: &str, expected: &str) {
 #[test]
 fn plans_that_do_not_fit_the_model() {
     refused(
-        Plan::new().with("model.layers.*.self_atn", Style::Pairwise),
+        Plan::new().with("model.layers.*.self_atn", PairwiseParallel),
         "tp=2",
         "plan entry `model.layers.*.self_atn` matches no module; the nearest are model.layers.0.self_attn, model.layers.1.self_attn, model.layers.0.mlp",
     );
     refused(
         Plan::new()
-            .with("model.layers.*.self_attn", Style::Pairwise)
-            .with("model.layers.*.mpl.gate_proj", Style::Colwise),
+            .with("model.layers.*.self_attn", PairwiseParallel)
+            .with("model.layers.*.mpl.gate_proj", ColwiseParallel::default()),
         "tp=2",
         "plan entry `model.layers.*.mpl.gate_proj` matches no module; the nearest are model.layers.0.mlp.gate_proj, model.layers.1.mlp.gate_proj, model.layers.0.mlp.down_proj",
     );
     refused(
-        Plan::new().with("model.norm", Style::Colwise),
+        Plan::new().with("model.norm", ColwiseParallel::default()),
         "tp=2",
-        "plan entry `model.norm` (ColwiseParallel) finds nothing to parallelize in `model.norm`: it works on a linear, an embedding or a convolution",
+        "plan entry `model.norm` (ColwiseParallel) finds nothing to parallelize in `model.norm`, which is a RmsNorm: it works on a linear, an embedding or a convolution",
     );
     refused(
-        Plan::new().with("model.layers.0", Style::Rowwise),
+        Plan::new().with("model.layers.0", RowwiseParallel::default()),
         "tp=2",
-        "plan entry `model.layers.0` (RowwiseParallel) finds nothing to parallelize in `model.layers.0`: it works on a linear, an embedding or a convolution",
+        "plan entry `model.layers.0` (RowwiseParallel) finds nothing to parallelize in `model.layers.0`, which is a LlamaLayer: it works on a linear, an embedding or a convolution",
     );
     refused(
-        Plan::new().with("lm_head", Style::Pairwise),
+        Plan::new().with("lm_head", PairwiseParallel),
         "tp=2",
-        "plan entry `lm_head` (PairwiseParallel) finds nothing to parallelize in `lm_head`: it works on pairs of linears that follow each other",
+        "plan entry `lm_head` (PairwiseParallel) finds nothing to parallelize in `lm_head`, which is a Linear: it works on pairs of linears that follow each other",
     );
     refused(
-        Plan::new().with("model.layers.*.mlp", Style::Pairwise).with("model.layers.1.mlp.up_proj", Style::Rowwise),
+        Plan::new()
+            .with("model.layers.*.mlp", PairwiseParallel)
+            .with("model.layers.1.mlp.up_proj", RowwiseParallel::default()),
         "tp=2",
         "parameter `model.layers.1.mlp.up_proj.weight` is claimed by two plan entries, `plan \"model.layers.*.mlp\"` and `plan \"model.layers.1.mlp.up_proj\"`: remove one of them",
     );
@@ -112,7 +114,7 @@ fn plans_that_do_not_fit_the_model() {
 
 #[test]
 fn plans_that_do_not_fit_the_mesh() {
-    let head = || Plan::new().with("lm_head", Style::Colwise);
+    let head = || Plan::new().with("lm_head", ColwiseParallel::default());
     refused(
         plan("tp"),
         "dp=2",
@@ -147,13 +149,15 @@ fn plans_that_do_not_fit_the_mesh() {
 
 #[test]
 fn plan_files() {
-    const STYLES: &str =
-        "use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel";
+    const STYLES: &str = "use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel, SequenceParallel, PrepareModuleInput, PrepareModuleOutput, PrepareModuleInputOutput, TensorParallelMultiheadAttention";
     let cases = [
         ("{", "the plan is not JSON: EOF while parsing an object at line 1 column 1".to_string()),
         ("[]", "`the plan` in the plan must be an object, found []".into()),
-        (r#"{"style": {}}"#, "the plan has an unknown key `style` in the plan: known are axis, styles, data".into()),
-        (r#"{"axis": 3}"#, "`axis` in the plan must be a string, found 3".into()),
+        (
+            r#"{"style": {}}"#,
+            "the plan has an unknown key `style` in the plan: known are axis, styles, data, loss_parallel".into(),
+        ),
+        (r#"{"axis": true}"#, "`axis` in the plan must be the name or number of a mesh axis, found true".into()),
         (
             r#"{"styles": {"a": "ColumnParallel"}}"#,
             format!("plan entry `a` names the style `ColumnParallel`, which does not exist: {STYLES}"),
@@ -163,11 +167,17 @@ fn plan_files() {
             format!("plan entry `a.b.c` names the style `Pairwise`, which does not exist: {STYLES}"),
         ),
         (r#"{"styles": {"a": 1}}"#, "`a` in the plan must be a style or a map of styles, found 1".into()),
-        (r#"{"data": {"axis": "dp"}}"#, "`data.mode` in the plan must be \"ddp\", found nothing".into()),
-        (r#"{"data": {"mode": "fdsp"}}"#, "`data.mode` in the plan must be \"ddp\", found fdsp".into()),
+        (
+            r#"{"data": {"axis": "dp"}}"#,
+            "`data.mode` in the plan must be \"ddp\", \"fsdp\", \"zero1\" or \"hsdp\", found nothing".into(),
+        ),
+        (
+            r#"{"data": {"mode": "fdsp"}}"#,
+            "`data.mode` in the plan must be \"ddp\", \"fsdp\", \"zero1\" or \"hsdp\", found fdsp".into(),
+        ),
         (
             r#"{"data": {"mode": "ddp", "axes": "dp"}}"#,
-            "the plan has an unknown key `axes` in `data`: known are mode, axis".into(),
+            "the plan has an unknown key `axes` in `data`: known are mode, axis, replicate_axis".into(),
         ),
     ];
     for (text, expected) in cases {
@@ -178,7 +188,7 @@ fn plan_files() {
     assert!(unknown.starts_with("the plan has an unknown key `layouts` in `a`: known are "), "{unknown}");
     says(
         Plan::built_in("tpp").unwrap_err(),
-        "there is no built-in plan `tpp` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp",
+        "there is no built-in plan `tpp` and no such file: built in are none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, tp-ddp, tp-sp-ddp, tp-fsdp, tp-sp-fsdp, tp-zero1, tp-sp-zero1, tp-hsdp, tp-sp-hsdp",
     );
 }
 

@@ -7,12 +7,13 @@ use burn::tensor::{Device, Tensor, activation};
 use std::collections::HashMap;
 use tpc::capture::{Captured, capture_training};
 use tpc::import::import;
+use tpc::program::annotated;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, Mesh, Op};
 use tpc_passes::cost::CostModel;
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
-use tpc_passes::styles::{Plan, Style, annotate};
+use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_passes::{canonicalize, check};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
 
@@ -55,12 +56,12 @@ fn stages(captured: &Captured, meshes: &[&str], plan: &Plan) {
     let constants: HashMap<String, Value> = imported.constants.iter().map(|(n, d)| (n.clone(), constant(d))).collect();
     let feed = inputs(&imported.graph, 7, &constants);
     let expected = reference(&imported.graph, &feed);
-    let logical = canonicalize::canonicalize(&imported.graph);
+    let logical = canonicalize::canonicalize(&imported.graph.clone().with_regions(Vec::new()));
     println!("{}", tpc_ir::text::print(&logical));
     tpc_ir::verify::verify(&logical).unwrap();
     assert!(difference(&expected, &reference(&logical, &feed)) < 1e-9);
     for mesh in meshes {
-        let annotations = annotate(&logical, &Mesh::parse(mesh).unwrap(), plan).unwrap();
+        let (logical, annotations) = annotated(&imported.graph, &Mesh::parse(mesh).unwrap(), plan).unwrap();
         let placed = propagate(&logical, &annotations, &CostModel::default());
         check::check(&placed).unwrap();
         assert!(difference(&expected, &on_ranks(&placed, &feed)) < 1e-9, "{mesh} placed");
@@ -87,7 +88,7 @@ fn an_mlp_means_the_same_at_every_stage() {
         (m.forward(x) - y).powf_scalar(2.0).mean()
     })
     .unwrap();
-    stages(&step.steady, &["tp=2", "tp=3"], &Plan::new().with("", Style::Pairwise));
+    stages(&step.steady, &["tp=2", "tp=3"], &Plan::new().with("", PairwiseParallel));
 }
 
 #[test]
@@ -112,10 +113,10 @@ fn a_llama_means_the_same_at_every_stage() {
     )
     .unwrap();
     let plan = Plan::new()
-        .with("model.layers.*.self_attn", Style::Pairwise)
-        .with("model.layers.*.mlp", Style::Pairwise)
-        .with("model.embed_tokens", Style::Rowwise)
-        .with("lm_head", Style::Colwise);
+        .with("model.layers.*.self_attn", PairwiseParallel)
+        .with("model.layers.*.mlp", PairwiseParallel)
+        .with("model.embed_tokens", RowwiseParallel::default())
+        .with("lm_head", ColwiseParallel::default());
     stages(&step.steady, &["tp=2", "tp=4"], &plan);
     println!("SEQUENCE");
     stages(&step.steady, &["tp=2"], &Plan::built_in("tp-sp").unwrap());

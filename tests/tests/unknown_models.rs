@@ -15,7 +15,7 @@ use burn::optim::{AdamConfig, ModuleOptimizer, Optimizer, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use tpc::capture::{Batch, capture_inference, capture_training};
 use tpc::program::{CompileOptions, compile_inference, compile_training};
-use tpc::{LaunchOptions, OutputKind, Plan, Style};
+use tpc::{ColwiseParallel, LaunchOptions, OutputKind, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_runtime::Session;
 use tpc_tests::eager::{filled, numbers, train};
 use tpc_tests::training::{Run, differences, mesh, run, uniform};
@@ -310,13 +310,13 @@ fn translator() -> Case<Translator, Translation> {
 
 fn translator_plans() -> Vec<(Plan, &'static str)> {
     let globs = Plan::new()
-        .with("encoder.*.attn", Style::Pairwise)
-        .with("decoder.*.{self,cross}_attn", Style::Pairwise)
-        .with("{en,de}coder.[0-9].mix", Style::Pairwise)
-        .with("source", Style::Rowwise)
-        .with("target", Style::Colwise)
-        .with("head", Style::Colwise);
-    let whole = Plan::new().with("encoder.*", Style::Pairwise).with("decoder.?", Style::Pairwise);
+        .with("encoder.*.attn", PairwiseParallel)
+        .with("decoder.*.{self,cross}_attn", PairwiseParallel)
+        .with("{en,de}coder.[0-9].mix", PairwiseParallel)
+        .with("source", RowwiseParallel::default())
+        .with("target", ColwiseParallel::default())
+        .with("head", ColwiseParallel::default());
+    let whole = Plan::new().with("encoder.*", PairwiseParallel).with("decoder.?", PairwiseParallel);
     let both = globs.clone().along("tp").ddp("dp");
     vec![
         (globs.clone(), ""),
@@ -334,19 +334,19 @@ fn nest() -> Case<Nest, Images> {
 }
 
 fn nest_plans() -> Vec<(Plan, &'static str)> {
-    let linears = Plan::new().with("trunk.branches.*.gate", Style::Pairwise).with("head", Style::Pairwise);
+    let linears = Plan::new().with("trunk.branches.*.gate", PairwiseParallel).with("head", PairwiseParallel);
     let both = linears.clone().along("tp").ddp("dp");
     vec![(linears.clone(), "tp=1"), (linears.clone(), "tp=2"), (linears, "tp=4"), (both, "dp=2,tp=2")]
 }
 
 fn convolution_plans() -> Vec<(Plan, &'static str)> {
     let convolutions = Plan::new()
-        .with("stem.conv", Style::Colwise)
-        .with("trunk.branches.*.wide", Style::Colwise)
-        .with("trunk.branches.*.narrow", Style::Rowwise)
-        .with("head.up", Style::Colwise)
-        .with("head.down", Style::Rowwise)
-        .with("last", Style::Rowwise);
+        .with("stem.conv", ColwiseParallel::default())
+        .with("trunk.branches.*.wide", ColwiseParallel::default())
+        .with("trunk.branches.*.narrow", RowwiseParallel::default())
+        .with("head.up", ColwiseParallel::default())
+        .with("head.down", RowwiseParallel::default())
+        .with("last", RowwiseParallel::default());
     vec![(convolutions.clone(), "tp=1"), (convolutions.clone(), "tp=2"), (convolutions, "tp=4")]
 }
 

@@ -5,17 +5,18 @@ use super::subject::{Optimizer, Step, Subject};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Captured;
 use crate::import::{Signature, import_with};
-use crate::program::{Error, renamed};
+use crate::program::{Error, annotated as annotated_program, place, renamed};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
-use tpc_passes::egraph::{SearchOptions, optimize};
+use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{group::kernels, lower, lower_rank};
-use tpc_passes::propagate::{Annotation, Annotations, propagate};
-use tpc_passes::styles::{Plan, annotate};
+use tpc_passes::propagate::{Annotation, Annotations, Constraint};
+use tpc_passes::styles::Plan;
+use tpc_passes::styles::layout::OnAxes;
 
 /// A stage of the compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -73,7 +74,7 @@ pub struct DumpIr {
 /// A program on its way through the compiler.
 enum Program {
     Captured(Graph),
-    Annotated(Graph, Annotations),
+    Annotated(Box<(Graph, Annotations)>),
     Placed(Graph),
 }
 
@@ -193,7 +194,7 @@ fn read(file: &Path) -> Outcome<Program> {
         Ok(()) => Ok(Program::Placed(graph)),
         Err(_) if !graph.nodes().any(|n| graph.node(n).op.is_redistribution()) => {
             let annotations = annotations(&graph);
-            Ok(Program::Annotated(unplaced(&graph), annotations))
+            Ok(Program::Annotated(Box::new((unplaced(&graph), annotations))))
         }
         Err(error) => Err(Failure::at(file, error)),
     }
@@ -206,10 +207,15 @@ fn annotations(graph: &Graph) -> Annotations {
         let n = graph.node(node);
         let sharding = n.types[0].sharding.clone();
         if !sharding.is_replicated() {
-            let annotation = Annotation { sharding, why: n.origin.why.clone() };
+            let why = n.origin.why.clone();
             match &n.op {
-                tpc_ir::Op::Input { name, .. } => drop(found.inputs.insert(name.clone(), annotation)),
-                _ => drop(found.results.insert(node, annotation)),
+                tpc_ir::Op::Input { name, .. } => {
+                    found.inputs.insert(name.clone(), Annotation { sharding, why });
+                }
+                _ => {
+                    let at = OnAxes { axes: sharding.sharded_axes().iter().collect(), dims: sharding.dims };
+                    found.results.insert(node, vec![Constraint { at, why }]);
+                }
             }
         }
     }
@@ -234,13 +240,19 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     graph.mesh = annotations.mesh.clone();
     for node in logical.nodes() {
         let n = graph.node_mut(node);
-        let annotation = match &n.op {
-            tpc_ir::Op::Input { name, .. } => annotations.inputs.get(name),
-            _ => annotations.results.get(&node),
-        };
-        if let Some(Annotation { sharding, why }) = annotation {
-            n.types[0].sharding = sharding.clone();
-            n.origin.why = why.clone();
+        match &n.op {
+            tpc_ir::Op::Input { name, .. } => {
+                if let Some(Annotation { sharding, why }) = annotations.inputs.get(name) {
+                    n.types[0].sharding = sharding.clone();
+                    n.origin.why = why.clone();
+                }
+            }
+            _ => {
+                for Constraint { at, why } in annotations.results.get(&node).into_iter().flatten() {
+                    n.types[0].sharding = at.applied(&n.types[0].sharding);
+                    n.origin.why = why.clone();
+                }
+            }
         }
     }
     graph
@@ -260,31 +272,21 @@ fn advance(
     let (logical, annotations) = match program {
         Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
         Program::Captured(graph) => {
-            let logical = canonicalize(&graph);
             if to == Stage::Logical {
-                return Ok(Ok(logical));
+                return Ok(Ok(canonicalize(&graph)));
             }
-            match annotate(&logical, mesh, plan) {
-                Ok(annotations) => (logical, annotations),
+            match annotated_program(&graph, mesh, plan) {
+                Ok(both) => both,
                 Err(error) => return Ok(Err(error.into())),
             }
         }
         Program::Annotated(..) if to < Stage::Annotated => return Err(behind("annotated")),
-        Program::Annotated(graph, annotations) => (graph, annotations),
+        Program::Annotated(both) => *both,
         Program::Placed(_) if to < Stage::Placed => return Err(behind("placed")),
         Program::Placed(graph) => return Ok(Ok(graph)),
     };
     Ok(match to {
         Stage::Annotated => Ok(annotated(&logical, &annotations)),
-        _ => place(&logical, &annotations, search),
+        _ => place(&logical, &annotations, search).map(|p| p.placed).map_err(Error::from),
     })
-}
-
-/// The optimized program of all ranks.
-fn place(logical: &Graph, annotations: &Annotations, search: &SearchOptions) -> Result<Graph, Error> {
-    let propagated = propagate(logical, annotations, &search.cost);
-    check(&propagated)?;
-    let (placed, _) = optimize(&propagated, search);
-    check(&placed)?;
-    Ok(placed)
 }

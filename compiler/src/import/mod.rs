@@ -21,8 +21,8 @@ use burn_ir::{OperationIr, ScalarIr, TensorIr};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tpc_ir::{
-    DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts, Type,
-    Value,
+    Boundary, DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts,
+    Type, Value,
 };
 
 /// Why a captured graph cannot be imported.
@@ -175,8 +175,11 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         .scopes
         .iter()
         .map(|s| {
-            let values =
-                |ids: &[burn_ir::TensorId]| ids.iter().filter_map(|id| b.values.get(&id.value()).copied()).collect();
+            let boundary = |id: &burn_ir::TensorId| {
+                let value = *b.values.get(&id.value())?;
+                Some(Boundary { value, layout: b.graph.ty(value).shape.clone() })
+            };
+            let values = |ids: &[burn_ir::TensorId]| ids.iter().filter_map(boundary).collect();
             Region { path: s.path.clone(), arguments: values(&s.arguments), results: values(&s.results) }
         })
         .collect();

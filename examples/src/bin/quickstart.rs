@@ -3,7 +3,7 @@ use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor, activation::gelu};
 use burn::{module::Module, optim::AdamWConfig};
 use tpc::capture::{Spec, capture_training_shapes, named};
-use tpc::{Mesh, Plan, Style, pretrained::initialise, program::compile_training, text};
+use tpc::{ColwiseParallel, Mesh, Plan, RowwiseParallel, pretrained::initialise, program::compile_training, text};
 
 #[derive(Module, Debug)]
 struct Mlp {
@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let loss = |m: &Mlp, (x, y): (Tensor<2>, Tensor<2>)| (m.down.forward(gelu(m.up.forward(x))) - y).square().mean();
     let step = capture_training_shapes(build, &AdamWConfig::new().build(), batch, &Default::default(), loss)?;
 
-    let plan = Plan::new().with("up", Style::Colwise).with("down", Style::Rowwise);
+    let plan = Plan::new().with("up", ColwiseParallel::default()).with("down", RowwiseParallel::default());
     let program = compile_training(step, &Mesh::new([("tp", 2)])?, &plan, &Default::default(), &str::to_string)?;
     println!("{}", text::print(&program.steady.placed));
     let init = program.init.clone();

@@ -512,7 +512,17 @@ impl Builder<'_> {
             };
             self.graph.outputs.push(output);
         }
-        let region = Region { path: "a.\"b\"".into(), arguments: self.pool[..1].to_vec(), results: leaves };
+        let graph = &self.graph;
+        let boundaries = |values: &[Value]| -> Vec<Boundary> {
+            // The first as it is, the others flat.
+            let layout = |i: usize, v: Value| match i {
+                0 => graph.ty(v).shape.clone(),
+                _ => vec![graph.ty(v).elements()],
+            };
+            values.iter().enumerate().map(|(i, &v)| Boundary { value: v, layout: layout(i, v) }).collect()
+        };
+        let (arguments, results) = (boundaries(&self.pool[..1]), boundaries(&leaves));
+        let region = Region { path: "a.\"b\"".into(), arguments, results };
         self.graph.regions.push(region);
         self.graph.regions.push(Region { path: String::new(), arguments: Vec::new(), results: Vec::new() });
         Case { graph: self.graph, inputs: self.inputs }

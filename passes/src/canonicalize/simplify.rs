@@ -14,9 +14,9 @@
 
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tpc_ir::subscripts::Letter;
-use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Scalar, Subscripts, Type, Value};
+use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Region, Scalar, Subscripts, Type, Value};
 
 /// A sum: its terms, how each is read, and the letters of the result.
 type Sum = (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>);
@@ -85,7 +85,8 @@ fn graph_subs(graph: &Graph, node: NodeIndex) -> Subscripts {
 /// A residual stream is read by more than its next sum and is not.
 fn single_use_sums(graph: &Graph) -> Vec<bool> {
     let mut single = vec![false; graph.len()];
-    let outputs: Vec<NodeIndex> = graph.outputs.iter().map(|o| o.value.node).collect();
+    let named = graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values));
+    let outputs: HashSet<NodeIndex> = named.map(|v| v.node).collect();
     for node in graph.nodes() {
         let is_sum = |n: NodeIndex| matches!(&graph.node(n).op, Op::Map { f, .. } if f.is_sum());
         let mut users = graph.users(node);

@@ -1,14 +1,19 @@
-//! From a plan to placements of the program's inputs.
+//! From a plan to placements: of the program's inputs, and of the values at module boundaries.
 
 use super::cut::{Cuts, Indices, Part};
-use super::modules::{Role, Weight, levels, module_of, paths, weights};
+use super::data::{DataMode, sharded};
+use super::layout::{Layout, OnAxes, factored};
+use super::modules::{Role, Weight, paths, weights};
 use super::pattern::{matches, nearest};
-use super::plan::{DataMode, Plan, Style};
-use crate::propagate::{Annotation, Annotations};
+use super::plan::{Entry, MeshDim, Plan};
+use super::prepare::Prepare;
+use super::regions::{Regions, ancestors};
+use super::style::{Module, Placements, Side, Way};
+use crate::propagate::{Annotation, Annotations, Constraint, Storage};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Sharding, Value};
+use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Value};
 
 /// Why a plan does not fit a model or a mesh.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -22,7 +27,10 @@ pub enum StyleError {
         nearest: Vec<String>,
     },
     /// A path that matches modules without anything the style can work on.
-    #[error("plan entry `{path}` ({style}) finds nothing to parallelize in `{module}`: it works on {accepts}")]
+    #[error(
+        "plan entry `{path}` ({style}) finds nothing to parallelize in `{module}`{}: it works on {accepts}",
+        .kind.as_ref().map_or(String::new(), |k| format!(", which is {k}"))
+    )]
     Nothing {
         /// The plan entry.
         path: String,
@@ -30,8 +38,62 @@ pub enum StyleError {
         style: String,
         /// The module.
         module: String,
+        /// The module's type, where it is known.
+        kind: Option<String>,
         /// What the style accepts.
-        accepts: &'static str,
+        accepts: String,
+    },
+    /// A mesh of more dimensions than a prepare function takes.
+    #[error("device_mesh has dims {dims} but expected to be 1 for {what}.")]
+    MeshDims {
+        /// Dimensions of the mesh.
+        dims: usize,
+        /// `input` or `output`.
+        what: &'static str,
+    },
+    /// A boundary that is neither marked nor shown by parameters.
+    #[error(
+        "plan entry `{entry}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{scope}\", inputs, |inputs| …)` around the module's call"
+    )]
+    Boundary {
+        /// The plan entry.
+        entry: String,
+        /// `arguments` or `results`.
+        side: &'static str,
+        /// The module.
+        module: String,
+        /// The path to give to `tpc::scope`.
+        scope: String,
+    },
+    /// A layout for an argument or result that the module does not have.
+    #[error("plan entry `{entry}` gives a layout to {side} {position} of `{module}`, which has {count}")]
+    Position {
+        /// The plan entry.
+        entry: String,
+        /// `argument` or `result`.
+        side: &'static str,
+        /// Which, from 0.
+        position: usize,
+        /// The module.
+        module: String,
+        /// How many there are.
+        count: usize,
+    },
+    /// A layout that shards a dimension that the tensor does not have.
+    #[error(
+        "plan entry `{entry}` wants {layout} for {tensor} of `{module}`, which has the shape {shape:?}: there is no such dimension"
+    )]
+    Dimension {
+        /// The plan entry.
+        entry: String,
+        /// The layout.
+        layout: Layout,
+        /// Which, from 0: `argument 0`, `result 1`.
+        tensor: String,
+        /// The module.
+        module: String,
+        /// Its shape as the model knows it.
+        shape: Vec<usize>,
     },
     /// One parameter under two styles.
     #[error("parameter `{parameter}` is claimed by two plan entries, `{first}` and `{second}`: remove one of them")]
@@ -63,65 +125,190 @@ pub enum StyleError {
     },
 }
 
-/// How a weight is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Columns,
-    Rows,
-}
-
-/// The placements that a plan gives a logical graph's inputs on a mesh.
+/// The placements that a plan gives a logical graph on a mesh. Boundaries at which the plan places
+/// values are among the graph's regions ([`boundary_regions`]).
 ///
 /// # Errors
 /// If the plan does not fit the model or the mesh.
 pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
     let axis = style_axis(mesh, plan)?;
-    let data = match &plan.data {
-        Some((DataMode::Ddp, name)) if !mesh.axes().is_empty() => Some(find_axis(mesh, name)?),
-        _ => None,
-    };
+    let data = data_axes(mesh, plan)?;
     if !plan.allow_unused_axes
-        && let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && Some(*a) != data)
+        && let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && !data.batch.contains(a))
     {
         return Err(StyleError::UnusedAxis { axis: mesh.name(unused).into() });
     }
     let all = weights(graph);
-    let ways = ways(graph, plan, &all)?;
-    let mut inputs: HashMap<String, Annotation> = HashMap::new();
-    let mut fine = mesh.clone();
-    let mut results = HashMap::new();
+    let claims = claims(graph, plan, &all, &graph.regions)?;
+    let mut found = Annotations { mesh: mesh.clone(), ..Annotations::default() };
     // An axis of one rank cuts nothing: no collective of one.
     if let Some(axis) = axis.filter(|&a| mesh.size(a) > 1) {
         let groups: Vec<(NodeIndex, Vec<usize>)> =
-            ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
+            claims.ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
         let mut indices = Indices::of(graph);
         let cuts = Cuts::new(graph, &mut indices, mesh.size(axis), &groups);
         if let Some(refined) = cuts.split.and_then(|major| mesh.split(axis, major)) {
-            fine = refined;
+            found.mesh = refined;
         }
-        let name = mesh.name(axis);
-        let parts = fine.parts(name);
-        results = sequence_results(graph, plan, &all, &ways, cuts.indices(), &parts);
-        for (parameter, (way, entry)) in &ways {
-            let weight = &all[parameter];
-            let sharding = cut(graph, weight, *way, &cuts, &fine, name);
-            inputs.insert(parameter.clone(), Annotation { sharding, why: entry.clone() });
+        let parts = found.mesh.parts(mesh.name(axis));
+        for (parameter, (way, entry)) in &claims.ways {
+            let sharding = cut(graph, &all[parameter], *way, &cuts, &parts);
+            found.inputs.insert(parameter.clone(), Annotation { sharding, why: entry.clone() });
+        }
+        let site = Site { graph, cuts: &cuts, parts: &parts, claims: &claims, all: &all };
+        for wanted in &claims.boundaries {
+            site.constrain(wanted, &mut found)?;
         }
     }
-    states_like_parameters(graph, &mut inputs);
-    if let Some(data) = data.filter(|&a| mesh.size(a) > 1) {
-        let axes = fine.parts(mesh.name(data));
-        for (node, kind, name) in graph.inputs() {
-            let ty = &graph.node(node).types[0];
-            if kind == InputKind::Data && ty.rank() > 0 {
-                let mut sharding = Sharding::replicated(ty.rank());
-                sharding.dims[0].clone_from(&axes);
-                let why = format!("the batch is sharded over `{}`", mesh.name(data));
-                inputs.insert(name.to_string(), Annotation { sharding, why: why.into() });
+    states_like_parameters(graph, &mut found.inputs);
+    data_placements(graph, mesh, plan, &data, &mut found);
+    Ok(found)
+}
+
+/// Applies a plan, or one style to the whole module, along one dimension of a device mesh: PyTorch's
+/// entry point. `tp_mesh_dim` is a name or a position (negative from the end); without it styles
+/// shard along the axis named `tp`, else the only one.
+///
+/// # Errors
+/// As [`annotate`]; a mesh without that dimension.
+pub fn parallelize_module(
+    module: &Graph,
+    device_mesh: &Mesh,
+    parallelize_plan: impl Into<Plan>,
+    tp_mesh_dim: Option<MeshDim>,
+) -> Result<Annotations, StyleError> {
+    let mut plan: Plan = parallelize_plan.into();
+    plan.axis = tp_mesh_dim.or(plan.axis);
+    annotate(module, device_mesh, &plan)
+}
+
+/// The regions at whose boundaries a plan places values; empty for plans that only cut parameters.
+/// `captured` is the program as it was recorded, whose shapes are the model's own; canonicalizing it
+/// with these regions keeps their values.
+///
+/// # Errors
+/// If the plan does not fit the model; a boundary that cannot be inferred.
+pub fn boundary_regions(captured: &Graph, logical: &Graph, plan: &Plan) -> Result<Vec<Region>, StyleError> {
+    let all = weights(logical);
+    let claims = claims(logical, plan, &all, &captured.regions)?;
+    if claims.boundaries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let regions = Regions::of(captured);
+    let mut needed: BTreeMap<(String, Side), Vec<Region>> = BTreeMap::new();
+    for wanted in &claims.boundaries {
+        let key = (wanted.path.clone(), wanted.side);
+        if needed.contains_key(&key) {
+            continue;
+        }
+        let found = regions.find(&wanted.path, wanted.side);
+        if found.is_empty() && matches!(wanted.want, Want::Layouts(_)) {
+            return Err(wanted.unmarked());
+        }
+        needed.insert(key, found);
+    }
+    let mut unique: Vec<Region> = Vec::new();
+    for region in needed.into_values().flatten() {
+        if !unique.contains(&region) {
+            unique.push(region);
+        }
+    }
+    Ok(unique)
+}
+
+/// The data axes of a plan on a mesh.
+#[derive(Default)]
+struct DataAxes {
+    /// Those that shard the batch, major to minor.
+    batch: Vec<AxisId>,
+    /// The one that parameters or their states are sharded over.
+    shard: Option<AxisId>,
+}
+
+fn data_axes(mesh: &Mesh, plan: &Plan) -> Result<DataAxes, StyleError> {
+    let Some((mode, name)) = plan.data.as_ref().filter(|_| !mesh.axes().is_empty()) else {
+        return Ok(DataAxes::default());
+    };
+    let shard = find_axis(mesh, name)?;
+    let mut batch = vec![shard];
+    if let DataMode::Hsdp { replicate_axis } = mode {
+        batch.insert(0, find_axis(mesh, replicate_axis)?);
+    }
+    Ok(DataAxes { batch, shard: Some(shard) })
+}
+
+/// Shards the batch, and parameters and states where the mode says so.
+fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, found: &mut Annotations) {
+    let Some((mode, _)) = &plan.data else { return };
+    let fine = |axis: &AxisId| found.mesh.parts(mesh.name(*axis));
+    let batch: Vec<AxisId> = data.batch.iter().filter(|&&a| mesh.size(a) > 1).flat_map(fine).collect();
+    let shard: Vec<AxisId> = data.shard.iter().filter(|&&a| mesh.size(a) > 1).flat_map(fine).collect();
+    let names = |axes: &[AxisId]| axes.iter().map(|&a| mesh.name(a)).collect::<Vec<_>>().join(",");
+    let inputs: Vec<(NodeIndex, InputKind, String)> =
+        graph.inputs().map(|(node, kind, name)| (node, kind, name.to_string())).collect();
+    let shapes: HashMap<&str, &Vec<usize>> =
+        inputs.iter().map(|(n, _, name)| (name.as_str(), &graph.node(*n).types[0].shape)).collect();
+    let why: Arc<str> =
+        format!("{}: sharded over `{}`", mode.name(), names(&data.shard.into_iter().collect::<Vec<_>>())).into();
+    let mut storage: HashMap<&str, Sharding> = HashMap::new();
+    for (node, kind, name) in &inputs {
+        let ty = &graph.node(*node).types[0];
+        let now = found.inputs.get(name).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+        match kind {
+            InputKind::Data if !batch.is_empty() => {
+                let Op::Input { layout, .. } = &graph.node(*node).op else { continue };
+                let rows = factored(layout, &ty.shape).and_then(|r| r.first().cloned()).filter(|r| !r.is_empty());
+                let Some(rows) = rows else { continue };
+                let mut sharding = now;
+                // The data axes are the major ones: a style may shard the batch too.
+                sharding.dims[rows.start].splice(0..0, batch.iter().copied());
+                let why = format!("the batch is sharded over `{}`", names(&data.batch));
+                found.inputs.insert(name.clone(), Annotation { sharding, why: why.into() });
             }
+            InputKind::Parameter if !shard.is_empty() && mode.shards_state() => {
+                let at = sharded(ty, &now, &shard, &found.mesh);
+                if mode.shards_parameters() && at != now {
+                    let compute =
+                        found.inputs.insert(name.clone(), Annotation { sharding: at.clone(), why: why.clone() });
+                    found.gathered.insert(
+                        name.clone(),
+                        Storage { compute: now, why: why.clone(), style: compute.map(|a| a.why) },
+                    );
+                }
+                storage.insert(name, at);
+            }
+            _ => {}
         }
     }
-    Ok(Annotations { mesh: fine, inputs, results })
+    if shard.is_empty() || !mode.shards_state() {
+        return;
+    }
+    for (node, kind, name) in &inputs {
+        let ty = &graph.node(*node).types[0];
+        let Some((parameter, _)) = name.rsplit_once('/').filter(|_| *kind == InputKind::State) else { continue };
+        let like = storage.get(parameter).filter(|_| shapes.get(parameter) == Some(&&ty.shape)).cloned();
+        let sharding = like.unwrap_or_else(|| {
+            let now = found.inputs.get(name).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+            sharded(ty, &now, &shard, &found.mesh)
+        });
+        found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
+    }
+    // What an optimizer keeps is sharded like its parameter, so a gradient is reduced to that shard.
+    for output in &graph.outputs {
+        if let OutputKind::Gradient(name) = &output.kind
+            && let Some(sharding) = storage.get(name.as_str())
+            && mode.shards_parameters()
+        {
+            let constraint =
+                Constraint { at: OnAxes { axes: shard.clone(), dims: only(sharding, &shard) }, why: why.clone() };
+            found.results.entry(output.value.node).or_default().push(constraint);
+        }
+    }
+}
+
+/// The part of a placement that speaks of some axes.
+fn only(sharding: &Sharding, axes: &[AxisId]) -> Vec<Vec<AxisId>> {
+    sharding.dims.iter().map(|d| d.iter().copied().filter(|a| axes.contains(a)).collect()).collect()
 }
 
 fn find_axis(mesh: &Mesh, name: &str) -> Result<AxisId, StyleError> {
@@ -133,14 +320,22 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
     if plan.styles.is_empty() {
         return Ok(None);
     }
-    if mesh.ranks() == 1 && mesh.axes().is_empty() {
-        return Ok(None); // one rank needs no axes
+    if let Some(dim) = &plan.axis {
+        // One rank needs no axes, but a position must exist even there.
+        if mesh.axes().is_empty() && matches!(dim, MeshDim::Name(_)) {
+            return Ok(None);
+        }
+        let missing = || StyleError::NoAxis { axis: dim.to_string(), mesh: mesh.to_string() };
+        return dim.of(mesh).ok_or_else(missing).map(Some);
     }
-    if let Some(name) = &plan.axis {
-        return find_axis(mesh, name).map(Some);
+    if mesh.axes().is_empty() {
+        return Ok(None);
     }
-    let data = plan.data.as_ref().map(|(_, name)| name.as_str());
-    let free: Vec<AxisId> = mesh.axis_ids().filter(|&a| Some(mesh.name(a)) != data).collect();
+    let mut used: Vec<&str> = plan.data.iter().map(|(_, name)| name.as_str()).collect();
+    if let Some((DataMode::Hsdp { replicate_axis }, _)) = &plan.data {
+        used.push(replicate_axis);
+    }
+    let free: Vec<AxisId> = mesh.axis_ids().filter(|&a| !used.contains(&mesh.name(a))).collect();
     match (mesh.axis("tp"), free.as_slice()) {
         (Some(tp), _) => Ok(Some(tp)),
         (None, [only]) => Ok(Some(*only)),
@@ -148,174 +343,267 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
     }
 }
 
-type Ways = BTreeMap<String, (Way, Arc<str>)>;
+/// What a plan wants of a value at a boundary.
+#[derive(Clone, Copy)]
+enum Want {
+    Layouts(Prepare),
+    /// Sharded along this dimension, or the one before the features if there are fewer.
+    Sequence(isize),
+}
 
-/// For every weight that a style claims: how it is cut and which entry says so.
-fn ways(graph: &Graph, plan: &Plan, all: &BTreeMap<String, Weight>) -> Result<Ways, StyleError> {
-    let modules = paths(graph);
-    let mut claimed = Ways::new();
-    for (pattern, style) in &plan.styles {
+/// A value at a boundary and what a plan entry wants of it.
+struct Wanted {
+    path: String,
+    side: Side,
+    position: usize,
+    want: Want,
+    entry: Arc<str>,
+    pattern: String,
+}
+
+impl Wanted {
+    fn side(&self) -> &'static str {
+        match self.side {
+            Side::Arguments => "argument",
+            Side::Results => "result",
+        }
+    }
+
+    fn unmarked(&self) -> StyleError {
+        StyleError::Boundary {
+            entry: self.pattern.clone(),
+            side: if self.side == Side::Arguments { "arguments" } else { "results" },
+            module: self.path.clone(),
+            scope: self.path.clone(),
+        }
+    }
+}
+
+/// Everything that the plan's styles say.
+#[derive(Default)]
+struct Claims {
+    ways: BTreeMap<String, (Way, Arc<str>)>,
+    boundaries: Vec<Wanted>,
+}
+
+fn claims(
+    graph: &Graph,
+    plan: &Plan,
+    all: &BTreeMap<String, Weight>,
+    regions: &[Region],
+) -> Result<Claims, StyleError> {
+    let holders = paths(graph);
+    let mut modules = holders.clone();
+    modules.extend(regions.iter().map(|r| r.path.clone()));
+    let mut claims = Claims::default();
+    for entry in &plan.styles {
+        let Entry { path: pattern, style } = entry;
         let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
         if matched.is_empty() {
             let nearest = nearest(pattern, modules.iter().map(String::as_str));
             return Err(StyleError::NoModule { path: pattern.clone(), nearest });
         }
+        let name = entry_name(entry);
+        let several = matched.len() > 1;
         for module in matched {
-            if matches!(style, Style::Sequence { .. }) && all.values().any(|w| vector_of(w, module)) {
-                continue;
-            }
-            let mut found = claims(graph, module, style, all).into_iter().peekable();
-            if found.peek().is_none() {
-                let accepts = match style {
-                    Style::Colwise | Style::Rowwise => "a linear, an embedding or a convolution",
-                    Style::Pairwise | Style::PairwiseSequence { .. } => "pairs of linears that follow each other",
-                    Style::Sequence { .. } => "norms and other modules of vectors",
-                    Style::WholeModel { .. } => "linears and embeddings",
-                };
+            let mut placements = Placements::default();
+            style.place(&Module::new(graph, all, module), &mut placements)?;
+            if placements.is_empty() {
+                if several && !holders.contains(module) {
+                    continue; // a region without parameters that a glob happens to match
+                }
                 return Err(StyleError::Nothing {
                     path: pattern.clone(),
                     style: style.name().into(),
                     module: module.clone(),
-                    accepts,
+                    kind: None,
+                    accepts: style.accepts().into(),
                 });
             }
-            let entry = entry(pattern, style);
-            for (name, way) in found {
-                if let Some((_, first)) = claimed.insert(name.clone(), (way, entry.clone()))
-                    && first != entry
+            for (parameter, way) in placements.cuts {
+                if let Some((_, first)) = claims.ways.insert(parameter.clone(), (way, name.clone()))
+                    && first != name
                 {
-                    let (first, second) = (first.to_string(), entry.to_string());
-                    return Err(StyleError::Twice { parameter: name, first, second });
+                    let (first, second) = (first.to_string(), name.to_string());
+                    return Err(StyleError::Twice { parameter, first, second });
+                }
+            }
+            let boundaries =
+                placements.boundaries.into_iter().map(|(p, s, i, prepare)| (p, s, i, Want::Layouts(prepare)));
+            let sequences = placements.sequences.into_iter().map(|(p, dim)| (p, Side::Results, 0, Want::Sequence(dim)));
+            claims.boundaries.extend(boundaries.chain(sequences).map(|(path, side, position, want)| Wanted {
+                path,
+                side,
+                position,
+                want,
+                entry: name.clone(),
+                pattern: pattern.clone(),
+            }));
+        }
+    }
+    Ok(claims)
+}
+
+/// How a plan entry is called in reasons and errors.
+fn entry_name(entry: &Entry) -> Arc<str> {
+    match entry.style.name() {
+        built_in if built_in.starts_with("plan ") => built_in.into(),
+        _ => format!("plan \"{}\"", entry.path).into(),
+    }
+}
+
+/// What is needed to place values at boundaries.
+struct Site<'a> {
+    graph: &'a Graph,
+    cuts: &'a Cuts<'a>,
+    parts: &'a [AxisId],
+    claims: &'a Claims,
+    all: &'a BTreeMap<String, Weight>,
+}
+
+impl Site<'_> {
+    /// Turns what a plan entry wants into constraints on uses and results.
+    fn constrain(&self, wanted: &Wanted, found: &mut Annotations) -> Result<(), StyleError> {
+        let regions: Vec<&Region> = self.graph.regions.iter().filter(|r| r.path == wanted.path).collect();
+        let side = |r: &Region| match wanted.side {
+            Side::Arguments => r.arguments.clone(),
+            Side::Results => r.results.clone(),
+        };
+        let mut met = false;
+        for region in regions {
+            let boundaries = side(region);
+            if boundaries.is_empty() {
+                continue; // known from its other side
+            }
+            met = true;
+            let Some(boundary) = boundaries.get(wanted.position) else {
+                return Err(StyleError::Position {
+                    entry: wanted.pattern.clone(),
+                    side: wanted.side(),
+                    position: wanted.position,
+                    module: wanted.path.clone(),
+                    count: boundaries.len(),
+                });
+            };
+            for layout in self.layouts(wanted, boundary) {
+                self.place(wanted, region, boundary, layout, found)?;
+            }
+        }
+        if met || matches!(wanted.want, Want::Sequence(_)) { Ok(()) } else { Err(wanted.unmarked()) }
+    }
+
+    fn layouts(&self, wanted: &Wanted, boundary: &Boundary) -> Vec<Layout> {
+        match wanted.want {
+            Want::Layouts(prepare) => prepare.chain().collect(),
+            Want::Sequence(dim) => {
+                let rank = boundary.layout.len() as isize;
+                if rank < 2 { Vec::new() } else { vec![Layout::Shard(dim.min(rank - 2))] }
+            }
+        }
+    }
+
+    fn place(
+        &self,
+        wanted: &Wanted,
+        region: &Region,
+        boundary: &Boundary,
+        layout: Layout,
+        found: &mut Annotations,
+    ) -> Result<(), StyleError> {
+        let no_dimension = |_| StyleError::Dimension {
+            entry: wanted.pattern.clone(),
+            layout,
+            tensor: format!("{} {}", wanted.side(), wanted.position),
+            module: wanted.path.clone(),
+            shape: boundary.layout.clone(),
+        };
+        let dim = layout.dim(boundary.layout.len()).map_err(no_dimension)?;
+        let value = boundary.value;
+        let mut dims = vec![Vec::new(); self.graph.ty(value).rank()];
+        if let Some(dim) = dim {
+            let runs = factored(&boundary.layout, &self.graph.ty(value).shape);
+            let run = runs.map_or(0..0, |r| r[dim].clone());
+            // Whole heads where the features are heads; a dimension of extent 1 stays whole.
+            let decided: Vec<usize> = run.clone().filter(|&d| !self.cuts.parts(value.node, d).is_empty()).collect();
+            if decided.is_empty() {
+                run.take(1).for_each(|d| dims[d].extend(self.parts));
+            }
+            for d in decided {
+                dims[d] = parts(self.cuts.parts(value.node, d), self.parts);
+            }
+        }
+        let why: Arc<str> = format!("{}: {} {} is {layout}", wanted.entry, wanted.side(), wanted.position).into();
+        let at = OnAxes { axes: self.parts.to_vec(), dims };
+        match wanted.side {
+            Side::Results => self.result(value, &at, &why, found),
+            Side::Arguments => self.argument(region, value, &at, &why, found),
+        }
+        Ok(())
+    }
+
+    fn result(&self, value: Value, at: &OnAxes, why: &Arc<str>, found: &mut Annotations) {
+        let (source, seen) = through_view(self.graph, value);
+        let read = self.graph.users(value.node).next().is_some()
+            || self.graph.outputs.iter().any(|o| o.value.node == value.node);
+        let (node, at) = if read || source == value { (value.node, at.clone()) } else { (source.node, seen(at)) };
+        // The product of a row-wise linear is reduced to where the result is wanted; its bias follows.
+        if let Op::Map { f: MapFn::Add, subs } = &self.graph.node(node).op {
+            for (operand, letters) in self.graph.operands(node).iter().zip(&subs.operands) {
+                let rows = |w: &Weight| {
+                    w.user == operand.node && self.claims.ways.get(&w.name).is_some_and(|(way, _)| *way == Way::Rows)
+                };
+                if self.all.values().any(rows) {
+                    let of =
+                        |l: &u8| subs.result.iter().position(|r| r == l).map_or(Vec::new(), |d| at.dims[d].clone());
+                    let at = OnAxes { axes: at.axes.clone(), dims: letters.iter().map(of).collect() };
+                    found.results.entry(operand.node).or_default().push(Constraint { at, why: why.clone() });
+                }
+            }
+        }
+        found.results.entry(node).or_default().push(Constraint { at, why: why.clone() });
+    }
+
+    fn argument(&self, region: &Region, value: Value, at: &OnAxes, why: &Arc<str>, found: &mut Annotations) {
+        let graph = self.graph;
+        if let Op::Input { kind: InputKind::Data, name, .. } = graph.op(value)
+            && !found.inputs.contains_key(name)
+        {
+            let sharding = Sharding { dims: at.dims.clone(), partial: None };
+            found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
+        }
+        let mut inside = vec![region.results.is_empty(); graph.len()];
+        for result in &region.results {
+            for (i, above) in ancestors(graph, result.value.node).into_iter().enumerate() {
+                inside[i] |= above;
+            }
+        }
+        let (source, seen) = through_view(graph, value);
+        let views =
+            if source == value { vec![(value, at.clone())] } else { vec![(value, at.clone()), (source, seen(at))] };
+        for (read, at) in views {
+            for (user, edge) in graph.users(read.node).filter(|(_, e)| e.result == read.result) {
+                if graph.node(user).origin.phase == Phase::Forward && inside[user.index()] && user != value.node {
+                    let constraint = Constraint { at: at.clone(), why: why.clone() };
+                    found.uses.entry((user, edge.operand)).or_default().push(constraint);
                 }
             }
         }
     }
-    Ok(claimed)
 }
 
-/// How a plan entry is called in reasons and errors.
-fn entry(pattern: &str, style: &Style) -> Arc<str> {
-    match style {
-        Style::WholeModel { sequence_dim: None } => "plan tp".into(),
-        Style::WholeModel { .. } => "plan tp-sp".into(),
-        _ => format!("plan \"{pattern}\"").into(),
+/// The value below transposes and broadcasts, and what a placement of the view says of it.
+fn through_view(graph: &Graph, value: Value) -> (Value, impl Fn(&OnAxes) -> OnAxes + use<>) {
+    let mut source = value;
+    let mut dims: Vec<usize> = (0..graph.ty(value).rank()).collect();
+    while let Op::Map { f: MapFn::Identity, subs } = graph.op(source) {
+        let of = |l: &u8| subs.result.iter().position(|r| r == l);
+        let Some(read) = subs.operands[0].iter().map(of).collect::<Option<Vec<usize>>>() else { break };
+        dims = read.into_iter().map(|d| dims[d]).collect();
+        source = graph.operands(source.node)[0];
     }
-}
-
-/// Whether a weight is a vector of the module, a norm's gain for example.
-fn vector_of(weight: &Weight, module: &str) -> bool {
-    weight.role == Role::Vector && module_of(&weight.name) == module
-}
-
-/// The results that sequence styles shard along the sequence: what row-wise products and look-ups of
-/// their pairs give, and what norms give.
-fn sequence_results(
-    graph: &Graph,
-    plan: &Plan,
-    all: &BTreeMap<String, Weight>,
-    ways: &Ways,
-    indices: &Indices,
-    axes: &[AxisId],
-) -> HashMap<NodeIndex, Annotation> {
-    let modules = paths(graph);
-    let mut results = HashMap::new();
-    for (pattern, style) in &plan.styles {
-        let Some(dim) = style.sequence_dim() else { continue };
-        let why: Arc<str> = format!("{}: sharded along the sequence", entry(pattern, style)).into();
-        let data = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Data);
-        let sequence: Vec<usize> = data.filter_map(|(n, _, _)| layout_index(graph, n, dim, indices)).collect();
-        let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
-        for weight in all.values() {
-            let entry = entry(pattern, style);
-            let rows = ways.get(&weight.name).is_some_and(|w| w.0 == Way::Rows && w.1 == entry);
-            let norm = matches!(style, Style::Sequence { .. }) && matched.iter().any(|m| vector_of(weight, m));
-            let ty = &graph.node(weight.user).types[0];
-            let at = (0..ty.rank()).find(|&d| sequence.contains(&indices.of_dim(weight.user, d)));
-            if let (true, Some(at)) = (rows || norm, at) {
-                let mut sharding = Sharding::replicated(ty.rank());
-                sharding.dims[at].extend(axes);
-                results.insert(weight.user, Annotation { sharding, why: why.clone() });
-            }
-        }
-    }
-    results
-}
-
-/// The index of a dimension as the model counts it; extents of 1 have none.
-fn layout_index(graph: &Graph, input: NodeIndex, dim: usize, indices: &Indices) -> Option<usize> {
-    let tpc_ir::Op::Input { layout, .. } = &graph.node(input).op else { return None };
-    let shape = &graph.node(input).types[0].shape;
-    let (mut at, mut d) = (0, 0);
-    while d < layout.len() {
-        let (start, mut extent) = (at, 1);
-        while extent < layout[d] {
-            extent *= shape.get(at)?;
-            at += 1;
-        }
-        if d == dim {
-            return (at > start).then(|| indices.of_dim(input, start));
-        }
-        d += 1;
-    }
-    None
-}
-
-/// The parameters of a module that a style cuts.
-fn claims(graph: &Graph, module: &str, style: &Style, all: &BTreeMap<String, Weight>) -> Vec<(String, Way)> {
-    let with_bias = |weight: &Weight, way: Way| {
-        let home = module_of(&weight.name).to_string();
-        let bias = all.values().filter(move |b| {
-            way == Way::Columns && b.role == Role::Vector && module_of(&b.name) == home && adds_to(graph, b, weight)
-        });
-        let mut both = vec![(weight.name.clone(), way)];
-        both.extend(bias.map(|b| (b.name.clone(), Way::Columns)));
-        both
-    };
-    let direct = |way: Way| {
-        let own = all.values().filter(|w| w.role != Role::Vector && module_of(&w.name) == module);
-        own.flat_map(|w| with_bias(w, way)).collect()
-    };
-    match style {
-        Style::Colwise => direct(Way::Columns),
-        Style::Rowwise => direct(Way::Rows),
-        Style::Sequence { .. } => Vec::new(),
-        Style::WholeModel { .. } => {
-            let mut found = claims(graph, "", &Style::Pairwise, all);
-            let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear).collect();
-            let levelled = levels(graph, &linears);
-            let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
-            let logits = levelled.iter().filter(|l| l.1 == last && last % 2 == 1 && last > 1);
-            found.extend(logits.flat_map(|(w, _)| with_bias(w, Way::Columns)));
-            let rows = |w: &&Weight| (graph.node(w.input).types[0].shape[0], std::cmp::Reverse(w.input));
-            let table = all.values().filter(|w| w.role == Role::Embedding).max_by_key(rows);
-            found.extend(table.map(|w| (w.name.clone(), Way::Rows)));
-            found
-        }
-        Style::Pairwise | Style::PairwiseSequence { .. } => {
-            let below = |name: &str| module.is_empty() || name.strip_prefix(module).is_some_and(|r| r.starts_with('.'));
-            let linears: Vec<&Weight> = all.values().filter(|w| w.role == Role::Linear && below(&w.name)).collect();
-            let levelled = levels(graph, &linears);
-            let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
-            let ways = levelled.into_iter().filter(|&(_, level)| level % 2 == 0 || level < last);
-            ways.flat_map(|(w, level)| with_bias(w, if level % 2 == 1 { Way::Columns } else { Way::Rows })).collect()
-        }
-    }
-}
-
-/// Whether a vector is added to the product of a weight, or to the sum of its taps' products.
-fn adds_to(graph: &Graph, vector: &Weight, weight: &Weight) -> bool {
-    let mut open = vec![vector.user];
-    while let Some(node) = open.pop() {
-        let operands = graph.operands(node);
-        if operands.iter().any(|v| v.node == weight.user) {
-            return true;
-        }
-        let sum = |v: &&Value| matches!(graph.op(**v), Op::Map { f: MapFn::Add, .. });
-        if weight.role == Role::Convolution {
-            open.extend(operands.iter().filter(sum).map(|v| v.node));
-        }
-    }
-    false
+    let seen =
+        move |at: &OnAxes| OnAxes { axes: at.axes.clone(), dims: dims.iter().map(|&d| at.dims[d].clone()).collect() };
+    (source, seen)
 }
 
 /// The feature dimensions that a way cuts: of a linear its outputs or inputs, of a table its hidden
@@ -327,17 +615,20 @@ fn features(weight: &Weight, way: Way) -> Vec<usize> {
     }
 }
 
-fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, mesh: &Mesh, axis: &str) -> Sharding {
+/// The parts of an axis as axes of the mesh.
+fn parts(parts: &[Part], axes: &[AxisId]) -> Vec<AxisId> {
+    let one = |part: &Part| match part {
+        Part::Whole => axes.to_vec(),
+        Part::Major(_) => axes.first().copied().into_iter().collect(),
+        Part::Minor(_) => axes.last().copied().into_iter().collect(),
+    };
+    parts.iter().flat_map(one).collect()
+}
+
+fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, axes: &[AxisId]) -> Sharding {
     let mut sharding = Sharding::replicated(graph.node(weight.input).types[0].rank());
-    let parts = mesh.parts(axis);
     for dim in features(weight, way) {
-        for part in cuts.parts(weight.input, dim) {
-            match part {
-                Part::Whole => sharding.dims[dim].extend(&parts),
-                Part::Major(_) => sharding.dims[dim].extend(parts.first()),
-                Part::Minor(_) => sharding.dims[dim].extend(parts.last()),
-            }
-        }
+        sharding.dims[dim] = parts(cuts.parts(weight.input, dim), axes);
     }
     sharding
 }

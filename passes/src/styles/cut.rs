@@ -137,11 +137,6 @@ impl<'a> Cuts<'a> {
         self.decided.extend(chosen);
     }
 
-    /// The program's indices.
-    pub fn indices(&self) -> &Indices {
-        self.indices
-    }
-
     /// The parts of the axis that cut a dimension.
     pub fn parts(&self, node: NodeIndex, dim: usize) -> &[Part] {
         let index = self.indices.of_dim(node, dim);

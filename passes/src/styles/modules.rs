@@ -2,7 +2,7 @@
 
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{Graph, InputKind, Op, Phase};
+use tpc_ir::{Graph, InputKind, MapFn, Op, Phase, Value};
 
 /// What a weight does in the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,4 +130,27 @@ pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usi
         result.extend(found.map(|w| (*w, level[node.index()])));
     }
     result
+}
+
+/// The vectors that are added to the product of a weight, or to the sum of its taps' products: those
+/// of the same module.
+pub fn biases(graph: &Graph, all: &BTreeMap<String, Weight>, weight: &Weight) -> Vec<String> {
+    let home = module_of(&weight.name);
+    let vectors = all.values().filter(|b| b.role == Role::Vector && module_of(&b.name) == home);
+    vectors.filter(|b| adds_to(graph, b, weight)).map(|b| b.name.clone()).collect()
+}
+
+fn adds_to(graph: &Graph, vector: &Weight, weight: &Weight) -> bool {
+    let mut open = vec![vector.user];
+    while let Some(node) = open.pop() {
+        let operands = graph.operands(node);
+        if operands.iter().any(|v| v.node == weight.user) {
+            return true;
+        }
+        let sum = |v: &&Value| matches!(graph.op(**v), Op::Map { f: MapFn::Add, .. });
+        if weight.role == Role::Convolution {
+            open.extend(operands.iter().filter(sum).map(|v| v.node));
+        }
+    }
+    false
 }

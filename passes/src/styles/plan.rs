@@ -1,77 +1,84 @@
-//! Plans: which style each module gets, and what happens on the data axis.
+//! Plans: which style each module gets, and what happens on the data axes.
 
-use serde_json::Value as Json;
+use super::data::DataMode;
+use super::style::ParallelStyle;
+use super::whole_model::WholeModel;
+use std::fmt;
+use std::sync::Arc;
+use tpc_ir::{AxisId, Mesh};
 
-/// A parallel style of `torch.distributed.tensor.parallel`.
+/// An axis of a mesh, by name or by position.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// A linear's output features, or an embedding's hidden dimension, are sharded.
-    Colwise,
-    /// A linear's input features, or an embedding's rows, are sharded; the result is reduced.
-    Rowwise,
-    /// The linears of the subtree alternate column- and row-wise in the order data meets them.
-    Pairwise,
-    /// The same, and the activations between pairs are sharded along the sequence: the last row-wise
-    /// product of a pair is reduce-scattered, the next column-wise one gathers.
-    PairwiseSequence {
-        /// Which dimension of the program's data inputs is the sequence.
-        sequence_dim: usize,
-    },
-    /// A norm (or any module of vectors) runs on a shard of the sequence; its parameters are
-    /// replicated.
-    Sequence {
-        /// Which dimension of the program's data inputs is the sequence.
-        sequence_dim: usize,
-    },
-    /// What the built-in plans `tp` and `tp-sp` say of a whole model: pairwise linears, a last one
-    /// without a partner column-wise (its logits stay sharded), and the largest embedding by rows.
-    WholeModel {
-        /// With a sequence dimension of the data inputs, activations between pairs are sharded along
-        /// it.
-        sequence_dim: Option<usize>,
-    },
+pub enum MeshDim {
+    /// By name.
+    Name(String),
+    /// By position; negative from the end.
+    Index(isize),
 }
 
-impl Style {
-    /// PyTorch's name of the style.
-    pub fn name(&self) -> &'static str {
+impl MeshDim {
+    /// The axis of a mesh, `None` if there is no such.
+    pub fn of(&self, mesh: &Mesh) -> Option<AxisId> {
         match self {
-            Style::Colwise => "ColwiseParallel",
-            Style::Rowwise => "RowwiseParallel",
-            Style::Pairwise => "PairwiseParallel",
-            Style::PairwiseSequence { .. } => "PairwiseSequenceParallel",
-            Style::Sequence { .. } => "SequenceParallel",
-            Style::WholeModel { .. } => "the built-in plan",
-        }
-    }
-
-    /// The sequence dimension along which the style shards activations.
-    pub fn sequence_dim(&self) -> Option<usize> {
-        match self {
-            Style::PairwiseSequence { sequence_dim } | Style::Sequence { sequence_dim } => Some(*sequence_dim),
-            Style::WholeModel { sequence_dim } => *sequence_dim,
-            _ => None,
+            MeshDim::Name(name) => mesh.axis(name),
+            MeshDim::Index(i) => {
+                let axes: Vec<AxisId> = mesh.axis_ids().collect();
+                let at = if *i < 0 { i + axes.len() as isize } else { *i };
+                usize::try_from(at).ok().and_then(|at| axes.get(at).copied())
+            }
         }
     }
 }
 
-/// What the data axis does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DataMode {
-    /// Every rank has all parameters; gradients are reduced.
-    Ddp,
+impl fmt::Display for MeshDim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MeshDim::Name(name) => write!(f, "{name}"),
+            MeshDim::Index(i) => write!(f, "{i}"),
+        }
+    }
+}
+
+impl From<&str> for MeshDim {
+    fn from(name: &str) -> Self {
+        MeshDim::Name(name.into())
+    }
+}
+
+impl From<String> for MeshDim {
+    fn from(name: String) -> Self {
+        MeshDim::Name(name)
+    }
+}
+
+impl From<isize> for MeshDim {
+    fn from(index: isize) -> Self {
+        MeshDim::Index(index)
+    }
+}
+
+/// A path pattern and the style of the modules that match it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The pattern.
+    pub path: String,
+    /// The style.
+    pub style: Arc<dyn ParallelStyle>,
 }
 
 /// A plan: styles by module path in order, along one axis, and a mode for the data axis.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
-    /// Name of the axis that styles shard along; by default the axis named `tp`, else the only one
-    /// that the data mode does not use.
-    pub axis: Option<String>,
+    /// The axis that styles shard along; by default the axis named `tp`, else the only one that the
+    /// data mode does not use.
+    pub axis: Option<MeshDim>,
     /// Path patterns with their styles, in order.
-    pub styles: Vec<(String, Style)>,
+    pub styles: Vec<Entry>,
     /// Mode and name of the data axis.
     pub data: Option<(DataMode, String)>,
+    /// Whether cross entropy must run on vocabulary-sharded logits: a plan that would gather them is
+    /// an error.
+    pub loss_parallel: bool,
     /// Whether axes that nothing uses are an error.
     pub allow_unused_axes: bool,
 }
@@ -93,14 +100,14 @@ pub enum PlanError {
         known: &'static str,
     },
     /// A style that does not exist.
-    #[error(
-        "plan entry `{path}` names the style `{style}`, which does not exist: use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel"
-    )]
+    #[error("plan entry `{path}` names the style `{style}`, which does not exist: use {known}")]
     Style {
         /// The plan entry.
         path: String,
         /// What it says.
         style: String,
+        /// What exists.
+        known: String,
     },
     /// A value of the wrong kind.
     #[error("`{key}` in the plan must be {expected}, found {found}")]
@@ -113,10 +120,40 @@ pub enum PlanError {
         found: String,
     },
     /// No built-in plan of that name.
-    #[error(
-        "there is no built-in plan `{0}` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp"
-    )]
-    BuiltIn(String),
+    #[error("there is no built-in plan `{name}` and no such file: built in are {known}")]
+    BuiltIn {
+        /// The name.
+        name: String,
+        /// What exists.
+        known: String,
+    },
+}
+
+/// The names of the built-in plans.
+pub const BUILT_IN: [&str; 16] = [
+    "none",
+    "tp",
+    "tp-sp",
+    "ddp",
+    "fsdp",
+    "zero1",
+    "hsdp",
+    "2d",
+    "tp-ddp",
+    "tp-sp-ddp",
+    "tp-fsdp",
+    "tp-sp-fsdp",
+    "tp-zero1",
+    "tp-sp-zero1",
+    "tp-hsdp",
+    "tp-sp-hsdp",
+];
+
+/// One style for the whole module.
+impl<S: ParallelStyle + 'static> From<S> for Plan {
+    fn from(style: S) -> Self {
+        Plan::new().with("", style)
+    }
 }
 
 impl Plan {
@@ -125,29 +162,41 @@ impl Plan {
         Plan::default()
     }
 
-    /// The built-in plan of that name: `none`, `tp`, `tp-sp` (with sequence parallelism), `ddp`, and
-    /// `tp-ddp` and `tp-sp-ddp` for both on two axes.
+    /// The built-in plan of that name: `none`, `tp`, `tp-sp` (with sequence parallelism), the data
+    /// modes `ddp`, `fsdp`, `zero1`, `hsdp`, and both kinds together on two or three axes: `tp-ddp`,
+    /// `tp-sp-fsdp`, …; `2d` is `tp-fsdp`.
     ///
     /// # Errors
     /// No plan has the name.
     pub fn built_in(name: &str) -> Result<Self, PlanError> {
-        let whole = |sequence_dim| Plan::new().with("", Style::WholeModel { sequence_dim }).along("tp");
-        let tp = || whole(None);
-        match name {
-            "none" => Ok(Plan { allow_unused_axes: true, ..Plan::new() }),
-            "tp" => Ok(tp()),
-            "ddp" => Ok(Plan::new().ddp("dp")),
-            "tp-sp" => Ok(whole(Some(1))),
-            "tp-ddp" => Ok(tp().ddp("dp")),
-            "tp-sp-ddp" => Ok(whole(Some(1)).ddp("dp")),
-            other => Err(PlanError::BuiltIn(other.into())),
+        let unknown = || PlanError::BuiltIn { name: name.into(), known: BUILT_IN.join(", ") };
+        if !BUILT_IN.contains(&name) {
+            return Err(unknown());
+        }
+        let name = if name == "2d" { "tp-fsdp" } else { name };
+        if name == "none" {
+            return Ok(Plan { allow_unused_axes: true, ..Plan::new() });
+        }
+        let whole = |sequence_dim| Plan::new().with("", WholeModel { sequence_dim }).along("tp");
+        let (plan, data) = match (name.strip_prefix("tp-sp"), name.strip_prefix("tp")) {
+            (Some(data), _) => (whole(Some(1)), data.trim_start_matches('-')),
+            (None, Some(data)) => (whole(None), data.trim_start_matches('-')),
+            (None, None) => (Plan::new(), name),
+        };
+        match data {
+            "" => Ok(plan),
+            "ddp" => Ok(plan.ddp("dp")),
+            "fsdp" => Ok(plan.enable_2d_with_fsdp("dp")),
+            "zero1" => Ok(plan.zero1("dp")),
+            "hsdp" => Ok(plan.hsdp("rep", "dp")),
+            _ => Err(unknown()),
         }
     }
 
     /// Adds a style for the modules that match a path pattern.
     #[must_use]
-    pub fn with(mut self, path: impl Into<String>, style: Style) -> Self {
-        self.styles.push((path.into(), style));
+    pub fn with(mut self, path: impl Into<String>, style: impl ParallelStyle + 'static) -> Self {
+        self.styles.push(Entry { path: path.into(), style: Arc::new(style) });
         self
     }
 
@@ -158,119 +207,39 @@ impl Plan {
         self
     }
 
-    /// Styles shard along the axis of this name.
+    /// Shards the batch, every parameter, its gradient and its optimizer state over an axis, on top
+    /// of what the styles shard.
     #[must_use]
-    pub fn along(mut self, axis: impl Into<String>) -> Self {
-        self.axis = Some(axis.into());
+    pub fn enable_2d_with_fsdp(mut self, axis: impl Into<String>) -> Self {
+        self.data = Some((DataMode::Fsdp, axis.into()));
         self
     }
 
-    /// Reads the JSON form (API.md section 7).
-    ///
-    /// # Errors
-    /// Unknown keys and styles, values of the wrong kind.
-    pub fn from_json(text: &str) -> Result<Self, PlanError> {
-        let json: Json = serde_json::from_str(text).map_err(|e| PlanError::Json(e.to_string()))?;
-        let mut plan = Plan::new();
-        for (key, value) in object("the plan", &json)? {
-            match key.as_str() {
-                "axis" => plan.axis = Some(string(key, value)?),
-                "styles" => styles(&mut plan, "", value)?,
-                "data" => plan.data = Some(data(value)?),
-                _ => {
-                    return Err(PlanError::Key {
-                        key: key.clone(),
-                        place: "the plan".into(),
-                        known: "axis, styles, data",
-                    });
-                }
-            }
-        }
-        Ok(plan)
+    /// Shards the batch and the optimizer state over an axis.
+    #[must_use]
+    pub fn zero1(mut self, axis: impl Into<String>) -> Self {
+        self.data = Some((DataMode::Zero1, axis.into()));
+        self
     }
-}
 
-fn object<'a>(key: &str, json: &'a Json) -> Result<&'a serde_json::Map<String, Json>, PlanError> {
-    json.as_object().ok_or_else(|| PlanError::Kind { key: key.into(), expected: "an object", found: json.to_string() })
-}
-
-fn string(key: &str, json: &Json) -> Result<String, PlanError> {
-    let text = json.as_str().map(str::to_string);
-    text.ok_or_else(|| PlanError::Kind { key: key.into(), expected: "a string", found: json.to_string() })
-}
-
-/// Values may be maps again, with relative paths.
-fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
-    for (path, value) in object("styles", json)? {
-        let path = if prefix.is_empty() { path.clone() } else { format!("{prefix}.{path}") };
-        match value {
-            Json::String(name) => {
-                let style = named(name, &serde_json::Map::new(), &path)?;
-                let style = style.ok_or_else(|| PlanError::Style { path: path.clone(), style: name.clone() })?;
-                plan.styles.push((path, style));
-            }
-            Json::Object(map) => match map.iter().next() {
-                Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
-                    Some(style) => plan.styles.push((path, style)),
-                    None => styles(plan, &path, value)?,
-                },
-                _ => styles(plan, &path, value)?,
-            },
-            other => {
-                return Err(PlanError::Kind {
-                    key: path,
-                    expected: "a style or a map of styles",
-                    found: other.to_string(),
-                });
-            }
-        }
+    /// Shards the batch over two axes, and parameters, gradients and optimizer state over the second.
+    #[must_use]
+    pub fn hsdp(mut self, replicate_axis: impl Into<String>, axis: impl Into<String>) -> Self {
+        self.data = Some((DataMode::Hsdp { replicate_axis: replicate_axis.into() }, axis.into()));
+        self
     }
-    Ok(())
-}
 
-/// The style of that name with its options; `None` if there is no such style.
-fn named(name: &str, options: &serde_json::Map<String, Json>, path: &str) -> Result<Option<Style>, PlanError> {
-    let sequence = matches!(name, "PairwiseSequenceParallel" | "SequenceParallel");
-    let known: &'static str = if sequence { "sequence_dim" } else { "none" };
-    let style = match name {
-        "ColwiseParallel" => Style::Colwise,
-        "RowwiseParallel" => Style::Rowwise,
-        "PairwiseParallel" => Style::Pairwise,
-        // The page's default is the first dimension; today's SequenceParallel has the second.
-        "PairwiseSequenceParallel" => Style::PairwiseSequence { sequence_dim: dimension(options, 0)? },
-        "SequenceParallel" => Style::Sequence { sequence_dim: dimension(options, 1)? },
-        _ => return Ok(None),
-    };
-    match options.keys().find(|k| !sequence || *k != "sequence_dim") {
-        Some(key) => Err(PlanError::Key { key: key.clone(), place: format!("`{path}`"), known }),
-        None => Ok(Some(style)),
+    /// Logits stay sharded over the vocabulary through the loss.
+    #[must_use]
+    pub fn loss_parallel(mut self) -> Self {
+        self.loss_parallel = true;
+        self
     }
-}
 
-fn dimension(options: &serde_json::Map<String, Json>, default: usize) -> Result<usize, PlanError> {
-    let Some(value) = options.get("sequence_dim") else { return Ok(default) };
-    let dim = value.as_u64().map(|d| d as usize);
-    dim.ok_or_else(|| PlanError::Kind {
-        key: "sequence_dim".into(),
-        expected: "a dimension number",
-        found: value.to_string(),
-    })
-}
-
-fn data(json: &Json) -> Result<(DataMode, String), PlanError> {
-    let (mut mode, mut axis) = (None, "dp".to_string());
-    for (key, value) in object("data", json)? {
-        match key.as_str() {
-            "mode" => match string(key, value)?.as_str() {
-                "ddp" => mode = Some(DataMode::Ddp),
-                other => {
-                    return Err(PlanError::Kind { key: "data.mode".into(), expected: "\"ddp\"", found: other.into() });
-                }
-            },
-            "axis" => axis = string(key, value)?,
-            _ => return Err(PlanError::Key { key: key.clone(), place: "`data`".into(), known: "mode, axis" }),
-        }
+    /// Styles shard along this axis, given by name or position.
+    #[must_use]
+    pub fn along(mut self, axis: impl Into<MeshDim>) -> Self {
+        self.axis = Some(axis.into());
+        self
     }
-    let missing = PlanError::Kind { key: "data.mode".into(), expected: "\"ddp\"", found: "nothing".into() };
-    Ok((mode.ok_or(missing)?, axis))
 }

@@ -1,0 +1,153 @@
+//! Parameters that FSDP gathers are freed after the forward pass and gathered again for the backward
+//! pass (`reshard_after_forward` of `torch.distributed.fsdp.fully_shard`).
+//!
+//! The search makes one value of all gathers of a parameter, which would then live from the forward
+//! pass to the backward pass: all layers' parameters at once. Here the backward pass gets a gather of
+//! its own, right before its first use. Parameters are grouped in *units* by the first number in
+//! their path (`model.layers.3`); the unit that the forward pass reaches last is about to be used by
+//! the backward pass and is not gathered twice, and neither are parameters outside of any unit (FSDP's
+//! root).
+//!
+//! Before: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%70 = einsum … %9 ; backward`.
+//! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,
+//! `%70 = einsum … %69 ; backward`.
+
+use crate::rebuild::{copy, rebuild};
+use petgraph::graph::NodeIndex;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tpc_ir::{Graph, MapFn, Op, Origin, Phase, Value};
+
+/// Gathers the named parameters again for the backward pass.
+pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
+    let roots = prologues(graph, parameters);
+    let again = gathered_again(graph, &roots);
+    if again.is_empty() {
+        return graph.clone();
+    }
+    let mut inputs: HashMap<NodeIndex, Value> = HashMap::new();
+    let mut copies: HashMap<NodeIndex, Value> = HashMap::new();
+    rebuild(graph, graph.mesh.clone(), |new, node, mut operands| {
+        let n = graph.node(node);
+        if n.origin.phase == Phase::Backward && !roots.contains_key(&node) {
+            for (v, old) in operands.iter_mut().zip(graph.operands(node)) {
+                if again.contains(&old.node) {
+                    *v = copied(graph, new, old.node, &inputs, &mut copies);
+                }
+            }
+        }
+        let values = copy(new, graph, node, &operands);
+        if matches!(n.op, Op::Input { .. }) {
+            inputs.insert(node, values[0]);
+        }
+        values
+    })
+    .0
+}
+
+/// The unit of a parameter: its path up to the first number; empty if it has none.
+pub fn unit(parameter: &str) -> &str {
+    let mut end = 0;
+    for segment in parameter.split('.') {
+        end += segment.len();
+        if !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit()) {
+            return &parameter[..end];
+        }
+        end += 1;
+    }
+    ""
+}
+
+/// Gathers, casts and transposes of one of the parameters alone, with the parameter's input.
+fn prologues(graph: &Graph, parameters: &HashSet<&str>) -> HashMap<NodeIndex, NodeIndex> {
+    let named: HashSet<NodeIndex> =
+        graph.inputs().filter(|(_, _, name)| parameters.contains(name)).map(|(node, _, _)| node).collect();
+    let mut roots: HashMap<NodeIndex, NodeIndex> = HashMap::new();
+    for node in graph.nodes() {
+        let n = graph.node(node);
+        let prepares = matches!(n.op, Op::AllGather { .. } | Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. });
+        if !prepares || n.origin.phase == Phase::Optimizer {
+            continue;
+        }
+        let operand = graph.operands(node)[0].node;
+        let root = if named.contains(&operand) { Some(operand) } else { roots.get(&operand).copied() };
+        roots.extend(root.map(|root| (node, root)));
+    }
+    roots
+}
+
+/// The prologue nodes whose values both passes use and the backward pass shall make again.
+fn gathered_again(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>) -> HashSet<NodeIndex> {
+    let name = |root: NodeIndex| match &graph.node(root).op {
+        Op::Input { name, .. } => name.as_str(),
+        _ => "",
+    };
+    let used = |node: NodeIndex, phase: Phase| {
+        let readers = graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
+        readers.filter(|&user| graph.node(user).origin.phase == phase).min()
+    };
+    let mut first_use: HashMap<&str, NodeIndex> = HashMap::new();
+    for (&node, &root) in roots {
+        if let Some(user) = used(node, Phase::Forward) {
+            let first = first_use.entry(unit(name(root))).or_insert(user);
+            *first = user.min(*first);
+        }
+    }
+    let last = first_use.iter().filter(|(unit, _)| !unit.is_empty()).max_by_key(|(_, first)| **first).map(|(u, _)| *u);
+    let gathers = |node: NodeIndex| {
+        let mut at = node;
+        loop {
+            if matches!(graph.node(at).op, Op::AllGather { .. }) {
+                return true;
+            }
+            match graph.operands(at).first() {
+                Some(v) if roots.contains_key(&v.node) => at = v.node,
+                _ => return false,
+            }
+        }
+    };
+    let twice = |node: NodeIndex, root: NodeIndex| {
+        let unit = unit(name(root));
+        !unit.is_empty()
+            && Some(unit) != last
+            && gathers(node)
+            && used(node, Phase::Forward).is_some()
+            && used(node, Phase::Backward).is_some()
+    };
+    roots.iter().filter(|&(&node, &root)| twice(node, root)).map(|(&node, _)| node).collect()
+}
+
+/// A prologue node made again for the backward pass.
+fn copied(
+    graph: &Graph,
+    new: &mut Graph,
+    node: NodeIndex,
+    inputs: &HashMap<NodeIndex, Value>,
+    copies: &mut HashMap<NodeIndex, Value>,
+) -> Value {
+    if let Some(&v) = inputs.get(&node).or_else(|| copies.get(&node)) {
+        return v;
+    }
+    let operand = copied(graph, new, graph.operands(node)[0].node, inputs, copies);
+    let n = graph.node(node);
+    let why: Arc<str> = match n.op {
+        Op::AllGather { .. } => format!("{}; gathered again for the backward pass", n.origin.why).into(),
+        _ => n.origin.why.clone(),
+    };
+    let origin = Origin { phase: Phase::Backward, why, ..n.origin.clone() };
+    let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &origin);
+    copies.insert(node, value);
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_end_at_the_first_number() {
+        assert_eq!(unit("model.layers.3.experts.1.w"), "model.layers.3");
+        assert_eq!(unit("0.weight"), "0");
+        assert_eq!(unit("lm_head.weight"), "");
+    }
+}

@@ -1,0 +1,93 @@
+//! Layouts of a whole module's arguments and results (PyTorch's `PrepareModuleInput`,
+//! `PrepareModuleOutput`, `PrepareModuleInputOutput`).
+
+use super::annotate::StyleError;
+use super::layout::Layout;
+use super::prepare::Prepare;
+use super::style::{Module, ParallelStyle, Placements};
+
+/// Declared and desired layouts of a module's tensor arguments, in order; `None` leaves one alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrepareModuleInput {
+    /// In which layout each argument is taken.
+    pub input_layouts: Vec<Option<Layout>>,
+    /// Into which it is brought.
+    pub desired_input_layouts: Vec<Option<Layout>>,
+}
+
+/// Declared and desired layouts of a module's tensor results, in order; `None` leaves one alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrepareModuleOutput {
+    /// In which layout each result is taken.
+    pub output_layouts: Vec<Option<Layout>>,
+    /// Into which it is brought.
+    pub desired_output_layouts: Vec<Option<Layout>>,
+}
+
+/// Both.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrepareModuleInputOutput {
+    /// The arguments.
+    pub inputs: PrepareModuleInput,
+    /// The results.
+    pub outputs: PrepareModuleOutput,
+}
+
+/// The preparation of every position that either list speaks of.
+fn prepared(declared: &[Option<Layout>], desired: &[Option<Layout>]) -> Vec<(usize, Prepare)> {
+    let at = |list: &[Option<Layout>], i: usize| list.get(i).copied().flatten();
+    (0..declared.len().max(desired.len()))
+        .filter_map(|i| match (at(declared, i), at(desired, i)) {
+            (Some(declared), Some(desired)) => Some((i, Prepare::from(declared, desired))),
+            (None, Some(layout)) | (Some(layout), None) => Some((i, Prepare::to(layout))),
+            (None, None) => None,
+        })
+        .collect()
+}
+
+impl PrepareModuleInput {
+    fn place(&self, path: &str, to: &mut Placements) {
+        for (i, prepare) in prepared(&self.input_layouts, &self.desired_input_layouts) {
+            to.argument(path, i, prepare);
+        }
+    }
+}
+
+impl PrepareModuleOutput {
+    fn place(&self, path: &str, to: &mut Placements) {
+        for (i, prepare) in prepared(&self.output_layouts, &self.desired_output_layouts) {
+            to.result(path, i, prepare);
+        }
+    }
+}
+
+macro_rules! style {
+    ($name:ident, $accepts:literal, |$style:ident, $path:ident, $to:ident| $place:block) => {
+        impl ParallelStyle for $name {
+            fn name(&self) -> &'static str {
+                stringify!($name)
+            }
+
+            fn accepts(&self) -> &'static str {
+                $accepts
+            }
+
+            fn place(&self, module: &Module<'_>, $to: &mut Placements) -> Result<(), StyleError> {
+                let ($style, $path) = (self, module.path());
+                $place
+                Ok(())
+            }
+        }
+    };
+}
+
+style!(PrepareModuleInput, "a module with tensor arguments, and at least one layout", |style, path, to| {
+    style.place(path, to);
+});
+style!(PrepareModuleOutput, "a module with tensor results, and at least one layout", |style, path, to| {
+    style.place(path, to);
+});
+style!(PrepareModuleInputOutput, "a module with tensors, and at least one layout", |style, path, to| {
+    style.inputs.place(path, to);
+    style.outputs.place(path, to);
+});

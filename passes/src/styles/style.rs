@@ -1,0 +1,139 @@
+//! What a parallel style is: a public trait, which the built-in styles implement like anyone's own.
+//!
+//! A style looks at a [`Module`] and makes [`Placements`]: which parameters are cut by columns or by
+//! rows, and how values that cross a module's boundary are prepared. Everything else follows from
+//! the factor table.
+
+use super::annotate::StyleError;
+use super::modules::{Role, Weight, levels, module_of};
+use super::prepare::Prepare;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use tpc_ir::Graph;
+
+/// How a weight is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A linear's output features, an embedding's hidden dimension, a convolution's output channels.
+    Columns,
+    /// A linear's input features, an embedding's rows, a convolution's input channels.
+    Rows,
+}
+
+/// Which values of a module's boundary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// Its tensor arguments.
+    Arguments,
+    /// Its tensor results.
+    Results,
+}
+
+/// A parallel style: says of one module how it is placed.
+pub trait ParallelStyle: Debug + Send + Sync {
+    /// The name that errors and reasons show.
+    fn name(&self) -> &str;
+
+    /// What the style works on, for the error when a module has nothing of it.
+    fn accepts(&self) -> &str;
+
+    /// Places a module that the plan's path matches. Making no placement is an error for the user.
+    ///
+    /// # Errors
+    /// What the style cannot place.
+    fn place(&self, module: &Module<'_>, placements: &mut Placements) -> Result<(), StyleError>;
+}
+
+/// A module as the captured program shows it.
+pub struct Module<'a> {
+    graph: &'a Graph,
+    weights: &'a BTreeMap<String, Weight>,
+    path: &'a str,
+}
+
+impl<'a> Module<'a> {
+    pub(super) fn new(graph: &'a Graph, weights: &'a BTreeMap<String, Weight>, path: &'a str) -> Self {
+        Module { graph, weights, path }
+    }
+
+    /// Its path; empty for the whole model.
+    pub fn path(&self) -> &str {
+        self.path
+    }
+
+    /// The parameters of the module itself that the forward pass uses.
+    pub fn parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
+        self.weights.values().filter(move |w| module_of(&w.name) == self.path)
+    }
+
+    /// The parameters of the module and of all modules below it.
+    pub fn all_parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
+        let below =
+            move |name: &str| self.path.is_empty() || name.strip_prefix(self.path).is_some_and(|r| r.starts_with('.'));
+        self.weights.values().filter(move |w| below(&w.name))
+    }
+
+    /// The linears of the subtree with their levels: 1 reads what comes from outside, k+1 reads
+    /// results of level k.
+    pub fn levels(&self) -> Vec<(&'a Weight, usize)> {
+        let linears: Vec<&Weight> = self.all_parameters().filter(|w| w.role == Role::Linear).collect();
+        levels(self.graph, &linears)
+    }
+
+    /// Rows of a table.
+    pub fn rows(&self, weight: &Weight) -> usize {
+        self.graph.node(weight.input).types[0].shape.first().copied().unwrap_or(1)
+    }
+
+    /// The vectors that are added to a weight's product: its biases.
+    pub fn biases(&self, weight: &Weight) -> Vec<String> {
+        super::modules::biases(self.graph, self.weights, weight)
+    }
+}
+
+/// What styles say.
+#[derive(Debug, Default)]
+pub struct Placements {
+    /// Parameters that are cut.
+    pub(super) cuts: Vec<(String, Way)>,
+    /// Values at module boundaries: path, side, position, preparation.
+    pub(super) boundaries: Vec<(String, Side, usize, Prepare)>,
+    /// Modules whose results are prepared only if they have the dimension: `(path, dimension)`.
+    pub(super) sequences: Vec<(String, isize)>,
+    /// Whether nothing need be placed.
+    pub(super) nothing_is_fine: bool,
+}
+
+impl Placements {
+    /// Cuts a weight, and with its columns the biases that are added to its product.
+    pub fn cut(&mut self, module: &Module<'_>, weight: &Weight, way: Way) {
+        self.cuts.push((weight.name.clone(), way));
+        if way == Way::Columns {
+            self.cuts.extend(module.biases(weight).into_iter().map(|b| (b, Way::Columns)));
+        }
+    }
+
+    /// Prepares an argument (counted from 0) of the module of that path.
+    pub fn argument(&mut self, path: &str, position: usize, prepare: Prepare) {
+        self.boundaries.push((path.into(), Side::Arguments, position, prepare));
+    }
+
+    /// Prepares a result (counted from 0) of the module of that path.
+    pub fn result(&mut self, path: &str, position: usize, prepare: Prepare) {
+        self.boundaries.push((path.into(), Side::Results, position, prepare));
+    }
+
+    /// The module is left as it is on purpose: its parameters stay replicated.
+    pub fn leave(&mut self) {
+        self.nothing_is_fine = true;
+    }
+
+    /// Shards a result along the sequence if it has that dimension besides its features.
+    pub(super) fn sequence(&mut self, path: &str, dim: isize) {
+        self.sequences.push((path.into(), dim));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty() && !self.nothing_is_fine
+    }
+}
