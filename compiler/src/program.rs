@@ -15,6 +15,7 @@ use tpc_passes::check::{CheckError, check};
 use tpc_passes::cost::CostModel;
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::lower::lower;
+use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::styles::{Plan, StyleError, annotate};
 use tpc_runtime::RuntimeError;
@@ -32,6 +33,9 @@ pub enum Error {
     /// The plan does not fit the model or the mesh.
     #[error(transparent)]
     Style(#[from] StyleError),
+    /// An option does not fit the program.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// The compiler made a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
     Check(#[from] CheckError),
@@ -55,14 +59,16 @@ pub struct CompileOptions {
     pub search: SearchOptions,
     /// Whether gradients are outputs; they then live to the end of the step.
     pub gradients: bool,
+    /// Clipping, micro-batches, freezing, precision.
+    pub step: StepOptions,
 }
 
 /// Every stage of one program.
 #[derive(Clone, Debug)]
 pub struct Stages {
-    /// What burn recorded, nearly one to one.
+    /// What burn recorded, nearly one to one, without what is frozen and with clipping.
     pub captured: Graph,
-    /// Canonical, unplaced.
+    /// Canonical, unplaced, in its precision and micro-batches.
     pub logical: Graph,
     /// What the plan demands.
     pub annotations: Annotations,
@@ -81,16 +87,20 @@ pub struct Stages {
 /// # Errors
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
-    let mut captured = captured;
+    let mut captured = on_captured(&captured, &options.step)?.into_owned();
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
     let logical = canonicalize(&captured);
     let annotations = annotate(&logical, mesh, plan)?;
+    let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
     let cost = CostModel::default();
     let propagated = propagate(&logical, &annotations, &cost);
     check(&propagated)?;
-    let (placed, report) = optimize(&propagated, &options.search);
+    let (mut placed, report) = optimize(&propagated, &options.search);
+    if options.step.micro_batches > 1 {
+        placed = running_sums(&placed);
+    }
     check(&placed)?;
     let ranks = lower(&placed);
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
@@ -189,7 +199,8 @@ pub fn compile_inference(
 ) -> Result<InferenceProgram, Error> {
     let captured = renamed(captured, rename);
     let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
-    let stages = compile_graph(graph, mesh, plan, options)?;
+    let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
+    let stages = compile_graph(graph, mesh, plan, &options)?;
     Ok(InferenceProgram { stages, constants, values: captured.values })
 }
 

@@ -11,13 +11,13 @@
 //! `%5 = all_reduce tp sum %4 : f32[16, 64]`.
 
 use crate::cost::CostModel;
-use crate::rebuild::rebuild;
+use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use tpc_ir::{AxisId, Graph, InputKind, Mesh, Op, Origin, OutputKind, ReduceOp, Sharding, Type, Value};
+use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, OutputKind, ReduceOp, Sharding, Type, Value};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,8 +42,13 @@ pub struct Annotations {
 
 /// Places every value of a logical graph.
 pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> Graph {
+    propagate_mapped(graph, annotations, cost).0
+}
+
+/// [`propagate`], and where every value of the logical graph lies then.
+pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> (Graph, Mapping) {
     let mut cache: HashMap<(Value, Sharding), Value> = HashMap::new();
-    let (mut placed, _) = rebuild(graph, annotations.mesh.clone(), |new, node, operands| {
+    let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, operands| {
         let n = graph.node(node);
         if let Op::Input { name, .. } = &n.op {
             let mut ty = n.types[0].clone();
@@ -59,7 +64,7 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
         // A style's parameter stays where it is: the other operands come to it.
         let pinned: Vec<bool> = operands
             .iter()
-            .map(|&v| match new.op(v) {
+            .map(|&v| match new.op(uncast(new, v)) {
                 Op::Input { kind: InputKind::Parameter, name, .. } => annotations.inputs.contains_key(name),
                 _ => false,
             })
@@ -108,7 +113,15 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
             .collect()
     });
     place_outputs(&mut placed);
-    placed
+    (placed, mapping)
+}
+
+/// What a value was before it was converted to another element type.
+fn uncast(graph: &Graph, value: Value) -> Value {
+    match graph.op(value) {
+        Op::Map { f: MapFn::Cast(_), .. } => uncast(graph, graph.operands(value.node)[0]),
+        _ => value,
+    }
 }
 
 /// Why a partial is reduced: which sharded operands made it one.
@@ -117,7 +130,7 @@ fn partial_reason(graph: &Graph, value: Value) -> Arc<str> {
         return "".into();
     }
     let operands = graph.operands(value.node);
-    let named = operands.iter().find_map(|v| match graph.op(*v) {
+    let named = operands.iter().map(|&v| uncast(graph, v)).find_map(|v| match graph.op(v) {
         Op::Input { name, .. } => Some((name.clone(), graph.node(v.node).origin.why.clone())),
         _ => None,
     });
