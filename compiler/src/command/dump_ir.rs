@@ -1,5 +1,6 @@
 //! `tpc dump-ir`: a program at any stage of the compiler.
 
+use super::options::StepArguments;
 use super::report;
 use super::subject::{Optimizer, Step, Subject};
 use super::{Failure, Outcome, Placement, Terminal};
@@ -14,6 +15,7 @@ use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::lower::{group::kernels, lower, lower_rank};
+use tpc_passes::options::{StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
 use tpc_passes::styles::{Plan, annotate};
 
@@ -45,6 +47,8 @@ pub struct DumpIr {
     preset: Option<String>,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    step: StepArguments,
     /// Sequences in a batch [default: 4]
     #[arg(long)]
     batch: Option<usize>,
@@ -121,7 +125,8 @@ impl DumpIr {
             captured.truncate(1);
         }
         let keep_gradients = matches!(subject, Subject::Mlp(_));
-        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, keep_gradients)?)));
+        let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
+        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, keep_gradients, &step)?)));
         self.show(imported.collect::<Outcome<_>>()?, terminal)
     }
 
@@ -129,8 +134,9 @@ impl DumpIr {
     fn show(&self, programs: Vec<Program>, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
         let to = if self.json { Stage::Placed } else { self.stage };
+        let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
         let staged = programs.into_iter().map(|program| {
-            let advanced = advance(program, to, &mesh, &plan, &search)?;
+            let advanced = advance(program, to, &mesh, &plan, &search, &step)?;
             advanced.map_err(|error| self.placement.failure(error))
         });
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
@@ -168,8 +174,9 @@ fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     }
 }
 
-fn import(captured: &Captured, signature: &Signature, keep_gradients: bool) -> Outcome<Graph> {
-    let mut graph = import_with(captured, signature).map_err(Error::from)?.graph;
+fn import(captured: &Captured, signature: &Signature, keep_gradients: bool, step: &StepOptions) -> Outcome<Graph> {
+    let graph = import_with(captured, signature).map_err(Error::from)?.graph;
+    let mut graph = on_captured(&graph, step)?.into_owned();
     if !keep_gradients {
         graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
@@ -254,6 +261,7 @@ fn advance(
     mesh: &Mesh,
     plan: &Plan,
     search: &SearchOptions,
+    step: &StepOptions,
 ) -> Outcome<Result<Graph, Error>> {
     let behind =
         |stage: &str| Failure::new(format!("the graph of the file is {stage} already: choose a later --stage"));
@@ -262,10 +270,10 @@ fn advance(
         Program::Captured(graph) => {
             let logical = canonicalize(&graph);
             if to == Stage::Logical {
-                return Ok(Ok(logical));
+                return Ok(Ok(on_logical(logical, Annotations::default(), step)?.0));
             }
             match annotate(&logical, mesh, plan) {
-                Ok(annotations) => (logical, annotations),
+                Ok(annotations) => on_logical(logical, annotations, step)?,
                 Err(error) => return Ok(Err(error.into())),
             }
         }
@@ -276,15 +284,23 @@ fn advance(
     };
     Ok(match to {
         Stage::Annotated => Ok(annotated(&logical, &annotations)),
-        _ => place(&logical, &annotations, search),
+        _ => place(&logical, &annotations, search, step),
     })
 }
 
 /// The optimized program of all ranks.
-fn place(logical: &Graph, annotations: &Annotations, search: &SearchOptions) -> Result<Graph, Error> {
+fn place(
+    logical: &Graph,
+    annotations: &Annotations,
+    search: &SearchOptions,
+    step: &StepOptions,
+) -> Result<Graph, Error> {
     let propagated = propagate(logical, annotations, &search.cost);
     check(&propagated)?;
-    let (placed, _) = optimize(&propagated, search);
+    let (mut placed, _) = optimize(&propagated, search);
+    if step.micro_batches > 1 {
+        placed = running_sums(&placed);
+    }
     check(&placed)?;
     Ok(placed)
 }

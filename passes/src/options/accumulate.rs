@@ -57,11 +57,7 @@ fn of_micro_batch(origin: &Origin, copy: usize) -> Origin {
 ///
 /// # Errors
 /// More micro-batches than rows, or none.
-pub fn accumulate(
-    graph: &Graph,
-    annotations: &Annotations,
-    count: usize,
-) -> Result<(Graph, Annotations), OptionError> {
+pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Result<(Graph, Annotations), OptionError> {
     let timed = over_time(graph, count)?;
     let Some((timed, mapping)) = timed else { return Ok((graph.clone(), annotations.clone())) };
     let mut unroll = Unroll {
@@ -173,8 +169,7 @@ impl Unroll<'_> {
                 self.demand((node, None));
             }
         }
-        self.new.outputs =
-            old.outputs.iter().map(|o| Output { value: self.gather(o.value), ..o.clone() }).collect();
+        self.new.outputs = old.outputs.iter().map(|o| Output { value: self.gather(o.value), ..o.clone() }).collect();
     }
 
     fn is_invariant(&self, value: Value) -> bool {

@@ -31,11 +31,16 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
         let (path, back) = pattern.strip_prefix('!').map_or((pattern.as_str(), false), |path| (path, true));
         let matched: Vec<&str> = trained.iter().map(String::as_str).filter(|name| covers(path, name)).collect();
         if matched.is_empty() {
-            let modules: BTreeSet<&str> = trained.iter().flat_map(|name| prefixes(name)).collect();
+            let modules: BTreeSet<&str> =
+                trained.iter().flat_map(|name| prefixes(name)).filter(|p| !p.is_empty()).collect();
             return Err(OptionError::NoParameter { pattern: pattern.clone(), nearest: nearest(path, modules) });
         }
         for name in matched {
-            if back { frozen.remove(name) } else { frozen.insert(name) };
+            if back {
+                frozen.remove(name)
+            } else {
+                frozen.insert(name)
+            };
         }
     }
     if frozen.len() == trained.iter().collect::<BTreeSet<_>>().len() {

@@ -52,19 +52,15 @@ const LONG: DType = DType::F32;
 pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> (Graph, Annotations) {
     let buffers = buffers(graph);
     let mut pass = Pass { graph, precision, buffers, casts: HashMap::new() };
-    let (mut new, map) =
-        rebuild(graph, graph.mesh.clone(), |new, node, operands| pass.node(new, node, &operands));
+    let (mut new, map) = rebuild(graph, graph.mesh.clone(), |new, node, operands| pass.node(new, node, &operands));
     for i in 0..new.outputs.len() {
         let output = &graph.outputs[i];
         let origin = graph.node(output.value.node).origin.clone();
         new.outputs[i].value = pass.cast(&mut new, map[&output.value], graph.ty(output.value).dtype, &origin);
     }
     let mut carried = annotations.clone();
-    carried.results = annotations
-        .results
-        .iter()
-        .filter_map(|(&node, a)| Some((map.get(&node.into())?.node, a.clone())))
-        .collect();
+    carried.results =
+        annotations.results.iter().filter_map(|(&node, a)| Some((map.get(&node.into())?.node, a.clone()))).collect();
     (new, carried)
 }
 
@@ -210,8 +206,5 @@ impl Pass<'_> {
 
 /// Functions that `torch.autocast` computes in f32.
 fn wants_range(f: MapFn) -> bool {
-    matches!(
-        f,
-        MapFn::Exp | MapFn::Log | MapFn::Pow | MapFn::Sqrt | MapFn::Rsqrt | MapFn::Recip
-    )
+    matches!(f, MapFn::Exp | MapFn::Log | MapFn::Pow | MapFn::Sqrt | MapFn::Rsqrt | MapFn::Recip)
 }
