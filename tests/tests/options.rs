@@ -1,8 +1,12 @@
 //! Program options of a training step: each equals what a training loop does by hand, under every
 //! plan and mesh.
 
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
+use burn::tensor::{DType, Device, Tensor, activation};
 use serde_json::json;
 use std::collections::BTreeSet;
+use tpc::capture::{Spec, capture_training_shapes, named};
 use tpc::models::ModelConfig;
 use tpc::pretrained::TokenBatch;
 use tpc::program::{CompileOptions, TrainingProgram};
@@ -394,6 +398,64 @@ fn all_options_together() {
         let found = trained(&model, 8, place, &StepOptions { precision: Some(Precision::default()), ..parts });
         for (f, e) in found.losses.iter().zip(&expected.losses) {
             assert!((f - e).abs() <= 2e-2 * e, "{place:?}: {:?} for {:?}", found.losses, expected.losses);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// A model that needs the whole batch
+
+/// Centers its features over the batch, drops some, and looks at one row from all others.
+#[derive(Module, Debug)]
+struct Batchwise {
+    up: Linear,
+    drop: Dropout,
+    down: Linear,
+}
+
+impl Batchwise {
+    fn loss(&self, x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+        let h = self.up.forward(x);
+        let h = h.clone() - h.mean_dim(0);
+        let h = self.drop.forward(activation::tanh(h));
+        let first = h.clone().slice([0..1, 0..16]);
+        ((self.down.forward(h) - y) * first.sum().reshape([1, 1])).square().mean()
+    }
+}
+
+/// Statistics over the batch, rows of it, and random numbers are those of the whole batch.
+#[test]
+fn what_crosses_the_batch_is_exact() {
+    let losses = |batch: usize, count: usize, (name, on): (&str, &str)| {
+        let build = |d: &Device| Batchwise {
+            up: LinearConfig::new(8, 16).init(d),
+            drop: DropoutConfig::new(0.5).init(),
+            down: LinearConfig::new(16, 4).init(d),
+        };
+        let data =
+            (named("x", Spec::<2>::new([batch, 8], DType::F32)), named("y", Spec::<2>::new([batch, 4], DType::F32)));
+        let loss = |m: &Batchwise, (x, y): (Tensor<2>, Tensor<2>)| m.loss(x, y);
+        let capture =
+            capture_training_shapes(build, &tpc_tests::training::adamw(), data, &Default::default(), loss).unwrap();
+        let options = CompileOptions { gradients: true, step: micro(count), ..CompileOptions::default() };
+        let mesh = tpc_tests::training::mesh(on);
+        let program = tpc::program::compile_training(capture, &mesh, &plan(name), &options, &str::to_string).unwrap();
+        let mut draw = tpc_tests::training::uniform("data");
+        let (x, y): (Vec<f64>, Vec<f64>) =
+            ((0..batch * 8).map(|_| draw() - 0.5).collect(), (0..batch * 4).map(|_| draw()).collect());
+        run(program, &RATES, |session| {
+            feed(session, 2);
+            session.write_f64("x", &x).unwrap();
+            session.write_f64("y", &y).unwrap();
+        })
+    };
+    for batch in [8, 6] {
+        let expected = losses(batch, 1, ("none", ""));
+        for count in [2, 4] {
+            for place in [("none", ""), ("ddp", "dp=2")] {
+                let wrong = differences(&losses(batch, count, place), &expected);
+                assert!(wrong.is_empty(), "{count} of {batch} {place:?}\n{}", wrong.join("\n"));
+            }
         }
     }
 }
