@@ -221,6 +221,21 @@ fn one_micro_batch_is_alive_at_a_time() {
     assert!(quarters * 2 < whole, "{quarters} bytes of temporaries for quarters, {whole} for the whole batch");
 }
 
+/// Where gradients are larger than activations, more micro-batches do not keep more of them.
+#[test]
+fn one_accumulator_per_gradient_is_alive() {
+    let temporaries = |count: usize| {
+        let options = CompileOptions { step: micro(count), ..CompileOptions::default() };
+        let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(8, 2) };
+        let program = language_model(&llama(2), tokens, &plan("none"), "", &options);
+        let rank = &program.steady.ranks[0];
+        rank.arena_bytes - rank.buffers.iter().filter(|b| b.persistent).map(|b| b.bytes).sum::<usize>()
+    };
+    let (two, eight) = (temporaries(2), temporaries(8));
+    println!("{two} {eight}");
+    assert!(eight <= two + two / 4, "{eight} bytes of temporaries for eight micro-batches, {two} for two");
+}
+
 #[test]
 fn gradients_are_reduced_once_per_step() {
     let model = llama(2);
@@ -458,4 +473,52 @@ fn what_crosses_the_batch_is_exact() {
             }
         }
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The command
+
+fn tpc(arguments: &[&str]) -> (u8, String, String) {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let code = tpc::command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
+    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+}
+
+#[test]
+fn the_command_takes_every_option() {
+    let dir = format!("{}/data/hf/llama-tiny", env!("CARGO_MANIFEST_DIR"));
+    let inputs = format!("{dir}/inputs.safetensors");
+    let metrics = std::env::temp_dir().join(format!("tpc-options-{}.jsonl", std::process::id()));
+    let path = metrics.display().to_string();
+    let train = ["train", &dir, "--inputs", &inputs, "--steps", "2", "--metrics", &path];
+    let norms = |more: &[&str]| -> Vec<(f64, Option<f64>)> {
+        let (code, _, err) = tpc(&[&train, more].concat());
+        assert_eq!((code, err.as_str()), (0, ""));
+        let lines = std::fs::read_to_string(&metrics).unwrap();
+        let rows = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        rows.map(|row| (row["loss"].as_f64().unwrap(), row["grad_norm"].as_f64())).collect()
+    };
+    let plain = norms(&[]);
+    assert!(plain.iter().all(|(_, norm)| norm.is_none()));
+    let clipped = norms(&["--clip-norm", "0.5", "--micro-batches", "2", "--plan", "ddp", "--mesh", "dp=2"]);
+    assert!((clipped[0].0 - plain[0].0).abs() <= 1e-5 * plain[0].0);
+    assert!(clipped.iter().all(|(_, norm)| norm.is_some_and(|n| n > 0.5)), "{clipped:?}");
+    let frozen = norms(&["--clip-norm", "0.5", "--freeze", "*", "--freeze", "!lm_head.weight"]);
+    assert!(frozen[0].1 < clipped[0].1, "{frozen:?} {clipped:?}");
+    let short = norms(&["--precision", "bf16"]);
+    assert!((short[1].0 - plain[1].0).abs() <= 2e-2 * plain[1].0 && short != plain);
+    std::fs::remove_file(&metrics).unwrap();
+
+    let dump = ["dump-ir", &dir, "--batch", "4", "--seq", "8", "--stage", "logical"];
+    let (code, out, _) = tpc(&[&dump[..], &["--train", "--micro-batches", "2", "--precision", "bf16"]].concat());
+    assert!(code == 0 && out.contains("micro.") && out.contains("bf16["), "{out}");
+    let (code, _, err) = tpc(&[&dump[..], &["--clip-norm", "1"]].concat());
+    assert_eq!(code, 1);
+    assert!(err.contains("need a training step"), "{err}");
+    let (code, _, err) = tpc(&[&train[..], &["--freeze", "model.layer.0"]].concat());
+    assert_eq!(code, 1);
+    assert!(err.contains("model.layers.0"), "{err}");
+    let (code, _, err) = tpc(&[&train[..], &["--clip-norm", "0"]].concat());
+    assert_eq!(code, 1);
+    assert!(err.contains("finite number above 0"), "{err}");
 }
