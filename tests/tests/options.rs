@@ -232,7 +232,6 @@ fn one_accumulator_per_gradient_is_alive() {
         rank.arena_bytes - rank.buffers.iter().filter(|b| b.persistent).map(|b| b.bytes).sum::<usize>()
     };
     let (two, eight) = (temporaries(2), temporaries(8));
-    println!("{two} {eight}");
     assert!(eight <= two + two / 4, "{eight} bytes of temporaries for eight micro-batches, {two} for two");
 }
 
