@@ -14,6 +14,7 @@ use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::lower::lower;
+use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Plan, StyleError, annotate, boundary_regions};
@@ -32,6 +33,9 @@ pub enum Error {
     /// The plan does not fit the model or the mesh.
     #[error(transparent)]
     Style(Box<StyleError>),
+    /// An option does not fit the program.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// The compiler made a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
     Check(#[from] CheckError),
@@ -61,14 +65,16 @@ pub struct CompileOptions {
     pub search: SearchOptions,
     /// Whether gradients are outputs; they then live to the end of the step.
     pub gradients: bool,
+    /// Clipping, micro-batches, freezing, precision.
+    pub step: StepOptions,
 }
 
 /// Every stage of one program.
 #[derive(Clone, Debug)]
 pub struct Stages {
-    /// What burn recorded, nearly one to one.
+    /// What burn recorded, nearly one to one, without what is frozen and with clipping.
     pub captured: Graph,
-    /// Canonical, unplaced.
+    /// Canonical, unplaced, in its precision and micro-batches.
     pub logical: Graph,
     /// What the plan demands.
     pub annotations: Annotations,
@@ -87,12 +93,13 @@ pub struct Stages {
 /// # Errors
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
-    let mut captured = captured;
+    let mut captured = on_captured(&captured, &options.step)?.into_owned();
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
     let (logical, annotations) = annotated(&captured, mesh, plan)?;
-    let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search)?;
+    let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
+    let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
     let ranks = lower(&placed);
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }
@@ -111,10 +118,18 @@ pub struct Placed {
 ///
 /// # Errors
 /// A program that does not pass: a bug of the compiler.
-pub fn place(logical: &Graph, annotations: &Annotations, search: &SearchOptions) -> Result<Placed, CheckError> {
+pub fn place(
+    logical: &Graph,
+    annotations: &Annotations,
+    search: &SearchOptions,
+    step: &StepOptions,
+) -> Result<Placed, CheckError> {
     let propagated = propagate(logical, annotations, &search.cost);
     check(&propagated)?;
-    let (optimized, report) = optimize(&propagated, search);
+    let (mut optimized, report) = optimize(&propagated, search);
+    if step.micro_batches > 1 {
+        optimized = running_sums(&optimized);
+    }
     check(&optimized)?;
     let gathered: HashSet<&str> = annotations.gathered.keys().map(String::as_str).collect();
     let placed = reshard_after_forward(&optimized, &gathered);
@@ -265,7 +280,8 @@ pub fn compile_inference(
     let kinds = module_kinds(captured, rename);
     let captured = renamed(captured, rename);
     let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
-    let stages = compile_graph(graph, mesh, plan, options).map_err(|e| with_kind(e, &kinds))?;
+    let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
+    let stages = compile_graph(graph, mesh, plan, &options).map_err(|e| with_kind(e, &kinds))?;
     Ok(InferenceProgram { stages, constants, values: captured.values })
 }
 

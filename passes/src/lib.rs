@@ -6,6 +6,7 @@
 //! | how does an operation behave under sharding | [`rules`] |
 //! | how does a captured graph become readable | [`canonicalize`] |
 //! | what does a style mean | [`styles`] |
+//! | clipping, micro-batches, freezing, precision | [`options`] |
 //! | how does every value get its first placement | [`propagate`] |
 //! | how does a value move from one placement to another | [`redistribute`] |
 //! | how are collectives moved, merged and removed | [`egraph`] |
@@ -20,6 +21,7 @@ pub mod check;
 pub mod cost;
 pub mod egraph;
 pub mod lower;
+pub mod options;
 pub mod propagate;
 pub mod rebuild;
 pub mod redistribute;

@@ -11,14 +11,14 @@
 //! `%5 = all_reduce tp sum %4 : f32[16, 64]`.
 
 use crate::cost::CostModel;
-use crate::rebuild::rebuild;
+use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
 use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use tpc_ir::{AxisId, Graph, InputKind, Mesh, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value};
+use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,13 +69,18 @@ pub struct Annotations {
 
 /// Places every value of a logical graph.
 pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> Graph {
+    propagate_mapped(graph, annotations, cost).0
+}
+
+/// [`propagate`], and where every value of the logical graph lies then.
+pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> (Graph, Mapping) {
     // Regions have served: what only they name is dead.
     let graph = &graph.clone().with_regions(Vec::new());
     let mut cache: HashMap<(Value, Sharding), Value> = HashMap::new();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
     // Parameters of styles, where they are computed with.
     let mut style_parameters: HashSet<Value> = HashSet::new();
-    let (mut placed, _) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
+    let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
         if let Op::Input { kind, name, .. } = &n.op {
             let mut ty = n.types[0].clone();
@@ -99,8 +104,12 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
                 .entry((v, s.clone()))
                 .or_insert_with(|| redistribute(new, v, s, &Origin { why: why.clone(), ..n.origin.clone() }))
         };
+        // A stored parameter is converted where it lies, so that the gather moves the smaller type.
+        let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
+        let shard = stored.get(&operands.first().copied().unwrap_or(Value::from(node))).copied().filter(|_| converts);
         for (i, v) in operands.iter_mut().enumerate() {
-            if let Some(storage) = stored.get(v).filter(|_| n.origin.phase != Phase::Optimizer) {
+            let gathers = n.origin.phase != Phase::Optimizer && shard.is_none();
+            if let Some(storage) = stored.get(v).filter(|_| gathers) {
                 *v = to(new, *v, &storage.compute, &storage.why);
                 if storage.style.is_some() {
                     style_parameters.insert(*v);
@@ -114,7 +123,7 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
         let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
         // A style's parameter stays where it is: the other operands come to it.
-        let pinned: Vec<bool> = operands.iter().map(|v| style_parameters.contains(v)).collect();
+        let pinned: Vec<bool> = operands.iter().map(|&v| style_parameters.contains(&uncast(new, v))).collect();
         let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, cost);
         let shardings: Vec<Sharding> = row
             .operands
@@ -132,6 +141,7 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
             })
             .collect();
         let id = new.add(n.op.clone(), &moved, results.clone(), n.origin.clone());
+        stored.extend(shard.map(|storage| (Value::from(id), storage)));
         results
             .iter()
             .enumerate()
@@ -149,7 +159,15 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
             .collect()
     });
     place_outputs(&mut placed);
-    placed
+    (placed, mapping)
+}
+
+/// What a value was before it was converted to another element type.
+fn uncast(graph: &Graph, value: Value) -> Value {
+    match graph.op(value) {
+        Op::Map { f: MapFn::Cast(_), .. } => uncast(graph, graph.operands(value.node)[0]),
+        _ => value,
+    }
 }
 
 /// Why a partial is reduced: which sharded operands made it one.
@@ -158,7 +176,7 @@ fn partial_reason(graph: &Graph, value: Value) -> Arc<str> {
         return "".into();
     }
     let operands = graph.operands(value.node);
-    let named = operands.iter().find_map(|v| match graph.op(*v) {
+    let named = operands.iter().map(|&v| uncast(graph, v)).find_map(|v| match graph.op(v) {
         Op::Input { name, .. } => Some((name.clone(), graph.node(v.node).origin.why.clone())),
         _ => None,
     });

@@ -6,33 +6,49 @@
 //! its own, right before its first use. Parameters are grouped in *units* by the first number in
 //! their path (`model.layers.3`); the unit that the forward pass reaches last is about to be used by
 //! the backward pass and is not gathered twice, and neither are parameters outside of any unit (FSDP's
-//! root).
+//! root). Every micro-batch gathers anew.
 //!
 //! Before: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%70 = einsum … %9 ; backward`.
 //! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,
 //! `%70 = einsum … %69 ; backward`.
 
+use crate::options::accumulate::micro_batch;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tpc_ir::{Graph, MapFn, Op, Origin, Phase, Value};
 
-/// Gathers the named parameters again for the backward pass.
+/// A part of the step in which a gathered parameter stays: the micro-batch, and whether it is the
+/// backward pass.
+type Stretch = (usize, bool);
+
+/// Gathers the named parameters again for the backward pass, and for every micro-batch.
 pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
     let roots = prologues(graph, parameters);
-    let again = gathered_again(graph, &roots);
-    if again.is_empty() {
-        return graph.clone();
-    }
+    let twice = gathered_twice(graph, &roots);
+    let stretch = |user: NodeIndex, value: NodeIndex| -> Stretch {
+        let origin = &graph.node(user).origin;
+        (micro_batch(&origin.module).unwrap_or(0), origin.phase == Phase::Backward && twice.contains(&value))
+    };
+    // The stretch that a gather belongs to is the first that uses it.
+    let readers = |node: NodeIndex| graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
+    let first: HashMap<NodeIndex, Stretch> = roots
+        .keys()
+        .filter(|&&node| gathers(graph, &roots, node))
+        .filter_map(|&node| Some((node, readers(node).map(|user| stretch(user, node)).min()?)))
+        .collect();
     let mut inputs: HashMap<NodeIndex, Value> = HashMap::new();
-    let mut copies: HashMap<NodeIndex, Value> = HashMap::new();
+    let mut copies: HashMap<(NodeIndex, Stretch), Value> = HashMap::new();
     rebuild(graph, graph.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
-        if n.origin.phase == Phase::Backward && !roots.contains_key(&node) {
+        if !roots.contains_key(&node) {
             for (v, old) in operands.iter_mut().zip(graph.operands(node)) {
-                if again.contains(&old.node) {
-                    *v = copied(graph, new, old.node, &inputs, &mut copies);
+                let Some(own) = first.get(&old.node) else { continue };
+                let at = stretch(node, old.node);
+                if at != *own {
+                    let origin = (n.origin.phase, at);
+                    *v = copied(graph, new, old.node, origin, &inputs, &mut copies);
                 }
             }
         }
@@ -76,67 +92,59 @@ fn prologues(graph: &Graph, parameters: &HashSet<&str>) -> HashMap<NodeIndex, No
     roots
 }
 
-/// The prologue nodes whose values both passes use and the backward pass shall make again.
-fn gathered_again(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>) -> HashSet<NodeIndex> {
+/// Whether a prologue node is a gather or follows one.
+fn gathers(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>, node: NodeIndex) -> bool {
+    let mut at = node;
+    loop {
+        if matches!(graph.node(at).op, Op::AllGather { .. }) {
+            return true;
+        }
+        match graph.operands(at).first() {
+            Some(v) if roots.contains_key(&v.node) => at = v.node,
+            _ => return false,
+        }
+    }
+}
+
+/// The prologue nodes that the backward pass shall make again: those of all units but the last.
+fn gathered_twice(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>) -> HashSet<NodeIndex> {
     let name = |root: NodeIndex| match &graph.node(root).op {
         Op::Input { name, .. } => name.as_str(),
         _ => "",
     };
-    let used = |node: NodeIndex, phase: Phase| {
-        let readers = graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
-        readers.filter(|&user| graph.node(user).origin.phase == phase).min()
-    };
     let mut first_use: HashMap<&str, NodeIndex> = HashMap::new();
     for (&node, &root) in roots {
-        if let Some(user) = used(node, Phase::Forward) {
+        let readers = graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
+        if let Some(user) = readers.filter(|&user| graph.node(user).origin.phase == Phase::Forward).min() {
             let first = first_use.entry(unit(name(root))).or_insert(user);
             *first = user.min(*first);
         }
     }
     let last = first_use.iter().filter(|(unit, _)| !unit.is_empty()).max_by_key(|(_, first)| **first).map(|(u, _)| *u);
-    let gathers = |node: NodeIndex| {
-        let mut at = node;
-        loop {
-            if matches!(graph.node(at).op, Op::AllGather { .. }) {
-                return true;
-            }
-            match graph.operands(at).first() {
-                Some(v) if roots.contains_key(&v.node) => at = v.node,
-                _ => return false,
-            }
-        }
-    };
-    let twice = |node: NodeIndex, root: NodeIndex| {
-        let unit = unit(name(root));
-        !unit.is_empty()
-            && Some(unit) != last
-            && gathers(node)
-            && used(node, Phase::Forward).is_some()
-            && used(node, Phase::Backward).is_some()
-    };
-    roots.iter().filter(|&(&node, &root)| twice(node, root)).map(|(&node, _)| node).collect()
+    let twice = |root: NodeIndex| !unit(name(root)).is_empty() && Some(unit(name(root))) != last;
+    roots.iter().filter(|&(_, &root)| twice(root)).map(|(&node, _)| node).collect()
 }
 
-/// A prologue node made again for the backward pass.
+/// A prologue node made again for another stretch.
 fn copied(
     graph: &Graph,
     new: &mut Graph,
     node: NodeIndex,
+    (phase, stretch): (Phase, Stretch),
     inputs: &HashMap<NodeIndex, Value>,
-    copies: &mut HashMap<NodeIndex, Value>,
+    copies: &mut HashMap<(NodeIndex, Stretch), Value>,
 ) -> Value {
-    if let Some(&v) = inputs.get(&node).or_else(|| copies.get(&node)) {
+    if let Some(&v) = inputs.get(&node).or_else(|| copies.get(&(node, stretch))) {
         return v;
     }
-    let operand = copied(graph, new, graph.operands(node)[0].node, inputs, copies);
+    let operand = copied(graph, new, graph.operands(node)[0].node, (phase, stretch), inputs, copies);
     let n = graph.node(node);
     let why: Arc<str> = match n.op {
-        Op::AllGather { .. } => format!("{}; gathered again for the backward pass", n.origin.why).into(),
+        Op::AllGather { .. } => format!("{}; gathered again", n.origin.why).into(),
         _ => n.origin.why.clone(),
     };
-    let origin = Origin { phase: Phase::Backward, why, ..n.origin.clone() };
-    let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &origin);
-    copies.insert(node, value);
+    let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &Origin { phase, why, ..n.origin.clone() });
+    copies.insert((node, stretch), value);
     value
 }
 

@@ -281,7 +281,7 @@ fn bad_meshes_and_plans_are_explained() {
     let says = |more: &[&str]| error(&[&["dump-ir", &dir], more].concat(), &scratch);
     assert_eq!(
         says(&["--plan", "tpp"]),
-        "there is no built-in plan `tpp` and no such file: built in are none, tp, tp-sp, ddp, tp-ddp and tp-sp-ddp"
+        "there is no built-in plan `tpp` and no such file: built in are none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, tp-ddp, tp-sp-ddp, tp-fsdp, tp-sp-fsdp, tp-zero1, tp-sp-zero1, tp-hsdp, tp-sp-hsdp"
     );
     assert_eq!(
         says(&["--plan", "tp", "--mesh", "dp=2"]),

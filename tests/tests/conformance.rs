@@ -8,6 +8,7 @@ use tpc::models::{ModelDir, weight_map};
 use tpc::pretrained::{TokenBatch, capture_step, load_weights, names};
 use tpc::program::{CompileOptions, compile_training};
 use tpc_ir::{Mesh, OutputKind};
+use tpc_passes::options::StepOptions;
 use tpc_passes::styles::Plan;
 use tpc_runtime::LaunchOptions;
 
@@ -41,6 +42,11 @@ impl File {
 
 /// Loss of each of three AdamW steps, first gradients, final parameters: all as in API.md.
 fn trains_as_expected(model: &str, plan: &str, mesh: &str) {
+    in_micro_batches(model, plan, mesh, 1);
+}
+
+/// The same with the batch in parts: nothing else may change.
+fn in_micro_batches(model: &str, plan: &str, mesh: &str, micro_batches: usize) {
     let dir = data(&format!("hf/{model}"));
     let expected: serde_json::Value =
         serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
@@ -60,7 +66,8 @@ fn trains_as_expected(model: &str, plan: &str, mesh: &str) {
     let names = names(&model_dir.config);
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
     let plan = Plan::built_in(plan).unwrap();
-    let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+    let step = StepOptions { micro_batches, ..StepOptions::default() };
+    let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
     let program = compile_training(capture, &Mesh::parse(mesh).unwrap(), &plan, &options, &rename).unwrap();
     let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
     let mut training = program.launch(LaunchOptions::default()).unwrap();
@@ -168,6 +175,15 @@ macro_rules! conformance {
             fn hsdp() {
                 super::trains_as_expected($model, "hsdp", "rep=2,dp=2");
                 super::trains_as_expected($model, "tp-hsdp", "rep=2,dp=2,tp=2");
+            }
+
+            #[test]
+            fn micro_batches() {
+                for (plan, mesh) in
+                    [("none", ""), ("tp", "tp=2"), ("tp", "tp=4"), ("ddp", "dp=2"), ("tp-sp", "tp=2"), ("tp-ddp", "dp=2,tp=2"), ("fsdp", "dp=2"), ("tp-zero1", "dp=2,tp=2")]
+                {
+                    super::in_micro_batches($model, plan, mesh, 2);
+                }
             }
 
             #[test]

@@ -1,5 +1,6 @@
 //! `tpc bench`: the comparisons' models, measured.
 
+use super::options::StepArguments;
 use super::subject::{Optimizer, Step, Subject, initial};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Init;
@@ -32,6 +33,8 @@ pub struct Bench {
     preset: String,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    step: StepArguments,
     /// What is measured
     #[arg(long, value_enum, default_value = "train")]
     mode: Mode,
@@ -97,7 +100,8 @@ impl Bench {
     fn launch(&self, subject: &Subject) -> Outcome<Running> {
         let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
         // The gradients of the MLP's step are its results.
-        let options = self.placement.options(matches!(subject, Subject::Mlp(_)))?;
+        let mut options = self.placement.options(matches!(subject, Subject::Mlp(_)))?;
+        options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)))?;
         let rename = subject.rename();
         let step = match self.mode {
             Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),

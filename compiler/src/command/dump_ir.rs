@@ -1,5 +1,6 @@
 //! `tpc dump-ir`: a program at any stage of the compiler.
 
+use super::options::StepArguments;
 use super::report;
 use super::subject::{Optimizer, Step, Subject};
 use super::{Failure, Outcome, Placement, Terminal};
@@ -14,6 +15,7 @@ use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{group::kernels, lower, lower_rank};
+use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::Plan;
 use tpc_passes::styles::layout::OnAxes;
@@ -46,6 +48,8 @@ pub struct DumpIr {
     preset: Option<String>,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    step: StepArguments,
     /// Sequences in a batch [default: 4]
     #[arg(long)]
     batch: Option<usize>,
@@ -122,7 +126,8 @@ impl DumpIr {
             captured.truncate(1);
         }
         let keep_gradients = matches!(subject, Subject::Mlp(_));
-        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, keep_gradients)?)));
+        let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
+        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, keep_gradients, &step)?)));
         self.show(imported.collect::<Outcome<_>>()?, terminal)
     }
 
@@ -130,8 +135,9 @@ impl DumpIr {
     fn show(&self, programs: Vec<Program>, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
         let to = if self.json { Stage::Placed } else { self.stage };
+        let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
         let staged = programs.into_iter().map(|program| {
-            let advanced = advance(program, to, &mesh, &plan, &search)?;
+            let advanced = advance(program, to, &mesh, &plan, &search, &step)?;
             advanced.map_err(|error| self.placement.failure(error))
         });
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
@@ -169,8 +175,9 @@ fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     }
 }
 
-fn import(captured: &Captured, signature: &Signature, keep_gradients: bool) -> Outcome<Graph> {
-    let mut graph = import_with(captured, signature).map_err(Error::from)?.graph;
+fn import(captured: &Captured, signature: &Signature, keep_gradients: bool, step: &StepOptions) -> Outcome<Graph> {
+    let graph = import_with(captured, signature).map_err(Error::from)?.graph;
+    let mut graph = on_captured(&graph, step)?.into_owned();
     if !keep_gradients {
         graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
@@ -266,6 +273,7 @@ fn advance(
     mesh: &Mesh,
     plan: &Plan,
     search: &SearchOptions,
+    step: &StepOptions,
 ) -> Outcome<Result<Graph, Error>> {
     let behind =
         |stage: &str| Failure::new(format!("the graph of the file is {stage} already: choose a later --stage"));
@@ -273,10 +281,10 @@ fn advance(
         Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
         Program::Captured(graph) => {
             if to == Stage::Logical {
-                return Ok(Ok(canonicalize(&graph)));
+                return Ok(Ok(on_logical(canonicalize(&graph), Annotations::default(), step)?.0));
             }
             match annotated_program(&graph, mesh, plan) {
-                Ok(both) => both,
+                Ok((logical, annotations)) => on_logical(logical, annotations, step)?,
                 Err(error) => return Ok(Err(error.into())),
             }
         }
@@ -287,6 +295,6 @@ fn advance(
     };
     Ok(match to {
         Stage::Annotated => Ok(annotated(&logical, &annotations)),
-        _ => place(&logical, &annotations, search).map(|p| p.placed).map_err(Error::from),
+        _ => place(&logical, &annotations, search, step).map(|p| p.placed).map_err(Error::from),
     })
 }

@@ -3,6 +3,7 @@
 //! | question | file |
 //! |---|---|
 //! | which model a command is about, and how it is captured | [`subject`] |
+//! | clipping, micro-batches, freezing, precision | [`options`] |
 //! | batches from files and texts, files that are written whole or not at all | [`data`] |
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
@@ -12,6 +13,7 @@
 pub mod bench;
 pub mod data;
 pub mod dump_ir;
+pub mod options;
 pub mod report;
 pub mod run;
 pub mod subject;
@@ -237,6 +239,6 @@ impl Placement {
     /// # Errors
     /// As [`Placement::search`].
     pub fn options(&self, gradients: bool) -> Outcome<CompileOptions> {
-        Ok(CompileOptions { search: self.search()?, gradients })
+        Ok(CompileOptions { search: self.search()?, gradients, ..CompileOptions::default() })
     }
 }

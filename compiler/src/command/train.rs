@@ -1,6 +1,7 @@
 //! `tpc train`: training steps on a fixed batch or on a text.
 
 use super::data::{Batch, Text, check_dir, check_file, feed};
+use super::options::StepArguments;
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
@@ -15,6 +16,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tpc_ir::OutputKind;
+use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::{LaunchOptions, Session};
 
 /// Train a model; the result is a model directory again.
@@ -25,6 +27,8 @@ pub struct Train {
     model: PathBuf,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    step: StepArguments,
     /// Global batch, the same at every step: input_ids, labels, attention_mask, token_type_ids
     #[arg(long, value_name = "FILE.safetensors", required_unless_present = "text", conflicts_with = "text")]
     inputs: Option<PathBuf>,
@@ -57,7 +61,7 @@ pub struct Train {
     /// File for the first step's gradients, under the model's own names
     #[arg(long, value_name = "FILE.safetensors")]
     grads: Option<PathBuf>,
-    /// File for one JSON object per step: step, loss, ms, tokens_per_s
+    /// File for one JSON object per step: step, loss, ms, tokens_per_s, and grad_norm with --clip-norm
     #[arg(long, value_name = "FILE.jsonl")]
     metrics: Option<PathBuf>,
 }
@@ -104,7 +108,8 @@ impl Train {
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check()?;
         let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
-        let options = self.placement.options(self.grads.is_some())?;
+        let mut options = self.placement.options(self.grads.is_some())?;
+        options.step = self.step.options(true)?;
         let model = self.open()?;
         let source = self.source(&model.config)?;
         let dropout = model.config.ignored_dropout();
@@ -184,7 +189,7 @@ impl Train {
             let seconds = start.elapsed().as_secs_f64();
             let rate = (batch * seq) as f64 / seconds;
             if let Some(metrics) = &mut metrics {
-                metrics.write(step, loss, seconds * 1e3, rate)?;
+                metrics.write(step, loss, seconds * 1e3, rate, norm(training.session())?)?;
             }
             if !loss.is_finite() {
                 return Err(Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help")));
@@ -234,10 +239,20 @@ impl<'a> Metrics<'a> {
         Ok(Metrics { path, file })
     }
 
-    fn write(&mut self, step: u64, loss: f64, ms: f64, rate: f64) -> Outcome {
-        let line = json!({"step": step, "loss": loss, "ms": ms, "tokens_per_s": rate});
+    fn write(&mut self, step: u64, loss: f64, ms: f64, rate: f64, norm: Option<f64>) -> Outcome {
+        let mut line = json!({"step": step, "loss": loss, "ms": ms, "tokens_per_s": rate});
+        if let Some(norm) = norm {
+            line[GRAD_NORM] = norm.into();
+        }
         self.file.write_all(format!("{line}\n").as_bytes()).map_err(|e| Failure::at(self.path, e))
     }
+}
+
+/// The norm of all gradients before clipping, if they are clipped.
+fn norm(session: &Session) -> Outcome<Option<f64>> {
+    let kind = OutputKind::Result(GRAD_NORM.into());
+    let clipped = session.program(0).outputs.iter().any(|o| o.kind == kind);
+    Ok(if clipped { session.read_f64(&kind)?.first().copied() } else { None })
 }
 
 /// Writes the gradients of the step that was just done.

@@ -7,6 +7,7 @@
 //! accumulate into memory, and their readers run later. The decision looks at global types only, so
 //! all ranks take the same one.
 
+use crate::options::accumulate::micro_batch;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
@@ -48,6 +49,12 @@ pub fn is_free(op: &Op) -> bool {
         op,
         Op::Input { .. } | Op::Fill(_) | Op::Iota | Op::ShardSlice { .. } | Op::Index { .. } | Op::Slice { .. }
     )
+}
+
+/// Whether two nodes are of one phase and one micro-batch, which run apart from the others.
+fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
+    let (a, b) = (&graph.node(a).origin, &graph.node(b).origin);
+    a.phase == b.phase && micro_batch(&a.module) == micro_batch(&b.module)
 }
 
 /// Groups a graph's operations into kernels, in execution order.
@@ -132,8 +139,7 @@ impl Grouping<'_> {
         let other = &self.kernels[j];
         let Some(dims) = other.dims.get(&operand.node) else { return };
         let pure = other.nodes.iter().all(|&n| !matches!(self.graph.node(n).op, Op::Reduce { .. }));
-        let phase = |n: NodeIndex| self.graph.node(n).origin.phase;
-        if !pure || dims.len() != other.space.len() || phase(other.nodes[0]) != phase(reader) {
+        if !pure || dims.len() != other.space.len() || !is_together(self.graph, other.nodes[0], reader) {
             return;
         }
         // A member that reads a view of it needs it in memory.
@@ -183,7 +189,7 @@ impl Grouping<'_> {
         let kernel = &self.kernels[k];
         let graph = self.graph;
         let first = *kernel.nodes.first()?;
-        if graph.node(first).origin.phase != graph.node(node).origin.phase {
+        if !is_together(graph, first, node) {
             return None; // an early result of another phase would live long
         }
         let letters = letters(graph, node);

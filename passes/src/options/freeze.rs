@@ -1,0 +1,94 @@
+//! Freezing: some parameters are not trained.
+//!
+//! A frozen parameter has no gradient, no update and no optimizer state, as with
+//! `requires_grad = False` in PyTorch. Its gradient output and the updates are dropped; what only
+//! they needed is dead, and the state is no input any more. Buffers (running means) are not
+//! parameters in this sense: they have no gradient to begin with, and keep being updated.
+//!
+//! Before: `gradient "up.weight" %7`, `update "up.weight" %9`, `update "up.weight/moment" %8`.
+//! After: none of them; `input state "up.weight/moment"` and the product that gave `%7` are gone.
+
+use super::{OptionError, trained};
+use crate::rebuild::{copy, rebuild};
+use crate::styles::pattern::{matches, nearest};
+use std::collections::BTreeSet;
+use tpc_ir::{Graph, InputKind, OutputKind};
+
+/// Drops the training of the parameters that `patterns` match, in order: a pattern (globs per path
+/// segment) freezes parameters of that name and everything in modules of that path, `""` and `*`
+/// being the whole model; `!pattern` takes back what it matches, so that `["*", "!*.lora_a"]` trains
+/// nothing but those.
+///
+/// # Errors
+/// A pattern without a match, a program without gradients, or nothing left to train.
+pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> {
+    let trained = trained(graph);
+    if trained.is_empty() {
+        return Err(OptionError::NoGradients("freezing"));
+    }
+    let mut frozen: BTreeSet<&str> = BTreeSet::new();
+    for pattern in patterns {
+        let (path, back) = pattern.strip_prefix('!').map_or((pattern.as_str(), false), |path| (path, true));
+        let matched: Vec<&str> = trained.iter().map(String::as_str).filter(|name| covers(path, name)).collect();
+        if matched.is_empty() {
+            let modules: BTreeSet<&str> =
+                trained.iter().flat_map(|name| prefixes(name)).filter(|p| !p.is_empty()).collect();
+            return Err(OptionError::NoParameter { pattern: pattern.clone(), nearest: nearest(path, modules) });
+        }
+        for name in matched {
+            if back {
+                frozen.remove(name)
+            } else {
+                frozen.insert(name)
+            };
+        }
+    }
+    if frozen.len() == trained.iter().collect::<BTreeSet<_>>().len() {
+        return Err(OptionError::AllFrozen);
+    }
+    let of_frozen = |name: &str| frozen.contains(name);
+    // A state is called `parameter/state`.
+    let state_of_frozen = |name: &str| name.rsplit_once('/').is_some_and(|(parameter, _)| of_frozen(parameter));
+    let mut kept = graph.clone();
+    kept.outputs.retain(|o| match &o.kind {
+        OutputKind::Gradient(name) => !of_frozen(name),
+        OutputKind::Update(name) => !of_frozen(name) && !state_of_frozen(name),
+        OutputKind::Result(_) | OutputKind::Loss => true,
+    });
+    let gone: BTreeSet<_> = graph
+        .inputs()
+        .filter(|(_, kind, name)| *kind == InputKind::State && state_of_frozen(name))
+        .map(|(node, _, _)| node)
+        .collect();
+    let (rebuilt, _) = rebuild(&kept, graph.mesh.clone(), |new, node, operands| {
+        // Nothing that lives reads it.
+        if gone.contains(&node) { Vec::new() } else { copy(new, &kept, node, &operands) }
+    });
+    Ok(rebuilt)
+}
+
+/// Whether a pattern means a parameter or a module that contains it.
+fn covers(pattern: &str, parameter: &str) -> bool {
+    prefixes(parameter).any(|path| matches(pattern, path))
+}
+
+/// The whole path, then every shorter one down to the root.
+fn prefixes(path: &str) -> impl Iterator<Item = &str> {
+    let ends = std::iter::once(path.len()).chain(path.rmatch_indices('.').map(|(i, _)| i)).chain([0]);
+    ends.map(|end| &path[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_covers_a_parameter_and_the_modules_around_it() {
+        for pattern in ["", "*", "model", "model.layers.0", "model.layers.*.up", "model.layers.?.up.weight"] {
+            assert!(covers(pattern, "model.layers.0.up.weight"), "{pattern}");
+        }
+        for pattern in ["layers", "model.layers.1", "model.layers.0.up.bias", "*.weight"] {
+            assert!(!covers(pattern, "model.layers.0.up.weight"), "{pattern}");
+        }
+    }
+}

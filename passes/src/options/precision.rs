@@ -1,0 +1,213 @@
+//! Mixed precision: bf16 compute and communication, f32 master parameters.
+//!
+//! Parameters and optimizer state stay f32. Forward and backward read a bf16 copy of each parameter
+//! (so that gathering parameters sends bf16, rule 26), and the policy is that of `torch.autocast`:
+//!
+//! | operation of forward or backward | element type |
+//! |---|---|
+//! | products, look-ups | bf16 (products add up in f32 inside) |
+//! | exp, log, pow, sqrt, rsqrt, recip; sums, products and prefix sums along dimensions; scatters | f32 |
+//! | products of elements that are only summed (the squares of a norm) | f32 |
+//! | everything else | f32 if an operand that is not a scalar is, else bf16 |
+//! | the optimizer, clipping; every output | as captured |
+//!
+//! So matrix products, residual streams and their all-reduces are bf16; statistics of norms, softmax
+//! and losses are f32; a gradient is converted to f32 before anything else reads it. Buffers that the
+//! forward pass updates are read as they are.
+//!
+//! Before: `%2 = einsum "ab,bc->ac" %0, %1 : f32[16, 64]`, `%3 = exp %2 : f32[16, 64]`.
+//! After: `%2 = cast.bf16 %0`, `%3 = cast.bf16 %1`, `%4 = einsum "ab,bc->ac" %2, %3 : bf16[16, 64]`,
+//! `%5 = cast.f32 %4`, `%6 = exp %5 : f32[16, 64]`.
+
+use crate::propagate::Annotations;
+use crate::rebuild::rebuild;
+use petgraph::graph::NodeIndex;
+use std::collections::{HashMap, HashSet};
+use tpc_ir::op::Distribution;
+use tpc_ir::{DType, Graph, InputKind, MapFn, Op, Origin, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
+
+/// The policy of a program in bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Precision {
+    /// In which element type the gradients of products are reduced over ranks.
+    pub reduce: Reduction,
+}
+
+/// The element type of gradient reductions. (Gradients that are sums along dimensions anyway, of
+/// biases, gains and tables, are reduced in f32 either way.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reduction {
+    /// The compute type, as PyTorch's FSDP does if nothing is said.
+    #[default]
+    Compute,
+    /// f32: twice the bytes, and exact terms. Always so with micro-batches, whose terms are added up
+    /// before they are reduced, once per step.
+    F32,
+}
+
+const SHORT: DType = DType::BF16;
+const LONG: DType = DType::F32;
+
+/// Lets forward and backward compute in bf16.
+pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> (Graph, Annotations) {
+    let buffers = buffers(graph);
+    let mut pass = Pass { graph, precision, buffers, casts: HashMap::new() };
+    let (mut new, map) = rebuild(graph, graph.mesh.clone(), |new, node, operands| pass.node(new, node, &operands));
+    for i in 0..new.outputs.len() {
+        let output = &graph.outputs[i];
+        let origin = graph.node(output.value.node).origin.clone();
+        new.outputs[i].value = pass.cast(&mut new, map[&output.value], graph.ty(output.value).dtype, &origin);
+    }
+    let mut carried = annotations.clone();
+    carried.results =
+        annotations.results.iter().filter_map(|(&node, a)| Some((map.get(&node.into())?.node, a.clone()))).collect();
+    let used =
+        |(&(node, operand), a): (&(_, u32), &Vec<_>)| Some(((map.get(&Value::from(node))?.node, operand), a.clone()));
+    carried.uses = annotations.uses.iter().filter_map(used).collect();
+    (new, carried)
+}
+
+/// Parameters that the model itself updates.
+fn buffers(graph: &Graph) -> HashSet<String> {
+    let own = |v: Value| graph.node(v.node).origin.phase != Phase::Optimizer;
+    let updated = graph.outputs.iter().filter(|o| own(o.value)).filter_map(|o| match &o.kind {
+        OutputKind::Update(name) => Some(name.clone()),
+        _ => None,
+    });
+    updated.collect()
+}
+
+struct Pass<'a> {
+    graph: &'a Graph,
+    precision: Precision,
+    buffers: HashSet<String>,
+    casts: HashMap<(Value, DType), Value>,
+}
+
+impl Pass<'_> {
+    fn node(&mut self, new: &mut Graph, node: NodeIndex, operands: &[Value]) -> Vec<Value> {
+        let n = self.graph.node(node);
+        let sources = self.graph.operands(node);
+        if n.origin.phase == Phase::Optimizer {
+            let wanted: Vec<DType> = sources.iter().map(|&v| self.graph.ty(v).dtype).collect();
+            return self.typed(new, node, operands, &wanted, None);
+        }
+        match &n.op {
+            Op::Input { .. } | Op::Fill(_) | Op::Iota => return self.typed(new, node, operands, &[], None),
+            Op::Random { distribution, .. } => {
+                let made = self.typed(new, node, operands, &[DType::I64], None);
+                // Zeros and ones are the same in any type.
+                let exact = matches!(distribution, Distribution::Bernoulli(_)) && n.types[0].dtype == LONG;
+                return if exact { vec![self.cast(new, made[0], SHORT, &n.origin)] } else { made };
+            }
+            _ => {}
+        }
+        let floats: Vec<bool> = sources.iter().map(|&v| self.graph.ty(v).dtype == LONG).collect();
+        let to = self.compute_type(new, node, operands, &floats);
+        let wanted: Vec<DType> =
+            sources.iter().zip(&floats).map(|(&v, &f)| if f { to } else { self.graph.ty(v).dtype }).collect();
+        if self.reduced_in_f32(node) {
+            // The product of the bf16 values, kept as it adds up.
+            let rounded: Vec<Value> = operands
+                .iter()
+                .zip(&wanted)
+                .map(|(&v, &d)| {
+                    let short = self.cast(new, v, d, &n.origin);
+                    if d == SHORT { self.cast(new, short, LONG, &n.origin) } else { short }
+                })
+                .collect();
+            let types: Vec<DType> = rounded.iter().map(|&v| new.ty(v).dtype).collect();
+            return self.typed(new, node, &rounded, &types, None);
+        }
+        self.typed(new, node, operands, &wanted, Some(to))
+    }
+
+    /// The node with operands of the wanted types; results that were f32 become `to`.
+    fn typed(
+        &mut self,
+        new: &mut Graph,
+        node: NodeIndex,
+        operands: &[Value],
+        wanted: &[DType],
+        to: Option<DType>,
+    ) -> Vec<Value> {
+        let n = self.graph.node(node);
+        let operands: Vec<Value> =
+            operands.iter().zip(wanted).map(|(&v, &d)| self.cast(new, v, d, &n.origin)).collect();
+        let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
+        let types: Vec<Type> = n
+            .types
+            .iter()
+            .map(|t| match to {
+                Some(to) if t.dtype == LONG && !converts => Type { dtype: to, ..t.clone() },
+                _ => t.clone(),
+            })
+            .collect();
+        let made = new.add(n.op.clone(), &operands, types, n.origin.clone());
+        (0..n.types.len() as u32).map(|result| Value { node: made, result }).collect()
+    }
+
+    /// The type in which an operation of forward or backward computes its f32 operands.
+    fn compute_type(&self, new: &Graph, node: NodeIndex, operands: &[Value], floats: &[bool]) -> DType {
+        let n = self.graph.node(node);
+        match &n.op {
+            Op::Einsum { .. } | Op::Take => return SHORT,
+            Op::Reduce { op: ReduceOp::Sum | ReduceOp::Prod, .. } | Op::CumSum { .. } | Op::ScatterAdd => return LONG,
+            Op::Map { f, .. } if wants_range(*f) => return LONG,
+            Op::Map { f: MapFn::Mul, .. } if self.is_only_summed(node) => return LONG,
+            _ => {}
+        }
+        let values = || operands.iter().zip(floats).filter(|(_, f)| **f).map(|(&v, _)| v);
+        let tensors = values().any(|v| new.ty(v).rank() > 0);
+        let long = |v: Value| {
+            let read_short = matches!(new.op(v), Op::Fill(_)) || self.is_weight(new, v);
+            new.ty(v).dtype == LONG && !read_short && (new.ty(v).rank() > 0 || !tensors)
+        };
+        if values().any(long) { LONG } else { SHORT }
+    }
+
+    /// Whether a value is a parameter that is read as bf16.
+    fn is_weight(&self, new: &Graph, v: Value) -> bool {
+        matches!(new.op(v), Op::Input { kind: InputKind::Parameter, name, .. } if !self.buffers.contains(name))
+    }
+
+    /// Whether a product of elements is read by nothing but sums.
+    fn is_only_summed(&self, node: NodeIndex) -> bool {
+        let sum = |user: NodeIndex| matches!(self.graph.node(user).op, Op::Reduce { op: ReduceOp::Sum, .. });
+        self.graph.users(node).all(|(user, _)| sum(user)) && !self.is_output(node)
+    }
+
+    fn is_output(&self, node: NodeIndex) -> bool {
+        self.graph.outputs.iter().any(|o| o.value.node == node)
+    }
+
+    /// Whether a node is the gradient of a product's weight, to be reduced in f32.
+    fn reduced_in_f32(&self, node: NodeIndex) -> bool {
+        let n = self.graph.node(node);
+        let is_product = matches!(n.op, Op::Einsum { .. }) && n.types[0].dtype == LONG;
+        let ends = self.graph.users(node).all(|(u, _)| self.graph.node(u).origin.phase == Phase::Optimizer);
+        self.precision.reduce == Reduction::F32 && is_product && n.origin.phase == Phase::Backward && ends
+    }
+
+    /// A value in another float type; constants are made anew.
+    fn cast(&mut self, new: &mut Graph, v: Value, to: DType, origin: &Origin) -> Value {
+        if new.ty(v).dtype == to {
+            return v;
+        }
+        *self.casts.entry((v, to)).or_insert_with(|| {
+            let origin = Origin { why: format!("{to} compute").into(), ..origin.clone() };
+            match new.op(v) {
+                Op::Fill(x) => {
+                    let (x, ty) = (x.as_f64(), Type { dtype: to, ..new.ty(v).clone() });
+                    new.push(Op::Fill(Scalar::of(to, x)), &[], ty, &origin)
+                }
+                _ => new.map(MapFn::Cast(to), &[v], &origin),
+            }
+        })
+    }
+}
+
+/// Functions that `torch.autocast` computes in f32.
+fn wants_range(f: MapFn) -> bool {
+    matches!(f, MapFn::Exp | MapFn::Log | MapFn::Pow | MapFn::Sqrt | MapFn::Rsqrt | MapFn::Recip)
+}
