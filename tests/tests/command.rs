@@ -315,7 +315,8 @@ fn bad_meshes_and_plans_are_explained() {
     assert_eq!(
         plan("style.json", r#"{"styles": {"lm_head": "ColumnParallel"}}"#),
         "$TMP/style.json: plan entry `lm_head` names the style `ColumnParallel`, which does not exist: use \
-         ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel or SequenceParallel"
+         ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel, SequenceParallel, \
+         PrepareModuleInput, PrepareModuleOutput, PrepareModuleInputOutput, TensorParallelMultiheadAttention"
     );
     assert_eq!(
         plan("axis.json", r#"{"axis": "model", "styles": {"lm_head": "ColwiseParallel"}}"#),

@@ -51,6 +51,11 @@ pub enum StyleError {
         /// `input` or `output`.
         what: &'static str,
     },
+    /// No logits that are sharded over the vocabulary.
+    #[error(
+        "loss_parallel needs logits that are sharded over the vocabulary: give the model's last linear the style ColwiseParallel"
+    )]
+    LossParallel,
     /// A boundary that is neither marked nor shown by parameters.
     #[error(
         "plan entry `{entry}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{scope}\", inputs, |inputs| …)` around the module's call"
@@ -158,6 +163,9 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
         let site = Site { graph, cuts: &cuts, parts: &parts, claims: &claims, all: &all };
         for wanted in &claims.boundaries {
             site.constrain(wanted, &mut found)?;
+        }
+        if plan.loss_parallel {
+            site.loss_parallel(&mut found)?;
         }
     }
     states_like_parameters(graph, &mut found.inputs);
@@ -588,6 +596,56 @@ impl Site<'_> {
                 }
             }
         }
+    }
+}
+
+impl Site<'_> {
+    /// Cross entropy reads the logits where the column-wise last linears leave them, also if a layout
+    /// gathers what leaves the model.
+    fn loss_parallel(&self, found: &mut Annotations) -> Result<(), StyleError> {
+        let graph = self.graph;
+        // Every product with a weight; a tied table's second use is one too.
+        let products: Vec<(NodeIndex, u32, &Weight)> = self
+            .all
+            .values()
+            .flat_map(|w| graph.users(w.input).map(move |(user, edge)| (user, edge.operand, w)))
+            .filter(|(user, ..)| {
+                let n = graph.node(*user);
+                n.origin.phase == Phase::Forward && matches!(n.op, Op::Einsum { .. })
+            })
+            .collect();
+        let mut heads = 0;
+        for &(product, operand, weight) in &products {
+            let followed = products.iter().any(|p| p.0 != product && ancestors(graph, p.0)[product.index()]);
+            let Op::Einsum { subs } = &graph.node(product).op else { continue };
+            let Some(cut) = found.inputs.get(&weight.name).filter(|_| !followed) else { continue };
+            let mut dims = vec![Vec::new(); subs.result.len()];
+            for (letter, axes) in subs.operands[operand as usize].iter().zip(&cut.sharding.dims) {
+                if let Some(d) = subs.result.iter().position(|l| l == letter) {
+                    dims[d].clone_from(axes);
+                }
+            }
+            if dims.iter().all(Vec::is_empty) {
+                continue;
+            }
+            heads += 1;
+            // The bias is part of the logits.
+            let (mut node, mut at) = (product, OnAxes { axes: self.parts.to_vec(), dims });
+            let bias = super::modules::biases(graph, self.all, weight).first().map(|b| self.all[b].user);
+            if let Some(sum) = bias
+                && let Op::Map { subs, .. } = &graph.node(sum).op
+                && let Some(i) = graph.operands(sum).iter().position(|v| v.node == node)
+            {
+                let of =
+                    |l: &u8| subs.operands[i].iter().position(|r| r == l).map_or(Vec::new(), |d| at.dims[d].clone());
+                (node, at) = (sum, OnAxes { axes: at.axes.clone(), dims: subs.result.iter().map(of).collect() });
+            }
+            for (user, edge) in graph.users(node).filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward) {
+                let constraint = Constraint { at: at.clone(), why: "loss_parallel: logits stay sharded".into() };
+                found.uses.entry((user, edge.operand)).or_default().push(constraint);
+            }
+        }
+        if heads == 0 { Err(StyleError::LossParallel) } else { Ok(()) }
     }
 }
 
