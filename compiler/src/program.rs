@@ -14,7 +14,7 @@ use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::cost::CostModel;
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
-use tpc_passes::lower::lower;
+use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::styles::{Plan, StyleError, annotate};
 use tpc_runtime::RuntimeError;
@@ -55,6 +55,8 @@ pub struct CompileOptions {
     pub search: SearchOptions,
     /// Whether gradients are outputs; they then live to the end of the step.
     pub gradients: bool,
+    /// Bucketing and overlap of collectives.
+    pub lower: LowerOptions,
 }
 
 /// Every stage of one program.
@@ -92,7 +94,7 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
     check(&propagated)?;
     let (placed, report) = optimize(&propagated, &options.search);
     check(&placed)?;
-    let ranks = lower(&placed);
+    let ranks = lower_with(&placed, &options.lower);
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }
 

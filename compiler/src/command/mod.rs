@@ -237,6 +237,6 @@ impl Placement {
     /// # Errors
     /// As [`Placement::search`].
     pub fn options(&self, gradients: bool) -> Outcome<CompileOptions> {
-        Ok(CompileOptions { search: self.search()?, gradients })
+        Ok(CompileOptions { search: self.search()?, gradients, ..CompileOptions::default() })
     }
 }
