@@ -151,7 +151,7 @@ fn several_values_in_one_collective() {
             }
             gathered.iter().for_each(|g| assert_eq!(*g, joined, "{ranks} {dtype}"));
             for (r, g) in scattered.iter().enumerate() {
-                let (mut kept, mut start) = (Vec::new(), 0);
+                let (mut kept, mut start) = (Vec::<f64>::new(), 0);
                 for p in &parts {
                     let (row, before) = (p.lens.iter().sum::<usize>() * p.inner, p.lens[..r].iter().sum::<usize>());
                     for o in 0..p.outer {

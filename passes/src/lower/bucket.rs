@@ -83,7 +83,8 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
             b.open = b.kind.block.is_some() || place < b.deadline;
             b.open.then_some(b)
         });
-        let of_block = |kind: &Kind| kind.block.as_ref().is_some_and(|b| !b.is_empty());
+        let of_block =
+            |kind: &Kind| options.bucket_bytes > 0 && kind.block.as_ref().is_some_and(|block| !block.is_empty());
         match (fits, kind) {
             (Some(bucket), _) => {
                 bucket.members.push(k);
@@ -129,7 +130,7 @@ pub(super) fn gathers_input(graph: &Graph, kernel: &Kernel) -> bool {
 }
 
 /// The part of the step to which a kernel belongs.
-pub(super) fn phase(graph: &Graph, kernel: &Kernel) -> Phase {
+fn phase(graph: &Graph, kernel: &Kernel) -> Phase {
     kernel.nodes.last().map_or(Phase::Forward, |&n| graph.node(n).origin.phase)
 }
 

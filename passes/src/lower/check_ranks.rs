@@ -14,7 +14,7 @@
 use super::memory::each_view;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use tpc_ir::program::{Action, BufferId, Collective, CollectiveKind, RankProgram};
+use tpc_ir::program::{Action, BufferId, Collective, CollectiveKind, Instruction, RankProgram, View};
 
 /// Why rank programs do not fit together.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,26 +114,63 @@ fn name(c: &Collective) -> String {
     format!("`{} {}` #{} ({} {} bytes{why})", c.name(), c.axes, c.tag, c.dtype, c.full_bytes)
 }
 
+/// A collective on its way, and the bytes of the arena that it uses.
+struct Flight<'a> {
+    collective: &'a Collective,
+    from: Range<usize>,
+    to: Range<usize>,
+}
+
+/// The bytes of the arena between the first and the last element that a view addresses with these sizes and
+/// strides.
+fn span(program: &RankProgram, view: &View, sizes: &[usize], strides: &[isize]) -> Range<usize> {
+    let start = program.buffers.get(view.buffer.0 as usize).map_or(0, |b| b.offset);
+    if sizes.contains(&0) {
+        return start..start;
+    }
+    let (mut low, mut high) = (view.offset as isize, view.offset as isize);
+    for (&n, &stride) in sizes.iter().zip(strides) {
+        let reach = (n as isize - 1) * stride;
+        low += reach.min(0);
+        high += reach.max(0);
+    }
+    let size = view.dtype.bytes();
+    start + low.max(0) as usize * size..start + (high.max(0) as usize + 1) * size
+}
+
+/// Calls `visit` with every piece of memory that an action touches, and whether it writes it.
+fn touched(program: &RankProgram, action: &Action, visit: &mut dyn FnMut(BufferId, Range<usize>, bool)) {
+    let Action::Loop(l) = action else {
+        return each_view(action, &mut |view, writes| {
+            visit(view.buffer, span(program, view, &view.shape, &view.strides), writes);
+        });
+    };
+    for instruction in &l.body {
+        if let Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } = instruction {
+            // An accumulating store sets its target even if the loop runs over nothing: count a size of 0
+            // along which it does not move as 1.
+            let sizes: Vec<usize> =
+                l.dims.iter().zip(strides).map(|(&n, &stride)| if stride == 0 { 1 } else { n }).collect();
+            let writes = matches!(instruction, Instruction::Store { .. });
+            visit(view.buffer, span(program, view, &sizes, strides), writes);
+        }
+    }
+}
+
 /// Points 1 and 2, and that groups make sense.
 fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
     let rank = program.rank;
-    let bytes = |b: BufferId| -> Range<usize> {
-        program.buffers.get(b.0 as usize).map_or(0..0, |b| b.offset..b.offset + b.bytes)
-    };
     let meet = |a: &Range<usize>, b: &Range<usize>| a.start < b.end && b.start < a.end;
     let mut tags: BTreeMap<u32, bool> = BTreeMap::new();
-    let mut flying: Vec<&Collective> = Vec::new();
+    let mut flying: Vec<Flight<'_>> = Vec::new();
     for (step, s) in program.steps.iter().enumerate() {
         let unpaired = |what: String| RankError::Unpaired { rank, step, what };
         let mut conflict = None;
         if !flying.is_empty() {
-            each_view(&s.action, &mut |view, writes| {
-                let touched = bytes(view.buffer);
-                let hurt = flying
-                    .iter()
-                    .find(|c| meet(&touched, &bytes(c.to.buffer)) || writes && meet(&touched, &bytes(c.from.buffer)));
-                if let (Some(c), None) = (hurt, &conflict) {
-                    conflict = Some((view.buffer, writes, *c));
+            touched(program, &s.action, &mut |buffer, bytes, writes| {
+                let hurt = flying.iter().find(|f| meet(&bytes, &f.to) || writes && meet(&bytes, &f.from));
+                if let (Some(f), None) = (hurt, &conflict) {
+                    conflict = Some((buffer, writes, f.collective));
                 }
             });
         }
@@ -156,7 +193,8 @@ fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
                 if tags.insert(c.tag, false).is_some() {
                     return Err(unpaired(format!("tag #{} is started twice", c.tag)));
                 }
-                flying.push(c);
+                let [from, to] = [&c.from, &c.to].map(|v| span(program, v, &v.shape, &v.strides));
+                flying.push(Flight { collective: c, from, to });
             }
             Action::Wait { tag } => {
                 match tags.get_mut(tag) {
@@ -164,14 +202,15 @@ fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
                     Some(true) => return Err(unpaired(format!("tag #{tag} is waited for twice"))),
                     Some(waited) => *waited = true,
                 }
-                flying.retain(|c| c.tag != *tag);
+                flying.retain(|f| f.collective.tag != *tag);
             }
             _ => {}
         }
     }
     match flying.first() {
-        Some(c) => {
-            Err(RankError::Unpaired { rank, step: program.steps.len(), what: format!("nothing waits for {}", name(c)) })
+        Some(f) => {
+            let what = format!("nothing waits for {}", name(f.collective));
+            Err(RankError::Unpaired { rank, step: program.steps.len(), what })
         }
         None => Ok(()),
     }

@@ -31,7 +31,7 @@ use tpc_ir::program::RankProgram;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LowerOptions {
     /// Bytes at which a bucket is full and starts (25 MiB, as PyTorch's `DistributedDataParallel`); 0
-    /// puts nothing together but the parameters of a block.
+    /// puts nothing together.
     pub bucket_bytes: usize,
     /// Whether collectives travel while other work runs.
     pub overlap: bool,

@@ -28,7 +28,7 @@
 //! The order depends on global types only: all ranks start the same collectives in the same order
 //! (`check_ranks.rs` proves it of what was emitted). At most [`LowerOptions::in_flight`] are in flight.
 
-use super::bucket::{gathers_input, is_collective, phase};
+use super::bucket::{gathers_input, is_collective};
 use super::depend::Dependences;
 use super::group::Kernel;
 use super::{LowerOptions, emit, memory};
@@ -176,7 +176,7 @@ impl<'a> Walk<'a> {
         let seconds: Vec<f64> = kernels.iter().map(|k| seconds(graph, k, options)).collect();
         let (mut gathers, mut last) = (BTreeMap::new(), BTreeMap::new());
         for k in (0..n).filter(|&k| collective[k] && gathers_input(graph, &kernels[k])) {
-            gathers.insert(k, last.insert((axes[k], phase(graph, &kernels[k])), k));
+            gathers.insert(k, last.insert(axes[k], k));
         }
         let work = |range: std::ops::Range<usize>| range.filter(|&k| !collective[k]).map(|k| seconds[k]).sum::<f64>();
         let exposed = (0..n).map(|k| {
@@ -214,6 +214,8 @@ impl<'a> Walk<'a> {
             for &need in &self.found.needs[next] {
                 self.finish(need);
             }
+            // What waited for those: the next gather travels while this kernel reads the last one.
+            self.start_ready();
             debug_assert!(at != 0 || next == head);
             self.order.push(Launch::Run(next));
             self.complete(next);
