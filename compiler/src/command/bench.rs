@@ -95,7 +95,7 @@ impl Bench {
     }
 
     fn launch(&self, subject: &Subject) -> Outcome<Running> {
-        let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
+        let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
         // The gradients of the MLP's step are its results.
         let options = self.placement.options(matches!(subject, Subject::Mlp(_)))?;
         let rename = subject.rename();

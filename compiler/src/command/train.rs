@@ -103,7 +103,7 @@ struct Model {
 impl Train {
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check()?;
-        let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
+        let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
         let options = self.placement.options(self.grads.is_some())?;
         let model = self.open()?;
         let source = self.source(&model.config)?;
