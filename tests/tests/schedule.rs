@@ -168,6 +168,58 @@ mul
     assert_eq!((&*before, &*after), (want, want));
 }
 
+/// Clipping by the global norm on a sequence-parallel plan: the partial gradients of the gains and the
+/// squares of what is sharded travel together; the clipped updates come behind.
+#[test]
+fn clipping_by_the_global_norm_is_one_reduction() {
+    let mut s = String::from("mesh <tp=2>\n");
+    for i in 0..3 {
+        let _ = writeln!(s, "%{i} = input parameter \"gain{i}\" : f32[4]");
+    }
+    s += "%3 = input parameter \"w\" : f32[4, 6@tp]
+%4 = input data \"x\" : f32[6@tp, 4]
+%5 = reduce_sum \"ab->b\" %4 : f32[4] +sum@tp ; backward
+%6 = all_reduce tp sum %5 : f32[4] ; backward why: gain0
+%7 = mul %4, f32:2.0 : f32[6@tp, 4] ; backward
+%8 = reduce_sum \"ab->b\" %7 : f32[4] +sum@tp ; backward
+%9 = all_reduce tp sum %8 : f32[4] ; backward why: gain1
+%10 = neg %4 : f32[6@tp, 4] ; backward
+%11 = reduce_sum \"ab->b\" %10 : f32[4] +sum@tp ; backward
+%12 = all_reduce tp sum %11 : f32[4] ; backward why: gain2
+%13 = add \"ab,ba->ab\" %3, %4 : f32[4, 6@tp] ; backward
+%14 = mul %13, %13 : f32[4, 6@tp] ; optimizer
+%15 = reduce_sum \"ab->\" %14 : f32[] +sum@tp ; optimizer
+%16 = all_reduce tp sum %15 : f32[] ; optimizer why: norm
+";
+    let mut squares = Vec::new();
+    for (i, g) in [6, 9, 12].into_iter().enumerate() {
+        let n = 17 + 2 * i;
+        let _ = writeln!(s, "%{n} = mul %{g}, %{g} : f32[4] ; optimizer");
+        let _ = writeln!(s, "%{} = reduce_sum \"a->\" %{n} : f32[] ; optimizer", n + 1);
+        squares.push(n + 1);
+    }
+    let _ = writeln!(s, "%23 = add %16, %{}, %{}, %{} : f32[] ; optimizer", squares[0], squares[1], squares[2]);
+    s += "%24 = min %23, f32:1.0 : f32[] ; optimizer
+%25 = mul \"ab,->ab\" %13, %24 : f32[4, 6@tp] ; optimizer
+%26 = sub %3, %25 : f32[4, 6@tp] ; optimizer
+%27 = mul \"a,->a\" %6, %24 : f32[4] ; optimizer
+%28 = sub %0, %27 : f32[4] ; optimizer
+%29 = mul \"a,->a\" %9, %24 : f32[4] ; optimizer
+%30 = sub %1, %29 : f32[4] ; optimizer
+%31 = mul \"a,->a\" %12, %24 : f32[4] ; optimizer
+%32 = sub %2, %31 : f32[4] ; optimizer
+output update \"w\" %26
+output update \"gain0\" %28
+output update \"gain1\" %30
+output update \"gain2\" %32
+";
+    let [before, after] = outlines(&s);
+    for outline in [before, after] {
+        let starts: Vec<_> = outline.lines().filter(|l| l.starts_with("start")).collect();
+        assert_eq!(starts, ["start #0 all_reduce ×4 of 52 bytes: gain0 (and 3 more)"], "{outline}");
+    }
+}
+
 /// A sum that needs another one, through its reader, cannot share its bucket.
 #[test]
 fn sums_that_depend_on_each_other_stay_apart() {

@@ -16,7 +16,8 @@
 //! A bucket stands where its last member stood, before the first reader of any: nothing else moves, so no
 //! cycle can arise. Members share operation, reduction, element type, axes, phase, and the phase that
 //! reads them first: what the next operation waits for is not mixed with what only the optimizer
-//! wants. A bucket is closed as soon as it holds [`LowerOptions::bucket_bytes`] (as PyTorch's
+//! wants. (For what the optimizer reads, backward and optimizer are one phase: the gradients of norms
+//! and the squares that clipping adds up are one reduction.) A bucket is closed as soon as it holds [`LowerOptions::bucket_bytes`] (as PyTorch's
 //! `DistributedDataParallel` does, in the order in which gradients are ready), so that early gradients
 //! travel while later ones are computed.
 //!
@@ -157,7 +158,9 @@ fn kind(graph: &Graph, kernel: &Kernel, reader: Option<Phase>) -> Option<Kind> {
         };
         block_of(name).to_string()
     });
-    let (name, dtype, phase) = (n.op.name(), n.types[0].dtype, n.origin.phase);
+    let (name, dtype) = (n.op.name(), n.types[0].dtype);
+    // What only the optimizer reads may come from the backward pass or from the optimizer itself.
+    let phase = if reader == Some(Phase::Optimizer) { Phase::Optimizer } else { n.origin.phase };
     Some(Kind { name, reduce, dtype, axes, phase, reader, block })
 }
 
