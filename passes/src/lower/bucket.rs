@@ -17,7 +17,9 @@
 //! cycle can arise. Members share operation, reduction, element type, axes, phase, and the phase that
 //! reads them first: what the next operation waits for is not mixed with what only the optimizer
 //! wants. (For what the optimizer reads, backward and optimizer are one phase: the gradients of norms
-//! and the squares that clipping adds up are one reduction.) A bucket is closed as soon as it holds [`LowerOptions::bucket_bytes`] (as PyTorch's
+//! and the squares that clipping adds up are one reduction.)
+//!
+//! A bucket is closed as soon as it holds [`LowerOptions::bucket_bytes`] (as PyTorch's
 //! `DistributedDataParallel` does, in the order in which gradients are ready), so that early gradients
 //! travel while later ones are computed.
 //!
@@ -25,6 +27,8 @@
 //! just before their first reader, and those of one block (`layers.3`, found in the input's name) and
 //! phase are one gather, at the place of the first; those of no block are limited by
 //! `bucket_bytes` too.
+//!
+//! Shards of inputs lie where the session put them, and are copied side by side first.
 //!
 //! Memory: an open bucket holds less than `bucket_bytes` plus its last member, per kind; a gather
 //! holds the gathered parameters of one block. All decisions look at global types only, so every

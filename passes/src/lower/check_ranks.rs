@@ -88,7 +88,11 @@ pub enum RankError {
         second_starts: String,
     },
     /// Ranks start collectives of several groups in orders that contradict each other.
-    #[error("no order of the collectives suits every rank; these come each before the next, and the last before the first: {}", .0.join("; "))]
+    #[error(
+        "no order of the collectives suits every rank; each of these comes before the next, and the last before the \
+         first: {}",
+        .0.join("; ")
+    )]
     Cycle(Vec<String>),
 }
 

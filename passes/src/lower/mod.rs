@@ -3,7 +3,7 @@
 //! 1. [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
 //!    optimizer updates are found here), and kernels are ordered;
 //! 2. `bucket`: collectives that are alike become one;
-//! 3. [`schedule`]: collectives start early and are waited for late;
+//! 3. [`mod@schedule`]: collectives start early and are waited for late;
 //! 4. `emit`: for one rank, local shapes, strides and offsets;
 //! 5. `memory`: buffers get places in one arena by their lives.
 //!
