@@ -13,7 +13,7 @@ use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
-use tpc_passes::lower::lower;
+use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
@@ -67,6 +67,8 @@ pub struct CompileOptions {
     pub gradients: bool,
     /// Clipping, micro-batches, freezing, precision.
     pub step: StepOptions,
+    /// Bucketing and overlap of collectives.
+    pub lower: LowerOptions,
 }
 
 /// Every stage of one program.
@@ -100,7 +102,7 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
     let (logical, annotations) = annotated(&captured, mesh, plan)?;
     let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
     let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
-    let ranks = lower(&placed);
+    let ranks = lower_with(&placed, &options.lower);
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }
 

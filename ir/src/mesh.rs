@@ -99,7 +99,7 @@ pub enum MeshError {
     #[error("mesh axis `{0}` has size 0: an axis holds at least one rank")]
     Empty(String),
     /// More ranks than supported.
-    #[error("mesh has {0} ranks, more than the {1} that one process can run as threads")]
+    #[error("mesh has {0} ranks, more than {1}, the most that a program is planned for")]
     TooLarge(usize, usize),
     /// More axes than an [`AxisSet`] holds.
     #[error("mesh has {0} axes, more than {1}")]

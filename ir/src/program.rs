@@ -202,30 +202,50 @@ pub struct Contract {
     pub scale: f64,
 }
 
+/// One of the values that a gather or a scatter carries: on rank r of the group its shard is
+/// `[outer, lens[r], inner]`, the whole is `[outer, Σ lens, inner]`, both dense.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Product of the dimensions before the one that is cut.
+    pub outer: usize,
+    /// Length of each rank's shard; may be 0.
+    pub lens: Vec<usize>,
+    /// Product of the dimensions behind.
+    pub inner: usize,
+}
+
+impl Part {
+    /// Elements of the shard of the rank at that position of the group.
+    pub fn shard(&self, position: usize) -> usize {
+        self.outer * self.lens[position] * self.inner
+    }
+
+    /// Elements of the whole value.
+    pub fn whole(&self) -> usize {
+        self.outer * self.lens.iter().sum::<usize>() * self.inner
+    }
+}
+
 /// What a collective does. Buffers are dense; lists have one entry per rank of the group.
+///
+/// A collective that carries several values has them side by side in `from` and in `to`, each dense,
+/// in the order of its parts.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CollectiveKind {
     /// Element by element over the group. `from` and `to` may be the same buffer.
     AllReduce(ReduceOp),
-    /// `[outer, lens[r], inner]` of every rank r become `[outer, Σ lens, inner]`.
+    /// The shards of every part are joined: `from` holds this rank's shards, `to` the wholes.
     AllGather {
-        /// Product of the dimensions before the gathered one.
-        outer: usize,
-        /// Length that each rank contributes.
-        lens: Vec<usize>,
-        /// Product of the dimensions behind.
-        inner: usize,
+        /// The values, at least one.
+        parts: Vec<Part>,
     },
-    /// `[outer, Σ lens, inner]` of all ranks are combined; rank r keeps `[outer, lens[r], inner]`.
+    /// The parts of all ranks are combined, and each rank keeps its shards: `from` holds this rank's
+    /// terms of the wholes, `to` its shards.
     ReduceScatter {
         /// How terms combine.
         op: ReduceOp,
-        /// Product of the dimensions before the scattered one.
-        outer: usize,
-        /// Length that each rank keeps.
-        lens: Vec<usize>,
-        /// Product of the dimensions behind.
-        inner: usize,
+        /// The values, at least one.
+        parts: Vec<Part>,
     },
     /// The local `shape` is cut along `cut` in pieces of `cut_lens[r]` for rank r; the pieces that
     /// arrive are joined along `join`, `join_lens[r]` from rank r.
@@ -264,9 +284,12 @@ pub struct Collective {
     pub axes: Arc<str>,
     /// Part of the step.
     pub phase: Phase,
-    /// Bytes of the whole value (the larger side).
+    /// How many values it carries, at least 1.
+    pub values: usize,
+    /// Bytes of the whole values together (the larger side).
     pub full_bytes: usize,
-    /// The plan line and reason, for error messages.
+    /// The plan line and reason, for error messages; of several values the first one's, and how many
+    /// more there are.
     pub why: Arc<str>,
 }
 
@@ -493,13 +516,14 @@ fn action_text(action: &Action) -> String {
             format!("top_k {} -> {}, {}\n", view_text(from), view_text(values), view_text(indices))
         }
         Action::Start(c) => format!(
-            "start #{} {} {} {:?} {} -> {}  ; {} bytes  why: {}\n",
+            "start #{} {} {} {:?} {} -> {}  ; {}{} bytes  why: {}\n",
             c.tag,
             c.name(),
             c.axes,
             c.group,
             view_text(&c.from),
             view_text(&c.to),
+            if c.values > 1 { format!("{} values, ", c.values) } else { String::new() },
             c.full_bytes,
             c.why
         ),

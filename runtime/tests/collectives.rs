@@ -88,7 +88,7 @@ fn all_gather_and_reduce_scatter_of_uneven_pieces() {
                 let total: usize = lens.iter().sum();
                 let group: Vec<usize> = (0..ranks).collect();
                 let got = run(mesh(ranks), &|_| group.clone(), dtype, &|p| {
-                    let kind = CollectiveKind::AllGather { outer, lens: lens.clone(), inner };
+                    let kind = CollectiveKind::AllGather { parts: vec![Part { outer, lens: lens.clone(), inner }] };
                     (kind, outer * lens[p] * inner, outer * total * inner)
                 });
                 let mut want: Vec<f64> = Vec::new();
@@ -99,7 +99,10 @@ fn all_gather_and_reduce_scatter_of_uneven_pieces() {
                 }
                 got.iter().for_each(|g| assert_eq!(*g, want));
                 let got = run(mesh(ranks), &|_| group.clone(), dtype, &|p| {
-                    let kind = CollectiveKind::ReduceScatter { op: ReduceOp::Sum, outer, lens: lens.clone(), inner };
+                    let kind = CollectiveKind::ReduceScatter {
+                        op: ReduceOp::Sum,
+                        parts: vec![Part { outer, lens: lens.clone(), inner }],
+                    };
                     (kind, outer * total * inner, outer * lens[p] * inner)
                 });
                 let terms: Vec<_> = (0..ranks).map(|r| data(r, outer * total * inner, dtype)).collect();
@@ -112,6 +115,52 @@ fn all_gather_and_reduce_scatter_of_uneven_pieces() {
                     }
                     assert_eq!(*g, want);
                 }
+            }
+        }
+    }
+}
+
+/// Three values side by side are gathered and scattered as each alone, uneven and empty shards too.
+#[test]
+fn several_values_in_one_collective() {
+    for ranks in 1..=4usize {
+        let lens: [Vec<usize>; 3] = [vec![2; ranks], (0..ranks).collect(), (0..ranks).rev().collect()];
+        let part = |i: usize| Part { outer: i + 1, lens: lens[i].clone(), inner: [5, 1, 3][i] };
+        let parts: Vec<Part> = (0..3).map(part).collect();
+        let group: Vec<usize> = (0..ranks).collect();
+        let shards = |r: usize| parts.iter().map(|p| p.shard(r)).sum::<usize>();
+        let whole: usize = parts.iter().map(Part::whole).sum();
+        for dtype in [DType::F32, DType::BF16, DType::I32] {
+            let gathered = run(mesh(ranks), &|_| group.clone(), dtype, &|p| {
+                (CollectiveKind::AllGather { parts: parts.clone() }, shards(p), whole)
+            });
+            let scattered = run(mesh(ranks), &|_| group.clone(), dtype, &|p| {
+                (CollectiveKind::ReduceScatter { op: ReduceOp::Sum, parts: parts.clone() }, whole, shards(p))
+            });
+            let terms: Vec<_> = (0..ranks).map(|r| data(r, whole, dtype)).collect();
+            let sum = combine(ReduceOp::Sum, dtype, &terms);
+            let mut joined: Vec<f64> = Vec::new();
+            for (i, p) in parts.iter().enumerate() {
+                for o in 0..p.outer {
+                    for r in 0..ranks {
+                        let before: usize = parts[..i].iter().map(|q| q.shard(r)).sum();
+                        let run = p.lens[r] * p.inner;
+                        joined.extend(&data(r, shards(r), dtype)[before + o * run..before + (o + 1) * run]);
+                    }
+                }
+            }
+            gathered.iter().for_each(|g| assert_eq!(*g, joined, "{ranks} {dtype}"));
+            for (r, g) in scattered.iter().enumerate() {
+                let (mut kept, mut start) = (Vec::<f64>::new(), 0);
+                for p in &parts {
+                    let (row, before) = (p.lens.iter().sum::<usize>() * p.inner, p.lens[..r].iter().sum::<usize>());
+                    for o in 0..p.outer {
+                        let from = start + o * row + before * p.inner;
+                        kept.extend(&sum[from..from + p.lens[r] * p.inner]);
+                    }
+                    start += p.whole();
+                }
+                assert_eq!(*g, kept, "{ranks} {dtype}");
             }
         }
     }
@@ -178,7 +227,7 @@ fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
         let m = mesh.clone();
         let n = axes.iter().map(|&a| mesh.size(a)).product::<usize>();
         let got = run(mesh.clone(), &|r| m.group(r, &axes), DType::F32, &|_| {
-            (CollectiveKind::AllGather { outer: 1, lens: vec![4; n], inner: 1 }, 4, 4 * n)
+            (CollectiveKind::AllGather { parts: vec![Part { outer: 1, lens: vec![4; n], inner: 1 }] }, 4, 4 * n)
         });
         for (r, g) in got.iter().enumerate() {
             let want: Vec<f64> = mesh.group(r, &axes).iter().flat_map(|&q| data(q, 4, DType::F32)).collect();

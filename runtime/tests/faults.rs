@@ -69,7 +69,7 @@ fn different_operations_are_named_on_every_rank() {
         if rank == 1 {
             let z = b.buffer(DType::F32, &[192]);
             b.collective(
-                CollectiveKind::AllGather { outer: 1, lens: vec![64; 3], inner: 1 },
+                CollectiveKind::AllGather { parts: vec![Part { outer: 1, lens: vec![64; 3], inner: 1 }] },
                 (0..3).collect(),
                 x,
                 &z,
@@ -125,7 +125,13 @@ fn waiting_in_different_groups_ends_at_the_deadline_and_says_where() {
 #[test]
 fn sizes_that_contradict_each_other_are_errors_when_loading() {
     let p = programs(2, |_, b, x, y| {
-        b.collective(CollectiveKind::AllGather { outer: 1, lens: vec![64; 2], inner: 1 }, vec![0, 1], x, y, 0);
+        b.collective(
+            CollectiveKind::AllGather { parts: vec![Part { outer: 1, lens: vec![64; 2], inner: 1 }] },
+            vec![0, 1],
+            x,
+            y,
+            0,
+        );
     });
     let error = Session::launch(p, options(1.0, None)).err().unwrap();
     assert!(error.to_string().contains("128 are needed"), "{error}");

@@ -67,7 +67,15 @@ pub fn on_ranks(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> 
 
 /// Lowers a placed graph and runs it on real ranks.
 pub fn executed(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
-    let programs = tpc_passes::lower::lower(graph);
+    executed_programs(graph, tpc_passes::lower::lower(graph), inputs)
+}
+
+/// Runs the rank programs of a placed graph on real ranks.
+pub fn executed_programs(
+    graph: &Graph,
+    programs: Vec<tpc_ir::program::RankProgram>,
+    inputs: &HashMap<String, Tensor>,
+) -> Vec<Tensor> {
     let mut session = tpc_runtime::Session::launch(programs, Default::default()).unwrap_or_else(|e| panic!("{e}"));
     for (_, _, name) in graph.inputs() {
         session.write_f64(name, &inputs[name].data).unwrap_or_else(|e| panic!("{e}"));

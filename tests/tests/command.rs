@@ -220,6 +220,24 @@ fn dump_ir_reports_collectives_and_memory() {
     assert_eq!(report["ranks"].as_array().unwrap().len(), 2);
 }
 
+/// Gradients of the 2L+1 norm gains are one row of five values for the two layers of the directory.
+#[test]
+fn dump_ir_says_how_many_values_a_collective_carries() {
+    let dir = data("hf/llama-tiny");
+    let arguments = ["dump-ir", &dir, "--plan", "tp-sp", "--mesh", "tp=2", "--train", "--json"];
+    let report: Json = serde_json::from_str(&ok(&arguments)).unwrap();
+    let rows = report["collectives"].as_array().unwrap();
+    let carried: Vec<_> = rows.iter().filter(|c| c["values"].as_u64() > Some(1)).collect();
+    let of = |phase: &str| carried.iter().filter(|c| c["phase"] == phase).collect::<Vec<_>>();
+    assert_eq!((carried.len(), of("forward").len(), of("backward").len()), (2, 1, 1), "{rows:?}");
+    assert_eq!(of("forward")[0]["values"], 2);
+    let gains = of("backward")[0];
+    let layers = (gains["values"].as_u64().unwrap() - 1) / 2;
+    assert_eq!(gains["values"], 2 * layers + 1);
+    assert!(gains["why"].as_str().unwrap().ends_with(&format!("(and {} more)", 2 * layers)), "{gains}");
+    assert_eq!(gains["wire_bytes"].as_f64().unwrap(), gains["full_bytes"].as_f64().unwrap());
+}
+
 #[test]
 fn a_rule_that_is_disabled_leaves_the_reductions_of_query_key_and_value_apart() {
     let dir = data("hf/llama-tiny");
@@ -229,7 +247,8 @@ fn a_rule_that_is_disabled_leaves_the_reductions_of_query_key_and_value_apart() 
         let report: Json = serde_json::from_str(&ok(&[&common, more].concat())).unwrap();
         let rows = report["collectives"].as_array().unwrap().clone();
         let large = rows.iter().filter(|c| c["phase"] == "backward" && c["full_bytes"].as_u64() > Some(4096));
-        large.map(|c| c["count"].as_u64().unwrap()).sum::<u64>()
+        // Left apart, they still share one collective: count the values.
+        large.map(|c| c["count"].as_u64().unwrap() * c["values"].as_u64().unwrap()).sum::<u64>()
     };
     let layers = 2;
     assert_eq!(backward(&[]), 2 * layers + 1);
@@ -291,12 +310,24 @@ fn bad_meshes_and_plans_are_explained() {
         says(&["--plan", "tp", "--mesh", "dp=2,tp=2"]),
         "the mesh axis `dp` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
     );
-    let too_large = "mesh has 128 ranks, more than the 64 that one process can run as threads";
-    assert_eq!(says(&["--plan", "tp", "--mesh", "tp=128"]), too_large);
-    assert_eq!(
-        says(&["--mesh", "a=100000,b=2"]),
-        "mesh has 200000 ranks, more than the 64 that one process can run as threads"
-    );
+    let most = "more than 65536, the most that a program is planned for";
+    assert_eq!(says(&["--mesh", "a=100000,b=2"]), format!("mesh has 200000 ranks, {most}"));
+    // More than one process executes is planned for, and refused before anything else where it would be executed.
+    let json = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=65", "--json"];
+    let report: Json = serde_json::from_str(&ok(&json)).unwrap();
+    assert_eq!(report["ranks"].as_array().unwrap().len(), 65);
+    let commands: [&[&str]; 3] = [
+        &["run", &dir, "--inputs", "none", "--output", "none"],
+        &["train", &dir, "--inputs", "none", "--steps", "1"],
+        &["bench", "--preset", "gpt", "--mode", "train", "--iters", "1"],
+    ];
+    for command in commands {
+        for (mesh, ranks) in [("tp=65", 65), ("a=100000,b=2", 200_000)] {
+            let said = error(&[command, &["--plan", "tp", "--mesh", mesh]].concat(), &scratch);
+            let more = "more than the 64 that one process can run as threads; `tpc dump-ir` plans for more";
+            assert_eq!(said, format!("mesh has {ranks} ranks, {more}"));
+        }
+    }
     assert_eq!(says(&["--mesh", "two"]), "mesh `two` is not a list of axes: write it as `tp=2` or `dp=2,tp=4`");
     assert_eq!(says(&["--mesh", "tp=0"]), "mesh axis `tp` has size 0: an axis holds at least one rank");
     assert_eq!(

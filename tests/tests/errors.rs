@@ -202,7 +202,7 @@ fn meshes() {
     says(Mesh::parse("tp=2,tp=2").unwrap_err(), "mesh axis `tp` is named twice: every axis needs a name of its own");
     says(
         Mesh::parse("tp=100000").unwrap_err(),
-        "mesh has 100000 ranks, more than the 65536 that one process can run as threads",
+        "mesh has 100000 ranks, more than 65536, the most that a program is planned for",
     );
     says(Mesh::new((0..33).map(|i| (format!("a{i}"), 1))).unwrap_err(), "mesh has 33 axes, more than 32");
     let program = compiled(&plan("none"), "tp=65").unwrap();

@@ -14,7 +14,7 @@ use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
 use tpc_passes::egraph::SearchOptions;
-use tpc_passes::lower::{group::kernels, lower, lower_rank};
+use tpc_passes::lower::{LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::Plan;
@@ -143,11 +143,12 @@ impl DumpIr {
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
         if self.json {
-            let mut ranks = lower(first);
+            let scheduled = schedule(first, &LowerOptions::default());
+            let mut ranks = lower_ranks(first, &scheduled);
             for other in others {
                 share_arenas(&mut ranks, &lower(other));
             }
-            return terminal.print(format!("{:#}\n", report::json(first, &ranks)));
+            return terminal.print(format!("{:#}\n", report::json(first, &scheduled, &ranks)));
         }
         if self.stage >= Stage::Rank && self.rank >= first.mesh.ranks() {
             let (rank, ranks) = (self.rank, first.mesh.ranks());
@@ -156,9 +157,10 @@ impl DumpIr {
         match self.stage {
             Stage::Rank => terminal.print(report::rank_text(first, self.rank)),
             Stage::Scheduled => {
-                let mut program = [lower_rank(first, &kernels(first), self.rank)];
+                let scheduled = |graph| lower_rank(graph, &schedule(graph, &LowerOptions::default()), self.rank);
+                let mut program = [scheduled(first)];
                 for other in others {
-                    share_arenas(&mut program, &[lower_rank(other, &kernels(other), self.rank)]);
+                    share_arenas(&mut program, &[scheduled(other)]);
                 }
                 terminal.print(program[0].to_text())
             }

@@ -177,17 +177,29 @@ pub struct Placement {
 }
 
 impl Placement {
-    /// The mesh.
+    /// The mesh, to plan for.
+    ///
+    /// # Errors
+    /// A text that is no mesh.
+    pub fn mesh(&self) -> Outcome<Mesh> {
+        Ok(Mesh::parse(&self.mesh)?)
+    }
+
+    /// The mesh, to execute on: known before the long part of compiling.
     ///
     /// # Errors
     /// A text that is no mesh, or more ranks than one process runs.
-    pub fn mesh(&self) -> Outcome<Mesh> {
-        let too_large = |ranks| Err(MeshError::TooLarge(ranks, MAX_RANKS).into());
-        match Mesh::parse(&self.mesh) {
-            Ok(mesh) if mesh.ranks() > MAX_RANKS => too_large(mesh.ranks()),
-            Err(MeshError::TooLarge(ranks, _)) => too_large(ranks),
-            other => Ok(other?),
-        }
+    pub fn executed_mesh(&self) -> Outcome<Mesh> {
+        let ranks = match Mesh::parse(&self.mesh) {
+            Ok(mesh) if mesh.ranks() <= MAX_RANKS => return Ok(mesh),
+            Ok(mesh) => mesh.ranks(),
+            Err(MeshError::TooLarge(ranks, _)) => ranks,
+            Err(error) => return Err(error.into()),
+        };
+        Err(Failure::new(format!(
+            "mesh has {ranks} ranks, more than the {MAX_RANKS} that one process can run as threads; \
+             `tpc dump-ir` plans for more"
+        )))
     }
 
     /// The plan.

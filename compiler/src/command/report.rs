@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use tpc_ir::program::{RankProgram, wire_bytes};
 use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
-use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Node, Op, Subscripts, Type};
+use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Op, Subscripts, Type};
+use tpc_passes::lower::group::Kernel;
+use tpc_passes::lower::schedule::{Schedule, why};
 
 /// Collectives that are alike, and how many of them a step executes.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +24,9 @@ pub struct Collectives {
     pub to_dim: Option<usize>,
     /// Element type.
     pub dtype: String,
-    /// Bytes of the whole value.
+    /// How many values each carries: more than one if they were put together.
+    pub values: usize,
+    /// Bytes of the whole values together.
     pub full_bytes: usize,
     /// Ranks of the group.
     pub ranks: usize,
@@ -41,7 +45,7 @@ impl Collectives {
     fn json(&self) -> Json {
         let mut row = json!({
             "kind": self.kind, "axes": self.axes, "phase": self.phase, "dim": self.dim, "dtype": self.dtype,
-            "full_bytes": self.full_bytes, "ranks": self.ranks, "count": self.count,
+            "values": self.values, "full_bytes": self.full_bytes, "ranks": self.ranks, "count": self.count,
             "wire_bytes": self.wire_bytes(), "why": self.why,
         });
         if let Some(to) = self.to_dim {
@@ -51,11 +55,11 @@ impl Collectives {
     }
 }
 
-/// The collectives of a placed graph, in program order; those that differ in nothing are one.
-pub fn collectives(placed: &Graph) -> Vec<Collectives> {
+/// The collectives of a program, in the order in which they start; those that differ in nothing are one.
+pub fn collectives(placed: &Graph, schedule: &Schedule) -> Vec<Collectives> {
     let mut found: Vec<Collectives> = Vec::new();
-    for node in placed.nodes().filter(|&n| placed.node(n).op.is_collective()) {
-        let one = collective(placed.node(node), placed.ty(placed.operands(node)[0]), &placed.mesh);
+    for kernel in schedule.collectives() {
+        let one = collective(placed, kernel);
         match found.iter_mut().find(|c| Collectives { count: 1, ..(*c).clone() } == one) {
             Some(same) => same.count += 1,
             None => found.push(one),
@@ -64,26 +68,35 @@ pub fn collectives(placed: &Graph) -> Vec<Collectives> {
     found
 }
 
-/// One collective that moves a value of type `before`.
-fn collective(n: &Node, before: &Type, mesh: &Mesh) -> Collectives {
-    let after = &n.types[0];
-    let (dim, to_dim) = match &n.op {
+/// One collective: the values that it carries are the kernel's nodes.
+fn collective(placed: &Graph, kernel: &Kernel) -> Collectives {
+    let mesh = &placed.mesh;
+    let n = placed.node(kernel.nodes[0]);
+    let dims = |op: &Op| match op {
         Op::AllGather { dim, .. } | Op::ReduceScatter { dim, .. } => (Some(*dim), None),
         Op::AllToAll { from, to, .. } => (Some(*from), Some(*to)),
         _ => (None, None),
     };
+    // Values that are cut along different dimensions have none in common.
+    let (dim, to_dim) = dims(&n.op);
+    let alike = kernel.nodes.iter().all(|&node| dims(&placed.node(node).op) == (dim, to_dim));
+    let bytes = kernel.nodes.iter().map(|&node| {
+        let (before, after) = (placed.ty(placed.operands(node)[0]), &placed.node(node).types[0]);
+        before.max_local_bytes(mesh).max(after.max_local_bytes(mesh))
+    });
     let axes = n.op.axes();
     Collectives {
         kind: n.op.name(),
         axes: axis_names(axes, mesh).join(","),
         phase: n.origin.phase.name(),
-        dim,
+        dim: dim.filter(|_| alike),
         to_dim,
-        dtype: after.dtype.to_string(),
-        full_bytes: before.max_local_bytes(mesh).max(after.max_local_bytes(mesh)),
+        dtype: n.types[0].dtype.to_string(),
+        values: kernel.nodes.len(),
+        full_bytes: bytes.sum(),
         ranks: mesh.group_size(axes),
         count: 1,
-        why: n.origin.why.to_string(),
+        why: why(placed, kernel).to_string(),
     }
 }
 
@@ -135,8 +148,8 @@ fn counts(rows: &[Collectives]) -> Json {
 /// The report of `dump-ir --json`: what a step communicates and what each rank holds.
 ///
 /// Scalars are of the rank for which they are largest; `ranks` has all of them.
-pub fn json(placed: &Graph, programs: &[RankProgram]) -> Json {
-    let rows = collectives(placed);
+pub fn json(placed: &Graph, schedule: &Schedule, programs: &[RankProgram]) -> Json {
+    let rows = collectives(placed, schedule);
     let wire = |p: &RankProgram| p.collectives().map(|c| c.wire_bytes()).sum::<f64>();
     let ranks: Vec<Json> = programs
         .iter()

@@ -107,7 +107,7 @@ struct Model {
 impl Train {
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check()?;
-        let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
+        let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
         let mut options = self.placement.options(self.grads.is_some())?;
         options.step = self.step.options(true)?;
         let model = self.open()?;

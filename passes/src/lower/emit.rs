@@ -1,26 +1,49 @@
 //! One rank's kernels: local shapes, strides, offsets, groups.
+//!
+//! Operands of a collective that carries several values lie side by side. A value that has its own
+//! kernel is written there at once; others (views, inputs, what more than one bucket wants) are copied.
+//! An all-reduce writes its result over its operand where nobody else reads that.
 
 use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
+use super::schedule::{Launch, Schedule, why};
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::sync::Arc;
 use tpc_ir::program::{
     Action, Binding, Buffer, BufferId, Collective, CollectiveKind, Contract, ContractDim, InputBinding, Instruction,
-    Loop, OutputBinding, RankProgram, Step, View, dense_strides,
+    Loop, OutputBinding, Part, RankProgram, Step, View, dense_strides,
 };
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
 
 /// Emits the program of one rank with unplaced buffers.
-pub fn emit(graph: &Graph, kernels: &[Kernel], rank: usize) -> RankProgram {
+pub fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
+    let kernels = &schedule.kernels;
     let coords = graph.mesh.coords(rank);
     let program = RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() };
-    let mut e =
-        Emitter { graph, rank, coords, program, views: HashMap::new(), tags: 0, stored: stored(graph, kernels) };
+    let mut e = Emitter {
+        graph,
+        rank,
+        coords,
+        program,
+        views: HashMap::new(),
+        tags: vec![0; kernels.len()],
+        started: 0,
+        bundles: HashMap::new(),
+        slices: HashMap::new(),
+        stored: stored(graph, kernels),
+    };
     e.inputs();
-    let in_place = in_place(graph, kernels);
+    let in_place = in_place(graph, schedule);
     for (k, kernel) in kernels.iter().enumerate() {
-        e.kernel(kernel, &in_place[k]);
+        e.slices(k, kernel);
+    }
+    for launch in &schedule.order {
+        match *launch {
+            Launch::Run(k) => e.kernel(&kernels[k], &in_place[k]),
+            Launch::Start(k) => e.start(k, &kernels[k]),
+            Launch::Wait(k) => e.wait(k, &kernels[k]),
+        }
     }
     e.outputs();
     e.program
@@ -42,21 +65,29 @@ fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
 
 /// For every kernel the updates it may write straight over their input: it is a loop, it reads the
 /// input only at the very elements it writes, and every other reader has run before.
-fn in_place(graph: &Graph, kernels: &[Kernel]) -> Vec<HashMap<NodeIndex, String>> {
-    let mut position = vec![0usize; graph.len()];
+fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String>> {
+    let kernels = &schedule.kernels;
+    let mut kernel_of = vec![0usize; graph.len()];
     for (k, kernel) in kernels.iter().enumerate() {
-        kernel.nodes.iter().for_each(|n| position[n.index()] = k);
+        kernel.nodes.iter().for_each(|n| kernel_of[n.index()] = k);
+    }
+    // Where each node is over: a collective at its wait.
+    let mut position = vec![0usize; graph.len()];
+    for (at, launch) in schedule.order.iter().enumerate() {
+        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+        kernels[k].nodes.iter().for_each(|n| position[n.index()] = at);
     }
     let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
         let (OutputKind::Update(name), node) = (&output.kind, output.value.node) else { continue };
-        let k = position[node.index()];
+        let k = kernel_of[node.index()];
         let Some(&input) = inputs.get(name.as_str()) else { continue };
         let kernel = &kernels[k];
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
         let member = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
-        if member && one_use && readers_are_done(graph, kernel, &position, k, input, &kernel.dims[&node]) {
+        let at = position[node.index()];
+        if member && one_use && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
             all[k].insert(node, name.clone());
         }
     }
@@ -67,20 +98,20 @@ fn readers_are_done(
     graph: &Graph,
     kernel: &Kernel,
     position: &[usize],
-    k: usize,
+    at: usize,
     source: NodeIndex,
     written: &[LoopDim],
 ) -> bool {
     graph.users(source).all(|(user, edge)| {
         if super::group::is_free(&graph.node(user).op) {
             // A view: its own readers must all be earlier kernels.
-            let done = |u: NodeIndex| !super::group::is_free(&graph.node(u).op) && position[u.index()] < k;
+            let done = |u: NodeIndex| !super::group::is_free(&graph.node(u).op) && position[u.index()] < at;
             return graph.users(user).all(|(u, _)| done(u)) && !is_output(graph, user);
         }
-        if position[user.index()] < k {
+        if position[user.index()] < at {
             return true;
         }
-        if position[user.index()] > k || !kernel.letters.contains_key(&user) {
+        if position[user.index()] > at || !kernel.letters.contains_key(&user) {
             return false;
         }
         let row = &letters(graph, user).operands[edge.operand as usize];
@@ -99,8 +130,22 @@ struct Emitter<'a> {
     program: RankProgram,
     /// Where values are found in memory.
     views: HashMap<Value, View>,
-    tags: u32,
+    /// Tag of every collective that was started, by its kernel.
+    tags: Vec<u32>,
+    started: u32,
+    /// The operands' buffer of every collective of several values, by its kernel.
+    bundles: HashMap<usize, BufferId>,
+    /// Values that are made where a collective takes them.
+    slices: HashMap<Value, Slice>,
     stored: Vec<bool>,
+}
+
+/// A place in the buffer of a collective of several values.
+#[derive(Clone, Copy)]
+struct Slice {
+    buffer: BufferId,
+    /// In elements.
+    offset: usize,
 }
 
 impl Emitter<'_> {
@@ -119,7 +164,10 @@ impl Emitter<'_> {
     fn define(&mut self, value: Value) -> View {
         let ty = self.graph.ty(value).clone();
         let label = self.graph.op(value).name();
-        let view = self.buffer(&ty, self.shape(&ty), false, &label);
+        let view = match self.slices.get(&value) {
+            Some(slice) => View { offset: slice.offset, ..View::dense(slice.buffer, ty.dtype, self.shape(&ty)) },
+            None => self.buffer(&ty, self.shape(&ty), false, &label),
+        };
         self.views.insert(value, view.clone());
         view
     }
@@ -339,52 +387,96 @@ impl Emitter<'_> {
                 let indices = self.define(Value { node, result: 1 });
                 self.push(Action::TopK { from, values, indices }, phase, label);
             }
-            _ => self.collective(node, operands[0], phase),
+            op => unreachable!("{} is not run", op.name()),
         }
     }
 
-    fn collective(&mut self, node: NodeIndex, operand: Value, phase: Phase) {
-        let n = self.graph.node(node);
-        let (before, after) = (self.graph.ty(operand), &n.types[0]);
+    /// Gives the operands of a collective of several values their places side by side.
+    fn slices(&mut self, k: usize, kernel: &Kernel) {
+        if kernel.nodes.len() < 2 || !self.graph.node(kernel.nodes[0]).op.is_collective() {
+            return;
+        }
+        let in_place = matches!(self.graph.node(kernel.nodes[0]).op, Op::AllReduce { .. });
+        let operands: Vec<Value> = kernel.nodes.iter().map(|&n| self.graph.operands(n)[0]).collect();
+        let dtype = self.graph.ty(operands[0]).dtype;
+        let sizes: Vec<usize> = operands.iter().map(|&v| self.shape(self.graph.ty(v)).iter().product()).collect();
+        let label = format!("{} operands of {}", operands.len(), self.graph.node(kernel.nodes[0]).op.name());
+        let flat = Type::new(dtype, vec![sizes.iter().sum()]);
+        let buffer = self.buffer(&flat, flat.shape.clone(), false, &label).buffer;
+        let mut offset = 0;
+        for (&v, size) in operands.iter().zip(sizes) {
+            // What is reduced in place is lost for other readers.
+            if makes(self.graph.op(v)) && (!in_place || self.is_exclusive(v)) {
+                self.slices.entry(v).or_insert(Slice { buffer, offset });
+            }
+            offset += size;
+        }
+        self.bundles.insert(k, buffer);
+    }
+
+    /// Whether a value has one reader and is no output.
+    fn is_exclusive(&self, value: Value) -> bool {
+        self.graph.users(value.node).count() == 1 && !is_output(self.graph, value.node)
+    }
+
+    fn start(&mut self, k: usize, kernel: &Kernel) {
+        let first = self.graph.node(kernel.nodes[0]);
+        let phase = first.origin.phase;
         let mesh = &self.graph.mesh;
-        let axes: Vec<AxisId> = match &n.op {
+        let axes: Vec<AxisId> = match &first.op {
             Op::AllReduce { axes, .. } => axes.iter().collect(),
             Op::AllGather { axes, .. } | Op::ReduceScatter { axes, .. } | Op::AllToAll { axes, .. } => axes.clone(),
-            op => unreachable!("{} is not a kernel", op.name()),
+            op => unreachable!("{} is no collective", op.name()),
         };
         let group = mesh.group(self.rank, &axes);
-        // Chunk of one dimension on every rank of the group.
-        let lens = |ty: &Type, dim: usize| -> Vec<usize> {
-            group.iter().map(|&r| chunk(ty.shape[dim], &ty.sharding.dims[dim], mesh, &mesh.coords(r)).len).collect()
-        };
-        let shape = self.shape(before);
-        let around = |dim: usize| (shape[..dim].iter().product(), shape[dim + 1..].iter().product());
-        let kind = match &n.op {
-            Op::AllReduce { op, .. } => CollectiveKind::AllReduce(*op),
-            Op::AllGather { dim, .. } => {
-                let (outer, inner) = around(*dim);
-                CollectiveKind::AllGather { outer, lens: lens(before, *dim), inner }
+        let kind = self.collective_kind(&kernel.nodes, &group);
+        let operands: Vec<Value> = kernel.nodes.iter().map(|&n| self.graph.operands(n)[0]).collect();
+        let reduces = matches!(kind, CollectiveKind::AllReduce(_));
+        let from = match self.bundles.get(&k).copied() {
+            None => self.dense(operands[0], phase),
+            Some(buffer) => {
+                let mut offset = 0;
+                let dtype = self.graph.ty(operands[0]).dtype;
+                for &v in &operands {
+                    let view = self.view(v, phase);
+                    let to = View { offset, ..View::dense(buffer, dtype, view.shape.clone()) };
+                    offset += view.elements();
+                    if (view.buffer, view.offset) != (to.buffer, to.offset) {
+                        self.push(Action::Copy { from: view, to }, phase, "copy operand");
+                    }
+                }
+                View::dense(buffer, dtype, vec![offset])
             }
-            Op::ReduceScatter { op, dim, .. } => {
-                let (outer, inner) = around(*dim);
-                CollectiveKind::ReduceScatter { op: *op, outer, lens: lens(after, *dim), inner }
-            }
-            Op::AllToAll { from, to, .. } => CollectiveKind::AllToAll {
-                shape: shape.clone(),
-                cut: *to,
-                join: *from,
-                cut_lens: lens(after, *to),
-                join_lens: lens(before, *from),
-            },
-            op => unreachable!("{} is not a collective", op.name()),
         };
-        let from = self.dense(operand, phase);
-        let to = self.define(node.into());
-        let full = from.elements().max(to.elements()) * to.dtype.bytes();
+        // An all-reduce whose operand nobody else wants writes over it.
+        let in_place =
+            reduces && (operands.len() > 1 || makes(self.graph.op(operands[0])) && self.is_exclusive(operands[0]));
+        let shapes: Vec<Vec<usize>> = kernel.nodes.iter().map(|&n| self.shape(&self.graph.node(n).types[0])).collect();
+        let to = if operands.len() == 1 {
+            if in_place {
+                from.clone()
+            } else {
+                self.buffer(&first.types[0], shapes[0].clone(), false, &first.op.name())
+            }
+        } else if in_place {
+            from.clone()
+        } else {
+            let flat = Type::new(from.dtype, vec![shapes.iter().map(|s| s.iter().product::<usize>()).sum()]);
+            self.buffer(&flat, flat.shape.clone(), false, &format!("{} results of {}", operands.len(), first.op.name()))
+        };
+        let mut offset = to.offset;
+        for (&node, shape) in kernel.nodes.iter().zip(shapes) {
+            let view = View { offset, ..View::dense(to.buffer, to.dtype, shape) };
+            offset += view.elements();
+            self.views.insert(node.into(), view);
+        }
+        let full_bytes = from.elements().max(to.elements()) * to.dtype.bytes();
         let names: Vec<&str> = axes.iter().map(|&a| mesh.name(a)).collect();
         let position = group.iter().position(|&r| r == self.rank).unwrap_or(0);
-        let tag = self.tags;
-        self.tags += 1;
+        let tag = self.started;
+        self.started += 1;
+        self.tags[k] = tag;
+        let values = kernel.nodes.len();
         let collective = Collective {
             kind,
             position,
@@ -394,13 +486,60 @@ impl Emitter<'_> {
             tag,
             axes: names.join(",").into(),
             phase,
-            full_bytes: full,
-            why: n.origin.why.clone(),
+            values,
+            full_bytes,
+            why: why(self.graph, kernel),
             group,
         };
-        let label: Arc<str> = collective.name().into();
-        self.push(Action::Start(Box::new(collective)), phase, label.clone());
-        self.push(Action::Wait { tag }, phase, label);
+        let label = label(&collective);
+        self.push(Action::Start(Box::new(collective)), phase, label);
+    }
+
+    fn wait(&mut self, k: usize, kernel: &Kernel) {
+        let n = self.graph.node(kernel.nodes[0]);
+        let values = kernel.nodes.len();
+        let label = if values > 1 { format!("{} ×{values}", n.op.name()) } else { n.op.name() };
+        self.push(Action::Wait { tag: self.tags[k] }, n.origin.phase, label);
+    }
+
+    /// What the collective of these nodes does, with the sizes of every rank of the group.
+    fn collective_kind(&self, nodes: &[NodeIndex], group: &[usize]) -> CollectiveKind {
+        let mesh = &self.graph.mesh;
+        // Chunk of one dimension on every rank of the group.
+        let lens = |ty: &Type, dim: usize| -> Vec<usize> {
+            group.iter().map(|&r| chunk(ty.shape[dim], &ty.sharding.dims[dim], mesh, &mesh.coords(r)).len).collect()
+        };
+        let before = |node: NodeIndex| self.graph.ty(self.graph.operands(node)[0]);
+        let after = |node: NodeIndex| &self.graph.node(node).types[0];
+        let part = |node: NodeIndex, sharded: &Type, dim: usize| {
+            let shape = self.shape(before(node));
+            Part {
+                outer: shape[..dim].iter().product(),
+                lens: lens(sharded, dim),
+                inner: shape[dim + 1..].iter().product(),
+            }
+        };
+        let parts = || {
+            let parts = nodes.iter().map(|&node| match &self.graph.node(node).op {
+                Op::AllGather { dim, .. } => part(node, before(node), *dim),
+                Op::ReduceScatter { dim, .. } => part(node, after(node), *dim),
+                op => unreachable!("{} has no parts", op.name()),
+            });
+            parts.collect()
+        };
+        match &self.graph.node(nodes[0]).op {
+            Op::AllReduce { op, .. } => CollectiveKind::AllReduce(*op),
+            Op::AllGather { .. } => CollectiveKind::AllGather { parts: parts() },
+            Op::ReduceScatter { op, .. } => CollectiveKind::ReduceScatter { op: *op, parts: parts() },
+            Op::AllToAll { from, to, .. } => CollectiveKind::AllToAll {
+                shape: self.shape(before(nodes[0])),
+                cut: *to,
+                join: *from,
+                cut_lens: lens(after(nodes[0]), *to),
+                join_lens: lens(before(nodes[0]), *from),
+            },
+            op => unreachable!("{} is not a collective", op.name()),
+        }
     }
 
     fn fused(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, String>) {
@@ -512,6 +651,20 @@ impl Emitter<'_> {
         debug_assert!(kernel.nodes.iter().all(|&n| is_loop_op(&graph.node(n).op)));
         self.push(Action::Loop(Loop { dims: extents, body }), phase, label);
     }
+}
+
+/// Whether an operation writes its result to a buffer of its own, which may be chosen.
+fn makes(op: &Op) -> bool {
+    is_loop_op(op)
+        || matches!(
+            op,
+            Op::Einsum { .. } | Op::Take | Op::ScatterAdd | Op::Concat { .. } | Op::Pad { .. } | Op::CumSum { .. }
+        )
+}
+
+/// The mnemonic, and of several values how many.
+fn label(c: &Collective) -> String {
+    if c.values > 1 { format!("{} ×{}", c.name(), c.values) } else { c.name().into() }
 }
 
 fn push(body: &mut Vec<Instruction>, ins: Instruction) -> usize {

@@ -56,7 +56,7 @@ fn lives(program: &RankProgram) -> Vec<Option<Life>> {
     };
     let mut flying: Vec<(u32, [BufferId; 2])> = Vec::new();
     for (at, step) in program.steps.iter().enumerate() {
-        each_view(&step.action, &mut |v| touch(v.buffer, at));
+        each_view(&step.action, &mut |v, _| touch(v.buffer, at));
         match &step.action {
             Action::Start(c) => flying.push((c.tag, [c.from.buffer, c.to.buffer])),
             // Buffers of a collective are in use until its wait.
@@ -75,22 +75,38 @@ fn lives(program: &RankProgram) -> Vec<Option<Life>> {
     lives
 }
 
-/// Calls `visit` with every view that an action reads or writes.
-pub fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View)) {
+/// Calls `visit` with every view that an action touches, and whether it writes it.
+pub(super) fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View, bool)) {
     match action {
         Action::Loop(l) => {
             for ins in &l.body {
-                if let Instruction::Load { view, .. } | Instruction::Store { view, .. } = ins {
-                    visit(view);
+                match ins {
+                    Instruction::Load { view, .. } => visit(view, false),
+                    Instruction::Store { view, .. } => visit(view, true),
+                    _ => {}
                 }
             }
         }
-        Action::Contract(c) => [&c.left, &c.right, &c.out].into_iter().for_each(visit),
-        Action::Take { table, index, out, .. } => [table, index, out].into_iter().for_each(visit),
-        Action::ScatterAdd { index, update, out, .. } => [index, update, out].into_iter().for_each(visit),
-        Action::Copy { from, to } | Action::CumSum { from, to, .. } => [from, to].into_iter().for_each(visit),
-        Action::TopK { from, values, indices } => [from, values, indices].into_iter().for_each(visit),
-        Action::Start(c) => [&c.from, &c.to].into_iter().for_each(visit),
+        Action::Contract(c) => {
+            [(&c.left, false), (&c.right, false), (&c.out, true)].into_iter().for_each(|(v, w)| visit(v, w));
+        }
+        Action::Take { table, index, out, .. } => {
+            [(table, false), (index, false), (out, true)].into_iter().for_each(|(v, w)| visit(v, w));
+        }
+        Action::ScatterAdd { index, update, out, .. } => {
+            [(index, false), (update, false), (out, true)].into_iter().for_each(|(v, w)| visit(v, w));
+        }
+        Action::Copy { from, to } | Action::CumSum { from, to, .. } => {
+            visit(from, false);
+            visit(to, true);
+        }
+        Action::TopK { from, values, indices } => {
+            [(from, false), (values, true), (indices, true)].into_iter().for_each(|(v, w)| visit(v, w));
+        }
+        Action::Start(c) => {
+            visit(&c.from, false);
+            visit(&c.to, true);
+        }
         Action::Wait { .. } => {}
     }
 }

@@ -1,31 +1,93 @@
 //! From a placed graph to what each rank executes.
 //!
 //! 1. [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
-//!    optimizer updates are found here);
-//! 2. kernels are ordered;
-//! 3. `emit`: for one rank, local shapes, strides and offsets;
-//! 4. `memory`: buffers get places in one arena by their lives.
+//!    optimizer updates are found here), and kernels are ordered;
+//! 2. `bucket`: collectives that are alike become one;
+//! 3. [`mod@schedule`]: collectives start early and are waited for late;
+//! 4. `emit`: for one rank, local shapes, strides and offsets;
+//! 5. `memory`: buffers get places in one arena by their lives.
+//!
+//! Steps 1 to 3 look at global types only and are done once for all ranks. [`check_ranks`] proves of
+//! the programs of all ranks that they fit together.
 //!
 //! Before: `%4 = mul %2, %3 : f32[16, 256@tp]`, `%5 = reduce_sum "ab->a" %4`.
 //! After: `loop [16, 128]`: `r0 = load …`, `r1 = load …`, `r2 = mul r0, r1`,
 //! `r3 = reduce_row sum r2`, `store r3 -> …`.
 
+mod bucket;
+pub mod check_ranks;
+mod depend;
 mod emit;
 pub mod group;
 mod memory;
+pub mod schedule;
 
+use crate::cost::CostModel;
+use schedule::Schedule;
 use tpc_ir::Graph;
 use tpc_ir::program::RankProgram;
 
-/// The programs of all ranks of a placed graph.
-pub fn lower(graph: &Graph) -> Vec<RankProgram> {
-    let kernels = group::kernels(graph);
-    (0..graph.mesh.ranks()).map(|rank| lower_rank(graph, &kernels, rank)).collect()
+/// What bucketing and scheduling may cost and move.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LowerOptions {
+    /// Bytes at which a bucket is full and starts (25 MiB, as PyTorch's `DistributedDataParallel`); 0
+    /// puts nothing together.
+    pub bucket_bytes: usize,
+    /// Whether collectives travel while other work runs.
+    pub overlap: bool,
+    /// How many of the next kernels are looked at for work to do meanwhile; 0 keeps their order.
+    pub window: usize,
+    /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
+    /// (`DEPTH` in `comm/threads.rs`).
+    pub in_flight: usize,
+    /// By which fraction overlap may make a rank's arena larger.
+    pub memory_growth: f64,
+    /// What operations cost, to know how much work hides a collective.
+    pub cost: CostModel,
 }
 
-/// The program of one rank; `kernels` come from [`group::kernels`] and are the same for all ranks.
-pub fn lower_rank(graph: &Graph, kernels: &[group::Kernel], rank: usize) -> RankProgram {
-    let mut program = emit::emit(graph, kernels, rank);
+impl Default for LowerOptions {
+    fn default() -> Self {
+        let cost = CostModel::default();
+        LowerOptions { bucket_bytes: 25 << 20, overlap: true, window: 32, in_flight: 32, memory_growth: 0.1, cost }
+    }
+}
+
+impl LowerOptions {
+    /// Every collective alone, waited for at once.
+    pub fn plain() -> Self {
+        LowerOptions { bucket_bytes: 0, overlap: false, ..LowerOptions::default() }
+    }
+}
+
+/// The programs of all ranks of a placed graph.
+pub fn lower(graph: &Graph) -> Vec<RankProgram> {
+    lower_with(graph, &LowerOptions::default())
+}
+
+/// [`lower`] with options.
+pub fn lower_with(graph: &Graph, options: &LowerOptions) -> Vec<RankProgram> {
+    lower_ranks(graph, &schedule(graph, options))
+}
+
+/// The programs of all ranks, given what they have in common.
+pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Vec<RankProgram> {
+    let ranks: Vec<RankProgram> = (0..graph.mesh.ranks()).map(|rank| lower_rank(graph, schedule, rank)).collect();
+    if cfg!(debug_assertions) {
+        check_ranks::check_ranks(&ranks).unwrap_or_else(|e| panic!("{e}"));
+    }
+    ranks
+}
+
+/// What all ranks execute, in which order.
+pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
+    let kernels = bucket::buckets(graph, group::kernels(graph), options);
+    schedule::schedule(graph, kernels, options)
+}
+
+/// The program of one rank; the schedule is the same for all ranks.
+pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
+    let mut program = emit::emit(graph, schedule, rank);
     memory::plan(&mut program);
     program
 }

@@ -8,7 +8,7 @@ mod reduce;
 pub mod threads;
 
 use crate::error::RuntimeError;
-use tpc_ir::program::{Collective, CollectiveKind};
+use tpc_ir::program::{Collective, CollectiveKind, Part};
 
 /// A prepared collective: its index among the collectives of its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +45,18 @@ pub trait Communicator {
 pub fn describe(c: &Collective) -> String {
     let detail = match &c.kind {
         CollectiveKind::AllReduce(op) => format!("{} of {} elements", op.name(), c.from.elements()),
-        CollectiveKind::AllGather { outer, lens, inner } => format!("[{outer}, {lens:?}, {inner}]"),
-        CollectiveKind::ReduceScatter { op, outer, lens, inner } => {
-            format!("{} of [{outer}, {lens:?}, {inner}]", op.name())
-        }
+        CollectiveKind::AllGather { parts } => describe_parts(parts),
+        CollectiveKind::ReduceScatter { op, parts } => format!("{} of {}", op.name(), describe_parts(parts)),
         CollectiveKind::AllToAll { shape, cut, join, .. } => format!("{shape:?} cut {cut} join {join}"),
     };
     let why = if c.why.is_empty() { String::new() } else { format!(", why: {}", c.why) };
     format!("`{} {}` #{} ({} {detail}, {}, ranks {:?}{why})", c.name(), c.axes, c.tag, c.dtype, c.phase.name(), c.group)
+}
+
+/// The sizes of the first part, and how many parts there are.
+fn describe_parts(parts: &[Part]) -> String {
+    let first = parts.first().map_or(String::new(), |p| format!("[{}, {:?}, {}]", p.outer, p.lens, p.inner));
+    if parts.len() > 1 { format!("{first} and {} more", parts.len() - 1) } else { first }
 }
 
 /// A number that is equal on all ranks of a group if they mean the same collective.
@@ -77,18 +81,20 @@ pub fn fingerprint(c: &Collective) -> u64 {
             add(*op as u64);
             add(c.from.elements() as u64);
         }
-        CollectiveKind::AllGather { outer, lens: l, inner } => {
-            add(2);
-            lens(&mut add, l);
-            add(*outer as u64);
-            add(*inner as u64);
-        }
-        CollectiveKind::ReduceScatter { op, outer, lens: l, inner } => {
-            add(3);
-            add(*op as u64);
-            lens(&mut add, l);
-            add(*outer as u64);
-            add(*inner as u64);
+        CollectiveKind::AllGather { parts } | CollectiveKind::ReduceScatter { parts, .. } => {
+            match &c.kind {
+                CollectiveKind::ReduceScatter { op, .. } => {
+                    add(3);
+                    add(*op as u64);
+                }
+                _ => add(2),
+            }
+            add(parts.len() as u64);
+            for part in parts {
+                lens(&mut add, &part.lens);
+                add(part.outer as u64);
+                add(part.inner as u64);
+            }
         }
         CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } => {
             add(4);
@@ -114,11 +120,12 @@ fn check(c: &Collective) -> Result<(), String> {
     }
     let (from, to) = match &c.kind {
         CollectiveKind::AllReduce(_) => (c.from.elements(), c.from.elements()),
-        CollectiveKind::AllGather { outer, lens, inner } | CollectiveKind::ReduceScatter { outer, lens, inner, .. } => {
-            if lens.len() != n {
-                return Err(format!("{} pieces for {n} ranks", lens.len()));
+        CollectiveKind::AllGather { parts } | CollectiveKind::ReduceScatter { parts, .. } => {
+            if let Some(part) = parts.iter().find(|p| p.lens.len() != n) {
+                return Err(format!("{} pieces for {n} ranks", part.lens.len()));
             }
-            let (piece, all) = (outer * lens[me] * inner, outer * lens.iter().sum::<usize>() * inner);
+            let piece = parts.iter().map(|p| p.shard(me)).sum::<usize>();
+            let all = parts.iter().map(Part::whole).sum::<usize>();
             if matches!(c.kind, CollectiveKind::AllGather { .. }) { (piece, all) } else { (all, piece) }
         }
         CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } => {

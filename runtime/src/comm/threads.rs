@@ -18,7 +18,7 @@ use crate::error::RuntimeError;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tpc_ir::program::{Collective, CollectiveKind};
+use tpc_ir::program::{Collective, CollectiveKind, Part};
 
 /// Collectives of one group that a rank may have started and not yet waited for.
 const DEPTH: usize = 64;
@@ -427,31 +427,44 @@ unsafe fn share(c: &Collective, combine: Option<Combine>, sources: &[*const u8],
                 unsafe { combine(len, sources, targets, start * size, start * size) }
             }
         }
-        CollectiveKind::AllGather { outer, lens, inner } => {
-            let total: usize = lens.iter().sum();
-            let mut offset = 0;
-            for (source, &len) in sources.iter().zip(lens) {
-                let run = len * inner * size;
-                for o in 0..*outer {
-                    // SAFETY: the run lies in the peer's operand and in this rank's result.
-                    unsafe {
-                        let to = targets[me].add((o * total + offset) * inner * size);
-                        std::ptr::copy_nonoverlapping(source.add(o * run), to, run);
+        CollectiveKind::AllGather { parts } => {
+            // Every rank's shards lie side by side, so each peer has its own place for a part.
+            let mut result = 0;
+            for (p, Part { outer, lens, inner }) in parts.iter().enumerate() {
+                let total: usize = lens.iter().sum();
+                let mut offset = 0;
+                for (peer, (source, &len)) in sources.iter().zip(lens).enumerate() {
+                    let operand: usize = parts[..p].iter().map(|before| before.shard(peer)).sum();
+                    let run = len * inner;
+                    for o in 0..*outer {
+                        let (from, to) = (operand + o * run, result + (o * total + offset) * inner);
+                        // SAFETY: the run lies in the peer's operand and in this rank's result.
+                        unsafe {
+                            let to = targets[me].add(to * size);
+                            std::ptr::copy_nonoverlapping(source.add(from * size), to, run * size);
+                        }
                     }
+                    offset += len;
                 }
-                offset += len;
+                result += parts[p].whole();
             }
         }
-        CollectiveKind::ReduceScatter { outer, lens, inner, .. } => {
-            let total: usize = lens.iter().sum();
-            let offset: usize = lens[..me].iter().sum();
-            let len = lens[me] * inner;
-            for o in 0..*outer {
-                if let Some(combine) = combine {
-                    let from = (o * total + offset) * inner * size;
-                    // SAFETY: the piece lies in all operands and in this rank's result.
-                    unsafe { combine(len, sources, &targets[me..=me], from, o * len * size) }
+        CollectiveKind::ReduceScatter { parts, .. } => {
+            let (mut operand, mut result) = (0, 0);
+            for part in parts {
+                let Part { outer, lens, inner } = part;
+                let total: usize = lens.iter().sum();
+                let offset: usize = lens[..me].iter().sum();
+                let len = lens[me] * inner;
+                for o in 0..*outer {
+                    if let Some(combine) = combine {
+                        let (from, to) = (operand + (o * total + offset) * inner, result + o * len);
+                        // SAFETY: the piece lies in all operands and in this rank's result.
+                        unsafe { combine(len, sources, &targets[me..=me], from * size, to * size) }
+                    }
                 }
+                operand += part.whole();
+                result += part.shard(me);
             }
         }
         CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } => {

@@ -66,6 +66,7 @@ impl Builder {
             tag,
             axes: "tp".into(),
             phase: Phase::Forward,
+            values: 1,
             full_bytes: from.elements().max(to.elements()) * from.dtype.bytes(),
             why: format!("plan line {tag}").into(),
             group,

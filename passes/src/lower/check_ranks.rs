@@ -1,0 +1,333 @@
+//! Proves of the programs of all ranks that their collectives fit together (DESIGN.md section 6).
+//!
+//! 1. On each rank every collective is started once and then waited for once.
+//! 2. While one is on its way, nothing writes its operand and nothing touches its result; byte by byte
+//!    of the arena, so that a mistake of the memory plan is found too.
+//! 3. In every group all ranks start the same sequence of collectives: kind, sizes, element type.
+//! 4. One order of all collectives exists that every rank follows when it starts them. A rank that
+//!    waits therefore waits for collectives that come before all it has yet to start, so none can wait for
+//!    ever; and a device that runs collectives one after the other, in the order in which they were
+//!    started (NCCL), cannot either.
+//!
+//! It reads rank programs only and shares no code with what makes them but the walk over an action's views.
+
+use super::memory::each_view;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use tpc_ir::program::{Action, BufferId, Collective, CollectiveKind, Instruction, RankProgram, View};
+
+/// Why rank programs do not fit together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RankError {
+    /// The list is not one program for each rank.
+    #[error("program {position} of {programs} is that of rank {rank} of a mesh of {ranks}")]
+    Ranks {
+        /// Its place in the list.
+        position: usize,
+        /// Length of the list.
+        programs: usize,
+        /// Its rank.
+        rank: usize,
+        /// Ranks of its mesh.
+        ranks: usize,
+    },
+    /// A group in which the rank is not at its position, or with a rank that does not exist.
+    #[error("rank {rank}: {collective} names group {group:?} and position {position}")]
+    Group {
+        /// The rank.
+        rank: usize,
+        /// The collective.
+        collective: String,
+        /// The ranks it names.
+        group: Vec<usize>,
+        /// The rank's position by its own account.
+        position: usize,
+    },
+    /// A start or a wait without the other, or twice.
+    #[error("rank {rank}, step {step}: {what}")]
+    Unpaired {
+        /// The rank.
+        rank: usize,
+        /// Index of the step.
+        step: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A buffer was touched while a collective used it.
+    #[error("rank {rank}, step {step} (`{label}`): {access} {buffer} while {collective} is on its way")]
+    InFlight {
+        /// The rank.
+        rank: usize,
+        /// Index of the step.
+        step: usize,
+        /// What the step does.
+        label: String,
+        /// `reads` or `writes`.
+        access: &'static str,
+        /// The buffer.
+        buffer: String,
+        /// The collective.
+        collective: String,
+    },
+    /// Two ranks of a group do not mean the same collective.
+    #[error(
+        "group {group:?}, collective {position}: rank {first} starts {first_starts}, rank {second} starts {second_starts}"
+    )]
+    Mismatch {
+        /// The ranks of the group.
+        group: Vec<usize>,
+        /// Which of the group's collectives, counted from 0.
+        position: usize,
+        /// A rank.
+        first: usize,
+        /// What it starts.
+        first_starts: String,
+        /// Another rank.
+        second: usize,
+        /// What that one starts.
+        second_starts: String,
+    },
+    /// Ranks start collectives of several groups in orders that contradict each other.
+    #[error(
+        "no order of the collectives suits every rank; each of these comes before the next, and the last before the \
+         first: {}",
+        .0.join("; ")
+    )]
+    Cycle(Vec<String>),
+}
+
+/// Checks the programs of all ranks of a mesh.
+///
+/// # Errors
+/// The first thing that does not fit, with ranks, steps and reasons.
+pub fn check_ranks(programs: &[RankProgram]) -> Result<(), RankError> {
+    for (position, p) in programs.iter().enumerate() {
+        if p.rank != position || p.mesh.ranks() != programs.len() {
+            let (programs, rank, ranks) = (programs.len(), p.rank, p.mesh.ranks());
+            return Err(RankError::Ranks { position, programs, rank, ranks });
+        }
+        check_rank(p, programs.len())?;
+    }
+    check_groups(programs)?;
+    check_order(programs)
+}
+
+/// A collective in words.
+fn name(c: &Collective) -> String {
+    let why = if c.why.is_empty() { String::new() } else { format!(", why: {}", c.why) };
+    format!("`{} {}` #{} ({} {} bytes{why})", c.name(), c.axes, c.tag, c.dtype, c.full_bytes)
+}
+
+/// A collective on its way, and the bytes of the arena that it uses.
+struct Flight<'a> {
+    collective: &'a Collective,
+    from: Range<usize>,
+    to: Range<usize>,
+}
+
+/// The bytes of the arena between the first and the last element that a view addresses with these sizes and
+/// strides.
+fn span(program: &RankProgram, view: &View, sizes: &[usize], strides: &[isize]) -> Range<usize> {
+    let start = program.buffers.get(view.buffer.0 as usize).map_or(0, |b| b.offset);
+    if sizes.contains(&0) {
+        return start..start;
+    }
+    let (mut low, mut high) = (view.offset as isize, view.offset as isize);
+    for (&n, &stride) in sizes.iter().zip(strides) {
+        let reach = (n as isize - 1) * stride;
+        low += reach.min(0);
+        high += reach.max(0);
+    }
+    let size = view.dtype.bytes();
+    start + low.max(0) as usize * size..start + (high.max(0) as usize + 1) * size
+}
+
+/// Calls `visit` with every piece of memory that an action touches, and whether it writes it.
+fn touched(program: &RankProgram, action: &Action, visit: &mut dyn FnMut(BufferId, Range<usize>, bool)) {
+    let Action::Loop(l) = action else {
+        return each_view(action, &mut |view, writes| {
+            visit(view.buffer, span(program, view, &view.shape, &view.strides), writes);
+        });
+    };
+    for instruction in &l.body {
+        if let Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } = instruction {
+            // An accumulating store sets its target even if the loop runs over nothing: count a size of 0
+            // along which it does not move as 1.
+            let sizes: Vec<usize> =
+                l.dims.iter().zip(strides).map(|(&n, &stride)| if stride == 0 { 1 } else { n }).collect();
+            let writes = matches!(instruction, Instruction::Store { .. });
+            visit(view.buffer, span(program, view, &sizes, strides), writes);
+        }
+    }
+}
+
+/// Points 1 and 2, and that groups make sense.
+fn check_rank(program: &RankProgram, ranks: usize) -> Result<(), RankError> {
+    let rank = program.rank;
+    let meet = |a: &Range<usize>, b: &Range<usize>| a.start < b.end && b.start < a.end;
+    let mut tags: BTreeMap<u32, bool> = BTreeMap::new();
+    let mut flying: Vec<Flight<'_>> = Vec::new();
+    for (step, s) in program.steps.iter().enumerate() {
+        let unpaired = |what: String| RankError::Unpaired { rank, step, what };
+        let mut conflict = None;
+        if !flying.is_empty() {
+            touched(program, &s.action, &mut |buffer, bytes, writes| {
+                let hurt = flying.iter().find(|f| meet(&bytes, &f.to) || writes && meet(&bytes, &f.from));
+                if let (Some(f), None) = (hurt, &conflict) {
+                    conflict = Some((buffer, writes, f.collective));
+                }
+            });
+        }
+        if let Some((buffer, writes, c)) = conflict {
+            return Err(RankError::InFlight {
+                rank,
+                step,
+                label: s.label.to_string(),
+                access: if writes { "writes" } else { "reads" },
+                buffer: format!("b{} ({})", buffer.0, program.buffers[buffer.0 as usize].label),
+                collective: name(c),
+            });
+        }
+        match &s.action {
+            Action::Start(c) => {
+                if c.group.get(c.position) != Some(&rank) || c.group.iter().any(|&r| r >= ranks) {
+                    let (collective, group, position) = (name(c), c.group.clone(), c.position);
+                    return Err(RankError::Group { rank, collective, group, position });
+                }
+                if tags.insert(c.tag, false).is_some() {
+                    return Err(unpaired(format!("tag #{} is started twice", c.tag)));
+                }
+                let [from, to] = [&c.from, &c.to].map(|v| span(program, v, &v.shape, &v.strides));
+                flying.push(Flight { collective: c, from, to });
+            }
+            Action::Wait { tag } => {
+                match tags.get_mut(tag) {
+                    None => return Err(unpaired(format!("tag #{tag} is waited for, but was not started"))),
+                    Some(true) => return Err(unpaired(format!("tag #{tag} is waited for twice"))),
+                    Some(waited) => *waited = true,
+                }
+                flying.retain(|f| f.collective.tag != *tag);
+            }
+            _ => {}
+        }
+    }
+    match flying.first() {
+        Some(f) => {
+            let what = format!("nothing waits for {}", name(f.collective));
+            Err(RankError::Unpaired { rank, step: program.steps.len(), what })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether two ranks mean the same collective. What differs between them by right is the position, and the
+/// length of their own shard.
+fn same(a: &Collective, b: &Collective) -> bool {
+    let kinds = match (&a.kind, &b.kind) {
+        (CollectiveKind::AllReduce(x), CollectiveKind::AllReduce(y)) => {
+            x == y && a.from.elements() == b.from.elements()
+        }
+        (
+            CollectiveKind::AllToAll { shape: s, cut: c, join: j, cut_lens: cl, join_lens: jl },
+            CollectiveKind::AllToAll { shape: t, cut: d, join: k, cut_lens: dl, join_lens: kl },
+        ) => {
+            let others = |shape: &[usize], join: usize| {
+                shape.iter().enumerate().filter(|&(i, _)| i != join).map(|(_, &n)| n).collect::<Vec<_>>()
+            };
+            (c, j, cl, jl) == (d, k, dl, kl) && s.len() == t.len() && others(s, *j) == others(t, *k)
+        }
+        (x, y) => x == y,
+    };
+    kinds && (a.tag, a.dtype, a.phase, a.values, &a.group) == (b.tag, b.dtype, b.phase, b.values, &b.group)
+}
+
+/// Point 3.
+fn check_groups(programs: &[RankProgram]) -> Result<(), RankError> {
+    type Sequence<'a> = Vec<&'a Collective>;
+    let mut groups: BTreeMap<&[usize], BTreeMap<usize, Sequence<'_>>> = BTreeMap::new();
+    for p in programs {
+        for c in p.collectives() {
+            groups.entry(&c.group).or_default().entry(p.rank).or_default().push(c);
+        }
+    }
+    for (group, sequences) in groups {
+        let none = Vec::new();
+        let of = |rank: usize| sequences.get(&rank).unwrap_or(&none);
+        let first = group[0];
+        for &second in &group[1..] {
+            let (a, b) = (of(first), of(second));
+            let differs = (0..a.len().max(b.len())).find(|&i| match (a.get(i), b.get(i)) {
+                (Some(x), Some(y)) => !same(x, y),
+                _ => true,
+            });
+            if let Some(position) = differs {
+                let starts = |s: &Sequence<'_>| s.get(position).map_or("nothing".into(), |c| name(c));
+                let (first_starts, second_starts) = (starts(a), starts(b));
+                return Err(RankError::Mismatch {
+                    group: group.to_vec(),
+                    position,
+                    first,
+                    first_starts,
+                    second,
+                    second_starts,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Point 4, given point 3: a collective is a group and a number in its sequence; each rank puts those it
+/// starts one after the other.
+fn check_order(programs: &[RankProgram]) -> Result<(), RankError> {
+    let mut ids: BTreeMap<(&[usize], usize), usize> = BTreeMap::new();
+    let mut names: Vec<String> = Vec::new();
+    let mut next: Vec<Vec<usize>> = Vec::new();
+    let mut missing: Vec<usize> = Vec::new();
+    for p in programs {
+        let mut counts: BTreeMap<&[usize], usize> = BTreeMap::new();
+        let mut before: Option<usize> = None;
+        for c in p.collectives() {
+            let count = counts.entry(&c.group).or_default();
+            let id = *ids.entry((&c.group, *count)).or_insert_with(|| {
+                names.push(format!("{} of ranks {:?}", name(c), c.group));
+                next.push(Vec::new());
+                missing.push(0);
+                names.len() - 1
+            });
+            *count += 1;
+            if let Some(before) = before {
+                next[before].push(id);
+                missing[id] += 1;
+            }
+            before = Some(id);
+        }
+    }
+    let mut free: Vec<usize> = (0..names.len()).filter(|&i| missing[i] == 0).collect();
+    let mut ordered = 0;
+    while let Some(i) = free.pop() {
+        ordered += 1;
+        for &j in &next[i] {
+            missing[j] -= 1;
+            if missing[j] == 0 {
+                free.push(j);
+            }
+        }
+    }
+    if ordered == names.len() {
+        return Ok(());
+    }
+    // Whatever is left has a predecessor that is left: walking back finds a cycle.
+    let left = |i: usize| missing[i] > 0;
+    let mut path: Vec<usize> = (0..names.len()).filter(|&i| left(i)).take(1).collect();
+    loop {
+        let last = path[path.len() - 1];
+        let Some(before) = (0..names.len()).find(|&i| left(i) && next[i].contains(&last)) else { break };
+        if let Some(at) = path.iter().position(|&i| i == before) {
+            path.drain(..at);
+            break;
+        }
+        path.push(before);
+    }
+    Err(RankError::Cycle(path.into_iter().rev().map(|i| names[i].clone()).collect()))
+}

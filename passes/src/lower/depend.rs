@@ -1,0 +1,75 @@
+//! Which kernels read what other kernels write.
+//!
+//! Views have no kernel: whoever reads a view reads what the view shows.
+
+use super::group::{Kernel, is_free};
+use petgraph::graph::NodeIndex;
+use std::collections::BTreeSet;
+use tpc_ir::{Graph, Op, OutputKind};
+
+/// The dependences between kernels, by their index in the list.
+pub(super) struct Dependences {
+    /// Kernels that must have run before each kernel: those it reads from, and for an update of a
+    /// parameter those that read the old value (so that it can be overwritten).
+    pub(super) needs: Vec<Vec<usize>>,
+    /// Kernels that read what each kernel writes, in order.
+    pub(super) readers: Vec<Vec<usize>>,
+    /// Kernel of every node that has one.
+    of: Vec<Option<usize>>,
+}
+
+impl Dependences {
+    /// Of kernels in an order that respects them.
+    pub(super) fn new(graph: &Graph, kernels: &[Kernel]) -> Self {
+        let mut of = vec![None; graph.len()];
+        for (k, kernel) in kernels.iter().enumerate() {
+            kernel.nodes.iter().for_each(|n| of[n.index()] = Some(k));
+        }
+        let mut found = Dependences { needs: Vec::new(), readers: vec![Vec::new(); kernels.len()], of };
+        let mut needs: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); kernels.len()];
+        for (k, kernel) in kernels.iter().enumerate() {
+            for &node in &kernel.nodes {
+                for v in graph.operands(node) {
+                    needs[k].extend(found.of[source(graph, v.node).index()].filter(|&p| p != k));
+                }
+            }
+            needs[k].iter().for_each(|&p| found.readers[p].push(k));
+        }
+        let updates = graph.outputs.iter().filter_map(|o| match &o.kind {
+            OutputKind::Update(name) => Some((name.as_str(), o.value.node)),
+            _ => None,
+        });
+        for (name, node) in updates {
+            let Some(update) = found.of[node.index()] else { continue };
+            let Some((input, ..)) = graph.inputs().find(|(_, _, n)| *n == name) else { continue };
+            let mut old = Vec::new();
+            found.readers_of(graph, input, &mut old);
+            needs[update].extend(old.into_iter().filter(|&r| r < update));
+        }
+        found.needs = needs.into_iter().map(|n| n.into_iter().collect()).collect();
+        found
+    }
+
+    /// Adds the kernels that read a node, also through views.
+    pub(super) fn readers_of(&self, graph: &Graph, node: NodeIndex, into: &mut Vec<usize>) {
+        for (user, _) in graph.users(node) {
+            match self.of[user.index()] {
+                Some(k) => into.push(k),
+                None => self.readers_of(graph, user, into),
+            }
+        }
+    }
+}
+
+/// The node whose memory a node shows: itself, unless it is a view.
+pub(super) fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
+    match &graph.node(node).op {
+        op if is_free(op) => graph.operands(node).first().map_or(node, |v| source(graph, v.node)),
+        _ => node,
+    }
+}
+
+/// Whether a node is an input or a view of one.
+pub(super) fn is_input(graph: &Graph, node: NodeIndex) -> bool {
+    matches!(graph.node(source(graph, node)).op, Op::Input { .. })
+}
