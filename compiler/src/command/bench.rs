@@ -97,7 +97,7 @@ impl Bench {
     fn launch(&self, subject: &Subject) -> Outcome<Running> {
         let (mesh, plan) = (self.placement.mesh()?, self.placement.plan()?);
         // The gradients of the MLP's step are its results.
-        let options = self.placement.options(matches!(subject, Subject::Mlp(_)))?;
+        let options = self.placement.options(matches!(subject, Subject::Mlp(_)), 0)?;
         let rename = subject.rename();
         let step = match self.mode {
             Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),

@@ -28,7 +28,7 @@ pub struct Run {
 
 impl Run {
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
-        let (mesh, plan, options) = (self.placement.mesh()?, self.placement.plan()?, self.placement.options(false)?);
+        let (mesh, plan, options) = (self.placement.mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
         let batch = Batch::read(&self.inputs, &dir.config)?;
         let output = Pending::new(&self.output)?;
