@@ -367,7 +367,7 @@ impl Session {
         fill: &(dyn Fn(&mut RankInputs<'_>) -> Result<(), E> + Sync),
     ) -> Result<(), E> {
         let session = &*self;
-        each_rank(session.ranks(), &|rank| fill(&mut RankInputs { session, rank }))
+        each_rank(session.ranks(), &|rank| fill(&mut RankInputs { session, rank })).map(drop)
     }
 
     fn assemble<'a>(&self, name: &str, binding: impl Fn(usize) -> &'a Binding) -> Result<Vec<u8>, RuntimeError> {
@@ -621,8 +621,11 @@ impl RankInputs<'_> {
     }
 }
 
-/// Calls `f` for all ranks at the same time; of several errors, the lowest rank's is given.
-pub(crate) fn each_rank<E: Send>(ranks: usize, f: &(dyn Fn(usize) -> Result<(), E> + Sync)) -> Result<(), E> {
+/// Calls `f` for all ranks at the same time, and gives what it gave for each; of several errors, the lowest rank's is given.
+pub(crate) fn each_rank<T: Send, E: Send>(
+    ranks: usize,
+    f: &(dyn Fn(usize) -> Result<T, E> + Sync),
+) -> Result<Vec<T>, E> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || f(rank))).collect();
         let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));

@@ -197,9 +197,9 @@ fn program_of(shapes: &[Shape], side: usize, mesh: &Mesh) -> Vec<Tensor> {
     let one = |(i, (dims, layout, cuts, places, dtype)): (usize, &Shape)| {
         let factors = merged(dims, &cuts[side]);
         let mut axes = vec![Vec::new(); factors.len()];
-        for axis in 0..mesh.axes().len() {
+        for (axis, &place) in places[side].iter().enumerate().take(mesh.axes().len()) {
             // Some axes cut nothing: the tensor is replicated there.
-            if let Some(cut) = axes.get_mut(places[side][axis]) {
+            if let Some(cut) = axes.get_mut(place) {
                 cut.push(axis);
             }
         }
@@ -559,11 +559,15 @@ fn inputs_that_were_never_written_are_missing() {
     let (mesh, tensors) = small();
     let mut session = launch(&mesh, &tensors);
     session.write_f64("w", &[0.5; 60]).unwrap();
+    let zeros = |_: &tpc_runtime::BoxRequest, to: &mut [u8]| {
+        to.fill(0);
+        Ok(())
+    };
     for rank in 0..3 {
-        session.write_box("b", rank, &mut |_, to| Ok(to.fill(0))).unwrap();
+        session.write_box("b", rank, &mut { zeros }).unwrap();
     }
     assert_eq!(session.step(), Err(RuntimeError::Missing { name: "b".into() }));
-    session.write_box("b", 3, &mut |_, to| Ok(to.fill(0))).unwrap();
+    session.write_box("b", 3, &mut { zeros }).unwrap();
     session.step().unwrap();
 }
 

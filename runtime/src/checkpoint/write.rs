@@ -140,23 +140,17 @@ fn assign(session: &Session) -> Vec<Assignment> {
 fn fill(session: &Session, dir: &Path, step: u64, seed: u64, disk: &Disk) -> Result<(), CheckpointError> {
     disk.operation(dir, "cannot be made", |dir| fs::create_dir(dir))?;
     let assigned = assign(session);
-    let done: Vec<std::sync::Mutex<Option<(FileEntry, Vec<BoxEntry>)>>> =
-        (0..session.ranks()).map(|_| std::sync::Mutex::new(None)).collect();
-    each_rank(session.ranks(), &|rank| {
+    let written = each_rank(session.ranks(), &|rank| {
         let mine: Vec<usize> = assigned.iter().filter(|a| a.rank == rank).map(|a| a.input).collect();
-        if !mine.is_empty() {
-            let file = write_rank(session, rank, &mine, dir, disk)?;
-            *done[rank].lock().unwrap_or_else(|e| e.into_inner()) = Some(file);
-        }
-        Ok::<(), CheckpointError>(())
+        // A rank that has nothing to write makes no file.
+        (!mine.is_empty()).then(|| write_rank(session, rank, &mine, dir, disk)).transpose()
     })?;
     let axes = session.program(0).mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect();
     let mut index = Index::new(step, seed, axes);
     let mut boxes: Vec<std::vec::IntoIter<BoxEntry>> = Vec::new();
-    for rank in done {
-        let written = rank.into_inner().unwrap_or_else(|e| e.into_inner());
+    for rank in written {
         let number = index.files.len();
-        let (file, mut entries) = written.map_or((None, Vec::new()), |(f, b)| (Some(f), b));
+        let (file, mut entries) = rank.map_or((None, Vec::new()), |(f, b)| (Some(f), b));
         index.files.extend(file);
         entries.iter_mut().for_each(|b| b.file = number);
         boxes.push(entries.into_iter());
