@@ -20,7 +20,7 @@
 //! | names of directories, which one is the latest, leftovers | [`directory`] |
 //! | the index | [`index`] |
 //! | a safetensors file, written front to back | [`container`] |
-//! | which rank writes what, and in which order the disk sees it | [`write`] |
+//! | which rank writes what, and in which order the disk sees it | [`mod@write`] |
 //! | reading on any mesh, checking | [`read`] |
 //! | the hash | [`mod@hash`] |
 //! | what can go wrong | [`error`] |
