@@ -4,7 +4,9 @@
 use crate::capture::{
     Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
 };
-use crate::models::{ModelConfig, ModelError, TokenInputs, WeightMap, Weights, build, weight_map};
+use crate::models::{
+    ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, transposed, weight_map,
+};
 use crate::program::Error;
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Distribution as BurnDistribution, Int};
@@ -12,7 +14,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use tpc_ir::op::Distribution;
 use tpc_ir::{InputKind, Scalar, random};
-use tpc_runtime::{RuntimeError, Session};
+use tpc_runtime::{Runs, RuntimeError, Session, element};
 
 /// What a batch of token sequences consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,18 +94,21 @@ pub fn names(config: &ModelConfig) -> HashMap<String, String> {
     map.entries.into_iter().map(|e| (e.burn_path, e.hf_name)).collect()
 }
 
-/// Loads every parameter of a session from weight files, one tensor at a time.
+/// Loads every parameter of a session from weight files, all ranks at once: each rank reads only its own box of each tensor, a strip
+/// of [`crate::models::STRIP`] bytes at a time, straight to its place.
 ///
 /// # Errors
 /// A tensor that is missing, truncated or of the wrong shape.
 pub fn load_weights(session: &mut Session, map: &WeightMap, weights: &Weights) -> Result<(), LoadError> {
-    let names = parameters(session);
-    for entry in map.entries.iter().filter(|e| names.contains(&e.hf_name)) {
-        let values = entry.read(weights)?;
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
-        session.write_bytes(&entry.hf_name, &bytes)?;
-    }
-    Ok(())
+    let inputs = parameters(session);
+    let position = |name: &str| inputs.iter().find(|(_, n)| n == name).map(|(input, _)| *input);
+    let entries: Vec<(usize, &WeightEntry)> =
+        map.entries.iter().filter_map(|e| Some((position(&e.hf_name)?, e))).collect();
+    session.fill_ranks(&|rank| {
+        entries.iter().try_for_each(|(input, entry)| {
+            rank.write(*input, |wanted, to| Ok::<_, LoadError>(read_box(entry, weights, wanted, to)?))
+        })
+    })
 }
 
 /// Why weights could not be loaded or saved.
@@ -117,49 +122,89 @@ pub enum LoadError {
     Runtime(#[from] RuntimeError),
 }
 
-fn parameters(session: &Session) -> Vec<String> {
-    let inputs = &session.program(0).inputs;
-    inputs.iter().filter(|i| i.kind == InputKind::Parameter).map(|i| i.name.clone()).collect()
+/// Positions and names of the parameters among a session's inputs.
+fn parameters(session: &Session) -> Vec<(usize, String)> {
+    let inputs = session.program(0).inputs.iter().enumerate();
+    inputs.filter(|(_, i)| i.kind == InputKind::Parameter).map(|(at, i)| (at, i.name.clone())).collect()
 }
+
+/// Elements that are drawn at once.
+const DRAWN: usize = 1 << 12;
 
 /// Draws initial values as the model's modules would, each element from its global index: the same
-/// values on every mesh.
+/// values on every mesh. All ranks draw at once, and only the elements of their own boxes.
 ///
 /// # Errors
-/// A parameter of another size.
+/// None that a launched session has.
 pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), RuntimeError> {
-    for (stream, name) in parameters(session).into_iter().enumerate() {
-        let input = session.program(0).inputs.iter().find(|i| i.name == name);
-        let count: usize = input.map_or(0, |i| i.binding.global.iter().product());
-        let float = Scalar::float;
-        let distribution = match init.get(&name) {
-            Some(Init::Constant(x)) => {
-                session.write_f64(&name, &vec![*x; count])?;
-                continue;
-            }
-            Some(Init::Random(BurnDistribution::Uniform(a, b))) => Distribution::Uniform(float(*a), float(*b)),
-            Some(Init::Random(BurnDistribution::Normal(m, s))) => Distribution::Normal(float(*m), float(*s)),
-            Some(Init::Random(BurnDistribution::Default)) => Distribution::Uniform(float(0.0), float(1.0)),
-            _ => Distribution::Normal(float(0.0), float(0.02)),
-        };
-        let draw = |i: usize| random::element(distribution, random::philox(seed, stream as u64, i as u64));
-        let values: Vec<f64> = (0..count).map(draw).collect();
-        session.write_f64(&name, &values)?;
-    }
-    Ok(())
+    let float = Scalar::float;
+    let of = |name: &str| match init.get(name) {
+        Some(Init::Constant(x)) => Err(*x),
+        Some(Init::Random(BurnDistribution::Uniform(a, b))) => Ok(Distribution::Uniform(float(*a), float(*b))),
+        Some(Init::Random(BurnDistribution::Normal(m, s))) => Ok(Distribution::Normal(float(*m), float(*s))),
+        Some(Init::Random(BurnDistribution::Default)) => Ok(Distribution::Uniform(float(0.0), float(1.0))),
+        _ => Ok(Distribution::Normal(float(0.0), float(0.02))),
+    };
+    let draws: Vec<(usize, Result<Distribution, f64>)> =
+        parameters(session).into_iter().map(|(input, name)| (input, of(&name))).collect();
+    session.fill_ranks(&|rank| {
+        for (stream, (input, distribution)) in draws.iter().enumerate() {
+            let draw = |i: usize| match distribution {
+                Ok(d) => random::element(*d, random::philox(seed, stream as u64, i as u64)),
+                Err(constant) => *constant,
+            };
+            rank.write(*input, |wanted, to| {
+                let size = wanted.dtype.bytes();
+                for run in wanted.element_runs() {
+                    for from in (0..run.len).step_by(DRAWN) {
+                        let len = DRAWN.min(run.len - from);
+                        let values: Vec<f64> = (0..len).map(|i| draw(run.first + from + i)).collect();
+                        let at = (run.at + from) * size;
+                        to[at..at + len * size].copy_from_slice(&element::encode(wanted.dtype, &values));
+                    }
+                }
+                Ok::<_, RuntimeError>(())
+            })?;
+        }
+        Ok(())
+    })
 }
 
-/// Writes a model directory: `config.json` and full, unsharded safetensors under the model's names.
+/// Writes a model directory: `config.json` and full, unsharded safetensors under the model's names. Tensors are put together from the
+/// ranks' boxes a strip of [`crate::models::STRIP`] bytes at a time; nobody holds a whole one.
 ///
 /// # Errors
 /// A directory that cannot be written; nothing half-written is left.
 pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir: &Path) -> Result<(), LoadError> {
-    // Read before writing: a session that cannot be read leaves nothing behind.
+    // Before anything is written: a session that cannot be read leaves nothing behind.
     for entry in &map.entries {
-        session.read_input(&entry.hf_name)?;
+        session.read_range(&entry.hf_name, 0, 0, &mut [])?;
     }
-    Ok(crate::models::save_pretrained(dir, config, map, |entry| {
-        let values = session.read_input_f64(&entry.hf_name).unwrap_or_default();
-        Ok(values.into_iter().map(|v| v as f32).collect())
-    })?)
+    let mut bytes = Vec::new();
+    crate::models::save_strips(dir, config, map, |entry, strip, into| {
+        let Some((_, dtype)) = types(session).find(|(name, _)| *name == entry.hf_name) else { return Ok(()) };
+        bytes.resize(strip.len() * dtype.bytes(), 0);
+        match (entry.transpose, &entry.shape[..]) {
+            (true, &[rows, columns]) => {
+                // Rows of the file are columns of the parameter.
+                let taken = strip.start / rows.max(1)..strip.end / rows.max(1);
+                let runs = Runs::new(&[rows, columns], &[0, taken.start], &[rows, taken.len()]);
+                session.read_runs(&entry.hf_name, &runs, &mut bytes)?;
+                into.copy_from_slice(&transposed(&floats(dtype, &bytes), rows, taken.len()));
+            }
+            _ => {
+                session.read_range(&entry.hf_name, strip.start, strip.end, &mut bytes)?;
+                into.copy_from_slice(&floats(dtype, &bytes));
+            }
+        }
+        Ok(())
+    })
+}
+
+fn types(session: &Session) -> impl Iterator<Item = (&str, tpc_ir::DType)> {
+    session.program(0).inputs.iter().map(|i| (i.name.as_str(), i.binding.view.dtype))
+}
+
+fn floats(dtype: tpc_ir::DType, bytes: &[u8]) -> Vec<f32> {
+    element::decode(dtype, bytes).into_iter().map(|v| v as f32).collect()
 }

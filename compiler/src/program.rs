@@ -8,6 +8,7 @@ use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use burn::tensor::TensorData;
 use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
@@ -18,8 +19,9 @@ use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Plan, StyleError, annotate, boundary_regions};
-use tpc_runtime::RuntimeError;
+use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
 use tpc_runtime::session::{LaunchOptions, Session};
+use tpc_runtime::{CheckpointError, RuntimeError};
 
 /// Why a program could not be compiled or run.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +43,12 @@ pub enum Error {
     Check(#[from] CheckError),
     /// The program failed while loading or running.
     #[error(transparent)]
-    Runtime(#[from] RuntimeError),
+    Runtime(RuntimeError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     /// An input was never given.
-    #[error("input `{name}` has no value: give it with `{how}`")]
+    #[error("input `{name}` has no value: give it with {how}")]
     Missing {
         /// The input.
         name: String,
@@ -58,6 +63,16 @@ impl From<StyleError> for Error {
     }
 }
 
+impl From<RuntimeError> for Error {
+    fn from(error: RuntimeError) -> Self {
+        const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialise` or `resume`";
+        match error {
+            RuntimeError::Missing { name } => Error::Missing { name, how: HOW },
+            other => Error::Runtime(other),
+        }
+    }
+}
+
 /// Choices for compiling.
 #[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
@@ -69,6 +84,8 @@ pub struct CompileOptions {
     pub step: StepOptions,
     /// Bucketing and overlap of collectives.
     pub lower: LowerOptions,
+    /// Seed of the program's random operations: dropout, for example.
+    pub seed: u64,
 }
 
 /// Every stage of one program.
@@ -166,6 +183,7 @@ pub struct TrainingProgram {
     scalars: StepScalars,
     constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
 }
 
 /// A compiled forward pass.
@@ -174,6 +192,7 @@ pub struct InferenceProgram {
     pub stages: Stages,
     constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
 }
 
 /// How parameters are called: burn's module path to the name that plans and files use.
@@ -265,6 +284,7 @@ pub fn compile_training(
         scalars: capture.scalars,
         constants,
         values: first.values,
+        seed: options.seed,
     })
 }
 
@@ -284,7 +304,7 @@ pub fn compile_inference(
     let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
     let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
     let stages = compile_graph(graph, mesh, plan, &options).map_err(|e| with_kind(e, &kinds))?;
-    Ok(InferenceProgram { stages, constants, values: captured.values })
+    Ok(InferenceProgram { stages, constants, values: captured.values, seed: options.seed })
 }
 
 /// The elements of tensor data as floats.
@@ -303,9 +323,15 @@ fn feed(session: &mut Session, kind: InputKind, values: &HashMap<String, TensorD
     Ok(())
 }
 
+/// The value of [`SEED`] at a step: every step of every run has its own.
+fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
+    seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
+}
+
 /// A running training program.
 pub struct TrainingSession {
-    session: Option<Session>,
+    session: Session,
+    /// The steady program, until it takes over.
     next: Option<Vec<RankProgram>>,
     scalars: StepScalars,
     seed: u64,
@@ -321,20 +347,25 @@ impl TrainingProgram {
         let mut session = Session::launch(self.first.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
-        Ok(TrainingSession {
-            session: Some(session),
-            next: Some(self.steady.ranks),
-            scalars: self.scalars,
-            seed: 0,
-            step: 0,
-        })
+        let next = Some(self.steady.ranks);
+        Ok(TrainingSession { session, next, scalars: self.scalars, seed: self.seed, step: 0 })
+    }
+
+    /// [`TrainingProgram::launch`], then [`TrainingSession::resume`].
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn launch_resumed(self, options: LaunchOptions, dir: &Path) -> Result<TrainingSession, Error> {
+        let mut training = self.launch(options)?;
+        training.resume(dir)?;
+        Ok(training)
     }
 }
 
 impl TrainingSession {
     /// The ranks' session, to write inputs and read outputs.
     pub fn session(&mut self) -> &mut Session {
-        self.session.as_mut().expect("a session between steps")
+        &mut self.session
     }
 
     /// Number of steps done.
@@ -342,32 +373,90 @@ impl TrainingSession {
         self.step
     }
 
+    /// Seed of the random operations: of [`CompileOptions::seed`], or of the checkpoint that was resumed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// Lets the steady program take over, if it has not.
+    fn succeed(&mut self) -> Result<(), Error> {
+        match self.next.take() {
+            Some(next) => Ok(self.session.succeed(next)?),
+            None => Ok(()),
+        }
+    }
+
     /// Runs one step with a learning rate on the batch that was written, and returns the loss.
     ///
     /// # Errors
-    /// A rank that fails.
+    /// An input that was never written, a rank that fails.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
-        if self.step == 1
-            && let (Some(session), Some(next)) = (self.session.take(), self.next.take())
-        {
-            self.session = Some(session.succeed(next)?);
+        if self.step > 0 {
+            self.succeed()?;
         }
-        self.step += 1;
-        let values = self.scalars.values(self.step, learning_rate)?;
-        let (step, seed) = (self.step as u64, self.seed);
-        let session = self.session();
+        let step = self.step + 1;
+        let values = self.scalars.values(step, learning_rate)?;
+        let (seed, session) = (self.seed, &mut self.session);
         let names: Vec<String> =
             session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();
         for name in names {
-            let value = match name.strip_prefix("step.").and_then(|i| i.parse::<usize>().ok()) {
-                Some(i) => values[i],
-                None => (seed.wrapping_mul(1 << 20) + step) as f64,
-            };
-            debug_assert!(name == SEED || name.starts_with("step."));
-            session.write_f64(&name, &[value])?;
+            match name.strip_prefix("step.").and_then(|i| i.parse::<usize>().ok()) {
+                Some(i) => session.write_f64(&name, &[values[i]])?,
+                None => {
+                    debug_assert!(name == SEED);
+                    session.write_bytes(&name, &seed_bytes(seed, step as u64))?;
+                }
+            }
         }
         session.step()?;
-        Ok(session.read_f64(&OutputKind::Loss)?[0])
+        self.step = step;
+        Ok(self.session.read_f64(&OutputKind::Loss)?[0])
+    }
+
+    /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives
+    /// the checkpoint's own directory. It can be resumed on any mesh and plan.
+    ///
+    /// # Errors
+    /// A session that failed, a disk that does not take it, a later checkpoint in the directory. Earlier checkpoints stay whole.
+    pub fn save_checkpoint(&self, dir: &Path) -> Result<PathBuf, Error> {
+        self.save_checkpoint_with(dir, &SaveOptions::default())
+    }
+
+    /// [`TrainingSession::save_checkpoint`] with options: how many to keep.
+    ///
+    /// # Errors
+    /// As [`TrainingSession::save_checkpoint`].
+    pub fn save_checkpoint_with(&self, dir: &Path, options: &SaveOptions) -> Result<PathBuf, Error> {
+        Ok(checkpoint::save(&self.session, dir, self.step as u64, self.seed, options)?)
+    }
+
+    /// Goes on from the latest checkpoint in a directory of checkpoints, or from the checkpoint that `dir` itself is: parameters,
+    /// optimizer state, step and seed become its. Gives the number of steps done. The batch has to be written before the next step.
+    ///
+    /// # Errors
+    /// No checkpoint, one of another model or optimizer, a damaged one.
+    pub fn resume(&mut self, dir: &Path) -> Result<usize, Error> {
+        self.resume_from(&Checkpoint::latest(dir)?)
+    }
+
+    /// [`TrainingSession::resume`] from a checkpoint that was opened already.
+    ///
+    /// # Errors
+    /// As [`TrainingSession::resume`]; one of a first step into a session that is past it.
+    pub fn resume_from(&mut self, checkpoint: &Checkpoint) -> Result<usize, Error> {
+        // The program of the first step makes the state, all later ones read it.
+        match checkpoint.step() {
+            0 if self.next.is_none() => {
+                let reason = "a checkpoint of step 0 needs the program of the first step, which is over; launch anew";
+                return Err(RuntimeError::Launch(reason.into()).into());
+            }
+            0 => {}
+            _ => self.succeed()?,
+        }
+        checkpoint::load(&mut self.session, checkpoint)?;
+        self.step = checkpoint.step() as usize;
+        self.seed = checkpoint.seed();
+        Ok(self.step)
     }
 }
 
@@ -381,7 +470,7 @@ impl InferenceProgram {
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
         if session.program(0).inputs.iter().any(|i| i.name == SEED) {
-            session.write_f64(SEED, &[0.0])?;
+            session.write_bytes(SEED, &seed_bytes(self.seed, 0))?;
         }
         Ok(session)
     }

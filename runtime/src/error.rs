@@ -74,6 +74,14 @@ pub enum RuntimeError {
         /// Elements of the tensor.
         total: usize,
     },
+    /// A parameter or a tensor of the batch was never given.
+    #[error(
+        "input `{name}` has no value: write it before the first step (`write_f64` or `write_bytes`, or load or initialise the parameters)"
+    )]
+    Missing {
+        /// The input.
+        name: String,
+    },
     /// A collective did not finish in time.
     #[error(
         "rank {rank}: {operation} did not finish within {deadline:?}: missing {}{states}; look at what those ranks do, or raise the deadline if they are only slow",

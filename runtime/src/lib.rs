@@ -4,12 +4,16 @@
 //! |---|---|
 //! | how programs are launched, fed, stepped and read | [`session`] |
 //! | which errors exist, and what they say | [`error`] |
+//! | which elements of a tensor a rank holds, and which of them two programs have in common | [`boxes`] |
+//! | how parameters and state are written to disk, and read by other meshes and plans | [`checkpoint`] |
 //! | what a communicator is; ranks as threads | [`comm`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
 //! | how elements are stored, and converted to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
 #![warn(missing_docs)]
 
+pub mod boxes;
+pub mod checkpoint;
 pub mod comm;
 pub mod counters;
 pub mod device;
@@ -18,6 +22,8 @@ pub mod error;
 pub mod session;
 pub mod trace;
 
+pub use boxes::{BoxRequest, Run, Runs};
+pub use checkpoint::CheckpointError;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
-pub use session::{BoxReader, BoxRequest, BoxWriter, Fault, FaultKind, LaunchOptions, Session, StepReport};
+pub use session::{BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};

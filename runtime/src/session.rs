@@ -1,5 +1,6 @@
 //! A launched program: one thread per rank, inputs to write, steps to run, outputs to read.
 
+use crate::boxes::{BoxRequest, Runs, meet_all};
 use crate::comm::threads::{Threads, World};
 use crate::counters::{CollectiveCount, Counters};
 use crate::device::cpu::arena::Arena;
@@ -9,12 +10,12 @@ use crate::error::RuntimeError;
 use crate::trace::Trace;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tpc_ir::program::{Binding, RankProgram};
-use tpc_ir::{DType, OutputKind};
+use tpc_ir::{InputKind, OutputKind};
 
 /// Ranks that one process runs.
 pub const MAX_RANKS: usize = 64;
@@ -71,80 +72,6 @@ pub type BoxReader<'a> = dyn FnMut(&BoxRequest, &mut [u8]) -> Result<(), String>
 /// Takes the dense bytes of a box.
 pub type BoxWriter<'a> = dyn FnMut(&BoxRequest, &[u8]) -> Result<(), String> + 'a;
 
-/// The box of a tensor that a rank holds.
-#[derive(Clone, Debug, PartialEq)]
-pub struct BoxRequest {
-    /// Element type.
-    pub dtype: DType,
-    /// Shape of the whole tensor, as the program cuts it in dimensions.
-    pub global: Vec<usize>,
-    /// First index of the box in every dimension.
-    pub start: Vec<usize>,
-    /// Shape of the box.
-    pub shape: Vec<usize>,
-    /// Shape as the model knows it: the same row-major elements as `global`.
-    pub layout: Vec<usize>,
-}
-
-impl BoxRequest {
-    fn of(b: &Binding) -> Self {
-        BoxRequest {
-            dtype: b.view.dtype,
-            global: b.global.clone(),
-            start: b.start.clone(),
-            shape: b.view.shape.clone(),
-            layout: b.layout.clone(),
-        }
-    }
-
-    /// Elements of the box.
-    pub fn elements(&self) -> usize {
-        self.shape.iter().product()
-    }
-
-    /// Calls `f` with `(first byte in the dense whole, first byte in the dense box, bytes)` of every
-    /// contiguous run, in order: what a loader has to read from a file.
-    pub fn runs(&self, f: &mut dyn FnMut(usize, usize, usize)) {
-        let size = self.dtype.bytes();
-        if self.elements() == 0 {
-            return;
-        }
-        // Trailing dimensions that are whole belong to the run.
-        let mut inner = self.shape.len();
-        let mut run = size;
-        while inner > 0 {
-            inner -= 1;
-            run *= self.shape[inner];
-            if self.shape[inner] != self.global[inner] {
-                break;
-            }
-        }
-        let stride = tpc_ir::program::dense_strides(&self.global);
-        let mut first = self.start.iter().zip(&stride).map(|(&s, &d)| s * d as usize).sum::<usize>() * size;
-        let mut index = vec![0; inner];
-        let mut at = 0;
-        loop {
-            f(first, at, run);
-            at += run;
-            let mut d = inner;
-            loop {
-                if d == 0 {
-                    return;
-                }
-                d -= 1;
-                let step = stride[d] as usize * size;
-                index[d] += 1;
-                first += step;
-                if index[d] < self.shape[d] {
-                    break;
-                }
-                first -= index[d] * step;
-                index[d] = 0;
-            }
-        }
-    }
-}
-
 #[derive(Clone, Copy, PartialEq)]
 enum Command {
     Step,
@@ -177,6 +104,8 @@ struct RankShared {
 struct Loaded {
     arena: Arc<Arena>,
     scratch_bytes: usize,
+    /// Of every input, whether its box was given a value.
+    written: Vec<AtomicBool>,
 }
 
 /// Rank programs that were launched and can be stepped.
@@ -186,6 +115,8 @@ pub struct Session {
     threads: Vec<JoinHandle<()>>,
     steps: u64,
     failed: Option<String>,
+    /// Whether every parameter and all data were found to have values.
+    complete: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -201,13 +132,28 @@ impl Session {
         Session::launch_on(programs, options, Vec::new())
     }
 
-    /// Ends this session and goes on with other programs over the same arenas: what persistent
-    /// buffers hold stays where it is. For the peeled first step of an optimizer, whose programs have
-    /// the same inputs in the same order and therefore the same persistent layout.
+    /// Goes on with other programs over the same arenas: what persistent buffers hold stays where it
+    /// is. For the peeled first step of an optimizer, whose programs have the same inputs in the same
+    /// order and therefore the same persistent layout.
     ///
     /// # Errors
-    /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena.
-    pub fn succeed(mut self, programs: Vec<RankProgram>) -> Result<Session, RuntimeError> {
+    /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena. After an error
+    /// the session cannot be stepped any more, only read.
+    pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+        let next = self.successor(programs).inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
+        for (old, new) in self.loaded.iter().zip(&next.loaded) {
+            for (old, new) in old.written.iter().zip(&new.written) {
+                new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        *self = next;
+        Ok(())
+    }
+
+    fn successor(&self, programs: Vec<RankProgram>) -> Result<Session, RuntimeError> {
+        if let Some(reason) = &self.failed {
+            return Err(RuntimeError::Poisoned(reason.clone()));
+        }
         for (old, new) in self.shared.ranks.iter().map(|r| &r.program).zip(&programs) {
             let same = old.inputs == new.inputs
                 && old.inputs.iter().all(|i| {
@@ -219,10 +165,9 @@ impl Session {
                 return Err(RuntimeError::Launch(reason.into()));
             }
         }
-        let arenas = self.loaded.drain(..).map(|l| l.arena).collect();
-        let options = self.shared.options.clone();
-        drop(self);
-        Session::launch_on(programs, options, arenas)
+        // The ranks of this session wait for a command that never comes, and leave the arenas alone.
+        let arenas = self.loaded.iter().map(|l| l.arena.clone()).collect();
+        Session::launch_on(programs, self.shared.options.clone(), arenas)
     }
 
     fn launch_on(
@@ -274,8 +219,8 @@ impl Session {
             arenas,
         });
         let (sender, receiver) = mpsc::channel();
-        let mut session =
-            Session { shared, loaded: Vec::new(), threads: Vec::with_capacity(count), steps: 0, failed: None };
+        let threads = Vec::with_capacity(count);
+        let mut session = Session { shared, loaded: Vec::new(), threads, steps: 0, failed: None, complete: false };
         for (rank, core) in
             cores.iter().map(|&c| pin.then_some(c)).chain(std::iter::repeat(None)).take(count).enumerate()
         {
@@ -363,7 +308,7 @@ impl Session {
         Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts_mut(base, len) }))
     }
 
-    fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, &[u8]), RuntimeError> {
+    pub(crate) fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, &[u8]), RuntimeError> {
         let (base, len) = self.bytes(rank, binding)?;
         // SAFETY: as above; nobody writes while `&self` is borrowed.
         Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts(base, len) }))
@@ -386,6 +331,7 @@ impl Session {
         for rank in 0..self.ranks() {
             let (request, to) = self.box_mut(rank, input)?;
             request.runs(&mut |from, at, n| to[at..at + n].copy_from_slice(&data[from..from + n]));
+            self.loaded[rank].written[input].store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -407,7 +353,21 @@ impl Session {
     pub fn write_box(&mut self, name: &str, rank: usize, reader: &mut BoxReader<'_>) -> Result<(), RuntimeError> {
         let input = self.input(name)?;
         let (request, to) = self.box_mut(rank, input)?;
-        reader(&request, to).map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })
+        reader(&request, to).map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })?;
+        self.loaded[rank].written[input].store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Fills the boxes of all ranks at the same time, each rank's in a thread of its own.
+    ///
+    /// # Errors
+    /// The first failing rank's.
+    pub fn fill_ranks<E: Send>(
+        &mut self,
+        fill: &(dyn Fn(&mut RankInputs<'_>) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
+        let session = &*self;
+        each_rank(session.ranks(), &|rank| fill(&mut RankInputs { session, rank })).map(drop)
     }
 
     fn assemble<'a>(&self, name: &str, binding: impl Fn(usize) -> &'a Binding) -> Result<Vec<u8>, RuntimeError> {
@@ -466,6 +426,46 @@ impl Session {
         Ok(element::decode(self.program(0).inputs[input].binding.view.dtype, &self.read_input(name)?))
     }
 
+    /// Reads consecutive elements of what an input holds now, in row-major order of the whole tensor: a saver's strip, so that
+    /// nobody holds the whole. `into` takes `first..end` and is dense in the input's element type.
+    ///
+    /// # Errors
+    /// No such input, `into` of another size, or boxes that do not make up these elements.
+    pub fn read_range(&self, name: &str, first: usize, end: usize, into: &mut [u8]) -> Result<(), RuntimeError> {
+        self.read_runs(name, &Runs::range(first, end), into)
+    }
+
+    /// Reads any elements of what an input holds now, densely into `into`, in the input's element type.
+    ///
+    /// # Errors
+    /// As [`Session::read_range`].
+    pub fn read_runs(&self, name: &str, wanted: &Runs, into: &mut [u8]) -> Result<(), RuntimeError> {
+        let input = self.input(name)?;
+        let binding = |rank: usize| &self.program(rank).inputs[input].binding;
+        let size = binding(0).view.dtype.bytes();
+        let total = wanted.elements();
+        if into.len() != total * size {
+            let shape = format!("{}[{total}]", binding(0).view.dtype);
+            return Err(RuntimeError::Size { name: name.into(), expected: total * size, given: into.len(), shape });
+        }
+        let mut seen: Vec<(&[usize], &[usize])> = Vec::new();
+        let mut held = 0;
+        for rank in 0..self.ranks() {
+            let b = binding(rank);
+            let key = (&b.start[..], &b.view.shape[..]);
+            if seen.contains(&key) {
+                continue;
+            }
+            seen.push(key);
+            let (request, from) = self.box_of(rank, b)?;
+            meet_all(request.element_runs(), wanted.clone(), &mut |a, b, n| {
+                into[b * size..(b + n) * size].copy_from_slice(&from[a * size..(a + n) * size]);
+                held += n;
+            });
+        }
+        if held == total { Ok(()) } else { Err(RuntimeError::Incomplete { name: name.into(), held, total }) }
+    }
+
     /// Reads one rank's box of an output.
     ///
     /// # Errors
@@ -491,8 +491,12 @@ impl Session {
     /// The cause, if a rank failed: after that every step is an error. What each rank said is in
     /// [`Session::rank_error`].
     pub fn step(&mut self) -> Result<StepReport, RuntimeError> {
-        if let Some(reason) = &self.failed {
-            return Err(RuntimeError::Poisoned(reason.clone()));
+        self.check_usable()?;
+        if !self.complete {
+            if let Some(name) = self.unwritten() {
+                return Err(RuntimeError::Missing { name: name.into() });
+            }
+            self.complete = true;
         }
         let start = Instant::now();
         *lock(&self.shared.finished) = 0;
@@ -511,6 +515,31 @@ impl Session {
             return Err(error);
         }
         Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The first parameter or tensor of the batch that was never written, or on some ranks only.
+    pub fn unwritten(&self) -> Option<&str> {
+        let inputs = self.program(0).inputs.iter().enumerate();
+        let mut needed = inputs.filter(|(_, i)| matches!(i.kind, InputKind::Parameter | InputKind::Data));
+        let is_empty = |rank: usize, input: usize| self.program(rank).inputs[input].binding.view.elements() == 0;
+        let written = |input: usize| {
+            let mut ranks = self.loaded.iter().enumerate();
+            ranks.all(|(rank, l)| l.written[input].load(Ordering::Relaxed) || is_empty(rank, input))
+        };
+        needed.find(|(input, _)| !written(*input)).map(|(_, i)| i.name.as_str())
+    }
+
+    /// An error if a rank failed or a load was left half done: what the arenas hold is then of no use.
+    pub(crate) fn check_usable(&self) -> Result<(), RuntimeError> {
+        match &self.failed {
+            Some(reason) => Err(RuntimeError::Poisoned(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes every later step an error.
+    pub(crate) fn poison(&mut self, reason: String) {
+        self.failed = Some(reason);
     }
 
     /// The error of a rank in the latest step.
@@ -550,6 +579,58 @@ impl Session {
         *slot = (slot.0 + 1, command);
         self.shared.commanded.notify_all();
     }
+}
+
+/// The inputs of one rank, while all ranks' are filled: see [`Session::fill_ranks`].
+pub struct RankInputs<'a> {
+    session: &'a Session,
+    rank: usize,
+}
+
+impl RankInputs<'_> {
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The rank's program.
+    pub fn program(&self) -> &RankProgram {
+        self.session.program(self.rank)
+    }
+
+    /// Lets `fill` write the dense bytes of the rank's box of an input, given by its position among the program's inputs.
+    ///
+    /// # Errors
+    /// What `fill` says.
+    ///
+    /// # Panics
+    /// If the program has no such input.
+    pub fn write<E: From<RuntimeError>>(
+        &mut self,
+        input: usize,
+        fill: impl FnOnce(&BoxRequest, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let binding = &self.program().inputs[input].binding;
+        let (base, len) = self.session.bytes(self.rank, binding)?;
+        // SAFETY: as in `Session::box_mut`. `Session::fill_ranks` borrows the session mutably, makes one
+        // of these for each rank, and each rank has an arena of its own; `&mut self` lets only one box be written at a time.
+        let to = unsafe { std::slice::from_raw_parts_mut(base, len) };
+        fill(&BoxRequest::of(binding), to)?;
+        self.session.loaded[self.rank].written[input].store(true, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Calls `f` for all ranks at the same time, and gives what it gave for each; of several errors, the lowest rank's is given.
+pub(crate) fn each_rank<T: Send, E: Send>(
+    ranks: usize,
+    f: &(dyn Fn(usize) -> Result<T, E> + Sync),
+) -> Result<Vec<T>, E> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || f(rank))).collect();
+        let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect::<Vec<_>>().into_iter().collect()
+    })
 }
 
 impl Drop for Session {
@@ -607,7 +688,8 @@ fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(usize, Result
     let (mut executable, _arena) = match loaded {
         Ok((arena, executable)) => {
             let scratch_bytes = executable.scratch_bytes();
-            let _ = ready.send((rank, Ok(Loaded { arena: arena.clone(), scratch_bytes })));
+            let written = program_inputs(shared, rank);
+            let _ = ready.send((rank, Ok(Loaded { arena: arena.clone(), scratch_bytes, written })));
             (executable, arena)
         }
         Err(e) => {
@@ -653,6 +735,10 @@ fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(usize, Result
         *lock(&shared.finished) += 1;
         shared.all_finished.notify_one();
     }
+}
+
+fn program_inputs(shared: &Shared, rank: usize) -> Vec<AtomicBool> {
+    shared.ranks[rank].program.inputs.iter().map(|_| AtomicBool::new(false)).collect()
 }
 
 fn inject(shared: &Shared, rank: usize, step: u64) {

@@ -11,6 +11,9 @@ use super::operation::first_result;
 use super::session::{self, Recorded, Session};
 use super::trace::Trace;
 
+/// At most this many steps are recorded at once.
+const LONGEST: usize = 256;
+
 /// Records updates of a parameter of one shape.
 pub(super) trait Probe: Send {
     fn shape(&self) -> Vec<usize>;
@@ -136,6 +139,10 @@ impl<O: Optimizer, const D: usize> Probe for Prober<O, D> {
         let step = step.max(1);
         if self.reached.steps >= step {
             self.reached = Snapshot::default();
+        }
+        // A far step is reached in parts, so that no recording is long.
+        while self.reached.steps + LONGEST < step {
+            self.reached = self.run(&self.reached, self.reached.steps + LONGEST, lr)?.1;
         }
         let (mut traces, reached) = self.run(&self.reached, step, lr)?;
         self.reached = reached;

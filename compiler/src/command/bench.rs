@@ -100,7 +100,7 @@ impl Bench {
     fn launch(&self, subject: &Subject) -> Outcome<Running> {
         let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
         // The gradients of the MLP's step are its results.
-        let mut options = self.placement.options(matches!(subject, Subject::Mlp(_)))?;
+        let mut options = self.placement.options(matches!(subject, Subject::Mlp(_)), 0)?;
         options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)))?;
         let rename = subject.rename();
         let step = match self.mode {

@@ -246,11 +246,11 @@ impl Placement {
         Ok(search)
     }
 
-    /// What the compiler needs to know; `gradients` keeps them as outputs.
+    /// What the compiler needs to know; `gradients` keeps them as outputs, `seed` is that of random operations.
     ///
     /// # Errors
     /// As [`Placement::search`].
-    pub fn options(&self, gradients: bool) -> Outcome<CompileOptions> {
-        Ok(CompileOptions { search: self.search()?, gradients, ..CompileOptions::default() })
+    pub fn options(&self, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
+        Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::default() })
     }
 }

@@ -29,7 +29,7 @@ pub struct Run {
 impl Run {
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, options) =
-            (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false)?);
+            (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
         let batch = Batch::read(&self.inputs, &dir.config)?;
         let output = Pending::new(&self.output)?;

@@ -1,6 +1,6 @@
 //! `tpc train`: training steps on a fixed batch or on a text.
 
-use super::data::{Batch, Text, check_dir, check_file, feed};
+use super::data::{Batch, Pending, Text, check_dir, check_file, feed};
 use super::options::StepArguments;
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
@@ -11,13 +11,16 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use tpc_ir::OutputKind;
 use tpc_passes::options::clip::GRAD_NORM;
-use tpc_runtime::{LaunchOptions, Session};
+use tpc_runtime::checkpoint::directory::saved;
+use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
+use tpc_runtime::{CheckpointError, LaunchOptions, Session};
 
 /// Train a model; the result is a model directory again.
 #[derive(Debug, Args)]
@@ -52,14 +55,26 @@ pub struct Train {
     /// Begin with fresh values as the model's modules draw them, not with the directory's weights
     #[arg(long)]
     from_scratch: bool,
-    /// Seed of the windows of --text and of --from-scratch
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// Seed of the windows of --text, of --from-scratch and of random operations [default: 0, or that of the run that is resumed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Directory for checkpoints: parameters, optimizer state and step, to go on from on any mesh; one is written at the end
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Write a checkpoint after every N steps, too
+    #[arg(long, value_name = "N", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    save_every: Option<u64>,
+    /// Keep only the latest K checkpoints
+    #[arg(long, value_name = "K", requires = "checkpoint")]
+    keep: Option<NonZeroUsize>,
+    /// Go on from the latest checkpoint, up to --steps in all; from the beginning if there is none yet
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
     /// Directory for config.json and the trained weights, whole and under the model's own names
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
     /// File for the first step's gradients, under the model's own names
-    #[arg(long, value_name = "FILE.safetensors")]
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "resume")]
     grads: Option<PathBuf>,
     /// File for one JSON object per step: step, loss, ms, tokens_per_s, and grad_norm with --clip-norm
     #[arg(long, value_name = "FILE.jsonl")]
@@ -80,11 +95,11 @@ impl Source {
         }
     }
 
-    /// Writes the batch of a step, counted from 0.
-    fn feed(&self, session: &mut Session, step: usize) -> Outcome {
+    /// Writes the batch of a step, counted from 0; `first` if it is the first of this session.
+    fn feed(&self, session: &mut Session, step: usize, first: bool) -> Outcome {
         match self {
             // Inputs keep their contents.
-            Source::Fixed(batch) if step == 0 => batch.feed(session)?,
+            Source::Fixed(batch) if first => batch.feed(session)?,
             Source::Fixed(_) => {}
             Source::Windows(text, _) => {
                 let ids = text.batch(step);
@@ -108,10 +123,15 @@ impl Train {
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check()?;
         let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
-        let mut options = self.placement.options(self.grads.is_some())?;
+        let resumed = self.resumed(terminal)?;
+        let seed = self.seed(resumed.as_ref())?;
+        if let Some(done) = resumed.as_ref().map(Checkpoint::step).filter(|done| *done >= self.steps) {
+            terminal.note(format!("{done} steps are done already; --steps {} counts them, too", self.steps));
+        }
+        let mut options = self.placement.options(self.grads.is_some(), seed)?;
         options.step = self.step.options(true)?;
         let model = self.open()?;
-        let source = self.source(&model.config)?;
+        let source = self.source(&model.config, seed)?;
         let dropout = model.config.ignored_dropout();
         if dropout > 0.0 {
             terminal.note(format!("the configuration asks for dropout {dropout}, which is not applied"));
@@ -124,9 +144,10 @@ impl Train {
             compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
         let mut training = program.launch(LaunchOptions::default())?;
-        match &model.dir {
-            Some(dir) => load_weights(training.session(), &model.map, &dir.weights)?,
-            None => initialise(training.session(), &init, self.seed)?,
+        match (&resumed, &model.dir) {
+            (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
+            (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
+            (None, None) => initialise(training.session(), &init, seed)?,
         }
         self.steps(&mut training, &source, &model.map, terminal)?;
         if let Some(dir) = &self.save {
@@ -134,6 +155,54 @@ impl Train {
             terminal.print(format!("saved {}\n", dir.display()))?;
         }
         Ok(())
+    }
+
+    /// The checkpoint to go on from.
+    fn resumed(&self, terminal: &mut Terminal) -> Outcome<Option<Checkpoint>> {
+        let Some(dir) = &self.checkpoint else { return Ok(None) };
+        if !self.resume {
+            return match saved(dir)?.last() {
+                Some(latest) => Err(Failure::at(
+                    dir,
+                    format!(
+                        "holds checkpoints already, the latest of step {}; go on from it with --resume or choose another directory",
+                        latest.step
+                    ),
+                )),
+                None => Ok(None),
+            };
+        }
+        match Checkpoint::latest(dir) {
+            Err(nothing @ CheckpointError::NoCheckpoint { .. }) => {
+                terminal.note(format!("{nothing}; training starts from the beginning"));
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+            Ok(checkpoint) => Ok(Some(checkpoint)),
+        }
+    }
+
+    /// The seed of the run; a run that is resumed keeps its own.
+    fn seed(&self, resumed: Option<&Checkpoint>) -> Outcome<u64> {
+        match (self.seed, resumed) {
+            (Some(seed), Some(checkpoint)) if seed != checkpoint.seed() => Err(Failure::at(
+                checkpoint.dir(),
+                format!("was written with --seed {}, not {seed}; leave --seed out to go on from it", checkpoint.seed()),
+            )),
+            (_, Some(checkpoint)) => Ok(checkpoint.seed()),
+            (seed, None) => Ok(seed.unwrap_or(0)),
+        }
+    }
+
+    /// Writes a checkpoint if it is time.
+    fn checkpoint(&self, training: &TrainingSession, step: u64, tell: bool, terminal: &mut Terminal) -> Outcome {
+        let Some(dir) = &self.checkpoint else { return Ok(()) };
+        if step != self.steps && !self.save_every.is_some_and(|every| step.is_multiple_of(every)) {
+            return Ok(());
+        }
+        let options = SaveOptions { keep: self.keep, ..SaveOptions::default() };
+        let path = training.save_checkpoint_with(dir, &options)?;
+        if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) }
     }
 
     fn open(&self) -> Outcome<Model> {
@@ -147,7 +216,7 @@ impl Train {
         Ok(Model { config, json, map, dir: None })
     }
 
-    fn source(&self, config: &ModelConfig) -> Outcome<Source> {
+    fn source(&self, config: &ModelConfig, seed: u64) -> Outcome<Source> {
         match (&self.inputs, &self.text) {
             (Some(file), _) => {
                 let batch = Batch::read(file, config)?;
@@ -158,7 +227,7 @@ impl Train {
             }
             (None, Some(file)) => {
                 let seq = self.seq.unwrap_or(128.min(config.max_positions()));
-                let text = Text::read(file, config, self.batch, seq, self.seed)?;
+                let text = Text::read(file, config, self.batch, seq, seed)?;
                 Ok(Source::Windows(text, TokenBatch::new(self.batch, seq)))
             }
             (None, None) => Err(Failure::new("training needs data: --inputs or --text")),
@@ -166,9 +235,7 @@ impl Train {
     }
 
     fn check_outputs(&self) -> Outcome {
-        if let Some(dir) = &self.save {
-            check_dir(dir)?;
-        }
+        self.save.iter().chain(&self.checkpoint).try_for_each(|dir| check_dir(dir))?;
         self.grads.iter().chain(&self.metrics).try_for_each(|file| check_file(file))
     }
 
@@ -180,10 +247,12 @@ impl Train {
         terminal: &mut Terminal,
     ) -> Outcome {
         let TokenBatch { batch, seq, .. } = source.tokens();
-        let mut metrics = self.metrics.as_deref().map(Metrics::new).transpose()?;
+        let done = training.steps_done() as u64;
+        let mut metrics = self.metrics.as_deref().map(|path| Metrics::new(path, done)).transpose()?;
         let bar = progress(self.steps);
-        for step in 1..=self.steps {
-            source.feed(training.session(), step as usize - 1)?;
+        bar.set_position(done);
+        for step in done + 1..=self.steps {
+            source.feed(training.session(), step as usize - 1, step == done + 1)?;
             let start = Instant::now();
             let loss = training.step(f64::from(self.lr))?;
             let seconds = start.elapsed().as_secs_f64();
@@ -202,6 +271,7 @@ impl Train {
             if let (1, Some(file)) = (step, &self.grads) {
                 write_gradients(training.session(), map, file)?;
             }
+            self.checkpoint(training, step, bar.is_hidden(), terminal)?;
         }
         bar.finish();
         Ok(())
@@ -234,8 +304,17 @@ struct Metrics<'a> {
 }
 
 impl<'a> Metrics<'a> {
-    fn new(path: &'a Path) -> Outcome<Self> {
-        let file = File::create(path).map_err(|e| Failure::at(path, e))?;
+    /// Begins a file, or goes on with one behind the steps that are done.
+    fn new(path: &'a Path, done: u64) -> Outcome<Self> {
+        let earlier = match done {
+            0 => String::new(),
+            _ => fs::read_to_string(path).unwrap_or_default(),
+        };
+        // Steps behind the checkpoint are done again; an interrupted line is none.
+        let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64();
+        let kept = earlier.lines().filter(|line| step(line).is_some_and(|s| s <= done)).map(|line| format!("{line}\n"));
+        Pending::new(path)?.write(kept.collect::<String>().as_bytes())?;
+        let file = File::options().append(true).open(path).map_err(|e| Failure::at(path, e))?;
         Ok(Metrics { path, file })
     }
 

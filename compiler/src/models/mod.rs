@@ -1,7 +1,7 @@
 //! Model families, read from Hugging Face directories.
 //!
 //! [`ModelDir::open`] reads `config.json` and the headers of the weight files. [`WeightMap`] says which tensor is which parameter and
-//! in which layout, so that each rank can read only its part ([`WeightEntry::read_slice`]). The modules' fields have the names of the
+//! in which layout, so that each rank reads only its box ([`read_box`]). The modules' fields have the names of the
 //! weight files, and mark their regions, so that plans name modules as Hugging Face does.
 
 mod attention;
@@ -21,6 +21,7 @@ mod model;
 pub mod presets;
 mod rope;
 mod save;
+mod shard;
 mod weight_map;
 mod weights;
 
@@ -40,7 +41,9 @@ pub use mha_mlp::{MhaMlp, ReluMlp};
 pub use mlp::Mlp;
 pub use model::{Model, TokenInputs, build, load, weight_map};
 pub use rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
-pub use save::{save_pretrained, write_weights};
+pub use save::{save_pretrained, save_strips, write_strips, write_weights};
+pub use shard::{STRIP, read_box};
+pub(crate) use weight_map::transposed;
 pub use weight_map::{WeightEntry, WeightMap, burn_path, hf_path};
 pub use weights::{FileType, TensorInfo, Weights};
 

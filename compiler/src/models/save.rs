@@ -1,10 +1,12 @@
 //! Writing a model directory in Hugging Face's names and layout.
 
 use super::error::ModelError;
+use super::shard::STRIP;
 use super::weight_map::{WeightEntry, WeightMap};
 use serde_json::{Map, Value, json};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Writes `config.json` and `model.safetensors` into `dir`, which is created if need be.
@@ -18,13 +20,23 @@ pub fn save_pretrained(
     map: &WeightMap,
     values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
 ) -> Result<(), ModelError> {
+    save_strips(dir, config_json, map, whole(values))
+}
+
+/// [`save_pretrained`] of parameters that are only had in strips: see [`write_strips`].
+pub fn save_strips<E: From<ModelError>>(
+    dir: &Path,
+    config_json: &Value,
+    map: &WeightMap,
+    strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
     fs::create_dir_all(dir).map_err(|source| ModelError::Io { file: dir.to_path_buf(), source })?;
-    write_weights(&dir.join("model.safetensors"), map, values)?;
-    replace(&dir.join("config.json"), |file| {
+    write_strips(&dir.join("model.safetensors"), map, strip)?;
+    Ok(replace(&dir.join("config.json"), |file| {
         serde_json::to_writer_pretty(&mut *file, config_json)?;
         file.write_all(b"\n")?;
         Ok(())
-    })
+    })?)
 }
 
 /// Writes one safetensors file with every parameter of the map, under Hugging Face's names and in its layout.
@@ -33,8 +45,39 @@ pub fn save_pretrained(
 pub fn write_weights(
     path: &Path,
     map: &WeightMap,
-    mut values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
+    values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
 ) -> Result<(), ModelError> {
+    write_strips(path, map, whole(values))
+}
+
+/// Strips of parameters that are had as a whole.
+fn whole(
+    mut values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
+) -> impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), ModelError> {
+    let mut held = Vec::new();
+    move |entry, strip, into| {
+        if strip.start == 0 {
+            let (found, expected) = (values(entry)?, entry.shape.iter().product());
+            if found.len() != expected {
+                let found = found.len();
+                return Err(ModelError::WrongLength { path: entry.burn_path.clone(), expected, found });
+            }
+            held = entry.to_file_layout(found);
+        }
+        into.copy_from_slice(&held[strip]);
+        Ok(())
+    }
+}
+
+/// [`write_weights`] of parameters that are only had in strips.
+///
+/// `strip` fills a range of a parameter's elements in the *file's* layout, row-major: whole rows, [`STRIP`] bytes at most unless one row
+/// is longer. It is called in order, from a range that begins with 0 (an empty one for a parameter without elements) to the last.
+pub fn write_strips<E: From<ModelError>>(
+    path: &Path,
+    map: &WeightMap,
+    mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
     // Parameters that are rows of one tensor become one tensor again.
     let mut tensors: Vec<(&str, Vec<&WeightEntry>)> = Vec::new();
     for entry in &map.entries {
@@ -64,21 +107,21 @@ pub fn write_weights(
     let written = replace(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
+        let mut values = Vec::new();
         for entry in tensors.iter().flat_map(|(_, parts)| parts) {
-            let expected = entry.shape.iter().product::<usize>();
-            let result = values(entry).and_then(|values| match values.len() == expected {
-                true => Ok(entry.to_file_layout(values)),
-                false => Err(ModelError::WrongLength { path: entry.burn_path.clone(), expected, found: values.len() }),
-            });
-            match result {
-                Ok(values) => {
-                    for value in values {
-                        file.write_all(&value.to_le_bytes())?;
-                    }
-                }
-                Err(error) => {
+            let total: usize = entry.shape.iter().product();
+            let row = entry.file_shape().iter().skip(1).product::<usize>().max(1);
+            let rows = (STRIP / 4 / row).max(1) * row;
+            for first in (0..total.max(1)).step_by(rows) {
+                let range = first..total.min(first + rows);
+                values.clear();
+                values.resize(range.len(), 0.0);
+                if let Err(error) = strip(entry, range, &mut values) {
                     failure = Some(error);
                     return Err(std::io::Error::other("a parameter could not be had"));
+                }
+                for value in &values {
+                    file.write_all(&value.to_le_bytes())?;
                 }
             }
         }
@@ -86,7 +129,7 @@ pub fn write_weights(
     });
     match failure {
         Some(error) => Err(error),
-        None => written,
+        None => Ok(written?),
     }
 }
 

@@ -204,7 +204,7 @@ pub fn burn_path(hf_path: &str) -> String {
 }
 
 /// Transposes `[rows, columns]`.
-fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+pub(crate) fn transposed(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
     const TILE: usize = 32;
     let mut result = vec![0.0; values.len()];
     for row in (0..rows).step_by(TILE) {

@@ -6,10 +6,10 @@ use burn::tensor::{bf16, f16};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use tpc_ir::DType;
 
 /// The element types that files use here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,10 +48,11 @@ pub struct TensorInfo {
 pub struct Weights {
     /// The file that errors name when no single one is meant.
     origin: PathBuf,
-    files: Vec<(PathBuf, Mutex<File>)>,
+    files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, TensorInfo>,
 }
 
+const FLOATS: &str = "F32, F16, BF16 or F64";
 /// Read at most this much at once when a slice's runs are short and near each other.
 const CHUNK: usize = 1 << 20;
 /// A longer header is surely not one.
@@ -137,7 +138,7 @@ impl Weights {
         if end > length {
             return Err(truncated(end));
         }
-        self.files.push((path.to_path_buf(), Mutex::new(file)));
+        self.files.push((path.to_path_buf(), file));
         Ok(())
     }
 
@@ -196,7 +197,7 @@ impl Weights {
             FileType::F16 => |b| f16::from_le_bytes(array(b)).to_f32(),
             FileType::Bf16 => |b| bf16::from_le_bytes(array(b)).to_f32(),
             FileType::F64 => |b| f64::from_le_bytes(array(b)) as f32,
-            _ => return Err(self.wrong_type(name, info, "F32, F16, BF16 or F64")),
+            _ => return Err(self.wrong_type(name, info, FLOATS)),
         };
         self.read(name, info, slice, convert)
     }
@@ -219,6 +220,21 @@ impl Weights {
             _ => return Err(self.wrong_type(name, info, "I64 or I32")),
         };
         self.read(name, info, &whole(&info.shape), convert)
+    }
+
+    /// The element type of a tensor of floats.
+    ///
+    /// # Errors
+    /// No such tensor, or one of integers.
+    pub fn float_type(&self, name: &str) -> Result<DType, ModelError> {
+        let info = self.info(name)?;
+        match info.dtype {
+            FileType::F32 => Ok(DType::F32),
+            FileType::F16 => Ok(DType::F16),
+            FileType::Bf16 => Ok(DType::BF16),
+            FileType::F64 => Ok(DType::F64),
+            _ => Err(self.wrong_type(name, info, FLOATS)),
+        }
     }
 
     fn wrong_type(&self, name: &str, info: &TensorInfo, expected: &'static str) -> ModelError {
@@ -289,15 +305,18 @@ impl Weights {
     }
 
     fn read_bytes(&self, info: &TensorInfo, at: u64, length: usize, into: &mut Vec<u8>) -> Result<(), ModelError> {
+        into.resize(length, 0);
+        let first = at.saturating_sub(info.offset) as usize;
+        self.read_at(info, first, into)
+    }
+
+    /// Fills `into` with the bytes of a tensor from its byte `first` on. Threads do not wait for each other.
+    pub(super) fn read_at(&self, info: &TensorInfo, first: usize, into: &mut [u8]) -> Result<(), ModelError> {
         let Some((path, file)) = self.files.get(info.file) else {
             return Ok(());
         };
-        into.resize(length, 0);
-        // A poisoned lock is harmless: every read seeks first.
-        let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        file.seek(SeekFrom::Start(at))
-            .and_then(|_| file.read_exact(into))
-            .map_err(|source| ModelError::Io { file: path.clone(), source })
+        let at = info.offset + first as u64;
+        read_exact_at(file, into, at).map_err(|source| ModelError::Io { file: path.clone(), source })
     }
 
     /// Up to three names that share the most of their dotted parts, from the end or the start.
@@ -424,6 +443,22 @@ impl Iterator for Runs {
         }
         Some(start)
     }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+/// Where files cannot be read at a place, a copy of the handle moves the cursor; only one thread at a time may.
+#[cfg(not(unix))]
+fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut file = file.try_clone()?;
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(into)
 }
 
 fn whole(shape: &[usize]) -> Vec<Range<usize>> {

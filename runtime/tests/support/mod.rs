@@ -37,7 +37,8 @@ impl Builder {
 
     pub fn bind_input(&mut self, name: &str, view: &View, global: Vec<usize>, start: Vec<usize>) {
         let binding = Binding { view: view.clone(), layout: global.clone(), global, start };
-        self.program.inputs.push(InputBinding { name: name.into(), kind: InputKind::Data, binding });
+        // State may start as zeros; a step wants parameters and data to be written first.
+        self.program.inputs.push(InputBinding { name: name.into(), kind: InputKind::State, binding });
     }
 
     pub fn output(&mut self, name: &str, view: &View) {

@@ -1,0 +1,164 @@
+//! What is where in a checkpoint: `index.json`.
+//!
+//! The file is one JSON object of two members, `hash` and `index`, one a line; the hash is that of the second line.
+
+use super::error::CheckpointError;
+use super::hash::{hash, text};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::path::Path;
+
+/// The file's name.
+pub const FILE: &str = "index.json";
+/// The version of the format that is written and read.
+pub const VERSION: u64 = 1;
+const FORMAT: &str = "tpc-checkpoint";
+
+/// The contents of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Index {
+    /// Always `tpc-checkpoint`.
+    pub format: String,
+    /// Format version.
+    pub version: u64,
+    /// Steps that were done.
+    pub step: u64,
+    /// Seed of the run's random operations.
+    pub seed: u64,
+    /// Axes and sizes of the mesh that wrote it, for information.
+    pub mesh: Vec<(String, usize)>,
+    /// The rank files.
+    pub files: Vec<FileEntry>,
+    /// The tensors, in the order of the writing program's inputs.
+    pub tensors: Vec<TensorEntry>,
+}
+
+/// A rank file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Bytes before the first tensor.
+    pub head: u64,
+    /// The hash of these.
+    pub hash: String,
+}
+
+/// A tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorEntry {
+    /// Its name in the program.
+    pub name: String,
+    /// `parameter` or `state`.
+    pub kind: String,
+    /// Element type, `f32` for example.
+    pub dtype: String,
+    /// Shape as the model knows it.
+    pub shape: Vec<usize>,
+    /// Shape as the writing program cuts it, the same row-major elements; boxes are boxes of this.
+    pub factors: Vec<usize>,
+    /// Its boxes; together they are the whole.
+    pub boxes: Vec<BoxEntry>,
+}
+
+/// A stored box.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BoxEntry {
+    /// Position in [`Index::files`].
+    pub file: usize,
+    /// First byte in the file.
+    pub place: u64,
+    /// First index in every dimension of the factors.
+    pub start: Vec<usize>,
+    /// Shape.
+    pub shape: Vec<usize>,
+    /// Hash of every block.
+    pub hashes: Vec<String>,
+}
+
+impl TensorEntry {
+    /// Kind, type and shape, for messages.
+    pub fn describe(&self) -> String {
+        format!("{} {}{:?}", self.kind, self.dtype, self.shape)
+    }
+}
+
+impl Index {
+    /// An index without contents.
+    pub fn new(step: u64, seed: u64, mesh: Vec<(String, usize)>) -> Self {
+        Index { format: FORMAT.into(), version: VERSION, step, seed, mesh, files: Vec::new(), tensors: Vec::new() }
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        // Numbers, texts and lists of them always have a JSON form.
+        let body = serde_json::to_string(self).unwrap_or_default();
+        format!("{{\"hash\":\"{}\",\"index\":\n{body}\n}}\n", text(hash(body.as_bytes())))
+    }
+
+    /// Reads a file's text.
+    ///
+    /// # Errors
+    /// A text that is not what was written, another version.
+    pub fn from_text(file: &Path, contents: &[u8]) -> Result<Self, CheckpointError> {
+        let damaged = |problem: String| CheckpointError::damaged(file, None, problem);
+        let contents = std::str::from_utf8(contents).map_err(|e| damaged(e.to_string()))?;
+        let lines: Vec<&str> = contents.split('\n').collect();
+        let [first, body, "}", ""] = lines[..] else {
+            return Err(damaged("not the index of a checkpoint, or not all of it".into()));
+        };
+        if first != format!("{{\"hash\":\"{}\",\"index\":", text(hash(body.as_bytes()))) {
+            return Err(damaged("its contents do not have the hash that it names".into()));
+        }
+        let value: Value = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
+        match (value.get("format").and_then(Value::as_str), value.get("version").and_then(Value::as_u64)) {
+            (Some(FORMAT), Some(VERSION)) => {}
+            (Some(FORMAT), Some(found)) => {
+                return Err(CheckpointError::Version { file: file.to_path_buf(), found, known: VERSION });
+            }
+            _ => return Err(damaged("not the index of a checkpoint".into())),
+        }
+        let index: Index = serde_json::from_value(value).map_err(|e| damaged(e.to_string()))?;
+        index.check().map_err(damaged)?;
+        Ok(index)
+    }
+
+    /// Whether boxes lie in their tensors and files, and are as many elements as the tensor.
+    fn check(&self) -> Result<(), String> {
+        let product = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
+        for t in &self.tensors {
+            let wrong = |what: &str| format!("tensor `{}`: {what}", t.name);
+            let dtype = tpc_ir::DType::from_name(&t.dtype).ok_or_else(|| wrong("unknown element type"))?;
+            let total =
+                product(&t.factors).filter(|n| Some(*n) == product(&t.shape)).ok_or_else(|| wrong("its shapes"))?;
+            let mut held = 0;
+            for b in &t.boxes {
+                let same = b.start.len() == t.factors.len() && b.shape.len() == t.factors.len();
+                let inside = |d: usize| b.start[d].checked_add(b.shape[d]).is_some_and(|end| end <= t.factors[d]);
+                if !same || !(0..t.factors.len()).all(inside) {
+                    return Err(wrong("a box outside of it"));
+                }
+                let elements: usize = b.shape.iter().product();
+                let bytes = elements.checked_mul(dtype.bytes()).ok_or_else(|| wrong("a box that is too large"))?;
+                let file = self.files.get(b.file).ok_or_else(|| wrong("a box in no file"))?;
+                if b.place < file.head || b.place.checked_add(bytes as u64).is_none_or(|end| end > file.bytes) {
+                    return Err(wrong("a box outside of its file"));
+                }
+                if b.hashes.len() != bytes.div_ceil(super::BLOCK) {
+                    return Err(wrong("hashes are missing"));
+                }
+                held += elements;
+            }
+            if held != total {
+                return Err(wrong("boxes that are not the whole tensor"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,283 @@
+//! Writing a checkpoint: all ranks at once, whole or not at all.
+//!
+//! ```text
+//! remove leftovers → make .step-N.PID.partial → rank files and index, synced → sync the directory
+//!   → rename to step-N → sync the parent → remove what is superseded
+//! ```
+//! Whenever this ends, by an error or by a kill, the checkpoints that were there are still there, or the new one is.
+
+use super::container::{Entry, head};
+use super::directory::{Saved, partial, saved};
+use super::error::CheckpointError;
+use super::hash::{hash, text};
+use super::index::{BoxEntry, FILE, FileEntry, Index, TensorEntry};
+use crate::session::{Session, each_rank};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use tpc_ir::InputKind;
+
+/// How a checkpoint is written.
+#[derive(Clone, Debug, Default)]
+pub struct SaveOptions {
+    /// How many checkpoints stay, the new one included; the earliest are removed after it is whole. All of them by default.
+    pub keep: Option<NonZeroUsize>,
+    /// Makes the write fail, for tests of what is left.
+    pub fault: Option<WriteFault>,
+}
+
+/// A failure on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteFault {
+    /// Bytes that the disk still takes; making, syncing, renaming and removing count as a byte each.
+    pub after: u64,
+    /// What it looks like.
+    pub kind: FaultKind,
+}
+
+/// How a write fails on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    /// The disk is full: the write ends with an error, and cleans up.
+    FullDisk,
+    /// The process is gone: nothing is done any more.
+    Kill,
+}
+
+/// Writes what the session's parameters and state hold as the checkpoint of a step, in a directory of checkpoints, which is made if
+/// need be; gives the checkpoint's own directory. One process at a time may write into a directory.
+///
+/// # Errors
+/// A session that failed, a disk that does not take it, a later checkpoint in the directory. What was there before is whole.
+pub fn save(
+    session: &Session,
+    dir: &Path,
+    step: u64,
+    seed: u64,
+    options: &SaveOptions,
+) -> Result<PathBuf, CheckpointError> {
+    // After a failed step the arenas hold a mixture of old and new values.
+    session.check_usable()?;
+    let disk = Disk { left: options.fault.map(|f| AtomicU64::new(f.after)) };
+    fs::create_dir_all(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
+    let present = saved(dir)?;
+    let mut target = Saved::at(dir, step, 0);
+    if let Some(latest) = present.last() {
+        if latest.step > step {
+            return Err(CheckpointError::Later { dir: dir.to_path_buf(), found: latest.step, step });
+        }
+        if latest.step == step {
+            target = Saved::at(dir, step, latest.again + 1);
+        }
+    }
+    for name in partial(dir)? {
+        disk.remove(&dir.join(name))?;
+    }
+    let temporary = target.partial();
+    let written = fill(session, &temporary, step, seed, &disk).and_then(|()| {
+        disk.operation(&target.path, "cannot get its name", |to| fs::rename(&temporary, to))?;
+        disk.sync(dir)
+    });
+    if let Err(error) = written {
+        if options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) {
+            // Nothing more can be done if this fails, too: the next save tries it again.
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        return Err(error);
+    }
+    let keep = options.keep.map_or(usize::MAX, |keep| keep.get() - 1);
+    let earlier = present.iter().filter(|s| s.step < step).count();
+    let superseded = present.iter().enumerate().filter(|(i, s)| s.step == step || i + keep < earlier);
+    for (_, old) in superseded {
+        // It loses its name first, so that it never looks whole while it vanishes.
+        let gone = old.partial();
+        disk.operation(&old.path, "cannot be removed", |path| fs::rename(path, &gone))?;
+        disk.remove(&gone)?;
+    }
+    Ok(target.path)
+}
+
+/// Which rank writes which box: one of those that hold it, so that all write about equally much.
+struct Assignment {
+    input: usize,
+    rank: usize,
+}
+
+fn assign(session: &Session) -> Vec<Assignment> {
+    let mut boxes: Vec<(usize, usize, Vec<usize>)> = Vec::new();
+    for (input, i) in session.program(0).inputs.iter().enumerate() {
+        if !matches!(i.kind, InputKind::Parameter | InputKind::State) {
+            continue;
+        }
+        let mut holders: BTreeMap<(&[usize], &[usize]), Vec<usize>> = BTreeMap::new();
+        for rank in 0..session.ranks() {
+            let binding = &session.program(rank).inputs[input].binding;
+            if binding.view.elements() > 0 {
+                holders.entry((&binding.start, &binding.view.shape)).or_default().push(rank);
+            }
+        }
+        for ((_, shape), ranks) in holders {
+            boxes.push((shape.iter().product::<usize>() * i.binding.view.dtype.bytes(), input, ranks));
+        }
+    }
+    // The largest first, each to the rank with the least so far.
+    let mut order: Vec<usize> = (0..boxes.len()).collect();
+    order.sort_by_key(|&b| (std::cmp::Reverse(boxes[b].0), b));
+    let mut load = vec![0; session.ranks()];
+    let mut assigned = vec![0; boxes.len()];
+    for b in order {
+        let (bytes, _, ranks) = &boxes[b];
+        assigned[b] = ranks.iter().copied().min_by_key(|&r| (load[r], r)).unwrap_or(0);
+        load[assigned[b]] += bytes;
+    }
+    boxes.iter().zip(assigned).map(|((_, input, _), rank)| Assignment { input: *input, rank }).collect()
+}
+
+/// Writes all files of a checkpoint into a new directory.
+fn fill(session: &Session, dir: &Path, step: u64, seed: u64, disk: &Disk) -> Result<(), CheckpointError> {
+    disk.operation(dir, "cannot be made", |dir| fs::create_dir(dir))?;
+    let assigned = assign(session);
+    let written = each_rank(session.ranks(), &|rank| {
+        let mine: Vec<usize> = assigned.iter().filter(|a| a.rank == rank).map(|a| a.input).collect();
+        // A rank that has nothing to write makes no file.
+        (!mine.is_empty()).then(|| write_rank(session, rank, &mine, dir, disk)).transpose()
+    })?;
+    let axes = session.program(0).mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect();
+    let mut index = Index::new(step, seed, axes);
+    let mut boxes: Vec<std::vec::IntoIter<BoxEntry>> = Vec::new();
+    for rank in written {
+        let number = index.files.len();
+        let (file, mut entries) = rank.map_or((None, Vec::new()), |(f, b)| (Some(f), b));
+        index.files.extend(file);
+        entries.iter_mut().for_each(|b| b.file = number);
+        boxes.push(entries.into_iter());
+    }
+    for (input, i) in session.program(0).inputs.iter().enumerate() {
+        if matches!(i.kind, InputKind::Parameter | InputKind::State) {
+            let ranks = assigned.iter().filter(|a| a.input == input).map(|a| a.rank);
+            index.tensors.push(TensorEntry {
+                name: i.name.clone(),
+                kind: i.kind.name().into(),
+                dtype: i.binding.view.dtype.name().into(),
+                shape: i.binding.layout.clone(),
+                factors: i.binding.global.clone(),
+                // A rank's boxes are in the order of the inputs.
+                boxes: ranks.filter_map(|rank| boxes[rank].next()).collect(),
+            });
+        }
+    }
+    let path = dir.join(FILE);
+    let mut file = disk.create(&path)?;
+    let written = file.write_all(index.to_text().as_bytes()).and_then(|()| file.sync());
+    written.map_err(CheckpointError::io(&path, CANNOT_WRITE))?;
+    disk.sync(dir)
+}
+
+/// Writes the file of one rank straight from its arena.
+fn write_rank(
+    session: &Session,
+    rank: usize,
+    inputs: &[usize],
+    dir: &Path,
+    disk: &Disk,
+) -> Result<(FileEntry, Vec<BoxEntry>), CheckpointError> {
+    let program = session.program(rank);
+    let bindings: Vec<_> = inputs.iter().map(|&i| &program.inputs[i]).collect();
+    let entries: Vec<Entry> =
+        bindings.iter().map(|i| (&*i.name, i.binding.view.dtype, &i.binding.view.shape[..])).collect();
+    let (head, places) = head(&entries);
+    let name = format!("rank-{rank:05}.safetensors");
+    let path = dir.join(&name);
+    let mut file = BufWriter::with_capacity(WRITE_BUFFER, disk.create(&path)?);
+    let mut boxes = Vec::with_capacity(inputs.len());
+    let mut bytes = head.len() as u64;
+    let io = |e| CheckpointError::io(&path, CANNOT_WRITE)(e);
+    file.write_all(&head).map_err(io)?;
+    for (input, place) in bindings.iter().zip(places) {
+        let (request, data) = session.box_of(rank, &input.binding)?;
+        let mut hashes = Vec::with_capacity(data.len().div_ceil(super::BLOCK));
+        for block in data.chunks(super::BLOCK) {
+            hashes.push(text(hash(block)));
+            file.write_all(block).map_err(io)?;
+        }
+        bytes += data.len() as u64;
+        boxes.push(BoxEntry { file: 0, place, start: request.start, shape: request.shape, hashes });
+    }
+    file.flush().map_err(io)?;
+    file.get_mut().sync().map_err(io)?;
+    Ok((FileEntry { name, bytes, head: head.len() as u64, hash: text(hash(&head)) }, boxes))
+}
+
+const CANNOT_WRITE: &str = "the checkpoint cannot be written, those before it are whole";
+const WRITE_BUFFER: usize = 1 << 16;
+
+/// The disk, which may be made to fail.
+struct Disk {
+    left: Option<AtomicU64>,
+}
+
+impl Disk {
+    /// How many of these bytes are still taken.
+    fn take(&self, bytes: u64) -> u64 {
+        let Some(left) = &self.left else { return bytes };
+        let before = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some(l.saturating_sub(bytes)));
+        before.unwrap_or(0).min(bytes)
+    }
+
+    fn full() -> io::Error {
+        io::Error::new(io::ErrorKind::StorageFull, "injected fault")
+    }
+
+    fn operation<T>(
+        &self,
+        path: &Path,
+        what: &'static str,
+        f: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> Result<T, CheckpointError> {
+        let result = if self.take(1) == 1 { f(path) } else { Err(Disk::full()) };
+        result.map_err(CheckpointError::io(path, what))
+    }
+
+    fn create(&self, path: &Path) -> Result<DiskFile<'_>, CheckpointError> {
+        let file = self.operation(path, CANNOT_WRITE, |path| File::create_new(path))?;
+        Ok(DiskFile { file, disk: self })
+    }
+
+    /// Makes sure that names in a directory are on the disk.
+    fn sync(&self, dir: &Path) -> Result<(), CheckpointError> {
+        // Only Unix opens directories.
+        let sync = |dir: &Path| if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) };
+        self.operation(dir, CANNOT_WRITE, sync)
+    }
+
+    fn remove(&self, dir: &Path) -> Result<(), CheckpointError> {
+        self.operation(dir, "cannot be removed", |dir| fs::remove_dir_all(dir))
+    }
+}
+
+struct DiskFile<'a> {
+    file: File,
+    disk: &'a Disk,
+}
+
+impl DiskFile<'_> {
+    fn sync(&mut self) -> io::Result<()> {
+        if self.disk.take(1) == 1 { self.file.sync_all() } else { Err(Disk::full()) }
+    }
+}
+
+impl Write for DiskFile<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.disk.take(bytes.len() as u64) as usize {
+            0 if !bytes.is_empty() => Err(Disk::full()),
+            taken => self.file.write(&bytes[..taken]),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
