@@ -13,6 +13,7 @@ use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::cost::CostModel;
+use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::lower::lower;
 use tpc_passes::propagate::{Annotations, propagate};
@@ -35,6 +36,9 @@ pub enum Error {
     /// The compiler made a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
     Check(#[from] CheckError),
+    /// The compiler made a program that computes something else than the model.
+    #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
+    Denote(#[from] DenoteError),
     /// The program failed while loading or running.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
@@ -92,6 +96,7 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
     check(&propagated)?;
     let (placed, report) = optimize(&propagated, &options.search);
     check(&placed)?;
+    denotes(&placed, &logical)?;
     let ranks = lower(&placed);
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }

@@ -11,12 +11,14 @@
 //! | how are collectives moved, merged and removed | [`egraph`] |
 //! | what does a plan cost | [`cost`] |
 //! | what does a rank execute | [`lower`] |
-//! | is a placed program right | [`check`] |
+//! | is a placed program right | [`mod@check`] |
+//! | does it compute the model | [`denotes`] |
 #![warn(missing_docs)]
 
 pub mod canonicalize;
 pub mod check;
 pub mod cost;
+pub mod denotes;
 pub mod egraph;
 pub mod lower;
 pub mod propagate;

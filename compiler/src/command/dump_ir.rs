@@ -12,6 +12,7 @@ use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
+use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::lower::{group::kernels, lower, lower_rank};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
@@ -286,5 +287,6 @@ fn place(logical: &Graph, annotations: &Annotations, search: &SearchOptions) -> 
     check(&propagated)?;
     let (placed, _) = optimize(&propagated, search);
     check(&placed)?;
+    denotes(&placed, logical)?;
     Ok(placed)
 }
