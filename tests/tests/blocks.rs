@@ -1,0 +1,211 @@
+//! Repetition: a deep program whose block is searched once is the one that the whole search gives, and
+//! the folded text of a whole training step is the training step.
+
+use burn::module::Module;
+use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{DType, Device, Tensor, activation};
+use serde_json::json;
+use std::collections::HashMap;
+use tpc::capture::{Spec, capture_training_shapes};
+use tpc::import::import;
+use tpc::models::ModelConfig;
+use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc_ir::interpret::Tensor as Value;
+use tpc_ir::{Graph, fold, parse, text};
+use tpc_passes::canonicalize::canonicalize;
+use tpc_passes::check::check;
+use tpc_passes::cost::CostModel;
+use tpc_passes::denotes::denotes;
+use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
+use tpc_passes::propagate::propagate;
+use tpc_passes::styles::{Plan, Style, annotate};
+use tpc_tests::training::{adamw, config, mesh, plan};
+use tpc_tests::{captured::tensor, difference, inputs, on_ranks, reference};
+
+/// An unplaced program, and inputs for it.
+struct Model {
+    logical: Graph,
+    feed: HashMap<String, Value>,
+}
+
+impl Model {
+    fn of(captured: &tpc::capture::Captured) -> Self {
+        let imported = import(captured).unwrap();
+        let constants: HashMap<String, Value> =
+            imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
+        let feed = inputs(&imported.graph, 7, &constants);
+        Model { logical: canonicalize(&imported.graph), feed }
+    }
+
+    fn language(config: &ModelConfig, train: bool) -> Self {
+        let tokens = TokenBatch::new(2, 6);
+        if !train {
+            return Model::of(&capture_forward(config, tokens, false).unwrap());
+        }
+        let names = names(config);
+        let mut step = capture_step(config, tokens, &adamw()).unwrap().steady;
+        rename(&mut step, &|p| names.get(p).cloned().unwrap_or_else(|| p.to_string()));
+        Model::of(&step)
+    }
+
+    /// Optimized with blocks and as a whole.
+    fn both(&self, plan: &Plan, on: &str) -> [(Graph, SearchReport); 2] {
+        let annotations = annotate(&self.logical, &mesh(on), plan).unwrap();
+        let propagated = propagate(&self.logical, &annotations, &CostModel::default());
+        [true, false].map(|blocks| optimize(&propagated, &SearchOptions { blocks, ..SearchOptions::default() }))
+    }
+
+    /// Both are the same program, line by line and reason by reason; it is proven and executed.
+    fn same(&self, name: &str, plan: &Plan, on: &str, blocks: &[(&str, usize)]) {
+        let [(graph, once), (whole, all)] = self.both(plan, on);
+        let found: Vec<(&str, usize)> = once.blocks.iter().map(|(p, n)| (p.as_str(), *n)).collect();
+        assert_eq!(found, blocks, "{name} under {on}: {once:?}");
+        assert_eq!(collectives(&graph), collectives(&whole), "{name} on {on}");
+        assert_eq!((once.before, once.paid), (all.before, all.paid), "{name} on {on}");
+        assert!((once.after - all.after).abs() <= 1e-12 * all.after, "{} and {} s", once.after, all.after);
+        let (a, b) = (text::print(&graph), text::print(&whole));
+        let differ = a.lines().zip(b.lines()).find(|(a, b)| a != b);
+        assert!(a == b, "{name} on {on}: {differ:?}");
+        check(&graph).unwrap();
+        denotes(&graph, &self.logical).unwrap();
+        let expected = reference(&self.logical, &self.feed);
+        assert!(difference(&expected, &on_ranks(&graph, &self.feed)) < 1e-9, "{name} on {on}");
+        assert_eq!(parse::parse(&fold::print(&graph)).unwrap(), parse::parse(&a).unwrap(), "{name} on {on}");
+    }
+}
+
+/// Names as the files have them.
+fn rename(captured: &mut tpc::capture::Captured, rename: &dyn Fn(&str) -> String) {
+    use tpc::capture::{InputKind as I, OutputKind as O};
+    for input in &mut captured.inputs {
+        match &mut input.kind {
+            I::Parameter { path } => *path = rename(path),
+            I::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    for output in &mut captured.outputs {
+        match &mut output.kind {
+            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
+            O::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+}
+
+fn collectives(graph: &Graph) -> Vec<String> {
+    let nodes = graph.nodes().filter(|&n| graph.node(n).op.is_collective());
+    let line = |n| {
+        let node = graph.node(n);
+        format!("{} {} {}", node.origin.phase.name(), text::operation(node, &graph.mesh), node.types[0].display(&graph.mesh))
+    };
+    let mut lines: Vec<String> = nodes.map(line).collect();
+    lines.sort();
+    lines
+}
+
+fn llama(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": layers, "vocab_size": 10, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
+    }))
+}
+
+fn gpt2(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": layers, "n_head": 2,
+        "n_inner": 16, "activation_function": "gelu_new", "tie_word_embeddings": true, "layer_norm_epsilon": 1e-5,
+    }))
+}
+
+fn bert(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "bert", "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": layers, "num_attention_heads": 2,
+        "intermediate_size": 16, "hidden_act": "gelu", "max_position_embeddings": 16, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    }))
+}
+
+const PLANS: [(&str, &str); 3] = [("tp", "tp=2"), ("tp-sp", "tp=2"), ("tp-ddp", "dp=2,tp=2")];
+
+fn deep(name: &str, config: impl Fn(usize) -> ModelConfig, block: &str) {
+    for train in [true, false] {
+        let model = Model::language(&config(8), train);
+        for (plan_name, on) in PLANS {
+            model.same(&format!("{name} {plan_name} train={train}"), &plan(plan_name), on, &[(block, 8)]);
+        }
+    }
+}
+
+#[test]
+fn llama_is_searched_once() {
+    deep("llama", llama, "model.layers");
+}
+
+#[test]
+fn gpt2_with_tied_weights_is_searched_once() {
+    deep("gpt2", gpt2, "h");
+}
+
+#[test]
+fn bert_is_searched_once() {
+    deep("bert", bert, "bert.encoder.layer");
+}
+
+#[test]
+fn few_layers_are_searched_as_they_are() {
+    for layers in 1..=4 {
+        Model::language(&llama(layers), true).same("llama", &plan("tp"), "tp=2", &[]);
+    }
+}
+
+#[test]
+fn layers_with_a_style_of_their_own_are_no_part_of_the_block() {
+    let model = Model::language(&llama(10), true);
+    let only = |pattern: &str| Plan::new().with(pattern, Style::Pairwise);
+    model.same("the first", &only("model.layers.0.mlp"), "tp=2", &[("model.layers", 9)]);
+    model.same("the last", &only("model.layers.9.mlp"), "tp=2", &[("model.layers", 9)]);
+}
+
+#[derive(Module, Debug)]
+struct Wide {
+    norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+}
+
+#[derive(Module, Debug)]
+struct Alternating {
+    layers: Vec<Wide>,
+    head: Linear,
+}
+
+#[test]
+fn two_kinds_of_layers_that_take_turns_are_one_block_of_half_as_many() {
+    let build = |layers: usize| {
+        move |d: &Device| {
+            let layer = |i: usize| {
+                let h = if i.is_multiple_of(2) { 12 } else { 16 };
+                let norm = LayerNormConfig::new(8).init(d);
+                Wide { norm, up: LinearConfig::new(8, h).init(d), down: LinearConfig::new(h, 8).init(d) }
+            };
+            Alternating { layers: (0..layers).map(layer).collect(), head: LinearConfig::new(8, 4).init(d) }
+        }
+    };
+    let loss = |m: &Alternating, (x, y): (Tensor<2>, Tensor<2>)| {
+        let layer = |x: Tensor<2>, (i, l): (usize, &Wide)| {
+            let h = l.up.forward(l.norm.forward(x.clone()));
+            // Each kind has its own function and its own constant.
+            let h = if i % 2 == 0 { activation::gelu(h) } else { activation::relu(h) * 0.5 };
+            x + l.down.forward(h)
+        };
+        let x = m.layers.iter().enumerate().fold(x, layer);
+        (m.head.forward(x) - y).powi_scalar(2).mean()
+    };
+    let spec = |d: usize| Spec::<2>::new([4, d], DType::F32);
+    let step = |n| capture_training_shapes(build(n), &adamw(), (spec(8), spec(4)), &Default::default(), loss).unwrap();
+    let plan = Plan::new().with("layers.*", Style::Pairwise);
+    Model::of(&step(16).steady).same("alternating", &plan, "tp=2", &[("layers", 8)]);
+    Model::of(&step(17).steady).same("alternating and one", &plan, "tp=2", &[("layers", 8)]);
+}
