@@ -375,13 +375,15 @@ impl<'a> Lines<'a> {
         };
         let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
         let mut paths: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); outputs + self.output_runs.len()];
-        self.each_moving(|run, kind, _, middle| match kind {
+        self.each_moving(|run, kind, step, middle| match kind {
             Number::Label(path) => {
                 *paths[run].entry(path).or_default() += 1;
                 join(run, *counted.entry(path).or_insert(run));
             }
+            // One occurrence at a time; query, key and value of one layer walk along its weights too.
             Number::Line => {
-                if let Some(other) = self.run_at(middle).filter(|&o| self.runs[o].count > 2) {
+                let along = |&o: &usize| self.runs[o].count > 2 && self.runs[o].period as i64 == step.abs();
+                if let Some(other) = self.run_at(middle).filter(along) {
                     join(run, other);
                 }
             }
@@ -580,10 +582,13 @@ impl<'a> Resizing<'a> {
             };
             let first: Vec<(Vec<i64>, Vec<i64>)> =
                 (run.start..run.start + run.period).map(|l| self.first(lines, run, l, kinds(l))).collect::<Option<_>>()?;
+            let half = (run.count / 2) as i64;
             for occurrence in 0..run.count as i64 + self.by {
+                // What it is a copy of: those at the ends of themselves, those in the middle of one there.
+                let like = occurrence.min(half).max(occurrence - self.by) as usize;
                 for (l, (start, steps)) in first.iter().enumerate() {
                     let numbers = start.iter().zip(steps).map(|(n, step)| n + occurrence * step).collect();
-                    add(run.start + l, numbers)?;
+                    add(run.start + like * run.period + l, numbers)?;
                 }
             }
             line = run.end();
