@@ -20,6 +20,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// Longest period of a run, in lines.
 const LONGEST_PERIOD: usize = 4_000;
 
+/// What the streams of random elements count: the draws of the whole program.
+const STREAM: &str = "stream=";
+
 /// Most times that runs are aligned with each other.
 const ROUNDS: usize = 8;
 
@@ -342,7 +345,7 @@ impl<'a> Lines<'a> {
     fn kinds(key: &NodeKey) -> Vec<Number<'_>> {
         let operands = key.operands.iter().filter(|o| matches!(o, Operand::Line(_))).map(|_| Number::Line);
         let labels = key.paths.iter().flat_map(|p| (1..p.literals.len()).map(|i| Number::Label(p.prefix(i - 1))));
-        let stream = matches!(key.op, Op::Random { .. }).then_some(Number::Label("stream="));
+        let stream = matches!(key.op, Op::Random { .. }).then_some(Number::Label(STREAM));
         operands.chain(labels).chain(stream).collect()
     }
 
@@ -376,6 +379,7 @@ impl<'a> Lines<'a> {
         let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
         let mut paths: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); outputs + self.output_runs.len()];
         self.each_moving(|run, kind, step, middle| match kind {
+            Number::Label(STREAM) => {}
             Number::Label(path) => {
                 *paths[run].entry(path).or_default() += 1;
                 join(run, *counted.entry(path).or_insert(run));
@@ -566,11 +570,7 @@ impl<'a> Resizing<'a> {
     ) -> Option<()> {
         let is_output = std::ptr::eq(lines, self.of.output_lines.as_slice());
         let kinds = |line: usize| {
-            if is_output {
-                Lines::output_kinds(self.of.output_key(line))
-            } else {
-                Lines::kinds(self.of.key(line))
-            }
+            if is_output { Lines::output_kinds(self.of.output_key(line)) } else { Lines::kinds(self.of.key(line)) }
         };
         let mut line = 0;
         while line < lines.len() {
@@ -580,8 +580,9 @@ impl<'a> Resizing<'a> {
                 line += 1;
                 continue;
             };
-            let first: Vec<(Vec<i64>, Vec<i64>)> =
-                (run.start..run.start + run.period).map(|l| self.first(lines, run, l, kinds(l))).collect::<Option<_>>()?;
+            let first: Vec<(Vec<i64>, Vec<i64>)> = (run.start..run.start + run.period)
+                .map(|l| self.first(lines, run, l, kinds(l)))
+                .collect::<Option<_>>()?;
             let half = (run.count / 2) as i64;
             for occurrence in 0..run.count as i64 + self.by {
                 // What it is a copy of: those at the ends of themselves, those in the middle of one there.

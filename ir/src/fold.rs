@@ -84,9 +84,10 @@ fn folded(out: &mut String, lines: &[&str], runs: &[Run], title: impl Fn(&Run) -
 fn reads_back(merged: &[String], run: &Run, lines: &[&str]) -> bool {
     let squeezed = |l: &str| split_type(l).map_or(l.to_string(), |(a, b)| format!("{a} : {b}"));
     (0..run.count).all(|i| {
-        merged.iter().zip(&lines[run.start + i * run.period..]).all(|(m, line)| {
-            occurrence(m, i, run.count).is_some_and(|text| squeezed(&text) == squeezed(line))
-        })
+        merged
+            .iter()
+            .zip(&lines[run.start + i * run.period..])
+            .all(|(m, line)| occurrence(m, i, run.count).is_some_and(|text| squeezed(&text) == squeezed(line)))
     })
 }
 

@@ -142,7 +142,8 @@ proptest! {
 #[test]
 fn a_block_has_its_regions_and_what_crosses_their_borders() {
     // Every layer: %m = mul %x, %w (kept for the backward pass); %y = add %x, %m.
-    let graph = step(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 1, 8);
+    let graph =
+        step(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], 1, 8);
     let found = Lines::of(&graph);
     let blocks = found.blocks();
     assert_eq!(blocks.len(), 1, "{}", fold::print(&graph));
@@ -168,7 +169,10 @@ fn a_block_has_its_regions_and_what_crosses_their_borders() {
 fn blocks_that_cannot_be_read_say_where() {
     let read = |body: &str| parse::parse(&format!("mesh <>\n{body}")).unwrap_err().to_string();
     assert_eq!(read("block @a ×0 {\n}"), "line 2, column 11: expected a number from 1 to 100000, found `0`");
-    assert_eq!(read("block @a ×3 {\n"), "line 2, column 14: expected lines and a closing `}` below, found the end of the line");
+    assert_eq!(
+        read("block @a ×3 {\n"),
+        "line 2, column 14: expected lines and a closing `}` below, found the end of the line"
+    );
     assert_eq!(
         read("block @a ×3 {\n  %{0..1} = input data \"x.{0..2}\" : f32[]\n}"),
         "line 3, column 3: expected numbers like {3..8} that take whole steps, found `%`"
@@ -176,6 +180,7 @@ fn blocks_that_cannot_be_read_say_where() {
     assert_eq!(read("block @a {\n}"), "line 2, column 10: expected `x`, found `{`");
     let error = read("block @a ×2 {\n  %{0..1} = neg %{7..8} : f32[]\n}");
     assert!(error.starts_with("line 3, ") && error.contains("a value defined above"), "{error}");
-    let one = parse::parse("mesh <>\nblock @\"a b\" x2 forward {\n  %{0..1} = input data \"x.{5..4}\" : f32[]\n}").unwrap();
+    let one =
+        parse::parse("mesh <>\nblock @\"a b\" x2 forward {\n  %{0..1} = input data \"x.{5..4}\" : f32[]\n}").unwrap();
     assert_eq!(one.inputs().map(|(_, _, n)| n).collect::<Vec<_>>(), ["x.5", "x.4"]);
 }

@@ -51,9 +51,9 @@ pub enum DenoteError {
         /// Number of the node in the placed graph.
         node: usize,
         /// Its operation.
-        op: String,
+        op: Box<str>,
         /// Its module path.
-        module: String,
+        module: Box<str>,
         /// What it computes, erased.
         found: String,
         /// What the logical graph has in its place, and where.
@@ -249,8 +249,8 @@ impl Expressions {
         DenoteError::Value {
             output,
             node: text::number(found.graph).get(&at).copied().unwrap_or(at.index()),
-            op: node.op.name(),
-            module: node.origin.module.to_string(),
+            op: node.op.name().into(),
+            module: (&*node.origin.module).into(),
             found: self.shown(f, e, found),
             expected: format!("{}{line}", self.shown(e, f, expected)),
         }
@@ -260,9 +260,10 @@ impl Expressions {
     fn below(&self, f: Id, e: Id) -> Option<(Id, Id)> {
         use Expression::{Result, Sum};
         match (&self.list[f as usize], &self.list[e as usize]) {
-            (Result { op: a, operands: x, types: s, result: i }, Result { op: b, operands: y, types: t, result: j })
-                if (a, s, i) == (b, t, j) && x.len() == y.len() =>
-            {
+            (
+                Result { op: a, operands: x, types: s, result: i },
+                Result { op: b, operands: y, types: t, result: j },
+            ) if (a, s, i) == (b, t, j) && x.len() == y.len() => {
                 let mut pairs = x.iter().zip(y).filter(|(x, y)| x != y);
                 let first = pairs.next()?;
                 // Operands that only changed places are wrong here, not below.
@@ -305,7 +306,8 @@ impl Expressions {
                 format!("{} {operands} : {}", text::operation(&node, &side.graph.mesh), types.join(", "))
             }
             Expression::Sum { terms, dtype, shape } => {
-                let others = if let Expression::Sum { terms, .. } = &self.list[other as usize] { &terms[..] } else { &[] };
+                let others =
+                    if let Expression::Sum { terms, .. } = &self.list[other as usize] { &terms[..] } else { &[] };
                 let own: Vec<String> = self.without(terms, others).iter().map(|(id, _)| name(id)).collect();
                 let ty = global(&Type::new(*dtype, shape.clone()));
                 let besides = if own.is_empty() { "nothing else".into() } else { own.join(", ") };

@@ -46,8 +46,7 @@ fn placed() -> Graph {
         (name.to_string(), Annotation { sharding, why: "test".into() })
     };
     let inputs = [cut("u", 1), cut("v", 0), cut("w", 0)].into_iter().collect();
-    let propagated =
-        propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, &CostModel::default());
+    let propagated = propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, &CostModel::default());
     denotes(&propagated, &model).unwrap();
     optimize(&propagated, &SearchOptions::default()).0
 }
@@ -193,7 +192,10 @@ fn inputs_and_outputs_are_the_models() {
         }
     });
     let error = denotes(&renamed, &model).unwrap_err().to_string();
-    assert_eq!(error, "input 2 is input parameter \"z\" f32[4, 6] layout [4, 6], the model has input parameter \"v\" f32[4, 6] layout [4, 6]");
+    assert_eq!(
+        error,
+        "input 2 is input parameter \"z\" f32[4, 6] layout [4, 6], the model has input parameter \"v\" f32[4, 6] layout [4, 6]"
+    );
 }
 
 /// A sum under other letters, a broadcast term, a repeated term.

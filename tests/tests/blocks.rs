@@ -2,7 +2,7 @@
 //! the folded text of a whole training step is the training step.
 
 use burn::module::Module;
-use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor, activation};
 use serde_json::json;
 use std::collections::HashMap;
@@ -75,7 +75,10 @@ impl Model {
             // another layer may not.
             let line = |l: &str| l.split(" ; ").next().unwrap().to_string();
             let words = |l: &str| l.split(|c: char| c.is_ascii_digit()).collect::<String>();
-            assert!(line(a) == line(b) && a.contains("shard_slice") && words(a) != words(b), "{name} on {on}:\n{a}\n{b}");
+            assert!(
+                line(a) == line(b) && a.contains("shard_slice") && words(a) != words(b),
+                "{name} on {on}:\n{a}\n{b}"
+            );
         }
         assert_eq!(a.lines().count(), b.lines().count(), "{name} on {on}");
         check(&graph).unwrap();
@@ -109,7 +112,12 @@ fn collectives(graph: &Graph) -> Vec<String> {
     let nodes = graph.nodes().filter(|&n| graph.node(n).op.is_collective());
     let line = |n| {
         let node = graph.node(n);
-        format!("{} {} {}", node.origin.phase.name(), text::operation(node, &graph.mesh), node.types[0].display(&graph.mesh))
+        format!(
+            "{} {} {}",
+            node.origin.phase.name(),
+            text::operation(node, &graph.mesh),
+            node.types[0].display(&graph.mesh)
+        )
     };
     let mut lines: Vec<String> = nodes.map(line).collect();
     lines.sort();
@@ -220,4 +228,66 @@ fn two_kinds_of_layers_that_take_turns_are_one_block_of_half_as_many() {
     let plan = Plan::new().with("layers.*", Style::Pairwise);
     Model::of(&step(16).steady).same("alternating", &plan, "tp=2", &[("layers", 8)]);
     Model::of(&step(17).steady).same("alternating and one", &plan, "tp=2", &[("layers", 8)]);
+}
+
+#[derive(Module, Debug)]
+struct Stacks {
+    encoder: Vec<Wide>,
+    decoder: Vec<Wide>,
+    drop: Dropout,
+}
+
+impl Stacks {
+    fn new(encoder: usize, decoder: usize, d: &Device) -> Self {
+        let layer = |h: usize| {
+            let norm = LayerNormConfig::new(8).init(d);
+            Wide { norm, up: LinearConfig::new(8, h).init(d), down: LinearConfig::new(h, 8).init(d) }
+        };
+        let stack = |n: usize, h: usize| (0..n).map(|_| layer(h)).collect();
+        Stacks { encoder: stack(encoder, 12), decoder: stack(decoder, 16), drop: DropoutConfig::new(0.25).init() }
+    }
+
+    fn layer(&self, l: &Wide, x: Tensor<2>) -> Tensor<2> {
+        x.clone() + self.drop.forward(l.down.forward(activation::gelu(l.up.forward(l.norm.forward(x)))))
+    }
+
+    fn step(
+        encoder: usize,
+        decoder: usize,
+        forward: impl Fn(&Stacks, Tensor<2>) -> Tensor<2>,
+    ) -> tpc::capture::TrainingCapture {
+        let spec = || Spec::<2>::new([4, 8], DType::F32);
+        let loss = |m: &Stacks, (x, y): (Tensor<2>, Tensor<2>)| (forward(m, x) - y).powi_scalar(2).mean();
+        let build = |d: &Device| Stacks::new(encoder, decoder, d);
+        capture_training_shapes(build, &adamw(), (spec(), spec()), &Default::default(), loss).unwrap()
+    }
+}
+
+/// Two blocks, each searched once, with random elements whose streams go on from layer to layer.
+#[test]
+fn two_stacks_with_dropout_are_two_blocks() {
+    let step = Stacks::step(9, 12, |m, x| {
+        let x = m.encoder.iter().fold(x, |x, l| m.layer(l, x));
+        m.decoder.iter().fold(x, |x, l| m.layer(l, x))
+    });
+    let plan = Plan::new().with("encoder.*", Style::Pairwise).with("decoder.*", Style::Pairwise);
+    let model = Model::of(&step.steady);
+    assert!(text::print(&model.logical).contains("random bernoulli"));
+    model.same("stacks", &plan, "tp=2", &[("encoder", 9), ("decoder", 12)]);
+    model.same("one plan", &Plan::new().with("decoder.*", Style::Pairwise), "tp=2", &[("encoder", 9), ("decoder", 12)]);
+}
+
+/// Something reads every layer: then the program is not determined by fewer layers, and all are searched.
+#[test]
+fn layers_that_are_all_read_at_once_are_searched_as_a_whole() {
+    let step = Stacks::step(1, 9, |m, x| {
+        let (mut x, mut all) = (x, Vec::new());
+        for l in &m.decoder {
+            x = m.layer(l, x);
+            all.push(x.clone());
+        }
+        Tensor::cat(all, 0).reshape([9, 4, 8]).sum_dim(0).reshape([4, 8])
+    });
+    let plan = Plan::new().with("decoder.*", Style::Pairwise);
+    Model::of(&step.steady).same("all read", &plan, "tp=2", &[]);
 }

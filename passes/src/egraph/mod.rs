@@ -157,7 +157,13 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let solution = extract(&egraph, &roots, &first, &options.cost);
     let (graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
-    Found { graph, rules, nodes: egraph.total_number_of_nodes(), classes: egraph.number_of_classes(), blocks: Vec::new() }
+    Found {
+        graph,
+        rules,
+        nodes: egraph.total_number_of_nodes(),
+        classes: egraph.number_of_classes(),
+        blocks: Vec::new(),
+    }
 }
 
 /// The terms in the order of the program that came in: what the search made stands right behind its
