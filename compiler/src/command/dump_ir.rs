@@ -64,7 +64,7 @@ pub struct DumpIr {
     /// Instead of the program: its collectives, and what each rank holds
     #[arg(long)]
     json: bool,
-    /// Every line, also of blocks that repeat: the form that FILE.tpc takes
+    /// Every line, also of blocks that repeat; FILE.tpc takes both forms
     #[arg(long)]
     full: bool,
     #[command(flatten)]
