@@ -13,6 +13,7 @@ use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
+use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
@@ -41,6 +42,9 @@ pub enum Error {
     /// The compiler made a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
     Check(#[from] CheckError),
+    /// The compiler made a program that computes something else than the model.
+    #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
+    Denote(#[from] DenoteError),
     /// The program failed while loading or running.
     #[error(transparent)]
     Runtime(RuntimeError),
@@ -142,7 +146,7 @@ pub fn place(
     annotations: &Annotations,
     search: &SearchOptions,
     step: &StepOptions,
-) -> Result<Placed, CheckError> {
+) -> Result<Placed, Error> {
     let propagated = propagate(logical, annotations, &search.cost);
     check(&propagated)?;
     let (mut optimized, report) = optimize(&propagated, search);
@@ -153,6 +157,7 @@ pub fn place(
     let gathered: HashSet<&str> = annotations.gathered.keys().map(String::as_str).collect();
     let placed = reshard_after_forward(&optimized, &gathered);
     check(&placed)?;
+    denotes(&placed, logical)?;
     Ok(Placed { propagated, placed, report })
 }
 

@@ -1,146 +1,186 @@
 //! The text form of deep programs: a block that occurs L times is printed once.
 //!
-//! Lines are compared without their numbers and with numeric path segments replaced (`layers.*.mlp`),
-//! together with those of their operands; a run of equal periods is a block. Nothing is assumed about
-//! the model: forward, backward, optimizer and parameter lists are found alike. The folded text is for
-//! reading; [`text::print`] and the JSON form have every line.
+//! A [`Run`] of lines is printed as its first occurrence in which every number that moves says where it
+//! goes: `%{184..674}` in a block of 11 occurrences is `%184`, `%233`, …, `%674`. The block's name is the
+//! path that tells its occurrences apart; one layer's inputs, forward, backward and optimizer parts are
+//! blocks of one name. [`parse`](crate::parse) reads it back: folded and full text are the same graph.
 //!
 //! ```text
-//! repeat x80 model.layers.{0..79} {
-//!   %2 = input parameter "model.layers.0.input_layernorm.weight" : f32[8192]
+//! block @model.layers ×80 inputs {
+//!   %{2..81} = input parameter "model.layers.{0..79}.input_layernorm.weight" : f32[8192]
 //! }
 //! ```
 
-use crate::graph::{Graph, Value};
-use crate::op::Op;
-use crate::text;
+use crate::block::{Line, Lines, Run, runs};
+use crate::graph::Graph;
+use crate::text::{self, TYPE_COLUMN};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
-/// Longest block, in lines.
-const LONGEST_PERIOD: usize = 2_000;
-
 /// Prints a graph with repeated blocks folded.
 pub fn print(graph: &Graph) -> String {
-    let names = text::number(graph);
-    let nodes: Vec<_> = graph.nodes().filter(|n| names.contains_key(n)).collect();
-    let mut out = format!("{}\n", graph.mesh);
-    let own: Vec<usize> = {
-        let mut known = HashMap::new();
-        nodes.iter().map(|&n| number(&mut known, line_shape(graph, n.into()))).collect()
-    };
-    let position: HashMap<_, usize> = nodes.iter().enumerate().map(|(i, &n)| (n, i)).collect();
-    let signatures: Vec<usize> = {
-        let mut known = HashMap::new();
-        let operand = |v: &Value| position.get(&v.node).map_or(usize::MAX, |&i| own[i]);
-        let full = |i: usize| (own[i], graph.operands(nodes[i]).iter().map(operand).collect::<Vec<_>>());
-        (0..nodes.len()).map(|i| number(&mut known, full(i))).collect()
-    };
-    for run in runs(&signatures) {
-        let lines = (run.start..run.start + run.period).map(|i| text::line(graph, nodes[i], &names));
-        if run.count == 1 {
-            lines.for_each(|l| out.push_str(&format!("{l}\n")));
-            continue;
+    let lines = Lines::of(graph);
+    let mut titles: HashMap<usize, String> = HashMap::new();
+    for block in lines.blocks() {
+        for region in &block.regions {
+            let part = if region.inputs { "inputs" } else { region.phase.name() };
+            titles.insert(region.run.start, format!("{} ×{} {part}", path(&block.path), region.run.count));
         }
-        let last = run.start + run.period * (run.count - 1);
-        let which = varying(&line_name(graph, nodes[run.start].into()), &line_name(graph, nodes[last].into()));
-        let _ = writeln!(out, "repeat x{}{which} {{", run.count);
-        lines.for_each(|l| out.push_str(&format!("  {l}\n")));
-        out.push_str("}\n");
     }
-    let outputs: Vec<String> = graph.outputs.iter().map(|o| text::output_name(&o.kind)).collect();
-    let shapes: Vec<usize> = {
+    // Node lines, then those of module regions, then outputs: each kind has its runs.
+    let full = text::print(graph);
+    let (header, rest) = full.split_once('\n').unwrap_or((&full, ""));
+    let all: Vec<&str> = rest.lines().collect();
+    let nodes = all.iter().take_while(|l| l.starts_with('%')).count();
+    let regions = all[nodes..].iter().take_while(|l| l.starts_with("region")).count();
+    let mut out = format!("{header}\n");
+    folded(&mut out, &all[..nodes], lines.runs(), |run| titles.get(&run.start).cloned());
+    for (part, name) in [(&all[nodes..nodes + regions], "regions"), (&all[nodes + regions..], "outputs")] {
         let mut known = HashMap::new();
-        outputs.iter().map(|o| number(&mut known, pattern(o))).collect()
-    };
-    for run in runs(&shapes) {
-        let line =
-            |i: usize| format!("output {} {}\n", outputs[i], text::value_text(graph, graph.outputs[i].value, &names));
-        if run.count > 1 {
-            let last = run.start + run.period * (run.count - 1);
-            let _ = writeln!(out, "repeat x{}{} {{", run.count, varying(&outputs[run.start], &outputs[last]));
-        }
-        let indent = if run.count > 1 { "  " } else { "" };
-        (run.start..run.start + run.period).for_each(|i| out.push_str(&format!("{indent}{}", line(i))));
-        if run.count > 1 {
-            out.push_str("}\n");
-        }
+        let read = |l: &&str| {
+            let (literals, numbers) = digits(l);
+            let next = known.len();
+            let numbers = numbers.iter().map(|n| n.parse().unwrap_or(i64::MAX)).collect();
+            Line { key: *known.entry(literals.join("#")).or_insert(next), numbers }
+        };
+        let numbered: Vec<Line> = part.iter().map(read).collect();
+        folded(&mut out, part, &runs(&numbered), |run| {
+            let (a, b) = (part[run.start], part[run.start + run.period * (run.count - 1)]);
+            Some(format!("{} ×{} {name}", path(&varying(a, b)), run.count))
+        });
     }
     out
 }
 
-fn number<K: std::hash::Hash + Eq>(known: &mut HashMap<K, usize>, key: K) -> usize {
-    let next = known.len();
-    *known.entry(key).or_insert(next)
-}
-
-/// What a line says apart from numbers.
-fn line_shape(graph: &Graph, v: Value) -> String {
-    let n = graph.node(v.node);
-    let types: Vec<_> = n.types.iter().map(|t| t.display(&graph.mesh)).collect();
-    let scalars: Vec<String> =
-        graph.operands(v.node).iter().filter_map(|&o| graph.fill_of(o)).map(|x| x.to_string()).collect();
-    format!(
-        "{} {} {} {} {}",
-        pattern(&text::operation(n, &graph.mesh)),
-        types.join(","),
-        scalars.join(","),
-        n.origin.phase.name(),
-        pattern(&n.origin.module)
-    )
-}
-
-/// The path that a line belongs to.
-fn line_name(graph: &Graph, v: Value) -> String {
-    match &graph.node(v.node).op {
-        Op::Input { name, .. } => name.clone(),
-        _ => graph.node(v.node).origin.module.to_string(),
-    }
-}
-
-/// A text with numeric path segments replaced by `*`.
-fn pattern(text: &str) -> String {
-    let numeric = |s: &&str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
-    text.split('.').map(|s| if numeric(&s) { "*" } else { s }).collect::<Vec<_>>().join(".")
-}
-
-/// ` model.layers.{0..79}` from the names of the first and last occurrence.
-fn varying(first: &str, last: &str) -> String {
-    let (a, b): (Vec<&str>, Vec<&str>) = (first.split('.').collect(), last.split('.').collect());
-    match a.iter().zip(&b).position(|(x, y)| x != y) {
-        Some(i) if a.len() == b.len() => {
-            format!(" {}", [&a[..i], &[&*format!("{{{}..{}}}", a[i], b[i])]].concat().join("."))
-        }
-        _ => String::new(),
-    }
-}
-
-/// A stretch of lines that occurs `count` times.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
-    start: usize,
-    period: usize,
-    count: usize,
-}
-
-/// Splits a sequence into runs, the widest first found from the left.
-fn runs(items: &[usize]) -> Vec<Run> {
-    let mut found = Vec::new();
+/// Appends lines, runs as blocks.
+fn folded(out: &mut String, lines: &[&str], runs: &[Run], title: impl Fn(&Run) -> Option<String>) {
     let mut at = 0;
-    while at < items.len() {
-        let longest = LONGEST_PERIOD.min((items.len() - at) / 2);
-        let matching = |p: usize| (at..items.len() - p).take_while(|&i| items[i] == items[i + p]).count();
-        let best = (1..=longest)
-            .filter(|&p| items[at] == items[at + p])
-            .map(|p| Run { start: at, period: p, count: matching(p) / p + 1 })
-            .filter(|r| r.count > 1)
-            .max_by_key(|r| (r.period * r.count, std::cmp::Reverse(r.period)));
-        // A repeated single line says little; a block has to be worth its braces.
-        let run = best.filter(|r| r.period * r.count >= 4).unwrap_or(Run { start: at, period: 1, count: 1 });
-        at += run.period * run.count;
-        found.push(run);
+    let plain = |out: &mut String, lines: &[&str]| {
+        for line in lines {
+            let _ = writeln!(out, "{line}");
+        }
+    };
+    for run in runs {
+        plain(out, &lines[at..run.start]);
+        at = run.end();
+        let occurrence = |i: usize| &lines[run.start + i * run.period..][..run.period];
+        let merged: Option<Vec<String>> =
+            occurrence(0).iter().zip(occurrence(run.count - 1)).map(|(a, b)| merge(a, b, run.count)).collect();
+        // A text that has braces or numbers of its own kind in a wrong place is not folded.
+        let Some(merged) = merged.filter(|m| reads_back(m, run, lines)) else {
+            plain(out, &lines[run.start..at]);
+            continue;
+        };
+        let title = title(run).unwrap_or_else(|| format!("{} ×{}", path(""), run.count));
+        let _ = writeln!(out, "block @{title} {{");
+        for line in merged {
+            let _ = writeln!(out, "  {line}");
+        }
+        out.push_str("}\n");
     }
-    found
+    plain(out, &lines[at..]);
+}
+
+fn reads_back(merged: &[String], run: &Run, lines: &[&str]) -> bool {
+    let squeezed = |l: &str| split_type(l).map_or(l.to_string(), |(a, b)| format!("{a} : {b}"));
+    (0..run.count).all(|i| {
+        merged
+            .iter()
+            .zip(&lines[run.start + i * run.period..])
+            .all(|(m, line)| occurrence(m, i, run.count).is_some_and(|text| squeezed(&text) == squeezed(line)))
+    })
+}
+
+/// A path as a block's name.
+fn path(path: &str) -> String {
+    let odd = path.starts_with('"') || path.contains(|c: char| c.is_whitespace() || c.is_control());
+    if odd { format!("{path:?}") } else { path.to_string() }
+}
+
+/// The path before the first path segment in which two lines differ.
+fn varying(a: &str, b: &str) -> String {
+    let ((literals, x), (_, y)) = (digits(a), digits(b));
+    let differ = (0..x.len().min(y.len())).filter(|&i| x[i] != y[i]).map(|i| literals[i]);
+    let inner = |c: char| c.is_alphanumeric() || c == '.' || c == '_' || c == '-';
+    let paths = differ.filter_map(|l| l.strip_suffix('.')).map(|l| l.rsplit(|c| !inner(c)).next().unwrap_or(l));
+    paths.map(String::from).next().unwrap_or_default()
+}
+
+/// A line cut at its type, which stands in a column of its own.
+fn split_type(line: &str) -> Option<(&str, &str)> {
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, c) in line.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if quoted => escaped = true,
+            '"' => quoted = !quoted,
+            ' ' if !quoted && line[at..].starts_with(" : ") => return Some((line[..at].trim_end(), &line[at + 3..])),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// A text cut at its digits: one literal more than numbers.
+fn digits(text: &str) -> (Vec<&str>, Vec<&str>) {
+    let (mut literals, mut numbers, mut rest) = (Vec::new(), Vec::new(), text);
+    while let Some(at) = rest.find(|c: char| c.is_ascii_digit()) {
+        let after = &rest[at..];
+        let len = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
+        literals.push(&rest[..at]);
+        numbers.push(&after[..len]);
+        rest = &after[len..];
+    }
+    literals.push(rest);
+    (literals, numbers)
+}
+
+/// One line for the first and the last of its occurrences; `None` if they differ in more than numbers.
+fn merge(first: &str, last: &str, count: usize) -> Option<String> {
+    if first.contains(['{', '}']) {
+        return None;
+    }
+    let side = |a: &str, b: &str| {
+        let ((literals, x), (others, y)) = (digits(a), digits(b));
+        if literals != others {
+            return None;
+        }
+        let mut text = literals[0].to_string();
+        for (i, literal) in literals[1..].iter().enumerate() {
+            if x[i] == y[i] {
+                text.push_str(x[i]);
+            } else {
+                let _ = write!(text, "{{{}..{}}}", x[i], y[i]);
+            }
+            text.push_str(literal);
+        }
+        occurrence(&text, count - 1, count).map(|_| text)
+    };
+    match (split_type(first), split_type(last)) {
+        (Some((a, x)), Some((b, y))) => Some(format!("{:<TYPE_COLUMN$} : {}", side(a, b)?, side(x, y)?)),
+        _ => side(first, last),
+    }
+}
+
+/// A line of a block as it reads in one of its occurrences: `%{3..7}` is `%5` in the second of three.
+/// `None` if braces hold something else, or a number between whole ones.
+pub fn occurrence(line: &str, which: usize, count: usize) -> Option<String> {
+    let (mut text, mut rest) = (String::new(), line);
+    while let Some((before, after)) = rest.split_once('{') {
+        let (range, behind) = after.split_once('}')?;
+        let (first, last) = range.split_once("..")?;
+        let (first, last): (i64, i64) = (first.parse().ok()?, last.parse().ok()?);
+        let (steps, way) = (count.checked_sub(1)? as i64, last.checked_sub(first)?);
+        let step = if steps == 0 { 0 } else { way / steps };
+        if step.checked_mul(steps)? != way {
+            return None;
+        }
+        text.push_str(before);
+        text.push_str(&(first + step * which as i64).to_string());
+        rest = behind;
+    }
+    text.push_str(rest);
+    Some(text)
 }
 
 #[cfg(test)]
@@ -148,10 +188,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_widest_run_wins() {
-        let found = runs(&[9, 1, 1, 2, 1, 1, 2, 1, 1, 2, 7]);
-        assert_eq!(found[1], Run { start: 1, period: 3, count: 3 });
-        assert_eq!(found.len(), 3);
-        assert_eq!(varying("a.0.b", "a.3.b"), " a.{0..3}");
+    fn numbers_that_move_say_where_they_go() {
+        let (a, b) = ("%9 = mul %8, f32:0.5 : f32[4] ; in a.0.b", "%13 = mul %12, f32:0.5   : f32[4] ; in a.2.b");
+        let merged = merge(a, b, 3).unwrap();
+        let left = format!("{:<TYPE_COLUMN$}", "%{9..13} = mul %{8..12}, f32:0.5");
+        assert_eq!(merged, format!("{left} : f32[4] ; in a.{{0..2}}.b"));
+        let second = occurrence(&merged, 1, 3).unwrap();
+        assert_eq!(split_type(&second), Some(("%11 = mul %10, f32:0.5", "f32[4] ; in a.1.b")));
+        assert_eq!(occurrence("%{3..4}", 1, 3), None);
+        assert_eq!(occurrence("%{7..3}", 2, 3).unwrap(), "%3");
+        assert_eq!(varying("output update \"l.0.w\" %3", "output update \"l.4.w\" %9"), "l");
+        assert_eq!(merge("output result \"{\" %3", "output result \"{\" %4", 2), None);
     }
 }

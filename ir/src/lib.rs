@@ -10,12 +10,14 @@
 //! | which operations exist, and the shape of their results | [`op`] |
 //! | how operations form a program | [`graph`] |
 //! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
+//! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
 //! | what makes a graph well formed | [`verify`] |
 //! | what a graph means | [`interpret`] |
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes | [`program`] |
 #![warn(missing_docs)]
 
+pub mod block;
 pub mod dtype;
 pub mod fold;
 pub mod graph;

@@ -1,4 +1,4 @@
-//! Reads the text form of [`text`](crate::text) back.
+//! Reads the text form of [`text`](crate::text) back, also folded into blocks ([`fold`]).
 //!
 //! The parser checks what it needs to build the graph: names, axes and values that exist. Whether
 //! the operations fit their operands is for [`verify`](crate::verify) to say.
@@ -11,12 +11,12 @@
 //! assert_eq!(error.to_string(), "line 2, column 10: expected a value defined above, found `%1`");
 //! ```
 
-use crate::DType;
 use crate::graph::{Boundary, Graph, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
+use crate::{DType, fold};
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -46,11 +46,36 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     let mut first = lines.next().unwrap_or(Cursor { text: "", at: 0, line: 1 });
     let mut reader = Reader { graph: Graph::new(first.mesh()?), names: HashMap::new(), scalars: HashMap::new() };
     first.end()?;
-    for mut line in lines {
-        reader.line(&mut line)?;
+    while let Some(mut line) = lines.next() {
+        if line.word().1 != "block" {
+            line.at = 0;
+            reader.line(&mut line)?;
+            continue;
+        }
+        let count = line.block()?;
+        let mut template = Vec::new();
+        loop {
+            let Some(mut inner) = lines.next() else { return line.error("lines and a closing `}` below") };
+            if inner.take("}") {
+                inner.end()?;
+                break;
+            }
+            template.push(inner);
+        }
+        for which in 0..count {
+            for inner in &template {
+                let Some(text) = fold::occurrence(inner.text, which, count) else {
+                    return inner.error("numbers like {3..8} that take whole steps");
+                };
+                reader.line(&mut Cursor { text: &text, at: 0, line: inner.line })?;
+            }
+        }
     }
     Ok(reader.graph)
 }
+
+/// Most occurrences of a block.
+const MOST_OCCURRENCES: usize = 100_000;
 
 /// Reads a type as [`Type::display`] writes it.
 ///
@@ -252,6 +277,34 @@ impl<'a> Cursor<'a> {
             Some(axes) => Mesh::new(axes).or_else(|e| self.error_at(start, format!("other axes ({e})"))),
             None => self.error_at(start, "axes like `dp=2, tp=4`"),
         }
+    }
+
+    /// `@model.layers ×80 forward {` behind the word `block`: the number of occurrences. The path and
+    /// what stands behind the number are for the reader.
+    fn block(&mut self) -> Parsed<usize> {
+        self.expect("@")?;
+        if self.rest().starts_with('"') {
+            self.quoted()?;
+        } else {
+            let rest = self.rest();
+            self.at += rest.find(char::is_whitespace).unwrap_or(rest.len());
+        }
+        if !self.take("×") {
+            self.expect("x")?;
+        }
+        let start = self.at;
+        let count = self.number()?;
+        if !(1..=MOST_OCCURRENCES).contains(&count) {
+            return self.error_at(start, format!("a number from 1 to {MOST_OCCURRENCES}"));
+        }
+        while !self.rest().trim_start().starts_with('{') {
+            if self.word().1.is_empty() {
+                return self.error("`{`");
+            }
+        }
+        self.expect("{")?;
+        self.end()?;
+        Ok(count)
     }
 
     fn axis(&mut self, mesh: &Mesh) -> Parsed<AxisId> {

@@ -26,7 +26,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 /// Column of the types, so that they stand below each other; longer lines push theirs to the right.
-const TYPE_COLUMN: usize = 44;
+pub(crate) const TYPE_COLUMN: usize = 44;
 
 /// Prints a graph. `parse` reads it back.
 pub fn print(graph: &Graph) -> String {

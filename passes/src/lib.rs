@@ -13,12 +13,14 @@
 //! | which parameters are gathered again for the backward pass | [`reshard`] |
 //! | what does a plan cost | [`cost`] |
 //! | what does a rank execute | [`lower`] |
-//! | is a placed program right | [`check`] |
+//! | is a placed program right | [`mod@check`] |
+//! | does it compute the model | [`denotes`] |
 #![warn(missing_docs)]
 
 pub mod canonicalize;
 pub mod check;
 pub mod cost;
+pub mod denotes;
 pub mod egraph;
 pub mod lower;
 pub mod options;

@@ -19,6 +19,7 @@ use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::{AxisId, DType, Graph, Mesh, Op, Sharding, Type, parse, text};
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::cost::CostModel;
+use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::term::Term;
 use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
@@ -1262,8 +1263,8 @@ fn results_of_one_operation_stay_apart() {
     agrees(&graph, &integers(&graph, 1, 5), &every_rule(), 0.0).unwrap();
 }
 
-/// The optimized graph passes the checker, means what the graph means, costs no more, and is the
-/// same every time.
+/// The optimized graph passes the checker, denotes the graph, means what the graph means, costs no
+/// more, and is the same every time.
 fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f64) -> Result<(), String> {
     let (optimized, report) = optimize(graph, options);
     let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&optimized));
@@ -1272,6 +1273,7 @@ fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f6
         Err(CheckError::Output { .. }) if check(graph).is_err() => {}
         checked => checked.map_err(|e| format!("{e}\n{}", shown()))?,
     }
+    denotes(&optimized, graph).map_err(|e| format!("{e}\n{}", shown()))?;
     if report.after > report.before * (1.0 + 1e-9) {
         return Err(format!("costs {} instead of {}: {}", report.after, report.before, shown()));
     }
@@ -1379,6 +1381,7 @@ fn propagated(source: &str, mesh: usize, choices: &[u16], tolerance: f64) -> Res
     let mesh = Mesh::parse(MESHES[mesh % MESHES.len()]).unwrap();
     let placed = propagate(&model, &annotations(&model, &mesh, choices), &CostModel::default());
     check(&placed).map_err(|e| format!("propagate: {e}\n{}", text::print(&placed)))?;
+    denotes(&placed, &model).map_err(|e| format!("propagate: {e}\n{}", text::print(&placed)))?;
     let inputs = integers(&model, u64::from(choices[0]), 4);
     agrees(&placed, &inputs, &every_rule(), tolerance)?;
     let saturated = saturate(&placed, &every_rule());

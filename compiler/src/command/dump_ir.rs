@@ -68,7 +68,7 @@ pub struct DumpIr {
     /// Instead of the program: its collectives, and what each rank holds
     #[arg(long)]
     json: bool,
-    /// Every line, also of blocks that repeat: the form that FILE.tpc takes
+    /// Every line, also of blocks that repeat; FILE.tpc takes both forms
     #[arg(long)]
     full: bool,
     #[command(flatten)]
@@ -297,6 +297,6 @@ fn advance(
     };
     Ok(match to {
         Stage::Annotated => Ok(annotated(&logical, &annotations)),
-        _ => place(&logical, &annotations, search, step).map(|p| p.placed).map_err(Error::from),
+        _ => place(&logical, &annotations, search, step).map(|p| p.placed),
     })
 }

@@ -4,12 +4,14 @@
 //! two classes of different type is a bug of a rule that the analysis reports at once. The rules are
 //! the equalities of RULES.md section 3, in [`rules`]; each takes its condition from the factor table.
 //! [`mod@extract`] picks one operation per class so that the whole graph costs least. The input program
-//! is always a candidate, so the result is never worse.
+//! is always a candidate, so the result is never worse. A program that repeats is searched with few
+//! occurrences and made longer again (`blocks.rs`).
 //!
 //! Before, the input gradient of q, k and v: `%10 = all_reduce tp sum %7`, `%11 = all_reduce tp sum
 //! %8`, `%12 = all_reduce tp sum %9`, `%13 = add %10, %11, %12`.
 //! After: `%10 = add %7, %8, %9`, `%11 = all_reduce tp sum %10  why: … rule 7`.
 
+mod blocks;
 pub mod extract;
 pub mod rules;
 pub mod term;
@@ -19,7 +21,7 @@ use egg::{EGraph, Id, Runner, SimpleScheduler};
 use extract::extract;
 use rules::{RuleInfo, all_rules};
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::time::Duration;
 use term::{Key, Term, Typing};
 use tpc_ir::{DType, Graph, Origin, Output, Type, Value};
@@ -33,6 +35,8 @@ pub struct SearchOptions {
     pub node_limit: usize,
     /// Most rounds of rewriting.
     pub rounds: usize,
+    /// Whether a block that occurs many times is searched with few occurrences.
+    pub blocks: bool,
     /// What things cost.
     pub cost: CostModel,
 }
@@ -41,7 +45,13 @@ impl Default for SearchOptions {
     fn default() -> Self {
         // Rule 1 multiplies the search by every dimension that could be scattered. It only pays when
         // a whole residual stream follows, which one change at a time does not find: off for now.
-        SearchOptions { disabled: BTreeSet::from([1]), node_limit: 1_000_000, rounds: 8, cost: CostModel::default() }
+        SearchOptions {
+            disabled: BTreeSet::from([1]),
+            node_limit: 1_000_000,
+            rounds: 8,
+            blocks: true,
+            cost: CostModel::default(),
+        }
     }
 }
 
@@ -52,12 +62,14 @@ pub struct SearchReport {
     pub before: f64,
     /// Predicted seconds after.
     pub after: f64,
-    /// E-nodes and e-classes at the end.
+    /// E-nodes at the end; of a program that repeats, those of the short one that was searched.
     pub nodes: usize,
     /// E-classes at the end.
     pub classes: usize,
     /// Operations in the result that a rule put there, by rule number.
     pub paid: Vec<(u32, usize)>,
+    /// The blocks that were searched once, and how often each occurs.
+    pub blocks: Vec<(String, usize)>,
 }
 
 /// The e-graph of a program after the search: everything that the rules found equal.
@@ -106,29 +118,52 @@ pub fn saturate(graph: &Graph, options: &SearchOptions) -> Saturated {
     Saturated { egraph, class_of, first }
 }
 
+/// An optimized graph.
+struct Found {
+    graph: Graph,
+    /// For every node the rule that put it there; 0 if none did.
+    rules: Vec<u32>,
+    nodes: usize,
+    classes: usize,
+    blocks: Vec<(String, usize)>,
+}
+
 /// Optimizes a placed graph.
 pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
+    let found = search(graph, options);
+    let mut paid: BTreeMap<u32, usize> = BTreeMap::new();
+    for rule in found.rules.into_iter().filter(|&r| r > 0) {
+        *paid.entry(rule).or_default() += 1;
+    }
+    let report = SearchReport {
+        before: options.cost.graph_seconds(graph),
+        after: options.cost.graph_seconds(&found.graph),
+        nodes: found.nodes,
+        classes: found.classes,
+        paid: paid.into_iter().collect(),
+        blocks: found.blocks,
+    };
+    (found.graph, report)
+}
+
+/// Searches what repeats once, or everything if nothing does.
+fn search(graph: &Graph, options: &SearchOptions) -> Found {
+    let once = if options.blocks { blocks::search(graph, options) } else { None };
+    once.unwrap_or_else(|| whole(graph, options))
+}
+
+fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let Saturated { egraph, class_of, first } = saturate(graph, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let solution = extract(&egraph, &roots, &first, &options.cost);
-    let optimized = rebuild(graph, &egraph, &solution.order, &class_of);
-    let mut paid: HashMap<u32, usize> = HashMap::new();
-    for (_, term) in &solution.order {
-        let rule = egraph.analysis.rule_of(term);
-        if rule > 0 {
-            *paid.entry(rule).or_default() += 1;
-        }
-    }
-    let mut paid: Vec<(u32, usize)> = paid.into_iter().collect();
-    paid.sort_unstable();
-    let report = SearchReport {
-        before: options.cost.graph_seconds(graph),
-        after: options.cost.graph_seconds(&optimized),
+    let (graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
+    Found {
+        graph,
+        rules,
         nodes: egraph.total_number_of_nodes(),
         classes: egraph.number_of_classes(),
-        paid,
-    };
-    (optimized, report)
+        blocks: Vec::new(),
+    }
 }
 
 /// The terms in the order of the program that came in: what the search made stands right behind its
@@ -172,8 +207,13 @@ fn in_program_order(
     sorted
 }
 
-/// The chosen terms as a graph again.
-fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], class_of: &HashMap<Value, Id>) -> Graph {
+/// The chosen terms as a graph again, and the rule of every node.
+fn rebuild(
+    old: &Graph,
+    egraph: &EGraph<Term, Typing>,
+    order: &[(Id, Term)],
+    class_of: &HashMap<Value, Id>,
+) -> (Graph, Vec<u32>) {
     let mut new = Graph::new(old.mesh.clone());
     let mut value_of: HashMap<Id, Value> = HashMap::new();
     // Inputs first and in their order, used or not: they are the program's signature.
@@ -182,6 +222,7 @@ fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], cla
         let value = new.push(n.op.clone(), &[], n.types[0].clone(), &n.origin);
         value_of.insert(egraph.find(class_of[&node.into()]), value);
     }
+    let mut rules = vec![0; new.len()];
     let mut pairs: HashMap<(tpc_ir::Op, Vec<usize>, Vec<Value>), petgraph::graph::NodeIndex> = HashMap::new();
     for (id, term) in &in_program_order(old, egraph, order, class_of) {
         if value_of.contains_key(id) {
@@ -205,8 +246,9 @@ fn rebuild(old: &Graph, egraph: &EGraph<Term, Typing>, order: &[(Id, Term)], cla
             new.push(key.op.clone(), &operands, ty, &origin)
         };
         value_of.insert(*id, value);
+        rules.resize(new.len(), egraph.analysis.rule_of(term));
     }
     new.outputs =
         old.outputs.iter().map(|o| Output { value: value_of[&egraph.find(class_of[&o.value])], ..o.clone() }).collect();
-    new
+    (new, rules)
 }

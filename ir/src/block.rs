@@ -1,0 +1,766 @@
+//! Repetition: a block that occurs L times is found, printed, and made longer or shorter.
+//!
+//! A program is a list of lines with numbers in them: operands, path segments (`layers.3.mlp`), random
+//! streams. A stretch of lines that occurs again, every number moving by the same step from one
+//! occurrence to the next, is a [`Run`]. Nothing is assumed about the model. The forward, the backward
+//! and the optimizer part of one layer are occurrences of three runs whose operands walk along each
+//! other (the backward one in the other direction); such runs together are a [`Block`]. Because all
+//! numbers are linear, the same program with more or fewer occurrences is determined: [`Lines::resized`].
+//!
+//! Before, `%{3..5}` being 3, 4, 5: three lines `%3 = mul %2, %0`, `%4 = mul %3, %0`, `%5 = mul %4, %0`.
+//! Resized by 2: five such lines, and a later reader of `%5` reads `%7`.
+
+use crate::graph::{Graph, Node, Origin, Output, OutputKind, Phase, Value};
+use crate::op::{Op, Scalar};
+use crate::sharding::Type;
+use crate::{DType, text};
+use petgraph::graph::NodeIndex;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Longest period of a run, in lines.
+const LONGEST_PERIOD: usize = 4_000;
+
+/// What the streams of random elements count: the draws of the whole program.
+const STREAM: &str = "stream=";
+
+/// Most times that runs are aligned with each other.
+const ROUNDS: usize = 8;
+
+/// How many later equal lines of a line are tried as its next occurrence.
+const OCCURRENCES: usize = 64;
+
+/// A stretch of lines that occurs `count` times, one right after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// The first line.
+    pub start: usize,
+    /// Lines of one occurrence.
+    pub period: usize,
+    /// Number of occurrences.
+    pub count: usize,
+}
+
+impl Run {
+    /// The line after the last.
+    pub fn end(&self) -> usize {
+        self.start + self.period * self.count
+    }
+}
+
+/// What a line says, and the numbers in it that may move from occurrence to occurrence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Equal for lines that say the same apart from their numbers.
+    pub key: usize,
+    /// The numbers.
+    pub numbers: Vec<i64>,
+}
+
+/// A text cut at its path segments that are numbers: `model.layers.3.mlp` is `["model.layers.",
+/// ".mlp"]` and `[3]`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Path {
+    literals: Vec<String>,
+}
+
+/// Cuts a text at the numbers that stand alone between dots, spaces, quotes or its ends.
+pub fn split(text: &str) -> (Vec<String>, Vec<i64>) {
+    let (mut literals, mut numbers) = (vec![String::new()], Vec::new());
+    let joins = |c: char| !c.is_alphanumeric() && c != '_' && c != '-';
+    let mut rest = text;
+    let mut before = None;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let alone = before.is_none_or(joins) && rest[digits..].chars().next().is_none_or(joins);
+        let written = rest[..digits].parse::<i64>().ok().filter(|n| n.to_string() == rest[..digits]);
+        let taken = match written {
+            Some(n) if alone => {
+                numbers.push(n);
+                literals.push(String::new());
+                digits
+            }
+            _ => {
+                let taken = if digits > 0 { digits } else { rest.chars().next().map_or(0, char::len_utf8) };
+                literals.last_mut().expect("one at least").push_str(&rest[..taken]);
+                taken
+            }
+        };
+        before = rest[..taken].chars().last();
+        rest = &rest[taken..];
+    }
+    (literals, numbers)
+}
+
+impl Path {
+    fn of(text: &str) -> (Self, Vec<i64>) {
+        let (literals, numbers) = split(text);
+        (Path { literals }, numbers)
+    }
+
+    fn with(&self, numbers: &[i64]) -> String {
+        let mut text = self.literals[0].clone();
+        for (n, literal) in numbers.iter().zip(&self.literals[1..]) {
+            text.push_str(&n.to_string());
+            text.push_str(literal);
+        }
+        text
+    }
+
+    /// What stands before a number: the path that it counts.
+    fn prefix(&self, number: usize) -> &str {
+        let literal = &self.literals[number];
+        let inner = |c: char| c.is_alphanumeric() || c == '.' || c == '_' || c == '-';
+        let from = literal.char_indices().rev().take_while(|(_, c)| inner(*c)).last();
+        from.map_or("", |(at, _)| &literal[at..])
+    }
+}
+
+/// An operand as a line says it: a line (and which of its results), or a scalar constant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Operand {
+    Line(u32),
+    Scalar(DType, Scalar),
+}
+
+/// A line of the node list apart from its numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct NodeKey {
+    op: Op,
+    types: Vec<Type>,
+    phase: Phase,
+    operands: Vec<Operand>,
+    /// Input name, module path, reason.
+    paths: [Path; 3],
+}
+
+/// A line of the output list apart from its numbers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct OutputKey {
+    kind: OutputKind,
+    layout: Vec<usize>,
+    operand: Operand,
+    path: Path,
+}
+
+/// What a number of a line is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Number<'a> {
+    /// A line of the node list.
+    Line,
+    /// An index of the path before it; of random elements the stream.
+    Label(&'a str),
+}
+
+/// A graph as lines, with the runs among them.
+#[derive(Debug)]
+pub struct Lines<'a> {
+    graph: &'a Graph,
+    /// The node of every line: all but scalar constants, in order.
+    nodes: Vec<NodeIndex>,
+    keys: Vec<NodeKey>,
+    lines: Vec<Line>,
+    runs: Vec<Run>,
+    output_keys: Vec<OutputKey>,
+    output_lines: Vec<Line>,
+    output_runs: Vec<Run>,
+}
+
+/// The runs that repeat together: the layers of a model, with all that belongs to each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// The path whose number tells occurrences apart: `model.layers`.
+    pub path: String,
+    /// The largest number of occurrences of one of its runs.
+    pub count: usize,
+    /// Its runs in the order of the program; numbers are those of lines.
+    pub regions: Vec<BlockRegion>,
+    /// Its runs among the outputs.
+    pub outputs: Vec<Run>,
+}
+
+/// A run of a block: its inputs, or what it does in a phase of the step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRegion {
+    /// Whether these are inputs (parameters, states, constants) of the program.
+    pub inputs: bool,
+    /// The phase.
+    pub phase: Phase,
+    /// The lines.
+    pub run: Run,
+}
+
+/// What crosses the border of an occurrence of a region.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Boundary {
+    /// Values of other lines that it reads, inputs of the program apart.
+    pub arguments: Vec<Value>,
+    /// Inputs of the program that it reads.
+    pub owned: Vec<Value>,
+    /// Its values that other lines of its phase or outputs read.
+    pub results: Vec<Value>,
+    /// Its values that a later phase reads: what is saved for the backward pass.
+    pub saved: Vec<Value>,
+}
+
+/// A resized graph, and for every node the one of the original that it is a copy of.
+#[derive(Clone, Debug)]
+pub struct Resized {
+    /// The graph.
+    pub graph: Graph,
+    /// By node index; nothing for scalar constants.
+    pub source: Vec<Option<NodeIndex>>,
+}
+
+fn intern<K: Clone + Eq + std::hash::Hash>(known: &mut HashMap<K, usize>, list: &mut Vec<K>, key: K) -> usize {
+    if let Some(&id) = known.get(&key) {
+        return id;
+    }
+    list.push(key.clone());
+    known.insert(key, list.len() - 1);
+    list.len() - 1
+}
+
+impl<'a> Lines<'a> {
+    /// The lines and runs of a graph.
+    pub fn of(graph: &'a Graph) -> Self {
+        let names = text::number(graph);
+        let nodes: Vec<NodeIndex> = graph.nodes().filter(|n| names.contains_key(n)).collect();
+        let operand = |v: Value| match (names.get(&v.node), graph.op(v)) {
+            (None, Op::Fill(s)) => (Operand::Scalar(graph.ty(v).dtype, *s), None),
+            (line, _) => (Operand::Line(v.result), line.map(|&l| l as i64)),
+        };
+        let (mut known, mut keys, mut lines) = (HashMap::new(), Vec::new(), Vec::new());
+        for &node in &nodes {
+            let n = graph.node(node);
+            let (operands, at): (Vec<_>, Vec<_>) = graph.operands(node).into_iter().map(operand).unzip();
+            let mut numbers: Vec<i64> = at.into_iter().flatten().collect();
+            let mut op = n.op.clone();
+            let name = if let Op::Input { name, .. } = &mut op { std::mem::take(name) } else { String::new() };
+            let paths = [name.as_str(), &n.origin.module, &n.origin.why].map(|text| {
+                let (path, labels) = Path::of(text);
+                numbers.extend(labels);
+                path
+            });
+            if let Op::Random { stream, .. } = &mut op
+                && let Ok(n) = i64::try_from(*stream)
+            {
+                numbers.push(n);
+                *stream = 0;
+            }
+            let key = NodeKey { op, types: n.types.clone(), phase: n.origin.phase, operands, paths };
+            lines.push(Line { key: intern(&mut known, &mut keys, key), numbers });
+        }
+        let (mut known, mut output_keys, mut output_lines) = (HashMap::new(), Vec::new(), Vec::new());
+        for o in &graph.outputs {
+            let (operand, at) = operand(o.value);
+            let (name, kind) = unnamed(&o.kind);
+            let (path, labels) = Path::of(name);
+            let key = OutputKey { kind, layout: o.layout.clone(), operand, path };
+            let numbers = at.into_iter().chain(labels).collect();
+            output_lines.push(Line { key: intern(&mut known, &mut output_keys, key), numbers });
+        }
+        let (runs, output_runs) = (runs(&lines), self::runs(&output_lines));
+        let mut found = Lines { graph, nodes, keys, lines, runs, output_keys, output_lines, output_runs };
+        // Every layer has a state, every second one a gate: then two states are one occurrence.
+        for _ in 0..ROUNDS {
+            if !found.align() {
+                break;
+            }
+        }
+        found
+    }
+
+    /// Calls `look` with every moving number of every run that repeats more than twice: the run (those
+    /// of outputs after the others), what the number is, its step, and what it is in the middle.
+    fn each_moving<'s>(&'s self, mut look: impl FnMut(usize, Number<'s>, i64, i64)) {
+        let nodes = self.runs.iter().map(|r| (r, true));
+        let all = nodes.chain(self.output_runs.iter().map(|r| (r, false)));
+        for (i, (run, is_node)) in all.enumerate().filter(|(_, (r, _))| r.count > 2) {
+            let lines = if is_node { &self.lines } else { &self.output_lines };
+            for line in run.start..run.start + run.period {
+                let kinds =
+                    if is_node { Self::kinds(self.key(line)) } else { Self::output_kinds(self.output_key(line)) };
+                let middle = &lines[line + run.count / 2 * run.period].numbers;
+                let numbers = kinds.into_iter().zip(moves(lines, run, line)).zip(middle);
+                for ((kind, step), &middle) in numbers.filter(|((_, step), _)| *step != 0) {
+                    look(i, kind, step, middle);
+                }
+            }
+        }
+    }
+
+    /// Takes several occurrences of a run as one where runs that belong together take larger steps.
+    /// Whether anything changed.
+    fn align(&mut self) -> bool {
+        let mut largest: HashMap<&str, i64> = HashMap::new();
+        self.each_moving(|_, kind, step, _| {
+            if let Number::Label(path) = kind {
+                let known = largest.entry(path).or_default();
+                *known = step.abs().max(*known);
+            }
+        });
+        let mut factors: BTreeMap<usize, i64> = BTreeMap::new();
+        let mut scale = |run: usize, whole: i64, part: i64| {
+            if whole > part && whole % part == 0 {
+                let factor = factors.entry(run).or_insert(1);
+                *factor = (*factor).max(whole / part);
+            }
+        };
+        self.each_moving(|run, kind, step, middle| match kind {
+            Number::Label(path) => scale(run, largest[path], step.abs()),
+            Number::Line => {
+                if let Some(other) = self.run_at(middle).filter(|&o| self.runs[o].count > 2) {
+                    let period = self.runs[other].period as i64;
+                    scale(run, period, step.abs());
+                    scale(other, step.abs(), period);
+                }
+            }
+        });
+        let mut changed = false;
+        let outputs = self.runs.len();
+        for (run, factor) in factors {
+            let run = if run < outputs { &mut self.runs[run] } else { &mut self.output_runs[run - outputs] };
+            if run.count / factor as usize > 2 {
+                *run = Run { period: run.period * factor as usize, count: run.count / factor as usize, ..*run };
+                changed = true;
+            }
+        }
+        changed
+    }
+
+    /// The runs of the node lines, in order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    fn key(&self, line: usize) -> &NodeKey {
+        &self.keys[self.lines[line].key]
+    }
+
+    fn output_key(&self, line: usize) -> &OutputKey {
+        &self.output_keys[self.output_lines[line].key]
+    }
+
+    /// What the numbers of a line are.
+    fn kinds(key: &NodeKey) -> Vec<Number<'_>> {
+        let operands = key.operands.iter().filter(|o| matches!(o, Operand::Line(_))).map(|_| Number::Line);
+        let labels = key.paths.iter().flat_map(|p| (1..p.literals.len()).map(|i| Number::Label(p.prefix(i - 1))));
+        let stream = matches!(key.op, Op::Random { .. }).then_some(Number::Label(STREAM));
+        operands.chain(labels).chain(stream).collect()
+    }
+
+    fn output_kinds(key: &OutputKey) -> Vec<Number<'_>> {
+        let operand = matches!(key.operand, Operand::Line(_)).then_some(Number::Line);
+        let labels = (1..key.path.literals.len()).map(|i| Number::Label(key.path.prefix(i - 1)));
+        operand.into_iter().chain(labels).collect()
+    }
+
+    /// The run that a line is in.
+    fn run_at(&self, line: i64) -> Option<usize> {
+        let at = self.runs.partition_point(|r| r.end() as i64 <= line);
+        self.runs.get(at).filter(|r| r.start as i64 <= line).map(|_| at)
+    }
+
+    /// The blocks, largest first. Runs that repeat less than three times belong to none.
+    pub fn blocks(&self) -> Vec<Block> {
+        // Runs that count the same path, or one of which walks along the other, belong together.
+        let outputs = self.runs.len();
+        let mut group: Vec<usize> = (0..outputs + self.output_runs.len()).collect();
+        fn root(group: &[usize], mut i: usize) -> usize {
+            while group[i] != i {
+                i = group[i];
+            }
+            i
+        }
+        let mut join = |a: usize, b: usize| {
+            let (a, b) = (root(&group, a), root(&group, b));
+            group[a.max(b)] = a.min(b);
+        };
+        let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut paths: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); outputs + self.output_runs.len()];
+        self.each_moving(|run, kind, step, middle| match kind {
+            Number::Label(STREAM) => {}
+            Number::Label(path) => {
+                *paths[run].entry(path).or_default() += 1;
+                join(run, *counted.entry(path).or_insert(run));
+            }
+            // One occurrence at a time; query, key and value of one layer walk along its weights too.
+            Number::Line => {
+                let along = |&o: &usize| self.runs[o].count > 2 && self.runs[o].period as i64 == step.abs();
+                if let Some(other) = self.run_at(middle).filter(along) {
+                    join(run, other);
+                }
+            }
+        });
+        let mut members: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for i in 0..group.len() {
+            let run = self.runs.get(i).unwrap_or_else(|| &self.output_runs[i - outputs]);
+            if run.count > 2 {
+                members.entry(root(&group, i)).or_default().push(i);
+            }
+        }
+        let mut blocks: Vec<Block> = members.into_values().filter_map(|m| self.block(&m, &paths)).collect();
+        let lines = |b: &Block| b.regions.iter().map(|r| r.run.period * r.run.count).sum::<usize>();
+        blocks.sort_by_key(|b| std::cmp::Reverse(lines(b)));
+        blocks
+    }
+
+    fn block(&self, members: &[usize], paths: &[BTreeMap<&str, usize>]) -> Option<Block> {
+        let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
+        for (path, n) in members.iter().flat_map(|&m| &paths[m]) {
+            *votes.entry(path).or_default() += n;
+        }
+        let path = votes.iter().max_by_key(|(p, n)| (**n, std::cmp::Reverse(*p))).map_or("", |(p, _)| p);
+        let region = |run: Run| {
+            let key = self.key(run.start);
+            BlockRegion { inputs: matches!(key.op, Op::Input { .. }), phase: key.phase, run }
+        };
+        let regions: Vec<BlockRegion> = members.iter().filter_map(|&m| self.runs.get(m)).map(|&r| region(r)).collect();
+        let outputs = members.iter().filter_map(|&m| m.checked_sub(self.runs.len())).map(|m| self.output_runs[m]);
+        let count = regions.iter().map(|r| r.run.count).max()?;
+        Some(Block { path: path.trim_end_matches('.').to_string(), count, regions, outputs: outputs.collect() })
+    }
+
+    /// The nodes of one occurrence of a run, in corresponding order.
+    pub fn occurrence(&self, run: &Run, which: usize) -> &[NodeIndex] {
+        &self.nodes[run.start + which * run.period..][..run.period]
+    }
+
+    /// What an occurrence of a run reads and who reads it.
+    pub fn boundary(&self, run: &Run, which: usize) -> Boundary {
+        let own: BTreeSet<NodeIndex> = self.occurrence(run, which).iter().copied().collect();
+        let mut found = Boundary::default();
+        let outputs: BTreeSet<Value> = self.graph.outputs.iter().map(|o| o.value).collect();
+        let add = |list: &mut Vec<Value>, v: Value| {
+            if !list.contains(&v) {
+                list.push(v);
+            }
+        };
+        for &node in &own {
+            let phase = self.graph.node(node).origin.phase;
+            for v in self.graph.operands(node).into_iter().filter(|v| !own.contains(&v.node)) {
+                match self.graph.op(v) {
+                    Op::Input { .. } => add(&mut found.owned, v),
+                    _ if text::is_inline(self.graph, v.node) => {}
+                    _ => add(&mut found.arguments, v),
+                }
+            }
+            for result in 0..self.graph.node(node).types.len() as u32 {
+                let v = Value { node, result };
+                let users = self.graph.users(node).filter(|(n, u)| u.result == result && !own.contains(n));
+                let phases: BTreeSet<Phase> = users.map(|(n, _)| self.graph.node(n).origin.phase).collect();
+                if outputs.contains(&v) || phases.contains(&phase) {
+                    add(&mut found.results, v);
+                }
+                if phases.iter().any(|p| *p > phase) {
+                    add(&mut found.saved, v);
+                }
+            }
+        }
+        found
+    }
+
+    /// The graph with `by` occurrences more (or less) in every run of a block: operands, path segments
+    /// and streams go on as they did. `None` if it is not determined by what is there: a run that is
+    /// too short, operands that do not walk one occurrence at a time, a reader of an occurrence in the
+    /// middle.
+    pub fn resized(&self, block: &Block, by: i64) -> Option<Resized> {
+        if !self.graph.regions.is_empty() {
+            return None;
+        }
+        let plan = Resizing::new(self, block, by)?;
+        let mut built = Built { graph: Graph::new(self.graph.mesh.clone()), ..Built::default() };
+        plan.each(&self.lines, &plan.runs, |line, numbers| built.node(self, line, &numbers))?;
+        plan.each(&self.output_lines, &plan.outputs, |line, numbers| built.output(self, line, &numbers))?;
+        Some(Resized { graph: built.graph, source: built.source })
+    }
+}
+
+/// An output without its name.
+fn unnamed(kind: &OutputKind) -> (&str, OutputKind) {
+    match kind {
+        OutputKind::Result(name) => (name, OutputKind::Result(String::new())),
+        OutputKind::Loss => ("", OutputKind::Loss),
+        OutputKind::Gradient(name) => (name, OutputKind::Gradient(String::new())),
+        OutputKind::Update(name) => (name, OutputKind::Update(String::new())),
+    }
+}
+
+/// By how much the numbers of a line move from one occurrence to the next.
+fn moves(lines: &[Line], run: &Run, line: usize) -> Vec<i64> {
+    delta(&lines[line], &lines[line + run.period])
+}
+
+fn delta(a: &Line, b: &Line) -> Vec<i64> {
+    a.numbers.iter().zip(&b.numbers).map(|(a, b)| b - a).collect()
+}
+
+/// How lines move when the runs of a block are resized.
+struct Resizing<'a> {
+    of: &'a Lines<'a>,
+    by: i64,
+    runs: BTreeMap<usize, Run>,
+    outputs: BTreeMap<usize, Run>,
+    /// For every path that the block counts: its step, and a number in the middle.
+    labels: HashMap<&'a str, (i64, i64)>,
+}
+
+impl<'a> Resizing<'a> {
+    fn new(of: &'a Lines<'a>, block: &Block, by: i64) -> Option<Self> {
+        let runs: BTreeMap<usize, Run> = block.regions.iter().map(|r| (r.run.start, r.run)).collect();
+        let outputs: BTreeMap<usize, Run> = block.outputs.iter().map(|r| (r.start, *r)).collect();
+        if runs.values().chain(outputs.values()).any(|r| (r.count as i64) + by < 2) {
+            return None;
+        }
+        let mut plan = Resizing { of, by, runs, outputs, labels: HashMap::new() };
+        // The longest run of a path has its middle; they all have to count alike.
+        let mut longest: HashMap<&str, usize> = HashMap::new();
+        for run in block.regions.iter().map(|r| &r.run) {
+            for line in run.start..run.start + run.period {
+                let middle = &of.lines[line + run.count / 2 * run.period].numbers;
+                let steps = moves(&of.lines, run, line);
+                for (n, kind) in Lines::kinds(of.key(line)).into_iter().enumerate() {
+                    let (Number::Label(prefix), step) = (kind, steps[n].abs()) else { continue };
+                    if step == 0 {
+                        continue;
+                    }
+                    let known = plan.labels.entry(prefix).or_insert((step, middle[n]));
+                    if known.0 != step {
+                        return None;
+                    }
+                    let length = longest.entry(prefix).or_insert(run.count);
+                    if run.count > *length {
+                        (*length, *known) = (run.count, (step, middle[n]));
+                    }
+                }
+            }
+        }
+        Some(plan)
+    }
+
+    /// Where a line outside of the block, or of an occurrence near an end, goes.
+    fn moved(&self, line: i64) -> i64 {
+        let before = self.runs.values().take_while(|r| r.start as i64 <= line);
+        let shift: i64 = before
+            .map(|r| {
+                let middle = (r.start + r.count / 2 * r.period) as i64;
+                if line >= middle { self.by * r.period as i64 } else { 0 }
+            })
+            .sum();
+        line + shift
+    }
+
+    /// What a number that counts nothing becomes.
+    fn still(&self, n: i64, kind: &Number) -> i64 {
+        match kind {
+            Number::Line => self.moved(n),
+            Number::Label(prefix) => match self.labels.get(prefix) {
+                Some((step, middle)) if n >= *middle => n + self.by * step,
+                _ => n,
+            },
+        }
+    }
+
+    /// Calls `add` with every line of the resized list and its numbers.
+    fn each(
+        &self,
+        lines: &[Line],
+        runs: &BTreeMap<usize, Run>,
+        mut add: impl FnMut(usize, Vec<i64>) -> Option<()>,
+    ) -> Option<()> {
+        let is_output = std::ptr::eq(lines, self.of.output_lines.as_slice());
+        let kinds = |line: usize| {
+            if is_output { Lines::output_kinds(self.of.output_key(line)) } else { Lines::kinds(self.of.key(line)) }
+        };
+        let mut line = 0;
+        while line < lines.len() {
+            let Some(run) = runs.get(&line) else {
+                let numbers = lines[line].numbers.iter().zip(kinds(line));
+                add(line, numbers.map(|(&n, kind)| self.still(n, &kind)).collect())?;
+                line += 1;
+                continue;
+            };
+            let first: Vec<(Vec<i64>, Vec<i64>)> = (run.start..run.start + run.period)
+                .map(|l| self.first(lines, run, l, kinds(l)))
+                .collect::<Option<_>>()?;
+            let half = (run.count / 2) as i64;
+            for occurrence in 0..run.count as i64 + self.by {
+                // What it is a copy of: those at the ends of themselves, those in the middle of one there.
+                let like = occurrence.min(half).max(occurrence - self.by) as usize;
+                for (l, (start, steps)) in first.iter().enumerate() {
+                    let numbers = start.iter().zip(steps).map(|(n, step)| n + occurrence * step).collect();
+                    add(run.start + like * run.period + l, numbers)?;
+                }
+            }
+            line = run.end();
+        }
+        Some(())
+    }
+
+    /// The numbers of a line in the first occurrence of the resized run, and their steps.
+    fn first(&self, lines: &[Line], run: &Run, line: usize, kinds: Vec<Number>) -> Option<(Vec<i64>, Vec<i64>)> {
+        let steps = moves(lines, run, line);
+        let half = (run.count / 2) as i64;
+        let middle = &lines[line + half as usize * run.period].numbers;
+        let mut start = Vec::new();
+        for ((&n, &step), kind) in middle.iter().zip(&steps).zip(kinds) {
+            // Numbers that count down begin later in a longer program.
+            let later = if step < 0 { -step * self.by } else { 0 };
+            start.push(match kind {
+                kind if step == 0 => self.still(n, &kind),
+                Number::Label(_) => n - half * step + later,
+                Number::Line => {
+                    let other = self.of.run_at(n).map(|r| self.of.runs[r])?;
+                    let (period, resized) = (other.period as i64, self.runs.contains_key(&other.start));
+                    if !resized || step.abs() != period {
+                        return None;
+                    }
+                    let at = self.moved(other.start as i64) + (n - other.start as i64);
+                    at - half * step + later
+                }
+            });
+        }
+        Some((start, steps))
+    }
+}
+
+/// A graph that is built line by line.
+#[derive(Default)]
+struct Built {
+    graph: Graph,
+    source: Vec<Option<NodeIndex>>,
+    nodes: Vec<NodeIndex>,
+    scalars: HashMap<(DType, Scalar), Value>,
+}
+
+impl Built {
+    fn value(&mut self, operand: &Operand, numbers: &mut impl Iterator<Item = i64>) -> Option<Value> {
+        match operand {
+            Operand::Line(result) => {
+                let line = usize::try_from(numbers.next()?).ok()?;
+                let node = *self.nodes.get(line)?;
+                (self.graph.node(node).types.len() > *result as usize).then_some(Value { node, result: *result })
+            }
+            Operand::Scalar(dtype, s) => {
+                let (graph, source) = (&mut self.graph, &mut self.source);
+                Some(*self.scalars.entry((*dtype, *s)).or_insert_with(|| {
+                    source.push(None);
+                    graph.push(Op::Fill(*s), &[], Type::new(*dtype, []), &Origin::default())
+                }))
+            }
+        }
+    }
+
+    fn node(&mut self, of: &Lines, line: usize, numbers: &[i64]) -> Option<()> {
+        let key = of.key(line);
+        let mut numbers = numbers.iter().copied();
+        let operands: Vec<Value> = key.operands.iter().map(|o| self.value(o, &mut numbers)).collect::<Option<_>>()?;
+        let paths = key.paths.each_ref().map(|p| {
+            let labels: Vec<i64> = numbers.by_ref().take(p.literals.len() - 1).collect();
+            p.with(&labels)
+        });
+        let mut op = key.op.clone();
+        match &mut op {
+            Op::Input { name, .. } => name.clone_from(&paths[0]),
+            Op::Random { stream, .. } => {
+                if let Some(n) = numbers.next() {
+                    *stream = u64::try_from(n).ok()?;
+                }
+            }
+            _ => {}
+        }
+        let [_, module, why] = paths;
+        let origin = Origin { phase: key.phase, module: module.into(), why: why.into() };
+        let Node { types, .. } = of.graph.node(of.nodes[line]);
+        self.nodes.push(self.graph.add(op, &operands, types.clone(), origin));
+        self.source.push(Some(of.nodes[line]));
+        Some(())
+    }
+
+    fn output(&mut self, of: &Lines, line: usize, numbers: &[i64]) -> Option<()> {
+        let key = of.output_key(line);
+        let mut numbers = numbers.iter().copied();
+        let value = self.value(&key.operand, &mut numbers)?;
+        let name = key.path.with(&numbers.collect::<Vec<_>>());
+        let kind = match &key.kind {
+            OutputKind::Result(_) => OutputKind::Result(name),
+            OutputKind::Loss => OutputKind::Loss,
+            OutputKind::Gradient(_) => OutputKind::Gradient(name),
+            OutputKind::Update(_) => OutputKind::Update(name),
+        };
+        self.graph.outputs.push(Output { kind, value, layout: key.layout.clone() });
+        Some(())
+    }
+}
+
+/// Lines `from..to` of which each moves to the one `period` later as that one does to the next.
+struct Stretch {
+    from: usize,
+    to: usize,
+    period: usize,
+}
+
+/// The runs of a list of lines, in order and apart: the one that saves most lines, then those beside it.
+pub fn runs(lines: &[Line]) -> Vec<Run> {
+    let stretches = stretches(lines);
+    let mut found = Vec::new();
+    let mut open = vec![(0, lines.len())];
+    while let Some((from, to)) = open.pop() {
+        let clipped = stretches.iter().filter_map(|s| {
+            let (start, end) = (s.from.max(from), s.to.min(to));
+            let count = end.saturating_sub(start) / s.period;
+            let run = Run { start, period: s.period, count };
+            // A line that occurs twice says little; a run has to be worth its braces.
+            (count > 2 && s.period * count > 3 || count == 2 && s.period > 7).then_some(run)
+        });
+        // What happens twice may be chance.
+        let size = |r: &Run| (r.count > 2, r.period * (r.count - 1), std::cmp::Reverse((r.period, r.start)));
+        if let Some(best) = clipped.max_by_key(size) {
+            open.push((from, best.start));
+            open.push((best.end(), to));
+            found.push(best);
+        }
+    }
+    found.sort_unstable();
+    found
+}
+
+/// Every stretch of at least two periods.
+fn stretches(lines: &[Line]) -> Vec<Stretch> {
+    let mut next: HashMap<usize, usize> = HashMap::new();
+    let mut after: Vec<Option<usize>> = vec![None; lines.len()];
+    for (i, line) in lines.iter().enumerate().rev() {
+        after[i] = next.insert(line.key, i);
+    }
+    let mut pairs: BTreeMap<usize, usize> = BTreeMap::new();
+    for i in 0..lines.len() {
+        let mut at = i;
+        for _ in 0..OCCURRENCES {
+            let Some(later) = after[at].filter(|l| l - i <= LONGEST_PERIOD) else { break };
+            *pairs.entry(later - i).or_default() += 1;
+            at = later;
+        }
+    }
+    let mut found = Vec::new();
+    for (&period, _) in pairs.iter().filter(|(period, pairs)| pairs >= period) {
+        let equal = |i: usize| i + period < lines.len() && lines[i].key == lines[i + period].key;
+        let even = |i: usize| {
+            let (a, b) = (&lines[i].numbers, &lines[i + period].numbers);
+            let c = &lines[i + 2 * period].numbers;
+            (0..a.len()).all(|n| b[n] - a[n] == c[n] - b[n])
+        };
+        let mut from = 0;
+        while from + period < lines.len() {
+            let mut to = from;
+            while equal(to) && (to < from + period || even(to - period)) {
+                to += 1;
+            }
+            if to - from >= period {
+                found.push(Stretch { from, to: to + period, period });
+            }
+            // The line that broke the stretch may begin another, at the earliest one period before.
+            from = if to >= from + period { to - period + 1 } else { to + 1 };
+        }
+    }
+    found
+}

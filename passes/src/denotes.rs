@@ -1,0 +1,333 @@
+//! Proves that a placed program computes the model: it denotes the logical graph it was made from.
+//!
+//! Shares nothing with the rewriting. A redistribution changes where a value lies and not the value,
+//! so it is erased; what remains is compared with the logical graph as expressions: equal operations
+//! on equal operands are one expression, with global types and without placements. One thing may
+//! differ, since rules 7 and 8 of RULES.md section 3 regroup sums: a sum is the multiset of its terms,
+//! each read with its own subscripts, with the terms of inner sums in place of those. That an erased
+//! redistribution is the identity, and that an operation on chunks is the operation, holds wherever
+//! placements follow from the factor table, which is [`check`](mod@crate::check)'s business. Both together are
+//! the proof; it costs one hash per operation and one merge per sum.
+//!
+//! Before: `%3 = all_reduce tp sum %1`, `%4 = all_reduce tp sum %2`, `%5 = add %3, %4, %0` and, after
+//! the search, `%3 = add %1, %2`, `%4 = all_reduce tp sum %3`, `%5 = add %4, %0`: both denote
+//! `{%0, %1, %2}` of the logical graph.
+
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use tpc_ir::{DType, Graph, MapFn, Op, Subscripts, Type, Value, text};
+
+/// Where a placed program and its logical graph part.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DenoteError {
+    /// The inputs are not those of the logical graph.
+    #[error("input {position} is {found}, the model has {expected}")]
+    Input {
+        /// Position among the inputs.
+        position: usize,
+        /// What the program has there.
+        found: String,
+        /// What the logical graph has there.
+        expected: String,
+    },
+    /// The outputs are not those of the logical graph.
+    #[error("output {position} is {found}, the model has {expected}")]
+    Output {
+        /// Position among the outputs.
+        position: usize,
+        /// What the program has there.
+        found: String,
+        /// What the logical graph has there.
+        expected: String,
+    },
+    /// An output is computed otherwise: the first operation on the way to it that differs.
+    #[error(
+        "output {output} does not denote the model's: %{node} {op} in `{module}`\n  found:    {found}\n  expected: {expected}"
+    )]
+    Value {
+        /// The output that is wrong.
+        output: String,
+        /// Number of the node in the placed graph.
+        node: usize,
+        /// Its operation.
+        op: Box<str>,
+        /// Its module path.
+        module: Box<str>,
+        /// What it computes, erased.
+        found: String,
+        /// What the logical graph has in its place, and where.
+        expected: String,
+    },
+}
+
+/// Proves that the outputs of `placed` denote those of `logical`.
+///
+/// # Errors
+/// The first output that is another value, with the operation where it begins to be one.
+pub fn denotes(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
+    signature(placed, logical)?;
+    let mut known = Expressions::default();
+    let expected = Denotation::of(logical, &mut known);
+    let found = Denotation::of(placed, &mut known);
+    for (p, l) in placed.outputs.iter().zip(&logical.outputs) {
+        let (f, e) = (found.values[&p.value], expected.values[&l.value]);
+        if f != e {
+            return Err(known.difference(text::output_name(&p.kind), &found, f, &expected, e));
+        }
+    }
+    Ok(())
+}
+
+/// Inputs and outputs are the same, in the same order.
+fn signature(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
+    let nothing = || "nothing".to_string();
+    let inputs = |g: &Graph| -> Vec<String> {
+        let shown = |n: NodeIndex| {
+            let node = g.node(n);
+            let layout = if let Op::Input { layout, .. } = &node.op { layout.clone() } else { Vec::new() };
+            format!("{} {} layout {layout:?}", text::operation(node, &g.mesh), global(&node.types[0]))
+        };
+        g.inputs().map(|(n, _, _)| shown(n)).collect()
+    };
+    let outputs = |g: &Graph| -> Vec<String> {
+        g.outputs.iter().map(|o| format!("{} layout {:?}", text::output_name(&o.kind), o.layout)).collect()
+    };
+    let differ = |found: &[String], expected: &[String]| {
+        let count = found.len().max(expected.len());
+        let position = (0..count).find(|&i| found.get(i) != expected.get(i))?;
+        let at = |list: &[String]| list.get(position).cloned().unwrap_or_else(nothing);
+        Some((position, at(found), at(expected)))
+    };
+    if let Some((position, found, expected)) = differ(&inputs(placed), &inputs(logical)) {
+        return Err(DenoteError::Input { position, found, expected });
+    }
+    if let Some((position, found, expected)) = differ(&outputs(placed), &outputs(logical)) {
+        return Err(DenoteError::Output { position, found, expected });
+    }
+    Ok(())
+}
+
+/// A type without its placement.
+fn global(ty: &Type) -> String {
+    Type::new(ty.dtype, ty.shape.clone()).display(&tpc_ir::Mesh::single())
+}
+
+/// Number of an expression.
+type Id = u32;
+
+/// Number of an expression read with subscripts: a term of a sum.
+type TermId = u32;
+
+/// What a value is, apart from where it lies.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Expression {
+    /// One result of an operation.
+    Result { op: Op, operands: Vec<Id>, types: Vec<(DType, Vec<usize>)>, result: u32 },
+    /// A sum; its terms in the order of their numbers, as often as they occur.
+    Sum { terms: Vec<TermId>, dtype: DType, shape: Vec<usize> },
+}
+
+/// All expressions of both graphs, each once.
+#[derive(Default)]
+struct Expressions {
+    list: Vec<Expression>,
+    ids: HashMap<Expression, Id>,
+    /// For every term its expression and, for each dimension of that, the dimension of the sum.
+    terms: Vec<(Id, Vec<u8>)>,
+    term_ids: HashMap<(Id, Vec<u8>), TermId>,
+}
+
+/// The expressions of a graph's values.
+struct Denotation<'a> {
+    graph: &'a Graph,
+    values: HashMap<Value, Id>,
+    /// The first operation that computes an expression; no redistribution.
+    first: HashMap<Id, NodeIndex>,
+}
+
+impl<'a> Denotation<'a> {
+    fn of(graph: &'a Graph, known: &mut Expressions) -> Self {
+        let mut found = Denotation { graph, values: HashMap::with_capacity(graph.len()), first: HashMap::new() };
+        for node in graph.nodes() {
+            let n = graph.node(node);
+            let operands: Vec<Id> = graph.operands(node).iter().map(|v| found.values[v]).collect();
+            if n.op.is_redistribution() {
+                found.values.insert(node.into(), operands[0]);
+                continue;
+            }
+            let types: Vec<(DType, Vec<usize>)> = n.types.iter().map(|t| (t.dtype, t.shape.clone())).collect();
+            for result in 0..n.types.len() as u32 {
+                let id = match &n.op {
+                    Op::Map { f: MapFn::Add, subs } => known.sum(subs, &operands, &types[0]),
+                    op => {
+                        let (op, operands) = (op.clone(), operands.clone());
+                        known.number(Expression::Result { op, operands, types: types.clone(), result })
+                    }
+                };
+                found.values.insert(Value { node, result }, id);
+                found.first.entry(id).or_insert(node);
+            }
+        }
+        found
+    }
+}
+
+impl Expressions {
+    fn number(&mut self, e: Expression) -> Id {
+        match self.ids.entry(e) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                let id = self.list.len() as Id;
+                self.list.push(new.key().clone());
+                *new.insert(id)
+            }
+        }
+    }
+
+    fn term(&mut self, id: Id, dims: Vec<u8>) -> TermId {
+        let next = self.terms.len() as TermId;
+        match self.term_ids.entry((id, dims)) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                self.terms.push(new.key().clone());
+                *new.insert(next)
+            }
+        }
+    }
+
+    /// A sum of expressions, with the terms of those that are sums of the same element type.
+    fn sum(&mut self, subs: &Subscripts, operands: &[Id], (dtype, shape): &(DType, Vec<usize>)) -> Id {
+        let mut terms: Vec<TermId> = Vec::new();
+        for (&id, letters) in operands.iter().zip(&subs.operands) {
+            // A letter of the sum's own result is the dimension where it stands there.
+            let dims: Vec<u8> =
+                letters.iter().filter_map(|l| subs.result.iter().position(|r| r == l)).map(|d| d as u8).collect();
+            let added = match &self.list[id as usize] {
+                Expression::Sum { terms: inner, dtype: d, .. } if d == dtype => {
+                    let inner = inner.clone();
+                    let straight = dims.len() == shape.len() && dims.iter().enumerate().all(|(i, &d)| i == d as usize);
+                    if straight { inner } else { self.reread(&inner, &dims) }
+                }
+                _ => vec![self.term(id, dims)],
+            };
+            terms = merged(terms, added);
+        }
+        self.number(Expression::Sum { terms, dtype: *dtype, shape: shape.clone() })
+    }
+
+    /// Terms of a sum whose dimension `d` is the dimension `dims[d]` of another.
+    fn reread(&mut self, terms: &[TermId], dims: &[u8]) -> Vec<TermId> {
+        let read = |known: &mut Self, t: TermId| {
+            let (id, own) = known.terms[t as usize].clone();
+            let own = own.iter().map(|&d| dims[d as usize]).collect();
+            known.term(id, own)
+        };
+        let mut read: Vec<TermId> = terms.iter().map(|&t| read(self, t)).collect();
+        read.sort_unstable();
+        read
+    }
+
+    /// The first operation on the way to two different expressions that differs itself.
+    fn difference(
+        &self,
+        output: String,
+        found: &Denotation,
+        mut f: Id,
+        expected: &Denotation,
+        mut e: Id,
+    ) -> DenoteError {
+        // What computes them, for sums that stand nowhere as they are: the last reader's node.
+        let (mut at, mut like) = (found.first[&f], expected.first[&e]);
+        while let Some((down, other)) = self.below(f, e) {
+            (f, e) = (down, other);
+            at = found.first.get(&f).copied().unwrap_or(at);
+            like = expected.first.get(&e).copied().unwrap_or(like);
+        }
+        let node = found.graph.node(at);
+        let line = text::number(expected.graph).get(&like).map_or(String::new(), |i| format!(" (%{i} of the model)"));
+        DenoteError::Value {
+            output,
+            node: text::number(found.graph).get(&at).copied().unwrap_or(at.index()),
+            op: node.op.name().into(),
+            module: (&*node.origin.module).into(),
+            found: self.shown(f, e, found),
+            expected: format!("{}{line}", self.shown(e, f, expected)),
+        }
+    }
+
+    /// The one pair of operands in which two expressions differ that are the same operation.
+    fn below(&self, f: Id, e: Id) -> Option<(Id, Id)> {
+        use Expression::{Result, Sum};
+        match (&self.list[f as usize], &self.list[e as usize]) {
+            (
+                Result { op: a, operands: x, types: s, result: i },
+                Result { op: b, operands: y, types: t, result: j },
+            ) if (a, s, i) == (b, t, j) && x.len() == y.len() => {
+                let mut pairs = x.iter().zip(y).filter(|(x, y)| x != y);
+                let first = pairs.next()?;
+                // Operands that only changed places are wrong here, not below.
+                let swapped = pairs.any(|(x, y)| (x, y) == (first.1, first.0));
+                (!swapped).then_some((*first.0, *first.1))
+            }
+            (Sum { terms: x, .. }, Sum { terms: y, .. }) => match (&self.without(x, y)[..], &self.without(y, x)[..]) {
+                ([(a, dims)], [(b, other)]) if dims == other => Some((*a, *b)),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The terms of `x` that `y` lacks.
+    fn without(&self, x: &[TermId], y: &[TermId]) -> Vec<(Id, Vec<u8>)> {
+        let mut rest = y.iter().peekable();
+        let mut lacking = Vec::new();
+        for t in x {
+            while rest.next_if(|r| *r < t).is_some() {}
+            if rest.next_if_eq(&t).is_none() {
+                lacking.push(self.terms[*t as usize].clone());
+            }
+        }
+        lacking
+    }
+
+    /// An expression over the lines of its graph; of a sum only the terms that `other` lacks.
+    fn shown(&self, id: Id, other: Id, side: &Denotation) -> String {
+        let names = text::number(side.graph);
+        let name = |id: &Id| match side.first.get(id) {
+            Some(n) => text::value_text(side.graph, (*n).into(), &names),
+            None => "a value that is not there".into(),
+        };
+        match &self.list[id as usize] {
+            Expression::Result { op, operands, types, .. } => {
+                let node = tpc_ir::Node { op: op.clone(), types: Vec::new(), origin: Default::default() };
+                let types: Vec<_> = types.iter().map(|(d, s)| global(&Type::new(*d, s.clone()))).collect();
+                let operands = operands.iter().map(name).collect::<Vec<_>>().join(", ");
+                format!("{} {operands} : {}", text::operation(&node, &side.graph.mesh), types.join(", "))
+            }
+            Expression::Sum { terms, dtype, shape } => {
+                let others =
+                    if let Expression::Sum { terms, .. } = &self.list[other as usize] { &terms[..] } else { &[] };
+                let own: Vec<String> = self.without(terms, others).iter().map(|(id, _)| name(id)).collect();
+                let ty = global(&Type::new(*dtype, shape.clone()));
+                let besides = if own.is_empty() { "nothing else".into() } else { own.join(", ") };
+                format!("a sum of {} terms, of its own: {besides} : {ty}", terms.len())
+            }
+        }
+    }
+}
+
+/// Two ordered lists as one.
+fn merged(a: Vec<TermId>, b: Vec<TermId>) -> Vec<TermId> {
+    if a.is_empty() {
+        return b;
+    }
+    let mut all = a;
+    let sorted = all.last() <= b.first();
+    all.extend(b);
+    if !sorted {
+        // A merge sort sees the two runs and takes linear time.
+        all.sort();
+    }
+    all
+}

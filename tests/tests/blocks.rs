@@ -1,0 +1,300 @@
+//! Repetition: a deep program whose block is searched once is the one that the whole search gives, and
+//! the folded text of a whole training step is the training step.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{DType, Device, Tensor, activation};
+use serde_json::json;
+use std::collections::HashMap;
+use tpc::capture::{Spec, capture_training_shapes};
+use tpc::import::import;
+use tpc::models::ModelConfig;
+use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc::program::annotated;
+use tpc_ir::interpret::Tensor as Value;
+use tpc_ir::{Graph, OutputKind, fold, parse, text};
+use tpc_passes::check::check;
+use tpc_passes::cost::CostModel;
+use tpc_passes::denotes::denotes;
+use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
+use tpc_passes::propagate::propagate;
+use tpc_passes::styles::{PairwiseParallel, Plan};
+use tpc_tests::training::{adamw, config, mesh, plan};
+use tpc_tests::{captured::tensor, difference, inputs, on_ranks, reference};
+
+/// An unplaced program, and inputs for it.
+struct Model {
+    captured: Graph,
+    feed: HashMap<String, Value>,
+}
+
+impl Model {
+    fn of(captured: &tpc::capture::Captured) -> Self {
+        let imported = import(captured).unwrap();
+        let constants: HashMap<String, Value> =
+            imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
+        let feed = inputs(&imported.graph, 7, &constants);
+        // As compiled: gradients are no outputs. (One of a key bias is rounding, in theory it is 0.)
+        let mut graph = imported.graph;
+        graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+        Model { captured: graph, feed }
+    }
+
+    fn language(config: &ModelConfig, train: bool) -> Self {
+        let tokens = TokenBatch::new(2, 6);
+        if !train {
+            return Model::of(&capture_forward(config, tokens, false).unwrap());
+        }
+        let names = names(config);
+        let mut step = capture_step(config, tokens, &adamw()).unwrap().steady;
+        rename(&mut step, &|p| names.get(p).cloned().unwrap_or_else(|| p.to_string()));
+        Model::of(&step)
+    }
+
+    /// Optimized with blocks and as a whole.
+    fn both(&self, plan: &Plan, on: &str) -> (Graph, [(Graph, SearchReport); 2]) {
+        let (logical, annotations) = annotated(&self.captured, &mesh(on), plan).unwrap();
+        let propagated = propagate(&logical, &annotations, &CostModel::default());
+        let both =
+            [true, false].map(|blocks| optimize(&propagated, &SearchOptions { blocks, ..SearchOptions::default() }));
+        (logical, both)
+    }
+
+    /// Both are the same program, line by line and reason by reason; it is proven and executed.
+    fn same(&self, name: &str, plan: &Plan, on: &str, blocks: &[(&str, usize)]) {
+        let (logical, [(graph, once), (whole, all)]) = self.both(plan, on);
+        let found: Vec<(&str, usize)> = once.blocks.iter().map(|(p, n)| (p.as_str(), *n)).collect();
+        assert_eq!(found, blocks, "{name} under {on}: {once:?}");
+        assert_eq!(collectives(&graph), collectives(&whole), "{name} on {on}");
+        // A term whose operands were merged since it was made no longer knows its rule: how many of a
+        // rule's terms still do may differ, which rules paid may not.
+        let rules = |r: &SearchReport| r.paid.iter().map(|p| p.0).collect::<Vec<u32>>();
+        assert_eq!((once.before, rules(&once)), (all.before, rules(&all)), "{name} on {on}");
+        assert!((once.after - all.after).abs() <= 1e-12 * all.after, "{} and {} s", once.after, all.after);
+        let (a, b) = (text::print(&graph), text::print(&whole));
+        for (a, b) in a.lines().zip(b.lines()).filter(|(a, b)| a != b) {
+            // Of the reasons of a slice that several readers want either may be kept; a reason of
+            // another layer may not.
+            let line = |l: &str| l.split(" ; ").next().unwrap().to_string();
+            let words = |l: &str| l.split(|c: char| c.is_ascii_digit()).collect::<String>();
+            assert!(
+                line(a) == line(b) && a.contains("shard_slice") && words(a) != words(b),
+                "{name} on {on}:\n{a}\n{b}"
+            );
+        }
+        assert_eq!(a.lines().count(), b.lines().count(), "{name} on {on}");
+        check(&graph).unwrap();
+        denotes(&graph, &logical).unwrap();
+        let expected = reference(&logical, &self.feed);
+        assert!(difference(&expected, &on_ranks(&graph, &self.feed)) < 1e-9, "{name} on {on}");
+        assert_eq!(parse::parse(&fold::print(&graph)).unwrap(), parse::parse(&a).unwrap(), "{name} on {on}");
+    }
+}
+
+/// Names as the files have them.
+fn rename(captured: &mut tpc::capture::Captured, rename: &dyn Fn(&str) -> String) {
+    use tpc::capture::{InputKind as I, OutputKind as O};
+    for input in &mut captured.inputs {
+        match &mut input.kind {
+            I::Parameter { path } => *path = rename(path),
+            I::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    for output in &mut captured.outputs {
+        match &mut output.kind {
+            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
+            O::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+}
+
+fn collectives(graph: &Graph) -> Vec<String> {
+    let nodes = graph.nodes().filter(|&n| graph.node(n).op.is_collective());
+    let line = |n| {
+        let node = graph.node(n);
+        format!(
+            "{} {} {}",
+            node.origin.phase.name(),
+            text::operation(node, &graph.mesh),
+            node.types[0].display(&graph.mesh)
+        )
+    };
+    let mut lines: Vec<String> = nodes.map(line).collect();
+    lines.sort();
+    lines
+}
+
+fn llama(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": layers, "vocab_size": 10, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
+    }))
+}
+
+fn gpt2(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "gpt2", "vocab_size": 10, "n_positions": 16, "n_embd": 8, "n_layer": layers, "n_head": 2,
+        "n_inner": 16, "activation_function": "gelu_new", "tie_word_embeddings": true, "layer_norm_epsilon": 1e-5,
+    }))
+}
+
+fn bert(layers: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "bert", "vocab_size": 10, "hidden_size": 8, "num_hidden_layers": layers, "num_attention_heads": 2,
+        "intermediate_size": 16, "hidden_act": "gelu", "max_position_embeddings": 16, "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    }))
+}
+
+const PLANS: [(&str, &str); 3] = [("tp", "tp=2"), ("tp-sp", "tp=2"), ("tp-ddp", "dp=2,tp=2")];
+
+fn deep(name: &str, config: impl Fn(usize) -> ModelConfig, block: &str) {
+    for train in [true, false] {
+        let model = Model::language(&config(8), train);
+        for (plan_name, on) in PLANS {
+            model.same(&format!("{name} {plan_name} train={train}"), &plan(plan_name), on, &[(block, 8)]);
+        }
+    }
+}
+
+#[test]
+fn llama_is_searched_once() {
+    deep("llama", llama, "model.layers");
+}
+
+#[test]
+fn gpt2_with_tied_weights_is_searched_once() {
+    deep("gpt2", gpt2, "transformer.h");
+}
+
+#[test]
+fn bert_is_searched_once() {
+    deep("bert", bert, "bert.encoder.layer");
+}
+
+#[test]
+fn few_layers_are_searched_as_they_are() {
+    for layers in 1..=4 {
+        Model::language(&llama(layers), true).same("llama", &plan("tp"), "tp=2", &[]);
+    }
+}
+
+#[test]
+fn layers_with_a_style_of_their_own_are_no_part_of_the_block() {
+    let model = Model::language(&llama(10), true);
+    let only = |pattern: &str| Plan::new().with(pattern, PairwiseParallel);
+    model.same("the first", &only("model.layers.0.mlp"), "tp=2", &[("model.layers", 9)]);
+    model.same("the last", &only("model.layers.9.mlp"), "tp=2", &[("model.layers", 9)]);
+}
+
+#[derive(Module, Debug)]
+struct Wide {
+    norm: LayerNorm,
+    up: Linear,
+    down: Linear,
+}
+
+#[derive(Module, Debug)]
+struct Alternating {
+    layers: Vec<Wide>,
+    head: Linear,
+}
+
+#[test]
+fn two_kinds_of_layers_that_take_turns_are_one_block_of_half_as_many() {
+    let build = |layers: usize| {
+        move |d: &Device| {
+            let layer = |i: usize| {
+                let h = if i.is_multiple_of(2) { 12 } else { 16 };
+                let norm = LayerNormConfig::new(8).init(d);
+                Wide { norm, up: LinearConfig::new(8, h).init(d), down: LinearConfig::new(h, 8).init(d) }
+            };
+            Alternating { layers: (0..layers).map(layer).collect(), head: LinearConfig::new(8, 4).init(d) }
+        }
+    };
+    let loss = |m: &Alternating, (x, y): (Tensor<2>, Tensor<2>)| {
+        let layer = |x: Tensor<2>, (i, l): (usize, &Wide)| {
+            let h = l.up.forward(l.norm.forward(x.clone()));
+            // Each kind has its own function and its own constant.
+            let h = if i % 2 == 0 { activation::gelu(h) } else { activation::relu(h) * 0.5 };
+            x + l.down.forward(h)
+        };
+        let x = m.layers.iter().enumerate().fold(x, layer);
+        (m.head.forward(x) - y).powi_scalar(2).mean()
+    };
+    let spec = |d: usize| Spec::<2>::new([4, d], DType::F32);
+    let step = |n| capture_training_shapes(build(n), &adamw(), (spec(8), spec(4)), &Default::default(), loss).unwrap();
+    let plan = Plan::new().with("layers.*", PairwiseParallel);
+    Model::of(&step(16).steady).same("alternating", &plan, "tp=2", &[("layers", 8)]);
+    Model::of(&step(17).steady).same("alternating and one", &plan, "tp=2", &[("layers", 8)]);
+}
+
+#[derive(Module, Debug)]
+struct Stacks {
+    encoder: Vec<Wide>,
+    decoder: Vec<Wide>,
+    drop: Dropout,
+}
+
+impl Stacks {
+    fn new(encoder: usize, decoder: usize, d: &Device) -> Self {
+        let layer = |h: usize| {
+            let norm = LayerNormConfig::new(8).init(d);
+            Wide { norm, up: LinearConfig::new(8, h).init(d), down: LinearConfig::new(h, 8).init(d) }
+        };
+        let stack = |n: usize, h: usize| (0..n).map(|_| layer(h)).collect();
+        Stacks { encoder: stack(encoder, 12), decoder: stack(decoder, 16), drop: DropoutConfig::new(0.25).init() }
+    }
+
+    fn layer(&self, l: &Wide, x: Tensor<2>) -> Tensor<2> {
+        x.clone() + self.drop.forward(l.down.forward(activation::gelu(l.up.forward(l.norm.forward(x)))))
+    }
+
+    fn step(
+        encoder: usize,
+        decoder: usize,
+        forward: impl Fn(&Stacks, Tensor<2>) -> Tensor<2>,
+    ) -> tpc::capture::TrainingCapture {
+        let spec = || Spec::<2>::new([4, 8], DType::F32);
+        let loss = |m: &Stacks, (x, y): (Tensor<2>, Tensor<2>)| (forward(m, x) - y).powi_scalar(2).mean();
+        let build = |d: &Device| Stacks::new(encoder, decoder, d);
+        capture_training_shapes(build, &adamw(), (spec(), spec()), &Default::default(), loss).unwrap()
+    }
+}
+
+/// Two blocks, each searched once, with random elements whose streams go on from layer to layer.
+#[test]
+fn two_stacks_with_dropout_are_two_blocks() {
+    let step = Stacks::step(9, 12, |m, x| {
+        let x = m.encoder.iter().fold(x, |x, l| m.layer(l, x));
+        m.decoder.iter().fold(x, |x, l| m.layer(l, x))
+    });
+    let plan = Plan::new().with("encoder.*", PairwiseParallel).with("decoder.*", PairwiseParallel);
+    let model = Model::of(&step.steady);
+    assert!(text::print(&model.captured).contains("random bernoulli"));
+    model.same("stacks", &plan, "tp=2", &[("encoder", 9), ("decoder", 12)]);
+    model.same(
+        "one plan",
+        &Plan::new().with("decoder.*", PairwiseParallel),
+        "tp=2",
+        &[("encoder", 9), ("decoder", 12)],
+    );
+}
+
+/// Something reads every layer: then the program is not determined by fewer layers, and all are searched.
+#[test]
+fn layers_that_are_all_read_at_once_are_searched_as_a_whole() {
+    let step = Stacks::step(1, 9, |m, x| {
+        let (mut x, mut all) = (x, Vec::new());
+        for l in &m.decoder {
+            x = m.layer(l, x);
+            all.push(x.clone());
+        }
+        Tensor::cat(all, 0).reshape([9, 4, 8]).sum_dim(0).reshape([4, 8])
+    });
+    let plan = Plan::new().with("decoder.*", PairwiseParallel);
+    Model::of(&step.steady).same("all read", &plan, "tp=2", &[]);
+}
