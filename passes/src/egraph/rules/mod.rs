@@ -10,9 +10,10 @@ mod merge;
 mod reduction;
 mod slice;
 
-use super::term::{Key, Term, Typing, try_add};
+use super::term::{Key, KeyId, Term, Typing, try_add};
 use crate::rules::{Rule, rule};
 use egg::{Applier, EGraph, Id, PatternAst, Rewrite, SearchMatches, Searcher, Subst, Symbol, Var};
+use std::collections::HashMap;
 use tpc_ir::{AxisId, AxisSet, Op, ReduceOp, Type};
 
 /// What applying a rule does to floating-point results.
@@ -136,7 +137,15 @@ impl Applier<Term, Typing> for RuleInfo {
         _: Symbol,
     ) -> Vec<Id> {
         let mut changed = Vec::new();
+        let mut alike: HashMap<KeyId, usize> = HashMap::new();
         for term in egraph[class].nodes.clone() {
+            if egraph.analysis.key(term.key).op.is_redistribution() {
+                let count = alike.entry(term.key).or_default();
+                *count += 1;
+                if *count > ALIKE {
+                    continue;
+                }
+            }
             let origin = egraph.analysis.origin_number(&term, &egraph[class].data);
             let mut site = Site { egraph, class, origin, number: self.number };
             for id in (self.apply)(&mut site, &term) {
@@ -148,6 +157,11 @@ impl Applier<Term, Typing> for RuleInfo {
         changed
     }
 }
+
+/// How many operands of one redistribution a rule looks at in one class. Different partial values
+/// reduce to the same value, and every one that is moved makes more of them (on two axes by the
+/// thousand); they have the same type, and the first are those of the program.
+const ALIKE: usize = 4;
 
 /// Where a rule is applied: the e-graph and how to add to it.
 pub struct Site<'a> {
@@ -176,14 +190,22 @@ impl Site<'_> {
         self.egraph[id].nodes.iter().find(|t| self.egraph.analysis.key(t.key).op == *op).map(|t| t.children[0])
     }
 
-    /// The redistributions in a class with their operands.
+    /// The redistributions in a class with their operands, of each redistribution the first
+    /// [`ALIKE`].
     fn redistributions(&self, id: Id) -> Vec<(Op, Id)> {
-        self.egraph[id]
-            .nodes
-            .iter()
-            .filter(|t| self.egraph.analysis.key(t.key).op.is_redistribution())
-            .map(|t| (self.op(t), t.children[0]))
-            .collect()
+        let mut found: Vec<(Op, Id)> = Vec::new();
+        let mut alike: HashMap<KeyId, usize> = HashMap::new();
+        for term in &self.egraph[id].nodes {
+            if !self.egraph.analysis.key(term.key).op.is_redistribution() {
+                continue;
+            }
+            let count = alike.entry(term.key).or_default();
+            *count += 1;
+            if *count <= ALIKE {
+                found.push((self.op(term), term.children[0]));
+            }
+        }
+        found
     }
 
     /// The factor rule of a term that computes (neither redistributes nor comes from outside).
