@@ -115,6 +115,26 @@ pub enum StyleError {
         /// The mesh.
         mesh: String,
     },
+    /// A position that the mesh does not have.
+    #[error("the plan shards along dimension `{index}` of the mesh, which has {dims} ({mesh})")]
+    NoDimension {
+        /// The position; negative from the end.
+        index: isize,
+        /// Dimensions of the mesh.
+        dims: usize,
+        /// The mesh.
+        mesh: String,
+    },
+    /// One axis for two purposes.
+    #[error("the plan uses the mesh axis `{axis}` twice, for {first} and for {second}: give each an axis of its own")]
+    AxisTwice {
+        /// The axis.
+        axis: String,
+        /// One purpose.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
     /// An axis that nothing uses.
     #[error(
         "the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
@@ -133,6 +153,10 @@ pub enum StyleError {
 pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
     let axis = style_axis(mesh, plan)?;
     let data = data_axes(mesh, plan)?;
+    if let Some(both) = axis.filter(|a| data.batch.contains(a)) {
+        let axis = mesh.name(both).into();
+        return Err(StyleError::AxisTwice { axis, first: "its styles", second: "its data mode" });
+    }
     if !plan.allow_unused_axes
         && let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && !data.batch.contains(a))
     {
@@ -232,7 +256,11 @@ fn data_axes(mesh: &Mesh, plan: &Plan) -> Result<DataAxes, StyleError> {
     let shard = find_axis(mesh, name)?;
     let mut batch = vec![shard];
     if let DataMode::Hsdp { replicate_axis } = mode {
-        batch.insert(0, find_axis(mesh, replicate_axis)?);
+        let replicas = find_axis(mesh, replicate_axis)?;
+        if replicas == shard {
+            return Err(StyleError::AxisTwice { axis: name.clone(), first: "its replicas", second: "its shards" });
+        }
+        batch.insert(0, replicas);
     }
     Ok(DataAxes { batch, shard: Some(shard) })
 }
@@ -325,7 +353,12 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
         if mesh.axes().is_empty() && matches!(dim, MeshDim::Name(_)) {
             return Ok(None);
         }
-        let missing = || StyleError::NoAxis { axis: dim.to_string(), mesh: mesh.to_string() };
+        let missing = || match dim {
+            MeshDim::Name(axis) => StyleError::NoAxis { axis: axis.clone(), mesh: mesh.to_string() },
+            &MeshDim::Index(index) => {
+                StyleError::NoDimension { index, dims: mesh.axes().len(), mesh: mesh.to_string() }
+            }
+        };
         return dim.of(mesh).ok_or_else(missing).map(Some);
     }
     if mesh.axes().is_empty() {
@@ -396,7 +429,9 @@ fn claims(
     let mut modules = holders.clone();
     modules.extend(regions.iter().map(|r| r.path.clone()));
     let mut claims = Claims::default();
-    for entry in &plan.styles {
+    // Which entry claims a parameter; two entries may have one path.
+    let mut claimed: HashMap<String, usize> = HashMap::new();
+    for (index, entry) in plan.styles.iter().enumerate() {
         let Entry { path: pattern, style } = entry;
         let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
         if matched.is_empty() {
@@ -421,9 +456,9 @@ fn claims(
                 });
             }
             for (parameter, way) in placements.cuts {
-                if let Some((_, first)) = claims.ways.insert(parameter.clone(), (way, name.clone()))
-                    && first != name
-                {
+                let other = claimed.insert(parameter.clone(), index).filter(|&other| other != index);
+                let before = claims.ways.insert(parameter.clone(), (way, name.clone()));
+                if let (Some(_), Some((_, first))) = (other, before) {
                     let (first, second) = (first.to_string(), name.to_string());
                     return Err(StyleError::Twice { parameter, first, second });
                 }
