@@ -13,7 +13,7 @@ use crate::propagate::{Annotation, Annotations, Constraint, Storage};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Value};
+use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Type, Value};
 
 /// Why a plan does not fit a model or a mesh.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -186,6 +186,10 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     }
     states_like_parameters(graph, &mut found.inputs);
     data_placements(graph, mesh, plan, &data, &mut found);
+    let stored = data.shard.filter(|_| plan.data.as_ref().is_some_and(|(mode, _)| mode.shards_parameters()));
+    let split = |axis: AxisId| found.mesh.parts(mesh.name(axis));
+    let cutting = axis.into_iter().chain(stored).filter(|&a| mesh.size(a) > 1).flat_map(split).collect();
+    gradients_like_parameters(graph, cutting, &mut found);
     Ok(found)
 }
 
@@ -320,17 +324,6 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
             sharded(ty, &now, &shard, &found.mesh)
         });
         found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
-    }
-    // What an optimizer keeps is sharded like its parameter, so a gradient is reduced to that shard.
-    for output in &graph.outputs {
-        if let OutputKind::Gradient(name) = &output.kind
-            && let Some(sharding) = storage.get(name.as_str())
-            && mode.shards_parameters()
-        {
-            let constraint =
-                Constraint { at: OnAxes { axes: shard.clone(), dims: only(sharding, &shard) }, why: why.clone() };
-            found.results.entry(output.value.node).or_default().push(constraint);
-        }
     }
 }
 
@@ -666,6 +659,28 @@ fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, axes: &[AxisId]) -
         sharding.dims[dim] = parts(cuts.parts(weight.input, dim), axes);
     }
     sharding
+}
+
+/// On the axes that cut parameters a gradient is brought to where its parameter lies: it is reduced to
+/// that shard, and moved once instead of the parameter and every state in the optimizer.
+fn gradients_like_parameters(graph: &Graph, axes: Vec<AxisId>, found: &mut Annotations) {
+    if axes.is_empty() {
+        return;
+    }
+    let parameters: HashMap<&str, &Type> =
+        graph.inputs().map(|(node, _, name)| (name, &graph.node(node).types[0])).collect();
+    for output in &graph.outputs {
+        let OutputKind::Gradient(name) = &output.kind else { continue };
+        let ty = graph.ty(output.value);
+        if parameters.get(name.as_str()).is_none_or(|p| p.shape != ty.shape) {
+            continue;
+        }
+        let stored = found.inputs.get(name);
+        let why = stored.map_or_else(|| format!("the gradient of {name} lies like it").into(), |a| a.why.clone());
+        let sharding = stored.map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+        let at = OnAxes { axes: axes.clone(), dims: only(&sharding, &axes) };
+        found.results.entry(output.value.node).or_default().push(Constraint { at, why });
+    }
 }
 
 /// Optimizer state of a parameter's shape lies like the parameter.
