@@ -183,10 +183,10 @@ fn defect_2_batch_and_heads_are_apart() {
         case.seen(&PairwiseParallel.into(), "tp=2").output
     };
     let mut case = own(4, [1, 5, D], plain);
-    let first = case.data[0].clone().into_vec::<f32>().unwrap();
+    let first = case.data[0].clone().try_into_vec::<f32>().unwrap();
     let mut rows = first.clone();
     for row in 1..4 {
-        rows.extend(floats(&format!("row {row}"), &[5 * D]).into_vec::<f32>().unwrap().iter().map(|v| v * 3.0));
+        rows.extend(floats(&format!("row {row}"), &[5 * D]).try_into_vec::<f32>().unwrap().iter().map(|v| v * 3.0));
     }
     case.data = vec![TensorData::new(rows, [4, 5, D])];
     for on in ["tp=2", "tp=4", "tp=3"] {

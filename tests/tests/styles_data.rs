@@ -165,7 +165,7 @@ fn bytes_of_parameters_and_states() {
                 [("fsdp", true, true), ("zero1", false, true), ("ddp", false, false), ("hsdp", true, true)]
             {
                 // The uneven sizes and the fourth rank once, all families on two ranks.
-                if (name == "hsdp" && n != 2) || (n != 2 && family != 0) {
+                if n != 2 && (family != 0 || name == "hsdp") {
                     continue;
                 }
                 let on = if name == "hsdp" { "rep=2,dp=2" } else { on };
