@@ -117,10 +117,12 @@ pub struct Stages {
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
+    // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
+    let (mut logical, annotations) = annotated(&captured, mesh, plan)?;
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+        logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
-    let (logical, annotations) = annotated(&captured, mesh, plan)?;
     let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
     let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
     let ranks = lower_with(&placed, &options.lower);

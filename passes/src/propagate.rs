@@ -151,7 +151,11 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
                 let mut at = reduced(&ty.sharding);
                 let constraints = annotations.results.get(&node).map_or(&[][..], Vec::as_slice);
                 for constraint in constraints {
-                    at = constraint.at.applied(&at);
+                    let wanted = constraint.at.applied(&at);
+                    if wanted == at {
+                        continue; // a reduction keeps its own reason
+                    }
+                    at = wanted;
                     v = redistribute(new, v, &at, &Origin { why: constraint.why.clone(), ..n.origin.clone() });
                 }
                 redistribute(new, v, &at, &Origin { why: partial, ..n.origin.clone() })

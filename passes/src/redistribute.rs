@@ -1,7 +1,7 @@
 //! From one placement to another, the canonical way.
 //!
-//! A partial is reduced first (scattered when its axis is wanted next on a dimension), then what
-//! is free is sliced, then axes move between dimensions (all-to-all), then the rest is gathered.
+//! A partial is reduced first (scattered when its axis is wanted next on a dimension, what is wanted
+//! above it being sliced before), then what is free is sliced, then axes move between dimensions (all-to-all), then the rest is gathered.
 //! The e-graph improves on it; this only has to be right.
 //!
 //! Before: a reader wants `f32[8@dp, 64]`, the value is `f32[8, 64] +sum@tp`.
@@ -18,6 +18,14 @@ pub fn steps(from: &Sharding, to: &Sharding) -> Vec<Op> {
     let kept = at.partial_axes().intersection(to.partial_axes());
     let reduced = at.partial_axes().minus(kept);
     if let (Some(p), false) = (at.partial, reduced.is_empty()) {
+        // What is wanted above an axis that can be scattered is sliced before.
+        for (dim, wanted) in to.dims.iter().enumerate() {
+            let rest = wanted.strip_prefix(at.dims[dim].as_slice()).unwrap_or_default();
+            let free: Vec<AxisId> = rest.iter().copied().take_while(|&a| at.is_invariant(a)).collect();
+            if !free.is_empty() && rest.get(free.len()).is_some_and(|&a| reduced.contains(a)) {
+                push(&mut steps, &mut at, Op::ShardSlice { dim, axes: free });
+            }
+        }
         let (mut whole, mut scattered) = (reduced, Vec::new());
         for (dim, wanted) in to.dims.iter().enumerate() {
             let has = &at.dims[dim];

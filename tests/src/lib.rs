@@ -4,6 +4,7 @@
 
 pub mod captured;
 pub mod eager;
+pub mod styles;
 pub mod training;
 
 use std::collections::HashMap;

@@ -13,7 +13,7 @@ use crate::propagate::{Annotation, Annotations, Constraint, Storage};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Value};
+use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Type, Value};
 
 /// Why a plan does not fit a model or a mesh.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -120,6 +120,26 @@ pub enum StyleError {
         /// The mesh.
         mesh: String,
     },
+    /// A position that the mesh does not have.
+    #[error("the plan shards along dimension `{index}` of the mesh, which has {dims} ({mesh})")]
+    NoDimension {
+        /// The position; negative from the end.
+        index: isize,
+        /// Dimensions of the mesh.
+        dims: usize,
+        /// The mesh.
+        mesh: String,
+    },
+    /// One axis for two purposes.
+    #[error("the plan uses the mesh axis `{axis}` twice, for {first} and for {second}: give each an axis of its own")]
+    AxisTwice {
+        /// The axis.
+        axis: String,
+        /// One purpose.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
     /// An axis that nothing uses.
     #[error(
         "the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
@@ -138,6 +158,10 @@ pub enum StyleError {
 pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, StyleError> {
     let axis = style_axis(mesh, plan)?;
     let data = data_axes(mesh, plan)?;
+    if let Some(both) = axis.filter(|a| data.batch.contains(a)) {
+        let axis = mesh.name(both).into();
+        return Err(StyleError::AxisTwice { axis, first: "its styles", second: "its data mode" });
+    }
     if !plan.allow_unused_axes
         && let Some(unused) = mesh.axis_ids().find(|a| Some(*a) != axis && !data.batch.contains(a))
     {
@@ -170,6 +194,10 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     }
     states_like_parameters(graph, &mut found.inputs);
     data_placements(graph, mesh, plan, &data, &mut found);
+    let stored = data.shard.filter(|_| plan.data.as_ref().is_some_and(|(mode, _)| mode.shards_parameters()));
+    let split = |axis: AxisId| found.mesh.parts(mesh.name(axis));
+    let cutting = axis.into_iter().chain(stored).filter(|&a| mesh.size(a) > 1).flat_map(split).collect();
+    gradients_like_parameters(graph, cutting, &mut found);
     Ok(found)
 }
 
@@ -240,7 +268,11 @@ fn data_axes(mesh: &Mesh, plan: &Plan) -> Result<DataAxes, StyleError> {
     let shard = find_axis(mesh, name)?;
     let mut batch = vec![shard];
     if let DataMode::Hsdp { replicate_axis } = mode {
-        batch.insert(0, find_axis(mesh, replicate_axis)?);
+        let replicas = find_axis(mesh, replicate_axis)?;
+        if replicas == shard {
+            return Err(StyleError::AxisTwice { axis: name.clone(), first: "its replicas", second: "its shards" });
+        }
+        batch.insert(0, replicas);
     }
     Ok(DataAxes { batch, shard: Some(shard) })
 }
@@ -301,17 +333,6 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
         });
         found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
     }
-    // What an optimizer keeps is sharded like its parameter, so a gradient is reduced to that shard.
-    for output in &graph.outputs {
-        if let OutputKind::Gradient(name) = &output.kind
-            && let Some(sharding) = storage.get(name.as_str())
-            && mode.shards_parameters()
-        {
-            let constraint =
-                Constraint { at: OnAxes { axes: shard.clone(), dims: only(sharding, &shard) }, why: why.clone() };
-            found.results.entry(output.value.node).or_default().push(constraint);
-        }
-    }
 }
 
 /// The part of a placement that speaks of some axes.
@@ -333,7 +354,12 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
         if mesh.axes().is_empty() && matches!(dim, MeshDim::Name(_)) {
             return Ok(None);
         }
-        let missing = || StyleError::NoAxis { axis: dim.to_string(), mesh: mesh.to_string() };
+        let missing = || match dim {
+            MeshDim::Name(axis) => StyleError::NoAxis { axis: axis.clone(), mesh: mesh.to_string() },
+            &MeshDim::Index(index) => {
+                StyleError::NoDimension { index, dims: mesh.axes().len(), mesh: mesh.to_string() }
+            }
+        };
         return dim.of(mesh).ok_or_else(missing).map(Some);
     }
     if mesh.axes().is_empty() {
@@ -404,7 +430,9 @@ fn claims(
     let mut modules = holders.clone();
     modules.extend(regions.iter().map(|r| r.path.clone()));
     let mut claims = Claims::default();
-    for entry in &plan.styles {
+    // Which entry claims a parameter; two entries may have one path.
+    let mut claimed: HashMap<String, usize> = HashMap::new();
+    for (index, entry) in plan.styles.iter().enumerate() {
         let Entry { path: pattern, style } = entry;
         let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
         if matched.is_empty() {
@@ -429,9 +457,9 @@ fn claims(
                 });
             }
             for (parameter, way) in placements.cuts {
-                if let Some((_, first)) = claims.ways.insert(parameter.clone(), (way, name.clone()))
-                    && first != name
-                {
+                let other = claimed.insert(parameter.clone(), index).filter(|&other| other != index);
+                let before = claims.ways.insert(parameter.clone(), (way, name.clone()));
+                if let (Some(_), Some((_, first))) = (other, before) {
                     let (first, second) = (first.to_string(), name.to_string());
                     return Err(StyleError::Twice { parameter, first, second });
                 }
@@ -689,6 +717,28 @@ fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, axes: &[AxisId]) -
         sharding.dims[dim] = parts(cuts.parts(weight.input, dim), axes);
     }
     sharding
+}
+
+/// On the axes that cut parameters a gradient is brought to where its parameter lies: it is reduced to
+/// that shard, and moved once instead of the parameter and every state in the optimizer.
+fn gradients_like_parameters(graph: &Graph, axes: Vec<AxisId>, found: &mut Annotations) {
+    if axes.is_empty() {
+        return;
+    }
+    let parameters: HashMap<&str, &Type> =
+        graph.inputs().map(|(node, _, name)| (name, &graph.node(node).types[0])).collect();
+    for output in &graph.outputs {
+        let OutputKind::Gradient(name) = &output.kind else { continue };
+        let ty = graph.ty(output.value);
+        if parameters.get(name.as_str()).is_none_or(|p| p.shape != ty.shape) {
+            continue;
+        }
+        let stored = found.inputs.get(name);
+        let why = stored.map_or_else(|| format!("the gradient of {name} lies like it").into(), |a| a.why.clone());
+        let sharding = stored.map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+        let at = OnAxes { axes: axes.clone(), dims: only(&sharding, &axes) };
+        found.results.entry(output.value.node).or_default().push(Constraint { at, why });
+    }
 }
 
 /// Optimizer state of a parameter's shape lies like the parameter.

@@ -104,7 +104,9 @@ fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, 
         match &graph.node(node).op {
             Op::Index { dim, .. } => {
                 left.remove(*dim);
-                let (user, edge) = graph.users(node).next()?;
+                // The backward pass reads a tap too, and sums over what the forward pass keeps.
+                let forward = graph.users(node).filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward);
+                let (user, edge) = forward.min_by_key(|(user, _)| *user)?;
                 (node, operand) = (user, edge.operand as usize);
             }
             Op::Einsum { subs } => {

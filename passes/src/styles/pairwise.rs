@@ -1,6 +1,7 @@
 //! Pairs of linears: column-wise, then row-wise, with nothing in between.
 
 use super::annotate::StyleError;
+use super::layout::Layout;
 use super::modules::module_of;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements, Way};
@@ -11,8 +12,8 @@ use super::style::{Module, ParallelStyle, Placements, Way};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairwiseParallel;
 
-/// The same, and what leaves each pair is sharded along the sequence: the last row-wise product is
-/// reduce-scattered, the next column-wise one gathers.
+/// The same, and what enters the module and leaves each pair is sharded along the sequence: the first
+/// column-wise linears gather, the last row-wise product is reduce-scattered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairwiseSequenceParallel {
     /// Which dimension of a row-wise linear's output is the sequence.
@@ -72,8 +73,15 @@ impl ParallelStyle for PairwiseSequenceParallel {
     }
 
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
-        for path in pairs(module, to) {
-            to.result(&path, 0, Prepare::to(super::layout::Layout::Shard(self.sequence_dim)));
+        let shard = Layout::Shard(self.sequence_dim);
+        let rows = pairs(module, to);
+        if !rows.is_empty() {
+            for (weight, _) in module.levels().into_iter().filter(|(_, level)| *level == 1) {
+                to.argument(module_of(&weight.name), 0, Prepare::from(shard, Layout::Replicate));
+            }
+        }
+        for path in rows {
+            to.result(&path, 0, Prepare::to(shard));
         }
         Ok(())
     }

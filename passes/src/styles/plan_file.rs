@@ -91,6 +91,8 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
                     return Err(PlanError::Style { path, style: name.clone(), known });
                 }
             },
+            // A misspelt style with options is such a map too: it must not pass in silence.
+            Json::Object(map) if map.is_empty() => return Err(kind(&path, "a style or a map of styles", value)),
             Json::Object(map) => match map.iter().next() {
                 Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
                     Some(style) => add(style),

@@ -4,7 +4,8 @@
 //! otherwise the boundary follows from the uses of parameters in the captured graph, where it is
 //! unambiguous: of a linear the product's other operand and the product with its bias, of an
 //! embedding the look-up, of a norm what its last vector gives, of a subtree of linears the one value
-//! that its first ones read and the one that its last one gives. burn's linear folds `[b, s, d]` to
+//! that its first ones read and the one that its last one gives, unless a norm of the subtree comes
+//! before or behind. burn's linear folds `[b, s, d]` to
 //! `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that
 //! shows the call to add.
 
@@ -64,13 +65,8 @@ impl<'a> Regions<'a> {
     /// The one value that the first linears below a path read, and the one that the last one gives.
     fn subtree(&self, path: &str) -> Option<Region> {
         let below = |p: &&String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        let parts: Vec<&Region> = self
-            .own
-            .iter()
-            .filter(|(p, _)| below(p))
-            .flat_map(|(_, r)| r)
-            .filter(|r| !r.arguments.is_empty())
-            .collect();
+        let held = self.own.iter().filter(|(p, _)| below(p)).flat_map(|(_, r)| r);
+        let (parts, vectors): (Vec<&Region>, Vec<&Region>) = held.partition(|r| !r.arguments.is_empty());
         let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(self.graph, r.arguments[0].value.node)).collect();
         let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
         let count = 0..parts.len();
@@ -80,8 +76,16 @@ impl<'a> Regions<'a> {
             let distinct: BTreeSet<Value> = all.iter().map(|b| b.value).collect();
             if distinct.len() == 1 { all.first().map(|b| (*b).clone()) } else { None }
         };
-        let arguments = only(first.map(|i| &parts[i].arguments[0]).collect());
-        let results = only(last.map(|i| &parts[i].results[0]).collect());
+        // A norm before the first linear or behind the last one is where the module begins or ends, and
+        // what a norm reads its parameters do not show.
+        let made_inside = |b: &Boundary| {
+            let above = ancestors(self.graph, b.value.node);
+            vectors.iter().any(|v| above[v.results[0].value.node.index()])
+        };
+        let read_inside =
+            |b: &Boundary| vectors.iter().any(|v| ancestors(self.graph, v.results[0].value.node)[b.value.node.index()]);
+        let arguments = only(first.map(|i| &parts[i].arguments[0]).collect()).filter(|b| !made_inside(b));
+        let results = only(last.map(|i| &parts[i].results[0]).collect()).filter(|b| !read_inside(b));
         Some(Region {
             path: path.into(),
             arguments: arguments.into_iter().collect(),

@@ -1,0 +1,487 @@
+//! What a user reads when a plan does not fit: every `StyleError` word for word, and plan files whose
+//! mistakes must not pass in silence.
+
+use burn::module::Module;
+use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
+use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Int, Tensor, TensorData, activation};
+use tpc::program::CompileOptions;
+use tpc::styles::prepare;
+use tpc::styles::style::{Module as StyledModule, Placements};
+use tpc::styles::{StyleError, parallelize_module};
+use tpc::{
+    ColwiseParallel, Layout, Mesh, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
+    PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
+};
+use tpc_tests::styles::{Case, integers};
+
+#[derive(Module, Debug)]
+struct Mlp {
+    net1: Linear,
+    net2: Linear,
+}
+
+#[derive(Module, Debug)]
+struct Layer {
+    norm: LayerNorm,
+    attn: MultiHeadAttention,
+    mlp: Mlp,
+}
+
+#[derive(Module, Debug)]
+struct Model {
+    table: Embedding,
+    layers: Vec<Layer>,
+    last: Linear,
+}
+
+fn case() -> Case<Model, Tensor<2, Int>, 3> {
+    let d = &Device::flex();
+    let linear = |from, to| LinearConfig::new(from, to).init(d);
+    let layer = || Layer {
+        norm: LayerNormConfig::new(8).init(d),
+        attn: MultiHeadAttentionConfig::new(8, 2).with_dropout(0.0).init(d),
+        mlp: Mlp { net1: linear(8, 12), net2: linear(12, 8) },
+    };
+    Case {
+        model: Model {
+            table: EmbeddingConfig::new(9, 8).init(d),
+            layers: (0..2).map(|_| layer()).collect(),
+            last: linear(8, 5),
+        },
+        data: vec![integers("ids", &[2, 3], 9)],
+        batch: |data: &[TensorData], device| Tensor::from_data(data[0].clone(), device),
+        forward: |m, ids| {
+            let mut x = m.table.forward(ids);
+            for (i, layer) in m.layers.iter().enumerate() {
+                let h = layer.norm.forward(x.clone());
+                x = x + layer.attn.forward(MhaInput::self_attn(h)).context;
+                let inner = layer.mlp.net2.forward(activation::relu(layer.mlp.net1.forward(x.clone())));
+                x = tpc::scope(&format!("layers.{i}.join"), (x, inner), |(x, inner)| x + inner);
+            }
+            m.last.forward(x)
+        },
+    }
+}
+
+fn error(plan: &Plan, on: &str) -> String {
+    match case().compiled(plan, on, &CompileOptions::default()) {
+        Ok(_) => panic!("accepted on {on}: {plan:?}"),
+        Err(e) => e.to_string(),
+    }
+}
+
+fn refused(plan: impl Into<Plan>, on: &str, expected: &str) {
+    assert_eq!(error(&plan.into(), on), expected);
+}
+
+const fn s(dim: isize) -> Option<Layout> {
+    Some(Layout::Shard(dim))
+}
+
+const R: Option<Layout> = Some(Layout::Replicate);
+
+fn inputs(declared: &[Option<Layout>], desired: &[Option<Layout>]) -> PrepareModuleInput {
+    PrepareModuleInput { input_layouts: declared.into(), desired_input_layouts: desired.into() }
+}
+
+fn outputs(desired: &[Option<Layout>]) -> PrepareModuleOutput {
+    PrepareModuleOutput { output_layouts: vec![], desired_output_layouts: desired.into() }
+}
+
+#[test]
+fn paths_that_match_nothing() {
+    refused(
+        Plan::new().with("layers.*.mpl", PairwiseParallel),
+        "tp=2",
+        "plan entry `layers.*.mpl` matches no module; the nearest are layers.0.mlp, layers.1.mlp, layers.0",
+    );
+    refused(
+        Plan::new().with("layers.2.attn", PairwiseParallel),
+        "tp=2",
+        "plan entry `layers.2.attn` matches no module; the nearest are layers.0.attn, layers.1.attn, layers.0.join",
+    );
+    // A glob stays in its segment, and a typo is found beside entries that are right.
+    for pattern in [
+        "*.attn",
+        "layers.*.*.*.*",
+        "layers.[2-9].attn",
+        "{layer,block}.0",
+        "layers..attn",
+        " layers.0",
+        "layers.0.attn.query.weight",
+    ] {
+        let text = error(&Plan::new().with("last", ColwiseParallel::default()).with(pattern, PairwiseParallel), "tp=2");
+        assert!(text.starts_with(&format!("plan entry `{pattern}` matches no module; the nearest are ")), "{text}");
+    }
+    // On one rank as well: a plan is wrong whatever the mesh.
+    for on in ["", "tp=1"] {
+        let text = error(&Plan::new().with("lats", ColwiseParallel::default()), on);
+        assert!(text.starts_with("plan entry `lats` matches no module; the nearest are last"), "{text}");
+    }
+}
+
+#[test]
+fn modules_of_the_wrong_type() {
+    const ACCEPTS: &str = "a linear, an embedding or a convolution";
+    let wrong = |path: &str, kind: &str| {
+        for (plan, style) in [
+            (Plan::new().with(path, ColwiseParallel::default()), "ColwiseParallel"),
+            (Plan::new().with(path, RowwiseParallel::default()), "RowwiseParallel"),
+            (Plan::new().with(path, ColwiseParallel { output_layouts: R, ..Default::default() }), "ColwiseParallel"),
+        ] {
+            let expected = format!(
+                "plan entry `{path}` ({style}) finds nothing to parallelize in `{path}`, which is a {kind}: it works on {ACCEPTS}"
+            );
+            refused(plan, "tp=2", &expected);
+        }
+    };
+    wrong("layers.0.norm", "LayerNorm");
+    wrong("layers.0.attn", "MultiHeadAttention");
+    wrong("layers.1.mlp", "Mlp");
+    refused(
+        Plan::new().with("last", PairwiseParallel),
+        "tp=2",
+        "plan entry `last` (PairwiseParallel) finds nothing to parallelize in `last`, which is a Linear: it works on pairs of linears that follow each other",
+    );
+    refused(
+        Plan::new().with("layers.0.norm", PairwiseSequenceParallel::default()),
+        "tp=2",
+        "plan entry `layers.0.norm` (PairwiseSequenceParallel) finds nothing to parallelize in `layers.0.norm`, which is a LayerNorm: it works on pairs of linears that follow each other",
+    );
+    refused(
+        Plan::new().with("last", TensorParallelMultiheadAttention),
+        "tp=2",
+        "plan entry `last` (TensorParallelMultiheadAttention) finds nothing to parallelize in `last`, which is a Linear: it works on an attention: query, key and value linears (or one of all three) and an output linear",
+    );
+    refused(
+        Plan::new().with("layers.0.mlp", SequenceParallel::default()),
+        "tp=2",
+        "plan entry `layers.0.mlp` (SequenceParallel) finds nothing to parallelize in `layers.0.mlp`, which is a Mlp: it works on norms, dropout and other modules without linears",
+    );
+    for (plan, style, accepts) in [
+        (
+            Plan::new().with("last", PrepareModuleInput::default()),
+            "PrepareModuleInput",
+            "a module with tensor arguments, and at least one layout",
+        ),
+        (
+            Plan::new().with("last", inputs(&[None], &[None, None])),
+            "PrepareModuleInput",
+            "a module with tensor arguments, and at least one layout",
+        ),
+        (
+            Plan::new().with("last", PrepareModuleOutput::default()),
+            "PrepareModuleOutput",
+            "a module with tensor results, and at least one layout",
+        ),
+        (
+            Plan::new().with("last", PrepareModuleInputOutput::default()),
+            "PrepareModuleInputOutput",
+            "a module with tensors, and at least one layout",
+        ),
+    ] {
+        let expected = format!(
+            "plan entry `last` ({style}) finds nothing to parallelize in `last`, which is a Linear: it works on {accepts}"
+        );
+        refused(plan, "tp=2", &expected);
+    }
+}
+
+#[test]
+fn boundaries_that_cannot_be_seen() {
+    let shown = |module: &str, side: &str| {
+        format!(
+            "plan entry `{module}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{module}\", inputs, |inputs| …)` around the module's call"
+        )
+    };
+    refused(Plan::new().with("layers.0.norm", inputs(&[s(1)], &[R])), "tp=2", &shown("layers.0.norm", "arguments"));
+    // A layer's first linears read a norm's result, which is not the layer's input.
+    refused(Plan::new().with("layers.0", inputs(&[], &[R])), "tp=2", &shown("layers.0", "arguments"));
+    refused(Plan::new().with("layers.1", inputs(&[s(1)], &[])), "tp=2", &shown("layers.1", "arguments"));
+}
+
+#[test]
+fn positions_and_dimensions_that_do_not_exist() {
+    refused(
+        Plan::new().with("layers.0.mlp.net1", inputs(&[None, s(0)], &[])),
+        "tp=2",
+        "plan entry `layers.0.mlp.net1` gives a layout to argument 1 of `layers.0.mlp.net1`, which has 1",
+    );
+    refused(
+        Plan::new().with("layers.1.join", inputs(&[None, None, R], &[])),
+        "tp=2",
+        "plan entry `layers.1.join` gives a layout to argument 2 of `layers.1.join`, which has 2",
+    );
+    refused(
+        Plan::new().with("layers.*.join", outputs(&[None, R])),
+        "tp=2",
+        "plan entry `layers.*.join` gives a layout to result 1 of `layers.0.join`, which has 1",
+    );
+    refused(
+        Plan::new().with("last", ColwiseParallel { output_layouts: s(3), ..Default::default() }),
+        "tp=2",
+        "plan entry `last` wants Shard(3) for result 0 of `last`, which has the shape [2, 3, 5]: there is no such dimension",
+    );
+    refused(
+        Plan::new().with("last", RowwiseParallel { input_layouts: s(-4), ..Default::default() }),
+        "tp=2",
+        "plan entry `last` wants Shard(-4) for argument 0 of `last`, which has the shape [2, 3, 8]: there is no such dimension",
+    );
+    refused(
+        Plan::new().with("table", ColwiseParallel { input_layouts: s(2), ..Default::default() }),
+        "tp=2",
+        "plan entry `table` wants Shard(2) for argument 0 of `table`, which has the shape [2, 3]: there is no such dimension",
+    );
+    refused(
+        Plan::new().with("layers.{0,1}.join", inputs(&[], &[None, s(5)])),
+        "tp=2",
+        "plan entry `layers.{0,1}.join` wants Shard(5) for argument 1 of `layers.0.join`, which has the shape [2, 3, 8]: there is no such dimension",
+    );
+    refused(
+        Plan::new().with("layers.1.norm", SequenceParallel { sequence_dim: 3 }),
+        "tp=2",
+        "plan entry `layers.1.norm` wants Shard(3) for result 0 of `layers.1.norm`, which has the shape [2, 3, 8]: there is no such dimension",
+    );
+    refused(
+        Plan::new().with("layers.0.mlp", PairwiseSequenceParallel { sequence_dim: 7 }),
+        "tp=2",
+        "plan entry `layers.0.mlp` wants Shard(7) for argument 0 of `layers.0.mlp.net1`, which has the shape [2, 3, 8]: there is no such dimension",
+    );
+}
+
+#[test]
+fn parameters_that_are_claimed_twice() {
+    let twice = |parameter: &str, first: &str, second: &str| {
+        format!(
+            "parameter `{parameter}` is claimed by two plan entries, `plan \"{first}\"` and `plan \"{second}\"`: remove one of them"
+        )
+    };
+    refused(
+        Plan::new().with("layers.*.attn", PairwiseParallel).with("layers.0.attn.output", ColwiseParallel::default()),
+        "tp=2",
+        &twice("layers.0.attn.output.weight", "layers.*.attn", "layers.0.attn.output"),
+    );
+    refused(
+        Plan::new().with("", PairwiseParallel).with("layers.1.mlp", PairwiseParallel),
+        "tp=2",
+        &twice("layers.1.mlp.net1.weight", "", "layers.1.mlp"),
+    );
+    // Also by two entries with one path.
+    refused(
+        Plan::new().with("last", ColwiseParallel::default()).with("last", RowwiseParallel::default()),
+        "tp=2",
+        &twice("last.weight", "last", "last"),
+    );
+    refused(
+        Plan::new().with("layers.0.mlp", PairwiseParallel).with("layers.0.mlp", PairwiseSequenceParallel::default()),
+        "tp=2",
+        &twice("layers.0.mlp.net1.weight", "layers.0.mlp", "layers.0.mlp"),
+    );
+}
+
+#[test]
+fn axes() {
+    let last = || Plan::new().with("last", ColwiseParallel::default());
+    let missing = |axis: &str, mesh: &str| {
+        format!(
+            "the plan shards along the axis `{axis}`, but the mesh has no such axis (mesh <{mesh}>): add `{axis}=N` to the mesh or change the plan's axis"
+        )
+    };
+    refused(last(), "a=2,b=2", &missing("tp", "a=2, b=2"));
+    refused(last().along("model"), "tp=2", &missing("model", "tp=2"));
+    refused(last().ddp("dp"), "tp=2", &missing("dp", "tp=2"));
+    refused(last().hsdp("rep", "dp"), "dp=2,tp=2", &missing("rep", "dp=2, tp=2"));
+    let unused = |axis: &str| {
+        format!(
+            "the mesh axis `{axis}` is not used by the plan: every rank along it would compute the same; remove it from the mesh or give it a data mode"
+        )
+    };
+    refused(last(), "dp=2,tp=2", &unused("dp"));
+    refused(last().ddp("dp"), "pp=2,dp=2,tp=2", &unused("pp"));
+    refused(Plan::new(), "tp=2", &unused("tp"));
+    // A number is not a name that could be added to the mesh.
+    for (index, on, has) in [
+        (1, "tp=2", "1 (mesh <tp=2>)"),
+        (-2, "tp=2", "1 (mesh <tp=2>)"),
+        (2, "a=2,b=2", "2 (mesh <a=2, b=2>)"),
+        (-3, "a=2,b=2", "2 (mesh <a=2, b=2>)"),
+    ] {
+        let expected = format!("the plan shards along dimension `{index}` of the mesh, which has {has}");
+        refused(last().along(index), on, &expected);
+    }
+}
+
+/// An axis has one purpose: it cannot cut the same dimension twice.
+#[test]
+fn an_axis_for_two_purposes() {
+    let last = || Plan::new().with("last", ColwiseParallel::default());
+    let twice = |axis: &str, first: &str, second: &str| {
+        format!(
+            "the plan uses the mesh axis `{axis}` twice, for {first} and for {second}: give each an axis of its own"
+        )
+    };
+    for plan in [last().ddp("tp"), last().enable_2d_with_fsdp("tp"), last().zero1("tp")] {
+        refused(plan, "tp=2", &twice("tp", "its styles", "its data mode"));
+    }
+    refused(last().along("x").ddp("x"), "x=2", &twice("x", "its styles", "its data mode"));
+    refused(last().along(0).hsdp("rep", "dp"), "rep=2,dp=2", &twice("rep", "its styles", "its data mode"));
+    refused(Plan::new().hsdp("dp", "dp"), "dp=2", &twice("dp", "its replicas", "its shards"));
+}
+
+#[test]
+fn prepare_functions_on_meshes_of_two_dimensions() {
+    let two = Mesh::parse("dp=2,tp=2").unwrap();
+    let three = Mesh::parse("rep=2,dp=2,tp=2").unwrap();
+    let input = "device_mesh has dims 2 but expected to be 1 for input.";
+    let output = "device_mesh has dims 2 but expected to be 1 for output.";
+    for (found, expected) in [
+        (prepare::make_input_replicate_1d(&two), input),
+        (prepare::make_input_reshard_replicate(&two), input),
+        (prepare::make_input_shard_1d(&two, 0), input),
+        (prepare::make_input_shard_1d_last_dim(&two), input),
+        (prepare::make_output_replicate_1d(&two), output),
+        (prepare::make_output_reshard_tensor(&two), output),
+        (prepare::make_output_shard_1d(&two, 1), output),
+        (prepare::make_output_tensor(&two), output),
+        (prepare::make_input_shard_1d(&three, 0), "device_mesh has dims 3 but expected to be 1 for input."),
+    ] {
+        assert_eq!(found.unwrap_err().to_string(), expected);
+    }
+    let dims = |text: &str| prepare::make_input_replicate_1d(&Mesh::parse(text).unwrap()).is_ok();
+    assert!(dims("tp=2") && dims("tp=1") && dims(""));
+}
+
+/// A style's own words, and its own refusal.
+#[derive(Debug)]
+struct Picky {
+    refuses: bool,
+}
+
+impl ParallelStyle for Picky {
+    fn name(&self) -> &str {
+        "Picky"
+    }
+
+    fn accepts(&self) -> &str {
+        "nothing at all"
+    }
+
+    fn place(&self, module: &StyledModule<'_>, _: &mut Placements) -> Result<(), StyleError> {
+        if self.refuses {
+            return Err(StyleError::NoModule { path: module.path().into(), nearest: vec!["elsewhere".into()] });
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn styles_of_ones_own() {
+    refused(
+        Plan::new().with("last", Picky { refuses: false }),
+        "tp=2",
+        "plan entry `last` (Picky) finds nothing to parallelize in `last`, which is a Linear: it works on nothing at all",
+    );
+    refused(
+        Plan::new().with("last", Picky { refuses: true }),
+        "tp=2",
+        "plan entry `last` matches no module; the nearest are elsewhere",
+    );
+}
+
+/// The entry point knows boundaries only of a graph that keeps them; it says so rather than naming a
+/// mark that would not help.
+#[test]
+#[ignore = "parallelize_module refuses every layout on a captured model: boundary_regions is only called by the compiler, and the error asks for a mark that would not help"]
+fn parallelize_module_takes_layouts() {
+    let program = case().compiled(&Plan::new(), "", &CompileOptions::default()).unwrap();
+    let plan = Plan::new().with("last", ColwiseParallel { output_layouts: R, ..Default::default() });
+    let mesh = Mesh::parse("tp=2").unwrap();
+    for graph in [&program.first.captured, &program.first.logical] {
+        let found = parallelize_module(graph, &mesh, plan.clone(), None);
+        assert!(found.is_ok(), "{}", found.unwrap_err());
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Plan files
+
+/// A misspelt style with options, or an empty map, would train unsharded in silence.
+#[test]
+fn plan_files_that_say_nothing() {
+    for (style, at) in [
+        ("{}", "last"),
+        (r#"{"ColumnParallel": {}}"#, "last.ColumnParallel"),
+        (r#"{"ColwiseParallel": {}, "RowwiseParallel": {}}"#, "last.ColwiseParallel"),
+        (r#"{"ColwiseParallel": {}, "input_layouts": "Replicate"}"#, "last.ColwiseParallel"),
+    ] {
+        let text = format!(r#"{{"styles": {{"last": {style}}}}}"#);
+        let expected = format!("`{at}` in the plan must be a style or a map of styles, found {{}}");
+        match Plan::from_json(&text) {
+            Ok(plan) => panic!("{text}: {:?}", plan.styles),
+            Err(e) => assert_eq!(e.to_string(), expected, "{text}"),
+        }
+    }
+}
+
+#[test]
+fn plan_files_with_values_of_the_wrong_kind() {
+    let one = |style: &str| format!(r#"{{"styles": {{"last": {style}}}}}"#);
+    for (style, expected) in [
+        (
+            r#"{"ColwiseParallel": {"input_layouts": "Partial"}}"#,
+            "`input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found \"Partial\"",
+        ),
+        (
+            r#"{"ColwiseParallel": {"input_layouts": "Shard(x)"}}"#,
+            "`input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found \"Shard(x)\"",
+        ),
+        (
+            r#"{"ColwiseParallel": {"input_layouts": ["Shard(0)"]}}"#,
+            "`input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found [\"Shard(0)\"]",
+        ),
+        (
+            r#"{"SequenceParallel": {"sequence_dim": "1"}}"#,
+            "`sequence_dim` in the plan must be a dimension number, found \"1\"",
+        ),
+        (
+            r#"{"SequenceParallel": {"sequence_dim": 1.5}}"#,
+            "`sequence_dim` in the plan must be a dimension number, found 1.5",
+        ),
+        (
+            r#"{"PairwiseParallel": {"sequence_dim": 1}}"#,
+            "the plan has an unknown key `sequence_dim` in `last`: known are none",
+        ),
+        (
+            r#"{"PairwiseSequenceParallel": {"dim": 1}}"#,
+            "the plan has an unknown key `dim` in `last`: known are sequence_dim",
+        ),
+        (
+            r#"{"PrepareModuleInput": {"output_layouts": "Replicate"}}"#,
+            "the plan has an unknown key `output_layouts` in `last`: known are input_layouts, desired_input_layouts",
+        ),
+        (
+            r#"{"RowwiseParallel": {"prepare_output": "make_output"}}"#,
+            "`prepare_output` in the plan must be the name of a prepare function, such as \"make_output_tensor\", found \"make_output\"",
+        ),
+        (
+            r#"{"RowwiseParallel": {"prepare_output": "make_output_tensor:1"}}"#,
+            "`prepare_output` in the plan must be the name of a prepare function, such as \"make_output_tensor\", found \"make_output_tensor:1\"",
+        ),
+        ("true", "`last` in the plan must be a style or a map of styles, found true"),
+    ] {
+        assert_eq!(Plan::from_json(&one(style)).unwrap_err().to_string(), expected, "{style}");
+    }
+    for (text, expected) in [
+        (r#"{"axis": 1.5}"#, "`axis` in the plan must be the name or number of a mesh axis, found 1.5"),
+        (r#"{"loss_parallel": "yes"}"#, "`loss_parallel` in the plan must be true or false, found \"yes\""),
+        (
+            r#"{"data": {"mode": "fsdp", "replicate_axis": "rep"}}"#,
+            "`data.replicate_axis` in the plan must be given with the mode \"hsdp\" only, found rep",
+        ),
+        (r#"{"styles": []}"#, "`styles` in the plan must be an object, found []"),
+        (r#"{"data": "fsdp"}"#, "`data` in the plan must be an object, found \"fsdp\""),
+    ] {
+        assert_eq!(Plan::from_json(text).unwrap_err().to_string(), expected, "{text}");
+    }
+}
