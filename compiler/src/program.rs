@@ -11,7 +11,6 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
-use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
@@ -19,7 +18,7 @@ use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
-use tpc_passes::styles::{Plan, StyleError, annotate, boundary_regions};
+use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
 use tpc_runtime::session::{LaunchOptions, Session};
 use tpc_runtime::{CheckpointError, RuntimeError};
@@ -118,7 +117,7 @@ pub struct Stages {
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
-    let (mut logical, annotations) = annotated(&captured, mesh, plan)?;
+    let (mut logical, annotations) = parallelize_module(&captured, mesh, plan.clone(), None)?;
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
         logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
@@ -161,22 +160,6 @@ pub fn place(
     check(&placed)?;
     denotes(&placed, logical)?;
     Ok(Placed { propagated, placed, report })
-}
-
-/// The canonical program and what a plan demands of it. Module boundaries at which the plan places
-/// values keep a value of their own; all others dissolve.
-///
-/// # Errors
-/// A plan that does not fit.
-pub fn annotated(captured: &Graph, mesh: &Mesh, plan: &Plan) -> Result<(Graph, Annotations), StyleError> {
-    let canonical = |regions| canonicalize(&captured.clone().with_regions(regions));
-    let mut logical = canonical(Vec::new());
-    let regions = boundary_regions(captured, &logical, plan)?;
-    if !regions.is_empty() {
-        logical = canonical(regions);
-    }
-    let annotations = annotate(&logical, mesh, plan)?;
-    Ok((logical, annotations))
 }
 
 /// A compiled training step: its peeled first step and the steady one.

@@ -90,7 +90,7 @@ fn parse_errors_say_where_and_what() {
         ("mesh <dp=2", "line 1, column 7: expected a closing `>`, found `dp`"),
         (
             "mesh <a=99999999, b=99999999999>",
-            "line 1, column 7: expected other axes (mesh has 9999999899900000001 ranks, more than the 65536 that one process can run as threads), found `a`",
+            "line 1, column 7: expected other axes (mesh has 9999999899900000001 ranks, more than 65536, the most that a program is planned for), found `a`",
         ),
     ] {
         assert_eq!(parse::parse(text).unwrap_err().to_string(), error, "{text}");

@@ -76,7 +76,7 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> 
 pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> (Graph, Mapping) {
     // Regions have served: what only they name is dead.
     let graph = &graph.clone().with_regions(Vec::new());
-    let mut cache: HashMap<(Value, Sharding), Value> = HashMap::new();
+    let mut cache = Moved::new();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
     // Parameters of styles, where they are computed with.
     let mut style_parameters: HashSet<Value> = HashSet::new();
@@ -99,39 +99,39 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             }
             return vec![value];
         }
-        let mut to = |new: &mut Graph, v: Value, s: &Sharding, why: &Arc<str>| {
-            *cache
-                .entry((v, s.clone()))
-                .or_insert_with(|| redistribute(new, v, s, &Origin { why: why.clone(), ..n.origin.clone() }))
-        };
+        let for_reason = |why: &Arc<str>| Origin { why: why.clone(), ..n.origin.clone() };
         // A stored parameter is converted where it lies, so that the gather moves the smaller type.
         let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
         let shard = stored.get(&operands.first().copied().unwrap_or(Value::from(node))).copied().filter(|_| converts);
         for (i, v) in operands.iter_mut().enumerate() {
             let gathers = n.origin.phase != Phase::Optimizer && shard.is_none();
             if let Some(storage) = stored.get(v).filter(|_| gathers) {
-                *v = to(new, *v, &storage.compute, &storage.why);
+                *v = moved_once(&mut cache, new, *v, &storage.compute, &for_reason(&storage.why));
                 if storage.style.is_some() {
                     style_parameters.insert(*v);
                 }
             }
             for constraint in annotations.uses.get(&(node, i as u32)).into_iter().flatten() {
                 let sharding = constraint.at.applied(&new.ty(*v).sharding);
-                *v = to(new, *v, &sharding, &constraint.why);
+                *v = moved_once(&mut cache, new, *v, &sharding, &for_reason(&constraint.why));
             }
         }
         let types: Vec<&Type> = operands.iter().map(|&v| new.ty(v)).collect();
         let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
         // A style's parameter stays where it is: the other operands come to it.
         let pinned: Vec<bool> = operands.iter().map(|&v| style_parameters.contains(&uncast(new, v))).collect();
-        let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, cost);
+        // What another reader moved there already costs nothing.
+        let there = |i: usize, sharding: &Sharding| cache.contains_key(&(operands[i], sharding.clone()));
+        let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, cost, &there);
         let shardings: Vec<Sharding> = row
             .operands
             .iter()
             .map(|dims| Sharding { dims: dims.iter().map(|&f| wanted[f].clone()).collect(), partial: None })
             .collect();
         let why: Arc<str> = format!("{} wants its operands together", n.op.name()).into();
-        let moved: Vec<Value> = operands.iter().zip(&shardings).map(|(&v, s)| to(new, v, s, &why)).collect();
+        let origin = for_reason(&why);
+        let moved: Vec<Value> =
+            operands.iter().zip(&shardings).map(|(&v, s)| moved_once(&mut cache, new, v, s, &origin)).collect();
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
         let results: Vec<Type> = (0..n.types.len())
             .map(|r| {
@@ -164,6 +164,14 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
     });
     place_outputs(&mut placed);
     (placed, mapping)
+}
+
+/// Where values were moved already.
+type Moved = HashMap<(Value, Sharding), Value>;
+
+/// A value at a placement, moved there at most once.
+fn moved_once(cache: &mut Moved, new: &mut Graph, v: Value, to: &Sharding, origin: &Origin) -> Value {
+    *cache.entry((v, to.clone())).or_insert_with(|| redistribute(new, v, to, origin))
 }
 
 /// What a value was before it was converted to another element type.
@@ -213,6 +221,7 @@ fn strategy(
     result: &Type,
     mesh: &Mesh,
     cost: &CostModel,
+    there: &dyn Fn(usize, &Sharding) -> bool,
 ) -> Vec<Vec<AxisId>> {
     let mut chosen: Vec<Vec<AxisId>> = vec![Vec::new(); row.factors.len()];
     for axis in mesh.axis_ids() {
@@ -236,7 +245,7 @@ fn strategy(
         // Ties go to the first sharded option: less compute.
         let best = options
             .into_iter()
-            .map(|o| (option_seconds(row, operands, result, axis, o, mesh, cost), o))
+            .map(|o| (option_seconds(row, operands, result, axis, o, mesh, cost, there), o))
             .min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.is_some().cmp(&a.1.is_some())));
         if let Some((_, Some(f))) = best {
             chosen[f].push(axis);
@@ -266,7 +275,9 @@ fn second_reduction(row: &Rule, chosen: &[Vec<AxisId>], f: usize) -> bool {
     matches!((present, reduction(f)), (Some(a), Some(b)) if a != b)
 }
 
-/// Estimated seconds when `axis` cuts `factor` (or nothing): moving operands, computing, reducing.
+/// Estimated seconds when `axis` cuts `factor` (or nothing): moving operands that are not there yet,
+/// computing, reducing.
+#[allow(clippy::too_many_arguments)]
 fn option_seconds(
     row: &Rule,
     operands: &[&Type],
@@ -275,9 +286,10 @@ fn option_seconds(
     factor: Option<usize>,
     mesh: &Mesh,
     cost: &CostModel,
+    there: &dyn Fn(usize, &Sharding) -> bool,
 ) -> f64 {
     let mut seconds = 0.0;
-    for (ty, dims) in operands.iter().zip(&row.operands) {
+    for (i, (ty, dims)) in operands.iter().zip(&row.operands).enumerate() {
         // Look at this axis alone: the others are decided on their own.
         let only = |keep: Option<usize>| {
             let mut s = Sharding::replicated(ty.rank());
@@ -286,8 +298,13 @@ fn option_seconds(
             }
             s
         };
-        let now = only(ty.sharding.dim_of(axis));
-        let then = only(factor.and_then(|f| dims.iter().position(|&g| g == f)));
+        let to = factor.and_then(|f| dims.iter().position(|&g| g == f));
+        let mut whole = ty.sharding.clone();
+        whole.dims.iter_mut().for_each(|d| d.retain(|&a| a != axis));
+        if there(i, &to.map_or(whole.clone(), |d| whole.pushed(d, axis))) {
+            continue;
+        }
+        let (now, then) = (only(ty.sharding.dim_of(axis)), only(to));
         let mut at = Type { sharding: now.clone(), ..(*ty).clone() };
         for op in steps(&now, &then) {
             if let Ok(s) = crate::rules::place_redistribution(&op, &at) {

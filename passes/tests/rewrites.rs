@@ -211,6 +211,54 @@ fn rule_1_splits_an_all_reduce_where_the_axes_divide_a_dimension() {
 }
 
 #[test]
+fn rule_25_reduces_a_part_over_the_other_axes() {
+    let body = |reduced: &str| {
+        format!(
+            "
+            %0 = input data \"x\" : f64[7@(a,b), {reduced}]
+            %1 = reduce_sum \"abc->bc\" %0 : f64[{reduced}] +sum@(a,b)
+            %2 = all_reduce (a,b) sum %1 : f64[{reduced}]"
+        )
+    };
+    fires(25, "all_gather", TWO, &body("12, 5"));
+    // Nothing that either axis divides; one axis alone.
+    silent(25, TWO, &body("5, 7"));
+    silent(
+        25,
+        ONE,
+        "
+        %0 = input data \"x\" : f64[7@a, 12]
+        %1 = reduce_sum \"ab->b\" %0 : f64[12] +sum@a
+        %2 = all_reduce a sum %1 : f64[12]",
+    );
+}
+
+#[test]
+fn rule_22_looks_up_on_a_shard_of_the_rows() {
+    let body = |rows: &str, index: &str| {
+        format!(
+            "
+            %0 = input parameter \"w\" : f64[{rows}@a, 3]
+            %1 = all_gather a dim=0 %0 : f64[{rows}, 3]
+            %2 = input data \"i\" : i64[{index}]
+            %3 = take %1, %2 : f64[{index}, 3]"
+        )
+    };
+    fires(22, "all_reduce", ONE, &body("5", "4"));
+    fires(22, "all_reduce", ONE, &body("1", "4"));
+    // Every rank looks up other rows.
+    silent(
+        22,
+        TWO,
+        "
+        %0 = input parameter \"w\" : f64[5@a, 3]
+        %1 = all_gather a dim=0 %0 : f64[5, 3]
+        %2 = input data \"i\" : i64[4@a]
+        %3 = take %1, %2 : f64[4@a, 3]",
+    );
+}
+
+#[test]
 fn rule_2_slices_what_it_reduces() {
     let body = |first: &str, axes: &str, list: &str, dims: &str| {
         format!(
@@ -224,9 +272,10 @@ fn rule_2_slices_what_it_reduces() {
     fires(2, "reduce_scatter", ONE, &body("7@a", "a", "a", "5@a, 3"));
     fires(2, "reduce_scatter", TWO, &body("7@(a,b)", "(a,b)", "(a,b)", "5@(a,b), 3"));
     fires(2, "reduce_scatter", TWO, &body("7@(a,b)", "(a,b)", "(b,a)", "5@(b,a), 3"));
+    // Of more axes the others are reduced behind.
+    fires(2, "all_reduce", TWO, &body("7@(a,b)", "(a,b)", "a", "5@a, 3"));
     // Other axes than those that were reduced.
     silent(2, TWO, &body("7@a", "a", "b", "5@b, 3"));
-    silent(2, TWO, &body("7@(a,b)", "(a,b)", "a", "5@a, 3"));
 }
 
 #[test]
@@ -1071,9 +1120,9 @@ fn rule_20_gathers_after_row_wise_operations() {
         %1 = cumsum dim=1 %0 : f64[5@(b,a), 4]
         %2 = all_gather (b,a) dim=0 %1 : f64[5, 4]",
     );
-    // Rows of other ranks read as zeros: the table's gather becomes a sum (row 22 of RULES.md).
+    // Rows of other ranks read as zeros: the table's gather becomes a sum.
     fires(
-        20,
+        22,
         "all_reduce",
         TWO,
         "

@@ -10,7 +10,6 @@ use tpc::capture::{Spec, capture_training_shapes};
 use tpc::import::import;
 use tpc::models::ModelConfig;
 use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
-use tpc::program::annotated;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
@@ -18,6 +17,7 @@ use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::propagate::propagate;
+use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
 use tpc_tests::training::{adamw, config, mesh, plan};
 use tpc_tests::{captured::tensor, difference, inputs, on_ranks, reference};
@@ -53,7 +53,7 @@ impl Model {
 
     /// Optimized with blocks and as a whole.
     fn both(&self, plan: &Plan, on: &str) -> (Graph, [(Graph, SearchReport); 2]) {
-        let (logical, annotations) = annotated(&self.captured, &mesh(on), plan).unwrap();
+        let (logical, annotations) = parallelize_module(&self.captured, &mesh(on), plan.clone(), None).unwrap();
         let propagated = propagate(&logical, &annotations, &CostModel::default());
         let both =
             [true, false].map(|blocks| optimize(&propagated, &SearchOptions { blocks, ..SearchOptions::default() }));

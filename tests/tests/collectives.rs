@@ -239,6 +239,25 @@ fn swiglu() {
     part_allows(swiglu, plan, 1, 1);
 }
 
+/// An attention and an MLP side by side, as in GPT-J: their partial results are added before one reduction.
+#[derive(Module, Debug)]
+struct Parallel {
+    attention: MultiHeadAttention,
+    mlp: SwiGlu,
+}
+
+#[test]
+fn an_attention_beside_an_mlp() {
+    let build = |d: &Device| Parallel {
+        attention: MultiHeadAttentionConfig::new(32, 4).with_dropout(0.0).init(d),
+        mlp: SwiGlu::new(32, 64, d),
+    };
+    let forward =
+        |m: &Parallel, x: Tensor<3>| m.attention.forward(MhaInput::self_attn(x.clone())).context + m.mlp.forward(x);
+    let plan = Plan::new().with("part.attention", PairwiseParallel).with("part.mlp", PairwiseParallel);
+    part_allows(|| normed(build, forward), plan, 1, 1);
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Decoders
 

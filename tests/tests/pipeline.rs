@@ -7,12 +7,12 @@ use burn::tensor::{Device, Tensor, activation};
 use std::collections::HashMap;
 use tpc::capture::{Captured, capture_training};
 use tpc::import::import;
-use tpc::program::annotated;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, Mesh, Op};
 use tpc_passes::cost::CostModel;
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
+use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_passes::{canonicalize, check};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
@@ -61,7 +61,8 @@ fn stages(captured: &Captured, meshes: &[&str], plan: &Plan) {
     tpc_ir::verify::verify(&logical).unwrap();
     assert!(difference(&expected, &reference(&logical, &feed)) < 1e-9);
     for mesh in meshes {
-        let (logical, annotations) = annotated(&imported.graph, &Mesh::parse(mesh).unwrap(), plan).unwrap();
+        let (logical, annotations) =
+            parallelize_module(&imported.graph, &Mesh::parse(mesh).unwrap(), plan.clone(), None).unwrap();
         let placed = propagate(&logical, &annotations, &CostModel::default());
         check::check(&placed).unwrap();
         assert!(difference(&expected, &on_ranks(&placed, &feed)) < 1e-9, "{mesh} placed");

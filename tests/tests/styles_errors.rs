@@ -389,10 +389,8 @@ fn styles_of_ones_own() {
     );
 }
 
-/// The entry point knows boundaries only of a graph that keeps them; it says so rather than naming a
-/// mark that would not help.
+/// The entry point finds the boundaries that a plan's layouts need.
 #[test]
-#[ignore = "parallelize_module refuses every layout on a captured model: boundary_regions is only called by the compiler, and the error asks for a mark that would not help"]
 fn parallelize_module_takes_layouts() {
     let program = case().compiled(&Plan::new(), "", &CompileOptions::default()).unwrap();
     let plan = Plan::new().with("last", ColwiseParallel { output_layouts: R, ..Default::default() });

@@ -6,7 +6,7 @@ use super::subject::{Optimizer, Step, Subject};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Captured;
 use crate::import::{Signature, import_with};
-use crate::program::{Error, annotated as annotated_program, place, renamed};
+use crate::program::{Error, place, renamed};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
@@ -17,8 +17,8 @@ use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, Constraint};
-use tpc_passes::styles::Plan;
 use tpc_passes::styles::layout::OnAxes;
+use tpc_passes::styles::{Plan, parallelize_module};
 
 /// A stage of the compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -285,7 +285,7 @@ fn advance(
             if to == Stage::Logical {
                 return Ok(Ok(on_logical(canonicalize(&graph), Annotations::default(), step)?.0));
             }
-            match annotated_program(&graph, mesh, plan) {
+            match parallelize_module(&graph, mesh, plan.clone(), None) {
                 Ok((logical, annotations)) => on_logical(logical, annotations, step)?,
                 Err(error) => return Ok(Err(error.into())),
             }

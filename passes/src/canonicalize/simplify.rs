@@ -9,6 +9,7 @@
 //! | a map of scalars | the scalar |
 //! | `x ^ 2`, `x ^ ½`, `x ^ −½`, `x ^ −1` | `x · x`, `sqrt`, `rsqrt`, `recip` |
 //! | a product with no summed letter | an elementwise `mul` |
+//! | a sum over letters of a product that nobody else reads | a product that sums over them |
 //! | `(a + b) + c`, the inner sum read once | `a + b + c`, operands in program order |
 //! | the same operation on the same operands twice | once |
 
@@ -42,6 +43,15 @@ pub fn simplify(graph: &Graph) -> Graph {
             Op::Einsum { subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
                 vec![einsum(new, operands, subs, &n.types[0], &n.origin)]
+            }
+            Op::Reduce { op: ReduceOp::Sum, subs } if sums_product(graph, node, new, operands[0]) => {
+                let Op::Einsum { subs: inner } = new.op(operands[0]).clone() else { return operands };
+                let outer = |l: &Letter| subs.operands[0][inner.result.iter().position(|r| r == l).unwrap_or(0)];
+                // Letters of the product that its result lacks get names of their own.
+                let named = |l: &Letter| if inner.result.contains(l) { outer(l) } else { FREE + *l };
+                let rows: Vec<Vec<Letter>> = inner.operands.iter().map(|row| row.iter().map(named).collect()).collect();
+                let product = Subscripts::new(&rows, &subs.result);
+                vec![einsum(new, new.operands(operands[0].node), product, &n.types[0], &n.origin)]
             }
             Op::Reduce { op, subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
@@ -79,6 +89,25 @@ fn graph_subs(graph: &Graph, node: NodeIndex) -> Subscripts {
         Op::Reduce { subs, .. } => subs.clone(),
         _ => Subscripts::elementwise(1, 0),
     }
+}
+
+/// Above every letter of an operation.
+const FREE: Letter = 128;
+
+/// Whether a sum is over batch letters of a product that nobody else reads: letters that both
+/// operands have, so that the product can sum over them. (Rows of one operand alone are cheaper summed
+/// before or behind.)
+fn sums_product(graph: &Graph, node: NodeIndex, new: &Graph, operand: Value) -> bool {
+    let source = graph.operands(node)[0].node;
+    let (Op::Einsum { subs: inner }, Op::Reduce { subs, .. }) = (new.op(operand), &graph.node(node).op) else {
+        return false;
+    };
+    let summed = (0..inner.result.len()).filter(|&d| !subs.result.contains(&subs.operands[0][d]));
+    summed.map(|d| inner.result[d]).all(|l| inner.operands.iter().all(|row| row.contains(&l)))
+        && matches!(graph.node(source).op, Op::Einsum { .. })
+        && graph.users(source).count() == 1
+        && !graph.outputs.iter().any(|o| o.value.node == source)
+        && !graph.regions.iter().flat_map(Region::values).any(|v| v.node == source)
 }
 
 /// Sums whose only reader is another sum of the same phase: the links of a chain that is one sum.

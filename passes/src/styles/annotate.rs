@@ -9,6 +9,7 @@ use super::plan::{Entry, MeshDim, Plan};
 use super::prepare::Prepare;
 use super::regions::{Regions, ancestors};
 use super::style::{Module, Placements, Side, Way};
+use crate::canonicalize::canonicalize;
 use crate::propagate::{Annotation, Annotations, Constraint, Storage};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
@@ -201,21 +202,32 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     Ok(found)
 }
 
-/// Applies a plan, or one style to the whole module, along one dimension of a device mesh: PyTorch's
-/// entry point. `tp_mesh_dim` is a name or a position (negative from the end); without it styles
-/// shard along the axis named `tp`, else the only one.
+/// Applies a plan, or one style to the whole module, to a captured program along one dimension of a
+/// device mesh: PyTorch's entry point. Gives the canonical program and what the plan demands of it.
+/// `tp_mesh_dim` is a name or a position (negative from the end); without it styles shard along the
+/// plan's axis, else the axis named `tp`, else the only one.
+///
+/// Module boundaries at which the plan places values keep a value of their own in the canonical
+/// program; all others dissolve.
 ///
 /// # Errors
-/// As [`annotate`]; a mesh without that dimension.
+/// As [`annotate`] and [`boundary_regions`]; a mesh without that dimension.
 pub fn parallelize_module(
     module: &Graph,
     device_mesh: &Mesh,
     parallelize_plan: impl Into<Plan>,
     tp_mesh_dim: Option<MeshDim>,
-) -> Result<Annotations, StyleError> {
+) -> Result<(Graph, Annotations), StyleError> {
     let mut plan: Plan = parallelize_plan.into();
     plan.axis = tp_mesh_dim.or(plan.axis);
-    annotate(module, device_mesh, &plan)
+    let canonical = |regions| canonicalize(&module.clone().with_regions(regions));
+    let mut logical = canonical(Vec::new());
+    let regions = boundary_regions(module, &logical, &plan)?;
+    if !regions.is_empty() {
+        logical = canonical(regions);
+    }
+    let annotations = annotate(&logical, device_mesh, &plan)?;
+    Ok((logical, annotations))
 }
 
 /// The regions at whose boundaries a plan places values; empty for plans that only cut parameters.

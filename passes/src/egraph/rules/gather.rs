@@ -1,5 +1,5 @@
 //! An all-gather moves from an operation's operands to its result and back: rules 11 to 15, 18, 19,
-//! 20 and 26. They are one theorem: if a factor is sharded alike on every operand that has it, the
+//! 20, 22 and 26. They are one theorem: if a factor is sharded alike on every operand that has it, the
 //! operation works on the chunks; a factor that the result keeps is gathered there, a factor that
 //! is reduced leaves a partial. Which number it is depends on the operation only.
 
@@ -23,6 +23,7 @@ fn number(op: &Op, sliced: bool, summed: bool) -> u32 {
             (true, true) => 15,
         },
         Op::Reduce { .. } | Op::ScatterAdd if summed => 19,
+        Op::Take if summed => 22,
         _ => 20,
     }
 }
@@ -140,6 +141,11 @@ pub fn reduced(site: &mut Site, term: &Term) -> Vec<Id> {
 /// Rule 20.
 pub fn row_wise(site: &mut Site, term: &Term) -> Vec<Id> {
     moved(site, term)
+}
+
+/// Rule 22: the rows that another rank has are zero in the local look-up.
+pub fn looked_up(site: &mut Site, term: &Term) -> Vec<Id> {
+    outward(site, term)
 }
 
 /// Rule 26.

@@ -85,8 +85,15 @@ pub fn all_rules() -> &'static [RuleInfo] {
         rule(18, Exact, "transpose commutes with every collective", gather::transposed),
         rule(19, Reassociates, "sum_d(all_gather_d(x)) = all_reduce(sum_d(x))", gather::reduced),
         rule(20, Exact, "a row-wise operation commutes with all_gather_d", gather::row_wise),
+        rule(22, Exact, "take(all_gather_0(w), i) = all_reduce(masked local take)", gather::looked_up),
         rule(23, Reassociates, "all_reduce_X(all_reduce_Y(x)) = all_reduce_{X,Y}(x), gathers likewise", merge::nested),
         rule(24, Exact, "collectives on disjoint axes and dimensions commute", merge::commute),
+        rule(
+            25,
+            Reassociates,
+            "all_reduce_{X,Y}(x) = all_gather_Y(all_reduce_X(reduce_scatter_Y(x)))",
+            reduction::hierarchical,
+        ),
         rule(26, Exact, "all_gather(cast(x)) = cast(all_gather(x))", gather::cast),
     ];
     RULES

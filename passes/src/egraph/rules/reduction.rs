@@ -1,4 +1,5 @@
-//! Reductions split, scatter and move through linear operations: rules 1, 2, 9, 10 and 16.
+//! Reductions split, scatter and move through linear operations: rules 1, 2, 9, 10, 16 and
+//! 25.
 
 use super::{Site, all_reduce};
 use crate::egraph::term::Term;
@@ -34,15 +35,44 @@ fn axes_of(list: &[AxisId]) -> tpc_ir::AxisSet {
     list.iter().copied().collect()
 }
 
-/// Rule 2: `slice_d(all_reduce(x)) = reduce_scatter_d(x)`, same axes.
+/// Rule 2: `slice_d(all_reduce(x)) = reduce_scatter_d(x)`, same axes; of a reduction over more axes,
+/// the others are reduced behind, when there is less (rule 23).
 pub fn scatter(site: &mut Site, term: &Term) -> Vec<Id> {
     let Op::ShardSlice { dim, axes } = site.op(term) else { return vec![] };
     let mut equal = Vec::new();
     for (inner, x) in site.redistributions(term.children[0]) {
         if let Some((op, over)) = all_reduce(&inner)
-            && over == axes_of(&axes)
+            && over.is_superset(axes_of(&axes))
         {
-            equal.extend(site.redistribute(Op::ReduceScatter { op, dim, axes: axes.clone() }, x));
+            let scattered = site.redistribute(Op::ReduceScatter { op, dim, axes: axes.clone() }, x);
+            let rest = over.minus(axes_of(&axes));
+            equal.extend(match (scattered, rest.is_empty()) {
+                (Some(x), false) => site.redistribute(Op::AllReduce { op, axes: rest }, x),
+                (scattered, _) => scattered,
+            });
+        }
+    }
+    equal
+}
+
+/// Rule 25: `all_reduce_{X,Y}(x) = all_gather_Y(all_reduce_X(reduce_scatter_Y(x)))` where Y divides
+/// dimension d: what crosses the slower axes X is 1/n of the value.
+pub fn hierarchical(site: &mut Site, term: &Term) -> Vec<Id> {
+    let Some((op, axes)) = all_reduce(&site.op(term)) else { return vec![] };
+    if axes.iter().count() < 2 {
+        return vec![];
+    }
+    let ty = site.ty(term.children[0]).clone();
+    let mut equal = Vec::new();
+    for axis in axes.iter() {
+        let rest = axes.minus(axes_of(&[axis]));
+        for dim in (0..ty.rank())
+            .filter(|&d| ty.shape[d] > 0 && ty.divides(d, axis, &site.egraph.analysis.mesh))
+            .collect::<Vec<_>>()
+        {
+            let scattered = site.redistribute(Op::ReduceScatter { op, dim, axes: vec![axis] }, term.children[0]);
+            let reduced = scattered.and_then(|x| site.redistribute(Op::AllReduce { op, axes: rest }, x));
+            equal.extend(reduced.and_then(|x| site.redistribute(Op::AllGather { dim, axes: vec![axis] }, x)));
         }
     }
     equal
