@@ -125,9 +125,8 @@ impl DumpIr {
         if !self.json && self.stage < Stage::Scheduled {
             captured.truncate(1);
         }
-        let keep_gradients = matches!(subject, Subject::Mlp(_));
         let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
-        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, keep_gradients, &step)?)));
+        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, &step)?)));
         self.show(imported.collect::<Outcome<_>>()?, terminal)
     }
 
@@ -177,13 +176,17 @@ fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     }
 }
 
-fn import(captured: &Captured, signature: &Signature, keep_gradients: bool, step: &StepOptions) -> Outcome<Graph> {
+fn import(captured: &Captured, signature: &Signature, step: &StepOptions) -> Outcome<Graph> {
     let graph = import_with(captured, signature).map_err(Error::from)?.graph;
-    let mut graph = on_captured(&graph, step)?.into_owned();
-    if !keep_gradients {
+    Ok(on_captured(&graph, step)?.into_owned())
+}
+
+/// Drops the gradients of a program that updates parameters: which values they are matters to the
+/// plan, but such a program does not keep them to its end.
+fn without_gradients(graph: &mut Graph) {
+    if graph.outputs.iter().any(|o| matches!(o.kind, OutputKind::Update(_))) {
         graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
-    Ok(graph)
 }
 
 /// Reads a graph and finds out how far it is.
@@ -286,7 +289,10 @@ fn advance(
                 return Ok(Ok(on_logical(canonicalize(&graph), Annotations::default(), step)?.0));
             }
             match parallelize_module(&graph, mesh, plan.clone(), None) {
-                Ok((logical, annotations)) => on_logical(logical, annotations, step)?,
+                Ok((mut logical, annotations)) => {
+                    without_gradients(&mut logical);
+                    on_logical(logical, annotations, step)?
+                }
                 Err(error) => return Ok(Err(error.into())),
             }
         }
