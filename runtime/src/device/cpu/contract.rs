@@ -11,7 +11,7 @@
 //! type are rounded once, after the whole sum.
 
 use super::arena::Arena;
-use super::microkernel::{ROWS, Real, TileKernel};
+use super::microkernel::{MOST_COLUMNS, ROWS, Real, Tiles};
 use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
@@ -146,7 +146,7 @@ pub(crate) struct Product<T> {
     out_m: Offsets,
     out_n: Offsets,
     scale: T,
-    tiles: [TileKernel<T>; ROWS],
+    tiles: Tiles<T>,
     pack_left: bool,
     read_right: bool,
     /// The product is summed in the scratch and converted at the end.
@@ -282,7 +282,8 @@ where
     };
     // Vectors run along the columns of the result: exchange the operands if its rows are dense, or
     // if there is a single column.
-    let dense = |o: &Offsets, n: usize| n > 1 && o.dense(0, n.min(T::COLUMNS));
+    let columns = p.tiles.columns;
+    let dense = |o: &Offsets, n: usize| n > 1 && o.dense(0, n.min(columns));
     if (p.n == 1 && p.m > 1) || (p.m > 1 && !dense(&p.out_n, p.n) && dense(&p.out_m, p.m)) {
         std::mem::swap(&mut p.left, &mut p.right);
         std::mem::swap(&mut p.left_m, &mut p.right_n);
@@ -298,7 +299,7 @@ where
     // same cache sets and are read often.
     let conflicts = match p.left_m {
         Offsets::Affine(s) => {
-            (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096) && p.m > 4 * ROWS && p.n >= 16 * T::COLUMNS
+            (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096) && p.m > 4 * ROWS && p.n >= 16 * p.tiles.columns
         }
         Offsets::Table(_) => false,
     };
@@ -311,7 +312,7 @@ where
 
 impl<T: Real> Product<T> {
     fn block_n(&self) -> usize {
-        BLOCK_N.min(self.n.next_multiple_of(T::COLUMNS))
+        BLOCK_N.min(self.n.next_multiple_of(self.tiles.columns))
     }
 
     fn block_k(&self) -> usize {
@@ -319,7 +320,7 @@ impl<T: Real> Product<T> {
     }
 
     fn right_elements(&self) -> usize {
-        let columns = if self.read_right { T::COLUMNS } else { self.block_n() };
+        let columns = if self.read_right { self.tiles.columns } else { self.block_n() };
         (self.block_k() * columns).next_multiple_of(16)
     }
 
@@ -376,7 +377,7 @@ impl<T: Real> Product<T> {
             for p0 in (0..self.k).step_by(BLOCK_K) {
                 let k = BLOCK_K.min(self.k - p0);
                 if !self.read_right {
-                    for j in (0..n).step_by(T::COLUMNS) {
+                    for j in (0..n).step_by(self.tiles.columns) {
                         // SAFETY: see `run`.
                         unsafe { self.pack_right(right, p0, k, j0 + j, scratch.wrapping_add(j * k)) }
                     }
@@ -387,17 +388,17 @@ impl<T: Real> Product<T> {
                         // SAFETY: see `run`.
                         unsafe { self.pack_left(left, p0, k, i0, m, packed_left) }
                     }
-                    for j in (0..n).step_by(T::COLUMNS) {
-                        let columns = T::COLUMNS.min(n - j);
+                    for j in (0..n).step_by(self.tiles.columns) {
+                        let columns = self.tiles.columns.min(n - j);
                         let (b, b_step) = if !self.read_right {
-                            (scratch.wrapping_add(j * k).cast_const(), T::COLUMNS as isize)
-                        } else if columns == T::COLUMNS && self.right_n.dense(j0 + j, columns) {
+                            (scratch.wrapping_add(j * k).cast_const(), self.tiles.columns as isize)
+                        } else if columns == self.tiles.columns && self.right_n.dense(j0 + j, columns) {
                             let offset = self.right_n.at(j0 + j) + self.right_k.at(p0);
                             (right.cast::<T>().wrapping_offset(offset), self.right_k.at(1))
                         } else {
                             // SAFETY: see `run`.
                             unsafe { self.pack_right(right, p0, k, j0 + j, scratch) }
-                            (scratch.cast_const(), T::COLUMNS as isize)
+                            (scratch.cast_const(), self.tiles.columns as isize)
                         };
                         for i in (0..m).step_by(ROWS) {
                             let rows = ROWS.min(m - i);
@@ -478,8 +479,8 @@ impl<T: Real> Product<T> {
         (j, columns): (usize, usize),
         accumulate: bool,
     ) {
-        let kernel = self.tiles[rows - 1];
-        let full = columns == T::COLUMNS;
+        let kernel = self.tiles.kernels[rows - 1];
+        let full = columns == self.tiles.columns;
         let native = self.out.native && !self.convert_out;
         // SAFETY: see `run`.
         unsafe {
@@ -494,9 +495,9 @@ impl<T: Real> Product<T> {
                 }
                 return kernel(k, a, step, b, b_step, &target, self.scale, accumulate);
             }
-            let mut tile = [[T::default(); 16]; ROWS];
+            let mut tile = [[T::default(); MOST_COLUMNS]; ROWS];
             let rows_of = tile.as_mut_ptr().cast::<T>();
-            let target: [*mut T; ROWS] = std::array::from_fn(|r| rows_of.add(r * 16));
+            let target: [*mut T; ROWS] = std::array::from_fn(|r| rows_of.add(r * MOST_COLUMNS));
             kernel(k, a, step, b, b_step, &target, self.scale, false);
             for (r, row) in tile.iter().enumerate().take(rows) {
                 for (c, &x) in row.iter().enumerate().take(columns) {
@@ -519,19 +520,19 @@ impl<T: Real> Product<T> {
 
     /// Copies a panel of columns of the right operand, summed elements outermost.
     unsafe fn pack_right(&self, right: *const u8, p0: usize, k: usize, j: usize, to: *mut T) {
-        let columns = T::COLUMNS.min(self.n - j);
+        let columns = self.tiles.columns.min(self.n - j);
         // SAFETY: see `run`.
         unsafe {
-            if columns == T::COLUMNS && self.right.native {
+            if columns == self.tiles.columns && self.right.native {
                 if self.right_n.dense(j, columns) {
                     for p in 0..k {
                         let from = right.cast::<T>().offset(self.right_n.at(j) + self.right_k.at(p0 + p));
-                        std::ptr::copy_nonoverlapping(from, to.add(p * T::COLUMNS), T::COLUMNS);
+                        std::ptr::copy_nonoverlapping(from, to.add(p * self.tiles.columns), self.tiles.columns);
                     }
                     return;
                 }
                 if matches!(self.right_k, Offsets::Affine(1)) {
-                    let mut from = [right.cast::<T>(); 16];
+                    let mut from = [right.cast::<T>(); MOST_COLUMNS];
                     for (c, f) in from.iter_mut().enumerate().take(columns) {
                         *f = f.offset(self.right_n.at(j + c) + self.right_k.at(p0));
                     }
@@ -540,13 +541,13 @@ impl<T: Real> Product<T> {
             }
             for p in 0..k {
                 let offset = self.right_k.at(p0 + p);
-                for c in 0..T::COLUMNS {
+                for c in 0..self.tiles.columns {
                     let x = if c < columns {
                         (self.right.get)(right, offset + self.right_n.at(j + c))
                     } else {
                         T::default()
                     };
-                    *to.add(p * T::COLUMNS + c) = x;
+                    *to.add(p * self.tiles.columns + c) = x;
                 }
             }
         }

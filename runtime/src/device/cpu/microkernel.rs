@@ -1,6 +1,6 @@
 //! The inner kernels of matrix products: a few rows times a panel of columns, held in registers.
 
-use super::has_avx2;
+use super::{has_avx2, has_avx512};
 use crate::element::Lane;
 
 /// Rows of a tile.
@@ -23,16 +23,26 @@ pub(crate) type TileKernel<T> = unsafe fn(
     accumulate: bool,
 );
 
+/// The kernels of one width for 1 to [`ROWS`] rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Tiles<T> {
+    /// Columns of a panel: two vectors.
+    pub(crate) columns: usize,
+    /// By number of rows, less one.
+    pub(crate) kernels: [TileKernel<T>; ROWS],
+}
+
+/// Columns of the widest panel: two vectors of 64 bytes of f32.
+pub(crate) const MOST_COLUMNS: usize = 32;
+
 /// An element type in which products are computed.
 pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> {
-    /// Columns of a panel: two vectors of 32 bytes.
-    const COLUMNS: usize;
-    /// The kernels for 1 to [`ROWS`] rows.
-    fn tiles() -> [TileKernel<Self>; ROWS];
-    /// `b[p·columns + j] = columns[j][p]`, where elements of a column are neighbours.
+    /// The widest kernels that the CPU has.
+    fn tiles() -> Tiles<Self>;
+    /// `b[p·n + j] = columns[j][p]` for n columns, where elements of a column are neighbours.
     ///
     /// # Safety
-    /// The elements must be readable, and `out` writable for `k · COLUMNS` elements.
+    /// The elements must be readable, and `out` writable for `k · n` elements.
     unsafe fn transpose(k: usize, columns: &[*const Self], out: *mut Self);
     /// `Σ a[i]·b[i]`.
     fn dot(a: &[Self], b: &[Self]) -> Self;
@@ -77,9 +87,9 @@ portable_tile!(portable_f32, f32, 16);
 portable_tile!(portable_f64, f64, 8);
 
 #[cfg(target_arch = "x86_64")]
-macro_rules! avx2_tile {
-    ($name:ident, $t:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $set:ident, $fma:ident, $mul:ident) => {
-        #[target_feature(enable = "avx2,fma")]
+macro_rules! vector_tile {
+    ($features:literal, $name:ident, $t:ty, $lanes:literal, $zero:ident, $load:ident, $store:ident, $set:ident, $fma:ident, $mul:ident) => {
+        #[target_feature(enable = $features)]
         #[allow(clippy::too_many_arguments)]
         unsafe fn $name<const R: usize>(
             k: usize,
@@ -126,7 +136,8 @@ macro_rules! avx2_tile {
     };
 }
 #[cfg(target_arch = "x86_64")]
-avx2_tile!(
+vector_tile!(
+    "avx2,fma",
     avx2_f32,
     f32,
     8,
@@ -138,7 +149,8 @@ avx2_tile!(
     _mm256_mul_ps
 );
 #[cfg(target_arch = "x86_64")]
-avx2_tile!(
+vector_tile!(
+    "avx2,fma",
     avx2_f64,
     f64,
     4,
@@ -148,6 +160,33 @@ avx2_tile!(
     _mm256_set1_pd,
     _mm256_fmadd_pd,
     _mm256_mul_pd
+);
+// Two FMA units of 64 bytes want at least 8 sums in flight; 6 rows of 2 vectors are 12.
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    "avx512f",
+    avx512_f32,
+    f32,
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_fmadd_ps,
+    _mm512_mul_ps
+);
+#[cfg(target_arch = "x86_64")]
+vector_tile!(
+    "avx512f",
+    avx512_f64,
+    f64,
+    8,
+    _mm512_setzero_pd,
+    _mm512_loadu_pd,
+    _mm512_storeu_pd,
+    _mm512_set1_pd,
+    _mm512_fmadd_pd,
+    _mm512_mul_pd
 );
 
 macro_rules! six {
@@ -225,7 +264,7 @@ macro_rules! dot_body {
 }
 
 macro_rules! real {
-    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $dot:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
+    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $avx512:ident, $dot:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
         fn $dot(a: &[$t], b: &[$t]) -> $t {
@@ -233,14 +272,16 @@ macro_rules! real {
         }
 
         impl Real for $t {
-            const COLUMNS: usize = $columns;
-
-            fn tiles() -> [TileKernel<$t>; ROWS] {
+            fn tiles() -> Tiles<$t> {
+                #[cfg(target_arch = "x86_64")]
+                if has_avx512() {
+                    return Tiles { columns: 2 * $columns, kernels: six!($avx512) };
+                }
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
-                    return six!($avx2);
+                    return Tiles { columns: $columns, kernels: six!($avx2) };
                 }
-                six!($portable)
+                Tiles { columns: $columns, kernels: six!($portable) }
             }
 
             unsafe fn transpose($k: usize, $c: &[*const $t], $o: *mut $t) {
@@ -260,7 +301,7 @@ macro_rules! real {
         }
     };
 }
-real!(f32, 16, portable_f32, avx2_f32, dot_f32, |k, columns, out| {
+real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dot_f32, |k, columns, out| {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: the CPU has the features; the rest is passed on to the caller.
@@ -271,4 +312,4 @@ real!(f32, 16, portable_f32, avx2_f32, dot_f32, |k, columns, out| {
         0
     }
 });
-real!(f64, 8, portable_f64, avx2_f64, dot_f64, |k, columns, out| 0);
+real!(f64, 8, portable_f64, avx2_f64, avx512_f64, dot_f64, |k, columns, out| 0);

@@ -22,6 +22,18 @@ pub(crate) mod microkernel;
 pub(crate) mod plan;
 pub(crate) mod vector;
 
+/// Whether kernels may use AVX-512.
+pub fn has_avx512() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        std::arch::is_x86_feature_detected!("avx512f")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// Whether kernels may use AVX2 and FMA.
 pub fn has_avx2() -> bool {
     #[cfg(target_arch = "x86_64")]
