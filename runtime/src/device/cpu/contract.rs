@@ -11,7 +11,7 @@
 //! type are rounded once, after the whole sum.
 
 use super::arena::Arena;
-use super::microkernel::{MOST_COLUMNS, ROWS, Real, Tiles};
+use super::microkernel::{MOST_COLUMNS, MOST_ROWS, Real, Tiles};
 use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
@@ -299,7 +299,9 @@ where
     // same cache sets and are read often.
     let conflicts = match p.left_m {
         Offsets::Affine(s) => {
-            (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096) && p.m > 4 * ROWS && p.n >= 16 * p.tiles.columns
+            (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096)
+                && p.m > 4 * p.tiles.rows
+                && p.n >= 16 * p.tiles.columns
         }
         Offsets::Table(_) => false,
     };
@@ -325,7 +327,7 @@ impl<T: Real> Product<T> {
     }
 
     fn left_elements(&self) -> usize {
-        if self.pack_left { (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(ROWS)) } else { 0 }
+        if self.pack_left { (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(self.tiles.rows)) } else { 0 }
     }
 
     fn scratch_elements(&self) -> usize {
@@ -400,8 +402,8 @@ impl<T: Real> Product<T> {
                             unsafe { self.pack_right(right, p0, k, j0 + j, scratch) }
                             (scratch.cast_const(), self.tiles.columns as isize)
                         };
-                        for i in (0..m).step_by(ROWS) {
-                            let rows = ROWS.min(m - i);
+                        for i in (0..m).step_by(self.tiles.rows) {
+                            let rows = self.tiles.rows.min(m - i);
                             let (a, step) = self.left_rows(left, p0, k, i0, i, rows, packed_left);
                             // SAFETY: see `run`.
                             unsafe {
@@ -444,8 +446,8 @@ impl<T: Real> Product<T> {
         i: usize,
         rows: usize,
         packed: *const T,
-    ) -> ([*const T; ROWS], isize) {
-        let mut a = [packed; ROWS];
+    ) -> ([*const T; MOST_ROWS], isize) {
+        let mut a = [packed; MOST_ROWS];
         if !self.pack_left {
             let base = left.cast::<T>().wrapping_offset(self.left_k.at(p0));
             for (r, a) in a.iter_mut().enumerate().take(rows) {
@@ -461,7 +463,7 @@ impl<T: Real> Product<T> {
             for (r, a) in a.iter_mut().enumerate().take(rows) {
                 *a = packed.wrapping_add(i * k + r);
             }
-            (a, ROWS as isize)
+            (a, self.tiles.rows as isize)
         }
     }
 
@@ -470,7 +472,7 @@ impl<T: Real> Product<T> {
     unsafe fn tile(
         &self,
         k: usize,
-        a: &[*const T; ROWS],
+        a: &[*const T; MOST_ROWS],
         step: isize,
         (b, b_step): (*const T, isize),
         out: *mut u8,
@@ -485,7 +487,7 @@ impl<T: Real> Product<T> {
         // SAFETY: see `run`.
         unsafe {
             if full && self.convert_out || full && native && self.out_n.dense(j, columns) {
-                let mut target = [sums; ROWS];
+                let mut target = [sums; MOST_ROWS];
                 for (r, t) in target.iter_mut().enumerate().take(rows) {
                     *t = if self.convert_out {
                         sums.wrapping_add((i + r) * self.n + j)
@@ -495,9 +497,9 @@ impl<T: Real> Product<T> {
                 }
                 return kernel(k, a, step, b, b_step, &target, self.scale, accumulate);
             }
-            let mut tile = [[T::default(); MOST_COLUMNS]; ROWS];
+            let mut tile = [[T::default(); MOST_COLUMNS]; MOST_ROWS];
             let rows_of = tile.as_mut_ptr().cast::<T>();
-            let target: [*mut T; ROWS] = std::array::from_fn(|r| rows_of.add(r * MOST_COLUMNS));
+            let target: [*mut T; MOST_ROWS] = std::array::from_fn(|r| rows_of.add(r * MOST_COLUMNS));
             kernel(k, a, step, b, b_step, &target, self.scale, false);
             for (r, row) in tile.iter().enumerate().take(rows) {
                 for (c, &x) in row.iter().enumerate().take(columns) {
@@ -554,7 +556,7 @@ impl<T: Real> Product<T> {
     }
 
     /// Copies a block of the left operand: row by row if the sum runs over neighbours, else in panels
-    /// of [`ROWS`] rows, summed elements outermost.
+    /// of `rows` rows, summed elements outermost.
     unsafe fn pack_left(&self, left: *const u8, p0: usize, k: usize, i0: usize, m: usize, to: *mut T) {
         let unit = matches!(self.left_k, Offsets::Affine(1));
         // SAFETY: see `run`.
@@ -575,18 +577,22 @@ impl<T: Real> Product<T> {
                 for p in 0..k {
                     let from = left.cast::<T>().offset(self.left_m.at(i0) + self.left_k.at(p0 + p));
                     let mut i = 0;
-                    while i + ROWS <= m {
-                        std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * ROWS), ROWS);
-                        i += ROWS;
+                    while i + self.tiles.rows <= m {
+                        std::ptr::copy_nonoverlapping(
+                            from.add(i),
+                            to.add(i * k + p * self.tiles.rows),
+                            self.tiles.rows,
+                        );
+                        i += self.tiles.rows;
                     }
-                    std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * ROWS), m - i);
+                    std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * self.tiles.rows), m - i);
                 }
             } else {
                 for i in 0..m {
-                    let panel = to.add(i / ROWS * ROWS * k + i % ROWS);
+                    let panel = to.add(i / self.tiles.rows * self.tiles.rows * k + i % self.tiles.rows);
                     let offset = self.left_m.at(i0 + i);
                     for p in 0..k {
-                        *panel.add(p * ROWS) = (self.left.get)(left, offset + self.left_k.at(p0 + p));
+                        *panel.add(p * self.tiles.rows) = (self.left.get)(left, offset + self.left_k.at(p0 + p));
                     }
                 }
             }

@@ -3,8 +3,8 @@
 use super::{has_avx2, has_avx512};
 use crate::element::Lane;
 
-/// Rows of a tile.
-pub(crate) const ROWS: usize = 6;
+/// Rows of the highest tile.
+pub(crate) const MOST_ROWS: usize = 12;
 
 /// `out[r][j] (+)= scale · Σ_p a[r][p · step] · b[p · b_step + j]` for all rows `r` and the columns `j`
 /// of one panel.
@@ -14,22 +14,24 @@ pub(crate) const ROWS: usize = 6;
 /// operands.
 pub(crate) type TileKernel<T> = unsafe fn(
     k: usize,
-    a: &[*const T; ROWS],
+    a: &[*const T; MOST_ROWS],
     step: isize,
     b: *const T,
     b_step: isize,
-    out: &[*mut T; ROWS],
+    out: &[*mut T; MOST_ROWS],
     scale: T,
     accumulate: bool,
 );
 
-/// The kernels of one width for 1 to [`ROWS`] rows.
+/// The kernels of one width for 1 to so many rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiles<T> {
     /// Columns of a panel: two vectors.
     pub(crate) columns: usize,
+    /// Rows of a tile: as many as leave registers for a panel's row.
+    pub(crate) rows: usize,
     /// By number of rows, less one.
-    pub(crate) kernels: [TileKernel<T>; ROWS],
+    pub(crate) kernels: [TileKernel<T>; MOST_ROWS],
 }
 
 /// Columns of the widest panel: two vectors of 64 bytes of f32.
@@ -53,11 +55,11 @@ macro_rules! portable_tile {
         #[allow(clippy::too_many_arguments)]
         unsafe fn $name<const R: usize>(
             k: usize,
-            a: &[*const $t; ROWS],
+            a: &[*const $t; MOST_ROWS],
             step: isize,
             b: *const $t,
             b_step: isize,
-            out: &[*mut $t; ROWS],
+            out: &[*mut $t; MOST_ROWS],
             scale: $t,
             accumulate: bool,
         ) {
@@ -93,11 +95,11 @@ macro_rules! vector_tile {
         #[allow(clippy::too_many_arguments)]
         unsafe fn $name<const R: usize>(
             k: usize,
-            a: &[*const $t; ROWS],
+            a: &[*const $t; MOST_ROWS],
             step: isize,
             b: *const $t,
             b_step: isize,
-            out: &[*mut $t; ROWS],
+            out: &[*mut $t; MOST_ROWS],
             scale: $t,
             accumulate: bool,
         ) {
@@ -161,7 +163,7 @@ vector_tile!(
     _mm256_fmadd_pd,
     _mm256_mul_pd
 );
-// Two FMA units of 64 bytes want at least 8 sums in flight; 6 rows of 2 vectors are 12.
+// 12 rows of 2 vectors are 24 of the 32 registers.
 #[cfg(target_arch = "x86_64")]
 vector_tile!(
     "avx512f",
@@ -189,9 +191,22 @@ vector_tile!(
     _mm512_mul_pd
 );
 
-macro_rules! six {
+macro_rules! twelve {
     ($name:ident) => {
-        [$name::<1>, $name::<2>, $name::<3>, $name::<4>, $name::<5>, $name::<6>]
+        [
+            $name::<1>,
+            $name::<2>,
+            $name::<3>,
+            $name::<4>,
+            $name::<5>,
+            $name::<6>,
+            $name::<7>,
+            $name::<8>,
+            $name::<9>,
+            $name::<10>,
+            $name::<11>,
+            $name::<12>,
+        ]
     };
 }
 
@@ -275,13 +290,13 @@ macro_rules! real {
             fn tiles() -> Tiles<$t> {
                 #[cfg(target_arch = "x86_64")]
                 if has_avx512() {
-                    return Tiles { columns: 2 * $columns, kernels: six!($avx512) };
+                    return Tiles { columns: 2 * $columns, rows: 12, kernels: twelve!($avx512) };
                 }
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
-                    return Tiles { columns: $columns, kernels: six!($avx2) };
+                    return Tiles { columns: $columns, rows: 6, kernels: twelve!($avx2) };
                 }
-                Tiles { columns: $columns, kernels: six!($portable) }
+                Tiles { columns: $columns, rows: 6, kernels: twelve!($portable) }
             }
 
             unsafe fn transpose($k: usize, $c: &[*const $t], $o: *mut $t) {
