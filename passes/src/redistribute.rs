@@ -1,7 +1,8 @@
 //! From one placement to another, the canonical way.
 //!
 //! A partial is reduced first (scattered when its axis is wanted next on a dimension, what is wanted
-//! above it being sliced before), then what is free is sliced, then axes move between dimensions (all-to-all), then the rest is gathered.
+//! above it being sliced before), then what is free is sliced, then axes move between dimensions
+//! (all-to-all), then the rest is gathered.
 //! The e-graph improves on it; this only has to be right.
 //!
 //! Before: a reader wants `f32[8@dp, 64]`, the value is `f32[8, 64] +sum@tp`.
