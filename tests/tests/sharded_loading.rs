@@ -1,13 +1,14 @@
 //! Weight files go to the ranks' boxes and back strip by strip: the same values, and no whole tensor in memory.
 
+#[path = "../../runtime/tests/support/counting.rs"]
+mod counting;
+
+use counting::{alone, peak};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard};
 use tpc::capture::Init;
 use tpc::models::{
     ModelConfig, ModelDir, STRIP, WeightEntry, WeightMap, Weights, read_box, save_pretrained, weight_map, write_strips,
@@ -17,44 +18,6 @@ use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::{DType, InputKind, random};
 use tpc_runtime::{BoxRequest, LaunchOptions, Session, element};
 use tpc_tests::training::{mesh, plan, uniform};
-
-/// Counts the bytes that are allocated, and the most there ever were.
-struct Counting;
-
-static HELD: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-/// One test at a time, so that what is counted is its own.
-static ALONE: Mutex<()> = Mutex::new(());
-
-// SAFETY: hands everything to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let held = HELD.fetch_add(layout.size(), Ordering::SeqCst) + layout.size();
-        MOST.fetch_max(held, Ordering::SeqCst);
-        // SAFETY: passed on.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        HELD.fetch_sub(layout.size(), Ordering::SeqCst);
-        // SAFETY: passed on.
-        unsafe { System.dealloc(p, layout) }
-    }
-}
-
-#[global_allocator]
-static GLOBAL: Counting = Counting;
-
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(|e| e.into_inner())
-}
-
-/// The most bytes that `f` held beside what was there before.
-fn peak(f: impl FnOnce()) -> usize {
-    let before = HELD.load(Ordering::SeqCst);
-    MOST.store(before, Ordering::SeqCst);
-    f();
-    MOST.load(Ordering::SeqCst) - before
-}
 
 fn data(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(path)

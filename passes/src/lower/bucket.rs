@@ -38,6 +38,7 @@ use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};
 use super::group::Kernel;
 use crate::cost::full_bytes;
+use crate::reshard::unit;
 use tpc_ir::{AxisId, DType, Graph, Op, Phase, ReduceOp};
 
 /// What members of one bucket have in common.
@@ -160,23 +161,10 @@ fn kind(graph: &Graph, kernel: &Kernel, reader: Option<Phase>) -> Option<Kind> {
             Op::Input { name, .. } => name.as_str(),
             _ => "",
         };
-        block_of(name).to_string()
+        unit(name).to_string()
     });
     let (name, dtype) = (n.op.name(), n.types[0].dtype);
     // What only the optimizer reads may come from the backward pass or from the optimizer itself.
     let phase = if reader == Some(Phase::Optimizer) { Phase::Optimizer } else { n.origin.phase };
     Some(Kind { name, reduce, dtype, axes, phase, reader, block })
-}
-
-/// The repeated block in which a parameter lies: its path up to the first number, or nothing.
-fn block_of(name: &str) -> &str {
-    let mut end = 0;
-    for segment in name.split('.') {
-        end += segment.len();
-        if !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit()) {
-            return &name[..end];
-        }
-        end += 1;
-    }
-    ""
 }

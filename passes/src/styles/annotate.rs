@@ -305,7 +305,7 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
     let mut storage: HashMap<&str, Sharding> = HashMap::new();
     for (node, kind, name) in &inputs {
         let ty = &graph.node(*node).types[0];
-        let now = found.inputs.get(name).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+        let now = placement(found, name, ty);
         match kind {
             InputKind::Data if !batch.is_empty() => {
                 let Op::Input { layout, .. } = &graph.node(*node).op else { continue };
@@ -340,11 +340,16 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
         let Some((parameter, _)) = name.rsplit_once('/').filter(|_| *kind == InputKind::State) else { continue };
         let like = storage.get(parameter).filter(|_| shapes.get(parameter) == Some(&&ty.shape)).cloned();
         let sharding = like.unwrap_or_else(|| {
-            let now = found.inputs.get(name).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+            let now = placement(found, name, ty);
             sharded(ty, &now, &shard, &found.mesh)
         });
         found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
     }
+}
+
+/// Where an input of that type lies so far.
+fn placement(found: &Annotations, name: &str, ty: &Type) -> Sharding {
+    found.inputs.get(name).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone())
 }
 
 /// The part of a placement that speaks of some axes.
@@ -747,7 +752,7 @@ fn gradients_like_parameters(graph: &Graph, axes: Vec<AxisId>, found: &mut Annot
         }
         let stored = found.inputs.get(name);
         let why = stored.map_or_else(|| format!("the gradient of {name} lies like it").into(), |a| a.why.clone());
-        let sharding = stored.map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone());
+        let sharding = placement(found, name, ty);
         let at = OnAxes { axes: axes.clone(), dims: only(&sharding, &axes) };
         found.results.entry(output.value.node).or_default().push(Constraint { at, why });
     }

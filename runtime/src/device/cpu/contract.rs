@@ -130,7 +130,7 @@ struct Operand<T> {
 
 /// A prepared product in one type.
 #[derive(Clone, Debug)]
-pub(crate) struct Product<T> {
+pub(crate) struct Product<T: 'static> {
     left: Operand<T>,
     right: Operand<T>,
     out: Operand<T>,
@@ -300,7 +300,7 @@ where
     let conflicts = match p.left_m {
         Offsets::Affine(s) => {
             (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096)
-                && p.m > 4 * p.tiles.rows
+                && p.m > 4 * p.tiles.rows()
                 && p.n >= 16 * p.tiles.columns
         }
         Offsets::Table(_) => false,
@@ -327,7 +327,7 @@ impl<T: Real> Product<T> {
     }
 
     fn left_elements(&self) -> usize {
-        if self.pack_left { (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(self.tiles.rows)) } else { 0 }
+        if self.pack_left { (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(self.tiles.rows())) } else { 0 }
     }
 
     fn scratch_elements(&self) -> usize {
@@ -402,8 +402,8 @@ impl<T: Real> Product<T> {
                             unsafe { self.pack_right(right, p0, k, j0 + j, scratch) }
                             (scratch.cast_const(), self.tiles.columns as isize)
                         };
-                        for i in (0..m).step_by(self.tiles.rows) {
-                            let rows = self.tiles.rows.min(m - i);
+                        for i in (0..m).step_by(self.tiles.rows()) {
+                            let rows = self.tiles.rows().min(m - i);
                             let (a, step) = self.left_rows(left, p0, k, i0, i, rows, packed_left);
                             // SAFETY: see `run`.
                             unsafe {
@@ -463,7 +463,7 @@ impl<T: Real> Product<T> {
             for (r, a) in a.iter_mut().enumerate().take(rows) {
                 *a = packed.wrapping_add(i * k + r);
             }
-            (a, self.tiles.rows as isize)
+            (a, self.tiles.rows() as isize)
         }
     }
 
@@ -577,22 +577,22 @@ impl<T: Real> Product<T> {
                 for p in 0..k {
                     let from = left.cast::<T>().offset(self.left_m.at(i0) + self.left_k.at(p0 + p));
                     let mut i = 0;
-                    while i + self.tiles.rows <= m {
+                    while i + self.tiles.rows() <= m {
                         std::ptr::copy_nonoverlapping(
                             from.add(i),
-                            to.add(i * k + p * self.tiles.rows),
-                            self.tiles.rows,
+                            to.add(i * k + p * self.tiles.rows()),
+                            self.tiles.rows(),
                         );
-                        i += self.tiles.rows;
+                        i += self.tiles.rows();
                     }
-                    std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * self.tiles.rows), m - i);
+                    std::ptr::copy_nonoverlapping(from.add(i), to.add(i * k + p * self.tiles.rows()), m - i);
                 }
             } else {
                 for i in 0..m {
-                    let panel = to.add(i / self.tiles.rows * self.tiles.rows * k + i % self.tiles.rows);
+                    let panel = to.add(i / self.tiles.rows() * self.tiles.rows() * k + i % self.tiles.rows());
                     let offset = self.left_m.at(i0 + i);
                     for p in 0..k {
-                        *panel.add(p * self.tiles.rows) = (self.left.get)(left, offset + self.left_k.at(p0 + p));
+                        *panel.add(p * self.tiles.rows()) = (self.left.get)(left, offset + self.left_k.at(p0 + p));
                     }
                 }
             }

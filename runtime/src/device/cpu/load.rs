@@ -17,7 +17,7 @@ use tpc_ir::program::{ALIGNMENT, Action, RankProgram};
 /// A prepared action.
 enum Prepared {
     Loop(FusedLoop),
-    Contract(Box<contract::Prepared>),
+    Contract(contract::Prepared),
     Table(Table),
     Copy(Copy),
     Rows(Rows),
@@ -73,7 +73,7 @@ impl Executable {
                 Action::Contract(c) => {
                     let c = contract::prepare(c, arena, buffers).map_err(fail)?;
                     scratch = scratch.max(c.scratch_bytes());
-                    Prepared::Contract(Box::new(c))
+                    Prepared::Contract(c)
                 }
                 Action::Take { table, index, out, first_row } => {
                     Prepared::Table(Table::take(table, index, out, *first_row, arena, buffers).map_err(fail)?)

@@ -25,13 +25,18 @@ pub(crate) type TileKernel<T> = unsafe fn(
 
 /// The kernels of one width for 1 to so many rows.
 #[derive(Clone, Debug)]
-pub(crate) struct Tiles<T> {
+pub(crate) struct Tiles<T: 'static> {
     /// Columns of a panel: two vectors.
     pub(crate) columns: usize,
-    /// Rows of a tile: as many as leave registers for a panel's row.
-    pub(crate) rows: usize,
-    /// By number of rows, less one.
-    pub(crate) kernels: [TileKernel<T>; MOST_ROWS],
+    /// By number of rows, less one: as many as leave registers for a panel's row.
+    pub(crate) kernels: &'static [TileKernel<T>],
+}
+
+impl<T> Tiles<T> {
+    /// Rows of a tile.
+    pub(crate) fn rows(&self) -> usize {
+        self.kernels.len()
+    }
 }
 
 /// Columns of the widest panel: two vectors of 64 bytes of f32.
@@ -191,23 +196,8 @@ vector_tile!(
     _mm512_mul_pd
 );
 
-macro_rules! twelve {
-    ($name:ident) => {
-        [
-            $name::<1>,
-            $name::<2>,
-            $name::<3>,
-            $name::<4>,
-            $name::<5>,
-            $name::<6>,
-            $name::<7>,
-            $name::<8>,
-            $name::<9>,
-            $name::<10>,
-            $name::<11>,
-            $name::<12>,
-        ]
-    };
+macro_rules! kernels {
+    ($name:ident: $($rows:literal)+) => { &[$($name::<$rows>),+] };
 }
 
 unsafe fn transpose_portable<T: Copy>(from: usize, k: usize, columns: &[*const T], out: *mut T) {
@@ -290,13 +280,13 @@ macro_rules! real {
             fn tiles() -> Tiles<$t> {
                 #[cfg(target_arch = "x86_64")]
                 if has_avx512() {
-                    return Tiles { columns: 2 * $columns, rows: 12, kernels: twelve!($avx512) };
+                    return Tiles { columns: 2 * $columns, kernels: kernels!($avx512: 1 2 3 4 5 6 7 8 9 10 11 12) };
                 }
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
-                    return Tiles { columns: $columns, rows: 6, kernels: twelve!($avx2) };
+                    return Tiles { columns: $columns, kernels: kernels!($avx2: 1 2 3 4 5 6) };
                 }
-                Tiles { columns: $columns, rows: 6, kernels: twelve!($portable) }
+                Tiles { columns: $columns, kernels: kernels!($portable: 1 2 3 4 5 6) }
             }
 
             unsafe fn transpose($k: usize, $c: &[*const $t], $o: *mut $t) {
