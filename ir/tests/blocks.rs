@@ -123,8 +123,14 @@ proptest! {
     fn deep_programs_get_longer_and_shorter(choices in prop::collection::vec(any::<u8>(), 62), kinds in 1usize..3, more in 1usize..9) {
         let (short, long) = (6 * kinds, (6 + more) * kinds);
         let (few, many) = (step(&choices, kinds, short), step(&choices, kinds, long));
-        for (from, to, by) in [(&few, &many, more as i64), (&many, &few, -(more as i64))] {
-            let resized = Lines::of(from).resized(&largest(from), by);
+        for (from, to, layers, added) in [
+            (&few, &many, short, (more * kinds) as i64),
+            (&many, &few, long, -((more * kinds) as i64)),
+        ] {
+            // Two kinds that were drawn alike are one: an occurrence is then one layer, not two.
+            let block = largest(from);
+            let by = added * block.count as i64 / layers as i64;
+            let resized = Lines::of(from).resized(&block, by);
             prop_assert!(resized.is_some(), "{}", fold::print(from));
             let resized = resized.unwrap();
             prop_assert_eq!(text::print(&resized.graph), text::print(to), "{}", fold::print(from));
