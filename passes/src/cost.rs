@@ -3,8 +3,10 @@
 //! The α–β model is Hockney's; ring bytes are those of Thakur et al. Defaults are this project's
 //! measurements on two CPU ranks of one process (RUNTIME.md section 1).
 
+use petgraph::graph::NodeIndex;
+use std::collections::HashSet;
 use tpc_ir::program::wire_bytes;
-use tpc_ir::{Graph, Mesh, Op, Type};
+use tpc_ir::{AxisId, Graph, MapFn, Mesh, Op, Phase, Type};
 
 /// Rates of a device and its links.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,7 +38,10 @@ impl CostModel {
             // Made where it is read.
             Op::Fill(_) | Op::Iota => 0.0,
             // A view or a mask: cheap, but not cheaper than not doing it.
-            Op::ShardSlice { .. } | Op::ToPartial { .. } | Op::Index { .. } => self.launch * 0.1,
+            Op::ShardSlice { .. } | Op::Index { .. } => self.launch * 0.1,
+            // A mask costs nothing, but what it is added to then waits for it: its reduction can no longer
+            // be one with others that come before. It must save a reduction of its own.
+            Op::ToPartial { .. } => self.latency * 0.5,
             op if op.is_collective() => {
                 let bytes =
                     wire_bytes(&op.name(), full_bytes(op, operands[0], result, mesh), mesh.group_size(op.axes()));
@@ -49,22 +54,84 @@ impl CostModel {
                 2.0 * sizes.iter().map(|&n| n as f64).product::<f64>() / self.flops + self.launch
             }
             // Fused with its neighbours most of the time: count the write and a share of the reads.
-            Op::Map { .. } => (local(result) + 0.25 * operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory,
+            Op::Map { f, .. } => {
+                waits(*f, operands, result) * self.launch * 0.1
+                    + (local(result) + 0.25 * operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory
+            }
             _ => (local(result) + operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory + self.launch,
         }
     }
 
+    /// The same for a collective that begins together with others.
+    pub fn bucketed(&self) -> CostModel {
+        CostModel { latency: self.launch, ..*self }
+    }
+
     /// Seconds of a whole placed graph on its slowest rank, nothing overlapped.
     pub fn graph_seconds(&self, graph: &Graph) -> f64 {
+        let gradients = Gradients::of(graph);
         graph
             .nodes()
             .map(|node| {
+                let n = graph.node(node);
                 let operands = graph.operands(node);
                 let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-                self.seconds(&graph.node(node).op, &types, &graph.node(node).types[0], &graph.mesh)
+                let together = gradients.travel_together(&n.op, gradients.values.contains(&node));
+                let model = if together { self.bucketed() } else { *self };
+                model.seconds(&n.op, &types, &n.types[0], &graph.mesh)
             })
             .sum()
     }
+}
+
+/// What only the optimizer reads: its reductions wait for each other and travel in buckets
+/// (`lower/bucket.rs`), so that one more costs its bytes and no latency.
+pub struct Gradients {
+    /// Values before the optimizer that only the optimizer reads, directly or behind further reductions.
+    pub values: HashSet<NodeIndex>,
+    /// The axes over which some of them are scattered.
+    scattered: HashSet<Vec<AxisId>>,
+}
+
+impl Gradients {
+    /// Those of a placed graph.
+    pub fn of(graph: &Graph) -> Self {
+        let mut values = HashSet::new();
+        let nodes: Vec<NodeIndex> = graph.nodes().collect();
+        for &node in nodes.iter().rev().filter(|&&n| graph.node(n).origin.phase != Phase::Optimizer) {
+            let mut users = graph.users(node).map(|(user, _)| user).peekable();
+            let for_it = |user: NodeIndex| {
+                let u = graph.node(user);
+                let reduces = matches!(u.op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
+                u.origin.phase == Phase::Optimizer || reduces && values.contains(&user)
+            };
+            if graph.node(node).types.len() == 1 && users.peek().is_some() && users.all(for_it) {
+                values.insert(node);
+            }
+        }
+        let axes = |node: &NodeIndex| match &graph.node(*node).op {
+            Op::ReduceScatter { axes, .. } => Some(axes.clone()),
+            _ => None,
+        };
+        let scattered = values.iter().filter_map(axes).collect();
+        Gradients { values, scattered }
+    }
+
+    /// Whether an operation is a reduction with company; `gradient`: it makes one of the values.
+    pub fn travel_together(&self, op: &Op, gradient: bool) -> bool {
+        match op {
+            Op::AllReduce { .. } => gradient,
+            Op::ReduceScatter { axes, .. } => self.scattered.contains(axes),
+            _ => false,
+        }
+    }
+}
+
+/// 1 for a product of a term of a sum with another tensor: what reduces it must wait for that, too. Of equal
+/// choices the reduction of the term alone is better.
+fn waits(f: MapFn, operands: &[&Type], result: &Type) -> f64 {
+    let other = operands.iter().any(|t| t.rank() > 0 && t.sharding.partial.is_none());
+    f64::from(u8::from(f != MapFn::Add && result.sharding.partial.is_some() && other))
 }
 
 /// Bytes of the whole value that a collective works on: the side on which a rank holds most; for an

@@ -5,6 +5,7 @@
 pub mod captured;
 pub mod eager;
 pub mod styles;
+pub mod traffic;
 pub mod training;
 
 use std::collections::HashMap;

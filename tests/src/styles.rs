@@ -1,6 +1,7 @@
 //! One model under one plan: where its values lie, what its ranks executed, and what they computed.
 
 use crate::eager::{numbers, train};
+use crate::traffic::over;
 use crate::training::{Named, Run, differences, mesh};
 use burn::module::Module;
 use burn::optim::AdamWConfig;
@@ -179,13 +180,14 @@ impl Seen {
     /// Executed reductions, in halves (an all-reduce is a reduce-scatter and an all-gather), of values
     /// of at least that many bytes over that axis.
     pub fn halves(&self, phase: Phase, axis: &str, at_least: usize) -> u64 {
-        let large = self.executed.iter().filter(|(p, a, _, bytes, _)| *p == phase && on(a, axis) && *bytes >= at_least);
+        let large =
+            self.executed.iter().filter(|(p, a, _, bytes, _)| *p == phase && over(a, axis) && *bytes >= at_least);
         large.map(|(_, _, name, _, count)| if name == "all_reduce" { 2 * count } else { *count }).sum()
     }
 
     /// Executed collectives of smaller values.
     pub fn small(&self, phase: Phase, axis: &str, below: usize) -> u64 {
-        let small = self.executed.iter().filter(|(p, a, _, bytes, _)| *p == phase && on(a, axis) && *bytes < below);
+        let small = self.executed.iter().filter(|(p, a, _, bytes, _)| *p == phase && over(a, axis) && *bytes < below);
         small.map(|c| c.4).sum()
     }
 
@@ -236,11 +238,6 @@ impl Seen {
         };
         self.executed.iter().map(line).collect::<Vec<_>>().join("\n")
     }
-}
-
-/// Whether a collective's axes hold an axis or a part of it.
-fn on(axes: &str, axis: &str) -> bool {
-    axes.split(|c: char| !c.is_alphanumeric()).any(|a| a == axis)
 }
 
 /// Reproducible numbers between -0.5 and 0.5.

@@ -11,6 +11,7 @@
 //! `f32[64, 3, 32]` and every user reading it in the order it wants.
 
 mod factor;
+mod pick;
 mod simplify;
 
 pub use factor::factor_dimensions;

@@ -11,8 +11,10 @@
 //! | a product with no summed letter | an elementwise `mul` |
 //! | a sum over letters of a product that nobody else reads | a product that sums over them |
 //! | `(a + b) + c`, the inner sum read once | `a + b + c`, operands in program order |
+//! | a pick from differences (`pick.rs`) | a pick, less what all share |
 //! | the same operation on the same operands twice | once |
 
+use super::pick::pick;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
@@ -55,16 +57,22 @@ pub fn simplify(graph: &Graph) -> Graph {
             }
             Op::Reduce { op, subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
-                vec![reduce(
-                    new,
-                    *op,
-                    operands[0],
-                    subs,
-                    graph.ty(graph.operands(node)[0]),
-                    graph_subs(graph, node),
-                    &n.types[0],
-                    &n.origin,
-                )]
+                let picked = match op {
+                    ReduceOp::Sum => pick(new, operands[0], &subs, &n.types[0], &n.origin),
+                    _ => None,
+                };
+                vec![picked.unwrap_or_else(|| {
+                    reduce(
+                        new,
+                        *op,
+                        operands[0],
+                        subs,
+                        graph.ty(graph.operands(node)[0]),
+                        graph_subs(graph, node),
+                        &n.types[0],
+                        &n.origin,
+                    )
+                })]
             }
             Op::Index { .. } if new.fill_of(operands[0]).is_some() => {
                 vec![fill(new, new.fill_of(operands[0]).unwrap_or(0.0), &n.types[0], &n.origin)]

@@ -4,14 +4,15 @@
 //! extractor counts a shared residual once per reader and loses all the gain). The search starts
 //! from the program that came in. Classes outside of it get the term with the least *marginal* cost,
 //! what it needs beyond the current program; then one class at a time changes its term whenever the
-//! exact total falls, until nothing helps, and the marginal costs are taken anew. Cost never rises,
-//! so the result is at most that of the program that came in.
+//! exact total falls, until nothing helps. A collective with several readers is in the way of that: no
+//! reader gains by leaving it alone. So all readers of one leave it together, if the total falls then.
+//! Then the marginal costs are taken anew. Cost never rises, so the result is at most that of the program
+//! that came in.
 
 use super::term::{ClassData, Term, Typing, canonical};
-use crate::cost::CostModel;
 use egg::{EClass, EGraph, Id};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use tpc_ir::Type;
+use tpc_ir::{Op, Type};
 
 /// The chosen program: classes with their terms, operands first.
 pub struct Solution {
@@ -24,16 +25,28 @@ pub struct Solution {
 /// Improvements below this are rounding noise.
 const EPSILON: f64 = 1e-13;
 
+/// Readers of a collective that are looked at together.
+const MOST_READERS: usize = 8;
+
 /// Most times that marginal costs are taken anew.
 const ROUNDS: usize = 8;
 
+/// Seconds of an operation with these operand and result types that makes a value of a class.
+pub type Seconds<'a> = dyn Fn(&Op, &[&Type], &Type, Id) -> f64 + 'a;
+
 /// Extracts the cheapest program found for `roots`; `first` is the program that came in.
-pub fn extract(egraph: &EGraph<Term, Typing>, roots: &[Id], first: &HashMap<Id, Term>, model: &CostModel) -> Solution {
-    let mut search = Search::new(egraph, roots, first, model);
+pub fn extract(
+    egraph: &EGraph<Term, Typing>,
+    roots: &[Id],
+    first: &HashMap<Id, Term>,
+    seconds: &Seconds<'_>,
+) -> Solution {
+    let mut search = Search::new(egraph, roots, first, seconds);
     for _ in 0..ROUNDS {
         let before = search.total;
         search.complete();
         search.improve();
+        search.desert();
         if search.total >= before - EPSILON {
             break;
         }
@@ -47,6 +60,8 @@ pub fn extract(egraph: &EGraph<Term, Typing>, roots: &[Id], first: &HashMap<Id, 
 struct Class {
     terms: Vec<Term>,
     costs: Vec<f64>,
+    /// Whether each term is a collective.
+    collective: Vec<bool>,
 }
 
 struct Search<'a> {
@@ -64,20 +79,25 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
-    fn new(egraph: &'a EGraph<Term, Typing>, roots: &'a [Id], first: &HashMap<Id, Term>, model: &CostModel) -> Self {
-        let mesh = &egraph.analysis.mesh;
+    fn new(
+        egraph: &'a EGraph<Term, Typing>,
+        roots: &'a [Id],
+        first: &HashMap<Id, Term>,
+        seconds: &Seconds<'_>,
+    ) -> Self {
         let class = |c: &EClass<Term, ClassData>| {
             let mut terms: Vec<Term> = c.nodes.iter().map(|t| canonical(egraph, t.clone())).collect();
             terms.sort_unstable();
             terms.dedup();
             terms.retain(|t| !t.children.contains(&c.id));
-            let seconds = |t: &Term| {
+            let cost = |t: &Term| {
                 let operands: Vec<&Type> = t.children.iter().map(|&c| &egraph[c].data.ty).collect();
                 // A tie goes to fewer operations.
-                model.seconds(&egraph.analysis.key(t.key).op, &operands, &c.data.ty, mesh) + 1e-12
+                seconds(&egraph.analysis.key(t.key).op, &operands, &c.data.ty, c.id) + 1e-12
             };
-            let costs = terms.iter().map(seconds).collect();
-            Class { terms, costs }
+            let costs = terms.iter().map(cost).collect();
+            let collective = terms.iter().map(|t| egraph.analysis.key(t.key).op.is_collective()).collect();
+            Class { terms, costs, collective }
         };
         let classes: HashMap<Id, Class> = egraph.classes().map(|c| (c.id, class(c))).collect();
         let mut parents: HashMap<Id, Vec<Id>> = HashMap::new();
@@ -155,8 +175,7 @@ impl<'a> Search<'a> {
             }
             for i in 0..self.classes[&id].terms.len() {
                 let now = self.choice[&id];
-                let usable = self.classes[&id].terms[i].children.iter().all(|c| self.choice.contains_key(c));
-                if i == now || !usable || self.reaches(&self.classes[&id].terms[i].children.clone(), id) {
+                if i == now || !self.can_take(id, i, &[id]) {
                     continue;
                 }
                 let before = self.total;
@@ -168,6 +187,62 @@ impl<'a> Search<'a> {
                 self.insert_order(id);
             }
         }
+    }
+
+    /// Lets all readers of a collective change to terms that do without it, where the total falls.
+    fn desert(&mut self) {
+        let mut collectives: Vec<(usize, Id)> = self.position.iter().map(|(&id, &p)| (p, id)).collect();
+        collectives.retain(|(_, id)| self.classes[id].collective[self.choice[id]]);
+        collectives.sort_unstable();
+        for (_, id) in collectives.into_iter().rev() {
+            let reads = |s: &Self, p: &Id| s.uses.contains_key(p) && s.term(*p).children.contains(&id);
+            let mut readers: Vec<Id> = self.parents.get(&id).into_iter().flatten().copied().collect();
+            readers.retain(|p| reads(self, p));
+            readers.sort_unstable_by_key(|p| (self.position[p], *p));
+            readers.dedup();
+            if !self.uses.contains_key(&id) || !(2..=MOST_READERS).contains(&readers.len()) {
+                continue;
+            }
+            let before = self.total;
+            let mut done: Vec<(Id, usize)> = Vec::new();
+            for reader in readers {
+                let now = self.choice[&reader];
+                let others = (0..self.classes[&reader].terms.len()).filter(|&i| i != now);
+                let without: Vec<usize> = others.filter(|&i| self.can_take(reader, i, &[reader, id])).collect();
+                let mut best: Option<(f64, usize)> = None;
+                for i in without {
+                    let start = self.total;
+                    self.switch(reader, i);
+                    if best.is_none_or(|(total, _)| self.total < total) {
+                        best = Some((self.total, i));
+                    }
+                    self.switch(reader, now);
+                    self.total = start;
+                }
+                let Some((_, i)) = best else { break };
+                self.switch(reader, i);
+                self.reorder();
+                done.push((reader, now));
+            }
+            if self.total >= before - EPSILON {
+                for (reader, now) in done.into_iter().rev() {
+                    self.switch(reader, now);
+                }
+                self.total = before;
+                self.reorder();
+            }
+        }
+    }
+
+    fn term(&self, id: Id) -> &Term {
+        &self.classes[&id].terms[self.choice[&id]]
+    }
+
+    /// Whether a class can change to a term: all that it needs has a term, and none of it depends on the
+    /// `targets`.
+    fn can_take(&self, id: Id, to: usize, targets: &[Id]) -> bool {
+        let children = &self.classes[&id].terms[to].children;
+        children.iter().all(|c| self.choice.contains_key(c)) && !targets.iter().any(|&t| self.reaches(children, t))
     }
 
     fn switch(&mut self, id: Id, to: usize) {

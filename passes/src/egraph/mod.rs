@@ -16,15 +16,15 @@ pub mod extract;
 pub mod rules;
 pub mod term;
 
-use crate::cost::CostModel;
+use crate::cost::{CostModel, Gradients};
 use egg::{EGraph, Id, Runner, SimpleScheduler};
 use extract::extract;
 use rules::{RuleInfo, all_rules};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
 use std::time::Duration;
 use term::{Key, Term, Typing};
-use tpc_ir::{DType, Graph, Origin, Output, Type, Value};
+use tpc_ir::{DType, Graph, Op, Origin, Output, Type, Value};
 
 /// What the search may do.
 #[derive(Clone, Debug)]
@@ -156,7 +156,17 @@ fn search(graph: &Graph, options: &SearchOptions) -> Found {
 fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let Saturated { egraph, class_of, first } = saturate(graph, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
-    let solution = extract(&egraph, &roots, &first, &options.cost);
+    let gradients = Gradients::of(graph);
+    let classes: HashSet<Id> = gradients.values.iter().map(|&n| class_of[&n.into()]).collect();
+    let seconds = |op: &Op, operands: &[&Type], result: &Type, class: Id| {
+        let model = if gradients.travel_together(op, classes.contains(&class)) {
+            options.cost.bucketed()
+        } else {
+            options.cost
+        };
+        model.seconds(op, operands, result, &graph.mesh)
+    };
+    let solution = extract(&egraph, &roots, &first, &seconds);
     let (graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
     Found {
         graph,

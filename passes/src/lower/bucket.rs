@@ -13,11 +13,14 @@
 //! %12 = sub %p1, %9                               %11, %12 read b7[0..512], b7[512..1024]
 //! ```
 //!
-//! A bucket stands where its last member stood, before the first reader of any: nothing else moves, so no
-//! cycle can arise. Members share operation, reduction, element type, axes, phase, and the phase that
-//! reads them first: what the next operation waits for is not mixed with what only the optimizer
-//! wants. (For what the optimizer reads, backward and optimizer are one phase: the gradients of norms
-//! and the squares that clipping adds up are one reduction.)
+//! A bucket stands where its last member stood. Members share operation, reduction, element type, axes,
+//! phase, and the phase that reads them first: what the next operation waits for is not mixed with what
+//! only the optimizer wants. (For what the optimizer reads, backward and optimizer are one phase: the
+//! gradients of norms and the squares that clipping adds up are one reduction.)
+//!
+//! No member may depend on another, also not through other buckets. If a reader of one stands before
+//! another member it moves behind the bucket: for a bucket that only the optimizer reads, and for
+//! collectives that cost more latency than bytes. A larger one does not wait.
 //!
 //! A bucket is closed as soon as it holds [`LowerOptions::bucket_bytes`] (as PyTorch's
 //! `DistributedDataParallel` does, in the order in which gradients are ready), so that early gradients
@@ -27,6 +30,10 @@
 //! just before their first reader, and those of one block (`layers.3`, found in the input's name) and
 //! phase are one gather, at the place of the first; those of no block are limited by
 //! `bucket_bytes` too.
+//!
+//! **Scatters of gradients** of parameters that are stored in shards (FSDP again) are put together by
+//! block, too, whatever its size: a block's gradients leave when its backward pass is done, as in
+//! `torch.distributed.fsdp.fully_shard`.
 //!
 //! Shards of inputs lie where the session put them, and are copied side by side first.
 //!
@@ -39,7 +46,11 @@ use super::depend::{Dependences, is_input, source};
 use super::group::Kernel;
 use crate::cost::full_bytes;
 use crate::reshard::unit;
-use tpc_ir::{AxisId, DType, Graph, Op, Phase, ReduceOp};
+use petgraph::graph::NodeIndex;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use tpc_ir::program::wire_bytes;
+use tpc_ir::{AxisId, DType, Graph, InputKind, Op, OutputKind, Phase, ReduceOp};
 
 /// What members of one bucket have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,18 +60,19 @@ struct Kind {
     dtype: DType,
     axes: Vec<AxisId>,
     phase: Phase,
-    /// Part of the step of the first reader.
-    reader: Option<Phase>,
-    /// Of a gather of an input: the block that it belongs to.
+    /// Part of the step of the first reader that is no collective; its own if there is none.
+    reader: Phase,
+    /// Of the gather of a parameter and of the scatter of its gradient: the block that it belongs to.
     block: Option<String>,
 }
 
-/// A place in the list of kernels: before or at the kernel of that index.
+/// Place in the list of kernels: before or at the kernel of that index.
 type Place = (usize, bool);
 
 struct Bucket {
     kind: Kind,
-    members: Vec<usize>,
+    /// The kernel that takes in the others.
+    first: usize,
     bytes: usize,
     place: Place,
     /// The first reader of any member.
@@ -68,60 +80,192 @@ struct Bucket {
     open: bool,
 }
 
-/// Merges collectives; the other kernels keep their order.
+/// Merges collectives; the other kernels keep their order, but for readers that wait for a bucket.
 pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptions) -> Vec<Kernel> {
     let found = Dependences::new(graph, &kernels);
+    let blocks = scattered_blocks(graph);
     let mut collectives: Vec<(Place, usize)> = Vec::new();
-    for (k, kernel) in kernels.iter().enumerate().filter(|(_, kernel)| is_collective(graph, kernel)) {
+    for k in (0..kernels.len()).filter(|&k| is_collective(graph, &kernels[k])) {
         let reader = found.readers[k].first();
-        let place = if gathers_input(graph, kernel) { reader.map(|&r| (r, false)) } else { None };
+        let place = if gathers_input(graph, &kernels[k]) { reader.map(|&r| (r, false)) } else { None };
         collectives.push((place.unwrap_or((k, true)), k));
     }
     collectives.sort_unstable();
+    let mut merged = Merged::new(&found.needs);
+    let mut place: Vec<Place> = (0..kernels.len()).map(|k| (k, true)).collect();
     let mut all: Vec<Bucket> = Vec::new();
-    for (place, k) in collectives {
-        let reader = found.readers[k].first().copied();
-        let deadline = reader.map_or((kernels.len(), true), |r| (r, true));
-        let kind = kind(graph, &kernels[k], reader.map(|r| phase(graph, &kernels[r])));
+    for (at, k) in collectives {
+        place[k] = at;
+        let Some(kind) = kind(graph, &kernels, &found, k, &blocks) else { continue };
         let bytes = bytes(graph, &kernels[k]);
-        let open = all.iter_mut().filter(|b| b.open).find(|b| Some(&b.kind) == kind.as_ref());
-        let fits = open.and_then(|b| {
-            b.open = b.kind.block.is_some() || place < b.deadline;
-            b.open.then_some(b)
-        });
-        let of_block =
-            |kind: &Kind| options.bucket_bytes > 0 && kind.block.as_ref().is_some_and(|block| !block.is_empty());
-        match (fits, kind) {
-            (Some(bucket), _) => {
-                bucket.members.push(k);
+        let deadline = found.readers[k].first().map_or((kernels.len(), true), |&r| (r, true));
+        let mut joined = false;
+        for bucket in all.iter_mut().filter(|b| b.open && b.kind == kind) {
+            let may_wait =
+                kind.reader == Phase::Optimizer || is_latency(bucket.bytes + bytes, &kernels[k], graph, options);
+            if !(bucket.first_place() || at < bucket.deadline || may_wait) {
+                bucket.open = false;
+            } else if merged.merge(bucket.first, k) {
                 bucket.bytes += bytes;
                 bucket.deadline = bucket.deadline.min(deadline);
-                if bucket.kind.block.is_none() {
-                    bucket.place = place;
+                if !bucket.first_place() {
+                    bucket.place = at;
                 }
-                bucket.open = of_block(&bucket.kind) || bucket.bytes < options.bucket_bytes;
+                bucket.open = bucket.takes_more(options);
+                joined = true;
+                break;
             }
-            (None, Some(kind)) => {
-                let open = of_block(&kind) || bytes < options.bucket_bytes;
-                all.push(Bucket { kind, members: vec![k], bytes, place, deadline, open });
-            }
-            (None, None) => {}
+        }
+        if !joined {
+            let mut bucket = Bucket { kind, first: k, bytes, place: at, deadline, open: true };
+            bucket.open = bucket.takes_more(options);
+            all.push(bucket);
         }
     }
-    let mut place: Vec<Place> = (0..kernels.len()).map(|k| (k, true)).collect();
-    let mut kernels = kernels;
     for bucket in &all {
-        let (&first, others) = bucket.members.split_first().expect("a bucket has members");
-        for &other in others {
-            let nodes = std::mem::take(&mut kernels[other].nodes);
-            kernels[first].nodes.extend(nodes);
-        }
-        place[first] = bucket.place;
+        place[bucket.first] = bucket.place;
     }
-    let mut order: Vec<usize> = (0..kernels.len()).filter(|&k| !kernels[k].nodes.is_empty()).collect();
-    order.sort_by_key(|&k| (place[k], k));
+    let order = merged.ordered(&place);
+    let mut kernels = kernels;
+    for k in 0..kernels.len() {
+        let into = merged.of(k);
+        if into != k {
+            let nodes = std::mem::take(&mut kernels[k].nodes);
+            kernels[into].nodes.extend(nodes);
+        }
+    }
     let mut kernels: Vec<Option<Kernel>> = kernels.into_iter().map(Some).collect();
     order.into_iter().filter_map(|k| kernels[k].take()).collect()
+}
+
+impl Bucket {
+    /// Whether it stands where its first member stood: what it gathers is there from the beginning.
+    fn first_place(&self) -> bool {
+        self.kind.block.is_some() && self.kind.reduce.is_none()
+    }
+
+    /// Whether further members may come.
+    fn takes_more(&self, options: &LowerOptions) -> bool {
+        let of_block = self.kind.block.as_ref().is_some_and(|block| !block.is_empty());
+        self.bytes < options.bucket_bytes || of_block && options.bucket_bytes > 0
+    }
+}
+
+/// Whether a collective of so many bytes takes less time to send than to begin.
+fn is_latency(bytes: usize, kernel: &Kernel, graph: &Graph, options: &LowerOptions) -> bool {
+    let op = &graph.node(kernel.nodes[0]).op;
+    wire_bytes(&op.name(), bytes, graph.mesh.group_size(op.axes())) < options.cost.latency * options.cost.link
+}
+
+/// Kernels some of which have become one, and what they need: without a cycle.
+struct Merged {
+    /// The kernel that each has become a part of, perhaps over several hops.
+    into: Vec<usize>,
+    /// Needs of every kernel that is not a part of another; in terms of the kernels as they were.
+    needs: Vec<Vec<usize>>,
+}
+
+impl Merged {
+    fn new(needs: &[Vec<usize>]) -> Self {
+        Merged { into: (0..needs.len()).collect(), needs: needs.to_vec() }
+    }
+
+    /// The kernel that one has become.
+    fn of(&self, mut k: usize) -> usize {
+        while self.into[k] != k {
+            k = self.into[k];
+        }
+        k
+    }
+
+    /// Makes `k` a part of `first`, unless one needs the other.
+    fn merge(&mut self, first: usize, k: usize) -> bool {
+        if self.reaches(first, k) || self.reaches(k, first) {
+            return false;
+        }
+        self.into[k] = first;
+        let needs = std::mem::take(&mut self.needs[k]);
+        self.needs[first].extend(needs);
+        true
+    }
+
+    /// Whether one needs the other, also through others.
+    fn reaches(&self, from: usize, target: usize) -> bool {
+        let mut seen = HashSet::from([from]);
+        let mut open = vec![from];
+        while let Some(k) = open.pop() {
+            if k == target {
+                return true;
+            }
+            open.extend(self.needs[k].iter().map(|&n| self.of(n)).filter(|&n| seen.insert(n)));
+        }
+        false
+    }
+
+    /// What is left, in an order that respects all needs, otherwise that of the places.
+    fn ordered(&self, place: &[Place]) -> Vec<usize> {
+        let n = self.into.len();
+        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); n];
+        let mut missing: Vec<usize> = vec![0; n];
+        let left = || (0..n).filter(|&k| self.into[k] == k);
+        for k in left() {
+            let needs: BTreeSet<usize> = self.needs[k].iter().map(|&n| self.of(n)).collect();
+            missing[k] = needs.len();
+            needs.into_iter().for_each(|need| readers[need].push(k));
+        }
+        let key = |k: usize| Reverse((place[k], k));
+        let mut ready: BinaryHeap<_> = left().filter(|&k| missing[k] == 0).map(key).collect();
+        let mut order = Vec::new();
+        while let Some(Reverse((_, k))) = ready.pop() {
+            order.push(k);
+            for &reader in &readers[k] {
+                missing[reader] -= 1;
+                if missing[reader] == 0 {
+                    ready.push(key(reader));
+                }
+            }
+        }
+        debug_assert_eq!(order.len(), left().count(), "buckets form a cycle");
+        order
+    }
+}
+
+/// The scatters of gradients of parameters that are stored in shards over the scatter's axes, with the
+/// parameters' blocks.
+fn scattered_blocks(graph: &Graph) -> HashMap<NodeIndex, &str> {
+    let mut blocks = HashMap::new();
+    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(node, _, name)| (name, node)).collect();
+    for output in &graph.outputs {
+        let OutputKind::Update(name) = &output.kind else { continue };
+        let Some(&input) = inputs.get(name.as_str()) else { continue };
+        if !matches!(graph.node(input).op, Op::Input { kind: InputKind::Parameter, .. }) {
+            continue;
+        }
+        let stored = &graph.node(input).types[0].sharding;
+        let mut open = vec![output.value.node];
+        let mut seen = HashSet::new();
+        while let Some(node) = open.pop() {
+            let n = graph.node(node);
+            // A scalar (the factor of clipping, a rate) depends on everything.
+            if n.types[0].shape.is_empty() || !seen.insert(node) {
+                continue;
+            }
+            match &n.op {
+                Op::ReduceScatter { axes, .. } if axes.iter().all(|&a| stored.dim_of(a).is_some()) => {
+                    blocks.insert(node, unit(name));
+                }
+                // Behind the reduction there are at most casts and views.
+                op => {
+                    let operands = graph.operands(node);
+                    let passes = matches!(op, Op::Map { .. } if operands.len() == 1) || op.is_collective();
+                    if n.origin.phase == Phase::Optimizer || passes {
+                        open.extend(operands.iter().map(|v| v.node));
+                    }
+                }
+            }
+        }
+    }
+    blocks
 }
 
 /// Whether a kernel is a collective.
@@ -147,7 +291,14 @@ fn bytes(graph: &Graph, kernel: &Kernel) -> usize {
 }
 
 /// What a collective may be merged by; none if it may not.
-fn kind(graph: &Graph, kernel: &Kernel, reader: Option<Phase>) -> Option<Kind> {
+fn kind(
+    graph: &Graph,
+    kernels: &[Kernel],
+    found: &Dependences,
+    k: usize,
+    scattered: &HashMap<NodeIndex, &str>,
+) -> Option<Kind> {
+    let kernel = &kernels[k];
     let node = kernel.nodes[0];
     let n = graph.node(node);
     let (reduce, axes) = match &n.op {
@@ -156,15 +307,17 @@ fn kind(graph: &Graph, kernel: &Kernel, reader: Option<Phase>) -> Option<Kind> {
         Op::ReduceScatter { op, axes, .. } => (Some(*op), axes.clone()),
         _ => return None,
     };
-    let block = gathers_input(graph, kernel).then(|| {
-        let name = match &graph.node(source(graph, graph.operands(node)[0].node)).op {
-            Op::Input { name, .. } => name.as_str(),
-            _ => "",
-        };
-        unit(name).to_string()
-    });
+    let block = match &graph.node(source(graph, graph.operands(node)[0].node)).op {
+        Op::Input { name, .. } if gathers_input(graph, kernel) => Some(unit(name).to_string()),
+        _ => scattered.get(&node).map(ToString::to_string),
+    };
     let (name, dtype) = (n.op.name(), n.types[0].dtype);
+    let mut reader = found.readers[k].first().copied();
+    while let Some(r) = reader.filter(|&r| is_collective(graph, &kernels[r])) {
+        reader = found.readers[r].first().copied();
+    }
+    let reader = reader.map_or(n.origin.phase, |r| phase(graph, &kernels[r]));
     // What only the optimizer reads may come from the backward pass or from the optimizer itself.
-    let phase = if reader == Some(Phase::Optimizer) { Phase::Optimizer } else { n.origin.phase };
+    let phase = if reader == Phase::Optimizer { Phase::Optimizer } else { n.origin.phase };
     Some(Kind { name, reduce, dtype, axes, phase, reader, block })
 }

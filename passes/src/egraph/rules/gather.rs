@@ -133,9 +133,18 @@ pub fn transposed(site: &mut Site, term: &Term) -> Vec<Id> {
     moved(site, term)
 }
 
-/// Rule 19.
+/// Rule 19; also of a value whose slice is there anyway, which is a gather of that by rule 4.
 pub fn reduced(site: &mut Site, term: &Term) -> Vec<Id> {
-    outward(site, term)
+    let mut equal = outward(site, term);
+    let (Op::Reduce { .. }, &[child]) = (site.op(term), &term.children[..]) else { return equal };
+    let Some(row) = site.row(term) else { return equal };
+    for (dim, axes, slice) in site.slices(child) {
+        let FactorKind::Reduce(op) = row.factors[row.operands[0][dim]].kind else { continue };
+        let local = site.again(term, vec![slice]);
+        let over = axes.iter().copied().collect();
+        equal.extend(local.and_then(|x| site.redistribute(Op::AllReduce { op, axes: over }, x)));
+    }
+    equal
 }
 
 /// Rule 20.

@@ -28,31 +28,34 @@ pub fn sum_of_reductions(site: &mut Site, term: &Term) -> Vec<Id> {
     equal
 }
 
-fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Option<Id> {
+fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Vec<Id> {
+    let mut equal = Vec::new();
     let under: Vec<Option<Id>> = joint.iter().map(|&i| site.under(term.children[i], op)).collect();
     let count = under.iter().flatten().count();
     if count < 2 {
-        return None;
+        return equal;
     }
     if count == joint.len() {
         let mut operands = term.children.clone();
-        for (&i, x) in joint.iter().zip(&under) {
-            operands[i] = (*x)?;
+        for (&i, x) in joint.iter().zip(under.iter().flatten()) {
+            operands[i] = *x;
         }
         if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, site.op(term))
             && !subs.is_elementwise()
         {
-            return None; // the dimension's number would differ
+            return equal; // the dimension's number would differ
         }
-        let inner = site.again(term, operands)?;
-        return site.redistribute(op.clone(), inner);
+        let inner = site.again(term, operands);
+        equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
     }
-    // Some terms of a sum: they form a sum of their own below one reduction.
-    let Op::Map { f: MapFn::Add, subs } = site.op(term) else { return None };
+    // Some terms of a sum: they form a sum of their own below one reduction. Those that are also made
+    // without it stay outside, where the reduction does not wait for them.
+    let Op::Map { f: MapFn::Add, subs } = site.op(term) else { return equal };
     let whole = |i: usize| subs.operands[i] == subs.result;
-    let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i)).collect();
-    if merged.len() < 2 {
-        return None;
+    let apart = |i: usize| count == joint.len() && site.is_computed(term.children[i]);
+    let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i) && !apart(i)).collect();
+    if merged.len() < 2 || merged.len() == under.len() {
+        return equal;
     }
     let key = |rows: Vec<Vec<u8>>, site: &Site| {
         let ty = site.ty(site.class).clone();
@@ -67,14 +70,15 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Option<Id> 
         }
     };
     let inner_key = key(vec![subs.result.clone(); merged.len()], site);
-    let inner = site.add_key(inner_key, merged.iter().filter_map(|&i| under[i]).collect())?;
-    let reduced = site.redistribute(op.clone(), inner)?;
+    let inner = site.add_key(inner_key, merged.iter().filter_map(|&i| under[i]).collect());
+    let Some(reduced) = inner.and_then(|x| site.redistribute(op.clone(), x)) else { return equal };
     let rest: Vec<usize> = (0..under.len()).filter(|i| !merged.contains(i)).collect();
     let mut rows = vec![subs.result.clone()];
     rows.extend(rest.iter().map(|&i| subs.operands[i].clone()));
     let outer_key = key(rows, site);
     let operands = std::iter::once(reduced).chain(rest.iter().map(|&i| term.children[i])).collect();
-    site.add_key(outer_key, operands)
+    equal.extend(site.add_key(outer_key, operands));
+    equal
 }
 
 /// Rule 8: `all_reduce(x) + y = all_reduce(x + to_partial(y))`, y invariant.

@@ -215,6 +215,28 @@ impl Site<'_> {
         found
     }
 
+    /// The first [`ALIKE`] slices of a class that others read: dimension, axes, class.
+    fn slices(&self, id: Id) -> Vec<(usize, Vec<AxisId>, Id)> {
+        let mut found: Vec<(usize, Vec<AxisId>, Id)> = Vec::new();
+        for reader in self.egraph[id].parents() {
+            let reader = self.egraph.find(reader);
+            for term in self.egraph[reader].nodes.iter().filter(|t| t.children == [id]) {
+                if let Op::ShardSlice { dim, axes } = &self.egraph.analysis.key(term.key).op {
+                    let slice = (*dim, axes.clone(), reader);
+                    if found.len() < ALIKE && !found.contains(&slice) {
+                        found.push(slice);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether a class has a term that computes it, rather than moves it.
+    fn is_computed(&self, id: Id) -> bool {
+        self.egraph[id].nodes.iter().any(|t| !self.egraph.analysis.key(t.key).op.is_redistribution())
+    }
+
     /// The factor rule of a term that computes (neither redistributes nor comes from outside).
     fn row(&self, term: &Term) -> Option<Rule> {
         let key = self.egraph.analysis.key(term.key);
