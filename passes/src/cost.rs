@@ -76,7 +76,7 @@ impl CostModel {
                 let n = graph.node(node);
                 let operands = graph.operands(node);
                 let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-                let together = gradients.travel_together(&n.op, gradients.values.contains(&node));
+                let together = gradients.travel_together(&n.op, gradients.values.contains(&node), false);
                 let model = if together { self.bucketed() } else { *self };
                 model.seconds(&n.op, &types, &n.types[0], &graph.mesh)
             })
@@ -91,6 +91,8 @@ pub struct Gradients {
     pub values: HashSet<NodeIndex>,
     /// The axes over which some of them are scattered.
     scattered: HashSet<Vec<AxisId>>,
+    /// Terms whose sum is one of them.
+    reduced: HashSet<NodeIndex>,
 }
 
 impl Gradients {
@@ -103,7 +105,9 @@ impl Gradients {
             let for_it = |user: NodeIndex| {
                 let u = graph.node(user);
                 let reduces = matches!(u.op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
-                u.origin.phase == Phase::Optimizer || reduces && values.contains(&user)
+                // What is sliced next had better be scattered.
+                let reads = u.origin.phase == Phase::Optimizer && !u.op.is_redistribution();
+                reads || reduces && values.contains(&user)
             };
             if graph.node(node).types.len() == 1 && users.peek().is_some() && users.all(for_it) {
                 values.insert(node);
@@ -114,14 +118,22 @@ impl Gradients {
             _ => None,
         };
         let scattered = values.iter().filter_map(axes).collect();
-        Gradients { values, scattered }
+        let sums = values.iter().filter(|&&n| matches!(graph.node(n).op, Op::AllReduce { .. }));
+        let reduced = sums.map(|&n| graph.operands(n)[0].node).collect();
+        Gradients { values, scattered, reduced }
     }
 
-    /// Whether an operation is a reduction with company; `gradient`: it makes one of the values.
-    pub fn travel_together(&self, op: &Op, gradient: bool) -> bool {
+    /// Terms whose sum, over all ranks, is one of the values.
+    pub fn terms(&self) -> impl Iterator<Item = NodeIndex> + '_ {
+        self.reduced.iter().copied()
+    }
+
+    /// Whether an operation is a reduction with company; `gradient`: it makes one of the values; `term`: it
+    /// reads one of the [`Gradients::terms`].
+    pub fn travel_together(&self, op: &Op, gradient: bool, term: bool) -> bool {
         match op {
             Op::AllReduce { .. } => gradient,
-            Op::ReduceScatter { axes, .. } => self.scattered.contains(axes),
+            Op::ReduceScatter { axes, .. } => term || gradient && self.scattered.contains(axes),
             _ => false,
         }
     }

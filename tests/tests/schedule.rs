@@ -316,14 +316,15 @@ fn fsdp(layers: usize, ranks: usize) -> String {
     s + &outputs
 }
 
-/// One gather for each block and one for the head; backward one for each block but the last.
+/// One gather for each block and one for the head; backward one for each block but the last, and one scatter
+/// of gradients for each.
 #[test]
 fn the_parameters_of_a_block_are_gathered_together_and_one_block_ahead() {
     for (layers, ranks) in [(2, 2), (4, 2), (3, 4)] {
         let graph = graph(&fsdp(layers, ranks));
         let [alone, together] = agrees(&graph, &inputs(&graph));
         assert_eq!(alone, (2 * layers + 1) + 2 * (layers - 1) + (2 * layers + 1));
-        assert_eq!(together, (layers + 1) + (layers - 1) + 1, "layers of {layers}");
+        assert_eq!(together, (layers + 1) + (layers - 1) + (layers + 1), "layers of {layers}");
     }
     // Shards of parameters lie where the session put them: they are copied side by side.
     let copies = |outline: String| outline.replace("copy operand\n", "");

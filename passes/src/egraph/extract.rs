@@ -31,8 +31,8 @@ const MOST_READERS: usize = 8;
 /// Most times that marginal costs are taken anew.
 const ROUNDS: usize = 8;
 
-/// Seconds of an operation with these operand and result types that makes a value of a class.
-pub type Seconds<'a> = dyn Fn(&Op, &[&Type], &Type, Id) -> f64 + 'a;
+/// Seconds of an operation with operands and a result of these classes and types.
+pub type Seconds<'a> = dyn Fn(&Op, &[(Id, &Type)], (Id, &Type)) -> f64 + 'a;
 
 /// Extracts the cheapest program found for `roots`; `first` is the program that came in.
 pub fn extract(
@@ -91,9 +91,9 @@ impl<'a> Search<'a> {
             terms.dedup();
             terms.retain(|t| !t.children.contains(&c.id));
             let cost = |t: &Term| {
-                let operands: Vec<&Type> = t.children.iter().map(|&c| &egraph[c].data.ty).collect();
+                let operands: Vec<(Id, &Type)> = t.children.iter().map(|&c| (c, &egraph[c].data.ty)).collect();
                 // A tie goes to fewer operations.
-                seconds(&egraph.analysis.key(t.key).op, &operands, &c.data.ty, c.id) + 1e-12
+                seconds(&egraph.analysis.key(t.key).op, &operands, (c.id, &c.data.ty)) + 1e-12
             };
             let costs = terms.iter().map(cost).collect();
             let collective = terms.iter().map(|t| egraph.analysis.key(t.key).op.is_collective()).collect();

@@ -157,14 +157,18 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let Saturated { egraph, class_of, first } = saturate(graph, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let gradients = Gradients::of(graph);
-    let classes: HashSet<Id> = gradients.values.iter().map(|&n| class_of[&n.into()]).collect();
-    let seconds = |op: &Op, operands: &[&Type], result: &Type, class: Id| {
-        let model = if gradients.travel_together(op, classes.contains(&class)) {
-            options.cost.bucketed()
-        } else {
-            options.cost
-        };
-        model.seconds(op, operands, result, &graph.mesh)
+    let mut classes: HashSet<Id> = gradients.values.iter().map(|&n| class_of[&n.into()]).collect();
+    let reductions = classes.iter().flat_map(|&id| &egraph[id].nodes);
+    let reductions = reductions.filter(|t| matches!(egraph.analysis.key(t.key).op, Op::AllReduce { .. }));
+    let before: Vec<Id> = reductions.map(|t| egraph.find(t.children[0])).collect();
+    classes.extend(before);
+    let terms: HashSet<Id> = gradients.terms().map(|n| class_of[&n.into()]).collect();
+    let seconds = |op: &Op, operands: &[(Id, &Type)], result: (Id, &Type)| {
+        let term = operands.iter().any(|o| terms.contains(&o.0));
+        let together = gradients.travel_together(op, classes.contains(&result.0), term);
+        let model = if together { options.cost.bucketed() } else { options.cost };
+        let types: Vec<&Type> = operands.iter().map(|o| o.1).collect();
+        model.seconds(op, &types, result.1, &graph.mesh)
     };
     let solution = extract(&egraph, &roots, &first, &seconds);
     let (graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
