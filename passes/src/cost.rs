@@ -6,7 +6,7 @@
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;
 use tpc_ir::program::wire_bytes;
-use tpc_ir::{AxisId, Graph, MapFn, Mesh, Op, Phase, Type};
+use tpc_ir::{AxisId, Graph, Mesh, Op, Phase, Type};
 
 /// Rates of a device and its links.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -54,10 +54,7 @@ impl CostModel {
                 2.0 * sizes.iter().map(|&n| n as f64).product::<f64>() / self.flops + self.launch
             }
             // Fused with its neighbours most of the time: count the write and a share of the reads.
-            Op::Map { f, .. } => {
-                waits(*f, operands, result) * self.launch * 0.1
-                    + (local(result) + 0.25 * operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory
-            }
+            Op::Map { .. } => (local(result) + 0.25 * operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory,
             _ => (local(result) + operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory + self.launch,
         }
     }
@@ -137,13 +134,6 @@ impl Gradients {
             _ => false,
         }
     }
-}
-
-/// 1 for a product of a term of a sum with another tensor: what reduces it must wait for that, too. Of equal
-/// choices the reduction of the term alone is better.
-fn waits(f: MapFn, operands: &[&Type], result: &Type) -> f64 {
-    let other = operands.iter().any(|t| t.rank() > 0 && t.sharding.partial.is_none());
-    f64::from(u8::from(f != MapFn::Add && result.sharding.partial.is_some() && other))
 }
 
 /// Bytes of the whole value that a collective works on: the side on which a rank holds most; for an

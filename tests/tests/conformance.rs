@@ -9,6 +9,7 @@ use tpc::pretrained::{TokenBatch, capture_step, load_weights, names};
 use tpc::program::{CompileOptions, compile_training};
 use tpc_ir::{Mesh, OutputKind};
 use tpc_passes::options::StepOptions;
+use tpc_passes::options::clip::GRAD_NORM;
 use tpc_passes::styles::Plan;
 use tpc_runtime::LaunchOptions;
 
@@ -40,92 +41,200 @@ impl File {
     }
 }
 
-/// Loss of each of three AdamW steps, first gradients, final parameters: all as in API.md.
-fn trains_as_expected(model: &str, plan: &str, mesh: &str) {
-    in_micro_batches(model, plan, mesh, 1);
+/// How a run differs from that of the reference.
+#[derive(Clone, Copy, Debug, Default)]
+struct Variation {
+    /// The batch so many times over, which changes no mean; 0 is once.
+    tiles: usize,
+    /// Parts of the batch; 0 is one.
+    micro_batches: usize,
+    /// Clipping to this part of the first gradient's norm.
+    clip: Option<f64>,
 }
 
-/// The same with the batch in parts: nothing else may change.
-fn in_micro_batches(model: &str, plan: &str, mesh: &str, micro_batches: usize) {
-    let dir = data(&format!("hf/{model}"));
-    let expected: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
-    let tensors = File::open(dir.join("expected.safetensors")).all();
-    let inputs = File::open(dir.join("inputs.safetensors")).all();
-    let model_dir = ModelDir::open(&dir).unwrap();
-    let shape = &inputs["input_ids"].0;
-    let tokens = TokenBatch {
-        batch: shape[0],
-        seq: shape[1],
-        attention_mask: inputs.contains_key("attention_mask"),
-        token_type_ids: inputs.contains_key("token_type_ids"),
-    };
-    let optimizer =
-        AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(0.1).build();
-    let capture = capture_step(&model_dir.config, tokens, &optimizer).unwrap();
-    let names = names(&model_dir.config);
-    let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
-    let plan = Plan::built_in(plan).unwrap();
-    let step = StepOptions { micro_batches, ..StepOptions::default() };
-    let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
-    let program = compile_training(capture, &Mesh::parse(mesh).unwrap(), &plan, &options, &rename).unwrap();
-    let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
-    let mut training = program.launch(LaunchOptions::default()).unwrap();
-    let map = weight_map(&model_dir.config);
-    load_weights(training.session(), &map, &model_dir.weights).unwrap();
-    let given: Vec<String> = training.session().program(0).inputs.iter().map(|i| i.name.clone()).collect();
-    for (name, (_, values)) in &inputs {
-        if given.contains(name) {
-            training.session().write_f64(name, values).unwrap();
+/// What a run gave, under the names and layouts of the weight files.
+struct Trained {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    gradients: HashMap<String, Vec<f32>>,
+    parameters: HashMap<String, Vec<f32>>,
+}
+
+/// A model directory with reference results.
+struct Reference {
+    model: &'static str,
+    dir: ModelDir,
+    losses: Vec<f64>,
+    tensors: HashMap<String, (Vec<usize>, Vec<f64>)>,
+    inputs: HashMap<String, (Vec<usize>, Vec<f64>)>,
+}
+
+impl Reference {
+    fn open(model: &'static str) -> Self {
+        let dir = data(&format!("hf/{model}"));
+        let expected: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
+        Reference {
+            model,
+            losses: expected["losses"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect(),
+            tensors: File::open(dir.join("expected.safetensors")).all(),
+            inputs: File::open(dir.join("inputs.safetensors")).all(),
+            dir: ModelDir::open(&dir).unwrap(),
         }
     }
-    let largest_anywhere = tensors
-        .iter()
-        .filter(|(n, _)| n.starts_with("grad."))
-        .flat_map(|(_, (_, v))| v.iter())
-        .fold(0f64, |m, v| m.max(v.abs()));
-    for (i, loss) in expected["losses"].as_array().unwrap().iter().enumerate() {
-        let loss = loss.as_f64().unwrap();
-        let found = training.step(1e-3).unwrap();
-        assert!((found - loss).abs() <= 1e-5 * loss, "{model} {mesh}: loss {i} is {found}, expected {loss}");
-        if i == 0 {
-            for entry in &map.entries {
-                let Some((_, want)) = tensors.get(&format!("grad.{}", entry.hf_name)) else { continue };
-                let Ok(found) = training.session().read_f64(&OutputKind::Gradient(entry.hf_name.clone())) else {
-                    continue;
-                };
-                let found = entry.to_file_layout(found.into_iter().map(|v| v as f32).collect());
-                // The gradient of a key's bias is zero in theory: its scale is that of all gradients.
-                let own = want.iter().fold(0f64, |m, v| m.max(v.abs()));
-                let scale = if own < 1e-6 * largest_anywhere { largest_anywhere } else { own };
-                for (f, w) in found.iter().zip(want) {
-                    let far = (f64::from(*f) - w).abs() / scale;
-                    assert!(far <= 1e-4, "{model} {mesh}: gradient of {} is off by {far:e}", entry.hf_name);
+
+    /// The L2 norm of all gradients of the first step.
+    fn norm(&self) -> f64 {
+        let gradients = self.tensors.iter().filter(|(n, _)| n.starts_with("grad."));
+        gradients.flat_map(|(_, (_, v))| v).map(|g| g * g).sum::<f64>().sqrt()
+    }
+
+    /// Three AdamW steps.
+    fn train(&self, plan: &str, mesh: &str, vary: Variation) -> Trained {
+        let tiles = vary.tiles.max(1);
+        let shape = &self.inputs["input_ids"].0;
+        let tokens = TokenBatch {
+            batch: shape[0] * tiles,
+            seq: shape[1],
+            attention_mask: self.inputs.contains_key("attention_mask"),
+            token_type_ids: self.inputs.contains_key("token_type_ids"),
+        };
+        let optimizer =
+            AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(0.1).build();
+        let capture = capture_step(&self.dir.config, tokens, &optimizer).unwrap();
+        let names = names(&self.dir.config);
+        let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
+        let plan = Plan::built_in(plan).unwrap();
+        let step = StepOptions {
+            micro_batches: vary.micro_batches.max(1),
+            clip_norm: vary.clip.map(|part| part * self.norm()),
+            ..StepOptions::default()
+        };
+        let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
+        let program = compile_training(capture, &Mesh::parse(mesh).unwrap(), &plan, &options, &rename).unwrap();
+        let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
+        let mut training = program.launch(LaunchOptions::default()).unwrap();
+        let map = weight_map(&self.dir.config);
+        load_weights(training.session(), &map, &self.dir.weights).unwrap();
+        let given: Vec<String> = training.session().program(0).inputs.iter().map(|i| i.name.clone()).collect();
+        for (name, (_, values)) in self.inputs.iter().filter(|(name, _)| given.contains(name)) {
+            training.session().write_f64(name, &values.repeat(tiles)).unwrap();
+        }
+        let mut found =
+            Trained { losses: Vec::new(), norms: Vec::new(), gradients: HashMap::new(), parameters: HashMap::new() };
+        let short = |values: Vec<f64>| values.into_iter().map(|v| v as f32).collect::<Vec<f32>>();
+        for i in 0..self.losses.len() {
+            found.losses.push(training.step(1e-3).unwrap());
+            let session = training.session();
+            if vary.clip.is_some() {
+                found.norms.extend(session.read_f64(&OutputKind::Result(GRAD_NORM.into())).unwrap());
+            }
+            for entry in map.entries.iter().filter(|_| i == 0) {
+                if let Ok(values) = session.read_f64(&OutputKind::Gradient(entry.hf_name.clone())) {
+                    found.gradients.insert(entry.hf_name.clone(), entry.to_file_layout(short(values)));
                 }
             }
         }
-    }
-    for entry in &map.entries {
-        let Some((_, want)) = tensors.get(&format!("param_after.{}", entry.hf_name)) else { continue };
-        let grad = &tensors[&format!("grad.{}", entry.hf_name)].1;
-        let top = grad.iter().fold(0f64, |m, v| m.max(v.abs()));
-        let found = training.session().read_input_f64(&entry.hf_name).unwrap();
-        let found = entry.to_file_layout(found.into_iter().map(|v| v as f32).collect());
-        for ((f, w), g) in found.iter().zip(want).zip(grad) {
-            // Adam divides by the gradient's size: where that is rounding noise, so is the step.
-            let noise = g.abs() < 1e-6 * top || top < 1e-6 * largest_anywhere;
-            let off = (f64::from(*f) - w).abs();
-            assert!(noise || off <= 2e-4, "{model} {mesh}: parameter {} is off by {off:e}", entry.hf_name);
+        for entry in &map.entries {
+            let values = training.session().read_input_f64(&entry.hf_name).unwrap();
+            found.parameters.insert(entry.hf_name.clone(), entry.to_file_layout(short(values)));
         }
+        for (rank, bytes) in predicted.into_iter().enumerate() {
+            assert_eq!(training.session().allocated_bytes(rank), bytes, "the arena is what was predicted");
+        }
+        found
     }
-    for (rank, bytes) in predicted.into_iter().enumerate() {
-        assert_eq!(training.session().allocated_bytes(rank), bytes, "the arena is what was predicted");
+
+    /// Losses to 1e-5, gradients of the first step to 1e-4 of each tensor's largest, parameters to 2e-4, all as in
+    /// API.md; `losses` and `parameters` are what is expected of the steps.
+    fn agrees(&self, found: &Trained, losses: &[f64], parameters: &dyn Fn(&str) -> Option<Vec<f64>>, what: &str) {
+        let what = format!("{} {what}", self.model);
+        let gradients: Vec<(&str, &Vec<f64>)> =
+            self.tensors.iter().filter_map(|(n, (_, v))| Some((n.strip_prefix("grad.")?, v))).collect();
+        let largest_anywhere = gradients.iter().flat_map(|(_, v)| v.iter()).fold(0f64, |m, v| m.max(v.abs()));
+        assert_eq!(found.losses.len(), losses.len());
+        for (i, (found, loss)) in found.losses.iter().zip(losses).enumerate() {
+            assert!((found - loss).abs() <= 1e-5 * loss, "{what}: loss {i} is {found}, expected {loss}");
+        }
+        let mut compared = 0;
+        for (name, want) in gradients {
+            let own = want.iter().fold(0f64, |m, v| m.max(v.abs()));
+            // The gradient of a key's bias is zero in theory: its scale is that of all gradients.
+            let scale = if own < 1e-6 * largest_anywhere { largest_anywhere } else { own };
+            for (f, w) in found.gradients.get(name).into_iter().flatten().zip(want) {
+                let far = (f64::from(*f) - w).abs() / scale;
+                assert!(far <= 1e-4, "{what}: gradient of {name} is off by {far:e}");
+            }
+            let Some(after) = parameters(name) else { continue };
+            for ((f, w), g) in found.parameters[name].iter().zip(after).zip(want) {
+                // Adam divides by the gradient's size: where that is rounding noise, so is the step.
+                let noise = g.abs() < 1e-6 * own || own < 1e-6 * largest_anywhere;
+                let off = (f64::from(*f) - w).abs();
+                assert!(noise || off <= 2e-4, "{what}: parameter {name} is off by {off:e}");
+            }
+            compared += 1;
+        }
+        assert!(compared > 10, "{what}: only {compared} parameters were compared");
+    }
+}
+
+/// The same numbers as PyTorch's.
+fn trains_as_expected(model: &'static str, plan: &str, mesh: &str) {
+    varied(model, plan, mesh, Variation::default());
+}
+
+/// The same with the batch in parts or several times over: nothing else may change.
+fn varied(model: &'static str, plan: &str, mesh: &str, vary: Variation) {
+    let reference = Reference::open(model);
+    let found = reference.train(plan, mesh, vary);
+    let after = |name: &str| reference.tensors.get(&format!("param_after.{name}")).map(|t| t.1.clone());
+    reference.agrees(&found, &reference.losses, &after, &format!("{plan} on {mesh}, {vary:?}"));
+}
+
+/// The data modes, alone and with the tensor-parallel plans, on two, four and eight ranks.
+const DATA: [(&str, &str); 14] = [
+    ("ddp", "dp=2"),
+    ("ddp", "dp=4"),
+    ("tp-ddp", "dp=2,tp=2"),
+    ("fsdp", "dp=2"),
+    ("fsdp", "dp=4"),
+    ("2d", "dp=2,tp=2"),
+    ("tp-sp-fsdp", "dp=2,tp=2"),
+    ("zero1", "dp=2"),
+    ("zero1", "dp=4"),
+    ("tp-zero1", "dp=2,tp=2"),
+    ("hsdp", "rep=2,dp=2"),
+    ("tp-hsdp", "rep=2,dp=2,tp=2"),
+    ("tp-sp-hsdp", "rep=2,dp=2,tp=2"),
+    ("2d", "dp=2,tp=4"),
+];
+
+/// With and without accumulation, the gradients are clipped so far that Adam's epsilon matters: the norm is PyTorch's, and the steps are those
+/// of one rank (whose clipping `options.rs` compares with the formula).
+fn clipped(model: &'static str) {
+    let reference = Reference::open(model);
+    let clip = Variation { clip: Some(1e-6), ..Variation::default() };
+    let expected = reference.train("none", "", clip);
+    let after = |name: &str| expected.parameters.get(name).map(|v| v.iter().map(|&x| f64::from(x)).collect());
+    // Clipping that did nothing would be seen.
+    let change = (expected.losses[2] / reference.losses[2] - 1.0).abs();
+    assert!(change > 1e-3, "{model}: {change:e}, norms {:?} of {}", expected.norms, reference.norm());
+    for (plan, mesh) in DATA {
+        for vary in [clip, Variation { tiles: 8, micro_batches: 4, ..clip }] {
+            let found = reference.train(plan, mesh, vary);
+            let what = format!("{plan} on {mesh}, {vary:?}");
+            reference.agrees(&found, &expected.losses, &after, &what);
+            let norm = reference.norm();
+            assert!((found.norms[0] - norm).abs() <= 1e-5 * norm, "{what}: {} for {norm}", found.norms[0]);
+        }
     }
 }
 
 macro_rules! conformance {
     ($($name:ident $model:literal),+ $(,)?) => { $(
         mod $name {
+            use super::Variation;
+
             #[test]
             fn none() {
                 super::trains_as_expected($model, "none", "");
@@ -148,47 +257,25 @@ macro_rules! conformance {
             }
 
             #[test]
-            fn ddp() {
-                for mesh in ["dp=2", "dp=4"] {
-                    super::trains_as_expected($model, "ddp", mesh);
+            fn data_modes() {
+                for (plan, mesh) in super::DATA {
+                    super::trains_as_expected($model, plan, mesh);
                 }
-            }
-
-            #[test]
-            fn fsdp() {
-                for mesh in ["dp=2", "dp=4"] {
-                    super::trains_as_expected($model, "fsdp", mesh);
-                }
-                super::trains_as_expected($model, "2d", "dp=2,tp=2");
-                super::trains_as_expected($model, "tp-sp-fsdp", "dp=2,tp=2");
-            }
-
-            #[test]
-            fn zero1() {
-                for mesh in ["dp=2", "dp=4"] {
-                    super::trains_as_expected($model, "zero1", mesh);
-                }
-                super::trains_as_expected($model, "tp-sp-zero1", "dp=2,tp=2");
-            }
-
-            #[test]
-            fn hsdp() {
-                super::trains_as_expected($model, "hsdp", "rep=2,dp=2");
-                super::trains_as_expected($model, "tp-hsdp", "rep=2,dp=2,tp=2");
             }
 
             #[test]
             fn micro_batches() {
-                for (plan, mesh) in
-                    [("none", ""), ("tp", "tp=2"), ("tp", "tp=4"), ("ddp", "dp=2"), ("tp-sp", "tp=2"), ("tp-ddp", "dp=2,tp=2"), ("fsdp", "dp=2"), ("tp-zero1", "dp=2,tp=2")]
-                {
-                    super::in_micro_batches($model, plan, mesh, 2);
+                for (plan, mesh) in super::DATA {
+                    super::varied($model, plan, mesh, Variation { tiles: 8, micro_batches: 4, clip: None });
+                }
+                for (plan, mesh) in [("none", ""), ("tp", "tp=2"), ("tp", "tp=4"), ("ddp", "dp=2"), ("tp-sp", "tp=2")] {
+                    super::varied($model, plan, mesh, Variation { micro_batches: 2, ..Variation::default() });
                 }
             }
 
             #[test]
-            fn tp_and_ddp() {
-                super::trains_as_expected($model, "tp-ddp", "dp=2,tp=2");
+            fn clipping() {
+                super::clipped($model);
             }
         }
     )+ };

@@ -48,12 +48,10 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Vec<Id> {
         let inner = site.again(term, operands);
         equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
     }
-    // Some terms of a sum: they form a sum of their own below one reduction. Those that are also made
-    // without it stay outside, where the reduction does not wait for them.
+    // Some terms of a sum: they form a sum of their own below one reduction.
     let Op::Map { f: MapFn::Add, subs } = site.op(term) else { return equal };
     let whole = |i: usize| subs.operands[i] == subs.result;
-    let apart = |i: usize| count == joint.len() && site.is_computed(term.children[i]);
-    let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i) && !apart(i)).collect();
+    let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i)).collect();
     if merged.len() < 2 || merged.len() == under.len() {
         return equal;
     }

@@ -232,11 +232,6 @@ impl Site<'_> {
         found
     }
 
-    /// Whether a class has a term that computes it, rather than moves it.
-    fn is_computed(&self, id: Id) -> bool {
-        self.egraph[id].nodes.iter().any(|t| !self.egraph.analysis.key(t.key).op.is_redistribution())
-    }
-
     /// The factor rule of a term that computes (neither redistributes nor comes from outside).
     fn row(&self, term: &Term) -> Option<Rule> {
         let key = self.egraph.analysis.key(term.key);

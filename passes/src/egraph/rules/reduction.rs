@@ -85,6 +85,10 @@ pub fn linear(site: &mut Site, term: &Term) -> Vec<Id> {
     if let Some(row) = site.row(term) {
         for joint in row.linear.iter().filter(|s| s.len() == 1) {
             let i = joint[0];
+            // A square: the reduction is needed for the other factor, and would only be waited for twice.
+            if term.children.iter().filter(|&&c| c == term.children[i]).count() > 1 {
+                continue;
+            }
             for (op, x) in site.redistributions(term.children[i]) {
                 if !matches!(all_reduce(&op), Some((ReduceOp::Sum, _))) {
                     continue;
