@@ -22,6 +22,7 @@ use super::params::{self, ParameterInfo, Parameters};
 use super::probe::Probe;
 use super::scalars::StepScalars;
 use super::session::{self, Recorded, Session};
+use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 
 /// Choices for [`capture_training`].
@@ -167,15 +168,18 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     options: &TrainingOptions,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
-    let (step, recorded) = session::record(|session| {
+    let mut norms = Vec::new();
+    let recorded = session::record(|session| {
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
         let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
         // The model of `capture_training` comes with placeholders, which stay as they are.
         let model = build(&device);
         let model = if lazy { params::make_leaves(model, &session.device) } else { model };
+        norms = statistics::updated(&model);
         record_step(session, begin, &model, optimizer, batch, options, forward)
-    })?;
+    });
+    let (step, recorded) = recorded.map_err(|error| error.with_norms(norms))?;
     step.assemble(recorded)
 }
 
