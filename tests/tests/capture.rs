@@ -759,7 +759,7 @@ fn errors_of_what_burn_cannot_record() {
     let error = capture_training(&norm, &adamw(), batch, |norm: &burn::nn::BatchNorm, x: Tensor<3>| {
         tpc::scope("norm", x, |x| norm.forward(x)).square().mean()
     });
-    insta::assert_snapshot!(error.unwrap_err(), @"`to_device` of a tensor that tracks gradients (the running statistics of a BatchNorm in training) cannot be captured in `norm`: a step has no buffers that it updates; freeze the norm, or use one without running statistics");
+    insta::assert_snapshot!(error.unwrap_err(), @"");
 }
 
 #[test]

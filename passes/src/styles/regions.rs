@@ -1,13 +1,13 @@
 //! The boundaries of modules: which values enter and leave the module of a path.
 //!
-//! A capture records no module calls. A region that the model marks (`tpc::scope`) is taken as it is;
-//! otherwise the boundary follows from the uses of parameters in the captured graph, where it is
-//! unambiguous: of a linear the product's other operand and the product with its bias, of an
-//! embedding the look-up, of a norm what its last vector gives, of a subtree of linears the one value
-//! that its first ones read and the one that its last one gives, unless a norm of the subtree comes
-//! before or behind. burn's linear folds `[b, s, d]` to
-//! `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that
-//! shows the call to add.
+//! A capture records no module calls. A region that the program names (marked by the model with
+//! `tpc::scope`, or the one operation of a convolution) is taken as it is; otherwise the boundary follows
+//! from the uses of parameters in the captured graph, where it is unambiguous: of a linear the product's
+//! other operand and the product with its bias, of an embedding the look-up, of a norm what its last
+//! vector gives in every call, of a subtree of such modules the one value that its first ones read and the
+//! one that leaves it, unless a norm of the subtree comes before or behind. burn's linear folds `[b, s, d]`
+//! to `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that shows
+//! the call to add.
 
 use super::modules::module_of;
 use super::style::Side;
@@ -28,16 +28,22 @@ type Use = (NodeIndex, usize);
 impl<'a> Regions<'a> {
     /// Infers what can be inferred.
     pub fn of(graph: &'a Graph) -> Self {
-        let mut uses: BTreeMap<&str, Vec<Use>> = BTreeMap::new();
+        let mut uses: BTreeMap<&str, Vec<Vec<Use>>> = BTreeMap::new();
         for (node, kind, name) in graph.inputs() {
             if kind == InputKind::Parameter {
-                uses.entry(module_of(name)).or_default().extend(through_views(graph, node));
+                let mut of_one = through_views(graph, node);
+                of_one.sort_unstable();
+                uses.entry(module_of(name)).or_default().push(of_one);
             }
         }
         let mut own = BTreeMap::new();
-        for (module, mut uses) in uses {
-            uses.sort_unstable();
-            let regions = inferred(graph, module, &uses);
+        for (module, uses) in uses {
+            let named = graph.regions.iter().filter(|r| r.path == module);
+            let whole = named.filter(|r| !r.arguments.is_empty() && !r.results.is_empty());
+            let mut regions: Vec<Region> = whole.cloned().collect();
+            if regions.is_empty() {
+                regions = inferred(graph, module, &uses);
+            }
             if !regions.is_empty() {
                 own.insert(module.to_string(), regions);
             }
@@ -62,11 +68,17 @@ impl<'a> Regions<'a> {
         self.subtree(path).iter().filter(known).cloned().collect()
     }
 
-    /// The one value that the first linears below a path read, and the one that the last one gives.
+    /// The one value that the first modules below a path read, and the one that leaves the path.
     fn subtree(&self, path: &str) -> Option<Region> {
         let below = |p: &&String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        let held = self.own.iter().filter(|(p, _)| below(p)).flat_map(|(_, r)| r);
-        let (parts, vectors): (Vec<&Region>, Vec<&Region>) = held.partition(|r| !r.arguments.is_empty());
+        let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| below(p)).map(|(_, r)| r).collect();
+        // One that holds a module of a single call was called once. Where every module was called several times, so
+        // was the path, or it calls each of them several times: which, only a mark tells.
+        if held.iter().all(|calls| calls.len() > 1) {
+            return None;
+        }
+        let (parts, vectors): (Vec<&Region>, Vec<&Region>) =
+            held.into_iter().flatten().partition(|r| !r.arguments.is_empty());
         let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(self.graph, r.arguments[0].value.node)).collect();
         let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
         let count = 0..parts.len();
@@ -84,14 +96,107 @@ impl<'a> Regions<'a> {
         };
         let read_inside =
             |b: &Boundary| vectors.iter().any(|v| ancestors(self.graph, v.results[0].value.node)[b.value.node.index()]);
-        let arguments = only(first.map(|i| &parts[i].arguments[0]).collect()).filter(|b| !made_inside(b));
+        let first: Vec<&Boundary> = first.map(|i| &parts[i].arguments[0]).collect();
+        let read = first.iter().map(|b| b.value).collect();
+        let behind_norm = first.iter().any(|b| made_inside(b));
+        let arguments = only(first).filter(|_| !behind_norm);
+        let inside = parts.iter().chain(&vectors).map(|r| r.results[0].value).collect();
+        let subtree = Subtree { graph: self.graph, read, behind_norm, inside };
         let results = only(last.map(|i| &parts[i].results[0]).collect()).filter(|b| !read_inside(b));
+        let results = results.and_then(|b| subtree.leaves(b.value)).map(|v| boundary(self.graph, v));
         Some(Region {
             path: path.into(),
             arguments: arguments.into_iter().collect(),
             results: results.into_iter().collect(),
         })
     }
+}
+
+/// The modules below a path.
+struct Subtree<'a> {
+    graph: &'a Graph,
+    /// What its first linears read.
+    read: Vec<Value>,
+    /// Whether a norm of the subtree gives one of these, so that what the subtree reads is not known.
+    behind_norm: bool,
+    /// What the modules give.
+    inside: Vec<Value>,
+}
+
+/// How an operand relates to a subtree.
+#[derive(PartialEq, Eq)]
+enum Origin {
+    /// Made from what the subtree's modules give.
+    Inside,
+    /// Known to the subtree: what it reads, or may read.
+    Known,
+    /// Nothing that the subtree can know, if it has one argument.
+    Foreign,
+}
+
+impl Subtree<'_> {
+    /// Where what the last module gives leaves the subtree: there, or behind the residuals and gates that join it with
+    /// other values of the subtree. `None` if it is joined with what the subtree reads, which may happen inside (a
+    /// module with a residual) or outside (the residual around a module).
+    fn leaves(&self, last: Value) -> Option<Value> {
+        let graph = self.graph;
+        let (mut result, mut at) = (last, last);
+        loop {
+            let mut readers: Vec<NodeIndex> = graph.users(at.node).map(|(reader, _)| reader).collect();
+            readers.retain(|&n| graph.node(n).origin.phase == Phase::Forward);
+            readers.sort_unstable();
+            readers.dedup();
+            let joins = |n: &NodeIndex| matches!(graph.node(*n).op, Op::Map { f: MapFn::Add | MapFn::Mul, .. });
+            let mut inner = None;
+            for &reader in readers.iter().filter(|n| joins(n)) {
+                for origin in graph.operands(reader).into_iter().filter(|&v| v != at).map(|v| self.origin(v, at)) {
+                    match origin {
+                        Origin::Known => return None,
+                        Origin::Inside => inner = Some(reader),
+                        Origin::Foreign => {}
+                    }
+                }
+            }
+            // Dropout, scales and activations may come before a residual.
+            let next = match readers[..] {
+                [one] if matches!(graph.node(one).op, Op::Map { .. } | Op::Reshape) => Some(one),
+                _ => None,
+            };
+            if let Some(join) = inner {
+                result = join.into();
+            }
+            match inner.or(next) {
+                Some(next) => at = next.into(),
+                None => return Some(result),
+            }
+        }
+    }
+
+    /// What `value` is to the subtree, apart from what it is through `at`.
+    fn origin(&self, value: Value, at: Value) -> Origin {
+        let above = ancestors(self.graph, value.node);
+        if above[at.node.index()] {
+            return Origin::Foreign; // a residual that begins at `at`
+        }
+        if self.inside.iter().any(|v| above[v.node.index()]) {
+            return Origin::Inside;
+        }
+        let same = |v: &Value| behind_views(self.graph, *v) == behind_views(self.graph, value);
+        let reads = |v: &Value| ancestors(self.graph, v.node)[value.node.index()];
+        let may_read = self.behind_norm && made_from_data(self.graph, value) && self.inside.iter().any(reads);
+        if may_read || self.read.iter().any(same) { Origin::Known } else { Origin::Foreign }
+    }
+}
+
+/// Whether a value is computed from the step's data; tables and parameters are not.
+fn made_from_data(graph: &Graph, value: Value) -> bool {
+    let above = ancestors(graph, value.node);
+    graph.inputs().any(|(node, kind, _)| kind == InputKind::Data && above[node.index()])
+}
+
+/// The value of which another is a transpose, a reshape or a broadcast.
+fn behind_views(graph: &Graph, value: Value) -> Value {
+    if is_view(graph.op(value)) { behind_views(graph, graph.operands(value.node)[0]) } else { value }
 }
 
 /// Whether each node is `node` or one that it depends on.
@@ -132,8 +237,10 @@ fn boundary(graph: &Graph, value: Value) -> Boundary {
     Boundary { value, layout: graph.ty(value).shape.clone() }
 }
 
-/// The regions that a module's own parameters show.
-fn inferred(graph: &Graph, module: &str, uses: &[Use]) -> Vec<Region> {
+/// The regions that a module's own parameters show; `parameters` are the uses of each, in order.
+fn inferred(graph: &Graph, module: &str, parameters: &[Vec<Use>]) -> Vec<Region> {
+    let mut uses = parameters.concat();
+    uses.sort_unstable();
     let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.into(), arguments, results };
     let tables = uses.iter().filter(|(n, at)| graph.node(*n).op == Op::Take && *at == 0);
     let look_ups: Vec<Region> = tables
@@ -145,14 +252,30 @@ fn inferred(graph: &Graph, module: &str, uses: &[Use]) -> Vec<Region> {
     let products: Vec<Region> = uses
         .iter()
         .filter(|(n, _)| matches!(graph.node(*n).op, Op::Einsum { .. }))
-        .map(|&(node, at)| linear(graph, module, node, at, uses))
+        .map(|&(node, at)| linear(graph, module, node, at, &uses))
         .collect();
     if !products.is_empty() {
         return products;
     }
-    // A module of vectors: what its last one gives.
-    let last = uses.iter().filter(|(n, _)| matches!(graph.node(*n).op, Op::Map { .. })).map(|u| u.0).max();
-    last.map(|node| region(vec![], vec![boundary(graph, node.into())])).into_iter().collect()
+    let ends = vector_calls(graph, parameters);
+    ends.into_iter().map(|node| region(vec![], vec![boundary(graph, node.into())])).collect()
+}
+
+/// What the last vector of a module of vectors (a norm, a scale) gives in every call, in order. Empty unless every call
+/// uses each of them once, on the way to that result.
+fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
+    let used: Vec<&Vec<Use>> = parameters.iter().filter(|uses| !uses.is_empty()).collect();
+    let calls = used.first().map_or(0, |uses| uses.len());
+    let vector = |(node, _): &Use| matches!(graph.node(*node).op, Op::Map { .. });
+    if used.iter().any(|uses| uses.len() != calls || !uses.iter().all(vector)) {
+        return Vec::new();
+    }
+    let end = |call: usize| {
+        let end = used.iter().map(|uses| uses[call].0).max()?;
+        let above = ancestors(graph, end);
+        used.iter().all(|uses| above[uses[call].0.index()]).then_some(end)
+    };
+    (0..calls).map(end).collect::<Option<Vec<NodeIndex>>>().unwrap_or_default()
 }
 
 /// The call of a linear whose weight is operand `at` of a product.
