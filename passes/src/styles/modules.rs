@@ -84,7 +84,10 @@ fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: u
             let letters = &subs.operands[operand];
             let inner: Vec<usize> = (0..rank).filter(|&d| !subs.result.contains(&letters[d])).collect();
             let outer = outside(&inner);
-            weight(Role::Linear, user, inner, outer)
+            // The one tap of a kernel of 1 is not indexed, but the weight has its dimensions.
+            let one_tap = |layout: &[usize]| layout.len() > 2 && layout[2..].iter().all(|&n| n == 1);
+            let convolves = matches!(&graph.node(input).op, Op::Input { layout, .. } if one_tap(layout));
+            weight(if convolves { Role::Convolution } else { Role::Linear }, user, inner, outer)
         }
         Op::Take => weight(Role::Embedding, user, vec![0], outside(&[0])),
         Op::Index { .. } => match tap(graph, input, user) {
