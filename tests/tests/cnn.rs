@@ -244,11 +244,183 @@ fn a_classifier_by_channels() {
         // The images need no gradient, so the convolutions reduce nothing on the way back; the linears' input does.
         seen.at_most(DEEP, 2, 0);
         seen.at_most(0, 4, 2);
-        println!("{on}:\n{}\n{:?}", seen.list(), run.held);
         let replicated = 5 + 4;
         assert_eq!(run.held.iter().sum::<usize>(), PARAMETERS + (ranks - 1) * replicated);
         let largest = |n: usize| n.div_ceil(ranks);
         let most = largest(6) * (28 + 45) + largest(7) * 25 + replicated;
         assert!(run.held.iter().all(|&n| n <= most), "{:?}", run.held);
+    }
+}
+
+/// A convolution by columns, both poolings, and a linear by rows: one pair, and the flattened channels are the linear's
+/// shard. 5 channels on 4 ranks.
+#[test]
+fn channels_stay_where_they_are_up_to_the_linear() {
+    let case = classifier(BATCH);
+    let expected = case.eager();
+    for on in ["tp=2", "tp=4"] {
+        let run = case.trains(&expected, &across(), on);
+        let seen = &run.seen;
+        seen.lies(&[("deep.weight", "f32[5@tp, 6, 3, 3]"), ("deep.bias", "f32[5@tp]")]);
+        seen.lies(&[("wide.weight", "f32[5@tp, 2, 2, 7]"), ("wide.bias", "f32[7]"), ("stem.weight", "f32[6, 3, 3, 3]")]);
+        for ty in run.between("deep", "wide") {
+            assert!(cut_only(ty, &seen.placed, "tp", 5), "{}", ty.display(&seen.placed.mesh));
+        }
+        // The first convolution needs the gradient of what it gave: one reduction each way.
+        let (product, input) = (BATCH * 7 * 4, BATCH * 6 * 4 * 8 * 4);
+        seen.at_most(0, 2, 2);
+        assert_eq!(seen.halves(Phase::Forward, "tp", product), 2, "{}", seen.list());
+        assert_eq!(seen.halves(Phase::Backward, "tp", input), 2, "{}", seen.list());
+    }
+}
+
+#[test]
+fn a_classifier_by_channels_and_batch() {
+    for batch in [BATCH, 9] {
+        let case = classifier(batch);
+        let expected = case.eager();
+        for plan in [pairs().along("tp").ddp("dp"), pairs().along("tp").zero1("dp")] {
+            let run = case.trains(&expected, &plan, "dp=2,tp=2");
+            let seen = &run.seen;
+            seen.lies(&[("stem.weight", "f32[6@tp, 3, 3, 3]"), ("deep.weight", "f32[5, 6@tp, 3, 3]")]);
+            for ty in run.between("stem", "deep") {
+                let graph = &seen.placed;
+                let both = cut_only(ty, graph, "tp", 6) && cut_only(ty, graph, "dp", batch);
+                assert!(both, "{}", ty.display(&graph.mesh));
+            }
+            seen.at_most(batch.div_ceil(2) * 5 * 4 * 8 * 4, 2, 0);
+        }
+    }
+}
+
+#[test]
+fn a_classifier_with_sharded_parameters() {
+    for batch in [BATCH, 9] {
+        let case = classifier(batch);
+        let expected = case.eager();
+        let run = case.trains(&expected, &Plan::built_in("fsdp").unwrap(), "dp=2");
+        for ty in run.between("stem", "deep") {
+            assert!(cut_only(ty, &run.seen.placed, "dp", batch), "{}", ty.display(&run.seen.placed.mesh));
+        }
+        // All of it is held once.
+        assert_eq!(run.held.iter().sum::<usize>(), PARAMETERS);
+        assert!(run.held.iter().all(|&n| n < PARAMETERS * 6 / 10), "{:?}", run.held);
+        let both = case.trains(&expected, &pairs().along("tp").enable_2d_with_fsdp("dp"), "dp=2,tp=2");
+        assert_eq!(both.held.iter().sum::<usize>(), PARAMETERS + 5 + 4);
+        println!("{:?} {:?}", run.held, both.held);
+    }
+}
+
+/// `PairwiseParallel` levels linears and nothing else (API.md section 1): the convolutions, also those of one tap, stay
+/// as they are. Channels are for `ColwiseParallel` and `RowwiseParallel`.
+#[test]
+fn pairwise_takes_linears_only() {
+    let case = classifier(BATCH);
+    let expected = case.eager();
+    let run = case.trains(&expected, &PairwiseParallel.into(), "tp=2");
+    run.seen.lies(&[("wide.weight", "f32[5, 2, 2, 7@tp]"), ("last.weight", "f32[7@tp, 4]")]);
+    run.seen.lies(&[("stem.weight", "f32[6, 3, 3, 3]"), ("deep.weight", "f32[5, 6, 3, 3]")]);
+    run.seen.at_most(0, 2, 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// One dimension, groups, transposed convolutions
+
+#[derive(Module, Debug)]
+struct Signals {
+    first: Conv1d,
+    wide: Conv1d,
+    depthwise: Conv1d,
+    point: Conv1d,
+    up: ConvTranspose1d,
+    down: ConvTranspose1d,
+}
+
+type Signal = (Tensor<3>, Tensor<3>);
+
+/// An autoencoder with convolutions of every kind: strides, dilation, groups, a kernel of one tap, transposed ones.
+fn signals() -> Case<Signals, Signal> {
+    let d = &Device::flex();
+    let model = Signals {
+        first: Conv1dConfig::new(2, 4, 3).with_padding(PaddingConfig1d::Explicit(1, 1)).init(d),
+        wide: Conv1dConfig::new(4, 6, 3).with_stride(2).with_dilation(2).with_padding(PaddingConfig1d::Explicit(2, 1)).init(d),
+        depthwise: Conv1dConfig::new(6, 6, 3).with_groups(6).with_padding(PaddingConfig1d::Explicit(1, 1)).init(d),
+        point: Conv1dConfig::new(6, 7, 1).init(d),
+        up: ConvTranspose1dConfig::new([7, 5], 4).with_stride(2).with_padding(1).init(d),
+        down: ConvTranspose1dConfig::new([5, 2], 3).with_padding(1).with_bias(false).init(d),
+    };
+    let loss = |m: &Signals, (x, y): Signal| {
+        let h = activation::tanh(m.first.forward(x));
+        let h = activation::silu(m.wide.forward(h));
+        let h = activation::relu(m.depthwise.forward(h));
+        let h = MaxPool1dConfig::new(3).with_stride(1).with_padding(PaddingConfig1d::Explicit(1, 1)).init().forward(h);
+        let h = AvgPool1dConfig::new(3).with_stride(1).with_padding(PaddingConfig1d::Explicit(1, 1)).init().forward(h);
+        let h = activation::gelu(m.point.forward(h));
+        let h = activation::relu(m.up.forward(h));
+        (m.down.forward(h) - y).powi_scalar(2).mean()
+    };
+    let data = vec![floats("signals", &[3, 2, 16]), floats("targets", &[3, 2, 16])];
+    let batch = |data: &[TensorData], device: &Device| {
+        (Tensor::from_data(data[0].clone(), device), Tensor::from_data(data[1].clone(), device))
+    };
+    Case { model: filled(model, 0.8), data, batch, loss }
+}
+
+#[test]
+fn signals_by_channels() {
+    let case = signals();
+    let expected = case.eager();
+    let plan = || {
+        Plan::new()
+            .with("{wide,depthwise,up}", ColwiseParallel::default())
+            .with("{point,down}", RowwiseParallel::default())
+    };
+    for on in ["tp=2", "tp=3", "tp=4"] {
+        let run = case.trains(&expected, &plan(), on);
+        let seen = &run.seen;
+        println!("{:#?}\n{}", seen.types, seen.list());
+        seen.lies(&[("wide.weight", "f32[6@tp, 4, 3]"), ("depthwise.weight", "f32[6@tp, 3]"), ("point.weight", "f32[7, 6@tp]")]);
+        seen.lies(&[("up.weight", "f32[7, 5@tp, 4]"), ("up.bias", "f32[5@tp]"), ("down.weight", "f32[5@tp, 2, 3]")]);
+        for (from, to, channels) in [("wide", "depthwise", 6), ("depthwise", "point", 6), ("up", "down", 5)] {
+            for ty in run.between(from, to) {
+                assert!(cut_only(ty, &seen.placed, "tp", channels), "{}", ty.display(&seen.placed.mesh));
+            }
+        }
+        // Two pairs, and what goes into each needs its gradient.
+        seen.at_most(0, 4, 4);
+    }
+    case.trains(&expected, &plan().along("tp").ddp("dp"), "dp=2,tp=2").seen.at_most(0, 4, 4);
+    case.trains(&expected, &Plan::built_in("ddp").unwrap(), "dp=2");
+    case.trains(&expected, &Plan::built_in("fsdp").unwrap(), "dp=4");
+}
+
+#[derive(Module, Debug)]
+struct Autoencoder {
+    down: Conv2d,
+    up: ConvTranspose2d,
+}
+
+#[test]
+fn a_transposed_convolution_closes_a_pair() {
+    let d = &Device::flex();
+    let model = Autoencoder {
+        down: Conv2dConfig::new([3, 6], [2, 2]).with_stride([2, 2]).init(d),
+        up: ConvTranspose2dConfig::new([6, 3], [2, 2]).with_stride([2, 2]).init(d),
+    };
+    let case: Case<Autoencoder, Tensor<4>> = Case {
+        model: filled(model, 0.8),
+        data: vec![floats("images", &[4, 3, 8, 16])],
+        batch: |data, device| Tensor::from_data(data[0].clone(), device),
+        loss: |m, x| (m.up.forward(activation::relu(m.down.forward(x.clone()))) - x).powi_scalar(2).mean(),
+    };
+    let expected = case.eager();
+    let plan = Plan::new().with("down", ColwiseParallel::default()).with("up", RowwiseParallel::default());
+    for on in ["tp=2", "tp=4"] {
+        let run = case.trains(&expected, &plan, on);
+        run.seen.lies(&[("down.weight", "f32[6@tp, 3, 2, 2]"), ("up.weight", "f32[6@tp, 3, 2, 2]"), ("up.bias", "f32[3]")]);
+        for ty in run.between("down", "up") {
+            assert!(cut_only(ty, &run.seen.placed, "tp", 6), "{}", ty.display(&run.seen.placed.mesh));
+        }
+        run.seen.at_most(0, 2, 0);
     }
 }

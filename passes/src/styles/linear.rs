@@ -3,7 +3,7 @@
 
 use super::annotate::StyleError;
 use super::layout::Layout;
-use super::modules::Role;
+use super::modules::{Role, Weight};
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements, Way};
 
@@ -44,7 +44,9 @@ pub struct RowwiseParallel {
 /// Cuts the module's own weights and prepares its only argument and result.
 fn place(module: &Module<'_>, to: &mut Placements, way: Way, input: Option<Prepare>, output: Option<Prepare>) {
     let before = to.cuts.len();
-    for weight in module.parameters().filter(|w| w.role != Role::Vector) {
+    // A depthwise convolution has no input channels to cut.
+    let has = |w: &&Weight| w.role != Role::Vector && (way == Way::Columns || !w.inner.is_empty());
+    for weight in module.parameters().filter(has) {
         to.cut(module, weight, way);
     }
     if to.cuts.len() == before {
