@@ -16,7 +16,7 @@ use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use tpc::capture::{Batch, CaptureError, TrainingOptions, capture_training, capture_training_shapes};
 use tpc::program::{CompileOptions, Error, TrainingProgram, compile_training};
-use tpc::{ColwiseParallel, Graph, InputKind, Layout, PairwiseParallel, Plan, RowwiseParallel};
+use tpc::{ColwiseParallel, Graph, InputKind, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_ir::{Op, Phase, Type, Value};
 use tpc_passes::styles::regions::ancestors;
 use tpc_tests::eager::{filled, numbers, train};
@@ -182,9 +182,7 @@ fn classifier(batch: usize) -> Case<Classifier, Images> {
 
 /// Two pairs: the convolutions, and the linears.
 fn pairs() -> Plan {
-    Plan::new()
-        .with("{stem,wide}", ColwiseParallel::default())
-        .with("{deep,last}", RowwiseParallel::default())
+    Plan::new().with("{stem,wide}", ColwiseParallel::default()).with("{deep,last}", RowwiseParallel::default())
 }
 
 /// One pair of a convolution and a linear with the poolings in between.
@@ -221,7 +219,8 @@ fn a_classifier_on_shards_of_the_batch() {
             // Every gradient is reduced once, together; the loss is a number.
             let seen = &run.seen;
             assert!(seen.halves(Phase::Forward, "dp", 64) == 0, "{}", seen.list());
-            let gradients = seen.executed.iter().filter(|c| c.0 != Phase::Forward).map(|c| c.3 as u64 * c.4).sum::<u64>();
+            let gradients =
+                seen.executed.iter().filter(|c| c.0 != Phase::Forward).map(|c| c.3 as u64 * c.4).sum::<u64>();
             assert_eq!(gradients, PARAMETERS as u64 * 4, "{}", seen.list());
         }
     }
@@ -262,7 +261,11 @@ fn channels_stay_where_they_are_up_to_the_linear() {
         let run = case.trains(&expected, &across(), on);
         let seen = &run.seen;
         seen.lies(&[("deep.weight", "f32[5@tp, 6, 3, 3]"), ("deep.bias", "f32[5@tp]")]);
-        seen.lies(&[("wide.weight", "f32[5@tp, 2, 2, 7]"), ("wide.bias", "f32[7]"), ("stem.weight", "f32[6, 3, 3, 3]")]);
+        seen.lies(&[
+            ("wide.weight", "f32[5@tp, 2, 2, 7]"),
+            ("wide.bias", "f32[7]"),
+            ("stem.weight", "f32[6, 3, 3, 3]"),
+        ]);
         for ty in run.between("deep", "wide") {
             assert!(cut_only(ty, &seen.placed, "tp", 5), "{}", ty.display(&seen.placed.mesh));
         }
@@ -307,7 +310,6 @@ fn a_classifier_with_sharded_parameters() {
         assert!(run.held.iter().all(|&n| n < PARAMETERS * 6 / 10), "{:?}", run.held);
         let both = case.trains(&expected, &pairs().along("tp").enable_2d_with_fsdp("dp"), "dp=2,tp=2");
         assert_eq!(both.held.iter().sum::<usize>(), PARAMETERS + 5 + 4);
-        println!("{:?} {:?}", run.held, both.held);
     }
 }
 
@@ -343,7 +345,11 @@ fn signals() -> Case<Signals, Signal> {
     let d = &Device::flex();
     let model = Signals {
         first: Conv1dConfig::new(2, 4, 3).with_padding(PaddingConfig1d::Explicit(1, 1)).init(d),
-        wide: Conv1dConfig::new(4, 6, 3).with_stride(2).with_dilation(2).with_padding(PaddingConfig1d::Explicit(2, 1)).init(d),
+        wide: Conv1dConfig::new(4, 6, 3)
+            .with_stride(2)
+            .with_dilation(2)
+            .with_padding(PaddingConfig1d::Explicit(2, 1))
+            .init(d),
         depthwise: Conv1dConfig::new(6, 6, 3).with_groups(6).with_padding(PaddingConfig1d::Explicit(1, 1)).init(d),
         point: Conv1dConfig::new(6, 7, 1).init(d),
         up: ConvTranspose1dConfig::new([7, 5], 4).with_stride(2).with_padding(1).init(d),
@@ -378,8 +384,11 @@ fn signals_by_channels() {
     for on in ["tp=2", "tp=3", "tp=4"] {
         let run = case.trains(&expected, &plan(), on);
         let seen = &run.seen;
-        println!("{:#?}\n{}", seen.types, seen.list());
-        seen.lies(&[("wide.weight", "f32[6@tp, 4, 3]"), ("depthwise.weight", "f32[6@tp, 3]"), ("point.weight", "f32[7, 6@tp]")]);
+        seen.lies(&[
+            ("wide.weight", "f32[6@tp, 4, 3]"),
+            ("depthwise.weight", "f32[6@tp, 3]"),
+            ("point.weight", "f32[7, 6@tp]"),
+        ]);
         seen.lies(&[("up.weight", "f32[7, 5@tp, 4]"), ("up.bias", "f32[5@tp]"), ("down.weight", "f32[5@tp, 2, 3]")]);
         for (from, to, channels) in [("wide", "depthwise", 6), ("depthwise", "point", 6), ("up", "down", 5)] {
             for ty in run.between(from, to) {
@@ -417,10 +426,212 @@ fn a_transposed_convolution_closes_a_pair() {
     let plan = Plan::new().with("down", ColwiseParallel::default()).with("up", RowwiseParallel::default());
     for on in ["tp=2", "tp=4"] {
         let run = case.trains(&expected, &plan, on);
-        run.seen.lies(&[("down.weight", "f32[6@tp, 3, 2, 2]"), ("up.weight", "f32[6@tp, 3, 2, 2]"), ("up.bias", "f32[3]")]);
+        run.seen.lies(&[
+            ("down.weight", "f32[6@tp, 3, 2, 2]"),
+            ("up.weight", "f32[6@tp, 3, 2, 2]"),
+            ("up.bias", "f32[3]"),
+        ]);
         for ty in run.between("down", "up") {
             assert!(cut_only(ty, &run.seen.placed, "tp", 6), "{}", ty.display(&run.seen.placed.mesh));
         }
         run.seen.at_most(0, 2, 0);
     }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Norms
+
+#[derive(Module, Debug)]
+struct Normed {
+    stem: Conv2d,
+    group: GroupNorm,
+    deep: Conv2d,
+    instance: InstanceNorm,
+    last: Linear,
+}
+
+/// Convolutions to 6 channels in groups and to 5 channels.
+fn normed(batch: usize, groups: usize) -> Case<Normed, Images> {
+    let d = &Device::flex();
+    let model = Normed {
+        stem: conv(3, 6),
+        group: GroupNormConfig::new(groups, 6).init(d),
+        deep: conv(6, 5),
+        instance: InstanceNormConfig::new(5).init(d),
+        last: linear(20, 4),
+    };
+    let loss = |m: &Normed, (x, labels): Images| {
+        let x = activation::relu(m.group.forward(m.stem.forward(x)));
+        let x = MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init().forward(x);
+        let x = activation::relu(m.instance.forward(m.deep.forward(x)));
+        let x = AdaptiveAvgPool2dConfig::new([2, 2]).init().forward(x).flatten::<2>(1, 3);
+        cross_entropy(m.last.forward(x), labels)
+    };
+    Case { model: filled(model, 0.8), data: image_data(batch), batch: images, loss }
+}
+
+/// Groups of channels are cut as a whole, so that their statistics are made where they lie: 3 groups on 2 ranks
+/// unevenly, on 4 ranks one has none; the 5 instances likewise.
+#[test]
+fn norms_of_channels_on_shards_of_them() {
+    let case = normed(BATCH, 3);
+    let expected = case.eager();
+    let first = Plan::new().with("stem", ColwiseParallel::default()).with("deep", RowwiseParallel::default());
+    let second = Plan::new().with("deep", ColwiseParallel::default()).with("last", RowwiseParallel::default());
+    for on in ["tp=2", "tp=3", "tp=4"] {
+        let run = case.trains(&expected, &first, on);
+        run.seen.lies(&[("stem.weight", "f32[3@tp, 2, 3, 3, 3]"), ("deep.weight", "f32[5, 3@tp, 2, 3, 3]")]);
+        run.seen.lies(&[("group.gamma", "f32[3, 2]"), ("instance.gamma", "f32[5]"), ("stem.bias", "f32[3@tp, 2]")]);
+        for ty in run.between("stem", "deep") {
+            assert!(cut_only(ty, &run.seen.placed, "tp", 3), "{}", ty.display(&run.seen.placed.mesh));
+        }
+        // Gain and bias of the norm are whole, so their gradients are gathered.
+        run.seen.at_most(2 * 6 * 4 + 1, 2, 0);
+        let run = case.trains(&expected, &second, on);
+        run.seen.lies(&[("deep.weight", "f32[5@tp, 3, 2, 3, 3]"), ("last.weight", "f32[5@tp, 2, 2, 4]")]);
+        for ty in run.between("deep", "last") {
+            assert!(cut_only(ty, &run.seen.placed, "tp", 5), "{}", ty.display(&run.seen.placed.mesh));
+        }
+        run.seen.at_most(2 * 6 * 4 + 1, 2, 2);
+    }
+    case.trains(&expected, &first.along("tp").ddp("dp"), "dp=2,tp=2");
+    case.trains(&expected, &second.along("tp").enable_2d_with_fsdp("dp"), "dp=2,tp=2");
+}
+
+/// One group of all channels is cut, and its statistics are reduced; two groups, or a channel each, are not.
+#[test]
+fn norms_of_groups_of_any_size() {
+    for groups in [1, 2, 6] {
+        let case = normed(4, groups);
+        let expected = case.eager();
+        let plan = Plan::new().with("stem", ColwiseParallel::default()).with("deep", RowwiseParallel::default());
+        for on in ["tp=2", "tp=4"] {
+            let run = case.trains(&expected, &plan, on);
+            // Mean and variance of each image.
+            let (seen, cut) = (&run.seen, if groups == 1 { 2 } else { 0 });
+            assert_eq!(seen.small(Phase::Forward, "tp", 4 * 4 + 1), cut, "{groups} on {on}:\n{}", seen.list());
+            seen.at_most(2 * 6 * 4 + 1, 2, 0);
+        }
+        case.trains(&expected, &Plan::built_in("ddp").unwrap(), "dp=2");
+    }
+}
+
+#[test]
+fn norms_of_channels_on_shards_of_the_batch() {
+    for batch in [BATCH, 9] {
+        let case = normed(batch, 3);
+        let expected = case.eager();
+        for on in ["dp=2", "dp=4"] {
+            let run = case.trains(&expected, &Plan::built_in("ddp").unwrap(), on);
+            for ty in run.between("stem", "last") {
+                assert!(cut_only(ty, &run.seen.placed, "dp", batch), "{}", ty.display(&run.seen.placed.mesh));
+            }
+        }
+        case.trains(&expected, &Plan::built_in("fsdp").unwrap(), "dp=2");
+    }
+}
+
+#[derive(Module, Debug)]
+struct Statistics {
+    stem: Conv2d,
+    norm: BatchNorm,
+    deep: Conv2d,
+    last: Linear,
+}
+
+/// A norm with running statistics, which `prepare` puts in a mode.
+fn statistics(prepare: fn(BatchNorm) -> BatchNorm) -> Case<Statistics, Images> {
+    let norm = BatchNormConfig::new(6).init(&Device::flex());
+    let model = Statistics { stem: conv(3, 6), norm, deep: conv(6, 5), last: linear(20, 4) };
+    let loss = |m: &Statistics, (x, labels): Images| {
+        let x = activation::relu(m.deep.forward(activation::relu(m.norm.forward(m.stem.forward(x)))));
+        let x = AdaptiveAvgPool2dConfig::new([2, 2]).init().forward(x).flatten::<2>(1, 3);
+        cross_entropy(m.last.forward(x), labels)
+    };
+    let mut model = filled(model, 0.8);
+    let spread = |t: Tensor<1>| t.clone().sin() * 0.3 + 1.2;
+    model.norm.running_mean = burn::module::RunningState::new(spread(model.norm.gamma.val()) * 0.2);
+    model.norm.running_var = burn::module::RunningState::new(spread(model.norm.beta.val()));
+    model.norm = prepare(model.norm);
+    Case { model, data: image_data(BATCH), batch: images, loss }
+}
+
+/// In evaluation mode it reads its statistics, which stay as they are; frozen, its gain and bias do too.
+#[test]
+fn a_batch_norm_in_evaluation_mode() {
+    let modes: [(fn(BatchNorm) -> BatchNorm, bool); 2] = [
+        (|norm| norm.freeze(), false),
+        (
+            |mut norm| {
+                norm.training = norm.training.with_value(false);
+                norm
+            },
+            true,
+        ),
+    ];
+    for (mode, trains) in modes {
+        let case = statistics(mode);
+        let expected = case.eager();
+        assert_eq!(expected.gradients.contains_key("norm.gamma"), trains);
+        let channels = Plan::new().with("stem", ColwiseParallel::default()).with("deep", RowwiseParallel::default());
+        for (plan, on) in [
+            (Plan::new(), ""),
+            (Plan::built_in("ddp").unwrap(), "dp=2"),
+            (Plan::built_in("fsdp").unwrap(), "dp=2"),
+            (channels.clone(), "tp=2"),
+            (channels.clone(), "tp=4"),
+            (channels.along("tp").ddp("dp"), "dp=2,tp=2"),
+        ] {
+            let run = case.trains(&expected, &plan, on);
+            let norm = &case.model.norm;
+            for (name, value) in [("norm.running_mean", &norm.running_mean), ("norm.running_var", &norm.running_var)] {
+                assert_eq!(run.seen.run.parameters[name], numbers(value.value().into_data()), "{name}");
+            }
+        }
+    }
+}
+
+/// In training mode its running statistics would have to change: an error under every plan, by value and by shape.
+#[test]
+fn a_batch_norm_in_training_mode_is_refused() {
+    let error = |norms: &str| {
+        format!(
+            "{norms} a BatchNorm in training mode: it normalizes by statistics of the batch and updates its running statistics while the forward pass runs, which a captured step cannot: they would never change. Use a GroupNorm, InstanceNorm or LayerNorm, or put the norm in evaluation mode, which normalizes by the running statistics as they are: `norm.training = norm.training.with_value(false)`, or `norm.freeze()` to fix its gain and bias too"
+        )
+    };
+    let case = statistics(|norm| norm);
+    let channels = Plan::new().with("stem", ColwiseParallel::default()).with("deep", RowwiseParallel::default());
+    for (plan, on) in [
+        (Plan::new(), ""),
+        (Plan::built_in("none").unwrap(), "dp=2"),
+        (Plan::built_in("ddp").unwrap(), "dp=2"),
+        (Plan::built_in("fsdp").unwrap(), "dp=2"),
+        (channels, "tp=2"),
+    ] {
+        match case.compiled(&plan, on) {
+            Err(Error::Capture(e)) => {
+                assert_eq!(e, CaptureError::BatchStatistics { modules: vec!["norm".into()] });
+                assert_eq!(e.to_string(), error("`norm` is"));
+            }
+            other => panic!("{:?}", other.err()),
+        }
+    }
+    let batch = images(&case.data, &Device::flex());
+    let build = |d: &Device| BatchNormConfig::new(3).init(d);
+    let forward = |m: &BatchNorm, (x, _): Images| m.forward(x).square().mean();
+    let adamw = AdamWConfig::new().build();
+    let refused = capture_training_shapes(build, &adamw, batch.clone(), &TrainingOptions::default(), forward);
+    assert_eq!(refused.unwrap_err().to_string(), error("the model is"));
+    // Frozen, a model of shapes is captured too.
+    let frozen = |d: &Device| (LinearConfig::new(16, 16).init(d), BatchNormConfig::new(3).init(d).freeze());
+    let forward = |m: &(Linear, BatchNorm), (x, _): Images| m.1.forward(m.0.forward(x)).square().mean();
+    capture_training_shapes(frozen, &adamw, batch.clone(), &TrainingOptions::default(), forward).unwrap();
+    // All that must change are named; a norm that is not used changes nothing.
+    let norm = || BatchNormConfig::new(3).init(&Device::flex());
+    let several = vec![(norm(), norm().freeze()), (norm(), norm())];
+    let forward = |m: &Vec<(BatchNorm, BatchNorm)>, (x, _): Images| m[1].0.forward(x).square().mean();
+    let refused = capture_training(&several, &adamw, batch.clone(), forward);
+    assert_eq!(refused.unwrap_err().to_string(), error("each of `0.0`, `1.0`, `1.1` is"));
+    let forward = |m: &(Linear, BatchNorm), (x, _): Images| m.0.forward(x).square().mean();
+    capture_training(&(linear(16, 3), norm()), &adamw, batch, forward).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{Graph, InputKind, MapFn, Op, Phase, Value};
+use tpc_ir::{Graph, InputKind, MapFn, Op, Phase};
 
 /// What a weight does in the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -273,7 +273,8 @@ fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
     let end = |call: usize| {
         let end = used.iter().map(|uses| uses[call].0).max()?;
         let above = ancestors(graph, end);
-        used.iter().all(|uses| above[uses[call].0.index()]).then_some(end)
+        let gives = used.iter().all(|uses| above[uses[call].0.index()]) && made_from_data(graph, end.into());
+        gives.then_some(end)
     };
     (0..calls).map(end).collect::<Option<Vec<NodeIndex>>>().unwrap_or_default()
 }
