@@ -5,7 +5,7 @@
 //! from the uses of parameters in the captured graph, where it is unambiguous: of a linear the product's
 //! other operand and the product with its bias, of an embedding the look-up, of a norm what its last
 //! vector gives in every call, of a subtree of such modules the one value that its first ones read and the
-//! one that leaves it, unless a norm of the subtree comes before or behind. burn's linear folds `[b, s, d]`
+//! one that leaves it; where a norm is first, what it reads is not known. burn's linear folds `[b, s, d]`
 //! to `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that shows
 //! the call to add.
 
@@ -20,6 +20,8 @@ pub struct Regions<'a> {
     graph: &'a Graph,
     /// Inferred from the module's own parameters; several if the module is called several times.
     own: BTreeMap<String, Vec<Region>>,
+    /// Modules whose own parameters are used in another way than these regions show.
+    unknown: BTreeSet<String>,
 }
 
 /// A use of a parameter: the operation behind reshapes and transposes, and which operand it is.
@@ -36,7 +38,7 @@ impl<'a> Regions<'a> {
                 uses.entry(module_of(name)).or_default().push(of_one);
             }
         }
-        let mut own = BTreeMap::new();
+        let (mut own, mut unknown) = (BTreeMap::new(), BTreeSet::new());
         for (module, uses) in uses {
             let named = graph.regions.iter().filter(|r| r.path == module);
             let whole = named.filter(|r| !r.arguments.is_empty() && !r.results.is_empty());
@@ -46,9 +48,11 @@ impl<'a> Regions<'a> {
             }
             if !regions.is_empty() {
                 own.insert(module.to_string(), regions);
+            } else if uses.iter().any(|of_one| !of_one.is_empty()) {
+                unknown.insert(module.to_string());
             }
         }
-        Regions { graph, own }
+        Regions { graph, own, unknown }
     }
 
     /// Every call of the module of that path, as far as that side of it is known.
@@ -61,25 +65,31 @@ impl<'a> Regions<'a> {
         if !marked.is_empty() {
             return marked;
         }
-        let own: Vec<Region> = self.own.get(path).into_iter().flatten().filter(known).cloned().collect();
-        if !own.is_empty() {
-            return own;
+        let inside = |p: &String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        let below = |p: &String| p != path && inside(p);
+        if !self.own.keys().chain(&self.unknown).any(below) {
+            return self.own.get(path).into_iter().flatten().filter(known).cloned().collect();
         }
-        self.subtree(path).iter().filter(known).cloned().collect()
+        self.subtree(&|p| p == path || inside(p), path).iter().filter(known).cloned().collect()
     }
 
-    /// The one value that the first modules below a path read, and the one that leaves the path.
-    fn subtree(&self, path: &str) -> Option<Region> {
-        let below = |p: &&String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| below(p)).map(|(_, r)| r).collect();
+    /// The one value that the first modules of a path read, and the one that leaves the path.
+    fn subtree(&self, holds: &dyn Fn(&String) -> bool, path: &str) -> Option<Region> {
+        if self.unknown.iter().any(holds) {
+            return None;
+        }
+        let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| holds(p)).map(|(_, r)| r).collect();
         // One that holds a module of a single call was called once. Where every module was called several times, so
         // was the path, or it calls each of them several times: which, only a mark tells.
         if held.iter().all(|calls| calls.len() > 1) {
             return None;
         }
-        let (parts, vectors): (Vec<&Region>, Vec<&Region>) =
-            held.into_iter().flatten().partition(|r| !r.arguments.is_empty());
-        let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(self.graph, r.arguments[0].value.node)).collect();
+        let parts: Vec<&Region> = held.into_iter().flatten().collect();
+        // What a norm reads its parameters do not show; what it depends on, its result does.
+        let reads: Vec<Vec<bool>> = parts
+            .iter()
+            .map(|r| ancestors(self.graph, r.arguments.first().unwrap_or(&r.results[0]).value.node))
+            .collect();
         let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
         let count = 0..parts.len();
         let first = count.clone().filter(|&i| count.clone().all(|j| !depends(i, j)));
@@ -88,21 +98,14 @@ impl<'a> Regions<'a> {
             let distinct: BTreeSet<Value> = all.iter().map(|b| b.value).collect();
             if distinct.len() == 1 { all.first().map(|b| (*b).clone()) } else { None }
         };
-        // A norm before the first linear or behind the last one is where the module begins or ends, and
-        // what a norm reads its parameters do not show.
-        let made_inside = |b: &Boundary| {
-            let above = ancestors(self.graph, b.value.node);
-            vectors.iter().any(|v| above[v.results[0].value.node.index()])
-        };
-        let read_inside =
-            |b: &Boundary| vectors.iter().any(|v| ancestors(self.graph, v.results[0].value.node)[b.value.node.index()]);
-        let first: Vec<&Boundary> = first.map(|i| &parts[i].arguments[0]).collect();
-        let read = first.iter().map(|b| b.value).collect();
-        let behind_norm = first.iter().any(|b| made_inside(b));
-        let arguments = only(first).filter(|_| !behind_norm);
-        let inside = parts.iter().chain(&vectors).map(|r| r.results[0].value).collect();
+        let first: Vec<usize> = first.collect();
+        let shown: Option<Vec<&Boundary>> = first.iter().map(|&i| parts[i].arguments.first()).collect();
+        let behind_norm = shown.is_none();
+        let read = first.iter().flat_map(|&i| &parts[i].arguments).map(|b| b.value).collect();
+        let arguments = shown.and_then(only);
+        let inside = parts.iter().map(|r| r.results[0].value).collect();
         let subtree = Subtree { graph: self.graph, read, behind_norm, inside };
-        let results = only(last.map(|i| &parts[i].results[0]).collect()).filter(|b| !read_inside(b));
+        let results = only(last.map(|i| &parts[i].results[0]).collect());
         let results = results.and_then(|b| subtree.leaves(b.value)).map(|v| boundary(self.graph, v));
         Some(Region {
             path: path.into(),
@@ -115,9 +118,9 @@ impl<'a> Regions<'a> {
 /// The modules below a path.
 struct Subtree<'a> {
     graph: &'a Graph,
-    /// What its first linears read.
+    /// What its first modules read, as far as it is known.
     read: Vec<Value>,
-    /// Whether a norm of the subtree gives one of these, so that what the subtree reads is not known.
+    /// Whether one of them is a norm, so that what the subtree reads is not known.
     behind_norm: bool,
     /// What the modules give.
     inside: Vec<Value>,
@@ -249,13 +252,17 @@ fn inferred(graph: &Graph, module: &str, parameters: &[Vec<Use>]) -> Vec<Region>
     if !look_ups.is_empty() {
         return look_ups;
     }
-    let products: Vec<Region> = uses
+    let products: Vec<(NodeIndex, (Region, NodeIndex))> = uses
         .iter()
         .filter(|(n, _)| matches!(graph.node(*n).op, Op::Einsum { .. }))
-        .map(|&(node, at)| linear(graph, module, node, at, &uses))
+        .map(|&(node, at)| (node, linear(graph, module, node, at, &uses)))
         .collect();
     if !products.is_empty() {
-        return products;
+        // One weight, and besides it only a bias, or there is more to the module than its product.
+        let multiplies = |of_one: &&Vec<Use>| of_one.iter().any(|(n, _)| products.iter().any(|p| p.0 == *n));
+        let adds = |(n, _): &Use| products.iter().any(|(product, (_, sum))| n == product || n == sum);
+        let plain = parameters.iter().filter(multiplies).count() == 1 && uses.iter().all(adds);
+        return products.into_iter().filter(|_| plain).map(|(_, (region, _))| region).collect();
     }
     let ends = vector_calls(graph, parameters);
     ends.into_iter().map(|node| region(vec![], vec![boundary(graph, node.into())])).collect()
@@ -279,8 +286,8 @@ fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
     (0..calls).map(end).collect::<Option<Vec<NodeIndex>>>().unwrap_or_default()
 }
 
-/// The call of a linear whose weight is operand `at` of a product.
-fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Use]) -> Region {
+/// The call of a linear whose weight is operand `at` of a product, and the product or its sum with the bias.
+fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Use]) -> (Region, NodeIndex) {
     let mut argument = graph.operands(product)[1 - at];
     let folded = |v: Value| {
         let from = *graph.operands(v.node).first()?;
@@ -302,6 +309,7 @@ fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Us
     if let Some(sum) = only_reader(result).filter(adds_bias) {
         result = sum.into();
     }
+    let last = result.node;
     if outside.is_some()
         && let Some(reader) = only_reader(result).filter(|&n| graph.node(n).op == Op::Reshape)
     {
@@ -310,5 +318,6 @@ fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Us
             result = reader.into();
         }
     }
-    Region { path: module.into(), arguments: vec![boundary(graph, argument)], results: vec![boundary(graph, result)] }
+    let (arguments, results) = (vec![boundary(graph, argument)], vec![boundary(graph, result)]);
+    (Region { path: module.into(), arguments, results }, last)
 }
