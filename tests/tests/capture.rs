@@ -759,7 +759,14 @@ fn errors_of_what_burn_cannot_record() {
     let error = capture_training(&norm, &adamw(), batch, |norm: &burn::nn::BatchNorm, x: Tensor<3>| {
         tpc::scope("norm", x, |x| norm.forward(x)).square().mean()
     });
-    insta::assert_snapshot!(error.unwrap_err(), @"");
+    insta::assert_snapshot!(error.unwrap_err(), @"the model is a BatchNorm in training mode: it normalizes by statistics of the batch and updates its running statistics while the forward pass runs, which a captured step cannot: they would never change. Use a GroupNorm, InstanceNorm or LayerNorm, or put the norm in evaluation mode, which normalizes by the running statistics as they are: `norm.training = norm.training.with_value(false)`, or `norm.freeze()` to fix its gain and bias too");
+    // Any other move of a tensor that tracks gradients.
+    let error = capture_training(&Mlp::new(&Device::flex()), &adamw(), mlp_batch(), |m: &Mlp, (x, y)| {
+        let loss = m.loss(x, y);
+        let device = loss.device();
+        tpc::scope("move", loss, |loss| loss.to_device(&device))
+    });
+    insta::assert_snapshot!(error.unwrap_err(), @"`to_device` of a tensor that tracks gradients cannot be captured in `move`: the closure must stay on the device of its arguments");
 }
 
 #[test]

@@ -231,12 +231,8 @@ fn convolutions() -> Case<Convolutions, Tensor<3>, 3> {
     let conv = |groups| Conv1dConfig::new(4, 4, 3).with_groups(groups).init(d);
     let weight = || Param::from_tensor(Tensor::ones([4, 4, 3], d));
     let scale = || Param::from_tensor(Tensor::ones([4], d));
-    let scaled = Scaled {
-        conv: conv(1),
-        gain: Gain { weight: weight(), scale: scale() },
-        weight: weight(),
-        scale: scale(),
-    };
+    let scaled =
+        Scaled { conv: conv(1), gain: Gain { weight: weight(), scale: scale() }, weight: weight(), scale: scale() };
     Case {
         model: Convolutions { plain: conv(1), depthwise: conv(4), scaled },
         data: vec![floats("x", &[2, 4, 11])],

@@ -1,7 +1,7 @@
 //! Layouts at module boundaries, sequence parallelism, styles of one's own, `parallelize_module` and plan
 //! files, as API.md sections 1, 2, 5 and 7 demand.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
 use burn::nn::conv::{
     Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d,
@@ -278,13 +278,49 @@ struct Zoo {
     norm: LayerNorm,
     gain: RmsNorm,
     conv: Conv1d,
+    post: Post,
+    scaled: Scaled,
+    own: Own,
+    around: Around,
     apart: Pair,
+}
+
+/// A norm behind the residual.
+#[derive(Module, Debug)]
+struct Post {
+    mlp: Pair,
+    norm: LayerNorm,
+}
+
+/// A vector of its own behind another module.
+#[derive(Module, Debug)]
+struct Scaled {
+    scale: Param<Tensor<1>>,
+    mlp: Pair,
+}
+
+/// A product with something more than a bias.
+#[derive(Module, Debug)]
+struct Own {
+    weight: Param<Tensor<2>>,
+    scale: Param<Tensor<1>>,
+}
+
+/// A module that is not understood, and one that is.
+#[derive(Module, Debug)]
+struct Around {
+    own: Own,
+    last: Linear,
 }
 
 /// Every module is marked where it is called, with what it takes and gives.
 fn zoo() -> Case<Zoo, Tensor<3>, 3> {
     let d = &Device::flex();
     let layer = block().model;
+    let own = || {
+        let weight = Param::from_tensor(Tensor::ones([8, 8], d));
+        Own { weight, scale: Param::from_tensor(Tensor::ones([8], d)) }
+    };
     let square = || Pair { net1: linear(8, 8), net2: linear(8, 8) };
     let model = Zoo {
         layer,
@@ -298,6 +334,10 @@ fn zoo() -> Case<Zoo, Tensor<3>, 3> {
         norm: LayerNormConfig::new(8).init(d),
         gain: RmsNormConfig::new(8).init(d),
         conv: Conv1dConfig::new(6, 6, 1).init(d),
+        post: Post { mlp: Pair::new(), norm: LayerNormConfig::new(8).init(d) },
+        scaled: Scaled { scale: Param::from_tensor(Tensor::ones([8], d)), mlp: Pair::new() },
+        own: own(),
+        around: Around { own: own(), last: linear(8, 8) },
         apart: Pair::new(),
     };
     let forward = |m: &Zoo, x: Tensor<3>| {
@@ -327,6 +367,14 @@ fn zoo() -> Case<Zoo, Tensor<3>, 3> {
         let x = mark("gain", x, &|x| m.gain.forward(x));
         let x = mark("gain", mark("gain", activation::tanh(x), &|x| m.gain.forward(x)), &|x| m.gain.forward(x));
         let x = mark("conv", mark("conv", x, &|x| m.conv.forward(x)), &|x| m.conv.forward(x));
+        let x = mark("post", x, &|x| m.post.norm.forward(x.clone() + mark("mlp", x, &|x| m.post.mlp.forward(x))));
+        let x = mark("scaled", x, &|x| {
+            let x = mark("mlp", x, &|x| m.scaled.mlp.forward(x));
+            x * m.scaled.scale.val().reshape([1, 1, 8])
+        });
+        let own = |own: &Own, x: Tensor<3>| x.matmul(own.weight.val().unsqueeze()) * own.scale.val().reshape([1, 1, 8]);
+        let x = mark("own", x, &|x| own(&m.own, x));
+        let x = mark("around", x, &|x| m.around.last.forward(own(&m.around.own, x)));
         mark("apart", x, &|x| m.apart.forward(x))
     };
     Case { model, data: vec![floats("x", &X)], batch: x, forward }
@@ -370,6 +418,12 @@ fn what_is_inferred_is_what_would_be_marked() {
         ("norm", [0, 2]),
         ("gain", [0, 3]),
         ("conv", [2, 2]),
+        ("post", [1, 1]),
+        ("post.mlp", [1, 0]),
+        ("scaled", [1, 1]),
+        ("scaled.mlp", [1, 1]),
+        ("own", [0, 0]),
+        ("around", [0, 0]),
         ("apart", [1, 1]),
     ]);
     assert_eq!(known, expected);
