@@ -559,18 +559,11 @@ fn statistics(prepare: fn(BatchNorm) -> BatchNorm) -> Case<Statistics, Images> {
 /// In evaluation mode it reads its statistics, which stay as they are; frozen, its gain and bias do too.
 #[test]
 fn a_batch_norm_in_evaluation_mode() {
-    let modes: [(fn(BatchNorm) -> BatchNorm, bool); 2] = [
-        (|norm| norm.freeze(), false),
-        (
-            |mut norm| {
-                norm.training = norm.training.with_value(false);
-                norm
-            },
-            true,
-        ),
-    ];
-    for (mode, trains) in modes {
-        let case = statistics(mode);
+    let only_evaluates = |mut norm: BatchNorm| {
+        norm.training = norm.training.with_value(false);
+        norm
+    };
+    for (case, trains) in [(statistics(BatchNorm::freeze), false), (statistics(only_evaluates), true)] {
         let expected = case.eager();
         assert_eq!(expected.gradients.contains_key("norm.gamma"), trains);
         let channels = Plan::new().with("stem", ColwiseParallel::default()).with("deep", RowwiseParallel::default());

@@ -36,6 +36,15 @@ pub enum CaptureError {
         /// Paths of the norms.
         modules: Vec<String>,
     },
+    /// A running state of the model's own, which the forward pass updates.
+    #[error(
+        "`{path}` is a running state that the forward pass updates, which a captured step cannot: it would never \
+         change. Give the new value back as an output of the closure and update it outside"
+    )]
+    RunningState {
+        /// Path of the state.
+        path: String,
+    },
     /// The model itself panicked, for example because of a shape mismatch.
     #[error("the model panicked{place}: {message} (at {location})", place = place(.scope))]
     Panicked {

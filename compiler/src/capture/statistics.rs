@@ -7,7 +7,12 @@
 //! refusal becomes an error with the norms' paths. In evaluation mode the same move would be refused, though
 //! nothing is written: there the statistics are left on the side of the device without gradients.
 
-use burn::module::{Flag, Module, ModuleVisitor, Param};
+use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::Tensor;
+use std::collections::HashMap;
+
+use super::error::guarded;
+use super::kind;
 
 /// Where a walk through a module is, and what it has seen of the norm that it is in.
 #[derive(Default)]
@@ -62,6 +67,58 @@ pub(super) fn updated<M: Module>(model: &M) -> Vec<String> {
     let mut visit = Visit::default();
     model.visit(&mut visit);
     visit.found
+}
+
+/// Path of a running state of the user's own that the closure has updated.
+///
+/// burn keeps an update apart until it is wanted, and takes it over when the module is put in evaluation mode. That is
+/// done to a copy, which shares its running states with the model. The walk ends at the first tensor that refuses on the
+/// capture device: the state itself, or a table that stands before it in a model that is captured by its shapes, where
+/// this sees nothing.
+pub(super) fn changed<M: Module>(model: &M) -> Option<String> {
+    let before = ids(model);
+    let copy = model.clone().map(&mut Untrack);
+    let _ = guarded(|| copy.valid());
+    let after = ids(model);
+    let mut changed: Vec<String> = before.into_iter().filter(|(p, id)| after[p] != *id).map(|(p, _)| p).collect();
+    changed.sort_unstable();
+    changed.into_iter().next()
+}
+
+struct Untrack;
+
+impl ModuleMapper for Untrack {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        Param::from_mapped_value(id, kind::untrack(tensor), mapper)
+    }
+}
+
+/// The recorded tensors of a module by path.
+fn ids<M: Module>(model: &M) -> HashMap<String, u64> {
+    let mut visit = Ids::default();
+    model.visit(&mut visit);
+    visit.found
+}
+
+#[derive(Default)]
+struct Ids {
+    path: Vec<String>,
+    found: HashMap<String, u64>,
+}
+
+impl ModuleVisitor for Ids {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.found.insert(self.path.join("."), kind::id(&param.base()));
+    }
 }
 
 #[derive(Default)]

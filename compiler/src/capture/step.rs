@@ -186,6 +186,8 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
 /// A whole step as recorded.
 struct Step {
     forward: Forward,
+    /// Path of a running state that the closure has updated.
+    changed: Option<String>,
     backward_end: u64,
     updates: Vec<Update>,
     probes: Vec<Box<dyn Probe>>,
@@ -205,6 +207,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let mut declared = Inputs::new(session.device.clone(), true);
     let batch = batch.record(None, &mut declared);
     let (loss, results) = forward(model, batch).split();
+    let changed = statistics::changed(model);
     let mut outputs = outputs(&results);
     outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
     let forward = Forward { parameters, built, data: declared.declared, outputs, end: session.mark() };
@@ -218,12 +221,15 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
         }
         Err(_) => Default::default(),
     };
-    Step { forward, backward_end, updates, probes }
+    Step { forward, changed, backward_end, updates, probes }
 }
 
 impl Step {
     fn assemble(self, recorded: Recorded) -> Result<TrainingCapture, CaptureError> {
-        let Step { forward, backward_end, updates, probes } = self;
+        let Step { forward, changed, backward_end, updates, probes } = self;
+        if let Some(path) = changed {
+            return Err(CaptureError::RunningState { path });
+        }
         if updates.is_empty() {
             return Err(CaptureError::NothingToTrain);
         }
