@@ -313,6 +313,12 @@ fn a_classifier_with_sharded_parameters() {
     }
 }
 
+#[derive(Module, Debug)]
+struct Points {
+    wide: Conv2d,
+    narrow: Conv2d,
+}
+
 /// `PairwiseParallel` levels linears and nothing else (API.md section 1): the convolutions, also those of one tap, stay
 /// as they are. Channels are for `ColwiseParallel` and `RowwiseParallel`.
 #[test]
@@ -323,6 +329,20 @@ fn pairwise_takes_linears_only() {
     run.seen.lies(&[("wide.weight", "f32[5, 2, 2, 7@tp]"), ("last.weight", "f32[7@tp, 4]")]);
     run.seen.lies(&[("stem.weight", "f32[6, 3, 3, 3]"), ("deep.weight", "f32[5, 6, 3, 3]")]);
     run.seen.at_most(0, 2, 2);
+
+    let point = |from, to| Conv2dConfig::new([from, to], [1, 1]).init(&Device::flex());
+    let points: Case<Points, Tensor<4>> = Case {
+        model: filled(Points { wide: point(3, 6), narrow: point(6, 5) }, 0.8),
+        data: vec![floats("images", &[4, 3, 8, 16])],
+        batch: |data, device| Tensor::from_data(data[0].clone(), device),
+        loss: |m, x| (m.narrow.forward(activation::relu(m.wide.forward(x))) - 0.5).powi_scalar(2).mean(),
+    };
+    let refused = points.compiled(&PairwiseParallel.into(), "tp=2").err().unwrap().to_string();
+    assert!(refused.starts_with("plan entry `` (PairwiseParallel) finds nothing to parallelize"), "{refused}");
+    let plan = Plan::new().with("wide", ColwiseParallel::default()).with("narrow", RowwiseParallel::default());
+    let run = points.trains(&points.eager(), &plan, "tp=4");
+    run.seen.lies(&[("wide.weight", "f32[6@tp, 3]"), ("narrow.weight", "f32[5, 6@tp]"), ("narrow.bias", "f32[5]")]);
+    run.seen.at_most(0, 2, 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -223,6 +223,19 @@ fn boundaries_of_convolutions() {
     }
 }
 
+/// PyTorch's default for a row-wise input is its last dimension, which of an image is not its channels.
+#[test]
+fn a_row_wise_convolution_takes_shards_of_the_channels() {
+    let rows = RowwiseParallel { input_layouts: R, ..Default::default() };
+    for module in ["first", "point", "up"] {
+        let plan = Plan::new().with(module, rows.clone());
+        let found = convolutions().compiled(&plan, "tp=2", &CompileOptions::default()).unwrap().first.annotations;
+        let whys = |shard: &str| found.uses.values().flatten().filter(|c| c.why.ends_with(shard)).count();
+        assert!(whys("argument 0 is Shard(1)") > 0, "{module}");
+        assert_eq!(whys("argument 0 is Shard(-1)"), 0, "{module}");
+    }
+}
+
 #[derive(Module, Debug)]
 struct Lines {
     down: Conv1d,

@@ -11,6 +11,7 @@
 
 use super::modules::module_of;
 use super::style::Side;
+use super::subtree::{boundary_of, made_from_data};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
@@ -85,121 +86,8 @@ impl<'a> Regions<'a> {
             return None;
         }
         let parts: Vec<&Region> = held.into_iter().flatten().collect();
-        // What a norm reads its parameters do not show; what it depends on, its result does.
-        let reads: Vec<Vec<bool>> = parts
-            .iter()
-            .map(|r| ancestors(self.graph, r.arguments.first().unwrap_or(&r.results[0]).value.node))
-            .collect();
-        let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
-        let count = 0..parts.len();
-        let first = count.clone().filter(|&i| count.clone().all(|j| !depends(i, j)));
-        let last = count.clone().filter(|&i| count.clone().all(|j| !depends(j, i)));
-        let only = |all: Vec<&Boundary>| {
-            let distinct: BTreeSet<Value> = all.iter().map(|b| b.value).collect();
-            if distinct.len() == 1 { all.first().map(|b| (*b).clone()) } else { None }
-        };
-        let first: Vec<usize> = first.collect();
-        let shown: Option<Vec<&Boundary>> = first.iter().map(|&i| parts[i].arguments.first()).collect();
-        let behind_norm = shown.is_none();
-        let read = first.iter().flat_map(|&i| &parts[i].arguments).map(|b| b.value).collect();
-        let arguments = shown.and_then(only);
-        let inside = parts.iter().map(|r| r.results[0].value).collect();
-        let subtree = Subtree { graph: self.graph, read, behind_norm, inside };
-        let results = only(last.map(|i| &parts[i].results[0]).collect());
-        let results = results.and_then(|b| subtree.leaves(b.value)).map(|v| boundary(self.graph, v));
-        Some(Region {
-            path: path.into(),
-            arguments: arguments.into_iter().collect(),
-            results: results.into_iter().collect(),
-        })
+        Some(boundary_of(self.graph, path, &parts))
     }
-}
-
-/// The modules below a path.
-struct Subtree<'a> {
-    graph: &'a Graph,
-    /// What its first modules read, as far as it is known.
-    read: Vec<Value>,
-    /// Whether one of them is a norm, so that what the subtree reads is not known.
-    behind_norm: bool,
-    /// What the modules give.
-    inside: Vec<Value>,
-}
-
-/// How an operand relates to a subtree.
-#[derive(PartialEq, Eq)]
-enum Origin {
-    /// Made from what the subtree's modules give.
-    Inside,
-    /// Known to the subtree: what it reads, or may read.
-    Known,
-    /// Nothing that the subtree can know, if it has one argument.
-    Foreign,
-}
-
-impl Subtree<'_> {
-    /// Where what the last module gives leaves the subtree: there, or behind the residuals and gates that join it with
-    /// other values of the subtree. `None` if it is joined with what the subtree reads, which may happen inside (a
-    /// module with a residual) or outside (the residual around a module).
-    fn leaves(&self, last: Value) -> Option<Value> {
-        let graph = self.graph;
-        let (mut result, mut at) = (last, last);
-        loop {
-            let mut readers: Vec<NodeIndex> = graph.users(at.node).map(|(reader, _)| reader).collect();
-            readers.retain(|&n| graph.node(n).origin.phase == Phase::Forward);
-            readers.sort_unstable();
-            readers.dedup();
-            let joins = |n: &NodeIndex| matches!(graph.node(*n).op, Op::Map { f: MapFn::Add | MapFn::Mul, .. });
-            let mut inner = None;
-            for &reader in readers.iter().filter(|n| joins(n)) {
-                for origin in graph.operands(reader).into_iter().filter(|&v| v != at).map(|v| self.origin(v, at)) {
-                    match origin {
-                        Origin::Known => return None,
-                        Origin::Inside => inner = Some(reader),
-                        Origin::Foreign => {}
-                    }
-                }
-            }
-            // Dropout, scales and activations may come before a residual.
-            let next = match readers[..] {
-                [one] if matches!(graph.node(one).op, Op::Map { .. } | Op::Reshape) => Some(one),
-                _ => None,
-            };
-            if let Some(join) = inner {
-                result = join.into();
-            }
-            match inner.or(next) {
-                Some(next) => at = next.into(),
-                None => return Some(result),
-            }
-        }
-    }
-
-    /// What `value` is to the subtree, apart from what it is through `at`.
-    fn origin(&self, value: Value, at: Value) -> Origin {
-        let above = ancestors(self.graph, value.node);
-        if above[at.node.index()] {
-            return Origin::Foreign; // a residual that begins at `at`
-        }
-        if self.inside.iter().any(|v| above[v.node.index()]) {
-            return Origin::Inside;
-        }
-        let same = |v: &Value| behind_views(self.graph, *v) == behind_views(self.graph, value);
-        let reads = |v: &Value| ancestors(self.graph, v.node)[value.node.index()];
-        let may_read = self.behind_norm && made_from_data(self.graph, value) && self.inside.iter().any(reads);
-        if may_read || self.read.iter().any(same) { Origin::Known } else { Origin::Foreign }
-    }
-}
-
-/// Whether a value is computed from the step's data; tables and parameters are not.
-fn made_from_data(graph: &Graph, value: Value) -> bool {
-    let above = ancestors(graph, value.node);
-    graph.inputs().any(|(node, kind, _)| kind == InputKind::Data && above[node.index()])
-}
-
-/// The value of which another is a transpose, a reshape or a broadcast.
-fn behind_views(graph: &Graph, value: Value) -> Value {
-    if is_view(graph.op(value)) { behind_views(graph, graph.operands(value.node)[0]) } else { value }
 }
 
 /// Whether each node is `node` or one that it depends on.
@@ -214,7 +102,7 @@ pub fn ancestors(graph: &Graph, node: NodeIndex) -> Vec<bool> {
     seen
 }
 
-fn is_view(op: &Op) -> bool {
+pub(super) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Reshape | Op::Map { f: MapFn::Identity, .. })
 }
 
@@ -236,7 +124,7 @@ fn through_views(graph: &Graph, input: NodeIndex) -> Vec<Use> {
     uses
 }
 
-fn boundary(graph: &Graph, value: Value) -> Boundary {
+pub(super) fn boundary(graph: &Graph, value: Value) -> Boundary {
     Boundary { value, layout: graph.ty(value).shape.clone() }
 }
 
