@@ -171,7 +171,8 @@ pub fn types(placed: &Graph) -> BTreeMap<String, String> {
     placed.inputs().map(|(n, _, name)| (name.to_string(), placed.node(n).types[0].display(&placed.mesh))).collect()
 }
 
-fn executed(session: &Session, rank: usize) -> Executed {
+/// What a rank executed so far.
+pub fn executed(session: &Session, rank: usize) -> Executed {
     let all = session.collectives(rank).into_iter();
     all.map(|c| (c.phase, c.axes.to_string(), c.name.to_string(), c.full_bytes, c.count)).collect()
 }

@@ -111,6 +111,20 @@ pub fn feed(session: &mut Session, vocab: usize) {
 /// # Panics
 /// If a rank fails, or a rank's arena is not what its program says.
 pub fn run(program: TrainingProgram, rates: &[f64], write: impl FnOnce(&mut Session)) -> Run {
+    run_and_see(program, rates, write, |_| {})
+}
+
+/// [`run`], and what `see` finds after the first step.
+///
+/// # Panics
+/// As [`run`].
+pub fn run_and_see(
+    program: TrainingProgram,
+    rates: &[f64],
+    write: impl FnOnce(&mut Session),
+    see: impl FnOnce(&mut Session),
+) -> Run {
+    let mut see = Some(see);
     let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
     let mut training = program.launch(LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     write(training.session());
@@ -121,7 +135,8 @@ pub fn run(program: TrainingProgram, rates: &[f64], write: impl FnOnce(&mut Sess
         for (rank, &bytes) in predicted.iter().enumerate() {
             assert_eq!(session.allocated_bytes(rank), bytes, "rank {rank}");
         }
-        if i == 0 {
+        if let Some(see) = see.take() {
+            see(session);
             let kinds: Vec<OutputKind> = session.program(0).outputs.iter().map(|o| o.kind.clone()).collect();
             for kind in kinds {
                 if let OutputKind::Gradient(name) = &kind {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleVisitor, Param, ParamId, RunningState};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask};
 use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::{
@@ -759,7 +759,49 @@ fn errors_of_what_burn_cannot_record() {
     let error = capture_training(&norm, &adamw(), batch, |norm: &burn::nn::BatchNorm, x: Tensor<3>| {
         tpc::scope("norm", x, |x| norm.forward(x)).square().mean()
     });
-    insta::assert_snapshot!(error.unwrap_err(), @"`to_device` of a tensor that tracks gradients (the running statistics of a BatchNorm in training) cannot be captured in `norm`: a step has no buffers that it updates; freeze the norm, or use one without running statistics");
+    insta::assert_snapshot!(error.unwrap_err(), @"the model is a BatchNorm in training mode: it normalizes by statistics of the batch and updates its running statistics while the forward pass runs, which a captured step cannot: they would never change. Use a GroupNorm, InstanceNorm or LayerNorm, or put the norm in evaluation mode, which normalizes by the running statistics as they are: `norm.training = norm.training.with_value(false)`, or `norm.freeze()` to fix its gain and bias too");
+    // Any other move of a tensor that tracks gradients.
+    let error = capture_training(&Mlp::new(&Device::flex()), &adamw(), mlp_batch(), |m: &Mlp, (x, y)| {
+        let loss = m.loss(x, y);
+        let device = loss.device();
+        tpc::scope("move", loss, |loss| loss.to_device(&device))
+    });
+    insta::assert_snapshot!(error.unwrap_err(), @"`to_device` of a tensor that tracks gradients cannot be captured in `move`: the closure must stay on the device of its arguments");
+}
+
+/// A module with a running state of its own, which it updates where it stays on the device.
+#[derive(Module, Debug)]
+struct Averaged {
+    linear: Linear,
+    average: RunningState<Tensor<1>>,
+    rope: RotaryEncoding,
+}
+
+#[test]
+fn a_running_state_that_the_forward_pass_updates_is_an_error() {
+    let build = |d: &Device| Averaged {
+        linear: LinearConfig::new(6, 3).init(d),
+        average: RunningState::new(Tensor::zeros([3], d)),
+        rope: RotaryEncodingConfig::new(4, 4).init(d),
+    };
+    let reads = |m: &Averaged, x: Tensor<2>| (m.linear.forward(x) - m.average.value().unsqueeze()).square().mean();
+    let updates = |m: &Averaged, x: Tensor<2>| {
+        let y = m.linear.forward(x);
+        let mean = y.clone().mean_dim(0).squeeze_dim::<1>(0);
+        m.average.update(m.average.value_sync() * 0.9 + mean.detach() * 0.1);
+        y.square().mean()
+    };
+    let (batch, options) = (|| Spec::<2>::new([5, 6], DType::F32), TrainingOptions::default());
+    let model = build(&Device::flex());
+    let expected = CaptureError::RunningState { path: "average".into() };
+    assert_eq!(capture_training(&model, &adamw(), batch(), updates).unwrap_err(), expected);
+    assert_eq!(capture_training_shapes(build, &adamw(), batch(), &options, updates).unwrap_err(), expected);
+    insta::assert_snapshot!(expected, @"`average` is a running state that the forward pass updates, which a captured step cannot: it would never change. Give the new value back as an output of the closure and update it outside");
+    // The model of the caller is as it was, and what is only read may be.
+    assert_eq!(model.average.value().into_data(), TensorData::from([0f32; 3]));
+    let step = capture_training(&model, &adamw(), batch(), reads).unwrap();
+    capture_training_shapes(build, &adamw(), batch(), &options, reads).unwrap();
+    assert!(!step.first.outputs.iter().any(|o| output_key(&o.kind).contains("average")));
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! What a user reads when a plan does not fit: every `StyleError` word for word, and plan files whose
 //! mistakes must not pass in silence.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
+use burn::nn::conv::{Conv1d, Conv1dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::module::conv1d;
+use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use tpc::program::CompileOptions;
 use tpc::styles::prepare;
@@ -13,7 +16,7 @@ use tpc::{
     ColwiseParallel, Layout, Mesh, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
     PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
 };
-use tpc_tests::styles::{Case, integers};
+use tpc_tests::styles::{Case, floats, integers};
 
 #[derive(Module, Debug)]
 struct Mlp {
@@ -199,6 +202,87 @@ fn boundaries_that_cannot_be_seen() {
     // A layer's first linears read a norm's result, which is not the layer's input.
     refused(Plan::new().with("layers.0", inputs(&[], &[R])), "tp=2", &shown("layers.0", "arguments"));
     refused(Plan::new().with("layers.1", inputs(&[s(1)], &[])), "tp=2", &shown("layers.1", "arguments"));
+}
+
+#[derive(Module, Debug)]
+struct Convolutions {
+    plain: Conv1d,
+    depthwise: Conv1d,
+    scaled: Scaled,
+}
+
+/// A convolution of one's own: the weight is computed, and there is more than the convolution.
+#[derive(Module, Debug)]
+struct Scaled {
+    conv: Conv1d,
+    gain: Gain,
+    weight: Param<Tensor<3>>,
+    scale: Param<Tensor<1>>,
+}
+
+#[derive(Module, Debug)]
+struct Gain {
+    weight: Param<Tensor<3>>,
+    scale: Param<Tensor<1>>,
+}
+
+fn convolutions() -> Case<Convolutions, Tensor<3>, 3> {
+    let d = &Device::flex();
+    let conv = |groups| Conv1dConfig::new(4, 4, 3).with_groups(groups).init(d);
+    let weight = || Param::from_tensor(Tensor::ones([4, 4, 3], d));
+    let scale = || Param::from_tensor(Tensor::ones([4], d));
+    let scaled =
+        Scaled { conv: conv(1), gain: Gain { weight: weight(), scale: scale() }, weight: weight(), scale: scale() };
+    Case {
+        model: Convolutions { plain: conv(1), depthwise: conv(4), scaled },
+        data: vec![floats("x", &[2, 4, 11])],
+        batch: |data: &[TensorData], device| Tensor::from_data(data[0].clone(), device),
+        forward: |m, x| {
+            let options = || ConvOptions::new([1], [1], [1], 1);
+            let x = m.scaled.conv.forward(m.depthwise.forward(m.plain.forward(x)));
+            // The weight is computed from two parameters.
+            let weight = m.scaled.weight.val() * m.scaled.scale.val().reshape([4, 1, 1]);
+            let x = conv1d(x, weight, None, options());
+            // The module does more than its convolution.
+            conv1d(x, m.scaled.gain.weight.val(), None, options()) * m.scaled.gain.scale.val().reshape([1, 4, 1])
+        },
+    }
+}
+
+/// The boundary of a module that is one convolution is known; of one that does more, or with another weight, it is not.
+#[test]
+fn convolutions_that_cannot_be_seen() {
+    let found = |plan: &Plan| convolutions().compiled(plan, "tp=2", &CompileOptions::default()).map(|_| ());
+    for module in ["plain", "depthwise", "scaled.conv"] {
+        for plan in [Plan::new().with(module, inputs(&[s(0)], &[])), Plan::new().with(module, outputs(&[s(0)]))] {
+            found(&plan).unwrap_or_else(|e| panic!("{module}: {e}"));
+        }
+    }
+    for module in ["scaled", "scaled.gain"] {
+        for (plan, side) in [
+            (Plan::new().with(module, inputs(&[s(0)], &[])), "arguments"),
+            (Plan::new().with(module, outputs(&[s(0)])), "results"),
+        ] {
+            let expected = format!(
+                "plan entry `{module}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{module}\", inputs, |inputs| …)` around the module's call"
+            );
+            match found(&plan) {
+                Ok(()) => panic!("accepted: {plan:?}"),
+                Err(e) => assert_eq!(e.to_string(), expected),
+            }
+        }
+    }
+    // One input channel for each output channel: nothing to cut by rows.
+    let rows = Plan::new().with("depthwise", RowwiseParallel::default());
+    assert_eq!(
+        found(&rows).unwrap_err().to_string(),
+        "plan entry `depthwise` (RowwiseParallel) finds nothing to parallelize in `depthwise`, which is a Conv1d: it works on a linear, an embedding or a convolution"
+    );
+    // Without linears, channels are for the other styles.
+    assert_eq!(
+        found(&PairwiseParallel.into()).unwrap_err().to_string(),
+        "plan entry `` (PairwiseParallel) finds nothing to parallelize in ``, which is a Convolutions: it works on pairs of linears that follow each other"
+    );
 }
 
 #[test]

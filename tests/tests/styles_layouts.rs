@@ -363,11 +363,7 @@ fn convolutions_by_channels() {
             model: filled(model, 0.8),
             data: vec![floats("images", &[4, 3, 5, 4])],
             batch: |data, device| Tensor::from_data(data[0].clone(), device),
-            // Where a convolution begins and ends its taps do not show.
-            forward: |m, x| {
-                let x = tpc::scope("wide", x, |x| m.wide.forward(x));
-                tpc::scope("narrow", activation::relu(x), |x| m.narrow.forward(x))
-            },
+            forward: |m, x| m.narrow.forward(activation::relu(m.wide.forward(x))),
         };
         let expected = case.eager();
         let plan = Plan::new().with("wide", ColwiseParallel::default()).with("narrow", RowwiseParallel::default());
@@ -383,11 +379,27 @@ fn convolutions_by_channels() {
         }
         let both = plan.along("tp").ddp("dp");
         case.equals(&expected, &both, "dp=2,tp=2").lies(&[("wide.weight", "f32[10@tp, 3, 3, 3]")]);
-        // One alone, by rows with a sharded output, and by columns with a gathered one.
-        let plan = Plan::new().with("narrow", rowwise(None, shard(1)));
-        case.equals(&expected, &plan, "tp=2").lies(&[("y", "f32[4, 6@tp, 5, 4]")]);
-        let plan = Plan::new().with("wide", colwise(None, replicate()));
-        case.equals(&expected, &plan, "tp=2").lies(&[("wide.weight", "f32[10@tp, 3, 3, 3]"), ("y", "f32[4, 6, 5, 4]")]);
+        // One alone, taken and given in every way. Halves of collectives, weights included: they are as large as
+        // what they are applied to here.
+        let wide = |i, o| Plan::new().with("wide", colwise(i, o));
+        let narrow = |i, o| Plan::new().with("narrow", rowwise(i, o));
+        const X: &str = "f32[4, 3, 5, 4]";
+        const Y: &str = "f32[4, 6, 5, 4]";
+        for (plan, input, y, halves) in [
+            (wide(None, replicate()), X, Y, 1),
+            (wide(shard(0), shard(1)), "f32[4@tp, 3, 5, 4]", Y, 4),
+            (wide(shard(2), None), "f32[4, 3, 5@tp, 4]", Y, 4),
+            (narrow(None, shard(1)), X, "f32[4, 6@tp, 5, 4]", 3),
+            (narrow(replicate(), shard(0)), X, "f32[4@tp, 6, 5, 4]", 5),
+            (narrow(shard(0), replicate()), X, Y, 4),
+            (narrow(shard(-1), shard(-1)), X, "f32[4, 6, 5, 4@tp]", 4),
+        ] {
+            for on in MESHES {
+                let seen = case.equals(&expected, &plan, on);
+                seen.lies(&[("input0", input), ("y", y)]);
+                seen.together(100, halves);
+            }
+        }
     }
 }
 

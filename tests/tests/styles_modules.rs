@@ -1,8 +1,12 @@
 //! Layouts at module boundaries, sequence parallelism, styles of one's own, `parallelize_module` and plan
 //! files, as API.md sections 1, 2, 5 and 7 demand.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
+use burn::nn::conv::{
+    Conv1d, Conv1dConfig, Conv2d, Conv2dConfig, ConvTranspose1d, ConvTranspose1dConfig, ConvTranspose2d,
+    ConvTranspose2dConfig,
+};
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use std::collections::BTreeMap;
@@ -10,6 +14,8 @@ use tpc::program::CompileOptions;
 use tpc::styles::modules::Role;
 use tpc::styles::plan::MeshDim;
 use tpc::styles::prepare::Prepare;
+use tpc::styles::regions::Regions;
+use tpc::styles::style::Side;
 use tpc::styles::style::{Module as StyledModule, Placements};
 use tpc::styles::{StyleError, Way, parallelize_module};
 use tpc::{
@@ -17,7 +23,7 @@ use tpc::{
     PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel,
     TensorParallelMultiheadAttention,
 };
-use tpc_ir::Phase;
+use tpc_ir::{Phase, Region, Value};
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, floats};
 use tpc_tests::training::mesh;
@@ -150,6 +156,347 @@ fn boundaries_of_an_attention() {
             seen.lies(&[("attn.query.weight", "f32[8, 4@tp, 2]"), ("mlp.net1.weight", "f32[8, 14]")]);
             seen.together(ACTIVATION, forward + backward);
         }
+    }
+}
+
+#[derive(Module, Debug)]
+struct Images {
+    first: Conv2d,
+    point: Conv2d,
+    up: ConvTranspose2d,
+}
+
+fn images(data: &[TensorData], device: &Device) -> Tensor<4> {
+    Tensor::from_data(data[0].clone(), device)
+}
+
+/// A convolution is one recorded operation, so what it reads and gives is known: of a strided one behind a pad of the
+/// model, one of a single tap, and a transposed one.
+fn convolutions() -> Case<Images, Tensor<4>, 4> {
+    let d = &Device::flex();
+    let model = Images {
+        first: Conv2dConfig::new([6, 10], [3, 2]).with_stride([1, 2]).init(d),
+        point: Conv2dConfig::new([10, 6], [1, 1]).init(d),
+        up: ConvTranspose2dConfig::new([6, 6], [2, 2]).with_stride([2, 2]).init(d),
+    };
+    let forward = |m: &Images, x: Tensor<4>| {
+        let padded = x.pad((1, 1, 1, 1), 0.5);
+        m.up.forward(activation::tanh(m.point.forward(activation::relu(m.first.forward(padded)))))
+    };
+    Case { model: filled(model, 0.8), data: vec![floats("x", &[6, 6, 8, 10])], batch: images, forward }
+}
+
+#[test]
+fn boundaries_of_convolutions() {
+    let case = convolutions();
+    let expected = case.eager();
+    let both = |i, o| PrepareModuleInputOutput { inputs: inputs(&[i], &[R]), outputs: outputs(&[], &[o]) };
+    for (plan, y) in [
+        (Plan::new().with("up", outputs(&[], &[s(0)])), "f32[6@tp, 6, 16, 12]"),
+        (Plan::new().with("up", outputs(&[R], &[s(1)])), "f32[6, 6@tp, 16, 12]"),
+        (Plan::new().with("up", both(s(2), s(-1))), "f32[6, 6, 16, 12@tp]"),
+        (Plan::new().with("point", both(s(0), s(1))).with("up", outputs(&[], &[R])), "f32[6, 6, 16, 12]"),
+        (Plan::new().with("first", inputs(&[s(0)], &[s(0)])).with("up", outputs(&[], &[s(0)])), "f32[6@tp, 6, 16, 12]"),
+        // The whole model begins with the first convolution and ends with the last.
+        (Plan::new().with("", outputs(&[], &[s(0)])), "f32[6@tp, 6, 16, 12]"),
+        (
+            Plan::new()
+                .with("first", ColwiseParallel { input_layouts: s(0), output_layouts: s(1), ..Default::default() })
+                .with("point", RowwiseParallel { input_layouts: s(1), output_layouts: s(0), ..Default::default() })
+                .with("up", ColwiseParallel { input_layouts: s(0), output_layouts: s(1), ..Default::default() }),
+            "f32[6, 6@tp, 16, 12]",
+        ),
+    ] {
+        for on in MESHES {
+            case.equals(&expected, &plan, on).lies(&[("y", y)]);
+        }
+    }
+    // What is demanded of the convolution is demanded there: one that takes shards of the batch gathers nothing but
+    // the weights' gradients, whatever comes before.
+    let plan = Plan::new().with(
+        "{first,point,up}",
+        PrepareModuleInputOutput { inputs: inputs(&[], &[s(0)]), outputs: outputs(&[], &[s(0)]) },
+    );
+    for on in MESHES {
+        let seen = case.equals(&expected, &plan, on);
+        seen.at_most(6 * 6 * 8 * 10 * 4, 0, 0);
+    }
+}
+
+/// PyTorch's default for a row-wise input is its last dimension, which of an image is not its channels.
+#[test]
+fn a_row_wise_convolution_takes_shards_of_the_channels() {
+    let rows = RowwiseParallel { input_layouts: R, ..Default::default() };
+    for module in ["first", "point", "up"] {
+        let plan = Plan::new().with(module, rows.clone());
+        let found = convolutions().compiled(&plan, "tp=2", &CompileOptions::default()).unwrap().first.annotations;
+        let whys = |shard: &str| found.uses.values().flatten().filter(|c| c.why.ends_with(shard)).count();
+        assert!(whys("argument 0 is Shard(1)") > 0, "{module}");
+        assert_eq!(whys("argument 0 is Shard(-1)"), 0, "{module}");
+    }
+}
+
+#[derive(Module, Debug)]
+struct Lines {
+    down: Conv1d,
+    up: ConvTranspose1d,
+}
+
+/// A convolution that is called several times is prepared in each of its calls.
+#[test]
+fn every_call_of_a_convolution() {
+    let d = &Device::flex();
+    let model = Lines { down: Conv1dConfig::new(6, 6, 3).init(d), up: ConvTranspose1dConfig::new([6, 6], 3).init(d) };
+    let case: Case<Lines, Tensor<3>, 3> = Case {
+        model: filled(model, 0.8),
+        data: vec![floats("x", &[4, 6, 9])],
+        batch: x,
+        forward: |m, x| {
+            let x = activation::tanh(m.down.forward(activation::relu(m.down.forward(x))));
+            m.up.forward(activation::tanh(m.up.forward(x)))
+        },
+    };
+    let expected = case.eager();
+    let columns =
+        |l| Plan::new().with("*", ColwiseParallel { input_layouts: R, output_layouts: l, ..Default::default() });
+    let rows = |l| Plan::new().with("*", RowwiseParallel { input_layouts: R, output_layouts: l, ..Default::default() });
+    for on in MESHES {
+        for style in [&columns as &dyn Fn(Option<Layout>) -> Plan, &rows] {
+            case.equals(&expected, &style(s(0)), on).lies(&[("y", "f32[4@tp, 6, 9]")]);
+            case.equals(&expected, &style(R), on).lies(&[("y", "f32[4, 6, 9]")]);
+        }
+    }
+    let program = case.compiled(&columns(s(0)), "tp=2", &CompileOptions::default()).unwrap().first;
+    assert_eq!(prepared_results(&program.annotations), 4);
+}
+
+/// How many values are prepared as the result of a module.
+fn prepared_results(found: &tpc_passes::propagate::Annotations) -> usize {
+    found.results.values().filter(|all| all.iter().any(|c| c.why.contains("result 0 is"))).count()
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is inferred is what the model would mark
+
+#[derive(Module, Debug)]
+struct Zoo {
+    layer: Block,
+    inner: Pair,
+    outer: Pair,
+    dropped: Pair,
+    gate: Pair,
+    joined: Pair,
+    twice: Pair,
+    linear: Linear,
+    norm: LayerNorm,
+    gain: RmsNorm,
+    conv: Conv1d,
+    post: Post,
+    scaled: Scaled,
+    own: Own,
+    around: Around,
+    apart: Pair,
+}
+
+/// A norm behind the residual.
+#[derive(Module, Debug)]
+struct Post {
+    mlp: Pair,
+    norm: LayerNorm,
+}
+
+/// A vector of its own behind another module.
+#[derive(Module, Debug)]
+struct Scaled {
+    scale: Param<Tensor<1>>,
+    mlp: Pair,
+}
+
+/// A product with something more than a bias.
+#[derive(Module, Debug)]
+struct Own {
+    weight: Param<Tensor<2>>,
+    scale: Param<Tensor<1>>,
+}
+
+/// A module that is not understood, and one that is.
+#[derive(Module, Debug)]
+struct Around {
+    own: Own,
+    last: Linear,
+}
+
+/// Every module is marked where it is called, with what it takes and gives.
+fn zoo() -> Case<Zoo, Tensor<3>, 3> {
+    let d = &Device::flex();
+    let layer = block().model;
+    let own = || {
+        let weight = Param::from_tensor(Tensor::ones([8, 8], d));
+        Own { weight, scale: Param::from_tensor(Tensor::ones([8], d)) }
+    };
+    let square = || Pair { net1: linear(8, 8), net2: linear(8, 8) };
+    let model = Zoo {
+        layer,
+        inner: Pair::new(),
+        outer: Pair::new(),
+        dropped: Pair::new(),
+        gate: Pair::new(),
+        joined: square(),
+        twice: Pair::new(),
+        linear: linear(8, 8),
+        norm: LayerNormConfig::new(8).init(d),
+        gain: RmsNormConfig::new(8).init(d),
+        conv: Conv1dConfig::new(6, 6, 1).init(d),
+        post: Post { mlp: Pair::new(), norm: LayerNormConfig::new(8).init(d) },
+        scaled: Scaled { scale: Param::from_tensor(Tensor::ones([8], d)), mlp: Pair::new() },
+        own: own(),
+        around: Around { own: own(), last: linear(8, 8) },
+        apart: Pair::new(),
+    };
+    let forward = |m: &Zoo, x: Tensor<3>| {
+        let mark = |path: &str, x: Tensor<3>, f: &dyn Fn(Tensor<3>) -> Tensor<3>| tpc::scope(path, x, f);
+        let x = mark("layer", x, &|x| {
+            let h = m.layer.norm1.forward(x.clone());
+            let attn = |h| m.layer.attn.forward(MhaInput::self_attn(h)).context;
+            let x = x + mark("attn", h, &attn);
+            let h = m.layer.norm2.forward(x.clone());
+            x + mark("mlp", h, &|h| m.layer.mlp.forward(h))
+        });
+        let x = mark("inner", x, &|x| x.clone() + m.inner.forward(x));
+        let x = x.clone() + mark("outer", x, &|x| m.outer.forward(x));
+        let dropout = DropoutConfig::new(0.1).init();
+        let x = mark("dropped", x, &|x| x.clone() + dropout.forward(m.dropped.forward(x) * 0.5));
+        let x = mark("gate", x, &|x| x.clone() * activation::sigmoid(m.gate.forward(x)));
+        let x = mark("joined", x, &|x| {
+            let h = m.joined.net1.forward(x);
+            m.joined.net2.forward(activation::relu(h.clone())) * 0.5 + h
+        });
+        let x = mark("twice", activation::tanh(x), &|x| m.twice.forward(x));
+        let x = mark("twice", activation::tanh(x), &|x| m.twice.forward(x));
+        let x = mark("linear", activation::tanh(x), &|x| m.linear.forward(x));
+        let x = mark("linear", activation::tanh(x), &|x| m.linear.forward(x));
+        let x = mark("norm", x, &|x| m.norm.forward(x));
+        let x = mark("norm", activation::gelu(x), &|x| m.norm.forward(x));
+        let x = mark("gain", x, &|x| m.gain.forward(x));
+        let x = mark("gain", mark("gain", activation::tanh(x), &|x| m.gain.forward(x)), &|x| m.gain.forward(x));
+        let x = mark("conv", mark("conv", x, &|x| m.conv.forward(x)), &|x| m.conv.forward(x));
+        let x = mark("post", x, &|x| m.post.norm.forward(x.clone() + mark("mlp", x, &|x| m.post.mlp.forward(x))));
+        let x = mark("scaled", x, &|x| {
+            let x = mark("mlp", x, &|x| m.scaled.mlp.forward(x));
+            x * m.scaled.scale.val().reshape([1, 1, 8])
+        });
+        let own = |own: &Own, x: Tensor<3>| x.matmul(own.weight.val().unsqueeze()) * own.scale.val().reshape([1, 1, 8]);
+        let x = mark("own", x, &|x| own(&m.own, x));
+        let x = mark("around", x, &|x| m.around.last.forward(own(&m.around.own, x)));
+        mark("apart", x, &|x| m.apart.forward(x))
+    };
+    Case { model, data: vec![floats("x", &X)], batch: x, forward }
+}
+
+#[test]
+fn what_is_inferred_is_what_would_be_marked() {
+    let graph = zoo().compiled(&Plan::new(), "", &CompileOptions::default()).unwrap().first.captured;
+    let marks = graph.regions.clone();
+    // A convolution is known by its operation; of all other modules the marks are erased.
+    let unmarked = graph.clone().with_regions(marks.iter().filter(|r| r.path == "conv").cloned().collect());
+    let regions = Regions::of(&unmarked);
+    let mut known: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    for mark in &marks {
+        let of = |found: Vec<Region>, side: Side| -> Vec<Value> {
+            let sides = found.into_iter().map(|r| if side == Side::Arguments { r.arguments } else { r.results });
+            sides.flatten().map(|b| b.value).collect()
+        };
+        let counts = known.entry(&mark.path).or_default();
+        for (count, side) in counts.iter_mut().zip([Side::Arguments, Side::Results]) {
+            let found = of(regions.find(&mark.path, side), side);
+            let marked = of(marks.iter().filter(|r| r.path == mark.path).cloned().collect(), side);
+            assert!(found.is_empty() || found == marked, "{side:?} of {}: {found:?}, marked {marked:?}", mark.path);
+            *count = found.len();
+        }
+    }
+    let expected = BTreeMap::from([
+        // Where a norm stands first, what it reads is not known; residuals of what is known to be inside are.
+        ("layer", [0, 1]),
+        ("layer.attn", [1, 1]),
+        ("layer.mlp", [1, 1]),
+        // A residual around a module and one in it make the same program.
+        ("inner", [1, 0]),
+        ("outer", [1, 0]),
+        ("dropped", [1, 0]),
+        ("gate", [1, 0]),
+        ("joined", [1, 1]),
+        // Two calls of two linears, or one call of each linear twice.
+        ("twice", [0, 0]),
+        ("linear", [2, 2]),
+        ("norm", [0, 2]),
+        ("gain", [0, 3]),
+        ("conv", [2, 2]),
+        ("post", [1, 1]),
+        ("post.mlp", [1, 0]),
+        ("scaled", [1, 1]),
+        ("scaled.mlp", [1, 1]),
+        ("own", [0, 0]),
+        ("around", [0, 0]),
+        ("apart", [1, 1]),
+    ]);
+    assert_eq!(known, expected);
+}
+
+#[derive(Module, Debug)]
+struct Residuals {
+    block: Pair,
+    norm: RmsNorm,
+    last: Linear,
+}
+
+fn residuals(marked: bool) -> Case<Residuals, Tensor<3>, 3> {
+    let norm = RmsNormConfig::new(8).init(&Device::flex());
+    let forward: fn(&Residuals, Tensor<3>) -> Tensor<3> = match marked {
+        true => |m, x| {
+            let x = tpc::scope("block", x, |x| x.clone() + m.block.forward(x));
+            m.norm.forward(activation::tanh(m.last.forward(m.norm.forward(x))))
+        },
+        false => |m, x| {
+            let x = x.clone() + m.block.forward(x);
+            m.norm.forward(activation::tanh(m.last.forward(m.norm.forward(x))))
+        },
+    };
+    let model = filled(Residuals { block: Pair::new(), norm, last: linear(8, 8) }, 0.8);
+    Case { model, data: vec![floats("x", &X)], batch: x, forward }
+}
+
+/// Where the module of a residual ends only a mark says.
+#[test]
+fn a_module_with_a_residual_is_marked_or_refused() {
+    let plan = Plan::new().with("block", outputs(&[], &[s(1)]));
+    let refused = residuals(false).compiled(&plan, "tp=2", &CompileOptions::default());
+    assert_eq!(
+        refused.err().unwrap().to_string(),
+        "plan entry `block` places results of `block`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"block\", inputs, |inputs| …)` around the module's call"
+    );
+    // Its argument is one value either way.
+    let taken = Plan::new().with("block", inputs(&[s(1)], &[R]));
+    let case = residuals(false);
+    let expected = case.eager();
+    for on in MESHES {
+        case.equals(&expected, &taken, on).lies(&[("input0", "f32[4, 6@tp, 8]")]);
+        let marked = residuals(true);
+        marked.equals(&expected, &plan, on);
+        let annotations = marked.compiled(&plan, on, &CompileOptions::default()).unwrap().first.annotations;
+        assert_eq!(prepared_results(&annotations), 1);
+    }
+}
+
+/// Each call of the norm is placed, not only the last.
+#[test]
+fn every_call_of_a_norm() {
+    let case = residuals(false);
+    let expected = case.eager();
+    let plan = Plan::new().with("norm", SequenceParallel { sequence_dim: 1 });
+    for on in MESHES {
+        case.equals(&expected, &plan, on).lies(&[("y", "f32[4, 6@tp, 8]"), ("norm.gamma", "f32[8]")]);
+        let annotations = case.compiled(&plan, on, &CompileOptions::default()).unwrap().first.annotations;
+        assert_eq!(prepared_results(&annotations), 2);
     }
 }
 

@@ -30,6 +30,21 @@ pub enum CaptureError {
         /// The marked region (`tpc::scope`) in which it happened.
         scope: Option<String>,
     },
+    /// Norms in training mode, whose running statistics the forward pass would have to update.
+    #[error("{}: {STATISTICS}", norms(.modules))]
+    BatchStatistics {
+        /// Paths of the norms.
+        modules: Vec<String>,
+    },
+    /// A running state of the model's own, which the forward pass updates.
+    #[error(
+        "`{path}` is a running state that the forward pass updates, which a captured step cannot: it would never \
+         change. Give the new value back as an output of the closure and update it outside"
+    )]
+    RunningState {
+        /// Path of the state.
+        path: String,
+    },
     /// The model itself panicked, for example because of a shape mismatch.
     #[error("the model panicked{place}: {message} (at {location})", place = place(.scope))]
     Panicked {
@@ -85,6 +100,35 @@ pub enum CaptureError {
     /// The recording contradicts what this module assumes about burn.
     #[error("the recording is inconsistent: {0}; this is a defect of tpc, please report it")]
     Inconsistent(String),
+}
+
+const STATISTICS: &str = "it normalizes by statistics of the batch and updates its running statistics while the \
+    forward pass runs, which a captured step cannot: they would never change. Use a GroupNorm, InstanceNorm or \
+    LayerNorm, or put the norm in evaluation mode, which normalizes by the running statistics as they are: \
+    `norm.training = norm.training.with_value(false)`, or `norm.freeze()` to fix its gain and bias too";
+
+fn norms(modules: &[String]) -> String {
+    let names: Vec<String> = modules.iter().map(|path| format!("`{path}`")).collect();
+    match &names[..] {
+        [one] if one == "``" => "the model is a BatchNorm in training mode".into(),
+        [one] => format!("{one} is a BatchNorm in training mode"),
+        several => format!("each of {} is a BatchNorm in training mode", several.join(", ")),
+    }
+}
+
+/// What moving a tensor that tracks gradients is called.
+const MOVES_TRACKED: &str = "`to_device` of a tensor that tracks gradients";
+
+impl CaptureError {
+    /// The same error; with norms in training mode a refused move is that of their running statistics.
+    pub(super) fn with_norms(self, modules: Vec<String>) -> Self {
+        match self {
+            CaptureError::Unsupported { operation, .. } if operation == MOVES_TRACKED && !modules.is_empty() => {
+                CaptureError::BatchStatistics { modules }
+            }
+            other => other,
+        }
+    }
 }
 
 fn place(scope: &Option<String>) -> String {
@@ -170,10 +214,7 @@ fn translate(message: &str, seen: Seen) -> CaptureError {
         );
     }
     if message.contains("Cannot move a tensor to a capture device with autodiff") {
-        return unsupported(
-            "`to_device` of a tensor that tracks gradients (the running statistics of a BatchNorm in training)",
-            "a step has no buffers that it updates; freeze the norm, or use one without running statistics",
-        );
+        return unsupported(MOVES_TRACKED, "the closure must stay on the device of its arguments");
     }
     if message.contains("seeding is not supported") {
         return unsupported("`Device::seed`", "seed outside of the closure");

@@ -50,6 +50,7 @@ mod probe;
 mod scalars;
 pub mod scope;
 mod session;
+mod statistics;
 mod step;
 mod substitute;
 mod tensors;

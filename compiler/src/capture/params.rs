@@ -8,6 +8,7 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::kind::{self, Kind};
 use super::session::Session;
+use super::statistics::Walk;
 
 /// A module, as the visitor meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,7 @@ pub(super) fn place<M: Module>(model: M, device: &Device, training: bool) -> M {
     if !training {
         return model;
     }
-    model.map(&mut Track { trainable: place.trainable, seen: HashMap::new() })
+    model.map(&mut Track { trainable: place.trainable, seen: HashMap::new(), walk: Walk::default() })
 }
 
 struct Place {
@@ -104,10 +105,27 @@ impl ModuleMapper for Place {
 struct Track {
     trainable: HashMap<ParamId, bool>,
     seen: HashMap<ParamId, Box<dyn Any>>,
+    walk: Walk,
 }
 
 impl ModuleMapper for Track {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.walk.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.walk.exit();
+    }
+
+    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+        self.walk.flag(&flag);
+        flag
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        if self.walk.is_read_only() {
+            return param;
+        }
         let (id, tensor, mapper) = param.consume();
         let trainable = self.trainable.get(&id).copied().unwrap_or(false);
         // Tied parameters must be one leaf of the tape, so that their gradients add up.
@@ -123,23 +141,38 @@ impl ModuleMapper for Track {
 /// Makes leaves of the parameters that a module on the capture device has already computed while it was built, for
 /// example by casting them; lazy ones are leaves already.
 pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> M {
-    model.map(&mut Leaves { device: device.clone(), seen: HashMap::new() })
+    model.map(&mut Leaves { device: device.clone(), seen: HashMap::new(), walk: Walk::default() })
 }
 
 struct Leaves {
     device: Device,
     seen: HashMap<ParamId, Box<dyn Any>>,
+    walk: Walk,
 }
 
 impl ModuleMapper for Leaves {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.walk.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.walk.exit();
+    }
+
+    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
+        self.walk.flag(&flag);
+        flag
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if !param.is_initialized() {
             return param;
         }
+        let read_only = self.walk.is_read_only();
         let (id, tensor, mapper) = param.consume();
         let leaf = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
             let leaf = kind::placeholder::<D, burn::tensor::Float>(tensor.dims(), tensor.dtype(), &self.device);
-            Box::new(match kind::tracking(&tensor) {
+            Box::new(match kind::tracking(&tensor).filter(|_| !read_only) {
                 None => leaf,
                 Some(false) => kind::Kind::track(leaf),
                 Some(true) => kind::Kind::track(leaf).require_grad(),

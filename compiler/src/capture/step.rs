@@ -22,6 +22,7 @@ use super::params::{self, ParameterInfo, Parameters};
 use super::probe::Probe;
 use super::scalars::StepScalars;
 use super::session::{self, Recorded, Session};
+use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 
 /// Choices for [`capture_training`].
@@ -167,21 +168,26 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     options: &TrainingOptions,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
-    let (step, recorded) = session::record(|session| {
+    let mut norms = Vec::new();
+    let recorded = session::record(|session| {
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
         let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
         // The model of `capture_training` comes with placeholders, which stay as they are.
         let model = build(&device);
         let model = if lazy { params::make_leaves(model, &session.device) } else { model };
+        norms = statistics::updated(&model);
         record_step(session, begin, &model, optimizer, batch, options, forward)
-    })?;
+    });
+    let (step, recorded) = recorded.map_err(|error| error.with_norms(norms))?;
     step.assemble(recorded)
 }
 
 /// A whole step as recorded.
 struct Step {
     forward: Forward,
+    /// Path of a running state that the closure has updated.
+    changed: Option<String>,
     backward_end: u64,
     updates: Vec<Update>,
     probes: Vec<Box<dyn Probe>>,
@@ -201,6 +207,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let mut declared = Inputs::new(session.device.clone(), true);
     let batch = batch.record(None, &mut declared);
     let (loss, results) = forward(model, batch).split();
+    let changed = statistics::changed(model);
     let mut outputs = outputs(&results);
     outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
     let forward = Forward { parameters, built, data: declared.declared, outputs, end: session.mark() };
@@ -214,12 +221,15 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
         }
         Err(_) => Default::default(),
     };
-    Step { forward, backward_end, updates, probes }
+    Step { forward, changed, backward_end, updates, probes }
 }
 
 impl Step {
     fn assemble(self, recorded: Recorded) -> Result<TrainingCapture, CaptureError> {
-        let Step { forward, backward_end, updates, probes } = self;
+        let Step { forward, changed, backward_end, updates, probes } = self;
+        if let Some(path) = changed {
+            return Err(CaptureError::RunningState { path });
+        }
         if updates.is_empty() {
             return Err(CaptureError::NothingToTrain);
         }

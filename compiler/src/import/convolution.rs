@@ -91,6 +91,7 @@ macro_rules! forward {
         let c = convolution!($o, &$o.x, &$o.out, &$o.weight, $low);
         let (x, w) = ($b.get(&$o.x), $b.get(&$o.weight));
         let v = $b.convolved(x, w, &c);
+        $b.called(&$o.x, &$o.weight, &$o.bias, &$o.out);
         $b.biased(v, &$o.bias, &$o.out)
     }};
 }
@@ -118,6 +119,7 @@ macro_rules! transposed {
         let c = convolution!($o, &$o.out, &$o.x, &$o.weight, both);
         let (x, w) = ($b.get(&$o.x), $b.get(&$o.weight));
         let v = $b.transposed_convolved(x, w, &c);
+        $b.called(&$o.x, &$o.weight, &$o.bias, &$o.out);
         $b.biased(v, &$o.bias, &$o.out)
     }};
 }

@@ -5,6 +5,7 @@
 //! extents repeat, where a slice starts) becomes an attribute. Canonicalizing comes later.
 
 mod attention;
+mod calls;
 mod convolution;
 mod elementwise;
 mod index;
@@ -153,6 +154,7 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         seed: None,
         streams: 0,
         operation: String::new(),
+        calls: Vec::new(),
     };
     let mut named = HashMap::new();
     for (kind, name, ty) in &signature.inputs {
@@ -171,7 +173,7 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         b.operation(op)?;
     }
     outputs(captured, &mut b);
-    b.graph.regions = captured
+    let marked: Vec<Region> = captured
         .scopes
         .iter()
         .map(|s| {
@@ -183,6 +185,8 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
             Region { path: s.path.clone(), arguments: values(&s.arguments), results: values(&s.results) }
         })
         .collect();
+    let unmarked = b.regions_of_calls(&marked);
+    b.graph.regions = marked.into_iter().chain(unmarked).collect();
     Ok(Imported { graph: b.graph, constants: signature.constants })
 }
 
@@ -235,6 +239,8 @@ struct Builder {
     seed: Option<Value>,
     streams: u64,
     operation: String,
+    /// Convolutions of the forward pass.
+    calls: Vec<calls::Call>,
 }
 
 type Imports = Result<(), ImportError>;

@@ -3,7 +3,7 @@
 
 use super::annotate::StyleError;
 use super::layout::Layout;
-use super::modules::Role;
+use super::modules::{Role, Weight};
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements, Way};
 
@@ -31,7 +31,7 @@ pub struct ColwiseParallel {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RowwiseParallel {
     /// Layout in which the input is taken; it is then sharded on its last dimension (of an embedding:
-    /// replicated).
+    /// replicated; of a convolution: sharded on its channels, `Shard(1)`).
     pub input_layouts: Option<Layout>,
     /// Layout into which the output is brought.
     pub output_layouts: Option<Layout>,
@@ -44,7 +44,9 @@ pub struct RowwiseParallel {
 /// Cuts the module's own weights and prepares its only argument and result.
 fn place(module: &Module<'_>, to: &mut Placements, way: Way, input: Option<Prepare>, output: Option<Prepare>) {
     let before = to.cuts.len();
-    for weight in module.parameters().filter(|w| w.role != Role::Vector) {
+    // A depthwise convolution has no input channels to cut.
+    let has = |w: &&Weight| w.role != Role::Vector && (way == Way::Columns || !w.inner.is_empty());
+    for weight in module.parameters().filter(has) {
         to.cut(module, weight, way);
     }
     if to.cuts.len() == before {
@@ -85,9 +87,13 @@ impl ParallelStyle for RowwiseParallel {
     }
 
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
-        let table = module.parameters().any(|w| w.role == Role::Embedding);
-        // The rows of a table are looked up by indices that every rank has.
-        let desired = if table { Layout::Replicate } else { Layout::Shard(-1) };
+        let is = |role: Role| module.parameters().any(|w| w.role == role);
+        // The rows of a table are looked up by indices that every rank has. Images are `[batch, channels, …]`.
+        let desired = match () {
+            () if is(Role::Embedding) => Layout::Replicate,
+            () if is(Role::Convolution) => Layout::Shard(1),
+            () => Layout::Shard(-1),
+        };
         let input = self.input_layouts.map(|l| Prepare::from(l, desired));
         let output = self.output_layouts.map(Prepare::to);
         place(module, to, Way::Rows, self.prepare_input.or(input), self.prepare_output.or(output));

@@ -10,7 +10,7 @@
 //! | what a plan is, and its JSON form | [`plan`], `plan_file` |
 //! | which modules a path pattern means | [`pattern`] |
 //! | which linears and embeddings a module holds, and in which order data meets them | [`modules`] |
-//! | which values enter and leave a module | [`regions`] |
+//! | which values enter and leave a module; one that holds others | [`regions`], `subtree` |
 //! | which index of a weight is cut, by whole heads | `cut` |
 //! | from plan to placements | [`annotate()`] |
 
@@ -29,6 +29,7 @@ mod prepare_module;
 pub mod regions;
 mod sequence;
 pub mod style;
+mod subtree;
 mod whole_model;
 
 pub use annotate::{StyleError, annotate, boundary_regions, parallelize_module};

@@ -2,7 +2,7 @@
 
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{Graph, InputKind, MapFn, Op, Phase, Value};
+use tpc_ir::{Graph, InputKind, MapFn, Op, Phase};
 
 /// What a weight does in the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +84,10 @@ fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: u
             let letters = &subs.operands[operand];
             let inner: Vec<usize> = (0..rank).filter(|&d| !subs.result.contains(&letters[d])).collect();
             let outer = outside(&inner);
-            weight(Role::Linear, user, inner, outer)
+            // The one tap of a kernel of 1 is not indexed, but the weight has its dimensions.
+            let one_tap = |layout: &[usize]| layout.len() > 2 && layout[2..].iter().all(|&n| n == 1);
+            let convolves = matches!(&graph.node(input).op, Op::Input { layout, .. } if one_tap(layout));
+            weight(if convolves { Role::Convolution } else { Role::Linear }, user, inner, outer)
         }
         Op::Take => weight(Role::Embedding, user, vec![0], outside(&[0])),
         Op::Index { .. } => match tap(graph, input, user) {
@@ -99,6 +102,8 @@ fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: u
 /// left it sums over and keeps.
 fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, Vec<usize>, Vec<usize>)> {
     let mut left: Vec<usize> = (0..graph.node(input).types[0].rank()).collect();
+    // Channels of both sides, and at least one dimension of taps.
+    let kernel = matches!(&graph.node(input).op, Op::Input { layout, .. } if layout.len() > 2);
     let (mut node, mut operand) = (first, 0);
     loop {
         match &graph.node(node).op {
@@ -109,7 +114,8 @@ fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, 
                 let (user, edge) = forward.min_by_key(|(user, _)| *user)?;
                 (node, operand) = (user, edge.operand as usize);
             }
-            Op::Einsum { subs } => {
+            // Of a depthwise convolution nothing is summed over but the taps.
+            Op::Einsum { subs } | Op::Map { f: MapFn::Mul, subs } if kernel => {
                 let letters = subs.operands[operand].iter().zip(left);
                 let (outer, inner): (Vec<_>, Vec<_>) = letters.partition(|(l, _)| subs.result.contains(l));
                 let dims = |pairs: Vec<(_, usize)>| pairs.into_iter().map(|(_, d)| d).collect();
@@ -149,10 +155,19 @@ fn adds_to(graph: &Graph, vector: &Weight, weight: &Weight) -> bool {
         if operands.iter().any(|v| v.node == weight.user) {
             return true;
         }
-        let sum = |v: &&Value| matches!(graph.op(**v), Op::Map { f: MapFn::Add, .. });
         if weight.role == Role::Convolution {
-            open.extend(operands.iter().filter(sum).map(|v| v.node));
+            open.extend(operands.iter().filter(|v| lays_out_taps(graph.op(**v))).map(|v| v.node));
         }
     }
     false
+}
+
+/// What stands between the products of a convolution's taps and its bias: their sum, and of a transposed one what
+/// spreads them over the image.
+fn lays_out_taps(op: &Op) -> bool {
+    match op {
+        Op::Map { f, .. } => matches!(f, MapFn::Add | MapFn::Select | MapFn::Identity),
+        Op::Slice { .. } | Op::Pad { .. } | Op::Index { .. } | Op::Concat { .. } | Op::Reshape => true,
+        _ => false,
+    }
 }

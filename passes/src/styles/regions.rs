@@ -1,16 +1,17 @@
 //! The boundaries of modules: which values enter and leave the module of a path.
 //!
-//! A capture records no module calls. A region that the model marks (`tpc::scope`) is taken as it is;
-//! otherwise the boundary follows from the uses of parameters in the captured graph, where it is
-//! unambiguous: of a linear the product's other operand and the product with its bias, of an
-//! embedding the look-up, of a norm what its last vector gives, of a subtree of linears the one value
-//! that its first ones read and the one that its last one gives, unless a norm of the subtree comes
-//! before or behind. burn's linear folds `[b, s, d]` to
-//! `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that
-//! shows the call to add.
+//! A capture records no module calls. A region that the program names (marked by the model with
+//! `tpc::scope`, or the one operation of a convolution) is taken as it is; otherwise the boundary follows
+//! from the uses of parameters in the captured graph, where it is unambiguous: of a linear the product's
+//! other operand and the product with its bias, of an embedding the look-up, of a norm what its last
+//! vector gives in every call, of a subtree of such modules the one value that its first ones read and the
+//! one that leaves it; where a norm is first, what it reads is not known. burn's linear folds `[b, s, d]`
+//! to `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that shows
+//! the call to add.
 
 use super::modules::module_of;
 use super::style::Side;
+use super::subtree::{boundary_of, made_from_data};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
@@ -20,6 +21,8 @@ pub struct Regions<'a> {
     graph: &'a Graph,
     /// Inferred from the module's own parameters; several if the module is called several times.
     own: BTreeMap<String, Vec<Region>>,
+    /// Modules whose own parameters are used in another way than these regions show.
+    unknown: BTreeSet<String>,
 }
 
 /// A use of a parameter: the operation behind reshapes and transposes, and which operand it is.
@@ -28,21 +31,29 @@ type Use = (NodeIndex, usize);
 impl<'a> Regions<'a> {
     /// Infers what can be inferred.
     pub fn of(graph: &'a Graph) -> Self {
-        let mut uses: BTreeMap<&str, Vec<Use>> = BTreeMap::new();
+        let mut uses: BTreeMap<&str, Vec<Vec<Use>>> = BTreeMap::new();
         for (node, kind, name) in graph.inputs() {
             if kind == InputKind::Parameter {
-                uses.entry(module_of(name)).or_default().extend(through_views(graph, node));
+                let mut of_one = through_views(graph, node);
+                of_one.sort_unstable();
+                uses.entry(module_of(name)).or_default().push(of_one);
             }
         }
-        let mut own = BTreeMap::new();
-        for (module, mut uses) in uses {
-            uses.sort_unstable();
-            let regions = inferred(graph, module, &uses);
+        let (mut own, mut unknown) = (BTreeMap::new(), BTreeSet::new());
+        for (module, uses) in uses {
+            let named = graph.regions.iter().filter(|r| r.path == module);
+            let whole = named.filter(|r| !r.arguments.is_empty() && !r.results.is_empty());
+            let mut regions: Vec<Region> = whole.cloned().collect();
+            if regions.is_empty() {
+                regions = inferred(graph, module, &uses);
+            }
             if !regions.is_empty() {
                 own.insert(module.to_string(), regions);
+            } else if uses.iter().any(|of_one| !of_one.is_empty()) {
+                unknown.insert(module.to_string());
             }
         }
-        Regions { graph, own }
+        Regions { graph, own, unknown }
     }
 
     /// Every call of the module of that path, as far as that side of it is known.
@@ -55,42 +66,27 @@ impl<'a> Regions<'a> {
         if !marked.is_empty() {
             return marked;
         }
-        let own: Vec<Region> = self.own.get(path).into_iter().flatten().filter(known).cloned().collect();
-        if !own.is_empty() {
-            return own;
+        let inside = |p: &String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        let below = |p: &String| p != path && inside(p);
+        if !self.own.keys().chain(&self.unknown).any(below) {
+            return self.own.get(path).into_iter().flatten().filter(known).cloned().collect();
         }
-        self.subtree(path).iter().filter(known).cloned().collect()
+        self.subtree(&|p| p == path || inside(p), path).iter().filter(known).cloned().collect()
     }
 
-    /// The one value that the first linears below a path read, and the one that the last one gives.
-    fn subtree(&self, path: &str) -> Option<Region> {
-        let below = |p: &&String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        let held = self.own.iter().filter(|(p, _)| below(p)).flat_map(|(_, r)| r);
-        let (parts, vectors): (Vec<&Region>, Vec<&Region>) = held.partition(|r| !r.arguments.is_empty());
-        let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(self.graph, r.arguments[0].value.node)).collect();
-        let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
-        let count = 0..parts.len();
-        let first = count.clone().filter(|&i| count.clone().all(|j| !depends(i, j)));
-        let last = count.clone().filter(|&i| count.clone().all(|j| !depends(j, i)));
-        let only = |all: Vec<&Boundary>| {
-            let distinct: BTreeSet<Value> = all.iter().map(|b| b.value).collect();
-            if distinct.len() == 1 { all.first().map(|b| (*b).clone()) } else { None }
-        };
-        // A norm before the first linear or behind the last one is where the module begins or ends, and
-        // what a norm reads its parameters do not show.
-        let made_inside = |b: &Boundary| {
-            let above = ancestors(self.graph, b.value.node);
-            vectors.iter().any(|v| above[v.results[0].value.node.index()])
-        };
-        let read_inside =
-            |b: &Boundary| vectors.iter().any(|v| ancestors(self.graph, v.results[0].value.node)[b.value.node.index()]);
-        let arguments = only(first.map(|i| &parts[i].arguments[0]).collect()).filter(|b| !made_inside(b));
-        let results = only(last.map(|i| &parts[i].results[0]).collect()).filter(|b| !read_inside(b));
-        Some(Region {
-            path: path.into(),
-            arguments: arguments.into_iter().collect(),
-            results: results.into_iter().collect(),
-        })
+    /// The one value that the first modules of a path read, and the one that leaves the path.
+    fn subtree(&self, holds: &dyn Fn(&String) -> bool, path: &str) -> Option<Region> {
+        if self.unknown.iter().any(holds) {
+            return None;
+        }
+        let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| holds(p)).map(|(_, r)| r).collect();
+        // One that holds a module of a single call was called once. Where every module was called several times, so
+        // was the path, or it calls each of them several times: which, only a mark tells.
+        if held.iter().all(|calls| calls.len() > 1) {
+            return None;
+        }
+        let parts: Vec<&Region> = held.into_iter().flatten().collect();
+        Some(boundary_of(self.graph, path, &parts))
     }
 }
 
@@ -106,7 +102,7 @@ pub fn ancestors(graph: &Graph, node: NodeIndex) -> Vec<bool> {
     seen
 }
 
-fn is_view(op: &Op) -> bool {
+pub(super) fn is_view(op: &Op) -> bool {
     matches!(op, Op::Reshape | Op::Map { f: MapFn::Identity, .. })
 }
 
@@ -128,12 +124,14 @@ fn through_views(graph: &Graph, input: NodeIndex) -> Vec<Use> {
     uses
 }
 
-fn boundary(graph: &Graph, value: Value) -> Boundary {
+pub(super) fn boundary(graph: &Graph, value: Value) -> Boundary {
     Boundary { value, layout: graph.ty(value).shape.clone() }
 }
 
-/// The regions that a module's own parameters show.
-fn inferred(graph: &Graph, module: &str, uses: &[Use]) -> Vec<Region> {
+/// The regions that a module's own parameters show; `parameters` are the uses of each, in order.
+fn inferred(graph: &Graph, module: &str, parameters: &[Vec<Use>]) -> Vec<Region> {
+    let mut uses = parameters.concat();
+    uses.sort_unstable();
     let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.into(), arguments, results };
     let tables = uses.iter().filter(|(n, at)| graph.node(*n).op == Op::Take && *at == 0);
     let look_ups: Vec<Region> = tables
@@ -142,21 +140,42 @@ fn inferred(graph: &Graph, module: &str, uses: &[Use]) -> Vec<Region> {
     if !look_ups.is_empty() {
         return look_ups;
     }
-    let products: Vec<Region> = uses
+    let products: Vec<(NodeIndex, (Region, NodeIndex))> = uses
         .iter()
         .filter(|(n, _)| matches!(graph.node(*n).op, Op::Einsum { .. }))
-        .map(|&(node, at)| linear(graph, module, node, at, uses))
+        .map(|&(node, at)| (node, linear(graph, module, node, at, &uses)))
         .collect();
     if !products.is_empty() {
-        return products;
+        // One weight, and besides it only a bias, or there is more to the module than its product.
+        let multiplies = |of_one: &&Vec<Use>| of_one.iter().any(|(n, _)| products.iter().any(|p| p.0 == *n));
+        let adds = |(n, _): &Use| products.iter().any(|(product, (_, sum))| n == product || n == sum);
+        let plain = parameters.iter().filter(multiplies).count() == 1 && uses.iter().all(adds);
+        return products.into_iter().filter(|_| plain).map(|(_, (region, _))| region).collect();
     }
-    // A module of vectors: what its last one gives.
-    let last = uses.iter().filter(|(n, _)| matches!(graph.node(*n).op, Op::Map { .. })).map(|u| u.0).max();
-    last.map(|node| region(vec![], vec![boundary(graph, node.into())])).into_iter().collect()
+    let ends = vector_calls(graph, parameters);
+    ends.into_iter().map(|node| region(vec![], vec![boundary(graph, node.into())])).collect()
 }
 
-/// The call of a linear whose weight is operand `at` of a product.
-fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Use]) -> Region {
+/// What the last vector of a module of vectors (a norm, a scale) gives in every call, in order. Empty unless every call
+/// uses each of them once, on the way to that result.
+fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
+    let used: Vec<&Vec<Use>> = parameters.iter().filter(|uses| !uses.is_empty()).collect();
+    let calls = used.first().map_or(0, |uses| uses.len());
+    let vector = |(node, _): &Use| matches!(graph.node(*node).op, Op::Map { .. });
+    if used.iter().any(|uses| uses.len() != calls || !uses.iter().all(vector)) {
+        return Vec::new();
+    }
+    let end = |call: usize| {
+        let end = used.iter().map(|uses| uses[call].0).max()?;
+        let above = ancestors(graph, end);
+        let gives = used.iter().all(|uses| above[uses[call].0.index()]) && made_from_data(graph, end.into());
+        gives.then_some(end)
+    };
+    (0..calls).map(end).collect::<Option<Vec<NodeIndex>>>().unwrap_or_default()
+}
+
+/// The call of a linear whose weight is operand `at` of a product, and the product or its sum with the bias.
+fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Use]) -> (Region, NodeIndex) {
     let mut argument = graph.operands(product)[1 - at];
     let folded = |v: Value| {
         let from = *graph.operands(v.node).first()?;
@@ -178,6 +197,7 @@ fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Us
     if let Some(sum) = only_reader(result).filter(adds_bias) {
         result = sum.into();
     }
+    let last = result.node;
     if outside.is_some()
         && let Some(reader) = only_reader(result).filter(|&n| graph.node(n).op == Op::Reshape)
     {
@@ -186,5 +206,6 @@ fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Us
             result = reader.into();
         }
     }
-    Region { path: module.into(), arguments: vec![boundary(graph, argument)], results: vec![boundary(graph, result)] }
+    let (arguments, results) = (vec![boundary(graph, argument)], vec![boundary(graph, result)]);
+    (Region { path: module.into(), arguments, results }, last)
 }

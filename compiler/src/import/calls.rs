@@ -1,0 +1,62 @@
+//! Calls of convolutions: which tensors enter and leave the module that holds the weight.
+//!
+//! After the import a convolution is slices, products and sums, among which slices and pads of the model
+//! itself look the same. burn records it as one operation, so its boundary is known here, and becomes a
+//! region like a marked one, without a mark.
+
+use super::Builder;
+use burn_ir::{TensorId, TensorIr};
+use std::collections::HashSet;
+use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
+use tpc_passes::styles::modules::module_of;
+
+/// One recorded convolution of the forward pass.
+pub(super) struct Call {
+    weight: Value,
+    bias: Option<Value>,
+    argument: TensorId,
+    result: TensorId,
+}
+
+impl Builder {
+    /// Remembers a convolution.
+    pub(super) fn called(&mut self, x: &TensorIr, weight: &TensorIr, bias: &Option<TensorIr>, out: &TensorIr) {
+        if self.origin.phase == Phase::Forward {
+            let (weight, bias) = (self.get(weight), bias.as_ref().map(|b| self.get(b)));
+            self.calls.push(Call { weight, bias, argument: x.id, result: out.id });
+        }
+    }
+
+    /// The regions of modules that are one convolution: they hold its weight and bias, and nothing else. Modules that
+    /// are marked are left out.
+    pub(super) fn regions_of_calls(&self, marked: &[Region]) -> Vec<Region> {
+        let marked: HashSet<&str> = marked.iter().map(|r| r.path.as_str()).collect();
+        let region = |call: &Call| {
+            let weight = parameter(&self.graph, call.weight)?;
+            let path = module_of(weight);
+            let mut own = vec![weight];
+            if let Some(bias) = call.bias {
+                own.push(parameter(&self.graph, bias)?);
+            }
+            let mut held = self.graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
+            let alone = held.all(|(_, _, name)| own.contains(&name) || module_of(name) != path);
+            let boundary = |id: &TensorId| {
+                let value = *self.values.get(&id.value())?;
+                Some(Boundary { value, layout: self.graph.ty(value).shape.clone() })
+            };
+            let (argument, result) = (boundary(&call.argument)?, boundary(&call.result)?);
+            let unmarked = alone && !marked.contains(path);
+            unmarked.then(|| Region { path: path.into(), arguments: vec![argument], results: vec![result] })
+        };
+        self.calls.iter().filter_map(region).collect()
+    }
+}
+
+/// The parameter that a value is, perhaps in another shape.
+fn parameter(graph: &Graph, value: Value) -> Option<&str> {
+    match graph.op(value) {
+        Op::Input { kind: InputKind::Parameter, name, .. } => Some(name),
+        Op::Reshape | Op::Map { f: MapFn::Identity, .. } => parameter(graph, graph.operands(value.node)[0]),
+        _ => None,
+    }
+}

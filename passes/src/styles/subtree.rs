@@ -1,0 +1,126 @@
+//! The boundary of a module that holds others: the one value that its first ones read, and the one that leaves it.
+//!
+//! A residual or a gate that joins what the last module gives with a value that is known to be made inside is inside,
+//! and the boundary is behind it. Joined with what the subtree reads it may be either: a module with a residual and a
+//! residual around a module are the same program. Then the results are unknown.
+
+use super::regions::{ancestors, boundary, is_view};
+use petgraph::graph::NodeIndex;
+use std::collections::BTreeSet;
+use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
+
+/// The boundary of one call of the module of a path, as far as it is known, from those of the modules that it holds.
+/// Of a norm only the result is known.
+pub(super) fn boundary_of(graph: &Graph, path: &str, parts: &[&Region]) -> Region {
+    // What a norm reads its parameters do not show; what it depends on, its result does.
+    let shown = |r: &Region| r.arguments.first().unwrap_or(&r.results[0]).value.node;
+    let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(graph, shown(r))).collect();
+    let depends = |i: usize, j: usize| i != j && reads[i][parts[j].results[0].value.node.index()];
+    let all = || 0..parts.len();
+    let first: Vec<usize> = all().filter(|&i| all().all(|j| !depends(i, j))).collect();
+    let last: Vec<usize> = all().filter(|&i| all().all(|j| !depends(j, i))).collect();
+    let only = |all: Vec<&Boundary>| {
+        let distinct: BTreeSet<Value> = all.iter().map(|b| b.value).collect();
+        if distinct.len() == 1 { all.first().map(|b| (*b).clone()) } else { None }
+    };
+    let arguments: Option<Vec<&Boundary>> = first.iter().map(|&i| parts[i].arguments.first()).collect();
+    let subtree = Subtree {
+        graph,
+        read: first.iter().flat_map(|&i| &parts[i].arguments).map(|b| b.value).collect(),
+        behind_norm: arguments.is_none(),
+        inside: parts.iter().map(|r| r.results[0].value).collect(),
+    };
+    let results = only(last.iter().map(|&i| &parts[i].results[0]).collect()).and_then(|b| subtree.leaves(b.value));
+    Region {
+        path: path.into(),
+        arguments: arguments.and_then(only).into_iter().collect(),
+        results: results.map(|v| boundary(graph, v)).into_iter().collect(),
+    }
+}
+
+/// The modules below a path.
+struct Subtree<'a> {
+    graph: &'a Graph,
+    /// What its first modules read, as far as it is known.
+    read: Vec<Value>,
+    /// Whether one of them is a norm, so that what the subtree reads is not known.
+    behind_norm: bool,
+    /// What the modules give.
+    inside: Vec<Value>,
+}
+
+/// How an operand relates to a subtree.
+#[derive(PartialEq, Eq)]
+enum Relation {
+    /// Made from what the subtree's modules give.
+    Inside,
+    /// Known to the subtree: what it reads, or may read.
+    Known,
+    /// Nothing that the subtree can know, if it has one argument.
+    Foreign,
+}
+
+impl Subtree<'_> {
+    /// Where what the last module gives leaves the subtree: there, or behind the residuals and gates that join it with
+    /// other values of the subtree. `None` if it is joined with what the subtree reads, which may happen inside (a
+    /// module with a residual) or outside (the residual around a module).
+    fn leaves(&self, last: Value) -> Option<Value> {
+        let graph = self.graph;
+        let (mut result, mut at) = (last, last);
+        loop {
+            let mut readers: Vec<NodeIndex> = graph.users(at.node).map(|(reader, _)| reader).collect();
+            readers.retain(|&n| graph.node(n).origin.phase == Phase::Forward);
+            readers.sort_unstable();
+            readers.dedup();
+            let joins = |n: &NodeIndex| matches!(graph.node(*n).op, Op::Map { f: MapFn::Add | MapFn::Mul, .. });
+            let mut inner = None;
+            for &reader in readers.iter().filter(|n| joins(n)) {
+                for relation in graph.operands(reader).into_iter().filter(|&v| v != at).map(|v| self.relation(v, at)) {
+                    match relation {
+                        Relation::Known => return None,
+                        Relation::Inside => inner = Some(reader),
+                        Relation::Foreign => {}
+                    }
+                }
+            }
+            // Dropout, scales and activations may come before a residual.
+            let next = match readers[..] {
+                [one] if matches!(graph.node(one).op, Op::Map { .. } | Op::Reshape) => Some(one),
+                _ => None,
+            };
+            if let Some(join) = inner {
+                result = join.into();
+            }
+            match inner.or(next) {
+                Some(next) => at = next.into(),
+                None => return Some(result),
+            }
+        }
+    }
+
+    /// What `value` is to the subtree, apart from what it is through `at`.
+    fn relation(&self, value: Value, at: Value) -> Relation {
+        let above = ancestors(self.graph, value.node);
+        if above[at.node.index()] {
+            return Relation::Foreign; // a residual that begins at `at`
+        }
+        if self.inside.iter().any(|v| above[v.node.index()]) {
+            return Relation::Inside;
+        }
+        let same = |v: &Value| behind_views(self.graph, *v) == behind_views(self.graph, value);
+        let reads = |v: &Value| ancestors(self.graph, v.node)[value.node.index()];
+        let may_read = self.behind_norm && made_from_data(self.graph, value) && self.inside.iter().any(reads);
+        if may_read || self.read.iter().any(same) { Relation::Known } else { Relation::Foreign }
+    }
+}
+
+/// Whether a value is computed from the step's data; tables and parameters are not.
+pub(super) fn made_from_data(graph: &Graph, value: Value) -> bool {
+    let above = ancestors(graph, value.node);
+    graph.inputs().any(|(node, kind, _)| kind == InputKind::Data && above[node.index()])
+}
+
+/// The value of which another is a transpose, a reshape or a broadcast.
+fn behind_views(graph: &Graph, value: Value) -> Value {
+    if is_view(graph.op(value)) { behind_views(graph, graph.operands(value.node)[0]) } else { value }
+}
