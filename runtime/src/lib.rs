@@ -19,6 +19,8 @@ pub mod counters;
 pub mod device;
 pub mod element;
 pub mod error;
+pub mod fingerprint;
+pub mod flight;
 pub mod session;
 pub mod trace;
 
@@ -26,4 +28,5 @@ pub use boxes::{BoxRequest, Run, Runs};
 pub use checkpoint::CheckpointError;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
+pub use comm::Processes;
 pub use session::{BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};

@@ -140,7 +140,7 @@ fn assign(session: &Session) -> Vec<Assignment> {
 fn fill(session: &Session, dir: &Path, step: u64, seed: u64, disk: &Disk) -> Result<(), CheckpointError> {
     disk.operation(dir, "cannot be made", |dir| fs::create_dir(dir))?;
     let assigned = assign(session);
-    let written = each_rank(session.ranks(), &|rank| {
+    let written = each_rank(session.local_ranks(), &|rank| {
         let mine: Vec<usize> = assigned.iter().filter(|a| a.rank == rank).map(|a| a.input).collect();
         // A rank that has nothing to write makes no file.
         (!mine.is_empty()).then(|| write_rank(session, rank, &mine, dir, disk)).transpose()
