@@ -223,8 +223,11 @@ impl Control {
         if self.shared && pid == 0 {
             return "not there yet".into();
         }
-        if self.shared && !is_alive(pid) {
-            return "gone".into();
+        match state_of(pid).filter(|_| self.shared) {
+            None if self.shared => return "gone".into(),
+            Some('Z' | 'X') => return "gone".into(),
+            Some('T' | 't') => return "stopped by a signal".into(),
+            _ => {}
         }
         let doing = block.doing.get();
         if !doing.is_empty() {
@@ -262,11 +265,14 @@ impl Control {
 
 /// Whether a process of this host runs: neither ended nor a zombie.
 pub fn is_alive(pid: u32) -> bool {
-    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        // The name, in parentheses, may hold anything.
-        Ok(stat) => !matches!(stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()), Some('Z' | 'X')),
-        Err(_) => false,
-    }
+    state_of(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The state of a process of this host as the system says it in one letter: `R` for running, `T` for stopped.
+pub(crate) fn state_of(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // It is behind the name, which is in parentheses and may hold anything.
+    stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
 /// Processor time that a process has used, in hundredths of a second; 0 if there is none.
