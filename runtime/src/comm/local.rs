@@ -43,6 +43,10 @@ impl Local {
         Arc::new(Local { control, process, record })
     }
 
+    fn record_path(&self) -> Option<PathBuf> {
+        self.record.as_ref().map(|dir| dir.join(format!("tpc-flight-{}.json", std::process::id())))
+    }
+
     /// The control block.
     pub fn control(&self) -> &Arc<Control> {
         &self.control
@@ -76,7 +80,7 @@ impl Processes for Local {
     }
 
     fn fail(&self, rank: usize, reason: &str) {
-        let path = self.record.as_ref().map(|dir| dir.join(format!("tpc-flight-{}.json", std::process::id())));
+        let path = self.record_path();
         let told = path.as_ref().map(|p| format!("; flight record: {}", p.display())).unwrap_or_default();
         let first = self.control.fail(rank, || format!("{reason}{told}"));
         if let (true, Some(path)) = (first, path) {
@@ -87,6 +91,10 @@ impl Processes for Local {
 
     fn failure(&self) -> Option<(usize, String)> {
         self.control.failure()
+    }
+
+    fn written_record(&self) -> Option<PathBuf> {
+        self.record_path().filter(|path| path.is_file())
     }
 
     fn flight(&self, rank: usize) -> &Flight {

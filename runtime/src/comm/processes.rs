@@ -8,6 +8,7 @@ use crate::error::RuntimeError;
 use crate::flight::{Flight, FlightRecord};
 use std::fmt::Debug;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tpc_ir::program::RankProgram;
@@ -47,6 +48,9 @@ pub trait Processes: Debug + Send + Sync {
     /// The rank that failed first, and why.
     fn failure(&self) -> Option<(usize, String)>;
 
+    /// Where this process wrote the flight record of a failure, if it was the one to do so.
+    fn written_record(&self) -> Option<PathBuf>;
+
     /// Where a rank of this process notes its collectives.
     fn flight(&self, rank: usize) -> &Flight;
 
@@ -57,7 +61,7 @@ pub trait Processes: Debug + Send + Sync {
     fn progress(&self);
 
     /// Says what must be removed if this process dies over it; an empty path when that is over.
-    fn leftover(&self, path: &std::path::Path);
+    fn leftover(&self, path: &Path);
 
     /// Lets the ranks of programs meet, with new arenas.
     ///

@@ -126,8 +126,12 @@ impl Session {
         self.agree("fill inputs", filled, |_| Vec::new()).map(drop)
     }
 
-    /// What this and all processes made of something that they do together: an error if it is one on any of them.
-    pub(crate) fn agree<T, E: Display + From<RuntimeError>>(
+    /// What this and all processes made of something that they do together: an error if it is one on any of them. `to_bytes` is what
+    /// the others are told of a success.
+    ///
+    /// # Errors
+    /// This process's own, else that of the lowest process that has one.
+    pub fn agree<T, E: Display + From<RuntimeError>>(
         &self,
         purpose: &str,
         mine: Result<T, E>,
