@@ -97,9 +97,9 @@ pub fn compare(
         _ => ("the version of tpc".into(), "another".into(), "another".into()),
     };
     let names: Vec<String> = others.iter().map(ToString::to_string).collect();
-    let ranks = if others.len() == 1 { "rank" } else { "ranks" };
+    let (ranks, differ) = if others.len() == 1 { ("rank", "differs") } else { ("ranks", "differ") };
     Err(RuntimeError::Programs(format!(
-        "{ranks} {} differ from rank 0 in {what}: rank 0 has {first}, rank {other} has {second}",
+        "{ranks} {} {differ} from rank 0 in {what}: rank 0 has {first}, rank {other} has {second}",
         names.join(", ")
     )))
 }

@@ -157,9 +157,9 @@ impl Place {
         disk.sync(&self.temporary)?;
         disk.operation(&self.target.path, "cannot get its name", |to| fs::rename(&self.temporary, to))?;
         disk.sync(&self.dir)?;
-        let keep = options.keep.map_or(usize::MAX, |keep| keep.get() - 1);
+        let keep = options.keep.map(|keep| keep.get() - 1);
         let earlier = self.present.iter().filter(|s| s.step < step).count();
-        let superseded = self.present.iter().enumerate().filter(|(i, s)| s.step == step || i + keep < earlier);
+        let superseded = self.present.iter().enumerate().filter(|(i, s)| s.step == step || keep.is_some_and(|keep| i.saturating_add(keep) < earlier));
         for (_, old) in superseded {
             // It loses its name first, so that it never looks whole while it vanishes.
             let gone = old.partial();

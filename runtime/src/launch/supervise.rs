@@ -247,11 +247,15 @@ fn clean(leftover: &str) {
     }
 }
 
+/// Writes what the ranks did last, if they did anything.
 fn write_record(control: &Control, dir: Option<&Path>) -> Option<PathBuf> {
+    let record = control.flight_record();
+    // Who fails before the first collective has nothing to look into.
+    record.ranks.iter().find(|rank| !rank.operations.is_empty())?;
     let dir = dir.map_or_else(std::env::temp_dir, Path::to_path_buf);
     let path = dir.join(format!("tpc-flight-{}.json", std::process::id()));
     std::fs::create_dir_all(&dir).ok()?;
-    std::fs::write(&path, control.flight_record().to_json()).ok()?;
+    std::fs::write(&path, record.to_json()).ok()?;
     Some(path)
 }
 
