@@ -91,7 +91,7 @@ pub fn save(
     let (_, written) = agreed.map_err(|e| cleaned(&temporary, e))?;
     let finished = match place {
         Some(place) => index(session, &assigned, &written, step, seed)
-            .and_then(|index| place.finish(&index, step, options, &disk))
+            .and_then(|index| place.finish(session, &index, step, options, &disk))
             .map_err(|e| cleaned(&temporary, e)),
         None => Ok(()),
     };
@@ -128,7 +128,7 @@ impl Place {
             disk.remove(&dir.join(name))?;
         }
         let temporary = target.partial();
-        session.processes().leftover(&std::path::absolute(&temporary).unwrap_or_else(|_| temporary.clone()));
+        set_leftover(session, &temporary);
         disk.operation(&temporary, "cannot be made", |dir| fs::create_dir(dir))?;
         Ok(Place { dir: dir.to_path_buf(), present, target, temporary })
     }
@@ -149,7 +149,14 @@ impl Place {
     }
 
     /// Lets the checkpoint count, and removes what it supersedes.
-    fn finish(self, index: &Index, step: u64, options: &SaveOptions, disk: &Disk) -> Result<(), CheckpointError> {
+    fn finish(
+        self,
+        session: &Session,
+        index: &Index,
+        step: u64,
+        options: &SaveOptions,
+        disk: &Disk,
+    ) -> Result<(), CheckpointError> {
         let path = self.temporary.join(FILE);
         let mut file = disk.create(&path)?;
         let written = file.write_all(index.to_text().as_bytes()).and_then(|()| file.sync());
@@ -163,6 +170,7 @@ impl Place {
         for (_, old) in superseded {
             // It loses its name first, so that it never looks whole while it vanishes.
             let gone = old.partial();
+            set_leftover(session, &gone);
             disk.operation(&old.path, "cannot be removed", |path| fs::rename(path, &gone))?;
             disk.remove(&gone)?;
         }
@@ -204,6 +212,11 @@ fn assign(session: &Session) -> Vec<Assignment> {
         load[assigned[b]] += bytes;
     }
     boxes.iter().zip(assigned).map(|((_, input, _), rank)| Assignment { input: *input, rank }).collect()
+}
+
+/// Tells the launcher what to remove if this process dies.
+fn set_leftover(session: &Session, path: &Path) {
+    session.processes().leftover(&std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
 }
 
 /// The file that a rank wrote and the boxes in it; nothing if there was nothing to write.

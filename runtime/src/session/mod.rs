@@ -326,15 +326,10 @@ impl Session {
     }
 
     fn step_error(&self) -> Option<RuntimeError> {
-        // The cause is the error of the rank that failed first; the others only gave up.
-        let cause = self.shared.processes.failure();
-        let first = cause.iter().map(|f| f.0).chain(self.local_ranks());
-        let error = first.into_iter().find_map(|rank| self.rank_error(rank));
-        error.or_else(|| {
-            let (peer, reason) = cause?;
-            let (rank, operation) = (self.shared.local.start, format!("step {}", self.steps - 1));
-            Some(RuntimeError::PeerFailed { rank, operation, peer, reason })
-        })
+        // The cause is the error of the rank that failed first; the others only gave up. Where all ranks of this process have finished
+        // the step, it is done: a failure elsewhere shows in the next collective or read, which can say what it was about.
+        let cause = self.shared.processes.failure().map(|f| f.0);
+        cause.into_iter().chain(self.local_ranks()).find_map(|rank| self.rank_error(rank))
     }
 
     /// The first parameter or tensor of the batch that was never written, or on some ranks of this process only.
