@@ -5,8 +5,8 @@ use crate::capture::{
     Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
 };
 use crate::models::{
-    ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, read_strips, save_strips, transposed,
-    weight_map,
+    ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, read_strips, save_strips,
+    transposed, weight_map,
 };
 use crate::program::Error;
 use burn::optim::Optimizer;

@@ -143,7 +143,9 @@ fn what_cannot_work_is_said_by_everyone() {
     let told = launched("3", &training(&scratch, "2", "tp=2", "tp"));
     assert_eq!(told.code, 1);
     for rank in 0..3 {
-        let line = format!("[rank {rank}] error: the mesh has 2 ranks, but 3 processes were launched, one for each rank; launch 2 processes or choose a mesh of 3 ranks");
+        let line = format!(
+            "[rank {rank}] error: the mesh has 2 ranks, but 3 processes were launched, one for each rank; launch 2 processes or choose a mesh of 3 ranks"
+        );
         assert!(told.err.contains(&line), "{}", told.err);
     }
     let told = tpc(&["launch", "--ranks", "2", "--", "/no/such/program"]);
@@ -161,6 +163,22 @@ fn what_cannot_work_is_said_by_everyone() {
 }
 
 #[test]
+fn a_process_that_does_not_come_is_named() {
+    let scratch = Scratch::new("missing");
+    let quoted: Vec<String> = training(&scratch, "2", "dp=3", "ddp").iter().map(|a| format!("'{a}'")).collect();
+    let script =
+        format!("test $TPC_RANK = 1 && exec sleep 60; exec {} {}", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "));
+    let head = ["launch", "--ranks", "3", "--deadline", "1", "--grace", "0.5", "--", "sh", "-c"];
+    let told = tpc(&[&head[..], &[&script]].concat());
+    assert_eq!(told.code, 1, "{}", told.err);
+    for rank in [0, 2] {
+        let line = told.err.lines().find(|l| l.starts_with(&format!("[rank {rank}] error: "))).unwrap_or_default();
+        assert!(line.contains("missing rank 1 (rank 1 is not there yet)"), "{}", told.err);
+    }
+    assert!(told.seconds < 20.0, "{}", told.seconds);
+}
+
+#[test]
 fn other_programs_are_named_with_the_first_collective_that_differs() {
     let scratch = Scratch::new("other");
     let with = |plan: &str| {
@@ -168,11 +186,17 @@ fn other_programs_are_named_with_the_first_collective_that_differs() {
         quoted.join(" ")
     };
     let tpc_path = env!("CARGO_BIN_EXE_tpc");
-    let script = format!("if [ $TPC_RANK = 1 ]; then exec {tpc_path} {}; else exec {tpc_path} {}; fi", with("tp-sp"), with("tp"));
+    let script = format!(
+        "if [ $TPC_RANK = 1 ]; then exec {tpc_path} {}; else exec {tpc_path} {}; fi",
+        with("tp-sp"),
+        with("tp")
+    );
     let told = tpc(&["launch", "--ranks", "2", "--deadline", "20", "--", "sh", "-c", &script]);
     assert_eq!(told.code, 1);
     for rank in 0..2 {
-        let begin = format!("[rank {rank}] error: the processes run different programs: rank 1 differs from rank 0 in collective 0 of rank 0's program: rank 0 has `all_reduce tp`");
+        let begin = format!(
+            "[rank {rank}] error: the processes run different programs: rank 1 differs from rank 0 in collective 0 of rank 0's program: rank 0 has `all_reduce tp`"
+        );
         assert!(told.err.contains(&begin), "{}", told.err);
     }
     assert!(told.err.contains("rank 1 has `reduce_scatter tp`"), "{}", told.err);

@@ -26,7 +26,8 @@ fn training(scratch: &Scratch, ranks: usize, steps: u64, every: &str) -> Vec<Str
     let (dir_text, inputs) = (dir.display().to_string(), dir.join("inputs.safetensors").display().to_string());
     let (mesh, plan) = if ranks == 2 { ("tp=2", "tp-sp") } else { ("dp=3", "fsdp") };
     let (run, steps, metrics) = (scratch.path("run"), steps.to_string(), scratch.path("m.jsonl"));
-    let arguments = ["train", &dir_text, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", &steps, "--resume"];
+    let arguments =
+        ["train", &dir_text, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", &steps, "--resume"];
     let rest = ["--checkpoint", &run, "--save-every", every, "--keep", "2", "--metrics", &metrics];
     arguments.iter().chain(&rest).map(ToString::to_string).collect()
 }

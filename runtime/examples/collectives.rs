@@ -1,10 +1,12 @@
 //! How long a collective takes: one step with many all-reduces of one size, per all-reduce.
 //!
-//! `cargo run --release -p tpc-runtime --example collectives -- 2` for two ranks as threads.
+//! `cargo run --release -p tpc-runtime --example collectives -- 2` for two ranks as threads,
+//! `tpc launch --ranks 2 -- target/release/examples/collectives 2` as processes.
 
+use std::time::Duration;
 use tpc_ir::program::*;
 use tpc_ir::{DType, InputKind, Mesh, Phase, ReduceOp};
-use tpc_runtime::{LaunchOptions, RuntimeError, Session};
+use tpc_runtime::{LaunchOptions, RuntimeError, Session, launch};
 
 /// All-reduces in one step.
 const REPEATED: usize = 200;
@@ -48,17 +50,23 @@ fn program(rank: usize, ranks: usize, elements: usize) -> Result<RankProgram, tp
 fn measure(ranks: usize, elements: usize) -> Result<f64, RuntimeError> {
     let programs: Result<Vec<_>, _> = (0..ranks).map(|rank| program(rank, ranks, elements)).collect();
     let programs = programs.map_err(|e| RuntimeError::Launch(e.to_string()))?;
-    let mut session = Session::launch(programs, LaunchOptions::default())?;
+    let options = LaunchOptions { processes: launch::joined(), ..LaunchOptions::default() };
+    let mut session = Session::launch(programs, options)?;
     session.step()?;
     let mut seconds = (0..7).map(|_| session.step().map(|r| r.seconds)).collect::<Result<Vec<_>, _>>()?;
     seconds.sort_by(f64::total_cmp);
     Ok(seconds[seconds.len() / 2] / REPEATED as f64)
 }
 
-fn main() -> Result<(), RuntimeError> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let processes = launch::join(Duration::from_secs(30))?;
+    let kind = if processes.is_some() { "processes" } else { "threads" };
     let ranks = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(2);
     for kib in [4, 64, 1024, 4096] {
-        println!("{ranks} ranks, {kib:>5} KiB: {:9.2} us", measure(ranks, kib * 256)? * 1e6);
+        let time = measure(ranks, kib * 256)? * 1e6;
+        if processes.as_ref().is_none_or(|p| p.process() == 0) {
+            println!("{ranks} {kind}, {kib:>5} KiB: {time:9.2} us");
+        }
     }
     Ok(())
 }

@@ -139,7 +139,10 @@ pub enum RuntimeError {
         reason: String,
     },
     /// The process of another rank has ended without a word.
-    #[error("rank {rank}: {operation} can never finish: {} ended without it; see what it said or why it was killed", processes(missing))]
+    #[error(
+        "rank {rank}: {operation} can never finish: {} ended without it; see what it said or why it was killed",
+        processes(missing)
+    )]
     Gone {
         /// The rank that waits.
         rank: usize,

@@ -76,11 +76,7 @@ impl Summary {
 ///
 /// # Errors
 /// On every process, which ranks differ from rank 0, and in what; a process that does not come.
-pub fn compare(
-    processes: &dyn Processes,
-    programs: &[RankProgram],
-    deadline: Duration,
-) -> Result<(), RuntimeError> {
+pub fn compare(processes: &dyn Processes, programs: &[RankProgram], deadline: Duration) -> Result<(), RuntimeError> {
     if processes.count() == 1 {
         return Ok(());
     }

@@ -30,7 +30,7 @@ pub mod trace;
 
 pub use boxes::{BoxRequest, Run, Runs};
 pub use checkpoint::CheckpointError;
+pub use comm::Processes;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
-pub use comm::Processes;
 pub use session::{BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};

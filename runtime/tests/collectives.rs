@@ -2,9 +2,9 @@
 //!
 //! Every check is a function of the launch options and the number of ranks, and is run by every communicator of [`communicators!`].
 
-mod support;
 #[path = "support/processes.rs"]
 mod processes;
+mod support;
 
 use processes::in_processes;
 use std::ops::Range;
@@ -16,13 +16,14 @@ use tpc_runtime::{LaunchOptions, Session};
 /// A check: its name, the numbers of ranks that it is for, and what it does.
 type Check = (&'static str, Range<usize>, fn(&LaunchOptions, usize));
 
-const CHECKS: [Check; 7] = [
+const CHECKS: [Check; 8] = [
     ("all_reduce", 1..6, all_reduce),
     ("all_gather_and_reduce_scatter", 1..6, all_gather_and_reduce_scatter),
     ("all_to_all", 1..6, all_to_all),
     ("groups_of_a_mesh", 4..5, groups_of_a_mesh),
     ("in_place_and_overlapping", 3..4, in_place_and_overlapping),
     ("sums_bit_by_bit", 5..6, sums_bit_by_bit),
+    ("transfers", 1..5, transfers),
     ("random_sequences", 1..9, random_sequences),
 ];
 
@@ -48,7 +49,7 @@ macro_rules! communicators {
     ($($communicator:ident),+) => { $(
         mod $communicator {
             communicators!(@tests $communicator: all_reduce all_gather_and_reduce_scatter all_to_all groups_of_a_mesh
-                in_place_and_overlapping sums_bit_by_bit random_sequences);
+                in_place_and_overlapping sums_bit_by_bit transfers random_sequences);
         }
     )+ };
     (@tests $communicator:ident: $($check:ident)+) => { $(
@@ -389,6 +390,59 @@ fn sums_bit_by_bit(options: &LaunchOptions, ranks: usize) {
     for _ in 0..20 {
         session.step().unwrap();
         (0..ranks).for_each(|r| assert_eq!(session.read_rank(&result("y"), r).unwrap(), first));
+    }
+}
+
+/// What is written is what is read, on every process, also of sessions that succeed or follow each other: whole tensors, one rank's
+/// boxes, ranges; larger than what processes exchange at a time, with ranks that hold the same or nothing.
+fn transfers(options: &LaunchOptions, ranks: usize) {
+    let rows = 70_000;
+    let program = |rank: usize, copies: usize| {
+        let mut b = Builder::of(mesh(ranks), rank);
+        // The last rank holds nothing, if there are others; an even and an odd part.
+        let holders = (ranks - 1).max(1);
+        let start = (rank * rows / holders).min(rows);
+        let end = ((rank + 1) * rows / holders).min(rows);
+        let x = b.buffer(DType::F32, &[end - start, 2]);
+        b.bind_input("x", &x, vec![rows, 2], vec![start, 0]);
+        b.bind_output("x", &x, vec![rows, 2], vec![start, 0]);
+        let same = b.input("same", DType::I64, &[3]);
+        b.output("same", &same);
+        let first = b.buffer(DType::F32, &[if rank == 0 { 2 } else { 0 }]);
+        b.bind_output("first", &first, vec![2], vec![if rank == 0 { 0 } else { 2 }]);
+        for i in 0..copies {
+            b.collective(CollectiveKind::AllReduce(ReduceOp::Max), (0..ranks).collect(), &same, &same, i as u32);
+        }
+        b.program
+    };
+    let programs = |copies: usize| -> Vec<RankProgram> { (0..ranks).map(|rank| program(rank, copies)).collect() };
+    let values: Vec<f64> = (0..2 * rows).map(|i| i as f64).collect();
+    for _ in 0..2 {
+        let mut session = launch(options, programs(1));
+        session.write_f64("x", &values).unwrap();
+        session.write_f64("same", &[1.0, 2.0, -3.0]).unwrap();
+        for copies in [2, 3] {
+            session.step().unwrap();
+            session.succeed(programs(copies)).unwrap();
+        }
+        session.step().unwrap();
+        assert_eq!(session.read_f64(&result("x")).unwrap(), values);
+        assert_eq!(session.read_input_f64("x").unwrap(), values);
+        assert_eq!(session.read_f64(&result("same")).unwrap(), [1.0, 2.0, -3.0]);
+        assert_eq!(session.read_f64(&result("first")).unwrap(), [0.0, 0.0]);
+        let mut strip = vec![0; 4 * 1001];
+        session.read_range("x", 69_500, 70_501, &mut strip).unwrap();
+        assert_eq!(tpc_runtime::element::decode(DType::F32, &strip), values[69_500..70_501]);
+        let mut seen = Vec::new();
+        for rank in 0..ranks {
+            let writer = &mut |_: &tpc_runtime::BoxRequest, bytes: &[u8]| {
+                seen.extend(tpc_runtime::element::decode(DType::F32, bytes));
+                Ok(())
+            };
+            session.read_box("x", rank, writer).unwrap();
+        }
+        assert_eq!(seen, values);
+        assert!(session.read_f64(&result("y")).is_err());
     }
 }
 

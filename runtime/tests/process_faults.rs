@@ -1,9 +1,9 @@
 //! Small runs by processes that lose one of them: 200 seeded faults, every kind, at every moment. The run ends in time, everyone says
 //! who and where, the last checkpoint is whole and can be gone on from, and nothing is left behind.
 
-mod support;
 #[path = "support/processes.rs"]
 mod processes;
+mod support;
 
 use processes::{Told, fail, in_processes, joined};
 use std::path::{Path, PathBuf};
@@ -199,13 +199,19 @@ fn check(seed: u64, plan: &Plan, dir: &Path, told: &Told, took: Duration) {
         let line = line.unwrap_or_else(|| panic!("rank {rank} said nothing, {context}"));
         match plan.wrong {
             Wrong::OtherProgram => {
-                assert!(line.contains("the processes run different programs") && line.contains("all_reduce tp"), "{context}");
+                assert!(
+                    line.contains("the processes run different programs") && line.contains("all_reduce tp"),
+                    "{context}"
+                );
                 assert!(line.contains("sum of 256") && line.contains("max of 256"), "{context}");
             }
             Wrong::FullDisk => assert!(line.contains("injected fault"), "{context}"),
             _ => {
                 assert!(line.contains(&victim), "{context}");
-                assert!(line.contains("`all_reduce tp` #") && line.contains("plan line") || line.contains(": `"), "{context}");
+                assert!(
+                    line.contains("`all_reduce tp` #") && line.contains("plan line") || line.contains(": `"),
+                    "{context}"
+                );
             }
         }
         // Signals may take a moment; what a rank does to itself in a step is seen in its first collective.

@@ -6,7 +6,7 @@ use super::options::StepArguments;
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
-use crate::pretrained::{TokenBatch, initialise, load_weights, names, save};
+use crate::pretrained::{LoadError, TokenBatch, initialise, load_weights, names, save};
 use crate::program::{TrainingSession, compile_training};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -354,8 +354,9 @@ fn write_gradients(session: &Session, map: &WeightMap, file: &Path) -> Outcome {
     }
     let has_gradient = |entry: &&WeightEntry| values.contains_key(&entry.hf_name);
     let entries = map.entries.iter().filter(has_gradient).cloned().collect();
-    if leads() {
-        write_weights(file, &WeightMap { entries }, |entry| Ok(values.remove(&entry.hf_name).unwrap_or_default()))?;
-    }
+    let write =
+        || write_weights(file, &WeightMap { entries }, |entry| Ok(values.remove(&entry.hf_name).unwrap_or_default()));
+    let written = if leads() { write().map_err(LoadError::from) } else { Ok(()) };
+    session.agree("write gradients", written, |()| Vec::new())?;
     Ok(())
 }

@@ -177,7 +177,5 @@ fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Res
     if let Some(processes) = &processes {
         processes.leftover(Path::new(""));
     }
-    result.map_err(|source| {
-        ModelError::Io { file: path.to_path_buf(), source }
-    })
+    result.map_err(|source| ModelError::Io { file: path.to_path_buf(), source })
 }

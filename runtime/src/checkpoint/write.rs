@@ -71,7 +71,8 @@ pub fn save(
     let to_bytes = |place: &Option<Place>| place.as_ref().map_or_else(Vec::new, |p| p.to_bytes());
     let cleaned = |temporary: &Path, error: CheckpointError| {
         // Nothing more can be done if this fails, too: the launcher or the next save tries it again.
-        if leads && options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) && fs::remove_dir_all(temporary).is_ok() {
+        if leads && options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) && fs::remove_dir_all(temporary).is_ok()
+        {
             session.processes().leftover(Path::new(""));
         }
         error
@@ -128,7 +129,7 @@ impl Place {
             disk.remove(&dir.join(name))?;
         }
         let temporary = target.partial();
-        set_leftover(session, &temporary);
+        session.processes().leftover(&temporary);
         disk.operation(&temporary, "cannot be made", |dir| fs::create_dir(dir))?;
         Ok(Place { dir: dir.to_path_buf(), present, target, temporary })
     }
@@ -166,11 +167,15 @@ impl Place {
         disk.sync(&self.dir)?;
         let keep = options.keep.map(|keep| keep.get() - 1);
         let earlier = self.present.iter().filter(|s| s.step < step).count();
-        let superseded = self.present.iter().enumerate().filter(|(i, s)| s.step == step || keep.is_some_and(|keep| i.saturating_add(keep) < earlier));
+        let superseded = self
+            .present
+            .iter()
+            .enumerate()
+            .filter(|(i, s)| s.step == step || keep.is_some_and(|keep| i.saturating_add(keep) < earlier));
         for (_, old) in superseded {
             // It loses its name first, so that it never looks whole while it vanishes.
             let gone = old.partial();
-            set_leftover(session, &gone);
+            session.processes().leftover(&gone);
             disk.operation(&old.path, "cannot be removed", |path| fs::rename(path, &gone))?;
             disk.remove(&gone)?;
         }
@@ -212,11 +217,6 @@ fn assign(session: &Session) -> Vec<Assignment> {
         load[assigned[b]] += bytes;
     }
     boxes.iter().zip(assigned).map(|((_, input, _), rank)| Assignment { input: *input, rank }).collect()
-}
-
-/// Tells the launcher what to remove if this process dies.
-fn set_leftover(session: &Session, path: &Path) {
-    session.processes().leftover(&std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()));
 }
 
 /// The file that a rank wrote and the boxes in it; nothing if there was nothing to write.

@@ -270,9 +270,19 @@ pub fn is_alive(pid: u32) -> bool {
 
 /// The state of a process of this host as the system says it in one letter: `R` for running, `T` for stopped.
 pub(crate) fn state_of(pid: u32) -> Option<char> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    state_in(&format!("/proc/{pid}/stat"))
+}
+
+fn state_in(file: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(file).ok()?;
     // It is behind the name, which is in parentheses and may hold anything.
     stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Whether a thread of a process waits for a disk, which it cannot be hurried in.
+pub(crate) fn waits_for_disk(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.into_iter().any(|thread| state_in(&thread.path().join("stat").to_string_lossy()) == Some('D'))
 }
 
 /// Processor time that a process has used, in hundredths of a second; 0 if there is none.

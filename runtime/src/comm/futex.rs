@@ -12,7 +12,9 @@ pub fn wait(word: &AtomicU32, value: u32, longest: Duration) {
         tv_nsec: libc::c_long::from(longest.subsec_nanos() as i32),
     };
     // SAFETY: the word and the time live through the call. Without FUTEX_PRIVATE_FLAG the word is found by its page, not its address.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const time, null::<u32>(), 0) };
+    unsafe {
+        libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const time, null::<u32>(), 0)
+    };
 }
 
 /// Wakes all that sleep on the word.

@@ -1,11 +1,11 @@
 //! Processes of one host that share memory, one rank in each; or one process alone, with all ranks as its threads.
 
-use super::control::{Control, MAILBOX, cpu_time};
+use super::Communicators;
+use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
 use super::processes::{Processes, agree};
 use super::shared_memory::{Handle, Region};
 use super::wait::{Awaited, Stop, wait};
 use super::world::{World, out_of_memory};
-use super::Communicators;
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
 use crate::flight::{Flight, FlightRecord};
@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tpc_ir::program::RankProgram;
 
 /// The processes of a world on one host.
@@ -110,6 +110,8 @@ impl Processes for Local {
     }
 
     fn leftover(&self, path: &Path) {
+        // The launcher may be in another directory; `absolute` only fails for empty paths, which are none.
+        let path = std::path::absolute(path).unwrap_or_default();
         self.control.set_leftover(&path.to_string_lossy());
     }
 
@@ -163,7 +165,9 @@ pub(super) fn open(
         let handle = text.split(' ').nth(which).and_then(Handle::parse);
         let handle = handle.ok_or_else(|| format!("rank {rank} announced no memory"))?;
         let mapped = Region::of_peer(handle);
-        mapped.map_err(|e| format!("the memory of rank {rank} cannot be mapped ({e}): all ranks must run on one host as one user"))
+        mapped.map_err(|e| {
+            format!("the memory of rank {rank} cannot be mapped ({e}): all ranks must run on one host as one user")
+        })
     };
     let mapped = (|| -> Result<(Region, Vec<Arc<Arena>>), String> {
         let words = match words? {
@@ -198,6 +202,7 @@ struct Round<'a> {
     /// Whether it is about taking, else about posting.
     taken: bool,
     deadline: Duration,
+    began: Instant,
 }
 
 impl Round<'_> {
@@ -226,13 +231,16 @@ impl Awaited<RuntimeError> for Round<'_> {
     }
 
     fn progress(&mut self) -> u64 {
-        // Host programs compile and read files between exchanges: a process that computes is not stuck. Idle ones use a little, too.
+        // Host programs compile, read and write files between exchanges: a process that computes or waits for a disk is not stuck.
+        // Idle ones compute a little, too.
         let busy = (self.deadline.as_millis() as u64 / 100).max(1);
         let of = |p: usize| {
             let block = self.control.rank(p);
-            block.progress.load(Ordering::Relaxed) + cpu_time(block.pid.load(Ordering::Relaxed)) / busy
+            let pid = block.pid.load(Ordering::Relaxed);
+            let disk = if waits_for_disk(pid) { self.began.elapsed().as_millis() as u64 } else { 0 };
+            block.progress.load(Ordering::Relaxed) + cpu_time(pid) / busy + disk
         };
-        self.missing().into_iter().map(of).sum()
+        (0..self.control.ranks()).filter(|&p| self.is_late(p)).map(of).sum()
     }
 }
 
@@ -247,9 +255,10 @@ fn exchange(
 ) -> Result<Vec<Vec<u8>>, RuntimeError> {
     let mine = control.rank(process);
     mine.doing.set(&format!("in `{purpose}`"));
+    let began = Instant::now();
     let wait_for = |round: u64, taken: bool| {
         let operation = || format!("`{purpose}`");
-        let stop = wait(deadline, false, &mut Round { control, round, taken, deadline });
+        let stop = wait(deadline, false, &mut Round { control, round, taken, deadline, began });
         stop.map_err(|stop| match stop {
             Stop::Error(error) => error,
             Stop::Failed => {
@@ -258,7 +267,7 @@ fn exchange(
             }
             Stop::Gone(missing) => RuntimeError::Gone { rank: process, operation: operation(), missing },
             Stop::Late => {
-                let missing = Round { control, round, taken, deadline }.missing();
+                let missing = Round { control, round, taken, deadline, began }.missing();
                 let states = control.states(&missing);
                 RuntimeError::Deadline { rank: process, operation: operation(), missing, states, deadline }
             }

@@ -242,7 +242,8 @@ impl Communicator for Ranks {
         let (group, sequence) = self.groups[p.group];
         let oldest = self.pending.iter().filter(|x| self.prepared[x.id].group == p.group).map(|x| x.sequence).min();
         if self.pending.len() == DEPTH || oldest.is_some_and(|o| sequence - o >= DEPTH as u64) {
-            let reason = format!("{}: more than {DEPTH} collectives were started and not waited for", describe(&p.collective));
+            let reason =
+                format!("{}: more than {DEPTH} collectives were started and not waited for", describe(&p.collective));
             return Err(RuntimeError::Launch(reason));
         }
         let base = self.world.arenas()[self.rank].base() as usize;

@@ -13,7 +13,7 @@ use std::ptr::{NonNull, null_mut};
 pub struct Region {
     base: NonNull<u8>,
     bytes: usize,
-    /// The file behind shared memory, open as long as peers may want to map it.
+    /// The file behind shared memory of this process, open as long as peers may want to map it.
     file: Option<File>,
 }
 
@@ -75,10 +75,13 @@ impl Region {
         file.set_len(bytes as u64)?;
         if bytes > 0 {
             let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-            // SAFETY: a system call on a descriptor that is open.
-            match unsafe { libc::posix_fallocate(fd, 0, length) } {
-                0 => {}
-                error => return Err(io::Error::from_raw_os_error(error)),
+            loop {
+                // SAFETY: a system call on a descriptor that is open.
+                match unsafe { libc::posix_fallocate(fd, 0, length) } {
+                    0 => break,
+                    libc::EINTR => {}
+                    error => return Err(io::Error::from_raw_os_error(error)),
+                }
             }
         }
         Region::map(bytes, Some(file))
@@ -94,7 +97,10 @@ impl Region {
         if file.metadata()?.len() != handle.bytes as u64 {
             return Err(io::Error::other("the shared memory does not have the announced size"));
         }
-        Region::map(handle.bytes, Some(file))
+        let mut region = Region::map(handle.bytes, Some(file))?;
+        // Only its owner hands it out; the mapping needs no descriptor.
+        region.file = None;
+        Ok(region)
     }
 
     fn map(bytes: usize, file: Option<File>) -> io::Result<Self> {

@@ -65,7 +65,9 @@ mod tests {
     #[test]
     fn texts_are_kept_and_cut_at_characters() {
         let text = Text::<2>::new();
-        for (given, kept) in [("", ""), ("all_reduce", "all_reduce"), ("0123456789abcdeé", "0123456789abcde"), ("x", "x")] {
+        for (given, kept) in
+            [("", ""), ("all_reduce", "all_reduce"), ("0123456789abcdeé", "0123456789abcde"), ("x", "x")]
+        {
             text.set(given);
             assert_eq!(text.get(), kept);
             let copy = Text::<2>::new();

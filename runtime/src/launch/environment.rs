@@ -6,7 +6,7 @@
 //! | torchrun | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | `MASTER_ADDR`, the port after `MASTER_PORT` |
 //! | OpenMPI | `OMPI_COMM_WORLD_RANK`, `…_SIZE` | `…_LOCAL_RANK`, `…_LOCAL_SIZE` | from the job's name |
 //! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` | from the parent process |
-//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID`, `SLURM_TASKS_PER_NODE` on one node | from the job and step |
+//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID`, all if `SLURM_STEP_NUM_NODES` is 1 | from the job and step |
 //!
 //! `TPC_ADDRESS=HOST:PORT` overrides every address, and so do `MASTER_ADDR` and `MASTER_PORT` for launchers that have none.
 
@@ -60,7 +60,9 @@ pub struct Launched {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvironmentError {
     /// A variable that should be a number.
-    #[error("the environment of {kind} has {name}={value}, which is no number; start the processes with a launcher, or unset it")]
+    #[error(
+        "the environment of {kind} has {name}={value}, which is no number; start the processes with a launcher, or unset it"
+    )]
     NoNumber {
         /// The launcher.
         kind: LauncherKind,
@@ -70,7 +72,9 @@ pub enum EnvironmentError {
         value: String,
     },
     /// A variable that should be there, because another is.
-    #[error("the environment of {kind} has {present} but no {missing}; start the processes with a launcher, or unset {present}")]
+    #[error(
+        "the environment of {kind} has {present} but no {missing}; start the processes with a launcher, or unset {present}"
+    )]
     Incomplete {
         /// The launcher.
         kind: LauncherKind,
@@ -80,7 +84,9 @@ pub enum EnvironmentError {
         missing: String,
     },
     /// A rank outside of its world.
-    #[error("the environment of {kind} has {rank_name}={rank}, which is no rank of {world_name}={world}: ranks go from 0 to one less than their number")]
+    #[error(
+        "the environment of {kind} has {rank_name}={rank}, which is no rank of {world_name}={world}: ranks go from 0 to one less than their number"
+    )]
     Outside {
         /// The launcher.
         kind: LauncherKind,
@@ -145,7 +151,8 @@ const SLURM_SPECIAL: u64 = 0xffff_fff0;
 
 impl Names {
     fn has_launched(&self, variables: Variables) -> bool {
-        let in_step = || variables("SLURM_STEP_ID").is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id < SLURM_SPECIAL));
+        let in_step =
+            || variables("SLURM_STEP_ID").is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id < SLURM_SPECIAL));
         // A user's RANK alone is not torchrun's.
         let is_torchrun = || variables(self.world).is_some();
         variables(self.rank).is_some()
@@ -165,18 +172,22 @@ impl Names {
     fn launched(&self, variables: Variables, parent: u32) -> Result<Launched, EnvironmentError> {
         let kind = self.kind;
         let needed = |name: &str| {
-            let incomplete =
-                || EnvironmentError::Incomplete { kind, present: self.rank.into(), missing: name.into() };
+            let incomplete = || EnvironmentError::Incomplete { kind, present: self.rank.into(), missing: name.into() };
             self.number(name, variables)?.ok_or_else(incomplete)
         };
         let optional = |name: Option<&str>| name.map_or(Ok(None), |name| self.number(name, variables));
         let (rank, world) = (needed(self.rank)?, needed(self.world)?);
         let local_rank = optional(self.local_rank)?.unwrap_or(rank);
-        let on_one_host = kind != LauncherKind::Slurm || variables("SLURM_NNODES").is_none_or(|n| n.trim() == "1");
+        let on_one_host = kind != LauncherKind::Slurm
+            || variables("SLURM_STEP_NUM_NODES").or_else(|| variables("SLURM_NNODES")).is_none_or(|n| n.trim() == "1");
         let local_world = optional(self.local_world)?.unwrap_or(if on_one_host { world } else { 1 });
         let inside = |rank_name: &str, rank: usize, world_name: &str, world: usize| {
             let (rank_name, world_name) = (rank_name.to_string(), world_name.to_string());
-            if rank < world { Ok(()) } else { Err(EnvironmentError::Outside { kind, rank_name, rank, world_name, world }) }
+            if rank < world {
+                Ok(())
+            } else {
+                Err(EnvironmentError::Outside { kind, rank_name, rank, world_name, world })
+            }
         };
         inside(self.rank, rank, self.world, world)?;
         if let (Some(rank_name), Some(world_name)) = (self.local_rank, self.local_world) {
@@ -188,11 +199,8 @@ impl Names {
 
     fn address(&self, variables: Variables, parent: u32) -> Result<String, EnvironmentError> {
         if self.kind == LauncherKind::Tpc {
-            let incomplete = EnvironmentError::Incomplete {
-                kind: self.kind,
-                present: self.rank.into(),
-                missing: CONTROL.into(),
-            };
+            let incomplete =
+                EnvironmentError::Incomplete { kind: self.kind, present: self.rank.into(), missing: CONTROL.into() };
             return variables(CONTROL).ok_or(incomplete);
         }
         if let Some(address) = variables(ADDRESS) {
@@ -202,9 +210,11 @@ impl Names {
         // torchrun's own store listens at MASTER_PORT.
         let port = self.number("MASTER_PORT", variables)?.map(|port| port + 1);
         let job = || match self.kind {
-            LauncherKind::Slurm => {
-                ["SLURM_JOB_ID", "SLURM_STEP_ID"].iter().filter_map(|name| variables(name)).collect::<Vec<_>>().join(".")
-            }
+            LauncherKind::Slurm => ["SLURM_JOB_ID", "SLURM_STEP_ID"]
+                .iter()
+                .filter_map(|name| variables(name))
+                .collect::<Vec<_>>()
+                .join("."),
             _ => ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"]
                 .iter()
                 .find_map(|name| variables(name))
@@ -262,7 +272,13 @@ mod tests {
 
     #[test]
     fn every_launcher_is_recognised() {
-        let tpc = some(&[("TPC_RANK", "1"), ("TPC_WORLD", "4"), ("TPC_CONTROL", "5:6:7"), ("RANK", "0"), ("WORLD_SIZE", "9")]);
+        let tpc = some(&[
+            ("TPC_RANK", "1"),
+            ("TPC_WORLD", "4"),
+            ("TPC_CONTROL", "5:6:7"),
+            ("RANK", "0"),
+            ("WORLD_SIZE", "9"),
+        ]);
         let expected = Launched {
             kind: LauncherKind::Tpc,
             rank: 1,

@@ -31,7 +31,9 @@ pub enum LaunchError {
         most: usize,
     },
     /// The launcher's memory is not there.
-    #[error("the control block of `tpc launch` cannot be opened ({0}); its variables are set, but it has ended, runs as another user or in another container")]
+    #[error(
+        "the control block of `tpc launch` cannot be opened ({0}); its variables are set, but it has ended, runs as another user or in another container"
+    )]
     Control(String),
     /// The meeting place cannot be used.
     #[error("rank {rank} cannot meet the others at {address}: {problem}; choose another with TPC_ADDRESS=HOST:PORT")]
@@ -44,7 +46,12 @@ pub enum LaunchError {
         problem: String,
     },
     /// Processes that did not come.
-    #[error("{} did not come to {address} within {deadline:?}; look whether {} started and what {} said", ranks(missing), it(missing), it(missing))]
+    #[error(
+        "{} did not come to {address} within {deadline:?}; look whether {} started and what {} said",
+        ranks(missing),
+        it(missing),
+        it(missing)
+    )]
     Missing {
         /// The ranks.
         missing: Vec<usize>,

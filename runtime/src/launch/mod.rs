@@ -52,7 +52,9 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
     if let Some(world) = &*joined {
         return Ok(Some(world.clone()));
     }
-    let Some(launched) = environment::launched(&variable, std::os::unix::process::parent_id())? else { return Ok(None) };
+    let Some(launched) = environment::launched(&variable, std::os::unix::process::parent_id())? else {
+        return Ok(None);
+    };
     let Launched { kind, rank, world, local_world, .. } = launched;
     if world == 1 {
         return Ok(None);

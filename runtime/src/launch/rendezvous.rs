@@ -69,7 +69,9 @@ fn lead(launched: &Launched, deadline: Duration) -> Result<Arc<Control>, LaunchE
         match TcpListener::bind(&launched.address) {
             Ok(listener) => break listener,
             // The port of an earlier run is free soon.
-            Err(e) if e.kind() == ErrorKind::AddrInUse && start.elapsed() < deadline.min(LINE) => std::thread::sleep(PAUSE),
+            Err(e) if e.kind() == ErrorKind::AddrInUse && start.elapsed() < deadline.min(LINE) => {
+                std::thread::sleep(PAUSE)
+            }
             Err(e) => return Err(unusable(launched, e)),
         }
     };
@@ -83,7 +85,10 @@ fn lead(launched: &Launched, deadline: Duration) -> Result<Arc<Control>, LaunchE
     };
     while come.iter().skip(1).any(Option::is_none) {
         match listener.accept() {
-            Ok((stream, _)) => match first_line(&stream, LINE).map_err(|e| e.to_string()).and_then(|line| greeted(&line, launched.world)) {
+            Ok((stream, _)) => match first_line(&stream, LINE)
+                .map_err(|e| e.to_string())
+                .and_then(|line| greeted(&line, launched.world))
+            {
                 Ok(rank) => come[rank] = Some(stream),
                 // A port scanner or another job's process is no reason to end; one of ours is.
                 Err(reason) if reason.starts_with("rank") => {
@@ -131,7 +136,8 @@ fn follow(launched: &Launched, deadline: Duration) -> Result<Arc<Control>, Launc
         return match line.split_once(' ') {
             Some(("ok", handle)) => {
                 let handle = Handle::parse(handle).ok_or_else(|| unusable(launched, "rank 0 gave no handle"))?;
-                Control::of_peer(handle).map_err(|e| unusable(launched, format!("the memory of rank 0 cannot be opened: {e}")))
+                Control::of_peer(handle)
+                    .map_err(|e| unusable(launched, format!("the memory of rank 0 cannot be opened: {e}")))
             }
             Some(("refused", reason)) => Err(LaunchError::Refused(reason.into())),
             _ => Err(unusable(launched, "something else than tpc answers there")),

@@ -56,12 +56,7 @@ pub(super) struct Loaded {
     pub(super) written: Vec<AtomicBool>,
 }
 
-fn load(
-    shared: &Shared,
-    rank: usize,
-    arena: &Arena,
-    comm: &mut dyn Communicator,
-) -> Result<Executable, RuntimeError> {
+fn load(shared: &Shared, rank: usize, arena: &Arena, comm: &mut dyn Communicator) -> Result<Executable, RuntimeError> {
     let program = &shared.programs[rank];
     let inputs = program.inputs.iter().map(|i| (i.name.clone(), &i.binding));
     let outputs = program.outputs.iter().map(|o| (output_name(&o.kind), &o.binding));
@@ -82,11 +77,7 @@ fn load(
     Executable::load(program, arena, comm)
 }
 
-pub(super) fn rank_thread(
-    shared: &Shared,
-    rank: usize,
-    ready: &mpsc::Sender<(usize, Result<Loaded, RuntimeError>)>,
-) {
+pub(super) fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(usize, Result<Loaded, RuntimeError>)>) {
     let mut comm = shared.world.clone().communicator(rank);
     let arena = shared.world.arena(rank);
     let program = &shared.programs[rank];
