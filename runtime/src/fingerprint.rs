@@ -129,7 +129,7 @@ mod tests {
     fn programs_have_equal_fingerprints_if_they_are_equal() {
         let program = RankProgram::default();
         let other = RankProgram { arena_bytes: 64, ..RankProgram::default() };
-        assert_eq!(fingerprint(std::slice::from_ref(&program)), fingerprint(&[program.clone()]));
+        assert_eq!(fingerprint(&[program.clone(), other.clone()]), fingerprint(&[program.clone(), other.clone()]));
         assert_ne!(fingerprint(&[program]), fingerprint(&[other]));
     }
 }

@@ -476,7 +476,7 @@ fn random_cases(rng: &mut Lcg, ranks: usize) -> Vec<Case> {
         let n = group.len();
         let mut lens = |most: usize| -> Vec<usize> { (0..n).map(|_| rng.below(most + 1)).collect() };
         let (a, b, c) = (lens(4), lens(2), lens(3));
-        let parts = vec![
+        let parts = [
             Part { outer: rng.below(3) + 1, lens: a, inner: rng.below(40) + 1 },
             Part { outer: 1, lens: b.clone(), inner: rng.below(3) + 1 },
         ];

@@ -148,7 +148,7 @@ fn train(dir: &Path, plan: &Plan) {
             panic!("injected fault of the host program");
         }
         session.step().unwrap_or_else(|e| fail(&e));
-        if step % EVERY == 0 {
+        if step.is_multiple_of(EVERY) {
             // The disk is full from the second checkpoint on.
             let options = SaveOptions { keep: std::num::NonZeroUsize::new(2), fault: full.filter(|_| step > EVERY) };
             checkpoint::save(&session, dir, step, 0, &options).unwrap_or_else(|e| fail(&e));
@@ -248,7 +248,7 @@ fn inject(seed: u64) {
     let fewer = (plan.ranks - 1).max(2);
     match seed % 4 {
         0 => {
-            let ranks = if seed % 8 == 0 { plan.ranks } else { fewer };
+            let ranks = if seed.is_multiple_of(8) { plan.ranks } else { fewer };
             let told = in_processes(ranks, &format!("resume {} {ranks}", run.display()), Some(dir.clone()), None);
             assert_eq!(told.ended.code, 0, "seed {seed}: {}", told.stderr);
         }

@@ -75,6 +75,9 @@ pub trait Processes: Debug + Send + Sync {
     ) -> Result<Arc<dyn Communicators>, RuntimeError>;
 }
 
+/// What something gave on every process, or the lowest process on which it did not work, and why.
+pub type Agreed = Result<Vec<Vec<u8>>, (usize, String)>;
+
 /// Shares whether something worked on every process: what each gave, or the lowest failing process and its text.
 ///
 /// # Errors
@@ -84,7 +87,7 @@ pub fn agree(
     purpose: &str,
     mine: Result<Vec<u8>, String>,
     deadline: Duration,
-) -> Result<Result<Vec<Vec<u8>>, (usize, String)>, RuntimeError> {
+) -> Result<Agreed, RuntimeError> {
     if processes.count() == 1 {
         return Ok(mine.map(|bytes| vec![bytes]).map_err(|text| (processes.process(), text)));
     }
