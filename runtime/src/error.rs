@@ -152,7 +152,7 @@ pub enum RuntimeError {
         missing: Vec<usize>,
     },
     /// Something that all processes do together did not work on one of them.
-    #[error("rank {rank}: {reason}")]
+    #[error("{}", of_rank(*rank, ": ", reason))]
     Elsewhere {
         /// The rank on which it did not.
         rank: usize,
@@ -187,6 +187,13 @@ pub enum RuntimeError {
     /// The session failed before.
     #[error("the session has failed and cannot go on: {0}; launch a new one")]
     Poisoned(String),
+}
+
+/// What a rank said, with its number if it did not say that itself.
+pub(crate) fn of_rank(rank: usize, between: &str, reason: &str) -> String {
+    let rank = format!("rank {rank}");
+    let names_itself = reason.strip_prefix(&rank).is_some_and(|rest| rest.starts_with([':', ' ']));
+    if names_itself { reason.to_string() } else { format!("{rank}{between}{reason}") }
 }
 
 fn list(names: &[String]) -> String {

@@ -260,15 +260,14 @@ fn inject(seed: u64) {
 
 #[test]
 fn two_hundred_faults_end_in_time_with_the_right_message() {
-    let only = std::env::var("TPC_FAULT_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
-    if let Some(seed) = only {
-        return inject(seed);
-    }
-    let next = AtomicU64::new(0);
+    // Others by hand: `TPC_FAULT_SEEDS=200..1200`.
+    let seeds = std::env::var("TPC_FAULT_SEEDS").unwrap_or_else(|_| format!("0..{FAULTS}"));
+    let (first, end) = seeds.split_once("..").map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).unwrap();
+    let next = AtomicU64::new(first);
     std::thread::scope(|scope| {
         let work = || loop {
             match next.fetch_add(1, Ordering::Relaxed) {
-                seed if seed < FAULTS => inject(seed),
+                seed if seed < end => inject(seed),
                 _ => return,
             }
         };

@@ -1,6 +1,6 @@
 //! `tpc launch`: a command as several processes, one for each rank, that share memory.
 
-use super::{Failure, Outcome, subcommands};
+use super::{Failure, Outcome, Terminal, subcommands};
 use clap::Args;
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
@@ -35,7 +35,7 @@ pub struct Launch {
 }
 
 impl Launch {
-    pub(super) fn execute(&self) -> Outcome {
+    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         if self.ranks.get() > MAX_RANKS {
             let ranks = self.ranks;
             return Err(Failure::new(format!("--ranks {ranks}: at most {MAX_RANKS} ranks can be launched here")));
@@ -57,6 +57,11 @@ impl Launch {
         let stderr: supervise::Output = Arc::new(Mutex::new(std::io::stderr()));
         let ended = supervise::launch(&launch, &stderr)?;
         if ended.code == 0 {
+            if !ended.joined && self.ranks.get() > 1 {
+                terminal.note(
+                    "the processes did not join each other, each ran alone: a program joins with `tpc::launch::join`",
+                );
+            }
             return Ok(());
         }
         let record = ended.flight_record.map(|p| format!("; flight record: {}", p.display())).unwrap_or_default();

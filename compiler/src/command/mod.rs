@@ -171,7 +171,7 @@ fn execute(command: &Command, terminal: &mut Terminal) -> Outcome {
         terminal.silent = !launch::leads();
     }
     match command {
-        Command::Launch(arguments) => arguments.execute(),
+        Command::Launch(arguments) => arguments.execute(terminal),
         Command::DumpIr(arguments) => arguments.execute(terminal),
         Command::Run(arguments) => arguments.execute(terminal),
         Command::Train(arguments) => arguments.execute(terminal),

@@ -30,7 +30,7 @@ pub const DEADLINE: &str = "TPC_DEADLINE";
 pub const FLIGHT_DIR: &str = "TPC_FLIGHT_DIR";
 
 /// The world that this process is in.
-static JOINED: Mutex<Option<Arc<Local>>> = Mutex::new(None);
+static JOINED: Mutex<Option<Arc<dyn Processes>>> = Mutex::new(None);
 
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
@@ -72,15 +72,13 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
             (rendezvous::meet(&launched, deadline)?, Some(dir))
         }
     };
-    let local = Local::joined(control, rank, record);
-    *joined = Some(local.clone());
-    Ok(Some(local))
+    let world: Arc<dyn Processes> = Local::joined(control, rank, record);
+    Ok(Some(joined.insert(world).clone()))
 }
 
 /// The world that this process has joined, if it has.
 pub fn joined() -> Option<Arc<dyn Processes>> {
-    let joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
-    joined.as_ref().map(|world| world.clone() as Arc<dyn Processes>)
+    JOINED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// The control block of the `tpc launch` that started this process, which ends with it.

@@ -7,11 +7,13 @@ use super::environment::CONTROL;
 use super::error::LaunchError;
 use super::{DEADLINE, FLIGHT_DIR};
 use crate::comm::control::{Control, state_of};
+use crate::error::of_rank;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -42,6 +44,8 @@ pub struct Ended {
     pub message: Option<String>,
     /// Where the flight record of the failure is.
     pub flight_record: Option<PathBuf>,
+    /// Whether the processes came together. Programs that do not join run as often as they were launched, each alone.
+    pub joined: bool,
 }
 
 /// Where the processes' error output goes.
@@ -91,19 +95,21 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
             }
         }
     }
-    let code = watch(&mut all, &control, &signals, launch.grace);
+    let (code, told) = watch(&mut all, &control, &signals, launch.grace);
     let start = Instant::now();
     while start.elapsed() < LAST_LINES && all.iter().any(|r| !r.output.is_finished()) {
         std::thread::sleep(Duration::from_millis(2));
     }
     signals.restore();
+    let joined = (0..launch.ranks).any(|rank| control.rank(rank).pid.load(Ordering::Relaxed) != 0);
     if code == 0 {
-        return Ok(Ended { code, message: None, flight_record: None });
+        return Ok(Ended { code, message: None, flight_record: None, joined });
     }
     clean(&control.leftover());
     let failure = control.failure();
-    let message = failure.map(|(rank, reason)| format!("rank {rank} failed: {reason}"));
-    Ok(Ended { code, message, flight_record: write_record(&control, launch.flight_dir.as_deref()) })
+    let message = told.or_else(|| failure.map(|(rank, reason)| of_rank(rank, " failed: ", &reason)));
+    let flight_record = write_record(&control, launch.flight_dir.as_deref());
+    Ok(Ended { code, message, flight_record, joined })
 }
 
 fn start(launch: &Launch, rank: usize, control: &Control, stderr: &Output) -> io::Result<Running> {
@@ -157,9 +163,10 @@ fn forward(rank: usize, pipe: impl Read, stderr: &Output) {
     }
 }
 
-/// Waits until all processes have ended; gives the exit code.
-fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Duration) -> u8 {
+/// Waits until all processes have ended; gives the exit code, and what to tell if that is not what a rank said.
+fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Duration) -> (u8, Option<String>) {
     let mut code = 0;
+    let mut told = None;
     let mut failed: Option<Instant> = None;
     loop {
         for running in all.iter_mut().filter(|r| r.status.is_none()) {
@@ -178,7 +185,7 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
             }
         }
         if all.iter().all(|r| r.status.is_some()) {
-            return if code == 0 && control.has_failed() { 1 } else { code };
+            return (if code == 0 && control.has_failed() { 1 } else { code }, told);
         }
         if control.has_failed() {
             let since = *failed.get_or_insert_with(Instant::now);
@@ -190,9 +197,12 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
             }
         }
         if let Some(signal) = signals.wait(LOOK) {
+            // Whoever asks twice does not want to wait.
+            let passed_on = if told.is_none() { signal } else { libc::SIGKILL };
             code = 128 + signal as u8;
-            control.fail(0, || format!("the launcher was told to end by {}", name(signal)));
-            all.iter().for_each(|r| r.signal(signal));
+            let ended = told.get_or_insert_with(|| format!("ended by {}", name(signal))).clone();
+            control.fail(0, || format!("the launcher was {ended}"));
+            all.iter().for_each(|r| r.signal(passed_on));
         }
     }
 }
