@@ -88,7 +88,7 @@ impl Plan {
             victim: rng.below(ranks),
             step: by_step.then_some(rng.below(12) as u64),
             moment: rng.below(60_000) as u64,
-            bytes: rng.below(130) as u64,
+            bytes: rng.below(100) as u64,
         }
     }
 }

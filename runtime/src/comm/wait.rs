@@ -52,7 +52,11 @@ pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited
             return Ok(());
         }
         if awaited.control().has_failed() {
-            return Err(Stop::Failed);
+            // What was complete before the failure counts: whoever fails later has left it behind.
+            return match awaited.look().map_err(Stop::Error)? {
+                Some(()) => Ok(()),
+                None => Err(Stop::Failed),
+            };
         }
         idle = idle.saturating_add(1);
         if idle < spins {

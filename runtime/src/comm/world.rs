@@ -12,6 +12,7 @@ use super::shared_memory::Region;
 use super::{Communicator, Communicators};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
+use std::collections::HashSet;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -65,10 +66,10 @@ pub struct World {
 }
 
 fn groups(programs: &[RankProgram]) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
+    let (mut groups, mut seen) = (Vec::new(), HashSet::new());
     let mut first = 0;
     for collective in programs.iter().flat_map(RankProgram::collectives) {
-        if !groups.iter().any(|g| g.ranks == collective.group) {
+        if seen.insert(&collective.group) {
             groups.push(Group { ranks: collective.group.clone(), first });
             first += collective.group.len();
         }
