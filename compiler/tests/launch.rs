@@ -164,6 +164,20 @@ fn what_cannot_work_is_said_by_everyone() {
 }
 
 #[test]
+fn signals_of_the_launcher_reach_the_processes() {
+    let script = "trap 'exit 9' TERM; while :; do sleep 0.02; done";
+    let run = Tpc::start(&["launch", "--ranks", "2", "--grace", "20", "--", "sh", "-c", script]);
+    while children(run.pid()).len() < 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    signal(run.pid(), "TERM");
+    let told = run.end(Duration::from_secs(60));
+    assert!(told.code == 143 && told.err.ends_with("\nerror: ended by signal 15 (SIGTERM)\n"), "{}", told.err);
+    assert!(told.seconds < 15.0, "they were not killed but told: {}", told.seconds);
+}
+
+#[test]
 fn a_process_that_does_not_come_is_named() {
     let scratch = Scratch::new("missing");
     let quoted: Vec<String> = training(&scratch, "2", "dp=3", "ddp").iter().map(|a| format!("'{a}'")).collect();

@@ -86,7 +86,7 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
     let signals = Signals::block();
     let mut all = Vec::with_capacity(launch.ranks);
     for rank in 0..launch.ranks {
-        match start(launch, rank, &control, stderr) {
+        match start(launch, rank, &control, &signals, stderr) {
             Ok(running) => all.push(running),
             Err(e) => {
                 end(&mut all);
@@ -112,7 +112,7 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
     Ok(Ended { code, message, flight_record, joined })
 }
 
-fn start(launch: &Launch, rank: usize, control: &Control, stderr: &Output) -> io::Result<Running> {
+fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, stderr: &Output) -> io::Result<Running> {
     let mut command = Command::new(&launch.program);
     command.args(&launch.arguments).stdin(Stdio::null()).stderr(Stdio::piped());
     command.stdout(if rank == 0 { Stdio::inherit() } else { Stdio::null() });
@@ -125,10 +125,12 @@ fn start(launch: &Launch, rank: usize, control: &Control, stderr: &Output) -> io
         command.env(FLIGHT_DIR, dir);
     }
     command.process_group(0);
-    let launcher = std::process::id();
-    let die_with_launcher = move || {
-        // SAFETY: system calls that may be made between fork and exec. If the launcher has died already, nothing would kill the child.
+    let (launcher, mask) = (std::process::id(), signals.before);
+    let prepare = move || {
+        // SAFETY: system calls that may be made between fork and exec. What the launcher holds back must reach the child; if the
+        // launcher has died already, nothing would kill the child.
         unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
             if libc::getppid() as u32 != launcher {
                 libc::_exit(1);
@@ -137,7 +139,7 @@ fn start(launch: &Launch, rank: usize, control: &Control, stderr: &Output) -> io
         Ok(())
     };
     // SAFETY: the closure only makes system calls.
-    unsafe { command.pre_exec(die_with_launcher) };
+    unsafe { command.pre_exec(prepare) };
     let mut child = command.spawn()?;
     let (pipe, stderr) = (child.stderr.take(), stderr.clone());
     let output = std::thread::spawn(move || {
