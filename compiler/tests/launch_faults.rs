@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::*;
 
@@ -41,15 +41,22 @@ fn launch(ranks: usize, scratch: &Scratch, command: &[String]) -> Tpc {
 
 /// The step of the latest whole checkpoint, and nothing half-written beside it.
 fn latest(scratch: &Scratch, seed: u64) -> Option<u64> {
+    let half_written = |name: &&String| name.contains(".partial") || name.contains(".tmp");
     let names = scratch.names();
-    let half: Vec<_> = names.iter().filter(|n| n.contains(".partial") || n.contains(".tmp")).collect();
+    let half: Vec<_> = names.iter().filter(half_written).collect();
     assert!(half.is_empty(), "seed {seed}: {half:?}");
+    whole(scratch)
+}
+
+/// The step of the latest whole checkpoint.
+fn whole(scratch: &Scratch) -> Option<u64> {
+    let names = scratch.names();
     let steps = names.iter().filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json"));
     steps.map(|n| n.parse().unwrap()).max()
 }
 
 fn resumes(scratch: &Scratch, ranks: usize, seed: u64) {
-    let done = latest(scratch, seed);
+    let done = whole(scratch);
     let to = done.unwrap_or(0) + 2;
     let told = launch(ranks, scratch, &training(scratch, ranks, to, "1")).end(Duration::from_secs(60));
     assert_eq!(told.code, 0, "seed {seed} from {done:?}: {}", told.err);
@@ -109,13 +116,9 @@ fn injected(seed: u64) {
     while !children(launcher).is_empty() {
         assert!(start.elapsed() < Duration::from_secs(5), "processes are left, {context}");
     }
-    if kind == "launcher KILL" {
-        // Nobody was left to remove what was being written; the next save does.
-        let _ = std::fs::read_dir(scratch.0.join("run")).map(|entries| {
-            entries.flatten().filter(|e| e.file_name().to_string_lossy().ends_with(".partial")).for_each(|e| {
-                std::fs::remove_dir_all(e.path()).unwrap();
-            });
-        });
+    // If the launcher was killed, nobody was left to remove what was being written: the next save does.
+    if kind != "launcher KILL" {
+        latest(&scratch, seed);
     }
     // On as many processes, or on more or fewer with another plan.
     resumes(&scratch, if seed % 2 == 0 { ranks } else { 5 - ranks }, seed);
@@ -180,4 +183,34 @@ fn a_failure_leaves_a_flight_record() {
             assert!(end.is_none_or(|end| end >= start), "{o}");
         }
     }
+}
+
+/// Launched by something else than `tpc launch`, the first that fails writes the record.
+#[test]
+fn without_our_launcher_the_first_that_fails_writes_the_record() {
+    let scratch = Scratch::new("record");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let start = |rank: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.args(training(&scratch, 2, 1_000_000, "3")).args(["--deadline", "1"]);
+        let variables = [("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")];
+        command.envs(variables).env("RANK", rank.to_string()).env("MASTER_PORT", (port - 1).to_string());
+        command.env("TPC_FLIGHT_DIR", &scratch.0).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Tpc::run(command)
+    };
+    let (first, second) = (start(0), start(1));
+    while whole(&scratch).is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(second.pid(), "KILL");
+    let begun = Instant::now();
+    let told = first.end(Duration::from_secs(60));
+    assert!(begun.elapsed() < Duration::from_secs(5) && told.code == 1, "{told:?}");
+    assert_eq!(second.end(Duration::from_secs(60)).code, 137);
+    assert!(told.err.contains("the process of rank 1 ended without it"), "{}", told.err);
+    let path = told.err.trim().rsplit("flight record: ").next().unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(record["failure"]["rank"], 0);
+    assert_eq!(record["ranks"][1]["state"], "gone");
+    assert_eq!(record["ranks"][1]["operations"].as_array().unwrap().len(), 64);
 }

@@ -46,11 +46,6 @@ impl Local {
     fn record_path(&self) -> Option<PathBuf> {
         self.record.as_ref().map(|dir| dir.join(format!("tpc-flight-{}.json", std::process::id())))
     }
-
-    /// The control block.
-    pub fn control(&self) -> &Arc<Control> {
-        &self.control
-    }
 }
 
 impl Processes for Local {

@@ -1,5 +1,8 @@
 //! Communicators: collectives between the ranks of a group, started and waited for; processes and what their hosts exchange.
 //!
+//! A world of another kind, MPI's for example, is a [`Processes`], which opens [`Communicators`] for a session, which give each rank its
+//! [`Communicator`]. Nothing else knows which kind it is.
+//!
 //! | question | file |
 //! |---|---|
 //! | what the host sides of all processes do together | [`processes`] |
