@@ -121,7 +121,7 @@ fn injected(seed: u64) {
         latest(&scratch, seed);
     }
     // On as many processes, or on more or fewer with another plan.
-    resumes(&scratch, if seed % 2 == 0 { ranks } else { 5 - ranks }, seed);
+    resumes(&scratch, if seed.is_multiple_of(2) { ranks } else { 5 - ranks }, seed);
 }
 
 #[test]
