@@ -191,6 +191,11 @@ fn a_process_that_does_not_come_is_named() {
         assert!(line.contains("missing rank 1 (rank 1 is not there yet)"), "{}", told.err);
     }
     assert!(told.seconds < 20.0, "{}", told.seconds);
+    // One that ends without an error is missed, too, and not only after the deadline.
+    let script = script.replace("exec sleep 60", "exit 0");
+    let told = tpc(&["launch", "--ranks", "3", "--deadline", "60", "--", "sh", "-c", &script]);
+    assert_eq!(told.code, 1, "{}", told.err);
+    assert!(told.err.contains("the process of rank 1 ended without it") && told.seconds < 20.0, "{}", told.err);
 }
 
 #[test]

@@ -61,6 +61,8 @@ struct Running {
     child: Child,
     output: JoinHandle<()>,
     status: Option<ExitStatus>,
+    /// Whether it joined the others, known when it has ended.
+    joined: bool,
 }
 
 impl Running {
@@ -101,7 +103,7 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
         std::thread::sleep(Duration::from_millis(2));
     }
     signals.restore();
-    let joined = (0..launch.ranks).any(|rank| control.rank(rank).pid.load(Ordering::Relaxed) != 0);
+    let joined = all.iter().any(|r| r.joined);
     if code == 0 {
         return Ok(Ended { code, message: None, flight_record: None, joined });
     }
@@ -147,7 +149,7 @@ fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, std
             forward(rank, pipe, &stderr);
         }
     });
-    Ok(Running { rank, child, output, status: None })
+    Ok(Running { rank, child, output, status: None, joined: false })
 }
 
 /// Passes the lines of a process on, each with its rank.
@@ -179,6 +181,9 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
                 Err(_) => ExitStatus::from_raw(1 << 8),
             };
             running.status = Some(status);
+            // One that has never joined is missed as one that has gone.
+            let (pid, child) = (&control.rank(running.rank).pid, running.child.id());
+            running.joined = pid.compare_exchange(0, child, Ordering::AcqRel, Ordering::Relaxed).is_err();
             if !status.success() {
                 control.fail(running.rank, || format!("its process {}", describe(status)));
                 if code == 0 {
