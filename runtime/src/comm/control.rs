@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Bytes that a process hands to the others at a time.
 pub const MAILBOX: usize = 256 << 10;
 
+/// Words for as many processors as the system's own sets have.
+const CPU_WORDS: usize = size_of::<libc::cpu_set_t>() / 8;
+
 /// Tells a control block of this version from everything else.
 const MAGIC: u64 = u64::from_le_bytes(*b"tpc-cb01");
 
@@ -54,6 +57,8 @@ pub struct RankBlock {
     pub(crate) purpose: Text<16>,
     /// What the process does now besides stepping; empty for nothing.
     pub(crate) doing: Text<16>,
+    /// Processors on which its process may run, one bit for each.
+    cpus: [AtomicU64; CPU_WORDS],
     /// Its latest collectives.
     pub flight: Flight,
 }
@@ -136,6 +141,24 @@ impl Control {
         assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
         // SAFETY: as in `header`; the blocks lie behind the header, and their sizes keep them aligned.
         unsafe { &*self.region.base().add(size_of::<Header>()).cast::<RankBlock>().add(rank) }
+    }
+
+    /// Notes on which processors this process may run: launchers may have given every process some of its own.
+    pub(crate) fn note_cpus(&self, rank: usize) {
+        let mut set = [0u64; CPU_WORDS];
+        // SAFETY: the set has the size that is given.
+        unsafe { libc::sched_getaffinity(0, size_of_val(&set), set.as_mut_ptr().cast()) };
+        for (word, bits) in self.rank(rank).cpus.iter().zip(set) {
+            word.store(bits, Ordering::Relaxed);
+        }
+    }
+
+    /// Processors on which any of the processes may run.
+    pub(crate) fn cpus(&self) -> usize {
+        let of_all = |word: usize| {
+            (0..self.ranks).fold(0, |bits, rank| bits | self.rank(rank).cpus[word].load(Ordering::Relaxed)).count_ones()
+        };
+        (0..CPU_WORDS).map(of_all).sum::<u32>() as usize
     }
 
     /// The first byte of a process's mailbox.
@@ -291,4 +314,45 @@ pub(crate) fn cpu_time(pid: u32) -> u64 {
     // Behind the name: the state is the first field, user and system time are the twelfth and thirteenth.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_failure_is_kept_and_seen_through_another_mapping() {
+        let mine = Control::shared(3).unwrap();
+        let theirs = Control::of_peer(mine.handle().unwrap()).unwrap();
+        assert_eq!((theirs.ranks(), theirs.has_failed(), theirs.failure()), (3, false, None));
+        assert!(mine.fail(2, || "first".into()));
+        assert!(!theirs.fail(1, || unreachable!("the reason of a second failure is not needed")));
+        assert_eq!(theirs.failure(), Some((2, "first".into())));
+        let other = Region::shared(100).unwrap();
+        assert!(Control::of_peer(other.handle().unwrap()).is_err(), "something else is no control block");
+    }
+
+    #[test]
+    fn processors_of_all_processes_count_once() {
+        let control = Control::private(2).unwrap();
+        assert_eq!(control.cpus(), 0);
+        control.note_cpus(0);
+        let one = control.cpus();
+        control.note_cpus(1);
+        assert!(one > 0 && control.cpus() == one);
+    }
+
+    #[test]
+    fn states_of_processes_are_known() {
+        let control = Control::shared(3).unwrap();
+        control.rank(1).pid.store(std::process::id(), Ordering::Relaxed);
+        // No process has the largest number.
+        control.rank(2).pid.store(u32::MAX, Ordering::Relaxed);
+        let states: Vec<String> = (0..3).map(|rank| control.state(rank)).collect();
+        assert_eq!(states, ["not there yet", "computing", "gone"]);
+        assert_eq!(control.gone(&[0, 1, 2]), [2]);
+        assert!(is_alive(std::process::id()) && !is_alive(u32::MAX));
+        control.rank(1).doing.set("in `read loss`");
+        assert_eq!(control.states(&[1]), " (rank 1 is in `read loss`)");
+    }
 }

@@ -38,6 +38,7 @@ impl Local {
     /// One of the processes that share a control block; the first that fails writes the flight record into the directory, if one is
     /// given.
     pub fn joined(control: Arc<Control>, process: usize, record: Option<PathBuf>) -> Arc<Self> {
+        control.note_cpus(process);
         control.rank(process).pid.store(std::process::id(), Ordering::Release);
         control.ring();
         Arc::new(Local { control, process, record })

@@ -93,7 +93,10 @@ impl World {
         deadline: Duration,
     ) -> Self {
         debug_assert!(words.bytes() == World::bytes(&programs) && arenas.len() == programs.len());
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // Each process may be bound to a core of its own, as MPI's launchers do it.
+        let mine = std::thread::available_parallelism().map_or(1, usize::from);
+        let bound = control.is_shared() && mine < programs.len();
+        let cores = if bound { control.cpus() } else { mine };
         let spin = programs.len() <= cores;
         World { control, words, groups: groups(&programs), arenas, programs, deadline, spin }
     }
