@@ -26,4 +26,4 @@ pub use tpc_passes::styles::{
     ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
     PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
 };
-pub use tpc_runtime::{LaunchOptions, Session};
+pub use tpc_runtime::{LaunchOptions, Session, launch};

@@ -5,12 +5,15 @@ use crate::capture::{
     Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
 };
 use crate::models::{
-    ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, transposed, weight_map,
+    ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, read_strips, save_strips,
+    transposed, weight_map,
 };
 use crate::program::Error;
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Distribution as BurnDistribution, Int};
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use tpc_ir::op::Distribution;
 use tpc_ir::{InputKind, Scalar, random};
@@ -171,17 +174,20 @@ pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64
 }
 
 /// Writes a model directory: `config.json` and full, unsharded safetensors under the model's names. Tensors are put together from the
-/// ranks' boxes a strip of [`crate::models::STRIP`] bytes at a time; nobody holds a whole one.
+/// ranks' boxes a strip of [`crate::models::STRIP`] bytes at a time; nobody holds a whole one. Of several processes the first writes.
 ///
 /// # Errors
-/// A directory that cannot be written; nothing half-written is left.
+/// A directory that cannot be written, on every process; nothing half-written is left.
 pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir: &Path) -> Result<(), LoadError> {
     // Before anything is written: a session that cannot be read leaves nothing behind.
     for entry in &map.entries {
         session.read_range(&entry.hf_name, 0, 0, &mut [])?;
     }
     let mut bytes = Vec::new();
-    crate::models::save_strips(dir, config, map, |entry, strip, into| {
+    // Strips that this process has read: all processes read all of them, because each holds parts.
+    let done = Cell::new(0);
+    let mut strip = |entry: &WeightEntry, strip: Range<usize>, into: &mut [f32]| -> Result<(), LoadError> {
+        done.set(done.get() + 1);
         let Some((_, dtype)) = types(session).find(|(name, _)| *name == entry.hf_name) else { return Ok(()) };
         bytes.resize(strip.len() * dtype.bytes(), 0);
         match (entry.transpose, &entry.shape[..]) {
@@ -198,7 +204,23 @@ pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir:
             }
         }
         Ok(())
-    })
+    };
+    if session.processes().count() == 1 {
+        return save_strips(dir, config, map, strip);
+    }
+    let written = match session.processes().process() {
+        0 => save_strips(dir, config, map, &mut strip),
+        _ => read_strips(map, &mut strip),
+    };
+    if let Err(LoadError::Model(_)) = &written {
+        // The disk takes no more, but the others still want this process's parts.
+        let (before, mut seen) = (done.get(), 0);
+        read_strips(map, |entry, range, into| {
+            seen += 1;
+            if seen > before { strip(entry, range, into) } else { Ok(()) }
+        })?;
+    }
+    session.agree("save the model", written, |()| Vec::new()).map(drop)
 }
 
 fn types(session: &Session) -> impl Iterator<Item = (&str, tpc_ir::DType)> {

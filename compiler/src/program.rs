@@ -329,10 +329,10 @@ pub struct TrainingSession {
 }
 
 impl TrainingProgram {
-    /// Starts one thread per rank with the captured parameter values (if the model had any).
+    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
     ///
     /// # Errors
-    /// Too many ranks, too little memory.
+    /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
         let mut session = Session::launch(self.first.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
@@ -451,10 +451,10 @@ impl TrainingSession {
 }
 
 impl InferenceProgram {
-    /// Starts one thread per rank with the captured parameter values (if the model had any).
+    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
     ///
     /// # Errors
-    /// Too many ranks, too little memory.
+    /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
         let mut session = Session::launch(self.stages.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;

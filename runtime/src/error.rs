@@ -138,6 +138,42 @@ pub enum RuntimeError {
         /// Why.
         reason: String,
     },
+    /// The process of another rank has ended without a word.
+    #[error(
+        "rank {rank}: {operation} can never finish: {} ended without it; see what it said or why it was killed",
+        processes(missing)
+    )]
+    Gone {
+        /// The rank that waits.
+        rank: usize,
+        /// The operation and its plan line.
+        operation: String,
+        /// The ranks whose processes have ended.
+        missing: Vec<usize>,
+    },
+    /// Something that all processes do together did not work on one of them.
+    #[error("{}", of_rank(*rank, ": ", reason))]
+    Elsewhere {
+        /// The rank on which it did not.
+        rank: usize,
+        /// Why.
+        reason: String,
+    },
+    /// The processes do not make up the mesh.
+    #[error(
+        "the mesh has {ranks} ranks, but {processes} processes were launched, one for each rank; launch {ranks} processes or choose a mesh of {processes} ranks"
+    )]
+    Processes {
+        /// Ranks of the mesh.
+        ranks: usize,
+        /// Processes of the world.
+        processes: usize,
+    },
+    /// The processes run different programs.
+    #[error(
+        "the processes run different programs: {0}; start all of them with the same command, files and version of tpc"
+    )]
+    Programs(String),
     /// A rank panicked.
     #[error("rank {rank} panicked in {operation}: {message}")]
     Panic {
@@ -153,6 +189,13 @@ pub enum RuntimeError {
     Poisoned(String),
 }
 
+/// What a rank said, with its number if it did not say that itself.
+pub(crate) fn of_rank(rank: usize, between: &str, reason: &str) -> String {
+    let rank = format!("rank {rank}");
+    let names_itself = reason.strip_prefix(&rank).is_some_and(|rest| rest.starts_with([':', ' ']));
+    if names_itself { reason.to_string() } else { format!("{rank}{between}{reason}") }
+}
+
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }
@@ -160,4 +203,12 @@ fn list(names: &[String]) -> String {
 fn ranks(ranks: &[usize]) -> String {
     let names: Vec<_> = ranks.iter().map(ToString::to_string).collect();
     format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, names.join(", "))
+}
+
+fn processes(ranks: &[usize]) -> String {
+    let names: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+    match &names[..] {
+        [one] => format!("the process of rank {one}"),
+        _ => format!("the processes of ranks {}", names.join(", ")),
+    }
 }

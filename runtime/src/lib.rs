@@ -1,4 +1,4 @@
-//! Executes tpc rank programs: one thread per rank, shared-memory collectives, CPU kernels.
+//! Executes tpc rank programs: ranks as threads or processes, shared-memory collectives, CPU kernels.
 //!
 //! | question | file |
 //! |---|---|
@@ -6,10 +6,13 @@
 //! | which errors exist, and what they say | [`error`] |
 //! | which elements of a tensor a rank holds, and which of them two programs have in common | [`boxes`] |
 //! | how parameters and state are written to disk, and read by other meshes and plans | [`checkpoint`] |
-//! | what a communicator is; ranks as threads | [`comm`] |
+//! | what a communicator is; ranks as threads and as processes | [`comm`] |
+//! | how processes are launched and find each other | [`launch`] |
+//! | whether all processes run the same programs | [`fingerprint`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
 //! | how elements are stored, and converted to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
+//! | what every rank did last, for failures | [`flight`] |
 #![warn(missing_docs)]
 
 pub mod boxes;
@@ -19,11 +22,15 @@ pub mod counters;
 pub mod device;
 pub mod element;
 pub mod error;
+pub mod fingerprint;
+pub mod flight;
+pub mod launch;
 pub mod session;
 pub mod trace;
 
 pub use boxes::{BoxRequest, Run, Runs};
 pub use checkpoint::CheckpointError;
+pub use comm::Processes;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
 pub use session::{BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};

@@ -359,6 +359,9 @@ fn only_the_last_ones_are_kept_and_later_ones_are_not_hidden() {
     let error = save(&session, &scratch.0, 5, 0, &keep(1)).unwrap_err();
     assert!(matches!(error, CheckpointError::Later { found: 6, step: 5, .. }), "{error}");
     assert_eq!(Checkpoint::latest(&scratch.0.join("step-000006")).unwrap().step(), 6);
+    // Without a number, all stay.
+    (7..=9).for_each(|step| drop(save(&session, &scratch.0, step, 0, &SaveOptions::default()).unwrap()));
+    assert_eq!(scratch.names(), ["step-000006", "step-000007", "step-000008", "step-000009"]);
 }
 
 #[test]

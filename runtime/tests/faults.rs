@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use support::*;
 use tpc_ir::program::*;
 use tpc_ir::{DType, Mesh, ReduceOp};
+use tpc_runtime::flight::{OPERATIONS, State};
 use tpc_runtime::{Fault, FaultKind, LaunchOptions, RuntimeError, Session};
 
 fn programs(ranks: usize, differ: impl Fn(usize, &mut Builder, &View, &View)) -> Vec<RankProgram> {
@@ -46,6 +47,33 @@ fn a_panic_stops_every_rank() {
         assert!(text.contains("all_reduce tp") && text.contains("plan line 0") && text.contains("injected"), "{text}");
     }
     assert!(matches!(session.step(), Err(RuntimeError::Poisoned(_))));
+}
+
+#[test]
+fn the_flight_record_has_the_latest_collectives_of_every_rank() {
+    let p = programs(2, |_, b, x, y| {
+        all_reduce(b, 2, x, y, 4);
+        all_reduce(b, 2, x, y, 5);
+    });
+    let fault = Fault { rank: 1, step: 40, kind: FaultKind::Panic };
+    let mut session = Session::launch(p, options(30.0, Some(fault))).unwrap();
+    (0..40).for_each(|_| assert!(session.step().unwrap().seconds > 0.0));
+    session.step().unwrap_err();
+    let record = session.flight_record();
+    assert!(record.failure.as_ref().is_some_and(|(rank, reason)| *rank == 1 && reason.contains("injected fault")));
+    let [waiting, panicked] = &record.ranks[..] else { panic!("{record:?}") };
+    for rank in [waiting, panicked] {
+        assert_eq!(rank.operations.len(), OPERATIONS);
+        assert!(rank.operations.is_sorted_by_key(|o| (o.step, o.tag, o.started)), "{rank:?}");
+    }
+    let last = waiting.operations.last().unwrap();
+    assert_eq!((last.step, last.tag, last.state, last.finished), (40, 4, State::WaitedFor, 0));
+    assert_eq!((&*last.name, &*last.axes, last.bytes, &*last.why), ("all_reduce", "tp", 256, "plan line 4"));
+    let last = panicked.operations.last().unwrap();
+    assert_eq!((last.step, last.tag, last.state), (39, 5, State::Finished));
+    assert!(last.finished >= last.started && panicked.operations[0].finished <= last.started);
+    let json: serde_json::Value = serde_json::from_str(&record.to_json()).unwrap();
+    assert_eq!(json["ranks"][0]["operations"][63]["state"], "waiting");
 }
 
 #[test]

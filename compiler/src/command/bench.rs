@@ -1,5 +1,6 @@
 //! `tpc bench`: the comparisons' models, measured.
 
+use super::launch::Running as Arguments;
 use super::options::StepArguments;
 use super::subject::{Optimizer, Step, Subject, initial};
 use super::{Failure, Outcome, Placement, Terminal};
@@ -14,7 +15,7 @@ use tpc_ir::op::Distribution;
 use tpc_ir::program::InputBinding;
 use tpc_ir::random::{element, philox};
 use tpc_ir::{DType, InputKind, Scalar};
-use tpc_runtime::{LaunchOptions, Session};
+use tpc_runtime::Session;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -33,6 +34,8 @@ pub struct Bench {
     preset: String,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    pub(super) running: Arguments,
     #[command(flatten)]
     step: StepArguments,
     /// What is measured
@@ -112,13 +115,13 @@ impl Bench {
                 let program = compile_training(*capture, &mesh, &plan, &options, &rename)
                     .map_err(|e| self.placement.failure(e))?;
                 let init = program.init.clone();
-                (Running::Training(Box::new(program.launch(LaunchOptions::default())?)), init)
+                (Running::Training(Box::new(program.launch(self.running.options())?)), init)
             }
             Step::Backward(captured) => {
                 let init = initial(&captured, &rename);
                 let program = compile_inference(&captured, &mesh, &plan, &options, &rename)
                     .map_err(|e| self.placement.failure(e))?;
-                (Running::Inference(Box::new(program.launch(LaunchOptions::default())?)), init)
+                (Running::Inference(Box::new(program.launch(self.running.options())?)), init)
             }
         };
         fill(running.session(), &init, subject)?;

@@ -214,6 +214,7 @@ impl Pending {
         let mut name = name.ok_or_else(|| unwritable(path, "it is a directory"))?.to_os_string();
         name.push(format!(".{}.tmp", std::process::id()));
         let temporary = path.with_file_name(name);
+        set_leftover(&temporary);
         let file = File::create(&temporary).map_err(|e| unwritable(path, e))?;
         Ok(Pending { path: path.to_path_buf(), temporary, file })
     }
@@ -232,6 +233,14 @@ impl Drop for Pending {
     fn drop(&mut self) {
         // After the renaming there is nothing to remove.
         let _ = fs::remove_file(&self.temporary);
+        set_leftover(Path::new(""));
+    }
+}
+
+/// Tells the launcher, if there is one, what to remove if this process dies.
+fn set_leftover(path: &Path) {
+    if let Some(processes) = tpc_runtime::launch::joined() {
+        processes.leftover(path);
     }
 }
 

@@ -9,10 +9,12 @@
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps | [`train`] |
 //! | the comparisons' measurements | [`mod@bench`] |
+//! | a command as one process per rank | [`launch`] |
 
 pub mod bench;
 pub mod data;
 pub mod dump_ir;
+pub mod launch;
 pub mod options;
 pub mod report;
 pub mod run;
@@ -20,7 +22,7 @@ pub mod subject;
 pub mod train;
 
 use crate::program::{CompileOptions, Error};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::any::Any;
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -49,6 +51,7 @@ enum Command {
     Run(run::Run),
     Train(train::Train),
     Bench(bench::Bench),
+    Launch(launch::Launch),
 }
 
 /// Why a command ends early.
@@ -56,6 +59,8 @@ enum Command {
 pub enum Failure {
     /// What to tell the user.
     Message(String),
+    /// The same, with an exit code of its own.
+    Code(u8, String),
     /// Whoever reads the output has gone: nothing is wrong.
     Closed,
 }
@@ -85,6 +90,8 @@ pub type Outcome<T = ()> = Result<T, Failure>;
 pub struct Terminal<'a> {
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
+    /// Another process tells the same.
+    silent: bool,
 }
 
 impl Terminal<'_> {
@@ -93,6 +100,9 @@ impl Terminal<'_> {
     /// # Errors
     /// An output that does not take it.
     pub fn print(&mut self, text: impl Display) -> Outcome {
+        if self.silent {
+            return Ok(());
+        }
         let written = self.out.write_all(text.to_string().as_bytes()).and_then(|()| self.out.flush());
         written.map_err(|e| match e.kind() {
             ErrorKind::BrokenPipe => Failure::Closed,
@@ -102,6 +112,9 @@ impl Terminal<'_> {
 
     /// Tells something that the result does not show.
     pub fn note(&mut self, text: impl Display) {
+        if self.silent {
+            return;
+        }
         // A note that cannot be written does not make the result wrong.
         let _ = writeln!(self.err, "note: {text}");
     }
@@ -124,19 +137,41 @@ where
             return if is_error { 2 } else { 0 };
         }
     };
-    let mut terminal = Terminal { out: stdout, err: &mut *stderr };
+    let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
     let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &mut terminal)));
-    match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
-        Ok(()) | Err(Failure::Closed) => 0,
-        Err(Failure::Message(message)) => {
-            let _ = writeln!(stderr, "error: {message}");
-            1
+    let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
+        Ok(()) | Err(Failure::Closed) => return 0,
+        Err(Failure::Message(message)) => (1, message),
+        Err(Failure::Code(code, message)) => (code, message),
+    };
+    if let Some(processes) = tpc_runtime::launch::joined() {
+        processes.fail(processes.process(), &message);
+        if let Some(record) = processes.written_record() {
+            message.push_str(&format!("; flight record: {}", record.display()));
         }
     }
+    let _ = writeln!(stderr, "error: {message}");
+    code
+}
+
+/// The names of all subcommands.
+fn subcommands() -> Vec<String> {
+    Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
 }
 
 fn execute(command: &Command, terminal: &mut Terminal) -> Outcome {
+    let running = match command {
+        Command::Run(arguments) => Some(&arguments.running),
+        Command::Train(arguments) => Some(&arguments.running),
+        Command::Bench(arguments) => Some(&arguments.running),
+        Command::DumpIr(_) | Command::Launch(_) => None,
+    };
+    if let Some(running) = running {
+        running.join()?;
+        terminal.silent = !launch::leads();
+    }
     match command {
+        Command::Launch(arguments) => arguments.execute(terminal),
         Command::DumpIr(arguments) => arguments.execute(terminal),
         Command::Run(arguments) => arguments.execute(terminal),
         Command::Train(arguments) => arguments.execute(terminal),
@@ -188,10 +223,13 @@ impl Placement {
     /// The mesh, to execute on: known before the long part of compiling.
     ///
     /// # Errors
-    /// A text that is no mesh, or more ranks than one process runs.
+    /// A text that is no mesh, more ranks than one process runs, or another number than processes were launched.
     pub fn executed_mesh(&self) -> Outcome<Mesh> {
         let ranks = match Mesh::parse(&self.mesh) {
-            Ok(mesh) if mesh.ranks() <= MAX_RANKS => return Ok(mesh),
+            Ok(mesh) if mesh.ranks() <= MAX_RANKS => {
+                launch::check_ranks(mesh.ranks())?;
+                return Ok(mesh);
+            }
             Ok(mesh) => mesh.ranks(),
             Err(MeshError::TooLarge(ranks, _)) => ranks,
             Err(error) => return Err(error.into()),

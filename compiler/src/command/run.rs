@@ -1,6 +1,7 @@
 //! `tpc run`: a forward pass from files to a file.
 
 use super::data::{Batch, Pending, safetensors};
+use super::launch::{Running, leads};
 use super::{Outcome, Placement, Terminal};
 use crate::models::ModelDir;
 use crate::pretrained::{capture_forward, load_weights, names};
@@ -8,7 +9,7 @@ use crate::program::compile_inference;
 use clap::Args;
 use std::path::PathBuf;
 use tpc_ir::OutputKind;
-use tpc_runtime::{LaunchOptions, Session};
+use tpc_runtime::Session;
 
 /// Compute logits, and the loss when labels are given.
 #[derive(Debug, Args)]
@@ -18,6 +19,8 @@ pub struct Run {
     model: PathBuf,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    pub(super) running: Running,
     /// Global batch: input_ids and, if there are any, labels, attention_mask, token_type_ids
     #[arg(long, value_name = "FILE.safetensors")]
     inputs: PathBuf,
@@ -32,13 +35,13 @@ impl Run {
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
         let batch = Batch::read(&self.inputs, &dir.config)?;
-        let output = Pending::new(&self.output)?;
+        let output = leads().then(|| Pending::new(&self.output)).transpose()?;
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let program =
             compile_inference(&captured, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
-        let mut session = program.launch(LaunchOptions::default())?;
+        let mut session = program.launch(self.running.options())?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;
         session.step()?;
@@ -50,7 +53,9 @@ impl Run {
             summary.push_str(&format!(", loss {:.6}", loss[0]));
             tensors.push(("loss", vec![], loss));
         }
-        output.write(&safetensors(&tensors)?)?;
+        if let Some(output) = output {
+            output.write(&safetensors(&tensors)?)?;
+        }
         terminal.print(summary + "\n")
     }
 }

@@ -1,11 +1,12 @@
 //! `tpc train`: training steps on a fixed batch or on a text.
 
 use super::data::{Batch, Pending, Text, check_dir, check_file, feed};
+use super::launch::{Running, leads};
 use super::options::StepArguments;
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
-use crate::pretrained::{TokenBatch, initialise, load_weights, names, save};
+use crate::pretrained::{LoadError, TokenBatch, initialise, load_weights, names, save};
 use crate::program::{TrainingSession, compile_training};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,7 +21,7 @@ use tpc_ir::OutputKind;
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::checkpoint::directory::saved;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
-use tpc_runtime::{CheckpointError, LaunchOptions, Session};
+use tpc_runtime::{CheckpointError, Session};
 
 /// Train a model; the result is a model directory again.
 #[derive(Debug, Args)]
@@ -30,6 +31,8 @@ pub struct Train {
     model: PathBuf,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    pub(super) running: Running,
     #[command(flatten)]
     step: StepArguments,
     /// Global batch, the same at every step: input_ids, labels, attention_mask, token_type_ids
@@ -143,7 +146,7 @@ impl Train {
         let program =
             compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
-        let mut training = program.launch(LaunchOptions::default())?;
+        let mut training = program.launch(self.running.options())?;
         match (&resumed, &model.dir) {
             (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
             (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
@@ -235,6 +238,9 @@ impl Train {
     }
 
     fn check_outputs(&self) -> Outcome {
+        if !leads() {
+            return Ok(());
+        }
         self.save.iter().chain(&self.checkpoint).try_for_each(|dir| check_dir(dir))?;
         self.grads.iter().chain(&self.metrics).try_for_each(|file| check_file(file))
     }
@@ -248,7 +254,8 @@ impl Train {
     ) -> Outcome {
         let TokenBatch { batch, seq, .. } = source.tokens();
         let done = training.steps_done() as u64;
-        let mut metrics = self.metrics.as_deref().map(|path| Metrics::new(path, done)).transpose()?;
+        let metrics = self.metrics.as_deref().filter(|_| leads());
+        let mut metrics = metrics.map(|path| Metrics::new(path, done)).transpose()?;
         let bar = progress(self.steps);
         bar.set_position(done);
         for step in done + 1..=self.steps {
@@ -257,8 +264,10 @@ impl Train {
             let loss = training.step(f64::from(self.lr))?;
             let seconds = start.elapsed().as_secs_f64();
             let rate = (batch * seq) as f64 / seconds;
+            // What is read comes from all processes, whoever writes it.
+            let norm = self.metrics.as_ref().map_or(Ok(None), |_| norm(training.session()))?;
             if let Some(metrics) = &mut metrics {
-                metrics.write(step, loss, seconds * 1e3, rate, norm(training.session())?)?;
+                metrics.write(step, loss, seconds * 1e3, rate, norm)?;
             }
             if !loss.is_finite() {
                 return Err(Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help")));
@@ -285,7 +294,7 @@ fn is_told(step: u64, steps: u64) -> bool {
 
 /// A bar on the standard error, hidden if that is no terminal.
 fn progress(steps: u64) -> ProgressBar {
-    let target = match std::io::stderr().is_terminal() {
+    let target = match leads() && std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),
     };
@@ -345,6 +354,9 @@ fn write_gradients(session: &Session, map: &WeightMap, file: &Path) -> Outcome {
     }
     let has_gradient = |entry: &&WeightEntry| values.contains_key(&entry.hf_name);
     let entries = map.entries.iter().filter(has_gradient).cloned().collect();
-    write_weights(file, &WeightMap { entries }, |entry| Ok(values.remove(&entry.hf_name).unwrap_or_default()))?;
+    let write =
+        || write_weights(file, &WeightMap { entries }, |entry| Ok(values.remove(&entry.hf_name).unwrap_or_default()));
+    let written = if leads() { write().map_err(LoadError::from) } else { Ok(()) };
+    session.agree("write gradients", written, |()| Vec::new())?;
     Ok(())
 }

@@ -41,7 +41,7 @@ pub use mha_mlp::{MhaMlp, ReluMlp};
 pub use mlp::Mlp;
 pub use model::{Model, TokenInputs, build, load, weight_map};
 pub use rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
-pub use save::{save_pretrained, save_strips, write_strips, write_weights};
+pub use save::{read_strips, save_pretrained, save_strips, write_strips, write_weights};
 pub use shard::{STRIP, read_box};
 pub(crate) use weight_map::transposed;
 pub use weight_map::{WeightEntry, WeightMap, burn_path, hf_path};

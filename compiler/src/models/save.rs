@@ -78,19 +78,11 @@ pub fn write_strips<E: From<ModelError>>(
     map: &WeightMap,
     mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
-    // Parameters that are rows of one tensor become one tensor again.
-    let mut tensors: Vec<(&str, Vec<&WeightEntry>)> = Vec::new();
-    for entry in &map.entries {
-        match tensors.iter_mut().find(|(name, _)| *name == entry.hf_name && entry.rows.is_some()) {
-            Some((_, parts)) => parts.push(entry),
-            None => tensors.push((&entry.hf_name, vec![entry])),
-        }
-    }
+    let tensors = tensors(map);
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut offset = 0;
-    for (name, parts) in &mut tensors {
-        parts.sort_by_key(|part| part.rows.as_ref().map(|rows| rows.start));
+    for (name, parts) in &tensors {
         let mut shape = parts[0].file_shape();
         if let [_, _, ..] = parts[..] {
             shape[0] = parts.iter().map(|part| part.file_shape()[0]).sum();
@@ -107,24 +99,14 @@ pub fn write_strips<E: From<ModelError>>(
     let written = replace(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
-        let mut values = Vec::new();
-        for entry in tensors.iter().flat_map(|(_, parts)| parts) {
-            let total: usize = entry.shape.iter().product();
-            let row = entry.file_shape().iter().skip(1).product::<usize>().max(1);
-            let rows = (STRIP / 4 / row).max(1) * row;
-            for first in (0..total.max(1)).step_by(rows) {
-                let range = first..total.min(first + rows);
-                values.clear();
-                values.resize(range.len(), 0.0);
-                if let Err(error) = strip(entry, range, &mut values) {
-                    failure = Some(error);
-                    return Err(std::io::Error::other("a parameter could not be had"));
-                }
-                for value in &values {
-                    file.write_all(&value.to_le_bytes())?;
-                }
+        let read = read_strips(map, |entry, range, values| {
+            if let Err(error) = strip(entry, range, values) {
+                failure = Some(error);
+                return Err(std::io::Error::other("a parameter could not be had"));
             }
-        }
+            values.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
+        });
+        read?;
         Ok(())
     });
     match failure {
@@ -133,11 +115,54 @@ pub fn write_strips<E: From<ModelError>>(
     }
 }
 
+/// Parameters that are rows of one tensor become one tensor again.
+fn tensors(map: &WeightMap) -> Vec<(&str, Vec<&WeightEntry>)> {
+    let mut tensors: Vec<(&str, Vec<&WeightEntry>)> = Vec::new();
+    for entry in &map.entries {
+        match tensors.iter_mut().find(|(name, _)| *name == entry.hf_name && entry.rows.is_some()) {
+            Some((_, parts)) => parts.push(entry),
+            None => tensors.push((&entry.hf_name, vec![entry])),
+        }
+    }
+    for (_, parts) in &mut tensors {
+        parts.sort_by_key(|part| part.rows.as_ref().map(|rows| rows.start));
+    }
+    tensors
+}
+
+/// The strips that [`write_strips`] writes, in its order, for whoever has to be there when another process writes them.
+///
+/// # Errors
+/// What `strip` says.
+pub fn read_strips<E>(
+    map: &WeightMap,
+    mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut values = Vec::new();
+    for entry in tensors(map).iter().flat_map(|(_, parts)| parts) {
+        let total: usize = entry.shape.iter().product();
+        let row = entry.file_shape().iter().skip(1).product::<usize>().max(1);
+        let rows = (STRIP / 4 / row).max(1) * row;
+        for first in (0..total.max(1)).step_by(rows) {
+            let range = first..total.min(first + rows);
+            values.clear();
+            values.resize(range.len(), 0.0);
+            strip(entry, range, &mut values)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file under a temporary name beside `path`, then renames it.
 fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<(), ModelError> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary: PathBuf = path.with_file_name(name);
+    // A launcher removes it if this process dies.
+    let processes = tpc_runtime::launch::joined();
+    if let Some(processes) = &processes {
+        processes.leftover(&temporary);
+    }
     let result = File::create(&temporary).and_then(|file| {
         let mut file = BufWriter::with_capacity(1 << 20, file);
         write(&mut file)?;
@@ -145,9 +170,12 @@ fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Res
         file.get_ref().sync_all()?;
         fs::rename(&temporary, path)
     });
-    result.map_err(|source| {
+    if result.is_err() {
         // Nothing more can be done if this fails, too.
         let _ = fs::remove_file(&temporary);
-        ModelError::Io { file: path.to_path_buf(), source }
-    })
+    }
+    if let Some(processes) = &processes {
+        processes.leftover(Path::new(""));
+    }
+    result.map_err(|source| ModelError::Io { file: path.to_path_buf(), source })
 }

@@ -36,10 +36,15 @@ impl Saved {
         (saved.path.file_name()?.to_str()? == name).then_some(saved)
     }
 
-    /// Where it is written, and where it is put to be removed.
+    /// Where this process writes it, and where it is put to be removed.
     pub fn partial(&self) -> PathBuf {
+        self.partial_of(std::process::id())
+    }
+
+    /// Where a process writes it.
+    pub fn partial_of(&self, process: u32) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
-        self.path.with_file_name(format!(".{name}.{}{PARTIAL}", std::process::id()))
+        self.path.with_file_name(format!(".{name}.{process}{PARTIAL}"))
     }
 }
 

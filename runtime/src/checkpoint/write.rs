@@ -1,7 +1,7 @@
 //! Writing a checkpoint: all ranks at once, whole or not at all.
 //!
 //! ```text
-//! remove leftovers → make .step-N.PID.partial → rank files and index, synced → sync the directory
+//! remove leftovers → make .step-N.PID.partial → rank files, synced → (all ranks have) → index, synced → sync the directory
 //!   → rename to step-N → sync the parent → remove what is superseded
 //! ```
 //! Whenever this ends, by an error or by a kill, the checkpoints that were there are still there, or the new one is.
@@ -11,6 +11,7 @@ use super::directory::{Saved, partial, saved};
 use super::error::CheckpointError;
 use super::hash::{hash, text};
 use super::index::{BoxEntry, FILE, FileEntry, Index, TensorEntry};
+use crate::error::RuntimeError;
 use crate::session::{Session, each_rank};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -48,10 +49,13 @@ pub enum FaultKind {
 }
 
 /// Writes what the session's parameters and state hold as the checkpoint of a step, in a directory of checkpoints, which is made if
-/// need be; gives the checkpoint's own directory. One process at a time may write into a directory.
+/// need be; gives the checkpoint's own directory. One session at a time may write into a directory, which all its processes share.
+///
+/// The first process makes the directory, all write their ranks' files into it, and the first lets it count once all have.
 ///
 /// # Errors
-/// A session that failed, a disk that does not take it, a later checkpoint in the directory. What was there before is whole.
+/// On every process, if it is one on any of them: a session that failed, a disk that does not take it, a later checkpoint in the
+/// directory. What was there before is whole.
 pub fn save(
     session: &Session,
     dir: &Path,
@@ -62,42 +66,121 @@ pub fn save(
     // After a failed step the arenas hold a mixture of old and new values.
     session.check_usable()?;
     let disk = Disk { left: options.fault.map(|f| AtomicU64::new(f.after)) };
-    fs::create_dir_all(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
-    let present = saved(dir)?;
-    let mut target = Saved::at(dir, step, 0);
-    if let Some(latest) = present.last() {
-        if latest.step > step {
-            return Err(CheckpointError::Later { dir: dir.to_path_buf(), found: latest.step, step });
+    let leads = session.processes().process() == 0;
+    let place = if leads { Place::prepare(session, dir, step, &disk).map(Some) } else { Ok(None) };
+    let to_bytes = |place: &Option<Place>| place.as_ref().map_or_else(Vec::new, |p| p.to_bytes());
+    let cleaned = |temporary: &Path, error: CheckpointError| {
+        // Nothing more can be done if this fails, too: the launcher or the next save tries it again.
+        if leads && options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) && fs::remove_dir_all(temporary).is_ok()
+        {
+            session.processes().leftover(Path::new(""));
         }
-        if latest.step == step {
-            target = Saved::at(dir, step, latest.again + 1);
+        error
+    };
+    let temporary_of = |place: &Option<Place>| place.as_ref().map(|p| p.temporary.clone());
+    let mine = place.as_ref().ok().and_then(temporary_of);
+    let agreed = session.agree("checkpoint: make a directory", place, to_bytes);
+    let (place, told) = agreed.map_err(|e| match &mine {
+        Some(temporary) => cleaned(temporary, e),
+        None => e,
+    })?;
+    let (target, temporary) = Place::from_bytes(dir, step, &told[0]);
+    let assigned = assign(session);
+    let written = write_ranks(session, &assigned, &temporary, &disk);
+    let to_bytes = |written: &Vec<Written>| serde_json::to_vec(written).unwrap_or_default();
+    let agreed = session.agree("checkpoint: write", written, to_bytes);
+    let (_, written) = agreed.map_err(|e| cleaned(&temporary, e))?;
+    let finished = match place {
+        Some(place) => index(session, &assigned, &written, step, seed)
+            .and_then(|index| place.finish(session, &index, step, options, &disk))
+            .map_err(|e| cleaned(&temporary, e)),
+        None => Ok(()),
+    };
+    if leads && finished.is_ok() {
+        session.processes().leftover(Path::new(""));
+    }
+    session.agree("checkpoint: commit", finished, |()| Vec::new())?;
+    Ok(target)
+}
+
+/// Where the first process puts a checkpoint.
+struct Place {
+    dir: PathBuf,
+    present: Vec<Saved>,
+    target: Saved,
+    temporary: PathBuf,
+}
+
+impl Place {
+    /// Looks what is there, removes leftovers, and makes the directory to write into.
+    fn prepare(session: &Session, dir: &Path, step: u64, disk: &Disk) -> Result<Self, CheckpointError> {
+        fs::create_dir_all(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
+        let present = saved(dir)?;
+        let mut target = Saved::at(dir, step, 0);
+        if let Some(latest) = present.last() {
+            if latest.step > step {
+                return Err(CheckpointError::Later { dir: dir.to_path_buf(), found: latest.step, step });
+            }
+            if latest.step == step {
+                target = Saved::at(dir, step, latest.again + 1);
+            }
         }
-    }
-    for name in partial(dir)? {
-        disk.remove(&dir.join(name))?;
-    }
-    let temporary = target.partial();
-    let written = fill(session, &temporary, step, seed, &disk).and_then(|()| {
-        disk.operation(&target.path, "cannot get its name", |to| fs::rename(&temporary, to))?;
-        disk.sync(dir)
-    });
-    if let Err(error) = written {
-        if options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) {
-            // Nothing more can be done if this fails, too: the next save tries it again.
-            let _ = fs::remove_dir_all(&temporary);
+        for name in partial(dir)? {
+            disk.remove(&dir.join(name))?;
         }
-        return Err(error);
+        let temporary = target.partial();
+        session.processes().leftover(&temporary);
+        disk.operation(&temporary, "cannot be made", |dir| fs::create_dir(dir))?;
+        Ok(Place { dir: dir.to_path_buf(), present, target, temporary })
     }
-    let keep = options.keep.map_or(usize::MAX, |keep| keep.get() - 1);
-    let earlier = present.iter().filter(|s| s.step < step).count();
-    let superseded = present.iter().enumerate().filter(|(i, s)| s.step == step || i + keep < earlier);
-    for (_, old) in superseded {
-        // It loses its name first, so that it never looks whole while it vanishes.
-        let gone = old.partial();
-        disk.operation(&old.path, "cannot be removed", |path| fs::rename(path, &gone))?;
-        disk.remove(&gone)?;
+
+    /// What the other processes need to know: which time this step is saved, and the process in the temporary name.
+    fn to_bytes(&self) -> Vec<u8> {
+        format!("{} {}", self.target.again, std::process::id()).into_bytes()
     }
-    Ok(target.path)
+
+    /// The checkpoint's directory and the one that it is written into, of [`Place::to_bytes`].
+    fn from_bytes(dir: &Path, step: u64, bytes: &[u8]) -> (PathBuf, PathBuf) {
+        let text = String::from_utf8_lossy(bytes);
+        let mut numbers = text.split(' ').map(|n| n.parse::<u64>().unwrap_or(0));
+        let (again, process) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        let target = Saved::at(dir, step, again);
+        let temporary = target.partial_of(process as u32);
+        (target.path, temporary)
+    }
+
+    /// Lets the checkpoint count, and removes what it supersedes.
+    fn finish(
+        self,
+        session: &Session,
+        index: &Index,
+        step: u64,
+        options: &SaveOptions,
+        disk: &Disk,
+    ) -> Result<(), CheckpointError> {
+        let path = self.temporary.join(FILE);
+        let mut file = disk.create(&path)?;
+        let written = file.write_all(index.to_text().as_bytes()).and_then(|()| file.sync());
+        written.map_err(CheckpointError::io(&path, CANNOT_WRITE))?;
+        disk.sync(&self.temporary)?;
+        disk.operation(&self.target.path, "cannot get its name", |to| fs::rename(&self.temporary, to))?;
+        disk.sync(&self.dir)?;
+        let keep = options.keep.map(|keep| keep.get() - 1);
+        let earlier = self.present.iter().filter(|s| s.step < step).count();
+        let superseded = self
+            .present
+            .iter()
+            .enumerate()
+            .filter(|(i, s)| s.step == step || keep.is_some_and(|keep| i.saturating_add(keep) < earlier));
+        for (_, old) in superseded {
+            // It loses its name first, so that it never looks whole while it vanishes.
+            let gone = old.partial();
+            session.processes().leftover(&gone);
+            disk.operation(&old.path, "cannot be removed", |path| fs::rename(path, &gone))?;
+            disk.remove(&gone)?;
+        }
+        Ok(())
+    }
 }
 
 /// Which rank writes which box: one of those that hold it, so that all write about equally much.
@@ -136,24 +219,43 @@ fn assign(session: &Session) -> Vec<Assignment> {
     boxes.iter().zip(assigned).map(|((_, input, _), rank)| Assignment { input: *input, rank }).collect()
 }
 
-/// Writes all files of a checkpoint into a new directory.
-fn fill(session: &Session, dir: &Path, step: u64, seed: u64, disk: &Disk) -> Result<(), CheckpointError> {
-    disk.operation(dir, "cannot be made", |dir| fs::create_dir(dir))?;
-    let assigned = assign(session);
-    let written = each_rank(session.ranks(), &|rank| {
+/// The file that a rank wrote and the boxes in it; nothing if there was nothing to write.
+type Written = Option<(FileEntry, Vec<BoxEntry>)>;
+
+/// Writes the files of this process's ranks.
+fn write_ranks(
+    session: &Session,
+    assigned: &[Assignment],
+    dir: &Path,
+    disk: &Disk,
+) -> Result<Vec<Written>, CheckpointError> {
+    each_rank(session.local_ranks(), &|rank| {
         let mine: Vec<usize> = assigned.iter().filter(|a| a.rank == rank).map(|a| a.input).collect();
         // A rank that has nothing to write makes no file.
         (!mine.is_empty()).then(|| write_rank(session, rank, &mine, dir, disk)).transpose()
-    })?;
+    })
+}
+
+/// The index of what the ranks of all processes wrote.
+fn index(
+    session: &Session,
+    assigned: &[Assignment],
+    written: &[Vec<u8>],
+    step: u64,
+    seed: u64,
+) -> Result<Index, CheckpointError> {
     let axes = session.program(0).mesh.axes().iter().map(|a| (a.name.clone(), a.size)).collect();
     let mut index = Index::new(step, seed, axes);
     let mut boxes: Vec<std::vec::IntoIter<BoxEntry>> = Vec::new();
-    for rank in written {
-        let number = index.files.len();
-        let (file, mut entries) = rank.map_or((None, Vec::new()), |(f, b)| (Some(f), b));
-        index.files.extend(file);
-        entries.iter_mut().for_each(|b| b.file = number);
-        boxes.push(entries.into_iter());
+    for (process, ranks) in written.iter().enumerate() {
+        let broken = |e: serde_json::Error| RuntimeError::Launch(format!("what process {process} wrote: {e}"));
+        for rank in serde_json::from_slice::<Vec<Written>>(ranks).map_err(broken)? {
+            let number = index.files.len();
+            let (file, mut entries) = rank.map_or((None, Vec::new()), |(f, b)| (Some(f), b));
+            index.files.extend(file);
+            entries.iter_mut().for_each(|b| b.file = number);
+            boxes.push(entries.into_iter());
+        }
     }
     for (input, i) in session.program(0).inputs.iter().enumerate() {
         if matches!(i.kind, InputKind::Parameter | InputKind::State) {
@@ -169,11 +271,7 @@ fn fill(session: &Session, dir: &Path, step: u64, seed: u64, disk: &Disk) -> Res
             });
         }
     }
-    let path = dir.join(FILE);
-    let mut file = disk.create(&path)?;
-    let written = file.write_all(index.to_text().as_bytes()).and_then(|()| file.sync());
-    written.map_err(CheckpointError::io(&path, CANNOT_WRITE))?;
-    disk.sync(dir)
+    Ok(index)
 }
 
 /// Writes the file of one rank straight from its arena.
@@ -202,6 +300,7 @@ fn write_rank(
         for block in data.chunks(super::BLOCK) {
             hashes.push(text(hash(block)));
             file.write_all(block).map_err(io)?;
+            session.processes().progress();
         }
         bytes += data.len() as u64;
         boxes.push(BoxEntry { file: 0, place, start: request.start, shape: request.shape, hashes });

@@ -1,14 +1,43 @@
-//! Communicators: collectives between the ranks of a group, started and waited for.
+//! Communicators: collectives between the ranks of a group, started and waited for; processes and what their hosts exchange.
+//!
+//! A world of another kind, MPI's for example, is a [`Processes`], which opens [`Communicators`] for a session, which give each rank its
+//! [`Communicator`]. Nothing else knows which kind it is.
+//!
+//! | question | file |
+//! |---|---|
+//! | what the host sides of all processes do together | [`processes`] |
+//! | processes of one host, and the threads of one process | [`local`] |
+//! | who failed, who does what, mailboxes | [`control`] |
+//! | where the ranks of a session meet | [`world`] |
+//! | a rank's end: arrivals, deadlines, disagreement, aborts | [`ranks`] |
+//! | what a rank computes and copies in a collective | `share`, `reduce` |
+//! | waiting without waiting for ever | `wait`, `futex` |
+//! | memory that processes share; texts in it | [`shared_memory`], [`text`] |
 //!
 //! Every implementation keeps these promises: results are bitwise equal on all ranks of a group and
 //! from run to run; a collective that cannot finish is an error on every rank, never a hang; ranks
 //! that come with different operations are told so, by name.
 
+pub mod control;
+mod futex;
+pub mod local;
+pub mod processes;
+pub mod ranks;
 mod reduce;
-pub mod threads;
+mod share;
+pub mod shared_memory;
+pub mod text;
+mod wait;
+pub mod world;
 
+pub use processes::Processes;
+
+use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
-use tpc_ir::program::{Collective, CollectiveKind, Part};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use tpc_ir::program::{Collective, CollectiveKind, Part, RankProgram};
 
 /// A prepared collective: its index among the collectives of its program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +51,7 @@ pub trait Communicator {
     /// Sizes that contradict each other.
     fn prepare(&mut self, collective: &Collective) -> Result<CollectiveId, RuntimeError>;
 
-    /// Starts a collective with dense buffers of the announced sizes.
+    /// Starts a collective with dense buffers of the announced sizes, which lie in the rank's arena.
     ///
     /// # Safety
     /// `from` must stay readable and unchanged, and `to` writable and unused, until [`wait`] has
@@ -39,6 +68,29 @@ pub trait Communicator {
     /// # Errors
     /// Missing ranks, different operations, failed peers.
     fn wait(&mut self, id: CollectiveId) -> Result<(), RuntimeError>;
+}
+
+/// What the ranks of one session communicate through.
+pub trait Communicators: Send + Sync {
+    /// The end of a rank of this process.
+    fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator>;
+
+    /// The arena of a rank of this process.
+    fn arena(&self, rank: usize) -> Arc<Arena>;
+
+    /// Tells all ranks that one has finished a step.
+    fn finish_step(&self, rank: usize);
+
+    /// What ranks of other programs communicate through, over the same arenas; `local` are the ranks of this process.
+    ///
+    /// # Errors
+    /// Too little memory, a process that does not come.
+    fn succeed(
+        &self,
+        programs: Arc<[RankProgram]>,
+        local: Range<usize>,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Communicators>, RuntimeError>;
 }
 
 /// What a collective is and why it exists, for error messages.

@@ -1,32 +1,43 @@
 //! One aligned block of memory per rank.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use crate::comm::shared_memory::{Handle, Region};
 use tpc_ir::program::{ALIGNMENT, Buffer, View};
 
 /// The memory of one rank, zeroed at first. Its size is exactly what the program asks for.
+///
+/// It is only a place and a size: whoever reads or writes through [`Arena::base`] has to order the accesses (the session does so with
+/// the start and end of a step, communicators with arrival and completion of a collective).
 #[derive(Debug)]
 pub struct Arena {
+    region: Region,
     base: *mut u8,
     bytes: usize,
 }
 
-// SAFETY: the arena owns its memory, and is only a pointer and a size: whoever reads or writes
-// through `base` has to order the accesses (the session does so with the start and end of a step,
-// communicators with arrival and completion of a collective).
+// SAFETY: see above; the pointer is that of the region, which is `Send` and `Sync` for the same reason.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Allocates; `None` if there is not enough memory.
+    /// Allocates memory of this process alone; `None` if there is not enough.
     pub fn new(bytes: usize) -> Option<Self> {
-        if bytes == 0 {
-            return Some(Arena { base: std::ptr::without_provenance_mut(ALIGNMENT), bytes });
-        }
-        let layout = Layout::from_size_align(bytes, ALIGNMENT).ok()?;
-        // SAFETY: the layout has a size that is not 0.
-        let base = unsafe { alloc_zeroed(layout) };
-        if base.is_null() { None } else { Some(Arena { base, bytes }) }
+        Arena::of_region(Region::private(bytes).ok()?, bytes)
+    }
+
+    /// Allocates memory that other processes may map; `None` if there is not enough.
+    pub fn shared(bytes: usize) -> Option<Self> {
+        Arena::of_region(Region::shared(bytes).ok()?, bytes)
+    }
+
+    /// An arena in a region; `None` if the region has another size.
+    pub fn of_region(region: Region, bytes: usize) -> Option<Self> {
+        (region.bytes() == bytes).then(|| Arena { base: region.base(), region, bytes })
+    }
+
+    /// Where other processes find it, if it is to be shared.
+    pub fn handle(&self) -> Option<Handle> {
+        self.region.handle()
     }
 
     /// Exactly how many bytes were allocated.
@@ -95,15 +106,6 @@ impl Arena {
     /// What is out of bounds.
     pub fn resolve_view(&self, buffers: &[Buffer], view: &View) -> Result<Place, String> {
         self.resolve(buffers, view, &view.shape, &view.strides)
-    }
-}
-
-impl Drop for Arena {
-    fn drop(&mut self) {
-        if self.bytes > 0 {
-            // SAFETY: allocated with this layout in `new`.
-            unsafe { dealloc(self.base, Layout::from_size_align_unchecked(self.bytes, ALIGNMENT)) }
-        }
     }
 }
 

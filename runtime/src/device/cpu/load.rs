@@ -9,6 +9,7 @@ use super::plan;
 use crate::comm::{CollectiveId, Communicator};
 use crate::counters::Counters;
 use crate::error::RuntimeError;
+use crate::flight::{Clock, Flight, Label, Number};
 use crate::trace::Trace;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -21,7 +22,7 @@ enum Prepared {
     Table(Table),
     Copy(Copy),
     Rows(Rows),
-    Start { id: CollectiveId, from: *const u8, to: *mut u8 },
+    Start { id: CollectiveId, from: *const u8, to: *mut u8, label: Box<Label> },
     Wait { id: CollectiveId },
 }
 
@@ -29,6 +30,8 @@ enum Prepared {
 pub(crate) struct Executable {
     actions: Vec<Prepared>,
     scratch: Arena,
+    /// Of every collective, where the flight record has its latest start.
+    noted: Vec<Number>,
 }
 
 // SAFETY: the pointers lead into the arena of the rank that owns the executable.
@@ -38,6 +41,9 @@ unsafe impl Send for Executable {}
 pub(crate) struct Surroundings<'a> {
     pub(crate) comm: &'a mut dyn Communicator,
     pub(crate) counters: &'a Counters,
+    pub(crate) flight: &'a Flight,
+    /// The clock of the flight record.
+    pub(crate) clock: Clock,
     pub(crate) trace: Option<&'a mut Trace>,
     /// The zero of trace times.
     pub(crate) epoch: Instant,
@@ -111,7 +117,7 @@ impl Executable {
                     let id = comm.prepare(c).map_err(|e| fail(e.to_string()))?;
                     ids.push((c.tag, id));
                     waited.push(false);
-                    Prepared::Start { id, from: from.base, to: to.base }
+                    Prepared::Start { id, from: from.base, to: to.base, label: Box::new(Label::of(c)) }
                 }
                 Action::Wait { tag } => {
                     let id = ids.iter().find(|x| x.0 == *tag).map(|x| x.1);
@@ -130,7 +136,8 @@ impl Executable {
         }
         let bytes = scratch.next_multiple_of(ALIGNMENT);
         let scratch = Arena::new(bytes).ok_or(RuntimeError::OutOfMemory { rank: program.rank, bytes })?;
-        Ok(Executable { actions, scratch })
+        let noted = vec![0; waited.len()];
+        Ok(Executable { actions, scratch, noted })
     }
 
     /// Bytes that kernels use besides the arena.
@@ -144,6 +151,7 @@ impl Executable {
     /// Nobody but the rank's peers, in collectives, may use its arena meanwhile.
     pub(crate) unsafe fn step(&mut self, around: &mut Surroundings<'_>) -> Result<(), RuntimeError> {
         let scratch = self.scratch.base();
+        let number = around.flight.begin_step();
         for (i, action) in self.actions.iter_mut().enumerate() {
             around.current.store(i, Ordering::Relaxed);
             let traced = around.trace.is_some() || matches!(action, Prepared::Start { .. } | Prepared::Wait { .. });
@@ -157,8 +165,13 @@ impl Executable {
                     Prepared::Table(t) => t.run(),
                     Prepared::Copy(c) => c.run(),
                     Prepared::Rows(r) => r.run(scratch),
-                    Prepared::Start { id, from, to } => around.comm.start(*id, *from, *to)?,
+                    Prepared::Start { id, from, to, label } => {
+                        let now = start.map_or(0, |start| around.clock.nanoseconds(start));
+                        self.noted[id.0] = around.flight.start(number, now, label);
+                        around.comm.start(*id, *from, *to)?;
+                    }
                     Prepared::Wait { id } => {
+                        around.flight.wait(self.noted[id.0]);
                         around.comm.wait(*id)?;
                         around.counters.count(id.0);
                     }
@@ -166,6 +179,9 @@ impl Executable {
             }
             let Some(start) = start else { continue };
             let end = Instant::now();
+            if let Prepared::Wait { id } = action {
+                around.flight.finish(self.noted[id.0], around.clock.nanoseconds(end));
+            }
             if let Prepared::Start { id, .. } | Prepared::Wait { id } = action {
                 around.counters.add_time(id.0, (end - start).as_nanos() as u64);
             }

@@ -1,0 +1,216 @@
+//! Real training runs under `tpc launch` that lose a process at a random moment: the run ends in time and says who and where, the
+//! last checkpoint is whole, and the run goes on from it.
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use support::*;
+
+/// Seconds of the deadline of collectives.
+const DEADLINE: f64 = 1.0;
+/// The longest that a run may take from the fault to its end: deadline, grace, and a slow machine.
+const LONGEST: f64 = DEADLINE + 3.0 + 4.0;
+
+struct Lcg(u64);
+
+impl Lcg {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) % n
+    }
+}
+
+fn training(scratch: &Scratch, ranks: usize, steps: u64, every: &str) -> Vec<String> {
+    let dir = model("llama-tiny");
+    let (dir_text, inputs) = (dir.display().to_string(), dir.join("inputs.safetensors").display().to_string());
+    let (mesh, plan) = if ranks == 2 { ("tp=2", "tp-sp") } else { ("dp=3", "fsdp") };
+    let (run, steps, metrics) = (scratch.path("run"), steps.to_string(), scratch.path("m.jsonl"));
+    let arguments =
+        ["train", &dir_text, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", &steps, "--resume"];
+    let rest = ["--checkpoint", &run, "--save-every", every, "--keep", "2", "--metrics", &metrics];
+    arguments.iter().chain(&rest).map(ToString::to_string).collect()
+}
+
+fn launch(ranks: usize, scratch: &Scratch, command: &[String]) -> Tpc {
+    let (ranks, deadline) = (ranks.to_string(), DEADLINE.to_string());
+    let flights = scratch.path("flights");
+    let head = ["launch", "--ranks", &ranks, "--deadline", &deadline, "--grace", "3", "--flight-dir", &flights, "--"];
+    Tpc::start(&head.into_iter().chain(command.iter().map(String::as_str)).collect::<Vec<_>>())
+}
+
+/// The step of the latest whole checkpoint, and nothing half-written beside it.
+fn latest(scratch: &Scratch, seed: u64) -> Option<u64> {
+    let half_written = |name: &&String| name.contains(".partial") || name.contains(".tmp");
+    let names = scratch.names();
+    let half: Vec<_> = names.iter().filter(half_written).collect();
+    assert!(half.is_empty(), "seed {seed}: {half:?}");
+    whole(scratch)
+}
+
+/// The step of the latest whole checkpoint.
+fn whole(scratch: &Scratch) -> Option<u64> {
+    let names = scratch.names();
+    let steps = names.iter().filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json"));
+    steps.map(|n| n.parse().unwrap()).max()
+}
+
+fn resumes(scratch: &Scratch, ranks: usize, seed: u64) {
+    let done = whole(scratch);
+    let to = done.unwrap_or(0) + 2;
+    let told = launch(ranks, scratch, &training(scratch, ranks, to, "1")).end(Duration::from_secs(60));
+    assert_eq!(told.code, 0, "seed {seed} from {done:?}: {}", told.err);
+    assert_eq!(latest(scratch, seed), Some(to));
+}
+
+/// Kills, stops or terminates a random rank, or the launcher, at a random moment.
+fn injected(seed: u64) {
+    let mut rng = Lcg(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
+    let scratch = Scratch::new(&format!("fault-{seed}"));
+    let ranks = [2, 3][rng.below(2) as usize];
+    let run = launch(ranks, &scratch, &training(&scratch, ranks, 1_000_000, "3"));
+    // From before all processes are there to the midst of steps and saves.
+    std::thread::sleep(Duration::from_millis(rng.below(1200)));
+    let launcher = run.pid();
+    let victim = rng.below(ranks as u64) as usize;
+    let start = Instant::now();
+    let kind = loop {
+        let there = children(launcher);
+        let Some(&pid) = there.get(&victim) else {
+            assert!(start.elapsed() < Duration::from_secs(10), "seed {seed}: {there:?}");
+            continue;
+        };
+        let kind = ["KILL", "STOP", "ABRT", "launcher TERM", "launcher KILL"][rng.below(5) as usize];
+        match kind.strip_prefix("launcher ") {
+            Some(kind) => signal(launcher, kind),
+            None => signal(pid, kind),
+        }
+        break kind;
+    };
+    let start = Instant::now();
+    let told = run.end(Duration::from_secs(60));
+    let took = start.elapsed().as_secs_f64();
+    let context = format!("seed {seed}, {kind} of rank {victim} of {ranks}: {told:?}");
+    assert!(took < LONGEST, "{took} s, {context}");
+    match kind {
+        "KILL" => assert!(told.code == 137 || told.code == 1, "{context}"),
+        "ABRT" => assert!(told.code == 134 || told.code == 1, "{context}"),
+        "STOP" => assert_eq!(told.code, 1, "{context}"),
+        "launcher TERM" => assert_eq!(told.code, 143, "{context}"),
+        _ => assert_eq!(told.code, 137, "{context}"),
+    }
+    if !kind.starts_with("launcher") {
+        assert!(told.err.contains("\nerror: rank ") || told.err.starts_with("error: rank "), "{context}");
+        // Survivors that had come together say where they were and who was missing.
+        for rank in (0..ranks).filter(|&r| r != victim) {
+            let line = told.err.lines().find(|l| l.starts_with(&format!("[rank {rank}] error: ")));
+            if let Some(line) = line {
+                assert!(line.contains(&format!("rank {victim}")) && line.contains('`'), "{context}");
+            } else {
+                // It was not yet there to say anything.
+                assert!(latest(&scratch, seed).is_none(), "rank {rank} said nothing, {context}");
+            }
+        }
+    }
+    let start = Instant::now();
+    while !children(launcher).is_empty() {
+        assert!(start.elapsed() < Duration::from_secs(5), "processes are left, {context}");
+    }
+    // If the launcher was killed, nobody was left to remove what was being written: the next save does.
+    if kind != "launcher KILL" {
+        latest(&scratch, seed);
+    }
+    // On as many processes, or on more or fewer with another plan.
+    resumes(&scratch, if seed.is_multiple_of(2) { ranks } else { 5 - ranks }, seed);
+}
+
+#[test]
+fn losing_a_process_at_a_random_moment_first_half() {
+    (0..16).for_each(injected);
+}
+
+#[test]
+fn losing_a_process_at_a_random_moment_second_half() {
+    (16..32).for_each(injected);
+}
+
+/// A disk that takes no more: a limit on the size of files, which is an error of writing. It is set while the run is on, because it
+/// holds for shared memory, too.
+#[test]
+fn a_full_disk_on_one_rank_is_an_error_on_all_and_leaves_the_checkpoint_before() {
+    for victim in 0..2 {
+        let scratch = Scratch::new(&format!("disk-{victim}"));
+        let command: Vec<String> = training(&scratch, 2, 1_000_000, "3").iter().map(|a| format!("'{a}'")).collect();
+        let script = format!("trap '' XFSZ; exec {} {}", env!("CARGO_BIN_EXE_tpc"), command.join(" "));
+        let run = launch(2, &scratch, &["sh".into(), "-c".into(), script]);
+        while scratch.names().iter().all(|n| !n.ends_with("index.json")) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let pid = children(run.pid())[&(victim as usize)].to_string();
+        assert!(Command::new("prlimit").args(["--pid", &pid, "--fsize=4096"]).status().unwrap().success());
+        let told = run.end(Duration::from_secs(60));
+        assert_eq!(told.code, 1, "{}", told.err);
+        for rank in 0..2 {
+            let line = told.err.lines().find(|l| l.starts_with(&format!("[rank {rank}] error: "))).unwrap_or_default();
+            assert!(line.contains("File too large") && line.contains("cannot be written"), "{}", told.err);
+        }
+        assert!(latest(&scratch, victim).is_some());
+        resumes(&scratch, 2, victim);
+    }
+}
+
+#[test]
+fn a_failure_leaves_a_flight_record() {
+    let scratch = Scratch::new("flight");
+    let run = launch(2, &scratch, &training(&scratch, 2, 1_000_000, "3"));
+    while scratch.names().iter().all(|n| !n.ends_with("index.json")) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(children(run.pid())[&1], "STOP");
+    let told = run.end(Duration::from_secs(60));
+    let path = told.err.rsplit("flight record: ").next().unwrap().trim();
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(record["failure"]["rank"], 0);
+    let reason = record["failure"]["reason"].as_str().unwrap();
+    assert!(reason.contains("missing rank 1 (rank 1 is stopped by a signal)"), "{reason}");
+    for rank in 0..2 {
+        let operations = record["ranks"][rank]["operations"].as_array().unwrap();
+        assert_eq!(operations.len(), 64);
+        for o in operations {
+            assert!(o["name"].is_string() && o["axes"] == "tp" && o["bytes"].as_u64() > Some(0), "{o}");
+            assert!(o["why"].as_str().is_some_and(|w| !w.is_empty()), "{o}");
+            let (start, end) = (o["started_us"].as_f64().unwrap(), o["finished_us"].as_f64());
+            assert!(end.is_none_or(|end| end >= start), "{o}");
+        }
+    }
+}
+
+/// Launched by something else than `tpc launch`, the first that fails writes the record.
+#[test]
+fn without_our_launcher_the_first_that_fails_writes_the_record() {
+    let scratch = Scratch::new("record");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let start = |rank: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.args(training(&scratch, 2, 1_000_000, "3")).args(["--deadline", "1"]);
+        let variables = [("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")];
+        command.envs(variables).env("RANK", rank.to_string()).env("MASTER_PORT", (port - 1).to_string());
+        command.env("TPC_FLIGHT_DIR", &scratch.0).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Tpc::run(command)
+    };
+    let (first, second) = (start(0), start(1));
+    while whole(&scratch).is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(second.pid(), "KILL");
+    let begun = Instant::now();
+    let told = first.end(Duration::from_secs(60));
+    assert!(begun.elapsed() < Duration::from_secs(5) && told.code == 1, "{told:?}");
+    assert_eq!(second.end(Duration::from_secs(60)).code, 137);
+    assert!(told.err.contains("the process of rank 1 ended without it"), "{}", told.err);
+    let path = told.err.trim().rsplit("flight record: ").next().unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(record["failure"]["rank"], 0);
+    assert_eq!(record["ranks"][1]["state"], "gone");
+    assert_eq!(record["ranks"][1]["operations"].as_array().unwrap().len(), 64);
+}

@@ -1,0 +1,160 @@
+//! Runs the built `tpc` and looks at its processes.
+#![allow(dead_code)]
+
+use safetensors::SafeTensors;
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The directory of a small model with reference results.
+pub fn model(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data/hf").join(name)
+}
+
+/// The optimizer of the reference results.
+pub const OPTIMIZER: &str = "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1";
+
+/// A directory of one test's own.
+pub struct Scratch(pub PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("tpc-launch-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        Scratch(dir)
+    }
+
+    pub fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    /// Everything in it, at any depth.
+    pub fn names(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        let mut dirs = vec![self.0.clone()];
+        while let Some(dir) = dirs.pop() {
+            for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                names.push(entry.path().strip_prefix(&self.0).unwrap().display().to_string());
+                if entry.file_type().unwrap().is_dir() {
+                    dirs.push(entry.path());
+                }
+            }
+        }
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What a command gave.
+#[derive(Debug)]
+pub struct Told {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+    pub seconds: f64,
+}
+
+/// A started `tpc`.
+pub struct Tpc {
+    child: Child,
+    started: Instant,
+}
+
+impl Tpc {
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Tpc::run(command)
+    }
+
+    pub fn run(mut command: Command) -> Self {
+        let child = command.stdin(Stdio::null()).spawn().unwrap();
+        Tpc { child, started: Instant::now() }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for the end, but never for ever.
+    pub fn end(mut self, longest: Duration) -> Told {
+        let (out, err) = (read(self.child.stdout.take().unwrap()), read(self.child.stderr.take().unwrap()));
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            if self.started.elapsed() > longest {
+                let _ = self.child.kill();
+                panic!("it hangs: {:?}", err.join());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let seconds = self.started.elapsed().as_secs_f64();
+        let code = status.signal().map_or_else(|| status.code().unwrap(), |signal| 128 + signal);
+        Told { code, out: out.join().unwrap(), err: err.join().unwrap(), seconds }
+    }
+}
+
+fn read(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = pipe.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    })
+}
+
+/// Runs `tpc`.
+pub fn tpc(arguments: &[&str]) -> Told {
+    Tpc::start(arguments).end(Duration::from_secs(120))
+}
+
+/// The processes that a launcher has started, by their ranks.
+pub fn children(launcher: u32) -> HashMap<usize, u32> {
+    let mut found = HashMap::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let variables: Vec<&str> = environment.split(|b| *b == 0).filter_map(|v| std::str::from_utf8(v).ok()).collect();
+        let value = |name: &str| variables.iter().find_map(|v| v.strip_prefix(name)?.strip_prefix('='));
+        let of_launcher = value("TPC_CONTROL").is_some_and(|c| c.starts_with(&format!("{launcher}:")));
+        if let (true, Some(rank)) = (of_launcher, value("TPC_RANK").and_then(|r| r.parse().ok())) {
+            found.insert(rank, pid);
+        }
+    }
+    found
+}
+
+/// Sends a signal, by its name.
+pub fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
+}
+
+pub type Tensors = HashMap<String, Vec<f64>>;
+
+/// The float tensors of a file.
+pub fn tensors(path: impl AsRef<Path>) -> Tensors {
+    let bytes = fs::read(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = file.iter().filter(|(_, t)| t.dtype() == safetensors::Dtype::F32);
+    let values = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect();
+    floats.map(|(n, t)| (n.to_string(), values(t.data()))).collect()
+}
+
+/// The losses of a file of metrics, with their steps.
+pub fn losses(path: impl AsRef<Path>) -> Vec<(u64, f64)> {
+    let text = fs::read_to_string(path).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    lines.map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())).collect()
+}

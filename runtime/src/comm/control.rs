@@ -1,0 +1,358 @@
+//! The control block of a world: who failed first, what every rank is doing, a bell for sleepers, and a mailbox for each process.
+//!
+//! ```text
+//! [ header ][ block of rank 0 ][ block of rank 1 ] … [ mailbox of rank 0 ][ mailbox of rank 1 ] …
+//! ```
+//! It lies in private memory when all ranks are threads of one process, else in shared memory that the launcher or rank 0 made. Only
+//! atomic words are in it, so whatever a dying process leaves there can be read.
+
+use super::futex;
+use super::shared_memory::{Handle, Region};
+use super::text::Text;
+use crate::flight::{Flight, FlightRecord, RankRecord};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::time::{Duration, Instant};
+
+/// Bytes that a process hands to the others at a time.
+pub const MAILBOX: usize = 256 << 10;
+
+/// Words for as many processors as the system's own sets have.
+const CPU_WORDS: usize = size_of::<libc::cpu_set_t>() / 8;
+
+/// Tells a control block of this version from everything else.
+const MAGIC: u64 = u64::from_le_bytes(*b"tpc-cb01");
+
+/// Longest time asleep: at the latest then, a waiting rank looks whether its deadline has passed.
+pub const NAP: Duration = Duration::from_millis(20);
+
+#[repr(C, align(128))]
+struct Header {
+    magic: AtomicU64,
+    ranks: AtomicU64,
+    /// 0, 1 while the failure is being written, 2.
+    failed: AtomicU32,
+    failing: AtomicU32,
+    reason: Text<512>,
+    /// What must be removed if the process that writes it dies.
+    leftover: Text<512>,
+    sleepers: AtomicU32,
+    bell: AtomicU32,
+}
+
+/// What everybody may know of a rank and its process.
+#[repr(C, align(128))]
+pub struct RankBlock {
+    /// Its process; 0 before it has come.
+    pub(crate) pid: AtomicU32,
+    /// Grows while the process does something long that is no collective.
+    pub(crate) progress: AtomicU64,
+    /// Rounds of exchanges that its process has posted to its mailbox, and taken from all.
+    pub(crate) posted: AtomicU64,
+    pub(crate) taken: AtomicU64,
+    /// Bytes of the whole message of which a part is in the mailbox.
+    pub(crate) length: AtomicU64,
+    /// What the message is for.
+    pub(crate) purpose: Text<16>,
+    /// What the process does now besides stepping; empty for nothing.
+    pub(crate) doing: Text<16>,
+    /// Processors on which its process may run, one bit for each.
+    cpus: [AtomicU64; CPU_WORDS],
+    /// Its latest collectives.
+    pub flight: Flight,
+}
+
+/// A world's control block, mapped.
+#[derive(Debug)]
+pub struct Control {
+    region: Region,
+    ranks: usize,
+    shared: bool,
+}
+
+impl Control {
+    fn size(ranks: usize, shared: bool) -> usize {
+        let mailboxes = if shared { ranks * MAILBOX } else { 0 };
+        size_of::<Header>() + ranks * size_of::<RankBlock>() + mailboxes
+    }
+
+    /// The control block of a world of threads.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn private(ranks: usize) -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Control { region: Region::private(Control::size(ranks, false))?, ranks, shared: false }))
+    }
+
+    /// The control block of a world of processes, one for each rank.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn shared(ranks: usize) -> io::Result<Arc<Self>> {
+        let control = Control { region: Region::shared(Control::size(ranks, true))?, ranks, shared: true };
+        control.header().ranks.store(ranks as u64, Ordering::Relaxed);
+        control.header().magic.store(MAGIC, Ordering::Release);
+        Ok(Arc::new(control))
+    }
+
+    /// The control block that another process made.
+    ///
+    /// # Errors
+    /// No control block of this version of the program.
+    pub fn of_peer(handle: Handle) -> io::Result<Arc<Self>> {
+        let region = Region::of_peer(handle)?;
+        let foreign = || io::Error::other("no control block of this version of tpc");
+        if region.bytes() < size_of::<Header>() {
+            return Err(foreign());
+        }
+        let mut control = Control { region, ranks: 0, shared: true };
+        control.ranks = control.header().ranks.load(Ordering::Relaxed) as usize;
+        let known = control.header().magic.load(Ordering::Acquire) == MAGIC;
+        let fits = control.ranks <= 1 << 20 && control.region.bytes() == Control::size(control.ranks, true);
+        if known && fits { Ok(Arc::new(control)) } else { Err(foreign()) }
+    }
+
+    /// Where other processes find it.
+    pub fn handle(&self) -> Option<Handle> {
+        self.region.handle()
+    }
+
+    /// Number of ranks.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// Whether ranks are processes.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    fn header(&self) -> &Header {
+        // SAFETY: the region is at least this large, aligned to pages, was zeroed, and only has atomic words.
+        unsafe { &*self.region.base().cast::<Header>() }
+    }
+
+    /// The block of a rank.
+    ///
+    /// # Panics
+    /// If there is no such rank.
+    pub fn rank(&self, rank: usize) -> &RankBlock {
+        assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
+        // SAFETY: as in `header`; the blocks lie behind the header, and their sizes keep them aligned.
+        unsafe { &*self.region.base().add(size_of::<Header>()).cast::<RankBlock>().add(rank) }
+    }
+
+    /// Notes on which processors this process may run: launchers may have given every process some of its own.
+    pub(crate) fn note_cpus(&self, rank: usize) {
+        let mut set = [0u64; CPU_WORDS];
+        // SAFETY: the set has the size that is given.
+        unsafe { libc::sched_getaffinity(0, size_of_val(&set), set.as_mut_ptr().cast()) };
+        for (word, bits) in self.rank(rank).cpus.iter().zip(set) {
+            word.store(bits, Ordering::Relaxed);
+        }
+    }
+
+    /// Processors on which any of the processes may run.
+    pub(crate) fn cpus(&self) -> usize {
+        let of_all = |word: usize| {
+            (0..self.ranks).fold(0, |bits, rank| bits | self.rank(rank).cpus[word].load(Ordering::Relaxed)).count_ones()
+        };
+        (0..CPU_WORDS).map(of_all).sum::<u32>() as usize
+    }
+
+    /// The first byte of a process's mailbox.
+    pub(crate) fn mailbox(&self, rank: usize) -> *mut u8 {
+        assert!(self.shared && rank < self.ranks);
+        let before = size_of::<Header>() + self.ranks * size_of::<RankBlock>() + rank * MAILBOX;
+        // SAFETY: the mailboxes lie behind the blocks, in the region.
+        unsafe { self.region.base().add(before) }
+    }
+
+    /// Tells all ranks that one has failed: they give up. Only the first failure is kept; `reason` is only called for that, and
+    /// whether this is the first is given.
+    pub fn fail(&self, rank: usize, reason: impl FnOnce() -> String) -> bool {
+        let header = self.header();
+        if header.failed.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return false;
+        }
+        header.failing.store(rank as u32, Ordering::Relaxed);
+        header.reason.set(&reason());
+        header.failed.store(2, Ordering::SeqCst);
+        self.ring();
+        true
+    }
+
+    /// Whether a rank has failed.
+    pub fn has_failed(&self) -> bool {
+        self.header().failed.load(Ordering::Acquire) != 0
+    }
+
+    /// The rank that failed first, and why.
+    pub fn failure(&self) -> Option<(usize, String)> {
+        let header = self.header();
+        let start = Instant::now();
+        // Whoever writes the failure may die over it.
+        while header.failed.load(Ordering::Acquire) == 1 && start.elapsed() < Duration::from_millis(200) {
+            std::thread::yield_now();
+        }
+        match header.failed.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some((header.failing.load(Ordering::Relaxed) as usize, "unknown".into())),
+            _ => Some((header.failing.load(Ordering::Relaxed) as usize, header.reason.get())),
+        }
+    }
+
+    /// Notes a file or directory that is to be removed if this process dies; an empty one when that is over.
+    pub fn set_leftover(&self, path: &str) {
+        self.header().leftover.set(path);
+    }
+
+    /// What [`Control::set_leftover`] noted.
+    pub fn leftover(&self) -> String {
+        self.header().leftover.get()
+    }
+
+    /// Wakes all that sleep: something was published.
+    pub(crate) fn ring(&self) {
+        // Either a sleeper's last look sees what was published before, or it is counted here.
+        fence(Ordering::SeqCst);
+        let header = self.header();
+        if header.sleepers.load(Ordering::SeqCst) > 0 {
+            header.bell.fetch_add(1, Ordering::SeqCst);
+            futex::wake_all(&header.bell);
+        }
+    }
+
+    /// Counts the caller among the sleepers. It must look once more before it sleeps, and then call [`Control::sleep`].
+    pub(crate) fn lie_down(&self) -> u32 {
+        self.header().sleepers.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        self.header().bell.load(Ordering::SeqCst)
+    }
+
+    /// Sleeps until something is published, if `tired`; no longer counts the caller among the sleepers.
+    pub(crate) fn sleep(&self, bell: u32, tired: bool) {
+        if tired {
+            futex::wait(&self.header().bell, bell, NAP);
+        }
+        self.header().sleepers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// What a rank is doing, for error messages.
+    pub fn state(&self, rank: usize) -> String {
+        let block = self.rank(rank);
+        let pid = block.pid.load(Ordering::Acquire);
+        if self.shared && pid == 0 {
+            return "not there yet".into();
+        }
+        match state_of(pid).filter(|_| self.shared) {
+            None if self.shared => return "gone".into(),
+            Some('Z' | 'X') => return "gone".into(),
+            Some('T' | 't') => return "stopped by a signal".into(),
+            _ => {}
+        }
+        let doing = block.doing.get();
+        if !doing.is_empty() {
+            return doing;
+        }
+        block.flight.waiting().unwrap_or_else(|| "computing".into())
+    }
+
+    /// What ranks that are missing are doing, in parentheses, for error messages.
+    pub(crate) fn states(&self, missing: &[usize]) -> String {
+        let states: Vec<_> = missing.iter().map(|&r| format!("rank {r} is {}", self.state(r))).collect();
+        format!(" ({})", states.join(", "))
+    }
+
+    /// Which of these ranks have lost their process.
+    pub(crate) fn gone(&self, ranks: &[usize]) -> Vec<usize> {
+        let is_gone = |&rank: &usize| match self.rank(rank).pid.load(Ordering::Acquire) {
+            0 => false,
+            pid => !is_alive(pid),
+        };
+        if self.shared { ranks.iter().copied().filter(is_gone).collect() } else { Vec::new() }
+    }
+
+    /// The latest operations of all ranks.
+    pub fn flight_record(&self) -> FlightRecord {
+        let rank = |rank: usize| RankRecord {
+            rank,
+            pid: self.rank(rank).pid.load(Ordering::Relaxed),
+            state: self.state(rank),
+            operations: self.rank(rank).flight.operations(),
+        };
+        FlightRecord { failure: self.failure(), ranks: (0..self.ranks).map(rank).collect() }
+    }
+}
+
+/// Whether a process of this host runs: neither ended nor a zombie.
+pub fn is_alive(pid: u32) -> bool {
+    state_of(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
+}
+
+/// The state of a process of this host as the system says it in one letter: `R` for running, `T` for stopped.
+pub(crate) fn state_of(pid: u32) -> Option<char> {
+    state_in(&format!("/proc/{pid}/stat"))
+}
+
+fn state_in(file: &str) -> Option<char> {
+    let stat = std::fs::read_to_string(file).ok()?;
+    // It is behind the name, which is in parentheses and may hold anything.
+    stat.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Whether a thread of a process waits for a disk, which it cannot be hurried in.
+pub(crate) fn waits_for_disk(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    threads.into_iter().any(|thread| state_in(&thread.path().join("stat").to_string_lossy()) == Some('D'))
+}
+
+/// Processor time that a process has used, in hundredths of a second; 0 if there is none.
+pub(crate) fn cpu_time(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Behind the name: the state is the first field, user and system time are the twelfth and thirteenth.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_first_failure_is_kept_and_seen_through_another_mapping() {
+        let mine = Control::shared(3).unwrap();
+        let theirs = Control::of_peer(mine.handle().unwrap()).unwrap();
+        assert_eq!((theirs.ranks(), theirs.has_failed(), theirs.failure()), (3, false, None));
+        assert!(mine.fail(2, || "first".into()));
+        assert!(!theirs.fail(1, || unreachable!("the reason of a second failure is not needed")));
+        assert_eq!(theirs.failure(), Some((2, "first".into())));
+        let other = Region::shared(100).unwrap();
+        assert!(Control::of_peer(other.handle().unwrap()).is_err(), "something else is no control block");
+    }
+
+    #[test]
+    fn processors_of_all_processes_count_once() {
+        let control = Control::private(2).unwrap();
+        assert_eq!(control.cpus(), 0);
+        control.note_cpus(0);
+        let one = control.cpus();
+        control.note_cpus(1);
+        assert!(one > 0 && control.cpus() == one);
+    }
+
+    #[test]
+    fn states_of_processes_are_known() {
+        let control = Control::shared(3).unwrap();
+        control.rank(1).pid.store(std::process::id(), Ordering::Relaxed);
+        // No process has the largest number.
+        control.rank(2).pid.store(u32::MAX, Ordering::Relaxed);
+        let states: Vec<String> = (0..3).map(|rank| control.state(rank)).collect();
+        assert_eq!(states, ["not there yet", "computing", "gone"]);
+        assert_eq!(control.gone(&[0, 1, 2]), [2]);
+        assert!(is_alive(std::process::id()) && !is_alive(u32::MAX));
+        control.rank(1).doing.set("in `read loss`");
+        assert_eq!(control.states(&[1]), " (rank 1 is in `read loss`)");
+    }
+}

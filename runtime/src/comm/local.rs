@@ -1,0 +1,313 @@
+//! Processes of one host that share memory, one rank in each; or one process alone, with all ranks as its threads.
+
+use super::Communicators;
+use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
+use super::processes::{Processes, agree};
+use super::shared_memory::{Handle, Region};
+use super::wait::{Awaited, Stop, wait};
+use super::world::{World, out_of_memory};
+use crate::device::cpu::arena::Arena;
+use crate::error::RuntimeError;
+use crate::flight::{Flight, FlightRecord};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tpc_ir::program::RankProgram;
+
+/// The processes of a world on one host.
+#[derive(Debug)]
+pub struct Local {
+    control: Arc<Control>,
+    process: usize,
+    /// Directory for the flight record, if nobody else writes it.
+    record: Option<PathBuf>,
+}
+
+impl Local {
+    /// One process whose ranks are threads.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn alone(ranks: usize) -> Result<Arc<Self>, RuntimeError> {
+        let control = Control::private(ranks).map_err(out_of_memory)?;
+        Ok(Arc::new(Local { control, process: 0, record: None }))
+    }
+
+    /// One of the processes that share a control block; the first that fails writes the flight record into the directory, if one is
+    /// given.
+    pub fn joined(control: Arc<Control>, process: usize, record: Option<PathBuf>) -> Arc<Self> {
+        control.note_cpus(process);
+        control.rank(process).pid.store(std::process::id(), Ordering::Release);
+        control.ring();
+        Arc::new(Local { control, process, record })
+    }
+
+    fn record_path(&self) -> Option<PathBuf> {
+        self.record.as_ref().map(|dir| dir.join(format!("tpc-flight-{}.json", std::process::id())))
+    }
+}
+
+impl Processes for Local {
+    fn count(&self) -> usize {
+        if self.control.is_shared() { self.control.ranks() } else { 1 }
+    }
+
+    fn process(&self) -> usize {
+        self.process
+    }
+
+    fn local(&self, ranks: usize) -> Result<Range<usize>, RuntimeError> {
+        match self.control.is_shared() {
+            false => Ok(0..ranks),
+            true if ranks == self.count() => Ok(self.process..self.process + 1),
+            true => Err(RuntimeError::Processes { ranks, processes: self.count() }),
+        }
+    }
+
+    fn exchange(&self, purpose: &str, bytes: &[u8], deadline: Duration) -> Result<Vec<Vec<u8>>, RuntimeError> {
+        match self.control.is_shared() {
+            // Whoever leaves an exchange leaves the others behind.
+            true => exchange(&self.control, self.process, purpose, bytes, deadline)
+                .inspect_err(|e| self.fail(self.process, &e.to_string())),
+            false => Ok(vec![bytes.to_vec()]),
+        }
+    }
+
+    fn fail(&self, rank: usize, reason: &str) {
+        let path = self.record_path();
+        let told = path.as_ref().map(|p| format!("; flight record: {}", p.display())).unwrap_or_default();
+        let first = self.control.fail(rank, || format!("{reason}{told}"));
+        if let (true, Some(path)) = (first, path) {
+            // The failure itself is told in any case.
+            let _ = std::fs::write(path, self.control.flight_record().to_json());
+        }
+    }
+
+    fn failure(&self) -> Option<(usize, String)> {
+        self.control.failure()
+    }
+
+    fn written_record(&self) -> Option<PathBuf> {
+        self.record_path().filter(|path| path.is_file())
+    }
+
+    fn flight(&self, rank: usize) -> &Flight {
+        &self.control.rank(rank).flight
+    }
+
+    fn flight_record(&self) -> FlightRecord {
+        self.control.flight_record()
+    }
+
+    fn progress(&self) {
+        self.control.rank(self.process).progress.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn leftover(&self, path: &Path) {
+        // The launcher may be in another directory; `absolute` only fails for empty paths, which are none.
+        let path = std::path::absolute(path).unwrap_or_default();
+        self.control.set_leftover(&path.to_string_lossy());
+    }
+
+    fn open(
+        &self,
+        programs: Arc<[RankProgram]>,
+        _local: Range<usize>,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Communicators>, RuntimeError> {
+        if self.control.is_shared() {
+            return open(&self.control, self.process, None, programs, deadline);
+        }
+        Ok(Arc::new(World::of_threads(self.control.clone(), None, programs, deadline)?))
+    }
+}
+
+/// A meeting place of processes: each makes the arena of its rank and maps the others', the first makes the words.
+pub(super) fn open(
+    control: &Arc<Control>,
+    process: usize,
+    arenas: Option<Vec<Arc<Arena>>>,
+    programs: Arc<[RankProgram]>,
+    deadline: Duration,
+) -> Result<Arc<dyn Communicators>, RuntimeError> {
+    let processes = Local { control: control.clone(), process, record: None };
+    let share = |purpose: &str, mine: Result<Vec<u8>, String>| {
+        let all = agree(&processes, purpose, mine, deadline)?;
+        all.map_err(|(peer, reason)| RuntimeError::Elsewhere { rank: peer, reason })
+    };
+    let bytes = World::bytes(&programs);
+    let arena_bytes = programs[process].arena_bytes;
+    let no_words = |e| format!("no memory for the ranks to meet in: {e}");
+    let words = if process == 0 { Region::shared(bytes).map(Some).map_err(no_words) } else { Ok(None) };
+    let mine = match &arenas {
+        Some(_) => Ok(None),
+        None => Arena::shared(arena_bytes)
+            .map(Some)
+            .ok_or_else(|| RuntimeError::OutOfMemory { rank: process, bytes: arena_bytes }.to_string()),
+    };
+    let handle = |handle: Option<Handle>| handle.map(|h| h.to_text()).unwrap_or_default();
+    let announced = match (&words, &mine) {
+        (Ok(words), Ok(mine)) => {
+            let words = handle(words.as_ref().and_then(Region::handle));
+            Ok(format!("{words} {}", handle(mine.as_ref().and_then(Arena::handle))).into_bytes())
+        }
+        (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
+    };
+    let handles = share("launch: share memory", announced)?;
+    let peer = |rank: usize, which: usize| {
+        let text = String::from_utf8_lossy(&handles[rank]);
+        let handle = text.split(' ').nth(which).and_then(Handle::parse);
+        let handle = handle.ok_or_else(|| format!("rank {rank} announced no memory"))?;
+        let mapped = Region::of_peer(handle);
+        mapped.map_err(|e| {
+            format!("the memory of rank {rank} cannot be mapped ({e}): all ranks must run on one host as one user")
+        })
+    };
+    let mapped = (|| -> Result<(Region, Vec<Arc<Arena>>), String> {
+        let words = match words? {
+            Some(words) => words,
+            None => peer(0, 0)?,
+        };
+        let arenas = match (arenas, mine?) {
+            (Some(arenas), _) => arenas,
+            (None, mine) => {
+                let mut mine = mine.map(Arc::new);
+                let arena = |rank: usize| match (rank == process, &mut mine) {
+                    (true, Some(mine)) => Ok(mine.clone()),
+                    _ => Arena::of_region(peer(rank, 1)?, programs[rank].arena_bytes)
+                        .map(Arc::new)
+                        .ok_or_else(|| format!("the arena of rank {rank} has another size than its program's")),
+                };
+                (0..programs.len()).map(arena).collect::<Result<_, _>>()?
+            }
+        };
+        Ok((words, arenas))
+    })();
+    // Nobody goes on, and may end, before all have mapped what they need.
+    share("launch: map memory", mapped.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
+    let (words, arenas) = mapped.map_err(|reason| RuntimeError::Elsewhere { rank: process, reason })?;
+    Ok(Arc::new(World::new(control.clone(), words, arenas, programs, deadline)))
+}
+
+/// The processes that have not yet done a round of an exchange.
+struct Round<'a> {
+    control: &'a Control,
+    round: u64,
+    /// Whether it is about taking, else about posting.
+    taken: bool,
+    deadline: Duration,
+    began: Instant,
+}
+
+impl Round<'_> {
+    fn is_late(&self, process: usize) -> bool {
+        let block = self.control.rank(process);
+        let done = if self.taken { &block.taken } else { &block.posted };
+        done.load(Ordering::Acquire) < self.round
+    }
+}
+
+impl Awaited<RuntimeError> for Round<'_> {
+    fn control(&self) -> &Control {
+        self.control
+    }
+
+    fn look(&mut self) -> Result<Option<()>, RuntimeError> {
+        Ok((0..self.control.ranks()).all(|p| !self.is_late(p)).then_some(()))
+    }
+
+    fn is_hopeless(&mut self) -> Option<RuntimeError> {
+        None
+    }
+
+    fn missing(&mut self) -> Vec<usize> {
+        (0..self.control.ranks()).filter(|&p| self.is_late(p)).collect()
+    }
+
+    fn progress(&mut self) -> u64 {
+        // Host programs compile, read and write files between exchanges: a process that computes or waits for a disk is not stuck.
+        // Idle ones compute a little, too.
+        let busy = (self.deadline.as_millis() as u64 / 100).max(1);
+        let of = |p: usize| {
+            let block = self.control.rank(p);
+            let pid = block.pid.load(Ordering::Relaxed);
+            let disk = if waits_for_disk(pid) { self.began.elapsed().as_millis() as u64 } else { 0 };
+            block.progress.load(Ordering::Relaxed) + cpu_time(pid) / busy + disk
+        };
+        (0..self.control.ranks()).filter(|&p| self.is_late(p)).map(of).sum()
+    }
+}
+
+/// Every process posts a part of its message to its mailbox, waits until all have, and takes all parts; as many rounds as the longest
+/// message needs.
+fn exchange(
+    control: &Control,
+    process: usize,
+    purpose: &str,
+    bytes: &[u8],
+    deadline: Duration,
+) -> Result<Vec<Vec<u8>>, RuntimeError> {
+    let mine = control.rank(process);
+    mine.doing.set(&format!("in `{purpose}`"));
+    let began = Instant::now();
+    let wait_for = |round: u64, taken: bool| {
+        let operation = || format!("`{purpose}`");
+        let stop = wait(deadline, false, &mut Round { control, round, taken, deadline, began });
+        stop.map_err(|stop| match stop {
+            Stop::Error(error) => error,
+            Stop::Failed => {
+                let (peer, reason) = control.failure().unwrap_or((process, "unknown".into()));
+                RuntimeError::PeerFailed { rank: process, operation: operation(), peer, reason }
+            }
+            Stop::Gone(missing) => RuntimeError::Gone { rank: process, operation: operation(), missing },
+            Stop::Late => {
+                let missing = Round { control, round, taken, deadline, began }.missing();
+                let states = control.states(&missing);
+                RuntimeError::Deadline { rank: process, operation: operation(), missing, states, deadline }
+            }
+        })
+    };
+    let mut all: Vec<Vec<u8>> = (0..control.ranks()).map(|_| Vec::new()).collect();
+    let mut sent = 0;
+    loop {
+        let round = mine.posted.load(Ordering::Relaxed) + 1;
+        // Nobody still reads what the mailbox holds.
+        wait_for(round - 1, true)?;
+        let part = &bytes[sent..bytes.len().min(sent + MAILBOX)];
+        // SAFETY: the mailbox has room for a part, and the others read it between this process's `posted` and their own `taken`.
+        unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), control.mailbox(process), part.len()) };
+        sent += part.len();
+        mine.purpose.set(purpose);
+        mine.length.store(bytes.len() as u64, Ordering::Relaxed);
+        mine.posted.store(round, Ordering::Release);
+        control.ring();
+        wait_for(round, false)?;
+        let mut more = false;
+        for (peer, message) in all.iter_mut().enumerate() {
+            let block = control.rank(peer);
+            let (theirs, mine) = (block.purpose.get(), mine.purpose.get());
+            if theirs != mine {
+                let (mine, theirs) = (format!("`{mine}`"), format!("`{theirs}`"));
+                return Err(RuntimeError::Desynchronized { rank: process, mine, peer, theirs });
+            }
+            let length = block.length.load(Ordering::Relaxed) as usize;
+            let part = MAILBOX.min(length - message.len());
+            message.reserve(part);
+            // SAFETY: the peer posted that many bytes, and leaves them until all have taken them.
+            unsafe {
+                let end = message.as_mut_ptr().add(message.len());
+                std::ptr::copy_nonoverlapping(control.mailbox(peer), end, part);
+                message.set_len(message.len() + part);
+            }
+            more |= message.len() < length;
+        }
+        mine.taken.store(round, Ordering::Release);
+        control.ring();
+        if !more {
+            mine.doing.set("");
+            return Ok(all);
+        }
+    }
+}

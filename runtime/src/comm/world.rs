@@ -1,0 +1,189 @@
+//! What the ranks of one session meet over: the words in which they publish that they have arrived, and each other's arenas.
+//!
+//! The words are a block of memory of which every process knows the layout, because every process knows all rank programs:
+//! ```text
+//! [ steps done by rank 0 ] … [ group 0: member 0, member 1, … ][ group 1: … ] …
+//! ```
+//! Buffers are published as offsets into the arena of the rank, which each process has mapped at a place of its own.
+
+use super::control::Control;
+use super::ranks::Ranks;
+use super::shared_memory::Region;
+use super::{Communicator, Communicators};
+use crate::device::cpu::arena::Arena;
+use crate::error::RuntimeError;
+use std::collections::HashSet;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tpc_ir::program::RankProgram;
+
+/// Collectives of one group that a rank may have started and not yet waited for.
+pub(super) const DEPTH: usize = 64;
+
+/// What one rank publishes about one collective. The sequence number modulo [`DEPTH`] is its place.
+#[repr(C)]
+pub(super) struct Slot {
+    pub(super) fingerprint: AtomicU64,
+    /// Which collective of the rank's program it is.
+    pub(super) index: AtomicU64,
+    pub(super) from: AtomicU64,
+    pub(super) to: AtomicU64,
+    /// One more than the sequence number of the collective whose share is done.
+    pub(super) done: AtomicU64,
+}
+
+/// One rank of a group. Zeroed memory is one that has done nothing.
+#[repr(C, align(128))]
+pub(super) struct Member {
+    /// One more than the sequence number of the latest collective that was started.
+    pub(super) arrived: AtomicU64,
+    pub(super) slots: [Slot; DEPTH],
+}
+
+#[repr(C, align(128))]
+struct Steps(AtomicU64);
+
+/// The ranks that take part in some collectives, in their order.
+struct Group {
+    ranks: Vec<usize>,
+    /// Members of the groups before it.
+    first: usize,
+}
+
+/// The meeting place of one session's ranks.
+pub struct World {
+    pub(super) control: Arc<Control>,
+    words: Region,
+    groups: Vec<Group>,
+    arenas: Vec<Arc<Arena>>,
+    pub(super) programs: Arc<[RankProgram]>,
+    pub(super) deadline: Duration,
+    /// Every rank has a core of its own.
+    pub(super) spin: bool,
+}
+
+fn groups(programs: &[RankProgram]) -> Vec<Group> {
+    let (mut groups, mut seen) = (Vec::new(), HashSet::new());
+    let mut first = 0;
+    for collective in programs.iter().flat_map(RankProgram::collectives) {
+        if seen.insert(&collective.group) {
+            groups.push(Group { ranks: collective.group.clone(), first });
+            first += collective.group.len();
+        }
+    }
+    groups
+}
+
+impl World {
+    /// Bytes of the words in which these ranks publish.
+    pub(super) fn bytes(programs: &[RankProgram]) -> usize {
+        let members: usize = groups(programs).iter().map(|g| g.ranks.len()).sum();
+        size_of::<Steps>() * programs.len() + size_of::<Member>() * members
+    }
+
+    /// A meeting place over zeroed words of [`World::bytes`] and the arenas of all ranks.
+    pub(super) fn new(
+        control: Arc<Control>,
+        words: Region,
+        arenas: Vec<Arc<Arena>>,
+        programs: Arc<[RankProgram]>,
+        deadline: Duration,
+    ) -> Self {
+        debug_assert!(words.bytes() == World::bytes(&programs) && arenas.len() == programs.len());
+        // Each process may be bound to a core of its own, as MPI's launchers do it.
+        let mine = std::thread::available_parallelism().map_or(1, usize::from);
+        let bound = control.is_shared() && mine < programs.len();
+        let cores = if bound { control.cpus() } else { mine };
+        let spin = programs.len() <= cores;
+        World { control, words, groups: groups(&programs), arenas, programs, deadline, spin }
+    }
+
+    /// One of threads.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub(super) fn of_threads(
+        control: Arc<Control>,
+        arenas: Option<Vec<Arc<Arena>>>,
+        programs: Arc<[RankProgram]>,
+        deadline: Duration,
+    ) -> Result<Self, RuntimeError> {
+        let arena = |p: &RankProgram| {
+            let bytes = p.arena_bytes;
+            Arena::new(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank: p.rank, bytes })
+        };
+        let arenas = arenas.map_or_else(|| programs.iter().map(arena).collect(), Ok)?;
+        let words = Region::private(World::bytes(&programs)).map_err(out_of_memory)?;
+        Ok(World::new(control, words, arenas, programs, deadline))
+    }
+
+    pub(super) fn arenas(&self) -> &[Arc<Arena>] {
+        &self.arenas
+    }
+
+    pub(super) fn group(&self, ranks: &[usize]) -> Option<usize> {
+        self.groups.iter().position(|g| g.ranks == ranks)
+    }
+
+    pub(super) fn ranks_of(&self, group: usize) -> &[usize] {
+        &self.groups[group].ranks
+    }
+
+    pub(super) fn members(&self, group: usize) -> &[Member] {
+        let Group { ranks, first } = &self.groups[group];
+        let before = size_of::<Steps>() * self.programs.len();
+        // SAFETY: `new` was given words for all groups; they are aligned to pages, were zeroed, and are only used as atomic words.
+        unsafe {
+            let members = self.words.base().add(before).cast::<Member>().add(*first);
+            std::slice::from_raw_parts(members, ranks.len())
+        }
+    }
+
+    /// Steps that a rank has finished.
+    pub(super) fn steps_done(&self, rank: usize) -> &AtomicU64 {
+        assert!(rank < self.programs.len());
+        // SAFETY: as above; the steps of all ranks come first.
+        unsafe { &(*self.words.base().cast::<Steps>().add(rank)).0 }
+    }
+
+    /// What the collective of that index is in a rank's program.
+    pub(super) fn describe(&self, rank: usize, index: usize) -> String {
+        let collective = self.programs[rank].collectives().nth(index);
+        collective.map_or_else(|| "another operation".into(), super::describe)
+    }
+}
+
+pub(super) fn out_of_memory(error: io::Error) -> RuntimeError {
+    RuntimeError::Launch(format!("no memory for the ranks to meet in: {error}"))
+}
+
+impl Communicators for World {
+    fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator> {
+        Box::new(Ranks::new(self, rank))
+    }
+
+    fn arena(&self, rank: usize) -> Arc<Arena> {
+        self.arenas[rank].clone()
+    }
+
+    fn finish_step(&self, rank: usize) {
+        self.steps_done(rank).fetch_add(1, Ordering::Release);
+        self.control.ring();
+    }
+
+    fn succeed(
+        &self,
+        programs: Arc<[RankProgram]>,
+        local: Range<usize>,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Communicators>, RuntimeError> {
+        let arenas = Some(self.arenas.clone());
+        if self.control.is_shared() {
+            return super::local::open(&self.control, local.start, arenas, programs, deadline);
+        }
+        Ok(Arc::new(World::of_threads(self.control.clone(), arenas, programs, deadline)?))
+    }
+}

@@ -1,0 +1,355 @@
+//! What launchers say in environment variables: which process of how many this is, and where the others are to be met.
+//!
+//! | launcher | rank, world | rank and world on this host | address |
+//! |---|---|---|---|
+//! | `tpc launch` | `TPC_RANK`, `TPC_WORLD` | all on one | `TPC_CONTROL`: the launcher's control block |
+//! | torchrun | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | `MASTER_ADDR`, the port after `MASTER_PORT` |
+//! | OpenMPI | `OMPI_COMM_WORLD_RANK`, `…_SIZE` | `…_LOCAL_RANK`, `…_LOCAL_SIZE` | from the job's name |
+//! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` | from the parent process |
+//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID`, all if `SLURM_STEP_NUM_NODES` is 1 | from the job and step |
+//!
+//! `TPC_ADDRESS=HOST:PORT` overrides every address, and so do `MASTER_ADDR` and `MASTER_PORT` for launchers that have none.
+
+use std::fmt::{self, Display};
+
+/// Who started this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LauncherKind {
+    /// `tpc launch`.
+    Tpc,
+    /// torchrun, or another that sets PyTorch's variables.
+    Torchrun,
+    /// OpenMPI's `mpirun`.
+    OpenMpi,
+    /// MPICH's or Intel MPI's `mpiexec`.
+    Mpich,
+    /// SLURM's `srun`.
+    Slurm,
+}
+
+impl Display for LauncherKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LauncherKind::Tpc => "tpc launch",
+            LauncherKind::Torchrun => "torchrun",
+            LauncherKind::OpenMpi => "OpenMPI",
+            LauncherKind::Mpich => "MPICH",
+            LauncherKind::Slurm => "SLURM",
+        })
+    }
+}
+
+/// One process of a launched world.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Launched {
+    /// Who launched it.
+    pub kind: LauncherKind,
+    /// This process.
+    pub rank: usize,
+    /// All processes.
+    pub world: usize,
+    /// This process among those of its host.
+    pub local_rank: usize,
+    /// Processes of its host.
+    pub local_world: usize,
+    /// `HOST:PORT` where the processes meet; of `tpc launch`, the handle of its control block.
+    pub address: String,
+}
+
+/// What is wrong with the environment.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvironmentError {
+    /// A variable that should be a number.
+    #[error(
+        "the environment of {kind} has {name}={value}, which is no number; start the processes with a launcher, or unset it"
+    )]
+    NoNumber {
+        /// The launcher.
+        kind: LauncherKind,
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A variable that should be there, because another is.
+    #[error(
+        "the environment of {kind} has {present} but no {missing}; start the processes with a launcher, or unset {present}"
+    )]
+    Incomplete {
+        /// The launcher.
+        kind: LauncherKind,
+        /// The variable that is there.
+        present: String,
+        /// The one that is not.
+        missing: String,
+    },
+    /// A rank outside of its world.
+    #[error(
+        "the environment of {kind} has {rank_name}={rank}, which is no rank of {world_name}={world}: ranks go from 0 to one less than their number"
+    )]
+    Outside {
+        /// The launcher.
+        kind: LauncherKind,
+        /// The variable of the rank.
+        rank_name: String,
+        /// Its value.
+        rank: usize,
+        /// The variable of the number of ranks.
+        world_name: String,
+        /// Its value.
+        world: usize,
+    },
+}
+
+/// How to look up a variable.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The variables of one launcher.
+struct Names {
+    kind: LauncherKind,
+    rank: &'static str,
+    world: &'static str,
+    local_rank: Option<&'static str>,
+    local_world: Option<&'static str>,
+}
+
+/// The first whose rank variable is there has launched the process: the most particular first, because launchers start each other.
+const LAUNCHERS: [Names; 5] = [
+    Names { kind: LauncherKind::Tpc, rank: "TPC_RANK", world: "TPC_WORLD", local_rank: None, local_world: None },
+    Names {
+        kind: LauncherKind::Torchrun,
+        rank: "RANK",
+        world: "WORLD_SIZE",
+        local_rank: Some("LOCAL_RANK"),
+        local_world: Some("LOCAL_WORLD_SIZE"),
+    },
+    Names {
+        kind: LauncherKind::OpenMpi,
+        rank: "OMPI_COMM_WORLD_RANK",
+        world: "OMPI_COMM_WORLD_SIZE",
+        local_rank: Some("OMPI_COMM_WORLD_LOCAL_RANK"),
+        local_world: Some("OMPI_COMM_WORLD_LOCAL_SIZE"),
+    },
+    Names {
+        kind: LauncherKind::Mpich,
+        rank: "PMI_RANK",
+        world: "PMI_SIZE",
+        local_rank: Some("MPI_LOCALRANKID"),
+        local_world: Some("MPI_LOCALNRANKS"),
+    },
+    Names {
+        kind: LauncherKind::Slurm,
+        rank: "SLURM_PROCID",
+        world: "SLURM_NTASKS",
+        local_rank: Some("SLURM_LOCALID"),
+        local_world: None,
+    },
+];
+
+/// SLURM's ids of steps that are not started by `srun` with tasks: batch scripts, interactive shells and the like.
+const SLURM_SPECIAL: u64 = 0xffff_fff0;
+
+impl Names {
+    fn has_launched(&self, variables: Variables) -> bool {
+        let in_step =
+            || variables("SLURM_STEP_ID").is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id < SLURM_SPECIAL));
+        // A user's RANK alone is not torchrun's.
+        let is_torchrun = || variables(self.world).is_some();
+        variables(self.rank).is_some()
+            && match self.kind {
+                LauncherKind::Slurm => in_step(),
+                LauncherKind::Torchrun => is_torchrun(),
+                _ => true,
+            }
+    }
+
+    fn number(&self, name: &str, variables: Variables) -> Result<Option<usize>, EnvironmentError> {
+        let Some(value) = variables(name) else { return Ok(None) };
+        let number = value.trim().parse();
+        number.map(Some).map_err(|_| EnvironmentError::NoNumber { kind: self.kind, name: name.into(), value })
+    }
+
+    fn launched(&self, variables: Variables, parent: u32) -> Result<Launched, EnvironmentError> {
+        let kind = self.kind;
+        let needed = |name: &str| {
+            let incomplete = || EnvironmentError::Incomplete { kind, present: self.rank.into(), missing: name.into() };
+            self.number(name, variables)?.ok_or_else(incomplete)
+        };
+        let optional = |name: Option<&str>| name.map_or(Ok(None), |name| self.number(name, variables));
+        let (rank, world) = (needed(self.rank)?, needed(self.world)?);
+        let local_rank = optional(self.local_rank)?.unwrap_or(rank);
+        let on_one_host = kind != LauncherKind::Slurm
+            || variables("SLURM_STEP_NUM_NODES").or_else(|| variables("SLURM_NNODES")).is_none_or(|n| n.trim() == "1");
+        let local_world = optional(self.local_world)?.unwrap_or(if on_one_host { world } else { 1 });
+        let inside = |rank_name: &str, rank: usize, world_name: &str, world: usize| {
+            let (rank_name, world_name) = (rank_name.to_string(), world_name.to_string());
+            if rank < world {
+                Ok(())
+            } else {
+                Err(EnvironmentError::Outside { kind, rank_name, rank, world_name, world })
+            }
+        };
+        inside(self.rank, rank, self.world, world)?;
+        if let (Some(rank_name), Some(world_name)) = (self.local_rank, self.local_world) {
+            inside(rank_name, local_rank, world_name, local_world)?;
+        }
+        let address = self.address(variables, parent)?;
+        Ok(Launched { kind, rank, world, local_rank, local_world, address })
+    }
+
+    fn address(&self, variables: Variables, parent: u32) -> Result<String, EnvironmentError> {
+        if self.kind == LauncherKind::Tpc {
+            let incomplete =
+                EnvironmentError::Incomplete { kind: self.kind, present: self.rank.into(), missing: CONTROL.into() };
+            return variables(CONTROL).ok_or(incomplete);
+        }
+        if let Some(address) = variables(ADDRESS) {
+            return Ok(address);
+        }
+        let host = variables("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".into());
+        // torchrun's own store listens at MASTER_PORT.
+        let port = self.number("MASTER_PORT", variables)?.map(|port| port + 1);
+        let job = || match self.kind {
+            LauncherKind::Slurm => ["SLURM_JOB_ID", "SLURM_STEP_ID"]
+                .iter()
+                .filter_map(|name| variables(name))
+                .collect::<Vec<_>>()
+                .join("."),
+            _ => ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"]
+                .iter()
+                .find_map(|name| variables(name))
+                .unwrap_or_else(|| parent.to_string()),
+        };
+        Ok(format!("{host}:{}", port.unwrap_or_else(|| port_of(&job()))))
+    }
+}
+
+/// The variable with the handle of the launcher's control block.
+pub const CONTROL: &str = "TPC_CONTROL";
+/// The variable with the address where processes meet.
+pub const ADDRESS: &str = "TPC_ADDRESS";
+
+/// A port below those that systems give out by themselves, the same for all processes of a job.
+fn port_of(job: &str) -> usize {
+    let hash = job.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    20_000 + (hash % 12_000) as usize
+}
+
+/// Which process of a launched world this is; `None` if no launcher has started it, or only this process. `parent` is the process's
+/// parent, which all processes of a host have in common if nothing else names their job.
+///
+/// # Errors
+/// Variables that are no numbers or contradict each other.
+pub fn launched(variables: Variables, parent: u32) -> Result<Option<Launched>, EnvironmentError> {
+    match LAUNCHERS.iter().find(|names| names.has_launched(variables)) {
+        Some(names) => names.launched(variables, parent).map(Some),
+        None => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(variables: &[(&str, &str)]) -> Result<Option<Launched>, EnvironmentError> {
+        let lookup = |name: &str| variables.iter().find(|v| v.0 == name).map(|v| v.1.to_string());
+        launched(&lookup, 77)
+    }
+
+    fn some(variables: &[(&str, &str)]) -> Launched {
+        of(variables).unwrap().unwrap()
+    }
+
+    fn error(variables: &[(&str, &str)]) -> String {
+        of(variables).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn no_launcher_is_none() {
+        assert_eq!(of(&[]).unwrap(), None);
+        assert_eq!(of(&[("RANK", "captain"), ("MASTER_PORT", "1")]).unwrap(), None);
+    }
+
+    #[test]
+    fn every_launcher_is_recognised() {
+        let tpc = some(&[
+            ("TPC_RANK", "1"),
+            ("TPC_WORLD", "4"),
+            ("TPC_CONTROL", "5:6:7"),
+            ("RANK", "0"),
+            ("WORLD_SIZE", "9"),
+        ]);
+        let expected = Launched {
+            kind: LauncherKind::Tpc,
+            rank: 1,
+            world: 4,
+            local_rank: 1,
+            local_world: 4,
+            address: "5:6:7".into(),
+        };
+        assert_eq!(tpc, expected);
+
+        let torchrun = [
+            ("RANK", "3"),
+            ("WORLD_SIZE", "8"),
+            ("LOCAL_RANK", "1"),
+            ("LOCAL_WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "node1"),
+            ("MASTER_PORT", "29500"),
+        ];
+        let expected = Launched {
+            kind: LauncherKind::Torchrun,
+            rank: 3,
+            world: 8,
+            local_rank: 1,
+            local_world: 2,
+            address: "node1:29501".into(),
+        };
+        assert_eq!(some(&torchrun), expected);
+        let overridden = [&torchrun[..], &[("TPC_ADDRESS", "here:1")]].concat();
+        assert_eq!(some(&overridden).address, "here:1");
+
+        let openmpi = [
+            ("OMPI_COMM_WORLD_RANK", "0"),
+            ("OMPI_COMM_WORLD_SIZE", "2"),
+            ("OMPI_COMM_WORLD_LOCAL_RANK", "0"),
+            ("OMPI_COMM_WORLD_LOCAL_SIZE", "2"),
+            ("PMIX_NAMESPACE", "prterun-host-4711@1"),
+        ];
+        let found = some(&openmpi);
+        assert_eq!((found.kind, found.rank, found.world), (LauncherKind::OpenMpi, 0, 2));
+        assert!(found.address.starts_with("127.0.0.1:2") || found.address.starts_with("127.0.0.1:3"), "{found:?}");
+        let other = [&openmpi[..4], &[("PMIX_NAMESPACE", "prterun-host-4712@1")]].concat();
+        assert_ne!(some(&other).address, found.address);
+
+        let mpich = some(&[("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("MPI_LOCALRANKID", "1"), ("MPI_LOCALNRANKS", "2")]);
+        assert_eq!((mpich.kind, mpich.rank, mpich.local_world), (LauncherKind::Mpich, 1, 2));
+    }
+
+    #[test]
+    fn slurm_counts_inside_a_step_only() {
+        let batch = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0"), ("SLURM_JOB_ID", "12")];
+        assert_eq!(of(&batch).unwrap(), None);
+        let interactive = [&batch[..], &[("SLURM_STEP_ID", "4294967290")]].concat();
+        assert_eq!(of(&interactive).unwrap(), None);
+        let step = [&batch[..], &[("SLURM_STEP_ID", "0"), ("SLURM_NNODES", "1")]].concat();
+        let found = some(&step);
+        assert_eq!((found.kind, found.rank, found.world, found.local_world), (LauncherKind::Slurm, 0, 4, 4));
+        let two = [&batch[..], &[("SLURM_STEP_ID", "0"), ("SLURM_NNODES", "2")]].concat();
+        assert_eq!(some(&two).local_world, 1);
+    }
+
+    #[test]
+    fn contradictions_are_errors_that_name_the_variables() {
+        let torchrun = |rank, world| [("RANK", rank), ("WORLD_SIZE", world)];
+        assert!(error(&torchrun("4", "4")).contains("RANK=4, which is no rank of WORLD_SIZE=4"));
+        assert!(error(&torchrun("x", "4")).contains("torchrun has RANK=x, which is no number"));
+        assert!(error(&torchrun("0", "-1")).contains("WORLD_SIZE=-1"));
+        assert!(error(&torchrun("0", "0")).contains("no rank of WORLD_SIZE=0"));
+        assert!(error(&[("PMI_RANK", "0")]).contains("PMI_RANK but no PMI_SIZE"));
+        assert!(error(&[("TPC_RANK", "0"), ("TPC_WORLD", "1")]).contains("no TPC_CONTROL"));
+        let local = [("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "2")];
+        assert!(error(&[&torchrun("0", "4")[..], &local].concat()).contains("LOCAL_RANK=2"));
+        assert!(error(&[&torchrun("0", "4")[..], &[("MASTER_PORT", "http")]].concat()).contains("MASTER_PORT=http"));
+    }
+}

@@ -1,0 +1,83 @@
+//! What can go wrong before a launched process runs.
+
+use super::environment::{EnvironmentError, LauncherKind};
+use std::io;
+use std::time::Duration;
+
+/// Why the processes of a launched world do not come together.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The launcher's variables.
+    #[error(transparent)]
+    Environment(#[from] EnvironmentError),
+    /// Processes on several hosts.
+    #[error(
+        "{kind} started {world} processes, of which {local_world} on this host; processes that share memory must all run on one host, those of several hosts need MPI or NCCL"
+    )]
+    Hosts {
+        /// The launcher.
+        kind: LauncherKind,
+        /// All processes.
+        world: usize,
+        /// Those of this host.
+        local_world: usize,
+    },
+    /// More processes than a session has ranks.
+    #[error("{world} processes were launched, more than the {most} ranks that a program can have here")]
+    TooMany {
+        /// Processes.
+        world: usize,
+        /// Ranks at most.
+        most: usize,
+    },
+    /// The launcher's memory is not there.
+    #[error(
+        "the control block of `tpc launch` cannot be opened ({0}); its variables are set, but it has ended, runs as another user or in another container"
+    )]
+    Control(String),
+    /// The meeting place cannot be used.
+    #[error("rank {rank} cannot meet the others at {address}: {problem}; choose another with TPC_ADDRESS=HOST:PORT")]
+    Address {
+        /// This process.
+        rank: usize,
+        /// The address.
+        address: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Processes that did not come.
+    #[error(
+        "{} did not come to {address} within {deadline:?}; look whether {} started and what {} said",
+        ranks(missing),
+        it(missing),
+        it(missing)
+    )]
+    Missing {
+        /// The ranks.
+        missing: Vec<usize>,
+        /// Where they were to come.
+        address: String,
+        /// How long they were waited for.
+        deadline: Duration,
+    },
+    /// Another process did not let this one in.
+    #[error("rank 0 does not start: {0}")]
+    Refused(String),
+    /// The system.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+fn ranks(ranks: &[usize]) -> String {
+    let names: Vec<_> = ranks.iter().map(ToString::to_string).collect();
+    format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, names.join(", "))
+}
+
+fn it(ranks: &[usize]) -> &'static str {
+    if ranks.len() == 1 { "it" } else { "they" }
+}

@@ -1,0 +1,311 @@
+//! `tpc launch`: starts the processes of a world, watches them, and ends them all when one fails.
+//!
+//! A process that ends badly is written into the control block, with the reason, so that the others give up at once; whoever has not
+//! ended after a while, stopped processes too, is killed. When the launcher itself dies, the system kills its children.
+
+use super::environment::CONTROL;
+use super::error::LaunchError;
+use super::{DEADLINE, FLIGHT_DIR};
+use crate::comm::control::{Control, state_of};
+use crate::error::of_rank;
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What to launch, and how.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Processes, one for each rank.
+    pub ranks: usize,
+    /// The program.
+    pub program: OsString,
+    /// Its arguments, the same for all.
+    pub arguments: Vec<OsString>,
+    /// Deadline of collectives that the processes are told; their own default without it.
+    pub deadline: Option<Duration>,
+    /// How long processes may take to end after one has failed.
+    pub grace: Duration,
+    /// Directory for the flight record of a failure; the system's for temporary files by default.
+    pub flight_dir: Option<PathBuf>,
+}
+
+/// How a launch ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// 0, or the exit code of the process that failed first: 128 and the signal's number if a signal killed it.
+    pub code: u8,
+    /// What failed first, for the user.
+    pub message: Option<String>,
+    /// Where the flight record of the failure is.
+    pub flight_record: Option<PathBuf>,
+    /// Whether the processes came together. Programs that do not join run as often as they were launched, each alone.
+    pub joined: bool,
+}
+
+/// Where the processes' error output goes.
+pub type Output = Arc<Mutex<dyn Write + Send>>;
+
+/// How often processes are looked at, at least.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long the last lines of processes that have ended are waited for.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+struct Running {
+    rank: usize,
+    child: Child,
+    output: JoinHandle<()>,
+    status: Option<ExitStatus>,
+    /// Whether it joined the others, known when it has ended.
+    joined: bool,
+}
+
+impl Running {
+    /// Sends a signal to the process and those that it started.
+    fn signal(&self, number: i32) {
+        if self.status.is_none() {
+            // SAFETY: a system call without memory. The child is not reaped yet, so its group's number is still its own.
+            unsafe { libc::kill(-(self.child.id() as i32), number) };
+        }
+    }
+}
+
+/// Starts processes and waits until all have ended. To be called by a thread that lives as long as the program: the children die with it.
+///
+/// # Errors
+/// Processes that cannot be started. What they do themselves is told by [`Ended`].
+pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
+    let system = |what: &str| {
+        let what = what.to_string();
+        move |source| LaunchError::System { what, source }
+    };
+    let control = Control::shared(launch.ranks).map_err(system("no memory for a control block"))?;
+    let signals = Signals::block();
+    let mut all = Vec::with_capacity(launch.ranks);
+    for rank in 0..launch.ranks {
+        match start(launch, rank, &control, &signals, stderr) {
+            Ok(running) => all.push(running),
+            Err(e) => {
+                end(&mut all);
+                let what = format!("`{}` cannot be started", launch.program.to_string_lossy());
+                return Err(LaunchError::System { what, source: e });
+            }
+        }
+    }
+    let (code, told) = watch(&mut all, &control, &signals, launch.grace);
+    let start = Instant::now();
+    while start.elapsed() < LAST_LINES && all.iter().any(|r| !r.output.is_finished()) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    signals.restore();
+    let joined = all.iter().any(|r| r.joined);
+    if code == 0 {
+        return Ok(Ended { code, message: None, flight_record: None, joined });
+    }
+    clean(&control.leftover());
+    let failure = control.failure();
+    let message = told.or_else(|| failure.map(|(rank, reason)| of_rank(rank, " failed: ", &reason)));
+    let flight_record = write_record(&control, launch.flight_dir.as_deref());
+    Ok(Ended { code, message, flight_record, joined })
+}
+
+fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, stderr: &Output) -> io::Result<Running> {
+    let mut command = Command::new(&launch.program);
+    command.args(&launch.arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+    command.stdout(if rank == 0 { Stdio::inherit() } else { Stdio::null() });
+    let handle = control.handle().map(|h| h.to_text()).unwrap_or_default();
+    command.env("TPC_RANK", rank.to_string()).env("TPC_WORLD", launch.ranks.to_string()).env(CONTROL, handle);
+    if let Some(deadline) = launch.deadline {
+        command.env(DEADLINE, deadline.as_secs_f64().to_string());
+    }
+    if let Some(dir) = &launch.flight_dir {
+        command.env(FLIGHT_DIR, dir);
+    }
+    command.process_group(0);
+    let (launcher, mask) = (std::process::id(), signals.before);
+    let prepare = move || {
+        // SAFETY: system calls that may be made between fork and exec. What the launcher holds back must reach the child; if the
+        // launcher has died already, nothing would kill the child.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() as u32 != launcher {
+                libc::_exit(1);
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes system calls.
+    unsafe { command.pre_exec(prepare) };
+    let mut child = command.spawn()?;
+    let (pipe, stderr) = (child.stderr.take(), stderr.clone());
+    let output = std::thread::spawn(move || {
+        if let Some(pipe) = pipe {
+            forward(rank, pipe, &stderr);
+        }
+    });
+    Ok(Running { rank, child, output, status: None, joined: false })
+}
+
+/// Passes the lines of a process on, each with its rank.
+fn forward(rank: usize, pipe: impl Read, stderr: &Output) {
+    let mut lines = BufReader::new(pipe);
+    let mut line = Vec::new();
+    while lines.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
+        if line.last() != Some(&b'\n') {
+            line.push(b'\n');
+        }
+        let mut stderr = stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        // A terminal that is gone takes no lines.
+        let _ = stderr.write_all(&[format!("[rank {rank}] ").as_bytes(), &line].concat());
+        line.clear();
+    }
+}
+
+/// Waits until all processes have ended; gives the exit code, and what to tell if that is not what a rank said.
+fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Duration) -> (u8, Option<String>) {
+    let mut code = 0;
+    let mut told = None;
+    let mut failed: Option<Instant> = None;
+    loop {
+        for running in all.iter_mut().filter(|r| r.status.is_none()) {
+            let status = match running.child.try_wait() {
+                Ok(Some(status)) => status,
+                Ok(None) => continue,
+                // It was reaped by somebody else; its status is not known.
+                Err(_) => ExitStatus::from_raw(1 << 8),
+            };
+            running.status = Some(status);
+            // One that has never joined is missed as one that has gone.
+            let (pid, child) = (&control.rank(running.rank).pid, running.child.id());
+            running.joined = pid.compare_exchange(0, child, Ordering::AcqRel, Ordering::Relaxed).is_err();
+            if !status.success() {
+                control.fail(running.rank, || format!("its process {}", describe(status)));
+                if code == 0 {
+                    code = code_of(status);
+                }
+            }
+        }
+        if all.iter().all(|r| r.status.is_some()) {
+            return (if code == 0 && control.has_failed() { 1 } else { code }, told);
+        }
+        if control.has_failed() {
+            let since = *failed.get_or_insert_with(Instant::now);
+            let is_stopped = |r: &Running| r.status.is_some() || state_of(r.child.id()) == Some('T');
+            // Those who are stopped would not end by themselves.
+            let nobody_runs = code != 0 && all.iter().all(is_stopped);
+            if since.elapsed() > grace || nobody_runs {
+                all.iter().for_each(|r| r.signal(libc::SIGKILL));
+            }
+        }
+        if let Some(signal) = signals.wait(LOOK) {
+            // Whoever asks twice does not want to wait.
+            let passed_on = if told.is_none() { signal } else { libc::SIGKILL };
+            code = 128 + signal as u8;
+            let ended = told.get_or_insert_with(|| format!("ended by {}", name(signal))).clone();
+            control.fail(0, || format!("the launcher was {ended}"));
+            all.iter().for_each(|r| r.signal(passed_on));
+        }
+    }
+}
+
+/// Kills all that are there.
+fn end(all: &mut [Running]) {
+    for running in all {
+        running.signal(libc::SIGKILL);
+        running.status = running.child.wait().ok();
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => format!("was killed by {}", name(signal)),
+        (None, Some(code)) => format!("exited with code {code}"),
+        (None, None) => "ended".into(),
+    }
+}
+
+fn code_of(status: ExitStatus) -> u8 {
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => (128 + signal) as u8,
+        (None, Some(code)) => code as u8,
+        (None, None) => 1,
+    }
+}
+
+fn name(signal: i32) -> String {
+    let known = match signal {
+        libc::SIGKILL => " (SIGKILL)",
+        libc::SIGTERM => " (SIGTERM)",
+        libc::SIGINT => " (SIGINT)",
+        libc::SIGSEGV => " (SIGSEGV)",
+        libc::SIGBUS => " (SIGBUS, memory that could not be had)",
+        libc::SIGABRT => " (SIGABRT)",
+        libc::SIGXFSZ => " (SIGXFSZ, a file that became too large)",
+        _ => "",
+    };
+    format!("signal {signal}{known}")
+}
+
+/// Removes what a process that died was writing: only what looks like an unfinished checkpoint or file of ours.
+fn clean(leftover: &str) {
+    let path = Path::new(leftover);
+    let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return };
+    // The next save removes a checkpoint that stays, too.
+    if name.starts_with(".step-") && name.ends_with(".partial") {
+        let _ = std::fs::remove_dir_all(path);
+    } else if name.ends_with(".tmp") {
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+/// Writes what the ranks did last, if they did anything.
+fn write_record(control: &Control, dir: Option<&Path>) -> Option<PathBuf> {
+    let record = control.flight_record();
+    // Who fails before the first collective has nothing to look into.
+    record.ranks.iter().find(|rank| !rank.operations.is_empty())?;
+    let dir = dir.map_or_else(std::env::temp_dir, Path::to_path_buf);
+    let path = dir.join(format!("tpc-flight-{}.json", std::process::id()));
+    std::fs::create_dir_all(&dir).ok()?;
+    std::fs::write(&path, record.to_json()).ok()?;
+    Some(path)
+}
+
+/// The signals that end a launcher, held back to be waited for.
+struct Signals {
+    held: libc::sigset_t,
+    before: libc::sigset_t,
+}
+
+impl Signals {
+    fn block() -> Self {
+        // SAFETY: both sets are initialised by the calls before they are read.
+        unsafe {
+            let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigemptyset(&raw mut held);
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD] {
+                libc::sigaddset(&raw mut held, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before);
+            Signals { held, before }
+        }
+    }
+
+    /// Waits for a signal, or that a child ends; gives a signal that ends the launcher.
+    fn wait(&self, longest: Duration) -> Option<i32> {
+        let time = libc::timespec { tv_sec: 0, tv_nsec: i64::from(longest.subsec_nanos() as i32) };
+        // SAFETY: the set and the time live through the call; nobody asks for details.
+        let signal = unsafe { libc::sigtimedwait(&raw const self.held, std::ptr::null_mut(), &raw const time) };
+        (signal > 0 && signal != libc::SIGCHLD).then_some(signal)
+    }
+
+    fn restore(&self) {
+        // SAFETY: the set was initialised by `block`.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}

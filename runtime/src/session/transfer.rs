@@ -1,0 +1,366 @@
+//! Writing inputs and reading outputs, between steps.
+//!
+//! Writing takes the whole tensor, or a loader, on every process, and fills the boxes of its own ranks. Reading gives the same bytes to
+//! every process: what its own ranks hold it takes from their arenas, the rest comes from the others.
+
+use super::{Session, output_name};
+use crate::boxes::{BoxRequest, Runs, meet_all};
+use crate::element;
+use crate::error::RuntimeError;
+use std::fmt::Display;
+use std::sync::atomic::Ordering;
+use tpc_ir::OutputKind;
+use tpc_ir::program::{Binding, RankProgram};
+
+/// Fills the dense bytes of a box.
+pub type BoxReader<'a> = dyn FnMut(&BoxRequest, &mut [u8]) -> Result<(), String> + 'a;
+/// Takes the dense bytes of a box.
+pub type BoxWriter<'a> = dyn FnMut(&BoxRequest, &[u8]) -> Result<(), String> + 'a;
+
+impl Session {
+    fn input(&self, name: &str) -> Result<usize, RuntimeError> {
+        let inputs = &self.program(0).inputs;
+        inputs.iter().position(|i| i.name == name).ok_or_else(|| RuntimeError::Unknown {
+            what: "input",
+            name: name.into(),
+            known: inputs.iter().map(|i| i.name.clone()).collect(),
+        })
+    }
+
+    fn output(&self, kind: &OutputKind) -> Result<usize, RuntimeError> {
+        let outputs = &self.program(0).outputs;
+        outputs.iter().position(|o| o.kind == *kind).ok_or_else(|| RuntimeError::Unknown {
+            what: "output",
+            name: output_name(kind),
+            known: outputs.iter().map(|o| output_name(&o.kind)).collect(),
+        })
+    }
+
+    /// The bytes of a binding of a rank of this process. Between steps the session alone uses the arenas.
+    fn bytes(&self, rank: usize, binding: &Binding) -> Result<(*mut u8, usize), RuntimeError> {
+        let elsewhere = || RuntimeError::Launch(format!("rank {rank} is run by another process"));
+        let arena = &self.local(rank).ok_or_else(elsewhere)?.0.arena;
+        let place = arena.resolve_view(&self.program(rank).buffers, &binding.view);
+        let place = place.map_err(RuntimeError::Launch)?;
+        Ok((place.base, binding.view.elements() * binding.view.dtype.bytes()))
+    }
+
+    fn box_mut(&mut self, rank: usize, input: usize) -> Result<(BoxRequest, &mut [u8]), RuntimeError> {
+        let binding = &self.program(rank).inputs[input].binding;
+        let (base, len) = self.bytes(rank, binding)?;
+        // SAFETY: the view was found to lie in the arena, it is dense (checked when loading), and
+        // the ranks are between steps, which only `&mut self` can change. Other processes' ranks
+        // read and write it in collectives only, which end before a step does.
+        Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts_mut(base, len) }))
+    }
+
+    pub(crate) fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, &[u8]), RuntimeError> {
+        let (base, len) = self.bytes(rank, binding)?;
+        // SAFETY: as above; nobody writes while `&self` is borrowed.
+        Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts(base, len) }))
+    }
+
+    fn set_written(&self, rank: usize, input: usize) {
+        if let Some((loaded, _)) = self.local(rank) {
+            loaded.written[input].store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes an input from the dense bytes of the whole tensor, in its element type and native byte
+    /// order; every rank gets its box.
+    ///
+    /// # Errors
+    /// No such input, or the wrong number of bytes.
+    pub fn write_bytes(&mut self, name: &str, data: &[u8]) -> Result<(), RuntimeError> {
+        let input = self.input(name)?;
+        let binding = &self.program(0).inputs[input].binding;
+        let dtype = binding.view.dtype;
+        let expected = binding.global.iter().product::<usize>() * dtype.bytes();
+        if data.len() != expected {
+            let shape = format!("{dtype}{:?}", binding.layout);
+            return Err(RuntimeError::Size { name: name.into(), expected, given: data.len(), shape });
+        }
+        for rank in self.local_ranks() {
+            let (request, to) = self.box_mut(rank, input)?;
+            request.runs(&mut |from, at, n| to[at..at + n].copy_from_slice(&data[from..from + n]));
+            self.set_written(rank, input);
+        }
+        Ok(())
+    }
+
+    /// Writes an input from the whole tensor as floats, rounded to its element type.
+    ///
+    /// # Errors
+    /// No such input, or the wrong number of elements.
+    pub fn write_f64(&mut self, name: &str, data: &[f64]) -> Result<(), RuntimeError> {
+        let input = self.input(name)?;
+        let dtype = self.program(0).inputs[input].binding.view.dtype;
+        self.write_bytes(name, &element::encode(dtype, data))
+    }
+
+    /// Lets a loader fill the box of one rank, so that nobody holds the whole tensor; does nothing for a rank of another process.
+    ///
+    /// # Errors
+    /// No such input, or what the loader says.
+    pub fn write_box(&mut self, name: &str, rank: usize, reader: &mut BoxReader<'_>) -> Result<(), RuntimeError> {
+        let input = self.input(name)?;
+        if !self.local_ranks().contains(&rank) {
+            return Ok(());
+        }
+        let (request, to) = self.box_mut(rank, input)?;
+        reader(&request, to).map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })?;
+        self.set_written(rank, input);
+        Ok(())
+    }
+
+    /// Fills the boxes of all ranks at the same time, each rank's in a thread of its own and its own process.
+    ///
+    /// # Errors
+    /// The first failing rank's of this process, else that of another.
+    pub fn fill_ranks<E: Send + Display + From<RuntimeError>>(
+        &mut self,
+        fill: &(dyn Fn(&mut RankInputs<'_>) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
+        let session = &*self;
+        let filled = each_rank(session.local_ranks(), &|rank| fill(&mut RankInputs { session, rank })).map(drop);
+        self.agree("fill inputs", filled, |_| Vec::new()).map(drop)
+    }
+
+    /// What this and all processes made of something that they do together: an error if it is one on any of them. `to_bytes` is what
+    /// the others are told of a success.
+    ///
+    /// # Errors
+    /// This process's own, else that of the lowest process that has one.
+    pub fn agree<T, E: Display + From<RuntimeError>>(
+        &self,
+        purpose: &str,
+        mine: Result<T, E>,
+        to_bytes: impl FnOnce(&T) -> Vec<u8>,
+    ) -> Result<(T, Vec<Vec<u8>>), E> {
+        let told = mine.as_ref().map(to_bytes).map_err(ToString::to_string);
+        let all = crate::comm::processes::agree(&**self.processes(), purpose, told, self.deadline())?;
+        let mine = mine?;
+        let all = all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+        Ok((mine, all))
+    }
+
+    /// Puts together any elements of a tensor from the boxes of all ranks, densely into `into`. Of equal boxes that several ranks hold,
+    /// one is taken.
+    fn gather<'a>(
+        &self,
+        name: &str,
+        binding: impl Fn(usize) -> &'a Binding,
+        wanted: &Runs,
+        into: &mut [u8],
+    ) -> Result<(), RuntimeError> {
+        let size = binding(0).view.dtype.bytes();
+        let total = wanted.elements();
+        // The first rank with each box; every process finds the same ones, except for tensors that every rank has.
+        let key = |rank: usize| (&binding(rank).start[..], &binding(rank).view.shape[..]);
+        let mut owners: Vec<usize> = Vec::new();
+        for rank in 0..self.ranks() {
+            if binding(rank).view.elements() > 0 && !owners.iter().any(|&owner| key(owner) == key(rank)) {
+                owners.push(rank);
+            }
+        }
+        let local = self.local_ranks();
+        let is_everywhere = (0..self.ranks()).all(|rank| key(rank) == key(0));
+        if is_everywhere {
+            owners = vec![local.start];
+        }
+        let mut messages = Vec::new();
+        if total > 0 && !is_everywhere && self.processes().count() > 1 {
+            let mut mine = Vec::new();
+            for &owner in owners.iter().filter(|owner| local.contains(owner)) {
+                let (request, from) = self.box_of(owner, binding(owner))?;
+                meet_all(request.element_runs(), wanted.clone(), &mut |a, _, n| {
+                    mine.extend_from_slice(&from[a * size..(a + n) * size]);
+                });
+            }
+            messages = self.processes().exchange(&format!("read {name}"), &mine, self.deadline())?;
+        }
+        let mut taken = vec![0; messages.len()];
+        let mut held = 0;
+        for &owner in &owners {
+            if local.contains(&owner) {
+                let (request, from) = self.box_of(owner, binding(owner))?;
+                meet_all(request.element_runs(), wanted.clone(), &mut |a, b, n| {
+                    into[b * size..(b + n) * size].copy_from_slice(&from[a * size..(a + n) * size]);
+                    held += n;
+                });
+            } else if total > 0 {
+                let process = self.process_of(owner);
+                let (message, taken) = (&messages[process], &mut taken[process]);
+                meet_all(BoxRequest::of(binding(owner)).element_runs(), wanted.clone(), &mut |_, b, n| {
+                    into[b * size..(b + n) * size].copy_from_slice(&message[*taken..*taken + n * size]);
+                    *taken += n * size;
+                    held += n;
+                });
+            }
+        }
+        if held == total { Ok(()) } else { Err(RuntimeError::Incomplete { name: name.into(), held, total }) }
+    }
+
+    /// The process of a rank: all have equally many.
+    fn process_of(&self, rank: usize) -> usize {
+        rank / self.local_ranks().len()
+    }
+
+    fn whole<'a>(&self, name: &str, binding: impl Fn(usize) -> &'a Binding) -> Result<Vec<u8>, RuntimeError> {
+        let total: usize = binding(0).global.iter().product();
+        let mut whole = vec![0; total * binding(0).view.dtype.bytes()];
+        self.gather(name, binding, &Runs::range(0, total), &mut whole)?;
+        Ok(whole)
+    }
+
+    /// Reads an output: the dense bytes of the whole tensor in its element type. Of equal boxes that
+    /// several ranks hold, the first rank's is taken.
+    ///
+    /// # Errors
+    /// No such output, or boxes that do not make up the whole; a process that does not come.
+    pub fn read(&self, kind: &OutputKind) -> Result<Vec<u8>, RuntimeError> {
+        let output = self.output(kind)?;
+        self.whole(&output_name(kind), |rank| &self.program(rank).outputs[output].binding)
+    }
+
+    /// [`Session::read`] as floats.
+    ///
+    /// # Errors
+    /// As [`Session::read`].
+    pub fn read_f64(&self, kind: &OutputKind) -> Result<Vec<f64>, RuntimeError> {
+        let output = self.output(kind)?;
+        Ok(element::decode(self.program(0).outputs[output].binding.view.dtype, &self.read(kind)?))
+    }
+
+    /// Reads what an input holds now: a parameter after some steps.
+    ///
+    /// # Errors
+    /// No such input, or boxes that do not make up the whole; a process that does not come.
+    pub fn read_input(&self, name: &str) -> Result<Vec<u8>, RuntimeError> {
+        let input = self.input(name)?;
+        self.whole(name, |rank| &self.program(rank).inputs[input].binding)
+    }
+
+    /// [`Session::read_input`] as floats.
+    ///
+    /// # Errors
+    /// As [`Session::read_input`].
+    pub fn read_input_f64(&self, name: &str) -> Result<Vec<f64>, RuntimeError> {
+        let input = self.input(name)?;
+        Ok(element::decode(self.program(0).inputs[input].binding.view.dtype, &self.read_input(name)?))
+    }
+
+    /// Reads consecutive elements of what an input holds now, in row-major order of the whole tensor: a saver's strip, so that
+    /// nobody holds the whole. `into` takes `first..end` and is dense in the input's element type.
+    ///
+    /// # Errors
+    /// No such input, `into` of another size, or boxes that do not make up these elements; a process that does not come.
+    pub fn read_range(&self, name: &str, first: usize, end: usize, into: &mut [u8]) -> Result<(), RuntimeError> {
+        self.read_runs(name, &Runs::range(first, end), into)
+    }
+
+    /// Reads any elements of what an input holds now, densely into `into`, in the input's element type.
+    ///
+    /// # Errors
+    /// As [`Session::read_range`].
+    pub fn read_runs(&self, name: &str, wanted: &Runs, into: &mut [u8]) -> Result<(), RuntimeError> {
+        let input = self.input(name)?;
+        let binding = |rank: usize| &self.program(rank).inputs[input].binding;
+        let size = binding(0).view.dtype.bytes();
+        let total = wanted.elements();
+        if into.len() != total * size {
+            let shape = format!("{}[{total}]", binding(0).view.dtype);
+            return Err(RuntimeError::Size { name: name.into(), expected: total * size, given: into.len(), shape });
+        }
+        self.gather(name, binding, wanted, into)
+    }
+
+    /// The bytes of one rank's box, on every process.
+    fn one_box(&self, name: &str, rank: usize, binding: &Binding) -> Result<Vec<u8>, RuntimeError> {
+        let mine = match self.local_ranks().contains(&rank) {
+            true => self.box_of(rank, binding)?.1.to_vec(),
+            false => Vec::new(),
+        };
+        if self.processes().count() == 1 {
+            return Ok(mine);
+        }
+        let mut all = self.processes().exchange(&format!("read {name} of rank {rank}"), &mine, self.deadline())?;
+        Ok(all.swap_remove(self.process_of(rank)))
+    }
+
+    /// Reads one rank's box of an output.
+    ///
+    /// # Errors
+    /// No such output; a process that does not come.
+    pub fn read_rank(&self, kind: &OutputKind, rank: usize) -> Result<Vec<u8>, RuntimeError> {
+        let output = self.output(kind)?;
+        self.one_box(&output_name(kind), rank, &self.program(rank).outputs[output].binding)
+    }
+
+    /// Shows a saver one rank's box of an input, so that nobody holds the whole tensor.
+    ///
+    /// # Errors
+    /// No such input, or what the saver says; a process that does not come.
+    pub fn read_box(&self, name: &str, rank: usize, writer: &mut BoxWriter<'_>) -> Result<(), RuntimeError> {
+        let input = self.input(name)?;
+        let binding = &self.program(rank).inputs[input].binding;
+        let written = match self.processes().count() {
+            1 => self.box_of(rank, binding).map(|(request, from)| writer(&request, from))?,
+            _ => writer(&BoxRequest::of(binding), &self.one_box(name, rank, binding)?),
+        };
+        written.map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })
+    }
+}
+
+/// The inputs of one rank, while all ranks' are filled: see [`Session::fill_ranks`].
+pub struct RankInputs<'a> {
+    session: &'a Session,
+    rank: usize,
+}
+
+impl RankInputs<'_> {
+    /// The rank.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// The rank's program.
+    pub fn program(&self) -> &RankProgram {
+        self.session.program(self.rank)
+    }
+
+    /// Lets `fill` write the dense bytes of the rank's box of an input, given by its position among the program's inputs.
+    ///
+    /// # Errors
+    /// What `fill` says.
+    ///
+    /// # Panics
+    /// If the program has no such input.
+    pub fn write<E: From<RuntimeError>>(
+        &mut self,
+        input: usize,
+        fill: impl FnOnce(&BoxRequest, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let binding = &self.program().inputs[input].binding;
+        let (base, len) = self.session.bytes(self.rank, binding)?;
+        // SAFETY: as in `Session::box_mut`. `Session::fill_ranks` borrows the session mutably, makes one
+        // of these for each rank, and each rank has an arena of its own; `&mut self` lets only one box be written at a time.
+        let to = unsafe { std::slice::from_raw_parts_mut(base, len) };
+        fill(&BoxRequest::of(binding), to)?;
+        self.session.processes().progress();
+        self.session.set_written(self.rank, input);
+        Ok(())
+    }
+}
+
+/// Calls `f` for ranks at the same time, and gives what it gave for each; of several errors, the lowest rank's is given.
+pub(crate) fn each_rank<T: Send, E: Send>(
+    ranks: std::ops::Range<usize>,
+    f: &(dyn Fn(usize) -> Result<T, E> + Sync),
+) -> Result<Vec<T>, E> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ranks.map(|rank| scope.spawn(move || f(rank))).collect();
+        let joined = threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect::<Vec<_>>().into_iter().collect()
+    })
+}

@@ -1,0 +1,152 @@
+//! What processes say to each other outside of collectives: deadlines, endings, and programs that cannot be loaded.
+
+#[path = "support/processes.rs"]
+mod processes;
+mod support;
+
+use processes::{Told, fail, in_processes, joined};
+use std::time::{Duration, Instant};
+use support::*;
+use tpc_ir::program::*;
+use tpc_ir::{DType, Mesh};
+use tpc_runtime::Session;
+
+/// Deadline of everything here.
+const DEADLINE: Duration = Duration::from_millis(700);
+
+#[test]
+#[ignore = "what the ranks of the tests below do as processes"]
+fn child_process() {
+    let options = joined();
+    let all = options.processes.clone().unwrap();
+    let barrier = |purpose: &str| all.barrier(purpose, DEADLINE).unwrap_or_else(|e| fail(&e));
+    let second = all.process() == 1;
+    match &*processes::role()[0] {
+        "purposes" => barrier(if second { "save a checkpoint" } else { "read loss" }),
+        "sleep" => {
+            barrier("begin");
+            if second {
+                std::thread::sleep(Duration::from_secs(30));
+            }
+            barrier("read loss");
+        }
+        "compute" => {
+            barrier("begin");
+            let start = Instant::now();
+            while second && start.elapsed() < 4 * DEADLINE {
+                std::hint::spin_loop();
+            }
+            barrier("read loss");
+        }
+        "progress" => {
+            barrier("begin");
+            let start = Instant::now();
+            while second && start.elapsed() < 4 * DEADLINE {
+                std::thread::sleep(Duration::from_millis(10));
+                all.progress();
+            }
+            barrier("read loss");
+        }
+        "leave" => {
+            barrier("begin");
+            if !second {
+                barrier("read loss");
+            }
+        }
+        "load" => {
+            let program = |rank: usize| {
+                let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
+                let x = b.input("x", DType::F32, &[4]);
+                if rank == 1 {
+                    b.step(Action::Wait { tag: 3 });
+                }
+                b.output("x", &x);
+                b.program
+            };
+            Session::launch(vec![program(0), program(1)], options).map(drop).unwrap_or_else(|e| fail(&e));
+        }
+        "sizes" => {
+            let program = |rank: usize| Builder::of(Mesh::new([("tp", 4)]).unwrap(), rank).program;
+            Session::launch((0..4).map(program).collect(), options).map(drop).unwrap_or_else(|e| fail(&e));
+        }
+        "exchange" => {
+            for length in [0, 1, 1 << 18, (1 << 18) + 1, 1_000_000] {
+                let bytes = vec![all.process() as u8; length * all.process()];
+                let got = all.exchange("lengths", &bytes, DEADLINE * 10).unwrap_or_else(|e| fail(&e));
+                for (process, bytes) in got.into_iter().enumerate() {
+                    assert!(bytes == vec![process as u8; length * process], "{length} {process}");
+                }
+            }
+        }
+        other => panic!("{other}"),
+    }
+    std::process::exit(0)
+}
+
+fn run(role: &str, ranks: usize) -> Told {
+    let start = Instant::now();
+    let told = in_processes(ranks, role, None, Some(DEADLINE));
+    assert!(start.elapsed() < Duration::from_secs(15), "{}", told.stderr);
+    told
+}
+
+/// What a rank said last.
+fn error(told: &Told, rank: usize) -> &str {
+    let begin = format!("[rank {rank}] error: ");
+    told.stderr.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_else(|| panic!("{}", told.stderr))
+}
+
+#[test]
+fn bytes_of_any_length_are_exchanged() {
+    let told = run("exchange", 3);
+    assert_eq!(told.ended.code, 0, "{}", told.stderr);
+}
+
+#[test]
+fn host_programs_that_do_different_things_are_told_so() {
+    let told = run("purposes", 2);
+    assert_eq!(told.ended.code, 1);
+    for rank in 0..2 {
+        let error = error(&told, rank);
+        assert!(error.contains("`read loss`") && error.contains("`save a checkpoint`"), "{error}");
+    }
+}
+
+#[test]
+fn a_host_program_that_sleeps_is_missed_and_one_that_works_is_waited_for() {
+    let told = run("sleep", 2);
+    assert_eq!(told.ended.code, 1);
+    let error = error(&told, 0);
+    assert!(error.contains("`read loss` did not finish within 700ms: missing rank 1 (rank 1 is computing)"), "{error}");
+    for role in ["compute", "progress"] {
+        let told = run(role, 2);
+        assert_eq!(told.ended.code, 0, "{role}: {}", told.stderr);
+    }
+}
+
+#[test]
+fn a_process_that_ends_early_is_named_at_once() {
+    let told = run("leave", 3);
+    assert_eq!(told.ended.code, 1);
+    let errors = [error(&told, 0), error(&told, 2)];
+    assert!(errors.iter().all(|e| e.contains("the process of rank 1 ended without it")), "{errors:?}");
+}
+
+#[test]
+fn what_one_rank_cannot_load_is_an_error_on_all() {
+    let told = run("load", 2);
+    assert_eq!(told.ended.code, 1);
+    for rank in 0..2 {
+        let error = error(&told, rank);
+        assert!(error.contains("rank 1: step 0") && error.contains("no collective with tag #3"), "{error}");
+    }
+}
+
+#[test]
+fn a_mesh_of_another_size_names_both_numbers() {
+    let told = run("sizes", 2);
+    for rank in 0..2 {
+        let error = error(&told, rank);
+        assert!(error.starts_with("the mesh has 4 ranks, but 2 processes were launched"), "{error}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Tests whose ranks are processes: the test binary starts itself, and a test that is ignored otherwise is what the children run.
+#![allow(dead_code)]
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tpc_runtime::LaunchOptions;
+use tpc_runtime::launch::supervise::{Ended, Launch, Output, launch};
+
+/// What the children do: the name and its arguments, separated by spaces.
+pub const ROLE: &str = "TPC_TEST_ROLE";
+/// The name of the test that the children run.
+pub const CHILD: &str = "child_process";
+
+/// How a launch of this test binary ended, and what its processes said.
+pub struct Told {
+    pub ended: Ended,
+    pub stderr: String,
+}
+
+/// This binary's child test as a command line, without what the harness prints.
+pub fn command(role: &str) -> Vec<String> {
+    let exe = std::env::current_exe().unwrap().display().to_string();
+    let script = format!("{ROLE}=\"$0\" exec \"$@\" > /dev/null");
+    let parts = ["-c", &script, role, &exe, "--exact", CHILD, "--ignored", "--nocapture"];
+    parts.iter().map(ToString::to_string).collect()
+}
+
+/// Runs a role in so many processes.
+pub fn in_processes(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadline: Option<Duration>) -> Told {
+    let launched = Launch {
+        ranks,
+        program: "sh".into(),
+        arguments: command(role).into_iter().map(Into::into).collect(),
+        deadline,
+        grace: Duration::from_secs(3),
+        flight_dir: Some(flight_dir.unwrap_or_else(std::env::temp_dir)),
+    };
+    let said: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let output: Output = said.clone();
+    let ended = launch(&launched, &output).unwrap();
+    let said = said.lock().unwrap_or_else(PoisonError::into_inner);
+    Told { ended, stderr: String::from_utf8_lossy(&said).into_owned() }
+}
+
+/// What this child is to do.
+pub fn role() -> Vec<String> {
+    let role = std::env::var(ROLE).expect("this test is for child processes");
+    role.split(' ').map(ToString::to_string).collect()
+}
+
+/// Launch options of a child, in its world.
+pub fn joined() -> LaunchOptions {
+    let processes = tpc_runtime::launch::join(Duration::from_secs(60)).unwrap_or_else(|e| fail(&e));
+    let deadline = tpc_runtime::launch::deadline().unwrap_or(Duration::from_secs(60));
+    LaunchOptions { processes, deadline, ..Default::default() }
+}
+
+/// Ends a child as the `tpc` command ends: with a message.
+pub fn fail(error: &dyn std::fmt::Display) -> ! {
+    if let Some(processes) = tpc_runtime::launch::joined() {
+        processes.fail(processes.process(), &error.to_string());
+    }
+    eprintln!("error: {error}");
+    std::process::exit(1)
+}
