@@ -1,3 +1,7 @@
 //! Devices that execute rank programs.
 
 pub mod cpu;
+pub mod cuda;
+pub mod extent;
+
+pub(crate) mod nodes;
