@@ -1,11 +1,10 @@
 //! Collectives of every kind and type on groups of every size against naive results.
 
-mod support;
+pub mod support;
 
 use support::*;
 use tpc_ir::program::*;
 use tpc_ir::{AxisId, DType, Mesh, ReduceOp};
-use tpc_runtime::{LaunchOptions, Session};
 
 fn mesh(ranks: usize) -> Mesh {
     Mesh::new([("tp", ranks)]).unwrap()
@@ -37,7 +36,7 @@ fn run(
         b.collective(kind, group, &x, &y, 1);
         programs.push(b.program);
     }
-    let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
+    let mut session = Recorded::launch(programs);
     for rank in 0..ranks {
         let write = |request: &tpc_runtime::BoxRequest, bytes: &mut [u8]| {
             bytes.copy_from_slice(&tpc_runtime::element::encode(dtype, &data(rank, request.elements(), dtype)));
@@ -61,7 +60,7 @@ fn combine(op: ReduceOp, dtype: DType, terms: &[Vec<f64>]) -> Vec<f64> {
 }
 
 #[test]
-fn all_reduce() {
+pub fn all_reduce() {
     for ranks in 1..=5 {
         for dtype in DType::ALL {
             for op in ReduceOp::ALL {
@@ -78,7 +77,7 @@ fn all_reduce() {
 }
 
 #[test]
-fn all_gather_and_reduce_scatter_of_uneven_pieces() {
+pub fn all_gather_and_reduce_scatter_of_uneven_pieces() {
     for ranks in 1..=5 {
         for dtype in DType::ALL {
             for (lens, outer, inner) in
@@ -122,7 +121,7 @@ fn all_gather_and_reduce_scatter_of_uneven_pieces() {
 
 /// Three values side by side are gathered and scattered as each alone, uneven and empty shards too.
 #[test]
-fn several_values_in_one_collective() {
+pub fn several_values_in_one_collective() {
     for ranks in 1..=4usize {
         let lens: [Vec<usize>; 3] = [vec![2; ranks], (0..ranks).collect(), (0..ranks).rev().collect()];
         let part = |i: usize| Part { outer: i + 1, lens: lens[i].clone(), inner: [5, 1, 3][i] };
@@ -167,7 +166,7 @@ fn several_values_in_one_collective() {
 }
 
 #[test]
-fn all_to_all_of_uneven_pieces() {
+pub fn all_to_all_of_uneven_pieces() {
     for ranks in 1..=5usize {
         for (cut, join) in [(0, 1), (1, 0), (0, 2), (2, 1), (1, 3), (3, 0)] {
             for dtype in [DType::F32, DType::BF16, DType::Bool, DType::I64] {
@@ -221,7 +220,7 @@ fn all_to_all_of_uneven_pieces() {
 }
 
 #[test]
-fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
+pub fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
     let mesh = Mesh::new([("dp", 2), ("tp", 2)]).unwrap();
     for axes in [vec![AxisId(0)], vec![AxisId(1)], vec![AxisId(1), AxisId(0)]] {
         let m = mesh.clone();
@@ -237,7 +236,7 @@ fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
 }
 
 #[test]
-fn in_place_and_overlapping_collectives() {
+pub fn in_place_and_overlapping_collectives() {
     let n = 5000;
     let programs = (0..3)
         .map(|rank| {
@@ -255,7 +254,7 @@ fn in_place_and_overlapping_collectives() {
             b.program
         })
         .collect();
-    let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
+    let mut session = Recorded::launch(programs);
     session.write_f64("x", &vec![1.0; n]).unwrap();
     session.write_f64("y", &vec![2.0; n]).unwrap();
     for _ in 0..4 {
@@ -272,7 +271,7 @@ fn in_place_and_overlapping_collectives() {
 }
 
 #[test]
-fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
+pub fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
     let n = 3000;
     let values: Vec<f64> = (0..n).map(|i| (f64::from(i) * 0.7).sin()).collect();
     let programs = (0..5)
@@ -288,7 +287,7 @@ fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
             b.program
         })
         .collect();
-    let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
+    let mut session = Recorded::launch(programs);
     session.write_f64("x", &values).unwrap();
     session.step().unwrap();
     let first = session.read_rank(&result("y"), 0).unwrap();
@@ -299,7 +298,7 @@ fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
 }
 
 #[test]
-fn sixty_four_ranks_on_any_machine() {
+pub fn sixty_four_ranks_on_any_machine() {
     let programs = (0..64)
         .map(|rank| {
             let mut b = Builder::of(mesh(64), rank);
@@ -309,7 +308,7 @@ fn sixty_four_ranks_on_any_machine() {
             b.program
         })
         .collect();
-    let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
+    let mut session = Recorded::launch(programs);
     session.write_f64("x", &[1.0; 100]).unwrap();
     session.step().unwrap();
     session.step().unwrap();

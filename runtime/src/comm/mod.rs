@@ -112,7 +112,7 @@ pub fn fingerprint(c: &Collective) -> u64 {
 }
 
 /// Whether the sizes of a collective fit together, and fit its views.
-fn check(c: &Collective) -> Result<(), String> {
+pub(crate) fn check(c: &Collective) -> Result<(), String> {
     let n = c.group.len();
     let me = c.position;
     if me >= n {

@@ -1,0 +1,83 @@
+//! Copies between strided views: bits are moved, never interpreted.
+
+use super::kernels::Launch;
+use super::rank::Rank;
+use super::space::{Axis, bring_fastest_in, count, cut, index_types, offset};
+use std::fmt::Write as _;
+use tpc_ir::program::View;
+
+const BLOCK: usize = 256;
+const GRID: usize = 132 * 16;
+
+/// The unsigned integer of that many bytes.
+pub(super) fn raw(bytes: usize) -> &'static str {
+    match bytes {
+        1 => "u8",
+        2 => "u16",
+        4 => "u32",
+        _ => "u64",
+    }
+}
+
+/// The launch of a copy.
+pub(super) fn emit(rank: &mut Rank<'_>, from: &View, to: &View) -> Result<Vec<Launch>, String> {
+    if from.shape != to.shape {
+        return Err(format!("copies shape {:?} to shape {:?}", from.shape, to.shape));
+    }
+    if from.dtype != to.dtype {
+        return Err(format!("copies {} to {}; a conversion is a loop", from.dtype, to.dtype));
+    }
+    let (source, target) = (rank.view(from)?, rank.view(to)?);
+    if source.overlaps(&target) {
+        if source == target && from.strides == to.strides {
+            return Ok(Vec::new());
+        }
+        return Err("the source overlaps the target".into());
+    }
+    let bytes = from.dtype.bytes();
+    let dims = from.shape.iter().zip(from.strides.iter().zip(&to.strides));
+    let axes = dims.filter(|(n, _)| **n != 1).map(|(&size, (&f, &t))| Axis { size, strides: vec![f, t] });
+    let places = (rank.at(source.base), rank.at(target.base));
+    strided(rank, bytes, axes.collect(), places)
+}
+
+/// Moves elements of that size from one place to another; axes have the strides of source and target.
+pub(super) fn strided(
+    rank: &mut Rank<'_>,
+    bytes: usize,
+    mut axes: Vec<Axis>,
+    (from, to): (i64, i64),
+) -> Result<Vec<Launch>, String> {
+    if count(&axes) == 0 {
+        return Ok(Vec::new());
+    }
+    bring_fastest_in(&mut axes, &[bytes, 2 * bytes]);
+    let mut pack = 1;
+    if let Some((inner, outer)) = axes.split_last()
+        && inner.strides == [1, 1]
+    {
+        pack = 16 / bytes;
+        let fits = |pack: usize| {
+            inner.size % pack == 0
+                && (from as usize | to as usize) % (pack * bytes) == 0
+                && outer.iter().flat_map(|a| &a.strides).all(|s| s % pack as isize == 0)
+        };
+        while pack > 1 && !fits(pack) {
+            pack /= 2;
+        }
+    }
+    let points = count(&axes) / pack;
+    let t = raw(bytes);
+    let mut text = String::from(index_types([&axes, &[]]));
+    let _ = writeln!(text, "    typedef Pack<{t}, {pack}> P;");
+    let _ = writeln!(text, "    const {t}* const p0 = (const {t}*)(A + a0);\n    {t}* const p1 = ({t}*)(A + a1);");
+    let _ = writeln!(
+        text,
+        "    for (uq q = blockIdx.x * (uq){BLOCK} + threadIdx.x; q < {points}u; q += gridDim.x * (uq){BLOCK}) {{"
+    );
+    text.push_str(&cut("q", "k", &axes, pack, "        "));
+    let at = |i: usize| offset(i, [("k", &axes), ("n", &[])], "");
+    let _ = writeln!(text, "        *(P*)(p1 + {}) = read_only((const P*)(p0 + {}));\n    }}", at(1), at(0));
+    let grid = points.div_ceil(BLOCK).min(GRID);
+    Ok(vec![rank.launch("copy", (grid, BLOCK), false, vec![from, to], &text)?])
+}

@@ -1,0 +1,136 @@
+//! Generated CUDA kernels executed on the CPU (`device/cuda/emulate.rs`), against the CPU device: every
+//! step of every test of loops, functions, tables, products and collectives, with threads and blocks
+//! running forwards and backwards.
+#![cfg(unix)]
+
+#[path = "collectives.rs"]
+mod collectives;
+#[path = "contracts.rs"]
+mod contracts;
+#[path = "loops.rs"]
+mod loops;
+#[path = "maps.rs"]
+mod maps;
+#[path = "tables.rs"]
+mod tables;
+
+use tpc_ir::DType;
+use tpc_ir::program::{Binding, RankProgram};
+use tpc_runtime::device::cuda::emulate::{Emulator, Order};
+use tpc_runtime::element::decode;
+
+type Bytes = Vec<Vec<Vec<u8>>>;
+
+/// How far results may be apart.
+#[derive(Clone, Copy)]
+enum Tolerance {
+    /// Relative to each element.
+    Elements(f64),
+    /// Relative to the largest element of the tensor, besides.
+    Tensors(f64),
+}
+
+fn unit(dtype: DType) -> f64 {
+    match dtype {
+        // One unit in the last place: sums are rounded once here and at every step there.
+        DType::BF16 => 1.0 / 128.0,
+        DType::F16 => 1.0 / 1024.0,
+        _ => 0.0,
+    }
+}
+
+fn check(got: &[u8], want: &[u8], dtype: DType, tolerance: Tolerance, what: &str) {
+    if got == want {
+        return;
+    }
+    let (got, want) = (decode(dtype, got), decode(dtype, want));
+    let finite = want.iter().filter(|x| x.is_finite());
+    let largest = finite.fold(0.0f64, |m, x| m.max(x.abs()));
+    for (i, (&x, &y)) in got.iter().zip(&want).enumerate() {
+        let allowed = match tolerance {
+            _ if !dtype.is_float() => 0.0,
+            Tolerance::Elements(t) => t.max(unit(dtype)) * y.abs() + 2e-45,
+            Tolerance::Tensors(t) => t.max(unit(dtype)) * y.abs().max(largest),
+        };
+        assert!(
+            x == y || (x.is_nan() && y.is_nan()) || (x - y).abs() <= allowed,
+            "{what}: element {i} is {x}, not {y}"
+        );
+    }
+}
+
+fn bindings(p: &RankProgram) -> Vec<Binding> {
+    p.inputs.iter().map(|i| i.binding.clone()).chain(p.outputs.iter().map(|o| o.binding.clone())).collect()
+}
+
+/// Executes recorded steps, and compares what inputs and outputs hold then.
+fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: Tolerance) {
+    let mut worlds: Vec<Vec<RankProgram>> = Vec::new();
+    let mut of_case = Vec::new();
+    for (programs, ..) in &cases {
+        if worlds.last() != Some(programs) {
+            worlds.push(programs.clone());
+        }
+        of_case.push(worlds.len() - 1);
+    }
+    let mut devices = Emulator::batch(worlds).unwrap();
+    let kernels = devices[0].plan().kernels.list().len();
+    println!("{name}: {} steps of {} programs, {kernels} kernels", cases.len(), devices.len());
+    for ((programs, before, after), at) in cases.iter().zip(of_case) {
+        let device = &mut devices[at];
+        for order in [Order::Forwards, Order::Backwards] {
+            for (rank, p) in programs.iter().enumerate() {
+                for (input, bytes) in p.inputs.iter().zip(&before[rank]) {
+                    device.write(rank, &input.binding, bytes);
+                }
+            }
+            device.step(order).unwrap();
+            for (rank, p) in programs.iter().enumerate() {
+                for (binding, want) in bindings(p).iter().zip(&after[rank]) {
+                    let got = device.read(rank, binding);
+                    let what = || format!("{name}, {order:?}, rank {rank}, {binding:?}\n{}", p.to_text());
+                    if got != *want {
+                        check(&got, want, binding.view.dtype, tolerance, &what());
+                    }
+                }
+            }
+        }
+    }
+}
+
+macro_rules! checks {
+    ($($name:ident = $file:ident, $tolerance:expr, [$($test:ident)*];)*) => { $(
+        #[test]
+        fn $name() {
+            let cases = $file::support::recorded::record(|| { $($file::$test();)* });
+            let cases = cases.into_iter().map(|c| (c.programs, c.before, c.after)).collect();
+            compare(stringify!($name), cases, $tolerance);
+        }
+    )* };
+}
+
+checks! {
+    loops_mean_the_same = loops, Tolerance::Tensors(1e-6), [
+        softmax_rows_of_all_lengths norms_with_uniform_registers_and_broadcast_weights
+        accumulating_uniform_registers_count_every_iteration updates_in_place_and_overlapping_views
+        indices_masks_and_random_numbers_do_not_depend_on_merging
+    ];
+    reductions_mean_the_same = loops, Tolerance::Tensors(1e-6), [accumulating_stores_reduce_any_dimensions];
+    random_loops_mean_the_same = loops, Tolerance::Tensors(1e-6), [random_programs_over_random_strides];
+    functions_mean_the_same = maps, Tolerance::Elements(2e-7), [
+        functions_of_floats_agree_with_their_definition exp_log_and_erf_are_accurate_everywhere
+        narrow_floats_integers_and_casts_round_as_their_type_does
+    ];
+    tables_mean_the_same = tables, Tolerance::Tensors(1e-6), [
+        rows_of_a_shard_are_taken_and_added copies_between_any_strides prefix_sums_along_any_dimension
+        the_k_largest_and_where_they_are
+    ];
+    products_mean_the_same = contracts, Tolerance::Tensors(1e-6), [
+        random_shapes_and_strides large_and_skinny_shapes every_element_type
+    ];
+    collectives_mean_the_same = collectives, Tolerance::Tensors(0.0), [
+        all_reduce all_gather_and_reduce_scatter_of_uneven_pieces several_values_in_one_collective
+        all_to_all_of_uneven_pieces groups_of_a_mesh_work_side_by_side_and_in_their_order
+        in_place_and_overlapping_collectives
+    ];
+}
