@@ -1,6 +1,7 @@
 //! Generated CUDA kernels executed on the CPU (`device/cuda/emulate.rs`), against the CPU device: every
 //! step of every test of loops, functions, tables, products and collectives, with threads and blocks
-//! running forwards and backwards.
+//! running forwards and backwards; backwards, products are what cublasLt would be told. Where NVRTC is
+//! found (`tests/gpu/nvrtc` fetches it), all of these kernels are compiled for an H100, too.
 #![cfg(unix)]
 
 #[path = "collectives.rs"]
@@ -16,7 +17,9 @@ mod tables;
 
 use tpc_ir::DType;
 use tpc_ir::program::{Binding, RankProgram};
+use tpc_runtime::device::cuda::emit::{Item, Kernels};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
+use tpc_runtime::device::cuda::nvrtc::Nvrtc;
 use tpc_runtime::element::decode;
 
 type Bytes = Vec<Vec<Vec<u8>>>;
@@ -63,6 +66,23 @@ fn bindings(p: &RankProgram) -> Vec<Binding> {
     p.inputs.iter().map(|i| i.binding.clone()).chain(p.outputs.iter().map(|o| o.binding.clone())).collect()
 }
 
+/// Compiles kernels for an H100: none may spill registers.
+fn compile(name: &str, kernels: &Kernels) {
+    let nvrtc = match Nvrtc::load() {
+        Ok(nvrtc) => nvrtc,
+        Err(e) if std::env::var_os("TPC_REQUIRE_NVRTC").is_none() => return println!("{name}: not compiled: {e}"),
+        Err(e) => panic!("{e}"),
+    };
+    let (_, usage) = nvrtc.compile(&kernels.source(), "sm_90").unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(usage.len(), kernels.list().len());
+    for u in usage.iter().filter(|u| u.spilled > 0) {
+        let source = kernels.list().iter().find(|k| k.name == u.kernel).map(|k| k.source.as_str());
+        panic!("{u:?}\n{}", source.unwrap_or_default());
+    }
+    let registers = usage.iter().map(|u| u.registers).max().unwrap_or(0);
+    println!("{name}: compiled for sm_90, {registers} registers at most, nothing spills");
+}
+
 /// Executes recorded steps, and compares what inputs and outputs hold then.
 fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: Tolerance) {
     let mut worlds: Vec<Vec<RankProgram>> = Vec::new();
@@ -74,8 +94,22 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
         of_case.push(worlds.len() - 1);
     }
     let mut devices = Emulator::batch(worlds).unwrap();
-    let kernels = devices[0].plan().kernels.list().len();
-    println!("{name}: {} steps of {} programs, {kernels} kernels", cases.len(), devices.len());
+    let kernels = devices[devices.len() - 1].plan().kernels.clone();
+    let items = devices.iter().flat_map(|d| &d.plan().ranks).flat_map(|r| &r.items);
+    let (mut products, mut taken) = (0, 0);
+    for (_, item) in items {
+        if let Item::Product { library, .. } = item {
+            products += 1;
+            taken += usize::from(library.is_some());
+        }
+    }
+    println!(
+        "{name}: {} steps of {} programs, {} kernels; cublasLt takes {taken} of {products} products",
+        cases.len(),
+        devices.len(),
+        kernels.list().len()
+    );
+    compile(name, &kernels);
     for ((programs, before, after), at) in cases.iter().zip(of_case) {
         let device = &mut devices[at];
         for order in [Order::Forwards, Order::Backwards] {
@@ -113,6 +147,8 @@ checks! {
     loops_mean_the_same = loops, Tolerance::Tensors(1e-6), [
         softmax_rows_of_all_lengths norms_with_uniform_registers_and_broadcast_weights
         accumulating_uniform_registers_count_every_iteration updates_in_place_and_overlapping_views
+    ];
+    random_numbers_are_the_same_bit_by_bit = loops, Tolerance::Tensors(0.0), [
         indices_masks_and_random_numbers_do_not_depend_on_merging
     ];
     reductions_mean_the_same = loops, Tolerance::Tensors(1e-6), [accumulating_stores_reduce_any_dimensions];

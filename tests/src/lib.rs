@@ -4,6 +4,7 @@
 
 pub mod captured;
 pub mod eager;
+pub mod golden;
 pub mod styles;
 pub mod training;
 

@@ -7,6 +7,7 @@
 
 use super::emit::{Item, Kernels, Launch, Plan, plan};
 use super::library::Library;
+use super::reference;
 use crate::device::cpu::arena::Arena;
 use crate::device::cpu::has_avx2;
 use crate::error::RuntimeError;
@@ -218,7 +219,8 @@ impl Emulator {
         Err(EmulationError::Barrier { kernel: k.name.clone(), reason })
     }
 
-    /// Runs all programs once. A rank runs until it waits for a collective that others of its group
+    /// Runs all programs once. Forwards, matrix products are the generated kernel's; backwards they are
+    /// what a library is told, as far as it can take them, in plain loops. A rank runs until it waits for a collective that others of its group
     /// have not started; a collective runs when the last of them starts it.
     ///
     /// # Errors
@@ -234,6 +236,11 @@ impl Emulator {
                 while let Some((_, item)) = self.plan.ranks[r].items.get(next[r]) {
                     match item {
                         Item::Launch(l) => self.launch(l, order)?,
+                        Item::Product { library: Some(p), .. } if order == Order::Backwards => {
+                            p.packing.iter().try_for_each(|l| self.launch(l, order))?;
+                            // SAFETY: all it addresses was found to lie in the memory when it was planned.
+                            unsafe { reference::run(&p.gemm, self.memory.base()) };
+                        }
                         Item::Product { kernel, .. } => kernel.iter().try_for_each(|l| self.launch(l, order))?,
                         Item::Start(i) => {
                             started[r][*i] = true;

@@ -4,12 +4,23 @@
 //! |---|---|
 //! | which kernels a program becomes, and in which order they run | `emit` |
 //! | which matrix products a library takes, and how | `gemm` |
-//! | what the kernels mean, executed on the CPU | `emulate`, its header `shim.h` |
-//! | how shared libraries are loaded | `library` |
+//! | what the kernels and the library's products mean, executed on the CPU | `emulate`, its header `shim.h`, `reference` |
+//! | how kernels are compiled, and what they take of a device | `nvrtc`, `usage` |
+//! | where CUDA's libraries are, and how they are loaded | `search`, `library` |
+//! | what can be wrong | `error` |
 
 pub mod emit;
+pub mod error;
+pub mod gemm;
+pub mod usage;
+
 #[cfg(unix)]
 pub mod emulate;
-pub mod gemm;
 #[cfg(unix)]
 pub(crate) mod library;
+#[cfg(unix)]
+pub mod nvrtc;
+#[cfg(unix)]
+mod reference;
+#[cfg(unix)]
+pub mod search;

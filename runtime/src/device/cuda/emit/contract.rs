@@ -75,7 +75,13 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, Str
     let real = if [&c.left, &c.right, &c.out].iter().all(|v| narrow(v.dtype)) { "float" } else { "double" };
     let types = [&c.left, &c.right, &c.out].map(|v| element(v.dtype));
     let (mb, blocks_n) = (nm.div_ceil(TILE), nn.div_ceil(TILE));
-    let mut text = String::from("    typedef i64 ix; typedef u64 uq;\n");
+    // Indices of 32 bits where they fit; offsets always have 64.
+    let small = [nb * mb * blocks_n * TILE, nm + TILE, nn + TILE, nk + DEPTH].iter().all(|&x| x < 1 << 31);
+    let mut text = String::from(if small {
+        "    typedef int ix; typedef u32 uq;\n"
+    } else {
+        "    typedef i64 ix; typedef u64 uq;\n"
+    });
     let _ = writeln!(
         text,
         "    typedef {real} R;\n    __shared__ R left[{DEPTH}][{0}];\n    __shared__ R right[{DEPTH}][{0}];",
@@ -115,7 +121,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, Str
          left[kk][o] = m0 + o < {nm} && k0 + kk < {nk} ? As<R>::of(lane(read_only(lb + left_m(m0 + o) + left_k(k0 + kk)))) : (R)0;\n        }}\n        \
          for (int i = 0; i < 4; i++) {{\n            const int e = tid + i * 256;\n            {rt}\n            \
          right[kk][o] = n0 + o < {nn} && k0 + kk < {nk} ? As<R>::of(lane(read_only(rb + right_n(n0 + o) + right_k(k0 + kk)))) : (R)0;\n        }}\n        \
-         __syncthreads();\n        #pragma unroll\n        for (int kk = 0; kk < {DEPTH}; kk++) {{\n            R x[4], y[4];\n            \
+         __syncthreads();\n        #pragma unroll {unroll}\n        for (int kk = 0; kk < {DEPTH}; kk++) {{\n            R x[4], y[4];\n            \
          #pragma unroll\n            for (int i = 0; i < 4; i++) {{ x[i] = left[kk][ty + 16 * i]; y[i] = right[kk][tx + 16 * i]; }}\n            \
          #pragma unroll\n            for (int i = 0; i < 4; i++) {{\n                #pragma unroll\n                for (int j = 0; j < 4; j++) sum[i][j] = m_fma(x[i], y[j], sum[i][j]);\n            }}\n        }}\n        \
          __syncthreads();\n    }}\n    \
@@ -126,6 +132,8 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, Str
         tr = types[1],
         to = types[2],
         per = blocks_n * mb,
+        // Double registers for doubles: unrolled further, they run out.
+        unroll = if real == "float" { 8 } else { 2 },
         lt = tile(left_by_k),
         rt = tile(right_by_k),
     );

@@ -9,7 +9,7 @@
 //! | nodes of loops as C | `body` |
 //! | loops without sums, with sums, and those that must keep their order | `pointwise`, `rows`, `ordered` |
 //! | copies, rows of tables, prefix sums and the k largest | `copy`, `table`, `scan` |
-//! | matrix products that no library takes | `contract` |
+//! | matrix products as a library takes them, and those that none does | `product`, `contract` |
 //! | collectives between ranks on one device | `collective` |
 
 mod body;
@@ -20,6 +20,7 @@ mod fused;
 mod kernels;
 mod ordered;
 mod pointwise;
+mod product;
 mod rank;
 mod rows;
 mod scan;
@@ -27,8 +28,8 @@ mod space;
 mod table;
 
 pub use kernels::{Kernel, Kernels, Launch, PRELUDE};
+pub use product::Product;
 
-use super::gemm::{self, Gemm};
 use crate::error::RuntimeError;
 use rank::Rank;
 use tpc_ir::program::{Action, Collective, RankProgram};
@@ -42,8 +43,8 @@ pub enum Item {
     /// otherwise.
     Product {
         /// The library's product.
-        gemm: Option<Gemm>,
-        /// The generated kernel; several launches never happen, none if the result is empty.
+        library: Option<Product>,
+        /// The generated kernel; none if the result is empty.
         kernel: Option<Launch>,
     },
     /// Starts a collective, by its index in the plan of the rank.
@@ -139,8 +140,8 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
         Action::TopK { from, values, indices } => scan::top_k(rank, from, values, indices)?,
         Action::Contract(c) => {
             let kernel = contract::emit(rank, c)?.pop();
-            let gemm = gemm::of(c, contract::places(rank, c)?.map(|p| rank.at(p)));
-            return Ok(if kernel.is_none() { Vec::new() } else { vec![Item::Product { gemm, kernel }] });
+            let library = product::library(rank, c)?;
+            return Ok(if kernel.is_none() { Vec::new() } else { vec![Item::Product { library, kernel }] });
         }
         Action::Start(c) => {
             let dense = |v: &tpc_ir::program::View| {

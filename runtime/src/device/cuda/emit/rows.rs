@@ -92,7 +92,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
 
     let elements = each * body.vector;
     let crossing = crossing(graph, part, &body, &stage, passes);
-    let keep = elements <= MOST_KEPT && crossing.len() * elements <= MOST_REGISTERS;
+    let keep = n > 0 && elements <= MOST_KEPT && crossing.len() * elements <= MOST_REGISTERS;
     if overwrites_early(graph, part, &stage) {
         return Ok(None);
     }
