@@ -4,7 +4,7 @@
 //! from run to run; a collective that cannot finish is an error on every rank, never a hang; ranks
 //! that come with different operations are told so, by name.
 
-mod reduce;
+pub(crate) mod reduce;
 pub mod threads;
 
 use crate::error::RuntimeError;

@@ -220,7 +220,7 @@ impl Emulator {
     }
 
     /// Runs all programs once. Forwards, matrix products are the generated kernel's; backwards they are
-    /// what a library is told, as far as it can take them, in plain loops. A rank runs until it waits for a collective that others of its group
+    /// what a library is told, as far as it can take them, in plain loops, and so are collectives. A rank runs until it waits for a collective that others of its group
     /// have not started; a collective runs when the last of them starts it.
     ///
     /// # Errors
@@ -280,6 +280,15 @@ impl Emulator {
             members.push((at, of));
         }
         if !members.iter().all(|&(at, of)| started[at][of]) {
+            return Ok(());
+        }
+        if order == Order::Backwards {
+            let placed: Vec<_> = members.iter().map(|&(at, of)| &self.plan.ranks[at].collectives[of]).collect();
+            placed.iter().flat_map(|p| &p.wire.before).try_for_each(|l| self.launch(l, order))?;
+            // SAFETY: all it addresses was found to lie in the memory when it was planned.
+            unsafe { reference::communicate(&placed, self.memory.base()) };
+            placed.iter().flat_map(|p| &p.wire.after).try_for_each(|l| self.launch(l, order))?;
+            members.into_iter().for_each(|(at, of)| done[at][of] = true);
             return Ok(());
         }
         let (first, of) = members[0];

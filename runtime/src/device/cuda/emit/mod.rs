@@ -10,7 +10,7 @@
 //! | loops without sums, with sums, and those that must keep their order | `pointwise`, `rows`, `ordered` |
 //! | copies, rows of tables, prefix sums and the k largest | `copy`, `table`, `scan` |
 //! | matrix products as a library takes them, and those that none does | `product`, `contract` |
-//! | collectives between ranks on one device | `collective` |
+//! | collectives between ranks on one device, and between devices | `collective`, `wire` |
 
 mod body;
 mod collective;
@@ -26,9 +26,11 @@ mod rows;
 mod scan;
 mod space;
 mod table;
+mod wire;
 
 pub use kernels::{Kernel, Kernels, Launch, PRELUDE};
 pub use product::Product;
+pub use wire::{Call, Wire};
 
 use crate::error::RuntimeError;
 use rank::Rank;
@@ -65,6 +67,8 @@ pub struct Placed {
     /// Kernels that do it for the whole group, if all of its ranks are in the plan: launched once, by
     /// the member at position 0.
     pub local: Vec<Launch>,
+    /// What a library between devices is told.
+    pub wire: Wire,
 }
 
 /// What one rank executes.
@@ -74,7 +78,7 @@ pub struct RankPlan {
     pub base: usize,
     /// Bytes of its arena and scratch.
     pub bytes: usize,
-    /// Bytes of the scratch alone.
+    /// Bytes of the scratch alone, the staging area of collectives included.
     pub scratch_bytes: usize,
     /// `(step of the program, what to do)`, in order.
     pub items: Vec<(usize, Item)>,
@@ -119,7 +123,15 @@ pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<Plan, RuntimeE
             let made = action(&mut rank, &step.action, &mut collectives).map_err(fail)?;
             items.extend(made.into_iter().map(|item| (i, item)));
         }
-        let bytes = rank.bytes();
+        let stage = rank.at(rank.bytes());
+        let mut staging = 0;
+        for placed in &mut collectives {
+            let (wire, bytes) = wire::emit(&mut rank, &placed.collective, (placed.from, placed.to), stage)
+                .map_err(RuntimeError::Launch)?;
+            placed.wire = wire;
+            staging = staging.max(bytes);
+        }
+        let bytes = rank.bytes() + staging;
         let scratch_bytes = bytes - program.arena_bytes.next_multiple_of(256);
         plan.bytes = base + bytes;
         plan.ranks.push(RankPlan { base, bytes, scratch_bytes, items, collectives });
@@ -160,7 +172,8 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
             }
             crate::comm::check(c)?;
             let (from, to) = (rank.at(from.base), rank.at(to.base));
-            collectives.push(Placed { collective: (**c).clone(), from, to, local: Vec::new() });
+            let (local, wire) = (Vec::new(), Wire::default());
+            collectives.push(Placed { collective: (**c).clone(), from, to, local, wire });
             return Ok(vec![Item::Start(collectives.len() - 1)]);
         }
         Action::Wait { tag } => {
