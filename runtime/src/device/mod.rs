@@ -3,5 +3,6 @@
 pub mod cpu;
 pub mod cuda;
 pub mod extent;
+pub mod session;
 
 pub(crate) mod nodes;

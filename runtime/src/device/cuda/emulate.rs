@@ -10,13 +10,16 @@ use super::library::Library;
 use super::reference;
 use crate::device::cpu::arena::Arena;
 use crate::device::cpu::has_avx2;
+use crate::device::session::Device;
 use crate::error::RuntimeError;
+use crate::session::StepReport;
 use std::ffi::c_int;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 use tpc_ir::program::{Binding, RankProgram};
 
 /// Why kernels could not be executed on the CPU.
@@ -297,5 +300,26 @@ impl Emulator {
         }
         members.into_iter().for_each(|(at, of)| done[at][of] = true);
         Ok(())
+    }
+}
+
+impl Device for Emulator {
+    fn programs(&self) -> &[RankProgram] {
+        &self.programs
+    }
+
+    fn read(&self, rank: usize, binding: &Binding) -> Result<Vec<u8>, RuntimeError> {
+        Ok(Emulator::read(self, rank, binding))
+    }
+
+    fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) -> Result<(), RuntimeError> {
+        Emulator::write(self, rank, binding, bytes);
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<StepReport, RuntimeError> {
+        let start = Instant::now();
+        Emulator::step(self, Order::Forwards).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
+        Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
     }
 }

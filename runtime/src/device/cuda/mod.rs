@@ -5,7 +5,7 @@
 //! | which kernels a program becomes, and in which order they run | `emit` |
 //! | which matrix products a library takes, and how | `gemm` |
 //! | what the kernels and the library's products mean, executed on the CPU | `emulate`, its header `shim.h`, `reference` |
-//! | how kernels are compiled, and what they take of a device | `nvrtc`, `usage` |
+//! | how kernels are compiled, and what they take of a device | `nvrtc`, `usage`; kept on disk: `cache` |
 //! | where CUDA's libraries are, and how they are loaded | `search`, `library` |
 //! | what can be wrong | `error` |
 
@@ -14,6 +14,8 @@ pub mod error;
 pub mod gemm;
 pub mod usage;
 
+#[cfg(unix)]
+pub mod cache;
 #[cfg(unix)]
 pub mod emulate;
 #[cfg(unix)]

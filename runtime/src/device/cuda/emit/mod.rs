@@ -28,6 +28,7 @@ mod space;
 mod table;
 mod wire;
 
+pub(crate) use kernels::fnv;
 pub use kernels::{Kernel, Kernels, Launch, PRELUDE};
 pub use product::Product;
 pub use wire::{Call, Wire};
