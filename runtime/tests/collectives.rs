@@ -1,6 +1,6 @@
 //! Collectives of every kind and type on groups of every size against naive results.
 
-pub mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::program::*;
@@ -60,7 +60,7 @@ fn combine(op: ReduceOp, dtype: DType, terms: &[Vec<f64>]) -> Vec<f64> {
 }
 
 #[test]
-pub fn all_reduce() {
+pub(crate) fn all_reduce() {
     for ranks in 1..=5 {
         for dtype in DType::ALL {
             for op in ReduceOp::ALL {
@@ -77,7 +77,7 @@ pub fn all_reduce() {
 }
 
 #[test]
-pub fn all_gather_and_reduce_scatter_of_uneven_pieces() {
+pub(crate) fn all_gather_and_reduce_scatter_of_uneven_pieces() {
     for ranks in 1..=5 {
         for dtype in DType::ALL {
             for (lens, outer, inner) in
@@ -121,7 +121,7 @@ pub fn all_gather_and_reduce_scatter_of_uneven_pieces() {
 
 /// Three values side by side are gathered and scattered as each alone, uneven and empty shards too.
 #[test]
-pub fn several_values_in_one_collective() {
+pub(crate) fn several_values_in_one_collective() {
     for ranks in 1..=4usize {
         let lens: [Vec<usize>; 3] = [vec![2; ranks], (0..ranks).collect(), (0..ranks).rev().collect()];
         let part = |i: usize| Part { outer: i + 1, lens: lens[i].clone(), inner: [5, 1, 3][i] };
@@ -166,7 +166,7 @@ pub fn several_values_in_one_collective() {
 }
 
 #[test]
-pub fn all_to_all_of_uneven_pieces() {
+pub(crate) fn all_to_all_of_uneven_pieces() {
     for ranks in 1..=5usize {
         for (cut, join) in [(0, 1), (1, 0), (0, 2), (2, 1), (1, 3), (3, 0)] {
             for dtype in [DType::F32, DType::BF16, DType::Bool, DType::I64] {
@@ -220,7 +220,7 @@ pub fn all_to_all_of_uneven_pieces() {
 }
 
 #[test]
-pub fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
+pub(crate) fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
     let mesh = Mesh::new([("dp", 2), ("tp", 2)]).unwrap();
     for axes in [vec![AxisId(0)], vec![AxisId(1)], vec![AxisId(1), AxisId(0)]] {
         let m = mesh.clone();
@@ -236,7 +236,7 @@ pub fn groups_of_a_mesh_work_side_by_side_and_in_their_order() {
 }
 
 #[test]
-pub fn in_place_and_overlapping_collectives() {
+pub(crate) fn in_place_and_overlapping_collectives() {
     let n = 5000;
     let programs = (0..3)
         .map(|rank| {
@@ -271,7 +271,7 @@ pub fn in_place_and_overlapping_collectives() {
 }
 
 #[test]
-pub fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
+pub(crate) fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
     let n = 3000;
     let values: Vec<f64> = (0..n).map(|i| (f64::from(i) * 0.7).sin()).collect();
     let programs = (0..5)
@@ -298,7 +298,7 @@ pub fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
 }
 
 #[test]
-pub fn sixty_four_ranks_on_any_machine() {
+pub(crate) fn sixty_four_ranks_on_any_machine() {
     let programs = (0..64)
         .map(|rank| {
             let mut b = Builder::of(mesh(64), rank);

@@ -1,6 +1,6 @@
 //! Products on random strided shapes against naive loops; the data are integers, so results are exact.
 
-pub mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::DType;
@@ -80,7 +80,7 @@ fn run(rng: &mut Lcg, sizes: [Vec<usize>; 4], dtypes: [DType; 3], scale: f64) {
 }
 
 #[test]
-pub fn random_shapes_and_strides() {
+pub(crate) fn random_shapes_and_strides() {
     let mut rng = Lcg(4);
     for _ in 0..250 {
         let sizes = [0, 1, 1, 2, 3, 5, 8, 17, 33];
@@ -94,7 +94,7 @@ pub fn random_shapes_and_strides() {
 }
 
 #[test]
-pub fn large_and_skinny_shapes() {
+pub(crate) fn large_and_skinny_shapes() {
     let mut rng = Lcg(5);
     for (m, n, k) in
         [(130, 1100, 270), (1, 300, 600), (300, 1, 600), (1, 1, 5000), (7, 33, 513), (25, 17, 257), (256, 512, 64)]
@@ -111,7 +111,7 @@ pub fn large_and_skinny_shapes() {
 }
 
 #[test]
-pub fn every_element_type() {
+pub(crate) fn every_element_type() {
     let mut rng = Lcg(6);
     for dtype in DType::ALL.into_iter().filter(|&d| d != DType::Bool && d != DType::U8) {
         for k in [4, 20, 300] {

@@ -1,8 +1,11 @@
 //! Generated CUDA kernels executed on the CPU (`device/cuda/emulate.rs`), against the CPU device: every
 //! step of every test of loops, functions, tables, products and collectives, with threads and blocks
 //! running forwards and backwards; backwards, products are what cublasLt would be told. Where NVRTC is
-//! found (`tests/gpu/nvrtc` fetches it), all of these kernels are compiled for an H100, too.
+//! found (`tests/gpu/nvrtc` fetches it), all of these kernels are compiled for an H100, too. With the
+//! feature `cuda` and `TPC_GPU` set they run on a GPU instead, kernel by kernel and as graphs.
 #![cfg(unix)]
+// Every file of tests brings its own support.
+#![allow(clippy::duplicate_mod)]
 
 #[path = "collectives.rs"]
 mod collectives;
@@ -75,7 +78,7 @@ fn compile(name: &str, kernels: &Kernels) {
     };
     let (_, usage) = nvrtc.compile(&kernels.source(), "sm_90").unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(usage.len(), kernels.list().len());
-    for u in usage.iter().filter(|u| u.spilled > 0) {
+    if let Some(u) = usage.iter().find(|u| u.spilled > 0) {
         let source = kernels.list().iter().find(|k| k.name == u.kernel).map(|k| k.source.as_str());
         panic!("{u:?}\n{}", source.unwrap_or_default());
     }
@@ -92,6 +95,10 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
             worlds.push(programs.clone());
         }
         of_case.push(worlds.len() - 1);
+    }
+    #[cfg(feature = "cuda")]
+    if std::env::var_os("TPC_GPU").is_some() {
+        return gpu::compare(name, worlds, &cases, &of_case, tolerance);
     }
     let mut devices = Emulator::batch(worlds).unwrap();
     let kernels = devices[devices.len() - 1].plan().kernels.clone();
@@ -129,6 +136,54 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
                 }
             }
         }
+    }
+}
+
+/// The same steps on a real device.
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::{Bytes, Tolerance, bindings, check};
+    use tpc_ir::program::RankProgram;
+    use tpc_runtime::device::cuda::gpu::{Compiled, Gpu, GpuOptions};
+    use tpc_runtime::device::session::Device;
+
+    pub(super) fn compare(
+        name: &str,
+        worlds: Vec<Vec<RankProgram>>,
+        cases: &[(Vec<RankProgram>, Bytes, Bytes)],
+        of_case: &[usize],
+        tolerance: Tolerance,
+    ) {
+        let options = GpuOptions::default();
+        let start = std::time::Instant::now();
+        let compiled = Compiled::batch(worlds, &options).unwrap_or_else(|e| panic!("{e}"));
+        let (compiling, count) = (start.elapsed().as_secs_f64(), compiled.len());
+        let mut of_case = of_case.iter().zip(cases).peekable();
+        for (at, compiled) in compiled.into_iter().enumerate() {
+            let mut device = Gpu::open(compiled, options.clone()).unwrap_or_else(|e| panic!("{name}: {e}"));
+            while let Some((_, (programs, before, after))) = of_case.next_if(|(of, _)| **of == at) {
+                // The second and third time as a graph.
+                for time in 0..3 {
+                    for (rank, p) in programs.iter().enumerate() {
+                        for (input, bytes) in p.inputs.iter().zip(&before[rank]) {
+                            device.write(rank, &input.binding, bytes).unwrap();
+                        }
+                    }
+                    device.step().unwrap_or_else(|e| panic!("{name}: {e}"));
+                    for (rank, p) in programs.iter().enumerate() {
+                        for (binding, want) in bindings(p).iter().zip(&after[rank]) {
+                            let got = device.read(rank, binding).unwrap();
+                            if got != *want {
+                                let what = format!("{name}, time {time}, rank {rank}, {binding:?}\n{}", p.to_text());
+                                check(&got, want, binding.view.dtype, tolerance, &what);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let all = start.elapsed().as_secs_f64();
+        println!("{name}: {count} programs agree on the GPU; {compiling:.1} s compiling, {all:.1} s in all");
     }
 }
 

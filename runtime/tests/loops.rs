@@ -1,6 +1,6 @@
 //! Fused loops against a naive evaluation of every instruction, element by element.
 
-pub mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::op::Distribution;
@@ -133,7 +133,7 @@ fn accumulate(view: &View, strides: &[isize], arg: usize, op: ReduceOp) -> Instr
 }
 
 #[test]
-pub fn softmax_rows_of_all_lengths() {
+pub(crate) fn softmax_rows_of_all_lengths() {
     for dtype in [DType::F32, DType::F64, DType::BF16] {
         for n in [1, 2, 31, 512, 1024, 1025, 3000] {
             let mut b = Builder::new();
@@ -160,7 +160,7 @@ pub fn softmax_rows_of_all_lengths() {
 }
 
 #[test]
-pub fn norms_with_uniform_registers_and_broadcast_weights() {
+pub(crate) fn norms_with_uniform_registers_and_broadcast_weights() {
     let (rows, n) = (5, 1500);
     let mut b = Builder::new();
     let x = b.buffer(DType::F32, &[rows, n]);
@@ -188,7 +188,7 @@ pub fn norms_with_uniform_registers_and_broadcast_weights() {
 }
 
 #[test]
-pub fn accumulating_stores_reduce_any_dimensions() {
+pub(crate) fn accumulating_stores_reduce_any_dimensions() {
     for op in ReduceOp::ALL {
         for dims in [vec![3, 4, 5], vec![1, 70, 2], vec![2, 0, 3], vec![2, 3, 0], vec![600, 3, 1], vec![2, 2, 1100]] {
             for kept in 0..8usize {
@@ -215,7 +215,7 @@ pub fn accumulating_stores_reduce_any_dimensions() {
 }
 
 #[test]
-pub fn accumulating_uniform_registers_count_every_iteration() {
+pub(crate) fn accumulating_uniform_registers_count_every_iteration() {
     let mut b = Builder::new();
     let x = b.buffer(DType::F32, &[6]);
     let y = b.buffer(DType::F32, &[1]);
@@ -230,7 +230,7 @@ pub fn accumulating_uniform_registers_count_every_iteration() {
 }
 
 #[test]
-pub fn updates_in_place_and_overlapping_views() {
+pub(crate) fn updates_in_place_and_overlapping_views() {
     // p -= lr * g, with the old value used after the store.
     let n = 2500;
     let mut b = Builder::new();
@@ -266,7 +266,7 @@ pub fn updates_in_place_and_overlapping_views() {
 }
 
 #[test]
-pub fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
+pub(crate) fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
     let (m, n) = (70, 5);
     for dims in [vec![m, n], vec![1, m, 1, n], vec![m, n, 1]] {
         let mut b = Builder::new();
@@ -316,7 +316,7 @@ pub fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
 }
 
 #[test]
-pub fn random_programs_over_random_strides() {
+pub(crate) fn random_programs_over_random_strides() {
     let mut rng = Lcg(77);
     for round in 0..150 {
         let rank = rng.below(4);
@@ -375,7 +375,7 @@ pub fn random_programs_over_random_strides() {
 }
 
 #[test]
-pub fn broken_loops_are_errors_when_loading() {
+pub(crate) fn broken_loops_are_errors_when_loading() {
     type Case = (&'static str, fn(&View) -> Vec<Instruction>);
     let cases: Vec<Case> = vec![
         ("reaches elements", |x| vec![Instruction::Load { view: x.clone(), strides: vec![3] }]),

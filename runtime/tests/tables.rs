@@ -1,13 +1,13 @@
 //! Copies, prefix sums, the k largest, and rows of tables.
 
-pub mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::DType;
 use tpc_ir::program::*;
 
 #[test]
-pub fn rows_of_a_shard_are_taken_and_added() {
+pub(crate) fn rows_of_a_shard_are_taken_and_added() {
     for dtype in [DType::F32, DType::F64, DType::BF16, DType::I32] {
         let mut b = Builder::new();
         let table = b.input("table", dtype, &[4, 3]);
@@ -32,7 +32,7 @@ pub fn rows_of_a_shard_are_taken_and_added() {
 }
 
 #[test]
-pub fn copies_between_any_strides() {
+pub(crate) fn copies_between_any_strides() {
     for dtype in DType::ALL {
         let mut b = Builder::new();
         let x = b.input("x", dtype, &[2, 3, 4]);
@@ -59,7 +59,7 @@ pub fn copies_between_any_strides() {
 }
 
 #[test]
-pub fn prefix_sums_along_any_dimension() {
+pub(crate) fn prefix_sums_along_any_dimension() {
     for dim in 0..3 {
         let mut b = Builder::new();
         let x = b.input("x", DType::F32, &[2, 3, 4]);
@@ -82,7 +82,7 @@ pub fn prefix_sums_along_any_dimension() {
 }
 
 #[test]
-pub fn the_k_largest_and_where_they_are() {
+pub(crate) fn the_k_largest_and_where_they_are() {
     for k in 0..=6 {
         let mut b = Builder::new();
         let x = b.input("x", DType::F32, &[2, 6]);

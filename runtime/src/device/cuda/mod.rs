@@ -8,6 +8,7 @@
 //! | how kernels are compiled, and what they take of a device | `nvrtc`, `usage`; kept on disk: `cache` |
 //! | where CUDA's libraries are, and how they are loaded | `search`, `library` |
 //! | what can be wrong | `error` |
+//! | execution on a GPU, with the feature `cuda` | `gpu/` |
 
 pub mod emit;
 pub mod error;
@@ -18,6 +19,8 @@ pub mod usage;
 pub mod cache;
 #[cfg(unix)]
 pub mod emulate;
+#[cfg(all(unix, feature = "cuda"))]
+pub mod gpu;
 #[cfg(unix)]
 pub(crate) mod library;
 #[cfg(unix)]

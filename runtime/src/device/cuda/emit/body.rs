@@ -372,7 +372,7 @@ impl<'a> Body<'a> {
         }
         let fits = |w: usize, vector: usize| {
             let outer = self.kept.iter().chain(&self.reduced).filter(|a| !std::ptr::eq(*a, inner));
-            (self.base as usize + self.graph.walks[w].extent.base) % (vector * bytes(w)) == 0
+            (self.base as usize + self.graph.walks[w].extent.base).is_multiple_of(vector * bytes(w))
                 && outer.map(|a| a.strides[w]).all(|s| s % vector as isize == 0)
         };
         while vector > 1 && !dense.iter().any(|&w| fits(w, vector)) {

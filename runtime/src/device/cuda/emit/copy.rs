@@ -59,7 +59,7 @@ pub(super) fn strided(
         pack = 16 / bytes;
         let fits = |pack: usize| {
             inner.size % pack == 0
-                && (from as usize | to as usize) % (pack * bytes) == 0
+                && (from as usize | to as usize).is_multiple_of(pack * bytes)
                 && outer.iter().flat_map(|a| &a.strides).all(|s| s % pack as isize == 0)
         };
         while pack > 1 && !fits(pack) {

@@ -48,8 +48,16 @@ impl Kernels {
 
     /// The source of a module of all kernels.
     pub fn source(&self) -> String {
+        self.source_of(0..self.list.len())
+    }
+
+    /// The source of a module of some kernels.
+    ///
+    /// # Panics
+    /// If there are fewer kernels.
+    pub fn source_of(&self, which: std::ops::Range<usize>) -> String {
         let mut text = String::from(PRELUDE);
-        for k in &self.list {
+        for k in &self.list[which] {
             text.push('\n');
             text.push_str(&k.source);
         }

@@ -46,7 +46,7 @@ pub enum Item {
     /// otherwise.
     Product {
         /// The library's product.
-        library: Option<Product>,
+        library: Option<Box<Product>>,
         /// The generated kernel; none if the result is empty.
         kernel: Option<Launch>,
     },
@@ -153,7 +153,7 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
         Action::TopK { from, values, indices } => scan::top_k(rank, from, values, indices)?,
         Action::Contract(c) => {
             let kernel = contract::emit(rank, c)?.pop();
-            let library = product::library(rank, c)?;
+            let library = product::library(rank, c)?.map(Box::new);
             return Ok(if kernel.is_none() { Vec::new() } else { vec![Item::Product { library, kernel }] });
         }
         Action::Start(c) => {

@@ -60,7 +60,7 @@ pub(super) fn take(
             && width % pack == 0
             && table.strides[0] % pack as isize == 0
             && out.strides[0] % pack as isize == 0
-            && (at[0] | at[2]) as usize % (pack * bytes) == 0
+            && ((at[0] | at[2]) as usize).is_multiple_of(pack * bytes)
     };
     while pack > 1 && !fits(pack) {
         pack /= 2;
