@@ -3,6 +3,7 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
 pub mod captured;
+pub mod device;
 pub mod eager;
 pub mod golden;
 pub mod styles;

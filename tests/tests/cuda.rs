@@ -7,16 +7,19 @@
 #![cfg(unix)]
 
 use serde_json::json;
+use tpc::pretrained::TokenBatch;
+use tpc::program::CompileOptions;
 use tpc_ir::DType;
 use tpc_ir::program::{Binding, RankProgram};
 use tpc_runtime::device::cuda::emit::{Kernels, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
 use tpc_runtime::element::decode;
-use tpc_runtime::{LaunchOptions, Session};
+use tpc_runtime::{LaunchOptions, RuntimeError, Session};
+use tpc_tests::device::{follow, input_bytes};
 use tpc_tests::golden::{Feed, Golden, MESHES, MODELS, step};
 use tpc_tests::inputs;
-use tpc_tests::training::config;
+use tpc_tests::training::{config, language_model, plan as plan_of};
 
 /// Wide enough for packs, warps and blocks that share rows.
 const WIDE: Golden = Golden {
@@ -46,16 +49,7 @@ fn programs(golden: &Golden) -> Vec<(String, Vec<RankProgram>, Feed)> {
 /// The dense bytes of all inputs, and of all outputs if asked for.
 fn bytes(session: &Session, rank: usize, outputs: bool) -> Vec<Vec<u8>> {
     let p = session.program(rank);
-    let input = |name: &str| {
-        let mut bytes = Vec::new();
-        let mut take = |_: &_, b: &[u8]| {
-            bytes = b.to_vec();
-            Ok(())
-        };
-        session.read_box(name, rank, &mut take).unwrap();
-        bytes
-    };
-    let inputs = p.inputs.iter().map(|i| input(&i.name));
+    let inputs = p.inputs.iter().map(|i| input_bytes(session, rank, &i.name));
     let outputs = p.outputs.iter().filter(|_| outputs).map(|o| session.read_rank(&o.kind, rank).unwrap());
     inputs.chain(outputs).collect()
 }
@@ -127,6 +121,24 @@ means! {
     gpt2_means_the_same = MODELS[4];
     bert_means_the_same = MODELS[5];
     wide_llama_training_means_the_same = WIDE;
+}
+
+/// Six steps of AdamW on an emulated device that keeps its own parameters and state.
+#[test]
+fn training_follows_the_cpu() {
+    let llama = config(json!({
+        "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 32, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": true, "rope_theta": 10000.0,
+    }));
+    for (name, on) in [("none", ""), ("tp", "tp=2"), ("ddp", "dp=2"), ("tp-ddp", "dp=2,tp=2"), ("fsdp", "dp=4")] {
+        let options = CompileOptions::default();
+        let program = language_model(&llama, TokenBatch::new(4, 8), &plan_of(name), on, &options);
+        let device = |ranks| Emulator::new(ranks).map_err(|e| RuntimeError::Emulated(e.to_string()));
+        let apart = follow(program, 32, &[1e-2; 6], &device).unwrap_or_else(|e| panic!("{name} on {on}: {e}"));
+        println!("{name} on {on:?}: {apart:?}");
+        assert!(apart.loss < 1e-5 && apart.parameter.0 < 2e-4, "{name} on {on}: {apart:?}");
+    }
 }
 
 #[test]
