@@ -139,13 +139,109 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
     }
 }
 
+/// All of the above with the real host code, on a driver, a compiler and a library that are not real
+/// (`fake/`): what is enqueued, what depends on what, what is captured and replayed.
+#[cfg(feature = "cuda")]
+#[test]
+fn the_host_does_the_same_on_a_fake_driver() {
+    use std::process::Command;
+    let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
+    let shim = sources.join("../../src/device/cuda/shim.h");
+    let folder = std::env::temp_dir().join(format!("tpc-fake-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let flags = if tpc_runtime::device::cpu::has_avx2() { "-mavx2 -mfma" } else { "" };
+    for (source, library) in [
+        ("cuda", "libcuda.so"),
+        ("nvrtc", "libnvrtc.so.13"),
+        ("cublaslt", "libcublasLt.so.13"),
+        ("nccl", "libnccl.so.2"),
+    ] {
+        let mut command = Command::new("g++");
+        command.args(["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]);
+        command.arg(format!("-Wl,-soname,{library}"));
+        command.arg(format!("-DSHIM=\"{}\"", shim.display())).arg(format!("-DFLAGS=\"{flags}\""));
+        command.arg("-o").arg(folder.join(library)).arg(sources.join(format!("{source}.cpp")));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let test = std::env::current_exe().unwrap();
+    let mut command = Command::new(test);
+    command.args(["_same", "--nocapture", "--test-threads", "2"]);
+    command.env("LD_LIBRARY_PATH", &folder).env("TPC_CUDA_LIBRARIES", &folder).env("TPC_GPU", "1");
+    command.env("TPC_CUDA_CACHE", folder.join("cache"));
+    // Not this test itself.
+    command.args(["--skip", "fake_driver"]);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = said.lines().filter(|l| l.contains("agree on the GPU")).collect();
+    println!("{}", lines.join("\n"));
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(lines.len() >= 9, "{said}");
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
 /// The same steps on a real device.
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::{Bytes, Tolerance, bindings, check};
     use tpc_ir::program::RankProgram;
-    use tpc_runtime::device::cuda::gpu::{Compiled, Gpu, GpuOptions};
+    use tpc_runtime::device::cuda::gpu::{Compiled, Folder, Gpu, GpuOptions, Network};
     use tpc_runtime::device::session::Device;
+
+    /// Ranks that are threads with a communicator each. On one real device NCCL needs to be told that
+    /// this is meant, see `tests/gpu/run`.
+    #[test]
+    fn ranks_of_a_network_mean_the_same() {
+        if std::env::var_os("TPC_GPU").is_none() {
+            return println!("skipped: there is no GPU");
+        }
+        let most: usize = std::env::var("TPC_GPU_RANKS").ok().and_then(|n| n.parse().ok()).unwrap_or(5);
+        let cases = super::collectives::support::recorded::record(|| {
+            super::collectives::all_reduce();
+            super::collectives::all_gather_and_reduce_scatter_of_uneven_pieces();
+            super::collectives::several_values_in_one_collective();
+            super::collectives::all_to_all_of_uneven_pieces();
+            super::collectives::groups_of_a_mesh_work_side_by_side_and_in_their_order();
+        });
+        // Every step was recorded twice; of the many shapes and types, some. NCCL's bytes wrap where ours
+        // saturate.
+        let bytes = |p: &RankProgram| p.collectives().any(|c| c.dtype == tpc_ir::DType::U8);
+        let some = cases.into_iter().step_by(14).filter(|c| c.programs.len() <= most && !c.programs.iter().any(bytes));
+        let cases: Vec<_> = some.collect();
+        let options = GpuOptions::default();
+        let alone = cases.iter().flat_map(|c| c.programs.iter().map(|p| vec![p.clone()])).collect();
+        let mut compiled = Compiled::batch(alone, &options).unwrap_or_else(|e| panic!("{e}")).into_iter();
+        let count = cases.len();
+        let folder = std::env::temp_dir().join(format!("tpc-meet-{}", std::process::id()));
+        for (at, case) in cases.iter().enumerate() {
+            let path = folder.join(at.to_string());
+            std::thread::scope(|scope| {
+                for (rank, p) in case.programs.iter().enumerate() {
+                    let (compiled, path, options) = (compiled.next().unwrap(), path.clone(), options.clone());
+                    scope.spawn(move || {
+                        let deadline = std::time::Duration::from_secs(60);
+                        let meeting = Box::new(Folder { path, deadline });
+                        let network = Network::new(rank, deadline, meeting).unwrap_or_else(|e| panic!("{e}"));
+                        let options = GpuOptions { network: Some(network), ..options };
+                        let mut device = Gpu::open(compiled, options).unwrap_or_else(|e| panic!("{e}"));
+                        for time in 0..3 {
+                            for (input, bytes) in p.inputs.iter().zip(&case.before[rank]) {
+                                device.write(0, &input.binding, bytes).unwrap();
+                            }
+                            device.step().unwrap_or_else(|e| panic!("rank {rank}: {e}"));
+                            for (binding, want) in bindings(p).iter().zip(&case.after[rank]) {
+                                let got = device.read(0, binding).unwrap();
+                                let what = format!("time {time}, rank {rank}, {}", p.to_text());
+                                check(&got, want, binding.view.dtype, Tolerance::Tensors(1e-6), &what);
+                            }
+                        }
+                    });
+                }
+            });
+        }
+        let _ = std::fs::remove_dir_all(&folder);
+        println!("ranks_of_a_network: {count} worlds agree on the GPU");
+    }
 
     pub(super) fn compare(
         name: &str,

@@ -48,9 +48,11 @@ struct Module { void* library; std::map<std::string, Function> functions; };
 static std::recursive_mutex lock;
 static std::set<Stream*> streams;
 static unsigned turn = 12345;
-static int captures = 0, capturing = 0;
-static Stream* origin = nullptr;
-static Graph* captured = nullptr;
+static int captures = 0;
+// Every thread captures for itself.
+static thread_local int capturing = 0;
+static thread_local Stream* origin = nullptr;
+static thread_local Graph* captured = nullptr;
 static const char* broken = nullptr;
 
 static unsigned draw(unsigned n) { turn = turn * 1664525u + 1013904223u; return (turn >> 16) % n; }
@@ -67,22 +69,27 @@ static bool step(std::deque<Op>& queue) {
     return true;
 }
 
+// The queues of graphs that are being replayed.
+struct Replay { std::map<Stream*, std::deque<Op>> queues; };
+static std::set<Replay*> replays;
+
 // Runs all queues as far as they go, in an order of its own.
-static void drain(std::vector<std::deque<Op>*> queues) {
+static void run_all() {
     for (bool moved = true; moved;) {
         moved = false;
+        std::vector<std::deque<Op>*> queues;
+        for (auto* s : streams) queues.push_back(&s->queue);
+        for (auto* r : replays) for (auto& q : r->queues) queues.push_back(&q.second);
         for (size_t i = queues.size(); i > 1; i--) std::swap(queues[i - 1], queues[draw(i)]);
         for (auto* q : queues) {
             // Sometimes one operation, sometimes all that may run.
             const bool all = draw(2);
             while (step(*q)) { moved = true; if (!all) break; }
         }
+        // A replay that has just begun has not moved yet.
+        static size_t known = 0;
+        if (replays.size() != known) { known = replays.size(); moved = true; }
     }
-}
-static void run_all() {
-    std::vector<std::deque<Op>*> queues;
-    for (auto* s : streams) queues.push_back(&s->queue);
-    drain(queues);
 }
 static bool idle() {
     for (auto* s : streams) if (!s->queue.empty()) return false;
@@ -119,7 +126,15 @@ API int cuDeviceGetAttribute(int* v, int which, int) { *v = which == 75 ? 9 : 0;
 API int cuDevicePrimaryCtxRetain(void** c, int) { *c = (void*)1; return OK; }
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API int cuCtxSetCurrent(void*) { return OK; }
-API int cuCtxSynchronize() { LOCKED; run_all(); return idle() ? OK : NOT_READY; }
+// Waits for what other threads have enqueued, too, as a real one does.
+API int cuCtxSynchronize() {
+    for (int i = 0; i < 20000; i++) {
+        { LOCKED; run_all(); if (idle()) return OK; }
+        usleep(500);
+    }
+    broken = "waiting for the whole context, which never ends";
+    return NOT_READY;
+}
 API int cuMemGetInfo_v2(size_t* free, size_t* all) { *free = *all = 1ull << 33; return OK; }
 API int cuGetErrorName(int e, const char** t) { *t = "error"; return OK; }
 API int cuGetErrorString(int e, const char** t) {
@@ -139,11 +154,17 @@ API int cuMemsetD8_v2(uint64_t p, unsigned char v, size_t n) { memset((void*)p, 
 
 API int cuStreamCreate(Stream** s, unsigned) { LOCKED; *s = new Stream; streams.insert(*s); return OK; }
 API int cuStreamDestroy_v2(Stream* s) { LOCKED; streams.erase(s); delete s; return OK; }
-API int cuStreamSynchronize(Stream* s) {
+API int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, Stream* s) {
     LOCKED;
-    run_all();
-    if (!s->queue.empty()) { broken = "a stream waits forever"; return NOT_READY; }
-    return OK;
+    return enqueue(s, {Op::RUN, [=] { memset((void*)p, v, n); }, nullptr, nullptr});
+}
+API int cuStreamSynchronize(Stream* s) {
+    for (int i = 0; i < 20000; i++) {
+        { LOCKED; run_all(); if (s->queue.empty()) return OK; }
+        usleep(500);
+    }
+    broken = "a stream that waits forever";
+    return NOT_READY;
 }
 API int cuEventCreate(Event** e, unsigned) { *e = new Event; return OK; }
 API int cuEventDestroy_v2(Event* e) { delete e; return OK; }
@@ -257,7 +278,7 @@ API int cuStreamEndCapture(Stream* s, Graph** g) {
     int code = OK;
     for (size_t i = 0; i < n; i++)
         if (!reached[i] && captured->ops[i].second.kind == Op::RUN) { broken = "a stream that was not joined"; code = UNJOINED; }
-    for (auto* x : streams) x->capture = 0;
+    for (auto* x : streams) if (x->capture == capturing) x->capture = 0;
     capturing = 0;
     *g = captured;
     return code;
@@ -267,8 +288,15 @@ API int cuGraphDestroy(Graph* g) { delete g; return OK; }
 API int cuGraphExecDestroy(Graph* g) { delete g; return OK; }
 API int cuGraphLaunch(Graph* g, Stream* s) {
     LOCKED;
-    return enqueue(s, {Op::RUN, [=] {
-        std::map<Stream*, std::deque<Op>> queues;
+    // It is at the head of its queue until all of it has run.
+    auto replay = std::make_shared<Replay*>(nullptr);
+    Op op{Op::RUN, [=] { replays.erase(*replay); }, nullptr, nullptr};
+    op.ready = [=] {
+        if (*replay) {
+            for (auto& q : (*replay)->queues) if (!q.second.empty()) return false;
+            return true;
+        }
+        *replay = new Replay;
         std::map<Mark*, MarkP> marks;
         for (auto [stream, op] : g->ops) {
             if (op.mark) {
@@ -276,11 +304,10 @@ API int cuGraphLaunch(Graph* g, Stream* s) {
                 if (!fresh) fresh = std::make_shared<Mark>();
                 op.mark = fresh;
             }
-            queues[stream].push_back(op);
+            (*replay)->queues[stream].push_back(op);
         }
-        std::vector<std::deque<Op>*> all;
-        for (auto& q : queues) all.push_back(&q.second);
-        drain(all);
-        for (auto* q : all) if (!q->empty()) { fprintf(stderr, "a graph that waits forever\n"); abort(); }
-    }, nullptr, nullptr});
+        replays.insert(*replay);
+        return g->ops.empty();
+    };
+    return enqueue(s, op);
 }

@@ -175,10 +175,15 @@ impl Gpu {
             programs,
             plan,
         };
-        // SAFETY: the memory is ours and that large.
-        unsafe { result::memset_d8_sync(memory, 0, gpu.plan.bytes.max(1)) }.map_err(failed("cuMemsetD8"))?;
-        result::ctx::synchronize().map_err(failed("cuCtxSynchronize"))?;
         gpu.prepare()?;
+        let stream = gpu.lanes[0].compute;
+        // SAFETY: the memory is ours and that large. Only the stream is waited for, never the whole
+        // context: a peer on this device may be in a collective that waits for this very rank.
+        unsafe {
+            result::memset_d8_async(memory, 0, gpu.plan.bytes.max(1), stream)
+                .and_then(|()| result::stream::synchronize(stream))
+                .map_err(failed("clearing the memory"))?;
+        }
         Ok(gpu)
     }
 
@@ -461,10 +466,12 @@ impl Drop for Gpu {
         if self.context.make_current().is_err() {
             return;
         }
-        // SAFETY: everything is ours, and nothing runs any more once the context is idle, or has failed.
+        // SAFETY: everything is ours, and nothing runs any more once our streams are idle, or have failed.
         // Failures leave nothing to do.
         unsafe {
-            let _ = result::ctx::synchronize();
+            for stream in self.lanes.iter().flat_map(|l| [l.compute, l.communicate]) {
+                let _ = result::stream::synchronize(stream);
+            }
             if let Some(graph) = self.graph.take() {
                 let _ = result::graph::exec_destroy(graph);
             }

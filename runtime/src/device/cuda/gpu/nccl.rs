@@ -130,7 +130,7 @@ fn data_type(d: DType) -> c_int {
     }
 }
 
-/// For truth values a sum and a maximum are *or*, a product and a minimum *and*.
+/// Integers wrap, unlike on the CPU and between ranks of one process, where narrow ones saturate. For truth values a sum and a maximum are *or*, a product and a minimum *and*.
 fn operation(op: ReduceOp, d: DType) -> c_int {
     match (op, d) {
         (ReduceOp::Sum, DType::Bool) | (ReduceOp::Max, _) => 2,
