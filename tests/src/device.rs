@@ -1,9 +1,11 @@
 //! Training steps on any device, beside the same steps on the CPU.
 
 use crate::training::feed;
+use std::collections::HashMap;
 use tpc::program::TrainingProgram;
-use tpc_ir::program::{Binding, RankProgram};
-use tpc_ir::{InputKind, OutputKind};
+use tpc_ir::interpret::Tensor;
+use tpc_ir::program::{Binding, OutputBinding, RankProgram};
+use tpc_ir::{DType, InputKind, OutputKind};
 use tpc_runtime::device::session::{Device, DeviceSession};
 use tpc_runtime::element::decode;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
@@ -46,6 +48,61 @@ fn copy<D: Device>(from: &Session, to: &mut DeviceSession<D>, kinds: &[InputKind
             to.write_box(&input.name, rank, &mut write).unwrap_or_else(|e| panic!("{e}"));
         }
     }
+}
+
+/// The largest difference, relative to the largest value; NaN if one is where none should be.
+fn apart(got: &[u8], want: &[u8], dtype: DType) -> f64 {
+    if !dtype.is_float() {
+        return if got == want { 0.0 } else { f64::INFINITY };
+    }
+    let (got, want) = (decode(dtype, got), decode(dtype, want));
+    let largest = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
+    let same = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
+    let off = got.iter().zip(&want).map(|(&x, &y)| if same(x, y) { 0.0 } else { (x - y).abs() / largest });
+    off.fold(0.0, |m, d| if d >= m || d.is_nan() { d } else { m })
+}
+
+/// Runs programs on the CPU and on a device, step by step on the same inputs, and compares what inputs
+/// and outputs hold then: the largest difference relative to a tensor's largest value, and where.
+///
+/// # Errors
+/// The device fails.
+///
+/// # Panics
+/// If the CPU does.
+pub fn beside<D: Device>(
+    programs: &[RankProgram],
+    feed: &HashMap<String, Tensor>,
+    device: &mut D,
+    steps: usize,
+    step: &mut dyn FnMut(&mut D, usize) -> Result<(), RuntimeError>,
+) -> Result<(f64, String), RuntimeError> {
+    let mut session = Session::launch(programs.to_vec(), LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    for input in &programs[0].inputs {
+        session.write_f64(&input.name, &feed[&input.name].data).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let mut worst = (0.0, String::new());
+    for time in 0..steps {
+        for (rank, p) in programs.iter().enumerate() {
+            for input in &p.inputs {
+                device.write(rank, &input.binding, &input_bytes(&session, rank, &input.name))?;
+            }
+        }
+        session.step().unwrap_or_else(|e| panic!("{e}"));
+        step(device, time)?;
+        for (rank, p) in programs.iter().enumerate() {
+            let inputs = p.inputs.iter().map(|i| (i.name.clone(), &i.binding, input_bytes(&session, rank, &i.name)));
+            let output = |o: &OutputBinding| session.read_rank(&o.kind, rank).unwrap_or_else(|e| panic!("{e}"));
+            let outputs = p.outputs.iter().map(|o| (format!("{:?}", o.kind), &o.binding, output(o)));
+            for (name, binding, want) in inputs.chain(outputs).collect::<Vec<_>>() {
+                let off = apart(&device.read(rank, binding)?, &want, binding.view.dtype);
+                if off > worst.0 || off.is_nan() {
+                    worst = (off, format!("rank {rank}, {name}"));
+                }
+            }
+        }
+    }
+    Ok(worst)
 }
 
 /// Trains for a step with each learning rate on the CPU and on a device, which keeps its own parameters

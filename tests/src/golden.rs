@@ -11,6 +11,7 @@ use tpc::models::{Mlp, ModelConfig};
 use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc::program::{CompileOptions, Stages, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
+use tpc_ir::program::RankProgram;
 
 /// Values of inputs.
 pub type Feed = HashMap<String, Tensor>;
@@ -27,6 +28,33 @@ pub struct Golden {
     /// `(plan, mesh)` of the snapshots.
     pub snapshots: &'static [(&'static str, &'static str)],
 }
+
+impl Golden {
+    /// The rank programs on all its meshes, and values for their inputs.
+    pub fn programs(&self) -> Vec<(String, Vec<RankProgram>, Feed)> {
+        let meshes = self.snapshots.iter().chain(MESHES.iter().filter(|m| !self.snapshots.contains(m)));
+        let compile = |(plan, on): &(&str, &str)| {
+            let (stages, constants) = (self.compile)(plan, on);
+            let feed = crate::inputs(&stages.captured, 8, &constants);
+            (format!("{} {plan} on {on:?}", self.name), stages.ranks, feed)
+        };
+        meshes.map(compile).collect()
+    }
+}
+
+/// A model without snapshots, wide enough for packs, warps and blocks that share rows.
+pub const WIDE: Golden = Golden {
+    name: "wide",
+    compile: |plan, on| {
+        let llama = config(json!({
+            "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 160, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
+        }));
+        step(&llama, plan, on)
+    },
+    snapshots: &[("tp", "tp=2")],
+};
 
 /// Other plans and meshes on which every stage has to mean the same.
 pub const MESHES: [(&str, &str); 6] =

@@ -9,94 +9,27 @@
 use serde_json::json;
 use tpc::pretrained::TokenBatch;
 use tpc::program::CompileOptions;
-use tpc_ir::DType;
-use tpc_ir::program::{Binding, RankProgram};
+use tpc_runtime::RuntimeError;
 use tpc_runtime::device::cuda::emit::{Kernels, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
-use tpc_runtime::element::decode;
-use tpc_runtime::{LaunchOptions, RuntimeError, Session};
-use tpc_tests::device::{follow, input_bytes};
-use tpc_tests::golden::{Feed, Golden, MESHES, MODELS, step};
-use tpc_tests::inputs;
+use tpc_tests::device::{beside, follow};
+use tpc_tests::golden::{Golden, MODELS, WIDE};
 use tpc_tests::training::{config, language_model, plan as plan_of};
 
-/// Wide enough for packs, warps and blocks that share rows.
-const WIDE: Golden = Golden {
-    name: "wide",
-    compile: |plan, on| {
-        let llama = config(json!({
-            "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 160, "rms_norm_eps": 1e-6,
-            "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
-        }));
-        step(&llama, plan, on)
-    },
-    snapshots: &[("tp", "tp=2")],
-};
-
-/// The rank programs of a golden on all its meshes, and values for their inputs.
-fn programs(golden: &Golden) -> Vec<(String, Vec<RankProgram>, Feed)> {
-    let meshes = golden.snapshots.iter().chain(MESHES.iter().filter(|m| !golden.snapshots.contains(m)));
-    let compile = |(plan, on): &(&str, &str)| {
-        let (stages, constants) = (golden.compile)(plan, on);
-        let feed = inputs(&stages.captured, 8, &constants);
-        (format!("{} {plan} on {on:?}", golden.name), stages.ranks, feed)
-    };
-    meshes.map(compile).collect()
-}
-
-/// The dense bytes of all inputs, and of all outputs if asked for.
-fn bytes(session: &Session, rank: usize, outputs: bool) -> Vec<Vec<u8>> {
-    let p = session.program(rank);
-    let inputs = p.inputs.iter().map(|i| input_bytes(session, rank, &i.name));
-    let outputs = p.outputs.iter().filter(|_| outputs).map(|o| session.read_rank(&o.kind, rank).unwrap());
-    inputs.chain(outputs).collect()
-}
-
-/// The largest difference, relative to the largest value.
-fn apart(got: &[u8], want: &[u8], dtype: DType) -> f64 {
-    if !dtype.is_float() {
-        return if got == want { 0.0 } else { f64::INFINITY };
-    }
-    let (got, want) = (decode(dtype, got), decode(dtype, want));
-    let largest = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
-    let differs =
-        |(x, y): (&f64, &f64)| if x == y || (x.is_nan() && y.is_nan()) { 0.0 } else { (x - y).abs() / largest };
-    // NaN where there is none must not disappear in a maximum.
-    got.iter().zip(&want).map(differs).fold(0.0, |m, d| if d >= m || d.is_nan() { d } else { m })
-}
-
 fn means_the_same(golden: &Golden) {
-    let all = programs(golden);
+    let all = golden.programs();
     let mut devices = Emulator::batch(all.iter().map(|(_, ranks, _)| ranks.clone()).collect()).unwrap();
     let (mut ranks, mut worst) = (0, 0.0f64);
     for ((what, programs, feed), device) in all.into_iter().zip(&mut devices) {
-        let mut session = Session::launch(programs.clone(), LaunchOptions::default()).unwrap();
-        let names: Vec<String> = programs[0].inputs.iter().map(|i| i.name.clone()).collect();
-        for name in &names {
-            session.write_f64(name, &feed[name].data).unwrap();
-        }
-        for order in [Order::Forwards, Order::Backwards] {
-            for (rank, p) in programs.iter().enumerate() {
-                for (input, bytes) in p.inputs.iter().zip(bytes(&session, rank, false)) {
-                    device.write(rank, &input.binding, &bytes);
-                }
-            }
-            session.step().unwrap();
-            device.step(order).unwrap();
-            for (rank, p) in programs.iter().enumerate() {
-                let inputs = p.inputs.iter().map(|i| (i.name.clone(), &i.binding));
-                let outputs = p.outputs.iter().map(|o| (format!("{:?}", o.kind), &o.binding));
-                let bindings: Vec<(String, &Binding)> = inputs.chain(outputs).collect();
-                for ((name, binding), want) in bindings.into_iter().zip(bytes(&session, rank, true)) {
-                    let off = apart(&device.read(rank, binding), &want, binding.view.dtype);
-                    worst = worst.max(off);
-                    assert!(off <= 5e-6, "{what}, rank {rank}, {name}: off by {off:e}");
-                }
-            }
-        }
         ranks += programs.len();
+        let mut step = |device: &mut Emulator, time: usize| {
+            device.step([Order::Forwards, Order::Backwards][time]).unwrap_or_else(|e| panic!("{what}: {e}"));
+            Ok(())
+        };
+        let off = beside(&programs, &feed, device, 2, &mut step).unwrap();
+        assert!(off.0 <= 5e-6, "{what}: off by {off:?}");
+        worst = worst.max(off.0);
     }
     println!(
         "{}: {ranks} rank programs, two steps each; the largest difference is {worst:e} of a tensor's largest",
@@ -154,7 +87,7 @@ fn kernels_compile_for_an_h100_and_spill_nothing() {
     let mut kernels = Kernels::default();
     let mut ranks = 0;
     for golden in MODELS.iter().chain([&WIDE]) {
-        for (_, programs, _) in programs(golden) {
+        for (_, programs, _) in golden.programs() {
             kernels = plan(&programs, kernels).unwrap().kernels;
             ranks += programs.len();
         }
