@@ -130,6 +130,11 @@ fn compile(kernels: &Kernels) -> Result<Compiled, EmulationError> {
 }
 
 impl Emulator {
+    /// Whether there is a compiler for it, `g++`.
+    pub fn is_available() -> bool {
+        Command::new("g++").arg("--version").output().is_ok_and(|o| o.status.success())
+    }
+
     /// Plans the programs of all ranks of a mesh, compiles their kernels, and allocates their memory,
     /// zeroed.
     ///

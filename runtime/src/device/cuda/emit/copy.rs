@@ -1,8 +1,11 @@
 //! Copies between strided views: bits are moved, never interpreted.
+//!
+//! Where source and target are dense in different dimensions, tiles go through shared memory, so that
+//! reads and writes are both of neighbours.
 
 use super::kernels::Launch;
 use super::rank::Rank;
-use super::space::{Axis, bring_fastest_in, count, cut, index_types, offset};
+use super::space::{Axis, bring_fastest_in, count, cut, index_types, merge, offset};
 use std::fmt::Write as _;
 use tpc_ir::program::View;
 
@@ -51,6 +54,10 @@ pub(super) fn strided(
     if count(&axes) == 0 {
         return Ok(Vec::new());
     }
+    merge(&mut axes);
+    if let Some(launch) = transposed(rank, bytes, &axes, (from, to))? {
+        return Ok(vec![launch]);
+    }
     bring_fastest_in(&mut axes, &[bytes, 2 * bytes]);
     let mut pack = 1;
     if let Some((inner, outer)) = axes.split_last()
@@ -80,4 +87,51 @@ pub(super) fn strided(
     let _ = writeln!(text, "        *(P*)(p1 + {}) = read_only((const P*)(p0 + {}));\n    }}", at(1), at(0));
     let grid = points.div_ceil(BLOCK).min(GRID);
     Ok(vec![rank.launch("copy", (grid, BLOCK), false, vec![from, to], &text)?])
+}
+
+/// Edge of a tile; narrower dimensions are not worth one.
+const TILE: usize = 32;
+
+/// The launch of a copy between views that are dense in different dimensions; `None` for others.
+fn transposed(
+    rank: &mut Rank<'_>,
+    bytes: usize,
+    axes: &[Axis],
+    (from, to): (i64, i64),
+) -> Result<Option<Launch>, String> {
+    let dense = |of: usize| axes.iter().position(|a| a.strides[of] == 1 && a.size >= TILE / 2);
+    let (Some(reads), Some(writes)) = (dense(0), dense(1)) else { return Ok(None) };
+    if reads == writes {
+        return Ok(None);
+    }
+    let (r, w) = (&axes[reads], &axes[writes]);
+    let others: Vec<Axis> =
+        axes.iter().enumerate().filter(|(i, _)| *i != reads && *i != writes).map(|(_, a)| a.clone()).collect();
+    let (tiles_r, tiles_w) = (r.size.div_ceil(TILE), w.size.div_ceil(TILE));
+    let (t, at) = (raw(bytes), |i: usize| offset(i, [("k", &others), ("n", &[])], "(i64)"));
+    let mut text = String::from(index_types([axes, &[]]));
+    let _ = write!(
+        text,
+        "    __shared__ {t} tile[{TILE}][{TILE} + 1];\n    const {t}* const p0 = (const {t}*)(A + a0);\n    {t}* const p1 = ({t}*)(A + a1);\n    \
+         const int x = threadIdx.x % {TILE}, y = threadIdx.x / {TILE};\n    \
+         const uq r0 = blockIdx.x % {tiles_r}u * {TILE}, w0 = blockIdx.x / {tiles_r}u % {tiles_w}u * {TILE}, q = blockIdx.x / {}u;\n",
+        tiles_r * tiles_w
+    );
+    text.push_str(&cut("q", "k", &others, 1, "    "));
+    let _ = write!(
+        text,
+        "    for (int i = y; i < {TILE}; i += {lines}) if (w0 + i < {nw}u && r0 + x < {nr}u) \
+         tile[i][x] = read_only(p0 + {source} + (i64)(w0 + i) * {sw} + (r0 + x));\n    __syncthreads();\n    \
+         for (int i = y; i < {TILE}; i += {lines}) if (r0 + i < {nr}u && w0 + x < {nw}u) \
+         p1[{target} + (i64)(r0 + i) * {tr} + (w0 + x)] = tile[x][i];\n",
+        lines = BLOCK / TILE,
+        nw = w.size,
+        nr = r.size,
+        source = at(0),
+        target = at(1),
+        sw = w.strides[0],
+        tr = r.strides[1],
+    );
+    let grid = tiles_r * tiles_w * count(&others);
+    Ok(Some(rank.launch("transpose", (grid, BLOCK), true, vec![from, to], &text)?))
 }

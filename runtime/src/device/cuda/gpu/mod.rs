@@ -21,3 +21,18 @@ pub use context::Context;
 pub use machine::{Compiled, Gpu, GpuOptions};
 pub use nccl::{Nccl, Network};
 pub use rendezvous::{Folder, Rendezvous};
+
+use crate::device::session::DeviceSession;
+use crate::error::RuntimeError;
+use tpc_ir::program::RankProgram;
+
+/// Programs on a GPU, with the words of [`crate::Session`].
+pub type GpuSession = DeviceSession<Gpu>;
+
+/// Launches programs on a GPU: all ranks of a mesh in this process, or one of them with a network.
+///
+/// # Errors
+/// As [`Gpu::new`].
+pub fn launch(programs: Vec<RankProgram>, options: GpuOptions) -> Result<GpuSession, RuntimeError> {
+    Ok(DeviceSession::new(Gpu::new(programs, options)?))
+}

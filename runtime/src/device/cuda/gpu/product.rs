@@ -61,7 +61,8 @@ pub(super) struct Products {
     /// One for each rank, whose streams run side by side.
     workspaces: Vec<sys::CUdeviceptr>,
     prepared: Vec<Prepared>,
-    by_key: HashMap<Key, usize>,
+    /// `None` where the library has no algorithm.
+    by_key: HashMap<Key, Option<usize>>,
 }
 
 fn data_type(d: DType) -> blas::cudaDataType {
@@ -103,7 +104,7 @@ impl Products {
     pub(super) fn prepare(&mut self, g: &Gemm, stream: sys::CUstream) -> Result<Option<usize>, CudaError> {
         let key = Key::of(g);
         if let Some(&known) = self.by_key.get(&key) {
-            return Ok(Some(known));
+            return Ok(known);
         }
         let (compute, scale) = if g.is_double() {
             (blas::cublasComputeType_t::CUBLAS_COMPUTE_64F, blas::cudaDataType::CUDA_R_64F)
@@ -121,7 +122,15 @@ impl Products {
         }
         let layouts = [layout(&g.a, g.batch)?, layout(&g.b, g.batch)?, layout(&g.d, g.batch)?];
         let found = self.algorithms(operation, layouts, &key)?;
-        let Some(first) = found.first().copied() else { return Ok(None) };
+        let Some(first) = found.first().copied() else {
+            // SAFETY: nothing else knows them.
+            unsafe {
+                let _ = lt::destroy_matmul_desc(operation);
+                layouts.iter().for_each(|&l| _ = lt::destroy_matrix_layout(l));
+            }
+            self.by_key.insert(key, None);
+            return Ok(None);
+        };
         let mut prepared = Prepared { operation, layouts, algorithm: first };
         if found.len() > 1
             && let Some(best) = self.fastest(g, &mut prepared, &found, stream)?
@@ -129,8 +138,9 @@ impl Products {
             prepared.algorithm = best;
         }
         self.prepared.push(prepared);
-        self.by_key.insert(key, self.prepared.len() - 1);
-        Ok(Some(self.prepared.len() - 1))
+        let at = Some(self.prepared.len() - 1);
+        self.by_key.insert(key, at);
+        Ok(at)
     }
 
     fn algorithms(
