@@ -297,6 +297,40 @@ pub(crate) fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
     }
 }
 
+/// A chain of loops and collectives, each of which needs the one before, and overwrites what the one
+/// before that has read: everything that a device runs side by side must wait for the right things.
+#[test]
+pub(crate) fn loops_and_collectives_wait_for_each_other() {
+    let (ranks, n, rounds) = (3, 700, 4);
+    let group: Vec<usize> = (0..ranks).collect();
+    let mut programs = Vec::new();
+    for rank in 0..ranks {
+        let mut b = Builder::of(mesh(ranks), rank);
+        let x = b.input("x", DType::F64, &[n]);
+        let (y, z) = (b.buffer(DType::F64, &[n]), b.buffer(DType::F64, &[n]));
+        let scale = |from: &View, by: f64, to: &View| {
+            let constant = Instruction::Constant(tpc_ir::Scalar::float(by), DType::F64);
+            let product = map(tpc_ir::MapFn::Mul, &[0, 1], DType::F64);
+            let put = Instruction::Store { view: to.clone(), strides: vec![1], arg: 2, accumulate: None };
+            Action::Loop(Loop { dims: vec![n], body: vec![load(from), constant, product, put] })
+        };
+        for round in 0..rounds {
+            b.step(scale(&x, rank as f64 + 1.0, &y));
+            b.collective(CollectiveKind::AllReduce(ReduceOp::Sum), group.clone(), &y, &z, round);
+            b.step(scale(&z, 0.5, &x));
+        }
+        b.bind_output("x", &x, vec![n], vec![0]);
+        programs.push(b.program);
+    }
+    let mut session = Recorded::launch(programs);
+    let values = Lcg(4).integers(n);
+    session.write_f64("x", &values).unwrap();
+    session.step().unwrap();
+    // 1 + 2 + 3, halved, in every round.
+    let want: Vec<f64> = values.iter().map(|v| v * 3f64.powi(rounds as i32)).collect();
+    assert_eq!(session.read_f64(&result("x")).unwrap(), want);
+}
+
 #[test]
 pub(crate) fn sixty_four_ranks_on_any_machine() {
     let programs = (0..64)

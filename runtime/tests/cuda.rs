@@ -211,11 +211,15 @@ mod gpu {
             super::collectives::all_to_all_of_uneven_pieces();
             super::collectives::groups_of_a_mesh_work_side_by_side_and_in_their_order();
         });
+        let chains = super::collectives::support::recorded::record(|| {
+            super::collectives::loops_and_collectives_wait_for_each_other();
+        });
         // Every step was recorded twice; of the many shapes and types, some. NCCL's bytes wrap where ours
         // saturate.
         let bytes = |p: &RankProgram| p.collectives().any(|c| c.dtype == tpc_ir::DType::U8);
         let some = cases.into_iter().step_by(14).filter(|c| wanted(c.programs.len()) && !c.programs.iter().any(bytes));
-        let cases: Vec<_> = some.take(asked.map_or(usize::MAX, |_| 12)).collect();
+        let some = some.take(asked.map_or(usize::MAX, |_| 12));
+        let cases: Vec<_> = some.chain(chains.into_iter().filter(|c| wanted(c.programs.len()))).collect();
         let options = GpuOptions::default();
         let alone = cases.iter().flat_map(|c| c.programs.iter().map(|p| vec![p.clone()])).collect();
         let mut compiled = Compiled::batch(alone, &options).unwrap_or_else(|e| panic!("{e}")).into_iter();
@@ -326,6 +330,6 @@ checks! {
     collectives_mean_the_same = collectives, Tolerance::Tensors(0.0), [
         all_reduce all_gather_and_reduce_scatter_of_uneven_pieces several_values_in_one_collective
         all_to_all_of_uneven_pieces groups_of_a_mesh_work_side_by_side_and_in_their_order
-        in_place_and_overlapping_collectives
+        in_place_and_overlapping_collectives loops_and_collectives_wait_for_each_other
     ];
 }
