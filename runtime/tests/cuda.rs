@@ -172,17 +172,18 @@ fn the_host_does_the_same_on_a_fake_driver() {
     }
     let test = std::env::current_exe().unwrap();
     let mut command = Command::new(test);
-    command.args(["_same", "--nocapture", "--test-threads", "2"]);
+    command.args(["_same", "missing_peer", "--nocapture", "--test-threads", "2"]);
     command.env("LD_LIBRARY_PATH", &folder).env("TPC_CUDA_LIBRARIES", &folder).env("TPC_GPU", "1");
     command.env("TPC_CUDA_CACHE", folder.join("cache"));
     // Not this test itself.
     command.args(["--skip", "fake_driver"]);
     let output = command.output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
-    let lines: Vec<&str> = said.lines().filter(|l| l.contains("agree on the GPU")).collect();
+    let lines: Vec<&str> =
+        said.lines().filter(|l| l.contains("agree on the GPU") || l.starts_with("a_missing_peer")).collect();
     println!("{}", lines.join("\n"));
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    assert!(lines.len() >= 9, "{said}");
+    assert!(lines.len() >= 10, "{said}");
     std::fs::remove_dir_all(&folder).unwrap();
 }
 
@@ -253,6 +254,43 @@ mod gpu {
         }
         let _ = std::fs::remove_dir_all(&folder);
         println!("ranks_of_a_network: {count} worlds agree on the GPU");
+    }
+
+    /// A rank whose peer never comes, or comes and then does nothing, is told so in time.
+    #[test]
+    fn a_missing_peer_of_a_network_is_an_error() {
+        let asked = std::env::var("TPC_GPU_RANKS").is_ok_and(|n| n != "2");
+        if std::env::var_os("TPC_GPU").is_none() || asked {
+            return println!("skipped: there is no GPU");
+        }
+        let case = super::collectives::support::recorded::record(|| {
+            super::collectives::groups_of_a_mesh_work_side_by_side_and_in_their_order();
+        });
+        let programs = &case[0].programs;
+        let folder = std::env::temp_dir().join(format!("tpc-miss-{}", std::process::id()));
+        let device = |rank: usize, path: &str| {
+            let path = folder.join(path);
+            let deadline = std::time::Duration::from_millis(if path.ends_with("never") { 400 } else { 4000 });
+            let network = Network::new(rank, deadline, Box::new(Folder { path, deadline }))?;
+            Gpu::new(vec![programs[rank].clone()], GpuOptions { network: Some(network), ..GpuOptions::default() })
+        };
+        let said = device(0, "never").err().unwrap().to_string();
+        assert!(said.contains("did not finish within") && said.contains("aborted"), "{said}");
+        std::thread::scope(|scope| {
+            let ranks: Vec<_> = (0..programs.len())
+                .map(|r| {
+                    scope.spawn({
+                        let device = &device;
+                        move || device(r, "idle")
+                    })
+                })
+                .collect();
+            let mut devices: Vec<Gpu> = ranks.into_iter().map(|r| r.join().unwrap().unwrap()).collect();
+            let said = devices[0].step().unwrap_err().to_string();
+            assert!(said.contains("rank 0: a step did not finish within 4 s"), "{said}");
+        });
+        let _ = std::fs::remove_dir_all(&folder);
+        println!("a_missing_peer: {said}");
     }
 
     pub(super) fn compare(

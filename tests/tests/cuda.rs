@@ -9,8 +9,9 @@
 use serde_json::json;
 use tpc::pretrained::TokenBatch;
 use tpc::program::CompileOptions;
+use tpc_ir::program::Action;
 use tpc_runtime::RuntimeError;
-use tpc_runtime::device::cuda::emit::{Kernels, plan};
+use tpc_runtime::device::cuda::emit::{Item, Kernels, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
 use tpc_tests::device::{beside, follow};
@@ -124,4 +125,46 @@ fn kernels_compile_for_an_h100_and_spill_nothing() {
         spilling.len()
     );
     assert!(spilling.is_empty(), "{}", spilling.join("\n"));
+}
+
+/// A model of a size that is trained on such a device: its kernels compile and spill nothing, and
+/// cublasLt takes all of its large products.
+#[test]
+fn kernels_of_a_large_model_compile() {
+    let llama = config(json!({
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "num_hidden_layers": 2, "vocab_size": 32000, "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 2048, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
+    }));
+    for (name, on, narrow) in [("none", "", false), ("tp", "tp=4", true), ("fsdp", "dp=2", true)] {
+        let mut options = CompileOptions::default();
+        options.step.precision = narrow.then(Default::default);
+        let program = language_model(&llama, TokenBatch::new(4, 1024), &plan_of(name), on, &options);
+        let first = vec![program.steady.ranks.into_iter().next().unwrap()];
+        let plan = plan(&first, Kernels::default()).unwrap();
+        let (mut all, mut taken, mut packed) = (0, 0, 0);
+        for (step, item) in &plan.ranks[0].items {
+            let Item::Product { library, .. } = item else { continue };
+            let Action::Contract(c) = &first[0].steps[*step].action else { continue };
+            let work: usize = [&c.batch, &c.m, &c.n, &c.k].into_iter().flatten().map(|d| d.size).product();
+            all += 1;
+            taken += usize::from(library.is_some());
+            packed += usize::from(library.as_ref().is_some_and(|p| !p.packing.is_empty()));
+            assert!(library.is_some() || work < 1 << 24, "{name} on {on:?}: {c:?}");
+        }
+        let (scratch, arena) = (plan.ranks[0].scratch_bytes >> 20, first[0].arena_bytes >> 20);
+        println!(
+            "{name} on {on:?}, narrow {narrow}: {} kernels, {} launches; cublasLt takes {taken} of {all} products, {packed} packed; \
+             {scratch} MiB of scratch behind {arena} MiB",
+            plan.kernels.list().len(),
+            plan.ranks[0].items.len()
+        );
+        let Ok(nvrtc) = Nvrtc::load() else { continue };
+        let (_, usage) = nvrtc.compile(&plan.kernels.source(), "sm_90").unwrap_or_else(|e| panic!("{e}"));
+        for u in usage.iter().filter(|u| u.spilled > 0) {
+            let source = plan.kernels.list().iter().find(|k| k.name == u.kernel).map(|k| k.source.as_str());
+            panic!("{u:?}\n{}", source.unwrap_or_default());
+        }
+        println!("    {} registers at most, nothing spills", usage.iter().map(|u| u.registers).max().unwrap_or(0));
+    }
 }

@@ -20,7 +20,7 @@ enum { ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST, REDUCE, SEND, RECEIVE 
 struct Group;
 // One collective, as one rank sees it.
 struct Share { Group* group; int rank; std::vector<Call> calls; long arrived = 0, ran = 0; };
-struct World { int ranks = 0, joined = 0; std::vector<int> next; std::vector<std::shared_ptr<Group>> groups; };
+struct World { int ranks = 0, joined = 0; bool aborted = false; std::vector<int> next; std::vector<std::shared_ptr<Group>> groups; };
 struct Group { World* world; std::vector<Share*> shares; long performed = 0; };
 struct Comm { World* world; int rank; };
 
@@ -92,6 +92,7 @@ static bool ready(void* data) {
     Share* s = (Share*)data;
     std::lock_guard<std::recursive_mutex> held(lock);
     s->arrived = s->ran + 1;
+    if (s->group->world->aborted) return true;
     if (s->group->performed > s->ran) return true;
     for (Share* other : s->group->shares) if (!other || other->arrived <= s->ran) return false;
     return true;
@@ -100,6 +101,7 @@ static bool ready(void* data) {
 static void run(void* data) {
     Share* s = (Share*)data;
     std::lock_guard<std::recursive_mutex> held(lock);
+    if (s->group->world->aborted) return;
     if (s->group->performed == s->ran) { perform(s->group); s->group->performed++; }
     s->ran++;
 }
@@ -122,7 +124,7 @@ API int ncclCommInitRankConfig(Comm** c, int ranks, Id id, int rank, const size_
     return IN_PROGRESS;
 }
 API int ncclCommGetAsyncError(Comm* c, int* e) { LOCKED; *e = c->world->joined == c->world->ranks ? OK : IN_PROGRESS; return OK; }
-API int ncclCommAbort(Comm*) { return OK; }
+API int ncclCommAbort(Comm* c) { LOCKED; c->world->aborted = true; return OK; }
 API int ncclCommFinalize(Comm*) { return OK; }
 API int ncclCommDestroy(Comm*) { return OK; }
 API int ncclGroupStart() { depth++; return OK; }

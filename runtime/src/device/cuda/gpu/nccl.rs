@@ -242,9 +242,11 @@ impl Network {
         let mut comm = std::ptr::null_mut();
         // SAFETY: the configuration is as large as it says and is read at once.
         let code = unsafe { (self.nccl.init)(&mut comm, group.len() as c_int, id, position as c_int, &mut config) };
-        self.checked(comm, code, &format!("ncclCommInitRankConfig of ranks {group:?}"))?;
-        self.groups().insert(group.to_vec(), Communicator { comm });
-        Ok(())
+        // Known before it is ready, so that it is aborted with the others if it never becomes so.
+        if !comm.is_null() {
+            self.groups().insert(group.to_vec(), Communicator { comm });
+        }
+        self.checked(comm, code, &format!("ncclCommInitRankConfig of ranks {group:?}"))
     }
 
     /// Enqueues the calls of a collective, as one group; `memory` is the device allocation.
