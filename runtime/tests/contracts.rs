@@ -110,6 +110,18 @@ pub(crate) fn large_and_skinny_shapes() {
     run(&mut rng, [vec![], vec![2, 60], vec![4, 16], vec![3, 100]], [DType::F32; 3], 1.0);
 }
 
+/// Sums over two dimensions that lie in other orders in the two operands: what a library can only take
+/// after packing one of them.
+#[test]
+pub(crate) fn sums_over_dimensions_that_do_not_nest() {
+    let mut rng = Lcg(8);
+    for _ in 0..12 {
+        let dtype = [DType::F32, DType::F64][rng.below(2)];
+        run(&mut rng, [vec![2, 2], vec![40], vec![48], vec![4, 40]], [dtype; 3], 0.5);
+        run(&mut rng, [vec![3], vec![5, 8], vec![6, 9], vec![3, 4, 16]], [dtype; 3], 1.0);
+    }
+}
+
 #[test]
 pub(crate) fn every_element_type() {
     let mut rng = Lcg(6);

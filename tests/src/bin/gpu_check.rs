@@ -1,7 +1,8 @@
 //! What `tests/gpu/run` executes on a machine with a GPU: golden programs on 1, 2 and 4 ranks of one
 //! device and training, against the CPU; and how fast kernels, products and a training step are.
 //!
-//! `gpu_check programs`, `gpu_check speed`. Exits with 1 if anything differs.
+//! `gpu_check programs`, `gpu_check speed`. Exits with 1 if anything differs. With `TPC_GPU_SMALL` set the
+//! sizes of the second are small, to try it where no GPU is.
 
 use serde_json::json;
 use std::process::ExitCode;
@@ -142,9 +143,11 @@ fn speed() -> Result<(), RuntimeError> {
     let context = Context::open(0)?;
     println!("device: {} ({})", context.name(), context.arch());
     let options = GpuOptions::default();
+    let small = std::env::var_os("TPC_GPU_SMALL").is_some();
+    let size = |n: usize| if small { n.div_ceil(64) } else { n };
     println!("| loop | shape | GB/s |\n|---|---|---|");
     for dtype in [DType::F32, DType::BF16] {
-        let (rows, n) = (8192, 4096);
+        let (rows, n) = (size(8192), size(4096));
         let bytes = (rows * n * dtype.bytes()) as f64;
         let mut add = Small::new();
         let (x, y, z) = (add.buffer(dtype, &[rows, n]), add.buffer(dtype, &[rows, n]), add.buffer(dtype, &[rows, n]));
@@ -178,6 +181,7 @@ fn speed() -> Result<(), RuntimeError> {
     }
     println!("\n| product | types | TFLOP/s cublasLt | TFLOP/s generated |\n|---|---|---|---|");
     for (m, n, k) in [(4096, 4096, 4096), (8192, 8192, 8192), (16, 4096, 4096)] {
+        let (m, n, k) = (size(m), size(n), size(k));
         for dtype in [DType::BF16, DType::F32] {
             let product = || {
                 let mut p = Small::new();
@@ -202,12 +206,14 @@ fn speed() -> Result<(), RuntimeError> {
         "\n| training step | ranks on the device | ms kernel by kernel | ms as a graph | tokens/s |\n|---|---|---|---|---|"
     );
     let llama = config(json!({
-        "model_type": "llama", "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "num_hidden_layers": 4, "vocab_size": 8192, "rms_norm_eps": 1e-6,
+        "model_type": "llama", "hidden_size": if small { 64 } else { 1024 }, "intermediate_size": size(2816),
+        "num_attention_heads": 16, "num_key_value_heads": 8, "num_hidden_layers": 4, "vocab_size": size(8192),
+        "rms_norm_eps": 1e-6,
         "max_position_embeddings": 1024, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
     }));
     for (name, on) in [("none", ""), ("tp", "tp=2"), ("fsdp", "dp=2")] {
-        let program = language_model(&llama, TokenBatch::new(4, 512), &plan(name), on, &CompileOptions::default());
+        let batch = TokenBatch::new(4, size(512));
+        let program = language_model(&llama, batch, &plan(name), on, &CompileOptions::default());
         let ranks = program.steady.ranks;
         let time = |graph: bool| -> Result<f64, RuntimeError> {
             let mut gpu = Gpu::new(ranks.clone(), GpuOptions { graph, ..options.clone() })?;
@@ -220,7 +226,7 @@ fn speed() -> Result<(), RuntimeError> {
             Ok(start.elapsed().as_secs_f64() / 10.0)
         };
         let (eager, graph) = (time(false)?, time(true)?);
-        let tokens = 4.0 * 512.0 / graph;
+        let tokens = (4 * size(512)) as f64 / graph;
         let count = ranks.len();
         println!("| llama 1024×4, {name} {on} | {count} | {:.2} | {:.2} | {tokens:.0} |", eager * 1e3, graph * 1e3);
     }

@@ -1,6 +1,7 @@
 //! What can be wrong with a GPU, its libraries or a program on it, and what to do.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a program cannot be prepared or executed on a GPU.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -57,15 +58,15 @@ pub enum CudaError {
     },
     /// Collectives did not finish in time and were aborted.
     #[error(
-        "rank {rank}: {operation} did not finish within {seconds} s and was aborted; look at what its peers do, or raise the deadline if they are only slow"
+        "rank {rank}: {operation} did not finish within {deadline:?} and was aborted; look at what its peers do, or raise the deadline if they are only slow"
     )]
     Deadline {
         /// The rank.
         rank: usize,
         /// The collective, or the step.
         operation: String,
-        /// How long it took.
-        seconds: u64,
+        /// How long it had.
+        deadline: Duration,
     },
 }
 

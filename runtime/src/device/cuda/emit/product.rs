@@ -57,14 +57,24 @@ pub(super) fn library(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Produc
     Ok(None)
 }
 
-/// Gives an operand dense strides: batches, then rows, then the sum, or batches, the sum, and columns.
-/// The number of its elements.
+/// Gives an operand dense strides: batches, then rows, then the sum, or batches, the sum, and columns,
+/// each of them in the order in which the result or the other operand has them, so that they nest there,
+/// too. The number of its elements.
 fn dense(c: &mut Contract, stride: fn(&mut ContractDim) -> &mut isize, left: bool) -> usize {
-    let groups = if left { [&mut c.batch, &mut c.m, &mut c.k] } else { [&mut c.batch, &mut c.k, &mut c.n] };
+    let of_out = |d: &ContractDim| d.out.unsigned_abs();
+    let of_other = move |d: &ContractDim| if left { d.right } else { d.left }.unsigned_abs();
+    let sum: (&mut Vec<ContractDim>, &dyn Fn(&ContractDim) -> usize) = (&mut c.k, &of_other);
+    let own: (&mut Vec<ContractDim>, &dyn Fn(&ContractDim) -> usize) =
+        (if left { &mut c.m } else { &mut c.n }, &of_out);
+    let batch: (&mut Vec<ContractDim>, &dyn Fn(&ContractDim) -> usize) = (&mut c.batch, &of_out);
     let mut next = 1;
-    for d in groups.into_iter().rev().flat_map(|g| g.iter_mut().rev()) {
-        *stride(d) = next as isize;
-        next *= d.size;
+    for (dims, key) in if left { [sum, own, batch] } else { [own, sum, batch] } {
+        let mut order: Vec<usize> = (0..dims.len()).collect();
+        order.sort_by_key(|&i| key(&dims[i]));
+        for i in order {
+            *stride(&mut dims[i]) = next as isize;
+            next *= dims[i].size;
+        }
     }
     next
 }

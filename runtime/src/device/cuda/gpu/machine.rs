@@ -392,7 +392,7 @@ impl Gpu {
                     network.abort_all();
                 }
                 let rank = self.programs.first().map_or(0, |p| p.rank);
-                return Err(CudaError::Deadline { rank, operation: "a step".into(), seconds: deadline.as_secs() });
+                return Err(CudaError::Deadline { rank, operation: "a step".into(), deadline });
             }
             if start.elapsed() > Duration::from_millis(2) {
                 std::thread::sleep(Duration::from_micros(50));

@@ -189,8 +189,8 @@ impl Network {
                 (SUCCESS, IN_PROGRESS) if start.elapsed() < self.deadline => std::thread::yield_now(),
                 (SUCCESS, IN_PROGRESS) => {
                     self.abort_all();
-                    let seconds = self.deadline.as_secs();
-                    return Err(CudaError::Deadline { rank: self.rank, operation: call.into(), seconds });
+                    let (rank, deadline) = (self.rank, self.deadline);
+                    return Err(CudaError::Deadline { rank, operation: call.into(), deadline });
                 }
                 (SUCCESS, code) | (code, _) => return Err(self.nccl.failed(call, code)),
             }
