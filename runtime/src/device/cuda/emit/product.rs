@@ -57,16 +57,17 @@ pub(super) fn library(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Produc
     Ok(None)
 }
 
+/// Dimensions, and by what they are ordered.
+type Ordered<'a> = (&'a mut Vec<ContractDim>, &'a dyn Fn(&ContractDim) -> usize);
+
 /// Gives an operand dense strides: batches, then rows, then the sum, or batches, the sum, and columns,
 /// each of them in the order in which the result or the other operand has them, so that they nest there,
 /// too. The number of its elements.
 fn dense(c: &mut Contract, stride: fn(&mut ContractDim) -> &mut isize, left: bool) -> usize {
     let of_out = |d: &ContractDim| d.out.unsigned_abs();
     let of_other = move |d: &ContractDim| if left { d.right } else { d.left }.unsigned_abs();
-    let sum: (&mut Vec<ContractDim>, &dyn Fn(&ContractDim) -> usize) = (&mut c.k, &of_other);
-    let own: (&mut Vec<ContractDim>, &dyn Fn(&ContractDim) -> usize) =
-        (if left { &mut c.m } else { &mut c.n }, &of_out);
-    let batch: (&mut Vec<ContractDim>, &dyn Fn(&ContractDim) -> usize) = (&mut c.batch, &of_out);
+    let (sum, own, batch): (Ordered<'_>, Ordered<'_>, Ordered<'_>) =
+        ((&mut c.k, &of_other), (if left { &mut c.m } else { &mut c.n }, &of_out), (&mut c.batch, &of_out));
     let mut next = 1;
     for (dims, key) in if left { [sum, own, batch] } else { [own, sum, batch] } {
         let mut order: Vec<usize> = (0..dims.len()).collect();
