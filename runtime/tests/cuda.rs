@@ -348,7 +348,7 @@ macro_rules! checks {
 checks! {
     loops_mean_the_same = loops, Tolerance::Tensors(1e-6), [
         softmax_rows_of_all_lengths norms_with_uniform_registers_and_broadcast_weights
-        accumulating_uniform_registers_count_every_iteration updates_in_place_and_overlapping_views
+        long_sums_and_rows accumulating_uniform_registers_count_every_iteration updates_in_place_and_overlapping_views
     ];
     random_numbers_are_the_same_bit_by_bit = loops, Tolerance::Tensors(0.0), [
         indices_masks_and_random_numbers_do_not_depend_on_merging

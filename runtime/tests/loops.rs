@@ -214,6 +214,46 @@ pub(crate) fn accumulating_stores_reduce_any_dimensions() {
     }
 }
 
+/// Sums so long that a device cuts them in pieces, rows so long that it does not keep them, and sums in
+/// both directions that share a sum over the row.
+#[test]
+pub(crate) fn long_sums_and_rows() {
+    for (dims, strides, n) in [
+        (vec![60_000], vec![0], 1),
+        (vec![3, 40_001], vec![1, 0], 3),
+        (vec![50_000, 3], vec![0, 1], 3),
+        (vec![200, 7, 150], vec![0, 1, 0], 7),
+        (vec![40, 6, 64], vec![0, 64, 1], 384),
+    ] {
+        for (dtype, op) in [(DType::F32, ReduceOp::Sum), (DType::I64, ReduceOp::Sum), (DType::F32, ReduceOp::Max)] {
+            let mut b = Builder::new();
+            let x = b.buffer(dtype, &dims);
+            let y = b.buffer(dtype, &[n]);
+            let data = vec![Lcg(6).integers(x.elements()), vec![7.0; n]];
+            let body = vec![load(&x), map(MapFn::Add, &[0, 0], dtype), accumulate(&y, &strides, 1, op)];
+            check(b, Loop { dims: dims.clone(), body }, &data, 0.0);
+        }
+    }
+    for (rows, n) in [(2, 20_000), (3, 9001)] {
+        let mut b = Builder::new();
+        let x = b.buffer(DType::F32, &[rows, n]);
+        let y = b.buffer(DType::F32, &[rows, n]);
+        let (by_row, by_column) = (b.buffer(DType::F32, &[rows]), b.buffer(DType::F32, &[n]));
+        let body = vec![
+            load(&x),
+            reduce(ReduceOp::Max, 0, DType::F32),
+            map(MapFn::Sub, &[0, 1], DType::F32),
+            store(&y, 2),
+            reduce(ReduceOp::Min, 2, DType::F32),
+            map(MapFn::Add, &[2, 4], DType::F32),
+            accumulate(&by_row, &[1, 0], 5, ReduceOp::Sum),
+            accumulate(&by_column, &[0, 1], 5, ReduceOp::Sum),
+        ];
+        let data = vec![Lcg(7).integers(rows * n), vec![0.0; rows * n], vec![1.0; rows], vec![1.0; n]];
+        check(b, Loop { dims: vec![rows, n], body }, &data, 0.0);
+    }
+}
+
 #[test]
 pub(crate) fn accumulating_uniform_registers_count_every_iteration() {
     let mut b = Builder::new();

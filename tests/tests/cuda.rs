@@ -161,7 +161,7 @@ fn kernels_of_a_large_model_compile() {
         );
         let Ok(nvrtc) = Nvrtc::load() else { continue };
         let (_, usage) = nvrtc.compile(&plan.kernels.source(), "sm_90").unwrap_or_else(|e| panic!("{e}"));
-        for u in usage.iter().filter(|u| u.spilled > 0) {
+        if let Some(u) = usage.iter().find(|u| u.spilled > 0) {
             let source = plan.kernels.list().iter().find(|k| k.name == u.kernel).map(|k| k.source.as_str());
             panic!("{u:?}\n{}", source.unwrap_or_default());
         }
