@@ -8,6 +8,8 @@
 //! | how parameters and state are written to disk, and read by other meshes and plans | [`checkpoint`] |
 //! | what a communicator is; ranks as threads | [`comm`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
+//! | which kernels a program is on a GPU, and how they are checked and run | [`device::cuda`] |
+//! | sessions on any device | [`device::session`] |
 //! | how elements are stored, and converted to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
 #![warn(missing_docs)]

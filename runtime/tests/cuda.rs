@@ -86,6 +86,26 @@ fn compile(name: &str, kernels: &Kernels) {
     println!("{name}: compiled for sm_90, {registers} registers at most, nothing spills");
 }
 
+/// Equal programs have equal kernels, in every run: or the cache on disk is of no use.
+#[test]
+fn texts_do_not_change() {
+    let programs = loops::support::recorded::record(|| {
+        loops::softmax_rows_of_all_lengths();
+        loops::long_sums_and_rows();
+    });
+    let text = || {
+        let mut kernels = Kernels::default();
+        for case in &programs {
+            kernels = tpc_runtime::device::cuda::emit::plan(&case.programs, kernels).unwrap().kernels;
+        }
+        kernels.source()
+    };
+    let first = text();
+    for _ in 0..5 {
+        assert!(text() == first);
+    }
+}
+
 /// Executes recorded steps, and compares what inputs and outputs hold then.
 fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: Tolerance) {
     let mut worlds: Vec<Vec<RankProgram>> = Vec::new();
@@ -255,6 +275,16 @@ mod gpu {
         }
         let _ = std::fs::remove_dir_all(&folder);
         println!("ranks_of_a_network: {count} worlds agree on the GPU");
+    }
+
+    /// Where there is no GPU, one sentence says so and what to do.
+    #[test]
+    fn without_a_gpu_the_error_says_so() {
+        let program = super::loops::support::Builder::new().program;
+        if let Err(e) = Gpu::new(vec![program], GpuOptions::default()) {
+            let said = e.to_string();
+            assert!(said.starts_with("no CUDA device: ") && said.contains("run on the CPU"), "{said}");
+        }
     }
 
     /// A rank whose peer never comes, or comes and then does nothing, is told so in time.

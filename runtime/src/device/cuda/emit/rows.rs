@@ -146,7 +146,10 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
                 // The first mention decides: later ones in this pass are names.
                 body.cached.entry(n).or_insert(is_new);
             }
-            for (&n, &is_new) in &body.cached {
+            // In the order of the nodes, so that equal loops have equal texts.
+            let mut kept: Vec<(usize, bool)> = body.cached.iter().map(|(&n, &is_new)| (n, is_new)).collect();
+            kept.sort_unstable();
+            for (n, is_new) in kept {
                 if is_new {
                     let _ = writeln!(body.head, "    {} c{n}[{elements}];", lane(graph.nodes[n].lane));
                 }
