@@ -184,6 +184,12 @@ pub enum RuntimeError {
         /// The panic message.
         message: String,
     },
+    /// A GPU, its libraries, or what was asked of them.
+    #[error(transparent)]
+    Cuda(#[from] crate::device::cuda::error::CudaError),
+    /// A device that is not a real one.
+    #[error("emulated device: {0}")]
+    Emulated(String),
     /// The session failed before.
     #[error("the session has failed and cannot go on: {0}; launch a new one")]
     Poisoned(String),

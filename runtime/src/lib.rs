@@ -10,6 +10,8 @@
 //! | how processes are launched and find each other | [`launch`] |
 //! | whether all processes run the same programs | [`fingerprint`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
+//! | which kernels a program is on a GPU, and how they are checked and run | [`device::cuda`] |
+//! | sessions on any device | [`device::session`] |
 //! | how elements are stored, and converted to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
 //! | what every rank did last, for failures | [`flight`] |

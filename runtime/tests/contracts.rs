@@ -1,6 +1,6 @@
 //! Products on random strided shapes against naive loops; the data are integers, so results are exact.
 
-mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::DType;
@@ -80,7 +80,7 @@ fn run(rng: &mut Lcg, sizes: [Vec<usize>; 4], dtypes: [DType; 3], scale: f64) {
 }
 
 #[test]
-fn random_shapes_and_strides() {
+pub(crate) fn random_shapes_and_strides() {
     let mut rng = Lcg(4);
     for _ in 0..250 {
         let sizes = [0, 1, 1, 2, 3, 5, 8, 17, 33];
@@ -94,7 +94,7 @@ fn random_shapes_and_strides() {
 }
 
 #[test]
-fn large_and_skinny_shapes() {
+pub(crate) fn large_and_skinny_shapes() {
     let mut rng = Lcg(5);
     for (m, n, k) in
         [(130, 1100, 270), (1, 300, 600), (300, 1, 600), (1, 1, 5000), (7, 33, 513), (25, 17, 257), (256, 512, 64)]
@@ -110,8 +110,20 @@ fn large_and_skinny_shapes() {
     run(&mut rng, [vec![], vec![2, 60], vec![4, 16], vec![3, 100]], [DType::F32; 3], 1.0);
 }
 
+/// Sums over two dimensions that lie in other orders in the two operands: what a library can only take
+/// after packing one of them.
 #[test]
-fn every_element_type() {
+pub(crate) fn sums_over_dimensions_that_do_not_nest() {
+    let mut rng = Lcg(8);
+    for _ in 0..12 {
+        let dtype = [DType::F32, DType::F64][rng.below(2)];
+        run(&mut rng, [vec![2, 2], vec![40], vec![48], vec![4, 40]], [dtype; 3], 0.5);
+        run(&mut rng, [vec![3], vec![5, 8], vec![6, 9], vec![3, 4, 16]], [dtype; 3], 1.0);
+    }
+}
+
+#[test]
+pub(crate) fn every_element_type() {
     let mut rng = Lcg(6);
     for dtype in DType::ALL.into_iter().filter(|&d| d != DType::Bool && d != DType::U8) {
         for k in [4, 20, 300] {

@@ -1,6 +1,6 @@
 //! Fused loops against a naive evaluation of every instruction, element by element.
 
-mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::op::Distribution;
@@ -133,7 +133,7 @@ fn accumulate(view: &View, strides: &[isize], arg: usize, op: ReduceOp) -> Instr
 }
 
 #[test]
-fn softmax_rows_of_all_lengths() {
+pub(crate) fn softmax_rows_of_all_lengths() {
     for dtype in [DType::F32, DType::F64, DType::BF16] {
         for n in [1, 2, 31, 512, 1024, 1025, 3000] {
             let mut b = Builder::new();
@@ -160,7 +160,7 @@ fn softmax_rows_of_all_lengths() {
 }
 
 #[test]
-fn norms_with_uniform_registers_and_broadcast_weights() {
+pub(crate) fn norms_with_uniform_registers_and_broadcast_weights() {
     let (rows, n) = (5, 1500);
     let mut b = Builder::new();
     let x = b.buffer(DType::F32, &[rows, n]);
@@ -188,7 +188,7 @@ fn norms_with_uniform_registers_and_broadcast_weights() {
 }
 
 #[test]
-fn accumulating_stores_reduce_any_dimensions() {
+pub(crate) fn accumulating_stores_reduce_any_dimensions() {
     for op in ReduceOp::ALL {
         for dims in [vec![3, 4, 5], vec![1, 70, 2], vec![2, 0, 3], vec![2, 3, 0], vec![600, 3, 1], vec![2, 2, 1100]] {
             for kept in 0..8usize {
@@ -214,8 +214,48 @@ fn accumulating_stores_reduce_any_dimensions() {
     }
 }
 
+/// Sums so long that a device cuts them in pieces, rows so long that it does not keep them, and sums in
+/// both directions that share a sum over the row.
 #[test]
-fn accumulating_uniform_registers_count_every_iteration() {
+pub(crate) fn long_sums_and_rows() {
+    for (dims, strides, n) in [
+        (vec![60_000], vec![0], 1),
+        (vec![3, 40_001], vec![1, 0], 3),
+        (vec![50_000, 3], vec![0, 1], 3),
+        (vec![200, 7, 150], vec![0, 1, 0], 7),
+        (vec![40, 6, 64], vec![0, 64, 1], 384),
+    ] {
+        for (dtype, op) in [(DType::F32, ReduceOp::Sum), (DType::I64, ReduceOp::Sum), (DType::F32, ReduceOp::Max)] {
+            let mut b = Builder::new();
+            let x = b.buffer(dtype, &dims);
+            let y = b.buffer(dtype, &[n]);
+            let data = vec![Lcg(6).integers(x.elements()), vec![7.0; n]];
+            let body = vec![load(&x), map(MapFn::Add, &[0, 0], dtype), accumulate(&y, &strides, 1, op)];
+            check(b, Loop { dims: dims.clone(), body }, &data, 0.0);
+        }
+    }
+    for (rows, n) in [(2, 20_000), (3, 9001)] {
+        let mut b = Builder::new();
+        let x = b.buffer(DType::F32, &[rows, n]);
+        let y = b.buffer(DType::F32, &[rows, n]);
+        let (by_row, by_column) = (b.buffer(DType::F32, &[rows]), b.buffer(DType::F32, &[n]));
+        let body = vec![
+            load(&x),
+            reduce(ReduceOp::Max, 0, DType::F32),
+            map(MapFn::Sub, &[0, 1], DType::F32),
+            store(&y, 2),
+            reduce(ReduceOp::Min, 2, DType::F32),
+            map(MapFn::Add, &[2, 4], DType::F32),
+            accumulate(&by_row, &[1, 0], 5, ReduceOp::Sum),
+            accumulate(&by_column, &[0, 1], 5, ReduceOp::Sum),
+        ];
+        let data = vec![Lcg(7).integers(rows * n), vec![0.0; rows * n], vec![1.0; rows], vec![1.0; n]];
+        check(b, Loop { dims: vec![rows, n], body }, &data, 0.0);
+    }
+}
+
+#[test]
+pub(crate) fn accumulating_uniform_registers_count_every_iteration() {
     let mut b = Builder::new();
     let x = b.buffer(DType::F32, &[6]);
     let y = b.buffer(DType::F32, &[1]);
@@ -230,7 +270,7 @@ fn accumulating_uniform_registers_count_every_iteration() {
 }
 
 #[test]
-fn updates_in_place_and_overlapping_views() {
+pub(crate) fn updates_in_place_and_overlapping_views() {
     // p -= lr * g, with the old value used after the store.
     let n = 2500;
     let mut b = Builder::new();
@@ -266,7 +306,7 @@ fn updates_in_place_and_overlapping_views() {
 }
 
 #[test]
-fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
+pub(crate) fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
     let (m, n) = (70, 5);
     for dims in [vec![m, n], vec![1, m, 1, n], vec![m, n, 1]] {
         let mut b = Builder::new();
@@ -316,7 +356,7 @@ fn indices_masks_and_random_numbers_do_not_depend_on_merging() {
 }
 
 #[test]
-fn random_programs_over_random_strides() {
+pub(crate) fn random_programs_over_random_strides() {
     let mut rng = Lcg(77);
     for round in 0..150 {
         let rank = rng.below(4);
@@ -375,7 +415,7 @@ fn random_programs_over_random_strides() {
 }
 
 #[test]
-fn broken_loops_are_errors_when_loading() {
+pub(crate) fn broken_loops_are_errors_when_loading() {
     type Case = (&'static str, fn(&View) -> Vec<Instruction>);
     let cases: Vec<Case> = vec![
         ("reaches elements", |x| vec![Instruction::Load { view: x.clone(), strides: vec![3] }]),

@@ -1,6 +1,6 @@
 //! Every function of lanes against its definition in double precision.
 
-mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::program::*;
@@ -95,7 +95,7 @@ fn close(got: f64, want: f64, (relative, floor): (f64, f64), dtype: DType) -> bo
 }
 
 #[test]
-fn functions_of_floats_agree_with_their_definition() {
+pub(crate) fn functions_of_floats_agree_with_their_definition() {
     for dtype in [DType::F32, DType::F64] {
         let x: Vec<f64> = inputs().iter().map(|&x| dtype.round(x)).collect();
         let mut rng = Lcg(1);
@@ -134,7 +134,7 @@ fn functions_of_floats_agree_with_their_definition() {
 }
 
 #[test]
-fn exp_log_and_erf_are_accurate_everywhere() {
+pub(crate) fn exp_log_and_erf_are_accurate_everywhere() {
     let mut x = Vec::new();
     for bits in (0..0x7f80_0000u32).step_by(9973) {
         x.push(f64::from(f32::from_bits(bits)));
@@ -154,7 +154,7 @@ fn exp_log_and_erf_are_accurate_everywhere() {
 }
 
 #[test]
-fn narrow_floats_integers_and_casts_round_as_their_type_does() {
+pub(crate) fn narrow_floats_integers_and_casts_round_as_their_type_does() {
     for dtype in [DType::BF16, DType::F16, DType::I64, DType::I32, DType::U8] {
         let x: Vec<f64> = (0..200).map(|i| dtype.round(f64::from(i % 23) * 1.25)).collect();
         let z: Vec<f64> = (0..200).map(|i| dtype.round(f64::from(i % 5) * 2.5 + 1.0)).collect();

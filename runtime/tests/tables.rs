@@ -1,13 +1,13 @@
 //! Copies, prefix sums, the k largest, and rows of tables.
 
-mod support;
+pub(crate) mod support;
 
 use support::*;
 use tpc_ir::DType;
 use tpc_ir::program::*;
 
 #[test]
-fn rows_of_a_shard_are_taken_and_added() {
+pub(crate) fn rows_of_a_shard_are_taken_and_added() {
     for dtype in [DType::F32, DType::F64, DType::BF16, DType::I32] {
         let mut b = Builder::new();
         let table = b.input("table", dtype, &[4, 3]);
@@ -32,7 +32,7 @@ fn rows_of_a_shard_are_taken_and_added() {
 }
 
 #[test]
-fn copies_between_any_strides() {
+pub(crate) fn copies_between_any_strides() {
     for dtype in DType::ALL {
         let mut b = Builder::new();
         let x = b.input("x", dtype, &[2, 3, 4]);
@@ -59,7 +59,35 @@ fn copies_between_any_strides() {
 }
 
 #[test]
-fn prefix_sums_along_any_dimension() {
+pub(crate) fn copies_that_transpose() {
+    // x[b, i, j] to y[j, b, i]: dense in different dimensions, of even and uneven sizes.
+    for (dtype, [b, i, j]) in [
+        (DType::F32, [1, 64, 96]),
+        (DType::BF16, [3, 33, 70]),
+        (DType::F64, [2, 16, 17]),
+        (DType::Bool, [2, 40, 31]),
+        (DType::I32, [1, 15, 200]),
+    ] {
+        let mut builder = Builder::new();
+        let x = builder.input("x", dtype, &[b, i, j]);
+        let y = builder.buffer(dtype, &[j, b, i]);
+        let to = View { shape: vec![b, i, j], strides: vec![i as isize, 1, (b * i) as isize], ..y.clone() };
+        builder.step(Action::Copy { from: x, to });
+        builder.output("y", &y);
+        let mut session = builder.launch();
+        let values: Vec<f64> = (0..b * i * j).map(|n| dtype.round((n % 251) as f64)).collect();
+        session.write_f64("x", &values).unwrap();
+        session.step().unwrap();
+        let got = session.read_f64(&result("y")).unwrap();
+        for (n, &value) in got.iter().enumerate() {
+            let (nj, nb, ni) = (n / (b * i), n / i % b, n % i);
+            assert_eq!(value, values[(nb * i + ni) * j + nj]);
+        }
+    }
+}
+
+#[test]
+pub(crate) fn prefix_sums_along_any_dimension() {
     for dim in 0..3 {
         let mut b = Builder::new();
         let x = b.input("x", DType::F32, &[2, 3, 4]);
@@ -82,7 +110,7 @@ fn prefix_sums_along_any_dimension() {
 }
 
 #[test]
-fn the_k_largest_and_where_they_are() {
+pub(crate) fn the_k_largest_and_where_they_are() {
     for k in 0..=6 {
         let mut b = Builder::new();
         let x = b.input("x", DType::F32, &[2, 6]);

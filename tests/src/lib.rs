@@ -3,7 +3,9 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
 pub mod captured;
+pub mod device;
 pub mod eager;
+pub mod golden;
 pub mod styles;
 pub mod traffic;
 pub mod training;

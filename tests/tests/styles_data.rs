@@ -279,7 +279,7 @@ fn parameters_are_gathered_before_use() {
                 // Of a table of positions only the rows that the batch has are moved, not the stored shard.
                 let mut stored = stored(graph);
                 stored.retain(|name| !positions(name) || forward.contains_key(name));
-                assert_eq!(forward.keys().cloned().collect::<BTreeSet<_>>(), stored, "{what}\n{}", list(&stages));
+                assert_eq!(forward.keys().cloned().collect::<BTreeSet<_>>(), stored, "{what}\n{}", list(stages));
                 assert!(forward.values().chain(backward.values()).all(|&n| n == 1), "{what}: {forward:?}");
                 assert_eq!(units(forward.keys()).len(), LAYERS + 1, "{what}");
                 let again = units(backward.keys());

@@ -23,7 +23,7 @@ mod futex;
 pub mod local;
 pub mod processes;
 pub mod ranks;
-mod reduce;
+pub(crate) mod reduce;
 mod share;
 pub mod shared_memory;
 pub mod text;
@@ -164,7 +164,7 @@ pub fn fingerprint(c: &Collective) -> u64 {
 }
 
 /// Whether the sizes of a collective fit together, and fit its views.
-fn check(c: &Collective) -> Result<(), String> {
+pub(crate) fn check(c: &Collective) -> Result<(), String> {
     let n = c.group.len();
     let me = c.position;
     if me >= n {

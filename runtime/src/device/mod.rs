@@ -1,3 +1,8 @@
 //! Devices that execute rank programs.
 
 pub mod cpu;
+pub mod cuda;
+pub mod extent;
+pub mod session;
+
+pub(crate) mod nodes;

@@ -411,7 +411,7 @@ impl Drop for Session {
     }
 }
 
-fn output_name(kind: &OutputKind) -> String {
+pub(crate) fn output_name(kind: &OutputKind) -> String {
     match kind {
         OutputKind::Result(name) => format!("result {name}"),
         OutputKind::Loss => "loss".into(),

@@ -1,10 +1,12 @@
 //! Small rank programs, built by hand.
 #![allow(dead_code)]
 
+pub mod recorded;
+
+pub use recorded::Recorded;
 use std::sync::Arc;
 use tpc_ir::program::*;
 use tpc_ir::{DType, InputKind, Mesh, OutputKind, Phase};
-use tpc_runtime::{LaunchOptions, Session};
 
 /// Builds the program of one rank.
 pub struct Builder {
@@ -76,8 +78,8 @@ impl Builder {
         self.step(Action::Wait { tag });
     }
 
-    pub fn launch(self) -> Session {
-        Session::launch(vec![self.program], LaunchOptions::default()).unwrap()
+    pub fn launch(self) -> Recorded {
+        Recorded::launch(vec![self.program])
     }
 }
 

@@ -1,7 +1,8 @@
 //! One aligned block of memory per rank.
 
 use crate::comm::shared_memory::{Handle, Region};
-use tpc_ir::program::{ALIGNMENT, Buffer, View};
+use crate::device::extent::{Extent, resolve};
+use tpc_ir::program::{Buffer, View};
 
 /// The memory of one rank, zeroed at first. Its size is exactly what the program asks for.
 ///
@@ -63,41 +64,10 @@ impl Arena {
         sizes: &[usize],
         strides: &[isize],
     ) -> Result<Place, String> {
-        let id = view.buffer.0 as usize;
-        let buffer = buffers.get(id).ok_or_else(|| format!("there is no buffer b{id}"))?;
-        if buffer.offset % ALIGNMENT != 0 {
-            return Err(format!("buffer b{id} starts at byte {}, which is no multiple of {ALIGNMENT}", buffer.offset));
-        }
-        if buffer.offset.checked_add(buffer.bytes).is_none_or(|end| end > self.bytes) {
-            return Err(format!("buffer b{id} ends behind the arena of {} bytes", self.bytes));
-        }
-        if sizes.len() != strides.len() {
-            return Err(format!("view of b{id}: {} sizes but {} strides", sizes.len(), strides.len()));
-        }
-        let size = view.dtype.bytes() as i128;
-        let empty = sizes.iter().zip(strides).any(|(&n, &s)| n == 0 && s != 0);
-        let (mut low, mut high) = (view.offset as i128, view.offset as i128);
-        for (&n, &s) in sizes.iter().zip(strides) {
-            let reach = (n.max(1) as i128 - 1) * s as i128;
-            low += reach.min(0);
-            high += reach.max(0);
-        }
-        if empty {
-            return Ok(Place { base: self.base, low: 0, high: 0 });
-        }
-        if low < 0 || (high + 1) * size > buffer.bytes as i128 {
-            return Err(format!(
-                "a view of b{id} reaches elements {low}..={high} of {}, but the buffer holds {} ({} bytes, `{}`)",
-                view.dtype,
-                buffer.bytes as i128 / size,
-                buffer.bytes,
-                buffer.label
-            ));
-        }
-        let byte = |element: i128| buffer.offset + (element * size) as usize;
-        // SAFETY: the element lies in the arena, as checked above.
-        let base = unsafe { self.base.add(byte(view.offset as i128)) };
-        Ok(Place { base, low: byte(low), high: byte(high + 1) })
+        let Extent { base, low, high } = resolve(self.bytes, buffers, view, sizes, strides)?;
+        // SAFETY: the element lies in the arena, as was found.
+        let base = unsafe { self.base.add(base) };
+        Ok(Place { base, low, high })
     }
 
     /// [`Arena::resolve`] with the view's own shape and strides.

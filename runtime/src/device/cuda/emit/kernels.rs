@@ -1,0 +1,88 @@
+//! Kernels, each text once, and their launches.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+
+/// A generated kernel. Its parameters are the device allocation and then one `long long` for each
+/// argument of its launches.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Kernel {
+    /// Its name in the module: what it does, and a hash of its text.
+    pub name: String,
+    /// CUDA C++, without the prelude.
+    pub source: String,
+    /// Threads of a block.
+    pub block: u32,
+    /// Number of arguments.
+    pub params: usize,
+    /// Whether threads of a block wait for each other.
+    pub cooperative: bool,
+}
+
+/// One execution of a kernel.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Launch {
+    /// Index of the kernel.
+    pub kernel: usize,
+    /// Blocks.
+    pub grid: u32,
+    /// Arguments: byte offsets into the device allocation, and numbers.
+    pub args: Vec<i64>,
+}
+
+/// The kernels of a module. Equal texts are one kernel.
+#[derive(Clone, Debug, Default)]
+pub struct Kernels {
+    list: Vec<Kernel>,
+    by_text: HashMap<String, usize>,
+}
+
+/// What every module starts with.
+pub const PRELUDE: &str = include_str!("prelude.cuh");
+
+impl Kernels {
+    /// All kernels.
+    pub fn list(&self) -> &[Kernel] {
+        &self.list
+    }
+
+    /// The source of a module of all kernels.
+    pub fn source(&self) -> String {
+        self.source_of(0..self.list.len())
+    }
+
+    /// The source of a module of some kernels.
+    ///
+    /// # Panics
+    /// If there are fewer kernels.
+    pub fn source_of(&self, which: std::ops::Range<usize>) -> String {
+        let mut text = String::from(PRELUDE);
+        for k in &self.list[which] {
+            text.push('\n');
+            text.push_str(&k.source);
+        }
+        text
+    }
+
+    /// The kernel of that body, whose parameters are `char* A` and `i64 a0, a1, …`.
+    pub(super) fn add(&mut self, what: &str, params: usize, block: u32, cooperative: bool, body: &str) -> usize {
+        let text = format!("{what} {params} {block}\n{body}");
+        if let Some(&k) = self.by_text.get(&text) {
+            return k;
+        }
+        let name = format!("{what}_{:016x}", fnv(text.as_bytes()));
+        // Left to itself, the assembler spills sums of products in f64 to have more blocks side by side.
+        let blocks = if what == "contract" { ", 1" } else { "" };
+        let mut source = format!("extern \"C\" __global__ void __launch_bounds__({block}{blocks}) {name}(char* A");
+        (0..params).for_each(|i| _ = write!(source, ", i64 a{i}"));
+        let _ = writeln!(source, ") {{\n{body}}}");
+        self.by_text.insert(text, self.list.len());
+        self.list.push(Kernel { name, source, block, params, cooperative });
+        self.list.len() - 1
+    }
+}
+
+/// FNV-1a.
+pub(crate) fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}

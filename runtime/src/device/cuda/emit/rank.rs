@@ -1,0 +1,68 @@
+//! What emitting one rank's actions shares.
+
+use super::kernels::{Kernels, Launch};
+use crate::device::extent::{self, Extent};
+use tpc_ir::program::{RankProgram, View};
+
+/// Scratch is cut in pieces of whole lines.
+const LINE: usize = 256;
+
+/// One rank whose program is being emitted.
+pub(super) struct Rank<'a> {
+    pub(super) program: &'a RankProgram,
+    /// The rank's first byte in the device allocation.
+    pub(super) base: i64,
+    pub(super) kernels: &'a mut Kernels,
+    /// Scratch that the current action uses, and the most that any did.
+    used: usize,
+    most: usize,
+}
+
+impl<'a> Rank<'a> {
+    pub(super) fn new(program: &'a RankProgram, base: usize, kernels: &'a mut Kernels) -> Self {
+        Rank { program, base: base as i64, kernels, used: 0, most: 0 }
+    }
+
+    /// Makes all scratch free again: actions run one after the other.
+    pub(super) fn next_action(&mut self) {
+        self.used = 0;
+    }
+
+    /// Scratch behind the arena: its first byte, counted from the rank's.
+    pub(super) fn scratch(&mut self, bytes: usize) -> usize {
+        let at = self.used;
+        self.used += bytes.next_multiple_of(LINE);
+        self.most = self.most.max(self.used);
+        self.program.arena_bytes.next_multiple_of(LINE) + at
+    }
+
+    /// Bytes of the arena and the scratch together.
+    pub(super) fn bytes(&self) -> usize {
+        self.program.arena_bytes.next_multiple_of(LINE) + self.most
+    }
+
+    /// Where a view lies in the arena.
+    pub(super) fn view(&self, view: &View) -> Result<Extent, String> {
+        extent::resolve(self.program.arena_bytes, &self.program.buffers, view, &view.shape, &view.strides)
+    }
+
+    /// The offset in the device allocation of a byte of the rank's memory.
+    pub(super) fn at(&self, byte: usize) -> i64 {
+        self.base + byte as i64
+    }
+
+    /// A launch of the kernel with that body.
+    pub(super) fn launch(
+        &mut self,
+        what: &str,
+        (grid, block): (usize, usize),
+        cooperative: bool,
+        args: Vec<i64>,
+        body: &str,
+    ) -> Result<Launch, String> {
+        let grid = u32::try_from(grid).ok().filter(|&g| g < 1 << 31);
+        let grid = grid.ok_or_else(|| "more blocks than a grid can have".to_string())?;
+        let kernel = self.kernels.add(what, args.len(), block as u32, cooperative, body);
+        Ok(Launch { kernel, grid, args })
+    }
+}

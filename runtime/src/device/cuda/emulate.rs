@@ -1,0 +1,330 @@
+//! Generated kernels executed on the CPU, to check what they mean where there is no GPU: the module is
+//! compiled with g++ behind a small header (`shim.h`) that runs the threads of a block as fibers.
+//!
+//! Not fast, and not a device: it knows nothing of memory that is not coherent or of warps that run
+//! ahead. It does find wrong results, barriers that not all threads reach, and kernels whose result
+//! depends on the order in which threads or blocks run (by running them backwards).
+
+use super::emit::{Item, Kernels, Launch, Plan, plan};
+use super::library::Library;
+use super::reference;
+use crate::device::cpu::arena::Arena;
+use crate::device::cpu::has_avx2;
+use crate::device::session::Device;
+use crate::error::RuntimeError;
+use crate::session::StepReport;
+use std::ffi::c_int;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+use tpc_ir::program::{Binding, RankProgram};
+
+/// Why kernels could not be executed on the CPU.
+#[derive(Debug, thiserror::Error)]
+pub enum EmulationError {
+    /// A program that cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] RuntimeError),
+    /// No compiler, or a kernel that it refuses.
+    #[error("the generated kernels cannot be compiled for the CPU: {0}; `g++` has to be installed")]
+    Compile(String),
+    /// Too little memory.
+    #[error("{0} bytes of memory could not be allocated for the emulated device")]
+    Memory(usize),
+    /// Threads of a block that do not wait for each other as they should.
+    #[error("kernel `{kernel}`: {reason}")]
+    Barrier {
+        /// The kernel.
+        kernel: String,
+        /// What went wrong.
+        reason: &'static str,
+    },
+    /// Ranks that wait for each other.
+    #[error("rank {rank} waits for a collective that not all of its group start")]
+    Deadlock {
+        /// The rank.
+        rank: usize,
+    },
+}
+
+/// The order in which threads and blocks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// From the first to the last.
+    Forwards,
+    /// From the last to the first.
+    Backwards,
+}
+
+type Run = unsafe extern "C" fn(usize, u32, u32, c_int, c_int, *mut u8, *const i64) -> c_int;
+
+/// Kernels compiled for the CPU.
+struct Compiled {
+    run: Run,
+    /// The library, deleted when it is not needed any more.
+    file: PathBuf,
+}
+
+impl Drop for Compiled {
+    fn drop(&mut self) {
+        // A file that is left behind in the temporary folder harms nobody.
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// A device that is a CPU: programs, their memory, and their kernels.
+pub struct Emulator {
+    programs: Vec<RankProgram>,
+    plan: Plan,
+    memory: Arena,
+    compiled: Arc<Compiled>,
+}
+
+/// The C++ of all kernels and a function that runs one by its number.
+fn source(kernels: &Kernels) -> String {
+    let mut text = String::from(include_str!("shim.h"));
+    text.push_str(&kernels.source());
+    for k in kernels.list() {
+        let args: String = (0..k.params).fold(String::new(), |mut s, i| {
+            let _ = write!(s, ", a[{i}]");
+            s
+        });
+        let _ = writeln!(text, "static void run_{0}(char* A, const long long* a) {{ {0}(A{args}); }}", k.name);
+    }
+    text.push_str("static void (*const all[])(char*, const long long*) = {");
+    kernels.list().iter().for_each(|k| _ = write!(text, "run_{}, ", k.name));
+    text.push_str(
+        "0};\nextern \"C\" int run(unsigned long kernel, unsigned grid, unsigned block, int cooperative, int backwards, \
+         char* A, const long long* args) {\n    return run_kernel(all[kernel], grid, block, cooperative, backwards, A, args);\n}\n",
+    );
+    text
+}
+
+fn compile(kernels: &Kernels) -> Result<Compiled, EmulationError> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let fail = |e: std::io::Error| EmulationError::Compile(e.to_string());
+    let unique = format!("tpc-emulated-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let folder = std::env::temp_dir();
+    let (text, file) = (folder.join(format!("{unique}.cpp")), folder.join(format!("{unique}.so")));
+    std::fs::write(&text, source(kernels)).map_err(fail)?;
+    let mut command = Command::new("g++");
+    // Nothing is contracted: every fused multiply-add is written in the kernels.
+    command.args(["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing"]);
+    if has_avx2() {
+        command.args(["-mavx2", "-mfma"]);
+    }
+    let output = command.arg("-o").arg(&file).arg(&text).output().map_err(fail)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said: Vec<&str> = said.lines().take(12).collect();
+        return Err(EmulationError::Compile(format!("{} (source in {})", said.join("\n"), text.display())));
+    }
+    std::fs::remove_file(&text).map_err(fail)?;
+    let library = Library::open(&file, false).map_err(EmulationError::Compile)?;
+    // SAFETY: the source above defines it with this type.
+    let run = unsafe { library.function::<Run>("run") }.map_err(EmulationError::Compile)?;
+    Ok(Compiled { run, file })
+}
+
+impl Emulator {
+    /// Whether there is a compiler for it, `g++`.
+    pub fn is_available() -> bool {
+        Command::new("g++").arg("--version").output().is_ok_and(|o| o.status.success())
+    }
+
+    /// Plans the programs of all ranks of a mesh, compiles their kernels, and allocates their memory,
+    /// zeroed.
+    ///
+    /// # Errors
+    /// Programs that cannot be planned; no compiler; too little memory.
+    pub fn new(programs: Vec<RankProgram>) -> Result<Self, EmulationError> {
+        Ok(Emulator::batch(vec![programs])?.remove(0))
+    }
+
+    /// As [`Emulator::new`] for many meshes, whose kernels are compiled together.
+    ///
+    /// # Errors
+    /// As [`Emulator::new`].
+    pub fn batch(worlds: Vec<Vec<RankProgram>>) -> Result<Vec<Self>, EmulationError> {
+        let mut kernels = Kernels::default();
+        let mut plans = Vec::new();
+        for programs in &worlds {
+            let plan = plan(programs, kernels)?;
+            kernels = plan.kernels.clone();
+            plans.push(plan);
+        }
+        let compiled = Arc::new(compile(&kernels)?);
+        let make = |(programs, plan): (Vec<RankProgram>, Plan)| {
+            // Whole pages, and room behind the last byte.
+            let bytes = plan.bytes.next_multiple_of(1 << 12) + (1 << 12);
+            let memory = Arena::new(bytes).ok_or(EmulationError::Memory(bytes))?;
+            Ok(Emulator { programs, plan, memory, compiled: compiled.clone() })
+        };
+        worlds.into_iter().zip(plans).map(make).collect()
+    }
+
+    /// The plan that is executed.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The programs.
+    pub fn programs(&self) -> &[RankProgram] {
+        &self.programs
+    }
+
+    fn place(&self, rank: usize, binding: &Binding) -> (*mut u8, usize) {
+        let place = crate::device::extent::resolve(
+            self.programs[rank].arena_bytes,
+            &self.programs[rank].buffers,
+            &binding.view,
+            &binding.view.shape,
+            &binding.view.strides,
+        );
+        let place = place.unwrap_or_else(|e| panic!("a binding is out of bounds: {e}"));
+        let at = self.memory.base().wrapping_add(self.plan.ranks[rank].base + place.base);
+        (at, binding.view.elements() * binding.view.dtype.bytes())
+    }
+
+    /// The dense bytes of a binding of the program at that position.
+    ///
+    /// # Panics
+    /// If the binding is not one of the program's.
+    pub fn read(&self, rank: usize, binding: &Binding) -> Vec<u8> {
+        let (at, len) = self.place(rank, binding);
+        // SAFETY: the view lies in the memory, and nothing runs.
+        unsafe { std::slice::from_raw_parts(at, len) }.to_vec()
+    }
+
+    /// Writes the dense bytes of a binding of the program at that position.
+    ///
+    /// # Panics
+    /// If the binding is not one of the program's, or the bytes are not as many.
+    pub fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) {
+        let (at, len) = self.place(rank, binding);
+        assert_eq!(len, bytes.len());
+        // SAFETY: the view lies in the memory, and nothing runs.
+        unsafe { std::slice::from_raw_parts_mut(at, len) }.copy_from_slice(bytes);
+    }
+
+    fn launch(&self, l: &Launch, order: Order) -> Result<(), EmulationError> {
+        let k = &self.plan.kernels.list()[l.kernel];
+        let backwards = c_int::from(order == Order::Backwards);
+        let cooperative = c_int::from(k.cooperative);
+        let base = self.memory.base();
+        // SAFETY: the kernel is one of the library's, with as many arguments as the launch has; all it
+        // addresses was found to lie in the memory when it was planned, and `step` has it alone.
+        let said =
+            unsafe { (self.compiled.run)(l.kernel, l.grid, k.block, cooperative, backwards, base, l.args.as_ptr()) };
+        let reason = match said {
+            0 => return Ok(()),
+            1 => "some threads ended while others waited for them",
+            _ => "threads of a block waited at different places",
+        };
+        Err(EmulationError::Barrier { kernel: k.name.clone(), reason })
+    }
+
+    /// Runs all programs once. Forwards, matrix products are the generated kernel's; backwards they are
+    /// what a library is told, as far as it can take them, in plain loops, and so are collectives. A rank runs until it waits for a collective that others of its group
+    /// have not started; a collective runs when the last of them starts it.
+    ///
+    /// # Errors
+    /// Barriers that not all threads reach; ranks that wait forever.
+    pub fn step(&mut self, order: Order) -> Result<(), EmulationError> {
+        let ranks = self.plan.ranks.len();
+        let mut next = vec![0; ranks];
+        let mut started: Vec<Vec<bool>> = self.plan.ranks.iter().map(|r| vec![false; r.collectives.len()]).collect();
+        let mut done = started.clone();
+        loop {
+            let mut moved = false;
+            for r in 0..ranks {
+                while let Some((_, item)) = self.plan.ranks[r].items.get(next[r]) {
+                    match item {
+                        Item::Launch(l) => self.launch(l, order)?,
+                        Item::Product { library: Some(p), .. } if order == Order::Backwards => {
+                            p.packing.iter().try_for_each(|l| self.launch(l, order))?;
+                            // SAFETY: all it addresses was found to lie in the memory when it was planned.
+                            unsafe { reference::run(&p.gemm, self.memory.base()) };
+                        }
+                        Item::Product { kernel, .. } => kernel.iter().try_for_each(|l| self.launch(l, order))?,
+                        Item::Start(i) => {
+                            started[r][*i] = true;
+                            self.progress(r, *i, &started, &mut done, order)?;
+                        }
+                        Item::Wait(i) if !done[r][*i] => break,
+                        Item::Wait(_) => {}
+                    }
+                    next[r] += 1;
+                    moved = true;
+                }
+            }
+            let waiting = (0..ranks).find(|&r| next[r] < self.plan.ranks[r].items.len());
+            match waiting {
+                None => return Ok(()),
+                Some(rank) if !moved => return Err(EmulationError::Deadlock { rank }),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Runs a collective if all of its group have started it.
+    fn progress(
+        &self,
+        r: usize,
+        i: usize,
+        started: &[Vec<bool>],
+        done: &mut [Vec<bool>],
+        order: Order,
+    ) -> Result<(), EmulationError> {
+        let c = &self.plan.ranks[r].collectives[i].collective;
+        let mut members = Vec::new();
+        for rank in &c.group {
+            let Some(at) = self.programs.iter().position(|p| p.rank == *rank) else { return Ok(()) };
+            let of_tag = |x: &super::emit::Placed| x.collective.tag == c.tag && x.collective.group == c.group;
+            let Some(of) = self.plan.ranks[at].collectives.iter().position(of_tag) else { return Ok(()) };
+            members.push((at, of));
+        }
+        if !members.iter().all(|&(at, of)| started[at][of]) {
+            return Ok(());
+        }
+        if order == Order::Backwards {
+            let placed: Vec<_> = members.iter().map(|&(at, of)| &self.plan.ranks[at].collectives[of]).collect();
+            placed.iter().flat_map(|p| &p.wire.before).try_for_each(|l| self.launch(l, order))?;
+            // SAFETY: all it addresses was found to lie in the memory when it was planned.
+            unsafe { reference::communicate(&placed, self.memory.base()) };
+            placed.iter().flat_map(|p| &p.wire.after).try_for_each(|l| self.launch(l, order))?;
+            members.into_iter().for_each(|(at, of)| done[at][of] = true);
+            return Ok(());
+        }
+        let (first, of) = members[0];
+        for l in &self.plan.ranks[first].collectives[of].local {
+            self.launch(l, order)?;
+        }
+        members.into_iter().for_each(|(at, of)| done[at][of] = true);
+        Ok(())
+    }
+}
+
+impl Device for Emulator {
+    fn programs(&self) -> &[RankProgram] {
+        &self.programs
+    }
+
+    fn read(&self, rank: usize, binding: &Binding) -> Result<Vec<u8>, RuntimeError> {
+        Ok(Emulator::read(self, rank, binding))
+    }
+
+    fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) -> Result<(), RuntimeError> {
+        Emulator::write(self, rank, binding, bytes);
+        Ok(())
+    }
+
+    fn step(&mut self) -> Result<StepReport, RuntimeError> {
+        let start = Instant::now();
+        Emulator::step(self, Order::Forwards).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
+        Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
+    }
+}

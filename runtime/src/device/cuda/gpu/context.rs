@@ -1,0 +1,101 @@
+//! One device and its context.
+
+use crate::device::cuda::error::CudaError;
+use crate::device::cuda::search;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys;
+use std::ffi::c_int;
+use std::sync::Arc;
+
+/// What a failed call of the driver is.
+pub(super) fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
+    move |e| {
+        let text = e.error_string().map(|t| t.to_string_lossy().into_owned());
+        CudaError::Call { call: call.into(), reason: text.unwrap_or_else(|_| format!("{e:?}")) }
+    }
+}
+
+/// The primary context of a device.
+#[derive(Debug)]
+pub struct Context {
+    device: sys::CUdevice,
+    raw: sys::CUcontext,
+    arch: String,
+    name: String,
+}
+
+// SAFETY: contexts may be used from every thread that makes them current.
+unsafe impl Send for Context {}
+// SAFETY: as above.
+unsafe impl Sync for Context {}
+
+impl Context {
+    /// Opens a device by its number.
+    ///
+    /// # Errors
+    /// No driver, no such device, or a device that fails.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
+        // SAFETY: only looks whether the library can be loaded.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDevice("the driver's library libcuda.so.1 was not found".into()));
+        }
+        let none = |e: DriverError| CudaError::NoDevice(format!("{:?}", e.0));
+        result::init().map_err(none)?;
+        let count = result::device::get_count().map_err(none)? as usize;
+        if ordinal >= count {
+            return Err(CudaError::NoDevice(format!("device {ordinal} was asked for, there are {count}")));
+        }
+        let device = result::device::get(ordinal as c_int).map_err(none)?;
+        use sys::CUdevice_attribute_enum as Attribute;
+        // SAFETY: the device was just found.
+        let attribute = |a| unsafe { result::device::get_attribute(device, a) }.map_err(none);
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let name = result::device::get_name(device).map_err(none)?;
+        // SAFETY: as above; it is released when this is dropped.
+        let raw = unsafe { result::primary_ctx::retain(device) }.map_err(none)?;
+        let context = Context { device, raw, arch: format!("sm_{major}{minor}"), name };
+        context.make_current()?;
+        Ok(Arc::new(context))
+    }
+
+    /// Makes calls of this thread go to the device.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn make_current(&self) -> Result<(), CudaError> {
+        // SAFETY: the context is alive as long as this is.
+        unsafe { result::ctx::set_current(self.raw) }.map_err(failed("cuCtxSetCurrent"))
+    }
+
+    /// The architecture, `sm_90` for example.
+    pub fn arch(&self) -> &str {
+        &self.arch
+    }
+
+    /// What the device is called.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of device memory that are free, and all of them.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn memory(&self) -> Result<(usize, usize), CudaError> {
+        self.make_current()?;
+        result::mem_get_info().map_err(failed("cuMemGetInfo"))
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        // SAFETY: retained when this was made. A failure leaves nothing to do.
+        let _ = unsafe { result::primary_ctx::release(self.device) };
+    }
+}
+
+/// Opens a library of CUDA's by its absolute path, so that a look-up by name finds it.
+pub(super) fn preload(library: &'static str, wheel: &'static str, file: &str) -> Result<(), CudaError> {
+    search::open(library, wheel, file, &[]).map(drop)
+}

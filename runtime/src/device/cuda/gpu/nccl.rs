@@ -1,0 +1,335 @@
+//! Collectives by NCCL, through a small table of its functions.
+//!
+//! Communicators are non-blocking: every call may say that it is in progress, and is then polled until
+//! it is done or the deadline has passed; at the deadline the communicator is aborted, so that a missing
+//! peer is an error here and not a hang.
+
+use super::rendezvous::Rendezvous;
+use crate::device::cuda::emit::{Call, Placed};
+use crate::device::cuda::error::CudaError;
+use crate::device::cuda::library::Library;
+use crate::device::cuda::search;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tpc_ir::program::CollectiveKind;
+use tpc_ir::{DType, ReduceOp};
+
+type Comm = *mut c_void;
+type Stream = *mut c_void;
+
+const SUCCESS: c_int = 0;
+const IN_PROGRESS: c_int = 7;
+
+/// `ncclUniqueId`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UniqueId([u8; 128]);
+
+/// `ncclConfig_t` as of version 2.17, which later versions accept by its size.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: c_uint,
+    version: c_uint,
+    blocking: c_int,
+    cluster: c_int,
+    fewest_blocks: c_int,
+    most_blocks: c_int,
+    net: *const c_char,
+    share: c_int,
+}
+
+const UNDEFINED: c_int = c_int::MIN;
+
+/// NCCL's functions that are used.
+#[derive(Clone, Copy)]
+pub struct Nccl {
+    version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
+    init: unsafe extern "C" fn(*mut Comm, c_int, UniqueId, c_int, *mut Config) -> c_int,
+    async_error: unsafe extern "C" fn(Comm, *mut c_int) -> c_int,
+    abort: unsafe extern "C" fn(Comm) -> c_int,
+    destroy: unsafe extern "C" fn(Comm) -> c_int,
+    finalize: unsafe extern "C" fn(Comm) -> c_int,
+    all_reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    reduce_scatter: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, Comm, Stream) -> c_int,
+    broadcast: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    reduce: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, c_int, Comm, Stream) -> c_int,
+    send: unsafe extern "C" fn(*const c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    receive: unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, Comm, Stream) -> c_int,
+    group_start: unsafe extern "C" fn() -> c_int,
+    group_end: unsafe extern "C" fn() -> c_int,
+    text: unsafe extern "C" fn(c_int) -> *const c_char,
+}
+
+const NAME: &str = "NCCL";
+
+impl Nccl {
+    /// Loads the library.
+    ///
+    /// # Errors
+    /// It is not there, or not what it should be.
+    pub fn load() -> Result<Self, CudaError> {
+        let library = search::open(NAME, "nvidia-nccl-cu13", "libnccl.so.2", &[])?;
+        Self::of(&library).map_err(|reason| CudaError::BrokenLibrary { library: NAME, reason })
+    }
+
+    fn of(library: &Library) -> Result<Self, String> {
+        // SAFETY: the types are those of nccl.h, unchanged since 2.14; results are numbers, so that
+        // values of later versions are no harm.
+        unsafe {
+            Ok(Nccl {
+                version: library.function("ncclGetVersion")?,
+                unique_id: library.function("ncclGetUniqueId")?,
+                init: library.function("ncclCommInitRankConfig")?,
+                async_error: library.function("ncclCommGetAsyncError")?,
+                abort: library.function("ncclCommAbort")?,
+                destroy: library.function("ncclCommDestroy")?,
+                finalize: library.function("ncclCommFinalize")?,
+                all_reduce: library.function("ncclAllReduce")?,
+                reduce_scatter: library.function("ncclReduceScatter")?,
+                all_gather: library.function("ncclAllGather")?,
+                broadcast: library.function("ncclBroadcast")?,
+                reduce: library.function("ncclReduce")?,
+                send: library.function("ncclSend")?,
+                receive: library.function("ncclRecv")?,
+                group_start: library.function("ncclGroupStart")?,
+                group_end: library.function("ncclGroupEnd")?,
+                text: library.function("ncclGetErrorString")?,
+            })
+        }
+    }
+
+    /// The version: 23007 is 2.30.7.
+    pub fn version(&self) -> i32 {
+        let mut version = 0;
+        // SAFETY: the place is writable.
+        unsafe { (self.version)(&mut version) };
+        version
+    }
+
+    fn failed(&self, call: &str, code: c_int) -> CudaError {
+        // SAFETY: a constant text for every number.
+        let reason = unsafe { CStr::from_ptr((self.text)(code)) }.to_string_lossy().into_owned();
+        CudaError::Call { call: call.into(), reason }
+    }
+}
+
+fn data_type(d: DType) -> c_int {
+    match d {
+        DType::U8 | DType::Bool => 1,
+        DType::I32 => 2,
+        DType::I64 => 4,
+        DType::F16 => 6,
+        DType::F32 => 7,
+        DType::F64 => 8,
+        DType::BF16 => 9,
+    }
+}
+
+/// Integers wrap, unlike on the CPU and between ranks of one process, where narrow ones saturate. For truth values a sum and a maximum are *or*, a product and a minimum *and*.
+fn operation(op: ReduceOp, d: DType) -> c_int {
+    match (op, d) {
+        (ReduceOp::Sum, DType::Bool) | (ReduceOp::Max, _) => 2,
+        (ReduceOp::Prod, DType::Bool) | (ReduceOp::Min, _) => 3,
+        (ReduceOp::Sum, _) => 0,
+        (ReduceOp::Prod, _) => 1,
+    }
+}
+
+/// One rank's end of a group's communication.
+struct Communicator {
+    comm: Comm,
+}
+
+// SAFETY: a communicator may be used from any thread, by one at a time, which the lock of its network
+// sees to.
+unsafe impl Send for Communicator {}
+
+/// The communicators of one rank, one for each group.
+pub struct Network {
+    nccl: Nccl,
+    rank: usize,
+    deadline: Duration,
+    rendezvous: Box<dyn Rendezvous>,
+    groups: Mutex<HashMap<Vec<usize>, Communicator>>,
+}
+
+impl Network {
+    /// The network of a rank whose peers meet at a rendezvous.
+    ///
+    /// # Errors
+    /// NCCL cannot be loaded.
+    pub fn new(rank: usize, deadline: Duration, rendezvous: Box<dyn Rendezvous>) -> Result<Arc<Self>, CudaError> {
+        let nccl = Nccl::load()?;
+        Ok(Arc::new(Network { nccl, rank, deadline, rendezvous, groups: Mutex::new(HashMap::new()) }))
+    }
+
+    /// How long a collective may take.
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<usize>, Communicator>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Polls a communicator until what it does is done.
+    fn settle(&self, comm: Comm, call: &str) -> Result<(), CudaError> {
+        let start = Instant::now();
+        loop {
+            let mut state = SUCCESS;
+            // SAFETY: the communicator is alive.
+            let asked = unsafe { (self.nccl.async_error)(comm, &mut state) };
+            match (asked, state) {
+                (SUCCESS, SUCCESS) => return Ok(()),
+                (SUCCESS, IN_PROGRESS) if start.elapsed() < self.deadline => std::thread::yield_now(),
+                (SUCCESS, IN_PROGRESS) => {
+                    self.abort_all();
+                    let (rank, deadline) = (self.rank, self.deadline);
+                    return Err(CudaError::Deadline { rank, operation: call.into(), deadline });
+                }
+                (SUCCESS, code) | (code, _) => return Err(self.nccl.failed(call, code)),
+            }
+        }
+    }
+
+    fn checked(&self, comm: Comm, code: c_int, call: &str) -> Result<(), CudaError> {
+        match code {
+            SUCCESS => Ok(()),
+            IN_PROGRESS => self.settle(comm, call),
+            code => Err(self.nccl.failed(call, code)),
+        }
+    }
+
+    /// Joins a group, if this rank has not yet: collective over the group.
+    pub(super) fn join(&self, group: &[usize]) -> Result<(), CudaError> {
+        if self.groups().contains_key(group) {
+            return Ok(());
+        }
+        let position = group.iter().position(|&r| r == self.rank);
+        let position = position.ok_or_else(|| CudaError::Call {
+            call: format!("joining ranks {group:?}"),
+            reason: format!("rank {} is not among them", self.rank),
+        })?;
+        let names: Vec<String> = group.iter().map(ToString::to_string).collect();
+        let key = format!("nccl-{}", names.join("-"));
+        let met = |reason: String| CudaError::Call { call: format!("meeting ranks {group:?}"), reason };
+        let mut id = UniqueId([0; 128]);
+        if position == 0 {
+            // SAFETY: the place is writable.
+            let code = unsafe { (self.nccl.unique_id)(&mut id) };
+            self.checked(std::ptr::null_mut(), code, "ncclGetUniqueId")?;
+            self.rendezvous.leave(&key, &id.0).map_err(met)?;
+        } else {
+            let bytes = self.rendezvous.find(&key).map_err(met)?;
+            id.0 = bytes.try_into().map_err(|b: Vec<u8>| met(format!("an identifier of {} bytes", b.len())))?;
+        }
+        let mut config = Config {
+            size: size_of::<Config>(),
+            magic: 0xcafe_beef,
+            version: 21701,
+            blocking: 0,
+            cluster: UNDEFINED,
+            fewest_blocks: UNDEFINED,
+            most_blocks: UNDEFINED,
+            net: std::ptr::null(),
+            share: UNDEFINED,
+        };
+        let mut comm = std::ptr::null_mut();
+        // SAFETY: the configuration is as large as it says and is read at once.
+        let code = unsafe { (self.nccl.init)(&mut comm, group.len() as c_int, id, position as c_int, &mut config) };
+        // Known before it is ready, so that it is aborted with the others if it never becomes so.
+        if !comm.is_null() {
+            self.groups().insert(group.to_vec(), Communicator { comm });
+        }
+        self.checked(comm, code, &format!("ncclCommInitRankConfig of ranks {group:?}"))
+    }
+
+    /// Enqueues the calls of a collective, as one group; `memory` is the device allocation.
+    pub(super) fn enqueue(&self, placed: &Placed, memory: u64, stream: Stream) -> Result<(), CudaError> {
+        let c = &placed.collective;
+        let what = crate::comm::describe(c);
+        let comm = self.groups().get(&c.group).map(|g| g.comm);
+        let comm =
+            comm.ok_or_else(|| CudaError::Call { call: what.clone(), reason: "the group was not joined".into() })?;
+        let d = data_type(c.dtype);
+        let op = match c.kind {
+            CollectiveKind::AllReduce(op) | CollectiveKind::ReduceScatter { op, .. } => operation(op, c.dtype),
+            _ => 0,
+        };
+        let at = |place: i64| memory.wrapping_add_signed(place) as *mut c_void;
+        let n = &self.nccl;
+        // SAFETY: all places lie in the device allocation, as they were planned, and stay unused until
+        // whoever waits for the collective has waited.
+        let grouped = unsafe {
+            (n.group_start)();
+            let mut first = SUCCESS;
+            for call in &placed.wire.calls {
+                let code = match *call {
+                    Call::AllReduce { from, to, count } => (n.all_reduce)(at(from), at(to), count, d, op, comm, stream),
+                    Call::AllGather { from, to, count } => (n.all_gather)(at(from), at(to), count, d, comm, stream),
+                    Call::ReduceScatter { from, to, count } => {
+                        (n.reduce_scatter)(at(from), at(to), count, d, op, comm, stream)
+                    }
+                    Call::Broadcast { from, to, count, root } => {
+                        (n.broadcast)(at(from), at(to), count, d, root as c_int, comm, stream)
+                    }
+                    Call::Reduce { from, to, count, root } => {
+                        (n.reduce)(at(from), at(to), count, d, op, root as c_int, comm, stream)
+                    }
+                    Call::Send { from, count, peer } => (n.send)(at(from), count, d, peer as c_int, comm, stream),
+                    Call::Receive { to, count, peer } => (n.receive)(at(to), count, d, peer as c_int, comm, stream),
+                };
+                if code != SUCCESS && code != IN_PROGRESS && first == SUCCESS {
+                    first = code;
+                }
+            }
+            let ended = (n.group_end)();
+            if first == SUCCESS { ended } else { first }
+        };
+        self.checked(comm, grouped, &what)
+    }
+
+    /// The error that a communicator has met, if any.
+    pub(super) fn failure(&self) -> Option<CudaError> {
+        for (group, g) in self.groups().iter() {
+            let mut state = SUCCESS;
+            // SAFETY: the communicator is alive.
+            let code = unsafe { (self.nccl.async_error)(g.comm, &mut state) };
+            let code = if code == SUCCESS { state } else { code };
+            if code != SUCCESS && code != IN_PROGRESS {
+                return Some(self.nccl.failed(&format!("communication of ranks {group:?}"), code));
+            }
+        }
+        None
+    }
+
+    /// Gives up everything that is under way.
+    pub(super) fn abort_all(&self) {
+        for (_, g) in self.groups().drain() {
+            // SAFETY: the communicator is alive, and not used again.
+            unsafe { (self.nccl.abort)(g.comm) };
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let groups: Vec<Communicator> = self.groups().drain().map(|g| g.1).collect();
+        for g in groups {
+            // SAFETY: the communicator is alive, and not used again; what cannot be finished is aborted.
+            unsafe {
+                let code = (self.nccl.finalize)(g.comm);
+                if self.checked(g.comm, code, "ncclCommFinalize").is_ok() {
+                    (self.nccl.destroy)(g.comm);
+                } else {
+                    (self.nccl.abort)(g.comm);
+                }
+            }
+        }
+    }
+}

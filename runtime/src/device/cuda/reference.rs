@@ -1,0 +1,127 @@
+//! The libraries' matrix products and collectives in plain loops, to check what they are told.
+
+use super::emit::{Call, Placed};
+use super::gemm::{Gemm, Matrix};
+use crate::comm::reduce;
+use crate::element::{Element, Lane, with_element};
+use tpc_ir::program::CollectiveKind;
+use tpc_ir::{DType, ReduceOp};
+
+unsafe fn get(base: *const u8, dtype: DType, element: i64) -> f64 {
+    // SAFETY: the caller addresses an element of the matrix.
+    with_element!(dtype, E => unsafe { (*base.cast::<E>().offset(element as isize)).load().to_f64() })
+}
+
+unsafe fn put(base: *mut u8, dtype: DType, element: i64, x: f64) {
+    // SAFETY: the caller addresses an element of the matrix.
+    with_element!(dtype, E => unsafe { *base.cast::<E>().offset(element as isize) = E::store(Lane::from_f64(x)) });
+}
+
+/// The element of row i and column j of what the product takes.
+fn at(m: &Matrix, i: usize, j: usize) -> i64 {
+    let (row, column) = if m.transposed { (j, i) } else { (i, j) };
+    assert!(row < m.rows && column < m.columns && m.leading >= m.rows);
+    (row + column * m.leading) as i64
+}
+
+/// Computes a product.
+///
+/// # Safety
+/// The matrices must lie in the memory from `base`, which nobody else uses meanwhile.
+pub(super) unsafe fn run(g: &Gemm, base: *mut u8) {
+    let place = |m: &Matrix| base.wrapping_offset(m.at as isize);
+    for call in &g.calls {
+        for batch in 0..g.batch as i64 {
+            let first = |m: &Matrix, x: usize| call[x] + batch * m.batch_stride;
+            for i in 0..g.m {
+                for j in 0..g.n {
+                    let mut sum = 0.0;
+                    for k in 0..g.k {
+                        // SAFETY: passed on to the caller.
+                        unsafe {
+                            sum += get(place(&g.a), g.a.dtype, first(&g.a, 0) + at(&g.a, i, k))
+                                * get(place(&g.b), g.b.dtype, first(&g.b, 1) + at(&g.b, k, j));
+                        }
+                    }
+                    // SAFETY: passed on to the caller.
+                    unsafe { put(place(&g.d), g.d.dtype, first(&g.d, 2) + at(&g.d, i, j), g.scale * sum) };
+                }
+            }
+        }
+    }
+}
+
+/// Does the calls of a collective for all members of its group, in the order of the group.
+///
+/// # Safety
+/// As [`run`].
+pub(super) unsafe fn communicate(members: &[&Placed], base: *mut u8) {
+    let c = &members[0].collective;
+    let size = c.dtype.bytes();
+    let op = match c.kind {
+        CollectiveKind::AllReduce(op) | CollectiveKind::ReduceScatter { op, .. } => op,
+        _ => ReduceOp::Sum,
+    };
+    let combine = reduce::kernel(op, c.dtype);
+    let at = |place: i64| base.wrapping_offset(place as isize);
+    // SAFETY: passed on to the caller.
+    let copy = |from: i64, to: i64, count: usize| unsafe { std::ptr::copy(at(from), at(to), count * size) };
+    assert!(members.iter().all(
+        |m| m.wire.calls.len() == members[0].wire.calls.len() || matches!(c.kind, CollectiveKind::AllToAll { .. })
+    ));
+    for (me, member) in members.iter().enumerate() {
+        for (i, call) in member.wire.calls.iter().enumerate() {
+            let of = |r: usize| &members[r].wire.calls[i];
+            let sources = |offset: usize| -> Vec<*const u8> {
+                let from = |r: usize| match of(r) {
+                    Call::AllReduce { from, .. } | Call::ReduceScatter { from, .. } | Call::Reduce { from, .. } => {
+                        *from
+                    }
+                    other => panic!("rank {r} calls {other:?}"),
+                };
+                (0..members.len()).map(|r| at(from(r)).wrapping_add(offset * size).cast_const()).collect()
+            };
+            match *call {
+                // In place, so once for all, in blocks that are read before they are written.
+                Call::AllReduce { count, .. } if me == 0 => {
+                    let to = |r: usize| match of(r) {
+                        Call::AllReduce { to, .. } => at(*to),
+                        other => panic!("rank {r} calls {other:?}"),
+                    };
+                    let targets: Vec<*mut u8> = (0..members.len()).map(to).collect();
+                    // SAFETY: passed on to the caller.
+                    unsafe { combine(count, &sources(0), &targets, 0, 0) }
+                }
+                Call::AllReduce { .. } => {}
+                Call::AllGather { to, count, .. } => {
+                    for r in 0..members.len() {
+                        let Call::AllGather { from, .. } = *of(r) else { panic!("rank {r} calls {:?}", of(r)) };
+                        copy(from, to + (r * count * size) as i64, count);
+                    }
+                }
+                // SAFETY: passed on to the caller.
+                Call::ReduceScatter { to, count, .. } => unsafe {
+                    combine(count, &sources(me * count), &[at(to)], 0, 0);
+                },
+                Call::Broadcast { to, count, root, .. } => {
+                    let Call::Broadcast { from, .. } = *of(root) else { panic!("rank {root} calls {:?}", of(root)) };
+                    copy(from, to, count);
+                }
+                // SAFETY: passed on to the caller.
+                Call::Reduce { to, count, root, .. } if root == me => unsafe {
+                    combine(count, &sources(0), &[at(to)], 0, 0);
+                },
+                Call::Reduce { .. } | Call::Send { .. } => {}
+                Call::Receive { to, count, peer } => {
+                    let sent = members[peer].wire.calls.iter().find_map(|call| match *call {
+                        Call::Send { from, count, peer } if peer == me => Some((from, count)),
+                        _ => None,
+                    });
+                    let (from, sent) = sent.expect("the peer sends");
+                    assert_eq!(sent, count);
+                    copy(from, to, count);
+                }
+            }
+        }
+    }
+}
