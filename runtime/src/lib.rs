@@ -35,4 +35,4 @@ pub use checkpoint::CheckpointError;
 pub use comm::Processes;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
-pub use session::{BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};
+pub use session::{Backend, BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};

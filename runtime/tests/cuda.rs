@@ -173,24 +173,9 @@ fn the_host_does_the_same_on_a_fake_driver() {
         return println!("skipped: g++ is not installed");
     }
     let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
-    let shim = sources.join("../../src/device/cuda/shim.h");
     let folder = std::env::temp_dir().join(format!("tpc-fake-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let flags = if tpc_runtime::device::cpu::has_avx2() { "-mavx2 -mfma" } else { "" };
-    for (source, library) in [
-        ("cuda", "libcuda.so"),
-        ("nvrtc", "libnvrtc.so.13"),
-        ("cublaslt", "libcublasLt.so.13"),
-        ("nccl", "libnccl.so.2"),
-    ] {
-        let mut command = Command::new("g++");
-        command.args(["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"]);
-        command.arg(format!("-Wl,-soname,{library}"));
-        command.arg(format!("-DSHIM=\"{}\"", shim.display())).arg(format!("-DFLAGS=\"{flags}\""));
-        command.arg("-o").arg(folder.join(library)).arg(sources.join(format!("{source}.cpp")));
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    }
+    let built = Command::new(sources.join("build")).arg(&folder).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let test = std::env::current_exe().unwrap();
     let mut command = Command::new(test);
     command.args(["_same", "missing_peer", "--nocapture", "--test-threads", "2"]);
@@ -275,6 +260,51 @@ mod gpu {
         }
         let _ = std::fs::remove_dir_all(&folder);
         println!("ranks_of_a_network: {count} worlds agree on the GPU");
+    }
+
+    /// A session whose ranks are on the device gives what one on the CPU gives: written inputs, state over
+    /// steps, other programs over the same state.
+    #[test]
+    fn sessions_mean_the_same() {
+        use super::loops::support::{Builder, load, map, result, store};
+        use tpc_ir::program::{Action, CollectiveKind, Loop};
+        use tpc_ir::{DType, MapFn, Mesh, ReduceOp};
+        use tpc_runtime::{Backend, LaunchOptions, Session};
+        if std::env::var_os("TPC_GPU").is_none() {
+            return println!("skipped: there is no GPU");
+        }
+        let programs = || -> Vec<RankProgram> {
+            let program = |rank| {
+                let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
+                let (x, w) = (b.input("x", DType::F32, &[37]), b.input("w", DType::F32, &[37]));
+                let sum = b.buffer(DType::F32, &[37]);
+                let body = vec![load(&x), load(&w), map(MapFn::Sub, &[1, 0], DType::F32), store(&sum, 2)];
+                b.step(Action::Loop(Loop { dims: vec![37], body }));
+                b.collective(CollectiveKind::AllReduce(ReduceOp::Sum), vec![0, 1], &sum, &sum, 0);
+                b.step(Action::Copy { from: sum.clone(), to: w });
+                b.output("sum", &sum);
+                b.program
+            };
+            (0..2).map(program).collect()
+        };
+        let run = |backend| {
+            let mut session = Session::launch(programs(), LaunchOptions { backend, ..Default::default() }).unwrap();
+            let mut seen = Vec::new();
+            let numbers = |scale: f64| (0..37).map(|i| f64::from(i) * scale).collect::<Vec<f64>>();
+            session.write_f64("w", &numbers(0.5)).unwrap();
+            for step in 0..4 {
+                session.write_f64("x", &numbers(f64::from(step))).unwrap();
+                session.step().unwrap();
+                seen.push(session.read_f64(&result("sum")).unwrap());
+                seen.push(session.read_input_f64("w").unwrap());
+                if step == 1 {
+                    session.succeed(programs()).unwrap();
+                }
+            }
+            seen
+        };
+        assert_eq!(run(Backend::Cuda), run(Backend::Cpu));
+        println!("sessions: written, stepped, read and succeeded; they agree on the GPU");
     }
 
     /// Where there is no GPU, one sentence says so and what to do.

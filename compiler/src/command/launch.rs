@@ -1,7 +1,7 @@
 //! `tpc launch`: a command as several processes, one for each rank, that share memory.
 
 use super::{Failure, Outcome, Terminal, subcommands};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tpc_runtime::comm::Processes;
 use tpc_runtime::launch::{self, supervise};
-use tpc_runtime::session::MAX_RANKS;
+use tpc_runtime::session::{Backend, MAX_RANKS};
 use tpc_runtime::{LaunchOptions, RuntimeError};
 
 /// Run a command as one process per rank, on this host: tpc launch --ranks 2 -- train MODEL_DIR --mesh tp=2 ...
@@ -85,6 +85,18 @@ pub struct Running {
     /// Seconds that a collective may take before it is an error [default: 60, or that of tpc launch]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub deadline: Option<Duration>,
+    /// What executes the ranks: threads or processes on the CPU, or an NVIDIA GPU (all ranks on the first one)
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    pub device: Device,
+}
+
+/// What executes ranks, by its name on the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// Threads or processes.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
 }
 
 impl Running {
@@ -104,7 +116,11 @@ impl Running {
 
     /// What a session is launched with.
     pub(super) fn options(&self) -> LaunchOptions {
-        LaunchOptions { deadline: self.deadline(), processes: launch::joined(), ..LaunchOptions::default() }
+        let backend = match self.device {
+            Device::Cpu => Backend::Cpu,
+            Device::Cuda => Backend::Cuda,
+        };
+        LaunchOptions { deadline: self.deadline(), processes: launch::joined(), backend, ..LaunchOptions::default() }
     }
 }
 

@@ -5,13 +5,16 @@
 //! | launch, go on with other programs, step, ask | this one |
 //! | what a rank's thread does | `rank` |
 //! | writing inputs, reading outputs | `transfer` |
+//! | ranks on a device with memory of its own | `mirror` |
 //!
 //! The ranks of a session are the threads of one process, or those of several processes that were launched together: then every process
 //! has the session, makes the same calls in the same order, and runs the ranks that are its own.
 
+mod mirror;
 mod rank;
 mod transfer;
 
+pub use mirror::Backend;
 pub(crate) use transfer::each_rank;
 pub use transfer::{BoxReader, BoxWriter, RankInputs};
 
@@ -23,6 +26,7 @@ use crate::error::RuntimeError;
 use crate::fingerprint;
 use crate::flight::{Clock, FlightRecord};
 use crate::trace::Trace;
+use mirror::Mirror;
 use rank::{Command, Loaded, RankShared, Shared, rank_thread};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -50,11 +54,20 @@ pub struct LaunchOptions {
     /// The processes of the world that this one was launched in ([`crate::launch::join`]); without them, all ranks are threads of this
     /// process. Every process launches the same sessions in the same order, and makes the same calls.
     pub processes: Option<Arc<dyn Processes>>,
+    /// What executes the ranks. On a device there are no counters, traces and injected faults.
+    pub backend: Backend,
 }
 
 impl Default for LaunchOptions {
     fn default() -> Self {
-        LaunchOptions { deadline: Duration::from_secs(60), pin: true, trace: 0, fault: None, processes: None }
+        LaunchOptions {
+            deadline: Duration::from_secs(60),
+            pin: true,
+            trace: 0,
+            fault: None,
+            processes: None,
+            backend: Backend::Cpu,
+        }
     }
 }
 
@@ -97,6 +110,8 @@ pub struct Session {
     /// Of every rank of this process.
     loaded: Vec<Loaded>,
     threads: Vec<JoinHandle<()>>,
+    /// What executes the ranks instead of the threads.
+    mirror: Option<Mirror>,
     steps: u64,
     failed: Option<String>,
     /// Whether every parameter and all data were found to have values.
@@ -157,12 +172,14 @@ impl Session {
     /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena. After an error
     /// the session cannot be stepped any more, only read.
     pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+        self.bring_home()?;
         let next = self.successor(programs).inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
         for (old, new) in self.loaded.iter().zip(&next.loaded) {
             for (old, new) in old.written.iter().zip(&new.written) {
                 new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
             }
         }
+        next.take_along();
         *self = next;
         Ok(())
     }
@@ -196,6 +213,11 @@ impl Session {
         world: Arc<dyn Communicators>,
         options: LaunchOptions,
     ) -> Result<Session, RuntimeError> {
+        if options.backend != Backend::Cpu && processes.count() > 1 {
+            let reason = "ranks on a GPU are those of one process so far; leave out the launcher, or run on the CPU";
+            return Err(RuntimeError::Launch(reason.into()));
+        }
+        let mirror = Mirror::open(options.backend, &programs, options.deadline)?;
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let pin = options.pin && programs.len() <= cores.len();
         let ranks = local.clone().map(|rank| RankShared {
@@ -219,7 +241,8 @@ impl Session {
             options,
         });
         let threads = Vec::with_capacity(shared.local.len());
-        let mut session = Session { shared, loaded: Vec::new(), threads, steps: 0, failed: None, complete: false };
+        let mut session =
+            Session { shared, loaded: Vec::new(), threads, mirror, steps: 0, failed: None, complete: false };
         let loaded = session.start_threads(|rank| pin.then(|| cores[rank]));
         let deadline = session.shared.options.deadline;
         let mine = loaded.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
@@ -308,6 +331,11 @@ impl Session {
                 return Err(RuntimeError::Missing { name: name.into() });
             }
             self.complete = true;
+        }
+        if let Some(mirror) = &self.mirror {
+            let report = mirror.step(|rank, input| self.input_bytes(rank, input));
+            self.steps += u64::from(report.is_ok());
+            return report.inspect_err(|e| self.failed = Some(e.to_string()));
         }
         let start = Instant::now();
         *lock(&self.shared.finished) = 0;

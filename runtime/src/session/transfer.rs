@@ -56,6 +56,14 @@ impl Session {
 
     pub(crate) fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, &[u8]), RuntimeError> {
         let (base, len) = self.bytes(rank, binding)?;
+        if let Some(mirror) = &self.mirror {
+            mirror.refresh(rank, binding, |bytes| {
+                assert_eq!(bytes.len(), len, "a device gives the bytes of the box");
+                // SAFETY: the place is in the arena and that long. No slice of it was given out since the step: a place is
+                // only brought here when it is first asked for.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), base, len) }
+            })?;
+        }
         // SAFETY: as above; nobody writes while `&self` is borrowed.
         Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts(base, len) }))
     }
@@ -63,6 +71,40 @@ impl Session {
     fn set_written(&self, rank: usize, input: usize) {
         if let Some((loaded, _)) = self.local(rank) {
             loaded.written[input].store(true, Ordering::Relaxed);
+            if let Some(mirror) = &self.mirror {
+                mirror.note_written(rank, input, &self.program(rank).inputs[input].binding);
+            }
+        }
+    }
+
+    /// An input's binding and its dense bytes in a rank's arena.
+    pub(super) fn input_bytes(&self, rank: usize, input: usize) -> Result<(Binding, Vec<u8>), RuntimeError> {
+        let binding = &self.program(rank).inputs[input].binding;
+        let (base, len) = self.bytes(rank, binding)?;
+        // SAFETY: as in `Session::box_of`; what was written is not brought here again.
+        Ok((binding.clone(), unsafe { std::slice::from_raw_parts(base, len) }.to_vec()))
+    }
+
+    /// Brings all inputs from the device to the arenas, if there is a device.
+    pub(super) fn bring_home(&self) -> Result<(), RuntimeError> {
+        if self.mirror.is_some() {
+            for rank in self.local_ranks() {
+                for input in &self.program(rank).inputs {
+                    self.box_of(rank, &input.binding)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the next step bring all inputs of the arenas to the device, if there is a device.
+    pub(super) fn take_along(&self) {
+        if let Some(mirror) = &self.mirror {
+            for rank in self.local_ranks() {
+                for (at, input) in self.program(rank).inputs.iter().enumerate() {
+                    mirror.note_written(rank, at, &input.binding);
+                }
+            }
         }
     }
 
