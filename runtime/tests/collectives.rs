@@ -45,6 +45,15 @@ fn shared_memory(name: &str) {
     }
 }
 
+/// Ranks as processes of MPI; one alone runs its rank as a thread.
+#[cfg(feature = "mpi")]
+fn mpi(name: &str) {
+    for ranks in check(name).1.clone() {
+        let told = processes::under_mpirun(ranks, &format!("{name} {ranks}"), None, None);
+        assert_eq!(told.ended.code, 0, "{name} on {ranks} ranks: {}", told.stderr);
+    }
+}
+
 macro_rules! communicators {
     ($($communicator:ident),+) => { $(
         mod $communicator {
@@ -62,6 +71,8 @@ macro_rules! communicators {
 
 // A communicator is a function that runs a check, by its name, on all its numbers of ranks.
 communicators!(threads, shared_memory);
+#[cfg(feature = "mpi")]
+communicators!(mpi);
 
 #[test]
 #[ignore = "what the ranks of the tests above do as processes"]
@@ -447,7 +458,7 @@ fn transfers(options: &LaunchOptions, ranks: usize) {
 }
 
 /// Sequences of one to five collectives, in groups that a partition of the ranks makes, in any order of their ranks: 10,000 for
-/// both communicators together, over all numbers of ranks.
+/// threads and shared memory together, over all numbers of ranks.
 fn random_sequences(options: &LaunchOptions, ranks: usize) {
     const SESSIONS: usize = 27;
     const SEQUENCES: usize = 25;

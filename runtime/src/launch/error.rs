@@ -12,7 +12,7 @@ pub enum LaunchError {
     Environment(#[from] EnvironmentError),
     /// Processes on several hosts.
     #[error(
-        "{kind} started {world} processes, of which {local_world} on this host; processes that share memory must all run on one host, those of several hosts need MPI or NCCL"
+        "{kind} started {world} processes, of which {local_world} on this host; processes that share memory must all run on one host, those of several hosts need MPI (`mpirun`, and tpc built with the feature `mpi`) or NCCL"
     )]
     Hosts {
         /// The launcher.
@@ -59,6 +59,16 @@ pub enum LaunchError {
         address: String,
         /// How long they were waited for.
         deadline: Duration,
+    },
+    /// MPI does not start.
+    #[error(
+        "{kind} started this process, but MPI does not work: {problem}; tpc must be built with the MPI whose launcher starts it"
+    )]
+    Mpi {
+        /// The launcher.
+        kind: LauncherKind,
+        /// What is wrong.
+        problem: String,
     },
     /// Another process did not let this one in.
     #[error("rank 0 does not start: {0}")]
