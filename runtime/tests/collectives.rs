@@ -16,13 +16,14 @@ use tpc_runtime::{LaunchOptions, Session};
 /// A check: its name, the numbers of ranks that it is for, and what it does.
 type Check = (&'static str, Range<usize>, fn(&LaunchOptions, usize));
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("all_reduce", 1..6, all_reduce),
     ("all_gather_and_reduce_scatter", 1..6, all_gather_and_reduce_scatter),
     ("all_to_all", 1..6, all_to_all),
     ("groups_of_a_mesh", 4..5, groups_of_a_mesh),
     ("in_place_and_overlapping", 3..4, in_place_and_overlapping),
     ("sums_bit_by_bit", 5..6, sums_bit_by_bit),
+    ("large", 2..5, large),
     ("transfers", 1..5, transfers),
     ("random_sequences", 1..9, random_sequences),
 ];
@@ -58,7 +59,7 @@ macro_rules! communicators {
     ($($communicator:ident),+) => { $(
         mod $communicator {
             communicators!(@tests $communicator: all_reduce all_gather_and_reduce_scatter all_to_all groups_of_a_mesh
-                in_place_and_overlapping sums_bit_by_bit transfers random_sequences);
+                in_place_and_overlapping sums_bit_by_bit large transfers random_sequences);
         }
     )+ };
     (@tests $communicator:ident: $($check:ident)+) => { $(
@@ -401,6 +402,30 @@ fn sums_bit_by_bit(options: &LaunchOptions, ranks: usize) {
     for _ in 0..20 {
         session.step().unwrap();
         (0..ranks).for_each(|r| assert_eq!(session.read_rank(&result("y"), r).unwrap(), first));
+    }
+}
+
+/// Sizes that are not sent in one go, several at a time, with uneven and empty pieces.
+fn large(options: &LaunchOptions, ranks: usize) {
+    let lens: Vec<usize> = (0..ranks).map(|r| (r + 1) % ranks * 71).collect();
+    for dtype in [DType::F32, DType::BF16, DType::I64, DType::Bool] {
+        let parts =
+            vec![Part { outer: 1, lens: lens.clone(), inner: 300 }, Part { outer: 90, lens: lens.clone(), inner: 5 }];
+        let kinds = [
+            Kind::AllReduce(ReduceOp::Max, 50_001),
+            Kind::AllReduce(ReduceOp::Sum, 200_000),
+            Kind::AllGather(parts.clone()),
+            Kind::ReduceScatter(ReduceOp::Sum, parts),
+            Kind::AllToAll {
+                shape: vec![7, 0, 11, 0],
+                cut: 1,
+                join: 3,
+                cut_lens: lens.clone(),
+                join_lens: lens.clone(),
+            },
+        ];
+        let kinds = kinds.into_iter().map(|kind| one_group(ranks, dtype, kind)).collect();
+        run(options, &mesh(ranks), &[kinds]);
     }
 }
 

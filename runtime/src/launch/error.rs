@@ -12,7 +12,7 @@ pub enum LaunchError {
     Environment(#[from] EnvironmentError),
     /// Processes on several hosts.
     #[error(
-        "{kind} started {world} processes, of which {local_world} on this host; processes that share memory must all run on one host, those of several hosts need MPI (`mpirun`, and tpc built with the feature `mpi`) or NCCL"
+        "{kind} started {world} processes, of which {local_world} on this host; processes that share memory must all run on one host, those of several hosts need MPI or NCCL"
     )]
     Hosts {
         /// The launcher.

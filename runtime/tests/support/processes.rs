@@ -61,7 +61,9 @@ pub fn fail(error: &dyn std::fmt::Display) -> ! {
     if let Some(processes) = tpc_runtime::launch::joined() {
         processes.fail(processes.process(), &error.to_string());
     }
-    eprintln!("error: {error}");
+    // In one piece, so that MPI's launcher puts the rank before it once.
+    let line = format!("error: {error}\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     std::process::exit(1)
 }
 

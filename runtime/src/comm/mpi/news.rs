@@ -92,9 +92,8 @@ impl Post {
         let mut requests = Requests::new();
         for peer in (0..library.world()).filter(|&peer| peer != library.rank()) {
             // SAFETY: the outbox keeps the message until it is sent. Whoever cannot be reached is missed elsewhere.
-            let _ = unsafe {
-                library.send(Channel::News, peer, 0, message.as_ptr(), HEAD + bytes.len(), &mut requests)
-            };
+            let _ =
+                unsafe { library.send(Channel::News, peer, 0, message.as_ptr(), HEAD + bytes.len(), &mut requests) };
         }
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner).push((message, requests));
     }

@@ -78,7 +78,8 @@ pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<
     let world = library.world();
     let post = Post::new(&library).map_err(broken)?;
     let control = Control::private(world);
-    let control = control.map_err(|source| LaunchError::System { what: "no memory for a control block".into(), source })?;
+    let control =
+        control.map_err(|source| LaunchError::System { what: "no memory for a control block".into(), source })?;
     let mpi = Arc::new(Mpi {
         library,
         post,
@@ -436,9 +437,7 @@ impl<'a> Exchange<'a> {
 
     /// Compares the headers, and is ready for the bytes.
     fn receive(&mut self) -> Result<(), RuntimeError> {
-        let text = |header: &[u8; HEADER]| {
-            String::from_utf8_lossy(&header[16..]).trim_end_matches('\0').to_string()
-        };
+        let text = |header: &[u8; HEADER]| String::from_utf8_lossy(&header[16..]).trim_end_matches('\0').to_string();
         for peer in self.others() {
             let theirs = self.headers[peer];
             if theirs[16..] != self.header[16..] || theirs[..8] != self.header[..8] {
@@ -456,8 +455,7 @@ impl<'a> Exchange<'a> {
             let to = self.messages[peer].as_mut_ptr();
             let library = &self.mpi.library;
             // SAFETY: as in `begin`.
-            let begun =
-                unsafe { library.receive(Channel::Hosts, Some(peer), BYTES, to, length, &mut self.bodies) };
+            let begun = unsafe { library.receive(Channel::Hosts, Some(peer), BYTES, to, length, &mut self.bodies) };
             begun.map_err(|e| self.trouble(e))?;
             self.senders.resize(self.bodies.len(), peer);
         }

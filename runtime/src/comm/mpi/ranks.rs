@@ -61,7 +61,10 @@ impl World {
             }
         }
         if groups.len() * DEPTH * KINDS > TAGS {
-            return Err(RuntimeError::Launch(format!("{} groups of ranks are more than MPI has tags for", groups.len())));
+            return Err(RuntimeError::Launch(format!(
+                "{} groups of ranks are more than MPI has tags for",
+                groups.len()
+            )));
         }
         // All processes open the same sessions in the same order.
         let session = mpi.sessions.fetch_add(1, Ordering::Relaxed);
@@ -73,7 +76,14 @@ impl Communicators for World {
     fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator> {
         debug_assert_eq!(rank, self.mpi.rank());
         let (sequences, prepared, sources) = (vec![0; self.groups.len()], Vec::new(), Vec::new());
-        Box::new(Ranks { world: self, sequences, prepared, pending: Vec::with_capacity(DEPTH), idle: Vec::new(), sources })
+        Box::new(Ranks {
+            world: self,
+            sequences,
+            prepared,
+            pending: Vec::with_capacity(DEPTH),
+            idle: Vec::new(),
+            sources,
+        })
     }
 
     fn arena(&self, rank: usize) -> Arc<Arena> {
@@ -235,9 +245,7 @@ impl Ranks {
                 let (to, length) = match p.places.receives[q] {
                     Some(at) if p.combine.is_some() => (memory.add(at), p.plan.sends[me].bytes()),
                     Some(at) => (memory.add(at), p.plan.receives[q].bytes()),
-                    None => {
-                        (job.to.add(p.plan.receives[q].contiguous().unwrap_or(0)), p.plan.receives[q].bytes())
-                    }
+                    None => (job.to.add(p.plan.receives[q].contiguous().unwrap_or(0)), p.plan.receives[q].bytes()),
                 };
                 library.receive(Channel::Ranks, Some(rank), tag(DATA), to, length, requests)?;
                 job.positions.resize(requests.len(), q);
