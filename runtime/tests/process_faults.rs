@@ -241,7 +241,8 @@ fn check(seed: u64, plan: &Plan, dir: &Path, told: &Told, took: Duration, by_us:
 
 /// Without our launcher every process writes what its own rank did, if it did anything.
 fn check_records(plan: &Plan, dir: &Path, context: &str) {
-    let names = std::fs::read_dir(dir).unwrap().flatten().map(|e| e.file_name().into_string().unwrap());
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.map(|e| e.file_name().into_string().unwrap());
     let records: Vec<String> = names.filter(|name| name.starts_with("tpc-flight-")).collect();
     for rank in (0..plan.ranks).filter(|&rank| rank != plan.victim) {
         let Some(name) = records.iter().find(|name| name.ends_with(&format!("-rank-{rank}.json"))) else {
