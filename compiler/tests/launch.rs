@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::fs;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 use support::*;

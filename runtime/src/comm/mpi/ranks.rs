@@ -162,7 +162,7 @@ struct Job {
     requests: Requests,
     /// The position with which each request is about.
     positions: Vec<usize>,
-    header: Header,
+    /// By position, the own one included. Here and in the other lists and memory nothing moves until all requests are finished.
     headers: Vec<Header>,
     memory: Region,
     trouble: Option<String>,
@@ -174,8 +174,8 @@ struct Ranks {
     /// Of each group, how many collectives were started.
     sequences: Vec<u64>,
     prepared: Vec<Prepared>,
-    pending: Vec<Box<Job>>,
-    idle: Vec<Box<Job>>,
+    pending: Vec<Job>,
+    idle: Vec<Job>,
     sources: Vec<*const u8>,
 }
 
@@ -189,14 +189,14 @@ impl Ranks {
     }
 
     /// An idle job with enough memory, or a new one.
-    fn job(&mut self, id: usize, sequence: u64, from: *const u8, to: *mut u8) -> Result<Box<Job>, RuntimeError> {
+    fn job(&mut self, id: usize, sequence: u64, from: *const u8, to: *mut u8) -> Result<Job, RuntimeError> {
         let (bytes, members) = (self.prepared[id].places.bytes, self.prepared[id].collective.group.len());
         // The smallest that has enough; the same steps find the same ones again.
         let fits = self.idle.iter().enumerate().filter(|(_, job)| job.memory.bytes() >= bytes);
         let found = fits.min_by_key(|(_, job)| job.memory.bytes()).map(|(at, _)| at);
         let mut job = match found.or(self.idle.len().checked_sub(1)) {
             Some(at) => self.idle.swap_remove(at),
-            None => Box::new(Job {
+            None => Job {
                 id,
                 sequence,
                 from,
@@ -205,11 +205,10 @@ impl Ranks {
                 compared: false,
                 requests: Requests::new(),
                 positions: Vec::new(),
-                header: [0; 4],
                 headers: Vec::new(),
                 memory: Region::private(0).map_err(out_of_memory)?,
                 trouble: None,
-            }),
+            },
         };
         if job.memory.bytes() < bytes {
             job.memory = Region::private(bytes).map_err(out_of_memory)?;
@@ -219,8 +218,8 @@ impl Ranks {
         job.requests.clear();
         job.positions.clear();
         job.headers.resize(members.max(job.headers.len()), [0; 4]);
-        let fingerprint = self.prepared[id].fingerprint;
-        job.header = [fingerprint, self.world.session, sequence, id as u64];
+        let Prepared { collective, fingerprint, .. } = &self.prepared[id];
+        job.headers[collective.position] = [*fingerprint, self.world.session, sequence, id as u64];
         Ok(job)
     }
 
@@ -232,12 +231,12 @@ impl Ranks {
         let tag = |kind: usize| self.tag(p.group, job.sequence, kind);
         let others = || c.group.iter().copied().enumerate().filter(|(q, _)| *q != me);
         let bytes = size_of::<Header>();
-        let requests = &mut job.requests;
-        // SAFETY: the job and its memory stay where they are until all requests are finished, or for ever; the operand and the result
+        let (requests, headers) = (&mut job.requests, job.headers.as_mut_ptr());
+        // SAFETY: the job's lists and memory stay where they are until all requests are finished, or for ever; the operand and the result
         // do by the contract of `Communicator::start`, or because a failed end keeps its arena. Places are apart from each other.
         unsafe {
             for (q, rank) in others() {
-                let header = (&raw mut job.headers[q]).cast();
+                let header = headers.add(q).cast();
                 library.receive(Channel::Ranks, Some(rank), tag(HEADER), header, bytes, requests)?;
                 job.positions.push(q);
             }
@@ -251,7 +250,7 @@ impl Ranks {
                 job.positions.resize(requests.len(), q);
             }
             for (q, rank) in others() {
-                let header = (&raw const job.header).cast();
+                let header = headers.add(me).cast_const().cast();
                 library.send(Channel::Ranks, rank, tag(HEADER), header, bytes, requests)?;
                 let piece = &p.plan.sends[q];
                 let from = match p.places.sends[q] {
@@ -276,17 +275,18 @@ impl Ranks {
     fn compare(&self, job: &mut Job) -> Result<(), RuntimeError> {
         let c = &self.prepared[job.id].collective;
         let others = c.group.iter().enumerate().filter(|(q, _)| *q != c.position);
+        let header = job.headers[c.position];
         let mut all = true;
         for (request, (q, &peer)) in others.enumerate() {
             if !job.requests.is_finished(request) {
                 all = false;
-            } else if job.headers[q][..3] != job.header[..3] {
+            } else if job.headers[q][..3] != header[..3] {
                 let [_, session, sequence, index] = job.headers[q];
                 let theirs = match session == self.world.session {
                     true => {
                         let collective = self.world.programs[peer].collectives().nth(index as usize);
                         let name = collective.map_or_else(|| "another operation".into(), describe);
-                        match job.header[0] == job.headers[q][0] {
+                        match header[0] == job.headers[q][0] {
                             true => format!("{name}, the group's {sequence}th"),
                             false => name,
                         }
@@ -395,7 +395,7 @@ impl Ranks {
     fn progress(&mut self) -> Result<(), RuntimeError> {
         let mut at = 0;
         while at < self.pending.len() {
-            // Taken out only to be looked at; nothing is moved but its pointer.
+            // Taken out only to be looked at: messages are in none of what moves.
             let mut job = self.pending.remove(at);
             match self.advance(&mut job) {
                 Ok(true) => self.idle.push(job),
