@@ -131,7 +131,23 @@ fn a_mesh_of_another_size_is_an_error_on_all() {
     }
 }
 
-/// Processes of `tpc` whose environment has this directory.
+/// MPI waits for all to initialise it, and has no deadline for that: `tpc` has one of thirty seconds.
+#[test]
+fn processes_that_do_not_initialise_mpi_are_an_error() {
+    let scratch = Scratch::new("mpi-late");
+    let quoted: Vec<String> = training(&scratch, "2", "tp=2", "tp").iter().map(|a| format!("'{a}'")).collect();
+    let tpc_path = env!("CARGO_BIN_EXE_tpc");
+    let script =
+        format!("test $OMPI_COMM_WORLD_RANK = 1 && exec sleep 100; exec {tpc_path} {} --deadline 1", quoted.join(" "));
+    let mut command = Command::new("mpirun");
+    command.args(["--allow-run-as-root", "--oversubscribe", "--tag-output", "-n", "2", "sh", "-c", &script]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let told = Tpc::run(command).end(Duration::from_secs(80));
+    assert_ne!(told.code, 0);
+    assert!(error(&told, 0).contains("rank 0: not all of the 2 processes that OpenMPI started"), "{}", told.err);
+}
+
+/// Processes of `tpc` whose arguments have the directory of checkpoints.
 fn of_scratch(scratch: &Scratch) -> Vec<u32> {
     let wanted = scratch.path("run").into_bytes();
     let pids = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());

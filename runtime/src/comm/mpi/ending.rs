@@ -6,6 +6,7 @@
 use super::news::News;
 use super::processes::Mpi;
 use std::ffi::{c_int, c_void};
+use std::io::Write;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,12 @@ pub(super) fn prepare(mpi: &Arc<Mpi>) {
     if WORLD.set(mpi.clone()).is_ok() {
         on_exit(end, std::ptr::null_mut());
     }
+}
+
+/// Says something last, in one piece, so that a launcher that puts the rank before everything does it once.
+pub(super) fn say(line: &str) {
+    // Nobody is left to be told that this cannot be written.
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// The world that this process has joined.
@@ -63,10 +70,10 @@ fn leave(mpi: &Mpi, code: i32) {
                 break;
             }
         } else if start.elapsed() > LONGEST {
-            eprintln!(
-                "error: rank {rank} has finished, but others did not within {LONGEST:?}{}; all are ended",
+            say(&format!(
+                "error: rank {rank} has finished, but others did not within {LONGEST:?}{}; all are ended\n",
                 mpi.states(&missing)
-            );
+            ));
             return mpi.abort(1);
         }
         std::thread::sleep(Duration::from_micros(500));

@@ -107,10 +107,10 @@ fn watched(launched: &Launched, deadline: Duration) -> Result<Library, String> {
     let (kind, rank, world) = (launched.kind, launched.rank, launched.world);
     let watch = std::thread::Builder::new().spawn(move || {
         if receiver.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
-            eprintln!(
+            ending::say(&format!(
                 "error: rank {rank}: not all of the {world} processes that {kind} started initialised MPI within {deadline:?}; \
-                 look whether all of them run tpc"
-            );
+                 look whether all of them run tpc\n"
+            ));
             // SAFETY: ends the process at once; nothing that runs at exit may wait for MPI.
             unsafe { libc::_exit(1) };
         }
