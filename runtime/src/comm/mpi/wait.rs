@@ -50,7 +50,10 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
             continue;
         }
         let now = Instant::now();
-        let (began, since, progress) = slow.get_or_insert_with(|| (now, now, mpi.progress_of(&awaited.missing())));
+        let (began, since, progress) = slow.get_or_insert_with(|| {
+            let seen = if awaited.is_patient() { mpi.progress_of(&awaited.missing()) } else { 0 };
+            (now, now, seen)
+        });
         if now - *since > deadline {
             let missing = awaited.missing();
             let seen = mpi.progress_of(&missing).max(*progress);
