@@ -159,6 +159,13 @@ fn of_scratch(scratch: &Scratch) -> Vec<u32> {
     pids.filter(ours).collect()
 }
 
+/// The step of the latest whole checkpoint.
+fn whole(scratch: &Scratch) -> Option<u64> {
+    let names = scratch.names();
+    let steps = names.iter().filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json")?.parse().ok());
+    steps.max()
+}
+
 fn rank_of(pid: u32) -> Option<usize> {
     let environment = std::fs::read(format!("/proc/{pid}/environ")).ok()?;
     let mut variables = environment.split(|b| *b == 0).filter_map(|v| std::str::from_utf8(v).ok());
@@ -173,7 +180,7 @@ fn a_run_that_loses_a_process_ends_and_goes_on() {
         let rest = ["--deadline", "1.5", "--save-every", "2", "--keep", "2"].map(String::from);
         let run = mpirun(3, &[&training(&scratch, "1000000", "dp=3", "fsdp")[..], &rest].concat());
         let start = Instant::now();
-        while !scratch.names().iter().any(|name| name.ends_with("index.json")) {
+        while whole(&scratch).is_none() {
             assert!(start.elapsed() < Duration::from_secs(60), "no checkpoint is written");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -196,12 +203,7 @@ fn a_run_that_loses_a_process_ends_and_goes_on() {
             assert!(start.elapsed() < Duration::from_secs(5), "processes are left, {context}");
             std::thread::sleep(Duration::from_millis(20));
         }
-        let steps = scratch
-            .names()
-            .iter()
-            .filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json")?.parse().ok())
-            .max();
-        let done: u64 = steps.expect("a checkpoint is whole");
+        let done = whole(&scratch).expect("it was there before");
         let told = under_mpirun(2, &training(&scratch, &(done + 2).to_string(), "dp=2", "fsdp"));
         assert_eq!(told.code, 0, "from {done}, {}; {context}", told.err);
     }
