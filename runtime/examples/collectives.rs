@@ -1,15 +1,18 @@
 //! How long a collective takes: one step with many all-reduces of one size, per all-reduce.
 //!
 //! `cargo run --release -p tpc-runtime --example collectives -- 2` for two ranks as threads,
-//! `tpc launch --ranks 2 -- target/release/examples/collectives 2` as processes.
+//! `tpc launch --ranks 2 -- target/release/examples/collectives 2` as processes,
+//! `mpirun -n 2 target/release/examples/collectives 2` as processes, over MPI with the feature `mpi`.
 
 use std::time::Duration;
 use tpc_ir::program::*;
 use tpc_ir::{DType, InputKind, Mesh, Phase, ReduceOp};
 use tpc_runtime::{LaunchOptions, RuntimeError, Session, launch};
 
-/// All-reduces in one step.
-const REPEATED: usize = 200;
+/// All-reduces in one step, by their size.
+fn repeated(elements: usize) -> usize {
+    if elements > 1 << 20 { 20 } else { 200 }
+}
 
 fn program(rank: usize, ranks: usize, elements: usize) -> Result<RankProgram, tpc_ir::mesh::MeshError> {
     let bytes = elements * 4;
@@ -17,7 +20,7 @@ fn program(rank: usize, ranks: usize, elements: usize) -> Result<RankProgram, tp
     let view = View::dense(BufferId(0), DType::F32, vec![elements]);
     let binding = Binding { view: view.clone(), global: vec![elements], start: vec![0], layout: vec![elements] };
     let mut steps = Vec::new();
-    for tag in 0..REPEATED as u32 {
+    for tag in 0..repeated(elements) as u32 {
         let collective = Collective {
             kind: CollectiveKind::AllReduce(ReduceOp::Sum),
             group: (0..ranks).collect(),
@@ -55,14 +58,14 @@ fn measure(ranks: usize, elements: usize) -> Result<f64, RuntimeError> {
     session.step()?;
     let mut seconds = (0..7).map(|_| session.step().map(|r| r.seconds)).collect::<Result<Vec<_>, _>>()?;
     seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2] / REPEATED as f64)
+    Ok(seconds[seconds.len() / 2] / repeated(elements) as f64)
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let processes = launch::join(Duration::from_secs(30))?;
     let kind = if processes.is_some() { "processes" } else { "threads" };
     let ranks = std::env::args().nth(1).and_then(|a| a.parse().ok()).unwrap_or(2);
-    for kib in [4, 64, 1024, 4096] {
+    for kib in [4, 64, 1024, 4096, 16384] {
         let time = measure(ranks, kib * 256)? * 1e6;
         if processes.as_ref().is_none_or(|p| p.process() == 0) {
             println!("{ranks} {kind}, {kib:>5} KiB: {time:9.2} us");

@@ -151,6 +151,16 @@ pub enum RuntimeError {
         /// The ranks whose processes have ended.
         missing: Vec<usize>,
     },
+    /// The library that carries messages between processes failed.
+    #[error("rank {rank}: {operation} failed on the way: {reason}; see what the network or its library says")]
+    Transport {
+        /// The rank that noticed it.
+        rank: usize,
+        /// The operation and its plan line.
+        operation: String,
+        /// What the library said.
+        reason: String,
+    },
     /// Something that all processes do together did not work on one of them.
     #[error("{}", of_rank(*rank, ": ", reason))]
     Elsewhere {

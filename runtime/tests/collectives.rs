@@ -16,13 +16,14 @@ use tpc_runtime::{LaunchOptions, Session};
 /// A check: its name, the numbers of ranks that it is for, and what it does.
 type Check = (&'static str, Range<usize>, fn(&LaunchOptions, usize));
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     ("all_reduce", 1..6, all_reduce),
     ("all_gather_and_reduce_scatter", 1..6, all_gather_and_reduce_scatter),
     ("all_to_all", 1..6, all_to_all),
     ("groups_of_a_mesh", 4..5, groups_of_a_mesh),
     ("in_place_and_overlapping", 3..4, in_place_and_overlapping),
     ("sums_bit_by_bit", 5..6, sums_bit_by_bit),
+    ("large", 2..5, large),
     ("transfers", 1..5, transfers),
     ("random_sequences", 1..9, random_sequences),
 ];
@@ -45,11 +46,20 @@ fn shared_memory(name: &str) {
     }
 }
 
+/// Ranks as processes of MPI; one alone runs its rank as a thread.
+#[cfg(feature = "mpi")]
+fn mpi(name: &str) {
+    for ranks in check(name).1.clone() {
+        let told = processes::under_mpirun(ranks, &format!("{name} {ranks}"), None, None);
+        assert_eq!(told.ended.code, 0, "{name} on {ranks} ranks: {}", told.stderr);
+    }
+}
+
 macro_rules! communicators {
     ($($communicator:ident),+) => { $(
         mod $communicator {
             communicators!(@tests $communicator: all_reduce all_gather_and_reduce_scatter all_to_all groups_of_a_mesh
-                in_place_and_overlapping sums_bit_by_bit transfers random_sequences);
+                in_place_and_overlapping sums_bit_by_bit large transfers random_sequences);
         }
     )+ };
     (@tests $communicator:ident: $($check:ident)+) => { $(
@@ -62,6 +72,8 @@ macro_rules! communicators {
 
 // A communicator is a function that runs a check, by its name, on all its numbers of ranks.
 communicators!(threads, shared_memory);
+#[cfg(feature = "mpi")]
+communicators!(mpi);
 
 #[test]
 #[ignore = "what the ranks of the tests above do as processes"]
@@ -393,6 +405,30 @@ fn sums_bit_by_bit(options: &LaunchOptions, ranks: usize) {
     }
 }
 
+/// Sizes that are not sent in one go, several at a time, with uneven and empty pieces.
+fn large(options: &LaunchOptions, ranks: usize) {
+    let lens: Vec<usize> = (0..ranks).map(|r| (r + 1) % ranks * 71).collect();
+    for dtype in [DType::F32, DType::BF16, DType::I64, DType::Bool] {
+        let parts =
+            vec![Part { outer: 1, lens: lens.clone(), inner: 300 }, Part { outer: 90, lens: lens.clone(), inner: 5 }];
+        let kinds = [
+            Kind::AllReduce(ReduceOp::Max, 50_001),
+            Kind::AllReduce(ReduceOp::Sum, 200_000),
+            Kind::AllGather(parts.clone()),
+            Kind::ReduceScatter(ReduceOp::Sum, parts),
+            Kind::AllToAll {
+                shape: vec![7, 0, 11, 0],
+                cut: 1,
+                join: 3,
+                cut_lens: lens.clone(),
+                join_lens: lens.clone(),
+            },
+        ];
+        let kinds = kinds.into_iter().map(|kind| one_group(ranks, dtype, kind)).collect();
+        run(options, &mesh(ranks), &[kinds]);
+    }
+}
+
 /// What is written is what is read, on every process, also of sessions that succeed or follow each other: whole tensors, one rank's
 /// boxes, ranges; larger than what processes exchange at a time, with ranks that hold the same or nothing.
 fn transfers(options: &LaunchOptions, ranks: usize) {
@@ -447,7 +483,7 @@ fn transfers(options: &LaunchOptions, ranks: usize) {
 }
 
 /// Sequences of one to five collectives, in groups that a partition of the ranks makes, in any order of their ranks: 10,000 for
-/// both communicators together, over all numbers of ranks.
+/// threads and shared memory together, over all numbers of ranks.
 fn random_sequences(options: &LaunchOptions, ranks: usize) {
     const SESSIONS: usize = 27;
     const SEQUENCES: usize = 25;

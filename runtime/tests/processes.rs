@@ -8,7 +8,7 @@ use processes::{Told, fail, in_processes, joined};
 use std::time::{Duration, Instant};
 use support::*;
 use tpc_ir::program::*;
-use tpc_ir::{DType, Mesh};
+use tpc_ir::{DType, Mesh, ReduceOp};
 use tpc_runtime::Session;
 
 /// Deadline of everything here.
@@ -69,6 +69,19 @@ fn child_process() {
             let program = |rank: usize| Builder::of(Mesh::new([("tp", 4)]).unwrap(), rank).program;
             Session::launch((0..4).map(program).collect(), options).map(drop).unwrap_or_else(|e| fail(&e));
         }
+        "out_of_step" => {
+            // All processes have the same programs, which do not fit together.
+            let elements = if processes::role()[1] == "small" { 100 } else { 400_000 };
+            let program = |rank: usize| {
+                let mut b = Builder::of(Mesh::new([("tp", 3)]).unwrap(), rank);
+                let x = b.input("x", DType::F32, &[elements + rank % 2]);
+                let op = if rank == 1 { ReduceOp::Max } else { ReduceOp::Sum };
+                b.collective(CollectiveKind::AllReduce(op), vec![0, 1, 2], &x, &x, 0);
+                b.program
+            };
+            let mut session = Session::launch((0..3).map(program).collect(), options).unwrap_or_else(|e| fail(&e));
+            session.step().map(drop).unwrap_or_else(|e| fail(&e));
+        }
         "exchange" => {
             for length in [0, 1, 1 << 18, (1 << 18) + 1, 1_000_000] {
                 let bytes = vec![all.process() as u8; length * all.process()];
@@ -88,6 +101,89 @@ fn run(role: &str, ranks: usize) -> Told {
     let told = in_processes(ranks, role, None, Some(DEADLINE));
     assert!(start.elapsed() < Duration::from_secs(15), "{}", told.stderr);
     told
+}
+
+/// The same under `mpirun`.
+#[cfg(feature = "mpi")]
+mod mpi {
+    use super::*;
+
+    fn run(role: &str, ranks: usize) -> Told {
+        let start = Instant::now();
+        let told = processes::under_mpirun(ranks, role, None, Some(DEADLINE));
+        assert!(start.elapsed() < Duration::from_secs(15), "{}", told.stderr);
+        told
+    }
+
+    #[test]
+    fn bytes_of_any_length_are_exchanged() {
+        let told = run("exchange", 3);
+        assert_eq!(told.ended.code, 0, "{}", told.stderr);
+    }
+
+    #[test]
+    fn host_programs_that_do_different_things_are_told_so() {
+        let told = run("purposes", 2);
+        assert_eq!(told.ended.code, 1);
+        for rank in 0..2 {
+            let error = error(&told, rank);
+            assert!(error.contains("`read loss`") && error.contains("`save a checkpoint`"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_host_program_that_sleeps_is_missed_and_one_that_works_is_waited_for() {
+        let told = run("sleep", 2);
+        assert_eq!(told.ended.code, 1, "{}", told.stderr);
+        let error = error(&told, 0);
+        let expected = "`read loss` did not finish within 700ms: missing rank 1 (rank 1 is asleep or waiting)";
+        assert!(error.contains(expected), "{error}");
+        for role in ["compute", "progress"] {
+            let told = run(role, 2);
+            assert_eq!(told.ended.code, 0, "{role}: {}", told.stderr);
+        }
+    }
+
+    #[test]
+    fn a_process_that_ends_early_is_named_at_once() {
+        let told = run("leave", 3);
+        assert_eq!(told.ended.code, 1);
+        let errors = [error(&told, 0), error(&told, 2)];
+        assert!(errors.iter().all(|e| e.contains("the process of rank 1 ended without it")), "{errors:?}");
+    }
+
+    #[test]
+    fn what_one_rank_cannot_load_is_an_error_on_all() {
+        let told = run("load", 2);
+        assert_eq!(told.ended.code, 1);
+        for rank in 0..2 {
+            let error = error(&told, rank);
+            assert!(error.contains("rank 1: step 0") && error.contains("no collective with tag #3"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_mesh_of_another_size_names_both_numbers() {
+        let told = run("sizes", 2);
+        for rank in 0..2 {
+            let error = error(&told, rank);
+            assert!(error.starts_with("the mesh has 4 ranks, but 2 processes were launched"), "{error}");
+        }
+    }
+
+    /// What the comparison of programs before the first collective does not see, the collectives' headers do.
+    #[test]
+    fn ranks_out_of_step_are_told_so_before_data_is_used() {
+        for role in ["out_of_step small", "out_of_step large"] {
+            let told = run(role, 3);
+            assert_eq!(told.ended.code, 1, "{}", told.stderr);
+            let found = told.stderr.lines().find(|line| line.contains("ranks are out of step")).unwrap_or_default();
+            assert!(found.contains("`all_reduce tp` #0 (f32 sum of"), "{}", told.stderr);
+            assert!(found.contains("`all_reduce tp` #0 (f32 max of"), "{}", told.stderr);
+            assert!(found.contains("why: plan line 0"), "{}", told.stderr);
+            (0..3).for_each(|rank| _ = error(&told, rank));
+        }
+    }
 }
 
 /// What a rank said last.

@@ -150,7 +150,8 @@ where
             message.push_str(&format!("; flight record: {}", record.display()));
         }
     }
-    let _ = writeln!(stderr, "error: {message}");
+    // In one piece: a launcher that puts the rank before everything does it once then.
+    let _ = stderr.write_all(format!("error: {message}\n").as_bytes());
     code
 }
 

@@ -158,3 +158,41 @@ pub fn losses(path: impl AsRef<Path>) -> Vec<(u64, f64)> {
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines.map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())).collect()
 }
+
+/// Compares what three AdamW steps left in `m.jsonl`, `g.safetensors` and `saved` with the reference results of a model: losses,
+/// gradients and parameters, as in `tests/tests/conformance.rs`.
+pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {
+    let expected: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("expected.json")).unwrap()).unwrap();
+    let expected: Vec<f64> = expected["losses"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
+    let found = losses(scratch.path("m.jsonl"));
+    assert_eq!(found.len(), expected.len());
+    for ((step, found), want) in found.into_iter().zip(expected) {
+        assert!((found - want).abs() <= 1e-5 * want, "{context}: loss {step} is {found}, expected {want}");
+    }
+    let tensors_of = tensors(dir.join("expected.safetensors"));
+    let largest = |values: &[f64]| values.iter().fold(0f64, |m, v| m.max(v.abs()));
+    let gradients = tensors_of.iter().filter(|(n, _)| n.starts_with("grad.")).map(|(_, v)| largest(v));
+    let largest_anywhere = gradients.fold(0f64, f64::max);
+    for (name, found) in tensors(scratch.path("g.safetensors")) {
+        let Some(want) = tensors_of.get(&format!("grad.{name}")) else { continue };
+        let own = largest(want);
+        let scale = if own < 1e-6 * largest_anywhere { largest_anywhere } else { own };
+        let far = found.iter().zip(want).fold(0f64, |m, (f, w)| m.max((f - w).abs())) / scale;
+        assert!(far <= 1e-4, "{context}: gradient of {name} is off by {far:e}");
+    }
+    let saved = tensors(scratch.0.join("saved/model.safetensors"));
+    let mut compared = 0;
+    for (name, found) in &saved {
+        let Some(want) = tensors_of.get(&format!("param_after.{name}")) else { continue };
+        let gradient = &tensors_of[&format!("grad.{name}")];
+        let top = largest(gradient);
+        assert_eq!(found.len(), want.len());
+        for ((f, w), g) in found.iter().zip(want).zip(gradient) {
+            // Adam divides by the gradient's size: where that is rounding noise, so is the step.
+            let noise = g.abs() < 1e-6 * top || top < 1e-6 * largest_anywhere;
+            assert!(noise || (f - w).abs() <= 2e-4, "{context}: parameter {name} is {f}, expected {w}");
+        }
+        compared += 1;
+    }
+    assert_eq!(compared, tensors_of.keys().filter(|n| n.starts_with("param_after.")).count(), "{:?}", saved.keys());
+}

@@ -12,6 +12,7 @@
 //! | a rank's end: arrivals, deadlines, disagreement, aborts | [`ranks`] |
 //! | what a rank computes and copies in a collective | `share`, `reduce` |
 //! | waiting without waiting for ever | `wait`, `futex` |
+//! | processes of MPI, with the feature `mpi` | `mpi` |
 //! | memory that processes share; texts in it | [`shared_memory`], [`text`] |
 //!
 //! Every implementation keeps these promises: results are bitwise equal on all ranks of a group and
@@ -21,6 +22,8 @@
 pub mod control;
 mod futex;
 pub mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 pub mod processes;
 pub mod ranks;
 pub(crate) mod reduce;

@@ -60,6 +60,16 @@ pub enum LaunchError {
         /// How long they were waited for.
         deadline: Duration,
     },
+    /// MPI does not start.
+    #[error(
+        "{kind} started this process, but MPI does not work: {problem}; tpc must be built with the MPI whose launcher starts it"
+    )]
+    Mpi {
+        /// The launcher.
+        kind: LauncherKind,
+        /// What is wrong.
+        problem: String,
+    },
     /// Another process did not let this one in.
     #[error("rank 0 does not start: {0}")]
     Refused(String),

@@ -59,6 +59,15 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
     if world == 1 {
         return Ok(None);
     }
+    #[cfg(feature = "mpi")]
+    if is_of_mpi(&launched) {
+        let dir = variable(FLIGHT_DIR).map_or_else(std::env::temp_dir, PathBuf::from);
+        if world > MAX_RANKS {
+            return Err(LaunchError::TooMany { world, most: MAX_RANKS });
+        }
+        let world: Arc<dyn Processes> = crate::comm::mpi::join(&launched, dir, deadline)?;
+        return Ok(Some(joined.insert(world).clone()));
+    }
     if world != local_world {
         return Err(LaunchError::Hosts { kind, world, local_world });
     }
@@ -74,6 +83,16 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
     };
     let world: Arc<dyn Processes> = Local::joined(control, rank, record);
     Ok(Some(joined.insert(world).clone()))
+}
+
+/// Whether an MPI library knows what the launcher has started: always of its own, of SLURM where memory cannot be shared.
+#[cfg(feature = "mpi")]
+fn is_of_mpi(launched: &Launched) -> bool {
+    match launched.kind {
+        LauncherKind::OpenMpi | LauncherKind::Mpich => true,
+        LauncherKind::Slurm => launched.world != launched.local_world,
+        LauncherKind::Tpc | LauncherKind::Torchrun => false,
+    }
 }
 
 /// The world that this process has joined, if it has.

@@ -33,7 +33,7 @@ fn unusable(launched: &Launched, problem: impl ToString) -> LaunchError {
 }
 
 /// The host as processes see it that share memory: one boot of one machine, one space of process ids.
-fn host() -> String {
+pub(crate) fn host() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     format!("{}/{}", boot.trim(), space.display())

@@ -61,6 +61,30 @@ pub fn fail(error: &dyn std::fmt::Display) -> ! {
     if let Some(processes) = tpc_runtime::launch::joined() {
         processes.fail(processes.process(), &error.to_string());
     }
-    eprintln!("error: {error}");
+    // In one piece, so that MPI's launcher puts the rank before it once.
+    let line = format!("error: {error}\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     std::process::exit(1)
+}
+
+/// Runs a role in so many processes of MPI. Lines of the standard error begin with the rank, as everywhere.
+#[cfg(feature = "mpi")]
+pub fn under_mpirun(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadline: Option<Duration>) -> Told {
+    let mut command = std::process::Command::new("mpirun");
+    // Several jobs at a time would all be bound to the same cores.
+    command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output", "-n"]);
+    command.arg(ranks.to_string()).arg("sh").args(self::command(role));
+    command.env(tpc_runtime::launch::FLIGHT_DIR, flight_dir.unwrap_or_else(std::env::temp_dir));
+    if let Some(deadline) = deadline {
+        command.env(tpc_runtime::launch::DEADLINE, deadline.as_secs_f64().to_string());
+    }
+    let output = command.output().expect("mpirun is there: the feature `mpi` needs it");
+    let rank = |line: &str| {
+        let (rank, text) = line.strip_prefix("[1,")?.split_once("]<stderr>:")?;
+        Some(format!("[rank {rank}] {text}"))
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    let lines: Vec<String> = said.lines().map(|line| rank(line).unwrap_or_else(|| line.to_string())).collect();
+    let code = output.status.code().map_or(255, |code| code as u8);
+    Told { ended: Ended { code, message: None, flight_record: None, joined: true }, stderr: lines.join("\n") }
 }

@@ -1,0 +1,514 @@
+//! One rank's end of an MPI world: collectives as messages between the members of a group.
+//!
+//! A collective has one or two exchanges. In the first, every rank sends each other rank of the group a header and its piece of the
+//! operand; what comes in is combined in the order of the ranks, or put in its place. In the second, only of large all-reduces, every rank
+//! sends its part of the result to all others. Waiting goes on with every collective that was started, so that the order of waits
+//! cannot block anyone.
+
+use super::library::{Channel, Requests};
+use super::pieces::{Piece, Plan, plan};
+use super::processes::Mpi;
+use super::wait::{Awaited, wait};
+use crate::comm::reduce::{self, Combine};
+use crate::comm::shared_memory::Region;
+use crate::comm::world::{DEPTH, out_of_memory};
+use crate::comm::{CollectiveId, Communicator, Communicators, check, describe, fingerprint};
+use crate::device::cpu::arena::Arena;
+use crate::error::RuntimeError;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tpc_ir::program::{ALIGNMENT, Collective, CollectiveKind, RankProgram};
+
+/// Tags that every MPI can tell apart (the standard asks for less, the libraries in use have more).
+const TAGS: usize = 1 << 21;
+
+/// Kinds of messages of one collective, the last digit of their tags.
+const HEADER: usize = 0;
+const DATA: usize = 1;
+const SHARE: usize = 2;
+const KINDS: usize = 3;
+
+/// Words that tell collectives apart: fingerprint, session, sequence number in the group, index in the sender's program.
+type Header = [u64; 4];
+
+/// What the ranks of one session communicate through.
+pub(super) struct World {
+    mpi: Arc<Mpi>,
+    arena: Arc<Arena>,
+    programs: Arc<[RankProgram]>,
+    groups: Vec<Vec<usize>>,
+    session: u64,
+    deadline: Duration,
+}
+
+impl World {
+    /// Over the arena of this process's rank.
+    ///
+    /// # Errors
+    /// More groups than there are tags.
+    pub(super) fn new(
+        mpi: Arc<Mpi>,
+        arena: Arc<Arena>,
+        programs: Arc<[RankProgram]>,
+        deadline: Duration,
+    ) -> Result<Self, RuntimeError> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        for collective in programs.iter().flat_map(RankProgram::collectives) {
+            if !groups.contains(&collective.group) {
+                groups.push(collective.group.clone());
+            }
+        }
+        if groups.len() * DEPTH * KINDS > TAGS {
+            return Err(RuntimeError::Launch(format!(
+                "{} groups of ranks are more than MPI has tags for",
+                groups.len()
+            )));
+        }
+        // All processes open the same sessions in the same order.
+        let session = mpi.sessions.fetch_add(1, Ordering::Relaxed);
+        Ok(World { mpi, arena, programs, groups, session, deadline })
+    }
+}
+
+impl Communicators for World {
+    fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator> {
+        debug_assert_eq!(rank, self.mpi.rank());
+        let (sequences, prepared, sources) = (vec![0; self.groups.len()], Vec::new(), Vec::new());
+        Box::new(Ranks {
+            world: self,
+            sequences,
+            prepared,
+            pending: Vec::with_capacity(DEPTH),
+            idle: Vec::new(),
+            sources,
+        })
+    }
+
+    fn arena(&self, rank: usize) -> Arc<Arena> {
+        debug_assert_eq!(rank, self.mpi.rank());
+        self.arena.clone()
+    }
+
+    fn finish_step(&self, _: usize) {
+        // The next header of a rank that is out of step says so.
+    }
+
+    fn succeed(
+        &self,
+        programs: Arc<[RankProgram]>,
+        _: Range<usize>,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Communicators>, RuntimeError> {
+        Ok(Arc::new(World::new(self.mpi.clone(), self.arena.clone(), programs, deadline)?))
+    }
+}
+
+struct Prepared {
+    collective: Collective,
+    group: usize,
+    fingerprint: u64,
+    plan: Plan,
+    combine: Option<Combine>,
+    places: Places,
+}
+
+/// Where pieces are packed beside the arena, as bytes from the beginning of that memory.
+struct Places {
+    /// Pieces that are sent and do not lie side by side; at the own position, one that stays here.
+    sends: Vec<Option<usize>>,
+    /// Operands of reductions, and pieces that do not lie side by side.
+    receives: Vec<Option<usize>>,
+    bytes: usize,
+}
+
+impl Places {
+    fn new(plan: &Plan, me: usize, reduces: bool) -> Self {
+        let mut bytes = 0;
+        let mut place = |needed: bool, piece: &Piece| {
+            let at = bytes;
+            if needed {
+                bytes += piece.bytes().next_multiple_of(ALIGNMENT);
+            }
+            needed.then_some(at)
+        };
+        let n = plan.sends.len();
+        let sends = (0..n).map(|p| {
+            let stays = p == me && (reduces || plan.receives[me].contiguous().is_some());
+            place(!stays && plan.sends[p].contiguous().is_none(), &plan.sends[p])
+        });
+        let sends: Vec<_> = sends.collect();
+        let receives = (0..n).map(|p| match reduces {
+            // All operands have the size of the own piece.
+            true => place(p != me, &plan.sends[me]),
+            false => place(p != me && plan.receives[p].contiguous().is_none(), &plan.receives[p]),
+        });
+        let receives = receives.collect();
+        Places { sends, receives, bytes }
+    }
+}
+
+/// A collective that was started, with all memory that it needs; kept for later ones.
+struct Job {
+    id: usize,
+    sequence: u64,
+    from: *const u8,
+    to: *mut u8,
+    /// Whether it is in its second exchange.
+    shares: bool,
+    /// Whether the headers of all ranks were found to be the right ones.
+    compared: bool,
+    requests: Requests,
+    /// The position with which each request is about.
+    positions: Vec<usize>,
+    /// By position, the own one included. Here and in the other lists and memory nothing moves until all requests are finished.
+    headers: Vec<Header>,
+    memory: Region,
+    trouble: Option<String>,
+}
+
+/// One rank's end.
+struct Ranks {
+    world: Arc<World>,
+    /// Of each group, how many collectives were started.
+    sequences: Vec<u64>,
+    prepared: Vec<Prepared>,
+    pending: Vec<Job>,
+    idle: Vec<Job>,
+    sources: Vec<*const u8>,
+}
+
+impl Ranks {
+    fn description(&self, id: usize) -> String {
+        describe(&self.prepared[id].collective)
+    }
+
+    fn trouble(&self, id: usize, reason: String) -> RuntimeError {
+        RuntimeError::Transport { rank: self.world.mpi.rank(), operation: self.description(id), reason }
+    }
+
+    /// An idle job with enough memory, or a new one.
+    fn job(&mut self, id: usize, sequence: u64, from: *const u8, to: *mut u8) -> Result<Job, RuntimeError> {
+        let (bytes, members) = (self.prepared[id].places.bytes, self.prepared[id].collective.group.len());
+        // The smallest that has enough; the same steps find the same ones again.
+        let fits = self.idle.iter().enumerate().filter(|(_, job)| job.memory.bytes() >= bytes);
+        let found = fits.min_by_key(|(_, job)| job.memory.bytes()).map(|(at, _)| at);
+        let mut job = match found.or(self.idle.len().checked_sub(1)) {
+            Some(at) => self.idle.swap_remove(at),
+            None => Job {
+                id,
+                sequence,
+                from,
+                to,
+                shares: false,
+                compared: false,
+                requests: Requests::new(),
+                positions: Vec::new(),
+                headers: Vec::new(),
+                memory: Region::private(0).map_err(out_of_memory)?,
+                trouble: None,
+            },
+        };
+        if job.memory.bytes() < bytes {
+            job.memory = Region::private(bytes).map_err(out_of_memory)?;
+        }
+        (job.id, job.sequence, job.from, job.to) = (id, sequence, from, to);
+        (job.shares, job.compared, job.trouble) = (false, false, None);
+        job.requests.clear();
+        job.positions.clear();
+        job.headers.resize(members.max(job.headers.len()), [0; 4]);
+        let Prepared { collective, fingerprint, .. } = &self.prepared[id];
+        job.headers[collective.position] = [*fingerprint, self.world.session, sequence, id as u64];
+        Ok(job)
+    }
+
+    /// Starts the first exchange.
+    fn begin(&self, job: &mut Job) -> Result<(), String> {
+        let p = &self.prepared[job.id];
+        let (c, library) = (&p.collective, self.world.mpi.library());
+        let (me, memory) = (c.position, job.memory.base());
+        let tag = |kind: usize| self.tag(p.group, job.sequence, kind);
+        let others = || c.group.iter().copied().enumerate().filter(|(q, _)| *q != me);
+        let bytes = size_of::<Header>();
+        let (requests, headers) = (&mut job.requests, job.headers.as_mut_ptr());
+        // SAFETY: the job's lists and memory stay where they are until all requests are finished, or for ever; the operand and the result
+        // do by the contract of `Communicator::start`, or because a failed end keeps its arena. Places are apart from each other.
+        unsafe {
+            for (q, rank) in others() {
+                let header = headers.add(q).cast();
+                library.receive(Channel::Ranks, Some(rank), tag(HEADER), header, bytes, requests)?;
+                job.positions.push(q);
+            }
+            for (q, rank) in others() {
+                let (to, length) = match p.places.receives[q] {
+                    Some(at) if p.combine.is_some() => (memory.add(at), p.plan.sends[me].bytes()),
+                    Some(at) => (memory.add(at), p.plan.receives[q].bytes()),
+                    None => (job.to.add(p.plan.receives[q].contiguous().unwrap_or(0)), p.plan.receives[q].bytes()),
+                };
+                library.receive(Channel::Ranks, Some(rank), tag(DATA), to, length, requests)?;
+                job.positions.resize(requests.len(), q);
+            }
+            for (q, rank) in others() {
+                let header = headers.add(me).cast_const().cast();
+                library.send(Channel::Ranks, rank, tag(HEADER), header, bytes, requests)?;
+                let piece = &p.plan.sends[q];
+                let from = match p.places.sends[q] {
+                    Some(at) => {
+                        piece.pack(job.from, memory.add(at));
+                        memory.add(at).cast_const()
+                    }
+                    None => job.from.add(piece.contiguous().unwrap_or(0)),
+                };
+                library.send(Channel::Ranks, rank, tag(DATA), from, piece.bytes(), requests)?;
+                job.positions.resize(requests.len(), q);
+            }
+        }
+        Ok(())
+    }
+
+    fn tag(&self, group: usize, sequence: u64, kind: usize) -> i32 {
+        ((group * DEPTH + sequence as usize % DEPTH) * KINDS + kind) as i32
+    }
+
+    /// Compares the headers that have come.
+    fn compare(&self, job: &mut Job) -> Result<(), RuntimeError> {
+        let c = &self.prepared[job.id].collective;
+        let others = c.group.iter().enumerate().filter(|(q, _)| *q != c.position);
+        let header = job.headers[c.position];
+        let mut all = true;
+        for (request, (q, &peer)) in others.enumerate() {
+            if !job.requests.is_finished(request) {
+                all = false;
+            } else if job.headers[q][..3] != header[..3] {
+                let [_, session, sequence, index] = job.headers[q];
+                let theirs = match session == self.world.session {
+                    true => {
+                        let collective = self.world.programs[peer].collectives().nth(index as usize);
+                        let name = collective.map_or_else(|| "another operation".into(), describe);
+                        match header[0] == job.headers[q][0] {
+                            true => format!("{name}, the group's {sequence}th"),
+                            false => name,
+                        }
+                    }
+                    false => "a collective of another session".into(),
+                };
+                let (rank, mine) = (self.world.mpi.rank(), self.description(job.id));
+                return Err(RuntimeError::Desynchronized { rank, mine, peer, theirs });
+            }
+        }
+        job.compared = all;
+        Ok(())
+    }
+
+    /// Goes on with a job as far as messages have come; whether it is done.
+    fn advance(&mut self, job: &mut Job) -> Result<bool, RuntimeError> {
+        loop {
+            let tested = self.world.mpi.library().test(&mut job.requests);
+            if !job.compared {
+                self.compare(job)?;
+            }
+            // A rank that is out of step sends data of another size: its header says it better.
+            job.trouble = job.trouble.take().or(tested.err());
+            if let (true, Some(trouble)) = (job.compared, &job.trouble) {
+                return Err(self.trouble(job.id, trouble.clone()));
+            }
+            if job.requests.left() > 0 {
+                return Ok(false);
+            }
+            if job.shares {
+                return Ok(true);
+            }
+            self.take(job);
+            if self.prepared[job.id].plan.shares.is_none() {
+                return Ok(true);
+            }
+            job.shares = true;
+            self.share(job).map_err(|e| self.trouble(job.id, e))?;
+        }
+    }
+
+    /// Combines what has come, or puts it in its place.
+    fn take(&mut self, job: &mut Job) {
+        let p = &self.prepared[job.id];
+        let (me, plan, memory) = (p.collective.position, &p.plan, job.memory.base());
+        let (sources, size) = (&mut self.sources, p.collective.dtype.bytes());
+        // SAFETY: all messages of the exchange were received and sent, so nobody uses the places; pieces lie in the operand, the result
+        // and the job's memory, whose places are aligned for all element types.
+        unsafe {
+            if let Some(combine) = p.combine {
+                let start = plan.receives[me].contiguous().unwrap_or(0);
+                let mut packed = 0;
+                plan.sends[me].each(&mut |at, n| {
+                    sources.clear();
+                    sources.extend(p.places.receives.iter().map(|place| match place {
+                        Some(place) => memory.add(place + packed).cast_const(),
+                        None => job.from.add(at),
+                    }));
+                    combine(n / size, sources, &[job.to.add(start + packed)], 0, 0);
+                    packed += n;
+                });
+                return;
+            }
+            for (q, piece) in plan.receives.iter().enumerate() {
+                let from = match (q == me, p.places.sends[me], plan.sends[me].contiguous()) {
+                    (false, ..) => p.places.receives[q].map(|at| memory.add(at).cast_const()),
+                    (true, _, Some(start)) => Some(job.from.add(start)),
+                    (true, Some(at), None) => {
+                        plan.sends[me].pack(job.from, memory.add(at));
+                        Some(memory.add(at).cast_const())
+                    }
+                    (true, None, None) => {
+                        plan.sends[me].pack(job.from, job.to.add(piece.contiguous().unwrap_or(0)));
+                        None
+                    }
+                };
+                if let Some(from) = from {
+                    piece.unpack(from, job.to);
+                }
+            }
+        }
+    }
+
+    /// Starts the second exchange.
+    fn share(&self, job: &mut Job) -> Result<(), String> {
+        let p = &self.prepared[job.id];
+        let (c, library) = (&p.collective, self.world.mpi.library());
+        let Some(shares) = &p.plan.shares else { return Ok(()) };
+        let tag = self.tag(p.group, job.sequence, SHARE);
+        job.requests.clear();
+        job.positions.clear();
+        let place = |q: usize| (job.to.wrapping_add(shares[q].contiguous().unwrap_or(0)), shares[q].bytes());
+        for (q, &rank) in c.group.iter().enumerate().filter(|(q, _)| *q != c.position) {
+            let ((to, length), (from, mine)) = (place(q), place(c.position));
+            // SAFETY: as in `begin`; the parts of the result are apart from each other.
+            unsafe {
+                library.receive(Channel::Ranks, Some(rank), tag, to, length, &mut job.requests)?;
+                library.send(Channel::Ranks, rank, tag, from, mine, &mut job.requests)?;
+            }
+            job.positions.resize(job.requests.len(), q);
+        }
+        Ok(())
+    }
+
+    /// Goes on with all that was started.
+    fn progress(&mut self) -> Result<(), RuntimeError> {
+        let mut at = 0;
+        while at < self.pending.len() {
+            // Taken out only to be looked at: messages are in none of what moves.
+            let mut job = self.pending.remove(at);
+            match self.advance(&mut job) {
+                Ok(true) => self.idle.push(job),
+                Ok(false) => {
+                    self.pending.insert(at, job);
+                    at += 1;
+                }
+                Err(error) => {
+                    self.pending.insert(at, job);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        if !self.pending.is_empty() {
+            // MPI may still read and write there.
+            std::mem::forget(std::mem::take(&mut self.pending));
+            std::mem::forget(self.world.arena.clone());
+        }
+    }
+}
+
+impl Communicator for Ranks {
+    fn prepare(&mut self, collective: &Collective) -> Result<CollectiveId, RuntimeError> {
+        let world = &self.world;
+        let group = world.groups.iter().position(|g| *g == collective.group);
+        let fits = collective.group.get(collective.position) == Some(&world.mpi.rank())
+            && collective.group.iter().all(|&r| r < world.programs.len());
+        let checked = match (fits, group) {
+            (false, _) => Err(format!("rank {} is not at its position", world.mpi.rank())),
+            (true, None) => Err("no program of the session has this group".into()),
+            (true, Some(group)) => check(collective).map(|()| group),
+        };
+        let group = checked.map_err(|e| RuntimeError::Launch(format!("{}: {e}", describe(collective))))?;
+        let combine = match &collective.kind {
+            CollectiveKind::AllReduce(op) | CollectiveKind::ReduceScatter { op, .. } => {
+                Some(reduce::kernel(*op, collective.dtype))
+            }
+            _ => None,
+        };
+        let plan = plan(collective);
+        let places = Places::new(&plan, collective.position, combine.is_some());
+        let fingerprint = fingerprint(collective);
+        self.sources.reserve(collective.group.len());
+        self.prepared.push(Prepared { collective: collective.clone(), group, fingerprint, plan, combine, places });
+        Ok(CollectiveId(self.prepared.len() - 1))
+    }
+
+    unsafe fn start(&mut self, id: CollectiveId, from: *const u8, to: *mut u8) -> Result<(), RuntimeError> {
+        let (id, rank) = (id.0, self.world.mpi.rank());
+        if let Some((peer, reason)) = self.world.mpi.failed() {
+            return Err(RuntimeError::PeerFailed { rank, operation: self.description(id), peer, reason });
+        }
+        let group = self.prepared[id].group;
+        let sequence = self.sequences[group];
+        let same = self.pending.iter().filter(|job| self.prepared[job.id].group == group);
+        let oldest = same.map(|job| job.sequence).min();
+        if self.pending.len() == DEPTH || oldest.is_some_and(|o| sequence - o >= DEPTH as u64) {
+            let operation = self.description(id);
+            let reason = format!("{operation}: more than {DEPTH} collectives were started and not waited for");
+            return Err(RuntimeError::Launch(reason));
+        }
+        self.sequences[group] += 1;
+        let mut job = self.job(id, sequence, from, to)?;
+        let begun = self.begin(&mut job);
+        self.pending.push(job);
+        begun.map_err(|e| self.trouble(id, e))
+    }
+
+    fn wait(&mut self, id: CollectiveId) -> Result<(), RuntimeError> {
+        let world = self.world.clone();
+        wait(&world.mpi, world.deadline, &mut Finish { ranks: self, id: id.0 })
+    }
+}
+
+/// A collective that a rank waits for.
+struct Finish<'a> {
+    ranks: &'a mut Ranks,
+    id: usize,
+}
+
+impl Awaited for Finish<'_> {
+    fn look(&mut self) -> Result<bool, RuntimeError> {
+        self.ranks.progress()?;
+        Ok(!self.ranks.pending.iter().any(|job| job.id == self.id))
+    }
+
+    fn operation(&self) -> String {
+        self.ranks.description(self.id)
+    }
+
+    fn missing(&self) -> Vec<usize> {
+        let Some(job) = self.ranks.pending.iter().find(|job| job.id == self.id) else { return Vec::new() };
+        let group = &self.ranks.prepared[self.id].collective.group;
+        // Who has not come at all, else who has not sent or taken everything.
+        let heads = if job.compared { 0 } else { group.len() - 1 };
+        let of = |requests: Range<usize>| -> Vec<usize> {
+            let open = requests.filter(|&at| !job.requests.is_finished(at));
+            let mut ranks: Vec<usize> = open.map(|at| group[job.positions[at]]).collect();
+            ranks.sort_unstable();
+            ranks.dedup();
+            ranks
+        };
+        let absent = of(0..heads.min(job.requests.len()));
+        if absent.is_empty() { of(0..job.requests.len()) } else { absent }
+    }
+
+    fn is_patient(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,80 @@
+//! Waiting for messages without waiting for ever.
+
+use super::processes::Mpi;
+use crate::error::RuntimeError;
+use std::time::{Duration, Instant};
+
+/// Whoever waits, and for what.
+pub(super) trait Awaited {
+    /// Whether what was waited for is there; goes on with everything that is under way.
+    fn look(&mut self) -> Result<bool, RuntimeError>;
+    /// What it is, for error messages.
+    fn operation(&self) -> String;
+    /// From whom it has not come.
+    fn missing(&self) -> Vec<usize>;
+    /// Whether those who are busy are waited for longer.
+    fn is_patient(&self) -> bool;
+}
+
+/// How long a process that has left is seen as gone before that is an error: what it sent before may still come.
+const GRACE: Duration = Duration::from_millis(200);
+/// Even those who are busy are not waited for longer.
+const PATIENCE: Duration = Duration::from_secs(1800);
+/// How long is looked without sleeping.
+const AWAKE: Duration = Duration::from_millis(3);
+
+/// Waits; every look lets MPI go on, so that nobody waits for this process meanwhile.
+pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) -> Result<(), RuntimeError> {
+    let rank = mpi.rank();
+    let mut idle = 0u32;
+    let mut slow: Option<(Instant, Instant, u64)> = None;
+    let mut gone: Option<Instant> = None;
+    loop {
+        if awaited.look()? {
+            return Ok(());
+        }
+        idle = idle.saturating_add(1);
+        if idle < mpi.spins() && !idle.is_multiple_of(64) {
+            std::hint::spin_loop();
+            continue;
+        }
+        mpi.listen();
+        if let Some((peer, reason)) = mpi.failed() {
+            // What was complete before the failure counts: whoever fails later has left it behind.
+            return match awaited.look()? {
+                true => Ok(()),
+                false => Err(RuntimeError::PeerFailed { rank, operation: awaited.operation(), peer, reason }),
+            };
+        }
+        if idle < mpi.spins() {
+            continue;
+        }
+        let now = Instant::now();
+        let (began, since, progress) = slow.get_or_insert_with(|| {
+            let seen = if awaited.is_patient() { mpi.progress_of(&awaited.missing()) } else { 0 };
+            (now, now, seen)
+        });
+        if now - *since > deadline {
+            let missing = awaited.missing();
+            let seen = mpi.progress_of(&missing).max(*progress);
+            // As where processes share memory: a tenth of the time on a processor is work, less is not.
+            let busy = (deadline.as_millis() as u64 / 100).max(1);
+            if !awaited.is_patient() || seen - *progress < busy || now - *began > PATIENCE.max(deadline) {
+                let (operation, states) = (awaited.operation(), mpi.states(&missing));
+                return Err(RuntimeError::Deadline { rank, operation, missing, states, deadline });
+            }
+            (*progress, *since) = (seen, now);
+        }
+        if mpi.anybody_left() {
+            let missing: Vec<usize> = awaited.missing().into_iter().filter(|&r| mpi.has_left(r)).collect();
+            if !missing.is_empty() && now - *gone.get_or_insert(now) > GRACE {
+                return Err(RuntimeError::Gone { rank, operation: awaited.operation(), missing });
+            }
+        }
+        if now - *began < AWAKE {
+            std::thread::yield_now();
+        } else {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
