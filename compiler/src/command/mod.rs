@@ -201,7 +201,7 @@ fn internal(panic: &(dyn Any + Send)) -> Failure {
 /// Onto which mesh a program is compiled, and how.
 #[derive(Debug, Args)]
 pub struct Placement {
-    /// Built-in plan (none, tp, tp-sp, ddp, tp-ddp, tp-sp-ddp) or JSON file
+    /// Built-in plan (none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, or both kinds: tp-ddp, tp-sp-fsdp, …) or JSON file
     #[arg(long, default_value = "none")]
     pub plan: String,
     /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
