@@ -70,19 +70,6 @@ macro_rules! goldens {
 
 goldens!(llama "llama-tiny", gpt2 "gpt2-tiny", bert "bert-tiny");
 
-/// The arguments of a training run of the small llama.
-fn training(scratch: &Scratch, steps: &str, mesh: &str, plan: &str) -> Vec<String> {
-    let dir = model("llama-tiny");
-    let mut arguments = vec!["train".to_string(), dir.display().to_string()];
-    let inputs = dir.join("inputs.safetensors").display().to_string();
-    let (checkpoint, metrics) = (scratch.path("run"), scratch.path("m.jsonl"));
-    let rest = ["--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", steps, "--checkpoint", &checkpoint];
-    arguments.extend(rest.map(String::from));
-    arguments.extend(["--metrics", &metrics, "--resume"].map(String::from));
-    arguments.extend(OPTIMIZER.split(' ').map(String::from));
-    arguments
-}
-
 fn threads(arguments: &[String]) -> Told {
     tpc(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }

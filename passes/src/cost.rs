@@ -88,8 +88,8 @@ pub struct Gradients {
     pub values: HashSet<NodeIndex>,
     /// The axes over which some of them are scattered.
     scattered: HashSet<Vec<AxisId>>,
-    /// Terms whose sum is one of them.
-    reduced: HashSet<NodeIndex>,
+    /// Terms whose sum, over all ranks, is one of the values.
+    pub terms: HashSet<NodeIndex>,
 }
 
 impl Gradients {
@@ -116,17 +116,12 @@ impl Gradients {
         };
         let scattered = values.iter().filter_map(axes).collect();
         let sums = values.iter().filter(|&&n| matches!(graph.node(n).op, Op::AllReduce { .. }));
-        let reduced = sums.map(|&n| graph.operands(n)[0].node).collect();
-        Gradients { values, scattered, reduced }
-    }
-
-    /// Terms whose sum, over all ranks, is one of the values.
-    pub fn terms(&self) -> impl Iterator<Item = NodeIndex> + '_ {
-        self.reduced.iter().copied()
+        let terms = sums.map(|&n| graph.operands(n)[0].node).collect();
+        Gradients { values, scattered, terms }
     }
 
     /// Whether an operation is a reduction with company; `gradient`: it makes one of the values; `term`: it
-    /// reads one of the [`Gradients::terms`].
+    /// reads one of the `terms`.
     pub fn travel_together(&self, op: &Op, gradient: bool, term: bool) -> bool {
         match op {
             Op::AllReduce { .. } => gradient,

@@ -196,3 +196,16 @@ pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {
     }
     assert_eq!(compared, tensors_of.keys().filter(|n| n.starts_with("param_after.")).count(), "{:?}", saved.keys());
 }
+
+/// The arguments of a training run of the small llama.
+pub fn training(scratch: &Scratch, steps: &str, mesh: &str, plan: &str) -> Vec<String> {
+    let dir = model("llama-tiny");
+    let mut arguments = vec!["train".to_string(), dir.display().to_string()];
+    let inputs = dir.join("inputs.safetensors").display().to_string();
+    let (checkpoint, metrics) = (scratch.path("run"), scratch.path("m.jsonl"));
+    let rest = ["--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", steps, "--checkpoint", &checkpoint];
+    arguments.extend(rest.map(String::from));
+    arguments.extend(["--metrics", &metrics, "--resume"].map(String::from));
+    arguments.extend(OPTIMIZER.split(' ').map(String::from));
+    arguments
+}

@@ -162,7 +162,7 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let reductions = reductions.filter(|t| matches!(egraph.analysis.key(t.key).op, Op::AllReduce { .. }));
     let before: Vec<Id> = reductions.map(|t| egraph.find(t.children[0])).collect();
     classes.extend(before);
-    let terms: HashSet<Id> = gradients.terms().map(|n| class_of[&n.into()]).collect();
+    let terms: HashSet<Id> = gradients.terms.iter().map(|&n| class_of[&n.into()]).collect();
     let seconds = |op: &Op, operands: &[(Id, &Type)], result: (Id, &Type)| {
         let term = operands.iter().any(|o| terms.contains(&o.0));
         let together = gradients.travel_together(op, classes.contains(&result.0), term);

@@ -3,7 +3,6 @@
 //! What is written lies in the arena until the next step, which brings it to the device; what is read comes from the device when it is
 //! first asked for after a step. So saving, loading and checkpoints are those of ranks on the CPU.
 
-use crate::boxes::BoxRequest;
 use crate::device::session::Device;
 use crate::error::RuntimeError;
 use crate::session::StepReport;
@@ -31,12 +30,16 @@ struct State {
     device: Box<dyn Device + Send>,
     /// Inputs that were written and the device does not have yet: rank, position.
     written: HashSet<(usize, usize)>,
-    /// Places in the arenas that are as on the device, or newer: rank, buffer, offset.
-    fresh: HashSet<(usize, u32, usize)>,
+    /// Places in the arenas that are as on the device, or newer.
+    fresh: HashSet<Place>,
 }
 
-fn place(rank: usize, binding: &Binding) -> (usize, u32, usize) {
-    (rank, binding.view.buffer.0, binding.view.offset)
+/// Rank, buffer, offset, bytes.
+type Place = (usize, u32, usize, usize);
+
+fn place(rank: usize, binding: &Binding) -> Place {
+    let view = &binding.view;
+    (rank, view.buffer.0, view.offset, view.elements() * view.dtype.bytes())
 }
 
 impl Mirror {
@@ -79,8 +82,11 @@ impl Mirror {
         write: impl FnOnce(&[u8]),
     ) -> Result<(), RuntimeError> {
         let mut state = self.state();
-        if BoxRequest::of(binding).elements() > 0 && state.fresh.insert(place(rank, binding)) {
+        let place = place(rank, binding);
+        if binding.view.elements() > 0 && !state.fresh.contains(&place) {
+            // Only what did arrive is fresh.
             write(&state.device.read(rank, binding)?);
+            state.fresh.insert(place);
         }
         Ok(())
     }
