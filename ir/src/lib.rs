@@ -14,9 +14,10 @@
 //! | what makes a graph well formed | [`verify`] |
 //! | what a graph means | [`interpret`] |
 //! | which random numbers an element is made of | [`random`] |
-//! | what a rank executes | [`program`] |
+//! | what a rank executes; attention in it | [`program`], [`attention`] |
 #![warn(missing_docs)]
 
+pub mod attention;
 pub mod block;
 pub mod dtype;
 pub mod fold;

@@ -4,6 +4,7 @@
 //! `tpc-runtime`; neither knows the other. Every size, stride and offset in it is a number: nothing
 //! is decided at run time.
 
+use crate::attention::Attention;
 use crate::op::{Distribution, InputKind, MapFn, ReduceOp, Scalar};
 use crate::{DType, Mesh, OutputKind, Phase};
 use std::fmt::Write as _;
@@ -94,6 +95,13 @@ pub enum Instruction {
     },
     /// A constant.
     Constant(Scalar, DType),
+    /// A value that the action around the body computes. Not in loops.
+    Given {
+        /// Which one.
+        index: usize,
+        /// Element type.
+        dtype: DType,
+    },
     /// `index of loop dimension dim + offset`, as an integer of the given type.
     Index {
         /// The loop dimension.
@@ -326,6 +334,8 @@ pub enum Action {
     Loop(Loop),
     /// A matrix product.
     Contract(Contract),
+    /// Softmax attention, forward or backward.
+    Attention(Box<Attention>),
     /// `out[t, h…] = table[index[t] − first_row, h…]`, or 0 where the row is not in the table's
     /// local chunk. `table` is `[rows, width]`, `index` `[count]`, `out` `[count, width]`.
     Take {
@@ -499,6 +509,7 @@ fn action_text(action: &Action) -> String {
                 sizes(&c.k)
             )
         }
+        Action::Attention(a) => a.to_text(&view_text, &instruction_text),
         Action::Take { table, index, out, first_row } => {
             format!("take {} [{}] first {first_row} -> {}\n", view_text(table), view_text(index), view_text(out))
         }
@@ -536,6 +547,7 @@ fn instruction_text(i: usize, ins: &Instruction) -> String {
     match ins {
         Instruction::Load { view, strides } => format!("r{i} = load {}", at(view, strides)),
         Instruction::Constant(s, d) => format!("r{i} = {d} {s}"),
+        Instruction::Given { index, dtype } => format!("r{i} = {dtype} given {index}"),
         Instruction::Index { dim, offset, dtype } => format!("r{i} = {dtype} index {dim} + {offset}"),
         Instruction::Random { stream, seed, dtype, .. } => {
             format!("r{i} = {dtype} random stream {stream} seed r{seed}")

@@ -90,6 +90,7 @@ pub(super) fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View,
         Action::Contract(c) => {
             [(&c.left, false), (&c.right, false), (&c.out, true)].into_iter().for_each(|(v, w)| visit(v, w));
         }
+        Action::Attention(a) => a.each_view(visit),
         Action::Take { table, index, out, .. } => {
             [(table, false), (index, false), (out, true)].into_iter().for_each(|(v, w)| visit(v, w));
         }

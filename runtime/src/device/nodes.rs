@@ -117,6 +117,9 @@ pub(crate) fn scan(l: &Loop, arena_bytes: usize, buffers: &[Buffer]) -> Result<S
                 }
                 scan.affines.push((base, strides));
             }
+            Instruction::Given { index, .. } => {
+                return Err(format!("instruction {at}: nothing gives a loop value {index}"));
+            }
             Instruction::ReduceRow { .. } => scan.reduces = l.dims.last().is_some_and(|&n| n != 1),
             _ => {}
         }
@@ -263,6 +266,7 @@ impl Builder<'_> {
                     let node = self.push(Kind::Constant(vector::lane_bytes(lane, x, exact)), Vec::new(), lane, true);
                     register[at] = if dtype.is_float() { node } else { self.round(node, *dtype) };
                 }
+                Instruction::Given { .. } => unreachable!("refused when the loop was scanned"),
                 Instruction::Index { dtype, .. } => {
                     let uniform = self.affine_rows[affine] == 0;
                     let node = self.push(Kind::Index(affine), Vec::new(), LaneType::of(*dtype), uniform);

@@ -81,6 +81,7 @@ impl Executable {
                     scratch = scratch.max(c.scratch_bytes());
                     Prepared::Contract(c)
                 }
+                Action::Attention(_) => return Err(fail("attention is not there yet".into())),
                 Action::Take { table, index, out, first_row } => {
                     Prepared::Table(Table::take(table, index, out, *first_row, arena, buffers).map_err(fail)?)
                 }

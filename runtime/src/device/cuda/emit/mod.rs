@@ -156,6 +156,7 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
             let library = product::library(rank, c)?.map(Box::new);
             return Ok(if kernel.is_none() { Vec::new() } else { vec![Item::Product { library, kernel }] });
         }
+        Action::Attention(_) => return Err("attention is not there yet".into()),
         Action::Start(c) => {
             let dense = |v: &tpc_ir::program::View| {
                 if v.dtype != c.dtype || !v.is_dense() {
