@@ -1,17 +1,43 @@
-//! Attention as generated CUDA kernels, executed on the CPU, against the specification.
+//! Attention as generated CUDA kernels (`device/cuda/emit/attention/`), executed on the CPU as in `cuda.rs`,
+//! against its specification in f64.
 #![cfg(unix)]
 
 #[path = "support/attention.rs"]
 mod attention;
-#[path = "support/mod.rs"]
 mod support;
 
-#[test]
-fn the_reference_runs() {
-    for case in attention::cases() {
-        let start = std::time::Instant::now();
-        let want = case.want();
-        attention::check(&case, &want, "itself");
-        println!("{:.2} s {}", start.elapsed().as_secs_f64(), case.name);
+use attention::Case;
+use tpc_ir::program::RankProgram;
+use tpc_runtime::device::cuda::emulate::{Emulator, Order};
+
+/// Executes cases on the emulated device, with threads and blocks running forwards and backwards.
+fn emulate(cases: &[Case]) {
+    let worlds: Vec<Vec<RankProgram>> = cases.iter().map(|c| vec![c.program.clone()]).collect();
+    let start = std::time::Instant::now();
+    let mut devices = Emulator::batch(worlds).unwrap();
+    println!("{} kernels compiled in {:.1} s", devices[0].plan().kernels.list().len(), start.elapsed().as_secs_f64());
+    for (case, device) in cases.iter().zip(&mut devices) {
+        for order in [Order::Forwards, Order::Backwards] {
+            let start = std::time::Instant::now();
+            for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
+                device.write(0, &input.binding, bytes);
+            }
+            device.step(order).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            let got: Vec<Vec<u8>> = case.program.outputs.iter().map(|o| device.read(0, &o.binding)).collect();
+            println!("{:.2} s {order:?} {}", start.elapsed().as_secs_f64(), case.name);
+            attention::check(case, &got, &format!("{order:?}"));
+        }
     }
+}
+
+#[test]
+fn attention_means_the_same() {
+    let mut cases = attention::cases();
+    if let Ok(only) = std::env::var("ONLY") {
+        cases.retain(|c| c.name.contains(&only));
+    }
+    if let Ok(n) = std::env::var("NTH") {
+        cases = cases.drain(n.parse::<usize>().unwrap()..).take(1).collect();
+    }
+    emulate(&cases);
 }

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#define EMULATED
 #define __device__
 #define __global__
 #define __forceinline__ inline
@@ -65,6 +66,50 @@ template <class T> static T __shfl_up_sync(unsigned, T v, int o, int site = __bu
 }
 template <class T> static T __shfl_sync(unsigned, T v, int lane, int site = __builtin_LINE()) {
     return exchange(v, current / 32 * 32 + lane, site);
+}
+
+#define __syncwarp() barrier(__LINE__)
+alignas(16) static char dynamic_shared[227 << 10];
+
+// Each lane gives the address of a row of 8 elements of 16 bits, and gets a pair of each of four matrices.
+static void emulated_ldmatrix(unsigned (&r)[4], const void* row, bool transposed, int site) {
+    slots[current] = (unsigned long long)row;
+    barrier(site);
+    const int warp = current / 32 * 32, lane = current % 32;
+    for (int m = 0; m < 4; m++) {
+        unsigned short x[2];
+        for (int e = 0; e < 2; e++) {
+            const int of = lane % 4 * 2 + e;
+            x[e] = ((const unsigned short*)slots[warp + m * 8 + (transposed ? of : lane / 4)])[transposed ? lane / 4 : of];
+        }
+        r[m] = (unsigned)x[1] << 16 | x[0];
+    }
+    barrier(-site);
+}
+
+// c[16][8] += a[16][16] · b[16][8] of a warp, the elements lying as PTX says (mma.m16n8k16).
+static unsigned fragments[MOST][6];
+static void emulated_mma(float& c0, float& c1, float& c2, float& c3, const unsigned (&a)[4], unsigned b0, unsigned b1,
+                         float (*of)(unsigned short), int site) {
+    unsigned* const mine = fragments[current];
+    for (int i = 0; i < 4; i++) mine[i] = a[i];
+    mine[4] = b0;
+    mine[5] = b1;
+    barrier(site);
+    const int warp = current / 32 * 32, lane = current % 32;
+    float* const c[4] = {&c0, &c1, &c2, &c3};
+    for (int e = 0; e < 4; e++) {
+        const int column = lane % 4 * 2 + e % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++) {
+            const int holder = k % 8 / 2, half = k % 2 * 16, far = k / 8;
+            const unsigned x = fragments[warp + lane / 4 * 4 + holder][far * 2 + e / 2] >> half;
+            const unsigned y = fragments[warp + column * 4 + holder][4 + far] >> half;
+            sum += of((unsigned short)x) * of((unsigned short)y);
+        }
+        *c[e] += sum;
+    }
+    barrier(-site);
 }
 
 static void fiber() {

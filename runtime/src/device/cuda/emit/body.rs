@@ -134,6 +134,9 @@ pub(super) struct Body<'a> {
     pub(super) stands_for: HashMap<usize, usize>,
     /// First byte of the rank's memory in the device allocation.
     pub(super) base: i64,
+    /// Whether integers at index 0 are written as numbers, so that the compiler knows them, rather than
+    /// being arguments.
+    pub(super) literal: bool,
     pub(super) args: Args,
     /// Pointers.
     pub(super) head: String,
@@ -165,6 +168,7 @@ impl<'a> Body<'a> {
             level: vec![Level::Element; graph.nodes.len()],
             stands_for: HashMap::new(),
             base,
+            literal: false,
             args: Args::default(),
             head: String::new(),
             row: String::new(),
@@ -239,12 +243,14 @@ impl<'a> Body<'a> {
 
     /// An affine integer.
     fn affine(&mut self, a: usize, level: Level) -> String {
-        let arg = match self.args.affines.get(&a) {
-            Some(&arg) => arg,
+        let first = self.graph.affines[a].0;
+        let first = match self.args.affines.get(&a) {
+            _ if self.literal => integer(first),
+            Some(&arg) => format!("a{arg}"),
             None => {
-                let arg = self.args.push(self.graph.affines[a].0);
+                let arg = self.args.push(first);
                 self.args.affines.insert(a, arg);
-                arg
+                format!("a{arg}")
             }
         };
         let item = self.graph.walks.len() + a;
@@ -253,7 +259,7 @@ impl<'a> Body<'a> {
         if level == Level::Element && self.vector > 1 && s != 0 {
             let _ = write!(text, " + v * {s}ll");
         }
-        format!("(a{arg} + {text})")
+        format!("({first} + {text})")
     }
 
     /// The name of a node's value, after emitting what it takes.

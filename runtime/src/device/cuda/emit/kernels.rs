@@ -17,6 +17,8 @@ pub struct Kernel {
     pub params: usize,
     /// Whether threads of a block wait for each other.
     pub cooperative: bool,
+    /// Bytes of shared memory that a launch has to ask for.
+    pub shared: u32,
 }
 
 /// One execution of a kernel.
@@ -39,6 +41,8 @@ pub struct Kernels {
 
 /// What every module starts with.
 pub const PRELUDE: &str = include_str!("prelude.cuh");
+/// What modules with kernels of attention have besides.
+const ATTENTION: &str = include_str!("attention/attention.cuh");
 
 impl Kernels {
     /// All kernels.
@@ -57,6 +61,9 @@ impl Kernels {
     /// If there are fewer kernels.
     pub fn source_of(&self, which: std::ops::Range<usize>) -> String {
         let mut text = String::from(PRELUDE);
+        if self.list[which.clone()].iter().any(|k| k.name.starts_with("attention")) {
+            text.push_str(ATTENTION);
+        }
         for k in &self.list[which] {
             text.push('\n');
             text.push_str(&k.source);
@@ -66,18 +73,30 @@ impl Kernels {
 
     /// The kernel of that body, whose parameters are `char* A` and `i64 a0, a1, …`.
     pub(super) fn add(&mut self, what: &str, params: usize, block: u32, cooperative: bool, body: &str) -> usize {
-        let text = format!("{what} {params} {block}\n{body}");
+        self.add_sharing(what, params, (block, 0), cooperative, body)
+    }
+
+    /// As [`Kernels::add`], with a number of bytes of shared memory besides.
+    pub(super) fn add_sharing(
+        &mut self,
+        what: &str,
+        params: usize,
+        (block, shared): (u32, u32),
+        cooperative: bool,
+        body: &str,
+    ) -> usize {
+        let text = format!("{what} {params} {block} {shared}\n{body}");
         if let Some(&k) = self.by_text.get(&text) {
             return k;
         }
         let name = format!("{what}_{:016x}", fnv(text.as_bytes()));
         // Left to itself, the assembler spills sums of products in f64 to have more blocks side by side.
-        let blocks = if what == "contract" { ", 1" } else { "" };
+        let blocks = if what == "contract" || what.starts_with("attention") { ", 1" } else { "" };
         let mut source = format!("extern \"C\" __global__ void __launch_bounds__({block}{blocks}) {name}(char* A");
         (0..params).for_each(|i| _ = write!(source, ", i64 a{i}"));
         let _ = writeln!(source, ") {{\n{body}}}");
         self.by_text.insert(text, self.list.len());
-        self.list.push(Kernel { name, source, block, params, cooperative });
+        self.list.push(Kernel { name, source, block, params, cooperative, shared });
         self.list.len() - 1
     }
 }

@@ -10,8 +10,10 @@
 //! | loops without sums, with sums, and those that must keep their order | `pointwise`, `rows`, `ordered` |
 //! | copies, rows of tables, prefix sums and the k largest | `copy`, `table`, `scan` |
 //! | matrix products as a library takes them, and those that none does | `product`, `contract` |
+//! | attention: its engines, its masks, its three kinds of kernels | `attention/` |
 //! | collectives between ranks on one device, and between devices | `collective`, `wire` |
 
+mod attention;
 mod body;
 mod collective;
 mod contract;
@@ -156,7 +158,7 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
             let library = product::library(rank, c)?.map(Box::new);
             return Ok(if kernel.is_none() { Vec::new() } else { vec![Item::Product { library, kernel }] });
         }
-        Action::Attention(_) => return Err("attention is not there yet".into()),
+        Action::Attention(a) => attention::emit(rank, a)?,
         Action::Start(c) => {
             let dense = |v: &tpc_ir::program::View| {
                 if v.dtype != c.dtype || !v.is_dense() {

@@ -60,9 +60,21 @@ impl<'a> Rank<'a> {
         args: Vec<i64>,
         body: &str,
     ) -> Result<Launch, String> {
+        self.launch_sharing(what, (grid, block, 0), cooperative, args, body)
+    }
+
+    /// As [`Rank::launch`], of blocks with a number of bytes of shared memory besides.
+    pub(super) fn launch_sharing(
+        &mut self,
+        what: &str,
+        (grid, block, shared): (usize, usize, usize),
+        cooperative: bool,
+        args: Vec<i64>,
+        body: &str,
+    ) -> Result<Launch, String> {
         let grid = u32::try_from(grid).ok().filter(|&g| g < 1 << 31);
         let grid = grid.ok_or_else(|| "more blocks than a grid can have".to_string())?;
-        let kernel = self.kernels.add(what, args.len(), block as u32, cooperative, body);
+        let kernel = self.kernels.add_sharing(what, args.len(), (block as u32, shared as u32), cooperative, body);
         Ok(Launch { kernel, grid, args })
     }
 }

@@ -229,8 +229,10 @@ impl Gpu {
         let function = self.functions.of(l.kernel);
         // SAFETY: the kernel has these parameters, which are copied at once, and addresses only what was
         // found to lie in the memory when it was planned.
-        unsafe { result::launch_kernel(function, (l.grid, 1, 1), (kernel.block, 1, 1), 0, stream, &mut params) }
-            .map_err(failed(&format!("launching `{}`", kernel.name)))
+        unsafe {
+            result::launch_kernel(function, (l.grid, 1, 1), (kernel.block, 1, 1), kernel.shared, stream, &mut params)
+        }
+        .map_err(failed(&format!("launching `{}`", kernel.name)))
     }
 
     /// Enqueues a step on all streams, behind the first rank's.

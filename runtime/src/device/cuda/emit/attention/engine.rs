@@ -1,0 +1,126 @@
+//! How tiles are multiplied, and how large they are.
+
+use super::super::body::element;
+use tpc_ir::DType;
+use tpc_ir::attention::Attention;
+
+/// Shared memory of a block: what every device since compute capability 8.0 has, less what the driver takes.
+const SHARED: usize = 96 << 10;
+/// Registers of a thread for sums, scores and gradients of scores; the rest is for operands and addresses.
+const REGISTERS: usize = 160;
+
+/// The kinds of engines in `attention.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Engine {
+    /// Tensor cores, for elements of 16 bits.
+    Tensor(DType),
+    /// Multiply-adds in f32 or f64.
+    Plain(DType),
+}
+
+/// An engine with its sizes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Tiling {
+    pub(super) engine: Engine,
+    warps: usize,
+    /// Rows of a thread.
+    rows: usize,
+    /// Rows of a block that is streamed.
+    pub(super) streamed: usize,
+}
+
+/// What tiles and registers a kernel needs.
+pub(super) struct Needs {
+    /// Elements of a row of all tiles that are owned, and of those that are streamed.
+    pub(super) own: usize,
+    pub(super) streamed: usize,
+    /// How many tiles those are, of each.
+    pub(super) tiles: usize,
+    /// Elements of a row of all sums.
+    pub(super) sums: usize,
+    /// Scores, or scores and their gradients.
+    pub(super) scores: usize,
+}
+
+impl Engine {
+    /// The engine for an attention.
+    pub(super) fn of(a: &Attention, real: DType) -> Engine {
+        let operands = [&a.query, &a.key, &a.value].into_iter().chain(a.backward.iter().map(|b| &b.grad_out));
+        let all = |d: DType| operands.clone().all(|o| o.view.dtype == d);
+        match [DType::BF16, DType::F16].into_iter().find(|&d| all(d)) {
+            Some(narrow) => Engine::Tensor(narrow),
+            None => Engine::Plain(real),
+        }
+    }
+
+    /// The type of elements in tiles.
+    pub(super) fn element(self) -> DType {
+        match self {
+            Engine::Tensor(d) | Engine::Plain(d) => d,
+        }
+    }
+
+    /// Elements between rows of a tile: they then begin in different banks.
+    fn pad(self) -> usize {
+        16 / self.element().bytes()
+    }
+
+    /// The largest tiles that fit; none if a row alone is too wide.
+    pub(super) fn tiling(self, owners: usize, needs: &Needs) -> Option<Tiling> {
+        let sizes: &[(usize, usize)] = match self {
+            Engine::Tensor(_) => &[(2, 64), (2, 32), (2, 16)],
+            Engine::Plain(DType::F64) => &[(2, 32), (2, 16), (1, 16)],
+            Engine::Plain(_) => &[(4, 64), (4, 32), (2, 32), (2, 16), (1, 16)],
+        };
+        let most = if matches!(self, Engine::Tensor(_)) { 4 } else { 8 };
+        let of = |&(rows, streamed): &(usize, usize)| {
+            let alone = Tiling { engine: self, warps: 1, rows, streamed };
+            let warps = owners.div_ceil(alone.own()).next_power_of_two().clamp(1, most);
+            Tiling { warps, ..alone }
+        };
+        sizes.iter().map(of).find(|t| t.shared(needs) <= SHARED && t.registers(needs) <= REGISTERS)
+    }
+}
+
+impl Tiling {
+    /// Rows of a block.
+    pub(super) fn own(&self) -> usize {
+        match self.engine {
+            Engine::Tensor(_) => 16 * self.warps,
+            Engine::Plain(_) => 2 * self.rows * self.warps,
+        }
+    }
+
+    /// Threads of a block.
+    pub(super) fn threads(&self) -> usize {
+        32 * self.warps
+    }
+
+    /// Bytes of shared memory.
+    pub(super) fn shared(&self, needs: &Needs) -> usize {
+        let pads = needs.tiles * self.engine.pad();
+        let tiles = self.own() * (needs.own + pads) + self.streamed * (needs.streamed + pads);
+        let scratch = match self.engine {
+            Engine::Tensor(_) => 0,
+            Engine::Plain(_) => self.own() * (self.streamed + self.engine.pad()),
+        };
+        (tiles + scratch) * self.engine.element().bytes()
+    }
+
+    fn registers(&self, needs: &Needs) -> usize {
+        let columns = needs.sums + needs.scores * self.streamed;
+        match self.engine {
+            Engine::Tensor(_) => columns / 2,
+            Engine::Plain(d) => self.rows * columns / 16 * (d.bytes() / 4),
+        }
+    }
+
+    /// The engine's type in the kernel.
+    pub(super) fn text(&self) -> String {
+        let (element, warps, rows) = (element(self.engine.element()), self.warps, self.rows);
+        match self.engine {
+            Engine::Tensor(_) => format!("Tensor<{element}, {warps}>"),
+            Engine::Plain(_) => format!("Plain<{element}, {rows}, {warps}>"),
+        }
+    }
+}
