@@ -648,3 +648,29 @@ pub fn specs() -> Vec<Spec> {
 pub fn cases() -> Vec<Case> {
     specs().iter().map(build).collect()
 }
+
+/// As models have them, too large to be executed by tests.
+pub fn large() -> Vec<Case> {
+    use DType::{BF16, F16, F32, F64};
+    let causal = Score::Causal(-1e30, 0);
+    let heads = |spec: Spec| spec.batch(&[2, 4]).layout(Layout::SequenceFirst);
+    let specs = [
+        heads(Spec::new(BF16, 1024, 1024, 64, causal)),
+        heads(Spec::new(BF16, 1024, 1024, 128, causal)),
+        heads(Spec::new(BF16, 1024, 1024, 80, Score::Scaled)),
+        heads(Spec::new(BF16, 1024, 1024, 256, causal)),
+        heads(Spec::new(F16, 1024, 1024, 128, Score::SoftCap)),
+        heads(Spec::new(BF16, 1024, 1024, 128, Score::Bias)),
+        Spec { dropout: true, ..heads(Spec::new(BF16, 1024, 1024, 128, Score::Mask(-1e30))) },
+        heads(Spec::new(BF16, 1024, 1024, 64, causal).own(&[2, 32], &[64])).layout(Layout::OwnReversed),
+        heads(Spec::new(F32, 1024, 1024, 64, causal)),
+        heads(Spec::new(F32, 1024, 1024, 128, causal)),
+        heads(Spec::new(F32, 1024, 1024, 256, Score::Scaled)),
+        Spec { dropout: true, ..heads(Spec::new(F32, 1024, 1024, 128, Score::SoftCap)) },
+        heads(Spec::new(F64, 1024, 1024, 64, causal)),
+        heads(Spec::new(F64, 1024, 1024, 128, Score::SoftCap)),
+        heads(Spec::new(F64, 1024, 1024, 256, Score::Scaled)),
+        heads(Spec::new(F32, 64, 64, 1000, causal)),
+    ];
+    specs.iter().map(build).collect()
+}

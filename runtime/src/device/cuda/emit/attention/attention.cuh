@@ -348,16 +348,21 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
         if (t + 1 < stop) load_key(keys, order.at(t + 1) * BS);
         copy_commit();
         #pragma unroll
+        for (int j = 0; j < J; j++) {
+            const int c = c0 + E::column(j);
+            #pragma unroll
+            for (int i = 0; i < I; i++) {
+                const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
+                const R x = score(s[i][j], r, c < columns ? c : columns - 1);
+                s[i][j] = c < columns ? x : -(R)INF;
+            }
+        }
+        #pragma unroll
         for (int i = 0; i < I; i++) {
             const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
             R most = max[i];
             #pragma unroll
-            for (int j = 0; j < J; j++) {
-                const int c = c0 + E::column(j);
-                const R x = score(s[i][j], r, c < columns ? c : columns - 1);
-                s[i][j] = c < columns ? x : -(R)INF;
-                most = larger(most, s[i][j]);
-            }
+            for (int j = 0; j < J; j++) most = larger(most, s[i][j]);
             most = largest_of_row<E::LANES>(most);
             // While nothing but −∞ was seen: exp(−∞ − 0) = 0.
             const R base = most == -(R)INF ? (R)0 : most;
@@ -466,13 +471,13 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
             __syncthreads();
             E::template product<BS, D1>(s, own_first, firsts);
             #pragma unroll
-            for (int i = 0; i < I; i++) {
-                const int o = first + E::row(i) < owners ? first + E::row(i) : owners - 1;
+            for (int j = 0; j < J; j++) {
+                const int u = E::column(j);
+                const bool there = q0 + u < streamed;
+                const int q = there ? q0 + u : streamed - 1;
                 #pragma unroll
-                for (int j = 0; j < J; j++) {
-                    const int u = E::column(j);
-                    const bool there = q0 + u < streamed;
-                    const int q = there ? q0 + u : streamed - 1;
+                for (int i = 0; i < I; i++) {
+                    const int o = first + E::row(i) < owners ? first + E::row(i) : owners - 1;
                     const int r = OWNS_ROWS ? o : q, c = OWNS_ROWS ? q : o;
                     const R m = OWNS_ROWS ? max[i] : figures[0][u], inv = OWNS_ROWS ? inverse[i] : figures[1][u];
                     const R p = E::exp(score(s[i][j], r, c) - m) * inv;

@@ -3,7 +3,7 @@
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
-use super::engine::{Engine, Needs, Tiling};
+use super::engine::{Engine, Needs, Tiling, is_heavy};
 use super::forward::{pairs, tile};
 use super::mask::Seen;
 use super::source::{Source, extent, is_wide};
@@ -30,8 +30,11 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<V
         launches.extend(delta(rank, a, b)?);
     }
     let of_columns = |first, second| Gradients { rows: false, first, second };
+    // Together they need one product less, if tiles need not be tiny for it.
     let together = match (key, value) {
-        (Some(k), Some(v)) if split(a, k) == split(a, v) => tiling(a, of_columns(key, value)).is_some(),
+        (Some(k), Some(v)) if split(a, k) == split(a, v) => {
+            tiling(a, of_columns(key, value)).is_some_and(|t| t.is_large())
+        }
         _ => false,
     };
     if together {
@@ -118,6 +121,7 @@ fn needs(a: &Attention, which: Gradients<'_>) -> Needs {
         tiles: 2,
         sums: if first { d1 } else { 0 } + if second { d2 } else { 0 },
         scores: 2,
+        heavy: is_heavy(a),
     }
 }
 

@@ -3,11 +3,13 @@
 use super::super::body::element;
 use tpc_ir::DType;
 use tpc_ir::attention::Attention;
+use tpc_ir::program::Instruction;
 
 /// Shared memory of a block: what every device since compute capability 8.0 has, less what the driver takes.
 const SHARED: usize = 96 << 10;
-/// Registers of a thread for sums, scores and gradients of scores; the rest is for operands and addresses.
-const REGISTERS: usize = 160;
+/// Registers of a thread for sums, scores and gradients of scores; the rest is for operands and addresses, and for
+/// bodies that load elements or draw random numbers.
+const REGISTERS: [usize; 2] = [160, 128];
 
 /// The kinds of engines in `attention.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +42,14 @@ pub(super) struct Needs {
     pub(super) sums: usize,
     /// Scores, or scores and their gradients.
     pub(super) scores: usize,
+    /// Whether bodies need many registers.
+    pub(super) heavy: bool,
+}
+
+/// Whether bodies load elements or draw random numbers.
+pub(super) fn is_heavy(a: &Attention) -> bool {
+    let bodies = a.score.iter().chain(&a.weight).chain(a.backward.iter().flat_map(|b| &b.gradient));
+    bodies.into_iter().any(|i| matches!(i, Instruction::Load { .. } | Instruction::Random { .. }))
 }
 
 impl Engine {
@@ -78,7 +88,10 @@ impl Engine {
             let warps = owners.div_ceil(alone.own()).next_power_of_two().clamp(1, most);
             Tiling { warps, ..alone }
         };
-        sizes.iter().map(of).find(|t| t.shared(needs) <= SHARED && t.registers(needs) <= REGISTERS)
+        sizes
+            .iter()
+            .map(of)
+            .find(|t| t.shared(needs) <= SHARED && t.registers(needs) <= REGISTERS[usize::from(needs.heavy)])
     }
 }
 
@@ -89,6 +102,11 @@ impl Tiling {
             Engine::Tensor(_) => 16 * self.warps,
             Engine::Plain(_) => 2 * self.rows * self.warps,
         }
+    }
+
+    /// Whether tiles are not the smallest there are.
+    pub(super) fn is_large(&self) -> bool {
+        self.streamed > 16
     }
 
     /// Threads of a block.
