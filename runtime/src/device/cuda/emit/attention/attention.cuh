@@ -8,6 +8,7 @@
 
 #ifdef EMULATED
 D void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
+D void keep_order() {}
 D void copy_commit() {}
 template <int PENDING> D void copy_wait() {}
 D float near_exp(float x) { return exp2f(x * 1.44269504f); }
@@ -31,6 +32,8 @@ D u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 D void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
+// Loads are not moved across it, which would take registers for all of them at once.
+D void keep_order() { asm volatile("" ::: "memory"); }
 D void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> D void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
 // The exponential to 2 units in the last place, and 0 below the normal numbers: for what is rounded to 16 bits.
@@ -128,7 +131,8 @@ template <class T_, int W> struct Tensor {
         const int l = lane_of();
         const T* const a_at = own + (warp_of() * 16 + l % 16) * S + l / 16 * 8;
         const T* const b_at = stream + (l / 16 * 8 + l % 8) * S + l / 8 % 2 * 8;
-        #pragma unroll
+        // Unrolled further, operands are loaded too early and take all registers.
+        #pragma unroll (N % 64 ? 1 : 4)
         for (int k = 0; k < N; k += 16) {
             u32 a[4];
             load_matrices(a, a_at + k);
@@ -356,6 +360,7 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
                 const R x = score(s[i][j], r, c < columns ? c : columns - 1);
                 s[i][j] = c < columns ? x : -(R)INF;
             }
+            keep_order();
         }
         #pragma unroll
         for (int i = 0; i < I; i++) {
@@ -491,6 +496,7 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
                         g[i][j] = there ? weight(p, r, c) : (R)0;
                     }
                 }
+                keep_order();
             }
             if constexpr (SECOND) E::template accumulate<BS, D2>(sum2, g, seconds, scratch);
             __syncthreads();

@@ -6,7 +6,7 @@ use super::super::rank::Rank;
 use super::engine::{Engine, Needs, Tiling, is_heavy};
 use super::forward::{pairs, tile};
 use super::mask::Seen;
-use super::source::{Source, extent, is_wide};
+use super::source::{Source, is_wide};
 use super::{alone, count, padded, real, split, widths};
 use crate::device::visible;
 use tpc_ir::attention::{Attention, Backward, Operand};
@@ -60,13 +60,7 @@ pub(super) fn begin<'a>(
     b: &'a Backward,
     which: Gradients<'_>,
 ) -> Result<Source<'a>, String> {
-    let mut written = Vec::new();
-    for (operand, own) in [(which.first, &a.inner), (which.second, &a.width)] {
-        if let Some(o) = operand {
-            written.push(extent(rank, a, o, own)?);
-        }
-    }
-    let mut s = Source::new(a, real(a), written);
+    let mut s = Source::new(a, real(a));
     s.begin(is_wide(a));
     for (name, view) in [("max", &a.max), ("sum", &a.sum), ("delta", &b.delta)] {
         if name == "delta" && which.first.is_none() {
@@ -92,7 +86,7 @@ fn delta(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<Option<Laun
     if rows == 0 {
         return Ok(None);
     }
-    let mut s = Source::new(a, real(a), vec![rank.view(&b.delta)?]);
+    let mut s = Source::new(a, real(a));
     s.begin(false);
     s.operand(rank, "grad_out_at", &b.grad_out, &a.width, false)?;
     s.operand(rank, "out_at", &a.out, &a.width, false)?;

@@ -9,7 +9,7 @@ use tpc_ir::program::Instruction;
 const SHARED: usize = 96 << 10;
 /// Registers of a thread for sums, scores and gradients of scores; the rest is for operands and addresses, and for
 /// bodies that load elements or draw random numbers.
-const REGISTERS: [usize; 2] = [160, 128];
+const REGISTERS: [usize; 2] = [160, 112];
 
 /// The kinds of engines in `attention.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq)]

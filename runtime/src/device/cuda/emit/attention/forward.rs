@@ -5,7 +5,7 @@ use super::super::kernels::Launch;
 use super::super::rank::Rank;
 use super::engine::{Engine, Needs, is_heavy};
 use super::mask::Seen;
-use super::source::{Reach, Source, extent, is_wide};
+use super::source::{Reach, Source, is_wide};
 use super::{alone, count, padded, real, split, widths};
 use crate::device::visible;
 use tpc_ir::attention::Attention;
@@ -75,12 +75,7 @@ pub(super) fn tile(
 
 /// The beginning of a kernel of the forward pass, with what it does with the figures of rows.
 pub(super) fn begin<'a>(rank: &mut Rank<'_>, a: &'a Attention) -> Result<Source<'a>, String> {
-    let mut written = vec![extent(rank, a, &a.out, &a.width)?];
-    if a.keep {
-        written.push(rank.view(&a.max)?);
-        written.push(rank.view(&a.sum)?);
-    }
-    let mut s = Source::new(a, real(a), written);
+    let mut s = Source::new(a, real(a));
     s.begin(is_wide(a));
     if a.keep {
         s.figure(rank, "max_at", &a.max, true)?;

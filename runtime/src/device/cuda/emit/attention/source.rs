@@ -18,7 +18,6 @@ pub(super) struct Source<'a> {
     pub(super) real: DType,
     pub(super) args: Vec<i64>,
     pub(super) text: String,
-    written: Vec<Extent>,
 }
 
 /// How the elements of an operand's row lie.
@@ -73,9 +72,9 @@ fn own_axes(o: &Operand, own: &[usize]) -> Vec<Axis> {
 }
 
 impl<'a> Source<'a> {
-    /// A kernel of that attention. `written` is what stores may touch.
-    pub(super) fn new(a: &'a Attention, real: DType, written: Vec<Extent>) -> Self {
-        Source { a, real, args: Vec::new(), text: String::new(), written }
+    /// A kernel of that attention.
+    pub(super) fn new(a: &'a Attention, real: DType) -> Self {
+        Source { a, real, args: Vec::new(), text: String::new() }
     }
 
     /// A line of the kernel.
@@ -186,9 +185,6 @@ impl<'a> Source<'a> {
         let mut made = Body::new(&graph, kept, Vec::new(), rank.base);
         made.literal = true;
         made.args.values = std::mem::take(&mut self.args);
-        for (w, walk) in graph.walks.iter().enumerate() {
-            made.read_only[w] = !self.written.iter().any(|e| e.overlaps(&walk.extent));
-        }
         for (i, node) in graph.nodes.iter().enumerate() {
             if let Kind::Load(w) = node.kind
                 && let Some(Instruction::Given { index, .. }) = body.get(graph.walks[w].at)
