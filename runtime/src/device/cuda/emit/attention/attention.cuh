@@ -132,7 +132,7 @@ template <class T_, int W> struct Tensor {
         const T* const a_at = own + (warp_of() * 16 + l % 16) * S + l / 16 * 8;
         const T* const b_at = stream + (l / 16 * 8 + l % 8) * S + l / 8 % 2 * 8;
         // Unrolled further, operands are loaded too early and take all registers.
-        #pragma unroll (N % 64 ? 1 : 4)
+        #pragma unroll (N % 32 ? 1 : N > 64 ? 4 : 2)
         for (int k = 0; k < N; k += 16) {
             u32 a[4];
             load_matrices(a, a_at + k);

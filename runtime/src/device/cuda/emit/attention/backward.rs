@@ -3,7 +3,7 @@
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
-use super::engine::{Engine, Needs, Tiling, is_heavy};
+use super::engine::{Engine, Needs, Tiling, weight_of_bodies};
 use super::forward::{pairs, tile};
 use super::mask::Seen;
 use super::source::{Source, is_wide};
@@ -115,7 +115,7 @@ fn needs(a: &Attention, which: Gradients<'_>) -> Needs {
         tiles: 2,
         sums: if first { d1 } else { 0 } + if second { d2 } else { 0 },
         scores: 2,
-        heavy: is_heavy(a),
+        bodies: weight_of_bodies(a),
     }
 }
 

@@ -8,8 +8,8 @@ use tpc_ir::program::Instruction;
 /// Shared memory of a block: what every device since compute capability 8.0 has, less what the driver takes.
 const SHARED: usize = 96 << 10;
 /// Registers of a thread for sums, scores and gradients of scores; the rest is for operands and addresses, and for
-/// bodies that load elements or draw random numbers.
-const REGISTERS: [usize; 2] = [160, 112];
+/// bodies that load elements, or draw random numbers.
+const REGISTERS: [usize; 3] = [160, 112, 80];
 
 /// The kinds of engines in `attention.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,14 +42,19 @@ pub(super) struct Needs {
     pub(super) sums: usize,
     /// Scores, or scores and their gradients.
     pub(super) scores: usize,
-    /// Whether bodies need many registers.
-    pub(super) heavy: bool,
+    /// How many registers bodies need besides: the place in [`REGISTERS`].
+    pub(super) bodies: usize,
 }
 
-/// Whether bodies load elements or draw random numbers.
-pub(super) fn is_heavy(a: &Attention) -> bool {
+/// Whether bodies load elements (1), or draw random numbers (2).
+pub(super) fn weight_of_bodies(a: &Attention) -> usize {
     let bodies = a.score.iter().chain(&a.weight).chain(a.backward.iter().flat_map(|b| &b.gradient));
-    bodies.into_iter().any(|i| matches!(i, Instruction::Load { .. } | Instruction::Random { .. }))
+    let of = |instruction: &Instruction| match instruction {
+        Instruction::Random { .. } => 2,
+        Instruction::Load { .. } => 1,
+        _ => 0,
+    };
+    bodies.map(of).max().unwrap_or(0)
 }
 
 impl Engine {
@@ -88,10 +93,7 @@ impl Engine {
             let warps = owners.div_ceil(alone.own()).next_power_of_two().clamp(1, most);
             Tiling { warps, ..alone }
         };
-        sizes
-            .iter()
-            .map(of)
-            .find(|t| t.shared(needs) <= SHARED && t.registers(needs) <= REGISTERS[usize::from(needs.heavy)])
+        sizes.iter().map(of).find(|t| t.shared(needs) <= SHARED && t.registers(needs) <= REGISTERS[needs.bodies])
     }
 }
 

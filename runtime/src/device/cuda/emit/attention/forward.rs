@@ -3,7 +3,7 @@
 use super::super::body::element;
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
-use super::engine::{Engine, Needs, is_heavy};
+use super::engine::{Engine, Needs, weight_of_bodies};
 use super::mask::Seen;
 use super::source::{Reach, Source, is_wide};
 use super::{alone, count, padded, real, split, widths};
@@ -20,7 +20,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, St
     }
     let [inner, width] = widths(a);
     let (dk, dv) = (padded(inner), padded(width));
-    let needs = Needs { own: dk, streamed: dk + dv, tiles: 2, sums: dv, scores: 1, heavy: is_heavy(a) };
+    let needs = Needs { own: dk, streamed: dk + dv, tiles: 2, sums: dv, scores: 1, bodies: weight_of_bodies(a) };
     let engine = Engine::of(a, real(a));
     let Some(tiling) = engine.tiling(a.rows(), &needs) else {
         return alone::forward(rank, a, &has);
