@@ -1,5 +1,7 @@
-//! Attention as generated CUDA kernels (`device/cuda/emit/attention/`), executed on the CPU as in `cuda.rs`,
-//! against its specification in f64.
+//! Attention as generated CUDA kernels (`device/cuda/emit/attention/`) against its specification in f64:
+//! executed on the CPU with threads and blocks running forwards and backwards, as in `cuda.rs`; on a driver that is
+//! not real (`fake/`), or with the feature `cuda` and `TPC_GPU` set on a GPU. Kernels of the sizes that models have
+//! are compiled for an H100 where NVRTC is found (`tests/gpu/nvrtc` fetches it).
 #![cfg(unix)]
 
 #[path = "support/attention.rs"]
@@ -12,36 +14,50 @@ use tpc_runtime::device::cuda::emit::{Kernels, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
 
-/// Executes cases on the emulated device, with threads and blocks running forwards and backwards.
+fn can_emulate() -> bool {
+    Emulator::is_available() || std::env::var_os("TPC_REQUIRE_NVRTC").is_some()
+}
+
+fn worlds(cases: &[Case]) -> Vec<Vec<RankProgram>> {
+    cases.iter().map(|c| vec![c.program.clone()]).collect()
+}
+
+/// Executes cases on the emulated device.
 fn emulate(cases: &[Case]) {
-    let worlds: Vec<Vec<RankProgram>> = cases.iter().map(|c| vec![c.program.clone()]).collect();
     let start = std::time::Instant::now();
-    let mut devices = Emulator::batch(worlds).unwrap();
-    println!("{} kernels compiled in {:.1} s", devices[0].plan().kernels.list().len(), start.elapsed().as_secs_f64());
+    let mut devices = Emulator::batch(worlds(cases)).unwrap_or_else(|e| panic!("{e}"));
+    let kernels = devices.last().map_or(0, |d| d.plan().kernels.list().len());
+    let compiling = start.elapsed().as_secs_f64();
     for (case, device) in cases.iter().zip(&mut devices) {
         for order in [Order::Forwards, Order::Backwards] {
-            let start = std::time::Instant::now();
             for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
                 device.write(0, &input.binding, bytes);
             }
             device.step(order).unwrap_or_else(|e| panic!("{}: {e}", case.name));
             let got: Vec<Vec<u8>> = case.program.outputs.iter().map(|o| device.read(0, &o.binding)).collect();
-            println!("{:.2} s {order:?} {}", start.elapsed().as_secs_f64(), case.name);
             attention::check(case, &got, &format!("{order:?}"));
         }
     }
+    let all = start.elapsed().as_secs_f64();
+    println!("{} cases, {kernels} kernels agree; {compiling:.1} s compiling, {all:.1} s in all", cases.len());
 }
 
 #[test]
 fn attention_means_the_same() {
-    let mut cases = attention::cases();
-    if let Ok(only) = std::env::var("ONLY") {
-        cases.retain(|c| c.name.contains(&only));
+    #[cfg(feature = "cuda")]
+    if std::env::var_os("TPC_GPU").is_some() {
+        let nth = std::env::var("TPC_EVERY").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+        return gpu::run(&attention::cases().into_iter().step_by(nth).collect::<Vec<_>>());
     }
-    if let Ok(n) = std::env::var("NTH") {
-        cases = cases.drain(n.parse::<usize>().unwrap()..).take(1).collect();
+    if !can_emulate() {
+        return println!("skipped: g++ is not installed");
     }
-    emulate(&cases);
+    let (mut half, mut other) = (Vec::new(), Vec::new());
+    attention::cases().into_iter().enumerate().for_each(|(i, c)| if i % 2 == 0 { half.push(c) } else { other.push(c) });
+    std::thread::scope(|scope| {
+        scope.spawn(|| emulate(&half));
+        scope.spawn(|| emulate(&other));
+    });
 }
 
 /// Compiles kernels for an H100: none may spill registers.
@@ -52,33 +68,80 @@ fn kernels_of_attention_compile_without_spilling() {
         Err(e) if std::env::var_os("TPC_REQUIRE_NVRTC").is_none() => return println!("not compiled: {e}"),
         Err(e) => panic!("{e}"),
     };
-    let mut kernels = Kernels::default();
-    for case in attention::large() {
-        kernels = plan(&[case.program], kernels).unwrap().kernels;
-    }
-    let start = std::time::Instant::now();
+    let cases = attention::large().into_iter();
+    let kernels = cases.fold(Kernels::default(), |all, c| plan(&[c.program], all).unwrap().kernels);
     let (_, usage) = nvrtc.compile(&kernels.source(), "sm_90").unwrap_or_else(|e| panic!("{e}"));
     for kernel in kernels.list() {
         let u = usage.iter().find(|u| u.kernel == kernel.name).unwrap();
         let engine = kernel.source.lines().find(|l| l.contains("typedef Tensor") || l.contains("typedef Plain"));
-        let call = kernel.source.lines().last().unwrap_or_default();
-        let call = kernel
-            .source
-            .lines()
-            .find(|l| l.contains("attention_forward<") || l.contains("attention_backward<"))
-            .unwrap_or(call);
-        let call = call.trim().split('(').next().unwrap_or_default();
+        let call = kernel.source.lines().find(|l| l.contains("ward<E")).and_then(|l| l.split('(').next());
         println!(
-            "{} registers, {} spilled, {} stack, {} threads, {} KB: {} {} {call}",
+            "{}: {} registers, {} spilled, {} threads, {} bytes shared; {} {}",
+            kernel.name,
             u.registers,
             u.spilled,
-            u.stack,
             kernel.block,
-            kernel.shared >> 10,
-            kernel.name,
-            engine.unwrap_or_default().trim()
+            kernel.shared,
+            engine.unwrap_or_default().trim(),
+            call.unwrap_or_default().trim()
         );
     }
-    println!("{} kernels in {:.1} s", kernels.list().len(), start.elapsed().as_secs_f64());
-    assert!(usage.iter().all(|u| u.spilled == 0));
+    if let Some(u) = usage.iter().find(|u| u.spilled > 0) {
+        let source = kernels.list().iter().find(|k| k.name == u.kernel).map(|k| k.source.as_str());
+        panic!("{u:?}\n{}", source.unwrap_or_default());
+    }
+}
+
+/// The real host code on a driver and a compiler that are not real: shared memory is asked for, and graphs are
+/// captured and replayed.
+#[cfg(feature = "cuda")]
+#[test]
+fn attention_on_a_fake_driver() {
+    use std::process::Command;
+    if !can_emulate() {
+        return println!("skipped: g++ is not installed");
+    }
+    let sources = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake");
+    let folder = std::env::temp_dir().join(format!("tpc-fake-attention-{}", std::process::id()));
+    let built = Command::new(sources.join("build")).arg(&folder).output().unwrap();
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["attention_means_the_same", "--nocapture"]);
+    command.env("LD_LIBRARY_PATH", &folder).env("TPC_CUDA_LIBRARIES", &folder).env("TPC_GPU", "1");
+    command.env("TPC_CUDA_CACHE", folder.join("cache")).env("TPC_EVERY", "5");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    let line = said.lines().find(|l| l.contains("agree on the GPU"));
+    println!("{}", line.unwrap_or_else(|| panic!("{said}")));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::{Case, attention, worlds};
+    use tpc_runtime::device::cuda::gpu::{Compiled, Gpu, GpuOptions};
+    use tpc_runtime::device::session::Device;
+
+    /// Executes cases on a GPU, the second and third time as graphs.
+    pub(super) fn run(cases: &[Case]) {
+        let options = GpuOptions::default();
+        let compiled = Compiled::batch(worlds(cases), &options).unwrap_or_else(|e| panic!("{e}"));
+        for (case, compiled) in cases.iter().zip(compiled) {
+            let mut device = Gpu::open(compiled, options.clone()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            let mut first = None;
+            for time in 0..3 {
+                for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
+                    device.write(0, &input.binding, bytes).unwrap();
+                }
+                device.step().unwrap_or_else(|e| panic!("{}: {e}", case.name));
+                let read = |o: &tpc_ir::program::OutputBinding| device.read(0, &o.binding).unwrap();
+                let got: Vec<Vec<u8>> = case.program.outputs.iter().map(read).collect();
+                attention::check(case, &got, &format!("time {time}"));
+                // Every time bit by bit the same.
+                assert!(*first.get_or_insert_with(|| got.clone()) == got, "{}, time {time}", case.name);
+            }
+        }
+        println!("{} cases of attention agree on the GPU", cases.len());
+    }
 }

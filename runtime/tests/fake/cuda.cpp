@@ -42,7 +42,10 @@ struct Op {
 struct Event { MarkP mark; };
 struct Stream { std::deque<Op> queue; int capture = 0; };
 struct Graph { std::vector<std::pair<Stream*, Op>> ops; };
-struct Function { void (*run)(char*, const long long*); int params, cooperative; int (*launch)(void (*)(char*, const long long*), unsigned, unsigned, int, int, char*, const long long*); };
+struct Function { void (*run)(char*, const long long*); int params, cooperative; int (*launch)(void (*)(char*, const long long*), unsigned, unsigned, int, int, char*, const long long*);
+    // Bytes of shared memory that a launch may ask for: more has to be allowed before.
+    unsigned shared;
+};
 struct Module { void* library; std::map<std::string, Function> functions; };
 
 static std::recursive_mutex lock;
@@ -221,16 +224,22 @@ API int cuModuleGetFunction(Function** f, Module* m, const char* name) {
     auto get = [&](const char* prefix) { return dlsym(m->library, (std::string(prefix) + name).c_str()); };
     void *run = get("run_"), *params = get("params_"), *cooperative = get("cooperative_");
     if (!run || !params) return NOT_FOUND;
-    Function made{(void (*)(char*, const long long*))run, *(int*)params, *(int*)cooperative, nullptr};
+    Function made{(void (*)(char*, const long long*))run, *(int*)params, *(int*)cooperative, nullptr, 48 << 10};
     made.launch = (decltype(made.launch))dlsym(m->library, "launch");
     *f = &(m->functions[name] = made);
     return OK;
 }
 // Kept loaded: what was captured may still name its functions.
 API int cuModuleUnload(Module*) { return OK; }
+API int cuFuncSetAttribute(Function* f, int which, int value) {
+    if (which != 8 || value < 0 || value > 227 << 10) return INVALID;
+    f->shared = value;
+    return OK;
+}
 API int cuLaunchKernel(Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                       unsigned, Stream* s, void** params, void**) {
+                       unsigned shared, Stream* s, void** params, void**) {
     LOCKED;
+    if (shared > f->shared) return INVALID;
     if (gx == 0 || bx == 0 || bx > 1024 || gy * gz * by * bz != 1) return INVALID;
     char* A = *(char**)params[0];
     std::vector<long long> args;

@@ -32,7 +32,7 @@ static std::string entries(const std::string& source) {
         const size_t next = source.find(begin, close);
         const std::string body = source.substr(close, next == std::string::npos ? next : next - close);
         const bool waits = body.find("__syncthreads") != std::string::npos || body.find("together<") != std::string::npos ||
-                           body.find("__shfl") != std::string::npos;
+                           body.find("__shfl") != std::string::npos || body.find("attention_") != std::string::npos;
         int count = 0;
         std::string args;
         for (size_t p = params.find("i64 a"); p != std::string::npos; p = params.find("i64 a", p + 1))

@@ -12,9 +12,6 @@ use std::sync::Arc;
 /// have some.
 const TOGETHER: usize = 48;
 
-/// Bytes of shared memory that a kernel may have without asking for it.
-const UNASKED: u32 = 48 << 10;
-
 /// Loaded modules and the functions of all kernels.
 pub(super) struct Functions {
     context: Arc<Context>,
@@ -64,7 +61,7 @@ impl Functions {
                 // SAFETY: the module stays loaded as long as this is.
                 let function = unsafe { result::module::get_function(module, name) };
                 let function = function.map_err(failed(&format!("cuModuleGetFunction `{}`", kernel.name)))?;
-                if kernel.shared > UNASKED {
+                if kernel.shared > 0 {
                     let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     // SAFETY: a function of the module that was loaded above.
                     unsafe { result::function::set_function_attribute(function, most, kernel.shared as i32) }
