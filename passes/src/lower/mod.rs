@@ -1,6 +1,6 @@
 //! From a placed graph to what each rank executes.
 //!
-//! 1. [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
+//! 1. [`mod@attention`] is found, then [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
 //!    optimizer updates are found here), and kernels are ordered;
 //! 2. `bucket`: collectives that are alike become one;
 //! 3. [`mod@schedule`]: collectives start early and are waited for late;
@@ -14,6 +14,7 @@
 //! After: `loop [16, 128]`: `r0 = load …`, `r1 = load …`, `r2 = mul r0, r1`,
 //! `r3 = reduce_row sum r2`, `store r3 -> …`.
 
+pub mod attention;
 mod bucket;
 pub mod check_ranks;
 mod depend;
