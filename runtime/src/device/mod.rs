@@ -6,3 +6,4 @@ pub mod extent;
 pub mod session;
 
 pub(crate) mod nodes;
+pub mod visible;
