@@ -5,8 +5,8 @@
 //! An all-reduce writes its result over its operand where nobody else reads that.
 
 use super::attention::{self, Attention, Stats};
-use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::depend;
+use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::schedule::{Launch, Schedule, why};
 use petgraph::graph::NodeIndex;
 use std::collections::HashMap;

@@ -138,7 +138,8 @@ impl Making<'_> {
                 let seed = self.graph.operands(node)[0];
                 let seed = self.expand(expression, known, made, seed, Vec::new(), depth + 1)?;
                 made.push(node);
-                let term = Term::Random { value, dims: dims.clone(), seed, distribution: *distribution, stream: *stream };
+                let term =
+                    Term::Random { value, dims: dims.clone(), seed, distribution: *distribution, stream: *stream };
                 expression.push(term, self.wide(dtype))
             }
             _ if inside => return None,

@@ -110,7 +110,8 @@ impl<'a> Walk<'a> {
     }
 
     fn run(&mut self) {
-        let mut next: BinaryHeap<Reverse<NodeIndex>> = self.graph.users(self.product).map(|(u, _)| Reverse(u)).collect();
+        let mut next: BinaryHeap<Reverse<NodeIndex>> =
+            self.graph.users(self.product).map(|(u, _)| Reverse(u)).collect();
         let mut last = None;
         while let Some(Reverse(node)) = next.pop() {
             if last == Some(node) || self.forms.len() > MOST {
@@ -285,7 +286,9 @@ impl<'a> Walk<'a> {
                 let mut x = Vec::new();
                 for (operand, row) in self.graph.operands(node).into_iter().zip(&subs.operands) {
                     let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
-                    x.extend(row.iter().map(at).collect::<Option<Vec<_>>>().map(|of| self.outside(operand, of, depth + 1)));
+                    x.extend(
+                        row.iter().map(at).collect::<Option<Vec<_>>>().map(|of| self.outside(operand, of, depth + 1)),
+                    );
                 }
                 let made = arithmetic(*f, &x).filter(|made| made.0.keys().any(|m| m.contains_key(&Base::Gradient)));
                 if let Some(made) = made {
@@ -367,7 +370,9 @@ impl<'a> Walk<'a> {
     fn unconverted(&self, value: Value) -> Value {
         match &self.graph.node(value.node).op {
             Op::Map { f: MapFn::Cast(to), subs }
-                if to.is_float() && subs.is_elementwise() && self.form(value).is_some_and(|f| f.0 == Form::Gradient) =>
+                if to.is_float()
+                    && subs.is_elementwise()
+                    && self.form(value).is_some_and(|f| f.0 == Form::Gradient) =>
             {
                 self.unconverted(self.graph.operands(value.node)[0])
             }
@@ -554,8 +559,8 @@ impl<'a> Walk<'a> {
         let inner = forward.iter().chain(backward).filter(|n| !results.contains(n));
         let closed = inner.into_iter().all(|&n| !is_output(n) && self.graph.users(n).all(|(u, _)| within(&u)));
         // A result that a collective may overwrite cannot be read again by the backward pass.
-        let kept = backward.is_empty()
-            || self.graph.users(results[0]).all(|(u, _)| !self.graph.node(u).op.is_collective());
+        let kept =
+            backward.is_empty() || self.graph.users(results[0]).all(|(u, _)| !self.graph.node(u).op.is_collective());
         closed && kept
     }
 }

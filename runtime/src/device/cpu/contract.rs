@@ -158,7 +158,8 @@ pub(crate) struct Product<T: 'static> {
 }
 
 /// A part of a prepared product: where it begins in left, right and result, in elements, how many rows, columns
-/// and summed elements it has, and whether it is added to what is there (a result stored in the product's type).
+/// and summed elements it has (at most as many as the product), and whether it is added to what is there (a result
+/// stored in the product's type).
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Part {
     pub(crate) shift: [isize; 3],
@@ -375,6 +376,8 @@ impl<T: Real> Product<T> {
             part.shift.swap(0, 1);
             part.size.swap(0, 1);
         }
+        let [m, n, k] = part.size;
+        part.size = [m.min(self.m), n.min(self.n), k.min(self.k)];
         // SAFETY: passed on to the caller.
         unsafe { self.one(scratch, part) }
     }

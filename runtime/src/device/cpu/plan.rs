@@ -71,7 +71,9 @@ pub(crate) fn prepare_rigid(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Resu
 }
 
 fn prepare_nest(l: &Loop, arena: &Arena, buffers: &[Buffer], rigid: bool) -> Result<FusedLoop, String> {
-    let scan = nodes::scan(l, arena.allocated_bytes(), buffers)?;
+    let mut scan = nodes::scan(l, arena.allocated_bytes(), buffers)?;
+    // A row of one is still a row there.
+    scan.reduces |= rigid && l.body.iter().any(|ins| matches!(ins, Instruction::ReduceRow { .. }));
     let (walks, affines, reduces) = (&scan.walks, &scan.affines, scan.reduces);
     let fills = walks.iter().filter_map(|w| fill(w, l, arena)).collect();
     let strict = must_keep_order(walks, &l.dims);
