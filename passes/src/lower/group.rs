@@ -71,8 +71,9 @@ fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
 }
 
 /// Groups a graph's operations into kernels, in execution order.
-pub fn kernels(graph: &Graph) -> Vec<Kernel> {
-    let found = attention::find(graph);
+/// `attention` says whether attention is one of them.
+pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
+    let found = if attention { attention::find(graph) } else { attention::Found::default() };
     let mut part_of: HashMap<NodeIndex, usize> = HashMap::new();
     for (i, part) in found.parts.iter().enumerate() {
         part_of.extend(part.nodes.iter().map(|&n| (n, i)));
