@@ -52,11 +52,11 @@ pub struct Attention {
     pub value: Operand,
     /// Has no columns; own dimensions are `width`. Written forward, read backward.
     pub out: Operand,
-    /// The largest score of each row, dense `[batch…, rows]`, f32 or f64. Written forward if `keep`, read backward.
+    /// The largest score of each row, dense `[batch…, rows]`, f32 or f64. Written forward, read backward.
     pub max: View,
     /// The sum of exponentials of each row, as `max`.
     pub sum: View,
-    /// Whether a backward pass follows, which needs `max` and `sum`.
+    /// Whether a backward pass follows, which needs `max` and `sum`; otherwise they need not be written.
     pub keep: bool,
     /// Scores: `Given(0)` is the product. The last instruction's register is the result. No reductions, no stores; loads
     /// have a stride per dimension of `dims`.
@@ -75,7 +75,8 @@ pub struct Attention {
 pub struct Backward {
     /// Has no columns; own dimensions are `width`.
     pub grad_out: Operand,
-    /// From the gradient of the score, `Given(0)`, to that of the product; `Given(1)` is the product.
+    /// From the gradient of the score, `Given(0)`, to that of the product; `Given(1)` is the product. Empty if only
+    /// `grad_value` is wanted.
     pub gradient: Vec<Instruction>,
     /// As `query`, not read; none if nobody wants it.
     pub grad_query: Option<Operand>,
@@ -85,6 +86,10 @@ pub struct Backward {
     pub grad_value: Option<Operand>,
     /// Room for `Σ_w grad_out · out` of each row, dense `[batch…, rows]`, f32 or f64, on devices that need it.
     pub delta: View,
+    /// Room for gradients that are narrower than the sums they are made of, on devices that sum in memory: dense f32
+    /// or f64, those of query, key and value (that are such) one after the other, each for one index of the batch
+    /// dimensions that query, key and value all have: `[other batch dimensions that it has…, rows or columns, own…]`.
+    pub sums: View,
 }
 
 impl Attention {
@@ -103,6 +108,11 @@ impl Attention {
         self.dims[self.dims.len() - 1]
     }
 
+    /// Whether a batch dimension is one that query, key and value all have.
+    pub fn is_common(&self, dim: usize) -> bool {
+        self.dims[dim] == 1 || [&self.query, &self.key, &self.value].iter().all(|o| o.dims[dim] != 0)
+    }
+
     /// Calls `visit` with every view that is touched, and whether it is written.
     pub fn each_view<'a>(&'a self, visit: &mut dyn FnMut(&'a View, bool)) {
         let forward = self.backward.is_none();
@@ -110,10 +120,8 @@ impl Attention {
             visit(&operand.view, false);
         }
         visit(&self.out.view, forward);
-        if self.keep || !forward {
-            visit(&self.max, forward);
-            visit(&self.sum, forward);
-        }
+        visit(&self.max, forward);
+        visit(&self.sum, forward);
         visit(&self.tile, true);
         let gradient = self.backward.iter().flat_map(|b| &b.gradient);
         for instruction in self.score.iter().chain(&self.weight).chain(gradient) {
@@ -124,6 +132,7 @@ impl Attention {
         let Some(b) = &self.backward else { return };
         visit(&b.grad_out.view, false);
         visit(&b.delta, true);
+        visit(&b.sums, true);
         for operand in [&b.grad_query, &b.grad_key, &b.grad_value].into_iter().flatten() {
             visit(&operand.view, true);
         }
@@ -145,14 +154,13 @@ impl Attention {
         line("key", operand(&self.key));
         line("value", operand(&self.value));
         line("out", operand(&self.out));
-        if self.keep || self.backward.is_some() {
-            line("max", view(&self.max));
-            line("sum", view(&self.sum));
-        }
+        line("max", view(&self.max));
+        line("sum", view(&self.sum));
         line("tile", view(&self.tile));
         if let Some(b) = &self.backward {
             line("grad out", operand(&b.grad_out));
             line("delta", view(&b.delta));
+            line("sums", view(&b.sums));
             let results = [("query", &b.grad_query), ("key", &b.grad_key), ("value", &b.grad_value)];
             for (name, result) in results {
                 if let Some(result) = result {

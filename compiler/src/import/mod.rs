@@ -92,7 +92,7 @@ impl Signature {
     pub fn of<'a>(captures: impl IntoIterator<Item = &'a Captured>) -> Result<Self, ImportError> {
         let mut signature = Signature::default();
         for captured in captures {
-            for input in &captured.inputs {
+            for input in captured.inputs.iter().filter(|i| !counts(&i.kind)) {
                 let (kind, name) = signature.name(&input.kind);
                 let dtype = dtype(input.dtype).map_err(|e| e.at(format!("input `{name}`")))?;
                 let ty = Type::new(dtype, input.shape.clone());
@@ -123,6 +123,14 @@ impl Signature {
             }
         }
     }
+}
+
+/// Whether a constant is `0, 1, 2, …`: positions. Computed where they are read they need no memory, and what a mask
+/// made of them hides is known when a program is compiled.
+fn counts(kind: &CapturedKind) -> bool {
+    let CapturedKind::Constant { data } = kind else { return false };
+    let counted = |data: &[i64]| data.iter().zip(0..).all(|(&x, i)| x == i);
+    data.shape().len() == 1 && data.num_elements() > 1 && data.as_slice::<i64>().is_ok_and(counted)
 }
 
 /// Name of the input that seeds random operations; its value is the step number.
@@ -164,8 +172,12 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
     }
     b.seed = named.get(SEED).copied();
     for input in &captured.inputs {
-        let (_, name) = signature.name(&input.kind);
-        b.values.insert(input.id.value(), named[&name]);
+        let value = if counts(&input.kind) {
+            b.graph.push(Op::Iota, &[], Type::new(DType::I64, input.shape.clone()), &Origin::default())
+        } else {
+            named[&signature.name(&input.kind).1]
+        };
+        b.values.insert(input.id.value(), value);
     }
     for (i, op) in captured.graph.operations.iter().enumerate() {
         b.origin = origin(captured, i);

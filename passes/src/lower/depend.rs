@@ -4,7 +4,7 @@
 
 use super::group::{Kernel, is_free};
 use petgraph::graph::NodeIndex;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use tpc_ir::{Graph, Op, OutputKind};
 
 /// The dependences between kernels, by their index in the list.
@@ -28,12 +28,17 @@ impl Dependences {
         let mut found = Dependences { needs: Vec::new(), readers: vec![Vec::new(); kernels.len()], of };
         let mut needs: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); kernels.len()];
         for (k, kernel) in kernels.iter().enumerate() {
-            for &node in &kernel.nodes {
-                for v in graph.operands(node) {
-                    needs[k].extend(found.of[source(graph, v.node).index()].filter(|&p| p != k));
-                }
+            for v in kernel.reads(graph) {
+                needs[k].extend(found.of[source(graph, v.node).index()].filter(|&p| p != k));
             }
             needs[k].iter().for_each(|&p| found.readers[p].push(k));
+        }
+        // What an attention reads again is not all among its nodes' operands.
+        let mut again: HashMap<NodeIndex, Vec<usize>> = HashMap::new();
+        for (k, kernel) in kernels.iter().enumerate() {
+            for v in kernel.attention.iter().flat_map(|a| &a.1) {
+                again.entry(source(graph, v.node)).or_default().push(k);
+            }
         }
         let updates = graph.outputs.iter().filter_map(|o| match &o.kind {
             OutputKind::Update(name) => Some((name.as_str(), o.value.node)),
@@ -44,6 +49,7 @@ impl Dependences {
             let Some((input, ..)) = graph.inputs().find(|(_, _, n)| *n == name) else { continue };
             let mut old = Vec::new();
             found.readers_of(graph, input, &mut old);
+            old.extend(again.get(&input).into_iter().flatten());
             needs[update].extend(old.into_iter().filter(|&r| r < update));
         }
         found.needs = needs.into_iter().map(|n| n.into_iter().collect()).collect();

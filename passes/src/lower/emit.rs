@@ -4,6 +4,8 @@
 //! kernel is written there at once; others (views, inputs, what more than one bucket wants) are copied.
 //! An all-reduce writes its result over its operand where nobody else reads that.
 
+use super::attention::{self, Attention, Stats};
+use super::depend;
 use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::schedule::{Launch, Schedule, why};
 use petgraph::graph::NodeIndex;
@@ -32,6 +34,7 @@ pub fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
         bundles: HashMap::new(),
         slices: HashMap::new(),
         stored: stored(graph, kernels),
+        stats: HashMap::new(),
     };
     e.inputs();
     let in_place = in_place(graph, schedule);
@@ -77,6 +80,14 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
         kernels[k].nodes.iter().for_each(|n| position[n.index()] = at);
     }
+    // Where an attention reads a value last, be it again.
+    let mut again: HashMap<NodeIndex, usize> = HashMap::new();
+    for kernel in kernels {
+        for v in kernel.attention.iter().flat_map(|a| &a.1) {
+            let last = again.entry(depend::source(graph, v.node)).or_default();
+            *last = (*last).max(position[kernel.nodes[0].index()]);
+        }
+    }
     let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
@@ -87,7 +98,8 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
         let member = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
         let at = position[node.index()];
-        if member && one_use && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
+        let again = again.get(&input).is_some_and(|&read| read >= at);
+        if member && one_use && !again && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
             all[k].insert(node, name.clone());
         }
     }
@@ -138,6 +150,8 @@ struct Emitter<'a> {
     /// Values that are made where a collective takes them.
     slices: HashMap<Value, Slice>,
     stored: Vec<bool>,
+    /// What the backward half of an attention takes from the forward half, by their first product.
+    stats: HashMap<NodeIndex, Stats>,
 }
 
 /// A place in the buffer of a collective of several values.
@@ -293,6 +307,9 @@ impl Emitter<'_> {
         if kernel.is_loop {
             return self.fused(kernel, in_place);
         }
+        if let Some(attention) = &kernel.attention {
+            return self.attention(kernel, &attention.0, &attention.1);
+        }
         let node = kernel.nodes[0];
         let n = self.graph.node(node);
         let (phase, value) = (n.origin.phase, Value::from(node));
@@ -389,6 +406,44 @@ impl Emitter<'_> {
             }
             op => unreachable!("{} is not run", op.name()),
         }
+    }
+
+    fn attention(&mut self, kernel: &Kernel, a: &Attention, reads: &[Value]) {
+        let graph = self.graph;
+        let last = *kernel.nodes.last().expect("an attention has members");
+        let phase = graph.node(last).origin.phase;
+        for &v in reads {
+            self.view(v, phase);
+        }
+        for v in a.results() {
+            self.define(v);
+        }
+        let product = self.shape(&graph.node(a.pair()).types[0]);
+        let rows: Vec<usize> = a.row_dims().iter().map(|d| d.map_or(1, |d| product[d])).collect();
+        let real = |shape: &[usize]| Type::new(a.real(), shape.to_vec());
+        let row = real(&rows);
+        if !a.is_backward() {
+            let max = self.buffer(&row, rows.clone(), false, "attention max");
+            let sum = self.buffer(&row, rows.clone(), false, "attention sum");
+            self.stats.insert(a.pair(), Stats { max, sum });
+        }
+        let (block, columns) = attention::tile(*rows.last().unwrap_or(&1), product[a.columns()]);
+        let tile = real(&[1 + usize::from(a.is_backward()), block, columns]);
+        let tile = self.buffer(&tile, tile.shape.clone(), false, "attention tile");
+        let room = a.is_backward().then(|| {
+            let sums = real(&[a.summed(graph, &product, &|ty| self.shape(ty))]);
+            let delta = self.buffer(&row, rows, false, "attention delta");
+            [delta, self.buffer(&sums, sums.shape.clone(), false, "attention sums")]
+        });
+        let stats = &self.stats[&a.pair()];
+        let rank = attention::Rank {
+            graph,
+            view: &|v| self.views[&v].clone(),
+            offsets: &|ty| ty.local(&graph.mesh, &self.coords).iter().map(|c| c.offset).collect(),
+        };
+        let action = attention::action(a, &rank, &product, stats, tile, room);
+        let label = if a.is_backward() { "attention backward" } else { "attention" };
+        self.push(Action::Attention(Box::new(action)), phase, label);
     }
 
     /// Gives the operands of a collective of several values their places side by side.

@@ -4,9 +4,10 @@
 //! joins the kernel of one of its operands when its own indices are indices of that space. A
 //! reduction over a single index makes that index the kernel's *row*: its result can then be used
 //! by later members, which is how a softmax or a norm becomes one kernel. Other reductions
-//! accumulate into memory, and their readers run later. The decision looks at global types only, so
-//! all ranks take the same one.
+//! accumulate into memory, and their readers run later. Attention is found first ([`super::attention`]).
+//! The decision looks at global types only, so all ranks take the same one.
 
+use super::attention::{self, Attention};
 use crate::options::accumulate::micro_batch;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
@@ -35,6 +36,18 @@ pub struct Kernel {
     pub row: Option<LoopDim>,
     /// Whether this is a loop.
     pub is_loop: bool,
+    /// Of an attention: what it does, and every value that it reads, be it again.
+    pub attention: Option<Box<(Attention, Vec<Value>)>>,
+}
+
+impl Kernel {
+    /// The values that it reads, its own ones included.
+    pub fn reads(&self, graph: &Graph) -> Vec<Value> {
+        match &self.attention {
+            Some(attention) => attention.1.clone(),
+            None => self.nodes.iter().flat_map(|&n| graph.operands(n)).collect(),
+        }
+    }
 }
 
 /// Whether an operation can be part of a loop.
@@ -58,10 +71,22 @@ fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
 }
 
 /// Groups a graph's operations into kernels, in execution order.
-pub fn kernels(graph: &Graph) -> Vec<Kernel> {
+/// `attention` says whether attention is one of them.
+pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
+    let found = if attention { attention::find(graph) } else { attention::Found::default() };
+    let mut part_of: HashMap<NodeIndex, usize> = HashMap::new();
+    for (i, part) in found.parts.iter().enumerate() {
+        part_of.extend(part.nodes.iter().map(|&n| (n, i)));
+    }
     let mut state = Grouping { graph, kernels: Vec::new(), of: vec![None; graph.len()], needs: Vec::new() };
     for node in graph.nodes() {
-        state.assign(node);
+        match part_of.get(&node).map(|&i| &found.parts[i]) {
+            // Everything it reads is there before its first result is defined.
+            Some(part) if part.results.first() == Some(&node) => state.attention(part),
+            Some(_) => {}
+            None if found.absorbed.contains(&node) => {}
+            None => state.assign(node),
+        }
     }
     state.ordered()
 }
@@ -76,6 +101,14 @@ struct Grouping<'a> {
 }
 
 impl Grouping<'_> {
+    fn attention(&mut self, part: &attention::Part) {
+        let id = self.kernels.len();
+        let attention = Some(Box::new((part.attention.clone(), part.reads.clone())));
+        self.needs.push(part.reads.iter().filter_map(|v| self.of[v.node.index()]).filter(|&k| k != id).collect());
+        self.kernels.push(Kernel { nodes: part.nodes.clone(), attention, ..Kernel::default() });
+        part.nodes.iter().for_each(|n| self.of[n.index()] = Some(id));
+    }
+
     fn assign(&mut self, node: NodeIndex) {
         let op = &self.graph.node(node).op;
         let operands = self.graph.operands(node);

@@ -1,6 +1,6 @@
 //! From a placed graph to what each rank executes.
 //!
-//! 1. [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
+//! 1. [`mod@attention`] is found, then [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
 //!    optimizer updates are found here), and kernels are ordered;
 //! 2. `bucket`: collectives that are alike become one;
 //! 3. [`mod@schedule`]: collectives start early and are waited for late;
@@ -14,6 +14,7 @@
 //! After: `loop [16, 128]`: `r0 = load …`, `r1 = load …`, `r2 = mul r0, r1`,
 //! `r3 = reduce_row sum r2`, `store r3 -> …`.
 
+pub mod attention;
 mod bucket;
 pub mod check_ranks;
 mod depend;
@@ -37,6 +38,8 @@ pub struct LowerOptions {
     pub overlap: bool,
     /// How many of the next kernels are looked at for work to do meanwhile; 0 keeps their order.
     pub window: usize,
+    /// Whether attention is one kernel; else its scores are in memory.
+    pub attention: bool,
     /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
     /// (`DEPTH` in `comm/threads.rs`).
     pub in_flight: usize,
@@ -49,7 +52,15 @@ pub struct LowerOptions {
 impl Default for LowerOptions {
     fn default() -> Self {
         let cost = CostModel::default();
-        LowerOptions { bucket_bytes: 25 << 20, overlap: true, window: 32, in_flight: 32, memory_growth: 0.1, cost }
+        LowerOptions {
+            bucket_bytes: 25 << 20,
+            overlap: true,
+            window: 32,
+            attention: true,
+            in_flight: 32,
+            memory_growth: 0.1,
+            cost,
+        }
     }
 }
 
@@ -81,7 +92,7 @@ pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Vec<RankProgram> {
 
 /// What all ranks execute, in which order.
 pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
-    let kernels = bucket::buckets(graph, group::kernels(graph), options);
+    let kernels = bucket::buckets(graph, group::kernels(graph, options.attention), options);
     schedule::schedule(graph, kernels, options)
 }
 

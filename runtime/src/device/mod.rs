@@ -4,6 +4,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod extent;
 pub mod session;
+pub mod visible;
 
 pub(crate) mod nodes;
 pub mod visible;

@@ -561,10 +561,25 @@ pub fn build(spec: &Spec) -> Case {
         let grad_query = grad(&mut m, 0, "grad_query", nb, &spec.inner);
         let grad_key = grad(&mut m, 1, "grad_key", nb + 1, &spec.inner);
         let grad_value = grad(&mut m, 2, "grad_value", nb + 1, &spec.width);
-        let backward = Backward { grad_out, gradient, grad_query, grad_key, grad_value, delta };
+        let sums = m.builder.buffer(real, &[summed(spec, &forward, wants)]);
+        let backward = Backward { grad_out, gradient, grad_query, grad_key, grad_value, delta, sums };
         m.builder.step(Action::Attention(Box::new(Attention { backward: Some(backward), ..forward })));
     }
     Case { name: format!("{spec:?}"), program: m.builder.program, inputs: m.inputs, dtype }
+}
+
+/// Elements of wanted gradients that are narrower than their sums, for one index of the common batch dimensions.
+fn summed(spec: &Spec, a: &Attention, wants: [bool; 3]) -> usize {
+    if matches!(spec.dtype, DType::F32 | DType::F64) {
+        return 0;
+    }
+    let own: [usize; 3] = [&spec.inner, &spec.inner, &spec.width].map(|o| o.iter().product());
+    let lines = [spec.rows, spec.columns, spec.columns];
+    let of = |which: usize| {
+        let others = (0..a.batch()).filter(|&d| !a.is_common(d) && !spec.lacks[which].contains(&d));
+        own[which] * lines[which] * others.map(|d| a.dims[d]).product::<usize>()
+    };
+    (0..3).filter(|&which| wants[which]).map(of).sum()
 }
 
 /// Every kind once.

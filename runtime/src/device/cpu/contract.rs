@@ -153,6 +153,18 @@ pub(crate) struct Product<T: 'static> {
     convert_out: bool,
     /// A row times a matrix of dense columns.
     dots: bool,
+    /// Left and right are exchanged, and rows and columns with them.
+    swapped: bool,
+}
+
+/// A part of a prepared product: where it begins in left, right and result, in elements, how many rows, columns
+/// and summed elements it has (at most as many as the product), and whether it is added to what is there (a result
+/// stored in the product's type).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    pub(crate) shift: [isize; 3],
+    pub(crate) size: [usize; 3],
+    pub(crate) accumulate: bool,
 }
 
 /// A prepared product.
@@ -195,6 +207,20 @@ impl Prepared {
             match self {
                 Prepared::F32(p) => p.run(scratch.cast()),
                 Prepared::F64(p) => p.run(scratch.cast()),
+            }
+        }
+    }
+
+    /// Computes a part of the product, which must have no batch dimensions.
+    ///
+    /// # Safety
+    /// As [`Prepared::run`]; the part must lie in the product, whose shifted operands lie in the arena.
+    pub(crate) unsafe fn run_part(&self, scratch: *mut u8, part: Part) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Prepared::F32(p) => p.part(scratch.cast(), part),
+                Prepared::F64(p) => p.part(scratch.cast(), part),
             }
         }
     }
@@ -279,6 +305,7 @@ where
         read_right: false,
         convert_out: false,
         dots: false,
+        swapped: false,
     };
     // Vectors run along the columns of the result: exchange the operands if its rows are dense, or
     // if there is a single column.
@@ -290,6 +317,7 @@ where
         std::mem::swap(&mut p.left_k, &mut p.right_k);
         std::mem::swap(&mut p.out_m, &mut p.out_n);
         std::mem::swap(&mut p.m, &mut p.n);
+        p.swapped = true;
         for b in &mut p.batch {
             b.swap(0, 1);
         }
@@ -336,62 +364,82 @@ impl<T: Real> Product<T> {
     }
 
     unsafe fn run(&self, scratch: *mut T) {
-        if self.m == 0 || self.n == 0 {
-            return;
+        for &shift in &self.batch {
+            // SAFETY: passed on to the caller.
+            unsafe { self.one(scratch, Part { shift, size: [self.m, self.n, self.k], accumulate: false }) }
         }
-        for b in &self.batch {
-            let size = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
-            let (left, right, out) = (size(&self.left, b[0]), size(&self.right, b[1]), size(&self.out, b[2]));
-            // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
-            // caller's.
-            unsafe {
-                if self.k == 0 {
-                    for i in 0..self.m {
-                        for j in 0..self.n {
+    }
+
+    unsafe fn part(&self, scratch: *mut T, mut part: Part) {
+        debug_assert!(self.batch.len() == 1 && (self.out.native || !part.accumulate));
+        if self.swapped {
+            part.shift.swap(0, 1);
+            part.size.swap(0, 1);
+        }
+        let [m, n, k] = part.size;
+        part.size = [m.min(self.m), n.min(self.n), k.min(self.k)];
+        // SAFETY: passed on to the caller.
+        unsafe { self.one(scratch, part) }
+    }
+
+    unsafe fn one(&self, scratch: *mut T, part: Part) {
+        let at = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
+        let [m, n, k] = part.size;
+        let (left, right, out) =
+            (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]), at(&self.out, part.shift[2]));
+        // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
+        // caller's.
+        unsafe {
+            if k == 0 {
+                if !part.accumulate {
+                    for i in 0..m {
+                        for j in 0..n {
                             (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), T::default());
                         }
                     }
-                } else if self.dots {
-                    self.dots(left, right, out);
-                } else {
-                    self.blocks(left, right, out, scratch);
                 }
+            } else if self.dots && !part.accumulate {
+                self.dots(left, right, out, (n, k));
+            } else if m > 0 && n > 0 {
+                self.blocks(left, right, out, scratch, part);
             }
         }
     }
 
-    unsafe fn dots(&self, left: *const u8, right: *const u8, out: *mut u8) {
+    unsafe fn dots(&self, left: *const u8, right: *const u8, out: *mut u8, (n, k): (usize, usize)) {
         // SAFETY: both operands are stored in this type, and the summed elements are neighbours.
         unsafe {
-            let a = std::slice::from_raw_parts(left.cast::<T>(), self.k);
-            for j in 0..self.n {
-                let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j)), self.k);
+            let a = std::slice::from_raw_parts(left.cast::<T>(), k);
+            for j in 0..n {
+                let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j)), k);
                 (self.out.put)(out, self.out_n.at(j), self.scale * T::dot(a, b));
             }
         }
     }
 
-    unsafe fn blocks(&self, left: *const u8, right: *const u8, out: *mut u8, scratch: *mut T) {
+    unsafe fn blocks(&self, left: *const u8, right: *const u8, out: *mut u8, scratch: *mut T, part: Part) {
+        let [all_m, all_n, all_k] = part.size;
         let packed_left = scratch.wrapping_add(self.right_elements());
         let sums = packed_left.wrapping_add(self.left_elements().next_multiple_of(16));
-        for j0 in (0..self.n).step_by(BLOCK_N) {
-            let n = BLOCK_N.min(self.n - j0);
-            for p0 in (0..self.k).step_by(BLOCK_K) {
-                let k = BLOCK_K.min(self.k - p0);
+        for j0 in (0..all_n).step_by(BLOCK_N) {
+            let n = BLOCK_N.min(all_n - j0);
+            let columns_of = |j: usize| self.tiles.columns.min(n - j);
+            for p0 in (0..all_k).step_by(BLOCK_K) {
+                let k = BLOCK_K.min(all_k - p0);
                 if !self.read_right {
                     for j in (0..n).step_by(self.tiles.columns) {
                         // SAFETY: see `run`.
-                        unsafe { self.pack_right(right, p0, k, j0 + j, scratch.wrapping_add(j * k)) }
+                        unsafe { self.pack_right(right, p0, k, (j0 + j, columns_of(j)), scratch.wrapping_add(j * k)) }
                     }
                 }
-                for i0 in (0..self.m).step_by(BLOCK_M) {
-                    let m = BLOCK_M.min(self.m - i0);
+                for i0 in (0..all_m).step_by(BLOCK_M) {
+                    let m = BLOCK_M.min(all_m - i0);
                     if self.pack_left {
                         // SAFETY: see `run`.
                         unsafe { self.pack_left(left, p0, k, i0, m, packed_left) }
                     }
                     for j in (0..n).step_by(self.tiles.columns) {
-                        let columns = self.tiles.columns.min(n - j);
+                        let columns = columns_of(j);
                         let (b, b_step) = if !self.read_right {
                             (scratch.wrapping_add(j * k).cast_const(), self.tiles.columns as isize)
                         } else if columns == self.tiles.columns && self.right_n.dense(j0 + j, columns) {
@@ -399,7 +447,7 @@ impl<T: Real> Product<T> {
                             (right.cast::<T>().wrapping_offset(offset), self.right_k.at(1))
                         } else {
                             // SAFETY: see `run`.
-                            unsafe { self.pack_right(right, p0, k, j0 + j, scratch) }
+                            unsafe { self.pack_right(right, p0, k, (j0 + j, columns), scratch) }
                             (scratch.cast_const(), self.tiles.columns as isize)
                         };
                         for i in (0..m).step_by(self.tiles.rows()) {
@@ -416,7 +464,7 @@ impl<T: Real> Product<T> {
                                     sums,
                                     (i0 + i, rows),
                                     (j0 + j, columns),
-                                    p0 > 0,
+                                    p0 > 0 || part.accumulate,
                                 )
                             }
                         }
@@ -425,8 +473,8 @@ impl<T: Real> Product<T> {
             }
         }
         if self.convert_out {
-            for i in 0..self.m {
-                for j in 0..self.n {
+            for i in 0..all_m {
+                for j in 0..all_n {
                     // SAFETY: the sums lie in the scratch, the elements in the arena.
                     unsafe { (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), *sums.add(i * self.n + j)) }
                 }
@@ -521,8 +569,7 @@ impl<T: Real> Product<T> {
     }
 
     /// Copies a panel of columns of the right operand, summed elements outermost.
-    unsafe fn pack_right(&self, right: *const u8, p0: usize, k: usize, j: usize, to: *mut T) {
-        let columns = self.tiles.columns.min(self.n - j);
+    unsafe fn pack_right(&self, right: *const u8, p0: usize, k: usize, (j, columns): (usize, usize), to: *mut T) {
         // SAFETY: see `run`.
         unsafe {
             if columns == self.tiles.columns && self.right.native {

@@ -138,16 +138,45 @@ impl FusedLoop {
             // SAFETY: the fill's elements lie in the arena.
             unsafe { fill(f, f.base, &f.dims) }
         }
-        if self.outer.contains(&0) {
-            return;
-        }
-        self.index.fill(0);
         for a in &mut self.accesses {
             a.cursor = a.base;
         }
         for a in &mut self.affines {
             a.cursor = a.base;
         }
+        // SAFETY: passed on to the caller.
+        unsafe { self.iterate(scratch) }
+    }
+
+    /// Runs a part of a loop that was prepared as rigid and has no fills: so many rows of so many elements, with every
+    /// access moved by bytes and every affine integer by a number.
+    ///
+    /// # Safety
+    /// As [`FusedLoop::run`]; the part must be no larger than the loop, and the moved accesses lie in the arena.
+    pub(crate) unsafe fn run_part(
+        &mut self,
+        scratch: *mut u8,
+        (rows, row): (usize, usize),
+        moves: impl Iterator<Item = isize>,
+        shifts: impl Iterator<Item = i64>,
+    ) {
+        debug_assert!(self.fills.is_empty() && self.outer.len() == 1);
+        for (a, by) in self.accesses.iter_mut().zip(moves) {
+            a.cursor = a.base.wrapping_offset(by);
+        }
+        for (a, by) in self.affines.iter_mut().zip(shifts) {
+            a.cursor = a.base.wrapping_add(by);
+        }
+        (self.outer[0], self.row) = (rows, row);
+        // SAFETY: passed on to the caller.
+        unsafe { self.iterate(scratch) }
+    }
+
+    unsafe fn iterate(&mut self, scratch: *mut u8) {
+        if self.outer.contains(&0) {
+            return;
+        }
+        self.index.fill(0);
         let uniforms = self.uniforms.as_mut_ptr();
         loop {
             let machine =

@@ -1,6 +1,7 @@
 //! Turns a rank program into a prepared list, and runs it.
 
 use super::arena::Arena;
+use super::attention;
 use super::contract;
 use super::copy::{Copy, Rows};
 use super::fused::FusedLoop;
@@ -19,6 +20,7 @@ use tpc_ir::program::{ALIGNMENT, Action, RankProgram};
 enum Prepared {
     Loop(FusedLoop),
     Contract(contract::Prepared),
+    Attention(Box<attention::Prepared>),
     Table(Table),
     Copy(Copy),
     Rows(Rows),
@@ -81,7 +83,11 @@ impl Executable {
                     scratch = scratch.max(c.scratch_bytes());
                     Prepared::Contract(c)
                 }
-                Action::Attention(_) => return Err(fail("attention is not there yet".into())),
+                Action::Attention(a) => {
+                    let a = attention::prepare(a, arena, buffers).map_err(fail)?;
+                    scratch = scratch.max(a.scratch_bytes());
+                    Prepared::Attention(Box::new(a))
+                }
                 Action::Take { table, index, out, first_row } => {
                     Prepared::Table(Table::take(table, index, out, *first_row, arena, buffers).map_err(fail)?)
                 }
@@ -163,6 +169,7 @@ impl Executable {
                 match action {
                     Prepared::Loop(l) => l.run(scratch),
                     Prepared::Contract(c) => c.run(scratch),
+                    Prepared::Attention(a) => a.run(scratch),
                     Prepared::Table(t) => t.run(),
                     Prepared::Copy(c) => c.run(),
                     Prepared::Rows(r) => r.run(scratch),

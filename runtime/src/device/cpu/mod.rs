@@ -4,6 +4,7 @@
 //! |---|---|
 //! | where a rank's memory is, and whether a view lies in it | `arena` |
 //! | how a program becomes a prepared list, and how that runs | `load` |
+//! | attention in blocks of rows | `attention` |
 //! | matrix products | `contract`, its inner kernels `microkernel` |
 //! | fused loops | `fused` runs them, `plan` prepares them |
 //! | functions of lanes | `vector`, in which `math` approximates the transcendental ones |
@@ -13,6 +14,7 @@
 pub mod arena;
 pub mod math;
 
+pub(crate) mod attention;
 pub(crate) mod contract;
 pub(crate) mod copy;
 pub(crate) mod fused;

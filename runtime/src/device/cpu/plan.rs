@@ -61,7 +61,19 @@ impl Nest {
 
 /// Prepares a loop.
 pub(crate) fn prepare(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<FusedLoop, String> {
-    let scan = nodes::scan(l, arena.allocated_bytes(), buffers)?;
+    prepare_nest(l, arena, buffers, false)
+}
+
+/// Prepares a loop of two dimensions or more of which parts are run: its last two stay as they are, the others must
+/// be of size 1.
+pub(crate) fn prepare_rigid(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<FusedLoop, String> {
+    prepare_nest(l, arena, buffers, true)
+}
+
+fn prepare_nest(l: &Loop, arena: &Arena, buffers: &[Buffer], rigid: bool) -> Result<FusedLoop, String> {
+    let mut scan = nodes::scan(l, arena.allocated_bytes(), buffers)?;
+    // A row of one is still a row there.
+    scan.reduces |= rigid && l.body.iter().any(|ins| matches!(ins, Instruction::ReduceRow { .. }));
     let (walks, affines, reduces) = (&scan.walks, &scan.affines, scan.reduces);
     let fills = walks.iter().filter_map(|w| fill(w, l, arena)).collect();
     let strict = must_keep_order(walks, &l.dims);
@@ -69,7 +81,11 @@ pub(crate) fn prepare(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<Fus
         dims: l.dims.clone(),
         strides: walks.iter().map(|w| w.strides.clone()).chain(affines.iter().map(|a| a.1.clone())).collect(),
     };
-    simplify(&mut nest, &l.body, walks, strict, reduces);
+    if rigid {
+        (0..l.dims.len() - 2).for_each(|_| nest.remove(0));
+    } else {
+        simplify(&mut nest, &l.body, walks, strict, reduces);
+    }
     let row = nest.dims.pop().unwrap_or(1);
     let row_stride: Vec<isize> = nest.strides.iter_mut().map(|s| s.pop().unwrap_or(0)).collect();
     let accesses: Vec<Access> = walks

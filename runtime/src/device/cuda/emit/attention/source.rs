@@ -212,9 +212,13 @@ impl<'a> Source<'a> {
         } else {
             self.body(rank, "weight = [&](R x, int row_, int column_)", &a.weight, &|w| format!("x * {w}"))?;
         }
-        if let Some(b) = &a.backward {
+        let gradient = a.backward.as_ref().map(|b| &b.gradient).filter(|g| !g.is_empty());
+        if let Some(gradient) = gradient {
             let head = "gradient = [&](R g0, R g1, int row_, int column_)";
-            self.body(rank, head, &b.gradient, &str::to_string)?;
+            self.body(rank, head, gradient, &str::to_string)?;
+        } else {
+            // Nobody asks for it.
+            self.line("const auto gradient = [](R g0, R, int, int) { return g0; };");
         }
         Ok(())
     }

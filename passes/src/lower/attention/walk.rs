@@ -1,0 +1,580 @@
+//! The walk from a product to everything that is made of it.
+
+use super::polynomial::{Base, Monomial, Polynomial, product};
+use super::{Place, Strand};
+use petgraph::graph::NodeIndex;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use tpc_ir::{Graph, MapFn, Op, ReduceOp, Subscripts, Value};
+
+/// More than this many functions of one product are not looked at: a residual stream has thousands.
+const MOST: usize = 256;
+/// So many functions of the incoming gradient are looked through.
+const DEEPEST: usize = 6;
+
+/// What a value is, that depends on the product.
+#[derive(Clone, Debug, PartialEq)]
+enum Form {
+    /// An elementwise function of the product.
+    Score,
+    /// The maximum of that score over the columns.
+    Max(NodeIndex),
+    /// That score without its maximum.
+    Shifted(NodeIndex),
+    /// Made of exponentials.
+    Polynomial(Polynomial),
+    /// The gradient of the score.
+    Root,
+    /// An elementwise function of that.
+    Gradient,
+}
+
+pub(super) struct Walk<'a> {
+    graph: &'a Graph,
+    product: NodeIndex,
+    /// Form and dimensions of the scores, of everything that was understood.
+    forms: BTreeMap<NodeIndex, (Form, Vec<usize>)>,
+    pub(super) query: Strand,
+    pub(super) key: Strand,
+    pub(super) columns: Option<usize>,
+    /// The score that was exponentiated.
+    score: Option<NodeIndex>,
+    value: Option<Strand>,
+    out: Option<Strand>,
+    /// The weighted probabilities, as the second product reads them, and their weight.
+    weighted: Option<(NodeIndex, Monomial, f64)>,
+    /// `grad_out · value`, and what is made of it before the scores come in.
+    incoming: Option<NodeIndex>,
+    between: BTreeSet<NodeIndex>,
+    grad_out: Option<Strand>,
+    /// The gradient of the product, as the last products read it, without conversions.
+    gradient: Option<Value>,
+    grad_query: Option<Strand>,
+    grad_key: Option<Strand>,
+    grad_value: Option<Strand>,
+}
+
+/// The places of the dimensions of both operands of a product; letters that are summed are own dimensions.
+fn strands(graph: &Graph, node: NodeIndex, subs: &Subscripts) -> Option<[Strand; 2]> {
+    let mut own: Vec<u8> = Vec::new();
+    let operands = graph.operands(node);
+    let mut strand = |i: usize| {
+        let places = subs.operands[i].iter().map(|l| match subs.result.iter().position(|r| r == l) {
+            Some(d) => Some(Place::Score(d)),
+            None if !subs.operands[1 - i].contains(l) => None,
+            None => {
+                let at = own.iter().position(|o| o == l).unwrap_or_else(|| {
+                    own.push(*l);
+                    own.len() - 1
+                });
+                Some(Place::Own(at))
+            }
+        });
+        Some(Strand { value: operands[i], places: places.collect::<Option<_>>()? })
+    };
+    let both = [strand(0)?, strand(1)?];
+    (!own.is_empty()).then_some(both)
+}
+
+impl<'a> Walk<'a> {
+    /// Follows a product; none if no attention begins with it.
+    pub(super) fn from(graph: &'a Graph, product: NodeIndex) -> Option<Self> {
+        let node = graph.node(product);
+        let Op::Einsum { subs } = &node.op else { return None };
+        if !node.types[0].dtype.is_float() {
+            return None;
+        }
+        let [query, key] = strands(graph, product, subs)?;
+        let all = (0..node.types[0].rank()).collect();
+        let mut walk = Walk {
+            graph,
+            product,
+            forms: BTreeMap::from([(product, (Form::Score, all))]),
+            query,
+            key,
+            columns: None,
+            score: None,
+            value: None,
+            out: None,
+            weighted: None,
+            incoming: None,
+            between: BTreeSet::new(),
+            grad_out: None,
+            gradient: None,
+            grad_query: None,
+            grad_key: None,
+            grad_value: None,
+        };
+        walk.run();
+        (walk.out.is_some() && walk.rows_are_clear()).then_some(walk)
+    }
+
+    fn run(&mut self) {
+        let mut next: BinaryHeap<Reverse<NodeIndex>> =
+            self.graph.users(self.product).map(|(u, _)| Reverse(u)).collect();
+        let mut last = None;
+        while let Some(Reverse(node)) = next.pop() {
+            if last == Some(node) || self.forms.len() > MOST {
+                continue;
+            }
+            last = Some(node);
+            let operands = self.graph.operands(node);
+            let form = match &self.graph.node(node).op {
+                Op::Map { f, subs } => self.map(*f, subs, &operands),
+                Op::Reduce { op, subs } => self.reduce(*op, subs, operands[0]),
+                Op::Einsum { subs } => {
+                    self.end(node, subs, &operands);
+                    None
+                }
+                _ => None,
+            };
+            if let Some(form) = form {
+                if let Form::Shifted(score) = form.0 {
+                    self.score.get_or_insert(score);
+                }
+                self.forms.insert(node, form);
+                next.extend(self.graph.users(node).map(|(u, _)| Reverse(u)));
+            }
+        }
+    }
+
+    fn form(&self, value: Value) -> Option<&(Form, Vec<usize>)> {
+        self.forms.get(&value.node)
+    }
+
+    fn rank(&self) -> usize {
+        self.graph.node(self.product).types[0].rank()
+    }
+
+    fn map(&mut self, f: MapFn, subs: &Subscripts, operands: &[Value]) -> Option<(Form, Vec<usize>)> {
+        let dims_of = self.letters(subs, operands)?;
+        let dims: Vec<usize> = subs.result.iter().map(|l| dims_of.get(l).copied()).collect::<Option<_>>()?;
+        let forms: Vec<Option<Form>> = operands.iter().map(|&v| self.form(v).map(|f| f.0.clone())).collect();
+        let known = || forms.iter().flatten();
+        let float = self.graph.ty(*operands.first()?).dtype.is_float();
+        let form = match (f, forms.as_slice()) {
+            (MapFn::Sub, [Some(Form::Score), Some(Form::Max(of))]) if operands[0].node == *of => Form::Shifted(*of),
+            (MapFn::Cast(to), [Some(Form::Shifted(of))]) if to.is_float() => Form::Shifted(*of),
+            (MapFn::Exp, [Some(Form::Shifted(of))]) if self.score.is_none_or(|s| s == *of) => {
+                Form::Polynomial(Polynomial::base(Base::Exp))
+            }
+            _ if known().all(|f| *f == Form::Score) => Form::Score,
+            _ if known().all(|f| matches!(f, Form::Score | Form::Root | Form::Gradient)) => Form::Gradient,
+            (MapFn::Cast(to), _) if !to.is_float() || !float => return None,
+            (f, _) => {
+                let rows: Vec<Vec<usize>> = subs
+                    .operands
+                    .iter()
+                    .map(|row| row.iter().map(|l| dims_of.get(l).copied()).collect::<Option<_>>())
+                    .collect::<Option<_>>()?;
+                let x = operands.iter().zip(rows).map(|(&v, d)| self.polynomial(v, d)).collect::<Option<Vec<_>>>()?;
+                let made = arithmetic(f, &x)?;
+                if self.is_gradient_of_score(&made) { Form::Root } else { Form::Polynomial(made) }
+            }
+        };
+        Some((form, dims))
+    }
+
+    /// The dimension of the scores of each letter. One that nothing known has is the one that is missing.
+    fn letters(&self, subs: &Subscripts, operands: &[Value]) -> Option<BTreeMap<u8, usize>> {
+        let mut dims_of: BTreeMap<u8, usize> = BTreeMap::new();
+        for (&v, row) in operands.iter().zip(&subs.operands) {
+            let Some((_, dims)) = self.form(v) else { continue };
+            for (&l, &d) in row.iter().zip(dims) {
+                if *dims_of.entry(l).or_insert(d) != d {
+                    return None;
+                }
+            }
+        }
+        let missing: Vec<u8> = subs.result.iter().copied().filter(|l| !dims_of.contains_key(l)).collect();
+        if let [letter] = missing[..]
+            && subs.result.len() == self.rank()
+        {
+            let free = (0..self.rank()).find(|d| !dims_of.values().any(|x| x == d))?;
+            dims_of.insert(letter, free);
+        }
+        let distinct: BTreeSet<_> = dims_of.values().collect();
+        (distinct.len() == dims_of.len()).then_some(dims_of)
+    }
+
+    fn polynomial(&mut self, value: Value, dims: Vec<usize>) -> Option<Polynomial> {
+        match self.form(value) {
+            Some((Form::Polynomial(p), _)) => Some(p.clone()),
+            Some(_) => None,
+            None => Some(self.outside(value, dims, 0)),
+        }
+    }
+
+    fn reduce(&mut self, op: ReduceOp, subs: &Subscripts, operand: Value) -> Option<(Form, Vec<usize>)> {
+        let (form, dims) = self.form(operand)?.clone();
+        let at = |l: &u8| subs.operands[0].iter().position(|o| o == l).map(|i| dims[i]);
+        let kept: Vec<usize> = subs.result.iter().map(at).collect::<Option<_>>()?;
+        let reduced: Vec<usize> = dims.iter().copied().filter(|d| !kept.contains(d)).collect();
+        let [column] = reduced[..] else { return None };
+        match (op, form) {
+            (ReduceOp::Max, Form::Score) if self.columns.is_none_or(|c| c == column) => {
+                if self.columns.is_none() {
+                    match (self.query.has(column), self.key.has(column)) {
+                        (false, true) => {}
+                        (true, false) => std::mem::swap(&mut self.query, &mut self.key),
+                        _ => return None,
+                    }
+                    self.columns = Some(column);
+                }
+                Some((Form::Max(operand.node), kept))
+            }
+            (ReduceOp::Sum, Form::Polynomial(p)) if self.columns == Some(column) => {
+                Some((Form::Polynomial(self.sum(&p, column)?), kept))
+            }
+            _ => None,
+        }
+    }
+
+    /// The sum of a polynomial over the columns.
+    fn sum(&self, p: &Polynomial, column: usize) -> Option<Polynomial> {
+        if p.equals(&Polynomial::base(Base::Exp)) {
+            return Some(Polynomial::base(Base::Sum));
+        }
+        // Terms of p · weight · gradient; what does not change along the columns stays outside.
+        let (_, weight, factor) = self.weighted.as_ref()?;
+        let mut inner = weight.clone();
+        inner.extend([(Base::Exp, 1), (Base::Sum, -1), (Base::Gradient, 1)]);
+        let mut all = Polynomial::default();
+        for (monomial, x) in &p.0 {
+            let mut rest = product(monomial, &inner, -1);
+            let varies = |base: &Base| match base {
+                Base::Exp | Base::Gradient => true,
+                Base::Sum | Base::Inner => false,
+                Base::Other(_, dims) => dims.contains(&column),
+            };
+            if rest.keys().any(varies) {
+                return None;
+            }
+            *rest.entry(Base::Inner).or_insert(0) += 1;
+            all = all.plus(Polynomial::of(rest, x / factor));
+        }
+        Some(all)
+    }
+
+    /// Whether it is `p · (weight · gradient − Σ p · weight · gradient)`.
+    fn is_gradient_of_score(&self, p: &Polynomial) -> bool {
+        let Some((_, weight, factor)) = &self.weighted else { return false };
+        let probability = Monomial::from([(Base::Exp, 1), (Base::Sum, -1)]);
+        let mut first = product(&probability, weight, 1);
+        first.insert(Base::Gradient, 1);
+        let mut second = probability;
+        second.insert(Base::Inner, 1);
+        p.equals(&Polynomial::of(first, *factor).plus(Polynomial::of(second, -1.0)))
+    }
+
+    /// A value from elsewhere. It is taken apart if the incoming gradient is in it; the first product that can be
+    /// that gradient is *the* one.
+    fn outside(&mut self, value: Value, dims: Vec<usize>, depth: usize) -> Polynomial {
+        if let Some(x) = self.graph.fill_of(value) {
+            return Polynomial::constant(x);
+        }
+        let node = value.node;
+        match &self.graph.node(node).op {
+            Op::Einsum { subs } if self.incoming.is_none_or(|g| g == node) => {
+                if let Some(grad_out) = self.grad_out_of(node, subs, &dims) {
+                    self.incoming = Some(node);
+                    self.grad_out = Some(grad_out);
+                    return Polynomial::base(Base::Gradient);
+                }
+            }
+            Op::Map { f, subs } if depth < DEEPEST && self.form(value).is_none() => {
+                let mut x = Vec::new();
+                for (operand, row) in self.graph.operands(node).into_iter().zip(&subs.operands) {
+                    let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
+                    x.extend(
+                        row.iter().map(at).collect::<Option<Vec<_>>>().map(|of| self.outside(operand, of, depth + 1)),
+                    );
+                }
+                let made = arithmetic(*f, &x).filter(|made| made.0.keys().any(|m| m.contains_key(&Base::Gradient)));
+                if let Some(made) = made {
+                    self.between.insert(node);
+                    return made;
+                }
+            }
+            _ => {}
+        }
+        Polynomial::base(Base::Other(value, dims))
+    }
+
+    /// The other operand of a product with the value, if what is summed are the value's own dimensions.
+    fn grad_out_of(&self, node: NodeIndex, subs: &Subscripts, dims: &[usize]) -> Option<Strand> {
+        let value = self.value.as_ref()?;
+        let both = strands(self.graph, node, subs)?;
+        let (mine, other) = match &both {
+            [a, b] if a.value == value.value => (a, b),
+            [a, b] if b.value == value.value => (b, a),
+            _ => return None,
+        };
+        // Which of the value's own dimensions each summed letter is.
+        let mut own: BTreeMap<usize, usize> = BTreeMap::new();
+        for (here, there) in mine.places.iter().zip(&value.places) {
+            match (here, there) {
+                (Place::Score(d), Place::Score(s)) if dims[*d] == *s => {}
+                (Place::Own(o), Place::Own(w)) => _ = own.insert(*o, *w),
+                _ => return None,
+            }
+        }
+        let places = other.places.iter().map(|place| match place {
+            Place::Score(d) if Some(dims[*d]) == self.columns => None,
+            Place::Score(d) => Some(Place::Score(dims[*d])),
+            Place::Own(o) => own.get(o).map(|&w| Place::Own(w)),
+        });
+        Some(Strand { value: other.value, places: places.collect::<Option<_>>()? })
+    }
+
+    /// A product with something that is made of the scores: it may be one that ends the attention.
+    fn end(&mut self, node: NodeIndex, subs: &Subscripts, operands: &[Value]) {
+        let inside: Vec<usize> = (0..2).filter(|&i| self.form(operands[i]).is_some()).collect();
+        let [mine] = inside[..] else { return };
+        let Some((form, dims)) = self.form(operands[mine]).cloned() else { return };
+        let other = Strand { value: operands[1 - mine], places: Vec::new() };
+        match form {
+            Form::Polynomial(p) if self.out.is_none() => self.second_product(node, subs, mine, &dims, &p, other),
+            Form::Polynomial(p) => {
+                let Some(grad_out) = self.grad_out.clone().filter(|g| g.value == other.value) else { return };
+                let Some(value) = self.value.clone() else { return };
+                let weighted = self.weighted.as_ref().is_some_and(|(_, weight, factor)| {
+                    let monomial = product(&Monomial::from([(Base::Exp, 1), (Base::Sum, -1)]), weight, 1);
+                    p.equals(&Polynomial::of(monomial, *factor))
+                });
+                if let Some(result) = self.result(node, subs, mine, &dims, &grad_out, &value).filter(|_| weighted) {
+                    self.grad_value.get_or_insert(result);
+                }
+            }
+            Form::Root | Form::Gradient => {
+                let root = self.unconverted(operands[mine]);
+                if *self.gradient.get_or_insert(root) != root {
+                    return;
+                }
+                let (query, key) = (self.query.clone(), self.key.clone());
+                if key.value == other.value
+                    && let Some(result) = self.result(node, subs, mine, &dims, &key, &query)
+                {
+                    self.grad_query.get_or_insert(result);
+                } else if query.value == other.value
+                    && let Some(result) = self.result(node, subs, mine, &dims, &query, &key)
+                {
+                    self.grad_key.get_or_insert(result);
+                }
+            }
+            Form::Score | Form::Max(_) | Form::Shifted(_) => {}
+        }
+    }
+
+    /// What a value is a conversion of.
+    fn unconverted(&self, value: Value) -> Value {
+        match &self.graph.node(value.node).op {
+            Op::Map { f: MapFn::Cast(to), subs }
+                if to.is_float()
+                    && subs.is_elementwise()
+                    && self.form(value).is_some_and(|f| f.0 == Form::Gradient) =>
+            {
+                self.unconverted(self.graph.operands(value.node)[0])
+            }
+            _ => value,
+        }
+    }
+
+    fn second_product(
+        &mut self,
+        node: NodeIndex,
+        subs: &Subscripts,
+        mine: usize,
+        dims: &[usize],
+        p: &Polynomial,
+        other: Strand,
+    ) {
+        let Some(columns) = self.columns else { return };
+        let Some((monomial, factor)) = p.single() else { return };
+        let mut weight = monomial.clone();
+        let probability = weight.remove(&Base::Exp) == Some(1) && weight.remove(&Base::Sum) == Some(-1);
+        if !probability || weight.keys().any(|b| !matches!(b, Base::Other(..))) || dims.len() != self.rank() {
+            return;
+        }
+        let row = &subs.operands[mine];
+        let score = |l: &u8| row.iter().position(|r| r == l).map(|i| dims[i]);
+        // Summed is what the result lacks: the columns, and nothing else.
+        let summed: Vec<usize> = row.iter().filter(|l| !subs.result.contains(l)).filter_map(score).collect();
+        let theirs = &subs.operands[1 - mine];
+        let own: Vec<u8> = theirs.iter().copied().filter(|l| score(l).is_none()).collect();
+        if summed != [columns] || !theirs.iter().any(|l| score(l) == Some(columns)) {
+            return;
+        }
+        if own.iter().any(|l| !subs.result.contains(l)) {
+            return;
+        }
+        let place = |l: &u8| match score(l) {
+            Some(d) => Place::Score(d),
+            None => Place::Own(own.iter().position(|o| o == l).unwrap_or(0)),
+        };
+        self.value = Some(Strand { places: theirs.iter().map(place).collect(), ..other });
+        self.out = Some(Strand { value: node.into(), places: subs.result.iter().map(place).collect() });
+        let read = self.graph.operands(node)[mine].node;
+        self.weighted = Some((read, weight, factor));
+    }
+
+    /// The result of a product of something with the dimensions `dims` and a known operand, if it has the
+    /// dimensions that `like` has and its own are the operand's.
+    fn result(
+        &self,
+        node: NodeIndex,
+        subs: &Subscripts,
+        mine: usize,
+        dims: &[usize],
+        operand: &Strand,
+        like: &Strand,
+    ) -> Option<Strand> {
+        let row = &subs.operands[mine];
+        let score = |l: &u8| row.iter().position(|r| r == l).map(|i| dims[i]);
+        let mut own: BTreeMap<u8, usize> = BTreeMap::new();
+        for (l, place) in subs.operands[1 - mine].iter().zip(&operand.places) {
+            match (score(l), place) {
+                (Some(d), Place::Score(s)) if d == *s => {}
+                (None, Place::Own(o)) => _ = own.insert(*l, *o),
+                _ => return None,
+            }
+        }
+        let places = subs.result.iter().map(|l| match score(l) {
+            Some(d) => Some(Place::Score(d)),
+            None => own.get(l).map(|&o| Place::Own(o)),
+        });
+        let made = Strand { value: node.into(), places: places.collect::<Option<_>>()? };
+        let owns = made.places.iter().filter(|p| matches!(p, Place::Own(_))).count();
+        // A dimension of `like` that the operand lacks stays; the rest is summed, and the operand has it or not.
+        let right = dims.len() == self.rank() && made.scores() == like.scores() && owns == own.len();
+        right.then_some(made)
+    }
+
+    pub(super) fn value(&self) -> Option<&Strand> {
+        self.value.as_ref()
+    }
+
+    pub(super) fn out(&self) -> Option<&Strand> {
+        self.out.as_ref()
+    }
+
+    pub(super) fn grad_out(&self) -> Option<&Strand> {
+        self.grad_out.as_ref()
+    }
+
+    /// Of query, key and value.
+    pub(super) fn gradients(&self) -> [Option<Strand>; 3] {
+        [self.grad_query.clone(), self.grad_key.clone(), self.grad_value.clone()]
+    }
+
+    /// The score and its dimensions.
+    pub(super) fn score(&self) -> Option<(Value, Vec<usize>)> {
+        let node = self.score?;
+        Some((node.into(), self.forms.get(&node)?.1.clone()))
+    }
+
+    pub(super) fn weight(&self) -> Option<(&Monomial, f64)> {
+        self.weighted.as_ref().map(|(_, weight, factor)| (weight, *factor))
+    }
+
+    /// The gradient of the product and its dimensions, if somebody wants one of query or key.
+    pub(super) fn gradient(&self) -> Option<Option<(Value, Vec<usize>)>> {
+        if self.grad_query.is_none() && self.grad_key.is_none() {
+            return Some(None);
+        }
+        let value = self.gradient?;
+        Some(Some((value, self.forms.get(&value.node)?.1.clone())))
+    }
+
+    /// The gradients of the score, all being the first value that is given.
+    pub(super) fn roots(&self) -> BTreeMap<NodeIndex, usize> {
+        self.forms.iter().filter(|(_, f)| f.0 == Form::Root).map(|(&n, _)| (n, 0)).collect()
+    }
+
+    pub(super) fn is_score(&self, node: NodeIndex) -> bool {
+        self.forms.get(&node).is_some_and(|f| f.0 == Form::Score)
+    }
+
+    pub(super) fn is_gradient(&self, node: NodeIndex) -> bool {
+        self.forms.get(&node).is_some_and(|f| f.0 == Form::Gradient)
+    }
+
+    /// The dimension of rows: the longest that the query alone has.
+    pub(super) fn rows(&self) -> Option<usize> {
+        let shape = &self.graph.node(self.product).types[0].shape;
+        let value = self.value.as_ref().map(Strand::scores).unwrap_or_default();
+        let only = self.query.scores().into_iter().filter(|&d| !self.key.has(d) && !value.contains(&d));
+        only.max_by_key(|&d| (shape[d], d))
+    }
+
+    /// Whether key and value have the columns and no rows, and the result the rest.
+    fn rows_are_clear(&self) -> bool {
+        let (Some(columns), Some(out)) = (self.columns, &self.out) else { return false };
+        self.key.has(columns) && !self.query.has(columns) && out.scores().len() + 1 == self.rank()
+    }
+
+    fn inside(&self, node: NodeIndex) -> bool {
+        self.forms.contains_key(&node) || self.incoming == Some(node) || self.between.contains(&node)
+    }
+
+    /// What a node is made of, inside.
+    fn collect(&self, node: NodeIndex, into: &mut BTreeSet<NodeIndex>) {
+        if !self.inside(node) || !into.insert(node) || node == self.product || self.incoming == Some(node) {
+            return;
+        }
+        for v in self.graph.operands(node) {
+            self.collect(v.node, into);
+        }
+    }
+
+    /// The nodes that give the result.
+    pub(super) fn forward_nodes(&self) -> BTreeSet<NodeIndex> {
+        let mut nodes = BTreeSet::new();
+        if let (Some((weighted, ..)), Some(out)) = (&self.weighted, &self.out) {
+            self.collect(*weighted, &mut nodes);
+            nodes.insert(out.value.node);
+        }
+        nodes
+    }
+
+    /// The nodes that give the gradients and are not among the others.
+    pub(super) fn backward_nodes(&self, forward: &BTreeSet<NodeIndex>) -> BTreeSet<NodeIndex> {
+        let mut nodes = BTreeSet::new();
+        let results = [&self.grad_query, &self.grad_key, &self.grad_value];
+        for result in results.into_iter().flatten() {
+            for v in self.graph.operands(result.value.node) {
+                self.collect(v.node, &mut nodes);
+            }
+            nodes.insert(result.value.node);
+        }
+        nodes.difference(forward).copied().collect()
+    }
+
+    /// Whether nobody else reads what is inside.
+    pub(super) fn is_closed(&self, forward: &BTreeSet<NodeIndex>, backward: &BTreeSet<NodeIndex>) -> bool {
+        let results = [&self.out, &self.grad_query, &self.grad_key, &self.grad_value];
+        let results: Vec<NodeIndex> = results.into_iter().flatten().map(|s| s.value.node).collect();
+        let within = |n: &NodeIndex| forward.contains(n) || backward.contains(n);
+        let is_output = |n: NodeIndex| self.graph.outputs.iter().any(|o| o.value.node == n);
+        let inner = forward.iter().chain(backward).filter(|n| !results.contains(n));
+        let closed = inner.into_iter().all(|&n| !is_output(n) && self.graph.users(n).all(|(u, _)| within(&u)));
+        // A result that a collective may overwrite cannot be read again by the backward pass.
+        let kept =
+            backward.is_empty() || self.graph.users(results[0]).all(|(u, _)| !self.graph.node(u).op.is_collective());
+        closed && kept
+    }
+}
+
+/// A function of polynomials, if the result is one.
+fn arithmetic(f: MapFn, x: &[Polynomial]) -> Option<Polynomial> {
+    match (f, x) {
+        (MapFn::Add, x) => Some(x.iter().cloned().fold(Polynomial::default(), Polynomial::plus)),
+        (MapFn::Sub, [a, b]) => Some(a.clone().plus(b.clone().scaled(-1.0))),
+        (MapFn::Neg, [a]) => Some(a.clone().scaled(-1.0)),
+        (MapFn::Mul, [a, b]) => Some(a.times(b)),
+        (MapFn::Div, [a, b]) => Some(a.times(&b.reciprocal()?)),
+        (MapFn::Recip, [a]) => a.reciprocal(),
+        (MapFn::Identity | MapFn::Cast(_), [a]) => Some(a.clone()),
+        _ => None,
+    }
+}
