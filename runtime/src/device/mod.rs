@@ -7,4 +7,3 @@ pub mod session;
 pub mod visible;
 
 pub(crate) mod nodes;
-pub mod visible;
