@@ -651,6 +651,9 @@ pub fn specs() -> Vec<Spec> {
         new(F32, 20, 70, 8, Score::Padding(inf)).batch(&[2]),
         Spec { dropout: true, ..new(BF16, 70, 40, 32, Score::Causal(-1e30, 0)) },
         Spec { dropout: true, ..new(F32, 40, 70, 8, Score::Causal(-1e30, 0)) },
+        // Whole blocks.
+        new(BF16, 128, 64, 32, Score::Causal(-1e30, 0)).batch(&[1]),
+        new(F32, 64, 64, 16, Score::Scaled).batch(&[1]),
         // What is wanted.
         new(BF16, 33, 33, 16, Score::Scaled).batch(&[1]).wanting(None),
         new(F32, 33, 33, 16, Score::Scaled).batch(&[1]).wanting(None),

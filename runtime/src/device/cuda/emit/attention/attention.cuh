@@ -305,9 +305,9 @@ struct Order {
 
 // ---- kernels ----
 
-// Rows [first, first + OWN): `load_query`, … fill a tile from an index on, `store(row, w)` is where results go,
-// `keep(row, max, sum)` is told the rows' figures.
-template <class E, int BS, int DK, int DV, int N, bool PAIRS, class Q, class K, class V, class S, class Wt, class O, class Kp>
+// Rows [first, first + OWN): `load_query`, … fill a tile from an index on, `out(row, w)` is where results go,
+// `keep(row, max, sum)` is told the rows' figures. EVEN: what is streamed is whole blocks.
+template <class E, int BS, int DK, int DV, int N, bool EVEN, bool PAIRS, class Q, class K, class V, class S, class Wt, class O, class Kp>
 D void attention_forward(int first, int rows, int columns, Order order, typename E::R masked, Q load_query, K load_key,
                          V load_value, S score, Wt weight, O out, Kp keep) {
     typedef typename E::T T;
@@ -357,8 +357,8 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
             #pragma unroll
             for (int i = 0; i < I; i++) {
                 const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
-                const R x = score(s[i][j], r, c < columns ? c : columns - 1);
-                s[i][j] = c < columns ? x : -(R)INF;
+                const R x = score(s[i][j], r, EVEN || c < columns ? c : columns - 1);
+                s[i][j] = EVEN || c < columns ? x : -(R)INF;
             }
             keep_order();
         }
@@ -379,7 +379,7 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
                 const int c = c0 + E::column(j);
                 const R p = E::exp(s[i][j] - base);
                 terms += p;
-                s[i][j] = weight(p, r, c < columns ? c : columns - 1);
+                s[i][j] = weight(p, r, EVEN || c < columns ? c : columns - 1);
             }
             sum[i] = m_fma(sum[i], scale, terms);
             #pragma unroll
@@ -408,7 +408,7 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
 // columns, and the gradients of keys, FIRST, and of values, SECOND. The `second` operands are the gradient of the
 // result and the values. `batch` sets the batch indices of the owner that it does not have itself, one after the
 // other.
-template <class E, int BS, int D1, int D2, int N1, int N2, bool OWNS_ROWS, bool FIRST, bool SECOND, bool PAIRS1, bool PAIRS2,
+template <class E, int BS, int D1, int D2, int N1, int N2, bool EVEN, bool OWNS_ROWS, bool FIRST, bool SECOND, bool PAIRS1, bool PAIRS2,
           class B, class L1, class L2, class L3, class L4, class Mx, class Sm, class Dl, class S, class Wt, class G, class O1, class O2>
 D void attention_backward(int first, int owners, int streamed, u32 batches, Order order, typename E::R masked, B batch,
                           L1 load_own_first, L2 load_own_second, L3 load_first, L4 load_second, Mx max_of, Sm sum_of,
@@ -478,7 +478,7 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
             #pragma unroll
             for (int j = 0; j < J; j++) {
                 const int u = E::column(j);
-                const bool there = q0 + u < streamed;
+                const bool there = EVEN || q0 + u < streamed;
                 const int q = there ? q0 + u : streamed - 1;
                 #pragma unroll
                 for (int i = 0; i < I; i++) {

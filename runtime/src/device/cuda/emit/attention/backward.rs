@@ -179,7 +179,8 @@ fn gradients(rank: &mut Rank<'_>, a: &Attention, b: &Backward, which: Gradients<
     s.line(&tile("load_first", streams[0].0, streams[0].1, engine, (size, d1), streamed));
     s.line(&tile("load_second", streams[1].0, streams[1].1, engine, (size, d2), streamed));
     s.line(&format!(
-        "attention_backward<E, {size}, {d1}, {d2}, {n1}, {n2}, {}, {}, {}, {pairs1}, {pairs2}>(first, {own_count}, {streamed}, {repeated}u, order, masked, batch, own_first, own_second, load_first, load_second, max_of, sum_of, delta_of, score, weight, gradient, out_first, out_second);",
+        "attention_backward<E, {size}, {d1}, {d2}, {n1}, {n2}, {}, {}, {}, {}, {pairs1}, {pairs2}>(first, {own_count}, {streamed}, {repeated}u, order, masked, batch, own_first, own_second, load_first, load_second, max_of, sum_of, delta_of, score, weight, gradient, out_first, out_second);",
+        streamed.is_multiple_of(size),
         which.rows,
         which.first.is_some(),
         which.second.is_some()

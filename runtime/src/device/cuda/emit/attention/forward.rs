@@ -46,7 +46,8 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, St
     s.line(&tile("load_key", "key_at", key, engine, (size, dk), columns));
     s.line(&tile("load_value", "value_at", value, engine, (size, dv), columns));
     s.line(&format!(
-        "attention_forward<E, {size}, {dk}, {dv}, {width}, {}>(first, {rows}, {columns}, order, masked, load_query, load_key, load_value, score, weight, out_at, keep);",
+        "attention_forward<E, {size}, {dk}, {dv}, {width}, {}, {}>(first, {rows}, {columns}, order, masked, load_query, load_key, load_value, score, weight, out_at, keep);",
+        columns.is_multiple_of(size),
         pairs(engine, out)
     ));
     let sizes = (blocks * batches, tiling.threads(), tiling.shared(&needs));
