@@ -30,6 +30,26 @@ pub fn rows(a: &Attention, columns: Range<usize>) -> Visible {
 
 /// The score that all these rows and columns have in all batches, if that is certain.
 pub fn constant(a: &Attention, rows: Range<usize>, columns: Range<usize>) -> Option<f64> {
+    let known = registers(a, &a.score, rows, columns);
+    known.last()?.filter(|(low, high)| low == high).map(|(low, _)| low)
+}
+
+/// For each instruction of a body whether it is a `select` whose condition is certain for all these rows and
+/// columns in all batches, and if so whether it holds.
+pub fn decided(a: &Attention, body: &[Instruction], rows: Range<usize>, columns: Range<usize>) -> Vec<Option<bool>> {
+    let known = registers(a, body, rows, columns);
+    let of = |instruction: &Instruction| match instruction {
+        Instruction::Map { f: MapFn::Select, args, .. } => match truth(known[args[0]]) {
+            (true, true) => None,
+            (_, yes) => Some(yes),
+        },
+        _ => None,
+    };
+    body.iter().map(of).collect()
+}
+
+/// What is known of every register of a body.
+fn registers(a: &Attention, body: &[Instruction], rows: Range<usize>, columns: Range<usize>) -> Vec<Known> {
     let nb = a.batch();
     let within = |dim: usize| match dim {
         d if d == nb => rows.clone(),
@@ -37,11 +57,11 @@ pub fn constant(a: &Attention, rows: Range<usize>, columns: Range<usize>) -> Opt
         d => 0..a.dims[d],
     };
     let mut known: Vec<Known> = Vec::new();
-    for instruction in &a.score {
+    for instruction in body {
         let value = evaluate(instruction, &known, &within);
         known.push(value);
     }
-    known.last()?.filter(|(low, high)| low == high).map(|(low, _)| low)
+    known
 }
 
 /// The least range that holds everything that is not known to be masked.

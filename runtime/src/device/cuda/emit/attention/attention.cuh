@@ -303,13 +303,24 @@ struct Order {
     D bool hides(int block) const { return block < begin || block >= begin + seen; }
 };
 
+// Blocks in which bodies are shorter: none, or those within a range.
+struct Never {
+    static constexpr bool EVER = false;
+    D bool holds(int, int) const { return false; }
+};
+struct Within {
+    static constexpr bool EVER = true;
+    int from, to;
+    D bool holds(int first, int last) const { return first >= from && last <= to; }
+};
+
 // ---- kernels ----
 
 // Rows [first, first + OWN): `load_query`, … fill a tile from an index on, `out(row, w)` is where results go,
 // `keep(row, max, sum)` is told the rows' figures. EVEN: what is streamed is whole blocks.
-template <class E, int BS, int DK, int DV, int N, bool EVEN, bool PAIRS, class Q, class K, class V, class S, class Wt, class O, class Kp>
-D void attention_forward(int first, int rows, int columns, Order order, typename E::R masked, Q load_query, K load_key,
-                         V load_value, S score, Wt weight, O out, Kp keep) {
+template <class E, int BS, int DK, int DV, int N, bool EVEN, bool PAIRS, class C, class Q, class K, class V, class S, class CS, class Wt, class O, class Kp>
+D void attention_forward(int first, int rows, int columns, Order order, C clear, typename E::R masked, Q load_query,
+                         K load_key, V load_value, S score, CS clear_score, Wt weight, O out, Kp keep) {
     typedef typename E::T T;
     typedef typename E::R R;
     constexpr int I = E::ROWS, J = BS / E::PER;
@@ -351,17 +362,21 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
         __syncthreads();
         if (t + 1 < stop) load_key(keys, order.at(t + 1) * BS);
         copy_commit();
-        #pragma unroll
-        for (int j = 0; j < J; j++) {
-            const int c = c0 + E::column(j);
+        const auto scores = [&](auto body) {
             #pragma unroll
-            for (int i = 0; i < I; i++) {
-                const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
-                const R x = score(s[i][j], r, EVEN || c < columns ? c : columns - 1);
-                s[i][j] = EVEN || c < columns ? x : -(R)INF;
+            for (int j = 0; j < J; j++) {
+                const int c = c0 + E::column(j);
+                #pragma unroll
+                for (int i = 0; i < I; i++) {
+                    const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
+                    const R x = body(s[i][j], r, EVEN || c < columns ? c : columns - 1);
+                    s[i][j] = EVEN || c < columns ? x : -(R)INF;
+                }
+                keep_order();
             }
-            keep_order();
-        }
+        };
+        if (C::EVER && clear.holds(c0, c0 + BS)) scores(clear_score);
+        else scores(score);
         #pragma unroll
         for (int i = 0; i < I; i++) {
             const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
@@ -409,10 +424,11 @@ D void attention_forward(int first, int rows, int columns, Order order, typename
 // result and the values. `batch` sets the batch indices of the owner that it does not have itself, one after the
 // other.
 template <class E, int BS, int D1, int D2, int N1, int N2, bool EVEN, bool OWNS_ROWS, bool FIRST, bool SECOND, bool PAIRS1, bool PAIRS2,
-          class B, class L1, class L2, class L3, class L4, class Mx, class Sm, class Dl, class S, class Wt, class G, class O1, class O2>
-D void attention_backward(int first, int owners, int streamed, u32 batches, Order order, typename E::R masked, B batch,
+          class B, class L1, class L2, class L3, class L4, class Mx, class Sm, class Dl, class S, class CS, class Wt, class G, class CG, class O1, class O2, class C>
+D void attention_backward(int first, int owners, int streamed, u32 batches, Order order, C clear, typename E::R masked, B batch,
                           L1 load_own_first, L2 load_own_second, L3 load_first, L4 load_second, Mx max_of, Sm sum_of,
-                          Dl delta_of, S score, Wt weight, G gradient, O1 out_first, O2 out_second) {
+                          Dl delta_of, S score, CS clear_score, Wt weight, G gradient, CG clear_gradient, O1 out_first,
+                          O2 out_second) {
     typedef typename E::T T;
     typedef typename E::R R;
     constexpr int I = E::ROWS, J = BS / E::PER;
@@ -475,29 +491,33 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
             copy_wait<0>();
             __syncthreads();
             E::template product<BS, D1>(s, own_first, firsts);
-            #pragma unroll
-            for (int j = 0; j < J; j++) {
-                const int u = E::column(j);
-                const bool there = EVEN || q0 + u < streamed;
-                const int q = there ? q0 + u : streamed - 1;
+            const auto scores = [&](auto body, auto back) {
                 #pragma unroll
-                for (int i = 0; i < I; i++) {
-                    const int o = first + E::row(i) < owners ? first + E::row(i) : owners - 1;
-                    const int r = OWNS_ROWS ? o : q, c = OWNS_ROWS ? q : o;
-                    const R m = OWNS_ROWS ? max[i] : figures[0][u], inv = OWNS_ROWS ? inverse[i] : figures[1][u];
-                    const R p = E::exp(score(s[i][j], r, c) - m) * inv;
-                    if (FIRST) {
-                        const R dl = OWNS_ROWS ? delta[i] : figures[2][u];
-                        const R w = weight((R)1, r, c);
-                        const R d = gradient(p * (g[i][j] * w - dl), s[i][j], r, c);
-                        s[i][j] = there ? d : (R)0;
-                        g[i][j] = there ? p * w : (R)0;
-                    } else {
-                        g[i][j] = there ? weight(p, r, c) : (R)0;
+                for (int j = 0; j < J; j++) {
+                    const int u = E::column(j);
+                    const bool there = EVEN || q0 + u < streamed;
+                    const int q = there ? q0 + u : streamed - 1;
+                    #pragma unroll
+                    for (int i = 0; i < I; i++) {
+                        const int o = first + E::row(i) < owners ? first + E::row(i) : owners - 1;
+                        const int r = OWNS_ROWS ? o : q, c = OWNS_ROWS ? q : o;
+                        const R m = OWNS_ROWS ? max[i] : figures[0][u], inv = OWNS_ROWS ? inverse[i] : figures[1][u];
+                        const R p = E::exp(body(s[i][j], r, c) - m) * inv;
+                        if (FIRST) {
+                            const R dl = OWNS_ROWS ? delta[i] : figures[2][u];
+                            const R w = weight((R)1, r, c);
+                            const R d = back(p * (g[i][j] * w - dl), s[i][j], r, c);
+                            s[i][j] = there ? d : (R)0;
+                            g[i][j] = there ? p * w : (R)0;
+                        } else {
+                            g[i][j] = there ? weight(p, r, c) : (R)0;
+                        }
                     }
+                    keep_order();
                 }
-                keep_order();
-            }
+            };
+            if (C::EVER && clear.holds(q0, q0 + BS)) scores(clear_score, clear_gradient);
+            else scores(score, gradient);
             if constexpr (SECOND) E::template accumulate<BS, D2>(sum2, g, seconds, scratch);
             __syncthreads();
             if (t + 1 < stop) load_second(seconds, order.at(t + 1) * BS);

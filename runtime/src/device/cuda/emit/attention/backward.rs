@@ -3,6 +3,7 @@
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
+use super::clear::Owners;
 use super::engine::{Engine, Needs, Tiling, weight_of_bodies};
 use super::forward::{pairs, tile};
 use super::mask::Seen;
@@ -171,6 +172,7 @@ fn gradients(rank: &mut Rank<'_>, a: &Attention, b: &Backward, which: Gradients<
     s.line(&format!("{{ {batch}}}"));
     batches(&mut s, &lacks);
     s.text.push_str(&seen.text(own, own_count, size));
+    s.clear(rank, Owners { rows: which.rows, count: own_count, block: own, streamed })?;
     let of_rows = [("query_at", &query), ("grad_out_at", &grad_out)];
     let of_columns = [("key_at", &key), ("value_at", &value)];
     let (owned, streams) = if which.rows { (of_rows, of_columns) } else { (of_columns, of_rows) };
@@ -179,7 +181,7 @@ fn gradients(rank: &mut Rank<'_>, a: &Attention, b: &Backward, which: Gradients<
     s.line(&tile("load_first", streams[0].0, streams[0].1, engine, (size, d1), streamed));
     s.line(&tile("load_second", streams[1].0, streams[1].1, engine, (size, d2), streamed));
     s.line(&format!(
-        "attention_backward<E, {size}, {d1}, {d2}, {n1}, {n2}, {}, {}, {}, {}, {pairs1}, {pairs2}>(first, {own_count}, {streamed}, {repeated}u, order, masked, batch, own_first, own_second, load_first, load_second, max_of, sum_of, delta_of, score, weight, gradient, out_first, out_second);",
+        "attention_backward<E, {size}, {d1}, {d2}, {n1}, {n2}, {}, {}, {}, {}, {pairs1}, {pairs2}>(first, {own_count}, {streamed}, {repeated}u, order, clear, masked, batch, own_first, own_second, load_first, load_second, max_of, sum_of, delta_of, score, clear_score, weight, gradient, clear_gradient, out_first, out_second);",
         streamed.is_multiple_of(size),
         which.rows,
         which.first.is_some(),

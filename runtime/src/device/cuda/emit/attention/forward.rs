@@ -3,6 +3,7 @@
 use super::super::body::element;
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
+use super::clear::Owners;
 use super::engine::{Engine, Needs, weight_of_bodies};
 use super::mask::Seen;
 use super::source::{Reach, Source, is_wide};
@@ -41,12 +42,13 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, St
     let batch = s.batch(&format!("blockIdx.x / {blocks}u"), &has);
     s.line(&format!("{{ {batch}}}"));
     s.text.push_str(&seen.text(own, rows, size));
+    s.clear(rank, Owners { rows: true, count: rows, block: own, streamed: columns })?;
     let [query, key, value, out] = &reaches;
     s.line(&tile("load_query", "query_at", query, engine, (own, dk), rows));
     s.line(&tile("load_key", "key_at", key, engine, (size, dk), columns));
     s.line(&tile("load_value", "value_at", value, engine, (size, dv), columns));
     s.line(&format!(
-        "attention_forward<E, {size}, {dk}, {dv}, {width}, {}, {}>(first, {rows}, {columns}, order, masked, load_query, load_key, load_value, score, weight, out_at, keep);",
+        "attention_forward<E, {size}, {dk}, {dv}, {width}, {}, {}>(first, {rows}, {columns}, order, clear, masked, load_query, load_key, load_value, score, clear_score, weight, out_at, keep);",
         columns.is_multiple_of(size),
         pairs(engine, out)
     ));

@@ -4,13 +4,14 @@
 //! |---|---|
 //! | how tiles are multiplied, by tensor cores or not, and the kernels' loops | `attention.cuh` |
 //! | which engine, and how large tiles are | `engine` |
-//! | which blocks of scores are not computed | `mask` |
+//! | which blocks of scores are not computed, and which are all visible | `mask`, `clear` |
 //! | how operands, figures of rows and bodies become lambdas of a kernel | `source` |
 //! | the forward kernel; the backward kernels | `forward`, `backward` |
 //! | operands too wide for tiles | `alone` |
 
 mod alone;
 mod backward;
+mod clear;
 mod engine;
 mod forward;
 mod mask;

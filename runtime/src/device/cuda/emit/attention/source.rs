@@ -4,6 +4,7 @@
 use super::super::body::{Body, LoopGraph, element, lane};
 use super::super::rank::Rank;
 use super::super::space::{Axis, cut, merge, offset};
+use super::clear::{self, Owners};
 use crate::device::extent::{self, Extent};
 use crate::device::nodes::{self, Kind, Walk};
 use std::fmt::Write as _;
@@ -206,21 +207,53 @@ impl<'a> Source<'a> {
     /// The bodies of scores and weights, and of gradients if there are any.
     pub(super) fn bodies(&mut self, rank: &Rank<'_>) -> Result<(), String> {
         let a = self.a;
-        self.body(rank, "score = [&](R g0, int row_, int column_)", &a.score, &str::to_string)?;
         if a.weight.is_empty() {
             self.line("const auto weight = [](R x, int, int) { return x; };");
         } else {
             self.body(rank, "weight = [&](R x, int row_, int column_)", &a.weight, &|w| format!("x * {w}"))?;
         }
-        let gradient = a.backward.as_ref().map(|b| &b.gradient).filter(|g| !g.is_empty());
-        if let Some(gradient) = gradient {
-            let head = "gradient = [&](R g0, R g1, int row_, int column_)";
-            self.body(rank, head, gradient, &str::to_string)?;
-        } else {
+        let gradient = a.backward.as_ref().map(|b| &b.gradient[..]);
+        self.scores(rank, "score", &a.score, "gradient", gradient)
+    }
+
+    /// The bodies of scores and of gradients.
+    fn scores(
+        &mut self,
+        rank: &Rank<'_>,
+        score: &str,
+        body: &[Instruction],
+        gradient: &str,
+        of_gradient: Option<&[Instruction]>,
+    ) -> Result<(), String> {
+        self.body(rank, &format!("{score} = [&](R g0, int row_, int column_)"), body, &str::to_string)?;
+        match of_gradient {
+            None => Ok(()),
             // Nobody asks for it.
-            self.line("const auto gradient = [](R g0, R, int, int) { return g0; };");
+            Some([]) => {
+                self.line(&format!("const auto {gradient} = [](R g0, R, int, int) {{ return g0; }};"));
+                Ok(())
+            }
+            Some(body) => {
+                let head = format!("{gradient} = [&](R g0, R g1, int row_, int column_)");
+                self.body(rank, &head, body, &str::to_string)
+            }
         }
-        Ok(())
+    }
+
+    /// Declares `clear`, `clear_score` and `clear_gradient`: where bodies are shorter, and what they are there.
+    pub(super) fn clear(&mut self, rank: &Rank<'_>, owners: Owners) -> Result<(), String> {
+        let Some(clear) = clear::find(self.a, owners) else {
+            self.line("const Never clear;");
+            self.line("const auto clear_score = score;");
+            if self.a.backward.is_some() {
+                self.line("const auto clear_gradient = gradient;");
+            }
+            return Ok(());
+        };
+        let [from, to] = clear.text();
+        self.line(&format!("const Within clear = {{{from}, {to}}};"));
+        let gradient = self.a.backward.as_ref().map(|_| &clear.gradient[..]);
+        self.scores(rank, "clear_score", &clear.score, "clear_gradient", gradient)
     }
 }
 
