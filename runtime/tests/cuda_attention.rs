@@ -94,7 +94,8 @@ fn kernels_of_attention_compile_without_spilling() {
         Err(e) if std::env::var_os("TPC_REQUIRE_NVRTC").is_none() => return println!("not compiled: {e}"),
         Err(e) => panic!("{e}"),
     };
-    let cases = large().into_iter();
+    let nth = std::env::var("TPC_EVERY").ok().and_then(|n| n.parse().ok()).unwrap_or(16);
+    let cases = large().into_iter().chain(attention::cases().into_iter().step_by(nth));
     let kernels = cases.fold(Kernels::default(), |all, c| plan(&[c.program], all).unwrap().kernels);
     let (_, usage) = nvrtc.compile(&kernels.source(), "sm_90").unwrap_or_else(|e| panic!("{e}"));
     for kernel in kernels.list() {

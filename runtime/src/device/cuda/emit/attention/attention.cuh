@@ -316,6 +316,23 @@ struct Within {
 
 // ---- kernels ----
 
+// From products to scores, −∞ where there is no column.
+template <class E, int BS, bool EVEN, class S>
+D void to_scores(typename E::R (&s)[E::ROWS][BS / E::PER], int first, int rows, int c0, int columns, S score) {
+    typedef typename E::R R;
+    #pragma unroll
+    for (int j = 0; j < BS / E::PER; j++) {
+        const int c = c0 + E::column(j);
+        #pragma unroll
+        for (int i = 0; i < E::ROWS; i++) {
+            const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
+            const R x = score(s[i][j], r, EVEN || c < columns ? c : columns - 1);
+            s[i][j] = EVEN || c < columns ? x : -(R)INF;
+        }
+        keep_order();
+    }
+}
+
 // Rows [first, first + OWN): `load_query`, … fill a tile from an index on, `out(row, w)` is where results go,
 // `keep(row, max, sum)` is told the rows' figures. EVEN: what is streamed is whole blocks.
 template <class E, int BS, int DK, int DV, int N, bool EVEN, bool PAIRS, class C, class Q, class K, class V, class S, class CS, class Wt, class O, class Kp>
@@ -362,21 +379,8 @@ D void attention_forward(int first, int rows, int columns, Order order, C clear,
         __syncthreads();
         if (t + 1 < stop) load_key(keys, order.at(t + 1) * BS);
         copy_commit();
-        const auto scores = [&](auto body) {
-            #pragma unroll
-            for (int j = 0; j < J; j++) {
-                const int c = c0 + E::column(j);
-                #pragma unroll
-                for (int i = 0; i < I; i++) {
-                    const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
-                    const R x = body(s[i][j], r, EVEN || c < columns ? c : columns - 1);
-                    s[i][j] = EVEN || c < columns ? x : -(R)INF;
-                }
-                keep_order();
-            }
-        };
-        if (C::EVER && clear.holds(c0, c0 + BS)) scores(clear_score);
-        else scores(score);
+        if (C::EVER && clear.holds(c0, c0 + BS)) to_scores<E, BS, EVEN>(s, first, rows, c0, columns, clear_score);
+        else to_scores<E, BS, EVEN>(s, first, rows, c0, columns, score);
         #pragma unroll
         for (int i = 0; i < I; i++) {
             const int r = first + E::row(i) < rows ? first + E::row(i) : rows - 1;
@@ -417,6 +421,38 @@ D void attention_forward(int first, int rows, int columns, Order order, C clear,
         if (first + E::row(i) < rows && lane_of() % E::LANES == 0) keep(first + E::row(i), max[i], total);
     }
     store_tile<E, DV, N, PAIRS>(acc, first, rows, out);
+}
+
+struct Extents { int first, owners, q0, streamed; };
+
+// From products s to gradients of products, and from gradients g of weighted probabilities to those probabilities
+// (without FIRST, only the latter).
+template <class E, int BS, bool EVEN, bool OWNS_ROWS, bool FIRST, class R, class F, class S, class Wt, class G>
+D void to_gradients(R (&s)[E::ROWS][BS / E::PER], R (&g)[E::ROWS][BS / E::PER], const Extents& at, const R (&max)[E::ROWS],
+                    const R (&inverse)[E::ROWS], const R (&delta)[E::ROWS], const F& figures, S score, Wt weight, G gradient) {
+    #pragma unroll
+    for (int j = 0; j < BS / E::PER; j++) {
+        const int u = E::column(j);
+        const bool there = EVEN || at.q0 + u < at.streamed;
+        const int q = there ? at.q0 + u : at.streamed - 1;
+        #pragma unroll
+        for (int i = 0; i < E::ROWS; i++) {
+            const int o = at.first + E::row(i) < at.owners ? at.first + E::row(i) : at.owners - 1;
+            const int r = OWNS_ROWS ? o : q, c = OWNS_ROWS ? q : o;
+            const R m = OWNS_ROWS ? max[i] : figures[0][u], inv = OWNS_ROWS ? inverse[i] : figures[1][u];
+            const R p = E::exp(score(s[i][j], r, c) - m) * inv;
+            if (FIRST) {
+                const R dl = OWNS_ROWS ? delta[i] : figures[2][u];
+                const R w = weight((R)1, r, c);
+                const R d = gradient(p * (g[i][j] * w - dl), s[i][j], r, c);
+                s[i][j] = there ? d : (R)0;
+                g[i][j] = there ? p * w : (R)0;
+            } else {
+                g[i][j] = there ? weight(p, r, c) : (R)0;
+            }
+        }
+        keep_order();
+    }
 }
 
 // What is owned is rows, and `first` operands are queries and keys: the gradient of the queries, FIRST. Or it is
@@ -491,33 +527,12 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
             copy_wait<0>();
             __syncthreads();
             E::template product<BS, D1>(s, own_first, firsts);
-            const auto scores = [&](auto body, auto back) {
-                #pragma unroll
-                for (int j = 0; j < J; j++) {
-                    const int u = E::column(j);
-                    const bool there = EVEN || q0 + u < streamed;
-                    const int q = there ? q0 + u : streamed - 1;
-                    #pragma unroll
-                    for (int i = 0; i < I; i++) {
-                        const int o = first + E::row(i) < owners ? first + E::row(i) : owners - 1;
-                        const int r = OWNS_ROWS ? o : q, c = OWNS_ROWS ? q : o;
-                        const R m = OWNS_ROWS ? max[i] : figures[0][u], inv = OWNS_ROWS ? inverse[i] : figures[1][u];
-                        const R p = E::exp(body(s[i][j], r, c) - m) * inv;
-                        if (FIRST) {
-                            const R dl = OWNS_ROWS ? delta[i] : figures[2][u];
-                            const R w = weight((R)1, r, c);
-                            const R d = back(p * (g[i][j] * w - dl), s[i][j], r, c);
-                            s[i][j] = there ? d : (R)0;
-                            g[i][j] = there ? p * w : (R)0;
-                        } else {
-                            g[i][j] = there ? weight(p, r, c) : (R)0;
-                        }
-                    }
-                    keep_order();
-                }
-            };
-            if (C::EVER && clear.holds(q0, q0 + BS)) scores(clear_score, clear_gradient);
-            else scores(score, gradient);
+            const Extents at = {first, owners, q0, streamed};
+            if (C::EVER && clear.holds(q0, q0 + BS)) {
+                to_gradients<E, BS, EVEN, OWNS_ROWS, FIRST>(s, g, at, max, inverse, delta, figures, clear_score, weight, clear_gradient);
+            } else {
+                to_gradients<E, BS, EVEN, OWNS_ROWS, FIRST>(s, g, at, max, inverse, delta, figures, score, weight, gradient);
+            }
             if constexpr (SECOND) E::template accumulate<BS, D2>(sum2, g, seconds, scratch);
             __syncthreads();
             if (t + 1 < stop) load_second(seconds, order.at(t + 1) * BS);
