@@ -5,7 +5,7 @@
 mod processes;
 mod support;
 
-use processes::{Told, fail, in_processes, joined};
+use processes::{Launcher, Told, fail, in_processes, joined};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -263,9 +263,6 @@ fn check_records(plan: &Plan, dir: &Path, context: &str) {
         assert!(!record["ranks"][0]["operations"].as_array().unwrap().is_empty(), "{context}");
     }
 }
-
-/// How processes are launched.
-type Launcher = fn(usize, &str, Option<PathBuf>, Option<Duration>) -> Told;
 
 /// `by_us` if the launcher is ours.
 fn inject(seed: u64, in_processes: Launcher, by_us: bool) {
