@@ -1,6 +1,9 @@
 //! `tpc` under launchers of others, where these are: torchrun on the path, and a SLURM whose `srun` works. What they say in environment
-//! variables is tested without them in `runtime/src/launch/environment.rs`.
+//! variables is tested without them in `runtime/src/launch/environment.rs`. `tests/slurm` is a SLURM of four nodes on one machine.
 
+#[cfg(feature = "mpi")]
+#[path = "../../runtime/tests/support/mpirun.rs"]
+mod mpirun;
 mod support;
 
 use std::process::{Command, Stdio};
@@ -167,4 +170,17 @@ fn srun_on_several_nodes_is_one_sentence() {
     let one = told.err.matches("error: SLURM started 5 processes, of which 1 on this host").count();
     assert_eq!((most, one), (3, 2), "{}", told.err);
     assert!(told.err.contains("with mpirun or `srun --mpi=pmix`"), "{}", told.err);
+}
+
+/// MPI's launcher on nodes of SLURM, which it takes for hosts.
+#[cfg(feature = "mpi")]
+#[test]
+fn mpirun_on_several_nodes_trains_as_expected() {
+    let nodes = ["salloc", "--quiet", "-N2", "-n4", "--ntasks-per-node=2"];
+    if !works(&[&nodes[..], &["true"]].concat()) {
+        return;
+    }
+    let mpirun = mpirun::Mpirun::find().command(4);
+    let mpirun = [mpirun.get_program()].into_iter().chain(mpirun.get_args()).map(|a| a.to_str().unwrap());
+    trains_as_expected(&nodes.into_iter().chain(mpirun).collect::<Vec<_>>(), 4);
 }
