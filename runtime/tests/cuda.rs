@@ -199,7 +199,7 @@ mod gpu {
     use super::{Bytes, Tolerance, bindings, check};
     use tpc_ir::program::RankProgram;
     use tpc_runtime::device::cuda::gpu::{Compiled, Folder, Gpu, GpuOptions, Network};
-    use tpc_runtime::device::session::Device;
+    use tpc_runtime::device::attached::Device;
 
     /// Ranks that are threads with a communicator each. On one real device NCCL needs to be told that
     /// this is meant, see `tests/gpu/run`.

@@ -6,7 +6,7 @@ use tpc::program::TrainingProgram;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Binding, OutputBinding, RankProgram};
 use tpc_ir::{DType, InputKind, OutputKind};
-use tpc_runtime::device::session::{Device, DeviceSession};
+use tpc_runtime::device::attached::Device;
 use tpc_runtime::element::decode;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
 
@@ -35,8 +35,8 @@ pub fn input_bytes(session: &Session, rank: usize, name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Copies inputs of some kinds from a session to a device.
-fn copy<D: Device>(from: &Session, to: &mut DeviceSession<D>, kinds: &[InputKind]) {
+/// Copies inputs of some kinds from a session to one on a device.
+fn copy(from: &Session, to: &mut Session, kinds: &[InputKind]) {
     for rank in 0..from.ranks() {
         let inputs: Vec<_> = from.program(rank).inputs.iter().filter(|i| kinds.contains(&i.kind)).cloned().collect();
         for input in inputs {
@@ -105,15 +105,15 @@ pub fn beside<D: Device>(
     Ok(worst)
 }
 
-/// Trains for a step with each learning rate on the CPU and on a device, which keeps its own parameters
-/// and state: `device` is given the programs of the first step, then those of the later ones.
+/// Trains for a step with each learning rate on the CPU and in a session on a device, which keeps its own parameters
+/// and state: `device` is given the programs of the first step, and goes on with those of the later ones.
 ///
 /// # Errors
 /// The device fails.
 ///
 /// # Panics
 /// If the CPU does.
-pub fn follow<D: Device>(
+pub fn follow<D: Device + 'static>(
     program: TrainingProgram,
     vocab: usize,
     rates: &[f64],
@@ -122,7 +122,7 @@ pub fn follow<D: Device>(
     let (first, steady) = (program.first.ranks.clone(), program.steady.ranks.clone());
     let mut training = program.launch(LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     feed(training.session(), vocab);
-    let mut on_device = DeviceSession::new(device(first)?);
+    let mut on_device = Session::on(Box::new(device(first)?), LaunchOptions::default())?;
     let all = [InputKind::Parameter, InputKind::State, InputKind::Data, InputKind::Constant, InputKind::Scalar];
     copy(training.session(), &mut on_device, &all);
     let mut apart = Apart::default();
@@ -132,10 +132,17 @@ pub fn follow<D: Device>(
         if i > 0
             && let Some(steady) = steady.take()
         {
-            on_device.succeed(device(steady)?)?;
+            on_device.succeed(steady)?;
         }
         copy(training.session(), &mut on_device, &[InputKind::Scalar]);
         on_device.step()?;
+        for rank in 0..on_device.ranks() {
+            // A step in which not every collective was executed would be counted as less.
+            let (executed, program) = (on_device.collectives(rank), on_device.program(rank));
+            let counted: u64 = executed.iter().map(|c| c.count).sum();
+            assert_eq!(counted, program.collectives().count() as u64, "rank {rank}: {executed:?}");
+        }
+        on_device.reset_counters();
         let found = on_device.read_f64(&OutputKind::Loss)?[0];
         apart.losses.push(found);
         let off = (found - loss).abs() / loss.abs();

@@ -1,8 +1,8 @@
 //! Devices that execute rank programs.
 
+pub mod attached;
 pub mod cpu;
 pub mod cuda;
 pub mod extent;
-pub mod session;
 
 pub(crate) mod nodes;
