@@ -198,8 +198,8 @@ fn the_host_does_the_same_on_a_fake_driver() {
 mod gpu {
     use super::{Bytes, Tolerance, bindings, check};
     use tpc_ir::program::RankProgram;
-    use tpc_runtime::device::cuda::gpu::{Compiled, Folder, Gpu, GpuOptions, Network};
     use tpc_runtime::device::attached::Device;
+    use tpc_runtime::device::cuda::gpu::{Compiled, Folder, Gpu, GpuOptions, Network};
 
     /// Ranks that are threads with a communicator each. On one real device NCCL needs to be told that
     /// this is meant, see `tests/gpu/run`.

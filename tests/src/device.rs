@@ -55,10 +55,14 @@ fn apart(got: &[u8], want: &[u8], dtype: DType) -> f64 {
     if !dtype.is_float() {
         return if got == want { 0.0 } else { f64::INFINITY };
     }
-    let (got, want) = (decode(dtype, got), decode(dtype, want));
+    farthest(&decode(dtype, got), &decode(dtype, want))
+}
+
+/// The largest difference, relative to the largest value that is wanted; NaN if one is where none should be.
+fn farthest(got: &[f64], want: &[f64]) -> f64 {
     let largest = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
     let same = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
-    let off = got.iter().zip(&want).map(|(&x, &y)| if same(x, y) { 0.0 } else { (x - y).abs() / largest });
+    let off = got.iter().zip(want).map(|(&x, &y)| if same(x, y) { 0.0 } else { (x - y).abs() / largest });
     off.fold(0.0, |m, d| if d >= m || d.is_nan() { d } else { m })
 }
 
@@ -100,6 +104,51 @@ pub fn beside<D: Device>(
                     worst = (off, format!("rank {rank}, {name}"));
                 }
             }
+        }
+    }
+    Ok(worst)
+}
+
+/// Runs programs in another precision on a device beside a reference on the CPU, step by step from the same inputs, and compares what
+/// inputs and outputs hold then, as whole tensors: the largest difference relative to a tensor's largest value, and where.
+///
+/// # Errors
+/// The device fails.
+///
+/// # Panics
+/// If the CPU does.
+pub fn against<D: Device + 'static>(
+    reference: &[RankProgram],
+    feed: &HashMap<String, Tensor>,
+    device: D,
+    steps: usize,
+) -> Result<(f64, String), RuntimeError> {
+    let mut session = Session::launch(reference.to_vec(), LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let mut on_device = Session::on(Box::new(device), LaunchOptions::default())?;
+    let names: Vec<String> = reference[0].inputs.iter().map(|i| i.name.clone()).collect();
+    for name in &names {
+        session.write_f64(name, &feed[name].data).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let mut worst = (0.0, String::new());
+    for _ in 0..steps {
+        for name in &names {
+            on_device.write_f64(name, &session.read_input_f64(name).unwrap_or_else(|e| panic!("{e}")))?;
+        }
+        session.step().unwrap_or_else(|e| panic!("{e}"));
+        on_device.step()?;
+        let mut note = |name: String, got: Vec<f64>, want: Vec<f64>| {
+            let off = farthest(&got, &want);
+            if off > worst.0 || off.is_nan() {
+                worst = (off, name);
+            }
+        };
+        for name in &names {
+            let want = session.read_input_f64(name).unwrap_or_else(|e| panic!("{e}"));
+            note(name.clone(), on_device.read_input_f64(name)?, want);
+        }
+        for output in &reference[0].outputs {
+            let want = session.read_f64(&output.kind).unwrap_or_else(|e| panic!("{e}"));
+            note(format!("{:?}", output.kind), on_device.read_f64(&output.kind)?, want);
         }
     }
     Ok(worst)

@@ -21,8 +21,8 @@ pub use transfer::{BoxReader, BoxWriter, RankInputs};
 
 use crate::comm::local::Local;
 use crate::comm::{Communicators, Processes};
-use crate::device::attached::Device;
 use crate::counters::{CollectiveCount, Counters};
+use crate::device::attached::Device;
 use crate::error::RuntimeError;
 use crate::fingerprint;
 use crate::flight::{Clock, FlightRecord};

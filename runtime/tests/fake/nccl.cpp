@@ -3,7 +3,8 @@
 //
 // A world is a folder beside this library, named by its identifier, which the last rank to leave removes:
 //   joined-R: the device of rank R    S-R: what rank R sends in its S-th collective    left-R: rank R has left
-// As the real one does, it refuses ranks on one device unless NCCL_MULTI_RANK_GPU_ENABLE is set, and aborting concerns one rank only.
+// As the real one does, it refuses ranks on one device unless NCCL_MULTI_RANK_GPU_ENABLE is set (to what FAKE_NCCL_ALLOWS says, if that
+// is set), and aborting concerns one rank only.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -197,7 +198,8 @@ API int ncclCommGetAsyncError(Comm* c, int* e) {
     std::set<std::vector<char>> devices;
     for (int r = 0; r < c->ranks; r++) devices.insert(find(place(c, "joined", r)));
     c->complete = true;
-    if ((int)devices.size() < c->ranks && !getenv("NCCL_MULTI_RANK_GPU_ENABLE")) *e = DUPLICATE;
+    const char *allowed = getenv("NCCL_MULTI_RANK_GPU_ENABLE"), *wanted = getenv("FAKE_NCCL_ALLOWS");
+    if ((int)devices.size() < c->ranks && (!allowed || (wanted && strcmp(allowed, wanted)))) *e = DUPLICATE;
     return OK;
 }
 // The last to leave a world removes it.

@@ -8,9 +8,9 @@
 use super::emit::{Item, Kernels, Launch, Plan, plan};
 use super::library::Library;
 use super::reference;
+use crate::device::attached::Device;
 use crate::device::cpu::arena::Arena;
 use crate::device::cpu::has_avx2;
-use crate::device::attached::Device;
 use crate::error::RuntimeError;
 use crate::session::StepReport;
 use std::ffi::c_int;

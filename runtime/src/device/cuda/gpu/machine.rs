@@ -546,11 +546,7 @@ impl Gpu {
 }
 
 /// Joins all groups of a plan, or finds that there is no network for them. An error in `plan` is told the others.
-fn meet(
-    options: &GpuOptions,
-    programs: &[RankProgram],
-    plan: Result<&Plan, RuntimeError>,
-) -> Result<(), RuntimeError> {
+fn meet(options: &GpuOptions, programs: &[RankProgram], plan: Result<&Plan, RuntimeError>) -> Result<(), RuntimeError> {
     let collectives = |plan: &Plan| -> Vec<Collective> {
         plan.ranks.iter().flat_map(|r| &r.collectives).map(|c| c.collective.clone()).collect()
     };

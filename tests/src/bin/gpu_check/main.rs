@@ -14,8 +14,8 @@ use tpc_ir::program::{
 };
 use tpc_ir::{DType, MapFn, Mesh, Phase, ReduceOp};
 use tpc_runtime::RuntimeError;
-use tpc_runtime::device::cuda::gpu::{Compiled, Context, Gpu, GpuOptions};
 use tpc_runtime::device::attached::Device;
+use tpc_runtime::device::cuda::gpu::{Compiled, Context, Gpu, GpuOptions};
 use tpc_tests::device::{beside, follow};
 use tpc_tests::golden::{MODELS, WIDE};
 use tpc_tests::training::{config, language_model, plan};
