@@ -255,6 +255,11 @@ impl Gpu {
         self.bytes
     }
 
+    /// Lets later steps be captured as a graph, whatever the options said.
+    pub fn use_graph(&mut self) {
+        self.options.graph = true;
+    }
+
     /// Copies of small inputs that were enqueued so far: side by side in the arena, they are one.
     pub fn small_copies(&self) -> u64 {
         self.staging.copies()

@@ -47,6 +47,30 @@ impl Drop for Events {
 }
 
 impl Gpu {
+    /// Runs steps one behind the other and gives the milliseconds of each, from the device's clock.
+    ///
+    /// # Errors
+    /// As [`Gpu::enqueue_step`] and [`Gpu::finish`].
+    pub fn time_steps(&mut self, count: usize) -> Result<Vec<f64>, RuntimeError> {
+        self.context.make_current()?;
+        let stream = self.lanes[0].compute;
+        let mut events = Events::default();
+        for _ in 0..count {
+            events.record(stream)?;
+            self.enqueue_step()?;
+            events.record(stream)?;
+        }
+        self.finish()?;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(stream) }.map_err(failed("cuStreamSynchronize"))?;
+        let taken = |pair: &[sys::CUevent]| {
+            // SAFETY: both are alive, and were recorded.
+            let milliseconds = unsafe { result::event::elapsed(pair[0], pair[1]) };
+            Ok(f64::from(milliseconds.map_err(failed("cuEventElapsedTime"))?))
+        };
+        events.0.chunks(2).map(taken).collect()
+    }
+
     /// Runs a step kernel by kernel and gives the time of each action, in the order in which they were enqueued. All ranks are in this
     /// process.
     ///
