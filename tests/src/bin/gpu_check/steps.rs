@@ -11,8 +11,8 @@ use std::time::Instant;
 use tpc::models::{LlamaConfig, ModelConfig};
 use tpc::pretrained::TokenBatch;
 use tpc::program::CompileOptions;
-use tpc_ir::program::{Action, RankProgram};
 use tpc_ir::InputKind;
+use tpc_ir::program::{Action, RankProgram};
 use tpc_passes::options::precision::Precision;
 use tpc_runtime::RuntimeError;
 use tpc_runtime::device::attached::Device;
@@ -255,6 +255,16 @@ mod tests {
         let weights = MODEL_1B.layers as f64 * MODEL_1B.block_weights() + (2048 * 32768) as f64;
         let attention = 12.0 * 16.0 * 2048.0 * 2048.0 * 8192.0;
         assert_eq!(MODEL_1B.flops(4, true), 6.0 * weights * 8192.0 + attention);
+    }
+
+    /// Planning a step takes seconds, and its arena is known then.
+    #[test]
+    fn every_row_fits_into_an_h100() {
+        let mib = |row: &Row| row.program.arena_bytes >> 20;
+        let blocks = [1, 2, 4, 8].map(|tp| mib(&block_row(BLOCK_8B, tp)));
+        assert!(blocks[0] < 10 << 10 && blocks.windows(2).all(|w| w[1] < w[0]), "{blocks:?} MiB");
+        let step = mib(&model_row(MODEL_1B, 2));
+        assert!(step < 70 << 10, "{step} MiB");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::error::RuntimeError;
 use crate::session::StepReport;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,7 +113,7 @@ pub struct Gpu {
     graph: Option<sys::CUgraphExec>,
     /// Steps of the current programs.
     steps: u64,
-    staging: Staging,
+    staging: ManuallyDrop<Staging>,
     /// Of ranks in several processes: how far the collectives are.
     progress: Option<Progress>,
     /// Of every rank's collectives, whether a step as it was enqueued last executes it.
@@ -178,7 +179,7 @@ impl Gpu {
             end: event()?,
             graph: None,
             steps: 0,
-            staging: Staging::new()?,
+            staging: ManuallyDrop::new(Staging::new()?),
             progress: None,
             executed: Vec::new(),
             broken: AtomicBool::new(false),
@@ -419,6 +420,11 @@ impl Gpu {
         Ok(())
     }
 
+    /// Enqueues the copies of what was written and is small, before a step.
+    pub(super) fn bring_small_writes(&mut self) -> Result<(), CudaError> {
+        self.staging.flush(self.lanes[0].compute)
+    }
+
     /// Enqueues a step without waiting for it. The first one is enqueued kernel by kernel, so that the
     /// libraries have met every shape before a capture.
     ///
@@ -429,7 +435,7 @@ impl Gpu {
         if self.options.graph && self.steps > 0 && self.graph.is_none() {
             self.capture()?;
         }
-        self.staging.flush(self.lanes[0].compute)?;
+        self.bring_small_writes()?;
         self.steps += 1;
         match self.graph {
             // SAFETY: the graph is alive, and so is everything that it uses.
@@ -686,7 +692,9 @@ impl Drop for Gpu {
             while streams.iter().any(runs) {
                 if start.elapsed() > AFTER_ABORT {
                     // What still runs uses all of it: it goes with the process.
-                    std::mem::forget((self.functions.clone(), self.products.take(), self.context.clone()));
+                    let kept =
+                        (self.functions.clone(), self.products.take(), self.progress.take(), self.context.clone());
+                    std::mem::forget(kept);
                     return;
                 }
                 std::thread::sleep(Duration::from_millis(5));
@@ -696,6 +704,7 @@ impl Drop for Gpu {
         // Failures leave nothing to do.
         unsafe {
             streams.into_iter().for_each(|s| _ = result::stream::synchronize(s));
+            ManuallyDrop::drop(&mut self.staging);
             self.dismantle();
             [self.fork, self.end].into_iter().for_each(|e| _ = result::event::destroy(e));
             let _ = result::free_sync(self.memory);

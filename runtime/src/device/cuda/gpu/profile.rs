@@ -79,6 +79,7 @@ impl Gpu {
     pub fn profile(&mut self) -> Result<Vec<Timing>, RuntimeError> {
         self.context.make_current()?;
         self.finish()?;
+        self.bring_small_writes()?;
         let (mut events, mut of) = (Events::default(), Vec::new());
         let streams: Vec<sys::CUstream> = self.lanes.iter().map(|l| l.compute).collect();
         let gate = Pinned::new(4)?;
