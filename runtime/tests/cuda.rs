@@ -314,6 +314,31 @@ mod gpu {
         println!("sessions: written, stepped, read and succeeded; they agree on the GPU");
     }
 
+    /// A rank that panics on the host's side of a device is an error, and the session can only be read afterwards.
+    #[test]
+    fn a_panic_beside_a_device_is_an_error_the_same() {
+        use super::loops::support::{Builder, load, store};
+        use tpc_ir::DType;
+        use tpc_ir::program::{Action, Loop};
+        use tpc_runtime::{Fault, FaultKind, LaunchOptions, RuntimeError, Session};
+        if std::env::var_os("TPC_GPU").is_none() {
+            return println!("skipped: there is no GPU");
+        }
+        let mut b = Builder::new();
+        let x = b.input("x", DType::F32, &[3]);
+        b.step(Action::Loop(Loop { dims: vec![3], body: vec![load(&x), store(&x, 0)] }));
+        let gpu = Gpu::new(vec![b.program], GpuOptions::default()).unwrap();
+        let fault = Some(Fault { rank: 0, step: 1, kind: FaultKind::Panic });
+        let mut session = Session::on(Box::new(gpu), LaunchOptions { fault, ..Default::default() }).unwrap();
+        session.write_f64("x", &[1.0, 2.0, 3.0]).unwrap();
+        session.step().unwrap();
+        let error = session.step().unwrap_err();
+        assert_eq!(error.to_string(), "rank 0 panicked in a step: injected fault");
+        assert_eq!(session.rank_error(0), Some(error));
+        assert!(matches!(session.step(), Err(RuntimeError::Poisoned(_))));
+        assert_eq!(session.read_input_f64("x").unwrap(), [1.0, 2.0, 3.0]);
+    }
+
     /// The same memory for succeeding programs: an output that only the first ones wrote is still there, and inputs of a step that lie
     /// side by side are one copy.
     #[test]
