@@ -22,8 +22,8 @@ use tpc_ir::{DType, ReduceOp};
 type Comm = *mut c_void;
 type Stream = *mut c_void;
 
-/// How long giving up, or saying goodbye at the end, may take.
-const GOODBYE: Duration = Duration::from_secs(3);
+/// How long giving up, or saying goodbye at the end, may take: with what streams take to end then, less than the grace of `tpc launch`.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;

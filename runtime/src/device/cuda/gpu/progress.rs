@@ -108,6 +108,11 @@ impl Progress {
         moved
     }
 
+    /// Whether nobody is waited for any more in this step, whatever happens to the others.
+    pub(super) fn is_alone(&self) -> bool {
+        self.works && self.seen().ended == self.labels.len()
+    }
+
     /// The collective that the rank waits in, or will come to next.
     fn current(&self) -> Option<(&Collective, bool)> {
         let seen = self.seen();
