@@ -10,14 +10,9 @@ use support::*;
 fn trains_as_expected(name: &str, plan: &str, mesh: &str, ranks: &str) {
     let scratch = Scratch::new(&format!("{name}-{plan}-{ranks}"));
     let dir = model(name);
-    let (dir_text, inputs) = (dir.display().to_string(), dir.join("inputs.safetensors").display().to_string());
-    let (save, metrics, grads) = (scratch.path("saved"), scratch.path("m.jsonl"), scratch.path("g.safetensors"));
-    let mut arguments = vec!["launch", "--ranks", ranks, "--", "train", &dir_text, "--plan", plan, "--mesh", mesh];
-    arguments.extend(["--inputs", &inputs, "--steps", "3", "--save", &save, "--metrics", &metrics, "--grads", &grads]);
-    arguments.extend(OPTIMIZER.split(' '));
-    let told = tpc(&arguments);
+    let told = launched(ranks, &reference(&scratch, &dir, plan, mesh));
     assert_eq!((told.code, &*told.err), (0, ""), "{name} {plan} {mesh}");
-    assert!(told.out.ends_with(&format!("saved {save}\n")), "only rank 0 prints: {}", told.out);
+    assert!(told.out.ends_with(&format!("saved {}\n", scratch.path("saved"))), "only rank 0 prints: {}", told.out);
     assert_eq!(told.out.matches("step 1/3").count(), 1);
     assert_eq!(
         scratch.names(),
@@ -195,5 +190,5 @@ fn processes_of_other_launchers_meet_over_their_address() {
     assert!(told.code == 1 && told.err.contains("RANK=2, which is no rank of WORLD_SIZE=2"), "{}", told.err);
     let told = start(0, "2", &[("LOCAL_WORLD_SIZE", "1")]).end(longest);
     assert!(told.err.contains("torchrun started 2 processes, of which 1 on this host"), "{}", told.err);
-    assert!(told.err.contains("MPI or NCCL"), "{}", told.err);
+    assert!(told.err.contains("with mpirun or `srun --mpi=pmix`"), "{}", told.err);
 }

@@ -48,13 +48,6 @@ fn latest(scratch: &Scratch, seed: u64) -> Option<u64> {
     whole(scratch)
 }
 
-/// The step of the latest whole checkpoint.
-fn whole(scratch: &Scratch) -> Option<u64> {
-    let names = scratch.names();
-    let steps = names.iter().filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json"));
-    steps.map(|n| n.parse().unwrap()).max()
-}
-
 fn resumes(scratch: &Scratch, ranks: usize, seed: u64) {
     let done = whole(scratch);
     let to = done.unwrap_or(0) + 2;

@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Instant;
 use support::*;
+use tpc_ir::attention::{Attention, Backward, Operand};
 use tpc_ir::program::*;
 use tpc_ir::{DType, MapFn, Mesh, ReduceOp, Scalar};
 use tpc_runtime::{LaunchOptions, Session};
@@ -114,7 +115,81 @@ fn unary(f: MapFn, n: usize) {
     });
 }
 
+/// Attention of 8 heads of 64, in blocks of so many rows: work that the mask leaves, four or ten operations for each
+/// pair of row and column and element of a head.
+fn attention(seq: usize, causal: bool, backward: bool, block: usize) {
+    let (heads, d) = (8, 64);
+    let mut b = Builder::new();
+    let operand =
+        |view: View, dims: [usize; 3]| Operand { view, dims: dims.map(|s| s as isize).to_vec(), own: vec![1] };
+    let rows = |view| operand(view, [d, heads * d, 0]);
+    let columns = |view| operand(view, [d, 0, heads * d]);
+    let shape = [seq, heads, d];
+    let [query, key, value, out, grad_out] = ["q", "k", "v", "o", "g"].map(|name| b.input(name, F, &shape));
+    let [grad_query, grad_key, grad_value] = [0; 3].map(|_| b.buffer(F, &shape));
+    let [max, sum, delta] = [0; 3].map(|_| b.buffer(F, &[heads, seq]));
+    let (tile, sums) = (b.buffer(F, &[2, block, seq]), b.buffer(F, &[0]));
+    let given = |index| Instruction::Given { index, dtype: F };
+    let index = |dim| Instruction::Index { dim, offset: 0, dtype: DType::I64 };
+    let hidden = |value: usize, x: f64| match causal {
+        false => vec![],
+        true => vec![
+            index(2),
+            index(1),
+            map(MapFn::Gt, &[value + 1, value + 2], DType::Bool),
+            constant(x),
+            map(MapFn::Select, &[value + 3, value + 4, value], F),
+        ],
+    };
+    let scaled = vec![given(0), constant(0.125), map(MapFn::Mul, &[0, 1], F)];
+    let forward = Attention {
+        dims: vec![heads, seq, seq],
+        inner: vec![d],
+        width: vec![d],
+        query: rows(query),
+        key: columns(key),
+        value: columns(value),
+        out: rows(out),
+        max,
+        sum,
+        keep: true,
+        score: [scaled.clone(), hidden(2, -1e30)].concat(),
+        weight: vec![],
+        tile,
+        backward: None,
+    };
+    let back = Backward {
+        grad_out: rows(grad_out),
+        gradient: [scaled, hidden(2, 0.0)].concat(),
+        grad_query: Some(rows(grad_query)),
+        grad_key: Some(columns(grad_key)),
+        grad_value: Some(columns(grad_value)),
+        delta,
+        sums,
+    };
+    b.step(Action::Attention(Box::new(forward.clone())));
+    if backward {
+        b.step(Action::Attention(Box::new(Attention { backward: Some(back), ..forward })));
+    }
+    let pairs = heads * if causal { seq * (seq + 1) / 2 } else { seq * seq };
+    let operations = pairs * d * if backward { 14 } else { 4 };
+    let kind = if causal { "causal" } else { "full" };
+    let which = if backward { "forward and backward" } else { "forward" };
+    let rate = operations as f64 / time(vec![b.program], 1);
+    println!("attention {kind:<6} {which:<20} of {seq:>5}, blocks of {block:>3}: {rate:6.1} GFLOP/s");
+}
+
 fn main() {
+    if std::env::args().any(|a| a == "attention") {
+        for (seq, blocks) in [(256, [32, 64, 128]), (1024, [32, 64, 128]), (4096, [16, 32, 64])] {
+            for block in blocks {
+                attention(seq, false, false, block);
+                attention(seq, true, false, block);
+                attention(seq, true, true, block);
+            }
+        }
+        return;
+    }
     for n in [64, 128, 256, 512, 1024] {
         contract("square", n, n, n, (false, false));
     }

@@ -11,7 +11,7 @@
 //! | whether all processes run the same programs | [`fingerprint`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
 //! | which kernels a program is on a GPU, and how they are checked and run | [`device::cuda`] |
-//! | sessions on any device | [`device::session`] |
+//! | what a session needs of a device with memory of its own | [`device::attached`] |
 //! | how elements are stored, and converted to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
 //! | what every rank did last, for failures | [`flight`] |

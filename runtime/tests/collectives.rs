@@ -25,8 +25,10 @@ const CHECKS: [Check; 9] = [
     ("sums_bit_by_bit", 5..6, sums_bit_by_bit),
     ("large", 2..5, large),
     ("transfers", 1..5, transfers),
-    ("random_sequences", 1..9, random_sequences),
+    ("random_sequences", RANDOM_RANKS, random_sequences),
 ];
+
+const RANDOM_RANKS: Range<usize> = 1..9;
 
 fn check(name: &str) -> &'static Check {
     CHECKS.iter().find(|c| c.0 == name).unwrap()
@@ -482,11 +484,13 @@ fn transfers(options: &LaunchOptions, ranks: usize) {
     }
 }
 
-/// Sequences of one to five collectives, in groups that a partition of the ranks makes, in any order of their ranks: 10,000 for
-/// threads and shared memory together, over all numbers of ranks.
+/// Sequences of one to five collectives, in groups that a partition of the ranks makes, in any order of their ranks: 10,000 for every
+/// communicator, over all numbers of ranks.
 fn random_sequences(options: &LaunchOptions, ranks: usize) {
-    const SESSIONS: usize = 27;
+    const SESSIONS: usize = 58;
     const SEQUENCES: usize = 25;
+    // One rank has nobody to speak to.
+    const { assert!(SESSIONS * SEQUENCES * (RANDOM_RANKS.end - 2) >= 10_000) };
     let mut rng = Lcg(ranks as u64 * 7919);
     for _ in 0..SESSIONS {
         let sequences: Vec<Vec<Vec<Case>>> =

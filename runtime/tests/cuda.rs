@@ -178,9 +178,11 @@ fn the_host_does_the_same_on_a_fake_driver() {
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let test = std::env::current_exe().unwrap();
     let mut command = Command::new(test);
-    command.args(["_same", "missing_peer", "--nocapture", "--test-threads", "2"]);
+    command.args(["_same", "missing_peer", "_profile", "--nocapture", "--test-threads", "2"]);
     command.env("LD_LIBRARY_PATH", &folder).env("TPC_CUDA_LIBRARIES", &folder).env("TPC_GPU", "1");
     command.env("TPC_CUDA_CACHE", folder.join("cache"));
+    // Ranks that are threads of one process are on one device.
+    command.env("NCCL_MULTI_RANK_GPU_ENABLE", "1");
     // Not this test itself.
     command.args(["--skip", "fake_driver"]);
     let output = command.output().unwrap();
@@ -198,8 +200,8 @@ fn the_host_does_the_same_on_a_fake_driver() {
 mod gpu {
     use super::{Bytes, Tolerance, bindings, check};
     use tpc_ir::program::RankProgram;
+    use tpc_runtime::device::attached::Device;
     use tpc_runtime::device::cuda::gpu::{Compiled, Folder, Gpu, GpuOptions, Network};
-    use tpc_runtime::device::session::Device;
 
     /// Ranks that are threads with a communicator each. On one real device NCCL needs to be told that
     /// this is meant, see `tests/gpu/run`.
@@ -290,6 +292,7 @@ mod gpu {
         let run = |backend| {
             let mut session = Session::launch(programs(), LaunchOptions { backend, ..Default::default() }).unwrap();
             let mut seen = Vec::new();
+            let mut counted = Vec::new();
             let numbers = |scale: f64| (0..37).map(|i| f64::from(i) * scale).collect::<Vec<f64>>();
             session.write_f64("w", &numbers(0.5)).unwrap();
             for step in 0..4 {
@@ -297,14 +300,117 @@ mod gpu {
                 session.step().unwrap();
                 seen.push(session.read_f64(&result("sum")).unwrap());
                 seen.push(session.read_input_f64("w").unwrap());
+                let executed = session.collectives(1).into_iter().map(|c| (c.name, c.count, c.wire_bytes));
+                counted.push(executed.collect::<Vec<_>>());
                 if step == 1 {
                     session.succeed(programs()).unwrap();
                 }
             }
-            seen
+            (seen, counted)
         };
-        assert_eq!(run(Backend::Cuda), run(Backend::Cpu));
+        let (gpu, cpu) = (run(Backend::Cuda), run(Backend::Cpu));
+        assert_eq!(gpu.1[1], [("all_reduce", 2, 2.0 * 37.0 * 4.0)], "a kernel and a graph count the same");
+        assert_eq!(gpu, cpu);
         println!("sessions: written, stepped, read and succeeded; they agree on the GPU");
+    }
+
+    /// A rank that panics on the host's side of a device is an error, and the session can only be read afterwards.
+    #[test]
+    fn a_panic_beside_a_device_is_an_error_the_same() {
+        use super::loops::support::{Builder, load, store};
+        use tpc_ir::DType;
+        use tpc_ir::program::{Action, Loop};
+        use tpc_runtime::{Fault, FaultKind, LaunchOptions, RuntimeError, Session};
+        if std::env::var_os("TPC_GPU").is_none() {
+            return println!("skipped: there is no GPU");
+        }
+        let mut b = Builder::new();
+        let x = b.input("x", DType::F32, &[3]);
+        b.step(Action::Loop(Loop { dims: vec![3], body: vec![load(&x), store(&x, 0)] }));
+        let gpu = Gpu::new(vec![b.program], GpuOptions::default()).unwrap();
+        let fault = Some(Fault { rank: 0, step: 1, kind: FaultKind::Panic });
+        let mut session = Session::on(Box::new(gpu), LaunchOptions { fault, ..Default::default() }).unwrap();
+        session.write_f64("x", &[1.0, 2.0, 3.0]).unwrap();
+        session.step().unwrap();
+        let error = session.step().unwrap_err();
+        assert_eq!(error.to_string(), "rank 0 panicked in a step: injected fault");
+        assert_eq!(session.rank_error(0), Some(error));
+        assert!(matches!(session.step(), Err(RuntimeError::Poisoned(_))));
+        assert_eq!(session.read_input_f64("x").unwrap(), [1.0, 2.0, 3.0]);
+    }
+
+    /// The same memory for succeeding programs: an output that only the first ones wrote is still there, and inputs of a step that lie
+    /// side by side are one copy.
+    #[test]
+    fn memory_of_succeeding_programs_is_the_same() {
+        use super::loops::support::{Builder, load, store};
+        use tpc_ir::DType;
+        use tpc_ir::program::{Action, Loop};
+        if std::env::var_os("TPC_GPU").is_none() {
+            return println!("skipped: there is no GPU");
+        }
+        let program = |writes: bool| {
+            let mut b = Builder::new();
+            let (x, y, z) =
+                (b.input("x", DType::F32, &[5]), b.input("y", DType::F32, &[3]), b.buffer(DType::F32, &[5]));
+            if writes {
+                b.step(Action::Loop(Loop { dims: vec![5], body: vec![load(&x), store(&z, 0)] }));
+            }
+            b.output("z", &z);
+            let _ = y;
+            b.program
+        };
+        let mut gpu = Gpu::new(vec![program(true)], GpuOptions::default()).unwrap();
+        let write = |gpu: &mut Gpu, scale: f32| {
+            for input in gpu.programs()[0].inputs.clone() {
+                let values = (0..input.binding.view.elements()).flat_map(|i| (scale * i as f32).to_ne_bytes());
+                gpu.write(0, &input.binding, &values.collect::<Vec<u8>>()).unwrap();
+            }
+        };
+        write(&mut gpu, 2.0);
+        let x = gpu.programs()[0].inputs[0].binding.clone();
+        let read = |gpu: &Gpu, binding: &_| gpu.read(0, binding).unwrap();
+        assert_eq!(read(&gpu, &x)[4..8], 2f32.to_ne_bytes(), "what waits to be copied is read, too");
+        gpu.step().unwrap();
+        assert_eq!(gpu.small_copies(), 1, "two inputs in one copy");
+        let before = gpu.allocated_bytes();
+        gpu.succeed(vec![program(false)]).unwrap();
+        let z = gpu.programs()[0].outputs[0].binding.clone();
+        for _ in 0..3 {
+            gpu.step().unwrap();
+            assert_eq!(read(&gpu, &z), read(&gpu, &x));
+            assert_eq!(gpu.read_range(0, &z, 4..12).unwrap(), read(&gpu, &x)[4..12]);
+        }
+        assert_eq!((gpu.allocated_bytes(), gpu.small_copies()), (before, 1));
+        println!("succeeding: the same memory; they agree on the GPU");
+    }
+
+    /// A profile has every action, and leaves results as a step does.
+    #[test]
+    fn a_profile_is_a_step() {
+        use super::loops::support::{Builder, load, map, store};
+        use tpc_ir::program::{Action, Loop};
+        use tpc_ir::{DType, MapFn};
+        if std::env::var_os("TPC_GPU").is_none() {
+            return println!("skipped: there is no GPU");
+        }
+        let mut b = Builder::new();
+        let x = b.input("x", DType::F32, &[9]);
+        // More actions than are enqueued while the stream is held back.
+        for _ in 0..200 {
+            let body = vec![load(&x), map(MapFn::Add, &[0, 0], DType::F32), store(&x, 1)];
+            b.step(Action::Loop(Loop { dims: vec![9], body }));
+        }
+        let mut gpu = Gpu::new(vec![b.program], GpuOptions::default()).unwrap();
+        let binding = gpu.programs()[0].inputs[0].binding.clone();
+        gpu.write(0, &binding, &[1.0f32; 9].map(f32::to_ne_bytes).concat()).unwrap();
+        let timings = gpu.profile().unwrap();
+        assert_eq!(timings.iter().map(|t| t.step).collect::<Vec<_>>(), (0..200).collect::<Vec<_>>());
+        assert!(timings.iter().all(|t| t.microseconds > 0.0));
+        // 2 to the 200 is infinite in f32.
+        assert_eq!(gpu.read(0, &binding).unwrap(), [f32::INFINITY; 9].map(f32::to_ne_bytes).concat());
+        assert_eq!(gpu.time_steps(3).unwrap().len(), 3);
+        println!("a profile: {} actions", timings.len());
     }
 
     /// Where there is no GPU, one sentence says so and what to do.

@@ -1,5 +1,7 @@
-//! Boxes, memory, traces, and that a step allocates nothing.
+//! Boxes, memory, traces, and that a step allocates nothing, whatever ranks are.
 
+#[path = "support/processes.rs"]
+mod processes;
 mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -32,10 +34,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-#[test]
-fn a_step_allocates_nothing() {
-    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    let programs = (0..2)
+/// Every action, and every collective: small and large, of pieces that lie side by side and of others.
+fn everything() -> Vec<RankProgram> {
+    (0..2)
         .map(|rank| {
             let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
             let x = b.input("x", DType::F32, &[200, 300]);
@@ -78,12 +79,72 @@ fn a_step_allocates_nothing() {
             b.step(Action::ScatterAdd { index, update: taken, out: h.clone(), first_row: 0 });
             b.step(Action::Copy { from: y.clone(), to: h.clone() });
             b.step(Action::CumSum { from: y.clone(), to: h.clone(), dim: 0 });
-            b.step(Action::TopK { from: h, values: top, indices: at });
+            b.step(Action::TopK { from: h.clone(), values: top, indices: at });
+            let mut small = h.clone();
+            small.shape = vec![100];
+            small.strides = vec![1];
+            b.collective(CollectiveKind::AllReduce(ReduceOp::Max), vec![0, 1], &small, &small, 1);
+            let piece = b.buffer(DType::F32, &[200, 30 + 40 * rank]);
+            let parts = || vec![Part { outer: 200, lens: vec![30, 70], inner: 1 }];
+            b.collective(CollectiveKind::AllGather { parts: parts() }, vec![0, 1], &piece, &y, 2);
+            let scatter = CollectiveKind::ReduceScatter { op: ReduceOp::Sum, parts: parts() };
+            b.collective(scatter, vec![0, 1], &y, &piece, 3);
+            let (cut_lens, join_lens) = (vec![150, 50], vec![100, 100]);
+            let turned = b.buffer(DType::F32, &[cut_lens[rank], 200]);
+            let turn = CollectiveKind::AllToAll { shape: vec![200, 100], cut: 0, join: 1, cut_lens, join_lens };
+            b.collective(turn, vec![0, 1], &y, &turned, 4);
             b.program
         })
-        .collect();
+        .collect()
+}
+
+/// What steps allocate, at the least of several times: threads that listen to other processes now and then do so, too.
+fn allocations_of_steps(session: &mut Session) -> usize {
+    session.step().unwrap();
+    let mut count = || {
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        for _ in 0..10 {
+            session.step().unwrap();
+        }
+        ALLOCATIONS.load(Ordering::SeqCst) - before
+    };
+    (0..20).map(|_| count()).min().unwrap()
+}
+
+#[test]
+#[ignore = "what the ranks of the tests below do as processes"]
+fn child_process() {
+    let mut session = Session::launch(everything(), processes::joined()).unwrap_or_else(|e| processes::fail(&e));
+    let count = allocations_of_steps(&mut session);
+    if count > 0 {
+        processes::fail(&format!("10 steps allocate {count} times"));
+    }
+    std::process::exit(0)
+}
+
+fn a_step_by_processes_allocates_nothing(launcher: processes::Launcher) {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let told = launcher(2, "step", None, None);
+    assert_eq!(told.ended.code, 0, "{}", told.stderr);
+}
+
+#[test]
+fn a_step_by_shared_memory_allocates_nothing() {
+    a_step_by_processes_allocates_nothing(processes::in_processes);
+}
+
+/// What the MPI library allocates itself is not counted.
+#[cfg(feature = "mpi")]
+#[test]
+fn a_step_over_mpi_allocates_nothing() {
+    a_step_by_processes_allocates_nothing(processes::under_mpirun);
+}
+
+#[test]
+fn a_step_allocates_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
     let options = LaunchOptions { trace: 16, ..Default::default() };
-    let mut session = Session::launch(programs, options).unwrap();
+    let mut session = Session::launch(everything(), options).unwrap();
     session.step().unwrap();
     let before = ALLOCATIONS.load(Ordering::SeqCst);
     for _ in 0..5 {

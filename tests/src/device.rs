@@ -6,7 +6,7 @@ use tpc::program::TrainingProgram;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Binding, OutputBinding, RankProgram};
 use tpc_ir::{DType, InputKind, OutputKind};
-use tpc_runtime::device::session::{Device, DeviceSession};
+use tpc_runtime::device::attached::Device;
 use tpc_runtime::element::decode;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
 
@@ -35,8 +35,8 @@ pub fn input_bytes(session: &Session, rank: usize, name: &str) -> Vec<u8> {
     bytes
 }
 
-/// Copies inputs of some kinds from a session to a device.
-fn copy<D: Device>(from: &Session, to: &mut DeviceSession<D>, kinds: &[InputKind]) {
+/// Copies inputs of some kinds from a session to one on a device.
+fn copy(from: &Session, to: &mut Session, kinds: &[InputKind]) {
     for rank in 0..from.ranks() {
         let inputs: Vec<_> = from.program(rank).inputs.iter().filter(|i| kinds.contains(&i.kind)).cloned().collect();
         for input in inputs {
@@ -55,10 +55,14 @@ fn apart(got: &[u8], want: &[u8], dtype: DType) -> f64 {
     if !dtype.is_float() {
         return if got == want { 0.0 } else { f64::INFINITY };
     }
-    let (got, want) = (decode(dtype, got), decode(dtype, want));
+    farthest(&decode(dtype, got), &decode(dtype, want))
+}
+
+/// The largest difference, relative to the largest value that is wanted; NaN if one is where none should be.
+fn farthest(got: &[f64], want: &[f64]) -> f64 {
     let largest = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
     let same = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
-    let off = got.iter().zip(&want).map(|(&x, &y)| if same(x, y) { 0.0 } else { (x - y).abs() / largest });
+    let off = got.iter().zip(want).map(|(&x, &y)| if same(x, y) { 0.0 } else { (x - y).abs() / largest });
     off.fold(0.0, |m, d| if d >= m || d.is_nan() { d } else { m })
 }
 
@@ -105,15 +109,60 @@ pub fn beside<D: Device>(
     Ok(worst)
 }
 
-/// Trains for a step with each learning rate on the CPU and on a device, which keeps its own parameters
-/// and state: `device` is given the programs of the first step, then those of the later ones.
+/// Runs programs in another precision on a device beside a reference on the CPU, step by step from the same inputs, and compares what
+/// inputs and outputs hold then, as whole tensors: the largest difference relative to a tensor's largest value, and where.
 ///
 /// # Errors
 /// The device fails.
 ///
 /// # Panics
 /// If the CPU does.
-pub fn follow<D: Device>(
+pub fn against<D: Device + 'static>(
+    reference: &[RankProgram],
+    feed: &HashMap<String, Tensor>,
+    device: D,
+    steps: usize,
+) -> Result<(f64, String), RuntimeError> {
+    let mut session = Session::launch(reference.to_vec(), LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+    let mut on_device = Session::on(Box::new(device), LaunchOptions::default())?;
+    let names: Vec<String> = reference[0].inputs.iter().map(|i| i.name.clone()).collect();
+    for name in &names {
+        session.write_f64(name, &feed[name].data).unwrap_or_else(|e| panic!("{e}"));
+    }
+    let mut worst = (0.0, String::new());
+    for _ in 0..steps {
+        for name in &names {
+            on_device.write_f64(name, &session.read_input_f64(name).unwrap_or_else(|e| panic!("{e}")))?;
+        }
+        session.step().unwrap_or_else(|e| panic!("{e}"));
+        on_device.step()?;
+        let mut note = |name: String, got: Vec<f64>, want: Vec<f64>| {
+            let off = farthest(&got, &want);
+            if off > worst.0 || off.is_nan() {
+                worst = (off, name);
+            }
+        };
+        for name in &names {
+            let want = session.read_input_f64(name).unwrap_or_else(|e| panic!("{e}"));
+            note(name.clone(), on_device.read_input_f64(name)?, want);
+        }
+        for output in &reference[0].outputs {
+            let want = session.read_f64(&output.kind).unwrap_or_else(|e| panic!("{e}"));
+            note(format!("{:?}", output.kind), on_device.read_f64(&output.kind)?, want);
+        }
+    }
+    Ok(worst)
+}
+
+/// Trains for a step with each learning rate on the CPU and in a session on a device, which keeps its own parameters
+/// and state: `device` is given the programs of the first step, and goes on with those of the later ones.
+///
+/// # Errors
+/// The device fails.
+///
+/// # Panics
+/// If the CPU does.
+pub fn follow<D: Device + 'static>(
     program: TrainingProgram,
     vocab: usize,
     rates: &[f64],
@@ -122,7 +171,7 @@ pub fn follow<D: Device>(
     let (first, steady) = (program.first.ranks.clone(), program.steady.ranks.clone());
     let mut training = program.launch(LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     feed(training.session(), vocab);
-    let mut on_device = DeviceSession::new(device(first)?);
+    let mut on_device = Session::on(Box::new(device(first)?), LaunchOptions::default())?;
     let all = [InputKind::Parameter, InputKind::State, InputKind::Data, InputKind::Constant, InputKind::Scalar];
     copy(training.session(), &mut on_device, &all);
     let mut apart = Apart::default();
@@ -132,10 +181,17 @@ pub fn follow<D: Device>(
         if i > 0
             && let Some(steady) = steady.take()
         {
-            on_device.succeed(device(steady)?)?;
+            on_device.succeed(steady)?;
         }
         copy(training.session(), &mut on_device, &[InputKind::Scalar]);
         on_device.step()?;
+        for rank in 0..on_device.ranks() {
+            // A step in which not every collective was executed would be counted as less.
+            let (executed, program) = (on_device.collectives(rank), on_device.program(rank));
+            let counted: u64 = executed.iter().map(|c| c.count).sum();
+            assert_eq!(counted, program.collectives().count() as u64, "rank {rank}: {executed:?}");
+        }
+        on_device.reset_counters();
         let found = on_device.read_f64(&OutputKind::Loss)?[0];
         apart.losses.push(found);
         let off = (found - loss).abs() / loss.abs();

@@ -12,12 +12,13 @@ use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc::program::{CompileOptions, Stages, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::RankProgram;
+use tpc_passes::options::precision::Precision;
 
 /// Values of inputs.
 pub type Feed = HashMap<String, Tensor>;
 
-/// Compiles a model for a plan and a mesh: its stages, and inputs to run them on.
-pub type Compile = fn(&str, &str) -> (Stages, Feed);
+/// Compiles a model for a plan and a mesh, with options: its stages, and inputs to run them on.
+pub type Compile = fn(&str, &str, &CompileOptions) -> (Stages, Feed);
 
 /// A model, and the plans and meshes whose stages are snapshots.
 pub struct Golden {
@@ -32,9 +33,20 @@ pub struct Golden {
 impl Golden {
     /// The rank programs on all its meshes, and values for their inputs.
     pub fn programs(&self) -> Vec<(String, Vec<RankProgram>, Feed)> {
+        self.programs_with(&CompileOptions::default())
+    }
+
+    /// The same programs with bf16 compute and f32 parameters.
+    pub fn programs_in_bf16(&self) -> Vec<(String, Vec<RankProgram>, Feed)> {
+        let mut options = CompileOptions::default();
+        options.step.precision = Some(Precision::default());
+        self.programs_with(&options)
+    }
+
+    fn programs_with(&self, options: &CompileOptions) -> Vec<(String, Vec<RankProgram>, Feed)> {
         let meshes = self.snapshots.iter().chain(MESHES.iter().filter(|m| !self.snapshots.contains(m)));
         let compile = |(plan, on): &(&str, &str)| {
-            let (stages, constants) = (self.compile)(plan, on);
+            let (stages, constants) = (self.compile)(plan, on, options);
             let feed = crate::inputs(&stages.captured, 8, &constants);
             (format!("{} {plan} on {on:?}", self.name), stages.ranks, feed)
         };
@@ -45,13 +57,13 @@ impl Golden {
 /// A model without snapshots, wide enough for packs, warps and blocks that share rows.
 pub const WIDE: Golden = Golden {
     name: "wide",
-    compile: |plan, on| {
+    compile: |plan, on, options| {
         let llama = config(json!({
             "model_type": "llama", "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
             "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 160, "rms_norm_eps": 1e-6,
             "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
         }));
-        step(&llama, plan, on)
+        step(&llama, plan, on, options)
     },
     snapshots: &[("tp", "tp=2")],
 };
@@ -66,16 +78,16 @@ pub const MODELS: [Golden; 6] = [
     Golden { name: "mlp_training", compile: mlp_step, snapshots: &[("tp", "tp=2"), ("ddp", "dp=2")] },
     Golden {
         name: "llama",
-        compile: |p, m| forward(&llama(2), p, m),
+        compile: |p, m, o| forward(&llama(2), p, m, o),
         snapshots: &[("tp", "tp=2"), ("tp-ddp", "dp=2,tp=2")],
     },
     Golden {
         name: "llama_training",
-        compile: |p, m| step(&llama(1), p, m),
+        compile: |p, m, o| step(&llama(1), p, m, o),
         snapshots: &[("tp", "tp=2"), ("tp-ddp", "dp=2,tp=2")],
     },
-    Golden { name: "gpt2", compile: |p, m| forward(&gpt2(), p, m), snapshots: &[("tp", "tp=2")] },
-    Golden { name: "bert", compile: |p, m| forward(&bert(), p, m), snapshots: &[("tp", "tp=2")] },
+    Golden { name: "gpt2", compile: |p, m, o| forward(&gpt2(), p, m, o), snapshots: &[("tp", "tp=2")] },
+    Golden { name: "bert", compile: |p, m, o| forward(&bert(), p, m, o), snapshots: &[("tp", "tp=2")] },
 ];
 
 fn constants(captured: &Captured) -> HashMap<String, Tensor> {
@@ -83,21 +95,20 @@ fn constants(captured: &Captured) -> HashMap<String, Tensor> {
 }
 
 /// An MLP's forward pass.
-pub fn mlp_forward(plan_name: &str, on: &str) -> (Stages, Feed) {
+pub fn mlp_forward(plan_name: &str, on: &str, options: &CompileOptions) -> (Stages, Feed) {
     let x = named("x", Spec::<2>::new([4, 6], DType::F32));
     let captured = capture_inference_shapes(|d| Mlp::new(6, 8, d), x, |m, x| named("y", m.forward(x))).unwrap();
-    let program =
-        compile_inference(&captured, &mesh(on), &plan(plan_name), &CompileOptions::default(), &|p| p.to_string());
+    let program = compile_inference(&captured, &mesh(on), &plan(plan_name), options, &|p| p.to_string());
     (program.unwrap().stages, constants(&captured))
 }
 
 /// An MLP's training step.
-pub fn mlp_step(plan_name: &str, on: &str) -> (Stages, Feed) {
+pub fn mlp_step(plan_name: &str, on: &str, options: &CompileOptions) -> (Stages, Feed) {
     let x = || Spec::<2>::new([4, 6], DType::F32);
     let batch = (named("x", x()), named("target", x()));
     let loss = |m: &Mlp, (x, y)| m.loss(m.forward(x), y);
     let step = capture_training_shapes(|d| Mlp::new(6, 8, d), &adamw(), batch, &Default::default(), loss).unwrap();
-    let program = compile_training(step, &mesh(on), &plan(plan_name), &CompileOptions::default(), &|p| p.to_string());
+    let program = compile_training(step, &mesh(on), &plan(plan_name), options, &|p| p.to_string());
     (program.unwrap().steady, Feed::new())
 }
 
@@ -107,15 +118,14 @@ fn renamed(config: &ModelConfig) -> impl Fn(&str) -> String {
 }
 
 /// A language model's forward pass.
-pub fn forward(config: &ModelConfig, plan_name: &str, on: &str) -> (Stages, Feed) {
+pub fn forward(config: &ModelConfig, plan_name: &str, on: &str, options: &CompileOptions) -> (Stages, Feed) {
     let captured = capture_forward(config, TokenBatch::new(2, 6), false).unwrap();
-    let program =
-        compile_inference(&captured, &mesh(on), &plan(plan_name), &CompileOptions::default(), &renamed(config));
+    let program = compile_inference(&captured, &mesh(on), &plan(plan_name), options, &renamed(config));
     (program.unwrap().stages, constants(&captured))
 }
 
 /// A language model's training step.
-pub fn step(config: &ModelConfig, plan_name: &str, on: &str) -> (Stages, Feed) {
+pub fn step(config: &ModelConfig, plan_name: &str, on: &str, options: &CompileOptions) -> (Stages, Feed) {
     // Fewer lines than AdamW, whose are in the MLP's snapshots.
     let optimizer =
         burn::optim::SgdConfig::new().with_momentum(Some(burn::optim::momentum::MomentumConfig::new())).build();
@@ -124,7 +134,7 @@ pub fn step(config: &ModelConfig, plan_name: &str, on: &str) -> (Stages, Feed) {
     let signature = Signature::of([&step.first, &step.steady]).unwrap();
     let imported = tpc::import::import_with(&step.steady, &signature).unwrap();
     let constants = imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
-    let program = compile_training(step, &mesh(on), &plan(plan_name), &CompileOptions::default(), &renamed(config));
+    let program = compile_training(step, &mesh(on), &plan(plan_name), options, &renamed(config));
     (program.unwrap().steady, constants)
 }
 

@@ -2,6 +2,7 @@
 // `!(x <= tolerance)` is meant: a NaN is wrong.
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
+pub mod block;
 pub mod captured;
 pub mod device;
 pub mod eager;

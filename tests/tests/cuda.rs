@@ -14,7 +14,7 @@ use tpc_runtime::RuntimeError;
 use tpc_runtime::device::cuda::emit::{Item, Kernels, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
-use tpc_tests::device::{beside, follow};
+use tpc_tests::device::{against, beside, follow};
 use tpc_tests::golden::{Golden, MODELS, WIDE};
 use tpc_tests::training::{config, language_model, plan as plan_of};
 
@@ -67,6 +67,24 @@ means! {
     gpt2_means_the_same = MODELS[4];
     bert_means_the_same = MODELS[5];
     wide_llama_training_means_the_same = WIDE;
+}
+
+/// Programs that compute in bf16 are near the reference in f32, which is how the check of a GPU knows that they are right.
+#[test]
+fn bf16_programs_are_near_the_reference_in_f32() {
+    if !can_emulate() {
+        return;
+    }
+    for golden in MODELS.iter().chain([&WIDE]) {
+        let (all, narrow) = (golden.programs(), golden.programs_in_bf16());
+        let devices = Emulator::batch(narrow.iter().map(|(_, ranks, _)| ranks.clone()).collect()).unwrap();
+        for ((what, reference, feed), device) in all.into_iter().zip(devices) {
+            let off = against(&reference, &feed, device, 2).unwrap_or_else(|e| panic!("{what}: {e}"));
+            println!("{what} in bf16: off by {:.1e} ({})", off.0, off.1);
+            assert!(off.0 > 1e-6, "{what} does not compute in bf16");
+            assert!(off.0 <= 2e-2, "{what} in bf16: off by {off:?}");
+        }
+    }
 }
 
 /// Six steps of AdamW on an emulated device that keeps its own parameters and state.

@@ -85,7 +85,7 @@ pub struct Running {
     /// Seconds that a collective may take before it is an error [default: 60, or that of tpc launch]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub deadline: Option<Duration>,
-    /// What executes the ranks: threads or processes on the CPU, or an NVIDIA GPU (all ranks on the first one)
+    /// What executes the ranks: threads or processes on the CPU, or NVIDIA GPUs (a process alone runs all ranks on the first one, launched processes one each)
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub device: Device,
 }
@@ -95,7 +95,7 @@ pub struct Running {
 pub enum Device {
     /// Threads or processes.
     Cpu,
-    /// An NVIDIA GPU.
+    /// NVIDIA GPUs.
     Cuda,
 }
 

@@ -157,7 +157,7 @@ fn mlp_backward(tokens: usize) -> Result<Captured, Error> {
 }
 
 /// A step without its loss and its optimizer, whose parameter `input` is data.
-fn without_optimizer(mut step: Captured, input: &str) -> Captured {
+pub fn without_optimizer(mut step: Captured, input: &str) -> Captured {
     step.graph.operations.truncate(step.backward_end);
     let keep: Vec<bool> = step
         .outputs

@@ -136,6 +136,44 @@ pub fn children(launcher: u32) -> HashMap<usize, u32> {
     found
 }
 
+/// Processes of `tpc` that keep checkpoints in a directory of tests.
+pub fn of_scratch(scratch: &Scratch) -> Vec<u32> {
+    let wanted = scratch.path("run").into_bytes();
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    let ours = |pid: &u32| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        name.trim() == "tpc" && arguments.split(|b| *b == 0).any(|a| a == wanted)
+    };
+    pids.filter(ours).collect()
+}
+
+/// The one of them whose rank is in a variable of its environment.
+pub fn process_of(scratch: &Scratch, variable: &str, rank: usize) -> u32 {
+    let wanted = format!("{variable}={rank}").into_bytes();
+    let is_it = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|b| *b == 0).any(|v| v == wanted)
+    };
+    of_scratch(scratch).into_iter().find(is_it).expect("it runs")
+}
+
+/// Waits until something is so, but not for ever.
+pub fn until(what: &str, longest: Duration, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < longest, "{what} within {longest:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The step of the latest whole checkpoint.
+pub fn whole(scratch: &Scratch) -> Option<u64> {
+    let names = scratch.names();
+    let steps = names.iter().filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json")?.parse().ok());
+    steps.max()
+}
+
 /// Sends a signal, by its name.
 pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
@@ -195,6 +233,16 @@ pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {
         compared += 1;
     }
     assert_eq!(compared, tensors_of.keys().filter(|n| n.starts_with("param_after.")).count(), "{:?}", saved.keys());
+}
+
+/// The arguments of a run that [`compares`] looks at: three AdamW steps of a model with reference results.
+pub fn reference(scratch: &Scratch, dir: &Path, plan: &str, mesh: &str) -> Vec<String> {
+    let (dir_text, inputs) = (dir.display().to_string(), dir.join("inputs.safetensors").display().to_string());
+    let (save, metrics, grads) = (scratch.path("saved"), scratch.path("m.jsonl"), scratch.path("g.safetensors"));
+    let mut arguments = vec!["train", &dir_text, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", "3"];
+    arguments.extend(["--save", &save, "--metrics", &metrics, "--grads", &grads]);
+    arguments.extend(OPTIMIZER.split(' '));
+    arguments.into_iter().map(String::from).collect()
 }
 
 /// The arguments of a training run of the small llama.

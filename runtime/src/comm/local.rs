@@ -89,6 +89,14 @@ impl Processes for Local {
         self.control.failure()
     }
 
+    fn gone(&self) -> Vec<usize> {
+        self.control.gone(&(0..self.control.ranks()).collect::<Vec<_>>())
+    }
+
+    fn on_host(&self) -> (usize, usize) {
+        (self.process, self.count())
+    }
+
     fn written_record(&self) -> Option<PathBuf> {
         self.record_path().filter(|path| path.is_file())
     }

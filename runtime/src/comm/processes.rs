@@ -48,6 +48,12 @@ pub trait Processes: Debug + Send + Sync {
     /// The rank that failed first, and why.
     fn failure(&self) -> Option<(usize, String)>;
 
+    /// The ranks whose processes are known to have ended.
+    fn gone(&self) -> Vec<usize>;
+
+    /// This process among those of its host, and how many these are.
+    fn on_host(&self) -> (usize, usize);
+
     /// Where this process wrote the flight record of a failure, if it was the one to do so.
     fn written_record(&self) -> Option<PathBuf>;
 

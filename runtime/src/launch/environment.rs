@@ -6,10 +6,12 @@
 //! | torchrun | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | `MASTER_ADDR`, the port after `MASTER_PORT` |
 //! | OpenMPI | `OMPI_COMM_WORLD_RANK`, `…_SIZE` | `…_LOCAL_RANK`, `…_LOCAL_SIZE` | from the job's name |
 //! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` | from the parent process |
-//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID`, all if `SLURM_STEP_NUM_NODES` is 1 | from the job and step |
+//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID`, `SLURM_STEP_TASKS_PER_NODE` | the step's first node; from job and step |
 //!
-//! `TPC_ADDRESS=HOST:PORT` overrides every address, and so do `MASTER_ADDR` and `MASTER_PORT` for launchers that have none.
+//! `TPC_ADDRESS=HOST:PORT` overrides every address, and so do `MASTER_ADDR` and `MASTER_PORT` for launchers that have none. What
+//! `srun --mpi=pmi2` starts looks like MPICH's, and has SLURM's variables besides.
 
+use super::slurm;
 use std::fmt::{self, Display};
 
 /// Who started this process.
@@ -149,15 +151,17 @@ const LAUNCHERS: [Names; 5] = [
 /// SLURM's ids of steps that are not started by `srun` with tasks: batch scripts, interactive shells and the like.
 const SLURM_SPECIAL: u64 = 0xffff_fff0;
 
+fn is_in_step(variables: Variables) -> bool {
+    variables("SLURM_STEP_ID").is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id < SLURM_SPECIAL))
+}
+
 impl Names {
     fn has_launched(&self, variables: Variables) -> bool {
-        let in_step =
-            || variables("SLURM_STEP_ID").is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id < SLURM_SPECIAL));
         // A user's RANK alone is not torchrun's.
         let is_torchrun = || variables(self.world).is_some();
         variables(self.rank).is_some()
             && match self.kind {
-                LauncherKind::Slurm => in_step(),
+                LauncherKind::Slurm => is_in_step(variables),
                 LauncherKind::Torchrun => is_torchrun(),
                 _ => true,
             }
@@ -177,10 +181,11 @@ impl Names {
         };
         let optional = |name: Option<&str>| name.map_or(Ok(None), |name| self.number(name, variables));
         let (rank, world) = (needed(self.rank)?, needed(self.world)?);
-        let local_rank = optional(self.local_rank)?.unwrap_or(rank);
-        let on_one_host = kind != LauncherKind::Slurm
-            || variables("SLURM_STEP_NUM_NODES").or_else(|| variables("SLURM_NNODES")).is_none_or(|n| n.trim() == "1");
-        let local_world = optional(self.local_world)?.unwrap_or(if on_one_host { world } else { 1 });
+        // Whoever says nothing of hosts has one, unless SLURM knows better.
+        let here = self.tasks_here(variables);
+        let slurm_local = here.and(Some("SLURM_LOCALID"));
+        let local_rank = optional(self.local_rank)?.or(optional(slurm_local)?).unwrap_or(rank);
+        let local_world = optional(self.local_world)?.or(here).unwrap_or(world);
         let inside = |rank_name: &str, rank: usize, world_name: &str, world: usize| {
             let (rank_name, world_name) = (rank_name.to_string(), world_name.to_string());
             if rank < world {
@@ -197,6 +202,20 @@ impl Names {
         Ok(Launched { kind, rank, world, local_rank, local_world, address })
     }
 
+    /// How many tasks of a SLURM step of several nodes are on this one; `None` outside of such steps.
+    fn tasks_here(&self, variables: Variables) -> Option<usize> {
+        if !matches!(self.kind, LauncherKind::Slurm | LauncherKind::Mpich) || !is_in_step(variables) {
+            return None;
+        }
+        let nodes = variables("SLURM_STEP_NUM_NODES").or_else(|| variables("SLURM_NNODES"));
+        if nodes.is_none_or(|n| n.trim() == "1") {
+            return None;
+        }
+        let tasks = variables("SLURM_STEP_TASKS_PER_NODE").zip(variables("SLURM_NODEID"));
+        // On several nodes, one here is as good as any number below all of them.
+        Some(tasks.and_then(|(tasks, node)| slurm::tasks_on(&tasks, node.trim().parse().ok()?)).unwrap_or(1))
+    }
+
     fn address(&self, variables: Variables, parent: u32) -> Result<String, EnvironmentError> {
         if self.kind == LauncherKind::Tpc {
             let incomplete =
@@ -206,16 +225,20 @@ impl Names {
         if let Some(address) = variables(ADDRESS) {
             return Ok(address);
         }
-        let host = variables("MASTER_ADDR").unwrap_or_else(|| "127.0.0.1".into());
+        // Task 0 is on the step's first node; `SLURM_LAUNCH_NODE_IPADDR` is where `srun` was called, perhaps a login node.
+        let nodes = || variables("SLURM_STEP_NODELIST").filter(|_| self.tasks_here(variables).is_some());
+        let host = variables("MASTER_ADDR").or_else(|| nodes().map(|list| slurm::first_node(&list)));
+        let host = host.unwrap_or_else(|| "127.0.0.1".into());
         // torchrun's own store listens at MASTER_PORT.
         let port = self.number("MASTER_PORT", variables)?.map(|port| port + 1);
-        let job = || match self.kind {
-            LauncherKind::Slurm => ["SLURM_JOB_ID", "SLURM_STEP_ID"]
+        let of_slurm = self.kind == LauncherKind::Slurm || self.tasks_here(variables).is_some();
+        let job = || match of_slurm {
+            true => ["SLURM_JOB_ID", "SLURM_STEP_ID"]
                 .iter()
                 .filter_map(|name| variables(name))
                 .collect::<Vec<_>>()
                 .join("."),
-            _ => ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"]
+            false => ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"]
                 .iter()
                 .find_map(|name| variables(name))
                 .unwrap_or_else(|| parent.to_string()),
@@ -337,6 +360,34 @@ mod tests {
         assert_eq!((found.kind, found.rank, found.world, found.local_world), (LauncherKind::Slurm, 0, 4, 4));
         let two = [&batch[..], &[("SLURM_STEP_ID", "0"), ("SLURM_NNODES", "2")]].concat();
         assert_eq!(some(&two).local_world, 1);
+    }
+
+    /// What SLURM 22.05 gives to `srun --nodes 3 --ntasks 5`.
+    #[test]
+    fn slurm_on_several_nodes_says_how_many_tasks_are_where() {
+        let step = |task, node, local| {
+            [
+                ("SLURM_PROCID", task),
+                ("SLURM_NTASKS", "5"),
+                ("SLURM_LOCALID", local),
+                ("SLURM_NODEID", node),
+                ("SLURM_JOB_ID", "10"),
+                ("SLURM_STEP_ID", "0"),
+                ("SLURM_STEP_NUM_NODES", "3"),
+                ("SLURM_STEP_TASKS_PER_NODE", "3,1(x2)"),
+                ("SLURM_STEP_NODELIST", "n[1-3]"),
+                ("SLURM_LAUNCH_NODE_IPADDR", "192.0.2.9"),
+            ]
+        };
+        let (first, last) = (some(&step("2", "0", "2")), some(&step("4", "2", "0")));
+        assert_eq!((first.rank, first.local_rank, first.local_world), (2, 2, 3));
+        assert_eq!((last.rank, last.local_rank, last.local_world), (4, 0, 1));
+        assert!(first.address == last.address && first.address.starts_with("n1:"), "{first:?} {last:?}");
+        let named = [&step("4", "2", "0")[..], &[("MASTER_ADDR", "here"), ("MASTER_PORT", "7")]].concat();
+        assert_eq!(some(&named).address, "here:8");
+        // `srun --mpi=pmi2` gives PMI's variables besides.
+        let pmi = some(&[&step("4", "2", "0")[..], &[("PMI_RANK", "4"), ("PMI_SIZE", "5")]].concat());
+        assert_eq!((pmi.kind, pmi.rank, pmi.local_world, &*pmi.address), (LauncherKind::Mpich, 4, 1, &*last.address));
     }
 
     #[test]

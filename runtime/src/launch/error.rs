@@ -12,7 +12,7 @@ pub enum LaunchError {
     Environment(#[from] EnvironmentError),
     /// Processes on several hosts.
     #[error(
-        "{kind} started {world} processes, of which {local_world} on this host; processes that share memory must all run on one host, those of several hosts need MPI or NCCL"
+        "{kind} started {world} processes, of which {local_world} on this host; without MPI they share memory and must all run on one host: for several, start tpc, built with the feature `mpi`, with mpirun or `srun --mpi=pmix`, or use GPUs with NCCL"
     )]
     Hosts {
         /// The launcher.

@@ -3,6 +3,7 @@
 //! | question | file |
 //! |---|---|
 //! | what launchers say in environment variables | [`environment`] |
+//! | which nodes and tasks a SLURM step has | `slurm` |
 //! | how processes find each other that somebody else launched | [`rendezvous`] |
 //! | `tpc launch`: starting processes, watching them, ending them | [`supervise`] |
 //! | what can go wrong before they run | [`error`] |
@@ -10,6 +11,7 @@
 pub mod environment;
 pub mod error;
 pub mod rendezvous;
+mod slurm;
 pub mod supervise;
 
 pub use environment::{Launched, LauncherKind};
@@ -85,12 +87,13 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
     Ok(Some(joined.insert(world).clone()))
 }
 
-/// Whether an MPI library knows what the launcher has started: always of its own, of SLURM where memory cannot be shared.
+/// Whether an MPI library knows what the launcher has started: always of its own, of SLURM where memory cannot be shared and `srun` was
+/// told to speak to MPI.
 #[cfg(feature = "mpi")]
 fn is_of_mpi(launched: &Launched) -> bool {
     match launched.kind {
         LauncherKind::OpenMpi | LauncherKind::Mpich => true,
-        LauncherKind::Slurm => launched.world != launched.local_world,
+        LauncherKind::Slurm => launched.world != launched.local_world && variable("PMIX_RANK").is_some(),
         LauncherKind::Tpc | LauncherKind::Torchrun => false,
     }
 }

@@ -51,7 +51,7 @@ fn greeted(line: &str, world: usize) -> Result<usize, String> {
         Some(rank) if line.starts_with("tpc ") => {
             let hosts = line.split(" on ").nth(1) != Some(&host());
             let why = if hosts {
-                "on another host or in another container; processes of several hosts need MPI or NCCL"
+                "on another host or in another container; processes of several hosts need MPI (tpc, built with the feature `mpi`, started with mpirun), or GPUs with NCCL"
             } else {
                 "of another world or another version of tpc"
             };
@@ -213,6 +213,6 @@ mod tests {
         assert!(error.contains("rank 1 is of another world"), "{error}");
         assert!(lead.join().unwrap().is_err());
         let far = format!("{} ", greeting(1, 2)).replace(" on ", " on elsewhere");
-        assert!(greeted(&far, 2).unwrap_err().contains("MPI or NCCL"));
+        assert!(greeted(&far, 2).unwrap_err().contains("need MPI"));
     }
 }

@@ -5,29 +5,30 @@
 //! | launch, go on with other programs, step, ask | this one |
 //! | what a rank's thread does | `rank` |
 //! | writing inputs, reading outputs | `transfer` |
-//! | ranks on a device with memory of its own | `mirror` |
+//! | ranks on a device with memory of its own | `attached` |
 //!
 //! The ranks of a session are the threads of one process, or those of several processes that were launched together: then every process
 //! has the session, makes the same calls in the same order, and runs the ranks that are its own.
 
-mod mirror;
+mod attached;
 mod rank;
 mod transfer;
 
-pub use mirror::Backend;
+pub use attached::Backend;
+pub(crate) use attached::together;
 pub(crate) use transfer::each_rank;
 pub use transfer::{BoxReader, BoxWriter, RankInputs};
 
 use crate::comm::local::Local;
-use crate::comm::processes::agree;
 use crate::comm::{Communicators, Processes};
 use crate::counters::{CollectiveCount, Counters};
+use crate::device::attached::Device;
 use crate::error::RuntimeError;
 use crate::fingerprint;
 use crate::flight::{Clock, FlightRecord};
 use crate::trace::Trace;
-use mirror::Mirror;
-use rank::{Command, Loaded, RankShared, Shared, rank_thread};
+use attached::Attached;
+use rank::{Command, Engine, Loaded, RankShared, Shared, rank_thread};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -54,7 +55,7 @@ pub struct LaunchOptions {
     /// The processes of the world that this one was launched in ([`crate::launch::join`]); without them, all ranks are threads of this
     /// process. Every process launches the same sessions in the same order, and makes the same calls.
     pub processes: Option<Arc<dyn Processes>>,
-    /// What executes the ranks. On a device there are no counters, traces and injected faults.
+    /// What executes the ranks. On a device there are no traces, and no times of collectives.
     pub backend: Backend,
 }
 
@@ -110,8 +111,6 @@ pub struct Session {
     /// Of every rank of this process.
     loaded: Vec<Loaded>,
     threads: Vec<JoinHandle<()>>,
-    /// What executes the ranks instead of the threads.
-    mirror: Option<Mirror>,
     steps: u64,
     failed: Option<String>,
     /// Whether every parameter and all data were found to have values.
@@ -160,8 +159,25 @@ impl Session {
         };
         let local = processes.local(programs.len())?;
         fingerprint::compare(&*processes, &programs, options.deadline)?;
-        let world = processes.open(programs.clone(), local.clone(), options.deadline)?;
-        Session::launch_on(programs, processes, local, world, options)
+        let engine = match options.backend {
+            Backend::Cpu => Engine::Threads(processes.open(programs.clone(), local.clone(), options.deadline)?),
+            Backend::Cuda => {
+                Engine::Device(Attached::new(attached::cuda(&programs, local.clone(), &processes, &options)?))
+            }
+        };
+        Session::launch_on(programs, processes, local, engine, options)
+    }
+
+    /// A session of programs that a device of this process has, all ranks of their mesh.
+    ///
+    /// # Errors
+    /// Programs that do not fit together.
+    pub fn on(device: Box<dyn Device>, options: LaunchOptions) -> Result<Session, RuntimeError> {
+        let programs: Arc<[RankProgram]> = device.programs().into();
+        check(&programs)?;
+        let processes = Local::alone(programs.len())?;
+        let local = processes.local(programs.len())?;
+        Session::launch_on(programs, processes, local, Engine::Device(Attached::new(device)), options)
     }
 
     /// Goes on with other programs over the same arenas: what persistent buffers hold stays where it
@@ -172,14 +188,12 @@ impl Session {
     /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena. After an error
     /// the session cannot be stepped any more, only read.
     pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
-        self.bring_home()?;
         let next = self.successor(programs).inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
         for (old, new) in self.loaded.iter().zip(&next.loaded) {
             for (old, new) in old.written.iter().zip(&new.written) {
                 new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
             }
         }
-        next.take_along();
         *self = next;
         Ok(())
     }
@@ -202,22 +216,25 @@ impl Session {
         let (programs, options): (Arc<[RankProgram]>, _) = (programs.into(), self.shared.options.clone());
         let (processes, local) = (self.shared.processes.clone(), self.shared.local.clone());
         fingerprint::compare(&*processes, &programs, options.deadline)?;
-        let world = self.shared.world.succeed(programs.clone(), local.clone(), options.deadline)?;
-        Session::launch_on(programs, processes, local, world, options)
+        let engine = match &self.shared.engine {
+            Engine::Threads(world) => {
+                Engine::Threads(world.succeed(programs.clone(), local.clone(), options.deadline)?)
+            }
+            Engine::Device(device) => {
+                device.succeed(&programs[local.clone()])?;
+                Engine::Device(device.clone())
+            }
+        };
+        Session::launch_on(programs, processes, local, engine, options)
     }
 
     fn launch_on(
         programs: Arc<[RankProgram]>,
         processes: Arc<dyn Processes>,
         local: Range<usize>,
-        world: Arc<dyn Communicators>,
+        engine: Engine,
         options: LaunchOptions,
     ) -> Result<Session, RuntimeError> {
-        if options.backend != Backend::Cpu && processes.count() > 1 {
-            let reason = "ranks on a GPU are those of one process so far; leave out the launcher, or run on the CPU";
-            return Err(RuntimeError::Launch(reason.into()));
-        }
-        let mirror = Mirror::open(options.backend, &programs, options.deadline)?;
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let pin = options.pin && programs.len() <= cores.len();
         let ranks = local.clone().map(|rank| RankShared {
@@ -237,34 +254,35 @@ impl Session {
             programs,
             processes,
             local,
-            world,
+            engine: engine.clone(),
             options,
         });
         let threads = Vec::with_capacity(shared.local.len());
-        let mut session =
-            Session { shared, loaded: Vec::new(), threads, mirror, steps: 0, failed: None, complete: false };
-        let loaded = session.start_threads(|rank| pin.then(|| cores[rank]));
+        let mut session = Session { shared, loaded: Vec::new(), threads, steps: 0, failed: None, complete: false };
+        let loaded = match &engine {
+            Engine::Threads(world) => session.start_threads(world, |rank| pin.then(|| cores[rank])),
+            Engine::Device(device) => device.loaded(),
+        };
         let deadline = session.shared.options.deadline;
-        let mine = loaded.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
-        let all = agree(&*session.shared.processes, "launch: load programs", mine, deadline)?;
-        session.loaded = loaded?;
-        all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+        session.loaded = together(&*session.shared.processes, "launch: load programs", loaded, deadline)?;
         Ok(session)
     }
 
     /// Starts the threads of this process's ranks, and waits until they have loaded their programs.
     fn start_threads(
         &mut self,
+        world: &Arc<dyn Communicators>,
         core: impl Fn(usize) -> Option<core_affinity::CoreId>,
     ) -> Result<Vec<Loaded>, RuntimeError> {
         let (sender, receiver) = mpsc::channel();
         for rank in self.shared.local.clone() {
-            let (shared, sender, core) = (self.shared.clone(), sender.clone(), core(rank));
+            let (shared, world, sender) = (self.shared.clone(), world.clone(), sender.clone());
+            let core = core(rank);
             let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
                 }
-                rank_thread(&shared, rank, &sender);
+                rank_thread(&shared, &world, rank, &sender);
             });
             match thread {
                 Ok(thread) => self.threads.push(thread),
@@ -310,7 +328,8 @@ impl Session {
 
     /// Bytes of a rank's arena: exactly what its program asks for.
     pub fn allocated_bytes(&self, rank: usize) -> usize {
-        self.local(rank).map_or(self.program(rank).arena_bytes, |(loaded, _)| loaded.arena.allocated_bytes())
+        let arena = self.local(rank).and_then(|(loaded, _)| loaded.arena.as_ref());
+        arena.map_or(self.program(rank).arena_bytes, |arena| arena.allocated_bytes())
     }
 
     /// Bytes that a rank's kernels use besides the arena: tiles of fused loops, packed blocks of
@@ -332,8 +351,9 @@ impl Session {
             }
             self.complete = true;
         }
-        if let Some(mirror) = &self.mirror {
-            let report = mirror.step(|rank, input| self.input_bytes(rank, input));
+        if let Engine::Device(device) = &self.shared.engine {
+            let Shared { options, processes, ranks, .. } = &*self.shared;
+            let report = device.step(self.steps, options, &**processes, ranks);
             self.steps += u64::from(report.is_ok());
             return report.inspect_err(|e| self.failed = Some(e.to_string()));
         }

@@ -1,6 +1,7 @@
 //! What the thread of a rank does: load the program, then step when it is told to.
 
-use super::{FaultKind, LaunchOptions, lock, output_name};
+use super::attached::{Attached, check_bindings};
+use super::{FaultKind, LaunchOptions, lock};
 use crate::comm::{Communicator, Communicators, Processes};
 use crate::counters::Counters;
 use crate::device::cpu::arena::Arena;
@@ -35,11 +36,20 @@ pub(super) struct Shared {
     /// Of all ranks.
     pub(super) programs: Arc<[RankProgram]>,
     pub(super) processes: Arc<dyn Processes>,
-    pub(super) world: Arc<dyn Communicators>,
+    pub(super) engine: Engine,
     /// The ranks of this process.
     pub(super) local: Range<usize>,
     /// Of the ranks of this process.
     pub(super) ranks: Vec<RankShared>,
+}
+
+/// What executes the ranks of this process.
+#[derive(Clone)]
+pub(super) enum Engine {
+    /// A thread for each, which meet here.
+    Threads(Arc<dyn Communicators>),
+    /// A device.
+    Device(Arc<Attached>),
 }
 
 pub(super) struct RankShared {
@@ -50,7 +60,8 @@ pub(super) struct RankShared {
 }
 
 pub(super) struct Loaded {
-    pub(super) arena: Arc<Arena>,
+    /// None on a device.
+    pub(super) arena: Option<Arc<Arena>>,
     pub(super) scratch_bytes: usize,
     /// Of every input, whether its box was given a value.
     pub(super) written: Vec<AtomicBool>,
@@ -58,28 +69,18 @@ pub(super) struct Loaded {
 
 fn load(shared: &Shared, rank: usize, arena: &Arena, comm: &mut dyn Communicator) -> Result<Executable, RuntimeError> {
     let program = &shared.programs[rank];
-    let inputs = program.inputs.iter().map(|i| (i.name.clone(), &i.binding));
-    let outputs = program.outputs.iter().map(|o| (output_name(&o.kind), &o.binding));
-    for (name, b) in inputs.chain(outputs) {
-        let fits = b.global.len() == b.start.len()
-            && b.global.len() == b.view.shape.len()
-            && (0..b.global.len()).all(|d| b.view.shape[d] == 0 || b.start[d] + b.view.shape[d] <= b.global[d])
-            && b.layout.iter().product::<usize>() == b.global.iter().product::<usize>();
-        let checked = if !fits {
-            Err(format!("box {:?} at {:?} of {:?} (layout {:?})", b.view.shape, b.start, b.global, b.layout))
-        } else if !b.view.is_dense() {
-            Err("its view is not dense".into())
-        } else {
-            arena.resolve_view(&program.buffers, &b.view).map(|_| ())
-        };
-        checked.map_err(|e| RuntimeError::Launch(format!("rank {rank}, `{name}`: {e}")))?;
-    }
+    check_bindings(program)?;
     Executable::load(program, arena, comm)
 }
 
-pub(super) fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(usize, Result<Loaded, RuntimeError>)>) {
-    let mut comm = shared.world.clone().communicator(rank);
-    let arena = shared.world.arena(rank);
+pub(super) fn rank_thread(
+    shared: &Shared,
+    world: &Arc<dyn Communicators>,
+    rank: usize,
+    ready: &mpsc::Sender<(usize, Result<Loaded, RuntimeError>)>,
+) {
+    let mut comm = world.clone().communicator(rank);
+    let arena = world.arena(rank);
     let program = &shared.programs[rank];
     let loaded = catch_unwind(AssertUnwindSafe(|| load(shared, rank, &arena, &mut *comm)));
     let loaded = loaded.unwrap_or_else(|panic| {
@@ -89,7 +90,7 @@ pub(super) fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(us
         Ok(executable) => {
             let scratch_bytes = executable.scratch_bytes();
             let written = program.inputs.iter().map(|_| AtomicBool::new(false)).collect();
-            let _ = ready.send((rank, Ok(Loaded { arena, scratch_bytes, written })));
+            let _ = ready.send((rank, Ok(Loaded { arena: Some(arena), scratch_bytes, written })));
             executable
         }
         Err(e) => {
@@ -110,7 +111,7 @@ pub(super) fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(us
         }
         drop(command);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            inject(shared, rank, step);
+            inject(&shared.options, &*shared.processes, rank, step);
             let mut trace = lock(&mine.trace);
             let mut around = Surroundings {
                 comm: &mut *comm,
@@ -132,20 +133,21 @@ pub(super) fn rank_thread(shared: &Shared, rank: usize, ready: &mpsc::Sender<(us
         if let Err(e) = &result {
             shared.processes.fail(rank, &e.to_string());
         }
-        shared.world.finish_step(rank);
+        world.finish_step(rank);
         *lock(&mine.result) = result;
         *lock(&shared.finished) += 1;
         shared.all_finished.notify_one();
     }
 }
 
-fn inject(shared: &Shared, rank: usize, step: u64) {
-    let Some(fault) = shared.options.fault.filter(|f| f.rank == rank && f.step == step) else { return };
+/// Makes a rank fail if it is to fail in this step.
+pub(super) fn inject(options: &LaunchOptions, processes: &dyn Processes, rank: usize, step: u64) {
+    let Some(fault) = options.fault.filter(|f| f.rank == rank && f.step == step) else { return };
     match fault.kind {
         FaultKind::Panic => panic!("injected fault"),
         FaultKind::Stall(time) => {
             let start = Instant::now();
-            while start.elapsed() < time && shared.processes.failure().is_none() {
+            while start.elapsed() < time && processes.failure().is_none() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -161,7 +163,7 @@ fn signal(number: i32) {
     unsafe { libc::kill(libc::getpid(), number) };
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

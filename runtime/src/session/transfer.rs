@@ -3,11 +3,14 @@
 //! Writing takes the whole tensor, or a loader, on every process, and fills the boxes of its own ranks. Reading gives the same bytes to
 //! every process: what its own ranks hold it takes from their arenas, the rest comes from the others.
 
+use super::rank::Engine;
 use super::{Session, output_name};
 use crate::boxes::{BoxRequest, Runs, meet_all};
 use crate::element;
 use crate::error::RuntimeError;
+use std::borrow::Cow;
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use tpc_ir::OutputKind;
 use tpc_ir::program::{Binding, RankProgram};
@@ -36,76 +39,85 @@ impl Session {
         })
     }
 
-    /// The bytes of a binding of a rank of this process. Between steps the session alone uses the arenas.
+    /// The bytes of a binding in the arena of a rank of this process. Between steps the session alone uses the arenas.
     fn bytes(&self, rank: usize, binding: &Binding) -> Result<(*mut u8, usize), RuntimeError> {
-        let elsewhere = || RuntimeError::Launch(format!("rank {rank} is run by another process"));
-        let arena = &self.local(rank).ok_or_else(elsewhere)?.0.arena;
+        let elsewhere = || RuntimeError::Launch(format!("rank {rank} is run by another process, or on a device"));
+        let arena = self.local(rank).and_then(|(loaded, _)| loaded.arena.as_ref()).ok_or_else(elsewhere)?;
         let place = arena.resolve_view(&self.program(rank).buffers, &binding.view);
         let place = place.map_err(RuntimeError::Launch)?;
         Ok((place.base, binding.view.elements() * binding.view.dtype.bytes()))
     }
 
-    fn box_mut(&mut self, rank: usize, input: usize) -> Result<(BoxRequest, &mut [u8]), RuntimeError> {
+    /// Lets `fill` write the dense bytes of the box that a rank of this process has of an input.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes the box meanwhile: the session is borrowed mutably, by whoever calls this for different boxes only.
+    unsafe fn fill<E: From<RuntimeError>>(
+        &self,
+        rank: usize,
+        input: usize,
+        fill: impl FnOnce(&BoxRequest, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
         let binding = &self.program(rank).inputs[input].binding;
-        let (base, len) = self.bytes(rank, binding)?;
-        // SAFETY: the view was found to lie in the arena, it is dense (checked when loading), and
-        // the ranks are between steps, which only `&mut self` can change. Other processes' ranks
-        // read and write it in collectives only, which end before a step does.
-        Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts_mut(base, len) }))
-    }
-
-    pub(crate) fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, &[u8]), RuntimeError> {
-        let (base, len) = self.bytes(rank, binding)?;
-        if let Some(mirror) = &self.mirror {
-            mirror.refresh(rank, binding, |bytes| {
-                assert_eq!(bytes.len(), len, "a device gives the bytes of the box");
-                // SAFETY: the place is in the arena and that long. No slice of it was given out since the step: a place is
-                // only brought here when it is first asked for.
-                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), base, len) }
-            })?;
+        let request = BoxRequest::of(binding);
+        match &self.shared.engine {
+            Engine::Threads(_) => {
+                let (base, len) = self.bytes(rank, binding)?;
+                // SAFETY: the view was found to lie in the arena, it is dense (checked when loading), and the ranks are between steps,
+                // which only a mutable borrow of the session can change. Other processes' ranks read and write it in collectives only,
+                // which end before a step does. Nobody else uses the box, as the caller promises.
+                fill(&request, unsafe { std::slice::from_raw_parts_mut(base, len) })?;
+            }
+            Engine::Device(device) => {
+                let mut bytes = vec![0; binding.view.elements() * binding.view.dtype.bytes()];
+                fill(&request, &mut bytes)?;
+                device.write(rank, binding, &bytes)?;
+            }
         }
-        // SAFETY: as above; nobody writes while `&self` is borrowed.
-        Ok((BoxRequest::of(binding), unsafe { std::slice::from_raw_parts(base, len) }))
-    }
-
-    fn set_written(&self, rank: usize, input: usize) {
         if let Some((loaded, _)) = self.local(rank) {
             loaded.written[input].store(true, Ordering::Relaxed);
-            if let Some(mirror) = &self.mirror {
-                mirror.note_written(rank, input, &self.program(rank).inputs[input].binding);
-            }
-        }
-    }
-
-    /// An input's binding and its dense bytes in a rank's arena.
-    pub(super) fn input_bytes(&self, rank: usize, input: usize) -> Result<(Binding, Vec<u8>), RuntimeError> {
-        let binding = &self.program(rank).inputs[input].binding;
-        let (base, len) = self.bytes(rank, binding)?;
-        // SAFETY: as in `Session::box_of`; what was written is not brought here again.
-        Ok((binding.clone(), unsafe { std::slice::from_raw_parts(base, len) }.to_vec()))
-    }
-
-    /// Brings all inputs from the device to the arenas, if there is a device.
-    pub(super) fn bring_home(&self) -> Result<(), RuntimeError> {
-        if self.mirror.is_some() {
-            for rank in self.local_ranks() {
-                for input in &self.program(rank).inputs {
-                    self.box_of(rank, &input.binding)?;
-                }
-            }
         }
         Ok(())
     }
 
-    /// Lets the next step bring all inputs of the arenas to the device, if there is a device.
-    pub(super) fn take_along(&self) {
-        if let Some(mirror) = &self.mirror {
-            for rank in self.local_ranks() {
-                for (at, input) in self.program(rank).inputs.iter().enumerate() {
-                    mirror.note_written(rank, at, &input.binding);
-                }
-            }
+    /// Some of the dense bytes of a binding of a rank of this process.
+    fn part_of(&self, rank: usize, binding: &Binding, bytes: Range<usize>) -> Result<Cow<'_, [u8]>, RuntimeError> {
+        if let Engine::Device(device) = &self.shared.engine {
+            return device.read(rank, binding, bytes).map(Cow::Owned);
         }
+        let (base, len) = self.bytes(rank, binding)?;
+        // SAFETY: as in `Session::fill`; nobody writes while `&self` is borrowed.
+        Ok(Cow::Borrowed(&unsafe { std::slice::from_raw_parts(base, len) }[bytes]))
+    }
+
+    /// All of them, and which box they are.
+    pub(crate) fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, Cow<'_, [u8]>), RuntimeError> {
+        let len = binding.view.elements() * binding.view.dtype.bytes();
+        Ok((BoxRequest::of(binding), self.part_of(rank, binding, 0..len)?))
+    }
+
+    /// Shows what a rank of this process holds of the wanted elements: dense bytes, and the place of the first of them among the wanted.
+    fn show_held(
+        &self,
+        rank: usize,
+        binding: &Binding,
+        wanted: &Runs,
+        show: &mut dyn FnMut(&[u8], usize),
+    ) -> Result<(), RuntimeError> {
+        let size = binding.view.dtype.bytes();
+        let request = BoxRequest::of(binding);
+        // Of a box on a device, only the part that is asked for comes here.
+        let mut span: Option<(usize, usize)> = None;
+        meet_all(request.element_runs(), wanted.clone(), &mut |a, _, n| {
+            let (first, end) = span.unwrap_or((a, a + n));
+            span = Some((first.min(a), end.max(a + n)));
+        });
+        let Some((first, end)) = span else { return Ok(()) };
+        let from = self.part_of(rank, binding, first * size..end * size)?;
+        meet_all(request.element_runs(), wanted.clone(), &mut |a, b, n| {
+            show(&from[(a - first) * size..(a - first + n) * size], b);
+        });
+        Ok(())
     }
 
     /// Writes an input from the dense bytes of the whole tensor, in its element type and native byte
@@ -123,9 +135,12 @@ impl Session {
             return Err(RuntimeError::Size { name: name.into(), expected, given: data.len(), shape });
         }
         for rank in self.local_ranks() {
-            let (request, to) = self.box_mut(rank, input)?;
-            request.runs(&mut |from, at, n| to[at..at + n].copy_from_slice(&data[from..from + n]));
-            self.set_written(rank, input);
+            let copy = |request: &BoxRequest, to: &mut [u8]| {
+                request.runs(&mut |from, at, n| to[at..at + n].copy_from_slice(&data[from..from + n]));
+                Ok::<(), RuntimeError>(())
+            };
+            // SAFETY: the session is borrowed mutably, and this is its only box.
+            unsafe { self.fill(rank, input, copy) }?;
         }
         Ok(())
     }
@@ -149,10 +164,9 @@ impl Session {
         if !self.local_ranks().contains(&rank) {
             return Ok(());
         }
-        let (request, to) = self.box_mut(rank, input)?;
-        reader(&request, to).map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })?;
-        self.set_written(rank, input);
-        Ok(())
+        let failed = |reason| RuntimeError::Transfer { name: name.into(), rank, reason };
+        // SAFETY: as in `Session::write_bytes`.
+        unsafe { self.fill(rank, input, |request, to| reader(request, to).map_err(failed)) }
     }
 
     /// Fills the boxes of all ranks at the same time, each rank's in a thread of its own and its own process.
@@ -214,10 +228,7 @@ impl Session {
         if total > 0 && !is_everywhere && self.processes().count() > 1 {
             let mut mine = Vec::new();
             for &owner in owners.iter().filter(|owner| local.contains(owner)) {
-                let (request, from) = self.box_of(owner, binding(owner))?;
-                meet_all(request.element_runs(), wanted.clone(), &mut |a, _, n| {
-                    mine.extend_from_slice(&from[a * size..(a + n) * size]);
-                });
+                self.show_held(owner, binding(owner), wanted, &mut |bytes, _| mine.extend_from_slice(bytes))?;
             }
             messages = self.processes().exchange(&format!("read {name}"), &mine, self.deadline())?;
         }
@@ -225,11 +236,10 @@ impl Session {
         let mut held = 0;
         for &owner in &owners {
             if local.contains(&owner) {
-                let (request, from) = self.box_of(owner, binding(owner))?;
-                meet_all(request.element_runs(), wanted.clone(), &mut |a, b, n| {
-                    into[b * size..(b + n) * size].copy_from_slice(&from[a * size..(a + n) * size]);
-                    held += n;
-                });
+                self.show_held(owner, binding(owner), wanted, &mut |bytes, b| {
+                    into[b * size..b * size + bytes.len()].copy_from_slice(bytes);
+                    held += bytes.len() / size;
+                })?;
             } else if total > 0 {
                 let process = self.process_of(owner);
                 let (message, taken) = (&messages[process], &mut taken[process]);
@@ -347,7 +357,7 @@ impl Session {
         let input = self.input(name)?;
         let binding = &self.program(rank).inputs[input].binding;
         let written = match self.processes().count() {
-            1 => self.box_of(rank, binding).map(|(request, from)| writer(&request, from))?,
+            1 => self.box_of(rank, binding).map(|(request, from)| writer(&request, &from))?,
             _ => writer(&BoxRequest::of(binding), &self.one_box(name, rank, binding)?),
         };
         written.map_err(|reason| RuntimeError::Transfer { name: name.into(), rank, reason })
@@ -383,14 +393,10 @@ impl RankInputs<'_> {
         input: usize,
         fill: impl FnOnce(&BoxRequest, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        let binding = &self.program().inputs[input].binding;
-        let (base, len) = self.session.bytes(self.rank, binding)?;
-        // SAFETY: as in `Session::box_mut`. `Session::fill_ranks` borrows the session mutably, makes one
-        // of these for each rank, and each rank has an arena of its own; `&mut self` lets only one box be written at a time.
-        let to = unsafe { std::slice::from_raw_parts_mut(base, len) };
-        fill(&BoxRequest::of(binding), to)?;
+        // SAFETY: `Session::fill_ranks` borrows the session mutably, makes one of these for each rank, and each rank has boxes of its
+        // own; `&mut self` lets only one of them be written at a time.
+        unsafe { self.session.fill(self.rank, input, fill) }?;
         self.session.processes().progress();
-        self.session.set_written(self.rank, input);
         Ok(())
     }
 }

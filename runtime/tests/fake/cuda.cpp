@@ -122,13 +122,17 @@ API int fake_enqueue(void* s, void (*f)(void*), void* data, bool (*ready)(void*)
 }
 
 API int cuInit(unsigned) { return OK; }
-API int cuDeviceGetCount(int* n) { *n = 1; return OK; }
-API int cuDeviceGet(int* d, int i) { *d = i; return OK; }
+// As many devices as FAKE_DEVICES says, one by default.
+static int devices() { const char* n = getenv("FAKE_DEVICES"); return n ? atoi(n) : 1; }
+static thread_local int device = 0;
+API int fake_device() { return device; }
+API int cuDeviceGetCount(int* n) { *n = devices(); return OK; }
+API int cuDeviceGet(int* d, int i) { *d = i; return i >= 0 && i < devices() ? OK : INVALID; }
 API int cuDeviceGetName(char* name, int n, int) { snprintf(name, n, "a fake"); return OK; }
 API int cuDeviceGetAttribute(int* v, int which, int) { *v = which == 75 ? 9 : 0; return OK; }
-API int cuDevicePrimaryCtxRetain(void** c, int) { *c = (void*)1; return OK; }
+API int cuDevicePrimaryCtxRetain(void** c, int d) { *c = (void*)(uint64_t)(d + 1); return OK; }
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
-API int cuCtxSetCurrent(void*) { return OK; }
+API int cuCtxSetCurrent(void* c) { device = (int)(uint64_t)c - 1; return OK; }
 // Waits for what other threads have enqueued, too, as a real one does.
 API int cuCtxSynchronize() {
     for (int i = 0; i < 20000; i++) {
@@ -155,6 +159,10 @@ API int cuMemAlloc_v2(uint64_t* p, size_t n) {
 API int cuMemFree_v2(uint64_t p) { LOCKED; run_all(); free((void*)p); return OK; }
 API int cuMemsetD8_v2(uint64_t p, unsigned char v, size_t n) { memset((void*)p, v, n); return OK; }
 
+API int cuMemHostAlloc(void** p, size_t n, unsigned) { *p = aligned_alloc(64, (n + 63) / 64 * 64); return *p ? OK : 2; }
+API int cuMemFreeHost(void* p) { LOCKED; run_all(); free(p); return OK; }
+API int cuMemHostGetDevicePointer_v2(uint64_t* d, void* p, unsigned) { *d = (uint64_t)p; return OK; }
+
 API int cuStreamCreate(Stream** s, unsigned) { LOCKED; *s = new Stream; streams.insert(*s); return OK; }
 API int cuStreamDestroy_v2(Stream* s) { LOCKED; streams.erase(s); delete s; return OK; }
 API int cuMemsetD8Async(uint64_t p, unsigned char v, size_t n, Stream* s) {
@@ -168,6 +176,17 @@ API int cuStreamSynchronize(Stream* s) {
     }
     broken = "a stream that waits forever";
     return NOT_READY;
+}
+API int cuStreamQuery(Stream* s) { LOCKED; run_all(); return s->queue.empty() ? OK : NOT_READY; }
+API int cuStreamWriteValue32_v2(Stream* s, uint64_t p, unsigned v, unsigned) {
+    LOCKED;
+    return enqueue(s, {Op::RUN, [=] { __atomic_store_n((unsigned*)p, v, __ATOMIC_RELEASE); }, nullptr, nullptr});
+}
+// Waits until the word is at least the value.
+API int cuStreamWaitValue32_v2(Stream* s, uint64_t p, unsigned v, unsigned how) {
+    LOCKED;
+    if (how != 0) return INVALID;
+    return enqueue(s, {Op::RUN, [] {}, [=] { return (int)(__atomic_load_n((unsigned*)p, __ATOMIC_ACQUIRE) - v) >= 0; }, nullptr});
 }
 API int cuEventCreate(Event** e, unsigned) { *e = new Event; return OK; }
 API int cuEventDestroy_v2(Event* e) { delete e; return OK; }
@@ -190,12 +209,23 @@ API int cuStreamWaitEvent(Stream* s, Event* e, unsigned) {
     return enqueue(s, {Op::WAIT, nullptr, nullptr, e->mark});
 }
 API int cuEventQuery(Event* e) { LOCKED; run_all(); return !e->mark || e->mark->done ? OK : NOT_READY; }
-API int cuEventSynchronize(Event* e) { return cuEventQuery(e); }
+API int cuEventSynchronize(Event* e) {
+    for (int i = 0; i < 20000; i++) {
+        if (cuEventQuery(e) == OK) return OK;
+        usleep(500);
+    }
+    broken = "an event that never comes";
+    return NOT_READY;
+}
 API int cuEventElapsedTime_v2(float* ms, Event*, Event*) { LOCKED; *ms = 1 + draw(100); return OK; }
 
 API int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t n, Stream* s) {
     LOCKED;
     return enqueue(s, {Op::RUN, [=] { memcpy((void*)to, from, n); }, nullptr, nullptr});
+}
+API int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t n, Stream* s) {
+    LOCKED;
+    return enqueue(s, {Op::RUN, [=] { memcpy((void*)to, (void*)from, n); }, nullptr, nullptr});
 }
 API int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t n, Stream* s) {
     LOCKED;

@@ -1,35 +1,57 @@
-// NCCL without GPUs: ranks are threads of one process, and a collective runs on the fake driver's queues
-// when it is at the head of the queues of all ranks.
+// NCCL without GPUs: ranks are threads or processes of one machine. A collective runs on the fake driver's queues when it is at the
+// head of the queues of all ranks: every rank then leaves what it sends in a file, and takes what it receives from those of the others.
+//
+// A world is a folder beside this library, named by its identifier, which the last rank to leave removes:
+//   joined-R: the device of rank R    S-R: what rank R sends in its S-th collective    left-R: rank R has left
+// As the real one does, it refuses ranks on one device unless NCCL_MULTI_RANK_GPU_ENABLE is set (to what FAKE_NCCL_ALLOWS says, if that
+// is set), and aborting concerns one rank only.
 
 #include <dlfcn.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
-#include <map>
-#include <memory>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
-enum { OK = 0, INVALID = 4, IN_PROGRESS = 7 };
+enum { OK = 0, INVALID = 4, DUPLICATE = 5, IN_PROGRESS = 7 };
 struct Id { char bytes[128]; };
 struct Call { int kind; const char* from; char* to; size_t count; int type, op, peer; };
 enum { ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST, REDUCE, SEND, RECEIVE };
 
-struct Group;
-// One collective, as one rank sees it.
-struct Share { Group* group; int rank; std::vector<Call> calls; long arrived = 0, ran = 0; };
-struct World { int ranks = 0, joined = 0; bool aborted = false; std::vector<int> next; std::vector<std::shared_ptr<Group>> groups; };
-struct Group { World* world; std::vector<Share*> shares; long performed = 0; };
-struct Comm { World* world; int rank; };
+// One rank's end of a world.
+struct Comm { std::string folder; int ranks, rank; long next = 0; bool complete = false, aborted = false; };
+// One group of calls, as it was enqueued; a replay runs it again. `number` is that of the collective that has arrived.
+struct Share { Comm* comm; std::vector<Call> calls; long number = -1; };
+// A call as a rank left it, with what it sends.
+struct Sent { Call call; std::vector<char> data; };
 
 static std::recursive_mutex lock;
-static std::map<std::string, World> worlds;
 static thread_local int depth = 0;
 static thread_local std::vector<Call> calls;
 static thread_local Comm* comm_of = nullptr;
 static thread_local void* stream_of = nullptr;
+
+static std::string place(Comm* c, const std::string& what, int rank) { return c->folder + "/" + what + "-" + std::to_string(rank); }
+static bool exists(const std::string& path) { struct stat s; return stat(path.c_str(), &s) == 0; }
+static void leave(const std::string& path, const std::vector<char>& data) {
+    FILE* f = fopen((path + ".part").c_str(), "wb");
+    if (!f || fwrite(data.data(), 1, data.size(), f) != data.size()) { perror(path.c_str()); abort(); }
+    fclose(f);
+    if (rename((path + ".part").c_str(), path.c_str())) { perror(path.c_str()); abort(); }
+}
+static std::vector<char> find(const std::string& path) {
+    std::ifstream f(path, std::ios::binary);
+    return std::vector<char>(std::istreambuf_iterator<char>(f), {});
+}
 
 static size_t bytes(int type) {
     switch (type) { case 0: case 1: return 1; case 2: case 3: case 7: return 4; case 6: case 9: return 2; default: return 8; }
@@ -55,35 +77,69 @@ static void combine(char* out, const std::vector<const char*>& in, size_t n, int
     memcpy(out, result.data(), result.size());
 }
 
-// Everything that all ranks do in one group of calls.
-static void perform(Group* g) {
-    const size_t n = g->shares.size();
+static void publish(Share* s) {
+    Comm* c = s->comm;
+    std::vector<char> out;
+    auto put = [&](const void* p, size_t n) { out.insert(out.end(), (const char*)p, (const char*)p + n); };
+    for (const Call& call : s->calls) {
+        size_t n = call.count * bytes(call.type);
+        if (call.kind == REDUCE_SCATTER) n *= c->ranks;
+        if (call.kind == RECEIVE || (call.kind == BROADCAST && call.peer != c->rank)) n = 0;
+        put(&call, sizeof call);
+        put(&n, sizeof n);
+        put(call.from, n);
+    }
+    leave(place(c, std::to_string(s->number), c->rank), out);
+    // Whoever has arrived here has taken everything of the collective before the last one.
+    if (s->number >= 2) unlink(place(c, std::to_string(s->number - 2), c->rank).c_str());
+}
+static std::vector<Sent> sent(Comm* c, long number, int rank) {
+    std::vector<char> data = find(place(c, std::to_string(number), rank));
+    std::vector<Sent> out;
+    for (size_t at = 0; at < data.size();) {
+        Sent s;
+        size_t n;
+        memcpy(&s.call, &data[at], sizeof s.call);
+        memcpy(&n, &data[at + sizeof s.call], sizeof n);
+        at += sizeof s.call + sizeof n;
+        s.data.assign(data.begin() + at, data.begin() + at + n);
+        at += n;
+        out.push_back(std::move(s));
+    }
+    return out;
+}
+// What this rank receives in one group of calls.
+static void perform(Share* s) {
+    Comm* comm = s->comm;
+    const int me = comm->rank;
+    std::vector<std::vector<Sent>> all;
+    for (int r = 0; r < comm->ranks; r++) all.push_back(sent(comm, s->number, r));
     std::vector<std::pair<char*, std::vector<char>>> writes;
-    auto later = [&](char* to, const char* from, size_t count) { writes.push_back({to, std::vector<char>(from, from + count)}); };
-    for (size_t me = 0; me < n; me++) {
-        for (size_t i = 0; i < g->shares[me]->calls.size(); i++) {
-            const Call& c = g->shares[me]->calls[i];
-            const size_t size = bytes(c.type);
-            auto of = [&](size_t r) -> const Call& {
-                const Call& other = g->shares[r]->calls.at(i);
-                if (other.kind != c.kind || other.type != c.type || other.count != c.count || other.op != c.op) abort();
-                return other;
-            };
-            auto sources = [&](size_t offset) { std::vector<const char*> s; for (size_t r = 0; r < n; r++) s.push_back(of(r).from + offset * size); return s; };
-            std::vector<char> out(c.count * size);
-            switch (c.kind) {
-            case ALL_REDUCE: combine(out.data(), sources(0), c.count, c.type, c.op); later(c.to, out.data(), out.size()); break;
-            case REDUCE_SCATTER: combine(out.data(), sources(me * c.count), c.count, c.type, c.op); later(c.to, out.data(), out.size()); break;
-            case REDUCE: if ((int)me == c.peer) { combine(out.data(), sources(0), c.count, c.type, c.op); later(c.to, out.data(), out.size()); } break;
-            case BROADCAST: later(c.to, of(c.peer).from, c.count * size); break;
-            case ALL_GATHER: for (size_t r = 0; r < n; r++) later(c.to + r * c.count * size, of(r).from, c.count * size); break;
-            case RECEIVE: {
-                bool found = false;
-                for (const Call& s : g->shares[c.peer]->calls)
-                    if (s.kind == SEND && s.peer == (int)me && !found) { if (s.count != c.count) abort(); later(c.to, s.from, c.count * size); found = true; }
-                if (!found) abort();
-            }
-            }
+    std::vector<int> received(comm->ranks, 0);
+    for (size_t i = 0; i < s->calls.size(); i++) {
+        const Call& c = s->calls[i];
+        const size_t size = bytes(c.type);
+        auto of = [&](int r) -> const Sent& {
+            if (i >= all[r].size()) { fprintf(stderr, "rank %d of a world makes fewer calls\n", r); abort(); }
+            const Call& other = all[r][i].call;
+            if (other.kind != c.kind || other.type != c.type || other.count != c.count || other.op != c.op) { fprintf(stderr, "ranks %d and %d make other calls\n", me, r); abort(); }
+            return all[r][i];
+        };
+        auto sources = [&](size_t offset) { std::vector<const char*> f; for (int r = 0; r < comm->ranks; r++) f.push_back(of(r).data.data() + offset * size); return f; };
+        std::vector<char> out(c.count * size);
+        switch (c.kind) {
+        case ALL_REDUCE: combine(out.data(), sources(0), c.count, c.type, c.op); writes.push_back({c.to, out}); break;
+        case REDUCE_SCATTER: combine(out.data(), sources(me * c.count), c.count, c.type, c.op); writes.push_back({c.to, out}); break;
+        case REDUCE: if (me == c.peer) { combine(out.data(), sources(0), c.count, c.type, c.op); writes.push_back({c.to, out}); } break;
+        case BROADCAST: writes.push_back({c.to, of(c.peer).data}); break;
+        case ALL_GATHER: for (int r = 0; r < comm->ranks; r++) writes.push_back({c.to + r * c.count * size, of(r).data}); break;
+        case RECEIVE: {
+            int wanted = received[c.peer]++;
+            const Sent* found = nullptr;
+            for (const Sent& x : all[c.peer]) if (x.call.kind == SEND && x.call.peer == me && wanted-- == 0) found = &x;
+            if (!found || found->call.count != c.count) { fprintf(stderr, "rank %d receives what rank %d does not send\n", me, c.peer); abort(); }
+            writes.push_back({c.to, found->data});
+        }
         }
     }
     for (auto& w : writes) memcpy(w.first, w.second.data(), w.second.size());
@@ -91,42 +147,72 @@ static void perform(Group* g) {
 static bool ready(void* data) {
     Share* s = (Share*)data;
     std::lock_guard<std::recursive_mutex> held(lock);
-    s->arrived = s->ran + 1;
-    if (s->group->world->aborted) return true;
-    if (s->group->performed > s->ran) return true;
-    for (Share* other : s->group->shares) if (!other || other->arrived <= s->ran) return false;
+    if (s->comm->aborted) return true;
+    if (s->number < 0) {
+        s->number = s->comm->next++;
+        publish(s);
+    }
+    for (int r = 0; r < s->comm->ranks; r++) if (!exists(place(s->comm, std::to_string(s->number), r))) return false;
     return true;
 }
-// The first to run does it for all. A replay runs it again.
 static void run(void* data) {
     Share* s = (Share*)data;
     std::lock_guard<std::recursive_mutex> held(lock);
-    if (s->group->world->aborted) return;
-    if (s->group->performed == s->ran) { perform(s->group); s->group->performed++; }
-    s->ran++;
+    if (!s->comm->aborted) perform(s);
+    s->number = -1;
 }
 
 #define API extern "C" __attribute__((visibility("default")))
 #define LOCKED std::lock_guard<std::recursive_mutex> held(lock)
 
-API int ncclGetVersion(int* v) { *v = 0; return OK; }
-API const char* ncclGetErrorString(int) { return "the fake library failed"; }
-API int ncclGetUniqueId(Id* id) { static int count = 0; LOCKED; memset(id, 0, sizeof *id); memcpy(id->bytes, &++count, 4); return OK; }
+API int ncclGetVersion(int* v) { *v = 23007; return OK; }
+API const char* ncclGetErrorString(int e) { return e == DUPLICATE ? "Duplicate GPU detected" : "the fake library failed"; }
+API int ncclGetUniqueId(Id* id) {
+    static int count = 0;
+    LOCKED;
+    Dl_info here;
+    if (!dladdr((void*)&ncclGetUniqueId, &here)) return INVALID;
+    const std::string folder = std::string(here.dli_fname).substr(0, std::string(here.dli_fname).rfind('/')) + "/worlds";
+    mkdir(folder.c_str(), 0777);
+    memset(id, 0, sizeof *id);
+    snprintf(id->bytes, sizeof id->bytes, "%d-%d", getpid(), ++count);
+    return mkdir((folder + "/" + id->bytes).c_str(), 0777) ? INVALID : OK;
+}
 API int ncclCommInitRankConfig(Comm** c, int ranks, Id id, int rank, const size_t* config) {
     LOCKED;
     const unsigned* words = (const unsigned*)(config + 1);
     if (words[0] != 0xcafebeefu || words[2] != 0) return INVALID;
-    World& w = worlds[std::string(id.bytes, 128)];
-    w.ranks = ranks;
-    w.next.resize(ranks);
-    w.joined++;
-    *c = new Comm{&w, rank};
+    Dl_info here;
+    if (!dladdr((void*)&ncclCommInitRankConfig, &here)) return INVALID;
+    const std::string folder = std::string(here.dli_fname).substr(0, std::string(here.dli_fname).rfind('/')) + "/worlds/" + id.bytes;
+    static int (*device)() = (int (*)())dlsym(dlopen("libcuda.so", RTLD_NOW), "fake_device");
+    *c = new Comm{folder, ranks, rank};
+    leave(place(*c, "joined", rank), {(char)device()});
     return IN_PROGRESS;
 }
-API int ncclCommGetAsyncError(Comm* c, int* e) { LOCKED; *e = c->world->joined == c->world->ranks ? OK : IN_PROGRESS; return OK; }
-API int ncclCommAbort(Comm* c) { LOCKED; c->world->aborted = true; return OK; }
+API int ncclCommGetAsyncError(Comm* c, int* e) {
+    LOCKED;
+    *e = OK;
+    if (c->complete) return OK;
+    for (int r = 0; r < c->ranks; r++) if (!exists(place(c, "joined", r))) { *e = IN_PROGRESS; return OK; }
+    std::set<std::vector<char>> devices;
+    for (int r = 0; r < c->ranks; r++) devices.insert(find(place(c, "joined", r)));
+    c->complete = true;
+    const char *allowed = getenv("NCCL_MULTI_RANK_GPU_ENABLE"), *wanted = getenv("FAKE_NCCL_ALLOWS");
+    if ((int)devices.size() < c->ranks && (!allowed || (wanted && strcmp(allowed, wanted)))) *e = DUPLICATE;
+    return OK;
+}
+// The last to leave a world removes it.
+static void goodbye(Comm* c) {
+    leave(place(c, "left", c->rank), {});
+    for (int r = 0; r < c->ranks; r++) if (!exists(place(c, "left", r))) return;
+    std::error_code ignored;
+    std::filesystem::remove_all(c->folder, ignored);
+}
+// What is enqueued still names it.
+API int ncclCommAbort(Comm* c) { LOCKED; c->aborted = true; goodbye(c); return OK; }
 API int ncclCommFinalize(Comm*) { return OK; }
-API int ncclCommDestroy(Comm*) { return OK; }
+API int ncclCommDestroy(Comm* c) { LOCKED; goodbye(c); return OK; }
 API int ncclGroupStart() { depth++; return OK; }
 static int add(Comm* comm, void* stream, Call c) {
     if (depth == 0) return INVALID;
@@ -144,20 +230,9 @@ API int ncclSend(const char* f, size_t n, int type, int peer, Comm* c, void* s) 
 API int ncclRecv(char* t, size_t n, int type, int peer, Comm* c, void* s) { return add(c, s, {RECEIVE, nullptr, t, n, type, 0, peer}); }
 API int ncclGroupEnd() {
     if (--depth > 0 || calls.empty()) return OK;
-    std::unique_lock<std::recursive_mutex> held(lock);
-    World* w = comm_of->world;
-    const int at = w->next[comm_of->rank]++;
-    while ((int)w->groups.size() <= at) {
-        w->groups.push_back(std::make_shared<Group>());
-        w->groups.back()->world = w;
-        w->groups.back()->shares.resize(w->ranks);
-    }
-    Share* share = new Share{w->groups[at].get(), comm_of->rank, calls};
-    w->groups[at]->shares[comm_of->rank] = share;
+    Share* share = new Share{comm_of, calls};
     calls.clear();
     typedef int (*Enqueue)(void*, void (*)(void*), void*, bool (*)(void*));
     static Enqueue enqueue = (Enqueue)dlsym(dlopen("libcuda.so", RTLD_NOW), "fake_enqueue");
-    // The driver's lock is taken first everywhere else.
-    held.unlock();
     return enqueue(stream_of, run, share, ready);
 }

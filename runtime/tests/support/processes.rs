@@ -1,6 +1,10 @@
 //! Tests whose ranks are processes: the test binary starts itself, and a test that is ignored otherwise is what the children run.
 #![allow(dead_code)]
 
+#[cfg(feature = "mpi")]
+#[path = "mpirun.rs"]
+mod mpirun;
+
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,6 +21,9 @@ pub struct Told {
     pub ended: Ended,
     pub stderr: String,
 }
+
+/// How processes are launched: how many, their role, the directory for flight records, the deadline.
+pub type Launcher = fn(usize, &str, Option<PathBuf>, Option<Duration>) -> Told;
 
 /// This binary's child test as a command line, without what the harness prints.
 pub fn command(role: &str) -> Vec<String> {
@@ -70,21 +77,15 @@ pub fn fail(error: &dyn std::fmt::Display) -> ! {
 /// Runs a role in so many processes of MPI. Lines of the standard error begin with the rank, as everywhere.
 #[cfg(feature = "mpi")]
 pub fn under_mpirun(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadline: Option<Duration>) -> Told {
-    let mut command = std::process::Command::new("mpirun");
-    // Several jobs at a time would all be bound to the same cores.
-    command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output", "-n"]);
-    command.arg(ranks.to_string()).arg("sh").args(self::command(role));
+    let mpirun = mpirun::Mpirun::find();
+    let mut command = mpirun.command(ranks);
+    command.arg("sh").args(self::command(role));
     command.env(tpc_runtime::launch::FLIGHT_DIR, flight_dir.unwrap_or_else(std::env::temp_dir));
     if let Some(deadline) = deadline {
         command.env(tpc_runtime::launch::DEADLINE, deadline.as_secs_f64().to_string());
     }
-    let output = command.output().expect("mpirun is there: the feature `mpi` needs it");
-    let rank = |line: &str| {
-        let (rank, text) = line.strip_prefix("[1,")?.split_once("]<stderr>:")?;
-        Some(format!("[rank {rank}] {text}"))
-    };
-    let said = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<String> = said.lines().map(|line| rank(line).unwrap_or_else(|| line.to_string())).collect();
+    let output = command.output().unwrap();
     let code = output.status.code().map_or(255, |code| code as u8);
-    Told { ended: Ended { code, message: None, flight_record: None, joined: true }, stderr: lines.join("\n") }
+    let stderr = mpirun.tagged(&String::from_utf8_lossy(&output.stderr));
+    Told { ended: Ended { code, message: None, flight_record: None, joined: true }, stderr }
 }

@@ -6,11 +6,11 @@ use tpc_ir::attention::{self as ir, Operand};
 use tpc_ir::program::View;
 use tpc_ir::{DType, Graph, Type, Value};
 
-/// Elements of a block of rows that devices without fast memory of their own take at a time: with the key and the
-/// value it stays in the second cache.
-const TILE: usize = 1 << 16;
-/// Rows of a block, at least and at most. More rows read key and value less often, fewer skip more of a mask.
-const ROWS: (usize, usize) = (16, 64);
+/// Elements of a block of rows that devices without fast memory of their own take at a time: 2 MiB.
+const TILE: usize = 1 << 19;
+/// Rows of a block, at least and at most. More rows read key and value less often, fewer skip more of a mask
+/// (`runtime/examples/kernels.rs attention` measures it).
+const ROWS: (usize, usize) = (32, 64);
 
 /// Buffers of a pair of forward and backward kernel.
 pub(crate) struct Stats {

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 
 /// How long the others may take to say what they have to, when something failed.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long the launcher is given to pass on what was said: MPICH's drops what it has not read when it hears of the abort.
+const HEARD: Duration = Duration::from_millis(100);
 /// How long they may take to do what they have to, when nothing did.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -74,13 +76,18 @@ fn leave(mpi: &Mpi, code: i32) {
                 "error: rank {rank} has finished, but others did not within {LONGEST:?}{}; all are ended\n",
                 mpi.states(&missing)
             ));
-            return mpi.abort(1);
+            return abort(mpi, 1);
         }
         std::thread::sleep(Duration::from_micros(500));
     }
     match (code, mpi.failed()) {
         (0, None) => mpi.finalize(),
-        (0, Some(_)) => mpi.abort(1),
-        (code, _) => mpi.abort(code),
+        (0, Some(_)) => abort(mpi, 1),
+        (code, _) => abort(mpi, code),
     }
+}
+
+fn abort(mpi: &Mpi, code: i32) {
+    std::thread::sleep(HEARD);
+    mpi.abort(code);
 }

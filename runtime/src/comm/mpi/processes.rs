@@ -34,6 +34,8 @@ const BYTES: i32 = 1;
 /// The processes of an MPI world, one rank in each.
 pub struct Mpi {
     library: Library,
+    /// This process among those of its host, and how many these are.
+    on_host: (usize, usize),
     post: Post,
     peers: Vec<Peer>,
     /// The processes of this host among them; 0 for those of others.
@@ -82,6 +84,7 @@ pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<
         control.map_err(|source| LaunchError::System { what: "no memory for a control block".into(), source })?;
     let mpi = Arc::new(Mpi {
         library,
+        on_host: (launched.local_rank, launched.local_world),
         post,
         peers: (0..world).map(|_| Peer::default()).collect(),
         pids: OnceLock::new(),
@@ -323,6 +326,17 @@ impl Processes for Mpi {
     fn failure(&self) -> Option<(usize, String)> {
         self.listen();
         self.failed()
+    }
+
+    fn gone(&self) -> Vec<usize> {
+        let is_gone = |&rank: &usize| {
+            self.has_left(rank) || self.state(rank).is_some_and(|state| matches!(state, None | Some('Z' | 'X')))
+        };
+        (0..self.world()).filter(is_gone).collect()
+    }
+
+    fn on_host(&self) -> (usize, usize) {
+        self.on_host
     }
 
     fn written_record(&self) -> Option<PathBuf> {

@@ -9,6 +9,7 @@
 use super::arena::Arena;
 use super::contract::{self, Part};
 use super::fused::FusedLoop;
+use super::indices;
 use super::plan;
 use crate::device::visible::{self, Visible};
 use crate::element::{Element, Lane, with_element};
@@ -381,9 +382,10 @@ impl Shop<'_> {
                 _ => {}
             }
         }
+        let list = indices::as_floats(&body.list, &a.dims);
         let mut sizes = vec![1; rank];
         (sizes[rank - 2], sizes[rank - 1]) = (self.block, self.columns);
-        let body = plan::prepare_rigid(&Loop { dims: sizes, body: body.list }, self.arena, self.buffers)?;
+        let body = plan::prepare_rigid(&Loop { dims: sizes, body: list }, self.arena, self.buffers)?;
         Ok(Softmax { body, accesses, affines })
     }
 }

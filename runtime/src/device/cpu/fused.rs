@@ -314,6 +314,34 @@ unsafe fn index_body<L: crate::element::Lane>(n: usize, out: *mut u8, first: i64
     }
 }
 
+/// As [`index_body`], for numbers that are exact in f32, by conversions of 32 bits that are vectorized.
+#[inline(always)]
+unsafe fn small_index_body(n: usize, out: *mut u8, first: i64, step: i64) {
+    let last = first.saturating_add(step.saturating_mul(n as i64));
+    if first.abs().max(last.abs()) >= 1 << 24 {
+        // SAFETY: passed on to the caller.
+        return unsafe { index_body::<f32>(n, out, first, step) };
+    }
+    // SAFETY: the caller guarantees n writable lanes.
+    let out = unsafe { std::slice::from_raw_parts_mut(out.cast::<f32>(), n) };
+    let (first, step) = (first as i32, step as i32);
+    for (i, o) in out.iter_mut().enumerate() {
+        *o = first.wrapping_add((i as i32).wrapping_mul(step)) as f32;
+    }
+}
+
+unsafe fn small_index(n: usize, out: *mut u8, first: i64, step: i64) {
+    // SAFETY: passed on to the caller.
+    unsafe { small_index_body(n, out, first, step) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn small_index_avx2(n: usize, out: *mut u8, first: i64, step: i64) {
+    // SAFETY: passed on to the caller.
+    unsafe { small_index_body(n, out, first, step) }
+}
+
 unsafe fn random_body<L: crate::element::Lane>(
     n: usize,
     out: *mut u8,
@@ -333,6 +361,13 @@ unsafe fn random_body<L: crate::element::Lane>(
 /// The index kernel of a lane.
 pub(crate) fn index_kernel(lane: super::vector::LaneType) -> IndexKernel {
     use super::vector::LaneType;
+    if lane == LaneType::F32 {
+        #[cfg(target_arch = "x86_64")]
+        if super::has_avx2() {
+            return small_index_avx2;
+        }
+        return small_index;
+    }
     super::vector::with_lane!(lane, L => index_body::<L>)
 }
 

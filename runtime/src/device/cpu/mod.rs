@@ -4,7 +4,7 @@
 //! |---|---|
 //! | where a rank's memory is, and whether a view lies in it | `arena` |
 //! | how a program becomes a prepared list, and how that runs | `load` |
-//! | attention in blocks of rows | `attention` |
+//! | attention in blocks of rows; its masks' positions | `attention`, `indices` |
 //! | matrix products | `contract`, its inner kernels `microkernel` |
 //! | fused loops | `fused` runs them, `plan` prepares them |
 //! | functions of lanes | `vector`, in which `math` approximates the transcendental ones |
@@ -19,6 +19,7 @@ pub(crate) mod contract;
 pub(crate) mod copy;
 pub(crate) mod fused;
 pub(crate) mod gather;
+pub(crate) mod indices;
 pub(crate) mod load;
 pub(crate) mod microkernel;
 pub(crate) mod plan;

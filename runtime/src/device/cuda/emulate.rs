@@ -8,13 +8,14 @@
 use super::emit::{Item, Kernels, Launch, Plan, plan};
 use super::library::Library;
 use super::reference;
+use crate::device::attached::Device;
 use crate::device::cpu::arena::Arena;
 use crate::device::cpu::has_avx2;
-use crate::device::session::Device;
 use crate::error::RuntimeError;
 use crate::session::StepReport;
 use std::ffi::c_int;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -81,6 +82,8 @@ pub struct Emulator {
     plan: Plan,
     memory: Arena,
     compiled: Arc<Compiled>,
+    /// Of every rank's collectives, whether the latest step executed it.
+    executed: Vec<Vec<bool>>,
 }
 
 /// The C++ of all kernels and a function that runs one by its number.
@@ -161,7 +164,8 @@ impl Emulator {
             // Whole pages, and room behind the last byte.
             let bytes = plan.bytes.next_multiple_of(1 << 12) + (1 << 12);
             let memory = Arena::new(bytes).ok_or(EmulationError::Memory(bytes))?;
-            Ok(Emulator { programs, plan, memory, compiled: compiled.clone() })
+            let executed = plan.ranks.iter().map(|r| vec![false; r.collectives.len()]).collect();
+            Ok(Emulator { programs, plan, memory, compiled: compiled.clone(), executed })
         };
         worlds.into_iter().zip(plans).map(make).collect()
     }
@@ -263,7 +267,10 @@ impl Emulator {
             }
             let waiting = (0..ranks).find(|&r| next[r] < self.plan.ranks[r].items.len());
             match waiting {
-                None => return Ok(()),
+                None => {
+                    self.executed = done;
+                    return Ok(());
+                }
                 Some(rank) if !moved => return Err(EmulationError::Deadlock { rank }),
                 Some(_) => {}
             }
@@ -313,8 +320,12 @@ impl Device for Emulator {
         &self.programs
     }
 
-    fn read(&self, rank: usize, binding: &Binding) -> Result<Vec<u8>, RuntimeError> {
-        Ok(Emulator::read(self, rank, binding))
+    fn scratch_bytes(&self, rank: usize) -> usize {
+        self.plan.ranks[rank].scratch_bytes
+    }
+
+    fn read_range(&self, rank: usize, binding: &Binding, bytes: Range<usize>) -> Result<Vec<u8>, RuntimeError> {
+        Ok(Emulator::read(self, rank, binding)[bytes].to_vec())
     }
 
     fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) -> Result<(), RuntimeError> {
@@ -326,5 +337,19 @@ impl Device for Emulator {
         let start = Instant::now();
         Emulator::step(self, Order::Forwards).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
         Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
+    }
+    fn executed(&self, rank: usize) -> Vec<bool> {
+        self.executed[rank].clone()
+    }
+
+    fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+        let mut next = Emulator::new(programs).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
+        for rank in 0..self.programs.len() {
+            for input in &self.programs[rank].inputs {
+                next.write(rank, &input.binding, &self.read(rank, &input.binding));
+            }
+        }
+        *self = next;
+        Ok(())
     }
 }

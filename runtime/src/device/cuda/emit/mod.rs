@@ -109,9 +109,17 @@ const ALIGN: usize = 1 << 12;
 /// # Errors
 /// An action that cannot be executed: views out of bounds, shapes that do not fit.
 pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<Plan, RuntimeError> {
+    plan_at(programs, kernels, &[])
+}
+
+/// As [`plan`], with ranks that begin at these bytes of the allocation; those for which there is none follow the one before them.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> Result<Plan, RuntimeError> {
     let mut plan = Plan { kernels, ..Plan::default() };
-    for program in programs {
-        let base = plan.bytes.next_multiple_of(ALIGN);
+    for (at, program) in programs.iter().enumerate() {
+        let base = bases.get(at).copied().unwrap_or(plan.bytes.next_multiple_of(ALIGN));
         let mut rank = Rank::new(program, base, &mut plan.kernels);
         let mut items = Vec::new();
         let mut collectives: Vec<Placed> = Vec::new();

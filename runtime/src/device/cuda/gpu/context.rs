@@ -30,18 +30,30 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// Opens a device by its number.
+    /// How many devices there are, at least one.
     ///
     /// # Errors
-    /// No driver, no such device, or a device that fails.
-    pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
+    /// No driver, or no device.
+    pub fn count() -> Result<usize, CudaError> {
         // SAFETY: only looks whether the library can be loaded.
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::NoDevice("the driver's library libcuda.so.1 was not found".into()));
         }
         let none = |e: DriverError| CudaError::NoDevice(format!("{:?}", e.0));
         result::init().map_err(none)?;
-        let count = result::device::get_count().map_err(none)? as usize;
+        match result::device::get_count().map_err(none)? {
+            0 => Err(CudaError::NoDevice("the driver knows none".into())),
+            count => Ok(count as usize),
+        }
+    }
+
+    /// Opens a device by its number.
+    ///
+    /// # Errors
+    /// No driver, no such device, or a device that fails.
+    pub fn open(ordinal: usize) -> Result<Arc<Self>, CudaError> {
+        let count = Context::count()?;
+        let none = |e: DriverError| CudaError::NoDevice(format!("{:?}", e.0));
         if ordinal >= count {
             return Err(CudaError::NoDevice(format!("device {ordinal} was asked for, there are {count}")));
         }

@@ -10,17 +10,22 @@ use super::context::{Context, failed};
 use super::module::Functions;
 use super::nccl::Network;
 use super::product::Products;
-use crate::device::cuda::emit::{Item, Kernels, Launch, Placed, Plan, plan};
+use super::progress::Progress;
+use super::staging::Staging;
+use crate::device::attached::Device;
+use crate::device::cuda::emit::{Item, Kernels, Launch, Placed, Plan, plan, plan_at};
 use crate::device::cuda::error::CudaError;
 use crate::device::extent;
-use crate::device::session::Device;
 use crate::error::RuntimeError;
 use crate::session::StepReport;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tpc_ir::program::{Binding, RankProgram};
+use tpc_ir::program::{Binding, Collective, RankProgram};
 
 /// How programs are executed on a GPU.
 #[derive(Clone)]
@@ -31,7 +36,7 @@ pub struct GpuOptions {
     pub graph: bool,
     /// Whether products are the library's, where it can take them.
     pub library: bool,
-    /// How long a step may take.
+    /// How long a step may take; of ranks with a network, how long without the beginning or end of a collective.
     pub deadline: Duration,
     /// Peers in other processes. Without, all ranks are in this one.
     pub network: Option<Arc<Network>>,
@@ -78,8 +83,8 @@ impl Compiled {
 
 /// The streams of one rank, and two events for each of its collectives: its operands are ready, its
 /// results are.
-struct Lane {
-    compute: sys::CUstream,
+pub(super) struct Lane {
+    pub(super) compute: sys::CUstream,
     communicate: sys::CUstream,
     ready: Vec<sys::CUevent>,
     done: Vec<sys::CUevent>,
@@ -87,22 +92,38 @@ struct Lane {
     products: Vec<Option<usize>>,
 }
 
+/// How long streams may take to end what was aborted.
+const AFTER_ABORT: Duration = Duration::from_secs(2);
+
 /// Programs on a GPU.
 pub struct Gpu {
-    context: Arc<Context>,
+    pub(super) context: Arc<Context>,
     options: GpuOptions,
-    programs: Vec<RankProgram>,
-    plan: Plan,
+    pub(super) programs: Vec<RankProgram>,
+    pub(super) plan: Plan,
     functions: Arc<Functions>,
     products: Option<Products>,
     memory: sys::CUdeviceptr,
-    lanes: Vec<Lane>,
+    /// Bytes of the memory.
+    bytes: usize,
+    pub(super) lanes: Vec<Lane>,
     fork: sys::CUevent,
     joins: Vec<sys::CUevent>,
     end: sys::CUevent,
     graph: Option<sys::CUgraphExec>,
+    /// Steps of the current programs.
     steps: u64,
+    staging: ManuallyDrop<Staging>,
+    /// Of ranks in several processes: how far the collectives are.
+    progress: Option<Progress>,
+    /// Of every rank's collectives, whether a step as it was enqueued last executes it.
+    executed: Vec<Vec<bool>>,
+    /// Something may still run that never ends.
+    broken: AtomicBool,
 }
+
+/// Who is told where a step is as it is enqueued: `(rank, item, whether it is behind it)`.
+pub(super) type Probe<'a> = dyn FnMut(usize, usize, bool) -> Result<(), CudaError> + 'a;
 
 // SAFETY: everything that belongs to the driver may be used from any thread in which the context is
 // current, and every method makes it current first.
@@ -143,34 +164,25 @@ impl Gpu {
     /// As [`Gpu::new`].
     pub fn open(compiled: Compiled, options: GpuOptions) -> Result<Self, RuntimeError> {
         let Compiled { context, functions, programs, plan } = compiled;
-        if let Some(network) = &options.network {
-            for placed in plan.ranks.iter().flat_map(|r| &r.collectives) {
-                network.join(&placed.collective.group)?;
-            }
-        } else if let Some(c) = plan
-            .ranks
-            .iter()
-            .flat_map(|r| &r.collectives)
-            .find(|c| c.collective.group.iter().any(|r| !programs.iter().any(|p| p.rank == *r)))
-        {
-            let what = crate::comm::describe(&c.collective);
-            return Err(RuntimeError::Launch(format!("{what} has ranks in other processes, but there is no network")));
-        }
-        // SAFETY: freed when this is dropped.
-        let memory = unsafe { result::malloc_sync(plan.bytes.max(1)) };
-        let free = context.memory().map_or(0, |m| m.0);
-        let memory = memory.map_err(|_| CudaError::OutOfMemory { bytes: plan.bytes, free })?;
+        meet(&options, &programs, Ok(&plan))?;
+        context.make_current()?;
+        let memory = allocate(&context, plan.bytes)?;
         let mut gpu = Gpu {
             context,
             functions,
             products: None,
             memory,
+            bytes: plan.bytes,
             lanes: Vec::new(),
             fork: event()?,
             joins: Vec::new(),
             end: event()?,
             graph: None,
             steps: 0,
+            staging: ManuallyDrop::new(Staging::new()?),
+            progress: None,
+            executed: Vec::new(),
+            broken: AtomicBool::new(false),
             options,
             programs,
             plan,
@@ -187,17 +199,18 @@ impl Gpu {
         Ok(gpu)
     }
 
+    /// Makes streams, events and products for the plan.
     fn prepare(&mut self) -> Result<(), CudaError> {
         let of_library = |item: &Item| matches!(item, Item::Product { library: Some(_), .. });
         let any = self.plan.ranks.iter().flat_map(|r| &r.items).any(|(_, item)| of_library(item));
-        if self.options.library && any {
+        if self.options.library && any && self.products.is_none() {
             self.products = Some(Products::load(&self.context, self.plan.ranks.len())?);
         }
         for rank in &self.plan.ranks {
             let compute = stream()?;
             let events = || rank.collectives.iter().map(|_| event()).collect::<Result<Vec<_>, _>>();
             let mut products = vec![None; rank.items.len()];
-            if let Some(library) = &mut self.products {
+            if let Some(library) = self.products.as_mut().filter(|_| self.options.library) {
                 for (slot, (_, item)) in products.iter_mut().zip(&rank.items) {
                     if let Item::Product { library: Some(p), .. } = item {
                         *slot = library.prepare(&p.gemm, compute)?;
@@ -207,7 +220,30 @@ impl Gpu {
             self.lanes.push(Lane { compute, communicate: stream()?, ready: events()?, done: events()?, products });
             self.joins.push(event()?);
         }
+        self.executed = self.plan.ranks.iter().map(|r| vec![false; r.collectives.len()]).collect();
+        let processes = self.options.network.as_ref().and_then(|n| n.processes());
+        if let (Some(processes), [plan], [program]) = (processes, &self.plan.ranks[..], &self.programs[..]) {
+            let collectives = plan.collectives.iter().map(|c| c.collective.clone()).collect();
+            let stream = self.lanes[0].communicate;
+            self.progress = Some(Progress::new(program.rank, processes.clone(), collectives, stream)?);
+        }
         Ok(())
+    }
+
+    /// Frees what [`Gpu::prepare`] made except for products; nothing runs any more.
+    fn dismantle(&mut self) {
+        // SAFETY: all of it is ours, and not used again. Failures leave nothing to do.
+        unsafe {
+            if let Some(graph) = self.graph.take() {
+                let _ = result::graph::exec_destroy(graph);
+            }
+            for lane in self.lanes.drain(..) {
+                lane.ready.iter().chain(&lane.done).for_each(|&e| _ = result::event::destroy(e));
+                [lane.compute, lane.communicate].into_iter().for_each(|s| _ = result::stream::destroy(s));
+            }
+            self.joins.drain(..).for_each(|e| _ = result::event::destroy(e));
+        }
+        self.progress = None;
     }
 
     /// The device.
@@ -217,7 +253,17 @@ impl Gpu {
 
     /// Bytes of device memory that programs have.
     pub fn allocated_bytes(&self) -> usize {
-        self.plan.bytes
+        self.bytes
+    }
+
+    /// Lets later steps be captured as a graph, whatever the options said.
+    pub fn use_graph(&mut self) {
+        self.options.graph = true;
+    }
+
+    /// Copies of small inputs that were enqueued so far: side by side in the arena, they are one.
+    pub fn small_copies(&self) -> u64 {
+        self.staging.copies()
     }
 
     fn launch(&self, l: &Launch, stream: sys::CUstream) -> Result<(), CudaError> {
@@ -235,8 +281,24 @@ impl Gpu {
         .map_err(failed(&format!("launching `{}`", kernel.name)))
     }
 
-    /// Enqueues a step on all streams, behind the first rank's.
-    fn enqueue(&self) -> Result<(), CudaError> {
+    /// Enqueues an item of a rank that is no part of a collective.
+    fn compute(&self, r: usize, at: usize) -> Result<(), CudaError> {
+        let lane = &self.lanes[r];
+        match &self.plan.ranks[r].items[at].1 {
+            Item::Launch(l) => self.launch(l, lane.compute),
+            Item::Product { library, kernel } => match (library, lane.products[at], &self.products) {
+                (Some(p), Some(prepared), Some(products)) => {
+                    p.packing.iter().try_for_each(|l| self.launch(l, lane.compute))?;
+                    products.enqueue(&p.gemm, prepared, self.memory, r, lane.compute)
+                }
+                _ => kernel.iter().try_for_each(|l| self.launch(l, lane.compute)),
+            },
+            Item::Start(_) | Item::Wait(_) => Ok(()),
+        }
+    }
+
+    /// Enqueues a step on all streams, behind the first rank's: of every rank's collectives, whether it is in there.
+    pub(super) fn enqueue(&self, probe: &mut Probe<'_>) -> Result<Vec<Vec<bool>>, RuntimeError> {
         let origin = self.lanes[0].compute;
         record(self.fork, origin)?;
         self.lanes[1..].iter().try_for_each(|l| wait(l.compute, self.fork))?;
@@ -249,24 +311,21 @@ impl Gpu {
             for r in 0..ranks {
                 while let Some((_, item)) = self.plan.ranks[r].items.get(next[r]) {
                     let lane = &self.lanes[r];
+                    // A wait needs an event that was recorded: the peers' kernels go first.
+                    if matches!(item, Item::Wait(i) if !enqueued[r][*i]) {
+                        break;
+                    }
+                    probe(r, next[r], false)?;
                     match item {
-                        Item::Launch(l) => self.launch(l, lane.compute)?,
-                        Item::Product { library, kernel } => match (library, lane.products[next[r]], &self.products) {
-                            (Some(p), Some(prepared), Some(products)) => {
-                                p.packing.iter().try_for_each(|l| self.launch(l, lane.compute))?;
-                                products.enqueue(&p.gemm, prepared, self.memory, r, lane.compute)?;
-                            }
-                            _ => kernel.iter().try_for_each(|l| self.launch(l, lane.compute))?,
-                        },
+                        Item::Launch(_) | Item::Product { .. } => self.compute(r, next[r])?,
                         Item::Start(i) => {
                             record(lane.ready[*i], lane.compute)?;
                             started[r][*i] = true;
                             self.communicate(r, *i, &started, &mut enqueued)?;
                         }
-                        // A wait needs an event that was recorded: the peers' kernels go first.
-                        Item::Wait(i) if !enqueued[r][*i] => break,
                         Item::Wait(i) => wait(lane.compute, lane.done[*i])?,
                     }
+                    probe(r, next[r], true)?;
                     next[r] += 1;
                     moved = true;
                 }
@@ -276,7 +335,7 @@ impl Gpu {
                 Some(r) if !moved => {
                     let call = format!("rank {r} of a step");
                     let reason = "it waits for a collective that not all of its group start".into();
-                    return Err(CudaError::Call { call, reason });
+                    return Err(CudaError::Call { call, reason }.into());
                 }
                 Some(_) => {}
             }
@@ -285,7 +344,7 @@ impl Gpu {
             record(join, lane.compute)?;
             wait(origin, join)?;
         }
-        Ok(())
+        Ok(enqueued)
     }
 
     /// Enqueues a collective that a rank has started, if it is the last of its group in this process.
@@ -295,14 +354,16 @@ impl Gpu {
         i: usize,
         started: &[Vec<bool>],
         enqueued: &mut [Vec<bool>],
-    ) -> Result<(), CudaError> {
+    ) -> Result<(), RuntimeError> {
         let placed = &self.plan.ranks[r].collectives[i];
         if let Some(network) = &self.options.network {
             let lane = &self.lanes[r];
             wait(lane.communicate, lane.ready[i])?;
+            self.progress.iter().try_for_each(|p| p.begin(i, lane.communicate))?;
             placed.wire.before.iter().try_for_each(|l| self.launch(l, lane.communicate))?;
             network.enqueue(placed, self.memory, lane.communicate.cast())?;
             placed.wire.after.iter().try_for_each(|l| self.launch(l, lane.communicate))?;
+            self.progress.iter().try_for_each(|p| p.end(i, lane.communicate))?;
             record(lane.done[i], lane.communicate)?;
             enqueued[r][i] = true;
             return Ok(());
@@ -328,16 +389,27 @@ impl Gpu {
     }
 
     /// Captures a step as a graph.
-    fn capture(&mut self) -> Result<(), CudaError> {
+    fn capture(&mut self) -> Result<(), RuntimeError> {
+        match self.try_capture() {
+            Err(_) if self.progress.as_ref().is_some_and(|p| p.works) => {
+                // A driver that does not take such operations in graphs: messages are less precise then.
+                self.progress.iter_mut().for_each(|p| p.works = false);
+                self.try_capture()
+            }
+            tried => tried,
+        }
+    }
+
+    fn try_capture(&mut self) -> Result<(), RuntimeError> {
         let origin = self.lanes[0].compute;
         // Other threads of the process may allocate meanwhile; this one does not.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive, and nothing but this step is enqueued until the capture ends.
         unsafe { result::stream::begin_capture(origin, mode) }.map_err(failed("cuStreamBeginCapture"))?;
-        let enqueued = self.enqueue();
+        let enqueued = self.enqueue(&mut |_, _, _| Ok(()));
         // SAFETY: the capture was begun above.
         let graph = unsafe { result::stream::end_capture(origin) }.map_err(failed("cuStreamEndCapture"));
-        enqueued?;
+        let enqueued = enqueued?;
         let graph = graph?;
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
         // SAFETY: the graph was captured above, and is destroyed when it has been instantiated.
@@ -346,8 +418,13 @@ impl Gpu {
             let _ = result::graph::destroy(graph);
             made?
         };
-        self.graph = Some(made);
+        (self.graph, self.executed) = (Some(made), enqueued);
         Ok(())
+    }
+
+    /// Enqueues the copies of what was written and is small, before a step.
+    pub(super) fn bring_small_writes(&mut self) -> Result<(), CudaError> {
+        self.staging.flush(self.lanes[0].compute)
     }
 
     /// Enqueues a step without waiting for it. The first one is enqueued kernel by kernel, so that the
@@ -355,46 +432,71 @@ impl Gpu {
     ///
     /// # Errors
     /// What the driver or a library says.
-    pub fn enqueue_step(&mut self) -> Result<(), CudaError> {
+    pub fn enqueue_step(&mut self) -> Result<(), RuntimeError> {
         self.context.make_current()?;
         if self.options.graph && self.steps > 0 && self.graph.is_none() {
             self.capture()?;
         }
+        self.bring_small_writes()?;
         self.steps += 1;
         match self.graph {
             // SAFETY: the graph is alive, and so is everything that it uses.
             Some(graph) => {
                 unsafe { result::graph::launch(graph, self.lanes[0].compute) }.map_err(failed("cuGraphLaunch"))?
             }
-            None => self.enqueue()?,
+            None => self.executed = self.enqueue(&mut |_, _, _| Ok(()))?,
         }
-        record(self.end, self.lanes[0].compute)
+        Ok(record(self.end, self.lanes[0].compute)?)
     }
 
     /// Waits for all steps that were enqueued.
     ///
     /// # Errors
     /// A kernel or a collective failed, or did not finish in time.
-    pub fn finish(&self) -> Result<(), CudaError> {
+    pub fn finish(&self) -> Result<(), RuntimeError> {
         self.context.make_current()?;
+        let network = self.options.network.as_deref();
+        let finished = self.wait_for_end(network);
+        if finished.is_err() {
+            self.broken.store(true, Ordering::Relaxed);
+            network.into_iter().for_each(Network::abort_all);
+        }
+        finished
+    }
+
+    fn wait_for_end(&self, network: Option<&Network>) -> Result<(), RuntimeError> {
         let start = Instant::now();
-        let deadline = self.options.network.as_ref().map_or(self.options.deadline, |n| n.deadline());
+        let mut since = start;
+        let deadline = network.map_or(self.options.deadline, Network::deadline);
+        let mut watch = network.map(Network::watch);
+        let operation = || self.progress.as_ref().map_or_else(|| "a step".into(), Progress::operation);
         loop {
             // SAFETY: the event is alive.
-            match unsafe { result::event::query(self.end) } {
-                Ok(()) => return Ok(()),
-                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => {}
-                Err(e) => return Err(failed("a step")(e)),
+            let ended = match unsafe { result::event::query(self.end) } {
+                Ok(()) => true,
+                Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => false,
+                Err(e) => return Err(failed("a step")(e).into()),
+            };
+            if self.progress.as_ref().is_some_and(Progress::look) {
+                since = Instant::now();
             }
-            if let Some(error) = self.options.network.as_ref().and_then(|n| n.failure()) {
+            if ended {
+                return Ok(());
+            }
+            if let Some(error) = network.and_then(Network::failure) {
+                return Err(error.into());
+            }
+            // A peer may end, or fail at what comes next, once it has done its part of this step.
+            let alone = self.progress.as_ref().is_some_and(Progress::is_alone);
+            if let Some(error) = watch.as_mut().filter(|_| !alone).and_then(|w| w.trouble(operation)) {
                 return Err(error);
             }
-            if start.elapsed() > deadline {
-                if let Some(network) = &self.options.network {
-                    network.abort_all();
+            if since.elapsed() > deadline {
+                if let Some(error) = self.progress.as_ref().and_then(|p| p.late(deadline)) {
+                    return Err(error);
                 }
                 let rank = self.programs.first().map_or(0, |p| p.rank);
-                return Err(CudaError::Deadline { rank, operation: "a step".into(), deadline });
+                return Err(CudaError::Deadline { rank, operation: "a step".into(), deadline }.into());
             }
             if start.elapsed() > Duration::from_millis(2) {
                 std::thread::sleep(Duration::from_micros(50));
@@ -402,6 +504,51 @@ impl Gpu {
                 std::thread::yield_now();
             }
         }
+    }
+
+    /// Goes on with the memory of other programs: it stays where it is if the ranks have room there, else inputs are copied.
+    fn replan(&mut self, programs: &[RankProgram]) -> Result<(Plan, Arc<Functions>), RuntimeError> {
+        let bases: Vec<usize> = self.plan.ranks.iter().map(|r| r.base).collect();
+        let ends = bases.iter().skip(1).copied().chain([self.bytes]);
+        let mut plan = plan_at(programs, Kernels::default(), &bases)?;
+        if plan.ranks.iter().zip(ends).any(|(r, end)| r.base + r.bytes > end) {
+            plan = plan_at(programs, Kernels::default(), &[])?;
+        }
+        let functions = Arc::new(Functions::load(&self.context, &plan.kernels)?);
+        Ok((plan, functions))
+    }
+
+    /// Moves what inputs hold to memory for another plan.
+    fn move_to(&mut self, plan: &Plan) -> Result<(), RuntimeError> {
+        let memory = allocate(&self.context, plan.bytes)?;
+        let stream = self.lanes[0].compute;
+        let copied = (|| -> Result<(), RuntimeError> {
+            // SAFETY: the memory is new and that large.
+            unsafe { result::memset_d8_async(memory, 0, plan.bytes.max(1), stream) }
+                .map_err(failed("clearing the memory"))?;
+            for (rank, program) in self.programs.iter().enumerate() {
+                for input in &program.inputs {
+                    let (from, len) = self.place(rank, &input.binding)?;
+                    let to = from - self.memory - self.plan.ranks[rank].base as u64 + plan.ranks[rank].base as u64;
+                    // SAFETY: inputs have the same places in the arenas of both, and lie in both memories.
+                    unsafe { result::memcpy_dtod_async(memory + to, from, len, stream) }
+                        .map_err(failed("copying on the device"))?;
+                }
+            }
+            // SAFETY: the stream is alive.
+            unsafe { result::stream::synchronize(stream) }.map_err(failed("copying on the device"))?;
+            Ok(())
+        })();
+        let old = match &copied {
+            Ok(()) => std::mem::replace(&mut self.memory, memory),
+            Err(_) => memory,
+        };
+        // SAFETY: nothing uses it any more.
+        let _ = unsafe { result::free_sync(old) };
+        if copied.is_ok() {
+            self.bytes = plan.bytes;
+        }
+        copied
     }
 
     fn place(&self, rank: usize, binding: &Binding) -> Result<(sys::CUdeviceptr, usize), RuntimeError> {
@@ -413,26 +560,64 @@ impl Gpu {
     }
 }
 
+/// Joins all groups of a plan, or finds that there is no network for them. An error in `plan` is told the others.
+fn meet(options: &GpuOptions, programs: &[RankProgram], plan: Result<&Plan, RuntimeError>) -> Result<(), RuntimeError> {
+    let collectives = |plan: &Plan| -> Vec<Collective> {
+        plan.ranks.iter().flat_map(|r| &r.collectives).map(|c| c.collective.clone()).collect()
+    };
+    if let Some(network) = &options.network {
+        let groups = plan.as_ref().map_or_else(|_| Vec::new(), |plan| collectives(plan));
+        let groups: Vec<Vec<usize>> = groups.into_iter().map(|c| c.group).collect();
+        return network.join(&groups, plan.map(drop));
+    }
+    let here = |rank: &usize| programs.iter().any(|p| p.rank == *rank);
+    match collectives(plan?).iter().find(|c| !c.group.iter().all(here)) {
+        Some(c) => {
+            let what = crate::comm::describe(c);
+            Err(RuntimeError::Launch(format!("{what} has ranks in other processes, but there is no network")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn allocate(context: &Context, bytes: usize) -> Result<sys::CUdeviceptr, CudaError> {
+    // SAFETY: whoever asked for it frees it.
+    let memory = unsafe { result::malloc_sync(bytes.max(1)) };
+    let free = context.memory().map_or(0, |m| m.0);
+    memory.map_err(|_| CudaError::OutOfMemory { bytes, free })
+}
+
 impl Device for Gpu {
     fn programs(&self) -> &[RankProgram] {
         &self.programs
     }
 
-    fn read(&self, rank: usize, binding: &Binding) -> Result<Vec<u8>, RuntimeError> {
+    fn scratch_bytes(&self, rank: usize) -> usize {
+        self.plan.ranks[rank].scratch_bytes
+    }
+
+    fn read_range(&self, rank: usize, binding: &Binding, bytes: Range<usize>) -> Result<Vec<u8>, RuntimeError> {
         let (at, len) = self.place(rank, binding)?;
-        let mut bytes = vec![0u8; len];
-        if len > 0 {
+        if bytes.start > bytes.end || bytes.end > len {
+            let shape = format!("{}{:?}", binding.view.dtype, binding.view.shape);
+            return Err(RuntimeError::Size { name: "box".into(), expected: len, given: bytes.end, shape });
+        }
+        if let Some(written) = self.staging.find(at) {
+            return Ok(written[bytes].to_vec());
+        }
+        let mut read = vec![0u8; bytes.len()];
+        if !read.is_empty() {
             self.context.make_current()?;
             let stream = self.lanes[rank].compute;
             // SAFETY: the view lies in the memory; the stream orders the copy behind all steps, and it is
             // waited for.
             unsafe {
-                result::memcpy_dtoh_async(&mut bytes, at, stream)
+                result::memcpy_dtoh_async(&mut read, at + bytes.start as u64, stream)
                     .and_then(|()| result::stream::synchronize(stream))
                     .map_err(failed("copying from the device"))?;
             }
         }
-        Ok(bytes)
+        Ok(read)
     }
 
     fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) -> Result<(), RuntimeError> {
@@ -441,25 +626,60 @@ impl Device for Gpu {
             let shape = format!("{}{:?}", binding.view.dtype, binding.view.shape);
             return Err(RuntimeError::Size { name: "box".into(), expected: len, given: bytes.len(), shape });
         }
-        if len > 0 {
-            self.context.make_current()?;
-            let stream = self.lanes[rank].compute;
-            // SAFETY: as above. On the stream, because a copy on another one could still be under way
-            // when a step begins.
-            unsafe {
-                result::memcpy_htod_async(at, bytes, stream)
-                    .and_then(|()| result::stream::synchronize(stream))
-                    .map_err(failed("copying to the device"))?;
-            }
+        if len == 0 {
+            return Ok(());
+        }
+        // Behind a part of a buffer lies the rest of it.
+        let whole = self.programs[rank].buffers[binding.view.buffer.0 as usize].bytes == len;
+        if whole && self.staging.take(at, bytes) {
+            return Ok(());
+        }
+        self.context.make_current()?;
+        let stream = self.lanes[rank].compute;
+        self.staging.flush(stream)?;
+        // SAFETY: as above. On the stream, because a copy on another one could still be under way
+        // when a step begins.
+        unsafe {
+            result::memcpy_htod_async(at, bytes, stream)
+                .and_then(|()| result::stream::synchronize(stream))
+                .map_err(failed("copying to the device"))?;
         }
         Ok(())
     }
 
     fn step(&mut self) -> Result<StepReport, RuntimeError> {
         let start = Instant::now();
-        self.enqueue_step()?;
+        self.progress.iter().for_each(Progress::begin_step);
+        let enqueued = self.enqueue_step();
+        if enqueued.is_err() {
+            self.broken.store(true, Ordering::Relaxed);
+            self.options.network.iter().for_each(|n| n.abort_all());
+        }
+        enqueued?;
         self.finish()?;
         Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
+    }
+
+    fn executed(&self, rank: usize) -> Vec<bool> {
+        self.executed[rank].clone()
+    }
+
+    fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+        self.context.make_current()?;
+        let planned = self.replan(&programs);
+        meet(&self.options, &programs, planned.as_ref().map(|p| &p.0).map_err(Clone::clone))?;
+        let (plan, functions) = planned?;
+        let stream = self.lanes[0].compute;
+        self.staging.flush(stream)?;
+        // SAFETY: the stream is alive. Everything else of a step ends before it does.
+        unsafe { result::stream::synchronize(stream) }.map_err(failed("cuStreamSynchronize"))?;
+        let moves = plan.bytes > self.bytes || plan.ranks.iter().zip(&self.plan.ranks).any(|(a, b)| a.base != b.base);
+        if moves {
+            self.move_to(&plan)?;
+        }
+        self.dismantle();
+        (self.programs, self.plan, self.functions, self.steps) = (programs, plan, functions, 0);
+        Ok(self.prepare()?)
     }
 }
 
@@ -468,19 +688,29 @@ impl Drop for Gpu {
         if self.context.make_current().is_err() {
             return;
         }
+        let streams: Vec<_> = self.lanes.iter().flat_map(|l| [l.compute, l.communicate]).collect();
+        if self.broken.load(Ordering::Relaxed) {
+            let start = Instant::now();
+            // SAFETY: the streams are alive.
+            let runs = |s: &sys::CUstream| unsafe { sys::cuStreamQuery(*s) } == sys::CUresult::CUDA_ERROR_NOT_READY;
+            while streams.iter().any(runs) {
+                if start.elapsed() > AFTER_ABORT {
+                    // What still runs uses all of it: it goes with the process.
+                    let kept =
+                        (self.functions.clone(), self.products.take(), self.progress.take(), self.context.clone());
+                    std::mem::forget(kept);
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         // SAFETY: everything is ours, and nothing runs any more once our streams are idle, or have failed.
         // Failures leave nothing to do.
         unsafe {
-            for stream in self.lanes.iter().flat_map(|l| [l.compute, l.communicate]) {
-                let _ = result::stream::synchronize(stream);
-            }
-            if let Some(graph) = self.graph.take() {
-                let _ = result::graph::exec_destroy(graph);
-            }
-            let events = self.lanes.iter().flat_map(|l| l.ready.iter().chain(&l.done)).chain(&self.joins);
-            events.chain([&self.fork, &self.end]).for_each(|&e| _ = result::event::destroy(e));
-            let streams = self.lanes.iter().flat_map(|l| [l.compute, l.communicate]);
-            streams.for_each(|s| _ = result::stream::destroy(s));
+            streams.into_iter().for_each(|s| _ = result::stream::synchronize(s));
+            ManuallyDrop::drop(&mut self.staging);
+            self.dismantle();
+            [self.fork, self.end].into_iter().for_each(|e| _ = result::event::destroy(e));
             let _ = result::free_sync(self.memory);
         }
     }

@@ -8,31 +8,29 @@
 //! | matrix products by cublasLt: plans, algorithms that are timed | `product` |
 //! | collectives by NCCL: a table of its functions, non-blocking, aborted at a deadline | `nccl` |
 //! | how ranks agree on an identifier | `rendezvous` |
+//! | which GPU a process has, and what processes need that share one | `share` |
+//! | when waiting for other processes is of no use any more | `watch` |
+//! | how far the collectives of a step are, for messages and the flight record | `progress` |
 //! | memory, streams, events, the graph of a step | `machine` |
+//! | small writes in one copy; memory of the host for it | `staging`, `pinned` |
+//! | how long every action takes | `profile` |
 
 mod context;
 mod machine;
 mod module;
 mod nccl;
+mod pinned;
 mod product;
+mod profile;
+mod progress;
 mod rendezvous;
+mod share;
+mod staging;
+mod watch;
 
 pub use context::Context;
 pub use machine::{Compiled, Gpu, GpuOptions};
 pub use nccl::{Nccl, Network};
-pub use rendezvous::{Folder, Rendezvous};
-
-use crate::device::session::DeviceSession;
-use crate::error::RuntimeError;
-use tpc_ir::program::RankProgram;
-
-/// Programs on a GPU, with the words of [`crate::Session`].
-pub type GpuSession = DeviceSession<Gpu>;
-
-/// Launches programs on a GPU: all ranks of a mesh in this process, or one of them with a network.
-///
-/// # Errors
-/// As [`Gpu::new`].
-pub fn launch(programs: Vec<RankProgram>, options: GpuOptions) -> Result<GpuSession, RuntimeError> {
-    Ok(DeviceSession::new(Gpu::new(programs, options)?))
-}
+pub use profile::Timing;
+pub use rendezvous::{Folder, Hosts, Left, Rendezvous};
+pub use share::Share;

@@ -4,20 +4,26 @@
 //! it is done or the deadline has passed; at the deadline the communicator is aborted, so that a missing
 //! peer is an error here and not a hang.
 
-use super::rendezvous::Rendezvous;
+use super::rendezvous::{Hosts, Left, Rendezvous};
+use super::watch::Watch;
+use crate::comm::Processes;
 use crate::device::cuda::emit::{Call, Placed};
 use crate::device::cuda::error::CudaError;
 use crate::device::cuda::library::Library;
 use crate::device::cuda::search;
+use crate::error::RuntimeError;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use tpc_ir::program::CollectiveKind;
 use tpc_ir::{DType, ReduceOp};
 
 type Comm = *mut c_void;
 type Stream = *mut c_void;
+
+/// How long giving up, or saying goodbye at the end, may take: with what streams take to end then, less than the grace of `tpc launch`.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
@@ -155,6 +161,8 @@ pub struct Network {
     rank: usize,
     deadline: Duration,
     rendezvous: Box<dyn Rendezvous>,
+    /// The processes of the ranks, if they were launched together.
+    processes: Option<Arc<dyn Processes>>,
     groups: Mutex<HashMap<Vec<usize>, Communicator>>,
 }
 
@@ -165,7 +173,32 @@ impl Network {
     /// NCCL cannot be loaded.
     pub fn new(rank: usize, deadline: Duration, rendezvous: Box<dyn Rendezvous>) -> Result<Arc<Self>, CudaError> {
         let nccl = Nccl::load()?;
-        Ok(Arc::new(Network { nccl, rank, deadline, rendezvous, groups: Mutex::new(HashMap::new()) }))
+        Ok(Arc::new(Network { nccl, rank, deadline, rendezvous, processes: None, groups: Mutex::default() }))
+    }
+
+    /// The network of a rank among the processes that were launched together: they meet over what their host sides exchange, and the
+    /// failure or end of one is seen by the others.
+    ///
+    /// # Errors
+    /// NCCL cannot be loaded.
+    pub fn of_processes(
+        rank: usize,
+        deadline: Duration,
+        processes: Arc<dyn Processes>,
+    ) -> Result<Arc<Self>, CudaError> {
+        let nccl = Nccl::load()?;
+        let rendezvous = Box::new(Hosts { processes: processes.clone(), deadline });
+        let processes = Some(processes);
+        Ok(Arc::new(Network { nccl, rank, deadline, rendezvous, processes, groups: Mutex::default() }))
+    }
+
+    pub(super) fn processes(&self) -> Option<&Arc<dyn Processes>> {
+        self.processes.as_ref()
+    }
+
+    /// A wait for the others.
+    pub(super) fn watch(&self) -> Watch<'_> {
+        Watch::new(self.processes.as_deref(), self.rank)
     }
 
     /// How long a collective may take.
@@ -178,56 +211,90 @@ impl Network {
     }
 
     /// Polls a communicator until what it does is done.
-    fn settle(&self, comm: Comm, call: &str) -> Result<(), CudaError> {
-        let start = Instant::now();
+    fn settle(&self, comm: Comm, call: &str, deadline: Duration) -> Result<(), RuntimeError> {
+        let (start, mut watch) = (Instant::now(), self.watch());
         loop {
             let mut state = SUCCESS;
             // SAFETY: the communicator is alive.
             let asked = unsafe { (self.nccl.async_error)(comm, &mut state) };
             match (asked, state) {
                 (SUCCESS, SUCCESS) => return Ok(()),
-                (SUCCESS, IN_PROGRESS) if start.elapsed() < self.deadline => std::thread::yield_now(),
-                (SUCCESS, IN_PROGRESS) => {
-                    self.abort_all();
-                    let (rank, deadline) = (self.rank, self.deadline);
-                    return Err(CudaError::Deadline { rank, operation: call.into(), deadline });
-                }
-                (SUCCESS, code) | (code, _) => return Err(self.nccl.failed(call, code)),
+                (SUCCESS, IN_PROGRESS) => {}
+                (SUCCESS, code) | (code, _) => return Err(self.nccl.failed(call, code).into()),
             }
+            let (rank, operation) = (self.rank, call.to_string());
+            let error = match watch.trouble(|| operation.clone()) {
+                Some(error) => error,
+                None if start.elapsed() > deadline => CudaError::Deadline { rank, operation, deadline }.into(),
+                None => {
+                    std::thread::yield_now();
+                    continue;
+                }
+            };
+            self.abort_all();
+            return Err(error);
         }
     }
 
-    fn checked(&self, comm: Comm, code: c_int, call: &str) -> Result<(), CudaError> {
+    fn checked(&self, comm: Comm, code: c_int, call: &str) -> Result<(), RuntimeError> {
         match code {
             SUCCESS => Ok(()),
-            IN_PROGRESS => self.settle(comm, call),
-            code => Err(self.nccl.failed(call, code)),
+            IN_PROGRESS => self.settle(comm, call, self.deadline),
+            code => Err(self.nccl.failed(call, code).into()),
         }
     }
 
-    /// Joins a group, if this rank has not yet: collective over the group.
-    pub(super) fn join(&self, group: &[usize]) -> Result<(), CudaError> {
-        if self.groups().contains_key(group) {
-            return Ok(());
+    /// Joins groups, those that this rank has not yet: collective over all ranks, which have the groups that they are in in one order.
+    /// An error in `ready` is told the others, and nobody joins.
+    ///
+    /// # Errors
+    /// That error, or another rank's; ranks that do not come.
+    pub(super) fn join(&self, groups: &[Vec<usize>], ready: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
+        let mut new: Vec<&Vec<usize>> = Vec::new();
+        groups.iter().filter(|g| !self.groups().contains_key(*g)).for_each(|g| {
+            if !new.contains(&g) {
+                new.push(g);
+            }
+        });
+        let key = |group: &[usize]| {
+            let names: Vec<String> = group.iter().map(ToString::to_string).collect();
+            format!("nccl-{}", names.join("-"))
+        };
+        let (led, wanted): (Vec<&Vec<usize>>, Vec<_>) = new.iter().partition(|g| g.first() == Some(&self.rank));
+        let mine = ready.and_then(|()| {
+            if let Some(group) = new.iter().find(|g| !g.contains(&self.rank)) {
+                let reason = format!("rank {} is not among them", self.rank);
+                return Err(CudaError::Call { call: format!("joining ranks {group:?}"), reason }.into());
+            }
+            led.iter().map(|group| Ok((key(group), self.identifier()?.0.to_vec()))).collect::<Result<Left, _>>()
+        });
+        let led: HashMap<String, Vec<u8>> = mine.iter().flatten().cloned().collect();
+        let keys: Vec<String> = wanted.iter().map(|group| key(group)).collect();
+        let found = self.rendezvous.share(mine, &keys)?;
+        let identifiers: HashMap<String, Vec<u8>> = keys.into_iter().zip(found).chain(led).collect();
+        for group in new {
+            let bytes = identifiers.get(&key(group)).and_then(|b| <[u8; 128]>::try_from(&b[..]).ok());
+            let none = || CudaError::Call {
+                call: format!("joining ranks {group:?}"),
+                reason: "their identifier has another size; all processes need the same version of tpc".into(),
+            };
+            self.enter(group, UniqueId(bytes.ok_or_else(none)?))?;
         }
-        let position = group.iter().position(|&r| r == self.rank);
-        let position = position.ok_or_else(|| CudaError::Call {
-            call: format!("joining ranks {group:?}"),
-            reason: format!("rank {} is not among them", self.rank),
-        })?;
-        let names: Vec<String> = group.iter().map(ToString::to_string).collect();
-        let key = format!("nccl-{}", names.join("-"));
-        let met = |reason: String| CudaError::Call { call: format!("meeting ranks {group:?}"), reason };
+        Ok(())
+    }
+
+    fn identifier(&self) -> Result<UniqueId, RuntimeError> {
         let mut id = UniqueId([0; 128]);
-        if position == 0 {
-            // SAFETY: the place is writable.
-            let code = unsafe { (self.nccl.unique_id)(&mut id) };
-            self.checked(std::ptr::null_mut(), code, "ncclGetUniqueId")?;
-            self.rendezvous.leave(&key, &id.0).map_err(met)?;
-        } else {
-            let bytes = self.rendezvous.find(&key).map_err(met)?;
-            id.0 = bytes.try_into().map_err(|b: Vec<u8>| met(format!("an identifier of {} bytes", b.len())))?;
+        // SAFETY: the place is writable.
+        let code = unsafe { (self.nccl.unique_id)(&mut id) };
+        match code {
+            SUCCESS => Ok(id),
+            code => Err(self.nccl.failed("ncclGetUniqueId", code).into()),
         }
+    }
+
+    fn enter(&self, group: &[usize], id: UniqueId) -> Result<(), RuntimeError> {
+        let position = group.iter().position(|&r| r == self.rank).unwrap_or_default();
         let mut config = Config {
             size: size_of::<Config>(),
             magic: 0xcafe_beef,
@@ -250,7 +317,7 @@ impl Network {
     }
 
     /// Enqueues the calls of a collective, as one group; `memory` is the device allocation.
-    pub(super) fn enqueue(&self, placed: &Placed, memory: u64, stream: Stream) -> Result<(), CudaError> {
+    pub(super) fn enqueue(&self, placed: &Placed, memory: u64, stream: Stream) -> Result<(), RuntimeError> {
         let c = &placed.collective;
         let what = crate::comm::describe(c);
         let comm = self.groups().get(&c.group).map(|g| g.comm);
@@ -308,28 +375,41 @@ impl Network {
         None
     }
 
-    /// Gives up everything that is under way.
+    /// Gives up everything that is under way. NCCL says that this does not hang; whoever has a deadline to keep does not rely on it.
     pub(super) fn abort_all(&self) {
-        for (_, g) in self.groups().drain() {
-            // SAFETY: the communicator is alive, and not used again.
-            unsafe { (self.nccl.abort)(g.comm) };
+        let groups: Vec<Communicator> = self.groups().drain().map(|g| g.1).collect();
+        if groups.is_empty() {
+            return;
+        }
+        let (abort, (sender, receiver)) = (self.nccl.abort, mpsc::channel());
+        let aborting = std::thread::Builder::new().name("NCCL abort".into()).spawn(move || {
+            for g in groups {
+                // SAFETY: the communicator is alive, and not used again.
+                unsafe { abort(g.comm) };
+            }
+            let _ = sender.send(());
+        });
+        if aborting.is_ok() {
+            let _ = receiver.recv_timeout(GOODBYE);
         }
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
-        let groups: Vec<Communicator> = self.groups().drain().map(|g| g.1).collect();
-        for g in groups {
-            // SAFETY: the communicator is alive, and not used again; what cannot be finished is aborted.
-            unsafe {
-                let code = (self.nccl.finalize)(g.comm);
-                if self.checked(g.comm, code, "ncclCommFinalize").is_ok() {
-                    (self.nccl.destroy)(g.comm);
-                } else {
-                    (self.nccl.abort)(g.comm);
-                }
+        let groups: Vec<_> = self.groups().drain().collect();
+        let deadline = self.deadline.min(GOODBYE);
+        for (group, g) in groups {
+            // SAFETY: the communicator is alive, and not used again once it is destroyed.
+            let code = unsafe { (self.nccl.finalize)(g.comm) };
+            let settled = || self.settle(g.comm, "ncclCommFinalize", deadline).is_ok();
+            if code == SUCCESS || (code == IN_PROGRESS && settled()) {
+                // SAFETY: as above.
+                unsafe { (self.nccl.destroy)(g.comm) };
+            } else {
+                self.groups().insert(group, g);
             }
         }
+        self.abort_all();
     }
 }

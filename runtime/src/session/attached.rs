@@ -1,0 +1,184 @@
+//! Ranks on a device with memory of its own. The host holds nothing of them: what is written goes to the device at once, what is read
+//! comes from there, and only as much as is asked for.
+
+use super::rank::{Loaded, RankShared, inject, panic_message};
+use super::{LaunchOptions, StepReport, lock, output_name};
+use crate::comm::Processes;
+use crate::comm::processes::agree;
+use crate::device::attached::Device;
+use crate::device::extent;
+use crate::error::RuntimeError;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tpc_ir::program::{Binding, RankProgram};
+
+/// What executes the ranks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backend {
+    /// A thread for every rank.
+    #[default]
+    Cpu,
+    /// NVIDIA GPUs, with the feature `cuda`: a process alone runs all ranks on the first one, processes that were launched together
+    /// run theirs on that of their number on the host, and communicate by NCCL. Has not run on a real one yet, see `GPU.md`.
+    ///
+    /// Where processes share a GPU, launching sets the variables of the environment that NCCL needs for that, unless they are set:
+    /// other threads must not read the environment meanwhile except through Rust's library.
+    Cuda,
+}
+
+/// A device with the ranks of this process.
+pub(super) struct Attached {
+    device: Mutex<Box<dyn Device>>,
+    /// The rank of its first program.
+    first: usize,
+}
+
+impl Attached {
+    pub(super) fn new(device: Box<dyn Device>) -> Arc<Self> {
+        let first = device.programs().first().map_or(0, |p| p.rank);
+        Arc::new(Attached { device: Mutex::new(device), first })
+    }
+
+    pub(super) fn read(&self, rank: usize, binding: &Binding, bytes: Range<usize>) -> Result<Vec<u8>, RuntimeError> {
+        lock(&self.device).read_range(rank - self.first, binding, bytes)
+    }
+
+    pub(super) fn write(&self, rank: usize, binding: &Binding, bytes: &[u8]) -> Result<(), RuntimeError> {
+        lock(&self.device).write(rank - self.first, binding, bytes)
+    }
+
+    pub(super) fn succeed(&self, programs: &[RankProgram]) -> Result<(), RuntimeError> {
+        lock(&self.device).succeed(programs.to_vec())
+    }
+
+    /// What is known of its ranks, once all their bindings were found to be right.
+    pub(super) fn loaded(&self) -> Result<Vec<Loaded>, RuntimeError> {
+        let device = lock(&self.device);
+        let loaded = |(at, program): (usize, &RankProgram)| {
+            check_bindings(program)?;
+            let written = program.inputs.iter().map(|_| AtomicBool::new(false)).collect();
+            Ok(Loaded { arena: None, scratch_bytes: device.scratch_bytes(at), written })
+        };
+        device.programs().iter().enumerate().map(loaded).collect()
+    }
+
+    /// Runs the programs once, and counts the collectives that were executed.
+    pub(super) fn step(
+        &self,
+        step: u64,
+        options: &LaunchOptions,
+        processes: &dyn Processes,
+        ranks: &[RankShared],
+    ) -> Result<StepReport, RuntimeError> {
+        let stepped = catch_unwind(AssertUnwindSafe(|| {
+            (0..ranks.len()).for_each(|at| inject(options, processes, self.first + at, step));
+            lock(&self.device).step()
+        }));
+        let stepped = stepped.unwrap_or_else(|panic| {
+            let message = panic_message(&*panic);
+            Err(RuntimeError::Panic { rank: self.first, operation: "a step".into(), message })
+        });
+        match &stepped {
+            Ok(_) => {
+                let device = lock(&self.device);
+                for (at, rank) in ranks.iter().enumerate() {
+                    let executed = device.executed(at);
+                    executed.iter().enumerate().filter(|(_, e)| **e).for_each(|(i, _)| rank.counters.count(i));
+                }
+            }
+            Err(e) => {
+                processes.fail(self.first, &e.to_string());
+                if let Some(rank) = ranks.first() {
+                    *lock(&rank.result) = Err(e.clone());
+                }
+            }
+        }
+        stepped
+    }
+}
+
+/// Whether all inputs and outputs are dense boxes that lie in the arena.
+pub(super) fn check_bindings(program: &RankProgram) -> Result<(), RuntimeError> {
+    let inputs = program.inputs.iter().map(|i| (i.name.clone(), &i.binding));
+    let outputs = program.outputs.iter().map(|o| (output_name(&o.kind), &o.binding));
+    for (name, b) in inputs.chain(outputs) {
+        let fits = b.global.len() == b.start.len()
+            && b.global.len() == b.view.shape.len()
+            && (0..b.global.len()).all(|d| b.view.shape[d] == 0 || b.start[d] + b.view.shape[d] <= b.global[d])
+            && b.layout.iter().product::<usize>() == b.global.iter().product::<usize>();
+        let checked = if !fits {
+            Err(format!("box {:?} at {:?} of {:?} (layout {:?})", b.view.shape, b.start, b.global, b.layout))
+        } else if !b.view.is_dense() {
+            Err("its view is not dense".into())
+        } else {
+            extent::resolve(program.arena_bytes, &program.buffers, &b.view, &b.view.shape, &b.view.strides).map(drop)
+        };
+        checked.map_err(|e| RuntimeError::Launch(format!("rank {}, `{name}`: {e}", program.rank)))?;
+    }
+    Ok(())
+}
+
+/// Shares whether something worked on every process.
+///
+/// # Errors
+/// This process's own, else that of the lowest process that has one.
+pub(crate) fn together<T>(
+    processes: &dyn Processes,
+    purpose: &str,
+    mine: Result<T, RuntimeError>,
+    deadline: Duration,
+) -> Result<T, RuntimeError> {
+    let told = mine.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
+    let all = agree(processes, purpose, told, deadline)?;
+    let mine = mine?;
+    all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+    Ok(mine)
+}
+
+/// Prepares the programs of this process's ranks on a GPU.
+///
+/// # Errors
+/// No such device; too little memory; another process that could not.
+#[cfg(all(unix, feature = "cuda"))]
+pub(super) fn cuda(
+    programs: &[RankProgram],
+    local: Range<usize>,
+    processes: &Arc<dyn Processes>,
+    options: &LaunchOptions,
+) -> Result<Box<dyn Device>, RuntimeError> {
+    use crate::device::cuda::gpu::{Compiled, Gpu, GpuOptions, Network, Share};
+    let (rank, deadline) = (local.start, options.deadline);
+    let mine = programs[local].to_vec();
+    let prepared = (|| {
+        let mut gpu = GpuOptions { deadline, ..GpuOptions::default() };
+        if processes.count() > 1 {
+            let (process, on_host) = processes.on_host();
+            let share = Share::of(process, on_host)?;
+            // Before the context is made and NCCL is loaded, which read them.
+            share.set_environment();
+            gpu.device = share.device;
+            gpu.network = Some(Network::of_processes(rank, deadline, processes.clone())?);
+        }
+        Ok((Compiled::batch(vec![mine], &gpu)?.remove(0), gpu))
+    })();
+    let (compiled, gpu) = together(&**processes, "launch: compile for the GPU", prepared, deadline)?;
+    Ok(Box::new(Gpu::open(compiled, gpu)?))
+}
+
+/// Says that there is no device in this build.
+///
+/// # Errors
+/// Always.
+#[cfg(not(all(unix, feature = "cuda")))]
+pub(super) fn cuda(
+    _: &[RankProgram],
+    _: Range<usize>,
+    _: &Arc<dyn Processes>,
+    _: &LaunchOptions,
+) -> Result<Box<dyn Device>, RuntimeError> {
+    let reason = "this program was built without CUDA; build it with the feature `cuda` (`cargo build --features cuda`), or run on the CPU";
+    Err(RuntimeError::Launch(reason.into()))
+}

@@ -1,0 +1,58 @@
+//! The launcher of the MPI that tests are built with: `mpirun`, or what `TPC_MPIRUN` names; OpenMPI's or MPICH's.
+#![allow(dead_code)]
+
+use std::process::Command;
+
+/// A launcher.
+pub struct Mpirun {
+    program: String,
+    /// Else it is MPICH's.
+    is_openmpi: bool,
+}
+
+impl Mpirun {
+    /// The one to use.
+    pub fn find() -> Self {
+        let program = std::env::var("TPC_MPIRUN").unwrap_or_else(|_| "mpirun".into());
+        let said = Command::new(&program).arg("--version").output();
+        let said =
+            said.unwrap_or_else(|e| panic!("`{program}`: {e}; the feature `mpi` needs it, see TPC_MPIRUN")).stdout;
+        let is_openmpi = String::from_utf8_lossy(&said).contains("Open MPI");
+        Mpirun { program, is_openmpi }
+    }
+
+    /// Starts what is appended in so many processes, however many cores there are.
+    pub fn command(&self, ranks: usize) -> Command {
+        let mut command = Command::new(&self.program);
+        match self.is_openmpi {
+            // Several jobs at a time would all be bound to the same cores.
+            true => command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output"]),
+            false => command.args(["-bind-to", "none", "-prepend-rank"]),
+        };
+        command.arg("-n").arg(ranks.to_string());
+        command
+    }
+
+    /// What was said, with `[rank N] ` before the lines of a rank, as `tpc launch` has it.
+    pub fn tagged(&self, said: &str) -> String {
+        let rank = |line: &str| {
+            let (rank, text) = match self.is_openmpi {
+                true => line.strip_prefix("[1,")?.split_once("]<stderr>:")?,
+                false => line.strip_prefix('[')?.split_once("] ")?,
+            };
+            rank.parse::<usize>().is_ok().then(|| format!("[rank {rank}] {text}"))
+        };
+        let lines: Vec<String> = said.lines().map(|line| rank(line).unwrap_or_else(|| line.to_string())).collect();
+        lines.join("\n")
+    }
+
+    /// Its name in messages.
+    pub fn name(&self) -> &'static str {
+        if self.is_openmpi { "OpenMPI" } else { "MPICH" }
+    }
+
+    /// The variable with the rank of a process.
+    pub fn rank_variable(&self) -> &'static str {
+        if self.is_openmpi { "OMPI_COMM_WORLD_RANK" } else { "PMI_RANK" }
+    }
+}
