@@ -147,8 +147,8 @@ fn attention_on_a_fake_driver() {
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::{Case, attention, worlds};
+    use tpc_runtime::device::attached::Device;
     use tpc_runtime::device::cuda::gpu::{Compiled, Gpu, GpuOptions};
-    use tpc_runtime::device::session::Device;
 
     /// Executes cases on a GPU, the second and third time as graphs.
     pub(super) fn run(cases: &[Case]) {
