@@ -158,6 +158,19 @@ fn some_gradients_are_not_wanted() {
 }
 
 #[test]
+fn gradients_come_in_any_order() {
+    let ends: Vec<&str> = ENDS.lines().collect();
+    let parts = [GRADIENT, DIVISION, UNSCALE, ends[0], ends[1], ends[2]];
+    let in_order = |order: &[usize]| {
+        let all: Vec<&str> = order.iter().map(|&i| parts[i]).collect();
+        join(&[HEAD, SCORE, SOFTMAX, OUT, &all.join("\n"), OUTPUTS])
+    };
+    for order in [[5, 0, 1, 2, 3, 4], [0, 5, 1, 2, 3, 4], [0, 1, 5, 2, 4, 3], [0, 1, 2, 4, 5, 3]] {
+        assert_eq!(found(&in_order(&order)), BOTH, "{order:?}");
+    }
+}
+
+#[test]
 fn masks_are_made_inside() {
     let mask = "%i = iota : i64[5]
 %j = iota : i64[7]

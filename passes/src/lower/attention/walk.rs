@@ -47,6 +47,8 @@ pub(super) struct Walk<'a> {
     incoming: Option<NodeIndex>,
     between: BTreeSet<NodeIndex>,
     grad_out: Option<Strand>,
+    /// Products that were seen before it was known.
+    early: Vec<NodeIndex>,
     /// The gradient of the product, as the last products read it, without conversions.
     gradient: Option<Value>,
     grad_query: Option<Strand>,
@@ -100,6 +102,7 @@ impl<'a> Walk<'a> {
             incoming: None,
             between: BTreeSet::new(),
             grad_out: None,
+            early: Vec::new(),
             gradient: None,
             grad_query: None,
             grad_key: None,
@@ -134,6 +137,12 @@ impl<'a> Walk<'a> {
                 }
                 self.forms.insert(node, form);
                 next.extend(self.graph.users(node).map(|(u, _)| Reverse(u)));
+            }
+        }
+        // The value's gradient may be computed first.
+        for node in std::mem::take(&mut self.early) {
+            if let Op::Einsum { subs } = &self.graph.node(node).op {
+                self.end(node, subs, &self.graph.operands(node));
             }
         }
     }
@@ -348,6 +357,9 @@ impl<'a> Walk<'a> {
         match form {
             Form::Polynomial(p) if self.out.is_none() => self.second_product(node, subs, mine, &dims, &p, other),
             Form::Polynomial(p) => {
+                if self.grad_out.is_none() {
+                    return self.early.push(node);
+                }
                 let Some(grad_out) = self.grad_out.clone().filter(|g| g.value == other.value) else { return };
                 let Some(value) = self.value.clone() else { return };
                 let weighted = self.weighted.as_ref().is_some_and(|(_, weight, factor)| {
