@@ -55,7 +55,11 @@ fn one_forward_and_one_backward_in_every_layer() {
     for model in ["llama-tiny", "gpt2-tiny", "bert-tiny"] {
         for place in places {
             for (how, step) in &steps {
-                for mask in [false, true] {
+                // Options meet every plan together, and the plan that has everything one by one.
+                if !["plain", "all of that"].contains(how) && place.0 != "2d" {
+                    continue;
+                }
+                for mask in [false, true].into_iter().filter(|mask| *mask || *how == "plain") {
                     let found = counted(model, place, step, mask);
                     if found != [LAYERS * step.micro_batches; 2] {
                         wrong.push(format!("{model} {} {how}, padding mask {mask}: {found:?}", place.0));
