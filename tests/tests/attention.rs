@@ -455,3 +455,32 @@ output result \"ao\" %ao";
     let score = "%s = add \"hrc,rc->hrc\" %s0, %bias : f32[2, 5, 7]";
     assert_eq!(found(&join(&[&head, score, SOFTMAX, OUT, second])), "attention, attention");
 }
+
+#[test]
+fn ranks_without_rows() {
+    // One row for three ranks; in memory the columns are the outer dimension of an empty shard.
+    let source = "mesh <tp=3>
+%q = input data \"q\" : f32[1@tp, 4]
+%k = input data \"k\" : f32[7, 4]
+%v = input data \"v\" : f32[7, 3]
+%g = input data \"g\" : f32[1@tp, 3]
+%s = einsum \"ri,ci->cr\" %q, %k : f32[7, 1@tp]
+%m = reduce_max \"cr->r\" %s : f32[1@tp]
+%x = sub \"cr,r->cr\" %s, %m : f32[7, 1@tp]
+%e = exp %x : f32[7, 1@tp]
+%l = reduce_sum \"cr->r\" %e : f32[1@tp]
+%p = div \"cr,r->cr\" %e, %l : f32[7, 1@tp]
+%o = einsum \"cr,cw->rw\" %p, %v : f32[1@tp, 3]
+%dp = einsum \"rw,cw->cr\" %g, %v : f32[7, 1@tp]
+%t = mul %p, %dp : f32[7, 1@tp]
+%z = reduce_sum \"cr->r\" %t : f32[1@tp]
+%u = sub \"cr,r->cr\" %dp, %z : f32[7, 1@tp]
+%ds = mul %p, %u : f32[7, 1@tp]
+%dq = einsum \"cr,ci->ri\" %ds, %k : f32[1@tp, 4]
+%dk0 = einsum \"cr,ri->ci\" %ds, %q : f32[7, 4] +sum@tp
+%dv0 = einsum \"cr,rw->cw\" %p, %g : f32[7, 3] +sum@tp
+%dk = all_reduce tp sum %dk0 : f32[7, 4]
+%dv = all_reduce tp sum %dv0 : f32[7, 3]";
+    assert_eq!(found(&join(&[source, OUTPUTS])), BOTH);
+    assert_eq!(found(&join(&[source, OUTPUTS, "output result \"p\" %p"])), "");
+}
