@@ -44,6 +44,7 @@ fn naive(l: &Loop, memory: &mut Memory) {
                     if rows == row { x } else { vec![x[0]; row] }
                 }
                 Instruction::Constant(s, d) => vec![d.round(s.as_f64()); row],
+                Instruction::Given { .. } => unreachable!("nothing gives a loop a value"),
                 Instruction::Index { dim, offset, dtype } => {
                     (0..row).map(|t| dtype.round((full(&o, t)[*dim] + offset) as f64)).collect()
                 }
