@@ -15,7 +15,7 @@
 //! grad_query[b, r, i]  = Σ_c d · key          grad_key[b, c, i] = Σ_r d · query
 //! grad_value[b, c, w]  = Σ_r p · weight · grad_out
 //! ```
-//! Products, scores and probabilities are f32, or f64 if an operand is; narrower types in the program that
+//! Products, scores and probabilities are f32, or f64 if one of them is in the program; narrower types in the program that
 //! this came from are not rounded to. A device may round `p · weight` and `d` to the operands' type before it
 //! multiplies them, and no other value.
 
@@ -75,8 +75,8 @@ pub struct Attention {
 pub struct Backward {
     /// Has no columns; own dimensions are `width`.
     pub grad_out: Operand,
-    /// From the gradient of the score, `Given(0)`, to that of the product; `Given(1)` is the product. Empty if only
-    /// `grad_value` is wanted.
+    /// From the gradient of the score, `Given(0)`, to that of the product; `Given(1)` is the product; 0 where
+    /// the former is 0. Empty if only `grad_value` is wanted.
     pub gradient: Vec<Instruction>,
     /// As `query`, not read; none if nobody wants it.
     pub grad_query: Option<Operand>,

@@ -70,11 +70,11 @@ impl View {
     }
 }
 
-/// Row-major strides of a shape.
+/// Row-major strides of a shape. None is 0, which would say that a dimension is not there, even if the shape is empty.
 pub fn dense_strides(shape: &[usize]) -> Vec<isize> {
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i] as isize;
+        strides[i - 1] = strides[i] * shape[i].max(1) as isize;
     }
     strides
 }

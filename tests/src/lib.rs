@@ -7,6 +7,7 @@ pub mod captured;
 pub mod device;
 pub mod eager;
 pub mod golden;
+pub mod named;
 pub mod styles;
 pub mod traffic;
 pub mod training;

@@ -1,52 +1,10 @@
 //! What is found as attention and what is not: either way it means what the program means.
 
-use std::collections::HashMap;
-use tpc_ir::interpret::Tensor;
-use tpc_ir::{DType, Graph, parse, random, text};
-use tpc_passes::check::check;
+use tpc_ir::program::Action;
+use tpc_ir::{DType, text};
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
-
-/// Lines whose values have names: `%q = …`.
-fn program(lines: &str) -> Graph {
-    let mut names: Vec<&str> = Vec::new();
-    let mut source = String::new();
-    for line in lines.lines().map(str::trim).filter(|l| !l.is_empty()) {
-        let mut numbered = String::new();
-        let mut parts = line.split('%');
-        numbered.push_str(parts.next().unwrap_or_default());
-        for (i, part) in parts.enumerate() {
-            let end = part.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(part.len());
-            let name = &part[..end];
-            if i == 0 && line.starts_with('%') {
-                names.push(name);
-            }
-            let at = names.iter().rposition(|n| *n == name).unwrap_or_else(|| panic!("no %{name} before `{line}`"));
-            numbered.push_str(&format!("%{at}{}", &part[end..]));
-        }
-        source.push_str(&numbered);
-        source.push('\n');
-    }
-    let graph = parse::parse(&source).unwrap_or_else(|e| panic!("{e}\n{source}"));
-    check(&graph).unwrap_or_else(|e| panic!("{e}\n{source}"));
-    graph
-}
-
-fn inputs(graph: &Graph) -> HashMap<String, Tensor> {
-    let tensor = |(node, _, name): (_, _, &str)| {
-        let ty = &graph.node(node).types[0];
-        let count: usize = ty.shape.iter().product();
-        let seed = name.bytes().map(u64::from).sum();
-        let number = |i: usize| random::philox(7, seed, i as u64)[0];
-        let data = (0..count).map(|i| match ty.dtype {
-            DType::Bool => f64::from(number(i).is_multiple_of(3)),
-            DType::I64 => f64::from(number(i) % 5),
-            _ => f64::from(number(i) % 1000) / 250.0 - 2.0,
-        });
-        (name.to_string(), Tensor::new(ty.dtype, ty.shape.clone(), data.collect()))
-    };
-    graph.inputs().map(tensor).collect()
-}
 
 /// Runs a program with and without attention kernels, and says which there are on rank 0.
 fn found(lines: &str) -> String {
@@ -196,6 +154,19 @@ fn some_gradients_are_not_wanted() {
             }
         }
         assert_eq!(found(&source), BOTH, "{keep:?}");
+    }
+}
+
+#[test]
+fn gradients_come_in_any_order() {
+    let ends: Vec<&str> = ENDS.lines().collect();
+    let parts = [GRADIENT, DIVISION, UNSCALE, ends[0], ends[1], ends[2]];
+    let in_order = |order: &[usize]| {
+        let all: Vec<&str> = order.iter().map(|&i| parts[i]).collect();
+        join(&[HEAD, SCORE, SOFTMAX, OUT, &all.join("\n"), OUTPUTS])
+    };
+    for order in [[5, 0, 1, 2, 3, 4], [0, 5, 1, 2, 3, 4], [0, 1, 5, 2, 4, 3], [0, 1, 2, 4, 5, 3]] {
+        assert_eq!(found(&in_order(&order)), BOTH, "{order:?}");
     }
 }
 
@@ -372,4 +343,144 @@ fn on_a_mesh() {
             "%o0 = einsum \"hrc,hcw->hrw\" %p, %v : f32[2, 5, 3] +sum@tp\n%o = all_reduce tp sum %o0 : f32[2, 5, 3]",
         );
     assert_eq!(found(&reduced), "");
+}
+
+#[test]
+fn a_gradient_that_masks_do_not_make_zero_is_none() {
+    // Later columns are hidden from all rows of a block; the gradient there is 1, not 0.
+    let mask = "%i = iota : i64[5]
+%j = iota : i64[7]
+%any = gt \"c,r->rc\" %j, %i : bool[5, 7]";
+    let head = HEAD.replace("%s0 =", &format!("{mask}\n%s0 ="));
+    let scored =
+        "%z = mul %s0, f32:0.5 : f32[2, 5, 7]\n%s = select \"rc,,hrc->hrc\" %any, f32:-1e30, %z : f32[2, 5, 7]";
+    let with = |back: &str| join(&[&head, scored, SOFTMAX, OUT, GRADIENT, DIVISION, back, ENDS, OUTPUTS]);
+    let not = [
+        "%d = add %ds, f32:1.0 : f32[2, 5, 7]",
+        "%d = add %ds, %s0 : f32[2, 5, 7]",
+        "%d = select \"rc,,hrc->hrc\" %any, f32:1.0, %ds : f32[2, 5, 7]",
+        "%d = exp %ds : f32[2, 5, 7]",
+        "%d = div %s0, %ds : f32[2, 5, 7]",
+        "%b = gt %s0, %ds : bool[2, 5, 7]\n%d = select %b, %ds, %s0 : f32[2, 5, 7]",
+    ];
+    for back in not {
+        assert_eq!(found(&with(back)), "", "{back}");
+    }
+    let linear = [
+        "%d = add %ds, %ds : f32[2, 5, 7]",
+        "%y = neg %ds : f32[2, 5, 7]\n%d = select \"rc,hrc,->hrc\" %any, %y, f32:0.0 : f32[2, 5, 7]",
+        "%y = div %ds, f32:3.0 : f32[2, 5, 7]\n%b = gt %s0, f32:0.5 : bool[2, 5, 7]\n%d = select %b, %ds, %y : f32[2, 5, 7]",
+    ];
+    for back in linear {
+        assert_eq!(found(&with(back)), BOTH, "{back}");
+    }
+}
+
+#[test]
+fn conversions_to_integers_are_not_passed_over() {
+    let integers = "%dpi = einsum \"hrw,hcw->hrc\" %g, %v : f32[2, 5, 7]
+%dpj = cast.i64 %dpi : i64[2, 5, 7]
+%dp = cast.f32 %dpj : f32[2, 5, 7]";
+    for softmax in [DIVISION, TEXTBOOK] {
+        assert_eq!(found(&training().replace(DIVISION, softmax).replace(GRADIENT, integers)), "");
+    }
+}
+
+#[test]
+fn the_incoming_gradient_is_one_function_of_the_scores() {
+    // Both dimensions that the value lacks are as long; the gradient is read with them exchanged, too.
+    let source = |other: &str| {
+        format!(
+            "mesh <>
+%q = input data \"q\" : f32[3, 3, 4]
+%k = input data \"k\" : f32[7, 4]
+%v = input data \"v\" : f32[7, 2]
+%g = input data \"g\" : f32[3, 3, 2]
+%s = einsum \"nri,ci->nrc\" %q, %k : f32[3, 3, 7]
+%m = reduce_max \"nrc->nr\" %s : f32[3, 3]
+%x = sub \"nrc,nr->nrc\" %s, %m : f32[3, 3, 7]
+%e = exp %x : f32[3, 3, 7]
+%l = reduce_sum \"nrc->nr\" %e : f32[3, 3]
+%p = div \"nrc,nr->nrc\" %e, %l : f32[3, 3, 7]
+%o = einsum \"nrc,cw->nrw\" %p, %v : f32[3, 3, 2]
+%dp = einsum \"nrw,cw->nrc\" %g, %v : f32[3, 3, 7]
+%t = mul \"nrc,nrc->nrc\" %p, %dp : f32[3, 3, 7]
+%z = reduce_sum \"nrc->nr\" %t : f32[3, 3]
+%u = sub \"{other},nr->nrc\" %dp, %z : f32[3, 3, 7]
+%ds = mul %p, %u : f32[3, 3, 7]
+%dq = einsum \"nrc,ci->nri\" %ds, %k : f32[3, 3, 4]
+output result \"o\" %o
+output result \"dq\" %dq"
+        )
+    };
+    assert_eq!(found(&source("nrc")), BOTH);
+    assert_eq!(found(&source("rnc")), "");
+}
+
+#[test]
+fn wider_scores_are_computed_wide() {
+    let cast = "%s = cast.f64 %s0 : f64[2, 5, 7]";
+    let softmax = SOFTMAX.replace("f32", "f64").replace("%p =", "%pp =") + "\n%p = cast.f32 %pp : f32[2, 5, 7]";
+    let source = join(&[HEAD, cast, &softmax, OUT, "output result \"o\" %o"]);
+    assert_eq!(found(&source), "attention");
+    let programs = lower_with(&program(&source), &LowerOptions::default());
+    let tile = programs[0].steps.iter().find_map(|s| match &s.action {
+        Action::Attention(a) => Some(a.tile.dtype),
+        _ => None,
+    });
+    assert_eq!(tile, Some(DType::F64));
+}
+
+#[test]
+fn what_one_attention_makes_again_another_may_read() {
+    let head = HEAD.replace(
+        "%s0 =",
+        "%i = iota : i64[5]
+%j = iota : i64[7]
+%ij = sub \"r,c->rc\" %i, %j : i64[5, 7]
+%bias = cast.f32 %ij : f32[5, 7]
+%k2 = input data \"k2\" : f32[6, 7]
+%v2 = input data \"v2\" : f32[6, 3]
+%s0 =",
+    );
+    let second = "%as = einsum \"ri,ci->rc\" %bias, %k2 : f32[5, 6]
+%am = reduce_max \"rc->r\" %as : f32[5]
+%ax = sub \"rc,r->rc\" %as, %am : f32[5, 6]
+%ae = exp %ax : f32[5, 6]
+%al = reduce_sum \"rc->r\" %ae : f32[5]
+%ap = div \"rc,r->rc\" %ae, %al : f32[5, 6]
+%ao = einsum \"rc,cw->rw\" %ap, %v2 : f32[5, 3]
+output result \"o\" %o
+output result \"ao\" %ao";
+    let score = "%s = add \"hrc,rc->hrc\" %s0, %bias : f32[2, 5, 7]";
+    assert_eq!(found(&join(&[&head, score, SOFTMAX, OUT, second])), "attention, attention");
+}
+
+#[test]
+fn ranks_without_rows() {
+    // One row for three ranks; in memory the columns are the outer dimension of an empty shard.
+    let source = "mesh <tp=3>
+%q = input data \"q\" : f32[1@tp, 4]
+%k = input data \"k\" : f32[7, 4]
+%v = input data \"v\" : f32[7, 3]
+%g = input data \"g\" : f32[1@tp, 3]
+%s = einsum \"ri,ci->cr\" %q, %k : f32[7, 1@tp]
+%m = reduce_max \"cr->r\" %s : f32[1@tp]
+%x = sub \"cr,r->cr\" %s, %m : f32[7, 1@tp]
+%e = exp %x : f32[7, 1@tp]
+%l = reduce_sum \"cr->r\" %e : f32[1@tp]
+%p = div \"cr,r->cr\" %e, %l : f32[7, 1@tp]
+%o = einsum \"cr,cw->rw\" %p, %v : f32[1@tp, 3]
+%dp = einsum \"rw,cw->cr\" %g, %v : f32[7, 1@tp]
+%t = mul %p, %dp : f32[7, 1@tp]
+%z = reduce_sum \"cr->r\" %t : f32[1@tp]
+%u = sub \"cr,r->cr\" %dp, %z : f32[7, 1@tp]
+%ds = mul %p, %u : f32[7, 1@tp]
+%dq = einsum \"cr,ci->ri\" %ds, %k : f32[1@tp, 4]
+%dk0 = einsum \"cr,ri->ci\" %ds, %q : f32[7, 4] +sum@tp
+%dv0 = einsum \"cr,rw->cw\" %p, %g : f32[7, 3] +sum@tp
+%dk = all_reduce tp sum %dk0 : f32[7, 4]
+%dv = all_reduce tp sum %dv0 : f32[7, 3]";
+    assert_eq!(found(&join(&[source, OUTPUTS])), BOTH);
+    assert_eq!(found(&join(&[source, OUTPUTS, "output result \"p\" %p"])), "");
 }

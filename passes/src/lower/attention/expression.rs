@@ -61,7 +61,7 @@ impl Expression {
 
 impl Making<'_> {
     fn wide(&self, dtype: DType) -> DType {
-        if dtype.is_float() { self.real } else { dtype }
+        if dtype.is_float() && dtype != DType::F64 { self.real } else { dtype }
     }
 
     /// The body that makes `root`, whose dimensions are `dims` of the scores. `made` gets the nodes that it makes

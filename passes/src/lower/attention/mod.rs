@@ -132,8 +132,9 @@ pub(super) fn find(graph: &Graph) -> Found {
         made.extend(again);
         found.parts.extend(parts);
     }
-    // What is made again inside is not needed outside if only attention reads it.
-    for &node in made.iter().rev().filter(|n| !taken.contains(n)) {
+    // What is made again inside is not needed outside if only attention reads it, which makes it again.
+    let read: HashSet<NodeIndex> = found.parts.iter().flat_map(|p| &p.reads).map(|v| v.node).collect();
+    for &node in made.iter().rev().filter(|n| !taken.contains(n) && !read.contains(n)) {
         let inside = graph.users(node).all(|(u, _)| taken.contains(&u) || found.absorbed.contains(&u));
         if inside && !graph.outputs.iter().any(|o| o.value.node == node) {
             found.absorbed.insert(node);
@@ -152,8 +153,7 @@ fn attention(graph: &Graph, product: NodeIndex) -> Option<(Vec<Part>, Vec<NodeIn
     let (rows, columns) = (walk.rows(), walk.columns?);
     let rank = graph.node(product).types[0].rank();
     let batch: Vec<usize> = (0..rank).filter(|&d| Some(d) != rows && d != columns).collect();
-    let types = [&query, &key, &value, &out].map(|s| graph.ty(s.value).dtype);
-    let double = types.contains(&DType::F64) || graph.node(product).types[0].dtype == DType::F64;
+    let double = forward.iter().chain(&backward).any(|&n| graph.node(n).types[0].dtype == DType::F64);
     let real = if double { DType::F64 } else { DType::F32 };
     let spanned: Vec<usize> = rows.into_iter().chain([columns]).collect();
     let mut made = Vec::new();

@@ -25,7 +25,7 @@ enum Form {
     Polynomial(Polynomial),
     /// The gradient of the score.
     Root,
-    /// An elementwise function of that.
+    /// An elementwise function of that, which is 0 where that is.
     Gradient,
 }
 
@@ -47,6 +47,8 @@ pub(super) struct Walk<'a> {
     incoming: Option<NodeIndex>,
     between: BTreeSet<NodeIndex>,
     grad_out: Option<Strand>,
+    /// Products that were seen before it was known.
+    early: Vec<NodeIndex>,
     /// The gradient of the product, as the last products read it, without conversions.
     gradient: Option<Value>,
     grad_query: Option<Strand>,
@@ -100,6 +102,7 @@ impl<'a> Walk<'a> {
             incoming: None,
             between: BTreeSet::new(),
             grad_out: None,
+            early: Vec::new(),
             gradient: None,
             grad_query: None,
             grad_key: None,
@@ -136,6 +139,12 @@ impl<'a> Walk<'a> {
                 next.extend(self.graph.users(node).map(|(u, _)| Reverse(u)));
             }
         }
+        // The value's gradient may be computed first.
+        for node in std::mem::take(&mut self.early) {
+            if let Op::Einsum { subs } = &self.graph.node(node).op {
+                self.end(node, subs, &self.graph.operands(node));
+            }
+        }
     }
 
     fn form(&self, value: Value) -> Option<&(Form, Vec<usize>)> {
@@ -159,7 +168,16 @@ impl<'a> Walk<'a> {
                 Form::Polynomial(Polynomial::base(Base::Exp))
             }
             _ if known().all(|f| *f == Form::Score) => Form::Score,
-            _ if known().all(|f| matches!(f, Form::Score | Form::Root | Form::Gradient)) => Form::Gradient,
+            _ if known().all(|f| matches!(f, Form::Score | Form::Root | Form::Gradient)) => {
+                let nothing = |v: &Value| self.graph.fill_of(*v) == Some(0.0);
+                let zero = |i: usize| {
+                    matches!(forms[i], Some(Form::Root | Form::Gradient)) || operands.get(i).is_some_and(nothing)
+                };
+                if !stays_zero(f, operands.len(), zero) {
+                    return None;
+                }
+                Form::Gradient
+            }
             (MapFn::Cast(to), _) if !to.is_float() || !float => return None,
             (f, _) => {
                 let rows: Vec<Vec<usize>> = subs
@@ -276,7 +294,10 @@ impl<'a> Walk<'a> {
         let node = value.node;
         match &self.graph.node(node).op {
             Op::Einsum { subs } if self.incoming.is_none_or(|g| g == node) => {
-                if let Some(grad_out) = self.grad_out_of(node, subs, &dims) {
+                // Read along other dimensions it is something else.
+                if let Some(grad_out) = self.grad_out_of(node, subs, &dims)
+                    && self.grad_out.as_ref().is_none_or(|g| *g == grad_out)
+                {
                     self.incoming = Some(node);
                     self.grad_out = Some(grad_out);
                     return Polynomial::base(Base::Gradient);
@@ -336,6 +357,9 @@ impl<'a> Walk<'a> {
         match form {
             Form::Polynomial(p) if self.out.is_none() => self.second_product(node, subs, mine, &dims, &p, other),
             Form::Polynomial(p) => {
+                if self.grad_out.is_none() {
+                    return self.early.push(node);
+                }
                 let Some(grad_out) = self.grad_out.clone().filter(|g| g.value == other.value) else { return };
                 let Some(value) = self.value.clone() else { return };
                 let weighted = self.weighted.as_ref().is_some_and(|(_, weight, factor)| {
@@ -565,6 +589,19 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Whether a function is 0 where those of its operands are that `zero` says: what a mask hides adds nothing to
+/// gradients then, and need not be computed.
+fn stays_zero(f: MapFn, operands: usize, zero: impl Fn(usize) -> bool) -> bool {
+    match f {
+        MapFn::Identity | MapFn::Neg | MapFn::Add | MapFn::Sub => (0..operands).all(zero),
+        MapFn::Cast(to) => to.is_float() && zero(0),
+        MapFn::Mul => (0..operands).any(zero),
+        MapFn::Div => zero(0) && !zero(1),
+        MapFn::Select => !zero(0) && zero(1) && zero(2),
+        _ => false,
+    }
+}
+
 /// A function of polynomials, if the result is one.
 fn arithmetic(f: MapFn, x: &[Polynomial]) -> Option<Polynomial> {
     match (f, x) {
@@ -574,7 +611,8 @@ fn arithmetic(f: MapFn, x: &[Polynomial]) -> Option<Polynomial> {
         (MapFn::Mul, [a, b]) => Some(a.times(b)),
         (MapFn::Div, [a, b]) => Some(a.times(&b.reciprocal()?)),
         (MapFn::Recip, [a]) => a.reciprocal(),
-        (MapFn::Identity | MapFn::Cast(_), [a]) => Some(a.clone()),
+        (MapFn::Identity, [a]) => Some(a.clone()),
+        (MapFn::Cast(to), [a]) if to.is_float() => Some(a.clone()),
         _ => None,
     }
 }
