@@ -31,6 +31,8 @@ struct Gradient {
     put: unsafe fn(*mut u8, isize, f64),
     get: unsafe fn(*const u8, isize) -> f64,
     zero: unsafe fn(*mut u8, isize, f64),
+    /// Bytes of an element of the sums.
+    bytes: usize,
     /// Whether more than one block adds to an element.
     accumulate: bool,
 }
@@ -292,6 +294,7 @@ impl Shop<'_> {
             put,
             get,
             zero,
+            bytes: of_sums.bytes(),
             accumulate,
         })
     }
@@ -546,10 +549,18 @@ impl Gradient {
     }
 
     unsafe fn begin(&self, index: &[usize], common: &[usize]) {
-        if self.accumulate {
-            let at = self.at(index, common);
-            // SAFETY: the elements were found to lie in the arena.
-            Self::each(&self.extents, at, &mut |_, sum| unsafe { (self.zero)(self.sums, sum, 0.0) });
+        if !self.accumulate {
+            return;
+        }
+        let at = self.at(index, common);
+        // SAFETY: the elements were found to lie in the arena; a float of zeros is 0.
+        unsafe {
+            match self.extents.split_last() {
+                Some((&(n, _, 1), outer)) => Self::each(outer, at, &mut |_, sum| {
+                    self.sums.wrapping_offset(sum * self.bytes as isize).write_bytes(0, n * self.bytes);
+                }),
+                _ => Self::each(&self.extents, at, &mut |_, sum| (self.zero)(self.sums, sum, 0.0)),
+            }
         }
     }
 
