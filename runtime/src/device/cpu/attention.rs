@@ -7,7 +7,7 @@
 //! all of them.
 
 use super::arena::Arena;
-use super::contract::{self, Part};
+use super::contract::{self, Panels, Part};
 use super::fused::FusedLoop;
 use super::indices;
 use super::plan;
@@ -70,6 +70,16 @@ pub(crate) struct Zero {
     zero: unsafe fn(*mut u8, isize, f64),
 }
 
+/// Packed columns that are kept from block to block.
+#[derive(Clone, Copy)]
+struct Kept {
+    /// Bytes from the start of the scratch; none if blocks do not begin at the first column, or packing does not pay.
+    at: Option<usize>,
+    /// Offset of the operand that is packed.
+    of: isize,
+    columns: usize,
+}
+
 /// A prepared attention of blocks of rows.
 pub(crate) struct Blocks {
     dims: Vec<usize>,
@@ -78,6 +88,9 @@ pub(crate) struct Blocks {
     common: Vec<usize>,
     others: Vec<usize>,
     first: contract::Prepared,
+    /// Packed keys and values, for all rows and heads that share them: where they begin in the scratch, of which
+    /// index, how much of them.
+    panels: [Kept; 2],
     /// Operands' strides: query, key, value, out, gradient of out.
     strides: [Vec<isize>; 5],
     softmax: Softmax,
@@ -485,8 +498,16 @@ pub(crate) fn prepare(a: &Attention, arena: &Arena, buffers: &[Buffer]) -> Resul
     }
     let products = [second.as_ref(), incoming.as_ref()].into_iter().flatten();
     let products = products.chain([&query, &key, &value].into_iter().flatten().map(|g| &g.product)).chain([&first]);
-    let scratch_bytes =
-        products.map(contract::Prepared::scratch_bytes).max().unwrap_or(0).max(softmax.body.scratch_bytes);
+    let work = products.map(contract::Prepared::scratch_bytes).max().unwrap_or(0).max(softmax.body.scratch_bytes);
+    let mut scratch_bytes = work;
+    let from_first = visible.iter().all(|v| v.seen.start == 0);
+    let panels = [Some(&first), incoming.as_ref()].map(|product| {
+        let bytes = product.map_or(0, contract::Prepared::panel_bytes);
+        let start = scratch_bytes.next_multiple_of(64);
+        let at = (from_first && visible.len() > 1 && bytes > 0).then_some(start);
+        scratch_bytes = at.map_or(scratch_bytes, |at| at + bytes);
+        Kept { at, of: 0, columns: 0 }
+    });
     let (common, others) = (0..a.batch()).partition(|&d| a.is_common(d));
     Ok(Prepared::Blocks(Box::new(Blocks {
         dims: a.dims.clone(),
@@ -494,6 +515,7 @@ pub(crate) fn prepare(a: &Attention, arena: &Arena, buffers: &[Buffer]) -> Resul
         common,
         others,
         first,
+        panels,
         strides: [&a.query.dims, &a.key.dims, &a.value.dims, &a.out.dims, &grad_out].map(Clone::clone),
         softmax,
         second,
@@ -606,6 +628,7 @@ impl Prepared {
 impl Blocks {
     unsafe fn run(&mut self, scratch: *mut u8) {
         self.index.fill(0);
+        self.panels.iter_mut().for_each(|p| p.columns = 0);
         loop {
             // SAFETY: passed on to the caller.
             unsafe {
@@ -676,13 +699,35 @@ impl Blocks {
         unsafe { self.softmax.body.run_part(scratch, (rows.len(), columns.len()), moves, shifts) }
     }
 
+    /// A product of a block of rows with keys or values, whose panels are kept: the first or the incoming one.
+    unsafe fn scores(
+        product: &contract::Prepared,
+        kept: &mut Kept,
+        scratch: *mut u8,
+        shift: [isize; 3],
+        (rows, columns): (usize, usize),
+    ) {
+        let part = Part { shift, size: [rows, columns, usize::MAX], accumulate: false };
+        let Some(at) = kept.at else {
+            // SAFETY: passed on to the caller.
+            return unsafe { product.run_part(scratch, part) };
+        };
+        if kept.of != shift[1] {
+            (kept.of, kept.columns) = (shift[1], 0);
+        }
+        let mut panels = Panels { at: scratch.wrapping_add(at), columns: kept.columns };
+        // SAFETY: passed on to the caller; the panels are those of this operand.
+        unsafe { product.run_part_with(scratch, part, &mut panels) }
+        kept.columns = panels.columns;
+    }
+
     unsafe fn forward(&mut self, rows: &std::ops::Range<usize>, columns: &std::ops::Range<usize>, scratch: *mut u8) {
         let (r, c, own) = (rows.len(), columns.len(), usize::MAX);
         let scores = [self.shift(0, rows.start, 0), self.shift(1, 0, columns.start), 0];
         let out = [0, self.shift(2, 0, columns.start), self.shift(3, rows.start, 0)];
         // SAFETY: passed on to the caller.
         unsafe {
-            self.first.run_part(scratch, Part { shift: scores, size: [r, c, own], accumulate: false });
+            Self::scores(&self.first, &mut self.panels[0], scratch, scores, (r, c));
             self.softmax(rows, columns, scratch);
             if let Some(second) = &self.second {
                 second.run_part(scratch, Part { shift: out, size: [r, own, c], accumulate: false });
@@ -695,10 +740,10 @@ impl Blocks {
         // SAFETY: passed on to the caller.
         unsafe {
             let scores = [self.shift(0, rows.start, 0), self.shift(1, 0, columns.start), 0];
-            self.first.run_part(scratch, Part { shift: scores, size: [r, c, own], accumulate: false });
+            Self::scores(&self.first, &mut self.panels[0], scratch, scores, (r, c));
             if let Some(incoming) = &self.incoming {
                 let shift = [self.shift(4, rows.start, 0), self.shift(2, 0, columns.start), 0];
-                incoming.run_part(scratch, Part { shift, size: [r, c, own], accumulate: false });
+                Self::scores(incoming, &mut self.panels[1], scratch, shift, (r, c));
             }
             self.softmax(rows, columns, scratch);
             if let Some(g) = &self.query {

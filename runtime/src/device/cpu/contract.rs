@@ -167,6 +167,15 @@ pub(crate) struct Part {
     pub(crate) accumulate: bool,
 }
 
+/// Panels of a right operand that parts with the same right operand have packed, for the next of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panels {
+    /// Room for [`Prepared::panel_bytes`].
+    pub(crate) at: *mut u8,
+    /// Columns that are packed.
+    pub(crate) columns: usize,
+}
+
 /// A prepared product.
 #[derive(Clone, Debug)]
 pub(crate) enum Prepared {
@@ -207,6 +216,29 @@ impl Prepared {
             match self {
                 Prepared::F32(p) => p.run(scratch.cast()),
                 Prepared::F64(p) => p.run(scratch.cast()),
+            }
+        }
+    }
+
+    /// Bytes of all panels of the right operand; 0 if it is better packed anew by every part.
+    pub(crate) fn panel_bytes(&self) -> usize {
+        match self {
+            Prepared::F32(p) => p.panel_elements() * 4,
+            Prepared::F64(p) => p.panel_elements() * 8,
+        }
+    }
+
+    /// [`Prepared::run_part`] of all summed elements and the first columns, with panels that are kept; `panel_bytes` is
+    /// not 0.
+    ///
+    /// # Safety
+    /// As there; the panels must be those of this product and of the same right operand.
+    pub(crate) unsafe fn run_part_with(&self, scratch: *mut u8, part: Part, panels: &mut Panels) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match self {
+                Prepared::F32(p) => p.part_with(scratch.cast(), part, panels),
+                Prepared::F64(p) => p.part_with(scratch.cast(), part, panels),
             }
         }
     }
@@ -380,6 +412,47 @@ impl<T: Real> Product<T> {
         part.size = [m.min(self.m), n.min(self.n), k.min(self.k)];
         // SAFETY: passed on to the caller.
         unsafe { self.one(scratch, part) }
+    }
+
+    fn panel_elements(&self) -> usize {
+        let reads = self.swapped || self.read_right || self.dots || self.k == 0 || self.k > BLOCK_K;
+        if reads { 0 } else { self.n.next_multiple_of(self.tiles.columns) * self.k }
+    }
+
+    unsafe fn part_with(&self, scratch: *mut T, part: Part, panels: &mut Panels) {
+        let [m, n, k] = [part.size[0].min(self.m), part.size[1].min(self.n), self.k];
+        let right = self.right.base.wrapping_offset(part.shift[1] * self.right.bytes as isize);
+        let packed = panels.at.cast::<T>();
+        while panels.columns < n {
+            let j = panels.columns;
+            let columns = self.tiles.columns.min(self.n - j);
+            // SAFETY: the right operand lies in the arena, and panels have room for all of it.
+            unsafe { self.pack_right(right, 0, k, (j, columns), packed.add(j * k)) }
+            panels.columns += columns;
+        }
+        if m == 0 || n == 0 {
+            return;
+        }
+        let left = self.left.base.wrapping_offset(part.shift[0] * self.left.bytes as isize);
+        let out = self.out.base.wrapping_offset(part.shift[2] * self.out.bytes as isize);
+        let packed_left = scratch.wrapping_add(self.right_elements());
+        for i0 in (0..m).step_by(BLOCK_M) {
+            let m = BLOCK_M.min(m - i0);
+            if self.pack_left {
+                // SAFETY: see `run`.
+                unsafe { self.pack_left(left, 0, k, i0, m, packed_left) }
+            }
+            for j in (0..n).step_by(self.tiles.columns) {
+                let columns = self.tiles.columns.min(n - j);
+                let b = (packed.wrapping_add(j * k).cast_const(), self.tiles.columns as isize);
+                for i in (0..m).step_by(self.tiles.rows()) {
+                    let rows = self.tiles.rows().min(m - i);
+                    let (a, step) = self.left_rows(left, 0, k, i0, i, rows, packed_left);
+                    // SAFETY: see `run`; a sum of one block is never kept in the scratch.
+                    unsafe { self.tile(k, &a, step, b, out, scratch, (i0 + i, rows), (j, columns), part.accumulate) }
+                }
+            }
+        }
     }
 
     unsafe fn one(&self, scratch: *mut T, part: Part) {
