@@ -12,7 +12,7 @@
 //! **Forward**: from a product, its elementwise functions are followed; a maximum over one of its dimensions, the
 //! exponential of the difference and the sum make it a softmax, and a product with that, the columns being summed
 //! over, ends it. **Backward**: the same walk goes on. What is made of the exponentials, their sum and the
-//! gradient `grad_out · value` has a normal form ([`polynomial`]); where it is `p · (g − Σ p · g)` the softmax ends, and
+//! gradient `grad_out · value` has a normal form (`polynomial.rs`); where it is `p · (g − Σ p · g)` the softmax ends, and
 //! elementwise functions of that lead to the products that give the gradients. In between nobody else may read a
 //! value; otherwise nothing is found and everything stays as it is. If the columns are sharded, the maximum is
 //! reduced over ranks before it is used, and nothing is found either.
@@ -149,65 +149,17 @@ fn attention(graph: &Graph, product: NodeIndex) -> Option<(Vec<Part>, Vec<NodeIn
     let forward = walk.forward_nodes();
     let backward = walk.backward_nodes(&forward);
     walk.is_closed(&forward, &backward).then_some(())?;
-    let (query, key, value, out) = (walk.query.clone(), walk.key.clone(), walk.value()?.clone(), walk.out()?.clone());
-    let (rows, columns) = (walk.rows(), walk.columns?);
-    let rank = graph.node(product).types[0].rank();
-    let batch: Vec<usize> = (0..rank).filter(|&d| Some(d) != rows && d != columns).collect();
     let double = forward.iter().chain(&backward).any(|&n| graph.node(n).types[0].dtype == DType::F64);
     let real = if double { DType::F64 } else { DType::F32 };
-    let spanned: Vec<usize> = rows.into_iter().chain([columns]).collect();
     let mut made = Vec::new();
-    let (score, score_dims) = walk.score()?;
-    let is_score = |n| walk.is_score(n);
-    let making = Making { graph, given: [(product, 0)].into(), inside: &is_score, spanned: spanned.clone(), real };
-    let score = making.body(score, &score_dims, &mut made)?;
-    let (weights, factor) = walk.weight()?;
-    let factors = weights.iter().filter_map(|(base, power)| match base {
-        Base::Other(value, dims) => Some((value, dims, *power)),
-        _ => None,
-    });
-    let weight = match (weights.is_empty(), factor == 1.0) {
-        (true, true) => None,
-        _ => {
-            let making = Making { graph, given: [].into(), inside: &|_| false, spanned: spanned.clone(), real };
-            Some(making.product(factors, factor, &mut made)?)
-        }
-    };
-    let forward_only = Attention {
-        product,
-        batch,
-        rows,
-        columns,
-        query,
-        key,
-        value,
-        out,
-        score,
-        weight,
-        real,
-        keep: !backward.is_empty(),
-        backward: None,
-    };
-    let mut parts = vec![part(graph, &forward, vec![forward_only.out.value.node], forward_only.clone())];
+    let first = forward_half(graph, &walk, real, !backward.is_empty(), &mut made)?;
+    let mut parts = vec![part(&forward, vec![first.out.value.node], first.clone())];
     if !backward.is_empty() {
-        let gradient = match walk.gradient()? {
-            None => None,
-            Some((root, dims)) => {
-                let mut given = walk.roots();
-                given.insert(product, 1);
-                let inside = |n| walk.is_score(n) || walk.is_gradient(n);
-                let making = Making { graph, given, inside: &inside, spanned, real };
-                Some(making.body(root, &dims, &mut made)?)
-            }
-        };
-        let [grad_query, grad_key, grad_value] = walk.gradients();
-        let backward_only = Backward { grad_out: walk.grad_out()?.clone(), gradient, grad_query, grad_key, grad_value };
-        let b = &backward_only;
-        let results = [&b.grad_query, &b.grad_key, &b.grad_value].into_iter().flatten();
+        let half = backward_half(graph, &walk, &first, &mut made)?;
+        let results = [&half.grad_query, &half.grad_key, &half.grad_value].into_iter().flatten();
         let mut results: Vec<NodeIndex> = results.map(|s| s.value.node).collect();
         results.sort_unstable();
-        let attention = Attention { backward: Some(backward_only), ..forward_only };
-        let part = part(graph, &backward, results, attention);
+        let part = part(&backward, results, Attention { backward: Some(half), ..first });
         // Everything it reads is there before anything it makes is read.
         let first = *part.results.first()?;
         if part.reads.iter().any(|v| v.node >= first) {
@@ -219,7 +171,55 @@ fn attention(graph: &Graph, product: NodeIndex) -> Option<(Vec<Part>, Vec<NodeIn
     Some((parts, made))
 }
 
-fn part(graph: &Graph, nodes: &BTreeSet<NodeIndex>, results: Vec<NodeIndex>, attention: Attention) -> Part {
+fn forward_half(
+    graph: &Graph,
+    walk: &Walk<'_>,
+    real: DType,
+    keep: bool,
+    made: &mut Vec<NodeIndex>,
+) -> Option<Attention> {
+    let product = walk.product;
+    let (query, key, value, out) = (walk.query.clone(), walk.key.clone(), walk.value()?.clone(), walk.out()?.clone());
+    let (rows, columns) = (walk.rows(), walk.columns?);
+    let rank = graph.node(product).types[0].rank();
+    let batch: Vec<usize> = (0..rank).filter(|&d| Some(d) != rows && d != columns).collect();
+    let spanned: Vec<usize> = rows.into_iter().chain([columns]).collect();
+    let (score, score_dims) = walk.score()?;
+    let is_score = |n| walk.is_score(n);
+    let making = Making { graph, given: [(product, 0)].into(), inside: &is_score, spanned: spanned.clone(), real };
+    let score = making.body(score, &score_dims, made)?;
+    let (weights, factor) = walk.weight()?;
+    let factors = weights.iter().filter_map(|(base, power)| match base {
+        Base::Other(value, dims) => Some((value, dims, *power)),
+        _ => None,
+    });
+    let weight = if weights.is_empty() && factor == 1.0 {
+        None
+    } else {
+        let making = Making { graph, given: [].into(), inside: &|_| false, spanned, real };
+        Some(making.product(factors, factor, made)?)
+    };
+    let backward = None;
+    Some(Attention { product, batch, rows, columns, query, key, value, out, score, weight, real, keep, backward })
+}
+
+fn backward_half(graph: &Graph, walk: &Walk<'_>, first: &Attention, made: &mut Vec<NodeIndex>) -> Option<Backward> {
+    let gradient = match walk.gradient()? {
+        None => None,
+        Some((root, dims)) => {
+            let mut given = walk.roots();
+            given.insert(walk.product, 1);
+            let inside = |n| walk.is_score(n) || walk.is_gradient(n);
+            let spanned = first.rows.into_iter().chain([first.columns]).collect();
+            let making = Making { graph, given, inside: &inside, spanned, real: first.real };
+            Some(making.body(root, &dims, made)?)
+        }
+    };
+    let [grad_query, grad_key, grad_value] = walk.gradients();
+    Some(Backward { grad_out: walk.grad_out()?.clone(), gradient, grad_query, grad_key, grad_value })
+}
+
+fn part(nodes: &BTreeSet<NodeIndex>, results: Vec<NodeIndex>, attention: Attention) -> Part {
     let a = &attention;
     let mut reads = vec![a.query.value, a.key.value, a.value.value];
     reads.extend(a.score.loads());
@@ -230,6 +230,5 @@ fn part(graph: &Graph, nodes: &BTreeSet<NodeIndex>, results: Vec<NodeIndex>, att
     }
     reads.sort_unstable();
     reads.dedup();
-    debug_assert!(graph.len() > nodes.len());
     Part { nodes: nodes.iter().copied().collect(), results, reads, attention }
 }

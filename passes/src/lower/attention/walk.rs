@@ -31,7 +31,7 @@ enum Form {
 
 pub(super) struct Walk<'a> {
     graph: &'a Graph,
-    product: NodeIndex,
+    pub(super) product: NodeIndex,
     /// Form and dimensions of the scores, of everything that was understood.
     forms: BTreeMap<NodeIndex, (Form, Vec<usize>)>,
     pub(super) query: Strand,
