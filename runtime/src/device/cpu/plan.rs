@@ -11,7 +11,7 @@ use tpc_ir::{DType, MapFn};
 
 /// Lanes that are worked on at a time.
 const TILE: usize = 1024;
-/// Rows shorter than this are swapped with a longer outer dimension where nothing forbids it.
+/// Rows shorter than this are swapped with a longer outer dimension where that is cheaper and nothing forbids it.
 const SHORT_ROW: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
@@ -168,12 +168,21 @@ fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool,
     if reduces || row >= SHORT_ROW {
         return;
     }
-    let Some(longest) = (0..outer.len()).max_by_key(|&d| (outer[d], d)) else { return };
-    let overwrites = |(i, w): (usize, &Walk)| {
-        w.store && matches!(body[w.at], Instruction::Store { accumulate: None, .. }) && nest.strides[i][longest] == 0
+    let overwrites = |d: usize| {
+        walks.iter().enumerate().any(|(i, w)| {
+            w.store && matches!(body[w.at], Instruction::Store { accumulate: None, .. }) && nest.strides[i][d] == 0
+        })
     };
-    if outer[longest] >= 4 * row && !walks.iter().enumerate().any(overwrites) {
-        nest.swap_with_row(longest);
+    // What an element costs in a row along a dimension, in nanoseconds or so: the part of a cache line that each access
+    // moves on by, and what each row costs.
+    let cost = |d: usize, n: usize| {
+        let moved = |(w, s): (&Walk, &Vec<isize>)| (s[d].unsigned_abs() * w.dtype.bytes()).min(64) as f64 / 16.0;
+        walks.iter().zip(&nest.strides).map(moved).sum::<f64>() + 10.0 * walks.len() as f64 / n as f64
+    };
+    let better = (0..outer.len()).filter(|&d| outer[d] >= 4 * row && !overwrites(d)).map(|d| (cost(d, outer[d]), d));
+    let best = better.min_by(|a, b| a.0.total_cmp(&b.0));
+    if let Some((_, d)) = best.filter(|b| b.0 < cost(outer.len(), row)) {
+        nest.swap_with_row(d);
     }
 }
 
