@@ -30,7 +30,6 @@ struct Gradient {
     line: (isize, isize),
     put: unsafe fn(*mut u8, isize, f64),
     get: unsafe fn(*const u8, isize) -> f64,
-    zero: unsafe fn(*mut u8, isize, f64),
     /// Bytes of an element of the sums.
     bytes: usize,
     /// Whether more than one block adds to an element.
@@ -66,8 +65,9 @@ pub(crate) enum Prepared {
 /// A box of elements that are set to 0.
 pub(crate) struct Zero {
     base: *mut u8,
+    /// Sizes and strides; of these the second.
     extents: Vec<(usize, isize, isize)>,
-    zero: unsafe fn(*mut u8, isize, f64),
+    bytes: usize,
 }
 
 /// Packed columns that are kept from block to block.
@@ -230,13 +230,12 @@ impl Shop<'_> {
                 continue;
             };
             let has = (0..a.batch()).filter(|&d| o.dims[d] != 0).chain([line]);
-            let mut extents: Vec<(usize, isize, isize)> = has.map(|d| (a.dims[d], o.dims[d], 0)).collect();
-            extents.extend(own.iter().zip(&o.own).map(|(&n, &s)| (n, s, 0)));
+            let mut extents: Vec<(usize, isize, isize)> = has.map(|d| (a.dims[d], 0, o.dims[d])).collect();
+            extents.extend(own.iter().zip(&o.own).map(|(&n, &s)| (n, 0, s)));
             let sizes: Vec<usize> = extents.iter().map(|e| e.0).collect();
-            let strides: Vec<isize> = extents.iter().map(|e| e.1).collect();
+            let strides: Vec<isize> = extents.iter().map(|e| e.2).collect();
             let base = self.arena.resolve(self.buffers, &o.view, &sizes, &strides)?.base;
-            let zero = with_element!(o.view.dtype, E => put::<E> as unsafe fn(*mut u8, isize, f64));
-            zeros.push(Zero { base, extents, zero });
+            zeros.push(Zero { base, extents, bytes: o.view.dtype.bytes() });
         }
         Ok(zeros)
     }
@@ -295,7 +294,6 @@ impl Shop<'_> {
         let (of_result, of_sums) = (operand.view.dtype, target.view.dtype);
         let put = with_element!(of_result, E => put::<E> as unsafe fn(*mut u8, isize, f64));
         let get = with_element!(of_sums, E => get::<E> as unsafe fn(*const u8, isize) -> f64);
-        let zero = with_element!(of_sums, E => self::put::<E> as unsafe fn(*mut u8, isize, f64));
         let extents = kept.iter().zip(&dense).map(|(k, &s)| (k.1, k.2, if in_room { s } else { k.2 })).collect();
         Ok(Gradient {
             product: product(&target)?,
@@ -306,7 +304,6 @@ impl Shop<'_> {
             line: at(line),
             put,
             get,
-            zero,
             bytes: of_sums.bytes(),
             accumulate,
         })
@@ -549,6 +546,17 @@ fn dot(index: &[usize], strides: &[isize]) -> isize {
     index.iter().zip(strides).map(|(&i, &s)| i as isize * s).sum()
 }
 
+/// Sets a box to 0, which all bits of every float are; of the extents the second stride counts.
+unsafe fn clear(base: *mut u8, bytes: usize, extents: &[(usize, isize, isize)], at: (isize, isize)) {
+    // SAFETY: passed on to the caller.
+    let run =
+        |first: isize, n: usize| unsafe { base.wrapping_offset(first * bytes as isize).write_bytes(0, n * bytes) };
+    match extents.split_last() {
+        Some((&(n, _, 1), outer)) => Gradient::each(outer, at, &mut |_, first| run(first, n)),
+        _ => Gradient::each(extents, at, &mut |_, first| run(first, 1)),
+    }
+}
+
 impl Gradient {
     /// First elements of result and sums at an index of the batch.
     fn at(&self, index: &[usize], which: &[usize]) -> (isize, isize) {
@@ -571,18 +579,9 @@ impl Gradient {
     }
 
     unsafe fn begin(&self, index: &[usize], common: &[usize]) {
-        if !self.accumulate {
-            return;
-        }
-        let at = self.at(index, common);
-        // SAFETY: the elements were found to lie in the arena; a float of zeros is 0.
-        unsafe {
-            match self.extents.split_last() {
-                Some((&(n, _, 1), outer)) => Self::each(outer, at, &mut |_, sum| {
-                    self.sums.wrapping_offset(sum * self.bytes as isize).write_bytes(0, n * self.bytes);
-                }),
-                _ => Self::each(&self.extents, at, &mut |_, sum| (self.zero)(self.sums, sum, 0.0)),
-            }
+        if self.accumulate {
+            // SAFETY: the elements were found to lie in the arena.
+            unsafe { clear(self.sums, self.bytes, &self.extents, self.at(index, common)) }
         }
     }
 
@@ -618,7 +617,7 @@ impl Prepared {
             Prepared::Zeros(zeros) => {
                 for z in zeros {
                     // SAFETY: the elements were found to lie in the arena.
-                    Gradient::each(&z.extents, (0, 0), &mut |at, _| unsafe { (z.zero)(z.base, at, 0.0) });
+                    unsafe { clear(z.base, z.bytes, &z.extents, (0, 0)) }
                 }
             }
         }

@@ -165,11 +165,7 @@ fn gradients(rank: &mut Rank<'_>, a: &Attention, b: &Backward, which: Gradients<
     let pairs2 = result("out_second", which.second, &a.width)?;
     s.bodies(rank)?;
     s.line(&format!("typedef {} E;", tiling.text()));
-    let block = format!("(int)(blockIdx.x % {blocks}u)");
-    let block = if seen.grows() { format!("{} - {block}", blocks - 1) } else { block };
-    s.line(&format!("const int first = ({block}) * {own};"));
-    let batch = s.batch(&format!("blockIdx.x / {blocks}u"), &has);
-    s.line(&format!("{{ {batch}}}"));
+    s.own_block(blocks, own, seen.grows(), &has);
     batches(&mut s, &lacks);
     s.text.push_str(&seen.text(own, own_count, size));
     s.clear(rank, Owners { rows: which.rows, count: own_count, block: own, streamed })?;

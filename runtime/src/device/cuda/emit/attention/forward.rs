@@ -35,12 +35,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, St
     let reaches = operands(&mut s, rank)?;
     s.bodies(rank)?;
     s.line(&format!("typedef {} E;", tiling.text()));
-    // What takes longest begins first.
-    let block = format!("(int)(blockIdx.x % {blocks}u)");
-    let block = if seen.grows() { format!("{} - {block}", blocks - 1) } else { block };
-    s.line(&format!("const int first = ({block}) * {own};"));
-    let batch = s.batch(&format!("blockIdx.x / {blocks}u"), &has);
-    s.line(&format!("{{ {batch}}}"));
+    s.own_block(blocks, own, seen.grows(), &has);
     s.text.push_str(&seen.text(own, rows, size));
     s.clear(rank, Owners { rows: true, count: rows, block: own, streamed: columns })?;
     let [query, key, value, out] = &reaches;

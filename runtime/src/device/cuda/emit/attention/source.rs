@@ -103,6 +103,16 @@ impl<'a> Source<'a> {
         text
     }
 
+    /// Which rows or columns a thread block owns: `first`, of `blocks` blocks of `own` for each index of the batch
+    /// dimensions, whose indices it sets. If later blocks have more work they begin first.
+    pub(super) fn own_block(&mut self, blocks: usize, own: usize, grows: bool, batch: &[usize]) {
+        let block = format!("(int)(blockIdx.x % {blocks}u)");
+        let block = if grows { format!("{} - {block}", blocks - 1) } else { block };
+        self.line(&format!("const int first = ({block}) * {own};"));
+        let batch = self.batch(&format!("blockIdx.x / {blocks}u"), batch);
+        self.line(&format!("{{ {batch}}}"));
+    }
+
     fn pointer(&mut self, base: i64, dtype: DType, written: bool) -> usize {
         let p = self.args.len();
         self.args.push(base);
