@@ -95,7 +95,7 @@ pub enum Instruction {
     },
     /// A constant.
     Constant(Scalar, DType),
-    /// A value that the action around the body computes. Not in loops.
+    /// A value that the action around the body computes (attention, an epilogue). Not in loops.
     Given {
         /// Which one.
         index: usize,
@@ -189,7 +189,8 @@ pub struct ContractDim {
 }
 
 /// A matrix product with any number of batch, row, column and summed dimensions:
-/// `out[batch, m, n] = Σ_k left[batch, m, k] · right[batch, k, n]`.
+/// `out[batch, m, n] = Σ_k left[batch, m, k] · right[batch, k, n]`, and what is done with each of its elements
+/// before it is written (cublasLt and CUTLASS call that the epilogue).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Contract {
     /// Left operand.
@@ -208,6 +209,40 @@ pub struct Contract {
     pub k: Vec<ContractDim>,
     /// Multiplies the product.
     pub scale: f64,
+    /// If there are any, what is done with every element: a loop body over the dimensions `batch`, `m`, `n` in that
+    /// order, whose [`Instruction::Given`] 0 is the scaled product. A device may give it more precisely than
+    /// the instruction's type. The stores are the results; the last one fills `out`, and none accumulates.
+    /// Nothing is reduced. The body may load what `out` holds before, element by element (`out += product`).
+    pub epilogue: Vec<Instruction>,
+}
+
+impl Contract {
+    /// The dimensions of the result, in the order in which an epilogue counts them.
+    pub fn dims(&self) -> impl Iterator<Item = &ContractDim> {
+        self.batch.iter().chain(&self.m).chain(&self.n)
+    }
+
+    /// Whether the epilogue reads what `out` holds before.
+    pub fn is_update(&self) -> bool {
+        let of_out = |i: &Instruction| matches!(i, Instruction::Load { view, .. } if view.buffer == self.out.buffer);
+        self.epilogue.iter().any(of_out)
+    }
+
+    /// The product alone, written to `raw`, which has the shape and strides of `out`.
+    pub fn alone(&self, raw: View) -> Contract {
+        Contract { out: raw, epilogue: Vec::new(), ..self.clone() }
+    }
+
+    /// The epilogue as a loop behind the product alone, which lies in `raw` with the shape and strides of `out`;
+    /// that may be `out` itself unless this [`Contract::is_update`].
+    pub fn behind(&self, raw: &View) -> Loop {
+        let strides: Vec<isize> = self.dims().map(|d| d.out).collect();
+        let body = self.epilogue.iter().map(|i| match i {
+            Instruction::Given { .. } => Instruction::Load { view: raw.clone(), strides: strides.clone() },
+            i => i.clone(),
+        });
+        Loop { dims: self.dims().map(|d| d.size).collect(), body: body.collect() }
+    }
 }
 
 /// One of the values that a gather or a scatter carries: on rank r of the group its shard is
@@ -490,23 +525,20 @@ fn view_text(v: &View) -> String {
 fn action_text(action: &Action) -> String {
     match action {
         Action::Loop(l) => {
-            let mut s = format!("loop {:?}\n", l.dims);
-            for (i, ins) in l.body.iter().enumerate() {
-                let _ = writeln!(s, "    {}", instruction_text(i, ins));
-            }
-            s
+            format!("loop {:?}\n{}", l.dims, body_text(&l.body))
         }
         Action::Contract(c) => {
             let sizes = |d: &[ContractDim]| d.iter().map(|d| d.size).collect::<Vec<_>>();
             format!(
-                "contract {} · {} -> {} batch {:?} m {:?} n {:?} k {:?}\n",
+                "contract {} · {} -> {} batch {:?} m {:?} n {:?} k {:?}\n{}",
                 view_text(&c.left),
                 view_text(&c.right),
                 view_text(&c.out),
                 sizes(&c.batch),
                 sizes(&c.m),
                 sizes(&c.n),
-                sizes(&c.k)
+                sizes(&c.k),
+                body_text(&c.epilogue)
             )
         }
         Action::Attention(a) => a.to_text(&view_text, &instruction_text),
@@ -540,6 +572,11 @@ fn action_text(action: &Action) -> String {
         ),
         Action::Wait { tag } => format!("wait #{tag}\n"),
     }
+}
+
+/// One instruction per line, indented.
+fn body_text(body: &[Instruction]) -> String {
+    body.iter().enumerate().map(|(i, ins)| format!("    {}\n", instruction_text(i, ins))).collect()
 }
 
 fn instruction_text(i: usize, ins: &Instruction) -> String {

@@ -49,6 +49,7 @@ fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool))
             n: vec![dim(n, 0, nr, 1)],
             k: vec![dim(k, kl, kr, 0)],
             scale: 1.0,
+            epilogue: Vec::new(),
         }));
     }
     let ours = 2.0 * (m * n * k) as f64 / time(vec![b.program], repeats);

@@ -66,7 +66,17 @@ fn run(rng: &mut Lcg, sizes: [Vec<usize>; 4], dtypes: [DType; 3], scale: f64) {
             }
         }
     }
-    builder.step(Action::Contract(Contract { left: l, right: r, out: o, batch: b, m, n, k, scale }));
+    builder.step(Action::Contract(Contract {
+        left: l,
+        right: r,
+        out: o,
+        batch: b,
+        m,
+        n,
+        k,
+        scale,
+        epilogue: Vec::new(),
+    }));
     let mut session = builder.launch();
     session.write_f64("l", &x).unwrap();
     session.write_f64("r", &y).unwrap();

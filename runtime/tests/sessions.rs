@@ -59,6 +59,7 @@ fn everything() -> Vec<RankProgram> {
                     n: vec![dim(100, 0, 1, 1)],
                     k: vec![dim(300, 1, 100, 0)],
                     scale: 1.0,
+                    epilogue: Vec::new(),
                 }));
             }
             b.collective(CollectiveKind::AllReduce(ReduceOp::Sum), vec![0, 1], &h, &h, 0);

@@ -320,7 +320,17 @@ impl Emitter<'_> {
                 let left = self.view(operands[0], phase);
                 let right = self.view(operands[1], phase);
                 let out = self.define(value);
-                let mut c = Contract { left, right, out, batch: vec![], m: vec![], n: vec![], k: vec![], scale: 1.0 };
+                let mut c = Contract {
+                    left,
+                    right,
+                    out,
+                    batch: vec![],
+                    m: vec![],
+                    n: vec![],
+                    k: vec![],
+                    scale: 1.0,
+                    epilogue: Vec::new(),
+                };
                 let position = |row: &Vec<u8>, l: usize| row.iter().position(|&x| x as usize == l);
                 for l in 0..subs.letters() {
                     let at =

@@ -162,7 +162,7 @@ impl Shop<'_> {
         k: Vec<ContractDim>,
     ) -> Result<contract::Prepared, String> {
         let [left, right, out] = views.map(Clone::clone);
-        let c = Contract { left, right, out, batch: Vec::new(), m, n, k, scale: 1.0 };
+        let c = Contract { left, right, out, batch: Vec::new(), m, n, k, scale: 1.0, epilogue: Vec::new() };
         contract::prepare(&c, self.arena, self.buffers)
     }
 

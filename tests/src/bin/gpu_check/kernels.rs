@@ -116,7 +116,17 @@ pub fn speed(small: bool) -> Result<(), RuntimeError> {
                     out: out as isize,
                 };
                 let (m, k, n) = (vec![dim(m, k, 0, n)], vec![dim(k, 1, n, 0)], vec![dim(n, 0, 1, 1)]);
-                p.action(Action::Contract(Contract { left, right, out, batch: vec![], m, n, k, scale: 1.0 }));
+                p.action(Action::Contract(Contract {
+                    left,
+                    right,
+                    out,
+                    batch: vec![],
+                    m,
+                    n,
+                    k,
+                    scale: 1.0,
+                    epilogue: Vec::new(),
+                }));
                 p
             };
             let work = 2.0 * m as f64 * n as f64 * k as f64 / 1e12;
