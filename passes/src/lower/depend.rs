@@ -33,20 +33,9 @@ impl Dependences {
             }
             needs[k].iter().for_each(|&p| found.readers[p].push(k));
         }
-        // What an attention reads again is not all among its nodes' operands.
-        let mut again: HashMap<NodeIndex, Vec<usize>> = HashMap::new();
-        for (k, kernel) in kernels.iter().enumerate() {
-            for v in kernel.attention.iter().flat_map(|a| &a.1) {
-                again.entry(source(graph, v.node)).or_default().push(k);
-            }
-        }
-        let updates = graph.outputs.iter().filter_map(|o| match &o.kind {
-            OutputKind::Update(name) => Some((name.as_str(), o.value.node)),
-            _ => None,
-        });
-        for (name, node) in updates {
+        let again = read_again(graph, kernels);
+        for (input, node) in updates(graph) {
             let Some(update) = found.of[node.index()] else { continue };
-            let Some((input, ..)) = graph.inputs().find(|(_, _, n)| *n == name) else { continue };
             let mut old = Vec::new();
             found.readers_of(graph, input, &mut old);
             old.extend(again.get(&input).into_iter().flatten());
@@ -65,6 +54,27 @@ impl Dependences {
             }
         }
     }
+}
+
+/// The kernels that read a node's memory for what they compute again: more than the kernels of its users.
+pub(super) fn read_again(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeIndex, Vec<usize>> {
+    let mut again: HashMap<NodeIndex, Vec<usize>> = HashMap::new();
+    for (k, kernel) in kernels.iter().enumerate() {
+        let of_attention = kernel.attention.iter().flat_map(|a| a.1.iter().copied());
+        for v in of_attention.chain(kernel.again.iter().flat_map(|&n| graph.operands(n))) {
+            again.entry(source(graph, v.node)).or_default().push(k);
+        }
+    }
+    again
+}
+
+/// Inputs that a step updates, and the nodes that do it.
+pub(super) fn updates(graph: &Graph) -> impl Iterator<Item = (NodeIndex, NodeIndex)> {
+    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(node, _, name)| (name, node)).collect();
+    graph.outputs.iter().filter_map(move |o| match &o.kind {
+        OutputKind::Update(name) => Some((*inputs.get(name.as_str())?, o.value.node)),
+        _ => None,
+    })
 }
 
 /// The node whose memory a node shows: itself, unless it is a view.

@@ -9,7 +9,7 @@ use super::depend;
 use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::schedule::{Launch, Schedule, why};
 use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tpc_ir::program::{
     Action, Binding, Buffer, BufferId, Collective, CollectiveKind, Contract, ContractDim, InputBinding, Instruction,
@@ -54,15 +54,14 @@ pub fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
 
 /// The values of loop members that someone outside the loop reads.
 fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
-    let mut kernel_of = vec![usize::MAX; graph.len()];
-    for (k, kernel) in kernels.iter().enumerate() {
-        kernel.nodes.iter().for_each(|n| kernel_of[n.index()] = k);
-    }
     let mut stored = vec![false; graph.len()];
-    for node in graph.nodes() {
-        stored[node.index()] = graph.users(node).any(|(u, _)| kernel_of[u.index()] != kernel_of[node.index()]);
+    for kernel in kernels {
+        let own: HashSet<NodeIndex> = kernel.nodes.iter().copied().collect();
+        for v in kernel.reads(graph) {
+            stored[depend::source(graph, v.node).index()] |= !own.contains(&v.node);
+        }
     }
-    graph.outputs.iter().for_each(|o| stored[o.value.node.index()] = true);
+    graph.outputs.iter().for_each(|o| stored[depend::source(graph, o.value.node).index()] = true);
     stored
 }
 
@@ -80,14 +79,10 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
         kernels[k].nodes.iter().for_each(|n| position[n.index()] = at);
     }
-    // Where an attention reads a value last, be it again.
-    let mut again: HashMap<NodeIndex, usize> = HashMap::new();
-    for kernel in kernels {
-        for v in kernel.attention.iter().flat_map(|a| &a.1) {
-            let last = again.entry(depend::source(graph, v.node)).or_default();
-            *last = (*last).max(position[kernel.nodes[0].index()]);
-        }
-    }
+    // Where a value is read last for what is computed again.
+    let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].nodes[0].index()]).max();
+    let again: HashMap<NodeIndex, Option<usize>> =
+        depend::read_again(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
     let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
@@ -98,7 +93,7 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
         let member = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
         let at = position[node.index()];
-        let again = again.get(&input).is_some_and(|&read| read >= at);
+        let again = again.get(&input).is_some_and(|&read| read >= Some(at));
         if member && one_use && !again && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
             all[k].insert(node, name.clone());
         }
@@ -612,7 +607,8 @@ impl Emitter<'_> {
         let last = *kernel.nodes.last().expect("a kernel has members");
         let phase = graph.node(last).origin.phase;
         // What is read from memory must be there before the loop's instructions are written.
-        for &node in &kernel.nodes {
+        let members = kernel.members();
+        for &node in &members {
             for v in graph.operands(node) {
                 let op = graph.op(v);
                 if !kernel.dims.contains_key(&v.node) && !matches!(op, Op::Fill(_)) && !matches!(op, Op::Iota) {
@@ -634,7 +630,7 @@ impl Emitter<'_> {
         let mut registers: HashMap<Value, usize> = HashMap::new();
         let mut loads: HashMap<(Value, Vec<LoopDim>), usize> = HashMap::new();
         let mut stores: Vec<Instruction> = Vec::new();
-        for &node in &kernel.nodes {
+        for &node in &members {
             let n = graph.node(node);
             let rows = letters(graph, node);
             let at = &kernel.letters[&node];
@@ -693,7 +689,7 @@ impl Emitter<'_> {
                 op => unreachable!("{} is not a loop operation", op.name()),
             };
             registers.insert(value, register);
-            if self.stored[node.index()] {
+            if self.stored[node.index()] && kernel.again.binary_search(&node).is_err() {
                 let view = match in_place.get(&node) {
                     Some(name) => {
                         let input = self.program.inputs.iter().find(|i| i.name == *name).expect("checked");
@@ -713,7 +709,7 @@ impl Emitter<'_> {
         // Written over an input: only when everything has been read.
         body.append(&mut stores);
         let label = loop_label(graph, kernel);
-        debug_assert!(kernel.nodes.iter().all(|&n| is_loop_op(&graph.node(n).op)));
+        debug_assert!(members.iter().all(|&n| is_loop_op(&graph.node(n).op)));
         self.push(Action::Loop(Loop { dims: extents, body }), phase, label);
     }
 }

@@ -36,17 +36,29 @@ pub struct Kernel {
     pub row: Option<LoopDim>,
     /// Whether this is a loop.
     pub is_loop: bool,
+    /// Of a loop: nodes of earlier loops that it computes again for itself, in program order ([`super::recompute`]).
+    pub again: Vec<NodeIndex>,
     /// Of an attention: what it does, and every value that it reads, be it again.
     pub attention: Option<Box<(Attention, Vec<Value>)>>,
 }
 
 impl Kernel {
-    /// The values that it reads, its own ones included.
+    /// The values that it reads, its own ones included, but not those that it computes again.
     pub fn reads(&self, graph: &Graph) -> Vec<Value> {
         match &self.attention {
             Some(attention) => attention.1.clone(),
-            None => self.nodes.iter().flat_map(|&n| graph.operands(n)).collect(),
+            None => {
+                let all = self.nodes.iter().chain(&self.again).flat_map(|&n| graph.operands(n));
+                all.filter(|v| !self.again.contains(&v.node)).collect()
+            }
         }
+    }
+
+    /// What it computes: its nodes, and those that it computes again, in program order.
+    pub fn members(&self) -> Vec<NodeIndex> {
+        let mut all: Vec<NodeIndex> = self.nodes.iter().chain(&self.again).copied().collect();
+        all.sort_unstable();
+        all
     }
 }
 

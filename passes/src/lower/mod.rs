@@ -21,6 +21,7 @@ mod depend;
 mod emit;
 pub mod group;
 mod memory;
+mod recompute;
 pub mod schedule;
 
 use crate::cost::CostModel;
@@ -40,6 +41,8 @@ pub struct LowerOptions {
     pub window: usize,
     /// Whether attention is one kernel; else its scores are in memory.
     pub attention: bool,
+    /// Whether loops compute again what is cheaper to compute than to keep.
+    pub recompute: bool,
     /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
     /// (`DEPTH` in `comm/threads.rs`).
     pub in_flight: usize,
@@ -57,6 +60,7 @@ impl Default for LowerOptions {
             overlap: true,
             window: 32,
             attention: true,
+            recompute: true,
             in_flight: 32,
             memory_growth: 0.1,
             cost,
@@ -92,7 +96,11 @@ pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Vec<RankProgram> {
 
 /// What all ranks execute, in which order.
 pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
-    let kernels = bucket::buckets(graph, group::kernels(graph, options.attention), options);
+    let mut kernels = group::kernels(graph, options.attention);
+    if options.recompute {
+        recompute::recompute(graph, &mut kernels);
+    }
+    let kernels = bucket::buckets(graph, kernels, options);
     schedule::schedule(graph, kernels, options)
 }
 

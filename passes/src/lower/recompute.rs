@@ -1,0 +1,249 @@
+//! What is cheap to compute again is not kept in memory.
+//!
+//! A loop that reads what another loop computed, element by element, from values that are in memory anyway can
+//! compute it again: the first loop then writes less, the reader reads no more than before, and what would have lived
+//! from the forward pass to the backward pass is gone. This is what the partitioner of PyTorch's compiler does
+//! with a minimal cut (He and Yu, "Transcending runtime-memory tradeoffs in checkpointing by being fusion
+//! aware"); here each value is decided on its own, in program order, on exact bytes: it is computed again if fewer
+//! bytes move and no more are held, or fewer are held and no more move.
+//!
+//! ```text
+//! before                                        after
+//! forward:  r2 = add bias, x ; store r2         forward:  r2 = add bias, x ; store r2
+//!           r3 = tanh r2     ; store r3                   r3 = tanh r2
+//!           r4 = mul r2, r3  ; store r4                   r4 = mul r2, r3  ; store r4
+//! backward: r0 = load r2, r1 = load r3, …       backward: r0 = load r2, r1 = tanh r0, …
+//! ```
+//!
+//! The program stays as it is: a node that is computed again is a member of several loops ([`Kernel::again`]).
+//! Products, collectives, reductions, and random numbers are never repeated. The decision looks at the first
+//! rank's shapes, so all ranks take the same one.
+
+use super::depend::source;
+use super::group::{Kernel, LoopDim, is_free, letters};
+use petgraph::graph::NodeIndex;
+use std::collections::HashSet;
+use tpc_ir::{Graph, MapFn, Op, Phase, Type, Value};
+
+/// Functions that one value may need in one reader.
+const MOST: usize = 16;
+/// Bytes that could be moved while a processor computes one `exp` or its kin.
+const MATH: usize = 4;
+
+/// What a loop does to have a value without loading it.
+struct Plan {
+    /// Nodes to compute, with the loop dimensions that they run along.
+    nodes: Vec<(NodeIndex, Vec<LoopDim>)>,
+    /// Values to load that the loop does not load yet.
+    loads: Vec<Value>,
+    /// Bytes of these, and what the functions cost.
+    bytes: usize,
+}
+
+/// Makes loops compute values again where that saves memory traffic and costs no memory.
+pub(super) fn recompute(graph: &Graph, kernels: &mut [Kernel]) {
+    let mut state = State::new(graph, kernels);
+    for node in graph.nodes() {
+        state.decide(kernels, node);
+    }
+}
+
+struct State<'a> {
+    graph: &'a Graph,
+    /// The kernel that makes each node.
+    home: Vec<Option<usize>>,
+    /// Whether a node is in memory whatever loops do: others than loops read it, or views of it.
+    kept: Vec<bool>,
+    /// Other loops that load each node.
+    readers: Vec<Vec<usize>>,
+    /// What each loop loads.
+    loads: Vec<HashSet<Value>>,
+    /// The last kernel that reads each node's memory.
+    last: Vec<usize>,
+    /// Inputs that are updated.
+    updated: HashSet<NodeIndex>,
+}
+
+impl<'a> State<'a> {
+    fn new(graph: &'a Graph, kernels: &[Kernel]) -> Self {
+        let mut home = vec![None; graph.len()];
+        for (k, kernel) in kernels.iter().enumerate() {
+            kernel.nodes.iter().for_each(|n| home[n.index()] = Some(k));
+        }
+        let mut state = State {
+            graph,
+            kept: vec![false; graph.len()],
+            readers: vec![Vec::new(); graph.len()],
+            loads: vec![HashSet::new(); kernels.len()],
+            last: vec![0; graph.len()],
+            updated: super::depend::updates(graph).map(|(input, _)| input).collect(),
+            home,
+        };
+        for (k, kernel) in kernels.iter().enumerate() {
+            for v in kernel.reads(graph) {
+                if state.home[v.node.index()] == Some(k) {
+                    continue;
+                }
+                let from = source(graph, v.node).index();
+                state.last[from] = state.last[from].max(k);
+                if !kernel.is_loop || is_free(graph.op(v)) {
+                    state.kept[from] = true;
+                } else if !state.readers[from].contains(&k) {
+                    state.readers[from].push(k);
+                }
+                state.loads[k].insert(v);
+            }
+        }
+        for output in &graph.outputs {
+            let from = source(graph, output.value.node).index();
+            state.kept[from] = true;
+            state.last[from] = kernels.len();
+        }
+        state
+    }
+
+    /// Bytes of a value on the first rank.
+    fn bytes(&self, ty: &Type) -> usize {
+        let shape = ty.local_shape(&self.graph.mesh, &self.graph.mesh.coords(0));
+        shape.iter().product::<usize>() * ty.dtype.bytes()
+    }
+
+    /// Whether a value is in memory, as things stand, for later kernels to load. Products that a single loop reads
+    /// are not: they may never leave that loop's or their own registers.
+    fn is_stored(&self, kernels: &[Kernel], v: Value) -> bool {
+        let node = source(self.graph, v.node);
+        let at = node.index();
+        match self.home[at] {
+            Some(_) if self.kept[at] => true,
+            Some(k) if kernels[k].is_loop => !self.readers[at].is_empty(),
+            Some(_) if matches!(self.graph.node(node).op, Op::Einsum { .. }) => self.readers[at].len() > 1,
+            _ => true,
+        }
+    }
+
+    /// Decides whether a node's readers compute it again.
+    fn decide(&mut self, kernels: &mut [Kernel], node: NodeIndex) {
+        let (graph, at) = (self.graph, node.index());
+        let Some(home) = self.home[at].filter(|&k| kernels[k].is_loop) else { return };
+        if self.kept[at] || self.readers[at].is_empty() || !matches!(graph.node(node).op, Op::Map { .. }) {
+            return;
+        }
+        let size = self.bytes(&graph.node(node).types[0]);
+        let (mut moved, mut held) = (0, 0);
+        let mut plans = Vec::new();
+        let mut new: HashSet<Value> = HashSet::new();
+        for &k in &self.readers[at] {
+            let Some(plan) = self.plan(kernels, home, k, node) else { return };
+            moved += plan.bytes;
+            for &v in &plan.loads {
+                let bytes = self.bytes(graph.ty(v));
+                if !self.is_stored(kernels, v) && new.insert(v) {
+                    moved += bytes;
+                    held += bytes;
+                } else if self.last[source(graph, v.node).index()] < k && new.insert(v) {
+                    held += bytes;
+                }
+            }
+            plans.push((k, plan));
+        }
+        let kept = size * (1 + plans.len());
+        if !(moved < kept && held <= size || moved == kept && held < size) {
+            return;
+        }
+        for (k, plan) in plans {
+            let kernel = &mut kernels[k];
+            for (n, dims) in plan.nodes {
+                let letters = letters(graph, n);
+                let mut along = vec![0; letters.count];
+                letters.result.iter().zip(&dims).for_each(|(&l, &d)| along[l as usize] = d);
+                kernel.letters.insert(n, along);
+                kernel.dims.insert(n, dims);
+                kernel.again.push(n);
+            }
+            kernel.again.sort_unstable();
+            for v in plan.loads {
+                let from = source(graph, v.node).index();
+                self.last[from] = self.last[from].max(k);
+                self.loads[k].insert(v);
+                if is_free(graph.op(v)) {
+                    self.kept[from] = true;
+                } else if !self.readers[from].contains(&k) {
+                    self.readers[from].push(k);
+                }
+            }
+            self.loads[k].remove(&Value::from(node));
+        }
+        self.readers[at].clear();
+    }
+
+    /// How loop `k` computes a node of loop `home`; none if it cannot.
+    fn plan(&self, kernels: &[Kernel], home: usize, k: usize, node: NodeIndex) -> Option<Plan> {
+        let kernel = &kernels[k];
+        let mut reads = kernel.nodes.iter().chain(&kernel.again).flat_map(|&reader| {
+            let rows = letters(self.graph, reader).operands;
+            let of = self.graph.operands(reader).into_iter().zip(rows);
+            of.filter(|(v, _)| v.node == node).map(move |(_, row)| (reader, row))
+        });
+        let dims = |(reader, row): (NodeIndex, Vec<u8>)| -> Vec<LoopDim> {
+            row.iter().map(|&l| kernel.letters[&reader][l as usize]).collect()
+        };
+        let first = dims(reads.next()?);
+        if !reads.all(|read| dims(read) == first) {
+            return None;
+        }
+        let mut plan = Plan { nodes: Vec::new(), loads: Vec::new(), bytes: 0 };
+        let mut stack = vec![(node, first)];
+        while let Some((n, dims)) = stack.pop() {
+            if let Some((_, known)) = plan.nodes.iter().find(|(known, _)| *known == n) {
+                if *known != dims {
+                    return None;
+                }
+                continue;
+            }
+            let Op::Map { f, subs } = &self.graph.node(n).op else { return None };
+            if is_math(*f) {
+                let ty = &self.graph.node(n).types[0];
+                plan.bytes += self.bytes(ty) / ty.dtype.bytes() * MATH;
+            }
+            for (v, row) in self.graph.operands(n).into_iter().zip(&subs.operands) {
+                let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
+                let of = row.iter().map(at).collect::<Option<Vec<LoopDim>>>()?;
+                let op = self.graph.op(v);
+                let here = self.home[v.node.index()] == Some(home);
+                if matches!(op, Op::Fill(_) | Op::Iota) || plan.loads.contains(&v) {
+                    continue;
+                }
+                if kernel.again.contains(&v.node) {
+                    if kernel.dims[&v.node] != of {
+                        return None;
+                    }
+                } else if here && matches!(op, Op::Map { .. }) && !self.is_stored(kernels, v) {
+                    stack.push((v.node, of));
+                } else if self.home[v.node.index()] == Some(k) || !self.may_wait(kernel, v) {
+                    return None;
+                } else if !self.loads[k].contains(&v) {
+                    plan.bytes += self.bytes(self.graph.ty(v));
+                    plan.loads.push(v);
+                }
+            }
+            plan.nodes.push((n, dims));
+            if plan.nodes.len() > MOST {
+                return None;
+            }
+        }
+        Some(plan)
+    }
+
+    /// Whether a value is still what it was when the loop runs: parameters and states are updated in place, at the
+    /// end of a step.
+    fn may_wait(&self, kernel: &Kernel, v: Value) -> bool {
+        let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer;
+        kernel.nodes.iter().all(early) || !self.updated.contains(&source(self.graph, v.node))
+    }
+}
+
+/// Functions that take many instructions.
+fn is_math(f: MapFn) -> bool {
+    use MapFn::{Cos, Erf, Exp, Log, Pow, Rem, Sigmoid, Sin, Tanh};
+    matches!(f, Pow | Rem | Exp | Log | Tanh | Erf | Sin | Cos | Sigmoid)
+}
