@@ -144,21 +144,26 @@ fn span(program: &RankProgram, view: &View, sizes: &[usize], strides: &[isize]) 
 
 /// Calls `visit` with every piece of memory that an action touches, and whether it writes it.
 fn touched(program: &RankProgram, action: &Action, visit: &mut dyn FnMut(BufferId, Range<usize>, bool)) {
-    let Action::Loop(l) = action else {
-        return each_view(action, &mut |view, writes| {
-            visit(view.buffer, span(program, view, &view.shape, &view.strides), writes);
-        });
-    };
-    for instruction in &l.body {
-        if let Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } = instruction {
-            // An accumulating store sets its target even if the loop runs over nothing: count a size of 0
-            // along which it does not move as 1.
-            let sizes: Vec<usize> =
-                l.dims.iter().zip(strides).map(|(&n, &stride)| if stride == 0 { 1 } else { n }).collect();
-            let writes = matches!(instruction, Instruction::Store { .. });
-            visit(view.buffer, span(program, view, &sizes, strides), writes);
+    let mut body = |dims: &[usize], body: &[Instruction]| {
+        for instruction in body {
+            if let Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } = instruction {
+                // An accumulating store sets its target even if the loop runs over nothing: count a size of 0
+                // along which it does not move as 1.
+                let sizes: Vec<usize> =
+                    dims.iter().zip(strides).map(|(&n, &stride)| if stride == 0 { 1 } else { n }).collect();
+                let writes = matches!(instruction, Instruction::Store { .. });
+                visit(view.buffer, span(program, view, &sizes, strides), writes);
+            }
         }
+    };
+    match action {
+        Action::Loop(l) => return body(&l.dims, &l.body),
+        Action::Contract(c) => body(&c.dims().map(|d| d.size).collect::<Vec<_>>(), &c.epilogue),
+        _ => {}
     }
+    each_view(action, &mut |view, writes| {
+        visit(view.buffer, span(program, view, &view.shape, &view.strides), writes);
+    });
 }
 
 /// Points 1 and 2, and that groups make sense.

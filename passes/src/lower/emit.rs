@@ -5,9 +5,9 @@
 //! An all-reduce writes its result over its operand where nobody else reads that.
 
 use super::attention::{self, Attention, Stats};
-use super::depend;
 use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::schedule::{Launch, Schedule, why};
+use super::{depend, epilogue};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -302,6 +302,9 @@ impl Emitter<'_> {
         if kernel.is_loop {
             return self.fused(kernel, in_place);
         }
+        if !kernel.products.is_empty() {
+            return self.products(kernel);
+        }
         if let Some(attention) = &kernel.attention {
             return self.attention(kernel, &attention.0, &attention.1);
         }
@@ -311,41 +314,10 @@ impl Emitter<'_> {
         let operands = self.graph.operands(node);
         let label = n.op.name();
         match &n.op {
-            Op::Einsum { subs } => {
-                let left = self.view(operands[0], phase);
-                let right = self.view(operands[1], phase);
+            Op::Einsum { .. } => {
                 let out = self.define(value);
-                let mut c = Contract {
-                    left,
-                    right,
-                    out,
-                    batch: vec![],
-                    m: vec![],
-                    n: vec![],
-                    k: vec![],
-                    scale: 1.0,
-                    epilogue: Vec::new(),
-                };
-                let position = |row: &Vec<u8>, l: usize| row.iter().position(|&x| x as usize == l);
-                for l in 0..subs.letters() {
-                    let at =
-                        (position(&subs.operands[0], l), position(&subs.operands[1], l), position(&subs.result, l));
-                    let stride = |v: &View, d: Option<usize>| d.map_or(0, |d| v.strides[d]);
-                    let size = at.0.map(|d| c.left.shape[d]).or(at.1.map(|d| c.right.shape[d])).unwrap_or(1);
-                    let dim = ContractDim {
-                        size,
-                        left: stride(&c.left, at.0),
-                        right: stride(&c.right, at.1),
-                        out: stride(&c.out, at.2),
-                    };
-                    match (at.0.is_some(), at.1.is_some(), at.2.is_some()) {
-                        (true, true, true) => c.batch.push(dim),
-                        (true, false, true) => c.m.push(dim),
-                        (false, true, true) => c.n.push(dim),
-                        _ => c.k.push(dim),
-                    }
-                }
-                self.push(Action::Contract(c), phase, label);
+                let (product, _) = self.contract(node, out);
+                self.push(Action::Contract(product), phase, label);
             }
             Op::Take | Op::ScatterAdd => {
                 let (rows, width) = {
@@ -410,6 +382,82 @@ impl Emitter<'_> {
                 self.push(Action::TopK { from, values, indices }, phase, label);
             }
             op => unreachable!("{} is not run", op.name()),
+        }
+    }
+
+    /// A product written to `out`, which lies like its result, and for each dimension of the action's result
+    /// which one it is of the node's.
+    fn contract(&mut self, node: NodeIndex, out: View) -> (Contract, Vec<usize>) {
+        let n = self.graph.node(node);
+        let Op::Einsum { subs } = &n.op else { unreachable!("{} is no product", n.op.name()) };
+        let operands = self.graph.operands(node);
+        let [left, right] = [0, 1].map(|i| self.view(operands[i], n.origin.phase));
+        let epilogue = Vec::new();
+        let mut c = Contract { left, right, out, batch: vec![], m: vec![], n: vec![], k: vec![], scale: 1.0, epilogue };
+        let mut order = [Vec::new(), Vec::new(), Vec::new()];
+        let position = |row: &Vec<u8>, l: usize| row.iter().position(|&x| x as usize == l);
+        for l in 0..subs.letters() {
+            let at = (position(&subs.operands[0], l), position(&subs.operands[1], l), position(&subs.result, l));
+            let stride = |v: &View, d: Option<usize>| d.map_or(0, |d| v.strides[d]);
+            let size = at.0.map(|d| c.left.shape[d]).or(at.1.map(|d| c.right.shape[d])).unwrap_or(1);
+            let dim = ContractDim {
+                size,
+                left: stride(&c.left, at.0),
+                right: stride(&c.right, at.1),
+                out: stride(&c.out, at.2),
+            };
+            let group = match (at.0.is_some(), at.1.is_some(), at.2) {
+                (true, true, Some(d)) => (&mut c.batch, Some((0, d))),
+                (true, false, Some(d)) => (&mut c.m, Some((1, d))),
+                (false, true, Some(d)) => (&mut c.n, Some((2, d))),
+                _ => (&mut c.k, None),
+            };
+            group.0.push(dim);
+            if let Some((of, d)) = group.1 {
+                order[of].push(d);
+            }
+        }
+        (c, order.concat())
+    }
+
+    /// Products whose sum goes through an epilogue: each but the last is added to those before it.
+    fn products(&mut self, kernel: &Kernel) {
+        let graph = self.graph;
+        let [terms @ .., host] = &kernel.products[..] else { unreachable!("there is a product") };
+        let phase = graph.node(*host).origin.phase;
+        let written: Vec<NodeIndex> =
+            kernel.nodes.iter().copied().filter(|n| self.stored[n.index()] && !kernel.products.contains(n)).collect();
+        let result = epilogue::result(graph, kernel, &written, *host, &kernel.dims[host]);
+        let result = result.expect("an epilogue has a result like the product's");
+        let out = self.define(result.into());
+        for (i, &term) in terms.iter().enumerate() {
+            let (mut product, order) = self.contract(term, out.clone());
+            if i > 0 {
+                let strides: Vec<isize> = order.iter().map(|&d| out.strides[d]).collect();
+                let before = Instruction::Load { view: out.clone(), strides: strides.clone() };
+                let dtype = out.dtype;
+                let sum = Instruction::Map { f: MapFn::Add, args: vec![0, 1], dtype };
+                product.epilogue = vec![Instruction::Given { index: 0, dtype }, before, sum, store(&out, strides, 2)];
+            }
+            self.push(Action::Contract(product), phase, graph.node(term).op.name());
+        }
+        let members: Vec<NodeIndex> = kernel.members().into_iter().filter(|n| !kernel.products.contains(n)).collect();
+        self.operands(kernel, &members, phase);
+        let (mut product, order) = self.contract(*host, out);
+        let order: Vec<LoopDim> = order.iter().map(|&d| kernel.dims[host][d]).collect();
+        product.epilogue = self.body(kernel, &members, &order, &HashMap::new(), Some(result));
+        let made: Vec<NodeIndex> = members.into_iter().filter(|n| !kernel.again.contains(n)).collect();
+        let label = format!("{} + {}", graph.node(*host).op.name(), loop_label(graph, &made));
+        self.push(Action::Contract(product), phase, label);
+    }
+
+    /// Has everything in memory that the members of a loop or an epilogue read from there.
+    fn operands(&mut self, kernel: &Kernel, members: &[NodeIndex], phase: Phase) {
+        for v in members.iter().flat_map(|&node| self.graph.operands(node)) {
+            let op = self.graph.op(v);
+            if !kernel.dims.contains_key(&v.node) && !matches!(op, Op::Fill(_)) && !matches!(op, Op::Iota) {
+                self.view(v, phase);
+            }
         }
     }
 
@@ -608,34 +656,59 @@ impl Emitter<'_> {
         let phase = graph.node(last).origin.phase;
         // What is read from memory must be there before the loop's instructions are written.
         let members = kernel.members();
-        for &node in &members {
-            for v in graph.operands(node) {
-                let op = graph.op(v);
-                if !kernel.dims.contains_key(&v.node) && !matches!(op, Op::Fill(_)) && !matches!(op, Op::Iota) {
-                    self.view(v, phase);
-                }
-            }
-        }
+        self.operands(kernel, &members, phase);
         let order = loop_order(graph, kernel, &self.stored);
+        let extent = |&d: &LoopDim| {
+            let (v, i) = kernel.space[d];
+            self.shape(graph.ty(v))[i]
+        };
+        let dims: Vec<usize> = order.iter().map(extent).collect();
+        let body = self.body(kernel, &members, &order, in_place, None);
+        debug_assert!(members.iter().all(|&n| is_loop_op(&graph.node(n).op)));
+        self.push(Action::Loop(Loop { dims, body }), phase, loop_label(graph, &kernel.nodes));
+    }
+
+    /// The instructions of a loop over dimensions in that order, or of the epilogue of a kernel's products, whose result
+    /// `result` is written last.
+    fn body(
+        &mut self,
+        kernel: &Kernel,
+        members: &[NodeIndex],
+        order: &[LoopDim],
+        in_place: &HashMap<NodeIndex, String>,
+        result: Option<NodeIndex>,
+    ) -> Vec<Instruction> {
+        let graph = self.graph;
         let place_of = |d: LoopDim| order.iter().position(|&o| o == d).expect("every index has a place");
-        let extents: Vec<usize> = order
-            .iter()
-            .map(|&d| {
-                let (v, i) = kernel.space[d];
-                self.shape(graph.ty(v))[i]
-            })
-            .collect();
         let row = order.len().wrapping_sub(1);
         let mut body: Vec<Instruction> = Vec::new();
         let mut registers: HashMap<Value, usize> = HashMap::new();
         let mut loads: HashMap<(Value, Vec<LoopDim>), usize> = HashMap::new();
         let mut stores: Vec<Instruction> = Vec::new();
-        for &node in &members {
+        let summed = match &kernel.products[..] {
+            [] => &[][..],
+            [terms @ .., host] => {
+                let dtype = graph.node(*host).types[0].dtype;
+                registers.insert((*host).into(), push(&mut body, Instruction::Given { index: 0, dtype }));
+                if let (Some(first), Some(result)) = (terms.first(), result) {
+                    let view = self.views[&result.into()].clone();
+                    let dims: Vec<LoopDim> = kernel.dims[&result].iter().map(|&d| place_of(d)).collect();
+                    let strides = spread(&view.strides, &dims, order.len());
+                    registers.insert((*first).into(), push(&mut body, Instruction::Load { view, strides }));
+                }
+                // The sum of all terms is what the first of them was.
+                terms.get(1..).unwrap_or_default()
+            }
+        };
+        for &node in members {
             let n = graph.node(node);
             let rows = letters(graph, node);
             let at = &kernel.letters[&node];
             let mut args = Vec::new();
             for (v, row_letters) in graph.operands(node).into_iter().zip(&rows.operands) {
+                if summed.contains(&v.node) {
+                    continue;
+                }
                 if let Some(&r) = registers.get(&v) {
                     args.push(r);
                     continue;
@@ -697,20 +770,19 @@ impl Emitter<'_> {
                         self.views.insert(value, view.clone());
                         view
                     }
+                    None if result == Some(node) => self.views[&value].clone(),
                     None => self.define(value),
                 };
                 let strides = spread(&view.strides, &dims, order.len());
                 stores.push(Instruction::Store { view, strides, arg: register, accumulate });
-                if in_place.is_empty() {
-                    body.append(&mut stores); // early, so that registers die early
+                if in_place.is_empty() && result != Some(node) {
+                    body.extend(stores.pop()); // early, so that registers die early
                 }
             }
         }
-        // Written over an input: only when everything has been read.
+        // Written over an input, or the last result: only when everything has been read.
         body.append(&mut stores);
-        let label = loop_label(graph, kernel);
-        debug_assert!(members.iter().all(|&n| is_loop_op(&graph.node(n).op)));
-        self.push(Action::Loop(Loop { dims: extents, body }), phase, label);
+        body
     }
 }
 
@@ -781,17 +853,17 @@ fn loop_order(graph: &Graph, kernel: &Kernel, stored: &[bool]) -> Vec<LoopDim> {
 }
 
 /// `loop` with the functions that make it recognizable.
-fn loop_label(graph: &Graph, kernel: &Kernel) -> String {
-    let has = |f: fn(&Op) -> bool| kernel.nodes.iter().any(|&n| f(&graph.node(n).op));
-    let is_map = |g: MapFn| kernel.nodes.iter().any(|&n| matches!(&graph.node(n).op, Op::Map { f, .. } if *f == g));
+fn loop_label(graph: &Graph, nodes: &[NodeIndex]) -> String {
+    let has = |f: fn(&Op) -> bool| nodes.iter().any(|&n| f(&graph.node(n).op));
+    let is_map = |g: MapFn| nodes.iter().any(|&n| matches!(&graph.node(n).op, Op::Map { f, .. } if *f == g));
     let sums = has(|op| matches!(op, Op::Reduce { op: ReduceOp::Sum, .. }));
     let maxes = has(|op| matches!(op, Op::Reduce { op: ReduceOp::Max, .. }));
     let name = match () {
         () if maxes && sums && is_map(MapFn::Exp) => "softmax",
         () if sums && (is_map(MapFn::Rsqrt) || is_map(MapFn::Sqrt)) => "norm",
         () if sums => "reduce",
-        () if kernel.nodes.len() == 1 => return graph.node(kernel.nodes[0]).op.name(),
+        () if nodes.len() == 1 => return graph.node(nodes[0]).op.name(),
         () => "map",
     };
-    format!("fused {name} ({})", kernel.nodes.len())
+    format!("fused {name} ({})", nodes.len())
 }

@@ -25,19 +25,22 @@ pub type LoopDim = usize;
 pub struct Kernel {
     /// Members in program order.
     pub nodes: Vec<NodeIndex>,
-    /// For a loop: per member result, the loop index of each of its dimensions. Reductions also list
+    /// For a loop or an epilogue: per member result, the loop index of each of its dimensions. Reductions also list
     /// their operand's indices in `spaces`.
     pub dims: HashMap<NodeIndex, Vec<LoopDim>>,
-    /// For a loop: per member, the loop index of each of its subscript letters.
+    /// For a loop or an epilogue: per member, the loop index of each of its subscript letters.
     pub letters: HashMap<NodeIndex, Vec<LoopDim>>,
-    /// For a loop: a value and dimension that has each loop index, to find its extent.
+    /// For a loop or an epilogue: a value and dimension that has each loop index, to find its extent.
     pub space: Vec<(Value, usize)>,
     /// For a loop: the index that is reduced within a row.
     pub row: Option<LoopDim>,
     /// Whether this is a loop.
     pub is_loop: bool,
-    /// Of a loop: nodes of earlier loops that it computes again for itself, in program order ([`super::recompute`]).
+    /// Of a loop or an epilogue: nodes of earlier loops that it computes again for itself, in program order ([`super::recompute`]).
     pub again: Vec<NodeIndex>,
+    /// Of products whose sum goes through an epilogue, which are the other members: those products, the last one (often
+    /// the only one) last ([`super::epilogue`]).
+    pub products: Vec<NodeIndex>,
     /// Of an attention: what it does, and every value that it reads, be it again.
     pub attention: Option<Box<(Attention, Vec<Value>)>>,
 }
@@ -77,7 +80,7 @@ pub fn is_free(op: &Op) -> bool {
 }
 
 /// Whether two nodes are of one phase and one micro-batch, which run apart from the others.
-fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
+pub(super) fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
     let (a, b) = (&graph.node(a).origin, &graph.node(b).origin);
     a.phase == b.phase && micro_batch(&a.module) == micro_batch(&b.module)
 }

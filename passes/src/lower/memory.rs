@@ -78,17 +78,10 @@ fn lives(program: &RankProgram) -> Vec<Option<Life>> {
 /// Calls `visit` with every view that an action touches, and whether it writes it.
 pub(super) fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View, bool)) {
     match action {
-        Action::Loop(l) => {
-            for ins in &l.body {
-                match ins {
-                    Instruction::Load { view, .. } => visit(view, false),
-                    Instruction::Store { view, .. } => visit(view, true),
-                    _ => {}
-                }
-            }
-        }
+        Action::Loop(l) => each_view_of(&l.body, visit),
         Action::Contract(c) => {
             [(&c.left, false), (&c.right, false), (&c.out, true)].into_iter().for_each(|(v, w)| visit(v, w));
+            each_view_of(&c.epilogue, visit);
         }
         Action::Attention(a) => a.each_view(visit),
         Action::Take { table, index, out, .. } => {
@@ -109,5 +102,15 @@ pub(super) fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View,
             visit(&c.to, true);
         }
         Action::Wait { .. } => {}
+    }
+}
+
+fn each_view_of<'a>(body: &'a [Instruction], visit: &mut impl FnMut(&'a View, bool)) {
+    for ins in body {
+        match ins {
+            Instruction::Load { view, .. } => visit(view, false),
+            Instruction::Store { view, .. } => visit(view, true),
+            _ => {}
+        }
     }
 }

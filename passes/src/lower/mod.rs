@@ -2,12 +2,14 @@
 //!
 //! 1. [`mod@attention`] is found, then [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
 //!    optimizer updates are found here), and kernels are ordered;
-//! 2. `bucket`: collectives that are alike become one;
-//! 3. [`mod@schedule`]: collectives start early and are waited for late;
-//! 4. `emit`: for one rank, local shapes, strides and offsets;
-//! 5. `memory`: buffers get places in one arena by their lives.
+//! 2. `recompute`: loops compute again what is not worth keeping in memory;
+//! 3. `epilogue`: elementwise work behind a product becomes a part of it;
+//! 4. `bucket`: collectives that are alike become one;
+//! 5. [`mod@schedule`]: collectives start early and are waited for late;
+//! 6. `emit`: for one rank, local shapes, strides and offsets;
+//! 7. `memory`: buffers get places in one arena by their lives.
 //!
-//! Steps 1 to 3 look at global types only and are done once for all ranks. [`check_ranks`] proves of
+//! Steps 1 to 5 look at global types only and are done once for all ranks. [`check_ranks`] proves of
 //! the programs of all ranks that they fit together.
 //!
 //! Before: `%4 = mul %2, %3 : f32[16, 256@tp]`, `%5 = reduce_sum "ab->a" %4`.
@@ -19,6 +21,7 @@ mod bucket;
 pub mod check_ranks;
 mod depend;
 mod emit;
+mod epilogue;
 pub mod group;
 mod memory;
 mod recompute;
@@ -43,6 +46,8 @@ pub struct LowerOptions {
     pub attention: bool,
     /// Whether loops compute again what is cheaper to compute than to keep.
     pub recompute: bool,
+    /// Whether elementwise work behind a product is a part of it.
+    pub epilogues: bool,
     /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
     /// (`DEPTH` in `comm/threads.rs`).
     pub in_flight: usize,
@@ -61,6 +66,7 @@ impl Default for LowerOptions {
             window: 32,
             attention: true,
             recompute: true,
+            epilogues: true,
             in_flight: 32,
             memory_growth: 0.1,
             cost,
@@ -99,6 +105,9 @@ pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
     let mut kernels = group::kernels(graph, options.attention);
     if options.recompute {
         recompute::recompute(graph, &mut kernels);
+    }
+    if options.epilogues {
+        kernels = epilogue::join(graph, kernels);
     }
     let kernels = bucket::buckets(graph, kernels, options);
     schedule::schedule(graph, kernels, options)

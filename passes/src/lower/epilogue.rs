@@ -1,0 +1,260 @@
+//! Elementwise work right behind a product becomes a part of it (an *epilogue*, as cublasLt and CUTLASS say): bias,
+//! activation, residual, and sums of several products.
+//!
+//! ```text
+//! before                                    after
+//! %1 = einsum x, w                          %1 = einsum x, w … given
+//! loop: r0 = load %1, r1 = load bias            r0 = given, r1 = load bias
+//!       r2 = add r0, r1 ; store r2              r2 = add r0, r1 ; store r2
+//! %4 = einsum a, b ; %5 = einsum c, d       %4 = einsum a, b -> out
+//! loop: r2 = add %4, %5 ; store r2          %5 = einsum c, d … out += given
+//! ```
+//!
+//! A loop joins the last of the products that it reads if nobody else reads that product, the loop only computes
+//! elements over exactly its dimensions, and everything else that it reads is there before: the product is not
+//! moved behind a collective that it would have hidden. Of a loop that does more (a norm), the sum of several
+//! products leaves for the last of them. Products that are only terms of one sum are added up in its memory.
+
+use super::bucket::is_collective;
+use super::depend::{source, updates};
+use super::group::{Kernel, LoopDim, is_free, is_together, letters};
+use petgraph::graph::NodeIndex;
+use std::collections::{HashMap, HashSet};
+use tpc_ir::{Graph, MapFn, Op, Phase, Value};
+
+/// Joins loops with the products in front of them. The order stays.
+pub(super) fn join(graph: &Graph, kernels: Vec<Kernel>) -> Vec<Kernel> {
+    let mut state = State::new(graph, kernels);
+    for k in 0..state.kernels.len() {
+        if !state.kernels[k].is_loop {
+            continue;
+        }
+        if let Some(found) = state.whole(k) {
+            let kernel = std::mem::take(&mut state.kernels[k]);
+            state.merge(k, kernel, found);
+            continue;
+        }
+        for sum in state.kernels[k].nodes.clone() {
+            let alone = state.alone(k, sum);
+            if let Some((kernel, found)) = alone.and_then(|kernel| Some((kernel.clone(), state.sum(k, &kernel)?))) {
+                let rest = &mut state.kernels[k];
+                rest.nodes.retain(|&n| n != sum);
+                rest.dims.remove(&sum);
+                rest.letters.remove(&sum);
+                state.merge(k, kernel, found);
+            }
+        }
+    }
+    state.kernels.into_iter().filter(|k| !k.nodes.is_empty()).collect()
+}
+
+/// The products that a loop joins, the last one last, and the dimensions of the loop that they have.
+struct Found {
+    products: Vec<NodeIndex>,
+    dims: Vec<LoopDim>,
+}
+
+struct State<'a> {
+    graph: &'a Graph,
+    kernels: Vec<Kernel>,
+    /// The kernel that makes each node.
+    home: Vec<Option<usize>>,
+    /// Kernels that read each node's memory.
+    readers: Vec<HashSet<usize>>,
+    /// Values that must be in memory: outputs, and what is seen through views.
+    kept: Vec<bool>,
+    /// Nodes that are an input's new value.
+    updates: HashSet<NodeIndex>,
+}
+
+impl<'a> State<'a> {
+    fn new(graph: &'a Graph, kernels: Vec<Kernel>) -> Self {
+        let mut state = State {
+            graph,
+            home: vec![None; graph.len()],
+            readers: vec![HashSet::new(); graph.len()],
+            kept: vec![false; graph.len()],
+            updates: updates(graph).map(|(_, node)| node).collect(),
+            kernels,
+        };
+        for (k, kernel) in state.kernels.iter().enumerate() {
+            kernel.nodes.iter().for_each(|n| state.home[n.index()] = Some(k));
+        }
+        for (k, kernel) in state.kernels.iter().enumerate() {
+            for v in kernel.reads(graph) {
+                let from = source(graph, v.node).index();
+                if state.home[from] != Some(k) {
+                    state.readers[from].insert(k);
+                }
+                state.kept[from] |= is_free(graph.op(v));
+            }
+        }
+        graph.outputs.iter().for_each(|o| state.kept[source(graph, o.value.node).index()] = true);
+        state
+    }
+
+    /// Whether only loop `k` reads a product.
+    fn is_own(&self, k: usize, product: NodeIndex) -> bool {
+        let at = product.index();
+        let Some(home) = self.home[at] else { return false };
+        matches!(self.graph.node(product).op, Op::Einsum { .. })
+            && self.graph.node(product).types[0].dtype.is_float()
+            && self.kernels[home].products.is_empty()
+            && !self.kept[at]
+            && self.readers[at].len() == 1
+            && self.readers[at].contains(&k)
+            && is_together(self.graph, product, self.kernels[k].nodes[0])
+    }
+
+    /// Whether a value is in memory before kernel `at` runs.
+    fn is_before(&self, v: Value, at: usize) -> bool {
+        self.home[source(self.graph, v.node).index()].is_none_or(|home| home < at)
+    }
+
+    /// The dimensions that a loop reads a product along; none if it reads it along several.
+    fn along(&self, kernel: &Kernel, product: NodeIndex) -> Option<Vec<LoopDim>> {
+        let mut found: Option<Vec<LoopDim>> = None;
+        for reader in kernel.members() {
+            for (v, row) in self.graph.operands(reader).into_iter().zip(letters(self.graph, reader).operands) {
+                if v.node != product {
+                    continue;
+                }
+                let dims: Vec<LoopDim> = row.iter().map(|&l| kernel.letters[&reader][l as usize]).collect();
+                if found.as_ref().is_some_and(|f| *f != dims) {
+                    return None;
+                }
+                found = Some(dims);
+            }
+        }
+        found
+    }
+
+    /// The products that all of loop `k` can join.
+    fn whole(&self, k: usize) -> Option<Found> {
+        let kernel = &self.kernels[k];
+        let maps = kernel.nodes.iter().all(|n| matches!(self.graph.node(*n).op, Op::Map { .. }));
+        let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer && !self.updates.contains(n);
+        (maps && kernel.nodes.iter().all(early)).then_some(())?;
+        self.found(k, kernel)
+    }
+
+    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere.
+    fn alone(&self, k: usize, sum: NodeIndex) -> Option<Kernel> {
+        let n = self.graph.node(sum);
+        let operands = self.graph.operands(sum);
+        let is_own = |v: &&Value| self.is_own(k, v.node);
+        let sums = matches!(n.op, Op::Map { f: MapFn::Add, .. }) && operands.iter().filter(is_own).count() > 1;
+        let kernel = &self.kernels[k];
+        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node)) {
+            return None;
+        }
+        let rank = n.types[0].rank();
+        let letters = letters(self.graph, sum);
+        let mut along = vec![0; letters.count];
+        letters.result.iter().enumerate().for_each(|(d, &l)| along[l as usize] = d);
+        Some(Kernel {
+            nodes: vec![sum],
+            dims: HashMap::from([(sum, (0..rank).collect())]),
+            letters: HashMap::from([(sum, along)]),
+            space: (0..rank).map(|d| (sum.into(), d)).collect(),
+            is_loop: true,
+            ..Kernel::default()
+        })
+    }
+
+    /// The products of a sum that leaves loop `k`: at least two.
+    fn sum(&self, k: usize, kernel: &Kernel) -> Option<Found> {
+        self.found(k, kernel).filter(|found| found.products.len() > 1)
+    }
+
+    /// The products that a loop can join whose members are those of loop `k`, or some of them.
+    fn found(&self, k: usize, kernel: &Kernel) -> Option<Found> {
+        let graph = self.graph;
+        let reads = kernel.reads(graph);
+        let own: Vec<NodeIndex> = reads.iter().map(|v| v.node).filter(|&p| self.is_own(k, p)).collect();
+        let host = own.iter().copied().max_by_key(|p| self.home[p.index()])?;
+        let at = self.home[host.index()]?;
+        let dims = self.along(kernel, host)?;
+        let all: HashSet<LoopDim> = dims.iter().copied().collect();
+        if all.len() != dims.len() || dims.len() != kernel.space.len() {
+            return None;
+        }
+        let there = |v: &Value| v.node == host || kernel.dims.contains_key(&v.node) || self.is_before(*v, at);
+        // What others read is written once for each element, and one of them as the product would be.
+        let leaves = |n: &NodeIndex| {
+            self.kept[n.index()] || self.readers[n.index()].iter().any(|&r| r != k) || kernel.nodes.len() == 1
+        };
+        let written: Vec<NodeIndex> = kernel.nodes.iter().copied().filter(leaves).collect();
+        if !reads.iter().all(there) || written.iter().any(|n| kernel.dims[n].len() != dims.len()) {
+            return None;
+        }
+        result(graph, kernel, &written, host, &dims)?;
+        let mut products: Vec<NodeIndex> = Vec::new();
+        // Terms of the sum that has the last product as a term, and nothing else reads them.
+        let terms = kernel.nodes.iter().find(|&&n| {
+            matches!(graph.node(n).op, Op::Map { f: MapFn::Add, .. }) && graph.operands(n).contains(&host.into())
+        });
+        let is_term = |p: NodeIndex| {
+            let once = graph.users(p).count() == 1 && self.along(kernel, p).as_ref() == Some(&dims);
+            let hides = |home| (home..at).any(|j| is_collective(graph, &self.kernels[j]));
+            let same = graph.node(p).types[0].dtype == graph.node(host).types[0].dtype;
+            once && same && own.contains(&p) && !self.home[p.index()].is_some_and(hides)
+        };
+        if is_term(host) {
+            let operands = terms.into_iter().flat_map(|&sum| graph.operands(sum)).map(|v| v.node);
+            products.extend(operands.filter(|&p| p != host && is_term(p)));
+        }
+        products.sort_unstable_by_key(|p| self.home[p.index()]);
+        products.push(host);
+        Some(Found { products, dims })
+    }
+
+    /// Makes a loop, or a part of loop `k`, the epilogue of its products.
+    fn merge(&mut self, k: usize, mut kernel: Kernel, found: Found) {
+        let graph = self.graph;
+        let host = *found.products.last().expect("there is a product");
+        let at = self.home[host.index()].expect("products have kernels");
+        for &node in &kernel.nodes {
+            self.home[node.index()] = Some(at);
+            self.readers[node.index()].remove(&at);
+            if !self.kernels[k].nodes.is_empty() {
+                self.readers[node.index()].insert(k);
+            }
+        }
+        for v in kernel.reads(graph) {
+            let readers = &mut self.readers[source(graph, v.node).index()];
+            readers.remove(&k);
+            readers.insert(at);
+        }
+        for &product in &found.products {
+            let home = self.home[product.index()].replace(at).expect("products have kernels");
+            self.kernels[home] = Kernel::default();
+            for v in graph.operands(product) {
+                let readers = &mut self.readers[source(graph, v.node).index()];
+                readers.remove(&home);
+                readers.insert(at);
+            }
+            self.readers[product.index()].clear();
+            kernel.dims.insert(product, found.dims.clone());
+        }
+        kernel.nodes.extend(&found.products);
+        kernel.nodes.sort_unstable();
+        kernel.is_loop = false;
+        kernel.products = found.products;
+        self.kernels[at] = kernel;
+    }
+}
+
+/// Of what an epilogue writes, the value that lies where the product would lie: the last one of its dimensions in its
+/// order, of a type that can hold it.
+pub(super) fn result(
+    graph: &Graph,
+    kernel: &Kernel,
+    written: &[NodeIndex],
+    product: NodeIndex,
+    dims: &[LoopDim],
+) -> Option<NodeIndex> {
+    let dtype = |n: NodeIndex| graph.node(n).types[0].dtype;
+    let holds = |n: &&NodeIndex| dtype(**n).is_float() && dtype(**n).bytes() >= dtype(product).bytes();
+    written.iter().rev().filter(holds).find(|n| kernel.dims[n] == dims).copied()
+}
