@@ -128,6 +128,15 @@ struct Operand<T> {
     put: Put<T>,
 }
 
+/// Where a product is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// In the arena, as the contraction says.
+    Arena,
+    /// In the scratch, from [`Prepared::whole`] on, as the contraction's strides say.
+    Scratch,
+}
+
 /// A prepared product in one type.
 #[derive(Clone, Debug)]
 pub(crate) struct Product<T: 'static> {
@@ -155,6 +164,8 @@ pub(crate) struct Product<T: 'static> {
     dots: bool,
     /// Left and right are exchanged, and rows and columns with them.
     swapped: bool,
+    /// The result is in the scratch, as so many elements.
+    whole: Option<usize>,
 }
 
 /// A part of a prepared product: where it begins in left, right and result, in elements, how many rows, columns
@@ -186,14 +197,18 @@ pub(crate) enum Prepared {
 // SAFETY: the pointers lead into the arena of the rank that runs the product.
 unsafe impl Send for Prepared {}
 
-/// Prepares a product.
-pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Prepared, String> {
-    let narrow = |d: DType| matches!(d, DType::F32 | DType::BF16 | DType::F16);
-    if [&c.left, &c.right, &c.out].iter().all(|v| narrow(v.dtype)) {
-        product(c, arena, buffers).map(Prepared::F32)
+/// Prepares a product, without its epilogue.
+pub(crate) fn prepare(c: &Contract, target: Target, arena: &Arena, buffers: &[Buffer]) -> Result<Prepared, String> {
+    if [&c.left, &c.right, &c.out].iter().all(|v| is_narrow(v.dtype)) {
+        product(c, target, arena, buffers).map(Prepared::F32)
     } else {
-        product(c, arena, buffers).map(Prepared::F64)
+        product(c, target, arena, buffers).map(Prepared::F64)
     }
+}
+
+/// Whether f32 is enough for a product of such elements.
+pub(crate) fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
 impl Prepared {
@@ -217,6 +232,14 @@ impl Prepared {
                 Prepared::F32(p) => p.run(scratch.cast()),
                 Prepared::F64(p) => p.run(scratch.cast()),
             }
+        }
+    }
+
+    /// Where a product in the scratch begins.
+    pub(crate) fn whole(&self, scratch: *mut u8) -> *mut u8 {
+        match self {
+            Prepared::F32(p) => p.whole(scratch.cast()).cast(),
+            Prepared::F64(p) => p.whole(scratch.cast()).cast(),
         }
     }
 
@@ -262,7 +285,7 @@ fn total(dims: &[ContractDim]) -> usize {
     dims.iter().map(|d| d.size).product()
 }
 
-fn product<T: Real>(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Product<T>, String>
+fn product<T: Real>(c: &Contract, target: Target, arena: &Arena, buffers: &[Buffer]) -> Result<Product<T>, String>
 where
     f64: Stored<T>,
     f32: Stored<T>,
@@ -273,6 +296,11 @@ where
     u8: Stored<T>,
     Truth: Stored<T>,
 {
+    let access = |dtype: DType, base: *mut u8| {
+        let native = dtype.bytes() == size_of::<T>() && dtype.is_float();
+        let (get, put): (Get<T>, Put<T>) = with_element!(dtype, E => (get::<E, T>, put::<E, T>));
+        Operand { base, native, bytes: dtype.bytes(), get, put }
+    };
     let operand = |view: &View, name: &str, groups: [Strided<'_>; 3]| {
         let mut sizes = Vec::new();
         let mut strides = Vec::new();
@@ -281,21 +309,27 @@ where
             strides.extend(dims.iter().map(stride));
         }
         let place = arena.resolve(buffers, view, &sizes, &strides).map_err(|e| format!("{name}: {e}"))?;
-        let native = view.dtype.bytes() == size_of::<T>() && view.dtype.is_float();
-        let (get, put): (Get<T>, Put<T>) = with_element!(view.dtype, E => (get::<E, T>, put::<E, T>));
-        Ok::<_, String>((Operand { base: place.base, native, bytes: view.dtype.bytes(), get, put }, place))
+        Ok::<_, String>((access(view.dtype, place.base), place))
     };
     let (left, left_place) =
         operand(&c.left, "left", [(&c.batch, |d| d.left), (&c.m, |d| d.left), (&c.k, |d| d.left)])?;
     let (right, right_place) =
         operand(&c.right, "right", [(&c.batch, |d| d.right), (&c.k, |d| d.right), (&c.n, |d| d.right)])?;
-    let (out, out_place) = operand(&c.out, "out", [(&c.batch, |d| d.out), (&c.m, |d| d.out), (&c.n, |d| d.out)])?;
-    if out_place.overlaps(&left_place) || out_place.overlaps(&right_place) {
-        return Err("the result overlaps an operand".into());
-    }
+    let (out, whole) = match target {
+        Target::Arena => {
+            let (out, place) = operand(&c.out, "out", [(&c.batch, |d| d.out), (&c.m, |d| d.out), (&c.n, |d| d.out)])?;
+            if place.overlaps(&left_place) || place.overlaps(&right_place) {
+                return Err("the result overlaps an operand".into());
+            }
+            (out, None)
+        }
+        Target::Scratch => {
+            let elements = (total(&c.batch) * total(&c.m) * total(&c.n) * c.out.dtype.bytes()).div_ceil(size_of::<T>());
+            (access(c.out.dtype, std::ptr::null_mut()), Some(elements))
+        }
+    };
     let repeated = |d: &ContractDim| d.out == 0 && d.size > 1;
-    let mut of_out = c.batch.iter().chain(&c.m).chain(&c.n);
-    if of_out.clone().all(|d| d.size > 0) && of_out.any(repeated) {
+    if c.dims().all(|d| d.size > 0) && c.dims().any(repeated) {
         return Err("a dimension of the result has stride 0".into());
     }
     let by = |dims: &[ContractDim], key: fn(&ContractDim) -> usize| {
@@ -338,6 +372,7 @@ where
         convert_out: false,
         dots: false,
         swapped: false,
+        whole,
     };
     // Vectors run along the columns of the result: exchange the operands if its rows are dense, or
     // if there is a single column.
@@ -391,8 +426,16 @@ impl<T: Real> Product<T> {
     }
 
     fn scratch_elements(&self) -> usize {
-        let sums = if self.convert_out { self.m * self.n } else { 0 };
+        self.whole_start() + self.whole.unwrap_or(0)
+    }
+
+    fn whole_start(&self) -> usize {
+        let sums = if self.convert_out { (self.m * self.n).next_multiple_of(16) } else { 0 };
         self.right_elements() + self.left_elements().next_multiple_of(16) + sums
+    }
+
+    fn whole(&self, scratch: *mut T) -> *mut T {
+        scratch.wrapping_add(self.whole_start())
     }
 
     unsafe fn run(&self, scratch: *mut T) {
@@ -458,8 +501,11 @@ impl<T: Real> Product<T> {
     unsafe fn one(&self, scratch: *mut T, part: Part) {
         let at = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
         let [m, n, k] = part.size;
-        let (left, right, out) =
-            (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]), at(&self.out, part.shift[2]));
+        let (left, right) = (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]));
+        let out = match self.whole {
+            None => at(&self.out, part.shift[2]),
+            Some(_) => self.whole(scratch).cast::<u8>().wrapping_offset(part.shift[2] * self.out.bytes as isize),
+        };
         // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
         // caller's.
         unsafe {
