@@ -19,21 +19,22 @@ use tpc_ir::program::{Buffer, Contract, ContractDim, View};
 /// Summed elements of a block: a panel of the right operand then fills half of the first cache.
 const BLOCK_K: usize = 256;
 /// Rows of a block: a block of the left operand then fills a quarter of the second cache.
-const BLOCK_M: usize = 120;
+pub(crate) const BLOCK_M: usize = 120;
 /// Columns of a block.
-const BLOCK_N: usize = 1024;
+pub(crate) const BLOCK_N: usize = 1024;
 /// Up to this many rows it is cheaper to read the right operand where it lies.
 const FEW_ROWS: usize = 24;
 
 /// Offsets of the elements of one operand along one group of dimensions.
 #[derive(Clone, Debug)]
-enum Offsets {
+pub(crate) enum Offsets {
     Affine(isize),
     Table(Vec<isize>),
 }
 
 impl Offsets {
-    fn new(dims: &[(usize, isize)]) -> Self {
+    /// Of row-major indices of dimensions, as `(size, stride)`.
+    pub(crate) fn new(dims: &[(usize, isize)]) -> Self {
         let dims: Vec<_> = dims.iter().copied().filter(|d| d.0 != 1).collect();
         let nests = dims.windows(2).all(|w| w[0].1 == w[1].1 * w[1].0 as isize);
         match dims.last() {
@@ -50,7 +51,7 @@ impl Offsets {
     }
 
     #[inline(always)]
-    fn at(&self, i: usize) -> isize {
+    pub(crate) fn at(&self, i: usize) -> isize {
         match self {
             Offsets::Affine(s) => i as isize * s,
             Offsets::Table(t) => t[i],
@@ -135,7 +136,26 @@ pub(crate) enum Target {
     Arena,
     /// In the scratch, from [`Prepared::whole`] on, as the contraction's strides say.
     Scratch,
+    /// In the scratch, but only for as long as a block is being computed: [`Prepared::run`] hands it on. The
+    /// contraction's strides only say how blocks are to lie, and its result has the type of the product.
+    Blocks,
 }
+
+/// A block of a product whose sums are complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// Number of the batch index, in the order of [`by_stride`].
+    pub(crate) batch: usize,
+    /// First row, and how many. Rows are columns if the product is [`Prepared::swapped`].
+    pub(crate) rows: (usize, usize),
+    /// First column, and how many.
+    pub(crate) columns: (usize, usize),
+    /// Where its first sum is if it is in the scratch; columns are neighbours, and rows [`Prepared::sum_stride`] apart.
+    pub(crate) sums: *mut u8,
+}
+
+/// Takes the blocks of a product.
+type Finish<'a> = &'a mut dyn FnMut(Block);
 
 /// A prepared product in one type.
 #[derive(Clone, Debug)]
@@ -158,8 +178,10 @@ pub(crate) struct Product<T: 'static> {
     tiles: Tiles<T>,
     pack_left: bool,
     read_right: bool,
-    /// The product is summed in the scratch and converted at the end.
+    /// Blocks are summed in the scratch and then converted.
     convert_out: bool,
+    /// Blocks are summed in the scratch and handed on.
+    hand_on: bool,
     /// A row times a matrix of dense columns.
     dots: bool,
     /// Left and right are exchanged, and rows and columns with them.
@@ -220,18 +242,35 @@ impl Prepared {
         }
     }
 
-    /// Computes the product.
+    /// Computes the product, adds it to what is there if it is to accumulate (a result stored in the product's type),
+    /// and calls `finish` with every block as soon as it is complete.
     ///
     /// # Safety
     /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the operands meanwhile.
-    pub(crate) unsafe fn run(&self, scratch: *mut u8) {
+    /// the operands meanwhile, except that `finish` may use the result and the block's sums.
+    pub(crate) unsafe fn run(&self, scratch: *mut u8, accumulate: bool, finish: Finish<'_>) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
-                Prepared::F32(p) => p.run(scratch.cast()),
-                Prepared::F64(p) => p.run(scratch.cast()),
+                Prepared::F32(p) => p.run(scratch.cast(), accumulate, finish),
+                Prepared::F64(p) => p.run(scratch.cast(), accumulate, finish),
             }
+        }
+    }
+
+    /// Whether rows of blocks are columns of the contraction, and columns rows.
+    pub(crate) fn swapped(&self) -> bool {
+        match self {
+            Prepared::F32(p) => p.swapped,
+            Prepared::F64(p) => p.swapped,
+        }
+    }
+
+    /// Elements between rows of sums in the scratch.
+    pub(crate) fn sum_stride(&self) -> usize {
+        match self {
+            Prepared::F32(p) => p.sum_stride(),
+            Prepared::F64(p) => p.sum_stride(),
         }
     }
 
@@ -281,6 +320,18 @@ impl Prepared {
     }
 }
 
+/// The positions of dimensions in the order in which blocks walk through them: those of size 1 are left out, and the
+/// one that lies densest is last.
+pub(crate) fn by_stride(dims: &[ContractDim]) -> Vec<usize> {
+    sorted(dims, |d| d.out.unsigned_abs())
+}
+
+fn sorted(dims: &[ContractDim], key: fn(&ContractDim) -> usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..dims.len()).filter(|&d| dims[d].size != 1).collect();
+    order.sort_by_key(|&d| std::cmp::Reverse(key(&dims[d])));
+    order
+}
+
 fn total(dims: &[ContractDim]) -> usize {
     dims.iter().map(|d| d.size).product()
 }
@@ -323,6 +374,7 @@ where
             }
             (out, None)
         }
+        Target::Blocks => (access(c.out.dtype, std::ptr::null_mut()), None),
         Target::Scratch => {
             let elements = (total(&c.batch) * total(&c.m) * total(&c.n) * c.out.dtype.bytes()).div_ceil(size_of::<T>());
             (access(c.out.dtype, std::ptr::null_mut()), Some(elements))
@@ -332,15 +384,11 @@ where
     if c.dims().all(|d| d.size > 0) && c.dims().any(repeated) {
         return Err("a dimension of the result has stride 0".into());
     }
-    let by = |dims: &[ContractDim], key: fn(&ContractDim) -> usize| {
-        let mut dims: Vec<ContractDim> = dims.iter().copied().filter(|d| d.size != 1).collect();
-        dims.sort_by_key(|d| std::cmp::Reverse(key(d)));
-        dims
-    };
+    let taken = |dims: &[ContractDim], order: Vec<usize>| order.iter().map(|&d| dims[d]).collect::<Vec<_>>();
     let along = |dims: &[ContractDim], stride: fn(&ContractDim) -> isize| {
         Offsets::new(&dims.iter().map(|d| (d.size, stride(d))).collect::<Vec<_>>())
     };
-    let batch_dims = by(&c.batch, |d| d.out.unsigned_abs());
+    let batch_dims = taken(&c.batch, by_stride(&c.batch));
     let mut batch = vec![[0isize; 3]];
     for d in &batch_dims {
         batch = batch
@@ -348,8 +396,8 @@ where
             .flat_map(|b| (0..d.size as isize).map(move |i| [b[0] + i * d.left, b[1] + i * d.right, b[2] + i * d.out]))
             .collect();
     }
-    let (m_dims, n_dims) = (by(&c.m, |d| d.out.unsigned_abs()), by(&c.n, |d| d.out.unsigned_abs()));
-    let k_dims = by(&c.k, |d| d.left.unsigned_abs().saturating_add(d.right.unsigned_abs()));
+    let (m_dims, n_dims) = (taken(&c.m, by_stride(&c.m)), taken(&c.n, by_stride(&c.n)));
+    let k_dims = taken(&c.k, sorted(&c.k, |d| d.left.unsigned_abs().saturating_add(d.right.unsigned_abs())));
     let (m, n, k) = (total(&c.m), total(&c.n), total(&c.k));
     let mut p = Product {
         left,
@@ -370,6 +418,7 @@ where
         pack_left: false,
         read_right: false,
         convert_out: false,
+        hand_on: target == Target::Blocks,
         dots: false,
         swapped: false,
         whole,
@@ -429,19 +478,40 @@ impl<T: Real> Product<T> {
         self.whole_start() + self.whole.unwrap_or(0)
     }
 
+    /// Whether blocks are summed in the scratch.
+    fn sums_apart(&self) -> bool {
+        self.convert_out || self.hand_on
+    }
+
+    /// Rows of one column block of sums would fall on the same cache sets without the distance.
+    fn sum_stride(&self) -> usize {
+        self.block_n() + 16
+    }
+
+    /// Rows of sums in the scratch: those of a block, or all if a block is not finished before the next begins.
+    fn sum_rows(&self) -> usize {
+        if self.k > BLOCK_K { self.m } else { self.m.min(BLOCK_M) }
+    }
+
+    fn sums_start(&self) -> usize {
+        self.right_elements() + self.left_elements().next_multiple_of(16)
+    }
+
     fn whole_start(&self) -> usize {
-        let sums = if self.convert_out { (self.m * self.n).next_multiple_of(16) } else { 0 };
-        self.right_elements() + self.left_elements().next_multiple_of(16) + sums
+        let sums = if self.sums_apart() { self.sum_rows() * self.sum_stride() } else { 0 };
+        self.sums_start() + sums.next_multiple_of(16)
     }
 
     fn whole(&self, scratch: *mut T) -> *mut T {
         scratch.wrapping_add(self.whole_start())
     }
 
-    unsafe fn run(&self, scratch: *mut T) {
-        for &shift in &self.batch {
+    unsafe fn run(&self, scratch: *mut T, accumulate: bool, finish: Finish<'_>) {
+        debug_assert!(!accumulate || self.out.native && !self.hand_on);
+        for (batch, &shift) in self.batch.iter().enumerate() {
+            let part = Part { shift, size: [self.m, self.n, self.k], accumulate };
             // SAFETY: passed on to the caller.
-            unsafe { self.one(scratch, Part { shift, size: [self.m, self.n, self.k], accumulate: false }) }
+            unsafe { self.one(scratch, part, &mut |block| finish(Block { batch, ..block })) }
         }
     }
 
@@ -454,7 +524,7 @@ impl<T: Real> Product<T> {
         let [m, n, k] = part.size;
         part.size = [m.min(self.m), n.min(self.n), k.min(self.k)];
         // SAFETY: passed on to the caller.
-        unsafe { self.one(scratch, part) }
+        unsafe { self.one(scratch, part, &mut |_| ()) }
     }
 
     fn panel_elements(&self) -> usize {
@@ -498,7 +568,7 @@ impl<T: Real> Product<T> {
         }
     }
 
-    unsafe fn one(&self, scratch: *mut T, part: Part) {
+    unsafe fn one(&self, scratch: *mut T, part: Part, finish: Finish<'_>) {
         let at = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
         let [m, n, k] = part.size;
         let (left, right) = (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]));
@@ -506,40 +576,92 @@ impl<T: Real> Product<T> {
             None => at(&self.out, part.shift[2]),
             Some(_) => self.whole(scratch).cast::<u8>().wrapping_offset(part.shift[2] * self.out.bytes as isize),
         };
+        if m == 0 || n == 0 {
+            return;
+        }
         // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
         // caller's.
         unsafe {
             if k == 0 {
-                if !part.accumulate {
-                    for i in 0..m {
-                        for j in 0..n {
-                            (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), T::default());
+                self.nothing(out, scratch, part, finish);
+            } else if self.dots {
+                self.dots(left, right, out, scratch, part, finish);
+            } else {
+                self.blocks(left, right, out, scratch, part, finish);
+            }
+        }
+    }
+
+    /// A product without summed elements.
+    unsafe fn nothing(&self, out: *mut u8, scratch: *mut T, part: Part, finish: Finish<'_>) {
+        let [all_m, all_n, _] = part.size;
+        let sums = scratch.wrapping_add(self.sums_start());
+        for j0 in (0..all_n).step_by(BLOCK_N) {
+            let n = BLOCK_N.min(all_n - j0);
+            for i0 in (0..all_m).step_by(BLOCK_M) {
+                let m = BLOCK_M.min(all_m - i0);
+                for i in 0..m {
+                    for j in 0..n {
+                        // SAFETY: see `run`.
+                        unsafe {
+                            if self.hand_on {
+                                *sums.add(i * self.sum_stride() + j) = T::default();
+                            } else if !part.accumulate {
+                                (self.out.put)(out, self.out_m.at(i0 + i) + self.out_n.at(j0 + j), T::default());
+                            }
                         }
                     }
                 }
-            } else if self.dots && !part.accumulate {
-                self.dots(left, right, out, (n, k));
-            } else if m > 0 && n > 0 {
-                self.blocks(left, right, out, scratch, part);
+                finish(Block { batch: 0, rows: (i0, m), columns: (j0, n), sums: sums.cast() });
             }
         }
     }
 
-    unsafe fn dots(&self, left: *const u8, right: *const u8, out: *mut u8, (n, k): (usize, usize)) {
+    unsafe fn dots(
+        &self,
+        left: *const u8,
+        right: *const u8,
+        out: *mut u8,
+        scratch: *mut T,
+        part: Part,
+        finish: Finish<'_>,
+    ) {
+        let [_, all_n, k] = part.size;
+        let sums = scratch.wrapping_add(self.sums_start());
         // SAFETY: both operands are stored in this type, and the summed elements are neighbours.
-        unsafe {
-            let a = std::slice::from_raw_parts(left.cast::<T>(), k);
+        let a = unsafe { std::slice::from_raw_parts(left.cast::<T>(), k) };
+        for j0 in (0..all_n).step_by(BLOCK_N) {
+            let n = BLOCK_N.min(all_n - j0);
             for j in 0..n {
-                let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j)), k);
-                (self.out.put)(out, self.out_n.at(j), self.scale * T::dot(a, b));
+                // SAFETY: as above; a result that is accumulated is stored in this type.
+                unsafe {
+                    let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j0 + j)), k);
+                    let (x, offset) = (self.scale * T::dot(a, b), self.out_n.at(j0 + j));
+                    if self.hand_on {
+                        *sums.add(j) = x;
+                    } else if part.accumulate {
+                        let o = out.cast::<T>().offset(offset);
+                        *o = *o + x;
+                    } else {
+                        (self.out.put)(out, offset, x);
+                    }
+                }
             }
+            finish(Block { batch: 0, rows: (0, 1), columns: (j0, n), sums: sums.cast() });
         }
     }
 
-    unsafe fn blocks(&self, left: *const u8, right: *const u8, out: *mut u8, scratch: *mut T, part: Part) {
+    unsafe fn blocks(
+        &self,
+        left: *const u8,
+        right: *const u8,
+        out: *mut u8,
+        scratch: *mut T,
+        part: Part,
+        finish: Finish<'_>,
+    ) {
         let [all_m, all_n, all_k] = part.size;
         let packed_left = scratch.wrapping_add(self.right_elements());
-        let sums = packed_left.wrapping_add(self.left_elements().next_multiple_of(16));
         for j0 in (0..all_n).step_by(BLOCK_N) {
             let n = BLOCK_N.min(all_n - j0);
             let columns_of = |j: usize| self.tiles.columns.min(n - j);
@@ -553,6 +675,10 @@ impl<T: Real> Product<T> {
                 }
                 for i0 in (0..all_m).step_by(BLOCK_M) {
                     let m = BLOCK_M.min(all_m - i0);
+                    let first = if self.k > BLOCK_K { i0 } else { 0 };
+                    let sums = scratch.wrapping_add(self.sums_start() + first * self.sum_stride());
+                    // Tiles count rows and columns of the whole product.
+                    let sums_from = sums.wrapping_sub(i0 * self.sum_stride() + j0);
                     if self.pack_left {
                         // SAFETY: see `run`.
                         unsafe { self.pack_left(left, p0, k, i0, m, packed_left) }
@@ -580,7 +706,7 @@ impl<T: Real> Product<T> {
                                     step,
                                     (b, b_step),
                                     out,
-                                    sums,
+                                    sums_from,
                                     (i0 + i, rows),
                                     (j0 + j, columns),
                                     p0 > 0 || part.accumulate,
@@ -588,15 +714,26 @@ impl<T: Real> Product<T> {
                             }
                         }
                     }
+                    if p0 + k == all_k {
+                        let block = Block { batch: 0, rows: (i0, m), columns: (j0, n), sums: sums.cast() };
+                        if self.convert_out {
+                            // SAFETY: see `run`.
+                            unsafe { self.convert(out, block) }
+                        }
+                        finish(block);
+                    }
                 }
             }
         }
-        if self.convert_out {
-            for i in 0..all_m {
-                for j in 0..all_n {
-                    // SAFETY: the sums lie in the scratch, the elements in the arena.
-                    unsafe { (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), *sums.add(i * self.n + j)) }
-                }
+    }
+
+    /// Writes the sums of a block to the result.
+    unsafe fn convert(&self, out: *mut u8, block: Block) {
+        for i in 0..block.rows.1 {
+            for j in 0..block.columns.1 {
+                let offset = self.out_m.at(block.rows.0 + i) + self.out_n.at(block.columns.0 + j);
+                // SAFETY: the sums lie in the scratch, the elements in the arena.
+                unsafe { (self.out.put)(out, offset, *block.sums.cast::<T>().add(i * self.sum_stride() + j)) }
             }
         }
     }
@@ -650,14 +787,13 @@ impl<T: Real> Product<T> {
     ) {
         let kernel = self.tiles.kernels[rows - 1];
         let full = columns == self.tiles.columns;
-        let native = self.out.native && !self.convert_out;
-        // SAFETY: see `run`.
+        // SAFETY: see `run`; rows of sums have room for whole tiles.
         unsafe {
-            if full && self.convert_out || full && native && self.out_n.dense(j, columns) {
+            if self.sums_apart() || full && self.out.native && self.out_n.dense(j, columns) {
                 let mut target = [sums; MOST_ROWS];
                 for (r, t) in target.iter_mut().enumerate().take(rows) {
-                    *t = if self.convert_out {
-                        sums.wrapping_add((i + r) * self.n + j)
+                    *t = if self.sums_apart() {
+                        sums.wrapping_add((i + r) * self.sum_stride() + j)
                     } else {
                         out.cast::<T>().wrapping_offset(self.out_m.at(i + r) + self.out_n.at(j))
                     };
@@ -670,17 +806,12 @@ impl<T: Real> Product<T> {
             kernel(k, a, step, b, b_step, &target, self.scale, false);
             for (r, row) in tile.iter().enumerate().take(rows) {
                 for (c, &x) in row.iter().enumerate().take(columns) {
-                    if self.convert_out {
-                        let s = sums.add((i + r) * self.n + j + c);
-                        *s = if accumulate { *s + x } else { x };
+                    let offset = self.out_m.at(i + r) + self.out_n.at(j + c);
+                    if self.out.native {
+                        let o = out.cast::<T>().offset(offset);
+                        *o = if accumulate { *o + x } else { x };
                     } else {
-                        let offset = self.out_m.at(i + r) + self.out_n.at(j + c);
-                        if native {
-                            let o = out.cast::<T>().offset(offset);
-                            *o = if accumulate { *o + x } else { x };
-                        } else {
-                            (self.out.put)(out, offset, x);
-                        }
+                        (self.out.put)(out, offset, x);
                     }
                 }
             }
