@@ -7,7 +7,7 @@
 //! all of them.
 
 use super::arena::Arena;
-use super::contract::{self, Panels, Part};
+use super::contract::{self, Panels, Part, Target};
 use super::fused::FusedLoop;
 use super::indices;
 use super::plan;
@@ -163,7 +163,7 @@ impl Shop<'_> {
     ) -> Result<contract::Prepared, String> {
         let [left, right, out] = views.map(Clone::clone);
         let c = Contract { left, right, out, batch: Vec::new(), m, n, k, scale: 1.0, epilogue: Vec::new() };
-        contract::prepare(&c, self.arena, self.buffers)
+        contract::prepare(&c, Target::Arena, self.arena, self.buffers)
     }
 
     /// `out[r, c] = Σ rows · columns` over own dimensions, in a tile.

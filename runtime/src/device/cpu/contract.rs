@@ -19,21 +19,22 @@ use tpc_ir::program::{Buffer, Contract, ContractDim, View};
 /// Summed elements of a block: a panel of the right operand then fills half of the first cache.
 const BLOCK_K: usize = 256;
 /// Rows of a block: a block of the left operand then fills a quarter of the second cache.
-const BLOCK_M: usize = 120;
+pub(crate) const BLOCK_M: usize = 120;
 /// Columns of a block.
-const BLOCK_N: usize = 1024;
+pub(crate) const BLOCK_N: usize = 1024;
 /// Up to this many rows it is cheaper to read the right operand where it lies.
 const FEW_ROWS: usize = 24;
 
 /// Offsets of the elements of one operand along one group of dimensions.
 #[derive(Clone, Debug)]
-enum Offsets {
+pub(crate) enum Offsets {
     Affine(isize),
     Table(Vec<isize>),
 }
 
 impl Offsets {
-    fn new(dims: &[(usize, isize)]) -> Self {
+    /// Of row-major indices of dimensions, as `(size, stride)`.
+    pub(crate) fn new(dims: &[(usize, isize)]) -> Self {
         let dims: Vec<_> = dims.iter().copied().filter(|d| d.0 != 1).collect();
         let nests = dims.windows(2).all(|w| w[0].1 == w[1].1 * w[1].0 as isize);
         match dims.last() {
@@ -50,7 +51,7 @@ impl Offsets {
     }
 
     #[inline(always)]
-    fn at(&self, i: usize) -> isize {
+    pub(crate) fn at(&self, i: usize) -> isize {
         match self {
             Offsets::Affine(s) => i as isize * s,
             Offsets::Table(t) => t[i],
@@ -128,6 +129,34 @@ struct Operand<T> {
     put: Put<T>,
 }
 
+/// Where a product is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// In the arena, as the contraction says.
+    Arena,
+    /// In the scratch, from [`Prepared::whole`] on, as the contraction's strides say.
+    Scratch,
+    /// In the scratch, but only for as long as a block is being computed: [`Prepared::run`] hands it on. The
+    /// contraction's strides only say how blocks are to lie, and its result has the type of the product.
+    Blocks,
+}
+
+/// A block of a product whose sums are complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block {
+    /// Number of the batch index, in the order of [`by_stride`].
+    pub(crate) batch: usize,
+    /// First row, and how many. Rows are columns if the product is [`Prepared::swapped`].
+    pub(crate) rows: (usize, usize),
+    /// First column, and how many.
+    pub(crate) columns: (usize, usize),
+    /// Where its first sum is if it is in the scratch; columns are neighbours, and rows [`Prepared::sum_stride`] apart.
+    pub(crate) sums: *mut u8,
+}
+
+/// Takes the blocks of a product.
+type Finish<'a> = &'a mut dyn FnMut(Block);
+
 /// A prepared product in one type.
 #[derive(Clone, Debug)]
 pub(crate) struct Product<T: 'static> {
@@ -149,12 +178,16 @@ pub(crate) struct Product<T: 'static> {
     tiles: Tiles<T>,
     pack_left: bool,
     read_right: bool,
-    /// The product is summed in the scratch and converted at the end.
+    /// Blocks are summed in the scratch and then converted.
     convert_out: bool,
+    /// Blocks are summed in the scratch and handed on.
+    hand_on: bool,
     /// A row times a matrix of dense columns.
     dots: bool,
     /// Left and right are exchanged, and rows and columns with them.
     swapped: bool,
+    /// The result is in the scratch, as so many elements.
+    whole: Option<usize>,
 }
 
 /// A part of a prepared product: where it begins in left, right and result, in elements, how many rows, columns
@@ -186,14 +219,18 @@ pub(crate) enum Prepared {
 // SAFETY: the pointers lead into the arena of the rank that runs the product.
 unsafe impl Send for Prepared {}
 
-/// Prepares a product.
-pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Prepared, String> {
-    let narrow = |d: DType| matches!(d, DType::F32 | DType::BF16 | DType::F16);
-    if [&c.left, &c.right, &c.out].iter().all(|v| narrow(v.dtype)) {
-        product(c, arena, buffers).map(Prepared::F32)
+/// Prepares a product, without its epilogue.
+pub(crate) fn prepare(c: &Contract, target: Target, arena: &Arena, buffers: &[Buffer]) -> Result<Prepared, String> {
+    if [&c.left, &c.right, &c.out].iter().all(|v| is_narrow(v.dtype)) {
+        product(c, target, arena, buffers).map(Prepared::F32)
     } else {
-        product(c, arena, buffers).map(Prepared::F64)
+        product(c, target, arena, buffers).map(Prepared::F64)
     }
+}
+
+/// Whether f32 is enough for a product of such elements.
+pub(crate) fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
 
 impl Prepared {
@@ -205,18 +242,43 @@ impl Prepared {
         }
     }
 
-    /// Computes the product.
+    /// Computes the product, adds it to what is there if it is to accumulate (a result stored in the product's type),
+    /// and calls `finish` with every block as soon as it is complete.
     ///
     /// # Safety
     /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the operands meanwhile.
-    pub(crate) unsafe fn run(&self, scratch: *mut u8) {
+    /// the operands meanwhile, except that `finish` may use the result and the block's sums.
+    pub(crate) unsafe fn run(&self, scratch: *mut u8, accumulate: bool, finish: Finish<'_>) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
-                Prepared::F32(p) => p.run(scratch.cast()),
-                Prepared::F64(p) => p.run(scratch.cast()),
+                Prepared::F32(p) => p.run(scratch.cast(), accumulate, finish),
+                Prepared::F64(p) => p.run(scratch.cast(), accumulate, finish),
             }
+        }
+    }
+
+    /// Whether rows of blocks are columns of the contraction, and columns rows.
+    pub(crate) fn swapped(&self) -> bool {
+        match self {
+            Prepared::F32(p) => p.swapped,
+            Prepared::F64(p) => p.swapped,
+        }
+    }
+
+    /// Elements between rows of sums in the scratch.
+    pub(crate) fn sum_stride(&self) -> usize {
+        match self {
+            Prepared::F32(p) => p.sum_stride(),
+            Prepared::F64(p) => p.sum_stride(),
+        }
+    }
+
+    /// Where a product in the scratch begins.
+    pub(crate) fn whole(&self, scratch: *mut u8) -> *mut u8 {
+        match self {
+            Prepared::F32(p) => p.whole(scratch.cast()).cast(),
+            Prepared::F64(p) => p.whole(scratch.cast()).cast(),
         }
     }
 
@@ -258,11 +320,23 @@ impl Prepared {
     }
 }
 
+/// The positions of dimensions in the order in which blocks walk through them: those of size 1 are left out, and the
+/// one that lies densest is last.
+pub(crate) fn by_stride(dims: &[ContractDim]) -> Vec<usize> {
+    sorted(dims, |d| d.out.unsigned_abs())
+}
+
+fn sorted(dims: &[ContractDim], key: fn(&ContractDim) -> usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..dims.len()).filter(|&d| dims[d].size != 1).collect();
+    order.sort_by_key(|&d| std::cmp::Reverse(key(&dims[d])));
+    order
+}
+
 fn total(dims: &[ContractDim]) -> usize {
     dims.iter().map(|d| d.size).product()
 }
 
-fn product<T: Real>(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Product<T>, String>
+fn product<T: Real>(c: &Contract, target: Target, arena: &Arena, buffers: &[Buffer]) -> Result<Product<T>, String>
 where
     f64: Stored<T>,
     f32: Stored<T>,
@@ -273,6 +347,11 @@ where
     u8: Stored<T>,
     Truth: Stored<T>,
 {
+    let access = |dtype: DType, base: *mut u8| {
+        let native = dtype.bytes() == size_of::<T>() && dtype.is_float();
+        let (get, put): (Get<T>, Put<T>) = with_element!(dtype, E => (get::<E, T>, put::<E, T>));
+        Operand { base, native, bytes: dtype.bytes(), get, put }
+    };
     let operand = |view: &View, name: &str, groups: [Strided<'_>; 3]| {
         let mut sizes = Vec::new();
         let mut strides = Vec::new();
@@ -281,32 +360,35 @@ where
             strides.extend(dims.iter().map(stride));
         }
         let place = arena.resolve(buffers, view, &sizes, &strides).map_err(|e| format!("{name}: {e}"))?;
-        let native = view.dtype.bytes() == size_of::<T>() && view.dtype.is_float();
-        let (get, put): (Get<T>, Put<T>) = with_element!(view.dtype, E => (get::<E, T>, put::<E, T>));
-        Ok::<_, String>((Operand { base: place.base, native, bytes: view.dtype.bytes(), get, put }, place))
+        Ok::<_, String>((access(view.dtype, place.base), place))
     };
     let (left, left_place) =
         operand(&c.left, "left", [(&c.batch, |d| d.left), (&c.m, |d| d.left), (&c.k, |d| d.left)])?;
     let (right, right_place) =
         operand(&c.right, "right", [(&c.batch, |d| d.right), (&c.k, |d| d.right), (&c.n, |d| d.right)])?;
-    let (out, out_place) = operand(&c.out, "out", [(&c.batch, |d| d.out), (&c.m, |d| d.out), (&c.n, |d| d.out)])?;
-    if out_place.overlaps(&left_place) || out_place.overlaps(&right_place) {
-        return Err("the result overlaps an operand".into());
-    }
+    let (out, whole) = match target {
+        Target::Arena => {
+            let (out, place) = operand(&c.out, "out", [(&c.batch, |d| d.out), (&c.m, |d| d.out), (&c.n, |d| d.out)])?;
+            if place.overlaps(&left_place) || place.overlaps(&right_place) {
+                return Err("the result overlaps an operand".into());
+            }
+            (out, None)
+        }
+        Target::Blocks => (access(c.out.dtype, std::ptr::null_mut()), None),
+        Target::Scratch => {
+            let elements = (total(&c.batch) * total(&c.m) * total(&c.n) * c.out.dtype.bytes()).div_ceil(size_of::<T>());
+            (access(c.out.dtype, std::ptr::null_mut()), Some(elements))
+        }
+    };
     let repeated = |d: &ContractDim| d.out == 0 && d.size > 1;
-    let mut of_out = c.batch.iter().chain(&c.m).chain(&c.n);
-    if of_out.clone().all(|d| d.size > 0) && of_out.any(repeated) {
+    if c.dims().all(|d| d.size > 0) && c.dims().any(repeated) {
         return Err("a dimension of the result has stride 0".into());
     }
-    let by = |dims: &[ContractDim], key: fn(&ContractDim) -> usize| {
-        let mut dims: Vec<ContractDim> = dims.iter().copied().filter(|d| d.size != 1).collect();
-        dims.sort_by_key(|d| std::cmp::Reverse(key(d)));
-        dims
-    };
+    let taken = |dims: &[ContractDim], order: Vec<usize>| order.iter().map(|&d| dims[d]).collect::<Vec<_>>();
     let along = |dims: &[ContractDim], stride: fn(&ContractDim) -> isize| {
         Offsets::new(&dims.iter().map(|d| (d.size, stride(d))).collect::<Vec<_>>())
     };
-    let batch_dims = by(&c.batch, |d| d.out.unsigned_abs());
+    let batch_dims = taken(&c.batch, by_stride(&c.batch));
     let mut batch = vec![[0isize; 3]];
     for d in &batch_dims {
         batch = batch
@@ -314,8 +396,8 @@ where
             .flat_map(|b| (0..d.size as isize).map(move |i| [b[0] + i * d.left, b[1] + i * d.right, b[2] + i * d.out]))
             .collect();
     }
-    let (m_dims, n_dims) = (by(&c.m, |d| d.out.unsigned_abs()), by(&c.n, |d| d.out.unsigned_abs()));
-    let k_dims = by(&c.k, |d| d.left.unsigned_abs().saturating_add(d.right.unsigned_abs()));
+    let (m_dims, n_dims) = (taken(&c.m, by_stride(&c.m)), taken(&c.n, by_stride(&c.n)));
+    let k_dims = taken(&c.k, sorted(&c.k, |d| d.left.unsigned_abs().saturating_add(d.right.unsigned_abs())));
     let (m, n, k) = (total(&c.m), total(&c.n), total(&c.k));
     let mut p = Product {
         left,
@@ -336,8 +418,10 @@ where
         pack_left: false,
         read_right: false,
         convert_out: false,
+        hand_on: target == Target::Blocks,
         dots: false,
         swapped: false,
+        whole,
     };
     // Vectors run along the columns of the result: exchange the operands if its rows are dense, or
     // if there is a single column.
@@ -391,14 +475,43 @@ impl<T: Real> Product<T> {
     }
 
     fn scratch_elements(&self) -> usize {
-        let sums = if self.convert_out { self.m * self.n } else { 0 };
-        self.right_elements() + self.left_elements().next_multiple_of(16) + sums
+        self.whole_start() + self.whole.unwrap_or(0)
     }
 
-    unsafe fn run(&self, scratch: *mut T) {
-        for &shift in &self.batch {
+    /// Whether blocks are summed in the scratch.
+    fn sums_apart(&self) -> bool {
+        self.convert_out || self.hand_on
+    }
+
+    /// Rows of one column block of sums would fall on the same cache sets without the distance.
+    fn sum_stride(&self) -> usize {
+        self.block_n() + 16
+    }
+
+    /// Rows of sums in the scratch: those of a block, or all if a block is not finished before the next begins.
+    fn sum_rows(&self) -> usize {
+        if self.k > BLOCK_K { self.m } else { self.m.min(BLOCK_M) }
+    }
+
+    fn sums_start(&self) -> usize {
+        self.right_elements() + self.left_elements().next_multiple_of(16)
+    }
+
+    fn whole_start(&self) -> usize {
+        let sums = if self.sums_apart() { self.sum_rows() * self.sum_stride() } else { 0 };
+        self.sums_start() + sums.next_multiple_of(16)
+    }
+
+    fn whole(&self, scratch: *mut T) -> *mut T {
+        scratch.wrapping_add(self.whole_start())
+    }
+
+    unsafe fn run(&self, scratch: *mut T, accumulate: bool, finish: Finish<'_>) {
+        debug_assert!(!accumulate || self.out.native && !self.hand_on);
+        for (batch, &shift) in self.batch.iter().enumerate() {
+            let part = Part { shift, size: [self.m, self.n, self.k], accumulate };
             // SAFETY: passed on to the caller.
-            unsafe { self.one(scratch, Part { shift, size: [self.m, self.n, self.k], accumulate: false }) }
+            unsafe { self.one(scratch, part, &mut |block| finish(Block { batch, ..block })) }
         }
     }
 
@@ -411,7 +524,7 @@ impl<T: Real> Product<T> {
         let [m, n, k] = part.size;
         part.size = [m.min(self.m), n.min(self.n), k.min(self.k)];
         // SAFETY: passed on to the caller.
-        unsafe { self.one(scratch, part) }
+        unsafe { self.one(scratch, part, &mut |_| ()) }
     }
 
     fn panel_elements(&self) -> usize {
@@ -455,45 +568,100 @@ impl<T: Real> Product<T> {
         }
     }
 
-    unsafe fn one(&self, scratch: *mut T, part: Part) {
+    unsafe fn one(&self, scratch: *mut T, part: Part, finish: Finish<'_>) {
         let at = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
         let [m, n, k] = part.size;
-        let (left, right, out) =
-            (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]), at(&self.out, part.shift[2]));
+        let (left, right) = (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]));
+        let out = match self.whole {
+            None => at(&self.out, part.shift[2]),
+            Some(_) => self.whole(scratch).cast::<u8>().wrapping_offset(part.shift[2] * self.out.bytes as isize),
+        };
+        if m == 0 || n == 0 {
+            return;
+        }
         // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
         // caller's.
         unsafe {
             if k == 0 {
-                if !part.accumulate {
-                    for i in 0..m {
-                        for j in 0..n {
-                            (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), T::default());
+                self.nothing(out, scratch, part, finish);
+            } else if self.dots {
+                self.dots(left, right, out, scratch, part, finish);
+            } else {
+                self.blocks(left, right, out, scratch, part, finish);
+            }
+        }
+    }
+
+    /// A product without summed elements.
+    unsafe fn nothing(&self, out: *mut u8, scratch: *mut T, part: Part, finish: Finish<'_>) {
+        let [all_m, all_n, _] = part.size;
+        let sums = scratch.wrapping_add(self.sums_start());
+        for j0 in (0..all_n).step_by(BLOCK_N) {
+            let n = BLOCK_N.min(all_n - j0);
+            for i0 in (0..all_m).step_by(BLOCK_M) {
+                let m = BLOCK_M.min(all_m - i0);
+                for i in 0..m {
+                    for j in 0..n {
+                        // SAFETY: see `run`.
+                        unsafe {
+                            if self.hand_on {
+                                *sums.add(i * self.sum_stride() + j) = T::default();
+                            } else if !part.accumulate {
+                                (self.out.put)(out, self.out_m.at(i0 + i) + self.out_n.at(j0 + j), T::default());
+                            }
                         }
                     }
                 }
-            } else if self.dots && !part.accumulate {
-                self.dots(left, right, out, (n, k));
-            } else if m > 0 && n > 0 {
-                self.blocks(left, right, out, scratch, part);
+                finish(Block { batch: 0, rows: (i0, m), columns: (j0, n), sums: sums.cast() });
             }
         }
     }
 
-    unsafe fn dots(&self, left: *const u8, right: *const u8, out: *mut u8, (n, k): (usize, usize)) {
+    unsafe fn dots(
+        &self,
+        left: *const u8,
+        right: *const u8,
+        out: *mut u8,
+        scratch: *mut T,
+        part: Part,
+        finish: Finish<'_>,
+    ) {
+        let [_, all_n, k] = part.size;
+        let sums = scratch.wrapping_add(self.sums_start());
         // SAFETY: both operands are stored in this type, and the summed elements are neighbours.
-        unsafe {
-            let a = std::slice::from_raw_parts(left.cast::<T>(), k);
+        let a = unsafe { std::slice::from_raw_parts(left.cast::<T>(), k) };
+        for j0 in (0..all_n).step_by(BLOCK_N) {
+            let n = BLOCK_N.min(all_n - j0);
             for j in 0..n {
-                let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j)), k);
-                (self.out.put)(out, self.out_n.at(j), self.scale * T::dot(a, b));
+                // SAFETY: as above; a result that is accumulated is stored in this type.
+                unsafe {
+                    let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j0 + j)), k);
+                    let (x, offset) = (self.scale * T::dot(a, b), self.out_n.at(j0 + j));
+                    if self.hand_on {
+                        *sums.add(j) = x;
+                    } else if part.accumulate {
+                        let o = out.cast::<T>().offset(offset);
+                        *o = *o + x;
+                    } else {
+                        (self.out.put)(out, offset, x);
+                    }
+                }
             }
+            finish(Block { batch: 0, rows: (0, 1), columns: (j0, n), sums: sums.cast() });
         }
     }
 
-    unsafe fn blocks(&self, left: *const u8, right: *const u8, out: *mut u8, scratch: *mut T, part: Part) {
+    unsafe fn blocks(
+        &self,
+        left: *const u8,
+        right: *const u8,
+        out: *mut u8,
+        scratch: *mut T,
+        part: Part,
+        finish: Finish<'_>,
+    ) {
         let [all_m, all_n, all_k] = part.size;
         let packed_left = scratch.wrapping_add(self.right_elements());
-        let sums = packed_left.wrapping_add(self.left_elements().next_multiple_of(16));
         for j0 in (0..all_n).step_by(BLOCK_N) {
             let n = BLOCK_N.min(all_n - j0);
             let columns_of = |j: usize| self.tiles.columns.min(n - j);
@@ -507,6 +675,10 @@ impl<T: Real> Product<T> {
                 }
                 for i0 in (0..all_m).step_by(BLOCK_M) {
                     let m = BLOCK_M.min(all_m - i0);
+                    let first = if self.k > BLOCK_K { i0 } else { 0 };
+                    let sums = scratch.wrapping_add(self.sums_start() + first * self.sum_stride());
+                    // Tiles count rows and columns of the whole product.
+                    let sums_from = sums.wrapping_sub(i0 * self.sum_stride() + j0);
                     if self.pack_left {
                         // SAFETY: see `run`.
                         unsafe { self.pack_left(left, p0, k, i0, m, packed_left) }
@@ -534,7 +706,7 @@ impl<T: Real> Product<T> {
                                     step,
                                     (b, b_step),
                                     out,
-                                    sums,
+                                    sums_from,
                                     (i0 + i, rows),
                                     (j0 + j, columns),
                                     p0 > 0 || part.accumulate,
@@ -542,15 +714,26 @@ impl<T: Real> Product<T> {
                             }
                         }
                     }
+                    if p0 + k == all_k {
+                        let block = Block { batch: 0, rows: (i0, m), columns: (j0, n), sums: sums.cast() };
+                        if self.convert_out {
+                            // SAFETY: see `run`.
+                            unsafe { self.convert(out, block) }
+                        }
+                        finish(block);
+                    }
                 }
             }
         }
-        if self.convert_out {
-            for i in 0..all_m {
-                for j in 0..all_n {
-                    // SAFETY: the sums lie in the scratch, the elements in the arena.
-                    unsafe { (self.out.put)(out, self.out_m.at(i) + self.out_n.at(j), *sums.add(i * self.n + j)) }
-                }
+    }
+
+    /// Writes the sums of a block to the result.
+    unsafe fn convert(&self, out: *mut u8, block: Block) {
+        for i in 0..block.rows.1 {
+            for j in 0..block.columns.1 {
+                let offset = self.out_m.at(block.rows.0 + i) + self.out_n.at(block.columns.0 + j);
+                // SAFETY: the sums lie in the scratch, the elements in the arena.
+                unsafe { (self.out.put)(out, offset, *block.sums.cast::<T>().add(i * self.sum_stride() + j)) }
             }
         }
     }
@@ -604,14 +787,13 @@ impl<T: Real> Product<T> {
     ) {
         let kernel = self.tiles.kernels[rows - 1];
         let full = columns == self.tiles.columns;
-        let native = self.out.native && !self.convert_out;
-        // SAFETY: see `run`.
+        // SAFETY: see `run`; rows of sums have room for whole tiles.
         unsafe {
-            if full && self.convert_out || full && native && self.out_n.dense(j, columns) {
+            if self.sums_apart() || full && self.out.native && self.out_n.dense(j, columns) {
                 let mut target = [sums; MOST_ROWS];
                 for (r, t) in target.iter_mut().enumerate().take(rows) {
-                    *t = if self.convert_out {
-                        sums.wrapping_add((i + r) * self.n + j)
+                    *t = if self.sums_apart() {
+                        sums.wrapping_add((i + r) * self.sum_stride() + j)
                     } else {
                         out.cast::<T>().wrapping_offset(self.out_m.at(i + r) + self.out_n.at(j))
                     };
@@ -624,17 +806,12 @@ impl<T: Real> Product<T> {
             kernel(k, a, step, b, b_step, &target, self.scale, false);
             for (r, row) in tile.iter().enumerate().take(rows) {
                 for (c, &x) in row.iter().enumerate().take(columns) {
-                    if self.convert_out {
-                        let s = sums.add((i + r) * self.n + j + c);
-                        *s = if accumulate { *s + x } else { x };
+                    let offset = self.out_m.at(i + r) + self.out_n.at(j + c);
+                    if self.out.native {
+                        let o = out.cast::<T>().offset(offset);
+                        *o = if accumulate { *o + x } else { x };
                     } else {
-                        let offset = self.out_m.at(i + r) + self.out_n.at(j + c);
-                        if native {
-                            let o = out.cast::<T>().offset(offset);
-                            *o = if accumulate { *o + x } else { x };
-                        } else {
-                            (self.out.put)(out, offset, x);
-                        }
+                        (self.out.put)(out, offset, x);
                     }
                 }
             }

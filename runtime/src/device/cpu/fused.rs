@@ -128,6 +128,11 @@ unsafe fn fill(f: &Fill, base: *mut u8, dims: &[(usize, isize)]) {
 }
 
 impl FusedLoop {
+    /// Tells where an access (loads and stores are counted in the order of the body) begins from now on.
+    pub(crate) fn rebase(&mut self, access: usize, base: *mut u8) {
+        self.accesses[access].base = base;
+    }
+
     /// Runs the loop.
     ///
     /// # Safety

@@ -2,8 +2,8 @@
 
 use super::arena::Arena;
 use super::attention;
-use super::contract;
 use super::copy::{Copy, Rows};
+use super::epilogue;
 use super::fused::FusedLoop;
 use super::gather::Table;
 use super::plan;
@@ -19,7 +19,7 @@ use tpc_ir::program::{ALIGNMENT, Action, RankProgram};
 /// A prepared action.
 enum Prepared {
     Loop(FusedLoop),
-    Contract(contract::Prepared),
+    Contract(epilogue::Prepared),
     Attention(Box<attention::Prepared>),
     Table(Table),
     Copy(Copy),
@@ -79,7 +79,7 @@ impl Executable {
                     Prepared::Loop(l)
                 }
                 Action::Contract(c) => {
-                    let c = contract::prepare(c, arena, buffers).map_err(fail)?;
+                    let c = epilogue::prepare(c, arena, buffers).map_err(fail)?;
                     scratch = scratch.max(c.scratch_bytes());
                     Prepared::Contract(c)
                 }

@@ -6,6 +6,7 @@
 //! | how a program becomes a prepared list, and how that runs | `load` |
 //! | attention in blocks of rows; its masks' positions | `attention`, `indices` |
 //! | matrix products | `contract`, its inner kernels `microkernel` |
+//! | what is done with their elements before they are written | `epilogue` |
 //! | fused loops | `fused` runs them, `plan` prepares them |
 //! | functions of lanes | `vector`, in which `math` approximates the transcendental ones |
 //! | copies, prefix sums, the k largest | `copy` |
@@ -17,6 +18,7 @@ pub mod math;
 pub(crate) mod attention;
 pub(crate) mod contract;
 pub(crate) mod copy;
+pub(crate) mod epilogue;
 pub(crate) mod fused;
 pub(crate) mod gather;
 pub(crate) mod indices;

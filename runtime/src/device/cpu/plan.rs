@@ -6,7 +6,7 @@ use super::fused::{Access, Affine, Fill, FusedLoop, Op, Operand, Stage, index_ke
 use super::vector::{self, LaneType};
 use crate::device::nodes::{self, Function, Kind, Node, Walk, count_uses, is_end, must_keep_order};
 use crate::element::identity;
-use tpc_ir::program::{Buffer, Instruction, Loop};
+use tpc_ir::program::{ALIGNMENT, Buffer, BufferId, Instruction, Loop};
 use tpc_ir::{DType, MapFn};
 
 /// Lanes that are worked on at a time.
@@ -61,17 +61,44 @@ impl Nest {
 
 /// Prepares a loop.
 pub(crate) fn prepare(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<FusedLoop, String> {
-    prepare_nest(l, arena, buffers, false)
+    prepare_nest(l, arena, arena.allocated_bytes(), buffers, false)
 }
 
 /// Prepares a loop of two dimensions or more of which parts are run: its last two stay as they are, the others must
 /// be of size 1.
 pub(crate) fn prepare_rigid(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<FusedLoop, String> {
-    prepare_nest(l, arena, buffers, true)
+    prepare_nest(l, arena, arena.allocated_bytes(), buffers, true)
 }
 
-fn prepare_nest(l: &Loop, arena: &Arena, buffers: &[Buffer], rigid: bool) -> Result<FusedLoop, String> {
-    let mut scan = nodes::scan(l, arena.allocated_bytes(), buffers)?;
+/// Bytes that a loop uses beside the arena: a buffer behind the others, which seems to lie behind the arena's end.
+/// Accesses to it have to be told where it is ([`FusedLoop::rebase`]).
+pub(crate) struct Beside {
+    buffers: Vec<Buffer>,
+}
+
+impl Beside {
+    /// Room for so many bytes.
+    pub(crate) fn new(arena: &Arena, buffers: &[Buffer], bytes: usize) -> Self {
+        let offset = arena.allocated_bytes().next_multiple_of(ALIGNMENT);
+        let room = Buffer { offset, bytes, persistent: false, label: "scratch".into() };
+        Beside { buffers: buffers.iter().cloned().chain([room]).collect() }
+    }
+
+    /// The buffer.
+    pub(crate) fn buffer(&self) -> BufferId {
+        BufferId(self.buffers.len() as u32 - 1)
+    }
+
+    /// [`prepare`], or [`prepare_rigid`], of a loop that uses the buffer.
+    pub(crate) fn prepare(&self, l: &Loop, arena: &Arena, rigid: bool) -> Result<FusedLoop, String> {
+        let end = self.buffers.last().map_or(0, |b| b.offset + b.bytes);
+        prepare_nest(l, arena, end, &self.buffers, rigid)
+    }
+}
+
+/// `bytes` is how far buffers may reach from the arena's start.
+fn prepare_nest(l: &Loop, arena: &Arena, bytes: usize, buffers: &[Buffer], rigid: bool) -> Result<FusedLoop, String> {
+    let mut scan = nodes::scan(l, bytes, buffers)?;
     // A row of one is still a row there.
     scan.reduces |= rigid && l.body.iter().any(|ins| matches!(ins, Instruction::ReduceRow { .. }));
     let (walks, affines, reduces) = (&scan.walks, &scan.affines, scan.reduces);
