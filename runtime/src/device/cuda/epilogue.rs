@@ -167,12 +167,7 @@ fn relu(body: &[Instruction], forms: &[Option<Form>], mut arg: usize) -> Option<
 }
 
 /// A form of which the register is GELU.
-fn gelu(
-    body: &[Instruction],
-    forms: &[Option<Form>],
-    result: DType,
-    arg: usize,
-) -> Option<(Form, Option<Activation>)> {
+fn gelu(body: &[Instruction], forms: &[Option<Form>], result: DType, arg: usize) -> Option<(Form, Option<Activation>)> {
     let mut tried: Vec<&Form> = Vec::new();
     for form in forms[..arg].iter().flatten().filter(|f| f.varies) {
         if tried.contains(&form) {

@@ -230,14 +230,8 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
         moves = moves.iter().flat_map(|by| (0..d.size).map(move |i| step(by, i))).collect();
     }
     let of_beside = |i: usize| beside[i].map_or((0, c.out.dtype), |o| (o.at, o.dtype));
-    let operands = [
-        (left, c.left.dtype),
-        (right, c.right.dtype),
-        (out, c.out.dtype),
-        of_beside(0),
-        of_beside(1),
-        of_beside(2),
-    ];
+    let operands =
+        [(left, c.left.dtype), (right, c.right.dtype), (out, c.out.dtype), of_beside(0), of_beside(1), of_beside(2)];
     // The result's columns are `across`; `a` has its rows, and `b` its columns.
     let product = |down: Dim, across: Dim, [a, b]: [usize; 2]| {
         let place = |x: usize, down: Dim, across: Dim| {

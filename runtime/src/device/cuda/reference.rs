@@ -47,7 +47,8 @@ pub(super) unsafe fn run(g: &Gemm, base: *mut u8) {
             // SAFETY: passed on to the caller.
             let read = |m: &Matrix, x, i, j| unsafe { get(place(m), m.dtype, first(m, x) + at(m, i, j)) };
             // SAFETY: passed on to the caller.
-            let write = |m: &Matrix, x, i, j, value| unsafe { put(place(m), m.dtype, first(m, x) + at(m, i, j), value) };
+            let write =
+                |m: &Matrix, x, i, j, value| unsafe { put(place(m), m.dtype, first(m, x) + at(m, i, j), value) };
             for i in 0..g.m {
                 for j in 0..g.n {
                     let products = (0..g.k).map(|k| read(&g.a, 0, i, k) * read(&g.b, 1, k, j));

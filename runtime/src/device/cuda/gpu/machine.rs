@@ -95,10 +95,12 @@ pub(super) struct Lane {
 /// How products are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProductCounts {
-    /// By the library, with more than a factor.
-    pub with_epilogue: usize,
-    /// By the library, what is done with them being a kernel behind it, if there is anything.
+    /// By the library; nothing is done with them but to scale them.
     pub alone: usize,
+    /// By the library, and so is what is done with them.
+    pub with_epilogue: usize,
+    /// By the library; what is done with them are kernels behind it.
+    pub followed: usize,
     /// By generated kernels.
     pub generated: usize,
 }
@@ -284,6 +286,7 @@ impl Gpu {
             for (chosen, (_, item)) in lane.products.iter().zip(&rank.items) {
                 let Item::Product { library, .. } = item else { continue };
                 match chosen.map(|(way, _)| &library[way]) {
+                    Some(p) if !p.behind.is_empty() => counts.followed += 1,
                     Some(p) if p.gemm.has_epilogue() => counts.with_epilogue += 1,
                     Some(_) => counts.alone += 1,
                     None => counts.generated += 1,

@@ -167,11 +167,7 @@ impl Products {
         Ok(at)
     }
 
-    fn algorithms(
-        &self,
-        prepared: &Prepared,
-        key: &Key,
-    ) -> Result<Vec<blas::cublasLtMatmulAlgo_t>, CudaError> {
+    fn algorithms(&self, prepared: &Prepared, key: &Key) -> Result<Vec<blas::cublasLtMatmulAlgo_t>, CudaError> {
         use blas::cublasLtMatmulPreferenceAttributes_t as Of;
         let preference = lt::create_matmul_pref().map_err(blas_failed("cublasLtMatmulPreferenceCreate"))?;
         let set = |of, value: *const c_void, size| {
