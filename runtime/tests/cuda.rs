@@ -130,8 +130,8 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
     for (_, item) in items {
         if let Item::Product { library, .. } = item {
             products += 1;
-            taken += usize::from(library.is_some());
-            packed += usize::from(library.as_ref().is_some_and(|p| !p.packing.is_empty()));
+            taken += usize::from(!library.is_empty());
+            packed += usize::from(library.first().is_some_and(|p| !p.packing.is_empty()));
         }
     }
     println!(

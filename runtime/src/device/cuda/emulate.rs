@@ -248,12 +248,15 @@ impl Emulator {
                 while let Some((_, item)) = self.plan.ranks[r].items.get(next[r]) {
                     match item {
                         Item::Launch(l) => self.launch(l, order)?,
-                        Item::Product { library: Some(p), .. } if order == Order::Backwards => {
-                            p.packing.iter().try_for_each(|l| self.launch(l, order))?;
-                            // SAFETY: all it addresses was found to lie in the memory when it was planned.
-                            unsafe { reference::run(&p.gemm, self.memory.base()) };
-                        }
-                        Item::Product { kernel, .. } => kernel.iter().try_for_each(|l| self.launch(l, order))?,
+                        Item::Product { library, kernels } => match library.first() {
+                            Some(p) if order == Order::Backwards => {
+                                p.packing.iter().try_for_each(|l| self.launch(l, order))?;
+                                // SAFETY: all it addresses was found to lie in the memory when it was planned.
+                                unsafe { reference::run(&p.gemm, self.memory.base()) };
+                                p.behind.iter().try_for_each(|l| self.launch(l, order))?;
+                            }
+                            _ => kernels.iter().try_for_each(|l| self.launch(l, order))?,
+                        },
                         Item::Start(i) => {
                             started[r][*i] = true;
                             self.progress(r, *i, &started, &mut done, order)?;

@@ -28,7 +28,16 @@ pub struct Matrix {
     pub transposed: bool,
 }
 
-/// `d = scale · a · b`, column-major: `d` is m × n, the sum runs over k.
+/// What is done with an element at last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// `max(x, 0)`.
+    Relu,
+    /// The approximation of GELU with a hyperbolic tangent: the library has no other.
+    Gelu,
+}
+
+/// `d = activation(scale · a · b + beta · c + bias)`, column-major: `d` is m × n, the sum runs over k.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Gemm {
     /// Rows of the result.
@@ -45,11 +54,25 @@ pub struct Gemm {
     pub d: Matrix,
     /// Matrices of a batch.
     pub batch: usize,
-    /// Elements by which a, b and d move, for each call.
-    pub calls: Vec<[i64; 3]>,
+    /// Elements by which a, b, d, c, bias and aux move, for each call.
+    pub calls: Vec<[i64; OPERANDS]>,
     /// Multiplies the product.
     pub scale: f64,
+    /// Multiplies c.
+    pub beta: f64,
+    /// What is added, of the type and shape of the result; it may be the result itself, which is read before it is
+    /// written.
+    pub c: Option<Matrix>,
+    /// One column, of the type of the result, that is added to every column.
+    pub bias: Option<Matrix>,
+    /// What is done with the sum.
+    pub activation: Option<Activation>,
+    /// Where the sum is written besides.
+    pub aux: Option<Matrix>,
 }
+
+/// What a product reads and writes at most.
+pub const OPERANDS: usize = 6;
 
 /// Calls that replace one product at most.
 const MOST_CALLS: usize = 64;
@@ -59,20 +82,69 @@ impl Gemm {
     pub fn is_double(&self) -> bool {
         self.d.dtype == DType::F64
     }
+
+    /// Everything that it reads and writes, in the order of [`Gemm::calls`].
+    pub fn operands(&self) -> [Option<&Matrix>; OPERANDS] {
+        let (c, bias, aux) = (self.c.as_ref(), self.bias.as_ref(), self.aux.as_ref());
+        [Some(&self.a), Some(&self.b), Some(&self.d), c, bias, aux]
+    }
+
+    /// Whether anything is done with the product but to scale it.
+    pub fn has_epilogue(&self) -> bool {
+        self.c.is_some() || self.bias.is_some() || self.activation.is_some() || self.aux.is_some()
+    }
+}
+
+/// A matrix or vector besides left, right and result: what an epilogue reads or writes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operand {
+    /// First byte in the device allocation.
+    pub at: i64,
+    /// Element type.
+    pub dtype: DType,
+    /// Stride for each of [`Contract::dims`].
+    pub strides: Vec<isize>,
+}
+
+/// What is done with a product, and with what.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Epilogue {
+    /// Multiplies c.
+    pub beta: f64,
+    /// What is added.
+    pub c: Option<Operand>,
+    /// What is added and the same for every column.
+    pub bias: Option<Operand>,
+    /// What is done with the sum.
+    pub activation: Option<Activation>,
+    /// Where the sum is written besides.
+    pub aux: Option<Operand>,
+}
+
+/// Positions among a dimension's strides: those of the contraction, then the epilogue's.
+const LEFT: usize = 0;
+const RIGHT: usize = 1;
+const OUT: usize = 2;
+const C: usize = 3;
+const BIAS: usize = 4;
+const AUX: usize = 5;
+
+/// A dimension and its stride in every operand.
+#[derive(Clone, Copy)]
+struct Dim {
+    size: usize,
+    by: [isize; OPERANDS],
 }
 
 /// A group of dimensions, outermost first, each pair of neighbours that nests merged.
-fn merged(dims: &[ContractDim]) -> Vec<ContractDim> {
-    let mut dims: Vec<ContractDim> = dims.iter().copied().filter(|d| d.size != 1).collect();
-    dims.sort_by_key(|d| {
-        std::cmp::Reverse(d.left.unsigned_abs().max(d.right.unsigned_abs()).max(d.out.unsigned_abs()))
-    });
+fn merged(mut dims: Vec<Dim>) -> Vec<Dim> {
+    dims.retain(|d| d.size != 1);
+    dims.sort_by_key(|d| std::cmp::Reverse(d.by[..C].iter().map(|s| s.unsigned_abs()).max()));
     let mut i = dims.len();
     while i >= 2 {
         i -= 1;
         let (outer, inner) = (dims[i - 1], dims[i]);
-        let n = inner.size as isize;
-        if outer.left == inner.left * n && outer.right == inner.right * n && outer.out == inner.out * n {
+        if (0..OPERANDS).all(|x| outer.by[x] == inner.by[x] * inner.size as isize) {
             dims[i].size *= outer.size;
             dims.remove(i - 1);
         }
@@ -110,19 +182,39 @@ fn matrix(at: i64, dtype: DType, down: (usize, isize), across: (usize, isize), b
     stored(down, across, false).or_else(|| stored(across, down, true))
 }
 
-/// The library's product, if it can take this one; `places` are the first bytes of left, right and
+/// The library's product, if it can take this one alone; `places` are the first bytes of left, right and
 /// result in the device allocation.
 pub fn of(c: &Contract, places: [i64; 3]) -> Option<Gemm> {
-    let all = || c.batch.iter().chain(&c.m).chain(&c.n).chain(&c.k);
-    if !takes(c) || all().any(|d| d.size == 0) {
+    with(c, places, &Epilogue::default())
+}
+
+/// As [`of`], of the product and what is done with it.
+pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> Option<Gemm> {
+    let beside = [&epilogue.c, &epilogue.bias, &epilogue.aux].map(Option::as_ref);
+    if !takes(c) || c.dims().chain(&c.k).any(|d| d.size == 0) {
         return None;
     }
-    let one = ContractDim { size: 1, left: 0, right: 0, out: 0 };
-    let mut k = merged(&c.k);
+    // The library adds and stores only what has the type of the result, and in f64 only adds.
+    if beside.iter().flatten().any(|o| o.dtype != c.out.dtype)
+        || (c.out.dtype == DType::F64 && (beside[1].is_some() || epilogue.activation.is_some()))
+    {
+        return None;
+    }
+    let group = |dims: &[ContractDim], first: Option<usize>| -> Vec<Dim> {
+        let dim = |(i, d): (usize, &ContractDim)| {
+            let of = |o: Option<&Operand>| first.and_then(|first| Some(o?.strides[first + i])).unwrap_or(0);
+            Dim { size: d.size, by: [d.left, d.right, d.out, of(beside[0]), of(beside[1]), of(beside[2])] }
+        };
+        merged(dims.iter().enumerate().map(dim).collect())
+    };
+    let one = Dim { size: 1, by: [0; OPERANDS] };
+    let mut k = group(&c.k, None);
     let k = if k.len() > 1 { return None } else { k.pop().unwrap_or(one) };
     // Of rows and columns, what lies densest in the result stays; the others are batches.
-    let (mut m, mut n, mut batch) = (merged(&c.m), merged(&c.n), merged(&c.batch));
-    let smallest = |dims: &[ContractDim]| (0..dims.len()).min_by_key(|&i| dims[i].out.unsigned_abs());
+    let mut batch = group(&c.batch, Some(0));
+    let mut m = group(&c.m, Some(c.batch.len()));
+    let mut n = group(&c.n, Some(c.batch.len() + c.m.len()));
+    let smallest = |dims: &[Dim]| (0..dims.len()).min_by_key(|&i| dims[i].by[OUT].unsigned_abs());
     let rows = smallest(&m).map_or(one, |i| m.remove(i));
     let columns = smallest(&n).map_or(one, |i| n.remove(i));
     batch.extend(m);
@@ -132,29 +224,53 @@ pub fn of(c: &Contract, places: [i64; 3]) -> Option<Gemm> {
     if batch.iter().map(|d| d.size).product::<usize>() > MOST_CALLS {
         return None;
     }
-    let mut calls = vec![[0i64; 3]];
+    let mut moves = vec![[0i64; OPERANDS]];
     for d in &batch {
-        let strides = [d.left as i64, d.right as i64, d.out as i64];
-        let step = |call: &[i64; 3], i: usize| std::array::from_fn(|x| call[x] + i as i64 * strides[x]);
-        calls = calls.iter().flat_map(|call| (0..d.size).map(move |i| step(call, i))).collect();
+        let step = |by: &[i64; OPERANDS], i: usize| std::array::from_fn(|x| by[x] + i as i64 * d.by[x] as i64);
+        moves = moves.iter().flat_map(|by| (0..d.size).map(move |i| step(by, i))).collect();
     }
-    let [left, right, out] = places;
-    let (types, t) = ([c.left.dtype, c.right.dtype, c.out.dtype], together);
+    let of_beside = |i: usize| beside[i].map_or((0, c.out.dtype), |o| (o.at, o.dtype));
+    let operands =
+        [(left, c.left.dtype), (right, c.right.dtype), (out, c.out.dtype), of_beside(0), of_beside(1), of_beside(2)];
+    // The result's columns are `across`; `a` has its rows, and `b` its columns.
+    let product = |down: Dim, across: Dim, [a, b]: [usize; 2]| {
+        let place = |x: usize, down: Dim, across: Dim| {
+            let (at, dtype) = operands[x];
+            matrix(at, dtype, (down.size, down.by[x]), (across.size, across.by[x]), together.by[x])
+        };
+        let straight = |x: usize| place(x, down, across).filter(|m| !m.transposed);
+        let given = |i: usize, x: usize| beside[i].map_or(Some(None), |_| straight(x).map(Some));
+        let bias = |_: &Operand| {
+            // The same in every column; a result of one column has it, whatever the stride.
+            let same = across.size == 1 || across.by[BIAS] == 0;
+            let one = Dim { size: 1, by: [0; OPERANDS] };
+            (same && (down.size == 1 || down.by[BIAS] == 1)).then(|| place(BIAS, down, one)).flatten()
+        };
+        let gemm = Gemm {
+            m: down.size,
+            n: across.size,
+            k: k.size,
+            a: place(a, down, k)?,
+            b: place(b, k, across)?,
+            d: straight(OUT)?,
+            batch: together.size,
+            calls: moves.iter().map(|by| [by[a], by[b], by[OUT], by[C], by[BIAS], by[AUX]]).collect(),
+            scale: c.scale,
+            beta: epilogue.beta,
+            c: given(0, C)?,
+            bias: beside[1].map_or(Some(None), |o| bias(o).map(Some))?,
+            activation: epilogue.activation,
+            aux: given(2, AUX)?,
+        };
+        gemm.aux.as_ref().is_none_or(|aux| aux_is_aligned(aux, &gemm)).then_some(gemm)
+    };
     // The result's rows are neighbours: transposed, with the operands exchanged.
-    let transposed = || {
-        let d = matrix(out, types[2], (columns.size, columns.out), (rows.size, rows.out), t.out)?;
-        let a = matrix(right, types[1], (columns.size, columns.right), (k.size, k.right), t.right)?;
-        let b = matrix(left, types[0], (k.size, k.left), (rows.size, rows.left), t.left)?;
-        let calls = calls.iter().map(|&[l, r, o]| [r, l, o]).collect();
-        let (m, n, k) = (columns.size, rows.size, k.size);
-        (!d.transposed).then_some(Gemm { m, n, k, a, b, d, batch: t.size, calls, scale: c.scale })
-    };
-    let straight = || {
-        let d = matrix(out, types[2], (rows.size, rows.out), (columns.size, columns.out), t.out)?;
-        let a = matrix(left, types[0], (rows.size, rows.left), (k.size, k.left), t.left)?;
-        let b = matrix(right, types[1], (k.size, k.right), (columns.size, columns.right), t.right)?;
-        let (m, n, k) = (rows.size, columns.size, k.size);
-        (!d.transposed).then_some(Gemm { m, n, k, a, b, d, batch: t.size, calls: calls.clone(), scale: c.scale })
-    };
-    transposed().or_else(straight)
+    product(columns, rows, [RIGHT, LEFT]).or_else(|| product(rows, columns, [LEFT, RIGHT]))
+}
+
+/// What the library demands of the values before an activation: columns and matrices a multiple of 8 elements
+/// apart, that begin at multiples of 16 bytes.
+fn aux_is_aligned(aux: &Matrix, g: &Gemm) -> bool {
+    let begins = |call: &[i64; OPERANDS]| (aux.at + call[AUX] * aux.dtype.bytes() as i64) % 16 == 0;
+    aux.leading.is_multiple_of(8) && aux.batch_stride % 8 == 0 && g.calls.iter().all(begins)
 }

@@ -1,7 +1,7 @@
 //! The libraries' matrix products and collectives in plain loops, to check what they are told.
 
 use super::emit::{Call, Placed};
-use super::gemm::{Gemm, Matrix};
+use super::gemm::{Activation, Gemm, Matrix};
 use crate::comm::reduce;
 use crate::element::{Element, Lane, with_element};
 use tpc_ir::program::CollectiveKind;
@@ -24,7 +24,18 @@ fn at(m: &Matrix, i: usize, j: usize) -> i64 {
     (row + column * m.leading) as i64
 }
 
-/// Computes a product.
+/// What is done with an element at last.
+fn activated(activation: Option<Activation>, x: f64) -> f64 {
+    match activation {
+        None => x,
+        Some(Activation::Relu) => x.max(0.0),
+        Some(Activation::Gelu) => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh())
+        }
+    }
+}
+
+/// Computes a product and what is done with it.
 ///
 /// # Safety
 /// The matrices must lie in the memory from `base`, which nobody else uses meanwhile.
@@ -33,18 +44,19 @@ pub(super) unsafe fn run(g: &Gemm, base: *mut u8) {
     for call in &g.calls {
         for batch in 0..g.batch as i64 {
             let first = |m: &Matrix, x: usize| call[x] + batch * m.batch_stride;
+            // SAFETY: passed on to the caller.
+            let read = |m: &Matrix, x, i, j| unsafe { get(place(m), m.dtype, first(m, x) + at(m, i, j)) };
+            // SAFETY: passed on to the caller.
+            let write =
+                |m: &Matrix, x, i, j, value| unsafe { put(place(m), m.dtype, first(m, x) + at(m, i, j), value) };
             for i in 0..g.m {
                 for j in 0..g.n {
-                    let mut sum = 0.0;
-                    for k in 0..g.k {
-                        // SAFETY: passed on to the caller.
-                        unsafe {
-                            sum += get(place(&g.a), g.a.dtype, first(&g.a, 0) + at(&g.a, i, k))
-                                * get(place(&g.b), g.b.dtype, first(&g.b, 1) + at(&g.b, k, j));
-                        }
-                    }
-                    // SAFETY: passed on to the caller.
-                    unsafe { put(place(&g.d), g.d.dtype, first(&g.d, 2) + at(&g.d, i, j), g.scale * sum) };
+                    let products = (0..g.k).map(|k| read(&g.a, 0, i, k) * read(&g.b, 1, k, j));
+                    let mut sum = g.scale * products.sum::<f64>();
+                    sum += g.c.as_ref().map_or(0.0, |c| g.beta * read(c, 3, i, j));
+                    sum += g.bias.as_ref().map_or(0.0, |bias| read(bias, 4, i, 0));
+                    g.aux.iter().for_each(|aux| write(aux, 5, i, j, sum));
+                    write(&g.d, 2, i, j, activated(g.activation, sum));
                 }
             }
         }

@@ -7,7 +7,7 @@ use super::kernels::Launch;
 use super::rank::Rank;
 use super::space::{Axis, count, cut, merge, offset};
 use crate::device::cpu::vector::LaneType;
-use crate::device::extent;
+use crate::device::extent::Extent;
 use std::fmt::Write as _;
 use tpc_ir::DType;
 use tpc_ir::program::{Contract, ContractDim, View};
@@ -29,14 +29,13 @@ fn group(dims: &[ContractDim], strides: Strides) -> Vec<Axis> {
     axes
 }
 
-/// Whether the views of a product lie in the arena and its result apart; their first bytes.
-pub(super) fn places(rank: &Rank<'_>, c: &Contract) -> Result<[usize; 3], String> {
+/// Where left, right and result of a product lie, if they do lie in memory, and the result apart.
+pub(super) fn extents(rank: &Rank<'_>, c: &Contract) -> Result<[Extent; 3], String> {
     let of = |view: &View, groups: [&[ContractDim]; 3], stride: fn(&ContractDim) -> isize, name: &str| {
         let dims = || groups.into_iter().flatten();
         let sizes: Vec<usize> = dims().map(|d| d.size).collect();
         let strides: Vec<isize> = dims().map(stride).collect();
-        extent::resolve(rank.program.arena_bytes, &rank.program.buffers, view, &sizes, &strides)
-            .map_err(|e| format!("{name}: {e}"))
+        rank.extent(view, &sizes, &strides).map_err(|e| format!("{name}: {e}"))
     };
     let left = of(&c.left, [&c.batch, &c.m, &c.k], |d| d.left, "left")?;
     let right = of(&c.right, [&c.batch, &c.k, &c.n], |d| d.right, "right")?;
@@ -44,7 +43,15 @@ pub(super) fn places(rank: &Rank<'_>, c: &Contract) -> Result<[usize; 3], String
     if out.overlaps(&left) || out.overlaps(&right) {
         return Err("the result overlaps an operand".into());
     }
-    Ok([left.base, right.base, out.base])
+    if c.dims().all(|d| d.size > 0) && c.dims().any(|d| d.out == 0 && d.size > 1) {
+        return Err("a dimension of the result has stride 0".into());
+    }
+    Ok([left, right, out])
+}
+
+/// Their first bytes.
+pub(super) fn places(rank: &Rank<'_>, c: &Contract) -> Result<[usize; 3], String> {
+    Ok(extents(rank, c)?.map(|e| e.base))
 }
 
 /// A lambda from an index to an offset.
@@ -56,13 +63,9 @@ fn offsets(name: &str, axes: &[Axis], access: usize) -> String {
     )
 }
 
-/// The launch of a product.
+/// The launch of a product alone, whatever its epilogue; none if the result is empty.
 pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, String> {
     let places = places(rank, c)?;
-    let mut of_out = c.batch.iter().chain(&c.m).chain(&c.n);
-    if of_out.clone().all(|d| d.size > 0) && of_out.any(|d| d.out == 0 && d.size > 1) {
-        return Err("a dimension of the result has stride 0".into());
-    }
     let b = group(&c.batch, |d| vec![d.left, d.right, d.out]);
     let m = group(&c.m, |d| vec![d.left, d.out]);
     let n = group(&c.n, |d| vec![d.right, d.out]);

@@ -42,7 +42,7 @@ pub(super) struct Part {
 
 /// The kernels of a loop.
 pub(super) fn emit(rank: &mut Rank<'_>, l: &Loop) -> Result<Vec<Launch>, String> {
-    let mut scan = nodes::scan(l, rank.program.arena_bytes, &rank.program.buffers)?;
+    let mut scan = rank.scan(l)?;
     let mut dims = l.dims.clone();
     if dims.is_empty() {
         dims.push(1);

@@ -44,13 +44,12 @@ use tpc_ir::program::{Action, Collective, RankProgram};
 pub enum Item {
     /// A kernel.
     Launch(Launch),
-    /// A matrix product: what a library is told if it can take it, and the kernel that computes it
-    /// otherwise.
+    /// A matrix product, in all the ways in which it can be computed.
     Product {
-        /// The library's product.
-        library: Option<Box<Product>>,
-        /// The generated kernel; none if the result is empty.
-        kernel: Option<Launch>,
+        /// What a library can be told, the best first: the product and what is done with it, the product alone.
+        library: Vec<Product>,
+        /// The generated kernels, for when it takes none of these.
+        kernels: Vec<Launch>,
     },
     /// Starts a collective, by its index in the plan of the rank.
     Start(usize),
@@ -130,7 +129,7 @@ pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> R
                 label: step.label.to_string(),
                 reason,
             };
-            rank.next_action();
+            rank.free_scratch();
             let made = action(&mut rank, &step.action, &mut collectives).map_err(fail)?;
             items.extend(made.into_iter().map(|item| (i, item)));
         }
@@ -162,9 +161,7 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
         Action::CumSum { from, to, dim } => scan::cumsum(rank, from, to, *dim)?,
         Action::TopK { from, values, indices } => scan::top_k(rank, from, values, indices)?,
         Action::Contract(c) => {
-            let kernel = contract::emit(rank, c)?.pop();
-            let library = product::library(rank, c)?.map(Box::new);
-            return Ok(if kernel.is_none() { Vec::new() } else { vec![Item::Product { library, kernel }] });
+            return Ok(product::emit(rank, c)?.into_iter().collect());
         }
         Action::Attention(a) => attention::emit(rank, a)?,
         Action::Start(c) => {

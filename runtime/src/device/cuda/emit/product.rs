@@ -1,12 +1,19 @@
 //! Matrix products: the library's words, an operand packed first where it needs that, and the generated
 //! kernel for everything else.
+//!
+//! What is done with a product (its epilogue) the library does itself if it has words for it. If not, or if the
+//! library turns out to have no algorithm for that, it is a loop behind the product alone, which then lies where the
+//! result will, or in the scratch if the loop reads what is there, or if the result's type holds less.
 
 use super::kernels::Launch;
 use super::rank::Rank;
 use super::space::Axis;
-use super::{contract, copy};
-use crate::device::cuda::gemm::{self, Gemm};
-use tpc_ir::program::{Contract, ContractDim};
+use super::{Item, contract, copy, fused};
+use crate::device::cuda::epilogue::{self, Words};
+use crate::device::cuda::gemm::{self, Epilogue, Gemm, Operand};
+use crate::device::extent::Extent;
+use tpc_ir::DType;
+use tpc_ir::program::{Contract, ContractDim, Instruction, Loop};
 
 /// Multiplications below which packing is not worth a launch.
 const WORTH_PACKING: usize = 1 << 20;
@@ -18,13 +25,182 @@ pub struct Product {
     pub packing: Vec<Launch>,
     /// What the library computes then.
     pub gemm: Gemm,
+    /// Kernels of what is done with the product, if the library does not do that.
+    pub behind: Vec<Launch>,
 }
 
-/// How the library computes a product, if it can.
-pub(super) fn library(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Product>, String> {
+/// A product in all the ways in which it can be computed; `None` if the result is empty.
+pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Item>, String> {
+    if c.epilogue.is_empty() {
+        let kernels = contract::emit(rank, c)?;
+        let library = library(rank, c, &Epilogue::default())?.into_iter().collect();
+        return Ok((!kernels.is_empty()).then_some(Item::Product { library, kernels }));
+    }
+    let touched = touched(rank, c)?;
+    if c.dims().any(|d| d.size == 0) {
+        return Ok(None);
+    }
+    let (alone, then) = apart(rank, c, &touched);
+    let behind = fused::emit(rank, &then)?;
+    let mut kernels = contract::emit(rank, &alone)?;
+    kernels.extend(behind.iter().cloned());
+    let plain = library(rank, &alone, &Epilogue::default())?;
+    rank.free_scratch();
+    let calls = plain.as_ref().map(|p| p.gemm.calls.len());
+    let best = match epilogue::recognize(&c.epilogue) {
+        Some(words) => in_words(rank, c, &words, &touched, calls)?,
+        None => None,
+    };
+    let library = best.into_iter().chain(plain.map(|p| Product { behind, ..p })).collect();
+    Ok(Some(Item::Product { library, kernels }))
+}
+
+/// What the instructions of an epilogue load and store, after checking that it is one.
+fn touched(rank: &Rank<'_>, c: &Contract) -> Result<Vec<Option<Extent>>, String> {
+    let [left, right, out] = contract::extents(rank, c)?;
+    let sizes: Vec<usize> = c.dims().map(|d| d.size).collect();
+    let mut last = None;
+    let of = |(at, ins): (usize, &Instruction)| -> Result<Option<Extent>, String> {
+        match ins {
+            Instruction::Given { index: 1.., .. } => {
+                return Err(format!("instruction {at}: a product gives its epilogue one value only"));
+            }
+            Instruction::ReduceRow { .. } | Instruction::Store { accumulate: Some(_), .. } => {
+                return Err(format!("instruction {at} of an epilogue reduces"));
+            }
+            Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } => {
+                let extent = rank.extent(view, &sizes, strides).map_err(|e| format!("instruction {at}: {e}"))?;
+                if matches!(ins, Instruction::Store { .. }) {
+                    if extent.overlaps(&left) || extent.overlaps(&right) {
+                        return Err("the result overlaps an operand".into());
+                    }
+                    last = Some(extent);
+                }
+                return Ok(Some(extent));
+            }
+            _ => {}
+        }
+        Ok(None)
+    };
+    let touched = c.epilogue.iter().enumerate().map(of).collect::<Result<Vec<_>, String>>()?;
+    if last != Some(out) {
+        return Err("the last store of an epilogue does not fill the result".into());
+    }
+    Ok(touched)
+}
+
+/// Whether a type holds all values of the other.
+fn holds(wide: DType, narrow: DType) -> bool {
+    wide == narrow
+        || matches!((wide, narrow), (DType::F64, DType::F32) | (DType::F64 | DType::F32, DType::BF16 | DType::F16))
+}
+
+/// The product alone, and what is done with it as a loop.
+fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Contract, Loop) {
+    let given = c.epilogue.iter().filter_map(|ins| match ins {
+        Instruction::Given { dtype, .. } => Some(*dtype),
+        _ => None,
+    });
+    let given = given.reduce(|a, b| if holds(a, b) { a } else { b }).unwrap_or(c.out.dtype);
+    // All but the last store.
+    let last = touched.iter().rposition(Option::is_some).unwrap_or(0);
+    let out = touched[last];
+    let others = touched[..last].iter().flatten();
+    if holds(c.out.dtype, given) && !out.is_some_and(|out| others.into_iter().any(|e| e.overlaps(&out))) {
+        return (c.alone(c.out.clone()), c.behind(&c.out));
+    }
+    // Without the gaps that the result may have, in its order.
+    let mut dense = c.clone();
+    let mut dims: Vec<&mut ContractDim> = dense.batch.iter_mut().chain(&mut dense.m).chain(&mut dense.n).collect();
+    dims.sort_by_key(|d| d.out.unsigned_abs());
+    let mut elements = 1;
+    for d in dims {
+        d.out = elements as isize;
+        elements *= d.size;
+    }
+    let raw = rank.scratch_view(given, elements);
+    (dense.alone(raw.clone()), dense.behind(&raw))
+}
+
+/// The library's product with its epilogue, in no more than that many calls.
+fn in_words(
+    rank: &mut Rank<'_>,
+    c: &Contract,
+    words: &Words,
+    touched: &[Option<Extent>],
+    calls: Option<usize>,
+) -> Result<Option<Product>, String> {
+    // Where an instruction loads or stores.
+    let access = |at: usize| match (&c.epilogue[at], touched[at]) {
+        (Instruction::Load { view, strides } | Instruction::Store { view, strides, .. }, Some(extent)) => {
+            Some((view, strides, extent))
+        }
+        _ => None,
+    };
+    let operand = |at: usize| {
+        access(at).map(|(view, strides, extent)| Operand {
+            at: rank.at(extent.base),
+            dtype: view.dtype,
+            strides: strides.clone(),
+        })
+    };
+    let Some((view, strides, out)) = access(words.out) else { return Ok(None) };
+    // Of two results, the library's is the one behind the activation.
+    let mut product = Contract { out: view.clone(), scale: c.scale * words.scale, ..c.alone(view.clone()) };
+    let dims = product.batch.iter_mut().chain(&mut product.m).chain(&mut product.n);
+    dims.zip(strides).for_each(|(d, &s)| d.out = s);
+    let before = words.before.and_then(access);
+    if let Some((_, strides, extent)) = before
+        && (extent.overlaps(&out) || c.dims().zip(strides).any(|(d, &s)| d.size > 1 && s == 0))
+    {
+        return Ok(None);
+    }
+    let mut in_place = Vec::new();
+    for &(load, _) in &words.added {
+        let Some((of, by, extent)) = access(load) else { return Ok(None) };
+        let same = extent == out
+            && of.dtype == view.dtype
+            && c.dims().zip(by.iter().zip(strides)).all(|(d, (a, b))| d.size == 1 || a == b);
+        if before.is_some_and(|(.., e)| e.overlaps(&extent)) || (extent.overlaps(&out) && !same) {
+            return Ok(None);
+        }
+        in_place.push(same);
+    }
+    // Which of what is added is the matrix, and which the bias, which has no factor.
+    let is_bias = |i: usize| words.added[i].1 == 1.0 && !in_place[i];
+    let ways: &[[Option<usize>; 2]] = match words.added.len() {
+        0 => &[[None, None]],
+        1 => &[[None, Some(0)], [Some(0), None]],
+        2 => &[[Some(0), Some(1)], [Some(1), Some(0)]],
+        _ => &[],
+    };
+    let mut tries = Vec::new();
+    for [matrix, bias] in ways {
+        if bias.is_some_and(|i| !is_bias(i)) {
+            continue;
+        }
+        tries.push(Epilogue {
+            beta: matrix.map_or(0.0, |i| words.added[i].1),
+            c: matrix.and_then(|i| operand(words.added[i].0)),
+            bias: bias.and_then(|i| operand(words.added[i].0)),
+            activation: words.activation,
+            aux: words.before.and_then(operand),
+        });
+    }
+    for epilogue in &tries {
+        let made = library(rank, &product, epilogue)?;
+        if let Some(made) = made.filter(|p| calls.is_none_or(|calls| p.gemm.calls.len() <= calls)) {
+            return Ok(Some(made));
+        }
+    }
+    Ok(None)
+}
+
+/// How the library computes a product and what is done with it, if it can.
+fn library(rank: &mut Rank<'_>, c: &Contract, epilogue: &Epilogue) -> Result<Option<Product>, String> {
     let places = contract::places(rank, c)?.map(|p| rank.at(p));
-    if let Some(gemm) = gemm::of(c, places) {
-        return Ok(Some(Product { packing: Vec::new(), gemm }));
+    if let Some(gemm) = gemm::with(c, places, epilogue) {
+        return Ok(Some(Product { packing: Vec::new(), gemm, behind: Vec::new() }));
     }
     let all = c.batch.iter().chain(&c.m).chain(&c.n).chain(&c.k);
     if all.map(|d| d.size).product::<usize>() < WORTH_PACKING {
@@ -35,7 +211,7 @@ pub(super) fn library(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Produc
         let left_bytes = if left { dense(&mut packed, |d| &mut d.left, true) * c.left.dtype.bytes() } else { 0 };
         let right_bytes = if right { dense(&mut packed, |d| &mut d.right, false) * c.right.dtype.bytes() } else { 0 };
         // Whether it helps is known before memory is taken.
-        if gemm::of(&packed, places).is_none() {
+        if gemm::with(&packed, places, epilogue).is_none() {
             continue;
         }
         let mut at = places;
@@ -52,7 +228,7 @@ pub(super) fn library(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Produc
             let axes = axes([&c.batch, &c.k, &c.n], [&packed.batch, &packed.k, &packed.n], |d| d.right);
             packing.extend(copy::strided(rank, c.right.dtype.bytes(), axes, (places[1], at[1]))?);
         }
-        return Ok(gemm::of(&packed, at).map(|gemm| Product { packing, gemm }));
+        return Ok(gemm::with(&packed, at, epilogue).map(|gemm| Product { packing, gemm, behind: Vec::new() }));
     }
     Ok(None)
 }

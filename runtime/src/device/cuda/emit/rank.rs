@@ -2,7 +2,9 @@
 
 use super::kernels::{Kernels, Launch};
 use crate::device::extent::{self, Extent};
-use tpc_ir::program::{RankProgram, View};
+use crate::device::nodes::{self, Scan};
+use tpc_ir::DType;
+use tpc_ir::program::{Buffer, BufferId, Loop, RankProgram, View};
 
 /// Scratch is cut in pieces of whole lines.
 const LINE: usize = 256;
@@ -13,6 +15,8 @@ pub(super) struct Rank<'a> {
     /// The rank's first byte in the device allocation.
     pub(super) base: i64,
     pub(super) kernels: &'a mut Kernels,
+    /// Those of the program, and behind them scratch of the current action that views refer to.
+    buffers: Vec<Buffer>,
     /// Scratch that the current action uses, and the most that any did.
     used: usize,
     most: usize,
@@ -20,12 +24,13 @@ pub(super) struct Rank<'a> {
 
 impl<'a> Rank<'a> {
     pub(super) fn new(program: &'a RankProgram, base: usize, kernels: &'a mut Kernels) -> Self {
-        Rank { program, base: base as i64, kernels, used: 0, most: 0 }
+        Rank { program, base: base as i64, kernels, buffers: program.buffers.clone(), used: 0, most: 0 }
     }
 
-    /// Makes all scratch free again: actions run one after the other.
-    pub(super) fn next_action(&mut self) {
+    /// Makes all scratch free again: actions run one after the other, and of several ways to do one only one is taken.
+    pub(super) fn free_scratch(&mut self) {
         self.used = 0;
+        self.buffers.truncate(self.program.buffers.len());
     }
 
     /// Scratch behind the arena: its first byte, counted from the rank's.
@@ -36,6 +41,20 @@ impl<'a> Rank<'a> {
         self.program.arena_bytes.next_multiple_of(LINE) + at
     }
 
+    /// Scratch of some elements that loops and products of the current action can refer to.
+    pub(super) fn scratch_view(&mut self, dtype: DType, elements: usize) -> View {
+        let bytes = elements * dtype.bytes();
+        let offset = self.scratch(bytes);
+        let buffer = BufferId(self.buffers.len() as u32);
+        self.buffers.push(Buffer { offset, bytes, persistent: false, label: "scratch".into() });
+        View::dense(buffer, dtype, vec![elements])
+    }
+
+    /// Where views must end: with the arena, or behind the scratch that there are views of.
+    fn end(&self) -> usize {
+        if self.buffers.len() > self.program.buffers.len() { self.bytes() } else { self.program.arena_bytes }
+    }
+
     /// Bytes of the arena and the scratch together.
     pub(super) fn bytes(&self) -> usize {
         self.program.arena_bytes.next_multiple_of(LINE) + self.most
@@ -43,7 +62,17 @@ impl<'a> Rank<'a> {
 
     /// Where a view lies in the arena.
     pub(super) fn view(&self, view: &View) -> Result<Extent, String> {
-        extent::resolve(self.program.arena_bytes, &self.program.buffers, view, &view.shape, &view.strides)
+        self.extent(view, &view.shape, &view.strides)
+    }
+
+    /// Which bytes a view reaches with these sizes and strides.
+    pub(super) fn extent(&self, view: &View, sizes: &[usize], strides: &[isize]) -> Result<Extent, String> {
+        extent::resolve(self.end(), &self.buffers, view, sizes, strides)
+    }
+
+    /// What a loop touches.
+    pub(super) fn scan(&self, l: &Loop) -> Result<Scan, String> {
+        nodes::scan(l, self.end(), &self.buffers)
     }
 
     /// The offset in the device allocation of a byte of the rank's memory.

@@ -88,8 +88,21 @@ pub(super) struct Lane {
     communicate: sys::CUstream,
     ready: Vec<sys::CUevent>,
     done: Vec<sys::CUevent>,
-    /// The prepared product of each item, for those of the library.
-    products: Vec<Option<usize>>,
+    /// Of each item that is a product of the library: which way of computing it, and the prepared product.
+    products: Vec<Option<(usize, usize)>>,
+}
+
+/// How products are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProductCounts {
+    /// By the library; nothing is done with them but to scale them.
+    pub alone: usize,
+    /// By the library, and so is what is done with them.
+    pub with_epilogue: usize,
+    /// By the library; what is done with them are kernels behind it.
+    pub followed: usize,
+    /// By generated kernels.
+    pub generated: usize,
 }
 
 /// How long streams may take to end what was aborted.
@@ -201,7 +214,7 @@ impl Gpu {
 
     /// Makes streams, events and products for the plan.
     fn prepare(&mut self) -> Result<(), CudaError> {
-        let of_library = |item: &Item| matches!(item, Item::Product { library: Some(_), .. });
+        let of_library = |item: &Item| matches!(item, Item::Product { library, .. } if !library.is_empty());
         let any = self.plan.ranks.iter().flat_map(|r| &r.items).any(|(_, item)| of_library(item));
         if self.options.library && any && self.products.is_none() {
             self.products = Some(Products::load(&self.context, self.plan.ranks.len())?);
@@ -212,8 +225,13 @@ impl Gpu {
             let mut products = vec![None; rank.items.len()];
             if let Some(library) = self.products.as_mut().filter(|_| self.options.library) {
                 for (slot, (_, item)) in products.iter_mut().zip(&rank.items) {
-                    if let Item::Product { library: Some(p), .. } = item {
-                        *slot = library.prepare(&p.gemm, compute)?;
+                    let Item::Product { library: ways, .. } = item else { continue };
+                    // The first that the library turns out to be able to do.
+                    for (way, product) in ways.iter().enumerate() {
+                        *slot = library.prepare(&product.gemm, compute)?.map(|prepared| (way, prepared));
+                        if slot.is_some() {
+                            break;
+                        }
                     }
                 }
             }
@@ -261,6 +279,23 @@ impl Gpu {
         self.options.graph = true;
     }
 
+    /// How the products of all ranks are computed.
+    pub fn products(&self) -> ProductCounts {
+        let mut counts = ProductCounts::default();
+        for (lane, rank) in self.lanes.iter().zip(&self.plan.ranks) {
+            for (chosen, (_, item)) in lane.products.iter().zip(&rank.items) {
+                let Item::Product { library, .. } = item else { continue };
+                match chosen.map(|(way, _)| &library[way]) {
+                    Some(p) if !p.behind.is_empty() => counts.followed += 1,
+                    Some(p) if p.gemm.has_epilogue() => counts.with_epilogue += 1,
+                    Some(_) => counts.alone += 1,
+                    None => counts.generated += 1,
+                }
+            }
+        }
+        counts
+    }
+
     /// Copies of small inputs that were enqueued so far: side by side in the arena, they are one.
     pub fn small_copies(&self) -> u64 {
         self.staging.copies()
@@ -286,12 +321,14 @@ impl Gpu {
         let lane = &self.lanes[r];
         match &self.plan.ranks[r].items[at].1 {
             Item::Launch(l) => self.launch(l, lane.compute),
-            Item::Product { library, kernel } => match (library, lane.products[at], &self.products) {
-                (Some(p), Some(prepared), Some(products)) => {
+            Item::Product { library, kernels } => match (lane.products[at], &self.products) {
+                (Some((way, prepared)), Some(products)) => {
+                    let p = &library[way];
                     p.packing.iter().try_for_each(|l| self.launch(l, lane.compute))?;
-                    products.enqueue(&p.gemm, prepared, self.memory, r, lane.compute)
+                    products.enqueue(&p.gemm, prepared, self.memory, r, lane.compute)?;
+                    p.behind.iter().try_for_each(|l| self.launch(l, lane.compute))
                 }
-                _ => kernel.iter().try_for_each(|l| self.launch(l, lane.compute)),
+                _ => kernels.iter().try_for_each(|l| self.launch(l, lane.compute)),
             },
             Item::Start(_) | Item::Wait(_) => Ok(()),
         }

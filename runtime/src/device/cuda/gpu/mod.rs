@@ -29,7 +29,7 @@ mod staging;
 mod watch;
 
 pub use context::Context;
-pub use machine::{Compiled, Gpu, GpuOptions};
+pub use machine::{Compiled, Gpu, GpuOptions, ProductCounts};
 pub use nccl::{Nccl, Network};
 pub use profile::Timing;
 pub use rendezvous::{Folder, Hosts, Left, Rendezvous};

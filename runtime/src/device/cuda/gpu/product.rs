@@ -3,10 +3,13 @@
 //! The library is asked for several algorithms for each shape, types and alignment, and each of them is
 //! timed once when a program is loaded, on memory of its own. f32 is computed in f32: the compute type
 //! that rounds operands to TF32 is never asked for.
+//!
+//! Not every algorithm does with a product what the library has words for, and whether one does is known when it has
+//! been tried: a product with an epilogue that nobody could try is none.
 
 use super::context::{Context, failed, preload};
 use crate::device::cuda::error::CudaError;
-use crate::device::cuda::gemm::{Gemm, Matrix};
+use crate::device::cuda::gemm::{Activation, Gemm, Matrix, OPERANDS};
 use cudarc::cublaslt::{result as lt, sys as blas};
 use cudarc::driver::{result, sys};
 use std::collections::HashMap;
@@ -24,11 +27,17 @@ fn blas_failed(call: &str) -> impl Fn(lt::CublasError) -> CudaError + '_ {
     move |e| CudaError::Call { call: call.into(), reason: format!("{:?}", e.0) }
 }
 
+/// What decides which algorithm is best of a matrix: type, rows, columns, both distances, whether it is transposed,
+/// and to how many bytes it is aligned.
+type MatrixKey = (DType, usize, usize, usize, i64, bool, u32);
+
 /// What decides which algorithm is best.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     shape: [usize; 4],
-    matrices: [(DType, usize, usize, usize, i64, bool, u32); 3],
+    operands: [Option<MatrixKey>; OPERANDS],
+    activation: Option<Activation>,
+    in_place: bool,
 }
 
 fn alignment(m: &Matrix, moves: impl Iterator<Item = i64>) -> u32 {
@@ -39,19 +48,45 @@ fn alignment(m: &Matrix, moves: impl Iterator<Item = i64>) -> u32 {
 
 impl Key {
     fn of(g: &Gemm) -> Self {
-        let of = |m: &Matrix, x: usize| {
+        let of = |x: usize| {
+            let m = g.operands()[x]?;
             let aligned = alignment(m, g.calls.iter().map(move |c| c[x]));
-            (m.dtype, m.rows, m.columns, m.leading, m.batch_stride, m.transposed, aligned)
+            Some((m.dtype, m.rows, m.columns, m.leading, m.batch_stride, m.transposed, aligned))
         };
-        Key { shape: [g.m, g.n, g.k, g.batch], matrices: [of(&g.a, 0), of(&g.b, 1), of(&g.d, 2)] }
+        let operands = std::array::from_fn(of);
+        Key { shape: [g.m, g.n, g.k, g.batch], operands, activation: g.activation, in_place: is_in_place(g) }
+    }
+
+    /// Bytes to which an operand is aligned; any number if there is none.
+    fn alignment(&self, x: usize) -> u32 {
+        self.operands[x].map_or(256, |m| m.6)
     }
 }
+
+/// Whether what is added is the result.
+fn is_in_place(g: &Gemm) -> bool {
+    g.c.as_ref().is_some_and(|c| c.at == g.d.at)
+}
+
+/// Where the operands of a call lie; 0 for those that there are not.
+type Places = [sys::CUdeviceptr; OPERANDS];
 
 /// Descriptions of a product and the algorithm that was chosen.
 struct Prepared {
     operation: blas::cublasLtMatmulDesc_t,
-    layouts: [blas::cublasLtMatrixLayout_t; 3],
+    /// Of a, b, c and d.
+    layouts: [blas::cublasLtMatrixLayout_t; 4],
     algorithm: blas::cublasLtMatmulAlgo_t,
+}
+
+impl Prepared {
+    fn destroy(&self) {
+        // SAFETY: whoever destroys it is the last that knows it.
+        unsafe {
+            let _ = lt::destroy_matmul_desc(self.operation);
+            self.layouts.iter().for_each(|&l| _ = lt::destroy_matrix_layout(l));
+        }
+    }
 }
 
 /// The library on one device, and everything that was prepared.
@@ -106,49 +141,33 @@ impl Products {
         if let Some(&known) = self.by_key.get(&key) {
             return Ok(known);
         }
-        let (compute, scale) = if g.is_double() {
-            (blas::cublasComputeType_t::CUBLAS_COMPUTE_64F, blas::cudaDataType::CUDA_R_64F)
+        // What there is not has the layout of the result: it is not read.
+        let c = g.c.as_ref().unwrap_or(&g.d);
+        let layouts = [layout(&g.a, g.batch)?, layout(&g.b, g.batch)?, layout(c, g.batch)?, layout(&g.d, g.batch)?];
+        let algorithm = blas::cublasLtMatmulAlgo_t { data: [0; 8] };
+        let mut prepared = Prepared { operation: operation(g)?, layouts, algorithm };
+        // The library may look where the operands of an epilogue are; what is there is not read.
+        let elsewhere = std::array::from_fn(|x| self.workspaces[0] + u64::from(key.alignment(x) % 256));
+        point(g, prepared.operation, &elsewhere)?;
+        let found = self.algorithms(&prepared, &key)?;
+        let tried = if found.len() > 1 || (g.has_epilogue() && !found.is_empty()) {
+            self.fastest(g, &mut prepared, &found, &key, stream)?
         } else {
-            (blas::cublasComputeType_t::CUBLAS_COMPUTE_32F, blas::cudaDataType::CUDA_R_32F)
+            None
         };
-        let operation = lt::create_matmul_desc(compute, scale).map_err(blas_failed("cublasLtMatmulDescCreate"))?;
-        use blas::cublasLtMatmulDescAttributes_t as Of;
-        for (m, of) in [(&g.a, Of::CUBLASLT_MATMUL_DESC_TRANSA), (&g.b, Of::CUBLASLT_MATMUL_DESC_TRANSB)] {
-            // CUBLAS_OP_N and CUBLAS_OP_T.
-            let op = i32::from(m.transposed);
-            // SAFETY: the attribute is a 32-bit number.
-            unsafe { lt::set_matmul_desc_attribute(operation, of, (&raw const op).cast(), 4) }
-                .map_err(blas_failed("cublasLtMatmulDescSetAttribute"))?;
-        }
-        let layouts = [layout(&g.a, g.batch)?, layout(&g.b, g.batch)?, layout(&g.d, g.batch)?];
-        let found = self.algorithms(operation, layouts, &key)?;
-        let Some(first) = found.first().copied() else {
-            // SAFETY: nothing else knows them.
-            unsafe {
-                let _ = lt::destroy_matmul_desc(operation);
-                layouts.iter().for_each(|&l| _ = lt::destroy_matrix_layout(l));
-            }
+        let Some(chosen) = tried.or(found.first().copied().filter(|_| !g.has_epilogue())) else {
+            prepared.destroy();
             self.by_key.insert(key, None);
             return Ok(None);
         };
-        let mut prepared = Prepared { operation, layouts, algorithm: first };
-        if found.len() > 1
-            && let Some(best) = self.fastest(g, &mut prepared, &found, stream)?
-        {
-            prepared.algorithm = best;
-        }
+        prepared.algorithm = chosen;
         self.prepared.push(prepared);
         let at = Some(self.prepared.len() - 1);
         self.by_key.insert(key, at);
         Ok(at)
     }
 
-    fn algorithms(
-        &self,
-        operation: blas::cublasLtMatmulDesc_t,
-        [a, b, d]: [blas::cublasLtMatrixLayout_t; 3],
-        key: &Key,
-    ) -> Result<Vec<blas::cublasLtMatmulAlgo_t>, CudaError> {
+    fn algorithms(&self, prepared: &Prepared, key: &Key) -> Result<Vec<blas::cublasLtMatmulAlgo_t>, CudaError> {
         use blas::cublasLtMatmulPreferenceAttributes_t as Of;
         let preference = lt::create_matmul_pref().map_err(blas_failed("cublasLtMatmulPreferenceCreate"))?;
         let set = |of, value: *const c_void, size| {
@@ -158,22 +177,24 @@ impl Products {
         };
         let bytes = WORKSPACE;
         set(Of::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const bytes).cast(), 8)?;
-        // Left to itself the library assumes 256 bytes.
-        let aligned = key.matrices.each_ref().map(|m| m.6);
-        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (&raw const aligned[0]).cast(), 4)?;
-        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (&raw const aligned[1]).cast(), 4)?;
-        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (&raw const aligned[2]).cast(), 4)?;
-        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (&raw const aligned[2]).cast(), 4)?;
+        // Left to itself the library assumes 256 bytes. A bias is read as the result is written.
+        let [a, b, d, c, bias, _] = std::array::from_fn(|x| key.alignment(x));
+        let (c, d) = (if key.operands[3].is_some() { c } else { d }, d.min(bias));
+        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (&raw const a).cast(), 4)?;
+        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (&raw const b).cast(), 4)?;
+        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (&raw const c).cast(), 4)?;
+        set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (&raw const d).cast(), 4)?;
+        let [a, b, c, d] = prepared.layouts;
         let mut found: Vec<blas::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(ALGORITHMS);
         let mut count = 0;
         // SAFETY: all descriptions are alive, and there is room for as many results as are asked for.
         let said = unsafe {
             blas::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
-                operation,
+                prepared.operation,
                 a,
                 b,
-                d,
+                c,
                 d,
                 preference,
                 ALGORITHMS as i32,
@@ -191,20 +212,30 @@ impl Products {
         Ok(found.into_iter().filter(|r| r.state.result().is_ok()).map(|r| r.algo).collect())
     }
 
-    /// The fastest of some algorithms, on memory of its own; `None` if there is too little of that.
+    /// The fastest of some algorithms, on memory of its own; `None` if there is too little of that, or none works.
     fn fastest(
         &self,
         g: &Gemm,
         prepared: &mut Prepared,
         found: &[blas::cublasLtMatmulAlgo_t],
+        key: &Key,
         stream: sys::CUstream,
     ) -> Result<Option<blas::cublasLtMatmulAlgo_t>, CudaError> {
         let elements = |m: &Matrix| m.leading * m.columns + (g.batch - 1) * m.batch_stride.unsigned_abs() as usize;
-        let bytes = |m: &Matrix| (elements(m) * m.dtype.bytes()).next_multiple_of(256);
-        let total = bytes(&g.a) + bytes(&g.b) + bytes(&g.d);
+        let mut total = 0;
+        let mut offsets = [0; OPERANDS];
+        for (x, m) in g.operands().into_iter().enumerate() {
+            let Some(m) = m else { continue };
+            // Aligned no better than the operands are.
+            offsets[x] = total as u64 + u64::from(key.alignment(x) % 256);
+            total += (elements(m) * m.dtype.bytes()).next_multiple_of(256) + 256;
+        }
+        if key.in_place {
+            offsets[3] = offsets[2];
+        }
         // SAFETY: freed below; nothing else knows it.
         let Ok(memory) = (unsafe { result::malloc_sync(total) }) else { return Ok(None) };
-        let timed = self.time_all(g, prepared, found, stream, memory, [0, bytes(&g.a), bytes(&g.a) + bytes(&g.b)]);
+        let timed = self.time_all(g, prepared, found, stream, offsets.map(|o| memory + o));
         // SAFETY: `time_all` has waited for everything that uses it.
         let _ = unsafe { result::free_sync(memory) };
         timed
@@ -216,25 +247,23 @@ impl Products {
         prepared: &mut Prepared,
         found: &[blas::cublasLtMatmulAlgo_t],
         stream: sys::CUstream,
-        memory: sys::CUdeviceptr,
-        offsets: [usize; 3],
+        places: Places,
     ) -> Result<Option<blas::cublasLtMatmulAlgo_t>, CudaError> {
         let timing = sys::CUevent_flags::CU_EVENT_DEFAULT;
         let start = result::event::create(timing).map_err(failed("cuEventCreate"))?;
         let end = result::event::create(timing).map_err(failed("cuEventCreate"))?;
-        let places = offsets.map(|o| memory + o as u64);
         let mut best: Option<(f32, blas::cublasLtMatmulAlgo_t)> = None;
         let timed = found.iter().try_for_each(|&algorithm| {
             prepared.algorithm = algorithm;
             // Once to warm up, then timed. An algorithm that fails is none.
-            if self.call(g, prepared, places, self.workspaces[0], stream).is_err() {
+            if self.call(g, prepared, &places, self.workspaces[0], stream).is_err() {
                 return Ok(());
             }
             // SAFETY: events and stream are alive.
             unsafe {
                 result::event::record(start, stream)?;
                 for _ in 0..REPEATS {
-                    if self.call(g, prepared, places, self.workspaces[0], stream).is_err() {
+                    if self.call(g, prepared, &places, self.workspaces[0], stream).is_err() {
                         return Ok(());
                     }
                 }
@@ -261,28 +290,32 @@ impl Products {
         &self,
         g: &Gemm,
         p: &Prepared,
-        [a, b, d]: [sys::CUdeviceptr; 3],
+        places: &Places,
         workspace: sys::CUdeviceptr,
         stream: sys::CUstream,
     ) -> Result<(), CudaError> {
-        let (narrow, wide, zero) = (g.scale as f32, g.scale, 0f64);
-        let scale: *const c_void = if g.is_double() { (&raw const wide).cast() } else { (&raw const narrow).cast() };
-        // SAFETY: the matrices lie in device memory, as they were planned; scales are read at once.
+        point(g, p.operation, places)?;
+        let [a, b, d, c, ..] = *places;
+        let c = if g.c.is_some() { c } else { d };
+        let (wide, narrow) = ([g.scale, g.beta], [g.scale as f32, g.beta as f32]);
+        let factor = |i: usize| -> *const c_void {
+            if g.is_double() { (&raw const wide[i]).cast() } else { (&raw const narrow[i]).cast() }
+        };
+        // SAFETY: the matrices lie in device memory, as they were planned; factors are read at once.
         unsafe {
             lt::matmul(
                 self.handle,
                 p.operation,
-                scale,
-                // Zero bits are zero in both types.
-                (&raw const zero).cast(),
+                factor(0),
+                factor(1),
                 a as *const c_void,
                 p.layouts[0],
                 b as *const c_void,
                 p.layouts[1],
-                d as *const c_void,
+                c as *const c_void,
                 p.layouts[2],
                 d as *mut c_void,
-                p.layouts[2],
+                p.layouts[3],
                 &raw const p.algorithm,
                 workspace as *mut c_void,
                 WORKSPACE,
@@ -303,10 +336,68 @@ impl Products {
     ) -> Result<(), CudaError> {
         let at = |m: &Matrix, moved: i64| memory.wrapping_add_signed(m.at + moved * m.dtype.bytes() as i64);
         g.calls.iter().try_for_each(|c| {
-            let places = [at(&g.a, c[0]), at(&g.b, c[1]), at(&g.d, c[2])];
-            self.call(g, &self.prepared[prepared], places, self.workspaces[rank], stream)
+            let operands = g.operands();
+            let places = std::array::from_fn(|x| operands[x].map_or(0, |m| at(m, c[x])));
+            self.call(g, &self.prepared[prepared], &places, self.workspaces[rank], stream)
         })
     }
+}
+
+use blas::cublasLtMatmulDescAttributes_t as Attribute;
+
+/// Sets an attribute of a product's description.
+fn describe<T>(operation: blas::cublasLtMatmulDesc_t, of: Attribute, value: T) -> Result<(), CudaError> {
+    // SAFETY: callers give a number of the attribute's size, which is copied.
+    unsafe { lt::set_matmul_desc_attribute(operation, of, (&raw const value).cast(), size_of::<T>()) }
+        .map_err(blas_failed("cublasLtMatmulDescSetAttribute"))
+}
+
+/// The description of a product, but for where the operands of its epilogue are.
+fn operation(g: &Gemm) -> Result<blas::cublasLtMatmulDesc_t, CudaError> {
+    let (compute, scale) = if g.is_double() {
+        (blas::cublasComputeType_t::CUBLAS_COMPUTE_64F, blas::cudaDataType::CUDA_R_64F)
+    } else {
+        (blas::cublasComputeType_t::CUBLAS_COMPUTE_32F, blas::cudaDataType::CUDA_R_32F)
+    };
+    let operation = lt::create_matmul_desc(compute, scale).map_err(blas_failed("cublasLtMatmulDescCreate"))?;
+    // CUBLAS_OP_N and CUBLAS_OP_T.
+    describe(operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, i32::from(g.a.transposed))?;
+    describe(operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, i32::from(g.b.transposed))?;
+    use blas::cublasLtEpilogue_t as Word;
+    let word = match (g.activation, g.bias.is_some(), g.aux.is_some()) {
+        (None, false, _) => Word::CUBLASLT_EPILOGUE_DEFAULT,
+        (None, true, _) => Word::CUBLASLT_EPILOGUE_BIAS,
+        (Some(Activation::Relu), false, _) => Word::CUBLASLT_EPILOGUE_RELU,
+        (Some(Activation::Relu), true, _) => Word::CUBLASLT_EPILOGUE_RELU_BIAS,
+        (Some(Activation::Gelu), false, false) => Word::CUBLASLT_EPILOGUE_GELU,
+        (Some(Activation::Gelu), true, false) => Word::CUBLASLT_EPILOGUE_GELU_BIAS,
+        (Some(Activation::Gelu), false, true) => Word::CUBLASLT_EPILOGUE_GELU_AUX,
+        (Some(Activation::Gelu), true, true) => Word::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+    };
+    if word != Word::CUBLASLT_EPILOGUE_DEFAULT {
+        describe(operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, word as i32)?;
+    }
+    if let Some(bias) = g.bias.as_ref().filter(|_| g.batch > 1) {
+        describe(operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, bias.batch_stride)?;
+    }
+    if let Some(aux) = &g.aux {
+        describe(operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, aux.leading as i64)?;
+        if g.batch > 1 {
+            describe(operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_BATCH_STRIDE, aux.batch_stride)?;
+        }
+    }
+    Ok(operation)
+}
+
+/// Says where bias and aux are, which are attributes of the description.
+fn point(g: &Gemm, operation: blas::cublasLtMatmulDesc_t, places: &Places) -> Result<(), CudaError> {
+    if g.bias.is_some() {
+        describe(operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, places[4])?;
+    }
+    if g.aux.is_some() {
+        describe(operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, places[5])?;
+    }
+    Ok(())
 }
 
 fn layout(m: &Matrix, batch: usize) -> Result<blas::cublasLtMatrixLayout_t, CudaError> {
@@ -334,10 +425,7 @@ impl Drop for Products {
         }
         // SAFETY: whoever enqueued products has waited for them. Failures leave nothing to do.
         unsafe {
-            for p in &self.prepared {
-                let _ = lt::destroy_matmul_desc(p.operation);
-                p.layouts.iter().for_each(|&l| _ = lt::destroy_matrix_layout(l));
-            }
+            self.prepared.iter().for_each(Prepared::destroy);
             self.workspaces.iter().for_each(|&w| _ = result::free_sync(w));
             let _ = lt::destroy_handle(self.handle);
         }

@@ -291,7 +291,7 @@ fn graph(rank: &Rank<'_>, a: &Attention, body: &[Instruction], real: DType) -> R
     }
     let nowhere = Extent { base: 0, low: 0, high: 0 };
     let l = Loop { dims: a.dims.clone(), body: with(&|dtype| Instruction::Constant(Scalar::of(dtype, 0.0), dtype)) };
-    let mut scan = nodes::scan(&l, rank.program.arena_bytes, &rank.program.buffers)?;
+    let mut scan = rank.scan(&l)?;
     let mut imagined = |at: usize, dtype: DType, store: bool| {
         let mut strides = vec![0; a.dims.len()];
         strides[row] = 1;
