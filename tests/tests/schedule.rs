@@ -331,20 +331,16 @@ fn the_parameters_of_a_block_are_gathered_together_and_one_block_ahead() {
     let [before, after] = outlines(&fsdp(3, 2)).map(copies);
     let want = "start #0 all_gather ×2 of 320 bytes: layers.0.up (and 1 more)
 wait #0
-einsum
-max
-einsum
-min
+einsum + max
+einsum + min
 start #1 all_gather ×2 of 320 bytes: layers.1.up (and 1 more)
 ";
     assert!(before.starts_with(want), "{before}");
     let want = "start #0 all_gather ×2 of 320 bytes: layers.0.up (and 1 more)
 wait #0
 start #1 all_gather ×2 of 320 bytes: layers.1.up (and 1 more)
-einsum
-max
-einsum
-min
+einsum + max
+einsum + min
 wait #1
 start #2 all_gather ×2 of 320 bytes: layers.2.up (and 1 more)
 ";

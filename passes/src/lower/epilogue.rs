@@ -180,9 +180,12 @@ impl<'a> State<'a> {
             return None;
         }
         let there = |v: &Value| v.node == host || kernel.dims.contains_key(&v.node) || self.is_before(*v, at);
-        // What others read is written once for each element, and one of them as the product would be.
+        // What others read is written, the rest of loop `k` included, once for each element, and one of them as
+        // the product would be.
         let leaves = |n: &NodeIndex| {
-            self.kept[n.index()] || self.readers[n.index()].iter().any(|&r| r != k) || kernel.nodes.len() == 1
+            let reads = |m: &NodeIndex| !kernel.nodes.contains(m) && graph.operands(*m).contains(&(*n).into());
+            let other = self.readers[n.index()].iter().any(|&r| r != k);
+            self.kept[n.index()] || other || self.kernels[k].nodes.iter().any(reads)
         };
         let written: Vec<NodeIndex> = kernel.nodes.iter().copied().filter(leaves).collect();
         if !reads.iter().all(there) || written.iter().any(|n| kernel.dims[n].len() != dims.len()) {
