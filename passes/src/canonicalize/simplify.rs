@@ -8,6 +8,8 @@
 //! | `x + 0`, `x − 0`, `x · 1`, `x / 1`, `−(−x)`, a cast to the same type | `x` |
 //! | a map of scalars | the scalar |
 //! | `x ^ 2`, `x ^ ½`, `x ^ −½`, `x ^ −1` | `x · x`, `sqrt`, `rsqrt`, `recip` |
+//! | a map whose result repeats along a letter that no operand has | the map without the letter, then a broadcast |
+//! | one index of a map of which nothing else is read | the map of that index of its operands |
 //! | a product with no summed letter | an elementwise `mul` |
 //! | a sum over letters of a product that nobody else reads | a product that sums over them |
 //! | `(a + b) + c`, the inner sum read once | `a + b + c`, operands in program order |
@@ -27,7 +29,7 @@ type Sum = (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>);
 /// One round of simplification.
 pub fn simplify(graph: &Graph) -> Graph {
     let mut known: HashMap<(Op, Vec<Value>, Vec<Type>), Vec<Value>> = HashMap::new();
-    let single = single_use_sums(graph);
+    let (single, indexed) = (single_use_sums(graph), indexed_maps(graph));
     let mut flatten: HashMap<Value, Sum> = HashMap::new();
     rebuild(graph, graph.mesh.clone(), |new, node, operands| {
         let n = graph.node(node);
@@ -76,6 +78,9 @@ pub fn simplify(graph: &Graph) -> Graph {
             }
             Op::Index { .. } if new.fill_of(operands[0]).is_some() => {
                 vec![fill(new, new.fill_of(operands[0]).unwrap_or(0.0), &n.types[0], &n.origin)]
+            }
+            Op::Index { dim, index } if indexed[graph.operands(node)[0].node.index()] => {
+                vec![index_of(new, operands[0], (*dim, *index), &n.types[0], &n.origin)]
             }
             Op::Reshape => vec![reshape(new, operands[0], &n.types[0], &n.origin)],
             _ => copy(new, graph, node, &operands),
@@ -134,6 +139,48 @@ fn single_use_sums(graph: &Graph) -> Vec<bool> {
         }
     }
     single
+}
+
+/// Maps that maps and reductions only read at one index or another of a dimension (halves of a rotary embedding): in
+/// memory for nothing but that. What a product reads (thirds of a fused q|k|v) is in memory anyway.
+fn indexed_maps(graph: &Graph) -> Vec<bool> {
+    let mut indexed = vec![false; graph.len()];
+    for node in graph.nodes().filter(|&n| matches!(graph.node(n).op, Op::Map { .. })) {
+        let is_index = |n: NodeIndex| matches!(graph.node(n).op, Op::Index { .. });
+        let computes = |n: NodeIndex| matches!(graph.node(n).op, Op::Map { .. } | Op::Reduce { .. });
+        let through = |n: NodeIndex| is_index(n) && graph.users(n).all(|(user, _)| computes(user) || is_index(user));
+        let mut users = graph.users(node).peekable();
+        indexed[node.index()] = users.peek().is_some() && users.all(|(user, _)| through(user));
+    }
+    let named = graph.outputs.iter().map(|o| o.value).chain(graph.regions.iter().flat_map(Region::values));
+    named.for_each(|v| indexed[v.node.index()] = false);
+    indexed
+}
+
+/// One index of a value; of a map, the map of its operands' index.
+fn index_of(new: &mut Graph, v: Value, (dim, index): (usize, usize), ty: &Type, origin: &Origin) -> Value {
+    let Op::Map { f, subs } = new.op(v).clone() else {
+        return new.push(Op::Index { dim, index }, &[v], ty.clone(), origin);
+    };
+    let letter = subs.result[dim];
+    let mut rows = subs.operands.clone();
+    let mut operands = new.operands(v.node);
+    for (operand, row) in operands.iter_mut().zip(&mut rows) {
+        let Some(at) = row.iter().position(|&l| l == letter) else { continue };
+        row.remove(at);
+        let before = new.ty(*operand).clone();
+        let mut shape = before.shape.clone();
+        shape.remove(at);
+        let ty = Type::new(before.dtype, shape);
+        *operand = match new.op(*operand) {
+            Op::Iota => fill(new, index as f64, &ty, origin),
+            Op::Fill(x) => fill(new, x.as_f64(), &ty, origin),
+            _ => new.push(Op::Index { dim: at, index }, &[*operand], ty, origin),
+        };
+    }
+    let result: Vec<Letter> = subs.result.iter().copied().filter(|&l| l != letter).collect();
+    let subs = Subscripts::new(&rows, &result);
+    map(new, f, operands, subs, ty, origin)
 }
 
 /// Operands with the subscripts in which a reader reads them.
@@ -260,6 +307,15 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
             (operands, subs.operands) = rows.into_iter().unzip();
         }
         _ => {}
+    }
+    let read = |l: &Letter| subs.operands.iter().any(|row| row.contains(l));
+    if !subs.result.iter().all(read) {
+        let kept = subs.result.iter().zip(&ty.shape).filter(|(l, _)| read(l));
+        let (letters, shape): (Vec<Letter>, Vec<usize>) = kept.map(|(&l, &n)| (l, n)).unzip();
+        let (rows, result) = (subs.operands.clone(), subs.result.clone());
+        let narrow = Subscripts { operands: rows, result: letters.clone() };
+        let value = map(new, f, operands, narrow, &Type::new(ty.dtype, shape), origin);
+        return view(new, value, &letters, &result, ty, origin);
     }
     // A commutative function of two has its operands in program order, constants last.
     if f.is_commutative() && operands.len() == 2 && f != MapFn::Add {

@@ -1,7 +1,8 @@
 //! Which operations run as one kernel, and in which order.
 //!
 //! A loop kernel has an iteration space: a list of indices. An elementwise operation or a reduction
-//! joins the kernel of one of its operands when its own indices are indices of that space. A
+//! joins the kernel of one of its operands, or one just before that reads one of its operands, when its own indices are
+//! indices of that space. A
 //! reduction over a single index makes that index the kernel's *row*: its result can then be used
 //! by later members, which is how a softmax or a norm becomes one kernel. Other reductions
 //! accumulate into memory, and their readers run later. Attention is found first ([`super::attention`]).
@@ -79,6 +80,10 @@ pub fn is_free(op: &Op) -> bool {
     )
 }
 
+fn is_reduction(graph: &Graph, node: NodeIndex) -> bool {
+    matches!(graph.node(node).op, Op::Reduce { .. })
+}
+
 /// Whether two nodes are of one phase and one micro-batch, which run apart from the others.
 pub(super) fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
     let (a, b) = (&graph.node(a).origin, &graph.node(b).origin);
@@ -148,16 +153,25 @@ impl Grouping<'_> {
         self.of[node.index()] = Some(id);
     }
 
-    /// Tries to make `node` a member of the kernel of one of its operands, the latest first.
+    /// Tries to make `node` a member of the kernel of one of its operands: the one with most dimensions first, so that
+    /// what happens to each row of a loop stays in the loop; of these one that reduces, as others can be merged into it
+    /// and not it into others; then the latest.
     fn join(&mut self, node: NodeIndex, operands: &[Value]) -> bool {
-        let candidates: BTreeSet<Reverse<KernelId>> = operands
+        let reduces = |k: KernelId| self.kernels[k].nodes.iter().any(|&n| is_reduction(self.graph, n));
+        let candidates: BTreeSet<Reverse<(usize, bool, KernelId)>> = operands
             .iter()
             .filter(|v| is_loop_op(self.graph.op(**v)))
             .filter_map(|v| self.of[v.node.index()])
-            .map(Reverse)
+            .map(|k| Reverse((self.kernels[k].space.len(), reduces(k), k)))
             .collect();
-        for Reverse(k) in candidates {
+        let makers: Vec<KernelId> = candidates.into_iter().map(|Reverse((.., k))| k).collect();
+        // A loop that is no maker, but reads the same at the same time.
+        let beside = self.recent_loops().into_iter().filter(|k| !makers.contains(k));
+        for k in makers.iter().copied().chain(beside) {
             if let Some((letters_at, row)) = self.fits(k, node, operands) {
+                if !makers.contains(&k) && letters_at.len() < self.kernels[k].space.len() {
+                    continue;
+                }
                 let needs: Vec<KernelId> =
                     operands.iter().filter_map(|v| self.of[v.node.index()]).filter(|&o| o != k).collect();
                 if needs.iter().any(|&o| self.reaches(o, k)) {
@@ -186,7 +200,7 @@ impl Grouping<'_> {
         let Some(j) = self.of[operand.node.index()].filter(|&j| j != k) else { return };
         let other = &self.kernels[j];
         let Some(dims) = other.dims.get(&operand.node) else { return };
-        let pure = other.nodes.iter().all(|&n| !matches!(self.graph.node(n).op, Op::Reduce { .. }));
+        let pure = !other.nodes.iter().any(|&n| is_reduction(self.graph, n));
         if !pure || dims.len() != other.space.len() || !is_together(self.graph, other.nodes[0], reader) {
             return;
         }
@@ -266,6 +280,17 @@ impl Grouping<'_> {
                 }
             }
         }
+        // What the loop reads anyway tells along which of its dimensions.
+        for (v, row_letters) in operands.iter().zip(&letters.operands) {
+            if row_letters.iter().all(|&l| at[l as usize].is_some()) {
+                continue;
+            }
+            let Some(dims) = self.reads_along(k, *v) else { continue };
+            let agrees = |(&l, &d): (&u8, &LoopDim)| at[l as usize].is_none_or(|other| other == d);
+            if row_letters.iter().zip(&dims).all(agrees) {
+                row_letters.iter().zip(dims).for_each(|(&l, d)| at[l as usize] = Some(d));
+            }
+        }
         let at: Vec<LoopDim> = at.into_iter().collect::<Option<_>>()?;
         let distinct: HashSet<_> = at.iter().collect();
         if distinct.len() != at.len() {
@@ -283,6 +308,22 @@ impl Grouping<'_> {
             }
         }
         Some((at, row))
+    }
+
+    /// The dimensions of a loop along which it first reads a value that is made elsewhere.
+    fn reads_along(&self, k: KernelId, v: Value) -> Option<Vec<LoopDim>> {
+        let kernel = &self.kernels[k];
+        kernel.nodes.iter().find_map(|&reader| {
+            let edge = self.graph.operands(reader).iter().position(|&o| o == v)?;
+            let row = &letters(self.graph, reader).operands[edge];
+            Some(row.iter().map(|&l| kernel.letters[&reader][l as usize]).collect())
+        })
+    }
+
+    /// Loops since the last kernel of another kind, the latest first.
+    fn recent_loops(&self) -> Vec<KernelId> {
+        let latest = (0..self.kernels.len()).rev().filter(|&k| !self.kernels[k].nodes.is_empty());
+        latest.take_while(|&k| self.kernels[k].is_loop).collect()
     }
 
     /// Whether kernel `from` depends on `target`.

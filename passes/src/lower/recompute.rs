@@ -40,12 +40,16 @@ struct Plan {
     bytes: usize,
 }
 
-/// Makes loops compute values again where that saves memory traffic and costs no memory.
-pub(super) fn recompute(graph: &Graph, kernels: &mut [Kernel]) {
-    let mut state = State::new(graph, kernels);
+/// Makes loops compute values again where that saves memory traffic and costs no memory. Loops of which nothing is
+/// read any more are gone.
+pub(super) fn recompute(graph: &Graph, mut kernels: Vec<Kernel>) -> Vec<Kernel> {
+    let mut state = State::new(graph, &kernels);
     for node in graph.nodes() {
-        state.decide(kernels, node);
+        state.decide(&mut kernels, node);
     }
+    let is_read = |n: &NodeIndex| state.kept[n.index()] || !state.readers[n.index()].is_empty();
+    kernels.retain(|k| !k.is_loop || k.nodes.iter().any(is_read));
+    kernels
 }
 
 struct State<'a> {
