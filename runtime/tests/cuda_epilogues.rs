@@ -187,7 +187,7 @@ mod gpu {
             let mut device = Gpu::open(compiled, options.clone()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
             let counts = device.products();
             if let Some(mode) = &mode {
-                let plan = plan(&[case.program.clone()], Kernels::default()).unwrap();
+                let plan = plan(std::slice::from_ref(&case.program), Kernels::default()).unwrap();
                 assert_eq!(counts, expected(ways(&plan), mode), "{}", case.name);
             }
             all.alone += counts.alone;

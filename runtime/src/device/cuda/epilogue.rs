@@ -327,8 +327,11 @@ mod tests {
 
     const ROOT: f64 = 0.797_884_560_802_865_4;
 
+    /// Factor of the product, what is added, activation.
+    type Said = (f64, Vec<(usize, f64)>, Option<Activation>);
+
     /// What a body with one store is read as, but for where the store is.
-    fn said(words: Option<Words>) -> Option<(f64, Vec<(usize, f64)>, Option<Activation>)> {
+    fn said(words: Option<Words>) -> Option<Said> {
         words.map(|w| (w.scale, w.added, w.activation))
     }
 
@@ -647,19 +650,24 @@ mod tests {
         let others: [fn(&mut Body, usize); 6] = [
             |b, x| {
                 let (half, y) = (b.scaled(x, 0.5), b.gelu(x));
-                (b.store(half), b.store(y));
+                b.store(half);
+                b.store(y);
             },
             |b, x| {
                 let zero = b.number(0.0);
                 let y = b.map(MapFn::Max, &[x, zero]);
-                (b.store(x), b.store(y));
+                b.store(x);
+                b.store(y);
             },
             |b, x| {
-                (b.store(x), b.store(x));
+                b.store(x);
+                b.store(x);
             },
             |b, x| {
                 let y = b.gelu(x);
-                (b.store(x), b.store(x), b.store(y));
+                b.store(x);
+                b.store(x);
+                b.store(y);
             },
             |_, _| {},
             |b, x| {
