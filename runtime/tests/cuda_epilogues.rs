@@ -73,6 +73,19 @@ fn epilogues_mean_the_same() {
     assert!(epilogue > 30 && followed > 15 && alone > 0 && generated > 3);
 }
 
+/// Adding to what is there takes no memory for the product alone, whichever way it goes; what the library has no words
+/// for does.
+#[test]
+fn an_update_in_place_takes_no_memory() {
+    let of = |name: &str| -> Vec<usize> {
+        let cases = epilogues::cases().into_iter().filter(|c| c.name.starts_with(name));
+        cases.map(|c| plan(&[c.program], Kernels::default()).unwrap().ranks[0].scratch_bytes).collect()
+    };
+    let (update, other) = (of("twice what was there minus"), of("times what was there"));
+    assert!(update.len() == 30 && update.iter().all(|&bytes| bytes == 0), "{update:?}");
+    assert!(other.len() == 15 && other.iter().all(|&bytes| bytes > 0), "{other:?}");
+}
+
 /// Compiles kernels for an H100: none may spill registers.
 #[test]
 fn kernels_of_epilogues_compile_without_spilling() {
@@ -187,7 +200,7 @@ mod gpu {
             let mut device = Gpu::open(compiled, options.clone()).unwrap_or_else(|e| panic!("{}: {e}", case.name));
             let counts = device.products();
             if let Some(mode) = &mode {
-                let plan = plan(&[case.program.clone()], Kernels::default()).unwrap();
+                let plan = plan(std::slice::from_ref(&case.program), Kernels::default()).unwrap();
                 assert_eq!(counts, expected(ways(&plan), mode), "{}", case.name);
             }
             all.alone += counts.alone;

@@ -421,6 +421,12 @@ pub fn cases() -> Vec<Case> {
     let (x, old) = (c.product(), c.old());
     let y = c.map(MapFn::Mul, &[x, old]);
     all.push(Case { packed: true, ..c.end(y, true, Followed) });
+    // What lies between the rows of the result: in its bytes, but no part of it.
+    let mut c = Making::new("between the rows", [&[], &[6], &[16], &[8]], Order(&[0, 1], 16), [F32; 3]);
+    let (x, strides) = (c.product(), c.of_out());
+    let between = c.load(View { offset: 16, ..c.c.out.clone() }, strides);
+    let y = c.map(MapFn::Add, &[x, between]);
+    all.push(c.end(y, true, Followed));
     // What no library computes.
     for types in [[I64; 3], [F32, F64, F64]] {
         let mut c = Making::new("bias", [&[2], &[6], &[10], &[5]], Order(&[0, 1, 2], 0), types);

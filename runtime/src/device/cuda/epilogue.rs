@@ -235,3 +235,462 @@ fn is_gelu(x: f64, y: f64) -> bool {
     let rounding = 4.0 * 0.5 * f64::from(f32::EPSILON);
     (y - want).abs() <= rounding * (slope + want.abs()) + 2.0 * f64::EPSILON * x.abs()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tpc_ir::DType::{BF16, F16, F32, F64};
+    use tpc_ir::Scalar;
+    use tpc_ir::program::{BufferId, View};
+
+    /// A body that is being written: the product is register 0, a bias 1, a matrix 2.
+    struct Body {
+        real: DType,
+        list: Vec<Instruction>,
+    }
+
+    fn view(buffer: u32, dtype: DType) -> View {
+        View::dense(BufferId(buffer), dtype, vec![8, 8])
+    }
+
+    impl Body {
+        fn new(real: DType) -> Self {
+            let load = |buffer, strides| Instruction::Load { view: view(buffer, real), strides };
+            let given = Instruction::Given { index: 0, dtype: real };
+            Body { real, list: vec![given, load(1, vec![0, 1]), load(2, vec![8, 1])] }
+        }
+
+        fn push(&mut self, ins: Instruction) -> usize {
+            self.list.push(ins);
+            self.list.len() - 1
+        }
+
+        fn map(&mut self, f: MapFn, args: &[usize]) -> usize {
+            let dtype = if let MapFn::Cast(d) = f { d } else { self.real };
+            self.push(Instruction::Map { f, args: args.to_vec(), dtype })
+        }
+
+        fn number(&mut self, x: f64) -> usize {
+            self.push(Instruction::Constant(Scalar::float(x), self.real))
+        }
+
+        /// `x · factor`.
+        fn scaled(&mut self, x: usize, factor: f64) -> usize {
+            let factor = self.number(factor);
+            self.map(MapFn::Mul, &[x, factor])
+        }
+
+        /// `x + more`.
+        fn shifted(&mut self, x: usize, more: f64) -> usize {
+            let more = self.number(more);
+            self.map(MapFn::Add, &[x, more])
+        }
+
+        /// The product and the bias.
+        fn sum(&mut self) -> usize {
+            self.map(MapFn::Add, &[0, 1])
+        }
+
+        fn store(&mut self, arg: usize) -> usize {
+            let view = view(3 + self.list.len() as u32, self.real);
+            self.push(Instruction::Store { view, strides: vec![8, 1], arg, accumulate: None })
+        }
+
+        /// `root · (x + cubic · x³)`.
+        fn inner(&mut self, x: usize, root: f64, cubic: f64) -> usize {
+            let square = self.map(MapFn::Mul, &[x, x]);
+            let cube = self.map(MapFn::Mul, &[square, x]);
+            let cube = self.scaled(cube, cubic);
+            let inner = self.map(MapFn::Add, &[cube, x]);
+            self.scaled(inner, root)
+        }
+
+        /// `x · (0.5 + 0.5 · tanh(inner))`.
+        fn gelu_of(&mut self, x: usize, inner: usize) -> usize {
+            let tanh = self.map(MapFn::Tanh, &[inner]);
+            let half = self.scaled(tanh, 0.5);
+            let more = self.shifted(half, 0.5);
+            self.map(MapFn::Mul, &[more, x])
+        }
+
+        fn gelu(&mut self, x: usize) -> usize {
+            let inner = self.inner(x, ROOT, 0.044_715);
+            self.gelu_of(x, inner)
+        }
+
+        /// What is read when that register is the result.
+        fn end(mut self, arg: usize) -> Option<Words> {
+            self.store(arg);
+            recognize(&self.list)
+        }
+    }
+
+    const ROOT: f64 = 0.797_884_560_802_865_4;
+
+    /// Factor of the product, what is added, activation.
+    type Said = (f64, Vec<(usize, f64)>, Option<Activation>);
+
+    /// What a body with one store is read as, but for where the store is.
+    fn said(words: Option<Words>) -> Option<Said> {
+        words.map(|w| (w.scale, w.added, w.activation))
+    }
+
+    #[test]
+    fn sums_and_factors_are_one_linear_form() {
+        let product = |x: f64| Some((x, vec![], None));
+        let b = Body::new(F32);
+        assert_eq!(said(b.end(0)), product(1.0));
+        let mut b = Body::new(F32);
+        let x = b.scaled(0, 3.0);
+        let x = b.map(MapFn::Neg, &[x]);
+        let four = b.number(4.0);
+        let x = b.map(MapFn::Div, &[x, four]);
+        assert_eq!(said(b.end(x)), product(-0.75));
+        let mut b = Body::new(F32);
+        // 2 · (product − matrix) + bias + product + matrix.
+        let x = b.map(MapFn::Sub, &[0, 2]);
+        let two = b.number(2.0);
+        let x = b.map(MapFn::Mul, &[two, x]);
+        let x = b.map(MapFn::Add, &[x, 1, 0, 2]);
+        assert_eq!(said(b.end(x)), Some((3.0, vec![(1, 1.0), (2, -1.0)], None)));
+        // Factors that are computed from constants.
+        let mut b = Body::new(F64);
+        let (four, x) = (b.number(4.0), b.sum());
+        let root = b.map(MapFn::Rsqrt, &[four]);
+        let y = b.map(MapFn::Mul, &[x, root]);
+        assert_eq!(said(b.end(y)), Some((0.5, vec![(1, 0.5)], None)));
+        // An equal load is the same.
+        let mut b = Body::new(F32);
+        let again = b.list[2].clone();
+        let again = b.push(again);
+        let x = b.map(MapFn::Add, &[2, 0, again]);
+        assert_eq!(said(b.end(x)), Some((1.0, vec![(2, 2.0)], None)));
+    }
+
+    #[test]
+    fn constants_are_rounded_to_their_type() {
+        for (dtype, factor) in
+            [(F64, 0.1), (F32, f64::from(0.1f32)), (BF16, 0.100_097_656_25), (F16, 0.099_975_585_937_5)]
+        {
+            let mut b = Body::new(dtype);
+            let x = b.scaled(0, 0.1);
+            assert_eq!(said(b.end(x)), Some((factor, vec![], None)), "{dtype}");
+        }
+    }
+
+    #[test]
+    fn casts_that_widen_pass_and_those_that_lose_do_not() {
+        // bf16 → f32 → bf16.
+        let mut b = Body::new(BF16);
+        let (x, y) = (b.map(MapFn::Cast(F32), &[0]), b.map(MapFn::Cast(F32), &[1]));
+        b.real = F32;
+        let x = b.map(MapFn::Add, &[x, y]);
+        b.real = BF16;
+        let x = b.map(MapFn::Cast(BF16), &[x]);
+        assert_eq!(said(b.end(x)), Some((1.0, vec![(1, 1.0)], None)));
+        // A sum of gradients: a product that is called bf16 is added to f32.
+        let mut b = Body::new(F32);
+        b.list[0] = Instruction::Given { index: 0, dtype: BF16 };
+        let x = b.map(MapFn::Cast(F32), &[0]);
+        let x = b.map(MapFn::Add, &[x, 2]);
+        assert_eq!(said(b.end(x)), Some((1.0, vec![(2, 1.0)], None)));
+        // Rounded to less than the result holds; computed in more than the library does; integers.
+        for (result, between) in [(F32, BF16), (F32, F64), (BF16, F16), (BF16, F64), (F64, F32), (F32, DType::I32)] {
+            let mut b = Body::new(result);
+            let x = b.sum();
+            let x = b.map(MapFn::Cast(between), &[x]);
+            let x = b.map(MapFn::Cast(result), &[x]);
+            assert_eq!(b.end(x), None, "{result} {between}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_linear_is_not_read() {
+        let bodies: [fn(&mut Body) -> usize; 12] = [
+            |b| b.shifted(0, 1.0),
+            |b| b.map(MapFn::Mul, &[0, 1]),
+            |b| b.map(MapFn::Mul, &[0, 0]),
+            |b| b.map(MapFn::Div, &[0, 1]),
+            |b| b.map(MapFn::Add, &[1, 2]),
+            |b| b.map(MapFn::Sub, &[0, 0]),
+            |b| b.scaled(0, 0.0),
+            |b| b.scaled(0, f64::INFINITY),
+            |b| b.map(MapFn::Abs, &[0]),
+            |b| {
+                let i = b.push(Instruction::Index { dim: 1, offset: 0, dtype: F32 });
+                b.map(MapFn::Add, &[0, i])
+            },
+            |b| {
+                let s = b.map(MapFn::Sigmoid, &[2]);
+                let s = b.map(MapFn::Mul, &[s, 2]);
+                b.map(MapFn::Mul, &[s, 0])
+            },
+            // A load whose factor is 0 is not none: 0 · ∞ is no number.
+            |b| {
+                let x = b.scaled(2, 0.0);
+                b.map(MapFn::Add, &[0, x])
+            },
+        ];
+        for (i, body) in bodies.into_iter().enumerate() {
+            let mut b = Body::new(F32);
+            let x = body(&mut b);
+            assert_eq!(b.end(x), None, "body {i}");
+        }
+    }
+
+    #[test]
+    fn relu_is_a_maximum_with_0() {
+        for swapped in [false, true] {
+            let mut b = Body::new(F32);
+            let (x, zero) = (b.sum(), b.number(0.0));
+            let y = b.map(MapFn::Max, &if swapped { [zero, x] } else { [x, zero] });
+            assert_eq!(said(b.end(y)), Some((1.0, vec![(1, 1.0)], Some(Activation::Relu))));
+        }
+        // In f32, rounded to the result's type.
+        let mut b = Body::new(BF16);
+        let x = b.sum();
+        let x = b.map(MapFn::Cast(F32), &[x]);
+        b.real = F32;
+        let zero = b.number(0.0);
+        let y = b.map(MapFn::Max, &[x, zero]);
+        b.real = BF16;
+        let y = b.map(MapFn::Cast(BF16), &[y]);
+        assert_eq!(said(b.end(y)), Some((1.0, vec![(1, 1.0)], Some(Activation::Relu))));
+        // Another bound, another function, a maximum of two that vary, something behind it.
+        let others: [fn(&mut Body, usize, usize) -> usize; 4] = [
+            |b, x, _| {
+                let one = b.number(1.0);
+                b.map(MapFn::Max, &[x, one])
+            },
+            |b, x, zero| b.map(MapFn::Min, &[x, zero]),
+            |b, x, _| b.map(MapFn::Max, &[x, 2]),
+            |b, x, zero| {
+                let y = b.map(MapFn::Max, &[x, zero]);
+                b.scaled(y, 2.0)
+            },
+        ];
+        for (i, other) in others.into_iter().enumerate() {
+            let mut b = Body::new(F32);
+            let (x, zero) = (b.sum(), b.number(0.0));
+            let y = other(&mut b, x, zero);
+            assert_eq!(b.end(y), None, "{i}");
+        }
+    }
+
+    #[test]
+    fn gelu_is_found_however_it_is_written() {
+        let ways: [fn(&mut Body, usize) -> usize; 8] = [
+            |b, x| b.gelu(x),
+            // As burn does: x · 0.5 · (1 + tanh(√(2/π) · (x + 0.044715 · x³))), the power being one.
+            |b, x| {
+                let three = b.number(3.0);
+                let cube = b.map(MapFn::Pow, &[x, three]);
+                let cube = b.scaled(cube, 0.044_715);
+                let sum = b.map(MapFn::Add, &[x, cube]);
+                let inner = b.scaled(sum, ROOT);
+                let tanh = b.map(MapFn::Tanh, &[inner]);
+                let more = b.shifted(tanh, 1.0);
+                let half = b.scaled(x, 0.5);
+                b.map(MapFn::Mul, &[half, more])
+            },
+            // Constants as f32 holds them, and with fewer digits.
+            |b, x| {
+                let inner = b.inner(x, f64::from(ROOT as f32), f64::from(0.044_715f32));
+                b.gelu_of(x, inner)
+            },
+            |b, x| {
+                let inner = b.inner(x, 0.797_884_56, 0.044_715);
+                b.gelu_of(x, inner)
+            },
+            // x · sigmoid(2 · …).
+            |b, x| {
+                let inner = b.inner(x, 2.0 * ROOT, 0.044_715);
+                let s = b.map(MapFn::Sigmoid, &[inner]);
+                b.map(MapFn::Mul, &[x, s])
+            },
+            // x / (1 + exp(−2 · …)).
+            |b, x| {
+                let inner = b.inner(x, -2.0 * ROOT, 0.044_715);
+                let e = b.map(MapFn::Exp, &[inner]);
+                let one = b.shifted(e, 1.0);
+                b.map(MapFn::Div, &[x, one])
+            },
+            // Distributed: 0.5 · x + 0.5 · x · tanh(a · x + b · x³).
+            |b, x| {
+                let square = b.map(MapFn::Mul, &[x, x]);
+                let inner = b.scaled(square, ROOT * 0.044_715);
+                let inner = b.shifted(inner, ROOT);
+                let inner = b.map(MapFn::Mul, &[inner, x]);
+                let (tanh, half) = (b.map(MapFn::Tanh, &[inner]), b.scaled(x, 0.5));
+                let y = b.map(MapFn::Mul, &[half, tanh]);
+                b.map(MapFn::Add, &[y, half])
+            },
+            // x · (1 − 1 / (1 + exp(2 · …))), with a root that is computed.
+            |b, x| {
+                let two = b.number(2.0 / std::f64::consts::PI);
+                let root = b.map(MapFn::Sqrt, &[two]);
+                let inner = b.inner(x, 2.0, 0.044_715);
+                let inner = b.map(MapFn::Mul, &[inner, root]);
+                let e = b.map(MapFn::Neg, &[inner]);
+                let e = b.map(MapFn::Exp, &[e]);
+                let s = b.shifted(e, 1.0);
+                let s = b.map(MapFn::Recip, &[s]);
+                b.map(MapFn::Mul, &[s, x])
+            },
+        ];
+        for (i, way) in ways.into_iter().enumerate() {
+            for dtype in [F32, BF16, F16] {
+                let mut b = Body::new(dtype);
+                let x = b.map(MapFn::Add, &[0, 1, 2]);
+                let y = way(&mut b, x);
+                let want = (1.0, vec![(1, 1.0), (2, 1.0)], Some(Activation::Gelu));
+                assert_eq!(said(b.end(y)), Some(want), "way {i}, {dtype}");
+                // Of what is scaled before.
+                let mut b = Body::new(dtype);
+                let x = b.scaled(0, 0.25);
+                let y = way(&mut b, x);
+                assert_eq!(said(b.end(y)), Some((0.25, vec![], Some(Activation::Gelu))), "way {i}, {dtype}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_resembles_gelu_is_not() {
+        let others: [fn(&mut Body, usize) -> usize; 12] = [
+            // With the error function.
+            |b, x| {
+                let y = b.scaled(x, 0.5f64.sqrt());
+                let y = b.map(MapFn::Erf, &[y]);
+                let y = b.shifted(y, 1.0);
+                let half = b.scaled(x, 0.5);
+                b.map(MapFn::Mul, &[half, y])
+            },
+            // x · sigmoid(1.702 · x), and SiLU.
+            |b, x| {
+                let y = b.scaled(x, 1.702);
+                let y = b.map(MapFn::Sigmoid, &[y]);
+                b.map(MapFn::Mul, &[x, y])
+            },
+            |b, x| {
+                let y = b.map(MapFn::Sigmoid, &[x]);
+                b.map(MapFn::Mul, &[x, y])
+            },
+            // Constants that are almost right.
+            |b, x| {
+                let inner = b.inner(x, 0.79788, 0.044_715);
+                b.gelu_of(x, inner)
+            },
+            |b, x| {
+                let inner = b.inner(x, ROOT, 0.0447);
+                b.gelu_of(x, inner)
+            },
+            |b, x| {
+                let inner = b.inner(x, BF16.round(ROOT), BF16.round(0.044_715));
+                b.gelu_of(x, inner)
+            },
+            // Scaled, shifted, negated, of something shifted.
+            |b, x| {
+                let y = b.gelu(x);
+                b.scaled(y, 1.001)
+            },
+            |b, x| {
+                let y = b.gelu(x);
+                b.shifted(y, 1e-3)
+            },
+            |b, x| {
+                let y = b.gelu(x);
+                b.map(MapFn::Neg, &[y])
+            },
+            |b, x| {
+                let y = b.shifted(x, 1e-3);
+                b.gelu(y)
+            },
+            // Of two values.
+            |b, x| {
+                let inner = b.inner(2, ROOT, 0.044_715);
+                b.gelu_of(x, inner)
+            },
+            // Equal but for where it is cut off.
+            |b, x| {
+                let (y, most) = (b.gelu(x), b.number(3.0));
+                b.map(MapFn::Min, &[y, most])
+            },
+        ];
+        for (i, other) in others.into_iter().enumerate() {
+            for dtype in [F32, BF16] {
+                let mut b = Body::new(dtype);
+                let x = b.sum();
+                let y = other(&mut b, x);
+                assert_eq!(b.end(y), None, "{i}, {dtype}");
+            }
+        }
+        // GELU of what is only loaded is none of the product's.
+        let mut b = Body::new(F32);
+        let y = b.gelu(2);
+        assert_eq!(b.end(y), None);
+    }
+
+    #[test]
+    fn of_two_stores_one_is_what_gelu_is_of() {
+        // In both orders, the result being the one that is activated.
+        for gelu_first in [false, true] {
+            let mut b = Body::new(F32);
+            let x = b.sum();
+            let y = b.gelu(x);
+            let (out, before) = if gelu_first {
+                (b.store(y), b.store(x))
+            } else {
+                let before = b.store(x);
+                (b.store(y), before)
+            };
+            let words = recognize(&b.list).unwrap();
+            assert_eq!((words.out, words.before, words.activation), (out, Some(before), Some(Activation::Gelu)));
+        }
+        // Something else is kept; ReLU's; twice the same; three stores; none; one that accumulates.
+        let others: [fn(&mut Body, usize); 6] = [
+            |b, x| {
+                let (half, y) = (b.scaled(x, 0.5), b.gelu(x));
+                b.store(half);
+                b.store(y);
+            },
+            |b, x| {
+                let zero = b.number(0.0);
+                let y = b.map(MapFn::Max, &[x, zero]);
+                b.store(x);
+                b.store(y);
+            },
+            |b, x| {
+                b.store(x);
+                b.store(x);
+            },
+            |b, x| {
+                let y = b.gelu(x);
+                b.store(x);
+                b.store(x);
+                b.store(y);
+            },
+            |_, _| {},
+            |b, x| {
+                b.store(x);
+                let Some(Instruction::Store { accumulate, .. }) = b.list.last_mut() else { panic!("a store") };
+                *accumulate = Some(tpc_ir::ReduceOp::Sum);
+            },
+        ];
+        for (i, other) in others.into_iter().enumerate() {
+            let mut b = Body::new(F32);
+            let x = b.sum();
+            other(&mut b, x);
+            assert_eq!(recognize(&b.list), None, "{i}");
+        }
+        // Kept in another type.
+        let mut b = Body::new(BF16);
+        let x = b.sum();
+        b.real = F32;
+        let wide = b.map(MapFn::Cast(F32), &[x]);
+        b.store(wide);
+        b.real = BF16;
+        let y = b.gelu(x);
+        b.store(y);
+        assert_eq!(recognize(&b.list), None);
+    }
+}

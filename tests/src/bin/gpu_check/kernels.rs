@@ -2,24 +2,25 @@
 
 use std::time::Instant;
 use tpc_ir::program::{
-    ALIGNMENT, Action, Buffer, BufferId, Contract, ContractDim, Instruction, Loop, RankProgram, Step, View,
+    ALIGNMENT, Action, Binding, Buffer, BufferId, Contract, ContractDim, InputBinding, Instruction, Loop, RankProgram,
+    Step, View,
 };
-use tpc_ir::{DType, MapFn, Mesh, Phase, ReduceOp};
+use tpc_ir::{DType, InputKind, MapFn, Mesh, Phase, ReduceOp};
 use tpc_runtime::RuntimeError;
 use tpc_runtime::device::attached::Device;
 use tpc_runtime::device::cuda::gpu::{Gpu, GpuOptions};
 
 /// A program of one rank with some buffers.
-struct Small {
-    program: RankProgram,
+pub(super) struct Small {
+    pub(super) program: RankProgram,
 }
 
 impl Small {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Small { program: RankProgram { mesh: Mesh::single(), ..RankProgram::default() } }
     }
 
-    fn buffer(&mut self, dtype: DType, shape: &[usize]) -> View {
+    pub(super) fn buffer(&mut self, dtype: DType, shape: &[usize]) -> View {
         let bytes = shape.iter().product::<usize>() * dtype.bytes();
         let p = &mut self.program;
         let id = BufferId(p.buffers.len() as u32);
@@ -28,12 +29,19 @@ impl Small {
         View::dense(id, dtype, shape.to_vec())
     }
 
-    fn action(&mut self, action: Action) {
+    /// Makes a buffer one that can be written and read.
+    pub(super) fn input(&mut self, name: &str, view: &View) {
+        let (global, start) = (view.shape.clone(), vec![0; view.shape.len()]);
+        let binding = Binding { view: view.clone(), layout: global.clone(), global, start };
+        self.program.inputs.push(InputBinding { name: name.into(), kind: InputKind::State, binding });
+    }
+
+    pub(super) fn action(&mut self, action: Action) {
         self.program.steps.push(Step { action, phase: Phase::Forward, label: "step".into() });
     }
 
     /// Seconds of a step, as a graph, of many at a time.
-    fn seconds(self, options: &GpuOptions) -> Result<f64, RuntimeError> {
+    pub(super) fn seconds(self, options: &GpuOptions) -> Result<f64, RuntimeError> {
         let mut gpu = Gpu::new(vec![self.program], options.clone())?;
         (0..3).try_for_each(|_| gpu.step().map(drop))?;
         let mut steps = 4;
@@ -52,15 +60,15 @@ impl Small {
     }
 }
 
-fn load(v: &View) -> Instruction {
+pub(super) fn load(v: &View) -> Instruction {
     Instruction::Load { view: v.clone(), strides: v.strides.clone() }
 }
 
-fn store(v: &View, arg: usize) -> Instruction {
+pub(super) fn store(v: &View, arg: usize) -> Instruction {
     Instruction::Store { view: v.clone(), strides: v.strides.clone(), arg, accumulate: None }
 }
 
-fn map(f: MapFn, args: &[usize]) -> Instruction {
+pub(super) fn map(f: MapFn, args: &[usize]) -> Instruction {
     Instruction::Map { f, args: args.to_vec(), dtype: DType::F32 }
 }
 

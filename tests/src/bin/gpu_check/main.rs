@@ -1,9 +1,10 @@
 //! What `tests/gpu/run` executes on a machine with a GPU: golden programs on 1, 2 and 4 ranks of one
-//! device and training, against the CPU; and how fast kernels, products and training steps are.
+//! device and training, against the CPU, products with epilogues; and how fast kernels, products and training steps are.
 //!
 //! `gpu_check programs`, `gpu_check speed [FILE.jsonl]`, `gpu_check join TPC.jsonl TORCH.jsonl`. Exits with 1 if anything differs. With
 //! `TPC_GPU_SMALL` set the sizes of the second are small, to try it where no GPU is.
 
+mod epilogues;
 mod join;
 mod kernels;
 mod steps;
@@ -53,14 +54,15 @@ fn speed(file: Option<&Path>) -> Result<(), RuntimeError> {
     println!("device: {} ({})", context.name(), context.arch());
     let small = std::env::var_os("TPC_GPU_SMALL").is_some();
     steps::speed(small, file)?;
-    kernels::speed(small)
+    kernels::speed(small)?;
+    epilogues::speed(small)
 }
 
 /// Golden programs and training on all ranks of one device.
 fn programs() -> Result<bool, RuntimeError> {
     let context = Context::open(0)?;
     println!("device: {} ({})", context.name(), context.arch());
-    let mut right = true;
+    let mut right = epilogues::check(std::env::var_os("TPC_GPU_SMALL").is_some())?;
     let mut say = |what: &str, off: (f64, String), allowed: f64, seconds: f64| {
         let fits = off.0 <= allowed;
         right &= fits;

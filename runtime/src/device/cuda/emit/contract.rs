@@ -63,8 +63,9 @@ fn offsets(name: &str, axes: &[Axis], access: usize) -> String {
     )
 }
 
-/// The launch of a product alone, whatever its epilogue; none if the result is empty.
-pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, String> {
+/// The launch of a product alone, whatever its epilogue; none if the result is empty. With a factor, what the result
+/// holds before is added, times that.
+pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract, old: Option<f64>) -> Result<Vec<Launch>, String> {
     let places = places(rank, c)?;
     let b = group(&c.batch, |d| vec![d.left, d.right, d.out]);
     let m = group(&c.m, |d| vec![d.left, d.out]);
@@ -110,7 +111,9 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, Str
             format!("const int o = e % {TILE}, kk = e / {TILE};")
         }
     };
-    let scale = if real == "float" { format!("{:?}f", c.scale as f32) } else { format!("{:?}", c.scale) };
+    let factor = |x: f64| if real == "float" { format!("{:?}f", x as f32) } else { format!("{x:?}") };
+    let scale = factor(c.scale);
+    let old = old.map_or(String::new(), |x| format!(" + {} * As<R>::of(lane(*to))", factor(x)));
     let out_lane = lane(LaneType::of(c.out.dtype));
     let _ = write!(
         text,
@@ -130,7 +133,8 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Vec<Launch>, Str
          __syncthreads();\n    }}\n    \
          #pragma unroll\n    for (int i = 0; i < 4; i++) {{\n        #pragma unroll\n        for (int j = 0; j < 4; j++) {{\n            \
          const uq m = m0 + ty + 16 * i, n = n0 + tx + 16 * j;\n            \
-         if (m < {nm} && n < {nn}) out[out_b(batch) + out_m(m) + out_n(n)] = To<{to}>::of(As<{out_lane}>::of({scale} * sum[i][j]));\n        }}\n    }}\n",
+         if (m >= {nm} || n >= {nn}) continue;\n            {to}* const to = out + (out_b(batch) + out_m(m) + out_n(n));\n            \
+         *to = To<{to}>::of(As<{out_lane}>::of({scale} * sum[i][j]{old}));\n        }}\n    }}\n",
         tl = types[0],
         tr = types[1],
         to = types[2],

@@ -3,7 +3,8 @@
 //!
 //! What is done with a product (its epilogue) the library does itself if it has words for it. If not, or if the
 //! library turns out to have no algorithm for that, it is a loop behind the product alone, which then lies where the
-//! result will, or in the scratch if the loop reads what is there, or if the result's type holds less.
+//! result will, or in the scratch if the loop reads what is there, or if the result's type holds less. Adding to what
+//! is there (`out += product`) all of them do themselves.
 
 use super::kernels::Launch;
 use super::rank::Rank;
@@ -32,7 +33,7 @@ pub struct Product {
 /// A product in all the ways in which it can be computed; `None` if the result is empty.
 pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Item>, String> {
     if c.epilogue.is_empty() {
-        let kernels = contract::emit(rank, c)?;
+        let kernels = contract::emit(rank, c, None)?;
         let library = library(rank, c, &Epilogue::default())?.into_iter().collect();
         return Ok((!kernels.is_empty()).then_some(Item::Product { library, kernels }));
     }
@@ -40,18 +41,49 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Item>, St
     if c.dims().any(|d| d.size == 0) {
         return Ok(None);
     }
+    let words = epilogue::recognize(&c.epilogue);
+    if let Some(item) = update(rank, c, words.as_ref(), &touched)? {
+        return Ok(Some(item));
+    }
     let (alone, then) = apart(rank, c, &touched);
     let behind = fused::emit(rank, &then)?;
-    let mut kernels = contract::emit(rank, &alone)?;
+    let mut kernels = contract::emit(rank, &alone, None)?;
     kernels.extend(behind.iter().cloned());
     let plain = library(rank, &alone, &Epilogue::default())?;
     rank.free_scratch();
     let calls = plain.as_ref().map(|p| p.gemm.calls.len());
-    let best = match epilogue::recognize(&c.epilogue) {
-        Some(words) => in_words(rank, c, &words, &touched, calls)?,
+    let best = match &words {
+        Some(words) => in_words(rank, c, words, &touched, calls)?,
         None => None,
     };
     let library = best.into_iter().chain(plain.map(|p| Product { behind, ..p })).collect();
+    Ok(Some(Item::Product { library, kernels }))
+}
+
+/// A product that is added to what the result holds, which every algorithm of the library does, and the generated
+/// kernel, too: no other way is needed, and no memory for the product alone, as large as the gradient of a weight.
+fn update(
+    rank: &mut Rank<'_>,
+    c: &Contract,
+    words: Option<&Words>,
+    touched: &[Option<Extent>],
+) -> Result<Option<Item>, String> {
+    let Some(words) = words.filter(|w| w.activation.is_none() && w.before.is_none()) else { return Ok(None) };
+    let [(load, factor)] = words.added[..] else { return Ok(None) };
+    let (Instruction::Load { view, strides }, Instruction::Store { view: to, strides: by, .. }) =
+        (&c.epilogue[load], &c.epilogue[words.out])
+    else {
+        return Ok(None);
+    };
+    let same = touched[load] == touched[words.out]
+        && view.dtype == to.dtype
+        && c.dims().zip(strides.iter().zip(by)).all(|(d, (a, b))| d.size == 1 || a == b);
+    if !same {
+        return Ok(None);
+    }
+    let product = Contract { scale: c.scale * words.scale, ..c.alone(c.out.clone()) };
+    let kernels = contract::emit(rank, &product, Some(factor))?;
+    let library = in_words(rank, c, words, touched, None)?.into_iter().collect();
     Ok(Some(Item::Product { library, kernels }))
 }
 
