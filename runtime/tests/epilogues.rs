@@ -496,7 +496,8 @@ fn run(rng: &mut Lcg, [b, m, n, k]: [Vec<usize>; 4], types: Types, kind: Kind, s
                 DType::F16 => largest / 1024.0,
                 _ => 1e-6 * largest,
             };
-            if let Some(i) = (0..want.len()).find(|&i| got[i] != want[i] && !((got[i] - want[i]).abs() <= allowed)) {
+            let near = |i: usize| got[i] == want[i] || (got[i] - want[i]).abs() <= allowed;
+            if let Some(i) = (0..want.len()).find(|&i| !near(i)) {
                 panic!("{text}step {step}, {name}: element {i} is {} not {}", got[i], want[i]);
             }
         }
