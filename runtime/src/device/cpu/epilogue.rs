@@ -66,7 +66,7 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
     }
     let in_result = c.out.dtype == dtype && !touched.strict && !touched.reads_out;
     if touched.in_parts(&c) && dtype.is_float() {
-        if in_result && writes_product_only(&c.epilogue) {
+        if in_result && writes_product_only(&c) {
             let product = contract::prepare(&c.alone(c.out.clone()), Target::Arena, arena, buffers)?;
             return Ok(Prepared { product, accumulate, then: Then::Nothing });
         }
@@ -199,16 +199,16 @@ impl Touched {
     }
 }
 
-/// Whether an epilogue only writes the product to the result.
-fn writes_product_only(epilogue: &[Instruction]) -> bool {
+/// Whether the epilogue of a result in the product's type only writes the product.
+fn writes_product_only(c: &Contract) -> bool {
+    let epilogue = &c.epilogue;
     let mut stores = epilogue.iter().filter_map(|i| match i {
         Instruction::Store { arg, .. } => Some(*arg),
         _ => None,
     });
     let (Some(mut at), None) = (stores.next(), stores.next()) else { return false };
     while let Instruction::Map { f: MapFn::Identity, args, dtype } = &epilogue[at] {
-        // In the product's type nothing is rounded.
-        if !matches!(dtype, DType::F32 | DType::F64) {
+        if *dtype != c.out.dtype {
             return false;
         }
         at = args[0];
