@@ -1,4 +1,5 @@
-//! How fast the kernels are on this machine: `cargo run --release -p tpc-runtime --example kernels`.
+//! How fast the kernels are on this machine: `cargo run --release -p tpc-runtime --example kernels`, with `attention` or
+//! `epilogues` behind `--` only those.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -180,7 +181,136 @@ fn attention(seq: usize, causal: bool, backward: bool, block: usize) {
     println!("attention {kind:<6} {which:<20} of {seq:>5}, blocks of {block:>3}: {rate:6.1} GFLOP/s");
 }
 
+/// What is done with a product, in the example of a layer's types and operands.
+#[derive(Clone, Copy, Debug)]
+enum Epilogue {
+    Bias,
+    Residual,
+    Update,
+    /// gelu(product + bias), and the sum is kept.
+    Gelu,
+    /// silu(other) times the product.
+    Silu,
+}
+
+fn gelu(x: usize) -> Vec<Instruction> {
+    let at = |i: usize| x + 1 + i;
+    vec![
+        map(MapFn::Mul, &[x, x], F),
+        map(MapFn::Mul, &[at(0), x], F),
+        constant(0.044715),
+        map(MapFn::Mul, &[at(1), at(2)], F),
+        map(MapFn::Add, &[x, at(3)], F),
+        constant((2.0 / std::f64::consts::PI).sqrt()),
+        map(MapFn::Mul, &[at(4), at(5)], F),
+        map(MapFn::Tanh, &[at(6)], F),
+        constant(1.0),
+        map(MapFn::Add, &[at(7), at(8)], F),
+        constant(0.5),
+        map(MapFn::Mul, &[x, at(10)], F),
+        map(MapFn::Mul, &[at(9), at(11)], F),
+    ]
+}
+
+/// The product alone, the product and a loop behind it, and the product with the epilogue: medians of rounds in which
+/// each is run, because other jobs are on the machine.
+fn epilogue(what: Epilogue, dtype: DType, m: usize, n: usize, k: usize) {
+    let repeats = (400_000_000 / (m * n * k)).max(1);
+    let program = |loop_behind: bool, with: bool| {
+        let mut b = Builder::new();
+        let [left, right, bias, other, raw, kept, out] =
+            [vec![m, k], vec![k, n], vec![n], vec![m, n], vec![m, n], vec![m, n], vec![m, n]]
+                .into_iter()
+                .enumerate()
+                .map(|(i, shape)| b.input(&format!("b{i}"), dtype, &shape))
+                .collect::<Vec<View>>()
+                .try_into()
+                .unwrap();
+        let given = Instruction::Given { index: 0, dtype: F };
+        let bias = Instruction::Load { view: bias, strides: vec![0, 1] };
+        let add = map(MapFn::Add, &[0, 1], F);
+        let mut body = match what {
+            Epilogue::Bias => vec![given, bias, add],
+            Epilogue::Residual => vec![given, load(&other), add],
+            Epilogue::Update => vec![given, load(&out), add],
+            Epilogue::Gelu => {
+                let mut body = vec![given, bias, add];
+                body.extend(gelu(2));
+                body.push(store(&kept, 2));
+                // The result stays last.
+                body.push(map(MapFn::Identity, &[15], F));
+                body
+            }
+            Epilogue::Silu => {
+                vec![
+                    load(&other),
+                    map(MapFn::Sigmoid, &[0], F),
+                    map(MapFn::Mul, &[0, 1], F),
+                    given,
+                    map(MapFn::Mul, &[2, 3], F),
+                ]
+            }
+        };
+        body.push(store(&out, body.len() - 1));
+        let dim = |size, left, right, out| ContractDim { size, left, right, out };
+        let contract = Contract {
+            left,
+            right,
+            out,
+            batch: vec![],
+            m: vec![dim(m, k as isize, 0, n as isize)],
+            n: vec![dim(n, 0, 1, 1)],
+            k: vec![dim(k, 1, n as isize, 0)],
+            scale: 1.0,
+            epilogue: body,
+        };
+        for _ in 0..repeats {
+            if with {
+                b.step(Action::Contract(contract.clone()));
+                continue;
+            }
+            b.step(Action::Contract(contract.alone(raw.clone())));
+            if loop_behind {
+                b.step(Action::Loop(contract.behind(&raw)));
+            }
+        }
+        let mut session = Session::launch(vec![b.program], LaunchOptions::default()).unwrap();
+        for (i, elements) in [m * k, k * n, n, m * n].into_iter().enumerate() {
+            let values: Vec<f64> = (0..elements).map(|i| (i as f64 * 0.37).sin()).collect();
+            session.write_f64(&format!("b{i}"), &values).unwrap();
+        }
+        session
+    };
+    let mut sessions = [program(false, false), program(true, false), program(false, true)];
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..25 {
+        for (session, times) in sessions.iter_mut().zip(&mut times) {
+            times.push(session.step().unwrap().seconds / repeats as f64);
+        }
+    }
+    let [alone, behind, with] = times.map(|mut t: Vec<f64>| {
+        t.sort_by(f64::total_cmp);
+        t[t.len() / 2] * 1e6
+    });
+    println!(
+        "epilogue {:<10} {dtype:<4} {m:>5} x {n:>5} x {k:>5}  product {alone:8.1} us, with a loop {behind:8.1}, with the epilogue {with:8.1}",
+        format!("{what:?}").to_lowercase()
+    );
+}
+
+fn epilogues() {
+    for what in [Epilogue::Gelu, Epilogue::Bias, Epilogue::Residual, Epilogue::Silu, Epilogue::Update] {
+        for (m, n, k) in [(2048, 2048, 512), (2048, 512, 512), (2048, 512, 2048), (128, 512, 64), (1, 2048, 512)] {
+            epilogue(what, F, m, n, k);
+        }
+        epilogue(what, DType::BF16, 2048, 2048, 512);
+    }
+}
+
 fn main() {
+    if std::env::args().any(|a| a == "epilogues") {
+        return epilogues();
+    }
     if std::env::args().any(|a| a == "attention") {
         for (seq, blocks) in [(256, [32, 64, 128]), (1024, [32, 64, 128]), (4096, [16, 32, 64])] {
             for block in blocks {
@@ -203,6 +333,7 @@ fn main() {
     contract("few rows", 8, 2048, 512, (false, false));
     contract("wide", 256, 4096, 512, (false, false));
     contract("deep", 256, 256, 4096, (true, false));
+    epilogues();
     let n = 1 << 14;
     for f in [MapFn::Neg, MapFn::Exp, MapFn::Log, MapFn::Tanh, MapFn::Erf, MapFn::Sigmoid, MapFn::Sqrt, MapFn::Sin] {
         unary(f, n);

@@ -49,17 +49,28 @@ fn everything() -> Vec<RankProgram> {
             let half = b.buffer(DType::BF16, &[200, 100]);
             let (top, at) = (b.buffer(DType::F32, &[200, 3]), b.buffer(DType::I64, &[200, 3]));
             let dim = |size, left, right, out| ContractDim { size, left, right, out };
-            for (left, out, m) in [(&x, &h, dim(200, 300, 0, 100)), (&x, &y, dim(200, 300, 0, 100))] {
+            // Alone, on blocks that are in the result or in the scratch, and in front of a loop.
+            let given = Instruction::Given { index: 0, dtype: DType::F32 };
+            let bias = Instruction::Load { view: sum.clone(), strides: vec![0, 1] };
+            let end = |f| vec![map(f, &[0, 1], DType::F32), store(&y, 2)];
+            let turned = Instruction::Load { view: y.clone(), strides: vec![1, 100] };
+            let epilogues = [
+                vec![],
+                [vec![given.clone(), bias], end(MapFn::Add)].concat(),
+                [vec![given.clone(), load(&y)], end(MapFn::Mul)].concat(),
+                [vec![given, turned], end(MapFn::Mul)].concat(),
+            ];
+            for (out, epilogue) in [&h, &y, &y, &y].into_iter().zip(epilogues) {
                 b.step(Action::Contract(Contract {
-                    left: left.clone(),
+                    left: x.clone(),
                     right: w.clone(),
                     out: out.clone(),
                     batch: vec![],
-                    m: vec![m],
+                    m: vec![dim(200, 300, 0, 100)],
                     n: vec![dim(100, 0, 1, 1)],
                     k: vec![dim(300, 1, 100, 0)],
                     scale: 1.0,
-                    epilogue: Vec::new(),
+                    epilogue,
                 }));
             }
             b.collective(CollectiveKind::AllReduce(ReduceOp::Sum), vec![0, 1], &h, &h, 0);

@@ -17,7 +17,7 @@ use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
 
 /// Summed elements of a block: a panel of the right operand then fills half of the first cache.
-const BLOCK_K: usize = 256;
+pub(crate) const BLOCK_K: usize = 256;
 /// Rows of a block: a block of the left operand then fills a quarter of the second cache.
 pub(crate) const BLOCK_M: usize = 120;
 /// Columns of a block.

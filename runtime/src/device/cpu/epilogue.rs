@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The loop sees a block while it is in the cache. The block's sums are in the result itself if that is of the
-//! product's type and the loop does not read what was there before, else in the scratch. What cannot be done in parts
+//! product's type and the loop does not read what was there before, else in the scratch; in the scratch, too, if all of
+//! the sum is one block: the result is then written once, and nothing but the block is in the cache. What cannot be done in parts
 //! (stores that overlap other accesses, rows that are too short) is a loop behind the whole product.
 
 use super::arena::Arena;
@@ -64,19 +65,22 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
         }
     }
     let in_result = c.out.dtype == dtype && !touched.strict && !touched.reads_out;
-    let target = if in_result { Target::Arena } else { Target::Blocks };
     if touched.in_parts(&c) && dtype.is_float() {
-        let raw = View { dtype, ..c.out.clone() };
-        let product = contract::prepare(&c.alone(raw), target, arena, buffers)?;
-        if in_result && writes_product_only(&c.epilogue) {
+        if in_result && writes_product_only(&c) {
+            let product = contract::prepare(&c.alone(c.out.clone()), Target::Arena, arena, buffers)?;
             return Ok(Prepared { product, accumulate, then: Then::Nothing });
         }
+        let one_sum = c.k.iter().map(|d| d.size).product::<usize>() <= contract::BLOCK_K;
+        let in_result = in_result && (accumulate || !one_sum);
+        let target = if in_result { Target::Arena } else { Target::Blocks };
+        let raw = View { dtype, ..c.out.clone() };
+        let product = contract::prepare(&c.alone(raw), target, arena, buffers)?;
         if let Some(blocks) = Blocks::prepare(&c, dtype, &product, in_result, arena, buffers)? {
             return Ok(Prepared { product, accumulate, then: Then::Blocks(Box::new(blocks)) });
         }
     }
     if in_result {
-        let product = contract::prepare(&c.alone(c.out.clone()), target, arena, buffers)?;
+        let product = contract::prepare(&c.alone(c.out.clone()), Target::Arena, arena, buffers)?;
         let then = Then::Loop(Box::new(plan::prepare(&c.behind(&c.out), arena, buffers)?));
         return Ok(Prepared { product, accumulate, then });
     }
@@ -195,16 +199,16 @@ impl Touched {
     }
 }
 
-/// Whether an epilogue only writes the product to the result.
-fn writes_product_only(epilogue: &[Instruction]) -> bool {
+/// Whether the epilogue of a result in the product's type only writes the product.
+fn writes_product_only(c: &Contract) -> bool {
+    let epilogue = &c.epilogue;
     let mut stores = epilogue.iter().filter_map(|i| match i {
         Instruction::Store { arg, .. } => Some(*arg),
         _ => None,
     });
     let (Some(mut at), None) = (stores.next(), stores.next()) else { return false };
     while let Instruction::Map { f: MapFn::Identity, args, dtype } = &epilogue[at] {
-        // In the product's type nothing is rounded.
-        if !matches!(dtype, DType::F32 | DType::F64) {
+        if *dtype != c.out.dtype {
             return false;
         }
         at = args[0];
