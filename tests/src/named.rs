@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use tpc_ir::interpret::Tensor;
-use tpc_ir::{DType, Graph, parse, random};
+use tpc_ir::{DType, Graph, parse, random, verify};
 use tpc_passes::check::check;
 
 /// A program of lines whose values have names: `%q = …`; outputs come last.
@@ -30,6 +30,7 @@ pub fn program(lines: &str) -> Graph {
         source.push('\n');
     }
     let graph = parse::parse(&source).unwrap_or_else(|e| panic!("{e}\n{source}"));
+    verify::verify(&graph).unwrap_or_else(|e| panic!("{e:?}\n{source}"));
     check(&graph).unwrap_or_else(|e| panic!("{e}\n{source}"));
     graph
 }
