@@ -37,10 +37,10 @@ pub struct Kernel {
     pub row: Option<LoopDim>,
     /// Whether this is a loop.
     pub is_loop: bool,
-    /// Of a loop or an epilogue: nodes of earlier loops that it computes again for itself, in program order ([`super::recompute`]).
+    /// Of a loop or an epilogue: nodes of earlier loops that it computes again for itself, in program order (`lower/recompute.rs`).
     pub again: Vec<NodeIndex>,
     /// Of products whose sum goes through an epilogue, which are the other members: those products, the last one (often
-    /// the only one) last ([`super::epilogue`]).
+    /// the only one) last (`lower/epilogue.rs`).
     pub products: Vec<NodeIndex>,
     /// Of an attention: what it does, and every value that it reads, be it again.
     pub attention: Option<Box<(Attention, Vec<Value>)>>,
