@@ -110,10 +110,9 @@ fn readers_are_done(
     written: &[LoopDim],
 ) -> bool {
     graph.users(source).all(|(user, edge)| {
-        if super::group::is_free(&graph.node(user).op) {
-            // A view: its own readers must all be earlier kernels.
-            let done = |u: NodeIndex| !super::group::is_free(&graph.node(u).op) && position[u.index()] < at;
-            return graph.users(user).all(|(u, _)| done(u)) && !is_output(graph, user);
+        if depend::is_alias(&graph.node(user).op) {
+            // Its own readers must all be earlier kernels.
+            return alias_is_done(graph, position, at, user);
         }
         if position[user.index()] < at {
             return true;
@@ -124,6 +123,15 @@ fn readers_are_done(
         let row = &letters(graph, user).operands[edge.operand as usize];
         row.iter().map(|&l| kernel.letters[&user][l as usize]).eq(written.iter().copied())
     }) && !is_output(graph, source)
+}
+
+/// Whether everybody who reads what lies in a node's memory has run.
+fn alias_is_done(graph: &Graph, position: &[usize], at: usize, node: NodeIndex) -> bool {
+    let done = |user: NodeIndex| match depend::is_alias(&graph.node(user).op) {
+        true => alias_is_done(graph, position, at, user),
+        false => position[user.index()] < at,
+    };
+    graph.users(node).all(|(user, _)| done(user)) && !is_output(graph, node)
 }
 
 fn is_output(graph: &Graph, node: NodeIndex) -> bool {
