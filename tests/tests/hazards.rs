@@ -1,140 +1,72 @@
+//! x
 use tpc_tests::named::program;
-use tpc_tests::switches::{agree, idle_loops, moved_bytes, outline, WAYS};
-fn show(name: &str, lines: &str) {
-    let r = std::panic::catch_unwind(|| {
-    let graph = program(lines);
-    let all = agree(&graph);
-    for (w, p) in WAYS.iter().zip(&all) {
-        println!("== {name} {w:?} arena {} moved {} idle {}\n{}", p[0].arena_bytes, moved_bytes(&p[0]), idle_loops(&p[0]), outline(&p[0]));
-    }
-    });
-    if r.is_err() { println!("!!!! {name} FAILED"); }
-}
+use tpc_tests::switches::{idle_loops, integers, lowered, moved_bytes, WAYS};
+use tpc_tests::{executed_programs, on_ranks};
+use tpc_passes::lower::LowerOptions;
 #[test]
 fn all() {
-    // attention output read by one loop
-    show("attention", "mesh <>
-%q = input data \"q\" : f32[2, 5, 4]
-%k = input data \"k\" : f32[2, 7, 4]
-%v = input data \"v\" : f32[2, 7, 3]
-%r = input data \"r\" : f32[2, 5, 3]
-%s = einsum \"hri,hci->hrc\" %q, %k : f32[2, 5, 7]
-%m = reduce_max \"hrc->hr\" %s : f32[2, 5]
-%x = sub \"hrc,hr->hrc\" %s, %m : f32[2, 5, 7]
-%e = exp %x : f32[2, 5, 7]
-%l = reduce_sum \"hrc->hr\" %e : f32[2, 5]
-%p = div \"hrc,hr->hrc\" %e, %l : f32[2, 5, 7]
-%o = einsum \"hrc,hcw->hrw\" %p, %v : f32[2, 5, 3]
-%y = add %o, %r : f32[2, 5, 3]
-output result \"y\" %y");
-    // nothing left in home
-    show("idle", "mesh <>
-%x = input data \"x\" : f32[64]
-%g = input data \"g\" : f32[64]
-%y = mul %x, %x : f32[64] ; forward
-%z = mul %g, %y : f32[64] ; backward
-output result \"z\" %z");
-    // cache updated in forward
-    show("cache", "mesh <>
-%c = input state \"c\" : f32[64]
-%x = input data \"x\" : f32[64]
-%w = input data \"w\" : f32[64, 64]
-%y = mul %c, %c : f32[64] ; forward
-%n = add %c, %x : f32[64] ; forward
-%p = einsum \"a,ab->b\" %n, %w : f32[64] ; forward
-%z = mul %p, %y : f32[64] ; backward
-output update \"c\" %n
-output result \"z\" %z");
-    // reshape of an updated parameter
-    show("reshape", "mesh <>
-%p = input parameter \"p\" : f32[8, 8]
-%g = input data \"g\" : f32[8, 8]
-%f = input data \"f\" : f32[64]
-%r = reshape %p : f32[64] ; forward
-%y = mul %r, %r : f32[64] ; forward
-%s = reduce_sum \"a->\" %y : f32[] ; forward
-%n = sub %p, %g : f32[8, 8] ; optimizer
-%z = add %y, %f : f32[64] ; optimizer
-output update \"p\" %n
-output result \"s\" %s
-output result \"z\" %z");
-    show("reshape plain", "mesh <>
-%p = input parameter \"p\" : f32[8, 8]
-%g = input data \"g\" : f32[8, 8]
-%f = input data \"f\" : f32[64]
-%r = reshape %p : f32[64] ; forward
-%n = sub %p, %g : f32[8, 8] ; optimizer
-%z = add %r, %f : f32[64] ; optimizer
-output update \"p\" %n
-output result \"z\" %z");
-    // small math over a large loop
-    show("tables", "mesh <>
-%f = input data \"f\" : f32[64]
-%x = input data \"x\" : f32[100, 64]
-%c = cos %f : f32[64] ; forward
-%y = mul \"ab,b->ab\" %x, %c : f32[100, 64] ; backward
-%z = mul \"ab,b->ba\" %y, %c : f32[64, 100] ; optimizer
-output result \"z\" %z");
-    // slice holds the whole
-    show("slice", "mesh <>
-%x = input data \"x\" : f32[1000, 64]
-%v = input data \"v\" : f32[64]
-%h = mul %x, %x : f32[1000, 64] ; forward
-%i = index dim=0 index=3 %h : f32[64] ; forward
-%y = add %i, %v : f32[64] ; forward
-%k = einsum \"ab,ab->\" %h, %h : f32[] ; forward
-%b1 = add %x, %x : f32[1000, 64] ; backward
-%b2 = einsum \"ab,b->a\" %b1, %v : f32[1000] ; backward
-%z = mul %y, %v : f32[64] ; backward
-output result \"k\" %k
-output result \"b2\" %b2
-output result \"z\" %z");
-    // f16 holder of a bf16 sum
-    show("f16", "mesh <>
-%a = input data \"a\" : bf16[32, 32]
-%b = input data \"b\" : bf16[32, 32]
-%p = einsum \"ab,bc->ac\" %a, %b : bf16[32, 32]
-%p2 = einsum \"ab,cb->ac\" %a, %b : bf16[32, 32]
-%s = add %p, %p2 : bf16[32, 32]
-%m = mul %s, bf16:0.25 : bf16[32, 32]
-%h = cast.f16 %m : f16[32, 32]
-output result \"h\" %h");
-    show("wide", "mesh <>
-%a = input data \"a\" : bf16[32, 32]
-%b = input data \"b\" : bf16[32, 32]
-%p = einsum \"ab,bc->ac\" %a, %b : bf16[32, 32]
-%p2 = einsum \"ab,cb->ac\" %a, %b : bf16[32, 32]
-%p3 = einsum \"ab,ac->bc\" %a, %b : bf16[32, 32]
-%s = add %p, %p2, %p3 : bf16[32, 32]
-%h = cast.f64 %s : f64[32, 32]
-output result \"h\" %h");
-    show("holds", "mesh <>
-%a = input data \"a\" : f32[32, 32]
-%b = input data \"b\" : f32[32, 32]
-%p = einsum \"ab,bc->ac\" %a, %b : f32[32, 32]
-%c1 = mul %a, %a : f32[32, 32]
-%c2 = einsum \"ab,bc->ac\" %c1, %b : f32[32, 32]
-%c3 = reduce_sum \"ab->\" %c2 : f32[]
-%s = add %p, %a : f32[32, 32]
-%t = mul %p, %b : f32[32, 32]
-%u = einsum \"ab,bc->ac\" %s, %t : f32[32, 32]
-%v = einsum \"ab,bc->ac\" %u, %t : f32[32, 32]
-output result \"c\" %c3
-output result \"h\" %v");
-    // a gathered block of parameters, of which one is read again
-    show("gathered", "mesh <dp=2>
-%w = input parameter \"l.0.w\" : f32[64@dp, 64]
-%b = input parameter \"l.0.b\" : f32[64@dp]
-%x = input data \"x\" : f32[4, 64]
-%wg = all_gather dp dim=0 %w : f32[64, 64] ; forward
-%bg = all_gather dp dim=0 %b : f32[64] ; forward
-%p = einsum \"ab,bc->ac\" %x, %wg : f32[4, 64] ; forward
-%q = einsum \"ab,bc->ac\" %p, %wg : f32[4, 64] ; forward
-%z = add \"ab,b->ab\" %x, %bg : f32[4, 64] ; forward
-%t = mul %z, %q : f32[4, 64] ; forward
-%u = einsum \"ab,ac->bc\" %t, %x : f32[64, 64] ; forward
-%v = einsum \"ab,bc->ac\" %t, %u : f32[4, 64] ; backward
-%v2 = mul %v, f32:0.0 : f32[4, 64] ; backward
-%y = mul %z, %v2 : f32[4, 64] ; backward
-output result \"y\" %y");
+    let graph = program(r##"mesh <x=2>
+%v0 = input parameter "i0"  : f64[8]
+%v1 = input state "i1"  : f64[33@x, 8]
+%v2 = input parameter "i2"  : f64[8]
+%v3 = input data "i3"  : f64[8]
+%v4 = input state "i4"  : f64[8]
+%v5 = input state "i5"  : f64[33@x, 8]
+%v6 = input data "seed"  : i64[]
+%v7 = to_partial x sum %v2 : f64[8] +sum@x ; forward
+%v8 = abs "a->a" %v3 : f64[8] ; forward
+%v9 = einsum "a,a->a" %v4, %v8 : f64[8] ; forward
+%v10 = sub "cb,cb->cb" %v1, %v1 : f64[33@x, 8] ; forward
+%v11 = reduce_sum "a->" %v9 : f64[] ; forward
+%v12 = reduce_scatter x sum dim=0 %v7 : f64[8@x] ; forward
+%v13 = add "a,ca->ac" %v4, %v5 : f64[8, 33@x] ; forward
+%v14 = exp "ca->ca" %v5 : f64[33@x, 8] ; forward
+%v15 = reduce_scatter x sum dim=0 %v7 : f64[8@x] ; backward
+%v16 = sigmoid "cb->cb" %v10 : f64[33@x, 8] ; backward
+%v17 = reduce_max "ca->" %v14 : f64[] +max@x ; backward
+%v18 = reduce_max "ca->a" %v5 : f64[8] +max@x ; backward
+%v19 = sub "cb,cb->cb" %v1, %v1 : f64[33@x, 8] ; backward
+%v20 = reduce_max "cb->c" %v19 : f64[33@x] ; backward
+%v21 = random bernoulli(0.5) stream=21 %v6 : bool[8@x] ; backward
+%v22 = select "d,d,->d" %v21, %v12, f64:0.0 : f64[8@x] ; backward
+%v23 = sigmoid "c->c" %v20 : f64[33@x] ; backward
+%v24 = all_reduce x sum %v7 : f64[8] ; optimizer
+%v25 = slice dim=0 start=1 step=1 %v24 : f64[7] ; optimizer
+%v26 = shard_slice x dim=0 %v25 : f64[7@x] ; optimizer
+%v27 = all_reduce x max %v17 : f64[] ; optimizer
+%v28 = mul "a,a->a" %v2, %v9 : f64[8] ; optimizer
+%v29 = erf "d->d" %v12 : f64[8@x] ; optimizer
+%v30 = cast.f64 "d->d" %v15 : f64[8@x] ; optimizer
+%v31 = sub "ca,ca->ca" %v5, %v14 : f64[33@x, 8] ; optimizer
+%v32 = mul "ac,->ac" %v13, f64:-1.0 : f64[8, 33@x] ; optimizer
+%v33 = add "a,ca->ac" %v28, %v31 : f64[8, 33@x] ; optimizer
+%v34 = sub "a,a->a" %v4, %v9 : f64[8] ; optimizer
+%v35 = all_reduce x max %v18 : f64[8] ; optimizer
+output update "i1" %v19
+output update "i2" %v28
+output update "i5" %v31
+output update "i4" %v34
+output result "r0" %v11
+output result "r1" %v13
+output result "r2" %v16
+output result "r3" %v35
+output result "r4" %v22
+output result "r5" %v23
+output result "r6" %v26
+output result "r7" %v27
+output result "r8" %v30
+output result "r9" %v32
+output result "r10" %v33
+output result "r11" %v34
+"##);
+    let inputs = integers(&graph);
+    let want = on_ranks(&graph, &inputs);
+    for w in WAYS {
+      for base in [LowerOptions::plain(), LowerOptions { memory_growth: 10.0, ..LowerOptions::default() }] {
+        let p = lowered(&graph, w, &base);
+        println!("== {w:?} arena {} moved {} idle {}\n{}", p[0].arena_bytes, moved_bytes(&p[0]), idle_loops(&p[0]), p[0].to_text());
+        let got = executed_programs(&graph, p, &inputs);
+        println!("wrong {:?}", tpc_tests::wrong(&graph, &got, &want, 1e-6));
+      }
+    }
 }

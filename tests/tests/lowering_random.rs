@@ -141,11 +141,15 @@ impl Writer<'_> {
     fn is_placed(&self, dims: &str, partial: Option<(&str, &str)>) -> bool {
         let used: Vec<&str> =
             dims.chars().filter_map(|l| self.letter(l).axis).chain(partial.map(|p| p.1)).collect();
-        (1..used.len()).all(|i| !used[..i].contains(&used[i])) && self.size(dims) <= 3000.0
+        let distinct = (1..used.len()).all(|i| !used[..i].contains(&used[i]));
+        distinct && dims.chars().enumerate().all(|(i, l)| !dims[..i].contains(l)) && self.size(dims) <= 3000.0
     }
 
     /// Writes a line.
     fn line(&mut self, what: &str, of: &[&Named], made: Named) -> Option<usize> {
+        if !self.is_placed(&made.dims, made.partial) {
+            return None;
+        }
         let limit = holds(made.dtype);
         let mut made = made;
         if made.dtype.is_float() {

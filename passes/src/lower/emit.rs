@@ -65,8 +65,8 @@ fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
     stored
 }
 
-/// For every kernel the updates it may write straight over their input: it is a loop, it reads the
-/// input only at the very elements it writes, and every other reader has run before.
+/// For every kernel the updates it may write straight over their input: it is a loop over exactly the input's
+/// elements, reads the input only at the very elements it writes, and every other reader has run before.
 fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String>> {
     let kernels = &schedule.kernels;
     let mut kernel_of = vec![0usize; graph.len()];
@@ -91,7 +91,9 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let Some(&input) = inputs.get(name.as_str()) else { continue };
         let kernel = &kernels[k];
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
-        let member = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
+        let maps = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
+        // Written in every iteration of another index, it would be read again.
+        let member = maps && kernel.dims[&node].len() == kernel.space.len();
         let at = position[node.index()];
         let again = again.get(&input).is_some_and(|&read| read >= Some(at));
         if member && one_use && !again && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
