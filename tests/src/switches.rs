@@ -48,9 +48,8 @@ pub fn agree(graph: &Graph) -> [Vec<RankProgram>; 4] {
     let inputs = integers(graph);
     let want = on_ranks(graph, &inputs);
     use MapFn::{Cos, Div, Erf, Exp, Log, Pow, Recip, Rem, Rsqrt, Sigmoid, Sin, Sqrt, Tanh};
-    let inexact = |f: &MapFn| {
-        matches!(f, Cos | Div | Erf | Exp | Log | Pow | Recip | Rem | Rsqrt | Sigmoid | Sin | Sqrt | Tanh)
-    };
+    let inexact =
+        |f: &MapFn| matches!(f, Cos | Div | Erf | Exp | Log | Pow | Recip | Rem | Rsqrt | Sigmoid | Sin | Sqrt | Tanh);
     let exact = !graph.nodes().any(|n| matches!(&graph.node(n).op, Op::Map { f, .. } if inexact(f)));
     WAYS.map(|way| {
         for base in [LowerOptions::plain(), LowerOptions { memory_growth: 10.0, ..LowerOptions::default() }] {
@@ -62,40 +61,70 @@ pub fn agree(graph: &Graph) -> [Vec<RankProgram>; 4] {
     })
 }
 
-/// Bytes of memory that a rank's loops, epilogues, products and copies read and write in a step. An element that a loop
-/// meets several times counts once. What collectives move does not count.
-#[must_use]
-pub fn moved_bytes(program: &RankProgram) -> usize {
-    let body = |dims: &[usize], body: &[Instruction]| -> usize {
-        let accesses = body.iter().filter_map(|i| match i {
-            Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } => Some((view, strides)),
-            _ => None,
-        });
-        let elements = |strides: &[isize]| -> usize {
-            dims.iter().zip(strides).filter(|(_, s)| **s != 0).map(|(&n, _)| n).product()
-        };
-        accesses.map(|(view, strides)| elements(strides) * view.dtype.bytes()).sum()
+/// Calls `visit` with every view that an action reads or writes, and with how many bytes it then moves. An element that
+/// a loop meets several times counts once; a table as often as a row of it is read.
+fn each_access(action: &Action, visit: &mut dyn FnMut(&View, usize)) {
+    let body = |dims: &[usize], body: &[Instruction], visit: &mut dyn FnMut(&View, usize)| {
+        for instruction in body {
+            if let Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } = instruction {
+                let moves = dims.iter().zip(strides).filter(|(_, s)| **s != 0);
+                visit(view, moves.map(|(&n, _)| n).product::<usize>() * view.dtype.bytes());
+            }
+        }
     };
     let whole = |v: &View| v.elements() * v.dtype.bytes();
-    let of = |action: &Action| match action {
-        Action::Loop(l) => body(&l.dims, &l.body),
+    let all = |views: &[&View], visit: &mut dyn FnMut(&View, usize)| views.iter().for_each(|v| visit(v, whole(v)));
+    match action {
+        Action::Loop(l) => body(&l.dims, &l.body, visit),
         Action::Contract(c) => {
-            let dims: Vec<usize> = c.dims().map(|d| d.size).collect();
-            let out = if c.epilogue.is_empty() { whole(&c.out) } else { body(&dims, &c.epilogue) };
-            whole(&c.left) + whole(&c.right) + out
+            all(&[&c.left, &c.right], visit);
+            if c.epilogue.is_empty() {
+                all(&[&c.out], visit);
+            }
+            body(&c.dims().map(|d| d.size).collect::<Vec<_>>(), &c.epilogue, visit);
         }
-        Action::Attention(a) => {
-            let mut sum = 0;
-            a.each_view(&mut |v, _| sum += whole(v));
-            sum
+        Action::Attention(a) => a.each_view(&mut |v, _| visit(v, whole(v))),
+        Action::Take { table, index, out, .. } => {
+            visit(table, whole(out));
+            all(&[index, out], visit);
         }
-        Action::Take { table: _, index, out, .. } => whole(index) + 2 * whole(out),
-        Action::ScatterAdd { index, update, out, .. } => whole(index) + whole(update) + whole(out),
-        Action::Copy { from, to } | Action::CumSum { from, to, .. } => whole(from) + whole(to),
-        Action::TopK { from, values, indices } => whole(from) + whole(values) + whole(indices),
-        Action::Start(_) | Action::Wait { .. } => 0,
+        Action::ScatterAdd { index, update, out, .. } => all(&[index, update, out], visit),
+        Action::Copy { from, to } | Action::CumSum { from, to, .. } => all(&[from, to], visit),
+        Action::TopK { from, values, indices } => all(&[from, values, indices], visit),
+        Action::Start(c) => all(&[&c.from, &c.to], visit),
+        Action::Wait { .. } => {}
+    }
+}
+
+/// Bytes of memory that a rank's steps read and write, but for its collectives.
+#[must_use]
+pub fn moved_bytes(program: &RankProgram) -> usize {
+    let mut sum = 0;
+    for step in program.steps.iter().filter(|s| !matches!(s.action, Action::Start(_))) {
+        each_access(&step.action, &mut |_, bytes| sum += bytes);
+    }
+    sum
+}
+
+/// Most bytes of buffers that are in use at once, if every collective is waited for where it starts. A memory plan may
+/// need more, since buffers stay where they are.
+#[must_use]
+pub fn most_bytes(program: &RankProgram) -> usize {
+    let mut lives: Vec<Option<(usize, usize)>> = vec![None; program.buffers.len()];
+    let mut touch = |v: &View, at: usize| {
+        let life = lives[v.buffer.0 as usize].get_or_insert((at, at));
+        life.1 = at;
     };
-    program.steps.iter().map(|s| of(&s.action)).sum()
+    for (at, step) in program.steps.iter().enumerate() {
+        each_access(&step.action, &mut |v, _| touch(v, at));
+    }
+    program.outputs.iter().for_each(|o| touch(&o.binding.view, program.steps.len()));
+    let temporary = program.buffers.iter().zip(&lives).filter(|(b, _)| !b.persistent);
+    let alive: Vec<(usize, (usize, usize))> = temporary.filter_map(|(b, life)| Some((b.bytes, (*life)?))).collect();
+    let at = |step: usize| -> usize {
+        alive.iter().filter(|(_, life)| (life.0..=life.1).contains(&step)).map(|(bytes, _)| bytes).sum()
+    };
+    (0..program.steps.len()).map(at).max().unwrap_or(0)
 }
 
 /// One line for every step of a rank but waits: its label, and behind an arrow the buffers that its loop or epilogue

@@ -1,11 +1,12 @@
 //! x
-use tpc_tests::named::program;
-use tpc_tests::switches::{idle_loops, integers, lowered, moved_bytes, WAYS};
-use tpc_tests::{executed_programs, on_ranks};
 use tpc_passes::lower::LowerOptions;
+use tpc_tests::named::program;
+use tpc_tests::switches::{WAYS, idle_loops, integers, lowered, moved_bytes};
+use tpc_tests::{executed_programs, on_ranks};
 #[test]
 fn all() {
-    let graph = program(r##"mesh <x=2>
+    let graph = program(
+        r##"mesh <x=2>
 %v0 = input parameter "i0"  : f64[8]
 %v1 = input state "i1"  : f64[33@x, 8]
 %v2 = input parameter "i2"  : f64[8]
@@ -58,15 +59,22 @@ output result "r8" %v30
 output result "r9" %v32
 output result "r10" %v33
 output result "r11" %v34
-"##);
+"##,
+    );
     let inputs = integers(&graph);
     let want = on_ranks(&graph, &inputs);
     for w in WAYS {
-      for base in [LowerOptions::plain(), LowerOptions { memory_growth: 10.0, ..LowerOptions::default() }] {
-        let p = lowered(&graph, w, &base);
-        println!("== {w:?} arena {} moved {} idle {}\n{}", p[0].arena_bytes, moved_bytes(&p[0]), idle_loops(&p[0]), p[0].to_text());
-        let got = executed_programs(&graph, p, &inputs);
-        println!("wrong {:?}", tpc_tests::wrong(&graph, &got, &want, 1e-6));
-      }
+        for base in [LowerOptions::plain(), LowerOptions { memory_growth: 10.0, ..LowerOptions::default() }] {
+            let p = lowered(&graph, w, &base);
+            println!(
+                "== {w:?} arena {} moved {} idle {}\n{}",
+                p[0].arena_bytes,
+                moved_bytes(&p[0]),
+                idle_loops(&p[0]),
+                p[0].to_text()
+            );
+            let got = executed_programs(&graph, p, &inputs);
+            println!("wrong {:?}", tpc_tests::wrong(&graph, &got, &want, 1e-6));
+        }
     }
 }

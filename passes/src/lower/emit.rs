@@ -73,9 +73,9 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
     for (k, kernel) in kernels.iter().enumerate() {
         kernel.nodes.iter().for_each(|n| kernel_of[n.index()] = k);
     }
-    // Where each node is over: a collective at its wait.
+    // Where each node is over, counted from 1: a collective at its wait. Nodes that nobody wants are over at 0.
     let mut position = vec![0usize; graph.len()];
-    for (at, launch) in schedule.order.iter().enumerate() {
+    for (at, launch) in (1..).zip(&schedule.order) {
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
         kernels[k].nodes.iter().for_each(|n| position[n.index()] = at);
     }

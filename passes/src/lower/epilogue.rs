@@ -139,14 +139,16 @@ impl<'a> State<'a> {
         self.found(k, kernel)
     }
 
-    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere.
+    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere and nothing else of the loop reads them.
     fn alone(&self, k: usize, sum: NodeIndex) -> Option<Kernel> {
         let n = self.graph.node(sum);
         let operands = self.graph.operands(sum);
         let is_own = |v: &&Value| self.is_own(k, v.node);
         let sums = matches!(n.op, Op::Map { f: MapFn::Add, .. }) && operands.iter().filter(is_own).count() > 1;
         let kernel = &self.kernels[k];
-        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node)) {
+        // What the rest reads, too, would be read twice.
+        let rest = || kernel.members().into_iter().filter(|&m| m != sum).flat_map(|m| self.graph.operands(m));
+        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node) || rest().any(|r| r == *v)) {
             return None;
         }
         let rank = n.types[0].rank();
