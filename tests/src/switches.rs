@@ -96,14 +96,19 @@ fn each_access(action: &Action, visit: &mut dyn FnMut(&View, usize)) {
     }
 }
 
+/// Bytes of memory that an action reads and writes.
+#[must_use]
+pub fn touched_bytes(action: &Action) -> usize {
+    let mut sum = 0;
+    each_access(action, &mut |_, bytes| sum += bytes);
+    sum
+}
+
 /// Bytes of memory that a rank's steps read and write, but for its collectives.
 #[must_use]
 pub fn moved_bytes(program: &RankProgram) -> usize {
-    let mut sum = 0;
-    for step in program.steps.iter().filter(|s| !matches!(s.action, Action::Start(_))) {
-        each_access(&step.action, &mut |_, bytes| sum += bytes);
-    }
-    sum
+    let local = program.steps.iter().map(|s| &s.action).filter(|a| !matches!(a, Action::Start(_)));
+    local.map(touched_bytes).sum()
 }
 
 /// Most bytes of buffers that are in use at once, if every collective is waited for where it starts. A memory plan may

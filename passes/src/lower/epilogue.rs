@@ -202,7 +202,9 @@ impl<'a> State<'a> {
         });
         let is_term = |p: NodeIndex| {
             let once = graph.users(p).count() == 1 && self.along(kernel, p).as_ref() == Some(&dims);
-            let hides = |home| (home..at).any(|j| is_collective(graph, &self.kernels[j]));
+            // What overwrites an input waits for all that read it, or would have to write elsewhere.
+            let bars = |k: &Kernel| is_collective(graph, k) || k.nodes.iter().any(|n| self.updates.contains(n));
+            let hides = |home: usize| self.kernels[home..at].iter().any(bars);
             // A wider result would make the sum's memory larger than the term's.
             let same = [host, result].iter().all(|&n| graph.node(n).types[0].dtype == graph.node(p).types[0].dtype);
             once && same && own.contains(&p) && !self.home[p.index()].is_some_and(hides)
