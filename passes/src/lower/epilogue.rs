@@ -100,6 +100,7 @@ impl<'a> State<'a> {
         matches!(self.graph.node(product).op, Op::Einsum { .. })
             && self.graph.node(product).types[0].dtype.is_float()
             && self.kernels[home].products.is_empty()
+            && self.kernels[home].attention.is_none()
             && !self.kept[at]
             && self.readers[at].len() == 1
             && self.readers[at].contains(&k)
@@ -138,14 +139,16 @@ impl<'a> State<'a> {
         self.found(k, kernel)
     }
 
-    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere.
+    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere and nothing else of the loop reads them.
     fn alone(&self, k: usize, sum: NodeIndex) -> Option<Kernel> {
         let n = self.graph.node(sum);
         let operands = self.graph.operands(sum);
         let is_own = |v: &&Value| self.is_own(k, v.node);
         let sums = matches!(n.op, Op::Map { f: MapFn::Add, .. }) && operands.iter().filter(is_own).count() > 1;
         let kernel = &self.kernels[k];
-        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node)) {
+        // What the rest reads, too, would be read twice.
+        let rest = || kernel.members().into_iter().filter(|&m| m != sum).flat_map(|m| self.graph.operands(m));
+        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node) || rest().any(|r| r == *v)) {
             return None;
         }
         let rank = n.types[0].rank();
@@ -191,7 +194,7 @@ impl<'a> State<'a> {
         if !reads.iter().all(there) || written.iter().any(|n| kernel.dims[n].len() != dims.len()) {
             return None;
         }
-        result(graph, kernel, &written, host, &dims)?;
+        let result = result(graph, kernel, &written, host, &dims)?;
         let mut products: Vec<NodeIndex> = Vec::new();
         // Terms of the sum that has the last product as a term, and nothing else reads them.
         let terms = kernel.nodes.iter().find(|&&n| {
@@ -199,8 +202,11 @@ impl<'a> State<'a> {
         });
         let is_term = |p: NodeIndex| {
             let once = graph.users(p).count() == 1 && self.along(kernel, p).as_ref() == Some(&dims);
-            let hides = |home| (home..at).any(|j| is_collective(graph, &self.kernels[j]));
-            let same = graph.node(p).types[0].dtype == graph.node(host).types[0].dtype;
+            // What overwrites an input waits for all that read it, or would have to write elsewhere.
+            let bars = |k: &Kernel| is_collective(graph, k) || k.nodes.iter().any(|n| self.updates.contains(n));
+            let hides = |home: usize| self.kernels[home..at].iter().any(bars);
+            // A wider result would make the sum's memory larger than the term's.
+            let same = [host, result].iter().all(|&n| graph.node(n).types[0].dtype == graph.node(p).types[0].dtype);
             once && same && own.contains(&p) && !self.home[p.index()].is_some_and(hides)
         };
         if is_term(host) {
@@ -249,7 +255,7 @@ impl<'a> State<'a> {
 }
 
 /// Of what an epilogue writes, the value that lies where the product would lie: the last one of its dimensions in its
-/// order, of a type that can hold it.
+/// order, of its type or a wider one.
 pub(super) fn result(
     graph: &Graph,
     kernel: &Kernel,
@@ -258,6 +264,7 @@ pub(super) fn result(
     dims: &[LoopDim],
 ) -> Option<NodeIndex> {
     let dtype = |n: NodeIndex| graph.node(n).types[0].dtype;
-    let holds = |n: &&NodeIndex| dtype(**n).is_float() && dtype(**n).bytes() >= dtype(product).bytes();
+    let wider = |n: NodeIndex| dtype(n).is_float() && dtype(n).bytes() > dtype(product).bytes();
+    let holds = |n: &&NodeIndex| dtype(**n) == dtype(product) || wider(**n);
     written.iter().rev().filter(holds).find(|n| kernel.dims[n] == dims).copied()
 }
