@@ -72,8 +72,11 @@ unsafe fn copy(from: *const u8, to: *mut u8, dims: &[(usize, isize, isize)], byt
         [] => unsafe { std::ptr::copy(from, to, bytes) },
         &[(n, f, t)] if bytes == 4 => {
             for i in 0..n as isize {
-                // SAFETY: as the caller guarantees; elements of 4 bytes are aligned to 4.
-                unsafe { *to.offset(i * t).cast::<u32>() = *from.offset(i * f).cast::<u32>() }
+                // SAFETY: as the caller guarantees; two elements of 2 bytes are aligned to 2.
+                unsafe {
+                    let element = from.offset(i * f).cast::<u32>().read_unaligned();
+                    to.offset(i * t).cast::<u32>().write_unaligned(element);
+                }
             }
         }
         &[(n, f, t), ref rest @ ..] => {
