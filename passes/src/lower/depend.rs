@@ -45,12 +45,12 @@ impl Dependences {
         found
     }
 
-    /// Adds the kernels that read a node, also through views.
+    /// Adds the kernels that read a node's memory, also through views.
     pub(super) fn readers_of(&self, graph: &Graph, node: NodeIndex, into: &mut Vec<usize>) {
         for (user, _) in graph.users(node) {
-            match self.of[user.index()] {
-                Some(k) => into.push(k),
-                None => self.readers_of(graph, user, into),
+            into.extend(self.of[user.index()]);
+            if is_alias(&graph.node(user).op) {
+                self.readers_of(graph, user, into);
             }
         }
     }
@@ -62,7 +62,7 @@ pub(super) fn read_again(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeIndex
     for (k, kernel) in kernels.iter().enumerate() {
         let of_attention = kernel.attention.iter().flat_map(|a| a.1.iter().copied());
         for v in of_attention.chain(kernel.again.iter().flat_map(|&n| graph.operands(n))) {
-            again.entry(source(graph, v.node)).or_default().push(k);
+            again.entry(memory(graph, v.node)).or_default().push(k);
         }
     }
     again
@@ -81,6 +81,19 @@ pub(super) fn updates(graph: &Graph) -> impl Iterator<Item = (NodeIndex, NodeInd
 pub(super) fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
     match &graph.node(node).op {
         op if is_free(op) => graph.operands(node).first().map_or(node, |v| source(graph, v.node)),
+        _ => node,
+    }
+}
+
+/// Whether an operation's result may lie where its operand lies.
+pub(super) fn is_alias(op: &Op) -> bool {
+    is_free(op) || matches!(op, Op::Reshape)
+}
+
+/// The node in whose memory a node may lie: [`source`], also through reshapes.
+pub(super) fn memory(graph: &Graph, node: NodeIndex) -> NodeIndex {
+    match &graph.node(node).op {
+        op if is_alias(op) => graph.operands(node).first().map_or(node, |v| memory(graph, v.node)),
         _ => node,
     }
 }

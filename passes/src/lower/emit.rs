@@ -65,17 +65,17 @@ fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
     stored
 }
 
-/// For every kernel the updates it may write straight over their input: it is a loop, it reads the
-/// input only at the very elements it writes, and every other reader has run before.
+/// For every kernel the updates it may write straight over their input: it is a loop over exactly the input's
+/// elements, reads the input only at the very elements it writes, and every other reader has run before.
 fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String>> {
     let kernels = &schedule.kernels;
     let mut kernel_of = vec![0usize; graph.len()];
     for (k, kernel) in kernels.iter().enumerate() {
         kernel.nodes.iter().for_each(|n| kernel_of[n.index()] = k);
     }
-    // Where each node is over: a collective at its wait.
+    // Where each node is over, counted from 1: a collective at its wait. Nodes that nobody wants are over at 0.
     let mut position = vec![0usize; graph.len()];
-    for (at, launch) in schedule.order.iter().enumerate() {
+    for (at, launch) in (1..).zip(&schedule.order) {
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
         kernels[k].nodes.iter().for_each(|n| position[n.index()] = at);
     }
@@ -91,7 +91,9 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let Some(&input) = inputs.get(name.as_str()) else { continue };
         let kernel = &kernels[k];
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
-        let member = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
+        let maps = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
+        // Written in every iteration of another index, it would be read again.
+        let member = maps && kernel.dims[&node].len() == kernel.space.len();
         let at = position[node.index()];
         let again = again.get(&input).is_some_and(|&read| read >= Some(at));
         if member && one_use && !again && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
@@ -110,10 +112,9 @@ fn readers_are_done(
     written: &[LoopDim],
 ) -> bool {
     graph.users(source).all(|(user, edge)| {
-        if super::group::is_free(&graph.node(user).op) {
-            // A view: its own readers must all be earlier kernels.
-            let done = |u: NodeIndex| !super::group::is_free(&graph.node(u).op) && position[u.index()] < at;
-            return graph.users(user).all(|(u, _)| done(u)) && !is_output(graph, user);
+        if depend::is_alias(&graph.node(user).op) {
+            // Its own readers must all be earlier kernels.
+            return alias_is_done(graph, position, at, user);
         }
         if position[user.index()] < at {
             return true;
@@ -124,6 +125,15 @@ fn readers_are_done(
         let row = &letters(graph, user).operands[edge.operand as usize];
         row.iter().map(|&l| kernel.letters[&user][l as usize]).eq(written.iter().copied())
     }) && !is_output(graph, source)
+}
+
+/// Whether everybody who reads what lies in a node's memory has run.
+fn alias_is_done(graph: &Graph, position: &[usize], at: usize, node: NodeIndex) -> bool {
+    let done = |user: NodeIndex| match depend::is_alias(&graph.node(user).op) {
+        true => alias_is_done(graph, position, at, user),
+        false => position[user.index()] < at,
+    };
+    graph.users(node).all(|(user, _)| done(user)) && !is_output(graph, node)
 }
 
 fn is_output(graph: &Graph, node: NodeIndex) -> bool {
