@@ -104,7 +104,7 @@ pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Vec<RankProgram> {
 pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
     let mut kernels = group::kernels(graph, options.attention);
     if options.recompute {
-        recompute::recompute(graph, &mut kernels);
+        kernels = recompute::recompute(graph, kernels);
     }
     if options.epilogues {
         kernels = epilogue::join(graph, kernels);

@@ -19,10 +19,10 @@
 //! Products, collectives, reductions, and random numbers are never repeated. The decision looks at the first
 //! rank's shapes, so all ranks take the same one.
 
-use super::depend::source;
+use super::depend::{is_input, memory, source};
 use super::group::{Kernel, LoopDim, is_free, letters};
 use petgraph::graph::NodeIndex;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, Op, Phase, Type, Value};
 
 /// Functions that one value may need in one reader.
@@ -36,15 +36,54 @@ struct Plan {
     nodes: Vec<(NodeIndex, Vec<LoopDim>)>,
     /// Values to load that the loop does not load yet.
     loads: Vec<Value>,
-    /// Bytes of these, and what the functions cost.
+    /// Bytes of these, and what the functions cost for every element of the loop.
     bytes: usize,
 }
 
 /// Makes loops compute values again where that saves memory traffic and costs no memory.
-pub(super) fn recompute(graph: &Graph, kernels: &mut [Kernel]) {
-    let mut state = State::new(graph, kernels);
+pub(super) fn recompute(graph: &Graph, mut kernels: Vec<Kernel>) -> Vec<Kernel> {
+    let mut state = State::new(graph, &kernels);
     for node in graph.nodes() {
-        state.decide(kernels, node);
+        state.decide(&mut kernels, node);
+    }
+    forget(graph, &mut kernels);
+    kernels
+}
+
+/// Drops members of loops that nobody wants any more, and loops that have no others.
+fn forget(graph: &Graph, kernels: &mut Vec<Kernel>) {
+    let mut wanted: HashSet<NodeIndex> = graph.outputs.iter().map(|o| source(graph, o.value.node)).collect();
+    for kernel in kernels.iter_mut().rev() {
+        if kernel.is_loop {
+            let mut kept: HashSet<NodeIndex> = HashSet::new();
+            for &node in kernel.members().iter().rev() {
+                let reads = |m: &NodeIndex| graph.operands(*m).contains(&node.into());
+                if wanted.contains(&node) && !kernel.again.contains(&node) || kept.iter().any(reads) {
+                    kept.insert(node);
+                }
+            }
+            kernel.nodes.retain(|n| kept.contains(n));
+            kernel.again.retain(|n| kept.contains(n));
+            kernel.dims.retain(|n, _| kept.contains(n));
+            kernel.letters.retain(|n, _| kept.contains(n));
+            shrink(kernel);
+        }
+        let own: HashSet<NodeIndex> = kernel.nodes.iter().copied().collect();
+        let reads = kernel.reads(graph).into_iter().filter(|v| !own.contains(&v.node));
+        wanted.extend(reads.map(|v| source(graph, v.node)));
+    }
+    kernels.retain(|k| !k.nodes.is_empty());
+}
+
+/// Drops a loop's indices that no member has.
+fn shrink(kernel: &mut Kernel) {
+    let used: HashSet<LoopDim> = kernel.letters.values().flatten().copied().collect();
+    let kept: Vec<LoopDim> = (0..kernel.space.len()).filter(|d| used.contains(d)).collect();
+    let to: HashMap<LoopDim, LoopDim> = kept.iter().enumerate().map(|(new, &old)| (old, new)).collect();
+    kernel.space = kept.iter().map(|&d| kernel.space[d]).collect();
+    kernel.row = kernel.row.and_then(|row| to.get(&row).copied());
+    for dims in kernel.dims.values_mut().chain(kernel.letters.values_mut()) {
+        dims.iter_mut().for_each(|d| *d = to[d]);
     }
 }
 
@@ -60,8 +99,8 @@ struct State<'a> {
     loads: Vec<HashSet<Value>>,
     /// The last kernel that reads each node's memory.
     last: Vec<usize>,
-    /// Inputs that are updated.
-    updated: HashSet<NodeIndex>,
+    /// Inputs that are updated, and the first kernel that does it.
+    updated: HashMap<NodeIndex, usize>,
 }
 
 impl<'a> State<'a> {
@@ -76,9 +115,13 @@ impl<'a> State<'a> {
             readers: vec![Vec::new(); graph.len()],
             loads: vec![HashSet::new(); kernels.len()],
             last: vec![0; graph.len()],
-            updated: super::depend::updates(graph).map(|(input, _)| input).collect(),
+            updated: HashMap::new(),
             home,
         };
+        for (input, node) in super::depend::updates(graph) {
+            let update = state.home[source(graph, node).index()].unwrap_or(0);
+            state.updated.entry(input).and_modify(|k| *k = update.min(*k)).or_insert(update);
+        }
         for (k, kernel) in kernels.iter().enumerate() {
             for v in kernel.reads(graph) {
                 if state.home[v.node.index()] == Some(k) {
@@ -102,10 +145,30 @@ impl<'a> State<'a> {
         state
     }
 
+    /// A value's sizes on the first rank.
+    fn shape(&self, ty: &Type) -> Vec<usize> {
+        ty.local_shape(&self.graph.mesh, &self.graph.mesh.coords(0))
+    }
+
     /// Bytes of a value on the first rank.
     fn bytes(&self, ty: &Type) -> usize {
-        let shape = ty.local_shape(&self.graph.mesh, &self.graph.mesh.coords(0));
-        shape.iter().product::<usize>() * ty.dtype.bytes()
+        self.shape(ty).iter().product::<usize>() * ty.dtype.bytes()
+    }
+
+    /// How often a loop computes each of its members on the first rank.
+    fn elements(&self, kernel: &Kernel) -> usize {
+        kernel.space.iter().map(|&(v, d)| self.shape(self.graph.ty(v))[d]).product()
+    }
+
+    /// Bytes that stay in use while a value is kept: of a view all that it is a view of, of an input none. None if they
+    /// are not known: gathers of parameters become one (`bucket.rs`), and one of them would keep a whole block.
+    fn held(&self, v: Value) -> Option<usize> {
+        let node = memory(self.graph, v.node);
+        match &self.graph.node(node).op {
+            Op::Input { .. } => Some(0),
+            Op::AllGather { .. } if is_input(self.graph, self.graph.operands(node)[0].node) => None,
+            _ => Some(self.bytes(&self.graph.node(node).types[0])),
+        }
     }
 
     /// Whether a value is in memory, as things stand, for later kernels to load. Products that a single loop reads
@@ -116,7 +179,9 @@ impl<'a> State<'a> {
         match self.home[at] {
             Some(_) if self.kept[at] => true,
             Some(k) if kernels[k].is_loop => !self.readers[at].is_empty(),
-            Some(_) if matches!(self.graph.node(node).op, Op::Einsum { .. }) => self.readers[at].len() > 1,
+            Some(k) if matches!(self.graph.node(node).op, Op::Einsum { .. }) => {
+                self.readers[at].len() > 1 || kernels[k].attention.is_some()
+            }
             _ => true,
         }
     }
@@ -136,11 +201,11 @@ impl<'a> State<'a> {
             let Some(plan) = self.plan(kernels, home, k, node) else { return };
             moved += plan.bytes;
             for &v in &plan.loads {
-                let bytes = self.bytes(graph.ty(v));
                 if !self.is_stored(kernels, v) && new.insert(v) {
-                    moved += bytes;
-                    held += bytes;
+                    moved += self.bytes(graph.ty(v));
+                    held += self.bytes(graph.ty(v));
                 } else if self.last[source(graph, v.node).index()] < k && new.insert(v) {
+                    let Some(bytes) = self.held(v) else { return };
                     held += bytes;
                 }
             }
@@ -202,8 +267,7 @@ impl<'a> State<'a> {
             }
             let Op::Map { f, subs } = &self.graph.node(n).op else { return None };
             if is_math(*f) {
-                let ty = &self.graph.node(n).types[0];
-                plan.bytes += self.bytes(ty) / ty.dtype.bytes() * MATH;
+                plan.bytes += self.elements(kernel) * MATH;
             }
             for (v, row) in self.graph.operands(n).into_iter().zip(&subs.operands) {
                 let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
@@ -219,7 +283,7 @@ impl<'a> State<'a> {
                     }
                 } else if here && matches!(op, Op::Map { .. }) && !self.is_stored(kernels, v) {
                     stack.push((v.node, of));
-                } else if self.home[v.node.index()] == Some(k) || !self.may_wait(kernel, v) {
+                } else if self.home[v.node.index()] == Some(k) || !self.may_wait(kernels, k, v) {
                     return None;
                 } else if !self.loads[k].contains(&v) {
                     plan.bytes += self.bytes(self.graph.ty(v));
@@ -234,11 +298,12 @@ impl<'a> State<'a> {
         Some(plan)
     }
 
-    /// Whether a value is still what it was when the loop runs: parameters and states are updated in place, at the
-    /// end of a step.
-    fn may_wait(&self, kernel: &Kernel, v: Value) -> bool {
+    /// Whether a value is still what it was when loop `k` runs, and its memory not wanted for something else: inputs are
+    /// updated in place.
+    fn may_wait(&self, kernels: &[Kernel], k: usize, v: Value) -> bool {
         let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer;
-        kernel.nodes.iter().all(early) || !self.updated.contains(&source(self.graph, v.node))
+        let update = self.updated.get(&memory(self.graph, v.node));
+        update.is_none_or(|&update| k < update && kernels[k].nodes.iter().all(early))
     }
 }
 
