@@ -16,7 +16,7 @@
 //! products leaves for the last of them. Products that are only terms of one sum are added up in its memory.
 
 use super::bucket::is_collective;
-use super::depend::{source, updates};
+use super::depend::{memory, source, updates};
 use super::group::{Kernel, LoopDim, is_free, is_together, letters};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
@@ -63,8 +63,8 @@ struct State<'a> {
     readers: Vec<HashSet<usize>>,
     /// Values that must be in memory: outputs, and what is seen through views.
     kept: Vec<bool>,
-    /// Nodes that are an input's new value.
-    updates: HashSet<NodeIndex>,
+    /// Nodes that are an input's new value, and that input.
+    updates: HashMap<NodeIndex, NodeIndex>,
 }
 
 impl<'a> State<'a> {
@@ -74,7 +74,7 @@ impl<'a> State<'a> {
             home: vec![None; graph.len()],
             readers: vec![HashSet::new(); graph.len()],
             kept: vec![false; graph.len()],
-            updates: updates(graph).map(|(_, node)| node).collect(),
+            updates: updates(graph).map(|(input, node)| (node, input)).collect(),
             kernels,
         };
         for (k, kernel) in state.kernels.iter().enumerate() {
@@ -100,6 +100,7 @@ impl<'a> State<'a> {
         matches!(self.graph.node(product).op, Op::Einsum { .. })
             && self.graph.node(product).types[0].dtype.is_float()
             && self.kernels[home].products.is_empty()
+            && self.kernels[home].attention.is_none()
             && !self.kept[at]
             && self.readers[at].len() == 1
             && self.readers[at].contains(&k)
@@ -133,19 +134,22 @@ impl<'a> State<'a> {
     fn whole(&self, k: usize) -> Option<Found> {
         let kernel = &self.kernels[k];
         let maps = kernel.nodes.iter().all(|n| matches!(self.graph.node(*n).op, Op::Map { .. }));
-        let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer && !self.updates.contains(n);
+        let early =
+            |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer && !self.updates.contains_key(n);
         (maps && kernel.nodes.iter().all(early)).then_some(())?;
         self.found(k, kernel)
     }
 
-    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere.
+    /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere and nothing else of the loop reads them.
     fn alone(&self, k: usize, sum: NodeIndex) -> Option<Kernel> {
         let n = self.graph.node(sum);
         let operands = self.graph.operands(sum);
         let is_own = |v: &&Value| self.is_own(k, v.node);
         let sums = matches!(n.op, Op::Map { f: MapFn::Add, .. }) && operands.iter().filter(is_own).count() > 1;
         let kernel = &self.kernels[k];
-        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node)) {
+        // What the rest reads, too, would be read twice.
+        let rest = || kernel.members().into_iter().filter(|&m| m != sum).flat_map(|m| self.graph.operands(m));
+        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node) || rest().any(|r| r == *v)) {
             return None;
         }
         let rank = n.types[0].rank();
@@ -191,7 +195,7 @@ impl<'a> State<'a> {
         if !reads.iter().all(there) || written.iter().any(|n| kernel.dims[n].len() != dims.len()) {
             return None;
         }
-        result(graph, kernel, &written, host, &dims)?;
+        let result = result(graph, kernel, &written, host, &dims)?;
         let mut products: Vec<NodeIndex> = Vec::new();
         // Terms of the sum that has the last product as a term, and nothing else reads them.
         let terms = kernel.nodes.iter().find(|&&n| {
@@ -199,8 +203,13 @@ impl<'a> State<'a> {
         });
         let is_term = |p: NodeIndex| {
             let once = graph.users(p).count() == 1 && self.along(kernel, p).as_ref() == Some(&dims);
-            let hides = |home| (home..at).any(|j| is_collective(graph, &self.kernels[j]));
-            let same = graph.node(p).types[0].dtype == graph.node(host).types[0].dtype;
+            // What overwrites an input waits for all that read it, or would have to write elsewhere.
+            let reads = |input: NodeIndex| graph.operands(p).iter().any(|v| memory(graph, v.node) == input);
+            let updates = |k: &Kernel| k.nodes.iter().filter_map(|n| self.updates.get(n)).any(|&input| reads(input));
+            let bars = |k: &Kernel| is_collective(graph, k) || updates(k);
+            let hides = |home: usize| self.kernels[home..at].iter().any(bars);
+            // A wider result would make the sum's memory larger than the term's.
+            let same = [host, result].iter().all(|&n| graph.node(n).types[0].dtype == graph.node(p).types[0].dtype);
             once && same && own.contains(&p) && !self.home[p.index()].is_some_and(hides)
         };
         if is_term(host) {
@@ -249,7 +258,7 @@ impl<'a> State<'a> {
 }
 
 /// Of what an epilogue writes, the value that lies where the product would lie: the last one of its dimensions in its
-/// order, of a type that can hold it.
+/// order, of its type or a wider one.
 pub(super) fn result(
     graph: &Graph,
     kernel: &Kernel,
@@ -258,6 +267,7 @@ pub(super) fn result(
     dims: &[LoopDim],
 ) -> Option<NodeIndex> {
     let dtype = |n: NodeIndex| graph.node(n).types[0].dtype;
-    let holds = |n: &&NodeIndex| dtype(**n).is_float() && dtype(**n).bytes() >= dtype(product).bytes();
+    let wider = |n: NodeIndex| dtype(n).is_float() && dtype(n).bytes() > dtype(product).bytes();
+    let holds = |n: &&NodeIndex| dtype(**n) == dtype(product) || wider(**n);
     written.iter().rev().filter(holds).find(|n| kernel.dims[n] == dims).copied()
 }
