@@ -19,7 +19,7 @@ use tpc_ir::program::{ALIGNMENT, Action, RankProgram};
 /// A prepared action.
 enum Prepared {
     Loop(FusedLoop),
-    Contract(epilogue::Prepared),
+    Contract(Box<epilogue::Prepared>),
     Attention(Box<attention::Prepared>),
     Table(Table),
     Copy(Copy),
@@ -81,7 +81,7 @@ impl Executable {
                 Action::Contract(c) => {
                     let c = epilogue::prepare(c, arena, buffers).map_err(fail)?;
                     scratch = scratch.max(c.scratch_bytes());
-                    Prepared::Contract(c)
+                    Prepared::Contract(Box::new(c))
                 }
                 Action::Attention(a) => {
                     let a = attention::prepare(a, arena, buffers).map_err(fail)?;
