@@ -58,6 +58,25 @@ pub(crate) fn copies_between_any_strides() {
     }
 }
 
+/// Rows of several elements lie where one element may lie: two of bf16 at an address that is no multiple of 4.
+#[test]
+pub(crate) fn copies_of_short_rows() {
+    for (dtype, row) in [(DType::BF16, 2), (DType::Bool, 4), (DType::F16, 2), (DType::F32, 1)] {
+        let mut b = Builder::new();
+        let x = b.input("x", dtype, &[5, row + 1]);
+        let y = b.buffer(dtype, &[5, row]);
+        let from = View { offset: 1, shape: vec![5, row], ..x };
+        b.step(Action::Copy { from, to: y.clone() });
+        b.output("y", &y);
+        let mut session = b.launch();
+        let values: Vec<f64> = (0..5 * (row + 1)).map(|n| dtype.round((n % 3) as f64)).collect();
+        session.write_f64("x", &values).unwrap();
+        session.step().unwrap();
+        let want: Vec<f64> = values.chunks(row + 1).flat_map(|r| r[1..].to_vec()).collect();
+        assert_eq!(session.read_f64(&result("y")).unwrap(), want);
+    }
+}
+
 #[test]
 pub(crate) fn copies_that_transpose() {
     // x[b, i, j] to y[j, b, i]: dense in different dimensions, of even and uneven sizes.

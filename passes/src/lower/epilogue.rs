@@ -16,7 +16,7 @@
 //! products leaves for the last of them. Products that are only terms of one sum are added up in its memory.
 
 use super::bucket::is_collective;
-use super::depend::{source, updates};
+use super::depend::{memory, source, updates};
 use super::group::{Kernel, LoopDim, is_free, is_together, letters};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
@@ -63,8 +63,8 @@ struct State<'a> {
     readers: Vec<HashSet<usize>>,
     /// Values that must be in memory: outputs, and what is seen through views.
     kept: Vec<bool>,
-    /// Nodes that are an input's new value.
-    updates: HashSet<NodeIndex>,
+    /// Nodes that are an input's new value, and that input.
+    updates: HashMap<NodeIndex, NodeIndex>,
 }
 
 impl<'a> State<'a> {
@@ -74,7 +74,7 @@ impl<'a> State<'a> {
             home: vec![None; graph.len()],
             readers: vec![HashSet::new(); graph.len()],
             kept: vec![false; graph.len()],
-            updates: updates(graph).map(|(_, node)| node).collect(),
+            updates: updates(graph).map(|(input, node)| (node, input)).collect(),
             kernels,
         };
         for (k, kernel) in state.kernels.iter().enumerate() {
@@ -134,7 +134,8 @@ impl<'a> State<'a> {
     fn whole(&self, k: usize) -> Option<Found> {
         let kernel = &self.kernels[k];
         let maps = kernel.nodes.iter().all(|n| matches!(self.graph.node(*n).op, Op::Map { .. }));
-        let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer && !self.updates.contains(n);
+        let early =
+            |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer && !self.updates.contains_key(n);
         (maps && kernel.nodes.iter().all(early)).then_some(())?;
         self.found(k, kernel)
     }
@@ -203,7 +204,9 @@ impl<'a> State<'a> {
         let is_term = |p: NodeIndex| {
             let once = graph.users(p).count() == 1 && self.along(kernel, p).as_ref() == Some(&dims);
             // What overwrites an input waits for all that read it, or would have to write elsewhere.
-            let bars = |k: &Kernel| is_collective(graph, k) || k.nodes.iter().any(|n| self.updates.contains(n));
+            let reads = |input: NodeIndex| graph.operands(p).iter().any(|v| memory(graph, v.node) == input);
+            let updates = |k: &Kernel| k.nodes.iter().filter_map(|n| self.updates.get(n)).any(|&input| reads(input));
+            let bars = |k: &Kernel| is_collective(graph, k) || updates(k);
             let hides = |home: usize| self.kernels[home..at].iter().any(bars);
             // A wider result would make the sum's memory larger than the term's.
             let same = [host, result].iter().all(|&n| graph.node(n).types[0].dtype == graph.node(p).types[0].dtype);
