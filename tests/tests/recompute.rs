@@ -194,7 +194,7 @@ fn what_is_made_of_an_input_is_kept_if_the_input_is_updated_before() {
 output update \"c\" %n
 output result \"z\" %z";
     let with = same(lines);
-    assert_eq!(with, "mul: c -> mul\nadd: c, x -> c\neinsum\nmul: einsum, mul -> mul\n");
+    assert_eq!(with, "fused map (2): c, x -> mul, c\neinsum\nmul: einsum, mul -> mul\n");
     // By the optimizer's loops, and through a view.
     let seen =
         lines.replace("%y = mul %c, %c", "%v = slice dim=0 start=0 step=1 %c : f32[64] ; forward\n%y = mul %v, %v");
