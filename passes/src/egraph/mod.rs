@@ -129,16 +129,23 @@ struct Found {
     blocks: Vec<(String, usize)>,
 }
 
-/// Optimizes a placed graph.
+/// Optimizes a placed graph: never to one that costs more.
 pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
     let found = search(graph, options);
+    let (before, after) = (options.cost.graph_seconds(graph), options.cost.graph_seconds(&found.graph));
+    if after > before {
+        // Extraction sums up what its moves change, under guesses about company; the whole program's cost decides.
+        let (nodes, classes, paid) = (found.nodes, found.classes, Vec::new());
+        let report = SearchReport { before, after: before, nodes, classes, paid, blocks: found.blocks };
+        return (graph.clone().with_regions(Vec::new()), report);
+    }
     let mut paid: BTreeMap<u32, usize> = BTreeMap::new();
     for rule in found.rules.into_iter().filter(|&r| r > 0) {
         *paid.entry(rule).or_default() += 1;
     }
     let report = SearchReport {
-        before: options.cost.graph_seconds(graph),
-        after: options.cost.graph_seconds(&found.graph),
+        before,
+        after,
         nodes: found.nodes,
         classes: found.classes,
         paid: paid.into_iter().collect(),
