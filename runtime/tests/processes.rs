@@ -93,6 +93,16 @@ fn child_process() {
                 }
             }
         }
+        "fail_behind" => {
+            // Long enough that it does not come at once; whoever has it all fails while others still send to each other.
+            let bytes = vec![1; 8 << 20];
+            let got = all.exchange("weights", &bytes, DEADLINE * 10).unwrap_or_else(|e| fail(&e));
+            assert!(got.iter().all(|g| *g == bytes));
+            if second {
+                fail(&"no weights wanted");
+            }
+            barrier("read loss");
+        }
         other => panic!("{other}"),
     }
     std::process::exit(0)
@@ -112,7 +122,8 @@ macro_rules! launchers {
                 host_programs_that_do_different_things_are_told_so
                 a_host_program_that_sleeps_is_missed_and_one_that_works_is_waited_for
                 a_process_that_ends_early_is_named_at_once what_one_rank_cannot_load_is_an_error_on_all
-                a_mesh_of_another_size_names_both_numbers ranks_out_of_step_are_told_so_before_data_is_used);
+                a_mesh_of_another_size_names_both_numbers
+                what_was_exchanged_before_a_failure_is_there ranks_out_of_step_are_told_so_before_data_is_used);
         }
     )+ };
     (@tests $launcher:ident: $($test:ident)+) => { $(
@@ -181,6 +192,15 @@ fn a_mesh_of_another_size_names_both_numbers(launcher: Launcher) {
     for rank in 0..2 {
         let error = error(&told, rank);
         assert!(error.starts_with("the mesh has 4 ranks, but 2 processes were launched"), "{error}");
+    }
+}
+
+fn what_was_exchanged_before_a_failure_is_there(launcher: Launcher) {
+    let told = run(launcher, "fail_behind", 3);
+    assert_eq!(told.ended.code, 1);
+    for rank in [0, 2] {
+        let error = error(&told, rank);
+        assert!(error.contains("`read loss` was given up because rank 1 failed: no weights wanted"), "{error}");
     }
 }
 

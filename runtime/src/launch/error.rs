@@ -1,6 +1,7 @@
 //! What can go wrong before a launched process runs.
 
 use super::environment::{EnvironmentError, LauncherKind};
+use crate::error::RuntimeError;
 use std::io;
 use std::time::Duration;
 
@@ -69,6 +70,14 @@ pub enum LaunchError {
         kind: LauncherKind,
         /// What is wrong.
         problem: String,
+    },
+    /// MPI works, and another process has failed or is not heard of.
+    #[error("{kind} started this process, but it does not meet the others: {source}")]
+    Meeting {
+        /// The launcher.
+        kind: LauncherKind,
+        /// What happened.
+        source: Box<RuntimeError>,
     },
     /// Another process did not let this one in.
     #[error("rank 0 does not start: {0}")]

@@ -2,6 +2,10 @@
 #![allow(dead_code)]
 
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Commands that this process has made.
+static JOBS: AtomicUsize = AtomicUsize::new(0);
 
 /// A launcher.
 pub struct Mpirun {
@@ -24,11 +28,16 @@ impl Mpirun {
     /// Starts what is appended in so many processes, however many cores there are.
     pub fn command(&self, ranks: usize) -> Command {
         let mut command = Command::new(&self.program);
-        match self.is_openmpi {
+        if self.is_openmpi {
             // Several jobs at a time would all be bound to the same cores.
-            true => command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output"]),
-            false => command.args(["-bind-to", "none", "-prepend-rank"]),
-        };
+            command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output"]);
+            // They share a directory, too, that one job would remove while another begins: each has its own.
+            let job = JOBS.fetch_add(1, Ordering::Relaxed);
+            let own = concat!(env!("CARGO_TARGET_TMPDIR"), "/mpirun-", env!("CARGO_CRATE_NAME"));
+            command.args(["--mca", "orte_tmpdir_base", &format!("{own}-{job}")]);
+        } else {
+            command.args(["-bind-to", "none", "-prepend-rank"]);
+        }
         command.arg("-n").arg(ranks.to_string());
         command
     }

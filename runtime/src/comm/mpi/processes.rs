@@ -64,7 +64,7 @@ impl Debug for Mpi {
 /// process ends with a message: MPI has no way back from there. A flight record goes into the directory when something fails.
 ///
 /// # Errors
-/// A library that does not belong to the launcher; what MPI says.
+/// A library that does not belong to the launcher; what MPI says; processes that do not come or fail before all have come.
 pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<Arc<Mpi>, LaunchError> {
     let broken = |problem: String| LaunchError::Mpi { kind: launched.kind, problem };
     let library = watched(launched, deadline).map_err(broken)?;
@@ -100,7 +100,7 @@ pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<
     let beating = mpi.clone();
     let beat = std::thread::Builder::new().name("MPI".into()).spawn(move || beating.beat());
     beat.map_err(|source| LaunchError::System { what: "no thread to listen to the others".into(), source })?;
-    mpi.meet(deadline).map_err(|e| broken(e.to_string()))?;
+    mpi.meet(deadline).map_err(|e| LaunchError::Meeting { kind: launched.kind, source: Box::new(e) })?;
     Ok(mpi)
 }
 
@@ -482,11 +482,13 @@ impl Awaited for Exchange<'_> {
     fn look(&mut self) -> Result<bool, RuntimeError> {
         let library = &self.mpi.library;
         let tested = library.test(&mut self.heads).and_then(|()| library.test(&mut self.sends));
-        tested.and_then(|()| library.test(&mut self.bodies)).map_err(|e| self.trouble(e))?;
+        tested.map_err(|e| self.trouble(e))?;
         if !self.compared && self.heads.left() == 0 {
             self.compared = true;
             self.receive()?;
         }
+        // Behind the headers: bytes that are there already are taken in the same look.
+        library.test(&mut self.bodies).map_err(|e| self.trouble(e))?;
         Ok(self.compared && self.bodies.left() == 0 && self.sends.left() == 0)
     }
 

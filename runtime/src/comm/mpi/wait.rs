@@ -12,11 +12,12 @@ pub(super) trait Awaited {
     fn operation(&self) -> String;
     /// From whom it has not come.
     fn missing(&self) -> Vec<usize>;
-    /// Whether those who are busy are waited for longer.
+    /// Whether those who are busy are waited for longer, and it may be finished although a process has failed behind it.
     fn is_patient(&self) -> bool;
 }
 
-/// How long a process that has left is seen as gone before that is an error: what it sent before may still come.
+/// How long a process is seen as failed or gone before that is an error: what was sent before may still come. MPI keeps an order only
+/// within a channel, between two processes: news of a failure may overtake what the failed one, and others, sent long before it.
 const GRACE: Duration = Duration::from_millis(200);
 /// Even those who are busy are not waited for longer.
 const PATIENCE: Duration = Duration::from_secs(1800);
@@ -28,7 +29,7 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
     let rank = mpi.rank();
     let mut idle = 0u32;
     let mut slow: Option<(Instant, Instant, u64)> = None;
-    let mut gone: Option<Instant> = None;
+    let (mut failed, mut gone) = (None::<Instant>, None::<Instant>);
     loop {
         if awaited.look()? {
             return Ok(());
@@ -41,10 +42,12 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
         mpi.listen();
         if let Some((peer, reason)) = mpi.failed() {
             // What was complete before the failure counts: whoever fails later has left it behind.
-            return match awaited.look()? {
-                true => Ok(()),
-                false => Err(RuntimeError::PeerFailed { rank, operation: awaited.operation(), peer, reason }),
-            };
+            if awaited.look()? {
+                return Ok(());
+            }
+            if !awaited.is_patient() || failed.get_or_insert_with(Instant::now).elapsed() > GRACE {
+                return Err(RuntimeError::PeerFailed { rank, operation: awaited.operation(), peer, reason });
+            }
         }
         if idle < mpi.spins() {
             continue;

@@ -90,8 +90,8 @@ impl Kernels {
             return k;
         }
         let name = format!("{what}_{:016x}", fnv(text.as_bytes()));
-        // Left to itself, the assembler spills sums of products in f64 to have more blocks side by side.
-        let blocks = if what == "contract" || what.starts_with("attention") { ", 1" } else { "" };
+        // Left to itself, the assembler spills sums in f64, of products and of rows, to have more blocks side by side.
+        let blocks = if what == "contract" || what == "rows" || what.starts_with("attention") { ", 1" } else { "" };
         let mut source = format!("extern \"C\" __global__ void __launch_bounds__({block}{blocks}) {name}(char* A");
         (0..params).for_each(|i| _ = write!(source, ", i64 a{i}"));
         let _ = writeln!(source, ") {{\n{body}}}");
