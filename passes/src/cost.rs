@@ -66,7 +66,7 @@ impl CostModel {
 
     /// Seconds of a whole placed graph on its slowest rank, nothing overlapped.
     pub fn graph_seconds(&self, graph: &Graph) -> f64 {
-        let gradients = Gradients::of(graph);
+        let gradients = Gradients::as_lowered(graph);
         graph
             .nodes()
             .map(|node| {
@@ -84,7 +84,7 @@ impl CostModel {
 /// What only the optimizer reads: its reductions wait for each other and travel in buckets
 /// (`lower/bucket.rs`), so that one more costs its bytes and no latency.
 pub struct Gradients {
-    /// Values before the optimizer that only the optimizer reads, directly or behind further reductions.
+    /// Values before the optimizer, or their reductions, that only the optimizer reads, directly or behind further reductions.
     pub values: HashSet<NodeIndex>,
     /// The axes over which some of them are scattered.
     scattered: HashSet<Vec<AxisId>>,
@@ -93,18 +93,29 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Those of a placed graph.
+    /// Those of a placed graph that is to be improved: what the optimizer slices had better be scattered, and is none.
     pub fn of(graph: &Graph) -> Self {
+        Self::read_by(graph, |op| !op.is_redistribution())
+    }
+
+    /// Those of a placed graph as it is, sliced or not.
+    fn as_lowered(graph: &Graph) -> Self {
+        Self::read_by(graph, |_| true)
+    }
+
+    fn read_by(graph: &Graph, counts: fn(&Op) -> bool) -> Self {
         let mut values = HashSet::new();
         let nodes: Vec<NodeIndex> = graph.nodes().collect();
-        for &node in nodes.iter().rev().filter(|&&n| graph.node(n).origin.phase != Phase::Optimizer) {
+        let is_early = |n: NodeIndex| graph.node(n).origin.phase != Phase::Optimizer;
+        let reduces = |n: NodeIndex| matches!(graph.node(n).op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
+        // A reduction that the optimizer asked for belongs to the value that it reduces.
+        let is_value = |n: NodeIndex| is_early(n) || reduces(n) && is_early(graph.operands(n)[0].node);
+        for &node in nodes.iter().rev().filter(|&&n| is_value(n)) {
             let mut users = graph.users(node).map(|(user, _)| user).peekable();
             let for_it = |user: NodeIndex| {
                 let u = graph.node(user);
-                let reduces = matches!(u.op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
-                // What is sliced next had better be scattered.
-                let reads = u.origin.phase == Phase::Optimizer && !u.op.is_redistribution();
-                reads || reduces && values.contains(&user)
+                let reads = u.origin.phase == Phase::Optimizer && counts(&u.op);
+                reads || reduces(user) && values.contains(&user)
             };
             if graph.node(node).types.len() == 1 && users.peek().is_some() && users.all(for_it) {
                 values.insert(node);

@@ -125,6 +125,9 @@ impl<M: Module, B: Batch<Tensors = B>, const D: usize> Case<M, B, D> {
 /// # Panics
 /// If a rank fails or ranks execute other collectives than each other.
 pub fn seen(program: TrainingProgram, write: impl FnOnce(&mut Session)) -> Seen {
+    for stages in [&program.first, &program.steady] {
+        assert_eq!(stages.report.declined, None, "what was found is slower than {}", stages.report.before);
+    }
     let placed = program.first.placed.clone();
     let mut types = types(&placed);
     for output in &placed.outputs {

@@ -112,6 +112,7 @@ impl Reference {
         };
         let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
         let program = compile_training(capture, &Mesh::parse(mesh).unwrap(), &plan, &options, &rename).unwrap();
+        assert_eq!([&program.first, &program.steady].map(|s| s.report.declined), [None; 2]);
         let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
         let mut training = program.launch(LaunchOptions::default()).unwrap();
         let map = weight_map(&self.dir.config);

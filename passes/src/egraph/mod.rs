@@ -63,6 +63,8 @@ pub struct SearchReport {
     pub before: f64,
     /// Predicted seconds after.
     pub after: f64,
+    /// Predicted seconds of what was found, if that is slower than what came in and was declined.
+    pub declined: Option<f64>,
     /// E-nodes at the end; of a program that repeats, those of the short one that was searched.
     pub nodes: usize,
     /// E-classes at the end.
@@ -136,7 +138,8 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
     if after > before {
         // Extraction sums up what its moves change, under guesses about company; the whole program's cost decides.
         let (nodes, classes, paid) = (found.nodes, found.classes, Vec::new());
-        let report = SearchReport { before, after: before, nodes, classes, paid, blocks: found.blocks };
+        let declined = Some(after);
+        let report = SearchReport { before, after: before, declined, nodes, classes, paid, blocks: found.blocks };
         return (graph.clone().with_regions(Vec::new()), report);
     }
     let mut paid: BTreeMap<u32, usize> = BTreeMap::new();
@@ -146,6 +149,7 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
     let report = SearchReport {
         before,
         after,
+        declined: None,
         nodes: found.nodes,
         classes: found.classes,
         paid: paid.into_iter().collect(),
