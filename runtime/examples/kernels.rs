@@ -336,6 +336,12 @@ fn main() {
     contract("few rows", 8, 2048, 512, (false, false));
     contract("wide", 256, 4096, 512, (false, false));
     contract("deep", 256, 256, 4096, (true, false));
+    // A layer's product, the gradient of its input, that of its weight.
+    for (tokens, width, inner) in [(512, 1024, 4096), (1024, 512, 2048), (1024, 512, 8192)] {
+        contract("layer", tokens, inner, width, (false, false));
+        contract("layer, gradient of input", tokens, width, inner, (false, true));
+        contract("layer, gradient of weight", width, inner, tokens, (true, false));
+    }
     let n = 1 << 14;
     for f in [MapFn::Neg, MapFn::Exp, MapFn::Log, MapFn::Tanh, MapFn::Erf, MapFn::Sigmoid, MapFn::Sqrt, MapFn::Sin] {
         unary(f, n);

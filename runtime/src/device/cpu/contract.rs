@@ -16,12 +16,13 @@ use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
 
-/// Summed elements of a block: a panel of the right operand then fills half of the first cache.
-pub(crate) const BLOCK_K: usize = 256;
-/// Rows of a block: a block of the left operand then fills a quarter of the second cache.
+/// Summed elements of a block. A panel of the right operand comes from the second cache then, which is fast enough; fewer would
+/// write each sum more often.
+pub(crate) const BLOCK_K: usize = 512;
+/// Rows of a block: a block of the left operand then fills a quarter of a second cache of a MiB.
 pub(crate) const BLOCK_M: usize = 120;
-/// Columns of a block.
-pub(crate) const BLOCK_N: usize = 1024;
+/// Columns of a block: its panels fill a MiB.
+pub(crate) const BLOCK_N: usize = 512;
 /// Up to this many rows it is cheaper to read the right operand where it lies.
 const FEW_ROWS: usize = 24;
 
@@ -668,10 +669,8 @@ impl<T: Real> Product<T> {
             for p0 in (0..all_k).step_by(BLOCK_K) {
                 let k = BLOCK_K.min(all_k - p0);
                 if !self.read_right {
-                    for j in (0..n).step_by(self.tiles.columns) {
-                        // SAFETY: see `run`.
-                        unsafe { self.pack_right(right, p0, k, (j0 + j, columns_of(j)), scratch.wrapping_add(j * k)) }
-                    }
+                    // SAFETY: see `run`.
+                    unsafe { self.pack_panels(right, p0, k, (j0, n), scratch) }
                 }
                 for i0 in (0..all_m).step_by(BLOCK_M) {
                     let m = BLOCK_M.min(all_m - i0);
@@ -814,6 +813,28 @@ impl<T: Real> Product<T> {
                         (self.out.put)(out, offset, x);
                     }
                 }
+            }
+        }
+    }
+
+    /// Copies panels of columns of the right operand, one behind the other.
+    unsafe fn pack_panels(&self, right: *const u8, p0: usize, k: usize, (j0, n): (usize, usize), to: *mut T) {
+        let columns = self.tiles.columns;
+        let mut done = 0;
+        // SAFETY: see `run`.
+        unsafe {
+            if self.right.native && matches!(self.right_n, Offsets::Affine(1)) {
+                // Row by row, as they lie in memory: every panel gets its part of each.
+                done = n - n % columns;
+                for p in 0..k {
+                    let row = right.cast::<T>().offset(j0 as isize + self.right_k.at(p0 + p));
+                    for j in (0..done).step_by(columns) {
+                        std::ptr::copy_nonoverlapping(row.add(j), to.add(j * k + p * columns), columns);
+                    }
+                }
+            }
+            for j in (done..n).step_by(columns) {
+                self.pack_right(right, p0, k, (j0 + j, columns.min(n - j)), to.add(j * k));
             }
         }
     }
