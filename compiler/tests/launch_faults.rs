@@ -178,32 +178,55 @@ fn a_failure_leaves_a_flight_record() {
     }
 }
 
-/// Launched by something else than `tpc launch`, the first that fails writes the record.
-#[test]
-fn without_our_launcher_the_first_that_fails_writes_the_record() {
-    let scratch = Scratch::new("record");
+/// Two processes launched by something else than `tpc launch`, when they have a checkpoint.
+fn without_our_launcher(scratch: &Scratch) -> [Tpc; 2] {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let start = |rank: usize| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
-        command.args(training(&scratch, 2, 1_000_000, "3")).args(["--deadline", "1"]);
+        command.args(training(scratch, 2, 1_000_000, "3")).args(["--deadline", "1"]);
         let variables = [("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")];
         command.envs(variables).env("RANK", rank.to_string()).env("MASTER_PORT", (port - 1).to_string());
         command.env("TPC_FLIGHT_DIR", &scratch.0).stdout(Stdio::piped()).stderr(Stdio::piped());
         Tpc::run(command)
     };
-    let (first, second) = (start(0), start(1));
-    while whole(&scratch).is_none() {
-        std::thread::sleep(Duration::from_millis(5));
+    let both = [start(0), start(1)];
+    until("a checkpoint", Duration::from_secs(60), || whole(scratch).is_some());
+    both
+}
+
+/// Launched by something else than `tpc launch`, the first that fails writes the record; also if the launcher ends it as soon as it sees
+/// that another one was lost, as torchrun does.
+#[test]
+fn without_our_launcher_the_first_that_fails_writes_the_record() {
+    for is_ended in [false, true] {
+        let scratch = Scratch::new(&format!("record-{is_ended}"));
+        let [first, second] = without_our_launcher(&scratch);
+        signal(second.pid(), "KILL");
+        let begun = Instant::now();
+        if is_ended {
+            // The launcher has seen the end of the process.
+            std::thread::sleep(Duration::from_millis(50));
+            signal(first.pid(), "TERM");
+        }
+        let told = first.end(Duration::from_secs(60));
+        assert!(begun.elapsed() < Duration::from_secs(5) && told.code == 1, "{told:?}");
+        assert_eq!(second.end(Duration::from_secs(60)).code, 137);
+        assert!(told.err.contains("the process of rank 1 ended without it"), "{}", told.err);
+        let path = told.err.trim().rsplit("flight record: ").next().unwrap();
+        let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(record["failure"]["rank"], 0);
+        assert_eq!(record["ranks"][1]["state"], "gone");
+        assert_eq!(record["ranks"][1]["operations"].as_array().unwrap().len(), 64);
     }
-    signal(second.pid(), "KILL");
-    let begun = Instant::now();
+}
+
+/// Nobody is lost: there is nothing to say, and nothing to wait for.
+#[test]
+fn without_our_launcher_a_signal_ends_a_process() {
+    let scratch = Scratch::new("terminated");
+    let [first, second] = without_our_launcher(&scratch);
+    signal(first.pid(), "TERM");
     let told = first.end(Duration::from_secs(60));
-    assert!(begun.elapsed() < Duration::from_secs(5) && told.code == 1, "{told:?}");
-    assert_eq!(second.end(Duration::from_secs(60)).code, 137);
-    assert!(told.err.contains("the process of rank 1 ended without it"), "{}", told.err);
-    let path = told.err.trim().rsplit("flight record: ").next().unwrap();
-    let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    assert_eq!(record["failure"]["rank"], 0);
-    assert_eq!(record["ranks"][1]["state"], "gone");
-    assert_eq!(record["ranks"][1]["operations"].as_array().unwrap().len(), 64);
+    assert!(told.code == 143 && !told.err.contains("error"), "{told:?}");
+    assert!(second.end(Duration::from_secs(60)).err.contains("the process of rank 0 ended without it"));
 }

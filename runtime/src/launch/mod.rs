@@ -6,11 +6,15 @@
 //! | which nodes and tasks a SLURM step has | `slurm` |
 //! | how processes find each other that somebody else launched | [`rendezvous`] |
 //! | `tpc launch`: starting processes, watching them, ending them | [`supervise`] |
+//! | what a process says when its launcher ends it because another was lost | `last_words` |
+//! | signals that are waited for | `signals` |
 //! | what can go wrong before they run | [`error`] |
 
 pub mod environment;
 pub mod error;
+mod last_words;
 pub mod rendezvous;
+mod signals;
 mod slurm;
 pub mod supervise;
 
@@ -84,6 +88,10 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
         }
     };
     let world: Arc<dyn Processes> = Local::joined(control, rank, record);
+    if kind != LauncherKind::Tpc {
+        let no_thread = |source| LaunchError::System { what: "no thread to wait for SIGTERM".into(), source };
+        last_words::allow(world.clone()).map_err(no_thread)?;
+    }
     Ok(Some(joined.insert(world).clone()))
 }
 

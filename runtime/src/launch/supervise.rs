@@ -5,6 +5,7 @@
 
 use super::environment::CONTROL;
 use super::error::LaunchError;
+use super::signals::Signals;
 use super::{DEADLINE, FLIGHT_DIR};
 use crate::comm::control::{Control, state_of};
 use crate::error::of_rank;
@@ -85,7 +86,7 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
         move |source| LaunchError::System { what, source }
     };
     let control = Control::shared(launch.ranks).map_err(system("no memory for a control block"))?;
-    let signals = Signals::block();
+    let signals = Signals::block(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD]);
     let mut all = Vec::with_capacity(launch.ranks);
     for rank in 0..launch.ranks {
         match start(launch, rank, &control, &signals, stderr) {
@@ -274,38 +275,4 @@ fn write_record(control: &Control, dir: Option<&Path>) -> Option<PathBuf> {
     std::fs::create_dir_all(&dir).ok()?;
     std::fs::write(&path, record.to_json()).ok()?;
     Some(path)
-}
-
-/// The signals that end a launcher, held back to be waited for.
-struct Signals {
-    held: libc::sigset_t,
-    before: libc::sigset_t,
-}
-
-impl Signals {
-    fn block() -> Self {
-        // SAFETY: both sets are initialised by the calls before they are read.
-        unsafe {
-            let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
-            libc::sigemptyset(&raw mut held);
-            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGCHLD] {
-                libc::sigaddset(&raw mut held, signal);
-            }
-            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before);
-            Signals { held, before }
-        }
-    }
-
-    /// Waits for a signal, or that a child ends; gives a signal that ends the launcher.
-    fn wait(&self, longest: Duration) -> Option<i32> {
-        let time = libc::timespec { tv_sec: 0, tv_nsec: i64::from(longest.subsec_nanos() as i32) };
-        // SAFETY: the set and the time live through the call; nobody asks for details.
-        let signal = unsafe { libc::sigtimedwait(&raw const self.held, std::ptr::null_mut(), &raw const time) };
-        (signal > 0 && signal != libc::SIGCHLD).then_some(signal)
-    }
-
-    fn restore(&self) {
-        // SAFETY: the set was initialised by `block`.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
-    }
 }

@@ -537,12 +537,11 @@ impl<T: Real> Product<T> {
         let [m, n, k] = [part.size[0].min(self.m), part.size[1].min(self.n), self.k];
         let right = self.right.base.wrapping_offset(part.shift[1] * self.right.bytes as isize);
         let packed = panels.at.cast::<T>();
-        while panels.columns < n {
-            let j = panels.columns;
-            let columns = self.tiles.columns.min(self.n - j);
+        if panels.columns < n {
+            let (j, end) = (panels.columns, n.next_multiple_of(self.tiles.columns).min(self.n));
             // SAFETY: the right operand lies in the arena, and panels have room for all of it.
-            unsafe { self.pack_right(right, 0, k, (j, columns), packed.add(j * k)) }
-            panels.columns += columns;
+            unsafe { self.pack_panels(right, 0, k, (j, end - j), packed.add(j * k)) }
+            panels.columns = end;
         }
         if m == 0 || n == 0 {
             return;

@@ -1,0 +1,40 @@
+//! Signals that are held back to be waited for.
+
+use std::time::Duration;
+
+/// Signals that the calling thread, and those that it starts from then on, are not interrupted by.
+pub(super) struct Signals {
+    held: libc::sigset_t,
+    /// What was held back before.
+    pub(super) before: libc::sigset_t,
+}
+
+impl Signals {
+    pub(super) fn block(signals: &[i32]) -> Self {
+        // SAFETY: both sets are initialised by the calls before they are read.
+        unsafe {
+            let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sigemptyset(&raw mut held);
+            for &signal in signals {
+                libc::sigaddset(&raw mut held, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const held, &raw mut before);
+            Signals { held, before }
+        }
+    }
+
+    /// Waits for one of the signals, and gives it unless it only says that a child has ended.
+    pub(super) fn wait(&self, longest: Duration) -> Option<i32> {
+        let (seconds, rest) = (longest.as_secs(), longest.subsec_nanos());
+        let time = libc::timespec { tv_sec: seconds as libc::time_t, tv_nsec: i64::from(rest) };
+        // SAFETY: the set and the time live through the call; nobody asks for details.
+        let signal = unsafe { libc::sigtimedwait(&raw const self.held, std::ptr::null_mut(), &raw const time) };
+        (signal > 0 && signal != libc::SIGCHLD).then_some(signal)
+    }
+
+    /// Lets the calling thread be interrupted as before.
+    pub(super) fn restore(&self) {
+        // SAFETY: the set was initialised by `block`.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
+    }
+}
