@@ -41,6 +41,22 @@ pub(super) struct Body {
     pub(super) stores: Vec<(usize, Value)>,
 }
 
+/// What each step of a rank program is said to do. Only lowering makes them.
+#[derive(Clone, Debug, Default)]
+pub struct Claims(pub(super) Vec<Claim>);
+
+impl Claims {
+    /// Takes away the claim of a step that is taken out of the program.
+    pub fn remove(&mut self, step: usize) {
+        self.0.remove(step);
+    }
+
+    /// Exchanges the claims of two steps that are exchanged in the program.
+    pub fn swap(&mut self, a: usize, b: usize) {
+        self.0.swap(a, b);
+    }
+}
+
 /// What a step does.
 #[derive(Clone, Debug)]
 pub(super) enum Claim {
@@ -62,7 +78,9 @@ pub(super) enum Claim {
     Attention {
         /// The product of queries and keys.
         product: NodeIndex,
-        /// Values that it reads.
+        /// Its operands, in the order of [`tpc_ir::attention::Attention::operands`].
+        operands: Vec<Value>,
+        /// All values that it reads.
         reads: Vec<Value>,
         /// Values that it writes.
         results: Vec<Value>,

@@ -13,7 +13,7 @@
 //! ([`tpc_ir::execute`]).
 
 use super::check_ranks::span;
-use super::claims::{Body, Claim, Content, Named};
+use super::claims::{Body, Claim, Claims, Content, Named};
 use super::memory::each_view;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
@@ -75,7 +75,8 @@ pub enum Fault {
 ///
 /// # Errors
 /// The first step that does something else.
-pub(super) fn check(graph: &Graph, program: &RankProgram, claims: &[Claim]) -> Result<(), ContentsError> {
+pub fn check(graph: &Graph, program: &RankProgram, claims: &Claims) -> Result<(), ContentsError> {
+    let claims = &claims.0;
     let mut m = Memory {
         graph,
         program,
@@ -343,7 +344,12 @@ impl Memory<'_> {
                 self.body(&dims, &c.epilogue, body, Some(*node))
             }
             (action, Claim::Operation(node)) => self.operation(action, *node),
-            (Action::Attention(_), Claim::Attention { product, reads, results }) => {
+            (Action::Attention(a), Claim::Attention { product, operands, reads, results }) => {
+                let found = a.operands();
+                self.expect(found.len() == operands.len(), *product, "the number of its operands")?;
+                for (&v, operand) in operands.iter().zip(found) {
+                    self.read(v, &operand.view)?;
+                }
                 self.attention(action, *product, reads, results)
             }
             (Action::Start(c), Claim::Start(nodes)) => self.start(c, nodes),
@@ -529,7 +535,7 @@ impl Memory<'_> {
         self.put(Content::Value(v), View { strides: dense_strides(&shape), shape, ..view.clone() });
     }
 
-    /// The operands and results of an attention lie where it looks for them.
+    /// Whatever an attention reads is among the values that it may read, and its results lie where it writes.
     fn attention(&mut self, action: &Action, product: NodeIndex, reads: &[Value], results: &[Value]) -> Checked {
         let Action::Attention(a) = action else { return Err(Fault::Unclaimed) };
         let stats = [(&a.max, Content::Max(product)), (&a.sum, Content::Sum(product))];

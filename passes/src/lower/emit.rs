@@ -5,7 +5,7 @@
 //! An all-reduce writes its result over its operand where nobody else reads that.
 
 use super::attention::{self, Attention, Stats};
-use super::claims::{Body, Claim, Content, Named};
+use super::claims::{Body, Claim, Claims, Content, Named};
 use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::schedule::{Launch, Schedule, why};
 use super::{depend, epilogue};
@@ -20,7 +20,7 @@ use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
 
 /// Emits the program of one rank with unplaced buffers, and what each of its steps is said to do.
-pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Vec<Claim>) {
+pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
     let kernels = &schedule.kernels;
     let coords = graph.mesh.coords(rank);
     let program = RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() };
@@ -51,7 +51,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
         }
     }
     e.outputs();
-    (e.program, e.claims)
+    (e.program, Claims(e.claims))
 }
 
 /// The values of loop members that someone outside the loop reads.
@@ -519,7 +519,8 @@ impl Emitter<'_> {
         };
         let action = attention::action(a, &rank, &product, stats, tile, room);
         let label = if a.is_backward() { "attention backward" } else { "attention" };
-        let claim = Claim::Attention { product: a.pair(), reads: reads.to_vec(), results: a.results() };
+        let (operands, results) = (a.operands(), a.results());
+        let claim = Claim::Attention { product: a.pair(), operands, reads: reads.to_vec(), results };
         self.push(Action::Attention(Box::new(action)), claim, phase, label);
     }
 

@@ -32,6 +32,7 @@ pub mod schedule;
 
 use crate::cost::CostModel;
 use check_ranks::RankError;
+pub use claims::Claims;
 use contents::ContentsError;
 use schedule::Schedule;
 use tpc_ir::Graph;
@@ -141,8 +142,14 @@ pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
 /// # Errors
 /// As [`lower`], but for how the ranks fit together.
 pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> Result<RankProgram, LowerError> {
-    let (mut program, claims) = emit::emit(graph, schedule, rank);
-    memory::plan(&mut program);
+    let (program, claims) = claimed(graph, schedule, rank);
     contents::check(graph, &program, &claims)?;
     Ok(program)
+}
+
+/// The unchecked program of one rank, and what [`contents::check`] is to prove of it.
+pub fn claimed(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
+    let (mut program, claims) = emit::emit(graph, schedule, rank);
+    memory::plan(&mut program);
+    (program, claims)
 }
