@@ -7,12 +7,14 @@
 //! | how a burn module and a closure become a graph | [`capture`] |
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
+//! | what a plan's errors say of the model | `explain` |
 //! | model families and their files | [`models`] |
 //! | capture, load, initialize and save a model directory | [`pretrained`] |
 //! | the command line | [`command`] |
 
 pub mod capture;
 pub mod command;
+mod explain;
 pub mod import;
 pub mod models;
 pub mod pretrained;

@@ -6,7 +6,7 @@ use crate::capture::{
 };
 use crate::models::{
     ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, read_strips, save_strips,
-    transposed, weight_map,
+    tied_head, transposed, weight_map,
 };
 use crate::program::Error;
 use burn::optim::Optimizer;
@@ -60,7 +60,7 @@ pub fn capture_step<O: Optimizer>(
     );
     let build = |device: &burn::tensor::Device| build(config, device);
     let options = TrainingOptions::default();
-    Ok(capture_training_shapes(
+    let mut step = capture_training_shapes(
         build,
         optimizer,
         batch,
@@ -69,7 +69,16 @@ pub fn capture_step<O: Optimizer>(
             let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
             model.loss(logits, labels)
         },
-    )?)
+    )?;
+    for captured in [&mut step.first, &mut step.steady] {
+        captured.aliases.extend(head_alias(config));
+    }
+    Ok(step)
+}
+
+/// A tied head has no module in the model; plans and options may name it all the same.
+fn head_alias(config: &ModelConfig) -> Option<(String, String)> {
+    tied_head(config).map(|(head, table)| (head.to_string(), table.to_string()))
 }
 
 /// Captures a language model's forward pass: logits, and the loss when there are labels.
@@ -84,11 +93,14 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
     );
     let build = |device: &burn::tensor::Device| build(config, device);
-    Ok(capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
-        let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
-        let loss = labels.map(|l| named("loss", model.loss(logits.clone(), l)));
-        (named("logits", logits), loss)
-    })?)
+    let mut captured =
+        capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
+            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+            let loss = labels.map(|l| named("loss", model.loss(logits.clone(), l)));
+            (named("logits", logits), loss)
+        })?;
+    captured.aliases.extend(head_alias(config));
+    Ok(captured)
 }
 
 /// burn's module paths to the names in the model's weight files.

@@ -5,6 +5,7 @@
 //! ```
 
 use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
+use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use burn::tensor::TensorData;
 use std::collections::{HashMap, HashSet};
@@ -216,37 +217,6 @@ pub(crate) fn renamed(captured: &Captured, rename: Rename) -> Captured {
     c
 }
 
-/// The type of every module by the path that plans use.
-fn module_kinds(captured: &Captured, rename: Rename) -> HashMap<String, String> {
-    use crate::capture::InputKind as I;
-    let module_of = |p: &str| p.rsplit_once('.').map_or("", |(m, _)| m).to_string();
-    let parameters = captured.inputs.iter().filter_map(|i| match &i.kind {
-        I::Parameter { path } => Some(path.as_str()),
-        _ => None,
-    });
-    // A module is called in files as its own parameters say.
-    let called: HashMap<String, String> = parameters.map(|p| (module_of(p), module_of(&rename(p)))).collect();
-    let kind = |m: &crate::capture::ModuleInfo| {
-        let path = called.get(&m.path).unwrap_or(&m.path).clone();
-        (path, m.container.rsplit(':').next().unwrap_or_default().to_string())
-    };
-    captured.modules.iter().map(kind).collect()
-}
-
-/// An error about a module, with the module's type.
-fn with_kind(error: Error, kinds: &HashMap<String, String>) -> Error {
-    match error {
-        Error::Style(mut style) => {
-            if let StyleError::Nothing { module, kind, .. } = &mut *style {
-                let known = kinds.get(module).filter(|k| !k.is_empty());
-                *kind = known.map(|k| format!("a {k}"));
-            }
-            Error::Style(style)
-        }
-        other => other,
-    }
-}
-
 /// Compiles a captured training step for a mesh and a plan.
 ///
 /// # Errors
@@ -264,8 +234,8 @@ pub fn compile_training(
     let steady_import = import_with(&steady, &signature)?;
     let first_import = import_with(&first, &signature)?;
     let constants = steady_import.constants.clone();
-    let kinds = module_kinds(&capture.steady, rename);
-    let compile = |graph| compile_graph(graph, mesh, plan, options).map_err(|e| with_kind(e, &kinds));
+    let facts = Facts::of(&capture.steady, rename);
+    let compile = |graph| compile_graph(graph, mesh, plan, options).map_err(|e| facts.explain(e));
     let mut steady_stages = compile(steady_import.graph)?;
     let mut first_stages = compile(first_import.graph)?;
     for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
@@ -294,11 +264,11 @@ pub fn compile_inference(
     options: &CompileOptions,
     rename: Rename,
 ) -> Result<InferenceProgram, Error> {
-    let kinds = module_kinds(captured, rename);
+    let facts = Facts::of(captured, rename);
     let captured = renamed(captured, rename);
     let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
     let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
-    let stages = compile_graph(graph, mesh, plan, &options).map_err(|e| with_kind(e, &kinds))?;
+    let stages = compile_graph(graph, mesh, plan, &options).map_err(|e| facts.explain(e))?;
     Ok(InferenceProgram { stages, constants, values: captured.values, seed: options.seed })
 }
 

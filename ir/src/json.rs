@@ -20,6 +20,7 @@ use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
+use crate::unique;
 use petgraph::graph::NodeIndex;
 use serde_json::{Map, Value as Json, json};
 
@@ -49,7 +50,7 @@ pub fn print(graph: &Graph) -> String {
 /// # Errors
 /// A text that is not JSON, or the first field that is not as [`to_json`] makes it.
 pub fn parse(text: &str) -> Result<Graph, JsonError> {
-    from_json(&serde_json::from_str(text).map_err(|e| JsonError::Syntax(e.to_string()))?)
+    from_json(&unique::parse(text).map_err(|e| JsonError::Syntax(e.to_string()))?)
 }
 
 /// A graph as JSON.
@@ -329,7 +330,7 @@ pub fn from_json(json: &Json) -> Result<Graph, JsonError> {
     let top = At { json, path: String::new() };
     let axes = top.field("mesh")?;
     let sizes = axes.list(|a| Ok((a.field("name")?.text()?, a.field("size")?.number()?)))?;
-    let mut graph = Graph::new(Mesh::new(sizes).or_else(|e| axes.error(&format!("other axes ({e})")))?);
+    let mut graph = Graph::new(Mesh::declared(sizes).or_else(|e| axes.error(&format!("other axes ({e})")))?);
     for node in top.field("nodes")?.items()? {
         let op = node.op(&graph.mesh)?;
         let operands = node.field("operands")?.list(|v| v.value(&graph))?;

@@ -13,6 +13,8 @@
 //! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
 //! | what makes a graph well formed | [`verify`] |
 //! | what a graph means | [`interpret`] |
+//! | how a user's text is shown in a message | [`quote`] |
+//! | JSON whose keys stand once | [`unique`] |
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes; attention in it | [`program`], [`attention`] |
 //! | what rank programs mean | [`execute`] |
@@ -30,10 +32,12 @@ pub mod mesh;
 pub mod op;
 pub mod parse;
 pub mod program;
+pub mod quote;
 pub mod random;
 pub mod sharding;
 pub mod subscripts;
 pub mod text;
+pub mod unique;
 pub mod verify;
 
 pub use dtype::DType;

@@ -1,5 +1,6 @@
 //! Device meshes: ordered, named axes of ranks.
 
+use crate::quote::cut;
 use std::fmt;
 
 /// Index of an axis of a [`Mesh`], in the mesh's order.
@@ -64,15 +65,67 @@ impl FromIterator<AxisId> for AxisSet {
     }
 }
 
-/// One axis of a mesh.
+/// One axis of a mesh: one that the user named, or a part of one that the compiler split.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MeshAxis {
-    /// Name. A part of an axis that was split carries its parent's name and the split:
+    /// How the axis is printed. A part carries the name of the axis that was split and the split:
     /// `tp:2` is the major part (2 groups), `tp:/2` the minor part inside each of those groups.
     pub name: String,
     /// Number of coordinates.
     pub size: usize,
+    /// The name that the user gave.
+    of: String,
+    /// Which part of that axis this is, from the first split to the last; empty for the whole axis.
+    splits: Vec<Split>,
 }
+
+/// One side of an axis that was split into a number of groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Split {
+    /// Which group.
+    Major(usize),
+    /// Where in its group.
+    Minor(usize),
+}
+
+impl MeshAxis {
+    fn of(of: String, splits: Vec<Split>, size: usize) -> Self {
+        let mut name = of.clone();
+        for split in &splits {
+            name.push_str(&match split {
+                Split::Major(groups) => format!(":{groups}"),
+                Split::Minor(groups) => format!(":/{groups}"),
+            });
+        }
+        MeshAxis { name, size, of, splits }
+    }
+
+    /// The axis that is printed as `label`; `None` if no axis is printed that way.
+    fn labelled(label: &str, size: usize) -> Option<Self> {
+        let (of, splits) = label.split_once(':').map_or((label, None), |(of, splits)| (of, Some(splits)));
+        let split = |text: &str| match text.strip_prefix('/') {
+            Some(groups) => groups.parse().ok().map(Split::Minor),
+            None => text.parse().ok().map(Split::Major),
+        };
+        let splits = splits.map_or(Some(Vec::new()), |splits| splits.split(':').map(split).collect())?;
+        let axis = MeshAxis::of(of.into(), splits, size);
+        // `tp:02` is another text than the one that is printed.
+        (is_name(of) && axis.name == label).then_some(axis)
+    }
+}
+
+/// Whether a text may name an axis: ASCII letters, digits, `_` and `-`, of which the first is a letter or `_`, at most
+/// [`LONGEST_NAME`] of them. Everything else is left to what surrounds a name: `:` and `/` to parts of axes, digits to
+/// positions, `-` to options of the command.
+pub fn is_name(text: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && text.len() <= LONGEST_NAME
+        && text.chars().all(legal)
+}
+
+/// Most characters of an axis's name.
+pub const LONGEST_NAME: usize = 64;
 
 /// An ordered list of named axes. Rank numbers are row-major: the last axis is the fastest.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -90,20 +143,38 @@ pub const MAX_AXES: usize = 32;
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MeshError {
     /// The text is not a list of `name=size`.
-    #[error("mesh `{0}` is not a list of axes: write it as `tp=2` or `dp=2,tp=4`")]
+    #[error("mesh `{}` is not a list of axes: write it as `tp=2` or `dp=2,tp=4`", cut(.0))]
     Syntax(String),
+    /// A text that does not name an axis.
+    #[error(
+        "`{}` cannot name a mesh axis: a name has letters, digits, `_` and `-`, begins with a letter or `_`, and has at most {} characters",
+        cut(.0),
+        LONGEST_NAME
+    )]
+    Name(String),
+    /// A part of an axis, in the text of a program, without the parts that make up the axis with it.
+    #[error(
+        "mesh axis `{}` is a part of an axis, and the axes around it are not the other parts: `tp=4` in two groups is `tp:2=2, tp:/2=2`",
+        cut(.0)
+    )]
+    Part(String),
     /// Two axes have one name.
-    #[error("mesh axis `{0}` is named twice: every axis needs a name of its own")]
+    #[error("mesh axis `{}` is named twice: every axis needs a name of its own", cut(.0))]
     Duplicate(String),
     /// An axis has no ranks.
-    #[error("mesh axis `{0}` has size 0: an axis holds at least one rank")]
+    #[error("mesh axis `{}` has size 0: an axis holds at least one rank", cut(.0))]
     Empty(String),
-    /// More ranks than supported.
-    #[error("mesh has {0} ranks, more than {1}, the most that a program is planned for")]
+    /// More ranks than supported; `usize::MAX` stands for any larger number too.
+    #[error("mesh has {} ranks, more than {}, the most that a program is planned for", count(*.0), .1)]
     TooLarge(usize, usize),
     /// More axes than an [`AxisSet`] holds.
     #[error("mesh has {0} axes, more than {1}")]
     TooMany(usize, usize),
+}
+
+/// A number of ranks, which saturates.
+fn count(ranks: usize) -> String {
+    if ranks == usize::MAX { format!("at least {ranks}") } else { ranks.to_string() }
 }
 
 impl Mesh {
@@ -112,46 +183,94 @@ impl Mesh {
         Mesh::default()
     }
 
-    /// A mesh of named axes.
+    /// A mesh of named axes; [`is_name`] says what may name one. Parts of axes are made by [`Mesh::split`] only.
     ///
     /// # Errors
-    /// An empty, illegible or repeated axis name, an axis of size 0, too many ranks or axes.
+    /// A text that cannot name an axis, a repeated name, an axis of size 0, too many ranks or axes.
     pub fn new<N: Into<String>>(axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
-        let mut mesh = Mesh::default();
-        for (name, size) in axes {
+        let named = |(name, size): (N, usize)| {
             let name = name.into();
-            let legal = |c: char| c.is_alphanumeric() || "_-.:/".contains(c);
-            if name.is_empty() || !name.chars().all(legal) {
-                return Err(MeshError::Syntax(format!("{name}={size}")));
+            if is_name(&name) { Ok(MeshAxis::of(name, Vec::new(), size)) } else { Err(MeshError::Name(name)) }
+        };
+        Mesh::of(axes.into_iter().map(named))
+    }
+
+    /// The mesh that the text of a program declares, whose axes may be parts that [`Mesh::split`] made.
+    ///
+    /// # Errors
+    /// As [`Mesh::new`]; parts that do not make up an axis.
+    pub(crate) fn declared<N: AsRef<str>>(axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
+        let labelled = |(name, size): (N, usize)| {
+            MeshAxis::labelled(name.as_ref(), size).ok_or_else(|| MeshError::Name(name.as_ref().into()))
+        };
+        let mesh = Mesh::of(axes.into_iter().map(labelled))?;
+        mesh.check_parts()?;
+        Ok(mesh)
+    }
+
+    fn of(axes: impl Iterator<Item = Result<MeshAxis, MeshError>>) -> Result<Self, MeshError> {
+        let mut axes = axes.fuse();
+        let mut mesh = Mesh::default();
+        for axis in axes.by_ref() {
+            let axis = axis?;
+            if mesh.axes.len() == MAX_AXES {
+                return Err(MeshError::TooMany(MAX_AXES + 1 + axes.count(), MAX_AXES));
             }
-            if size == 0 {
-                return Err(MeshError::Empty(name));
+            if axis.size == 0 {
+                return Err(MeshError::Empty(axis.name));
             }
-            if mesh.axis(&name).is_some() {
-                return Err(MeshError::Duplicate(name));
+            if mesh.axis(&axis.name).is_some() {
+                return Err(MeshError::Duplicate(axis.name));
             }
-            mesh.axes.push(MeshAxis { name, size });
+            mesh.axes.push(axis);
         }
         let ranks = mesh.axes.iter().fold(1usize, |n, a| n.saturating_mul(a.size));
         if ranks > MAX_RANKS {
             return Err(MeshError::TooLarge(ranks, MAX_RANKS));
         }
-        if mesh.axes.len() > MAX_AXES {
-            return Err(MeshError::TooMany(mesh.axes.len(), MAX_AXES));
-        }
         Ok(mesh)
+    }
+
+    /// Puts parts together to the axes that were split: what is left must be whole axes of different names.
+    fn check_parts(&self) -> Result<(), MeshError> {
+        let mut whole: Vec<(MeshAxis, &str)> = Vec::new();
+        for axis in &self.axes {
+            let part = |label: &str| MeshError::Part(label.to_string());
+            let mut now = axis.clone();
+            while let Some(Split::Minor(groups)) = now.splits.last().copied() {
+                let (mut major, _) = whole.pop().ok_or_else(|| part(&axis.name))?;
+                let outer = now.splits.len() - 1;
+                let fits = major.splits.pop() == Some(Split::Major(groups))
+                    && (major.size, &major.of, &major.splits[..]) == (groups, &now.of, &now.splits[..outer]);
+                if !fits {
+                    return Err(part(&axis.name));
+                }
+                now = MeshAxis::of(major.of, major.splits, groups * now.size);
+            }
+            whole.push((now, &axis.name));
+        }
+        for (i, (axis, label)) in whole.iter().enumerate() {
+            if !axis.splits.is_empty() {
+                return Err(MeshError::Part(label.to_string()));
+            }
+            if whole[..i].iter().any(|(other, _)| other.of == axis.of) {
+                return Err(MeshError::Duplicate(axis.of.clone()));
+            }
+        }
+        Ok(())
     }
 
     /// Reads `tp=2` or `dp=2,tp=4`.
     ///
     /// # Errors
-    /// Anything else, a repeated name, a size of 0.
+    /// Anything else, or what [`Mesh::new`] refuses.
     pub fn parse(text: &str) -> Result<Self, MeshError> {
         let mut axes = Vec::new();
         for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
             let parsed =
                 part.split_once('=').and_then(|(name, size)| Some((name.trim(), size.trim().parse::<usize>().ok()?)));
-            axes.push(parsed.ok_or_else(|| MeshError::Syntax(text.to_string()))?);
+            let legible = parsed.filter(|(name, _)| !name.is_empty() && !name.contains(char::is_whitespace));
+            axes.push(legible.ok_or_else(|| MeshError::Syntax(text.to_string()))?);
         }
         Mesh::new(axes)
     }
@@ -173,8 +292,9 @@ impl Mesh {
 
     /// The axes that are `name` itself or parts of it, major to minor.
     pub fn parts(&self, name: &str) -> Vec<AxisId> {
-        let prefix = format!("{name}:");
-        self.axis_ids().filter(|&a| self.name(a) == name || self.name(a).starts_with(&prefix)).collect()
+        let Some(whole) = MeshAxis::labelled(name, 1) else { return Vec::new() };
+        let within = |a: &MeshAxis| a.of == whole.of && a.splits.starts_with(&whole.splits);
+        self.axis_ids().filter(|a| within(&self.axes[a.0 as usize])).collect()
     }
 
     /// Name of an axis; `?` of one that the mesh lacks.
@@ -233,14 +353,12 @@ impl Mesh {
     /// This mesh with `axis` split into a major part of `major` coordinates and a minor part of the
     /// rest. Rank numbers do not change. `None` if `major` does not divide the axis.
     pub fn split(&self, axis: AxisId, major: usize) -> Option<Mesh> {
-        let MeshAxis { name, size } = &self.axes[axis.0 as usize];
+        let MeshAxis { of, splits, size, .. } = &self.axes[axis.0 as usize];
         if major == 0 || size % major != 0 {
             return None;
         }
-        let parts = [
-            MeshAxis { name: format!("{name}:{major}"), size: major },
-            MeshAxis { name: format!("{name}:/{major}"), size: size / major },
-        ];
+        let part = |split, size| MeshAxis::of(of.clone(), [&splits[..], &[split]].concat(), size);
+        let parts = [part(Split::Major(major), major), part(Split::Minor(major), size / major)];
         let mut axes = self.axes.clone();
         axes.splice(axis.0 as usize..=axis.0 as usize, parts);
         Some(Mesh { axes })
@@ -281,6 +399,72 @@ mod tests {
         assert_eq!(fine.coords(3), [1, 1]);
         assert_eq!(fine.parts("tp"), [AxisId(0), AxisId(1)]);
         assert!(mesh.split(AxisId(0), 3).is_none());
+    }
+
+    /// A name that reads like a part of another axis made that axis's shardings include it.
+    #[test]
+    fn names_cannot_be_taken_for_anything_else() {
+        for name in ["tp", "dp_2", "_", "node-local", "TP", &"x".repeat(LONGEST_NAME)] {
+            assert!(Mesh::new([(name, 2)]).is_ok(), "{name}");
+        }
+        let long = "x".repeat(LONGEST_NAME + 1);
+        for name in
+            ["", "tp:x", "tp:2", "tp:/2", "a.b", "a/b", "a b", "2", "2d", "-a", "a,b", "a=b", "größe", "a\n", &long]
+        {
+            assert_eq!(Mesh::new([("tp", 2), (name, 2)]), Err(MeshError::Name(name.into())), "{name:?}");
+        }
+        assert_eq!(Mesh::parse("tp=2,tp:x=2"), Err(MeshError::Name("tp:x".into())));
+        // An axis whose name begins like another's is no part of it.
+        let mesh = Mesh::parse("tp=2,tp-x=2,tpx=2").unwrap();
+        assert_eq!(mesh.parts("tp"), [AxisId(0)]);
+        assert_eq!(mesh.parts("tp:"), []);
+    }
+
+    #[test]
+    fn parts_of_parts_are_parts() {
+        let fine = Mesh::parse("dp=2,tp=8").unwrap().split(AxisId(1), 2).and_then(|m| m.split(AxisId(2), 2)).unwrap();
+        assert_eq!(fine.to_string(), "mesh <dp=2, tp:2=2, tp:/2:2=2, tp:/2:/2=2>");
+        assert_eq!(fine.parts("tp"), [AxisId(1), AxisId(2), AxisId(3)]);
+        assert_eq!(fine.parts("tp:/2"), [AxisId(2), AxisId(3)]);
+        assert_eq!(fine.parts("tp:2"), [AxisId(1)]);
+    }
+
+    #[test]
+    fn declared_parts_must_make_up_an_axis() {
+        let declared = |axes: &[(&str, usize)]| Mesh::declared(axes.iter().copied());
+        for axes in [
+            &[("dp", 2), ("tp:2", 2), ("tp:/2", 3)][..],
+            &[("tp:2", 2), ("tp:/2:2", 2), ("tp:/2:/2", 2), ("dp", 3)],
+            &[("tp:4:2", 2), ("tp:4:/2", 2), ("tp:/4", 1), ("dp:1", 1), ("dp:/1", 5)],
+        ] {
+            let mesh = declared(axes).unwrap();
+            let whole = Mesh::new(axes.iter().filter(|(name, _)| is_name(name)).copied()).unwrap();
+            assert!(mesh.axes().len() > whole.axes().len());
+        }
+        let part = |axes: &[(&str, usize)], label: &str| assert_eq!(declared(axes), Err(MeshError::Part(label.into())));
+        part(&[("tp:2", 2)], "tp:2");
+        part(&[("tp:/2", 2)], "tp:/2");
+        part(&[("tp:/2", 2), ("tp:2", 2)], "tp:/2");
+        part(&[("tp:2", 3), ("tp:/2", 2)], "tp:/2");
+        part(&[("tp:2", 2), ("tp:/3", 2)], "tp:/3");
+        part(&[("tp:2", 2), ("dp:/2", 2)], "dp:/2");
+        part(&[("tp:2", 2), ("dp", 2), ("tp:/2", 2)], "tp:/2");
+        part(&[("tp:3:2", 2), ("tp:3:/2", 2), ("tp:/3", 2)], "tp:/3");
+        assert_eq!(declared(&[("tp:2", 2), ("tp:/2", 2), ("tp", 2)]), Err(MeshError::Duplicate("tp".into())));
+        for label in ["tp:x", "tp:", "tp:02", "tp:/", "tp:2:", ":2", "tp:-1", "tp:+2"] {
+            assert_eq!(declared(&[(label, 2)]), Err(MeshError::Name(label.into())), "{label}");
+        }
+    }
+
+    #[test]
+    fn meshes_of_any_size_are_refused_without_being_made() {
+        let huge = (0..1_000_000).map(|i| (format!("a{i}"), 1 << 20));
+        assert_eq!(Mesh::new(huge), Err(MeshError::TooMany(1_000_000, MAX_AXES)));
+        let large = Mesh::parse("a=1152921504606846976,b=1152921504606846976").unwrap_err();
+        assert!(
+            large.to_string().starts_with("mesh has at least 18446744073709551615 ranks, more than 65536"),
+            "{large}"
+        );
     }
 
     #[test]

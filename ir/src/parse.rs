@@ -3,6 +3,10 @@
 //! The parser checks what it needs to build the graph: names, axes and values that exist. Whether
 //! the operations fit their operands is for [`verify`](crate::verify) to say.
 //!
+//! Time and memory are proportional to the length of the text with its blocks written out, which is
+//! at most [`MOST_WRITTEN`] bytes more than the text itself: what a line may repeat without bound
+//! (axes and dimensions of a type, occurrences of a block) has a limit.
+//!
 //! ```
 //! let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[4@tp]\n%1 = mul %0, f32:2.0 : f32[4@tp] ; forward\noutput loss %1\n";
 //! let graph = tpc_ir::parse::parse(text).unwrap();
@@ -14,6 +18,7 @@
 use crate::graph::{Boundary, Graph, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
+use crate::quote::cut;
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
 use crate::{DType, fold};
@@ -46,6 +51,7 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     let mut first = lines.next().unwrap_or(Cursor { text: "", at: 0, line: 1 });
     let mut reader = Reader { graph: Graph::new(first.mesh()?), names: HashMap::new(), scalars: HashMap::new() };
     first.end()?;
+    let mut written = 0;
     while let Some(mut line) = lines.next() {
         if line.word().1 != "block" {
             line.at = 0;
@@ -67,6 +73,11 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
                 let Some(text) = fold::occurrence(inner.text, which, count) else {
                     return inner.error("numbers like {3..8} that take whole steps");
                 };
+                written += text.len() + LEAST_LINE;
+                if written > MOST_WRITTEN {
+                    return line
+                        .error(format!("blocks that are at most {MOST_WRITTEN} bytes when they are written out"));
+                }
                 reader.line(&mut Cursor { text: &text, at: 0, line: inner.line })?;
             }
         }
@@ -76,6 +87,12 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
 
 /// Most occurrences of a block.
 const MOST_OCCURRENCES: usize = 100_000;
+/// Most bytes of all blocks of a text when every occurrence is written out.
+pub const MOST_WRITTEN: usize = 1 << 27;
+/// What a line counts at least, since a node takes some hundred bytes.
+const LEAST_LINE: usize = 128;
+/// Most dimensions of a type and of a layout: there are as many letters for them.
+pub const MOST_DIMS: usize = 52;
 
 /// Reads a type as [`Type::display`] writes it.
 ///
@@ -116,7 +133,7 @@ impl<'a> Cursor<'a> {
         let rest = self.rest();
         let word = rest.find(|c: char| !is_word(c) && c != '%').unwrap_or(rest.len());
         let token = if word > 0 { &rest[..word] } else { rest.chars().next().map_or("", |c| &rest[..c.len_utf8()]) };
-        let found = if token.trim().is_empty() { "the end of the line".into() } else { format!("`{token}`") };
+        let found = if token.trim().is_empty() { "the end of the line".into() } else { format!("`{}`", cut(token)) };
         let column = self.text[..self.at].chars().count() + 1;
         Err(ParseError { line: self.line, column, expected: expected.into(), found })
     }
@@ -190,7 +207,18 @@ impl<'a> Cursor<'a> {
     /// `[1, 2]`.
     fn numbers(&mut self) -> Parsed<Vec<usize>> {
         self.expect("[")?;
-        self.list("]", Self::number)
+        let mut dims = 0;
+        self.list("]", |c| {
+            c.dimension(&mut dims)?;
+            c.number()
+        })
+    }
+
+    /// Counts one more dimension.
+    fn dimension(&mut self, dims: &mut usize) -> Parsed<()> {
+        *dims += 1;
+        self.spaces();
+        if *dims > MOST_DIMS { self.error(format!("at most {MOST_DIMS} dimensions")) } else { Ok(()) }
     }
 
     /// Items separated by commas, up to the closing symbol.
@@ -274,7 +302,7 @@ impl<'a> Cursor<'a> {
         };
         let parts = axes.split(',').filter(|_| !axes.trim().is_empty());
         match parts.map(read).collect::<Option<Vec<_>>>() {
-            Some(axes) => Mesh::new(axes).or_else(|e| self.error_at(start, format!("other axes ({e})"))),
+            Some(axes) => Mesh::declared(axes).or_else(|e| self.error_at(start, format!("other axes ({e})"))),
             None => self.error_at(start, "axes like `dp=2, tp=4`"),
         }
     }
@@ -308,16 +336,26 @@ impl<'a> Cursor<'a> {
     }
 
     fn axis(&mut self, mesh: &Mesh) -> Parsed<AxisId> {
+        let (start, word) = self.word();
+        if let Some(axis) = mesh.axis(word) {
+            return Ok(axis);
+        }
         let names: Vec<&str> = mesh.axes().iter().map(|a| a.name.as_str()).collect();
-        self.read(&format!("an axis of the mesh ({})", names.join(", ")), |w| mesh.axis(w))
+        self.error_at(start, format!("an axis of the mesh ({})", names.join(", ")))
     }
 
     /// `tp` or `(tp,dp)`.
     fn axes(&mut self, mesh: &Mesh) -> Parsed<Vec<AxisId>> {
-        if self.take("(") {
-            return self.list(")", |c| c.axis(mesh));
+        let most = mesh.axes().len();
+        if !self.take("(") {
+            return Ok(vec![self.axis(mesh)?]);
         }
-        Ok(vec![self.axis(mesh)?])
+        let mut count = 0;
+        self.list(")", |c| {
+            count += 1;
+            c.spaces();
+            if count > most { c.error(format!("at most the {most} axes of the mesh")) } else { c.axis(mesh) }
+        })
     }
 
     fn axis_set(&mut self, mesh: &Mesh) -> Parsed<AxisSet> {
@@ -328,8 +366,9 @@ impl<'a> Cursor<'a> {
     fn ty(&mut self, mesh: &Mesh) -> Parsed<Type> {
         let dtype = self.read("an element type", DType::from_name)?;
         self.expect("[")?;
-        let (mut shape, mut sharding) = (Vec::new(), Sharding::default());
+        let (mut shape, mut sharding, mut dims) = (Vec::new(), Sharding::default(), 0);
         self.list("]", |c| {
+            c.dimension(&mut dims)?;
             shape.push(c.number()?);
             sharding.dims.push(if c.take("@") { c.axes(mesh)? } else { Vec::new() });
             Ok(())

@@ -7,12 +7,19 @@
 use crate::graph::{Graph, OutputKind, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{InputKind, MapFn, Op, ReduceOp, Scalar};
+use crate::parse::MOST_DIMS;
+use crate::quote::{cut, quoted};
 use crate::sharding::{Type, axes_text};
 use crate::subscripts::{Letter, Subscripts, letter_name};
 use crate::{DType, text};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+
+/// Most faults of one graph that are reported.
+pub const MOST_FAULTS: usize = 100;
+/// Most operands and results of a node whose types a fault repeats.
+pub const MOST_SHOWN: usize = 16;
 
 /// One thing that is wrong with a graph, and where.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -35,15 +42,17 @@ pub enum Place {
         line: Option<usize>,
         /// Mnemonic and attributes.
         op: String,
-        /// Operand types.
+        /// Types of the first operands; `…` stands for more than [`MOST_SHOWN`].
         operands: Vec<String>,
-        /// Result types.
+        /// Result types, likewise.
         results: Vec<String>,
     },
     /// An output.
     Output(OutputKind),
     /// A module region.
     Region(String),
+    /// The graph as a whole.
+    Program,
 }
 
 impl fmt::Display for Place {
@@ -51,10 +60,11 @@ impl fmt::Display for Place {
         match self {
             Place::Node { index, line, op, operands, results } => {
                 let name = line.map_or_else(|| format!("node {index}"), |l| format!("%{l}"));
-                write!(f, "{name} = {op}: ({}) -> ({})", operands.join(", "), results.join(", "))
+                write!(f, "{name} = {}: ({}) -> ({})", cut(op), operands.join(", "), results.join(", "))
             }
-            Place::Output(kind) => write!(f, "output {}", text::output_name(kind)),
-            Place::Region(path) => write!(f, "region {path:?}"),
+            Place::Output(kind) => write!(f, "output {}", cut(&text::output_name(kind))),
+            Place::Region(path) => write!(f, "region {}", quoted(path)),
+            Place::Program => write!(f, "the program"),
         }
     }
 }
@@ -97,6 +107,9 @@ pub enum Malformed {
         /// Number of axis lists.
         found: usize,
     },
+    /// A type of more dimensions than there are letters for.
+    #[error("the type has {} dimensions, more than {}", .0, MOST_DIMS)]
+    TooManyDims(usize),
     /// An axis occurs twice.
     #[error("axis {axis} occurs twice in {within}")]
     RepeatedAxis {
@@ -111,8 +124,11 @@ pub enum Malformed {
     /// More bytes than can be addressed.
     #[error("the type {0} has more bytes than can be addressed")]
     TooLarge(String),
+    /// Values that are too many bytes together, though none is alone.
+    #[error("its values have more bytes together than can be addressed")]
+    AllTooLarge,
     /// Subscripts for another number of operands.
-    #[error("\"{subs}\" is for {expected} operands, the node has {found}")]
+    #[error("\"{}\" is for {expected} operands, the node has {found}", cut(.subs))]
     SubscriptRows {
         /// The subscripts.
         subs: String,
@@ -122,7 +138,7 @@ pub enum Malformed {
         found: usize,
     },
     /// Subscripts that do not have one letter per dimension.
-    #[error("\"{subs}\" gives {row} {letters} letters, its rank is {rank}")]
+    #[error("\"{}\" gives {row} {letters} letters, its rank is {rank}", cut(.subs))]
     SubscriptRank {
         /// The subscripts.
         subs: String,
@@ -134,7 +150,7 @@ pub enum Malformed {
         rank: usize,
     },
     /// Two dimensions of one letter differ.
-    #[error("letter {letter} of \"{subs}\" is {first} and {second}")]
+    #[error("letter {letter} of \"{}\" is {first} and {second}", cut(.subs))]
     LetterSize {
         /// The subscripts.
         subs: String,
@@ -146,7 +162,7 @@ pub enum Malformed {
         second: usize,
     },
     /// A letter occurs twice in one tensor.
-    #[error("letter {letter} of \"{subs}\" occurs twice in {row}")]
+    #[error("letter {letter} of \"{}\" occurs twice in {row}", cut(.subs))]
     RepeatedLetter {
         /// The subscripts.
         subs: String,
@@ -156,7 +172,7 @@ pub enum Malformed {
         row: Row,
     },
     /// A map drops a letter, or a product or reduction invents one.
-    #[error("letter {letter} of \"{subs}\" occurs only in {row}")]
+    #[error("letter {letter} of \"{}\" occurs only in {row}", cut(.subs))]
     LoneLetter {
         /// The subscripts.
         subs: String,
@@ -166,7 +182,7 @@ pub enum Malformed {
         row: Row,
     },
     /// Letters that are not numbered in order of first appearance, or too many to print.
-    #[error("\"{0}\" is not numbered in order of first appearance (use Subscripts::new), or has more than 52 letters")]
+    #[error("\"{}\" is not numbered in order of first appearance (use Subscripts::new), or has more than 52 letters", cut(.0))]
     NotCanonical(String),
     /// The result has the wrong shape.
     #[error("the result's shape should be {expected:?}, not {found:?}")]
@@ -281,13 +297,13 @@ pub enum Malformed {
         found: String,
     },
     /// Two inputs of one name.
-    #[error("another input has the name {0:?}")]
+    #[error("another input has the name {}", quoted(.0))]
     DuplicateInput(String),
     /// Two outputs that say the same.
     #[error("another output is the same")]
     DuplicateOutput,
     /// An update of what is not an input.
-    #[error("there is no parameter or state of the name {0:?} to update")]
+    #[error("there is no parameter or state of the name {} to update", quoted(.0))]
     NoSuchInput(String),
     /// An update of another type than its input.
     #[error("the update is {found}, its input {expected}")]
@@ -323,8 +339,9 @@ type Check = Result<(), Malformed>;
 /// Checks a whole graph.
 ///
 /// # Errors
-/// At most one fault per node, output and region, in their order. Faults that would make others
-/// meaningless (a value or an axis that does not exist) are reported alone.
+/// At most one fault per node, output and region, in their order, and no more nodes after
+/// [`MOST_FAULTS`]. Faults that would make others meaningless (a value or an axis that does not
+/// exist) are reported alone.
 pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
     report(graph, &|n| references(graph, n), &|v| value_exists(graph, v))?;
     let mut inputs: HashMap<&str, NodeIndex> = HashMap::new();
@@ -348,10 +365,12 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
     )
     .err()
     .unwrap_or_default();
-    for (i, output) in graph.outputs.iter().enumerate() {
+    let mut kinds: HashSet<&OutputKind> = HashSet::new();
+    for output in &graph.outputs {
         let ty = graph.ty(output.value);
+        let first = kinds.insert(&output.kind);
         let check = || {
-            if graph.outputs[..i].iter().any(|o| o.kind == output.kind) {
+            if !first {
                 return Err(Malformed::DuplicateOutput);
             }
             same_elements(&output.layout, &ty.shape)?;
@@ -371,7 +390,18 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
         };
         errors.extend(check().err().map(|fault| VerifyError { place: Place::Output(output.kind.clone()), fault }));
     }
+    if errors.is_empty() && bytes_of_all(graph).is_none() {
+        errors.push(VerifyError { place: Place::Program, fault: Malformed::AllTooLarge });
+    }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+/// The bytes of all values of a graph whose types are well formed, each as a whole; `None` if they are more than half of
+/// what can be addressed. Sums of sizes that later passes compute, with what alignment adds, do not overflow then.
+pub fn bytes_of_all(graph: &Graph) -> Option<usize> {
+    let types = graph.nodes().flat_map(|n| &graph.node(n).types);
+    let all = types.map(Type::bytes).try_fold(0usize, usize::checked_add)?;
+    (all <= isize::MAX as usize / 2).then_some(all)
 }
 
 /// Runs a check on every node and one on every value that outputs and regions name.
@@ -383,6 +413,9 @@ fn report(
     let mut errors = Vec::new();
     for n in graph.nodes() {
         errors.extend(node(n).err().map(|fault| VerifyError { place: place(graph, n), fault }));
+        if errors.len() == MOST_FAULTS {
+            return Err(errors);
+        }
     }
     for o in &graph.outputs {
         errors.extend(value(o.value).err().map(|fault| VerifyError { place: Place::Output(o.kind.clone()), fault }));
@@ -397,14 +430,17 @@ fn report(
 fn place(graph: &Graph, n: NodeIndex) -> Place {
     let node = graph.node(n);
     let show = |t: &Type| t.display(&graph.mesh);
-    let operand = |v: Value| graph.node(v.node).types.get(v.result as usize).map_or("?".into(), show);
+    let operand = |v: &Value| graph.node(v.node).types.get(v.result as usize).map_or("?".into(), show);
+    let operands = graph.operands(n);
+    let more =
+        |shown: Vec<String>, all: usize| [shown, if all > MOST_SHOWN { vec!["…".into()] } else { vec![] }].concat();
     let inline = |n: NodeIndex| !graph.node(n).types.is_empty() && text::is_inline(graph, n);
     Place::Node {
         index: n.index(),
         line: (!inline(n)).then(|| graph.nodes().take(n.index()).filter(|&m| !inline(m)).count()),
         op: text::operation(node, &graph.mesh),
-        operands: graph.operands(n).into_iter().map(operand).collect(),
-        results: node.types.iter().map(show).collect(),
+        operands: more(operands.iter().take(MOST_SHOWN).map(operand).collect(), operands.len()),
+        results: more(node.types.iter().take(MOST_SHOWN).map(show).collect(), node.types.len()),
     }
 }
 
@@ -448,6 +484,9 @@ pub fn check_type(ty: &Type, mesh: &Mesh) -> Result<(), Malformed> {
     let show = || ty.display(mesh);
     if ty.sharding.dims.len() != ty.shape.len() {
         return Err(Malformed::Dims { ty: show(), found: ty.sharding.dims.len() });
+    }
+    if ty.shape.len() > MOST_DIMS {
+        return Err(Malformed::TooManyDims(ty.shape.len()));
     }
     let partial = ty.sharding.partial_axes();
     let axes: Vec<AxisId> = ty.sharding.dims.iter().flatten().copied().chain(partial.iter()).collect();

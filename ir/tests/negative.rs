@@ -427,3 +427,74 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     g.push(Op::Map { f: MapFn::Exp, subs }, &[Value { node: 0.into(), result: 0 }], ty.clone(), &o);
     assert_eq!(faults(&g), [Malformed::NotCanonical("d->d".into())]);
 }
+
+/// What a line may repeat without bound has a limit, so that memory is in proportion to the text.
+#[test]
+fn texts_that_are_too_large_say_where() {
+    let dims = |n: usize| vec!["1"; n].join(", ");
+    let fill = |n: usize| parse_error_of(&format!("%1 = fill 0.0 : f32[{}]", dims(n)));
+    assert_eq!(fill(52), None);
+    assert_eq!(fill(53).unwrap(), "line 3, column 177: expected at most 52 dimensions, found `1`");
+    let layout = |n: usize| parse_error_of(&format!("%1 = input data \"y\" : f32[] layout [{}]", dims(n)));
+    assert_eq!(layout(52), None);
+    assert_eq!(layout(53).unwrap(), "line 3, column 193: expected at most 52 dimensions, found `1`");
+    assert_eq!(
+        parse_error("%1 = fill 0.0 : f32[8@(dp,tp,dp)]"),
+        "line 3, column 30: expected at most the 2 axes of the mesh, found `dp`"
+    );
+    assert_eq!(
+        parse_error("%1 = all_gather (dp,tp,dp) dim=0 %0 : f32[8, 6]"),
+        "line 3, column 24: expected at most the 2 axes of the mesh, found `dp`"
+    );
+    // A block of many lines and occurrences is refused before it is in memory.
+    let lines: String =
+        (0..100).map(|i| format!("  %{{{}..{}}} = iota : i64[4]\n", 1000 + i, 100_999_900 + i)).collect();
+    let block = format!("block @a ×100000 forward {{\n{lines}}}\n");
+    assert_eq!(
+        parse_error(&block),
+        "line 3, column 27: expected blocks that are at most 134217728 bytes when they are written out, found the end of the line"
+    );
+    // Sizes that are no numbers of this machine.
+    assert_eq!(
+        parse_error("%1 = iota : i64[18446744073709551616]"),
+        "line 3, column 17: expected a number, found `18446744073709551616`"
+    );
+    let long = "x".repeat(100_000);
+    for body in
+        [long.clone(), format!("%1 = {long}"), format!("%1 = exp %0 : {long}"), format!("%1 = exp %0 : f32[8@{long}]")]
+    {
+        let error = parse_error(&body);
+        assert!(error.chars().count() < 400, "{} characters", error.chars().count());
+    }
+}
+
+fn parse_error_of(body: &str) -> Option<String> {
+    let head = "mesh <dp=2, tp=4>\n%0 = input data \"x\" : f32[8@dp, 6]\n";
+    parse::parse(&format!("{head}{body}")).err().map(|e| e.to_string())
+}
+
+/// A graph with a fault in every node says so of some of them, in a text that can be read.
+#[test]
+fn many_and_long_faults_are_cut() {
+    let long = "x".repeat(10_000);
+    let lines: String = (0..2000).map(|i| format!("%{i} = input data \"{long}\" : f32[2]\n")).collect();
+    let faults = verify(&parse::parse(&format!("mesh <>\n{lines}")).unwrap()).unwrap_err();
+    assert_eq!(faults.len(), tpc_ir::verify::MOST_FAULTS);
+    faults.iter().for_each(|fault| assert!(fault.to_string().chars().count() < 600));
+    let operands = vec!["%0"; 1000].join(", ");
+    let body = format!("mesh <>\n%0 = input data \"x\" : f32[2]\n%1 = add {operands} : f64[2]\n");
+    let fault = verify(&parse::parse(&body).unwrap()).unwrap_err().remove(0).to_string();
+    let shown = vec!["f32[2]"; tpc_ir::verify::MOST_SHOWN].join(", ");
+    assert_eq!(fault, format!("%1 = add: ({shown}, …) -> (f64[2]): the result should be f32, not f64"));
+}
+
+#[test]
+fn values_that_are_too_large_together_are_refused() {
+    let text = |size: usize| format!("mesh <>\n%0 = input data \"x\" : f32[{size}]\n%1 = exp %0 : f32[{size}]\n");
+    let found = |size: usize| verify(&parse::parse(&text(size)).unwrap());
+    assert_eq!(found((1 << 59) - 1), Ok(()));
+    assert_eq!(
+        found(1 << 60).unwrap_err()[0].to_string(),
+        "the program: its values have more bytes together than can be addressed"
+    );
+}

@@ -360,6 +360,154 @@ fn bad_meshes_and_plans_are_explained() {
     assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; there are 1, 2, 3, "));
 }
 
+/// A mesh axis called `tp:x` beside `tp` was taken for a part of `tp`, and the logits were others.
+#[test]
+fn an_axis_cannot_be_named_like_a_part_of_another() {
+    let scratch = Scratch::new("axis-names");
+    let dir = data("hf/llama-tiny");
+    let plan = scratch.write(
+        "plan.json",
+        br#"{"axis":"tp","styles":{"model.layers.*.self_attn":"PairwiseParallel","lm_head":"ColwiseParallel"},"data":{"mode":"fsdp","axis":"dp"}}"#,
+    );
+    let inputs = format!("{dir}/inputs.safetensors");
+    let commands: [&[&str]; 4] = [
+        &["dump-ir", &dir],
+        &["run", &dir, "--inputs", &inputs, "--output", "none"],
+        &["train", &dir, "--inputs", &inputs, "--steps", "1"],
+        &["bench", "--preset", "gpt", "--mode", "train", "--iters", "1"],
+    ];
+    for command in commands {
+        for name in ["tp:x", "tp:2", "tp:/2", "2", "a.b", "größe"] {
+            let mesh = format!("{name}=2,tp=2");
+            assert_eq!(
+                error(&[command, &["--plan", &plan, "--mesh", &mesh]].concat(), &scratch),
+                format!(
+                    "`{name}` cannot name a mesh axis: a name has letters, digits, `_` and `-`, begins with a letter or `_`, and has at most 64 characters"
+                )
+            );
+        }
+    }
+    // The text of a program holds parts of axes where the compiler split one, and nowhere else.
+    let text =
+        |axes: &str| scratch.write("m.tpc", format!("mesh <{axes}>\n%0 = input data \"x\" : f32[8]\n").as_bytes());
+    assert!(ok(&["dump-ir", &text("tp:2=2, tp:/2=4")]).starts_with("mesh <tp:2=2, tp:/2=4>\n"));
+    for (axes, problem) in [
+        (
+            "tp:x=2, tp=2",
+            "`tp:x` cannot name a mesh axis: a name has letters, digits, `_` and `-`, begins with a letter or `_`, and has at most 64 characters",
+        ),
+        (
+            "tp:2=2, tp=2",
+            "mesh axis `tp:2` is a part of an axis, and the axes around it are not the other parts: `tp=4` in two groups is `tp:2=2, tp:/2=2`",
+        ),
+        ("tp=2, tp=2", "mesh axis `tp` is named twice: every axis needs a name of its own"),
+        (
+            "a=1152921504606846976, b=1152921504606846976",
+            "mesh has at least 18446744073709551615 ranks, more than 65536, the most that a program is planned for",
+        ),
+    ] {
+        let said = error(&["dump-ir", &text(axes)], &scratch);
+        let found = axes.split('=').next().unwrap();
+        assert_eq!(said, format!("$TMP/m.tpc: line 1, column 7: expected other axes ({problem}), found `{found}`"));
+    }
+}
+
+/// Braces were expanded: a plan of 150 bytes took for ever.
+#[test]
+fn patterns_of_any_form_are_matched_at_once() {
+    let scratch = Scratch::new("patterns");
+    let dir = data("hf/llama-tiny");
+    let braces = "{a,b}".repeat(25);
+    let plan = scratch.write("plan.json", format!("{{\"styles\": {{\"{braces}\": \"PairwiseParallel\"}}}}").as_bytes());
+    let dump = ["dump-ir", &dir, "--train", "--batch", "2", "--seq", "4"];
+    assert_eq!(
+        error(&[&dump[..], &["--plan", &plan, "--mesh", "tp=2"]].concat(), &scratch),
+        format!("$TMP/plan.json: plan entry `{braces}` matches no module; the nearest are model, lm_head, model.norm")
+    );
+    assert_eq!(
+        error(&[&dump[..], &["--freeze", &braces]].concat(), &scratch),
+        format!("nothing to freeze matches `{braces}`; the nearest are model, lm_head, model.norm")
+    );
+    // Which layers' weights are still updated.
+    let trained = |freeze: &str| {
+        let text = ok(&[&dump[..], &["--stage", "logical", "--full", "--freeze", freeze]].concat());
+        ["0", "1"].map(|layer| text.contains(&format!("output update \"model.layers.{layer}.mlp.up_proj.weight\"")))
+    };
+    assert_eq!(trained("model.layers.0"), [false, true]);
+    assert_eq!(trained("model.layers.[!0]"), [true, false]);
+    assert_eq!(trained("model.layers.[^1]"), [false, true]);
+    assert_eq!(trained("model.layers.{1,x}.mlp"), [true, false]);
+    let refused = |freeze: &[&str]| error(&[&dump[..], freeze].concat(), &scratch);
+    assert_eq!(
+        refused(&["--freeze", "model.layers.[0"]),
+        "freezing `model.layers.[0`: the `[` at character 14 is never closed"
+    );
+    // An option without effect is a mistake: what is taken back must have been frozen.
+    for freeze in [&["--freeze", "!"][..], &["--freeze", "!lm_head", "--freeze", "model"]] {
+        assert_eq!(
+            refused(freeze),
+            format!(
+                "freezing `{}` takes nothing back: patterns are read in order, and none before it freezes what it matches",
+                freeze[1]
+            )
+        );
+    }
+}
+
+/// PyTorch's plans for llama name the head, which a tied model does not have.
+#[test]
+fn a_tied_head_is_the_embedding() {
+    let scratch = Scratch::new("tied");
+    for (model, head, table) in [
+        ("llama-tiny", "lm_head", "model.embed_tokens"),
+        ("gpt2-tiny", "lm_head", "transformer.wte"),
+        ("bert-tiny", "cls.predictions.decoder", "bert.embeddings.word_embeddings"),
+    ] {
+        let dir = scratch.path(model);
+        std::fs::create_dir_all(&dir).unwrap();
+        let config = std::fs::read(data(&format!("hf/{model}/config.json"))).unwrap();
+        let mut config: Json = serde_json::from_slice(&config).unwrap();
+        config["tie_word_embeddings"] = true.into();
+        std::fs::write(format!("{dir}/config.json"), config.to_string()).unwrap();
+        let plan = scratch.write(
+            "plan.json",
+            format!(r#"{{"styles": {{"{table}": {{"RowwiseParallel": {{"input_layouts": "Replicate"}}}}, "{head}": {{"ColwiseParallel": {{"output_layouts": "Replicate"}}}}}}}}"#).as_bytes(),
+        );
+        let dump = ["dump-ir", &dir, "--batch", "2", "--seq", "4"];
+        let train = [&dump[..], &["--train"]].concat();
+        for command in [&dump[..], &train] {
+            assert_eq!(
+                error(&[command, &["--plan", &plan, "--mesh", "tp=2"]].concat(), &scratch),
+                format!(
+                    "$TMP/plan.json: plan entry `{head}` names `{head}`, which shares its weights: `{head}.weight` is `{table}.weight` under another name (tied), and one style places both; remove this entry and name `{table}`: RowwiseParallel there cuts the rows of the embedding, which are the outputs of the head"
+                )
+            );
+        }
+        assert_eq!(
+            error(&[&train[..], &["--freeze", head]].concat(), &scratch),
+            format!(
+                "nothing to freeze is called `{head}`: `{head}.weight` is `{table}.weight` under another name (tied); freeze `{table}.weight`"
+            )
+        );
+    }
+}
+
+/// A chain of sums had as many terms at every link as there are links before it.
+#[test]
+fn texts_of_many_terms_take_time_in_proportion() {
+    let scratch = Scratch::new("terms");
+    let terms = 10_000;
+    let chain: String = (1..terms).map(|i| format!("%{i} = add %{}, %0 : f32[4]\n", i - 1)).collect();
+    let sum = format!("%1 = add {} : f32[4]\n", vec!["%0"; terms].join(", "));
+    for (body, last) in [(chain, terms - 1), (sum, 1)] {
+        let text = format!("mesh <>\n%0 = input data \"x\" : f32[4]\n{body}output result \"y\" %{last}\n");
+        let file = scratch.write("m.tpc", text.as_bytes());
+        let logical = ok(&["dump-ir", &file, "--stage", "logical"]);
+        assert_eq!(logical.matches("%0").count(), terms + 1, "one sum of {terms} terms");
+        assert!(ok(&["dump-ir", &file, "--stage", "scheduled"]).len() > terms);
+    }
+}
+
 #[test]
 fn bad_models_are_explained() {
     let scratch = Scratch::new("models");

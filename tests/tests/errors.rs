@@ -108,7 +108,7 @@ fn plans_that_do_not_fit_the_model() {
             .with("model.layers.*.mlp", PairwiseParallel)
             .with("model.layers.1.mlp.up_proj", RowwiseParallel::default()),
         "tp=2",
-        "parameter `model.layers.1.mlp.up_proj.weight` is claimed by two plan entries, `plan \"model.layers.*.mlp\"` and `plan \"model.layers.1.mlp.up_proj\"`: remove one of them",
+        "parameter `model.layers.1.mlp.up_proj.weight` is claimed by two plan entries, `plan \"model.layers.*.mlp\"` (by columns) and `plan \"model.layers.1.mlp.up_proj\"` (by rows): remove one of them",
     );
 }
 

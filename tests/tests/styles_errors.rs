@@ -4,7 +4,7 @@
 use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
 use burn::nn::conv::{Conv1d, Conv1dConfig};
-use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::module::conv1d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
@@ -276,7 +276,7 @@ fn convolutions_that_cannot_be_seen() {
     let rows = Plan::new().with("depthwise", RowwiseParallel::default());
     assert_eq!(
         found(&rows).unwrap_err().to_string(),
-        "plan entry `depthwise` (RowwiseParallel) finds nothing to parallelize in `depthwise`, which is a Conv1d: it works on a linear, an embedding or a convolution"
+        "plan entry `depthwise` (RowwiseParallel) finds nothing to parallelize in `depthwise`, which is a Conv1d: each of its output channels has one input channel, so there are no input channels to cut; ColwiseParallel cuts its output channels"
     );
     // Without linears, channels are for the other styles.
     assert_eq!(
@@ -290,77 +290,78 @@ fn positions_and_dimensions_that_do_not_exist() {
     refused(
         Plan::new().with("layers.0.mlp.net1", inputs(&[None, s(0)], &[])),
         "tp=2",
-        "plan entry `layers.0.mlp.net1` gives a layout to argument 1 of `layers.0.mlp.net1`, which has 1",
+        "plan entry `layers.0.mlp.net1` gives a layout to argument 1 of `layers.0.mlp.net1`, which has 1: leave that layout out",
     );
     refused(
         Plan::new().with("layers.1.join", inputs(&[None, None, R], &[])),
         "tp=2",
-        "plan entry `layers.1.join` gives a layout to argument 2 of `layers.1.join`, which has 2",
+        "plan entry `layers.1.join` gives a layout to argument 2 of `layers.1.join`, which has 2: leave that layout out",
     );
     refused(
         Plan::new().with("layers.*.join", outputs(&[None, R])),
         "tp=2",
-        "plan entry `layers.*.join` gives a layout to result 1 of `layers.0.join`, which has 1",
+        "plan entry `layers.*.join` gives a layout to result 1 of `layers.0.join`, which has 1: leave that layout out",
     );
     refused(
         Plan::new().with("last", ColwiseParallel { output_layouts: s(3), ..Default::default() }),
         "tp=2",
-        "plan entry `last` wants Shard(3) for result 0 of `last`, which has the shape [2, 3, 5]: there is no such dimension",
+        "plan entry `last` wants Shard(3) for result 0 of `last`, which has the shape [2, 3, 5]: there is no such dimension, use Shard(0) to Shard(2) or Replicate",
     );
     refused(
         Plan::new().with("last", RowwiseParallel { input_layouts: s(-4), ..Default::default() }),
         "tp=2",
-        "plan entry `last` wants Shard(-4) for argument 0 of `last`, which has the shape [2, 3, 8]: there is no such dimension",
+        "plan entry `last` wants Shard(-4) for argument 0 of `last`, which has the shape [2, 3, 8]: there is no such dimension, use Shard(0) to Shard(2) or Replicate",
     );
     refused(
         Plan::new().with("table", ColwiseParallel { input_layouts: s(2), ..Default::default() }),
         "tp=2",
-        "plan entry `table` wants Shard(2) for argument 0 of `table`, which has the shape [2, 3]: there is no such dimension",
+        "plan entry `table` wants Shard(2) for argument 0 of `table`, which has the shape [2, 3]: there is no such dimension, use Shard(0) to Shard(1) or Replicate",
     );
     refused(
         Plan::new().with("layers.{0,1}.join", inputs(&[], &[None, s(5)])),
         "tp=2",
-        "plan entry `layers.{0,1}.join` wants Shard(5) for argument 1 of `layers.0.join`, which has the shape [2, 3, 8]: there is no such dimension",
+        "plan entry `layers.{0,1}.join` wants Shard(5) for argument 1 of `layers.0.join`, which has the shape [2, 3, 8]: there is no such dimension, use Shard(0) to Shard(2) or Replicate",
     );
     refused(
         Plan::new().with("layers.1.norm", SequenceParallel { sequence_dim: 3 }),
         "tp=2",
-        "plan entry `layers.1.norm` wants Shard(3) for result 0 of `layers.1.norm`, which has the shape [2, 3, 8]: there is no such dimension",
+        "plan entry `layers.1.norm` wants Shard(3) for result 0 of `layers.1.norm`, which has the shape [2, 3, 8]: there is no such dimension, use Shard(0) to Shard(2) or Replicate",
     );
     refused(
         Plan::new().with("layers.0.mlp", PairwiseSequenceParallel { sequence_dim: 7 }),
         "tp=2",
-        "plan entry `layers.0.mlp` wants Shard(7) for argument 0 of `layers.0.mlp.net1`, which has the shape [2, 3, 8]: there is no such dimension",
+        "plan entry `layers.0.mlp` wants Shard(7) for argument 0 of `layers.0.mlp.net1`, which has the shape [2, 3, 8]: there is no such dimension, use Shard(0) to Shard(2) or Replicate",
     );
 }
 
 #[test]
 fn parameters_that_are_claimed_twice() {
     let twice = |parameter: &str, first: &str, second: &str| {
+        let ((first, one), (second, other)) = (first.split_once(' ').unwrap(), second.split_once(' ').unwrap());
         format!(
-            "parameter `{parameter}` is claimed by two plan entries, `plan \"{first}\"` and `plan \"{second}\"`: remove one of them"
+            "parameter `{parameter}` is claimed by two plan entries, `plan \"{first}\"` ({one}) and `plan \"{second}\"` ({other}): remove one of them"
         )
     };
     refused(
         Plan::new().with("layers.*.attn", PairwiseParallel).with("layers.0.attn.output", ColwiseParallel::default()),
         "tp=2",
-        &twice("layers.0.attn.output.weight", "layers.*.attn", "layers.0.attn.output"),
+        &twice("layers.0.attn.output.weight", "layers.*.attn by rows", "layers.0.attn.output by columns"),
     );
     refused(
         Plan::new().with("", PairwiseParallel).with("layers.1.mlp", PairwiseParallel),
         "tp=2",
-        &twice("layers.1.mlp.net1.weight", "", "layers.1.mlp"),
+        &twice("layers.1.mlp.net1.weight", " by columns", "layers.1.mlp by columns"),
     );
     // Also by two entries with one path.
     refused(
         Plan::new().with("last", ColwiseParallel::default()).with("last", RowwiseParallel::default()),
         "tp=2",
-        &twice("last.weight", "last", "last"),
+        &twice("last.weight", "last by columns", "last by rows"),
     );
     refused(
         Plan::new().with("layers.0.mlp", PairwiseParallel).with("layers.0.mlp", PairwiseSequenceParallel::default()),
         "tp=2",
-        &twice("layers.0.mlp.net1.weight", "layers.0.mlp", "layers.0.mlp"),
+        &twice("layers.0.mlp.net1.weight", "layers.0.mlp by columns", "layers.0.mlp by columns"),
     );
 }
 
@@ -512,23 +513,23 @@ fn plan_files_with_values_of_the_wrong_kind() {
     for (style, expected) in [
         (
             r#"{"ColwiseParallel": {"input_layouts": "Partial"}}"#,
-            "`input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found \"Partial\"",
+            "plan entry `last`: `input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found \"Partial\"",
         ),
         (
             r#"{"ColwiseParallel": {"input_layouts": "Shard(x)"}}"#,
-            "`input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found \"Shard(x)\"",
+            "plan entry `last`: `input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found \"Shard(x)\"",
         ),
         (
             r#"{"ColwiseParallel": {"input_layouts": ["Shard(0)"]}}"#,
-            "`input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found [\"Shard(0)\"]",
+            "plan entry `last`: `input_layouts` in the plan must be \"Replicate\" or \"Shard(DIM)\", found [\"Shard(0)\"]",
         ),
         (
             r#"{"SequenceParallel": {"sequence_dim": "1"}}"#,
-            "`sequence_dim` in the plan must be a dimension number, found \"1\"",
+            "plan entry `last`: `sequence_dim` in the plan must be a dimension number, found \"1\"",
         ),
         (
             r#"{"SequenceParallel": {"sequence_dim": 1.5}}"#,
-            "`sequence_dim` in the plan must be a dimension number, found 1.5",
+            "plan entry `last`: `sequence_dim` in the plan must be a dimension number, found 1.5",
         ),
         (
             r#"{"PairwiseParallel": {"sequence_dim": 1}}"#,
@@ -544,11 +545,11 @@ fn plan_files_with_values_of_the_wrong_kind() {
         ),
         (
             r#"{"RowwiseParallel": {"prepare_output": "make_output"}}"#,
-            "`prepare_output` in the plan must be the name of a prepare function, such as \"make_output_tensor\", found \"make_output\"",
+            "plan entry `last`: `prepare_output` in the plan must be the name of a prepare function, such as \"make_output_tensor\", found \"make_output\"",
         ),
         (
             r#"{"RowwiseParallel": {"prepare_output": "make_output_tensor:1"}}"#,
-            "`prepare_output` in the plan must be the name of a prepare function, such as \"make_output_tensor\", found \"make_output_tensor:1\"",
+            "plan entry `last`: `prepare_output` in the plan must be the name of a prepare function, such as \"make_output_tensor\", found \"make_output_tensor:1\"",
         ),
         ("true", "`last` in the plan must be a style or a map of styles, found true"),
     ] {
@@ -562,8 +563,208 @@ fn plan_files_with_values_of_the_wrong_kind() {
             "`data.replicate_axis` in the plan must be given with the mode \"hsdp\" only, found rep",
         ),
         (r#"{"styles": []}"#, "`styles` in the plan must be an object, found []"),
-        (r#"{"data": "fsdp"}"#, "`data` in the plan must be an object, found \"fsdp\""),
+        (r#"{"data": "fdsp"}"#, "`data` in the plan must be \"ddp\", \"fsdp\", \"zero1\" or \"hsdp\", found fdsp"),
+        (
+            r#"{"data": 3}"#,
+            "`data` in the plan must be a mode or an object with the keys mode, axis, replicate_axis, found 3",
+        ),
     ] {
         assert_eq!(Plan::from_json(text).unwrap_err().to_string(), expected, "{text}");
     }
+}
+
+/// The mode alone is what a plan means most of the time.
+#[test]
+fn a_data_mode_alone_has_the_usual_axes() {
+    for (short, long) in [
+        (r#"{"data": "ddp"}"#, r#"{"data": {"mode": "ddp", "axis": "dp"}}"#),
+        (r#"{"data": "fsdp"}"#, r#"{"data": {"mode": "fsdp", "axis": "dp"}}"#),
+        (r#"{"data": "zero1"}"#, r#"{"data": {"mode": "zero1", "axis": "dp"}}"#),
+        (r#"{"data": "hsdp"}"#, r#"{"data": {"mode": "hsdp", "axis": "dp", "replicate_axis": "rep"}}"#),
+    ] {
+        let data = |text| Plan::from_json(text).unwrap_or_else(|e| panic!("{e}")).data;
+        assert!(data(short).is_some());
+        assert_eq!(data(short), data(long), "{short}");
+    }
+}
+
+/// JSON readers keep one of two equal keys: half of the plan would mean nothing.
+#[test]
+fn plan_files_that_say_something_twice() {
+    let ambiguous = |what: &str| format!("the plan is ambiguous: {what}; put what both say under one key");
+    let path = |path: &str| format!("the plan has two entries for the path `{path}`: put what both say into one");
+    for (text, expected) in [
+        (
+            r#"{"styles": {"last": "ColwiseParallel"}, "styles": {"table": "RowwiseParallel"}}"#,
+            ambiguous("the key \"styles\" stands twice in the outermost object (line 1, column 51)"),
+        ),
+        (
+            "{\"styles\": {\n  \"last\": \"ColwiseParallel\",\n  \"last\": \"RowwiseParallel\"}}",
+            ambiguous("the key \"last\" stands twice in `styles` (line 3, column 8)"),
+        ),
+        (
+            r#"{"styles": {"last": {"ColwiseParallel": {"input_layouts": "Replicate", "input_layouts": "Shard(1)"}}}}"#,
+            ambiguous("the key \"input_layouts\" stands twice in `styles.last.ColwiseParallel` (line 1, column 86)"),
+        ),
+        (
+            r#"{"data": {"mode": "ddp", "mode": "fsdp"}}"#,
+            ambiguous("the key \"mode\" stands twice in `data` (line 1, column 31)"),
+        ),
+        (
+            r#"{"axis": "tp", "\u0061xis": "dp"}"#,
+            ambiguous("the key \"axis\" stands twice in the outermost object (line 1, column 26)"),
+        ),
+        (r#"{"styles": {"a": {"b": "ColwiseParallel"}, "a.b": "ColwiseParallel"}}"#, path("a.b")),
+        (r#"{"styles": {"a": {"": "ColwiseParallel"}, "": {"a": "RowwiseParallel"}}}"#, path("a")),
+        (r#"{"styles": {"a.b": {"c": "ColwiseParallel"}, "a": {"b.c": {"ColwiseParallel": {}}}}}"#, path("a.b.c")),
+    ] {
+        match Plan::from_json(text) {
+            Ok(plan) => panic!("{text}: {:?}", plan.styles),
+            Err(e) => assert_eq!(e.to_string(), expected, "{text}"),
+        }
+    }
+}
+
+/// Names of axes and patterns are checked where they are read.
+#[test]
+fn plan_files_with_names_that_nothing_can_have() {
+    const NAME: &str =
+        "a name has letters, digits, `_` and `-`, begins with a letter or `_`, and has at most 64 characters";
+    for (text, expected) in [
+        (r#"{"axis": "tp:2"}"#, format!("`axis` in the plan: `tp:2` cannot name a mesh axis: {NAME}")),
+        (
+            r#"{"data": {"mode": "fsdp", "axis": "tp:x"}}"#,
+            format!("`data.axis` in the plan: `tp:x` cannot name a mesh axis: {NAME}"),
+        ),
+        (
+            r#"{"data": {"mode": "hsdp", "replicate_axis": "a b"}}"#,
+            format!("`data.replicate_axis` in the plan: `a b` cannot name a mesh axis: {NAME}"),
+        ),
+        (
+            r#"{"styles": {"layers.[0.attn": "ColwiseParallel"}}"#,
+            "plan entry `layers.[0.attn` is no path pattern: the `[` at character 8 is never closed".into(),
+        ),
+        (
+            r#"{"styles": {"layers": {"{0,1": {"attn": "ColwiseParallel"}}}}"#,
+            "plan entry `layers.{0,1.attn` is no path pattern: the `{` at character 8 is never closed".into(),
+        ),
+        (
+            r#"{"styles": {"last": {"ColumnParallel": {"output_layouts": "Replicate"}}}}"#,
+            "plan entry `last` names the style `ColumnParallel`, which does not exist: use ColwiseParallel, RowwiseParallel, PairwiseParallel, PairwiseSequenceParallel, SequenceParallel, PrepareModuleInput, PrepareModuleOutput, PrepareModuleInputOutput, TensorParallelMultiheadAttention".into(),
+        ),
+    ] {
+        assert_eq!(Plan::from_json(text).unwrap_err().to_string(), expected, "{text}");
+    }
+    let last = || Plan::new().with("last", ColwiseParallel::default());
+    let named = |name: &str| format!("the plan: `{name}` cannot name a mesh axis: {NAME}");
+    refused(last().along("tp:2"), "tp=2", &named("tp:2"));
+    refused(last().ddp("tp:/2"), "dp=2,tp=2", &named("tp:/2"));
+    refused(
+        Plan::new().with("layers.[9-0].mlp", PairwiseParallel),
+        "tp=2",
+        "plan entry `layers.[9-0].mlp` is no path pattern: the range `9-0` holds no character: write `0-9`",
+    );
+}
+
+/// What a message repeats of a plan is no longer than a reader looks at.
+#[test]
+fn long_texts_are_cut() {
+    let long = "x".repeat(100_000);
+    for text in [
+        long.clone(),
+        format!("{{\"{long}\": 1}}"),
+        format!("{{\"{long}\": 1, \"{long}\": 1}}"),
+        format!("{{\"axis\": \"{long}\"}}"),
+        format!("{{\"axis\": {{\"{long}\": 1}}}}"),
+        format!("{{\"data\": \"{long}\"}}"),
+        format!("{{\"styles\": {{\"{long}\": \"{long}\"}}}}"),
+        format!("{{\"styles\": {{\"{long}\": {{\"ColwiseParallel\": {{\"{long}\": 1}}}}}}}}"),
+        format!("{{\"styles\": {{\"{long}\": {{\"ColwiseParallel\": {{\"input_layouts\": \"{long}\"}}}}}}}}"),
+        format!("{{\"styles\": {{\"a\": {{\"{long}\": \"ColwiseParallel\"}}, \"a.{long}\": \"ColwiseParallel\"}}}}"),
+    ] {
+        let message = Plan::from_json(&text).unwrap_err().to_string();
+        assert!(message.chars().count() < 1200, "{} characters", message.chars().count());
+    }
+    let message = error(&Plan::new().with(&*long, PairwiseParallel), "tp=2");
+    assert!(message.chars().count() < 500, "{} characters", message.chars().count());
+    assert_eq!(
+        Plan::from_json("{\"a\u{1b}[2J\\u001b\": 1}").unwrap_err().to_string(),
+        "the plan is not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 1 column 4"
+    );
+    assert_eq!(
+        Plan::from_json("{\"a\\u001b[2J\": 1}").unwrap_err().to_string(),
+        "the plan has an unknown key `a\\u{1b}[2J` in the plan: known are axis, styles, data, loss_parallel"
+    );
+}
+
+#[derive(Module, Debug)]
+struct Shared {
+    table: Embedding,
+    first: Linear,
+    second: Linear,
+    head: Linear,
+    unused: Linear,
+    merged: Linear,
+    narrow: Linear,
+    drop: Dropout,
+}
+
+/// A linear that is another one, a head that is the table, and linears that no product reads.
+fn shared() -> Case<Shared, Tensor<2, Int>, 3> {
+    let d = &Device::flex();
+    let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(d);
+    let first = linear(8, 8);
+    let table = EmbeddingConfig::new(8, 8).init(d);
+    let head = Linear { weight: table.weight.clone(), bias: None };
+    Case {
+        model: Shared {
+            second: first.clone(),
+            first,
+            table,
+            head,
+            unused: linear(8, 4),
+            merged: linear(8, 8),
+            narrow: linear(1, 8),
+            drop: DropoutConfig::new(0.0).init(),
+        },
+        data: vec![integers("ids", &[2, 3], 8)],
+        batch: |data: &[TensorData], device| Tensor::from_data(data[0].clone(), device),
+        forward: |m, ids| {
+            let x = m.drop.forward(m.table.forward(ids));
+            let x = m.second.forward(activation::relu(m.first.forward(x)));
+            // Only the sum of two weights enters a product.
+            let x = x.matmul((m.merged.weight.val() + 1.0).unsqueeze());
+            let [b, s, _] = x.dims();
+            let x = m.narrow.forward(x.sum_dim(2)).reshape([b, s, 8]);
+            m.head.forward(x)
+        },
+    }
+}
+
+/// What a module is, is said instead of what the style works on.
+#[test]
+fn modules_that_are_shared_or_unused() {
+    let refused = |module: &str, expected: &str| {
+        let plan = Plan::new().with(module, ColwiseParallel::default());
+        match shared().compiled(&plan, "tp=2", &CompileOptions::default()) {
+            Ok(_) => panic!("accepted: {module}"),
+            Err(e) => assert_eq!(e.to_string(), expected),
+        }
+    };
+    refused(
+        "head",
+        "plan entry `head` names `head`, a Linear, which shares its weights: `head.weight` is `table.weight` under another name (tied), and one style places both; remove this entry and name `table`: RowwiseParallel there cuts the rows of the embedding, which are the outputs of the head",
+    );
+    refused(
+        "second",
+        "plan entry `second` names `second`, a Linear, which shares its weights: `second.weight` is `first.weight` under another name (tied), and one style places both; remove this entry and name `first`",
+    );
+    refused(
+        "unused",
+        "plan entry `unused` names `unused`, a Linear, whose parameters (`unused.weight`) the program does not use: remove the entry",
+    );
+    refused(
+        "merged",
+        "plan entry `merged` (ColwiseParallel) finds nothing to parallelize in `merged`, which is a Linear: `merged.weight` is read by `add`, and the style cuts only what enters a product as it is; remove the entry, and every rank keeps the whole of it",
+    );
 }

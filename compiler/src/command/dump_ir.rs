@@ -5,6 +5,7 @@ use super::report;
 use super::subject::{Optimizer, Step, Subject};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Captured;
+use crate::explain::Facts;
 use crate::import::{Signature, import_with};
 use crate::program::{Error, place, renamed};
 use clap::{Args, ValueEnum};
@@ -98,7 +99,7 @@ impl DumpIr {
         {
             return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
         }
-        self.show(vec![program], terminal)
+        self.show(vec![program], &Facts::default(), terminal)
     }
 
     fn model(&self, terminal: &mut Terminal) -> Outcome {
@@ -119,6 +120,7 @@ impl DumpIr {
                 Step::Backward(step) => vec![*step],
             },
         };
+        let facts = captured.first().map_or_else(Facts::default, |c| Facts::of(c, &rename));
         captured.iter_mut().for_each(|c| *c = renamed(c, &rename));
         let signature = Signature::of(&captured).map_err(Error::from)?;
         // The first step is another program over the same arena: only sizes of memory depend on it.
@@ -126,22 +128,26 @@ impl DumpIr {
             captured.truncate(1);
         }
         let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
-        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, &step)?)));
-        self.show(imported.collect::<Outcome<_>>()?, terminal)
+        let imported = captured.iter().map(|c| {
+            let graph = import(c, &signature, &step).map_err(|error| facts.explain(error))?;
+            Ok(Program::Captured(graph))
+        });
+        self.show(imported.collect::<Outcome<_>>()?, &facts, terminal)
     }
 
     /// Shows the first of the programs, which share one arena.
-    fn show(&self, programs: Vec<Program>, terminal: &mut Terminal) -> Outcome {
+    fn show(&self, programs: Vec<Program>, facts: &Facts, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
         let to = if self.json { Stage::Placed } else { self.stage };
         let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
         let staged = programs.into_iter().map(|program| {
             let advanced = advance(program, to, &mesh, &plan, &search, &step)?;
-            advanced.map_err(|error| self.placement.failure(error))
+            advanced.map_err(|error| self.placement.failure(facts.explain(error)))
         });
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
         if self.json {
+            check_report(first)?;
             let scheduled = schedule(first, &LowerOptions::default());
             let failed = |error: LowerError| self.placement.failure(error.into());
             let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
@@ -173,6 +179,29 @@ impl DumpIr {
     }
 }
 
+/// Most bytes that the programs of all ranks may take for a report of them.
+const MOST_REPORTED: usize = 2 << 30;
+/// About as many bytes as a rank's program has for each operation.
+const BYTES_OF_ACTION: usize = 1 << 10;
+
+/// Whether the programs of all ranks can be held at once: each names the members of the groups that it is in.
+fn check_report(placed: &Graph) -> Outcome {
+    let members: usize = placed.nodes().map(|n| placed.mesh.group_size(placed.node(n).op.axes())).sum();
+    let of_rank =
+        members.saturating_mul(size_of::<usize>()).saturating_add(placed.len().saturating_mul(BYTES_OF_ACTION));
+    let ranks = placed.mesh.ranks();
+    let bytes = of_rank.saturating_mul(ranks);
+    if bytes <= MOST_REPORTED {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the programs of all {ranks} ranks take about {} GiB, more than the {} GiB for a report of them: \
+         leave --json away, or show one rank with --stage scheduled --rank N",
+        bytes >> 30,
+        MOST_REPORTED >> 30
+    )))
+}
+
 /// Programs that run one after the other in the same arenas need the larger ones.
 fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     for (program, other) in programs.iter_mut().zip(others) {
@@ -180,8 +209,8 @@ fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     }
 }
 
-fn import(captured: &Captured, signature: &Signature, step: &StepOptions) -> Outcome<Graph> {
-    let graph = import_with(captured, signature).map_err(Error::from)?.graph;
+fn import(captured: &Captured, signature: &Signature, step: &StepOptions) -> Result<Graph, Error> {
+    let graph = import_with(captured, signature)?.graph;
     Ok(on_captured(&graph, step)?.into_owned())
 }
 

@@ -22,6 +22,7 @@ pub mod presets;
 mod rope;
 mod save;
 mod shard;
+mod tied;
 mod weight_map;
 mod weights;
 
@@ -43,6 +44,7 @@ pub use model::{Model, TokenInputs, build, load, weight_map};
 pub use rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
 pub use save::{read_strips, save_pretrained, save_strips, write_strips, write_weights};
 pub use shard::{STRIP, read_box};
+pub use tied::tied_head;
 pub(crate) use weight_map::transposed;
 pub use weight_map::{WeightEntry, WeightMap, burn_path, hf_path};
 pub use weights::{FileType, TensorInfo, Weights};

@@ -23,8 +23,17 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Region, Scalar, Subscripts, Type, Value};
 
-/// A sum: its terms, how each is read, and the letters of the result.
-type Sum = (Vec<Value>, Vec<Vec<Letter>>, Vec<Letter>);
+/// A sum that its only reader may take apart.
+struct Sum {
+    /// The terms, and how each is read.
+    terms: Vec<(Value, Vec<Letter>)>,
+    /// The letters of the result.
+    result: Vec<Letter>,
+}
+
+/// A sum of more terms is taken apart once and stays in the new graph as it was in the old one: a chain of sums would
+/// have as many terms at every link as there are links before it.
+const COPIED: usize = 64;
 
 /// One round of simplification.
 pub fn simplify(graph: &Graph) -> Graph {
@@ -36,13 +45,21 @@ pub fn simplify(graph: &Graph) -> Graph {
         let results = match &n.op {
             Op::Map { f, subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
-                let (operands, subs) =
-                    if f.is_sum() { join_sums(&operands, &subs, &flatten) } else { (operands, subs) };
-                let value = map(new, *f, operands.clone(), subs.clone(), &n.types[0], &n.origin);
-                if f.is_sum() && single[node.index()] {
-                    flatten.insert(value, (operands, subs.operands, subs.result));
+                if !f.is_sum() {
+                    vec![map(new, *f, operands, subs, &n.types[0], &n.origin)]
+                } else {
+                    let sum = join_sums(&operands, &subs, &mut flatten);
+                    let is_link = single[node.index()];
+                    let (operands, subs) = match is_link && sum.terms.len() > COPIED {
+                        true => (operands, subs),
+                        false => sum.read(),
+                    };
+                    let value = map(new, *f, operands, subs, &n.types[0], &n.origin);
+                    if is_link {
+                        flatten.insert(value, sum);
+                    }
+                    vec![value]
                 }
-                vec![value]
             }
             Op::Einsum { subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
@@ -211,22 +228,37 @@ fn fold_views(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts) -
     (operands, subs)
 }
 
-/// Replaces operands that are single-use sums by their terms.
-fn join_sums(operands: &[Value], subs: &Subscripts, flatten: &HashMap<Value, Sum>) -> Read {
+/// The sum with the terms of its operands that are single-use sums instead of these.
+fn join_sums(operands: &[Value], subs: &Subscripts, flatten: &mut HashMap<Value, Sum>) -> Sum {
     let mut terms: Vec<(Value, Vec<Letter>)> = Vec::new();
     for (&v, letters) in operands.iter().zip(&subs.operands) {
-        match flatten.get(&v) {
-            Some((inner, rows, result)) => {
-                for (&w, row) in inner.iter().zip(rows) {
-                    let read = row.iter().map(|l| letters[result.iter().position(|r| r == l).unwrap_or(0)]).collect();
-                    terms.push((w, read));
-                }
+        let inner = match flatten.get(&v) {
+            None => {
+                terms.push((v, letters.clone()));
+                continue;
             }
-            None => terms.push((v, letters.clone())),
+            Some(inner) if inner.terms.len() > COPIED => flatten.remove(&v),
+            Some(Sum { terms, result }) => Some(Sum { terms: terms.clone(), result: result.clone() }),
+        };
+        let Some(Sum { terms: mut inner, result }) = inner else { continue };
+        if result != *letters {
+            let read = |l: &Letter| letters[result.iter().position(|r| r == l).unwrap_or(0)];
+            inner.iter_mut().for_each(|(_, row)| *row = row.iter().map(read).collect());
         }
+        if inner.len() > COPIED.max(terms.len()) {
+            std::mem::swap(&mut terms, &mut inner);
+        }
+        terms.append(&mut inner);
     }
-    let (operands, rows): (Vec<_>, Vec<_>) = terms.into_iter().unzip();
-    (operands, Subscripts::new(&rows, &subs.result))
+    Sum { terms, result: subs.result.clone() }
+}
+
+impl Sum {
+    fn read(&self) -> Read {
+        let (operands, rows): (Vec<_>, Vec<_>) = self.terms.iter().cloned().unzip();
+        let subs = Subscripts::new(&rows, &self.result);
+        (operands, subs)
+    }
 }
 
 fn fill(new: &mut Graph, x: f64, ty: &Type, origin: &Origin) -> Value {

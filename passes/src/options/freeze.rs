@@ -10,7 +10,7 @@
 
 use super::{OptionError, trained};
 use crate::rebuild::{copy, rebuild};
-use crate::styles::pattern::{matches, nearest};
+use crate::styles::pattern::{Pattern, nearest};
 use std::collections::BTreeSet;
 use tpc_ir::{Graph, InputKind, OutputKind};
 
@@ -20,7 +20,8 @@ use tpc_ir::{Graph, InputKind, OutputKind};
 /// nothing but those.
 ///
 /// # Errors
-/// A pattern without a match, a program without gradients, or nothing left to train.
+/// A text that is no pattern, a pattern without a match, one that takes back what no pattern before it
+/// freezes, a program without gradients, or nothing left to train.
 pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> {
     let trained = trained(graph);
     if trained.is_empty() {
@@ -29,11 +30,16 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
     let mut frozen: BTreeSet<&str> = BTreeSet::new();
     for pattern in patterns {
         let (path, back) = pattern.strip_prefix('!').map_or((pattern.as_str(), false), |path| (path, true));
-        let matched: Vec<&str> = trained.iter().map(String::as_str).filter(|name| covers(path, name)).collect();
+        let matches =
+            Pattern::new(path).map_err(|problem| OptionError::Pattern { pattern: pattern.clone(), problem })?;
+        let matched: Vec<&str> = trained.iter().map(String::as_str).filter(|name| covers(&matches, name)).collect();
         if matched.is_empty() {
             let modules: BTreeSet<&str> =
                 trained.iter().flat_map(|name| prefixes(name)).filter(|p| !p.is_empty()).collect();
             return Err(OptionError::NoParameter { pattern: pattern.clone(), nearest: nearest(path, modules) });
+        }
+        if back && !matched.iter().any(|name| frozen.contains(name)) {
+            return Err(OptionError::NotFrozen { pattern: pattern.clone() });
         }
         for name in matched {
             if back {
@@ -68,8 +74,8 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
 }
 
 /// Whether a pattern means a parameter or a module that contains it.
-fn covers(pattern: &str, parameter: &str) -> bool {
-    prefixes(parameter).any(|path| matches(pattern, path))
+fn covers(pattern: &Pattern, parameter: &str) -> bool {
+    prefixes(parameter).any(|path| pattern.matches(path))
 }
 
 /// The whole path, then every shorter one down to the root.
@@ -84,10 +90,13 @@ mod tests {
 
     #[test]
     fn a_pattern_covers_a_parameter_and_the_modules_around_it() {
-        for pattern in ["", "*", "model", "model.layers.0", "model.layers.*.up", "model.layers.?.up.weight"] {
+        let covers = |pattern: &str, parameter: &str| super::covers(&Pattern::new(pattern).unwrap(), parameter);
+        for pattern in
+            ["", "*", "model", "model.layers.0", "model.layers.*.up", "model.layers.?.up.weight", "model.layers.[!1]"]
+        {
             assert!(covers(pattern, "model.layers.0.up.weight"), "{pattern}");
         }
-        for pattern in ["layers", "model.layers.1", "model.layers.0.up.bias", "*.weight"] {
+        for pattern in ["layers", "model.layers.1", "model.layers.0.up.bias", "*.weight", "model.layers.[^0]"] {
             assert!(!covers(pattern, "model.layers.0.up.weight"), "{pattern}");
         }
     }

@@ -19,7 +19,9 @@ pub mod freeze;
 pub mod precision;
 
 use crate::propagate::Annotations;
+use crate::styles::pattern::{Nearest, PatternError};
 use std::borrow::Cow;
+use tpc_ir::quote::cut;
 use tpc_ir::{Graph, OutputKind};
 
 pub use precision::{Precision, Reduction};
@@ -67,12 +69,42 @@ pub enum OptionError {
     #[error("the model has a result `{0}` of its own: rename it, clipping gives a result of that name")]
     Taken(&'static str),
     /// A freezing pattern that matches nothing.
-    #[error("nothing to freeze matches `{pattern}`; the nearest are {}", .nearest.join(", "))]
+    #[error("nothing to freeze matches `{}`{}", cut(.pattern), Nearest(.nearest))]
     NoParameter {
         /// The pattern.
         pattern: String,
         /// Existing names like it.
         nearest: Vec<String>,
+    },
+    /// A freezing pattern that means a parameter by another of its names.
+    #[error(
+        "nothing to freeze is called `{}`: `{parameter}` is `{shared}` under another name (tied); freeze `{shared}`",
+        cut(.pattern)
+    )]
+    Tied {
+        /// The pattern.
+        pattern: String,
+        /// The parameter by the name that the pattern means.
+        parameter: String,
+        /// The same parameter as the program calls it.
+        shared: String,
+    },
+    /// A freezing pattern that is none.
+    #[error("freezing `{}`: {problem}", cut(.pattern))]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        problem: PatternError,
+    },
+    /// A pattern that takes back what is not frozen.
+    #[error(
+        "freezing `{}` takes nothing back: patterns are read in order, and none before it freezes what it matches",
+        cut(.pattern)
+    )]
+    NotFrozen {
+        /// The pattern.
+        pattern: String,
     },
     /// Nothing is left to train.
     #[error("every parameter is frozen: nothing is left to train")]

@@ -3,8 +3,8 @@
 use super::cut::{Cuts, Indices, Part};
 use super::data::{DataMode, sharded};
 use super::layout::{Layout, OnAxes, factored};
-use super::modules::{Role, Weight, paths, weights};
-use super::pattern::{matches, nearest};
+use super::modules::{Role, Weight, module_of, paths, weights};
+use super::pattern::{Nearest, Pattern, PatternError, nearest};
 use super::plan::{Entry, MeshDim, Plan};
 use super::prepare::Prepare;
 use super::regions::{Regions, ancestors};
@@ -13,23 +13,35 @@ use crate::canonicalize::canonicalize;
 use crate::propagate::{Annotation, Annotations, Constraint, Storage};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::sync::Arc;
+use tpc_ir::mesh::{MeshError, is_name};
+use tpc_ir::quote;
 use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Type, Value};
 
 /// Why a plan does not fit a model or a mesh.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum StyleError {
     /// A path that matches no module.
-    #[error("plan entry `{path}` matches no module; the nearest are {}", .nearest.join(", "))]
+    #[error("plan entry `{}` matches no module{}", quote::cut(.path), Nearest(.nearest))]
     NoModule {
         /// The path.
         path: String,
         /// Existing ones like it.
         nearest: Vec<String>,
     },
+    /// A path that is no pattern.
+    #[error("plan entry `{}` is no path pattern: {problem}", quote::cut(.path))]
+    Pattern {
+        /// The path.
+        path: String,
+        /// What is wrong with it.
+        problem: PatternError,
+    },
     /// A path that matches modules without anything the style can work on.
     #[error(
-        "plan entry `{path}` ({style}) finds nothing to parallelize in `{module}`{}: it works on {accepts}",
+        "plan entry `{}` ({style}) finds nothing to parallelize in `{module}`{}: {because}",
+        quote::cut(.path),
         .kind.as_ref().map_or(String::new(), |k| format!(", which is {k}"))
     )]
     Nothing {
@@ -41,8 +53,47 @@ pub enum StyleError {
         module: String,
         /// The module's type, where it is known.
         kind: Option<String>,
-        /// What the style accepts.
-        accepts: String,
+        /// What is in the way.
+        because: Because,
+    },
+    /// A path that matches a module whose parameters belong to another one.
+    #[error(
+        "plan entry `{}` names `{module}`{}, which shares its weights: `{parameter}` is `{shared}` under another name (tied), and one style places both; remove this entry and name `{}`{}",
+        quote::cut(.path),
+        .kind.as_ref().map_or(String::new(), |k| format!(", {k}")),
+        module_of(.shared),
+        rows_of_table(*.table)
+    )]
+    Tied {
+        /// The plan entry.
+        path: String,
+        /// The module that it names.
+        module: String,
+        /// The module's type, where it is known.
+        kind: Option<String>,
+        /// The parameter as that module calls it.
+        parameter: String,
+        /// The same parameter as the program calls it.
+        shared: String,
+        /// Whether it is the table of an embedding.
+        table: bool,
+    },
+    /// A path that matches a module that the program has nothing of.
+    #[error(
+        "plan entry `{}` names `{module}`{}, {}",
+        quote::cut(.path),
+        .kind.as_ref().map_or(String::new(), |k| format!(", {k}")),
+        absence(.module, .parameters)
+    )]
+    Absent {
+        /// The plan entry.
+        path: String,
+        /// The module.
+        module: String,
+        /// The module's type, where it is known.
+        kind: Option<String>,
+        /// The parameters that it holds.
+        parameters: Vec<String>,
     },
     /// A mesh of more dimensions than a prepare function takes.
     #[error("device_mesh has dims {dims} but expected to be 1 for {what}.")]
@@ -59,7 +110,8 @@ pub enum StyleError {
     LossParallel,
     /// A boundary that is neither marked nor shown by parameters.
     #[error(
-        "plan entry `{entry}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{scope}\", inputs, |inputs| …)` around the module's call"
+        "plan entry `{}` places {side} of `{module}`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"{scope}\", inputs, |inputs| …)` around the module's call",
+        quote::cut(.entry)
     )]
     Boundary {
         /// The plan entry.
@@ -72,7 +124,10 @@ pub enum StyleError {
         scope: String,
     },
     /// A layout for an argument or result that the module does not have.
-    #[error("plan entry `{entry}` gives a layout to {side} {position} of `{module}`, which has {count}")]
+    #[error(
+        "plan entry `{}` gives a layout to {side} {position} of `{module}`, which has {count}: leave that layout out",
+        quote::cut(.entry)
+    )]
     Position {
         /// The plan entry.
         entry: String,
@@ -87,7 +142,9 @@ pub enum StyleError {
     },
     /// A layout that shards a dimension that the tensor does not have.
     #[error(
-        "plan entry `{entry}` wants {layout} for {tensor} of `{module}`, which has the shape {shape:?}: there is no such dimension"
+        "plan entry `{}` wants {layout} for {tensor} of `{module}`, which has the shape {shape:?}: there is no such dimension, {}",
+        quote::cut(.entry),
+        layouts_of(.shape.len())
     )]
     Dimension {
         /// The plan entry.
@@ -102,7 +159,10 @@ pub enum StyleError {
         shape: Vec<usize>,
     },
     /// One parameter under two styles.
-    #[error("parameter `{parameter}` is claimed by two plan entries, `{first}` and `{second}`: remove one of them")]
+    #[error(
+        "parameter `{parameter}` is claimed by two plan entries, `{}` ({}) and `{}` ({}): remove one of them",
+        quote::cut(.first), .ways[0], quote::cut(.second), .ways[1]
+    )]
     Twice {
         /// The parameter.
         parameter: String,
@@ -110,7 +170,12 @@ pub enum StyleError {
         first: String,
         /// The other.
         second: String,
+        /// How each of them cuts it.
+        ways: [Way; 2],
     },
+    /// A text that names no axis of any mesh.
+    #[error("the plan: {0}")]
+    AxisName(MeshError),
     /// The plan's axis is not in the mesh.
     #[error(
         "the plan shards along the axis `{axis}`, but the mesh has no such axis ({mesh}): add `{axis}=N` to the mesh or change the plan's axis"
@@ -149,6 +214,103 @@ pub enum StyleError {
         /// The axis.
         axis: String,
     },
+}
+
+/// Why a program has nothing of a module, and what to do.
+fn absence(module: &str, parameters: &[String]) -> String {
+    match parameters {
+        [] => format!(
+            "which has no parameters, and nothing shows where it begins and ends: remove the entry, or mark the module's call in the model with `tpc::scope(\"{module}\", inputs, |inputs| …)`"
+        ),
+        some => format!("whose parameters ({}) the program does not use: remove the entry", listed(some)),
+    }
+}
+
+/// Which style of a table cuts what a head with the same weights computes.
+fn rows_of_table(is_table: bool) -> &'static str {
+    match is_table {
+        true => ": RowwiseParallel there cuts the rows of the embedding, which are the outputs of the head",
+        false => "",
+    }
+}
+
+/// The layouts that a tensor of that rank can have.
+fn layouts_of(rank: usize) -> String {
+    match rank {
+        0 => "and a single number is only ever Replicate".into(),
+        1 => "use Shard(0) or Replicate".into(),
+        rank => format!("use Shard(0) to Shard({}) or Replicate", rank - 1),
+    }
+}
+
+/// Why a style finds nothing in a module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Because {
+    /// The style works on something else.
+    WorksOn(String),
+    /// The forward pass does not use any of these parameters, which are all that the module has.
+    Unused(Vec<String>),
+    /// A matrix that the program does not multiply with as it is, and the operation that reads it.
+    NoProduct {
+        /// The matrix.
+        parameter: String,
+        /// The operation.
+        operation: String,
+    },
+    /// A convolution whose output channels have one input channel each.
+    Depthwise,
+}
+
+impl fmt::Display for Because {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Because::WorksOn(accepts) => write!(f, "it works on {accepts}"),
+            Because::Unused(parameters) => {
+                write!(f, "the forward pass does not use its parameters ({}); remove the entry", listed(parameters))
+            }
+            Because::NoProduct { parameter, operation } => write!(
+                f,
+                "`{parameter}` is read by `{operation}`, and the style cuts only what enters a product as it is; remove the entry, and every rank keeps the whole of it"
+            ),
+            Because::Depthwise => write!(
+                f,
+                "each of its output channels has one input channel, so there are no input channels to cut; ColwiseParallel cuts its output channels"
+            ),
+        }
+    }
+}
+
+impl Because {
+    /// What is in the way of a style that accepts something.
+    fn of(graph: &Graph, all: &BTreeMap<String, Weight>, module: &str, accepts: &str) -> Self {
+        let inside =
+            |name: &str| module.is_empty() || name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+        let parameters: Vec<String> = graph
+            .inputs()
+            .filter(|(_, kind, name)| *kind == InputKind::Parameter && inside(name))
+            .map(|(_, _, name)| name.to_string())
+            .collect();
+        if !parameters.is_empty() && !parameters.iter().any(|name| all.contains_key(name)) {
+            return Because::Unused(parameters);
+        }
+        let own = || all.values().filter(|w| module_of(&w.name) == module);
+        let is_matrix = |w: &&Weight| matches!(graph.op(w.input.into()), Op::Input { layout, .. } if layout.len() > 1);
+        if let Some(matrix) = own().filter(|w| w.role == Role::Vector).find(is_matrix) {
+            let operation = graph.node(matrix.user).op.name();
+            return Because::NoProduct { parameter: matrix.name.clone(), operation };
+        }
+        if own().any(|w| w.role == Role::Convolution && w.inner.is_empty()) {
+            return Because::Depthwise;
+        }
+        Because::WorksOn(accepts.into())
+    }
+}
+
+/// The first of some names.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 3;
+    let shown = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > MOST { format!("{shown} and {} more", names.len() - MOST) } else { shown }
 }
 
 /// The placements that a plan gives a logical graph on a mesh. Boundaries at which the plan places
@@ -358,7 +520,13 @@ fn only(sharding: &Sharding, axes: &[AxisId]) -> Vec<Vec<AxisId>> {
 }
 
 fn find_axis(mesh: &Mesh, name: &str) -> Result<AxisId, StyleError> {
+    check_name(name)?;
     mesh.axis(name).ok_or_else(|| StyleError::NoAxis { axis: name.into(), mesh: mesh.to_string() })
+}
+
+/// A plan names the axes that a user made; their parts are the compiler's.
+fn check_name(name: &str) -> Result<(), StyleError> {
+    if is_name(name) { Ok(()) } else { Err(StyleError::AxisName(MeshError::Name(name.into()))) }
 }
 
 /// The axis that styles shard along: named by the plan, else `tp`, else the only one left.
@@ -367,6 +535,9 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
         return Ok(None);
     }
     if let Some(dim) = &plan.axis {
+        if let MeshDim::Name(name) = dim {
+            check_name(name)?;
+        }
         // One rank needs no axes, but a position must exist even there.
         if mesh.axes().is_empty() && matches!(dim, MeshDim::Name(_)) {
             return Ok(None);
@@ -451,7 +622,9 @@ fn claims(
     let mut claimed: HashMap<String, usize> = HashMap::new();
     for (index, entry) in plan.styles.iter().enumerate() {
         let Entry { path: pattern, style } = entry;
-        let matched: Vec<&String> = modules.iter().filter(|m| matches(pattern, m)).collect();
+        let matches =
+            Pattern::new(pattern).map_err(|problem| StyleError::Pattern { path: pattern.clone(), problem })?;
+        let matched: Vec<&String> = modules.iter().filter(|m| matches.matches(m)).collect();
         if matched.is_empty() {
             let nearest = nearest(pattern, modules.iter().map(String::as_str));
             return Err(StyleError::NoModule { path: pattern.clone(), nearest });
@@ -470,15 +643,15 @@ fn claims(
                     style: style.name().into(),
                     module: module.clone(),
                     kind: None,
-                    accepts: style.accepts().into(),
+                    because: Because::of(graph, all, module, style.accepts()),
                 });
             }
             for (parameter, way) in placements.cuts {
                 let other = claimed.insert(parameter.clone(), index).filter(|&other| other != index);
                 let before = claims.ways.insert(parameter.clone(), (way, name.clone()));
-                if let (Some(_), Some((_, first))) = (other, before) {
+                if let (Some(_), Some((earlier, first))) = (other, before) {
                     let (first, second) = (first.to_string(), name.to_string());
-                    return Err(StyleError::Twice { parameter, first, second });
+                    return Err(StyleError::Twice { parameter, first, second, ways: [earlier, way] });
                 }
             }
             let boundaries =

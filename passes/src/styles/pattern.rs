@@ -1,50 +1,254 @@
 //! Path patterns: dotted module paths with globs per segment.
+//!
+//! | pattern | matches |
+//! |---|---|
+//! | `*` | any run of characters inside a segment |
+//! | `?` | one character inside a segment |
+//! | `[abx-z]` | one of these characters; a `]` that stands first is one of them |
+//! | `[!abx-z]`, `[^abx-z]` | one character inside a segment that is none of these |
+//! | `{a,b.c}` | one of these patterns, which may hold braces |
+//!
+//! A segment ends at a dot, so only a dot matches a dot. The empty pattern matches the root.
+//!
+//! A pattern is a nondeterministic automaton with at most one state per character of its text, and
+//! matching visits every state at most three times for every character of the path: the time is at
+//! most proportional to the length of the pattern times that of the path, and the memory to that of
+//! the pattern.
 
-/// Whether a dotted path matches a pattern: `*` any run of characters inside a segment, `?` one
-/// character, `[a-c]` one of a set, `{a,b}` one of several. `""` matches only the root.
-pub fn matches(pattern: &str, path: &str) -> bool {
-    alternatives(pattern).iter().any(|p| {
-        let (p, s): (Vec<&str>, Vec<&str>) = (split(p), split(path));
-        p.len() == s.len() && p.iter().zip(&s).all(|(p, s)| segment(p.as_bytes(), s.as_bytes()))
-    })
+use std::fmt;
+use std::ops::RangeInclusive;
+use tpc_ir::quote::MOST;
+
+/// A path pattern.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    states: Vec<State>,
 }
 
-fn split(path: &str) -> Vec<&str> {
-    if path.is_empty() { Vec::new() } else { path.split('.').collect() }
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// A bracket without its end.
+    #[error("the `{0}` at character {1} is never closed")]
+    Unclosed(char, usize),
+    /// A range from a higher to a lower character.
+    #[error("the range `{0}-{1}` holds no character: write `{1}-{0}`")]
+    Backward(char, char),
 }
 
-/// The pattern with every `{a,b}` written out.
-fn alternatives(pattern: &str) -> Vec<String> {
-    let Some(open) = pattern.find('{') else { return vec![pattern.to_string()] };
-    let Some(len) = pattern[open..].find('}') else { return vec![pattern.to_string()] };
-    let (head, tail) = (&pattern[..open], &pattern[open + len + 1..]);
-    let options = pattern[open + 1..open + len].split(',');
-    options.flat_map(|o| alternatives(&format!("{head}{o}{tail}"))).collect()
+#[derive(Clone, Debug)]
+enum State {
+    /// Exactly this character.
+    One(char),
+    /// Any character of a segment.
+    Any,
+    /// Any run of characters of a segment.
+    Run,
+    Set(Set),
+    /// Goes on at each of these states.
+    Fork(Vec<usize>),
+    /// Goes on there.
+    Jump(usize),
+    End,
 }
 
-fn segment(p: &[u8], s: &[u8]) -> bool {
-    match p.first() {
-        None => s.is_empty(),
-        Some(b'*') => (0..=s.len()).any(|i| segment(&p[1..], &s[i..])),
-        Some(b'[') => {
-            let Some(end) = p.iter().position(|&c| c == b']') else { return p == s };
-            let set = &p[1..end];
-            let inside = |c: u8| {
-                let ranges = set.windows(3).filter(|w| w[1] == b'-').any(|w| (w[0]..=w[2]).contains(&c));
-                ranges || set.contains(&c)
-            };
-            s.first().is_some_and(|&c| inside(c)) && segment(&p[end + 1..], &s[1..])
+#[derive(Clone, Debug)]
+struct Set {
+    excludes: bool,
+    ranges: Vec<RangeInclusive<char>>,
+}
+
+impl Set {
+    /// The set after a `[` at `start`, and the number of characters that it takes with its `]`.
+    fn parse(text: &[char], start: usize) -> Result<(Set, usize), PatternError> {
+        let unclosed = PatternError::Unclosed('[', start);
+        let excludes = matches!(text.first(), Some('!' | '^'));
+        let first = usize::from(excludes);
+        let mut at = first;
+        let mut ranges = Vec::new();
+        loop {
+            let low = *text.get(at).ok_or(unclosed)?;
+            if low == ']' && at > first {
+                return Ok((Set { excludes, ranges }, at + 1));
+            }
+            match (text.get(at + 1), text.get(at + 2)) {
+                (Some('-'), Some(&high)) if high != ']' => {
+                    if high < low {
+                        return Err(PatternError::Backward(low, high));
+                    }
+                    ranges.push(low..=high);
+                    at += 3;
+                }
+                _ => {
+                    ranges.push(low..=low);
+                    at += 1;
+                }
+            }
         }
-        Some(b'?') => !s.is_empty() && segment(&p[1..], &s[1..]),
-        Some(&c) => s.first() == Some(&c) && segment(&p[1..], &s[1..]),
+    }
+
+    /// The tests of the ranges count as steps.
+    fn holds(&self, c: char, steps: &mut usize) -> bool {
+        let found = self.ranges.iter().position(|range| range.contains(&c));
+        *steps += found.unwrap_or(self.ranges.len());
+        c != '.' && found.is_some() != self.excludes
     }
 }
 
-/// The existing paths most like a path that matches nothing, nearest first, at most three.
+/// An open brace: the fork at its beginning, the alternatives' first states, the jumps at their ends.
+struct Brace {
+    start: usize,
+    fork: usize,
+    begins: Vec<usize>,
+    ends: Vec<usize>,
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// A bracket that is not closed, a range that is turned around.
+    pub fn new(text: &str) -> Result<Self, PatternError> {
+        let text: Vec<char> = text.chars().collect();
+        let mut states = Vec::new();
+        let mut open: Vec<Brace> = Vec::new();
+        let mut at = 0;
+        while let Some(&c) = text.get(at) {
+            at += 1;
+            match c {
+                '*' => states.push(State::Run),
+                '?' => states.push(State::Any),
+                '[' => {
+                    let (set, len) = Set::parse(&text[at..], at)?;
+                    states.push(State::Set(set));
+                    at += len;
+                }
+                '{' => {
+                    open.push(Brace {
+                        start: at,
+                        fork: states.len(),
+                        begins: vec![states.len() + 1],
+                        ends: Vec::new(),
+                    });
+                    states.push(State::Fork(Vec::new()));
+                }
+                ',' | '}' if !open.is_empty() => {
+                    let next = states.len() + 1;
+                    states.push(State::Jump(next));
+                    let Some(brace) = open.last_mut() else { continue };
+                    brace.ends.push(next - 1);
+                    if c == ',' {
+                        brace.begins.push(next);
+                    } else if let Some(Brace { fork, begins, ends, .. }) = open.pop() {
+                        states[fork] = State::Fork(begins);
+                        ends.into_iter().for_each(|end| states[end] = State::Jump(next));
+                    }
+                }
+                c => states.push(State::One(c)),
+            }
+        }
+        if let Some(brace) = open.first() {
+            return Err(PatternError::Unclosed('{', brace.start));
+        }
+        states.push(State::End);
+        Ok(Pattern { states })
+    }
+
+    /// Whether the pattern matches a path.
+    pub fn matches(&self, path: &str) -> bool {
+        self.matches_in_steps(path).0
+    }
+
+    /// Whether the pattern matches, and the number of states that were visited: at most three for every
+    /// character of the pattern before every character of the path.
+    pub fn matches_in_steps(&self, path: &str) -> (bool, usize) {
+        let mut steps = 0;
+        // The root has no segment, and a run is a part of one.
+        let mut now = Reached::new(self.states.len());
+        now.enter(&self.states, 0, !path.is_empty(), &mut steps);
+        let mut next = Reached::new(self.states.len());
+        for c in path.chars() {
+            next.clear();
+            for &at in &now.list {
+                let goes_on = match &self.states[at] {
+                    State::One(one) => *one == c,
+                    State::Any => c != '.',
+                    State::Set(set) => set.holds(c, &mut steps),
+                    State::Run if c != '.' => {
+                        next.enter(&self.states, at, true, &mut steps);
+                        false
+                    }
+                    State::Run | State::Fork(_) | State::Jump(_) | State::End => false,
+                };
+                if goes_on {
+                    next.enter(&self.states, at + 1, true, &mut steps);
+                }
+            }
+            std::mem::swap(&mut now, &mut next);
+        }
+        (now.holds[self.states.len() - 1], steps)
+    }
+}
+
+/// The states that have been reached before a character.
+struct Reached {
+    list: Vec<usize>,
+    holds: Vec<bool>,
+    open: Vec<usize>,
+}
+
+impl Reached {
+    fn new(states: usize) -> Self {
+        Reached { list: Vec::new(), holds: vec![false; states], open: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        for at in self.list.drain(..) {
+            self.holds[at] = false;
+        }
+    }
+
+    /// Adds a state and all that follow it without a character; a run may be one of no character if
+    /// `empty_runs`.
+    fn enter(&mut self, states: &[State], at: usize, empty_runs: bool, steps: &mut usize) {
+        self.open.push(at);
+        while let Some(at) = self.open.pop() {
+            *steps += 1;
+            if std::mem::replace(&mut self.holds[at], true) {
+                continue;
+            }
+            self.list.push(at);
+            match &states[at] {
+                State::Run if empty_runs => self.open.push(at + 1),
+                State::Fork(begins) => self.open.extend(begins),
+                State::Jump(to) => self.open.push(*to),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The existing paths most like a path that matches nothing, nearest first, at most three. The root has
+/// no name that could be meant.
 pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut scored: Vec<(usize, &str)> = existing.into_iter().map(|p| (distance(wanted, p), p)).collect();
+    // A longer text is like nothing, and the distance takes time for each of its characters.
+    let wanted: String = wanted.chars().take(MOST).collect();
+    let named = existing.into_iter().filter(|path| !path.is_empty());
+    let mut scored: Vec<(usize, &str)> = named.map(|path| (distance(&wanted, path), path)).collect();
     scored.sort();
-    scored.into_iter().take(3).map(|(_, p)| p.to_string()).collect()
+    scored.into_iter().take(3).map(|(_, path)| path.to_string()).collect()
+}
+
+/// What an error says of the nearest names.
+pub(crate) struct Nearest<'a>(pub &'a [String]);
+
+impl fmt::Display for Nearest<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => write!(f, "; the model has no parts of its own, and `` is the whole of it"),
+            names => write!(f, "; the nearest are {}", names.join(", ")),
+        }
+    }
 }
 
 /// Levenshtein distance.
@@ -67,19 +271,119 @@ fn distance(a: &str, b: &str) -> usize {
 mod tests {
     use super::*;
 
+    fn matches(pattern: &str, path: &str) -> bool {
+        Pattern::new(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}")).matches(path)
+    }
+
     #[test]
     fn globs_match_per_segment() {
-        assert!(matches("layers.*.mlp", "layers.10.mlp"));
-        assert!(!matches("layers.*", "layers.1.mlp"));
-        assert!(matches("a.w[qkv]", "a.wq") && !matches("a.w[qkv]", "a.wo"));
-        assert!(matches("a.{gate,up}_proj", "a.up_proj"));
-        assert!(matches("h.[0-3].?n", "h.2.ln"));
-        assert!(matches("", "") && !matches("", "a"));
+        for (pattern, path, expected) in [
+            ("layers.*.mlp", "layers.10.mlp", true),
+            ("layers.*", "layers.1.mlp", false),
+            ("a.w[qkv]", "a.wq", true),
+            ("a.w[qkv]", "a.wo", false),
+            ("a.{gate,up}_proj", "a.up_proj", true),
+            ("a.{gate,up}_proj", "a.down_proj", false),
+            ("h.[0-3].?n", "h.2.ln", true),
+            ("h.[0-3].?n", "h.4.ln", false),
+            ("", "", true),
+            ("", "a", false),
+            ("*", "", false),
+            ("*", "a", true),
+            ("*", "a.b", false),
+            ("?", ".", false),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "axxbyy", false),
+            ("*.*", "a.b", true),
+            ("{,a}", "", true),
+            ("{,*}", "", true),
+            ("{a.b,c}.d", "a.b.d", true),
+            ("{a.b,c}.d", "c.d", true),
+            ("{a.b,c}.d", "a.d", false),
+            ("x{a,{b,c}d,}y", "xcdy", true),
+            ("x{a,{b,c}d,}y", "xy", true),
+            ("x{a,{b,c}d,}y", "xcy", false),
+            ("{a}", "a", true),
+            ("a,b", "a,b", true),
+            ("a}", "a}", true),
+            ("größe.?", "größe.ß", true),
+        ] {
+            assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
+        }
+    }
+
+    /// `[!0]` and `[^0]` selected layer 0 and nothing else.
+    #[test]
+    fn sets_can_exclude() {
+        for (pattern, yes, no) in [
+            ("h.[!0]", "123a!^", "0."),
+            ("h.[^0]", "123a!^", "0."),
+            ("h.[!0-2x]", "3y!", "012x."),
+            ("h.[0!]", "0!", "1^"),
+            ("h.[0^]", "0^", "1!"),
+            ("h.[a-]", "a-", "b"),
+            ("h.[-a]", "-a", "b"),
+            ("h.[]a]", "]a", "b"),
+            ("h.[!]a]", "b", "]a"),
+            ("h.[a-c-e]", "abc-e", "d"),
+            ("h.[*]", "*", "a"),
+            ("h.[,{}]", ",{}", "a"),
+        ] {
+            yes.chars().for_each(|c| assert!(matches(pattern, &format!("h.{c}")), "{pattern} {c}"));
+            no.chars().for_each(|c| assert!(!matches(pattern, &format!("h.{c}")), "{pattern} {c}"));
+        }
+        assert!(!matches("h.[!0]", "h.") && !matches("h.[!0]", "h.12"));
+    }
+
+    #[test]
+    fn what_is_no_pattern_says_why() {
+        for (pattern, expected) in [
+            ("a.[", "the `[` at character 3 is never closed"),
+            ("a.[!", "the `[` at character 3 is never closed"),
+            ("[]", "the `[` at character 1 is never closed"),
+            ("[!]", "the `[` at character 1 is never closed"),
+            ("[a-", "the `[` at character 1 is never closed"),
+            ("x{a,{b}", "the `{` at character 2 is never closed"),
+            ("{[}]", "the `{` at character 1 is never closed"),
+            ("h.[9-0]", "the range `9-0` holds no character: write `0-9`"),
+        ] {
+            assert_eq!(Pattern::new(pattern).unwrap_err().to_string(), expected, "{pattern}");
+        }
+    }
+
+    /// Counted in visited states: at most three for every character of the pattern before every character of the path.
+    #[test]
+    fn matching_takes_time_in_proportion_to_both_lengths() {
+        let patterns = [
+            "{a,b}".repeat(2000),
+            "*".repeat(5000),
+            "a*".repeat(5000),
+            "{a,b,}*".repeat(2000),
+            "[!a-c]?".repeat(1000),
+            "{".repeat(5000) + &"}".repeat(5000),
+            "{".repeat(2000) + &",a}".repeat(2000),
+            format!("{{{}}}*", "a,".repeat(3000)),
+            format!("[!{}]*", "xy".repeat(3000)),
+        ];
+        for pattern in &patterns {
+            let compiled = Pattern::new(pattern).unwrap();
+            assert!(compiled.states.len() <= pattern.len() + 2);
+            for path in [String::new(), "a".repeat(200), "b.".repeat(100), format!("{}c", "ab".repeat(100))] {
+                let (_, steps) = compiled.matches_in_steps(&path);
+                let most = 3 * (pattern.len() + 2) * (path.len() + 1);
+                assert!(steps <= most, "{steps} steps, at most {most}: {}", &pattern[..20]);
+            }
+        }
+        assert!(matches(&"{a,b}".repeat(2000), &"ab".repeat(1000)));
+        assert!(!matches(&"{a,b}".repeat(2000), &"ab".repeat(999)));
     }
 
     #[test]
     fn a_misspelt_path_finds_its_neighbours() {
-        let paths = ["layers.0.attention", "layers.0.feed_forward", "norm"];
+        let paths = ["layers.0.attention", "layers.0.feed_forward", "norm", ""];
         assert_eq!(nearest("layers.0.atention", paths)[0], "layers.0.attention");
+        assert_eq!(nearest("x", paths), ["norm", "layers.0.attention", "layers.0.feed_forward"]);
+        assert!(nearest("", [""]).is_empty());
+        assert_eq!(nearest(&"x".repeat(1 << 20), paths).len(), 3);
     }
 }

@@ -1,10 +1,14 @@
 //! Plans: which style each module gets, and what happens on the data axes.
 
 use super::data::DataMode;
+use super::pattern::PatternError;
 use super::style::ParallelStyle;
 use super::whole_model::WholeModel;
 use std::fmt;
 use std::sync::Arc;
+use tpc_ir::mesh::MeshError;
+use tpc_ir::quote::cut;
+use tpc_ir::unique::UniqueError;
 use tpc_ir::{AxisId, Mesh};
 
 /// An axis of a mesh, by name or by position.
@@ -89,8 +93,17 @@ pub enum PlanError {
     /// Not JSON.
     #[error("the plan is not JSON: {0}")]
     Json(String),
+    /// A key that stands twice in one object.
+    #[error("the plan is ambiguous: {0}; put what both say under one key")]
+    RepeatedKey(UniqueError),
+    /// A path that two entries have, one of them within a map of styles.
+    #[error("the plan has two entries for the path `{}`: put what both say into one", cut(.path))]
+    RepeatedPath {
+        /// The path.
+        path: String,
+    },
     /// A key that means nothing.
-    #[error("the plan has an unknown key `{key}` in {place}: known are {known}")]
+    #[error("the plan has an unknown key `{}` in {}: known are {known}", cut(.key), cut(.place))]
     Key {
         /// The key.
         key: String,
@@ -100,7 +113,7 @@ pub enum PlanError {
         known: &'static str,
     },
     /// A style that does not exist.
-    #[error("plan entry `{path}` names the style `{style}`, which does not exist: use {known}")]
+    #[error("plan entry `{}` names the style `{}`, which does not exist: use {known}", cut(.path), cut(.style))]
     Style {
         /// The plan entry.
         path: String,
@@ -109,9 +122,27 @@ pub enum PlanError {
         /// What exists.
         known: String,
     },
+    /// A path that is no pattern.
+    #[error("plan entry `{}` is no path pattern: {problem}", cut(.path))]
+    Pattern {
+        /// The plan entry.
+        path: String,
+        /// What is wrong with it.
+        problem: PatternError,
+    },
+    /// A text that names no axis of any mesh.
+    #[error("`{key}` in the plan: {problem}")]
+    Axis {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: MeshError,
+    },
     /// A value of the wrong kind.
-    #[error("`{key}` in the plan must be {expected}, found {found}")]
+    #[error("{}`{}` in the plan must be {expected}, found {}", of_entry(.entry), cut(.key), cut(.found))]
     Kind {
+        /// The plan entry, where it is an option of a style.
+        entry: Option<String>,
         /// The key.
         key: String,
         /// What it must be.
@@ -120,13 +151,17 @@ pub enum PlanError {
         found: String,
     },
     /// No built-in plan of that name.
-    #[error("there is no built-in plan `{name}` and no such file: built in are {known}")]
+    #[error("there is no built-in plan `{}` and no such file: built in are {known}", cut(.name))]
     BuiltIn {
         /// The name.
         name: String,
         /// What exists.
         known: String,
     },
+}
+
+fn of_entry(entry: &Option<String>) -> String {
+    entry.as_ref().map_or(String::new(), |entry| format!("plan entry `{}`: ", cut(entry)))
 }
 
 /// The names of the built-in plans.

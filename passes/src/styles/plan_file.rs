@@ -4,14 +4,18 @@ use super::data::DataMode;
 use super::layout::Layout;
 use super::linear::{ColwiseParallel, RowwiseParallel};
 use super::pairwise::{PairwiseParallel, PairwiseSequenceParallel, TensorParallelMultiheadAttention};
+use super::pattern::Pattern;
 use super::plan::{Entry, MeshDim, Plan, PlanError};
 use super::prepare::{self, Prepare};
 use super::prepare_module::{PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput};
 use super::sequence::SequenceParallel;
 use super::style::ParallelStyle;
 use serde_json::{Map, Value as Json};
+use std::collections::HashSet;
 use std::sync::Arc;
 use tpc_ir::Mesh;
+use tpc_ir::mesh::{MeshError, is_name};
+use tpc_ir::unique::{self, UniqueError};
 
 /// Names of the styles and the options that each knows.
 const STYLES: [(&str, &str); 9] = [
@@ -30,9 +34,12 @@ impl Plan {
     /// Reads the JSON form.
     ///
     /// # Errors
-    /// Unknown keys and styles, values of the wrong kind.
+    /// Unknown keys and styles, values of the wrong kind, a key or a path that stands twice.
     pub fn from_json(text: &str) -> Result<Self, PlanError> {
-        let json: Json = serde_json::from_str(text).map_err(|e| PlanError::Json(e.to_string()))?;
+        let json = unique::parse(text).map_err(|error| match error {
+            UniqueError::Syntax(problem) => PlanError::Json(problem),
+            repeated => PlanError::RepeatedKey(repeated),
+        })?;
         let mut plan = Plan::new();
         for (key, value) in object("the plan", &json)? {
             match key.as_str() {
@@ -49,12 +56,23 @@ impl Plan {
                 }
             }
         }
-        Ok(plan)
+        // A map of styles can say a path in another way than the map around it.
+        let mut paths = HashSet::new();
+        match plan.styles.iter().find(|entry| !paths.insert(&entry.path)) {
+            Some(Entry { path, .. }) => Err(PlanError::RepeatedPath { path: path.clone() }),
+            None => Ok(plan),
+        }
     }
 }
 
 fn kind(key: &str, expected: &'static str, found: &Json) -> PlanError {
-    PlanError::Kind { key: key.into(), expected, found: found.to_string() }
+    PlanError::Kind { entry: None, key: key.into(), expected, found: found.to_string() }
+}
+
+/// A name that an axis can have.
+fn axis_name(key: &'static str, name: &str) -> Result<String, PlanError> {
+    let name = name.to_string();
+    if is_name(&name) { Ok(name) } else { Err(PlanError::Axis { key, problem: MeshError::Name(name) }) }
 }
 
 fn object<'a>(key: &str, json: &'a Json) -> Result<&'a Map<String, Json>, PlanError> {
@@ -68,7 +86,7 @@ fn string(key: &str, json: &Json) -> Result<String, PlanError> {
 /// A name, or a position.
 fn axis(json: &Json) -> Result<MeshDim, PlanError> {
     match (json.as_str(), json.as_i64()) {
-        (Some(name), _) => Ok(MeshDim::Name(name.into())),
+        (Some(name), _) => axis_name("axis", name).map(MeshDim::Name),
         (_, Some(index)) => Ok(MeshDim::Index(index as isize)),
         _ => Err(kind("axis", "the name or number of a mesh axis", json)),
     }
@@ -82,20 +100,22 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
             (false, true) => prefix.to_string(),
             (false, false) => format!("{prefix}.{path}"),
         };
-        let mut add = |style| plan.styles.push(Entry { path: path.clone(), style });
+        let mut add = |style| -> Result<(), PlanError> {
+            Pattern::new(&path).map_err(|problem| PlanError::Pattern { path: path.clone(), problem })?;
+            plan.styles.push(Entry { path: path.clone(), style });
+            Ok(())
+        };
         match value {
             Json::String(name) => match named(name, &Map::new(), &path)? {
-                Some(style) => add(style),
-                None => {
-                    let known = STYLES.map(|s| s.0).join(", ");
-                    return Err(PlanError::Style { path, style: name.clone(), known });
-                }
+                Some(style) => add(style)?,
+                None => return Err(unknown_style(path, name)),
             },
             // A misspelt style with options is such a map too: it must not pass in silence.
             Json::Object(map) if map.is_empty() => return Err(kind(&path, "a style or a map of styles", value)),
             Json::Object(map) => match map.iter().next() {
                 Some((name, Json::Object(options))) if map.len() == 1 => match named(name, options, &path)? {
-                    Some(style) => add(style),
+                    Some(style) => add(style)?,
+                    None if are_options(options) => return Err(unknown_style(path, name)),
                     None => styles(plan, &path, value)?,
                 },
                 _ => styles(plan, &path, value)?,
@@ -106,13 +126,23 @@ fn styles(plan: &mut Plan, prefix: &str, json: &Json) -> Result<(), PlanError> {
     Ok(())
 }
 
+fn unknown_style(path: String, style: &str) -> PlanError {
+    PlanError::Style { path, style: style.into(), known: STYLES.map(|s| s.0).join(", ") }
+}
+
+/// Whether a map holds what only options of a style are called, and no paths of modules.
+fn are_options(map: &Map<String, Json>) -> bool {
+    let known = |key: &str| STYLES.iter().any(|(_, options)| options.split(", ").any(|o| o == key));
+    !map.is_empty() && map.keys().all(|key| known(key) && key != "none")
+}
+
 /// The style of that name with its options; `None` if there is no such style.
 fn named(name: &str, options: &Map<String, Json>, path: &str) -> Result<Option<Arc<dyn ParallelStyle>>, PlanError> {
     let Some((_, known)) = STYLES.iter().find(|s| s.0 == name) else { return Ok(None) };
     if let Some(key) = options.keys().find(|k| !known.split(", ").any(|o| o == k.as_str())) {
         return Err(PlanError::Key { key: key.clone(), place: format!("`{path}`"), known });
     }
-    let o = Options(options);
+    let o = Options { map: options, entry: path };
     let style: Arc<dyn ParallelStyle> = match name {
         "ColwiseParallel" => Arc::new(ColwiseParallel {
             input_layouts: o.layout("input_layouts")?,
@@ -138,32 +168,50 @@ fn named(name: &str, options: &Map<String, Json>, path: &str) -> Result<Option<A
     Ok(Some(style))
 }
 
-struct Options<'a>(&'a Map<String, Json>);
+/// The options of the style of one plan entry.
+struct Options<'a> {
+    map: &'a Map<String, Json>,
+    entry: &'a str,
+}
 
 impl Options<'_> {
+    fn kind(&self, key: &str, expected: &'static str, found: &Json) -> PlanError {
+        PlanError::Kind { entry: Some(self.entry.into()), key: key.into(), expected, found: found.to_string() }
+    }
+
     fn dimension(&self, default: isize) -> Result<isize, PlanError> {
-        let Some(value) = self.0.get("sequence_dim") else { return Ok(default) };
+        let Some(value) = self.map.get("sequence_dim") else { return Ok(default) };
         let dim = value.as_i64().map(|d| d as isize);
-        dim.ok_or_else(|| kind("sequence_dim", "a dimension number", value))
+        dim.ok_or_else(|| self.kind("sequence_dim", "a dimension number", value))
     }
 
     fn layout(&self, key: &str) -> Result<Option<Layout>, PlanError> {
-        self.0.get(key).map_or(Ok(None), |json| one_layout(key, json))
+        self.map.get(key).map_or(Ok(None), |json| self.one_layout(key, json))
     }
 
     fn prepare(&self, key: &str) -> Result<Option<Prepare>, PlanError> {
-        let Some(json) = self.0.get(key) else { return Ok(None) };
+        let Some(json) = self.map.get(key) else { return Ok(None) };
         // The style's axis is one dimension of the mesh, so the functions always apply.
         let found = json.as_str().and_then(|name| prepare::named(name, &Mesh::single())).and_then(Result::ok);
-        found.map(Some).ok_or_else(|| kind(key, "the name of a prepare function, such as \"make_output_tensor\"", json))
+        let expected = "the name of a prepare function, such as \"make_output_tensor\"";
+        found.map(Some).ok_or_else(|| self.kind(key, expected, json))
+    }
+
+    /// A layout, or `null` for a tensor that is left alone.
+    fn one_layout(&self, key: &str, json: &Json) -> Result<Option<Layout>, PlanError> {
+        if json.is_null() {
+            return Ok(None);
+        }
+        let layout = json.as_str().and_then(Layout::parse);
+        layout.map(Some).ok_or_else(|| self.kind(key, "\"Replicate\" or \"Shard(DIM)\"", json))
     }
 
     /// One layout, or a list with one per tensor.
     fn layouts(&self, key: &str) -> Result<Vec<Option<Layout>>, PlanError> {
-        match self.0.get(key) {
+        match self.map.get(key) {
             None => Ok(Vec::new()),
-            Some(Json::Array(all)) => all.iter().map(|json| one_layout(key, json)).collect(),
-            Some(json) => Ok(vec![one_layout(key, json)?]),
+            Some(Json::Array(all)) => all.iter().map(|json| self.one_layout(key, json)).collect(),
+            Some(json) => Ok(vec![self.one_layout(key, json)?]),
         }
     }
 
@@ -182,30 +230,31 @@ impl Options<'_> {
     }
 }
 
-/// A layout, or `null` for a tensor that is left alone.
-fn one_layout(key: &str, json: &Json) -> Result<Option<Layout>, PlanError> {
-    if json.is_null() {
-        return Ok(None);
-    }
-    let layout = json.as_str().and_then(Layout::parse);
-    layout.map(Some).ok_or_else(|| kind(key, "\"Replicate\" or \"Shard(DIM)\"", json))
-}
-
+/// The data mode and its axis: `{"mode": "hsdp", "axis": "dp", "replicate_axis": "rep"}`, or the mode alone, whose axes
+/// have these names then.
 fn data(json: &Json) -> Result<(DataMode, String), PlanError> {
     const MODES: &str = "\"ddp\", \"fsdp\", \"zero1\" or \"hsdp\"";
     let (mut mode, mut axis, mut replicas) = (None, "dp".to_string(), None);
-    for (key, value) in object("data", json)? {
+    let keys = match json {
+        Json::String(name) => &Map::from_iter([("mode".to_string(), Json::from(name.as_str()))]),
+        Json::Object(keys) => keys,
+        other => return Err(kind("data", "a mode or an object with the keys mode, axis, replicate_axis", other)),
+    };
+    for (key, value) in keys {
         match key.as_str() {
             "mode" => mode = Some(string("data.mode", value)?),
-            "axis" => axis = string("data.axis", value)?,
-            "replicate_axis" => replicas = Some(string("data.replicate_axis", value)?),
+            "axis" => axis = axis_name("data.axis", &string("data.axis", value)?)?,
+            "replicate_axis" => {
+                replicas = Some(axis_name("data.replicate_axis", &string("data.replicate_axis", value)?)?);
+            }
             _ => {
                 let known = "mode, axis, replicate_axis";
                 return Err(PlanError::Key { key: key.clone(), place: "`data`".into(), known });
             }
         }
     }
-    let found = |text: &str| PlanError::Kind { key: "data.mode".into(), expected: MODES, found: text.into() };
+    let key = if json.is_string() { "data" } else { "data.mode" };
+    let found = |text: &str| PlanError::Kind { entry: None, key: key.into(), expected: MODES, found: text.into() };
     let mode = match mode.as_deref() {
         Some("ddp") => DataMode::Ddp,
         Some("fsdp") => DataMode::Fsdp,
@@ -216,6 +265,7 @@ fn data(json: &Json) -> Result<(DataMode, String), PlanError> {
     };
     match replicas {
         Some(axis) => Err(PlanError::Kind {
+            entry: None,
             key: "data.replicate_axis".into(),
             expected: "given with the mode \"hsdp\" only",
             found: axis,

@@ -8,7 +8,7 @@ use super::annotate::StyleError;
 use super::modules::{Role, Weight, levels, module_of};
 use super::prepare::Prepare;
 use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use tpc_ir::Graph;
 
 /// How a weight is cut.
@@ -18,6 +18,15 @@ pub enum Way {
     Columns,
     /// A linear's input features, an embedding's rows, a convolution's input channels.
     Rows,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::Columns => "by columns",
+            Way::Rows => "by rows",
+        })
+    }
 }
 
 /// Which values of a module's boundary.

@@ -230,7 +230,7 @@ impl Names {
         let host = variables("MASTER_ADDR").or_else(|| nodes().map(|list| slurm::first_node(&list)));
         let host = host.unwrap_or_else(|| "127.0.0.1".into());
         // torchrun's own store listens at MASTER_PORT.
-        let port = self.number("MASTER_PORT", variables)?.map(|port| port + 1);
+        let port = self.number("MASTER_PORT", variables)?.map(|port: usize| port.saturating_add(1));
         let of_slurm = self.kind == LauncherKind::Slurm || self.tasks_here(variables).is_some();
         let job = || match of_slurm {
             true => ["SLURM_JOB_ID", "SLURM_STEP_ID"]

@@ -1,0 +1,175 @@
+//! JSON in which every key of an object stands once.
+//!
+//! JSON readers keep one of two equal keys in silence, so that half of a file that a person wrote means nothing. This
+//! reader gives the same values as `serde_json` and refuses the second key.
+
+use crate::quote::{cut, quoted};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+use std::fmt;
+
+/// Why a text is not JSON with unique keys.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum UniqueError {
+    /// The text is not JSON.
+    #[error("{0}")]
+    Syntax(String),
+    /// An object has a key twice.
+    #[error("the key {} stands twice in {} (line {line}, column {column})", quoted(.key), cut(.place))]
+    Repeated {
+        /// The key.
+        key: String,
+        /// The object: the keys and positions that lead to it, or `the outermost object`.
+        place: String,
+        /// Line of the second key, counted from 1.
+        line: usize,
+        /// Column after it, counted from 1.
+        column: usize,
+    },
+}
+
+/// Reads JSON.
+///
+/// # Errors
+/// A text that is not JSON, or is nested more than 127 levels deep; a key that stands twice in one object.
+pub fn parse(text: &str) -> Result<Value, UniqueError> {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let mut state = State { way: Vec::new(), repeated: None };
+    let read = Seed(&mut state).deserialize(&mut reader).and_then(|value| reader.end().map(|()| value));
+    read.map_err(|error| match state.repeated.take() {
+        Some((key, place)) => UniqueError::Repeated { key, place, line: error.line(), column: error.column() },
+        None => UniqueError::Syntax(cut(&error.to_string()).to_string()),
+    })
+}
+
+/// One step on the way to a value.
+enum Step {
+    Key(String),
+    Position(usize),
+}
+
+struct State {
+    way: Vec<Step>,
+    /// The second of two equal keys, and the object that it is in.
+    repeated: Option<(String, String)>,
+}
+
+impl State {
+    fn place(&self) -> String {
+        let mut place = String::new();
+        for step in &self.way {
+            match step {
+                Step::Key(key) if place.is_empty() => place.push_str(key),
+                Step::Key(key) => place.extend([".", key]),
+                Step::Position(position) => place.push_str(&format!("[{position}]")),
+            }
+        }
+        if place.is_empty() { "the outermost object".into() } else { format!("`{}`", cut(&place)) }
+    }
+}
+
+struct Seed<'a>(&'a mut State);
+
+impl<'de> DeserializeSeed<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Seed<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.into()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        loop {
+            self.0.way.push(Step::Position(list.len()));
+            let item = items.next_element_seed(Seed(self.0))?;
+            self.0.way.pop();
+            match item {
+                Some(item) => list.push(item),
+                None => return Ok(Value::Array(list)),
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if map.contains_key(&key) {
+                self.0.repeated = Some((key, self.0.place()));
+                return Err(A::Error::custom("a key stands twice"));
+            }
+            self.0.way.push(Step::Key(key.clone()));
+            let value = entries.next_value_seed(Seed(self.0))?;
+            self.0.way.pop();
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_those_of_serde_json() {
+        for text in
+            ["null", "-3", "18446744073709551615", "1.5e3", r#""é\n""#, r#"{"a": [1, {"b": true}, []], "": {}}"#]
+        {
+            assert_eq!(parse(text).unwrap(), serde_json::from_str::<Value>(text).unwrap(), "{text}");
+        }
+        for text in ["", "{", "[1,]", "1 2", "nul", "\"\u{1}\""] {
+            let expected = serde_json::from_str::<Value>(text).unwrap_err().to_string();
+            assert_eq!(parse(text), Err(UniqueError::Syntax(expected)), "{text}");
+        }
+        // Nesting ends in an error, not in an overflow of the stack.
+        assert!(matches!(parse(&"[".repeat(100_000)), Err(UniqueError::Syntax(_))));
+    }
+
+    #[test]
+    fn the_second_of_two_equal_keys_is_an_error() {
+        for (text, expected) in [
+            (r#"{"a": 1, "a": 1}"#, r#"the key "a" stands twice in the outermost object (line 1, column 12)"#),
+            (r#"{"a": [{}, {"b": {}, "\u0062": 2}]}"#, r#"the key "b" stands twice in `a[1]` (line 1, column 29)"#),
+            ("{\"a\": {\"b\": {\"\": 1,\n\"\": 2}}}", "the key \"\" stands twice in `a.b` (line 2, column 2)"),
+        ] {
+            assert_eq!(parse(text).unwrap_err().to_string(), expected);
+        }
+        assert!(parse(r#"{"a": {"a": 1}, "b": {"a": 1}, "A": 1}"#).is_ok());
+    }
+}

@@ -1,0 +1,72 @@
+//! `fuzz parsers`: every parser, on inputs that are nearly right.
+
+use clap::Args;
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use std::alloc::System;
+use std::process::ExitCode;
+use tpc_tests::fuzz::parsers::{Finding, PARSERS, clean};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Executions between two lines of progress.
+const PIECE: u64 = 1_000_000;
+
+/// Feed every parser with inputs that are nearly right.
+#[derive(Args)]
+pub struct Parsers {
+    /// Only the parser of this name; may be repeated
+    #[arg(long)]
+    only: Vec<String>,
+    /// Inputs for each parser
+    #[arg(long, default_value_t = 1_000_000)]
+    executions: u64,
+    /// Seed of the inputs
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Number of the first input: that of a finding runs it alone with --executions 1
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+}
+
+impl Parsers {
+    pub fn execute(&self) -> ExitCode {
+        // A panic is a finding, which is shown with its input.
+        std::panic::set_hook(Box::new(|_| {}));
+        let meter = || ALLOCATOR.stats().bytes_allocated;
+        let mut code = ExitCode::SUCCESS;
+        let known = |name: &String| PARSERS.iter().any(|parser| parser.name == name);
+        if let Some(unknown) = self.only.iter().find(|name| !known(name)) {
+            let names = PARSERS.map(|parser| parser.name).join(", ");
+            eprintln!("error: there is no parser {unknown:?}; there are {names}");
+            return ExitCode::FAILURE;
+        }
+        for parser in PARSERS.iter().filter(|p| self.only.is_empty() || self.only.iter().any(|name| name == p.name)) {
+            let end = self.from.saturating_add(self.executions);
+            let mut at = self.from;
+            while at < end {
+                let next = at.saturating_add(PIECE).min(end);
+                match parser.run(self.seed, at..next, &meter) {
+                    Ok(seen) => println!(
+                        "{} {at}..{next}: {} accepted, longest {} bytes, at most {} bytes allocated for a byte",
+                        parser.name, seen.accepted, seen.longest, seen.most_per_byte
+                    ),
+                    Err(finding) => {
+                        self.show(&finding);
+                        code = ExitCode::FAILURE;
+                        break;
+                    }
+                }
+                at = next;
+            }
+        }
+        clean();
+        code
+    }
+
+    fn show(&self, finding: &Finding) {
+        let Finding { parser, execution, input, problem } = finding;
+        println!("{parser}: --only {parser} --seed {} --from {execution} --executions 1: {problem}", self.seed);
+        println!("{}", String::from_utf8_lossy(input).escape_debug());
+    }
+}

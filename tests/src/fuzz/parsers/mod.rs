@@ -1,0 +1,179 @@
+//! Every parser of something that a user or a file says, on inputs that are nearly right.
+//!
+//! | question | file |
+//! |---|---|
+//! | plan files | `plan` |
+//! | the IR's text and JSON | `ir` |
+//! | `config.json` | `config` |
+//! | safetensors, and the index of several | `weights` |
+//! | the index of a checkpoint | `checkpoint` |
+//! | launchers' environments | `environment` |
+//! | meshes and path patterns, as arguments give them | `arguments` |
+//! | how an input is made from valid ones | `mutate` |
+//! | random choices | `dice` |
+//!
+//! An execution makes an input from the seed and its own number, and parses it. It fails if the parser panics, if what
+//! it accepts has not the properties that its file names, or if it allocates more bytes in total than a constant number
+//! for each byte of the input: that bounds the memory, and the time as far as work needs memory. Where steps can be
+//! counted (path patterns), they are.
+
+mod arguments;
+mod checkpoint;
+mod config;
+mod dice;
+mod environment;
+mod ir;
+mod mutate;
+mod plan;
+mod weights;
+
+pub use dice::Dice;
+pub use weights::clean;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A parser, and what it is fed with.
+pub struct Parser {
+    /// Its name.
+    pub name: &'static str,
+    /// Valid inputs.
+    corpus: fn() -> Vec<Vec<u8>>,
+    /// Words that mean something to it.
+    tokens: &'static [&'static str],
+    /// An input made by a grammar.
+    generate: fn(&mut Dice) -> Vec<u8>,
+    /// Parses, says whether the input is accepted, and panics if something about that is wrong.
+    parse: fn(&[u8]) -> bool,
+    /// Bytes that it may allocate for any input.
+    base: usize,
+    /// Bytes that it may allocate for each byte of the input.
+    per_byte: usize,
+    /// How many times the input can be as long as its bytes, where it can say that a part repeats.
+    repeats: fn(&[u8]) -> usize,
+}
+
+/// All parsers.
+pub const PARSERS: [&Parser; 10] = [
+    &plan::PLAN,
+    &ir::TEXT,
+    &ir::JSON,
+    &config::CONFIG,
+    &weights::FILE,
+    &weights::INDEX,
+    &checkpoint::INDEX,
+    &environment::ENVIRONMENT,
+    &arguments::MESH,
+    &arguments::GLOB,
+];
+
+/// An input that a parser fails on.
+#[derive(Debug)]
+pub struct Finding {
+    /// The parser.
+    pub parser: &'static str,
+    /// The number of the execution; with the seed it makes the input again.
+    pub execution: u64,
+    /// The input.
+    pub input: Vec<u8>,
+    /// What is wrong.
+    pub problem: String,
+}
+
+/// What a search without a finding has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Inputs that were parsed.
+    pub executions: u64,
+    /// Inputs that were accepted.
+    pub accepted: u64,
+    /// The longest input.
+    pub longest: usize,
+    /// The most bytes that were allocated for each byte of an input of more than 1,000.
+    pub most_per_byte: usize,
+}
+
+/// How many bytes the process has allocated so far, freed ones included.
+pub type Meter<'a> = &'a dyn Fn() -> usize;
+
+impl Parser {
+    /// Feeds the parser with the inputs of the executions of that numbers.
+    ///
+    /// # Errors
+    /// The first input that it fails on.
+    pub fn run(&self, seed: u64, executions: std::ops::Range<u64>, meter: Meter) -> Result<Seen, Box<Finding>> {
+        let corpus = (self.corpus)();
+        let mut seen = Seen::default();
+        // What is made once, such as tables, is not a matter of an input.
+        for input in &corpus {
+            assert!((self.parse)(input), "{}: a valid input is refused: {}", self.name, String::from_utf8_lossy(input));
+        }
+        for execution in executions {
+            let mut dice = Dice::new(seed, execution);
+            let input = match dice.below(8) {
+                0 => mutate::soup(&mut dice, self.tokens),
+                1 | 2 => (self.generate)(&mut dice),
+                _ => mutate::mutated(&mut dice, &corpus, self.tokens),
+            };
+            match self.execute(&input, meter) {
+                Ok((accepted, allocated)) => {
+                    seen.executions += 1;
+                    seen.accepted += u64::from(accepted);
+                    seen.longest = seen.longest.max(input.len());
+                    if input.len() > 1000 {
+                        let length = input.len() * (self.repeats)(&input);
+                        seen.most_per_byte = seen.most_per_byte.max(allocated / length);
+                    }
+                }
+                Err(problem) => {
+                    return Err(Box::new(Finding { parser: self.name, execution, input, problem }));
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Whether an input is accepted, and the bytes that were allocated for it.
+    fn execute(&self, input: &[u8], meter: Meter) -> Result<(bool, usize), String> {
+        let before = meter();
+        let accepted = catch_unwind(AssertUnwindSafe(|| (self.parse)(input))).map_err(|panic| message(&*panic))?;
+        let allocated = meter() - before;
+        let most = self.base + self.per_byte * input.len() * (self.repeats)(input);
+        if allocated > most {
+            return Err(format!("{allocated} bytes are allocated for {}, at most {most} expected", input.len()));
+        }
+        Ok((accepted, allocated))
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("no message"))
+}
+
+/// An input in which nothing can say that a part repeats.
+fn once(_: &[u8]) -> usize {
+    1
+}
+
+/// The files of a directory of the tests' data that hold valid inputs.
+fn data(dir: &str) -> Vec<Vec<u8>> {
+    let dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(dir);
+    let mut files: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap_or_else(|e| panic!("{}: {e}", dir.display()))
+        .map(|entry| entry.unwrap_or_else(|e| panic!("{}: {e}", dir.display())).path())
+        .collect();
+    files.sort();
+    files.iter().map(|file| std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))).collect()
+}
+
+/// Says of an error's text that a terminal and a reader can take it.
+fn check_message(error: &dyn std::fmt::Display) {
+    let text = error.to_string();
+    assert!(!text.is_empty(), "an error without a text");
+    assert!(text.chars().count() <= MOST_MESSAGE, "a message of {} characters: {text:.300}", text.chars().count());
+    assert!(!text.contains(|c: char| c.is_control()), "a message with control characters: {text:?}");
+}
+
+/// A message holds several texts of the user, each cut.
+const MOST_MESSAGE: usize = 3000;
