@@ -11,15 +11,17 @@
 //! | how operations form a program | [`graph`] |
 //! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
 //! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
-//! | what makes a graph well formed | [`verify`] |
+//! | what makes a graph well formed; whether its bytes can be counted | [`verify`], [`size`] |
 //! | what a graph means | [`interpret`] |
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes; attention in it | [`program`], [`attention`] |
+//! | how messages show user text | [`excerpt`](mod@excerpt) |
 #![warn(missing_docs)]
 
 pub mod attention;
 pub mod block;
 pub mod dtype;
+pub mod excerpt;
 pub mod fold;
 pub mod graph;
 pub mod interpret;
@@ -30,6 +32,7 @@ pub mod parse;
 pub mod program;
 pub mod random;
 pub mod sharding;
+pub mod size;
 pub mod subscripts;
 pub mod text;
 pub mod verify;

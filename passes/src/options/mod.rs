@@ -74,6 +74,14 @@ pub enum OptionError {
         /// Existing names like it.
         nearest: Vec<String>,
     },
+    /// A freezing pattern that changes nothing.
+    #[error("freezing `{pattern}` changes nothing: {why}; leave it out")]
+    NoEffect {
+        /// The pattern.
+        pattern: String,
+        /// Why it does not.
+        why: &'static str,
+    },
     /// Nothing is left to train.
     #[error("every parameter is frozen: nothing is left to train")]
     AllFrozen,

@@ -38,6 +38,21 @@ pub enum CheckpointError {
         /// What is wrong.
         problem: String,
     },
+    /// A checkpoint under the name of another step.
+    #[error(
+        "{}: its name is that of step {named}, but its index says step {step}: it was renamed or copied; give it its own name, {}, or remove it",
+        dir.display(), own_name.display()
+    )]
+    Misnamed {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The step of its name.
+        named: u64,
+        /// The step of its index.
+        step: u64,
+        /// The name that it should have.
+        own_name: PathBuf,
+    },
     /// The checkpoint was written by a version of the program that this one does not know.
     #[error("{}: format version {found}, but this program reads version {known}: use the program that wrote it", file.display())]
     Version {
