@@ -108,7 +108,8 @@ mod tests {
         let (head, more) = (&long[..LONGEST], long.len() - LONGEST);
         let cut = format!("{head}… ({more} more characters)");
         for (open, close) in [("\"", "\""), ("`", "`")] {
-            let message = |inner: &str| format!("plan entry {open}{inner}{close} matches no module; the nearest are a, b");
+            let message =
+                |inner: &str| format!("plan entry {open}{inner}{close} matches no module; the nearest are a, b");
             assert_eq!(excerpts(&message(&long)), message(&cut));
             assert_eq!(excerpts(&message(&cut)), message(&cut));
         }

@@ -542,7 +542,10 @@ fn settings_that_are_not_applied_are_noted() {
     let inputs = format!("{dir}/inputs.safetensors");
     let arguments = ["train", &scratch.path(""), "--from-scratch", "--inputs", &inputs, "--steps", "1"];
     let (code, _, err) = tpc(&arguments);
-    assert_eq!((code, err.as_str()), (0, &*format!("{KEEPS_NOTHING}note: the configuration asks for dropout 0.1, which is not applied\n")));
+    assert_eq!(
+        (code, err.as_str()),
+        (0, &*format!("{KEEPS_NOTHING}note: the configuration asks for dropout 0.1, which is not applied\n"))
+    );
 }
 
 /// Reads all that comes out of a pipe.
@@ -639,14 +642,19 @@ fn an_output_is_no_other_file_of_the_command() {
     let says = |output: &str, option: &str, read: &str| {
         format!("--output $TMP/{output} is read, too, as {option} $TMP/{read}: give another path, nothing was written")
     };
-    for output in ["model/inputs.safetensors", "model/../model/inputs.safetensors", "hard", "other/inputs.safetensors"] {
+    for output in ["model/inputs.safetensors", "model/../model/inputs.safetensors", "hard", "other/inputs.safetensors"]
+    {
         assert_eq!(run(&scratch.path(output)), says(output, "--inputs", "model/inputs.safetensors"));
     }
     for file in ["model.safetensors", "config.json"] {
-        assert_eq!(run(&scratch.path(&format!("other/{file}"))), says(&format!("other/{file}"), "MODEL_DIR", &format!("model/{file}")));
+        assert_eq!(
+            run(&scratch.path(&format!("other/{file}"))),
+            says(&format!("other/{file}"), "MODEL_DIR", &format!("model/{file}"))
+        );
     }
     assert_eq!(run(&plan), says("plan.json", "--plan", "plan.json"));
-    let train = |more: &[&str]| error(&[&["train", &model, "--inputs", &inputs, "--steps", "1"], more].concat(), &scratch);
+    let train =
+        |more: &[&str]| error(&[&["train", &model, "--inputs", &inputs, "--steps", "1"], more].concat(), &scratch);
     let at = |name: &str| scratch.path(name);
     let same = |a: &str, b: &str| format!("{a} and {b} are the same: give each a path of its own");
     assert_eq!(
@@ -663,7 +671,10 @@ fn an_output_is_no_other_file_of_the_command() {
         "--grads $TMP/hard is read, too, as --inputs $TMP/model/inputs.safetensors: give another path, nothing was written"
     );
     // Two outputs to a device disturb no one.
-    let (_, notes) = noted(&["train", &model, "--inputs", &inputs, "--steps", "1", "--metrics", "/dev/null", "--grads", "/dev/null"], &scratch);
+    let (_, notes) = noted(
+        &["train", &model, "--inputs", &inputs, "--steps", "1", "--metrics", "/dev/null", "--grads", "/dev/null"],
+        &scratch,
+    );
     assert_eq!(notes, KEEPS_NOTHING);
     // The model that is read is replaced only with --force.
     let refused = "--save would replace the model that is read: give another directory, or --force to replace it";
@@ -685,9 +696,8 @@ fn a_model_of_characters_keeps_its_alphabet() {
     let other = scratch.write("other", "The größte 長 fox! 0123456789 ".repeat(20).as_bytes());
     let (saved, run) = (scratch.path("saved"), scratch.path("run"));
     let common = ["--batch", "2", "--seq", "8"];
-    let train = |model: &str, text: &str, more: &[&str]| {
-        tpc(&[&["train", model, "--text", text], &common[..], more].concat())
-    };
+    let train =
+        |model: &str, text: &str, more: &[&str]| tpc(&[&["train", model, "--text", text], &common[..], more].concat());
     let (code, _, err) = train(&dir, &fox, &["--from-scratch", "--steps", "2", "--save", &saved, "--checkpoint", &run]);
     assert_eq!((code, &*err), (0, ""));
     let kept: Json = serde_json::from_slice(&std::fs::read(format!("{saved}/alphabet.json")).unwrap()).unwrap();
@@ -696,7 +706,10 @@ fn a_model_of_characters_keeps_its_alphabet() {
     let again = scratch.path("again");
     let (code, _, err) = train(&saved, &part, &["--steps", "1", "--save", &again]);
     assert_eq!((code, &*err), (0, ""));
-    assert_eq!(std::fs::read(format!("{again}/alphabet.json")).unwrap(), std::fs::read(format!("{saved}/alphabet.json")).unwrap());
+    assert_eq!(
+        std::fs::read(format!("{again}/alphabet.json")).unwrap(),
+        std::fs::read(format!("{saved}/alphabet.json")).unwrap()
+    );
     let failed = |result: (u8, String, String)| {
         assert_eq!((result.0, &*result.1), (1, ""));
         result.2.replace(&scratch.path(""), "$TMP/")
@@ -716,13 +729,18 @@ fn a_model_of_characters_keeps_its_alphabet() {
         lack("$TMP/run/step-000002", "begin anew with another --checkpoint")
     );
     let (code, out, _) = train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]);
-    assert!(code == 0 && out.contains("checkpoint $TMP/run/step-000003\n".replace("$TMP/", &scratch.path("")).as_str()), "{out}");
+    assert!(
+        code == 0 && out.contains("checkpoint $TMP/run/step-000003\n".replace("$TMP/", &scratch.path("")).as_str()),
+        "{out}"
+    );
     // Fresh weights have no alphabet yet.
     let (code, _, err) = train(&saved, &other, &["--from-scratch", "--steps", "1"]);
     assert_eq!((code, &*err), (0, KEEPS_NOTHING));
     // Weights of unknown tokens.
     let (code, _, err) = train(&dir, &fox, &["--steps", "1"]);
-    let unknown = format!("note: nothing says which characters the tokens of {dir} stand for: the 28 of the text are numbered from 0\n");
+    let unknown = format!(
+        "note: nothing says which characters the tokens of {dir} stand for: the 28 of the text are numbered from 0\n"
+    );
     assert_eq!((code, err), (0, format!("{KEEPS_NOTHING}{unknown}")));
     // A tokenizer's tokens are not characters, with or without its weights.
     for name in ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"] {
@@ -853,6 +871,10 @@ fn options_without_effect_are_said() {
         "note: --seed has no effect: the batch and the weights are given, and nothing else is drawn\n"
     );
     assert_eq!(notes(&train, "--deadline 9"), "note: --deadline has no effect on one rank, which waits for no other\n");
+    assert_eq!(
+        error(&[&train[..], &["--save", &scratch.path("saved"), "--force"]].concat(), &scratch),
+        "--force has no effect: --save names another directory than the model's; leave it out"
+    );
     let run = scratch.path("run");
     assert_eq!(
         notes(&train, &format!("--checkpoint {run} --save-every 5")),
@@ -893,7 +915,9 @@ fn a_loss_that_is_no_number_is_a_failure() {
         let mut bytes = bytes.clone();
         bytes[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
         std::fs::write(format!("{model}/model.safetensors"), bytes).unwrap();
-        for (inputs, what) in [(&inputs, format!("the loss is {said}")), (&unlabelled, "the logits are not all finite".into())] {
+        for (inputs, what) in
+            [(&inputs, format!("the loss is {said}")), (&unlabelled, "the logits are not all finite".into())]
+        {
             let output = scratch.path("out.safetensors");
             let (code, out, err) = tpc(&["run", &model, "--inputs", inputs, "--output", &output]);
             assert_eq!((code, &*err), (1, &*format!("error: {what}, since the weight `{name}` is not finite\n")));
@@ -1000,7 +1024,9 @@ fn user_text_in_messages_is_short_and_harmless() {
         assert!(err.len() < 2000 && err.contains("more characters)"), "{err}");
     }
     for (text, shown) in [("\u{1b}[2Jx", "\\u{1b}[2Jx"), ("a\nb", "a\\nb"), ("a\u{9b}b", "a\\u{9b}b")] {
-        for arguments in [vec!["dump-ir", text], vec!["dump-ir", "--preset", text], vec!["dump-ir", &dir, "--mesh", text]] {
+        for arguments in
+            [vec!["dump-ir", text], vec!["dump-ir", "--preset", text], vec!["dump-ir", &dir, "--mesh", text]]
+        {
             let (code, _, err) = tpc(&arguments);
             assert!(code == 1 && err.contains(shown), "{err}");
             assert!(!err.trim_end().chars().any(char::is_control), "{err:?}");

@@ -1,7 +1,7 @@
 //! Batches from files and texts.
 
-use super::{Failure, Outcome};
 use super::subject::check_size;
+use super::{Failure, Outcome};
 use crate::models::{Alphabet, ModelConfig, Weights, loss::IGNORE};
 use crate::pretrained::TokenBatch;
 use safetensors::tensor::{Dtype, TensorView};

@@ -98,7 +98,8 @@ enum Program {
 impl DumpIr {
     pub(super) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
         if self.json {
-            given.refuse(&["stage", "rank", "full"], "with --json, which reports on the placed program of all ranks")?;
+            given
+                .refuse(&["stage", "rank", "full"], "with --json, which reports on the placed program of all ranks")?;
         }
         let (stage, of_rank) = (self.stage.name(), self.stage >= Stage::Rank);
         match of_rank {
@@ -131,7 +132,10 @@ impl DumpIr {
     fn model(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check(given)?;
         if !self.train {
-            given.refuse(&[&["reduce"][..], &Optimizer::OPTIONS].concat(), "without --train, which has a training step")?;
+            given.refuse(
+                &[&["reduce"][..], &Optimizer::OPTIONS].concat(),
+                "without --train, which has a training step",
+            )?;
         } else if self.preset.as_deref() == Some(MLP) {
             given.refuse(&Optimizer::OPTIONS, "on the preset mlp, whose step has no optimizer")?;
         }

@@ -28,8 +28,8 @@ pub mod subject;
 pub mod train;
 
 use crate::program::{CompileOptions, Error};
-use given::Given;
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use given::Given;
 use std::any::Any;
 use std::ffi::OsString;
 use std::fmt::Display;

@@ -56,7 +56,8 @@ impl StepArguments {
             ));
         }
         if self.precision == Types::F32 {
-            given.refuse(&["reduce"], "without --precision bf16: gradients are then reduced in the model's own type")?;
+            given
+                .refuse(&["reduce"], "without --precision bf16: gradients are then reduced in the model's own type")?;
         }
         if self.micro_batches > 1 && self.reduce == Reduce::Bf16 {
             given.refuse(&["reduce"], "with --micro-batches: their gradients are added, and then reduced, in f32")?;

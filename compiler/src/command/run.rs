@@ -76,7 +76,9 @@ impl Run {
         let Some(wrong) = wrong else { return Ok(()) };
         Err(Failure::new(match not_finite(&session, &dir.weight_map())? {
             Some(name) => format!("{wrong}, since the weight `{name}` is not finite"),
-            None => format!("{wrong}, though all weights are finite: some value of the forward pass is too large for its type"),
+            None => format!(
+                "{wrong}, though all weights are finite: some value of the forward pass is too large for its type"
+            ),
         }))
     }
 }

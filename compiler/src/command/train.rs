@@ -22,13 +22,13 @@ use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
-use tpc_ir::{Mesh, OutputKind};
 use tpc_ir::excerpt::excerpt;
+use tpc_ir::{Mesh, OutputKind};
 use tpc_passes::options::clip::GRAD_NORM;
-use tpc_runtime::output::{Identity, Output};
 use tpc_runtime::checkpoint::directory::saved;
 use tpc_runtime::checkpoint::index::FILE as INDEX;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
+use tpc_runtime::output::{Identity, Output};
 use tpc_runtime::{CheckpointError, Session};
 
 /// Train a model; the result is a model directory again.
@@ -160,7 +160,8 @@ impl Train {
         if let Some(checkpoint) = &resumed {
             let (done, steps) = (checkpoint.step(), self.steps);
             if done > steps {
-                let problem = format!("{done} steps are done already, more than --steps {steps}, which counts them, too");
+                let problem =
+                    format!("{done} steps are done already, more than --steps {steps}, which counts them, too");
                 return Err(Failure::at(checkpoint.dir(), problem));
             }
             if done == steps {
@@ -220,7 +221,9 @@ impl Train {
     fn note(&self, mesh: &Mesh, given: &Given, terminal: &mut Terminal) {
         self.running.note(mesh.ranks(), terminal);
         if self.save.is_none() && self.checkpoint.is_none() {
-            terminal.note("nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too");
+            terminal.note(
+                "nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too",
+            );
         }
         if let Some(every) = self.save_every.filter(|&every| every > self.steps) {
             terminal.note(format!(
@@ -246,6 +249,11 @@ impl Train {
                 "--save would replace the model that is read: give another directory, or --force to replace it",
             ));
         }
+        if self.force && !replacing {
+            return Err(Failure::new(
+                "--force has no effect: --save names another directory than the model's; leave it out",
+            ));
+        }
         let mut files = self.placement.read(Files::default());
         for (option, input) in [("--inputs", &self.inputs), ("--text", &self.text)] {
             files = input.iter().fold(files, |files, path| files.reads(option, path));
@@ -255,9 +263,8 @@ impl Train {
             (Some(dir), false) => files.reads_model(dir),
             (None, false) => files.reads("MODEL_DIR", &self.model.join("config.json")),
         };
-        let saved = |dir: &PathBuf| {
-            [dir.clone(), dir.join("config.json"), dir.join("model.safetensors"), Alphabet::file(dir)]
-        };
+        let saved =
+            |dir: &PathBuf| [dir.clone(), dir.join("config.json"), dir.join("model.safetensors"), Alphabet::file(dir)];
         let saved: Vec<PathBuf> = self.save.iter().flat_map(saved).collect();
         let files = files.writes("--save", &saved).writes("--checkpoint", &self.checkpoint);
         files.writes("--grads", &self.grads).writes("--metrics", &self.metrics).check()
@@ -377,8 +384,7 @@ impl Train {
             return Ok(Outputs::default());
         }
         self.save.iter().chain(&self.checkpoint).try_for_each(|dir| check_dir(dir))?;
-        let [grads, metrics] =
-            [&self.grads, &self.metrics].map(|path| path.as_deref().map(files::output).transpose());
+        let [grads, metrics] = [&self.grads, &self.metrics].map(|path| path.as_deref().map(files::output).transpose());
         Ok(Outputs { grads: grads?, metrics: metrics? })
     }
 
