@@ -3,6 +3,7 @@
 //! Later stages add and multiply sizes in `usize`: of a value, of a buffer of several values, of an arena. All of these are at most a few
 //! times the bytes of all values of the program together, so one check of that sum keeps every one of them from wrapping around.
 
+use crate::excerpt::excerpt;
 use crate::graph::Graph;
 use crate::op::Op;
 use crate::sharding::Type;
@@ -17,7 +18,7 @@ pub const MOST: usize = 1 << 60;
     if *.alone { "" } else { " together with the other values of the program" }
 )]
 pub struct TooLarge {
-    /// The largest value: an input's name, or the operation that makes it.
+    /// The largest value: an input's name, or the operation that makes it and its module.
     pub tensor: String,
     /// Its type.
     pub ty: String,
@@ -44,9 +45,11 @@ pub fn addressable(graph: &Graph) -> Result<(), TooLarge> {
     }
     match (total, largest) {
         (None, Some((size, node, ty))) => {
-            let tensor = match &graph.node(node).op {
-                Op::Input { name, .. } => format!("the tensor `{name}`"),
-                op => format!("the result of {}", op.name()),
+            let n = graph.node(node);
+            let tensor = match (&n.op, &*n.origin.module) {
+                (Op::Input { name, .. }, _) => format!("the tensor `{}`", excerpt(name)),
+                (op, "") => format!("the result of {}", op.name()),
+                (op, module) => format!("the result of {} in `{}`", op.name(), excerpt(module)),
             };
             Err(TooLarge { tensor, ty: ty.display(&graph.mesh), alone: size > MOST })
         }

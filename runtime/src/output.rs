@@ -151,12 +151,15 @@ impl Temporary {
             // What another process of the same number left behind stays: it may be alive on another host.
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = target.with_file_name(format!(".{name}.{}-{number}.tmp", process::id()));
+            // A launcher is told first: this process may be killed at any moment.
+            set_leftover(&path);
             match File::create_new(&path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error),
-                Ok(file) => {
-                    set_leftover(&path);
-                    return Ok((Temporary(path), file));
+                Ok(file) => return Ok((Temporary(path), file)),
+                Err(error) => {
+                    set_leftover(Path::new(""));
+                    if error.kind() != ErrorKind::AlreadyExists {
+                        return Err(error);
+                    }
                 }
             }
         }
