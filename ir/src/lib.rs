@@ -13,15 +13,14 @@
 //! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
 //! | what makes a graph well formed; whether its bytes can be counted | [`verify`], [`size`] |
 //! | what a graph means | [`interpret`] |
+//! | how a user's text is shown in a message | [`quote`] |
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes; attention in it | [`program`], [`attention`] |
-//! | how messages show user text | [`excerpt`](mod@excerpt) |
 #![warn(missing_docs)]
 
 pub mod attention;
 pub mod block;
 pub mod dtype;
-pub mod excerpt;
 pub mod fold;
 pub mod graph;
 pub mod interpret;
@@ -30,6 +29,7 @@ pub mod mesh;
 pub mod op;
 pub mod parse;
 pub mod program;
+pub mod quote;
 pub mod random;
 pub mod sharding;
 pub mod size;

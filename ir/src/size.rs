@@ -3,9 +3,9 @@
 //! Later stages add and multiply sizes in `usize`: of a value, of a buffer of several values, of an arena. All of these are at most a few
 //! times the bytes of all values of the program together, so one check of that sum keeps every one of them from wrapping around.
 
-use crate::excerpt::excerpt;
 use crate::graph::Graph;
 use crate::op::Op;
+use crate::quote::cut;
 use crate::sharding::Type;
 
 /// The most bytes that all values of a program may have together: a sixteenth of what a `usize` counts.
@@ -47,9 +47,9 @@ pub fn addressable(graph: &Graph) -> Result<(), TooLarge> {
         (None, Some((size, node, ty))) => {
             let n = graph.node(node);
             let tensor = match (&n.op, &*n.origin.module) {
-                (Op::Input { name, .. }, _) => format!("the tensor `{}`", excerpt(name)),
+                (Op::Input { name, .. }, _) => format!("the tensor `{}`", cut(name)),
                 (op, "") => format!("the result of {}", op.name()),
-                (op, module) => format!("the result of {} in `{}`", op.name(), excerpt(module)),
+                (op, module) => format!("the result of {} in `{}`", op.name(), cut(module)),
             };
             Err(TooLarge { tensor, ty: ty.display(&graph.mesh), alone: size > MOST })
         }

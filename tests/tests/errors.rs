@@ -426,7 +426,7 @@ fn sizes() {
 #[test]
 fn long_and_dangerous_texts() {
     let long = "x".repeat(1000);
-    let cut = format!("{}… (800 more characters)", "x".repeat(200));
+    let cut = format!("{}… (1000 characters)", "x".repeat(200));
     let nothing = OptionError::NoEffect { pattern: long.clone(), why: "it matches nothing" };
     says(nothing, &format!("freezing `{cut}` changes nothing: it matches nothing; leave it out"));
     let none = CheckpointError::NoCheckpoint {
@@ -437,7 +437,7 @@ fn long_and_dangerous_texts() {
     says(
         none,
         &format!(
-            "\\u{{1b}}[2J{}… (804 more characters): no checkpoint: no directory step-N with an index.json (only interrupted writes: {} and 2 more)",
+            "\\u{{1b}}[2J{}… (1004 characters): no checkpoint: no directory step-N with an index.json (only interrupted writes: {} and 2 more)",
             "x".repeat(196),
             partial.join(", ")
         ),

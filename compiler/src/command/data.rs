@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use tpc_ir::excerpt::excerpt;
+use tpc_ir::quote::cut;
 use tpc_ir::random::philox;
 use tpc_runtime::{RuntimeError, Session};
 
@@ -168,7 +168,7 @@ impl Kept {
         Err(format!(
             "the model was trained on the {} characters of {}, which lack {}{more}: train on a text of those, or {}",
             self.alphabet.len(),
-            excerpt(&self.place.display().to_string()),
+            cut(&self.place.display().to_string()),
             shown.join(", "),
             self.way_out,
         ))

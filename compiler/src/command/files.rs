@@ -5,7 +5,7 @@ use super::{Failure, Outcome};
 use crate::models::ModelDir;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
-use tpc_ir::excerpt::excerpt;
+use tpc_ir::quote::cut;
 use tpc_runtime::output::{self, Identity, Output};
 
 /// A file or directory of a command, and the option that names it.
@@ -70,7 +70,7 @@ impl Files {
 
 impl Display for Named {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.option, excerpt(&self.path.display().to_string()))
+        write!(f, "{} {}", self.option, cut(&self.path.display().to_string()))
     }
 }
 

@@ -8,6 +8,7 @@
 //! | which files are read and written; that no two are the same | [`files`] |
 //! | which options were given, and have no effect | [`given`] |
 //! | ranks that repeat the work of others, or have none | [`notes`] |
+//! | how messages show user text | `messages` |
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps | [`train`] |
@@ -20,6 +21,7 @@ pub mod dump_ir;
 pub mod files;
 pub mod given;
 pub mod launch;
+mod messages;
 pub mod notes;
 pub mod options;
 pub mod report;
@@ -38,8 +40,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tpc_ir::Mesh;
-use tpc_ir::excerpt::{excerpt, excerpts};
 use tpc_ir::mesh::MeshError;
+use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::styles::Plan;
@@ -81,7 +83,7 @@ impl Failure {
 
     /// A failure that concerns a file.
     pub fn at(file: &Path, problem: impl Display) -> Self {
-        Failure::Message(format!("{}: {problem}", excerpt(&file.display().to_string())))
+        Failure::Message(format!("{}: {problem}", cut(&file.display().to_string())))
     }
 }
 
@@ -124,7 +126,7 @@ impl Terminal<'_> {
             return;
         }
         // A note that cannot be written does not make the result wrong.
-        let _ = writeln!(self.err, "note: {}", excerpts(&text.to_string()));
+        let _ = writeln!(self.err, "note: {}", messages::shown(&text.to_string(), &[]));
     }
 }
 
@@ -141,7 +143,7 @@ where
     let (cli, given) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
-            let text = shown(&error.render().to_string(), &arguments);
+            let text = messages::shown(&error.render().to_string(), &arguments);
             let is_error = error.use_stderr();
             // Nobody is left to be told that this cannot be written.
             let _ = if is_error { stderr.write_all(text.as_bytes()) } else { stdout.write_all(text.as_bytes()) };
@@ -155,7 +157,7 @@ where
         Err(Failure::Message(message)) => (1, message),
         Err(Failure::Code(code, message)) => (code, message),
     };
-    message = shown(&message, &arguments);
+    message = messages::shown(&message, &arguments);
     if let Some(processes) = tpc_runtime::launch::joined() {
         processes.fail(processes.process(), &message);
         if let Some(record) = processes.written_record() {
@@ -170,24 +172,6 @@ where
 /// The options of the subcommand that was given.
 fn given(matches: &ArgMatches) -> Given {
     matches.subcommand().map(|(_, matches)| Given::of(matches)).unwrap_or_default()
-}
-
-/// A message in which arguments are excerpts, and all that is quoted.
-fn shown(message: &str, arguments: &[OsString]) -> String {
-    let mut message = message.to_string();
-    // What follows `=` in an argument is a value of its own.
-    let texts = arguments.iter().map(|argument| argument.to_string_lossy());
-    let values = texts.flat_map(|text| {
-        let value = text.split_once('=').map(|(_, value)| value.to_string());
-        [Some(text.into_owned()), value].into_iter().flatten().collect::<Vec<_>>()
-    });
-    for value in values {
-        let excerpt = excerpt(&value);
-        if excerpt != value {
-            message = message.replace(&value, &excerpt);
-        }
-    }
-    excerpts(&message)
 }
 
 /// The names of all subcommands.

@@ -2,7 +2,7 @@
 
 use super::{Failure, Outcome, Placement, Terminal};
 use std::collections::HashSet;
-use tpc_ir::excerpt::excerpt;
+use tpc_ir::quote::cut;
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::SearchOptions;
@@ -18,14 +18,14 @@ impl Placement {
         if no_plan && mesh.ranks() > 1 {
             terminal.note(format!(
                 "--mesh {} without a plan: each of the {} ranks computes the whole model; --plan says what they share",
-                excerpt(&self.mesh),
+                cut(&self.mesh),
                 mesh.ranks()
             ));
         }
         if !no_plan && mesh.axes().is_empty() {
             terminal.note(format!(
                 "--plan {} without a mesh: one rank computes the whole model; --mesh gives it more, as in --mesh {}",
-                excerpt(&self.plan),
+                cut(&self.plan),
                 example(plan)
             ));
         }

@@ -22,7 +22,7 @@ use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Instant;
-use tpc_ir::excerpt::excerpt;
+use tpc_ir::quote::cut;
 use tpc_ir::{Mesh, OutputKind};
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::checkpoint::directory::saved;
@@ -180,7 +180,7 @@ impl Train {
         if let (Source::Windows(text, _), None, false) = (&source, &kept, self.from_scratch && resumed.is_none()) {
             terminal.note(format!(
                 "nothing says which characters the tokens of {} stand for: the {} of the text are numbered from 0",
-                excerpt(&resumed.as_ref().map_or(&*self.model, Checkpoint::dir).display().to_string()),
+                cut(&resumed.as_ref().map_or(&*self.model, Checkpoint::dir).display().to_string()),
                 text.alphabet().len()
             ));
         }

@@ -20,7 +20,7 @@ pub mod precision;
 
 use crate::propagate::Annotations;
 use std::borrow::Cow;
-use tpc_ir::excerpt::excerpt;
+use tpc_ir::quote::cut;
 use tpc_ir::{Graph, OutputKind};
 
 pub use precision::{Precision, Reduction};
@@ -68,7 +68,7 @@ pub enum OptionError {
     #[error("the model has a result `{0}` of its own: rename it, clipping gives a result of that name")]
     Taken(&'static str),
     /// A freezing pattern that matches nothing.
-    #[error("nothing to freeze matches `{}`; the nearest are {}", excerpt(.pattern), .nearest.join(", "))]
+    #[error("nothing to freeze matches `{}`; the nearest are {}", cut(.pattern), .nearest.join(", "))]
     NoParameter {
         /// The pattern.
         pattern: String,
@@ -76,7 +76,7 @@ pub enum OptionError {
         nearest: Vec<String>,
     },
     /// A freezing pattern that changes nothing.
-    #[error("freezing `{}` changes nothing: {why}; leave it out", excerpt(.pattern))]
+    #[error("freezing `{}` changes nothing: {why}; leave it out", cut(.pattern))]
     NoEffect {
         /// The pattern.
         pattern: String,

@@ -3,7 +3,7 @@
 use crate::error::{RuntimeError, few};
 use std::io;
 use std::path::{Path, PathBuf};
-use tpc_ir::excerpt::excerpt;
+use tpc_ir::quote::cut;
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -71,11 +71,7 @@ pub enum CheckpointError {
         known: u64,
     },
     /// A tensor is another one than the program's.
-    #[error(
-        "{}: `{}` is {stored} in the checkpoint, but {wanted} in the program; {WAY_OUT}",
-        shown(dir),
-        excerpt(name)
-    )]
+    #[error("{}: `{}` is {stored} in the checkpoint, but {wanted} in the program; {WAY_OUT}", shown(dir), cut(name))]
     Differs {
         /// The checkpoint.
         dir: PathBuf,
@@ -121,7 +117,7 @@ impl CheckpointError {
 }
 
 fn of(tensor: &Option<String>) -> String {
-    tensor.as_ref().map(|t| format!(" (tensor `{}`)", excerpt(t))).unwrap_or_default()
+    tensor.as_ref().map(|t| format!(" (tensor `{}`)", cut(t))).unwrap_or_default()
 }
 
 fn parent(file: &Path) -> String {
@@ -129,7 +125,7 @@ fn parent(file: &Path) -> String {
 }
 
 fn shown(path: &Path) -> String {
-    excerpt(&path.display().to_string())
+    cut(&path.display().to_string()).to_string()
 }
 
 fn left(partial: &[String]) -> String {
