@@ -11,6 +11,7 @@ use burn::tensor::TensorData;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
+use tpc_ir::size::{TooLarge, addressable};
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::check::{CheckError, check, well_formed};
 use tpc_passes::denotes::{DenoteError, denotes};
@@ -54,6 +55,9 @@ pub enum Error {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Its values have more bytes than can be counted.
+    #[error(transparent)]
+    Size(#[from] TooLarge),
     /// An input was never given.
     #[error("input `{name}` has no value: give it with {how}")]
     Missing {
@@ -119,6 +123,7 @@ pub struct Stages {
 /// # Errors
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
+    addressable(&captured)?;
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     well_formed(&captured)?;
     // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
@@ -147,13 +152,14 @@ pub struct Placed {
 /// Places every value of a logical program and optimizes its collectives; each program passes its check.
 ///
 /// # Errors
-/// A program that does not pass: a bug of the compiler.
+/// A program that does not pass, which is a bug of the compiler; one whose bytes cannot be counted.
 pub fn place(
     logical: &Graph,
     annotations: &Annotations,
     search: &SearchOptions,
     step: &StepOptions,
 ) -> Result<Placed, Error> {
+    addressable(logical)?;
     let propagated = propagate(logical, annotations, &search.cost);
     check(&propagated)?;
     let (mut optimized, report) = optimize(&propagated, search);
@@ -165,6 +171,7 @@ pub fn place(
     let placed = reshard_after_forward(&optimized, &gathered);
     check(&placed)?;
     denotes(&placed, logical)?;
+    addressable(&placed)?;
     Ok(Placed { propagated, placed, report })
 }
 

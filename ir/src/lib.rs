@@ -11,7 +11,7 @@
 //! | how operations form a program | [`graph`] |
 //! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
 //! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
-//! | what makes a graph well formed | [`verify`] |
+//! | what makes a graph well formed; whether its bytes can be counted | [`verify`], [`size`] |
 //! | what a graph means | [`interpret`] |
 //! | how a user's text is shown in a message | [`quote`] |
 //! | JSON whose keys stand once | [`unique`] |
@@ -35,6 +35,7 @@ pub mod program;
 pub mod quote;
 pub mod random;
 pub mod sharding;
+pub mod size;
 pub mod subscripts;
 pub mod text;
 pub mod unique;

@@ -1,6 +1,7 @@
 //! Errors, typed. Every message names the operation, who is missing or wrong, and what to do.
 
 use std::time::Duration;
+use tpc_ir::quote::cut;
 
 /// Why a program could not be loaded or a step not be finished.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -31,7 +32,7 @@ pub enum RuntimeError {
         bytes: usize,
     },
     /// No input or output of that name.
-    #[error("the program has no {what} `{name}`; it has {}", list(known))]
+    #[error("the program has no {what} `{}`; it has {}", cut(name), few(known))]
     Unknown {
         /// `input` or `output`.
         what: &'static str,
@@ -212,8 +213,15 @@ pub(crate) fn of_rank(rank: usize, between: &str, reason: &str) -> String {
     if names_itself { reason.to_string() } else { format!("{rank}{between}{reason}") }
 }
 
-fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".into() } else { names.join(", ") }
+/// Names of which there may be thousands: the first of them, and how many more there are.
+pub(crate) fn few(names: &[String]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| cut(name).to_string()).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 if names.is_empty() => "none".into(),
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 fn ranks(ranks: &[usize]) -> String {

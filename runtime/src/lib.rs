@@ -15,6 +15,7 @@
 //! | how elements are stored, and converted to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
 //! | what every rank did last, for failures | [`flight`] |
+//! | where a path leads that a user wants written, and how a file is replaced | [`output`] |
 #![warn(missing_docs)]
 
 pub mod boxes;
@@ -27,6 +28,7 @@ pub mod error;
 pub mod fingerprint;
 pub mod flight;
 pub mod launch;
+pub mod output;
 pub mod session;
 pub mod trace;
 

@@ -282,11 +282,11 @@ fn a_write_that_ends_anywhere_leaves_a_whole_checkpoint() {
             let scratch = Scratch::new("interrupted");
             fill(&mut session, &tensors, 1);
             let keep = NonZeroUsize::new(1);
-            let first = save(&session, &scratch.0, 1, 0, &SaveOptions { keep, fault: None }).unwrap();
+            let first = save(&session, &scratch.0, 1, 0, &SaveOptions { keep, ..SaveOptions::default() }).unwrap();
             let bytes: u64 = std::fs::read_dir(first).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum();
             fill(&mut session, &tensors, 2);
             let fault = Some(WriteFault { after, kind });
-            let result = save(&session, &scratch.0, 2, 0, &SaveOptions { keep, fault });
+            let result = save(&session, &scratch.0, 2, 0, &SaveOptions { keep, fault, ..SaveOptions::default() });
             let latest = Checkpoint::latest(&scratch.0).unwrap();
             load(&mut other, &latest).unwrap();
             assert!(holds(&other, &tensors, latest.step() as usize), "{kind:?} after {after}");
@@ -297,7 +297,7 @@ fn a_write_that_ends_anywhere_leaves_a_whole_checkpoint() {
             // Leftovers hinder nobody, and the next save removes them.
             if after % 97 == 0 {
                 fill(&mut session, &tensors, 3);
-                save(&session, &scratch.0, 3, 0, &SaveOptions { keep, fault: None }).unwrap();
+                save(&session, &scratch.0, 3, 0, &SaveOptions { keep, ..SaveOptions::default() }).unwrap();
                 assert_eq!(scratch.names(), ["step-000003"]);
             } else if kind == FaultKind::FullDisk && latest.step() == 1 {
                 assert_eq!(scratch.names(), ["step-000001"], "{after}");
@@ -329,7 +329,7 @@ fn saving_a_step_again_replaces_it() {
         fill(&mut session, &tensors, 2);
         // The last operations only: after all bytes are written.
         let fault = Some(WriteFault { after: 3000 + after, kind: FaultKind::Kill });
-        let result = save(&session, &scratch.0, 4, 0, &SaveOptions { keep: None, fault });
+        let result = save(&session, &scratch.0, 4, 0, &SaveOptions { fault, ..SaveOptions::default() });
         let mut other = launch(&mesh, &tensors);
         load(&mut other, &Checkpoint::latest(&scratch.0).unwrap()).unwrap();
         assert!(holds(&other, &tensors, 1) || holds(&other, &tensors, 2));
@@ -349,7 +349,7 @@ fn only_the_last_ones_are_kept_and_later_ones_are_not_hidden() {
     let (mesh, tensors) = small();
     let mut session = launch(&mesh, &tensors);
     fill(&mut session, &tensors, 0);
-    let keep = |n| SaveOptions { keep: NonZeroUsize::new(n), fault: None };
+    let keep = |n| SaveOptions { keep: NonZeroUsize::new(n), ..SaveOptions::default() };
     for step in 1..=5 {
         save(&session, &scratch.0, step, 0, &keep(3)).unwrap();
     }
@@ -362,6 +362,32 @@ fn only_the_last_ones_are_kept_and_later_ones_are_not_hidden() {
     // Without a number, all stay.
     (7..=9).for_each(|step| drop(save(&session, &scratch.0, step, 0, &SaveOptions::default()).unwrap()));
     assert_eq!(scratch.names(), ["step-000006", "step-000007", "step-000008", "step-000009"]);
+}
+
+#[test]
+fn a_checkpoint_under_the_name_of_another_step_is_refused() {
+    let _alone = alone();
+    let scratch = Scratch::new("name");
+    let (mesh, tensors) = small();
+    let mut session = launch(&mesh, &tensors);
+    fill(&mut session, &tensors, 0);
+    let kept = SaveOptions { alphabet: Some("\n abc".into()), ..SaveOptions::default() };
+    save(&session, &scratch.0, 3, 0, &kept).unwrap();
+    let dir = save(&session, &scratch.0, 3, 0, &kept).unwrap();
+    assert_eq!(scratch.names(), ["step-000003.1"]);
+    // A name that is no step's says nothing.
+    for name in ["best", "step-3"] {
+        let renamed = scratch.0.join(name);
+        std::fs::rename(&dir, &renamed).unwrap();
+        assert_eq!(Checkpoint::open(&renamed).unwrap().alphabet(), Some("\n abc"));
+        std::fs::rename(&renamed, &dir).unwrap();
+    }
+    std::fs::rename(&dir, scratch.0.join("step-000010")).unwrap();
+    let message = Checkpoint::latest(&scratch.0).unwrap_err().to_string();
+    assert_eq!(
+        message.replace(&scratch.0.display().to_string(), "RUN"),
+        "RUN/step-000010: its name is that of step 10, but its index says step 3: it was renamed or copied; give it its own name, step-000003, or remove it"
+    );
 }
 
 #[test]
@@ -482,7 +508,7 @@ fn places_without_checkpoints_are_errors() {
     let (mesh, tensors) = small();
     let session = launch(&mesh, &tensors);
     let fault = Some(WriteFault { after: 100, kind: FaultKind::Kill });
-    save(&session, &scratch.0, 1, 0, &SaveOptions { keep: None, fault }).unwrap_err();
+    save(&session, &scratch.0, 1, 0, &SaveOptions { fault, ..SaveOptions::default() }).unwrap_err();
     let left = scratch.names().pop().unwrap();
     assert_eq!(
         says(&scratch.0),

@@ -150,7 +150,8 @@ fn train(dir: &Path, plan: &Plan) {
         session.step().unwrap_or_else(|e| fail(&e));
         if step.is_multiple_of(EVERY) {
             // The disk is full from the second checkpoint on.
-            let options = SaveOptions { keep: std::num::NonZeroUsize::new(2), fault: full.filter(|_| step > EVERY) };
+            let keep = std::num::NonZeroUsize::new(2);
+            let options = SaveOptions { keep, fault: full.filter(|_| step > EVERY), ..SaveOptions::default() };
             checkpoint::save(&session, dir, step, 0, &options).unwrap_or_else(|e| fail(&e));
         }
         session.read(&result("y")).unwrap_or_else(|e| fail(&e));

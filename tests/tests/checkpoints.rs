@@ -368,7 +368,8 @@ fn the_command_says_what_it_cannot_resume() {
     assert_eq!(code, 0, "{err}");
     assert_eq!(
         err,
-        "note: $TMP/run: no checkpoint: no directory step-N with an index.json; training starts from the beginning\n"
+        "note: $TMP/run: no checkpoint: no directory step-N with an index.json; training starts from the beginning\n\
+         note: --seed has no effect: the batch and the weights are given, and nothing else is drawn\n"
     );
     assert!(out.contains("checkpoint $TMP/run/step-000001\n") && out.contains("checkpoint $TMP/run/step-000002\n"));
     let (code, _, err) = train(&[]);
@@ -388,6 +389,26 @@ fn the_command_says_what_it_cannot_resume() {
     assert_eq!((code, &*err), (0, "note: 2 steps are done already; --steps 2 counts them, too\n"));
     let (code, _, err) = train(&["--resume", "--steps", "3"]);
     assert_eq!(code, 2, "{err}");
+    // What cannot end well is said at the start.
+    let again = |more: &[&str]| {
+        let (code, out, err) = tpc(&[&["train", &dir, "--inputs", &inputs], more].concat());
+        assert_eq!((code, &*out), (1, ""));
+        err.replace(&scratch.path(""), "$TMP/")
+    };
+    assert_eq!(
+        again(&["--steps", "1", "--checkpoint", &run, "--resume"]),
+        "error: $TMP/run/step-000002: 2 steps are done already, more than --steps 1, which counts them, too\n"
+    );
+    assert_eq!(
+        again(&["--steps", "3", "--checkpoint", &format!("{run}/step-000002"), "--resume"]),
+        "error: $TMP/run/step-000002: is itself a checkpoint: --checkpoint takes the directory that holds it\n"
+    );
+    std::fs::rename(scratch.path("run/step-000002"), scratch.path("run/step-000007")).unwrap();
+    assert_eq!(
+        again(&["--steps", "9", "--checkpoint", &run, "--resume"]),
+        "error: $TMP/run/step-000007: its name is that of step 7, but its index says step 2: it was renamed or copied; \
+         give it its own name, step-000002, or remove it\n"
+    );
     let (code, _, err) = tpc(&["train", &dir, "--inputs", &inputs, "--steps", "2", "--resume"]);
     assert!(code == 2 && err.contains("--checkpoint <DIR>"), "{err}");
     let blocked = scratch.path("file");

@@ -4,6 +4,8 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::Value as Json;
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 fn data(path: &str) -> String {
@@ -28,6 +30,11 @@ impl Scratch {
     fn write(&self, name: &str, contents: &[u8]) -> String {
         std::fs::write(self.0.join(name), contents).unwrap();
         self.path(name)
+    }
+
+    /// Removes files of it.
+    fn remove(&self, names: &[&str]) {
+        names.iter().for_each(|name| std::fs::remove_file(self.0.join(name)).unwrap());
     }
 
     /// Everything in it, to see that nothing was left behind.
@@ -58,6 +65,18 @@ fn ok(arguments: &[&str]) -> String {
     assert_eq!((code, err.as_str()), (0, ""), "{arguments:?}");
     out
 }
+
+/// The standard output of a command that succeeds, and what it notes, with the places of files replaced.
+fn noted(arguments: &[&str], scratch: &Scratch) -> (String, String) {
+    let (code, out, err) = tpc(arguments);
+    assert_eq!(code, 0, "{arguments:?}: {err}");
+    assert!(err.lines().all(|line| line.starts_with("note: ")), "{err}");
+    (out, err.replace(&scratch.path(""), "$TMP/").replace(&data(""), "$DATA/"))
+}
+
+/// What a training run says that keeps nothing.
+const KEEPS_NOTHING: &str =
+    "note: nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too\n";
 
 /// The message of a command that fails, with the places of files replaced.
 fn error(arguments: &[&str], scratch: &Scratch) -> String {
@@ -187,7 +206,8 @@ fn train_learns_a_text_with_every_optimizer() {
         let mut arguments = vec!["train", &dir, "--text", &text, "--steps", "8", "--batch", "4", "--seq", "16"];
         arguments.extend(["--from-scratch", "--seed", "3", "--metrics", &metrics]);
         arguments.extend(optimizer);
-        let out = ok(&arguments);
+        let (out, notes) = noted(&arguments, &scratch);
+        assert_eq!(notes, KEEPS_NOTHING);
         let rows = std::fs::read_to_string(&metrics).unwrap();
         let losses: Vec<f64> =
             rows.lines().map(|l| serde_json::from_str::<Json>(l).unwrap()["loss"].as_f64().unwrap()).collect();
@@ -274,7 +294,7 @@ fn every_stage_prints_and_files_go_on_from_there() {
     let scratch = Scratch::new("stages");
     let dir = data("hf/llama-tiny");
     let common = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=2", "--batch", "1", "--seq", "8", "--full"];
-    let stage = |name: &str| ok(&[&common[..], &["--stage", name]].concat());
+    let stage = |name: &str| noted(&[&common[..], &["--stage", name]].concat(), &scratch).0;
     let placed = ok(&common);
     assert_eq!(stage("placed"), placed);
     for (name, mesh) in [("captured", true), ("logical", true), ("annotated", false), ("placed", false)] {
@@ -283,12 +303,12 @@ fn every_stage_prints_and_files_go_on_from_there() {
         assert_eq!(ok(&[&["dump-ir", &file, "--full"], on].concat()), placed, "{name}");
         if name == "placed" {
             let from_file = ok(&["dump-ir", &file, "--stage", "scheduled", "--rank", "1"]);
-            assert_eq!(from_file, ok(&[&common[..], &["--stage", "scheduled", "--rank", "1"]].concat()));
+            assert_eq!(from_file, ok(&[&common[..10], &["--stage", "scheduled", "--rank", "1"]].concat()));
             let message = error(&["dump-ir", &file, "--stage", "logical"], &scratch);
             assert_eq!(message, "the graph of the file is placed already: choose a later --stage");
         }
     }
-    let rank = ok(&[&common[..], &["--stage", "rank", "--rank", "1"]].concat());
+    let rank = ok(&[&common[..10], &["--stage", "rank", "--rank", "1"]].concat());
     assert!(rank.starts_with("mesh <tp=2> rank 1 at tp=1\n%0 = "), "{rank}");
     assert!(rank.contains("\"lm_head.weight\"       : f32[64, 128] at [0, 128] of [64, 256@tp]\n"), "{rank}");
 }
@@ -314,8 +334,11 @@ fn bad_meshes_and_plans_are_explained() {
     assert_eq!(says(&["--mesh", "a=100000,b=2"]), format!("mesh has 200000 ranks, {most}"));
     // More than one process executes is planned for, and refused before anything else where it would be executed.
     let json = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=65", "--json"];
-    let report: Json = serde_json::from_str(&ok(&json)).unwrap();
+    let (report, notes) = noted(&json, &scratch);
+    let report: Json = serde_json::from_str(&report).unwrap();
     assert_eq!(report["ranks"].as_array().unwrap().len(), 65);
+    let heads = "note: 63 of 65 ranks along tp=65 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have 2 to share out\n";
+    assert!(notes.contains(heads), "{notes}");
     let commands: [&[&str]; 3] = [
         &["run", &dir, "--inputs", "none", "--output", "none"],
         &["train", &dir, "--inputs", "none", "--steps", "1"],
@@ -668,7 +691,498 @@ fn settings_that_are_not_applied_are_noted() {
     let inputs = format!("{dir}/inputs.safetensors");
     let arguments = ["train", &scratch.path(""), "--from-scratch", "--inputs", &inputs, "--steps", "1"];
     let (code, _, err) = tpc(&arguments);
-    assert_eq!((code, err.as_str()), (0, "note: the configuration asks for dropout 0.1, which is not applied\n"));
+    assert_eq!(
+        (code, err.as_str()),
+        (0, &*format!("{KEEPS_NOTHING}note: the configuration asks for dropout 0.1, which is not applied\n"))
+    );
+}
+
+/// Reads all that comes out of a pipe.
+fn reader(mut pipe: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
+    std::thread::spawn(move || {
+        let mut read = Vec::new();
+        pipe.read_to_end(&mut read).unwrap();
+        read
+    })
+}
+
+#[test]
+fn outputs_go_where_their_paths_lead() {
+    let scratch = Scratch::new("leads");
+    let dir = data("hf/llama-tiny");
+    let inputs = format!("{dir}/inputs.safetensors");
+    let plain = scratch.path("plain");
+    ok(&["run", &dir, "--inputs", &inputs, "--output", &plain]);
+    let expected = std::fs::read(&plain).unwrap();
+    // A link to a file with permissions of its own, a link to nothing, a link to a device.
+    scratch.write("real", b"before");
+    std::fs::set_permissions(scratch.path("real"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    for (target, link) in [("real", "link"), ("made", "dangling"), ("/dev/null", "null")] {
+        std::os::unix::fs::symlink(target, scratch.path(link)).unwrap();
+        ok(&["run", &dir, "--inputs", &inputs, "--output", &scratch.path(link)]);
+        assert!(std::fs::symlink_metadata(scratch.path(link)).unwrap().is_symlink(), "{link}");
+    }
+    assert!(std::fs::read(scratch.path("real")).unwrap() == expected);
+    assert_eq!(std::fs::metadata(scratch.path("real")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(std::fs::read(scratch.path("made")).unwrap() == expected);
+    assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+    // A name of 250 bytes.
+    let long = scratch.path(&"x".repeat(250));
+    ok(&["run", &dir, "--inputs", &inputs, "--output", &long]);
+    assert!(std::fs::read(&long).unwrap() == expected);
+    // A named pipe, and a descriptor as a shell's `>(…)` gives it.
+    let pipe = scratch.path("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let path = pipe.clone();
+    let read = std::thread::spawn(move || std::fs::read(path).unwrap());
+    ok(&["run", &dir, "--inputs", &inputs, "--output", &pipe]);
+    assert!(read.join().unwrap() == expected);
+    assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo());
+    let (near, far) = std::io::pipe().unwrap();
+    let read = reader(near);
+    ok(&["run", &dir, "--inputs", &inputs, "--output", &format!("/dev/fd/{}", far.as_raw_fd())]);
+    drop(far);
+    assert!(read.join().unwrap() == expected);
+    scratch.remove(&["plain", "real", "made", "link", "dangling", "null", "pipe", &"x".repeat(250)]);
+
+    // The same for what `train` writes.
+    let (near, far) = std::io::pipe().unwrap();
+    let metrics = reader(near);
+    let (near, other) = std::io::pipe().unwrap();
+    let grads = reader(near);
+    let (lines, tensors_at) = (format!("/dev/fd/{}", far.as_raw_fd()), format!("/dev/fd/{}", other.as_raw_fd()));
+    let saved = scratch.path("saved");
+    std::fs::create_dir(scratch.path("elsewhere")).unwrap();
+    std::os::unix::fs::symlink("elsewhere", &saved).unwrap();
+    scratch.write("elsewhere/blob", b"before");
+    std::os::unix::fs::symlink("blob", scratch.path("elsewhere/model.safetensors")).unwrap();
+    let train = ["train", &dir, "--inputs", &inputs, "--steps", "2", "--save", &saved];
+    ok(&[&train[..], &["--metrics", &lines, "--grads", &tensors_at]].concat());
+    drop((far, other));
+    let metrics = String::from_utf8(metrics.join().unwrap()).unwrap();
+    let steps: Vec<Json> = metrics.lines().map(|l| serde_json::from_str::<Json>(l).unwrap()["step"].clone()).collect();
+    assert_eq!(steps, [1, 2]);
+    assert!(SafeTensors::deserialize(&grads.join().unwrap()).unwrap().len() > 10);
+    let weights = scratch.path("elsewhere/model.safetensors");
+    assert!(std::fs::symlink_metadata(&weights).unwrap().is_symlink() && tensors(&weights).len() > 10);
+    assert_eq!(scratch.names(), ["elsewhere", "saved"]);
+    let names = Scratch(scratch.0.join("elsewhere")).names();
+    assert_eq!(names, ["blob", "config.json", "model.safetensors"]);
+}
+
+#[test]
+fn an_output_is_no_other_file_of_the_command() {
+    let scratch = Scratch::new("same");
+    let dir = data("hf/llama-tiny");
+    let model = scratch.path("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "model.safetensors", "inputs.safetensors"] {
+        std::fs::copy(format!("{dir}/{file}"), format!("{model}/{file}")).unwrap();
+    }
+    std::fs::hard_link(format!("{model}/inputs.safetensors"), scratch.path("hard")).unwrap();
+    std::os::unix::fs::symlink("model", scratch.path("other")).unwrap();
+    let plan = scratch.write("plan.json", br#"{"styles": {"model.layers.*.mlp": "PairwiseParallel"}}"#);
+    let inputs = format!("{model}/inputs.safetensors");
+    let before = std::fs::read(format!("{model}/model.safetensors")).unwrap();
+    let run = |output: &str| {
+        let placed = ["--plan", &plan, "--mesh", "tp=2"];
+        error(&[&["run", &model, "--inputs", &inputs, "--output", output], &placed[..]].concat(), &scratch)
+    };
+    let says = |output: &str, option: &str, read: &str| {
+        format!("--output $TMP/{output} is read, too, as {option} $TMP/{read}: give another path, nothing was written")
+    };
+    for output in ["model/inputs.safetensors", "model/../model/inputs.safetensors", "hard", "other/inputs.safetensors"]
+    {
+        assert_eq!(run(&scratch.path(output)), says(output, "--inputs", "model/inputs.safetensors"));
+    }
+    for file in ["model.safetensors", "config.json"] {
+        assert_eq!(
+            run(&scratch.path(&format!("other/{file}"))),
+            says(&format!("other/{file}"), "MODEL_DIR", &format!("model/{file}"))
+        );
+    }
+    assert_eq!(run(&plan), says("plan.json", "--plan", "plan.json"));
+    let train =
+        |more: &[&str]| error(&[&["train", &model, "--inputs", &inputs, "--steps", "1"], more].concat(), &scratch);
+    let at = |name: &str| scratch.path(name);
+    let same = |a: &str, b: &str| format!("{a} and {b} are the same: give each a path of its own");
+    assert_eq!(
+        train(&["--metrics", &at("new"), "--grads", &at("model/../new")]),
+        same("--grads $TMP/model/../new", "--metrics $TMP/new")
+    );
+    assert_eq!(train(&["--save", &at("a"), "--checkpoint", &at("a")]), same("--save $TMP/a", "--checkpoint $TMP/a"));
+    assert_eq!(
+        train(&["--save", &at("a"), "--metrics", &at("a/config.json")]),
+        same("--save $TMP/a/config.json", "--metrics $TMP/a/config.json")
+    );
+    assert_eq!(
+        train(&["--grads", &at("hard")]),
+        "--grads $TMP/hard is read, too, as --inputs $TMP/model/inputs.safetensors: give another path, nothing was written"
+    );
+    // Two outputs to a device disturb no one.
+    let (_, notes) = noted(
+        &["train", &model, "--inputs", &inputs, "--steps", "1", "--metrics", "/dev/null", "--grads", "/dev/null"],
+        &scratch,
+    );
+    assert_eq!(notes, KEEPS_NOTHING);
+    // The model that is read is replaced only with --force.
+    let refused = "--save would replace the model that is read: give another directory, or --force to replace it";
+    for save in [&model, &at("other"), &at("model/../model")] {
+        assert_eq!(train(&["--save", save]), format!("$TMP/model: {refused}"));
+    }
+    assert!(std::fs::read(format!("{model}/model.safetensors")).unwrap() == before);
+    ok(&["train", &model, "--inputs", &inputs, "--steps", "1", "--save", &at("other"), "--force"]);
+    assert!(std::fs::read(format!("{model}/model.safetensors")).unwrap() != before);
+    assert_eq!(scratch.names(), ["hard", "model", "other", "plan.json"]);
+}
+
+#[test]
+fn a_model_of_characters_keeps_its_alphabet() {
+    let scratch = Scratch::new("alphabet");
+    let dir = data("hf/gpt2-tiny");
+    let fox = scratch.write("fox", "the quick brown fox jumps over the lazy dog. ".repeat(20).as_bytes());
+    let part = scratch.write("part", "the dog jumps over the fox. ".repeat(20).as_bytes());
+    let other = scratch.write("other", "The größte 長 fox! 0123456789 ".repeat(20).as_bytes());
+    let (saved, run) = (scratch.path("saved"), scratch.path("run"));
+    let common = ["--batch", "2", "--seq", "8"];
+    let train =
+        |model: &str, text: &str, more: &[&str]| tpc(&[&["train", model, "--text", text], &common[..], more].concat());
+    let (code, _, err) = train(&dir, &fox, &["--from-scratch", "--steps", "2", "--save", &saved, "--checkpoint", &run]);
+    assert_eq!((code, &*err), (0, ""));
+    let kept: Json = serde_json::from_slice(&std::fs::read(format!("{saved}/alphabet.json")).unwrap()).unwrap();
+    assert_eq!(kept, serde_json::json!({"characters": " .abcdefghijklmnopqrstuvwxyz"}));
+    // A text of some of the characters numbers them as before; what is saved keeps all of them.
+    let again = scratch.path("again");
+    let (code, _, err) = train(&saved, &part, &["--steps", "1", "--save", &again]);
+    assert_eq!((code, &*err), (0, ""));
+    assert_eq!(
+        std::fs::read(format!("{again}/alphabet.json")).unwrap(),
+        std::fs::read(format!("{saved}/alphabet.json")).unwrap()
+    );
+    let failed = |result: (u8, String, String)| {
+        assert_eq!((result.0, &*result.1), (1, ""));
+        result.2.replace(&scratch.path(""), "$TMP/")
+    };
+    let lack = |place: &str, way_out: &str| {
+        format!(
+            "error: $TMP/other: the model was trained on the 28 characters of {place}, which lack '!', '0', '1', '2', \
+             '3', '4', '5', '6', '7', '8' and 5 more: train on a text of those, or {way_out}\n"
+        )
+    };
+    assert_eq!(
+        failed(train(&saved, &other, &["--steps", "1"])),
+        lack("$TMP/saved/alphabet.json", "begin anew with --from-scratch")
+    );
+    assert_eq!(
+        failed(train(&dir, &other, &["--from-scratch", "--steps", "4", "--checkpoint", &run, "--resume"])),
+        lack("$TMP/run/step-000002", "begin anew with another --checkpoint")
+    );
+    let (code, out, _) = train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]);
+    assert!(
+        code == 0 && out.contains("checkpoint $TMP/run/step-000003\n".replace("$TMP/", &scratch.path("")).as_str()),
+        "{out}"
+    );
+    // Fresh weights have no alphabet yet.
+    let (code, _, err) = train(&saved, &other, &["--from-scratch", "--steps", "1"]);
+    assert_eq!((code, &*err), (0, KEEPS_NOTHING));
+    // Weights of unknown tokens.
+    let (code, _, err) = train(&dir, &fox, &["--steps", "1"]);
+    let unknown = format!(
+        "note: nothing says which characters the tokens of {dir} stand for: the 28 of the text are numbered from 0\n"
+    );
+    assert_eq!((code, err), (0, format!("{KEEPS_NOTHING}{unknown}")));
+    // A tokenizer's tokens are not characters, with or without its weights.
+    for name in ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"] {
+        let model = scratch.path("tokens");
+        std::fs::create_dir(&model).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            std::fs::copy(format!("{dir}/{file}"), format!("{model}/{file}")).unwrap();
+        }
+        std::fs::write(format!("{model}/{name}"), "{}").unwrap();
+        for more in [&["--steps", "1"][..], &["--steps", "1", "--from-scratch"]] {
+            assert_eq!(
+                failed(train(&model, &fox, more)),
+                format!(
+                    "error: $TMP/tokens/{name}: the model's tokens are those of a tokenizer, but --text numbers \
+                     characters: encode the text with the tokenizer and give input_ids and labels as --inputs, or \
+                     begin a model of characters with --from-scratch in a directory that holds only a config.json\n"
+                )
+            );
+        }
+        std::fs::remove_dir_all(&model).unwrap();
+    }
+}
+
+#[test]
+fn ranks_with_nothing_to_do_are_noted() {
+    let scratch = Scratch::new("idle");
+    let dir = data("hf/llama-tiny");
+    let notes = |more: &[&str]| {
+        let small = ["dump-ir", &dir, "--batch", "2", "--seq", "8", "--train"];
+        noted(&[&small[..], more].concat(), &scratch).1
+    };
+    assert_eq!(notes(&["--plan", "tp", "--mesh", "tp=2"]), "");
+    assert_eq!(
+        notes(&["--mesh", "dp=2"]),
+        "note: --mesh dp=2 without a plan: each of the 2 ranks computes the whole model; --plan says what they share\n"
+    );
+    assert_eq!(
+        notes(&["--plan", "2d"]),
+        "note: --plan 2d without a mesh: one rank computes the whole model; --mesh gives it more, as in --mesh dp=2,tp=2\n"
+    );
+    assert_eq!(
+        notes(&["--plan", "ddp", "--mesh", "dp=3"]),
+        "note: 1 of 3 ranks along dp=3 have no rows: the batch has 2 to share out\n"
+    );
+    // Four heads that share two pairs of keys and values are two groups.
+    assert_eq!(
+        notes(&["--plan", "tp", "--mesh", "tp=8"]),
+        "note: 6 of 8 ranks along tp=8 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have 2 to share out\n"
+    );
+    // Parameters that FSDP only stores in parts idle no rank.
+    assert_eq!(notes(&["--plan", "fsdp", "--mesh", "dp=2"]), "");
+}
+
+#[test]
+fn options_without_effect_are_said() {
+    let scratch = Scratch::new("effect");
+    let dir = data("hf/llama-tiny");
+    let inputs = format!("{dir}/inputs.safetensors");
+    let train = ["train", &dir, "--inputs", &inputs, "--steps", "1"];
+    let dump = ["dump-ir", &dir, "--batch", "2", "--seq", "8"];
+    let mlp = ["dump-ir", "--preset", "mlp", "--batch", "2", "--seq", "8"];
+    let bench = ["bench", "--preset", "gpt", "--batch", "1", "--seq", "8", "--iters", "1"];
+    let small = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=2", "--batch", "2", "--seq", "8", "--full"];
+    let placed = scratch.write("placed.tpc", ok(&small).as_bytes());
+    let file = ["dump-ir", &placed];
+    let sgd = "with --optimizer sgd, whose settings are --weight-decay, --momentum and --nesterov";
+    let f32 = "without --precision bf16: gradients are then reduced in the model's own type";
+    let untrained = "without --train, which has a training step";
+    let json = "with --json, which reports on the placed program of all ranks";
+    let given = "on a graph from a file, which is as it is";
+    let refused: [(&[&str], &str, &str, &str); 24] = [
+        (&train, "--optimizer sgd --beta1 0.5", "--beta1", sgd),
+        (&train, "--optimizer sgd --beta2 0.5", "--beta2", sgd),
+        (&train, "--optimizer sgd --eps 1", "--eps", sgd),
+        (&train, "--reduce f32", "--reduce", f32),
+        (&train, "--batch 4", "--batch", "with --inputs, whose batch is as large as it is"),
+        (&train, "--seq 4", "--seq", "with --inputs, whose batch is as large as it is"),
+        (
+            &train,
+            "--precision bf16 --micro-batches 2 --reduce bf16",
+            "--reduce",
+            "with --micro-batches: their gradients are added, and then reduced, in f32",
+        ),
+        (&dump, "--precision bf16 --reduce f32", "--reduce", untrained),
+        (&dump, "--beta1 0.5", "--beta1", untrained),
+        (&dump, "--optimizer sgd", "--optimizer", untrained),
+        (&dump, "--weight-decay 1", "--weight-decay", untrained),
+        (&dump, "--json --stage placed", "--stage", json),
+        (&dump, "--json --full", "--full", json),
+        (&dump, "--json --rank 0", "--rank", json),
+        (&dump, "--rank 0", "--rank", "at the stage placed, which all ranks have in common"),
+        (&dump, "--stage scheduled --full", "--full", "at the stage scheduled, whose every line is printed anyway"),
+        (&mlp, "--train --optimizer sgd", "--optimizer", "on the preset mlp, whose step has no optimizer"),
+        (&bench, "--mode fwd --precision bf16 --reduce f32", "--reduce", "with --mode fwd, which has no gradients"),
+        (&file, "--train", "--train", given),
+        (&file, "--batch 3", "--batch", given),
+        (&file, "--freeze a", "--freeze", given),
+        (&file, "--plan tp", "--plan", "on a graph from a file that has its placements already"),
+        (&file, "--precision bf16", "--precision", "on a graph from a file that has its placements already"),
+        (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is placed already"),
+    ];
+    for (command, more, option, reason) in refused {
+        let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
+        assert_eq!(error(&arguments, &scratch), format!("{option} has no effect {reason}; leave it out"), "{more}");
+    }
+    let fails = |more: &[&str]| {
+        let (code, _, err) = tpc(&[&train[..], more].concat());
+        assert_eq!(code, 1);
+        err.strip_prefix(KEEPS_NOTHING).unwrap_or(&err).to_string()
+    };
+    let nothing = "nothing that it matches is frozen by a pattern before it";
+    for pattern in ["!", "!*", "!lm_head"] {
+        assert_eq!(
+            fails(&["--freeze", pattern]),
+            format!("error: freezing `{pattern}` changes nothing: {nothing}; leave it out\n")
+        );
+    }
+    assert_eq!(
+        fails(&["--freeze", "lm_head", "--freeze", "lm_head.weight"]),
+        "error: freezing `lm_head.weight` changes nothing: all that it matches is frozen by the patterns before it; leave it out\n"
+    );
+    assert_eq!(fails(&["--disable-rule", "7", "--disable-rule", "7"]), "error: --disable-rule 7 is given twice\n");
+    let notes = |command: &[&str], more: &str| {
+        let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
+        noted(&arguments, &scratch).1.replace(KEEPS_NOTHING, "")
+    };
+    assert_eq!(notes(&train, "--lr 0"), "note: --lr 0: no step changes any weight\n");
+    assert_eq!(
+        notes(&train, "--seed 3"),
+        "note: --seed has no effect: the batch and the weights are given, and nothing else is drawn\n"
+    );
+    assert_eq!(notes(&train, "--deadline 9"), "note: --deadline has no effect on one rank, which waits for no other\n");
+    assert_eq!(
+        error(&[&train[..], &["--save", &scratch.path("saved"), "--force"]].concat(), &scratch),
+        "--force has no effect: --save names another directory than the model's; leave it out"
+    );
+    let run = scratch.path("run");
+    assert_eq!(
+        notes(&train, &format!("--checkpoint {run} --save-every 5")),
+        "note: --save-every 5 has no effect: there are only 1 steps, and a checkpoint after the last one\n"
+    );
+    assert_eq!(
+        notes(&dump, "--plan tp --mesh tp=2 --disable-rule 1"),
+        "note: --disable-rule 1 has no effect: the rule is off already\n"
+    );
+    assert_eq!(
+        notes(&dump, "--disable-rule 7"),
+        "note: --disable-rule has no effect on one rank, where nothing is exchanged\n"
+    );
+    assert_eq!(
+        notes(&dump, "--stage captured --precision bf16"),
+        "note: --precision has no effect at the stage captured, which is before it\n"
+    );
+    assert_eq!(
+        notes(&dump, "--stage logical --plan tp"),
+        "note: --plan has no effect at the stage logical, which is before it\n"
+    );
+}
+
+#[test]
+fn a_loss_that_is_no_number_is_a_failure() {
+    let scratch = Scratch::new("nan");
+    let dir = data("hf/llama-tiny");
+    let inputs = format!("{dir}/inputs.safetensors");
+    let model = scratch.path("model");
+    std::fs::create_dir(&model).unwrap();
+    std::fs::copy(format!("{dir}/config.json"), format!("{model}/config.json")).unwrap();
+    let bytes = std::fs::read(format!("{dir}/model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let at = file.tensor(name).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
+    let unlabelled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    for (wrong, said) in [(f32::NAN, "NaN"), (f32::INFINITY, "NaN")] {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
+        std::fs::write(format!("{model}/model.safetensors"), bytes).unwrap();
+        for (inputs, what) in
+            [(&inputs, format!("the loss is {said}")), (&unlabelled, "the logits are not all finite".into())]
+        {
+            let output = scratch.path("out.safetensors");
+            let (code, out, err) = tpc(&["run", &model, "--inputs", inputs, "--output", &output]);
+            assert_eq!((code, &*err), (1, &*format!("error: {what}, since the weight `{name}` is not finite\n")));
+            // What was computed can be looked at.
+            assert!(out.starts_with("wrote ") && tensors(&output)["logits"].1.iter().any(|x| !x.is_finite()));
+        }
+    }
+}
+
+#[test]
+fn bytes_are_whole_numbers() {
+    fn check(json: &Json, path: &str) -> usize {
+        match json {
+            Json::Object(object) => object
+                .iter()
+                .map(|(key, value)| {
+                    let is_bytes = key.contains("bytes");
+                    assert!(!is_bytes || value.is_u64(), "{path}.{key} is {value}");
+                    check(value, &format!("{path}.{key}")) + usize::from(is_bytes)
+                })
+                .sum(),
+            Json::Array(values) => values.iter().map(|value| check(value, path)).sum(),
+            _ => 0,
+        }
+    }
+    // Three ranks cut no value into equal parts.
+    for mesh in ["tp=2", "tp=3"] {
+        let model = ["--preset", "gpt", "--plan", "tp", "--mesh", mesh, "--batch", "1", "--seq", "8"];
+        let (code, report, _) = tpc(&[&["dump-ir", "--train", "--json"], &model[..]].concat());
+        assert!(code == 0 && check(&serde_json::from_str(&report).unwrap(), "") > 20);
+        let (code, row, _) = tpc(&[&["bench", "--iters", "1", "--json"], &model[..]].concat());
+        assert!(code == 0 && check(&serde_json::from_str(&row).unwrap(), "") > 5);
+        let (code, table, _) = tpc(&[&["bench", "--iters", "1"], &model[..]].concat());
+        assert!(code == 0 && !table.contains(".0 bytes"), "{table}");
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_counted_are_refused() {
+    let scratch = Scratch::new("sizes");
+    let dir = data("hf/llama-tiny");
+    let text = scratch.write("text", &b"abcdefghij ".repeat(100));
+    let large = "would have more elements than can be addressed; use fewer sequences or shorter ones";
+    let says = |arguments: &[&str]| error(arguments, &scratch);
+    for batch in ["4611686018427387904", "9223372036854775807", "18446744073709551615"] {
+        assert_eq!(
+            says(&["dump-ir", &dir, "--batch", batch, "--seq", "256", "--json"]),
+            format!("--batch {batch} --seq 256: the batch of shape [{batch}, 256] {large}")
+        );
+        assert_eq!(
+            says(&["train", &dir, "--text", &text, "--steps", "1", "--batch", batch, "--seq", "8"]),
+            format!("--batch {batch} --seq 8: the batch of shape [{batch}, 8] {large}")
+        );
+        assert_eq!(
+            says(&["bench", "--preset", "gpt", "--batch", batch, "--seq", "8"]),
+            format!("--batch {batch} --seq 8: the batch of shape [{batch}, 8] {large}")
+        );
+    }
+    assert_eq!(
+        says(&["dump-ir", "--preset", "mlp", "--batch", "4611686018427387904"]),
+        format!("--batch times --seq: the tokens {large}")
+    );
+    assert_eq!(
+        says(&["dump-ir", &dir, "--batch", "4503599627370496", "--seq", "1"]),
+        format!("--batch 4503599627370496 --seq 1: the logits of shape [4503599627370496, 1, 256] {large}")
+    );
+    // Each value can be counted, but not all of them together.
+    let said = says(&["dump-ir", &dir, "--batch", "8796093022208", "--seq", "8", "--train", "--json"]);
+    assert!(
+        said.contains(" has more elements than can be addressed together with the other values of the program; use"),
+        "{said}"
+    );
+    let file = scratch.write("large.tpc", b"mesh <>\n%0 = input data \"x\" : f32[4611686018427387904]\n%1 = exp %0 : f32[4611686018427387904]  ; forward\noutput result \"y\" %1\n");
+    assert!(says(&["dump-ir", &file]).contains("more bytes than can be addressed"), "{}", says(&["dump-ir", &file]));
+}
+
+#[test]
+fn user_text_in_messages_is_short_and_harmless() {
+    let scratch = Scratch::new("long");
+    let dir = data("hf/llama-tiny");
+    let inputs = format!("{dir}/inputs.safetensors");
+    let (word, words) = ("x".repeat(10_000), "a b ".repeat(2500));
+    let plan = scratch.write("plan.json", format!(r#"{{"styles": {{"{words}": "ColwiseParallel"}}}}"#).as_bytes());
+    let config = scratch.path("config.json");
+    std::fs::write(&config, format!(r#"{{"model_type": "{words}"}}"#)).unwrap();
+    let model = scratch.path("");
+    let commands: Vec<Vec<&str>> = vec![
+        vec!["dump-ir", &word],
+        vec!["dump-ir", &words],
+        vec!["dump-ir", "--preset", &word],
+        vec!["dump-ir", &dir, "--plan", &words],
+        vec!["dump-ir", &dir, "--mesh", &words],
+        vec!["dump-ir", &dir, "--mesh", "tp=2", "--plan", &plan],
+        vec!["dump-ir", &model],
+        vec!["train", &dir, "--inputs", &inputs, "--steps", "1", "--freeze", &words],
+        vec!["train", &dir, "--inputs", &inputs, "--steps", &words],
+        vec!["train", &dir, "--inputs", &inputs, "--steps", "1", "--metrics", &word],
+        vec!["train", &dir, "--inputs", &words, "--steps", "1"],
+        vec![&words],
+    ];
+    for command in commands {
+        let (code, out, err) = tpc(&command);
+        assert!(code != 0 && out.is_empty(), "{err}");
+        assert!(err.len() < 2000 && err.contains(" characters)"), "{err}");
+    }
+    for (text, shown) in [("\u{1b}[2Jx", "\\u{1b}[2Jx"), ("a\nb", "a\\nb"), ("a\u{9b}b", "a\\u{9b}b")] {
+        for arguments in
+            [vec!["dump-ir", text], vec!["dump-ir", "--preset", text], vec!["dump-ir", &dir, "--mesh", text]]
+        {
+            let (code, _, err) = tpc(&arguments);
+            assert!(code == 1 && err.contains(shown), "{err}");
+            assert!(!err.trim_end().chars().any(char::is_control), "{err:?}");
+        }
+    }
 }
 
 #[test]

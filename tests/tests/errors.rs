@@ -12,6 +12,8 @@ use tpc::models::{ModelConfig, ModelDir, ModelError, Weights, presets, save_pret
 use tpc::pretrained::{TokenBatch, capture_forward, load_weights, names};
 use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc::{ColwiseParallel, LaunchOptions, Mesh, OutputKind, PairwiseParallel, Plan, RowwiseParallel};
+use tpc_passes::options::OptionError;
+use tpc_runtime::CheckpointError;
 use tpc_tests::training::{config, mesh, plan};
 
 /// A message, without the directory that it names.
@@ -406,6 +408,44 @@ fn imports() {
         import(&captured.unwrap()).unwrap_err(),
         "the model (in `head`) uses `NumericFloat.CumProd`, which tpc cannot shard yet: there is no rule for it",
     );
+}
+
+#[test]
+fn sizes() {
+    let captured =
+        capture_inference(&model(), Spec::<2>::new([1 << 60, 4], DType::F32), |m: &Model, x| m.a.forward(x)).unwrap();
+    let options = CompileOptions::default();
+    let compiled = compile_inference(&captured, &Mesh::single(), &Plan::new(), &options, &|p| p.to_string());
+    says(
+        compiled.map(|_| ()).unwrap_err(),
+        "the tensor `input0` of type f32[1152921504606846976, 4] has more elements than can be addressed; use fewer sequences, shorter ones, or a smaller model",
+    );
+}
+
+/// Only so much of a user's text as fits into a sentence, and only characters that do nothing to a terminal.
+#[test]
+fn long_and_dangerous_texts() {
+    let long = "x".repeat(1000);
+    let cut = format!("{}… (1000 characters)", "x".repeat(200));
+    let nothing = OptionError::NoEffect { pattern: long.clone(), why: "it matches nothing" };
+    says(nothing, &format!("freezing `{cut}` changes nothing: it matches nothing; leave it out"));
+    let none = CheckpointError::NoCheckpoint {
+        dir: PathBuf::from(format!("\u{1b}[2J{long}")),
+        partial: (0..12).map(|i| format!(".step-{i}.partial")).collect(),
+    };
+    let partial: Vec<String> = (0..10).map(|i| format!(".step-{i}.partial")).collect();
+    says(
+        none,
+        &format!(
+            "\\u{{1b}}[2J{}… (1004 characters): no checkpoint: no directory step-N with an index.json (only interrupted writes: {} and 2 more)",
+            "x".repeat(196),
+            partial.join(", ")
+        ),
+    );
+    let mut session = compiled(&plan("none"), "").unwrap().launch(LaunchOptions::default()).unwrap();
+    let unknown = session.write_f64(&long, &[0.0]).unwrap_err().to_string();
+    assert!(unknown.starts_with(&format!("the program has no input `{cut}`; it has ")), "{unknown}");
+    assert!(unknown.ends_with(" more") && unknown.matches(", ").count() == 9, "{unknown}");
 }
 
 #[test]

@@ -259,7 +259,8 @@ fn mha_mlp_golden() {
     let file = Weights::open_file(&data("goldens/mha_mlp.safetensors")).unwrap();
     let prefixed = map.with_prefix("param.");
     let path = scratch("mha").join("w.safetensors");
-    models::write_weights(&path, &map, |entry| prefixed.by_burn_path(&entry.burn_path).unwrap().read(&file)).unwrap();
+    let output = tpc_runtime::output::Output::at(&path).unwrap();
+    models::write_weights(output, &map, |entry| prefixed.by_burn_path(&entry.burn_path).unwrap().read(&file)).unwrap();
     let saved = Weights::open_file(&path).unwrap();
     assert_eq!(saved.names().count(), 8);
     for name in saved.names() {

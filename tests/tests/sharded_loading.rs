@@ -233,7 +233,8 @@ fn a_failing_strip_leaves_no_file() {
     let (config, _) = large();
     let path = scratch.0.join("w.safetensors");
     let mut strips = 0;
-    let failed: Result<(), LoadError> = write_strips(&path, &weight_map(&config), |_, range, into| {
+    let output = tpc_runtime::output::Output::at(&path).unwrap();
+    let failed: Result<(), LoadError> = write_strips(output, &weight_map(&config), |_, range, into| {
         assert_eq!(range.len(), into.len());
         assert!(range.len() * 4 <= STRIP);
         strips += 1;

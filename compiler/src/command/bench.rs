@@ -1,7 +1,10 @@
 //! `tpc bench`: the comparisons' models, measured.
 
+use super::given::Given;
 use super::launch::Running as Arguments;
+use super::notes::note_idle_ranks;
 use super::options::StepArguments;
+use super::report::whole_bytes;
 use super::subject::{Optimizer, Step, Subject, initial};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Init;
@@ -82,9 +85,12 @@ impl Running {
 }
 
 impl Bench {
-    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+    pub(super) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        if self.mode == Mode::Fwd {
+            given.refuse(&["reduce"], "with --mode fwd, which has no gradients")?;
+        }
         let subject = Subject::preset(&self.preset, self.batch, self.seq)?;
-        let mut running = self.launch(&subject)?;
+        let mut running = self.launch(&subject, given, terminal)?;
         let mut milliseconds = Vec::new();
         for i in 0..WARM_UP + self.iters {
             if i == WARM_UP {
@@ -100,11 +106,13 @@ impl Bench {
         terminal.print(if self.json { format!("{row}\n") } else { table(&row) })
     }
 
-    fn launch(&self, subject: &Subject) -> Outcome<Running> {
+    fn launch(&self, subject: &Subject, given: &Given, terminal: &mut Terminal) -> Outcome<Running> {
         let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
+        self.placement.note(&mesh, &plan, terminal)?;
+        self.running.note(mesh.ranks(), terminal);
         // The gradients of the MLP's step are its results.
         let mut options = self.placement.options(matches!(subject, Subject::Mlp(_)), 0)?;
-        options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)))?;
+        options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)), given)?;
         let rename = subject.rename();
         let step = match self.mode {
             Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),
@@ -114,6 +122,7 @@ impl Bench {
             Step::Training(capture) => {
                 let program = compile_training(*capture, &mesh, &plan, &options, &rename)
                     .map_err(|e| self.placement.failure(e))?;
+                note_idle_ranks(&program.steady.placed, &plan, terminal);
                 let init = program.init.clone();
                 (Running::Training(Box::new(program.launch(self.running.options())?)), init)
             }
@@ -121,6 +130,7 @@ impl Bench {
                 let init = initial(&captured, &rename);
                 let program = compile_inference(&captured, &mesh, &plan, &options, &rename)
                     .map_err(|e| self.placement.failure(e))?;
+                note_idle_ranks(&program.stages.placed, &plan, terminal);
                 (Running::Inference(Box::new(program.launch(self.running.options())?)), init)
             }
         };
@@ -137,7 +147,7 @@ impl Bench {
             json!({
                 "kind": c.name, "axes": &*c.axes, "phase": c.phase.name(), "dtype": c.dtype.to_string(),
                 "full_bytes": c.full_bytes, "ranks": c.group, "count": c.count / u64::from(self.iters),
-                "wire_bytes": c.wire_bytes / steps, "ms": round(c.seconds * 1e3 / steps),
+                "wire_bytes": whole_bytes(c.wire_bytes / steps), "ms": round(c.seconds * 1e3 / steps),
             })
         });
         let wire = (0..session.ranks()).map(|r| session.wire_bytes(r) / steps).fold(0.0, f64::max);
@@ -147,7 +157,7 @@ impl Bench {
             "iters": self.iters, "median_ms": round(median), "min_ms": round(milliseconds[0]),
             "tokens_per_s": round(subject.tokens() as f64 / median * 1e3),
             "collectives": collectives.collect::<Vec<_>>(),
-            "wire_bytes": wire,
+            "wire_bytes": whole_bytes(wire),
             "peak_bytes_per_rank": (0..session.ranks()).map(|r| session.allocated_bytes(r)).max(),
         })
     }

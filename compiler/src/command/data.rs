@@ -1,13 +1,14 @@
-//! Batches from files and texts, and files that are written whole or not at all.
+//! Batches from files and texts.
 
+use super::subject::check_size;
 use super::{Failure, Outcome};
-use crate::models::{ModelConfig, Weights, loss::IGNORE};
+use crate::models::{Alphabet, ModelConfig, Weights, loss::IGNORE};
 use crate::pretrained::TokenBatch;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
+use tpc_ir::quote::cut;
 use tpc_ir::random::philox;
 use tpc_runtime::{RuntimeError, Session};
 
@@ -141,9 +142,43 @@ pub fn feed(session: &mut Session, name: &str, values: &[i64]) -> Result<(), Run
 
 struct Problem(String);
 
-/// A text as tokens: its distinct characters, sorted, are numbered from 0.
+/// The alphabet that a model was trained on.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its characters.
+    pub alphabet: Alphabet,
+    /// The file or checkpoint that keeps it.
+    pub place: PathBuf,
+    /// How a text of other characters can be trained on.
+    pub way_out: &'static str,
+}
+
+impl Kept {
+    /// An error that names the characters of a text that the model was not trained on.
+    fn check(&self, text: &Alphabet) -> Result<(), String> {
+        let missing = self.alphabet.lacks(text);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<String> = missing.iter().take(10).map(|c| format!("{c:?}")).collect();
+        let more = match missing.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Err(format!(
+            "the model was trained on the {} characters of {}, which lack {}{more}: train on a text of those, or {}",
+            self.alphabet.len(),
+            cut(&self.place.display().to_string()),
+            shown.join(", "),
+            self.way_out,
+        ))
+    }
+}
+
+/// A text as tokens: its characters are numbered as in the model's alphabet, or, sorted, from 0.
 #[derive(Debug)]
 pub struct Text {
+    alphabet: Alphabet,
     tokens: Vec<i64>,
     batch: usize,
     seq: usize,
@@ -151,37 +186,52 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads a text for a causal model.
+    /// Reads a text for a causal model, which may have been trained on a text before.
     ///
     /// # Errors
-    /// A file that is not a text, has more characters than the vocabulary or too few for one sequence.
-    pub fn read(file: &Path, config: &ModelConfig, batch: usize, seq: usize, seed: u64) -> Outcome<Self> {
+    /// A file that is not a text, has characters that the model was not trained on, more than the vocabulary or too few for one sequence.
+    pub fn read(
+        file: &Path,
+        config: &ModelConfig,
+        [batch, seq]: [usize; 2],
+        seed: u64,
+        kept: Option<&Kept>,
+    ) -> Outcome<Self> {
         if !config.is_causal() {
             let problem = format!("a text trains causal models; {} needs --inputs with labels", config.model_type());
             return Err(Failure::at(file, problem));
         }
         let bytes = fs::read(file).map_err(|e| Failure::at(file, e))?;
         let text = String::from_utf8(bytes).map_err(|_| Failure::at(file, "not a UTF-8 text"))?;
-        let mut characters: Vec<char> = text.chars().collect();
-        characters.sort_unstable();
-        characters.dedup();
+        let mut alphabet = Alphabet::of_text(&text);
+        if let Some(kept) = kept {
+            kept.check(&alphabet).map_err(|problem| Failure::at(file, problem))?;
+            alphabet = kept.alphabet.clone();
+        }
         let vocab = config.vocab_size();
-        if characters.len() > vocab {
-            let found = characters.len();
-            let problem = format!("the text has {found} different characters, but the vocabulary has {vocab} entries");
+        if alphabet.len() > vocab {
+            let (found, whose) = (alphabet.len(), if kept.is_some() { "model's alphabet" } else { "text" });
+            let problem =
+                format!("the {whose} has {found} different characters, but the vocabulary has {vocab} entries");
             return Err(Failure::at(file, problem));
         }
         config.check_batch([batch, seq], 0)?;
+        check_size(config, [batch, seq])?;
         if seq < 2 {
             return Err(Failure::new("--seq must be at least 2: a token is predicted from those before it"));
         }
-        let numbers: HashMap<char, i64> = characters.iter().zip(0..).map(|(c, i)| (*c, i)).collect();
+        let numbers = alphabet.numbers();
         let tokens: Vec<i64> = text.chars().map(|c| numbers[&c]).collect();
         if tokens.len() < seq {
             let problem = format!("the text has {} characters, fewer than a sequence of {seq}", tokens.len());
             return Err(Failure::at(file, problem));
         }
-        Ok(Text { tokens, batch, seq, seed })
+        Ok(Text { alphabet, tokens, batch, seq, seed })
+    }
+
+    /// The characters that the tokens stand for.
+    pub fn alphabet(&self) -> &Alphabet {
+        &self.alphabet
     }
 
     /// The batch of a step: windows at random places.
@@ -194,81 +244,6 @@ impl Text {
         });
         windows.copied().collect()
     }
-}
-
-/// A file to be: written under a temporary name beside its own, which it gets when it is complete.
-#[derive(Debug)]
-pub struct Pending {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: File,
-}
-
-impl Pending {
-    /// Makes the temporary file.
-    ///
-    /// # Errors
-    /// A place where no file can be made.
-    pub fn new(path: &Path) -> Outcome<Self> {
-        let name = path.file_name().filter(|_| !path.is_dir());
-        let mut name = name.ok_or_else(|| unwritable(path, "it is a directory"))?.to_os_string();
-        name.push(format!(".{}.tmp", std::process::id()));
-        let temporary = path.with_file_name(name);
-        set_leftover(&temporary);
-        let file = File::create(&temporary).map_err(|e| unwritable(path, e))?;
-        Ok(Pending { path: path.to_path_buf(), temporary, file })
-    }
-
-    /// Writes the contents and gives the file its name.
-    ///
-    /// # Errors
-    /// A disk that does not take them.
-    pub fn write(mut self, contents: &[u8]) -> Outcome {
-        let written = self.file.write_all(contents).and_then(|()| self.file.sync_all());
-        written.and_then(|()| fs::rename(&self.temporary, &self.path)).map_err(|e| unwritable(&self.path, e))
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        // After the renaming there is nothing to remove.
-        let _ = fs::remove_file(&self.temporary);
-        set_leftover(Path::new(""));
-    }
-}
-
-/// Tells the launcher, if there is one, what to remove if this process dies.
-fn set_leftover(path: &Path) {
-    if let Some(processes) = tpc_runtime::launch::joined() {
-        processes.leftover(path);
-    }
-}
-
-fn unwritable(path: &Path, why: impl std::fmt::Display) -> Failure {
-    Failure::at(path, format!("cannot be written: {why}"))
-}
-
-/// An error unless a file can be written there; nothing is left behind.
-///
-/// # Errors
-/// The reason.
-pub fn check_file(path: &Path) -> Outcome {
-    Pending::new(path).map(drop)
-}
-
-/// An error unless files can be written in a directory, which need not exist yet.
-///
-/// # Errors
-/// The reason.
-pub fn check_dir(dir: &Path) -> Outcome {
-    let nearest = dir.ancestors().find(|p| p.exists()).unwrap_or(Path::new(""));
-    let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
-    if !nearest.is_dir() {
-        return Err(unwritable(dir, format!("{} is not a directory", nearest.display())));
-    }
-    let probe = nearest.join(format!("tpc.{}.tmp", std::process::id()));
-    File::create(&probe).map_err(|e| unwritable(dir, e))?;
-    fs::remove_file(&probe).map_err(|e| unwritable(dir, e))
 }
 
 /// Named float tensors as the bytes of a safetensors file.

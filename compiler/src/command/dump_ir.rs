@@ -1,5 +1,7 @@
 //! `tpc dump-ir`: a program at any stage of the compiler.
 
+use super::given::Given;
+use super::notes::note_idle_ranks;
 use super::options::StepArguments;
 use super::report;
 use super::subject::{Optimizer, Step, Subject};
@@ -11,6 +13,7 @@ use crate::program::{Error, place, renamed};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
+use tpc_ir::size::addressable;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
@@ -37,6 +40,16 @@ pub enum Stage {
     /// What one rank executes: kernels, collectives, buffers
     Scheduled,
 }
+
+impl Stage {
+    /// Its name on the command line.
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
+}
+
+/// The preset without an optimizer.
+const MLP: &str = "mlp";
 
 /// Print a model, or a graph from a file, at a stage of the compiler.
 #[derive(Debug, Args)]
@@ -84,26 +97,49 @@ enum Program {
 }
 
 impl DumpIr {
-    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+    pub(super) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        if self.json {
+            given
+                .refuse(&["stage", "rank", "full"], "with --json, which reports on the placed program of all ranks")?;
+        }
+        let (stage, of_rank) = (self.stage.name(), self.stage >= Stage::Rank);
+        match of_rank {
+            false => given.refuse(&["rank"], &format!("at the stage {stage}, which all ranks have in common"))?,
+            true => given.refuse(&["full"], &format!("at the stage {stage}, whose every line is printed anyway"))?,
+        }
         let file = self.model.as_deref().filter(|path| path.is_file() || path.extension().is_some_and(|e| e == "tpc"));
         match file {
-            Some(file) => self.graph_file(file, terminal),
-            None => self.model(terminal),
+            Some(file) => self.graph_file(file, given, terminal),
+            None => self.model(given, terminal),
         }
     }
 
-    fn graph_file(&self, file: &Path, terminal: &mut Terminal) -> Outcome {
+    fn graph_file(&self, file: &Path, given: &Given, terminal: &mut Terminal) -> Outcome {
+        const MODELS: [&str; 6] = ["batch", "seq", "train", "clip_norm", "micro_batches", "freeze"];
+        given.refuse(&[&MODELS[..], &Optimizer::OPTIONS].concat(), "on a graph from a file, which is as it is")?;
         let program = read(file)?;
-        if let Program::Annotated(..) | Program::Placed(_) = program
-            && !self.placement.mesh.is_empty()
-        {
-            return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
+        if let Program::Annotated(..) | Program::Placed(_) = program {
+            if !self.placement.mesh.is_empty() {
+                return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
+            }
+            given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that has its placements already")?;
         }
-        self.show(vec![program], &Facts::default(), terminal)
+        if let Program::Placed(_) = program {
+            given.refuse(&["disable_rule"], "on a graph from a file that is placed already")?;
+        }
+        self.show(vec![program], &Facts::default(), given, terminal)
     }
 
-    fn model(&self, terminal: &mut Terminal) -> Outcome {
-        self.optimizer.check()?;
+    fn model(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        self.optimizer.check(given)?;
+        if !self.train {
+            given.refuse(
+                &[&["reduce"][..], &Optimizer::OPTIONS].concat(),
+                "without --train, which has a training step",
+            )?;
+        } else if self.preset.as_deref() == Some(MLP) {
+            given.refuse(&Optimizer::OPTIONS, "on the preset mlp, whose step has no optimizer")?;
+        }
         let subject = match (&self.preset, &self.model) {
             (Some(name), _) => Subject::preset(name, self.batch, self.seq)?,
             (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq)?,
@@ -127,25 +163,54 @@ impl DumpIr {
         if !self.json && self.stage < Stage::Scheduled {
             captured.truncate(1);
         }
-        let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
-        let imported = captured.iter().map(|c| {
-            let graph = import(c, &signature, &step).map_err(|error| facts.explain(error))?;
-            Ok(Program::Captured(graph))
-        });
-        self.show(imported.collect::<Outcome<_>>()?, &facts, terminal)
+        let step = self.step_options(given)?;
+        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, &step, &facts)?)));
+        self.show(imported.collect::<Outcome<_>>()?, &facts, given, terminal)
+    }
+
+    fn step_options(&self, given: &Given) -> Outcome<StepOptions> {
+        self.step.options(self.train && self.preset.as_deref() != Some(MLP), given)
+    }
+
+    /// Notes what says something of stages after the one that is shown.
+    fn note_stage(&self, given: &Given, terminal: &mut Terminal) {
+        if self.json {
+            return;
+        }
+        let mut later: Vec<&str> = Vec::new();
+        if self.stage < Stage::Logical {
+            later.extend(["precision", "reduce", "micro_batches"]);
+        }
+        if self.stage < Stage::Annotated {
+            later.extend(["plan", "mesh"]);
+        }
+        if self.stage < Stage::Placed {
+            later.push("disable_rule");
+        }
+        if let Some(option) = given.first(&later) {
+            terminal.note(format!("{option} has no effect at the stage {}, which is before it", self.stage.name()));
+        }
     }
 
     /// Shows the first of the programs, which share one arena.
-    fn show(&self, programs: Vec<Program>, facts: &Facts, terminal: &mut Terminal) -> Outcome {
+    fn show(&self, programs: Vec<Program>, facts: &Facts, given: &Given, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
         let to = if self.json { Stage::Placed } else { self.stage };
-        let step = self.step.options(self.train && self.preset.as_deref() != Some("mlp"))?;
+        let step = self.step_options(given)?;
+        self.note_stage(given, terminal);
+        let planned = !matches!(programs[..], [Program::Annotated(_) | Program::Placed(_), ..]);
+        if to >= Stage::Annotated && planned {
+            self.placement.note(&mesh, &plan, terminal)?;
+        }
         let staged = programs.into_iter().map(|program| {
             let advanced = advance(program, to, &mesh, &plan, &search, &step)?;
             advanced.map_err(|error| self.placement.failure(facts.explain(error)))
         });
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
+        if to >= Stage::Placed && planned {
+            note_idle_ranks(first, &plan, terminal);
+        }
         if self.json {
             check_report(first)?;
             let scheduled = schedule(first, &LowerOptions::default());
@@ -209,9 +274,10 @@ fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     }
 }
 
-fn import(captured: &Captured, signature: &Signature, step: &StepOptions) -> Result<Graph, Error> {
-    let graph = import_with(captured, signature)?.graph;
-    Ok(on_captured(&graph, step)?.into_owned())
+fn import(captured: &Captured, signature: &Signature, step: &StepOptions, facts: &Facts) -> Outcome<Graph> {
+    let graph = import_with(captured, signature).map_err(|error| facts.explain(error.into()))?.graph;
+    addressable(&graph)?;
+    Ok(on_captured(&graph, step).map_err(|error| facts.explain(error.into()))?.into_owned())
 }
 
 /// Drops the gradients of a program that updates parameters: which values they are matters to the
@@ -232,6 +298,7 @@ fn read(file: &Path) -> Outcome<Program> {
             None => Failure::at(file, "not a well-formed graph"),
         });
     }
+    addressable(&graph).map_err(|e| Failure::at(file, e))?;
     if graph.mesh.axes().is_empty() {
         return Ok(Program::Captured(graph));
     }

@@ -114,6 +114,13 @@ impl Running {
         Ok(launch::join(self.deadline().max(Duration::from_secs(30)))?)
     }
 
+    /// Notes a deadline that nothing can miss.
+    pub(super) fn note(&self, ranks: usize, terminal: &mut Terminal) {
+        if self.deadline.is_some() && ranks == 1 {
+            terminal.note("--deadline has no effect on one rank, which waits for no other");
+        }
+    }
+
     /// What a session is launched with.
     pub(super) fn options(&self) -> LaunchOptions {
         let backend = match self.device {

@@ -4,7 +4,11 @@
 //! |---|---|
 //! | which model a command is about, and how it is captured | [`subject`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
-//! | batches from files and texts, files that are written whole or not at all | [`data`] |
+//! | batches from files and texts | [`data`] |
+//! | which files are read and written; that no two are the same | [`files`] |
+//! | which options were given, and have no effect | [`given`] |
+//! | ranks that repeat the work of others, or have none | [`notes`] |
+//! | how messages show user text | `messages` |
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps | [`train`] |
@@ -14,7 +18,11 @@
 pub mod bench;
 pub mod data;
 pub mod dump_ir;
+pub mod files;
+pub mod given;
 pub mod launch;
+mod messages;
+pub mod notes;
 pub mod options;
 pub mod report;
 pub mod run;
@@ -22,7 +30,8 @@ pub mod subject;
 pub mod train;
 
 use crate::program::{CompileOptions, Error};
-use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use given::Given;
 use std::any::Any;
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -32,6 +41,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
+use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::styles::Plan;
@@ -73,7 +83,7 @@ impl Failure {
 
     /// A failure that concerns a file.
     pub fn at(file: &Path, problem: impl Display) -> Self {
-        Failure::Message(format!("{}: {problem}", file.display()))
+        Failure::Message(format!("{}: {problem}", cut(&file.display().to_string())))
     }
 }
 
@@ -116,7 +126,7 @@ impl Terminal<'_> {
             return;
         }
         // A note that cannot be written does not make the result wrong.
-        let _ = writeln!(self.err, "note: {text}");
+        let _ = writeln!(self.err, "note: {}", messages::shown(&text.to_string(), &[]));
     }
 }
 
@@ -127,10 +137,13 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let cli = match Cli::try_parse_from(arguments) {
-        Ok(cli) => cli,
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let parsed = Cli::command().try_get_matches_from(&arguments);
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, given(&matches))));
+    let (cli, given) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) => {
-            let text = error.render().to_string();
+            let text = messages::shown(&error.render().to_string(), &arguments);
             let is_error = error.use_stderr();
             // Nobody is left to be told that this cannot be written.
             let _ = if is_error { stderr.write_all(text.as_bytes()) } else { stdout.write_all(text.as_bytes()) };
@@ -138,12 +151,13 @@ where
         }
     };
     let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
-    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &mut terminal)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &given, &mut terminal)));
     let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
         Ok(()) | Err(Failure::Closed) => return 0,
         Err(Failure::Message(message)) => (1, message),
         Err(Failure::Code(code, message)) => (code, message),
     };
+    message = messages::shown(&message, &arguments);
     if let Some(processes) = tpc_runtime::launch::joined() {
         processes.fail(processes.process(), &message);
         if let Some(record) = processes.written_record() {
@@ -155,12 +169,17 @@ where
     code
 }
 
+/// The options of the subcommand that was given.
+fn given(matches: &ArgMatches) -> Given {
+    matches.subcommand().map(|(_, matches)| Given::of(matches)).unwrap_or_default()
+}
+
 /// The names of all subcommands.
 fn subcommands() -> Vec<String> {
     Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
 }
 
-fn execute(command: &Command, terminal: &mut Terminal) -> Outcome {
+fn execute(command: &Command, given: &Given, terminal: &mut Terminal) -> Outcome {
     let running = match command {
         Command::Run(arguments) => Some(&arguments.running),
         Command::Train(arguments) => Some(&arguments.running),
@@ -173,10 +192,10 @@ fn execute(command: &Command, terminal: &mut Terminal) -> Outcome {
     }
     match command {
         Command::Launch(arguments) => arguments.execute(terminal),
-        Command::DumpIr(arguments) => arguments.execute(terminal),
-        Command::Run(arguments) => arguments.execute(terminal),
-        Command::Train(arguments) => arguments.execute(terminal),
-        Command::Bench(arguments) => arguments.execute(terminal),
+        Command::DumpIr(arguments) => arguments.execute(given, terminal),
+        Command::Run(arguments) => arguments.execute(given, terminal),
+        Command::Train(arguments) => arguments.execute(given, terminal),
+        Command::Bench(arguments) => arguments.execute(given, terminal),
     }
 }
 
@@ -256,6 +275,12 @@ impl Placement {
             Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown.into()),
             Err(e) => Err(Failure::at(file, e)),
         }
+    }
+
+    /// Adds the plan's file to those that are read, if the plan is one.
+    #[must_use]
+    pub fn read(&self, files: files::Files) -> files::Files {
+        if Plan::built_in(&self.plan).is_ok() { files } else { files.reads("--plan", Path::new(&self.plan)) }
     }
 
     /// What was wrong with compiling, with the plan's file if it is the plan.

@@ -1,5 +1,6 @@
 //! The program options of a training step as arguments, the same for every command that has one.
 
+use super::given::Given;
 use super::{Failure, Outcome};
 use clap::{Args, ValueEnum};
 use tpc_passes::options::{Precision, Reduction, StepOptions};
@@ -47,12 +48,19 @@ impl StepArguments {
     /// The options as the compiler takes them, for a program that has an optimizer or has none.
     ///
     /// # Errors
-    /// Options that only a training step has, for another program.
-    pub fn options(&self, training: bool) -> Outcome<StepOptions> {
+    /// Options that only a training step has, for another program; a setting that has no effect beside the others.
+    pub fn options(&self, training: bool, given: &Given) -> Outcome<StepOptions> {
         if !training && (self.clip_norm.is_some() || self.micro_batches != 1 || !self.freeze.is_empty()) {
             return Err(Failure::new(
                 "--clip-norm, --micro-batches and --freeze need a training step with an optimizer",
             ));
+        }
+        if self.precision == Types::F32 {
+            given
+                .refuse(&["reduce"], "without --precision bf16: gradients are then reduced in the model's own type")?;
+        }
+        if self.micro_batches > 1 && self.reduce == Reduce::Bf16 {
+            given.refuse(&["reduce"], "with --micro-batches: their gradients are added, and then reduced, in f32")?;
         }
         let reduce = match self.reduce {
             Reduce::F32 => Reduction::F32,

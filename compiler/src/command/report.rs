@@ -46,7 +46,7 @@ impl Collectives {
         let mut row = json!({
             "kind": self.kind, "axes": self.axes, "phase": self.phase, "dim": self.dim, "dtype": self.dtype,
             "values": self.values, "full_bytes": self.full_bytes, "ranks": self.ranks, "count": self.count,
-            "wire_bytes": self.wire_bytes(), "why": self.why,
+            "wire_bytes": whole_bytes(self.wire_bytes()), "why": self.why,
         });
         if let Some(to) = self.to_dim {
             row["to_dim"] = json!(to);
@@ -150,7 +150,7 @@ fn counts(rows: &[Collectives]) -> Json {
 /// Scalars are of the rank for which they are largest; `ranks` has all of them.
 pub fn json(placed: &Graph, schedule: &Schedule, programs: &[RankProgram]) -> Json {
     let rows = collectives(placed, schedule);
-    let wire = |p: &RankProgram| p.collectives().map(|c| c.wire_bytes()).sum::<f64>();
+    let wire = |p: &RankProgram| whole_bytes(p.collectives().map(|c| c.wire_bytes()).sum::<f64>());
     let ranks: Vec<Json> = programs
         .iter()
         .map(|p| {
@@ -178,6 +178,11 @@ pub fn json(placed: &Graph, schedule: &Schedule, programs: &[RankProgram]) -> Js
         "replicated_parameters": replicated,
         "ranks": ranks,
     })
+}
+
+/// Bytes by the ring formula, whose pieces are fractions where ranks do not divide a value, as a whole number.
+pub fn whole_bytes(bytes: f64) -> u64 {
+    bytes.round() as u64
 }
 
 fn number_of(json: &Json) -> f64 {

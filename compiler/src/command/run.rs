@@ -1,15 +1,18 @@
 //! `tpc run`: a forward pass from files to a file.
 
-use super::data::{Batch, Pending, safetensors};
+use super::data::{Batch, safetensors};
+use super::files::{self, Files};
+use super::given::Given;
 use super::launch::{Running, leads};
-use super::{Outcome, Placement, Terminal};
-use crate::models::ModelDir;
+use super::notes::note_idle_ranks;
+use super::{Failure, Outcome, Placement, Terminal};
+use crate::models::{ModelDir, WeightMap};
 use crate::pretrained::{capture_forward, load_weights, names};
 use crate::program::compile_inference;
 use clap::Args;
 use std::path::PathBuf;
 use tpc_ir::OutputKind;
-use tpc_runtime::Session;
+use tpc_runtime::{Session, element};
 
 /// Compute logits, and the loss when labels are given.
 #[derive(Debug, Args)]
@@ -30,34 +33,68 @@ pub struct Run {
 }
 
 impl Run {
-    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+    pub(super) fn execute(&self, _given: &Given, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, options) =
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
         let batch = Batch::read(&self.inputs, &dir.config)?;
-        let output = leads().then(|| Pending::new(&self.output)).transpose()?;
+        let files = Files::default().reads_model(&dir).reads("--inputs", &self.inputs);
+        self.placement.read(files).writes("--output", [&self.output]).check()?;
+        let output = leads().then(|| files::output(&self.output)).transpose()?;
+        self.placement.note(&mesh, &plan, terminal)?;
+        self.running.note(mesh.ranks(), terminal);
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let program =
             compile_inference(&captured, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
+        note_idle_ranks(&program.stages.placed, &plan, terminal);
         let mut session = program.launch(self.running.options())?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;
         session.step()?;
         let (shape, logits) = result(&session, "logits")?;
         let mut summary = format!("wrote {}: logits {shape:?}", self.output.display());
+        let finite = logits.iter().all(|x| x.is_finite());
+        let mut wrong = (!finite).then(|| "the logits are not all finite".to_string());
         let mut tensors = vec![("logits", shape, logits)];
         if batch.has_labels() {
             let (_, loss) = result(&session, "loss")?;
             summary.push_str(&format!(", loss {:.6}", loss[0]));
+            match (loss[0].is_finite(), wrong.take()) {
+                (false, _) => wrong = Some(format!("the loss is {}", loss[0])),
+                // Positions that the loss does not count may have any.
+                (true, Some(logits)) => terminal.note(logits),
+                (true, None) => {}
+            }
             tensors.push(("loss", vec![], loss));
         }
         if let Some(output) = output {
-            output.write(&safetensors(&tensors)?)?;
+            files::write(output, &safetensors(&tensors)?)?;
         }
-        terminal.print(summary + "\n")
+        terminal.print(summary + "\n")?;
+        let Some(wrong) = wrong else { return Ok(()) };
+        Err(Failure::new(match not_finite(&session, &dir.weight_map())? {
+            Some(name) => format!("{wrong}, since the weight `{name}` is not finite"),
+            None => format!(
+                "{wrong}, though all weights are finite: some value of the forward pass is too large for its type"
+            ),
+        }))
     }
+}
+
+/// The first weight, in the order of the model's modules, that holds an infinity or a NaN.
+fn not_finite(session: &Session, map: &WeightMap) -> Outcome<Option<String>> {
+    for entry in &map.entries {
+        let Some(input) = session.program(0).inputs.iter().find(|i| i.name == entry.hf_name) else { continue };
+        let (elements, dtype) = (input.binding.global.iter().product(), input.binding.view.dtype);
+        let mut bytes = vec![0; elements * dtype.bytes()];
+        session.read_range(&entry.hf_name, 0, elements, &mut bytes)?;
+        if element::decode(dtype, &bytes).iter().any(|x| !x.is_finite()) {
+            return Ok(Some(entry.hf_name.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// An output of the program in the model's own shape.

@@ -1,5 +1,6 @@
 //! Which model a command is about, and how it is captured.
 
+use super::given::Given;
 use super::{Failure, Outcome};
 use crate::capture::{
     Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes,
@@ -17,6 +18,8 @@ use burn::tensor::{DType, Device, Tensor};
 use clap::{Args, ValueEnum};
 use std::collections::HashMap;
 use std::path::Path;
+use tpc_ir::DType as IrType;
+use tpc_ir::size::MOST;
 
 /// A model with its batch's shape.
 #[derive(Clone, Debug)]
@@ -48,8 +51,9 @@ impl Subject {
     pub fn preset(name: &str, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
         if name == "mlp" {
             return match batch.unwrap_or(2).checked_mul(seq.unwrap_or(256)) {
-                Some(0) | None => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
-                Some(tokens) => Ok(Subject::Mlp(tokens)),
+                Some(0) => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
+                Some(tokens) if bytes(&[tokens, INNER]).is_some() => Ok(Subject::Mlp(tokens)),
+                _ => Err(too_large("--batch times --seq", "the tokens", "")),
             };
         }
         let config = presets::named(name).map_err(|_| {
@@ -64,6 +68,7 @@ impl Subject {
         let masked = !config.is_causal();
         (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
         config.check_batch([tokens.batch, tokens.seq], 0)?;
+        check_size(&config, [tokens.batch, tokens.seq])?;
         Ok(Subject::Tokens(Box::new(config), tokens))
     }
 
@@ -111,6 +116,43 @@ impl Subject {
     }
 }
 
+/// Bytes of a tensor of the widest elements, if they can be counted.
+fn bytes(shape: &[usize]) -> Option<usize> {
+    let bytes = shape.iter().try_fold(IrType::F64.bytes(), |n, &d| n.checked_mul(d));
+    bytes.filter(|&bytes| bytes <= MOST)
+}
+
+fn too_large(flags: &str, tensor: &str, shape: &str) -> Failure {
+    Failure::new(format!(
+        "{flags}: {tensor}{shape} would have more elements than can be addressed; use fewer sequences or shorter ones"
+    ))
+}
+
+/// An error if a batch is so large that the sizes of the tensors made of it cannot be counted.
+///
+/// # Errors
+/// The first such tensor.
+pub fn check_size(config: &ModelConfig, [batch, seq]: [usize; 2]) -> Outcome {
+    let (heads, inner) = match config {
+        ModelConfig::Llama(c) => (c.num_attention_heads, c.intermediate_size),
+        ModelConfig::Gpt2(c) => (c.n_head, c.n_inner),
+        ModelConfig::Bert(c) => (c.num_attention_heads, c.intermediate_size),
+        ModelConfig::Interleaved(c) => (c.n_heads, c.ffn),
+    };
+    let tensors: [(&str, &[usize]); 4] = [
+        ("the batch", &[batch, seq]),
+        ("the attention's scores", &[batch, heads, seq, seq]),
+        ("the logits", &[batch, seq, config.vocab_size()]),
+        ("the values inside the MLP", &[batch, seq, inner]),
+    ];
+    match tensors.into_iter().find(|(_, shape)| bytes(shape).is_none()) {
+        Some((tensor, shape)) => {
+            Err(too_large(&format!("--batch {batch} --seq {seq}"), tensor, &format!(" of shape {shape:?}")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// A captured training step.
 pub enum Step {
     /// With an optimizer: a first and a steady program.
@@ -126,6 +168,9 @@ pub fn initial(captured: &Captured, rename: impl Fn(&str) -> String) -> HashMap<
 
 /// Width of the comparisons' MLP.
 const WIDTH: usize = 1024;
+
+/// Width inside it.
+const INNER: usize = 4096;
 
 /// The comparisons' MLP with its input as a parameter, so that the input gets a gradient.
 #[derive(Module, Debug)]
@@ -233,15 +278,22 @@ impl Optimizer {
         }
     }
 
-    /// An error if a setting does not belong to the optimizer.
+    /// The options that say which optimizer there is.
+    pub const OPTIONS: [&str; 7] = ["optimizer", "beta1", "beta2", "eps", "weight_decay", "momentum", "nesterov"];
+
+    /// An error if a setting that was given does not belong to the optimizer.
     ///
     /// # Errors
-    /// Momentum for another optimizer than sgd.
-    pub fn check(&self) -> Outcome {
+    /// The first such setting.
+    pub fn check(&self, given: &Given) -> Outcome {
         match (self.optimizer, self.momentum) {
             (OptimizerName::Adamw | OptimizerName::Adam, Some(_)) => {
                 Err(Failure::new("--momentum is a setting of --optimizer sgd; adamw and adam have --beta1"))
             }
+            (OptimizerName::Sgd, _) => given.refuse(
+                &["beta1", "beta2", "eps"],
+                "with --optimizer sgd, whose settings are --weight-decay, --momentum and --nesterov",
+            ),
             _ => Ok(()),
         }
     }

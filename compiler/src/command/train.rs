@@ -1,11 +1,16 @@
 //! `tpc train`: training steps on a fixed batch or on a text.
 
-use super::data::{Batch, Pending, Text, check_dir, check_file, feed};
+use super::data::{Batch, Kept, Text, feed};
+use super::files::{self, Files, check_dir, unwritable};
+use super::given::Given;
 use super::launch::{Running, leads};
+use super::notes::note_idle_ranks;
 use super::options::StepArguments;
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
-use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
+use crate::models::{
+    Alphabet, ModelConfig, ModelDir, ModelError, WeightEntry, WeightMap, tokenizer, weight_map, write_weights,
+};
 use crate::pretrained::{LoadError, TokenBatch, initialise, load_weights, names, save};
 use crate::program::{TrainingSession, compile_training};
 use clap::Args;
@@ -15,12 +20,15 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
-use tpc_ir::OutputKind;
+use tpc_ir::quote::cut;
+use tpc_ir::{Mesh, OutputKind};
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::checkpoint::directory::saved;
+use tpc_runtime::checkpoint::index::FILE as INDEX;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
+use tpc_runtime::output::{Identity, Output};
 use tpc_runtime::{CheckpointError, Session};
 
 /// Train a model; the result is a model directory again.
@@ -76,6 +84,9 @@ pub struct Train {
     /// Directory for config.json and the trained weights, whole and under the model's own names
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
+    /// Let --save replace the model that is read
+    #[arg(long, requires = "save")]
+    force: bool,
     /// File for the first step's gradients, under the model's own names
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "resume")]
     grads: Option<PathBuf>,
@@ -91,6 +102,14 @@ enum Source {
 }
 
 impl Source {
+    /// The characters that its tokens stand for.
+    fn alphabet(&self) -> Option<&Alphabet> {
+        match self {
+            Source::Fixed(_) => None,
+            Source::Windows(text, _) => Some(text.alphabet()),
+        }
+    }
+
     fn tokens(&self) -> TokenBatch {
         match self {
             Source::Fixed(batch) => batch.tokens,
@@ -114,6 +133,13 @@ impl Source {
     }
 }
 
+/// Outputs whose places are found before the first step.
+#[derive(Default)]
+struct Outputs {
+    grads: Option<Output>,
+    metrics: Option<Output>,
+}
+
 /// A model as it was found: its directory with weights, or only its configuration.
 struct Model {
     config: ModelConfig,
@@ -123,28 +149,51 @@ struct Model {
 }
 
 impl Train {
-    pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
-        self.optimizer.check()?;
+    pub(super) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        self.optimizer.check(given)?;
+        if self.inputs.is_some() {
+            given.refuse(&["batch", "seq"], "with --inputs, whose batch is as large as it is")?;
+        }
         let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
         let resumed = self.resumed(terminal)?;
         let seed = self.seed(resumed.as_ref())?;
-        if let Some(done) = resumed.as_ref().map(Checkpoint::step).filter(|done| *done >= self.steps) {
-            terminal.note(format!("{done} steps are done already; --steps {} counts them, too", self.steps));
+        if let Some(checkpoint) = &resumed {
+            let (done, steps) = (checkpoint.step(), self.steps);
+            if done > steps {
+                let problem =
+                    format!("{done} steps are done already, more than --steps {steps}, which counts them, too");
+                return Err(Failure::at(checkpoint.dir(), problem));
+            }
+            if done == steps {
+                terminal.note(format!("{done} steps are done already; --steps {steps} counts them, too"));
+            }
         }
         let mut options = self.placement.options(self.grads.is_some(), seed)?;
-        options.step = self.step.options(true)?;
+        options.step = self.step.options(true, given)?;
         let model = self.open()?;
-        let source = self.source(&model.config, seed)?;
+        self.check_files(&model)?;
+        let kept = self.kept(&model, resumed.as_ref())?;
+        let source = self.source(&model, kept.as_ref(), seed)?;
+        let outputs = self.outputs()?;
+        self.note(&mesh, given, terminal);
+        self.placement.note(&mesh, &plan, terminal)?;
+        if let (Source::Windows(text, _), None, false) = (&source, &kept, self.from_scratch && resumed.is_none()) {
+            terminal.note(format!(
+                "nothing says which characters the tokens of {} stand for: the {} of the text are numbered from 0",
+                cut(&resumed.as_ref().map_or(&*self.model, Checkpoint::dir).display().to_string()),
+                text.alphabet().len()
+            ));
+        }
         let dropout = model.config.ignored_dropout();
         if dropout > 0.0 {
             terminal.note(format!("the configuration asks for dropout {dropout}, which is not applied"));
         }
-        self.check_outputs()?;
         let capture = self.optimizer.capture(&model.config, source.tokens())?;
         let names = names(&model.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let program =
             compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
+        note_idle_ranks(&program.steady.placed, &plan, terminal);
         let init = program.init.clone();
         let mut training = program.launch(self.running.options())?;
         match (&resumed, &model.dir) {
@@ -152,17 +201,95 @@ impl Train {
             (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
             (None, None) => initialise(training.session(), &init, seed)?,
         }
-        self.steps(&mut training, &source, &model.map, terminal)?;
+        let alphabet = source.alphabet().or(kept.as_ref().map(|kept| &kept.alphabet));
+        let save_options = SaveOptions {
+            keep: self.keep,
+            alphabet: alphabet.map(|alphabet| alphabet.characters().to_string()),
+            ..SaveOptions::default()
+        };
+        self.steps(&mut training, &source, &model.map, (outputs, &save_options), terminal)?;
         if let Some(dir) = &self.save {
             save(training.session(), &model.map, &model.json, dir)?;
+            let written = if leads() { Alphabet::save(alphabet, dir).map_err(LoadError::from) } else { Ok(()) };
+            training.session().agree("save the alphabet", written, |()| Vec::new())?;
             terminal.print(format!("saved {}\n", dir.display()))?;
         }
         Ok(())
     }
 
+    /// Tells what the options of this run leave undone.
+    fn note(&self, mesh: &Mesh, given: &Given, terminal: &mut Terminal) {
+        self.running.note(mesh.ranks(), terminal);
+        if self.save.is_none() && self.checkpoint.is_none() {
+            terminal.note(
+                "nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too",
+            );
+        }
+        if let Some(every) = self.save_every.filter(|&every| every > self.steps) {
+            terminal.note(format!(
+                "--save-every {every} has no effect: there are only {} steps, and a checkpoint after the last one",
+                self.steps
+            ));
+        }
+        if self.lr == 0.0 {
+            terminal.note("--lr 0: no step changes any weight");
+        }
+        if given.has("seed") && self.text.is_none() && !self.from_scratch {
+            terminal.note("--seed has no effect: the batch and the weights are given, and nothing else is drawn");
+        }
+    }
+
+    /// An error if two files of this run are one, or --save would replace the model that is read.
+    fn check_files(&self, model: &Model) -> Outcome {
+        let replaces = |dir: &PathBuf| Identity::of(dir) == Identity::of(&self.model);
+        let replacing = self.save.as_ref().is_some_and(replaces);
+        if replacing && !self.force {
+            return Err(Failure::at(
+                &self.model,
+                "--save would replace the model that is read: give another directory, or --force to replace it",
+            ));
+        }
+        if self.force && !replacing {
+            return Err(Failure::new(
+                "--force has no effect: --save names another directory than the model's; leave it out",
+            ));
+        }
+        let mut files = self.placement.read(Files::default());
+        for (option, input) in [("--inputs", &self.inputs), ("--text", &self.text)] {
+            files = input.iter().fold(files, |files, path| files.reads(option, path));
+        }
+        files = match (&model.dir, replacing) {
+            (_, true) => files,
+            (Some(dir), false) => files.reads_model(dir),
+            (None, false) => files.reads("MODEL_DIR", &self.model.join("config.json")),
+        };
+        let saved =
+            |dir: &PathBuf| [dir.clone(), dir.join("config.json"), dir.join("model.safetensors"), Alphabet::file(dir)];
+        let saved: Vec<PathBuf> = self.save.iter().flat_map(saved).collect();
+        let files = files.writes("--save", &saved).writes("--checkpoint", &self.checkpoint);
+        files.writes("--grads", &self.grads).writes("--metrics", &self.metrics).check()
+    }
+
+    /// The characters that the model's tokens stand for, if it was trained on a text.
+    fn kept(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome<Option<Kept>> {
+        if let Some(checkpoint) = resumed {
+            let way_out = "begin anew with another --checkpoint";
+            return match checkpoint.alphabet().map(Alphabet::kept) {
+                None => Ok(None),
+                Some(Some(alphabet)) => Ok(Some(Kept { alphabet, place: checkpoint.dir().to_path_buf(), way_out })),
+                Some(None) => Err(Failure::at(checkpoint.dir(), "a character occurs twice in its alphabet")),
+            };
+        }
+        let (Some(_), Some(alphabet)) = (&model.dir, Alphabet::read(&self.model)?) else { return Ok(None) };
+        Ok(Some(Kept { alphabet, place: Alphabet::file(&self.model), way_out: "begin anew with --from-scratch" }))
+    }
+
     /// The checkpoint to go on from.
     fn resumed(&self, terminal: &mut Terminal) -> Outcome<Option<Checkpoint>> {
         let Some(dir) = &self.checkpoint else { return Ok(None) };
+        if dir.join(INDEX).is_file() {
+            return Err(Failure::at(dir, "is itself a checkpoint: --checkpoint takes the directory that holds it"));
+        }
         if !self.resume {
             return match saved(dir)?.last() {
                 Some(latest) => Err(Failure::at(
@@ -198,13 +325,18 @@ impl Train {
     }
 
     /// Writes a checkpoint if it is time.
-    fn checkpoint(&self, training: &TrainingSession, step: u64, tell: bool, terminal: &mut Terminal) -> Outcome {
+    fn checkpoint(
+        &self,
+        training: &TrainingSession,
+        (step, options): (u64, &SaveOptions),
+        tell: bool,
+        terminal: &mut Terminal,
+    ) -> Outcome {
         let Some(dir) = &self.checkpoint else { return Ok(()) };
         if step != self.steps && !self.save_every.is_some_and(|every| step.is_multiple_of(every)) {
             return Ok(());
         }
-        let options = SaveOptions { keep: self.keep, ..SaveOptions::default() };
-        let path = training.save_checkpoint_with(dir, &options)?;
+        let path = training.save_checkpoint_with(dir, options)?;
         if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) }
     }
 
@@ -219,7 +351,8 @@ impl Train {
         Ok(Model { config, json, map, dir: None })
     }
 
-    fn source(&self, config: &ModelConfig, seed: u64) -> Outcome<Source> {
+    fn source(&self, model: &Model, kept: Option<&Kept>, seed: u64) -> Outcome<Source> {
+        let config = &model.config;
         match (&self.inputs, &self.text) {
             (Some(file), _) => {
                 let batch = Batch::read(file, config)?;
@@ -230,19 +363,29 @@ impl Train {
             }
             (None, Some(file)) => {
                 let seq = self.seq.unwrap_or(128.min(config.max_positions()));
-                let text = Text::read(file, config, self.batch, seq, seed)?;
+                if let (None, Some(tokenizer)) = (kept, tokenizer(&self.model)) {
+                    return Err(Failure::at(
+                        &tokenizer,
+                        "the model's tokens are those of a tokenizer, but --text numbers characters: encode the text \
+                         with the tokenizer and give input_ids and labels as --inputs, or begin a model of characters \
+                         with --from-scratch in a directory that holds only a config.json",
+                    ));
+                }
+                let text = Text::read(file, config, [self.batch, seq], seed, kept)?;
                 Ok(Source::Windows(text, TokenBatch::new(self.batch, seq)))
             }
             (None, None) => Err(Failure::new("training needs data: --inputs or --text")),
         }
     }
 
-    fn check_outputs(&self) -> Outcome {
+    /// Finds the places of all that is written.
+    fn outputs(&self) -> Outcome<Outputs> {
         if !leads() {
-            return Ok(());
+            return Ok(Outputs::default());
         }
         self.save.iter().chain(&self.checkpoint).try_for_each(|dir| check_dir(dir))?;
-        self.grads.iter().chain(&self.metrics).try_for_each(|file| check_file(file))
+        let [grads, metrics] = [&self.grads, &self.metrics].map(|path| path.as_deref().map(files::output).transpose());
+        Ok(Outputs { grads: grads?, metrics: metrics? })
     }
 
     fn steps(
@@ -250,12 +393,13 @@ impl Train {
         training: &mut TrainingSession,
         source: &Source,
         map: &WeightMap,
+        (outputs, save_options): (Outputs, &SaveOptions),
         terminal: &mut Terminal,
     ) -> Outcome {
         let TokenBatch { batch, seq, .. } = source.tokens();
         let done = training.steps_done() as u64;
-        let metrics = self.metrics.as_deref().filter(|_| leads());
-        let mut metrics = metrics.map(|path| Metrics::new(path, done)).transpose()?;
+        let Outputs { mut grads, metrics } = outputs;
+        let mut metrics = metrics.map(|output| Metrics::new(output, done)).transpose()?;
         let bar = progress(self.steps);
         bar.set_position(done);
         for step in done + 1..=self.steps {
@@ -277,10 +421,10 @@ impl Train {
             if bar.is_hidden() && is_told(step, self.steps) {
                 terminal.print(format!("step {step}/{}  loss {loss:.6}  {rate:.0} tokens/s\n", self.steps))?;
             }
-            if let (1, Some(file)) = (step, &self.grads) {
-                write_gradients(training.session(), map, file)?;
+            if step == 1 && self.grads.is_some() {
+                write_gradients(training.session(), map, grads.take())?;
             }
-            self.checkpoint(training, step, bar.is_hidden(), terminal)?;
+            self.checkpoint(training, (step, save_options), bar.is_hidden(), terminal)?;
         }
         bar.finish();
         Ok(())
@@ -307,23 +451,28 @@ fn progress(steps: u64) -> ProgressBar {
 }
 
 /// A line of JSON for every step, there as soon as the step is done.
-struct Metrics<'a> {
-    path: &'a Path,
+struct Metrics {
+    path: PathBuf,
     file: File,
 }
 
-impl<'a> Metrics<'a> {
+impl Metrics {
     /// Begins a file, or goes on with one behind the steps that are done.
-    fn new(path: &'a Path, done: u64) -> Outcome<Self> {
-        let earlier = match done {
-            0 => String::new(),
-            _ => fs::read_to_string(path).unwrap_or_default(),
+    fn new(output: Output, done: u64) -> Outcome<Self> {
+        let earlier = match (done, output.replaced()) {
+            (0, _) | (_, None) => String::new(),
+            (_, Some(file)) => fs::read_to_string(file).unwrap_or_default(),
         };
         // Steps behind the checkpoint are done again; an interrupted line is none.
         let step = |line: &str| serde_json::from_str::<serde_json::Value>(line).ok()?.get("step")?.as_u64();
         let kept = earlier.lines().filter(|line| step(line).is_some_and(|s| s <= done)).map(|line| format!("{line}\n"));
-        Pending::new(path)?.write(kept.collect::<String>().as_bytes())?;
-        let file = File::options().append(true).open(path).map_err(|e| Failure::at(path, e))?;
+        let (path, kept) = (output.path().to_path_buf(), kept.collect::<String>());
+        let begun = || {
+            let mut writing = output.begin()?;
+            writing.write_all(kept.as_bytes())?;
+            writing.commit()
+        };
+        let file = begun().map_err(|e| unwritable(&path, e))?;
         Ok(Metrics { path, file })
     }
 
@@ -332,7 +481,7 @@ impl<'a> Metrics<'a> {
         if let Some(norm) = norm {
             line[GRAD_NORM] = norm.into();
         }
-        self.file.write_all(format!("{line}\n").as_bytes()).map_err(|e| Failure::at(self.path, e))
+        self.file.write_all(format!("{line}\n").as_bytes()).map_err(|e| unwritable(&self.path, e))
     }
 }
 
@@ -343,8 +492,8 @@ fn norm(session: &Session) -> Outcome<Option<f64>> {
     Ok(if clipped { session.read_f64(&kind)?.first().copied() } else { None })
 }
 
-/// Writes the gradients of the step that was just done.
-fn write_gradients(session: &Session, map: &WeightMap, file: &Path) -> Outcome {
+/// Writes the gradients of the step that was just done; of several processes one has the output.
+fn write_gradients(session: &Session, map: &WeightMap, output: Option<Output>) -> Outcome {
     let mut values: HashMap<String, Vec<f32>> = HashMap::new();
     for output in &session.program(0).outputs {
         if let OutputKind::Gradient(name) = &output.kind {
@@ -354,9 +503,9 @@ fn write_gradients(session: &Session, map: &WeightMap, file: &Path) -> Outcome {
     }
     let has_gradient = |entry: &&WeightEntry| values.contains_key(&entry.hf_name);
     let entries = map.entries.iter().filter(has_gradient).cloned().collect();
-    let write =
-        || write_weights(file, &WeightMap { entries }, |entry| Ok(values.remove(&entry.hf_name).unwrap_or_default()));
-    let written = if leads() { write().map_err(LoadError::from) } else { Ok(()) };
+    let mut value = |entry: &WeightEntry| Ok::<_, ModelError>(values.remove(&entry.hf_name).unwrap_or_default());
+    let write = |output| write_weights(output, &WeightMap { entries }, &mut value).map_err(LoadError::from);
+    let written = output.map_or(Ok(()), write);
     session.agree("write gradients", written, |()| Vec::new())?;
     Ok(())
 }

@@ -4,6 +4,7 @@
 //! in which layout, so that each rank reads only its box ([`read_box`]). The modules' fields have the names of the
 //! weight files, and mark their regions, so that plans name modules as Hugging Face does.
 
+mod alphabet;
 mod attention;
 mod bert;
 mod config;
@@ -26,6 +27,7 @@ mod tied;
 mod weight_map;
 mod weights;
 
+pub use alphabet::{Alphabet, tokenizer};
 pub use attention::{attend, mask, repeat_heads, split_heads};
 pub use bert::{
     BertAttention, BertEmbeddings, BertEncoder, BertForMaskedLM, BertHead, BertIntermediate, BertLayer, BertModel,

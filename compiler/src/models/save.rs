@@ -4,16 +4,15 @@ use super::error::ModelError;
 use super::shard::STRIP;
 use super::weight_map::{WeightEntry, WeightMap};
 use serde_json::{Map, Value, json};
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use tpc_runtime::output::{self, Output, Writing};
 
 /// Writes `config.json` and `model.safetensors` into `dir`, which is created if need be.
 ///
 /// `values` gives each parameter in the burn module's layout, row-major; it is called once for each, in an order of its own, and
-/// only one parameter is held at a time. Each file is written under a temporary name and then renamed, so that a reader never sees
-/// half of one.
+/// only one parameter is held at a time. A reader never sees half of a file.
 pub fn save_pretrained(
     dir: &Path,
     config_json: &Value,
@@ -30,9 +29,9 @@ pub fn save_strips<E: From<ModelError>>(
     map: &WeightMap,
     strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
-    fs::create_dir_all(dir).map_err(|source| ModelError::Io { file: dir.to_path_buf(), source })?;
-    write_strips(&dir.join("model.safetensors"), map, strip)?;
-    Ok(replace(&dir.join("config.json"), |file| {
+    output::make_dir(dir).map_err(|source| ModelError::Io { file: dir.to_path_buf(), source })?;
+    write_strips(at(&dir.join("model.safetensors"))?, map, strip)?;
+    Ok(replace(at(&dir.join("config.json"))?, |file| {
         serde_json::to_writer_pretty(&mut *file, config_json)?;
         file.write_all(b"\n")?;
         Ok(())
@@ -43,11 +42,11 @@ pub fn save_strips<E: From<ModelError>>(
 ///
 /// `values` is called as in [`save_pretrained`].
 pub fn write_weights(
-    path: &Path,
+    output: Output,
     map: &WeightMap,
     values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
 ) -> Result<(), ModelError> {
-    write_strips(path, map, whole(values))
+    write_strips(output, map, whole(values))
 }
 
 /// Strips of parameters that are had as a whole.
@@ -74,7 +73,7 @@ fn whole(
 /// `strip` fills a range of a parameter's elements in the *file's* layout, row-major: whole rows, [`STRIP`] bytes at most unless one row
 /// is longer. It is called in order, from a range that begins with 0 (an empty one for a parameter without elements) to the last.
 pub fn write_strips<E: From<ModelError>>(
-    path: &Path,
+    output: Output,
     map: &WeightMap,
     mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -96,7 +95,7 @@ pub fn write_strips<E: From<ModelError>>(
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
 
     let mut failure = None;
-    let written = replace(path, |file| {
+    let written = replace(output, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
         let read = read_strips(map, |entry, range, values| {
@@ -153,29 +152,21 @@ pub fn read_strips<E>(
     Ok(())
 }
 
-/// Writes a file under a temporary name beside `path`, then renames it.
-fn replace(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<(), ModelError> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary: PathBuf = path.with_file_name(name);
-    // A launcher removes it if this process dies.
-    let processes = tpc_runtime::launch::joined();
-    if let Some(processes) = &processes {
-        processes.leftover(&temporary);
-    }
-    let result = File::create(&temporary).and_then(|file| {
-        let mut file = BufWriter::with_capacity(1 << 20, file);
-        write(&mut file)?;
-        file.flush()?;
-        file.get_ref().sync_all()?;
-        fs::rename(&temporary, path)
-    });
-    if result.is_err() {
-        // Nothing more can be done if this fails, too.
-        let _ = fs::remove_file(&temporary);
-    }
-    if let Some(processes) = &processes {
-        processes.leftover(Path::new(""));
-    }
-    result.map_err(|source| ModelError::Io { file: path.to_path_buf(), source })
+/// Writes a file as [`Output`] does.
+fn replace(
+    output: Output,
+    write: impl FnOnce(&mut BufWriter<Writing>) -> std::io::Result<()>,
+) -> Result<(), ModelError> {
+    let file = output.path().to_path_buf();
+    let written = || {
+        let mut buffered = BufWriter::with_capacity(1 << 20, output.begin()?);
+        write(&mut buffered)?;
+        buffered.into_inner().map_err(IntoInnerError::into_error)?.commit()
+    };
+    written().map(drop).map_err(|source| ModelError::Io { file, source })
+}
+
+/// Where a path leads.
+fn at(path: &Path) -> Result<Output, ModelError> {
+    Output::at(path).map_err(|source| ModelError::Io { file: path.to_path_buf(), source })
 }

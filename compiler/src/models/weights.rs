@@ -103,6 +103,11 @@ impl Weights {
         Ok(weights)
     }
 
+    /// The files that are open.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|(path, _)| &**path)
+    }
+
     fn add_file(&mut self, path: &Path) -> Result<(), ModelError> {
         let io = |source| ModelError::Io { file: path.to_path_buf(), source };
         let bad = |problem: String| ModelError::BadFile { file: path.to_path_buf(), problem };

@@ -20,8 +20,8 @@ use tpc_ir::{Graph, InputKind, OutputKind};
 /// nothing but those.
 ///
 /// # Errors
-/// A text that is no pattern, a pattern without a match, one that takes back what no pattern before it
-/// freezes, a program without gradients, or nothing left to train.
+/// A text that is no pattern, a pattern that matches or changes nothing, a program without gradients, or nothing left to
+/// train.
 pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> {
     let trained = trained(graph);
     if trained.is_empty() {
@@ -38,15 +38,20 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
                 trained.iter().flat_map(|name| prefixes(name)).filter(|p| !p.is_empty()).collect();
             return Err(OptionError::NoParameter { pattern: pattern.clone(), nearest: nearest(path, modules) });
         }
-        if back && !matched.iter().any(|name| frozen.contains(name)) {
-            return Err(OptionError::NotFrozen { pattern: pattern.clone() });
-        }
+        let before = frozen.len();
         for name in matched {
             if back {
                 frozen.remove(name)
             } else {
                 frozen.insert(name)
             };
+        }
+        if frozen.len() == before {
+            let why = match back {
+                true => "nothing that it matches is frozen by a pattern before it",
+                false => "all that it matches is frozen by the patterns before it",
+            };
+            return Err(OptionError::NoEffect { pattern: pattern.clone(), why });
         }
     }
     if frozen.len() == trained.iter().collect::<BTreeSet<_>>().len() {

@@ -97,14 +97,13 @@ pub enum OptionError {
         /// What is wrong with it.
         problem: PatternError,
     },
-    /// A pattern that takes back what is not frozen.
-    #[error(
-        "freezing `{}` takes nothing back: patterns are read in order, and none before it freezes what it matches",
-        cut(.pattern)
-    )]
-    NotFrozen {
+    /// A freezing pattern that changes nothing.
+    #[error("freezing `{}` changes nothing: {why}; leave it out", cut(.pattern))]
+    NoEffect {
         /// The pattern.
         pattern: String,
+        /// Why it does not.
+        why: &'static str,
     },
     /// Nothing is left to train.
     #[error("every parameter is frozen: nothing is left to train")]

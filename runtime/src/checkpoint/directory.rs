@@ -29,6 +29,11 @@ impl Saved {
         Saved { step, again, path: dir.join(name) }
     }
 
+    /// The checkpoint that a directory's name says it is.
+    pub fn named(path: &Path) -> Option<Self> {
+        Saved::parse(path.parent()?, path.file_name()?.to_str()?)
+    }
+
     fn parse(dir: &Path, name: &str) -> Option<Self> {
         let rest = name.strip_prefix("step-")?;
         let (step, again) = rest.split_once('.').unwrap_or((rest, "0"));

@@ -1,14 +1,15 @@
 //! What can go wrong with a checkpoint.
 
-use crate::error::RuntimeError;
+use crate::error::{RuntimeError, few};
 use std::io;
 use std::path::{Path, PathBuf};
+use tpc_ir::quote::cut;
 
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file or directory could not be read or written. Earlier checkpoints are as they were.
-    #[error("{}: {what}: {source}", file.display())]
+    #[error("{}: {what}: {source}", shown(file))]
     Io {
         /// The file or directory.
         file: PathBuf,
@@ -18,7 +19,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// There is no whole checkpoint.
-    #[error("{}: no checkpoint: no directory step-N with an index.json{}", dir.display(), left(partial))]
+    #[error("{}: no checkpoint: no directory step-N with an index.json{}", shown(dir), left(partial))]
     NoCheckpoint {
         /// The directory that was searched.
         dir: PathBuf,
@@ -28,7 +29,9 @@ pub enum CheckpointError {
     /// A file is not what was written.
     #[error(
         "{}: damaged{}: {problem}; remove {} to go on from the checkpoint before it",
-        file.display(), of(tensor), parent(file)
+        shown(file),
+        of(tensor),
+        parent(file)
     )]
     Damaged {
         /// The file.
@@ -38,8 +41,27 @@ pub enum CheckpointError {
         /// What is wrong.
         problem: String,
     },
+    /// A checkpoint under the name of another step.
+    #[error(
+        "{}: its name is that of step {named}, but its index says step {step}: it was renamed or copied; give it its own name, {}, or remove it",
+        shown(dir),
+        shown(own_name)
+    )]
+    Misnamed {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// The step of its name.
+        named: u64,
+        /// The step of its index.
+        step: u64,
+        /// The name that it should have.
+        own_name: PathBuf,
+    },
     /// The checkpoint was written by a version of the program that this one does not know.
-    #[error("{}: format version {found}, but this program reads version {known}: use the program that wrote it", file.display())]
+    #[error(
+        "{}: format version {found}, but this program reads version {known}: use the program that wrote it",
+        shown(file)
+    )]
     Version {
         /// The index file.
         file: PathBuf,
@@ -49,7 +71,7 @@ pub enum CheckpointError {
         known: u64,
     },
     /// A tensor is another one than the program's.
-    #[error("{}: `{name}` is {} in the checkpoint, but {} in the program; {WAY_OUT}", dir.display(), stored, wanted)]
+    #[error("{}: `{}` is {stored} in the checkpoint, but {wanted} in the program; {WAY_OUT}", shown(dir), cut(name))]
     Differs {
         /// The checkpoint.
         dir: PathBuf,
@@ -63,7 +85,7 @@ pub enum CheckpointError {
     /// A checkpoint of a later step is already there, and would be taken for the latest.
     #[error(
         "{}: holds a checkpoint of step {found}, later than step {step} that is to be saved; save to another directory or remove the later ones",
-        dir.display()
+        shown(dir)
     )]
     Later {
         /// The directory.
@@ -95,16 +117,20 @@ impl CheckpointError {
 }
 
 fn of(tensor: &Option<String>) -> String {
-    tensor.as_ref().map(|t| format!(" (tensor `{t}`)")).unwrap_or_default()
+    tensor.as_ref().map(|t| format!(" (tensor `{}`)", cut(t))).unwrap_or_default()
 }
 
-fn parent(file: &Path) -> std::path::Display<'_> {
-    file.parent().unwrap_or(file).display()
+fn parent(file: &Path) -> String {
+    shown(file.parent().unwrap_or(file))
+}
+
+fn shown(path: &Path) -> String {
+    cut(&path.display().to_string()).to_string()
 }
 
 fn left(partial: &[String]) -> String {
     match partial {
         [] => String::new(),
-        names => format!(" (only interrupted writes: {})", names.join(", ")),
+        names => format!(" (only interrupted writes: {})", few(names)),
     }
 }

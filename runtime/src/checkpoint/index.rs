@@ -26,6 +26,9 @@ pub struct Index {
     pub step: u64,
     /// Seed of the run's random operations.
     pub seed: u64,
+    /// The characters that the run's tokens stand for, token 0 first, if it was trained on a text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alphabet: Option<String>,
     /// Axes and sizes of the mesh that wrote it, for information.
     pub mesh: Vec<(String, usize)>,
     /// The rank files.
@@ -92,7 +95,16 @@ impl TensorEntry {
 impl Index {
     /// An index without contents.
     pub fn new(step: u64, seed: u64, mesh: Vec<(String, usize)>) -> Self {
-        Index { format: FORMAT.into(), version: VERSION, step, seed, mesh, files: Vec::new(), tensors: Vec::new() }
+        Index {
+            format: FORMAT.into(),
+            version: VERSION,
+            step,
+            seed,
+            alphabet: None,
+            mesh,
+            files: Vec::new(),
+            tensors: Vec::new(),
+        }
     }
 
     /// The file's text.

@@ -1,7 +1,7 @@
 //! Reading a checkpoint on any mesh: each rank finds its own elements in the stored boxes.
 
 use super::BLOCK;
-use super::directory::{partial, saved};
+use super::directory::{Saved, partial, saved};
 use super::error::CheckpointError;
 use super::hash::{hash, text};
 use super::index::{BoxEntry, FILE, FileEntry, Index, TensorEntry};
@@ -37,11 +37,16 @@ impl Checkpoint {
     /// Opens one checkpoint: reads its index and looks at its files.
     ///
     /// # Errors
-    /// A file that is missing, damaged or truncated.
+    /// A file that is missing, damaged or truncated; a directory with the name of another step.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join(FILE);
         let contents = std::fs::read(&path).map_err(CheckpointError::io(&path, "cannot be read"))?;
         let index = Index::from_text(&path, &contents)?;
+        if let Some(Saved { step: named, .. }) = Saved::named(dir).filter(|saved| saved.step != index.step) {
+            let (step, dir) = (index.step, dir.to_path_buf());
+            let own_name = Saved::at(Path::new(""), step, 0).path;
+            return Err(CheckpointError::Misnamed { dir, named, step, own_name });
+        }
         let checkpoint = Checkpoint { dir: dir.to_path_buf(), index };
         for number in 0..checkpoint.index.files.len() {
             checkpoint.check_file(number)?;
@@ -62,6 +67,11 @@ impl Checkpoint {
     /// Seed of the run's random operations.
     pub fn seed(&self) -> u64 {
         self.index.seed
+    }
+
+    /// The characters that the run's tokens stand for, token 0 first, if it was trained on a text.
+    pub fn alphabet(&self) -> Option<&str> {
+        self.index.alphabet.as_deref()
     }
 
     /// What it holds, and where.

@@ -12,6 +12,7 @@ use super::error::CheckpointError;
 use super::hash::{hash, text};
 use super::index::{BoxEntry, FILE, FileEntry, Index, TensorEntry};
 use crate::error::RuntimeError;
+use crate::output;
 use crate::session::{Session, each_rank};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -26,6 +27,9 @@ use tpc_ir::InputKind;
 pub struct SaveOptions {
     /// How many checkpoints stay, the new one included; the earliest are removed after it is whole. All of them by default.
     pub keep: Option<NonZeroUsize>,
+    /// The characters that the run's tokens stand for, token 0 first, if it is trained on a text: a run that goes on from here numbers
+    /// characters likewise.
+    pub alphabet: Option<String>,
     /// Makes the write fail, for tests of what is left.
     pub fault: Option<WriteFault>,
 }
@@ -92,6 +96,7 @@ pub fn save(
     let (_, written) = agreed.map_err(|e| cleaned(&temporary, e))?;
     let finished = match place {
         Some(place) => index(session, &assigned, &written, step, seed)
+            .map(|index| Index { alphabet: options.alphabet.clone(), ..index })
             .and_then(|index| place.finish(session, &index, step, options, &disk))
             .map_err(|e| cleaned(&temporary, e)),
         None => Ok(()),
@@ -114,7 +119,7 @@ struct Place {
 impl Place {
     /// Looks what is there, removes leftovers, and makes the directory to write into.
     fn prepare(session: &Session, dir: &Path, step: u64, disk: &Disk) -> Result<Self, CheckpointError> {
-        fs::create_dir_all(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
+        output::make_dir(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
         let present = saved(dir)?;
         let mut target = Saved::at(dir, step, 0);
         if let Some(latest) = present.last() {

@@ -1,0 +1,101 @@
+//! Whether the bytes of a program can be counted.
+//!
+//! Later stages add and multiply sizes in `usize`: of a value, of a buffer of several values, of an arena. All of these are at most a few
+//! times the bytes of all values of the program together, so one check of that sum keeps every one of them from wrapping around.
+
+use crate::graph::Graph;
+use crate::op::Op;
+use crate::quote::cut;
+use crate::sharding::Type;
+
+/// The most bytes that all values of a program may have together: a sixteenth of what a `usize` counts.
+pub const MOST: usize = 1 << 60;
+
+/// A program whose values have more bytes than can be counted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{tensor} of type {ty} has more elements than can be addressed{}; use fewer sequences, shorter ones, or a smaller model",
+    if *.alone { "" } else { " together with the other values of the program" }
+)]
+pub struct TooLarge {
+    /// The largest value: an input's name, or the operation that makes it and its module.
+    pub tensor: String,
+    /// Its type.
+    pub ty: String,
+    /// Whether it is too large on its own.
+    pub alone: bool,
+}
+
+/// An error unless all values of the program together have at most [`MOST`] bytes.
+///
+/// # Errors
+/// The largest value.
+pub fn addressable(graph: &Graph) -> Result<(), TooLarge> {
+    let mut total = Some(0usize);
+    let mut largest: Option<(usize, _, &Type)> = None;
+    for node in graph.nodes() {
+        for ty in &graph.node(node).types {
+            let bytes = bytes(ty);
+            total = total.zip(bytes).and_then(|(a, b)| a.checked_add(b)).filter(|&n| n <= MOST);
+            let size = bytes.unwrap_or(usize::MAX);
+            if largest.as_ref().is_none_or(|(most, ..)| *most < size) {
+                largest = Some((size, node, ty));
+            }
+        }
+    }
+    match (total, largest) {
+        (None, Some((size, node, ty))) => {
+            let n = graph.node(node);
+            let tensor = match (&n.op, &*n.origin.module) {
+                (Op::Input { name, .. }, _) => format!("the tensor `{}`", cut(name)),
+                (op, "") => format!("the result of {}", op.name()),
+                (op, module) => format!("the result of {} in `{}`", op.name(), cut(module)),
+            };
+            Err(TooLarge { tensor, ty: ty.display(&graph.mesh), alone: size > MOST })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of a whole value. A dimension of size 0 counts as 1: products of the other dimensions are computed, too.
+fn bytes(ty: &Type) -> Option<usize> {
+    ty.shape.iter().try_fold(ty.dtype.bytes(), |n, &d| n.checked_mul(d.max(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::Origin;
+    use crate::op::InputKind;
+    use crate::{DType, Mesh};
+
+    fn program(shapes: &[&[usize]]) -> Graph {
+        let mut graph = Graph::new(Mesh::single());
+        for (i, shape) in shapes.iter().enumerate() {
+            let ty = Type::new(DType::F32, *shape);
+            let op = Op::Input { kind: InputKind::Data, name: format!("x{i}"), layout: ty.shape.clone() };
+            graph.push(op, &[], ty, &Origin::default());
+        }
+        graph
+    }
+
+    #[test]
+    fn sums_and_products_that_wrap_around_are_found() {
+        let most = MOST / 4;
+        assert_eq!(addressable(&program(&[&[most]])), Ok(()));
+        assert_eq!(addressable(&program(&[&[1 << 40, 4096], &[8]])), Ok(()));
+        let said = |shapes: &[&[usize]]| addressable(&program(shapes)).unwrap_err().to_string();
+        let way_out = "; use fewer sequences, shorter ones, or a smaller model";
+        for shape in [&[1usize << 62, 256][..], &[0, 1 << 63, 2], &[most + 1]] {
+            let ty = Type::new(DType::F32, shape).display(&Mesh::single());
+            let expected = format!("the tensor `x1` of type {ty} has more elements than can be addressed{way_out}");
+            assert_eq!(said(&[&[2], shape]), expected);
+        }
+        assert_eq!(
+            said(&[&[most], &[1]]),
+            format!(
+                "the tensor `x0` of type f32[{most}] has more elements than can be addressed together with the other values of the program{way_out}"
+            )
+        );
+    }
+}
