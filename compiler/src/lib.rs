@@ -14,6 +14,7 @@
 pub mod capture;
 pub mod command;
 pub mod import;
+mod memory;
 pub mod models;
 pub mod pretrained;
 pub mod program;

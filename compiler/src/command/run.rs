@@ -2,6 +2,7 @@
 
 use super::data::{Batch, Pending, safetensors};
 use super::launch::{Running, leads};
+use super::subject::executed;
 use super::{Outcome, Placement, Terminal};
 use crate::models::ModelDir;
 use crate::pretrained::{capture_forward, load_weights, names};
@@ -34,7 +35,9 @@ impl Run {
         let (mesh, plan, options) =
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
+        dir.warnings.iter().for_each(|warning| terminal.note(warning));
         let batch = Batch::read(&self.inputs, &dir.config)?;
+        dir.config.check_memory([batch.tokens.batch, batch.tokens.seq], executed(&self.running, mesh.ranks(), 1))?;
         let output = leads().then(|| Pending::new(&self.output)).transpose()?;
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);

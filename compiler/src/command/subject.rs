@@ -1,11 +1,12 @@
 //! Which model a command is about, and how it is captured.
 
-use super::{Failure, Outcome};
+use super::launch::{Device, Running};
+use super::{Failure, Outcome, Terminal};
 use crate::capture::{
     Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes,
     capture_training_shapes, named,
 };
-use crate::models::{Mlp, ModelConfig, presets};
+use crate::models::{Mlp, ModelConfig, ModelDir, Use, presets};
 use crate::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use crate::program::Error;
 use burn::module::{Initializer, Module, Param};
@@ -13,7 +14,7 @@ use burn::nn::Linear;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, AdamWConfig, Optimizer as BurnOptimizer, SgdConfig};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device as Backend, Tensor};
 use clap::{Args, ValueEnum};
 use std::collections::HashMap;
 use std::path::Path;
@@ -28,6 +29,9 @@ pub enum Subject {
     Mlp(usize),
 }
 
+/// More tokens than this have no addresses.
+const MAX_TOKENS: usize = 1 << 44;
+
 /// Sequences in a batch, and tokens in each, if nothing else is asked for.
 const DEFAULT_BATCH: (usize, usize) = (4, 256);
 
@@ -36,8 +40,9 @@ impl Subject {
     ///
     /// # Errors
     /// A directory without one, or sequences that the model cannot take.
-    pub fn of_dir(dir: &Path, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
-        let config = ModelConfig::read(&dir.join("config.json"))?;
+    pub fn of_dir(dir: &Path, batch: Option<usize>, seq: Option<usize>, terminal: &mut Terminal) -> Outcome<Self> {
+        let (config, warnings) = ModelDir::read_config(dir)?;
+        warnings.iter().for_each(|warning| terminal.note(warning));
         Self::of_config(config, batch, seq)
     }
 
@@ -48,7 +53,11 @@ impl Subject {
     pub fn preset(name: &str, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
         if name == "mlp" {
             return match batch.unwrap_or(2).checked_mul(seq.unwrap_or(256)) {
-                Some(0) | None => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
+                Some(0) => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
+                // Values of a token are 4096 floats wide, and offsets must not overflow.
+                None | Some(MAX_TOKENS..) => Err(Failure::new(format!(
+                    "--batch times --seq must be below {MAX_TOKENS}: more tokens have no addresses"
+                ))),
                 Some(tokens) => Ok(Subject::Mlp(tokens)),
             };
         }
@@ -64,6 +73,7 @@ impl Subject {
         let masked = !config.is_causal();
         (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
         config.check_batch([tokens.batch, tokens.seq], 0)?;
+        config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
         Ok(Subject::Tokens(Box::new(config), tokens))
     }
 
@@ -111,6 +121,16 @@ impl Subject {
     }
 }
 
+/// How this process executes a program of so many ranks, which keeps `copies` tensors of a parameter's size for each.
+pub(super) fn executed(running: &Running, ranks: usize, copies: usize) -> Use {
+    let here = tpc_runtime::launch::joined().and_then(|processes| processes.local(ranks).ok());
+    match running.device {
+        Device::Cpu => Use::Execute { here: here.map_or(ranks, |here| here.len()), ranks, copies },
+        // The host holds strips only.
+        Device::Cuda => Use::Plan,
+    }
+}
+
 /// A captured training step.
 pub enum Step {
     /// With an optimizer: a first and a steady program.
@@ -137,7 +157,7 @@ struct MlpStep {
 
 /// Forward and backward of the MLP from a given gradient of its output.
 fn mlp_backward(tokens: usize) -> Result<Captured, Error> {
-    let build = |device: &Device| {
+    let build = |device: &Backend| {
         let Mlp { net1, net2 } = presets::mlp(device);
         MlpStep { net1, net2, x: Initializer::Zeros.init([tokens, WIDTH], device) }
     };
@@ -230,6 +250,14 @@ impl Optimizer {
             weight_decay: Some(0.1),
             momentum: None,
             nesterov: false,
+        }
+    }
+
+    /// States of a parameter's size that the optimizer keeps for each.
+    pub fn states(&self) -> usize {
+        match self.optimizer {
+            OptimizerName::Adamw | OptimizerName::Adam => 2,
+            OptimizerName::Sgd => usize::from(self.momentum.is_some()),
         }
     }
 

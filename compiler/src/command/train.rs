@@ -3,10 +3,10 @@
 use super::data::{Batch, Pending, Text, check_dir, check_file, feed};
 use super::launch::{Running, leads};
 use super::options::StepArguments;
-use super::subject::{Optimizer, not_negative};
+use super::subject::{Optimizer, executed, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
-use crate::pretrained::{LoadError, TokenBatch, initialise, load_weights, names, save};
+use crate::pretrained::{LoadError, TokenBatch, condition, initialise, load_weights, names, save};
 use crate::program::{TrainingSession, compile_training};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -133,8 +133,11 @@ impl Train {
         }
         let mut options = self.placement.options(self.grads.is_some(), seed)?;
         options.step = self.step.options(true)?;
-        let model = self.open()?;
+        let model = self.open(terminal)?;
         let source = self.source(&model.config, seed)?;
+        let TokenBatch { batch, seq, .. } = source.tokens();
+        let copies = 1 + self.optimizer.states();
+        model.config.check_memory([batch, seq], executed(&self.running, mesh.ranks(), copies))?;
         let dropout = model.config.ignored_dropout();
         if dropout > 0.0 {
             terminal.note(format!("the configuration asks for dropout {dropout}, which is not applied"));
@@ -147,12 +150,16 @@ impl Train {
             compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
         let mut training = program.launch(self.running.options())?;
-        match (&resumed, &model.dir) {
-            (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
-            (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
-            (None, None) => initialise(training.session(), &init, seed)?,
-        }
-        self.steps(&mut training, &source, &model.map, terminal)?;
+        let begin = |training: &mut TrainingSession| -> Outcome {
+            match (&resumed, &model.dir) {
+                (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
+                (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
+                (None, None) => initialise(training.session(), &init, seed)?,
+            }
+            Ok(())
+        };
+        begin(&mut training)?;
+        self.steps(&mut training, &source, &model.map, terminal, &begin)?;
         if let Some(dir) = &self.save {
             save(training.session(), &model.map, &model.json, dir)?;
             terminal.print(format!("saved {}\n", dir.display()))?;
@@ -208,13 +215,16 @@ impl Train {
         if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) }
     }
 
-    fn open(&self) -> Outcome<Model> {
+    fn open(&self, terminal: &mut Terminal) -> Outcome<Model> {
         if !self.from_scratch {
             let dir = ModelDir::open(&self.model)?;
+            dir.warnings.iter().for_each(|warning| terminal.note(warning));
             let (config, json, map) = (dir.config.clone(), dir.config_json.clone(), dir.weight_map());
             return Ok(Model { config, json, map, dir: Some(dir) });
         }
-        let config = ModelConfig::read(&self.model.join("config.json"))?;
+        let file = self.model.join("config.json");
+        let (config, warnings) = ModelConfig::read_warned(&file)?;
+        warnings.iter().for_each(|warning| terminal.note(warning));
         let (json, map) = (config.to_json(), weight_map(&config));
         Ok(Model { config, json, map, dir: None })
     }
@@ -251,6 +261,7 @@ impl Train {
         source: &Source,
         map: &WeightMap,
         terminal: &mut Terminal,
+        begin: &dyn Fn(&mut TrainingSession) -> Outcome,
     ) -> Outcome {
         let TokenBatch { batch, seq, .. } = source.tokens();
         let done = training.steps_done() as u64;
@@ -270,7 +281,8 @@ impl Train {
                 metrics.write(step, loss, seconds * 1e3, rate, norm)?;
             }
             if !loss.is_finite() {
-                return Err(Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help")));
+                let first = step == done + 1;
+                return Err(if first { no_number(training, map, step, loss, begin)? } else { diverged(step, loss) });
             }
             bar.set_message(format!("loss {loss:.4}  {rate:.0} tokens/s"));
             bar.inc(1);
@@ -285,6 +297,33 @@ impl Train {
         bar.finish();
         Ok(())
     }
+}
+
+/// Why the loss of a session's first step is no number. The weights that it began with are put back and looked at; the learning rate has
+/// no part in it.
+fn no_number(
+    training: &mut TrainingSession,
+    map: &WeightMap,
+    step: u64,
+    loss: f64,
+    begin: &dyn Fn(&mut TrainingSession) -> Outcome,
+) -> Outcome<Failure> {
+    begin(training)?;
+    let found = condition(training.session(), map)?;
+    Ok(Failure::new(match (found.not_finite, found.largest) {
+        (Some((tensor, value)), _) => {
+            format!("the loss of step {step} is {loss} because the weights are not finite: {tensor} holds {value}")
+        }
+        (None, Some((tensor, largest))) => format!(
+            "the loss of step {step} is {loss} although all weights are finite: a value in between is too large \
+             for its element type; the largest weight is {largest:e}, in {tensor}"
+        ),
+        (None, None) => format!("the loss of step {step} is {loss}"),
+    }))
+}
+
+fn diverged(step: u64, loss: f64) -> Failure {
+    Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help"))
 }
 
 /// Of many steps, twenty are told.
