@@ -16,6 +16,7 @@ pub mod capture;
 pub mod command;
 mod explain;
 pub mod import;
+mod memory;
 pub mod models;
 pub mod pretrained;
 pub mod program;

@@ -200,22 +200,7 @@ pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir:
     let done = Cell::new(0);
     let mut strip = |entry: &WeightEntry, strip: Range<usize>, into: &mut [f32]| -> Result<(), LoadError> {
         done.set(done.get() + 1);
-        let Some((_, dtype)) = types(session).find(|(name, _)| *name == entry.hf_name) else { return Ok(()) };
-        bytes.resize(strip.len() * dtype.bytes(), 0);
-        match (entry.transpose, &entry.shape[..]) {
-            (true, &[rows, columns]) => {
-                // Rows of the file are columns of the parameter.
-                let taken = strip.start / rows.max(1)..strip.end / rows.max(1);
-                let runs = Runs::new(&[rows, columns], &[0, taken.start], &[rows, taken.len()]);
-                session.read_runs(&entry.hf_name, &runs, &mut bytes)?;
-                into.copy_from_slice(&transposed(&floats(dtype, &bytes), rows, taken.len()));
-            }
-            _ => {
-                session.read_range(&entry.hf_name, strip.start, strip.end, &mut bytes)?;
-                into.copy_from_slice(&floats(dtype, &bytes));
-            }
-        }
-        Ok(())
+        Ok(read_strip(session, entry, strip, &mut bytes, into)?)
     };
     if session.processes().count() == 1 {
         return save_strips(dir, config, map, strip);
@@ -233,6 +218,62 @@ pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir:
         })?;
     }
     session.agree("save the model", written, |()| Vec::new()).map(drop)
+}
+
+/// Reads a strip of a parameter in the layout of the files; `bytes` is room for it.
+fn read_strip(
+    session: &Session,
+    entry: &WeightEntry,
+    strip: Range<usize>,
+    bytes: &mut Vec<u8>,
+    into: &mut [f32],
+) -> Result<(), RuntimeError> {
+    let Some((_, dtype)) = types(session).find(|(name, _)| *name == entry.hf_name) else { return Ok(()) };
+    bytes.resize(strip.len() * dtype.bytes(), 0);
+    match (entry.transpose, &entry.shape[..]) {
+        (true, &[rows, columns]) => {
+            // Rows of the file are columns of the parameter.
+            let taken = strip.start / rows.max(1)..strip.end / rows.max(1);
+            let runs = Runs::new(&[rows, columns], &[0, taken.start], &[rows, taken.len()]);
+            session.read_runs(&entry.hf_name, &runs, bytes)?;
+            into.copy_from_slice(&transposed(&floats(dtype, bytes), rows, taken.len()));
+        }
+        _ => {
+            session.read_range(&entry.hf_name, strip.start, strip.end, bytes)?;
+            into.copy_from_slice(&floats(dtype, bytes));
+        }
+    }
+    Ok(())
+}
+
+/// What the weights of a session are like, to tell why a loss is no number.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Condition {
+    /// The first tensor with an element that is not finite, and that element.
+    pub not_finite: Option<(String, f32)>,
+    /// The tensor with the largest finite element, and that element's size.
+    pub largest: Option<(String, f32)>,
+}
+
+/// Looks at every parameter of a session, in the order of the model's modules. Every process makes this call.
+///
+/// # Errors
+/// A session that failed.
+pub fn condition(session: &Session, map: &WeightMap) -> Result<Condition, LoadError> {
+    let mut found = Condition::default();
+    let mut bytes = Vec::new();
+    read_strips(map, |entry, strip, values| {
+        read_strip(session, entry, strip, &mut bytes, values)?;
+        for value in values.iter() {
+            if !value.is_finite() {
+                found.not_finite.get_or_insert_with(|| (entry.hf_name.clone(), *value));
+            } else if found.largest.as_ref().is_none_or(|(_, largest)| value.abs() > *largest) {
+                found.largest = Some((entry.hf_name.clone(), value.abs()));
+            }
+        }
+        Ok::<_, LoadError>(())
+    })?;
+    Ok(found)
 }
 
 fn types(session: &Session) -> impl Iterator<Item = (&str, tpc_ir::DType)> {

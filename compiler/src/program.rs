@@ -7,6 +7,7 @@
 use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
 use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
+use crate::memory;
 use burn::tensor::TensorData;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
-use tpc_runtime::session::{LaunchOptions, Session};
+use tpc_runtime::session::{Backend, LaunchOptions, Session};
 use tpc_runtime::{CheckpointError, RuntimeError};
 
 /// Why a program could not be compiled or run.
@@ -58,6 +59,18 @@ pub enum Error {
     /// Its values have more bytes than can be counted.
     #[error(transparent)]
     Size(#[from] TooLarge),
+    /// The program is larger than the memory of this host.
+    #[error(
+        "the arenas of {ranks} ranks take {needed} bytes, but {available} bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more"
+    )]
+    Memory {
+        /// Ranks of this process.
+        ranks: usize,
+        /// The bytes that they take.
+        needed: u128,
+        /// The bytes that there are.
+        available: u128,
+    },
     /// An input was never given.
     #[error("input `{name}` has no value: give it with {how}")]
     Missing {
@@ -173,6 +186,19 @@ pub fn place(
     denotes(&placed, logical)?;
     addressable(&placed)?;
     Ok(Placed { propagated, placed, report })
+}
+
+/// An error if the arenas of this process's ranks are larger than the memory that is left. A device has memory of its own.
+fn check_memory(ranks: &[RankProgram], options: &LaunchOptions) -> Result<(), Error> {
+    let here = options.processes.as_ref().and_then(|processes| processes.local(ranks.len()).ok());
+    let here = &ranks[here.unwrap_or(0..ranks.len())];
+    let needed = here.iter().map(|rank| rank.arena_bytes as u128).sum();
+    match memory::available() {
+        Some(available) if options.backend == Backend::Cpu && needed > available => {
+            Err(Error::Memory { ranks: here.len(), needed, available })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A compiled training step: its peeled first step and the steady one.
@@ -316,6 +342,7 @@ impl TrainingProgram {
     /// # Errors
     /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
+        check_memory(&self.first.ranks, &options)?;
         let mut session = Session::launch(self.first.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
@@ -438,6 +465,7 @@ impl InferenceProgram {
     /// # Errors
     /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
+        check_memory(&self.stages.ranks, &options)?;
         let mut session = Session::launch(self.stages.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;

@@ -229,7 +229,10 @@ fn configurations() {
             "unknown model_type \"lama\"; supported are llama, mistral, qwen2, qwen3, gpt2, bert, llama-interleaved",
         ),
         (config_error("model_type", None), "missing key \"model_type\" (needed for model_type \"any\")"),
-        (config_error("hidden_size", None), "missing key \"hidden_size\" (needed for model_type \"llama\")"),
+        (
+            config_error("hidden_size", Some(json!(null))),
+            "key \"hidden_size\" should be a whole number from 1 up, but is null",
+        ),
         (
             config_error("hidden_size", Some(json!("eight"))),
             "key \"hidden_size\" should be a whole number from 1 up, but is \"eight\"",

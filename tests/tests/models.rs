@@ -473,9 +473,10 @@ fn configuration_errors() {
         "dir/config.json: unknown model_type \"mamba\"; supported are llama, mistral, qwen2, qwen3, gpt2, bert, llama-interleaved"
     );
     assert_eq!(text(json!({})), "dir/config.json: missing key \"model_type\" (needed for model_type \"any\")");
-    let mut config = small("llama", json!({}));
-    config.as_object_mut().unwrap().remove("hidden_size");
-    assert_eq!(text(config), "dir/config.json: missing key \"hidden_size\" (needed for model_type \"llama\")");
+    assert_eq!(
+        text(json!({ "model_type": "llama-interleaved", "dim": 8 })),
+        "dir/config.json: missing key \"n_heads\" (needed for model_type \"llama-interleaved\")"
+    );
     assert_eq!(
         text(small("llama", json!({ "num_key_value_heads": 3 }))),
         "dir/config.json: inconsistent configuration: num_attention_heads = 4 is not a multiple of num_key_value_heads = 3"
@@ -500,7 +501,10 @@ fn configuration_errors() {
         text(small("llama", json!({ "quantization_config": { "bits": 4 } })))
             .contains("quantized weights are not supported")
     );
-    assert!(text(small("qwen3", json!({}))).contains("missing key \"head_dim\""));
+    assert_eq!(
+        text(small("qwen3", json!({ "head_dim": null }))),
+        "dir/config.json: key \"head_dim\" should be a whole number from 1 up, but is null"
+    );
     let gpt2 = parse(
         &json!({ "model_type": "gpt2", "vocab_size": 10, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2 }),
     )

@@ -142,7 +142,7 @@ impl DumpIr {
         }
         let subject = match (&self.preset, &self.model) {
             (Some(name), _) => Subject::preset(name, self.batch, self.seq)?,
-            (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq)?,
+            (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq, terminal)?,
             (None, None) => return Err(Failure::new("a model is needed: MODEL_DIR, FILE.tpc or --preset")),
         };
         // Everything that can be wrong with the mesh and the plan is said before the long part.

@@ -5,6 +5,7 @@ use super::files::{self, Files};
 use super::given::Given;
 use super::launch::{Running, leads};
 use super::notes::note_idle_ranks;
+use super::subject::executed;
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelDir, WeightMap};
 use crate::pretrained::{capture_forward, load_weights, names};
@@ -37,7 +38,9 @@ impl Run {
         let (mesh, plan, options) =
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
+        dir.warnings.iter().for_each(|warning| terminal.note(warning));
         let batch = Batch::read(&self.inputs, &dir.config)?;
+        dir.config.check_memory([batch.tokens.batch, batch.tokens.seq], executed(&self.running, mesh.ranks(), 1))?;
         let files = Files::default().reads_model(&dir).reads("--inputs", &self.inputs);
         self.placement.read(files).writes("--output", [&self.output]).check()?;
         let output = leads().then(|| files::output(&self.output)).transpose()?;

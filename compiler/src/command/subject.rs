@@ -1,12 +1,13 @@
 //! Which model a command is about, and how it is captured.
 
 use super::given::Given;
-use super::{Failure, Outcome};
+use super::launch::{Device, Running};
+use super::{Failure, Outcome, Terminal};
 use crate::capture::{
     Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes,
     capture_training_shapes, named,
 };
-use crate::models::{Mlp, ModelConfig, presets};
+use crate::models::{Mlp, ModelConfig, ModelDir, Use, presets};
 use crate::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use crate::program::Error;
 use burn::module::{Initializer, Module, Param};
@@ -14,7 +15,7 @@ use burn::nn::Linear;
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, AdamWConfig, Optimizer as BurnOptimizer, SgdConfig};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device as Backend, Tensor};
 use clap::{Args, ValueEnum};
 use std::collections::HashMap;
 use std::path::Path;
@@ -31,6 +32,9 @@ pub enum Subject {
     Mlp(usize),
 }
 
+/// More tokens than this have no addresses.
+const MAX_TOKENS: usize = 1 << 44;
+
 /// Sequences in a batch, and tokens in each, if nothing else is asked for.
 const DEFAULT_BATCH: (usize, usize) = (4, 256);
 
@@ -39,8 +43,9 @@ impl Subject {
     ///
     /// # Errors
     /// A directory without one, or sequences that the model cannot take.
-    pub fn of_dir(dir: &Path, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
-        let config = ModelConfig::read(&dir.join("config.json"))?;
+    pub fn of_dir(dir: &Path, batch: Option<usize>, seq: Option<usize>, terminal: &mut Terminal) -> Outcome<Self> {
+        let (config, warnings) = ModelDir::read_config(dir)?;
+        warnings.iter().for_each(|warning| terminal.note(warning));
         Self::of_config(config, batch, seq)
     }
 
@@ -69,6 +74,7 @@ impl Subject {
         (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
         config.check_batch([tokens.batch, tokens.seq], 0)?;
         check_size(&config, [tokens.batch, tokens.seq])?;
+        config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
         Ok(Subject::Tokens(Box::new(config), tokens))
     }
 
@@ -153,6 +159,16 @@ pub fn check_size(config: &ModelConfig, [batch, seq]: [usize; 2]) -> Outcome {
     }
 }
 
+/// How this process executes a program of so many ranks, which keeps `copies` tensors of a parameter's size for each.
+pub(super) fn executed(running: &Running, ranks: usize, copies: usize) -> Use {
+    let here = tpc_runtime::launch::joined().and_then(|processes| processes.local(ranks).ok());
+    match running.device {
+        Device::Cpu => Use::Execute { here: here.map_or(ranks, |here| here.len()), ranks, copies },
+        // The host holds strips only.
+        Device::Cuda => Use::Plan,
+    }
+}
+
 /// A captured training step.
 pub enum Step {
     /// With an optimizer: a first and a steady program.
@@ -182,7 +198,7 @@ struct MlpStep {
 
 /// Forward and backward of the MLP from a given gradient of its output.
 fn mlp_backward(tokens: usize) -> Result<Captured, Error> {
-    let build = |device: &Device| {
+    let build = |device: &Backend| {
         let Mlp { net1, net2 } = presets::mlp(device);
         MlpStep { net1, net2, x: Initializer::Zeros.init([tokens, WIDTH], device) }
     };
@@ -280,6 +296,14 @@ impl Optimizer {
 
     /// The options that say which optimizer there is.
     pub const OPTIONS: [&str; 7] = ["optimizer", "beta1", "beta2", "eps", "weight_decay", "momentum", "nesterov"];
+
+    /// States of a parameter's size that the optimizer keeps for each.
+    pub fn states(&self) -> usize {
+        match self.optimizer {
+            OptimizerName::Adamw | OptimizerName::Adam => 2,
+            OptimizerName::Sgd => usize::from(self.momentum.is_some()),
+        }
+    }
 
     /// An error if a setting that was given does not belong to the optimizer.
     ///

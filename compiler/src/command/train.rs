@@ -6,12 +6,12 @@ use super::given::Given;
 use super::launch::{Running, leads};
 use super::notes::note_idle_ranks;
 use super::options::StepArguments;
-use super::subject::{Optimizer, not_negative};
+use super::subject::{Optimizer, executed, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{
     Alphabet, ModelConfig, ModelDir, ModelError, WeightEntry, WeightMap, tokenizer, weight_map, write_weights,
 };
-use crate::pretrained::{LoadError, TokenBatch, initialise, load_weights, names, save};
+use crate::pretrained::{LoadError, TokenBatch, condition, initialise, load_weights, names, save};
 use crate::program::{TrainingSession, compile_training};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -170,10 +170,13 @@ impl Train {
         }
         let mut options = self.placement.options(self.grads.is_some(), seed)?;
         options.step = self.step.options(true, given)?;
-        let model = self.open()?;
+        let model = self.open(terminal)?;
         self.check_files(&model)?;
         let kept = self.kept(&model, resumed.as_ref())?;
         let source = self.source(&model, kept.as_ref(), seed)?;
+        let TokenBatch { batch, seq, .. } = source.tokens();
+        let copies = 1 + self.optimizer.states();
+        model.config.check_memory([batch, seq], executed(&self.running, mesh.ranks(), copies))?;
         let outputs = self.outputs()?;
         self.note(&mesh, given, terminal);
         self.placement.note(&mesh, &plan, terminal)?;
@@ -196,18 +199,22 @@ impl Train {
         note_idle_ranks(&program.steady.placed, &plan, terminal);
         let init = program.init.clone();
         let mut training = program.launch(self.running.options())?;
-        match (&resumed, &model.dir) {
-            (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
-            (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
-            (None, None) => initialise(training.session(), &init, seed)?,
-        }
         let alphabet = source.alphabet().or(kept.as_ref().map(|kept| &kept.alphabet));
         let save_options = SaveOptions {
             keep: self.keep,
             alphabet: alphabet.map(|alphabet| alphabet.characters().to_string()),
             ..SaveOptions::default()
         };
-        self.steps(&mut training, &source, &model.map, (outputs, &save_options), terminal)?;
+        let begin = |training: &mut TrainingSession| -> Outcome {
+            match (&resumed, &model.dir) {
+                (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
+                (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
+                (None, None) => initialise(training.session(), &init, seed)?,
+            }
+            Ok(())
+        };
+        begin(&mut training)?;
+        self.steps(&mut training, &source, &model.map, (outputs, &save_options), terminal, &begin)?;
         if let Some(dir) = &self.save {
             save(training.session(), &model.map, &model.json, dir)?;
             let written = if leads() { Alphabet::save(alphabet, dir).map_err(LoadError::from) } else { Ok(()) };
@@ -340,13 +347,16 @@ impl Train {
         if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) }
     }
 
-    fn open(&self) -> Outcome<Model> {
+    fn open(&self, terminal: &mut Terminal) -> Outcome<Model> {
         if !self.from_scratch {
             let dir = ModelDir::open(&self.model)?;
+            dir.warnings.iter().for_each(|warning| terminal.note(warning));
             let (config, json, map) = (dir.config.clone(), dir.config_json.clone(), dir.weight_map());
             return Ok(Model { config, json, map, dir: Some(dir) });
         }
-        let config = ModelConfig::read(&self.model.join("config.json"))?;
+        let file = self.model.join("config.json");
+        let (config, warnings) = ModelConfig::read_warned(&file)?;
+        warnings.iter().for_each(|warning| terminal.note(warning));
         let (json, map) = (config.to_json(), weight_map(&config));
         Ok(Model { config, json, map, dir: None })
     }
@@ -395,6 +405,7 @@ impl Train {
         map: &WeightMap,
         (outputs, save_options): (Outputs, &SaveOptions),
         terminal: &mut Terminal,
+        begin: &dyn Fn(&mut TrainingSession) -> Outcome,
     ) -> Outcome {
         let TokenBatch { batch, seq, .. } = source.tokens();
         let done = training.steps_done() as u64;
@@ -414,7 +425,8 @@ impl Train {
                 metrics.write(step, loss, seconds * 1e3, rate, norm)?;
             }
             if !loss.is_finite() {
-                return Err(Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help")));
+                let first = step == done + 1;
+                return Err(if first { no_number(training, map, step, loss, begin)? } else { diverged(step, loss) });
             }
             bar.set_message(format!("loss {loss:.4}  {rate:.0} tokens/s"));
             bar.inc(1);
@@ -429,6 +441,33 @@ impl Train {
         bar.finish();
         Ok(())
     }
+}
+
+/// Why the loss of a session's first step is no number. The weights that it began with are put back and looked at; the learning rate has
+/// no part in it.
+fn no_number(
+    training: &mut TrainingSession,
+    map: &WeightMap,
+    step: u64,
+    loss: f64,
+    begin: &dyn Fn(&mut TrainingSession) -> Outcome,
+) -> Outcome<Failure> {
+    begin(training)?;
+    let found = condition(training.session(), map)?;
+    Ok(Failure::new(match (found.not_finite, found.largest) {
+        (Some((tensor, value)), _) => {
+            format!("the loss of step {step} is {loss} because the weights are not finite: {tensor} holds {value}")
+        }
+        (None, Some((tensor, largest))) => format!(
+            "the loss of step {step} is {loss} although all weights are finite: a value in between is too large \
+             for its element type; the largest weight is {largest:e}, in {tensor}"
+        ),
+        (None, None) => format!("the loss of step {step} is {loss}"),
+    }))
+}
+
+fn diverged(step: u64, loss: f64) -> Failure {
+    Failure::new(format!("the loss of step {step} is {loss}; a lower --lr may help"))
 }
 
 /// Of many steps, twenty are told.

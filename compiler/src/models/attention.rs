@@ -5,7 +5,33 @@ use burn::tensor::{Bool, Device, Int, Tensor, activation};
 /// What a masked score is set to: far below every real score, and still a number, so that a row with no visible key becomes uniform.
 const MASKED: f64 = -1e30;
 
-/// Builds the mask `[1 or batch, 1, 1 or seq, seq]`, true where a key must not be seen; `None` when every key may be seen.
+/// Which keys each query must not see.
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// `[1 or batch, 1, 1 or seq, seq]`, true where a key must not be seen.
+    hidden: Tensor<4, Bool>,
+    /// Whether a query may see no key at all: the mask has to do with the data, not with positions alone.
+    may_be_blind: bool,
+}
+
+impl Mask {
+    /// The scores `[batch, heads, seq, seq]` with those of hidden keys far below all others.
+    ///
+    /// A query that sees no key attends to all keys alike, and its scores have the gradient of that: transformers' eager attention adds
+    /// the lowest number to hidden scores, which leaves nothing of them but passes their gradients on. Elsewhere a hidden
+    /// key's weight is exactly 0, and so is its gradient.
+    fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
+        let hidden = self.hidden.clone();
+        if !self.may_be_blind {
+            return scores.mask_fill(hidden, MASKED);
+        }
+        // The difference is 0, and has the gradient.
+        let values = scores.clone().detach();
+        values.clone().mask_fill(hidden, MASKED) + (scores - values)
+    }
+}
+
+/// Builds the mask; `None` when every key may be seen.
 ///
 /// The causal part is a comparison of two position vectors, never a stored matrix.
 /// `window` limits a query to that many keys up to and including its own position.
@@ -16,7 +42,8 @@ pub fn mask(
     window: Option<usize>,
     padding: Option<Tensor<2, Int>>,
     device: &Device,
-) -> Option<Tensor<4, Bool>> {
+) -> Option<Mask> {
+    let may_be_blind = padding.is_some();
     let mut result: Option<Tensor<4, Bool>> = None;
     if causal {
         let positions = Tensor::<1, Int>::arange(0..seq as i64, device);
@@ -36,7 +63,7 @@ pub fn mask(
             None => padded,
         });
     }
-    result
+    result.map(|hidden| Mask { hidden, may_be_blind })
 }
 
 /// Splits the last dimension into heads: `[b, s, heads·hd]` to `[b, s, heads, hd]`.
@@ -55,20 +82,14 @@ pub fn repeat_heads(x: Tensor<4>, heads: usize) -> Tensor<4> {
 }
 
 /// Attention of `query [b, s, h, hd]` over `key` and `value` `[b, s, kv, hd]`, merged to `[b, s, h·hd]`.
-pub fn attend(
-    query: Tensor<4>,
-    key: Tensor<4>,
-    value: Tensor<4>,
-    scale: f64,
-    mask: Option<&Tensor<4, Bool>>,
-) -> Tensor<3> {
+pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scale: f64, mask: Option<&Mask>) -> Tensor<3> {
     let [batch, seq, heads, head_dim] = query.dims();
     let query = query.swap_dims(1, 2);
     let key = repeat_heads(key.swap_dims(1, 2), heads);
     let value = repeat_heads(value.swap_dims(1, 2), heads);
     let mut scores = query.matmul(key.swap_dims(2, 3)) * scale;
     if let Some(mask) = mask {
-        scores = scores.mask_fill(mask.clone(), MASKED);
+        scores = mask.apply(scores);
     }
     activation::softmax(scores, 3).matmul(value).swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
 }

@@ -1,13 +1,13 @@
 //! BERT for masked language modelling: a bidirectional encoder with layer norms after each residual sum.
 #![allow(non_snake_case)] // `LayerNorm` is a field's name in the weight files
 
-use super::attention::{attend, mask, split_heads};
+use super::attention::{Mask, attend, mask, split_heads};
 use super::config::BertConfig;
-use super::layers::{Activation, embedding, linear, tied_logits};
+use super::layers::{Activation, embedding, linear, look_up, tied_logits};
 use super::scope;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// `BertForMaskedLM`.
 #[derive(Module, Debug)]
@@ -38,6 +38,7 @@ pub struct BertEmbeddings {
     pub token_type_embeddings: Embedding,
     /// The norm of the sum.
     pub LayerNorm: LayerNorm,
+    padding_idx: Option<usize>,
 }
 
 /// The blocks.
@@ -112,7 +113,9 @@ pub struct BertPredictions {
     pub transform: BertTransform,
     /// The output weights; `None` when they are the embedding's, as usual.
     pub decoder: Option<Linear>,
-    /// The bias of the logits.
+    /// The bias of the logits if it is not `bias` and there is no `decoder` to hold it.
+    pub decoder_bias: Option<Param<Tensor<1>>>,
+    /// The bias of the logits, as usual; where the decoder has its own, this one is only kept.
     pub bias: Param<Tensor<1>>,
 }
 
@@ -131,6 +134,7 @@ impl BertForMaskedLM {
     /// Builds the model with lazily drawn weights.
     pub fn new(config: &BertConfig, device: &Device) -> Self {
         let (width, std) = (config.hidden_size, config.initializer_range);
+        let bias = || Initializer::Zeros.init([config.vocab_size], device);
         Self {
             bert: BertModel {
                 embeddings: BertEmbeddings {
@@ -138,6 +142,7 @@ impl BertForMaskedLM {
                     position_embeddings: embedding(config.max_position_embeddings, width, std, device),
                     token_type_embeddings: embedding(config.type_vocab_size, width, std, device),
                     LayerNorm: norm(config, device),
+                    padding_idx: config.padding_idx,
                 },
                 encoder: BertEncoder {
                     layer: (0..config.num_hidden_layers).map(|_| BertLayer::new(config, device)).collect(),
@@ -151,8 +156,9 @@ impl BertForMaskedLM {
                         activation: config.activation,
                     },
                     decoder: (!config.tie_word_embeddings)
-                        .then(|| linear(width, config.vocab_size, false, std, device)),
-                    bias: Initializer::Zeros.init([config.vocab_size], device),
+                        .then(|| linear(width, config.vocab_size, !config.tie_decoder_bias, std, device)),
+                    decoder_bias: (config.tie_word_embeddings && !config.tie_decoder_bias).then(bias),
+                    bias: bias(),
                 },
             },
         }
@@ -174,10 +180,11 @@ impl BertForMaskedLM {
                 let hidden = scope("transform", hidden, |x| head.transform.forward(x));
                 scope("decoder", hidden, |hidden| {
                     let logits = match &head.decoder {
+                        Some(decoder) if decoder.bias.is_some() => return decoder.forward(hidden),
                         Some(decoder) => decoder.forward(hidden),
                         None => tied_logits(hidden, &self.bert.embeddings.word_embeddings),
                     };
-                    logits + head.bias.val().unsqueeze()
+                    logits + head.decoder_bias.as_ref().unwrap_or(&head.bias).val().unsqueeze()
                 })
             })
         })
@@ -209,7 +216,7 @@ impl BertEmbeddings {
     /// The normed sum of the three embeddings.
     pub fn forward(&self, input_ids: Tensor<2, Int>, token_type_ids: Tensor<2, Int>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let words = scope("word_embeddings", input_ids, |ids| self.word_embeddings.forward(ids));
+        let words = scope("word_embeddings", input_ids, |ids| look_up(&self.word_embeddings, ids, self.padding_idx));
         let types = scope("token_type_embeddings", token_type_ids, |types| self.token_type_embeddings.forward(types));
         let positions = self.position_embeddings.weight.val().narrow(0, 0, seq);
         let sum = words + types + positions.unsqueeze::<3>();
@@ -243,7 +250,7 @@ impl BertLayer {
     }
 
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
         let attended = scope("attention", hidden, |hidden| {
             let context = scope("self", hidden.clone(), |x| self.attention.self_.forward(x, mask));
             scope("output", (context, hidden), |(context, hidden)| self.attention.output.forward(context, hidden))
@@ -255,7 +262,7 @@ impl BertLayer {
 
 impl BertSelfAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
         let query = split_heads(self.query.forward(x.clone()), self.heads);
         let key = split_heads(self.key.forward(x.clone()), self.heads);
         let value = split_heads(self.value.forward(x), self.heads);

@@ -2,8 +2,11 @@
 
 use super::error::ModelError;
 use super::keys::Keys;
+use super::known;
 use super::layers::Activation;
 use super::rope::{RopeConfig, RopeScaling};
+use super::size::check_layers;
+use super::warning::ModelWarning;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -66,6 +69,8 @@ pub struct LlamaConfig {
     pub rope: RopeConfig,
     /// Whether the output weights are the embedding's.
     pub tie_word_embeddings: bool,
+    /// The row of the embedding that looking it up gives no gradient.
+    pub padding_idx: Option<usize>,
     /// Biases of query, key and value.
     pub qkv_bias: bool,
     /// Bias of the attention's output.
@@ -138,6 +143,10 @@ pub struct BertConfig {
     pub activation: Activation,
     /// Whether the output weights are the embedding's.
     pub tie_word_embeddings: bool,
+    /// Whether the output weights' bias is that of the predictions; with two, that of the predictions is only kept.
+    pub tie_decoder_bias: bool,
+    /// The row of the word embedding that looking it up gives no gradient.
+    pub padding_idx: Option<usize>,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f64,
     /// Dropout that the file asks for; it is not applied.
@@ -175,28 +184,37 @@ impl ModelConfig {
         Self::from_json(&super::keys::read_json(file)?, file)
     }
 
+    /// The same, with what it says in vain.
+    pub fn read_warned(file: &Path) -> Result<(Self, Vec<ModelWarning>), ModelError> {
+        Self::from_json_warned(&super::keys::read_json(file)?, file)
+    }
+
     /// Interprets a parsed `config.json`; `file` is named in errors.
     pub fn from_json(value: &Value, file: &Path) -> Result<Self, ModelError> {
+        Self::from_json_warned(value, file).map(|(config, _)| config)
+    }
+
+    /// The same, with what it says in vain.
+    pub fn from_json_warned(value: &Value, file: &Path) -> Result<(Self, Vec<ModelWarning>), ModelError> {
         let keys = Keys::new(value, file)?;
         let model_type = keys.str("model_type")?;
+        if !FAMILIES.contains(&model_type.as_str()) {
+            let (file, supported) = (file.to_path_buf(), FAMILIES.to_vec());
+            return Err(ModelError::UnknownFamily { file, found: model_type, supported });
+        }
         let keys = keys.of_family(&model_type);
-        if keys.has("quantization_config") {
-            return Err(keys.wrong("quantization_config", "absent (quantized weights are not supported)"));
-        }
-        match model_type.as_str() {
-            "llama" => LlamaConfig::read(&keys, Family::Llama).map(Self::Llama),
-            "mistral" => LlamaConfig::read(&keys, Family::Mistral).map(Self::Llama),
-            "qwen2" => LlamaConfig::read(&keys, Family::Qwen2).map(Self::Llama),
-            "qwen3" => LlamaConfig::read(&keys, Family::Qwen3).map(Self::Llama),
-            "gpt2" => Gpt2Config::read(&keys).map(Self::Gpt2),
+        let unknown = known::check(&keys, known::of_family(&model_type))?;
+        let mut warnings: Vec<ModelWarning> = known::unknown(&keys, &model_type, unknown).into_iter().collect();
+        let config = match model_type.as_str() {
+            "llama" => LlamaConfig::read(&keys, Family::Llama, &mut warnings).map(Self::Llama),
+            "mistral" => LlamaConfig::read(&keys, Family::Mistral, &mut warnings).map(Self::Llama),
+            "qwen2" => LlamaConfig::read(&keys, Family::Qwen2, &mut warnings).map(Self::Llama),
+            "qwen3" => LlamaConfig::read(&keys, Family::Qwen3, &mut warnings).map(Self::Llama),
+            "gpt2" => Gpt2Config::read(&keys, &mut warnings).map(Self::Gpt2),
             "bert" => BertConfig::read(&keys).map(Self::Bert),
-            INTERLEAVED => InterleavedConfig::read(&keys).map(Self::Interleaved),
-            _ => Err(ModelError::UnknownFamily {
-                file: file.to_path_buf(),
-                found: model_type,
-                supported: FAMILIES.to_vec(),
-            }),
-        }
+            _ => InterleavedConfig::read(&keys).map(Self::Interleaved),
+        }?;
+        Ok((config, warnings))
     }
 
     /// The configuration as a `config.json` that [`ModelConfig::from_json`] and Hugging Face's libraries read.
@@ -302,48 +320,93 @@ impl Family {
     }
 }
 
-impl LlamaConfig {
-    fn read(keys: &Keys, family: Family) -> Result<Self, ModelError> {
-        let hidden_size = keys.size("hidden_size")?;
-        let heads = keys.size("num_attention_heads")?;
-        let layers = keys.size("num_hidden_layers")?;
-        let kv_heads = match family {
-            Family::Llama => keys.size_or("num_key_value_heads", heads)?,
-            _ => keys.size("num_key_value_heads")?,
+/// What transformers takes for a key that is absent.
+struct Defaults {
+    vocab_size: usize,
+    intermediate_size: usize,
+    max_position_embeddings: usize,
+    /// None if as many as heads.
+    kv_heads: Option<usize>,
+    /// None if the width divided by the heads.
+    head_dim: Option<usize>,
+}
+
+impl Family {
+    fn defaults(self) -> Defaults {
+        let qwen = |head_dim| Defaults {
+            vocab_size: 151_936,
+            intermediate_size: 22_016,
+            max_position_embeddings: 32_768,
+            kv_heads: Some(32),
+            head_dim,
         };
+        match self {
+            Self::Llama => Defaults {
+                vocab_size: 32_000,
+                intermediate_size: 11_008,
+                max_position_embeddings: 2048,
+                kv_heads: None,
+                head_dim: None,
+            },
+            Self::Mistral => Defaults {
+                vocab_size: 32_000,
+                intermediate_size: 14_336,
+                max_position_embeddings: 4096 * 32,
+                kv_heads: Some(8),
+                head_dim: None,
+            },
+            Self::Qwen2 => qwen(None),
+            Self::Qwen3 => qwen(Some(128)),
+        }
+    }
+}
+
+impl LlamaConfig {
+    fn read(keys: &Keys, family: Family, warnings: &mut Vec<ModelWarning>) -> Result<Self, ModelError> {
+        let defaults = family.defaults();
+        let hidden_size = keys.size_or("hidden_size", 4096)?;
+        let heads = keys.size_or("num_attention_heads", 32)?;
+        let layers = keys.size_or("num_hidden_layers", 32)?;
+        check_layers(keys.file(), "num_hidden_layers", layers)?;
+        let kv_heads = keys.size_or_null("num_key_value_heads", defaults.kv_heads.unwrap_or(heads), heads)?;
         if heads % kv_heads != 0 {
             return Err(keys.inconsistent(format!(
                 "num_attention_heads = {heads} is not a multiple of num_key_value_heads = {kv_heads}"
             )));
         }
-        let head_dim = match (keys.opt_size("head_dim")?, family) {
+        let head_dim = match (keys.opt_size("head_dim")?, defaults.head_dim) {
             (Some(head_dim), _) => head_dim,
-            (None, Family::Qwen3) => return Err(keys.missing("head_dim")),
-            (None, _) => keys.head_dim("hidden_size", hidden_size, "num_attention_heads", heads)?,
+            (None, Some(default)) => keys.size_or("head_dim", default)?,
+            // Only Llama's configuration insists on a width that heads divide; the others round down.
+            (None, None) if family != Family::Llama && hidden_size >= heads => hidden_size / heads,
+            (None, None) => keys.head_dim("hidden_size", hidden_size, "num_attention_heads", heads)?,
         };
         if head_dim % 2 != 0 {
             return Err(keys.inconsistent(format!("head_dim = {head_dim} is odd, but rotary embeddings need pairs")));
         }
-        let attention_bias = keys.bool_or("attention_bias", false)?;
+        let attention_bias =
+            matches!(family, Family::Llama | Family::Qwen3) && keys.bool_or("attention_bias", false)?;
         let (qkv_bias, output_bias) = match family {
             Family::Llama | Family::Qwen3 => (attention_bias, attention_bias),
             Family::Qwen2 => (true, false),
             Family::Mistral => (false, false),
         };
-        let max_position_embeddings = keys.size_or("max_position_embeddings", 2048)?;
+        let max_position_embeddings = keys.size_or("max_position_embeddings", defaults.max_position_embeddings)?;
+        let vocab_size = keys.size_or("vocab_size", defaults.vocab_size)?;
         Ok(Self {
             family,
-            vocab_size: keys.size("vocab_size")?,
+            vocab_size,
             hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
+            intermediate_size: keys.size_or("intermediate_size", defaults.intermediate_size)?,
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv_heads,
             head_dim,
             max_position_embeddings,
             rms_norm_eps: keys.positive_or("rms_norm_eps", 1e-6)?,
-            rope: read_rope(keys, max_position_embeddings)?,
+            rope: read_rope(keys, max_position_embeddings, warnings)?,
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", false)?,
+            padding_idx: read_padding(keys, vocab_size, None)?,
             qkv_bias,
             output_bias,
             mlp_bias: family == Family::Llama && keys.bool_or("mlp_bias", false)?,
@@ -351,7 +414,7 @@ impl LlamaConfig {
             windows: read_windows(keys, family, layers)?,
             activation: keys.activation("hidden_act", Activation::Silu)?,
             initializer_range: keys.positive_or("initializer_range", 0.02)?,
-            dropout: keys.probability("attention_dropout")?,
+            dropout: keys.probability_or("attention_dropout", 0.0)?,
         })
     }
 
@@ -408,6 +471,7 @@ impl LlamaConfig {
             "rope_theta": self.rope.theta,
             "rope_scaling": rope_scaling,
             "tie_word_embeddings": self.tie_word_embeddings,
+            "pad_token_id": self.padding_idx,
             "attention_dropout": self.dropout,
             "hidden_act": self.activation.name(),
             "initializer_range": self.initializer_range,
@@ -436,105 +500,144 @@ impl LlamaConfig {
 }
 
 fn read_windows(keys: &Keys, family: Family, layers: usize) -> Result<Vec<Option<usize>>, ModelError> {
+    let window = |default| match keys.mentions("sliding_window") {
+        true => keys.opt_size("sliding_window"),
+        false => Ok(default),
+    };
     let window = match family {
         Family::Llama => None,
-        // Hugging Face's default for a missing key; null means none.
-        Family::Mistral if !keys.mentions("sliding_window") => Some(4096),
-        Family::Mistral => keys.opt_size("sliding_window")?,
+        Family::Mistral => window(Some(4096))?,
         Family::Qwen2 | Family::Qwen3 => match keys.bool_or("use_sliding_window", false)? {
-            true => keys.opt_size("sliding_window")?,
+            true => window(Some(4096))?,
             false => None,
         },
     };
-    let Some(window) = window else {
-        return Ok(vec![None; layers]);
-    };
-    if let Some(types) = keys.opt_strings("layer_types")? {
-        if types.len() != layers {
-            return Err(
-                keys.inconsistent(format!("layer_types has {} entries, but num_hidden_layers = {layers}", types.len()))
-            );
-        }
-        return types
-            .iter()
-            .map(|kind| match kind.as_str() {
-                "full_attention" => Ok(None),
-                "sliding_attention" => Ok(Some(window)),
-                _ => Err(keys.wrong("layer_types", "full_attention or sliding_attention")),
-            })
-            .collect();
+    if let Family::Llama | Family::Mistral = family {
+        return Ok(vec![window; layers]);
     }
-    let first = match family {
-        Family::Qwen2 | Family::Qwen3 => keys.count_or("max_window_layers", 28)?,
-        _ => 0,
+    let Some(types) = keys.opt_strings("layer_types")? else {
+        let first = keys.count_or("max_window_layers", 28)?;
+        return Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect());
     };
-    Ok((0..layers).map(|layer| (layer >= first).then_some(window)).collect())
+    if types.len() != layers {
+        return Err(
+            keys.inconsistent(format!("layer_types has {} entries, but num_hidden_layers = {layers}", types.len()))
+        );
+    }
+    types
+        .iter()
+        .map(|kind| match (kind.as_str(), window) {
+            // The second is the first's older name.
+            ("full_attention" | "attention", _) => Ok(None),
+            ("sliding_attention", Some(window)) => Ok(Some(window)),
+            ("sliding_attention", None) => Err(keys.inconsistent(
+                "layer_types has sliding_attention, but use_sliding_window and sliding_window give no window".into(),
+            )),
+            _ => Err(keys.wrong("layer_types", "full_attention or sliding_attention")),
+        })
+        .collect()
+}
+
+/// `pad_token_id` as PyTorch's `padding_idx`: counted from the end if negative.
+fn read_padding(keys: &Keys, vocab: usize, absent: Option<usize>) -> Result<Option<usize>, ModelError> {
+    let Some(id) = keys.opt_integer("pad_token_id")? else {
+        return Ok(absent.filter(|_| !keys.mentions("pad_token_id")));
+    };
+    let row = if id < 0 { id.checked_add_unsigned(vocab as u64) } else { Some(id) };
+    match row.and_then(|row| usize::try_from(row).ok()).filter(|row| *row < vocab) {
+        Some(row) => Ok(Some(row)),
+        None => Err(keys.wrong("pad_token_id", &format!("null or an entry of the vocabulary of {vocab}"))),
+    }
 }
 
 /// Both spellings: `rope_parameters` (version 5) and `rope_theta` with `rope_scaling` (version 4).
-fn read_rope(keys: &Keys, max_positions: usize) -> Result<RopeConfig, ModelError> {
-    let nested = match keys.opt_object("rope_parameters")? {
-        Some(nested) => Some(nested),
-        None => keys.opt_object("rope_scaling")?,
+///
+/// Where both are given, transformers takes `rope_scaling`, even if it says less. What the taken one does not say of the base is taken from
+/// the configuration itself, never from the other one.
+fn read_rope(keys: &Keys, max_positions: usize, warnings: &mut Vec<ModelWarning>) -> Result<RopeConfig, ModelError> {
+    let spelled = |key: &'static str| -> Result<Option<(&'static str, Keys)>, ModelError> {
+        let object = keys.opt_object(key)?.filter(|object| object.names().next().is_some());
+        Ok(object.map(|object| (key, object)))
     };
-    let mut theta = keys.positive_or("rope_theta", 10000.0)?;
-    let mut scaling = RopeScaling::Default;
-    if let Some(nested) = nested {
-        theta = nested.positive_or("rope_theta", theta)?;
-        if nested.positive_or("partial_rotary_factor", 1.0)? != 1.0 {
-            return Err(nested.wrong("partial_rotary_factor", "1"));
-        }
-        let key = match nested.has("rope_type") {
-            true => "rope_type",
-            false => "type",
-        };
-        let kind = nested.str_or(key, "default")?;
-        scaling = match kind.as_str() {
-            "default" => RopeScaling::Default,
-            "linear" => RopeScaling::Linear { factor: nested.positive("factor")? },
-            "llama3" => {
-                let (low, high) = (nested.positive("low_freq_factor")?, nested.positive("high_freq_factor")?);
-                if low >= high {
-                    return Err(
-                        nested.inconsistent(format!("low_freq_factor = {low} is not below high_freq_factor = {high}"))
-                    );
-                }
-                RopeScaling::Llama3 {
-                    factor: nested.positive("factor")?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: nested
-                        .size_or("original_max_position_embeddings", max_positions)?,
-                }
+    let (older, newer) = (spelled("rope_scaling")?, spelled("rope_parameters")?);
+    let theta = keys.positive_or("rope_theta", 10000.0)?;
+    let Some((taken, nested)) = older.as_ref().or(newer.as_ref()) else {
+        return Ok(RopeConfig { theta, scaling: RopeScaling::Default });
+    };
+    let rope = read_spelling(nested, theta, max_positions)?;
+    let kind = nested.str_or("rope_type", &nested.str_or("type", "default")?)?;
+    let unknown = known::check(nested, known::of_rope(&kind))?;
+    warnings.extend(known::unknown(nested, &format!("rope_type {kind:?}"), unknown));
+    if let (Some(_), Some((ignored, other))) = (&older, &newer)
+        && !read_spelling(other, theta, max_positions).is_ok_and(|other| other == rope)
+    {
+        let (file, taken, ignored) = (keys.file().to_path_buf(), taken.to_string(), ignored.to_string());
+        warnings.push(ModelWarning::Overruled { file, taken, ignored });
+    }
+    Ok(rope)
+}
+
+fn read_spelling(nested: &Keys, theta: f64, max_positions: usize) -> Result<RopeConfig, ModelError> {
+    let theta = nested.positive_or("rope_theta", theta)?;
+    let key = match nested.has("rope_type") {
+        true => "rope_type",
+        false => "type",
+    };
+    let scaling = match nested.str_or(key, "default")?.as_str() {
+        "default" => RopeScaling::Default,
+        "linear" => RopeScaling::Linear { factor: nested.positive("factor")? },
+        "llama3" => {
+            let (low, high) = (nested.positive("low_freq_factor")?, nested.positive("high_freq_factor")?);
+            if low >= high {
+                return Err(
+                    nested.inconsistent(format!("low_freq_factor = {low} is not below high_freq_factor = {high}"))
+                );
             }
-            _ => return Err(nested.wrong(key, "one of default, linear, llama3")),
-        };
-    }
-    if keys.positive_or("partial_rotary_factor", 1.0)? != 1.0 {
-        return Err(keys.wrong("partial_rotary_factor", "1"));
-    }
+            RopeScaling::Llama3 {
+                factor: nested.positive("factor")?,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: nested.size_or("original_max_position_embeddings", max_positions)?,
+            }
+        }
+        _ => return Err(nested.wrong(key, "one of default, linear, llama3")),
+    };
     Ok(RopeConfig { theta, scaling })
 }
 
 impl Gpt2Config {
-    fn read(keys: &Keys) -> Result<Self, ModelError> {
-        let n_embd = keys.size("n_embd")?;
-        let n_head = keys.size("n_head")?;
+    fn read(keys: &Keys, warnings: &mut Vec<ModelWarning>) -> Result<Self, ModelError> {
+        // The general name of a size is set after GPT-2's own, and therefore taken.
+        let mut size = |own: &str, general: &str, default| -> Result<usize, ModelError> {
+            let (named, other) = (keys.opt_size(own)?, keys.opt_size(general)?);
+            if let (Some(named), Some(other)) = (named, other)
+                && named != other
+            {
+                let (file, taken, ignored) = (keys.file().to_path_buf(), general.to_string(), own.to_string());
+                warnings.push(ModelWarning::Overruled { file, taken, ignored });
+            }
+            match other.or(named) {
+                Some(size) => Ok(size),
+                None => keys.size_or(own, default),
+            }
+        };
+        let n_embd = size("n_embd", "hidden_size", 768)?;
+        let n_head = size("n_head", "num_attention_heads", 12)?;
+        let n_layer = size("n_layer", "num_hidden_layers", 12)?;
+        let n_positions = size("n_positions", "max_position_embeddings", 1024)?;
+        check_layers(keys.file(), "n_layer", n_layer)?;
         keys.head_dim("n_embd", n_embd, "n_head", n_head)?;
-        if keys.bool_or("add_cross_attention", false)? {
-            return Err(keys.wrong("add_cross_attention", "false"));
-        }
         let mut dropout: f64 = 0.0;
         for key in ["attn_pdrop", "embd_pdrop", "resid_pdrop"] {
-            dropout = dropout.max(keys.probability(key)?);
+            dropout = dropout.max(keys.probability_or(key, 0.1)?);
         }
         Ok(Self {
-            vocab_size: keys.size("vocab_size")?,
-            n_positions: keys.size("n_positions")?,
+            vocab_size: keys.size_or("vocab_size", 50_257)?,
+            n_positions,
             n_embd,
-            n_layer: keys.size("n_layer")?,
+            n_layer,
             n_head,
-            n_inner: keys.size_or("n_inner", 4 * n_embd)?,
+            n_inner: keys.size_or_null("n_inner", 4 * n_embd, 4 * n_embd)?,
             layer_norm_epsilon: keys.positive_or("layer_norm_epsilon", 1e-5)?,
             activation: keys.activation("activation_function", Activation::GeluTanh)?,
             scale_attn_weights: keys.bool_or("scale_attn_weights", true)?,
@@ -573,29 +676,30 @@ impl Gpt2Config {
 
 impl BertConfig {
     fn read(keys: &Keys) -> Result<Self, ModelError> {
-        let hidden_size = keys.size("hidden_size")?;
-        let heads = keys.size("num_attention_heads")?;
+        let hidden_size = keys.size_or("hidden_size", 768)?;
+        let heads = keys.size_or("num_attention_heads", 12)?;
         keys.head_dim("hidden_size", hidden_size, "num_attention_heads", heads)?;
-        let positions = keys.str_or("position_embedding_type", "absolute")?;
-        if positions != "absolute" {
-            return Err(keys.wrong("position_embedding_type", "absolute"));
-        }
-        if keys.bool_or("is_decoder", false)? {
-            return Err(keys.wrong("is_decoder", "false"));
-        }
+        let num_hidden_layers = keys.size_or("num_hidden_layers", 12)?;
+        check_layers(keys.file(), "num_hidden_layers", num_hidden_layers)?;
+        let vocab_size = keys.size_or("vocab_size", 30_522)?;
+        let tie_word_embeddings = keys.bool_or("tie_word_embeddings", true)?;
         Ok(Self {
-            vocab_size: keys.size("vocab_size")?,
+            vocab_size,
             hidden_size,
-            intermediate_size: keys.size("intermediate_size")?,
-            num_hidden_layers: keys.size("num_hidden_layers")?,
+            intermediate_size: keys.size_or("intermediate_size", 3072)?,
+            num_hidden_layers,
             num_attention_heads: heads,
-            max_position_embeddings: keys.size("max_position_embeddings")?,
+            max_position_embeddings: keys.size_or("max_position_embeddings", 512)?,
             type_vocab_size: keys.size_or("type_vocab_size", 2)?,
             layer_norm_eps: keys.positive_or("layer_norm_eps", 1e-12)?,
             activation: keys.activation("hidden_act", Activation::Gelu)?,
-            tie_word_embeddings: keys.bool_or("tie_word_embeddings", true)?,
+            tie_word_embeddings,
+            tie_decoder_bias: tie_word_embeddings,
+            padding_idx: read_padding(keys, vocab_size, Some(0))?,
             initializer_range: keys.positive_or("initializer_range", 0.02)?,
-            dropout: keys.probability("attention_probs_dropout_prob")?.max(keys.probability("hidden_dropout_prob")?),
+            dropout: keys
+                .probability_or("attention_probs_dropout_prob", 0.1)?
+                .max(keys.probability_or("hidden_dropout_prob", 0.1)?),
         })
     }
 
@@ -613,7 +717,9 @@ impl BertConfig {
             "type_vocab_size": self.type_vocab_size,
             "layer_norm_eps": self.layer_norm_eps,
             "hidden_act": self.activation.name(),
-            "tie_word_embeddings": self.tie_word_embeddings,
+            // Two tensors that differ are kept whatever this says; without it, both are needed.
+            "tie_word_embeddings": self.tie_word_embeddings || self.tie_decoder_bias,
+            "pad_token_id": self.padding_idx,
             "initializer_range": self.initializer_range,
             "attention_probs_dropout_prob": self.dropout,
             "hidden_dropout_prob": self.dropout,
@@ -632,9 +738,11 @@ impl InterleavedConfig {
                  and n_heads a multiple of n_kv_heads"
             )));
         }
+        let n_layers = keys.size("n_layers")?;
+        check_layers(keys.file(), "n_layers", n_layers)?;
         Ok(Self {
             dim,
-            n_layers: keys.size("n_layers")?,
+            n_layers,
             n_heads,
             n_kv_heads,
             ffn: keys.size("ffn")?,
@@ -664,5 +772,89 @@ impl InterleavedConfig {
         map.insert("theta".into(), json!(self.theta));
         map.insert("initializer_range".into(), json!(self.initializer_range));
         Value::Object(map)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A value that no key may have: whoever reads it, refuses it.
+    fn wrong() -> Value {
+        json!([{ "wrong": true }])
+    }
+
+    fn read(config: &Value) -> Result<ModelConfig, ModelError> {
+        ModelConfig::from_json(config, Path::new("config.json"))
+    }
+
+    #[test]
+    fn the_tables_say_which_keys_are_read() {
+        let interleaved = [("dim", 8), ("n_layers", 1), ("n_heads", 2), ("ffn", 8), ("vocab", 8)];
+        for family in FAMILIES {
+            let mut config = json!({ "model_type": family });
+            if family == INTERLEAVED {
+                interleaved.iter().for_each(|(key, value)| config[key] = json!(value));
+            }
+            if family.starts_with("qwen") {
+                config["use_sliding_window"] = json!(true);
+            }
+            read(&config).unwrap();
+            let tables = known::of_family(family);
+            for (key, role) in tables.iter().copied().flatten() {
+                let mut config = config.clone();
+                config[key] = wrong();
+                let refused = read(&config).map(drop).map_err(|e| e.to_string());
+                match role {
+                    known::Role::Harmless => assert_eq!(refused, Ok(()), "{family}: {key}"),
+                    _ => assert!(refused.as_ref().is_err_and(|e| e.contains(key)), "{family}: {key}: {refused:?}"),
+                }
+            }
+            // A key of any other family is not read, and is named.
+            for other in FAMILIES {
+                for (key, _) in known::of_family(other).iter().copied().flatten() {
+                    if known::role(tables, key).is_none() {
+                        let mut config = config.clone();
+                        config[key] = wrong();
+                        let (_, warnings) = ModelConfig::from_json_warned(&config, Path::new("config.json")).unwrap();
+                        assert!(warnings.iter().any(|w| w.to_string().contains(key)), "{family}: {key}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for family in FAMILIES.into_iter().filter(|family| *family != INTERLEAVED) {
+            let config = read(&json!({ "model_type": family, "pad_token_id": 3 })).unwrap();
+            let (again, warnings) = ModelConfig::from_json_warned(&config.to_json(), Path::new("config.json")).unwrap();
+            assert_eq!((again, warnings), (config, Vec::new()), "{family}");
+        }
+    }
+
+    #[test]
+    fn one_spelling_of_rotary_embeddings_is_taken_whole() {
+        let rope = |older: Value, newer: Value, theta: Value| {
+            let config = json!({
+                "model_type": "llama", "rope_scaling": older, "rope_parameters": newer, "rope_theta": theta,
+            });
+            let (config, warnings) = ModelConfig::from_json_warned(&config, Path::new("config.json")).unwrap();
+            let ModelConfig::Llama(config) = config else { unreachable!() };
+            (config.rope, warnings.len())
+        };
+        let linear = |theta| RopeConfig { theta, scaling: RopeScaling::Linear { factor: 2.0 } };
+        let plain = |theta| RopeConfig { theta, scaling: RopeScaling::Default };
+        let (older, newer) = (json!({ "type": "linear", "factor": 2.0 }), json!({ "rope_theta": 5.0 }));
+        // The base is not taken from the other spelling.
+        assert_eq!(rope(older.clone(), newer.clone(), Value::Null), (linear(10000.0), 1));
+        assert_eq!(rope(older.clone(), newer.clone(), json!(7.0)), (linear(7.0), 1));
+        assert_eq!(rope(Value::Null, newer.clone(), json!(7.0)), (plain(5.0), 0));
+        // An empty object says nothing; one that says `default` does.
+        assert_eq!(rope(json!({}), newer.clone(), Value::Null), (plain(5.0), 0));
+        assert_eq!(rope(json!({ "rope_type": "default" }), older.clone(), Value::Null), (plain(10000.0), 1));
+        // Spellings that agree are no reason to say anything.
+        assert_eq!(rope(older.clone(), older.clone(), json!(7.0)), (linear(7.0), 0));
+        assert_eq!(rope(older, json!({ "rope_type": "yarn" }), Value::Null), (linear(10000.0), 1));
     }
 }

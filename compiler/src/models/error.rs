@@ -61,11 +61,19 @@ pub enum ModelError {
         /// Which keys, with their values, and why.
         problem: String,
     },
+    /// A file is a pointer of git-lfs, which stands for a file that was not fetched.
+    #[error("{}: is a git-lfs pointer, not the file itself; fetch it with `git lfs pull` in its directory", file.display())]
+    LfsPointer {
+        /// The file.
+        file: PathBuf,
+    },
     /// The directory holds no weights.
-    #[error("{}: no weights: neither model.safetensors nor model.safetensors.index.json", dir.display())]
+    #[error("{}: no weights: neither model.safetensors nor model.safetensors.index.json{}", dir.display(), other_text(*other))]
     NoWeights {
         /// The directory.
         dir: PathBuf,
+        /// A file of weights in a format that is not read.
+        other: Option<&'static str>,
     },
     /// A safetensors file is broken.
     #[error("{}: not a valid safetensors file: {problem}", file.display())]
@@ -144,6 +152,24 @@ pub enum ModelError {
         /// The number found.
         found: usize,
     },
+    /// More memory is needed than there is.
+    #[error("{what} needs at least {}, but {} is available", bytes_text(*needed), bytes_text(*available))]
+    Memory {
+        /// What needs it.
+        what: String,
+        /// The bytes that are needed at least.
+        needed: u128,
+        /// The bytes that there are.
+        available: u128,
+    },
+    /// Sizes whose product no address reaches.
+    #[error("{what} needs {}, more than the {} that can be addressed", bytes_text(*needed), bytes_text(ADDRESSABLE))]
+    Unaddressable {
+        /// What needs it.
+        what: String,
+        /// The bytes that are needed at least.
+        needed: u128,
+    },
     /// A batch does not fit the model.
     #[error("batch: {0}")]
     Batch(String),
@@ -155,6 +181,33 @@ pub enum ModelError {
         /// The names there are.
         known: Vec<&'static str>,
     },
+}
+
+/// Bytes of which offsets are still far from an overflow.
+pub(super) const ADDRESSABLE: u128 = 1 << 60;
+
+/// Bytes for a reader: `93 GB`, `512 bytes`.
+fn bytes_text(bytes: u128) -> String {
+    const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
+    let (mut value, mut unit) = (bytes as f64, None);
+    for name in UNITS {
+        if value < 999.5 {
+            break;
+        }
+        (value, unit) = (value / 1e3, Some(name));
+    }
+    match unit {
+        None => format!("{bytes} bytes"),
+        Some(unit) if value < 9.95 => format!("{value:.1} {unit}"),
+        Some(unit) => format!("{value:.0} {unit}"),
+    }
+}
+
+fn other_text(other: Option<&str>) -> String {
+    match other {
+        None => String::new(),
+        Some(name) => format!("; {name} is not read: save the model as safetensors (transformers: `save_pretrained`)"),
+    }
 }
 
 fn nearest_text(nearest: &[String]) -> String {

@@ -1,12 +1,12 @@
 //! GPT-2: learned positions, a fused q|k|v projection, layer norms before each part, tied output weights.
 
-use super::attention::{attend, mask};
+use super::attention::{Mask, attend, mask};
 use super::config::Gpt2Config;
 use super::layers::{Activation, embedding, linear, tied_logits};
 use super::scope;
 use burn::module::Module;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// `GPT2LMHeadModel`.
 #[derive(Module, Debug)]
@@ -134,7 +134,7 @@ impl Gpt2Block {
     }
 
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
         let normed = scope("ln_1", hidden.clone(), |x| self.ln_1.forward(x));
         let hidden = hidden + scope("attn", normed, |x| self.attn.forward(x, mask));
         let normed = scope("ln_2", hidden.clone(), |x| self.ln_2.forward(x));
@@ -144,7 +144,7 @@ impl Gpt2Block {
 
 impl Gpt2Attention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
         let [batch, seq, width] = x.dims();
         let head_dim = width / self.heads;
         let fused = self.c_attn.forward(x).reshape([batch, seq, 3, self.heads, head_dim]);

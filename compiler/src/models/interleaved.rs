@@ -1,13 +1,13 @@
 //! The Llama of the Llama repository, under its own names, as the peers' comparisons use it: rotary pairs are interleaved.
 
-use super::attention::{attend, mask, split_heads};
+use super::attention::{Mask, attend, mask, split_heads};
 use super::config::InterleavedConfig;
 use super::layers::{Activation, embedding, linear};
 use super::rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
 use super::scope;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// The whole model.
 #[derive(Module, Debug)]
@@ -117,7 +117,7 @@ impl InterleavedLlama {
 
 impl InterleavedBlock {
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Mask>) -> Tensor<3> {
         let normed = scope("attention_norm", hidden.clone(), |x| self.attention_norm.forward(x));
         let hidden = hidden + scope("attention", normed, |x| self.attention.forward(x, rope, mask));
         let normed = scope("ffn_norm", hidden.clone(), |x| self.ffn_norm.forward(x));
@@ -127,7 +127,7 @@ impl InterleavedBlock {
 
 impl InterleavedAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Mask>) -> Tensor<3> {
         let query = split_heads(self.wq.forward(x.clone()), self.heads);
         let key = split_heads(self.wk.forward(x.clone()), self.kv_heads);
         let value = split_heads(self.wv.forward(x), self.kv_heads);

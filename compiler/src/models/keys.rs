@@ -2,8 +2,12 @@
 
 use super::error::ModelError;
 use super::layers::Activation;
+use super::python_json;
 use serde_json::{Map, Value};
 use std::path::Path;
+
+/// The largest size of a configuration: products of more would overflow.
+const LARGEST_SIZE: u64 = 1 << 31;
 
 /// An object of a configuration file.
 pub(super) struct Keys<'a> {
@@ -13,10 +17,24 @@ pub(super) struct Keys<'a> {
     prefix: String,
 }
 
-/// Reads and parses a JSON file.
-pub(super) fn read_json(file: &Path) -> Result<Value, ModelError> {
+/// Reads a text file; a pointer of git-lfs is not one.
+pub(super) fn read_text(file: &Path) -> Result<String, ModelError> {
     let text = std::fs::read_to_string(file).map_err(|source| ModelError::Io { file: file.to_path_buf(), source })?;
-    serde_json::from_str(&text).map_err(|source| ModelError::Json { file: file.to_path_buf(), source })
+    check_lfs(file, text.as_bytes())?;
+    Ok(text)
+}
+
+/// Reads and parses a JSON file, as Python writes it.
+pub(super) fn read_json(file: &Path) -> Result<Value, ModelError> {
+    python_json::parse(&read_text(file)?).map_err(|source| ModelError::Json { file: file.to_path_buf(), source })
+}
+
+/// An error if a file begins as a pointer of git-lfs does; eight bytes are enough to know, since no safetensors header is that long.
+pub(super) fn check_lfs(file: &Path, beginning: &[u8]) -> Result<(), ModelError> {
+    match beginning.starts_with(b"version ") {
+        true => Err(ModelError::LfsPointer { file: file.to_path_buf() }),
+        false => Ok(()),
+    }
 }
 
 impl<'a> Keys<'a> {
@@ -37,7 +55,22 @@ impl<'a> Keys<'a> {
         self
     }
 
-    fn path(&self, key: &str) -> String {
+    /// The keys in the file's order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'a str> {
+        self.object.keys().map(String::as_str)
+    }
+
+    /// A key's value, be it null.
+    pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key)
+    }
+
+    pub(super) fn file(&self) -> &'a Path {
+        self.file
+    }
+
+    /// How errors call a key.
+    pub(super) fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
@@ -86,9 +119,9 @@ impl<'a> Keys<'a> {
     pub(super) fn opt_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
         match self.get(key) {
             None => Ok(None),
-            // More would only overflow in products of sizes.
             Some(value) => match value.as_u64() {
-                Some(n) if (1..=1 << 31).contains(&n) => Ok(Some(n as usize)),
+                Some(n) if (1..=LARGEST_SIZE).contains(&n) => Ok(Some(n as usize)),
+                Some(n) if n > 0 => Err(self.wrong(key, &format!("a whole number up to {LARGEST_SIZE}"))),
                 _ => Err(self.wrong(key, "a whole number from 1 up")),
             },
         }
@@ -98,13 +131,24 @@ impl<'a> Keys<'a> {
         self.opt_size(key)?.ok_or_else(|| self.missing(key))
     }
 
+    /// A size that has a default if the key is absent; null is no size.
     pub(super) fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
-        Ok(self.opt_size(key)?.unwrap_or(default))
+        match self.opt_size(key)? {
+            Some(size) => Ok(size),
+            None if self.mentions(key) => Err(self.wrong(key, "a whole number from 1 up")),
+            None => Ok(default),
+        }
+    }
+
+    /// A size whose default depends on whether the key is absent or null.
+    pub(super) fn size_or_null(&self, key: &str, absent: usize, null: usize) -> Result<usize, ModelError> {
+        Ok(self.opt_size(key)?.unwrap_or(if self.mentions(key) { null } else { absent }))
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         match self.get(key) {
             None => Ok(None),
+            Some(value) if python_json::is_literal(value) => Err(self.wrong(key, "a finite number")),
             Some(value) => value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number")),
         }
     }
@@ -124,10 +168,18 @@ impl<'a> Keys<'a> {
         }
     }
 
-    pub(super) fn probability(&self, key: &str) -> Result<f64, ModelError> {
-        match self.number(key)?.unwrap_or(0.0) {
+    pub(super) fn probability_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+        match self.number(key)?.unwrap_or(if self.mentions(key) { 0.0 } else { default }) {
             p if (0.0..1.0).contains(&p) => Ok(p),
             _ => Err(self.wrong(key, "a number from 0 to below 1")),
+        }
+    }
+
+    /// A whole number with a sign.
+    pub(super) fn opt_integer(&self, key: &str) -> Result<Option<i64>, ModelError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => value.as_i64().map(Some).ok_or_else(|| self.wrong(key, "a whole number")),
         }
     }
 
@@ -202,7 +254,7 @@ impl<'a> Keys<'a> {
 }
 
 fn brief(value: &Value) -> String {
-    let text = value.to_string();
+    let text = python_json::print_brief(value);
     match text.char_indices().nth(60) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text,

@@ -2,7 +2,7 @@
 
 use burn::module::{Initializer, Param};
 use burn::nn::{Embedding, Linear};
-use burn::tensor::{Device, Tensor, activation};
+use burn::tensor::{Device, Int, Tensor, activation};
 
 /// An activation function, as `hidden_act` names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +64,15 @@ pub(super) fn linear(input: usize, output: usize, bias: bool, std: f64, device: 
 /// An embedding with normally distributed rows.
 pub(super) fn embedding(rows: usize, width: usize, std: f64, device: &Device) -> Embedding {
     Embedding { weight: normal([rows, width], std, device) }
+}
+
+/// The rows of an embedding that `ids` name. The row `padding` gets no gradient from here, as PyTorch's `padding_idx` says; what else
+/// reads the embedding, such as a tied head, gives that row its gradient all the same.
+pub(super) fn look_up(embedding: &Embedding, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
+    let rows = embedding.forward(ids.clone());
+    let Some(padding) = padding else { return rows };
+    let padded = ids.equal_elem(padding as i64).unsqueeze_dim::<3>(2).expand(rows.dims());
+    rows.clone().mask_where(padded, rows.detach())
 }
 
 fn normal(shape: [usize; 2], std: f64, device: &Device) -> Param<Tensor<2>> {

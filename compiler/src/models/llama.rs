@@ -1,13 +1,13 @@
 //! The decoder shared by Llama, Mistral, Qwen2 and Qwen3: grouped-query attention, rotary embeddings, RMS norms, a gated MLP.
 
-use super::attention::{attend, mask, split_heads};
+use super::attention::{Mask, attend, mask, split_heads};
 use super::config::LlamaConfig;
-use super::layers::{Activation, embedding, linear, tied_logits};
+use super::layers::{Activation, embedding, linear, look_up, tied_logits};
 use super::rope::{RopePairs, RopeTables};
 use super::scope;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
-use burn::tensor::{Bool, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// `LlamaForCausalLM` and its relatives: the decoder and the output head.
 #[derive(Module, Debug)]
@@ -109,7 +109,9 @@ impl LlamaModel {
         let config = &self.config;
         let [_, seq] = input_ids.dims();
         let device = input_ids.device();
-        let mut hidden = scope("embed_tokens", input_ids, |ids| self.embed_tokens.forward(ids));
+        let mut hidden = scope("embed_tokens", input_ids, |ids| {
+            look_up(&self.embed_tokens, ids, config.padding_idx) //
+        });
         let rope = RopeTables::new(&config.rope, RopePairs::Halves, seq, config.head_dim, &device);
         let full = mask(seq, true, None, attention_mask.clone(), &device);
         let windowed = config
@@ -160,7 +162,7 @@ impl LlamaLayer {
     }
 
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Mask>) -> Tensor<3> {
         let normed = scope("input_layernorm", hidden.clone(), |x| self.input_layernorm.forward(x));
         let hidden = hidden + scope("self_attn", normed, |x| self.self_attn.forward(x, rope, mask));
         let normed = scope("post_attention_layernorm", hidden.clone(), |x| self.post_attention_layernorm.forward(x));
@@ -170,7 +172,7 @@ impl LlamaLayer {
 
 impl LlamaAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Tensor<4, Bool>>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Mask>) -> Tensor<3> {
         let mut query = split_heads(self.q_proj.forward(x.clone()), self.heads);
         let mut key = split_heads(self.k_proj.forward(x.clone()), self.kv_heads);
         let value = split_heads(self.v_proj.forward(x), self.kv_heads);

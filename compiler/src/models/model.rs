@@ -7,6 +7,7 @@ use super::gpt2::Gpt2LmHeadModel;
 use super::interleaved::InterleavedLlama;
 use super::llama::LlamaForCausalLM;
 use super::loss;
+use super::tied;
 use super::weight_map::WeightMap;
 use super::weights::Weights;
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
@@ -122,6 +123,12 @@ impl Model {
                 entry.transpose = entry.burn_path == "lm_head.weight";
             }
         }
+        for entry in &mut map.entries {
+            if entry.burn_path == "cls.predictions.decoder_bias" {
+                entry.hf_name = "cls.predictions.decoder.bias".into();
+            }
+        }
+        tied::stand_in(&mut map);
         map
     }
 }

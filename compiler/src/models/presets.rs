@@ -101,6 +101,7 @@ impl SmallGpt {
                 rms_norm_eps: 1e-5,
                 rope: RopeConfig { theta: 10000.0, scaling: RopeScaling::Default },
                 tie_word_embeddings: self.tied,
+                padding_idx: None,
                 qkv_bias: false,
                 output_bias: false,
                 mlp_bias: false,

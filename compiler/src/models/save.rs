@@ -1,6 +1,7 @@
 //! Writing a model directory in Hugging Face's names and layout.
 
 use super::error::ModelError;
+use super::python_json;
 use super::shard::STRIP;
 use super::weight_map::{WeightEntry, WeightMap};
 use serde_json::{Map, Value, json};
@@ -31,11 +32,19 @@ pub fn save_strips<E: From<ModelError>>(
 ) -> Result<(), E> {
     output::make_dir(dir).map_err(|source| ModelError::Io { file: dir.to_path_buf(), source })?;
     write_strips(at(&dir.join("model.safetensors"))?, map, strip)?;
-    Ok(replace(at(&dir.join("config.json"))?, |file| {
-        serde_json::to_writer_pretty(&mut *file, config_json)?;
-        file.write_all(b"\n")?;
-        Ok(())
-    })?)
+    let text = python_json::print(&of_f32(config_json)) + "\n";
+    Ok(replace(at(&dir.join("config.json"))?, |file| file.write_all(text.as_bytes()))?)
+}
+
+/// The configuration of weights that are saved as f32: libraries convert weights to the type that it says.
+fn of_f32(config_json: &Value) -> Value {
+    let mut config = config_json.clone();
+    for key in ["dtype", "torch_dtype"] {
+        if let Some(dtype) = config.get_mut(key).filter(|dtype| !dtype.is_null()) {
+            *dtype = json!("float32");
+        }
+    }
+    config
 }
 
 /// Writes one safetensors file with every parameter of the map, under Hugging Face's names and in its layout.

@@ -1,19 +1,89 @@
-//! Output weights that are the embedding's.
+//! Tied weights: what the configuration says, and what the files hold.
+//!
+//! As in transformers 5, the files decide where they hold both tensors of a pair: two that differ are two parameters, whatever
+//! `tie_word_embeddings` says, and two that are equal are one. A file that holds one of them has the other with it.
 
 use super::config::ModelConfig;
+use super::error::ModelError;
+use super::warning::ModelWarning;
+use super::weight_map::{WeightMap, found_as};
+use super::weights::Weights;
+
+/// A tensor that may be another one: `(copy, source)`.
+type Pair = (&'static str, &'static str);
+
+const LLAMA: Pair = ("lm_head.weight", "model.embed_tokens.weight");
+const GPT2: Pair = ("lm_head.weight", "transformer.wte.weight");
+const BERT: Pair = ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight");
+const BERT_BIAS: Pair = ("cls.predictions.decoder.bias", "cls.predictions.bias");
+
+impl ModelConfig {
+    /// Every pair that the configuration can tie, and whether it does.
+    fn pairs(&mut self) -> Vec<(Pair, &mut bool)> {
+        match self {
+            Self::Llama(c) => vec![(LLAMA, &mut c.tie_word_embeddings)],
+            Self::Gpt2(c) => vec![(GPT2, &mut c.tie_word_embeddings)],
+            Self::Bert(c) => vec![(BERT, &mut c.tie_word_embeddings), (BERT_BIAS, &mut c.tie_decoder_bias)],
+            Self::Interleaved(_) => Vec::new(),
+        }
+    }
+
+    /// Whether any two tensors are one.
+    pub(super) fn is_tied(&self) -> bool {
+        self.clone().pairs().iter().any(|(_, tied)| **tied)
+    }
+}
 
 /// The name that the weights of the model's head would have, and the embedding's weights that take their place; `None`
 /// if the head has weights of its own. Both are burn's paths.
 pub fn tied_head(config: &ModelConfig) -> Option<(&'static str, &'static str)> {
-    let (tied, head, table) = match config {
-        ModelConfig::Llama(c) => (c.tie_word_embeddings, "lm_head.weight", "model.embed_tokens.weight"),
-        ModelConfig::Gpt2(c) => (c.tie_word_embeddings, "lm_head.weight", "transformer.wte.weight"),
-        ModelConfig::Bert(c) => {
-            (c.tie_word_embeddings, "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight")
+    let mut config = config.clone();
+    config.pairs().into_iter().find(|(pair, tied)| **tied && *pair != BERT_BIAS).map(|(pair, _)| pair)
+}
+
+/// Unties what the files hold twice with different values. Gives the names of copies that equal what is read.
+///
+/// # Errors
+/// Files that cannot be read.
+pub(super) fn settle(
+    config: &mut ModelConfig,
+    weights: &Weights,
+    warnings: &mut Vec<ModelWarning>,
+) -> Result<Vec<String>, ModelError> {
+    let mut copies = Vec::new();
+    for ((copy, source), tied) in config.pairs() {
+        let file = weights.origin().to_path_buf();
+        match (found_as(copy, weights), found_as(source, weights), *tied) {
+            (Some(found), Some(other), true) if weights.equal(&found, &other)? => copies.push(found),
+            (Some(_), Some(_), true) => {
+                *tied = false;
+                warnings.push(ModelWarning::NotTied { file, copy: copy.into(), source: source.into() });
+            }
+            // Files of transformers 4 have one bias, and so had its models.
+            (None, Some(_), false) if (copy, source) == BERT_BIAS => {
+                warnings.push(ModelWarning::Replaced { file, missing: copy.into(), taken: source.into() });
+            }
+            _ => {}
         }
-        ModelConfig::Interleaved(_) => return None,
-    };
-    tied.then_some((head, table))
+    }
+    Ok(copies)
+}
+
+/// Lets tensors that are tied stand for each other in files that hold one of them.
+pub(super) fn stand_in(map: &mut WeightMap) {
+    let names: Vec<String> = map.entries.iter().map(|entry| entry.hf_name.clone()).collect();
+    let is_parameter = |name: &str| names.iter().any(|other| other == name);
+    for entry in &mut map.entries {
+        let others =
+            [LLAMA, GPT2, BERT].into_iter().filter(|(copy, source)| entry.hf_name == *source && !is_parameter(copy));
+        entry.stands_for.extend(others.map(|(copy, _)| copy.to_string()));
+        let (copy, source) = BERT_BIAS;
+        if entry.hf_name == copy {
+            entry.stands_for.push(source.into());
+        } else if entry.hf_name == source {
+            entry.stands_for.push(copy.into());
+        }
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub struct WeightEntry {
     pub shape: Vec<usize>,
     /// Which rows of the file's tensor the parameter is, if not all of them (after this, `transpose` applies).
     pub rows: Option<Range<usize>>,
+    /// Tensors that stand for this one in a file that does not have it: the other one of two that are tied.
+    pub stands_for: Vec<String>,
 }
 
 /// All parameters of a model, in the order of the module's fields.
@@ -44,26 +46,11 @@ impl WeightEntry {
         shape
     }
 
-    /// The name under which this parameter is found in `weights`: today's, an older spelling, or one without the model's prefix.
+    /// The name under which this parameter is found in `weights`: today's, an older spelling, one without the model's prefix, or that
+    /// of a tensor that stands for it.
     pub fn name_in(&self, weights: &Weights) -> String {
-        let mut names = vec![self.hf_name.clone()];
-        for prefix in PREFIXES {
-            names.extend(self.hf_name.strip_prefix(prefix).map(str::to_string));
-        }
-        for name in names {
-            if weights.contains(&name) {
-                return name;
-            }
-            for (new, old) in OLD_NAMES {
-                if let Some(stem) = name.strip_suffix(new) {
-                    let old = format!("{stem}{old}");
-                    if weights.contains(&old) {
-                        return old;
-                    }
-                }
-            }
-        }
-        self.hf_name.clone()
+        let names = std::iter::once(&self.hf_name).chain(&self.stands_for);
+        names.filter_map(|name| found_as(name, weights)).next().unwrap_or_else(|| self.hf_name.clone())
     }
 
     /// Checks that the tensor exists and has the right shape.
@@ -122,6 +109,15 @@ impl WeightEntry {
     }
 }
 
+/// How a tensor is called in `weights`: by its own name, an older spelling, or one without the model's prefix.
+pub(super) fn found_as(name: &str, weights: &Weights) -> Option<String> {
+    let bare = PREFIXES.iter().filter_map(|prefix| name.strip_prefix(prefix));
+    std::iter::once(name).chain(bare).find_map(|name| {
+        let older = OLD_NAMES.iter().filter_map(|(new, old)| Some(format!("{}{old}", name.strip_suffix(new)?)));
+        std::iter::once(name.to_string()).chain(older).find(|name| weights.contains(name))
+    })
+}
+
 impl WeightMap {
     /// The map of a module whose fields have Hugging Face's names. Its parameters are not initialized.
     ///
@@ -148,6 +144,7 @@ impl WeightMap {
         let mut map = self.clone();
         for entry in &mut map.entries {
             entry.hf_name.insert_str(0, prefix);
+            entry.stands_for.iter_mut().for_each(|name| name.insert_str(0, prefix));
         }
         map
     }
@@ -254,6 +251,7 @@ impl ModuleVisitor for Collect {
             transpose: self.linear_is_transposed && D == 2 && container == Some("Struct:Linear"),
             shape: param.lazy_shape().to_vec(),
             rows: None,
+            stands_for: Vec::new(),
         });
     }
 }

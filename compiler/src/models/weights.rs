@@ -1,34 +1,16 @@
 //! Safetensors files, read lazily: one tensor, or a part of one, at a time.
 
 use super::error::ModelError;
-use super::keys::read_json;
+use super::header::{self, Described, Entries, FileType};
+use super::keys::{check_lfs, read_text};
 use burn::tensor::{bf16, f16};
-use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tpc_ir::DType;
-
-/// The element types that files use here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileType {
-    /// 32-bit float.
-    F32,
-    /// 16-bit float of IEEE 754.
-    F16,
-    /// The upper half of a 32-bit float.
-    Bf16,
-    /// 64-bit float.
-    F64,
-    /// 64-bit integer.
-    I64,
-    /// 32-bit integer.
-    I32,
-    /// A type that is not converted.
-    Other,
-}
 
 /// Where a tensor lies in its file.
 #[derive(Debug, Clone)]
@@ -50,9 +32,18 @@ pub struct Weights {
     origin: PathBuf,
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, TensorInfo>,
+    /// Tensors that the index takes from another file, by the file that holds such a copy.
+    copies: Vec<(PathBuf, String)>,
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: Option<Entries>,
 }
 
 const FLOATS: &str = "F32, F16, BF16 or F64";
+const INTEGERS: &str = "BOOL, or an integer of 8 to 64 bits";
 /// Read at most this much at once when a slice's runs are short and near each other.
 const CHUNK: usize = 1 << 20;
 /// A longer header is surely not one.
@@ -61,12 +52,16 @@ const LONGEST_HEADER: u64 = 100_000_000;
 impl Weights {
     /// Opens one safetensors file.
     pub fn open_file(file: &Path) -> Result<Self, ModelError> {
-        let mut weights = Self { origin: file.to_path_buf(), files: Vec::new(), tensors: BTreeMap::new() };
-        weights.add_file(file)?;
+        let mut weights = Self::empty(file);
+        let tensors = weights.add_file(file)?;
+        weights.tensors.extend(tensors);
         Ok(weights)
     }
 
     /// Opens the weights of a model directory: `model.safetensors`, or the files of `model.safetensors.index.json`.
+    ///
+    /// The index decides which file a tensor comes from: another file may hold an older copy of it. A tensor that the index does
+    /// not name is found if one file alone holds it.
     pub fn open_dir(dir: &Path) -> Result<Self, ModelError> {
         let single = dir.join("model.safetensors");
         if single.is_file() {
@@ -74,33 +69,47 @@ impl Weights {
         }
         let index = dir.join("model.safetensors.index.json");
         if !index.is_file() {
-            return Err(ModelError::NoWeights { dir: dir.to_path_buf() });
+            let other = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
+            let other = other.into_iter().find(|name| dir.join(name).is_file());
+            return Err(ModelError::NoWeights { dir: dir.to_path_buf(), other });
         }
-        let value = read_json(&index)?;
-        let bad = |problem: String| ModelError::BadFile { file: index.clone(), problem };
-        let map =
-            value.get("weight_map").and_then(Value::as_object).ok_or_else(|| bad("no object \"weight_map\"".into()))?;
-        let mut weights = Self { origin: index.clone(), files: Vec::new(), tensors: BTreeMap::new() };
-        let mut opened: HashMap<&str, usize> = HashMap::new();
-        for (tensor, file) in map {
-            let file = file
-                .as_str()
-                .filter(|name| !name.contains(['/', '\\']))
-                .ok_or_else(|| bad(format!("weight_map[{tensor:?}] is {file}, not a file name")))?;
-            if !opened.contains_key(file) {
-                opened.insert(file, weights.files.len());
-                weights.add_file(&dir.join(file))?;
-            }
-            let expected = opened.get(file).copied();
-            if weights.tensors.get(tensor).map(|info| info.file) != expected {
-                return Err(ModelError::MissingTensor {
-                    file: dir.join(file),
-                    tensor: tensor.clone(),
-                    nearest: weights.nearest(tensor),
-                });
+        let map = read_index(&index)?;
+        let mut weights = Self::empty(&index);
+        let mut opened: BTreeMap<&str, HashMap<String, TensorInfo>> = BTreeMap::new();
+        for file in map.values() {
+            if !opened.contains_key(file.as_str()) {
+                opened.insert(file, weights.add_file(&dir.join(file))?.into_iter().collect());
             }
         }
-        Ok(weights)
+        // What the index does not name, and where else there are copies of what it names.
+        let mut unnamed: BTreeMap<&str, Vec<&TensorInfo>> = BTreeMap::new();
+        for (file, tensors) in &opened {
+            for (name, info) in tensors {
+                match map.get(name) {
+                    None => unnamed.entry(name).or_default().push(info),
+                    Some(chosen) if chosen.as_str() != *file => weights.copies.push((dir.join(file), name.clone())),
+                    Some(_) => {}
+                }
+            }
+        }
+        weights.copies.sort();
+        let alone = unnamed.into_iter().filter(|(_, found)| found.len() == 1);
+        weights.tensors.extend(alone.map(|(name, found)| (name.to_string(), found[0].clone())));
+        let mut missing = None;
+        for (tensor, file) in &map {
+            match opened.get(file.as_str()).and_then(|tensors| tensors.get(tensor)) {
+                Some(info) => drop(weights.tensors.insert(tensor.clone(), info.clone())),
+                None => missing = missing.or(Some((tensor, file))),
+            }
+        }
+        match missing {
+            None => Ok(weights),
+            Some((tensor, file)) => Err(ModelError::MissingTensor {
+                file: dir.join(file),
+                tensor: tensor.clone(),
+                nearest: weights.nearest(tensor),
+            }),
+        }
     }
 
     /// The files that are open.
@@ -108,7 +117,13 @@ impl Weights {
         self.files.iter().map(|(path, _)| &**path)
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<(), ModelError> {
+    fn empty(origin: &Path) -> Self {
+        let (files, tensors, copies) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { origin: origin.to_path_buf(), files, tensors, copies }
+    }
+
+    /// Opens a file and reads its header.
+    fn add_file(&mut self, path: &Path) -> Result<Vec<(String, TensorInfo)>, ModelError> {
         let io = |source| ModelError::Io { file: path.to_path_buf(), source };
         let bad = |problem: String| ModelError::BadFile { file: path.to_path_buf(), problem };
         let mut file = File::open(path).map_err(io)?;
@@ -119,6 +134,7 @@ impl Weights {
         }
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(io)?;
+        check_lfs(path, &size)?;
         let size = u64::from_le_bytes(size);
         if size > LONGEST_HEADER {
             return Err(bad(format!("its header would have {size} bytes")));
@@ -129,22 +145,32 @@ impl Weights {
         }
         let mut header = vec![0; size as usize];
         file.read_exact(&mut header).map_err(io)?;
-        let header: Value =
-            serde_json::from_slice(&header).map_err(|source| bad(format!("its header is not JSON: {source}")))?;
-        let header = header.as_object().ok_or_else(|| bad("its header is not an object".into()))?;
+        let described = header::parse(&header).map_err(bad)?;
+        let end = described.last().map_or(0, |last| last.bytes.end);
+        match start.checked_add(end) {
+            None => return Err(bad(format!("data_offsets up to {end} are too large"))),
+            Some(end) if end > length => return Err(truncated(end)),
+            Some(end) if end < length => {
+                return Err(bad(format!("{} bytes after the last tensor belong to no tensor", length - end)));
+            }
+            Some(_) => {}
+        }
         let index = self.files.len();
-        let mut end = start;
-        for (name, entry) in header.iter().filter(|(name, _)| *name != "__metadata__") {
-            let (info, last) =
-                parse_entry(entry, index, start).map_err(|problem| bad(format!("tensor {name:?}: {problem}")))?;
-            end = end.max(last);
-            self.tensors.insert(name.clone(), info);
-        }
-        if end > length {
-            return Err(truncated(end));
-        }
         self.files.push((path.to_path_buf(), file));
-        Ok(())
+        let info = |Described { name, dtype, dtype_name, shape, bytes }| {
+            (name, TensorInfo { dtype, dtype_name, shape, file: index, offset: start + bytes.start })
+        };
+        Ok(described.into_iter().map(info).collect())
+    }
+
+    /// The file, or the index of several.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// Tensors that are not read because the index takes them from another file, each with the file that holds the copy.
+    pub fn copies(&self) -> &[(PathBuf, String)] {
+        &self.copies
     }
 
     /// The tensors' names, sorted.
@@ -222,9 +248,35 @@ impl Weights {
         let convert: fn(&[u8]) -> i64 = match info.dtype {
             FileType::I64 => |b| i64::from_le_bytes(array(b)),
             FileType::I32 => |b| i64::from(i32::from_le_bytes(array(b))),
-            _ => return Err(self.wrong_type(name, info, "I64 or I32")),
+            FileType::I16 => |b| i64::from(i16::from_le_bytes(array(b))),
+            FileType::I8 => |b| i64::from(i8::from_le_bytes(array(b))),
+            // A number that no i64 holds is outside of every range that is allowed, and so is the largest one.
+            FileType::U64 => |b| i64::try_from(u64::from_le_bytes(array(b))).unwrap_or(i64::MAX),
+            FileType::U32 => |b| i64::from(u32::from_le_bytes(array(b))),
+            FileType::U16 => |b| i64::from(u16::from_le_bytes(array(b))),
+            FileType::U8 => |b| i64::from(b[0]),
+            FileType::Bool => |b| i64::from(b[0] != 0),
+            _ => return Err(self.wrong_type(name, info, INTEGERS)),
         };
         self.read(name, info, &whole(&info.shape), convert)
+    }
+
+    /// Whether two tensors of floats have the same shape and the same elements. They are read in pieces.
+    pub fn equal(&self, a: &str, b: &str) -> Result<bool, ModelError> {
+        let shape = &self.info(a)?.shape;
+        if *shape != self.info(b)?.shape || self.float_type(a).is_err() || self.float_type(b).is_err() {
+            return Ok(false);
+        }
+        let mut same = true;
+        for rows in pieces(shape) {
+            same = same && self.read_f32_slice(a, &rows)? == self.read_f32_slice(b, &rows)?;
+        }
+        Ok(same)
+    }
+
+    /// The names that are not among these, sorted.
+    pub fn others(&self, read: &BTreeSet<String>) -> Vec<String> {
+        self.tensors.keys().filter(|name| !read.contains(*name)).cloned().collect()
     }
 
     /// The element type of a tensor of floats.
@@ -344,61 +396,6 @@ impl Weights {
     }
 }
 
-impl FileType {
-    fn parse(name: &str) -> Self {
-        match name {
-            "F32" => Self::F32,
-            "F16" => Self::F16,
-            "BF16" => Self::Bf16,
-            "F64" => Self::F64,
-            "I64" => Self::I64,
-            "I32" => Self::I32,
-            _ => Self::Other,
-        }
-    }
-
-    /// Bytes of an element.
-    fn width(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::Other => 1,
-        }
-    }
-}
-
-/// One tensor of a header, and where its data ends in the file.
-fn parse_entry(entry: &Value, file: usize, start: u64) -> Result<(TensorInfo, u64), String> {
-    let dtype_name = entry.get("dtype").and_then(Value::as_str).ok_or("no \"dtype\"")?;
-    let numbers = |key: &str| -> Result<Vec<u64>, String> {
-        entry
-            .get(key)
-            .and_then(Value::as_array)
-            .and_then(|values| values.iter().map(Value::as_u64).collect())
-            .ok_or_else(|| format!("no list of numbers {key:?}"))
-    };
-    let shape = numbers("shape")?
-        .into_iter()
-        .map(|n| usize::try_from(n).map_err(|_| "a dimension is too large".to_string()))
-        .collect::<Result<Vec<usize>, _>>()?;
-    let [from, to] = numbers("data_offsets")?[..] else {
-        return Err("\"data_offsets\" is not a pair".into());
-    };
-    let dtype = FileType::parse(dtype_name);
-    let bytes = shape.iter().try_fold(dtype.width(), |product, size| product.checked_mul(*size));
-    let length = to.checked_sub(from);
-    if length.is_none() || (dtype != FileType::Other && bytes.map(|b| b as u64) != length) {
-        return Err(format!("data_offsets [{from}, {to}] do not fit {dtype_name} {shape:?}"));
-    }
-    let (offset, end) = match (start.checked_add(from), start.checked_add(to)) {
-        (Some(offset), Some(end)) => (offset, end),
-        _ => return Err(format!("data_offsets [{from}, {to}] are too large")),
-    };
-    let info = TensorInfo { dtype, dtype_name: dtype_name.into(), shape, file, offset };
-    Ok((info, end))
-}
-
 /// The first elements of a slice's contiguous runs, in order.
 struct Runs {
     length: usize,
@@ -464,6 +461,33 @@ fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
     let mut file = file.try_clone()?;
     file.seek(SeekFrom::Start(at))?;
     file.read_exact(into)
+}
+
+/// `weight_map` of an index: the file of every tensor.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
+    let bad = |problem: String| ModelError::BadFile { file: index.to_path_buf(), problem };
+    let parsed: Index = serde_json::from_str(&read_text(index)?)
+        .map_err(|source| ModelError::Json { file: index.to_path_buf(), source })?;
+    let Some(Entries(entries)) = parsed.weight_map else { return Err(bad("no object \"weight_map\"".into())) };
+    let mut map = BTreeMap::new();
+    for (tensor, file) in entries {
+        let name = file.as_str().filter(|name| !name.contains(['/', '\\']));
+        let name = name.ok_or_else(|| bad(format!("weight_map[{tensor:?}] is {file}, not a file name")))?;
+        if map.insert(tensor.clone(), name.to_string()).is_some() {
+            return Err(bad(format!("weight_map names {tensor:?} twice")));
+        }
+    }
+    Ok(map)
+}
+
+/// Slices that make up a tensor, each of whole rows and of about [`CHUNK`] elements.
+fn pieces(shape: &[usize]) -> Vec<Vec<Range<usize>>> {
+    let Some((&rows, rest)) = shape.split_first() else { return vec![Vec::new()] };
+    let row = rest.iter().fold(1usize, |product, n| product.saturating_mul(*n));
+    let step = (CHUNK / row.max(1)).max(1);
+    let slice =
+        |first: usize| std::iter::once(first..rows.min(first + step)).chain(rest.iter().map(|n| 0..*n)).collect();
+    (0..rows).step_by(step).map(slice).collect()
 }
 
 fn whole(shape: &[usize]) -> Vec<Range<usize>> {

@@ -293,6 +293,12 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
         MapFn::Sub if is(1, 0.0) => return keep(new, 0),
         MapFn::Mul | MapFn::Div if is(1, 1.0) => return keep(new, 0),
         MapFn::Mul if is(0, 1.0) && same_type(new, 1) => return keep(new, 1),
+        // Without its gradient, a value is still that value; the difference has a gradient, but is nothing. (Of an infinity, too, which
+        // no program wants to become NaN.)
+        MapFn::Sub if operands[0] == operands[1] && subs.operands[0] == subs.operands[1] => {
+            return fill(new, 0.0, ty, origin);
+        }
+        MapFn::Select if operands[1] == operands[2] && subs.operands[1] == subs.operands[2] => return keep(new, 1),
         MapFn::Select if scalars[0].is_some() => return keep(new, if is(0, 0.0) { 2 } else { 1 }),
         MapFn::Neg => {
             if let Op::Map { f: MapFn::Neg, subs: inner } = new.op(operands[0])

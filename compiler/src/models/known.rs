@@ -1,0 +1,364 @@
+//! Which keys of `config.json` mean what, for every family: data, not code.
+//!
+//! The tables follow the configuration and modeling files of transformers 5. A key is read, or it has one value that can be had, or it
+//! changes nothing that is computed here. A key of which none of this is known may change the model, so it is named in a warning.
+//! That every key marked as [`Role::Read`] is read, and no other, is tested in `config.rs`.
+
+use super::error::ModelError;
+use super::keys::Keys;
+use super::warning::ModelWarning;
+use serde_json::Value;
+
+/// What a key is to the compiler.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Role {
+    /// It changes the program, and is read.
+    Read,
+    /// Another value would change the model in a way that cannot be had.
+    Only(Sole),
+    /// It concerns generation, tokens, training, other heads or the library: nothing that is computed here.
+    Harmless,
+}
+
+/// The value that can be had. A missing key and null always can.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Sole {
+    /// `false`.
+    False,
+    /// `true`.
+    True,
+    /// 1.
+    One,
+    /// This text.
+    Text(&'static str),
+    /// An empty list or object.
+    Empty,
+    /// Nothing but null; why.
+    Absent(&'static str),
+}
+
+use Role::{Harmless, Only, Read};
+
+type Table = &'static [(&'static str, Role)];
+
+/// Keys of every configuration of transformers.
+const COMMON: Table = &[
+    ("model_type", Read),
+    ("quantization_config", Only(Sole::Absent("quantized weights are not supported"))),
+    ("compression_config", Only(Sole::Absent("quantized weights are not supported"))),
+    ("per_layer_config", Only(Sole::Absent("layers that differ from each other are not supported"))),
+    ("pruned_heads", Only(Sole::Empty)),
+    ("is_encoder_decoder", Only(Sole::False)),
+    // The library's own.
+    ("architectures", Harmless),
+    ("auto_map", Harmless),
+    ("dtype", Harmless),
+    ("torch_dtype", Harmless),
+    ("transformers_version", Harmless),
+    ("transformers.js_config", Harmless),
+    ("_name_or_path", Harmless),
+    ("name_or_path", Harmless),
+    ("_commit_hash", Harmless),
+    ("_from_model_config", Harmless),
+    ("_attn_implementation", Harmless),
+    ("_attn_implementation_autoset", Harmless),
+    ("_attn_implementation_internal", Harmless),
+    ("_experts_implementation_internal", Harmless),
+    ("_output_attentions", Harmless),
+    ("_flash_attn_2_enabled", Harmless),
+    ("attn_implementation", Harmless),
+    ("experts_implementation", Harmless),
+    ("use_cache", Harmless),
+    ("use_bfloat16", Harmless),
+    ("torchscript", Harmless),
+    ("tf_legacy_loss", Harmless),
+    ("return_dict", Harmless),
+    ("output_attentions", Harmless),
+    ("output_hidden_states", Harmless),
+    ("tie_last_hidden_states", Harmless),
+    ("gradient_checkpointing", Harmless),
+    // Equal to the whole up to rounding.
+    ("chunk_size_feed_forward", Harmless),
+    // Tokens. pad_token_id is in the families' tables.
+    ("bos_token_id", Harmless),
+    ("eos_token_id", Harmless),
+    ("sep_token_id", Harmless),
+    ("cls_token_id", Harmless),
+    ("mask_token_id", Harmless),
+    ("unk_token_id", Harmless),
+    ("decoder_start_token_id", Harmless),
+    ("tokenizer_class", Harmless),
+    ("prefix", Harmless),
+    // Other heads than that of language models.
+    ("id2label", Harmless),
+    ("label2id", Harmless),
+    ("num_labels", Harmless),
+    ("problem_type", Harmless),
+    ("finetuning_task", Harmless),
+    ("task_specific_params", Harmless),
+    ("classifier_dropout", Harmless),
+    // Encoder-decoder models.
+    ("tie_encoder_decoder", Harmless),
+    ("cross_attention_hidden_size", Harmless),
+    // Generation.
+    ("max_length", Harmless),
+    ("max_new_tokens", Harmless),
+    ("min_length", Harmless),
+    ("do_sample", Harmless),
+    ("early_stopping", Harmless),
+    ("num_beams", Harmless),
+    ("num_beam_groups", Harmless),
+    ("diversity_penalty", Harmless),
+    ("temperature", Harmless),
+    ("top_k", Harmless),
+    ("top_p", Harmless),
+    ("typical_p", Harmless),
+    ("repetition_penalty", Harmless),
+    ("length_penalty", Harmless),
+    ("no_repeat_ngram_size", Harmless),
+    ("encoder_no_repeat_ngram_size", Harmless),
+    ("bad_words_ids", Harmless),
+    ("num_return_sequences", Harmless),
+    ("output_scores", Harmless),
+    ("return_dict_in_generate", Harmless),
+    ("forced_bos_token_id", Harmless),
+    ("forced_eos_token_id", Harmless),
+    ("remove_invalid_values", Harmless),
+    ("exponential_decay_length_penalty", Harmless),
+    ("suppress_tokens", Harmless),
+    ("begin_suppress_tokens", Harmless),
+    ("epsilon_cutoff", Harmless),
+    ("eta_cutoff", Harmless),
+    ("encoder_repetition_penalty", Harmless),
+    ("num_assistant_tokens", Harmless),
+    ("num_assistant_tokens_schedule", Harmless),
+    ("assistant_confidence_threshold", Harmless),
+    ("assistant_lookbehind", Harmless),
+    ("target_lookbehind", Harmless),
+];
+
+/// What Llama, Mistral, Qwen2 and Qwen3 have in common.
+const DECODER: Table = &[
+    ("vocab_size", Read),
+    ("hidden_size", Read),
+    ("intermediate_size", Read),
+    ("num_hidden_layers", Read),
+    ("num_attention_heads", Read),
+    ("num_key_value_heads", Read),
+    ("head_dim", Read),
+    ("max_position_embeddings", Read),
+    ("rms_norm_eps", Read),
+    ("hidden_act", Read),
+    ("rope_parameters", Read),
+    ("rope_scaling", Read),
+    ("rope_theta", Read),
+    ("partial_rotary_factor", Only(Sole::One)),
+    ("tie_word_embeddings", Read),
+    ("pad_token_id", Read),
+    ("initializer_range", Read),
+    // Named in a note; dropout is not applied.
+    ("attention_dropout", Read),
+    ("is_causal", Only(Sole::True)),
+];
+
+const LLAMA: Table = &[
+    ("attention_bias", Read),
+    ("mlp_bias", Read),
+    // The same sums in parts.
+    ("pretraining_tp", Harmless),
+];
+
+const MISTRAL: Table = &[("sliding_window", Read)];
+
+const QWEN2: Table = &[
+    ("use_sliding_window", Read),
+    ("sliding_window", Read),
+    ("max_window_layers", Read),
+    ("layer_types", Read),
+    ("use_mrope", Only(Sole::False)),
+];
+
+const QWEN3: Table = &[
+    ("attention_bias", Read),
+    ("use_sliding_window", Read),
+    ("sliding_window", Read),
+    ("max_window_layers", Read),
+    ("layer_types", Read),
+];
+
+const GPT2: Table = &[
+    ("vocab_size", Read),
+    ("n_positions", Read),
+    ("n_embd", Read),
+    ("n_layer", Read),
+    ("n_head", Read),
+    // The names that transformers maps to the four above.
+    ("max_position_embeddings", Read),
+    ("hidden_size", Read),
+    ("num_hidden_layers", Read),
+    ("num_attention_heads", Read),
+    ("n_inner", Read),
+    ("activation_function", Read),
+    ("layer_norm_epsilon", Read),
+    ("scale_attn_weights", Read),
+    ("scale_attn_by_inverse_layer_idx", Read),
+    ("tie_word_embeddings", Read),
+    ("initializer_range", Read),
+    // Named in a note; dropout is not applied.
+    ("attn_pdrop", Read),
+    ("embd_pdrop", Read),
+    ("resid_pdrop", Read),
+    ("add_cross_attention", Only(Sole::False)),
+    ("is_causal", Only(Sole::True)),
+    // GPT-2's embedding has no padding row.
+    ("pad_token_id", Harmless),
+    // In f32 the same.
+    ("reorder_and_upcast_attn", Harmless),
+    ("n_ctx", Harmless),
+    ("n_special", Harmless),
+    ("predict_special_tokens", Harmless),
+    ("summary_type", Harmless),
+    ("summary_use_proj", Harmless),
+    ("summary_activation", Harmless),
+    ("summary_proj_to_labels", Harmless),
+    ("summary_first_dropout", Harmless),
+    ("summary_last_dropout", Harmless),
+    ("hidden_dropout", Harmless),
+];
+
+const BERT: Table = &[
+    ("vocab_size", Read),
+    ("hidden_size", Read),
+    ("intermediate_size", Read),
+    ("num_hidden_layers", Read),
+    ("num_attention_heads", Read),
+    ("max_position_embeddings", Read),
+    ("type_vocab_size", Read),
+    ("layer_norm_eps", Read),
+    ("hidden_act", Read),
+    ("tie_word_embeddings", Read),
+    ("pad_token_id", Read),
+    ("initializer_range", Read),
+    // Named in a note; dropout is not applied.
+    ("attention_probs_dropout_prob", Read),
+    ("hidden_dropout_prob", Read),
+    ("position_embedding_type", Only(Sole::Text("absolute"))),
+    ("is_decoder", Only(Sole::False)),
+    ("add_cross_attention", Only(Sole::False)),
+    // The pooler, which a masked language model does not have.
+    ("directionality", Harmless),
+    ("pooler_fc_size", Harmless),
+    ("pooler_num_attention_heads", Harmless),
+    ("pooler_num_fc_layers", Harmless),
+    ("pooler_size_per_head", Harmless),
+    ("pooler_type", Harmless),
+];
+
+const INTERLEAVED: Table = &[
+    ("dim", Read),
+    ("n_layers", Read),
+    ("n_heads", Read),
+    ("n_kv_heads", Read),
+    ("ffn", Read),
+    ("vocab", Read),
+    ("seq", Read),
+    ("eps", Read),
+    ("theta", Read),
+    ("initializer_range", Read),
+];
+
+/// What is read of `rope_parameters` and `rope_scaling`, by `rope_type`.
+const ROPE: Table =
+    &[("rope_type", Read), ("type", Read), ("rope_theta", Read), ("partial_rotary_factor", Only(Sole::One))];
+const ROPE_LINEAR: Table = &[("factor", Read)];
+const ROPE_LLAMA3: Table = &[
+    ("factor", Read),
+    ("low_freq_factor", Read),
+    ("high_freq_factor", Read),
+    ("original_max_position_embeddings", Read),
+];
+
+/// The tables of a family.
+pub(super) fn of_family(model_type: &str) -> &'static [Table] {
+    match model_type {
+        "llama" => &[COMMON, DECODER, LLAMA],
+        "mistral" => &[COMMON, DECODER, MISTRAL],
+        "qwen2" => &[COMMON, DECODER, QWEN2],
+        "qwen3" => &[COMMON, DECODER, QWEN3],
+        "gpt2" => &[COMMON, GPT2],
+        "bert" => &[COMMON, BERT],
+        _ => &[COMMON, INTERLEAVED],
+    }
+}
+
+/// The tables of a kind of rotary embedding.
+pub(super) fn of_rope(rope_type: &str) -> &'static [Table] {
+    match rope_type {
+        "linear" => &[ROPE, ROPE_LINEAR],
+        "llama3" => &[ROPE, ROPE_LLAMA3],
+        _ => &[ROPE],
+    }
+}
+
+/// What a key is in some tables.
+pub(super) fn role(tables: &[Table], key: &str) -> Option<Role> {
+    tables.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, role)| *role)
+}
+
+/// Refuses values that cannot be had, and gives the keys of which nothing is known.
+pub(super) fn check(keys: &Keys, tables: &[Table]) -> Result<Vec<String>, ModelError> {
+    let mut unknown = Vec::new();
+    for name in keys.names() {
+        match role(tables, name) {
+            None => unknown.push(keys.path(name)),
+            Some(Only(only)) => only.check(keys, name)?,
+            Some(Read | Harmless) => {}
+        }
+    }
+    Ok(unknown)
+}
+
+/// The warning about keys of which nothing is known, if there are any.
+pub(super) fn unknown(keys: &Keys, family: &str, unknown: Vec<String>) -> Option<ModelWarning> {
+    let file = keys.file().to_path_buf();
+    (!unknown.is_empty()).then(|| ModelWarning::UnknownKeys { file, family: family.into(), keys: unknown })
+}
+
+impl Sole {
+    fn check(self, keys: &Keys, key: &str) -> Result<(), ModelError> {
+        let value = keys.value(key).unwrap_or(&Value::Null);
+        let (fits, expected) = match self {
+            Self::False => (value == &Value::Bool(false), "false"),
+            Self::True => (value == &Value::Bool(true), "true"),
+            Self::One => (value.as_f64() == Some(1.0), "1"),
+            Self::Text(text) => (value.as_str() == Some(text), text),
+            Self::Empty => {
+                let list = value.as_array().is_some_and(Vec::is_empty);
+                (list || value.as_object().is_some_and(serde_json::Map::is_empty), "empty")
+            }
+            Self::Absent(why) => {
+                return match value.is_null() {
+                    true => Ok(()),
+                    false => Err(keys.wrong(key, &format!("absent ({why})"))),
+                };
+            }
+        };
+        if fits || value.is_null() { Ok(()) } else { Err(keys.wrong(key, expected)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn a_key_has_one_role() {
+        for family in ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "llama-interleaved"] {
+            let mut seen = HashSet::new();
+            for (name, _) in of_family(family).iter().copied().flatten() {
+                assert!(seen.insert(name), "{family}: {name}");
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! How much memory a model needs at least, known before anything is allocated.
+//!
+//! A configuration's sizes are at most 2^31, and its blocks are few enough to be in memory, so 128 bits hold every product of them. What a
+//! command says of the batch may be any number, so it is multiplied with care.
+
+use super::config::ModelConfig;
+use super::error::{ADDRESSABLE, ModelError};
+use crate::memory;
+use std::path::Path;
+
+/// Bytes that recording and compiling a block takes at least; a block of a training step takes several times as many.
+const LAYER_BYTES: u128 = 100_000;
+/// Tables of rotary embeddings, cosine and sine in f32, are held by the recording and by the program.
+const TABLE_BYTES: u128 = 2 * 4 * 2;
+
+/// What is done with a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// It is compiled and printed: only shapes and constants are in memory.
+    Plan,
+    /// It is executed, here by so many of all ranks.
+    Execute {
+        /// Ranks of this process.
+        here: usize,
+        /// All ranks.
+        ranks: usize,
+        /// Tensors of a parameter's size for each parameter: itself and the optimizer's states.
+        copies: usize,
+    },
+}
+
+/// An error unless a program of so many blocks fits into memory. Even a configuration has something for each.
+pub(super) fn check_layers(file: &Path, key: &str, layers: usize) -> Result<(), ModelError> {
+    let what = format!("{}: the program of {key} = {layers}", file.display());
+    enough(what, LAYER_BYTES * layers as u128)
+}
+
+impl ModelConfig {
+    /// An error unless a program for a batch `[batch, seq]` can be had: its sizes can be addressed, and there is memory for what
+    /// it needs at least.
+    ///
+    /// # Errors
+    /// How much is needed, and how much there is.
+    pub fn check_memory(&self, [batch, seq]: [usize; 2], plan: Use) -> Result<(), ModelError> {
+        let sizes = Sizes::of(self);
+        let name = self.model_type();
+        let parameters = 4 * sizes.parameters();
+        let what = format!("{name} of {} parameters", sizes.parameters());
+        addressable(&what, parameters * 4)?;
+        let what = format!("{name} on batches of {batch} x {seq} tokens");
+        let tokens = batch as u128 * seq as u128;
+        // Scores are the only values that grow with the square of a length.
+        let value = (tokens.checked_mul(sizes.widest.max(sizes.heads.saturating_mul(seq as u128))))
+            .and_then(|elements| elements.checked_mul(8 * sizes.layers));
+        addressable(&what, value.unwrap_or(u128::MAX))?;
+        let tables = TABLE_BYTES * sizes.table * seq as u128;
+        match plan {
+            Use::Plan => enough(what, LAYER_BYTES * sizes.layers + tables),
+            Use::Execute { here, ranks, copies } => {
+                let share = |bytes: u128| bytes * here as u128 / ranks.max(1) as u128;
+                let held = share(parameters * copies as u128);
+                let whole = format!("{name} of {} parameters", sizes.parameters());
+                enough(whole, held)?;
+                // Token numbers are integers of 8 bytes, logits floats of 4 that leave the program.
+                enough(what, held + tables + share(tokens * 2 * 8 + tokens * sizes.vocab * 4))
+            }
+        }
+    }
+}
+
+fn enough(what: String, needed: u128) -> Result<(), ModelError> {
+    match memory::available() {
+        Some(available) if needed > available => Err(ModelError::Memory { what, needed, available }),
+        _ => Ok(()),
+    }
+}
+
+fn addressable(what: &str, needed: u128) -> Result<(), ModelError> {
+    match needed <= ADDRESSABLE {
+        true => Ok(()),
+        false => Err(ModelError::Unaddressable { what: what.into(), needed }),
+    }
+}
+
+/// The sizes that memory depends on.
+struct Sizes {
+    layers: u128,
+    heads: u128,
+    vocab: u128,
+    hidden: u128,
+    /// Elements of a block's matrices.
+    block: u128,
+    /// Rows of all embeddings and of the head, each of the hidden width.
+    rows: u128,
+    /// The width of the widest value of a token.
+    widest: u128,
+    /// The width of the rotary tables.
+    table: u128,
+}
+
+impl Sizes {
+    fn of(config: &ModelConfig) -> Self {
+        let wide = |x: usize| x as u128;
+        let head = |tied: bool| if tied { 1 } else { 2 };
+        match config {
+            ModelConfig::Llama(c) => {
+                let (hidden, inner, vocab) = (wide(c.hidden_size), wide(c.intermediate_size), wide(c.vocab_size));
+                let queries = wide(c.num_attention_heads) * wide(c.head_dim);
+                let keys = wide(c.num_key_value_heads) * wide(c.head_dim);
+                Self {
+                    layers: wide(c.num_hidden_layers),
+                    heads: wide(c.num_attention_heads),
+                    vocab,
+                    hidden,
+                    block: hidden * (2 * queries + 2 * keys + 3 * inner),
+                    rows: vocab * head(c.tie_word_embeddings),
+                    widest: hidden.max(inner).max(vocab).max(queries),
+                    table: wide(c.head_dim),
+                }
+            }
+            ModelConfig::Gpt2(c) => {
+                let (hidden, inner, vocab) = (wide(c.n_embd), wide(c.n_inner), wide(c.vocab_size));
+                Self {
+                    layers: wide(c.n_layer),
+                    heads: wide(c.n_head),
+                    vocab,
+                    hidden,
+                    block: hidden * (4 * hidden + 2 * inner),
+                    rows: vocab * head(c.tie_word_embeddings) + wide(c.n_positions),
+                    widest: (3 * hidden).max(inner).max(vocab),
+                    table: 0,
+                }
+            }
+            ModelConfig::Bert(c) => {
+                let (hidden, inner, vocab) = (wide(c.hidden_size), wide(c.intermediate_size), wide(c.vocab_size));
+                Self {
+                    layers: wide(c.num_hidden_layers),
+                    heads: wide(c.num_attention_heads),
+                    vocab,
+                    hidden,
+                    block: hidden * (4 * hidden + 2 * inner),
+                    rows: vocab * head(c.tie_word_embeddings)
+                        + wide(c.max_position_embeddings)
+                        + wide(c.type_vocab_size)
+                        + hidden,
+                    widest: hidden.max(inner).max(vocab),
+                    table: 0,
+                }
+            }
+            ModelConfig::Interleaved(c) => {
+                let (hidden, inner, vocab) = (wide(c.dim), wide(c.ffn), wide(c.vocab));
+                let head_dim = hidden / wide(c.n_heads).max(1);
+                Self {
+                    layers: wide(c.n_layers),
+                    heads: wide(c.n_heads),
+                    vocab,
+                    hidden,
+                    block: hidden * (2 * hidden + 2 * wide(c.n_kv_heads) * head_dim + 3 * inner),
+                    rows: 2 * vocab,
+                    widest: hidden.max(inner).max(vocab),
+                    table: head_dim,
+                }
+            }
+        }
+    }
+
+    /// Elements of all matrices; norms and biases are left out.
+    fn parameters(&self) -> u128 {
+        self.layers * self.block + self.rows * self.hidden
+    }
+}

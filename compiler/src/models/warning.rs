@@ -1,0 +1,138 @@
+//! What a model directory says that has no effect, or another effect than it seems to.
+
+use std::fmt;
+use std::path::PathBuf;
+
+/// Something of a model directory that is not read, or not as it stands there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelWarning {
+    /// Keys that mean nothing for the family.
+    UnknownKeys {
+        /// The configuration file.
+        file: PathBuf,
+        /// The family.
+        family: String,
+        /// The keys, with dots for nested objects.
+        keys: Vec<String>,
+    },
+    /// One setting is given twice, and one of the two is taken.
+    Overruled {
+        /// The configuration file.
+        file: PathBuf,
+        /// The key that is taken.
+        taken: String,
+        /// The key that is not.
+        ignored: String,
+    },
+    /// Weights are tied by the configuration, but the files hold two different tensors: both are kept.
+    NotTied {
+        /// The file of weights, or its index.
+        file: PathBuf,
+        /// The tensor that would be the other one.
+        copy: String,
+        /// The other one.
+        source: String,
+    },
+    /// A tensor is missing, and another takes its place.
+    Replaced {
+        /// The file of weights, or its index.
+        file: PathBuf,
+        /// The missing tensor.
+        missing: String,
+        /// The tensor that is read instead.
+        taken: String,
+    },
+    /// Tensors that nothing reads.
+    Unused {
+        /// The file of weights, or its index.
+        file: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+    /// Copies of tensors that the index takes from another file.
+    Copies {
+        /// The file that holds the copies.
+        file: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
+}
+
+/// Names that are listed one by one; of more, those that differ in numbers only are listed once.
+const LISTED: usize = 24;
+
+impl fmt::Display for ModelWarning {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::UnknownKeys { file, family, keys } => {
+                let (key, means) = if keys.len() == 1 { ("key", "means") } else { ("keys", "mean") };
+                write!(f, "{}: {key} {} {means} nothing for {family}: ignored", file.display(), keys.join(", "))
+            }
+            Self::Overruled { file, taken, ignored } => {
+                write!(f, "{}: {taken} and {ignored} say different things: {taken} is taken", file.display())
+            }
+            Self::NotTied { file, copy, source } => write!(
+                f,
+                "{}: tie_word_embeddings is true, but {copy} and {source} differ: both are kept and trained, not tied",
+                file.display()
+            ),
+            Self::Replaced { file, missing, taken } => {
+                write!(f, "{}: {missing} is missing: {taken} takes its place", file.display())
+            }
+            Self::Unused { file, tensors } => {
+                let what = if tensors.len() == 1 { "tensor is" } else { "tensors are" };
+                write!(f, "{}: {} {what} not used by the model: {}", file.display(), tensors.len(), listed(tensors))
+            }
+            Self::Copies { file, tensors } => {
+                let what = if tensors.len() == 1 { "tensor is a copy" } else { "tensors are copies" };
+                write!(
+                    f,
+                    "{}: {} {what} that the index takes from another file, and not read: {}",
+                    file.display(),
+                    tensors.len(),
+                    listed(tensors)
+                )
+            }
+        }
+    }
+}
+
+/// A list of names; a long one has `*` in place of numbers, and how many names that stands for.
+fn listed(names: &[String]) -> String {
+    if names.len() <= LISTED {
+        return names.join(", ");
+    }
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for name in names {
+        let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        let parts: Vec<&str> = name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect();
+        let kind = parts.join(".");
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None if kinds.len() == LISTED => break,
+            None => kinds.push((kind, 1)),
+        }
+    }
+    let told: usize = kinds.iter().map(|(_, count)| count).sum();
+    let mut text: Vec<String> =
+        kinds.into_iter().map(|(kind, count)| if count > 1 { format!("{kind} ({count})") } else { kind }).collect();
+    if told < names.len() {
+        text.push(format!("and {} more", names.len() - told));
+    }
+    text.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::listed;
+
+    #[test]
+    fn long_lists_are_short() {
+        let names: Vec<String> =
+            (0..80).flat_map(|i| ["k", "q"].map(|p| format!("model.layers.{i}.{p}_proj.bias"))).collect();
+        assert_eq!(listed(&names), "model.layers.*.k_proj.bias (80), model.layers.*.q_proj.bias (80)");
+        assert_eq!(listed(&names[..2]), "model.layers.0.k_proj.bias, model.layers.0.q_proj.bias");
+        let names: Vec<String> = (0..30).map(|i| format!("x{i}")).collect();
+        assert!(listed(&names).ends_with("x23, and 6 more"));
+    }
+}
