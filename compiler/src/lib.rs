@@ -7,6 +7,7 @@
 //! | how a burn module and a closure become a graph | [`capture`] |
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
+//! | programs from the process that compiles to the others | `together` |
 //! | model families and their files | [`models`] |
 //! | capture, load, initialize and save a model directory | [`pretrained`] |
 //! | the command line | [`command`] |
@@ -17,6 +18,7 @@ pub mod import;
 pub mod models;
 pub mod pretrained;
 pub mod program;
+mod together;
 pub use capture::scope::scope;
 
 pub use tpc_ir::program::RankProgram;

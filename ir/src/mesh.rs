@@ -1,5 +1,6 @@
 //! Device meshes: ordered, named axes of ranks.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Index of an axis of a [`Mesh`], in the mesh's order.
@@ -65,7 +66,7 @@ impl FromIterator<AxisId> for AxisSet {
 }
 
 /// One axis of a mesh.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MeshAxis {
     /// Name. A part of an axis that was split carries its parent's name and the split:
     /// `tp:2` is the major part (2 groups), `tp:/2` the minor part inside each of those groups.
@@ -75,7 +76,7 @@ pub struct MeshAxis {
 }
 
 /// An ordered list of named axes. Rank numbers are row-major: the last axis is the fastest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mesh {
     axes: Vec<MeshAxis>,
 }

@@ -2,10 +2,11 @@
 
 use super::data::{Batch, Pending, safetensors};
 use super::launch::{Running, leads};
+use super::settings::compare_files;
 use super::{Outcome, Placement, Terminal};
 use crate::models::ModelDir;
 use crate::pretrained::{capture_forward, load_weights, names};
-use crate::program::compile_inference;
+use crate::program::compile_inference_together;
 use clap::Args;
 use std::path::PathBuf;
 use tpc_ir::OutputKind;
@@ -30,18 +31,25 @@ pub struct Run {
 }
 
 impl Run {
+    /// The files that all processes must have in common, but for the weights.
+    pub(super) fn reads(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![("config.json", self.model.join("config.json")), ("--inputs", self.inputs.clone())]
+    }
+
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, options) =
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
+        compare_files(&dir.weights.files(), &self.running)?;
         let batch = Batch::read(&self.inputs, &dir.config)?;
         let output = leads().then(|| Pending::new(&self.output)).transpose()?;
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let program =
-            compile_inference(&captured, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
-        let mut session = program.launch(self.running.options())?;
+        let launch = self.running.options()?;
+        let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, |_| ())
+            .map_err(|e| self.placement.failure(e))?;
+        let mut session = program.launch(launch)?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;
         session.step()?;

@@ -3,11 +3,12 @@
 use super::data::{Batch, Pending, Text, check_dir, check_file, feed};
 use super::launch::{Running, leads};
 use super::options::StepArguments;
+use super::settings::compare_files;
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
 use crate::pretrained::{LoadError, TokenBatch, initialise, load_weights, names, save};
-use crate::program::{TrainingSession, compile_training};
+use crate::program::{TrainingSession, compile_training_together};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -20,7 +21,9 @@ use std::time::Instant;
 use tpc_ir::OutputKind;
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::checkpoint::directory::saved;
+use tpc_runtime::checkpoint::index::FILE as INDEX;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
+use tpc_runtime::launch::stop::{Signal, Stop};
 use tpc_runtime::{CheckpointError, Session};
 
 /// Train a model; the result is a model directory again.
@@ -123,6 +126,13 @@ struct Model {
 }
 
 impl Train {
+    /// The files that all processes must have in common, but for weights and checkpoints.
+    pub(super) fn reads(&self) -> Vec<(&'static str, PathBuf)> {
+        let data = self.inputs.iter().map(|file| ("--inputs", file.clone()));
+        let text = self.text.iter().map(|file| ("--text", file.clone()));
+        [("config.json", self.model.join("config.json"))].into_iter().chain(data).chain(text).collect()
+    }
+
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check()?;
         let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
@@ -134,6 +144,7 @@ impl Train {
         let mut options = self.placement.options(self.grads.is_some(), seed)?;
         options.step = self.step.options(true)?;
         let model = self.open()?;
+        self.compare(&model, resumed.as_ref())?;
         let source = self.source(&model.config, seed)?;
         let dropout = model.config.ignored_dropout();
         if dropout > 0.0 {
@@ -143,10 +154,11 @@ impl Train {
         let capture = self.optimizer.capture(&model.config, source.tokens())?;
         let names = names(&model.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let program =
-            compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
+        let launch = self.running.options()?;
+        let program = compile_training_together(capture, &mesh, &plan, &options, &rename, &launch, |_| ())
+            .map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
-        let mut training = program.launch(self.running.options())?;
+        let mut training = program.launch(launch)?;
         match (&resumed, &model.dir) {
             (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
             (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
@@ -158,6 +170,14 @@ impl Train {
             terminal.print(format!("saved {}\n", dir.display()))?;
         }
         Ok(())
+    }
+
+    /// An error, on all processes, if they do not begin from the same weights or the same checkpoint.
+    fn compare(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome {
+        let weights = model.dir.as_ref().map(|dir| dir.weights.files()).unwrap_or_default();
+        // An index has the digests of all tensors in it.
+        let files = resumed.map_or(weights, |checkpoint| vec![checkpoint.dir().join(INDEX)]);
+        compare_files(&files, &self.running)
     }
 
     /// The checkpoint to go on from.
@@ -197,15 +217,32 @@ impl Train {
         }
     }
 
-    /// Writes a checkpoint if it is time.
-    fn checkpoint(&self, training: &TrainingSession, step: u64, tell: bool, terminal: &mut Terminal) -> Outcome {
+    /// Writes a checkpoint if it is time, or if a signal asks for the end: then it is one, and what is kept is told.
+    fn checkpoint(
+        &self,
+        training: &TrainingSession,
+        step: u64,
+        asked: Option<Signal>,
+        tell: bool,
+        terminal: &mut Terminal,
+    ) -> Outcome {
         let Some(dir) = &self.checkpoint else { return Ok(()) };
-        if step != self.steps && !self.save_every.is_some_and(|every| step.is_multiple_of(every)) {
+        let is_time = step == self.steps || self.save_every.is_some_and(|every| step.is_multiple_of(every));
+        if !is_time && asked.is_none() {
             return Ok(());
         }
         let options = SaveOptions { keep: self.keep, ..SaveOptions::default() };
         let path = training.save_checkpoint_with(dir, &options)?;
-        if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) }
+        let Some(signal) = asked else {
+            return if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) };
+        };
+        let with = if self.resume { "" } else { " with --resume" };
+        let kept = format!(
+            "{signal} ended the run after step {step} of {}, which is kept in {}; the same command{with} goes on from there",
+            self.steps,
+            path.display()
+        );
+        Err(Failure::Stopped(signal.exit_code(), kept))
     }
 
     fn open(&self) -> Outcome<Model> {
@@ -258,6 +295,10 @@ impl Train {
         let mut metrics = metrics.map(|path| Metrics::new(path, done)).transpose()?;
         let bar = progress(self.steps);
         bar.set_position(done);
+        // Without a checkpoint there is nothing to finish for.
+        let processes = training.session().processes().clone();
+        let stop = self.checkpoint.is_some().then(|| Stop::catch(&*processes));
+        let deadline = self.running.options()?.deadline;
         for step in done + 1..=self.steps {
             source.feed(training.session(), step as usize - 1, step == done + 1)?;
             let start = Instant::now();
@@ -280,7 +321,11 @@ impl Train {
             if let (1, Some(file)) = (step, &self.grads) {
                 write_gradients(training.session(), map, file)?;
             }
-            self.checkpoint(training, step, bar.is_hidden(), terminal)?;
+            let asked = stop.as_ref().map_or(Ok(None), |stop| stop.asked(deadline))?;
+            if asked.is_some() {
+                bar.abandon();
+            }
+            self.checkpoint(training, step, asked, bar.is_hidden(), terminal)?;
         }
         bar.finish();
         Ok(())

@@ -20,13 +20,13 @@ pub(super) fn first_node(list: &str) -> String {
 
 /// How many tasks the node of that number has, where `3,1(x2)` are the tasks of each; `None` if that is no such list.
 pub(super) fn tasks_on(tasks_per_node: &str, node: usize) -> Option<usize> {
-    let mut before = 0;
+    let mut before = 0usize;
     for part in tasks_per_node.trim().split(',') {
         let (tasks, times) = match part.split_once("(x") {
             Some((tasks, times)) => (tasks, times.strip_suffix(')')?.parse().ok()?),
             None => (part, 1),
         };
-        before += times;
+        before = before.saturating_add(times);
         if node < before {
             return tasks.parse().ok();
         }
