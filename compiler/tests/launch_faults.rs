@@ -224,9 +224,10 @@ fn without_our_launcher_the_first_that_fails_writes_the_record() {
 fn kept(scratch: &Scratch, told: &Told, signal: &str, prefix: &str) -> u64 {
     let step = latest(scratch, 0).expect("a checkpoint");
     let begin = format!("{prefix}note: {signal} ended the run after step {step} of 1000000, which is kept in ");
-    let line = told.err.strip_prefix(&begin).unwrap_or_else(|| panic!("{begin}: {told:?}"));
-    let end = format!("/step-{step:06}; the same command goes on from there\n");
-    assert_eq!(line.strip_prefix(&scratch.path("run")), Some(&*end), "and nothing else is said");
+    let lines: Vec<&str> =
+        told.err.lines().filter(|line| !line.contains("training starts from the beginning")).collect();
+    let end = format!("{}/step-{step:06}; the same command goes on from there", scratch.path("run"));
+    assert_eq!(lines, [begin + &end], "and nothing else is said");
     assert_eq!(losses(scratch.path("m.jsonl")).last().unwrap().0, step, "no step is done that is not kept");
     step
 }
@@ -307,13 +308,13 @@ fn a_second_signal_ends_a_run_at_once() {
     let told = run.end(Duration::from_secs(30));
     assert!(told.code == 130 && told.err.contains("error: ended by signal 2 (SIGINT)"), "{told:?}");
     assert!(latest(&scratch, 0).is_none());
-    // In one process, whose steps take minutes.
+    // In one process, whose steps take many seconds.
     let scratch = Scratch::new("twice-alone");
     let text = scratch.path("text");
     std::fs::write(&text, "some text that is long enough for a window of a few characters. ".repeat(10)).unwrap();
     let dir = dir.display().to_string();
     let (run, metrics) = (scratch.path("run"), scratch.path("m.jsonl"));
-    let head = ["train", &dir, "--text", &text, "--batch", "40000", "--seq", "64", "--steps", "2", "--from-scratch"];
+    let head = ["train", &dir, "--text", &text, "--batch", "1500", "--seq", "64", "--steps", "2", "--from-scratch"];
     let run = Tpc::start(&[&head[..], &["--checkpoint", &run, "--metrics", &metrics]].concat());
     // The file is there when steps begin.
     until("the first step", Duration::from_secs(60), || std::fs::exists(&metrics).unwrap());
@@ -371,7 +372,8 @@ fn nothing_outlives_a_killed_launcher() {
             signal(children(run.pid())[&1], "STOP");
             std::thread::sleep(Duration::from_millis(200));
         }
-        assert_eq!(of_scratch(&scratch).len(), 2);
+        // The launcher has the arguments, too, if no shell has.
+        assert_eq!(of_scratch(&scratch).len(), if shells == 0 { 3 } else { 2 });
         signal(run.pid(), "KILL");
         until(&format!("{name}: nothing is left"), Duration::from_secs(20), || of_scratch(&scratch).is_empty());
         assert_eq!(run.end(Duration::from_secs(20)).code, 137);

@@ -164,11 +164,12 @@ impl Running {
     ///
     /// # Errors
     /// Processes that do not come together or do not do the same.
-    pub(super) fn join(&self, settings: Settings, terminal: &mut Terminal) -> Outcome {
+    pub(super) fn join(&self, settings: impl FnOnce() -> Settings, terminal: &mut Terminal) -> Outcome {
+        let Some(launched) = launch::launched()? else { return Ok(()) };
         // Processes start at different times: a short deadline of collectives is none for that. Those of `tpc launch` start together.
-        let is_ours = launch::launched()?.is_some_and(|launched| launched.kind == LauncherKind::Tpc);
-        let deadline = self.deadline()?.max(Duration::from_secs(if is_ours { 10 } else { 30 }));
-        launch::join_with(Joining { deadline, settings, notes: &mut |note| terminal.note(note) })?;
+        let least = if launched.kind == LauncherKind::Tpc { 10 } else { 30 };
+        let deadline = self.deadline()?.max(Duration::from_secs(least));
+        launch::join_with(Joining { deadline, settings: settings(), notes: &mut |note| terminal.note(note) })?;
         Ok(())
     }
 

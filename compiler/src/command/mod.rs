@@ -157,7 +157,7 @@ where
         }
     };
     let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
-    let settings = |files: &[(&str, PathBuf)]| settings::settings(&command, &matches, files);
+    let settings = |files: &[(String, PathBuf)]| settings::settings(&command, &matches, files);
     let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &settings, &mut terminal)));
     let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
         Ok(()) | Err(Failure::Closed) => return 0,
@@ -184,7 +184,7 @@ fn subcommands() -> Vec<String> {
     Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
 }
 
-fn execute(command: &Command, settings: &dyn Fn(&[(&str, PathBuf)]) -> Settings, terminal: &mut Terminal) -> Outcome {
+fn execute(command: &Command, settings: &dyn Fn(&[(String, PathBuf)]) -> Settings, terminal: &mut Terminal) -> Outcome {
     let joining = match command {
         Command::Run(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
@@ -192,7 +192,7 @@ fn execute(command: &Command, settings: &dyn Fn(&[(&str, PathBuf)]) -> Settings,
         Command::DumpIr(_) | Command::Launch(_) => None,
     };
     if let Some((running, files)) = joining {
-        running.join(settings(&files), terminal)?;
+        running.join(|| settings(&files), terminal)?;
         terminal.silent = !launch::leads();
     }
     match command {

@@ -2,7 +2,7 @@
 
 use super::data::{Batch, Pending, safetensors};
 use super::launch::{Running, leads};
-use super::settings::compare_files;
+use super::settings::{compare_files, model_files};
 use super::{Outcome, Placement, Terminal};
 use crate::models::ModelDir;
 use crate::pretrained::{capture_forward, load_weights, names};
@@ -31,9 +31,10 @@ pub struct Run {
 }
 
 impl Run {
-    /// The files that all processes must have in common, but for the weights.
-    pub(super) fn reads(&self) -> Vec<(&'static str, PathBuf)> {
-        vec![("config.json", self.model.join("config.json")), ("--inputs", self.inputs.clone())]
+    /// The files that all processes must have in common, but for large weights.
+    pub(super) fn reads(&self) -> Vec<(String, PathBuf)> {
+        let inputs = ("--inputs".to_string(), self.inputs.clone());
+        model_files(&self.model, true).into_iter().chain([inputs]).collect()
     }
 
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {

@@ -13,7 +13,7 @@ const OWN: [&str; 1] = ["deadline"];
 
 /// The options of a subcommand as the command line or their defaults say them, with the contents of `files` that it reads, each named by
 /// its option. Other paths stand for nothing: hosts may call one file differently, and only one process writes.
-pub(super) fn settings(command: &clap::Command, matches: &ArgMatches, files: &[(&str, PathBuf)]) -> Settings {
+pub(super) fn settings(command: &clap::Command, matches: &ArgMatches, files: &[(String, PathBuf)]) -> Settings {
     let mut settings = Settings::new();
     settings.set("the version of tpc", env!("CARGO_PKG_VERSION"));
     let Some((name, matches)) = matches.subcommand() else { return settings };
@@ -65,7 +65,24 @@ fn contents(file: &Path) -> String {
     Digest::of_file(file, || ()).map_or_else(|_| "that of no file".into(), |digest| digest.to_string())
 }
 
-/// Compares files that are too large to be read by every process: weights, checkpoints.
+/// Weights of at most so many bytes are read before processes meet, so that two jobs that differ in nothing else are told apart.
+const SMALL: u64 = 64 << 20;
+
+/// A model's configuration, and its weights if they are small and `weights` are read.
+pub(super) fn model_files(dir: &Path, weights: bool) -> Vec<(String, PathBuf)> {
+    let of_model = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
+    let found = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        found.filter_map(|entry| entry.file_name().into_string().ok()).filter(of_model).collect();
+    names.sort();
+    let bytes: u64 = names.iter().filter_map(|name| dir.join(name).metadata().ok()).map(|file| file.len()).sum();
+    if !weights || bytes > SMALL {
+        names.clear();
+    }
+    ["config.json".to_string()].into_iter().chain(names).map(|name| (name.clone(), dir.join(name))).collect()
+}
+
+/// Compares files that may be too large to be read by every process: weights, checkpoints.
 ///
 /// # Errors
 /// On every process, which file differs.

@@ -3,7 +3,7 @@
 use super::data::{Batch, Pending, Text, check_dir, check_file, feed};
 use super::launch::{Running, leads};
 use super::options::StepArguments;
-use super::settings::compare_files;
+use super::settings::{compare_files, model_files};
 use super::subject::{Optimizer, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
@@ -126,11 +126,11 @@ struct Model {
 }
 
 impl Train {
-    /// The files that all processes must have in common, but for weights and checkpoints.
-    pub(super) fn reads(&self) -> Vec<(&'static str, PathBuf)> {
-        let data = self.inputs.iter().map(|file| ("--inputs", file.clone()));
-        let text = self.text.iter().map(|file| ("--text", file.clone()));
-        [("config.json", self.model.join("config.json"))].into_iter().chain(data).chain(text).collect()
+    /// The files that all processes must have in common, but for large weights and checkpoints.
+    pub(super) fn reads(&self) -> Vec<(String, PathBuf)> {
+        let data = [("--inputs", &self.inputs), ("--text", &self.text)];
+        let data = data.into_iter().filter_map(|(option, file)| Some((option.to_string(), file.clone()?)));
+        model_files(&self.model, !self.from_scratch).into_iter().chain(data).collect()
     }
 
     pub(super) fn execute(&self, terminal: &mut Terminal) -> Outcome {

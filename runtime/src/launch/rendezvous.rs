@@ -208,7 +208,7 @@ fn lead(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, Laun
                     Guest::Busy(reason) => say(&mut stream, "busy", &reason),
                     Guest::OtherVersion => {
                         let reason = format!(
-                            "rank 0 is of version {} of tpc, and another is of another",
+                            "rank 0 runs version {} of tpc, the process that came another one",
                             env!("CARGO_PKG_VERSION")
                         );
                         say(&mut stream, "refused", &reason);
@@ -459,7 +459,7 @@ mod tests {
         connected(port).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let mut old = connected(port);
         old.write_all(b"tpc 0.0.0 rank 1 of 2 on here\n").unwrap();
-        assert!(first_line(&old, LINE).unwrap().starts_with("refused rank 0 is of version"));
+        assert!(first_line(&old, LINE).unwrap().starts_with("refused rank 0 runs version"));
         // It gives up before it is hopeless.
         let error = meet(&launched(1, 3, port), Duration::from_secs(1)).unwrap_err().to_string();
         assert!(
