@@ -8,6 +8,7 @@
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
 //! | what a plan's errors say of the model | `explain` |
+//! | programs from the process that compiles to the others | `together` |
 //! | model families and their files | [`models`] |
 //! | capture, load, initialize and save a model directory | [`pretrained`] |
 //! | the command line | [`command`] |
@@ -20,6 +21,7 @@ mod memory;
 pub mod models;
 pub mod pretrained;
 pub mod program;
+mod together;
 pub use capture::scope::scope;
 
 pub use tpc_ir::program::RankProgram;

@@ -8,7 +8,9 @@ use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
 use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use crate::memory;
+use crate::together;
 use burn::tensor::TensorData;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
@@ -224,6 +226,47 @@ pub struct InferenceProgram {
     seed: u64,
 }
 
+/// A training step that is ready to be launched: what [`compile_training_together`] gives on every process.
+pub struct CompiledTraining {
+    /// How parameters are initialized when the model was captured by its shapes.
+    pub init: HashMap<String, Init>,
+    ranks: TrainingRanks,
+    scalars: StepScalars,
+    constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
+}
+
+/// The rank programs of a training step.
+#[derive(Serialize, Deserialize)]
+struct TrainingRanks {
+    first: Vec<RankProgram>,
+    steady: Vec<RankProgram>,
+}
+
+/// A forward pass that is ready to be launched: what [`compile_inference_together`] gives on every process.
+pub struct CompiledInference {
+    ranks: Vec<RankProgram>,
+    constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
+}
+
+impl From<TrainingProgram> for CompiledTraining {
+    fn from(program: TrainingProgram) -> Self {
+        let TrainingProgram { first, steady, init, scalars, constants, values, seed } = program;
+        let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks };
+        CompiledTraining { init, ranks, scalars, constants, values, seed }
+    }
+}
+
+impl From<InferenceProgram> for CompiledInference {
+    fn from(program: InferenceProgram) -> Self {
+        let InferenceProgram { stages, constants, values, seed } = program;
+        CompiledInference { ranks: stages.ranks, constants, values, seed }
+    }
+}
+
 /// How parameters are called: burn's module path to the name that plans and files use.
 pub type Rename<'a> = &'a dyn Fn(&str) -> String;
 
@@ -305,6 +348,62 @@ pub fn compile_inference(
     Ok(InferenceProgram { stages, constants, values: captured.values, seed: options.seed })
 }
 
+/// [`compile_training`] by one process for all: the first compiles and hands the rank programs to the others. Every process makes this
+/// call, with the same arguments. `look` sees the whole program where it was compiled.
+///
+/// # Errors
+/// As [`compile_training`], on all processes; a process that does not come.
+pub fn compile_training_together(
+    capture: TrainingCapture,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    launch: &LaunchOptions,
+    look: impl FnOnce(&TrainingProgram),
+) -> Result<CompiledTraining, Error> {
+    let compile = |capture| {
+        let program = compile_training(capture, mesh, plan, options, rename)?;
+        look(&program);
+        Ok(CompiledTraining::from(program))
+    };
+    if together::compiles(launch) {
+        return together::hand_out(launch, compile(capture), |compiled| &compiled.ranks);
+    }
+    let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
+    let constants = import_with(&steady, &Signature::of([&steady, &first])?)?.constants;
+    let ranks = together::receive(launch)?;
+    let (scalars, seed) = (capture.scalars, options.seed);
+    Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, seed })
+}
+
+/// [`compile_inference`] by one process for all, as [`compile_training_together`].
+///
+/// # Errors
+/// As [`compile_inference`], on all processes; a process that does not come.
+pub fn compile_inference_together(
+    captured: &Captured,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    launch: &LaunchOptions,
+    look: impl FnOnce(&InferenceProgram),
+) -> Result<CompiledInference, Error> {
+    let compile = || {
+        let program = compile_inference(captured, mesh, plan, options, rename)?;
+        look(&program);
+        Ok(CompiledInference::from(program))
+    };
+    if together::compiles(launch) {
+        return together::hand_out(launch, compile(), |compiled| &compiled.ranks);
+    }
+    let captured = renamed(captured, rename);
+    let constants = import_with(&captured, &Signature::of([&captured])?)?.constants;
+    let ranks = together::receive(launch)?;
+    Ok(CompiledInference { ranks, constants, values: captured.values, seed: options.seed })
+}
+
 /// The elements of tensor data as floats.
 fn data_f64(data: &TensorData) -> Vec<f64> {
     data.clone().convert::<f64>().try_to_vec::<f64>().unwrap_or_default()
@@ -342,12 +441,7 @@ impl TrainingProgram {
     /// # Errors
     /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
-        check_memory(&self.first.ranks, &options)?;
-        let mut session = Session::launch(self.first.ranks, options)?;
-        feed(&mut session, InputKind::Constant, &self.constants)?;
-        feed(&mut session, InputKind::Parameter, &self.values)?;
-        let next = Some(self.steady.ranks);
-        Ok(TrainingSession { session, next, scalars: self.scalars, seed: self.seed, step: 0 })
+        CompiledTraining::from(self).launch(options)
     }
 
     /// [`TrainingProgram::launch`], then [`TrainingSession::resume`].
@@ -358,6 +452,21 @@ impl TrainingProgram {
         let mut training = self.launch(options)?;
         training.resume(dir)?;
         Ok(training)
+    }
+}
+
+impl CompiledTraining {
+    /// As [`TrainingProgram::launch`].
+    ///
+    /// # Errors
+    /// As [`TrainingProgram::launch`].
+    pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
+        check_memory(&self.ranks.first, &options)?;
+        let mut session = Session::launch(self.ranks.first, options)?;
+        feed(&mut session, InputKind::Constant, &self.constants)?;
+        feed(&mut session, InputKind::Parameter, &self.values)?;
+        let next = Some(self.ranks.steady);
+        Ok(TrainingSession { session, next, scalars: self.scalars, seed: self.seed, step: 0 })
     }
 }
 
@@ -396,6 +505,9 @@ impl TrainingSession {
         let step = self.step + 1;
         let values = self.scalars.values(step, learning_rate)?;
         let (seed, session) = (self.seed, &mut self.session);
+        session.must_agree("the step", step);
+        session.must_agree("the learning rate", learning_rate);
+        session.must_agree("the seed", seed);
         let names: Vec<String> =
             session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();
         for name in names {
@@ -453,6 +565,7 @@ impl TrainingSession {
             _ => self.succeed()?,
         }
         checkpoint::load(&mut self.session, checkpoint)?;
+        self.session.compare_again();
         self.step = checkpoint.step() as usize;
         self.seed = checkpoint.seed();
         Ok(self.step)
@@ -465,8 +578,18 @@ impl InferenceProgram {
     /// # Errors
     /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
-        check_memory(&self.stages.ranks, &options)?;
-        let mut session = Session::launch(self.stages.ranks, options)?;
+        CompiledInference::from(self).launch(options)
+    }
+}
+
+impl CompiledInference {
+    /// As [`InferenceProgram::launch`].
+    ///
+    /// # Errors
+    /// As [`InferenceProgram::launch`].
+    pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
+        check_memory(&self.ranks, &options)?;
+        let mut session = Session::launch(self.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
         if session.program(0).inputs.iter().any(|i| i.name == SEED) {

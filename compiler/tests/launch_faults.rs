@@ -220,13 +220,173 @@ fn without_our_launcher_the_first_that_fails_writes_the_record() {
     }
 }
 
-/// Nobody is lost: there is nothing to say, and nothing to wait for.
+/// What a run that was told to end has kept, as its one line says.
+fn kept(scratch: &Scratch, told: &Told, signal: &str, prefix: &str) -> u64 {
+    let step = latest(scratch, 0).expect("a checkpoint");
+    let begin = format!("{prefix}note: {signal} ended the run after step {step} of 1000000, which is kept in ");
+    let lines: Vec<&str> =
+        told.err.lines().filter(|line| !line.contains("training starts from the beginning")).collect();
+    let end = format!("{}/step-{step:06}; the same command goes on from there", scratch.path("run"));
+    assert_eq!(lines, [begin + &end], "and nothing else is said");
+    assert_eq!(losses(scratch.path("m.jsonl")).last().unwrap().0, step, "no step is done that is not kept");
+    step
+}
+
+fn begun(scratch: &Scratch) {
+    let lines = || std::fs::read_to_string(scratch.path("m.jsonl")).unwrap_or_default().lines().count();
+    until("some steps", Duration::from_secs(60), || lines() > 3);
+}
+
 #[test]
-fn without_our_launcher_a_signal_ends_a_process() {
+fn a_run_that_is_told_to_end_keeps_its_step() {
+    for (name, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let scratch = Scratch::new(&format!("told-{name}"));
+        let start = |steps: u64| {
+            let arguments = training(&scratch, 2, steps, "1000000");
+            Tpc::start(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let run = start(1_000_000);
+        begun(&scratch);
+        signal(run.pid(), name);
+        let told = run.end(Duration::from_secs(60));
+        assert_eq!(told.code, code, "{told:?}");
+        let step = kept(&scratch, &told, &format!("SIG{name}"), "");
+        let told = start(step + 2).end(Duration::from_secs(60));
+        assert_eq!((told.code, latest(&scratch, 0)), (0, Some(step + 2)), "{told:?}");
+        let steps: Vec<u64> = losses(scratch.path("m.jsonl")).iter().map(|l| l.0).collect();
+        assert_eq!(steps, (1..=step + 2).collect::<Vec<_>>(), "no step is missing");
+    }
+}
+
+/// To the launcher, which passes it on, to one process, and to all of them, as service managers and batch systems do.
+#[test]
+fn processes_that_are_told_to_end_keep_the_same_step() {
+    for (seed, whom) in ["launcher", "rank", "ranks", "all", "shells"].into_iter().enumerate() {
+        let scratch = Scratch::new(&format!("told-{whom}"));
+        let ranks = 2 + seed % 2;
+        let mut command = training(&scratch, ranks, 1_000_000, "1000000");
+        if whom == "shells" {
+            // Shells end sooner than what they have started.
+            let quoted: Vec<String> = command.iter().map(|a| format!("'{a}'")).collect();
+            let script = format!("{} {}; exit $?", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "));
+            command = vec!["sh".into(), "-c".into(), script];
+        }
+        let run = launch(ranks, &scratch, &command);
+        begun(&scratch);
+        let launcher = run.pid();
+        let processes = children(launcher);
+        let pids: Vec<u32> = match whom {
+            "launcher" | "shells" => vec![launcher],
+            "rank" => vec![processes[&1]],
+            "ranks" => processes.values().copied().collect(),
+            _ => processes.values().copied().chain([launcher]).collect(),
+        };
+        pids.into_iter().for_each(|pid| signal(pid, "TERM"));
+        let told = run.end(Duration::from_secs(60));
+        assert_eq!(told.code, 143, "{whom}: {told:?}");
+        kept(&scratch, &told, "SIGTERM", "[rank 0] ");
+        assert!(children(launcher).is_empty() && of_scratch(&scratch).is_empty(), "{whom}");
+        assert!(!scratch.names().iter().any(|n| n.starts_with("flights")), "nothing has failed");
+        resumes(&scratch, 5 - ranks, seed as u64);
+    }
+}
+
+/// A process that does not come to the end of its step holds the others up; who asks twice does not want to wait.
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    let scratch = Scratch::new("twice");
+    let dir = model("llama-tiny");
+    let command = training(&scratch, 2, 1_000_000, "1000000");
+    let head = ["launch", "--ranks", "2", "--deadline", "100", "--grace", "100", "--"];
+    let run = Tpc::start(&head.into_iter().chain(command.iter().map(String::as_str)).collect::<Vec<_>>());
+    begun(&scratch);
+    signal(children(run.pid())[&1], "STOP");
+    signal(run.pid(), "INT");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(children(run.pid()).len(), 2, "they are waited for");
+    signal(run.pid(), "INT");
+    let told = run.end(Duration::from_secs(30));
+    assert!(told.code == 130 && told.err.contains("error: ended by signal 2 (SIGINT)"), "{told:?}");
+    assert!(latest(&scratch, 0).is_none());
+    // In one process, whose steps take many seconds.
+    let scratch = Scratch::new("twice-alone");
+    let text = scratch.path("text");
+    std::fs::write(&text, "some text that is long enough for a window of a few characters. ".repeat(10)).unwrap();
+    let dir = dir.display().to_string();
+    let (run, metrics) = (scratch.path("run"), scratch.path("m.jsonl"));
+    let head = ["train", &dir, "--text", &text, "--batch", "1500", "--seq", "64", "--steps", "2", "--from-scratch"];
+    let run = Tpc::start(&[&head[..], &["--checkpoint", &run, "--metrics", &metrics]].concat());
+    // The file is there when steps begin.
+    until("the first step", Duration::from_secs(60), || std::fs::exists(&metrics).unwrap());
+    std::thread::sleep(Duration::from_millis(300));
+    signal(run.pid(), "TERM");
+    std::thread::sleep(Duration::from_millis(600));
+    assert!(std::fs::exists(format!("/proc/{}/exe", run.pid())).unwrap(), "it finishes its step");
+    signal(run.pid(), "TERM");
+    let told = run.end(Duration::from_secs(30));
+    assert_eq!((told.code, &*told.err, whole(&scratch)), (143, "", None));
+}
+
+#[test]
+fn without_a_checkpoint_a_signal_ends_a_run_at_once() {
+    let scratch = Scratch::new("unkept");
+    let arguments = training(&scratch, 2, 1_000_000, "1000000");
+    let without: Vec<&str> = arguments.iter().map(String::as_str).filter(|a| *a != "--resume").collect();
+    let at = without.iter().position(|a| *a == "--checkpoint").unwrap();
+    let run = Tpc::start(&[&without[..at], &without[at + 6..]].concat());
+    begun(&scratch);
+    signal(run.pid(), "INT");
+    let told = run.end(Duration::from_secs(60));
+    assert_eq!((told.code, &*told.err), (130, ""));
+    assert_eq!(scratch.names(), ["m.jsonl"]);
+}
+
+/// Whatever is between the launcher and its ranks, and whatever they do: computing, or waiting for one that is stopped.
+#[test]
+fn nothing_outlives_a_killed_launcher() {
+    for (name, stops, shells) in
+        [("computing", false, 0), ("waiting", true, 0), ("shells", false, 2), ("session", false, 3)]
+    {
+        let scratch = Scratch::new(&format!("orphans-{name}"));
+        let mut command = training(&scratch, 2, 1_000_000, "1000000");
+        let quoted: Vec<String> = command.iter().map(|a| format!("'{a}'")).collect();
+        let inner = format!("{} {}", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "));
+        match shells {
+            0 => {}
+            // Neither shell is replaced by what it starts.
+            2 => {
+                std::fs::write(scratch.path("inner"), format!("{inner}\nexit $?\n")).unwrap();
+                let script = format!("sh {}; exit $?", scratch.path("inner"));
+                command = vec!["sh".into(), "-c".into(), script];
+            }
+            // A session of its own, whose leader's parent ends.
+            _ => {
+                let script = "setsid sh -c \"$0\" & wait".to_string();
+                command = vec!["sh".into(), "-c".into(), script, format!("{inner}; exit $?")];
+            }
+        }
+        let head = ["launch", "--ranks", "2", "--deadline", "600", "--"];
+        let run = Tpc::start(&head.into_iter().chain(command.iter().map(String::as_str)).collect::<Vec<_>>());
+        begun(&scratch);
+        if stops {
+            signal(children(run.pid())[&1], "STOP");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        // The launcher has the arguments, too, if no shell has.
+        assert_eq!(of_scratch(&scratch).len(), if shells == 0 { 3 } else { 2 });
+        signal(run.pid(), "KILL");
+        until(&format!("{name}: nothing is left"), Duration::from_secs(20), || of_scratch(&scratch).is_empty());
+        assert_eq!(run.end(Duration::from_secs(20)).code, 137);
+    }
+}
+
+/// No process is lost: there is nothing to say but what is kept, and the others end with it.
+#[test]
+fn without_our_launcher_a_signal_to_one_process_ends_all() {
     let scratch = Scratch::new("terminated");
     let [first, second] = without_our_launcher(&scratch);
-    signal(first.pid(), "TERM");
-    let told = first.end(Duration::from_secs(60));
-    assert!(told.code == 143 && !told.err.contains("error"), "{told:?}");
-    assert!(second.end(Duration::from_secs(60)).err.contains("the process of rank 0 ended without it"));
+    signal(second.pid(), "TERM");
+    let (first, second) = (first.end(Duration::from_secs(60)), second.end(Duration::from_secs(60)));
+    assert_eq!((first.code, second.code, &*second.err), (143, 143, ""));
+    kept(&scratch, &first, "SIGTERM", "");
 }

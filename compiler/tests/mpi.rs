@@ -113,6 +113,35 @@ fn a_mesh_of_another_size_is_an_error_on_all() {
     }
 }
 
+#[test]
+fn processes_that_do_not_do_the_same_are_told_what_differs() {
+    let scratch = Scratch::new("mpi-differences");
+    let quoted: Vec<String> = training(&scratch, "2", "tp=2", "tp").iter().map(|a| format!("'{a}'")).collect();
+    let (tpc_path, variable) = (env!("CARGO_BIN_EXE_tpc"), Mpirun::find().rank_variable());
+    let script = format!("test ${variable} = 1 && lr=0.002 || lr=0.001; exec {tpc_path} {}", quoted.join(" "));
+    let script = script.replace("'--lr' '0.001'", "--lr $lr");
+    let told = start(2, "sh", &["-c".into(), script]).end(Duration::from_secs(80));
+    assert_ne!(told.code, 0);
+    let expected = "the processes do not do the same: --lr is 0.001 on rank 0 and 0.002 on rank 1";
+    assert!((0..2).all(|rank| error(&told, rank).starts_with(expected)), "{}", told.err);
+}
+
+/// A signal to one rank ends all after the same step.
+#[test]
+fn a_run_that_is_told_to_end_keeps_its_step() {
+    let scratch = Scratch::new("mpi-told");
+    let run = start(2, env!("CARGO_BIN_EXE_tpc"), &training(&scratch, "1000000", "tp=2", "tp"));
+    until("some steps", Duration::from_secs(60), || {
+        std::fs::read_to_string(scratch.path("m.jsonl")).unwrap_or_default().lines().count() > 3
+    });
+    signal(process_of(&scratch, Mpirun::find().rank_variable(), 1), "TERM");
+    let told = run.end(Duration::from_secs(60));
+    assert_ne!(told.code, 0);
+    let step = whole(&scratch).expect("a checkpoint");
+    assert!(told.err.contains(&format!("note: SIGTERM ended the run after step {step} of 1000000")), "{}", told.err);
+    assert!(!Mpirun::find().tagged(&told.err).contains("] error: "), "{}", told.err);
+}
+
 /// MPI waits for all to initialise it, and has no deadline for that: `tpc` has one of thirty seconds.
 #[test]
 fn processes_that_do_not_initialise_mpi_are_an_error() {

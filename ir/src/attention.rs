@@ -20,11 +20,12 @@
 //! multiplies them, and no other value.
 
 use crate::program::{Instruction, View};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 
 /// An operand or result: a view of the whole of it, the stride of each dimension of [`Attention::dims`] (0 where it
 /// does not have it) and of its own dimensions.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Operand {
     /// Buffer, element offset, element type; its shape and strides only say what it covers.
     pub view: View,
@@ -35,7 +36,7 @@ pub struct Operand {
 }
 
 /// See the module.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Attention {
     /// Extents of the scores: any number of batch dimensions, rows, columns. An operand may lack a batch
     /// dimension (stride 0: the heads that share a key); the gradient of such an operand is summed over it.
@@ -71,7 +72,7 @@ pub struct Attention {
 }
 
 /// What the backward pass has besides.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Backward {
     /// Has no columns; own dimensions are `width`.
     pub grad_out: Operand,

@@ -1,9 +1,10 @@
 //! Element types.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The type of one tensor element.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum DType {
     F64,

@@ -10,6 +10,7 @@ use crate::{MapFn, ReduceOp};
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// One result of a node.
@@ -37,7 +38,7 @@ pub struct Use {
 }
 
 /// The part of a training step that a node belongs to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Phase {
     #[default]
@@ -88,7 +89,7 @@ pub struct Node {
 }
 
 /// What a program output is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OutputKind {
     /// A named result of the forward pass.
     Result(String),

@@ -1,6 +1,7 @@
 //! Device meshes: ordered, named axes of ranks.
 
 use crate::quote::cut;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Index of an axis of a [`Mesh`], in the mesh's order.
@@ -66,7 +67,7 @@ impl FromIterator<AxisId> for AxisSet {
 }
 
 /// One axis of a mesh: one that the user named, or a part of one that the compiler split.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MeshAxis {
     /// How the axis is printed. A part carries the name of the axis that was split and the split:
     /// `tp:2` is the major part (2 groups), `tp:/2` the minor part inside each of those groups.
@@ -80,7 +81,7 @@ pub struct MeshAxis {
 }
 
 /// One side of an axis that was split into a number of groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 enum Split {
     /// Which group.
     Major(usize),
@@ -128,7 +129,7 @@ pub fn is_name(text: &str) -> bool {
 pub const LONGEST_NAME: usize = 64;
 
 /// An ordered list of named axes. Rank numbers are row-major: the last axis is the fastest.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Mesh {
     axes: Vec<MeshAxis>,
 }

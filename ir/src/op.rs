@@ -7,10 +7,11 @@
 use crate::DType;
 use crate::mesh::{AxisId, AxisSet};
 use crate::subscripts::Subscripts;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A scalar constant; floats compare by their bits, so that operations can be hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Scalar {
     /// A float, as the bits of an `f64`.
     Float(u64),
@@ -84,7 +85,7 @@ impl fmt::Display for Scalar {
 }
 
 /// How values combine in a reduction, local or across ranks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum ReduceOp {
     Sum,
@@ -166,7 +167,7 @@ impl ReduceOp {
 macro_rules! map_fns {
     ($($variant:ident $name:literal $arity:literal),+ $(,)?) => {
         /// A function applied to every element.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[allow(missing_docs)]
         pub enum MapFn { $($variant),+, #[doc = "Conversion to another element type."] Cast(DType) }
 
@@ -335,7 +336,7 @@ pub fn erf(x: f64) -> f64 {
 }
 
 /// What a program input is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum InputKind {
     /// A trained parameter, named by its module path.
     Parameter,
@@ -372,7 +373,7 @@ impl InputKind {
 }
 
 /// How random elements are distributed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Distribution {
     /// 1 with this probability, else 0.
     Bernoulli(Scalar),

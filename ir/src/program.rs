@@ -7,15 +7,16 @@
 use crate::attention::Attention;
 use crate::op::{Distribution, InputKind, MapFn, ReduceOp, Scalar};
 use crate::{DType, Mesh, OutputKind, Phase};
+use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 /// Index into [`RankProgram::buffers`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BufferId(pub u32);
 
 /// A piece of the arena. Buffers whose lives do not overlap may share bytes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Buffer {
     /// First byte in the arena; a multiple of [`ALIGNMENT`].
     pub offset: usize,
@@ -31,7 +32,7 @@ pub struct Buffer {
 pub const ALIGNMENT: usize = 64;
 
 /// A strided view of a buffer. Strides and offset count elements of `dtype`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct View {
     /// The buffer.
     pub buffer: BufferId,
@@ -84,7 +85,7 @@ pub fn dense_strides(shape: &[usize]) -> Vec<isize> {
 /// A register holds one value per iteration of the innermost dimension (a *row*), or one value for
 /// the whole row (*uniform*): loads with innermost stride 0, constants, reductions, and functions of
 /// uniform registers are uniform.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Instruction {
     /// Elements of a view; `strides` has one entry per loop dimension (in elements, 0 repeats).
     Load {
@@ -167,7 +168,7 @@ pub enum Instruction {
 /// A store may overwrite what a load of the same view, strides and dimensions (none of stride 0) has
 /// read earlier in the body: an update in place. Any other overlap of a store with another access is
 /// executed instruction by instruction on whole rows, correct but slow.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loop {
     /// Sizes, outermost first; the last is the row.
     pub dims: Vec<usize>,
@@ -176,7 +177,7 @@ pub struct Loop {
 }
 
 /// One loop of a contraction: its size and the stride it has in each operand, in elements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContractDim {
     /// Size.
     pub size: usize,
@@ -191,7 +192,7 @@ pub struct ContractDim {
 /// A matrix product with any number of batch, row, column and summed dimensions:
 /// `out[batch, m, n] = Σ_k left[batch, m, k] · right[batch, k, n]`, and what is done with each of its elements
 /// before it is written (cublasLt and CUTLASS call that the epilogue).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Contract {
     /// Left operand.
     pub left: View,
@@ -247,7 +248,7 @@ impl Contract {
 
 /// One of the values that a gather or a scatter carries: on rank r of the group its shard is
 /// `[outer, lens[r], inner]`, the whole is `[outer, Σ lens, inner]`, both dense.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
     /// Product of the dimensions before the one that is cut.
     pub outer: usize,
@@ -273,7 +274,7 @@ impl Part {
 ///
 /// A collective that carries several values has them side by side in `from` and in `to`, each dense,
 /// in the order of its parts.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CollectiveKind {
     /// Element by element over the group. `from` and `to` may be the same buffer.
     AllReduce(ReduceOp),
@@ -307,7 +308,7 @@ pub enum CollectiveKind {
 }
 
 /// A collective over one group of ranks.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Collective {
     /// What it does.
     pub kind: CollectiveKind,
@@ -363,7 +364,7 @@ pub fn wire_bytes(name: &str, full_bytes: usize, ranks: usize) -> f64 {
 }
 
 /// One entry of the flat list that a rank executes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A fused loop nest.
     Loop(Loop),
@@ -430,7 +431,7 @@ pub enum Action {
 }
 
 /// An action with its provenance.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Step {
     /// What to do.
     pub action: Action,
@@ -441,7 +442,7 @@ pub struct Step {
 }
 
 /// The box of a global tensor that a rank holds in a buffer.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Binding {
     /// Where it lies. Dense.
     pub view: View,
@@ -454,7 +455,7 @@ pub struct Binding {
 }
 
 /// A program input and where it goes.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputBinding {
     /// Unique name.
     pub name: String,
@@ -465,7 +466,7 @@ pub struct InputBinding {
 }
 
 /// A program output and where it is found after a step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputBinding {
     /// What it is.
     pub kind: OutputKind,
@@ -474,7 +475,7 @@ pub struct OutputBinding {
 }
 
 /// The program of one rank.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RankProgram {
     /// The mesh.
     pub mesh: Mesh,

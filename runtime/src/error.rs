@@ -185,6 +185,9 @@ pub enum RuntimeError {
         "the processes run different programs: {0}; start all of them with the same command, files and version of tpc"
     )]
     Programs(String),
+    /// The processes were started with different options, data, seeds or weights.
+    #[error("the processes do not do the same: {0}; start all of them with the same command and files")]
+    Settings(String),
     /// A rank panicked.
     #[error("rank {rank} panicked in {operation}: {message}")]
     Panic {

@@ -9,6 +9,7 @@
 //! | what a communicator is; ranks as threads and as processes | [`comm`] |
 //! | how processes are launched and find each other | [`launch`] |
 //! | whether all processes run the same programs | [`fingerprint`] |
+//! | whether all processes have the same options, data, seeds and weights | [`settings`], [`digest`] |
 //! | how one rank's program is prepared and executed | [`device::cpu`] |
 //! | which kernels a program is on a GPU, and how they are checked and run | [`device::cuda`] |
 //! | what a session needs of a device with memory of its own | [`device::attached`] |
@@ -23,6 +24,7 @@ pub mod checkpoint;
 pub mod comm;
 pub mod counters;
 pub mod device;
+pub mod digest;
 pub mod element;
 pub mod error;
 pub mod fingerprint;
@@ -30,6 +32,7 @@ pub mod flight;
 pub mod launch;
 pub mod output;
 pub mod session;
+pub mod settings;
 pub mod trace;
 
 pub use boxes::{BoxRequest, Run, Runs};
@@ -38,3 +41,4 @@ pub use comm::Processes;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
 pub use session::{Backend, BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};
+pub use settings::Settings;

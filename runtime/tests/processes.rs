@@ -84,6 +84,26 @@ fn child_process() {
             let mut session = Session::launch((0..3).map(program).collect(), options).unwrap_or_else(|e| fail(&e));
             session.step().map(drop).unwrap_or_else(|e| fail(&e));
         }
+        "given" => {
+            let program = |rank: usize| {
+                let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
+                let x = b.input("x", DType::F32, &[4]);
+                b.output("x", &x);
+                b.program
+            };
+            let mut session = Session::launch((0..2).map(program).collect(), options).unwrap_or_else(|e| fail(&e));
+            let differs = |what: &str| second && processes::role()[1] == what;
+            let give = |session: &mut Session, later: bool| {
+                let (x, rate) = (if differs("data") { 2.0 } else { 1.0 }, if differs("rate") { 0.2 } else { 0.1 });
+                session.write_f64("x", &[x; 4]).unwrap_or_else(|e| fail(&e));
+                session.must_agree("the learning rate", rate);
+                session.must_agree("the step", if later && differs("checkpoint") { 8 } else { 7 });
+                session.step().map(drop).unwrap_or_else(|e| fail(&e));
+            };
+            give(&mut session, false);
+            session.compare_again();
+            give(&mut session, true);
+        }
         "exchange" => {
             for length in [0, 1, 1 << 18, (1 << 18) + 1, 1_000_000] {
                 let bytes = vec![all.process() as u8; length * all.process()];
@@ -123,7 +143,8 @@ macro_rules! launchers {
                 a_host_program_that_sleeps_is_missed_and_one_that_works_is_waited_for
                 a_process_that_ends_early_is_named_at_once what_one_rank_cannot_load_is_an_error_on_all
                 a_mesh_of_another_size_names_both_numbers
-                what_was_exchanged_before_a_failure_is_there ranks_out_of_step_are_told_so_before_data_is_used);
+                what_was_exchanged_before_a_failure_is_there what_differs_is_told_before_the_first_step
+                ranks_out_of_step_are_told_so_before_data_is_used);
         }
     )+ };
     (@tests $launcher:ident: $($test:ident)+) => { $(
@@ -201,6 +222,26 @@ fn what_was_exchanged_before_a_failure_is_there(launcher: Launcher) {
     for rank in [0, 2] {
         let error = error(&told, rank);
         assert!(error.contains("`read loss` was given up because rank 1 failed: no weights wanted"), "{error}");
+    }
+}
+
+/// Data, the learning rate, and what a checkpoint has put in their place.
+fn what_differs_is_told_before_the_first_step(launcher: Launcher) {
+    assert_eq!(run(launcher, "given nothing", 2).ended.code, 0);
+    for (role, expected) in [
+        ("given data", "the digest of input `x` is "),
+        ("given rate", "the learning rate is 0.1 on rank 0 and 0.2 on rank 1"),
+        ("given checkpoint", "the step is 7 on rank 0 and 8 on rank 1"),
+    ] {
+        let told = run(launcher, role, 2);
+        assert_eq!(told.ended.code, 1, "{role}: {}", told.stderr);
+        for rank in 0..2 {
+            let error = error(&told, rank);
+            assert!(
+                error.starts_with("the processes do not do the same: ") && error.contains(expected),
+                "{role}: {error}"
+            );
+        }
     }
 }
 

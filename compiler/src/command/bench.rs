@@ -9,7 +9,9 @@ use super::subject::{Optimizer, Step, Subject, initial};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::capture::Init;
 use crate::pretrained::initialise;
-use crate::program::{TrainingSession, compile_inference, compile_training};
+use crate::program::{
+    InferenceProgram, TrainingProgram, TrainingSession, compile_inference_together, compile_training_together,
+};
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
 use std::collections::HashMap;
@@ -113,25 +115,25 @@ impl Bench {
         // The gradients of the MLP's step are its results.
         let mut options = self.placement.options(matches!(subject, Subject::Mlp(_)), 0)?;
         options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)), given)?;
-        let rename = subject.rename();
+        let (rename, launch) = (subject.rename(), self.running.options()?);
         let step = match self.mode {
             Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),
             Mode::Train => subject.step(&Optimizer::compared())?,
         };
         let (mut running, init) = match step {
             Step::Training(capture) => {
-                let program = compile_training(*capture, &mesh, &plan, &options, &rename)
+                let note = |program: &TrainingProgram| note_idle_ranks(&program.steady.placed, &plan, terminal);
+                let program = compile_training_together(*capture, &mesh, &plan, &options, &rename, &launch, note)
                     .map_err(|e| self.placement.failure(e))?;
-                note_idle_ranks(&program.steady.placed, &plan, terminal);
                 let init = program.init.clone();
-                (Running::Training(Box::new(program.launch(self.running.options())?)), init)
+                (Running::Training(Box::new(program.launch(launch)?)), init)
             }
             Step::Backward(captured) => {
                 let init = initial(&captured, &rename);
-                let program = compile_inference(&captured, &mesh, &plan, &options, &rename)
+                let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, terminal);
+                let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
                     .map_err(|e| self.placement.failure(e))?;
-                note_idle_ranks(&program.stages.placed, &plan, terminal);
-                (Running::Inference(Box::new(program.launch(self.running.options())?)), init)
+                (Running::Inference(Box::new(program.launch(launch)?)), init)
             }
         };
         fill(running.session(), &init, subject)?;

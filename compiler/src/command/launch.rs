@@ -2,15 +2,15 @@
 
 use super::{Failure, Outcome, Terminal, subcommands};
 use clap::{Args, ValueEnum};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tpc_runtime::comm::Processes;
-use tpc_runtime::launch::{self, supervise};
+use tpc_runtime::launch::{self, Joining, LaunchError, LauncherKind, supervise};
 use tpc_runtime::session::{Backend, MAX_RANKS};
-use tpc_runtime::{LaunchOptions, RuntimeError};
+use tpc_runtime::{LaunchOptions, RuntimeError, Settings};
 
 /// Run a command as one process per rank, on this host: tpc launch --ranks 2 -- train MODEL_DIR --mesh tp=2 ...
 ///
@@ -41,6 +41,18 @@ impl Launch {
             return Err(Failure::new(format!("--ranks {ranks}: at most {MAX_RANKS} ranks can be launched here")));
         }
         let Some((first, rest)) = self.command.split_first() else { return Err(Failure::new("no command to launch")) };
+        if let Some(around) = launch::launched()? {
+            let (kind, world) = (around.kind, around.world);
+            if kind == LauncherKind::Tpc {
+                return Err(Failure::new(
+                    "tpc launch starts the processes of one world, and cannot start another tpc launch",
+                ));
+            }
+            terminal.note(format!(
+                "{kind} has started {world} processes, each of which runs tpc launch and starts a world of its own; \
+                 without tpc launch they are one world"
+            ));
+        }
         let is_ours = first.to_str().is_some_and(|name| subcommands().iter().any(|s| s == name));
         let (program, arguments) = match is_ours {
             true => (std::env::current_exe()?.into_os_string(), self.command.clone()),
@@ -55,7 +67,7 @@ impl Launch {
             flight_dir: self.flight_dir.clone(),
         };
         let stderr: supervise::Output = Arc::new(Mutex::new(std::io::stderr()));
-        let ended = supervise::launch(&launch, &stderr)?;
+        let ended = supervise::launch(&launch, &stderr).map_err(|e| not_started(e, first))?;
         if ended.code == 0 {
             if !ended.joined && self.ranks.get() > 1 {
                 terminal.note(
@@ -65,9 +77,52 @@ impl Launch {
             return Ok(());
         }
         let record = ended.flight_record.map(|p| format!("; flight record: {}", p.display())).unwrap_or_default();
-        let message = ended.message.unwrap_or_else(|| "a process failed".into());
-        Err(Failure::Code(ended.code, format!("{message}{record}")))
+        match ended.message {
+            Some(message) => Err(Failure::Code(ended.code, format!("{message}{record}"))),
+            // They have said what they kept.
+            None => Err(Failure::Stopped(ended.code, String::new())),
+        }
     }
+}
+
+/// Why the processes could not be started; a name that is no program may be a subcommand with a mistake in it.
+fn not_started(error: LaunchError, program: &OsStr) -> Failure {
+    let is_missing = matches!(&error, LaunchError::System { source, .. } if source.kind() == ErrorKind::NotFound);
+    match is_missing && !program.to_string_lossy().contains('/') {
+        true => Failure::new(format!("{error}; the subcommands of tpc are {}", subcommands().join(", "))),
+        false => error.into(),
+    }
+}
+
+/// What to tell about a command line of `tpc launch` that makes no command: most often, `--` is missing.
+pub(super) fn hint(arguments: &[OsString]) -> Option<String> {
+    let words: Vec<String> = arguments.iter().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let (first, words) = words.split_first()?;
+    if first != "launch" || words.iter().any(|word| word == "--") {
+        return None;
+    }
+    let takes_value = |word: &str| {
+        let of_launch = Launch::augment_args(clap::Command::new("launch"));
+        let mut options = of_launch.get_arguments().filter(|a| a.get_action().takes_values());
+        options.any(|a| a.get_long().is_some_and(|long| word.strip_prefix("--") == Some(long)))
+    };
+    let (mut options, mut command): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
+    let mut words = words.iter().map(String::as_str);
+    while let Some(word) = words.next() {
+        // The deadline is an option of the command, too.
+        let is_own = takes_value(word) && (command.is_empty() || word != "--deadline");
+        let is_own = is_own || command.is_empty() && word.starts_with('-');
+        let to = if is_own { &mut options } else { &mut command };
+        to.push(word);
+        to.extend(takes_value(word).then(|| words.next()).flatten());
+    }
+    if !options.iter().any(|option| option.starts_with("--ranks")) {
+        options.extend(["--ranks", "N"]);
+    }
+    if command.is_empty() {
+        command.extend(["train", "…"]);
+    }
+    Some(format!("the command comes after `--`: tpc launch {} -- {}", options.join(" "), command.join(" ")))
 }
 
 /// A number of seconds above 0.
@@ -100,18 +155,22 @@ pub enum Device {
 }
 
 impl Running {
-    fn deadline(&self) -> Duration {
-        let given = self.deadline.or_else(launch::deadline);
-        given.unwrap_or_else(|| LaunchOptions::default().deadline)
+    fn deadline(&self) -> Outcome<Duration> {
+        let given = self.deadline.map_or_else(launch::deadline, |deadline| Ok(Some(deadline)))?;
+        Ok(given.unwrap_or_else(|| LaunchOptions::default().deadline))
     }
 
-    /// Joins the processes that this one was launched with, if there are any.
+    /// Joins the processes that this one was launched with, if there are any, which must have the same settings.
     ///
     /// # Errors
-    /// Processes that do not come together, or a mesh of another size.
-    pub(super) fn join(&self) -> Outcome<Option<Arc<dyn Processes>>> {
-        // Processes start at different times: a short deadline of collectives is none for that.
-        Ok(launch::join(self.deadline().max(Duration::from_secs(30)))?)
+    /// Processes that do not come together or do not do the same.
+    pub(super) fn join(&self, settings: impl FnOnce() -> Settings, terminal: &mut Terminal) -> Outcome {
+        let Some(launched) = launch::launched()? else { return Ok(()) };
+        // Processes start at different times: a short deadline of collectives is none for that. Those of `tpc launch` start together.
+        let least = if launched.kind == LauncherKind::Tpc { 10 } else { 30 };
+        let deadline = self.deadline()?.max(Duration::from_secs(least));
+        launch::join_with(Joining { deadline, settings: settings(), notes: &mut |note| terminal.note(note) })?;
+        Ok(())
     }
 
     /// Notes a deadline that nothing can miss.
@@ -122,12 +181,13 @@ impl Running {
     }
 
     /// What a session is launched with.
-    pub(super) fn options(&self) -> LaunchOptions {
+    pub(super) fn options(&self) -> Outcome<LaunchOptions> {
         let backend = match self.device {
             Device::Cpu => Backend::Cpu,
             Device::Cuda => Backend::Cuda,
         };
-        LaunchOptions { deadline: self.deadline(), processes: launch::joined(), backend, ..LaunchOptions::default() }
+        let (deadline, processes) = (self.deadline()?, launch::joined());
+        Ok(LaunchOptions { deadline, processes, backend, ..LaunchOptions::default() })
     }
 }
 

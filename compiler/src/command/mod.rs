@@ -14,6 +14,7 @@
 //! | training steps | [`train`] |
 //! | the comparisons' measurements | [`mod@bench`] |
 //! | a command as one process per rank | [`launch`] |
+//! | what all processes of a command must have in common | `settings` |
 
 pub mod bench;
 pub mod data;
@@ -26,6 +27,7 @@ pub mod notes;
 pub mod options;
 pub mod report;
 pub mod run;
+mod settings;
 pub mod subject;
 pub mod train;
 
@@ -37,7 +39,7 @@ use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
@@ -45,6 +47,7 @@ use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::styles::Plan;
+use tpc_runtime::Settings;
 use tpc_runtime::session::MAX_RANKS;
 
 /// Shards burn models over a mesh: shows what the compiler makes of them, runs and trains them.
@@ -71,6 +74,8 @@ pub enum Failure {
     Message(String),
     /// The same, with an exit code of its own.
     Code(u8, String),
+    /// A signal ended the command after it had finished what it was at: the exit code, and what to tell.
+    Stopped(u8, String),
     /// Whoever reads the output has gone: nothing is wrong.
     Closed,
 }
@@ -128,6 +133,13 @@ impl Terminal<'_> {
         // A note that cannot be written does not make the result wrong.
         let _ = writeln!(self.err, "note: {}", messages::shown(&text.to_string(), &[]));
     }
+
+    /// [`Terminal::note`], if there is something to tell.
+    fn note_if_any(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.note(text);
+        }
+    }
 }
 
 /// Runs a command line, program name first, and gives the exit code: 0, 1 for a failure, 2 for
@@ -138,24 +150,34 @@ where
     T: Into<OsString> + Clone,
 {
     let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
-    let parsed = Cli::command().try_get_matches_from(&arguments);
-    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, given(&matches))));
-    let (cli, given) = match parsed {
+    let command = Cli::command();
+    let parsed = command.clone().try_get_matches_from(&arguments);
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
         Ok(parsed) => parsed,
         Err(error) => {
-            let text = messages::shown(&error.render().to_string(), &arguments);
+            let mut text = messages::shown(&error.render().to_string(), &arguments);
             let is_error = error.use_stderr();
+            if let (true, Some(hint)) = (is_error, launch::hint(&arguments)) {
+                text.push_str(&format!("\nnote: {hint}\n"));
+            }
             // Nobody is left to be told that this cannot be written.
             let _ = if is_error { stderr.write_all(text.as_bytes()) } else { stdout.write_all(text.as_bytes()) };
             return if is_error { 2 } else { 0 };
         }
     };
     let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
-    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &given, &mut terminal)));
+    let settings = |files: &[(String, PathBuf)]| settings::settings(&command, &matches, files);
+    let given = given(&matches);
+    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &settings, &given, &mut terminal)));
     let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
         Ok(()) | Err(Failure::Closed) => return 0,
         Err(Failure::Message(message)) => (1, message),
         Err(Failure::Code(code, message)) => (code, message),
+        Err(Failure::Stopped(code, message)) => {
+            terminal.note_if_any(&message);
+            return code;
+        }
     };
     message = messages::shown(&message, &arguments);
     if let Some(processes) = tpc_runtime::launch::joined() {
@@ -179,15 +201,20 @@ fn subcommands() -> Vec<String> {
     Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
 }
 
-fn execute(command: &Command, given: &Given, terminal: &mut Terminal) -> Outcome {
-    let running = match command {
-        Command::Run(arguments) => Some(&arguments.running),
-        Command::Train(arguments) => Some(&arguments.running),
-        Command::Bench(arguments) => Some(&arguments.running),
+fn execute(
+    command: &Command,
+    settings: &dyn Fn(&[(String, PathBuf)]) -> Settings,
+    given: &Given,
+    terminal: &mut Terminal,
+) -> Outcome {
+    let joining = match command {
+        Command::Run(arguments) => Some((&arguments.running, arguments.reads())),
+        Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
+        Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
         Command::DumpIr(_) | Command::Launch(_) => None,
     };
-    if let Some(running) = running {
-        running.join()?;
+    if let Some((running, files)) = joining {
+        running.join(|| settings(&files), terminal)?;
         terminal.silent = !launch::leads();
     }
     match command {

@@ -5,13 +5,14 @@ use super::files::{self, Files};
 use super::given::Given;
 use super::launch::{Running, leads};
 use super::notes::note_idle_ranks;
+use super::settings::{compare_files, model_files};
 use super::subject::executed;
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelDir, WeightMap};
 use crate::pretrained::{capture_forward, load_weights, names};
-use crate::program::compile_inference;
+use crate::program::{InferenceProgram, compile_inference_together};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use tpc_ir::OutputKind;
 use tpc_runtime::{Session, element};
 
@@ -34,11 +35,19 @@ pub struct Run {
 }
 
 impl Run {
+    /// The files that all processes must have in common, but for large weights.
+    pub(super) fn reads(&self) -> Vec<(String, PathBuf)> {
+        let inputs = ("--inputs".to_string(), self.inputs.clone());
+        model_files(&self.model, true).into_iter().chain([inputs]).collect()
+    }
+
     pub(super) fn execute(&self, _given: &Given, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, options) =
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
         let dir = ModelDir::open(&self.model)?;
         dir.warnings.iter().for_each(|warning| terminal.note(warning));
+        let weights: Vec<PathBuf> = dir.weights.files().map(Path::to_path_buf).collect();
+        compare_files(&weights, &self.running)?;
         let batch = Batch::read(&self.inputs, &dir.config)?;
         dir.config.check_memory([batch.tokens.batch, batch.tokens.seq], executed(&self.running, mesh.ranks(), 1))?;
         let files = Files::default().reads_model(&dir).reads("--inputs", &self.inputs);
@@ -49,10 +58,11 @@ impl Run {
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let program =
-            compile_inference(&captured, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
-        note_idle_ranks(&program.stages.placed, &plan, terminal);
-        let mut session = program.launch(self.running.options())?;
+        let launch = self.running.options()?;
+        let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, terminal);
+        let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
+            .map_err(|e| self.placement.failure(e))?;
+        let mut session = program.launch(launch)?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;
         session.step()?;

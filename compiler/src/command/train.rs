@@ -6,13 +6,14 @@ use super::given::Given;
 use super::launch::{Running, leads};
 use super::notes::note_idle_ranks;
 use super::options::StepArguments;
+use super::settings::{compare_files, model_files};
 use super::subject::{Optimizer, executed, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{
     Alphabet, ModelConfig, ModelDir, ModelError, WeightEntry, WeightMap, tokenizer, weight_map, write_weights,
 };
 use crate::pretrained::{LoadError, TokenBatch, condition, initialise, load_weights, names, save};
-use crate::program::{TrainingSession, compile_training};
+use crate::program::{TrainingProgram, TrainingSession, compile_training_together};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
@@ -28,6 +29,7 @@ use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::checkpoint::directory::saved;
 use tpc_runtime::checkpoint::index::FILE as INDEX;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
+use tpc_runtime::launch::stop::{Signal, Stop};
 use tpc_runtime::output::{Identity, Output};
 use tpc_runtime::{CheckpointError, Session};
 
@@ -149,6 +151,13 @@ struct Model {
 }
 
 impl Train {
+    /// The files that all processes must have in common, but for large weights and checkpoints.
+    pub(super) fn reads(&self) -> Vec<(String, PathBuf)> {
+        let data = [("--inputs", &self.inputs), ("--text", &self.text)];
+        let data = data.into_iter().filter_map(|(option, file)| Some((option.to_string(), file.clone()?)));
+        model_files(&self.model, !self.from_scratch).into_iter().chain(data).collect()
+    }
+
     pub(super) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
         self.optimizer.check(given)?;
         if self.inputs.is_some() {
@@ -172,6 +181,7 @@ impl Train {
         options.step = self.step.options(true, given)?;
         let model = self.open(terminal)?;
         self.check_files(&model)?;
+        self.compare(&model, resumed.as_ref())?;
         let kept = self.kept(&model, resumed.as_ref())?;
         let source = self.source(&model, kept.as_ref(), seed)?;
         let TokenBatch { batch, seq, .. } = source.tokens();
@@ -194,11 +204,12 @@ impl Train {
         let capture = self.optimizer.capture(&model.config, source.tokens())?;
         let names = names(&model.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let program =
-            compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
-        note_idle_ranks(&program.steady.placed, &plan, terminal);
+        let launch = self.running.options()?;
+        let note = |program: &TrainingProgram| note_idle_ranks(&program.steady.placed, &plan, terminal);
+        let program = compile_training_together(capture, &mesh, &plan, &options, &rename, &launch, note)
+            .map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
-        let mut training = program.launch(self.running.options())?;
+        let mut training = program.launch(launch)?;
         let alphabet = source.alphabet().or(kept.as_ref().map(|kept| &kept.alphabet));
         let save_options = SaveOptions {
             keep: self.keep,
@@ -291,6 +302,15 @@ impl Train {
         Ok(Some(Kept { alphabet, place: Alphabet::file(&self.model), way_out: "begin anew with --from-scratch" }))
     }
 
+    /// An error, on all processes, if they do not begin from the same weights or the same checkpoint.
+    fn compare(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome {
+        let weights =
+            model.dir.as_ref().map(|dir| dir.weights.files().map(Path::to_path_buf).collect()).unwrap_or_default();
+        // An index has the digests of all tensors in it.
+        let files = resumed.map_or(weights, |checkpoint| vec![checkpoint.dir().join(INDEX)]);
+        compare_files(&files, &self.running)
+    }
+
     /// The checkpoint to go on from.
     fn resumed(&self, terminal: &mut Terminal) -> Outcome<Option<Checkpoint>> {
         let Some(dir) = &self.checkpoint else { return Ok(None) };
@@ -331,20 +351,31 @@ impl Train {
         }
     }
 
-    /// Writes a checkpoint if it is time.
+    /// Writes a checkpoint if it is time, or if a signal asks for the end: then it is one, and what is kept is told.
     fn checkpoint(
         &self,
         training: &TrainingSession,
         (step, options): (u64, &SaveOptions),
+        asked: Option<Signal>,
         tell: bool,
         terminal: &mut Terminal,
     ) -> Outcome {
         let Some(dir) = &self.checkpoint else { return Ok(()) };
-        if step != self.steps && !self.save_every.is_some_and(|every| step.is_multiple_of(every)) {
+        let is_time = step == self.steps || self.save_every.is_some_and(|every| step.is_multiple_of(every));
+        if !is_time && asked.is_none() {
             return Ok(());
         }
         let path = training.save_checkpoint_with(dir, options)?;
-        if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) }
+        let Some(signal) = asked else {
+            return if tell { terminal.print(format!("checkpoint {}\n", path.display())) } else { Ok(()) };
+        };
+        let with = if self.resume { "" } else { " with --resume" };
+        let kept = format!(
+            "{signal} ended the run after step {step} of {}, which is kept in {}; the same command{with} goes on from there",
+            self.steps,
+            path.display()
+        );
+        Err(Failure::Stopped(signal.exit_code(), kept))
     }
 
     fn open(&self, terminal: &mut Terminal) -> Outcome<Model> {
@@ -413,6 +444,10 @@ impl Train {
         let mut metrics = metrics.map(|output| Metrics::new(output, done)).transpose()?;
         let bar = progress(self.steps);
         bar.set_position(done);
+        // Without a checkpoint there is nothing to finish for.
+        let processes = training.session().processes().clone();
+        let stop = self.checkpoint.is_some().then(|| Stop::catch(&*processes));
+        let deadline = self.running.options()?.deadline;
         for step in done + 1..=self.steps {
             source.feed(training.session(), step as usize - 1, step == done + 1)?;
             let start = Instant::now();
@@ -436,7 +471,11 @@ impl Train {
             if step == 1 && self.grads.is_some() {
                 write_gradients(training.session(), map, grads.take())?;
             }
-            self.checkpoint(training, (step, save_options), bar.is_hidden(), terminal)?;
+            let asked = stop.as_ref().map_or(Ok(None), |stop| stop.asked(deadline))?;
+            if asked.is_some() {
+                bar.abandon();
+            }
+            self.checkpoint(training, (step, save_options), asked, bar.is_hidden(), terminal)?;
         }
         bar.finish();
         Ok(())

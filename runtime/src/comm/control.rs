@@ -7,6 +7,7 @@
 //! atomic words are in it, so whatever a dying process leaves there can be read.
 
 use super::futex;
+use super::processes::Ending;
 use super::shared_memory::{Handle, Region};
 use super::text::Text;
 use crate::flight::{Flight, FlightRecord, RankRecord};
@@ -22,7 +23,7 @@ pub const MAILBOX: usize = 256 << 10;
 const CPU_WORDS: usize = size_of::<libc::cpu_set_t>() / 8;
 
 /// Tells a control block of this version from everything else.
-const MAGIC: u64 = u64::from_le_bytes(*b"tpc-cb01");
+const MAGIC: u64 = u64::from_le_bytes(*b"tpc-cb02");
 
 /// Longest time asleep: at the latest then, a waiting rank looks whether its deadline has passed.
 pub const NAP: Duration = Duration::from_millis(20);
@@ -46,6 +47,8 @@ struct Header {
 pub struct RankBlock {
     /// Its process; 0 before it has come.
     pub(crate) pid: AtomicU32,
+    /// What its process does when it is told to end.
+    ending: AtomicU32,
     /// Grows while the process does something long that is no collective.
     pub(crate) progress: AtomicU64,
     /// Rounds of exchanges that its process has posted to its mailbox, and taken from all.
@@ -203,6 +206,18 @@ impl Control {
         }
     }
 
+    /// Notes what the process of a rank does when it is told to end.
+    pub(crate) fn set_ending(&self, rank: usize, ending: Ending) {
+        self.rank(rank).ending.store(ending as u32, Ordering::Release);
+    }
+
+    /// What the process of a rank does when it is told to end.
+    pub(crate) fn ending(&self, rank: usize) -> Ending {
+        let all = [Ending::AfterStep, Ending::AsTold];
+        let word = self.rank(rank).ending.load(Ordering::Acquire);
+        all.into_iter().find(|ending| *ending as u32 == word).unwrap_or(Ending::AtOnce)
+    }
+
     /// Notes a file or directory that is to be removed if this process dies; an empty one when that is over.
     pub fn set_leftover(&self, path: &str) {
         self.header().leftover.set(path);
@@ -302,6 +317,12 @@ fn state_in(file: &str) -> Option<char> {
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
+/// The parent of a process of this host.
+pub(crate) fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// Whether a thread of a process waits for a disk, which it cannot be hurried in.
 pub(crate) fn waits_for_disk(pid: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -352,7 +373,12 @@ mod tests {
         assert_eq!(states, ["not there yet", "computing", "gone"]);
         assert_eq!(control.gone(&[0, 1, 2]), [2]);
         assert!(is_alive(std::process::id()) && !is_alive(u32::MAX));
+        assert_eq!(parent_of(std::process::id()), Some(std::os::unix::process::parent_id()));
         control.rank(1).doing.set("in `read loss`");
         assert_eq!(control.states(&[1]), " (rank 1 is in `read loss`)");
+        for ending in [Ending::AfterStep, Ending::AsTold, Ending::AtOnce] {
+            control.set_ending(1, ending);
+            assert_eq!((control.ending(1), control.ending(0)), (ending, Ending::AtOnce));
+        }
     }
 }

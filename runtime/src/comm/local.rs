@@ -2,7 +2,7 @@
 
 use super::Communicators;
 use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
-use super::processes::{Processes, agree};
+use super::processes::{Ending, Processes, agree};
 use super::shared_memory::{Handle, Region};
 use super::wait::{Awaited, Stop, wait};
 use super::world::{World, out_of_memory};
@@ -117,6 +117,10 @@ impl Processes for Local {
         // The launcher may be in another directory; `absolute` only fails for empty paths, which are none.
         let path = std::path::absolute(path).unwrap_or_default();
         self.control.set_leftover(&path.to_string_lossy());
+    }
+
+    fn set_ending(&self, ending: Ending) {
+        self.control.set_ending(self.process, ending);
     }
 
     fn open(

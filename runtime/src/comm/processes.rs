@@ -69,6 +69,9 @@ pub trait Processes: Debug + Send + Sync {
     /// Says what must be removed if this process dies over it; an empty path when that is over.
     fn leftover(&self, path: &Path);
 
+    /// Says what this process does when it is told to end, for `tpc launch`.
+    fn set_ending(&self, ending: Ending);
+
     /// Lets the ranks of programs meet, with new arenas.
     ///
     /// # Errors
@@ -79,6 +82,17 @@ pub trait Processes: Debug + Send + Sync {
         local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError>;
+}
+
+/// What a process does when a signal tells it to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It ends at once.
+    AtOnce,
+    /// It finishes its step and keeps what it has: whoever ends it waits for that.
+    AfterStep,
+    /// It has done so and ends, which is no failure.
+    AsTold,
 }
 
 /// What something gave on every process, or the lowest process on which it did not work, and why.

@@ -68,7 +68,13 @@ pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited
         }
         let now = Instant::now();
         let slow = slow.get_or_insert_with(|| Slow::new(now, awaited.progress()));
-        slow.check(now, deadline, awaited)?;
+        if let Err(stop) = slow.check(now, deadline, awaited) {
+            // Whoever was late may have come meanwhile.
+            return match awaited.look().map_err(Stop::Error)? {
+                Some(()) => Ok(()),
+                None => Err(stop),
+            };
+        }
         if idle < spins + yields {
             std::thread::yield_now();
         } else {

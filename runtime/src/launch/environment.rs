@@ -6,12 +6,14 @@
 //! | torchrun | `RANK`, `WORLD_SIZE` | `LOCAL_RANK`, `LOCAL_WORLD_SIZE` | `MASTER_ADDR`, the port after `MASTER_PORT` |
 //! | OpenMPI | `OMPI_COMM_WORLD_RANK`, `…_SIZE` | `…_LOCAL_RANK`, `…_LOCAL_SIZE` | from the job's name |
 //! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` | from the parent process |
-//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID`, `SLURM_STEP_TASKS_PER_NODE` | the step's first node; from job and step |
+//! | SLURM, in a step | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID`, `SLURM_STEP_TASKS_PER_NODE` | the step's first node; from job and step |
 //!
 //! `TPC_ADDRESS=HOST:PORT` overrides every address, and so do `MASTER_ADDR` and `MASTER_PORT` for launchers that have none. What
-//! `srun --mpi=pmi2` starts looks like MPICH's, and has SLURM's variables besides.
+//! `srun --mpi=pmi2` starts looks like MPICH's and also has SLURM's variables. An empty variable is one that is not set: that is how
+//! scripts and containers unset what they cannot remove.
 
 use super::slurm;
+use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 
 /// Who started this process.
@@ -41,6 +43,16 @@ impl Display for LauncherKind {
     }
 }
 
+/// What a launcher calls a job: equal for all processes of a job, and different for those of another one that may use the same address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Job(String);
+
+impl Display for Job {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// One process of a launched world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
@@ -56,6 +68,26 @@ pub struct Launched {
     pub local_world: usize,
     /// `HOST:PORT` where the processes meet; of `tpc launch`, the handle of its control block.
     pub address: String,
+    /// The job, if the launcher names it.
+    pub job: Option<Job>,
+    /// The variables that say which rank this is, and of how many.
+    pub names: [&'static str; 2],
+}
+
+impl Launched {
+    /// Why this process waits for others, and how to run it without them.
+    pub fn why(&self) -> String {
+        let Launched { kind, rank, world, names: [rank_name, world_name], .. } = self;
+        let because =
+            format!("{kind}'s variables {rank_name}={rank} and {world_name}={world} make this process one of {world}");
+        match kind {
+            LauncherKind::Slurm => format!(
+                "{because}; a shell of `srun --pty` has them, too: there, `unset {rank_name}` runs tpc alone, and \
+                 `srun --ntasks={world} tpc …` starts all processes"
+            ),
+            _ => format!("{because}; to run it alone, unset {rank_name}"),
+        }
+    }
 }
 
 /// What is wrong with the environment.
@@ -68,6 +100,24 @@ pub enum EnvironmentError {
     NoNumber {
         /// The launcher.
         kind: LauncherKind,
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A variable that should be a port.
+    #[error("the environment of {kind} has {name}={value}, which is no port; ports go from 1 to 65534 here")]
+    NoPort {
+        /// The launcher.
+        kind: LauncherKind,
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: String,
+    },
+    /// A deadline that is none.
+    #[error("the environment has {name}={value}, which is no number of seconds above 0; set it to one, or unset it")]
+    NoSeconds {
         /// The variable.
         name: String,
         /// Its value.
@@ -106,43 +156,48 @@ pub enum EnvironmentError {
 /// How to look up a variable.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
+/// Which process has given a variable to this one.
+pub type Starter<'a> = &'a dyn Fn(&str) -> u32;
+
 /// The variables of one launcher.
 struct Names {
     kind: LauncherKind,
     rank: &'static str,
-    world: &'static str,
+    /// The first that is set counts.
+    world: &'static [&'static str],
     local_rank: Option<&'static str>,
     local_world: Option<&'static str>,
 }
 
 /// The first whose rank variable is there has launched the process: the most particular first, because launchers start each other.
 const LAUNCHERS: [Names; 5] = [
-    Names { kind: LauncherKind::Tpc, rank: "TPC_RANK", world: "TPC_WORLD", local_rank: None, local_world: None },
+    Names { kind: LauncherKind::Tpc, rank: "TPC_RANK", world: &["TPC_WORLD"], local_rank: None, local_world: None },
     Names {
         kind: LauncherKind::Torchrun,
         rank: "RANK",
-        world: "WORLD_SIZE",
+        world: &["WORLD_SIZE"],
         local_rank: Some("LOCAL_RANK"),
         local_world: Some("LOCAL_WORLD_SIZE"),
     },
     Names {
         kind: LauncherKind::OpenMpi,
         rank: "OMPI_COMM_WORLD_RANK",
-        world: "OMPI_COMM_WORLD_SIZE",
+        world: &["OMPI_COMM_WORLD_SIZE"],
         local_rank: Some("OMPI_COMM_WORLD_LOCAL_RANK"),
         local_world: Some("OMPI_COMM_WORLD_LOCAL_SIZE"),
     },
     Names {
         kind: LauncherKind::Mpich,
         rank: "PMI_RANK",
-        world: "PMI_SIZE",
+        world: &["PMI_SIZE"],
         local_rank: Some("MPI_LOCALRANKID"),
         local_world: Some("MPI_LOCALNRANKS"),
     },
     Names {
         kind: LauncherKind::Slurm,
         rank: "SLURM_PROCID",
-        world: "SLURM_NTASKS",
+        // That of the step is the most particular, and some containers pass on one of them only.
+        world: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"],
         local_rank: Some("SLURM_LOCALID"),
         local_world: None,
     },
@@ -152,17 +207,27 @@ const LAUNCHERS: [Names; 5] = [
 const SLURM_SPECIAL: u64 = 0xffff_fff0;
 
 fn is_in_step(variables: Variables) -> bool {
-    variables("SLURM_STEP_ID").is_some_and(|id| id.parse::<u64>().is_ok_and(|id| id < SLURM_SPECIAL))
+    // What is no number is told when it is looked at.
+    step(variables).is_some_and(|(_, id)| id.trim().parse::<u64>().map_or(true, |id| id < SLURM_SPECIAL))
+}
+
+/// The first of some variables that is set.
+fn first(names: &[&'static str], variables: Variables) -> Option<(&'static str, String)> {
+    names.iter().find_map(|name| Some((*name, variables(name)?)))
+}
+
+/// SLURM's id of the step; the second name is that of old versions.
+fn step(variables: Variables) -> Option<(&'static str, String)> {
+    first(&["SLURM_STEP_ID", "SLURM_STEPID"], variables)
 }
 
 impl Names {
     fn has_launched(&self, variables: Variables) -> bool {
-        // A user's RANK alone is not torchrun's.
-        let is_torchrun = || variables(self.world).is_some();
         variables(self.rank).is_some()
             && match self.kind {
                 LauncherKind::Slurm => is_in_step(variables),
-                LauncherKind::Torchrun => is_torchrun(),
+                // A user's RANK alone is not torchrun's.
+                LauncherKind::Torchrun => first(self.world, variables).is_some(),
                 _ => true,
             }
     }
@@ -173,19 +238,23 @@ impl Names {
         number.map(Some).map_err(|_| EnvironmentError::NoNumber { kind: self.kind, name: name.into(), value })
     }
 
-    fn launched(&self, variables: Variables, parent: u32) -> Result<Launched, EnvironmentError> {
+    /// Which process this is; `None` if it is the only one.
+    fn launched(&self, variables: Variables, starter: Starter) -> Result<Option<Launched>, EnvironmentError> {
         let kind = self.kind;
-        let needed = |name: &str| {
-            let incomplete = || EnvironmentError::Incomplete { kind, present: self.rank.into(), missing: name.into() };
-            self.number(name, variables)?.ok_or_else(incomplete)
-        };
+        let incomplete =
+            |name: &str| EnvironmentError::Incomplete { kind, present: self.rank.into(), missing: name.into() };
+        let needed = |name: &str| self.number(name, variables)?.ok_or_else(|| incomplete(name));
         let optional = |name: Option<&str>| name.map_or(Ok(None), |name| self.number(name, variables));
-        let (rank, world) = (needed(self.rank)?, needed(self.world)?);
+        let world_name = first(self.world, variables).map_or(self.world[0], |(name, _)| name);
+        let (rank, world) = (needed(self.rank)?, needed(world_name)?);
+        if kind == LauncherKind::Slurm {
+            optional(step(variables).map(|(name, _)| name))?;
+        }
         // Whoever says nothing of hosts has one, unless SLURM knows better.
         let here = self.tasks_here(variables);
         let slurm_local = here.and(Some("SLURM_LOCALID"));
-        let local_rank = optional(self.local_rank)?.or(optional(slurm_local)?).unwrap_or(rank);
         let local_world = optional(self.local_world)?.or(here).unwrap_or(world);
+        let local_rank = optional(self.local_rank)?.or(optional(slurm_local)?);
         let inside = |rank_name: &str, rank: usize, world_name: &str, world: usize| {
             let (rank_name, world_name) = (rank_name.to_string(), world_name.to_string());
             if rank < world {
@@ -194,12 +263,18 @@ impl Names {
                 Err(EnvironmentError::Outside { kind, rank_name, rank, world_name, world })
             }
         };
-        inside(self.rank, rank, self.world, world)?;
-        if let (Some(rank_name), Some(world_name)) = (self.local_rank, self.local_world) {
+        inside(self.rank, rank, world_name, world)?;
+        if let (Some(rank_name), Some(local_rank), Some(world_name)) = (self.local_rank, local_rank, self.local_world) {
             inside(rank_name, local_rank, world_name, local_world)?;
         }
-        let address = self.address(variables, parent)?;
-        Ok(Launched { kind, rank, world, local_rank, local_world, address })
+        // Most launchers fill one host after the other.
+        let local_rank = local_rank.unwrap_or(if local_world == 0 { rank } else { rank % local_world });
+        if world == 1 && kind != LauncherKind::Tpc {
+            return Ok(None);
+        }
+        let address = self.address(variables, starter)?;
+        let (job, names) = (self.job(variables).map(Job), [self.rank, world_name]);
+        Ok(Some(Launched { kind, rank, world, local_rank, local_world, address, job, names }))
     }
 
     /// How many tasks of a SLURM step of several nodes are on this one; `None` outside of such steps.
@@ -216,34 +291,60 @@ impl Names {
         Some(tasks.and_then(|(tasks, node)| slurm::tasks_on(&tasks, node.trim().parse().ok()?)).unwrap_or(1))
     }
 
-    fn address(&self, variables: Variables, parent: u32) -> Result<String, EnvironmentError> {
-        if self.kind == LauncherKind::Tpc {
-            let incomplete =
-                EnvironmentError::Incomplete { kind: self.kind, present: self.rank.into(), missing: CONTROL.into() };
+    /// The job as its launcher calls it.
+    fn job(&self, variables: Variables) -> Option<String> {
+        let slurm = || {
+            let (_, job) = first(&["SLURM_JOB_ID", "SLURM_JOBID"], variables)?;
+            Some(format!("{job}.{}", step(variables)?.1))
+        };
+        match self.kind {
+            // The control block is the job's own.
+            LauncherKind::Tpc => None,
+            // torchrun calls a run `none` that was given no name. Processes of an earlier attempt are of another job.
+            LauncherKind::Torchrun => {
+                let run = variables("TORCHELASTIC_RUN_ID").filter(|run| run != "none")?;
+                let attempt = variables("TORCHELASTIC_RESTART_COUNT").map(|n| format!(" attempt {n}"));
+                Some(run + &attempt.unwrap_or_default())
+            }
+            LauncherKind::OpenMpi => {
+                let names = ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"];
+                first(&names, variables).map(|(_, job)| job)
+            }
+            LauncherKind::Mpich => {
+                variables("PMI_JOBID").or_else(|| slurm().filter(|_| self.tasks_here(variables).is_some()))
+            }
+            LauncherKind::Slurm => slurm(),
+        }
+    }
+
+    fn address(&self, variables: Variables, starter: Starter) -> Result<String, EnvironmentError> {
+        let kind = self.kind;
+        if kind == LauncherKind::Tpc {
+            let incomplete = EnvironmentError::Incomplete { kind, present: self.rank.into(), missing: CONTROL.into() };
             return variables(CONTROL).ok_or(incomplete);
         }
         if let Some(address) = variables(ADDRESS) {
-            return Ok(address);
+            return Ok(address.trim().to_string());
         }
         // Task 0 is on the step's first node; `SLURM_LAUNCH_NODE_IPADDR` is where `srun` was called, perhaps a login node.
         let nodes = || variables("SLURM_STEP_NODELIST").filter(|_| self.tasks_here(variables).is_some());
         let host = variables("MASTER_ADDR").or_else(|| nodes().map(|list| slurm::first_node(&list)));
-        let host = host.unwrap_or_else(|| "127.0.0.1".into());
-        // torchrun's own store listens at MASTER_PORT.
-        let port = self.number("MASTER_PORT", variables)?.map(|port: usize| port.saturating_add(1));
-        let of_slurm = self.kind == LauncherKind::Slurm || self.tasks_here(variables).is_some();
-        let job = || match of_slurm {
-            true => ["SLURM_JOB_ID", "SLURM_STEP_ID"]
-                .iter()
-                .filter_map(|name| variables(name))
-                .collect::<Vec<_>>()
-                .join("."),
-            false => ["PMIX_NAMESPACE", "OMPI_MCA_ess_base_jobid", "OMPI_MCA_orte_ess_jobid"]
-                .iter()
-                .find_map(|name| variables(name))
-                .unwrap_or_else(|| parent.to_string()),
+        let host = host.map_or_else(|| "127.0.0.1".into(), |host| host.trim().to_string());
+        // The colons of an address of IPv6 are not those before a port.
+        let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host };
+        let port = match (self.number("MASTER_PORT", variables)?, variables("MASTER_PORT")) {
+            // torchrun's own store listens at MASTER_PORT.
+            (Some(port @ 1..65535), _) => port + 1,
+            (Some(_), value) => {
+                let (name, value) = ("MASTER_PORT".into(), value.unwrap_or_default());
+                return Err(EnvironmentError::NoPort { kind, name, value });
+            }
+            (None, _) => {
+                let step = || (kind == LauncherKind::Slurm).then(|| step(variables)).flatten().map(|(_, id)| id);
+                port_of(&self.job(variables).or_else(step).unwrap_or_else(|| starter(self.rank).to_string()))
+            }
         };
-        Ok(format!("{host}:{}", port.unwrap_or_else(|| port_of(&job()))))
+        Ok(format!("{host}:{port}"))
     }
 }
 
@@ -258,14 +359,15 @@ fn port_of(job: &str) -> usize {
     20_000 + (hash % 12_000) as usize
 }
 
-/// Which process of a launched world this is; `None` if no launcher has started it, or only this process. `parent` is the process's
-/// parent, which all processes of a host have in common if nothing else names their job.
+/// Which process of a launched world this is; `None` if no launcher has started it, or only this process. `starter` finds the process
+/// that has set the rank's variable, which all processes of a host have in common if nothing else names their job.
 ///
 /// # Errors
 /// Variables that are no numbers or contradict each other.
-pub fn launched(variables: Variables, parent: u32) -> Result<Option<Launched>, EnvironmentError> {
-    match LAUNCHERS.iter().find(|names| names.has_launched(variables)) {
-        Some(names) => names.launched(variables, parent).map(Some),
+pub fn launched(variables: Variables, starter: Starter) -> Result<Option<Launched>, EnvironmentError> {
+    let set = |name: &str| variables(name).filter(|value| !value.trim().is_empty());
+    match LAUNCHERS.iter().find(|names| names.has_launched(&set)) {
+        Some(names) => names.launched(&set, starter),
         None => Ok(None),
     }
 }
@@ -276,7 +378,7 @@ mod tests {
 
     fn of(variables: &[(&str, &str)]) -> Result<Option<Launched>, EnvironmentError> {
         let lookup = |name: &str| variables.iter().find(|v| v.0 == name).map(|v| v.1.to_string());
-        launched(&lookup, 77)
+        launched(&lookup, &|_| 77)
     }
 
     fn some(variables: &[(&str, &str)]) -> Launched {
@@ -309,6 +411,8 @@ mod tests {
             local_rank: 1,
             local_world: 4,
             address: "5:6:7".into(),
+            job: None,
+            names: ["TPC_RANK", "TPC_WORLD"],
         };
         assert_eq!(tpc, expected);
 
@@ -327,6 +431,8 @@ mod tests {
             local_rank: 1,
             local_world: 2,
             address: "node1:29501".into(),
+            job: None,
+            names: ["RANK", "WORLD_SIZE"],
         };
         assert_eq!(some(&torchrun), expected);
         let overridden = [&torchrun[..], &[("TPC_ADDRESS", "here:1")]].concat();
@@ -402,5 +508,142 @@ mod tests {
         let local = [("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "2")];
         assert!(error(&[&torchrun("0", "4")[..], &local].concat()).contains("LOCAL_RANK=2"));
         assert!(error(&[&torchrun("0", "4")[..], &[("MASTER_PORT", "http")]].concat()).contains("MASTER_PORT=http"));
+        for port in ["0", "65535", "18446744073709551615"] {
+            let told = error(&[&torchrun("0", "4")[..], &[("MASTER_PORT", port)]].concat());
+            assert!(told.contains(&format!("MASTER_PORT={port}, which is no port")), "{told}");
+        }
+    }
+
+    /// Every variable that is looked at, empty or blank, is as if it were not set.
+    #[test]
+    fn empty_variables_are_unset_ones() {
+        let names = [
+            "TPC_RANK",
+            "TPC_WORLD",
+            "TPC_CONTROL",
+            "TPC_ADDRESS",
+            "RANK",
+            "WORLD_SIZE",
+            "LOCAL_RANK",
+            "LOCAL_WORLD_SIZE",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "TORCHELASTIC_RUN_ID",
+            "TORCHELASTIC_RESTART_COUNT",
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+            "PMIX_NAMESPACE",
+            "OMPI_MCA_ess_base_jobid",
+            "OMPI_MCA_orte_ess_jobid",
+            "PMI_RANK",
+            "PMI_SIZE",
+            "PMI_JOBID",
+            "MPI_LOCALRANKID",
+            "MPI_LOCALNRANKS",
+            "SLURM_PROCID",
+            "SLURM_STEP_NUM_TASKS",
+            "SLURM_NTASKS",
+            "SLURM_NPROCS",
+            "SLURM_LOCALID",
+            "SLURM_NODEID",
+            "SLURM_JOB_ID",
+            "SLURM_JOBID",
+            "SLURM_STEP_ID",
+            "SLURM_STEPID",
+            "SLURM_STEP_NUM_NODES",
+            "SLURM_NNODES",
+            "SLURM_STEP_TASKS_PER_NODE",
+            "SLURM_STEP_NODELIST",
+        ];
+        for blank in ["", " "] {
+            let all: Vec<(&str, &str)> = names.iter().map(|name| (*name, blank)).collect();
+            assert_eq!(of(&all).unwrap(), None);
+            // What is set counts as if nothing else were there.
+            for set in [
+                &[("RANK", "1"), ("WORLD_SIZE", "2")][..],
+                &[("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")],
+                &[("PMI_RANK", "1"), ("PMI_SIZE", "2")],
+                &[("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")],
+            ] {
+                assert_eq!(some(&[set, &all].concat()), some(set));
+            }
+        }
+        assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "")]).unwrap(), None);
+    }
+
+    #[test]
+    fn one_process_is_none() {
+        assert_eq!(of(&[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "http")]).unwrap(), None);
+        assert_eq!(of(&[("PMI_RANK", "0"), ("PMI_SIZE", "1")]).unwrap(), None);
+        let partial = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")];
+        assert_eq!(of(&partial).unwrap(), None);
+    }
+
+    #[test]
+    fn partial_environments_are_completed_or_named() {
+        let step = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "1")];
+        for number in ["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"] {
+            let found = some(&[&step[..], &[(number, "2")]].concat());
+            assert_eq!((found.rank, found.world, found.names), (1, 2, ["SLURM_PROCID", number]));
+        }
+        // The step's own number counts more than that of the job.
+        let both = [&step[..], &[("SLURM_NTASKS", "8"), ("SLURM_STEP_NUM_TASKS", "2")]].concat();
+        assert_eq!(some(&both).world, 2);
+        assert!(error(&step).contains("SLURM has SLURM_PROCID but no SLURM_STEP_NUM_TASKS"), "{}", error(&step));
+        let old = [("SLURM_STEPID", "0"), ("SLURM_PROCID", "1"), ("SLURM_NPROCS", "2"), ("SLURM_JOBID", "7")];
+        assert_eq!(some(&old).job, Some(Job("7.0".into())));
+        let odd = [("SLURM_STEP_ID", "x"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")];
+        assert!(error(&odd).contains("SLURM_STEP_ID=x, which is no number"), "{}", error(&odd));
+        assert!(error(&[("OMPI_COMM_WORLD_RANK", "0")]).contains("OMPI_COMM_WORLD_RANK but no OMPI_COMM_WORLD_SIZE"));
+        // A number of ranks here without the rank here.
+        for (rank, world, local_world) in [
+            ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+            ("PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
+        ] {
+            let found = some(&[(rank, "3"), (world, "4"), (local_world, "2")]);
+            assert_eq!((found.local_rank, found.local_world), (1, 2));
+        }
+        // Sizes that overflow are no reason to panic.
+        let huge = [("SLURM_STEP_NUM_NODES", "2"), ("SLURM_NODEID", "3")];
+        let huge = [&both[..], &huge, &[("SLURM_STEP_TASKS_PER_NODE", "1(x18446744073709551615),1(x5)")]].concat();
+        assert_eq!(some(&huge).local_world, 1);
+    }
+
+    #[test]
+    fn jobs_are_called_as_their_launchers_do() {
+        let job = |variables: &[(&str, &str)]| some(variables).job.map(|job| job.to_string());
+        let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2")];
+        assert_eq!(job(&torchrun), None);
+        assert_eq!(job(&[&torchrun[..], &[("TORCHELASTIC_RUN_ID", "none")]].concat()), None);
+        let named = [&torchrun[..], &[("TORCHELASTIC_RUN_ID", "a1"), ("TORCHELASTIC_RESTART_COUNT", "1")]].concat();
+        assert_eq!(job(&named).as_deref(), Some("a1 attempt 1"));
+        let step = [("SLURM_STEP_ID", "3"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2"), ("SLURM_JOB_ID", "12")];
+        assert_eq!(job(&step).as_deref(), Some("12.3"));
+        let openmpi = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMIX_NAMESPACE", "p@1")];
+        assert_eq!(job(&openmpi).as_deref(), Some("p@1"));
+        let pmi = [("PMI_RANK", "0"), ("PMI_SIZE", "2"), ("PMI_JOBID", "12.3")];
+        assert_eq!(job(&pmi).as_deref(), Some("12.3"));
+    }
+
+    #[test]
+    fn addresses_of_ipv6_are_put_in_brackets() {
+        let at =
+            |host| some(&[("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", host), ("MASTER_PORT", " 7 ")]).address;
+        assert_eq!([at("::1"), at("[::1]"), at(" here ")], ["[::1]:8", "[::1]:8", "here:8"]);
+    }
+
+    #[test]
+    fn the_reason_to_wait_names_the_variables_and_a_way_out() {
+        let shell = some(&[("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2")]).why();
+        assert!(shell.starts_with("SLURM's variables SLURM_PROCID=0 and SLURM_NTASKS=2 make this process one of 2"));
+        assert!(
+            shell.contains("`unset SLURM_PROCID` runs tpc alone") && shell.contains("srun --ntasks=2 tpc"),
+            "{shell}"
+        );
+        let torchrun = some(&[("RANK", "1"), ("WORLD_SIZE", "2")]).why();
+        assert!(torchrun.ends_with("to run it alone, unset RANK"), "{torchrun}");
     }
 }

@@ -48,7 +48,7 @@ pub enum LaunchError {
     },
     /// Processes that did not come.
     #[error(
-        "{} did not come to {address} within {deadline:?}; look whether {} started and what {} said",
+        "{} did not come to {address} within {deadline:?}{detail}; look whether {} started and what {} said. {why}",
         ranks(missing),
         it(missing),
         it(missing)
@@ -60,6 +60,22 @@ pub enum LaunchError {
         address: String,
         /// How long they were waited for.
         deadline: Duration,
+        /// What else is known, in parentheses: the latest attempt, or who was turned away.
+        detail: String,
+        /// Why they were waited for.
+        why: String,
+    },
+    /// Another job uses the address.
+    #[error(
+        "rank {rank} was turned away at {address}, and a rank 0 of its own did not come there: {reason}; start all processes of a job with the same command and files, and give each job an address of its own with MASTER_PORT or TPC_ADDRESS=HOST:PORT"
+    )]
+    TurnedAway {
+        /// This process.
+        rank: usize,
+        /// The address.
+        address: String,
+        /// What the rank 0 there said.
+        reason: String,
     },
     /// MPI does not start.
     #[error(
@@ -79,6 +95,9 @@ pub enum LaunchError {
         /// What happened.
         source: Box<RuntimeError>,
     },
+    /// All have come together, and do not do the same.
+    #[error(transparent)]
+    Settings(RuntimeError),
     /// Another process did not let this one in.
     #[error("rank 0 does not start: {0}")]
     Refused(String),
@@ -92,7 +111,8 @@ pub enum LaunchError {
     },
 }
 
-fn ranks(ranks: &[usize]) -> String {
+/// Ranks by their numbers.
+pub(super) fn ranks(ranks: &[usize]) -> String {
     let names: Vec<_> = ranks.iter().map(ToString::to_string).collect();
     format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, names.join(", "))
 }

@@ -28,6 +28,10 @@ pub(super) fn allow(world: Arc<dyn Processes>) -> io::Result<()> {
         signals.restore();
         // SAFETY: a system call without memory.
         unsafe { libc::kill(libc::getpid(), signal) };
+        // A process that finishes a step first goes on. Its other threads hold the signal back: the next one is this thread's, too.
+        loop {
+            std::thread::park();
+        }
     };
     std::thread::Builder::new().name("SIGTERM".into()).spawn(watch).map(drop)
 }

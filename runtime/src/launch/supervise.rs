@@ -1,13 +1,16 @@
 //! `tpc launch`: starts the processes of a world, watches them, and ends them all when one fails.
 //!
 //! A process that ends badly is written into the control block, with the reason, so that the others give up at once; whoever has not
-//! ended after a while, stopped processes too, is killed. When the launcher itself dies, the system kills its children.
+//! ended after a while, stopped processes too, is killed. A signal to the launcher goes to all processes; those that say that they finish
+//! a step first are waited for, until a second signal. When the launcher itself dies, the system kills its children, and processes that
+//! have joined see it themselves.
 
 use super::environment::CONTROL;
 use super::error::LaunchError;
 use super::signals::Signals;
 use super::{DEADLINE, FLIGHT_DIR};
-use crate::comm::control::{Control, state_of};
+use crate::comm::control::{Control, is_alive, state_of};
+use crate::comm::processes::Ending;
 use crate::error::of_rank;
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -41,7 +44,7 @@ pub struct Launch {
 pub struct Ended {
     /// 0, or the exit code of the process that failed first: 128 and the signal's number if a signal killed it.
     pub code: u8,
-    /// What failed first, for the user.
+    /// What failed first, for the user; `None` if nothing did, because all processes finished a step when they were told to end.
     pub message: Option<String>,
     /// Where the flight record of the failure is.
     pub flight_record: Option<PathBuf>,
@@ -56,6 +59,9 @@ pub type Output = Arc<Mutex<dyn Write + Send>>;
 const LOOK: Duration = Duration::from_millis(20);
 /// How long the last lines of processes that have ended are waited for.
 const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// Exit codes of processes that end as a signal says: SIGHUP, SIGINT, SIGTERM.
+const STOPPED: [u8; 3] = [128 + libc::SIGHUP as u8, 128 + libc::SIGINT as u8, 128 + libc::SIGTERM as u8];
 
 struct Running {
     rank: usize,
@@ -98,7 +104,7 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
             }
         }
     }
-    let (code, told) = watch(&mut all, &control, &signals, launch.grace);
+    let (code, end) = watch(&mut all, &control, &signals, launch.grace);
     let start = Instant::now();
     while start.elapsed() < LAST_LINES && all.iter().any(|r| !r.output.is_finished()) {
         std::thread::sleep(Duration::from_millis(2));
@@ -109,8 +115,12 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
         return Ok(Ended { code, message: None, flight_record: None, joined });
     }
     clean(&control.leftover());
-    let failure = control.failure();
-    let message = told.or_else(|| failure.map(|(rank, reason)| of_rank(rank, " failed: ", &reason)));
+    let failure = control.failure().map(|(rank, reason)| of_rank(rank, " failed: ", &reason));
+    let message = match end {
+        End::Told(told) => Some(told),
+        End::Finishing if failure.is_none() => return Ok(Ended { code, message: None, flight_record: None, joined }),
+        End::Finishing | End::Own => failure,
+    };
     let flight_record = write_record(&control, launch.flight_dir.as_deref());
     Ok(Ended { code, message, flight_record, joined })
 }
@@ -168,24 +178,43 @@ fn forward(rank: usize, pipe: impl Read, stderr: &Output) {
     }
 }
 
-/// Waits until all processes have ended; gives the exit code, and what to tell if that is not what a rank said.
-fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Duration) -> (u8, Option<String>) {
+/// Why processes ended.
+enum End {
+    /// By themselves, or by what a rank said.
+    Own,
+    /// They were told to end, and finish a step first.
+    Finishing,
+    /// They were told to end, which is what the user is told.
+    Told(String),
+}
+
+/// Waits until all processes have ended; gives the exit code, and why they ended.
+fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Duration) -> (u8, End) {
     let mut code = 0;
-    let mut told = None;
+    let mut end = End::Own;
     let mut failed: Option<Instant> = None;
     loop {
         for running in all.iter_mut().filter(|r| r.status.is_none()) {
             let status = match running.child.try_wait() {
                 Ok(Some(status)) => status,
                 Ok(None) => continue,
-                // It was reaped by somebody else; its status is not known.
+                // It was reaped elsewhere; its status is not known.
                 Err(_) => ExitStatus::from_raw(1 << 8),
             };
+            let (pid, child) = (&control.rank(running.rank).pid, running.child.id());
+            // A shell around it may end sooner than the process that finishes its step.
+            if matches!(end, End::Finishing) && is_alive(pid.load(Ordering::Acquire)) {
+                continue;
+            }
             running.status = Some(status);
             // One that has never joined is missed as one that has gone.
-            let (pid, child) = (&control.rank(running.rank).pid, running.child.id());
             running.joined = pid.compare_exchange(0, child, Ordering::AcqRel, Ordering::Relaxed).is_err();
-            if !status.success() {
+            let by_signal = STOPPED.contains(&code_of(status));
+            if by_signal && control.ending(running.rank) == Ending::AsTold && !control.has_failed() {
+                // Also if only one rank got a signal, and not the launcher.
+                code = code_of(status);
+                end = End::Finishing;
+            } else if !status.success() {
                 control.fail(running.rank, || format!("its process {}", describe(status)));
                 if code == 0 {
                     code = code_of(status);
@@ -193,7 +222,7 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
             }
         }
         if all.iter().all(|r| r.status.is_some()) {
-            return (if code == 0 && control.has_failed() { 1 } else { code }, told);
+            return (if code == 0 && control.has_failed() { 1 } else { code }, end);
         }
         if control.has_failed() {
             let since = *failed.get_or_insert_with(Instant::now);
@@ -206,10 +235,16 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
         }
         if let Some(signal) = signals.wait(LOOK) {
             // Whoever asks twice does not want to wait.
-            let passed_on = if told.is_none() { signal } else { libc::SIGKILL };
+            let passed_on = if matches!(end, End::Own) { signal } else { libc::SIGKILL };
             code = 128 + signal as u8;
-            let ended = told.get_or_insert_with(|| format!("ended by {}", name(signal))).clone();
-            control.fail(0, || format!("the launcher was {ended}"));
+            end = match end {
+                End::Own if all.iter().all(|r| control.ending(r.rank) != Ending::AtOnce) => End::Finishing,
+                End::Told(told) => End::Told(told),
+                End::Own | End::Finishing => End::Told(format!("ended by {}", name(signal))),
+            };
+            if let End::Told(told) = &end {
+                control.fail(0, || format!("the launcher was {told}"));
+            }
             all.iter().for_each(|r| r.signal(passed_on));
         }
     }
@@ -244,6 +279,7 @@ fn name(signal: i32) -> String {
         libc::SIGKILL => " (SIGKILL)",
         libc::SIGTERM => " (SIGTERM)",
         libc::SIGINT => " (SIGINT)",
+        libc::SIGHUP => " (SIGHUP)",
         libc::SIGSEGV => " (SIGSEGV)",
         libc::SIGBUS => " (SIGBUS, memory that could not be had)",
         libc::SIGABRT => " (SIGABRT)",

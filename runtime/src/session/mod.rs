@@ -26,9 +26,11 @@ use crate::device::attached::Device;
 use crate::error::RuntimeError;
 use crate::fingerprint;
 use crate::flight::{Clock, FlightRecord};
+use crate::settings::{self, Settings};
 use crate::trace::Trace;
 use attached::Attached;
 use rank::{Command, Engine, Loaded, RankShared, Shared, rank_thread};
+use std::fmt::Display;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -113,8 +115,10 @@ pub struct Session {
     threads: Vec<JoinHandle<()>>,
     steps: u64,
     failed: Option<String>,
-    /// Whether every parameter and all data were found to have values.
+    /// Whether every parameter and all data were found to have values, the same on all processes.
     complete: bool,
+    /// What was given on this process that must be the same on all: learning rate, seed, digests of inputs.
+    given: Settings,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -188,7 +192,8 @@ impl Session {
     /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena. After an error
     /// the session cannot be stepped any more, only read.
     pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
-        let next = self.successor(programs).inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
+        let mut next = self.successor(programs).inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
+        next.given = std::mem::take(&mut self.given);
         for (old, new) in self.loaded.iter().zip(&next.loaded) {
             for (old, new) in old.written.iter().zip(&new.written) {
                 new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -258,7 +263,15 @@ impl Session {
             options,
         });
         let threads = Vec::with_capacity(shared.local.len());
-        let mut session = Session { shared, loaded: Vec::new(), threads, steps: 0, failed: None, complete: false };
+        let mut session = Session {
+            shared,
+            loaded: Vec::new(),
+            threads,
+            steps: 0,
+            failed: None,
+            complete: false,
+            given: Settings::new(),
+        };
         let loaded = match &engine {
             Engine::Threads(world) => session.start_threads(world, |rank| pin.then(|| cores[rank])),
             Engine::Device(device) => device.loaded(),
@@ -338,10 +351,23 @@ impl Session {
         self.local(rank).map_or(0, |(loaded, _)| loaded.scratch_bytes)
     }
 
-    /// Runs the programs once: waits until the ranks of this process have.
+    /// Says what must be the same on all processes: it is compared at the first step of the programs, and after
+    /// [`Session::compare_again`]. `name` is the subject of the message, for example `the learning rate`.
+    pub fn must_agree(&mut self, name: &str, value: impl Display) {
+        if self.shared.processes.count() > 1 {
+            self.given.set(name, value.to_string());
+        }
+    }
+
+    /// Lets the next step compare what was given, as the first one does: after parameters and state have become those of a checkpoint.
+    pub fn compare_again(&mut self) {
+        self.complete = false;
+    }
+
+    /// Runs the programs once: waits until the ranks of this process have. At the first step, all processes compare what they were given.
     ///
     /// # Errors
-    /// The cause, if a rank failed: after that every step is an error. What each rank said is in
+    /// Inputs that were never written, or others on other processes; the cause, if a rank failed: after that every step is an error. What each rank said is in
     /// [`Session::rank_error`].
     pub fn step(&mut self) -> Result<StepReport, RuntimeError> {
         self.check_usable()?;
@@ -349,6 +375,7 @@ impl Session {
             if let Some(name) = self.unwritten() {
                 return Err(RuntimeError::Missing { name: name.into() });
             }
+            settings::compare(&*self.shared.processes, &self.given, self.shared.options.deadline)?;
             self.complete = true;
         }
         if let Engine::Device(device) = &self.shared.engine {

@@ -6,14 +6,15 @@
 use super::rank::Engine;
 use super::{Session, output_name};
 use crate::boxes::{BoxRequest, Runs, meet_all};
+use crate::digest::Digest;
 use crate::element;
 use crate::error::RuntimeError;
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use tpc_ir::OutputKind;
 use tpc_ir::program::{Binding, RankProgram};
+use tpc_ir::{InputKind, OutputKind};
 
 /// Fills the dense bytes of a box.
 pub type BoxReader<'a> = dyn FnMut(&BoxRequest, &mut [u8]) -> Result<(), String> + 'a;
@@ -133,6 +134,10 @@ impl Session {
         if data.len() != expected {
             let shape = format!("{dtype}{:?}", binding.layout);
             return Err(RuntimeError::Size { name: name.into(), expected, given: data.len(), shape });
+        }
+        // Scalars follow from what the caller says must agree.
+        if self.processes().count() > 1 && self.program(0).inputs[input].kind != InputKind::Scalar {
+            self.must_agree(&format!("the digest of input `{name}`"), Digest::of(data));
         }
         for rank in self.local_ranks() {
             let copy = |request: &BoxRequest, to: &mut [u8]| {

@@ -59,7 +59,7 @@ pub fn role() -> Vec<String> {
 /// Launch options of a child, in its world.
 pub fn joined() -> LaunchOptions {
     let processes = tpc_runtime::launch::join(Duration::from_secs(60)).unwrap_or_else(|e| fail(&e));
-    let deadline = tpc_runtime::launch::deadline().unwrap_or(Duration::from_secs(60));
+    let deadline = tpc_runtime::launch::deadline().unwrap_or_else(|e| fail(&e)).unwrap_or(Duration::from_secs(60));
     LaunchOptions { processes, deadline, ..Default::default() }
 }
 

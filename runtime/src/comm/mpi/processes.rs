@@ -6,7 +6,7 @@ use super::news::{News, Peer, Post};
 use super::ranks::World;
 use super::wait::{Awaited, wait};
 use crate::comm::control::{Control, cpu_time, state_of};
-use crate::comm::processes::agree;
+use crate::comm::processes::{Ending, agree};
 use crate::comm::{Communicators, Processes};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
@@ -52,6 +52,8 @@ pub struct Mpi {
     spins: AtomicU32,
     left: AtomicBool,
     ending: AtomicBool,
+    /// Whether this process ends because it was told to, which is no failure, whatever its exit code is.
+    as_told: AtomicBool,
 }
 
 impl Debug for Mpi {
@@ -95,6 +97,7 @@ pub fn join(launched: &Launched, record: PathBuf, deadline: Duration) -> Result<
         spins: AtomicU32::new(0),
         left: AtomicBool::new(false),
         ending: AtomicBool::new(false),
+        as_told: AtomicBool::new(false),
     });
     ending::prepare(&mpi);
     let beating = mpi.clone();
@@ -274,6 +277,11 @@ impl Mpi {
         if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) }
     }
 
+    /// Whether this process ends because it was told to.
+    pub(super) fn ends_as_told(&self) -> bool {
+        self.as_told.load(Ordering::Acquire)
+    }
+
     /// The beat stops.
     pub(super) fn begin_to_end(&self) {
         self.ending.store(true, Ordering::Release);
@@ -363,6 +371,11 @@ impl Processes for Mpi {
 
     fn leftover(&self, _: &Path) {
         // Nobody outlives a killed process who could remove it; the next save does.
+    }
+
+    fn set_ending(&self, ending: Ending) {
+        // MPI's launchers pass signals on and wait for as long as they do.
+        self.as_told.store(ending == Ending::AsTold, Ordering::Release);
     }
 
     fn open(
