@@ -301,6 +301,27 @@ fn received(c: &Collective, sent: &[&[f64]]) -> Option<Vec<f64>> {
 /// A register of a body: one number per iteration of the row.
 type Register = Vec<f64>;
 
+/// The iterations on which a body is executed together: those of a loop's last dimension, or a single one.
+#[derive(Clone, Copy)]
+struct Row<'a> {
+    /// The index of every dimension before the row; of a single iteration, of every dimension.
+    outer: &'a [usize],
+    /// How many iterations there are.
+    len: usize,
+}
+
+impl Row<'_> {
+    /// Where the first iteration and each next one finds an element, given the strides of all dimensions.
+    fn walk(self, strides: &[isize]) -> (isize, isize) {
+        (dot(self.outer, strides), strides.get(self.outer.len()).copied().unwrap_or(0))
+    }
+
+    /// The index of a dimension in an iteration.
+    fn index(self, dim: usize, iteration: usize) -> usize {
+        self.outer.get(dim).copied().unwrap_or(iteration)
+    }
+}
+
 impl<'a> Rank<'a> {
     fn new(
         program: &'a RankProgram,
@@ -471,11 +492,7 @@ impl<'a> Rank<'a> {
         }
         let (row, outer) = l.dims.split_last().map_or((1, &[][..]), |(&row, outer)| (row, outer));
         for index in indices(outer) {
-            let iterations: Vec<Vec<usize>> = match l.dims.is_empty() {
-                true => vec![Vec::new()],
-                false => (0..row).map(|i| [&index[..], &[i]].concat()).collect(),
-            };
-            self.body(&l.body, &iterations, &|_, _| None)?;
+            self.body(&l.body, Row { outer: &index, len: row }, &|_| None)?;
         }
         Ok(())
     }
@@ -484,28 +501,30 @@ impl<'a> Rank<'a> {
     fn body(
         &mut self,
         body: &[Instruction],
-        iterations: &[Vec<usize>],
-        given: &dyn Fn(usize, &[usize]) -> Option<f64>,
+        row: Row<'_>,
+        given: &dyn Fn(usize) -> Option<f64>,
     ) -> Outcome<Vec<Register>> {
         let mut registers: Vec<Register> = Vec::with_capacity(body.len());
         for instruction in body {
             let round = |dtype: DType, x: f64| self.options.precision.round(dtype, x);
-            let each =
-                |f: &dyn Fn(&Vec<usize>) -> Outcome<f64>| iterations.iter().map(f).collect::<Outcome<Register>>();
             let register = match instruction {
-                Instruction::Load { view, strides } => each(&|i| self.get(view, dot(i, strides)))?,
-                Instruction::Constant(x, dtype) => vec![round(*dtype, x.as_f64()); iterations.len()],
-                Instruction::Given { index, dtype } => each(&|i| {
-                    let x = given(*index, i).ok_or_else(|| MemoryFault::Action("nothing is given".into()))?;
-                    Ok(round(*dtype, x))
-                })?,
-                Instruction::Index { dim, offset, dtype } => each(&|i| Ok(round(*dtype, (i[*dim] + offset) as f64)))?,
-                Instruction::Random { distribution, stream, seed, index, dtype } => iterations
-                    .iter()
-                    .zip(&registers[*seed])
-                    .map(|(i, &seed)| {
-                        let at: usize = index.iter().map(|&(d, offset, stride)| (i[d] + offset) * stride).sum();
-                        let words = random::philox(seed as i64 as u64, *stream, at as u64);
+                Instruction::Load { view, strides } => {
+                    let (first, step) = row.walk(strides);
+                    (0..row.len as isize).map(|i| self.get(view, first + i * step)).collect::<Outcome<Register>>()?
+                }
+                Instruction::Constant(x, dtype) => vec![round(*dtype, x.as_f64()); row.len],
+                Instruction::Given { index, dtype } => {
+                    let x = given(*index).ok_or_else(|| MemoryFault::Action("nothing is given".into()))?;
+                    vec![round(*dtype, x); row.len]
+                }
+                Instruction::Index { dim, offset, dtype } => {
+                    (0..row.len).map(|i| round(*dtype, (row.index(*dim, i) + offset) as f64)).collect()
+                }
+                Instruction::Random { distribution, stream, seed, index, dtype } => (0..row.len)
+                    .map(|i| {
+                        let at: usize =
+                            index.iter().map(|&(d, offset, stride)| (row.index(d, i) + offset) * stride).sum();
+                        let words = random::philox(registers[*seed][i] as i64 as u64, *stream, at as u64);
                         round(*dtype, random::element(*distribution, words))
                     })
                     .collect(),
@@ -513,15 +532,16 @@ impl<'a> Rank<'a> {
                     // A cast rounds as its result's type does, as every instruction.
                     let f = if matches!(f, MapFn::Cast(_)) { &MapFn::Identity } else { f };
                     let of = |i: usize| args.iter().map(|&a| registers[a][i]).collect::<Vec<f64>>();
-                    (0..iterations.len()).map(|i| round(*dtype, f.eval(&of(i)))).collect()
+                    (0..row.len).map(|i| round(*dtype, f.eval(&of(i)))).collect()
                 }
                 Instruction::ReduceRow { op, arg, dtype } => {
                     let sum = registers[*arg].iter().fold(op.identity_of(*dtype), |a, &b| op.combine(a, b));
-                    vec![round(*dtype, sum); iterations.len()]
+                    vec![round(*dtype, sum); row.len]
                 }
                 Instruction::Store { view, strides, arg, accumulate } => {
-                    for (i, &x) in iterations.iter().zip(&registers[*arg]) {
-                        let at = dot(i, strides);
+                    let (first, step) = row.walk(strides);
+                    for (i, &x) in registers[*arg].iter().enumerate() {
+                        let at = first + i as isize * step;
                         let x = match accumulate {
                             Some(op) => op.combine(self.get(view, at)?, x),
                             None => x,
@@ -558,7 +578,7 @@ impl<'a> Rank<'a> {
             if c.epilogue.is_empty() {
                 self.put(&c.out, dot(&index, &out), product)?;
             } else {
-                self.body(&c.epilogue, &[index], &|_, _| Some(product))?;
+                self.body(&c.epilogue, Row { outer: &index, len: 1 }, &|_| Some(product))?;
             }
         }
         Ok(())
@@ -566,7 +586,7 @@ impl<'a> Rank<'a> {
 
     /// The value of a body's last instruction.
     fn last(&mut self, body: &[Instruction], index: &[usize], given: &[f64]) -> Outcome<f64> {
-        let registers = self.body(body, &[index.to_vec()], &|i, _| given.get(i).copied())?;
+        let registers = self.body(body, Row { outer: index, len: 1 }, &|i| given.get(i).copied())?;
         let last = registers.last().and_then(|r| r.first()).copied();
         last.ok_or_else(|| MemoryFault::Action("a body of an attention has no result".into()))
     }

@@ -248,9 +248,10 @@ output result \"s\" %s"
         )
     };
     let sent = lines("%n = all_gather tp dim=0 %z : f32[4]");
-    assert_is(&sent, "einsum\nall_gather\neinsum + add: einsum -> add\n");
+    // Their sum lies where the first of them was.
+    assert_is(&sent, "einsum\nall_gather\neinsum + add: einsum -> einsum\n");
     let updated = lines("%n = neg %c : f32[4]") + "\noutput update \"c\" %n";
-    assert_is(&updated, "einsum\nneg: c -> c\neinsum + add: einsum -> add\n");
+    assert_is(&updated, "einsum\nneg: c -> c\neinsum + add: einsum -> einsum\n");
 }
 
 /// The new value of an input is written over it, by a loop.

@@ -12,6 +12,7 @@ use tpc::pretrained::TokenBatch;
 use tpc::program::{CompileOptions, TrainingProgram};
 use tpc::{LaunchOptions, RankProgram};
 use tpc_ir::{InputKind, OutputKind, Phase};
+use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_passes::options::{OptionError, Precision, Reduction, StepOptions};
 use tpc_tests::training::{Named, Run, config, differences, feed, language_model, plan, run};
@@ -233,6 +234,33 @@ fn one_accumulator_per_gradient_is_alive() {
     };
     let (two, eight) = (temporaries(2), temporaries(8));
     assert!(eight <= two + two / 4, "{eight} bytes of temporaries for eight micro-batches, {two} for two");
+}
+
+/// Every micro-batch gathers the sharded parameters of one block after the other for itself, and adds its gradients to those
+/// before it in their own memory.
+#[test]
+fn micro_batches_of_sharded_parameters_hold_what_one_holds_and_the_gradients() {
+    let model = llama(3);
+    for place in [("fsdp", "dp=4"), ("2d", "dp=2,tp=2"), ("hsdp", "rep=2,dp=2"), ("fsdp", "dp=2")] {
+        let program = |rows: usize, count: usize| {
+            // Overlap may make an arena larger, which is another bound.
+            let lower = LowerOptions { memory_growth: 0.0, ..LowerOptions::default() };
+            let options = CompileOptions { step: micro(count), lower, ..CompileOptions::default() };
+            let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(rows, 32) };
+            language_model(&model, tokens, &plan(place.0), place.1, &options).steady.ranks.swap_remove(0)
+        };
+        let (quarters, one) = (program(32, 4), program(8, 1));
+        let most = |rank: &RankProgram| rank.collectives().map(|c| c.values).max().unwrap_or(0);
+        assert!(most(&quarters) <= most(&one), "{place:?}: {} values, {} in one", most(&quarters), most(&one));
+        let parameters = quarters.inputs.iter().filter(|i| i.kind == InputKind::Parameter);
+        let gradients: usize = parameters.map(|i| i.binding.global.iter().product::<usize>() * 4).sum();
+        let data = |rank: &RankProgram| -> usize {
+            let inputs = rank.inputs.iter().filter(|i| i.kind == InputKind::Data);
+            inputs.map(|i| rank.buffers[i.binding.view.buffer.0 as usize].bytes).sum()
+        };
+        let (held, allowed) = (quarters.arena_bytes - data(&quarters), one.arena_bytes - data(&one) + gradients);
+        assert!(held <= allowed, "{place:?}: {held} bytes, {allowed} are those of one micro-batch and the gradients");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use serde_json::json;
 use tpc::models::ModelConfig;
 use tpc::pretrained::TokenBatch;
 use tpc::program::CompileOptions;
+use tpc_passes::styles::Plan;
 use tpc_tests::training::{Run, config, differences, feed, language_model, plan, run};
 
 fn llama(heads: usize, kv_heads: usize) -> ModelConfig {
@@ -101,6 +102,61 @@ fn gpt2_with_six_heads() {
 fn bert_with_six_heads_and_padding() {
     let tokens = TokenBatch { attention_mask: true, token_type_ids: true, ..TokenBatch::new(4, 30) };
     same(bert(6), tokens, &[("tp", "tp=4"), ("ddp", "dp=3"), ("tp-ddp", "dp=3,tp=4")]);
+}
+
+/// A plan file's text.
+fn styled(text: &str) -> Plan {
+    Plan::from_json(text).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The attention mask is computed in a loop with heads, which a rank without heads does not run, and the other layer reads
+/// it there.
+#[test]
+fn a_mask_on_ranks_without_heads() {
+    let tokens = TokenBatch { attention_mask: true, ..TokenBatch::new(2, 12) };
+    let gpt2_plan = styled(
+        r#"{"styles": {
+            "transformer.h.0.attn.c_attn": {"ColwiseParallel":
+                {"input_layouts": "Shard(2)", "prepare_input": "make_input_replicate_1d"}},
+            "transformer.h.0.ln_2": {"PrepareModuleOutput":
+                {"output_layouts": "Shard(-1)", "desired_output_layouts": "Shard(1)"}}}}"#,
+    );
+    let llama_plan = styled(
+        r#"{"styles": {
+            "model.layers.0.self_attn.q_proj": "ColwiseParallel", "model.layers.0.self_attn.k_proj": "ColwiseParallel",
+            "model.layers.0.self_attn.v_proj": "ColwiseParallel",
+            "model.layers.0.post_attention_layernorm": "SequenceParallel"}}"#,
+    );
+    for (model, plan, meshes) in [
+        (gpt2(4), gpt2_plan, ["tp=3", "tp=2", "tp=5"]),
+        (llama(4, 2), llama_plan.clone(), ["tp=3", "tp=5", "tp=7"]),
+        (llama(4, 4), llama_plan, ["tp=3", "tp=5", "tp=7"]),
+    ] {
+        let expected = trained(&model, tokens, "none", "");
+        for mesh in meshes {
+            let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+            let program = language_model(&model, tokens, &plan, mesh, &options);
+            let found = run(program, &RATES, |session| feed(session, model.vocab_size()));
+            assert_eq!(differences(&found, &expected), Vec::<String>::new(), "{mesh}");
+        }
+    }
+}
+
+fn interleaved(dim: usize, heads: usize, kv_heads: usize) -> ModelConfig {
+    config(json!({
+        "model_type": "llama-interleaved", "dim": dim, "n_layers": 1, "n_heads": heads, "n_kv_heads": kv_heads,
+        "ffn": 8, "vocab": 13, "seq": 16,
+    }))
+}
+
+/// The pairs of an interleaved rotary embedding are the inside of a head: an axis cuts heads alone.
+#[test]
+fn interleaved_heads_that_no_axis_divides() {
+    let tokens = TokenBatch::new(2, 9);
+    same(interleaved(12, 2, 1), tokens, &[("tp", "tp=2"), ("tp", "tp=4"), ("tp-sp", "tp=2"), ("2d", "dp=2,tp=2")]);
+    same(interleaved(28, 7, 7), tokens, &[("tp", "tp=2"), ("tp-sp", "tp=2"), ("tp", "tp=8")]);
+    same(interleaved(42, 7, 1), tokens, &[("tp-sp", "tp=8"), ("tp", "tp=3")]);
+    same(interleaved(16, 4, 2), tokens, &[("tp", "tp=16")]);
 }
 
 /// More ranks than sequences: some hold nothing of the batch.

@@ -2,7 +2,8 @@
 //!
 //! Operands of a collective that carries several values lie side by side. A value that has its own
 //! kernel is written there at once; others (views, inputs, what more than one bucket wants) are copied.
-//! An all-reduce writes its result over its operand where nobody else reads that.
+//! An all-reduce writes its result over its operand where nobody else reads that, and so does a product over what its
+//! epilogue adds.
 
 use super::attention::{self, Attention, Stats};
 use super::claims::{Body, Claim, Claims, Content, Named};
@@ -36,6 +37,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
         bundles: HashMap::new(),
         slices: HashMap::new(),
         stored: stored(graph, kernels),
+        read_again: depend::read_again(graph, kernels).into_keys().collect(),
         stats: HashMap::new(),
     };
     e.inputs();
@@ -159,6 +161,8 @@ struct Emitter<'a> {
     /// Values that are made where a collective takes them.
     slices: HashMap<Value, Slice>,
     stored: Vec<bool>,
+    /// Nodes whose memory other kernels read for what they compute again.
+    read_again: HashSet<NodeIndex>,
     /// What the backward half of an attention takes from the forward half, by their first product.
     stats: HashMap<NodeIndex, Stats>,
 }
@@ -450,7 +454,11 @@ impl Emitter<'_> {
             kernel.nodes.iter().copied().filter(|n| self.stored[n.index()] && !kernel.products.contains(n)).collect();
         let result = epilogue::result(graph, kernel, &written, *host, &kernel.dims[host]);
         let result = result.expect("an epilogue has a result like the product's");
-        let out = self.define(result.into());
+        let out = match self.outlived(kernel, result).filter(|_| terms.is_empty()) {
+            Some(sum) => self.views[&sum].clone(),
+            None => self.define(result.into()),
+        };
+        self.views.insert(result.into(), out.clone());
         for (i, &term) in terms.iter().enumerate() {
             let (mut product, order) = self.contract(term, out.clone());
             if i > 0 {
@@ -472,6 +480,25 @@ impl Emitter<'_> {
         let made: Vec<NodeIndex> = members.into_iter().filter(|n| !kernel.again.contains(n)).collect();
         let label = format!("{} + {}", graph.node(*host).op.name(), loop_label(graph, &made));
         self.push(Action::Contract(product), Claim::Product(*host, body), phase, label);
+    }
+
+    /// A value that an epilogue reads last, element by element as it writes its result: the gradients of a micro-batch
+    /// are added to those before it in their own memory.
+    fn outlived(&self, kernel: &Kernel, result: NodeIndex) -> Option<Value> {
+        let graph = self.graph;
+        let ty = &graph.node(result).types[0];
+        let reads = |&reader: &NodeIndex| {
+            let rows = letters(graph, reader).operands;
+            graph.operands(reader).into_iter().zip(rows).map(move |(v, row)| (reader, v, row)).collect::<Vec<_>>()
+        };
+        let members = kernel.nodes.iter().filter(|n| !kernel.products.contains(n));
+        let candidates = members.flat_map(reads).filter(|(reader, v, row)| {
+            let along = row.iter().map(|&l| kernel.letters[reader][l as usize]);
+            let alone = makes(graph.op(*v)) && self.is_exclusive(*v) && !self.read_again.contains(&v.node);
+            let fits = graph.ty(*v).dtype == ty.dtype && graph.ty(*v).sharding == ty.sharding;
+            alone && fits && !self.slices.contains_key(v) && along.eq(kernel.dims[&result].iter().copied())
+        });
+        candidates.map(|(_, v, _)| v).find(|v| self.views.contains_key(v) && !kernel.dims.contains_key(&v.node))
     }
 
     /// Has everything in memory that the members of a loop or an epilogue read from there.

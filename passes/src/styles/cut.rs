@@ -4,8 +4,8 @@
 //! the first index of a weight's output (or input) features that can be cut: with kv heads g and
 //! groups r, `[g, r, hd]`, it cuts g if n ≤ g or nothing better divides, g and r by the two parts of
 //! the axis if g divides n, r alone if only r is divisible. The inside of a head is never cut: the last
-//! of several indices, and every index that a product of two activations or a reduction sums together with
-//! it (the pairs of an interleaved rotary embedding, `[h, pairs, 2]`, which a query and its key are multiplied
+//! of several indices, and every index that a product of two activations sums together with it in the forward
+//! pass (the pairs of an interleaved rotary embedding, `[h, pairs, 2]`, which a query and its key are multiplied
 //! along). An index that is sliced or indexed (the thirds of q|k|v, the halves of a rotary embedding) cannot be
 //! cut. What was decided for one weight holds for every weight that has the index, but an axis cuts one
 //! dimension of a weight at most: the first.
@@ -14,7 +14,7 @@ use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, InputKind, Op, Type, Value};
+use tpc_ir::{Graph, InputKind, Op, Phase, Type, Value};
 
 /// A part of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +32,7 @@ pub struct Indices {
     first: HashMap<Value, usize>,
     root: Vec<usize>,
     uncuttable: HashSet<usize>,
-    /// What each product of two activations and each reduction sums over.
+    /// What each product of two activations in the forward pass sums over.
     summed: Vec<HashSet<Index>>,
 }
 
@@ -83,9 +83,10 @@ impl Indices {
         let activations = activations(graph);
         let mut sums = Vec::new();
         for node in graph.nodes() {
-            let (Op::Einsum { subs } | Op::Reduce { subs, .. }) = &graph.node(node).op else { continue };
+            let Op::Einsum { subs } = &graph.node(node).op else { continue };
             let operands = graph.operands(node);
-            if operands.iter().all(|v| activations[v.node.index()]) {
+            let forward = graph.node(node).origin.phase == Phase::Forward;
+            if forward && operands.iter().all(|v| activations[v.node.index()]) {
                 let of_operand = |(v, letters): (&Value, &Vec<u8>)| {
                     let first = self.first[v];
                     let summed = (0..letters.len()).filter(|&d| !subs.result.contains(&letters[d]));
