@@ -73,7 +73,6 @@ impl Subject {
         let masked = !config.is_causal();
         (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
         config.check_batch([tokens.batch, tokens.seq], 0)?;
-        config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
         Ok(Subject::Tokens(Box::new(config), tokens))
     }
 

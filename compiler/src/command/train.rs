@@ -6,7 +6,7 @@ use super::options::StepArguments;
 use super::subject::{Optimizer, executed, not_negative};
 use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{ModelConfig, ModelDir, WeightEntry, WeightMap, weight_map, write_weights};
-use crate::pretrained::{LoadError, TokenBatch, condition, initialise, load_weights, names, save};
+use crate::pretrained::{LoadError, TokenBatch, condition, initialise_model, load_weights, names, save};
 use crate::program::{TrainingSession, compile_training};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -154,7 +154,7 @@ impl Train {
             match (&resumed, &model.dir) {
                 (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
                 (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
-                (None, None) => initialise(training.session(), &init, seed)?,
+                (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
             }
             Ok(())
         };
