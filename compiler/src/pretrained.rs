@@ -5,8 +5,8 @@ use crate::capture::{
     Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
 };
 use crate::models::{
-    ModelConfig, ModelError, TokenInputs, WeightEntry, WeightMap, Weights, build, read_box, read_strips, save_strips,
-    tied_head, transposed, weight_map,
+    ModelConfig, ModelError, TokenInputs, Use, WeightEntry, WeightMap, Weights, build, read_box, read_strips,
+    save_strips, tied_head, transposed, weight_map,
 };
 use crate::program::Error;
 use burn::optim::Optimizer;
@@ -46,7 +46,7 @@ impl TokenBatch {
 /// Captures a language model's training step: loss, and the logits as an output.
 ///
 /// # Errors
-/// An operation that cannot be recorded.
+/// An operation that cannot be recorded, a program that no memory holds.
 pub fn capture_step<O: Optimizer>(
     config: &ModelConfig,
     tokens: TokenBatch,
@@ -58,6 +58,7 @@ pub fn capture_step<O: Optimizer>(
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
     );
+    config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
     let build = |device: &burn::tensor::Device| build(config, device);
     let options = TrainingOptions::default();
     let mut step = capture_training_shapes(
@@ -84,7 +85,7 @@ fn head_alias(config: &ModelConfig) -> Option<(String, String)> {
 /// Captures a language model's forward pass: logits, and the loss when there are labels.
 ///
 /// # Errors
-/// An operation that cannot be recorded.
+/// As [`capture_step`].
 pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -> Result<Captured, Error> {
     let batch = (
         named("input_ids", tokens.spec()),
@@ -92,6 +93,7 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
     );
+    config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
     let build = |device: &burn::tensor::Device| build(config, device);
     let mut captured =
         capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
@@ -152,6 +154,29 @@ const DRAWN: usize = 1 << 12;
 /// # Errors
 /// None that a launched session has.
 pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), RuntimeError> {
+    draw(session, init, seed, None)
+}
+
+/// [`initialise`] for a language model: the padding row of its embedding is 0, as in PyTorch.
+///
+/// # Errors
+/// As [`initialise`].
+pub fn initialise_model(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    seed: u64,
+    config: &ModelConfig,
+) -> Result<(), RuntimeError> {
+    draw(session, init, seed, config.padding_row())
+}
+
+/// Draws initial values; these elements of this parameter are 0.
+fn draw(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    seed: u64,
+    zero: Option<(&str, Range<usize>)>,
+) -> Result<(), RuntimeError> {
     let float = Scalar::float;
     let of = |name: &str| match init.get(name) {
         Some(Init::Constant(x)) => Err(*x),
@@ -160,11 +185,16 @@ pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64
         Some(Init::Random(BurnDistribution::Default)) => Ok(Distribution::Uniform(float(0.0), float(1.0))),
         _ => Ok(Distribution::Normal(float(0.0), float(0.02))),
     };
-    let draws: Vec<(usize, Result<Distribution, f64>)> =
-        parameters(session).into_iter().map(|(input, name)| (input, of(&name))).collect();
+    let zeros = |name: &str| match &zero {
+        Some((padded, elements)) if *padded == name => elements.clone(),
+        _ => 0..0,
+    };
+    let draws: Vec<(usize, Result<Distribution, f64>, Range<usize>)> =
+        parameters(session).into_iter().map(|(input, name)| (input, of(&name), zeros(&name))).collect();
     session.fill_ranks(&|rank| {
-        for (stream, (input, distribution)) in draws.iter().enumerate() {
+        for (stream, (input, distribution, zeros)) in draws.iter().enumerate() {
             let draw = |i: usize| match distribution {
+                _ if zeros.contains(&i) => 0.0,
                 Ok(d) => random::element(*d, random::philox(seed, stream as u64, i as u64)),
                 Err(constant) => *constant,
             };

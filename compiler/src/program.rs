@@ -34,6 +34,9 @@ pub enum Error {
     /// The model could not be recorded.
     #[error(transparent)]
     Capture(#[from] crate::capture::CaptureError),
+    /// The model's sizes, or those of its batch, are too large.
+    #[error(transparent)]
+    Model(#[from] crate::models::ModelError),
     /// The recording has an operation without a counterpart.
     #[error(transparent)]
     Import(#[from] ImportError),

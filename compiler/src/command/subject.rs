@@ -74,7 +74,6 @@ impl Subject {
         (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
         config.check_batch([tokens.batch, tokens.seq], 0)?;
         check_size(&config, [tokens.batch, tokens.seq])?;
-        config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
         Ok(Subject::Tokens(Box::new(config), tokens))
     }
 

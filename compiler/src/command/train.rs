@@ -12,7 +12,7 @@ use super::{Failure, Outcome, Placement, Terminal};
 use crate::models::{
     Alphabet, ModelConfig, ModelDir, ModelError, WeightEntry, WeightMap, tokenizer, weight_map, write_weights,
 };
-use crate::pretrained::{LoadError, TokenBatch, condition, initialise, load_weights, names, save};
+use crate::pretrained::{LoadError, TokenBatch, condition, initialise_model, load_weights, names, save};
 use crate::program::{TrainingProgram, TrainingSession, compile_training_together};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -220,7 +220,7 @@ impl Train {
             match (&resumed, &model.dir) {
                 (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
                 (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
-                (None, None) => initialise(training.session(), &init, seed)?,
+                (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
             }
             Ok(())
         };

@@ -8,6 +8,7 @@ use super::rope::{RopeConfig, RopeScaling};
 use super::size::check_layers;
 use super::warning::ModelWarning;
 use serde_json::{Map, Value, json};
+use std::ops::Range;
 use std::path::Path;
 
 /// The `model_type`s that can be read.
@@ -290,6 +291,16 @@ impl ModelConfig {
             Self::Bert(c) => c.num_hidden_layers,
             Self::Interleaved(c) => c.n_layers,
         }
+    }
+
+    /// The parameter that holds the token embedding and its elements that belong to the padding row, if it has one.
+    pub fn padding_row(&self) -> Option<(&'static str, Range<usize>)> {
+        let (name, row, width) = match self {
+            Self::Llama(c) => ("model.embed_tokens.weight", c.padding_idx?, c.hidden_size),
+            Self::Bert(c) => ("bert.embeddings.word_embeddings.weight", c.padding_idx?, c.hidden_size),
+            Self::Gpt2(_) | Self::Interleaved(_) => return None,
+        };
+        Some((name, row * width..(row + 1) * width))
     }
 
     /// Whether labels are the next tokens (and shifted by the model) instead of the positions' own.

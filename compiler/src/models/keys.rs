@@ -184,8 +184,9 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
-        match self.get(key) {
+        match self.value(key) {
             None => Ok(default),
+            // Null is no default: versions of transformers differ in what it means.
             Some(value) => value.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
         }
     }

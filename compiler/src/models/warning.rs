@@ -103,21 +103,23 @@ fn listed(names: &[String]) -> String {
         return names.join(", ");
     }
     let mut kinds: Vec<(String, usize)> = Vec::new();
+    let mut untold = 0;
     for name in names {
         let is_number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
         let parts: Vec<&str> = name.split('.').map(|part| if is_number(part) { "*" } else { part }).collect();
         let kind = parts.join(".");
-        match kinds.iter_mut().find(|(known, _)| *known == kind) {
-            Some((_, count)) => *count += 1,
-            None if kinds.len() == LISTED => break,
-            None => kinds.push((kind, 1)),
+        if let Some((_, count)) = kinds.iter_mut().find(|(known, _)| *known == kind) {
+            *count += 1;
+        } else if kinds.len() < LISTED {
+            kinds.push((kind, 1));
+        } else {
+            untold += 1;
         }
     }
-    let told: usize = kinds.iter().map(|(_, count)| count).sum();
     let mut text: Vec<String> =
         kinds.into_iter().map(|(kind, count)| if count > 1 { format!("{kind} ({count})") } else { kind }).collect();
-    if told < names.len() {
-        text.push(format!("and {} more", names.len() - told));
+    if untold > 0 {
+        text.push(format!("and {untold} more"));
     }
     text.join(", ")
 }
