@@ -96,6 +96,15 @@ fn what_cannot_work_is_said_by_everyone() {
         );
         assert!(told.err.contains(&line), "{}", told.err);
     }
+    // One process compiles, and what it cannot compile is said by all.
+    let plan = scratch.path("plan.json");
+    std::fs::write(&plan, r#"{"styles": {"model.layers.9": "ColwiseParallel"}}"#).unwrap();
+    let told = launched("2", &training(&scratch, "2", "tp=2", &plan));
+    assert_eq!(told.code, 1);
+    for begin in ["[rank 0] error: ", "[rank 1] error: rank 0: "] {
+        let line = told.err.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_default();
+        assert!(line.contains("model.layers.9"), "{}", told.err);
+    }
     let told = tpc(&["launch", "--ranks", "2", "--", "/no/such/program"]);
     assert_eq!(told.code, 1);
     assert!(told.err.starts_with("error: `/no/such/program` cannot be started"), "{}", told.err);
@@ -237,7 +246,7 @@ fn differences_between_the_processes_of_a_job_are_named() {
     let large = |dir: &str| std::fs::File::create(format!("{dir}/model-unused.safetensors")).unwrap().set_len(65 << 20);
     for larger in [false, true] {
         if larger {
-            [&model, &other].map(|dir| large(dir).unwrap());
+            [&model, &other].into_iter().for_each(|dir| large(dir).unwrap());
         }
         let mut moved = base.to_vec();
         moved[1] = other.clone();

@@ -136,6 +136,32 @@ fn srun_trains_as_expected() {
     }
 }
 
+/// Two steps of one job, whose script gives both the same address: SLURM's number of the step tells them apart.
+#[test]
+fn steps_at_one_address_do_not_mix() {
+    if !works(&["salloc", "--quiet", "-n4", "true"]) {
+        return;
+    }
+    let scratches = ["tp", "ddp"].map(|plan| Scratch::new(&format!("steps-{plan}")));
+    let dir = model("llama-tiny");
+    let step = |scratch: &Scratch, plan: &str, mesh: &str| {
+        let arguments: Vec<String> = reference(scratch, &dir, plan, mesh).iter().map(|a| format!("'{a}'")).collect();
+        format!("srun --overlap -n2 {} {}", env!("CARGO_BIN_EXE_tpc"), arguments.join(" "))
+    };
+    let (first, second) = (step(&scratches[0], "tp", "tp=2"), step(&scratches[1], "ddp", "dp=2"));
+    let script = format!(
+        "export MASTER_ADDR=127.0.0.1 MASTER_PORT={}; {first} & {second}; code=$?; wait $! && exit $code",
+        port()
+    );
+    let mut command = Command::new("salloc");
+    command.args(["--quiet", "-n4", "bash", "-c", &script]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let told = Tpc::run(command).end(LONGEST);
+    assert_eq!(told.code, 0, "{}", told.err);
+    for (scratch, plan) in scratches.iter().zip(["tp", "ddp"]) {
+        compares(scratch, &format!("{plan} beside another step"), &dir);
+    }
+}
+
 #[test]
 fn srun_ends_a_run_that_loses_a_process() {
     if !works(&srun(&["-n2", "true"])) {

@@ -131,7 +131,9 @@ impl Terminal<'_> {
             return;
         }
         // A note that cannot be written does not make the result wrong.
-        let _ = writeln!(self.err, "note: {}", messages::shown(&text.to_string(), &[]));
+        // In one piece: a launcher that puts the rank before everything does it once then.
+        let text = messages::shown(&text.to_string(), &[]);
+        let _ = self.err.write_all(format!("note: {text}\n").as_bytes());
     }
 
     /// [`Terminal::note`], if there is something to tell.
