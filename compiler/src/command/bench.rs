@@ -122,7 +122,7 @@ impl Bench {
             Step::Training(capture) => {
                 let program = compile_training(*capture, &mesh, &plan, &options, &rename)
                     .map_err(|e| self.placement.failure(e))?;
-                note_idle_ranks(&program.steady.placed, &plan, terminal);
+                note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
                 let init = program.init.clone();
                 (Running::Training(Box::new(program.launch(self.running.options())?)), init)
             }
@@ -130,7 +130,7 @@ impl Bench {
                 let init = initial(&captured, &rename);
                 let program = compile_inference(&captured, &mesh, &plan, &options, &rename)
                     .map_err(|e| self.placement.failure(e))?;
-                note_idle_ranks(&program.stages.placed, &plan, terminal);
+                note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
                 (Running::Inference(Box::new(program.launch(self.running.options())?)), init)
             }
         };

@@ -48,7 +48,7 @@ impl Run {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let program =
             compile_inference(&captured, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
-        note_idle_ranks(&program.stages.placed, &plan, terminal);
+        note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
         let mut session = program.launch(self.running.options())?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;

@@ -193,7 +193,7 @@ impl Train {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let program =
             compile_training(capture, &mesh, &plan, &options, &rename).map_err(|e| self.placement.failure(e))?;
-        note_idle_ranks(&program.steady.placed, &plan, terminal);
+        note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
         let init = program.init.clone();
         let mut training = program.launch(self.running.options())?;
         match (&resumed, &model.dir) {
