@@ -122,7 +122,9 @@ impl Bench {
         };
         let (mut running, init) = match step {
             Step::Training(capture) => {
-                let note = |program: &TrainingProgram| note_idle_ranks(&program.steady.placed, &plan, terminal);
+                let note = |program: &TrainingProgram| {
+                    note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
+                };
                 let program = compile_training_together(*capture, &mesh, &plan, &options, &rename, &launch, note)
                     .map_err(|e| self.placement.failure(e))?;
                 let init = program.init.clone();
@@ -130,7 +132,7 @@ impl Bench {
             }
             Step::Backward(captured) => {
                 let init = initial(&captured, &rename);
-                let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, terminal);
+                let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
                 let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
                     .map_err(|e| self.placement.failure(e))?;
                 (Running::Inference(Box::new(program.launch(launch)?)), init)

@@ -209,7 +209,7 @@ impl DumpIr {
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
         if to >= Stage::Placed && planned {
-            note_idle_ranks(first, &plan, terminal);
+            note_idle_ranks(first, &plan, self.step.micro_batches, terminal);
         }
         if self.json {
             check_report(first)?;

@@ -65,7 +65,7 @@ fn data_axes(plan: &Plan) -> Vec<&str> {
 }
 
 /// Tells which ranks have no rows of the batch, or no part of weights that the plan cuts: no heads, for example.
-pub(super) fn note_idle_ranks(placed: &Graph, plan: &Plan, terminal: &mut Terminal) {
+pub(super) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize, terminal: &mut Terminal) {
     let mesh = &placed.mesh;
     let data: HashSet<AxisId> = data_axes(plan).into_iter().flat_map(|axis| mesh.parts(axis)).collect();
     // Cuts that are alike: the axes, the size that they cut, whether it is the batch; and the inputs that they cut.
@@ -88,7 +88,7 @@ pub(super) fn note_idle_ranks(placed: &Graph, plan: &Plan, terminal: &mut Termin
         }
     }
     for (idle, names) in found {
-        terminal.note(idle.text(&names, mesh));
+        terminal.note(idle.text(&names, micro_batches, mesh));
     }
 }
 
@@ -118,11 +118,12 @@ impl Idle {
         (without > 0).then_some(Idle { size, axes, batch, ranks, without })
     }
 
-    fn text(&self, names: &[&str], mesh: &Mesh) -> String {
+    fn text(&self, names: &[&str], micro_batches: usize, mesh: &Mesh) -> String {
         let axes: Vec<String> = self.axes.iter().map(|&a| format!("{}={}", mesh.name(a), mesh.size(a))).collect();
         let (axes, Idle { size, ranks, without, .. }) = (axes.join(","), self);
         if self.batch {
-            return format!("{without} of {ranks} ranks along {axes} have no rows: the batch has {size} to share out");
+            let batch = if micro_batches > 1 { "each micro-batch" } else { "the batch" };
+            return format!("{without} of {ranks} ranks along {axes} have no rows: {batch} has {size} to share out");
         }
         let more = match names.len() - 1 {
             0 => String::new(),

@@ -205,7 +205,9 @@ impl Train {
         let names = names(&model.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let launch = self.running.options()?;
-        let note = |program: &TrainingProgram| note_idle_ranks(&program.steady.placed, &plan, terminal);
+        let note = |program: &TrainingProgram| {
+            note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
+        };
         let program = compile_training_together(capture, &mesh, &plan, &options, &rename, &launch, note)
             .map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
