@@ -188,5 +188,10 @@ fn check_message(error: &dyn std::fmt::Display) {
     assert!(!text.contains(|c: char| c.is_control()), "a message with control characters: {text:?}");
 }
 
+/// Says of an error's text that there is one; the command cuts and escapes what it prints of files and environments.
+fn check_text(error: &dyn std::fmt::Display) {
+    assert!(!error.to_string().is_empty(), "an error without a text");
+}
+
 /// A message holds several texts of the user, each cut.
 const MOST_MESSAGE: usize = 3000;
