@@ -5,7 +5,7 @@
 
 use crate::capture::{Captured, InputKind};
 use crate::program::{Error, Rename};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tpc_passes::options::OptionError;
 use tpc_passes::styles::StyleError;
 use tpc_passes::styles::pattern::Pattern;
@@ -18,6 +18,8 @@ struct ModuleFacts {
     kind: Option<String>,
     /// Its own parameters.
     parameters: Vec<String>,
+    /// Whether the program has a parameter of it, or of a module inside.
+    in_program: bool,
 }
 
 /// What is known of a captured model besides its program.
@@ -39,6 +41,12 @@ fn around(path: &str) -> impl Iterator<Item = &str> {
     ends.map(|end| &path[..end])
 }
 
+/// The name of a type as a thing: `a Linear`, `an Embedding`.
+fn with_article(kind: &str) -> String {
+    let article = if kind.starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
+    format!("{article} {kind}")
+}
+
 impl Facts {
     /// The facts of a captured model whose parameters are still called by burn's paths.
     pub(crate) fn of(captured: &Captured, rename: Rename) -> Self {
@@ -46,9 +54,12 @@ impl Facts {
             InputKind::Parameter { path } => Some(path.as_str()),
             _ => None,
         });
+        let parameters: Vec<&str> = parameters.collect();
+        let named: Vec<String> = parameters.iter().map(|p| rename(p)).collect();
+        let in_program: HashSet<&str> = named.iter().flat_map(|p| around(module_of(p))).collect();
         // A module is called in files as its own parameters say.
         let mut called: HashMap<String, String> =
-            parameters.map(|p| (module_of(p).to_string(), module_of(&rename(p)).to_string())).collect();
+            parameters.into_iter().map(|p| (module_of(p).to_string(), module_of(&rename(p)).to_string())).collect();
         let modules = captured.modules.iter().map(|module| {
             let inside =
                 |name: &String| if module.path.is_empty() { name.clone() } else { format!("{}.{name}", module.path) };
@@ -56,9 +67,10 @@ impl Facts {
             let own = || parameters.first().map_or(module.path.clone(), |p| module_of(p).to_string());
             let path = called.remove(&module.path).unwrap_or_else(own);
             let kind = module.container.rsplit(':').next().filter(|kind| !kind.is_empty());
-            ModuleFacts { path, kind: kind.map(|kind| format!("a {kind}")), parameters }
+            let in_program = path.is_empty() || in_program.contains(&*path);
+            ModuleFacts { path, kind: kind.map(with_article), parameters, in_program }
         });
-        let modules = modules.collect();
+        let modules: Vec<ModuleFacts> = modules.collect();
         let aliases = captured.aliases.iter().map(|(alias, path)| (rename(alias), rename(path))).collect();
         Facts { modules, aliases }
     }
@@ -95,8 +107,8 @@ impl Facts {
                     return self.tied(path, module, parameter, shared);
                 }
                 let Ok(pattern) = Pattern::new(&path) else { return StyleError::NoModule { path, nearest } };
-                match self.modules.iter().find(|m| pattern.matches(&m.path)).cloned() {
-                    Some(ModuleFacts { path: module, kind, parameters }) => {
+                match self.modules.iter().find(|m| !m.in_program && pattern.matches(&m.path)).cloned() {
+                    Some(ModuleFacts { path: module, kind, parameters, .. }) => {
                         StyleError::Absent { path, module, kind, parameters }
                     }
                     None => StyleError::NoModule { path, nearest },
@@ -107,7 +119,7 @@ impl Facts {
     }
 
     fn tied(&self, path: String, module: String, parameter: String, shared: String) -> StyleError {
-        let table = self.kind(module_of(&shared)).is_some_and(|kind| kind == "a Embedding");
+        let table = self.kind(module_of(&shared)).is_some_and(|kind| kind.ends_with(" Embedding"));
         StyleError::Tied { kind: self.kind(&module), path, module, parameter, shared, table }
     }
 

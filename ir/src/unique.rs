@@ -23,7 +23,7 @@ pub enum UniqueError {
         place: String,
         /// Line of the second key, counted from 1.
         line: usize,
-        /// Column after it, counted from 1.
+        /// Column of its last character, counted from 1.
         column: usize,
     },
 }

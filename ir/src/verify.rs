@@ -341,7 +341,7 @@ type Check = Result<(), Malformed>;
 /// # Errors
 /// At most one fault per node, output and region, in their order, and no more nodes after
 /// [`MOST_FAULTS`]. Faults that would make others meaningless (a value or an axis that does not
-/// exist) are reported alone.
+/// exist, a sharding of another rank than its shape) are reported alone.
 pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
     report(graph, &|n| references(graph, n), &|v| value_exists(graph, v))?;
     let mut inputs: HashMap<&str, NodeIndex> = HashMap::new();
@@ -450,7 +450,7 @@ fn value_exists(graph: &Graph, v: Value) -> Check {
     if (v.result as usize) < results { Ok(()) } else { Err(missing) }
 }
 
-/// Whether everything that a node refers to exists.
+/// Whether everything that a node refers to exists, and its types can be looked at.
 fn references(graph: &Graph, n: NodeIndex) -> Check {
     let node = graph.node(n);
     let expected = node.op.results();
@@ -462,6 +462,9 @@ fn references(graph: &Graph, n: NodeIndex) -> Check {
         if (a.0 as usize) < graph.mesh.axes().len() { Ok(()) } else { Err(Malformed::UnknownAxis(a.0)) }
     };
     for t in &node.types {
+        if t.sharding.dims.len() != t.shape.len() {
+            return Err(Malformed::Dims { ty: t.display(&graph.mesh), found: t.sharding.dims.len() });
+        }
         t.sharding.dims.iter().flatten().copied().try_for_each(known)?;
         t.sharding.partial.iter().flat_map(|p| p.axes.iter()).try_for_each(known)?;
     }

@@ -400,6 +400,15 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     let dims = ty.placed(Sharding::replicated(2));
     assert_eq!(faults(&graph(fill(), &dims)), [Malformed::Dims { ty: "f32[4]".into(), found: 2 }]);
 
+    // An operation on such a value is not looked at.
+    let mut g = graph(fill(), &dims);
+    g.push(Op::AllGather { dim: 0, axes: vec![AxisId(0)] }, &[Value { node: 0.into(), result: 0 }], ty.clone(), &o);
+    let short = ty.placed(Sharding::replicated(0));
+    let mut h = graph(fill(), &short);
+    h.push(Op::AllGather { dim: 0, axes: vec![AxisId(0)] }, &[Value { node: 0.into(), result: 0 }], ty.clone(), &o);
+    assert_eq!(faults(&g), [Malformed::Dims { ty: "f32[4]".into(), found: 2 }]);
+    assert_eq!(faults(&h), [Malformed::Dims { ty: "f32[]".into(), found: 0 }]);
+
     let empty = Sharding { dims: vec![vec![]], partial: Some(Partial { op: ReduceOp::Sum, axes: AxisSet::EMPTY }) };
     assert_eq!(faults(&graph(fill(), &ty.placed(empty))), [Malformed::EmptyPartial("f32[4] +sum".into())]);
 
@@ -448,7 +457,7 @@ fn texts_that_are_too_large_say_where() {
     );
     // A block of many lines and occurrences is refused before it is in memory.
     let lines: String =
-        (0..100).map(|i| format!("  %{{{}..{}}} = iota : i64[4]\n", 1000 + i, 100_999_900 + i)).collect();
+        (0..100).map(|i| format!("  %{{{}..{}}} = iota : i64[4]\n", 1000 + i, 1000 + i + 99_999 * 100)).collect();
     let block = format!("block @a ×100000 forward {{\n{lines}}}\n");
     assert_eq!(
         parse_error(&block),

@@ -596,7 +596,7 @@ fn plan_files_that_say_something_twice() {
     for (text, expected) in [
         (
             r#"{"styles": {"last": "ColwiseParallel"}, "styles": {"table": "RowwiseParallel"}}"#,
-            ambiguous("the key \"styles\" stands twice in the outermost object (line 1, column 51)"),
+            ambiguous("the key \"styles\" stands twice in the outermost object (line 1, column 48)"),
         ),
         (
             "{\"styles\": {\n  \"last\": \"ColwiseParallel\",\n  \"last\": \"RowwiseParallel\"}}",

@@ -11,6 +11,8 @@
 //! | a map whose result repeats along a letter that no operand has | the map without the letter, then a broadcast |
 //! | one index of a map of which nothing else is read | the map of that index of its operands |
 //! | a product with no summed letter | an elementwise `mul` |
+//! | a product along a letter that both operands repeat | the product without the letter, times its extent |
+//! | a product whose result repeats along a letter that no operand has | the product without the letter, then a broadcast |
 //! | a sum over letters of a product that nobody else reads | a product that sums over them |
 //! | `(a + b) + c`, the inner sum read once | `a + b + c`, operands in program order |
 //! | a pick from differences (`pick.rs`) | a pick, less what all share |
@@ -19,7 +21,7 @@
 use super::pick::pick;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Region, Scalar, Subscripts, Type, Value};
 
@@ -62,8 +64,13 @@ pub fn simplify(graph: &Graph) -> Graph {
                 }
             }
             Op::Einsum { subs } => {
-                let (operands, subs) = fold_views(new, operands, subs.clone());
-                vec![einsum(new, operands, subs, &n.types[0], &n.origin)]
+                let (operands, folded) = fold_views(new, operands, subs.clone());
+                // A sum along a letter that both operands only repeated has as many equal terms as its extent.
+                let kept = |l: &Letter| folded.result.contains(l) || folded.operands.iter().any(|row| row.contains(l));
+                let shapes = graph.operands(node).into_iter().map(|v| &graph.ty(v).shape);
+                let extents = subs.operands.iter().zip(shapes).flat_map(|(row, shape)| row.iter().zip(shape));
+                let lost: BTreeMap<Letter, usize> = extents.filter(|(l, _)| !kept(l)).map(|(&l, &n)| (l, n)).collect();
+                vec![einsum(new, operands, folded, lost.values().product(), &n.types[0], &n.origin)]
             }
             Op::Reduce { op: ReduceOp::Sum, subs } if sums_product(graph, node, new, operands[0]) => {
                 let Op::Einsum { subs: inner } = new.op(operands[0]).clone() else { return operands };
@@ -72,7 +79,7 @@ pub fn simplify(graph: &Graph) -> Graph {
                 let named = |l: &Letter| if inner.result.contains(l) { outer(l) } else { FREE + *l };
                 let rows: Vec<Vec<Letter>> = inner.operands.iter().map(|row| row.iter().map(named).collect()).collect();
                 let product = Subscripts::new(&rows, &subs.result);
-                vec![einsum(new, new.operands(operands[0].node), product, &n.types[0], &n.origin)]
+                vec![einsum(new, new.operands(operands[0].node), product, 1, &n.types[0], &n.origin)]
             }
             Op::Reduce { op, subs } => {
                 let (operands, subs) = fold_views(new, operands, subs.clone());
@@ -367,7 +374,15 @@ fn map(new: &mut Graph, f: MapFn, mut operands: Vec<Value>, mut subs: Subscripts
     new.push(Op::Map { f, subs }, &operands, ty.clone(), origin)
 }
 
-fn einsum(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts, ty: &Type, origin: &Origin) -> Value {
+/// A product, `times` as large. Letters of the result that no operand has are a broadcast.
+fn einsum(
+    new: &mut Graph,
+    mut operands: Vec<Value>,
+    mut subs: Subscripts,
+    times: usize,
+    ty: &Type,
+    origin: &Origin,
+) -> Value {
     // A summed letter that only one operand has is a reduction of that operand.
     for (i, operand) in operands.iter_mut().enumerate() {
         let (own, other) = (&subs.operands[i], &subs.operands[1 - i]);
@@ -380,12 +395,19 @@ fn einsum(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts, ty: &
         }
     }
     let present = |l: &Letter| subs.operands.iter().any(|o| o.contains(l));
-    if subs.operands[0].iter().chain(&subs.operands[1]).all(|l| subs.result.contains(l)) {
-        return map(new, MapFn::Mul, operands, subs, ty, origin);
-    }
-    debug_assert!(subs.result.iter().all(present), "a product's result letter comes from an operand");
-    let subs = Subscripts::new(&subs.operands, &subs.result);
-    new.push(Op::Einsum { subs }, &operands, ty.clone(), origin)
+    let result = subs.result.clone();
+    let kept = subs.result.iter().zip(&ty.shape).filter(|(l, _)| present(l));
+    let (letters, shape): (Vec<Letter>, Vec<usize>) = kept.map(|(&l, &n)| (l, n)).unzip();
+    let narrow = Type::new(ty.dtype, shape);
+    let product = if subs.operands[0].iter().chain(&subs.operands[1]).all(|l| letters.contains(l)) {
+        let subs = Subscripts { operands: subs.operands, result: letters.clone() };
+        map(new, MapFn::Mul, operands, subs, &narrow, origin)
+    } else {
+        let subs = Subscripts::new(&subs.operands, &letters);
+        new.push(Op::Einsum { subs }, &operands, narrow, origin)
+    };
+    let product = scaled(new, ReduceOp::Sum, product, times, origin);
+    view(new, product, &letters, &result, ty, origin)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -462,4 +484,57 @@ fn reshape(new: &mut Graph, v: Value, ty: &Type, origin: &Origin) -> Value {
         return reshape(new, source, ty, origin);
     }
     new.push(Op::Reshape, &[v], ty.clone(), origin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::canonicalize::canonicalize;
+    use tpc_ir::DType;
+    use tpc_ir::interpret::{Options, Tensor, interpret};
+    use tpc_ir::{parse::parse, text, verify::verify};
+
+    /// The canonical program of a text, which computes the same.
+    fn canonical(body: &str) -> Graph {
+        let graph = parse(&format!("mesh <>\n{body}")).unwrap_or_else(|e| panic!("{e}\n{body}"));
+        let canonical = canonicalize(&graph);
+        assert_eq!(verify(&canonical), Ok(()), "{}", text::print(&canonical));
+        let input = |node: NodeIndex| {
+            let ty = &graph.node(node).types[0];
+            Tensor::from_fn(DType::F32, ty.shape.clone(), |i| 1.0 + i as f64)
+        };
+        let inputs = graph.inputs().map(|(node, _, name)| (name.to_string(), input(node))).collect();
+        let run = |graph: &Graph| interpret(graph, &inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(run(&canonical), run(&graph), "{}", text::print(&canonical));
+        canonical
+    }
+
+    /// A sum along a dimension that both operands only repeat lost its number of terms, and a result that repeats
+    /// along one that the product does not have was no program at all.
+    #[test]
+    fn products_of_broadcasts_keep_their_meaning() {
+        let two = "%0 = input data \"x\" : f32[4, 6]\n%1 = input data \"z\" : f32[5]\n";
+        for body in [
+            "%2 = identity \"ab->abc\" %0 : f32[4, 6, 3]\n%3 = identity \"a->ba\" %1 : f32[3, 5]\n%4 = einsum \"abc,cd->abd\" %2, %3 : f32[4, 6, 5]\n",
+            "%2 = identity \"ab->abc\" %0 : f32[4, 6, 3]\n%3 = fill 2.0 : f32[3, 4, 5]\n%4 = einsum \"abc,cad->bd\" %2, %3 : f32[6, 5]\n",
+            "%2 = fill 3.0 : f32[4, 7]\n%3 = fill 2.0 : f32[7, 5]\n%4 = einsum \"ab,bc->ac\" %2, %3 : f32[4, 5]\n",
+            "%2 = identity \"a->bca\" %1 : f32[4, 6, 5]\n%4 = einsum \"ab,abc->c\" %0, %2 : f32[5]\n",
+            "%2 = reduce_sum \"ab->a\" %0 : f32[4]\n%3 = identity \"a->abc\" %2 : f32[4, 6, 5]\n%4 = einsum \"ab,abc->bc\" %0, %3 : f32[6, 5]\n",
+            "%2 = reduce_sum \"ab->b\" %0 : f32[6]\n%3 = identity \"b->abc\" %2 : f32[4, 6, 5]\n%4 = einsum \"ab,abc->ac\" %0, %3 : f32[4, 5]\n",
+        ] {
+            canonical(&format!("{two}{body}output result \"y\" %4\n"));
+        }
+    }
+
+    /// Sums of sums are one sum, also where a link of the chain has very many terms.
+    #[test]
+    fn chains_of_sums_are_one_sum() {
+        for terms in [3, COPIED, COPIED + 1, COPIED + 2, 5 * COPIED] {
+            let chain: String = (1..terms).map(|i| format!("%{} = add %{}, %{} : f32[3]\n", i + 1, i, i % 2)).collect();
+            let inputs = "%0 = input data \"x\" : f32[3]\n%1 = input data \"z\" : f32[3]\n";
+            let canonical = canonical(&format!("{inputs}{chain}output result \"y\" %{terms}\n"));
+            let sums = canonical.nodes().filter(|&n| matches!(canonical.node(n).op, Op::Map { .. })).count();
+            assert_eq!(sums, 1, "{}", text::print(&canonical));
+        }
+    }
 }

@@ -17,7 +17,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use tpc_ir::quote::MOST;
+use tpc_ir::quote::{MOST, cut};
 
 /// A path pattern.
 #[derive(Clone, Debug)]
@@ -32,8 +32,13 @@ pub enum PatternError {
     #[error("the `{0}` at character {1} is never closed")]
     Unclosed(char, usize),
     /// A range from a higher to a lower character.
-    #[error("the range `{0}-{1}` holds no character: write `{1}-{0}`")]
+    #[error("the range `{}` holds no character: write `{}`", range(*.0, *.1), range(*.1, *.0))]
     Backward(char, char),
+}
+
+/// A range as a pattern says it.
+fn range(low: char, high: char) -> String {
+    cut(&format!("{low}-{high}")).to_string()
 }
 
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use clap::Args;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
 use std::process::ExitCode;
-use tpc_tests::fuzz::parsers::{Finding, PARSERS, clean};
+use tpc_tests::fuzz::parsers::{Finding, PARSERS, clean, quiet_panics};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -31,8 +31,7 @@ pub struct Parsers {
 
 impl Parsers {
     pub fn execute(&self) -> ExitCode {
-        // A panic is a finding, which is shown with its input.
-        std::panic::set_hook(Box::new(|_| {}));
+        quiet_panics();
         let meter = || ALLOCATOR.stats().bytes_allocated;
         let mut code = ExitCode::SUCCESS;
         let known = |name: &String| PARSERS.iter().any(|parser| parser.name == name);

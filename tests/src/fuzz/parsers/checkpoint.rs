@@ -1,7 +1,7 @@
 //! The index of a checkpoint. Its hash is made to fit, so that what stands behind it is reached. What is accepted is
 //! written and read back as the same index.
 
-use super::{Dice, Parser, check_message, data, once};
+use super::{Dice, Parser, check_text, data, once};
 use std::path::Path;
 use tpc_runtime::checkpoint::hash::{hash, text};
 use tpc_runtime::checkpoint::index::Index;
@@ -96,7 +96,7 @@ fn parse(input: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            check_message(&error);
+            check_text(&error);
             false
         }
     }

@@ -1,6 +1,6 @@
 //! `config.json`. What is accepted is written and read back as the same configuration.
 
-use super::{Dice, Parser, check_message, data, once};
+use super::{Dice, Parser, check_text, data, once};
 use std::path::Path;
 use tpc::models::ModelConfig;
 
@@ -139,7 +139,7 @@ fn parse(input: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            check_message(&error);
+            check_text(&error);
             false
         }
     }

@@ -1,6 +1,6 @@
 //! Launchers' environments, as lines of `NAME=value`. What is accepted is a rank of its world.
 
-use super::{Dice, Parser, check_message, once};
+use super::{Dice, Parser, check_text, once};
 use std::collections::HashMap;
 use tpc_runtime::launch::environment::launched;
 
@@ -104,7 +104,7 @@ fn parse(input: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            check_message(&error);
+            check_text(&error);
             false
         }
     }

@@ -32,6 +32,7 @@ pub use weights::clean;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 
 /// A parser, and what it is fed with.
 pub struct Parser {
@@ -146,9 +147,21 @@ impl Parser {
     }
 }
 
+/// Where the latest panic happened; known after [`quiet_panics`].
+static PANICKED_AT: Mutex<String> = Mutex::new(String::new());
+
+/// Keeps panics from printing: each is a finding, which is shown with its input.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        *PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }));
+}
+
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("no message"))
+    let place = PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner);
+    format!("panic at {place}: {}", text.unwrap_or("no message"))
 }
 
 /// An input in which nothing can say that a part repeats.
@@ -173,6 +186,11 @@ fn check_message(error: &dyn std::fmt::Display) {
     assert!(!text.is_empty(), "an error without a text");
     assert!(text.chars().count() <= MOST_MESSAGE, "a message of {} characters: {text:.300}", text.chars().count());
     assert!(!text.contains(|c: char| c.is_control()), "a message with control characters: {text:?}");
+}
+
+/// Says of an error's text that there is one; the command cuts and escapes what it prints of files and environments.
+fn check_text(error: &dyn std::fmt::Display) {
+    assert!(!error.to_string().is_empty(), "an error without a text");
 }
 
 /// A message holds several texts of the user, each cut.

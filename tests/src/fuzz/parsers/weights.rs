@@ -1,6 +1,6 @@
 //! Safetensors, and the index of a directory with several. Of what is accepted, every tensor is read.
 
-use super::{Dice, Parser, check_message, data, once};
+use super::{Dice, Parser, check_text, data, once};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use tpc::models::Weights;
@@ -132,7 +132,7 @@ pub fn clean() {
 fn read_all(weights: &Weights) {
     for name in weights.names() {
         if let Err(error) = weights.read_f64(name).map(drop).or_else(|_| weights.read_i64(name).map(drop)) {
-            check_message(&error);
+            check_text(&error);
         }
     }
 }
@@ -146,7 +146,7 @@ fn parse_file(input: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            check_message(&error);
+            check_text(&error);
             false
         }
     }
@@ -161,7 +161,7 @@ fn parse_index(input: &[u8]) -> bool {
             true
         }
         Err(error) => {
-            check_message(&error);
+            check_text(&error);
             false
         }
     }
