@@ -6,6 +6,7 @@ pub mod block;
 pub mod captured;
 pub mod device;
 pub mod eager;
+pub mod fuzz;
 pub mod golden;
 pub mod named;
 pub mod styles;

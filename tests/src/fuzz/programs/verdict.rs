@@ -1,0 +1,90 @@
+//! What became of a case.
+
+use std::fmt;
+use tpc::program::Error;
+use tpc_passes::options::OptionError;
+use tpc_passes::styles::StyleError;
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It computes what one rank does.
+    Equal,
+    /// It was refused with an error that is right for such a plan, of this kind.
+    Refused(&'static str),
+    /// Anything else.
+    Fault(Fault),
+}
+
+/// A fault of the compiler or the runtime.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// Its kind.
+    pub kind: FaultKind,
+    /// What was seen.
+    pub text: String,
+}
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Numbers that one rank does not compute.
+    Numbers,
+    /// One rank does not compute what the interpreter does.
+    OneRank,
+    /// An error that asks to be reported.
+    Internal,
+    /// An error that no plan, option or file of the case explains.
+    Unexplained,
+    /// A rank failed or the ranks did not agree.
+    Ranks,
+    /// A panic.
+    Panic,
+    /// No end within the time.
+    Hang,
+    /// A printed program reads back as another one.
+    Text,
+}
+
+impl Fault {
+    /// A fault of a kind.
+    pub fn new(kind: FaultKind, text: impl fmt::Display) -> Self {
+        Fault { kind, text: text.to_string() }
+    }
+
+    /// What faults of one cause have in common: the kind and the beginning of the text, without numbers.
+    pub fn signature(&self) -> String {
+        let beginning = self.text.lines().find(|line| !line.is_empty()).unwrap_or_default();
+        let plain: String = beginning.chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
+        match self.kind {
+            FaultKind::Numbers | FaultKind::OneRank | FaultKind::Ranks | FaultKind::Hang => format!("{:?}", self.kind),
+            kind => format!("{kind:?}: {plain}"),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.text)
+    }
+}
+
+/// An error of the compiler or the runtime, judged.
+pub fn judge(error: &Error) -> Verdict {
+    let fault = |kind| Verdict::Fault(Fault::new(kind, error));
+    match error {
+        Error::Style(error) => match **error {
+            StyleError::Nothing { .. } => Verdict::Refused("nothing to parallelize"),
+            StyleError::LossParallel => Verdict::Refused("no sharded logits"),
+            StyleError::Boundary { .. } => Verdict::Refused("a boundary that cannot be seen"),
+            StyleError::Position { .. } => Verdict::Refused("no such argument"),
+            StyleError::Dimension { .. } => Verdict::Refused("no such dimension"),
+            StyleError::Twice { .. } => Verdict::Refused("a parameter claimed twice"),
+            _ => fault(FaultKind::Unexplained),
+        },
+        Error::Option(OptionError::AllFrozen) => Verdict::Refused("everything is frozen"),
+        Error::Check(_) | Error::Denote(_) => fault(FaultKind::Internal),
+        Error::Runtime(_) => fault(FaultKind::Ranks),
+        _ => fault(FaultKind::Unexplained),
+    }
+}
