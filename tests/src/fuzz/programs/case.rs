@@ -4,7 +4,7 @@ use super::batch::Batch;
 use super::dice::Dice;
 use super::model::Model;
 use super::modules::Modules;
-use super::options::{Descent, Meaning, Ways};
+use super::options::{Descent, Meaning, Types, Ways};
 use super::plan::{Axes, PlanChoice, mesh_text};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -18,10 +18,26 @@ pub struct Subject {
     pub batch: Batch,
     /// The optimizer of a training step; without one, a forward pass.
     pub descent: Option<Descent>,
+    /// Which steps of a training run.
+    #[serde(default)]
+    pub steps: Steps,
     /// Options that change the result.
     pub meaning: Meaning,
     /// Seed of parameters and tokens.
     pub values: u64,
+}
+
+/// Steps of a training run. The first creates the optimizer's state and is a program of its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steps {
+    /// The first.
+    First,
+    /// A later one, from states that are given.
+    Later,
+    /// The first two.
+    #[default]
+    Both,
 }
 
 /// How it is computed.
@@ -85,7 +101,12 @@ impl Subject {
             Ok(config) => Meaning::draw(&mut dice, &Modules::of(&config), training),
             Err(error) => panic!("a model that was drawn has a configuration: {error}"),
         };
-        Subject { model, batch, descent, meaning, values: dice.below(1 << 30) as u64 }
+        // In bf16 a step goes so far astray that the next one begins elsewhere.
+        let steps = match meaning.types {
+            Types::F32 => dice.pick(&[Steps::First, Steps::Later, Steps::Both]),
+            _ => dice.pick(&[Steps::First, Steps::Later]),
+        };
+        Subject { model, batch, descent, steps, meaning, values: dice.below(1 << 30) as u64 }
     }
 }
 
@@ -166,6 +187,8 @@ impl Case {
                 (c.subject.meaning.clip, c.subject.meaning.freeze) = (None, Vec::new());
                 (c.ways.micro_batches, c.ways.gradients) = (1, false);
             });
+            push(&|c| c.subject.steps = Steps::First);
+            push(&|c| c.subject.steps = Steps::Later);
             push(&|c| c.subject.descent = Some(Descent::Sgd));
         } else {
             push(&|c| c.subject.batch.labels = false);
@@ -177,14 +200,14 @@ impl Case {
 impl fmt::Display for Case {
     /// Configuration, plan, mesh and flags, as a user would give them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Subject { model, batch, descent, meaning, values } = &self.subject;
+        let Subject { model, batch, descent, steps, meaning, values } = &self.subject;
         writeln!(f, "config.json: {}", model.json())?;
         match &self.plan {
             PlanChoice::BuiltIn(name) => writeln!(f, "--plan {name} --mesh {}", self.mesh_text())?,
             PlanChoice::File(file) => writeln!(f, "plan.json: {}\n--mesh {}", file.text(), self.mesh_text())?,
         }
         writeln!(f, "batch: {batch:?}, values of seed {values}")?;
-        writeln!(f, "step: {descent:?} {meaning:?}")?;
+        writeln!(f, "step: {descent:?} {steps:?} {meaning:?}")?;
         if self.through != Through::Api {
             writeln!(f, "through: {:?}", self.through)?;
         }

@@ -1,12 +1,13 @@
 //! A case through the `tpc` command and files: `run`, `train` and `dump-ir` with the flags that say the same.
 
-use super::case::{Case, Subject, Through};
+use super::case::{Case, Steps, Subject, Through};
 use super::compare::difference;
 use super::options::{Descent, Types, Ways};
 use super::plan::PlanChoice;
 use super::reference::Reference;
 use super::verdict::{Fault, FaultKind, Verdict};
 use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -55,7 +56,8 @@ fn can_be_said(case: &Case) -> bool {
     let Case { subject, ways, .. } = case;
     let trains = subject.descent.is_some() || subject.meaning.types == Types::F32;
     let ranks: usize = case.mesh.iter().map(|(_, size)| size).product();
-    trains && ways.disabled.contains(&1) && ways.disabled.contains(&25) && ranks >= 1
+    let begins = subject.descent.is_none() || subject.steps != Steps::Later;
+    trains && begins && ways.disabled.contains(&1) && ways.disabled.contains(&25) && ranks >= 1
 }
 
 /// The verdict on a case that was equal through the API; [`Verdict::Equal`], too, for one that flags cannot say.
@@ -140,8 +142,9 @@ fn run(scratch: &Scratch) -> Vec<String> {
 fn train(case: &Case, scratch: &Scratch) -> Vec<String> {
     let Subject { descent, meaning, .. } = &case.subject;
     let inputs = scratch.path("inputs.safetensors");
+    let steps = if case.subject.steps == Steps::Both { "2" } else { "1" };
     let mut flags: Vec<String> =
-        ["train", &scratch.path(""), "--inputs", &inputs, "--steps", "2"].map(Into::into).into();
+        ["train", &scratch.path(""), "--inputs", &inputs, "--steps", steps].map(Into::into).into();
     let mut flag = |words: &[&str]| flags.extend(words.iter().map(|w| (*w).to_string()));
     flag(&["--metrics", &scratch.path("metrics.jsonl"), "--save", &scratch.path("saved")]);
     if case.ways.gradients {
@@ -237,6 +240,7 @@ fn forwarded(case: &Case, scratch: &Scratch) -> Fallible<Vec<Part>> {
 /// Losses, gradients and trained weights as they were written.
 fn trained(case: &Case, map: &WeightMap, scratch: &Scratch) -> Fallible<Vec<Part>> {
     let mut parts = Vec::new();
+    let last = if case.subject.steps == Steps::Both { 1 } else { 0 };
     let metrics = std::fs::read_to_string(scratch.path("metrics.jsonl"))?;
     for (step, line) in metrics.lines().enumerate() {
         let line: serde_json::Value = serde_json::from_str(line)?;
@@ -257,7 +261,7 @@ fn trained(case: &Case, map: &WeightMap, scratch: &Scratch) -> Fallible<Vec<Part
         }
         // What is not trained has no update to compare with.
         if case.subject.meaning.freeze.is_empty() || grads.is_some() && !frozen(&entry.hf_name) {
-            parts.push((1, OutputKind::Update(entry.hf_name.clone()), widened(entry.read(&saved)?)));
+            parts.push((last, OutputKind::Update(entry.hf_name.clone()), widened(entry.read(&saved)?)));
         }
     }
     Ok(parts)
@@ -300,8 +304,12 @@ fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
         return Ok(Verdict::Fault(fault));
     }
     // Small indices, for every table has at least two rows.
-    let inputs = crate::inputs(&captured, 2, &std::collections::HashMap::new());
-    let want: Vec<Tensor> = crate::reference(&captured, &inputs);
+    let inputs = crate::inputs(&captured, 2, &HashMap::new());
+    // The captured program has gradients as outputs, too.
+    let all = captured.outputs.iter().map(|o| o.kind.clone()).zip(crate::reference(&captured, &inputs));
+    let all: HashMap<OutputKind, Tensor> = all.collect();
+    let want: Option<Vec<Tensor>> = placed.outputs.iter().map(|o| all.get(&o.kind).cloned()).collect();
+    let want = want.ok_or("the placed program has an output that the captured one lacks")?;
     let found = crate::executed(&placed, &inputs);
     let finite = want.iter().all(|t| t.data.iter().all(|v| v.is_finite()));
     let wrong = if finite { crate::wrong(&placed, &found, &want, 1e-2) } else { Vec::new() };

@@ -63,7 +63,7 @@ pub fn one_rank(reference: &Reference) -> Option<String> {
         for (output, e) in exact {
             let Some(o) = find(one, output) else { return Some(format!("step {step}: no {output:?}")) };
             let scale = largest(e).max(0.1 * anywhere(exact, kind(output)));
-            // What a badly conditioned program of f32 may lose, and what a fault does not leave.
+            // What a badly conditioned program may lose, and what a fault does not leave.
             let allowed = if bf16 { 0.5 } else { 0.01 } * scale;
             let off = apart(o, e);
             if o.len() != e.len() || !(off <= allowed) {

@@ -3,7 +3,7 @@
 //! The difference of the two is what rounding does to a tensor of this subject; how far many ranks may be away follows
 //! from it (`compare.rs`).
 
-use super::case::{Case, Subject};
+use super::case::{Case, Steps, Subject};
 use super::compare;
 use super::dice::Dice;
 use super::modules::Modules;
@@ -23,9 +23,6 @@ use tpc_passes::options::on_captured;
 
 /// The outputs of one step in the order of the program.
 pub type Outputs = Vec<(OutputKind, Vec<f64>)>;
-
-/// Steps of a training run: the first, and one that reads the optimizer's state.
-const STEPS: usize = 2;
 
 /// A subject with everything that its cases have in common.
 pub struct Reference {
@@ -56,7 +53,7 @@ impl Reference {
         let unexplained = |e: String| Verdict::Fault(Fault::new(FaultKind::Unexplained, e));
         let config = subject.model.config().map_err(unexplained)?;
         let (steps, scalars, constants) = captured(subject, &config).map_err(|e| judge(&e))?;
-        let mut given = values(subject, &config, &steps[0]);
+        let mut given = values(subject, &steps[0]);
         given.extend(constants);
         let modules = Modules::of(&config);
         let mut reference = Reference {
@@ -120,8 +117,13 @@ fn captured(subject: &Subject, config: &ModelConfig) -> Result<Programs, Error> 
         return Ok((vec![imported.graph], vec![HashMap::new()], constants));
     };
     let mut capture = descent.optimizer().capture(config, tokens)?;
+    let numbers = match subject.steps {
+        Steps::First => 1..=1,
+        Steps::Later => 2..=2,
+        Steps::Both => 1..=2,
+    };
     let mut scalars = Vec::new();
-    for step in 1..=STEPS {
+    for step in numbers.clone() {
         let values = capture.scalars.values(step, descent.rate())?;
         let named = values.iter().enumerate();
         let scalar = |x: f64| Tensor::new(tpc_ir::DType::F32, [1], vec![tpc_ir::DType::F32.round(x)]);
@@ -131,9 +133,8 @@ fn captured(subject: &Subject, config: &ModelConfig) -> Result<Programs, Error> 
     let signature = Signature::of([&steady, &first])?;
     let (steady, first) = (import_with(&steady, &signature)?, import_with(&first, &signature)?);
     let constants = steady.constants.iter().map(|(name, data)| (name.clone(), tensor(data))).collect();
-    let mut steps = vec![first.graph];
-    steps.resize(STEPS, steady.graph);
-    Ok((steps, scalars, constants))
+    let graph = |number| if number == 1 { first.graph.clone() } else { steady.graph.clone() };
+    Ok((numbers.map(graph).collect(), scalars, constants))
 }
 
 /// A program whose parameters are called as in the model's files.
@@ -157,8 +158,8 @@ fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured 
     captured
 }
 
-/// Parameters, large enough that every weight matters, and tokens.
-fn values(subject: &Subject, config: &ModelConfig, graph: &Graph) -> HashMap<String, Tensor> {
+/// Parameters, large enough that every weight matters, states of the optimizer if no step makes them, and tokens.
+fn values(subject: &Subject, graph: &Graph) -> HashMap<String, Tensor> {
     let mut given = HashMap::new();
     let parameters = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
     for (number, (node, _, name)) in parameters.enumerate() {
@@ -168,7 +169,16 @@ fn values(subject: &Subject, config: &ModelConfig, graph: &Graph) -> HashMap<Str
         let draw = |_| if gain { 0.7 + 0.6 * dice.unit() } else { dice.unit() - 0.5 };
         given.insert(name.to_string(), Tensor::from_fn(ty.dtype, ty.shape.clone(), draw));
     }
-    debug_assert_eq!(config.vocab_size(), subject.model.vocab);
+    if subject.steps == Steps::Later {
+        let states = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::State);
+        for (number, (node, _, name)) in states.enumerate() {
+            let ty = &graph.node(node).types[0];
+            let mut dice = Dice::new(subject.values, 5, number as u64);
+            // Second moments are positive.
+            let lowest = if name.ends_with("moment_2") { 0.0 } else { -0.05 };
+            given.insert(name.to_string(), Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| lowest + 0.1 * dice.unit()));
+        }
+    }
     let shape = [subject.batch.rows, subject.batch.seq];
     for (name, tokens) in subject.batch.tensors(&subject.model, &mut Dice::new(subject.values, 4, 0)) {
         let data = tokens.iter().map(|t| *t as f64).collect();

@@ -2,9 +2,11 @@
 
 use super::case::{CASES_OF_A_SUBJECT, Case, Subject};
 use super::examine::{examine, reference};
+use super::reference::Reference;
 use super::verdict::{Fault, Verdict};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A fault, and the case that has it.
@@ -40,6 +42,9 @@ impl Summary {
     }
 }
 
+/// A subject and its reference.
+type Group = (Subject, Result<Arc<Reference>, Verdict>);
+
 /// Examines the cases of these numbers, as long as `goes_on` says so, and shows each fault to `on_fault`.
 pub fn search(
     seed: u64,
@@ -48,7 +53,7 @@ pub fn search(
     mut on_fault: impl FnMut(Found),
 ) -> Summary {
     let mut summary = Summary::default();
-    let mut held = None;
+    let mut held: Option<(u64, Group)> = None;
     for number in numbers {
         if !goes_on(&summary) {
             break;
@@ -56,7 +61,14 @@ pub fn search(
         let began = Instant::now();
         let group = number / CASES_OF_A_SUBJECT;
         let subject = match held.take() {
-            Some((of, subject)) if of == group => subject,
+            Some((of, subject)) if of == group => {
+                // A subject without a reference counts once.
+                if subject.1.is_err() {
+                    held = Some((of, subject));
+                    continue;
+                }
+                subject
+            }
             _ => {
                 let subject = Subject::draw(seed, group);
                 let reference = reference(&subject);
