@@ -11,10 +11,10 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
-use tpc_passes::check::{CheckError, check};
+use tpc_passes::check::{CheckError, check, well_formed};
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
-use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::lower::{LowerError, LowerOptions, lower_with};
 use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
@@ -44,6 +44,9 @@ pub enum Error {
     /// The compiler made a program that computes something else than the model.
     #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
     Denote(#[from] DenoteError),
+    /// The compiler made rank programs that do not compute the placed program, or do not fit together.
+    #[error("internal error: the lowered program does not pass its check; please report it\n{0}")]
+    Lower(#[from] LowerError),
     /// The program failed while loading or running.
     #[error(transparent)]
     Runtime(RuntimeError),
@@ -116,6 +119,7 @@ pub struct Stages {
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
+    well_formed(&captured)?;
     // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
     let (mut logical, annotations) = parallelize_module(&captured, mesh, plan.clone(), None)?;
     if !options.gradients {
@@ -123,8 +127,9 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
         logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
     let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
+    well_formed(&logical)?;
     let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
-    let ranks = lower_with(&placed, &options.lower);
+    let ranks = lower_with(&placed, &options.lower)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }
 

@@ -113,6 +113,13 @@ impl Attention {
         self.dims[dim] == 1 || [&self.query, &self.key, &self.value].iter().all(|o| o.dims[dim] != 0)
     }
 
+    /// What it reads beside the loads of its bodies and the numbers of each row: query, key and value, backward also the
+    /// result and its gradient.
+    pub fn operands(&self) -> Vec<&Operand> {
+        let backward = self.backward.iter().flat_map(|b| [&self.out, &b.grad_out]);
+        [&self.query, &self.key, &self.value].into_iter().chain(backward).collect()
+    }
+
     /// Calls `visit` with every view that is touched, and whether it is written.
     pub fn each_view<'a>(&'a self, visit: &mut dyn FnMut(&'a View, bool)) {
         let forward = self.backward.is_none();

@@ -70,12 +70,20 @@ pub enum Precision {
     Rounded,
     /// As `Rounded`, but f32 values keep f64: an oracle for what f32 arithmetic approximates.
     Exact,
+    /// Every floating-point value keeps f64: two programs that compute the same real numbers agree, wherever they
+    /// round.
+    Real,
 }
 
 impl Precision {
     /// A value as the element type holds it under this precision.
     pub fn round(self, dtype: DType, x: f64) -> f64 {
-        if self == Precision::Exact && dtype == DType::F32 { x } else { dtype.round(x) }
+        let keeps = match self {
+            Precision::Rounded => false,
+            Precision::Exact => dtype == DType::F32,
+            Precision::Real => dtype.is_float(),
+        };
+        if keeps { x } else { dtype.round(x) }
     }
 }
 
@@ -90,6 +98,11 @@ impl Options {
     /// The options of the f64 oracle.
     pub fn exact() -> Self {
         Options { precision: Precision::Exact }
+    }
+
+    /// The options under which nothing is rounded.
+    pub fn real() -> Self {
+        Options { precision: Precision::Real }
     }
 }
 

@@ -15,11 +15,13 @@
 //! | what a graph means | [`interpret`] |
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes; attention in it | [`program`], [`attention`] |
+//! | what rank programs mean | [`execute`] |
 #![warn(missing_docs)]
 
 pub mod attention;
 pub mod block;
 pub mod dtype;
+pub mod execute;
 pub mod fold;
 pub mod graph;
 pub mod interpret;

@@ -1,15 +1,19 @@
 //! Checks a placed program against the factor table alone.
 //!
-//! Shares nothing with the rewriting: every node's result placement is derived again from its
-//! operands' types, and every update must lie where its input lies.
+//! Shares nothing with the rewriting: the program must be well formed ([`verify`]), every node's result placement is
+//! derived again from its operands' types, and every update must lie where its input lies.
 
 use crate::rules::{Misplaced, place, place_redistribution, rule};
 use petgraph::graph::NodeIndex;
+use tpc_ir::verify::{VerifyError, verify};
 use tpc_ir::{Graph, Op, OutputKind, Type};
 
-/// A node whose type does not follow from its operands.
+/// What is wrong with a placed program.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
+    /// The program is not well formed, whatever its placements.
+    #[error(transparent)]
+    Malformed(#[from] VerifyError),
     /// The operands cannot be combined where they lie.
     #[error(
         "%{node} {op} in `{module}`: {source}\n  operands: {operands}\n  result:   {result}\n  a redistribution is missing before it"
@@ -54,11 +58,12 @@ pub enum CheckError {
     },
 }
 
-/// Checks every node and output of a placed graph.
+/// Checks every node and output of a placed graph, its inputs' types included.
 ///
 /// # Errors
 /// The first violation.
 pub fn check(graph: &Graph) -> Result<(), CheckError> {
+    well_formed(graph)?;
     graph.nodes().try_for_each(|n| check_node(graph, n))?;
     for output in &graph.outputs {
         let ty = graph.ty(output.value);
@@ -79,6 +84,17 @@ pub fn check(graph: &Graph) -> Result<(), CheckError> {
         }
     }
     Ok(())
+}
+
+/// [`verify`] with the first of its errors.
+///
+/// # Errors
+/// A program that is not well formed.
+pub fn well_formed(graph: &Graph) -> Result<(), CheckError> {
+    match verify(graph) {
+        Ok(()) => Ok(()),
+        Err(errors) => Err(errors.into_iter().next().expect("a failed check has an error").into()),
+    }
 }
 
 fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {

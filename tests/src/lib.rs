@@ -15,6 +15,7 @@ pub mod traffic;
 pub mod training;
 
 use std::collections::HashMap;
+use tpc_ir::execute::execute;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::{Graph, InputKind, Op};
 
@@ -75,15 +76,24 @@ pub fn on_ranks(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> 
 
 /// Lowers a placed graph and runs it on real ranks.
 pub fn executed(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
-    executed_programs(graph, tpc_passes::lower::lower(graph), inputs)
+    executed_programs(graph, tpc_passes::lower::lower(graph).unwrap_or_else(|e| panic!("{e}")), inputs)
 }
 
-/// Runs the rank programs of a placed graph on real ranks.
+/// Panics unless rank programs mean what their placed graph means, by the reference executor: with nothing rounded, the
+/// two may differ only by the order of sums.
+pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], inputs: &HashMap<String, Tensor>) {
+    let found = execute(programs, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
+    let expected = simulate(graph, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(wrong(graph, &expected, &found, 1e-9), Vec::<String>::new(), "the rank programs mean something else");
+}
+
+/// Runs the rank programs of a placed graph on real ranks, and on the reference executor ([`means_the_same`]).
 pub fn executed_programs(
     graph: &Graph,
     programs: Vec<tpc_ir::program::RankProgram>,
     inputs: &HashMap<String, Tensor>,
 ) -> Vec<Tensor> {
+    means_the_same(graph, &programs, inputs);
     let mut session = tpc_runtime::Session::launch(programs, Default::default()).unwrap_or_else(|e| panic!("{e}"));
     for (_, _, name) in graph.inputs() {
         session.write_f64(name, &inputs[name].data).unwrap_or_else(|e| panic!("{e}"));

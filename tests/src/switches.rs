@@ -15,7 +15,8 @@ pub const WAYS: [(bool, bool); 4] = [(false, false), (false, true), (true, false
 /// The programs of all ranks for one setting of the switches.
 #[must_use]
 pub fn lowered(graph: &Graph, (recompute, epilogues): (bool, bool), base: &LowerOptions) -> Vec<RankProgram> {
-    let programs = lower_with(graph, &LowerOptions { recompute, epilogues, ..*base });
+    let programs = lower_with(graph, &LowerOptions { recompute, epilogues, ..*base })
+        .unwrap_or_else(|e| panic!("{e}\n{}", text::print(graph)));
     check_ranks(&programs).unwrap_or_else(|e| panic!("{e}\n{}", text::print(graph)));
     programs
 }

@@ -427,7 +427,7 @@ fn tried(source: &str) -> (Vec<String>, usize) {
     let tolerance = if source.contains("f64") { 1e-10 } else { 2e-3 };
     let (mut found, mut all) = (0, Vec::new());
     for attention in [true, false] {
-        let programs = lower_with(&graph, &LowerOptions { attention, ..LowerOptions::default() });
+        let programs = lower_with(&graph, &LowerOptions { attention, ..LowerOptions::default() }).unwrap();
         if attention {
             found = programs[0].steps.iter().filter(|s| s.label.starts_with("attention")).count();
         }

@@ -127,7 +127,7 @@ fn bucketing_and_overlap_of_the_reference_decoder() {
         let program = language_model(&presets::llama(), TokenBatch::new(4, 256), &plan(name), on, &options);
         let placed = &program.steady.placed;
         let lowered = |options: LowerOptions| {
-            let rank = lower_with(placed, &options).swap_remove(0);
+            let rank = lower_with(placed, &options).unwrap().swap_remove(0);
             let sent: f64 = rank.collectives().map(|c| c.wire_bytes()).sum();
             (rank.arena_bytes, rank.collectives().count(), sent)
         };

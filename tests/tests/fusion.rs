@@ -16,7 +16,7 @@ fn labels(lines: &str) -> Vec<String> {
     let mut labels = Vec::new();
     for (recompute, epilogues) in [(false, false), (false, true), (true, false), (true, true)] {
         let options = LowerOptions { recompute, epilogues, ..LowerOptions::default() };
-        let programs = lower_with(&graph, &options);
+        let programs = lower_with(&graph, &options).unwrap();
         let computes = |a: &Action| matches!(a, Action::Loop(_) | Action::Contract(_));
         labels = programs[0].steps.iter().filter(|s| computes(&s.action)).map(|s| s.label.to_string()).collect();
         let got = executed_programs(&graph, programs, &inputs);

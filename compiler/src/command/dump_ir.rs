@@ -14,7 +14,7 @@ use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
 use tpc_passes::egraph::SearchOptions;
-use tpc_passes::lower::{LowerOptions, lower, lower_rank, lower_ranks, schedule};
+use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
@@ -143,9 +143,10 @@ impl DumpIr {
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
         if self.json {
             let scheduled = schedule(first, &LowerOptions::default());
-            let mut ranks = lower_ranks(first, &scheduled);
+            let failed = |error: LowerError| self.placement.failure(error.into());
+            let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
             for other in others {
-                share_arenas(&mut ranks, &lower(other));
+                share_arenas(&mut ranks, &lower(other).map_err(failed)?);
             }
             return terminal.print(format!("{:#}\n", report::json(first, &scheduled, &ranks)));
         }
@@ -156,10 +157,13 @@ impl DumpIr {
         match self.stage {
             Stage::Rank => terminal.print(report::rank_text(first, self.rank)),
             Stage::Scheduled => {
-                let scheduled = |graph| lower_rank(graph, &schedule(graph, &LowerOptions::default()), self.rank);
-                let mut program = [scheduled(first)];
+                let scheduled = |graph| {
+                    let lowered = lower_rank(graph, &schedule(graph, &LowerOptions::default()), self.rank);
+                    lowered.map_err(|error| self.placement.failure(error.into()))
+                };
+                let mut program = [scheduled(first)?];
                 for other in others {
-                    share_arenas(&mut program, &[scheduled(other)]);
+                    share_arenas(&mut program, &[scheduled(other)?]);
                 }
                 terminal.print(program[0].to_text())
             }

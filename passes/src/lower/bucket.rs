@@ -27,8 +27,8 @@
 //! travel while later ones are computed.
 //!
 //! **Gathers of inputs** (parameters of FSDP) need nothing to be computed first. They are moved to
-//! just before their first reader, and those of one block (`layers.3`, found in the input's name) and
-//! phase are one gather, at the place of the first; those of no block are limited by
+//! just before their first reader, and those of one block (`layers.3`, found in the input's name), phase
+//! and micro-batch are one gather, at the place of the first; those of no block are limited by
 //! `bucket_bytes` too.
 //!
 //! **Scatters of gradients** of parameters that are stored in shards (FSDP again) are put together by
@@ -45,6 +45,7 @@ use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};
 use super::group::Kernel;
 use crate::cost::full_bytes;
+use crate::options::accumulate::micro_batch;
 use crate::reshard::unit;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
@@ -64,6 +65,8 @@ struct Kind {
     reader: Phase,
     /// Of the gather of a parameter and of the scatter of its gradient: the block that it belongs to.
     block: Option<String>,
+    /// Of the gather of a parameter, the micro-batch that reads it: each gathers for itself and frees what it gathered.
+    micro_batch: Option<usize>,
 }
 
 /// Place in the list of kernels: before or at the kernel of that index.
@@ -316,8 +319,12 @@ fn kind(
     while let Some(r) = reader.filter(|&r| is_collective(graph, &kernels[r])) {
         reader = found.readers[r].first().copied();
     }
+    let micro_batch = reader.filter(|_| gathers_input(graph, kernel)).and_then(|r| {
+        let last = kernels[r].nodes.last()?;
+        micro_batch(&graph.node(*last).origin.module)
+    });
     let reader = reader.map_or(n.origin.phase, |r| phase(graph, &kernels[r]));
     // What only the optimizer reads may come from the backward pass or from the optimizer itself.
     let phase = if reader == Phase::Optimizer { Phase::Optimizer } else { n.origin.phase };
-    Some(Kind { name, reduce, dtype, axes, phase, reader, block })
+    Some(Kind { name, reduce, dtype, axes, phase, reader, block, micro_batch })
 }

@@ -127,7 +127,7 @@ struct Flight<'a> {
 
 /// The bytes of the arena between the first and the last element that a view addresses with these sizes and
 /// strides.
-fn span(program: &RankProgram, view: &View, sizes: &[usize], strides: &[isize]) -> Range<usize> {
+pub(super) fn span(program: &RankProgram, view: &View, sizes: &[usize], strides: &[isize]) -> Range<usize> {
     let start = program.buffers.get(view.buffer.0 as usize).map_or(0, |b| b.offset);
     if sizes.contains(&0) {
         return start..start;

@@ -5,6 +5,7 @@
 //! An all-reduce writes its result over its operand where nobody else reads that.
 
 use super::attention::{self, Attention, Stats};
+use super::claims::{Body, Claim, Claims, Content, Named};
 use super::group::{Kernel, LoopDim, is_loop_op, letters, reduced_dims};
 use super::schedule::{Launch, Schedule, why};
 use super::{depend, epilogue};
@@ -18,8 +19,8 @@ use tpc_ir::program::{
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
 
-/// Emits the program of one rank with unplaced buffers.
-pub fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
+/// Emits the program of one rank with unplaced buffers, and what each of its steps is said to do.
+pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
     let kernels = &schedule.kernels;
     let coords = graph.mesh.coords(rank);
     let program = RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() };
@@ -28,6 +29,7 @@ pub fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
         rank,
         coords,
         program,
+        claims: Vec::new(),
         views: HashMap::new(),
         tags: vec![0; kernels.len()],
         started: 0,
@@ -49,7 +51,7 @@ pub fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
         }
     }
     e.outputs();
-    e.program
+    (e.program, Claims(e.claims))
 }
 
 /// The values of loop members that someone outside the loop reads.
@@ -145,6 +147,8 @@ struct Emitter<'a> {
     rank: usize,
     coords: Vec<usize>,
     program: RankProgram,
+    /// What each step of the program does.
+    claims: Vec<Claim>,
     /// Where values are found in memory.
     views: HashMap<Value, View>,
     /// Tag of every collective that was started, by its kernel.
@@ -191,8 +195,9 @@ impl Emitter<'_> {
         view
     }
 
-    fn push(&mut self, action: Action, phase: Phase, label: impl Into<Arc<str>>) {
+    fn push(&mut self, action: Action, claim: Claim, phase: Phase, label: impl Into<Arc<str>>) {
         self.program.steps.push(Step { action, phase, label: label.into() });
+        self.claims.push(claim);
     }
 
     fn binding(&self, ty: &Type, layout: &[usize], view: View) -> Binding {
@@ -223,22 +228,24 @@ impl Emitter<'_> {
             if let Some(input) = target {
                 let to = input.binding.view.clone();
                 if to.buffer != view.buffer {
-                    self.push(Action::Copy { from: view, to: to.clone() }, phase, "copy update");
+                    let claim = Claim::Copy(output.value);
+                    self.push(Action::Copy { from: view, to: to.clone() }, claim, phase, "copy update");
                 }
                 view = to;
             } else if self.program.buffers[view.buffer.0 as usize].persistent {
                 // An output that is an input: later updates must not change it.
                 let to = self.buffer(ty, view.shape.clone(), false, "output");
-                self.push(Action::Copy { from: view, to: to.clone() }, phase, "copy output");
+                let claim = Claim::Copy(output.value);
+                self.push(Action::Copy { from: view, to: to.clone() }, claim, phase, "copy output");
                 view = to;
             }
             let binding = self.binding(ty, &output.layout, view);
             self.program.outputs.push(OutputBinding { kind: output.kind.clone(), binding });
         }
         // Copies into inputs must not disturb copies that still read them.
-        let (updates, rest): (Vec<Step>, Vec<Step>) =
-            std::mem::take(&mut self.program.steps).into_iter().partition(|s| &*s.label == "copy update");
-        self.program.steps = rest.into_iter().chain(updates).collect();
+        let steps = std::mem::take(&mut self.program.steps).into_iter().zip(std::mem::take(&mut self.claims));
+        let (updates, rest): (Vec<_>, Vec<_>) = steps.partition(|(s, _)| &*s.label == "copy update");
+        (self.program.steps, self.claims) = rest.into_iter().chain(updates).unzip();
     }
 
     /// Where a value is found, making it if it is a constant.
@@ -254,7 +261,10 @@ impl Emitter<'_> {
             Op::Fill(_) | Op::Iota => {
                 let view = self.define(value);
                 let body = vec![self.made(value, &[0]), store(&view, view.strides.clone(), 0)];
-                self.push(Action::Loop(Loop { dims: shape, body }), phase, "fill");
+                let along = (0..shape.len()).collect();
+                let made = Named { register: 0, content: Content::Value(value), along };
+                let claim = Claim::Loop(Body { registers: vec![made], stores: vec![(1, value)] });
+                self.push(Action::Loop(Loop { dims: shape, body }), claim, phase, "fill");
                 return view;
             }
             Op::ShardSlice { dim, .. } => {
@@ -292,7 +302,7 @@ impl Emitter<'_> {
         }
         let ty = self.graph.ty(value).clone();
         let to = self.buffer(&ty, view.shape.clone(), false, "dense");
-        self.push(Action::Copy { from: view, to: to.clone() }, phase, "copy dense");
+        self.push(Action::Copy { from: view, to: to.clone() }, Claim::Copy(value), phase, "copy dense");
         to
     }
 
@@ -327,7 +337,7 @@ impl Emitter<'_> {
             Op::Einsum { .. } => {
                 let out = self.define(value);
                 let (product, _) = self.contract(node, out);
-                self.push(Action::Contract(product), phase, label);
+                self.push(Action::Contract(product), Claim::Operation(node), phase, label);
             }
             Op::Take | Op::ScatterAdd => {
                 let (rows, width) = {
@@ -355,7 +365,7 @@ impl Emitter<'_> {
                         first_row: rows.offset,
                     }
                 };
-                self.push(action, phase, label);
+                self.push(action, Claim::Operation(node), phase, label);
             }
             Op::Reshape => {
                 let from = self.dense(operands[0], phase);
@@ -365,31 +375,32 @@ impl Emitter<'_> {
             Op::Concat { dim } => {
                 let out = self.define(value);
                 let mut start = 0;
-                for v in operands {
-                    let from = self.view(v, phase);
+                let pieces: Vec<View> = operands.into_iter().map(|v| self.view(v, phase)).collect();
+                for (i, from) in pieces.into_iter().enumerate() {
                     let to = part(&out, *dim, start, &from.shape);
                     start += from.shape[*dim];
-                    self.push(Action::Copy { from, to }, phase, label.clone());
+                    self.push(Action::Copy { from, to }, Claim::Piece(node, i), phase, label.clone());
                 }
             }
             Op::Pad { dim, low, value: border } => {
                 let from = self.view(operands[0], phase);
                 let out = self.define(value);
                 let body = vec![Instruction::Constant(*border, out.dtype), store(&out, out.strides.clone(), 0)];
-                self.push(Action::Loop(Loop { dims: out.shape.clone(), body }), phase, "pad border");
+                let border = Action::Loop(Loop { dims: out.shape.clone(), body });
+                self.push(border, Claim::Border(node), phase, "pad border");
                 let to = part(&out, *dim, *low, &from.shape);
-                self.push(Action::Copy { from, to }, phase, label);
+                self.push(Action::Copy { from, to }, Claim::Piece(node, 0), phase, label);
             }
             Op::CumSum { dim } => {
                 let from = self.dense(operands[0], phase);
                 let to = self.define(value);
-                self.push(Action::CumSum { from, to, dim: *dim }, phase, label);
+                self.push(Action::CumSum { from, to, dim: *dim }, Claim::Operation(node), phase, label);
             }
             Op::TopK => {
                 let from = self.dense(operands[0], phase);
                 let values = self.define(value);
                 let indices = self.define(Value { node, result: 1 });
-                self.push(Action::TopK { from, values, indices }, phase, label);
+                self.push(Action::TopK { from, values, indices }, Claim::Operation(node), phase, label);
             }
             op => unreachable!("{} is not run", op.name()),
         }
@@ -449,16 +460,18 @@ impl Emitter<'_> {
                 let sum = Instruction::Map { f: MapFn::Add, args: vec![0, 1], dtype };
                 product.epilogue = vec![Instruction::Given { index: 0, dtype }, before, sum, store(&out, strides, 2)];
             }
-            self.push(Action::Contract(product), phase, graph.node(term).op.name());
+            let claim = Claim::Terms(terms[..=i].to_vec());
+            self.push(Action::Contract(product), claim, phase, graph.node(term).op.name());
         }
         let members: Vec<NodeIndex> = kernel.members().into_iter().filter(|n| !kernel.products.contains(n)).collect();
         self.operands(kernel, &members, phase);
         let (mut product, order) = self.contract(*host, out);
         let order: Vec<LoopDim> = order.iter().map(|&d| kernel.dims[host][d]).collect();
-        product.epilogue = self.body(kernel, &members, &order, &HashMap::new(), Some(result));
+        let (epilogue, body) = self.body(kernel, &members, &order, &HashMap::new(), Some(result));
+        product.epilogue = epilogue;
         let made: Vec<NodeIndex> = members.into_iter().filter(|n| !kernel.again.contains(n)).collect();
         let label = format!("{} + {}", graph.node(*host).op.name(), loop_label(graph, &made));
-        self.push(Action::Contract(product), phase, label);
+        self.push(Action::Contract(product), Claim::Product(*host, body), phase, label);
     }
 
     /// Has everything in memory that the members of a loop or an epilogue read from there.
@@ -506,7 +519,9 @@ impl Emitter<'_> {
         };
         let action = attention::action(a, &rank, &product, stats, tile, room);
         let label = if a.is_backward() { "attention backward" } else { "attention" };
-        self.push(Action::Attention(Box::new(action)), phase, label);
+        let (operands, results) = (a.operands(), a.results());
+        let claim = Claim::Attention { product: a.pair(), operands, reads: reads.to_vec(), results };
+        self.push(Action::Attention(Box::new(action)), claim, phase, label);
     }
 
     /// Gives the operands of a collective of several values their places side by side.
@@ -560,7 +575,7 @@ impl Emitter<'_> {
                     let to = View { offset, ..View::dense(buffer, dtype, view.shape.clone()) };
                     offset += view.elements();
                     if (view.buffer, view.offset) != (to.buffer, to.offset) {
-                        self.push(Action::Copy { from: view, to }, phase, "copy operand");
+                        self.push(Action::Copy { from: view, to }, Claim::Copy(v), phase, "copy operand");
                     }
                 }
                 View::dense(buffer, dtype, vec![offset])
@@ -610,14 +625,14 @@ impl Emitter<'_> {
             group,
         };
         let label = label(&collective);
-        self.push(Action::Start(Box::new(collective)), phase, label);
+        self.push(Action::Start(Box::new(collective)), Claim::Start(kernel.nodes.clone()), phase, label);
     }
 
     fn wait(&mut self, k: usize, kernel: &Kernel) {
         let n = self.graph.node(kernel.nodes[0]);
         let values = kernel.nodes.len();
         let label = if values > 1 { format!("{} ×{values}", n.op.name()) } else { n.op.name() };
-        self.push(Action::Wait { tag: self.tags[k] }, n.origin.phase, label);
+        self.push(Action::Wait { tag: self.tags[k] }, Claim::Wait, n.origin.phase, label);
     }
 
     /// What the collective of these nodes does, with the sizes of every rank of the group.
@@ -668,14 +683,62 @@ impl Emitter<'_> {
         let members = kernel.members();
         self.operands(kernel, &members, phase);
         let order = loop_order(graph, kernel, &self.stored);
-        let extent = |&d: &LoopDim| {
+        let extent = |d: LoopDim| {
             let (v, i) = kernel.space[d];
             self.shape(graph.ty(v))[i]
         };
-        let dims: Vec<usize> = order.iter().map(extent).collect();
-        let body = self.body(kernel, &members, &order, in_place, None);
+        let (order, empty): (Vec<LoopDim>, Vec<LoopDim>) = order.into_iter().partition(|&d| extent(d) > 0);
+        let dims: Vec<usize> = order.iter().map(|&d| extent(d)).collect();
         debug_assert!(members.iter().all(|&n| is_loop_op(&graph.node(n).op)));
-        self.push(Action::Loop(Loop { dims, body }), phase, loop_label(graph, &kernel.nodes));
+        let made = self.made_without(kernel, &members, &empty);
+        for &node in members.iter().filter(|n| !made.contains(n)) {
+            if self.is_written(kernel, node) {
+                self.target(node, in_place); // It has no elements on this rank.
+            }
+        }
+        if !made.is_empty() {
+            let (body, claim) = self.body(kernel, &made, &order, in_place, None);
+            let label = loop_label(graph, if empty.is_empty() { &kernel.nodes } else { &made });
+            self.push(Action::Loop(Loop { dims, body }), Claim::Loop(claim), phase, label);
+        }
+    }
+
+    /// The members of a loop that a rank computes if some indices of the loop are empty there: what the loop writes
+    /// that has none of these indices, and what that needs. A loop over nothing would compute nothing, and other
+    /// kernels read such a value on every rank. The reduction over an empty index is the identity of its operation and
+    /// needs no operand, so the remaining loop runs over the other indices alone.
+    fn made_without(&self, kernel: &Kernel, members: &[NodeIndex], empty: &[LoopDim]) -> Vec<NodeIndex> {
+        if empty.is_empty() {
+            return members.to_vec();
+        }
+        let mut needed: HashSet<NodeIndex> = HashSet::new();
+        for &node in members.iter().rev() {
+            let has_elements = !kernel.dims[&node].iter().any(|d| empty.contains(d));
+            let written = has_elements && self.is_written(kernel, node);
+            if !written && !needed.contains(&node) {
+                continue;
+            }
+            needed.insert(node);
+            let sums_nothing = kernel.letters[&node].iter().any(|d| empty.contains(d));
+            if !sums_nothing {
+                needed.extend(self.graph.operands(node).iter().map(|v| v.node));
+            }
+        }
+        members.iter().copied().filter(|n| needed.contains(n)).collect()
+    }
+
+    /// Whether a loop writes a member to memory.
+    fn is_written(&self, kernel: &Kernel, node: NodeIndex) -> bool {
+        self.stored[node.index()] && kernel.again.binary_search(&node).is_err()
+    }
+
+    /// Where a loop writes a member: over the input that it updates, or to a buffer of its own.
+    fn target(&mut self, node: NodeIndex, in_place: &HashMap<NodeIndex, String>) -> View {
+        let Some(name) = in_place.get(&node) else { return self.define(node.into()) };
+        let input = self.program.inputs.iter().find(|i| i.name == *name).expect("checked");
+        let view = input.binding.view.clone();
+        self.views.insert(node.into(), view.clone());
+        view
     }
 
     /// The instructions of a loop over dimensions in that order, or of the epilogue of a kernel's products, whose result
@@ -687,24 +750,34 @@ impl Emitter<'_> {
         order: &[LoopDim],
         in_place: &HashMap<NodeIndex, String>,
         result: Option<NodeIndex>,
-    ) -> Vec<Instruction> {
+    ) -> (Vec<Instruction>, Body) {
         let graph = self.graph;
         let place_of = |d: LoopDim| order.iter().position(|&o| o == d).expect("every index has a place");
         let row = order.len().wrapping_sub(1);
         let mut body: Vec<Instruction> = Vec::new();
         let mut registers: HashMap<Value, usize> = HashMap::new();
         let mut loads: HashMap<(Value, Vec<LoopDim>), usize> = HashMap::new();
-        let mut stores: Vec<Instruction> = Vec::new();
+        let mut stores: Vec<(Instruction, Value)> = Vec::new();
+        let mut written: Vec<(usize, Value)> = Vec::new();
+        let mut claim = Body::default();
+        let mut name = |register: usize, content: Content, along: &[LoopDim]| {
+            claim.registers.push(Named { register, content, along: along.to_vec() });
+        };
         let summed = match &kernel.products[..] {
             [] => &[][..],
             [terms @ .., host] => {
                 let dtype = graph.node(*host).types[0].dtype;
-                registers.insert((*host).into(), push(&mut body, Instruction::Given { index: 0, dtype }));
+                let given = push(&mut body, Instruction::Given { index: 0, dtype });
+                registers.insert((*host).into(), given);
+                let along: Vec<LoopDim> = kernel.dims[host].iter().map(|&d| place_of(d)).collect();
+                name(given, Content::Value((*host).into()), &along);
                 if let (Some(first), Some(result)) = (terms.first(), result) {
                     let view = self.views[&result.into()].clone();
                     let dims: Vec<LoopDim> = kernel.dims[&result].iter().map(|&d| place_of(d)).collect();
                     let strides = spread(&view.strides, &dims, order.len());
-                    registers.insert((*first).into(), push(&mut body, Instruction::Load { view, strides }));
+                    let sum = push(&mut body, Instruction::Load { view, strides });
+                    registers.insert((*first).into(), sum);
+                    name(sum, Content::Terms(terms.to_vec()), &along);
                 }
                 // The sum of all terms is what the first of them was.
                 terms.get(1..).unwrap_or_default()
@@ -714,9 +787,14 @@ impl Emitter<'_> {
             let n = graph.node(node);
             let rows = letters(graph, node);
             let at = &kernel.letters[&node];
+            let value = Value::from(node);
+            let dtype = n.types[0].dtype;
+            let dims: Vec<LoopDim> = kernel.dims[&node].iter().map(|&d| place_of(d)).collect();
+            // An index that the loop does not run over is empty on this rank.
+            let sums_nothing = at.iter().any(|d| !order.contains(d));
             let mut args = Vec::new();
             for (v, row_letters) in graph.operands(node).into_iter().zip(&rows.operands) {
-                if summed.contains(&v.node) {
+                if summed.contains(&v.node) || sums_nothing {
                     continue;
                 }
                 if let Some(&r) = registers.get(&v) {
@@ -734,20 +812,21 @@ impl Emitter<'_> {
                         }
                     };
                     body.push(ins);
+                    name(body.len() - 1, Content::Value(v), &dims);
                     body.len() - 1
                 });
                 args.push(r);
             }
-            let value = Value::from(node);
-            let dtype = n.types[0].dtype;
-            let dims: Vec<LoopDim> = kernel.dims[&node].iter().map(|&d| place_of(d)).collect();
             let mut accumulate = None;
             let register = match &n.op {
+                Op::Reduce { op, .. } if sums_nothing => {
+                    push(&mut body, Instruction::Constant(Scalar::of(dtype, op.identity_of(dtype)), dtype))
+                }
                 Op::Map { f: MapFn::Identity, .. } => args[0],
                 Op::Map { f, .. } => push(&mut body, Instruction::Map { f: *f, args, dtype }),
                 Op::ToPartial { op, axes } => {
                     let first = axes.iter().all(|a| self.coords[a.0 as usize] == 0);
-                    let identity = Instruction::Constant(Scalar::of(dtype, op.identity()), dtype);
+                    let identity = Instruction::Constant(Scalar::of(dtype, op.identity_of(dtype)), dtype);
                     if first { args[0] } else { push(&mut body, identity) }
                 }
                 Op::Reduce { op, .. } => {
@@ -772,27 +851,26 @@ impl Emitter<'_> {
                 op => unreachable!("{} is not a loop operation", op.name()),
             };
             registers.insert(value, register);
-            if self.stored[node.index()] && kernel.again.binary_search(&node).is_err() {
-                let view = match in_place.get(&node) {
-                    Some(name) => {
-                        let input = self.program.inputs.iter().find(|i| i.name == *name).expect("checked");
-                        let view = input.binding.view.clone();
-                        self.views.insert(value, view.clone());
-                        view
-                    }
-                    None if result == Some(node) => self.views[&value].clone(),
-                    None => self.define(value),
-                };
+            if accumulate.is_none() {
+                name(register, Content::Value(value), &dims);
+            }
+            if self.is_written(kernel, node) {
+                let view = if result == Some(node) { self.views[&value].clone() } else { self.target(node, in_place) };
                 let strides = spread(&view.strides, &dims, order.len());
-                stores.push(Instruction::Store { view, strides, arg: register, accumulate });
+                let store = Instruction::Store { view, strides, arg: register, accumulate };
                 if in_place.is_empty() && result != Some(node) {
-                    body.extend(stores.pop()); // early, so that registers die early
+                    written.push((push(&mut body, store), value)); // early, so that registers die early
+                } else {
+                    stores.push((store, value));
                 }
             }
         }
         // Written over an input, or the last result: only when everything has been read.
-        body.append(&mut stores);
-        body
+        for (store, value) in stores {
+            written.push((push(&mut body, store), value));
+        }
+        claim.stores = written;
+        (body, claim)
     }
 }
 

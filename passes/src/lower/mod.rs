@@ -9,8 +9,9 @@
 //! 6. `emit`: for one rank, local shapes, strides and offsets;
 //! 7. `memory`: buffers get places in one arena by their lives.
 //!
-//! Steps 1 to 5 look at global types only and are done once for all ranks. [`check_ranks`] proves of
-//! the programs of all ranks that they fit together.
+//! Steps 1 to 5 look at global types only and are done once for all ranks. Two checks run on every program:
+//! [`contents`] proves of one rank that its memory holds what the placed program says, step by step, and [`check_ranks`]
+//! of all ranks that their collectives fit together.
 //!
 //! Before: `%4 = mul %2, %3 : f32[16, 256@tp]`, `%5 = reduce_sum "ab->a" %4`.
 //! After: `loop [16, 128]`: `r0 = load …`, `r1 = load …`, `r2 = mul r0, r1`,
@@ -19,6 +20,8 @@
 pub mod attention;
 mod bucket;
 pub mod check_ranks;
+mod claims;
+pub mod contents;
 mod depend;
 mod emit;
 mod epilogue;
@@ -28,6 +31,9 @@ mod recompute;
 pub mod schedule;
 
 use crate::cost::CostModel;
+use check_ranks::RankError;
+pub use claims::Claims;
+use contents::ContentsError;
 use schedule::Schedule;
 use tpc_ir::Graph;
 use tpc_ir::program::RankProgram;
@@ -81,23 +87,41 @@ impl LowerOptions {
     }
 }
 
+/// A lowered program that does not compute its placed program: a bug of the compiler, found before anything runs.
+#[derive(Debug, thiserror::Error)]
+pub enum LowerError {
+    /// A rank does something else than the placed program says.
+    #[error(transparent)]
+    Contents(#[from] ContentsError),
+    /// The programs of the ranks do not fit together.
+    #[error(transparent)]
+    Ranks(#[from] RankError),
+}
+
 /// The programs of all ranks of a placed graph.
-pub fn lower(graph: &Graph) -> Vec<RankProgram> {
+///
+/// # Errors
+/// A bug of the compiler.
+pub fn lower(graph: &Graph) -> Result<Vec<RankProgram>, LowerError> {
     lower_with(graph, &LowerOptions::default())
 }
 
 /// [`lower`] with options.
-pub fn lower_with(graph: &Graph, options: &LowerOptions) -> Vec<RankProgram> {
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_with(graph: &Graph, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
     lower_ranks(graph, &schedule(graph, options))
 }
 
 /// The programs of all ranks, given what they have in common.
-pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Vec<RankProgram> {
-    let ranks: Vec<RankProgram> = (0..graph.mesh.ranks()).map(|rank| lower_rank(graph, schedule, rank)).collect();
-    if cfg!(debug_assertions) {
-        check_ranks::check_ranks(&ranks).unwrap_or_else(|e| panic!("{e}"));
-    }
-    ranks
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Result<Vec<RankProgram>, LowerError> {
+    let ranks = (0..graph.mesh.ranks()).map(|rank| lower_rank(graph, schedule, rank)).collect::<Result<Vec<_>, _>>()?;
+    check_ranks::check_ranks(&ranks)?;
+    Ok(ranks)
 }
 
 /// What all ranks execute, in which order.
@@ -114,8 +138,18 @@ pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
 }
 
 /// The program of one rank; the schedule is the same for all ranks.
-pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> RankProgram {
-    let mut program = emit::emit(graph, schedule, rank);
+///
+/// # Errors
+/// As [`lower`], but for how the ranks fit together.
+pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> Result<RankProgram, LowerError> {
+    let (program, claims) = claimed(graph, schedule, rank);
+    contents::check(graph, &program, &claims)?;
+    Ok(program)
+}
+
+/// The unchecked program of one rank, and what [`contents::check`] is to prove of it.
+pub fn claimed(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
+    let (mut program, claims) = emit::emit(graph, schedule, rank);
     memory::plan(&mut program);
-    program
+    (program, claims)
 }

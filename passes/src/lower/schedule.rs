@@ -93,7 +93,7 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptio
         return best;
     }
     let arena = |schedule: &Schedule| {
-        let mut program = emit::emit(graph, schedule, 0);
+        let (mut program, _) = emit::emit(graph, schedule, 0);
         memory::plan(&mut program);
         program.arena_bytes
     };

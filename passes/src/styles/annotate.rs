@@ -582,7 +582,10 @@ impl Site<'_> {
                 run.take(1).for_each(|d| dims[d].extend(self.parts));
             }
             for d in decided {
-                dims[d] = parts(self.cuts.parts(value.node, d), self.parts);
+                let axes = parts(self.cuts.parts(value.node, d), self.parts);
+                if !axes.iter().any(|axis| dims.iter().flatten().any(|other| other == axis)) {
+                    dims[d] = axes;
+                }
             }
         }
         let why: Arc<str> = format!("{}: {} {} is {layout}", wanted.entry, wanted.side(), wanted.position).into();
@@ -731,7 +734,11 @@ fn parts(parts: &[Part], axes: &[AxisId]) -> Vec<AxisId> {
 fn cut(graph: &Graph, weight: &Weight, way: Way, cuts: &Cuts, axes: &[AxisId]) -> Sharding {
     let mut sharding = Sharding::replicated(graph.node(weight.input).types[0].rank());
     for dim in features(weight, way) {
-        sharding.dims[dim] = parts(cuts.parts(weight.input, dim), axes);
+        let taken = |axis: &AxisId| sharding.dims.iter().flatten().any(|other| other == axis);
+        let axes = parts(cuts.parts(weight.input, dim), axes);
+        if !axes.iter().any(taken) {
+            sharding.dims[dim] = axes;
+        }
     }
     sharding
 }

@@ -3,16 +3,18 @@
 //! Dimensions that the program relates are one index (as in canonicalizing). An axis of n ranks cuts
 //! the first index of a weight's output (or input) features that can be cut: with kv heads g and
 //! groups r, `[g, r, hd]`, it cuts g if n ≤ g or nothing better divides, g and r by the two parts of
-//! the axis if g divides n, r alone if only r is divisible. The last of several indices (the inside
-//! of a head) is never cut, and an index that is sliced or indexed (the thirds of q|k|v, the halves
-//! of a rotary embedding) cannot be. What was decided for one weight holds for every weight that
-//! has the index.
+//! the axis if g divides n, r alone if only r is divisible. The inside of a head is never cut: the last
+//! of several indices, and every index that a product of two activations or a reduction sums together with
+//! it (the pairs of an interleaved rotary embedding, `[h, pairs, 2]`, which a query and its key are multiplied
+//! along). An index that is sliced or indexed (the thirds of q|k|v, the halves of a rotary embedding) cannot be
+//! cut. What was decided for one weight holds for every weight that has the index, but an axis cuts one
+//! dimension of a weight at most: the first.
 
 use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, Type, Value};
+use tpc_ir::{Graph, InputKind, Op, Type, Value};
 
 /// A part of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +32,8 @@ pub struct Indices {
     first: HashMap<Value, usize>,
     root: Vec<usize>,
     uncuttable: HashSet<usize>,
+    /// What each product of two activations and each reduction sums over.
+    summed: Vec<HashSet<Index>>,
 }
 
 /// An index: a class of dimensions.
@@ -70,13 +74,53 @@ impl Indices {
         }
         let root = classes.into_labeling();
         let uncuttable = whole.into_iter().map(|v| root[v]).collect();
-        Indices { first, root, uncuttable }
+        let mut indices = Indices { first, root, uncuttable, summed: Vec::new() };
+        indices.summed = indices.sums_of_activations(graph);
+        indices
+    }
+
+    fn sums_of_activations(&self, graph: &Graph) -> Vec<HashSet<Index>> {
+        let activations = activations(graph);
+        let mut sums = Vec::new();
+        for node in graph.nodes() {
+            let (Op::Einsum { subs } | Op::Reduce { subs, .. }) = &graph.node(node).op else { continue };
+            let operands = graph.operands(node);
+            if operands.iter().all(|v| activations[v.node.index()]) {
+                let of_operand = |(v, letters): (&Value, &Vec<u8>)| {
+                    let first = self.first[v];
+                    let summed = (0..letters.len()).filter(|&d| !subs.result.contains(&letters[d]));
+                    summed.map(|d| self.root[first + d]).collect::<Vec<Index>>()
+                };
+                sums.push(operands.iter().zip(&subs.operands).flat_map(of_operand).collect());
+            }
+        }
+        sums
+    }
+
+    /// Says that an index lies inside a head, and with it what is summed together with it.
+    fn inside_a_head(&mut self, index: Index) {
+        let mut found = vec![index];
+        while let Some(index) = found.pop() {
+            if self.uncuttable.insert(index) {
+                found.extend(self.summed.iter().filter(|sum| sum.contains(&index)).flatten());
+            }
+        }
     }
 
     /// The index of a dimension of a node's first result.
     pub fn of_dim(&self, node: NodeIndex, dim: usize) -> Index {
         self.root[self.first[&node.into()] + dim]
     }
+}
+
+/// Whether each node's value depends on the batch, and not on parameters and constants alone.
+fn activations(graph: &Graph) -> Vec<bool> {
+    let mut depends = vec![false; graph.len()];
+    for node in graph.nodes() {
+        let of_data = matches!(&graph.node(node).op, Op::Input { kind: InputKind::Data, .. });
+        depends[node.index()] = of_data || graph.operands(node).iter().any(|v| depends[v.node.index()]);
+    }
+    depends
 }
 
 /// Decisions for one axis.
@@ -94,8 +138,7 @@ impl<'a> Cuts<'a> {
     pub fn new(graph: &Graph, indices: &'a mut Indices, ranks: usize, groups: &[(NodeIndex, Vec<usize>)]) -> Self {
         for (node, dims) in groups.iter().filter(|(_, dims)| dims.len() > 1) {
             let last = dims[dims.len() - 1];
-            let index = indices.of_dim(*node, last);
-            indices.uncuttable.insert(index);
+            indices.inside_a_head(indices.of_dim(*node, last));
         }
         let mut cuts = Cuts { indices, ranks, decided: HashMap::new(), split: None };
         // Weights with more indices know more: query heads before kv heads.

@@ -46,6 +46,13 @@ impl Attention {
         }
     }
 
+    /// The values that the action's operands are, in the order of [`ir::Attention::operands`].
+    pub(crate) fn operands(&self) -> Vec<Value> {
+        let forward = [&self.query, &self.key, &self.value];
+        let backward = self.backward.iter().flat_map(|b| [&self.out, &b.grad_out]);
+        forward.into_iter().chain(backward).map(|s| s.value).collect()
+    }
+
     /// f32 or f64.
     pub(crate) fn real(&self) -> DType {
         self.real
