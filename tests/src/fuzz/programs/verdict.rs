@@ -54,8 +54,10 @@ impl Fault {
 
     /// What faults of one cause have in common: the kind and the beginning of the text, without numbers.
     pub fn signature(&self) -> String {
-        let beginning = self.text.lines().find(|line| !line.is_empty()).unwrap_or_default();
-        let plain: String = beginning.chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
+        // An internal error says after its first line what is wrong.
+        let mut lines = self.text.lines().filter(|line| !line.is_empty());
+        let telling = if self.kind == FaultKind::Internal { lines.nth(1) } else { lines.next() };
+        let plain: String = telling.unwrap_or(&self.text).chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
         match self.kind {
             FaultKind::Numbers | FaultKind::OneRank | FaultKind::Ranks | FaultKind::Hang => format!("{:?}", self.kind),
             kind => format!("{kind:?}: {plain}"),
@@ -83,7 +85,7 @@ pub fn judge(error: &Error) -> Verdict {
             _ => fault(FaultKind::Unexplained),
         },
         Error::Option(OptionError::AllFrozen) => Verdict::Refused("everything is frozen"),
-        Error::Check(_) | Error::Denote(_) => fault(FaultKind::Internal),
+        Error::Check(_) | Error::Denote(_) | Error::Lower(_) => fault(FaultKind::Internal),
         Error::Runtime(_) => fault(FaultKind::Ranks),
         _ => fault(FaultKind::Unexplained),
     }
