@@ -40,9 +40,9 @@ pub struct Batch {
 impl Batch {
     /// Draws one for a model.
     pub fn draw(dice: &mut Dice, model: &Model, labels: bool) -> Self {
-        let masks = [Mask::Absent, Mask::Absent, Mask::Ones, Mask::Right, Mask::Left, Mask::Holes];
+        let masks = [Mask::Absent, Mask::Ones, Mask::Right, Mask::Left, Mask::Holes];
         let mut batch = Batch {
-            rows: dice.pick(&[1, 2, 2, 3, 4, 5]),
+            rows: dice.pick(&[1, 2, 3, 4, 4, 5]),
             seq: dice.between(2, LONGEST),
             mask: dice.pick(&masks),
             types: dice.percent(50),

@@ -100,7 +100,7 @@ impl Model {
         let head_dim = if family.is_rotary() { dice.pick(&[2, 2, 4, 4, 6, 8]) } else { dice.between(1, 6) };
         let mut model = Model {
             family,
-            layers: dice.pick(&[1, 1, 1, 2, 2, 3]),
+            layers: dice.pick(&[1, 1, 2, 2, 2, 3]),
             heads,
             kv_heads,
             head_dim,
