@@ -1,4 +1,4 @@
-//! Random searches for faults, bounded; `cargo run --release -p tpc-tests --bin fuzz` goes on for as long as one likes.
+//! Bounded random searches for faults; `cargo run --release -p tpc-tests --bin fuzz` runs longer ones.
 
 use tpc_tests::fuzz::programs::{corpus, examine::examine_alone, search::search, verdict::Verdict};
 
@@ -31,6 +31,6 @@ fn random_programs_equal_one_rank() {
         },
     );
     assert!(faults.is_empty(), "{}", faults.join("\n\n"));
-    // Plans that do not fit their model are a part of the search, not most of it.
+    // A search whose plans mostly do not fit their models would see little.
     assert!(summary.refused_percent() <= 20, "{summary:?}");
 }

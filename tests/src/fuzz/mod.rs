@@ -1,7 +1,8 @@
-//! Random searches for faults, each bounded by a seed and a number of cases in CI and by minutes in `--bin fuzz`.
+//! Random searches for faults. CI runs a fixed number of cases under a fixed seed; `--bin fuzz` runs for as many minutes
+//! as it is given.
 //!
 //! | what is random | module |
 //! |---|---|
-//! | models, plans, meshes, options and flags; the programs they give equal one rank | [`programs`] |
+//! | models, plans, meshes, options and flags, whose programs must equal one rank | [`programs`] |
 
 pub mod programs;

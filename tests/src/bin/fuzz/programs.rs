@@ -11,7 +11,7 @@ use tpc_tests::fuzz::programs::search::{Found, Summary, search};
 use tpc_tests::fuzz::programs::shrink::shrink;
 use tpc_tests::fuzz::programs::verdict::Verdict;
 
-/// Random models, plans, meshes and options: the programs they give equal one rank.
+/// Draws models, plans, meshes and options, and compares each program with one rank.
 #[derive(Args)]
 pub struct Programs {
     /// Seed of all choices
@@ -29,7 +29,7 @@ pub struct Programs {
     /// Only the case of this file
     #[arg(long, value_name = "FILE.json")]
     replay: Option<PathBuf>,
-    /// Most seconds to make a case with a fault simpler; 0 leaves it
+    /// Seconds for simplifying a case with a fault; 0 keeps it as it is
     #[arg(long, default_value_t = 60)]
     shrink: u64,
     /// Directory for files of cases with a fault
@@ -37,7 +37,7 @@ pub struct Programs {
     keep: Option<PathBuf>,
 }
 
-/// Faults of one signature that are made simpler; of further ones only the number is told.
+/// Faults of one signature that are simplified; further ones are only listed.
 const SHRUNK: usize = 3;
 
 impl Programs {

@@ -9,7 +9,7 @@ use super::plan::{Axes, PlanChoice, mesh_text};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What is computed: the same for all plans, meshes and ways to compute it.
+/// What is computed. No plan, mesh or way of computing may change the result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Subject {
     /// The model.
@@ -27,13 +27,13 @@ pub struct Subject {
     pub values: u64,
 }
 
-/// Steps of a training run. The first creates the optimizer's state and is a program of its own.
+/// Steps of a training run. The first step creates the optimizer's state, so its program differs from that of all later steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Steps {
     /// The first.
     First,
-    /// A later one, from states that are given.
+    /// A later step, which starts from a random optimizer state.
     Later,
     /// The first two.
     #[default]
@@ -51,16 +51,16 @@ pub struct Case {
     pub mesh: Axes,
     /// Options that must not change the result.
     pub ways: Ways,
-    /// How it is given to the compiler.
+    /// How it reaches the compiler.
     #[serde(default)]
     pub through: Through,
 }
 
-/// How a case is given to the compiler: always by its API, and then perhaps by something else.
+/// How a case reaches the compiler: every case through the API, and some through a second route afterwards.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Through {
-    /// Nothing else.
+    /// The API only.
     #[default]
     Api,
     /// Flags and files, in this process.
@@ -85,7 +85,7 @@ impl Through {
     }
 }
 
-/// So many cases in a row have one subject: its reference is computed once.
+/// Number of consecutive cases that share a subject, and with it a reference.
 pub const CASES_OF_A_SUBJECT: u64 = 12;
 
 impl Subject {
@@ -101,7 +101,7 @@ impl Subject {
             Ok(config) => Meaning::draw(&mut dice, &Modules::of(&config), training),
             Err(error) => panic!("a model that was drawn has a configuration: {error}"),
         };
-        // In bf16 a step goes so far astray that the next one begins elsewhere.
+        // Rounding to bf16 changes the parameters so much that the second steps of two runs are not comparable.
         let steps = match meaning.types {
             Types::F32 => dice.pick(&[Steps::First, Steps::Later, Steps::Both]),
             _ => dice.pick(&[Steps::First, Steps::Later]),
@@ -131,7 +131,7 @@ impl Case {
         mesh_text(&self.mesh)
     }
 
-    /// Simpler cases, those first that save most.
+    /// Simpler cases, the largest simplifications first.
     pub fn simpler(&self) -> Vec<Case> {
         let mut all: Vec<Case> = Vec::new();
         let mut push = |change: &dyn Fn(&mut Case)| {

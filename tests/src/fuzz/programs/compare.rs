@@ -1,9 +1,10 @@
 //! Equality of results, within what rounding explains.
 //!
-//! Every tensor has an exact value, known in double precision, and one rank's value, whose distance from the exact one
-//! is what rounding does to a tensor of this subject: a badly conditioned subject allows more. On top of that a tensor
-//! may be off by a few units in the last place of its largest element, since other ranks add up in another order; a
-//! gradient that is zero in theory also by those of the step's largest gradient.
+//! Every tensor has an exact value, computed in double precision, and the value of one rank. The distance between the two
+//! is the effect of rounding, which grows with the condition of the subject; many ranks may be off by a multiple of it.
+//! They may also be off by some units in the last place of the tensor's largest element, because they add in another
+//! order, and by fewer units of the largest element of all tensors of the same kind, because a gradient that is zero in
+//! theory consists of rounding errors of the others.
 
 use super::case::Case;
 use super::options::Types;
@@ -12,11 +13,11 @@ use tpc_ir::OutputKind;
 
 /// Units in the last place of f32, of a tensor's largest element.
 const ULP: f64 = 1.0 / (1u64 << 23) as f64;
-/// By how many times what rounding does to one rank many ranks may be off.
+/// Multiple of one rank's rounding error that many ranks may be off by.
 const TIMES: f64 = 32.0;
-/// By how many units in the last place of its own largest element a tensor may be off.
+/// Units in the last place of a tensor's largest element that it may be off by.
 const OWN: f64 = 256.0;
-/// By how many units in the last place of the largest element of its kind a tensor may be off.
+/// Units in the last place of the largest element of all tensors of its kind that a tensor may be off by.
 const OTHERS: f64 = 16.0;
 
 fn largest(values: &[f64]) -> f64 {
@@ -56,14 +57,14 @@ fn find<'a>(outputs: &'a Outputs, wanted: &OutputKind) -> Option<&'a [f64]> {
     outputs.iter().find(|(output, _)| output == wanted).map(|(_, values)| values.as_slice())
 }
 
-/// What is wrong with one rank, against the exact values.
+/// The first output of one rank that is far from its exact value.
 pub fn one_rank(reference: &Reference) -> Option<String> {
     let bf16 = reference.subject.meaning.types != Types::F32;
     for (step, (exact, one)) in reference.exact.iter().zip(&reference.one).enumerate() {
         for (output, e) in exact {
             let Some(o) = find(one, output) else { return Some(format!("step {step}: no {output:?}")) };
             let scale = largest(e).max(0.1 * anywhere(exact, kind(output)));
-            // What a badly conditioned program may lose, and what a fault does not leave.
+            // Loose enough for a badly conditioned program; a fault is off by more.
             let allowed = if bf16 { 0.5 } else { 0.01 } * scale;
             let off = apart(o, e);
             if o.len() != e.len() || !(off <= allowed) {

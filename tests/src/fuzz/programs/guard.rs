@@ -1,4 +1,4 @@
-//! Work that may panic or never end, in a thread of its own.
+//! Runs work that may panic or never end in a separate thread.
 
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ use std::time::Duration;
 pub enum Ended {
     /// It panicked, with this message and place.
     Panicked(String),
-    /// It did not end in time; its thread is left alone.
+    /// It did not end in time. Its thread keeps running.
     Hung(Duration),
 }
 
@@ -21,10 +21,10 @@ thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// The name of threads whose panics are results, not messages.
+/// Name of the threads whose panics become results.
 const NAME: &str = "guarded";
 
-/// Keeps panics of guarded threads and of ranks, whose errors say the same, from printing.
+/// Keeps the panics of guarded threads and of ranks from printing: their errors contain the same text.
 fn keep_quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -40,7 +40,7 @@ fn keep_quiet() {
     });
 }
 
-/// Does work in a thread with the stack of a main thread, for a limited time.
+/// Runs `work` for a limited time, in a thread whose stack is as large as that of a main thread.
 ///
 /// # Errors
 /// A panic, or no end in time.
@@ -53,7 +53,7 @@ pub fn guarded<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Se
     let guarded = move || {
         let done = catch_unwind(AssertUnwindSafe(work));
         let panic = || PANIC.with_borrow_mut(Option::take).unwrap_or_default();
-        // The receiver is gone if the time was over.
+        // The receiver no longer exists after the time limit.
         let _ = sender.send(done.map_err(|_| Ended::Panicked(panic())));
     };
     let thread = Builder::new().name(NAME.into()).stack_size(8 << 20).spawn(guarded);

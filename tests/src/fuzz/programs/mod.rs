@@ -3,9 +3,9 @@
 //! A *subject* is what is computed: a model with its batch, its optimizer, and the options that change the result. Its
 //! reference is computed once, by the interpreter in double precision and on one rank. A *case* is a way to compute it: a
 //! plan, a mesh, and options that must not change the result. Numbers are compared within what rounding explains; a case
-//! may also be refused, with an error that is right for its plan. A panic, an internal error, ranks that disagree, a
-//! deadline: all of these are faults. Number and seed of a case reproduce it, and a fault is made simpler until nothing
-//! can be left out.
+//! may also be refused, with an error that is right for its plan. Panics, internal errors, ranks that disagree and missed
+//! deadlines are faults. The seed and the number of a case reproduce it, and a case with a fault is simplified until
+//! nothing can be left out.
 //!
 //! | question | file |
 //! |---|---|
@@ -16,10 +16,10 @@
 //! | how a case is compiled and executed | [`run`](mod@run) |
 //! | the same through files and flags | [`command`] |
 //! | what equal means | [`compare`] |
-//! | what may become of a case, and which errors are right | [`verdict`] |
+//! | possible verdicts, and which errors are expected | [`verdict`] |
 //! | panics and hangs | [`guard`] |
 //! | one case, many cases, a simpler case | [`examine`](mod@examine), [`search`](mod@search), [`shrink`](mod@shrink) |
-//! | cases that were found | [`corpus`] |
+//! | cases that once had a fault | [`corpus`] |
 
 pub mod batch;
 pub mod case;

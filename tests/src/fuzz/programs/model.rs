@@ -51,7 +51,7 @@ pub struct Model {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Width of the residual stream; of the families without a width of their own `heads · head_dim`.
+    /// Width of the residual stream; `heads · head_dim` in the families that do not choose it freely.
     pub width: usize,
     /// Width of the MLP.
     pub inner: usize,
@@ -86,7 +86,7 @@ impl Family {
     }
 }
 
-/// Sizes at most this long in tests of a model's own: no sequence is longer.
+/// Most tokens of a sequence.
 pub const LONGEST: usize = 12;
 
 impl Model {
@@ -118,7 +118,7 @@ impl Model {
         model
     }
 
-    /// Brings sizes that depend on others in order.
+    /// Adjusts the sizes and switches that depend on others.
     fn settle(&mut self) {
         if !self.family.is_rotary() {
             self.kv_heads = self.heads;
@@ -130,7 +130,7 @@ impl Model {
             self.kv_heads = 1;
         }
         if !self.family.is_llama() {
-            // A norm over one element has no direction to keep.
+            // A norm over a single element maps everything to the same value.
             if self.heads * self.head_dim < 2 {
                 self.head_dim = 2;
             }
@@ -217,7 +217,7 @@ impl Model {
     /// The configuration.
     ///
     /// # Errors
-    /// What the reader of configurations says against it.
+    /// The configuration is refused.
     pub fn config(&self) -> Result<ModelConfig, String> {
         ModelConfig::from_json(&self.json(), Path::new("config.json")).map_err(|e| e.to_string())
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use tpc::models::{ModelConfig, weight_map};
 
-/// What a module with parameters of its own is.
+/// What a module is that holds parameters directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A matrix that multiplies.
@@ -17,9 +17,9 @@ pub enum Kind {
 /// The modules of a model, by the paths of its weight files.
 #[derive(Clone, Debug)]
 pub struct Modules {
-    /// Those with parameters of their own.
+    /// Modules that hold parameters directly.
     pub leaves: Vec<(String, Kind)>,
-    /// Those that hold others; the model itself is the empty path.
+    /// Modules that hold other modules; the empty path is the model.
     pub containers: Vec<String>,
     /// All parameters.
     pub parameters: Vec<String>,
@@ -52,7 +52,7 @@ impl Modules {
         Modules { leaves, containers: containers.into_iter().collect(), parameters }
     }
 
-    /// The linear that gives the logits, if it has weights of its own.
+    /// The linear that gives the logits, unless it shares the embedding's weights.
     pub fn head(&self) -> Option<&str> {
         let heads = ["lm_head", "output", "cls.predictions.decoder"];
         self.leaves.iter().map(|(path, _)| path.as_str()).find(|path| heads.contains(path))

@@ -31,8 +31,8 @@ impl Descent {
         dice.pick(&[Descent::Sgd, Descent::Sgd, Descent::Momentum, Descent::Nesterov, Descent::Adam, Descent::Adamw])
     }
 
-    /// The optimizer. Adam's epsilon is large: next to a small one the sign of a gradient that is nearly zero, which
-    /// rounding decides, moves a parameter as far as any other gradient.
+    /// The optimizer. Adam's epsilon is large, because with a small one a gradient that is nearly zero, whose sign depends
+    /// on rounding, moves its parameter as far as any other gradient does.
     pub fn optimizer(self) -> Optimizer {
         let adam = matches!(self, Descent::Adam | Descent::Adamw);
         Optimizer {
@@ -70,7 +70,7 @@ pub enum Types {
     Bf16ReducedInF32,
 }
 
-/// What changes the meaning of a step.
+/// The options that change what a step computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meaning {
     /// Clipping.
@@ -130,7 +130,7 @@ fn freeze(dice: &mut Dice, modules: &Modules) -> Vec<String> {
     (0..dice.between(1, 2)).map(|_| any(dice)).collect()
 }
 
-/// What must not change what a step computes.
+/// The options that must not change what a step computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ways {
     /// Whether gradients are outputs.
@@ -163,7 +163,7 @@ pub struct Ways {
 const OFF: [u32; 2] = [1, 25];
 
 impl Ways {
-    /// What the command does if nothing is asked for.
+    /// The defaults of the command.
     pub fn usual(gradients: bool) -> Self {
         let lower = LowerOptions::default();
         Ways {
@@ -200,7 +200,7 @@ impl Ways {
         if training && rows > 1 && dice.percent(20) {
             ways.micro_batches = dice.between(2, rows);
         }
-        // Without any rule the search takes no time: what follows it is seen more often.
+        // The search dominates the time of a case; without rules it is short, and more cases reach what follows it.
         if dice.percent(50) {
             let share = dice.pick(&[5, 30, 100, 100]);
             let numbers = all_rules().iter().map(|r| r.number).filter(|n| !OFF.contains(n));

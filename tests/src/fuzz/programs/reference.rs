@@ -1,7 +1,7 @@
 //! What a subject computes: in double precision by the reference interpreter, and on one rank.
 //!
-//! The difference of the two is what rounding does to a tensor of this subject; how far many ranks may be away follows
-//! from it (`compare.rs`).
+//! The difference between the two is the effect of rounding on each tensor. `compare.rs` derives from it how far the
+//! results of many ranks may differ.
 
 use super::case::{Case, Steps, Subject};
 use super::compare;
@@ -85,7 +85,7 @@ impl Reference {
             for (node, _, name) in graph.inputs() {
                 let ty = &graph.node(node).types[0];
                 let value = scalars.get(name).or_else(|| held.get(name)).cloned();
-                // State before the first step is read by nobody.
+                // The first step has the optimizer's state as an input and does not read it.
                 let value = value.unwrap_or_else(|| Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| 0.0));
                 inputs.insert(name.to_string(), value);
             }
@@ -158,7 +158,7 @@ fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured 
     captured
 }
 
-/// Parameters, large enough that every weight matters, states of the optimizer if no step makes them, and tokens.
+/// Parameters, large enough that every weight matters; tokens; and the optimizer's state if no earlier step creates it.
 fn values(subject: &Subject, graph: &Graph) -> HashMap<String, Tensor> {
     let mut given = HashMap::new();
     let parameters = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);

@@ -38,7 +38,7 @@ pub fn run(reference: &Reference, case: &Case) -> Result<Vec<Outputs>, Verdict> 
     executed(reference, compiled).map_err(|e| judge(&Error::from(e)))
 }
 
-/// The placed program as text is the same program again.
+/// Checks that the text of the placed program reads back as the same program.
 fn reads_back(stages: &Stages, options: &CompileOptions) -> Result<(), Verdict> {
     let fault = |e: String| Verdict::Fault(Fault::new(FaultKind::Text, e));
     let printed = fold::print(&stages.placed);

@@ -1,4 +1,4 @@
-//! A search: cases one after the other under a seed, counted by what became of them.
+//! Examines many cases under one seed and counts their verdicts.
 
 use super::case::{CASES_OF_A_SUBJECT, Case, Subject};
 use super::examine::{examine, reference};
@@ -20,7 +20,7 @@ pub struct Found {
     pub fault: Fault,
 }
 
-/// What a search has seen.
+/// The counts of a search.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     /// Cases.

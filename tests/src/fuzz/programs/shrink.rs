@@ -1,12 +1,12 @@
-//! From a case with a fault to a simple one with the same kind of fault.
+//! Reduces a case with a fault to a simpler one with the same kind of fault.
 
 use super::case::Case;
 use super::examine::examine_alone;
 use super::verdict::{Fault, Verdict};
 use std::time::{Duration, Instant};
 
-/// Takes the first simpler case that still has a fault of that signature, again and again, until there is none or the
-/// time is over. Gives the simplest with its fault.
+/// Repeatedly replaces the case by the first simpler one whose fault has the same signature, until there is none or the
+/// time has passed. Returns the last case and its fault.
 pub fn shrink(case: &Case, fault: &Fault, time: Duration) -> (Case, Fault) {
     let (signature, end) = (fault.signature(), Instant::now() + time);
     let (mut best, mut seen) = (case.clone(), fault.clone());

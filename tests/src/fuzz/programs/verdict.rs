@@ -1,11 +1,11 @@
-//! What became of a case.
+//! The outcome of a case.
 
 use std::fmt;
 use tpc::program::Error;
 use tpc_passes::options::OptionError;
 use tpc_passes::styles::StyleError;
 
-/// What became of a case.
+/// The outcome of a case.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Verdict {
     /// It computes what one rank does.
@@ -34,7 +34,7 @@ pub enum FaultKind {
     OneRank,
     /// An error that asks to be reported.
     Internal,
-    /// An error that no plan, option or file of the case explains.
+    /// An error that the plan, options and files of the case do not explain.
     Unexplained,
     /// A rank failed or the ranks did not agree.
     Ranks,
@@ -52,7 +52,7 @@ impl Fault {
         Fault { kind, text: text.to_string() }
     }
 
-    /// What faults of one cause have in common: the kind and the beginning of the text, without numbers.
+    /// Groups faults that probably share a cause: the kind, and the beginning of the text without its numbers.
     pub fn signature(&self) -> String {
         // An internal error says after its first line what is wrong.
         let mut lines = self.text.lines().filter(|line| !line.is_empty());
@@ -71,7 +71,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// An error of the compiler or the runtime, judged.
+/// The verdict on an error of the compiler or the runtime.
 pub fn judge(error: &Error) -> Verdict {
     let fault = |kind| Verdict::Fault(Fault::new(kind, error));
     match error {
