@@ -1,10 +1,17 @@
-//! Searches that take longer than the tests do: `cargo run --release -p tpc-tests --bin fuzz -- parsers --executions 10000000`.
+//! Searches that take longer than the tests do:
+//!
+//! ```sh
+//! cargo run --release -p tpc-tests --bin fuzz -- programs --seed 1 --minutes 60
+//! cargo run --release -p tpc-tests --bin fuzz -- parsers --executions 10000000
+//! ```
 
 mod parsers;
+mod programs;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
-/// Random input, for as long as is asked for.
+/// Searches for faults at random, for as long as is asked for.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -14,10 +21,12 @@ struct Cli {
 #[derive(Subcommand)]
 enum Search {
     Parsers(parsers::Parsers),
+    Programs(programs::Programs),
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     match Cli::parse().search {
         Search::Parsers(arguments) => arguments.execute(),
+        Search::Programs(arguments) => arguments.execute(),
     }
 }

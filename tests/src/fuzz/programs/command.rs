@@ -1,0 +1,320 @@
+//! A case through the `tpc` command and files: `run`, `train` and `dump-ir` with the flags that say the same.
+
+use super::case::{Case, Steps, Subject, Through};
+use super::compare::difference;
+use super::options::{Descent, Types, Ways};
+use super::plan::PlanChoice;
+use super::reference::Reference;
+use super::verdict::{Fault, FaultKind, Verdict};
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tpc::models::{WeightMap, Weights, weight_map, write_weights};
+use tpc_ir::interpret::Tensor;
+use tpc_ir::{OutputKind, parse};
+
+/// Longest time of a process.
+const LIMIT: Duration = Duration::from_secs(150);
+
+type Fallible<T> = Result<T, Box<dyn Error>>;
+
+/// A directory that goes away.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Fallible<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("tpc-fuzz-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir)?;
+        Ok(Scratch(dir))
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The `tpc` that was built beside this program, if it was.
+pub fn binary() -> Option<PathBuf> {
+    let here = std::env::current_exe().ok()?;
+    here.ancestors().skip(1).take(2).map(|dir| dir.join("tpc")).find(|file| file.is_file())
+}
+
+/// Whether flags can say a case: lowering has none, and precision is that of training.
+fn can_be_said(case: &Case) -> bool {
+    let Case { subject, ways, .. } = case;
+    let trains = subject.descent.is_some() || subject.meaning.types == Types::F32;
+    let ranks: usize = case.mesh.iter().map(|(_, size)| size).product();
+    let begins = subject.descent.is_none() || subject.steps != Steps::Later;
+    trains && begins && ways.disabled.contains(&1) && ways.disabled.contains(&25) && ranks >= 1
+}
+
+/// The verdict on a case that was equal through the API; [`Verdict::Equal`], too, for one that flags cannot say.
+pub fn through(reference: &Reference, case: &Case) -> Verdict {
+    if case.through == Through::Api || !can_be_said(case) {
+        return Verdict::Equal;
+    }
+    let verdict = match case.through {
+        Through::Dumps => dumped(reference, case),
+        _ => executed(reference, case),
+    };
+    let unexplained = |e| Verdict::Fault(Fault::new(FaultKind::Unexplained, format!("{:?}: {e}", case.through)));
+    verdict.unwrap_or_else(unexplained)
+}
+
+fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
+    let scratch = Scratch::new()?;
+    let map = weight_map(&reference.config);
+    write_model(reference, &map, &scratch.0)?;
+    let mut arguments = if case.subject.descent.is_some() { train(case, &scratch) } else { run(&scratch) };
+    arguments.extend(placement(case, &scratch)?);
+    if let Err(fault) = tpc(case, &arguments)? {
+        return Ok(Verdict::Fault(fault));
+    }
+    let found = match case.subject.descent {
+        Some(_) => trained(case, &map, &scratch)?,
+        None => forwarded(case, &scratch)?,
+    };
+    let wrong = found.iter().find_map(|(step, output, values)| difference(reference, *step, output, values));
+    Ok(match wrong {
+        Some(wrong) => Verdict::Fault(Fault::new(FaultKind::Numbers, format!("{:?}: {wrong}", case.through))),
+        None => Verdict::Equal,
+    })
+}
+
+/// `config.json`, weights and inputs.
+fn write_model(reference: &Reference, map: &WeightMap, dir: &Path) -> Fallible<()> {
+    let values = |name: &str| reference.given.get(name).map_or_else(Vec::new, |t| t.data.clone());
+    std::fs::write(dir.join("config.json"), reference.subject.model.json().to_string())?;
+    write_weights(&dir.join("model.safetensors"), map, |entry| {
+        Ok(values(&entry.hf_name).into_iter().map(|v| v as f32).collect())
+    })?;
+    let shape = vec![reference.subject.batch.rows, reference.subject.batch.seq];
+    let mut tensors: Vec<(&'static str, Vec<u8>)> = Vec::new();
+    for name in ["input_ids", "labels", "attention_mask", "token_type_ids"] {
+        if let Some(tensor) = reference.given.get(name) {
+            tensors.push((name, tensor.data.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect()));
+        }
+    }
+    let mut views = Vec::new();
+    for (name, data) in &tensors {
+        views.push((*name, TensorView::new(Dtype::I64, shape.clone(), data)?));
+    }
+    std::fs::write(dir.join("inputs.safetensors"), safetensors::serialize(views, None)?)?;
+    Ok(())
+}
+
+/// Plan, mesh and rules as flags.
+fn placement(case: &Case, scratch: &Scratch) -> Fallible<Vec<String>> {
+    let plan = match &case.plan {
+        PlanChoice::BuiltIn(name) => name.clone(),
+        PlanChoice::File(file) => {
+            std::fs::write(scratch.path("plan.json"), file.text())?;
+            scratch.path("plan.json")
+        }
+    };
+    let mut flags = vec!["--plan".into(), plan, "--mesh".into(), case.mesh_text()];
+    let usual = Ways::usual(false).disabled;
+    for number in case.ways.disabled.iter().filter(|n| !usual.contains(n)) {
+        flags.extend(["--disable-rule".into(), number.to_string()]);
+    }
+    Ok(flags)
+}
+
+fn run(scratch: &Scratch) -> Vec<String> {
+    let output = scratch.path("output.safetensors");
+    ["run", &scratch.path(""), "--inputs", &scratch.path("inputs.safetensors"), "--output", &output]
+        .map(String::from)
+        .to_vec()
+}
+
+fn train(case: &Case, scratch: &Scratch) -> Vec<String> {
+    let Subject { descent, meaning, .. } = &case.subject;
+    let inputs = scratch.path("inputs.safetensors");
+    let steps = if case.subject.steps == Steps::Both { "2" } else { "1" };
+    let mut flags: Vec<String> =
+        ["train", &scratch.path(""), "--inputs", &inputs, "--steps", steps].map(Into::into).into();
+    let mut flag = |words: &[&str]| flags.extend(words.iter().map(|w| (*w).to_string()));
+    flag(&["--metrics", &scratch.path("metrics.jsonl"), "--save", &scratch.path("saved")]);
+    if case.ways.gradients {
+        flag(&["--grads", &scratch.path("grads.safetensors")]);
+    }
+    if let Some(descent) = descent {
+        flag(&["--lr", &descent.rate().to_string()]);
+        match descent {
+            Descent::Sgd => flag(&["--optimizer", "sgd"]),
+            Descent::Momentum => flag(&["--optimizer", "sgd", "--momentum", "0.5"]),
+            Descent::Nesterov => flag(&["--optimizer", "sgd", "--momentum", "0.5", "--nesterov"]),
+            Descent::Adam | Descent::Adamw => {
+                let name = if *descent == Descent::Adam { "adam" } else { "adamw" };
+                flag(&["--optimizer", name, "--beta2", "0.95", "--eps", "1e-2", "--weight-decay", "0.1"]);
+            }
+        }
+    }
+    if let Some(norm) = meaning.clip {
+        flag(&["--clip-norm", &norm.to_string()]);
+    }
+    if case.ways.micro_batches > 1 {
+        flag(&["--micro-batches", &case.ways.micro_batches.to_string()]);
+    }
+    meaning.freeze.iter().for_each(|glob| flag(&["--freeze", glob]));
+    match meaning.types {
+        Types::F32 => {}
+        Types::Bf16 => flag(&["--precision", "bf16"]),
+        Types::Bf16ReducedInF32 => flag(&["--precision", "bf16", "--reduce", "f32"]),
+    }
+    flags
+}
+
+/// Runs the command: nothing, or why it failed.
+fn tpc(case: &Case, arguments: &[String]) -> Fallible<Result<(), Fault>> {
+    let through = case.through;
+    let said = |code: i32, err: &str| {
+        let kind = match () {
+            () if err.contains("please report") || err.contains("internal error") => FaultKind::Internal,
+            () if err.contains("panicked") => FaultKind::Panic,
+            () => FaultKind::Unexplained,
+        };
+        Fault::new(kind, format!("{through:?}: exit code {code}: {err}\n{}", arguments.join(" ")))
+    };
+    let program = match (through, binary()) {
+        (Through::Command, _) | (_, None) => {
+            let (mut out, mut err) = (Vec::new(), Vec::new());
+            let code = tpc::command::run(["tpc".to_string()].iter().chain(arguments), &mut out, &mut err);
+            let err = String::from_utf8_lossy(&err).into_owned();
+            return Ok(if code == 0 { Ok(()) } else { Err(said(code.into(), &err)) });
+        }
+        (_, Some(program)) => program,
+    };
+    let mut command = Command::new(program);
+    if through == Through::Launch {
+        let ranks: usize = case.mesh.iter().map(|(_, size)| size).product();
+        command.args(["launch", "--ranks", &ranks.to_string(), "--"]);
+    }
+    let scratch = Scratch::new()?;
+    let err = scratch.path("stderr");
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(&err)?);
+    let mut child = command.spawn()?;
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            let err = std::fs::read_to_string(&err).unwrap_or_default();
+            return Ok(if status.success() { Ok(()) } else { Err(said(status.code().unwrap_or(-1), &err)) });
+        }
+        if Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            return Ok(Err(Fault::new(FaultKind::Hang, format!("{through:?}: not done after {LIMIT:?}"))));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+type Part = (usize, OutputKind, Vec<f64>);
+
+fn widened(values: Vec<f32>) -> Vec<f64> {
+    values.into_iter().map(f64::from).collect()
+}
+
+/// Logits and loss as they were written.
+fn forwarded(case: &Case, scratch: &Scratch) -> Fallible<Vec<Part>> {
+    let output = Weights::open_file(Path::new(&scratch.path("output.safetensors")))?;
+    let names = if case.subject.batch.labels { &["logits", "loss"][..] } else { &["logits"] };
+    let part = |name: &&str| -> Fallible<Part> {
+        Ok((0, OutputKind::Result((*name).into()), widened(output.read_f32(name)?)))
+    };
+    names.iter().map(part).collect()
+}
+
+/// Losses, gradients and trained weights as they were written.
+fn trained(case: &Case, map: &WeightMap, scratch: &Scratch) -> Fallible<Vec<Part>> {
+    let mut parts = Vec::new();
+    let last = if case.subject.steps == Steps::Both { 1 } else { 0 };
+    let metrics = std::fs::read_to_string(scratch.path("metrics.jsonl"))?;
+    for (step, line) in metrics.lines().enumerate() {
+        let line: serde_json::Value = serde_json::from_str(line)?;
+        parts.push((step, OutputKind::Loss, vec![line["loss"].as_f64().ok_or("a line without a loss")?]));
+    }
+    let saved = Weights::open_dir(Path::new(&scratch.path("saved")))?;
+    let grads = match case.ways.gradients {
+        true => Some(Weights::open_file(Path::new(&scratch.path("grads.safetensors")))?),
+        false => None,
+    };
+    let frozen = |name: &str| {
+        let patterns = &case.subject.meaning.freeze;
+        !patterns.is_empty() && !grads.as_ref().is_none_or(|g| g.contains(name))
+    };
+    for entry in &map.entries {
+        if let Some(grads) = grads.as_ref().filter(|g| g.contains(&entry.hf_name)) {
+            parts.push((0, OutputKind::Gradient(entry.hf_name.clone()), widened(entry.read(grads)?)));
+        }
+        // What is not trained has no update to compare with.
+        if case.subject.meaning.freeze.is_empty() || grads.is_some() && !frozen(&entry.hf_name) {
+            parts.push((last, OutputKind::Update(entry.hf_name.clone()), widened(entry.read(&saved)?)));
+        }
+    }
+    Ok(parts)
+}
+
+/// Dumps a case's program as it was captured and as it is placed, and executes the placed text: it computes what the
+/// captured text means.
+fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
+    let scratch = Scratch::new()?;
+    let Subject { model, batch, .. } = &reference.subject;
+    std::fs::write(scratch.path("config.json"), model.json().to_string())?;
+    let (rows, seq) = (batch.rows.to_string(), batch.seq.to_string());
+    let dump = |arguments: &[&str]| -> Fallible<Result<String, Fault>> {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let code = tpc::command::run(["tpc", "dump-ir"].iter().chain(arguments), &mut out, &mut err);
+        let (out, err) = (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned());
+        let fault = || Fault::new(FaultKind::Unexplained, format!("dump-ir: exit code {code}: {err}"));
+        Ok(if code == 0 { Ok(out) } else { Err(fault()) })
+    };
+    let dir = scratch.path("");
+    let mut common = vec![dir.as_str(), "--batch", &rows, "--seq", &seq];
+    if case.subject.descent.is_some() {
+        common.extend(["--train", "--optimizer", "sgd", "--momentum", "0.5"]);
+    }
+    let placement = placement(case, &scratch)?;
+    let placement: Vec<&str> = placement.iter().map(String::as_str).collect();
+    let captured = match dump(&[&common[..], &["--stage", "captured"]].concat())? {
+        Ok(text) => parse::parse(&text)?,
+        Err(fault) => return Ok(Verdict::Fault(fault)),
+    };
+    let text = match dump(&[&common[..], &placement, &["--stage", "placed"]].concat())? {
+        Ok(text) => text,
+        // Without labels there are no logits to keep sharded; the plan was right for the case's own program.
+        Err(fault) if fault.text.contains("loss_parallel") => return Ok(Verdict::Equal),
+        Err(fault) => return Ok(Verdict::Fault(fault)),
+    };
+    let placed = parse::parse(&text)?;
+    std::fs::write(scratch.path("placed.tpc"), &text)?;
+    if let Err(fault) = dump(&[&scratch.path("placed.tpc"), "--stage", "scheduled"])? {
+        return Ok(Verdict::Fault(fault));
+    }
+    // Small indices, for every table has at least two rows.
+    let inputs = crate::inputs(&captured, 2, &HashMap::new());
+    // The captured program has gradients as outputs, too.
+    let all = captured.outputs.iter().map(|o| o.kind.clone()).zip(crate::reference(&captured, &inputs));
+    let all: HashMap<OutputKind, Tensor> = all.collect();
+    let want: Option<Vec<Tensor>> = placed.outputs.iter().map(|o| all.get(&o.kind).cloned()).collect();
+    let want = want.ok_or("the placed program has an output that the captured one lacks")?;
+    let found = crate::executed(&placed, &inputs);
+    let finite = want.iter().all(|t| t.data.iter().all(|v| v.is_finite()));
+    let wrong = if finite { crate::wrong(&placed, &found, &want, 1e-2) } else { Vec::new() };
+    Ok(match wrong.first() {
+        Some(wrong) => Verdict::Fault(Fault::new(FaultKind::Numbers, format!("dump-ir: {wrong}"))),
+        None => Verdict::Equal,
+    })
+}

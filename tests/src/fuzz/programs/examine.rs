@@ -1,0 +1,59 @@
+//! The verdict on a case.
+
+use super::case::{Case, Subject};
+use super::command;
+use super::compare::differences;
+use super::guard::{Ended, guarded};
+use super::reference::Reference;
+use super::run::run;
+use super::verdict::{Fault, FaultKind, Verdict};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// After this long a case that is not done hangs, on a machine that does other things, too. The deadline of a
+/// collective is shorter.
+const LIMIT: Duration = Duration::from_secs(600);
+
+impl From<Ended> for Verdict {
+    fn from(ended: Ended) -> Self {
+        Verdict::Fault(match ended {
+            Ended::Panicked(text) => Fault::new(FaultKind::Panic, text),
+            Ended::Hung(limit) => Fault::new(FaultKind::Hang, format!("not done after {limit:?}")),
+        })
+    }
+}
+
+/// What all cases of a subject are compared with.
+///
+/// # Errors
+/// What became of the subject, if it has no reference.
+pub fn reference(subject: &Subject) -> Result<Arc<Reference>, Verdict> {
+    let subject = subject.clone();
+    guarded(LIMIT, move || Reference::of(&subject).map(Arc::new)).unwrap_or_else(|ended| Err(ended.into()))
+}
+
+/// The verdict on a case, given the reference of its subject.
+pub fn examine(reference: &Arc<Reference>, case: &Case) -> Verdict {
+    let (reference, case) = (reference.clone(), case.clone());
+    let verdict = guarded(LIMIT, move || match run(&reference, &case) {
+        Err(verdict) => verdict,
+        Ok(found) => {
+            let wrong = differences(&reference, &case, &found);
+            match wrong.first() {
+                None => command::through(&reference, &case),
+                Some(first) => {
+                    Verdict::Fault(Fault::new(FaultKind::Numbers, format!("{first} ({} outputs wrong)", wrong.len())))
+                }
+            }
+        }
+    });
+    verdict.unwrap_or_else(Verdict::from)
+}
+
+/// The verdict on a case alone.
+pub fn examine_alone(case: &Case) -> Verdict {
+    match reference(&case.subject) {
+        Ok(reference) => examine(&reference, case),
+        Err(verdict) => verdict,
+    }
+}

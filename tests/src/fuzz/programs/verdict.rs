@@ -1,0 +1,92 @@
+//! The outcome of a case.
+
+use std::fmt;
+use tpc::program::Error;
+use tpc_passes::options::OptionError;
+use tpc_passes::styles::StyleError;
+
+/// The outcome of a case.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It computes what one rank does.
+    Equal,
+    /// It was refused with an error that is right for such a plan, of this kind.
+    Refused(&'static str),
+    /// Anything else.
+    Fault(Fault),
+}
+
+/// A fault of the compiler or the runtime.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// Its kind.
+    pub kind: FaultKind,
+    /// What was seen.
+    pub text: String,
+}
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FaultKind {
+    /// Numbers that one rank does not compute.
+    Numbers,
+    /// One rank does not compute what the interpreter does.
+    OneRank,
+    /// An error that asks to be reported.
+    Internal,
+    /// An error that the plan, options and files of the case do not explain.
+    Unexplained,
+    /// A rank failed or the ranks did not agree.
+    Ranks,
+    /// A panic.
+    Panic,
+    /// No end within the time.
+    Hang,
+    /// A printed program reads back as another one.
+    Text,
+}
+
+impl Fault {
+    /// A fault of a kind.
+    pub fn new(kind: FaultKind, text: impl fmt::Display) -> Self {
+        Fault { kind, text: text.to_string() }
+    }
+
+    /// Groups faults that probably share a cause: the kind, and the beginning of the text without its numbers.
+    pub fn signature(&self) -> String {
+        // An internal error says after its first line what is wrong.
+        let mut lines = self.text.lines().filter(|line| !line.is_empty());
+        let telling = if self.kind == FaultKind::Internal { lines.nth(1) } else { lines.next() };
+        let plain: String = telling.unwrap_or(&self.text).chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
+        match self.kind {
+            FaultKind::Numbers | FaultKind::OneRank | FaultKind::Ranks | FaultKind::Hang => format!("{:?}", self.kind),
+            kind => format!("{kind:?}: {plain}"),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.text)
+    }
+}
+
+/// The verdict on an error of the compiler or the runtime.
+pub fn judge(error: &Error) -> Verdict {
+    let fault = |kind| Verdict::Fault(Fault::new(kind, error));
+    match error {
+        Error::Style(error) => match **error {
+            StyleError::Nothing { .. } => Verdict::Refused("nothing to parallelize"),
+            StyleError::LossParallel => Verdict::Refused("no sharded logits"),
+            StyleError::Boundary { .. } => Verdict::Refused("a boundary that cannot be seen"),
+            StyleError::Position { .. } => Verdict::Refused("no such argument"),
+            StyleError::Dimension { .. } => Verdict::Refused("no such dimension"),
+            StyleError::Twice { .. } => Verdict::Refused("a parameter claimed twice"),
+            _ => fault(FaultKind::Unexplained),
+        },
+        Error::Option(OptionError::AllFrozen) => Verdict::Refused("everything is frozen"),
+        Error::Check(_) | Error::Denote(_) | Error::Lower(_) => fault(FaultKind::Internal),
+        Error::Runtime(_) => fault(FaultKind::Ranks),
+        _ => fault(FaultKind::Unexplained),
+    }
+}
