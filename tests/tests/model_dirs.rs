@@ -43,8 +43,6 @@ fn raw(path: &Path) -> BTreeMap<String, Raw> {
 }
 
 fn write_raw(path: &Path, tensors: &BTreeMap<String, Raw>) {
-    let view = |(dtype, shape, bytes): &'_ Raw| TensorView::new(*dtype, shape.clone(), bytes).map(|_| ()).unwrap();
-    tensors.values().for_each(view);
     let views = tensors.iter().map(|(n, (d, s, b))| (n, TensorView::new(*d, s.clone(), b).unwrap()));
     std::fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
@@ -301,7 +299,7 @@ fn inputs_of_any_integer_type() {
         (dtype, raw.1.clone(), numbers(raw).into_iter().flat_map(bytes).collect())
     };
     let file = scratch.path("inputs.safetensors");
-    let mut write = |name: &str, dtype: Dtype| {
+    let write = |name: &str, dtype: Dtype| {
         let mut tensors = given.clone();
         tensors.insert("attention_mask".into(), as_type(&given["attention_mask"], Dtype::I64));
         tensors.insert(name.into(), as_type(&given[name], dtype));
@@ -361,7 +359,7 @@ fn broken_weights_are_refused() {
     std::fs::create_dir_all(&own).unwrap();
     std::fs::write(own.join("config.json"), std::fs::read(good.join("config.json")).unwrap()).unwrap();
     let whole = std::fs::read(good.join("model.safetensors")).unwrap();
-    let mut case = |bytes: Vec<u8>, expected: &str| {
+    let case = |bytes: Vec<u8>, expected: &str| {
         std::fs::write(own.join("model.safetensors"), bytes).unwrap();
         assert_eq!(refused(&own, &inputs, &[], &scratch), format!("DIR/model.safetensors: {expected}"));
     };
@@ -524,8 +522,9 @@ fn biases_of_bert() {
     });
     let untied_two = run(&dir, &[]);
     assert_eq!(untied_two.notes, "");
-    assert_eq!(untied_two.losses[0], two.losses[0]);
-    assert_eq!(untied_two.gradients[own], two.gradients[own]);
+    assert!((untied_two.losses[0] - two.losses[0]).abs() <= 1e-6 * two.losses[0]);
+    let far = untied_two.gradients[own].iter().zip(&two.gradients[own]).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(far <= 1e-5 * largest(&two.gradients[own]), "{far:e}");
     // Files of transformers 4 have one bias: it is the decoder's.
     let dir =
         changed("bert-tiny", &scratch, untied, |tensors| drop(tensors.insert(head.into(), tensors[words].clone())));
@@ -589,7 +588,8 @@ fn padding_rows_of_every_family() {
                 [(pad, PLANS[0]), (pad - vocab, PLANS[0]), (pad, PLANS[1]), (pad, PLANS[3]), (pad, PLANS[5])]
             {
                 let together = run(*family, true, json!(given), plan);
-                assert_eq!(together.losses[0], run(*family, true, Json::Null, plan).losses[0], "values do not change");
+                let unpadded = run(*family, true, Json::Null, plan).losses[0];
+                assert!((together.losses[0] - unpadded).abs() <= 1e-6 * unpadded, "values do not change");
                 let found = &together.gradients[source];
                 let scale = largest(found);
                 for at in 0..vocab as usize {
@@ -694,7 +694,7 @@ fn keys_that_mean_nothing_are_named() {
         dumped(&config, &[], &scratch)
     };
     let nothing = |keys: &str, family: &str| {
-        (0, format!("note: DIR/config.json: key {keys} means nothing for {family}: ignored\n"))
+        (0u8, format!("note: DIR/config.json: key {keys} means nothing for {family}: ignored\n"))
     };
     assert_eq!(with("llama", "hidden_dim", json!(7)), nothing("hidden_dim", "llama"));
     // Keys of other families.
