@@ -79,3 +79,22 @@ pub fn advance(values: &mut Values, outputs: &HashMap<OutputKind, Tensor>) {
         }
     }
 }
+
+/// Names as the files have them.
+pub fn rename(captured: &mut tpc::capture::Captured, rename: &dyn Fn(&str) -> String) {
+    use tpc::capture::{InputKind as I, OutputKind as O};
+    for input in &mut captured.inputs {
+        match &mut input.kind {
+            I::Parameter { path } => *path = rename(path),
+            I::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    for output in &mut captured.outputs {
+        match &mut output.kind {
+            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
+            O::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+}

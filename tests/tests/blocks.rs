@@ -19,8 +19,9 @@ use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
+use tpc_tests::captured::{rename, tensor};
 use tpc_tests::training::{adamw, config, mesh, plan};
-use tpc_tests::{captured::tensor, difference, inputs, on_ranks, reference};
+use tpc_tests::{difference, inputs, on_ranks, reference};
 
 /// An unplaced program, and inputs for it.
 struct Model {
@@ -88,25 +89,6 @@ impl Model {
         let expected = reference(&logical, &self.feed);
         assert!(difference(&expected, &on_ranks(&graph, &self.feed)) < 1e-9, "{name} on {on}");
         assert_eq!(parse::parse(&fold::print(&graph)).unwrap(), parse::parse(&a).unwrap(), "{name} on {on}");
-    }
-}
-
-/// Names as the files have them.
-fn rename(captured: &mut tpc::capture::Captured, rename: &dyn Fn(&str) -> String) {
-    use tpc::capture::{InputKind as I, OutputKind as O};
-    for input in &mut captured.inputs {
-        match &mut input.kind {
-            I::Parameter { path } => *path = rename(path),
-            I::State { parameter, .. } => *parameter = rename(parameter),
-            _ => {}
-        }
-    }
-    for output in &mut captured.outputs {
-        match &mut output.kind {
-            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
-            O::State { parameter, .. } => *parameter = rename(parameter),
-            _ => {}
-        }
     }
 }
 

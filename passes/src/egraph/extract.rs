@@ -8,10 +8,14 @@
 //! reader gains by leaving it alone. So all readers of one leave it together, if the total falls then.
 //! Then the marginal costs are taken anew. Cost never rises, so the result is at most that of the program
 //! that came in.
+//!
+//! Every look at a class counts as a move. Once there were as many as the search may make, the best
+//! program so far is the result.
 
-use super::term::{ClassData, Term, Typing, canonical};
+use super::term::{ClassData, Heads, Term, Typing, canonical};
 use egg::{EClass, EGraph, Id};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use tpc_ir::{Op, Type};
 
 /// The chosen program: classes with their terms, operands first.
@@ -20,6 +24,10 @@ pub struct Solution {
     pub order: Vec<(Id, Term)>,
     /// Total predicted seconds.
     pub seconds: f64,
+    /// Classes that were looked at.
+    pub moves: usize,
+    /// Whether there were no more moves, although something might have helped.
+    pub stopped: bool,
 }
 
 /// Improvements below this are rounding noise.
@@ -34,57 +42,80 @@ const ROUNDS: usize = 8;
 /// Seconds of an operation with operands and a result of these classes and types.
 pub type Seconds<'a> = dyn Fn(&Op, &[(Id, &Type)], (Id, &Type)) -> f64 + 'a;
 
-/// Extracts the cheapest program found for `roots`; `first` is the program that came in.
+/// Extracts the cheapest program found for `roots` with so many moves; `first` is the program that came in.
 pub fn extract(
     egraph: &EGraph<Term, Typing>,
     roots: &[Id],
     first: &HashMap<Id, Term>,
     seconds: &Seconds<'_>,
+    moves: usize,
 ) -> Solution {
-    let mut search = Search::new(egraph, roots, first, seconds);
+    let mut search = Search::new(egraph, roots, first, seconds, moves);
     for _ in 0..ROUNDS {
         let before = search.total;
         search.complete();
         search.improve();
         search.desert();
-        if search.total >= before - EPSILON {
+        if search.total >= before - EPSILON || search.is_over() {
             break;
         }
     }
-    let order = search.order();
-    let terms = order.iter().map(|&id| (id, search.classes[&id].terms[search.choice[&id]].clone())).collect();
-    Solution { order: terms, seconds: search.total }
+    let chosen = |&class: &Place| {
+        let Class { id, terms, .. } = &search.classes[class];
+        (*id, terms[search.choice[class]].clone())
+    };
+    let order = search.order().iter().map(chosen).collect();
+    Solution { order, seconds: search.total, moves: search.moves.get(), stopped: search.is_over() }
 }
+
+/// A class: its position in the list of classes.
+type Place = usize;
+
+/// In place of a position: none.
+const NONE: usize = usize::MAX;
 
 /// A class with canonical terms and what each costs.
 struct Class {
+    id: Id,
     terms: Vec<Term>,
+    /// The operands of each term.
+    children: Vec<Vec<Place>>,
     costs: Vec<f64>,
     /// Whether each term is a collective.
     collective: Vec<bool>,
 }
 
-struct Search<'a> {
-    egraph: &'a EGraph<Term, Typing>,
-    roots: &'a [Id],
-    classes: HashMap<Id, Class>,
-    parents: HashMap<Id, Vec<Id>>,
+struct Search {
+    roots: Vec<Place>,
+    /// By their ids.
+    classes: Vec<Class>,
+    parents: Vec<Vec<Place>>,
     /// Chosen term of every class that could be used.
-    choice: HashMap<Id, usize>,
-    /// How often the current program uses a class; absent if not.
-    uses: HashMap<Id, usize>,
+    choice: Vec<usize>,
+    /// How often the current program uses a class.
+    uses: Vec<u32>,
     /// Position in a topological order of the current program.
-    position: HashMap<Id, usize>,
+    position: Vec<usize>,
     total: f64,
+    /// Classes that were looked at, and how many may be.
+    moves: Cell<usize>,
+    most: usize,
+    /// By class: the last walk that came by. The first entry of the pair counts the walks.
+    seen: RefCell<(u32, Vec<u32>)>,
 }
 
-impl<'a> Search<'a> {
+impl Search {
     fn new(
-        egraph: &'a EGraph<Term, Typing>,
-        roots: &'a [Id],
+        egraph: &EGraph<Term, Typing>,
+        roots: &[Id],
         first: &HashMap<Id, Term>,
         seconds: &Seconds<'_>,
+        most: usize,
     ) -> Self {
+        let mut ids: Vec<Id> = egraph.classes().map(|c| c.id).collect();
+        ids.sort_unstable();
+        let mut number = vec![NONE; ids.last().map_or(0, |&last| usize::from(last) + 1)];
+        ids.iter().enumerate().for_each(|(i, &id)| number[usize::from(id)] = i);
         let class = |c: &EClass<Term, ClassData>| {
             let mut terms: Vec<Term> = c.nodes.iter().map(|t| canonical(egraph, t.clone())).collect();
             terms.sort_unstable();
@@ -95,86 +126,111 @@ impl<'a> Search<'a> {
                 // A tie goes to fewer operations.
                 seconds(&egraph.analysis.key(t.key).op, &operands, (c.id, &c.data.ty)) + 1e-12
             };
-            let costs = terms.iter().map(cost).collect();
-            let collective = terms.iter().map(|t| egraph.analysis.key(t.key).op.is_collective()).collect();
-            Class { terms, costs, collective }
-        };
-        let classes: HashMap<Id, Class> = egraph.classes().map(|c| (c.id, class(c))).collect();
-        let mut parents: HashMap<Id, Vec<Id>> = HashMap::new();
-        let mut ids: Vec<Id> = classes.keys().copied().collect();
-        ids.sort_unstable();
-        for &id in &ids {
-            for child in classes[&id].terms.iter().flat_map(|t| &t.children) {
-                parents.entry(*child).or_default().push(id);
+            let collective = |t: &Term| egraph.analysis.head(t.key).meets(Heads::COLLECTIVES);
+            let children = |t: &Term| t.children.iter().map(|&c| number[usize::from(c)]).collect();
+            Class {
+                id: c.id,
+                children: terms.iter().map(children).collect(),
+                costs: terms.iter().map(cost).collect(),
+                collective: terms.iter().map(collective).collect(),
+                terms,
             }
+        };
+        let classes: Vec<Class> = ids.iter().map(|&id| class(&egraph[id])).collect();
+        let mut parents: Vec<Vec<Place>> = vec![Vec::new(); classes.len()];
+        for (i, class) in classes.iter().enumerate() {
+            class.children.iter().flatten().for_each(|&child| parents[child].push(i));
         }
+        let count = classes.len();
         let mut search = Search {
-            egraph,
-            roots,
+            roots: roots.iter().map(|&root| number[usize::from(egraph.find(root))]).collect(),
             classes,
             parents,
-            choice: HashMap::new(),
-            uses: HashMap::new(),
-            position: HashMap::new(),
+            choice: vec![NONE; count],
+            uses: vec![0; count],
+            position: vec![NONE; count],
             total: 0.0,
+            moves: Cell::new(0),
+            most,
+            seen: RefCell::new((0, vec![0; count])),
         };
         for (id, term) in first {
-            if let Some(i) = search.classes[id].terms.iter().position(|t| t == term) {
-                search.choice.insert(*id, i);
+            let class = number[usize::from(*id)];
+            if let Some(i) = search.classes[class].terms.iter().position(|t| t == term) {
+                search.choice[class] = i;
             }
         }
-        for &root in roots {
-            search.acquire(egraph.find(root));
+        for root in search.roots.clone() {
+            search.acquire(root);
         }
         search.reorder();
         search
     }
 
+    /// Counts a look at a class.
+    fn look(&self) {
+        self.moves.set(self.moves.get() + 1);
+    }
+
+    fn is_over(&self) -> bool {
+        self.moves.get() >= self.most
+    }
+
+    fn is_used(&self, class: Place) -> bool {
+        self.uses[class] > 0
+    }
+
     /// Gives every class outside the program the term that needs least beyond the program.
     fn complete(&mut self) {
-        let mut marginal: HashMap<Id, f64> = self.uses.keys().map(|&id| (id, 0.0)).collect();
-        let mut pending: VecDeque<Id> = VecDeque::new();
-        let mut queued: HashSet<Id> = HashSet::new();
-        let mut start: Vec<Id> = self.classes.keys().copied().filter(|id| !self.uses.contains_key(id)).collect();
-        start.sort_unstable();
-        pending.extend(&start);
-        queued.extend(&start);
-        let mut chosen: HashMap<Id, usize> = HashMap::new();
-        while let Some(id) = pending.pop_front() {
-            queued.remove(&id);
-            let class = &self.classes[&id];
-            let mut best = marginal.get(&id).copied().unwrap_or(f64::INFINITY);
-            let before = best;
-            for (i, term) in class.terms.iter().enumerate() {
-                let below: f64 = term.children.iter().map(|c| marginal.get(c).copied().unwrap_or(f64::INFINITY)).sum();
-                if class.costs[i] + below < best - EPSILON * 0.01 {
-                    best = class.costs[i] + below;
-                    chosen.insert(id, i);
+        let outside = |s: &Self, class: Place| !s.is_used(class);
+        let of = |class: Place| if self.is_used(class) { 0.0 } else { f64::INFINITY };
+        let mut marginal: Vec<f64> = (0..self.classes.len()).map(of).collect();
+        let mut pending: VecDeque<Place> = (0..self.classes.len()).filter(|&c| outside(self, c)).collect();
+        let mut queued: Vec<bool> = (0..self.classes.len()).map(|c| outside(self, c)).collect();
+        pending.iter().for_each(|&c| self.choice[c] = NONE);
+        while let Some(id) = pending.pop_front().filter(|_| !self.is_over()) {
+            self.look();
+            queued[id] = false;
+            let class = &self.classes[id];
+            let before = marginal[id];
+            let mut best = before;
+            for (i, children) in class.children.iter().enumerate() {
+                let needed = class.costs[i] + children.iter().map(|&c| marginal[c]).sum::<f64>();
+                if needed < best - EPSILON * 0.01 {
+                    best = needed;
+                    self.choice[id] = i;
                 }
             }
             if best < before {
-                marginal.insert(id, best);
-                for &p in self.parents.get(&id).into_iter().flatten() {
-                    if !self.uses.contains_key(&p) && queued.insert(p) {
+                marginal[id] = best;
+                for &p in &self.parents[id] {
+                    if outside(self, p) && !queued[p] {
+                        queued[p] = true;
                         pending.push_back(p);
                     }
                 }
             }
         }
-        self.choice.retain(|id, _| self.uses.contains_key(id));
-        self.choice.extend(chosen);
+    }
+
+    /// The classes of the program with their positions.
+    fn used(&self) -> impl Iterator<Item = (usize, Place)> + '_ {
+        (0..self.classes.len()).filter(|&c| self.is_used(c)).map(|c| (self.position[c], c))
     }
 
     /// Changes one class at a time while the total falls; readers first, since a change near the
     /// outputs can make whole branches unused.
     fn improve(&mut self) {
-        let mut pending: BTreeSet<(usize, Id)> = self.position.iter().map(|(&id, &p)| (p, id)).collect();
-        while let Some((_, id)) = pending.pop_last() {
-            if !self.uses.contains_key(&id) {
+        let pending: BTreeSet<(usize, Place)> = self.used().collect();
+        for (_, id) in pending.into_iter().rev() {
+            if !self.is_used(id) {
                 continue;
             }
-            for i in 0..self.classes[&id].terms.len() {
-                let now = self.choice[&id];
+            for i in 0..self.classes[id].terms.len() {
+                let now = self.choice[id];
+                if self.is_over() {
+                    return;
+                }
                 if i == now || !self.can_take(id, i, &[id]) {
                     continue;
                 }
@@ -191,23 +247,26 @@ impl<'a> Search<'a> {
 
     /// Lets all readers of a collective change to terms that do without it, where the total falls.
     fn desert(&mut self) {
-        let mut collectives: Vec<(usize, Id)> = self.position.iter().map(|(&id, &p)| (p, id)).collect();
-        collectives.retain(|(_, id)| self.classes[id].collective[self.choice[id]]);
+        let mut collectives: Vec<(usize, Place)> = self.used().collect();
+        collectives.retain(|&(_, id)| self.classes[id].collective[self.choice[id]]);
         collectives.sort_unstable();
         for (_, id) in collectives.into_iter().rev() {
-            let reads = |s: &Self, p: &Id| s.uses.contains_key(p) && s.term(*p).children.contains(&id);
-            let mut readers: Vec<Id> = self.parents.get(&id).into_iter().flatten().copied().collect();
-            readers.retain(|p| reads(self, p));
-            readers.sort_unstable_by_key(|p| (self.position[p], *p));
+            if self.is_over() {
+                return;
+            }
+            let reads = |s: &Self, p: Place| s.is_used(p) && s.operands(p).contains(&id);
+            let mut readers: Vec<Place> = self.parents[id].clone();
+            readers.retain(|&p| reads(self, p));
+            readers.sort_unstable_by_key(|&p| (self.position[p], p));
             readers.dedup();
-            if !self.uses.contains_key(&id) || !(2..=MOST_READERS).contains(&readers.len()) {
+            if !self.is_used(id) || !(2..=MOST_READERS).contains(&readers.len()) {
                 continue;
             }
             let before = self.total;
-            let mut done: Vec<(Id, usize)> = Vec::new();
+            let mut done: Vec<(Place, usize)> = Vec::new();
             for reader in readers {
-                let now = self.choice[&reader];
-                let others = (0..self.classes[&reader].terms.len()).filter(|&i| i != now);
+                let now = self.choice[reader];
+                let others = (0..self.classes[reader].terms.len()).filter(|&i| i != now);
                 let without: Vec<usize> = others.filter(|&i| self.can_take(reader, i, &[reader, id])).collect();
                 let mut best: Option<(f64, usize)> = None;
                 for i in without {
@@ -225,125 +284,152 @@ impl<'a> Search<'a> {
                 done.push((reader, now));
             }
             if self.total >= before - EPSILON {
+                let changed = !done.is_empty();
                 for (reader, now) in done.into_iter().rev() {
                     self.switch(reader, now);
                 }
                 self.total = before;
-                self.reorder();
+                if changed {
+                    self.reorder();
+                }
             }
         }
     }
 
-    fn term(&self, id: Id) -> &Term {
-        &self.classes[&id].terms[self.choice[&id]]
+    /// The operands of the chosen term of a class.
+    fn operands(&self, class: Place) -> &[Place] {
+        &self.classes[class].children[self.choice[class]]
     }
 
     /// Whether a class can change to a term: all that it needs has a term, and none of it depends on the
     /// `targets`.
-    fn can_take(&self, id: Id, to: usize, targets: &[Id]) -> bool {
-        let children = &self.classes[&id].terms[to].children;
-        children.iter().all(|c| self.choice.contains_key(c)) && !targets.iter().any(|&t| self.reaches(children, t))
+    fn can_take(&self, id: Place, to: usize, targets: &[Place]) -> bool {
+        let children = &self.classes[id].children[to];
+        children.iter().all(|&c| self.choice[c] != NONE) && !targets.iter().any(|&t| self.reaches(children, t))
     }
 
-    fn switch(&mut self, id: Id, to: usize) {
-        let class = &self.classes[&id];
-        let from = self.choice[&id];
-        let (old, new) = (class.terms[from].children.clone(), class.terms[to].children.clone());
+    fn switch(&mut self, id: Place, to: usize) {
+        let from = self.choice[id];
+        let class = &self.classes[id];
         self.total += class.costs[to] - class.costs[from];
-        self.choice.insert(id, to);
-        new.into_iter().for_each(|c| self.acquire(c));
-        old.into_iter().for_each(|c| self.release(c));
+        self.choice[id] = to;
+        for i in 0..self.classes[id].children[to].len() {
+            self.acquire(self.classes[id].children[to][i]);
+        }
+        for i in 0..self.classes[id].children[from].len() {
+            self.release(self.classes[id].children[from][i]);
+        }
     }
 
-    fn acquire(&mut self, id: Id) {
+    fn acquire(&mut self, id: Place) {
         let mut stack = vec![id];
         while let Some(id) = stack.pop() {
-            let uses = self.uses.entry(id).or_insert(0);
-            *uses += 1;
-            if *uses == 1 {
-                let class = &self.classes[&id];
-                let term = self.choice[&id];
+            self.look();
+            self.uses[id] += 1;
+            if self.uses[id] == 1 {
+                let class = &self.classes[id];
+                let term = self.choice[id];
                 self.total += class.costs[term];
-                stack.extend(&class.terms[term].children);
+                stack.extend(&class.children[term]);
             }
         }
     }
 
-    fn release(&mut self, id: Id) {
+    fn release(&mut self, id: Place) {
         let mut stack = vec![id];
         while let Some(id) = stack.pop() {
-            let Some(uses) = self.uses.get_mut(&id) else { continue };
-            *uses -= 1;
-            if *uses == 0 {
-                self.uses.remove(&id);
-                self.position.remove(&id);
-                let class = &self.classes[&id];
-                let term = self.choice[&id];
+            self.look();
+            if self.uses[id] == 0 {
+                continue;
+            }
+            self.uses[id] -= 1;
+            if self.uses[id] == 0 {
+                self.position[id] = NONE;
+                let class = &self.classes[id];
+                let term = self.choice[id];
                 self.total -= class.costs[term];
-                stack.extend(&class.terms[term].children);
+                stack.extend(&class.children[term]);
             }
         }
+    }
+
+    /// Begins a walk over classes.
+    fn walk(&self) -> std::cell::RefMut<'_, (u32, Vec<u32>)> {
+        let mut seen = self.seen.borrow_mut();
+        seen.0 += 1;
+        seen
     }
 
     /// Whether some of `from` depend on `target` under the current choices.
-    fn reaches(&self, from: &[Id], target: Id) -> bool {
-        let limit = self.position.get(&target).copied().unwrap_or(0);
-        let mut seen = HashSet::new();
+    fn reaches(&self, from: &[Place], target: Place) -> bool {
+        let limit = if self.position[target] == NONE { 0 } else { self.position[target] };
+        let mut walk = self.walk();
+        let (now, seen) = &mut *walk;
         let mut stack = from.to_vec();
         while let Some(id) = stack.pop() {
+            self.look();
             if id == target {
                 return true;
             }
             // Whatever stands before the target in the program's order cannot depend on it.
-            let before = self.position.get(&id).is_some_and(|&p| p < limit) && self.uses.contains_key(&id);
-            if before || !seen.insert(id) {
+            let before = self.position[id] != NONE && self.position[id] < limit && self.is_used(id);
+            if before || std::mem::replace(&mut seen[id], *now) == *now {
                 continue;
             }
-            let Some(&term) = self.choice.get(&id) else { return true };
-            stack.extend(&self.classes[&id].terms[term].children);
+            if self.choice[id] == NONE {
+                return true;
+            }
+            stack.extend(self.operands(id));
         }
         false
     }
 
     /// Gives what the new term of a class brought into the program the class's own position, which
     /// keeps the order valid for [`Search::reaches`], unless it reads something that stood later.
-    fn insert_order(&mut self, id: Id) {
-        let at = self.position[&id];
-        let mut stack = self.classes[&id].terms[self.choice[&id]].children.clone();
+    fn insert_order(&mut self, id: Place) {
+        let at = self.position[id];
+        let mut stack = self.operands(id).to_vec();
         while let Some(c) = stack.pop() {
-            match self.position.get(&c) {
-                Some(&p) if p > at => return self.reorder(),
-                Some(_) => {}
-                None => {
-                    self.position.insert(c, at);
-                    stack.extend(&self.classes[&c].terms[self.choice[&c]].children);
+            self.look();
+            match self.position[c] {
+                NONE => {
+                    self.position[c] = at;
+                    stack.extend(self.operands(c));
                 }
+                p if p > at => return self.reorder(),
+                _ => {}
             }
         }
     }
 
     fn reorder(&mut self) {
-        self.position = self.order().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
+        self.position.fill(NONE);
+        for (i, class) in self.order().into_iter().enumerate() {
+            self.position[class] = i;
+        }
     }
 
     /// The classes of the program, operands first.
-    fn order(&self) -> Vec<Id> {
-        let (mut order, mut done) = (Vec::new(), HashSet::new());
-        for &root in self.roots {
-            let mut stack = vec![(self.egraph.find(root), 0usize)];
+    fn order(&self) -> Vec<Place> {
+        let mut order = Vec::new();
+        let mut walk = self.walk();
+        let (now, done) = &mut *walk;
+        for &root in &self.roots {
+            let mut stack = vec![(root, 0usize)];
             while let Some((id, next)) = stack.pop() {
-                if done.contains(&id) {
+                if done[id] == *now {
                     continue;
                 }
-                match self.classes[&id].terms[self.choice[&id]].children.get(next) {
+                match self.operands(id).get(next) {
                     Some(&c) => {
                         stack.push((id, next + 1));
-                        if !done.contains(&c) {
+                        if done[c] != *now {
                             stack.push((c, 0));
                         }
                     }
                     None => {
-                        done.insert(id);
+                        self.look();
+                        done[id] = *now;
                         order.push(id);
                     }
                 }

@@ -13,17 +13,19 @@
 
 mod blocks;
 pub mod extract;
+mod limits;
 pub mod rules;
+mod saturate;
 pub mod term;
 
 use crate::cost::{CostModel, Gradients};
-use egg::{EGraph, Id, Runner, SimpleScheduler};
+use egg::{EGraph, Id};
 use extract::extract;
-use rules::{RuleInfo, all_rules};
+pub use limits::{Bounds, Limit, Work};
+pub use saturate::{Saturated, saturate};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
-use std::time::Duration;
-use term::{Key, Term, Typing};
+use term::{Term, Typing};
 use tpc_ir::{DType, Graph, Op, Origin, Output, Type, Value};
 
 /// What the search may do.
@@ -31,7 +33,7 @@ use tpc_ir::{DType, Graph, Op, Origin, Output, Type, Value};
 pub struct SearchOptions {
     /// Rules (numbers of RULES.md section 3) that are switched off.
     pub disabled: BTreeSet<u32>,
-    /// Most e-nodes.
+    /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`]).
     pub node_limit: usize,
     /// Most rounds of rewriting.
     pub rounds: usize,
@@ -65,60 +67,16 @@ pub struct SearchReport {
     pub after: f64,
     /// Predicted seconds of what was found, if that is slower than what came in and was declined.
     pub declined: Option<f64>,
-    /// E-nodes at the end; of a program that repeats, those of the short one that was searched.
-    pub nodes: usize,
-    /// E-classes at the end.
-    pub classes: usize,
+    /// What the search counted; of a program that repeats, in the short one that was searched.
+    pub work: Work,
+    /// What it might have counted at most.
+    pub bounds: Bounds,
+    /// The bounds that it reached: with larger ones it might have found more.
+    pub limits: Vec<Limit>,
     /// Operations in the result that a rule put there, by rule number.
     pub paid: Vec<(u32, usize)>,
     /// The blocks that were searched once, and how often each occurs.
     pub blocks: Vec<(String, usize)>,
-}
-
-/// The e-graph of a program after the search: everything that the rules found equal.
-pub struct Saturated {
-    /// The e-graph.
-    pub egraph: EGraph<Term, Typing>,
-    /// The canonical class of every value of the program.
-    pub class_of: HashMap<Value, Id>,
-    /// The program that came in: one of its terms for every class that has one. Of several terms that
-    /// became equal it is the earliest, whose operands are earlier still: the program has no cycle.
-    pub first: HashMap<Id, Term>,
-}
-
-/// Puts a placed graph into an e-graph and applies the rules.
-pub fn saturate(graph: &Graph, options: &SearchOptions) -> Saturated {
-    let mut egraph = EGraph::<Term, Typing>::new(Typing::new(graph.mesh.clone()));
-    let mut class_of: HashMap<Value, Id> = HashMap::new();
-    let mut program: Vec<(Id, Term)> = Vec::new();
-    for node in graph.nodes() {
-        let n = graph.node(node);
-        let children: Vec<Id> = graph.operands(node).iter().map(|v| class_of[v]).collect();
-        for (result, ty) in n.types.iter().enumerate() {
-            let origin = egraph.analysis.origin(&n.origin);
-            let key = Key::new(&n.op, result as u32, ty, n.types.len() > 1);
-            let id = term::add(&mut egraph, key, children.clone(), origin);
-            class_of.insert(Value { node, result: result as u32 }, id);
-            program.push((id, egraph[id].nodes[0].clone()));
-        }
-    }
-    let rewrites: Vec<_> =
-        all_rules().iter().filter(|r| !options.disabled.contains(&r.number)).map(RuleInfo::rewrite).collect();
-    let runner = Runner::<Term, Typing, ()>::new(Typing::new(graph.mesh.clone()))
-        .with_egraph(egraph)
-        .with_scheduler(SimpleScheduler)
-        .with_node_limit(options.node_limit)
-        .with_iter_limit(options.rounds)
-        // The same program on every machine: no clock decides.
-        .with_time_limit(Duration::MAX)
-        .run(&rewrites);
-    let egraph = runner.egraph;
-    class_of.values_mut().for_each(|id| *id = egraph.find(*id));
-    let mut first: HashMap<Id, Term> = HashMap::new();
-    for (id, term) in program {
-        first.entry(egraph.find(id)).or_insert_with(|| term::canonical(&egraph, term));
-    }
-    Saturated { egraph, class_of, first }
 }
 
 /// An optimized graph.
@@ -126,8 +84,9 @@ struct Found {
     graph: Graph,
     /// For every node the rule that put it there; 0 if none did.
     rules: Vec<u32>,
-    nodes: usize,
-    classes: usize,
+    work: Work,
+    bounds: Bounds,
+    limits: Vec<Limit>,
     blocks: Vec<(String, usize)>,
 }
 
@@ -135,27 +94,20 @@ struct Found {
 pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
     let found = search(graph, options);
     let (before, after) = (options.cost.graph_seconds(graph), options.cost.graph_seconds(&found.graph));
+    let Found { work, bounds, limits, blocks, .. } = found;
+    let report = SearchReport { before, after, declined: None, work, bounds, limits, paid: Vec::new(), blocks };
     if after > before {
         // Extraction sums up what its moves change, under guesses about company; the whole program's cost decides.
-        let (nodes, classes, paid) = (found.nodes, found.classes, Vec::new());
-        let declined = Some(after);
-        let report = SearchReport { before, after: before, declined, nodes, classes, paid, blocks: found.blocks };
-        return (graph.clone().with_regions(Vec::new()), report);
+        return (
+            graph.clone().with_regions(Vec::new()),
+            SearchReport { after: before, declined: Some(after), ..report },
+        );
     }
     let mut paid: BTreeMap<u32, usize> = BTreeMap::new();
     for rule in found.rules.into_iter().filter(|&r| r > 0) {
         *paid.entry(rule).or_default() += 1;
     }
-    let report = SearchReport {
-        before,
-        after,
-        declined: None,
-        nodes: found.nodes,
-        classes: found.classes,
-        paid: paid.into_iter().collect(),
-        blocks: found.blocks,
-    };
-    (found.graph, report)
+    (found.graph, SearchReport { paid: paid.into_iter().collect(), ..report })
 }
 
 /// Searches what repeats once, or everything if nothing does.
@@ -165,7 +117,7 @@ fn search(graph: &Graph, options: &SearchOptions) -> Found {
 }
 
 fn whole(graph: &Graph, options: &SearchOptions) -> Found {
-    let Saturated { egraph, class_of, first } = saturate(graph, options);
+    let Saturated { egraph, class_of, first, mut work, bounds, mut limits } = saturate(graph, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let gradients = Gradients::of(graph);
     let mut classes: HashSet<Id> = gradients.values.iter().map(|&n| class_of[&n.into()]).collect();
@@ -181,15 +133,11 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
         let types: Vec<&Type> = operands.iter().map(|o| o.1).collect();
         model.seconds(op, &types, result.1, &graph.mesh)
     };
-    let solution = extract(&egraph, &roots, &first, &seconds);
+    let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
+    work.moves = solution.moves;
+    limits.extend(solution.stopped.then_some(Limit::Moves(bounds.moves)));
     let (graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
-    Found {
-        graph,
-        rules,
-        nodes: egraph.total_number_of_nodes(),
-        classes: egraph.number_of_classes(),
-        blocks: Vec::new(),
-    }
+    Found { graph, rules, work, bounds, limits, blocks: Vec::new() }
 }
 
 /// The terms in the order of the program that came in: what the search made stands right behind its

@@ -2,10 +2,10 @@
 
 use crate::rules::{place, place_redistribution, rule};
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
-use std::cell::RefCell;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
+use std::cell::Cell;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::rc::Rc;
 use tpc_ir::{DType, Mesh, Op, Origin, Sharding, Type};
 
 /// Number of an interned [`Key`].
@@ -81,6 +81,58 @@ impl Key {
     }
 }
 
+/// A set of kinds of terms, as far as rules tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads(u8);
+
+impl Heads {
+    /// Operations that compute.
+    pub const COMPUTES: Heads = Heads(1);
+    /// All-reduces.
+    pub const ALL_REDUCE: Heads = Heads(2);
+    /// All-gathers.
+    pub const ALL_GATHER: Heads = Heads(4);
+    /// Reduce-scatters.
+    pub const REDUCE_SCATTER: Heads = Heads(8);
+    /// All-to-alls.
+    pub const ALL_TO_ALL: Heads = Heads(16);
+    /// Slices.
+    pub const SLICE: Heads = Heads(32);
+    /// Values that become one of several terms.
+    pub const TO_PARTIAL: Heads = Heads(64);
+    /// Inputs of the program.
+    pub const INPUT: Heads = Heads(128);
+    /// What ranks do together.
+    pub const COLLECTIVES: Heads = Heads(30);
+    /// Everything that moves a value.
+    pub const MOVES: Heads = Heads(126);
+
+    /// The kind of an operation.
+    pub fn of(op: &Op) -> Self {
+        match op {
+            Op::AllReduce { .. } => Heads::ALL_REDUCE,
+            Op::AllGather { .. } => Heads::ALL_GATHER,
+            Op::ReduceScatter { .. } => Heads::REDUCE_SCATTER,
+            Op::AllToAll { .. } => Heads::ALL_TO_ALL,
+            Op::ShardSlice { .. } => Heads::SLICE,
+            Op::ToPartial { .. } => Heads::TO_PARTIAL,
+            Op::Input { .. } => Heads::INPUT,
+            _ => Heads::COMPUTES,
+        }
+    }
+
+    /// The kinds of both.
+    #[must_use]
+    pub const fn and(self, other: Heads) -> Self {
+        Heads(self.0 | other.0)
+    }
+
+    /// Whether they have a kind in common.
+    pub const fn meets(self, other: Heads) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
 /// What is known of a class.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassData {
@@ -88,22 +140,28 @@ pub struct ClassData {
     pub ty: Type,
     /// Number of the provenance of the class's first term.
     pub origin: u32,
-    /// Whether some term of the class is a redistribution: where rules find something to move.
-    pub moves: bool,
+    /// The kinds of its terms.
+    pub heads: Heads,
 }
 
-/// The analysis: interned keys, the mesh, provenance.
+/// The analysis: interned keys, the mesh, provenance, and when each class last changed.
 #[derive(Debug)]
 pub struct Typing {
     /// The mesh.
     pub mesh: Mesh,
-    keys: Vec<Key>,
-    numbers: HashMap<Key, KeyId>,
+    keys: Vec<(Rc<Key>, Heads)>,
+    numbers: FxHashMap<Rc<Key>, KeyId>,
     origins: Vec<Origin>,
     /// Provenance and rule of every term that was added.
-    made: HashMap<Term, (u32, u32)>,
+    made: FxHashMap<Term, (u32, u32)>,
     /// Provenance of the term being added now.
-    current: RefCell<u32>,
+    current: u32,
+    /// Most terms; beyond them rules make nothing.
+    pub(super) most: usize,
+    /// Counts the changes of classes.
+    clock: Cell<u32>,
+    /// By class: the last change of its terms, or of those of one of their operands.
+    changed: Vec<Cell<u32>>,
 }
 
 impl Typing {
@@ -112,16 +170,24 @@ impl Typing {
         Typing {
             mesh,
             keys: Vec::new(),
-            numbers: HashMap::new(),
+            numbers: FxHashMap::default(),
             origins: Vec::new(),
-            made: HashMap::new(),
-            current: RefCell::new(0),
+            made: FxHashMap::default(),
+            current: 0,
+            most: usize::MAX,
+            clock: Cell::new(0),
+            changed: Vec::new(),
         }
     }
 
     /// The key of that number.
-    pub fn key(&self, id: KeyId) -> &Key {
-        &self.keys[id as usize]
+    pub fn key(&self, id: KeyId) -> &Rc<Key> {
+        &self.keys[id as usize].0
+    }
+
+    /// The kind of the operation of that number.
+    pub fn head(&self, id: KeyId) -> Heads {
+        self.keys[id as usize].1
     }
 
     /// Number of a key.
@@ -129,7 +195,8 @@ impl Typing {
         if let Some(&id) = self.numbers.get(&key) {
             return id;
         }
-        self.keys.push(key.clone());
+        let key = Rc::new(key);
+        self.keys.push((key.clone(), Heads::of(&key.op)));
         let id = (self.keys.len() - 1) as KeyId;
         self.numbers.insert(key, id);
         id
@@ -161,10 +228,46 @@ impl Typing {
             let reason = if origin.why.is_empty() { String::new() } else { format!("{}; ", origin.why) };
             let marker = format!("rule {rule}");
             if !reason.contains(&marker) {
-                origin.why = Arc::from(format!("{reason}{marker}"));
+                origin.why = format!("{reason}{marker}").into();
             }
         }
         origin
+    }
+
+    /// The time: how many changes there were.
+    pub fn now(&self) -> u32 {
+        self.clock.get()
+    }
+
+    /// When the terms of a class, or of one of their operands, last changed.
+    pub fn changed(&self, class: Id) -> u32 {
+        self.changed.get(usize::from(class)).map_or(0, Cell::get)
+    }
+}
+
+/// Notes that a class has other terms now: rules may find something in it, and in its readers.
+fn touch(egraph: &EGraph<Term, Typing>, class: Id) {
+    let typing = &egraph.analysis;
+    let now = typing.now() + 1;
+    typing.clock.set(now);
+    let mark = |id: Id| {
+        if let Some(changed) = typing.changed.get(usize::from(egraph.find(id))) {
+            changed.set(now);
+        }
+    };
+    mark(class);
+    egraph[class].parents().for_each(mark);
+}
+
+/// Knows terms by their operands as they are after a rebuild: provenance survives the merging of classes.
+pub fn settle(egraph: &mut EGraph<Term, Typing>) {
+    for (term, made) in std::mem::take(&mut egraph.analysis.made) {
+        let term = canonical(egraph, term);
+        let known = egraph.analysis.made.entry(term).or_insert(made);
+        // What the program says comes first, then what stands earlier in it.
+        if (made.1 > 0, made) < (known.1 > 0, *known) {
+            *known = made;
+        }
     }
 }
 
@@ -175,20 +278,24 @@ impl Analysis<Term> for Typing {
         let sharding = infer(egraph, term).expect("only typed terms are added");
         let key = egraph.analysis.key(term.key);
         let ty = Type { dtype: key.dtype, shape: key.shape.clone(), sharding };
-        let moves = key.op.is_redistribution();
-        ClassData { ty, origin: *egraph.analysis.current.borrow(), moves }
+        ClassData { ty, origin: egraph.analysis.current, heads: egraph.analysis.head(term.key) }
     }
 
+    /// Nothing of it concerns the readers: a class keeps its type, and has its own provenance and kinds.
     fn merge(&mut self, a: &mut ClassData, b: ClassData) -> DidMerge {
         // An unsound rule shows here before it shows in a number.
         assert_eq!(a.ty, b.ty, "a rule merged two classes of different type");
-        let earlier = b.origin < a.origin;
-        if earlier {
-            a.origin = b.origin;
+        a.origin = a.origin.min(b.origin);
+        a.heads = a.heads.and(b.heads);
+        DidMerge(false, false)
+    }
+
+    fn modify(egraph: &mut EGraph<Term, Self>, class: Id) {
+        let needed = usize::from(class) + 1;
+        if egraph.analysis.changed.len() < needed {
+            egraph.analysis.changed.resize(needed, Cell::new(0));
         }
-        let (mine, other) = (a.moves, b.moves);
-        a.moves |= b.moves;
-        DidMerge(earlier || a.moves != mine, (!earlier && a.origin < b.origin) || a.moves != other)
+        touch(egraph, class);
     }
 }
 
@@ -211,23 +318,29 @@ pub fn infer(egraph: &EGraph<Term, Typing>, term: &Term) -> Option<Sharding> {
 /// Adds a term whose type is known to exist.
 pub fn add(egraph: &mut EGraph<Term, Typing>, key: Key, children: Vec<Id>, origin: u32) -> Id {
     let key = egraph.analysis.intern(key);
-    *egraph.analysis.current.borrow_mut() = origin;
+    egraph.analysis.current = origin;
     let term = Term { key, children };
     egraph.analysis.made.entry(term.clone()).or_insert((origin, 0));
     egraph.add(term)
 }
 
-/// Adds a term that a rule makes; `None` if its operands cannot be combined.
-pub fn try_add(egraph: &mut EGraph<Term, Typing>, key: Key, children: Vec<Id>, origin: u32, rule: u32) -> Option<Id> {
-    let key = egraph.analysis.intern(key);
+/// Adds a term that a rule makes; `None` if its operands cannot be combined, or if there are enough terms.
+pub fn try_add(egraph: &mut EGraph<Term, Typing>, key: KeyId, children: Vec<Id>, origin: u32, rule: u32) -> Option<Id> {
     let term = canonical(egraph, Term { key, children });
     if let Some(id) = egraph.lookup(term.clone()) {
         return Some(id);
     }
+    if egraph.nodes().len() >= egraph.analysis.most {
+        return None;
+    }
     infer(egraph, &term)?;
-    *egraph.analysis.current.borrow_mut() = origin;
+    egraph.analysis.current = origin;
     egraph.analysis.made.entry(term.clone()).or_insert((origin, rule));
-    Some(egraph.add(term))
+    let sliced = (egraph.analysis.head(key) == Heads::SLICE).then(|| term.children[0]);
+    let id = egraph.add(term);
+    // A sum of the value may be one of the slice: rule 19 looks at what its operand's readers are.
+    sliced.into_iter().for_each(|operand| touch(egraph, operand));
+    Some(id)
 }
 
 /// A term with canonical children.

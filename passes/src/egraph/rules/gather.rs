@@ -4,7 +4,7 @@
 //! is reduced leaves a partial. Which number it is depends on the operation only.
 
 use super::Site;
-use crate::egraph::term::Term;
+use crate::egraph::term::{Heads, Term};
 use crate::rules::FactorKind;
 use egg::Id;
 use tpc_ir::{AxisId, MapFn, Op};
@@ -28,6 +28,11 @@ fn number(op: &Op, sliced: bool, summed: bool) -> u32 {
     }
 }
 
+/// Whether the row of that number may speak of this operation.
+fn speaks(of: u32, op: &Op) -> bool {
+    [(false, false), (true, false), (false, true), (true, true)].iter().any(|&(s, r)| number(op, s, r) == of)
+}
+
 /// Gathers of operands become a gather (or reduction) of the result, and a gather of a result
 /// becomes gathers of the operands.
 fn moved(site: &mut Site, term: &Term) -> Vec<Id> {
@@ -37,32 +42,43 @@ fn moved(site: &mut Site, term: &Term) -> Vec<Id> {
 }
 
 fn outward(site: &mut Site, term: &Term) -> Vec<Id> {
+    let key = site.key(term);
+    let op = &key.op;
+    if !speaks(site.number, op) {
+        return vec![];
+    }
     let Some(row) = site.row(term) else { return vec![] };
-    let op = site.op(term);
     let mut equal = Vec::new();
     let mut seen: Vec<(usize, Vec<AxisId>)> = Vec::new();
     for (i, &child) in term.children.iter().enumerate() {
-        for (collective, _) in site.redistributions(child) {
-            let Op::AllGather { dim, axes } = collective else { continue };
-            let factor = row.operands[i][dim];
+        for gather in site.redistributions(child, Heads::ALL_GATHER) {
+            let Op::AllGather { dim, axes } = &gather.key.op else { continue };
+            let factor = row.operands[i][*dim];
             if row.factors[factor].kind == FactorKind::Whole || seen.contains(&(factor, axes.clone())) {
                 continue;
             }
             seen.push((factor, axes.clone()));
-            let mut sliced = false;
+            let summed = matches!(row.factors[factor].kind, FactorKind::Reduce(_));
+            let gathered = |site: &Site, j: usize| {
+                let d = row.operand_dim(j, factor)?;
+                Some(site.under(term.children[j], &Op::AllGather { dim: d, axes: axes.clone() }).is_none())
+            };
+            let sliced = (0..term.children.len()).any(|j| gathered(site, j) == Some(true));
+            if number(op, sliced, summed) != site.number {
+                continue;
+            }
+            site.because(&gather);
             let mut operands = Vec::new();
             for (j, &other) in term.children.iter().enumerate() {
                 let chunk = match row.operand_dim(j, factor) {
                     None => Some(other),
-                    Some(d) => site.under(other, &Op::AllGather { dim: d, axes: axes.clone() }).or_else(|| {
-                        sliced = true;
-                        site.redistribute(Op::ShardSlice { dim: d, axes: axes.clone() }, other)
-                    }),
+                    Some(d) => site
+                        .under(other, &Op::AllGather { dim: d, axes: axes.clone() })
+                        .or_else(|| site.redistribute(Op::ShardSlice { dim: d, axes: axes.clone() }, other)),
                 };
                 operands.extend(chunk);
             }
-            let summed = matches!(row.factors[factor].kind, FactorKind::Reduce(_));
-            if operands.len() != term.children.len() || number(&op, sliced, summed) != site.number {
+            if operands.len() != term.children.len() {
                 continue;
             }
             let Some(local) = site.again(term, operands) else { continue };
@@ -70,7 +86,9 @@ fn outward(site: &mut Site, term: &Term) -> Vec<Id> {
                 FactorKind::Reduce(op) => {
                     site.redistribute(Op::AllReduce { op, axes: axes.iter().copied().collect() }, local)
                 }
-                _ => row.result_dim(0, factor).and_then(|dim| site.redistribute(Op::AllGather { dim, axes }, local)),
+                _ => row
+                    .result_dim(0, factor)
+                    .and_then(|dim| site.redistribute(Op::AllGather { dim, axes: axes.clone() }, local)),
             };
             equal.extend(whole);
         }
@@ -79,14 +97,15 @@ fn outward(site: &mut Site, term: &Term) -> Vec<Id> {
 }
 
 fn inward(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Op::AllGather { dim, axes } = site.op(term) else { return vec![] };
+    let key = site.key(term);
+    let Op::AllGather { dim, axes } = &key.op else { return vec![] };
     let mut equal = Vec::new();
-    for (op, inner) in site.terms(term.children[0]) {
-        let Some(row) = site.row(&inner) else { continue };
-        if number(&op, false, false) != site.number || inner.children.is_empty() {
+    for inner in site.computed(term.children[0]) {
+        if number(&site.key(&inner).op, false, false) != site.number || inner.children.is_empty() {
             continue;
         }
-        let factor = row.results[0][dim];
+        let Some(row) = site.row(&inner) else { continue };
+        let factor = row.results[0][*dim];
         let mut operands = Vec::new();
         for (j, &other) in inner.children.iter().enumerate() {
             let whole = match row.operand_dim(j, factor) {
@@ -136,7 +155,7 @@ pub fn transposed(site: &mut Site, term: &Term) -> Vec<Id> {
 /// Rule 19; also of a value whose slice is there anyway, which is a gather of that by rule 4.
 pub fn reduced(site: &mut Site, term: &Term) -> Vec<Id> {
     let mut equal = outward(site, term);
-    let (Op::Reduce { .. }, &[child]) = (site.op(term), &term.children[..]) else { return equal };
+    let (Op::Reduce { .. }, &[child]) = (&site.key(term).op, &term.children[..]) else { return equal };
     let Some(row) = site.row(term) else { return equal };
     for (dim, axes, slice) in site.slices(child) {
         let FactorKind::Reduce(op) = row.factors[row.operands[0][dim]].kind else { continue };

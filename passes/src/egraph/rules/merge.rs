@@ -1,7 +1,7 @@
 //! Several reductions become one, and collectives pass each other: rules 7, 8, 23 and 24.
 
 use super::{Site, all_reduce};
-use crate::egraph::term::{Key, Term};
+use crate::egraph::term::{Heads, Key, Term};
 use egg::Id;
 use tpc_ir::{AxisSet, MapFn, Op, ReduceOp, Subscripts};
 
@@ -13,14 +13,16 @@ pub fn sum_of_reductions(site: &mut Site, term: &Term) -> Vec<Id> {
     for joint in row.linear.iter().filter(|s| s.len() > 1) {
         let mut seen: Vec<Op> = Vec::new();
         for &i in joint {
-            for (op, _) in site.redistributions(term.children[i]) {
+            for found in site.redistributions(term.children[i], Heads::ALL_REDUCE.and(Heads::REDUCE_SCATTER)) {
+                let op = &found.key.op;
                 if !matches!(op, Op::AllReduce { op: ReduceOp::Sum, .. } | Op::ReduceScatter { op: ReduceOp::Sum, .. })
                 {
                     continue;
                 }
-                if !seen.contains(&op) {
+                if !seen.contains(op) {
                     seen.push(op.clone());
-                    equal.extend(joined(site, term, joint, &op));
+                    site.because(&found);
+                    equal.extend(joined(site, term, joint, op));
                 }
             }
         }
@@ -40,7 +42,7 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Vec<Id> {
         for (&i, x) in joint.iter().zip(under.iter().flatten()) {
             operands[i] = *x;
         }
-        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, site.op(term))
+        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, &site.key(term).op)
             && !subs.is_elementwise()
         {
             return equal; // the dimension's number would differ
@@ -49,7 +51,8 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Vec<Id> {
         equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
     }
     // Some terms of a sum: they form a sum of their own below one reduction.
-    let Op::Map { f: MapFn::Add, subs } = site.op(term) else { return equal };
+    let of = site.key(term);
+    let Op::Map { f: MapFn::Add, subs } = &of.op else { return equal };
     let whole = |i: usize| subs.operands[i] == subs.result;
     let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i)).collect();
     if merged.len() < 2 || merged.len() == under.len() {
@@ -68,46 +71,46 @@ fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Vec<Id> {
         }
     };
     let inner_key = key(vec![subs.result.clone(); merged.len()], site);
-    let inner = site.add_key(inner_key, merged.iter().filter_map(|&i| under[i]).collect());
+    let inner = site.part(term, inner_key, merged.iter().filter_map(|&i| under[i]).collect());
     let Some(reduced) = inner.and_then(|x| site.redistribute(op.clone(), x)) else { return equal };
     let rest: Vec<usize> = (0..under.len()).filter(|i| !merged.contains(i)).collect();
     let mut rows = vec![subs.result.clone()];
     rows.extend(rest.iter().map(|&i| subs.operands[i].clone()));
     let outer_key = key(rows, site);
     let operands = std::iter::once(reduced).chain(rest.iter().map(|&i| term.children[i])).collect();
-    equal.extend(site.add_key(outer_key, operands));
+    equal.extend(site.part(term, outer_key, operands));
     equal
 }
 
 /// Rule 8: `all_reduce(x) + y = all_reduce(x + to_partial(y))`, y invariant.
 pub fn sum_with_invariant(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Op::Map { f: MapFn::Add, .. } = site.op(term) else { return vec![] };
+    let Op::Map { f: MapFn::Add, .. } = &site.key(term).op else { return vec![] };
     let mut seen: Vec<AxisSet> = Vec::new();
     let mut equal = Vec::new();
     for &child in &term.children {
-        for (op, _) in site.redistributions(child) {
-            let Some((ReduceOp::Sum, axes)) = all_reduce(&op) else { continue };
+        for found in site.redistributions(child, Heads::ALL_REDUCE) {
+            let op = &found.key.op;
+            let Some((ReduceOp::Sum, axes)) = all_reduce(op) else { continue };
             if seen.contains(&axes) {
                 continue;
             }
             seen.push(axes);
-            let mut operands = Vec::new();
-            let mut reductions = 0;
-            for &other in &term.children {
-                let partial = match site.under(other, &op) {
-                    Some(x) => {
-                        reductions += 1;
-                        Some(x)
-                    }
-                    None if site.invariant(other, axes) => {
-                        site.redistribute(Op::ToPartial { op: ReduceOp::Sum, axes }, other)
-                    }
-                    None => None,
-                };
-                operands.extend(partial);
-            }
+            site.because(&found);
             // Two reductions becoming one is rule 7's business.
-            if reductions == 1 && operands.len() == term.children.len() {
+            let reduced = |site: &Site, x: Id| site.under(x, op).is_some();
+            let others = term.children.iter().filter(|&&x| !reduced(site, x));
+            let (count, mut others) = (others.clone().count(), others);
+            if count + 1 != term.children.len() || !others.all(|&x| site.invariant(x, axes)) {
+                continue;
+            }
+            let mut operands = Vec::new();
+            for &other in &term.children {
+                operands.extend(match site.under(other, op) {
+                    Some(x) => Some(x),
+                    None => site.redistribute(Op::ToPartial { op: ReduceOp::Sum, axes }, other),
+                });
+            }
+            if operands.len() == term.children.len() {
                 let inner = site.again(term, operands);
                 equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
             }
@@ -119,11 +122,10 @@ pub fn sum_with_invariant(site: &mut Site, term: &Term) -> Vec<Id> {
 /// Rule 23: nested reductions are one over both sets of axes, nested gathers of one dimension one
 /// over both lists, the inner axes minor.
 pub fn nested(site: &mut Site, term: &Term) -> Vec<Id> {
-    let op = site.op(term);
-    let Some(&child) = term.children.first() else { return vec![] };
+    let key = site.key(term);
     let mut equal = Vec::new();
-    for (inner, x) in site.redistributions(child) {
-        let both = match (&op, &inner) {
+    for inner in site.redistributions(term.children[0], Heads::ALL_REDUCE.and(Heads::ALL_GATHER)) {
+        let both = match (&key.op, &inner.key.op) {
             (Op::AllReduce { op: a, axes: x }, Op::AllReduce { op: b, axes: y }) if a == b => {
                 Some(Op::AllReduce { op: *a, axes: x.union(*y) })
             }
@@ -132,7 +134,7 @@ pub fn nested(site: &mut Site, term: &Term) -> Vec<Id> {
             }
             _ => None,
         };
-        equal.extend(both.and_then(|op| site.redistribute(op, x)));
+        equal.extend(both.and_then(|op| site.redistribute(op, inner.operand)));
     }
     equal
 }
@@ -140,21 +142,23 @@ pub fn nested(site: &mut Site, term: &Term) -> Vec<Id> {
 /// Rule 24: a collective and a slice or collective below it on other axes and another dimension
 /// change places. Two reductions change places only with one operator.
 pub fn commute(site: &mut Site, term: &Term) -> Vec<Id> {
-    let outer = site.op(term);
-    if !outer.is_redistribution() {
-        return vec![];
-    }
+    let key = site.key(term);
+    let outer = &key.op;
+    let origin = site.origin;
     let mut equal = Vec::new();
-    for (inner, x) in site.redistributions(term.children[0]) {
+    for found in site.redistributions(term.children[0], Heads::MOVES) {
+        let inner = &found.key.op;
         let apart = outer.axes().intersection(inner.axes()).is_empty();
-        let dims_apart = dims(&outer).iter().all(|d| !dims(&inner).contains(d));
-        let one_operator = match (reduction(&outer), reduction(&inner)) {
+        let dims_apart = dims(outer).iter().all(|d| !dims(inner).contains(d));
+        let one_operator = match (reduction(outer), reduction(inner)) {
             (Some(a), Some(b)) => a == b,
             _ => true,
         };
         if apart && dims_apart && one_operator {
-            let below = site.redistribute(outer.clone(), x);
-            equal.extend(below.and_then(|y| site.redistribute(inner, y)));
+            let below = site.redistribute(outer.clone(), found.operand);
+            site.because(&found);
+            equal.extend(below.and_then(|y| site.redistribute(inner.clone(), y)));
+            site.origin = origin;
         }
     }
     equal

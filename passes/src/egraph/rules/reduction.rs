@@ -2,14 +2,14 @@
 //! 25.
 
 use super::{Site, all_reduce};
-use crate::egraph::term::Term;
+use crate::egraph::term::{Heads, Term};
 use crate::rules::FactorKind;
 use egg::Id;
 use tpc_ir::{AxisId, Op, ReduceOp};
 
 /// Rule 1: `all_reduce(x) = all_gather_d(reduce_scatter_d(x))` where the axes divide dimension d.
 pub fn split(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Some((op, axes)) = all_reduce(&site.op(term)) else { return vec![] };
+    let Some((op, axes)) = all_reduce(&site.key(term).op) else { return vec![] };
     let list: Vec<AxisId> = axes.iter().collect();
     let ty = site.ty(term.children[0]).clone();
     let mesh = &site.egraph.analysis.mesh;
@@ -38,14 +38,16 @@ fn axes_of(list: &[AxisId]) -> tpc_ir::AxisSet {
 /// Rule 2: `slice_d(all_reduce(x)) = reduce_scatter_d(x)`, same axes; of a reduction over more axes,
 /// the others are reduced behind, when there is less (rule 23).
 pub fn scatter(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Op::ShardSlice { dim, axes } = site.op(term) else { return vec![] };
+    let key = site.key(term);
+    let Op::ShardSlice { dim, axes } = &key.op else { return vec![] };
     let mut equal = Vec::new();
-    for (inner, x) in site.redistributions(term.children[0]) {
-        if let Some((op, over)) = all_reduce(&inner)
-            && over.is_superset(axes_of(&axes))
+    for inner in site.redistributions(term.children[0], Heads::ALL_REDUCE) {
+        if let Some((op, over)) = all_reduce(&inner.key.op)
+            && over.is_superset(axes_of(axes))
         {
-            let scattered = site.redistribute(Op::ReduceScatter { op, dim, axes: axes.clone() }, x);
-            let rest = over.minus(axes_of(&axes));
+            let scatter = Op::ReduceScatter { op, dim: *dim, axes: axes.clone() };
+            let scattered = site.redistribute(scatter, inner.operand);
+            let rest = over.minus(axes_of(axes));
             equal.extend(match (scattered, rest.is_empty()) {
                 (Some(x), false) => site.redistribute(Op::AllReduce { op, axes: rest }, x),
                 (scattered, _) => scattered,
@@ -58,7 +60,7 @@ pub fn scatter(site: &mut Site, term: &Term) -> Vec<Id> {
 /// Rule 25: `all_reduce_{X,Y}(x) = all_gather_Y(all_reduce_X(reduce_scatter_Y(x)))` where Y divides
 /// dimension d: what crosses the slower axes X is 1/n of the value.
 pub fn hierarchical(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Some((op, axes)) = all_reduce(&site.op(term)) else { return vec![] };
+    let Some((op, axes)) = all_reduce(&site.key(term).op) else { return vec![] };
     if axes.iter().count() < 2 {
         return vec![];
     }
@@ -89,25 +91,26 @@ pub fn linear(site: &mut Site, term: &Term) -> Vec<Id> {
             if term.children.iter().filter(|&&c| c == term.children[i]).count() > 1 {
                 continue;
             }
-            for (op, x) in site.redistributions(term.children[i]) {
-                if !matches!(all_reduce(&op), Some((ReduceOp::Sum, _))) {
+            for found in site.redistributions(term.children[i], Heads::ALL_REDUCE) {
+                if !matches!(all_reduce(&found.key.op), Some((ReduceOp::Sum, _))) {
                     continue;
                 }
+                site.because(&found);
                 let mut operands = term.children.clone();
-                operands[i] = x;
+                operands[i] = found.operand;
                 let inner = site.again(term, operands);
-                equal.extend(inner.and_then(|y| site.redistribute(op, y)));
+                equal.extend(inner.and_then(|y| site.redistribute(found.key.op.clone(), y)));
             }
         }
     }
-    let outer = site.op(term);
-    if let Some((ReduceOp::Sum, axes)) = all_reduce(&outer) {
-        for (_, inner) in site.terms(term.children[0]) {
+    let key = site.key(term);
+    if let Some((ReduceOp::Sum, axes)) = all_reduce(&key.op) {
+        for inner in site.computed(term.children[0]) {
             let Some(row) = site.row(&inner) else { continue };
             for i in row.linear.iter().filter(|s| s.len() == 1).map(|s| s[0]) {
                 if site.ty(inner.children[i]).sharding.partial_axes().is_superset(axes) {
                     let mut operands = inner.children.clone();
-                    let reduced = site.redistribute(outer.clone(), operands[i]);
+                    let reduced = site.redistribute(key.op.clone(), operands[i]);
                     let Some(reduced) = reduced else { continue };
                     operands[i] = reduced;
                     equal.extend(site.again(&inner, operands));
@@ -125,10 +128,11 @@ pub fn increasing(site: &mut Site, term: &Term) -> Vec<Id> {
         return vec![];
     }
     let mut equal = Vec::new();
-    for (op, x) in site.redistributions(term.children[0]) {
-        if matches!(all_reduce(&op), Some((ReduceOp::Max | ReduceOp::Min, _))) {
-            let inner = site.again(term, vec![x]);
-            equal.extend(inner.and_then(|y| site.redistribute(op, y)));
+    for found in site.redistributions(term.children[0], Heads::ALL_REDUCE) {
+        if matches!(all_reduce(&found.key.op), Some((ReduceOp::Max | ReduceOp::Min, _))) {
+            site.because(&found);
+            let inner = site.again(term, vec![found.operand]);
+            equal.extend(inner.and_then(|y| site.redistribute(found.key.op.clone(), y)));
         }
     }
     equal
@@ -137,17 +141,18 @@ pub fn increasing(site: &mut Site, term: &Term) -> Vec<Id> {
 /// Rule 16: `reduce_scatter_d(f(x, w)) = f(reduce_scatter_d(x), w)`, f linear in x; w is sliced where
 /// it has the index too.
 pub fn scatter_operand(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Op::ReduceScatter { op: ReduceOp::Sum, dim, axes } = site.op(term) else { return vec![] };
+    let key = site.key(term);
+    let Op::ReduceScatter { op: ReduceOp::Sum, dim, axes } = &key.op else { return vec![] };
     let mut equal = Vec::new();
-    for (_, inner) in site.terms(term.children[0]) {
+    for inner in site.computed(term.children[0]) {
         let Some(row) = site.row(&inner) else { continue };
-        let factor = row.results[0][dim];
+        let factor = row.results[0][*dim];
         if row.factors[factor].kind != FactorKind::Pass {
             continue;
         }
         for i in row.linear.iter().filter(|s| s.len() == 1).map(|s| s[0]) {
             let partial = site.ty(inner.children[i]).sharding.partial_axes();
-            let Some(d) = row.operand_dim(i, factor).filter(|_| partial.is_superset(axes_of(&axes))) else { continue };
+            let Some(d) = row.operand_dim(i, factor).filter(|_| partial.is_superset(axes_of(axes))) else { continue };
             let mut operands = Vec::new();
             for (j, &other) in inner.children.iter().enumerate() {
                 let op = match row.operand_dim(j, factor) {

@@ -9,11 +9,12 @@ use tpc_ir::Op;
 /// Rule 17: the slice of an operation's result is the operation on slices of the operands that have
 /// the index. Constants and broadcasts are made smaller where only they have it.
 pub fn distribute(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Op::ShardSlice { dim, axes } = site.op(term) else { return vec![] };
+    let key = site.key(term);
+    let Op::ShardSlice { dim, axes } = &key.op else { return vec![] };
     let mut equal = Vec::new();
-    for (_, inner) in site.terms(term.children[0]) {
+    for inner in site.computed(term.children[0]) {
         let Some(row) = site.row(&inner) else { continue };
-        let factor = row.results[0][dim];
+        let factor = row.results[0][*dim];
         if row.factors[factor].kind != FactorKind::Pass {
             continue;
         }
@@ -30,7 +31,7 @@ pub fn distribute(site: &mut Site, term: &Term) -> Vec<Id> {
             operands.extend(part);
         }
         if operands.len() == inner.children.len() {
-            let made = if found { site.again(&inner, operands) } else { site.again_cut(&inner, operands, dim, &axes) };
+            let made = if found { site.again(&inner, operands) } else { site.again_cut(&inner, operands, *dim, axes) };
             equal.extend(made);
         }
     }
