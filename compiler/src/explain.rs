@@ -7,8 +7,8 @@ use crate::capture::{Captured, InputKind};
 use crate::program::{Error, Rename};
 use std::collections::{HashMap, HashSet};
 use tpc_passes::options::OptionError;
-use tpc_passes::styles::StyleError;
 use tpc_passes::styles::pattern::Pattern;
+use tpc_passes::styles::{Same, StyleError};
 
 /// A module of the captured model, under the name that plans use.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ impl Facts {
 
     fn tied(&self, path: String, module: String, parameter: String, shared: String) -> StyleError {
         let table = self.kind(module_of(&shared)).is_some_and(|kind| kind.ends_with(" Embedding"));
-        StyleError::Tied { kind: self.kind(&module), path, module, parameter, shared, table }
+        StyleError::Tied { kind: self.kind(&module), path, module, same: Box::new(Same { parameter, shared, table }) }
     }
 
     /// The module or parameter that a pattern names by a further name of its parameter: as what is named, the further

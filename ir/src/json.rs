@@ -18,6 +18,7 @@ use crate::DType;
 use crate::graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
 use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
+use crate::parse::MOST_DIMS;
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
 use crate::unique;
@@ -234,7 +235,20 @@ impl<'a> At<'a> {
         self.named("sum, max, min or prod", ReduceOp::from_name)
     }
 
+    /// A list of at most so many items.
+    fn at_most(&self, most: usize, what: &str) -> Read<()> {
+        let items = self.json.as_array().map_or(0, Vec::len);
+        if items > most { self.error(&format!("at most {most} {what}")) } else { Ok(()) }
+    }
+
+    /// The dimensions of a shape or a layout.
+    fn dims(&self) -> Read<Vec<usize>> {
+        self.at_most(MOST_DIMS, "dimensions")?;
+        self.list(At::number)
+    }
+
     fn axes(&self, mesh: &Mesh) -> Read<Vec<AxisId>> {
+        self.at_most(mesh.axes().len(), "axes, those of the mesh")?;
         self.list(|a| a.named("an axis of the mesh", |n| mesh.axis(n)))
     }
 
@@ -258,10 +272,12 @@ impl<'a> At<'a> {
         let partial = self
             .find("partial")?
             .map(|p| Ok(Partial { op: p.field("op")?.reduce_op()?, axes: p.field("axes")?.axis_set(mesh)? }));
+        let sharding = self.field("sharding")?;
+        sharding.at_most(MOST_DIMS, "dimensions")?;
         Ok(Type {
             dtype: self.field("dtype")?.named("an element type", DType::from_name)?,
-            shape: self.field("shape")?.list(At::number)?,
-            sharding: Sharding { dims: self.field("sharding")?.list(|d| d.axes(mesh))?, partial: partial.transpose()? },
+            shape: self.field("shape")?.dims()?,
+            sharding: Sharding { dims: sharding.list(|d| d.axes(mesh))?, partial: partial.transpose()? },
         })
     }
 
@@ -281,7 +297,7 @@ impl<'a> At<'a> {
             "input" => Op::Input {
                 kind: self.field("kind")?.named("an input kind", InputKind::from_name)?,
                 name: self.field("name")?.text()?.into(),
-                layout: self.field("layout")?.list(At::number)?,
+                layout: self.field("layout")?.dims()?,
             },
             "fill" => Op::Fill(self.field("value")?.scalar()?),
             "iota" => Op::Iota,
@@ -339,7 +355,7 @@ pub fn from_json(json: &Json) -> Result<Graph, JsonError> {
     }
     for region in top.field("regions")?.items()? {
         let boundary = |b: &At<'_>| {
-            let layout = b.field("layout")?.list(|n| n.number())?;
+            let layout = b.field("layout")?.dims()?;
             Ok(Boundary { value: b.field("value")?.value(&graph)?, layout })
         };
         let (arguments, results) =
@@ -357,7 +373,7 @@ pub fn from_json(json: &Json) -> Result<Graph, JsonError> {
             _ => return kind.error("loss, result, gradient or update"),
         };
         let value = output.field("value")?.value(&graph)?;
-        graph.outputs.push(Output { kind, value, layout: output.field("layout")?.list(At::number)? });
+        graph.outputs.push(Output { kind, value, layout: output.field("layout")?.dims()? });
     }
     Ok(graph)
 }

@@ -761,7 +761,7 @@ fn modules_that_are_shared_or_unused() {
     );
     refused(
         "unused",
-        "plan entry `unused` names `unused`, a Linear, whose parameters (`unused.weight`) the program does not use: remove the entry",
+        "plan entry `unused` (ColwiseParallel) finds nothing to parallelize in `unused`, which is a Linear: the forward pass does not use its parameters (`unused.weight`); remove the entry",
     );
     refused(
         "merged",

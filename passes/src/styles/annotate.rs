@@ -54,15 +54,17 @@ pub enum StyleError {
         /// The module's type, where it is known.
         kind: Option<String>,
         /// What is in the way.
-        because: Because,
+        because: Box<Because>,
     },
     /// A path that matches a module whose parameters belong to another one.
     #[error(
-        "plan entry `{}` names `{module}`{}, which shares its weights: `{parameter}` is `{shared}` under another name (tied), and one style places both; remove this entry and name `{}`{}",
+        "plan entry `{}` names `{module}`{}, which shares its weights: `{}` is `{}` under another name (tied), and one style places both; remove this entry and name `{}`{}",
         quote::cut(.path),
         .kind.as_ref().map_or(String::new(), |k| format!(", {k}")),
-        module_of(.shared),
-        rows_of_table(*.table)
+        .same.parameter,
+        .same.shared,
+        module_of(&.same.shared),
+        rows_of_table(.same.table)
     )]
     Tied {
         /// The plan entry.
@@ -71,12 +73,8 @@ pub enum StyleError {
         module: String,
         /// The module's type, where it is known.
         kind: Option<String>,
-        /// The parameter as that module calls it.
-        parameter: String,
-        /// The same parameter as the program calls it.
-        shared: String,
-        /// Whether it is the table of an embedding.
-        table: bool,
+        /// What it shares.
+        same: Box<Same>,
     },
     /// A path that matches a module that the program has nothing of.
     #[error(
@@ -241,6 +239,17 @@ fn layouts_of(rank: usize) -> String {
         1 => "use Shard(0) or Replicate".into(),
         rank => format!("use Shard(0) to Shard({}) or Replicate", rank - 1),
     }
+}
+
+/// A parameter that has two names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Same {
+    /// The parameter as the module that a plan names calls it.
+    pub parameter: String,
+    /// The same parameter as the program calls it.
+    pub shared: String,
+    /// Whether it is the table of an embedding.
+    pub table: bool,
 }
 
 /// Why a style finds nothing in a module.
@@ -643,7 +652,7 @@ fn claims(
                     style: style.name().into(),
                     module: module.clone(),
                     kind: None,
-                    because: Because::of(graph, all, module, style.accepts()),
+                    because: Box::new(Because::of(graph, all, module, style.accepts())),
                 });
             }
             for (parameter, way) in placements.cuts {

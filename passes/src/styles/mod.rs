@@ -32,7 +32,7 @@ pub mod style;
 mod subtree;
 mod whole_model;
 
-pub use annotate::{Because, StyleError, annotate, boundary_regions, parallelize_module};
+pub use annotate::{Because, Same, StyleError, annotate, boundary_regions, parallelize_module};
 pub use data::DataMode;
 pub use layout::Layout;
 pub use linear::{ColwiseParallel, RowwiseParallel};

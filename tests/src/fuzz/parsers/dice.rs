@@ -8,12 +8,12 @@ impl Dice {
     /// The choices of one execution.
     pub fn new(seed: u64, execution: u64) -> Self {
         let mut dice = Dice(seed);
-        let first = dice.next();
+        let first = dice.number();
         Dice(first ^ execution.wrapping_mul(0xd134_2543_de82_ef95))
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -23,7 +23,7 @@ impl Dice {
 
     /// A number below `n`, which is at least 1.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+        (self.number() % n as u64) as usize
     }
 
     /// A number from `least` to `most`.

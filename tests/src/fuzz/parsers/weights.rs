@@ -99,7 +99,7 @@ fn generate(dice: &mut Dice) -> Vec<u8> {
             let (dtype, width) = *dice.of(&[("F32", 4), ("BF16", 2), ("F64", 8), ("I32", 4), ("U8", 1), ("X", 3)]);
             let shape: Vec<usize> = (0..dice.below(4)).map(|_| *dice.of(&[0, 1, 2, 3, 1 << 32, usize::MAX])).collect();
             let bytes = shape.iter().fold(width, |n: usize, &d| n.wrapping_mul(d));
-            let (from, to) = (at, if dice.one_in(8) { dice.next() as usize } else { at.wrapping_add(bytes) });
+            let (from, to) = (at, if dice.one_in(8) { dice.number() as usize } else { at.wrapping_add(bytes) });
             if !dice.one_in(8) {
                 at = to;
             }
