@@ -69,7 +69,7 @@ pub enum Error {
         "the arenas of {ranks} ranks take {needed} bytes, but {available} bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more"
     )]
     Memory {
-        /// Ranks of this process.
+        /// Ranks of this host.
         ranks: usize,
         /// The bytes that they take.
         needed: u128,
@@ -193,14 +193,17 @@ pub fn place(
     Ok(Placed { propagated, placed, report })
 }
 
-/// An error if the arenas of this process's ranks are larger than the memory that is left. A device has memory of its own.
+/// An error if the arenas of this host's ranks are larger than the memory that is left. A device has memory of its own.
 fn check_memory(ranks: &[RankProgram], options: &LaunchOptions) -> Result<(), Error> {
     let here = options.processes.as_ref().and_then(|processes| processes.local(ranks.len()).ok());
+    let on_host = options.processes.as_ref().map_or(1, |processes| processes.on_host().1);
     let here = &ranks[here.unwrap_or(0..ranks.len())];
-    let needed = here.iter().map(|rank| rank.arena_bytes as u128).sum();
+    let own: u128 = here.iter().map(|rank| rank.arena_bytes as u128).sum();
+    // Other processes have other ranks, whose arenas are as large as these but for uneven shards.
+    let needed = own * on_host as u128;
     match memory::available() {
         Some(available) if options.backend == Backend::Cpu && needed > available => {
-            Err(Error::Memory { ranks: here.len(), needed, available })
+            Err(Error::Memory { ranks: here.len() * on_host, needed, available })
         }
         _ => Ok(()),
     }

@@ -8,13 +8,13 @@ use super::notes::note_idle_ranks;
 use super::settings::{compare_files, model_files};
 use super::subject::executed;
 use super::{Failure, Outcome, Placement, Terminal};
-use crate::models::{ModelDir, WeightMap};
-use crate::pretrained::{capture_forward, load_weights, names};
+use crate::models::ModelDir;
+use crate::pretrained::{capture_forward, condition, load_weights, names};
 use crate::program::{InferenceProgram, compile_inference_together};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tpc_ir::OutputKind;
-use tpc_runtime::{Session, element};
+use tpc_runtime::Session;
 
 /// Compute logits, and the loss when labels are given.
 #[derive(Debug, Args)]
@@ -87,27 +87,13 @@ impl Run {
         }
         terminal.print(summary + "\n")?;
         let Some(wrong) = wrong else { return Ok(()) };
-        Err(Failure::new(match not_finite(&session, &dir.weight_map())? {
-            Some(name) => format!("{wrong}, since the weight `{name}` is not finite"),
+        Err(Failure::new(match condition(&session, &dir.weight_map())?.not_finite {
+            Some((name, _)) => format!("{wrong}, since the weight `{name}` is not finite"),
             None => format!(
                 "{wrong}, though all weights are finite: some value of the forward pass is too large for its type"
             ),
         }))
     }
-}
-
-/// The first weight, in the order of the model's modules, that holds an infinity or a NaN.
-fn not_finite(session: &Session, map: &WeightMap) -> Outcome<Option<String>> {
-    for entry in &map.entries {
-        let Some(input) = session.program(0).inputs.iter().find(|i| i.name == entry.hf_name) else { continue };
-        let (elements, dtype) = (input.binding.global.iter().product(), input.binding.view.dtype);
-        let mut bytes = vec![0; elements * dtype.bytes()];
-        session.read_range(&entry.hf_name, 0, elements, &mut bytes)?;
-        if element::decode(dtype, &bytes).iter().any(|x| !x.is_finite()) {
-            return Ok(Some(entry.hf_name.clone()));
-        }
-    }
-    Ok(None)
 }
 
 /// An output of the program in the model's own shape.

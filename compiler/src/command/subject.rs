@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use tpc_ir::DType as IrType;
 use tpc_ir::size::MOST;
+use tpc_runtime::Processes;
 
 /// A model with its batch's shape.
 #[derive(Clone, Debug)]
@@ -158,11 +159,13 @@ pub fn check_size(config: &ModelConfig, [batch, seq]: [usize; 2]) -> Outcome {
     }
 }
 
-/// How this process executes a program of so many ranks, which keeps `copies` tensors of a parameter's size for each.
+/// How this host executes a program of so many ranks, which keeps `copies` tensors of a parameter's size for each.
 pub(super) fn executed(running: &Running, ranks: usize, copies: usize) -> Use {
-    let here = tpc_runtime::launch::joined().and_then(|processes| processes.local(ranks).ok());
+    // The processes of a host share its memory, and each has as many ranks as this one.
+    let on_host = |processes: &dyn Processes| Some(processes.local(ranks).ok()?.len() * processes.on_host().1);
+    let here = tpc_runtime::launch::joined().and_then(|processes| on_host(&*processes));
     match running.device {
-        Device::Cpu => Use::Execute { here: here.map_or(ranks, |here| here.len()), ranks, copies },
+        Device::Cpu => Use::Execute { here: here.map_or(ranks, |here| here.min(ranks)), ranks, copies },
         // The host holds strips only.
         Device::Cuda => Use::Plan,
     }

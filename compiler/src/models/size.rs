@@ -20,7 +20,7 @@ pub enum Use {
     Plan,
     /// It is executed, here by so many of all ranks.
     Execute {
-        /// Ranks of this process.
+        /// Ranks of this host.
         here: usize,
         /// All ranks.
         ranks: usize,

@@ -97,7 +97,7 @@ fn generate(dice: &mut Dice) -> Vec<u8> {
 fn parse(input: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(input) else { return false };
     let variables: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
-    match launched(&|name| variables.get(name).map(|value| value.to_string()), 77) {
+    match launched(&|name| variables.get(name).map(|value| value.to_string()), &|_| 77) {
         Ok(None) => true,
         Ok(Some(found)) => {
             assert!(found.rank < found.world, "{found:?}");
