@@ -8,6 +8,7 @@ use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
 use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use crate::memory;
+use crate::models::ModelError;
 use crate::together;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
@@ -36,7 +37,7 @@ pub enum Error {
     Capture(#[from] crate::capture::CaptureError),
     /// The model's sizes, or those of its batch, are too large.
     #[error(transparent)]
-    Model(#[from] crate::models::ModelError),
+    Model(Box<ModelError>),
     /// The recording has an operation without a counterpart.
     #[error(transparent)]
     Import(#[from] ImportError),
@@ -48,13 +49,13 @@ pub enum Error {
     Option(#[from] OptionError),
     /// The compiler made a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
-    Check(#[from] CheckError),
+    Check(Box<CheckError>),
     /// The compiler made a program that computes something else than the model.
     #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
-    Denote(#[from] DenoteError),
+    Denote(Box<DenoteError>),
     /// The compiler made rank programs that do not compute the placed program, or do not fit together.
     #[error("internal error: the lowered program does not pass its check; please report it\n{0}")]
-    Lower(#[from] LowerError),
+    Lower(Box<LowerError>),
     /// The program failed while loading or running.
     #[error(transparent)]
     Runtime(RuntimeError),
@@ -63,7 +64,7 @@ pub enum Error {
     Checkpoint(#[from] CheckpointError),
     /// Its values have more bytes than can be counted.
     #[error(transparent)]
-    Size(#[from] TooLarge),
+    Size(Box<TooLarge>),
     /// The program is larger than the memory of this host.
     #[error(
         "the arenas of {ranks} ranks take {needed} bytes, but {available} bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more"
@@ -86,12 +87,18 @@ pub enum Error {
     },
 }
 
-impl From<StyleError> for Error {
-    fn from(error: StyleError) -> Self {
-        Error::Style(Box::new(error))
-    }
+/// Large errors are boxed, so that results stay small.
+macro_rules! boxed {
+    ($($variant:ident($error:ty)),+ $(,)?) => { $(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Error::$variant(Box::new(error))
+            }
+        }
+    )+ };
 }
 
+boxed!(Model(ModelError), Style(StyleError), Check(CheckError), Denote(DenoteError), Lower(LowerError), Size(TooLarge),);
 impl From<RuntimeError> for Error {
     fn from(error: RuntimeError) -> Self {
         const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialise` or `resume`";

@@ -13,7 +13,7 @@ use tpc_ir::{Graph, Op, OutputKind, Type};
 pub enum CheckError {
     /// The program is not well formed, whatever its placements.
     #[error(transparent)]
-    Malformed(#[from] VerifyError),
+    Malformed(Box<VerifyError>),
     /// The operands cannot be combined where they lie.
     #[error(
         "%{node} {op} in `{module}`: {source}\n  operands: {operands}\n  result:   {result}\n  a redistribution is missing before it"
@@ -91,10 +91,8 @@ pub fn check(graph: &Graph) -> Result<(), CheckError> {
 /// # Errors
 /// A program that is not well formed.
 pub fn well_formed(graph: &Graph) -> Result<(), CheckError> {
-    match verify(graph) {
-        Ok(()) => Ok(()),
-        Err(errors) => Err(errors.into_iter().next().expect("a failed check has an error").into()),
-    }
+    let first = |errors: Vec<VerifyError>| errors.into_iter().next().expect("a failed check has an error");
+    verify(graph).map_err(|errors| CheckError::Malformed(Box::new(first(errors))))
 }
 
 fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {

@@ -669,7 +669,8 @@ fn dumped(config: &Json, more: &[&str], scratch: &Scratch) -> (u8, String) {
     let dir = scratch.path("config");
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
-    let arguments = [&["dump-ir", &dir.display().to_string(), "--seq", "8"][..], more].concat();
+    let dir = dir.display().to_string();
+    let arguments = [&["dump-ir", &dir, "--seq", "8"][..], more].concat();
     let (code, _, err) = tpc(&arguments);
     (code, err.replace(&dir.display().to_string(), "DIR"))
 }

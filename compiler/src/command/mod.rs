@@ -169,7 +169,7 @@ where
         }
     };
     let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
-    let settings = |files: &[(String, PathBuf)]| settings::settings(&command, &matches, files);
+    let settings = |files: &Reads| settings::settings(&command, &matches, files);
     let given = given(&matches);
     let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &settings, &given, &mut terminal)));
     let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
@@ -203,9 +203,12 @@ fn subcommands() -> Vec<String> {
     Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
 }
 
+/// Files that all processes must have in common, by the option that names each.
+type Reads = [(String, PathBuf)];
+
 fn execute(
     command: &Command,
-    settings: &dyn Fn(&[(String, PathBuf)]) -> Settings,
+    settings: &dyn Fn(&Reads) -> Settings,
     given: &Given,
     terminal: &mut Terminal,
 ) -> Outcome {

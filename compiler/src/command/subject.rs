@@ -33,9 +33,6 @@ pub enum Subject {
     Mlp(usize),
 }
 
-/// More tokens than this have no addresses.
-const MAX_TOKENS: usize = 1 << 44;
-
 /// Sequences in a batch, and tokens in each, if nothing else is asked for.
 const DEFAULT_BATCH: (usize, usize) = (4, 256);
 

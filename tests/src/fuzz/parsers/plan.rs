@@ -82,11 +82,9 @@ const LAYOUTS: &[&str] =
 
 fn style(dice: &mut Dice) -> String {
     let layouts = |dice: &mut Dice, names: &[&str]| {
-        let options: Vec<String> = names
-            .iter()
-            .filter_map(|name| dice.one_in(2).then(|| format!("\"{name}\": {}", dice.pick(LAYOUTS))))
-            .collect();
-        options.join(", ")
+        let chosen: Vec<&str> = names.iter().copied().filter(|_| dice.one_in(2)).collect();
+        let options = chosen.into_iter().map(|name| format!("\"{name}\": {}", dice.pick(LAYOUTS)));
+        options.collect::<Vec<String>>().join(", ")
     };
     let prepare = ["input_layouts", "desired_input_layouts", "output_layouts", "desired_output_layouts"];
     match dice.below(8) {

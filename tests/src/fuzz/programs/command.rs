@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tpc::models::{WeightMap, Weights, weight_map, write_weights};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::{OutputKind, parse};
+use tpc_runtime::output::Output;
 
 /// Longest time of a process.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -97,7 +98,7 @@ fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
 fn write_model(reference: &Reference, map: &WeightMap, dir: &Path) -> Fallible<()> {
     let values = |name: &str| reference.given.get(name).map_or_else(Vec::new, |t| t.data.clone());
     std::fs::write(dir.join("config.json"), reference.subject.model.json().to_string())?;
-    write_weights(&dir.join("model.safetensors"), map, |entry| {
+    write_weights(Output::at(&dir.join("model.safetensors"))?, map, |entry| {
         Ok(values(&entry.hf_name).into_iter().map(|v| v as f32).collect())
     })?;
     let shape = vec![reference.subject.batch.rows, reference.subject.batch.seq];
