@@ -121,6 +121,15 @@ impl Attention {
         [&self.query, &self.key, &self.value].into_iter().chain(backward).collect()
     }
 
+    /// What it makes for others: forward the result, backward the gradients that are wanted of query, key and value, in
+    /// that order.
+    pub fn results(&self) -> Vec<&Operand> {
+        match &self.backward {
+            None => vec![&self.out],
+            Some(b) => [&b.grad_query, &b.grad_key, &b.grad_value].into_iter().flatten().collect(),
+        }
+    }
+
     /// Calls `visit` with every view that is touched, and whether it is written.
     pub fn each_view<'a>(&'a self, visit: &mut dyn FnMut(&'a View, bool)) {
         let forward = self.backward.is_none();

@@ -672,7 +672,7 @@ fn dumped(config: &Json, more: &[&str], scratch: &Scratch) -> (u8, String) {
     let dir = dir.display().to_string();
     let arguments = [&["dump-ir", &dir, "--seq", "8"][..], more].concat();
     let (code, _, err) = tpc(&arguments);
-    (code, err.replace(&dir.display().to_string(), "DIR"))
+    (code, err.replace(&dir, "DIR"))
 }
 
 fn llama() -> Json {

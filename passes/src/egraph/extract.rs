@@ -265,6 +265,10 @@ impl Search {
             let before = self.total;
             let mut done: Vec<(Place, usize)> = Vec::new();
             for reader in readers {
+                // A reader that only an earlier one read is not in the program any longer.
+                if !self.is_used(reader) {
+                    continue;
+                }
                 let now = self.choice[reader];
                 let others = (0..self.classes[reader].terms.len()).filter(|&i| i != now);
                 let without: Vec<usize> = others.filter(|&i| self.can_take(reader, i, &[reader, id])).collect();

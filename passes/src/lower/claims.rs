@@ -82,7 +82,7 @@ pub(super) enum Claim {
         operands: Vec<Value>,
         /// All values that it reads.
         reads: Vec<Value>,
-        /// Values that it writes.
+        /// What it makes, in the order of [`tpc_ir::attention::Attention::results`].
         results: Vec<Value>,
     },
     /// The start of a collective of these nodes.

@@ -564,26 +564,18 @@ impl Memory<'_> {
         for view in &written {
             self.forget(&self.span(view));
         }
-        for &v in results {
-            let shape = self.shape(v);
-            let view = written
-                .iter()
-                .find(|w| w.shape == shape && w.is_dense() && w.dtype == self.ty(v).dtype && self.find_at(w).is_none());
-            match view.cloned() {
-                Some(view) => self.put(Content::Value(v), view),
-                None if self.is_empty(v) => {}
-                None => return Err(Fault::NotWritten(self.show(v))),
-            }
+        let made = a.results();
+        self.expect(made.len() == results.len(), product, "the number of its results")?;
+        for (&v, operand) in results.iter().zip(made) {
+            let view = &operand.view;
+            let fits = view.shape == self.shape(v) && view.dtype == self.ty(v).dtype && view.is_dense();
+            self.expect(fits, v.node, "the shape of a result of attention")?;
+            self.put(Content::Value(v), view.clone());
         }
         if !backward {
             stats.into_iter().for_each(|(view, content)| self.put(content, view.clone()));
         }
         Ok(())
-    }
-
-    /// What was put where a view begins.
-    fn find_at(&self, view: &View) -> Option<&Region> {
-        self.regions.get(&self.span(view).start)
     }
 
     fn start(&mut self, c: &Collective, nodes: &[NodeIndex]) -> Checked {
