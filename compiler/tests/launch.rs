@@ -11,7 +11,7 @@ fn trains_as_expected(name: &str, plan: &str, mesh: &str, ranks: &str) {
     let scratch = Scratch::new(&format!("{name}-{plan}-{ranks}"));
     let dir = model(name);
     let told = launched(ranks, &reference(&scratch, &dir, plan, mesh));
-    assert_eq!((told.code, &*told.err), (0, ""), "{name} {plan} {mesh}");
+    assert_eq!((told.code, told.said()), (0, vec![]), "{name} {plan} {mesh}");
     assert!(told.out.ends_with(&format!("saved {}\n", scratch.path("saved"))), "only rank 0 prints: {}", told.out);
     assert_eq!(told.out.matches("step 1/3").count(), 1);
     assert_eq!(
@@ -78,7 +78,7 @@ fn run_computes_by_processes_and_writes_once() {
     let output = scratch.path("out.safetensors");
     let head = ["launch", "--ranks", "2", "--", "run", &dir_text, "--plan", "tp", "--mesh", "tp=2"];
     let told = tpc(&[&head[..], &["--inputs", &inputs, "--output", &output]].concat());
-    assert_eq!((told.code, &*told.err), (0, ""));
+    assert_eq!((told.code, told.said()), (0, vec![]));
     let (found, expected) = (tensors(&output), tensors(dir.join("expected.safetensors")));
     let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
     assert!(far <= 1e-3, "{far}");
@@ -255,7 +255,7 @@ fn differences_between_the_processes_of_a_job_are_named() {
     }
     // The same in another spelling, and another file of the same contents, are no differences.
     let told = run(&base, &with(&base, &["--lr", "1e-2", "--inputs", &copies]));
-    assert_eq!((told.code, &*told.err), (0, ""));
+    assert_eq!((told.code, told.said()), (0, vec![]));
 }
 
 /// Ranks that would go on from different steps of one run, because a directory changes under their hands or is another host's.

@@ -224,10 +224,8 @@ fn without_our_launcher_the_first_that_fails_writes_the_record() {
 fn kept(scratch: &Scratch, told: &Told, signal: &str, prefix: &str) -> u64 {
     let step = latest(scratch, 0).expect("a checkpoint");
     let begin = format!("{prefix}note: {signal} ended the run after step {step} of 1000000, which is kept in ");
-    let lines: Vec<&str> =
-        told.err.lines().filter(|line| !line.contains("training starts from the beginning")).collect();
     let end = format!("{}/step-{step:06}; the same command goes on from there", scratch.path("run"));
-    assert_eq!(lines, [begin + &end], "and nothing else is said");
+    assert_eq!(told.said(), [begin + &end], "and nothing else is said");
     assert_eq!(losses(scratch.path("m.jsonl")).last().unwrap().0, step, "no step is done that is not kept");
     step
 }
@@ -324,7 +322,7 @@ fn a_second_signal_ends_a_run_at_once() {
     assert!(std::fs::exists(format!("/proc/{}/exe", run.pid())).unwrap(), "it finishes its step");
     signal(run.pid(), "TERM");
     let told = run.end(Duration::from_secs(30));
-    assert_eq!((told.code, &*told.err, whole(&scratch)), (143, "", None));
+    assert_eq!((told.code, told.said(), whole(&scratch)), (143, vec![], None));
 }
 
 #[test]
@@ -337,7 +335,7 @@ fn without_a_checkpoint_a_signal_ends_a_run_at_once() {
     begun(&scratch);
     signal(run.pid(), "INT");
     let told = run.end(Duration::from_secs(60));
-    assert_eq!((told.code, &*told.err), (130, ""));
+    assert_eq!((told.code, told.said()), (130, vec![]));
     assert_eq!(scratch.names(), ["m.jsonl"]);
 }
 

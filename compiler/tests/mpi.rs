@@ -33,7 +33,7 @@ fn trains_as_expected(name: &str, plan: &str, mesh: &str, ranks: usize) {
     let scratch = Scratch::new(&format!("mpi-{name}-{plan}-{ranks}"));
     let dir = model(name);
     let told = under_mpirun(ranks, &reference(&scratch, &dir, plan, mesh));
-    assert_eq!((told.code, &*told.err), (0, ""), "{name} {plan} {mesh}");
+    assert_eq!((told.code, told.said()), (0, vec![]), "{name} {plan} {mesh}");
     assert_eq!(told.out.matches("step 1/3").count(), 1, "only rank 0 prints: {}", told.out);
     compares(&scratch, &format!("{name} {plan} {mesh} under mpirun"), &dir);
 }
@@ -96,7 +96,7 @@ fn run_computes_by_processes_and_writes_once() {
     let output = scratch.path("out.safetensors");
     let arguments = ["run", &dir_text, "--plan", "tp", "--mesh", "tp=2", "--inputs", &inputs, "--output", &output];
     let told = under_mpirun(2, &arguments.map(String::from));
-    assert_eq!((told.code, &*told.err), (0, ""));
+    assert_eq!((told.code, told.said()), (0, vec![]));
     let (found, expected) = (tensors(&output), tensors(dir.join("expected.safetensors")));
     let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
     assert!(far <= 1e-3, "{far}");

@@ -2,7 +2,7 @@
 //! model (`denotes`). Regrouped sums pass; whatever else is changed is caught by one of them.
 
 use petgraph::graph::NodeIndex;
-use tpc_ir::{AxisId, Graph, MapFn, Mesh, Op, Scalar, Value, parse, text};
+use tpc_ir::{AxisId, Graph, MapFn, Mesh, Op, Scalar, Type, Value, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::{DenoteError, denotes};
@@ -164,15 +164,17 @@ fn a_redistribution_left_out_or_of_something_else_is_seen() {
         check(&mutant).unwrap_err();
     }
     // An all-reduce of another partial of the same type: only the second proof sees it.
-    let mut products: Vec<Value> = Vec::new();
-    let mutant = changed(&placed, |_, op, operands| {
+    let mut seen: Vec<(Value, Type)> = Vec::new();
+    let mutant = changed(&placed, |node, op, operands| {
+        let types = placed.operands(node).into_iter().map(|v| placed.ty(v).clone());
+        let of_now: Vec<(Value, Type)> = operands.iter().copied().zip(types).collect();
         if let Op::AllReduce { .. } = op {
-            operands[0] = products.last().copied().unwrap_or(operands[0]);
-        } else if matches!(op, Op::Map { f: MapFn::Add, .. }) {
-            products.push(operands[0]);
+            let is_other = |(v, ty): &&(Value, Type)| *ty == of_now[0].1 && *v != of_now[0].0;
+            operands[0] = seen.iter().rev().find(is_other).map_or(operands[0], |other| other.0);
         }
+        seen.extend(of_now);
     });
-    assert!(denote_error(&mutant).contains("einsum") || denote_error(&mutant).contains("sum of"));
+    assert!(denote_error(&mutant).contains("does not denote the model's"));
 }
 
 #[test]

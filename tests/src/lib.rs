@@ -80,11 +80,17 @@ pub fn executed(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> 
 }
 
 /// Panics unless rank programs mean what their placed graph means, by the reference executor: with nothing rounded, the
-/// two may differ only by the order of sums.
+/// two may differ only by the order of sums, which is little of the largest value anywhere (what cancels is not 0 in both).
 pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], inputs: &HashMap<String, Tensor>) {
     let found = execute(programs, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
     let expected = simulate(graph, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(wrong(graph, &expected, &found, 1e-9), Vec::<String>::new(), "the rank programs mean something else");
+    let values = inputs.values().chain(&expected).flat_map(|t| &t.data);
+    let largest = values.filter(|v| v.is_finite()).fold(0.0f64, |m, v| m.max(v.abs()));
+    for (output, (e, f)) in graph.outputs.iter().zip(expected.iter().zip(&found)) {
+        let is_near = |(e, f): (&f64, &f64)| e == f || e.is_nan() && f.is_nan() || (e - f).abs() <= 1e-9 * largest;
+        let near = e.data.len() == f.data.len() && e.data.iter().zip(&f.data).all(is_near);
+        assert!(near, "the rank programs mean something else: {:?}", output.kind);
+    }
 }
 
 /// Runs the rank programs of a placed graph on real ranks, and on the reference executor ([`means_the_same`]).

@@ -470,7 +470,7 @@ fn patterns_of_any_form_are_matched_at_once() {
         assert_eq!(
             refused(freeze),
             format!(
-                "freezing `{}` takes nothing back: patterns are read in order, and none before it freezes what it matches",
+                "freezing `{}` changes nothing: nothing that it matches is frozen by a pattern before it; leave it out",
                 freeze[1]
             )
         );

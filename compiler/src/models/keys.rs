@@ -142,7 +142,18 @@ impl<'a> Keys<'a> {
 
     /// A size whose default depends on whether the key is absent or null.
     pub(super) fn size_or_null(&self, key: &str, absent: usize, null: usize) -> Result<usize, ModelError> {
-        Ok(self.opt_size(key)?.unwrap_or(if self.mentions(key) { null } else { absent }))
+        match self.opt_size(key)? {
+            Some(size) => Ok(size),
+            None => self.derived(key, if self.mentions(key) { null } else { absent }),
+        }
+    }
+
+    /// A size that follows from others, which has the limit of those that are written.
+    fn derived(&self, key: &str, size: usize) -> Result<usize, ModelError> {
+        if size as u64 <= LARGEST_SIZE {
+            return Ok(size);
+        }
+        Err(self.inconsistent(format!("{key} would be {size} by default, and a size is at most {LARGEST_SIZE}")))
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {

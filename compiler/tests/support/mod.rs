@@ -66,6 +66,16 @@ pub struct Told {
     pub seconds: f64,
 }
 
+impl Told {
+    /// What it says on the standard error, but for notes that belong to the small runs of the tests: ranks without a part of
+    /// the batch, results that are not kept, a run that has nothing to resume.
+    pub fn said(&self) -> Vec<&str> {
+        let expected = ["have no rows", "nothing will be kept", "training starts from the beginning"];
+        let is_expected = |line: &&str| line.contains("note: ") && expected.iter().any(|note| line.contains(note));
+        self.err.lines().filter(|line| !is_expected(line)).collect()
+    }
+}
+
 /// A started `tpc`.
 pub struct Tpc {
     child: Child,
@@ -74,8 +84,10 @@ pub struct Tpc {
 
 impl Tpc {
     pub fn start(arguments: &[&str]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // What started the tests may ignore SIGINT, which processes inherit.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_tpc")]).args(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Tpc::run(command)
     }
 

@@ -21,8 +21,11 @@ pub struct Case {
 /// Builds a graph of about `choices.len() / 12` operations from a list of choices.
 pub fn build(choices: &[u16]) -> Case {
     let mut dice = Dice { choices, at: 0 };
-    let meshes = ["a=2,b=3", "a=3,b=2", "dp=2,tp=2", "a=1,b=2", "tp:2=2,tp:/2=2", "a=4,b=1"];
-    let graph = Graph::new(Mesh::parse(meshes[dice.below(meshes.len())]).unwrap());
+    let meshes = ["a=2,b=3", "a=3,b=2", "dp=2,tp=2", "a=1,b=2", "tp=4", "a=4,b=1"].map(|m| Mesh::parse(m).unwrap());
+    let mesh = &meshes[dice.below(meshes.len())];
+    // Of four ranks on one axis, two parts.
+    let parts = if mesh.axes().len() == 1 { mesh.split(AxisId(0), 2) } else { None };
+    let graph = Graph::new(parts.unwrap_or_else(|| mesh.clone()));
     let mut b = Builder { graph, inputs: HashMap::new(), dice, pool: Vec::new(), bounds: HashMap::new() };
     for _ in 0..2 {
         b.input();
