@@ -84,9 +84,9 @@ pub struct Tpc {
 
 impl Tpc {
     pub fn start(arguments: &[&str]) -> Self {
-        // What started the tests may ignore SIGINT, which processes inherit.
+        // What started the tests may ignore signals, which processes inherit.
         let mut command = Command::new("env");
-        command.args(["--default-signal=INT", env!("CARGO_BIN_EXE_tpc")]).args(arguments);
+        command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_tpc")]).args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Tpc::run(command)
     }
