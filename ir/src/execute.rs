@@ -2,7 +2,8 @@
 //!
 //! [`execute`] runs the programs of all ranks of a mesh in lockstep, each on an arena of its own, action by action as
 //! [`program`](crate::program) defines them. It shares nothing with a device: no kernel, no order of evaluation that a
-//! device could choose, no rounding other than that of [`Precision`]. Comparing it with
+//! device could choose, no rounding other than that of
+//! [`Precision`](crate::interpret::Precision). Comparing it with
 //! [`simulate`](crate::interpret::simulate) tells whether lowering keeps what a placed program means.
 //!
 //! Memory is part of the meaning. The arena remembers which bytes hold an element of which type, so reading what

@@ -1,7 +1,7 @@
 //! Proves that a rank program computes the placed program: what every piece of memory holds is a value of the placed
 //! program, and it is read as nothing else.
 //!
-//! Lowering says of each step which values it reads and makes ([`super::claims`]). This pass walks through the steps and
+//! Lowering says of each step which values it reads and makes ([`super::Claims`]). This pass walks through the steps and
 //! keeps which bytes of the arena hold which value. A step may read a value only where that value lies at that moment,
 //! and makes its results only if it is the operation of the placed program: loops register by register, products and
 //! collectives by sizes, strides and groups, views by their offsets. A step that does not run, because one of its loops is

@@ -12,7 +12,7 @@
 //! | where choices come from | [`dice`] |
 //! | which models, batches, plans, meshes and options are drawn | [`model`], [`batch`], [`modules`], [`plan`], [`options`] |
 //! | what a case is, and which cases are simpler | [`case`](mod@case) |
-//! | what a subject computes | [`reference`] |
+//! | what a subject computes | [`mod@reference`] |
 //! | how a case is compiled and executed | [`run`](mod@run) |
 //! | the same through files and flags | [`command`] |
 //! | what equal means | [`compare`] |
