@@ -22,7 +22,7 @@ struct ModuleFacts {
     in_program: bool,
 }
 
-/// What is known of a captured model besides its program.
+/// Facts about a captured model that its program does not hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Facts {
     modules: Vec<ModuleFacts>,

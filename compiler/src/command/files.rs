@@ -97,7 +97,7 @@ pub fn write(output: Output, contents: &[u8]) -> Outcome {
     output.write(contents).map_err(|e| unwritable(&path, e))
 }
 
-/// An error unless files can be written in a directory, which need not exist yet; nothing is left behind.
+/// An error unless files can be written in a directory, which need not exist yet. The check leaves no file.
 ///
 /// # Errors
 /// The reason.

@@ -78,7 +78,7 @@ pub(super) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize,
                 InputKind::Parameter => false,
                 _ => continue,
             };
-            // What is only stored in parts, as FSDP does, idles nobody.
+            // A parameter that is only stored in parts, as under FSDP, leaves no rank idle.
             let axes: Vec<AxisId> = axes.iter().copied().filter(|axis| batch || !data.contains(axis)).collect();
             let Some(idle) = Idle::of(size, axes, batch, mesh) else { continue };
             match found.iter_mut().find(|(known, _)| *known == idle) {

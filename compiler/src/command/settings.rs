@@ -60,7 +60,7 @@ fn plan(option: String, name: &str) -> (String, String) {
     }
 }
 
-/// What a file contains, in short; a file that cannot be read is told by whoever reads it.
+/// A digest of a file's contents; a file that cannot be read is reported where it is read.
 fn contents(file: &Path) -> String {
     Digest::of_file(file, || ()).map_or_else(|_| "that of no file".into(), |digest| digest.to_string())
 }

@@ -790,7 +790,7 @@ impl InterleavedConfig {
 mod tests {
     use super::*;
 
-    /// A value that no key may have: whoever reads it, refuses it.
+    /// A value that no key may have: every reader refuses it.
     fn wrong() -> Value {
         json!([{ "wrong": true }])
     }

@@ -60,7 +60,7 @@ impl<'a> Keys<'a> {
         self.object.keys().map(String::as_str)
     }
 
-    /// A key's value, be it null.
+    /// A key's value, which may be null.
     pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key)
     }
@@ -83,7 +83,7 @@ impl<'a> Keys<'a> {
         self.get(key).is_some()
     }
 
-    /// Whether a key is present, be it null.
+    /// Whether a key is present, even if its value is null.
     pub(super) fn mentions(&self, key: &str) -> bool {
         self.object.contains_key(key)
     }

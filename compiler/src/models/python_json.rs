@@ -1,7 +1,7 @@
 //! JSON as Python writes it: `NaN`, `Infinity` and `-Infinity` are numbers there, but not in JSON.
 //!
 //! Such a number is held as a marked string, which no reader of numbers takes for one, and is printed as Python's literal.
-//! A key that nobody reads therefore keeps its value when a configuration is saved.
+//! A key that no code reads therefore keeps its value when a configuration is saved.
 
 use serde_json::Value;
 

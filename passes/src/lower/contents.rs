@@ -161,7 +161,7 @@ impl Memory<'_> {
         span(self.program, view, &view.shape, &view.strides)
     }
 
-    /// Whatever lay in these bytes is there no longer.
+    /// These bytes no longer hold what was written to them before.
     fn forget(&mut self, bytes: &Range<usize>) {
         while let Some((&start, region)) = self.regions.range(..bytes.end).next_back() {
             if region.end <= bytes.start {
@@ -535,7 +535,7 @@ impl Memory<'_> {
         self.put(Content::Value(v), View { strides: dense_strides(&shape), shape, ..view.clone() });
     }
 
-    /// Whatever an attention reads is among the values that it may read, and its results lie where it writes.
+    /// An attention reads only the values that it claims to read, and its results lie where it writes them.
     fn attention(&mut self, action: &Action, product: NodeIndex, reads: &[Value], results: &[Value]) -> Checked {
         let Action::Attention(a) = action else { return Err(Fault::Unclaimed) };
         let stats = [(&a.max, Content::Max(product)), (&a.sum, Content::Sum(product))];

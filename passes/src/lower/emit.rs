@@ -2,8 +2,8 @@
 //!
 //! Operands of a collective that carries several values lie side by side. A value that has its own
 //! kernel is written there at once; others (views, inputs, what more than one bucket wants) are copied.
-//! An all-reduce writes its result over its operand where nobody else reads that, and so does a product over what its
-//! epilogue adds.
+//! An all-reduce writes its result over its operand if no other kernel reads the operand, and a product with an
+//! epilogue writes over the value that the epilogue adds under the same condition.
 
 use super::attention::{self, Attention, Stats};
 use super::claims::{Body, Claim, Claims, Content, Named};
