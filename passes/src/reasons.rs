@@ -336,8 +336,13 @@ fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Op
         return known.clone();
     }
     let parameters = causes.iter().filter(|(_, s)| s.parameter).map(|(_, s)| owner(&s.tensor).to_string());
-    let found = parameters.reduce(|a, b| common(&a, &b).to_string());
-    let found = found.filter(|f| !f.is_empty()).or_else(|| goals[node.index()].clone()).unwrap_or_default();
+    let cause = parameters.reduce(|a, b| common(&a, &b).to_string());
+    let goal = goals[node.index()].clone();
+    // A gradient that is gathered is its parameter's, whatever cuts it; a parameter that is gathered is its own.
+    let gathers_input = matches!(graph.node(source(graph, node)).op, Op::Input { .. });
+    let by_cause = is_reduction(&n.op) || gathers_input;
+    let (first, second) = if by_cause { (cause, goal) } else { (goal, cause) };
+    let found = first.filter(|module| !module.is_empty()).or(second).unwrap_or_default();
     micro.map_or_else(|| found.as_str().into(), |copy| in_micro_batch(&found, copy))
 }
 
