@@ -236,7 +236,7 @@ impl<'a> Lines<'a> {
             let mut numbers: Vec<i64> = at.into_iter().flatten().collect();
             let mut op = n.op.clone();
             let name = if let Op::Input { name, .. } = &mut op { std::mem::take(name) } else { String::new() };
-            let paths = [name.as_str(), &n.origin.module, &n.origin.why].map(|text| {
+            let paths = [name.as_str(), &n.origin.module, &n.origin.why.to_string()].map(|text| {
                 let (path, labels) = Path::of(text);
                 numbers.extend(labels);
                 path

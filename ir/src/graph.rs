@@ -4,6 +4,7 @@
 
 use crate::mesh::Mesh;
 use crate::op::{InputKind, Op, Scalar};
+use crate::reason::Reason;
 use crate::sharding::Type;
 use crate::subscripts::Subscripts;
 use crate::{MapFn, ReduceOp};
@@ -74,7 +75,7 @@ pub struct Origin {
     /// Path of the module that it belongs to; empty if unknown.
     pub module: Arc<str>,
     /// Why a pass put it there; empty for what the model itself says.
-    pub why: Arc<str>,
+    pub why: Reason,
 }
 
 /// An operation with its result types and provenance.

@@ -111,9 +111,9 @@ fn node_json(node: &Node, operands: &[Value], mesh: &Mesh) -> Json {
         "types": node.types.iter().map(|t| type_json(t, mesh)).collect::<Vec<_>>(),
         "phase": node.origin.phase.name(),
     });
-    for (key, text) in [("module", &node.origin.module), ("why", &node.origin.why)] {
+    for (key, text) in [("module", &*node.origin.module), ("why", &*node.origin.why.to_string())] {
         if !text.is_empty() {
-            out[key] = json!(&**text);
+            out[key] = json!(text);
         }
     }
     let mut set = |key: &str, value: Json| out[key] = value;
@@ -282,9 +282,9 @@ impl<'a> At<'a> {
     }
 
     fn origin(&self) -> Read<Origin> {
-        let text = |key| Ok(self.find(key)?.map(|t| t.text()).transpose()?.unwrap_or_default().into());
+        let text = |key| Ok(self.find(key)?.map(|t| t.text()).transpose()?.unwrap_or_default());
         let phase = self.field("phase")?.named("a phase", Phase::from_name)?;
-        Ok(Origin { phase, module: text("module")?, why: text("why")? })
+        Ok(Origin { phase, module: text("module")?.into(), why: text("why")?.into() })
     }
 
     fn op(&self, mesh: &Mesh) -> Read<Op> {

@@ -9,6 +9,7 @@
 //! | what `"ab,bc->ac"` means | [`subscripts`] |
 //! | which operations exist, and the shape of their results | [`op`] |
 //! | how operations form a program | [`graph`] |
+//! | why an operation is there | [`reason`] |
 //! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
 //! | what repeats in a program, how it gets longer or shorter | [`block`], [`fold`] |
 //! | what makes a graph well formed; whether its bytes can be counted | [`verify`], [`size`] |
@@ -34,6 +35,7 @@ pub mod parse;
 pub mod program;
 pub mod quote;
 pub mod random;
+pub mod reason;
 pub mod sharding;
 pub mod size;
 pub mod subscripts;
@@ -45,5 +47,6 @@ pub use dtype::DType;
 pub use graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 pub use mesh::{AxisId, AxisSet, Mesh};
 pub use op::{InputKind, MapFn, Op, ReduceOp, Scalar};
+pub use reason::Reason;
 pub use sharding::{Partial, Sharding, Type};
 pub use subscripts::Subscripts;

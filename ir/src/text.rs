@@ -102,12 +102,12 @@ fn note(node: &Node) -> String {
     if !matches!(node.op, Op::Input { .. }) || node.origin.phase != Phase::Forward {
         parts.push(node.origin.phase.name().to_string());
     }
-    let (module, why) = (&*node.origin.module, &*node.origin.why);
+    let (module, why) = (&*node.origin.module, node.origin.why.to_string());
     if !module.is_empty() {
         parts.push(format!("in {}", bare(module, module.contains(char::is_whitespace))));
     }
     if !why.is_empty() {
-        parts.push(format!("why: {}", bare(why, why.trim() != why)));
+        parts.push(format!("why: {}", bare(&why, why.trim() != why)));
     }
     parts.join(" ")
 }

@@ -10,6 +10,7 @@
 //! | how does every value get its first placement | [`propagate`] |
 //! | how does a value move from one placement to another | [`redistribute`] |
 //! | how are collectives moved, merged and removed | [`egraph`] |
+//! | why is a redistribution there, in which part of the step | [`reasons`] |
 //! | which parameters are gathered again for the backward pass | [`reshard`] |
 //! | what does a plan cost | [`cost`] |
 //! | what does a rank execute | [`lower`] |
@@ -25,6 +26,7 @@ pub mod egraph;
 pub mod lower;
 pub mod options;
 pub mod propagate;
+pub mod reasons;
 pub mod rebuild;
 pub mod redistribute;
 pub mod reshard;

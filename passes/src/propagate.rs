@@ -11,6 +11,7 @@
 //! `%5 = all_reduce tp sum %4 : f32[16, 64]`.
 
 use crate::cost::CostModel;
+use crate::reasons::explain;
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
@@ -18,6 +19,7 @@ use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use tpc_ir::reason::{Cause, Reason};
 use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value};
 
 /// A placement that a plan demands, and the plan entry that demands it.
@@ -69,7 +71,9 @@ pub struct Annotations {
 
 /// Places every value of a logical graph.
 pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> Graph {
-    propagate_mapped(graph, annotations, cost).0
+    let mut placed = propagate_mapped(graph, annotations, cost).0;
+    explain(&mut placed);
+    placed
 }
 
 /// [`propagate`], and where every value of the logical graph lies then.
@@ -88,7 +92,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             let annotation = annotations.inputs.get(name);
             if let Some(a) = annotation {
                 ty.sharding = a.sharding.clone();
-                origin.why = a.why.clone();
+                origin.why = (&a.why).into();
             }
             let value = new.push(n.op.clone(), &[], ty, &origin);
             if let Some(storage) = annotations.gathered.get(name) {
@@ -99,7 +103,8 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             }
             return vec![value];
         }
-        let for_reason = |why: &Arc<str>| Origin { why: why.clone(), ..n.origin.clone() };
+        let because = |why: Reason| Origin { why, ..n.origin.clone() };
+        let for_reason = |why: &Arc<str>| because(why.into());
         // A stored parameter is converted where it lies, so that the gather moves the smaller type.
         let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
         let shard = stored.get(&operands.first().copied().unwrap_or(Value::from(node))).copied().filter(|_| converts);
@@ -128,8 +133,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             .iter()
             .map(|dims| Sharding { dims: dims.iter().map(|&f| wanted[f].clone()).collect(), partial: None })
             .collect();
-        let why: Arc<str> = format!("{} wants its operands together", n.op.name()).into();
-        let origin = for_reason(&why);
+        let origin = because(Cause::Together(n.op.name().into()).into());
         let moved: Vec<Value> =
             operands.iter().zip(&shardings).map(|(&v, s)| moved_once(&mut cache, new, v, s, &origin)).collect();
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
@@ -147,18 +151,17 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             .enumerate()
             .map(|(r, ty)| {
                 let mut v = Value { node: id, result: r as u32 };
-                let partial = partial_reason(new, v);
                 let mut at = reduced(&ty.sharding);
                 let constraints = annotations.results.get(&node).map_or(&[][..], Vec::as_slice);
                 for constraint in constraints {
                     let wanted = constraint.at.applied(&at);
                     if wanted == at {
-                        continue; // a reduction keeps its own reason
+                        continue;
                     }
                     at = wanted;
-                    v = redistribute(new, v, &at, &Origin { why: constraint.why.clone(), ..n.origin.clone() });
+                    v = redistribute(new, v, &at, &for_reason(&constraint.why));
                 }
-                redistribute(new, v, &at, &Origin { why: partial, ..n.origin.clone() })
+                redistribute(new, v, &at, &because(Reason::default()))
             })
             .collect()
     });
@@ -182,22 +185,6 @@ fn uncast(graph: &Graph, value: Value) -> Value {
     }
 }
 
-/// Why a partial is reduced: which sharded operands made it one.
-fn partial_reason(graph: &Graph, value: Value) -> Arc<str> {
-    if graph.ty(value).sharding.partial.is_none() {
-        return "".into();
-    }
-    let operands = graph.operands(value.node);
-    let named = operands.iter().map(|&v| uncast(graph, v)).find_map(|v| match graph.op(v) {
-        Op::Input { name, .. } => Some((name.clone(), graph.node(v.node).origin.why.clone())),
-        _ => None,
-    });
-    match named {
-        Some((name, why)) if !why.is_empty() => format!("{name} is cut along the summed index ({why})").into(),
-        _ => "the summed index is sharded".into(),
-    }
-}
-
 /// Gradients lie like their parameters and updates like their inputs; other outputs as they are.
 fn place_outputs(graph: &mut Graph) {
     for i in 0..graph.outputs.len() {
@@ -207,8 +194,9 @@ fn place_outputs(graph: &mut Graph) {
         };
         let Some((input, _, _)) = graph.inputs().find(|(_, _, n)| *n == name) else { continue };
         let to = graph.node(input).types[0].sharding.clone();
-        let origin =
-            Origin { why: "lies like its parameter".into(), ..graph.node(graph.outputs[i].value.node).origin.clone() };
+        let parameter = name.split_once('/').map_or(name.as_str(), |(parameter, _)| parameter);
+        let why = Cause::Like(parameter.into()).into();
+        let origin = Origin { why, ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);
     }
 }

@@ -13,10 +13,11 @@
 //! `%70 = einsum … %69 ; backward`.
 
 use crate::options::accumulate::micro_batch;
+use crate::reasons::explain;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use tpc_ir::reason::Cause;
 use tpc_ir::{Graph, MapFn, Op, Origin, Phase, Value};
 
 /// A part of the step in which a gathered parameter stays: the micro-batch, and whether it is the
@@ -25,6 +26,12 @@ type Stretch = (usize, bool);
 
 /// Gathers the named parameters again for the backward pass, and for every micro-batch.
 pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
+    let mut again = gathered_again(graph, parameters);
+    explain(&mut again);
+    again
+}
+
+fn gathered_again(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
     let roots = prologues(graph, parameters);
     let twice = gathered_twice(graph, &roots);
     let stretch = |user: NodeIndex, value: NodeIndex| -> Stretch {
@@ -139,8 +146,8 @@ fn copied(
     }
     let operand = copied(graph, new, graph.operands(node)[0].node, (phase, stretch), inputs, copies);
     let n = graph.node(node);
-    let why: Arc<str> = match n.op {
-        Op::AllGather { .. } => format!("{}; gathered again", n.origin.why).into(),
+    let why = match n.op {
+        Op::AllGather { .. } => n.origin.why.and(Cause::Again),
         _ => n.origin.why.clone(),
     };
     let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &Origin { phase, why, ..n.origin.clone() });

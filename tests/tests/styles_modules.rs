@@ -726,7 +726,7 @@ fn a_style_of_ones_own() {
     let seen = case.equals(&expected, &plan, "tp=2");
     seen.lies(&[("mlp.net2.weight", "f32[14@tp, 8]"), ("attn.key.weight", "f32[8, 4@tp, 2]")]);
     let (node, _, _) = seen.placed.inputs().find(|i| i.2 == "mlp.net1.weight").unwrap();
-    assert_eq!(&*seen.placed.node(node).origin.why, "plan \"mlp\"");
+    assert_eq!(seen.placed.node(node).origin.why.to_string(), "plan \"mlp\"");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

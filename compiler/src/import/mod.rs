@@ -211,7 +211,7 @@ fn origin(captured: &Captured, operation: usize) -> Origin {
     };
     let inside = captured.scopes.iter().filter(|s| s.operations.contains(&operation));
     let module = inside.min_by_key(|s| s.operations.len()).map_or("", |s| s.path.as_str());
-    Origin { phase, module: Arc::from(module), why: Arc::from("") }
+    Origin { phase, module: Arc::from(module), ..Origin::default() }
 }
 
 fn outputs(captured: &Captured, b: &mut Builder) {

@@ -19,6 +19,7 @@ mod saturate;
 pub mod term;
 
 use crate::cost::{CostModel, Gradients};
+use crate::reasons::explain;
 use egg::{EGraph, Id};
 use extract::extract;
 pub use limits::{Bounds, Limit, Work};
@@ -92,7 +93,8 @@ struct Found {
 
 /// Optimizes a placed graph: never to one that costs more.
 pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
-    let found = search(graph, options);
+    let mut found = search(graph, options);
+    explain(&mut found.graph);
     let (before, after) = (options.cost.graph_seconds(graph), options.cost.graph_seconds(&found.graph));
     let Found { work, bounds, limits, blocks, .. } = found;
     let report = SearchReport { before, after, declined: None, work, bounds, limits, paid: Vec::new(), blocks };
@@ -136,7 +138,8 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
     work.moves = solution.moves;
     limits.extend(solution.stopped.then_some(Limit::Moves(bounds.moves)));
-    let (graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
+    let (mut graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
+    explain(&mut graph);
     Found { graph, rules, work, bounds, limits, blocks: Vec::new() }
 }
 

@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 use std::cell::Cell;
 use std::hash::Hash;
 use std::rc::Rc;
+use tpc_ir::reason::Cause;
 use tpc_ir::{DType, Mesh, Op, Origin, Sharding, Type};
 
 /// Number of an interned [`Key`].
@@ -225,11 +226,7 @@ impl Typing {
         let (number, rule) = self.made.get(term).copied().unwrap_or((class.origin, 0));
         let mut origin = self.origins[number as usize].clone();
         if rule > 0 && self.key(term.key).op.is_redistribution() {
-            let reason = if origin.why.is_empty() { String::new() } else { format!("{}; ", origin.why) };
-            let marker = format!("rule {rule}");
-            if !reason.contains(&marker) {
-                origin.why = format!("{reason}{marker}").into();
-            }
+            origin.why = origin.why.and(Cause::Rule(rule));
         }
         origin
     }

@@ -72,7 +72,7 @@ pub fn why(graph: &Graph, collective: &Kernel) -> Arc<str> {
     let values = collective.nodes.len();
     let reasons = || collective.nodes.iter().map(|&n| &graph.node(n).origin.why);
     match (values, reasons().find(|w| !w.is_empty())) {
-        (1, why) => why.cloned().unwrap_or_default(),
+        (1, why) => why.map(ToString::to_string).unwrap_or_default().into(),
         (_, Some(why)) => format!("{why} (and {} more)", values - 1).into(),
         (_, None) => format!("{values} values together").into(),
     }

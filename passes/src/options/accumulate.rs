@@ -42,13 +42,25 @@ pub fn micro_batch(module: &str) -> Option<usize> {
     rest.split('.').next()?.parse().ok()
 }
 
+/// The path of a module in a micro-batch.
+pub fn in_micro_batch(module: &str, copy: usize) -> Arc<str> {
+    match module {
+        "" => format!("{MICRO}.{copy}").into(),
+        module => format!("{MICRO}.{copy}.{module}").into(),
+    }
+}
+
+/// The path of a module without the micro-batch that it is in.
+pub fn out_of_micro_batch(module: &str) -> &str {
+    match micro_batch(module) {
+        Some(_) => module.splitn(3, '.').nth(2).unwrap_or_default(),
+        None => module,
+    }
+}
+
 /// The origin of a copy.
 fn of_micro_batch(origin: &Origin, copy: usize) -> Origin {
-    let module = match &*origin.module {
-        "" => format!("{MICRO}.{copy}"),
-        module => format!("{MICRO}.{copy}.{module}"),
-    };
-    Origin { module: module.into(), ..origin.clone() }
+    Origin { module: in_micro_batch(&origin.module, copy), ..origin.clone() }
 }
 
 /// Cuts the batch into `count` micro-batches that run one after the other.

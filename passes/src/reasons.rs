@@ -1,0 +1,389 @@
+//! Says why every redistribution is there: the tensor whose cut causes it with its plan entry or data mode, the
+//! part of the step, the module.
+//!
+//! All of it follows from the placed program, whatever rewriting led to it. A reduction is there because
+//! an index is summed that some tensor cuts; a gather because a tensor is cut that is wanted whole. From the
+//! inputs on, [`Sources`] follows which input cuts a value on which axis, and which cuts made it partial. What
+//! cannot be read off the program is kept: what a plan demands at the boundary of a module, the rules that moved
+//! an operation. Saying it twice changes nothing.
+//!
+//! Before: `%5 = all_reduce tp sum %4 ; backward why: rule 7`.
+//! After: `%5 = all_reduce tp sum %4 ; backward in mlp why: mlp.up.weight is cut along the summed index (plan "tp");
+//! rule 7`.
+
+use crate::options::accumulate::{in_micro_batch, micro_batch, out_of_micro_batch};
+use crate::rules::{FactorKind, Rule, rule};
+use petgraph::graph::NodeIndex;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tpc_ir::reason::{Cause, Cut, Reason};
+use tpc_ir::{AxisId, Graph, InputKind, MapFn, Op, OutputKind, Phase, Value};
+
+/// Gives every redistribution its reason, phase and module.
+pub fn explain(graph: &mut Graph) {
+    let phases = phases(graph);
+    for (node, phase) in graph.nodes().zip(phases) {
+        graph.node_mut(node).origin.phase = phase;
+    }
+    let moves: Vec<NodeIndex> = graph.nodes().filter(|&n| graph.node(n).op.is_redistribution()).collect();
+    let sources = Sources::of(graph);
+    let goals = goals(graph);
+    let explained: Vec<(Arc<str>, Reason)> = moves
+        .iter()
+        .map(|&node| {
+            let causes = sources.causes(graph, node);
+            (module(graph, node, &causes, &goals), reason(graph, node, causes))
+        })
+        .collect();
+    for (node, (module, why)) in moves.into_iter().zip(explained) {
+        let origin = &mut graph.node_mut(node).origin;
+        (origin.module, origin.why) = (module, why);
+    }
+}
+
+fn is_reduction(op: &Op) -> bool {
+    matches!(op, Op::AllReduce { .. } | Op::ReduceScatter { .. })
+}
+
+/// The part of the step of every node. What an operation is needed for is not later than itself. A
+/// redistribution belongs to what needs it first; but what only the optimizer needs of a gradient, and of any
+/// sum, to what makes it.
+fn phases(graph: &Graph) -> Vec<Phase> {
+    let mut needed: Vec<Option<Phase>> = vec![None; graph.len()];
+    let mut phase: Vec<Phase> = graph.nodes().map(|n| graph.node(n).origin.phase).collect();
+    let moves = |n: NodeIndex| graph.node(n).op.is_redistribution();
+    for node in graph.nodes().collect::<Vec<_>>().into_iter().rev() {
+        let i = node.index();
+        let first = match needed[i] {
+            _ if matches!(graph.node(node).op, Op::Input { .. }) => continue,
+            needed if moves(node) => needed,
+            needed => {
+                phase[i] = needed.map_or(phase[i], |n| n.min(phase[i]));
+                Some(phase[i])
+            }
+        };
+        for v in graph.operands(node) {
+            let needed = &mut needed[v.node.index()];
+            *needed = needed.iter().chain(&first).min().copied();
+        }
+    }
+    // Of a redistribution: the part of the step that makes what it moves.
+    let mut made = phase.clone();
+    for node in graph.nodes().filter(|&n| moves(n)) {
+        let i = node.index();
+        let operand = graph.operands(node)[0].node;
+        let input = matches!(graph.node(operand).op, Op::Input { .. });
+        made[i] = if input { Phase::Forward } else { made[operand.index()] };
+        phase[i] = match needed[i] {
+            None => made[i],
+            Some(Phase::Optimizer) if is_reduction(&graph.node(node).op) || made[i] == Phase::Backward => made[i],
+            Some(needed) => needed.max(made[i]),
+        };
+    }
+    phase
+}
+
+/// An input, or a module that places a value, and the plan entry or data mode that cuts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Source {
+    tensor: Arc<str>,
+    entry: Arc<str>,
+    parameter: bool,
+}
+
+/// Number of a source.
+type SourceId = u32;
+
+/// How a cut causes a collective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// The index is summed.
+    Summed,
+    /// The value is wanted whole, or cut elsewhere.
+    Elsewhere,
+}
+
+/// What cuts each result on each axis; and what made the first one partial.
+type Found = (Vec<Vec<(AxisId, SourceId)>>, Vec<(AxisId, BTreeSet<SourceId>)>);
+
+/// Which input cuts a value on which axis, and which cuts made it partial.
+struct Sources {
+    list: Vec<Source>,
+    /// By node and result: for every axis that cuts the value, what cuts it; nothing where the compiler does.
+    cut: Vec<Vec<Vec<(AxisId, SourceId)>>>,
+    /// By node: for every axis over which its result is partial, the cuts of summed indices.
+    summed: Vec<Vec<(AxisId, BTreeSet<SourceId>)>>,
+}
+
+impl Sources {
+    fn of(graph: &Graph) -> Self {
+        let mut found = Sources { list: Vec::new(), cut: Vec::new(), summed: Vec::new() };
+        for node in graph.nodes() {
+            let (cut, summed) = match &graph.node(node).op {
+                Op::Input { .. } => (vec![found.input(graph, node)], Vec::new()),
+                op if op.is_redistribution() => found.moved(graph, node),
+                _ => found.computed(graph, node),
+            };
+            found.cut.push(cut);
+            found.summed.push(summed);
+        }
+        found
+    }
+
+    fn add(&mut self, source: Source) -> SourceId {
+        // Causes are told apart by semicolons.
+        let source = Source { entry: source.entry.replace("; ", ", ").into(), ..source };
+        let known = self.list.iter().position(|s| *s == source);
+        known.unwrap_or_else(|| {
+            self.list.push(source);
+            self.list.len() - 1
+        }) as SourceId
+    }
+
+    fn input(&mut self, graph: &Graph, node: NodeIndex) -> Vec<(AxisId, SourceId)> {
+        let n = graph.node(node);
+        let Op::Input { name, kind, .. } = &n.op else { return Vec::new() };
+        let axes: Vec<AxisId> = n.types[0].sharding.sharded_axes().iter().collect();
+        if axes.is_empty() {
+            return Vec::new();
+        }
+        let parameter = *kind == InputKind::Parameter;
+        let source = Source { tensor: name.as_str().into(), entry: n.origin.why.to_string().into(), parameter };
+        let source = self.add(source);
+        axes.into_iter().map(|a| (a, source)).collect()
+    }
+
+    /// What cuts a value on an axis.
+    fn cut(&self, value: Value, axis: AxisId) -> Option<SourceId> {
+        let cuts = &self.cut[value.node.index()][value.result as usize];
+        cuts.iter().find(|c| c.0 == axis).map(|c| c.1)
+    }
+
+    /// The cuts of summed indices that made a value partial over an axis.
+    fn summed(&self, value: Value, axis: AxisId) -> impl Iterator<Item = SourceId> + '_ {
+        self.summed[value.node.index()].iter().filter(move |s| s.0 == axis).flat_map(|s| s.1.iter().copied())
+    }
+
+    fn moved(&mut self, graph: &Graph, node: NodeIndex) -> Found {
+        let operand = graph.operands(node)[0];
+        let n = graph.node(node);
+        let mut cuts = Vec::new();
+        for axis in n.types[0].sharding.sharded_axes().iter() {
+            let source = match graph.ty(operand).sharding.dim_of(axis) {
+                Some(_) => self.cut(operand, axis),
+                None => self.chosen(graph, node),
+            };
+            cuts.extend(source.map(|s| (axis, s)));
+        }
+        let partial = n.types[0].sharding.partial_axes();
+        let summed = self.summed[operand.node.index()].iter().filter(|s| partial.contains(s.0)).cloned().collect();
+        (vec![cuts], summed)
+    }
+
+    /// What cuts a value that a redistribution cuts: a plan that says so, or the parameter like which it lies.
+    fn chosen(&mut self, graph: &Graph, node: NodeIndex) -> Option<SourceId> {
+        let n = graph.node(node);
+        let stated = n.origin.why.causes().iter().find_map(|cause| match cause {
+            Cause::Stated(words) => {
+                Some(Source { tensor: n.origin.module.clone(), entry: words.clone(), parameter: false })
+            }
+            Cause::Like(parameter) => {
+                let (input, _, _) = graph.inputs().find(|(_, _, name)| **name == **parameter)?;
+                let entry = graph.node(input).origin.why.to_string().into();
+                Some(Source { tensor: parameter.clone(), entry, parameter: true })
+            }
+            _ => None,
+        });
+        stated.filter(|s| !s.tensor.is_empty()).map(|s| self.add(s))
+    }
+
+    fn computed(&self, graph: &Graph, node: NodeIndex) -> Found {
+        let n = graph.node(node);
+        let operands = graph.operands(node);
+        let types: Vec<_> = operands.iter().map(|&v| graph.ty(v)).collect();
+        let row = rule(&n.op, &types, &n.types.iter().collect::<Vec<_>>());
+        let mut cut = Vec::new();
+        for (ty, dims) in n.types.iter().zip(&row.results) {
+            let axes = ty.sharding.dims.iter().zip(dims).flat_map(|(axes, &f)| axes.iter().map(move |&a| (a, f)));
+            let source = |(a, f)| Some((a, self.of_factor(graph, &operands, &row, f, a, false)?));
+            cut.push(axes.filter_map(source).collect());
+        }
+        let mut summed = Vec::new();
+        for axis in n.types[0].sharding.partial_axes().iter() {
+            let mut sources: BTreeSet<SourceId> = operands.iter().flat_map(|&v| self.summed(v, axis)).collect();
+            let reduced = (0..row.factors.len()).filter(|&f| matches!(row.factors[f].kind, FactorKind::Reduce(_)));
+            sources.extend(reduced.filter_map(|f| self.of_factor(graph, &operands, &row, f, axis, true)));
+            summed.push((axis, sources));
+        }
+        (cut, summed)
+    }
+
+    /// What cuts an index of an operation: of the operands that have it the one with most dimensions (a bias lies
+    /// like what it is added to), then the earliest; of a summed index first of all a parameter itself.
+    fn of_factor(
+        &self,
+        graph: &Graph,
+        operands: &[Value],
+        row: &Rule,
+        factor: usize,
+        axis: AxisId,
+        summed: bool,
+    ) -> Option<SourceId> {
+        let mut best: Option<((bool, std::cmp::Reverse<usize>, Value), SourceId)> = None;
+        for (i, &v) in operands.iter().enumerate() {
+            let has = row.operand_dim(i, factor).is_some_and(|d| graph.ty(v).sharding.dims[d].contains(&axis));
+            let Some(source) = self.cut(v, axis).filter(|_| has) else { continue };
+            let indirect = !(summed && is_parameter(graph, v));
+            let key = (indirect, std::cmp::Reverse(graph.ty(v).rank()), v);
+            if best.as_ref().is_none_or(|b| key < b.0) {
+                best = Some((key, source));
+            }
+        }
+        best.map(|b| b.1)
+    }
+
+    /// The cuts that a collective is there for.
+    fn causes(&self, graph: &Graph, node: NodeIndex) -> Vec<(How, &Source)> {
+        let op = &graph.node(node).op;
+        if !op.is_collective() {
+            return Vec::new();
+        }
+        let operand = graph.operands(node)[0];
+        let mut causes = Vec::new();
+        for axis in op.axes().iter() {
+            if is_reduction(op) {
+                causes.extend(self.summed(operand, axis).map(|s| (How::Summed, s)));
+            } else {
+                causes.extend(self.cut(operand, axis).map(|s| (How::Elsewhere, s)));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        causes.retain(|&(_, source)| seen.insert(source));
+        causes.into_iter().map(|(how, s)| (how, &self.list[s as usize])).collect()
+    }
+}
+
+/// Whether a value is a parameter, gathered, cut or converted.
+fn is_parameter(graph: &Graph, value: Value) -> bool {
+    match graph.op(value) {
+        Op::Input { kind, .. } => *kind == InputKind::Parameter,
+        Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } | Op::AllGather { .. } | Op::ShardSlice { .. } => {
+            is_parameter(graph, graph.operands(value.node)[0])
+        }
+        _ => false,
+    }
+}
+
+/// The module of a parameter.
+fn owner(parameter: &str) -> &str {
+    parameter.rsplit_once('.').map_or("", |(module, _)| module)
+}
+
+/// The innermost module that holds both.
+fn common<'a>(a: &'a str, b: &str) -> &'a str {
+    let mut end = 0;
+    for (x, y) in a.split('.').zip(b.split('.')) {
+        if x != y {
+            break;
+        }
+        end += x.len() + 1;
+    }
+    &a[..end.saturating_sub(1).min(a.len())]
+}
+
+/// By node: the module whose parameters are updated with it, the innermost that has all of them. A scalar (a rate,
+/// the factor of clipping) is for all parameters.
+fn goals(graph: &Graph) -> Vec<Option<String>> {
+    let mut goals: Vec<Option<String>> = vec![None; graph.len()];
+    let join = |goal: &mut Option<String>, module: &str| match goal {
+        Some(known) => *known = common(known, module).to_string(),
+        None => *goal = Some(module.to_string()),
+    };
+    for output in &graph.outputs {
+        let (OutputKind::Update(name) | OutputKind::Gradient(name)) = &output.kind else { continue };
+        let parameter = name.split_once('/').map_or(name.as_str(), |(parameter, _)| parameter);
+        join(&mut goals[output.value.node.index()], owner(parameter));
+    }
+    for node in graph.nodes().collect::<Vec<_>>().into_iter().rev() {
+        let Some(goal) = goals[node.index()].clone() else { continue };
+        for v in graph.operands(node).into_iter().filter(|&v| graph.ty(v).rank() > 0) {
+            join(&mut goals[v.node.index()], &goal);
+        }
+    }
+    goals
+}
+
+/// The module of a redistribution: of a reduction that of the terms, of others that of the first reader. In the
+/// backward pass and in the optimizer, of which no module is known: that of the parameters that cause it, otherwise
+/// that of the parameters that it is for.
+fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Option<String>]) -> Arc<str> {
+    let n = graph.node(node);
+    let mut at = Some(node);
+    while let Some(next) = at.filter(|&at| graph.node(at).op.is_redistribution()) {
+        at = if is_reduction(&n.op) {
+            Some(graph.operands(next)[0].node)
+        } else {
+            let mut readers: Vec<NodeIndex> = graph.users(next).map(|(user, _)| user).collect();
+            readers.sort_unstable();
+            let first = readers.iter().find(|&&r| graph.node(r).origin.phase == n.origin.phase);
+            first.or(readers.first()).copied()
+        };
+    }
+    let at = at.unwrap_or_else(|| source(graph, node));
+    let known = &graph.node(at).origin.module;
+    let micro = micro_batch(known);
+    if !out_of_micro_batch(known).is_empty() {
+        return known.clone();
+    }
+    let parameters = causes.iter().filter(|(_, s)| s.parameter).map(|(_, s)| owner(&s.tensor).to_string());
+    let cause = parameters.reduce(|a, b| common(&a, &b).to_string());
+    let goal = goals[node.index()].clone();
+    // A gradient that is gathered is its parameter's, whatever cuts it; a parameter that is gathered is its own.
+    let gathers_input = matches!(graph.node(source(graph, node)).op, Op::Input { .. });
+    let by_cause = is_reduction(&n.op) || gathers_input;
+    let (first, second) = if by_cause { (cause, goal) } else { (goal, cause) };
+    let found = first.filter(|module| !module.is_empty()).or(second).unwrap_or_default();
+    micro.map_or_else(|| found.as_str().into(), |copy| in_micro_batch(&found, copy))
+}
+
+/// What a redistribution moves, before all redistributions.
+fn source(graph: &Graph, node: NodeIndex) -> NodeIndex {
+    let mut at = node;
+    while graph.node(at).op.is_redistribution() {
+        at = graph.operands(at)[0].node;
+    }
+    at
+}
+
+/// The causes as a reason, with what the program alone does not tell.
+fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason {
+    let n = graph.node(node);
+    let mut cuts: Vec<(How, Cut)> = Vec::new();
+    for (how, source) in causes {
+        let known = cuts.iter_mut().find(|(h, cut)| *h == how && cut.entry == source.entry);
+        match known {
+            Some((_, cut)) if cut.tensors.len() < Cut::NAMED => cut.tensors.push(source.tensor.clone()),
+            Some((_, cut)) => cut.others += 1,
+            None => {
+                let tensors = vec![source.tensor.clone()];
+                cuts.push((how, Cut { tensors, others: 0, entry: source.entry.clone() }));
+            }
+        }
+    }
+    // An all-reduce is there because of its terms alone.
+    let whole = matches!(n.op, Op::AllReduce { .. }) && !cuts.is_empty();
+    let gathers = matches!(n.op, Op::AllGather { .. });
+    let kept = n.origin.why.causes().iter().filter(|cause| match cause {
+        Cause::Summed(_) | Cause::Elsewhere(_) => false,
+        Cause::Stated(words) => !whole && !(gathers && cuts.iter().any(|(_, cut)| cut.entry == *words)),
+        Cause::Together(_) | Cause::Like(_) => !whole,
+        Cause::Rule(_) | Cause::Again => true,
+    });
+    let kept: Vec<Cause> = kept.cloned().collect();
+    let cuts = cuts.into_iter().map(|(how, cut)| match how {
+        How::Summed => Cause::Summed(cut),
+        How::Elsewhere => Cause::Elsewhere(cut),
+    });
+    let reason: Reason = cuts.chain(kept).collect();
+    reason.to_string().into()
+}
