@@ -303,6 +303,11 @@ impl Mesh {
         self.axes.get(axis.0 as usize).map_or("?", |a| &a.name)
     }
 
+    /// The name that the user gave an axis, or the axis that it is a part of; `?` for one that the mesh lacks.
+    pub fn user_name(&self, axis: AxisId) -> &str {
+        self.axes.get(axis.0 as usize).map_or("?", |a| &a.of)
+    }
+
     /// Number of coordinates of an axis.
     pub fn size(&self, axis: AxisId) -> usize {
         self.axes[axis.0 as usize].size

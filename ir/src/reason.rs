@@ -7,6 +7,7 @@
 //! assert!(matches!(&reason.causes()[0], Cause::Summed(cut) if *cut.entry == *"plan \"tp\""));
 //! ```
 
+use crate::mesh::is_name;
 use std::fmt;
 use std::sync::Arc;
 
@@ -72,6 +73,13 @@ pub enum Cause {
     Again,
     /// A plan entry, a data mode or an option, in its own words.
     Stated(Arc<str>),
+    /// The same, about the cut along one axis of a tensor that several entries cut.
+    On {
+        /// The axis, by the name that the user gave it.
+        axis: Arc<str>,
+        /// The words.
+        words: Arc<str>,
+    },
 }
 
 const SUMMED: &str = "cut along the summed index";
@@ -91,6 +99,7 @@ impl fmt::Display for Cause {
             Cause::Rule(number) => write!(f, "{RULE}{number}"),
             Cause::Again => f.write_str(AGAIN),
             Cause::Stated(words) => f.write_str(words),
+            Cause::On { axis, words } => write!(f, "`{axis}`: {words}"),
         }
     }
 }
@@ -104,7 +113,11 @@ impl Cause {
             .or_else(|| text.strip_suffix(TOGETHER).map(|op| Cause::Together(op.into())))
             .or_else(|| text.strip_prefix(LIKE).map(|name| Cause::Like(name.into())))
             .or_else(|| text.strip_prefix(RULE)?.parse().ok().map(Cause::Rule))
-            .or_else(|| (text == AGAIN).then_some(Cause::Again));
+            .or_else(|| (text == AGAIN).then_some(Cause::Again))
+            .or_else(|| {
+                let (axis, words) = text.strip_prefix('`')?.split_once("`: ")?;
+                is_name(axis).then(|| Cause::On { axis: axis.into(), words: words.into() })
+            });
         // Words that would print differently are a statement.
         found.filter(|cause| cause.to_string() == text).unwrap_or_else(|| Cause::Stated(text.into()))
     }
@@ -126,6 +139,15 @@ impl Reason {
     /// Whether nothing is said.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The entry that cuts a tensor along an axis, of the reason of a tensor: the words about that axis, otherwise all.
+    pub fn entry(&self, axis: &str) -> Arc<str> {
+        let about = self.0.iter().find_map(|cause| match cause {
+            Cause::On { axis: about, words } if **about == *axis => Some(words.clone()),
+            _ => None,
+        });
+        about.unwrap_or_else(|| self.to_string().into())
     }
 
     /// The same reason with one more cause, if it does not have that one yet.
@@ -196,6 +218,7 @@ mod tests {
             Cause::Rule(24),
             Cause::Again,
             Cause::Stated("fsdp: sharded over `dp`".into()),
+            Cause::On { axis: "dp".into(), words: "fsdp: sharded over `dp`".into() },
         ];
         for cause in &causes {
             assert_eq!(Reason::from(cause.to_string()), Reason::from(cause.clone()), "{cause}");
@@ -210,6 +233,14 @@ mod tests {
             assert_eq!(Reason::from(text).to_string(), text);
         }
         assert_eq!(Reason::from("rule 07").causes(), [Cause::Stated("rule 07".into())]);
+    }
+
+    #[test]
+    fn each_axis_has_its_entry() {
+        let reason = Reason::from("`tp`: plan \"tp\"; `dp`: fsdp: sharded over `dp`");
+        assert_eq!(*reason.entry("tp"), *"plan \"tp\"");
+        assert_eq!(*reason.entry("dp"), *"fsdp: sharded over `dp`");
+        assert_eq!(*Reason::from("plan \"tp\"").entry("tp"), *"plan \"tp\"");
     }
 
     #[test]

@@ -18,7 +18,6 @@ use crate::rules::{FactorKind, Rule, place, rule};
 use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 use tpc_ir::reason::{Cause, Reason};
 use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value};
 
@@ -28,7 +27,7 @@ pub struct Annotation {
     /// The placement.
     pub sharding: Sharding,
     /// The plan entry.
-    pub why: Arc<str>,
+    pub why: Reason,
 }
 
 /// A placement of a value on some axes that a plan demands, and the plan entry that demands it.
@@ -37,7 +36,7 @@ pub struct Constraint {
     /// The placement.
     pub at: OnAxes,
     /// The plan entry.
-    pub why: Arc<str>,
+    pub why: Reason,
 }
 
 /// A parameter that is stored more finely than it is computed with: it is gathered before the forward
@@ -47,9 +46,9 @@ pub struct Storage {
     /// Where the forward and backward pass want it.
     pub compute: Sharding,
     /// The plan entry that stores it so.
-    pub why: Arc<str>,
-    /// The plan entry of the style that cuts it for computing, if any.
-    pub style: Option<Arc<str>>,
+    pub why: Reason,
+    /// Whether a style cuts it for computing.
+    pub style: bool,
 }
 
 /// What a plan demands: of inputs that are not listed, that they are replicated; of other values,
@@ -67,6 +66,9 @@ pub struct Annotations {
     /// By node and operand of the logical graph: through which placements the operand passes on its
     /// way to this use.
     pub uses: HashMap<(NodeIndex, u32), Vec<Constraint>>,
+    /// Nodes of the logical graph that add up what parts of the batch contribute. Terms that are partial sums stay so,
+    /// and their sum is reduced.
+    pub sums: HashSet<NodeIndex>,
 }
 
 /// Places every value of a logical graph.
@@ -92,7 +94,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             let annotation = annotations.inputs.get(name);
             if let Some(a) = annotation {
                 ty.sharding = a.sharding.clone();
-                origin.why = (&a.why).into();
+                origin.why = a.why.clone();
             }
             let value = new.push(n.op.clone(), &[], ty, &origin);
             if let Some(storage) = annotations.gathered.get(name) {
@@ -104,7 +106,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             return vec![value];
         }
         let because = |why: Reason| Origin { why, ..n.origin.clone() };
-        let for_reason = |why: &Arc<str>| because(why.into());
+        let for_reason = |why: &Reason| because(why.clone());
         // A stored parameter is converted where it lies, so that the gather moves the smaller type.
         let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
         let shard = stored.get(&operands.first().copied().unwrap_or(Value::from(node))).copied().filter(|_| converts);
@@ -112,7 +114,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             let gathers = n.origin.phase != Phase::Optimizer && shard.is_none();
             if let Some(storage) = stored.get(v).filter(|_| gathers) {
                 *v = moved_once(&mut cache, new, *v, &storage.compute, &for_reason(&storage.why));
-                if storage.style.is_some() {
+                if storage.style {
                     style_parameters.insert(*v);
                 }
             }
@@ -134,8 +136,13 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             .map(|dims| Sharding { dims: dims.iter().map(|&f| wanted[f].clone()).collect(), partial: None })
             .collect();
         let origin = because(Cause::Together(n.op.name().into()).into());
-        let moved: Vec<Value> =
-            operands.iter().zip(&shardings).map(|(&v, s)| moved_once(&mut cache, new, v, s, &origin)).collect();
+        let alike = types.windows(2).all(|w| w[0].sharding == w[1].sharding);
+        let adds_terms = alike && annotations.sums.contains(&node) && is_partial_sum(&types[0].sharding);
+        let moved: Vec<Value> = if adds_terms {
+            operands
+        } else {
+            operands.iter().zip(&shardings).map(|(&v, s)| moved_once(&mut cache, new, v, s, &origin)).collect()
+        };
         let types: Vec<&Type> = moved.iter().map(|&v| new.ty(v)).collect();
         let results: Vec<Type> = (0..n.types.len())
             .map(|r| {
@@ -146,12 +153,17 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
             .collect();
         let id = new.add(n.op.clone(), &moved, results.clone(), n.origin.clone());
         stored.extend(shard.map(|storage| (Value::from(id), storage)));
+        let mut readers = graph.users(node).map(|(reader, _)| reader).peekable();
+        let is_term = readers.peek().is_some()
+            && readers.all(|reader| annotations.sums.contains(&reader))
+            && graph.outputs.iter().all(|o| o.value.node != node);
         results
             .iter()
             .enumerate()
             .map(|(r, ty)| {
                 let mut v = Value { node: id, result: r as u32 };
-                let mut at = reduced(&ty.sharding);
+                let stays = is_term && is_partial_sum(&ty.sharding);
+                let mut at = if stays { ty.sharding.clone() } else { reduced(&ty.sharding) };
                 let constraints = annotations.results.get(&node).map_or(&[][..], Vec::as_slice);
                 for constraint in constraints {
                     let wanted = constraint.at.applied(&at);
@@ -167,6 +179,11 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
     });
     place_outputs(&mut placed);
     (placed, mapping)
+}
+
+/// Whether a value is a term of a sum over ranks.
+fn is_partial_sum(sharding: &Sharding) -> bool {
+    sharding.partial.is_some_and(|p| p.op == ReduceOp::Sum)
 }
 
 /// Where values were moved already.

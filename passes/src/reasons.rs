@@ -46,8 +46,8 @@ fn is_reduction(op: &Op) -> bool {
 }
 
 /// The part of the step of every node. What an operation is needed for is not later than itself. A
-/// redistribution belongs to what needs it first; but what only the optimizer needs of a gradient, and of any
-/// sum, to what makes it.
+/// collective belongs to what needs it first; but what only the optimizer needs of a gradient, and of any sum, belongs
+/// to what makes it. A slice stays where it is, between the two.
 fn phases(graph: &Graph) -> Vec<Phase> {
     let mut needed: Vec<Option<Phase>> = vec![None; graph.len()];
     let mut phase: Vec<Phase> = graph.nodes().map(|n| graph.node(n).origin.phase).collect();
@@ -71,12 +71,13 @@ fn phases(graph: &Graph) -> Vec<Phase> {
     let mut made = phase.clone();
     for node in graph.nodes().filter(|&n| moves(n)) {
         let i = node.index();
-        let operand = graph.operands(node)[0].node;
+        let (op, operand) = (&graph.node(node).op, graph.operands(node)[0].node);
         let input = matches!(graph.node(operand).op, Op::Input { .. });
         made[i] = if input { Phase::Forward } else { made[operand.index()] };
         phase[i] = match needed[i] {
             None => made[i],
-            Some(Phase::Optimizer) if is_reduction(&graph.node(node).op) || made[i] == Phase::Backward => made[i],
+            Some(needed) if !op.is_collective() => phase[i].min(needed).max(made[i]),
+            Some(Phase::Optimizer) if is_reduction(op) || made[i] == Phase::Backward => made[i],
             Some(needed) => needed.max(made[i]),
         };
     }
@@ -148,9 +149,11 @@ impl Sources {
             return Vec::new();
         }
         let parameter = *kind == InputKind::Parameter;
-        let source = Source { tensor: name.as_str().into(), entry: n.origin.why.to_string().into(), parameter };
-        let source = self.add(source);
-        axes.into_iter().map(|a| (a, source)).collect()
+        let source = |axis| {
+            let entry = n.origin.why.entry(graph.mesh.user_name(axis));
+            Source { tensor: name.as_str().into(), entry, parameter }
+        };
+        axes.into_iter().map(|axis| (axis, self.add(source(axis)))).collect()
     }
 
     /// What cuts a value on an axis.
@@ -171,7 +174,7 @@ impl Sources {
         for axis in n.types[0].sharding.sharded_axes().iter() {
             let source = match graph.ty(operand).sharding.dim_of(axis) {
                 Some(_) => self.cut(operand, axis),
-                None => self.chosen(graph, node),
+                None => self.chosen(graph, node, axis),
             };
             cuts.extend(source.map(|s| (axis, s)));
         }
@@ -181,7 +184,7 @@ impl Sources {
     }
 
     /// What cuts a value that a redistribution cuts: a plan that says so, or the parameter like which it lies.
-    fn chosen(&mut self, graph: &Graph, node: NodeIndex) -> Option<SourceId> {
+    fn chosen(&mut self, graph: &Graph, node: NodeIndex, axis: AxisId) -> Option<SourceId> {
         let n = graph.node(node);
         let stated = n.origin.why.causes().iter().find_map(|cause| match cause {
             Cause::Stated(words) => {
@@ -189,7 +192,7 @@ impl Sources {
             }
             Cause::Like(parameter) => {
                 let (input, _, _) = graph.inputs().find(|(_, _, name)| **name == **parameter)?;
-                let entry = graph.node(input).origin.why.to_string().into();
+                let entry = graph.node(input).origin.why.entry(graph.mesh.user_name(axis));
                 Some(Source { tensor: parameter.clone(), entry, parameter: true })
             }
             _ => None,
@@ -373,9 +376,13 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
     // An all-reduce is there because of its terms alone.
     let whole = matches!(n.op, Op::AllReduce { .. }) && !cuts.is_empty();
     let gathers = matches!(n.op, Op::AllGather { .. });
+    let over = |axis: &str| n.op.axes().iter().any(|a| graph.mesh.user_name(a) == axis);
     let kept = n.origin.why.causes().iter().filter(|cause| match cause {
         Cause::Summed(_) | Cause::Elsewhere(_) => false,
-        Cause::Stated(words) => !whole && !(gathers && cuts.iter().any(|(_, cut)| cut.entry == *words)),
+        Cause::On { axis, .. } if !over(axis) => false,
+        Cause::Stated(words) | Cause::On { words, .. } => {
+            !whole && !(gathers && cuts.iter().any(|(_, cut)| cut.entry == *words))
+        }
         Cause::Together(_) | Cause::Like(_) => !whole,
         Cause::Rule(_) | Cause::Again => true,
     });

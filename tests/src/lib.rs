@@ -9,6 +9,7 @@ pub mod eager;
 pub mod fuzz;
 pub mod golden;
 pub mod named;
+pub mod reasons;
 pub mod styles;
 pub mod switches;
 pub mod traffic;

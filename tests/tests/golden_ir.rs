@@ -56,6 +56,10 @@ fn same(stages: &Stages, feed: &Feed, what: &str) {
     assert!(difference(&expected, &reference(&stages.logical, feed)) < 1e-9, "{what}: logical");
     assert!(difference(&expected, &on_ranks(&stages.propagated, feed)) < 1e-9, "{what}: propagated");
     assert!(difference(&expected, &on_ranks(&stages.placed, feed)) < 1e-9, "{what}: placed");
+    for (stage, graph) in [("propagated", &stages.propagated), ("placed", &stages.placed)] {
+        let collectives = graph.nodes().filter(|&n| graph.node(n).op.is_collective()).count();
+        assert_eq!(tpc_tests::reasons::check(graph, &format!("{what}: {stage}")), collectives);
+    }
     assert_eq!(
         wrong(&stages.placed, &expected, &executed(&stages.placed, feed), 1e-4),
         Vec::<String>::new(),

@@ -240,9 +240,20 @@ fn one_accumulator_per_gradient_is_alive() {
 /// Every micro-batch gathers the sharded parameters of one block after the other for itself, and adds its gradients to those
 /// before it in their own memory. Counted are the bytes in use at once; the places of buffers leave gaps of a few percent.
 #[test]
-fn micro_batches_of_sharded_parameters_hold_what_one_holds_and_the_gradients() {
+fn micro_batches_hold_what_one_holds_and_the_gradients() {
     let model = llama(3);
-    for place in [("fsdp", "dp=4"), ("hsdp", "rep=2,dp=2"), ("fsdp", "dp=2")] {
+    // With the number of ranks that share a parameter which the forward pass needs whole.
+    for (plan_name, on, shards) in [
+        ("fsdp", "dp=4", 4),
+        ("hsdp", "rep=2,dp=2", 2),
+        ("fsdp", "dp=2", 2),
+        ("2d", "dp=2,tp=2", 2),
+        ("tp", "tp=2", 1),
+        ("tp-sp", "tp=4", 1),
+        ("ddp", "dp=2", 1),
+        ("zero1", "dp=2", 1),
+    ] {
+        let place = (plan_name, on);
         let program = |rows: usize, count: usize| {
             // Overlap may make an arena larger, which is another bound.
             let lower = LowerOptions { memory_growth: 0.0, ..LowerOptions::default() };
@@ -253,11 +264,12 @@ fn micro_batches_of_sharded_parameters_hold_what_one_holds_and_the_gradients() {
         let (quarters, one) = (program(32, 4), program(8, 1));
         let most = |rank: &RankProgram| rank.collectives().map(|c| c.values).max().unwrap_or(0);
         assert!(most(&quarters) <= most(&one), "{place:?}: {} values, {} in one", most(&quarters), most(&one));
-        let parameters = quarters.inputs.iter().filter(|i| i.kind == InputKind::Parameter);
-        let gradients: usize = parameters.map(|i| i.binding.global.iter().product::<usize>() * 4).sum();
-        // Labels are shifted once for the whole batch.
-        let data = quarters.inputs.iter().filter(|i| i.kind == InputKind::Data);
-        let labels: usize = data.map(|i| quarters.buffers[i.binding.view.buffer.0 as usize].bytes).sum();
+        let bytes = |kind: InputKind| -> usize {
+            let of_kind = quarters.inputs.iter().filter(|i| i.kind == kind);
+            of_kind.map(|i| quarters.buffers[i.binding.view.buffer.0 as usize].bytes).sum()
+        };
+        // Labels are shifted and counted once for the whole batch.
+        let (gradients, labels) = (bytes(InputKind::Parameter) * shards, 2 * bytes(InputKind::Data));
         let (held, allowed) = (most_bytes(&quarters), most_bytes(&one) + gradients + labels);
         assert!(held <= allowed, "{place:?}: {held} bytes, {allowed} are those of one micro-batch and the gradients");
     }

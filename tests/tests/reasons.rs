@@ -1,190 +1,14 @@
 //! Every collective of a placed program says why it is there, in which part of the step, and for which module. Each
-//! answer is derived here a second time, from the program alone: cuts from the letters of the operations, parts of
-//! the step from what the loss and the gradients depend on.
+//! answer is derived a second time, from the program alone ([`tpc_tests::reasons`]).
 
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tpc::models::ModelConfig;
 use tpc::pretrained::TokenBatch;
 use tpc::program::{CompileOptions, Stages};
-use tpc_ir::reason::{Cause, Cut};
-use tpc_ir::{AxisId, Graph, InputKind, Op, OutputKind, Phase, Value, parse, text};
+use tpc_passes::options::StepOptions;
+use tpc_passes::options::precision::{Precision, Reduction};
+use tpc_tests::reasons::check;
 use tpc_tests::training::{config, language_model, plan};
-
-/// A placed program, and what follows from it.
-struct Derived<'a> {
-    graph: &'a Graph,
-    /// By axis and node: inputs that are cut on the axis and reach the node over values that are.
-    cut: HashMap<(AxisId, Value), BTreeSet<String>>,
-    entries: BTreeMap<String, String>,
-    /// The first results of what the loss and other results depend on, and of what gradients do.
-    forward: HashSet<Value>,
-    backward: HashSet<Value>,
-}
-
-impl<'a> Derived<'a> {
-    fn of(graph: &'a Graph) -> Self {
-        let entries =
-            graph.inputs().map(|(n, _, name)| (name.to_string(), graph.node(n).origin.why.to_string())).collect();
-        let mut cut: HashMap<(AxisId, Value), BTreeSet<String>> = HashMap::new();
-        for axis in graph.mesh.axis_ids() {
-            for node in graph.nodes() {
-                if !graph.node(node).types.iter().any(|t| t.sharding.dim_of(axis).is_some()) {
-                    continue;
-                }
-                let operands = graph.operands(node);
-                let above = operands.iter().filter_map(|v| cut.get(&(axis, v.node.into())));
-                let mut names: BTreeSet<String> = above.flatten().cloned().collect();
-                if let Op::Input { name, .. } = &graph.node(node).op {
-                    names.insert(name.clone());
-                }
-                cut.insert((axis, node.into()), names);
-            }
-        }
-        let above = |wanted: &dyn Fn(&OutputKind) -> bool| {
-            let mut seen = HashSet::new();
-            let mut open: Vec<Value> =
-                graph.outputs.iter().filter(|o| wanted(&o.kind)).map(|o| o.value.node.into()).collect();
-            while let Some(v) = open.pop() {
-                if seen.insert(v) {
-                    open.extend(graph.operands(v.node).iter().map(|v| Value::from(v.node)));
-                }
-            }
-            seen
-        };
-        let forward = above(&|k| matches!(k, OutputKind::Loss | OutputKind::Result(_)));
-        let backward = above(&|k| matches!(k, OutputKind::Gradient(_)));
-        Derived { graph, cut, entries, forward, backward }
-    }
-
-    fn cut(&self, value: Value, axis: AxisId) -> BTreeSet<String> {
-        self.cut.get(&(axis, value.node.into())).cloned().unwrap_or_default()
-    }
-
-    /// The operations that make a value partial over an axis, with the operands whose summed index is cut.
-    fn summed(&self, value: Value, axis: AxisId) -> Vec<Vec<Value>> {
-        let (mut found, mut seen, mut open) = (Vec::new(), HashSet::new(), vec![value]);
-        while let Some(v) = open.pop() {
-            if !seen.insert(v) {
-                continue;
-            }
-            let operands = self.graph.operands(v.node);
-            let is_cut = |i: usize, d: usize| self.graph.ty(operands[i]).sharding.dims[d].contains(&axis);
-            let cut: Vec<Value> = match self.graph.op(v) {
-                Op::Einsum { subs } | Op::Reduce { subs, .. } => (0..operands.len())
-                    .filter(|&i| {
-                        let letters = subs.operands[i].iter().enumerate();
-                        letters.filter(|(_, l)| !subs.result.contains(l)).any(|(d, _)| is_cut(i, d))
-                    })
-                    .map(|i| operands[i])
-                    .collect(),
-                Op::Take if is_cut(0, 0) => vec![operands[0]],
-                Op::ScatterAdd if self.graph.ty(operands[0]).sharding.dim_of(axis).is_some() => operands.clone(),
-                _ => Vec::new(),
-            };
-            if !cut.is_empty() {
-                found.push(cut);
-            }
-            let partial = |v: &Value| self.graph.ty(*v).sharding.partial_axes().contains(axis);
-            open.extend(operands.iter().copied().filter(partial));
-        }
-        found
-    }
-
-    /// The parameter that a value is, gathered, cut or converted.
-    fn parameter(&self, value: Value) -> Option<&str> {
-        match self.graph.op(value) {
-            Op::Input { kind: InputKind::Parameter, name, .. } => Some(name),
-            Op::AllGather { .. } | Op::ShardSlice { .. } => self.parameter(self.graph.operands(value.node)[0]),
-            Op::Map { .. } if self.graph.operands(value.node).len() == 1 => {
-                self.parameter(self.graph.operands(value.node)[0])
-            }
-            _ => None,
-        }
-    }
-
-    fn phase(&self, node: Value) -> Phase {
-        match () {
-            () if self.forward.contains(&node) => Phase::Forward,
-            () if self.backward.contains(&node) => Phase::Backward,
-            () => Phase::Optimizer,
-        }
-    }
-
-    /// Checks every collective; how many there are.
-    fn check(&self, what: &str) -> usize {
-        let graph = self.graph;
-        let names = text::number(graph);
-        let mut count = 0;
-        for node in graph.nodes().filter(|&n| graph.node(n).op.is_collective()) {
-            let n = graph.node(node);
-            let line = text::line(graph, node, &names);
-            let operand = graph.operands(node)[0];
-            let causes = n.origin.why.causes();
-            let reduces = matches!(n.op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
-            let cuts: Vec<&Cut> = causes
-                .iter()
-                .filter_map(|c| match c {
-                    Cause::Summed(cut) if reduces => Some(cut),
-                    Cause::Elsewhere(cut) if !reduces => Some(cut),
-                    Cause::Summed(_) | Cause::Elsewhere(_) => panic!("{what}: {line}"),
-                    _ => None,
-                })
-                .collect();
-            let mut possible: BTreeSet<String> = BTreeSet::new();
-            let mut needed: BTreeSet<String> = BTreeSet::new();
-            for axis in n.op.axes().iter() {
-                if reduces {
-                    for operands in self.summed(operand, axis) {
-                        possible.extend(operands.iter().flat_map(|&v| self.cut(v, axis)));
-                        let direct: Vec<&str> = operands.iter().filter_map(|&v| self.parameter(v)).collect();
-                        if let [only] = direct[..] {
-                            needed.insert(only.to_string());
-                        }
-                    }
-                } else {
-                    possible.extend(self.cut(operand, axis));
-                    needed.extend(self.parameter(operand).map(str::to_string));
-                }
-            }
-            let named: BTreeSet<String> = cuts.iter().flat_map(|c| &c.tensors).map(|t| t.to_string()).collect();
-            let others: usize = cuts.iter().map(|c| c.others).sum();
-            assert!(!named.is_empty() || possible.is_empty(), "{what}: no cause\n{line}\n{possible:?}");
-            assert!(others > 0 || needed.is_subset(&named), "{what}: {needed:?} cause it\n{line}");
-            for cut in cuts {
-                for tensor in &cut.tensors {
-                    match self.entries.get(&**tensor) {
-                        Some(entry) => {
-                            assert!(possible.contains(&**tensor), "{what}: {tensor} does not cause it\n{line}");
-                            assert_eq!(*entry, *cut.entry, "{what}: {line}");
-                        }
-                        // A value inside, that a plan places.
-                        None => assert!(cut.entry.contains(" is "), "{what}: {tensor} is no tensor\n{line}"),
-                    }
-                }
-            }
-            assert_eq!(n.origin.phase, self.phase(node.into()), "{what}: {line}");
-            let module = &*n.origin.module;
-            assert!(!module.is_empty() || graph.ty(operand).rank() == 0 || others > 0, "{what}: no module\n{line}");
-            if n.origin.phase == Phase::Backward && reduces && needed.len() == 1 {
-                let owner = needed.iter().next().unwrap().rsplit_once('.').unwrap().0.to_string();
-                assert_eq!(module, owner, "{what}: {line}");
-            }
-            let gradients = graph.outputs.iter().filter(|o| o.value.node == node);
-            for name in gradients.filter_map(|o| match &o.kind {
-                OutputKind::Gradient(name) => Some(name),
-                _ => None,
-            }) {
-                let tied = graph.outputs.iter().filter(|o| o.value.node == node).count() > 1;
-                assert!(tied || module == name.rsplit_once('.').unwrap().0, "{what}: gradient of {name}\n{line}");
-            }
-            count += 1;
-        }
-        let printed = text::print(graph);
-        assert_eq!(text::print(&parse::parse(&printed).unwrap()), printed, "{what}");
-        count
-    }
-}
 
 fn llama(layers: usize) -> ModelConfig {
     config(json!({"model_type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers,
@@ -214,14 +38,18 @@ const PLANS: [(&str, &str); 6] = [
 ];
 
 fn explained(what: &str, config: &ModelConfig, tokens: TokenBatch) {
-    let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+    explained_with(what, config, tokens, StepOptions::default());
+}
+
+fn explained_with(what: &str, config: &ModelConfig, tokens: TokenBatch, step: StepOptions) {
+    let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
     for (name, on) in PLANS {
         let program = language_model(config, tokens, &plan(name), on, &options);
         for (step, stages) in [("first", &program.first), ("steady", &program.steady)] {
             let Stages { propagated, placed, .. } = stages;
             for (stage, graph) in [("propagated", propagated), ("placed", placed)] {
                 let what = format!("{what} under {name}, {step}, {stage}");
-                assert!(Derived::of(graph).check(&what) > 0, "{what}: no collective");
+                assert!(check(graph, &what) > 0, "{what}: no collective");
             }
         }
     }
@@ -241,4 +69,24 @@ fn twenty_layers() {
         explained(&format!("{name}, 20 layers, few tokens"), &config, TokenBatch::new(2, 4));
     }
     explained("llama, 20 layers, many tokens", &llama(20), TokenBatch::new(8, 256));
+}
+
+/// Options rewrite the program before it is placed, and make operations that no module of the model has.
+#[test]
+fn with_options() {
+    let step = StepOptions::default;
+    for (name, step) in [
+        ("clipping", StepOptions { clip_norm: Some(1.0), ..step() }),
+        ("micro-batches", StepOptions { micro_batches: 2, ..step() }),
+        ("clipping and micro-batches", StepOptions { clip_norm: Some(1.0), micro_batches: 2, ..step() }),
+        ("frozen layers", StepOptions { freeze: vec!["model.layers.0".into(), "transformer.h.0".into()], ..step() }),
+        ("bf16", StepOptions { precision: Some(Precision { reduce: Reduction::Compute }), ..step() }),
+        ("bf16, reduced in f32", StepOptions { precision: Some(Precision { reduce: Reduction::F32 }), ..step() }),
+    ] {
+        for (family, config) in [("llama", llama(2)), ("gpt2", gpt2(2))] {
+            let mut step = step.clone();
+            step.freeze.retain(|pattern| pattern.starts_with("transformer") == (family == "gpt2"));
+            explained_with(&format!("{family} with {name}"), &config, TokenBatch::new(4, 6), step);
+        }
+    }
 }

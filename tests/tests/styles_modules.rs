@@ -230,7 +230,7 @@ fn a_row_wise_convolution_takes_shards_of_the_channels() {
     for module in ["first", "point", "up"] {
         let plan = Plan::new().with(module, rows.clone());
         let found = convolutions().compiled(&plan, "tp=2", &CompileOptions::default()).unwrap().first.annotations;
-        let whys = |shard: &str| found.uses.values().flatten().filter(|c| c.why.ends_with(shard)).count();
+        let whys = |shard: &str| found.uses.values().flatten().filter(|c| c.why.to_string().ends_with(shard)).count();
         assert!(whys("argument 0 is Shard(1)") > 0, "{module}");
         assert_eq!(whys("argument 0 is Shard(-1)"), 0, "{module}");
     }
@@ -272,7 +272,7 @@ fn every_call_of_a_convolution() {
 
 /// How many values are prepared as the result of a module.
 fn prepared_results(found: &tpc_passes::propagate::Annotations) -> usize {
-    found.results.values().filter(|all| all.iter().any(|c| c.why.contains("result 0 is"))).count()
+    found.results.values().filter(|all| all.iter().any(|c| c.why.to_string().contains("result 0 is"))).count()
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

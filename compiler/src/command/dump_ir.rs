@@ -319,7 +319,7 @@ fn annotations(graph: &Graph) -> Annotations {
         let n = graph.node(node);
         let sharding = n.types[0].sharding.clone();
         if !sharding.is_replicated() {
-            let why = std::sync::Arc::from(n.origin.why.to_string());
+            let why = n.origin.why.clone();
             match &n.op {
                 tpc_ir::Op::Input { name, .. } => {
                     found.inputs.insert(name.clone(), Annotation { sharding, why });
@@ -356,13 +356,13 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
             tpc_ir::Op::Input { name, .. } => {
                 if let Some(Annotation { sharding, why }) = annotations.inputs.get(name) {
                     n.types[0].sharding = sharding.clone();
-                    n.origin.why = why.into();
+                    n.origin.why = why.clone();
                 }
             }
             _ => {
                 for Constraint { at, why } in annotations.results.get(&node).into_iter().flatten() {
                     n.types[0].sharding = at.applied(&n.types[0].sharding);
-                    n.origin.why = why.into();
+                    n.origin.why = why.clone();
                 }
             }
         }

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! A bucket stands where its last member stood. Members share operation, reduction, element type, axes,
-//! phase, and the phase that reads them first: what the next operation waits for is not mixed with what
-//! only the optimizer wants. (For what the optimizer reads, backward and optimizer are one phase: the
+//! phase, and the phase and the micro-batch that read them first: what the next operation waits for is not mixed with
+//! what only a later micro-batch or the optimizer wants. (For what the optimizer reads, backward and optimizer are one phase: the
 //! gradients of norms and the squares that clipping adds up are one reduction.)
 //!
 //! No member may depend on another, also not through other buckets. If a reader of one stands before
@@ -44,8 +44,8 @@
 use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};
 use super::group::Kernel;
+use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
-use crate::options::accumulate::micro_batch;
 use crate::reshard::unit;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
@@ -65,7 +65,8 @@ struct Kind {
     reader: Phase,
     /// Of the gather of a parameter and of the scatter of its gradient: the block that it belongs to.
     block: Option<String>,
-    /// Of the gather of a parameter, the micro-batch that reads it: each gathers for itself and frees what it gathered.
+    /// The first micro-batch that waits for it; none if only the optimizer does. Each micro-batch gathers parameters
+    /// for itself and frees what it gathered, and no micro-batch waits for a later one.
     micro_batch: Option<usize>,
 }
 
@@ -86,7 +87,7 @@ struct Bucket {
 /// Merges collectives; the other kernels keep their order, but for readers that wait for a bucket.
 pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptions) -> Vec<Kernel> {
     let found = Dependences::new(graph, &kernels);
-    let blocks = scattered_blocks(graph);
+    let (blocks, turns) = (scattered_blocks(graph), turns(graph));
     let mut collectives: Vec<(Place, usize)> = Vec::new();
     for k in (0..kernels.len()).filter(|&k| is_collective(graph, &kernels[k])) {
         let reader = found.readers[k].first();
@@ -99,7 +100,7 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
     let mut all: Vec<Bucket> = Vec::new();
     for (at, k) in collectives {
         place[k] = at;
-        let Some(kind) = kind(graph, &kernels, &found, k, &blocks) else { continue };
+        let Some(kind) = kind(graph, &kernels, &found, k, &blocks, &turns) else { continue };
         let bytes = bytes(graph, &kernels[k]);
         let deadline = found.readers[k].first().map_or((kernels.len(), true), |&r| (r, true));
         let mut joined = false;
@@ -300,6 +301,7 @@ fn kind(
     found: &Dependences,
     k: usize,
     scattered: &HashMap<NodeIndex, &str>,
+    turns: &[Turn],
 ) -> Option<Kind> {
     let kernel = &kernels[k];
     let node = kernel.nodes[0];
@@ -319,12 +321,9 @@ fn kind(
     while let Some(r) = reader.filter(|&r| is_collective(graph, &kernels[r])) {
         reader = found.readers[r].first().copied();
     }
-    let micro_batch = reader.filter(|_| gathers_input(graph, kernel)).and_then(|r| {
-        let last = kernels[r].nodes.last()?;
-        micro_batch(&graph.node(*last).origin.module)
-    });
     let reader = reader.map_or(n.origin.phase, |r| phase(graph, &kernels[r]));
     // What only the optimizer reads may come from the backward pass or from the optimizer itself.
     let phase = if reader == Phase::Optimizer { Phase::Optimizer } else { n.origin.phase };
+    let micro_batch = turns[node.index()].wanted_by.filter(|_| reader != Phase::Optimizer);
     Some(Kind { name, reduce, dtype, axes, phase, reader, block, micro_batch })
 }

@@ -17,7 +17,8 @@
 
 use super::bucket::is_collective;
 use super::depend::{memory, source, updates};
-use super::group::{Kernel, LoopDim, is_free, is_together, letters};
+use super::group::{Kernel, LoopDim, is_free, letters};
+use super::turn::{Turn, turns};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, Op, Phase, Value};
@@ -65,6 +66,8 @@ struct State<'a> {
     kept: Vec<bool>,
     /// Nodes that are an input's new value, and that input.
     updates: HashMap<NodeIndex, NodeIndex>,
+    /// When each node runs.
+    turns: Vec<Turn>,
 }
 
 impl<'a> State<'a> {
@@ -75,6 +78,7 @@ impl<'a> State<'a> {
             readers: vec![HashSet::new(); graph.len()],
             kept: vec![false; graph.len()],
             updates: updates(graph).map(|(input, node)| (node, input)).collect(),
+            turns: turns(graph),
             kernels,
         };
         for (k, kernel) in state.kernels.iter().enumerate() {
@@ -104,7 +108,7 @@ impl<'a> State<'a> {
             && !self.kept[at]
             && self.readers[at].len() == 1
             && self.readers[at].contains(&k)
-            && is_together(self.graph, product, self.kernels[k].nodes[0])
+            && self.turns[at] == self.turns[self.kernels[k].nodes[0].index()]
     }
 
     /// Whether a value is in memory before kernel `at` runs.

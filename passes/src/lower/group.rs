@@ -9,7 +9,7 @@
 //! The decision looks at global types only, so all ranks take the same one.
 
 use super::attention::{self, Attention};
-use crate::options::accumulate::micro_batch;
+use super::turn::{Turn, turns};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
@@ -84,12 +84,6 @@ fn is_reduction(graph: &Graph, node: NodeIndex) -> bool {
     matches!(graph.node(node).op, Op::Reduce { .. })
 }
 
-/// Whether two nodes are of one phase and one micro-batch, which run apart from the others.
-pub(super) fn is_together(graph: &Graph, a: NodeIndex, b: NodeIndex) -> bool {
-    let (a, b) = (&graph.node(a).origin, &graph.node(b).origin);
-    a.phase == b.phase && micro_batch(&a.module) == micro_batch(&b.module)
-}
-
 /// Groups a graph's operations into kernels, in execution order.
 /// `attention` says whether attention is one of them.
 pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
@@ -98,7 +92,8 @@ pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
     for (i, part) in found.parts.iter().enumerate() {
         part_of.extend(part.nodes.iter().map(|&n| (n, i)));
     }
-    let mut state = Grouping { graph, kernels: Vec::new(), of: vec![None; graph.len()], needs: Vec::new() };
+    let (of, turns) = (vec![None; graph.len()], turns(graph));
+    let mut state = Grouping { graph, kernels: Vec::new(), of, needs: Vec::new(), turns };
     for node in graph.nodes() {
         match part_of.get(&node).map(|&i| &found.parts[i]) {
             // Everything it reads is there before its first result is defined.
@@ -118,6 +113,8 @@ struct Grouping<'a> {
     of: Vec<Option<KernelId>>,
     /// Kernels that each kernel reads from.
     needs: Vec<BTreeSet<KernelId>>,
+    /// When each node runs.
+    turns: Vec<Turn>,
 }
 
 impl Grouping<'_> {
@@ -201,7 +198,7 @@ impl Grouping<'_> {
         let other = &self.kernels[j];
         let Some(dims) = other.dims.get(&operand.node) else { return };
         let pure = !other.nodes.iter().any(|&n| is_reduction(self.graph, n));
-        if !pure || dims.len() != other.space.len() || !is_together(self.graph, other.nodes[0], reader) {
+        if !pure || dims.len() != other.space.len() || !self.is_together(other.nodes[0], reader) {
             return;
         }
         // A member that reads a view of it needs it in memory.
@@ -251,7 +248,7 @@ impl Grouping<'_> {
         let kernel = &self.kernels[k];
         let graph = self.graph;
         let first = *kernel.nodes.first()?;
-        if !is_together(graph, first, node) {
+        if !self.is_together(first, node) {
             return None; // an early result of another phase would live long
         }
         let letters = letters(graph, node);
@@ -318,6 +315,11 @@ impl Grouping<'_> {
             let row = &letters(self.graph, reader).operands[edge];
             Some(row.iter().map(|&l| kernel.letters[&reader][l as usize]).collect())
         })
+    }
+
+    /// Whether two nodes run at the same time.
+    fn is_together(&self, a: NodeIndex, b: NodeIndex) -> bool {
+        self.turns[a.index()] == self.turns[b.index()]
     }
 
     /// Loops since the last kernel of another kind, the latest first.

@@ -29,6 +29,7 @@ pub mod group;
 mod memory;
 mod recompute;
 pub mod schedule;
+mod turn;
 
 use crate::cost::CostModel;
 use check_ranks::RankError;

@@ -18,8 +18,8 @@
 //! `%3` of `%1`, `%4 = einsum "ab,ac->bc" %2, %3 ; in micro.0`, the same for index 1, and
 //! `%8 = add %4, %7`.
 //!
-//! Sums over the micro-batches have all their terms at once, so that rule 7 makes one reduction of
-//! them under a data axis. [`running_sums`] cuts them into links when everything is placed.
+//! Sums over the micro-batches have all their terms at once. Under a data axis the terms stay partial and the sum is
+//! reduced ([`Annotations::sums`]): once per step, not once per micro-batch. [`running_sums`] cuts them into links when everything is placed.
 
 use super::OptionError;
 use crate::cost::CostModel;
@@ -27,8 +27,9 @@ use crate::propagate::{Annotation, Annotations, Constraint, propagate_mapped};
 use crate::rebuild::{copy, live, rebuild};
 use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use tpc_ir::reason::Reason;
 use tpc_ir::{
     AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, ReduceOp, Scalar, Sharding, Subscripts, Type, Value,
 };
@@ -81,9 +82,10 @@ pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Res
         made: HashMap::new(),
         factored: HashMap::new(),
         gathered: HashMap::new(),
+        sums: HashSet::new(),
     };
     unroll.everything();
-    let mut carried = Annotations { mesh: annotations.mesh.clone(), ..annotations.clone() };
+    let mut carried = Annotations { sums: std::mem::take(&mut unroll.sums), ..annotations.clone() };
     carried.results.clear();
     carried.uses.clear();
     for (&node, annotation) in &annotations.results {
@@ -144,7 +146,7 @@ fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> 
     let mesh = Mesh::new([(MICRO, count)]).map_err(|_| refused)?;
     let placed = |(node, _, name): &(NodeIndex, &[usize], &str)| {
         let sharding = Sharding::replicated(graph.node(*node).types[0].rank()).pushed(0, AxisId(0));
-        (name.to_string(), Annotation { sharding, why: Arc::from("") })
+        (name.to_string(), Annotation { sharding, why: Reason::default() })
     };
     let inputs = data.iter().filter(of_batch).map(placed).collect();
     let annotations = Annotations { mesh, inputs, ..Annotations::default() };
@@ -172,6 +174,8 @@ struct Unroll<'a> {
     factored: HashMap<Value, Value>,
     /// What copies give together.
     gathered: HashMap<Value, Value>,
+    /// Sums over the micro-batches.
+    sums: HashSet<NodeIndex>,
 }
 
 impl Unroll<'_> {
@@ -429,7 +433,9 @@ impl Unroll<'_> {
             [one] => *one,
             many if f == MapFn::Add => {
                 let subs = Subscripts::elementwise(many.len(), ty.rank());
-                self.new.push(Op::Map { f, subs }, many, ty, &origin)
+                let sum = self.new.push(Op::Map { f, subs }, many, ty, &origin);
+                self.sums.insert(sum.node);
+                sum
             }
             [first, rest @ ..] => rest.iter().fold(*first, |a, &b| self.new.map(f, &[a, b], &origin)),
         }

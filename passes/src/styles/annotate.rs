@@ -17,6 +17,7 @@ use std::fmt;
 use std::sync::Arc;
 use tpc_ir::mesh::{MeshError, is_name};
 use tpc_ir::quote;
+use tpc_ir::reason::{Cause, Reason};
 use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Type, Value};
 
 /// Why a plan does not fit a model or a mesh.
@@ -354,7 +355,7 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
         let parts = found.mesh.parts(mesh.name(axis));
         for (parameter, (way, entry)) in &claims.ways {
             let sharding = cut(graph, &all[parameter], *way, &cuts, &parts);
-            found.inputs.insert(parameter.clone(), Annotation { sharding, why: entry.clone() });
+            found.inputs.insert(parameter.clone(), Annotation { sharding, why: entry.into() });
         }
         let site = Site { graph, cuts: &cuts, parts: &parts, claims: &claims, all: &all };
         for wanted in &claims.boundaries {
@@ -471,7 +472,7 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
         graph.inputs().map(|(node, kind, name)| (node, kind, name.to_string())).collect();
     let shapes: HashMap<&str, &Vec<usize>> =
         inputs.iter().map(|(n, _, name)| (name.as_str(), &graph.node(*n).types[0].shape)).collect();
-    let why: Arc<str> =
+    let why: Reason =
         format!("{}: sharded over `{}`", mode.name(), names(&data.shard.into_iter().collect::<Vec<_>>())).into();
     let mut storage: HashMap<&str, Sharding> = HashMap::new();
     for (node, kind, name) in &inputs {
@@ -485,18 +486,16 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
                 let mut sharding = now;
                 // The data axes are the major ones: a style may shard the batch too.
                 sharding.dims[rows.start].splice(0..0, batch.iter().copied());
-                let why = format!("the batch is sharded over `{}`", names(&data.batch));
-                found.inputs.insert(name.clone(), Annotation { sharding, why: why.into() });
+                let why = format!("the batch is sharded over `{}`", names(&data.batch)).into();
+                let placed = also(found, name, sharding, &why);
+                found.inputs.insert(name.clone(), placed);
             }
             InputKind::Parameter if !shard.is_empty() && mode.shards_state() => {
                 let at = sharded(ty, &now, &shard, &found.mesh);
                 if mode.shards_parameters() && at != now {
-                    let compute =
-                        found.inputs.insert(name.clone(), Annotation { sharding: at.clone(), why: why.clone() });
-                    found.gathered.insert(
-                        name.clone(),
-                        Storage { compute: now, why: why.clone(), style: compute.map(|a| a.why) },
-                    );
+                    let placed = also(found, name, at.clone(), &why);
+                    let style = found.inputs.insert(name.clone(), placed).is_some();
+                    found.gathered.insert(name.clone(), Storage { compute: now, why: why.clone(), style });
                 }
                 storage.insert(name, at);
             }
@@ -514,8 +513,22 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
             let now = placement(found, name, ty);
             sharded(ty, &now, &shard, &found.mesh)
         });
-        found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
+        let placed = also(found, name, sharding, &why);
+        found.inputs.insert(name.clone(), placed);
     }
+}
+
+/// A placement that cuts an input along more axes than so far, and why: each axis has the entry that cuts along it.
+fn also(found: &Annotations, name: &str, sharding: Sharding, why: &Reason) -> Annotation {
+    let before = found.inputs.get(name).filter(|a| !a.sharding.is_replicated());
+    let Some(before) = before else { return Annotation { sharding, why: why.clone() } };
+    let on = |axis: AxisId| {
+        let named = found.mesh.user_name(axis);
+        let entry = if before.sharding.dim_of(axis).is_some() { &before.why } else { why };
+        Cause::On { axis: named.into(), words: entry.entry(named) }
+    };
+    let why = sharding.sharded_axes().iter().fold(Reason::default(), |why, axis| why.and(on(axis)));
+    Annotation { sharding, why }
 }
 
 /// Where an input of that type lies so far.
@@ -770,7 +783,7 @@ impl Site<'_> {
                 }
             }
         }
-        let why: Arc<str> = format!("{}: {} {} is {layout}", wanted.entry, wanted.side(), wanted.position).into();
+        let why: Reason = format!("{}: {} {} is {layout}", wanted.entry, wanted.side(), wanted.position).into();
         let at = OnAxes { axes: self.parts.to_vec(), dims };
         match wanted.side {
             Side::Results => self.result(value, &at, &why, found),
@@ -779,7 +792,7 @@ impl Site<'_> {
         Ok(())
     }
 
-    fn result(&self, value: Value, at: &OnAxes, why: &Arc<str>, found: &mut Annotations) {
+    fn result(&self, value: Value, at: &OnAxes, why: &Reason, found: &mut Annotations) {
         let (source, seen) = through_view(self.graph, value);
         let read = self.graph.users(value.node).next().is_some()
             || self.graph.outputs.iter().any(|o| o.value.node == value.node);
@@ -801,7 +814,7 @@ impl Site<'_> {
         found.results.entry(node).or_default().push(Constraint { at, why: why.clone() });
     }
 
-    fn argument(&self, region: &Region, value: Value, at: &OnAxes, why: &Arc<str>, found: &mut Annotations) {
+    fn argument(&self, region: &Region, value: Value, at: &OnAxes, why: &Reason, found: &mut Annotations) {
         let graph = self.graph;
         if let Op::Input { kind: InputKind::Data, name, .. } = graph.op(value)
             && !found.inputs.contains_key(name)
@@ -939,8 +952,7 @@ fn gradients_like_parameters(graph: &Graph, axes: Vec<AxisId>, found: &mut Annot
         if parameters.get(name.as_str()).is_none_or(|p| p.shape != ty.shape) {
             continue;
         }
-        let stored = found.inputs.get(name);
-        let why = stored.map_or_else(|| format!("the gradient of {name} lies like it").into(), |a| a.why.clone());
+        let why = Cause::Like(name.as_str().into()).into();
         let sharding = placement(found, name, ty);
         let at = OnAxes { axes: axes.clone(), dims: only(&sharding, &axes) };
         found.results.entry(output.value.node).or_default().push(Constraint { at, why });

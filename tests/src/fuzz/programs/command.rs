@@ -84,7 +84,10 @@ fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
         return Ok(Verdict::Fault(fault));
     }
     let found = match case.subject.descent {
-        Some(_) => trained(case, &map, &scratch)?,
+        Some(_) => match trained(reference, case, &map, &scratch)? {
+            Ok(parts) => parts,
+            Err(fault) => return Ok(Verdict::Fault(fault)),
+        },
         None => forwarded(case, &scratch)?,
     };
     let wrong = found.iter().find_map(|(step, output, values)| difference(reference, *step, output, values));
@@ -238,8 +241,14 @@ fn forwarded(case: &Case, scratch: &Scratch) -> Fallible<Vec<Part>> {
     names.iter().map(part).collect()
 }
 
-/// Losses, gradients and trained weights as they were written.
-fn trained(case: &Case, map: &WeightMap, scratch: &Scratch) -> Fallible<Vec<Part>> {
+/// Losses, gradients and trained weights as they were written. A weight that the program does not read is saved as it
+/// was.
+fn trained(
+    reference: &Reference,
+    case: &Case,
+    map: &WeightMap,
+    scratch: &Scratch,
+) -> Fallible<Result<Vec<Part>, Fault>> {
     let mut parts = Vec::new();
     let last = if case.subject.steps == Steps::Both { 1 } else { 0 };
     let metrics = std::fs::read_to_string(scratch.path("metrics.jsonl"))?;
@@ -256,16 +265,26 @@ fn trained(case: &Case, map: &WeightMap, scratch: &Scratch) -> Fallible<Vec<Part
         let patterns = &case.subject.meaning.freeze;
         !patterns.is_empty() && !grads.as_ref().is_none_or(|g| g.contains(name))
     };
+    let given = Weights::open_dir(Path::new(&scratch.path("")))?;
     for entry in &map.entries {
+        let update = OutputKind::Update(entry.hf_name.clone());
+        let is_read = reference.exact[last].iter().any(|(output, _)| *output == update);
+        if !is_read && case.subject.meaning.freeze.is_empty() {
+            if entry.read(&saved)? != entry.read(&given)? {
+                let text = format!("{} is read by no operation, and saved with other values", entry.hf_name);
+                return Ok(Err(Fault::new(FaultKind::Numbers, text)));
+            }
+            continue;
+        }
         if let Some(grads) = grads.as_ref().filter(|g| g.contains(&entry.hf_name)) {
             parts.push((0, OutputKind::Gradient(entry.hf_name.clone()), widened(entry.read(grads)?)));
         }
         // What is not trained has no update to compare with.
         if case.subject.meaning.freeze.is_empty() || grads.is_some() && !frozen(&entry.hf_name) {
-            parts.push((last, OutputKind::Update(entry.hf_name.clone()), widened(entry.read(&saved)?)));
+            parts.push((last, update, widened(entry.read(&saved)?)));
         }
     }
-    Ok(parts)
+    Ok(Ok(parts))
 }
 
 /// Dumps a case's program as it was captured and as it is placed, and executes the placed text: it computes what the

@@ -85,6 +85,7 @@ pub fn judge(error: &Error) -> Verdict {
             _ => fault(FaultKind::Unexplained),
         },
         Error::Option(OptionError::AllFrozen) => Verdict::Refused("everything is frozen"),
+        Error::Option(OptionError::NoEffect { .. }) => Verdict::Refused("a pattern that freezes nothing"),
         Error::Check(_) | Error::Denote(_) | Error::Lower(_) => fault(FaultKind::Internal),
         Error::Runtime(_) => fault(FaultKind::Ranks),
         _ => fault(FaultKind::Unexplained),
