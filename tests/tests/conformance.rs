@@ -162,7 +162,9 @@ impl Reference {
             let own = want.iter().fold(0f64, |m, v| m.max(v.abs()));
             // The gradient of a key's bias is zero in theory: its scale is that of all gradients.
             let scale = if own < 1e-6 * largest_anywhere { largest_anywhere } else { own };
-            for (f, w) in found.gradients.get(name).into_iter().flatten().zip(want) {
+            let gradient = found.gradients.get(name).unwrap_or_else(|| panic!("{what}: no gradient of {name}"));
+            assert_eq!(gradient.len(), want.len(), "{what}: gradient of {name}");
+            for (f, w) in gradient.iter().zip(want) {
                 let far = (f64::from(*f) - w).abs() / scale;
                 assert!(far <= 1e-4, "{what}: gradient of {name} is off by {far:e}");
             }

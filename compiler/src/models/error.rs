@@ -1,6 +1,7 @@
 //! What can go wrong with a model directory.
 
 use std::path::PathBuf;
+use tpc_ir::quote::{cut, quoted};
 
 /// An error of reading, building, loading or saving a model.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +23,7 @@ pub enum ModelError {
         source: serde_json::Error,
     },
     /// `model_type` names a family that is not supported.
-    #[error("{}: unknown model_type {found:?}; supported are {}", file.display(), supported.join(", "))]
+    #[error("{}: unknown model_type {}; supported are {}", file.display(), quoted(.found), supported.join(", "))]
     UnknownFamily {
         /// The configuration file.
         file: PathBuf,
@@ -32,7 +33,7 @@ pub enum ModelError {
         supported: Vec<&'static str>,
     },
     /// A key that is needed is missing.
-    #[error("{}: missing key {key:?} (needed for model_type {family:?})", file.display())]
+    #[error("{}: missing key {} (needed for model_type {family:?})", file.display(), quoted(.key))]
     MissingKey {
         /// The configuration file.
         file: PathBuf,
@@ -42,7 +43,7 @@ pub enum ModelError {
         family: String,
     },
     /// A key has a value of the wrong kind.
-    #[error("{}: key {key:?} should be {expected}, but is {found}", file.display())]
+    #[error("{}: key {} should be {expected}, but is {}", file.display(), quoted(.key), cut(.found))]
     WrongValue {
         /// The configuration file.
         file: PathBuf,
@@ -94,7 +95,7 @@ pub enum ModelError {
         found: u64,
     },
     /// A tensor is missing.
-    #[error("{}: missing tensor {tensor:?}{}", file.display(), nearest_text(nearest))]
+    #[error("{}: missing tensor {}{}", file.display(), quoted(.tensor), nearest_text(nearest))]
     MissingTensor {
         /// The file, or the index file.
         file: PathBuf,
@@ -104,7 +105,7 @@ pub enum ModelError {
         nearest: Vec<String>,
     },
     /// A tensor has another shape than the configuration says.
-    #[error("{}: tensor {tensor:?} has shape {found:?}, but the configuration says {expected:?}", file.display())]
+    #[error("{}: tensor {} has shape {found:?}, but the configuration says {expected:?}", file.display(), quoted(.tensor))]
     WrongShape {
         /// The file.
         file: PathBuf,
@@ -116,7 +117,7 @@ pub enum ModelError {
         found: Vec<usize>,
     },
     /// A tensor has an element type that cannot be converted.
-    #[error("{}: tensor {tensor:?} has element type {found}, expected {expected}", file.display())]
+    #[error("{}: tensor {} has element type {found}, expected {expected}", file.display(), quoted(.tensor))]
     WrongType {
         /// The file.
         file: PathBuf,
@@ -128,7 +129,7 @@ pub enum ModelError {
         found: String,
     },
     /// A slice of a tensor reaches outside of it.
-    #[error("{}: tensor {tensor:?} of shape {shape:?} has no slice {slice}", file.display())]
+    #[error("{}: tensor {} of shape {shape:?} has no slice {slice}", file.display(), quoted(.tensor))]
     BadSlice {
         /// The file.
         file: PathBuf,
@@ -140,10 +141,10 @@ pub enum ModelError {
         slice: String,
     },
     /// A module has a parameter that the weight map does not know, or the reverse.
-    #[error("the weight map has no entry for parameter {0:?}")]
+    #[error("the weight map has no entry for parameter {}", quoted(.0))]
     Unmapped(String),
     /// A tensor handed over for saving does not fit its entry in the weight map.
-    #[error("parameter {path:?} should have {expected} elements, but has {found}")]
+    #[error("parameter {} should have {expected} elements, but has {found}", quoted(.path))]
     WrongLength {
         /// The parameter's path.
         path: String,
@@ -174,7 +175,7 @@ pub enum ModelError {
     #[error("batch: {0}")]
     Batch(String),
     /// There is no preset of that name.
-    #[error("no preset is called {found:?}; there are {}", known.join(", "))]
+    #[error("no preset is called {}; there are {}", quoted(.found), known.join(", "))]
     UnknownPreset {
         /// The name asked for.
         found: String,
@@ -213,6 +214,6 @@ fn other_text(other: Option<&str>) -> String {
 fn nearest_text(nearest: &[String]) -> String {
     match nearest {
         [] => String::new(),
-        names => format!("; nearest are {}", names.join(", ")),
+        names => format!("; nearest are {}", names.iter().map(|n| cut(n).to_string()).collect::<Vec<_>>().join(", ")),
     }
 }

@@ -114,8 +114,10 @@ fn compile(kernels: &Kernels) -> Result<Compiled, EmulationError> {
     let (text, file) = (folder.join(format!("{unique}.cpp")), folder.join(format!("{unique}.so")));
     std::fs::write(&text, source(kernels)).map_err(fail)?;
     let mut command = Command::new("g++");
-    // Nothing is contracted: every fused multiply-add is written in the kernels.
-    command.args(["-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing"]);
+    // Nothing is contracted: every fused multiply-add is written in the kernels. The headers are those of C, because
+    // reading C++'s <math.h> takes several times as long as compiling a small program.
+    command.args(["-std=c++17", "-nostdinc++", "-O1", "-w", "-shared", "-fPIC"]);
+    command.args(["-ffp-contract=off", "-fno-strict-aliasing"]);
     if has_avx2() {
         command.args(["-mavx2", "-mfma"]);
     }

@@ -71,6 +71,8 @@ pub enum Through {
     Launch,
     /// Programs that are dumped as text and executed.
     Dumps,
+    /// Flags and files, in this process: the first step on one rank, and the second goes on from its checkpoint.
+    Resumed,
 }
 
 impl Through {
@@ -80,6 +82,7 @@ impl Through {
             6 | 7 => Through::Process,
             8 => Through::Launch,
             9..=12 => Through::Dumps,
+            13..=15 => Through::Resumed,
             _ => Through::Api,
         }
     }

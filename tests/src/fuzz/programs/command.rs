@@ -78,10 +78,10 @@ fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
     let scratch = Scratch::new()?;
     let map = weight_map(&reference.config);
     write_model(reference, &map, &scratch.0)?;
-    let mut arguments = if case.subject.descent.is_some() { train(case, &scratch) } else { run(&scratch) };
-    arguments.extend(placement(case, &scratch)?);
-    if let Err(fault) = tpc(case, &arguments)? {
-        return Ok(Verdict::Fault(fault));
+    for arguments in command_lines(case, &scratch)? {
+        if let Err(fault) = tpc(case, &arguments)? {
+            return Ok(Verdict::Fault(fault));
+        }
     }
     let found = match case.subject.descent {
         Some(_) => match trained(reference, case, &map, &scratch)? {
@@ -95,6 +95,31 @@ fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
         Some(wrong) => Verdict::Fault(Fault::new(FaultKind::Numbers, format!("{:?}: {wrong}", case.through))),
         None => Verdict::Equal,
     })
+}
+
+/// The runs of a case, one after the other.
+fn command_lines(case: &Case, scratch: &Scratch) -> Fallible<Vec<Vec<String>>> {
+    if case.subject.descent.is_none() {
+        return Ok(vec![[run(scratch), placement(case, scratch)?].concat()]);
+    }
+    let flags = |flags: &[&str]| flags.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let metrics = flags(&["--metrics", &scratch.path("metrics.jsonl")]);
+    let grads = match case.ways.gradients {
+        true => flags(&["--grads", &scratch.path("grads.safetensors")]),
+        false => Vec::new(),
+    };
+    let save = flags(&["--save", &scratch.path("saved")]);
+    if case.subject.steps != Steps::Both || case.through != Through::Resumed {
+        let steps = if case.subject.steps == Steps::Both { "2" } else { "1" };
+        return Ok(vec![[train(case, scratch, steps), placement(case, scratch)?, metrics, grads, save].concat()]);
+    }
+    let checkpoint = scratch.path("checkpoint");
+    let before = flags(&["--checkpoint", &checkpoint, "--metrics", &scratch.path("first.jsonl")]);
+    let after = flags(&["--checkpoint", &checkpoint, "--resume"]);
+    Ok(vec![
+        [train(case, scratch, "1"), before, grads].concat(),
+        [train(case, scratch, "2"), placement(case, scratch)?, after, metrics, save].concat(),
+    ])
 }
 
 /// `config.json`, weights and inputs.
@@ -143,17 +168,12 @@ fn run(scratch: &Scratch) -> Vec<String> {
         .to_vec()
 }
 
-fn train(case: &Case, scratch: &Scratch) -> Vec<String> {
+fn train(case: &Case, scratch: &Scratch, steps: &str) -> Vec<String> {
     let Subject { descent, meaning, .. } = &case.subject;
     let inputs = scratch.path("inputs.safetensors");
-    let steps = if case.subject.steps == Steps::Both { "2" } else { "1" };
     let mut flags: Vec<String> =
         ["train", &scratch.path(""), "--inputs", &inputs, "--steps", steps].map(Into::into).into();
     let mut flag = |words: &[&str]| flags.extend(words.iter().map(|w| (*w).to_string()));
-    flag(&["--metrics", &scratch.path("metrics.jsonl"), "--save", &scratch.path("saved")]);
-    if case.ways.gradients {
-        flag(&["--grads", &scratch.path("grads.safetensors")]);
-    }
     if let Some(descent) = descent {
         flag(&["--lr", &descent.rate().to_string()]);
         match descent {
@@ -193,7 +213,7 @@ fn tpc(case: &Case, arguments: &[String]) -> Fallible<Result<(), Fault>> {
         Fault::new(kind, format!("{through:?}: exit code {code}: {err}\n{}", arguments.join(" ")))
     };
     let program = match (through, binary()) {
-        (Through::Command, _) | (_, None) => {
+        (Through::Command | Through::Resumed, _) | (_, None) => {
             let (mut out, mut err) = (Vec::new(), Vec::new());
             let code = tpc::command::run(["tpc".to_string()].iter().chain(arguments), &mut out, &mut err);
             let err = String::from_utf8_lossy(&err).into_owned();
@@ -252,9 +272,10 @@ fn trained(
     let mut parts = Vec::new();
     let last = if case.subject.steps == Steps::Both { 1 } else { 0 };
     let metrics = std::fs::read_to_string(scratch.path("metrics.jsonl"))?;
-    for (step, line) in metrics.lines().enumerate() {
+    for line in metrics.lines() {
         let line: serde_json::Value = serde_json::from_str(line)?;
-        parts.push((step, OutputKind::Loss, vec![line["loss"].as_f64().ok_or("a line without a loss")?]));
+        let step = line["step"].as_u64().and_then(|step| step.checked_sub(1)).ok_or("a line without a step")?;
+        parts.push((step as usize, OutputKind::Loss, vec![line["loss"].as_f64().ok_or("a line without a loss")?]));
     }
     let saved = Weights::open_dir(Path::new(&scratch.path("saved")))?;
     let grads = match case.ways.gradients {

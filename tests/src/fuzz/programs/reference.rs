@@ -25,6 +25,7 @@ use tpc_passes::options::on_captured;
 pub type Outputs = Vec<(OutputKind, Vec<f64>)>;
 
 /// A subject with everything that its cases have in common.
+#[derive(Clone)]
 pub struct Reference {
     /// The subject.
     pub subject: Subject,
@@ -67,8 +68,18 @@ impl Reference {
             one: Vec::new(),
         };
         reference.exact = reference.interpreted()?;
-        let alone = Case::alone(subject);
-        reference.one = run(&reference, &alone)?;
+        let usual = Case::alone(subject).ways;
+        reference.with_ways(&usual)
+    }
+
+    /// The same with what one rank computes with these options.
+    ///
+    /// # Errors
+    /// A fault of one rank.
+    pub fn with_ways(&self, ways: &Ways) -> Result<Self, Verdict> {
+        let alone = Case::alone(&self.subject);
+        let alone = Case { ways: Ways { gradients: alone.ways.gradients, ..ways.clone() }, ..alone };
+        let reference = Reference { one: run(self, &alone)?, ..self.clone() };
         match compare::one_rank(&reference) {
             Some(text) => Err(Verdict::Fault(Fault::new(FaultKind::OneRank, text))),
             None => Ok(reference),
