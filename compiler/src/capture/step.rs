@@ -21,7 +21,7 @@ use super::optimizer::{self, Recorded as Recording, State, Update};
 use super::params::{self, ParameterInfo, Parameters};
 use super::probe::Probe;
 use super::scalars::StepScalars;
-use super::session::{self, Recorded, Session};
+use super::session::{self, Defaults, Recorded, Session};
 use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 
@@ -46,7 +46,7 @@ pub fn capture_inference<M: Module, B: Batch, T: Tensors>(
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut captured = inference(|device| params::place(model, device, false), inputs, forward)?;
+    let mut captured = inference(Defaults::default(), |device| params::place(model, device, false), inputs, forward)?;
     captured.values = Arc::new(values);
     Ok(captured)
 }
@@ -59,7 +59,7 @@ pub fn capture_inference_shapes<M: Module, B: Batch, T: Tensors>(
     inputs: B,
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
-    inference(build, inputs, forward)
+    inference(Defaults::default(), build, inputs, forward)
 }
 
 /// Captures a training step: forward, backward and the update of every parameter.
@@ -89,7 +89,15 @@ pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut step = training(|device| params::place(model, device, true), false, optimizer, batch, options, forward)?;
+    let mut step = training(
+        Defaults::default(),
+        |device| params::place(model, device, true),
+        false,
+        optimizer,
+        batch,
+        options,
+        forward,
+    )?;
     step.first.values = Arc::new(values);
     step.steady.values = step.first.values.clone();
     Ok(step)
@@ -106,7 +114,7 @@ pub fn capture_training_shapes<M: Module, O: Optimizer, B: Batch, L: Loss>(
     options: &TrainingOptions,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
-    training(build, true, optimizer, batch, options, forward)
+    training(Defaults::default(), build, true, optimizer, batch, options, forward)
 }
 
 /// A copy of the model to take apart, and its parameters' values.
@@ -120,6 +128,63 @@ fn materialize<M: Module>(model: &M) -> Result<(M, HashMap<String, TensorData>),
     })
 }
 
+/// Where the model of a recording comes from.
+pub(crate) enum Model<'a, M> {
+    /// It is built on the recording device.
+    Build(&'a dyn Fn(&Device) -> M),
+    /// It is there; its values are not taken.
+    Module(&'a M),
+}
+
+/// Captures the forward pass of a model, for a batch of a device with these defaults.
+pub(crate) fn record_inference<M: Module, B: Batch, T: Tensors>(
+    defaults: Defaults,
+    model: Model<'_, M>,
+    inputs: B,
+    forward: impl FnOnce(&M, B::Tensors) -> T,
+) -> Result<Captured, CaptureError> {
+    match model {
+        Model::Build(build) => inference(defaults, build, inputs, forward),
+        Model::Module(model) => {
+            let model = guarded(|| model.valid())?;
+            inference(defaults, |device| params::place(model, device, false), inputs, forward)
+        }
+    }
+}
+
+/// Captures a training step, for a batch of a device with these defaults.
+pub(crate) fn record_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    defaults: Defaults,
+    model: Model<'_, M>,
+    optimizer: &O,
+    batch: B,
+    options: &TrainingOptions,
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Result<TrainingCapture, CaptureError> {
+    match model {
+        Model::Build(build) => training(defaults, build, true, optimizer, batch, options, forward),
+        Model::Module(model) => {
+            let model = guarded(|| model.valid())?;
+            let place = |device: &Device| params::place(model, device, true);
+            training(defaults, place, false, optimizer, batch, options, forward)
+        }
+    }
+}
+
+/// The values of a model's parameters by path.
+pub(crate) fn parameter_values<M: Module>(model: &M) -> Result<HashMap<String, TensorData>, CaptureError> {
+    Ok(materialize(model)?.1)
+}
+
+/// The names under which the results of a closure are outputs.
+pub(crate) fn output_names(results: &impl Tensors) -> Vec<String> {
+    let name = |(_, kind)| match kind {
+        OutputKind::Output { name } => Some(name),
+        _ => None,
+    };
+    outputs(results).into_iter().filter_map(name).collect()
+}
+
 /// What a closure left in a recording.
 pub(super) struct Forward {
     pub(super) parameters: Parameters,
@@ -131,11 +196,12 @@ pub(super) struct Forward {
 }
 
 fn inference<M: Module, B: Batch, T: Tensors>(
+    defaults: Defaults,
     build: impl FnOnce(&Device) -> M,
     inputs: B,
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
-    let (forward, recorded) = session::record(|session| {
+    let (forward, recorded) = session::record(defaults, |session| {
         let begin = session.mark();
         let model = params::make_leaves(build(&session.device), &session.device);
         let built = (begin, session.mark());
@@ -161,6 +227,7 @@ fn inference<M: Module, B: Batch, T: Tensors>(
 }
 
 fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    defaults: Defaults,
     build: impl FnOnce(&Device) -> M,
     lazy: bool,
     optimizer: &O,
@@ -169,7 +236,7 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
     let mut norms = Vec::new();
-    let recorded = session::record(|session| {
+    let recorded = session::record(defaults, |session| {
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
         let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
