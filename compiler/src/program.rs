@@ -600,7 +600,7 @@ impl TrainingSession {
     /// An input that was never written, a rank that fails.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
         self.turn()?;
-        self.run(learning_rate)
+        self.run(&[learning_rate])
     }
 
     /// Selects the program of the next step: the first one's, or that of all later ones.
@@ -612,13 +612,16 @@ impl TrainingSession {
         Ok(())
     }
 
-    /// Runs one step by the selected program, one of this step.
-    pub(crate) fn run(&mut self, learning_rate: f64) -> Result<f64, Error> {
+    /// Runs one step by the selected program, one of this step, with a learning rate for each group of parameters.
+    pub(crate) fn run(&mut self, rates: &[f64]) -> Result<f64, Error> {
         let step = self.step + 1;
-        let values = self.scalars.values(step, learning_rate)?;
+        let values = self.scalars.values_of_groups(step, &|group| rates[group])?;
         let (seed, session) = (self.seed, &mut self.session);
         session.must_agree("the step", step);
-        session.must_agree("the learning rate", learning_rate);
+        for (group, rate) in rates.iter().enumerate() {
+            let of = if group == 0 { String::new() } else { format!(" of group {group}") };
+            session.must_agree(&format!("the learning rate{of}"), rate);
+        }
         session.must_agree("the seed", seed);
         let names: Vec<String> =
             session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();

@@ -1,7 +1,8 @@
 //! The front door: a burn model trains on any mesh as on one rank, is evaluated without a copy, and comes back bit by bit.
 
 use burn::lr_scheduler::linear::LinearLrSchedulerConfig;
-use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+use burn::lr_scheduler::module_lr_scheduler::{ModuleLrScheduler, ModuleLrSchedulerConfig};
+use burn::lr_scheduler::step::StepLrSchedulerConfig;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{Linear, LinearConfig};
@@ -334,6 +335,95 @@ fn what_the_model_does_not_read_is_not_sent() {
     assert_eq!(data(&mut trainer), own(&[features, padding]));
 }
 
+#[derive(Batch, Clone, Debug)]
+struct Parts(Tensor<2>, Vec<Tensor<2>>, (Tensor<2>, Option<Shift>));
+
+#[derive(Batch, Clone, Debug)]
+struct Shift {
+    by: Tensor<1>,
+}
+
+/// Structures without names, lists, tuples and options of structures: each tensor has a name, and its own value.
+#[test]
+fn batches_have_any_form() {
+    let _alone = alone();
+    let device = Device::flex();
+    let parts = |scale: f32| {
+        let rows = |value: f32| Tensor::<2>::full([4, FEATURES], scale * value, &device);
+        Parts(rows(1.0), vec![rows(2.0), rows(4.0)], (rows(8.0), Some(Shift { by: Tensor::full([4], 16.0, &device) })))
+    };
+    let loss = |model: &Linear, Parts(a, list, (b, shift)): Parts| {
+        let sum = list.into_iter().fold(a, |sum, next| sum + next) + b;
+        let by = shift.map(|shift| shift.by.mean());
+        let own = model.forward(sum.clone()).square().mean();
+        (own, vec![sum.mean() + by.expect("every batch has one")])
+    };
+    let trainer = Trainer::new(|device: &Device| LinearConfig::new(FEATURES, 2).init(device), SgdConfig::new().build());
+    let compiled = trainer.mesh([("dp", 2)]).unwrap().plan(plan(&[("dp", 2)])).lr(1e-3).compile(&parts(1.0), loss);
+    let mut trainer = compiled.unwrap().launch().unwrap();
+    for scale in [1.0, 3.0] {
+        let outputs = trainer.step(&parts(scale)).unwrap().outputs;
+        assert_eq!(outputs.into_iter().map(floats).collect::<Vec<_>>(), [[scale * 15.0 + 16.0]]);
+    }
+    let inputs = trainer.session().program(0).inputs.iter().filter(|i| i.kind == InputKind::Data);
+    assert_eq!(inputs.map(|i| &*i.name).collect::<Vec<_>>(), ["0", "1.0", "1.1", "2.0", "2.1.by"]);
+}
+
+/// A group of a scheduler has its own rate, on every mesh.
+#[test]
+fn groups_of_parameters_have_their_own_rates() {
+    let _alone = alone();
+    let device = Device::flex();
+    let model = classifier(16, &device);
+    let given = bits(&model);
+    let values = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+    };
+    for axes in MESHES {
+        let updates = |scheduler: ModuleLrScheduler| -> Vec<(String, Vec<f32>)> {
+            let trainer = Trainer::of(model.clone(), SgdConfig::new().build())
+                .mesh(axes.iter().copied())
+                .unwrap()
+                .plan(plan(axes))
+                .lr(scheduler);
+            let compiled = trainer.compile(&batch(8, 0), |model, batch: Sequences| model.loss(batch)).unwrap();
+            let mut trainer = compiled.launch().unwrap();
+            assert_eq!(trainer.step(&batch(8, 1)).unwrap().learning_rate, 0.25);
+            let trained = bits(&trainer.into_module(&device).unwrap());
+            let update = |((path, old), (_, new)): (&(String, Vec<u8>), (String, Vec<u8>))| {
+                let update = values(old).iter().zip(values(&new)).map(|(old, new)| new - old).collect();
+                (path.clone(), update)
+            };
+            given.iter().zip(trained).map(update).collect()
+        };
+        let group = || ParamGroup::from_predicate("head");
+        let one = updates(ModuleLrScheduler::new(0.25));
+        let two = updates(ModuleLrScheduler::new(0.25).with_group(group(), 1.0));
+        for ((path, a), (_, b)) in one.iter().zip(&two) {
+            let scale = if path.starts_with("head.") { 4.0 } else { 1.0 };
+            assert!(path.ends_with("key.bias") || a.iter().any(|x| x.abs() > 1e-6), "{path} is trained");
+            near(&a.iter().map(|x| scale * x).collect::<Vec<_>>(), b, 1e-5);
+        }
+    }
+}
+
+/// Groups that are told apart too late.
+#[test]
+fn rates_that_come_apart_are_said() {
+    let _alone = alone();
+    let late = StepLrSchedulerConfig::new(0.1, 300).with_gamma(0.5);
+    let scheduler = ModuleLrSchedulerConfig::new(0.1.into()).with_group(ParamGroup::from_predicate("bias"), late);
+    let trainer = Trainer::new(|device: &Device| LinearConfig::new(FEATURES, 2).init(device), SgdConfig::new().build());
+    let rows = Tensor::<2>::ones([2, FEATURES], &Device::flex());
+    let loss = |model: &Linear, rows: Tensor<2>| model.forward(rows).square().mean();
+    let mut trainer = trainer.lr(scheduler.init().unwrap()).compile(&rows, loss).unwrap().launch().unwrap();
+    (0..300).for_each(|_| _ = trainer.step(&rows).unwrap());
+    says(
+        trainer.step(&rows),
+        "the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: groups of parameters are told apart by these; let their rates differ a little from the beginning",
+    );
+}
+
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -417,11 +507,6 @@ fn what_does_not_fit_is_said() {
     says(
         Trainer::new(build, AdamWConfig::new().build()).compile(&example, loss),
         "the trainer has no learning rate: call `lr` with a number or with one of burn's schedulers before `compile`",
-    );
-    let groups = ModuleLrScheduler::new(1e-3).with_group(ParamGroup::from_predicate("head"), 1e-2);
-    says(
-        Trainer::new(build, AdamWConfig::new().build()).lr(groups).compile(&example, loss),
-        "the scheduler gives `head.weight` a learning rate of its own, and a compiled step has one rate for all parameters: leave the scheduler's groups out",
     );
     let mut trainer = started(&[("tp", 2)], &example);
     let like = |change: &dyn Fn(&mut Sequences)| {

@@ -46,14 +46,6 @@ impl Captured {
         names.collect()
     }
 
-    /// Paths of the parameters that this step updates.
-    pub(crate) fn trained_parameters(&self) -> impl Iterator<Item = String> {
-        self.outputs.iter().filter_map(|output| match &output.kind {
-            OutputKind::Parameter { path } => Some(path.clone()),
-            _ => None,
-        })
-    }
-
     /// Leaves out data by name, which nothing may read.
     pub(crate) fn retain_data(&mut self, keep: impl Fn(&str) -> bool) {
         self.retain(|_, kind| !matches!(kind, InputKind::Data { name } if !keep(name)));

@@ -64,7 +64,6 @@ pub use captured::{
 pub use error::CaptureError;
 pub use kind::Kind;
 pub use operation::name as operation_name;
-pub(crate) use params::ids as parameter_ids;
 pub use scalars::StepScalars;
 pub(crate) use session::Defaults;
 pub(crate) use step::{Model, output_names, parameter_values, record_inference, record_training};

@@ -197,13 +197,6 @@ pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
     visit.values.unwrap_or_default()
 }
 
-/// The ids of a module's parameters, by path.
-pub(crate) fn ids<M: Module>(model: &M) -> HashMap<String, ParamId> {
-    let mut visit = Visit::default();
-    model.visit(&mut visit);
-    visit.first.into_iter().map(|(id, path)| (path, id)).collect()
-}
-
 #[derive(Default)]
 struct Visit<'a> {
     /// Present when the parameters are on the capture device.

@@ -17,10 +17,9 @@ use super::initialization::{split_initialization, within};
 use super::insert::{UpdateIds, insert_scalars};
 use super::kind::{self, Tracked};
 use super::operation::first_result;
-use super::optimizer::{self, Recorded as Recording, State, Update};
+use super::optimizer::{self, Choices, Groups, Recorded as Recording, State, Update};
 use super::params::{self, ParameterInfo, Parameters};
-use super::probe::Probe;
-use super::scalars::StepScalars;
+use super::scalars::{Probed, StepScalars};
 use super::session::{self, Defaults, Recorded, Session};
 use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
@@ -30,6 +29,19 @@ use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 pub struct TrainingOptions {
     /// Clipping of each gradient before its update, which burn keeps outside of the optimizer.
     pub clipping: Option<GradientClippingConfig>,
+}
+
+/// What is said of a training step.
+struct Options<'a> {
+    training: &'a TrainingOptions,
+    groups: Groups<'a>,
+}
+
+impl<'a> Options<'a> {
+    /// All parameters have one learning rate.
+    fn of(training: &'a TrainingOptions) -> Self {
+        Options { training, groups: &|_, _| 0 }
+    }
 }
 
 /// Captures the forward pass of a model in evaluation mode.
@@ -95,7 +107,7 @@ pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
         false,
         optimizer,
         batch,
-        options,
+        &Options::of(options),
         forward,
     )?;
     step.first.values = Arc::new(values);
@@ -114,7 +126,7 @@ pub fn capture_training_shapes<M: Module, O: Optimizer, B: Batch, L: Loss>(
     options: &TrainingOptions,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
-    training(Defaults::default(), build, true, optimizer, batch, options, forward)
+    training(Defaults::default(), build, true, optimizer, batch, &Options::of(options), forward)
 }
 
 /// A copy of the model to take apart, and its parameters' values.
@@ -158,9 +170,10 @@ pub(crate) fn record_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     model: Model<'_, M>,
     optimizer: &O,
     batch: B,
-    options: &TrainingOptions,
+    (training_options, groups): (&TrainingOptions, Groups<'_>),
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
+    let options = &Options { training: training_options, groups };
     match model {
         Model::Build(build) => training(defaults, build, true, optimizer, batch, options, forward),
         Model::Module(model) => {
@@ -232,7 +245,7 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     lazy: bool,
     optimizer: &O,
     batch: B,
-    options: &TrainingOptions,
+    options: &Options<'_>,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
     let mut norms = Vec::new();
@@ -257,7 +270,7 @@ struct Step {
     changed: Option<String>,
     backward_end: u64,
     updates: Vec<Update>,
-    probes: Vec<Box<dyn Probe>>,
+    probes: Vec<Probed>,
 }
 
 fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
@@ -266,7 +279,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     model: &M,
     optimizer: &O,
     batch: B,
-    options: &TrainingOptions,
+    options: &Options<'_>,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Step {
     let built = (begin, session.mark());
@@ -283,8 +296,9 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let backward_end = session.mark();
     let (updates, probes) = match backward {
         Ok(mut gradients) => {
-            let clipping = options.clipping.as_ref().map(GradientClippingConfig::init);
-            optimizer::record(model, optimizer, clipping.as_ref(), &mut gradients, session, begin)
+            let clipping = options.training.clipping.as_ref().map(GradientClippingConfig::init);
+            let choices = Choices { clipping: clipping.as_ref(), groups: options.groups };
+            optimizer::record(model, optimizer, choices, &mut gradients, session, begin)
         }
         Err(_) => Default::default(),
     };

@@ -40,7 +40,6 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             capture.first.values = Arc::new(values);
         }
         let aliases = capture.first.aliases.clone();
-        let rates = rates.of(source.identified(capture.first.trained_parameters()))?;
         let warnings = warnings(&capture);
         let Settings { mesh, plan, compile, .. } = &settings;
         let program = compile_training(capture, mesh, plan, compile, &str::to_string)?;

@@ -10,13 +10,19 @@ pub enum TrainerError {
         "the trainer has no learning rate: call `lr` with a number or with one of burn's schedulers before `compile`"
     )]
     NoLearningRate,
-    /// A scheduler with groups.
+    /// A scheduler whose groups differ too late.
     #[error(
-        "the scheduler gives `{parameter}` a learning rate of its own, and a compiled step has one rate for all parameters: leave the scheduler's groups out"
+        "the scheduler gives `{first}` and `{second}` different learning rates in step {step}, after it gave them the same ones in the first {ahead}: groups of parameters are told apart by these; let their rates differ a little from the beginning"
     )]
-    RateGroup {
-        /// A parameter of the group.
-        parameter: String,
+    RatesComeApart {
+        /// A parameter.
+        first: String,
+        /// Another one.
+        second: String,
+        /// The step.
+        step: usize,
+        /// The steps that are looked at.
+        ahead: usize,
     },
     /// A batch without a field that the program was compiled with.
     #[error(

@@ -132,8 +132,8 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     }
 
     /// The learning rate: a number, or a scheduler of burn, which is asked once before each step. A resumed trainer asks it for the
-    /// steps that were done already. A scheduler with a rate of its own for a group of parameters is an error of [`Trainer::compile`], or of
-    /// the step in which the rates come apart.
+    /// steps that were done already. Groups of parameters with rates of their own are those whose rates differ in the first 256 steps;
+    /// rates that come apart later are an error of that step.
     #[must_use]
     pub fn lr(mut self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
         self.rates = Some(Rates::new(scheduler.into()));
@@ -223,7 +223,7 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         let Trainer { source, optimizer, rates, clipping, settings } = self;
         let rates = rates.ok_or(TrainerError::NoLearningRate)?;
         let source = Rc::new(source);
-        let record = source::training(source.clone(), optimizer, clipping, loss);
+        let record = source::training(source.clone(), optimizer, clipping, rates.groups(), loss);
         CompiledTrainer::compile(source, record, rates, settings, example)
     }
 }

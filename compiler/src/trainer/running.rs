@@ -61,7 +61,7 @@ pub struct Step<V> {
     pub number: usize,
     /// The loss, before the update.
     pub loss: f64,
-    /// The learning rate of the update.
+    /// The learning rate of the update, of parameters that have none of their own.
     pub learning_rate: f64,
     /// The closure's further results, on the device of the batch.
     pub outputs: V,
@@ -118,8 +118,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
             }
         }
         write(self.training.session(), &fields)?;
-        let learning_rate = self.rates.next()?;
-        let loss = self.training.run(learning_rate)?;
+        let (learning_rate, rates) = self.rates.next()?;
+        let loss = self.training.run(&rates)?;
         let values = read(self.training.session(), &self.results.names)?;
         let outputs = R::restore(&self.results.form, &mut ResultValues::new(values, device(&fields)));
         Ok(Step { number: self.training.steps_done(), loss, learning_rate, outputs })

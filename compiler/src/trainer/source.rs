@@ -1,9 +1,10 @@
 //! Where a trainer's model comes from, and how its programs are recorded.
 
 use super::batch;
+use super::rates::RateGroups;
 use crate::capture::{
     BatchData, BatchFields, CaptureError, Captured, Defaults, Loss, Model, Results, TrainingCapture, TrainingOptions,
-    output_names, parameter_ids, parameter_values, record_inference, record_training,
+    output_names, parameter_values, record_inference, record_training,
 };
 use burn::module::{Module, ParamId};
 use burn::optim::Optimizer;
@@ -26,15 +27,6 @@ impl<M: Module> Source<M> {
             Source::Build(_) => Ok(None),
             Source::Module(model) => parameter_values(model).map(Some),
         }
-    }
-
-    /// Which parameters have these paths; new ids for a model that is built each time, which nobody can name by them.
-    pub(super) fn identified(&self, paths: impl Iterator<Item = String>) -> Vec<(ParamId, String)> {
-        let ids = match self {
-            Source::Build(_) => HashMap::new(),
-            Source::Module(model) => parameter_ids(model),
-        };
-        paths.map(|path| (ids.get(&path).copied().unwrap_or_else(ParamId::new), path)).collect()
     }
 
     fn model(&self) -> Model<'_, M> {
@@ -89,6 +81,7 @@ pub(super) fn training<M, O, B, L, F>(
     source: Rc<Source<M>>,
     optimizer: O,
     options: TrainingOptions,
+    groups: Rc<RateGroups>,
     loss: F,
 ) -> Record<B, TrainingCapture, <L::Outputs as Results>::Form>
 where
@@ -101,12 +94,14 @@ where
 {
     Box::new(move |batch| {
         let mut results = None;
+        let group = |id: ParamId, path: &str| groups.of(id, path);
         let forward = |model: &M, tensors: B::Tensors| {
             let (loss, outputs) = loss(model, tensors).split();
             results = Some(Gives::of(&outputs));
             (loss, outputs)
         };
-        let mut capture = record_training(defaults(batch), source.model(), &optimizer, batch, &options, forward)?;
+        let mut capture =
+            record_training(defaults(batch), source.model(), &optimizer, batch, (&options, &group), forward)?;
         drop_unread([&mut capture.first, &mut capture.steady]);
         noted(capture, results)
     })
