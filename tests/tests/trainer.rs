@@ -390,11 +390,12 @@ fn groups_of_parameters_have_their_own_rates() {
             let mut trainer = compiled.launch().unwrap();
             assert_eq!(trainer.step(&batch(8, 1)).unwrap().learning_rate, 0.25);
             let trained = bits(&trainer.into_module(&device).unwrap());
-            let update = |((path, old), (_, new)): (&(String, Vec<u8>), (String, Vec<u8>))| {
-                let update = values(old).iter().zip(values(&new)).map(|(old, new)| new - old).collect();
-                (path.clone(), update)
-            };
-            given.iter().zip(trained).map(update).collect()
+            let mut updates = Vec::new();
+            for ((path, old), (_, new)) in given.iter().zip(trained) {
+                let update = values(old).into_iter().zip(values(&new)).map(|(old, new)| new - old);
+                updates.push((path.clone(), update.collect()));
+            }
+            updates
         };
         let group = || ParamGroup::from_predicate("head");
         let one = updates(ModuleLrScheduler::new(0.25));
