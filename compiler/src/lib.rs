@@ -4,25 +4,37 @@
 //!
 //! | question | file |
 //! |---|---|
+//! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
+//! | everything that such a program names | [`prelude`] |
 //! | how a burn module and a closure become a graph | [`capture`] |
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
+//! | programs that share parameters | `beside` |
+//! | elements as bytes | `data` |
 //! | what a plan's errors say of the model | `explain` |
 //! | programs from the process that compiles to the others | `together` |
 //! | model families and their files | [`models`] |
 //! | capture, load, initialize and save a model directory | [`pretrained`] |
 //! | the command line | [`command`] |
 
+mod beside;
 pub mod capture;
 pub mod command;
+mod data;
 mod explain;
 pub mod import;
 mod memory;
 pub mod models;
+pub mod prelude;
 pub mod pretrained;
 pub mod program;
 mod together;
+pub mod trainer;
 pub use capture::scope::scope;
+pub use capture::{Batch, BatchData};
+pub use program::Error;
+pub use tpc_derive::Batch;
+pub use trainer::Trainer;
 
 pub use tpc_ir::program::RankProgram;
 pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};

@@ -4,12 +4,15 @@
 //! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
 //! ```
 
+use crate::beside::{self, Beside};
 use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
+use crate::data;
 use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use crate::memory;
 use crate::models::ModelError;
 use crate::together;
+use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
@@ -20,13 +23,13 @@ use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::check::{CheckError, check, well_formed};
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
-use tpc_passes::lower::{LowerError, LowerOptions, lower_with};
+use tpc_passes::lower::{LowerError, LowerOptions, lower_beside};
 use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
-use tpc_passes::styles::{Plan, StyleError, parallelize_module};
+use tpc_passes::styles::{Plan, StyleError};
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
-use tpc_runtime::session::{Backend, LaunchOptions, Session};
+use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
 use tpc_runtime::{CheckpointError, RuntimeError};
 
 /// Why a program could not be compiled or run.
@@ -62,6 +65,9 @@ pub enum Error {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A trainer's batch, module or evaluation is not what it was compiled for.
+    #[error(transparent)]
+    Trainer(Box<TrainerError>),
     /// Its values have more bytes than can be counted.
     #[error(transparent)]
     Size(Box<TooLarge>),
@@ -98,7 +104,15 @@ macro_rules! boxed {
     )+ };
 }
 
-boxed!(Model(ModelError), Style(StyleError), Check(CheckError), Denote(DenoteError), Lower(LowerError), Size(TooLarge),);
+boxed!(
+    Trainer(TrainerError),
+    Model(ModelError),
+    Style(StyleError),
+    Check(CheckError),
+    Denote(DenoteError),
+    Lower(LowerError),
+    Size(TooLarge),
+);
 impl From<RuntimeError> for Error {
     fn from(error: RuntimeError) -> Self {
         const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialise` or `resume`";
@@ -148,11 +162,25 @@ pub struct Stages {
 /// # Errors
 /// A plan that does not fit.
 pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
+    compile_graph_beside(captured, mesh, plan, options, &Beside::default())
+}
+
+/// [`compile_graph`] for a program that a session executes in turn with others.
+///
+/// # Errors
+/// As [`compile_graph`]; a parameter that has to lie elsewhere than the others have it.
+pub(crate) fn compile_graph_beside(
+    captured: Graph,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    beside: &Beside<'_>,
+) -> Result<Stages, Error> {
     addressable(&captured)?;
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     well_formed(&captured)?;
     // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
-    let (mut logical, annotations) = parallelize_module(&captured, mesh, plan.clone(), None)?;
+    let (mut logical, annotations) = beside::annotated(&captured, mesh, plan, beside)?;
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
         logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
@@ -160,7 +188,8 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
     let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
     well_formed(&logical)?;
     let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
-    let ranks = lower_with(&placed, &options.lower)?;
+    let ranks = lower_beside(&placed, &options.lower, &beside.programs)?;
+    beside.check(&ranks)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }
 
@@ -200,12 +229,17 @@ pub fn place(
     Ok(Placed { propagated, placed, report })
 }
 
-/// An error if the arenas of this host's ranks are larger than the memory that is left. A device has memory of its own.
-fn check_memory(ranks: &[RankProgram], options: &LaunchOptions) -> Result<(), Error> {
+/// An error if the arenas of this host's ranks are larger than the memory that is left and what they have already. A device has memory of
+/// its own.
+pub(crate) fn check_memory(
+    ranks: &[RankProgram],
+    options: &LaunchOptions,
+    has: impl Fn(usize) -> usize,
+) -> Result<(), Error> {
     let here = options.processes.as_ref().and_then(|processes| processes.local(ranks.len()).ok());
     let on_host = options.processes.as_ref().map_or(1, |processes| processes.on_host().1);
     let here = &ranks[here.unwrap_or(0..ranks.len())];
-    let own: u128 = here.iter().map(|rank| rank.arena_bytes as u128).sum();
+    let own: u128 = here.iter().map(|rank| rank.arena_bytes.saturating_sub(has(rank.rank)) as u128).sum();
     // Other processes have other ranks, whose arenas are as large as these but for uneven shards.
     let needed = own * on_host as u128;
     match memory::available() {
@@ -224,9 +258,9 @@ pub struct TrainingProgram {
     pub steady: Stages,
     /// How parameters are initialized when the model was captured by its shapes.
     pub init: HashMap<String, Init>,
-    scalars: StepScalars,
-    constants: HashMap<String, TensorData>,
-    values: std::sync::Arc<HashMap<String, TensorData>>,
+    pub(crate) scalars: StepScalars,
+    pub(crate) constants: HashMap<String, TensorData>,
+    pub(crate) values: std::sync::Arc<HashMap<String, TensorData>>,
     seed: u64,
 }
 
@@ -234,7 +268,7 @@ pub struct TrainingProgram {
 pub struct InferenceProgram {
     /// Its stages.
     pub stages: Stages,
-    constants: HashMap<String, TensorData>,
+    pub(crate) constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
     seed: u64,
 }
@@ -342,6 +376,35 @@ pub fn compile_training(
     })
 }
 
+/// Which of the two programs of a training step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// That of the first step, which creates the optimizer's state.
+    First,
+    /// That of every later step.
+    Steady,
+}
+
+/// One of the programs of a captured training step, for a session that executes it in turn with others; and the constants of all of them.
+///
+/// # Errors
+/// As [`compile_training`]; a parameter that has to lie elsewhere than the others have it.
+pub(crate) fn compile_step_beside(
+    capture: &TrainingCapture,
+    which: Which,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    beside: &Beside<'_>,
+) -> Result<(Stages, HashMap<String, TensorData>), Error> {
+    let signature = Signature::with_constants(beside.constants.clone(), [&capture.steady, &capture.first])?;
+    let captured = if which == Which::First { &capture.first } else { &capture.steady };
+    let Imported { graph, constants } = import_with(captured, &signature)?;
+    let facts = Facts::of(captured, &str::to_string);
+    let stages = compile_graph_beside(graph, mesh, plan, options, beside).map_err(|e| facts.explain(e))?;
+    Ok((stages, constants))
+}
+
 /// Compiles a captured forward pass.
 ///
 /// # Errors
@@ -353,11 +416,27 @@ pub fn compile_inference(
     options: &CompileOptions,
     rename: Rename,
 ) -> Result<InferenceProgram, Error> {
+    compile_inference_beside(captured, mesh, plan, options, rename, &Beside::default())
+}
+
+/// [`compile_inference`] for a program that a session executes in turn with others.
+///
+/// # Errors
+/// As [`compile_inference`]; a parameter that has to lie elsewhere than the others have it.
+pub(crate) fn compile_inference_beside(
+    captured: &Captured,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    beside: &Beside<'_>,
+) -> Result<InferenceProgram, Error> {
     let facts = Facts::of(captured, rename);
     let captured = renamed(captured, rename);
-    let Imported { graph, constants } = import_with(&captured, &Signature::of([&captured])?)?;
+    let signature = Signature::with_constants(beside.constants.clone(), [&captured])?;
+    let Imported { graph, constants } = import_with(&captured, &signature)?;
     let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
-    let stages = compile_graph(graph, mesh, plan, &options).map_err(|e| facts.explain(e))?;
+    let stages = compile_graph_beside(graph, mesh, plan, &options, beside).map_err(|e| facts.explain(e))?;
     Ok(InferenceProgram { stages, constants, values: captured.values, seed: options.seed })
 }
 
@@ -417,30 +496,32 @@ pub fn compile_inference_together(
     Ok(CompiledInference { ranks, constants, values: captured.values, seed: options.seed })
 }
 
-/// The elements of tensor data as floats.
-fn data_f64(data: &TensorData) -> Vec<f64> {
-    data.clone().convert::<f64>().try_to_vec::<f64>().unwrap_or_default()
-}
-
-fn feed(session: &mut Session, kind: InputKind, values: &HashMap<String, TensorData>) -> Result<(), RuntimeError> {
-    let names: Vec<String> =
-        session.program(0).inputs.iter().filter(|i| i.kind == kind).map(|i| i.name.clone()).collect();
-    for name in names {
-        if let Some(data) = values.get(&name) {
-            session.write_f64(&name, &data_f64(data))?;
+/// Writes the values of all inputs of a kind that have one, unless they were written already.
+pub(crate) fn feed(
+    session: &mut Session,
+    kind: InputKind,
+    values: &HashMap<String, TensorData>,
+) -> Result<(), RuntimeError> {
+    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == kind && !session.is_written(&i.name));
+    let inputs: Vec<_> = inputs.map(|i| (i.name.clone(), i.binding.view.dtype)).collect();
+    for (name, dtype) in inputs {
+        if let Some(value) = values.get(&name) {
+            session.write_bytes(&name, &data::to_bytes(value, dtype))?;
         }
     }
     Ok(())
 }
 
 /// The value of [`SEED`] at a step: every step of every run has its own.
-fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
+pub(crate) fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
     seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
 }
 
 /// A running training program.
 pub struct TrainingSession {
     session: Session,
+    /// The training step among the programs of the session.
+    program: ProgramId,
     /// The steady program, until it takes over.
     next: Option<Vec<RankProgram>>,
     scalars: StepScalars,
@@ -474,12 +555,13 @@ impl CompiledTraining {
     /// # Errors
     /// As [`TrainingProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
-        check_memory(&self.ranks.first, &options)?;
+        check_memory(&self.ranks.first, &options, |_| 0)?;
         let mut session = Session::launch(self.ranks.first, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
         let next = Some(self.ranks.steady);
-        Ok(TrainingSession { session, next, scalars: self.scalars, seed: self.seed, step: 0 })
+        let program = session.selected();
+        Ok(TrainingSession { session, program, next, scalars: self.scalars, seed: self.seed, step: 0 })
     }
 }
 
@@ -499,6 +581,11 @@ impl TrainingSession {
         self.seed
     }
 
+    /// The programs of the ranks that share the arenas: those that are loaded, and the one that takes over after the first step.
+    pub(crate) fn programs(&self) -> Vec<&[RankProgram]> {
+        self.session.programs().chain(self.next.as_deref()).collect()
+    }
+
     /// Lets the steady program take over, if it has not.
     fn succeed(&mut self) -> Result<(), Error> {
         match self.next.take() {
@@ -512,14 +599,29 @@ impl TrainingSession {
     /// # Errors
     /// An input that was never written, a rank that fails.
     pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
+        self.turn()?;
+        self.run(&[learning_rate])
+    }
+
+    /// Selects the program of the next step: the first one's, or that of all later ones.
+    pub(crate) fn turn(&mut self) -> Result<(), Error> {
+        self.session.select(self.program)?;
         if self.step > 0 {
             self.succeed()?;
         }
+        Ok(())
+    }
+
+    /// Runs one step by the selected program, one of this step, with a learning rate for each group of parameters.
+    pub(crate) fn run(&mut self, rates: &[f64]) -> Result<f64, Error> {
         let step = self.step + 1;
-        let values = self.scalars.values(step, learning_rate)?;
+        let values = self.scalars.values_of_groups(step, &|group| rates[group])?;
         let (seed, session) = (self.seed, &mut self.session);
         session.must_agree("the step", step);
-        session.must_agree("the learning rate", learning_rate);
+        for (group, rate) in rates.iter().enumerate() {
+            let of = if group == 0 { String::new() } else { format!(" of group {group}") };
+            session.must_agree(&format!("the learning rate{of}"), rate);
+        }
         session.must_agree("the seed", seed);
         let names: Vec<String> =
             session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();
@@ -551,6 +653,7 @@ impl TrainingSession {
     /// # Errors
     /// As [`TrainingSession::save_checkpoint`].
     pub fn save_checkpoint_with(&self, dir: &Path, options: &SaveOptions) -> Result<PathBuf, Error> {
+        debug_assert!(self.session.selected() == self.program, "a checkpoint is one of the training step");
         Ok(checkpoint::save(&self.session, dir, self.step as u64, self.seed, options)?)
     }
 
@@ -568,6 +671,7 @@ impl TrainingSession {
     /// # Errors
     /// As [`TrainingSession::resume`]; one of a first step into a session that is past it.
     pub fn resume_from(&mut self, checkpoint: &Checkpoint) -> Result<usize, Error> {
+        self.session.select(self.program)?;
         // The program of the first step makes the state, all later ones read it.
         match checkpoint.step() {
             0 if self.next.is_none() => {
@@ -601,7 +705,7 @@ impl CompiledInference {
     /// # Errors
     /// As [`InferenceProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
-        check_memory(&self.ranks, &options)?;
+        check_memory(&self.ranks, &options, |_| 0)?;
         let mut session = Session::launch(self.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;

@@ -9,6 +9,7 @@ use crate::op::{Distribution, InputKind, MapFn, ReduceOp, Scalar};
 use crate::{DType, Mesh, OutputKind, Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Index into [`RankProgram::buffers`].
@@ -454,6 +455,18 @@ pub struct Binding {
     pub layout: Vec<usize>,
 }
 
+impl Binding {
+    /// Whether two bindings of programs of one rank are the same elements of a tensor, in the same order: then both programs may find them
+    /// at one place. What a rank holds as a whole may be cut in dimensions in different ways.
+    pub fn holds_the_same(&self, other: &Binding) -> bool {
+        let is_whole = |b: &Binding| b.view.shape == b.global;
+        let same_box =
+            (&self.global, &self.start, &self.view.shape) == (&other.global, &other.start, &other.view.shape);
+        (self.view.dtype, &self.layout) == (other.view.dtype, &other.layout)
+            && (same_box || is_whole(self) && is_whole(other))
+    }
+}
+
 /// A program input and where it goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputBinding {
@@ -494,6 +507,27 @@ pub struct RankProgram {
 }
 
 impl RankProgram {
+    /// The bytes of the arena in which an input lies.
+    pub fn place(&self, input: &InputBinding) -> Range<usize> {
+        let buffer = &self.buffers[input.binding.view.buffer.0 as usize];
+        buffer.offset..buffer.offset + buffer.bytes
+    }
+
+    /// The input of this program that has the value of an input of another program of the same rank: a parameter, a state, a constant or a
+    /// number of the step of the same name, of which the rank holds the same elements. Data are each program's own.
+    pub fn same_input(&self, theirs: &InputBinding) -> Option<&InputBinding> {
+        self.inputs.iter().find(|mine| {
+            mine.kind != InputKind::Data
+                && (mine.kind, &mine.name) == (theirs.kind, &theirs.name)
+                && mine.binding.holds_the_same(&theirs.binding)
+        })
+    }
+
+    /// Whether an input of this program lies where another program of the rank has it, so that both have one value.
+    pub fn shares(&self, mine: &InputBinding, other: &RankProgram) -> bool {
+        other.same_input(mine).is_some_and(|theirs| other.place(theirs) == self.place(mine))
+    }
+
     /// Every collective in program order.
     pub fn collectives(&self) -> impl Iterator<Item = &Collective> {
         self.steps.iter().filter_map(|s| match &s.action {

@@ -40,5 +40,7 @@ pub use checkpoint::CheckpointError;
 pub use comm::Processes;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
-pub use session::{Backend, BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, RankInputs, Session, StepReport};
+pub use session::{
+    Backend, BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, ProgramId, RankInputs, Session, StepReport,
+};
 pub use settings::Settings;

@@ -163,6 +163,17 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
     }
 }
 
+/// Programs of one session take turns on an emulated device as they do on threads.
+#[test]
+fn programs_take_turns_beside_an_emulator() {
+    use loops::support::sharing::{adding, take_turns};
+    if !Emulator::is_available() && std::env::var_os("TPC_REQUIRE_NVRTC").is_none() {
+        return println!("skipped: g++ is not installed");
+    }
+    let device = Emulator::new(adding(None)).unwrap();
+    take_turns(tpc_runtime::Session::on(Box::new(device), Default::default()).unwrap());
+}
+
 /// All of the above with the real host code, on a driver, a compiler and a library that are not real
 /// (`fake/`): what is enqueued, what depends on what, what is captured and replayed.
 #[cfg(feature = "cuda")]
@@ -311,6 +322,9 @@ mod gpu {
         let (gpu, cpu) = (run(Backend::Cuda), run(Backend::Cpu));
         assert_eq!(gpu.1[1], [("all_reduce", 2, 2.0 * 37.0 * 4.0)], "a kernel and a graph count the same");
         assert_eq!(gpu, cpu);
+        let options = LaunchOptions { backend: Backend::Cuda, ..Default::default() };
+        let shared = super::loops::support::sharing::adding(None);
+        super::loops::support::sharing::take_turns(Session::launch(shared, options).unwrap());
         println!("sessions: written, stepped, read and succeeded; they agree on the GPU");
     }
 

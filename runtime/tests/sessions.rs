@@ -7,6 +7,7 @@ mod support;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use support::sharing::{adding, take_turns};
 use support::*;
 use tpc_ir::program::*;
 use tpc_ir::{DType, MapFn, Mesh, ReduceOp};
@@ -126,6 +127,13 @@ fn allocations_of_steps(session: &mut Session) -> usize {
 #[test]
 #[ignore = "what the ranks of the tests below do as processes"]
 fn child_process() {
+    if processes::role() == ["share"] {
+        let shared = std::panic::catch_unwind(|| take_turns(launch(processes::joined())));
+        if shared.is_err() {
+            processes::fail(&"the programs do not share");
+        }
+        std::process::exit(0)
+    }
     let mut session = Session::launch(everything(), processes::joined()).unwrap_or_else(|e| processes::fail(&e));
     let count = allocations_of_steps(&mut session);
     if count > 0 {
@@ -165,6 +173,31 @@ fn a_step_allocates_nothing() {
     assert_eq!(ALLOCATIONS.load(Ordering::SeqCst) - before, 0);
     let trace = session.trace_json();
     assert!(trace.starts_with("{\"traceEvents\":[\n{\"name\":") && trace.matches("\"tid\":1").count() == 16, "{trace}");
+}
+
+fn launch(options: LaunchOptions) -> Session {
+    Session::launch(adding(None), options).unwrap()
+}
+
+#[test]
+fn several_programs_share_the_arenas_of_threads() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    take_turns(launch(LaunchOptions::default()));
+}
+
+#[test]
+fn several_programs_share_the_arenas_of_processes() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let told = processes::in_processes(2, "share", None, None);
+    assert_eq!(told.ended.code, 0, "{}", told.stderr);
+}
+
+#[cfg(feature = "mpi")]
+#[test]
+fn several_programs_share_the_arenas_of_mpi() {
+    let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
+    let told = processes::under_mpirun(2, "share", None, None);
+    assert_eq!(told.ended.code, 0, "{}", told.stderr);
 }
 
 #[test]

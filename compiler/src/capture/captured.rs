@@ -1,6 +1,6 @@
 //! The result of a capture.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -33,6 +33,42 @@ pub struct Captured {
     pub values: Arc<HashMap<String, TensorData>>,
     /// How parameters are initialized, by path; empty unless the model was captured by its shapes.
     pub init: HashMap<String, Init>,
+}
+
+impl Captured {
+    /// Names of the data that an operation reads, or that is a result itself.
+    pub(crate) fn data_read(&self) -> Vec<String> {
+        let read = self.read();
+        let names = self.inputs.iter().filter_map(|input| match &input.kind {
+            InputKind::Data { name } if read.contains(&input.id) => Some(name.clone()),
+            _ => None,
+        });
+        names.collect()
+    }
+
+    /// Leaves out data by name, which nothing may read.
+    pub(crate) fn retain_data(&mut self, keep: impl Fn(&str) -> bool) {
+        self.retain(|_, kind| !matches!(kind, InputKind::Data { name } if !keep(name)));
+    }
+
+    /// Leaves out parameters that nothing reads.
+    pub(crate) fn drop_unread_parameters(&mut self) {
+        let read = self.read();
+        self.retain(|id, kind| !matches!(kind, InputKind::Parameter { .. }) || read.contains(&id));
+    }
+
+    /// Everything that is read, that is a result, or that a region begins or ends with.
+    fn read(&self) -> HashSet<TensorId> {
+        let operands = self.graph.operations.iter().flat_map(|op| op.inputs().map(|tensor| tensor.id));
+        let marked = self.scopes.iter().flat_map(|scope| scope.arguments.iter().chain(&scope.results).copied());
+        operands.chain(self.graph.outputs.iter().copied()).chain(marked).collect()
+    }
+
+    /// Leaves out inputs; ids stay as they are.
+    fn retain(&mut self, keep: impl Fn(TensorId, &InputKind) -> bool) {
+        self.inputs.retain(|input| keep(input.id, &input.kind));
+        self.graph.inputs = self.inputs.iter().map(|input| input.id).collect();
+    }
 }
 
 /// A tensor that is given to the graph.

@@ -2,7 +2,7 @@
 
 use burn::backend::{Autodiff, Capture};
 use burn::tensor::kind::Basic;
-use burn::tensor::{Bool, DType, Device, Float, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, Float, Int, Tensor, TensorData};
 use burn_ir::TensorId;
 
 /// Records without tracking gradients.
@@ -26,6 +26,15 @@ pub trait Kind: Basic + sealed::Sealed + 'static {
     /// The same tensor, on the autodiff side of the capture device.
     #[doc(hidden)]
     fn track<const D: usize>(tensor: Tensor<D, Self>) -> Tensor<D, Self>;
+
+    /// A tensor of these elements. Numbers keep their type; booleans have the storage of the device.
+    #[doc(hidden)]
+    fn with_data<const D: usize>(data: TensorData, device: &Device) -> Tensor<D, Self> {
+        match data.dtype() {
+            DType::Bool(_) => Tensor::from_data(data, device),
+            dtype => Tensor::from_data(data, (device, dtype)),
+        }
+    }
 }
 
 macro_rules! kind {

@@ -56,6 +56,7 @@ mod substitute;
 mod tensors;
 mod text;
 mod trace;
+mod values;
 
 pub use captured::{
     Captured, CapturedInput, CapturedOutput, Init, InputKind, ModuleInfo, OutputKind, ScopeRecord, TrainingCapture,
@@ -64,8 +65,12 @@ pub use error::CaptureError;
 pub use kind::Kind;
 pub use operation::name as operation_name;
 pub use scalars::StepScalars;
+pub(crate) use session::Defaults;
+pub(crate) use step::{Model, output_names, parameter_values, record_inference, record_training};
 pub use step::{
     TrainingOptions, capture_inference, capture_inference_shapes, capture_training, capture_training_shapes,
     capture_training_with,
 };
-pub use tensors::{Batch, Inputs, Leaf, Loss, Named, Spec, Tensors, named};
+pub use tensors::{Batch, Inputs, Leaf, Loss, Named, Spec, Tensors, field_name, named};
+pub(crate) use values::BatchField;
+pub use values::{BatchData, BatchFields, ResultValues, Results};

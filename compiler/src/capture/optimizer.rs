@@ -9,8 +9,8 @@ use burn::optim::Optimizer;
 use burn::tensor::{DType, Tensor};
 
 use super::kind::{self, Tracked, Untracked};
-use super::probe::{self, Gradients, Probe, Prober};
-use super::scalars::RATES;
+use super::probe::{self, Gradients, Prober};
+use super::scalars::{Probed, RATES};
 use super::session::Session;
 
 /// Named tensors of an optimizer state.
@@ -45,14 +45,16 @@ pub(super) struct Recorded {
 pub(super) fn record<M: Module, O: Optimizer>(
     model: &M,
     optimizer: &O,
-    clipping: Option<&GradientClipping>,
+    Choices { clipping, groups }: Choices<'_>,
     gradients: &mut Gradients,
     session: &Session,
     begin: u64,
-) -> (Vec<Update>, Vec<Box<dyn Probe>>) {
+) -> (Vec<Update>, Vec<Probed>) {
     let mut visitor = Optimize {
         optimizer,
         clipping,
+        groups,
+        path: Vec::new(),
         gradients,
         session,
         done: HashSet::new(),
@@ -66,31 +68,51 @@ pub(super) fn record<M: Module, O: Optimizer>(
     (pending.into_iter().map(|named| named()).collect(), probes)
 }
 
+/// What is chosen for each parameter besides its optimizer.
+pub(super) struct Choices<'a> {
+    pub(super) clipping: Option<&'a GradientClipping>,
+    pub(super) groups: Groups<'a>,
+}
+
+/// The group of a parameter; those of a group have one learning rate.
+pub(crate) type Groups<'a> = &'a dyn Fn(ParamId, &str) -> usize;
+
 /// An update whose states have no names yet: those are read at the very end of the recording.
 type Pending = Box<dyn FnOnce() -> Update>;
 
 struct Optimize<'a, O> {
     optimizer: &'a O,
     clipping: Option<&'a GradientClipping>,
+    groups: Groups<'a>,
+    path: Vec<String>,
     gradients: &'a mut Gradients,
     session: &'a Session,
     done: HashSet<ParamId>,
     pending: Vec<Pending>,
-    classes: HashMap<(Vec<usize>, DType), usize>,
-    probes: Vec<Box<dyn Probe>>,
+    classes: HashMap<(usize, Vec<usize>, DType), usize>,
+    probes: Vec<Probed>,
 }
 
 impl<O: Optimizer> Optimize<'_, O> {
     /// Optimizers may look at shapes (Adafactor, Muon), so that every shape is a class of its own.
-    fn class<const D: usize>(&mut self, shape: [usize; D], dtype: DType) -> usize {
-        *self.classes.entry((shape.to_vec(), dtype)).or_insert_with(|| {
-            self.probes.push(Box::new(Prober::new(self.optimizer.clone(), shape, dtype)));
+    fn class<const D: usize>(&mut self, group: usize, shape: [usize; D], dtype: DType) -> usize {
+        *self.classes.entry((group, shape.to_vec(), dtype)).or_insert_with(|| {
+            let probe = Box::new(Prober::new(self.optimizer.clone(), shape, dtype));
+            self.probes.push(Probed { group, probe });
             self.probes.len() - 1
         })
     }
 }
 
 impl<O: Optimizer> ModuleVisitor for Optimize<'_, O> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if !self.done.insert(param.id) {
             return;
@@ -105,7 +127,7 @@ impl<O: Optimizer> ModuleVisitor for Optimize<'_, O> {
         let gradient = Tensor::<D>::from_primitive::<Untracked>(gradient);
         let value = kind::untrack(value);
         let (shape, dtype) = (value.dims(), value.dtype());
-        let class = self.class(shape, dtype);
+        let class = self.class((self.groups)(param.id, &self.path.join(".")), shape, dtype);
         let clipped = match self.clipping {
             Some(clipping) => clipping.clip_gradient(gradient.clone()),
             None => gradient.clone(),

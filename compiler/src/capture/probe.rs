@@ -8,7 +8,7 @@ use burn::tensor::{DType, TensorData};
 use super::error::CaptureError;
 use super::kind;
 use super::operation::first_result;
-use super::session::{self, Recorded, Session};
+use super::session::{self, Defaults, Recorded, Session};
 use super::trace::Trace;
 
 /// At most this many steps are recorded at once.
@@ -59,7 +59,7 @@ impl<O: Optimizer, const D: usize> Prober<O, D> {
 
     /// Records the steps after `from` up to `to`; gives them and the state before the last.
     fn run(&self, from: &Snapshot, to: usize, lr: f64) -> Result<(Vec<Trace>, Snapshot), CaptureError> {
-        let ((marks, labels), recorded) = session::record(|session| {
+        let ((marks, labels), recorded) = session::record(Defaults::default(), |session| {
             let begin = session.mark();
             let mut state = from.restore::<O, D>(session);
             let mut before = None;

@@ -26,6 +26,8 @@ pub struct StepScalars {
 
 /// One number.
 struct Entry {
+    /// The parameters that it is for: those of a group have one learning rate.
+    group: usize,
     label: String,
     steady: Option<Source>,
     first: Option<Source>,
@@ -40,11 +42,18 @@ struct Source {
     at: Place,
 }
 
-/// Parameters of one shape and dtype, which are updated alike.
+/// Parameters of one group, shape and dtype, which are updated alike.
 struct Class {
+    group: usize,
     probe: Box<dyn Probe>,
     first: Vec<String>,
     steady: Vec<String>,
+}
+
+/// Parameters that are updated alike, by what updates one of them.
+pub(super) struct Probed {
+    pub(super) group: usize,
+    pub(super) probe: Box<dyn Probe>,
 }
 
 /// Which scalars of the updates of a class are inputs.
@@ -82,7 +91,15 @@ impl StepScalars {
     /// An input that only one of the two programs has is `NaN` for the other. Steps are cheapest in order; an earlier
     /// one restarts the count.
     pub fn values(&mut self, step: usize, lr: f64) -> Result<Vec<f64>, CaptureError> {
-        let lr = if lr == 0.0 { ALMOST_ZERO } else { lr };
+        self.values_of_groups(step, &|_| lr)
+    }
+
+    /// [`StepScalars::values`] with a learning rate for each group of parameters.
+    pub(crate) fn values_of_groups(
+        &mut self,
+        step: usize,
+        rate: &dyn Fn(usize) -> f64,
+    ) -> Result<Vec<f64>, CaptureError> {
         let mut traces: HashMap<usize, Trace> = HashMap::new();
         let mut values = Vec::with_capacity(self.entries.len());
         for entry in &self.entries {
@@ -92,7 +109,8 @@ impl StepScalars {
                 continue;
             };
             if let std::collections::hash_map::Entry::Vacant(vacant) = traces.entry(class) {
-                vacant.insert(self.classes[class].update(step, lr)?);
+                let lr = rate(self.classes[class].group);
+                vacant.insert(self.classes[class].update(step, if lr == 0.0 { ALMOST_ZERO } else { lr })?);
             }
             values.push(traces[&class].value(at).unwrap_or(f64::NAN));
         }
@@ -100,27 +118,27 @@ impl StepScalars {
     }
 
     /// Finds the step-dependent numbers of updates of several shapes.
-    pub(super) fn find(probes: Vec<Box<dyn Probe>>) -> Result<(Self, Vec<ClassPlan>), CaptureError> {
+    pub(super) fn find(probes: Vec<Probed>) -> Result<(Self, Vec<ClassPlan>), CaptureError> {
         let mut found = Self { entries: Vec::new(), classes: Vec::new() };
-        let plans = probes.into_iter().map(|probe| found.add(probe)).collect::<Result<_, _>>()?;
+        let plans = probes.into_iter().map(|probed| found.add(probed)).collect::<Result<_, _>>()?;
         Ok((found, plans))
     }
 
-    fn add(&mut self, probe: Box<dyn Probe>) -> Result<ClassPlan, CaptureError> {
+    fn add(&mut self, Probed { group, probe }: Probed) -> Result<ClassPlan, CaptureError> {
         let observed = Observed::new(&*probe)?;
         let unit = probe.unit();
         // One element is enough unless the optimizer looks at shapes.
         let probe = if Observed::new(&*unit).is_ok_and(|unit| unit.agrees(&observed)) { unit } else { probe };
         let class = self.classes.len();
         let (first, steady) = (observed.first().clone(), observed.steady().clone());
-        self.classes.push(Class { probe, first: first.skeleton.clone(), steady: steady.skeleton.clone() });
+        self.classes.push(Class { group, probe, first: first.skeleton.clone(), steady: steady.skeleton.clone() });
 
         let mut steady_inputs = HashMap::new();
         for (position, site) in steady.sites.iter().enumerate() {
             let values = observed.steady_values(position);
             if values.iter().any(|value| *value != values[0]) {
                 let label = format!("{} #{}", steady.skeleton[site.at.operation], site.at.slot);
-                steady_inputs.insert(site.at, self.steady_entry(values, label, Source { class, at: site.at }));
+                steady_inputs.insert(site.at, self.steady_entry(group, values, label, Source { class, at: site.at }));
             }
         }
         let aligned = first.align(&steady);
@@ -130,7 +148,8 @@ impl StepScalars {
             let input = aligned.get(&site.at).and_then(|at| steady_inputs.get(at)).copied();
             if input.is_some() || values[0] != values[1] {
                 let label = format!("{} #{} (first step)", first.skeleton[site.at.operation], site.at.slot);
-                first_inputs.insert(site.at, self.first_entry(input, values, label, Source { class, at: site.at }));
+                first_inputs
+                    .insert(site.at, self.first_entry(group, input, values, label, Source { class, at: site.at }));
             }
         }
         Ok(ClassPlan {
@@ -139,11 +158,13 @@ impl StepScalars {
         })
     }
 
-    fn steady_entry(&mut self, values: Vec<u64>, label: String, source: Source) -> usize {
-        if let Some(index) = self.entries.iter().position(|entry| entry.steady_values == values) {
+    fn steady_entry(&mut self, group: usize, values: Vec<u64>, label: String, source: Source) -> usize {
+        let known = |entry: &Entry| entry.group == group && entry.steady_values == values;
+        if let Some(index) = self.entries.iter().position(known) {
             return index;
         }
         self.entries.push(Entry {
+            group,
             label,
             steady: Some(source),
             first: None,
@@ -155,8 +176,15 @@ impl StepScalars {
 
     /// The entry of a number of the first step: that of the later steps at the same place, if it has no other value
     /// already, else one of its own.
-    fn first_entry(&mut self, aligned: Option<usize>, values: Vec<u64>, label: String, source: Source) -> usize {
-        let same = |entry: &Entry| entry.first_values == values;
+    fn first_entry(
+        &mut self,
+        group: usize,
+        aligned: Option<usize>,
+        values: Vec<u64>,
+        label: String,
+        source: Source,
+    ) -> usize {
+        let same = |entry: &Entry| entry.group == group && entry.first_values == values;
         let free = aligned.filter(|&index| self.entries[index].first.is_none());
         let index = aligned
             .filter(|&index| same(&self.entries[index]))
@@ -164,6 +192,7 @@ impl StepScalars {
             .or_else(|| self.entries.iter().position(|entry| entry.steady.is_none() && same(entry)));
         let index = index.unwrap_or_else(|| {
             self.entries.push(Entry {
+                group,
                 label,
                 steady: None,
                 first: None,

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, IntDType, Tensor, TensorData};
 use burn_capture::CaptureClient;
 use burn_ir::{OperationIr, TensorId};
 use burn_router::RouterClient;
@@ -17,7 +17,41 @@ use super::scope::{self, RawScope};
 thread_local! {
     // A process can make 65,536 capture devices and never gives one back, while a device serves any number of
     // recordings, one after the other.
-    static DEVICE: RefCell<Option<Device>> = const { RefCell::new(None) };
+    static DEVICES: RefCell<Vec<(Defaults, Device)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The element types that a device gives to tensors for which nothing says one: those of an `argmax`, or of a tensor made
+/// from numbers. A closure records on a device with the defaults of the one that its batch is on, because it may rely on
+/// them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Defaults(Option<(FloatDType, IntDType)>);
+
+impl Defaults {
+    /// Those of a device.
+    pub(crate) fn of(device: &Device) -> Self {
+        let settings = device.settings();
+        Defaults(Some((settings.float_dtype, settings.int_dtype)))
+    }
+
+    /// The recording device that has, or is to have, these defaults.
+    fn device(self) -> Device {
+        DEVICES.with_borrow_mut(|devices| match devices.iter().find(|(defaults, _)| *defaults == self) {
+            Some((_, device)) => device.clone(),
+            None => {
+                devices.push((self, Device::capture()));
+                devices[devices.len() - 1].1.clone()
+            }
+        })
+    }
+
+    /// Gives a device these defaults, once a recording has begun, which burn needs for that.
+    fn give_to(self, device: &Device) {
+        if let Some(types) = self.0 {
+            // A device of an earlier recording has them already. Types that cannot be recorded are an error where a closure
+            // makes a tensor of them.
+            let _ = device.clone().configure(types);
+        }
+    }
 }
 
 /// A running recording.
@@ -36,11 +70,12 @@ pub(super) struct Recorded {
 }
 
 /// Records what `f` does.
-pub(super) fn record<R>(f: impl FnOnce(&Session) -> R) -> Result<(R, Recorded), CaptureError> {
-    let device = DEVICE.with_borrow_mut(|device| device.get_or_insert_with(Device::capture).clone());
+pub(super) fn record<R>(defaults: Defaults, f: impl FnOnce(&Session) -> R) -> Result<(R, Recorded), CaptureError> {
+    let device = defaults.device();
     let mut outcome = None;
     let captured = guarded(|| {
         device.capture_scope(|token| {
+            defaults.give_to(&device);
             let session = Session { device: device.clone(), client: client(&device) };
             outcome = Some(scope::collect(session.client.clone(), || f(&session)));
             // The boundaries are ours: burn would refuse an output that is also consumed, or an unused input.

@@ -17,11 +17,10 @@ use super::initialization::{split_initialization, within};
 use super::insert::{UpdateIds, insert_scalars};
 use super::kind::{self, Tracked};
 use super::operation::first_result;
-use super::optimizer::{self, Recorded as Recording, State, Update};
+use super::optimizer::{self, Choices, Groups, Recorded as Recording, State, Update};
 use super::params::{self, ParameterInfo, Parameters};
-use super::probe::Probe;
-use super::scalars::StepScalars;
-use super::session::{self, Recorded, Session};
+use super::scalars::{Probed, StepScalars};
+use super::session::{self, Defaults, Recorded, Session};
 use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 
@@ -30,6 +29,19 @@ use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 pub struct TrainingOptions {
     /// Clipping of each gradient before its update, which burn keeps outside of the optimizer.
     pub clipping: Option<GradientClippingConfig>,
+}
+
+/// What is said of a training step.
+struct Options<'a> {
+    training: &'a TrainingOptions,
+    groups: Groups<'a>,
+}
+
+impl<'a> Options<'a> {
+    /// All parameters have one learning rate.
+    fn of(training: &'a TrainingOptions) -> Self {
+        Options { training, groups: &|_, _| 0 }
+    }
 }
 
 /// Captures the forward pass of a model in evaluation mode.
@@ -46,7 +58,7 @@ pub fn capture_inference<M: Module, B: Batch, T: Tensors>(
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut captured = inference(|device| params::place(model, device, false), inputs, forward)?;
+    let mut captured = inference(Defaults::default(), |device| params::place(model, device, false), inputs, forward)?;
     captured.values = Arc::new(values);
     Ok(captured)
 }
@@ -59,7 +71,7 @@ pub fn capture_inference_shapes<M: Module, B: Batch, T: Tensors>(
     inputs: B,
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
-    inference(build, inputs, forward)
+    inference(Defaults::default(), build, inputs, forward)
 }
 
 /// Captures a training step: forward, backward and the update of every parameter.
@@ -89,7 +101,15 @@ pub fn capture_training_with<M: Module, O: Optimizer, B: Batch, L: Loss>(
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut step = training(|device| params::place(model, device, true), false, optimizer, batch, options, forward)?;
+    let mut step = training(
+        Defaults::default(),
+        |device| params::place(model, device, true),
+        false,
+        optimizer,
+        batch,
+        &Options::of(options),
+        forward,
+    )?;
     step.first.values = Arc::new(values);
     step.steady.values = step.first.values.clone();
     Ok(step)
@@ -106,7 +126,7 @@ pub fn capture_training_shapes<M: Module, O: Optimizer, B: Batch, L: Loss>(
     options: &TrainingOptions,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
-    training(build, true, optimizer, batch, options, forward)
+    training(Defaults::default(), build, true, optimizer, batch, &Options::of(options), forward)
 }
 
 /// A copy of the model to take apart, and its parameters' values.
@@ -120,6 +140,64 @@ fn materialize<M: Module>(model: &M) -> Result<(M, HashMap<String, TensorData>),
     })
 }
 
+/// Where the model of a recording comes from.
+pub(crate) enum Model<'a, M> {
+    /// It is built on the recording device.
+    Build(&'a dyn Fn(&Device) -> M),
+    /// It is there; its values are not taken.
+    Module(&'a M),
+}
+
+/// Captures the forward pass of a model, for a batch of a device with these defaults.
+pub(crate) fn record_inference<M: Module, B: Batch, T: Tensors>(
+    defaults: Defaults,
+    model: Model<'_, M>,
+    inputs: B,
+    forward: impl FnOnce(&M, B::Tensors) -> T,
+) -> Result<Captured, CaptureError> {
+    match model {
+        Model::Build(build) => inference(defaults, build, inputs, forward),
+        Model::Module(model) => {
+            let model = guarded(|| model.valid())?;
+            inference(defaults, |device| params::place(model, device, false), inputs, forward)
+        }
+    }
+}
+
+/// Captures a training step, for a batch of a device with these defaults.
+pub(crate) fn record_training<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    defaults: Defaults,
+    model: Model<'_, M>,
+    optimizer: &O,
+    batch: B,
+    (training_options, groups): (&TrainingOptions, Groups<'_>),
+    forward: impl FnOnce(&M, B::Tensors) -> L,
+) -> Result<TrainingCapture, CaptureError> {
+    let options = &Options { training: training_options, groups };
+    match model {
+        Model::Build(build) => training(defaults, build, true, optimizer, batch, options, forward),
+        Model::Module(model) => {
+            let model = guarded(|| model.valid())?;
+            let place = |device: &Device| params::place(model, device, true);
+            training(defaults, place, false, optimizer, batch, options, forward)
+        }
+    }
+}
+
+/// The values of a model's parameters by path.
+pub(crate) fn parameter_values<M: Module>(model: &M) -> Result<HashMap<String, TensorData>, CaptureError> {
+    Ok(materialize(model)?.1)
+}
+
+/// The names under which the results of a closure are outputs.
+pub(crate) fn output_names(results: &impl Tensors) -> Vec<String> {
+    let name = |(_, kind)| match kind {
+        OutputKind::Output { name } => Some(name),
+        _ => None,
+    };
+    outputs(results).into_iter().filter_map(name).collect()
+}
+
 /// What a closure left in a recording.
 pub(super) struct Forward {
     pub(super) parameters: Parameters,
@@ -131,11 +209,12 @@ pub(super) struct Forward {
 }
 
 fn inference<M: Module, B: Batch, T: Tensors>(
+    defaults: Defaults,
     build: impl FnOnce(&Device) -> M,
     inputs: B,
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
-    let (forward, recorded) = session::record(|session| {
+    let (forward, recorded) = session::record(defaults, |session| {
         let begin = session.mark();
         let model = params::make_leaves(build(&session.device), &session.device);
         let built = (begin, session.mark());
@@ -161,15 +240,16 @@ fn inference<M: Module, B: Batch, T: Tensors>(
 }
 
 fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
+    defaults: Defaults,
     build: impl FnOnce(&Device) -> M,
     lazy: bool,
     optimizer: &O,
     batch: B,
-    options: &TrainingOptions,
+    options: &Options<'_>,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Result<TrainingCapture, CaptureError> {
     let mut norms = Vec::new();
-    let recorded = session::record(|session| {
+    let recorded = session::record(defaults, |session| {
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
         let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
@@ -190,7 +270,7 @@ struct Step {
     changed: Option<String>,
     backward_end: u64,
     updates: Vec<Update>,
-    probes: Vec<Box<dyn Probe>>,
+    probes: Vec<Probed>,
 }
 
 fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
@@ -199,7 +279,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     model: &M,
     optimizer: &O,
     batch: B,
-    options: &TrainingOptions,
+    options: &Options<'_>,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Step {
     let built = (begin, session.mark());
@@ -216,8 +296,9 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let backward_end = session.mark();
     let (updates, probes) = match backward {
         Ok(mut gradients) => {
-            let clipping = options.clipping.as_ref().map(GradientClippingConfig::init);
-            optimizer::record(model, optimizer, clipping.as_ref(), &mut gradients, session, begin)
+            let clipping = options.training.clipping.as_ref().map(GradientClippingConfig::init);
+            let choices = Choices { clipping: clipping.as_ref(), groups: options.groups };
+            optimizer::record(model, optimizer, choices, &mut gradients, session, begin)
         }
         Err(_) => Default::default(),
     };

@@ -26,8 +26,7 @@ pub trait Tensors {
 
 /// A value that describes the data of a step: only its shapes, dtypes and names matter.
 ///
-/// Implement it for your own batch structures: record every field with [`Inputs::tensor`] or with its own
-/// [`Batch::record`].
+/// `#[derive(tpc::Batch)]` implements it, and [`BatchData`](super::BatchData), for a structure of tensors.
 pub trait Batch {
     /// What the closure receives.
     type Tensors;
@@ -41,6 +40,16 @@ pub trait Batch {
 pub struct Named<T> {
     name: String,
     value: T,
+}
+
+impl<T> Named<T> {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn value(&self) -> &T {
+        &self.value
+    }
 }
 
 /// Names an input of a batch, or an output of a closure.
@@ -104,8 +113,14 @@ impl Inputs {
     }
 }
 
-fn join(prefix: Option<&str>, index: usize) -> Option<String> {
+/// The name of an element of a tuple or list: none if that has none.
+pub(super) fn nested(prefix: Option<&str>, index: usize) -> Option<String> {
     prefix.map(|prefix| format!("{prefix}.{index}"))
+}
+
+/// The name of a field of a structure, which has the name that is given or none: `inner.field`, `field`.
+pub fn field_name(structure: Option<&str>, field: &str) -> String {
+    structure.map_or_else(|| field.to_owned(), |structure| format!("{structure}.{field}"))
 }
 
 impl<const D: usize, K: Kind> Tensors for Tensor<D, K> {
@@ -172,7 +187,7 @@ impl<T: Batch> Batch for Option<T> {
 impl<T: Tensors> Tensors for Vec<T> {
     fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
         for (index, value) in self.iter().enumerate() {
-            value.leaves(join(prefix, index).as_deref(), out);
+            value.leaves(nested(prefix, index).as_deref(), out);
         }
     }
 }
@@ -180,7 +195,7 @@ impl<T: Tensors> Tensors for Vec<T> {
 impl<T: Batch> Batch for Vec<T> {
     type Tensors = Vec<T::Tensors>;
     fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors {
-        let record = |(index, value): (usize, &T)| value.record(join(name, index).as_deref(), inputs);
+        let record = |(index, value): (usize, &T)| value.record(nested(name, index).as_deref(), inputs);
         self.iter().enumerate().map(record).collect()
     }
 }
@@ -204,14 +219,14 @@ macro_rules! tuple {
     ($($t:ident $i:tt),+) => {
         impl<$($t: Tensors),+> Tensors for ($($t,)+) {
             fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
-                $(self.$i.leaves(join(prefix, $i).as_deref(), out);)+
+                $(self.$i.leaves(nested(prefix, $i).as_deref(), out);)+
             }
         }
 
         impl<$($t: Batch),+> Batch for ($($t,)+) {
             type Tensors = ($($t::Tensors,)+);
             fn record(&self, name: Option<&str>, inputs: &mut Inputs) -> Self::Tensors {
-                ($(self.$i.record(join(name, $i).as_deref(), inputs),)+)
+                ($(self.$i.record(nested(name, $i).as_deref(), inputs),)+)
             }
         }
     };

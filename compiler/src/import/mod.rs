@@ -90,7 +90,18 @@ impl Signature {
     /// # Errors
     /// An element type that the IR lacks.
     pub fn of<'a>(captures: impl IntoIterator<Item = &'a Captured>) -> Result<Self, ImportError> {
-        let mut signature = Signature::default();
+        Signature::with_constants(HashMap::new(), captures)
+    }
+
+    /// [`Signature::of`] for a session that has constants already: equal ones have the same name.
+    ///
+    /// # Errors
+    /// As [`Signature::of`].
+    pub fn with_constants<'a>(
+        constants: HashMap<String, TensorData>,
+        captures: impl IntoIterator<Item = &'a Captured>,
+    ) -> Result<Self, ImportError> {
+        let mut signature = Signature { constants, ..Signature::default() };
         for captured in captures {
             for input in captured.inputs.iter().filter(|i| !counts(&i.kind)) {
                 let (kind, name) = signature.name(&input.kind);
@@ -129,8 +140,10 @@ impl Signature {
 /// made of them hides is known when a program is compiled.
 fn counts(kind: &CapturedKind) -> bool {
     let CapturedKind::Constant { data } = kind else { return false };
-    let counted = |data: &[i64]| data.iter().zip(0..).all(|(&x, i)| x == i);
-    data.shape().len() == 1 && data.num_elements() > 1 && data.as_slice::<i64>().is_ok_and(counted)
+    let long = |data: &[i64]| data.iter().zip(0..).all(|(&x, i)| x == i);
+    let short = |data: &[i32]| data.iter().zip(0..).all(|(&x, i)| x == i);
+    let counted = data.as_slice::<i64>().is_ok_and(long) || data.as_slice::<i32>().is_ok_and(short);
+    data.shape().len() == 1 && data.num_elements() > 1 && counted
 }
 
 /// Name of the input that seeds random operations; its value is the step number.
@@ -173,7 +186,8 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
     b.seed = named.get(SEED).copied();
     for input in &captured.inputs {
         let value = if counts(&input.kind) {
-            b.graph.push(Op::Iota, &[], Type::new(DType::I64, input.shape.clone()), &Origin::default())
+            let ty = Type::new(dtype(input.dtype)?, input.shape.clone());
+            b.graph.push(Op::Iota, &[], ty, &Origin::default())
         } else {
             named[&signature.name(&input.kind).1]
         };

@@ -1,9 +1,8 @@
-//! The README's program: a burn module, a plan, two ranks.
+//! The README's program: a burn module, a plan, two ranks, and the trained module.
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Tensor, activation::gelu};
+use burn::tensor::{Device, Int, Tensor, activation::gelu};
 use burn::{module::Module, optim::AdamWConfig};
-use tpc::capture::{Spec, capture_training_shapes, named};
-use tpc::{ColwiseParallel, Mesh, Plan, RowwiseParallel, pretrained::initialise, program::compile_training, text};
+use tpc::{prelude::*, text};
 
 #[derive(Module, Debug)]
 struct Mlp {
@@ -11,23 +10,31 @@ struct Mlp {
     down: Linear,
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let build = |d: &Device| Mlp { up: LinearConfig::new(64, 256).init(d), down: LinearConfig::new(256, 64).init(d) };
-    let batch = (named("x", Spec::<2>::new([32, 64], DType::F32)), named("y", Spec::<2>::new([32, 64], DType::F32)));
-    let loss = |m: &Mlp, (x, y): (Tensor<2>, Tensor<2>)| (m.down.forward(gelu(m.up.forward(x))) - y).square().mean();
-    let step = capture_training_shapes(build, &AdamWConfig::new().build(), batch, &Default::default(), loss)?;
+#[derive(Batch, Clone, Debug)]
+struct Pairs {
+    x: Tensor<2>,
+    y: Tensor<2>,
+}
 
-    let plan = Plan::new().with("up", ColwiseParallel::default()).with("down", RowwiseParallel::default());
-    let program = compile_training(step, &Mesh::new([("tp", 2)])?, &plan, &Default::default(), &str::to_string)?;
-    println!("{}", text::print(&program.steady.placed));
-    let init = program.init.clone();
-    let mut training = program.launch(Default::default())?;
-    initialise(training.session(), &init, 0)?;
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let device = Device::flex();
+    let pairs = |i: i64| {
+        let x = Tensor::<1, Int>::arange(i * 2048..(i + 1) * 2048, &device).float().sin().reshape([32, 64]);
+        Pairs { x: x.clone(), y: x }
+    };
+    let build = |d: &Device| Mlp { up: LinearConfig::new(64, 256).init(d), down: LinearConfig::new(256, 64).init(d) };
+    let compiled = Trainer::new(build, AdamWConfig::new().build())
+        .mesh([("tp", 2)])?
+        .plan(Plan::new().with("up", ColwiseParallel::default()).with("down", RowwiseParallel::default()))
+        .lr(3e-3)
+        .compile(&pairs(0), |m, Pairs { x, y }: Pairs| (m.down.forward(gelu(m.up.forward(x))) - y).square().mean())?;
+    println!("{}", text::print(&compiled.stages().placed));
+
+    let mut trainer = compiled.launch()?;
     for i in 0..100 {
-        let x: Vec<f64> = (0..32 * 64).map(|j| f64::from(i * 32 * 64 + j).sin()).collect();
-        training.session().write_f64("x", &x)?;
-        training.session().write_f64("y", &x)?;
-        println!("step {i}: loss {:.6}", training.step(3e-3)?);
+        println!("step {i}: loss {:.6}", trainer.step(&pairs(i))?.loss);
     }
+    let trained = trainer.into_module(&device)?;
+    println!("{trained}");
     Ok(())
 }

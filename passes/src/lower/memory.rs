@@ -3,24 +3,38 @@
 //! Persistent buffers come first. Temporaries are placed by decreasing size at the lowest offset
 //! free during their whole life (the greedy-by-size planner of Pisarchyk and Lee, "Efficient memory
 //! management for deep neural net inference"). Outputs live to the end of the step.
+//!
+//! A program that is executed in turn with others over one arena finds what they share (parameters, state, constants) where the others
+//! have it. Inputs that it alone has lie behind the arenas of all others, so that nothing touches them between two runs; its temporaries
+//! lie wherever no program keeps anything, mostly over those of the others.
 
+use std::ops::Range;
 use tpc_ir::program::{ALIGNMENT, Action, BufferId, Instruction, RankProgram, View};
 
 /// First and last step that touches a buffer.
 type Life = (usize, usize);
 
-/// Gives every buffer its offset and the program its arena size.
-pub fn plan(program: &mut RankProgram) {
+/// Gives every buffer its offset and the program its arena size, beside programs of the same rank that are executed over the same arena.
+pub fn plan(program: &mut RankProgram, others: &[&RankProgram]) {
     let lives = lives(program);
     let round = |n: usize| n.next_multiple_of(ALIGNMENT);
-    let mut end = 0;
-    for b in program.buffers.iter_mut().filter(|b| b.persistent) {
-        b.offset = end;
-        end += round(b.bytes);
+    let mut end = others.iter().map(|other| round(other.arena_bytes)).max().unwrap_or(0);
+    let shared = shared(program, others);
+    for (i, b) in program.buffers.iter_mut().enumerate().filter(|(_, b)| b.persistent) {
+        match shared[i] {
+            Some(offset) => b.offset = offset,
+            None => {
+                b.offset = end;
+                end += round(b.bytes);
+            }
+        }
     }
+    let kept = kept(program, others);
+    let floor = kept.first().filter(|first| first.start == 0).map_or(0, |first| first.end);
     let mut order: Vec<usize> = (0..program.buffers.len()).filter(|&i| !program.buffers[i].persistent).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(program.buffers[i].bytes), i));
-    let mut placed: Vec<(usize, usize, Life)> = Vec::new(); // start, end, life
+    let always = (0, usize::MAX);
+    let mut placed: Vec<(usize, usize, Life)> = kept.iter().map(|p| (p.start, p.end, always)).collect(); // start, end, life
     let mut arena = end;
     for i in order {
         let Some(life) = lives[i] else {
@@ -28,7 +42,7 @@ pub fn plan(program: &mut RankProgram) {
             continue;
         };
         let size = round(program.buffers[i].bytes);
-        let mut offset = end;
+        let mut offset = floor;
         for &(start, stop, other) in placed.iter().filter(|p| overlaps(p.2, life)) {
             debug_assert!(overlaps(other, life));
             if offset + size <= start {
@@ -42,6 +56,33 @@ pub fn plan(program: &mut RankProgram) {
         arena = arena.max(offset + size);
     }
     program.arena_bytes = arena;
+}
+
+/// Where other programs already have the inputs of this one, by buffer.
+fn shared(program: &RankProgram, others: &[&RankProgram]) -> Vec<Option<usize>> {
+    let mut places = vec![None; program.buffers.len()];
+    for input in &program.inputs {
+        let found = others.iter().find_map(|other| Some(other.place(other.same_input(input)?).start));
+        places[input.binding.view.buffer.0 as usize] = found;
+    }
+    places
+}
+
+/// What is in use all the time, in order: the inputs of all programs. Places that follow each other are one.
+fn kept(program: &RankProgram, others: &[&RankProgram]) -> Vec<Range<usize>> {
+    let programs = others.iter().copied().chain(std::iter::once(program));
+    let places = programs.flat_map(|p| p.inputs.iter().map(|input| p.place(input)));
+    let mut places: Vec<Range<usize>> = places.filter(|place| !place.is_empty()).collect();
+    places.sort_by_key(|place| (place.start, place.end));
+    let mut kept: Vec<Range<usize>> = Vec::new();
+    for place in places {
+        let end = place.end.next_multiple_of(ALIGNMENT);
+        match kept.last_mut().filter(|last| place.start <= last.end) {
+            Some(last) => last.end = last.end.max(end),
+            None => kept.push(place.start..end),
+        }
+    }
+    kept
 }
 
 fn overlaps(a: Life, b: Life) -> bool {

@@ -112,7 +112,25 @@ pub fn lower(graph: &Graph) -> Result<Vec<RankProgram>, LowerError> {
 /// # Errors
 /// As [`lower`].
 pub fn lower_with(graph: &Graph, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
-    lower_ranks(graph, &schedule(graph, options))
+    lower_beside(graph, options, &[])
+}
+
+/// [`lower_with`] for a program that a session executes in turn with others, given by their ranks' programs: what they share, parameters
+/// and state above all, lies at the same places, and none touches what another keeps.
+///
+/// # Errors
+/// As [`lower`].
+pub fn lower_beside(
+    graph: &Graph,
+    options: &LowerOptions,
+    others: &[&[RankProgram]],
+) -> Result<Vec<RankProgram>, LowerError> {
+    let schedule = schedule(graph, options);
+    let others = |rank: usize| others.iter().filter_map(|ranks| ranks.get(rank)).collect::<Vec<_>>();
+    let lower = |rank| lower_rank_beside(graph, &schedule, rank, &others(rank));
+    let ranks = (0..graph.mesh.ranks()).map(lower).collect::<Result<Vec<_>, _>>()?;
+    check_ranks::check_ranks(&ranks)?;
+    Ok(ranks)
 }
 
 /// The programs of all ranks, given what they have in common.
@@ -143,14 +161,27 @@ pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
 /// # Errors
 /// As [`lower`], but for how the ranks fit together.
 pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> Result<RankProgram, LowerError> {
-    let (program, claims) = claimed(graph, schedule, rank);
+    lower_rank_beside(graph, schedule, rank, &[])
+}
+
+fn lower_rank_beside(
+    graph: &Graph,
+    schedule: &Schedule,
+    rank: usize,
+    others: &[&RankProgram],
+) -> Result<RankProgram, LowerError> {
+    let (program, claims) = claimed_beside(graph, schedule, rank, others);
     contents::check(graph, &program, &claims)?;
     Ok(program)
 }
 
 /// The unchecked program of one rank, and what [`contents::check`] is to prove of it.
 pub fn claimed(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
+    claimed_beside(graph, schedule, rank, &[])
+}
+
+fn claimed_beside(graph: &Graph, schedule: &Schedule, rank: usize, others: &[&RankProgram]) -> (RankProgram, Claims) {
     let (mut program, claims) = emit::emit(graph, schedule, rank);
-    memory::plan(&mut program);
+    memory::plan(&mut program, others);
     (program, claims)
 }

@@ -94,7 +94,7 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptio
     }
     let arena = |schedule: &Schedule| {
         let (mut program, _) = emit::emit(graph, schedule, 0);
-        memory::plan(&mut program);
+        memory::plan(&mut program, &[]);
         program.arena_bytes
     };
     let bound = (arena(&best) as f64 * (1.0 + options.memory_growth)) as usize;

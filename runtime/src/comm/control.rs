@@ -8,7 +8,7 @@
 
 use super::futex;
 use super::processes::Ending;
-use super::shared_memory::{Handle, Region};
+use super::shared_memory::{Growth, Handle, Region};
 use super::text::Text;
 use crate::flight::{Flight, FlightRecord, RankRecord};
 use std::io;
@@ -85,7 +85,11 @@ impl Control {
     /// # Errors
     /// Too little memory.
     pub fn private(ranks: usize) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Control { region: Region::private(Control::size(ranks, false))?, ranks, shared: false }))
+        Ok(Arc::new(Control {
+            region: Region::private(Control::size(ranks, false), Growth::Fixed)?,
+            ranks,
+            shared: false,
+        }))
     }
 
     /// The control block of a world of processes, one for each rank.
@@ -93,7 +97,8 @@ impl Control {
     /// # Errors
     /// Too little memory.
     pub fn shared(ranks: usize) -> io::Result<Arc<Self>> {
-        let control = Control { region: Region::shared(Control::size(ranks, true))?, ranks, shared: true };
+        let control =
+            Control { region: Region::shared(Control::size(ranks, true), Growth::Fixed)?, ranks, shared: true };
         control.header().ranks.store(ranks as u64, Ordering::Relaxed);
         control.header().magic.store(MAGIC, Ordering::Release);
         Ok(Arc::new(control))
@@ -104,7 +109,7 @@ impl Control {
     /// # Errors
     /// No control block of this version of the program.
     pub fn of_peer(handle: Handle) -> io::Result<Arc<Self>> {
-        let region = Region::of_peer(handle)?;
+        let region = Region::of_peer(handle, Growth::Fixed)?;
         let foreign = || io::Error::other("no control block of this version of tpc");
         if region.bytes() < size_of::<Header>() {
             return Err(foreign());
@@ -349,7 +354,7 @@ mod tests {
         assert!(mine.fail(2, || "first".into()));
         assert!(!theirs.fail(1, || unreachable!("the reason of a second failure is not needed")));
         assert_eq!(theirs.failure(), Some((2, "first".into())));
-        let other = Region::shared(100).unwrap();
+        let other = Region::shared(100, Growth::Fixed).unwrap();
         assert!(Control::of_peer(other.handle().unwrap()).is_err(), "something else is no control block");
     }
 

@@ -3,9 +3,9 @@
 use super::Communicators;
 use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
 use super::processes::{Ending, Processes, agree};
-use super::shared_memory::{Handle, Region};
+use super::shared_memory::{Growth, Handle, Region};
 use super::wait::{Awaited, Stop, wait};
-use super::world::{World, out_of_memory};
+use super::world::{World, grown, out_of_memory};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
 use crate::flight::{Flight, FlightRecord};
@@ -152,9 +152,9 @@ pub(super) fn open(
     let bytes = World::bytes(&programs);
     let arena_bytes = programs[process].arena_bytes;
     let no_words = |e| format!("no memory for the ranks to meet in: {e}");
-    let words = if process == 0 { Region::shared(bytes).map(Some).map_err(no_words) } else { Ok(None) };
+    let words = if process == 0 { Region::shared(bytes, Growth::Fixed).map(Some).map_err(no_words) } else { Ok(None) };
     let mine = match &arenas {
-        Some(_) => Ok(None),
+        Some(arenas) => grown(&arenas[process], process, arena_bytes).map(|_| None).map_err(|e| e.to_string()),
         None => Arena::shared(arena_bytes)
             .map(Some)
             .ok_or_else(|| RuntimeError::OutOfMemory { rank: process, bytes: arena_bytes }.to_string()),
@@ -168,11 +168,11 @@ pub(super) fn open(
         (Err(reason), _) | (_, Err(reason)) => Err(reason.clone()),
     };
     let handles = share("launch: share memory", announced)?;
-    let peer = |rank: usize, which: usize| {
+    let peer = |rank: usize, which: usize, growth: Growth| {
         let text = String::from_utf8_lossy(&handles[rank]);
         let handle = text.split(' ').nth(which).and_then(Handle::parse);
         let handle = handle.ok_or_else(|| format!("rank {rank} announced no memory"))?;
-        let mapped = Region::of_peer(handle);
+        let mapped = Region::of_peer(handle, growth);
         mapped.map_err(|e| {
             format!("the memory of rank {rank} cannot be mapped ({e}): all ranks must run on one host as one user")
         })
@@ -180,15 +180,19 @@ pub(super) fn open(
     let mapped = (|| -> Result<(Region, Vec<Arc<Arena>>), String> {
         let words = match words? {
             Some(words) => words,
-            None => peer(0, 0)?,
+            None => peer(0, 0, Growth::Fixed)?,
         };
         let arenas = match (arenas, mine?) {
-            (Some(arenas), _) => arenas,
+            // Their owners have made them larger, if they had to.
+            (Some(arenas), _) => {
+                let arena = |(rank, arena)| grown(arena, rank, programs[rank].arena_bytes).map_err(|e| e.to_string());
+                arenas.iter().enumerate().map(arena).collect::<Result<_, _>>()?
+            }
             (None, mine) => {
                 let mut mine = mine.map(Arc::new);
                 let arena = |rank: usize| match (rank == process, &mut mine) {
                     (true, Some(mine)) => Ok(mine.clone()),
-                    _ => Arena::of_region(peer(rank, 1)?, programs[rank].arena_bytes)
+                    _ => Arena::of_region(peer(rank, 1, Growth::InPlace)?, programs[rank].arena_bytes)
                         .map(Arc::new)
                         .ok_or_else(|| format!("the arena of rank {rank} has another size than its program's")),
                 };

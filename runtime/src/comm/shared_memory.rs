@@ -2,19 +2,71 @@
 //!
 //! A shared block is a `memfd`: a file without a name, which peers open through `/proc/PID/fd/FD` while its owner lives, and which the
 //! system frees with the last process that maps it. So nothing can be left behind, however a process ends.
+//!
+//! A block may grow where it lies: it then has a range of addresses for itself that is as large as the memory of the host, of which only
+//! its bytes are memory. Growing makes more of the range memory, so addresses stay as they are and nothing is copied. Where the system has
+//! no such range to give (a limit on the address space), the block exists all the same and cannot grow.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Zeroed memory, aligned to pages.
 #[derive(Debug)]
 pub struct Region {
     base: NonNull<u8>,
-    bytes: usize,
-    /// The file behind shared memory of this process, open as long as peers may want to map it.
-    file: Option<File>,
+    bytes: AtomicUsize,
+    /// Addresses that belong to the region: its bytes, and as many as it may grow by.
+    reserved: usize,
+    file: Backing,
+}
+
+/// What the memory of a region is.
+#[derive(Debug)]
+enum Backing {
+    /// Memory of this process alone.
+    Private,
+    /// A file of this process, open as long as peers may want to map it.
+    Own(File),
+    /// The file of a peer.
+    Peer(File),
+}
+
+/// Whether a region may grow later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// It has its size for good.
+    Fixed,
+    /// It may grow up to the memory of the host.
+    InPlace,
+}
+
+impl Growth {
+    /// Addresses for a region of so many bytes.
+    fn addresses(self, bytes: usize) -> usize {
+        /// A process may have 64 arenas, and 47 bits of address space.
+        const LARGEST: usize = 1 << 40;
+        match self {
+            Growth::Fixed => bytes,
+            Growth::InPlace => bytes.max(physical_memory().min(LARGEST)),
+        }
+    }
+}
+
+/// Bytes of memory that the host has; 0 if it does not say.
+fn physical_memory() -> usize {
+    // SAFETY: questions to the system without memory.
+    let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
+    usize::try_from(pages).unwrap_or(0).saturating_mul(usize::try_from(page).unwrap_or(0))
+}
+
+/// The first page that begins at a byte or after it.
+fn page_after(byte: usize) -> usize {
+    // SAFETY: a question to the system without memory.
+    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    byte.next_multiple_of(usize::try_from(page).unwrap_or(4096))
 }
 
 // SAFETY: a region owns its mapping and is only an address and a size: whoever reads or writes through it orders the accesses.
@@ -56,15 +108,15 @@ impl Region {
     ///
     /// # Errors
     /// Too little memory.
-    pub fn private(bytes: usize) -> io::Result<Self> {
-        Region::map(bytes, None)
+    pub fn private(bytes: usize, growth: Growth) -> io::Result<Self> {
+        Region::map(bytes, growth, Backing::Private)
     }
 
     /// Memory that other processes may map. All of it is reserved now, so that too little memory is an error and no signal later.
     ///
     /// # Errors
     /// Too little memory.
-    pub fn shared(bytes: usize) -> io::Result<Self> {
+    pub fn shared(bytes: usize, growth: Growth) -> io::Result<Self> {
         // SAFETY: the name is a C string, and the flags are known to Linux.
         let fd = unsafe { libc::memfd_create(c"tpc".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
@@ -72,56 +124,81 @@ impl Region {
         }
         // SAFETY: the descriptor is new and belongs to nobody else.
         let file = unsafe { File::from_raw_fd(fd) };
-        file.set_len(bytes as u64)?;
-        if bytes > 0 {
-            let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-            loop {
-                // SAFETY: a system call on a descriptor that is open.
-                match unsafe { libc::posix_fallocate(fd, 0, length) } {
-                    0 => break,
-                    libc::EINTR => {}
-                    error => return Err(io::Error::from_raw_os_error(error)),
-                }
-            }
-        }
-        Region::map(bytes, Some(file))
+        allocate(&file, bytes)?;
+        Region::map(bytes, growth, Backing::Own(file))
     }
 
     /// Maps the shared memory of another process of this user on this host.
     ///
     /// # Errors
     /// A process that has ended, or memory of another size.
-    pub fn of_peer(handle: Handle) -> io::Result<Self> {
+    pub fn of_peer(handle: Handle, growth: Growth) -> io::Result<Self> {
         let path = format!("/proc/{}/fd/{}", handle.pid, handle.fd);
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() != handle.bytes as u64 {
             return Err(io::Error::other("the shared memory does not have the announced size"));
         }
-        let mut region = Region::map(handle.bytes, Some(file))?;
-        // Only its owner hands it out; the mapping needs no descriptor.
-        region.file = None;
+        Region::map(handle.bytes, growth, Backing::Peer(file))
+    }
+
+    fn map(bytes: usize, growth: Growth, file: Backing) -> io::Result<Self> {
+        let addresses = growth.addresses(bytes);
+        let reserved = reserve(addresses).map(|base| (base, addresses));
+        let reserved = reserved.or_else(|error| match addresses > bytes {
+            true => reserve(bytes).map(|base| (base, bytes)),
+            false => Err(error),
+        });
+        let (base, reserved) = reserved?;
+        let region = Region { base, bytes: AtomicUsize::new(0), reserved, file };
+        region.commit(bytes)?;
         Ok(region)
     }
 
-    fn map(bytes: usize, file: Option<File>) -> io::Result<Self> {
-        if bytes == 0 {
-            return Ok(Region { base: NonNull::<Page>::dangling().cast(), bytes, file });
+    /// Makes the region larger where it lies; its contents stay, what is new is zero. Without effect for a smaller size. A region of a peer
+    /// can grow once its owner's has.
+    ///
+    /// # Errors
+    /// Too little memory, or no addresses left for it.
+    pub fn grow(&self, bytes: usize) -> io::Result<()> {
+        if bytes <= self.bytes() {
+            return Ok(());
         }
-        let (flags, fd) = match &file {
-            Some(file) => (libc::MAP_SHARED, file.as_raw_fd()),
-            None => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1),
-        };
-        // SAFETY: a new mapping at an address that the system chooses.
-        let base = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
-        match NonNull::new(base.cast::<u8>()) {
-            Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => {
-                // Products walk over rows that lie pages apart. A system without large pages says no, which does no harm.
-                // SAFETY: advice on the mapping that was just made; it changes no contents.
-                unsafe { libc::madvise(base.as_ptr().cast(), bytes, libc::MADV_HUGEPAGE) };
-                Ok(Region { base, bytes, file })
+        if bytes > self.reserved {
+            return Err(io::Error::other("there are no addresses left to grow into"));
+        }
+        if let Backing::Own(file) = &self.file {
+            allocate(file, bytes)?;
+        }
+        self.commit(bytes)
+    }
+
+    /// Makes memory of the first bytes of the range, beyond those that are memory already.
+    fn commit(&self, bytes: usize) -> io::Result<()> {
+        let (from, to) = (page_after(self.bytes()), page_after(bytes));
+        if from < to {
+            let rights = libc::PROT_READ | libc::PROT_WRITE;
+            // SAFETY: the pages lie in the range that was reserved for this region alone, or share its last page, and hold nothing yet.
+            // A mapping that takes their place is that of the same bytes of the file.
+            let failed = unsafe {
+                let first = self.base.as_ptr().add(from).cast();
+                match &self.file {
+                    Backing::Private => libc::mprotect(first, to - from, rights) != 0,
+                    Backing::Own(file) | Backing::Peer(file) => {
+                        let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+                        let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+                        libc::mmap(first, to - from, rights, flags, file.as_raw_fd(), offset) == libc::MAP_FAILED
+                    }
+                }
+            };
+            if failed {
+                return Err(io::Error::last_os_error());
             }
-            _ => Err(io::Error::last_os_error()),
+            // Products walk over rows that lie pages apart. A system without large pages says no, which does no harm.
+            // SAFETY: advice on pages of this region; it changes no contents.
+            unsafe { libc::madvise(self.base.as_ptr().add(from).cast(), to - from, libc::MADV_HUGEPAGE) };
         }
+        self.bytes.store(bytes, Ordering::Release);
+        Ok(())
     }
 
     /// The first byte.
@@ -131,13 +208,46 @@ impl Region {
 
     /// Bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes.load(Ordering::Acquire)
     }
 
     /// Where other processes find it, if it is this process's to share.
     pub fn handle(&self) -> Option<Handle> {
-        let fd = self.file.as_ref()?.as_raw_fd();
-        Some(Handle { pid: std::process::id(), fd, bytes: self.bytes })
+        match &self.file {
+            Backing::Own(file) => Some(Handle { pid: std::process::id(), fd: file.as_raw_fd(), bytes: self.bytes() }),
+            Backing::Private | Backing::Peer(_) => None,
+        }
+    }
+}
+
+/// A range of addresses without memory.
+fn reserve(bytes: usize) -> io::Result<NonNull<u8>> {
+    if bytes == 0 {
+        return Ok(NonNull::<Page>::dangling().cast());
+    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a new mapping at an address that the system chooses.
+    let base = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+    match NonNull::new(base.cast::<u8>()) {
+        Some(found) if base != libc::MAP_FAILED => Ok(found),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives a file so many bytes, all of which exist then.
+fn allocate(file: &File, bytes: usize) -> io::Result<()> {
+    file.set_len(bytes as u64)?;
+    if bytes == 0 {
+        return Ok(());
+    }
+    let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
+    loop {
+        // SAFETY: a system call on a descriptor that is open.
+        match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length) } {
+            0 => return Ok(()),
+            libc::EINTR => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
     }
 }
 
@@ -147,9 +257,9 @@ struct Page;
 
 impl Drop for Region {
     fn drop(&mut self) {
-        if self.bytes > 0 {
-            // SAFETY: mapped with this size in `map`; whoever used it held a reference to the region.
-            unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+        if self.reserved > 0 {
+            // SAFETY: mapped with this size in `reserve`; whoever used it held a reference to the region.
+            unsafe { libc::munmap(self.base.as_ptr().cast(), self.reserved) };
         }
     }
 }
@@ -160,19 +270,48 @@ mod tests {
 
     #[test]
     fn a_shared_block_is_the_same_memory_through_its_handle() {
-        let mine = Region::shared(10_000).unwrap();
+        let mine = Region::shared(10_000, Growth::Fixed).unwrap();
         let handle = mine.handle().unwrap();
         assert_eq!(Handle::parse(&handle.to_text()), Some(handle));
-        let theirs = Region::of_peer(handle).unwrap();
+        let theirs = Region::of_peer(handle, Growth::Fixed).unwrap();
         // SAFETY: both mappings are alive, and this thread alone uses them.
         unsafe {
             mine.base().add(9_999).write(7);
             assert_eq!(theirs.base().add(9_999).read(), 7);
         }
         assert_ne!(mine.base(), theirs.base());
-        assert!(Region::of_peer(Handle { bytes: 1, ..handle }).is_err());
-        assert!(Region::of_peer(Handle { fd: 9_999, ..handle }).is_err());
-        assert!(Region::private(0).unwrap().handle().is_none());
+        assert!(Region::of_peer(Handle { bytes: 1, ..handle }, Growth::Fixed).is_err());
+        assert!(Region::of_peer(Handle { fd: 9_999, ..handle }, Growth::Fixed).is_err());
+        assert!(Region::private(0, Growth::Fixed).unwrap().handle().is_none());
+    }
+
+    #[test]
+    fn a_block_grows_where_it_lies_on_both_sides() {
+        for bytes in [0, 5, 4096, 10_000] {
+            let (private, mine) = (Region::private(bytes, Growth::InPlace), Region::shared(bytes, Growth::InPlace));
+            let (private, mine) = (private.unwrap(), mine.unwrap());
+            let theirs = Region::of_peer(mine.handle().unwrap(), Growth::InPlace).unwrap();
+            let places = [private.base(), mine.base(), theirs.base()];
+            for larger in [1_000_000, 1_000_001, 3_000_000] {
+                let last = larger - 1;
+                for region in [&private, &mine, &theirs] {
+                    region.grow(larger).unwrap();
+                    assert_eq!(region.bytes(), larger);
+                }
+                // SAFETY: the mappings are alive and have that many bytes; this thread alone uses them.
+                unsafe {
+                    private.base().add(last).write(3);
+                    mine.base().add(last).write(7);
+                    assert_eq!(theirs.base().add(last).read(), 7);
+                    // The first size's last byte holds what was written to it.
+                    assert_eq!((private.base().add(999_999).read(), theirs.base().add(999_999).read()), (3, 7));
+                }
+            }
+            assert_eq!([private.base(), mine.base(), theirs.base()], places);
+            assert_eq!(mine.handle().map(|h| h.bytes), Some(3_000_000));
+        }
+        assert!(Region::private(5, Growth::Fixed).unwrap().grow(6).is_err());
+        assert!(Region::private(5, Growth::Fixed).unwrap().grow(5).is_ok());
     }
 
     #[test]

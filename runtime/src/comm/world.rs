@@ -8,7 +8,7 @@
 
 use super::control::Control;
 use super::ranks::Ranks;
-use super::shared_memory::Region;
+use super::shared_memory::{Growth, Region};
 use super::{Communicator, Communicators};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
@@ -112,11 +112,14 @@ impl World {
         deadline: Duration,
     ) -> Result<Self, RuntimeError> {
         let arena = |p: &RankProgram| {
-            let bytes = p.arena_bytes;
-            Arena::new(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank: p.rank, bytes })
+            let (rank, bytes) = (p.rank, p.arena_bytes);
+            match &arenas {
+                Some(arenas) => grown(&arenas[rank], rank, bytes),
+                None => Arena::private(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank, bytes }),
+            }
         };
-        let arenas = arenas.map_or_else(|| programs.iter().map(arena).collect(), Ok)?;
-        let words = Region::private(World::bytes(&programs)).map_err(out_of_memory)?;
+        let arenas = programs.iter().map(arena).collect::<Result<_, _>>()?;
+        let words = Region::private(World::bytes(&programs), Growth::Fixed).map_err(out_of_memory)?;
         Ok(World::new(control, words, arenas, programs, deadline))
     }
 
@@ -153,6 +156,14 @@ impl World {
     pub(super) fn describe(&self, rank: usize, index: usize) -> String {
         let collective = self.programs[rank].collectives().nth(index);
         collective.map_or_else(|| "another operation".into(), super::describe)
+    }
+}
+
+/// The arena of a rank, with at least so many bytes.
+pub(super) fn grown(arena: &Arc<Arena>, rank: usize, bytes: usize) -> Result<Arc<Arena>, RuntimeError> {
+    match arena.grow(bytes) {
+        true => Ok(arena.clone()),
+        false => Err(RuntimeError::OutOfMemory { rank, bytes }),
     }
 }
 

@@ -42,7 +42,7 @@ pub trait Device: Send {
     /// Of every collective of a rank's program, in program order, whether the latest step executed it.
     fn executed(&self, rank: usize) -> Vec<bool>;
 
-    /// Goes on with other programs, whose inputs lie at the same places in the arenas and keep what they hold. Arenas are not larger.
+    /// Goes on with other programs. Arenas are as large as before or larger, and every byte of them keeps what it holds.
     ///
     /// # Errors
     /// Programs that cannot be executed; too little memory.

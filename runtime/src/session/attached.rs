@@ -1,7 +1,7 @@
 //! Ranks on a device with memory of its own. The host holds nothing of them: what is written goes to the device at once, what is read
 //! comes from there, and only as much as is asked for.
 
-use super::rank::{Loaded, RankShared, inject, panic_message};
+use super::rank::{Loaded, RankShared, Written, inject, panic_message};
 use super::{LaunchOptions, StepReport, lock, output_name};
 use crate::comm::Processes;
 use crate::comm::processes::agree;
@@ -10,7 +10,6 @@ use crate::device::extent;
 use crate::error::RuntimeError;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tpc_ir::program::{Binding, RankProgram};
@@ -34,12 +33,15 @@ pub(super) struct Attached {
     device: Mutex<Box<dyn Device>>,
     /// The rank of its first program.
     first: usize,
+    /// Bytes of each rank's arena that any of its programs so far asks for.
+    arenas: Mutex<Vec<usize>>,
 }
 
 impl Attached {
     pub(super) fn new(device: Box<dyn Device>) -> Arc<Self> {
         let first = device.programs().first().map_or(0, |p| p.rank);
-        Arc::new(Attached { device: Mutex::new(device), first })
+        let arenas = device.programs().iter().map(|p| p.arena_bytes).collect();
+        Arc::new(Attached { device: Mutex::new(device), first, arenas: Mutex::new(arenas) })
     }
 
     pub(super) fn read(&self, rank: usize, binding: &Binding, bytes: Range<usize>) -> Result<Vec<u8>, RuntimeError> {
@@ -50,8 +52,14 @@ impl Attached {
         lock(&self.device).write(rank - self.first, binding, bytes)
     }
 
+    /// Lets the device execute other programs. Arenas never become smaller: other programs of the session keep something there.
     pub(super) fn succeed(&self, programs: &[RankProgram]) -> Result<(), RuntimeError> {
-        lock(&self.device).succeed(programs.to_vec())
+        let mut programs = programs.to_vec();
+        for (program, largest) in programs.iter_mut().zip(&mut *lock(&self.arenas)) {
+            *largest = program.arena_bytes.max(*largest);
+            program.arena_bytes = *largest;
+        }
+        lock(&self.device).succeed(programs)
     }
 
     /// What is known of its ranks, once all their bindings were found to be right.
@@ -59,7 +67,7 @@ impl Attached {
         let device = lock(&self.device);
         let loaded = |(at, program): (usize, &RankProgram)| {
             check_bindings(program)?;
-            let written = program.inputs.iter().map(|_| AtomicBool::new(false)).collect();
+            let written = program.inputs.iter().map(|_| Written::default()).collect();
             Ok(Loaded { arena: None, scratch_bytes: device.scratch_bytes(at), written })
         };
         device.programs().iter().enumerate().map(loaded).collect()

@@ -7,6 +7,9 @@
 //! | writing inputs, reading outputs | `transfer` |
 //! | ranks on a device with memory of its own | `attached` |
 //!
+//! A session may have several programs, a training step and an evaluation for example, which are executed in turn by the same threads over
+//! the same arenas ([`Session::add`]). Calls are about the one that is selected.
+//!
 //! The ranks of a session are the threads of one process, or those of several processes that were launched together: then every process
 //! has the session, makes the same calls in the same order, and runs the ranks that are its own.
 
@@ -19,24 +22,22 @@ pub(crate) use attached::together;
 pub(crate) use transfer::each_rank;
 pub use transfer::{BoxReader, BoxWriter, RankInputs};
 
+use crate::comm::Processes;
 use crate::comm::local::Local;
-use crate::comm::{Communicators, Processes};
-use crate::counters::{CollectiveCount, Counters};
+use crate::counters::CollectiveCount;
 use crate::device::attached::Device;
 use crate::error::RuntimeError;
 use crate::fingerprint;
-use crate::flight::{Clock, FlightRecord};
+use crate::flight::FlightRecord;
 use crate::settings::{self, Settings};
-use crate::trace::Trace;
 use attached::Attached;
-use rank::{Command, Engine, Loaded, RankShared, Shared, rank_thread};
+use rank::{Command, Crew, Engine, Loaded, RankShared, Shared, rank_thread};
 use std::fmt::Display;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::{Buffer, RankProgram};
 use tpc_ir::{InputKind, OutputKind};
 
 /// Ranks that one session can have.
@@ -109,16 +110,30 @@ pub struct StepReport {
 
 /// Rank programs that were launched and can be stepped.
 pub struct Session {
+    /// At least one.
+    programs: Vec<Launched>,
+    selected: ProgramId,
+    /// The program that a device has; threads have all.
+    on_device: ProgramId,
+    crew: Arc<Crew>,
+    threads: Vec<JoinHandle<()>>,
+    failed: Option<String>,
+    /// What was given on this process that must be the same on all: learning rate, seed, digests of inputs.
+    given: Settings,
+}
+
+/// One of the programs of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProgramId(usize);
+
+/// A program of a session.
+struct Launched {
     shared: Arc<Shared>,
     /// Of every rank of this process.
     loaded: Vec<Loaded>,
-    threads: Vec<JoinHandle<()>>,
     steps: u64,
-    failed: Option<String>,
     /// Whether every parameter and all data were found to have values, the same on all processes.
     complete: bool,
-    /// What was given on this process that must be the same on all: learning rate, seed, digests of inputs.
-    given: Settings,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -143,6 +158,25 @@ fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
         let kinds = |p: &RankProgram| p.outputs.iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
         if names(p) != names(&programs[0]) || kinds(p) != kinds(&programs[0]) {
             return Err(RuntimeError::Launch(format!("rank {i} has other inputs or outputs than rank 0")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether two programs of a rank may be executed in turn over one arena: neither touches what is an input of the other alone.
+fn check_beside(a: &RankProgram, b: &RankProgram) -> Result<(), RuntimeError> {
+    for (mine, other) in [(a, b), (b, a)] {
+        for input in mine.inputs.iter().filter(|input| !mine.shares(input, other)) {
+            let place = mine.place(input);
+            let touches = |buffer: &&Buffer| {
+                buffer.offset < place.end && place.start < buffer.offset + buffer.bytes && !place.is_empty()
+            };
+            if let Some(buffer) = other.buffers.iter().find(touches) {
+                return Err(RuntimeError::Launch(format!(
+                    "two programs of a session do not fit together: one keeps `{}` of rank {} where the other has `{}`",
+                    input.name, mine.rank, buffer.label
+                )));
+            }
         }
     }
     Ok(())
@@ -184,44 +218,103 @@ impl Session {
         Session::launch_on(programs, processes, local, Engine::Device(Attached::new(device)), options)
     }
 
-    /// Goes on with other programs over the same arenas: what persistent buffers hold stays where it
-    /// is. For the peeled first step of an optimizer, whose programs have the same inputs in the same
-    /// order and therefore the same persistent layout.
+    /// Loads another program over the same arenas, executed by the same threads, and selects it. Parameters, state, constants and numbers of
+    /// the step that lie where they lie in a program of the session are that program's: nothing is copied, and what is written to one is
+    /// written to all. Arenas grow where they lie if the program needs more. Costs no more than loading a program does; on a device,
+    /// programs that are executed in turn are loaded again each time.
     ///
     /// # Errors
-    /// As [`Session::launch`]; programs whose inputs differ or that need a larger arena. After an error
-    /// the session cannot be stepped any more, only read.
-    pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
-        let mut next = self.successor(programs).inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
-        next.given = std::mem::take(&mut self.given);
-        for (old, new) in self.loaded.iter().zip(&next.loaded) {
-            for (old, new) in old.written.iter().zip(&new.written) {
-                new.store(old.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// As [`Session::launch`]; a program that touches what another one keeps. After an error of loading the session cannot be stepped any
+    /// more, only read.
+    pub fn add(&mut self, programs: Vec<RankProgram>) -> Result<ProgramId, RuntimeError> {
+        self.check_usable()?;
+        check(&programs)?;
+        for launched in &self.programs {
+            launched.shared.programs.iter().zip(&programs).try_for_each(|(old, new)| check_beside(old, new))?;
+        }
+        let id = ProgramId(self.programs.len());
+        let launched = self.over_these_arenas(id, programs)?;
+        for other in &self.programs {
+            let ranks = self.local_ranks().zip(launched.loaded.iter().zip(&other.loaded));
+            for (rank, (new, old)) in ranks {
+                let (mine, theirs) = (&launched.shared.programs[rank], &other.shared.programs[rank]);
+                for (input, written) in mine.inputs.iter().zip(&new.written) {
+                    let theirs = theirs.inputs.iter().position(|i| i.name == input.name && mine.shares(input, theirs));
+                    if let Some(at) = theirs {
+                        written.share(&old.written[at]);
+                    }
+                }
             }
         }
-        *self = next;
+        self.programs.push(launched);
+        (self.selected, self.on_device) = (id, id);
+        Ok(id)
+    }
+
+    /// The program that calls are about.
+    pub fn selected(&self) -> ProgramId {
+        self.selected
+    }
+
+    /// Lets the following calls be about a program: writing its data, running it, reading what it gave. What an output holds is of use
+    /// until another program runs.
+    ///
+    /// # Errors
+    /// A device that cannot load it again.
+    ///
+    /// # Panics
+    /// If the program is of another session, which has more of them.
+    pub fn select(&mut self, id: ProgramId) -> Result<(), RuntimeError> {
+        let Launched { shared, .. } = &self.programs[id.0];
+        if let (Engine::Device(device), true) = (&shared.engine, id != self.on_device) {
+            self.check_usable()?;
+            let loaded = device.succeed(&shared.programs[shared.local.clone()]);
+            loaded.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
+        }
+        (self.selected, self.on_device) = (id, id);
         Ok(())
     }
 
-    fn successor(&self, programs: Vec<RankProgram>) -> Result<Session, RuntimeError> {
+    /// Goes on with other programs in the place of the selected ones: what persistent buffers hold stays where it is. For the peeled first
+    /// step of an optimizer, whose programs have the same inputs in the same order and therefore the same persistent layout.
+    ///
+    /// # Errors
+    /// As [`Session::add`]; programs whose inputs differ.
+    pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+        let id = self.selected;
+        let succeeded = self.successor(programs);
+        let next = succeeded.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
+        for (old, new) in self.programs[id.0].loaded.iter().zip(&next.loaded) {
+            old.written.iter().zip(&new.written).for_each(|(old, new)| new.share(old));
+        }
+        self.programs[id.0] = next;
+        self.on_device = id;
+        Ok(())
+    }
+
+    fn successor(&mut self, programs: Vec<RankProgram>) -> Result<Launched, RuntimeError> {
         self.check_usable()?;
         check(&programs)?;
-        for (old, new) in self.shared.programs.iter().zip(&programs) {
-            let same = old.inputs == new.inputs
-                && old.inputs.iter().all(|i| {
-                    let at = |p: &RankProgram| p.buffers[i.binding.view.buffer.0 as usize].offset;
-                    at(old) == at(new)
-                });
-            if !same || new.arena_bytes > old.arena_bytes {
-                let reason = "a succeeding program must have the same inputs at the same places and fit the arena";
+        for (old, new) in self.shared().programs.iter().zip(&programs) {
+            let same = old.inputs == new.inputs && old.inputs.iter().all(|i| old.place(i) == new.place(i));
+            if !same {
+                let reason = "a succeeding program must have the same inputs at the same places";
                 return Err(RuntimeError::Launch(reason.into()));
             }
         }
-        // The ranks of this session wait for a command that never comes, and leave the arenas alone.
-        let (programs, options): (Arc<[RankProgram]>, _) = (programs.into(), self.shared.options.clone());
-        let (processes, local) = (self.shared.processes.clone(), self.shared.local.clone());
+        let id = self.selected;
+        for (_, other) in self.programs.iter().enumerate().filter(|(at, _)| *at != id.0) {
+            other.shared.programs.iter().zip(&programs).try_for_each(|(old, new)| check_beside(old, new))?;
+        }
+        self.over_these_arenas(id, programs)
+    }
+
+    /// Loads programs over the arenas of the session.
+    fn over_these_arenas(&mut self, id: ProgramId, programs: Vec<RankProgram>) -> Result<Launched, RuntimeError> {
+        let (programs, options): (Arc<[RankProgram]>, _) = (programs.into(), self.shared().options.clone());
+        let (processes, local) = (self.shared().processes.clone(), self.shared().local.clone());
         fingerprint::compare(&*processes, &programs, options.deadline)?;
-        let engine = match &self.shared.engine {
+        let engine = match &self.shared().engine {
             Engine::Threads(world) => {
                 Engine::Threads(world.succeed(programs.clone(), local.clone(), options.deadline)?)
             }
@@ -230,7 +323,9 @@ impl Session {
                 Engine::Device(device.clone())
             }
         };
-        Session::launch_on(programs, processes, local, engine, options)
+        let shared = Shared::new(programs, processes, local, engine, options);
+        let loaded = load(shared, id, &self.crew, Ok(self.threads.len()));
+        loaded.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))
     }
 
     fn launch_on(
@@ -242,104 +337,104 @@ impl Session {
     ) -> Result<Session, RuntimeError> {
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let pin = options.pin && programs.len() <= cores.len();
-        let ranks = local.clone().map(|rank| RankShared {
-            counters: Counters::new(&programs[rank]),
-            trace: Mutex::new(Trace::new(options.trace)),
-            result: Mutex::new(Ok(())),
-            current: AtomicUsize::new(0),
-        });
-        let shared = Arc::new(Shared {
-            command: Mutex::new((0, Command::Step)),
-            commanded: Condvar::new(),
-            finished: Mutex::new(0),
-            all_finished: Condvar::new(),
-            epoch: Instant::now(),
-            clock: Clock::new(),
-            ranks: ranks.collect(),
-            programs,
-            processes,
-            local,
-            engine: engine.clone(),
-            options,
-        });
-        let threads = Vec::with_capacity(shared.local.len());
+        let id = ProgramId(0);
         let mut session = Session {
-            shared,
-            loaded: Vec::new(),
-            threads,
-            steps: 0,
+            programs: Vec::new(),
+            selected: id,
+            on_device: id,
+            crew: Arc::new(Crew::new()),
+            threads: Vec::with_capacity(local.len()),
             failed: None,
-            complete: false,
             given: Settings::new(),
         };
-        let loaded = match &engine {
-            Engine::Threads(world) => session.start_threads(world, |rank| pin.then(|| cores[rank])),
-            Engine::Device(device) => device.loaded(),
+        let shared = Shared::new(programs, processes, local, engine, options);
+        let started = match &shared.engine {
+            Engine::Threads(_) => session.start_threads(&shared.local, |rank| pin.then(|| cores[rank])),
+            Engine::Device(_) => Ok(()),
         };
-        let deadline = session.shared.options.deadline;
-        session.loaded = together(&*session.shared.processes, "launch: load programs", loaded, deadline)?;
+        let launched = load(shared, id, &session.crew, started.map(|()| session.threads.len()))?;
+        session.programs.push(launched);
         Ok(session)
     }
 
-    /// Starts the threads of this process's ranks, and waits until they have loaded their programs.
+    /// Starts the threads of this process's ranks.
     fn start_threads(
         &mut self,
-        world: &Arc<dyn Communicators>,
+        ranks: &Range<usize>,
         core: impl Fn(usize) -> Option<core_affinity::CoreId>,
-    ) -> Result<Vec<Loaded>, RuntimeError> {
-        let (sender, receiver) = mpsc::channel();
-        for rank in self.shared.local.clone() {
-            let (shared, world, sender) = (self.shared.clone(), world.clone(), sender.clone());
-            let core = core(rank);
+    ) -> Result<(), RuntimeError> {
+        for rank in ranks.clone() {
+            let (crew, core) = (self.crew.clone(), core(rank));
             let thread = std::thread::Builder::new().name(format!("rank {rank}")).spawn(move || {
                 if let Some(core) = core {
                     core_affinity::set_for_current(core);
                 }
-                rank_thread(&shared, &world, rank, &sender);
+                rank_thread(&crew, rank);
             });
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(e) => return Err(RuntimeError::Launch(format!("rank {rank} has no thread: {e}"))),
             }
         }
-        drop(sender);
-        let mut loaded: Vec<_> = receiver.iter().take(self.shared.local.len()).collect();
-        loaded.sort_by_key(|(rank, _)| *rank);
-        loaded.into_iter().map(|(_, loaded)| loaded).collect()
+        Ok(())
+    }
+
+    /// The selected program.
+    fn launched(&self) -> &Launched {
+        &self.programs[self.selected.0]
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.launched().shared
+    }
+
+    fn loaded(&self) -> &[Loaded] {
+        &self.launched().loaded
+    }
+
+    /// The programs of all ranks, of every program of the session in the order in which they were added.
+    pub fn programs(&self) -> impl Iterator<Item = &[RankProgram]> {
+        self.programs.iter().map(|p| &*p.shared.programs)
+    }
+
+    /// Whether an input of the selected program was given a value on all ranks of this process, by this program or one that shares it.
+    pub fn is_written(&self, name: &str) -> bool {
+        let input = self.program(0).inputs.iter().position(|i| i.name == name);
+        input.is_some_and(|input| self.loaded().iter().all(|rank| rank.written[input].is_set()))
     }
 
     /// Number of ranks.
     pub fn ranks(&self) -> usize {
-        self.shared.programs.len()
+        self.shared().programs.len()
     }
 
     /// The ranks that this process runs: all of them, if it is alone.
     pub fn local_ranks(&self) -> Range<usize> {
-        self.shared.local.clone()
+        self.shared().local.clone()
     }
 
     /// The processes that run the session.
     pub fn processes(&self) -> &Arc<dyn Processes> {
-        &self.shared.processes
+        &self.shared().processes
     }
 
     /// How long something that all processes do together may take.
     pub(crate) fn deadline(&self) -> Duration {
-        self.shared.options.deadline
+        self.shared().options.deadline
     }
 
     /// The program of a rank.
     pub fn program(&self, rank: usize) -> &RankProgram {
-        &self.shared.programs[rank]
+        &self.shared().programs[rank]
     }
 
     /// What is known of a rank of this process.
     fn local(&self, rank: usize) -> Option<(&Loaded, &RankShared)> {
-        let at = rank.checked_sub(self.shared.local.start)?;
-        Some((self.loaded.get(at)?, self.shared.ranks.get(at)?))
+        let at = rank.checked_sub(self.shared().local.start)?;
+        Some((self.loaded().get(at)?, self.shared().ranks.get(at)?))
     }
 
-    /// Bytes of a rank's arena: exactly what its program asks for.
+    /// Bytes of a rank's arena: exactly what its programs ask for.
     pub fn allocated_bytes(&self, rank: usize) -> usize {
         let arena = self.local(rank).and_then(|(loaded, _)| loaded.arena.as_ref());
         arena.map_or(self.program(rank).arena_bytes, |arena| arena.allocated_bytes())
@@ -354,14 +449,14 @@ impl Session {
     /// Says what must be the same on all processes: it is compared at the first step of the programs, and after
     /// [`Session::compare_again`]. `name` is the subject of the message, for example `the learning rate`.
     pub fn must_agree(&mut self, name: &str, value: impl Display) {
-        if self.shared.processes.count() > 1 {
+        if self.shared().processes.count() > 1 {
             self.given.set(name, value.to_string());
         }
     }
 
     /// Lets the next step compare what was given, as the first one does: after parameters and state have become those of a checkpoint.
     pub fn compare_again(&mut self) {
-        self.complete = false;
+        self.programs.iter_mut().for_each(|p| p.complete = false);
     }
 
     /// Runs the programs once: waits until the ranks of this process have. At the first step, all processes compare what they were given.
@@ -371,28 +466,25 @@ impl Session {
     /// [`Session::rank_error`].
     pub fn step(&mut self) -> Result<StepReport, RuntimeError> {
         self.check_usable()?;
-        if !self.complete {
+        if !self.launched().complete {
             if let Some(name) = self.unwritten() {
                 return Err(RuntimeError::Missing { name: name.into() });
             }
-            settings::compare(&*self.shared.processes, &self.given, self.shared.options.deadline)?;
-            self.complete = true;
+            settings::compare(&**self.processes(), &self.given, self.deadline())?;
         }
-        if let Engine::Device(device) = &self.shared.engine {
-            let Shared { options, processes, ranks, .. } = &*self.shared;
-            let report = device.step(self.steps, options, &**processes, ranks);
-            self.steps += u64::from(report.is_ok());
+        let (id, crew) = (self.selected, self.crew.clone());
+        let Launched { shared, steps, complete, .. } = &mut self.programs[id.0];
+        *complete = true;
+        if let Engine::Device(device) = &shared.engine {
+            let Shared { options, processes, ranks, .. } = &**shared;
+            let report = device.step(*steps, options, &**processes, ranks);
+            *steps += u64::from(report.is_ok());
             return report.inspect_err(|e| self.failed = Some(e.to_string()));
         }
         let start = Instant::now();
-        *lock(&self.shared.finished) = 0;
-        self.command(Command::Step);
-        let mut finished = lock(&self.shared.finished);
-        while *finished < self.shared.local.len() {
-            finished = self.shared.all_finished.wait(finished).unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(finished);
-        self.steps += 1;
+        crew.command(Command::Step(id.0, *steps));
+        crew.wait(self.threads.len());
+        *steps += 1;
         let Some(error) = self.step_error() else {
             return Ok(StepReport { seconds: start.elapsed().as_secs_f64() });
         };
@@ -403,7 +495,7 @@ impl Session {
     fn step_error(&self) -> Option<RuntimeError> {
         // The cause is the error of the rank that failed first; the others only gave up. Where all ranks of this process have finished
         // the step, it is done: a failure elsewhere shows in the next collective or read, which can say what it was about.
-        let cause = self.shared.processes.failure().map(|f| f.0);
+        let cause = self.shared().processes.failure().map(|f| f.0);
         cause.into_iter().chain(self.local_ranks()).find_map(|rank| self.rank_error(rank))
     }
 
@@ -413,8 +505,8 @@ impl Session {
         let mut needed = inputs.filter(|(_, i)| matches!(i.kind, InputKind::Parameter | InputKind::Data));
         let is_empty = |rank: usize, input: usize| self.program(rank).inputs[input].binding.view.elements() == 0;
         let written = |input: usize| {
-            let mut ranks = self.local_ranks().zip(&self.loaded);
-            ranks.all(|(rank, l)| l.written[input].load(Ordering::Relaxed) || is_empty(rank, input))
+            let mut ranks = self.local_ranks().zip(self.loaded());
+            ranks.all(|(rank, l)| l.written[input].is_set() || is_empty(rank, input))
         };
         needed.find(|(input, _)| !written(*input)).map(|(_, i)| i.name.as_str())
     }
@@ -438,7 +530,7 @@ impl Session {
     }
 
     /// What a rank's communicator has executed since the launch or the latest
-    /// [`Session::reset_counters`]; nothing for a rank of another process.
+    /// [`Session::reset_counters`], for the selected program; nothing for a rank of another process.
     pub fn collectives(&self, rank: usize) -> Vec<CollectiveCount> {
         let local = self.local(rank);
         local.map_or_else(Vec::new, |(_, r)| r.counters.summary(self.program(rank).collectives()))
@@ -449,15 +541,15 @@ impl Session {
         self.collectives(rank).iter().map(|c| c.wire_bytes).sum()
     }
 
-    /// Sets the counters of all ranks to 0.
+    /// Sets the counters of all ranks and programs to 0.
     pub fn reset_counters(&mut self) {
-        self.shared.ranks.iter().for_each(|r| r.counters.reset());
+        self.programs.iter().flat_map(|p| &p.shared.ranks).for_each(|r| r.counters.reset());
     }
 
     /// The recorded actions of this process's ranks as Chrome trace events, one line each.
     pub fn trace_json(&self) -> String {
         let mut out = String::from("{\"traceEvents\":[");
-        for (rank, r) in self.local_ranks().zip(&self.shared.ranks) {
+        for (rank, r) in self.local_ranks().zip(&self.shared().ranks) {
             lock(&r.trace).write_json(self.program(rank), &mut out);
         }
         out.push_str("\n]}\n");
@@ -466,19 +558,34 @@ impl Session {
 
     /// The latest collectives of all ranks, and the first failure: for whoever looks into one.
     pub fn flight_record(&self) -> FlightRecord {
-        self.shared.processes.flight_record()
+        self.shared().processes.flight_record()
     }
+}
 
-    fn command(&self, command: Command) {
-        let mut slot = lock(&self.shared.command);
-        *slot = (slot.0 + 1, command);
-        self.shared.commanded.notify_all();
-    }
+/// Lets the threads, so many if they could be started, load a program, or finds it on the device, together with all processes.
+fn load(
+    shared: Arc<Shared>,
+    id: ProgramId,
+    crew: &Crew,
+    threads: Result<usize, RuntimeError>,
+) -> Result<Launched, RuntimeError> {
+    let loaded = threads.and_then(|threads| match &shared.engine {
+        Engine::Threads(_) => {
+            crew.command(Command::Load(id.0, shared.clone()));
+            crew.wait(threads);
+            let lost = |rank| RuntimeError::Launch(format!("rank {rank} did not load its program"));
+            let ranks = shared.local.clone().zip(&shared.ranks);
+            ranks.map(|(rank, r)| lock(&r.loaded).take().unwrap_or_else(|| Err(lost(rank)))).collect()
+        }
+        Engine::Device(device) => device.loaded(),
+    });
+    let loaded = together(&*shared.processes, "launch: load programs", loaded, shared.options.deadline)?;
+    Ok(Launched { shared, loaded, steps: 0, complete: false })
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.command(Command::Exit);
+        self.crew.command(Command::Exit);
         for thread in self.threads.drain(..) {
             // A rank thread catches its panics; there is nothing to do about one that did not.
             let _ = thread.join();

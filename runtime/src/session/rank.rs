@@ -1,4 +1,4 @@
-//! What the thread of a rank does: load the program, then step when it is told to.
+//! What the thread of a rank does: load programs, and execute one of them when it is told to.
 
 use super::attached::{Attached, check_bindings};
 use super::{FaultKind, LaunchOptions, lock};
@@ -13,23 +13,74 @@ use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use tpc_ir::program::RankProgram;
 
-#[derive(Clone, Copy, PartialEq)]
+/// What the ranks of this process are to do.
+#[derive(Clone)]
 pub(super) enum Command {
-    Step,
+    /// Load a program, in the place of one of that number.
+    Load(usize, Arc<Shared>),
+    /// Run a program once, for which it is the step of that number.
+    Step(usize, u64),
+    /// End the thread.
     Exit,
 }
 
-/// What the session and the threads of its ranks share.
+/// The threads of this process's ranks, which execute all programs of a session.
+pub(super) struct Crew {
+    command: Mutex<(u64, Command)>,
+    commanded: Condvar,
+    /// Ranks of this process that have done what they were told.
+    finished: Mutex<usize>,
+    all_finished: Condvar,
+}
+
+impl Crew {
+    pub(super) fn new() -> Self {
+        Crew {
+            command: Mutex::new((0, Command::Exit)),
+            commanded: Condvar::new(),
+            finished: Mutex::new(0),
+            all_finished: Condvar::new(),
+        }
+    }
+
+    /// Tells all threads what to do.
+    pub(super) fn command(&self, command: Command) {
+        *lock(&self.finished) = 0;
+        let mut slot = lock(&self.command);
+        *slot = (slot.0 + 1, command);
+        self.commanded.notify_all();
+    }
+
+    /// Waits until so many threads have done what they were told.
+    pub(super) fn wait(&self, threads: usize) {
+        let mut finished = lock(&self.finished);
+        while *finished < threads {
+            finished = self.all_finished.wait(finished).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next command after the one of that number.
+    fn next(&self, seen: &mut u64) -> Command {
+        let mut command = lock(&self.command);
+        while command.0 == *seen {
+            command = self.commanded.wait(command).unwrap_or_else(PoisonError::into_inner);
+        }
+        *seen = command.0;
+        command.1.clone()
+    }
+
+    fn finish(&self) {
+        *lock(&self.finished) += 1;
+        self.all_finished.notify_one();
+    }
+}
+
+/// What a session and the threads of its ranks share of one of its programs.
 pub(super) struct Shared {
-    pub(super) command: Mutex<(u64, Command)>,
-    pub(super) commanded: Condvar,
-    /// Ranks of this process that have finished the current step.
-    pub(super) finished: Mutex<usize>,
-    pub(super) all_finished: Condvar,
     pub(super) epoch: Instant,
     pub(super) clock: Clock,
     pub(super) options: LaunchOptions,
@@ -57,64 +108,129 @@ pub(super) struct RankShared {
     pub(super) trace: Mutex<Trace>,
     pub(super) result: Mutex<Result<(), RuntimeError>>,
     pub(super) current: AtomicUsize,
+    /// What became of loading the program, until the session takes it.
+    pub(super) loaded: Mutex<Option<Result<Loaded, RuntimeError>>>,
 }
 
 pub(super) struct Loaded {
     /// None on a device.
     pub(super) arena: Option<Arc<Arena>>,
     pub(super) scratch_bytes: usize,
-    /// Of every input, whether its box was given a value.
-    pub(super) written: Vec<AtomicBool>,
+    /// Of every input, whether its box was given a value. Programs that share an input share this.
+    pub(super) written: Vec<Written>,
 }
 
-fn load(shared: &Shared, rank: usize, arena: &Arena, comm: &mut dyn Communicator) -> Result<Executable, RuntimeError> {
-    let program = &shared.programs[rank];
-    check_bindings(program)?;
-    Executable::load(program, arena, comm)
+/// Whether the box of an input was given a value.
+#[derive(Debug, Default)]
+pub(super) struct Written(OnceLock<Arc<AtomicBool>>);
+
+impl Written {
+    fn flag(&self) -> &AtomicBool {
+        self.0.get_or_init(Arc::default)
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.flag().load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self) {
+        self.flag().store(true, Ordering::Relaxed);
+    }
+
+    /// Makes this one and another one the same from now on, as long as this one was not looked at.
+    pub(super) fn share(&self, other: &Written) {
+        // Where several programs have the input, all of them share it already.
+        let _ = self.0.set(other.0.get_or_init(Arc::default).clone());
+    }
 }
 
-pub(super) fn rank_thread(
-    shared: &Shared,
-    world: &Arc<dyn Communicators>,
-    rank: usize,
-    ready: &mpsc::Sender<(usize, Result<Loaded, RuntimeError>)>,
-) {
-    let mut comm = world.clone().communicator(rank);
-    let arena = world.arena(rank);
-    let program = &shared.programs[rank];
-    let loaded = catch_unwind(AssertUnwindSafe(|| load(shared, rank, &arena, &mut *comm)));
+impl Shared {
+    pub(super) fn new(
+        programs: Arc<[RankProgram]>,
+        processes: Arc<dyn Processes>,
+        local: Range<usize>,
+        engine: Engine,
+        options: LaunchOptions,
+    ) -> Arc<Self> {
+        let ranks = local.clone().map(|rank| RankShared {
+            counters: Counters::new(&programs[rank]),
+            trace: Mutex::new(Trace::new(options.trace)),
+            result: Mutex::new(Ok(())),
+            current: AtomicUsize::new(0),
+            loaded: Mutex::new(None),
+        });
+        let (epoch, clock, ranks) = (Instant::now(), Clock::new(), ranks.collect());
+        Arc::new(Shared { epoch, clock, options, programs, processes, engine, local, ranks })
+    }
+}
+
+/// A program that a rank has loaded.
+struct Ready {
+    shared: Arc<Shared>,
+    executable: Executable,
+    comm: Box<dyn Communicator>,
+    world: Arc<dyn Communicators>,
+}
+
+/// What a rank's thread does: what it is told to, until it is to exit.
+pub(super) fn rank_thread(crew: &Crew, rank: usize) {
+    let mut programs: Vec<Option<Ready>> = Vec::new();
+    let mut seen = 0;
+    loop {
+        match crew.next(&mut seen) {
+            Command::Load(number, shared) => {
+                if programs.len() <= number {
+                    programs.resize_with(number + 1, || None);
+                }
+                // The memory of the one that is replaced is free before that of the new one is taken.
+                programs[number] = None;
+                let (ready, loaded) = load(shared.clone(), rank);
+                programs[number] = ready;
+                *lock(&shared.ranks[rank - shared.local.start].loaded) = Some(loaded);
+            }
+            Command::Step(number, step) => {
+                if let Some(ready) = programs.get_mut(number).and_then(Option::as_mut) {
+                    ready.step(rank, step);
+                }
+            }
+            Command::Exit => return,
+        }
+        crew.finish();
+    }
+}
+
+fn load(shared: Arc<Shared>, rank: usize) -> (Option<Ready>, Result<Loaded, RuntimeError>) {
+    let Engine::Threads(world) = &shared.engine else {
+        return (None, Err(RuntimeError::Launch(format!("rank {rank} is on a device, which needs no threads"))));
+    };
+    let world = world.clone();
+    let loaded = catch_unwind(AssertUnwindSafe(|| {
+        let program = &shared.programs[rank];
+        let (mut comm, arena) = (world.clone().communicator(rank), world.arena(rank));
+        check_bindings(program)?;
+        let executable = Executable::load(program, &arena, &mut *comm)?;
+        let written = program.inputs.iter().map(|_| Written::default()).collect();
+        let loaded = Loaded { arena: Some(arena), scratch_bytes: executable.scratch_bytes(), written };
+        Ok((executable, comm, loaded))
+    }));
     let loaded = loaded.unwrap_or_else(|panic| {
         Err(RuntimeError::Panic { rank, operation: "loading the program".into(), message: panic_message(&*panic) })
     });
-    let mut executable = match loaded {
-        Ok(executable) => {
-            let scratch_bytes = executable.scratch_bytes();
-            let written = program.inputs.iter().map(|_| AtomicBool::new(false)).collect();
-            let _ = ready.send((rank, Ok(Loaded { arena: Some(arena), scratch_bytes, written })));
-            executable
-        }
-        Err(e) => {
-            let _ = ready.send((rank, Err(e)));
-            return;
-        }
-    };
-    let mine = &shared.ranks[rank - shared.local.start];
-    let mut seen = 0;
-    for step in 0.. {
-        let mut command = lock(&shared.command);
-        while command.0 == seen {
-            command = shared.commanded.wait(command).unwrap_or_else(PoisonError::into_inner);
-        }
-        seen = command.0;
-        if command.1 == Command::Exit {
-            return;
-        }
-        drop(command);
+    match loaded {
+        Ok((executable, comm, loaded)) => (Some(Ready { shared, executable, comm, world }), Ok(loaded)),
+        Err(e) => (None, Err(e)),
+    }
+}
+
+impl Ready {
+    fn step(&mut self, rank: usize, step: u64) {
+        let Ready { shared, executable, comm, world } = self;
+        let mine = &shared.ranks[rank - shared.local.start];
         let result = catch_unwind(AssertUnwindSafe(|| {
             inject(&shared.options, &*shared.processes, rank, step);
             let mut trace = lock(&mine.trace);
             let mut around = Surroundings {
-                comm: &mut *comm,
+                comm: &mut **comm,
                 counters: &mine.counters,
                 flight: shared.processes.flight(rank),
                 clock: shared.clock,
@@ -122,11 +238,13 @@ pub(super) fn rank_thread(
                 epoch: shared.epoch,
                 current: &mine.current,
             };
-            // SAFETY: the session does not touch the arena until all ranks have finished the step.
+            // SAFETY: the session does not touch the arena until all ranks have finished the step, and tells its threads to execute one
+            // program at a time.
             unsafe { executable.step(&mut around) }
         }));
         let result = result.unwrap_or_else(|panic| {
-            let label = program.steps.get(mine.current.load(Ordering::Relaxed)).map_or("", |s| &*s.label);
+            let steps = &shared.programs[rank].steps;
+            let label = steps.get(mine.current.load(Ordering::Relaxed)).map_or("", |s| &*s.label);
             let operation = format!("`{label}`");
             Err(RuntimeError::Panic { rank, operation, message: panic_message(&*panic) })
         });
@@ -135,8 +253,6 @@ pub(super) fn rank_thread(
         }
         world.finish_step(rank);
         *lock(&mine.result) = result;
-        *lock(&shared.finished) += 1;
-        shared.all_finished.notify_one();
     }
 }
 

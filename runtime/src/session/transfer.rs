@@ -12,7 +12,6 @@ use crate::error::RuntimeError;
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 use tpc_ir::program::{Binding, RankProgram};
 use tpc_ir::{InputKind, OutputKind};
 
@@ -61,7 +60,7 @@ impl Session {
     ) -> Result<(), E> {
         let binding = &self.program(rank).inputs[input].binding;
         let request = BoxRequest::of(binding);
-        match &self.shared.engine {
+        match &self.shared().engine {
             Engine::Threads(_) => {
                 let (base, len) = self.bytes(rank, binding)?;
                 // SAFETY: the view was found to lie in the arena, it is dense (checked when loading), and the ranks are between steps,
@@ -76,14 +75,14 @@ impl Session {
             }
         }
         if let Some((loaded, _)) = self.local(rank) {
-            loaded.written[input].store(true, Ordering::Relaxed);
+            loaded.written[input].set();
         }
         Ok(())
     }
 
     /// Some of the dense bytes of a binding of a rank of this process.
     fn part_of(&self, rank: usize, binding: &Binding, bytes: Range<usize>) -> Result<Cow<'_, [u8]>, RuntimeError> {
-        if let Engine::Device(device) = &self.shared.engine {
+        if let Engine::Device(device) = &self.shared().engine {
             return device.read(rank, binding, bytes).map(Cow::Owned);
         }
         let (base, len) = self.bytes(rank, binding)?;

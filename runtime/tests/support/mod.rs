@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod recorded;
+pub mod sharing;
 
 pub use recorded::Recorded;
 use std::sync::Arc;

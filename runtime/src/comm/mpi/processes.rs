@@ -385,7 +385,7 @@ impl Processes for Mpi {
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
         let (rank, bytes) = (local.start, programs[local.start].arena_bytes);
-        let arena = Arena::new(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank, bytes });
+        let arena = Arena::private(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank, bytes });
         let told = arena.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
         let all = agree(self, "launch: make arenas", told, deadline)?;
         let arena = arena?;

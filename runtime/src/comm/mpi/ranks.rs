@@ -9,8 +9,9 @@ use super::library::{Channel, Requests};
 use super::pieces::{Piece, Plan, plan};
 use super::processes::Mpi;
 use super::wait::{Awaited, wait};
+use crate::comm::processes::agree;
 use crate::comm::reduce::{self, Combine};
-use crate::comm::shared_memory::Region;
+use crate::comm::shared_memory::{Growth, Region};
 use crate::comm::world::{DEPTH, out_of_memory};
 use crate::comm::{CollectiveId, Communicator, Communicators, check, describe, fingerprint};
 use crate::device::cpu::arena::Arena;
@@ -98,9 +99,15 @@ impl Communicators for World {
     fn succeed(
         &self,
         programs: Arc<[RankProgram]>,
-        _: Range<usize>,
+        local: Range<usize>,
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
+        let (rank, bytes) = (local.start, programs[local.start].arena_bytes);
+        let grown = if self.arena.grow(bytes) { Ok(()) } else { Err(RuntimeError::OutOfMemory { rank, bytes }) };
+        let told = grown.as_ref().map(|()| Vec::new()).map_err(ToString::to_string);
+        let all = agree(&*self.mpi, "launch: make arenas", told, deadline)?;
+        grown?;
+        all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
         Ok(Arc::new(World::new(self.mpi.clone(), self.arena.clone(), programs, deadline)?))
     }
 }
@@ -206,12 +213,12 @@ impl Ranks {
                 requests: Requests::new(),
                 positions: Vec::new(),
                 headers: Vec::new(),
-                memory: Region::private(0).map_err(out_of_memory)?,
+                memory: Region::private(0, Growth::Fixed).map_err(out_of_memory)?,
                 trouble: None,
             },
         };
         if job.memory.bytes() < bytes {
-            job.memory = Region::private(bytes).map_err(out_of_memory)?;
+            job.memory = Region::private(bytes, Growth::Fixed).map_err(out_of_memory)?;
         }
         (job.id, job.sequence, job.from, job.to) = (id, sequence, from, to);
         (job.shares, job.compared, job.trouble) = (false, false, None);

@@ -1,10 +1,11 @@
 //! One aligned block of memory per rank.
 
-use crate::comm::shared_memory::{Handle, Region};
+use crate::comm::shared_memory::{Growth, Handle, Region};
 use crate::device::extent::{Extent, resolve};
 use tpc_ir::program::{Buffer, View};
 
-/// The memory of one rank, zeroed at first. Its size is exactly what the program asks for.
+/// The memory of one rank, zeroed at first. Its size is exactly what its programs ask for: it grows, where it lies, for one that asks for
+/// more.
 ///
 /// It is only a place and a size: whoever reads or writes through [`Arena::base`] has to order the accesses (the session does so with
 /// the start and end of a step, communicators with arrival and completion of a collective).
@@ -12,7 +13,6 @@ use tpc_ir::program::{Buffer, View};
 pub struct Arena {
     region: Region,
     base: *mut u8,
-    bytes: usize,
 }
 
 // SAFETY: see above; the pointer is that of the region, which is `Send` and `Sync` for the same reason.
@@ -21,19 +21,31 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Allocates memory of this process alone; `None` if there is not enough.
+    /// Allocates memory of this process alone, which keeps its size; `None` if there is not enough.
     pub fn new(bytes: usize) -> Option<Self> {
-        Arena::of_region(Region::private(bytes).ok()?, bytes)
+        Arena::of_region(Region::private(bytes, Growth::Fixed).ok()?, bytes)
+    }
+
+    /// Allocates memory of this process alone; `None` if there is not enough.
+    pub fn private(bytes: usize) -> Option<Self> {
+        Arena::of_region(Region::private(bytes, Growth::InPlace).ok()?, bytes)
     }
 
     /// Allocates memory that other processes may map; `None` if there is not enough.
     pub fn shared(bytes: usize) -> Option<Self> {
-        Arena::of_region(Region::shared(bytes).ok()?, bytes)
+        Arena::of_region(Region::shared(bytes, Growth::InPlace).ok()?, bytes)
     }
 
     /// An arena in a region; `None` if the region has another size.
     pub fn of_region(region: Region, bytes: usize) -> Option<Self> {
-        (region.bytes() == bytes).then(|| Arena { base: region.base(), region, bytes })
+        (region.bytes() == bytes).then(|| Arena { base: region.base(), region })
+    }
+
+    /// Makes the arena larger where it lies: what it holds stays, addresses stay, nothing is copied. Without effect for a smaller size.
+    /// Between steps only. `false` if there is not enough memory.
+    #[must_use]
+    pub fn grow(&self, bytes: usize) -> bool {
+        self.region.grow(bytes).is_ok()
     }
 
     /// Where other processes find it, if it is to be shared.
@@ -43,7 +55,7 @@ impl Arena {
 
     /// Exactly how many bytes were allocated.
     pub fn allocated_bytes(&self) -> usize {
-        self.bytes
+        self.region.bytes()
     }
 
     /// The first byte.
@@ -64,7 +76,7 @@ impl Arena {
         sizes: &[usize],
         strides: &[isize],
     ) -> Result<Place, String> {
-        let Extent { base, low, high } = resolve(self.bytes, buffers, view, sizes, strides)?;
+        let Extent { base, low, high } = resolve(self.region.bytes(), buffers, view, sizes, strides)?;
         // SAFETY: the element lies in the arena, as was found.
         let base = unsafe { self.base.add(base) };
         Ok(Place { base, low, high })

@@ -555,7 +555,7 @@ impl Gpu {
         Ok((plan, functions))
     }
 
-    /// Moves what inputs hold to memory for another plan.
+    /// Moves what the ranks' arenas hold to memory for another plan.
     fn move_to(&mut self, plan: &Plan) -> Result<(), RuntimeError> {
         let memory = allocate(&self.context, plan.bytes)?;
         let stream = self.lanes[0].compute;
@@ -564,13 +564,10 @@ impl Gpu {
             unsafe { result::memset_d8_async(memory, 0, plan.bytes.max(1), stream) }
                 .map_err(failed("clearing the memory"))?;
             for (rank, program) in self.programs.iter().enumerate() {
-                for input in &program.inputs {
-                    let (from, len) = self.place(rank, &input.binding)?;
-                    let to = from - self.memory - self.plan.ranks[rank].base as u64 + plan.ranks[rank].base as u64;
-                    // SAFETY: inputs have the same places in the arenas of both, and lie in both memories.
-                    unsafe { result::memcpy_dtod_async(memory + to, from, len, stream) }
-                        .map_err(failed("copying on the device"))?;
-                }
+                let (from, to) = (self.plan.ranks[rank].base as u64, plan.ranks[rank].base as u64);
+                // SAFETY: the rank's arena lies in both memories from its base on, and is not smaller in the new one.
+                unsafe { result::memcpy_dtod_async(memory + to, self.memory + from, program.arena_bytes, stream) }
+                    .map_err(failed("copying on the device"))?;
             }
             // SAFETY: the stream is alive.
             unsafe { result::stream::synchronize(stream) }.map_err(failed("copying on the device"))?;

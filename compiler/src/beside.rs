@@ -1,0 +1,104 @@
+//! Compiling a program that a session executes in turn with others: an evaluation between training steps, or a step on a smaller batch.
+//!
+//! It finds parameters and state where the others have them. The plan is the one that the session's first program was compiled with, and
+//! fits the model; what it says of modules that this program does not use is left out, and parameters that it then says nothing about stay
+//! where they are.
+
+use crate::program::{Error, Stages};
+use crate::trainer::TrainerError;
+use burn::tensor::TensorData;
+use std::collections::HashMap;
+use tpc_ir::program::RankProgram;
+use tpc_ir::{Graph, InputKind, Mesh, Type};
+use tpc_passes::propagate::{Annotation, Annotations};
+use tpc_passes::styles::{Plan, StyleError, parallelize_module};
+
+/// The programs of a session that another one joins; none for a program of its own.
+#[derive(Default)]
+pub(crate) struct Beside<'a> {
+    /// Where the first of them has its parameters and states.
+    pub(crate) kept: Option<&'a Kept>,
+    /// The constants of all of them by name.
+    pub(crate) constants: HashMap<String, TensorData>,
+    /// The ranks' programs of each.
+    pub(crate) programs: Vec<&'a [RankProgram]>,
+}
+
+/// Where a program has its parameters and states.
+pub(crate) struct Kept {
+    mesh: Mesh,
+    types: HashMap<String, Type>,
+}
+
+fn is_kept(kind: InputKind) -> bool {
+    matches!(kind, InputKind::Parameter | InputKind::State)
+}
+
+impl Kept {
+    /// Of a compiled program.
+    pub(crate) fn of(stages: &Stages) -> Self {
+        let placed = &stages.placed;
+        let inputs = placed.inputs().filter(|(_, kind, _)| is_kept(*kind));
+        let types = inputs.map(|(node, _, name)| (name.to_owned(), placed.node(node).types[0].clone()));
+        Kept { mesh: placed.mesh.clone(), types: types.collect() }
+    }
+}
+
+impl Beside<'_> {
+    /// Whether every parameter and state lies where the others have it.
+    pub(crate) fn check(&self, ranks: &[RankProgram]) -> Result<(), Error> {
+        let Some(first) = self.programs.first() else { return Ok(()) };
+        for (program, other) in ranks.iter().zip(*first) {
+            let moved = |input: &&tpc_ir::program::InputBinding| is_kept(input.kind) && !program.shares(input, other);
+            if let Some(input) = program.inputs.iter().find(moved) {
+                return Err(TrainerError::Placement { parameter: input.name.clone() }.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The canonical program and what the plan demands of it.
+pub(crate) fn annotated(
+    captured: &Graph,
+    mesh: &Mesh,
+    plan: &Plan,
+    beside: &Beside<'_>,
+) -> Result<(Graph, Annotations), Error> {
+    let Some(kept) = beside.kept else { return Ok(parallelize_module(captured, mesh, plan.clone(), None)?) };
+    let mut plan = Plan { allow_unused_axes: true, ..plan.clone() };
+    let (logical, mut annotations) = loop {
+        match parallelize_module(captured, mesh, plan.clone(), None) {
+            Ok(found) => break found,
+            Err(error) if !leave_out(&mut plan, &error) => return Err(error.into()),
+            Err(_) => {}
+        }
+    };
+    if annotations.mesh == kept.mesh {
+        for (node, kind, name) in logical.inputs().filter(|(_, kind, _)| is_kept(*kind)) {
+            let like = kept.types.get(name).filter(|ty| ty.shape == logical.node(node).types[0].shape);
+            let Some(ty) = like else { continue };
+            let stays = annotations.inputs.get(name).map_or(ty.sharding.is_replicated(), |a| a.sharding == ty.sharding);
+            if !stays {
+                let why = format!("the {} lies there in training", kind.name()).into();
+                annotations.inputs.insert(name.to_owned(), Annotation { sharding: ty.sharding.clone(), why });
+                annotations.gathered.remove(name);
+            }
+        }
+    }
+    Ok((logical, annotations))
+}
+
+/// Leaves out what a plan says of modules that a program does not use; `false` if the error is about something else.
+fn leave_out(plan: &mut Plan, error: &StyleError) -> bool {
+    let before = plan.styles.len();
+    match error {
+        StyleError::NoModule { path, .. }
+        | StyleError::Nothing { path, .. }
+        | StyleError::Absent { path, .. }
+        | StyleError::Tied { path, .. } => plan.styles.retain(|entry| entry.path != *path),
+        StyleError::LossParallel => return std::mem::take(&mut plan.loss_parallel),
+        _ => {}
+    }
+    plan.styles.len() < before
+}

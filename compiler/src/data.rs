@@ -1,0 +1,51 @@
+//! Elements of burn's tensors as bytes of the IR's types, and back: never through another type if both have it.
+
+use burn::tensor::{BoolStore, DType as BurnDType, TensorData};
+use std::borrow::Cow;
+use tpc_ir::DType;
+use tpc_runtime::element;
+
+/// The elements of tensor data as bytes of an element type; rounded if it is another one.
+pub(crate) fn to_bytes(data: &TensorData, dtype: DType) -> Cow<'_, [u8]> {
+    match data.dtype() {
+        found if of_burn(found) == Some(dtype) => Cow::Borrowed(data.as_bytes()),
+        BurnDType::Bool(BoolStore::U32) if dtype == DType::Bool => {
+            let words = data.as_bytes().chunks_exact(4);
+            Cow::Owned(words.map(|word| u8::from(word.iter().any(|&byte| byte != 0))).collect())
+        }
+        _ => {
+            let values = data.clone().convert::<f64>().try_to_vec::<f64>().unwrap_or_default();
+            Cow::Owned(element::encode(dtype, &values))
+        }
+    }
+}
+
+/// Tensor data of dense bytes.
+pub(crate) fn of_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> TensorData {
+    let dtype = match dtype {
+        DType::F64 => BurnDType::F64,
+        DType::F32 => BurnDType::F32,
+        DType::BF16 => BurnDType::BF16,
+        DType::F16 => BurnDType::F16,
+        DType::I64 => BurnDType::I64,
+        DType::I32 => BurnDType::I32,
+        DType::U8 => BurnDType::U8,
+        DType::Bool => BurnDType::Bool(BoolStore::Native),
+    };
+    TensorData::from_bytes_vec(bytes, shape.to_vec(), dtype)
+}
+
+/// The IR's type whose elements have the same bytes.
+pub(crate) fn of_burn(dtype: BurnDType) -> Option<DType> {
+    Some(match dtype {
+        BurnDType::F64 => DType::F64,
+        BurnDType::F32 => DType::F32,
+        BurnDType::BF16 => DType::BF16,
+        BurnDType::F16 => DType::F16,
+        BurnDType::I64 => DType::I64,
+        BurnDType::I32 => DType::I32,
+        BurnDType::U8 => DType::U8,
+        BurnDType::Bool(BoolStore::Native | BoolStore::U8) => DType::Bool,
+        _ => return None,
+    })
+}

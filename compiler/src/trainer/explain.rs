@@ -1,0 +1,65 @@
+//! What a program communicates and holds, in words.
+
+use std::fmt::Write as _;
+use tpc_ir::InputKind;
+use tpc_ir::program::{Collective, RankProgram};
+
+/// One line for each kind of collective with its reason, and what the ranks hold.
+pub(super) fn step(what: &str, ranks: &[RankProgram], warnings: &[String]) -> String {
+    let mut text = String::new();
+    let Some(program) = ranks.first() else { return text };
+    let _ = writeln!(text, "{what} on {} ranks, {}", ranks.len(), program.mesh);
+    let mut kinds: Vec<(&Collective, usize)> = Vec::new();
+    for collective in program.collectives() {
+        let alike = |(other, _): &&mut (&Collective, usize)| {
+            let key = |c: &'_ Collective| (c.name(), c.axes.clone(), c.phase, c.dtype, c.full_bytes, c.why.clone());
+            key(other) == key(collective)
+        };
+        match kinds.iter_mut().find(alike) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((collective, 1)),
+        }
+    }
+    if kinds.is_empty() {
+        let _ = writeln!(text, "  no communication");
+    }
+    for (collective, count) in &kinds {
+        let Collective { axes, phase, full_bytes, why, .. } = collective;
+        let bytes = size(*full_bytes as f64);
+        let _ = write!(text, "  {count} × {} {axes} of {bytes}, {}", collective.name(), phase.name());
+        let _ = match why.is_empty() {
+            true => writeln!(text),
+            false => writeln!(text, ": {why}"),
+        };
+    }
+    let sent: f64 = program.collectives().map(Collective::wire_bytes).sum();
+    let _ = writeln!(text, "  sent by rank 0: {}", size(sent));
+    for program in ranks {
+        let held = |kind| {
+            let inputs = program.inputs.iter().filter(|input| input.kind == kind);
+            inputs.map(|i| i.binding.view.elements() * i.binding.view.dtype.bytes()).sum::<usize>() as f64
+        };
+        let (parameters, state) = (size(held(InputKind::Parameter)), size(held(InputKind::State)));
+        let arena = size(program.arena_bytes as f64);
+        let _ = writeln!(
+            text,
+            "  memory of rank {}: parameters {parameters}, optimizer state {state}, arena {arena} in all",
+            program.rank
+        );
+    }
+    for warning in warnings {
+        let _ = writeln!(text, "  warning: {warning}");
+    }
+    text
+}
+
+/// A number of bytes, as a person reads it.
+fn size(bytes: f64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    let mut size = bytes;
+    let mut unit = 0;
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        (size, unit) = (size / 1024.0, unit + 1);
+    }
+    if unit == 0 { format!("{size:.0} {}", UNITS[0]) } else { format!("{size:.2} {}", UNITS[unit]) }
+}

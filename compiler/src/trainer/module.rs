@@ -1,0 +1,185 @@
+//! From the ranks' parameters to a module of the user's.
+
+use super::error::TrainerError;
+use crate::data;
+use crate::program::Error;
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Parameter};
+use burn::tensor::{Bool, DType as BurnDType, Int, Tensor, TensorData};
+use std::collections::{HashMap, HashSet};
+use tpc_ir::program::InputBinding;
+use tpc_ir::{DType, InputKind};
+use tpc_runtime::Session;
+
+use crate::capture::Kind;
+
+/// Writes every parameter into a module, by path.
+pub(super) fn load<M: Module>(session: &Session, aliases: &[(String, String)], model: &mut M) -> Result<(), Error> {
+    check(session, aliases, model)?;
+    let mut load = Load { session, aliases, path: Vec::new(), read: HashMap::new(), failed: None };
+    let loaded = model.clone().map(&mut load);
+    match load.failed {
+        Some(error) => Err(error),
+        None => {
+            *model = loaded;
+            Ok(())
+        }
+    }
+}
+
+/// The parameters of a session's program.
+pub(super) fn parameters(session: &Session) -> impl Iterator<Item = &InputBinding> {
+    session.program(0).inputs.iter().filter(|input| input.kind == InputKind::Parameter)
+}
+
+/// The path under which the program knows a parameter.
+fn known<'a>(aliases: &'a [(String, String)], path: &'a str) -> &'a str {
+    aliases.iter().find(|(alias, _)| alias == path).map_or(path, |(_, known)| known)
+}
+
+/// Whether a module has the parameters of the program, all of them and no others.
+fn check<M: Module>(session: &Session, aliases: &[(String, String)], model: &M) -> Result<(), TrainerError> {
+    let mut listed = List::default();
+    model.visit(&mut listed);
+    let other = |problem: String| Err(TrainerError::Architecture(problem));
+    let mut found: HashSet<&str> = HashSet::new();
+    for held in &listed.held {
+        let name = known(aliases, &held.path);
+        let Some(trained) = parameters(session).find(|input| input.name == name) else {
+            return other(format!("it has a parameter `{}`, which the trained one has not", held.path));
+        };
+        found.insert(name);
+        let binding = &trained.binding;
+        if held.shape != binding.layout || !is_same(held.dtype, binding.view.dtype) {
+            let dtype = match held.dtype {
+                BurnDType::Bool(_) => "bool",
+                other => data::of_burn(other).map_or("another type", DType::name),
+            };
+            let trained = format!("{}{:?}", binding.view.dtype, binding.layout);
+            return other(format!("its `{}` is {dtype}{:?}, the trained one is {trained}", held.path, held.shape));
+        }
+    }
+    match parameters(session).find(|input| !found.contains(input.name.as_str())) {
+        Some(missing) => other(format!("it has no parameter `{}`, which the trained one has", missing.name)),
+        None => Ok(()),
+    }
+}
+
+fn is_same(burn: BurnDType, dtype: DType) -> bool {
+    matches!((burn, dtype), (BurnDType::Bool(_), DType::Bool)) || data::of_burn(burn) == Some(dtype)
+}
+
+/// The parameters of a module.
+#[derive(Default)]
+struct List {
+    path: Vec<String>,
+    held: Vec<Held>,
+}
+
+struct Held {
+    path: String,
+    shape: Vec<usize>,
+    dtype: BurnDType,
+}
+
+impl List {
+    fn hold<const D: usize, K: Kind>(&mut self, param: &Param<Tensor<D, K>>)
+    where
+        Tensor<D, K>: Parameter,
+    {
+        let tensor = param.base();
+        self.held.push(Held { path: self.path.join("."), shape: tensor.dims().to_vec(), dtype: tensor.dtype() });
+    }
+}
+
+impl ModuleVisitor for List {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.hold(param);
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<D, Int>>) {
+        self.hold(param);
+    }
+
+    fn visit_bool<const D: usize>(&mut self, param: &Param<Tensor<D, Bool>>) {
+        self.hold(param);
+    }
+}
+
+/// Replaces the values of a module's parameters.
+struct Load<'a> {
+    session: &'a Session,
+    aliases: &'a [(String, String)],
+    path: Vec<String>,
+    /// What tied parameters have, by their common id: all processes read the same tensors.
+    read: HashMap<ParamId, TensorData>,
+    failed: Option<Error>,
+}
+
+impl Load<'_> {
+    /// The value of the parameter at the current path.
+    fn value(&mut self, id: ParamId) -> Option<TensorData> {
+        if let Some(data) = self.read.get(&id) {
+            return Some(data.clone());
+        }
+        let path = self.path.join(".");
+        let name = known(self.aliases, &path);
+        let input = parameters(self.session).find(|input| input.name == name)?;
+        match self.session.read_input(name) {
+            Ok(bytes) => {
+                let data = data::of_bytes(input.binding.view.dtype, &input.binding.layout, bytes);
+                if self.aliases.iter().any(|(alias, known)| *alias == path || *known == path) {
+                    self.read.insert(id, data.clone());
+                }
+                Some(data)
+            }
+            Err(error) => {
+                self.failed.get_or_insert(error.into());
+                None
+            }
+        }
+    }
+
+    fn replace<const D: usize, K: Kind>(&mut self, param: Param<Tensor<D, K>>) -> Param<Tensor<D, K>>
+    where
+        Tensor<D, K>: Parameter,
+    {
+        if self.failed.is_some() {
+            return param;
+        }
+        let Some(data) = self.value(param.id) else { return param };
+        let (id, old, mapper) = param.consume();
+        let new = K::with_data::<D>(data, &old.device());
+        let new = Parameter::set_require_grad(new, Parameter::is_require_grad(&old));
+        Param::from_mapped_value(id, new, mapper)
+    }
+}
+
+impl ModuleMapper for Load<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        self.replace(param)
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<D, Int>>) -> Param<Tensor<D, Int>> {
+        self.replace(param)
+    }
+
+    fn map_bool<const D: usize>(&mut self, param: Param<Tensor<D, Bool>>) -> Param<Tensor<D, Bool>> {
+        self.replace(param)
+    }
+}

@@ -1,0 +1,91 @@
+//! Learning rates: one for each step and each group of parameters.
+//!
+//! burn's schedulers say of each parameter what its rate is, and do not say which parameters are a group. Those that have one rate in many
+//! steps ahead are taken for one, and a step in which that turns out to be wrong is an error.
+
+use super::error::TrainerError;
+use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
+use burn::module::ParamId;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Steps that parameters are compared in.
+const AHEAD: usize = 256;
+
+/// A scheduler and its beginning, to begin again.
+pub(super) struct Rates {
+    beginning: ModuleLrScheduler,
+    now: ModuleLrScheduler,
+    steps: usize,
+    groups: Rc<RateGroups>,
+}
+
+/// The parameters that have one rate.
+pub(super) struct RateGroups {
+    ahead: Vec<ModuleLearningRate>,
+    found: RefCell<Vec<RateGroup>>,
+}
+
+struct RateGroup {
+    /// The bits of its rates ahead.
+    rates: Vec<u64>,
+    members: Vec<(ParamId, String)>,
+}
+
+impl RateGroups {
+    /// The group of a parameter.
+    pub(super) fn of(&self, id: ParamId, path: &str) -> usize {
+        let rates: Vec<u64> = self.ahead.iter().map(|rate| rate.lr_from_param(id, Some(path)).to_bits()).collect();
+        let mut found = self.found.borrow_mut();
+        let group = found.iter().position(|group| group.rates == rates).unwrap_or_else(|| {
+            found.push(RateGroup { rates, members: Vec::new() });
+            found.len() - 1
+        });
+        let members = &mut found[group].members;
+        // A model that is built for each recording has the same paths each time, and other ids.
+        if !members.iter().any(|(_, known)| known == path) {
+            members.push((id, path.to_owned()));
+        }
+        group
+    }
+}
+
+impl Rates {
+    pub(super) fn new(scheduler: ModuleLrScheduler) -> Self {
+        let mut future = scheduler.clone();
+        let ahead = (0..AHEAD).map(|_| future.step()).collect();
+        let groups = Rc::new(RateGroups { ahead, found: RefCell::default() });
+        Rates { beginning: scheduler.clone(), now: scheduler, steps: 0, groups }
+    }
+
+    /// The groups, which are known once the training step was recorded.
+    pub(super) fn groups(&self) -> Rc<RateGroups> {
+        self.groups.clone()
+    }
+
+    /// The rate of parameters that are in no group in the next step, and those of all groups.
+    ///
+    /// # Errors
+    /// Parameters of one group with different rates.
+    pub(super) fn next(&mut self) -> Result<(f64, Vec<f64>), TrainerError> {
+        let policy = self.now.step();
+        self.steps += 1;
+        let rate = |(id, path): &(ParamId, String)| policy.lr_from_param(*id, Some(path));
+        let mut rates = Vec::new();
+        for RateGroup { members, .. } in &*self.groups.found.borrow() {
+            let Some(first) = members.first() else { continue };
+            if let Some(other) = members.iter().find(|member| rate(member) != rate(first)) {
+                let (first, second, step) = (first.1.clone(), other.1.clone(), self.steps);
+                return Err(TrainerError::RatesComeApart { first, second, step, ahead: AHEAD });
+            }
+            rates.push(rate(first));
+        }
+        Ok((policy.base(), rates))
+    }
+
+    /// Goes to where the scheduler is after so many steps.
+    pub(super) fn go_to(&mut self, steps: usize) {
+        (self.now, self.steps) = (self.beginning.clone(), steps);
+        (0..steps).for_each(|_| _ = self.now.step());
+    }
+}
