@@ -3,7 +3,7 @@
 //!
 //! All of it follows from the placed program, whatever rewriting led to it. A reduction is there because
 //! an index is summed that some tensor cuts; a gather because a tensor is cut that is wanted whole. From the
-//! inputs on, [`Sources`] follows which input cuts a value on which axis, and which cuts made it partial. What
+//! inputs on, `Sources` follows which input cuts a value on which axis, and which cuts made it partial. What
 //! cannot be read off the program is kept: what a plan demands at the boundary of a module, the rules that moved
 //! an operation. Saying it twice changes nothing.
 //!
@@ -14,6 +14,7 @@
 use crate::options::accumulate::{in_micro_batch, micro_batch, out_of_micro_batch};
 use crate::rules::{FactorKind, Rule, rule};
 use petgraph::graph::NodeIndex;
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use tpc_ir::reason::{Cause, Cut, Reason};
@@ -232,17 +233,13 @@ impl Sources {
         axis: AxisId,
         summed: bool,
     ) -> Option<SourceId> {
-        let mut best: Option<((bool, std::cmp::Reverse<usize>, Value), SourceId)> = None;
-        for (i, &v) in operands.iter().enumerate() {
-            let has = row.operand_dim(i, factor).is_some_and(|d| graph.ty(v).sharding.dims[d].contains(&axis));
-            let Some(source) = self.cut(v, axis).filter(|_| has) else { continue };
+        let found = operands.iter().enumerate().filter_map(|(i, &v)| {
+            let dim = row.operand_dim(i, factor)?;
+            let source = self.cut(v, axis).filter(|_| graph.ty(v).sharding.dims[dim].contains(&axis))?;
             let indirect = !(summed && is_parameter(graph, v));
-            let key = (indirect, std::cmp::Reverse(graph.ty(v).rank()), v);
-            if best.as_ref().is_none_or(|b| key < b.0) {
-                best = Some((key, source));
-            }
-        }
-        best.map(|b| b.1)
+            Some(((indirect, Reverse(graph.ty(v).rank()), v), source))
+        });
+        found.min_by_key(|&(rank, _)| rank).map(|(_, source)| source)
     }
 
     /// The cuts that a collective is there for.
@@ -381,7 +378,8 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
         Cause::Summed(_) | Cause::Elsewhere(_) => false,
         Cause::On { axis, .. } if !over(axis) => false,
         Cause::Stated(words) | Cause::On { words, .. } => {
-            !whole && !(gathers && cuts.iter().any(|(_, cut)| cut.entry == *words))
+            let said = gathers && cuts.iter().any(|(_, cut)| cut.entry == *words);
+            !whole && !said
         }
         Cause::Together(_) | Cause::Like(_) => !whole,
         Cause::Rule(_) | Cause::Again => true,

@@ -376,10 +376,13 @@ fn replicated_parameters() {
             for stages in zero.iter() {
                 let what = format!("{called} under zero1 on {on}:\n{}", list(stages));
                 let of = |phase, kind| count(stages, phase, "dp", kind, 8);
-                // At most a scatter and a gather per parameter: two halves.
+                // At most a scatter and a gather per parameter: two halves. The batch reads a part of the learned
+                // positions, which lies in the shard of one rank. No collective reduces to one rank, so that their
+                // gradient is reduced to all: a third half.
+                let positions = usize::from(*called != "llama");
                 let halves = 2 * of(Phase::Backward, "all_reduce") + of(Phase::Backward, "reduce_scatter");
                 let optimizer = of(Phase::Optimizer, "all_gather");
-                assert!(halves + optimizer <= 2 * parameters, "{what}");
+                assert!(halves + optimizer <= 2 * parameters + positions, "{what}");
                 assert_eq!(of(Phase::Optimizer, "all_reduce") + of(Phase::Optimizer, "all_to_all"), 0, "{what}");
             }
             for stages in stages(family, "ddp", on).iter() {

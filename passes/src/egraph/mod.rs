@@ -126,8 +126,10 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let reductions = classes.iter().flat_map(|&id| &egraph[id].nodes);
     let reductions = reductions.filter(|t| matches!(egraph.analysis.key(t.key).op, Op::AllReduce { .. }));
     let before: Vec<Id> = reductions.map(|t| egraph.find(t.children[0])).collect();
+    // What only a rule found to be a term of a gradient is one, too: the sum of the two gradients of a tied table.
+    let mut terms: HashSet<Id> = gradients.terms.iter().map(|&n| class_of[&n.into()]).collect();
+    terms.extend(&before);
     classes.extend(before);
-    let terms: HashSet<Id> = gradients.terms.iter().map(|&n| class_of[&n.into()]).collect();
     let seconds = |op: &Op, operands: &[(Id, &Type)], result: (Id, &Type)| {
         let term = operands.iter().any(|o| terms.contains(&o.0));
         let together = gradients.travel_together(op, classes.contains(&result.0), term);
