@@ -18,7 +18,7 @@ use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 pub(crate) struct Beside<'a> {
     /// Where the first of them has its parameters and states.
     pub(crate) kept: Option<&'a Kept>,
-    /// The constants of all of them by name.
+    /// The constants of these programs, by name.
     pub(crate) constants: HashMap<String, TensorData>,
     /// The ranks' programs of each.
     pub(crate) programs: Vec<&'a [RankProgram]>,

@@ -1,5 +1,6 @@
 //! Elements of burn's tensors as bytes of the IR's types, and back: never through another type if both have it.
 
+use crate::import;
 use burn::tensor::{BoolStore, DType as BurnDType, TensorData};
 use std::borrow::Cow;
 use tpc_ir::DType;
@@ -37,15 +38,17 @@ pub(crate) fn of_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> TensorD
 
 /// The IR's type whose elements have the same bytes.
 pub(crate) fn of_burn(dtype: BurnDType) -> Option<DType> {
-    Some(match dtype {
-        BurnDType::F64 => DType::F64,
-        BurnDType::F32 => DType::F32,
-        BurnDType::BF16 => DType::BF16,
-        BurnDType::F16 => DType::F16,
-        BurnDType::I64 => DType::I64,
-        BurnDType::I32 => DType::I32,
-        BurnDType::U8 => DType::U8,
-        BurnDType::Bool(BoolStore::Native | BoolStore::U8) => DType::Bool,
-        _ => return None,
-    })
+    match dtype {
+        // Imported as a type whose elements have other bytes.
+        BurnDType::Flex32 | BurnDType::Bool(BoolStore::U32) => None,
+        same => import::dtype(same).ok(),
+    }
+}
+
+/// The name of an element type; none of one that the IR lacks. Booleans have one name, however they are stored.
+pub(crate) fn name(dtype: BurnDType) -> Option<&'static str> {
+    match dtype {
+        BurnDType::Bool(_) => Some(DType::Bool.name()),
+        other => of_burn(other).map(DType::name),
+    }
 }

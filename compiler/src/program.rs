@@ -385,7 +385,8 @@ pub(crate) enum Which {
     Steady,
 }
 
-/// One of the programs of a captured training step, for a session that executes it in turn with others; and the constants of all of them.
+/// Compiles one of the two programs of a captured training step for a session that executes several programs in turn. Returns its stages and
+/// the constants of all programs of the session.
 ///
 /// # Errors
 /// As [`compile_training`]; a parameter that has to lie elsewhere than the others have it.
@@ -619,8 +620,10 @@ impl TrainingSession {
         let (seed, session) = (self.seed, &mut self.session);
         session.must_agree("the step", step);
         for (group, rate) in rates.iter().enumerate() {
-            let of = if group == 0 { String::new() } else { format!(" of group {group}") };
-            session.must_agree(&format!("the learning rate{of}"), rate);
+            match group {
+                0 => session.must_agree("the learning rate", rate),
+                _ => session.must_agree(&format!("the learning rate of group {group}"), rate),
+            }
         }
         session.must_agree("the seed", seed);
         let names: Vec<String> =

@@ -68,7 +68,7 @@ pub(super) fn record<M: Module, O: Optimizer>(
     (pending.into_iter().map(|named| named()).collect(), probes)
 }
 
-/// What is chosen for each parameter besides its optimizer.
+/// The clipping of gradients, and which parameters share a learning rate.
 pub(super) struct Choices<'a> {
     pub(super) clipping: Option<&'a GradientClipping>,
     pub(super) groups: Groups<'a>,

@@ -231,12 +231,19 @@ macro_rules! tuple {
         }
     };
 }
-tuple!(A 0);
-tuple!(A 0, B 1);
-tuple!(A 0, B 1, C 2);
-tuple!(A 0, B 1, C 2, D 3);
-tuple!(A 0, B 1, C 2, D 3, E 4);
-tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
+/// Invokes a macro for the tuples of one to six elements, with their types and positions.
+macro_rules! for_tuples {
+    ($tuple:ident) => {
+        $tuple!(A 0);
+        $tuple!(A 0, B 1);
+        $tuple!(A 0, B 1, C 2);
+        $tuple!(A 0, B 1, C 2, D 3);
+        $tuple!(A 0, B 1, C 2, D 3, E 4);
+        $tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
+    };
+}
+pub(super) use for_tuples;
+for_tuples!(tuple);
 
 /// What a training closure returns: the loss, alone or with further outputs.
 pub trait Loss {

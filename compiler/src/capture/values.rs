@@ -6,7 +6,7 @@
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::kind::Kind;
-use super::tensors::{Batch, Named, Tensors, nested};
+use super::tensors::{Batch, Named, Tensors, for_tuples, nested};
 
 /// A batch that holds the data of a step: what `#[derive(tpc::Batch)]` makes of a structure of tensors.
 pub trait BatchData: Batch {
@@ -98,7 +98,7 @@ impl BatchData for () {
 pub trait Results: Tensors {
     /// The same with values on the caller's device; names are gone.
     type Values;
-    /// What it consists of besides its tensors: which options are there, how long lists are.
+    /// Its structure without the tensors: which options are present, and how long each list is.
     type Form: 'static;
 
     /// Its form.
@@ -198,9 +198,4 @@ macro_rules! tuple {
         }
     };
 }
-tuple!(A 0);
-tuple!(A 0, B 1);
-tuple!(A 0, B 1, C 2);
-tuple!(A 0, B 1, C 2, D 3);
-tuple!(A 0, B 1, C 2, D 3, E 4);
-tuple!(A 0, B 1, C 2, D 3, E 4, F 5);
+for_tuples!(tuple);

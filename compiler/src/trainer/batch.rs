@@ -81,10 +81,7 @@ impl Example {
 
 /// `f32[8, 16]`.
 fn ty(dtype: DType, shape: &[usize]) -> String {
-    let name = match dtype {
-        DType::Bool(_) => "bool".into(),
-        other => data::of_burn(other).map_or_else(|| format!("{other:?}"), |dtype| dtype.name().to_owned()),
-    };
+    let name = data::name(dtype).map_or_else(|| format!("{dtype:?}"), str::to_owned);
     format!("{name}{shape:?}")
 }
 

@@ -11,10 +11,7 @@ pub(super) fn step(what: &str, ranks: &[RankProgram], warnings: &[String]) -> St
     let _ = writeln!(text, "{what} on {} ranks, {}", ranks.len(), program.mesh);
     let mut kinds: Vec<(&Collective, usize)> = Vec::new();
     for collective in program.collectives() {
-        let alike = |(other, _): &&mut (&Collective, usize)| {
-            let key = |c: &'_ Collective| (c.name(), c.axes.clone(), c.phase, c.dtype, c.full_bytes, c.why.clone());
-            key(other) == key(collective)
-        };
+        let alike = |(other, _): &&mut (&Collective, usize)| kind(other) == kind(collective);
         match kinds.iter_mut().find(alike) {
             Some((_, count)) => *count += 1,
             None => kinds.push((collective, 1)),
@@ -51,6 +48,11 @@ pub(super) fn step(what: &str, ranks: &[RankProgram], warnings: &[String]) -> St
         let _ = writeln!(text, "  warning: {warning}");
     }
     text
+}
+
+/// What collectives of one line have in common.
+fn kind(c: &Collective) -> impl PartialEq + '_ {
+    (c.name(), &c.axes, c.phase, c.dtype, c.full_bytes, &c.why)
 }
 
 /// A number of bytes, as a person reads it.

@@ -50,10 +50,7 @@ fn check<M: Module>(session: &Session, aliases: &[(String, String)], model: &M) 
         found.insert(name);
         let binding = &trained.binding;
         if held.shape != binding.layout || !is_same(held.dtype, binding.view.dtype) {
-            let dtype = match held.dtype {
-                BurnDType::Bool(_) => "bool",
-                other => data::of_burn(other).map_or("another type", DType::name),
-            };
+            let dtype = data::name(held.dtype).unwrap_or("another type");
             let trained = format!("{}{:?}", binding.view.dtype, binding.layout);
             return other(format!("its `{}` is {dtype}{:?}, the trained one is {trained}", held.path, held.shape));
         }

@@ -5,8 +5,8 @@
 //! management for deep neural net inference"). Outputs live to the end of the step.
 //!
 //! A program that is executed in turn with others over one arena finds what they share (parameters, state, constants) where the others
-//! have it. Inputs that it alone has lie behind the arenas of all others, so that nothing touches them between two runs; its temporaries
-//! lie wherever no program keeps anything, mostly over those of the others.
+//! have it. Inputs that only this program has lie after the arenas of all others, so that no other program touches them between two runs.
+//! Its temporaries lie where no program keeps a value, mostly over the temporaries of the others.
 
 use std::ops::Range;
 use tpc_ir::program::{ALIGNMENT, Action, BufferId, Instruction, RankProgram, View};

@@ -258,7 +258,7 @@ struct Page;
 impl Drop for Region {
     fn drop(&mut self) {
         if self.reserved > 0 {
-            // SAFETY: mapped with this size in `reserve`; whoever used it held a reference to the region.
+            // SAFETY: mapped with this size in `reserve`; every user of the memory holds a reference to the region.
             unsafe { libc::munmap(self.base.as_ptr().cast(), self.reserved) };
         }
     }

@@ -5,22 +5,22 @@ use tpc_ir::program::*;
 use tpc_ir::{DType, InputKind, MapFn, Mesh, ReduceOp};
 use tpc_runtime::Session;
 
-/// A program of two ranks that adds the data of both to the state `w`; or, with more data of its own behind an arena of so many bytes, one
-/// that gives the sum and leaves the state as it is.
-pub fn adding(behind: Option<usize>) -> Vec<RankProgram> {
+/// A program of two ranks that adds the data of both to the state `w`. With `after`, its data are larger and begin after so many bytes of the
+/// arena, and it returns the sum and leaves the state as it is.
+pub fn adding(after: Option<usize>) -> Vec<RankProgram> {
     let program = |rank| {
         let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
         let w = b.input("w", DType::F32, &[100]);
-        if let Some(bytes) = behind {
+        if let Some(bytes) = after {
             b.program.arena_bytes = bytes;
         }
-        let n = if behind.is_some() { 100_000 } else { 100 };
+        let n = if after.is_some() { 100_000 } else { 100 };
         let x = b.input("x", DType::F32, &[n]);
         b.program.inputs[1].kind = InputKind::Data;
         let sum = b.buffer(DType::F32, &[100]);
         let from = View { shape: vec![100], ..x };
         b.collective(CollectiveKind::AllReduce(ReduceOp::Sum), vec![0, 1], &from, &sum, 1);
-        let to = if behind.is_some() { &sum } else { &w };
+        let to = if after.is_some() { &sum } else { &w };
         let body = vec![load(&w), load(&sum), map(MapFn::Add, &[0, 1], DType::F32), store(to, 2)];
         b.step(Action::Loop(Loop { dims: vec![100], body }));
         b.output("sum", to);

@@ -386,13 +386,26 @@ impl Processes for Mpi {
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
         let (rank, bytes) = (local.start, programs[local.start].arena_bytes);
         let arena = Arena::private(bytes).map(Arc::new).ok_or(RuntimeError::OutOfMemory { rank, bytes });
-        let told = arena.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
-        let all = agree(self, "launch: make arenas", told, deadline)?;
-        let arena = arena?;
-        all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+        let arena = arena_on_all(self, arena, deadline)?;
         let mpi = ending::joined().ok_or_else(|| RuntimeError::Launch("MPI was not joined".into()))?;
         Ok(Arc::new(World::new(mpi, arena, programs, deadline)?))
     }
+}
+
+/// The arena of this process, once all processes have theirs.
+///
+/// # Errors
+/// Too little memory, here or on another process.
+pub(super) fn arena_on_all(
+    mpi: &Mpi,
+    arena: Result<Arc<Arena>, RuntimeError>,
+    deadline: Duration,
+) -> Result<Arc<Arena>, RuntimeError> {
+    let told = arena.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
+    let all = agree(mpi, "launch: make arenas", told, deadline)?;
+    let arena = arena?;
+    all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+    Ok(arena)
 }
 
 /// Words of a header: round, length, and a purpose of so many bytes.

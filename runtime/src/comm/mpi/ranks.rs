@@ -7,12 +7,11 @@
 
 use super::library::{Channel, Requests};
 use super::pieces::{Piece, Plan, plan};
-use super::processes::Mpi;
+use super::processes::{Mpi, arena_on_all};
 use super::wait::{Awaited, wait};
-use crate::comm::processes::agree;
 use crate::comm::reduce::{self, Combine};
 use crate::comm::shared_memory::{Growth, Region};
-use crate::comm::world::{DEPTH, out_of_memory};
+use crate::comm::world::{DEPTH, grown, out_of_memory};
 use crate::comm::{CollectiveId, Communicator, Communicators, check, describe, fingerprint};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
@@ -103,12 +102,8 @@ impl Communicators for World {
         deadline: Duration,
     ) -> Result<Arc<dyn Communicators>, RuntimeError> {
         let (rank, bytes) = (local.start, programs[local.start].arena_bytes);
-        let grown = if self.arena.grow(bytes) { Ok(()) } else { Err(RuntimeError::OutOfMemory { rank, bytes }) };
-        let told = grown.as_ref().map(|()| Vec::new()).map_err(ToString::to_string);
-        let all = agree(&*self.mpi, "launch: make arenas", told, deadline)?;
-        grown?;
-        all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
-        Ok(Arc::new(World::new(self.mpi.clone(), self.arena.clone(), programs, deadline)?))
+        let arena = arena_on_all(&self.mpi, grown(&self.arena, rank, bytes), deadline)?;
+        Ok(Arc::new(World::new(self.mpi.clone(), arena, programs, deadline)?))
     }
 }
 
