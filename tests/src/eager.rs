@@ -90,8 +90,9 @@ pub fn train<M: Module>(
         }
         model = optimizer.step(rate, model, gradients);
     }
+    // A running state takes over its latest update when the mode changes.
     let mut visitor = Visitor::default();
-    model.visit(&mut visitor);
+    model.valid().visit(&mut visitor);
     run.parameters = visitor.run.parameters;
     run
 }

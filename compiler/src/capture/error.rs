@@ -30,20 +30,25 @@ pub enum CaptureError {
         /// The marked region (`tpc::scope`) in which it happened.
         scope: Option<String>,
     },
-    /// Norms in training mode, whose running statistics the forward pass would have to update.
-    #[error("{}: {STATISTICS}", norms(.modules))]
-    BatchStatistics {
-        /// Paths of the norms.
+    /// A norm with running statistics runs twice in one training step.
+    #[error(
+        "a BatchNorm in training mode ({}) runs more than once in one step: its running statistics are updated once in \
+         a captured step. Give each call a norm of its own, or put the norm in evaluation mode: `norm.freeze()`",
+        paths(.modules)
+    )]
+    NormRunsTwice {
+        /// Paths of the norms in training mode, of which it is one.
         modules: Vec<String>,
     },
-    /// A running state of the model's own, which the forward pass updates.
+    /// The update of a norm's running statistics cannot be read out of the model.
     #[error(
-        "`{path}` is a running state that the forward pass updates, which a captured step cannot: it would never \
-         change. Give the new value back as an output of the closure and update it outside"
+        "the running statistics of {} are updated, but their update cannot be read: a tensor that is no parameter stands \
+         before the norm in the fields of its module. Move the norm before it, or make the tensor in the forward pass",
+        paths(.modules)
     )]
-    RunningState {
-        /// Path of the state.
-        path: String,
+    StatisticsHidden {
+        /// Paths of the norms.
+        modules: Vec<String>,
     },
     /// The model itself panicked, for example because of a shape mismatch.
     #[error("the model panicked{place}: {message} (at {location})", place = place(.scope))]
@@ -102,29 +107,21 @@ pub enum CaptureError {
     Inconsistent(String),
 }
 
-const STATISTICS: &str = "it normalizes by statistics of the batch and updates its running statistics while the \
-    forward pass runs, which a captured step cannot: they would never change. Use a GroupNorm, InstanceNorm or \
-    LayerNorm, or put the norm in evaluation mode, which normalizes by the running statistics as they are: \
-    `norm.training = norm.training.with_value(false)`, or `norm.freeze()` to fix its gain and bias too";
-
-fn norms(modules: &[String]) -> String {
-    let names: Vec<String> = modules.iter().map(|path| format!("`{path}`")).collect();
-    match &names[..] {
-        [one] if one == "``" => "the model is a BatchNorm in training mode".into(),
-        [one] => format!("{one} is a BatchNorm in training mode"),
-        several => format!("each of {} is a BatchNorm in training mode", several.join(", ")),
-    }
+/// Paths in a message; the whole model has the empty one.
+fn paths(modules: &[String]) -> String {
+    let name = |path: &String| if path.is_empty() { "the model itself".into() } else { format!("`{path}`") };
+    modules.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
 /// What moving a tensor that tracks gradients is called.
 const MOVES_TRACKED: &str = "`to_device` of a tensor that tracks gradients";
 
 impl CaptureError {
-    /// The same error; with norms in training mode a refused move is that of their running statistics.
+    /// The same error; with norms in training mode a refused move is that of statistics that were updated already.
     pub(super) fn with_norms(self, modules: Vec<String>) -> Self {
         match self {
             CaptureError::Unsupported { operation, .. } if operation == MOVES_TRACKED && !modules.is_empty() => {
-                CaptureError::BatchStatistics { modules }
+                CaptureError::NormRunsTwice { modules }
             }
             other => other,
         }

@@ -6,7 +6,7 @@ use burn_ir::{BaseOperationIr as Base, FloatOperationIr, NumericOperationIr as N
 
 use super::captured::Init;
 use super::operation::{self, first_result};
-use super::params::ParameterInfo;
+use super::params::{Initialization, ParameterInfo};
 use super::scope::RawScope;
 use super::step::Forward;
 
@@ -17,17 +17,42 @@ pub(super) fn split_initialization(
     scopes: &[RawScope],
 ) -> (Vec<OperationIr>, HashMap<String, Init>) {
     let parameters = &forward.parameters.list;
-    let mut ranges: Vec<(u64, u64)> = parameters.iter().filter_map(|info| info.initialization).collect();
+    let recorded = |info: &ParameterInfo| match info.initialization {
+        Some(Initialization::Recorded(begin, end)) => Some((begin, end)),
+        _ => None,
+    };
+    let mut ranges: Vec<(u64, u64)> = parameters.iter().filter_map(recorded).collect();
     ranges.sort_unstable();
+    let built: HashMap<u64, Init> = computed(&operations, parameters);
     let (initialize, rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(|op| within(&ranges, first_result(op)));
     let init = |info: &ParameterInfo| {
-        let (begin, end) = info.initialization?;
-        let from = initialize.partition_point(|op| first_result(op) < begin);
-        let to = initialize.partition_point(|op| first_result(op) < end);
-        Some((info.path.clone(), initialization(&initialize[from..to])))
+        let init = match info.initialization? {
+            Initialization::Recorded(begin, end) => {
+                let from = initialize.partition_point(|op| first_result(op) < begin);
+                let to = initialize.partition_point(|op| first_result(op) < end);
+                initialization(&initialize[from..to])
+            }
+            // A tensor that no operation gives is made from data.
+            Initialization::Tensor(id) => {
+                id.and_then(|id| built.get(&id).cloned()).unwrap_or(Init::Computed(vec!["Init".into()]))
+            }
+        };
+        Some((info.path.clone(), init))
     };
     let init = parameters.iter().filter_map(init).collect();
     (drop_unread(rest, forward, scopes), init)
+}
+
+/// The initialization of the tensors that a module computed while it was built and that were parameters of it.
+fn computed(operations: &[OperationIr], parameters: &[ParameterInfo]) -> HashMap<u64, Init> {
+    let tensor = |info: &ParameterInfo| match info.initialization {
+        Some(Initialization::Tensor(id)) => id,
+        _ => None,
+    };
+    let wanted: HashSet<u64> = parameters.iter().filter_map(tensor).collect();
+    let gives = |op: &OperationIr| op.outputs().map(|tensor| tensor.id.value()).find(|id| wanted.contains(id));
+    let init = |op: &OperationIr| Some((gives(op)?, initialization(std::slice::from_ref(op))));
+    operations.iter().filter_map(init).collect()
 }
 
 /// Drops what was recorded while the model was built and is not read, such as values of parameters that have become

@@ -38,8 +38,17 @@ pub(super) struct ParameterInfo {
     pub(super) tensor: u64,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
-    /// The ids of its initialization, where it was recorded.
-    pub(super) initialization: Option<(u64, u64)>,
+    /// How it gets its first value, where that was recorded.
+    pub(super) initialization: Option<Initialization>,
+}
+
+/// What a recording holds of a parameter's initialization.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Initialization {
+    /// It is lazy: the ids of what its initializer recorded.
+    Recorded(u64, u64),
+    /// The module computed it while it was built: the tensor that was in its place, if it was recorded.
+    Tensor(Option<u64>),
 }
 
 /// Replaces every parameter by a placeholder on the capture device, without moving its data.
@@ -117,13 +126,8 @@ impl ModuleMapper for Track {
         self.walk.exit();
     }
 
-    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
-        self.walk.flag(&flag);
-        flag
-    }
-
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.walk.is_read_only() {
+        if self.walk.is_statistic() {
             return param;
         }
         let (id, tensor, mapper) = param.consume();
@@ -140,12 +144,18 @@ impl ModuleMapper for Track {
 
 /// Makes leaves of the parameters that a module on the capture device has already computed while it was built, for
 /// example by casting them; lazy ones are leaves already.
-pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> M {
-    model.map(&mut Leaves { device: device.clone(), seen: HashMap::new(), walk: Walk::default() })
+///
+/// Gives the model, and for each leaf the tensor that was in its place.
+pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> (M, HashMap<u64, Option<u64>>) {
+    let mut leaves =
+        Leaves { device: device.clone(), replaced: HashMap::new(), seen: HashMap::new(), walk: Walk::default() };
+    let model = model.map(&mut leaves);
+    (model, leaves.replaced)
 }
 
 struct Leaves {
     device: Device,
+    replaced: HashMap<u64, Option<u64>>,
     seen: HashMap<ParamId, Box<dyn Any>>,
     walk: Walk,
 }
@@ -159,33 +169,30 @@ impl ModuleMapper for Leaves {
         self.walk.exit();
     }
 
-    fn map_flag(&mut self, flag: Param<Flag>) -> Param<Flag> {
-        self.walk.flag(&flag);
-        flag
-    }
-
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         if !param.is_initialized() {
             return param;
         }
-        let read_only = self.walk.is_read_only();
+        let is_statistic = self.walk.is_statistic();
         let (id, tensor, mapper) = param.consume();
         let leaf = self.seen.entry(id).or_insert_with(|| -> Box<dyn Any> {
             let leaf = kind::placeholder::<D, burn::tensor::Float>(tensor.dims(), tensor.dtype(), &self.device);
-            Box::new(match kind::tracking(&tensor).filter(|_| !read_only) {
+            Box::new(match kind::tracking(&tensor).filter(|_| !is_statistic) {
                 None => leaf,
                 Some(false) => kind::Kind::track(leaf),
                 Some(true) => kind::Kind::track(leaf).require_grad(),
             })
         });
-        let tensor = leaf.downcast_ref::<Tensor<D>>().expect("tied parameters have one type").clone();
-        Param::from_mapped_value(id, tensor, mapper)
+        let leaf = leaf.downcast_ref::<Tensor<D>>().expect("tied parameters have one type").clone();
+        self.replaced.insert(kind::id(&leaf), kind::Kind::id(&tensor).map(|id| id.value()));
+        Param::from_mapped_value(id, leaf, mapper)
     }
 }
 
-/// Lists the parameters of a module on the capture device, initializing those that are lazy.
-pub(super) fn list<M: Module>(model: &M, session: &Session) -> Parameters {
-    let mut visit = Visit { session: Some(session), ..Visit::default() };
+/// Lists the parameters of a module on the capture device, initializing those that are lazy. `replaced` is what
+/// [`make_leaves`] gave.
+pub(super) fn list<M: Module>(model: &M, replaced: HashMap<u64, Option<u64>>, session: &Session) -> Parameters {
+    let mut visit = Visit { session: Some(session), replaced, ..Visit::default() };
     model.visit(&mut visit);
     Parameters { list: visit.list, aliases: visit.aliases, modules: visit.modules }
 }
@@ -201,6 +208,8 @@ pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
 struct Visit<'a> {
     /// Present when the parameters are on the capture device.
     session: Option<&'a Session>,
+    /// The tensors in whose places leaves are.
+    replaced: HashMap<u64, Option<u64>>,
     /// Present when the data is wanted.
     values: Option<HashMap<String, TensorData>>,
     path: Vec<String>,
@@ -236,14 +245,13 @@ impl Visit<'_> {
         let lazy = !param.is_initialized();
         let begin = session.mark();
         let tensor = param.base();
-        self.list.push(ParameterInfo {
-            path,
-            param: param.id,
-            tensor: kind::id(&tensor),
-            shape: tensor.dims().to_vec(),
-            dtype: tensor.dtype(),
-            initialization: lazy.then(|| (begin, session.mark())),
-        });
+        let id = kind::id(&tensor);
+        let initialization = match lazy {
+            true => Some(Initialization::Recorded(begin, session.mark())),
+            false => self.replaced.get(&id).map(|&tensor| Initialization::Tensor(tensor)),
+        };
+        let (shape, dtype) = (tensor.dims().to_vec(), tensor.dtype());
+        self.list.push(ParameterInfo { path, param: param.id, tensor: id, shape, dtype, initialization });
     }
 }
 

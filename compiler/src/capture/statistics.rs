@@ -1,26 +1,26 @@
-//! Norms with running statistics (burn's `BatchNorm`), the one module with state that the forward pass
-//! changes.
+//! Running states: what the forward pass of a training step changes besides what the optimizer updates, such as the
+//! running statistics of burn's `BatchNorm`.
 //!
-//! In training mode such a norm writes new statistics into the module while the closure runs. A captured
-//! step has no place for that: its ranks would train on, and evaluate with the statistics of the day of the
-//! capture. burn refuses the write on the capture device, as it moves statistics that track gradients; that
-//! refusal becomes an error with the norms' paths. In evaluation mode the same move would be refused, though
-//! nothing is written: there the statistics are left on the side of the device without gradients.
+//! A module updates such a state while the closure runs. burn keeps the update apart until the module is put in another
+//! mode; then the state holds the recorded tensor that the update computed. That tensor is an output of the captured step
+//! which takes the place of the parameter of the same path, as an optimizer's update does.
+//!
+//! A `BatchNorm` moves its statistics to the device of its input before it updates them, which burn refuses for tensors of
+//! the autodiff side of the capture device. So the statistics are on the other side, from which nothing is moved. The
+//! update itself is on the autodiff side: a norm that runs a second time in one step would move that, and is refused.
 
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::Tensor;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::error::guarded;
 use super::kind;
 
-/// Where a walk through a module is, and what it has seen of the norm that it is in.
+/// Where a walk through a module is.
 #[derive(Default)]
 pub(super) struct Walk {
     /// Names from the root, each with the type of the module that holds it.
     path: Vec<(String, String)>,
-    /// The norm that was last seen to be in evaluation mode; its mode comes before its statistics.
-    evaluating: Option<String>,
 }
 
 impl Walk {
@@ -35,99 +35,111 @@ impl Walk {
         self.path.pop();
     }
 
-    /// Called with every flag.
-    pub(super) fn flag(&mut self, flag: &Param<Flag>) {
-        if self.mode() {
-            self.evaluating = (!flag.val().is_enabled()).then(|| self.module());
-        }
+    /// Whether the tensor that is visited is a running statistic of a `BatchNorm`.
+    pub(super) fn is_statistic(&self) -> bool {
+        self.is_field(&["running_mean", "running_var"])
     }
 
-    /// Whether the tensor that is visited is a statistic of a norm in evaluation mode, which only reads it.
-    pub(super) fn is_read_only(&self) -> bool {
-        self.norm(&["running_mean", "running_var"]) && self.evaluating.as_ref() == Some(&self.module())
+    /// Whether the flag that is visited is the mode of a `BatchNorm`.
+    fn is_mode(&self) -> bool {
+        self.is_field(&["training"])
     }
 
-    fn mode(&self) -> bool {
-        self.norm(&["training"])
-    }
-
-    fn norm(&self, fields: &[&str]) -> bool {
-        self.path.last().is_some_and(|(name, container)| container == "BatchNorm" && fields.contains(&name.as_str()))
+    fn is_field(&self, of_norm: &[&str]) -> bool {
+        self.path.last().is_some_and(|(name, holder)| holder == "BatchNorm" && of_norm.contains(&name.as_str()))
     }
 
     /// Path of the module that holds what is visited.
-    fn module(&self) -> String {
+    fn holder(&self) -> String {
         let above = self.path.split_last().map_or(&[][..], |(_, above)| above);
         above.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
     }
-}
 
-/// Paths of the norms in training mode, in burn's visiting order.
-pub(super) fn updated<M: Module>(model: &M) -> Vec<String> {
-    let mut visit = Visit::default();
-    model.visit(&mut visit);
-    visit.found
-}
-
-/// Path of a running state of the user's own that the closure has updated.
-///
-/// burn keeps an update apart until it is wanted, and takes it over when the module is put in evaluation mode. That is
-/// done to a copy, which shares its running states with the model. The walk ends at the first tensor that refuses on the
-/// capture device: the state itself, or a table that stands before it in a model that is captured by its shapes, where
-/// this sees nothing.
-pub(super) fn changed<M: Module>(model: &M) -> Option<String> {
-    let before = ids(model);
-    let copy = model.clone().map(&mut Untrack);
-    let _ = guarded(|| copy.valid());
-    let after = ids(model);
-    let mut changed: Vec<String> = before.into_iter().filter(|(p, id)| after[p] != *id).map(|(p, _)| p).collect();
-    changed.sort_unstable();
-    changed.into_iter().next()
-}
-
-struct Untrack;
-
-impl ModuleMapper for Untrack {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        let (id, tensor, mapper) = param.consume();
-        Param::from_mapped_value(id, kind::untrack(tensor), mapper)
+    /// Path of what is visited.
+    fn path(&self) -> String {
+        self.path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
     }
 }
 
-/// The recorded tensors of a module by path.
-fn ids<M: Module>(model: &M) -> HashMap<String, u64> {
-    let mut visit = Ids::default();
-    model.visit(&mut visit);
-    visit.found
-}
-
+/// The tensors of a recorded module by path.
 #[derive(Default)]
-struct Ids {
-    path: Vec<String>,
-    found: HashMap<String, u64>,
+pub(super) struct Tensors {
+    walk: Walk,
+    ids: BTreeMap<String, u64>,
+    /// The running statistics among them, with the paths of their norms.
+    statistics: BTreeMap<String, String>,
+    /// Paths of the norms in training mode.
+    training: Vec<String>,
 }
 
-impl ModuleVisitor for Ids {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
+impl Tensors {
+    /// Those that a module holds at this moment.
+    pub(super) fn of<M: Module>(model: &M) -> Self {
+        let mut tensors = Tensors { training: training(model), ..Tensors::default() };
+        model.visit(&mut tensors);
+        tensors
+    }
+
+    /// Takes over the updates of running states, and gives the path and the new tensor of each state that has one.
+    ///
+    /// Putting a module in evaluation mode takes the updates over. That is done to a copy, which shares its running states
+    /// with the model. burn refuses the mode's change of a computed tensor, so that each walk ends at the first state that
+    /// has an update; a tensor that is no parameter and stands before a state ends it, too, in a model that is captured by
+    /// its shapes. The update of that state is then not found.
+    pub(super) fn updated<M: Module>(&self, model: &M) -> BTreeMap<String, u64> {
+        loop {
+            let before = Tensors::of(model);
+            let copy = model.clone().map(&mut Untrack);
+            // The refusal is expected.
+            let _ = guarded(|| copy.valid());
+            let after = Tensors::of(model);
+            if after.ids == before.ids {
+                return after.ids.into_iter().filter(|(path, id)| self.ids[path] != *id).collect();
+            }
+        }
+    }
+
+    /// Paths of the norms in training mode whose statistics are read, but are not among the updates that were found.
+    pub(super) fn missed(&self, updated: &BTreeMap<String, u64>, read: &HashSet<u64>) -> Vec<String> {
+        let missed = |path: &String| !updated.contains_key(path) && read.contains(&self.ids[path]);
+        let norms = self.statistics.iter().filter(|(path, norm)| self.training.contains(norm) && missed(path));
+        let mut norms: Vec<String> = norms.map(|(_, norm)| norm.clone()).collect();
+        norms.dedup();
+        norms
+    }
+}
+
+impl ModuleVisitor for Tensors {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.walk.enter(name, container);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+        self.walk.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.insert(self.path.join("."), kind::id(&param.base()));
+        if self.walk.is_statistic() {
+            self.statistics.insert(self.walk.path(), self.walk.holder());
+        }
+        self.ids.insert(self.walk.path(), kind::id(&param.base()));
     }
 }
 
-#[derive(Default)]
-struct Visit {
-    walk: Walk,
-    found: Vec<String>,
+/// Paths of the norms that normalize by the statistics of the batch, in burn's visiting order.
+pub(super) fn training<M: Module>(model: &M) -> Vec<String> {
+    let mut modes = Modes::default();
+    model.visit(&mut modes);
+    modes.training
 }
 
-impl ModuleVisitor for Visit {
+#[derive(Default)]
+struct Modes {
+    walk: Walk,
+    training: Vec<String>,
+}
+
+impl ModuleVisitor for Modes {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.walk.enter(name, container);
     }
@@ -137,8 +149,17 @@ impl ModuleVisitor for Visit {
     }
 
     fn visit_flag(&mut self, flag: &Param<Flag>) {
-        if self.walk.mode() && flag.val().is_enabled() {
-            self.found.push(self.walk.module());
+        if self.walk.is_mode() && flag.val().is_enabled() {
+            self.training.push(self.walk.holder());
         }
+    }
+}
+
+struct Untrack;
+
+impl ModuleMapper for Untrack {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, mapper) = param.consume();
+        Param::from_mapped_value(id, kind::untrack(tensor), mapper)
     }
 }

@@ -1,6 +1,6 @@
 //! The entry points: inference and training, by value or by shape.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use burn::backend::AutodiffBackend;
@@ -216,9 +216,9 @@ fn inference<M: Module, B: Batch, T: Tensors>(
 ) -> Result<Captured, CaptureError> {
     let (forward, recorded) = session::record(defaults, |session| {
         let begin = session.mark();
-        let model = params::make_leaves(build(&session.device), &session.device);
+        let (model, replaced) = params::make_leaves(build(&session.device), &session.device);
         let built = (begin, session.mark());
-        let parameters = params::list(&model, session);
+        let parameters = params::list(&model, replaced, session);
         let mut declared = Inputs::new(session.device.clone(), false);
         let batch = inputs.record(None, &mut declared);
         let results = forward(&model, batch);
@@ -255,9 +255,12 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
         let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
         // The model of `capture_training` comes with placeholders, which stay as they are.
         let model = build(&device);
-        let model = if lazy { params::make_leaves(model, &session.device) } else { model };
-        norms = statistics::updated(&model);
-        record_step(session, begin, &model, optimizer, batch, options, forward)
+        let (model, replaced) = match lazy {
+            true => params::make_leaves(model, &session.device),
+            false => (model, HashMap::new()),
+        };
+        norms = statistics::training(&model);
+        record_step(session, begin, (&model, replaced), optimizer, batch, options, forward)
     });
     let (step, recorded) = recorded.map_err(|error| error.with_norms(norms))?;
     step.assemble(recorded)
@@ -266,8 +269,10 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
 /// A whole step as recorded.
 struct Step {
     forward: Forward,
-    /// Path of a running state that the closure has updated.
-    changed: Option<String>,
+    /// The module's tensors before the closure ran.
+    held: statistics::Tensors,
+    /// The running states that the closure has updated, by path, with the tensors that they become.
+    running: BTreeMap<String, u64>,
     backward_end: u64,
     updates: Vec<Update>,
     probes: Vec<Probed>,
@@ -276,18 +281,19 @@ struct Step {
 fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     session: &Session,
     begin: u64,
-    model: &M,
+    (model, replaced): (&M, HashMap<u64, Option<u64>>),
     optimizer: &O,
     batch: B,
     options: &Options<'_>,
     forward: impl FnOnce(&M, B::Tensors) -> L,
 ) -> Step {
     let built = (begin, session.mark());
-    let parameters = params::list(model, session);
+    let parameters = params::list(model, replaced, session);
     let mut declared = Inputs::new(session.device.clone(), true);
     let batch = batch.record(None, &mut declared);
+    let held = statistics::Tensors::of(model);
     let (loss, results) = forward(model, batch).split();
-    let changed = statistics::changed(model);
+    let running = held.updated(model);
     let mut outputs = outputs(&results);
     outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
     let forward = Forward { parameters, built, data: declared.declared, outputs, end: session.mark() };
@@ -302,15 +308,12 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
         }
         Err(_) => Default::default(),
     };
-    Step { forward, changed, backward_end, updates, probes }
+    Step { forward, held, running, backward_end, updates, probes }
 }
 
 impl Step {
     fn assemble(self, recorded: Recorded) -> Result<TrainingCapture, CaptureError> {
-        let Step { forward, changed, backward_end, updates, probes } = self;
-        if let Some(path) = changed {
-            return Err(CaptureError::RunningState { path });
-        }
+        let Step { forward, held, running, backward_end, updates, probes } = self;
         if updates.is_empty() {
             return Err(CaptureError::NothingToTrain);
         }
@@ -318,6 +321,11 @@ impl Step {
         let updates =
             updates.into_iter().map(|update| settle(update, &forward.parameters)).collect::<Result<Vec<_>, _>>()?;
         let Recorded { operations, values, scopes } = recorded;
+        let read = operations.iter().flat_map(OperationIr::inputs).map(|tensor| tensor.id.value()).collect();
+        let hidden = held.missed(&running, &read);
+        if !hidden.is_empty() {
+            return Err(CaptureError::StatisticsHidden { modules: hidden });
+        }
         let (recorded, init) = split_initialization(operations, &forward, &scopes);
         let paths: HashMap<ParamId, &str> =
             forward.parameters.list.iter().map(|info| (info.param, info.path.as_str())).collect();
@@ -350,7 +358,7 @@ impl Step {
             let draft = Draft {
                 operations,
                 inputs,
-                outputs: step_outputs(&forward, &updates, &paths, steady),
+                outputs: step_outputs(&forward, &running, &updates, &paths, steady),
                 scopes: scopes.clone(),
                 forward_end: forward.end,
                 backward_end,
@@ -437,6 +445,7 @@ fn state_inputs(
 
 fn step_outputs(
     forward: &Forward,
+    running: &BTreeMap<String, u64>,
     updates: &[Update],
     paths: &HashMap<ParamId, &str>,
     steady: bool,
@@ -452,7 +461,11 @@ fn step_outputs(
         let named = |(name, id)| (id, OutputKind::State { parameter: path(update), name });
         recording(update).1.into_iter().map(named).collect::<Vec<_>>()
     });
-    forward.outputs.iter().cloned().chain(gradients).chain(parameters).chain(states).collect()
+    // A state that two modules share is one parameter.
+    let is_parameter = |path: &&String| forward.parameters.list.iter().any(|info| info.path == **path);
+    let running = running.iter().filter(|(path, _)| is_parameter(path));
+    let running = running.map(|(path, id)| (*id, OutputKind::Parameter { path: path.clone() }));
+    forward.outputs.iter().cloned().chain(gradients).chain(parameters).chain(running).chain(states).collect()
 }
 
 /// The results of a closure, named by position where they have no name.

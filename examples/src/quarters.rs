@@ -1,0 +1,54 @@
+//! The task of the image examples: to find the brightest quarter of a noisy image.
+
+use burn::data::dataloader::batcher::Batcher;
+use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
+use burn::data::dataset::InMemDataset;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use std::ops::Range;
+use std::sync::Arc;
+use tpc::prelude::*;
+
+/// A batch of images of 16 × 16 points.
+#[derive(Batch, Clone, Debug)]
+pub struct Images {
+    /// `[batch, 1, 16, 16]`.
+    pub pixels: Tensor<4>,
+    /// Which quarter of each image is the brightest.
+    pub labels: Tensor<1, Int>,
+}
+
+#[derive(Clone, Debug)]
+struct Stack;
+
+impl Batcher<u64, Images> for Stack {
+    fn batch(&self, seeds: Vec<u64>, device: &Device) -> Images {
+        let (n, drawn) = (seeds.len(), seeds.into_iter().map(image));
+        let (pixels, labels): (Vec<Vec<f32>>, Vec<i64>) = drawn.unzip();
+        Images {
+            pixels: Tensor::from_data(TensorData::new(pixels.concat(), [n, 1, 16, 16]), device),
+            labels: Tensor::from_data(TensorData::new(labels, [n]), device),
+        }
+    }
+}
+
+/// The images of these seeds as one batch.
+pub fn stack(seeds: Range<u64>, device: &Device) -> Images {
+    Stack.batch(seeds.collect(), device)
+}
+
+/// burn's loader of the images of these seeds, in batches of 32.
+pub fn loader(seeds: Range<u64>, device: &Device) -> Arc<dyn DataLoader<Images>> {
+    DataLoaderBuilder::new(Stack).batch_size(32).set_device(device.clone()).build(InMemDataset::new(seeds.collect()))
+}
+
+/// An image with its brightest quarter.
+fn image(seed: u64) -> (Vec<f32>, i64) {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut draw = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let label = (draw() * 4.0) as usize;
+    let bright = |i: usize| 2 * (i / 128) + i % 16 / 8 == label;
+    ((0..256).map(|i| draw() - 0.5 + if bright(i) { 0.3 } else { 0.0 }).collect(), label as i64)
+}

@@ -1,0 +1,36 @@
+//! A small vision transformer of burn's modules.
+
+use burn::module::Module;
+use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
+use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use burn::tensor::{Device, Int, Tensor};
+
+/// Patches of 4 × 4 points, two encoder layers with dropout, and a classifier of four classes.
+#[derive(Module, Debug)]
+pub struct Vit {
+    patches: Conv2d,
+    positions: Embedding,
+    encoder: TransformerEncoder,
+    head: Linear,
+}
+
+impl Vit {
+    /// Initial values, on a device.
+    pub fn new(device: &Device) -> Self {
+        Vit {
+            patches: Conv2dConfig::new([1, 32], [4, 4]).with_stride([4, 4]).init(device),
+            positions: EmbeddingConfig::new(16, 32).init(device),
+            encoder: TransformerEncoderConfig::new(32, 64, 4, 2).with_norm_first(true).init(device),
+            head: LinearConfig::new(32, 4).init(device),
+        }
+    }
+
+    /// Logits `[batch, 4]` of images `[batch, 1, 16, 16]`.
+    pub fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
+        let patches = self.patches.forward(pixels).flatten::<3>(2, 3).swap_dims(1, 2);
+        let positions = Tensor::<1, Int>::arange(0..16, &patches.device()).unsqueeze::<2>();
+        let tokens = patches + self.positions.forward(positions);
+        self.head.forward(self.encoder.forward(TransformerEncoderInput::new(tokens)).mean_dim(1).squeeze_dim(1))
+    }
+}
