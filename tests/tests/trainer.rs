@@ -5,9 +5,9 @@ use burn::lr_scheduler::module_lr_scheduler::{ModuleLrScheduler, ModuleLrSchedul
 use burn::lr_scheduler::step::StepLrSchedulerConfig;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
-use burn::nn::{Linear, LinearConfig};
+use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, SgdConfig};
-use burn::tensor::activation::log_softmax;
+use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
@@ -488,6 +488,84 @@ fn round_trips_are_exact() {
         assert_eq!(rest(&mut resumed), rest(&mut trainer));
         assert_eq!(bits(&resumed.into_module(&device).unwrap()), bits(&trainer.into_module(&device).unwrap()));
         let _ = std::fs::remove_dir_all(checkpoints);
+    }
+}
+
+#[derive(Module, Debug)]
+struct Normalized {
+    wide: Linear,
+    norm: BatchNorm,
+    narrow: Linear,
+}
+
+impl Normalized {
+    fn new(device: &Device) -> Self {
+        Normalized {
+            wide: LinearConfig::new(TOKENS * FEATURES, 12).with_bias(false).init(device),
+            norm: BatchNormConfig::new(12).init(device),
+            narrow: LinearConfig::new(12, CLASSES).init(device),
+        }
+    }
+
+    fn scores(&self, features: Tensor<3>) -> Tensor<2> {
+        self.narrow.forward(relu(self.norm.forward(self.wide.forward(features.flatten::<2>(1, 2)))))
+    }
+
+    fn loss(&self, batch: Sequences) -> Tensor<1> {
+        let scores = log_softmax(self.scores(batch.features), 1);
+        -scores.gather(1, batch.labels.classes.unsqueeze_dim(1)).mean()
+    }
+}
+
+/// The running statistics of a batch norm are parameters like others: an evaluation reads them as the latest step left
+/// them, small batches update them, and they come back, to a module, from a checkpoint, and in f32 where bf16 computes.
+#[test]
+fn running_statistics_are_state() {
+    let _alone = alone();
+    let device = Device::flex();
+    let scratch = Scratch::new("statistics");
+    let batches: Vec<Sequences> = [8, 8, 3, 8].into_iter().zip(0..).map(|(rows, seed)| batch(rows, seed)).collect();
+    for axes in MESHES {
+        let has = |name: &str| axes.iter().any(|(axis, _)| *axis == name);
+        let plan = if has("tp") { Plan::new().with("", PairwiseParallel).along("tp") } else { Plan::new() };
+        let plan = if has("dp") { plan.enable_2d_with_fsdp("dp") } else { plan };
+        let start = |precision: Option<Precision>| {
+            let trainer = Trainer::new(Normalized::new, AdamWConfig::new().build()).mesh(axes.iter().copied()).unwrap();
+            let trainer = trainer.plan(plan.clone()).lr(1e-2).seed(5);
+            let trainer = precision.into_iter().fold(trainer, Trainer::precision);
+            let compiled = trainer.compile(&batches[0], |model, batch: Sequences| model.loss(batch)).unwrap();
+            compiled.launch().unwrap()
+        };
+        let mut trainer: RunningTrainer<Normalized, Sequences, ()> = start(None);
+        let scores = |model: &Normalized, batch: Sequences| model.scores(batch.features);
+        let mut evaluation = trainer.evaluation(scores, &batches[0]).unwrap();
+        let mut model = Normalized::new(&device);
+        trainer.load_into(&mut model).unwrap();
+        let initial = bits(&model);
+        assert_eq!(floats(model.norm.running_var.value()), [1.0; 12]);
+        assert_eq!(floats(model.norm.running_mean.value()), [0.0; 12]);
+        for (step, batch) in batches.iter().enumerate() {
+            trainer.step(batch).unwrap();
+            trainer.load_into(&mut model).unwrap();
+            let on_ranks = floats(trainer.evaluate(&mut evaluation, &batches[1]).unwrap());
+            near(&on_ranks, &floats(scores(&model, batches[1].clone())), 1e-5);
+            if step == 1 {
+                trainer.checkpoint(&scratch.0).unwrap();
+            }
+        }
+        let changed = |(before, after): (&(String, Vec<u8>), &(String, Vec<u8>))| before.1 != after.1;
+        assert!(initial.iter().zip(&bits(&model)).all(changed));
+        let mut resumed: RunningTrainer<Normalized, Sequences, ()> = start(None);
+        assert_eq!(resumed.resume(&scratch.0).unwrap(), 2);
+        batches[2..].iter().for_each(|batch| _ = resumed.step(batch).unwrap());
+        assert_eq!(bits(&resumed.into_module(&device).unwrap()), bits(&model));
+        std::fs::remove_dir_all(&scratch.0).unwrap();
+
+        let mut half: RunningTrainer<Normalized, Sequences, ()> = start(Some(Precision::default()));
+        batches.iter().for_each(|batch| _ = half.step(batch).unwrap());
+        let half = half.into_module(&device).unwrap();
+        near(&floats(half.norm.running_mean.value()), &floats(model.norm.running_mean.value()), 0.02);
+        near(&floats(half.norm.running_var.value()), &floats(model.norm.running_var.value()), 0.02);
     }
 }
 
