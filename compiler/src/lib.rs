@@ -1,46 +1,78 @@
-//! A sharding compiler for burn models: a model and a closure become one graph of the whole step, a plan
-//! says which weights are cut along which mesh axis, and the compiler places every other value, inserts
-//! the collectives and makes one program per rank.
+//! A sharding compiler for burn models: a model and a closure become one graph of the whole training step, a plan says which
+//! weights are cut along which mesh axis, and the compiler places every other value, inserts the collectives and makes one
+//! program per rank.
 //!
-//! | question | file |
-//! |---|---|
-//! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
-//! | everything that such a program names | [`prelude`] |
-//! | how a burn module and a closure become a graph | [`capture`] |
-//! | how burn's operations become the IR's | [`import`] |
-//! | compile, launch, step | [`program`] |
-//! | programs that share parameters | `beside` |
-//! | elements as bytes | `data` |
-//! | what a plan's errors say of the model | `explain` |
-//! | programs from the process that compiles to the others | `together` |
-//! | model families and their files | [`models`] |
-//! | capture, load, initialize and save a model directory | [`pretrained`] |
-//! | the command line | [`command`] |
+//! A program begins with [`prelude`] and a [`Trainer`]. What it rarely names is in the modules below. The crate only shows
+//! what is made elsewhere: capture, compilation and the trainer in `tpc-compiler`, the command in `tpc-command`.
 
-mod beside;
-pub mod capture;
-pub mod command;
-mod data;
-mod explain;
-pub mod import;
-mod memory;
-pub mod models;
 pub mod prelude;
-pub mod pretrained;
-pub mod program;
-mod together;
-pub mod trainer;
-pub use capture::scope::scope;
-pub use capture::{Batch, BatchData};
-pub use program::Error;
-pub use tpc_derive::Batch;
-pub use trainer::Trainer;
 
-pub use tpc_ir::program::RankProgram;
-pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
-pub use tpc_passes::styles;
-pub use tpc_passes::styles::{
-    ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
-    PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
+#[doc(inline)]
+pub use tpc_compiler::capture::{
+    Batch, BatchData, Loss, Named, ResultValues, Results, Spec, Tensors, named, scope::scope,
 };
-pub use tpc_runtime::{LaunchOptions, Session, launch};
+#[doc(inline)]
+pub use tpc_compiler::program::{Error, Stages};
+#[doc(inline)]
+pub use tpc_compiler::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer};
+pub use tpc_derive::Batch;
+#[doc(inline)]
+pub use tpc_ir::program::RankProgram;
+#[doc(inline)]
+pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
+#[doc(inline)]
+pub use tpc_passes::options::{Precision, Reduction};
+#[doc(inline)]
+pub use tpc_runtime::launch::join;
+#[doc(inline)]
+pub use tpc_runtime::{Backend, CollectiveCount, Processes, Session};
+
+/// Parallel styles and plans, and what one's own style is made of.
+pub mod styles {
+    #[doc(inline)]
+    pub use tpc_passes::styles::modules::{Role, Weight};
+    #[doc(inline)]
+    pub use tpc_passes::styles::prepare::Prepare;
+    #[doc(inline)]
+    pub use tpc_passes::styles::style::{Module, Placements, Side};
+    #[doc(inline)]
+    pub use tpc_passes::styles::{
+        ColwiseParallel, DataMode, Layout, MeshDim, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan,
+        PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel,
+        TensorParallelMultiheadAttention, Way, WholeModel,
+    };
+}
+
+/// Model families, read from Hugging Face directories.
+pub mod models {
+    #[doc(inline)]
+    pub use tpc_compiler::models::{
+        Model, ModelConfig, ModelDir, ModelWarning, TokenInputs, loss::IGNORE, save_pretrained,
+    };
+}
+
+/// The errors that [`Error`](crate::Error) is made of, and those of meshes and plans.
+pub mod error {
+    #[doc(inline)]
+    pub use tpc_compiler::capture::CaptureError;
+    #[doc(inline)]
+    pub use tpc_compiler::import::ImportError;
+    #[doc(inline)]
+    pub use tpc_compiler::models::ModelError;
+    #[doc(inline)]
+    pub use tpc_compiler::trainer::TrainerError;
+    #[doc(inline)]
+    pub use tpc_ir::mesh::MeshError;
+    #[doc(inline)]
+    pub use tpc_passes::options::OptionError;
+    #[doc(inline)]
+    pub use tpc_passes::styles::{PlanError, StyleError};
+    #[doc(inline)]
+    pub use tpc_runtime::{CheckpointError, RuntimeError};
+}
+
+/// What the code of `#[derive(Batch)]` names.
+#[doc(hidden)]
+pub mod derived {
+    pub use tpc_compiler::capture::{BatchFields, Inputs, field_name};
+}

@@ -2,17 +2,13 @@
 //!
 //! burn's own names (tensors, modules, optimizers, schedulers, data loaders) come from burn.
 
-pub use crate::capture::{Batch, BatchData, Named, named, scope::scope};
-pub use crate::program::Error;
-pub use crate::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer, TrainerError};
-pub use tpc_derive::Batch;
-pub use tpc_ir::Mesh;
-pub use tpc_ir::mesh::MeshError;
-pub use tpc_passes::options::{Precision, Reduction};
-pub use tpc_passes::styles::{
+pub use crate::error::{CheckpointError, MeshError, RuntimeError, TrainerError};
+pub use crate::styles::{
     ColwiseParallel, DataMode, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan,
     PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel,
     TensorParallelMultiheadAttention,
 };
-pub use tpc_runtime::launch::join;
-pub use tpc_runtime::{Backend, CheckpointError, CollectiveCount, Processes, RuntimeError};
+pub use crate::{
+    Backend, Batch, BatchData, CollectiveCount, CompiledTrainer, Error, Evaluation, Mesh, Named, Precision, Processes,
+    Reduction, RunningTrainer, Step, Trainer, join, named, scope,
+};

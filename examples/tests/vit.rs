@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tpc::launch::supervise::{Launch, Output, launch};
+use tpc_runtime::launch::supervise::{Launch, Output, launch};
 
 /// What a run says of its epochs: losses, and how many images it found in each; then those that the model found on one device.
 fn run(mesh: &str) -> (Vec<f64>, Vec<u32>) {

@@ -4,11 +4,11 @@ use burn::module::{Module, Param};
 use burn::nn::Initializer;
 use burn::optim::SgdConfig;
 use burn::tensor::{DType, Device, Tensor};
-use tpc::capture::{Spec, TrainingOptions, capture_training_shapes, named};
-use tpc::command::subject::without_optimizer;
-use tpc::models::{LlamaConfig, LlamaForCausalLM, LlamaLayer, RopePairs, RopeTables, mask};
-use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc::scope;
+use tpc_command::subject::without_optimizer;
+use tpc_compiler::capture::{Spec, TrainingOptions, capture_training_shapes, named};
+use tpc_compiler::models::{LlamaConfig, LlamaForCausalLM, LlamaLayer, RopePairs, RopeTables, mask};
+use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::program::{Action, CollectiveKind, RankProgram};
 use tpc_passes::styles::Plan;
 
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
     use crate::training::{config, plan, uniform};
     use serde_json::json;
-    use tpc::models::ModelConfig;
+    use tpc_compiler::models::ModelConfig;
     use tpc_ir::{InputKind, OutputKind};
     use tpc_runtime::LaunchOptions;
 

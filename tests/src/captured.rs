@@ -2,8 +2,8 @@
 
 use burn::tensor::TensorData;
 use std::collections::HashMap;
-use tpc::capture::{Captured, TrainingCapture};
-use tpc::import::{ImportError, Imported, SEED, Signature, import_with};
+use tpc_compiler::capture::{Captured, TrainingCapture};
+use tpc_compiler::import::{ImportError, Imported, SEED, Signature, import_with};
 use tpc_ir::interpret::{Options, Tensor, interpret};
 use tpc_ir::{DType, Graph, InputKind, Op, OutputKind};
 
@@ -15,7 +15,7 @@ pub type Values = HashMap<String, Tensor>;
 /// # Panics
 /// On an element type that the IR lacks.
 pub fn tensor(data: &TensorData) -> Tensor {
-    let dtype = tpc::import::dtype(data.dtype()).unwrap_or_else(|e| panic!("{e}"));
+    let dtype = tpc_compiler::import::dtype(data.dtype()).unwrap_or_else(|e| panic!("{e}"));
     let elements = data.clone().convert::<f64>().try_into_vec().expect("converted to f64");
     Tensor::new(dtype, data.shape().to_vec(), elements)
 }
@@ -40,7 +40,7 @@ pub fn import_training(step: &TrainingCapture) -> Result<[Imported; 2], ImportEr
     Ok([import_with(&step.first, &signature)?, import_with(&step.steady, &signature)?])
 }
 
-/// The scalars of a step (the first is 1) as [`StepScalars::values`](tpc::capture::StepScalars::values)
+/// The scalars of a step (the first is 1) as [`StepScalars::values`](tpc_compiler::capture::StepScalars::values)
 /// gives them, and the seed.
 pub fn step(number: usize, scalars: &[f64]) -> Values {
     let named = scalars.iter().enumerate();
@@ -81,8 +81,8 @@ pub fn advance(values: &mut Values, outputs: &HashMap<OutputKind, Tensor>) {
 }
 
 /// Names as the files have them.
-pub fn rename(captured: &mut tpc::capture::Captured, rename: &dyn Fn(&str) -> String) {
-    use tpc::capture::{InputKind as I, OutputKind as O};
+pub fn rename(captured: &mut tpc_compiler::capture::Captured, rename: &dyn Fn(&str) -> String) {
+    use tpc_compiler::capture::{InputKind as I, OutputKind as O};
     for input in &mut captured.inputs {
         match &mut input.kind {
             I::Parameter { path } => *path = rename(path),

@@ -2,7 +2,7 @@
 
 use crate::training::feed;
 use std::collections::HashMap;
-use tpc::program::TrainingProgram;
+use tpc_compiler::program::TrainingProgram;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Binding, OutputBinding, RankProgram};
 use tpc_ir::{DType, InputKind, OutputKind};

@@ -5,11 +5,11 @@ use crate::training::{adamw, config, mesh, plan};
 use burn::tensor::DType;
 use serde_json::json;
 use std::collections::HashMap;
-use tpc::capture::{Captured, Spec, capture_inference_shapes, capture_training_shapes, named};
-use tpc::import::{Signature, import};
-use tpc::models::{Mlp, ModelConfig};
-use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
-use tpc::program::{CompileOptions, Stages, compile_inference, compile_training};
+use tpc_compiler::capture::{Captured, Spec, capture_inference_shapes, capture_training_shapes, named};
+use tpc_compiler::import::{Signature, import};
+use tpc_compiler::models::{Mlp, ModelConfig};
+use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc_compiler::program::{CompileOptions, Stages, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::RankProgram;
 use tpc_passes::options::precision::Precision;
@@ -132,7 +132,7 @@ pub fn step(config: &ModelConfig, plan_name: &str, on: &str, options: &CompileOp
     let step = capture_step(config, TokenBatch::new(2, 6), &optimizer).unwrap();
     // Constants are named once for both programs.
     let signature = Signature::of([&step.first, &step.steady]).unwrap();
-    let imported = tpc::import::import_with(&step.steady, &signature).unwrap();
+    let imported = tpc_compiler::import::import_with(&step.steady, &signature).unwrap();
     let constants = imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
     let program = compile_training(step, &mesh(on), &plan(plan_name), options, &renamed(config));
     (program.unwrap().steady, constants)

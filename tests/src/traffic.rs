@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use tpc::program::{Stages, TrainingProgram};
-use tpc::{LaunchOptions, RankProgram};
+use tpc::RankProgram;
+use tpc_compiler::program::{Stages, TrainingProgram};
 use tpc_ir::Phase;
 use tpc_ir::program::Collective;
+use tpc_runtime::LaunchOptions;
 use tpc_runtime::Session;
 
 /// Kind, axes, phase, bytes, ranks: how often, and bytes sent for all of them.

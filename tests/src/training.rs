@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use tpc::models::ModelConfig;
-use tpc::pretrained::{TokenBatch, capture_step, names};
-use tpc::program::{CompileOptions, TrainingProgram, compile_training};
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
+use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{InputKind, Mesh, OutputKind};
 use tpc_passes::styles::Plan;
 use tpc_runtime::{LaunchOptions, Session};

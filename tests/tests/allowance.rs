@@ -10,15 +10,15 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, L
 use burn::tensor::{DType, Device, Int, Tensor, activation};
 use serde_json::json;
 use std::fmt::Write;
-use tpc::capture::{Spec, TrainingCapture, capture_training_shapes};
-use tpc::models::{Mlp, ModelConfig};
-use tpc::pretrained::TokenBatch;
-use tpc::program::{CompileOptions, TrainingProgram, compile_training};
-use tpc::{
-    ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, Plan, PrepareModuleInput, RowwiseParallel,
-};
+use tpc_compiler::capture::{Spec, TrainingCapture, capture_training_shapes};
+use tpc_compiler::models::{Mlp, ModelConfig};
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::Phase;
 use tpc_passes::options::StepOptions;
+use tpc_passes::styles::{
+    ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, Plan, PrepareModuleInput, RowwiseParallel,
+};
 use tpc_tests::traffic::{Sent, counts_agree, list};
 use tpc_tests::training::{adamw, config, feed, language_model, mesh, plan};
 

@@ -2,9 +2,9 @@
 //! layer and micro-batch.
 
 use std::path::PathBuf;
-use tpc::models::ModelDir;
-use tpc::pretrained::TokenBatch;
-use tpc::program::CompileOptions;
+use tpc_compiler::models::ModelDir;
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::CompileOptions;
 use tpc_ir::program::Action;
 use tpc_passes::options::{Precision, StepOptions};
 use tpc_tests::training::{language_model, plan};

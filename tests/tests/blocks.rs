@@ -6,10 +6,10 @@ use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, Linea
 use burn::tensor::{DType, Device, Tensor, activation};
 use serde_json::json;
 use std::collections::HashMap;
-use tpc::capture::{Spec, capture_training_shapes};
-use tpc::import::import;
-use tpc::models::ModelConfig;
-use tpc::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc_compiler::capture::{Spec, capture_training_shapes};
+use tpc_compiler::import::import;
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
@@ -30,7 +30,7 @@ struct Model {
 }
 
 impl Model {
-    fn of(captured: &tpc::capture::Captured) -> Self {
+    fn of(captured: &tpc_compiler::capture::Captured) -> Self {
         let imported = import(captured).unwrap();
         let constants: HashMap<String, Value> =
             imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
@@ -239,7 +239,7 @@ impl Stacks {
         encoder: usize,
         decoder: usize,
         forward: impl Fn(&Stacks, Tensor<2>) -> Tensor<2>,
-    ) -> tpc::capture::TrainingCapture {
+    ) -> tpc_compiler::capture::TrainingCapture {
         let spec = || Spec::<2>::new([4, 8], DType::F32);
         let loss = |m: &Stacks, (x, y): (Tensor<2>, Tensor<2>)| (forward(m, x) - y).powi_scalar(2).mean();
         let build = |d: &Device| Stacks::new(encoder, decoder, d);

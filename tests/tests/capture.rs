@@ -16,7 +16,7 @@ use burn::tensor::{Bool, DType, Device, Distribution, Int, Tensor, TensorData, a
 use burn_flex::Flex;
 use burn_ir::{TensorIr, TensorStatus};
 use burn_router::TensorInterpreter;
-use tpc::capture::{
+use tpc_compiler::capture::{
     CaptureError, Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference,
     capture_training, capture_training_shapes, capture_training_with, named,
 };
@@ -269,7 +269,7 @@ impl Transformer {
     }
 }
 
-fn transformer_batch() -> (tpc::capture::Named<Spec<2, Int>>, tpc::capture::Named<Spec<2, Int>>) {
+fn transformer_batch() -> (tpc_compiler::capture::Named<Spec<2, Int>>, tpc_compiler::capture::Named<Spec<2, Int>>) {
     (named("tokens", Spec::new([2, 5], DType::I64)), named("targets", Spec::new([2, 5], DType::I64)))
 }
 
@@ -726,7 +726,7 @@ fn capturing_leaves_the_model_alone() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Errors
 
-fn error_of<R: tpc::capture::Tensors>(f: impl FnOnce(Tensor<2>) -> R) -> CaptureError {
+fn error_of<R: tpc_compiler::capture::Tensors>(f: impl FnOnce(Tensor<2>) -> R) -> CaptureError {
     let model = Mlp::new(&Device::flex());
     capture_inference(&model, Spec::<2>::new([5, 6], DType::F32), |_: &Mlp, x| f(x)).unwrap_err()
 }

@@ -4,9 +4,9 @@ use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use tpc::models::{ModelDir, weight_map};
-use tpc::pretrained::{TokenBatch, capture_step, load_weights, names};
-use tpc::program::{CompileOptions, Error, TrainingProgram, TrainingSession, compile_training};
+use tpc_compiler::models::{ModelDir, weight_map};
+use tpc_compiler::pretrained::{TokenBatch, capture_step, load_weights, names};
+use tpc_compiler::program::{CompileOptions, Error, TrainingProgram, TrainingSession, compile_training};
 use tpc_runtime::{CheckpointError, LaunchOptions, RuntimeError};
 use tpc_tests::training::{adamw, mesh, plan};
 
@@ -211,7 +211,7 @@ fn a_hand_over_that_fails_is_an_error_now_and_later() {
 fn seeds_of_random_operations_are_the_runs_own() {
     use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
     use burn::tensor::{DType, Device, Tensor};
-    use tpc::capture::{Spec, capture_training_shapes, named};
+    use tpc_compiler::capture::{Spec, capture_training_shapes, named};
 
     #[derive(burn::module::Module, Debug)]
     struct Model {
@@ -267,7 +267,7 @@ const ARGUMENTS: &str = "TPC_CHECKPOINT_TEST_ARGUMENTS";
 #[ignore]
 fn child() {
     let Ok(arguments) = std::env::var(ARGUMENTS) else { return };
-    let code = tpc::command::run(arguments.split('\n'), &mut std::io::stdout(), &mut std::io::stderr());
+    let code = tpc_command::run(arguments.split('\n'), &mut std::io::stdout(), &mut std::io::stderr());
     std::process::exit(code.into());
 }
 
@@ -350,7 +350,7 @@ fn kills_lose_nothing() {
 /// Exit code, standard output, standard error.
 fn tpc(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc::command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
+    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 

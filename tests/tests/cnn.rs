@@ -14,12 +14,13 @@ use burn::nn::{
 };
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
-use tpc::capture::{Batch, CaptureError, TrainingOptions, capture_training, capture_training_shapes};
-use tpc::program::{CompileOptions, Error, TrainingProgram, compile_training};
-use tpc::{ColwiseParallel, Graph, InputKind, PairwiseParallel, Plan, RowwiseParallel};
+use tpc::{Graph, InputKind};
+use tpc_compiler::capture::{Batch, CaptureError, TrainingOptions, capture_training, capture_training_shapes};
+use tpc_compiler::program::{CompileOptions, Error, TrainingProgram, compile_training};
 use tpc_ir::{Op, Phase, Type, Value};
 use tpc_passes::options::StepOptions;
 use tpc_passes::styles::regions::ancestors;
+use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_tests::eager::{filled, numbers, train};
 use tpc_tests::styles::{Executed, Seen, executed, floats, integers, types};
 use tpc_tests::training::{Run, differences, mesh, run_and_see};

@@ -2,13 +2,14 @@
 //! (What every plan may cost: `allowance.rs`.)
 
 use serde_json::json;
-use tpc::models::{ModelConfig, presets};
-use tpc::pretrained::TokenBatch;
-use tpc::program::{CompileOptions, Stages, TrainingProgram};
-use tpc::{LaunchOptions, RankProgram};
+use tpc::RankProgram;
+use tpc_compiler::models::{ModelConfig, presets};
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::program::{Action, Step};
 use tpc_ir::{InputKind, Phase};
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_runtime::LaunchOptions;
 use tpc_tests::traffic::{counts_agree, halves, list};
 use tpc_tests::training::{config, feed, language_model, plan};
 

@@ -55,7 +55,7 @@ impl Drop for Scratch {
 /// Exit code, standard output, standard error.
 fn tpc(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc::command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
+    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 

@@ -7,8 +7,8 @@
 #![cfg(unix)]
 
 use serde_json::json;
-use tpc::pretrained::TokenBatch;
-use tpc::program::CompileOptions;
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::CompileOptions;
 use tpc_ir::program::Action;
 use tpc_runtime::RuntimeError;
 use tpc_runtime::device::cuda::emit::{Item, Kernels, plan};

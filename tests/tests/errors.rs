@@ -6,14 +6,16 @@ use burn::optim::AdamConfig;
 use burn::tensor::{DType, Device, Int, Tensor};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use tpc::capture::{Spec, capture_inference, capture_training, named};
-use tpc::import::import;
-use tpc::models::{ModelConfig, ModelDir, ModelError, Weights, presets, save_pretrained, weight_map};
-use tpc::pretrained::{TokenBatch, capture_forward, load_weights, names};
-use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
-use tpc::{ColwiseParallel, LaunchOptions, Mesh, OutputKind, PairwiseParallel, Plan, RowwiseParallel};
+use tpc::{Mesh, OutputKind};
+use tpc_compiler::capture::{Spec, capture_inference, capture_training, named};
+use tpc_compiler::import::import;
+use tpc_compiler::models::{ModelConfig, ModelDir, ModelError, Weights, presets, save_pretrained, weight_map};
+use tpc_compiler::pretrained::{TokenBatch, capture_forward, load_weights, names};
+use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_passes::options::OptionError;
+use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_runtime::CheckpointError;
+use tpc_runtime::LaunchOptions;
 use tpc_tests::training::{config, mesh, plan};
 
 /// A message, without the directory that it names.
@@ -62,7 +64,7 @@ fn tiny_json() -> serde_json::Value {
     })
 }
 
-fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc::program::Error> {
+fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc_compiler::program::Error> {
     let captured = capture_forward(&tiny(), TokenBatch::new(2, 6), false).unwrap();
     let names = names(&tiny());
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
@@ -382,12 +384,12 @@ fn captures() {
     let twice = (named("x", x()), named("x", x()));
     says(
         capture_inference(&model(), twice, |m: &Model, (x, y)| m.a.forward(x + y)).unwrap_err(),
-        "two inputs are named `x`: give each its own name with `tpc::capture::named`",
+        "two inputs are named `x`: give each its own name with `tpc_compiler::capture::named`",
     );
     says(
         capture_inference(&model(), x(), |m: &Model, x| (named("y", m.a.forward(x.clone())), named("y", x)))
             .unwrap_err(),
-        "two outputs are named `y`: give each its own name with `tpc::capture::named`",
+        "two outputs are named `y`: give each its own name with `tpc_compiler::capture::named`",
     );
     let nested = capture_inference(&model(), x(), |m: &Model, outer: Tensor<2>| {
         let inner = capture_inference(&model(), x(), |m: &Model, x: Tensor<2>| m.a.forward(x));

@@ -4,8 +4,8 @@
 //! After an intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test golden_ir`, then read
 //! the difference.
 
-use tpc::program::CompileOptions;
-use tpc::program::Stages;
+use tpc_compiler::program::CompileOptions;
+use tpc_compiler::program::Stages;
 use tpc_ir::text::print;
 use tpc_passes::propagate::Annotations;
 use tpc_tests::golden::{Compile, Feed, MESHES, MODELS, llama, mlp_forward, mlp_step, step};

@@ -5,9 +5,11 @@ use burn::module::Module;
 use burn::tensor::{DType as BurnDType, Device, Tensor as BurnTensor};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use tpc::capture::{Captured, Spec, TrainingCapture, capture_inference_shapes, capture_training_shapes, named};
-use tpc::models::{MhaMlp, Mlp, WeightEntry, WeightMap, Weights};
-use tpc::program::{CompileOptions, TrainingProgram, compile_inference, compile_training};
+use tpc_compiler::capture::{
+    Captured, Spec, TrainingCapture, capture_inference_shapes, capture_training_shapes, named,
+};
+use tpc_compiler::models::{MhaMlp, Mlp, WeightEntry, WeightMap, Weights};
+use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::{DType, Graph, InputKind, OutputKind};
 use tpc_runtime::{LaunchOptions, Session};

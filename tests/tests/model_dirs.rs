@@ -62,7 +62,7 @@ fn json_file(path: &Path) -> Json {
 
 fn tpc(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc::command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
+    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
@@ -806,7 +806,7 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
 
 #[test]
 fn defaults_are_those_of_transformers() {
-    use tpc::models::{ModelConfig, ModelDir};
+    use tpc_compiler::models::{ModelConfig, ModelDir};
     let config = |json: Json| ModelConfig::from_json(&json, Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"));
     let llama = |json: Json| match config(json) {
         ModelConfig::Llama(c) => c,

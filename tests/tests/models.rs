@@ -6,8 +6,8 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use tpc::capture::{Captured, InputKind, Spec, TrainingOptions, capture_training_shapes, named};
-use tpc::models::{
+use tpc_compiler::capture::{Captured, InputKind, Spec, TrainingOptions, capture_training_shapes, named};
+use tpc_compiler::models::{
     self, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, RopeScaling, TokenInputs, WeightMap,
     Weights, presets,
 };

@@ -6,15 +6,16 @@ use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor, activation};
 use serde_json::json;
 use std::collections::BTreeSet;
-use tpc::capture::{Spec, capture_training_shapes, named};
-use tpc::models::ModelConfig;
-use tpc::pretrained::TokenBatch;
-use tpc::program::{CompileOptions, TrainingProgram};
-use tpc::{LaunchOptions, RankProgram};
+use tpc::RankProgram;
+use tpc_compiler::capture::{Spec, capture_training_shapes, named};
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::{CompileOptions, TrainingProgram};
 use tpc_ir::{InputKind, OutputKind, Phase};
 use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_passes::options::{OptionError, Precision, Reduction, StepOptions};
+use tpc_runtime::LaunchOptions;
 use tpc_tests::switches::most_bytes;
 use tpc_tests::training::{Named, Run, config, differences, feed, language_model, plan, run};
 
@@ -298,11 +299,12 @@ fn gradients_are_reduced_once_per_step() {
 #[test]
 fn more_micro_batches_than_rows_are_refused() {
     let error = |count| {
-        let program = tpc::pretrained::capture_step(&llama(1), tokens(4), &tpc_tests::training::adamw()).unwrap();
+        let program =
+            tpc_compiler::pretrained::capture_step(&llama(1), tokens(4), &tpc_tests::training::adamw()).unwrap();
         let options = CompileOptions { step: micro(count), ..CompileOptions::default() };
         let mesh = tpc_tests::training::mesh("");
-        match tpc::program::compile_training(program, &mesh, &plan("none"), &options, &str::to_string) {
-            Err(tpc::program::Error::Option(error)) => error,
+        match tpc_compiler::program::compile_training(program, &mesh, &plan("none"), &options, &str::to_string) {
+            Err(tpc_compiler::program::Error::Option(error)) => error,
             _ => panic!("{count} micro-batches of 4 rows"),
         }
     };
@@ -379,13 +381,14 @@ fn freezing_removes_work_and_the_frozen_are_not_in_the_norm() {
 #[test]
 fn a_pattern_that_freezes_nothing_names_the_nearest() {
     let refused = |patterns: &[&str]| {
-        let capture = tpc::pretrained::capture_step(&gpt2(), tokens(4), &tpc_tests::training::adamw()).unwrap();
+        let capture =
+            tpc_compiler::pretrained::capture_step(&gpt2(), tokens(4), &tpc_tests::training::adamw()).unwrap();
         let options = CompileOptions { step: frozen(patterns), ..CompileOptions::default() };
-        let names = tpc::pretrained::names(&gpt2());
+        let names = tpc_compiler::pretrained::names(&gpt2());
         let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
         let mesh = tpc_tests::training::mesh("");
-        match tpc::program::compile_training(capture, &mesh, &plan("none"), &options, &rename) {
-            Err(tpc::program::Error::Option(error)) => error,
+        match tpc_compiler::program::compile_training(capture, &mesh, &plan("none"), &options, &rename) {
+            Err(tpc_compiler::program::Error::Option(error)) => error,
             _ => panic!("{patterns:?}"),
         }
     };
@@ -495,7 +498,8 @@ fn what_crosses_the_batch_is_exact() {
             capture_training_shapes(build, &tpc_tests::training::adamw(), data, &Default::default(), loss).unwrap();
         let options = CompileOptions { gradients: true, step: micro(count), ..CompileOptions::default() };
         let mesh = tpc_tests::training::mesh(on);
-        let program = tpc::program::compile_training(capture, &mesh, &plan(name), &options, &str::to_string).unwrap();
+        let program =
+            tpc_compiler::program::compile_training(capture, &mesh, &plan(name), &options, &str::to_string).unwrap();
         let mut draw = tpc_tests::training::uniform("data");
         let (x, y): (Vec<f64>, Vec<f64>) =
             ((0..batch * 8).map(|_| draw() - 0.5).collect(), (0..batch * 4).map(|_| draw()).collect());
@@ -521,7 +525,7 @@ fn what_crosses_the_batch_is_exact() {
 
 fn tpc(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc::command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
+    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 

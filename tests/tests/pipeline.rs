@@ -5,8 +5,8 @@ use burn::nn::{Linear, LinearConfig};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor, activation};
 use std::collections::HashMap;
-use tpc::capture::{Captured, capture_training};
-use tpc::import::import;
+use tpc_compiler::capture::{Captured, capture_training};
+use tpc_compiler::import::import;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, Mesh, Op};
 use tpc_passes::cost::CostModel;
@@ -35,7 +35,7 @@ impl Mlp {
 
 fn constant(data: &burn::tensor::TensorData) -> Value {
     let shape: Vec<usize> = data.shape().to_vec();
-    let dtype = tpc::import::dtype(data.dtype()).unwrap();
+    let dtype = tpc_compiler::import::dtype(data.dtype()).unwrap();
     Value::new(dtype, shape, data.clone().convert::<f64>().try_to_vec::<f64>().unwrap())
 }
 
@@ -95,8 +95,8 @@ fn an_mlp_means_the_same_at_every_stage() {
 #[test]
 fn a_llama_means_the_same_at_every_stage() {
     use burn::tensor::{DType, Int};
-    use tpc::capture::{Spec, capture_training_shapes};
-    use tpc::models::{ModelConfig, build};
+    use tpc_compiler::capture::{Spec, capture_training_shapes};
+    use tpc_compiler::models::{ModelConfig, build};
     let json = serde_json::json!({
         "model_type": "llama", "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 4,
         "num_key_value_heads": 2, "num_hidden_layers": 2, "vocab_size": 10, "rms_norm_eps": 1e-6,

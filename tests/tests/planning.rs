@@ -4,8 +4,8 @@
 
 use serde_json::{Value as Json, json};
 use std::path::Path;
-use tpc::import::import;
-use tpc::pretrained::{TokenBatch, capture_step, names};
+use tpc_compiler::import::import;
+use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_ir::{Graph, OutputKind, parse};
 use tpc_passes::check::check;
 use tpc_passes::cost::CostModel;

@@ -2,9 +2,9 @@
 //! answer is derived a second time, from the program alone ([`tpc_tests::reasons`]).
 
 use serde_json::json;
-use tpc::models::ModelConfig;
-use tpc::pretrained::TokenBatch;
-use tpc::program::{CompileOptions, Stages};
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::{CompileOptions, Stages};
 use tpc_passes::options::StepOptions;
 use tpc_passes::options::precision::{Precision, Reduction};
 use tpc_tests::reasons::check;

@@ -9,12 +9,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tpc::capture::Init;
-use tpc::models::{
+use tpc_compiler::capture::Init;
+use tpc_compiler::models::{
     ModelConfig, ModelDir, STRIP, WeightEntry, WeightMap, Weights, read_box, save_pretrained, weight_map, write_strips,
 };
-use tpc::pretrained::{LoadError, TokenBatch, capture_forward, initialise, load_weights, names, save};
-use tpc::program::{CompileOptions, InferenceProgram, compile_inference};
+use tpc_compiler::pretrained::{LoadError, TokenBatch, capture_forward, initialise, load_weights, names, save};
+use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::{DType, InputKind, random};
 use tpc_runtime::{BoxRequest, LaunchOptions, Session, element};
 use tpc_tests::training::{mesh, plan, uniform};

@@ -7,11 +7,11 @@ use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 use serde_json::json;
 use std::sync::OnceLock;
-use tpc::models::ModelConfig;
-use tpc::pretrained::TokenBatch;
-use tpc::program::CompileOptions;
-use tpc::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel, TensorParallelMultiheadAttention};
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::CompileOptions;
 use tpc_ir::Phase;
+use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel, TensorParallelMultiheadAttention};
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, Seen, floats, seen, types};
 use tpc_tests::training::{Run, config, differences, feed, language_model, run};
@@ -153,7 +153,7 @@ fn defect_1_fused_rows_are_thirds() {
         "n_inner": 32, "activation_function": "gelu_new", "tie_word_embeddings": true, "layer_norm_epsilon": 1e-5,
     }));
     let attn = |plan: Plan| plan.with("transformer.h.*.attn", TensorParallelMultiheadAttention);
-    let names = tpc::pretrained::names(&gpt2);
+    let names = tpc_compiler::pretrained::names(&gpt2);
     let prefix = if names.values().any(|n| n.starts_with("transformer.")) { "" } else { "h.*.attn" };
     let plan =
         if prefix.is_empty() { attn(Plan::new()) } else { Plan::new().with(prefix, TensorParallelMultiheadAttention) };

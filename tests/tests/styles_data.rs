@@ -4,12 +4,13 @@
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
-use tpc::models::ModelConfig;
-use tpc::pretrained::{TokenBatch, initialise};
-use tpc::program::{CompileOptions, Stages, TrainingProgram};
-use tpc::{Graph, InputKind, Plan};
+use tpc::{Graph, InputKind};
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::{TokenBatch, initialise};
+use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::{Op, Phase};
 use tpc_passes::reshard::unit;
+use tpc_passes::styles::Plan;
 use tpc_tests::styles::seen;
 use tpc_tests::training::{Run, config, differences, feed, language_model, plan, run};
 

@@ -8,14 +8,15 @@ use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, LayerNorm, La
 use burn::tensor::module::conv1d;
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
-use tpc::program::CompileOptions;
-use tpc::styles::prepare;
-use tpc::styles::style::{Module as StyledModule, Placements};
-use tpc::styles::{StyleError, parallelize_module};
-use tpc::{
-    ColwiseParallel, Layout, Mesh, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
+use tpc::Mesh;
+use tpc_compiler::program::CompileOptions;
+use tpc_passes::styles::prepare;
+use tpc_passes::styles::style::{Module as StyledModule, Placements};
+use tpc_passes::styles::{
+    ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
     PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
 };
+use tpc_passes::styles::{StyleError, parallelize_module};
 use tpc_tests::styles::{Case, floats, integers};
 
 #[derive(Module, Debug)]

@@ -5,9 +5,10 @@ use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{Embedding, EmbeddingConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, PaddingConfig2d};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
-use tpc::styles::prepare::{self, Prepare};
-use tpc::{ColwiseParallel, Layout, Mesh, PairwiseParallel, PairwiseSequenceParallel, Plan, RowwiseParallel};
+use tpc::Mesh;
 use tpc_ir::Phase;
+use tpc_passes::styles::prepare::{self, Prepare};
+use tpc_passes::styles::{ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, Plan, RowwiseParallel};
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, floats, integers};
 

@@ -10,20 +10,20 @@ use burn::nn::conv::{
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use std::collections::BTreeMap;
-use tpc::program::CompileOptions;
-use tpc::styles::modules::Role;
-use tpc::styles::plan::MeshDim;
-use tpc::styles::prepare::Prepare;
-use tpc::styles::regions::Regions;
-use tpc::styles::style::Side;
-use tpc::styles::style::{Module as StyledModule, Placements};
-use tpc::styles::{StyleError, Way, parallelize_module};
-use tpc::{
-    ColwiseParallel, Graph, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan,
-    PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel,
-    TensorParallelMultiheadAttention,
-};
+use tpc::Graph;
+use tpc_compiler::program::CompileOptions;
 use tpc_ir::{Phase, Region, Value};
+use tpc_passes::styles::modules::Role;
+use tpc_passes::styles::plan::MeshDim;
+use tpc_passes::styles::prepare::Prepare;
+use tpc_passes::styles::regions::Regions;
+use tpc_passes::styles::style::Side;
+use tpc_passes::styles::style::{Module as StyledModule, Placements};
+use tpc_passes::styles::{
+    ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
+    PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel, TensorParallelMultiheadAttention,
+};
+use tpc_passes::styles::{StyleError, Way, parallelize_module};
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, floats};
 use tpc_tests::training::mesh;

@@ -2,9 +2,9 @@
 //! AdamW steps on ranks equal those of one rank that shards nothing.
 
 use serde_json::json;
-use tpc::models::ModelConfig;
-use tpc::pretrained::TokenBatch;
-use tpc::program::CompileOptions;
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_compiler::program::CompileOptions;
 use tpc_passes::styles::Plan;
 use tpc_tests::training::{Run, config, differences, feed, language_model, plan, run};
 

@@ -13,9 +13,11 @@ use burn::nn::{
 use burn::optim::momentum::MomentumConfig;
 use burn::optim::{AdamConfig, ModuleOptimizer, Optimizer, SgdConfig};
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
-use tpc::capture::{Batch, capture_inference, capture_training};
-use tpc::program::{CompileOptions, compile_inference, compile_training};
-use tpc::{ColwiseParallel, LaunchOptions, OutputKind, PairwiseParallel, Plan, RowwiseParallel};
+use tpc::OutputKind;
+use tpc_compiler::capture::{Batch, capture_inference, capture_training};
+use tpc_compiler::program::{CompileOptions, compile_inference, compile_training};
+use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
+use tpc_runtime::LaunchOptions;
 use tpc_runtime::Session;
 use tpc_tests::eager::{filled, numbers, train};
 use tpc_tests::training::{Run, differences, mesh, run, uniform};
@@ -381,7 +383,7 @@ fn nest_with_momentum() {
 }
 
 /// The parameters that a plan leaves whole on every rank.
-fn whole(program: &tpc::program::InferenceProgram) -> Vec<String> {
+fn whole(program: &tpc_compiler::program::InferenceProgram) -> Vec<String> {
     let graph = &program.stages.placed;
     let inputs = graph.inputs().filter(|(_, kind, _)| *kind == tpc::InputKind::Parameter);
     let whole = inputs.filter(|(node, _, _)| graph.node(*node).types[0].sharding.is_replicated());

@@ -45,7 +45,7 @@ fn batch(input: &DeriveInput) -> Result<TokenStream, Error> {
         };
         let ty = &field.ty;
         let path = format_ident!("path", span = Span::mixed_site());
-        let named = quote! { let #path = ::tpc::capture::field_name(name, #name); };
+        let named = quote! { let #path = ::tpc::derived::field_name(name, #name); };
         recorded.push(quote! {
             #member: { #named <#ty as ::tpc::Batch>::record(&self.#member, ::core::option::Option::Some(&#path), inputs) }
         });
@@ -68,7 +68,7 @@ fn batch(input: &DeriveInput) -> Result<TokenStream, Error> {
             fn record(
                 &self,
                 name: ::core::option::Option<&str>,
-                inputs: &mut ::tpc::capture::Inputs,
+                inputs: &mut ::tpc::derived::Inputs,
             ) -> Self {
                 #body
             }
@@ -80,7 +80,7 @@ fn batch(input: &DeriveInput) -> Result<TokenStream, Error> {
             fn show<'batch>(
                 &'batch self,
                 name: ::core::option::Option<&str>,
-                fields: &mut ::tpc::capture::BatchFields<'batch>,
+                fields: &mut ::tpc::derived::BatchFields<'batch>,
             ) {
                 #(#shown)*
             }

@@ -11,11 +11,13 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
-use tpc::models::ModelConfig;
-use tpc::models::presets::{GptStyle, SmallGpt};
-use tpc::pretrained::{TokenBatch, capture_forward, capture_step, initialise, names};
-use tpc::program::{CompileOptions, TrainingSession, compile_inference, compile_training};
-use tpc::{InputKind, LaunchOptions, Mesh, OutputKind, Plan, RankProgram, Session};
+use tpc::prelude::{Mesh, Plan};
+use tpc::{InputKind, OutputKind, RankProgram, Session};
+use tpc_compiler::models::ModelConfig;
+use tpc_compiler::models::presets::{GptStyle, SmallGpt};
+use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, initialise, names};
+use tpc_compiler::program::{CompileOptions, TrainingSession, compile_inference, compile_training};
+use tpc_runtime::LaunchOptions;
 
 const TEXT: &[u8] = include_bytes!("../../data/kjv-new-testament.txt");
 const BATCH: usize = 8;

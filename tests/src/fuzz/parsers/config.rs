@@ -2,7 +2,7 @@
 
 use super::{Dice, Parser, check_text, data, once};
 use std::path::Path;
-use tpc::models::ModelConfig;
+use tpc_compiler::models::ModelConfig;
 
 pub(super) const CONFIG: Parser = Parser {
     name: "config",

@@ -2,8 +2,8 @@
 
 use super::{Dice, Parser, check_message, data, once};
 use std::sync::OnceLock;
-use tpc::Plan;
 use tpc_ir::{Graph, Mesh, parse};
+use tpc_passes::styles::Plan;
 use tpc_passes::styles::parallelize_module;
 
 pub(super) const PLAN: Parser = Parser {

@@ -3,7 +3,7 @@
 use super::{Dice, Parser, check_text, data, once};
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use tpc::models::Weights;
+use tpc_compiler::models::Weights;
 
 pub(super) const FILE: Parser = Parser {
     name: "safetensors",

@@ -4,7 +4,7 @@ use super::dice::Dice;
 use super::model::{Family, LONGEST, Model};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tpc::pretrained::TokenBatch;
+use tpc_compiler::pretrained::TokenBatch;
 
 /// The attention mask of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tpc::models::{WeightMap, Weights, weight_map, write_weights};
+use tpc_compiler::models::{WeightMap, Weights, weight_map, write_weights};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::{OutputKind, parse};
 use tpc_runtime::output::Output;
@@ -215,7 +215,7 @@ fn tpc(case: &Case, arguments: &[String]) -> Fallible<Result<(), Fault>> {
     let program = match (through, binary()) {
         (Through::Command | Through::Resumed, _) | (_, None) => {
             let (mut out, mut err) = (Vec::new(), Vec::new());
-            let code = tpc::command::run(["tpc".to_string()].iter().chain(arguments), &mut out, &mut err);
+            let code = tpc_command::run(["tpc".to_string()].iter().chain(arguments), &mut out, &mut err);
             let err = String::from_utf8_lossy(&err).into_owned();
             return Ok(if code == 0 { Ok(()) } else { Err(said(code.into(), &err)) });
         }
@@ -317,7 +317,7 @@ fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
     let (rows, seq) = (batch.rows.to_string(), batch.seq.to_string());
     let dump = |arguments: &[&str]| -> Fallible<Result<String, Fault>> {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let code = tpc::command::run(["tpc", "dump-ir"].iter().chain(arguments), &mut out, &mut err);
+        let code = tpc_command::run(["tpc", "dump-ir"].iter().chain(arguments), &mut out, &mut err);
         let (out, err) = (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned());
         let fault = || Fault::new(FaultKind::Unexplained, format!("dump-ir: exit code {code}: {err}"));
         Ok(if code == 0 { Ok(out) } else { Err(fault()) })

@@ -4,7 +4,7 @@ use super::dice::Dice;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::path::Path;
-use tpc::models::{INTERLEAVED, ModelConfig};
+use tpc_compiler::models::{INTERLEAVED, ModelConfig};
 
 /// A family of models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! The modules of a model as plans name them.
 
 use std::collections::BTreeSet;
-use tpc::models::{ModelConfig, weight_map};
+use tpc_compiler::models::{ModelConfig, weight_map};
 
 /// What a module is that holds parameters directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

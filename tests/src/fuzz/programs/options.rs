@@ -3,7 +3,7 @@
 use super::dice::Dice;
 use super::modules::Modules;
 use serde::{Deserialize, Serialize};
-use tpc::command::subject::{Optimizer, OptimizerName};
+use tpc_command::subject::{Optimizer, OptimizerName};
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::lower::LowerOptions;

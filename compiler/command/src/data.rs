@@ -1,0 +1,261 @@
+//! Batches from files and texts.
+
+use crate::subject::check_size;
+use crate::{Failure, Outcome};
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tpc_compiler::models::{Alphabet, ModelConfig, Weights, loss::IGNORE};
+use tpc_compiler::pretrained::TokenBatch;
+use tpc_ir::quote::cut;
+use tpc_ir::random::philox;
+use tpc_runtime::{RuntimeError, Session};
+
+/// The tensors that an inputs file may hold, all `[batch, seq]`.
+const NAMES: [&str; 4] = ["input_ids", "labels", "attention_mask", "token_type_ids"];
+
+/// One global batch, checked against its model.
+#[derive(Debug)]
+pub struct Batch {
+    /// Its shape, and what it consists of.
+    pub tokens: TokenBatch,
+    /// Its tensors by name.
+    pub tensors: HashMap<&'static str, Vec<i64>>,
+}
+
+impl Batch {
+    /// Reads a safetensors file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, unknown or missing tensors, wrong shapes, numbers out of range.
+    pub fn read(file: &Path, config: &ModelConfig) -> Outcome<Self> {
+        let weights = Weights::open_file(file)?;
+        if let Some(unknown) = weights.names().find(|name| !NAMES.contains(name)) {
+            let known = NAMES.join(", ");
+            return Err(Failure::at(file, format!("tensor {unknown:?} is no input of the model; inputs are {known}")));
+        }
+        let shape = weights.info("input_ids")?.shape.clone();
+        let [batch, seq] = shape[..] else {
+            return Err(Failure::at(file, format!("tensor \"input_ids\" has shape {shape:?}, expected [batch, seq]")));
+        };
+        let mut tensors = HashMap::new();
+        for name in NAMES.into_iter().filter(|name| weights.contains(name)) {
+            let found = &weights.info(name)?.shape;
+            if *found != shape {
+                let problem = format!("tensor {name:?} has shape {found:?}, but \"input_ids\" has {shape:?}");
+                return Err(Failure::at(file, problem));
+            }
+            tensors.insert(name, weights.read_i64(name)?);
+        }
+        let tokens = TokenBatch {
+            batch,
+            seq,
+            attention_mask: tensors.contains_key("attention_mask"),
+            token_type_ids: tensors.contains_key("token_type_ids"),
+        };
+        let batch = Batch { tokens, tensors };
+        batch.check(config).map_err(|Problem(problem)| Failure::at(file, problem))?;
+        Ok(batch)
+    }
+
+    /// Whether there are labels.
+    pub fn has_labels(&self) -> bool {
+        self.tensors.contains_key("labels")
+    }
+
+    /// Checks every number against the model.
+    fn check(&self, config: &ModelConfig) -> Result<(), Problem> {
+        let vocab = config.vocab_size() as i64;
+        let ids = &self.tensors["input_ids"];
+        self.inside("input_ids", "token", 0..vocab)?;
+        let largest = ids.iter().copied().max().unwrap_or(0);
+        config.check_batch([self.tokens.batch, self.tokens.seq], largest).map_err(|e| Problem(e.to_string()))?;
+        self.inside("attention_mask", "value", 0..2)?;
+        let types = match config {
+            ModelConfig::Bert(bert) => bert.type_vocab_size as i64,
+            _ if self.tensors.contains_key("token_type_ids") => {
+                return Err(Problem(format!("tensor \"token_type_ids\" is no input of {}", config.model_type())));
+            }
+            _ => 0,
+        };
+        if matches!(config, ModelConfig::Interleaved(_)) && self.tensors.contains_key("attention_mask") {
+            return Err(Problem(format!("tensor \"attention_mask\" is no input of {}", config.model_type())));
+        }
+        self.inside("token_type_ids", "type", 0..types)?;
+        self.labels(config, vocab)
+    }
+
+    fn labels(&self, config: &ModelConfig, vocab: i64) -> Result<(), Problem> {
+        let Some(labels) = self.tensors.get("labels") else { return Ok(()) };
+        let wrong = labels.iter().position(|l| *l != IGNORE && !(0..vocab).contains(l));
+        if let Some(at) = wrong {
+            let (row, column) = (at / self.tokens.seq, at % self.tokens.seq);
+            return Err(Problem(format!(
+                "labels[{row}, {column}] is {}, but the vocabulary has {vocab} entries (and {IGNORE} ignores a position)",
+                labels[at]
+            )));
+        }
+        // Causal models predict the next label: the first of a sequence is nobody's.
+        let first = usize::from(config.is_causal());
+        let counted = labels.chunks(self.tokens.seq).flat_map(|row| &row[first..]).any(|l| *l != IGNORE);
+        if counted { Ok(()) } else { Err(Problem(format!("labels: all are {IGNORE} (ignored), so there is no loss"))) }
+    }
+
+    fn inside(&self, name: &str, what: &str, range: std::ops::Range<i64>) -> Result<(), Problem> {
+        let Some(values) = self.tensors.get(name) else { return Ok(()) };
+        match values.iter().position(|v| !range.contains(v)) {
+            None => Ok(()),
+            Some(at) => Err(Problem(format!(
+                "{name}[{}, {}] is {}, but a {what} must be in 0..{}",
+                at / self.tokens.seq,
+                at % self.tokens.seq,
+                values[at],
+                range.end
+            ))),
+        }
+    }
+
+    /// Writes the tensors that the session's program takes.
+    ///
+    /// # Errors
+    /// A tensor of another size than the program was compiled for.
+    pub fn feed(&self, session: &mut Session) -> Result<(), RuntimeError> {
+        for (name, values) in &self.tensors {
+            feed(session, name, values)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes an integer input, if the program has it.
+///
+/// # Errors
+/// The wrong number of elements.
+pub fn feed(session: &mut Session, name: &str, values: &[i64]) -> Result<(), RuntimeError> {
+    if !session.program(0).inputs.iter().any(|i| i.name == name) {
+        return Ok(());
+    }
+    let values: Vec<f64> = values.iter().map(|v| *v as f64).collect();
+    session.write_f64(name, &values)
+}
+
+struct Problem(String);
+
+/// The alphabet that a model was trained on.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// Its characters.
+    pub alphabet: Alphabet,
+    /// The file or checkpoint that keeps it.
+    pub place: PathBuf,
+    /// How a text of other characters can be trained on.
+    pub way_out: &'static str,
+}
+
+impl Kept {
+    /// An error that names the characters of a text that the model was not trained on.
+    fn check(&self, text: &Alphabet) -> Result<(), String> {
+        let missing = self.alphabet.lacks(text);
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let shown: Vec<String> = missing.iter().take(10).map(|c| format!("{c:?}")).collect();
+        let more = match missing.len() - shown.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Err(format!(
+            "the model was trained on the {} characters of {}, which lack {}{more}: train on a text of those, or {}",
+            self.alphabet.len(),
+            cut(&self.place.display().to_string()),
+            shown.join(", "),
+            self.way_out,
+        ))
+    }
+}
+
+/// A text as tokens: its characters are numbered as in the model's alphabet, or, sorted, from 0.
+#[derive(Debug)]
+pub struct Text {
+    alphabet: Alphabet,
+    tokens: Vec<i64>,
+    batch: usize,
+    seq: usize,
+    seed: u64,
+}
+
+impl Text {
+    /// Reads a text for a causal model, which may have been trained on a text before.
+    ///
+    /// # Errors
+    /// A file that is not a text, has characters that the model was not trained on, more than the vocabulary or too few for one sequence.
+    pub fn read(
+        file: &Path,
+        config: &ModelConfig,
+        [batch, seq]: [usize; 2],
+        seed: u64,
+        kept: Option<&Kept>,
+    ) -> Outcome<Self> {
+        if !config.is_causal() {
+            let problem = format!("a text trains causal models; {} needs --inputs with labels", config.model_type());
+            return Err(Failure::at(file, problem));
+        }
+        let bytes = fs::read(file).map_err(|e| Failure::at(file, e))?;
+        let text = String::from_utf8(bytes).map_err(|_| Failure::at(file, "not a UTF-8 text"))?;
+        let mut alphabet = Alphabet::of_text(&text);
+        if let Some(kept) = kept {
+            kept.check(&alphabet).map_err(|problem| Failure::at(file, problem))?;
+            alphabet = kept.alphabet.clone();
+        }
+        let vocab = config.vocab_size();
+        if alphabet.len() > vocab {
+            let (found, whose) = (alphabet.len(), if kept.is_some() { "model's alphabet" } else { "text" });
+            let problem =
+                format!("the {whose} has {found} different characters, but the vocabulary has {vocab} entries");
+            return Err(Failure::at(file, problem));
+        }
+        config.check_batch([batch, seq], 0)?;
+        check_size(config, [batch, seq])?;
+        if seq < 2 {
+            return Err(Failure::new("--seq must be at least 2: a token is predicted from those before it"));
+        }
+        let numbers = alphabet.numbers();
+        let tokens: Vec<i64> = text.chars().map(|c| numbers[&c]).collect();
+        if tokens.len() < seq {
+            let problem = format!("the text has {} characters, fewer than a sequence of {seq}", tokens.len());
+            return Err(Failure::at(file, problem));
+        }
+        Ok(Text { alphabet, tokens, batch, seq, seed })
+    }
+
+    /// The characters that the tokens stand for.
+    pub fn alphabet(&self) -> &Alphabet {
+        &self.alphabet
+    }
+
+    /// The batch of a step: windows at random places.
+    pub fn batch(&self, step: usize) -> Vec<i64> {
+        let places = (self.tokens.len() - self.seq + 1) as u64;
+        let windows = (0..self.batch).flat_map(|row| {
+            let [a, b, ..] = philox(self.seed, step as u64, row as u64);
+            let at = (((u64::from(a) << 32) | u64::from(b)) % places) as usize;
+            &self.tokens[at..at + self.seq]
+        });
+        windows.copied().collect()
+    }
+}
+
+/// Named float tensors as the bytes of a safetensors file.
+///
+/// # Errors
+/// A shape that does not fit its values.
+pub fn safetensors(tensors: &[(&str, Vec<usize>, Vec<f32>)]) -> Outcome<Vec<u8>> {
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, _, values)| values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+    let mut views = Vec::new();
+    for ((name, shape, _), data) in tensors.iter().zip(&bytes) {
+        views.push((*name, TensorView::new(Dtype::F32, shape.clone(), data)?));
+    }
+    Ok(safetensors::serialize(views, None)?)
+}

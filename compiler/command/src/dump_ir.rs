@@ -1,0 +1,408 @@
+//! `tpc dump-ir`: a program at any stage of the compiler.
+
+use crate::given::Given;
+use crate::notes::note_idle_ranks;
+use crate::options::StepArguments;
+use crate::report;
+use crate::subject::{Optimizer, Step, Subject};
+use crate::{Failure, Outcome, Placement, Terminal};
+use clap::{Args, ValueEnum};
+use std::path::{Path, PathBuf};
+use tpc_compiler::capture::Captured;
+use tpc_compiler::explain::Facts;
+use tpc_compiler::import::{Signature, import_with};
+use tpc_compiler::program::{Error, place, renamed};
+use tpc_ir::program::RankProgram;
+use tpc_ir::size::addressable;
+use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
+use tpc_passes::canonicalize::canonicalize;
+use tpc_passes::check::check;
+use tpc_passes::egraph::SearchOptions;
+use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
+use tpc_passes::options::{StepOptions, on_captured, on_logical};
+use tpc_passes::propagate::{Annotation, Annotations, Constraint};
+use tpc_passes::styles::layout::OnAxes;
+use tpc_passes::styles::{Plan, parallelize_module};
+
+/// A stage of the compiler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Stage {
+    /// What burn recorded, nearly one to one
+    Captured,
+    /// Canonical, unplaced
+    Logical,
+    /// The logical graph with what the plan says of its inputs
+    Annotated,
+    /// The optimized program of all ranks
+    Placed,
+    /// The same as one rank sees it: local shapes and offsets
+    Rank,
+    /// What one rank executes: kernels, collectives, buffers
+    Scheduled,
+}
+
+impl Stage {
+    /// Its name on the command line.
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
+}
+
+/// The preset without an optimizer.
+const MLP: &str = "mlp";
+
+/// Print a model, or a graph from a file, at a stage of the compiler.
+#[derive(Debug, Args)]
+pub struct DumpIr {
+    /// Directory with a config.json (weights are not needed), or a graph in text form (.tpc)
+    #[arg(value_name = "MODEL_DIR|FILE.tpc", required_unless_present = "preset", conflicts_with = "preset")]
+    model: Option<PathBuf>,
+    /// A model that needs no directory: mlp, llama (those of the comparisons), gpt, gpt-learned
+    #[arg(long)]
+    preset: Option<String>,
+    #[command(flatten)]
+    placement: Placement,
+    #[command(flatten)]
+    step: StepArguments,
+    /// Sequences in a batch [default: 4]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Tokens in a sequence [default: 256, or as many as the model has positions]
+    #[arg(long)]
+    seq: Option<usize>,
+    /// The training step (a later one; the first only creates the optimizer's state), not the forward pass
+    #[arg(long)]
+    train: bool,
+    /// Stage
+    #[arg(long, value_enum, default_value = "placed")]
+    stage: Stage,
+    /// Rank to show of the stages rank and scheduled
+    #[arg(long, default_value_t = 0)]
+    rank: usize,
+    /// Instead of the program: its collectives, and what each rank holds
+    #[arg(long)]
+    json: bool,
+    /// Every line, also of blocks that repeat; FILE.tpc takes both forms
+    #[arg(long)]
+    full: bool,
+    #[command(flatten)]
+    optimizer: Optimizer,
+}
+
+/// A program on its way through the compiler.
+enum Program {
+    Captured(Graph),
+    Annotated(Box<(Graph, Annotations)>),
+    Placed(Graph),
+}
+
+impl DumpIr {
+    pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        if self.json {
+            given
+                .refuse(&["stage", "rank", "full"], "with --json, which reports on the placed program of all ranks")?;
+        }
+        let (stage, of_rank) = (self.stage.name(), self.stage >= Stage::Rank);
+        match of_rank {
+            false => given.refuse(&["rank"], &format!("at the stage {stage}, which all ranks have in common"))?,
+            true => given.refuse(&["full"], &format!("at the stage {stage}, whose every line is printed anyway"))?,
+        }
+        let file = self.model.as_deref().filter(|path| path.is_file() || path.extension().is_some_and(|e| e == "tpc"));
+        match file {
+            Some(file) => self.graph_file(file, given, terminal),
+            None => self.model(given, terminal),
+        }
+    }
+
+    fn graph_file(&self, file: &Path, given: &Given, terminal: &mut Terminal) -> Outcome {
+        const MODELS: [&str; 6] = ["batch", "seq", "train", "clip_norm", "micro_batches", "freeze"];
+        given.refuse(&[&MODELS[..], &Optimizer::OPTIONS].concat(), "on a graph from a file, which is as it is")?;
+        let program = read(file)?;
+        if let Program::Annotated(..) | Program::Placed(_) = program {
+            if !self.placement.mesh.is_empty() {
+                return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
+            }
+            given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that has its placements already")?;
+        }
+        if let Program::Placed(_) = program {
+            given.refuse(&["disable_rule"], "on a graph from a file that is placed already")?;
+        }
+        self.show(vec![program], &Facts::default(), given, terminal)
+    }
+
+    fn model(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        self.optimizer.check(given)?;
+        if !self.train {
+            given.refuse(
+                &[&["reduce"][..], &Optimizer::OPTIONS].concat(),
+                "without --train, which has a training step",
+            )?;
+        } else if self.preset.as_deref() == Some(MLP) {
+            given.refuse(&Optimizer::OPTIONS, "on the preset mlp, whose step has no optimizer")?;
+        }
+        let subject = match (&self.preset, &self.model) {
+            (Some(name), _) => Subject::preset(name, self.batch, self.seq)?,
+            (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq, terminal)?,
+            (None, None) => return Err(Failure::new("a model is needed: MODEL_DIR, FILE.tpc or --preset")),
+        };
+        // Everything that can be wrong with the mesh and the plan is said before the long part.
+        self.placement.mesh()?;
+        self.placement.plan()?;
+        let rename = subject.rename();
+        let mut captured = match self.train {
+            false => vec![subject.forward()?],
+            true => match subject.step(&self.optimizer)? {
+                Step::Training(step) => vec![step.steady, step.first],
+                Step::Backward(step) => vec![*step],
+            },
+        };
+        let facts = captured.first().map_or_else(Facts::default, |c| Facts::of(c, &rename));
+        captured.iter_mut().for_each(|c| *c = renamed(c, &rename));
+        let signature = Signature::of(&captured).map_err(Error::from)?;
+        // The first step is another program over the same arena: only sizes of memory depend on it.
+        if !self.json && self.stage < Stage::Scheduled {
+            captured.truncate(1);
+        }
+        let step = self.step_options(given)?;
+        let imported = captured.iter().map(|c| Ok(Program::Captured(import(c, &signature, &step, &facts)?)));
+        self.show(imported.collect::<Outcome<_>>()?, &facts, given, terminal)
+    }
+
+    fn step_options(&self, given: &Given) -> Outcome<StepOptions> {
+        self.step.options(self.train && self.preset.as_deref() != Some(MLP), given)
+    }
+
+    /// Notes what says something of stages after the one that is shown.
+    fn note_stage(&self, given: &Given, terminal: &mut Terminal) {
+        if self.json {
+            return;
+        }
+        let mut later: Vec<&str> = Vec::new();
+        if self.stage < Stage::Logical {
+            later.extend(["precision", "reduce", "micro_batches"]);
+        }
+        if self.stage < Stage::Annotated {
+            later.extend(["plan", "mesh"]);
+        }
+        if self.stage < Stage::Placed {
+            later.push("disable_rule");
+        }
+        if let Some(option) = given.first(&later) {
+            terminal.note(format!("{option} has no effect at the stage {}, which is before it", self.stage.name()));
+        }
+    }
+
+    /// Shows the first of the programs, which share one arena.
+    fn show(&self, programs: Vec<Program>, facts: &Facts, given: &Given, terminal: &mut Terminal) -> Outcome {
+        let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
+        let to = if self.json { Stage::Placed } else { self.stage };
+        let step = self.step_options(given)?;
+        self.note_stage(given, terminal);
+        let planned = !matches!(programs[..], [Program::Annotated(_) | Program::Placed(_), ..]);
+        if to >= Stage::Annotated && planned {
+            self.placement.note(&mesh, &plan, terminal)?;
+        }
+        let staged = programs.into_iter().map(|program| {
+            let advanced = advance(program, to, &mesh, &plan, &search, &step)?;
+            advanced.map_err(|error| self.placement.failure(facts.explain(error)))
+        });
+        let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
+        let [first, others @ ..] = &staged[..] else { return Ok(()) };
+        if to >= Stage::Placed && planned {
+            note_idle_ranks(first, &plan, self.step.micro_batches, terminal);
+        }
+        if self.json {
+            check_report(first)?;
+            let scheduled = schedule(first, &LowerOptions::default());
+            let failed = |error: LowerError| self.placement.failure(error.into());
+            let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
+            for other in others {
+                share_arenas(&mut ranks, &lower(other).map_err(failed)?);
+            }
+            return terminal.print(format!("{:#}\n", report::json(first, &scheduled, &ranks)));
+        }
+        if self.stage >= Stage::Rank && self.rank >= first.mesh.ranks() {
+            let (rank, ranks) = (self.rank, first.mesh.ranks());
+            return Err(Failure::new(format!("there is no rank {rank}: {} has ranks 0 to {}", first.mesh, ranks - 1)));
+        }
+        match self.stage {
+            Stage::Rank => terminal.print(report::rank_text(first, self.rank)),
+            Stage::Scheduled => {
+                let scheduled = |graph| {
+                    let lowered = lower_rank(graph, &schedule(graph, &LowerOptions::default()), self.rank);
+                    lowered.map_err(|error| self.placement.failure(error.into()))
+                };
+                let mut program = [scheduled(first)?];
+                for other in others {
+                    share_arenas(&mut program, &[scheduled(other)?]);
+                }
+                terminal.print(program[0].to_text())
+            }
+            _ if self.full => terminal.print(text::print(first)),
+            _ => terminal.print(fold::print(first)),
+        }
+    }
+}
+
+/// Most bytes that the programs of all ranks may take for a report of them.
+const MOST_REPORTED: usize = 2 << 30;
+/// About as many bytes as a rank's program has for each operation.
+const BYTES_OF_ACTION: usize = 1 << 10;
+
+/// Whether the programs of all ranks can be held at once: each names the members of the groups that it is in.
+fn check_report(placed: &Graph) -> Outcome {
+    let members: usize = placed.nodes().map(|n| placed.mesh.group_size(placed.node(n).op.axes())).sum();
+    let of_rank =
+        members.saturating_mul(size_of::<usize>()).saturating_add(placed.len().saturating_mul(BYTES_OF_ACTION));
+    let ranks = placed.mesh.ranks();
+    let bytes = of_rank.saturating_mul(ranks);
+    if bytes <= MOST_REPORTED {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the programs of all {ranks} ranks take about {} GiB, more than the {} GiB for a report of them: \
+         leave --json away, or show one rank with --stage scheduled --rank N",
+        bytes >> 30,
+        MOST_REPORTED >> 30
+    )))
+}
+
+/// Programs that run one after the other in the same arenas need the larger ones.
+fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
+    for (program, other) in programs.iter_mut().zip(others) {
+        program.arena_bytes = program.arena_bytes.max(other.arena_bytes);
+    }
+}
+
+fn import(captured: &Captured, signature: &Signature, step: &StepOptions, facts: &Facts) -> Outcome<Graph> {
+    let graph = import_with(captured, signature).map_err(|error| facts.explain(error.into()))?.graph;
+    addressable(&graph)?;
+    Ok(on_captured(&graph, step).map_err(|error| facts.explain(error.into()))?.into_owned())
+}
+
+/// Drops the gradients of a program that updates parameters: which values they are matters to the
+/// plan, but such a program does not keep them to its end.
+fn without_gradients(graph: &mut Graph) {
+    if graph.outputs.iter().any(|o| matches!(o.kind, OutputKind::Update(_))) {
+        graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+    }
+}
+
+/// Reads a graph and finds out how far it is.
+fn read(file: &Path) -> Outcome<Program> {
+    let source = std::fs::read_to_string(file).map_err(|e| Failure::at(file, e))?;
+    let graph = tpc_ir::parse::parse(&source).map_err(|e| Failure::at(file, e))?;
+    if let Err(errors) = tpc_ir::verify::verify(&graph) {
+        return Err(match errors.first() {
+            Some(first) => Failure::at(file, first),
+            None => Failure::at(file, "not a well-formed graph"),
+        });
+    }
+    addressable(&graph).map_err(|e| Failure::at(file, e))?;
+    if graph.mesh.axes().is_empty() {
+        return Ok(Program::Captured(graph));
+    }
+    match check(&graph) {
+        Ok(()) => Ok(Program::Placed(graph)),
+        Err(_) if !graph.nodes().any(|n| graph.node(n).op.is_redistribution()) => {
+            let annotations = annotations(&graph);
+            Ok(Program::Annotated(Box::new((unplaced(&graph), annotations))))
+        }
+        Err(error) => Err(Failure::at(file, error)),
+    }
+}
+
+/// What an annotated graph says of its values.
+fn annotations(graph: &Graph) -> Annotations {
+    let mut found = Annotations { mesh: graph.mesh.clone(), ..Annotations::default() };
+    for node in graph.nodes() {
+        let n = graph.node(node);
+        let sharding = n.types[0].sharding.clone();
+        if !sharding.is_replicated() {
+            let why = n.origin.why.clone();
+            match &n.op {
+                tpc_ir::Op::Input { name, .. } => {
+                    found.inputs.insert(name.clone(), Annotation { sharding, why });
+                }
+                _ => {
+                    let at = OnAxes { axes: sharding.sharded_axes().iter().collect(), dims: sharding.dims };
+                    found.results.insert(node, vec![Constraint { at, why }]);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// A graph without its placements.
+fn unplaced(graph: &Graph) -> Graph {
+    let mut logical = graph.clone();
+    logical.mesh = Mesh::single();
+    for node in graph.nodes() {
+        for ty in &mut logical.node_mut(node).types {
+            *ty = tpc_ir::Type::new(ty.dtype, ty.shape.clone());
+        }
+    }
+    logical
+}
+
+/// A logical graph with its annotations as types.
+fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
+    let mut graph = logical.clone();
+    graph.mesh = annotations.mesh.clone();
+    for node in logical.nodes() {
+        let n = graph.node_mut(node);
+        match &n.op {
+            tpc_ir::Op::Input { name, .. } => {
+                if let Some(Annotation { sharding, why }) = annotations.inputs.get(name) {
+                    n.types[0].sharding = sharding.clone();
+                    n.origin.why = why.clone();
+                }
+            }
+            _ => {
+                for Constraint { at, why } in annotations.results.get(&node).into_iter().flatten() {
+                    n.types[0].sharding = at.applied(&n.types[0].sharding);
+                    n.origin.why = why.clone();
+                }
+            }
+        }
+    }
+    graph
+}
+
+/// Takes a program to a stage, at most to the placed one; a failure if it is behind that stage
+/// already, an error if it does not compile.
+fn advance(
+    program: Program,
+    to: Stage,
+    mesh: &Mesh,
+    plan: &Plan,
+    search: &SearchOptions,
+    step: &StepOptions,
+) -> Outcome<Result<Graph, Error>> {
+    let behind =
+        |stage: &str| Failure::new(format!("the graph of the file is {stage} already: choose a later --stage"));
+    let (logical, annotations) = match program {
+        Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
+        Program::Captured(graph) => {
+            if to == Stage::Logical {
+                return Ok(Ok(on_logical(canonicalize(&graph), Annotations::default(), step)?.0));
+            }
+            match parallelize_module(&graph, mesh, plan.clone(), None) {
+                Ok((mut logical, annotations)) => {
+                    without_gradients(&mut logical);
+                    on_logical(logical, annotations, step)?
+                }
+                Err(error) => return Ok(Err(error.into())),
+            }
+        }
+        Program::Annotated(..) if to < Stage::Annotated => return Err(behind("annotated")),
+        Program::Annotated(both) => *both,
+        Program::Placed(_) if to < Stage::Placed => return Err(behind("placed")),
+        Program::Placed(graph) => return Ok(Ok(graph)),
+    };
+    Ok(match to {
+        Stage::Annotated => Ok(annotated(&logical, &annotations)),
+        _ => place(&logical, &annotations, search, step).map(|p| p.placed),
+    })
+}

@@ -1,0 +1,352 @@
+//! The `tpc` command: its arguments, its errors, and what its subcommands share.
+//!
+//! | question | file |
+//! |---|---|
+//! | which model a command is about, and how it is captured | [`subject`] |
+//! | clipping, micro-batches, freezing, precision | [`options`] |
+//! | batches from files and texts | [`data`] |
+//! | which files are read and written; that no two are the same | [`files`] |
+//! | which options were given, and have no effect | [`given`] |
+//! | ranks that repeat the work of others, or have none | [`notes`] |
+//! | how messages show user text | `messages` |
+//! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
+//! | a forward pass from files to a file | [`run`](mod@run) |
+//! | training steps | [`train`] |
+//! | the comparisons' measurements | [`mod@bench`] |
+//! | a command as one process per rank | [`launch`] |
+//! | what all processes of a command must have in common | `settings` |
+
+pub mod bench;
+pub mod data;
+pub mod dump_ir;
+pub mod files;
+pub mod given;
+pub mod launch;
+mod messages;
+pub mod notes;
+pub mod options;
+pub mod report;
+pub mod run;
+mod settings;
+pub mod subject;
+pub mod train;
+
+use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use given::Given;
+use std::any::Any;
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use tpc_compiler::program::{CompileOptions, Error};
+use tpc_ir::Mesh;
+use tpc_ir::mesh::MeshError;
+use tpc_ir::quote::cut;
+use tpc_passes::egraph::SearchOptions;
+use tpc_passes::egraph::rules::all_rules;
+use tpc_passes::styles::Plan;
+use tpc_runtime::Settings;
+use tpc_runtime::session::MAX_RANKS;
+
+/// Shards burn models over a mesh: shows what the compiler makes of them, runs and trains them.
+#[derive(Debug, Parser)]
+#[command(name = "tpc", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    DumpIr(dump_ir::DumpIr),
+    Run(run::Run),
+    Train(train::Train),
+    Bench(bench::Bench),
+    Launch(launch::Launch),
+}
+
+/// Why a command ends early.
+#[derive(Debug)]
+pub enum Failure {
+    /// What to tell the user.
+    Message(String),
+    /// The same, with an exit code of its own.
+    Code(u8, String),
+    /// A signal ended the command after it had finished what it was at: the exit code, and what to tell.
+    Stopped(u8, String),
+    /// Whoever reads the output has gone: nothing is wrong.
+    Closed,
+}
+
+impl Failure {
+    /// A failure with this text.
+    pub fn new(message: impl Display) -> Self {
+        Failure::Message(message.to_string())
+    }
+
+    /// A failure that concerns a file.
+    pub fn at(file: &Path, problem: impl Display) -> Self {
+        Failure::Message(format!("{}: {problem}", cut(&file.display().to_string())))
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::new(error)
+    }
+}
+
+/// What a subcommand gives.
+pub type Outcome<T = ()> = Result<T, Failure>;
+
+/// Where a command writes what it was asked for.
+pub struct Terminal<'a> {
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+    /// Another process tells the same.
+    silent: bool,
+}
+
+impl Terminal<'_> {
+    /// Writes text to the standard output.
+    ///
+    /// # Errors
+    /// An output that does not take it.
+    pub fn print(&mut self, text: impl Display) -> Outcome {
+        if self.silent {
+            return Ok(());
+        }
+        let written = self.out.write_all(text.to_string().as_bytes()).and_then(|()| self.out.flush());
+        written.map_err(|e| match e.kind() {
+            ErrorKind::BrokenPipe => Failure::Closed,
+            _ => Failure::new(format!("the standard output: {e}")),
+        })
+    }
+
+    /// Tells something that the result does not show.
+    pub fn note(&mut self, text: impl Display) {
+        if self.silent {
+            return;
+        }
+        // A note that cannot be written does not make the result wrong.
+        // In one piece: a launcher that puts the rank before everything does it once then.
+        let text = messages::shown(&text.to_string(), &[]);
+        let _ = self.err.write_all(format!("note: {text}\n").as_bytes());
+    }
+
+    /// [`Terminal::note`], if there is something to tell.
+    fn note_if_any(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.note(text);
+        }
+    }
+}
+
+/// Runs a command line, program name first, and gives the exit code: 0, 1 for a failure, 2 for
+/// arguments that make no command.
+pub fn run<I, T>(arguments: I, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
+    let command = Cli::command();
+    let parsed = command.clone().try_get_matches_from(&arguments);
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let mut text = messages::shown(&error.render().to_string(), &arguments);
+            let is_error = error.use_stderr();
+            if let (true, Some(hint)) = (is_error, launch::hint(&arguments)) {
+                text.push_str(&format!("\nnote: {hint}\n"));
+            }
+            // Nobody is left to be told that this cannot be written.
+            let _ = if is_error { stderr.write_all(text.as_bytes()) } else { stdout.write_all(text.as_bytes()) };
+            return if is_error { 2 } else { 0 };
+        }
+    };
+    let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
+    let settings = |files: &Reads| settings::settings(&command, &matches, files);
+    let given = given(&matches);
+    let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &settings, &given, &mut terminal)));
+    let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
+        Ok(()) | Err(Failure::Closed) => return 0,
+        Err(Failure::Message(message)) => (1, message),
+        Err(Failure::Code(code, message)) => (code, message),
+        Err(Failure::Stopped(code, message)) => {
+            terminal.note_if_any(&message);
+            return code;
+        }
+    };
+    message = messages::shown(&message, &arguments);
+    if let Some(processes) = tpc_runtime::launch::joined() {
+        processes.fail(processes.process(), &message);
+        if let Some(record) = processes.written_record() {
+            message.push_str(&format!("; flight record: {}", record.display()));
+        }
+    }
+    // In one piece: a launcher that puts the rank before everything does it once then.
+    let _ = stderr.write_all(format!("error: {message}\n").as_bytes());
+    code
+}
+
+/// The options of the subcommand that was given.
+fn given(matches: &ArgMatches) -> Given {
+    matches.subcommand().map(|(_, matches)| Given::of(matches)).unwrap_or_default()
+}
+
+/// The names of all subcommands.
+fn subcommands() -> Vec<String> {
+    Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
+}
+
+/// Files that all processes must have in common, by the option that names each.
+type Reads = [(String, PathBuf)];
+
+fn execute(
+    command: &Command,
+    settings: &dyn Fn(&Reads) -> Settings,
+    given: &Given,
+    terminal: &mut Terminal,
+) -> Outcome {
+    let joining = match command {
+        Command::Run(arguments) => Some((&arguments.running, arguments.reads())),
+        Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
+        Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
+        Command::DumpIr(_) | Command::Launch(_) => None,
+    };
+    if let Some((running, files)) = joining {
+        running.join(|| settings(&files), terminal)?;
+        terminal.silent = !launch::leads();
+    }
+    match command {
+        Command::Launch(arguments) => arguments.execute(terminal),
+        Command::DumpIr(arguments) => arguments.execute(given, terminal),
+        Command::Run(arguments) => arguments.execute(given, terminal),
+        Command::Train(arguments) => arguments.execute(given, terminal),
+        Command::Bench(arguments) => arguments.execute(given, terminal),
+    }
+}
+
+/// Where the latest panic of the process happened; only known after [`quiet_panics`].
+static PANICKED_AT: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps panics from printing: every one of them becomes an error that the command reports itself.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(ToString::to_string);
+        *PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }));
+}
+
+fn internal(panic: &(dyn Any + Send)) -> Failure {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let place = PANICKED_AT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let place = place.map(|p| format!(" (at {p})")).unwrap_or_default();
+    Failure::new(format!("internal error: {}{place}; please report it", text.unwrap_or("no message")))
+}
+
+/// Onto which mesh a program is compiled, and how.
+#[derive(Debug, Args)]
+pub struct Placement {
+    /// Built-in plan (none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, or both kinds: tp-ddp, tp-sp-fsdp, …) or JSON file
+    #[arg(long, default_value = "none")]
+    pub plan: String,
+    /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub mesh: String,
+    /// Switch off a rewrite rule (a number of RULES.md section 3); may be repeated
+    #[arg(long, value_name = "N")]
+    pub disable_rule: Vec<u32>,
+}
+
+impl Placement {
+    /// The mesh, to plan for.
+    ///
+    /// # Errors
+    /// A text that is no mesh.
+    pub fn mesh(&self) -> Outcome<Mesh> {
+        Ok(Mesh::parse(&self.mesh)?)
+    }
+
+    /// The mesh, to execute on: known before the long part of compiling.
+    ///
+    /// # Errors
+    /// A text that is no mesh, more ranks than one process runs, or another number than processes were launched.
+    pub fn executed_mesh(&self) -> Outcome<Mesh> {
+        let ranks = match Mesh::parse(&self.mesh) {
+            Ok(mesh) if mesh.ranks() <= MAX_RANKS => {
+                launch::check_ranks(mesh.ranks())?;
+                return Ok(mesh);
+            }
+            Ok(mesh) => mesh.ranks(),
+            Err(MeshError::TooLarge(ranks, _)) => ranks,
+            Err(error) => return Err(error.into()),
+        };
+        Err(Failure::new(format!(
+            "mesh has {ranks} ranks, more than the {MAX_RANKS} that one process can run as threads; \
+             `tpc dump-ir` plans for more"
+        )))
+    }
+
+    /// The plan.
+    ///
+    /// # Errors
+    /// A name that is neither built in nor a file, a file that is no plan.
+    pub fn plan(&self) -> Outcome<Plan> {
+        let unknown = match Plan::built_in(&self.plan) {
+            Ok(plan) => return Ok(plan),
+            Err(unknown) => unknown,
+        };
+        let file = Path::new(&self.plan);
+        match std::fs::read_to_string(file) {
+            Ok(text) => Plan::from_json(&text).map_err(|e| Failure::at(file, e)),
+            Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown.into()),
+            Err(e) => Err(Failure::at(file, e)),
+        }
+    }
+
+    /// Adds the plan's file to those that are read, if the plan is one.
+    #[must_use]
+    pub fn read(&self, files: files::Files) -> files::Files {
+        if Plan::built_in(&self.plan).is_ok() { files } else { files.reads("--plan", Path::new(&self.plan)) }
+    }
+
+    /// What was wrong with compiling, with the plan's file if it is the plan.
+    pub fn failure(&self, error: Error) -> Failure {
+        match error {
+            Error::Style(problem) if Plan::built_in(&self.plan).is_err() => Failure::at(Path::new(&self.plan), problem),
+            other => other.into(),
+        }
+    }
+
+    /// The search's options.
+    ///
+    /// # Errors
+    /// A rule that does not exist.
+    pub fn search(&self) -> Outcome<SearchOptions> {
+        let mut search = SearchOptions::default();
+        for number in &self.disable_rule {
+            if !all_rules().iter().any(|rule| rule.number == *number) {
+                let known: Vec<String> = all_rules().iter().map(|rule| rule.number.to_string()).collect();
+                return Err(Failure::new(format!(
+                    "there is no rule {number} to disable; there are {}",
+                    known.join(", ")
+                )));
+            }
+            search.disabled.insert(*number);
+        }
+        Ok(search)
+    }
+
+    /// What the compiler needs to know; `gradients` keeps them as outputs, `seed` is that of random operations.
+    ///
+    /// # Errors
+    /// As [`Placement::search`].
+    pub fn options(&self, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
+        Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::default() })
+    }
+}

@@ -1,0 +1,139 @@
+//! What a user should know of a plan on a mesh before waiting for its result: ranks that repeat the work of others, or have none.
+
+use crate::{Failure, Outcome, Placement, Terminal};
+use std::collections::HashSet;
+use tpc_ir::quote::cut;
+use tpc_ir::sharding::chunk;
+use tpc_ir::{AxisId, Graph, InputKind, Mesh};
+use tpc_passes::egraph::SearchOptions;
+use tpc_passes::styles::{DataMode, Plan};
+
+impl Placement {
+    /// Notes a mesh without a plan, a plan without a mesh, and rules that cannot be switched off any further.
+    ///
+    /// # Errors
+    /// A rule that is named twice.
+    pub(crate) fn note(&self, mesh: &Mesh, plan: &Plan, terminal: &mut Terminal) -> Outcome {
+        let no_plan = plan.styles.is_empty() && plan.data.is_none();
+        if no_plan && mesh.ranks() > 1 {
+            terminal.note(format!(
+                "--mesh {} without a plan: each of the {} ranks computes the whole model; --plan says what they share",
+                cut(&self.mesh),
+                mesh.ranks()
+            ));
+        }
+        if !no_plan && mesh.axes().is_empty() {
+            terminal.note(format!(
+                "--plan {} without a mesh: one rank computes the whole model; --mesh gives it more, as in --mesh {}",
+                cut(&self.plan),
+                example(plan)
+            ));
+        }
+        let off = SearchOptions::default().disabled;
+        let mut named = HashSet::new();
+        for rule in &self.disable_rule {
+            if !named.insert(rule) {
+                return Err(Failure::new(format!("--disable-rule {rule} is given twice")));
+            }
+            if off.contains(rule) {
+                terminal.note(format!("--disable-rule {rule} has no effect: the rule is off already"));
+            }
+        }
+        if mesh.ranks() == 1 && !self.disable_rule.is_empty() {
+            terminal.note("--disable-rule has no effect on one rank, where nothing is exchanged");
+        }
+        Ok(())
+    }
+}
+
+/// A mesh that a plan fits.
+fn example(plan: &Plan) -> String {
+    let mut axes: Vec<String> = data_axes(plan).into_iter().map(|axis| format!("{axis}=2")).collect();
+    if !plan.styles.is_empty() {
+        axes.push(plan.axis.as_ref().map_or_else(|| "tp=2".into(), |axis| format!("{axis}=2")));
+    }
+    axes.join(",")
+}
+
+/// The axes over which a plan's data mode cuts the batch.
+fn data_axes(plan: &Plan) -> Vec<&str> {
+    match &plan.data {
+        Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis, axis],
+        Some((_, axis)) => vec![axis],
+        None => Vec::new(),
+    }
+}
+
+/// Tells which ranks have no rows of the batch, or no part of weights that the plan cuts: no heads, for example.
+pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize, terminal: &mut Terminal) {
+    let mesh = &placed.mesh;
+    let data: HashSet<AxisId> = data_axes(plan).into_iter().flat_map(|axis| mesh.parts(axis)).collect();
+    // Cuts that are alike: the axes, the size that they cut, whether it is the batch; and the inputs that they cut.
+    let mut found: Vec<(Idle, Vec<&str>)> = Vec::new();
+    for (node, kind, name) in placed.inputs() {
+        let ty = &placed.node(node).types[0];
+        for (&size, axes) in ty.shape.iter().zip(&ty.sharding.dims) {
+            let batch = match kind {
+                InputKind::Data => true,
+                InputKind::Parameter => false,
+                _ => continue,
+            };
+            // A parameter that is only stored in parts, as under FSDP, leaves no rank idle.
+            let axes: Vec<AxisId> = axes.iter().copied().filter(|axis| batch || !data.contains(axis)).collect();
+            let Some(idle) = Idle::of(size, axes, batch, mesh) else { continue };
+            match found.iter_mut().find(|(known, _)| *known == idle) {
+                Some((_, names)) => names.push(name),
+                None => found.push((idle, vec![name])),
+            }
+        }
+    }
+    for (idle, names) in found {
+        terminal.note(idle.text(&names, micro_batches, mesh));
+    }
+}
+
+/// A dimension with fewer pieces than ranks that it is cut for.
+#[derive(PartialEq)]
+struct Idle {
+    size: usize,
+    axes: Vec<AxisId>,
+    batch: bool,
+    ranks: usize,
+    without: usize,
+}
+
+impl Idle {
+    fn of(size: usize, axes: Vec<AxisId>, batch: bool, mesh: &Mesh) -> Option<Self> {
+        let ranks: usize = axes.iter().map(|&axis| mesh.size(axis)).product();
+        let mut coords = vec![0; mesh.axes().len()];
+        let empty = (0..ranks).filter(|&rank| {
+            let mut rest = rank;
+            for axis in axes.iter().rev() {
+                coords[axis.0 as usize] = rest % mesh.size(*axis);
+                rest /= mesh.size(*axis);
+            }
+            chunk(size, &axes, mesh, &coords).len == 0
+        });
+        let without = empty.count();
+        (without > 0).then_some(Idle { size, axes, batch, ranks, without })
+    }
+
+    fn text(&self, names: &[&str], micro_batches: usize, mesh: &Mesh) -> String {
+        let axes: Vec<String> = self.axes.iter().map(|&a| format!("{}={}", mesh.name(a), mesh.size(a))).collect();
+        let (axes, Idle { size, ranks, without, .. }) = (axes.join(","), self);
+        if self.batch {
+            let batch = if micro_batches > 1 { "each micro-batch" } else { "the batch" };
+            return format!("{without} of {ranks} ranks along {axes} have no rows: {batch} has {size} to share out");
+        }
+        let more = match names.len() - 1 {
+            0 => String::new(),
+            1 => " and one more weight".into(),
+            more => format!(" and {more} more weights"),
+        };
+        let have = if names.len() == 1 { "it has" } else { "they have" };
+        format!(
+            "{without} of {ranks} ranks along {axes} have no part of `{}`{more}: {have} {size} to share out",
+            names[0]
+        )
+    }
+}

@@ -1,0 +1,76 @@
+//! The program options of a training step as arguments, the same for every command that has one.
+
+use crate::given::Given;
+use crate::{Failure, Outcome};
+use clap::{Args, ValueEnum};
+use tpc_passes::options::{Precision, Reduction, StepOptions};
+
+/// Element types of compute and communication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Types {
+    /// As the model is
+    F32,
+    /// bf16 compute and communication, f32 parameters and optimizer
+    Bf16,
+}
+
+/// Element type of gradient reductions with bf16 compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Reduce {
+    /// f32
+    F32,
+    /// bf16
+    Bf16,
+}
+
+/// What is done to the training step besides placing it.
+#[derive(Debug, Args)]
+pub struct StepArguments {
+    /// Scale all gradients down to this L2 norm of them together; metrics then have grad_norm
+    #[arg(long, value_name = "X")]
+    pub clip_norm: Option<f64>,
+    /// Micro-batches that run one after the other, their gradients added up
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    pub micro_batches: usize,
+    /// Parameters or modules that are not trained, with globs per path segment, `*` being all; !GLOB takes some back;
+    /// may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub freeze: Vec<String>,
+    /// Element type of compute and communication; parameters and optimizer state stay as they are
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: Types,
+    /// With --precision bf16: element type in which gradients are reduced; f32 with micro-batches
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "bf16", hide_default_value = true)]
+    pub reduce: Reduce,
+}
+
+impl StepArguments {
+    /// The options as the compiler takes them, for a program that has an optimizer or has none.
+    ///
+    /// # Errors
+    /// Options that only a training step has, for another program; a setting that has no effect beside the others.
+    pub fn options(&self, training: bool, given: &Given) -> Outcome<StepOptions> {
+        if !training && (self.clip_norm.is_some() || self.micro_batches != 1 || !self.freeze.is_empty()) {
+            return Err(Failure::new(
+                "--clip-norm, --micro-batches and --freeze need a training step with an optimizer",
+            ));
+        }
+        if self.precision == Types::F32 {
+            given
+                .refuse(&["reduce"], "without --precision bf16: gradients are then reduced in the model's own type")?;
+        }
+        if self.micro_batches > 1 && self.reduce == Reduce::Bf16 {
+            given.refuse(&["reduce"], "with --micro-batches: their gradients are added, and then reduced, in f32")?;
+        }
+        let reduce = match self.reduce {
+            Reduce::F32 => Reduction::F32,
+            Reduce::Bf16 => Reduction::Compute,
+        };
+        Ok(StepOptions {
+            clip_norm: self.clip_norm,
+            micro_batches: self.micro_batches,
+            freeze: self.freeze.clone(),
+            precision: (self.precision == Types::Bf16).then_some(Precision { reduce }),
+        })
+    }
+}

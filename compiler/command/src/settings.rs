@@ -1,0 +1,93 @@
+//! What all processes of a launched command must have in common: its options, and the contents of the files that it reads.
+
+use crate::Outcome;
+use clap::ArgMatches;
+use std::path::{Path, PathBuf};
+use tpc_passes::styles::Plan;
+use tpc_runtime::digest::Digest;
+use tpc_runtime::settings::{self, Settings};
+use tpc_runtime::{RuntimeError, launch};
+
+/// Options that may be others on every process.
+const OWN: [&str; 1] = ["deadline"];
+
+/// The options of a subcommand as the command line or their defaults say them, with the contents of `files` that it reads, each named by
+/// its option. Other paths stand for nothing: hosts may call one file differently, and only one process writes.
+pub(crate) fn settings(command: &clap::Command, matches: &ArgMatches, files: &[(String, PathBuf)]) -> Settings {
+    let mut settings = Settings::new();
+    settings.set("the version of tpc", env!("CARGO_PKG_VERSION"));
+    let Some((name, matches)) = matches.subcommand() else { return settings };
+    settings.set("the subcommand", name);
+    for argument in command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments) {
+        let id = argument.get_id().as_str();
+        let Ok(Some(given)) = matches.try_get_raw(id) else { continue };
+        if OWN.contains(&id) {
+            continue;
+        }
+        let is_path = argument.get_value_parser().type_id() == std::any::TypeId::of::<PathBuf>();
+        let values = given.map(|value| value.to_string_lossy().into_owned());
+        let option = argument.get_long().map_or_else(|| id.to_uppercase(), |long| format!("--{long}"));
+        let (option, value) = match (is_path, id) {
+            // Every process writes its part there.
+            (true, "checkpoint") => (option, absolute(&values.collect::<String>())),
+            (true, _) => (option, "given".to_string()),
+            (false, "plan") => plan(option, &values.collect::<String>()),
+            (false, _) => (option, values.map(|value| number(&value)).collect::<Vec<_>>().join(" ")),
+        };
+        settings.set(option, value);
+    }
+    for (option, file) in files {
+        settings.set(format!("the digest of {option}"), contents(file));
+    }
+    settings
+}
+
+/// A path as it is from everywhere.
+fn absolute(path: &str) -> String {
+    std::path::absolute(path).map_or_else(|_| path.to_string(), |path| path.display().to_string())
+}
+
+/// A number in one spelling: `1e-3` and `0.001` are the same.
+fn number(text: &str) -> String {
+    text.parse::<f64>().map_or_else(|_| text.to_string(), |number| number.to_string())
+}
+
+/// A built-in plan by its name, a file by its contents.
+fn plan(option: String, name: &str) -> (String, String) {
+    match Plan::built_in(name) {
+        Ok(_) => (option, name.to_string()),
+        Err(_) => (format!("the digest of {option}"), contents(Path::new(name))),
+    }
+}
+
+/// A digest of a file's contents; a file that cannot be read is reported where it is read.
+fn contents(file: &Path) -> String {
+    Digest::of_file(file, || ()).map_or_else(|_| "that of no file".into(), |digest| digest.to_string())
+}
+
+/// Weights of at most so many bytes are read before processes meet, so that two jobs that differ in nothing else are told apart.
+const SMALL: u64 = 64 << 20;
+
+/// A model's configuration, and its weights if they are small and `weights` are read.
+pub(crate) fn model_files(dir: &Path, weights: bool) -> Vec<(String, PathBuf)> {
+    let of_model = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
+    let found = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<String> =
+        found.filter_map(|entry| entry.file_name().into_string().ok()).filter(of_model).collect();
+    names.sort();
+    let bytes: u64 = names.iter().filter_map(|name| dir.join(name).metadata().ok()).map(|file| file.len()).sum();
+    if !weights || bytes > SMALL {
+        names.clear();
+    }
+    ["config.json".to_string()].into_iter().chain(names).map(|name| (name.clone(), dir.join(name))).collect()
+}
+
+/// Compares files that may be too large to be read by every process: weights, checkpoints.
+///
+/// # Errors
+/// On every process, which file differs.
+pub(crate) fn compare_files(files: &[PathBuf], running: &crate::launch::Running) -> Outcome {
+    let Some(processes) = launch::joined() else { return Ok(()) };
+    let compared: Result<(), RuntimeError> = settings::compare_files(&*processes, files, running.options()?.deadline);
+    Ok(compared?)
+}

@@ -1,0 +1,379 @@
+//! Which model a command is about, and how it is captured.
+
+use crate::given::Given;
+use crate::launch::{Device, Running};
+use crate::{Failure, Outcome, Terminal};
+use burn::module::{Initializer, Module, Param};
+use burn::nn::Linear;
+use burn::optim::decay::WeightDecayConfig;
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{AdamConfig, AdamWConfig, Optimizer as BurnOptimizer, SgdConfig};
+use burn::tensor::{DType, Device as Backend, Tensor};
+use clap::{Args, ValueEnum};
+use std::collections::HashMap;
+use std::path::Path;
+use tpc_compiler::capture::{
+    Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes,
+    capture_training_shapes, named,
+};
+use tpc_compiler::models::{Mlp, ModelConfig, ModelDir, Use, presets};
+use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
+use tpc_compiler::program::Error;
+use tpc_ir::DType as IrType;
+use tpc_ir::size::MOST;
+use tpc_runtime::Processes;
+
+/// A model with its batch's shape.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// A language model.
+    Tokens(Box<ModelConfig>, TokenBatch),
+    /// The comparisons' MLP on so many tokens. It has no loss of its own: a training step of it is the
+    /// forward and the backward pass from a given output gradient, the input's gradient included.
+    Mlp(usize),
+}
+
+/// Sequences in a batch, and tokens in each, if nothing else is asked for.
+const DEFAULT_BATCH: (usize, usize) = (4, 256);
+
+impl Subject {
+    /// The model of a directory that holds at least a `config.json`.
+    ///
+    /// # Errors
+    /// A directory without one, or sequences that the model cannot take.
+    pub fn of_dir(dir: &Path, batch: Option<usize>, seq: Option<usize>, terminal: &mut Terminal) -> Outcome<Self> {
+        let (config, warnings) = ModelDir::read_config(dir)?;
+        warnings.iter().for_each(|warning| terminal.note(warning));
+        Self::of_config(config, batch, seq)
+    }
+
+    /// A preset: `mlp`, or a language model by name.
+    ///
+    /// # Errors
+    /// A name that no preset has, or sequences that the model cannot take.
+    pub fn preset(name: &str, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
+        if name == "mlp" {
+            return match batch.unwrap_or(2).checked_mul(seq.unwrap_or(256)) {
+                Some(0) => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
+                Some(tokens) if bytes(&[tokens, INNER]).is_some() => Ok(Subject::Mlp(tokens)),
+                _ => Err(too_large("--batch times --seq", "the tokens", "")),
+            };
+        }
+        let config = presets::named(name).map_err(|_| {
+            Failure::new(format!("no preset is called {name:?}; there are mlp, {}", presets::NAMES.join(", ")))
+        })?;
+        Self::of_config(config, batch, seq)
+    }
+
+    fn of_config(config: ModelConfig, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
+        let (b, s) = DEFAULT_BATCH;
+        let mut tokens = TokenBatch::new(batch.unwrap_or(b), seq.unwrap_or(s.min(config.max_positions())));
+        let masked = !config.is_causal();
+        (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
+        config.check_batch([tokens.batch, tokens.seq], 0)?;
+        check_size(&config, [tokens.batch, tokens.seq])?;
+        Ok(Subject::Tokens(Box::new(config), tokens))
+    }
+
+    /// Tokens in a batch.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Subject::Tokens(_, tokens) => tokens.batch * tokens.seq,
+            Subject::Mlp(tokens) => *tokens,
+        }
+    }
+
+    /// How plans and files call the parameters.
+    pub fn rename(&self) -> impl Fn(&str) -> String + use<> {
+        let names = match self {
+            Subject::Tokens(config, _) => names(config),
+            Subject::Mlp(_) => HashMap::new(),
+        };
+        move |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string())
+    }
+
+    /// The forward pass, of a language model to its logits.
+    ///
+    /// # Errors
+    /// An operation that cannot be recorded.
+    pub fn forward(&self) -> Outcome<Captured> {
+        match self {
+            Subject::Tokens(config, tokens) => Ok(capture_forward(config, *tokens, false)?),
+            Subject::Mlp(tokens) => {
+                let x = named("x", Spec::<2>::new([*tokens, WIDTH], DType::F32));
+                Ok(capture_inference_shapes(presets::mlp, x, |mlp, x| named("y", mlp.forward(x)))
+                    .map_err(Error::from)?)
+            }
+        }
+    }
+
+    /// One training step.
+    ///
+    /// # Errors
+    /// An operation that cannot be recorded.
+    pub fn step(&self, optimizer: &Optimizer) -> Outcome<Step> {
+        match self {
+            Subject::Tokens(config, tokens) => Ok(Step::Training(Box::new(optimizer.capture(config, *tokens)?))),
+            Subject::Mlp(tokens) => Ok(Step::Backward(Box::new(mlp_backward(*tokens)?))),
+        }
+    }
+}
+
+/// Bytes of a tensor of the widest elements, if they can be counted.
+fn bytes(shape: &[usize]) -> Option<usize> {
+    let bytes = shape.iter().try_fold(IrType::F64.bytes(), |n, &d| n.checked_mul(d));
+    bytes.filter(|&bytes| bytes <= MOST)
+}
+
+fn too_large(flags: &str, tensor: &str, shape: &str) -> Failure {
+    Failure::new(format!(
+        "{flags}: {tensor}{shape} would have more elements than can be addressed; use fewer sequences or shorter ones"
+    ))
+}
+
+/// An error if a batch is so large that the sizes of the tensors made of it cannot be counted.
+///
+/// # Errors
+/// The first such tensor.
+pub fn check_size(config: &ModelConfig, [batch, seq]: [usize; 2]) -> Outcome {
+    let (heads, inner) = match config {
+        ModelConfig::Llama(c) => (c.num_attention_heads, c.intermediate_size),
+        ModelConfig::Gpt2(c) => (c.n_head, c.n_inner),
+        ModelConfig::Bert(c) => (c.num_attention_heads, c.intermediate_size),
+        ModelConfig::Interleaved(c) => (c.n_heads, c.ffn),
+    };
+    let tensors: [(&str, &[usize]); 4] = [
+        ("the batch", &[batch, seq]),
+        ("the attention's scores", &[batch, heads, seq, seq]),
+        ("the logits", &[batch, seq, config.vocab_size()]),
+        ("the values inside the MLP", &[batch, seq, inner]),
+    ];
+    match tensors.into_iter().find(|(_, shape)| bytes(shape).is_none()) {
+        Some((tensor, shape)) => {
+            Err(too_large(&format!("--batch {batch} --seq {seq}"), tensor, &format!(" of shape {shape:?}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// How this host executes a program of so many ranks, which keeps `copies` tensors of a parameter's size for each.
+pub(crate) fn executed(running: &Running, ranks: usize, copies: usize) -> Use {
+    // The processes of a host share its memory, and each has as many ranks as this one.
+    let on_host = |processes: &dyn Processes| Some(processes.local(ranks).ok()?.len() * processes.on_host().1);
+    let here = tpc_runtime::launch::joined().and_then(|processes| on_host(&*processes));
+    match running.device {
+        Device::Cpu => Use::Execute { here: here.map_or(ranks, |here| here.min(ranks)), ranks, copies },
+        // The host holds strips only.
+        Device::Cuda => Use::Plan,
+    }
+}
+
+/// A captured training step.
+pub enum Step {
+    /// With an optimizer: a first and a steady program.
+    Training(Box<TrainingCapture>),
+    /// Forward and backward only.
+    Backward(Box<Captured>),
+}
+
+/// How the parameters of a captured program are initialized, by their names in plans and files.
+pub fn initial(captured: &Captured, rename: impl Fn(&str) -> String) -> HashMap<String, Init> {
+    captured.init.iter().map(|(path, init)| (rename(path), init.clone())).collect()
+}
+
+/// Width of the comparisons' MLP.
+const WIDTH: usize = 1024;
+
+/// Width inside it.
+const INNER: usize = 4096;
+
+/// The comparisons' MLP with its input as a parameter, so that the input gets a gradient.
+#[derive(Module, Debug)]
+struct MlpStep {
+    net1: Linear,
+    net2: Linear,
+    x: Param<Tensor<2>>,
+}
+
+/// Forward and backward of the MLP from a given gradient of its output.
+fn mlp_backward(tokens: usize) -> Result<Captured, Error> {
+    let build = |device: &Backend| {
+        let Mlp { net1, net2 } = presets::mlp(device);
+        MlpStep { net1, net2, x: Initializer::Zeros.init([tokens, WIDTH], device) }
+    };
+    let gradient = named("y.grad", Spec::<2>::new([tokens, WIDTH], DType::F32));
+    let step = capture_training_shapes(
+        build,
+        &SgdConfig::new().build(),
+        gradient,
+        &TrainingOptions::default(),
+        |model: &MlpStep, gradient| {
+            let mlp = Mlp { net1: model.net1.clone(), net2: model.net2.clone() };
+            let y = mlp.forward(model.x.val());
+            ((y.clone() * gradient).sum(), named("y", y))
+        },
+    )?;
+    Ok(without_optimizer(step.first, "x"))
+}
+
+/// A step without its loss and its optimizer, whose parameter `input` is data.
+pub fn without_optimizer(mut step: Captured, input: &str) -> Captured {
+    step.graph.operations.truncate(step.backward_end);
+    let keep: Vec<bool> = step
+        .outputs
+        .iter()
+        .map(|o| matches!(o.kind, OutputKind::Output { .. } | OutputKind::Gradient { .. }))
+        .collect();
+    let mut kept = keep.iter();
+    step.outputs.retain(|_| kept.next() == Some(&true));
+    let mut kept = keep.iter();
+    step.graph.outputs.retain(|_| kept.next() == Some(&true));
+    step.inputs.retain(|i| !matches!(i.kind, InputKind::StepScalar { .. }));
+    for i in &mut step.inputs {
+        if matches!(&i.kind, InputKind::Parameter { path } if path == input) {
+            i.kind = InputKind::Data { name: input.into() };
+        }
+    }
+    for o in &mut step.outputs {
+        if matches!(&o.kind, OutputKind::Gradient { path } if path == input) {
+            o.kind = OutputKind::Output { name: format!("{input}.grad") };
+        }
+    }
+    step
+}
+
+/// The optimizers of the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OptimizerName {
+    /// Adam with decoupled weight decay
+    Adamw,
+    /// Adam; weight decay is added to the gradient
+    Adam,
+    /// Gradient descent, with --momentum if given
+    Sgd,
+}
+
+/// An optimizer with its settings; what is not given is as in PyTorch.
+#[derive(Clone, Debug, Args)]
+pub struct Optimizer {
+    /// Optimizer
+    #[arg(long, value_enum, default_value = "adamw")]
+    pub optimizer: OptimizerName,
+    /// First beta of adamw and adam
+    #[arg(long, value_parser = fraction, default_value = "0.9")]
+    pub beta1: f32,
+    /// Second beta of adamw and adam
+    #[arg(long, value_parser = fraction, default_value = "0.999")]
+    pub beta2: f32,
+    /// Epsilon of adamw and adam
+    #[arg(long, value_parser = not_negative, default_value = "1e-8")]
+    pub eps: f32,
+    /// Weight decay [default: 0.01 for adamw, else 0]
+    #[arg(long, value_parser = not_negative)]
+    pub weight_decay: Option<f32>,
+    /// Momentum of sgd
+    #[arg(long, value_parser = fraction)]
+    pub momentum: Option<f32>,
+    /// Nesterov momentum of sgd
+    #[arg(long, requires = "momentum")]
+    pub nesterov: bool,
+}
+
+impl Optimizer {
+    /// AdamW with the settings of the comparisons.
+    pub fn compared() -> Self {
+        Optimizer {
+            optimizer: OptimizerName::Adamw,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: Some(0.1),
+            momentum: None,
+            nesterov: false,
+        }
+    }
+
+    /// The options that say which optimizer there is.
+    pub const OPTIONS: [&str; 7] = ["optimizer", "beta1", "beta2", "eps", "weight_decay", "momentum", "nesterov"];
+
+    /// States of a parameter's size that the optimizer keeps for each.
+    pub fn states(&self) -> usize {
+        match self.optimizer {
+            OptimizerName::Adamw | OptimizerName::Adam => 2,
+            OptimizerName::Sgd => usize::from(self.momentum.is_some()),
+        }
+    }
+
+    /// An error if a setting that was given does not belong to the optimizer.
+    ///
+    /// # Errors
+    /// The first such setting.
+    pub fn check(&self, given: &Given) -> Outcome {
+        match (self.optimizer, self.momentum) {
+            (OptimizerName::Adamw | OptimizerName::Adam, Some(_)) => {
+                Err(Failure::new("--momentum is a setting of --optimizer sgd; adamw and adam have --beta1"))
+            }
+            (OptimizerName::Sgd, _) => given.refuse(
+                &["beta1", "beta2", "eps"],
+                "with --optimizer sgd, whose settings are --weight-decay, --momentum and --nesterov",
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Captures a language model's training step.
+    ///
+    /// # Errors
+    /// An operation that cannot be recorded.
+    pub fn capture(&self, config: &ModelConfig, tokens: TokenBatch) -> Result<TrainingCapture, Error> {
+        let decay = self.weight_decay.unwrap_or(if self.optimizer == OptimizerName::Adamw { 0.01 } else { 0.0 });
+        let penalty = (decay != 0.0).then(|| WeightDecayConfig::new(decay));
+        match self.optimizer {
+            OptimizerName::Adamw => {
+                let optimizer = AdamWConfig::new()
+                    .with_beta_1(self.beta1)
+                    .with_beta_2(self.beta2)
+                    .with_epsilon(self.eps)
+                    .with_weight_decay(decay);
+                captured(config, tokens, &optimizer.build())
+            }
+            OptimizerName::Adam => {
+                let optimizer = AdamConfig::new()
+                    .with_beta_1(self.beta1)
+                    .with_beta_2(self.beta2)
+                    .with_epsilon(self.eps)
+                    .with_weight_decay(penalty);
+                captured(config, tokens, &optimizer.build())
+            }
+            OptimizerName::Sgd => {
+                let momentum = self.momentum.map(|momentum| MomentumConfig {
+                    momentum: f64::from(momentum),
+                    dampening: 0.0,
+                    nesterov: self.nesterov,
+                });
+                let optimizer = SgdConfig::new().with_weight_decay(penalty).with_momentum(momentum);
+                captured(config, tokens, &optimizer.build())
+            }
+        }
+    }
+}
+
+fn captured<O: BurnOptimizer>(
+    config: &ModelConfig,
+    tokens: TokenBatch,
+    optimizer: &O,
+) -> Result<TrainingCapture, Error> {
+    capture_step(config, tokens, optimizer)
+}
+
+/// Reads a number in `0..1`.
+fn fraction(text: &str) -> Result<f32, String> {
+    let number: Option<f32> = text.parse().ok();
+    number.filter(|x| (0.0..1.0).contains(x)).ok_or_else(|| "expected a number of at least 0 and below 1".into())
+}
+
+/// Reads a finite number that is not negative.
+pub fn not_negative(text: &str) -> Result<f32, String> {
+    let number: Option<f32> = text.parse().ok();
+    number.filter(|x| x.is_finite() && *x >= 0.0).ok_or_else(|| "expected a number of at least 0".into())
+}

@@ -1,0 +1,468 @@
+//! `tpc launch`: the reference results by processes, resuming on fewer of them, and what is said when it cannot work.
+
+mod support;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use support::*;
+
+/// Losses, gradients and parameters of three AdamW steps, as in `tests/tests/conformance.rs`.
+fn trains_as_expected(name: &str, plan: &str, mesh: &str, ranks: &str) {
+    let scratch = Scratch::new(&format!("{name}-{plan}-{ranks}"));
+    let dir = model(name);
+    let told = launched(ranks, &reference(&scratch, &dir, plan, mesh));
+    assert_eq!((told.code, told.said()), (0, vec![]), "{name} {plan} {mesh}");
+    assert!(told.out.ends_with(&format!("saved {}\n", scratch.path("saved"))), "only rank 0 prints: {}", told.out);
+    assert_eq!(told.out.matches("step 1/3").count(), 1);
+    assert_eq!(
+        scratch.names(),
+        ["g.safetensors", "m.jsonl", "saved", "saved/config.json", "saved/model.safetensors"],
+        "nothing else is left"
+    );
+    compares(&scratch, &format!("{name} {plan} {mesh}"), &dir);
+}
+
+macro_rules! goldens {
+    ($($name:ident $model:literal),+) => { $(
+        mod $name {
+            #[test]
+            fn on_two_processes() {
+                for (plan, mesh) in [("tp", "tp=2"), ("tp-sp", "tp=2"), ("ddp", "dp=2"), ("fsdp", "dp=2")] {
+                    super::trains_as_expected($model, plan, mesh, "2");
+                }
+            }
+
+            #[test]
+            fn on_four_processes() {
+                let two = "dp=2,tp=2";
+                for (plan, mesh) in [("tp", "tp=4"), ("tp-sp", "tp=4"), ("ddp", "dp=4"), ("fsdp", "dp=4"), ("2d", two)] {
+                    super::trains_as_expected($model, plan, mesh, "4");
+                }
+            }
+        }
+    )+ };
+}
+
+goldens!(llama "llama-tiny", gpt2 "gpt2-tiny", bert "bert-tiny");
+
+fn launched(ranks: &str, arguments: &[String]) -> Told {
+    let head = ["launch", "--ranks", ranks, "--deadline", "20", "--"];
+    tpc(&head.into_iter().chain(arguments.iter().map(String::as_str)).collect::<Vec<_>>())
+}
+
+#[test]
+fn a_run_goes_on_on_fewer_processes_and_as_threads() {
+    let whole = Scratch::new("whole");
+    let told = tpc(&training(&whole, "8", "dp=4", "fsdp").iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(told.code, 0, "{}", told.err);
+    let parts = Scratch::new("parts");
+    for (ranks, steps, mesh, plan) in [("4", "3", "dp=4", "fsdp"), ("2", "6", "tp=2", "tp-sp")] {
+        let told = launched(ranks, &training(&parts, steps, mesh, plan));
+        assert_eq!(told.code, 0, "{}", told.err);
+    }
+    let arguments = training(&parts, "8", "dp=2", "ddp");
+    let told = tpc(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(told.code, 0, "{}", told.err);
+    let (a, b) = (losses(whole.path("m.jsonl")), losses(parts.path("m.jsonl")));
+    assert_eq!((a.len(), b.len()), (8, 8));
+    for ((step, a), (other, b)) in a.into_iter().zip(b) {
+        assert!(step == other && (a - b).abs() <= 1e-5 * a, "step {step}: {a} and {b}");
+    }
+}
+
+#[test]
+fn run_computes_by_processes_and_writes_once() {
+    let scratch = Scratch::new("run");
+    let dir = model("gpt2-tiny");
+    let (dir_text, inputs) = (dir.display().to_string(), dir.join("inputs.safetensors").display().to_string());
+    let output = scratch.path("out.safetensors");
+    let head = ["launch", "--ranks", "2", "--", "run", &dir_text, "--plan", "tp", "--mesh", "tp=2"];
+    let told = tpc(&[&head[..], &["--inputs", &inputs, "--output", &output]].concat());
+    assert_eq!((told.code, told.said()), (0, vec![]));
+    let (found, expected) = (tensors(&output), tensors(dir.join("expected.safetensors")));
+    let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(far <= 1e-3, "{far}");
+    assert_eq!(scratch.names(), ["out.safetensors"]);
+}
+
+#[test]
+fn what_cannot_work_is_said_by_everyone() {
+    let scratch = Scratch::new("errors");
+    let told = launched("3", &training(&scratch, "2", "tp=2", "tp"));
+    assert_eq!(told.code, 1);
+    for rank in 0..3 {
+        let line = format!(
+            "[rank {rank}] error: the mesh has 2 ranks, but 3 processes were launched, one for each rank; launch 2 processes or choose a mesh of 3 ranks"
+        );
+        assert!(told.err.contains(&line), "{}", told.err);
+    }
+    // One process compiles, and what it cannot compile is said by all.
+    let plan = scratch.path("plan.json");
+    std::fs::write(&plan, r#"{"styles": {"model.layers.9": "ColwiseParallel"}}"#).unwrap();
+    let told = launched("2", &training(&scratch, "2", "tp=2", &plan));
+    assert_eq!(told.code, 1);
+    for begin in ["[rank 0] error: ", "[rank 1] error: rank 0: "] {
+        let line = told.err.lines().find_map(|line| line.strip_prefix(begin)).unwrap_or_default();
+        assert!(line.contains("model.layers.9"), "{}", told.err);
+    }
+    let told = tpc(&["launch", "--ranks", "2", "--", "/no/such/program"]);
+    assert_eq!(told.code, 1);
+    assert!(told.err.starts_with("error: `/no/such/program` cannot be started"), "{}", told.err);
+    let told = tpc(&["launch", "--ranks", "65", "--", "true"]);
+    assert!(told.err.contains("at most 64 ranks"), "{}", told.err);
+    let told = tpc(&["launch", "--ranks", "2", "--deadline", "0", "--", "true"]);
+    assert_eq!(told.code, 2);
+    let told = tpc(&["launch", "--ranks", "2", "--", "true"]);
+    assert!(told.code == 0 && told.err.starts_with("note: the processes did not join each other"), "{}", told.err);
+    let told = tpc(&["launch", "--ranks", "2", "--", "sh", "-c", "test $TPC_RANK = 0 || exit 7; sleep 20"]);
+    assert_eq!(told.code, 7);
+    assert_eq!(told.err, "error: rank 1 failed: its process exited with code 7\n");
+    assert!(told.seconds < 10.0, "the others are killed");
+}
+
+#[test]
+fn signals_of_the_launcher_reach_the_processes() {
+    let script = "trap 'exit 9' TERM; while :; do sleep 0.02; done";
+    let run = Tpc::start(&["launch", "--ranks", "2", "--grace", "20", "--", "sh", "-c", script]);
+    while children(run.pid()).len() < 2 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    signal(run.pid(), "TERM");
+    let told = run.end(Duration::from_secs(60));
+    assert!(told.code == 143 && told.err.ends_with("\nerror: ended by signal 15 (SIGTERM)\n"), "{}", told.err);
+    assert!(told.seconds < 15.0, "they were not killed but told: {}", told.seconds);
+}
+
+#[test]
+fn a_process_that_does_not_come_is_named() {
+    let scratch = Scratch::new("missing");
+    let quoted: Vec<String> = training(&scratch, "2", "dp=3", "ddp").iter().map(|a| format!("'{a}'")).collect();
+    let script =
+        format!("test $TPC_RANK = 1 && exec sleep 60; exec {} {}", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "));
+    let head = ["launch", "--ranks", "3", "--deadline", "1", "--grace", "0.5", "--", "sh", "-c"];
+    let told = tpc(&[&head[..], &[&script]].concat());
+    assert_eq!(told.code, 1, "{}", told.err);
+    for rank in [0, 2] {
+        let line = told.err.lines().find(|l| l.starts_with(&format!("[rank {rank}] error: "))).unwrap_or_default();
+        assert!(line.contains("missing rank 1 (rank 1 is not there yet)"), "{}", told.err);
+    }
+    assert!(told.seconds < 20.0, "{}", told.seconds);
+    // One that ends without an error is missed, too, and not only after the deadline.
+    let script = script.replace("exec sleep 60", "exit 0");
+    let told = tpc(&["launch", "--ranks", "3", "--deadline", "60", "--", "sh", "-c", &script]);
+    assert_eq!(told.code, 1, "{}", told.err);
+    assert!(told.err.contains("the process of rank 1 ended without it") && told.seconds < 20.0, "{}", told.err);
+}
+
+/// A shell command that runs `tpc` with these arguments.
+fn quoted(arguments: &[String]) -> String {
+    let quoted: Vec<String> = arguments.iter().map(|a| format!("'{a}'")).collect();
+    format!("{} {}", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "))
+}
+
+/// The arguments with other values of some options, or with a flag.
+fn with(arguments: &[String], more: &[&str]) -> Vec<String> {
+    let mut all = arguments.to_vec();
+    for option in more.chunks(2) {
+        match (all.iter().position(|a| a == option[0]), option.get(1)) {
+            (Some(at), Some(value)) => all[at + 1] = value.to_string(),
+            _ => all.extend(option.iter().map(ToString::to_string)),
+        }
+    }
+    all
+}
+
+/// Processes of one job that differ in anything that changes what they compute end at once, and are told what it is.
+#[test]
+fn differences_between_the_processes_of_a_job_are_named() {
+    let scratch = Scratch::new("differences");
+    let (model, other) = (scratch.path("model"), scratch.path("other"));
+    let source = support::model("llama-tiny");
+    for dir in [&model, &other] {
+        std::fs::create_dir_all(dir).unwrap();
+        for file in ["config.json", "model.safetensors", "inputs.safetensors"] {
+            std::fs::copy(source.join(file), format!("{dir}/{file}")).unwrap();
+        }
+    }
+    let flipped = |file: &str| {
+        let mut bytes = std::fs::read(format!("{other}/{file}")).unwrap();
+        // The least byte of the last label, or one of a weight's.
+        let at = bytes.len() - 8;
+        bytes[at] ^= 1;
+        std::fs::write(format!("{other}/{file}"), bytes).unwrap();
+    };
+    flipped("model.safetensors");
+    flipped("inputs.safetensors");
+    std::fs::write(scratch.path("text"), "a text of some characters, long enough for windows").unwrap();
+    std::fs::write(scratch.path("text2"), "a text of other characters, long enough for windows").unwrap();
+    std::fs::write(scratch.path("plan.json"), r#"{"data": "ddp"}"#).unwrap();
+    std::fs::write(scratch.path("plan2.json"), r#"{"data": "zero1"}"#).unwrap();
+    let inputs = format!("{model}/inputs.safetensors");
+    let base =
+        ["train", &model, "--plan", "ddp", "--mesh", "dp=2", "--inputs", &inputs, "--steps", "2", "--lr", "0.01"];
+    let base = base.map(String::from);
+    let copies = format!("{}/inputs.safetensors", scratch.path("copy"));
+    std::fs::create_dir_all(scratch.path("copy")).unwrap();
+    std::fs::copy(&inputs, &copies).unwrap();
+    let run = |first: &[String], second: &[String]| {
+        let script = format!("if [ $TPC_RANK = 1 ]; then exec {}; else exec {}; fi", quoted(second), quoted(first));
+        tpc(&["launch", "--ranks", "2", "--deadline", "20", "--", "sh", "-c", &script])
+    };
+    let other_inputs = format!("{other}/inputs.safetensors");
+    let [text, text2] = ["text", "text2"].map(|name| {
+        let path = scratch.path(name);
+        let arguments = ["train", &model, "--plan", "ddp", "--mesh", "dp=2", "--text", &path, "--steps", "2"];
+        with(&arguments.map(String::from), &["--batch", "2", "--seq", "8"])
+    });
+    let plans = ["plan.json", "plan2.json"].map(|name| with(&base, &["--plan", &scratch.path(name)]));
+    let runs = ["a", "b"].map(|name| with(&base, &["--checkpoint", &scratch.path(name)]));
+    let [plan, plan2] = plans;
+    let [run_a, run_b] = runs;
+    let cases: Vec<(Vec<String>, Vec<String>, &str)> = vec![
+        (base.to_vec(), with(&base, &["--lr", "1e-3"]), "--lr is 0.01 on rank 0 and 0.001 on rank 1"),
+        (base.to_vec(), with(&base, &["--steps", "3"]), "--steps is 2 on rank 0 and 3 on rank 1"),
+        (base.to_vec(), with(&base, &["--seed", "7"]), "--seed is not given on rank 0 and 7 on rank 1"),
+        (base.to_vec(), with(&base, &["--beta2", "0.9"]), "--beta2 is 0.999 on rank 0 and 0.9 on rank 1"),
+        (base.to_vec(), with(&base, &["--optimizer", "sgd"]), "--optimizer is adamw on rank 0 and sgd on rank 1"),
+        (base.to_vec(), with(&base, &["--plan", "zero1"]), "--plan is ddp on rank 0 and zero1 on rank 1"),
+        (base.to_vec(), with(&base, &["--from-scratch"]), "--from-scratch is false on rank 0 and true on rank 1"),
+        (base.to_vec(), with(&base, &["--grads", "g"]), "--grads is not given on rank 0 and given on rank 1"),
+        (base.to_vec(), with(&base, &["--inputs", &other_inputs]), "the digest of --inputs is "),
+        (text, text2, "the digest of --text is "),
+        (plan, plan2, "the digest of --plan is "),
+        (run_a, run_b, "--checkpoint is /"),
+    ];
+    for (first, second, expected) in &cases {
+        let told = run(first, second);
+        assert_eq!(told.code, 1, "{expected}: {}", told.err);
+        for rank in 0..2 {
+            let begin = format!("[rank {rank}] error: the processes do not do the same: ");
+            let line = told.err.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_default();
+            assert!(line.starts_with(expected), "{expected}: {}", told.err);
+        }
+    }
+    // Other weights in a directory of another name. Files of more than 64 MiB are only read if they are not one file.
+    let large = |dir: &str| std::fs::File::create(format!("{dir}/model-unused.safetensors")).unwrap().set_len(65 << 20);
+    for larger in [false, true] {
+        if larger {
+            [&model, &other].into_iter().for_each(|dir| large(dir).unwrap());
+        }
+        let mut moved = base.to_vec();
+        moved[1] = other.clone();
+        let told = run(&base, &moved);
+        assert!(told.code == 1 && told.err.contains("the digest of model.safetensors is "), "{}", told.err);
+    }
+    // The same in another spelling, and another file of the same contents, are no differences.
+    let told = run(&base, &with(&base, &["--lr", "1e-2", "--inputs", &copies]));
+    assert_eq!((told.code, told.said()), (0, vec![]));
+}
+
+/// Ranks that would go on from different steps of one run, because a directory changes under their hands or is another host's.
+#[test]
+fn processes_that_resume_from_different_checkpoints_are_told_so() {
+    let scratch = Scratch::new("resumed");
+    for (name, steps) in [("first", "2"), ("second", "3")] {
+        let arguments = with(&training(&scratch, steps, "dp=2", "ddp"), &["--checkpoint", &scratch.path(name)]);
+        let told = launched("2", &arguments);
+        assert_eq!(told.code, 0, "{}", told.err);
+    }
+    // Both know the directory by one name, which stands for another one on each of them, as a local disk of two hosts does.
+    let command = quoted(&with(&training(&scratch, "4", "dp=2", "ddp"), &["--checkpoint", "/proc/self/cwd"]));
+    let (first, second) = (scratch.path("first"), scratch.path("second"));
+    let script = format!("if [ $TPC_RANK = 1 ]; then cd '{second}'; else cd '{first}'; fi; exec {command}");
+    let told = tpc(&["launch", "--ranks", "2", "--deadline", "20", "--", "sh", "-c", &script]);
+    assert_eq!(told.code, 1);
+    assert!(told.err.contains("the processes do not do the same: the digest of index.json is "), "{}", told.err);
+}
+
+/// Two jobs at one address, whose processes come to each other's first: each trains as it would alone.
+#[test]
+fn two_jobs_at_one_address_do_not_mix() {
+    let dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/faults/two-jobs-one-address");
+    let scratch = Scratch::new("two-jobs");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let start = |job: &str, rank: usize, jobs: bool| {
+        let (inputs, lr) = if job == "A" { ("inputs.safetensors", "1e-3") } else { ("other.safetensors", "1e-1") };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.arg("train").arg(&dir).args([
+            "--steps",
+            "5",
+            "--plan",
+            "ddp",
+            "--mesh",
+            "dp=2",
+            "--optimizer",
+            "adamw",
+        ]);
+        command.args("--beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1 --lr".split(' ')).arg(lr);
+        command.arg("--inputs").arg(dir.join(inputs)).args(["--metrics", &scratch.path(&format!("{job}.jsonl"))]);
+        command.envs([("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
+        command.env("RANK", rank.to_string()).env("MASTER_PORT", (port - 1).to_string());
+        if jobs {
+            command.env("TORCHELASTIC_RUN_ID", job);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let run = Tpc::run(command);
+        std::thread::sleep(Duration::from_millis(300));
+        run
+    };
+    let expected = [
+        ("A.jsonl", [4.249415874481201, 4.047390937805176, 3.872845411300659, 3.7218880653381348, 3.586570978164673]),
+        (
+            "B.jsonl",
+            [4.403116703033447, 3.5438051223754883, 3.7955870628356934, 2.9164164066314697, 3.0563924312591553],
+        ),
+    ];
+    // As told by what they do, and by the names that their launchers give them.
+    for jobs in [false, true] {
+        let runs = [("A", 0), ("B", 1), ("A", 1), ("B", 0)].map(|(job, rank)| start(job, rank, jobs));
+        let told = runs.map(|run| run.end(Duration::from_secs(120)));
+        assert_eq!(told.each_ref().map(|t| t.code), [0; 4], "{told:?}");
+        let away = if jobs {
+            "rank 0 is of job A, this process of job B"
+        } else {
+            "--lr is 0.001 on rank 0 and 0.1 on rank 1"
+        };
+        assert!(told[1].err.contains("rank 1 was turned away at 127.0.0.1") && told[1].err.contains(away), "{told:?}");
+        for (file, expected) in expected {
+            let found = losses(scratch.path(file));
+            assert_eq!(found.len(), 5);
+            for ((step, found), want) in found.into_iter().zip(expected) {
+                assert!((found - want).abs() <= 1e-5 * want, "{file}, step {step}: {found}, expected {want}");
+            }
+        }
+    }
+}
+
+/// One process with a mistake: both say which, and do not wait for long.
+#[test]
+fn a_job_without_a_name_with_a_mistake_is_told_what_differs() {
+    let scratch = Scratch::new("mistake");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let runs = [(0, "0.01"), (1, "0.001")].map(|(rank, lr)| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.args(with(&training(&scratch, "2", "tp=2", "tp"), &["--lr", lr]));
+        command.envs([("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
+        command.env("RANK", rank.to_string()).env("MASTER_PORT", (port - 1).to_string());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Tpc::run(command)
+    });
+    let [first, second] = runs.map(|run| run.end(Duration::from_secs(60)));
+    let difference = "--lr is 0.01 on rank 0 and 0.001 on rank 1";
+    assert_eq!((first.code, second.code), (1, 1), "{first:?} {second:?}");
+    let error = |told: &Told| told.err.lines().find(|l| l.starts_with("error: ")).unwrap_or_default().to_string();
+    let (first, second) = (error(&first), error(&second));
+    assert!(first.contains(&format!("rank 1 did not come to 127.0.0.1:{port} within")), "{first}");
+    assert!(second.contains(&format!("rank 1 was turned away at 127.0.0.1:{port}")), "{second}");
+    assert!(first.contains(difference) && second.contains(difference), "{first} {second}");
+}
+
+/// Without a port, processes meet at one that their common launcher stands for, also behind shells. With the feature `mpi`, MPI's
+/// library is asked instead.
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn processes_behind_shells_find_each_other() {
+    let scratch = Scratch::new("behind");
+    let command = quoted(&training(&scratch, "2", "tp=2", "tp"));
+    // Each rank has a shell of its own, which has its variables, too.
+    std::fs::write(scratch.path("rank"), format!("{command} --deadline 5\nexit $?\n")).unwrap();
+    let rank = |rank: usize| format!("PMI_RANK={rank} PMI_SIZE=2 sh {}", scratch.path("rank"));
+    let mut launcher = Command::new("sh");
+    launcher.args(["-c", &format!("{} & {}; code=$?; wait $! && exit $code", rank(0), rank(1))]);
+    launcher.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let told = Tpc::run(launcher).end(Duration::from_secs(60));
+    assert!(told.code == 0 && told.out.contains("step 2/2"), "{told:?}");
+}
+
+#[test]
+fn a_missing_separator_is_hinted_at() {
+    let hint = |arguments: &[&str]| {
+        let told = tpc(arguments);
+        assert!(told.code == 2 && told.err.starts_with("error: "), "{told:?}");
+        let line = told.err.lines().find_map(|line| line.strip_prefix("note: the command comes after `--`: "));
+        line.unwrap_or_else(|| panic!("{}", told.err)).to_string()
+    };
+    let cases: [(&[&str], &str); 6] = [
+        (
+            &["launch", "--ranks", "2", "train", "DIR", "--mesh", "tp=2"],
+            "tpc launch --ranks 2 -- train DIR --mesh tp=2",
+        ),
+        (&["launch", "--ranks=2", "train", "DIR"], "tpc launch --ranks=2 -- train DIR"),
+        (&["launch", "train", "DIR", "--ranks", "2"], "tpc launch --ranks 2 -- train DIR"),
+        (&["launch", "train", "DIR"], "tpc launch --ranks N -- train DIR"),
+        (
+            &["launch", "--ranks", "2", "--deadline", "5", "run", "DIR", "--deadline", "9"],
+            "tpc launch --ranks 2 --deadline 5 -- run DIR --deadline 9",
+        ),
+        (&["launch", "--ranks", "2"], "tpc launch --ranks 2 -- train …"),
+    ];
+    for (arguments, expected) in cases {
+        assert_eq!(hint(arguments), expected);
+    }
+    let told = tpc(&["launch", "--ranks", "2", "--", "trian", "DIR"]);
+    assert!(told.code == 1 && told.err.contains("; the subcommands of tpc are dump-ir, run, train"), "{}", told.err);
+    let told = tpc(&["launch", "--ranks", "2", "--", "launch", "--ranks", "2", "--", "true"]);
+    let nested = "error: tpc launch starts the processes of one world, and cannot start another tpc launch";
+    assert!(told.code == 1 && told.err.contains(nested), "{}", told.err);
+}
+
+/// What is set to nothing, or to one process, makes no world; what makes one without others says so while it waits.
+#[test]
+fn variables_of_launchers_without_their_processes() {
+    let scratch = Scratch::new("environments");
+    let start = |variables: &[(&str, &str)], err: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.args(training(&scratch, "1", "tp=2", "tp")).envs(variables.iter().copied());
+        Tpc::run({
+            command.stdout(Stdio::piped()).stderr(err);
+            command
+        })
+    };
+    for variables in [
+        &[("RANK", ""), ("WORLD_SIZE", "")][..],
+        &[("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_PORT", "")],
+        &[("TPC_DEADLINE", ""), ("TPC_RANK", ""), ("TPC_CONTROL", "")],
+        &[("OMPI_COMM_WORLD_RANK", ""), ("PMI_RANK", ""), ("SLURM_PROCID", ""), ("SLURM_STEP_ID", "0")],
+        &[("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_STEP_NUM_TASKS", "1")],
+    ] {
+        let told = start(variables, Stdio::piped()).end(Duration::from_secs(60));
+        assert_eq!(told.code, 0, "{variables:?}: {}", told.err);
+    }
+    let told = start(&[("TPC_DEADLINE", "soon")], Stdio::piped()).end(Duration::from_secs(60));
+    assert!(told.code == 1 && told.err.contains("TPC_DEADLINE=soon, which is no number of seconds"), "{}", told.err);
+    // The shell of `srun --pty`.
+    let log = scratch.path("err");
+    let shell = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_JOB_ID", "4711")];
+    let run = start(&shell, std::fs::File::create(&log).unwrap().into());
+    let said = || std::fs::read_to_string(&log).unwrap();
+    until("a note", Duration::from_secs(20), || said().ends_with('\n'));
+    signal(run.pid(), "KILL");
+    let said = said();
+    assert!(said.starts_with("note: rank 0 waits for rank 1 at 127.0.0.1:"), "{said}");
+    assert!(said.contains("SLURM's variables SLURM_PROCID=0 and SLURM_NTASKS=2 make this process one of 2"), "{said}");
+    assert!(said.contains("`unset SLURM_PROCID` runs tpc alone"), "{said}");
+}
+
+#[test]
+fn processes_of_other_launchers_meet_over_their_address() {
+    let scratch = Scratch::new("torchrun");
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let start = |rank: usize, world: &str, extra: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
+        command.args(training(&scratch, "2", "tp=2", "tp")).args(["--deadline", "5"]);
+        command.env("RANK", rank.to_string()).env("WORLD_SIZE", world).env("LOCAL_WORLD_SIZE", world);
+        command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", (port - 1).to_string());
+        command.envs(extra.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Tpc::run(command)
+    };
+    let longest = Duration::from_secs(60);
+    let both = [start(1, "2", &[]), start(0, "2", &[])].map(|t| t.end(longest));
+    assert_eq!(both.each_ref().map(|t| t.code), [0, 0], "{both:?}");
+    assert!(both[0].out.is_empty() && both[0].err.is_empty() && both[1].out.contains("step 2/2"), "{both:?}");
+    let told = start(2, "2", &[]).end(longest);
+    assert!(told.code == 1 && told.err.contains("RANK=2, which is no rank of WORLD_SIZE=2"), "{}", told.err);
+    let told = start(0, "2", &[("LOCAL_WORLD_SIZE", "1")]).end(longest);
+    assert!(told.err.contains("torchrun started 2 processes, of which 1 on this host"), "{}", told.err);
+    assert!(told.err.contains("with mpirun or `srun --mpi=pmix`"), "{}", told.err);
+}

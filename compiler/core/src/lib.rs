@@ -1,0 +1,28 @@
+//! Inside tpc: a burn model and a closure become one graph of the whole step, which is compiled for a mesh and launched.
+//!
+//! The crate `tpc` shows users the part of this one that they need.
+//!
+//! | question | file |
+//! |---|---|
+//! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
+//! | how a burn module and a closure become a graph | [`capture`] |
+//! | how burn's operations become the IR's | [`import`] |
+//! | compile, launch, step | [`program`] |
+//! | programs that share parameters | `beside` |
+//! | elements as bytes | `data` |
+//! | what a plan's errors say of the model | [`explain`] |
+//! | programs from the process that compiles to the others | `together` |
+//! | model families and their files | [`models`] |
+//! | capture, load, initialize and save a model directory | [`pretrained`] |
+
+mod beside;
+pub mod capture;
+mod data;
+pub mod explain;
+pub mod import;
+mod memory;
+pub mod models;
+pub mod pretrained;
+pub mod program;
+mod together;
+pub mod trainer;

@@ -1,0 +1,109 @@
+//! A model directory: `config.json` and its weights.
+
+use super::config::ModelConfig;
+use super::error::ModelError;
+use super::keys::read_json;
+use super::model::{Model, load, weight_map};
+use super::tied;
+use super::warning::ModelWarning;
+use super::weight_map::WeightMap;
+use super::weights::Weights;
+use burn::tensor::Device;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// An opened model directory. Tensors are read only when asked for.
+#[derive(Debug)]
+pub struct ModelDir {
+    /// The directory.
+    pub path: PathBuf,
+    /// The configuration, with weights tied as the files have them.
+    pub config: ModelConfig,
+    /// The configuration as it stands in the file, with the keys that mean nothing here.
+    pub config_json: Value,
+    /// The weights.
+    pub weights: Weights,
+    /// What of the directory is not read, or not as it stands there.
+    pub warnings: Vec<ModelWarning>,
+}
+
+impl ModelDir {
+    /// Opens a directory and checks that its weights fit its configuration.
+    ///
+    /// # Errors
+    /// A configuration that is refused, weights that are missing, damaged or of other shapes than it says.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
+        let file = path.join("config.json");
+        let mut config_json = read_json(&file)?;
+        let (stated, mut warnings) = ModelConfig::from_json_warned(&config_json, &file)?;
+        let (mut config, weights) = (stated.clone(), Weights::open_dir(path)?);
+        let copies = tied::settle(&mut config, &weights, &mut warnings)?;
+        if !config.is_tied() && stated.is_tied() {
+            // What is saved from here has two tensors, and older versions of transformers read one where this is true.
+            config_json["tie_word_embeddings"] = Value::Bool(false);
+        }
+        let map = weight_map(&config);
+        map.check(&weights)?;
+        warnings.extend(unread(&config, &map, &weights, copies));
+        Ok(Self { path: path.to_path_buf(), config, config_json, weights, warnings })
+    }
+
+    /// The configuration of a directory whose weights need not be there. If they are, it says what they tie.
+    ///
+    /// # Errors
+    /// A configuration that is refused, or that its weights contradict.
+    pub fn read_config(path: &Path) -> Result<(ModelConfig, Vec<ModelWarning>), ModelError> {
+        let file = path.join("config.json");
+        let (mut config, mut warnings) = ModelConfig::from_json_warned(&read_json(&file)?, &file)?;
+        // Weights that cannot be opened do not keep anyone from looking at the program.
+        if let Ok(weights) = Weights::open_dir(path) {
+            tied::settle(&mut config, &weights, &mut warnings)?;
+        }
+        Ok((config, warnings))
+    }
+
+    /// Which tensor is which parameter.
+    pub fn weight_map(&self) -> WeightMap {
+        weight_map(&self.config)
+    }
+
+    /// Builds the model with its weights, on `device`.
+    ///
+    /// # Errors
+    /// A tensor that cannot be read.
+    pub fn load(&self, device: &Device) -> Result<Model, ModelError> {
+        load(&self.config, &self.weights, device)
+    }
+}
+
+/// Tensors of old files that are no weights but tables, which models make themselves: their names' ends by family.
+const TABLES: [(&str, &[&str]); 6] = [
+    ("llama", &["rotary_emb.inv_freq"]),
+    ("mistral", &["rotary_emb.inv_freq"]),
+    ("qwen2", &["rotary_emb.inv_freq"]),
+    ("qwen3", &["rotary_emb.inv_freq"]),
+    ("gpt2", &["attn.bias", "attn.masked_bias"]),
+    ("bert", &["embeddings.position_ids"]),
+];
+
+/// The warnings about tensors that are not read; `copies` are equal to tensors that are.
+fn unread(config: &ModelConfig, map: &WeightMap, weights: &Weights, copies: Vec<String>) -> Vec<ModelWarning> {
+    let mut read: BTreeSet<String> = map.entries.iter().map(|entry| entry.name_in(weights)).collect();
+    read.extend(copies);
+    let tables = TABLES.iter().filter(|(family, _)| *family == config.model_type()).flat_map(|(_, ends)| *ends);
+    let tables: Vec<&&str> = tables.collect();
+    let mut tensors = weights.others(&read);
+    tensors.retain(|name| !tables.iter().any(|end| name.ends_with(**end)));
+    let mut warnings = Vec::new();
+    if !tensors.is_empty() {
+        warnings.push(ModelWarning::Unused { file: weights.origin().to_path_buf(), tensors });
+    }
+    let copies = weights.copies();
+    for copies in copies.chunk_by(|a, b| a.0 == b.0) {
+        let tensors = copies.iter().map(|(_, name)| name.clone()).collect();
+        warnings.push(ModelWarning::Copies { file: copies[0].0.clone(), tensors });
+    }
+    warnings
+}

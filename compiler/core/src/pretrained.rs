@@ -1,0 +1,350 @@
+//! Language models from directories: capture by shapes, compile under the names of their files,
+//! load and save.
+
+use crate::capture::{
+    Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
+};
+use crate::models::{
+    ModelConfig, ModelError, TokenInputs, Use, WeightEntry, WeightMap, Weights, build, read_box, read_strips,
+    save_strips, tied_head, transposed, weight_map,
+};
+use crate::program::Error;
+use burn::optim::Optimizer;
+use burn::tensor::{DType, Distribution as BurnDistribution, Int};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use tpc_ir::op::Distribution;
+use tpc_ir::{InputKind, Scalar, random};
+use tpc_runtime::{Runs, RuntimeError, Session, element};
+
+/// What a batch of token sequences consists of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenBatch {
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens in each.
+    pub seq: usize,
+    /// Whether there is an `attention_mask`.
+    pub attention_mask: bool,
+    /// Whether there are `token_type_ids`.
+    pub token_type_ids: bool,
+}
+
+impl TokenBatch {
+    /// Sequences without padding or types.
+    pub fn new(batch: usize, seq: usize) -> Self {
+        TokenBatch { batch, seq, attention_mask: false, token_type_ids: false }
+    }
+
+    fn spec(&self) -> Spec<2, Int> {
+        Spec::new([self.batch, self.seq], DType::I64)
+    }
+}
+
+/// Captures a language model's training step: loss, and the logits as an output.
+///
+/// # Errors
+/// An operation that cannot be recorded, a program that no memory holds.
+pub fn capture_step<O: Optimizer>(
+    config: &ModelConfig,
+    tokens: TokenBatch,
+    optimizer: &O,
+) -> Result<TrainingCapture, Error> {
+    let batch = (
+        named("input_ids", tokens.spec()),
+        named("labels", tokens.spec()),
+        tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
+        tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
+    );
+    config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
+    let build = |device: &burn::tensor::Device| build(config, device);
+    let options = TrainingOptions::default();
+    let mut step = capture_training_shapes(
+        build,
+        optimizer,
+        batch,
+        &options,
+        |model, (input_ids, labels, attention_mask, token_type_ids)| {
+            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+            model.loss(logits, labels)
+        },
+    )?;
+    for captured in [&mut step.first, &mut step.steady] {
+        captured.aliases.extend(head_alias(config));
+    }
+    Ok(step)
+}
+
+/// A tied head has no module in the model; plans and options may name it all the same.
+fn head_alias(config: &ModelConfig) -> Option<(String, String)> {
+    tied_head(config).map(|(head, table)| (head.to_string(), table.to_string()))
+}
+
+/// Captures a language model's forward pass: logits, and the loss when there are labels.
+///
+/// # Errors
+/// As [`capture_step`].
+pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -> Result<Captured, Error> {
+    let batch = (
+        named("input_ids", tokens.spec()),
+        labels.then(|| named("labels", tokens.spec())),
+        tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
+        tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
+    );
+    config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
+    let build = |device: &burn::tensor::Device| build(config, device);
+    let mut captured =
+        capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
+            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+            let loss = labels.map(|l| named("loss", model.loss(logits.clone(), l)));
+            (named("logits", logits), loss)
+        })?;
+    captured.aliases.extend(head_alias(config));
+    Ok(captured)
+}
+
+/// burn's module paths to the names in the model's weight files.
+pub fn names(config: &ModelConfig) -> HashMap<String, String> {
+    let map = weight_map(config);
+    map.entries.into_iter().map(|e| (e.burn_path, e.hf_name)).collect()
+}
+
+/// Loads every parameter of a session from weight files, all ranks at once: each rank reads only its own box of each tensor, a strip
+/// of [`crate::models::STRIP`] bytes at a time, straight to its place.
+///
+/// # Errors
+/// A tensor that is missing, truncated or of the wrong shape.
+pub fn load_weights(session: &mut Session, map: &WeightMap, weights: &Weights) -> Result<(), LoadError> {
+    load(session, map, weights, Called::AsInFiles)
+}
+
+/// What a session calls the parameters of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Called {
+    /// By the names of the weight files, as the command does.
+    AsInFiles,
+    /// By the paths of burn's modules, as a trainer does.
+    AsInModules,
+}
+
+impl Called {
+    fn name(self, entry: &WeightEntry) -> &str {
+        match self {
+            Called::AsInFiles => &entry.hf_name,
+            Called::AsInModules => &entry.burn_path,
+        }
+    }
+}
+
+/// [`load_weights`] of a session that calls its parameters one way or the other.
+pub(crate) fn load(session: &mut Session, map: &WeightMap, weights: &Weights, called: Called) -> Result<(), LoadError> {
+    let inputs = parameters(session);
+    let position = |name: &str| inputs.iter().find(|(_, n)| n == name).map(|(input, _)| *input);
+    let entries: Vec<(usize, &WeightEntry)> =
+        map.entries.iter().filter_map(|e| Some((position(called.name(e))?, e))).collect();
+    session.fill_ranks(&|rank| {
+        entries.iter().try_for_each(|(input, entry)| {
+            rank.write(*input, |wanted, to| Ok::<_, LoadError>(read_box(entry, weights, wanted, to)?))
+        })
+    })
+}
+
+/// Why weights could not be loaded or saved.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The files.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The session.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+}
+
+/// Positions and names of the parameters among a session's inputs.
+fn parameters(session: &Session) -> Vec<(usize, String)> {
+    let inputs = session.program(0).inputs.iter().enumerate();
+    inputs.filter(|(_, i)| i.kind == InputKind::Parameter).map(|(at, i)| (at, i.name.clone())).collect()
+}
+
+/// Elements that are drawn at once.
+const DRAWN: usize = 1 << 12;
+
+/// Draws initial values as the model's modules would, each element from its global index: the same
+/// values on every mesh. All ranks draw at once, and only the elements of their own boxes.
+///
+/// # Errors
+/// None that a launched session has.
+pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), RuntimeError> {
+    draw(session, init, seed, None)
+}
+
+/// [`initialise`] for a language model: the padding row of its embedding is 0, as in PyTorch.
+///
+/// # Errors
+/// As [`initialise`].
+pub fn initialise_model(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    seed: u64,
+    config: &ModelConfig,
+) -> Result<(), RuntimeError> {
+    draw(session, init, seed, config.padding_row())
+}
+
+/// Draws initial values; these elements of this parameter are 0.
+fn draw(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    seed: u64,
+    zero: Option<(&str, Range<usize>)>,
+) -> Result<(), RuntimeError> {
+    let float = Scalar::float;
+    let of = |name: &str| match init.get(name) {
+        Some(Init::Constant(x)) => Err(*x),
+        Some(Init::Random(BurnDistribution::Uniform(a, b))) => Ok(Distribution::Uniform(float(*a), float(*b))),
+        Some(Init::Random(BurnDistribution::Normal(m, s))) => Ok(Distribution::Normal(float(*m), float(*s))),
+        Some(Init::Random(BurnDistribution::Default)) => Ok(Distribution::Uniform(float(0.0), float(1.0))),
+        _ => Ok(Distribution::Normal(float(0.0), float(0.02))),
+    };
+    let zeros = |name: &str| match &zero {
+        Some((padded, elements)) if *padded == name => elements.clone(),
+        _ => 0..0,
+    };
+    let draws: Vec<(usize, Result<Distribution, f64>, Range<usize>)> =
+        parameters(session).into_iter().map(|(input, name)| (input, of(&name), zeros(&name))).collect();
+    session.fill_ranks(&|rank| {
+        for (stream, (input, distribution, zeros)) in draws.iter().enumerate() {
+            let draw = |i: usize| match distribution {
+                _ if zeros.contains(&i) => 0.0,
+                Ok(d) => random::element(*d, random::philox(seed, stream as u64, i as u64)),
+                Err(constant) => *constant,
+            };
+            rank.write(*input, |wanted, to| {
+                let size = wanted.dtype.bytes();
+                for run in wanted.element_runs() {
+                    for from in (0..run.len).step_by(DRAWN) {
+                        let len = DRAWN.min(run.len - from);
+                        let values: Vec<f64> = (0..len).map(|i| draw(run.first + from + i)).collect();
+                        let at = (run.at + from) * size;
+                        to[at..at + len * size].copy_from_slice(&element::encode(wanted.dtype, &values));
+                    }
+                }
+                Ok::<_, RuntimeError>(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes a model directory: `config.json` and full, unsharded safetensors under the model's names. Tensors are put together from the
+/// ranks' boxes a strip of [`crate::models::STRIP`] bytes at a time; nobody holds a whole one. Of several processes the first writes.
+///
+/// # Errors
+/// A directory that cannot be written, on every process; nothing half-written is left.
+pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir: &Path) -> Result<(), LoadError> {
+    save_called(session, map, config, dir, Called::AsInFiles)
+}
+
+/// [`save`] of a session that calls its parameters one way or the other.
+pub(crate) fn save_called(
+    session: &Session,
+    map: &WeightMap,
+    config: &serde_json::Value,
+    dir: &Path,
+    called: Called,
+) -> Result<(), LoadError> {
+    // Before anything is written: a session that cannot be read leaves nothing behind.
+    for entry in &map.entries {
+        session.read_range(called.name(entry), 0, 0, &mut [])?;
+    }
+    let mut bytes = Vec::new();
+    // Strips that this process has read: all processes read all of them, because each holds parts.
+    let done = Cell::new(0);
+    let mut strip = |entry: &WeightEntry, strip: Range<usize>, into: &mut [f32]| -> Result<(), LoadError> {
+        done.set(done.get() + 1);
+        Ok(read_strip(session, (entry, called), strip, &mut bytes, into)?)
+    };
+    if session.processes().count() == 1 {
+        return save_strips(dir, config, map, strip);
+    }
+    let written = match session.processes().process() {
+        0 => save_strips(dir, config, map, &mut strip),
+        _ => read_strips(map, &mut strip),
+    };
+    if let Err(LoadError::Model(_)) = &written {
+        // The disk takes no more, but the others still want this process's parts.
+        let (before, mut seen) = (done.get(), 0);
+        read_strips(map, |entry, range, into| {
+            seen += 1;
+            if seen > before { strip(entry, range, into) } else { Ok(()) }
+        })?;
+    }
+    session.agree("save the model", written, |()| Vec::new()).map(drop)
+}
+
+/// Reads a strip of a parameter in the layout of the files; `bytes` is room for it.
+fn read_strip(
+    session: &Session,
+    (entry, called): (&WeightEntry, Called),
+    strip: Range<usize>,
+    bytes: &mut Vec<u8>,
+    into: &mut [f32],
+) -> Result<(), RuntimeError> {
+    let parameter = called.name(entry);
+    let Some((_, dtype)) = types(session).find(|(name, _)| *name == parameter) else { return Ok(()) };
+    bytes.resize(strip.len() * dtype.bytes(), 0);
+    match (entry.transpose, &entry.shape[..]) {
+        (true, &[rows, columns]) => {
+            // Rows of the file are columns of the parameter.
+            let taken = strip.start / rows.max(1)..strip.end / rows.max(1);
+            let runs = Runs::new(&[rows, columns], &[0, taken.start], &[rows, taken.len()]);
+            session.read_runs(parameter, &runs, bytes)?;
+            into.copy_from_slice(&transposed(&floats(dtype, bytes), rows, taken.len()));
+        }
+        _ => {
+            session.read_range(parameter, strip.start, strip.end, bytes)?;
+            into.copy_from_slice(&floats(dtype, bytes));
+        }
+    }
+    Ok(())
+}
+
+/// What the weights of a session are like, to tell why a loss is no number.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Condition {
+    /// The first tensor with an element that is not finite, and that element.
+    pub not_finite: Option<(String, f32)>,
+    /// The tensor with the largest finite element, and that element's size.
+    pub largest: Option<(String, f32)>,
+}
+
+/// Looks at every parameter of a session, in the order of the model's modules. Every process makes this call.
+///
+/// # Errors
+/// A session that failed.
+pub fn condition(session: &Session, map: &WeightMap) -> Result<Condition, LoadError> {
+    let mut found = Condition::default();
+    let mut bytes = Vec::new();
+    read_strips(map, |entry, strip, values| {
+        read_strip(session, (entry, Called::AsInFiles), strip, &mut bytes, values)?;
+        for value in values.iter() {
+            if !value.is_finite() {
+                found.not_finite.get_or_insert_with(|| (entry.hf_name.clone(), *value));
+            } else if found.largest.as_ref().is_none_or(|(_, largest)| value.abs() > *largest) {
+                found.largest = Some((entry.hf_name.clone(), value.abs()));
+            }
+        }
+        Ok::<_, LoadError>(())
+    })?;
+    Ok(found)
+}
+
+fn types(session: &Session) -> impl Iterator<Item = (&str, tpc_ir::DType)> {
+    session.program(0).inputs.iter().map(|i| (i.name.as_str(), i.binding.view.dtype))
+}
+
+fn floats(dtype: tpc_ir::DType, bytes: &[u8]) -> Vec<f32> {
+    element::decode(dtype, bytes).into_iter().map(|v| v as f32).collect()
+}

@@ -1,0 +1,730 @@
+//! Compile, launch, step: the front door.
+//!
+//! ```text
+//! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
+//! ```
+
+use crate::beside::{self, Beside};
+use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
+use crate::data;
+use crate::explain::Facts;
+use crate::import::{ImportError, Imported, SEED, Signature, import_with};
+use crate::memory;
+use crate::models::ModelError;
+use crate::pretrained::LoadError;
+use crate::together;
+use crate::trainer::TrainerError;
+use burn::tensor::TensorData;
+use serde::{Deserialize, Serialize};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use tpc_ir::program::RankProgram;
+use tpc_ir::size::{TooLarge, addressable};
+use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
+use tpc_passes::check::{CheckError, check, well_formed};
+use tpc_passes::denotes::{DenoteError, denotes};
+use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
+use tpc_passes::lower::{LowerError, LowerOptions, lower_beside};
+use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
+use tpc_passes::propagate::{Annotations, propagate};
+use tpc_passes::reshard::reshard_after_forward;
+use tpc_passes::styles::{Plan, StyleError};
+use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
+use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
+use tpc_runtime::{CheckpointError, RuntimeError};
+
+/// Why a program could not be compiled or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model could not be recorded.
+    #[error(transparent)]
+    Capture(#[from] crate::capture::CaptureError),
+    /// The model's sizes, or those of its batch, are too large.
+    #[error(transparent)]
+    Model(Box<ModelError>),
+    /// The recording has an operation without a counterpart.
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    /// The plan does not fit the model or the mesh.
+    #[error(transparent)]
+    Style(Box<StyleError>),
+    /// An option does not fit the program.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// The compiler made a program that its own checker rejects.
+    #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
+    Check(Box<CheckError>),
+    /// The compiler made a program that computes something else than the model.
+    #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
+    Denote(Box<DenoteError>),
+    /// The compiler made rank programs that do not compute the placed program, or do not fit together.
+    #[error("internal error: the lowered program does not pass its check; please report it\n{0}")]
+    Lower(Box<LowerError>),
+    /// The program failed while loading or running.
+    #[error(transparent)]
+    Runtime(RuntimeError),
+    /// A checkpoint could not be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A trainer's batch, module or evaluation is not what it was compiled for.
+    #[error(transparent)]
+    Trainer(Box<TrainerError>),
+    /// Its values have more bytes than can be counted.
+    #[error(transparent)]
+    Size(Box<TooLarge>),
+    /// The program is larger than the memory of this host.
+    #[error(
+        "the arenas of {ranks} ranks take {needed} bytes, but {available} bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more"
+    )]
+    Memory {
+        /// Ranks of this host.
+        ranks: usize,
+        /// The bytes that they take.
+        needed: u128,
+        /// The bytes that there are.
+        available: u128,
+    },
+    /// An input was never given.
+    #[error("input `{name}` has no value: give it with {how}")]
+    Missing {
+        /// The input.
+        name: String,
+        /// What to call.
+        how: &'static str,
+    },
+}
+
+/// Large errors are boxed, so that results stay small.
+macro_rules! boxed {
+    ($($variant:ident($error:ty)),+ $(,)?) => { $(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Self {
+                Error::$variant(Box::new(error))
+            }
+        }
+    )+ };
+}
+
+boxed!(
+    Trainer(TrainerError),
+    Model(ModelError),
+    Style(StyleError),
+    Check(CheckError),
+    Denote(DenoteError),
+    Lower(LowerError),
+    Size(TooLarge),
+);
+impl From<LoadError> for Error {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Model(error) => error.into(),
+            LoadError::Runtime(error) => error.into(),
+        }
+    }
+}
+
+impl From<RuntimeError> for Error {
+    fn from(error: RuntimeError) -> Self {
+        const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialise` or `resume`";
+        match error {
+            RuntimeError::Missing { name } => Error::Missing { name, how: HOW },
+            other => Error::Runtime(other),
+        }
+    }
+}
+
+/// Choices for compiling.
+#[derive(Clone, Debug, Default)]
+pub struct CompileOptions {
+    /// The e-graph search.
+    pub search: SearchOptions,
+    /// Whether gradients are outputs; they then live to the end of the step.
+    pub gradients: bool,
+    /// Clipping, micro-batches, freezing, precision.
+    pub step: StepOptions,
+    /// Bucketing and overlap of collectives.
+    pub lower: LowerOptions,
+    /// Seed of the program's random operations: dropout, for example.
+    pub seed: u64,
+}
+
+/// Every stage of one program.
+#[derive(Clone, Debug)]
+pub struct Stages {
+    /// What burn recorded, nearly one to one, without what is frozen and with clipping.
+    pub captured: Graph,
+    /// Canonical, unplaced, in its precision and micro-batches.
+    pub logical: Graph,
+    /// What the plan demands.
+    pub annotations: Annotations,
+    /// First placement.
+    pub propagated: Graph,
+    /// The optimized SPMD program.
+    pub placed: Graph,
+    /// What the search bought.
+    pub report: SearchReport,
+    /// Per rank, scheduled.
+    pub ranks: Vec<RankProgram>,
+}
+
+/// Compiles an imported program; inputs may first be renamed, to the names of a model's files.
+///
+/// # Errors
+/// A plan that does not fit.
+pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Stages, Error> {
+    compile_graph_beside(captured, mesh, plan, options, &Beside::default())
+}
+
+/// [`compile_graph`] for a program that a session executes in turn with others.
+///
+/// # Errors
+/// As [`compile_graph`]; a parameter that has to lie elsewhere than the others have it.
+pub(crate) fn compile_graph_beside(
+    captured: Graph,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    beside: &Beside<'_>,
+) -> Result<Stages, Error> {
+    addressable(&captured)?;
+    let mut captured = on_captured(&captured, &options.step)?.into_owned();
+    well_formed(&captured)?;
+    // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
+    let (mut logical, annotations) = beside::annotated(&captured, mesh, plan, beside)?;
+    if !options.gradients {
+        captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+        logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
+    }
+    let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
+    well_formed(&logical)?;
+    let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
+    let ranks = lower_beside(&placed, &options.lower, &beside.programs)?;
+    beside.check(&ranks)?;
+    Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+}
+
+/// A program with every value placed.
+pub struct Placed {
+    /// First placement.
+    pub propagated: Graph,
+    /// The optimized SPMD program.
+    pub placed: Graph,
+    /// What the search bought.
+    pub report: SearchReport,
+}
+
+/// Places every value of a logical program and optimizes its collectives; each program passes its check.
+///
+/// # Errors
+/// A program that does not pass, which is a bug of the compiler; one whose bytes cannot be counted.
+pub fn place(
+    logical: &Graph,
+    annotations: &Annotations,
+    search: &SearchOptions,
+    step: &StepOptions,
+) -> Result<Placed, Error> {
+    addressable(logical)?;
+    let propagated = propagate(logical, annotations, &search.cost);
+    check(&propagated)?;
+    let (mut optimized, report) = optimize(&propagated, search);
+    if step.micro_batches > 1 {
+        optimized = running_sums(&optimized);
+    }
+    check(&optimized)?;
+    let gathered: HashSet<&str> = annotations.gathered.keys().map(String::as_str).collect();
+    let placed = reshard_after_forward(&optimized, &gathered);
+    check(&placed)?;
+    denotes(&placed, logical)?;
+    addressable(&placed)?;
+    Ok(Placed { propagated, placed, report })
+}
+
+/// An error if the arenas of this host's ranks are larger than the memory that is left and what they have already. A device has memory of
+/// its own.
+pub(crate) fn check_memory(
+    ranks: &[RankProgram],
+    options: &LaunchOptions,
+    has: impl Fn(usize) -> usize,
+) -> Result<(), Error> {
+    let here = options.processes.as_ref().and_then(|processes| processes.local(ranks.len()).ok());
+    let on_host = options.processes.as_ref().map_or(1, |processes| processes.on_host().1);
+    let here = &ranks[here.unwrap_or(0..ranks.len())];
+    let own: u128 = here.iter().map(|rank| rank.arena_bytes.saturating_sub(has(rank.rank)) as u128).sum();
+    // Other processes have other ranks, whose arenas are as large as these but for uneven shards.
+    let needed = own * on_host as u128;
+    match memory::available() {
+        Some(available) if options.backend == Backend::Cpu && needed > available => {
+            Err(Error::Memory { ranks: here.len() * on_host, needed, available })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A compiled training step: its peeled first step and the steady one.
+pub struct TrainingProgram {
+    /// The step that creates the optimizer's state.
+    pub first: Stages,
+    /// Every later step.
+    pub steady: Stages,
+    /// How parameters are initialized when the model was captured by its shapes.
+    pub init: HashMap<String, Init>,
+    pub(crate) scalars: StepScalars,
+    pub(crate) constants: HashMap<String, TensorData>,
+    pub(crate) values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
+}
+
+/// A compiled forward pass.
+pub struct InferenceProgram {
+    /// Its stages.
+    pub stages: Stages,
+    pub(crate) constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
+}
+
+/// A training step that is ready to be launched: what [`compile_training_together`] gives on every process.
+pub struct CompiledTraining {
+    /// How parameters are initialized when the model was captured by its shapes.
+    pub init: HashMap<String, Init>,
+    ranks: TrainingRanks,
+    scalars: StepScalars,
+    constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
+}
+
+/// The rank programs of a training step.
+#[derive(Serialize, Deserialize)]
+struct TrainingRanks {
+    first: Vec<RankProgram>,
+    steady: Vec<RankProgram>,
+}
+
+/// A forward pass that is ready to be launched: what [`compile_inference_together`] gives on every process.
+pub struct CompiledInference {
+    ranks: Vec<RankProgram>,
+    constants: HashMap<String, TensorData>,
+    values: std::sync::Arc<HashMap<String, TensorData>>,
+    seed: u64,
+}
+
+impl From<TrainingProgram> for CompiledTraining {
+    fn from(program: TrainingProgram) -> Self {
+        let TrainingProgram { first, steady, init, scalars, constants, values, seed } = program;
+        let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks };
+        CompiledTraining { init, ranks, scalars, constants, values, seed }
+    }
+}
+
+impl From<InferenceProgram> for CompiledInference {
+    fn from(program: InferenceProgram) -> Self {
+        let InferenceProgram { stages, constants, values, seed } = program;
+        CompiledInference { ranks: stages.ranks, constants, values, seed }
+    }
+}
+
+/// How parameters are called: burn's module path to the name that plans and files use.
+pub type Rename<'a> = &'a dyn Fn(&str) -> String;
+
+/// Renames the parameters of a captured program.
+pub fn renamed(captured: &Captured, rename: Rename) -> Captured {
+    use crate::capture::{InputKind as I, OutputKind as O};
+    let mut c = captured.clone();
+    for input in &mut c.inputs {
+        match &mut input.kind {
+            I::Parameter { path } => *path = rename(path),
+            I::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    for output in &mut c.outputs {
+        match &mut output.kind {
+            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
+            O::State { parameter, .. } => *parameter = rename(parameter),
+            _ => {}
+        }
+    }
+    c.init = captured.init.iter().map(|(k, v)| (rename(k), v.clone())).collect();
+    c.values = std::sync::Arc::new(captured.values.iter().map(|(k, v)| (rename(k), v.clone())).collect());
+    c
+}
+
+/// Compiles a captured training step for a mesh and a plan.
+///
+/// # Errors
+/// Operations without a counterpart, a plan that does not fit.
+pub fn compile_training(
+    capture: TrainingCapture,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+) -> Result<TrainingProgram, Error> {
+    let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
+    // Both programs keep parameters and state in the same place.
+    let signature = Signature::of([&steady, &first])?;
+    let steady_import = import_with(&steady, &signature)?;
+    let first_import = import_with(&first, &signature)?;
+    let constants = steady_import.constants.clone();
+    let facts = Facts::of(&capture.steady, rename);
+    let compile = |graph| compile_graph(graph, mesh, plan, options).map_err(|e| facts.explain(e));
+    let mut steady_stages = compile(steady_import.graph)?;
+    let mut first_stages = compile(first_import.graph)?;
+    for (a, b) in first_stages.ranks.iter_mut().zip(&mut steady_stages.ranks) {
+        let bytes = a.arena_bytes.max(b.arena_bytes);
+        (a.arena_bytes, b.arena_bytes) = (bytes, bytes);
+    }
+    Ok(TrainingProgram {
+        first: first_stages,
+        steady: steady_stages,
+        init: first.init,
+        scalars: capture.scalars,
+        constants,
+        values: first.values,
+        seed: options.seed,
+    })
+}
+
+/// Which of the two programs of a training step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    /// That of the first step, which creates the optimizer's state.
+    First,
+    /// That of every later step.
+    Steady,
+}
+
+/// Compiles one of the two programs of a captured training step for a session that executes several programs in turn. Returns its stages and
+/// the constants of all programs of the session.
+///
+/// # Errors
+/// As [`compile_training`]; a parameter that has to lie elsewhere than the others have it.
+pub(crate) fn compile_step_beside(
+    capture: &TrainingCapture,
+    which: Which,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    beside: &Beside<'_>,
+) -> Result<(Stages, HashMap<String, TensorData>), Error> {
+    let signature = Signature::with_constants(beside.constants.clone(), [&capture.steady, &capture.first])?;
+    let captured = if which == Which::First { &capture.first } else { &capture.steady };
+    let Imported { graph, constants } = import_with(captured, &signature)?;
+    let facts = Facts::of(captured, &str::to_string);
+    let stages = compile_graph_beside(graph, mesh, plan, options, beside).map_err(|e| facts.explain(e))?;
+    Ok((stages, constants))
+}
+
+/// Compiles a captured forward pass.
+///
+/// # Errors
+/// Operations without a counterpart, a plan that does not fit.
+pub fn compile_inference(
+    captured: &Captured,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+) -> Result<InferenceProgram, Error> {
+    compile_inference_beside(captured, mesh, plan, options, rename, &Beside::default())
+}
+
+/// [`compile_inference`] for a program that a session executes in turn with others.
+///
+/// # Errors
+/// As [`compile_inference`]; a parameter that has to lie elsewhere than the others have it.
+pub(crate) fn compile_inference_beside(
+    captured: &Captured,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    beside: &Beside<'_>,
+) -> Result<InferenceProgram, Error> {
+    let facts = Facts::of(captured, rename);
+    let captured = renamed(captured, rename);
+    let signature = Signature::with_constants(beside.constants.clone(), [&captured])?;
+    let Imported { graph, constants } = import_with(&captured, &signature)?;
+    let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
+    let stages = compile_graph_beside(graph, mesh, plan, &options, beside).map_err(|e| facts.explain(e))?;
+    Ok(InferenceProgram { stages, constants, values: captured.values, seed: options.seed })
+}
+
+/// [`compile_training`] by one process for all: the first compiles and hands the rank programs to the others. Every process makes this
+/// call, with the same arguments. `look` sees the whole program where it was compiled.
+///
+/// # Errors
+/// As [`compile_training`], on all processes; a process that does not come.
+pub fn compile_training_together(
+    capture: TrainingCapture,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    launch: &LaunchOptions,
+    look: impl FnOnce(&TrainingProgram),
+) -> Result<CompiledTraining, Error> {
+    let compile = |capture| {
+        let program = compile_training(capture, mesh, plan, options, rename)?;
+        look(&program);
+        Ok(CompiledTraining::from(program))
+    };
+    if together::compiles(launch) {
+        return together::hand_out(launch, compile(capture), |compiled| &compiled.ranks);
+    }
+    let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
+    let constants = import_with(&steady, &Signature::of([&steady, &first])?)?.constants;
+    let ranks = together::receive(launch)?;
+    let (scalars, seed) = (capture.scalars, options.seed);
+    Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, seed })
+}
+
+/// [`compile_inference`] by one process for all, as [`compile_training_together`].
+///
+/// # Errors
+/// As [`compile_inference`], on all processes; a process that does not come.
+pub fn compile_inference_together(
+    captured: &Captured,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    rename: Rename,
+    launch: &LaunchOptions,
+    look: impl FnOnce(&InferenceProgram),
+) -> Result<CompiledInference, Error> {
+    let compile = || {
+        let program = compile_inference(captured, mesh, plan, options, rename)?;
+        look(&program);
+        Ok(CompiledInference::from(program))
+    };
+    if together::compiles(launch) {
+        return together::hand_out(launch, compile(), |compiled| &compiled.ranks);
+    }
+    let captured = renamed(captured, rename);
+    let constants = import_with(&captured, &Signature::of([&captured])?)?.constants;
+    let ranks = together::receive(launch)?;
+    Ok(CompiledInference { ranks, constants, values: captured.values, seed: options.seed })
+}
+
+/// Writes the values of all inputs of a kind that have one, unless they were written already.
+pub(crate) fn feed(
+    session: &mut Session,
+    kind: InputKind,
+    values: &HashMap<String, TensorData>,
+) -> Result<(), RuntimeError> {
+    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == kind && !session.is_written(&i.name));
+    let inputs: Vec<_> = inputs.map(|i| (i.name.clone(), i.binding.view.dtype)).collect();
+    for (name, dtype) in inputs {
+        if let Some(value) = values.get(&name) {
+            session.write_bytes(&name, &data::to_bytes(value, dtype))?;
+        }
+    }
+    Ok(())
+}
+
+/// The value of [`SEED`] at a step: every step of every run has its own.
+pub(crate) fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
+    seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
+}
+
+/// A running training program.
+pub struct TrainingSession {
+    session: Session,
+    /// The training step among the programs of the session.
+    program: ProgramId,
+    /// The steady program, until it takes over.
+    next: Option<Vec<RankProgram>>,
+    scalars: StepScalars,
+    seed: u64,
+    step: usize,
+}
+
+impl TrainingProgram {
+    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
+    ///
+    /// # Errors
+    /// Too many ranks, too little memory, processes that do not come or run other programs.
+    pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
+        CompiledTraining::from(self).launch(options)
+    }
+
+    /// [`TrainingProgram::launch`], then [`TrainingSession::resume`].
+    ///
+    /// # Errors
+    /// As those two.
+    pub fn launch_resumed(self, options: LaunchOptions, dir: &Path) -> Result<TrainingSession, Error> {
+        let mut training = self.launch(options)?;
+        training.resume(dir)?;
+        Ok(training)
+    }
+}
+
+impl CompiledTraining {
+    /// As [`TrainingProgram::launch`].
+    ///
+    /// # Errors
+    /// As [`TrainingProgram::launch`].
+    pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
+        check_memory(&self.ranks.first, &options, |_| 0)?;
+        let mut session = Session::launch(self.ranks.first, options)?;
+        feed(&mut session, InputKind::Constant, &self.constants)?;
+        feed(&mut session, InputKind::Parameter, &self.values)?;
+        let next = Some(self.ranks.steady);
+        let program = session.selected();
+        Ok(TrainingSession { session, program, next, scalars: self.scalars, seed: self.seed, step: 0 })
+    }
+}
+
+impl TrainingSession {
+    /// The ranks' session, to write inputs and read outputs.
+    pub fn session(&mut self) -> &mut Session {
+        &mut self.session
+    }
+
+    /// Number of steps done.
+    pub fn steps_done(&self) -> usize {
+        self.step
+    }
+
+    /// Seed of the random operations: of [`CompileOptions::seed`], or of the checkpoint that was resumed.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The programs of the ranks that share the arenas: those that are loaded, and the one that takes over after the first step.
+    pub(crate) fn programs(&self) -> Vec<&[RankProgram]> {
+        self.session.programs().chain(self.next.as_deref()).collect()
+    }
+
+    /// Lets the steady program take over, if it has not.
+    fn succeed(&mut self) -> Result<(), Error> {
+        match self.next.take() {
+            Some(next) => Ok(self.session.succeed(next)?),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs one step with a learning rate on the batch that was written, and returns the loss.
+    ///
+    /// # Errors
+    /// An input that was never written, a rank that fails.
+    pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
+        self.turn()?;
+        self.run(&[learning_rate])
+    }
+
+    /// Selects the program of the next step: the first one's, or that of all later ones.
+    pub(crate) fn turn(&mut self) -> Result<(), Error> {
+        self.session.select(self.program)?;
+        if self.step > 0 {
+            self.succeed()?;
+        }
+        Ok(())
+    }
+
+    /// Runs one step by the selected program, one of this step, with a learning rate for each group of parameters.
+    pub(crate) fn run(&mut self, rates: &[f64]) -> Result<f64, Error> {
+        let step = self.step + 1;
+        let values = self.scalars.values_of_groups(step, &|group| rates[group])?;
+        let (seed, session) = (self.seed, &mut self.session);
+        session.must_agree("the step", step);
+        for (group, rate) in rates.iter().enumerate() {
+            match group {
+                0 => session.must_agree("the learning rate", rate),
+                _ => session.must_agree(&format!("the learning rate of group {group}"), rate),
+            }
+        }
+        session.must_agree("the seed", seed);
+        let names: Vec<String> =
+            session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();
+        for name in names {
+            match name.strip_prefix("step.").and_then(|i| i.parse::<usize>().ok()) {
+                Some(i) => session.write_f64(&name, &[values[i]])?,
+                None => {
+                    debug_assert!(name == SEED);
+                    session.write_bytes(&name, &seed_bytes(seed, step as u64))?;
+                }
+            }
+        }
+        session.step()?;
+        self.step = step;
+        Ok(self.session.read_f64(&OutputKind::Loss)?[0])
+    }
+
+    /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives
+    /// the checkpoint's own directory. It can be resumed on any mesh and plan.
+    ///
+    /// # Errors
+    /// A session that failed, a disk that does not take it, a later checkpoint in the directory. Earlier checkpoints stay whole.
+    pub fn save_checkpoint(&self, dir: &Path) -> Result<PathBuf, Error> {
+        self.save_checkpoint_with(dir, &SaveOptions::default())
+    }
+
+    /// [`TrainingSession::save_checkpoint`] with options: how many to keep.
+    ///
+    /// # Errors
+    /// As [`TrainingSession::save_checkpoint`].
+    pub fn save_checkpoint_with(&self, dir: &Path, options: &SaveOptions) -> Result<PathBuf, Error> {
+        debug_assert!(self.session.selected() == self.program, "a checkpoint is one of the training step");
+        Ok(checkpoint::save(&self.session, dir, self.step as u64, self.seed, options)?)
+    }
+
+    /// Goes on from the latest checkpoint in a directory of checkpoints, or from the checkpoint that `dir` itself is: parameters,
+    /// optimizer state, step and seed become its. Gives the number of steps done. The batch has to be written before the next step.
+    ///
+    /// # Errors
+    /// No checkpoint, one of another model or optimizer, a damaged one.
+    pub fn resume(&mut self, dir: &Path) -> Result<usize, Error> {
+        self.resume_from(&Checkpoint::latest(dir)?)
+    }
+
+    /// [`TrainingSession::resume`] from a checkpoint that was opened already.
+    ///
+    /// # Errors
+    /// As [`TrainingSession::resume`]; one of a first step into a session that is past it.
+    pub fn resume_from(&mut self, checkpoint: &Checkpoint) -> Result<usize, Error> {
+        self.session.select(self.program)?;
+        // The program of the first step makes the state, all later ones read it.
+        match checkpoint.step() {
+            0 if self.next.is_none() => {
+                let reason = "a checkpoint of step 0 needs the program of the first step, which is over; launch anew";
+                return Err(RuntimeError::Launch(reason.into()).into());
+            }
+            0 => {}
+            _ => self.succeed()?,
+        }
+        checkpoint::load(&mut self.session, checkpoint)?;
+        self.session.compare_again();
+        self.step = checkpoint.step() as usize;
+        self.seed = checkpoint.seed();
+        Ok(self.step)
+    }
+}
+
+impl InferenceProgram {
+    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
+    ///
+    /// # Errors
+    /// Too many ranks, too little memory, processes that do not come or run other programs.
+    pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
+        CompiledInference::from(self).launch(options)
+    }
+}
+
+impl CompiledInference {
+    /// As [`InferenceProgram::launch`].
+    ///
+    /// # Errors
+    /// As [`InferenceProgram::launch`].
+    pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
+        check_memory(&self.ranks, &options, |_| 0)?;
+        let mut session = Session::launch(self.ranks, options)?;
+        feed(&mut session, InputKind::Constant, &self.constants)?;
+        feed(&mut session, InputKind::Parameter, &self.values)?;
+        if session.program(0).inputs.iter().any(|i| i.name == SEED) {
+            session.write_bytes(SEED, &seed_bytes(self.seed, 0))?;
+        }
+        Ok(session)
+    }
+}

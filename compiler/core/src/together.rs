@@ -1,0 +1,78 @@
+//! Rank programs from the process that compiles to the others of its world.
+//!
+//! Every process needs the programs of all ranks, and all would compile the same ones. One does, so that as many processes as there are
+//! do not compete for the processors of a host over one result. What was received is compared with the others' when it is launched, as
+//! programs that every process compiles by itself are.
+
+use crate::program::Error;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tpc_runtime::comm::processes::agree;
+use tpc_runtime::{LaunchOptions, RuntimeError};
+
+const PURPOSE: &str = "launch: hand out programs";
+
+/// Whether this process compiles: the first of a world, or one without others.
+pub(crate) fn compiles(launch: &LaunchOptions) -> bool {
+    launch.processes.as_ref().is_none_or(|processes| processes.process() == 0)
+}
+
+/// Gives the programs of what was compiled to the others, or says why there is nothing.
+pub(crate) fn hand_out<T, R: Serialize>(
+    launch: &LaunchOptions,
+    compiled: Result<T, Error>,
+    programs: impl FnOnce(&T) -> &R,
+) -> Result<T, Error> {
+    let Some(processes) = launch.processes.as_ref().filter(|processes| processes.count() > 1) else { return compiled };
+    let told = match &compiled {
+        Ok(compiled) => postcard::to_stdvec(programs(compiled)).map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    let agreed = agree(&**processes, PURPOSE, told, launch.deadline)?;
+    let compiled = compiled?;
+    agreed.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+    Ok(compiled)
+}
+
+/// What the first process gives.
+pub(crate) fn receive<R: DeserializeOwned>(launch: &LaunchOptions) -> Result<R, Error> {
+    let unreadable = |reason: String| RuntimeError::Launch(format!("the programs of rank 0 cannot be read: {reason}"));
+    let processes = launch.processes.as_ref().ok_or_else(|| unreadable("there is no other process".into()))?;
+    let agreed = agree(&**processes, PURPOSE, Ok(Vec::new()), launch.deadline)?;
+    let all = agreed.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+    let first = all.first().map(Vec::as_slice).unwrap_or_default();
+    Ok(postcard::from_bytes(first).map_err(|e| unreadable(e.to_string()))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::capture::{Spec, capture_inference_shapes};
+    use crate::models::presets;
+    use crate::pretrained::{TokenBatch, capture_forward};
+    use crate::program::{CompileOptions, compile_inference};
+    use burn::tensor::DType;
+    use tpc_ir::Mesh;
+    use tpc_ir::program::RankProgram;
+    use tpc_passes::styles::Plan;
+
+    /// Every number of a program arrives as it was, floats included.
+    #[test]
+    fn programs_arrive_as_they_were() {
+        let tokens = TokenBatch::new(6, 8);
+        let model = |name: &str| capture_forward(&presets::named(name).unwrap(), tokens, false).unwrap();
+        let x = Spec::<2>::new([6, 1024], DType::F32);
+        let mlp = capture_inference_shapes(presets::mlp, x, |mlp, x| mlp.forward(x)).unwrap();
+        for (captured, plan, axes) in
+            [(model("llama"), "tp-sp", "tp=2"), (mlp, "tp", "tp=4"), (model("gpt"), "fsdp", "dp=3")]
+        {
+            let (mesh, plan) = (Mesh::parse(axes).unwrap(), Plan::built_in(plan).unwrap());
+            let options = CompileOptions::default();
+            let program = compile_inference(&captured, &mesh, &plan, &options, &str::to_string).unwrap();
+            let ranks = program.stages.ranks;
+            let bytes = postcard::to_stdvec(&ranks).unwrap();
+            let received: Vec<RankProgram> = postcard::from_bytes(&bytes).unwrap();
+            assert_eq!(received, ranks, "{axes}");
+            assert!(postcard::from_bytes::<Vec<RankProgram>>(&bytes[..bytes.len() / 2]).is_err());
+        }
+    }
+}

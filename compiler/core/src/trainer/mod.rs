@@ -1,0 +1,231 @@
+//! The front door: a burn model, its optimizer and its batches train sharded, and the trained model comes back.
+//!
+//! ```ignore
+//! let mut trainer = Trainer::new(move |device| MyModel::new(&config, device), AdamWConfig::new().build())
+//!     .mesh([("dp", 2), ("tp", 2)])?
+//!     .plan(Plan::new().with("blocks.*.mlp", PairwiseParallel).enable_2d_with_fsdp("dp"))
+//!     .lr(CosineAnnealingLrSchedulerConfig::new(3e-4, steps).init()?)
+//!     .compile(&example, |model, batch: MyBatch| model.loss(batch))?
+//!     .launch()?;
+//! for batch in loader.iter() {
+//!     let step = trainer.step(&batch?)?;
+//! }
+//! let mut validation = trainer.evaluation(|model, batch: MyBatch| model.accuracy(batch), &example)?;
+//! let accuracy = trainer.evaluate(&mut validation, &batch)?;
+//! let model: MyModel = trainer.into_module(&device)?;
+//! ```
+//!
+//! The training step, evaluations and steps on smaller batches are programs of one [session](tpc_runtime::Session): they find the
+//! parameters at one place in the ranks' arenas, and the same threads execute them. A program is compiled when it is first needed.
+//!
+//! | question | file |
+//! |---|---|
+//! | what is said before compiling | this one |
+//! | where the model comes from, and how its programs are recorded | `source` |
+//! | model directories, read and written by the ranks | `pretrained` |
+//! | a compiled training step | `compiled` |
+//! | steps, evaluations, checkpoints | `running` |
+//! | which batches a program takes | `batch` |
+//! | learning rates | `rates` |
+//! | from parameters to a module, to a file | `module`, `export` |
+//! | what a step communicates and holds, in words | `explain` |
+//! | what can go wrong | `error` |
+
+mod batch;
+mod compiled;
+mod error;
+mod explain;
+mod export;
+mod module;
+mod pretrained;
+mod rates;
+mod running;
+mod source;
+
+pub use compiled::CompiledTrainer;
+pub use error::TrainerError;
+pub use running::{Evaluation, RunningTrainer, Step};
+
+use crate::capture::{BatchData, Loss, Results, TrainingOptions};
+use crate::program::{CompileOptions, Error};
+use burn::grad_clipping::GradientClippingConfig;
+use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
+use burn::module::Module;
+use burn::optim::Optimizer;
+use burn::tensor::Device;
+use rates::Rates;
+use source::Source;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tpc_ir::Mesh;
+use tpc_ir::mesh::MeshError;
+use tpc_passes::options::Precision;
+use tpc_passes::styles::Plan;
+use tpc_runtime::{Backend, LaunchOptions, Processes};
+
+/// A model, its optimizer, and everything that is said about their training before it is compiled.
+pub struct Trainer<M, O> {
+    source: Source<M>,
+    optimizer: O,
+    rates: Option<Rates>,
+    clipping: TrainingOptions,
+    settings: Settings,
+}
+
+/// What all programs of a trainer have in common.
+#[derive(Clone)]
+struct Settings {
+    mesh: Mesh,
+    plan: Plan,
+    compile: CompileOptions,
+    launch: LaunchOptions,
+}
+
+impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
+    /// Trains the model that `build` makes, from initial values.
+    ///
+    /// `build` is called on a device that only records: however large the model is, it takes no memory here. Each rank draws the values
+    /// of its own part of each parameter from the distribution of the parameter's initializer and [`Trainer::seed`], the same on every
+    /// mesh. `build` is called again for every program that is compiled, and by [`RunningTrainer::into_module`] on the device that it is
+    /// given; it must always make the same modules.
+    pub fn new(build: impl Fn(&Device) -> M + 'static, optimizer: O) -> Self {
+        Trainer::from_source(Source::Build(Box::new(build)), optimizer)
+    }
+
+    /// Trains a model from the values that it holds: one that was loaded or trained before.
+    ///
+    /// The model is kept, with its values, to record further programs and to make the trained module of.
+    pub fn of(model: M, optimizer: O) -> Self {
+        Trainer::from_source(Source::Module(model), optimizer)
+    }
+
+    fn from_source(source: Source<M>, optimizer: O) -> Self {
+        let settings = Settings {
+            mesh: Mesh::single(),
+            plan: Plan::new(),
+            compile: CompileOptions::default(),
+            launch: LaunchOptions::default(),
+        };
+        Trainer { source, optimizer, rates: None, clipping: TrainingOptions::default(), settings }
+    }
+
+    /// The ranks, as axes with their sizes: `[("dp", 2), ("tp", 2)]` are four. One rank without it.
+    ///
+    /// # Errors
+    /// A name that is none or stands twice, a size of 0.
+    pub fn mesh<N: Into<String>>(mut self, axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
+        self.settings.mesh = Mesh::new(axes)?;
+        Ok(self)
+    }
+
+    /// [`Trainer::mesh`] with a mesh that is there already: read from a text with [`Mesh::parse`], for example.
+    #[must_use]
+    pub fn on(mut self, mesh: Mesh) -> Self {
+        self.settings.mesh = mesh;
+        self
+    }
+
+    /// Which parameters are cut along which axis, and what the data axis does. Without it every rank computes everything.
+    #[must_use]
+    pub fn plan(mut self, plan: impl Into<Plan>) -> Self {
+        self.settings.plan = plan.into();
+        self
+    }
+
+    /// The learning rate: a number, or a scheduler of burn, which is asked once before each step. A resumed trainer asks it for the
+    /// steps that were done already. Groups of parameters with rates of their own are those whose rates differ in the first 256 steps;
+    /// rates that come apart later are an error of that step.
+    #[must_use]
+    pub fn lr(mut self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
+        self.rates = Some(Rates::new(scheduler.into()));
+        self
+    }
+
+    /// Scales all gradients down together if their common norm is larger than this.
+    #[must_use]
+    pub fn clip_norm(mut self, norm: f64) -> Self {
+        self.settings.compile.step.clip_norm = Some(norm);
+        self
+    }
+
+    /// Clips each gradient by itself, as burn's optimizers do.
+    #[must_use]
+    pub fn clip_each(mut self, clipping: GradientClippingConfig) -> Self {
+        self.clipping.clipping = Some(clipping);
+        self
+    }
+
+    /// Cuts each batch into so many parts, which are computed one after the other: less memory for activations, the same loss and
+    /// gradients.
+    #[must_use]
+    pub fn micro_batches(mut self, count: usize) -> Self {
+        self.settings.compile.step.micro_batches = count;
+        self
+    }
+
+    /// Does not train the parameters and modules that match a pattern; `!pattern` takes some back.
+    #[must_use]
+    pub fn freeze<P: Into<String>>(mut self, patterns: impl IntoIterator<Item = P>) -> Self {
+        self.settings.compile.step.freeze.extend(patterns.into_iter().map(Into::into));
+        self
+    }
+
+    /// Computes in bf16 from parameters in f32.
+    #[must_use]
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.settings.compile.step.precision = Some(precision);
+        self
+    }
+
+    /// Seed of initial values and of the model's random operations, dropout for example; 0 without it.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.settings.compile.seed = seed;
+        self
+    }
+
+    /// What executes the ranks; threads of the CPU without it.
+    #[must_use]
+    pub fn backend(mut self, backend: Backend) -> Self {
+        self.settings.launch.backend = backend;
+        self
+    }
+
+    /// The processes that run a rank each, as [`join`](tpc_runtime::launch::join) gives them. Every process makes the same calls on its
+    /// trainer. Without them, all ranks are threads of this process.
+    #[must_use]
+    pub fn processes(mut self, processes: impl Into<Option<Arc<dyn Processes>>>) -> Self {
+        self.settings.launch.processes = processes.into();
+        self
+    }
+
+    /// How long a collective may take before it is an error; a minute without it.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.settings.launch.deadline = deadline;
+        self
+    }
+
+    /// Records the training step and compiles it for the mesh and the plan.
+    ///
+    /// Of `example` only names, shapes and element types matter; it is a batch of the largest size that will come. The closure gives the
+    /// loss, or a pair of the loss and further results, which each step gives back as tensors.
+    ///
+    /// # Errors
+    /// No learning rate; something in the model, the loss or the optimizer that cannot be recorded; a plan that does not fit the model or
+    /// the mesh; options that do not fit the batch.
+    pub fn compile<B, L, F>(self, example: &B, loss: F) -> Result<CompiledTrainer<M, B, L::Outputs>, Error>
+    where
+        B: BatchData,
+        L: Loss,
+        L::Outputs: Results,
+        F: Fn(&M, B::Tensors) -> L + 'static,
+    {
+        let Trainer { source, optimizer, rates, clipping, settings } = self;
+        let rates = rates.ok_or(TrainerError::NoLearningRate)?;
+        let source = Rc::new(source);
+        let record = source::training(source.clone(), optimizer, clipping, rates.groups(), loss);
+        CompiledTrainer::compile(source, record, rates, settings, example)
+    }
+}
