@@ -406,6 +406,25 @@ fn groups_of_parameters_have_their_own_rates() {
             near(&a.iter().map(|x| scale * x).collect::<Vec<_>>(), b, 1e-5);
         }
     }
+    // The same group, said to the trainer; and one that names nothing.
+    let grouped = |group: ParamGroup| {
+        let trainer = Trainer::of(model.clone(), SgdConfig::new().build()).lr(0.25).lr_group(group, 1.0);
+        trainer.compile(&batch(8, 0), |model, batch: Sequences| model.loss(batch))
+    };
+    let mut trainer = grouped(ParamGroup::from_predicate("head")).unwrap().launch().unwrap();
+    trainer.step(&batch(8, 1)).unwrap();
+    let mut same = Trainer::of(model.clone(), SgdConfig::new().build())
+        .lr(ModuleLrScheduler::new(0.25).with_group(ParamGroup::from_predicate("head"), 1.0))
+        .compile(&batch(8, 0), |model, batch: Sequences| model.loss(batch))
+        .unwrap()
+        .launch()
+        .unwrap();
+    same.step(&batch(8, 1)).unwrap();
+    assert_eq!(bits(&trainer.into_module(&device).unwrap()), bits(&same.into_module(&device).unwrap()));
+    says(
+        grouped(ParamGroup::from_predicate("haed")),
+        "group 1 of the learning rates names no parameter that is trained: a group matches parameters by their paths, such as `embed.bias`, `encoder.layers.1.mha.key.bias`, `head.weight`",
+    );
 }
 
 /// Groups that are told apart too late.

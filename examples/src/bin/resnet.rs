@@ -55,9 +55,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mesh, device) = (Mesh::parse(&std::env::args().nth(1).unwrap_or_else(|| "dp=2".into()))?, Device::flex());
     let mut plan = Plan::new();
     if mesh.axis("tp").is_some() {
-        plan =
-            plan.with("blocks.*.wide", ColwiseParallel::default()).with("blocks.*.narrow", RowwiseParallel::default());
-        plan = plan.along("tp");
+        plan = plan.with("blocks.*.wide", ColwiseParallel::default()).along("tp");
+        plan = plan.with("blocks.*.narrow", RowwiseParallel::default());
     }
     if mesh.axis("dp").is_some() {
         plan = plan.ddp("dp");

@@ -94,6 +94,12 @@ impl<'a> Module<'a> {
         self.graph.node(weight.input).types[0].shape.first().copied().unwrap_or(1)
     }
 
+    /// Output features of a linear: the product of the dimensions that its product keeps.
+    pub fn columns(&self, weight: &Weight) -> usize {
+        let shape = &self.graph.node(weight.input).types[0].shape;
+        weight.outer.iter().map(|&dim| shape[dim]).product()
+    }
+
     /// The vectors that are added to a weight's product: its biases.
     pub fn biases(&self, weight: &Weight) -> Vec<String> {
         super::modules::biases(self.graph, self.weights, weight)

@@ -36,6 +36,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         example: &B,
     ) -> Result<Self, Error> {
         let Recorded { mut capture, results } = record(example)?;
+        rates.groups().check()?;
         if let Some(values) = source.values()? {
             capture.first.values = Arc::new(values);
         }

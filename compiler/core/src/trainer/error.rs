@@ -24,6 +24,17 @@ pub enum TrainerError {
         /// The steps that are looked at.
         ahead: usize,
     },
+    /// A group of learning rates that no parameter is in.
+    #[error(
+        "group {number} of the learning rates names no parameter that is trained: a group matches parameters by their paths, such as {}",
+        some(.trained)
+    )]
+    EmptyRateGroup {
+        /// Which call of `lr_group` it is, counted from 1.
+        number: usize,
+        /// The parameters that are trained.
+        trained: Vec<String>,
+    },
     /// A batch without a field that the program was compiled with.
     #[error(
         "the batch has no field `{field}`, but the example that {program} was compiled for has one: an optional field is there in every batch or in none"
@@ -107,4 +118,12 @@ pub enum TrainerError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+/// The first, the middle and the last of several paths.
+fn some(paths: &[String]) -> String {
+    let mut at = vec![0, paths.len() / 2, paths.len().saturating_sub(1)];
+    at.dedup();
+    let shown: Vec<String> = at.into_iter().filter_map(|at| Some(format!("`{}`", paths.get(at)?))).collect();
+    shown.join(", ")
 }

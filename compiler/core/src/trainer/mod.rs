@@ -49,8 +49,9 @@ pub use running::{Evaluation, RunningTrainer, Step};
 use crate::capture::{BatchData, Loss, Results, TrainingOptions};
 use crate::program::{CompileOptions, Error};
 use burn::grad_clipping::GradientClippingConfig;
+use burn::lr_scheduler::DynLrScheduler;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
-use burn::module::Module;
+use burn::module::{Module, ParamGroup};
 use burn::optim::Optimizer;
 use burn::tensor::Device;
 use rates::Rates;
@@ -68,7 +69,8 @@ use tpc_runtime::{Backend, LaunchOptions, Processes};
 pub struct Trainer<M, O> {
     source: Source<M>,
     optimizer: O,
-    rates: Option<Rates>,
+    rates: Option<ModuleLrScheduler>,
+    rate_groups: Vec<(ParamGroup, DynLrScheduler)>,
     clipping: TrainingOptions,
     settings: Settings,
 }
@@ -107,7 +109,8 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
             compile: CompileOptions::default(),
             launch: LaunchOptions::default(),
         };
-        Trainer { source, optimizer, rates: None, clipping: TrainingOptions::default(), settings }
+        let clipping = TrainingOptions::default();
+        Trainer { source, optimizer, rates: None, rate_groups: Vec::new(), clipping, settings }
     }
 
     /// The ranks, as axes with their sizes: `[("dp", 2), ("tp", 2)]` are four. One rank without it.
@@ -134,11 +137,19 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     }
 
     /// The learning rate: a number, or a scheduler of burn, which is asked once before each step. A resumed trainer asks it for the
-    /// steps that were done already. Groups of parameters with rates of their own are those whose rates differ in the first 256 steps;
-    /// rates that come apart later are an error of that step.
+    /// steps that were done already. Parameters whose rates differ in the first 256 steps are groups of their own; rates that come apart
+    /// later are an error of that step.
     #[must_use]
     pub fn lr(mut self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
-        self.rates = Some(Rates::new(scheduler.into()));
+        self.rates = Some(scheduler.into());
+        self
+    }
+
+    /// A learning rate of their own for a group of parameters; of several groups that a parameter is in, the last one counts. Unlike a group
+    /// that a scheduler brings along, one that names no parameter is an error of [`Trainer::compile`].
+    #[must_use]
+    pub fn lr_group(mut self, group: ParamGroup, scheduler: impl Into<DynLrScheduler>) -> Self {
+        self.rate_groups.push((group, scheduler.into()));
         self
     }
 
@@ -213,7 +224,7 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     /// loss, or a pair of the loss and further results, which each step gives back as tensors.
     ///
     /// # Errors
-    /// No learning rate; something in the model, the loss or the optimizer that cannot be recorded; a plan that does not fit the model or
+    /// No learning rate, or one for a group that no parameter is in; something in the model, the loss or the optimizer that cannot be recorded; a plan that does not fit the model or
     /// the mesh; options that do not fit the batch.
     pub fn compile<B, L, F>(self, example: &B, loss: F) -> Result<CompiledTrainer<M, B, L::Outputs>, Error>
     where
@@ -222,8 +233,8 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         L::Outputs: Results,
         F: Fn(&M, B::Tensors) -> L + 'static,
     {
-        let Trainer { source, optimizer, rates, clipping, settings } = self;
-        let rates = rates.ok_or(TrainerError::NoLearningRate)?;
+        let Trainer { source, optimizer, rates, rate_groups, clipping, settings } = self;
+        let rates = Rates::new(rates.ok_or(TrainerError::NoLearningRate)?, rate_groups);
         let source = Rc::new(source);
         let record = source::training(source.clone(), optimizer, clipping, rates.groups(), loss);
         CompiledTrainer::compile(source, record, rates, settings, example)

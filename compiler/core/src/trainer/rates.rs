@@ -4,9 +4,10 @@
 //! steps ahead are taken for one, and a step in which that turns out to be wrong is an error.
 
 use super::error::TrainerError;
+use burn::lr_scheduler::DynLrScheduler;
 use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
-use burn::module::ParamId;
-use std::cell::RefCell;
+use burn::module::{ParamGroup, ParamId};
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 /// Steps that parameters are compared in.
@@ -24,6 +25,8 @@ pub(super) struct Rates {
 pub(super) struct RateGroups {
     ahead: Vec<ModuleLearningRate>,
     found: RefCell<Vec<RateGroup>>,
+    /// The groups that the trainer was given, and whether a parameter is in them.
+    given: Vec<(ParamGroup, Cell<bool>)>,
 }
 
 struct RateGroup {
@@ -35,6 +38,9 @@ struct RateGroup {
 impl RateGroups {
     /// The group of a parameter.
     pub(super) fn of(&self, id: ParamId, path: &str) -> usize {
+        for (_, is_used) in self.given.iter().filter(|(group, _)| group.matches(&id, Some(path))) {
+            is_used.set(true);
+        }
         let rates: Vec<u64> = self.ahead.iter().map(|rate| rate.lr_from_param(id, Some(path)).to_bits()).collect();
         let mut found = self.found.borrow_mut();
         let group = found.iter().position(|group| group.rates == rates).unwrap_or_else(|| {
@@ -48,13 +54,27 @@ impl RateGroups {
         }
         group
     }
+
+    /// Whether every group that the trainer was given has a parameter.
+    ///
+    /// # Errors
+    /// One that has none.
+    pub(super) fn check(&self) -> Result<(), TrainerError> {
+        let Some(empty) = self.given.iter().position(|(_, is_used)| !is_used.get()) else { return Ok(()) };
+        let mut trained: Vec<String> =
+            self.found.borrow().iter().flat_map(|group| &group.members).map(|(_, path)| path.clone()).collect();
+        trained.sort_unstable();
+        Err(TrainerError::EmptyRateGroup { number: empty + 1, trained })
+    }
 }
 
 impl Rates {
-    pub(super) fn new(scheduler: ModuleLrScheduler) -> Self {
+    pub(super) fn new(base: ModuleLrScheduler, groups: Vec<(ParamGroup, DynLrScheduler)>) -> Self {
+        let given = groups.iter().map(|(group, _)| (group.clone(), Cell::new(false))).collect();
+        let scheduler = groups.into_iter().fold(base, |all, (group, rates)| all.with_group(group, rates));
         let mut future = scheduler.clone();
         let ahead = (0..AHEAD).map(|_| future.step()).collect();
-        let groups = Rc::new(RateGroups { ahead, found: RefCell::default() });
+        let groups = Rc::new(RateGroups { ahead, found: RefCell::default(), given });
         Rates { beginning: scheduler.clone(), now: scheduler, steps: 0, groups }
     }
 
