@@ -9,6 +9,7 @@ use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
 use burn::optim::{AdamWConfig, SgdConfig};
 use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn_store::{ModuleSnapshot, SafetensorsStore};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use std::path::PathBuf;
@@ -486,12 +487,17 @@ fn round_trips_are_exact() {
         assert_ne!(trained, given);
 
         let file = trainer.save(scratch.0.join("model")).unwrap();
-        let bytes = std::fs::read(file).unwrap();
+        let bytes = std::fs::read(&file).unwrap();
         let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(read.len(), trained.len());
         for (name, value) in &trained {
             assert_eq!(read.tensor(name).unwrap().data(), value, "{name}");
         }
+        // burn's own store reads the file, too.
+        let mut stored = classifier(16, &device);
+        let result = stored.load_from(&mut SafetensorsStore::from_file(&file)).unwrap();
+        assert!(result.missing.is_empty() && result.unused.is_empty(), "{result:?}");
+        assert_eq!(bits(&stored), trained);
 
         let checkpoints = scratch.0.join(format!("checkpoints-{}", axes.len()));
         trainer.checkpoint(&checkpoints).unwrap();
