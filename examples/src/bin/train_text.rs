@@ -4,20 +4,19 @@
 //! ranks exchanged and hold, lets the model write, and trains again on one rank: the two loss curves
 //! must be equal.
 
+use burn::lr_scheduler::{LrScheduler, LrSchedulerRecord};
 use burn::optim::AdamWConfig;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::process::ExitCode;
 use std::time::Instant;
-use tpc::prelude::{Mesh, Plan};
-use tpc::{InputKind, OutputKind, RankProgram, Session};
-use tpc_compiler::models::ModelConfig;
-use tpc_compiler::models::presets::{GptStyle, SmallGpt};
-use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, initialise, names};
-use tpc_compiler::program::{CompileOptions, TrainingSession, compile_inference, compile_training};
-use tpc_runtime::LaunchOptions;
+use tpc::models::{Model, ModelConfig};
+use tpc::prelude::*;
+use tpc::{InputKind, RankProgram, Session};
 
 const TEXT: &[u8] = include_bytes!("../../data/kjv-new-testament.txt");
 const BATCH: usize = 8;
@@ -63,8 +62,8 @@ impl Draw {
 /// The text as numbers of its own characters.
 struct Text {
     characters: Vec<u8>,
-    training: Vec<f64>,
-    held_out: Vec<f64>,
+    training: Vec<i64>,
+    held_out: Vec<i64>,
 }
 
 impl Text {
@@ -72,7 +71,7 @@ impl Text {
         let mut characters = text.to_vec();
         characters.sort_unstable();
         characters.dedup();
-        let number = |c: &u8| characters.partition_point(|x| x < c) as f64;
+        let number = |c: &u8| characters.partition_point(|x| x < c) as i64;
         let (training, held_out) = text.split_at(text.len() / 20 * 19);
         Text {
             training: training.iter().map(number).collect(),
@@ -82,39 +81,73 @@ impl Text {
     }
 }
 
-/// Windows of a text at random places.
-fn windows(text: &[f64], count: usize, draw: &mut Draw) -> Vec<f64> {
-    let mut batch = Vec::with_capacity(count * SEQ);
-    for _ in 0..count {
-        let start = draw.below(text.len() - SEQ);
-        batch.extend_from_slice(&text[start..start + SEQ]);
+/// Sequences of characters; the model shifts its labels itself.
+#[derive(Batch, Clone, Debug)]
+struct Characters {
+    /// `[batch, sequence]`.
+    ids: Tensor<2, Int>,
+}
+
+impl Characters {
+    fn of(ids: Vec<i64>) -> Self {
+        let rows = ids.len() / SEQ;
+        Characters { ids: Tensor::from_data(TensorData::new(ids, [rows, SEQ]), &Device::flex()) }
     }
-    batch
+}
+
+/// Windows of a text at random places.
+fn windows(text: &[i64], count: usize, draw: &mut Draw) -> Characters {
+    let starts = (0..count).map(|_| draw.below(text.len() - SEQ));
+    Characters::of(starts.flat_map(|start| &text[start..start + SEQ]).copied().collect())
 }
 
 /// A warm-up, then half a cosine. With 3e-3 after 20 steps and batches of 16 training is chaotic: one gain changed by
 /// 1e-6 changes the loss by half a percent 240 steps later, on one rank as well, and curves cannot be compared.
-fn learning_rate(step: u64, steps: u64) -> f64 {
-    let warm = (step as f64 / 100.0).min(1.0);
-    let turn = std::f64::consts::PI * step as f64 / steps as f64;
-    2e-3 * warm * (0.1 + 0.45 * (1.0 + turn.cos()))
+#[derive(Clone)]
+struct WarmUpAndCosine {
+    step: u64,
+    steps: u64,
 }
+
+impl LrScheduler for WarmUpAndCosine {
+    fn step(&mut self) -> f64 {
+        self.step += 1;
+        let warm = (self.step as f64 / 100.0).min(1.0);
+        let turn = std::f64::consts::PI * self.step as f64 / self.steps as f64;
+        2e-3 * warm * (0.1 + 0.45 * (1.0 + turn.cos()))
+    }
+
+    fn to_record(&self) -> LrSchedulerRecord {
+        LrSchedulerRecord::new().with_scalar("step", self.step)
+    }
+
+    fn load_record(&mut self, record: LrSchedulerRecord) {
+        self.step = record.scalar("step").unwrap_or_default();
+    }
+}
+
+type Running = RunningTrainer<Model, Characters, ()>;
 
 /// The same seeds give the same parameters and batches on every mesh.
 fn train(
     config: &ModelConfig,
     text: &Text,
-    (mesh, plan): (&Mesh, &Plan),
+    on: (Mesh, Plan),
     steps: u64,
-) -> Result<(TrainingSession, Vec<f64>), Box<dyn Error>> {
-    let optimizer = AdamWConfig::new().with_beta_2(0.99).with_weight_decay(0.1).build();
-    let begin = Instant::now();
-    let capture = capture_step(config, TokenBatch::new(BATCH, SEQ), &optimizer)?;
-    let names = names(config);
-    let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-    let program = compile_training(capture, mesh, plan, &CompileOptions::default(), &rename)?;
-    let stages = &program.steady;
+) -> Result<(Running, Vec<f64>), Box<dyn Error>> {
+    let (mut draw, begin) = (Draw(SEED), Instant::now());
+    let (config, (mesh, plan)) = (config.clone(), on);
     let ranks = format!("{} rank{}", mesh.ranks(), if mesh.ranks() == 1 { "" } else { "s" });
+    let optimizer = AdamWConfig::new().with_beta_2(0.99).with_weight_decay(0.1).build();
+    let trainer = Trainer::new(move |device| config.build(device), optimizer)
+        .on(mesh)
+        .plan(plan)
+        .seed(SEED)
+        .lr(WarmUpAndCosine { step: 0, steps })
+        .compile(&windows(&text.training, BATCH, &mut Draw(0)), |model: &Model, Characters { ids }: Characters| {
+            model.loss(model.forward(ids.clone().into()), ids)
+        })?;
+    let stages = trainer.stages();
     println!(
         "compiled in {:.1} s for {ranks}: {} captured operations, {} after canonicalizing, {} placed, {} kernels and collectives per rank",
         begin.elapsed().as_secs_f64(),
@@ -123,23 +156,17 @@ fn train(
         stages.placed.len(),
         stages.ranks[0].steps.len(),
     );
-    let init = program.init.clone();
-    let mut training = program.launch(LaunchOptions::default())?;
-    initialise(training.session(), &init, SEED)?;
+    let mut trainer = trainer.launch()?;
 
     let bar = ProgressBar::new(steps);
     bar.set_style(
         ProgressStyle::with_template("{prefix} [{wide_bar}] {pos}/{len} {msg} eta {eta}")?.progress_chars("=> "),
     );
     bar.set_prefix(ranks);
-    let mut draw = Draw(SEED);
     let mut losses = Vec::new();
     let begin = Instant::now();
     for step in 1..=steps {
-        let batch = windows(&text.training, BATCH, &mut draw);
-        training.session().write_f64("input_ids", &batch)?;
-        training.session().write_f64("labels", &batch)?; // the model shifts them itself
-        losses.push(training.step(learning_rate(step, steps))?);
+        losses.push(trainer.step(&windows(&text.training, BATCH, &mut draw))?.loss);
         let speed = step as f64 * (BATCH * SEQ) as f64 / begin.elapsed().as_secs_f64();
         let message = format!("loss {:.3}, {speed:.0} tokens/s", losses[losses.len() - 1]);
         if bar.is_hidden() && step % steps.div_ceil(10) == 0 {
@@ -152,7 +179,7 @@ fn train(
     let seconds = begin.elapsed().as_secs_f64();
     let speed = steps as f64 * (BATCH * SEQ) as f64 / seconds;
     println!("{steps} steps in {seconds:.1} s, {speed:.0} tokens/s; last loss {:.3}", losses[losses.len() - 1]);
-    Ok((training, losses))
+    Ok((trainer, losses))
 }
 
 fn mib(bytes: f64) -> f64 {
@@ -226,50 +253,36 @@ fn print_memory(session: &Session) {
     }
 }
 
-/// Compiles a forward pass for the same mesh and gives it the trained parameters.
-fn reader(config: &ModelConfig, mesh: &Mesh, plan: &Plan, trained: &Session) -> Result<Session, Box<dyn Error>> {
-    let capture = capture_forward(config, TokenBatch::new(1, SEQ), true)?;
-    let names = names(config);
-    let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-    let program = compile_inference(&capture, mesh, plan, &CompileOptions::default(), &rename)?;
-    let mut session = program.launch(LaunchOptions::default())?;
-    let parameters = trained.program(0).inputs.iter().filter(|i| i.kind == InputKind::Parameter);
-    for input in parameters {
-        session.write_bytes(&input.name, &trained.read_input(&input.name)?)?;
-    }
-    session.write_f64("labels", &[0.0; SEQ])?;
-    Ok(session)
-}
-
 /// Loss on text that was not trained on.
-fn held_out(session: &mut Session, text: &Text) -> Result<f64, Box<dyn Error>> {
+fn held_out(trainer: &mut Running, text: &Text) -> Result<f64, Box<dyn Error>> {
     let (mut draw, count) = (Draw(SEED + 1), 64);
+    let mut next = || windows(&text.held_out, 1, &mut draw);
+    let loss = |model: &Model, Characters { ids }: Characters| model.loss(model.forward(ids.clone().into()), ids);
+    let mut evaluation = trainer.evaluation(loss, &next())?;
     let mut total = 0.0;
     for _ in 0..count {
-        let window = windows(&text.held_out, 1, &mut draw);
-        session.write_f64("input_ids", &window)?;
-        session.write_f64("labels", &window)?;
-        session.step()?;
-        total += session.read_f64(&OutputKind::Result("loss".into()))?[0];
+        total += trainer.evaluate(&mut evaluation, &next())?.into_scalar::<f64>();
     }
     Ok(total / f64::from(count))
 }
 
-/// Goes on with the prompt, one character after the other; what lies behind a window's last character is not seen.
-fn sample(session: &mut Session, text: &Text, length: usize, temperature: f64) -> Result<String, Box<dyn Error>> {
+/// Goes on with the prompt, one character after the other; what stands after a window's last character is not seen.
+fn sample(trainer: &mut Running, text: &Text, length: usize, temperature: f64) -> Result<String, Box<dyn Error>> {
+    let window = |seen: &[usize]| {
+        let padded = seen.iter().map(|&c| c as i64).chain(std::iter::repeat(0));
+        Characters::of(padded.take(SEQ).collect())
+    };
+    let logits = |model: &Model, Characters { ids }: Characters| model.forward(ids.into());
+    let mut next = trainer.evaluation(logits, &window(&[]))?;
     let mut draw = Draw(SEED + 2);
     let mut written: Vec<usize> = PROMPT.bytes().map(|c| text.characters.partition_point(|x| *x < c)).collect();
     for _ in 0..length {
         let seen = &written[written.len().saturating_sub(SEQ)..];
-        let mut window = vec![0.0; SEQ];
-        window.iter_mut().zip(seen).for_each(|(w, &c)| *w = c as f64);
-        session.write_f64("input_ids", &window)?;
-        session.step()?;
-        let logits = session.read_f64(&OutputKind::Result("logits".into()))?;
+        let logits = trainer.evaluate(&mut next, &window(seen))?.into_data().try_into_vec::<f32>()?;
         let vocabulary = text.characters.len();
         let row = &logits[(seen.len() - 1) * vocabulary..seen.len() * vocabulary];
-        let largest = row.iter().fold(f64::MIN, |m, &x| m.max(x));
-        let weights: Vec<f64> = row.iter().map(|x| ((x - largest) / temperature).exp()).collect();
+        let largest = row.iter().fold(f32::MIN, |m, &x| m.max(x));
+        let weights: Vec<f64> = row.iter().map(|x| (f64::from(x - largest) / temperature).exp()).collect();
         let mut left = draw.unit() * weights.iter().sum::<f64>();
         let drawn = weights.iter().position(|w| {
             left -= w;
@@ -280,37 +293,33 @@ fn sample(session: &mut Session, text: &Text, length: usize, temperature: f64) -
     Ok(written.iter().map(|&c| char::from(text.characters[c])).collect())
 }
 
+/// A small decoder: rotary positions, RMS norms, SwiGLU.
+fn config(vocabulary: usize) -> Result<ModelConfig, Box<dyn Error>> {
+    let keys = json!({
+        "model_type": "llama", "vocab_size": vocabulary, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": SEQ, "rms_norm_eps": 1e-5,
+        "hidden_act": "silu", "tie_word_embeddings": false, "initializer_range": 0.02,
+    });
+    Ok(ModelConfig::from_json(&keys, "the main job".as_ref())?)
+}
+
 fn run(options: &Options) -> Result<bool, Box<dyn Error>> {
     let text = Text::new(TEXT);
-    let gpt = SmallGpt {
-        style: GptStyle::Rotary,
-        vocab: text.characters.len(),
-        width: 128,
-        layers: 4,
-        heads: 4,
-        kv_heads: 4,
-        seq: SEQ,
-        tied: false,
-    };
-    let config = gpt.config()?;
+    let config = config(text.characters.len())?;
     println!(
-        "{} characters of text, {} different ones; {} layers of width {}, batches of {BATCH} sequences of {SEQ}",
+        "{} characters of text, {} different ones; 4 layers of width 128, batches of {BATCH} sequences of {SEQ}",
         TEXT.len(),
-        gpt.vocab,
-        gpt.layers,
-        gpt.width
+        text.characters.len(),
     );
-    let (mesh, plan) = (Mesh::new([("tp", options.ranks)])?, Plan::built_in("tp")?);
-    let (mut training, losses) = train(&config, &text, (&mesh, &plan), options.steps)?;
-    print_collectives(training.session(), options.steps - 1);
-    print_memory(training.session());
-    let mut reader = reader(&config, &mesh, &plan, training.session())?;
-    drop(training);
-    println!("\nLoss on held-out text: {:.3}. The model writes:", held_out(&mut reader, &text)?);
-    println!("---\n{}\n---\n", sample(&mut reader, &text, 500, 0.7)?);
-    drop(reader);
+    let on = (Mesh::new([("tp", options.ranks)])?, Plan::built_in("tp")?);
+    let (mut trainer, losses) = train(&config, &text, on, options.steps)?;
+    print_collectives(trainer.session(), options.steps - 1);
+    print_memory(trainer.session());
+    println!("\nLoss on held-out text: {:.3}. The model writes:", held_out(&mut trainer, &text)?);
+    println!("---\n{}\n---\n", sample(&mut trainer, &text, 500, 0.7)?);
+    drop(trainer);
 
-    let (_, alone) = train(&config, &text, (&Mesh::single(), &Plan::built_in("none")?), options.steps)?;
+    let (_, alone) = train(&config, &text, (Mesh::single(), Plan::built_in("none")?), options.steps)?;
     println!("\n{:>6}{:>12}{:>12}{:>12}", "step", format!("{} ranks", options.ranks), "1 rank", "relative");
     let difference = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs();
     let every = losses.len().div_ceil(10);

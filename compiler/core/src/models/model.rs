@@ -54,6 +54,13 @@ pub fn build(config: &ModelConfig, device: &Device) -> Model {
     }
 }
 
+impl ModelConfig {
+    /// Builds the model; its weights are drawn when they are first used, on `device`.
+    pub fn build(&self, device: &Device) -> Model {
+        build(self, device)
+    }
+}
+
 /// Builds a model with the weights of a file, on `device`.
 pub fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Model, ModelError> {
     let model = build(config, device);
