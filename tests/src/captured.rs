@@ -85,7 +85,7 @@ pub fn rename(captured: &mut tpc::capture::Captured, rename: &dyn Fn(&str) -> St
     use tpc::capture::{InputKind as I, OutputKind as O};
     for input in &mut captured.inputs {
         match &mut input.kind {
-            I::Parameter { path } => *path = rename(path),
+            I::Parameter { path, .. } => *path = rename(path),
             I::State { parameter, .. } => *parameter = rename(parameter),
             _ => {}
         }

@@ -1,11 +1,11 @@
 //! Which linears of a module are pairs: some that are cut by columns, and those that read their results, cut by rows.
 //!
 //! The module tree is walked from the inside out. In each module the linears that belong to no pair yet are taken in the
-//! order of the data flow. One starts a pair if all linears that read its result are among them: whatever it computes then
-//! stays on the rank that computed it, until the rows are summed. So query, key and value pair with the output of their
-//! attention, gate and up with down, and the two linears of an MLP that lie in modules of their own pair in the module
-//! around both. A patch embedding is read by every block through the residual stream, whose linears belong to pairs
-//! already; it stays alone. Those that are cut by rows must not follow each other. Of three linears in a row the first two are a pair, and the third is alone.
+//! order of the data flow. One begins a pair if all linears that read its result are among them and do not follow each
+//! other: whatever it computes then stays on the rank that computed it, until the rows are summed. So query, key and value
+//! pair with the output of their attention, gate and up with down; two linears of an MLP that lie in modules of their own
+//! pair in the module around both. A patch embedding is read by every block through the residual stream, whose linears
+//! belong to pairs already; it stays alone. Of three linears in a row the first two are a pair, and the third is alone.
 //!
 //! ```text
 //! vit { patches, blocks.0 { attn { q, k, v, o }, up, down }, head }
