@@ -1,7 +1,7 @@
 //! Repetition: a block that occurs L times is found, printed, and made longer or shorter.
 //!
 //! A program is a list of lines with numbers in them: operands, path segments (`layers.3.mlp`), random
-//! streams. A stretch of lines that occurs again, every number moving by the same step from one
+//! streams, units of parameters. A stretch of lines that occurs again, every number moving by the same step from one
 //! occurrence to the next, is a [`Run`]. Nothing is assumed about the model. The forward, the backward
 //! and the optimizer part of one layer are occurrences of three runs whose operands walk along each
 //! other (the backward one in the other direction); such runs together are a [`Block`]. Because all
@@ -11,7 +11,7 @@
 //! Resized by 2: five such lines, and a later reader of `%5` reads `%7`.
 
 use crate::graph::{Graph, Node, Origin, Output, OutputKind, Phase, Value};
-use crate::op::{Op, Scalar};
+use crate::op::{Op, Scalar, UnitId};
 use crate::sharding::Type;
 use crate::{DType, text};
 use petgraph::graph::NodeIndex;
@@ -22,6 +22,9 @@ const LONGEST_PERIOD: usize = 4_000;
 
 /// What the streams of random elements count: the draws of the whole program.
 const STREAM: &str = "stream=";
+
+/// What the units of parameters count.
+const UNIT: &str = "unit ";
 
 /// Most times that runs are aligned with each other.
 const ROUNDS: usize = 8;
@@ -147,7 +150,7 @@ struct OutputKey {
 enum Number<'a> {
     /// A line of the node list.
     Line,
-    /// An index of the path before it; of random elements the stream.
+    /// An index of the path before it; of random elements the stream, of a parameter the unit.
     Label(&'a str),
 }
 
@@ -247,6 +250,10 @@ impl<'a> Lines<'a> {
                 numbers.push(n);
                 *stream = 0;
             }
+            if let Op::Input { unit: Some(unit), .. } = &mut op {
+                numbers.push(unit.0.into());
+                *unit = UnitId(0);
+            }
             let key = NodeKey { op, types: n.types.clone(), phase: n.origin.phase, operands, paths };
             lines.push(Line { key: intern(&mut known, &mut keys, key), numbers });
         }
@@ -294,7 +301,9 @@ impl<'a> Lines<'a> {
     fn align(&mut self) -> bool {
         let mut largest: HashMap<&str, i64> = HashMap::new();
         self.each_moving(|_, kind, step, _| {
-            if let Number::Label(path) = kind {
+            if let Number::Label(path) = kind
+                && path != UNIT
+            {
                 let known = largest.entry(path).or_default();
                 *known = step.abs().max(*known);
             }
@@ -307,6 +316,7 @@ impl<'a> Lines<'a> {
             }
         };
         self.each_moving(|run, kind, step, middle| match kind {
+            Number::Label(UNIT) => {}
             Number::Label(path) => scale(run, largest[path], step.abs()),
             Number::Line => {
                 if let Some(other) = self.run_at(middle).filter(|&o| self.runs[o].count > 2) {
@@ -346,7 +356,8 @@ impl<'a> Lines<'a> {
         let operands = key.operands.iter().filter(|o| matches!(o, Operand::Line(_))).map(|_| Number::Line);
         let labels = key.paths.iter().flat_map(|p| (1..p.literals.len()).map(|i| Number::Label(p.prefix(i - 1))));
         let stream = matches!(key.op, Op::Random { .. }).then_some(Number::Label(STREAM));
-        operands.chain(labels).chain(stream).collect()
+        let unit = matches!(key.op, Op::Input { unit: Some(_), .. }).then_some(Number::Label(UNIT));
+        operands.chain(labels).chain(stream).chain(unit).collect()
     }
 
     fn output_kinds(key: &OutputKey) -> Vec<Number<'_>> {
@@ -379,7 +390,7 @@ impl<'a> Lines<'a> {
         let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
         let mut paths: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); outputs + self.output_runs.len()];
         self.each_moving(|run, kind, step, middle| match kind {
-            Number::Label(STREAM) => {}
+            Number::Label(STREAM | UNIT) => {}
             Number::Label(path) => {
                 *paths[run].entry(path).or_default() += 1;
                 join(run, *counted.entry(path).or_insert(run));
@@ -661,7 +672,12 @@ impl Built {
         });
         let mut op = key.op.clone();
         match &mut op {
-            Op::Input { name, .. } => name.clone_from(&paths[0]),
+            Op::Input { name, unit, .. } => {
+                name.clone_from(&paths[0]);
+                if let Some(unit) = unit {
+                    *unit = UnitId(u32::try_from(numbers.next()?).ok()?);
+                }
+            }
             Op::Random { stream, .. } => {
                 if let Some(n) = numbers.next() {
                     *stream = u64::try_from(n).ok()?;

@@ -3,7 +3,7 @@
 //! Nodes are added after their operands, so node order is a topological order, in every pass.
 
 use crate::mesh::Mesh;
-use crate::op::{InputKind, Op, Scalar};
+use crate::op::{InputKind, Op, Scalar, UnitId};
 use crate::reason::Reason;
 use crate::sharding::Type;
 use crate::subscripts::Subscripts;
@@ -257,6 +257,14 @@ impl Graph {
             Op::Input { kind, name, .. } => Some((n, *kind, name.as_str())),
             _ => None,
         })
+    }
+
+    /// The unit that an input belongs to.
+    pub fn unit_of(&self, input: NodeIndex) -> Option<UnitId> {
+        match &self.node(input).op {
+            Op::Input { unit, .. } => *unit,
+            _ => None,
+        }
     }
 
     /// The scalar that a value is filled with, if it is a constant of one value.

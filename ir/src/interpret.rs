@@ -11,7 +11,7 @@
 //! use tpc_ir::{DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Type};
 //!
 //! let (mut g, origin) = (Graph::new(Mesh::single()), Origin::default());
-//! let op = Op::Input { kind: InputKind::Data, name: "x".into(), layout: vec![2] };
+//! let op = Op::Input { kind: InputKind::Data, name: "x".into(), layout: vec![2], unit: None };
 //! let x = g.push(op, &[], Type::new(DType::F32, [2]), &origin);
 //! let y = g.map(MapFn::Add, &[x, x], &origin);
 //! g.outputs.push(Output { kind: OutputKind::Result("y".into()), value: y, layout: vec![2] });

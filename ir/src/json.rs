@@ -17,7 +17,7 @@
 use crate::DType;
 use crate::graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
-use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
+use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar, UnitId};
 use crate::parse::MOST_DIMS;
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
@@ -118,10 +118,13 @@ fn node_json(node: &Node, operands: &[Value], mesh: &Mesh) -> Json {
     }
     let mut set = |key: &str, value: Json| out[key] = value;
     match &node.op {
-        Op::Input { kind, name, layout } => {
+        Op::Input { kind, name, layout, unit } => {
             set("kind", json!(kind.name()));
             set("name", json!(name));
             set("layout", json!(layout));
+            if let Some(UnitId(unit)) = unit {
+                set("unit", json!(unit));
+            }
         }
         Op::Fill(s) => set("value", json!(s.to_string())),
         Op::Random { distribution, stream } => {
@@ -223,6 +226,10 @@ impl<'a> At<'a> {
         n.map_or_else(|| self.error("a number"), Ok)
     }
 
+    fn unit(&self) -> Read<UnitId> {
+        u32::try_from(self.number()?).map_or_else(|_| self.error("a number of 32 bits"), |unit| Ok(UnitId(unit)))
+    }
+
     fn named<T>(&self, expected: &str, read: impl Fn(&str) -> Option<T>) -> Read<T> {
         self.json.as_str().and_then(read).map_or_else(|| self.error(expected), Ok)
     }
@@ -298,6 +305,7 @@ impl<'a> At<'a> {
                 kind: self.field("kind")?.named("an input kind", InputKind::from_name)?,
                 name: self.field("name")?.text()?.into(),
                 layout: self.field("layout")?.dims()?,
+                unit: self.find("unit")?.map(|unit| unit.unit()).transpose()?,
             },
             "fill" => Op::Fill(self.field("value")?.scalar()?),
             "iota" => Op::Iota,

@@ -46,7 +46,7 @@ pub mod verify;
 pub use dtype::DType;
 pub use graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
 pub use mesh::{AxisId, AxisSet, Mesh};
-pub use op::{InputKind, MapFn, Op, ReduceOp, Scalar};
+pub use op::{InputKind, MapFn, Op, ReduceOp, Scalar, UnitId};
 pub use reason::Reason;
 pub use sharding::{Partial, Sharding, Type};
 pub use subscripts::Subscripts;

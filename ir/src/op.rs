@@ -10,6 +10,12 @@ use crate::subscripts::Subscripts;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
+/// A unit of the model: parameters that are gathered together where they are sharded over a data axis, and freed together
+/// (those of a module that is given to `torch.distributed.fsdp.fully_shard`). The number says nothing but which
+/// parameters belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnitId(pub u32);
+
 /// A scalar constant; floats compare by their bits, so that operations can be hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Scalar {
@@ -395,6 +401,8 @@ pub enum Op {
         name: String,
         /// Shape as the model knows it.
         layout: Vec<usize>,
+        /// Of a parameter, the unit that it belongs to; none if it belongs to the model as a whole.
+        unit: Option<UnitId>,
     },
     /// A tensor of one repeated value. The shape is in the type.
     Fill(Scalar),

@@ -17,7 +17,7 @@
 
 use crate::graph::{Boundary, Graph, Origin, Output, OutputKind, Phase, Region, Value};
 use crate::mesh::{AxisId, AxisSet, Mesh};
-use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar};
+use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar, UnitId};
 use crate::quote::cut;
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
@@ -392,6 +392,17 @@ impl<'a> Cursor<'a> {
         Ok(shape.to_vec())
     }
 
+    /// `unit 3`, or none if it is not said.
+    fn unit(&mut self) -> Parsed<Option<UnitId>> {
+        self.spaces();
+        let start = self.at;
+        if self.word().1 == "unit" {
+            return Ok(Some(UnitId(self.number()?)));
+        }
+        self.at = start;
+        Ok(None)
+    }
+
     /// `; forward in layers.0 why: the reason`.
     fn origin(&mut self) -> Parsed<Origin> {
         let mut origin = Origin::default();
@@ -491,7 +502,10 @@ impl Reader {
         }
         let op = match head {
             Head::Op(op) => op,
-            Head::Input(kind, name) => Op::Input { kind, name, layout: c.layout(&types[0].shape)? },
+            Head::Input(kind, name) => {
+                let layout = c.layout(&types[0].shape)?;
+                Op::Input { kind, name, layout, unit: c.unit()? }
+            }
             Head::Map(f) => {
                 let ranks: Vec<usize> = operands.iter().map(|&v| self.graph.ty(v).rank()).collect();
                 match Subscripts::implied(&ranks, types[0].rank()) {

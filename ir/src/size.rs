@@ -73,7 +73,7 @@ mod tests {
         let mut graph = Graph::new(Mesh::single());
         for (i, shape) in shapes.iter().enumerate() {
             let ty = Type::new(DType::F32, *shape);
-            let op = Op::Input { kind: InputKind::Data, name: format!("x{i}"), layout: ty.shape.clone() };
+            let op = Op::Input { kind: InputKind::Data, name: format!("x{i}"), layout: ty.shape.clone(), unit: None };
             graph.push(op, &[], ty, &Origin::default());
         }
         graph

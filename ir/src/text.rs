@@ -10,7 +10,9 @@
 //! output result "y" %3 layout [8, 512]
 //! ```
 //!
-//! A line is `%number = operation attributes operands : types ; phase in module why: reason`.
+//! A line is `%number = operation attributes operands : types ; phase in module why: reason`. Behind the type of an
+//! input stand the shape that the model knows (`layout`), where it is another one, and the unit that a parameter belongs
+//! to (`unit 3`), if there is one.
 //! An elementwise operation whose operands all have the result's letters or none at all shows no
 //! subscripts. Scalar constants (a `fill` of rank 0) have no line: they stand where they are used,
 //! as `f32:0.5`, and have no provenance. `%3.1` is the second result of `%3`. [`crate::parse`]
@@ -18,7 +20,7 @@
 
 use crate::graph::{Boundary, Graph, Node, OutputKind, Phase, Value};
 use crate::mesh::{AxisId, Mesh};
-use crate::op::{Distribution, Op};
+use crate::op::{Distribution, Op, UnitId};
 use crate::sharding::axes_text;
 use crate::subscripts::Subscripts;
 use petgraph::graph::NodeIndex;
@@ -86,8 +88,11 @@ pub fn line(graph: &Graph, node: NodeIndex, names: &HashMap<NodeIndex, usize>) -
     }
     let types: Vec<_> = n.types.iter().map(|t| t.display(&graph.mesh)).collect();
     let mut text = format!("{text:<TYPE_COLUMN$} : {}", types.join(", "));
-    if let Op::Input { layout, .. } = &n.op {
+    if let Op::Input { layout, unit, .. } = &n.op {
         text.push_str(&layout_text(layout, n.types.first().map_or(&[], |t| &t.shape)));
+        if let Some(UnitId(unit)) = unit {
+            let _ = write!(text, " unit {unit}");
+        }
     }
     let note = note(n);
     if !note.is_empty() {

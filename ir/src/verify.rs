@@ -249,6 +249,9 @@ pub enum Malformed {
     /// An input of partial type.
     #[error("an input is a whole value, its type cannot be partial")]
     PartialInput,
+    /// A unit of something that is no parameter.
+    #[error("only a parameter belongs to a unit, no input of kind {}", .0.name())]
+    Unit(InputKind),
     /// A constant that changes when its terms are combined.
     #[error("the {op} of one such constant per rank is another value: use to_partial")]
     PartialConstant {
@@ -574,9 +577,12 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
     let ty = &node.types[0];
     let same_dtype = || expect_dtype(Row::Result(0), operands[0].dtype, ty);
     match &node.op {
-        Op::Input { layout, .. } => {
+        Op::Input { kind, layout, unit, .. } => {
             if ty.sharding.partial.is_some() {
                 return Err(Malformed::PartialInput);
+            }
+            if unit.is_some() && *kind != InputKind::Parameter {
+                return Err(Malformed::Unit(*kind));
             }
             same_elements(layout, &ty.shape)
         }

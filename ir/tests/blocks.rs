@@ -22,7 +22,7 @@ fn step(choices: &[u8], kinds: usize, layers: usize) -> Graph {
     let mut w = Vec::new();
     for l in 0..layers {
         let names = ["a", "b.1", "c"].iter().take(weights(l));
-        let one = |n: &&str| add(&mut out, format!("input parameter \"net.{l}.{n}.weight\" : f32[4]"));
+        let one = |n: &&str| add(&mut out, format!("input parameter \"net.{l}.{n}.weight\" : f32[4] unit {}", l + 2));
         w.push(names.map(one).collect::<Vec<_>>());
     }
     let mut m = Vec::new();

@@ -57,6 +57,7 @@ fn parse_errors_say_where_and_what() {
             "%1 = input tensor \"y\" : f32[8]",
             "line 3, column 12: expected an input kind (parameter, state, data, scalar, constant), found `tensor`",
         ),
+        ("%1 = input parameter \"y\" : f32[8] unit x", "line 3, column 40: expected a number, found `x`"),
         ("%1 = input data y : f32[8]", "line 3, column 17: expected a name in double quotes, found `y`"),
         ("%1 = input data \"y : f32[8]", "line 3, column 28: expected a closing `\"`, found the end of the line"),
         ("%1 = input data \"y\" : f32[8] layout 8", "line 3, column 37: expected `[`, found `8`"),
@@ -141,6 +142,10 @@ fn verify_error(body: &str) -> String {
 #[test]
 fn verify_errors_name_the_node_its_types_and_the_fault() {
     let cases: &[(&str, &str)] = &[
+        (
+            "%9 = input data \"y\" : f32[4] unit 3",
+            "%6 = input data \"y\": () -> (f32[4]): only a parameter belongs to a unit, no input of kind data",
+        ),
         // Types.
         (
             "%9 = fill 1.0 : f32[8@dp, 6@dp]",

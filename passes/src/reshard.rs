@@ -3,10 +3,10 @@
 //!
 //! The search makes one value of all gathers of a parameter, which would then live from the forward
 //! pass to the backward pass: all layers' parameters at once. Here the backward pass gets a gather of
-//! its own, right before its first use. Parameters are grouped in *units* by the first number in
-//! their path (`model.layers.3`); the unit that the forward pass reaches last is about to be used by
-//! the backward pass and is not gathered twice, and neither are parameters outside of any unit (FSDP's
-//! root). Every micro-batch gathers anew.
+//! its own, right before its first use. Parameters are grouped in *units*, which the program's inputs
+//! name ([`UnitId`]); the unit that the forward pass reaches last is about to be used by the backward
+//! pass and is not gathered twice, and neither are parameters outside of any unit (FSDP's root). Every
+//! micro-batch gathers anew.
 //!
 //! Before: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%70 = einsum … %9 ; backward`.
 //! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,
@@ -18,7 +18,7 @@ use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::Cause;
-use tpc_ir::{Graph, MapFn, Op, Origin, Phase, Value};
+use tpc_ir::{Graph, MapFn, Op, Origin, Phase, UnitId, Value};
 
 /// A part of the step in which a gathered parameter stays: the micro-batch, and whether it is the
 /// backward pass.
@@ -68,19 +68,6 @@ fn gathered_again(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
     .0
 }
 
-/// The unit of a parameter: its path up to the first number; empty if it has none.
-pub fn unit(parameter: &str) -> &str {
-    let mut end = 0;
-    for segment in parameter.split('.') {
-        end += segment.len();
-        if !segment.is_empty() && segment.bytes().all(|b| b.is_ascii_digit()) {
-            return &parameter[..end];
-        }
-        end += 1;
-    }
-    ""
-}
-
 /// Gathers, casts and transposes of one of the parameters alone, with the parameter's input.
 fn prologues(graph: &Graph, parameters: &HashSet<&str>) -> HashMap<NodeIndex, NodeIndex> {
     let named: HashSet<NodeIndex> =
@@ -115,20 +102,17 @@ fn gathers(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>, node: NodeIndex
 
 /// The prologue nodes that the backward pass shall make again: those of all units but the last.
 fn gathered_twice(graph: &Graph, roots: &HashMap<NodeIndex, NodeIndex>) -> HashSet<NodeIndex> {
-    let name = |root: NodeIndex| match &graph.node(root).op {
-        Op::Input { name, .. } => name.as_str(),
-        _ => "",
-    };
-    let mut first_use: HashMap<&str, NodeIndex> = HashMap::new();
+    let mut first_use: HashMap<UnitId, NodeIndex> = HashMap::new();
     for (&node, &root) in roots {
+        let Some(unit) = graph.unit_of(root) else { continue };
         let readers = graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
         if let Some(user) = readers.filter(|&user| graph.node(user).origin.phase == Phase::Forward).min() {
-            let first = first_use.entry(unit(name(root))).or_insert(user);
+            let first = first_use.entry(unit).or_insert(user);
             *first = user.min(*first);
         }
     }
-    let last = first_use.iter().filter(|(unit, _)| !unit.is_empty()).max_by_key(|(_, first)| **first).map(|(u, _)| *u);
-    let twice = |root: NodeIndex| !unit(name(root)).is_empty() && Some(unit(name(root))) != last;
+    let last = first_use.iter().max_by_key(|(_, first)| **first).map(|(unit, _)| *unit);
+    let twice = |root: NodeIndex| graph.unit_of(root).is_some_and(|unit| Some(unit) != last);
     roots.iter().filter(|&(_, &root)| twice(root)).map(|(&node, _)| node).collect()
 }
 
@@ -153,16 +137,4 @@ fn copied(
     let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &Origin { phase, why, ..n.origin.clone() });
     copies.insert((node, stretch), value);
     value
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn units_end_at_the_first_number() {
-        assert_eq!(unit("model.layers.3.experts.1.w"), "model.layers.3");
-        assert_eq!(unit("0.weight"), "0");
-        assert_eq!(unit("lm_head.weight"), "");
-    }
 }

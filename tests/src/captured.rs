@@ -85,7 +85,7 @@ pub fn rename(captured: &mut tpc_compiler::capture::Captured, rename: &dyn Fn(&s
     use tpc_compiler::capture::{InputKind as I, OutputKind as O};
     for input in &mut captured.inputs {
         match &mut input.kind {
-            I::Parameter { path } => *path = rename(path),
+            I::Parameter { path, .. } => *path = rename(path),
             I::State { parameter, .. } => *parameter = rename(parameter),
             _ => {}
         }

@@ -28,7 +28,7 @@ type Values = HashMap<String, TensorData>;
 
 fn input_key(kind: &InputKind) -> String {
     match kind {
-        InputKind::Parameter { path } => format!("parameter {path}"),
+        InputKind::Parameter { path, .. } => format!("parameter {path}"),
         InputKind::State { parameter, name } => format!("state {parameter} {name}"),
         InputKind::Data { name } => format!("data {name}"),
         InputKind::StepScalar { index } => format!("scalar {index}"),

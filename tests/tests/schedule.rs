@@ -251,8 +251,8 @@ fn fsdp(layers: usize, ranks: usize) -> String {
     };
     let mut weights = Vec::new();
     for l in 0..layers {
-        let up = line(&mut s, format!("input parameter \"layers.{l}.up\" : f64[{d}@dp, {h}]"));
-        let down = line(&mut s, format!("input parameter \"layers.{l}.down\" : f64[{h}, {d}@dp]"));
+        let up = line(&mut s, format!("input parameter \"layers.{l}.up\" : f64[{d}@dp, {h}] unit {l}"));
+        let down = line(&mut s, format!("input parameter \"layers.{l}.down\" : f64[{h}, {d}@dp] unit {l}"));
         weights.push((up, down));
     }
     let head = line(&mut s, format!("input parameter \"head\" : f64[{d}@dp, 3]"));

@@ -8,8 +8,7 @@ use tpc::{Graph, InputKind};
 use tpc_compiler::models::ModelConfig;
 use tpc_compiler::pretrained::{TokenBatch, initialise};
 use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
-use tpc_ir::{Op, Phase};
-use tpc_passes::reshard::unit;
+use tpc_ir::{Op, Phase, UnitId};
 use tpc_passes::styles::Plan;
 use tpc_tests::styles::seen;
 use tpc_tests::training::{Run, config, differences, feed, language_model, plan, run};
@@ -257,8 +256,24 @@ fn stored(graph: &Graph) -> BTreeSet<String> {
     on_data.map(|(_, _, name)| name.to_string()).collect()
 }
 
-fn units<'a>(names: impl IntoIterator<Item = &'a String>) -> BTreeSet<&'a str> {
-    names.into_iter().map(|name| unit(name)).collect()
+/// The units that these parameters belong to; none for those of the model as a whole.
+fn units<'a>(graph: &Graph, names: impl IntoIterator<Item = &'a String>) -> BTreeSet<Option<UnitId>> {
+    let units: BTreeMap<&str, Option<UnitId>> = graph.inputs().map(|(n, _, name)| (name, graph.unit_of(n))).collect();
+    names.into_iter().map(|name| units[name.as_str()]).collect()
+}
+
+/// Each layer is a unit; embeddings, what stands behind the layers and heads belong to none.
+#[test]
+fn layers_are_units() {
+    for (family, (called, _)) in FAMILIES.iter().enumerate() {
+        for stages in stages(family, "fsdp", "dp=2").iter() {
+            for (node, _, name) in stages.placed.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter) {
+                let layer = (0..LAYERS).find(|layer| name.split('.').any(|segment| segment == layer.to_string()));
+                let unit = layer.map(|layer| UnitId(layer as u32));
+                assert_eq!(stages.placed.unit_of(node), unit, "{called}: {name}");
+            }
+        }
+    }
 }
 
 fn positions(name: &str) -> bool {
@@ -282,11 +297,11 @@ fn parameters_are_gathered_before_use() {
                 stored.retain(|name| !positions(name) || forward.contains_key(name));
                 assert_eq!(forward.keys().cloned().collect::<BTreeSet<_>>(), stored, "{what}\n{}", list(stages));
                 assert!(forward.values().chain(backward.values()).all(|&n| n == 1), "{what}: {forward:?}");
-                assert_eq!(units(forward.keys()).len(), LAYERS + 1, "{what}");
-                let again = units(backward.keys());
+                assert_eq!(units(graph, forward.keys()).len(), LAYERS + 1, "{what}");
+                let again = units(graph, backward.keys());
                 assert_eq!(again.len(), LAYERS - 1, "{what}: {again:?}");
-                let last = (LAYERS - 1).to_string();
-                assert!(again.iter().all(|u| !u.is_empty() && !u.ends_with(&last)), "{what}: {again:?}");
+                let last = Some(UnitId(LAYERS as u32 - 1));
+                assert!(again.iter().all(|unit| unit.is_some() && *unit != last), "{what}: {again:?}");
                 assert_eq!(gathers(graph, Phase::Optimizer), BTreeMap::new(), "{what}");
             }
         }

@@ -230,7 +230,7 @@ pub fn without_optimizer(mut step: Captured, input: &str) -> Captured {
     step.graph.outputs.retain(|_| kept.next() == Some(&true));
     step.inputs.retain(|i| !matches!(i.kind, InputKind::StepScalar { .. }));
     for i in &mut step.inputs {
-        if matches!(&i.kind, InputKind::Parameter { path } if path == input) {
+        if matches!(&i.kind, InputKind::Parameter { path, .. } if path == input) {
             i.kind = InputKind::Data { name: input.into() };
         }
     }

@@ -51,7 +51,7 @@ impl Facts {
     /// The facts of a captured model whose parameters are still called by burn's paths.
     pub fn of(captured: &Captured, rename: Rename) -> Self {
         let parameters = captured.inputs.iter().filter_map(|input| match &input.kind {
-            InputKind::Parameter { path } => Some(path.as_str()),
+            InputKind::Parameter { path, .. } => Some(path.as_str()),
             _ => None,
         });
         let parameters: Vec<&str> = parameters.collect();

@@ -333,7 +333,7 @@ pub fn renamed(captured: &Captured, rename: Rename) -> Captured {
     let mut c = captured.clone();
     for input in &mut c.inputs {
         match &mut input.kind {
-            I::Parameter { path } => *path = rename(path),
+            I::Parameter { path, .. } => *path = rename(path),
             I::State { parameter, .. } => *parameter = rename(parameter),
             _ => {}
         }

@@ -129,7 +129,8 @@ impl Builder<'_> {
         let element = |i: usize| low + f64::from(random::philox(salt, 0, i as u64)[0]) % span;
         self.inputs.insert(name.clone(), Tensor::from_fn(ty.dtype, given, element));
         let bound = low.abs().max(high.abs());
-        self.push(Op::Input { kind, name, layout }, &[], ty, bound)
+        let unit = (kind == InputKind::Parameter && salt % 2 == 0).then_some(UnitId(salt as u32 % 9));
+        self.push(Op::Input { kind, name, layout, unit }, &[], ty, bound)
     }
 
     fn input(&mut self) -> Value {

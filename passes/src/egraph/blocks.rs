@@ -12,7 +12,7 @@ use super::{Found, SearchOptions};
 use crate::check::check;
 use crate::denotes::denotes;
 use tpc_ir::block::{Block, Lines};
-use tpc_ir::{Graph, Type};
+use tpc_ir::{Graph, Type, UnitId};
 
 /// Occurrences that are searched: those at the ends may come out different, and two in the middle, after
 /// what moves over the border of an occurrence has made the runs shorter, show how they go on.
@@ -43,8 +43,8 @@ fn once(graph: &Graph, lines: &Lines, block: &Block, options: &SearchOptions) ->
     proven.then_some(Found { graph: long.graph, rules, ..found })
 }
 
-/// Where inputs and outputs lie.
-fn ends(graph: &Graph) -> Vec<&Type> {
-    let inputs = graph.inputs().map(|(n, _, _)| &graph.node(n).types[0]);
-    inputs.chain(graph.outputs.iter().map(|o| graph.ty(o.value))).collect()
+/// Where inputs and outputs lie, and the units of inputs.
+fn ends(graph: &Graph) -> Vec<(&Type, Option<UnitId>)> {
+    let inputs = graph.inputs().map(|(n, _, _)| (&graph.node(n).types[0], graph.unit_of(n)));
+    inputs.chain(graph.outputs.iter().map(|o| (graph.ty(o.value), None))).collect()
 }

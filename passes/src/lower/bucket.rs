@@ -27,18 +27,18 @@
 //! travel while later ones are computed.
 //!
 //! **Gathers of inputs** (parameters of FSDP) need nothing to be computed first. They are moved to
-//! just before their first reader, and those of one block (`layers.3`, found in the input's name), phase
-//! and micro-batch are one gather, at the place of the first; those of no block are limited by
-//! `bucket_bytes` too.
+//! just before their first reader, and those of one unit ([`UnitId`], a block of the model), phase and
+//! micro-batch are one gather, at the place of the first; those of no unit are limited by `bucket_bytes`
+//! too.
 //!
 //! **Scatters of gradients** of parameters that are stored in shards (FSDP again) are put together by
-//! block, too, whatever its size: a block's gradients leave when its backward pass is done, as in
+//! unit, too, whatever its size: a unit's gradients leave when its backward pass is done, as in
 //! `torch.distributed.fsdp.fully_shard`.
 //!
 //! Shards of inputs lie where the session put them, and are copied side by side first.
 //!
 //! Memory: an open bucket holds less than `bucket_bytes` plus its last member, per kind; a gather
-//! holds the gathered parameters of one block. All decisions look at global types only, so every
+//! holds the gathered parameters of one unit. All decisions look at global types only, so every
 //! rank takes the same ones.
 
 use super::LowerOptions;
@@ -46,12 +46,11 @@ use super::depend::{Dependences, is_input, source};
 use super::group::Kernel;
 use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
-use crate::reshard::unit;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
-use tpc_ir::{AxisId, DType, Graph, InputKind, Op, OutputKind, Phase, ReduceOp};
+use tpc_ir::{AxisId, DType, Graph, InputKind, Op, OutputKind, Phase, ReduceOp, UnitId};
 
 /// What members of one bucket have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,11 +62,24 @@ struct Kind {
     phase: Phase,
     /// Part of the step of the first reader that is no collective; its own if there is none.
     reader: Phase,
-    /// Of the gather of a parameter and of the scatter of its gradient: the block that it belongs to.
-    block: Option<String>,
+    /// Of the gather of an input and of the scatter of a parameter's gradient: what the input belongs to.
+    home: Option<Home>,
     /// The first micro-batch that waits for it; none if only the optimizer does. Each micro-batch gathers parameters
     /// for itself and frees what it gathered, and no micro-batch waits for a later one.
     micro_batch: Option<usize>,
+}
+
+/// What an input belongs to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Home {
+    Unit(UnitId),
+    Model,
+}
+
+impl Home {
+    fn of(graph: &Graph, input: NodeIndex) -> Self {
+        graph.unit_of(input).map_or(Home::Model, Home::Unit)
+    }
 }
 
 /// Place in the list of kernels: before or at the kernel of that index.
@@ -87,7 +99,7 @@ struct Bucket {
 /// Merges collectives; the other kernels keep their order, but for readers that wait for a bucket.
 pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptions) -> Vec<Kernel> {
     let found = Dependences::new(graph, &kernels);
-    let (blocks, turns) = (scattered_blocks(graph), turns(graph));
+    let (homes, turns) = (scattered(graph), turns(graph));
     let mut collectives: Vec<(Place, usize)> = Vec::new();
     for k in (0..kernels.len()).filter(|&k| is_collective(graph, &kernels[k])) {
         let reader = found.readers[k].first();
@@ -100,7 +112,7 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
     let mut all: Vec<Bucket> = Vec::new();
     for (at, k) in collectives {
         place[k] = at;
-        let Some(kind) = kind(graph, &kernels, &found, k, &blocks, &turns) else { continue };
+        let Some(kind) = kind(graph, &kernels, &found, k, &homes, &turns) else { continue };
         let bytes = bytes(graph, &kernels[k]);
         let deadline = found.readers[k].first().map_or((kernels.len(), true), |&r| (r, true));
         let mut joined = false;
@@ -145,13 +157,13 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
 impl Bucket {
     /// Whether it stands where its first member stood: what it gathers is there from the beginning.
     fn first_place(&self) -> bool {
-        self.kind.block.is_some() && self.kind.reduce.is_none()
+        self.kind.home.is_some() && self.kind.reduce.is_none()
     }
 
     /// Whether further members may come.
     fn takes_more(&self, options: &LowerOptions) -> bool {
-        let of_block = self.kind.block.as_ref().is_some_and(|block| !block.is_empty());
-        self.bytes < options.bucket_bytes || of_block && options.bucket_bytes > 0
+        let of_unit = matches!(self.kind.home, Some(Home::Unit(_)));
+        self.bytes < options.bucket_bytes || of_unit && options.bucket_bytes > 0
     }
 }
 
@@ -234,10 +246,10 @@ impl Merged {
     }
 }
 
-/// The scatters of gradients of parameters that are stored in shards over the scatter's axes, with the
-/// parameters' blocks.
-fn scattered_blocks(graph: &Graph) -> HashMap<NodeIndex, &str> {
-    let mut blocks = HashMap::new();
+/// The scatters of gradients of parameters that are stored in shards over the scatter's axes, with what
+/// the parameters belong to.
+fn scattered(graph: &Graph) -> HashMap<NodeIndex, Home> {
+    let mut homes = HashMap::new();
     let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(node, _, name)| (name, node)).collect();
     for output in &graph.outputs {
         let OutputKind::Update(name) = &output.kind else { continue };
@@ -256,7 +268,7 @@ fn scattered_blocks(graph: &Graph) -> HashMap<NodeIndex, &str> {
             }
             match &n.op {
                 Op::ReduceScatter { axes, .. } if axes.iter().all(|&a| stored.dim_of(a).is_some()) => {
-                    blocks.insert(node, unit(name));
+                    homes.insert(node, Home::of(graph, input));
                 }
                 // Behind the reduction there are at most casts and views.
                 op => {
@@ -269,7 +281,7 @@ fn scattered_blocks(graph: &Graph) -> HashMap<NodeIndex, &str> {
             }
         }
     }
-    blocks
+    homes
 }
 
 /// Whether a kernel is a collective.
@@ -300,7 +312,7 @@ fn kind(
     kernels: &[Kernel],
     found: &Dependences,
     k: usize,
-    scattered: &HashMap<NodeIndex, &str>,
+    scattered: &HashMap<NodeIndex, Home>,
     turns: &[Turn],
 ) -> Option<Kind> {
     let kernel = &kernels[k];
@@ -312,9 +324,9 @@ fn kind(
         Op::ReduceScatter { op, axes, .. } => (Some(*op), axes.clone()),
         _ => return None,
     };
-    let block = match &graph.node(source(graph, graph.operands(node)[0].node)).op {
-        Op::Input { name, .. } if gathers_input(graph, kernel) => Some(unit(name).to_string()),
-        _ => scattered.get(&node).map(ToString::to_string),
+    let home = match gathers_input(graph, kernel) {
+        true => Some(Home::of(graph, source(graph, graph.operands(node)[0].node))),
+        false => scattered.get(&node).copied(),
     };
     let (name, dtype) = (n.op.name(), n.types[0].dtype);
     let mut reader = found.readers[k].first().copied();
@@ -325,5 +337,5 @@ fn kind(
     // What only the optimizer reads may come from the backward pass or from the optimizer itself.
     let phase = if reader == Phase::Optimizer { Phase::Optimizer } else { n.origin.phase };
     let micro_batch = turns[node.index()].wanted_by.filter(|_| reader != Phase::Optimizer);
-    Some(Kind { name, reduce, dtype, axes, phase, reader, block, micro_batch })
+    Some(Kind { name, reduce, dtype, axes, phase, reader, home, micro_batch })
 }

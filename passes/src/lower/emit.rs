@@ -212,7 +212,7 @@ impl Emitter<'_> {
     fn inputs(&mut self) {
         for node in self.graph.nodes() {
             let n = self.graph.node(node);
-            let Op::Input { kind, name, layout } = &n.op else { continue };
+            let Op::Input { kind, name, layout, .. } = &n.op else { continue };
             let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, name);
             let binding = self.binding(&n.types[0], layout, view.clone());
             self.views.insert(node.into(), view);

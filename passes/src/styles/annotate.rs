@@ -3,7 +3,7 @@
 use super::cut::{Cuts, Indices, Part};
 use super::data::{DataMode, sharded};
 use super::layout::{Layout, OnAxes, factored};
-use super::modules::{Role, Weight, module_of, paths, weights};
+use super::modules::{Role, Weight, is_below, module_of, paths, weights};
 use super::pattern::{Nearest, Pattern, PatternError, nearest};
 use super::plan::{Entry, MeshDim, Plan};
 use super::prepare::Prepare;
@@ -293,11 +293,9 @@ impl fmt::Display for Because {
 impl Because {
     /// What is in the way of a style that accepts something.
     fn of(graph: &Graph, all: &BTreeMap<String, Weight>, module: &str, accepts: &str) -> Self {
-        let inside =
-            |name: &str| module.is_empty() || name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
         let parameters: Vec<String> = graph
             .inputs()
-            .filter(|(_, kind, name)| *kind == InputKind::Parameter && inside(name))
+            .filter(|(_, kind, name)| *kind == InputKind::Parameter && is_below(name, module))
             .map(|(_, _, name)| name.to_string())
             .collect();
         if !parameters.is_empty() && !parameters.iter().any(|name| all.contains_key(name)) {

@@ -9,7 +9,7 @@
 //! | what the data axes do: ddp, fsdp, zero1, hsdp | [`data`] |
 //! | what a plan is, and its JSON form | [`plan`], `plan_file` |
 //! | which modules a path pattern means | [`pattern`] |
-//! | which linears and embeddings a module holds, and in which order data meets them | [`modules`] |
+//! | which linears and embeddings a module holds, and in which order data meets them; which linears are pairs | [`modules`], [`pairs`] |
 //! | which values enter and leave a module; one that holds others | [`regions`], `subtree` |
 //! | which index of a weight is cut, by whole heads | `cut` |
 //! | from plan to placements | [`annotate()`] |
@@ -20,6 +20,7 @@ pub mod data;
 pub mod layout;
 mod linear;
 pub mod modules;
+pub mod pairs;
 mod pairwise;
 pub mod pattern;
 pub mod plan;

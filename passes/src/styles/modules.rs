@@ -39,6 +39,11 @@ pub fn module_of(parameter: &str) -> &str {
     parameter.rsplit_once('.').map_or("", |(module, _)| module)
 }
 
+/// Whether a module or parameter is inside of a module; everything is inside of the whole model.
+pub(super) fn is_below(name: &str, module: &str) -> bool {
+    module.is_empty() || name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
+}
+
 /// Every module path: the modules that hold parameters and all that contain them.
 pub fn paths(graph: &Graph) -> BTreeSet<String> {
     let mut all = BTreeSet::from([String::new()]);

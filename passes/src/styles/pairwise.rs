@@ -2,13 +2,15 @@
 
 use super::annotate::StyleError;
 use super::layout::Layout;
-use super::modules::module_of;
+use super::modules::{Weight, module_of};
+use super::pairs::Pair;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements, Way};
 
-/// The linears of the subtree, levelled by dataflow: odd levels are column-wise, even ones row-wise, a
-/// last odd level stays replicated (API.md section 1). So query, key and value are cut by whole heads,
-/// gate and up by columns, and what follows them by rows.
+/// The linears of the subtree in pairs, column-wise and then row-wise, found in each module from the inside out
+/// ([`pairs`](super::pairs)): in a row of linears the first and the second, the third and the fourth. So query, key and
+/// value are cut by whole heads, gate and up by columns, and what follows them by rows. A linear without a partner
+/// stays replicated: the last of an odd number, or a projection in front of the blocks of a transformer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairwiseParallel;
 
@@ -32,15 +34,12 @@ impl Default for PairwiseSequenceParallel {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TensorParallelMultiheadAttention;
 
-/// Cuts the pairs and gives the paths of the row-wise linears.
-pub(super) fn pairs(module: &Module<'_>, to: &mut Placements) -> Vec<String> {
-    let levelled = module.levels();
-    let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
+/// Cuts pairs and gives the paths of the row-wise linears.
+pub(super) fn cut_pairs(pairs: &[Pair<'_>], module: &Module<'_>, to: &mut Placements) -> Vec<String> {
     let mut rows = Vec::new();
-    for (weight, level) in levelled {
-        if level % 2 == 1 && level < last {
-            to.cut(module, weight, Way::Columns);
-        } else if level % 2 == 0 {
+    for pair in pairs {
+        pair.columns.iter().for_each(|weight| to.cut(module, weight, Way::Columns));
+        for weight in &pair.rows {
             to.cut(module, weight, Way::Rows);
             rows.push(module_of(&weight.name).to_string());
         }
@@ -58,7 +57,7 @@ impl ParallelStyle for PairwiseParallel {
     }
 
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
-        pairs(module, to);
+        cut_pairs(&module.pairs(), module, to);
         Ok(())
     }
 }
@@ -74,13 +73,12 @@ impl ParallelStyle for PairwiseSequenceParallel {
 
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let shard = Layout::Shard(self.sequence_dim);
-        let rows = pairs(module, to);
-        if !rows.is_empty() {
-            for (weight, _) in module.levels().into_iter().filter(|(_, level)| *level == 1) {
-                to.argument(module_of(&weight.name), 0, Prepare::from(shard, Layout::Replicate));
-            }
+        let pairs = module.pairs();
+        let columns: Vec<&Weight> = pairs.iter().flat_map(|pair| pair.columns.iter().copied()).collect();
+        for weight in module.first_of(&columns) {
+            to.argument(module_of(&weight.name), 0, Prepare::from(shard, Layout::Replicate));
         }
-        for path in rows {
+        for path in cut_pairs(&pairs, module, to) {
             to.result(&path, 0, Prepare::to(shard));
         }
         Ok(())
@@ -99,7 +97,7 @@ impl ParallelStyle for TensorParallelMultiheadAttention {
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let levels = module.levels();
         if levels.iter().map(|l| l.1).max() == Some(2) {
-            pairs(module, to);
+            cut_pairs(&module.pairs(), module, to);
         }
         Ok(())
     }

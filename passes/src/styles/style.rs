@@ -5,7 +5,8 @@
 //! the factor table.
 
 use super::annotate::StyleError;
-use super::modules::{Role, Weight, levels, module_of};
+use super::modules::{Role, Weight, is_below, levels, module_of};
+use super::pairs::{Pair, pairs};
 use super::prepare::Prepare;
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
@@ -77,9 +78,7 @@ impl<'a> Module<'a> {
 
     /// The parameters of the module and of all modules below it.
     pub fn all_parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
-        let below =
-            move |name: &str| self.path.is_empty() || name.strip_prefix(self.path).is_some_and(|r| r.starts_with('.'));
-        self.weights.values().filter(move |w| below(&w.name))
+        self.weights.values().filter(|w| is_below(&w.name, self.path))
     }
 
     /// The linears of the subtree with their levels: 1 reads what comes from outside, k+1 reads
@@ -87,6 +86,17 @@ impl<'a> Module<'a> {
     pub fn levels(&self) -> Vec<(&'a Weight, usize)> {
         let linears: Vec<&Weight> = self.all_parameters().filter(|w| w.role == Role::Linear).collect();
         levels(self.graph, &linears)
+    }
+
+    /// The pairs among the linears of the subtree: some that are cut by columns, and those that read their results, cut
+    /// by rows. Linears that belong to no pair are not listed.
+    pub fn pairs(&self) -> Vec<Pair<'a>> {
+        pairs(self.graph, self.weights, self.path)
+    }
+
+    /// The weights among these linears that no result of another of them reaches.
+    pub(super) fn first_of(&self, linears: &[&'a Weight]) -> Vec<&'a Weight> {
+        levels(self.graph, linears).into_iter().filter(|(_, level)| *level == 1).map(|(weight, _)| weight).collect()
     }
 
     /// Rows of a table.

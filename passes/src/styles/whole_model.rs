@@ -1,14 +1,15 @@
 //! What the built-in plans `tp` and `tp-sp` say of a whole model.
 
 use super::annotate::StyleError;
-use super::modules::{Role, module_of};
-use super::pairwise::pairs;
+use super::modules::{Role, Weight, module_of};
+use super::pairwise::cut_pairs;
 use super::style::{Module, ParallelStyle, Placements, Way};
 use std::cmp::Reverse;
 
-/// Pairwise linears, a last one without a partner column-wise (its logits stay sharded), and the
-/// largest embedding by rows. With a sequence dimension, activations between pairs are sharded
-/// along it wherever they have one.
+/// The [`pairs`](super::pairs) of the whole model, a last linear without a partner column-wise (its logits stay sharded), and
+/// the largest embedding by rows. What else is alone stays replicated, such as an embedding of patches. With a sequence
+/// dimension, activations between pairs are sharded along it wherever they have one, from the embedding on: that of a
+/// table, or of a linear with which the model begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WholeModel {
     /// Which dimension of activations is the sequence.
@@ -25,19 +26,23 @@ impl ParallelStyle for WholeModel {
     }
 
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
-        let mut rows = pairs(module, to);
+        let pairs = module.pairs();
+        let mut spread = cut_pairs(&pairs, module, to);
         let levelled = module.levels();
         let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
-        for (weight, _) in levelled.iter().filter(|l| l.1 == last && last % 2 == 1 && last > 1) {
+        let is_alone = |weight: &Weight| !pairs.iter().any(|pair| pair.holds(weight));
+        for (weight, _) in levelled.iter().filter(|(weight, level)| *level == last && last > 1 && is_alone(weight)) {
             to.cut(module, weight, Way::Columns);
         }
         let tables = module.all_parameters().filter(|w| w.role == Role::Embedding);
         if let Some(table) = tables.max_by_key(|w| (module.rows(w), Reverse(w.input))) {
             to.cut(module, table, Way::Rows);
-            rows.push(module_of(&table.name).to_string());
+            spread.push(module_of(&table.name).to_string());
         }
         if let Some(dim) = self.sequence_dim {
-            rows.iter().for_each(|path| to.sequence(path, dim));
+            let begins = levelled.iter().filter(|(weight, level)| *level == 1 && level < &last && is_alone(weight));
+            spread.extend(begins.map(|(weight, _)| module_of(&weight.name).to_string()));
+            spread.iter().for_each(|path| to.sequence(path, dim));
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Distribution, TensorData};
 use burn_ir::{GraphIr, TensorId};
+use tpc_ir::UnitId;
 
 pub use super::params::ModuleInfo;
 use super::scalars::StepScalars;
@@ -91,6 +92,8 @@ pub enum InputKind {
     Parameter {
         /// Path of the first place that holds it.
         path: String,
+        /// The unit that it belongs to; none if it belongs to the model as a whole.
+        unit: Option<UnitId>,
     },
     /// A state of the optimizer, as the previous step left it.
     State {

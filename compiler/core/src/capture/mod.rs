@@ -56,6 +56,7 @@ mod substitute;
 mod tensors;
 mod text;
 mod trace;
+mod units;
 mod values;
 
 pub use captured::{

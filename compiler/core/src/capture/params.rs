@@ -9,6 +9,8 @@ use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 use super::kind::{self, Kind};
 use super::session::Session;
 use super::statistics::Walk;
+use super::units::ModuleTree;
+use tpc_ir::UnitId;
 
 /// A module, as the visitor meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +42,8 @@ pub(super) struct ParameterInfo {
     pub(super) dtype: DType,
     /// How it gets its first value, where that was recorded.
     pub(super) initialization: Option<Initialization>,
+    /// The unit that it belongs to.
+    pub(super) unit: Option<UnitId>,
 }
 
 /// What a recording holds of a parameter's initialization.
@@ -194,7 +198,11 @@ impl ModuleMapper for Leaves {
 pub(super) fn list<M: Module>(model: &M, replaced: HashMap<u64, Option<u64>>, session: &Session) -> Parameters {
     let mut visit = Visit { session: Some(session), replaced, ..Visit::default() };
     model.visit(&mut visit);
-    Parameters { list: visit.list, aliases: visit.aliases, modules: visit.modules }
+    let Visit { mut list, aliases, modules, tree, .. } = visit;
+    for (unit, parameters) in (0..).map(UnitId).zip(tree.units()) {
+        parameters.into_iter().for_each(|parameter| list[parameter].unit = Some(unit));
+    }
+    Parameters { list, aliases, modules }
 }
 
 /// The initial values of the parameters of a module on a computing device, by path.
@@ -219,6 +227,8 @@ struct Visit<'a> {
     modules: Vec<ModuleInfo>,
     /// Position of a path in `modules`.
     known: HashMap<String, usize>,
+    /// The parameters of `list` in the modules that hold them.
+    tree: ModuleTree,
 }
 
 impl Visit<'_> {
@@ -251,24 +261,27 @@ impl Visit<'_> {
             false => self.replaced.get(&id).map(|&tensor| Initialization::Tensor(tensor)),
         };
         let (shape, dtype) = (tensor.dims().to_vec(), tensor.dtype());
-        self.list.push(ParameterInfo { path, param: param.id, tensor: id, shape, dtype, initialization });
+        self.tree.parameter(self.list.len());
+        self.list.push(ParameterInfo { path, param: param.id, tensor: id, shape, dtype, initialization, unit: None });
     }
 }
 
 impl ModuleVisitor for Visit<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
+    fn enter_module(&mut self, name: &str, container_type: &str) {
         // burn names the type of the module that holds `name`, not that of `name`.
         let path = self.path.join(".");
         if !self.known.contains_key(&path) {
             self.known.insert(path.clone(), self.modules.len());
-            let container = container.rsplit(':').next().unwrap_or(container).to_owned();
+            let container = container_type.rsplit(':').next().unwrap_or(container_type).to_owned();
             self.modules.push(ModuleInfo { path, container, parameters: Vec::new() });
         }
         self.path.push(name.to_owned());
+        self.tree.enter(container_type);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
         self.path.pop();
+        self.tree.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {

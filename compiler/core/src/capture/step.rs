@@ -372,11 +372,11 @@ impl Step {
 }
 
 fn parameter_inputs(parameters: &Parameters) -> impl Iterator<Item = DraftInput> + '_ {
-    parameters.list.iter().map(|ParameterInfo { path, tensor, shape, dtype, .. }| DraftInput {
+    parameters.list.iter().map(|ParameterInfo { path, tensor, shape, dtype, unit, .. }| DraftInput {
         id: *tensor,
         shape: shape.clone(),
         dtype: *dtype,
-        kind: InputKind::Parameter { path: path.clone() },
+        kind: InputKind::Parameter { path: path.clone(), unit: *unit },
     })
 }
 

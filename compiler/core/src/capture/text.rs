@@ -5,6 +5,7 @@ use std::fmt::Write;
 use burn::tensor::DType;
 use burn_ir::{OperationIr, TensorIr};
 use serde_json::Value;
+use tpc_ir::UnitId;
 
 use super::captured::{Captured, InputKind, OutputKind};
 use super::operation;
@@ -17,7 +18,8 @@ impl Captured {
         let mut text = String::new();
         for input in &self.inputs {
             let what = match &input.kind {
-                InputKind::Parameter { path } => format!("parameter {path}"),
+                InputKind::Parameter { path, unit: None } => format!("parameter {path}"),
+                InputKind::Parameter { path, unit: Some(UnitId(unit)) } => format!("parameter {path} unit={unit}"),
                 InputKind::State { parameter, name } => format!("state {parameter} {name}"),
                 InputKind::Data { name } => format!("data {name}"),
                 InputKind::StepScalar { index } => format!("step_scalar {index}"),

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use tpc_ir::{
     Boundary, DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts,
-    Type, Value,
+    Type, UnitId, Value,
 };
 
 /// Why a captured graph cannot be imported.
@@ -80,8 +80,16 @@ pub struct Imported {
 /// order, so that all of them keep parameters and state in the same place.
 #[derive(Clone, Debug, Default)]
 pub struct Signature {
-    inputs: Vec<(InputKind, String, Type)>,
+    inputs: Vec<SignatureInput>,
     constants: HashMap<String, TensorData>,
+}
+
+#[derive(Clone, Debug)]
+struct SignatureInput {
+    kind: InputKind,
+    name: String,
+    ty: Type,
+    unit: Option<UnitId>,
 }
 
 impl Signature {
@@ -107,22 +115,27 @@ impl Signature {
                 let (kind, name) = signature.name(&input.kind);
                 let dtype = dtype(input.dtype).map_err(|e| e.at(format!("input `{name}`")))?;
                 let ty = Type::new(dtype, input.shape.clone());
-                if !signature.inputs.iter().any(|(_, n, _)| *n == name) {
-                    signature.inputs.push((kind, name, ty));
+                let unit = match &input.kind {
+                    CapturedKind::Parameter { unit, .. } => *unit,
+                    _ => None,
+                };
+                if !signature.inputs.iter().any(|input| input.name == name) {
+                    signature.inputs.push(SignatureInput { kind, name, ty, unit });
                 }
             }
             let random = |op: &OperationIr| operation_name(op).contains("Random");
-            if captured.graph.operations.iter().any(random) && !signature.inputs.iter().any(|i| i.1 == SEED) {
-                signature.inputs.push((InputKind::Scalar, SEED.into(), Type::new(DType::I64, [])));
+            if captured.graph.operations.iter().any(random) && !signature.inputs.iter().any(|i| i.name == SEED) {
+                let (kind, name, ty) = (InputKind::Scalar, SEED.into(), Type::new(DType::I64, []));
+                signature.inputs.push(SignatureInput { kind, name, ty, unit: None });
             }
         }
-        signature.inputs.sort_by_key(|i| i.0);
+        signature.inputs.sort_by_key(|i| i.kind);
         Ok(signature)
     }
 
     fn name(&mut self, kind: &CapturedKind) -> (InputKind, String) {
         match kind {
-            CapturedKind::Parameter { path } => (InputKind::Parameter, path.clone()),
+            CapturedKind::Parameter { path, .. } => (InputKind::Parameter, path.clone()),
             CapturedKind::State { parameter, name } => (InputKind::State, state_name(parameter, name)),
             CapturedKind::Data { name } => (InputKind::Data, name.clone()),
             CapturedKind::StepScalar { index } => (InputKind::Scalar, format!("step.{index}")),
@@ -178,8 +191,8 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         calls: Vec::new(),
     };
     let mut named = HashMap::new();
-    for (kind, name, ty) in &signature.inputs {
-        let op = Op::Input { kind: *kind, name: name.clone(), layout: ty.shape.clone() };
+    for SignatureInput { kind, name, ty, unit } in &signature.inputs {
+        let op = Op::Input { kind: *kind, name: name.clone(), layout: ty.shape.clone(), unit: *unit };
         let value = b.graph.push(op, &[], ty.clone(), &Origin::default());
         named.insert(name.clone(), value);
     }

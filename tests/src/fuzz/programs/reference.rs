@@ -156,7 +156,7 @@ fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured 
         }
     };
     for input in &mut captured.inputs {
-        if let In::Parameter { path } | In::State { parameter: path, .. } = &mut input.kind {
+        if let In::Parameter { path, .. } | In::State { parameter: path, .. } = &mut input.kind {
             rename(path);
         }
     }

@@ -1,0 +1,166 @@
+//! Which linears of a module are pairs: some that are cut by columns, and those that read their results, cut by rows.
+//!
+//! The module tree is walked from the inside out. In each module the linears that belong to no pair yet are taken in the
+//! order of the data flow. One begins a pair if all linears that read its result are among them and do not follow each
+//! other: whatever it computes then stays on the rank that computed it, until the rows are summed. So query, key and value
+//! pair with the output of their attention, gate and up with down; two linears of an MLP that lie in modules of their own
+//! pair in the module around both. A patch embedding is read by every block through the residual stream, whose linears
+//! belong to pairs already; it stays alone. Of three linears in a row the first two are a pair, and the third is alone.
+//!
+//! ```text
+//! vit { patches, blocks.0 { attn { q, k, v, o }, up, down }, head }
+//! blocks.0.attn  { q, k, v } → { o }
+//! blocks.0       { up } → { down }
+//! vit            patches and head stay alone
+//! ```
+//!
+//! A linear that is read outside of the module that a style is given to pairs with those inside.
+
+use super::modules::{Role, Weight, is_below, paths};
+use petgraph::graph::NodeIndex;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use tpc_ir::{Graph, Op, Phase};
+
+/// Linears that are cut together: nothing is exchanged between the two sides.
+#[derive(Clone, Debug)]
+pub struct Pair<'a> {
+    /// The linears that are cut by columns, in the order of the data flow.
+    pub columns: Vec<&'a Weight>,
+    /// The linears that read their results and are cut by rows, in the order of the data flow.
+    pub rows: Vec<&'a Weight>,
+}
+
+impl Pair<'_> {
+    /// Whether a weight is one of the pair.
+    pub fn holds(&self, weight: &Weight) -> bool {
+        self.columns.iter().chain(&self.rows).any(|other| other.input == weight.input)
+    }
+}
+
+/// The pairs of the module of that path, those of inner modules first.
+pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<String, Weight>, path: &str) -> Vec<Pair<'a>> {
+    let read = Reads::of(graph, all, path);
+    let mut modules: Vec<String> = paths(graph).into_iter().filter(|m| m == path || is_below(m, path)).collect();
+    modules.sort_by_key(|module| Reverse(depth(module)));
+    let mut free: BTreeSet<usize> = (0..read.linears.len()).collect();
+    let mut found = Vec::new();
+    for module in modules {
+        let inside: Vec<usize> =
+            free.iter().copied().filter(|&linear| is_below(&read.linears[linear].name, &module)).collect();
+        for &first in &inside {
+            let candidates: BTreeSet<usize> = inside.iter().copied().filter(|linear| free.contains(linear)).collect();
+            let Some((columns, rows)) = read.pair(first, &candidates) else { continue };
+            free.retain(|linear| !columns.contains(linear) && !rows.contains(linear));
+            let weights = |side: Vec<usize>| side.into_iter().map(|linear| read.linears[linear]).collect();
+            found.push(Pair { columns: weights(columns), rows: weights(rows) });
+        }
+    }
+    found
+}
+
+/// How many modules there are around a module.
+fn depth(module: &str) -> usize {
+    if module.is_empty() { 0 } else { 1 + module.matches('.').count() }
+}
+
+/// The linears of a module, and by whom their results are read.
+struct Reads<'a> {
+    /// In the order of the data flow.
+    linears: Vec<&'a Weight>,
+    /// Of each linear those that read its result without another product with a weight in between.
+    readers: Vec<BTreeSet<usize>>,
+    /// Whether a result of each also reaches a product with a table, such as that of a tied head.
+    reaches_table: Vec<bool>,
+}
+
+impl<'a> Reads<'a> {
+    fn of(graph: &Graph, all: &'a BTreeMap<String, Weight>, path: &str) -> Self {
+        let mut linears: Vec<&Weight> =
+            all.values().filter(|w| w.role == Role::Linear && is_below(&w.name, path)).collect();
+        linears.sort_by_key(|w| w.user);
+        // Every product of the forward pass with a weight: a weight may be used several times.
+        let mut products: HashMap<NodeIndex, Factor> = HashMap::new();
+        for weight in all.values() {
+            let factor = match linears.iter().position(|linear| linear.input == weight.input) {
+                Some(linear) => Factor::Linear(linear),
+                None if is_below(&weight.name, path) => Factor::Table,
+                None => Factor::Outside,
+            };
+            products.extend(uses(graph, weight.input).map(|product| (product, factor)));
+        }
+        let mut reads = Reads { readers: Vec::new(), reaches_table: Vec::new(), linears };
+        // The last linear whose result was followed to a node.
+        let mut followed: Vec<Option<usize>> = vec![None; graph.len()];
+        for (linear, weight) in reads.linears.iter().enumerate() {
+            let (mut readers, mut reaches_table) = (BTreeSet::new(), false);
+            let mut open: Vec<NodeIndex> = uses(graph, weight.input).collect();
+            while let Some(node) = open.pop() {
+                for (user, _) in graph.users(node).filter(|(user, _)| is_forward(graph, *user)) {
+                    match products.get(&user) {
+                        Some(Factor::Linear(reader)) => {
+                            readers.insert(*reader);
+                        }
+                        Some(Factor::Outside) => {}
+                        Some(Factor::Table) => reaches_table = true,
+                        None if followed[user.index()].replace(linear) != Some(linear) => open.push(user),
+                        None => {}
+                    }
+                }
+            }
+            reads.readers.push(readers);
+            reads.reaches_table.push(reaches_table);
+        }
+        reads
+    }
+
+    /// Whether a result of one of these linears reaches another one.
+    fn follow_each_other(&self, linears: &BTreeSet<usize>) -> bool {
+        let Some(last) = linears.last() else { return false };
+        linears.iter().any(|first| {
+            let mut seen = BTreeSet::new();
+            let mut open = vec![*first];
+            // No linear behind the last of them leads back to one.
+            while let Some(linear) = open.pop() {
+                open.extend(self.readers[linear].range(..=last).copied().filter(|reader| seen.insert(*reader)));
+            }
+            seen.iter().any(|reader| reader != first && linears.contains(reader))
+        })
+    }
+
+    /// The pair that a linear begins: what is cut by columns and by rows, all of it among the candidates.
+    fn pair(&self, first: usize, candidates: &BTreeSet<usize>) -> Option<(Vec<usize>, Vec<usize>)> {
+        let rows = &self.readers[first];
+        if rows.is_empty() || rows.contains(&first) || !rows.is_subset(candidates) || self.follow_each_other(rows) {
+            return None;
+        }
+        let begins = |&linear: &usize| {
+            let readers = &self.readers[linear];
+            let only_rows = !readers.is_empty() && readers.is_subset(rows) && !self.reaches_table[linear];
+            only_rows && !rows.contains(&linear)
+        };
+        let columns: Vec<usize> = candidates.iter().copied().filter(begins).collect();
+        columns.contains(&first).then(|| (columns, rows.iter().copied().collect()))
+    }
+}
+
+/// What a product multiplies with.
+#[derive(Clone, Copy)]
+enum Factor {
+    /// The linear of that number.
+    Linear(usize),
+    /// The table of an embedding of the module.
+    Table,
+    /// A weight outside of the module.
+    Outside,
+}
+
+fn is_forward(graph: &Graph, node: NodeIndex) -> bool {
+    graph.node(node).origin.phase == Phase::Forward
+}
+
+/// The products of the forward pass that a weight is a factor of.
+fn uses(graph: &Graph, weight: NodeIndex) -> impl Iterator<Item = NodeIndex> + '_ {
+    let users = graph.users(weight).map(|(user, _)| user);
+    users.filter(|&user| is_forward(graph, user) && matches!(graph.node(user).op, Op::Einsum { .. }))
+}
