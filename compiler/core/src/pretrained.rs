@@ -4,13 +4,14 @@
 use crate::capture::{
     Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
 };
+use crate::data;
 use crate::models::{
     ModelConfig, ModelError, TokenInputs, Use, WeightEntry, WeightMap, Weights, build, read_box, read_strips,
     save_strips, tied_head, transposed, weight_map,
 };
 use crate::program::Error;
 use burn::optim::Optimizer;
-use burn::tensor::{DType, Distribution as BurnDistribution, Int};
+use burn::tensor::{DType, Distribution as BurnDistribution, Int, TensorData};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -171,13 +172,68 @@ fn parameters(session: &Session) -> Vec<(usize, String)> {
 /// Elements that are drawn at once.
 const DRAWN: usize = 1 << 12;
 
+/// Why parameters could not be initialized.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// Parameters that are not drawn element by element, and whose values were not given.
+    #[error(
+        "{} not drawn element by element but computed by the module{}: give the values that `capture::initial_values` makes of the function that builds the module to `initialise_with`, or train with `Trainer::new`, which does",
+        parameters_are(.parameters),
+        by_operations(.operations)
+    )]
+    Computed {
+        /// The parameters.
+        parameters: Vec<String>,
+        /// The operations that compute the first of them, as far as they are known.
+        operations: Vec<String>,
+    },
+    /// The session.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+}
+
+/// The first of some parameters.
+fn parameters_are(names: &[String]) -> String {
+    const MOST: usize = 3;
+    let shown = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    match names.len() {
+        1 => format!("the initial value of {shown} is"),
+        n if n > MOST => format!("the initial values of {shown} and {} more are", n - MOST),
+        _ => format!("the initial values of {shown} are"),
+    }
+}
+
+fn by_operations(operations: &[String]) -> String {
+    const MOST: usize = 5;
+    let shown = operations.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match operations.len() {
+        0 => String::new(),
+        n if n > MOST => format!(" ({shown}, …)"),
+        _ => format!(" ({shown})"),
+    }
+}
+
 /// Draws initial values as the model's modules would, each element from its global index: the same
 /// values on every mesh. All ranks draw at once, and only the elements of their own boxes.
 ///
 /// # Errors
-/// None that a launched session has.
-pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), RuntimeError> {
-    draw(session, init, seed, None)
+/// Parameters that are not drawn element by element: [`initialise_with`] takes their values.
+pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), InitError> {
+    initialise_with(session, init, &HashMap::new(), seed)
+}
+
+/// [`initialise`], with the values of some parameters, which are not drawn: those that
+/// [`initial_values`](crate::capture::initial_values) makes.
+///
+/// # Errors
+/// Parameters that are neither drawn element by element nor given.
+pub fn initialise_with(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    values: &HashMap<String, TensorData>,
+    seed: u64,
+) -> Result<(), InitError> {
+    draw(session, init, values, seed, None)
 }
 
 /// [`initialise`] for a language model: the padding row of its embedding is 0, as in PyTorch.
@@ -189,17 +245,37 @@ pub fn initialise_model(
     init: &HashMap<String, Init>,
     seed: u64,
     config: &ModelConfig,
-) -> Result<(), RuntimeError> {
-    draw(session, init, seed, config.padding_row())
+) -> Result<(), InitError> {
+    draw(session, init, &HashMap::new(), seed, config.padding_row())
 }
 
-/// Draws initial values; these elements of this parameter are 0.
+/// Writes the values that are given and draws the others; these elements of this parameter are 0.
 fn draw(
     session: &mut Session,
     init: &HashMap<String, Init>,
+    given: &HashMap<String, TensorData>,
     seed: u64,
     zero: Option<(&str, Range<usize>)>,
-) -> Result<(), RuntimeError> {
+) -> Result<(), InitError> {
+    let missing = |name: &str| match init.get(name) {
+        Some(Init::Computed(operations)) if !given.contains_key(name) => Some(operations.clone()),
+        _ => None,
+    };
+    let missing: Vec<(String, Vec<String>)> =
+        parameters(session).into_iter().filter_map(|(_, name)| missing(&name).map(|by| (name, by))).collect();
+    if let Some((_, operations)) = missing.first() {
+        let operations = operations.clone();
+        return Err(InitError::Computed {
+            parameters: missing.into_iter().map(|(name, _)| name).collect(),
+            operations,
+        });
+    }
+    for (input, name) in parameters(session) {
+        if let Some(value) = given.get(&name) {
+            let dtype = session.program(0).inputs[input].binding.view.dtype;
+            session.write_bytes(&name, &data::to_bytes(value, dtype))?;
+        }
+    }
     let float = Scalar::float;
     let of = |name: &str| match init.get(name) {
         Some(Init::Constant(x)) => Err(*x),
@@ -212,13 +288,15 @@ fn draw(
         Some((padded, elements)) if *padded == name => elements.clone(),
         _ => 0..0,
     };
-    let draws: Vec<(usize, Result<Distribution, f64>, Range<usize>)> =
-        parameters(session).into_iter().map(|(input, name)| (input, of(&name), zeros(&name))).collect();
+    // A parameter has the stream of its place among all of them.
+    let drawn = parameters(session).into_iter().zip(0..).filter(|((_, name), _)| !given.contains_key(name));
+    let drawn = drawn.map(|((input, name), stream)| (input, stream, of(&name), zeros(&name)));
+    let draws: Vec<(usize, u64, Result<Distribution, f64>, Range<usize>)> = drawn.collect();
     session.fill_ranks(&|rank| {
-        for (stream, (input, distribution, zeros)) in draws.iter().enumerate() {
+        for (input, stream, distribution, zeros) in &draws {
             let draw = |i: usize| match distribution {
                 _ if zeros.contains(&i) => 0.0,
-                Ok(d) => random::element(*d, random::philox(seed, stream as u64, i as u64)),
+                Ok(d) => random::element(*d, random::philox(seed, *stream, i as u64)),
                 Err(constant) => *constant,
             };
             rank.write(*input, |wanted, to| {

@@ -11,7 +11,7 @@ use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use crate::memory;
 use crate::models::ModelError;
-use crate::pretrained::LoadError;
+use crate::pretrained::{InitError, LoadError};
 use crate::together;
 use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
@@ -63,6 +63,9 @@ pub enum Error {
     /// The program failed while loading or running.
     #[error(transparent)]
     Runtime(RuntimeError),
+    /// Parameters that could not be initialized.
+    #[error(transparent)]
+    Init(InitError),
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -119,6 +122,15 @@ impl From<LoadError> for Error {
         match error {
             LoadError::Model(error) => error.into(),
             LoadError::Runtime(error) => error.into(),
+        }
+    }
+}
+
+impl From<InitError> for Error {
+    fn from(error: InitError) -> Self {
+        match error {
+            InitError::Runtime(error) => error.into(),
+            other => Error::Init(other),
         }
     }
 }

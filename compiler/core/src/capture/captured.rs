@@ -172,14 +172,15 @@ pub struct ScopeRecord {
     pub tensors: Range<u64>,
 }
 
-/// How a lazy parameter is initialized.
+/// How a parameter is initialized.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Init {
     /// Filled with one number.
     Constant(f64),
     /// Drawn at random.
     Random(Distribution),
-    /// Computed by several operations, whose names are given.
+    /// Computed by several operations, whose names are given; none if it was made while the module was built, as a cast or
+    /// scaled parameter is. [`initial_values`](super::initial_values) gives its values.
     Computed(Vec<String>),
 }
 

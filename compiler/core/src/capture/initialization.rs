@@ -26,20 +26,19 @@ pub(super) fn split_initialization(
     let built: HashMap<u64, Init> = computed(&operations, parameters);
     let (initialize, rest): (Vec<_>, Vec<_>) = operations.into_iter().partition(|op| within(&ranges, first_result(op)));
     let init = |info: &ParameterInfo| {
-        let init = match info.initialization? {
-            Initialization::Recorded(begin, end) => {
+        let init = match info.initialization {
+            Some(Initialization::Recorded(begin, end)) => {
                 let from = initialize.partition_point(|op| first_result(op) < begin);
                 let to = initialize.partition_point(|op| first_result(op) < end);
                 initialization(&initialize[from..to])
             }
-            // A tensor that no operation gives is made from data.
-            Initialization::Tensor(id) => {
-                id.and_then(|id| built.get(&id).cloned()).unwrap_or(Init::Computed(vec!["Init".into()]))
-            }
+            Some(Initialization::Tensor(Some(id))) => built.get(&id).cloned().unwrap_or_else(|| initialization(&[])),
+            // A tensor that no operation gives is made from data, or elsewhere.
+            Some(Initialization::Tensor(None)) | None => initialization(&[]),
         };
-        Some((info.path.clone(), init))
+        (info.path.clone(), init)
     };
-    let init = parameters.iter().filter_map(init).collect();
+    let init = if forward.by_shapes { parameters.iter().map(init).collect() } else { HashMap::new() };
     (drop_unread(rest, forward, scopes), init)
 }
 

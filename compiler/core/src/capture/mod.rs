@@ -70,7 +70,7 @@ pub(crate) use session::Defaults;
 pub(crate) use step::{Model, output_names, parameter_values, record_inference, record_training};
 pub use step::{
     TrainingOptions, capture_inference, capture_inference_shapes, capture_training, capture_training_shapes,
-    capture_training_with,
+    capture_training_with, initial_values,
 };
 pub use tensors::{Batch, Inputs, Leaf, Loss, Named, Spec, Tensors, field_name, named};
 pub(crate) use values::BatchField;

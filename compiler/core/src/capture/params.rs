@@ -1,7 +1,7 @@
 //! The parameters of a module: where they are, and how they get onto the capture device.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId, Parameter};
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
@@ -212,6 +212,13 @@ pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
     visit.values.unwrap_or_default()
 }
 
+/// The initial values of some parameters of a module on a computing device, by path; lazy ones that are not wanted stay so.
+pub(super) fn values_of<M: Module>(model: &M, wanted: &HashSet<&str>) -> HashMap<String, TensorData> {
+    let mut visit = Visit { values: Some(HashMap::new()), wanted: Some(wanted), ..Visit::default() };
+    model.visit(&mut visit);
+    visit.values.unwrap_or_default()
+}
+
 #[derive(Default)]
 struct Visit<'a> {
     /// Present when the parameters are on the capture device.
@@ -220,6 +227,8 @@ struct Visit<'a> {
     replaced: HashMap<u64, Option<u64>>,
     /// Present when the data is wanted.
     values: Option<HashMap<String, TensorData>>,
+    /// Whose data is wanted, if not that of all.
+    wanted: Option<&'a HashSet<&'a str>>,
     path: Vec<String>,
     first: HashMap<ParamId, String>,
     list: Vec<ParameterInfo>,
@@ -248,7 +257,9 @@ impl Visit<'_> {
         }
         self.first.insert(param.id, path.clone());
         if let Some(values) = &mut self.values {
-            values.insert(path, param.base().into_data());
+            if self.wanted.is_none_or(|wanted| wanted.contains(path.as_str())) {
+                values.insert(path, param.base().into_data());
+            }
             return;
         }
         let Some(session) = self.session else { return };

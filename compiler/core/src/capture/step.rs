@@ -1,7 +1,7 @@
 //! The entry points: inference and training, by value or by shape.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::backend::AutodiffBackend;
 use burn::grad_clipping::GradientClippingConfig;
@@ -58,7 +58,8 @@ pub fn capture_inference<M: Module, B: Batch, T: Tensors>(
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
     let (model, values) = materialize(model)?;
-    let mut captured = inference(Defaults::default(), |device| params::place(model, device, false), inputs, forward)?;
+    let mut captured =
+        inference(Defaults::default(), |device| params::place(model, device, false), false, inputs, forward)?;
     captured.values = Arc::new(values);
     Ok(captured)
 }
@@ -71,7 +72,7 @@ pub fn capture_inference_shapes<M: Module, B: Batch, T: Tensors>(
     inputs: B,
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
-    inference(Defaults::default(), build, inputs, forward)
+    inference(Defaults::default(), build, true, inputs, forward)
 }
 
 /// Captures a training step: forward, backward and the update of every parameter.
@@ -156,10 +157,10 @@ pub(crate) fn record_inference<M: Module, B: Batch, T: Tensors>(
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
     match model {
-        Model::Build(build) => inference(defaults, build, inputs, forward),
+        Model::Build(build) => inference(defaults, build, true, inputs, forward),
         Model::Module(model) => {
             let model = guarded(|| model.valid())?;
-            inference(defaults, |device| params::place(model, device, false), inputs, forward)
+            inference(defaults, |device| params::place(model, device, false), false, inputs, forward)
         }
     }
 }
@@ -189,6 +190,34 @@ pub(crate) fn parameter_values<M: Module>(model: &M) -> Result<HashMap<String, T
     Ok(materialize(model)?.1)
 }
 
+/// The initial values that are not drawn element by element ([`Init::Computed`]), by path: what `build` gives on the CPU
+/// after its generator got this seed, in every process and on every mesh the same.
+///
+/// The generator is one for the whole process: what draws from it at the same time changes the values, and later draws go
+/// on from here. Of the other parameters only those take memory that `build` computes itself; without a parameter of this
+/// kind it is not called.
+///
+/// # Errors
+/// A module that fails where it is built.
+pub fn initial_values<M: Module>(
+    build: impl Fn(&Device) -> M,
+    init: &HashMap<String, Init>,
+    seed: u64,
+) -> Result<HashMap<String, TensorData>, CaptureError> {
+    static DRAWING: Mutex<()> = Mutex::new(());
+    let computed = init.iter().filter(|(_, init)| matches!(init, Init::Computed(_)));
+    let wanted: HashSet<&str> = computed.map(|(path, _)| path.as_str()).collect();
+    if wanted.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let _one_at_a_time = DRAWING.lock().unwrap_or_else(PoisonError::into_inner);
+    guarded(|| {
+        let device = Device::flex();
+        device.seed(seed);
+        params::values_of(&build(&device), &wanted)
+    })
+}
+
 /// The names under which the results of a closure are outputs.
 pub(crate) fn output_names(results: &impl Tensors) -> Vec<String> {
     let name = |(_, kind)| match kind {
@@ -203,6 +232,8 @@ pub(super) struct Forward {
     pub(super) parameters: Parameters,
     /// What was recorded while the model was built.
     pub(super) built: (u64, u64),
+    /// Whether the model was built without any values.
+    pub(super) by_shapes: bool,
     data: Vec<Declared>,
     pub(super) outputs: Vec<(u64, OutputKind)>,
     end: u64,
@@ -211,6 +242,7 @@ pub(super) struct Forward {
 fn inference<M: Module, B: Batch, T: Tensors>(
     defaults: Defaults,
     build: impl FnOnce(&Device) -> M,
+    by_shapes: bool,
     inputs: B,
     forward: impl FnOnce(&M, B::Tensors) -> T,
 ) -> Result<Captured, CaptureError> {
@@ -222,7 +254,8 @@ fn inference<M: Module, B: Batch, T: Tensors>(
         let mut declared = Inputs::new(session.device.clone(), false);
         let batch = inputs.record(None, &mut declared);
         let results = forward(&model, batch);
-        Forward { parameters, built, data: declared.declared, outputs: outputs(&results), end: session.mark() }
+        let outputs = outputs(&results);
+        Forward { parameters, built, by_shapes, data: declared.declared, outputs, end: session.mark() }
     })?;
     let (operations, init) = split_initialization(recorded.operations, &forward, &recorded.scopes);
     let Forward { parameters, data, outputs, end, .. } = forward;
@@ -242,7 +275,7 @@ fn inference<M: Module, B: Batch, T: Tensors>(
 fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     defaults: Defaults,
     build: impl FnOnce(&Device) -> M,
-    lazy: bool,
+    by_shapes: bool,
     optimizer: &O,
     batch: B,
     options: &Options<'_>,
@@ -252,15 +285,15 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let recorded = session::record(defaults, |session| {
         let begin = session.mark();
         // A lazy parameter tracks gradients only if it is built on the autodiff side of the device.
-        let device = if lazy { session.device.clone().autodiff() } else { session.device.clone() };
+        let device = if by_shapes { session.device.clone().autodiff() } else { session.device.clone() };
         // The model of `capture_training` comes with placeholders, which stay as they are.
         let model = build(&device);
-        let (model, replaced) = match lazy {
+        let (model, replaced) = match by_shapes {
             true => params::make_leaves(model, &session.device),
             false => (model, HashMap::new()),
         };
         norms = statistics::training(&model);
-        record_step(session, begin, (&model, replaced), optimizer, batch, options, forward)
+        record_step(session, (begin, by_shapes), (&model, replaced), optimizer, batch, options, forward)
     });
     let (step, recorded) = recorded.map_err(|error| error.with_norms(norms))?;
     step.assemble(recorded)
@@ -280,7 +313,7 @@ struct Step {
 
 fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     session: &Session,
-    begin: u64,
+    (begin, by_shapes): (u64, bool),
     (model, replaced): (&M, HashMap<u64, Option<u64>>),
     optimizer: &O,
     batch: B,
@@ -296,7 +329,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     let running = held.updated(model);
     let mut outputs = outputs(&results);
     outputs.insert(0, (kind::id(&loss), OutputKind::Loss));
-    let forward = Forward { parameters, built, data: declared.declared, outputs, end: session.mark() };
+    let forward = Forward { parameters, built, by_shapes, data: declared.declared, outputs, end: session.mark() };
     // A loss that nothing tracks is no autodiff tensor; it then has no gradients, which is reported by name later.
     let backward = loss.try_into_primitive::<Tracked>().map(Tracked::backward);
     let backward_end = session.mark();

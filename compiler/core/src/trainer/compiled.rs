@@ -6,8 +6,8 @@ use super::running::{Family, RunningTrainer};
 use super::source::{Gives, Record, Recorded, Source};
 use super::{Settings, explain, pretrained};
 use crate::beside::Kept;
-use crate::capture::{BatchData, BatchFields, Init, Results, TrainingCapture};
-use crate::pretrained::initialise;
+use crate::capture::{BatchData, BatchFields, Results, TrainingCapture, initial_values};
+use crate::pretrained::initialise_with;
 use crate::program::{Error, Stages, TrainingProgram, compile_training};
 use burn::module::Module;
 use std::rc::Rc;
@@ -24,7 +24,6 @@ pub struct CompiledTrainer<M, B, R: Results> {
     rates: Rates,
     settings: Settings,
     example: Example,
-    warnings: Vec<String>,
 }
 
 impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
@@ -41,16 +40,15 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             capture.first.values = Arc::new(values);
         }
         let aliases = capture.first.aliases.clone();
-        let warnings = warnings(&capture);
         let Settings { mesh, plan, compile, .. } = &settings;
         let program = compile_training(capture, mesh, plan, compile, &str::to_string)?;
         let example = Example::of("the training step", &BatchFields::of(example));
-        Ok(CompiledTrainer { source, record, results, aliases, program, rates, settings, example, warnings })
+        Ok(CompiledTrainer { source, record, results, aliases, program, rates, settings, example })
     }
 
     /// What a step computes, communicates and holds, in words.
     pub fn explain(&self) -> String {
-        explain::step("a training step", &self.program.steady.ranks, &self.warnings)
+        explain::step("a training step", &self.program.steady.ranks)
     }
 
     /// The stages of the program that every step but the first executes.
@@ -61,11 +59,6 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
     /// The program of each rank.
     pub fn ranks(&self) -> &[RankProgram] {
         &self.program.steady.ranks
-    }
-
-    /// What was guessed: initializers that are not drawn as the module says.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
     }
 
     /// Starts the ranks. Parameters get the values that the model holds, or are initialized.
@@ -80,7 +73,11 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         let scalars = format!("{:?}", program.scalars);
         let mut training = program.launch(settings.launch.clone())?;
         match &*source {
-            Source::Build(_) => initialise(training.session(), &init, settings.compile.seed)?,
+            Source::Build(build) => {
+                let seed = settings.compile.seed;
+                let computed = initial_values(build, &init, seed)?;
+                initialise_with(training.session(), &init, &computed, seed)?;
+            }
             Source::Files(dir, _) => pretrained::load(training.session(), dir)?,
             // The program brings its values along.
             Source::Module(_) => {}
@@ -88,19 +85,4 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         let family = Family { source, settings, kept, constants, aliases, scalars };
         Ok(RunningTrainer::new(family, training, record, results, rates, example, explained))
     }
-}
-
-/// Initializers that are computed by several operations are replaced by a normal distribution.
-fn warnings(capture: &TrainingCapture) -> Vec<String> {
-    let mut found: Vec<String> = Vec::new();
-    for (path, init) in &capture.first.init {
-        if let Init::Computed(operations) = init {
-            let operations = operations.join(", ");
-            found.push(format!(
-                "`{path}` is drawn from a normal distribution of deviation 0.02: its initializer ({operations}) is not a single draw"
-            ));
-        }
-    }
-    found.sort_unstable();
-    found
 }

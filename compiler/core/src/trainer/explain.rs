@@ -5,7 +5,7 @@ use tpc_ir::InputKind;
 use tpc_ir::program::{Collective, RankProgram};
 
 /// One line for each kind of collective with its reason, and what the ranks hold.
-pub(super) fn step(what: &str, ranks: &[RankProgram], warnings: &[String]) -> String {
+pub(super) fn step(what: &str, ranks: &[RankProgram]) -> String {
     let mut text = String::new();
     let Some(program) = ranks.first() else { return text };
     let _ = writeln!(text, "{what} on {} ranks, {}", ranks.len(), program.mesh);
@@ -43,9 +43,6 @@ pub(super) fn step(what: &str, ranks: &[RankProgram], warnings: &[String]) -> St
             "  memory of rank {}: parameters {parameters}, optimizer state {state}, arena {arena} in all",
             program.rank
         );
-    }
-    for warning in warnings {
-        let _ = writeln!(text, "  warning: {warning}");
     }
     text
 }

@@ -89,7 +89,8 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     ///
     /// `build` is called on a device that only records: however large the model is, it takes no memory here. Each rank draws the values
     /// of its own part of each parameter from the distribution of the parameter's initializer and [`Trainer::seed`], the same on every
-    /// mesh. `build` is called again for every program that is compiled, and by [`RunningTrainer::into_module`] on the device that it is
+    /// mesh. Where a value is not drawn element by element (an orthogonal, a truncated or a scaled one), `build` is called on burn's
+    /// CPU, whose generator gets the same seed, and every rank takes its part of that value. `build` is called again for every program that is compiled, and by [`RunningTrainer::into_module`] on the device that it is
     /// given; it must always make the same modules.
     pub fn new(build: impl Fn(&Device) -> M + 'static, optimizer: O) -> Self {
         Trainer::from_source(Source::Build(Box::new(build)), optimizer)

@@ -167,7 +167,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         let (program, ranks) = self.add_evaluation(&recorded.capture)?;
         let shapes = fields.list.iter().map(|field| field.shape.clone()).collect();
         let (results, example) = (recorded.results, Example::of("the evaluation", &fields));
-        let explained = explain::step("an evaluation", &ranks, &[]);
+        let explained = explain::step("an evaluation", &ranks);
         Ok(Evaluation { trainer: self.number, record, results, example, programs: vec![(shapes, program)], explained })
     }
 
