@@ -2,8 +2,11 @@
 //! says which weights are cut along which mesh axis, and the compiler places every other value, inserts
 //! the collectives and makes one program per rank.
 //!
+//! The [`guide`] is the place to start.
+//!
 //! | question | file |
 //! |---|---|
+//! | how all of this is used, by example | [`guide`] |
 //! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
 //! | everything that such a program names | [`prelude`] |
 //! | how a burn module and a closure become a graph | [`capture`] |
@@ -22,6 +25,7 @@ pub mod capture;
 pub mod command;
 mod data;
 mod explain;
+pub mod guide;
 pub mod import;
 mod memory;
 pub mod models;

@@ -35,9 +35,19 @@ impl Vit {
         let tokens = patches + self.positions.forward(positions);
         self.head.forward(self.encoder.forward(TransformerEncoderInput::new(tokens)).mean_dim(1).squeeze_dim(1))
     }
+
+    fn loss(&self, batch: Images) -> Tensor<1> {
+        let loss = CrossEntropyLossConfig::new().init(&batch.labels.device());
+        loss.forward(self.forward(batch.pixels), batch.labels)
+    }
+
+    /// How many images are found.
+    fn right(&self, batch: Images) -> Tensor<1, Int> {
+        self.forward(batch.pixels).argmax(1).squeeze_dim::<1>(1).equal(batch.labels).int().sum()
+    }
 }
 
-/// A batch: the only structure that the trainer has to know.
+/// A batch.
 #[derive(Batch, Clone, Debug)]
 struct Images {
     pixels: Tensor<4>,
@@ -89,18 +99,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .processes(join(Duration::from_secs(60))?)
         .plan(plan)
         .lr(CosineAnnealingLrSchedulerConfig::new(3e-3, 5 * 16).init()?)
-        .compile(&example, |model, batch: Images| {
-            let loss = CrossEntropyLossConfig::new().init(&batch.labels.device());
-            loss.forward(model.forward(batch.pixels), batch.labels)
-        })?
+        .compile(&example, |model, batch: Images| model.loss(batch))?
         .launch()?;
-    let mut correct = trainer.evaluation(
-        |model, batch: Images| {
-            let found = model.forward(batch.pixels).argmax(1).squeeze_dim::<1>(1);
-            found.equal(batch.labels).int().sum()
-        },
-        &example,
-    )?;
+    let mut count = trainer.evaluation(|model, batch: Images| model.right(batch), &example)?;
     println!("{}", trainer.explain());
     for epoch in 0..5 {
         let mut losses = Vec::new();
@@ -109,14 +110,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         let mut right = 0;
         for batch in test.iter() {
-            right += trainer.evaluate(&mut correct, &batch?)?.into_scalar::<i64>();
+            right += trainer.evaluate(&mut count, &batch?)?.into_scalar::<i64>();
         }
         println!("epoch {epoch}: loss {:.6}, right {right} of {}", losses.iter().sum::<f64>() / 16.0, test.num_items());
     }
 
     let vit = trainer.into_module(&device)?;
-    let batch = Stack.batch(Vec::from_iter(1000..1100), &device);
-    let right = vit.forward(batch.pixels).argmax(1).squeeze_dim::<1>(1).equal(batch.labels).int().sum();
+    let right = vit.right(Stack.batch(Vec::from_iter(1000..1100), &device));
     println!("on one device: right {} of 100", right.into_scalar::<i64>());
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements, Way};
 
 /// The linears of the subtree, levelled by dataflow: odd levels are column-wise, even ones row-wise, a
-/// last odd level stays replicated (API.md section 1). So query, key and value are cut by whole heads,
+/// last odd level stays replicated. So query, key and value are cut by whole heads,
 /// gate and up by columns, and what follows them by rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PairwiseParallel;
