@@ -11,8 +11,8 @@
 //! | [`enable_2d_with_fsdp`](crate::Plan::enable_2d_with_fsdp) | `fully_shard` | parameters, gradients, optimizer state | parameters are gathered before they are used, gradients scattered |
 //! | [`hsdp`](crate::Plan::hsdp) | `fully_shard` on a mesh of two dimensions | the same over one axis, replicated over the other | the same, and gradients are reduced over the replicas |
 //!
-//! The loss is that of the whole batch on every rank, and so are its gradients: a mean is one over all rows, also where the rows are not
-//! divided evenly. Nothing has to be scaled by the number of ranks.
+//! Loss and gradients are those of the whole batch, on every rank: a mean is taken over all rows, even where the ranks hold
+//! different numbers of them. Nothing has to be scaled by the number of ranks.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::AdamWConfig, tensor::{Device, Tensor}};
@@ -64,13 +64,15 @@
 //! # In two dimensions
 //!
 //! The two halves of a plan are independent. On a mesh `dp=2,tp=2`, a weight that `tp` cuts by columns and FSDP cuts as well is
-//! `f32[64@dp, 256@tp]`, or `f32[64, 256@(tp,dp)]` where both cut one dimension; FSDP takes the dimension whose largest shard becomes smallest. The order of the axes in the mesh says which ranks are
-//! neighbors: the last axis is the fastest, so in `dp=2,tp=4` the ranks 0 to 3 are one tensor-parallel group. Put `tp` last, so that its collectives stay within a host.
+//! `f32[64@dp, 256@tp]`, or `f32[64, 256@(tp,dp)]` where both cut one dimension; FSDP takes the dimension whose largest shard
+//! becomes smallest. The order of the axes in the mesh says which ranks are neighbors: the last axis is the fastest, so in
+//! `dp=2,tp=4` the ranks 0 to 3 are one tensor-parallel group. Put `tp` last, so that its collectives stay within a host.
 //!
 //! # Checkpoints
 //!
-//! [`checkpoint`](crate::trainer::RunningTrainer::checkpoint) writes parameters, optimizer state, step and seed, every rank its own part. A checkpoint holds
-//! whole tensors cut into boxes, so it is resumed on any mesh and under any plan; each rank reads the boxes that it needs.
+//! [`checkpoint`](crate::trainer::RunningTrainer::checkpoint) writes parameters, optimizer state, step and seed, all ranks at
+//! once. The files hold the ranks' parts of each tensor with their places in the whole, so a checkpoint is resumed on any mesh
+//! and under any plan: each rank reads what it needs.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::AdamWConfig, tensor::{Device, Tensor}};
@@ -107,9 +109,10 @@
 //! # }
 //! ```
 //!
-//! - A directory holds one checkpoint per step, `step-000003` for example. Each is written beside its place and moved there when it is complete, so a run that is killed leaves
-//!   the earlier ones whole. [`resume`](crate::trainer::RunningTrainer::resume) takes the latest.
+//! - A directory holds one checkpoint per step, `step-000003` for example. Each is written beside its place and moved there when
+//!   it is complete, so a run that is killed leaves the earlier ones whole. [`resume`](crate::trainer::RunningTrainer::resume)
+//!   takes the latest.
 //! - Every tensor has a checksum; a damaged file is an error that names the tensor and the checkpoint to remove.
 //! - The scheduler of the learning rate goes on at the step of the checkpoint.
-//! - For a file that other programs read, [`save`](crate::trainer::RunningTrainer::save) writes `model.safetensors` with whole tensors under the paths of
-//!   the modules.
+//! - For a file that other programs read, [`save`](crate::trainer::RunningTrainer::save) writes `model.safetensors` with whole
+//!   tensors under the paths of the modules.

@@ -72,25 +72,26 @@
 //!    of the optimizer. Of the example batch only names, shapes and element types matter.
 //! 3. The plan places the weights `up` and `down`; the compiler places every other value, inserts the collectives, moves and
 //!    merges them, and proves the result against the recording before it gives it out.
-//! 4. [`launch`](crate::trainer::CompiledTrainer::launch) starts a thread for each rank. Each rank draws only its own part of each
-//!    parameter. Initial values depend on the seed and not on the mesh.
+//! 4. [`launch`](crate::trainer::CompiledTrainer::launch) starts a thread for each rank. Each rank draws only its own part of
+//!    each parameter. Initial values depend on the seed and not on the mesh.
 //! 5. [`step`](crate::trainer::RunningTrainer::step) sends the batch and gives the loss.
-//!    [`into_module`](crate::trainer::RunningTrainer::into_module) gives the trained module back, bit for bit as the ranks hold it.
+//!    [`into_module`](crate::trainer::RunningTrainer::into_module) gives the trained module back, bit for bit as the ranks hold
+//!    it.
 //!
 //! Ranks are threads of one process unless something else starts them: see [`processes`](super::processes).
 //!
 //! # Batches
 //!
-//! A field of a batch is a tensor of any rank and kind, an `Option`, a `Vec` or a tuple of what a field may be, or a structure that derives
-//! `Batch`. A field that the closure does not read is not sent to the ranks. `#[batch(skip)]` leaves a field out that is no tensor.
-//! A batch with fewer rows than the example, the last one of an epoch for example, is trained on as it is: it gets a
-//! program of its own when one of its size first comes.
+//! A field of a batch is a tensor of any rank and kind, an `Option`, a `Vec` or a tuple of what a field may be, or a structure
+//! that derives `Batch`. A field that the closure does not read is not sent to the ranks. `#[batch(skip)]` leaves out a field
+//! that is not a tensor. A batch with fewer rows than the example, such as the last one of an epoch, is trained on as it is: a
+//! new size gets a program of its own, compiled when it first comes.
 //!
 //! # What it adds to a program
 //!
 //! `examples/src/bin/vit.rs` trains a vision transformer with burn's data loader, optimizer, scheduler and an accuracy after each
-//! epoch, on a mesh given on the command line. `examples/src/bin/vit_burn.rs` is the same program in burn alone, on one device. Counted
-//! without comments and blank lines by `tests/tests/documents.rs`:
+//! epoch, on a mesh given on the command line. `examples/src/bin/vit_burn.rs` is the same program in burn alone, on one device.
+//! Counted without comments and blank lines by `tests/tests/documents.rs`:
 //!
 //! | | lines |
 //! |---|---|
@@ -99,5 +100,5 @@
 //! | difference | 9 |
 //! | lines of the sharded program that mention the compiler, its mesh, its plan or its trainer | 20 |
 //!
-//! The model, the data and the loss are the same lines in both. Those that mention the compiler stand where the other program has its optimizer, its
-//! gradients and its device with autodiff.
+//! The model, the data and the loss are the same lines in both. The lines that mention the compiler stand where the other program
+//! has its optimizer, its gradients and its autodiff device.

@@ -1,7 +1,7 @@
 //! The guide: for engineers who know PyTorch's tensor parallelism and FSDP, and burn a little.
 //!
-//! Its examples are compiled and run by `cargo test`, each on two ranks of a tiny model. What a test cannot run, such as a command
-//! under `mpirun`, stands there as a plain block.
+//! Its examples are compiled and run by `cargo test`, each on two ranks of a tiny model. What a test cannot run, such as a
+//! command under `mpirun`, stands there as a plain block.
 //!
 //! | chapter | what it answers |
 //! |---|---|

@@ -1,7 +1,7 @@
-//! Plans and layouts: how one says what is sharded.
+//! Plans and layouts: how to say what is sharded.
 //!
-//! A plan has two halves, and either may be missing: *styles* by module path, which shard along one axis of the mesh, and a *data mode*
-//! for the axis that shards the batch. The model is never changed.
+//! A plan has two halves, and either may be missing: *styles* by module path, which shard along one axis of the mesh, and a *data
+//! mode* for the axis that shards the batch. The model is never changed.
 //!
 //! ```
 //! # use tpc::prelude::*;
@@ -17,8 +17,9 @@
 //!
 //! # Paths
 //!
-//! A path is made of the field names of the burn module, with positions for the elements of a `Vec`: `layers.0.mlp.up`. For a model directory it is made of the names in
-//! the weight files. The empty path is the model itself. Each segment may be a pattern:
+//! A path is made of the field names of the burn module, with positions for the elements of a `Vec`: `layers.0.mlp.up`. For a
+//! model directory it is made of the names in the weight files. The empty path is the model itself. Each segment may be a
+//! pattern:
 //!
 //! | pattern | matches |
 //! |---|---|
@@ -32,8 +33,8 @@
 //!
 //! # Styles
 //!
-//! Layouts are in PyTorch's words. burn stores the weight of a linear as `[in, out]`, so what PyTorch calls `Shard(0)` of a weight is its second
-//! dimension here; a plan never has to say so.
+//! Layouts are in PyTorch's words. burn stores the weight of a linear as `[in, out]`, so what PyTorch calls `Shard(0)` of a
+//! weight is its second dimension here; a plan never has to say so.
 //!
 //! | style | what it cuts | input, output |
 //! |---|---|---|
@@ -45,14 +46,15 @@
 //! | [`TensorParallelMultiheadAttention`](crate::TensorParallelMultiheadAttention) | an attention, by whole heads | |
 //! | [`PrepareModuleInput`](crate::PrepareModuleInput), [`PrepareModuleOutput`](crate::PrepareModuleOutput), [`PrepareModuleInputOutput`](crate::PrepareModuleInputOutput) | nothing | layouts of arguments and results, by position |
 //!
-//! Styles shard along the axis named `tp`, or along the only axis that the data mode leaves;
-//! [`along`](crate::Plan::along) names another one.
+//! Styles shard along the axis named `tp`, or along the only axis that the data mode leaves; [`along`](crate::Plan::along) names
+//! another one.
 //!
 //! # Layouts
 //!
-//! A [`Layout`](crate::Layout) is `Replicate` or `Shard(dim)`, with the dimension counted as the model counts it, negative from the end. A layout that
-//! a plan gives is a constraint on the value at the module's boundary. Where none is given, the compiler takes what costs least; that is
-//! why the defaults of `ColwiseParallel` and `RowwiseParallel` are absent here and not `Replicate` and `Shard(-1)`.
+//! A [`Layout`](crate::Layout) is `Replicate` or `Shard(dim)`, with the dimension counted as the model counts it, negative from
+//! the end. A layout that a plan gives is a constraint on the value at the module's boundary. Where none is given, the compiler
+//! takes what costs least. The layouts of `ColwiseParallel` and `RowwiseParallel` therefore default to `None`, not to `Replicate`
+//! and `Shard(-1)` as in PyTorch.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -78,14 +80,15 @@
 //! # }
 //! ```
 //!
-//! Where a module begins and ends follows from the uses of its parameters. For a module that has none, or whose boundary cannot be seen that way,
-//! the model marks it with [`tpc::scope`](crate::scope()); the error says so and shows the call.
+//! Where a module begins and ends follows from the uses of its parameters. For a module that has none, or whose boundary cannot
+//! be seen that way, the model marks it with [`tpc::scope`](crate::scope()); the error says so and shows the call.
 //!
 //! # Built-in plans
 //!
-//! [`Plan::built_in`](crate::Plan::built_in) and `--plan` know these by name: `none`; `tp` and `tp-sp` (with sequence parallelism) on the axis
-//! `tp`; `ddp`, `fsdp` and `zero1` on `dp`; `hsdp` on `rep` and `dp`; and both kinds at once: `2d`, which is `tp-fsdp`, `tp-ddp`,
-//! `tp-zero1`, `tp-hsdp`, `tp-sp-ddp`, `tp-sp-fsdp`, `tp-sp-zero1`, `tp-sp-hsdp`. An axis of the mesh that the plan does not use is an error, except with `none`.
+//! [`Plan::built_in`](crate::Plan::built_in) and `--plan` know these by name: `none`; `tp` and `tp-sp` (with sequence
+//! parallelism) on the axis `tp`; `ddp`, `fsdp` and `zero1` on `dp`; `hsdp` on `rep` and `dp`; and both kinds at once: `tp-ddp`,
+//! `tp-fsdp` (also called `2d`), `tp-zero1`, `tp-hsdp`, `tp-sp-ddp`, `tp-sp-fsdp`, `tp-sp-zero1` and `tp-sp-hsdp`. An axis of the
+//! mesh that the plan does not use is an error, except with `none`.
 //!
 //! ```
 //! # use tpc::prelude::*;
@@ -131,16 +134,15 @@
 //! # Ok::<(), tpc::styles::PlanError>(())
 //! ```
 //!
-//! - A style is its name, or an object with its name as the only key and its options as the value. An object whose keys are no styles is a map of further paths below that one.
-//! - A layout is `"Replicate"` or `"Shard(DIM)"`; the styles that prepare a module take a list with one layout per tensor, or `null` for a tensor that is left alone.
-//! - `"prepare_input"` and `"prepare_output"` name a function of PyTorch's page of 2023 (`make_input_replicate_1d`, `make_output_reshard_tensor`, …); a
-//!   dimension follows a colon, as in `"make_output_shard_1d:1"`.
-//! - `"data"` is a mode alone (`"fsdp"`), whose axes are then `dp` and, for `"hsdp"`, `rep`, or an object with `mode`, `axis` and `replicate_axis`.
+//! - A style is its name, or an object with its name as the only key and its options as the value. An object whose keys are no
+//!   styles is a map of further paths below that one.
+//! - A layout is `"Replicate"` or `"Shard(DIM)"`; the styles that prepare a module take a list with one layout per tensor, or
+//!   `null` for a tensor that is left alone.
+//! - `"prepare_input"` and `"prepare_output"` name a function of PyTorch's page of 2023 (`make_input_replicate_1d`,
+//!   `make_output_reshard_tensor`, …); a dimension follows a colon, as in `"make_output_shard_1d:1"`.
+//! - `"data"` is a mode alone (`"fsdp"`), whose axes are then `dp` and, for `"hsdp"`, `rep`, or an object with `mode`, `axis` and
+//!   `replicate_axis`.
 //! - Unknown keys, repeated keys and two entries for one path are errors.
 //!
-//! The JSON Schema of plan files is `passes/src/styles/plan.schema.json`; editors check a plan with it as one types. A test keeps it equal to what
-//! the parser accepts:
-//!
-//! ```json
-#![doc = include_str!("../../../passes/src/styles/plan.schema.json")]
-//! ```
+//! The JSON Schema of plan files is `passes/src/styles/plan.schema.json`, and [`SCHEMA`](crate::styles::plan::SCHEMA) holds its
+//! text. An editor that is given it completes and checks a plan as it is typed.

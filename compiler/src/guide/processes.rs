@@ -1,12 +1,13 @@
 //! Processes: `tpc launch`, MPI, torchrun, SLURM, and GPUs.
 //!
-//! Ranks are threads of one process unless a launcher starts several processes. Then each process runs one rank, and all of them run the same program: every
-//! process makes the same calls with the same arguments, and hands the same, whole batch to `step`; the runtime takes each rank's part of it.
+//! Ranks are threads of one process unless a launcher starts several processes. Then each process runs one rank, and all of them
+//! run the same program: every process makes the same calls with the same arguments, and hands the same, whole batch to `step`;
+//! the runtime takes each rank's part of it.
 //!
 //! # In a program
 //!
-//! [`join`](tpc_runtime::launch::join) asks the environment which launcher started this process and meets the others. Alone it gives `None`, so the same
-//! program runs both ways.
+//! [`join`](tpc_runtime::launch::join) asks the environment which launcher started this process and meets the others. Alone it
+//! gives `None`, so the same program runs both ways.
 //!
 //! ```
 //! # use burn::{nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -33,8 +34,9 @@
 //! # }
 //! ```
 //!
-//! The mesh has as many ranks as there are processes; another number is an error on all of them. The first process compiles for all. Before the first step the
-//! processes compare their programs, options, data, seeds and weights, and a difference is an error that names it.
+//! The mesh has as many ranks as there are processes; another number is an error on all of them. The first process compiles for
+//! all. Before the first step the processes compare their programs, options, data, seeds and weights, and a difference is an
+//! error that names it.
 //!
 //! # On one host
 //!
@@ -49,8 +51,9 @@
 //!
 //! # Under MPI
 //!
-//! With the feature `mpi` a program speaks MPI itself, within a host and between hosts (OpenMPI and MPICH were tried). Building it needs `mpicc` and libclang. Without the feature,
-//! processes that `mpirun` starts on one host find each other through its environment variables and use shared memory.
+//! With the feature `mpi` a program speaks MPI itself, within a host and between hosts (OpenMPI and MPICH were tried). Building
+//! it needs `mpicc` and libclang. Without the feature, processes that `mpirun` starts on one host find each other through its
+//! environment variables and use shared memory.
 //!
 //! ```sh
 //! cargo build --release -p tpc --features mpi
@@ -76,17 +79,19 @@
 //!
 //! # When a process fails
 //!
-//! Every collective has a deadline: `--deadline` of the command, [`deadline`](crate::Trainer::deadline) of a trainer, a minute without either. A rank that dies, hangs or is stopped is an error on all
-//! others, which names the operation, its line of the plan and the missing rank. A *flight record* with the latest 64 collectives of each rank is
-//! written beside the error, into `--flight-dir` of `tpc launch` or the directory that `TPC_FLIGHT_DIR` names, otherwise into that for temporary files.
+//! Every collective has a deadline: `--deadline` of the command, [`deadline`](crate::Trainer::deadline) of a trainer, a minute
+//! without either. A rank that dies, hangs or is stopped is an error on all others, which names the operation, its line of the
+//! plan and the missing rank. A *flight record* with the latest 64 collectives of each rank is written beside the error, into
+//! `--flight-dir` of `tpc launch` or the directory that `TPC_FLIGHT_DIR` names, otherwise into that for temporary files.
 //!
 //! With `--checkpoint`, Ctrl-C or SIGTERM ends a run after the current step, with a checkpoint; a second signal ends it at once.
 //!
 //! # GPUs
 //!
-//! With the feature `cuda`, `--device cuda` or [`Backend::Cuda`](tpc_runtime::Backend::Cuda) executes the ranks on NVIDIA GPUs: each process on the GPU of its number on the host, over NCCL. A process that is
-//! alone runs all its ranks on the first GPU, and processes share where there are fewer GPUs than processes. The feature compiles without CUDA; the libraries are loaded when the program starts.
-//! `GPU.md` in the repository says what has run on which GPU.
+//! With the feature `cuda`, `--device cuda` or [`Backend::Cuda`](tpc_runtime::Backend::Cuda) executes the ranks on NVIDIA GPUs:
+//! each process on the GPU of its number on the host, over NCCL. A process that is alone runs all its ranks on the first GPU, and
+//! processes share where there are fewer GPUs than processes. The feature compiles without CUDA; the libraries are loaded when
+//! the ranks are launched. `GPU.md` in the repository says what has run on which GPU.
 //!
 //! ```sh
 //! cargo build --release -p tpc --features cuda

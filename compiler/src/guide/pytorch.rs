@@ -142,10 +142,13 @@
 //!
 //! # What is different underneath
 //!
-//! - PyTorch's DTensor decides operation by operation, while the model runs, how to bring the operands together. Here the whole step is one graph that is placed before
-//!   it runs. Partial sums of the three gradients that reach the input of `wq`, `wk` and `wv` are added before they are reduced,
-//!   once; nothing is written in the model for that.
+//! - PyTorch's DTensor decides operation by operation, while the model runs, how to bring the operands together. Here the whole
+//!   step is one graph that is placed before it runs. Partial sums of the three gradients that reach the input of `wq`, `wk` and
+//!   `wv` are added before they are reduced, once; nothing is written in the model for that.
 //! - A parameter is never a local tensor in the model. `Linear` with 64 inputs has 64 inputs on every mesh.
-//! - burn's linear has its weight as `[in, out]`. Styles speak of inputs and outputs, so only printed programs show the difference.
-//! - A layout that PyTorch assumes by default (a replicated input of `ColwiseParallel`) is not demanded here. One that the plan gives is.
-//! - The graph is recorded once. Control flow that depends on values of tensors cannot be recorded, and the error says where it is.
+//! - burn's linear has its weight as `[in, out]`. Styles speak of inputs and outputs, so only printed programs show the
+//!   difference.
+//! - A layout that PyTorch assumes by default (a replicated input of `ColwiseParallel`) is not demanded here. One that the plan
+//!   gives is.
+//! - The graph is recorded once. Control flow that depends on values of tensors cannot be recorded, and the error says where it
+//!   is.

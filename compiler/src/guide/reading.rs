@@ -1,7 +1,8 @@
 //! Reading a plan's result: the printed program, and the explanation of a step.
 //!
-//! Every stage of the compiler can be printed. From Rust, [`stages`](crate::trainer::CompiledTrainer::stages) of a compiled trainer holds the graphs, and
-//! [`tpc::text::print`](crate::text::print) writes one; from the command line, `tpc dump-ir DIR --train --stage placed` does.
+//! Every stage of the compiler can be printed. From Rust, [`stages`](crate::trainer::CompiledTrainer::stages) of a compiled
+//! trainer holds the graphs, and [`tpc::text::print`](crate::text::print) writes one; from the command line, `tpc dump-ir DIR
+//! --train --stage placed` does.
 //!
 //! | stage | what it is |
 //! |---|---|
@@ -47,8 +48,8 @@
 //!
 //! A line is `%number = operation attributes operands : types  ; phase in module why: reason`.
 //!
-//! - `"ab,bc->ac"` gives each dimension a letter, as in `einsum`. A letter that the result lacks is summed. An elementwise operation shows letters only
-//!   if its operands are broadcast or transposed.
+//! - `"ab,bc->ac"` gives each dimension a letter, as in `einsum`. A letter that the result lacks is summed. An elementwise
+//!   operation shows letters only if its operands are broadcast or transposed.
 //! - `f32:0.5` among the operands is a constant.
 //! - `%3.1` is the second result of `%3`.
 //! - Sizes are global: `f32[4, 16@tp]` is a value of 4 × 16 elements of which each rank along `tp` holds a part.
@@ -65,8 +66,8 @@
 //!
 //! A size that the axis does not divide is rounded up: of 10 rows on 4 ranks, the ranks hold 3, 3, 3 and 1.
 //!
-//! A `+sum@tp` is not communication, it is a promise. The compiler decides where it is kept: it may add
-//! several partial values first and reduce once, scatter the sum, or pass it through a scaling. That is most of what its search does.
+//! A `+sum@tp` is a debt: nothing has been communicated yet. The compiler decides where it is paid. It may add several partial
+//! values and reduce once, scatter the sum, or scale the terms first. That is most of what its search does.
 //!
 //! # Dimensions that are not the model's
 //!
@@ -74,9 +75,9 @@
 //! %2 = input parameter "model.layers.0.self_attn.q_proj.weight" : f32[64, 2@tp, 2, 2, 8] layout [64, 64]  ; why: plan tp
 //! ```
 //!
-//! The model stores this query weight as a 64 × 64 matrix: that is the `layout`. The program knows what its columns mean and has a dimension for each
-//! meaning: 2 key-value heads, 2 query heads for each of those, 2 halves of a rotary embedding, 8 numbers. `2@tp` therefore gives a rank whole heads, and no plan can cut
-//! through one. Files and checkpoints keep the model's layout.
+//! The model stores this query weight as a 64 × 64 matrix: that is the `layout`. The program knows what its columns mean and has
+//! a dimension for each meaning: 2 key-value heads, 2 query heads for each of those, 2 halves of a rotary embedding, 8 numbers.
+//! `2@tp` therefore gives a rank whole heads, and no plan can cut through one. Files and checkpoints keep the model's layout.
 //!
 //! ```
 //! # use burn::{module::Module, nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -108,8 +109,8 @@
 //! | `plan "up"`, `plan tp` | the plan entry with that path, or the built-in plan, places it |
 //! | ``fsdp: sharded over `dp` ``, ``the batch is sharded over `dp` `` | the data mode places it |
 //! | `W is cut along the summed index (plan "down")` | each rank sums over its part of W, so the result is partial and is reduced here |
-//! | `W is cut (…)` | W lies in parts where the whole is wanted, or other parts |
-//! | `einsum wants its operands together` | two operands of the operation lay differently |
+//! | `W is cut (…)` | the whole of W is wanted here, or another part of it than the rank holds |
+//! | `einsum wants its operands together` | the operands of the operation were placed differently |
 //! | `lies like W` | a gradient is brought to where its parameter lies |
 //! | `gathered again` | FSDP gathers a parameter a second time, for the backward pass |
 //! | `rule 7` | the search moved or merged it by that rule of [the e-graph](tpc_passes::egraph::rules) |
@@ -117,22 +118,26 @@
 //!
 //! # Blocks
 //!
-//! `tpc dump-ir` prints a block that occurs many times once, `--full` prints every line. A model of 80 layers:
+//! `tpc dump-ir` prints a block that occurs many times once, and `--full` prints every line. Of a llama of 80 layers, the first
+//! and the last parameters of a layer:
 //!
 //! ```text
 //! block @model.layers ×80 inputs {
-//!   %{2..81} = input parameter "model.layers.{0..79}.input_layernorm.weight" : f32[8192]
+//!   %{1..712} = input parameter "model.layers.{0..79}.input_layernorm.weight" : f32[64]
+//!   …
+//!   %{9..720} = input parameter "model.layers.{0..79}.mlp.down_proj.weight" : f32[96@tp, 64]  ; why: plan tp
 //! }
 //! ```
 //!
-//! The title says what repeats, how often, and which part of the step it is: `inputs`, `forward`, `backward` or `optimizer`. A number
-//! that moves from one occurrence to the next shows its first and its last value, so `%{2..81}` is `%2` in layer 0 and `%81` in layer 79.
-//! The folded text is the whole program: `tpc dump-ir FILE.tpc` reads it back.
+//! The title says what repeats, how often, and which part of the step it is: `inputs`, `forward`, `backward` or `optimizer`. A
+//! number that moves from one occurrence to the next shows its first and its last value, so `%{1..712}` is `%1` in layer 0 and
+//! `%712` in layer 79. In the backward pass they run the other way, `model.layers.{78..1}`; a layer that differs, often the first
+//! or the last one, stands by itself. The folded text is the whole program: `tpc dump-ir FILE.tpc` reads it back.
 //!
 //! # The explanation of a step
 //!
-//! [`explain`](crate::trainer::CompiledTrainer::explain) says the same in a dozen lines: each kind of collective with its bytes, its part of the
-//! step and its reason, and what each rank holds. `--json` of the command gives it as data.
+//! [`explain`](crate::trainer::CompiledTrainer::explain) says the same in a dozen lines: each kind of collective with its bytes,
+//! its part of the step and its reason, and what each rank holds. `--json` of the command gives it as data.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -160,5 +165,5 @@
 //! # }
 //! ```
 //!
-//! Bytes sent are those of the ring algorithm; the counters of a session count the same ones when they are
-//! executed ([`training_loop`](super::training_loop)).
+//! Bytes sent are those of the ring algorithm; the counters of a session count the same ones when they are executed
+//! ([`training_loop`](super::training_loop)).

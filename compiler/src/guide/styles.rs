@@ -1,11 +1,12 @@
 //! Writing a style of one's own.
 //!
-//! A style is a type with the trait [`ParallelStyle`](crate::ParallelStyle), which the built-in styles implement in the same way. It looks at a
-//! [`Module`](crate::styles::style::Module), one that a plan's path matches, and makes
-//! [`Placements`](crate::styles::style::Placements): which weights are cut and how, and in which layouts values cross the module's boundary. It says
-//! nothing of the backward pass, the optimizer or collectives; those follow.
+//! A style is a type with the trait [`ParallelStyle`](crate::ParallelStyle), which the built-in styles implement in the same way.
+//! It looks at a [`Module`](crate::styles::style::Module), one that a plan's path matches, and makes
+//! [`Placements`](crate::styles::style::Placements): which weights are cut and how, and in which layouts values cross the
+//! module's boundary. It says nothing of the backward pass, the optimizer or collectives; those follow.
 //!
-//! The style below cuts every embedding below a module by its rows, whatever it is called, and hands its result on sharded along the sequence.
+//! The style below cuts every embedding below a module by its rows, whatever it is called, and hands its result on sharded along
+//! the sequence.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Embedding, EmbeddingConfig, Linear, LinearConfig}, optim::SgdConfig};
@@ -87,7 +88,9 @@
 //! # What a style can say
 //!
 //! - [`cut`](crate::styles::style::Placements::cut) cuts a weight by columns, with the biases that belong to it, or by rows.
-//! - [`argument`](crate::styles::style::Placements::argument) and [`result`](crate::styles::style::Placements::result) bring a value at a module's boundary into a layout.
+//! - [`argument`](crate::styles::style::Placements::argument) and [`result`](crate::styles::style::Placements::result) bring a
+//!   value at a module's boundary into a layout.
 //! - [`leave`](crate::styles::style::Placements::leave) says that the module is left alone on purpose.
 //!
-//! A style that is wrong cannot make the program wrong. It may cost communication; what the program computes is proven against the recording on every compile.
+//! A mistake in a style cannot change what the program computes, which is proven against the recording on every compile. It can
+//! cost communication, or be refused.

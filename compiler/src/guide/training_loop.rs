@@ -1,13 +1,14 @@
 //! A training loop of one's own: results of a step, evaluation, options, counters and traces.
 //!
-//! The loop belongs to the program. [`step`](crate::trainer::RunningTrainer::step) is called with a batch whenever one is there, and everything
-//! between two steps is ordinary Rust.
+//! The loop belongs to the program. [`step`](crate::trainer::RunningTrainer::step) is called with a batch whenever one is there,
+//! and everything between two steps is ordinary Rust.
 //!
 //! # Results of a step, and evaluation
 //!
 //! The closure of [`compile`](crate::Trainer::compile) gives the loss, or a pair of the loss and further results, which each
-//! [`Step`](crate::trainer::Step) has as tensors on the device of the batch. An *evaluation* is another closure over the same parameters. It is compiled for the same mesh, run
-//! by the same threads over the same memory, and changes nothing; the model is in evaluation mode, without dropout.
+//! [`Step`](crate::trainer::Step) has as tensors on the device of the batch. An *evaluation* is another closure over the same
+//! parameters. It is compiled for the same mesh, run by the same threads over the same memory, and changes nothing; the model is
+//! in evaluation mode, without dropout.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::AdamWConfig, tensor::{Device, Int, Tensor}};
@@ -79,8 +80,8 @@
 //!
 //! # Predicted and executed
 //!
-//! The compiler says before the first step what the ranks will exchange and hold. The [session](tpc_runtime::Session) counts what they
-//! do, and the two are equal.
+//! The compiler says before the first step what the ranks will exchange and hold. The [session](tpc_runtime::Session) counts what
+//! they do, and the two are equal.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -120,4 +121,5 @@
 //! # }
 //! ```
 //!
-//! [`trace`](crate::Trainer::trace) keeps the latest actions of each rank with their times; without it nothing is recorded. On a GPU there are no traces.
+//! [`trace`](crate::Trainer::trace) keeps the latest actions of each rank with their times; without it nothing is recorded. On a
+//! GPU there are no traces.

@@ -1,19 +1,22 @@
 //! Troubleshooting by message.
 //!
-//! A message names what it is about (the plan entry, the module, the tensor, the rank) and ends with a way out. This chapter says more about the causes. Each
-//! block is a message as a program prints it; `tests/tests/documents.rs` compares them with the messages that the code and its tests have.
+//! A message names what it is about (the plan entry, the module, the tensor, the rank) and ends with a way out. This chapter says
+//! more about the causes. Each block is a message as a program prints it; `tests/tests/documents.rs` compares them with the
+//! messages that the code and its tests have.
 //!
 //! # Plans
 //!
 //! ```text
 //! plan entry `model.layers.*.self_atn` matches no module; the nearest are model.layers.0.self_attn, model.layers.1.self_attn, model.layers.0.mlp
 //! ```
-//! A path is made of field names, separated by dots. Compare it with the listed ones; `tpc dump-ir DIR --stage logical` shows the names of all parameters.
+//! A path is made of field names, separated by dots. Compare it with the listed ones; `tpc dump-ir DIR --stage logical` shows the
+//! names of all parameters.
 //!
 //! ```text
 //! plan entry `model.norm` (ColwiseParallel) finds nothing to parallelize in `model.norm`, which is a RmsNorm: it works on a linear, an embedding or a convolution
 //! ```
-//! The path is right and the style is not. Column-wise and row-wise styles are for one weight, so their path ends at a linear and not at the block that contains it; for a block, use `PairwiseParallel`.
+//! The path is right and the style is not. Column-wise and row-wise styles are for one weight, so their path ends at a linear and
+//! not at the block that contains it; for a block, use `PairwiseParallel`.
 //!
 //! ```text
 //! plan entry `unused` (ColwiseParallel) finds nothing to parallelize in `unused`, which is a Linear: the forward pass does not use its parameters (`unused.weight`); remove the entry
@@ -38,7 +41,8 @@
 //! ```text
 //! plan entry `layers.1.norm` places arguments of `layers.1.norm`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope("layers.1.norm", inputs, |inputs| …)` around the module's call
 //! ```
-//! Boundaries follow from the uses of parameters, and here those do not tell them. Wrap the call in the model as the message shows. Outside of a compilation `scope` only calls the closure, so the model still runs eagerly.
+//! Boundaries follow from the uses of parameters, and here those do not show them. Wrap the call in the model as the message
+//! shows. Outside of a compilation `scope` only calls the closure, so the model still runs eagerly.
 //!
 //! ```text
 //! plan entry `last` wants Shard(3) for result 0 of `last`, which has the shape [2, 3, 5]: there is no such dimension, use Shard(0) to Shard(2) or Replicate
@@ -89,8 +93,8 @@
 //! ```text
 //! a computed value is read in `model.head`: nothing is computed during a capture, so `into_data`, `into_scalar`, `argwhere`, `one_hot` and the like cannot be recorded; compute it outside and pass it as an input
 //! ```
-//! The closure branches on a tensor's value, or prints it. Return the tensor as a further result of the step, or pass what it depends on as a field of the batch. Regions marked by
-//! `tpc::scope` are named in the message.
+//! The closure branches on a tensor's value, or prints it. Return the tensor as a further result of the step, or pass what it
+//! depends on as a field of the batch. Regions marked by `tpc::scope` are named in the message.
 //!
 //! ```text
 //! no parameter receives a gradient: all are frozen, or none of them is used by the loss
@@ -100,12 +104,13 @@
 //! ```text
 //! the model panicked in `head`: assert_shape!(input, [.., d_input]): axis 1 expected 4, got 3 (dims [4, 3]) (at burn-nn-0.22.1/src/modules/linear.rs:136:35)
 //! ```
-//! burn refused an operation. The same closure fails in the same way on burn's own device, which is the better place to look for the cause.
+//! burn refused an operation. The same closure fails in the same way on burn's own device, which is the better place to look for
+//! the cause.
 //!
 //! ```text
 //! the model (in `head`) uses `NumericFloat.CumProd`, which tpc cannot shard yet: there is no rule for it
 //! ```
-//! The operation is recorded but has no meaning in the graph yet. Write it with others, or compute it outside.
+//! burn records the operation, but the compiler has no rule for it. Express it with other operations, or compute it outside.
 //!
 //! # A trainer
 //!
@@ -137,17 +142,19 @@
 //! ```text
 //! the module is another one than was trained: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]
 //! ```
-//! `load_into` writes by path and shape. If `into_module` says it, the function given to `Trainer::new` builds another model than it did before.
+//! `load_into` writes by path and shape. If `into_module` says it, the function given to `Trainer::new` builds another model than
+//! it did before.
 //!
 //! ```text
 //! `head.weight` would have to be cut in another way than in the training step: give its module a plan entry of its own, or compute the two in the same way
 //! ```
-//! An evaluation uses the parameters where the training step keeps them. A plan entry that names the module fixes its cut for both.
+//! An evaluation uses the parameters where the training step keeps them. A plan entry that names the module fixes its cut for
+//! both.
 //!
 //! ```text
 //! the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: groups of parameters are told apart by these; let their rates differ a little from the beginning
 //! ```
-//! Groups are found by comparing the rates of the first steps. Multiply one group's rate by 0.999999 from the start.
+//! Groups are found by comparing the rates of the first steps. Multiply one group's rate by 0.999 from the start.
 //!
 //! # Processes
 //!
@@ -159,17 +166,20 @@
 //! ```text
 //! the processes do not do the same: --lr is 0.001 on rank 0 and 0.002 on rank 1; start all of them with the same command and files
 //! ```
-//! Processes compare options, data, seeds and weights before the first step. A batch that each process draws for itself is a frequent cause: all of them hand the same, whole batch to `step`.
+//! Processes compare options, data, seeds and weights before the first step. A batch that each process draws for itself is a
+//! frequent cause: all of them hand the same, whole batch to `step`.
 //!
 //! ```text
-//! rank 0: `all_reduce tp` did not finish within 60s: missing rank 1 (rank 1 is stopped by a signal); look at what those ranks do, or raise the deadline if they are only slow
+//! rank 0: `all_reduce tp` #0 (f32 sum of 4096 elements, forward, ranks [0, 1], why: model.embed_tokens.weight is cut along the summed index (plan tp)) did not finish within 2s: missing rank 1 (rank 1 is stopped by a signal); look at what those ranks do, or raise the deadline if they are only slow
 //! ```
-//! The other rank is stopped, in a debugger for example, hangs, or is much slower. The flight record shows the latest collectives of each rank.
+//! The other rank is stopped, in a debugger for example, hangs, or is much slower. The flight record shows the latest collectives
+//! of each rank.
 //!
 //! ```text
-//! rank 0: `all_reduce tp` can never finish: the process of rank 1 ended without it; see what it said or why it was killed
+//! rank 1 failed: its process exited with code 7
 //! ```
-//! The other process is dead. Its own last words come first in the output; without any it was killed, often for its memory.
+//! What that process said last stands above it in the output. A process that a signal ended says nothing; `killed by signal 9
+//! (SIGKILL)` is often the system, when the host runs out of memory.
 //!
 //! ```text
 //! no CUDA device: the driver's library libcuda.so.1 was not found; run on the CPU, or on a machine with an NVIDIA GPU and its driver
@@ -181,7 +191,8 @@
 //! ```text
 //! RUN: no checkpoint: no directory step-N with an index.json
 //! ```
-//! A directory of checkpoints holds directories named `step-000100`. `tpc train --resume` begins from the start here; a trainer's `resume` is an error.
+//! A directory of checkpoints holds directories named `step-000100`. `tpc train --resume` begins from the start here; a trainer's
+//! `resume` is an error.
 //!
 //! ```text
 //! DIR/directories/model.safetensors: tensor "model.layers.0.mlp.gate_proj.weight" has shape [12, 8], but the configuration says [16, 8]
@@ -193,9 +204,11 @@
 //! ```text
 //! the arenas of 8 ranks take 96636764160 bytes, but 67108864000 bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more
 //! ```
-//! An arena is all that a rank holds: parameters, optimizer state, data and activations, known before anything runs. [`explain`](crate::trainer::CompiledTrainer::explain) shows its parts.
+//! An arena is all that a rank holds: parameters, optimizer state, data and activations, known before anything runs.
+//! [`explain`](crate::trainer::CompiledTrainer::explain) shows its parts.
 //!
 //! # Defects
 //!
-//! A message that begins with `internal error` or ends with `please report it` is a defect of the compiler, which its own checks found before a wrong number was computed. The model,
-//! the plan and the mesh are what a report needs; `tpc dump-ir … --stage logical --full` prints the program without any weights.
+//! A message that begins with `internal error` or ends with `please report it` is a defect of the compiler, which its own checks
+//! found before a wrong number was computed. The model, the plan and the mesh are what a report needs; `tpc dump-ir … --stage
+//! logical --full` prints the program without any weights.

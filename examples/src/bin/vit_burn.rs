@@ -1,7 +1,7 @@
 //! The program of `examples/src/bin/vit.rs` in burn alone, on one device: `cargo run --release -p tpc-examples --bin vit_burn`.
 //! What the two do not have in common is what a mesh of ranks costs in lines (`tests/tests/documents.rs` counts it).
 use burn::data::{dataloader::DataLoaderBuilder, dataloader::batcher::Batcher, dataset::InMemDataset};
-use burn::lr_scheduler::{LrScheduler, cosine::CosineAnnealingLrSchedulerConfig};
+use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{
     Embedding, EmbeddingConfig, Linear, LinearConfig, conv::Conv2d, conv::Conv2dConfig, loss::CrossEntropyLossConfig,
