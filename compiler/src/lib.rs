@@ -2,9 +2,11 @@
 //! weights are cut along which mesh axis, and the compiler places every other value, inserts the collectives and makes one
 //! program per rank.
 //!
-//! A program begins with [`prelude`] and a [`Trainer`]. What it rarely names is in the modules below. The crate only shows
-//! what is made elsewhere: capture, compilation and the trainer in `tpc-compiler`, the command in `tpc-command`.
+//! The [`guide`] is the place to start. A program begins with [`prelude`] and a [`Trainer`]; what it rarely names is in the
+//! modules below. The crate only shows what is made elsewhere: capture, compilation and the trainer in `tpc-compiler`, the
+//! command in `tpc-command`.
 
+pub mod guide;
 pub mod prelude;
 
 #[doc(inline)]

@@ -1,7 +1,9 @@
 //! A small vision transformer of burn's modules.
 
+use crate::quarters::Images;
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
+use burn::nn::loss::CrossEntropyLossConfig;
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
@@ -32,5 +34,14 @@ impl Vit {
         let positions = Tensor::<1, Int>::arange(0..16, &patches.device()).unsqueeze::<2>();
         let tokens = patches + self.positions.forward(positions);
         self.head.forward(self.encoder.forward(TransformerEncoderInput::new(tokens)).mean_dim(1).squeeze_dim(1))
+    }
+    /// The mean cross entropy of a batch.
+    pub fn loss(&self, batch: Images) -> Tensor<1> {
+        CrossEntropyLossConfig::new().init(&batch.labels.device()).forward(self.forward(batch.pixels), batch.labels)
+    }
+
+    /// How many images of a batch it assigns to the right quarter.
+    pub fn right(&self, batch: Images) -> Tensor<1, Int> {
+        self.forward(batch.pixels).argmax(1).squeeze_dim::<1>(1).equal(batch.labels).int().sum()
     }
 }

@@ -19,6 +19,8 @@
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes; attention in it | [`program`], [`attention`] |
 //! | what rank programs mean | [`execute`] |
+#![doc = ""]
+#![doc = include_str!("../LAWS.md")]
 #![warn(missing_docs)]
 
 pub mod attention;

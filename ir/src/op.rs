@@ -225,7 +225,7 @@ impl MapFn {
     }
 
     /// The sets of operands in which the function is *jointly* linear: a term of a sum may pass
-    /// through exactly those, all other operands being the same on every rank (RULES.md section 1).
+    /// through exactly those, all other operands being the same on every rank.
     pub fn linear(self) -> &'static [&'static [usize]] {
         match self {
             MapFn::Add => &[&[]], // all operands jointly; see `is_jointly_linear_in_all`
@@ -573,7 +573,7 @@ impl Op {
         if *self == Op::TopK { 2 } else { 1 }
     }
 
-    /// Whether ranks communicate. No other operation does (law 1 of DESIGN.md).
+    /// Whether ranks communicate. No other operation does.
     pub fn is_collective(&self) -> bool {
         matches!(self, Op::AllReduce { .. } | Op::AllGather { .. } | Op::ReduceScatter { .. } | Op::AllToAll { .. })
     }
@@ -584,7 +584,7 @@ impl Op {
     }
 
     /// Whether the result is made from nothing but the type, so that the same local tensor can
-    /// stand for different values ("constants carry their full type", DESIGN.md section 5).
+    /// stand for different values. Such operations carry their full type, placement included.
     pub fn carries_type(&self) -> bool {
         matches!(self, Op::Fill(_) | Op::Iota | Op::Random { .. })
     }

@@ -67,7 +67,7 @@ pub enum Cause {
     Together(Arc<str>),
     /// It lies where the parameter of that name lies.
     Like(Arc<str>),
-    /// A row of RULES.md section 3 put it where it is.
+    /// A rule of the e-graph put it where it is (`passes/src/egraph/rules/RULES.md`).
     Rule(u32),
     /// A parameter is gathered a second time, for a later part of the step.
     Again,

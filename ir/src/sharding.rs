@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn types_print_as_in_the_design() {
+    fn types_print_with_their_placement() {
         let mesh = Mesh::parse("dp=2,tp=4").unwrap();
         let (dp, tp) = (AxisId(0), AxisId(1));
         let t = Type::new(DType::F32, [8, 4096, 64]);

@@ -1,7 +1,7 @@
 //! What an operation costs: seconds of compute by a roofline, seconds of communication by α–β.
 //!
 //! The α–β model is Hockney's; ring bytes are those of Thakur et al. Defaults are this project's
-//! measurements on two CPU ranks of one process (RUNTIME.md section 1).
+//! measurements on two CPU ranks of one process.
 
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;

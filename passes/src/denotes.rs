@@ -3,7 +3,7 @@
 //! Shares nothing with the rewriting. A redistribution changes where a value lies and not the value,
 //! so it is erased; what remains is compared with the logical graph as expressions: equal operations
 //! on equal operands are one expression, with global types and without placements. One thing may
-//! differ, since rules 7 and 8 of RULES.md section 3 regroup sums: a sum is the multiset of its terms,
+//! differ, since rules 7 and 8 of the e-graph regroup sums: a sum is the multiset of its terms,
 //! each read with its own subscripts, with the terms of inner sums in place of those. That an erased
 //! redistribution is the identity, and that an operation on chunks is the operation, holds wherever
 //! placements follow from the factor table, which is [`check`](mod@crate::check)'s business. Both together are

@@ -1,4 +1,4 @@
-//! The brute-force validator of the e-graph's rules (RULES.md section 3).
+//! The brute-force validator of the e-graph's rules (`passes/src/egraph/rules/RULES.md`).
 //!
 //! An e-class is one local value per rank. After saturation every term of every class is evaluated on
 //! simulated ranks from the values of its operand classes: all terms of a class must give every rank

@@ -1,4 +1,4 @@
-//! The brute-force validator of the factor table (RULES.md section 4).
+//! The brute-force validator of the factor table.
 //!
 //! For every row: every placement of the operands over one and two axes, on small shapes with prime,
 //! uneven and empty shards. The ranks are simulated with the reference interpreter and compared with
@@ -752,7 +752,7 @@ fn faults_are_seen() {
     assert_eq!((report.wrong.len(), report.missed.len()), (1, 1));
 }
 
-/// The known traps of RULES.md section 2: silent wrong numbers in other systems.
+/// Known traps: silent wrong numbers in other systems.
 mod traps {
     use super::*;
     use Misplaced::{AxisTwice, Disagree, Redistribution, TwoReductions, Whole};

@@ -1,4 +1,4 @@
-//! Training runs on ranks, and equality of two of them as the specification defines it.
+//! Training runs on ranks, and when two of them count as equal.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -56,7 +56,7 @@ pub fn mesh(text: &str) -> Mesh {
     Mesh::parse(text).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The optimizer of the specification's runs.
+/// The optimizer of all runs.
 pub fn adamw() -> impl burn::optim::Optimizer {
     let config = burn::optim::AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95);
     config.with_epsilon(1e-8).with_weight_decay(0.1).build()
@@ -157,7 +157,7 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().fold(0.0, |m, v| m.max(v.abs()))
 }
 
-/// What differs more than the specification allows: losses by 1e-5, gradients by 1e-4 of a tensor's
+/// What differs too much: losses by 1e-5, gradients by 1e-4 of a tensor's
 /// largest (of the largest anywhere where they are zero in theory), parameters by 2e-4 except where
 /// the gradient is below 1e-6 of the largest.
 pub fn differences(found: &Run, expected: &Run) -> Vec<String> {

@@ -1,7 +1,5 @@
-//! The table "collectives per plan" (API.md section 6), a row each: what a step may communicate at most,
-//! what its ranks execute, as a golden table.
-//!
-//! The row "free to choose the residual layout" asks for a search that comes later.
+//! What a step may communicate at most under each plan, and what its ranks execute, as golden tables. A row of
+//! `compiler/src/guide/costs.rs` each; `documents.rs` keeps the two equal.
 
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};

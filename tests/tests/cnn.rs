@@ -325,7 +325,7 @@ struct Points {
     narrow: Conv2d,
 }
 
-/// `PairwiseParallel` levels linears and nothing else (API.md section 1): the convolutions, also those of one tap, stay
+/// `PairwiseParallel` levels linears and nothing else: the convolutions, also those of one tap, stay
 /// as they are. Channels are for `ColwiseParallel` and `RowwiseParallel`.
 #[test]
 fn pairwise_takes_linears_only() {

@@ -146,8 +146,7 @@ impl Reference {
         found
     }
 
-    /// Losses to 1e-5, gradients of the first step to 1e-4 of each tensor's largest, parameters to 2e-4, all as in
-    /// API.md; `losses` and `parameters` are what is expected of the steps.
+    /// Losses to 1e-5, gradients of the first step to 1e-4 of each tensor's largest, parameters to 2e-4; `losses` and `parameters` are what is expected of the steps.
     fn agrees(&self, found: &Trained, losses: &[f64], parameters: &dyn Fn(&str) -> Option<Vec<f64>>, what: &str) {
         let what = format!("{} {what}", self.model);
         let gradients: Vec<(&str, &Vec<f64>)> =

@@ -1,4 +1,4 @@
-//! Multi-head attention by whole heads, the user's model unchanged (API.md section 3), and the five
+//! Multi-head attention by whole heads, the user's model unchanged and the five
 //! defects of PyTorch's `TensorParallelMultiheadAttention`.
 
 use burn::module::Module;

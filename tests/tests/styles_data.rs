@@ -1,4 +1,4 @@
-//! Data modes (API.md section 4): equality, bytes per rank, gathers and reductions of parameters, and one
+//! Data modes: equality, bytes per rank, gathers and reductions of parameters, and one
 //! order of collectives, on the model families and on meshes of one to three axes.
 
 use serde_json::json;

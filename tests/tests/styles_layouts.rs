@@ -1,5 +1,5 @@
-//! Column-wise and row-wise parallel linears, embeddings, convolutions and MLPs under every layout, as
-//! API.md sections 1, 2, 5 and 6 demand: placements, executed collectives, equality to eager burn.
+//! Column-wise and row-wise parallel linears, embeddings, convolutions and MLPs under every layout:
+//! placements, executed collectives, equality to eager burn.
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};

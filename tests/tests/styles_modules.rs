@@ -1,5 +1,5 @@
 //! Layouts at module boundaries, sequence parallelism, styles of one's own, `parallelize_module` and plan
-//! files, as API.md sections 1, 2, 5 and 7 demand.
+//! files.
 
 use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
@@ -622,7 +622,7 @@ fn a_block_on_a_shard_of_the_sequence() {
     seen.lies(&[("y", "f32[4@dp, 6@tp, 8]"), ("norm1.gamma", "f32[8@dp]"), ("mlp.net1.weight", "f32[8@dp, 14@tp]")]);
 }
 
-/// API.md section 5: the gradients of the norms are reduced once, together.
+/// Under sequence parallelism the gradients of the norms are reduced once, together.
 #[test]
 fn gradients_of_norms_are_reduced_together() {
     let seen = block().seen(&sequence_parallel_block(), "tp=2");

@@ -258,7 +258,7 @@ pub struct Placement {
     /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
     #[arg(long, default_value = "", hide_default_value = true)]
     pub mesh: String,
-    /// Switch off a rewrite rule (a number of RULES.md section 3); may be repeated
+    /// Switch off a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
     #[arg(long, value_name = "N")]
     pub disable_rule: Vec<u32>,
 }

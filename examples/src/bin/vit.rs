@@ -1,9 +1,8 @@
 //! A small vision transformer with burn's data loader, optimizer and scheduler, trained and evaluated on a mesh of ranks:
 //! `cargo run --release -p tpc-examples --bin vit -- dp=2,tp=2`.
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::nn::loss::CrossEntropyLossConfig;
 use burn::optim::AdamWConfig;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use std::time::Duration;
 use tpc::prelude::*;
 use tpc_examples::quarters::{Images, loader, stack};
@@ -25,12 +24,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .processes(join(Duration::from_secs(60))?)
         .plan(plan)
         .lr(CosineAnnealingLrSchedulerConfig::new(3e-3, 5 * 16).init()?)
-        .compile(&example, |model, batch: Images| {
-            let loss = CrossEntropyLossConfig::new().init(&batch.labels.device());
-            loss.forward(model.forward(batch.pixels), batch.labels)
-        })?
+        .compile(&example, |model, batch: Images| model.loss(batch))?
         .launch()?;
-    let mut correct = trainer.evaluation(|model, batch: Images| right(model, batch), &example)?;
+    let mut correct = trainer.evaluation(|model, batch: Images| model.right(batch), &example)?;
     println!("{}", trainer.explain());
     for epoch in 0..5 {
         let mut losses = Vec::new();
@@ -44,11 +40,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("epoch {epoch}: loss {:.6}, right {found} of {}", losses.iter().sum::<f64>() / 16.0, test.num_items());
     }
     let vit = trainer.into_module(&device)?;
-    println!("on one device: right {} of 100", right(&vit, stack(1000..1100, &device)).into_scalar::<i64>());
+    println!("on one device: right {} of 100", vit.right(stack(1000..1100, &device)).into_scalar::<i64>());
     Ok(())
-}
-
-/// How many images the model assigns to the right quarter.
-fn right(model: &Vit, batch: Images) -> Tensor<1, burn::tensor::Int> {
-    model.forward(batch.pixels).argmax(1).squeeze_dim::<1>(1).equal(batch.labels).int().sum()
 }

@@ -2,7 +2,7 @@
 //!
 //! An e-class is one local value per rank. Its type (with placement) is analysis data, and merging
 //! two classes of different type is a bug of a rule that the analysis reports at once. The rules are
-//! the equalities of RULES.md section 3, in [`rules`]; each takes its condition from the factor table.
+//! the equalities in [`rules`]; each takes its condition from the factor table.
 //! [`mod@extract`] picks one operation per class so that the whole graph costs least. The input program
 //! is always a candidate, so the result is never worse. A program that repeats is searched with few
 //! occurrences and made longer again (`blocks.rs`).
@@ -32,7 +32,7 @@ use tpc_ir::{DType, Graph, Op, Origin, Output, Type, Value};
 /// What the search may do.
 #[derive(Clone, Debug)]
 pub struct SearchOptions {
-    /// Rules (numbers of RULES.md section 3) that are switched off.
+    /// Rules that are switched off, by their numbers in [`rules`].
     pub disabled: BTreeSet<u32>,
     /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`]).
     pub node_limit: usize,

@@ -1,4 +1,4 @@
-//! Proves of the programs of all ranks that their collectives fit together (DESIGN.md section 6).
+//! Proves of the programs of all ranks that their collectives fit together.
 //!
 //! 1. On each rank every collective is started once and then waited for once.
 //! 2. While one is on its way, nothing writes its operand and nothing touches its result; byte by byte

@@ -56,7 +56,7 @@ pub struct LowerOptions {
     /// Whether elementwise work behind a product is a part of it.
     pub epilogues: bool,
     /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
-    /// (`DEPTH` in `comm/threads.rs`).
+    /// (`DEPTH` in `comm/world.rs`).
     pub in_flight: usize,
     /// By which fraction overlap may make a rank's arena larger.
     pub memory_growth: f64,

@@ -3,7 +3,11 @@
 //! A row says of which *factors* the dimensions of operands and results are made. From it follow
 //! everything the compiler knows about placing an operation: which shardings need no communication,
 //! which results are partial, local shapes, legality, the rewrites of the e-graph, and the grid of
-//! the brute-force validator (RULES.md section 1; the notation is Shardy's sharding rule).
+//! the brute-force validator (`passes/tests/rules.rs`). The notation is Shardy's sharding rule.
+//!
+//! A dimension may be sharded by several axes, major to minor, each of which cuts the chunks of the one
+//! before it. Tensors that share a factor must agree on the whole list: the same axes in the same order
+//! (PyTorch issue 166598 shows what happens otherwise). No row needs equal shards; uneven and empty ones are right.
 
 mod alignment;
 mod place;

@@ -1,7 +1,7 @@
 //! What the data axes do: plain data parallelism, and what of a training step is sharded over them.
 //!
-//! A dimension that a style already cuts simply gets the data axis as its minor one ("2-D parallelism
-//! is nothing special", API.md section 4). The dimension of a parameter that is cut is the one whose
+//! A dimension that a style already cuts simply gets the data axis as its minor one: parallelism in two
+//! dimensions needs no code of its own. The dimension of a parameter that is cut is the one whose
 //! largest shard is smallest; of several the outermost, whose shards are contiguous.
 
 use tpc_ir::{AxisId, Mesh, Sharding, Type};

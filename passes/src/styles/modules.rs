@@ -132,7 +132,7 @@ fn tap(graph: &Graph, input: NodeIndex, first: NodeIndex) -> Option<(NodeIndex, 
 }
 
 /// The level of every linear below a module: 1 reads what comes from outside, k+1 reads results of
-/// level k (API.md section 1).
+/// level k.
 pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usize)> {
     let mut level = vec![0usize; graph.len()];
     let mut result = Vec::new();

@@ -164,6 +164,9 @@ fn of_entry(entry: &Option<String>) -> String {
     entry.as_ref().map_or(String::new(), |entry| format!("plan entry `{}`: ", cut(entry)))
 }
 
+/// The JSON Schema of plan files.
+pub const SCHEMA: &str = include_str!("plan.schema.json");
+
 /// The names of the built-in plans.
 pub const BUILT_IN: [&str; 16] = [
     "none",

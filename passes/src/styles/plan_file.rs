@@ -1,4 +1,4 @@
-//! The JSON form of plans (API.md section 7).
+//! The JSON form of plans. Its schema is `passes/src/styles/plan.schema.json`; a test keeps the two equal.
 
 use super::data::DataMode;
 use super::layout::Layout;

@@ -219,6 +219,14 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         self
     }
 
+    /// Keeps so many of the latest actions of each rank with their times, for
+    /// [`Session::trace_json`](tpc_runtime::Session::trace_json); none without it, and none on a GPU.
+    #[must_use]
+    pub fn trace(mut self, actions: usize) -> Self {
+        self.settings.launch.trace = actions;
+        self
+    }
+
     /// Records the training step and compiles it for the mesh and the plan.
     ///
     /// Of `example` only names, shapes and element types matter; it is a batch of the largest size that will come. The closure gives the

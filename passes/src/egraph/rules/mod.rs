@@ -1,8 +1,10 @@
-//! The equalities of RULES.md section 3, one function per number, grouped by family.
+//! The rules of the e-graph, one function per number, grouped by family.
 //!
 //! A rule looks at one term of a class and returns classes that equal it. Conditions on operations
 //! are read from the factor table, so an operation that gets a row there takes part in every rule
 //! without being named here.
+#![doc = ""]
+#![doc = include_str!("RULES.md")]
 
 mod cancel;
 mod gather;
@@ -25,7 +27,7 @@ pub enum Tag {
     Reassociates,
 }
 
-/// A rule: its row in RULES.md section 3 and the function that applies it.
+/// A rule: its row in the table of this module's documentation, and the function that applies it.
 #[derive(Clone, Copy)]
 pub struct RuleInfo {
     /// Row number.
@@ -142,7 +144,7 @@ pub fn all_rules() -> &'static [RuleInfo] {
             reduction::scatter_operand,
         ),
         rule(17, Exact, &[(SLICE, COMPUTES)], "slice distributes over an operation's operands", slice::distribute),
-        rule(18, Exact, BOTH, "transpose commutes with every collective", gather::transposed),
+        rule(18, Exact, BOTH, "transpose(all_gather_d(x)) = all_gather_e(transpose(x))", gather::transposed),
         rule(19, Reassociates, &[(COMPUTES, ANY)], "sum_d(all_gather_d(x)) = all_reduce(sum_d(x))", gather::reduced),
         rule(20, Exact, BOTH, "a row-wise operation commutes with all_gather_d", gather::row_wise),
         rule(22, Exact, OUT, "take(all_gather_0(w), i) = all_reduce(masked local take)", gather::looked_up),

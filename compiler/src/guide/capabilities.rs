@@ -1,0 +1,46 @@
+//! What there is, and what there is not yet.
+//!
+//! # Models
+//!
+//! - Any burn module whose operations can be recorded, with burn's own optimizers and schedulers: tied weights, groups of
+//!   learning rates, models too large to hold (by their shapes). Initial values are those of the modules.
+//! - Convolutions and pooling sharded on batch and channels; group and instance norms, and batch norms with the statistics of
+//!   the whole batch, however it is shared out, and running statistics that come back with the model.
+//! - Hugging Face directories as transformers 5 reads them, with its eager attention: llama, mistral, qwen2, qwen3, gpt2 and
+//!   bert, read shard by shard. Keys and tensors that have no effect are named; what would change the model is refused. A row
+//!   that sees no key attends to all keys alike and stays finite.
+//! - Heads, vocabularies and lengths that no axis divides; fewer key-value heads than ranks.
+//!
+//! # Plans
+//!
+//! - Styles as a public trait; layouts on module boundaries, which are inferred from the uses of parameters or marked with
+//!   [`scope`](crate::scope()).
+//! - Built-in plans for tensor parallelism with and without sequence parallelism, the data modes, and both on two and three axes.
+//!   Plan files in JSON.
+//! - An e-graph over the whole step with [numbered rules](tpc_passes::egraph::rules) that can be switched off. A block that
+//!   occurs L times is searched, proven and printed once.
+//!
+//! # Execution
+//!
+//! - On CPUs: fused vector loops, a matrix product of its own that needs no transposed copies, one planned arena per rank, no
+//!   allocation in a step. Attention is found in the graph, however a model and its autodiff write the softmax, and is one kernel
+//!   forward and one backward.
+//! - Collectives of one kind in buckets, started early and waited for late.
+//! - Clipping by the common norm, micro-batches (equal to the whole batch for any loss), freezing by patterns, bf16 with f32
+//!   masters.
+//! - Checkpoints written by all ranks at once and resumed on any mesh and plan.
+//! - Ranks as processes of every launcher in [`processes`](super::processes). A failed, stalled or disagreeing rank is an error
+//!   on all ranks.
+//! - For NVIDIA GPUs: generated kernels, flash attention, cublasLt products with their epilogues, NCCL and collectives within one
+//!   device, a graph per step. They have been executed on an emulation only; `GPU.md` in the repository has the details.
+//!
+//! # What there is not
+//!
+//! - Plans that the compiler chooses, and pipeline parallelism.
+//! - Sequence parallelism that nobody asked for: splitting all-reduces (rule 1) is off by default.
+//! - Attention whose keys are sharded, as one kernel.
+//! - Overlap that pays on CPU threads: a collective makes progress there only while its rank waits.
+//! - Rematerialization of products; attention and elementwise values are computed again where that is cheaper than keeping them.
+//! - The optimizer's state as a record of burn's: checkpoints are the trainer's own.
+//! - On a GPU, programs of a trainer that take turns are loaded again each time.
+//! - A batch norm that runs more than once in a step.

@@ -1,0 +1,104 @@
+//! A first model: an ordinary burn module on two ranks.
+//!
+//! # The program
+//!
+//! The model below knows nothing about ranks. Three things are added to train it sharded: a batch is a structure that derives
+//! [`Batch`](macro@crate::Batch), a [`Trainer`](crate::Trainer) takes the place of the optimizer's steps, and a
+//! [`Plan`](crate::Plan) says which weights are cut.
+//!
+//! ```
+//! use burn::module::Module;
+//! use burn::nn::{Linear, LinearConfig};
+//! use burn::optim::AdamWConfig;
+//! use burn::tensor::{Device, Int, Tensor, activation::gelu};
+//! use tpc::prelude::*;
+//!
+//! #[derive(Module, Debug)]
+//! struct Mlp {
+//!     up: Linear,
+//!     down: Linear,
+//! }
+//!
+//! impl Mlp {
+//!     fn new(device: &Device) -> Self {
+//!         Mlp { up: LinearConfig::new(8, 16).init(device), down: LinearConfig::new(16, 8).init(device) }
+//!     }
+//!
+//!     fn loss(&self, batch: Pairs) -> Tensor<1> {
+//!         let found = self.down.forward(gelu(self.up.forward(batch.x)));
+//!         (found - batch.y).square().mean()
+//!     }
+//! }
+//!
+//! #[derive(Batch, Clone, Debug)]
+//! struct Pairs {
+//!     x: Tensor<2>,
+//!     y: Tensor<2>,
+//! }
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let device = Device::flex();
+//!     let x = Tensor::<1, Int>::arange(0..32, &device).float().sin().reshape([4, 8]);
+//!     let batch = Pairs { x: x.clone(), y: x };
+//!
+//!     let mut losses = Vec::new();
+//!     for ranks in [1, 2] {
+//!         let mut trainer = Trainer::new(Mlp::new, AdamWConfig::new().build())
+//!             .mesh([("tp", ranks)])?
+//!             .plan(Plan::new().with("up", ColwiseParallel::default()).with("down", RowwiseParallel::default()))
+//!             .lr(1e-2)
+//!             .compile(&batch, |model, batch: Pairs| model.loss(batch))?
+//!             .launch()?;
+//!         let first = trainer.step(&batch)?.loss;
+//!         for _ in 0..20 {
+//!             trainer.step(&batch)?;
+//!         }
+//!         let trained: Mlp = trainer.into_module(&device)?;
+//!         losses.push(trained.loss(batch.clone()).into_scalar::<f64>());
+//!         assert!(losses[losses.len() - 1] < first / 2.0);
+//!     }
+//!     // Two ranks train the model that one rank trains: from the same initial values, to the same loss.
+//!     assert!((losses[0] - losses[1]).abs() < 1e-5 * losses[0], "{losses:?}");
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What happens
+//!
+//! 1. [`Trainer::new`](crate::Trainer::new) takes a function that builds the model. It is called on a device that records and
+//!    computes nothing, so the model may be larger than this machine's memory. A module that already has values goes through
+//!    [`Trainer::of`](crate::Trainer::of).
+//! 2. [`compile`](crate::Trainer::compile) records one training step as a graph: forward pass, loss, backward pass and the update
+//!    of the optimizer. Of the example batch only names, shapes and element types matter.
+//! 3. The plan places the weights `up` and `down`; the compiler places every other value, inserts the collectives, moves and
+//!    merges them, and proves the result against the recording before it gives it out.
+//! 4. [`launch`](crate::trainer::CompiledTrainer::launch) starts a thread for each rank. Each rank draws only its own part of
+//!    each parameter. Initial values depend on the seed and not on the mesh.
+//! 5. [`step`](crate::trainer::RunningTrainer::step) sends the batch and gives the loss.
+//!    [`into_module`](crate::trainer::RunningTrainer::into_module) gives the trained module back, bit for bit as the ranks hold
+//!    it.
+//!
+//! Ranks are threads of one process unless something else starts them: see [`processes`](super::processes).
+//!
+//! # Batches
+//!
+//! A field of a batch is a tensor of any rank and kind, an `Option`, a `Vec` or a tuple of what a field may be, or a structure
+//! that derives `Batch`. A field that the closure does not read is not sent to the ranks. `#[batch(skip)]` leaves out a field
+//! that is not a tensor. A batch with fewer rows than the example, such as the last one of an epoch, is trained on as it is: a
+//! new size gets a program of its own, compiled when it first comes.
+//!
+//! # What it adds to a program
+//!
+//! `examples/src/bin/vit.rs` trains a vision transformer with burn's data loader, optimizer, scheduler and an accuracy after each
+//! epoch, on a mesh given on the command line. `examples/src/bin/vit_burn.rs` is the same program in burn alone, on one device.
+//! Counted without comments and blank lines by `tests/tests/documents.rs`:
+//!
+//! | | lines |
+//! |---|---|
+//! | the sharded program | 105 |
+//! | the program in burn alone | 96 |
+//! | difference | 9 |
+//! | lines of the sharded program that mention the compiler, its mesh, its plan or its trainer | 20 |
+//!
+//! The model, the data and the loss are the same lines in both. The lines that mention the compiler stand where the other program
+//! has its optimizer, its gradients and its autodiff device.
