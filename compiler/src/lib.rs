@@ -32,7 +32,9 @@ pub use tpc_runtime::{Backend, CollectiveCount, Processes, Session};
 /// Parallel styles and plans, and what one's own style is made of.
 pub mod styles {
     #[doc(inline)]
-    pub use tpc_passes::styles::modules::{Role, Weight};
+    pub use tpc_passes::styles::modules::{Role, Weight, module_of};
+    #[doc(inline)]
+    pub use tpc_passes::styles::plan::{BUILT_IN, SCHEMA};
     #[doc(inline)]
     pub use tpc_passes::styles::prepare::Prepare;
     #[doc(inline)]

@@ -17,7 +17,7 @@
 //!   [`scope`](crate::scope()).
 //! - Built-in plans for tensor parallelism with and without sequence parallelism, the data modes, and both on two and three axes.
 //!   Plan files in JSON.
-//! - An e-graph over the whole step with [numbered rules](tpc_passes::egraph::rules) that can be switched off. A block that
+//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched off. A block that
 //!   occurs L times is searched, proven and printed once.
 //!
 //! # Execution

@@ -33,7 +33,7 @@
 //!
 //! The input of an attention feeds three column-wise linears, so its gradient is a sum of three partial values. Operation by
 //! operation, each of them is reduced, which makes three all-reduces for an attention and two for a SwiGLU: 5L+1 in the backward
-//! pass of a decoder. [Rule 7](tpc_passes::egraph::rules) adds them first and reduces once: 2L+1. Without the rule the values
+//! pass of a decoder. Rule 7 adds them first and reduces once: 2L+1. Without the rule the values
 //! travel in one bucket for each attention and each SwiGLU, but there are 5L+1 of them:
 //!
 //! ```sh

@@ -6,10 +6,10 @@
 //!
 //! | mode | in PyTorch | what is sharded besides the batch | communication of a step |
 //! |---|---|---|---|
-//! | [`ddp`](crate::Plan::ddp) | `DistributedDataParallel` | nothing | gradients are reduced |
-//! | [`zero1`](crate::Plan::zero1) | `ZeroRedundancyOptimizer` | optimizer state | gradients are scattered, updated parameters gathered |
-//! | [`enable_2d_with_fsdp`](crate::Plan::enable_2d_with_fsdp) | `fully_shard` | parameters, gradients, optimizer state | parameters are gathered before they are used, gradients scattered |
-//! | [`hsdp`](crate::Plan::hsdp) | `fully_shard` on a mesh of two dimensions | the same over one axis, replicated over the other | the same, and gradients are reduced over the replicas |
+//! | [`ddp`](crate::styles::Plan::ddp) | `DistributedDataParallel` | nothing | gradients are reduced |
+//! | [`zero1`](crate::styles::Plan::zero1) | `ZeroRedundancyOptimizer` | optimizer state | gradients are scattered, updated parameters gathered |
+//! | [`enable_2d_with_fsdp`](crate::styles::Plan::enable_2d_with_fsdp) | `fully_shard` | parameters, gradients, optimizer state | parameters are gathered before they are used, gradients scattered |
+//! | [`hsdp`](crate::styles::Plan::hsdp) | `fully_shard` on a mesh of two dimensions | the same over one axis, replicated over the other | the same, and gradients are reduced over the replicas |
 //!
 //! Loss and gradients are those of the whole batch, on every rank: a mean is taken over all rows, even where the ranks hold
 //! different numbers of them. Nothing has to be scaled by the number of ranks.
@@ -70,7 +70,7 @@
 //!
 //! # Checkpoints
 //!
-//! [`checkpoint`](crate::trainer::RunningTrainer::checkpoint) writes parameters, optimizer state, step and seed, all ranks at
+//! [`checkpoint`](crate::RunningTrainer::checkpoint) writes parameters, optimizer state, step and seed, all ranks at
 //! once. The files hold the ranks' parts of each tensor with their places in the whole, so a checkpoint is resumed on any mesh
 //! and under any plan: each rank reads what it needs.
 //!
@@ -110,9 +110,9 @@
 //! ```
 //!
 //! - A directory holds one checkpoint per step, `step-000003` for example. Each is written beside its place and moved there when
-//!   it is complete, so a run that is killed leaves the earlier ones whole. [`resume`](crate::trainer::RunningTrainer::resume)
+//!   it is complete, so a run that is killed leaves the earlier ones whole. [`resume`](crate::RunningTrainer::resume)
 //!   takes the latest.
 //! - Every tensor has a checksum; a damaged file is an error that names the tensor and the checkpoint to remove.
 //! - The scheduler of the learning rate goes on at the step of the checkpoint.
-//! - For a file that other programs read, [`save`](crate::trainer::RunningTrainer::save) writes `model.safetensors` with whole
+//! - For a file that other programs read, [`save`](crate::RunningTrainer::save) writes `model.safetensors` with whole
 //!   tensors under the paths of the modules.

@@ -4,7 +4,7 @@
 //!
 //! The model below knows nothing about ranks. Three things are added to train it sharded: a batch is a structure that derives
 //! [`Batch`](macro@crate::Batch), a [`Trainer`](crate::Trainer) takes the place of the optimizer's steps, and a
-//! [`Plan`](crate::Plan) says which weights are cut.
+//! [`Plan`](crate::styles::Plan) says which weights are cut.
 //!
 //! ```
 //! use burn::module::Module;
@@ -72,10 +72,10 @@
 //!    of the optimizer. Of the example batch only names, shapes and element types matter.
 //! 3. The plan places the weights `up` and `down`; the compiler places every other value, inserts the collectives, moves and
 //!    merges them, and proves the result against the recording before it gives it out.
-//! 4. [`launch`](crate::trainer::CompiledTrainer::launch) starts a thread for each rank. Each rank draws only its own part of
+//! 4. [`launch`](crate::CompiledTrainer::launch) starts a thread for each rank. Each rank draws only its own part of
 //!    each parameter. Initial values depend on the seed and not on the mesh.
-//! 5. [`step`](crate::trainer::RunningTrainer::step) sends the batch and gives the loss.
-//!    [`into_module`](crate::trainer::RunningTrainer::into_module) gives the trained module back, bit for bit as the ranks hold
+//! 5. [`step`](crate::RunningTrainer::step) sends the batch and gives the loss.
+//!    [`into_module`](crate::RunningTrainer::into_module) gives the trained module back, bit for bit as the ranks hold
 //!    it.
 //!
 //! Ranks are threads of one process unless something else starts them: see [`processes`](super::processes).

@@ -38,20 +38,20 @@
 //!
 //! | style | what it cuts | input, output |
 //! |---|---|---|
-//! | [`ColwiseParallel`](crate::ColwiseParallel) | output features of a linear, and its bias; the hidden dimension of an embedding; output channels of a convolution | as it comes; the output stays sharded on its last dimension |
-//! | [`RowwiseParallel`](crate::RowwiseParallel) | input features of a linear; the rows of an embedding; input channels of a convolution | the result is a sum over ranks, reduced once; the bias is added once |
-//! | [`PairwiseParallel`](crate::PairwiseParallel) | the linears below a module in pairs along the flow of data: column-wise, then row-wise. Query, key and value by whole heads, with the output by rows | |
-//! | [`PairwiseSequenceParallel`](crate::PairwiseSequenceParallel) | the same | sharded along the sequence on both sides of a pair |
-//! | [`SequenceParallel`](crate::SequenceParallel) | nothing: norms and dropout | the result is sharded along the sequence |
-//! | [`TensorParallelMultiheadAttention`](crate::TensorParallelMultiheadAttention) | an attention, by whole heads | |
-//! | [`PrepareModuleInput`](crate::PrepareModuleInput), [`PrepareModuleOutput`](crate::PrepareModuleOutput), [`PrepareModuleInputOutput`](crate::PrepareModuleInputOutput) | nothing | layouts of arguments and results, by position |
+//! | [`ColwiseParallel`](crate::styles::ColwiseParallel) | output features of a linear, and its bias; the hidden dimension of an embedding; output channels of a convolution | as it comes; the output stays sharded on its last dimension |
+//! | [`RowwiseParallel`](crate::styles::RowwiseParallel) | input features of a linear; the rows of an embedding; input channels of a convolution | the result is a sum over ranks, reduced once; the bias is added once |
+//! | [`PairwiseParallel`](crate::styles::PairwiseParallel) | the linears below a module in pairs along the flow of data: column-wise, then row-wise. Query, key and value by whole heads, with the output by rows | |
+//! | [`PairwiseSequenceParallel`](crate::styles::PairwiseSequenceParallel) | the same | sharded along the sequence on both sides of a pair |
+//! | [`SequenceParallel`](crate::styles::SequenceParallel) | nothing: norms and dropout | the result is sharded along the sequence |
+//! | [`TensorParallelMultiheadAttention`](crate::styles::TensorParallelMultiheadAttention) | an attention, by whole heads | |
+//! | [`PrepareModuleInput`](crate::styles::PrepareModuleInput), [`PrepareModuleOutput`](crate::styles::PrepareModuleOutput), [`PrepareModuleInputOutput`](crate::styles::PrepareModuleInputOutput) | nothing | layouts of arguments and results, by position |
 //!
-//! Styles shard along the axis named `tp`, or along the only axis that the data mode leaves; [`along`](crate::Plan::along) names
+//! Styles shard along the axis named `tp`, or along the only axis that the data mode leaves; [`along`](crate::styles::Plan::along) names
 //! another one.
 //!
 //! # Layouts
 //!
-//! A [`Layout`](crate::Layout) is `Replicate` or `Shard(dim)`, with the dimension counted as the model counts it, negative from
+//! A [`Layout`](crate::styles::Layout) is `Replicate` or `Shard(dim)`, with the dimension counted as the model counts it, negative from
 //! the end. A layout that a plan gives is a constraint on the value at the module's boundary. Where none is given, the compiler
 //! takes what costs least. The layouts of `ColwiseParallel` and `RowwiseParallel` therefore default to `None`, not to `Replicate`
 //! and `Shard(-1)` as in PyTorch.
@@ -85,22 +85,22 @@
 //!
 //! # Built-in plans
 //!
-//! [`Plan::built_in`](crate::Plan::built_in) and `--plan` know these by name: `none`; `tp` and `tp-sp` (with sequence
+//! [`Plan::built_in`](crate::styles::Plan::built_in) and `--plan` know these by name: `none`; `tp` and `tp-sp` (with sequence
 //! parallelism) on the axis `tp`; `ddp`, `fsdp` and `zero1` on `dp`; `hsdp` on `rep` and `dp`; and both kinds at once: `tp-ddp`,
 //! `tp-fsdp` (also called `2d`), `tp-zero1`, `tp-hsdp`, `tp-sp-ddp`, `tp-sp-fsdp`, `tp-sp-zero1` and `tp-sp-hsdp`. An axis of the
 //! mesh that the plan does not use is an error, except with `none`.
 //!
 //! ```
 //! # use tpc::prelude::*;
-//! assert_eq!(tpc::styles::plan::BUILT_IN.len(), 16);
-//! for name in tpc::styles::plan::BUILT_IN {
+//! assert_eq!(tpc::styles::BUILT_IN.len(), 16);
+//! for name in tpc::styles::BUILT_IN {
 //!     assert!(Plan::built_in(name).is_ok());
 //! }
 //! ```
 //!
 //! # Plan files
 //!
-//! A plan is also a JSON file: `--plan FILE`, or [`Plan::from_json`](crate::Plan::from_json).
+//! A plan is also a JSON file: `--plan FILE`, or [`Plan::from_json`](crate::styles::Plan::from_json).
 //!
 //! ```
 //! # use tpc::prelude::*;
@@ -144,5 +144,5 @@
 //!   `replicate_axis`.
 //! - Unknown keys, repeated keys and two entries for one path are errors.
 //!
-//! The JSON Schema of plan files is `passes/src/styles/plan.schema.json`, and [`SCHEMA`](crate::styles::plan::SCHEMA) holds its
+//! The JSON Schema of plan files is `passes/src/styles/plan.schema.json`, and [`SCHEMA`](crate::styles::SCHEMA) holds its
 //! text. An editor that is given it completes and checks a plan as it is typed.

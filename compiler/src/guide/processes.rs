@@ -6,7 +6,7 @@
 //!
 //! # In a program
 //!
-//! [`join`](tpc_runtime::launch::join) asks the environment which launcher started this process and meets the others. Alone it
+//! [`join`](crate::join) asks the environment which launcher started this process and meets the others. Alone it
 //! gives `None`, so the same program runs both ways.
 //!
 //! ```
@@ -88,7 +88,7 @@
 //!
 //! # GPUs
 //!
-//! With the feature `cuda`, `--device cuda` or [`Backend::Cuda`](tpc_runtime::Backend::Cuda) executes the ranks on NVIDIA GPUs:
+//! With the feature `cuda`, `--device cuda` or [`Backend::Cuda`](crate::Backend::Cuda) executes the ranks on NVIDIA GPUs:
 //! each process on the GPU of its number on the host, over NCCL. A process that is alone runs all its ranks on the first GPU, and
 //! processes share where there are fewer GPUs than processes. The feature compiles without CUDA; the libraries are loaded when
 //! the ranks are launched. `GPU.md` in the repository says what has run on which GPU.

@@ -117,27 +117,27 @@
 //! | PyTorch | here |
 //! |---|---|
 //! | `init_device_mesh("cuda", (2, 2), mesh_dim_names=("dp", "tp"))` | `.mesh([("dp", 2), ("tp", 2)])`: the same order, the last axis is the fastest |
-//! | `mesh["tp"]` | the axis named `tp`, or [`along`](crate::Plan::along) another one |
+//! | `mesh["tp"]` | the axis named `tp`, or [`along`](crate::styles::Plan::along) another one |
 //! | `with torch.device("meta")`, `to_empty`, `init_weights` | [`Trainer::new`](crate::Trainer::new): the model is built on a device that only records, and each rank draws its own part of each parameter |
 //! | a model that was loaded | [`Trainer::of`](crate::Trainer::of), or a model directory and `tpc train` |
 //! | `parallelize_module(layer, mesh, {…})` for each layer | one plan with patterns: `layers.*.attention.wo` |
 //! | `layer.attention.n_heads //= tp` | nothing: the model keeps its global shapes, and heads are cut whole, evenly or not |
 //! | `ColwiseParallel(output_layouts=Replicate())` | `ColwiseParallel { output_layouts: Some(Layout::Replicate), ..Default::default() }` |
 //! | `use_local_output` | nothing: there are no local tensors in the model |
-//! | `SequenceParallel()`, `PrepareModuleInput(…)`, `loss_parallel()` | the styles of the same names, [`loss_parallel`](crate::Plan::loss_parallel) of the plan |
+//! | `SequenceParallel()`, `PrepareModuleInput(…)`, `loss_parallel()` | the styles of the same names, [`loss_parallel`](crate::styles::Plan::loss_parallel) of the plan |
 //! | `fully_shard(layer)`, `fully_shard(model)` | `.enable_2d_with_fsdp("dp")`: on parameters, with or without styles |
 //! | `DistributedDataParallel(model)` | `.ddp("dp")` |
 //! | `ZeroRedundancyOptimizer` | `.zero1("dp")` |
 //! | `DistributedSampler` | nothing: `step` takes the global batch, and each rank gets its rows |
-//! | `loss.backward()`, `optimizer.step()`, `zero_grad()` | [`step`](crate::trainer::RunningTrainer::step): they are one compiled program |
+//! | `loss.backward()`, `optimizer.step()`, `zero_grad()` | [`step`](crate::RunningTrainer::step): they are one compiled program |
 //! | `clip_grad_norm_(parameters, 1.0)` | `.clip_norm(1.0)` |
 //! | `scheduler.step()` | `.lr(scheduler)`, which is asked before each step |
 //! | `autocast(dtype=torch.bfloat16)`, `MixedPrecisionPolicy` | [`precision`](crate::Trainer::precision) |
 //! | gradient accumulation, with the loss divided by the number of parts | [`micro_batches`](crate::Trainer::micro_batches), nothing to divide |
 //! | `p.requires_grad_(False)` | [`freeze`](crate::Trainer::freeze) |
 //! | `dist.all_reduce(loss)` to print it | nothing: the loss is that of the whole batch, on every rank |
-//! | `model.eval()`, `torch.no_grad()` | [`evaluation`](crate::trainer::RunningTrainer::evaluation) |
-//! | `dist_checkpoint.save`, `load` | [`checkpoint`](crate::trainer::RunningTrainer::checkpoint), [`resume`](crate::trainer::RunningTrainer::resume) |
+//! | `model.eval()`, `torch.no_grad()` | [`evaluation`](crate::RunningTrainer::evaluation) |
+//! | `dist_checkpoint.save`, `load` | [`checkpoint`](crate::RunningTrainer::checkpoint), [`resume`](crate::RunningTrainer::resume) |
 //! | `torchrun --nproc_per_node 4 train.py` | the program alone, or any launcher: [`processes`](super::processes) |
 //!
 //! # What is different underneath

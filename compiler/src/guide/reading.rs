@@ -1,6 +1,6 @@
 //! Reading a plan's result: the printed program, and the explanation of a step.
 //!
-//! Every stage of the compiler can be printed. From Rust, [`stages`](crate::trainer::CompiledTrainer::stages) of a compiled
+//! Every stage of the compiler can be printed. From Rust, [`stages`](crate::CompiledTrainer::stages) of a compiled
 //! trainer holds the graphs, and [`tpc::text::print`](crate::text::print) writes one; from the command line, `tpc dump-ir DIR
 //! --train --stage placed` does.
 //!
@@ -113,7 +113,7 @@
 //! | `einsum wants its operands together` | the operands of the operation were placed differently |
 //! | `lies like W` | a gradient is brought to where its parameter lies |
 //! | `gathered again` | FSDP gathers a parameter a second time, for the backward pass |
-//! | `rule 7` | the search moved or merged it by that rule of [the e-graph](tpc_passes::egraph::rules) |
+//! | `rule 7` | the search moved or merged it by that rule of the e-graph (`passes/src/egraph/rules/RULES.md`) |
 //! | ``` `tp`: …; `dp`: … ``` | a tensor that two entries cut has a reason for each axis |
 //!
 //! # Blocks
@@ -136,7 +136,7 @@
 //!
 //! # The explanation of a step
 //!
-//! [`explain`](crate::trainer::CompiledTrainer::explain) says the same in a dozen lines: each kind of collective with its bytes,
+//! [`explain`](crate::CompiledTrainer::explain) says the same in a dozen lines: each kind of collective with its bytes,
 //! its part of the step and its reason, and what each rank holds. `--json` of the command gives it as data.
 //!
 //! ```

@@ -1,8 +1,8 @@
 //! Writing a style of one's own.
 //!
-//! A style is a type with the trait [`ParallelStyle`](crate::ParallelStyle), which the built-in styles implement in the same way.
-//! It looks at a [`Module`](crate::styles::style::Module), one that a plan's path matches, and makes
-//! [`Placements`](crate::styles::style::Placements): which weights are cut and how, and in which layouts values cross the
+//! A style is a type with the trait [`ParallelStyle`](crate::styles::ParallelStyle), which the built-in styles implement in the same way.
+//! It looks at a [`Module`](crate::styles::Module), one that a plan's path matches, and makes
+//! [`Placements`](crate::styles::Placements): which weights are cut and how, and in which layouts values cross the
 //! module's boundary. It says nothing of the backward pass, the optimizer or collectives; those follow.
 //!
 //! The style below cuts every embedding below a module by its rows, whatever it is called, and hands its result on sharded along
@@ -12,10 +12,7 @@
 //! # use burn::{module::Module, nn::{Embedding, EmbeddingConfig, Linear, LinearConfig}, optim::SgdConfig};
 //! # use burn::tensor::{Device, Int, Tensor};
 //! # use tpc::prelude::*;
-//! use tpc::styles::modules::{Role, module_of};
-//! use tpc::styles::prepare::Prepare;
-//! use tpc::styles::style::{self, Placements, Way};
-//! use tpc::styles::StyleError;
+//! use tpc::styles::{self, Placements, Prepare, Role, Way, module_of};
 //!
 //! #[derive(Debug)]
 //! struct RowsOfTables;
@@ -29,7 +26,7 @@
 //!         "embeddings"
 //!     }
 //!
-//!     fn place(&self, module: &style::Module<'_>, placements: &mut Placements) -> Result<(), StyleError> {
+//!     fn place(&self, module: &styles::Module<'_>, placements: &mut Placements) -> Result<(), StyleError> {
 //!         for table in module.all_parameters().filter(|weight| weight.role == Role::Embedding) {
 //!             placements.cut(module, table, Way::Rows);
 //!             placements.result(module_of(&table.name), 0, Prepare::to(Layout::Shard(1)));
@@ -76,21 +73,21 @@
 //!
 //! | role | use in the forward pass |
 //! |---|---|
-//! | [`Linear`](crate::styles::modules::Role::Linear) | an operand of a product |
-//! | [`Convolution`](crate::styles::modules::Role::Convolution) | an operand of one product for each tap of a window |
-//! | [`Embedding`](crate::styles::modules::Role::Embedding) | the table of a look-up |
-//! | [`Vector`](crate::styles::modules::Role::Vector) | added to an activation or multiplied with one: biases, gains of norms |
+//! | [`Linear`](crate::styles::Role::Linear) | an operand of a product |
+//! | [`Convolution`](crate::styles::Role::Convolution) | an operand of one product for each tap of a window |
+//! | [`Embedding`](crate::styles::Role::Embedding) | the table of a look-up |
+//! | [`Vector`](crate::styles::Role::Vector) | added to an activation or multiplied with one: biases, gains of norms |
 //!
-//! [`parameters`](crate::styles::style::Module::parameters) gives those of the module itself,
-//! [`all_parameters`](crate::styles::style::Module::all_parameters) those of everything below it, and
-//! [`levels`](crate::styles::style::Module::levels) the linears in the order in which data meets them.
+//! [`parameters`](crate::styles::Module::parameters) gives those of the module itself,
+//! [`all_parameters`](crate::styles::Module::all_parameters) those of everything below it, and
+//! [`levels`](crate::styles::Module::levels) the linears in the order in which data meets them.
 //!
 //! # What a style can say
 //!
-//! - [`cut`](crate::styles::style::Placements::cut) cuts a weight by columns, with the biases that belong to it, or by rows.
-//! - [`argument`](crate::styles::style::Placements::argument) and [`result`](crate::styles::style::Placements::result) bring a
+//! - [`cut`](crate::styles::Placements::cut) cuts a weight by columns, with the biases that belong to it, or by rows.
+//! - [`argument`](crate::styles::Placements::argument) and [`result`](crate::styles::Placements::result) bring a
 //!   value at a module's boundary into a layout.
-//! - [`leave`](crate::styles::style::Placements::leave) says that the module is left alone on purpose.
+//! - [`leave`](crate::styles::Placements::leave) says that the module is left alone on purpose.
 //!
 //! A mistake in a style cannot change what the program computes, which is proven against the recording on every compile. It can
 //! cost communication, or be refused.

@@ -1,12 +1,12 @@
 //! A training loop of one's own: results of a step, evaluation, options, counters and traces.
 //!
-//! The loop belongs to the program. [`step`](crate::trainer::RunningTrainer::step) is called with a batch whenever one is there,
+//! The loop belongs to the program. [`step`](crate::RunningTrainer::step) is called with a batch whenever one is there,
 //! and everything between two steps is ordinary Rust.
 //!
 //! # Results of a step, and evaluation
 //!
 //! The closure of [`compile`](crate::Trainer::compile) gives the loss, or a pair of the loss and further results, which each
-//! [`Step`](crate::trainer::Step) has as tensors on the device of the batch. An *evaluation* is another closure over the same
+//! [`Step`](crate::Step) has as tensors on the device of the batch. An *evaluation* is another closure over the same
 //! parameters. It is compiled for the same mesh, run by the same threads over the same memory, and changes nothing; the model is
 //! in evaluation mode, without dropout.
 //!
@@ -80,7 +80,7 @@
 //!
 //! # Predicted and executed
 //!
-//! The compiler says before the first step what the ranks will exchange and hold. The [session](tpc_runtime::Session) counts what
+//! The compiler says before the first step what the ranks will exchange and hold. The [session](crate::Session) counts what
 //! they do, and the two are equal.
 //!
 //! ```

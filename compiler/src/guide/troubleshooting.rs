@@ -205,7 +205,7 @@
 //! the arenas of 8 ranks take 96636764160 bytes, but 67108864000 bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more
 //! ```
 //! An arena is all that a rank holds: parameters, optimizer state, data and activations, known before anything runs.
-//! [`explain`](crate::trainer::CompiledTrainer::explain) shows its parts.
+//! [`explain`](crate::CompiledTrainer::explain) shows its parts.
 //!
 //! # Defects
 //!
