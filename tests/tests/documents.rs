@@ -12,9 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
-use tpc::{ColwiseParallel, Plan, RowwiseParallel, Trainer, text};
+use tpc::{Trainer, text};
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::{Tag, all_rules};
+use tpc_passes::styles::{ColwiseParallel, Plan, RowwiseParallel};
 
 /// The repository.
 fn root() -> PathBuf {
@@ -284,7 +285,7 @@ fn the_costs_of_the_guide_are_those_that_are_tested() {
 /// What the parser of plan files accepts, as its errors list it, is what the schema describes.
 #[test]
 fn the_schema_of_plan_files_is_what_the_parser_accepts() {
-    let schema: Json = serde_json::from_str(tpc::styles::plan::SCHEMA).unwrap();
+    let schema: Json = serde_json::from_str(tpc_passes::styles::plan::SCHEMA).unwrap();
     let keys = |json: &Json| -> BTreeSet<String> {
         json["properties"].as_object().map(|all| all.keys().cloned().collect()).unwrap_or_default()
     };
