@@ -6,6 +6,7 @@
 //! |---|---|
 //! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
 //! | everything that such a program names | [`prelude`] |
+//! | burn-train's own loop, with the feature `train` | `burn_train` |
 //! | how a burn module and a closure become a graph | [`capture`] |
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
@@ -18,6 +19,8 @@
 //! | the command line | [`command`] |
 
 mod beside;
+#[cfg(feature = "train")]
+pub mod burn_train;
 pub mod capture;
 pub mod command;
 mod data;
@@ -31,9 +34,9 @@ pub mod program;
 mod together;
 pub mod trainer;
 pub use capture::scope::scope;
-pub use capture::{Batch, BatchData};
+pub use capture::{Batch, BatchData, Results};
 pub use program::Error;
-pub use tpc_derive::Batch;
+pub use tpc_derive::{Batch, Results};
 pub use trainer::Trainer;
 
 pub use tpc_ir::program::RankProgram;

@@ -2,10 +2,10 @@
 //!
 //! burn's own names (tensors, modules, optimizers, schedulers, data loaders) come from burn.
 
-pub use crate::capture::{Batch, BatchData, Named, named, scope::scope};
+pub use crate::capture::{Batch, BatchData, Named, Results, named, scope::scope};
 pub use crate::program::Error;
 pub use crate::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer, TrainerError};
-pub use tpc_derive::Batch;
+pub use tpc_derive::{Batch, Results};
 pub use tpc_ir::Mesh;
 pub use tpc_ir::mesh::MeshError;
 pub use tpc_passes::options::{Precision, Reduction};

@@ -27,6 +27,7 @@
 //! | which batches a program takes | `batch` |
 //! | learning rates | `rates` |
 //! | from parameters to a module, to a file | `module`, `export` |
+//! | the optimizer's state as a record of burn's, and back | `record` |
 //! | what a step communicates and holds, in words | `explain` |
 //! | what can go wrong | `error` |
 
@@ -37,11 +38,14 @@ mod explain;
 mod export;
 mod module;
 mod rates;
+mod record;
 mod running;
 mod source;
 
 pub use compiled::CompiledTrainer;
 pub use error::TrainerError;
+#[cfg(feature = "train")]
+pub(crate) use rates::Schedule;
 pub use running::{Evaluation, RunningTrainer, Step};
 
 use crate::capture::{BatchData, Loss, Results, TrainingOptions};
@@ -135,9 +139,26 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     /// steps that were done already. Groups of parameters with rates of their own are those whose rates differ in the first 256 steps;
     /// rates that come apart later are an error of that step.
     #[must_use]
-    pub fn lr(mut self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
-        self.rates = Some(Rates::new(scheduler.into()));
+    pub fn lr(self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
+        self.scheduled(Box::new(scheduler.into()))
+    }
+
+    /// [`Trainer::lr`] with anything that says the rates.
+    pub(crate) fn scheduled(mut self, schedule: Box<dyn rates::Schedule>) -> Self {
+        self.rates = Some(Rates::new(schedule));
         self
+    }
+
+    /// Whether the learning rate was said.
+    #[cfg(feature = "train")]
+    pub(crate) fn has_rates(&self) -> bool {
+        self.rates.is_some()
+    }
+
+    /// The clipping of each gradient.
+    #[cfg(feature = "train")]
+    pub(crate) fn clipping(&self) -> Option<&GradientClippingConfig> {
+        self.clipping.clipping.as_ref()
     }
 
     /// Scales all gradients down together if their common norm is larger than this.

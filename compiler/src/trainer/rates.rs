@@ -12,10 +12,29 @@ use std::rc::Rc;
 /// Steps that parameters are compared in.
 const AHEAD: usize = 256;
 
+/// What says the learning rates, step by step.
+pub(crate) trait Schedule {
+    /// The rates of the next step.
+    fn step(&mut self) -> ModuleLearningRate;
+
+    /// One that goes on from here by itself.
+    fn fork(&self) -> Box<dyn Schedule>;
+}
+
+impl Schedule for ModuleLrScheduler {
+    fn step(&mut self) -> ModuleLearningRate {
+        ModuleLrScheduler::step(self)
+    }
+
+    fn fork(&self) -> Box<dyn Schedule> {
+        Box::new(self.clone())
+    }
+}
+
 /// A scheduler and its beginning, to begin again.
 pub(super) struct Rates {
-    beginning: ModuleLrScheduler,
-    now: ModuleLrScheduler,
+    beginning: Box<dyn Schedule>,
+    now: Box<dyn Schedule>,
     steps: usize,
     groups: Rc<RateGroups>,
 }
@@ -51,11 +70,11 @@ impl RateGroups {
 }
 
 impl Rates {
-    pub(super) fn new(scheduler: ModuleLrScheduler) -> Self {
-        let mut future = scheduler.clone();
+    pub(super) fn new(scheduler: Box<dyn Schedule>) -> Self {
+        let mut future = scheduler.fork();
         let ahead = (0..AHEAD).map(|_| future.step()).collect();
         let groups = Rc::new(RateGroups { ahead, found: RefCell::default() });
-        Rates { beginning: scheduler.clone(), now: scheduler, steps: 0, groups }
+        Rates { beginning: scheduler.fork(), now: scheduler, steps: 0, groups }
     }
 
     /// The groups, which are known once the training step was recorded.
@@ -85,7 +104,7 @@ impl Rates {
 
     /// Goes to where the scheduler is after so many steps.
     pub(super) fn go_to(&mut self, steps: usize) {
-        (self.now, self.steps) = (self.beginning.clone(), steps);
+        (self.now, self.steps) = (self.beginning.fork(), steps);
         (0..steps).for_each(|_| _ = self.now.step());
     }
 }

@@ -1,93 +1,27 @@
 //! A small vision transformer with burn's data loader, optimizer and scheduler, trained and evaluated on a mesh of ranks:
 //! `cargo run --release -p tpc-examples --bin vit -- dp=2,tp=2`. The task is to find the brightest quarter of a noisy image.
-use burn::data::{dataloader::DataLoaderBuilder, dataloader::batcher::Batcher, dataset::InMemDataset};
+//! `vit_burn_train` is the same with burn-train's loop.
+use burn::data::dataloader::batcher::Batcher;
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
-use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
-use burn::nn::{
-    Embedding, EmbeddingConfig, Linear, LinearConfig, conv::Conv2d, conv::Conv2dConfig, loss::CrossEntropyLossConfig,
-};
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use burn::{module::Module, optim::AdamWConfig};
+use burn::nn::loss::CrossEntropyLossConfig;
+use burn::{optim::AdamWConfig, tensor::Device};
 use std::time::Duration;
 use tpc::prelude::*;
+use vision::{Images, Stack, Vit, loader, plan};
 
-#[derive(Module, Debug)]
-struct Vit {
-    patches: Conv2d,
-    positions: Embedding,
-    encoder: TransformerEncoder,
-    head: Linear,
-}
-
-impl Vit {
-    fn new(device: &Device) -> Self {
-        Vit {
-            patches: Conv2dConfig::new([1, 32], [4, 4]).with_stride([4, 4]).init(device),
-            positions: EmbeddingConfig::new(16, 32).init(device),
-            encoder: TransformerEncoderConfig::new(32, 64, 4, 2).with_norm_first(true).init(device),
-            head: LinearConfig::new(32, 4).init(device),
-        }
-    }
-
-    fn forward(&self, pixels: Tensor<4>) -> Tensor<2> {
-        let patches = self.patches.forward(pixels).flatten::<3>(2, 3).swap_dims(1, 2);
-        let positions = Tensor::<1, Int>::arange(0..16, &patches.device()).unsqueeze::<2>();
-        let tokens = patches + self.positions.forward(positions);
-        self.head.forward(self.encoder.forward(TransformerEncoderInput::new(tokens)).mean_dim(1).squeeze_dim(1))
-    }
-}
-
-/// A batch: the only structure that the trainer has to know.
-#[derive(Batch, Clone, Debug)]
-struct Images {
-    pixels: Tensor<4>,
-    labels: Tensor<1, Int>,
-}
-
-#[derive(Clone, Debug)]
-struct Stack;
-
-impl Batcher<u64, Images> for Stack {
-    fn batch(&self, seeds: Vec<u64>, device: &Device) -> Images {
-        let (n, drawn) = (seeds.len(), seeds.into_iter().map(image));
-        let (pixels, labels): (Vec<Vec<f32>>, Vec<i64>) = drawn.unzip();
-        Images {
-            pixels: Tensor::from_data(TensorData::new(pixels.concat(), [n, 1, 16, 16]), device),
-            labels: Tensor::from_data(TensorData::new(labels, [n]), device),
-        }
-    }
-}
-
-/// An image of 16 × 16 points with its brightest quarter.
-fn image(seed: u64) -> (Vec<f32>, i64) {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut draw = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    let label = (draw() * 4.0) as usize;
-    let bright = |i: usize| 2 * (i / 128) + i % 16 / 8 == label;
-    ((0..256).map(|i| draw() - 0.5 + if bright(i) { 0.3 } else { 0.0 }).collect(), label as i64)
-}
+#[path = "../vision.rs"]
+mod vision;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let (mesh, device) = (std::env::args().nth(1).unwrap_or_else(|| "tp=2".into()), Device::flex());
-    let images = |seeds| InMemDataset::new(Vec::from_iter(seeds));
-    let loader = |seeds| DataLoaderBuilder::new(Stack).batch_size(32).set_device(device.clone()).build(images(seeds));
-    let (train, test) = (loader(0..500), loader(1000..1100));
+    let mesh = Mesh::parse(&std::env::args().nth(1).unwrap_or_else(|| "tp=2".into()))?;
+    let device = Device::flex();
+    let (train, test) = (loader(0..500, &device), loader(1000..1100, &device));
 
-    let mut plan = Plan::new();
-    if mesh.contains("tp") {
-        plan = plan.with("encoder.layers.*.mha", PairwiseParallel).with("encoder.layers.*.pwff", PairwiseParallel);
-    }
-    if mesh.contains("dp") {
-        plan = plan.enable_2d_with_fsdp("dp");
-    }
     let example = Stack.batch(Vec::from_iter(0..32), &device);
     let mut trainer = Trainer::new(Vit::new, AdamWConfig::new().build())
-        .on(Mesh::parse(&mesh)?)
+        .on(mesh.clone())
         .processes(join(Duration::from_secs(60))?)
-        .plan(plan)
+        .plan(plan(&mesh))
         .lr(CosineAnnealingLrSchedulerConfig::new(3e-3, 5 * 16).init()?)
         .compile(&example, |model, batch: Images| {
             let loss = CrossEntropyLossConfig::new().init(&batch.labels.device());
