@@ -6,6 +6,8 @@
 //! modules below. The crate only shows what is made elsewhere: capture, compilation and the trainer in `tpc-compiler`, the
 //! command in `tpc-command`.
 
+#[cfg(feature = "train")]
+pub mod burn_train;
 pub mod guide;
 pub mod prelude;
 
@@ -17,7 +19,7 @@ pub use tpc_compiler::capture::{
 pub use tpc_compiler::program::{Error, Stages};
 #[doc(inline)]
 pub use tpc_compiler::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer};
-pub use tpc_derive::Batch;
+pub use tpc_derive::{Batch, Results};
 #[doc(inline)]
 pub use tpc_ir::program::RankProgram;
 #[doc(inline)]
@@ -75,8 +77,8 @@ pub mod error {
     pub use tpc_runtime::{CheckpointError, RuntimeError};
 }
 
-/// What the code of `#[derive(Batch)]` names.
+/// What the code of `#[derive(Batch)]` and `#[derive(Results)]` names.
 #[doc(hidden)]
 pub mod derived {
-    pub use tpc_compiler::capture::{BatchFields, Inputs, field_name};
+    pub use tpc_compiler::capture::{BatchFields, Inputs, Leaf, field_name};
 }

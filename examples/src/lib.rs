@@ -2,3 +2,5 @@
 
 pub mod quarters;
 pub mod vit;
+#[cfg(feature = "train")]
+pub mod vit_steps;

@@ -6,7 +6,11 @@ use burn::lr_scheduler::step::StepLrSchedulerConfig;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, TransformerEncoderInput};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig};
-use burn::optim::{AdamWConfig, SgdConfig};
+use burn::optim::momentum::MomentumConfig;
+use burn::optim::{
+    AdaGradConfig, AdamWConfig, GradientsParams, LionConfig, ModuleOptimizer, Optimizer, OptimizerRecord,
+    RmsPropConfig, SgdConfig,
+};
 use burn::tensor::activation::{log_softmax, relu};
 use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_store::{ModuleSnapshot, SafetensorsStore};
@@ -592,6 +596,113 @@ fn running_statistics_are_state() {
         near(&floats(half.norm.running_mean.value()), &floats(model.norm.running_mean.value()), 0.02);
         near(&floats(half.norm.running_var.value()), &floats(model.norm.running_var.value()), 0.02);
     }
+}
+
+/// What an optimizer keeps is a record of burn's: it goes to the ranks and back without a change of a bit, on every mesh, and burn's own
+/// optimizer makes the next update from it.
+#[test]
+fn optimizer_states_are_records_of_burn() {
+    let _alone = alone();
+    records_go_round("adamw", AdamWConfig::new().build());
+    records_go_round("amsgrad", AdamWConfig::new().with_amsgrad(true).build());
+    let momentum = MomentumConfig { momentum: 0.9, dampening: 0.1, nesterov: true };
+    records_go_round("sgd", SgdConfig::new().with_momentum(Some(momentum)).build());
+    // Without centering its gradient's average is always the average of its squares.
+    records_go_round("rmsprop", RmsPropConfig::new().build());
+    records_go_round("lion", LionConfig::new().build());
+    records_go_round("adagrad", AdaGradConfig::new().build());
+}
+
+fn records_go_round<O: Optimizer>(name: &str, optimizer: O) {
+    let device = Device::flex();
+    let encoder = TransformerEncoderConfig::new(16, 32, 2, 2).with_dropout(0.0).with_norm_first(true).init(&device);
+    let (embed, head) = (LinearConfig::new(FEATURES, 16).init(&device), LinearConfig::new(16, CLASSES).init(&device));
+    let model = Classifier { embed, encoder, head };
+    for axes in MESHES {
+        let start = |model: &Classifier| {
+            let trainer = Trainer::of(model.clone(), optimizer.clone())
+                .mesh(axes.iter().copied())
+                .unwrap()
+                .plan(plan(axes))
+                .lr(LinearLrSchedulerConfig::new(1e-3, 1e-4, 10).init().unwrap());
+            trainer.compile(&batch(8, 0), |model, batch: Sequences| model.loss(batch)).unwrap().launch().unwrap()
+        };
+        let mut trainer = start(&model);
+        assert!(trainer.optimizer_record(&model).unwrap().is_empty());
+        (0..3).for_each(|step| _ = trainer.step(&batch(8, step)).unwrap());
+        let mut trained = model.clone();
+        trainer.load_into(&mut trained).unwrap();
+        let record =
+            |trainer: &mut Running<Classifier>| trainer.optimizer_record(&trained).unwrap().into_bytes().unwrap();
+        let bytes = record(&mut trainer);
+        let read = || OptimizerRecord::from_bytes(bytes.clone()).unwrap();
+
+        let mut resumed = start(&trained);
+        let steps = resumed.load_optimizer_record(&trained, read()).unwrap();
+        // Those count nothing.
+        let counts = !["sgd", "rmsprop", "lion"].contains(&name);
+        assert_eq!(steps, if counts { 3 } else { 1 }, "{name}");
+        assert!(record(&mut resumed)[..] == bytes[..], "{name} on {axes:?}");
+
+        // From burn's own optimizer, with its records in an order of its own.
+        let mut burns = ModuleOptimizer::from(optimizer.clone()).load_record(read());
+        let mut again = start(&trained);
+        again.load_optimizer_record(&trained, burns.to_record()).unwrap();
+        assert!(record(&mut again)[..] == bytes[..], "{name} on {axes:?}");
+
+        let rate = resumed.step(&batch(8, 3)).unwrap().learning_rate;
+        let tracked = trained.clone().train();
+        let gradients = GradientsParams::from_grads(tracked.loss(batch(8, 3)).0.backward(), &tracked);
+        let expected = burns.step(rate, tracked, gradients).valid();
+        if counts {
+            assert_eq!(trainer.step(&batch(8, 3)).unwrap().learning_rate, rate);
+            assert!(record(&mut resumed)[..] == record(&mut trainer)[..], "{name} on {axes:?}");
+            assert_eq!(bits(&trainer.into_module(&device).unwrap()), {
+                let mut same = trained.clone();
+                resumed.load_into(&mut same).unwrap();
+                bits(&same)
+            });
+        }
+        for ((path, own), (_, burns)) in bits(&resumed.into_module(&device).unwrap()).iter().zip(bits(&expected)) {
+            let values = |bytes: &[u8]| -> Vec<f32> {
+                bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
+            };
+            let worst = values(own).iter().zip(values(&burns)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            // A gradient that is nothing but rounding, as that of a key's bias, has a sign of its own in an Adam or a Lion.
+            assert!(path.ends_with("key.bias") || worst <= 1e-5, "{name} on {axes:?}, {path}: {worst}");
+        }
+    }
+}
+
+#[test]
+fn records_of_other_optimizers_are_said() {
+    let _alone = alone();
+    let model = classifier(16, &Device::flex());
+    let started = |optimizer: SgdConfig| {
+        let trainer = Trainer::of(model.clone(), optimizer.build()).lr(0.1);
+        trainer.compile(&batch(8, 0), |model, batch: Sequences| model.loss(batch)).unwrap().launch().unwrap()
+    };
+    let momentum =
+        SgdConfig::new().with_momentum(Some(MomentumConfig { momentum: 0.9, dampening: 0.1, nesterov: false }));
+    let mut with = started(momentum);
+    with.step(&batch(8, 0)).unwrap();
+    let mut without = started(SgdConfig::new());
+    let record = with.optimizer_record(&model).unwrap();
+    let result = without.load_optimizer_record(&model, record).map_err(|error| error.to_string());
+    let first = result.unwrap_err();
+    assert!(first.starts_with("the record is of another optimizer or model: it has a state `"), "{first}");
+    says(
+        with.load_optimizer_record(&model, OptimizerRecord::default()),
+        "the record is of another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
+    );
+    let record = with.optimizer_record(&model).unwrap();
+    says(
+        with.load_optimizer_record(&classifier(16, &Device::flex()), record),
+        "the record is of another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
+    );
+    // After all of that the trainers go on.
+    with.step(&batch(8, 1)).unwrap();
+    without.step(&batch(8, 1)).unwrap();
 }
 
 #[track_caller]

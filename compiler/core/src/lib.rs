@@ -5,6 +5,7 @@
 //! | question | file |
 //! |---|---|
 //! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
+//! | burn-train's own loop, with the feature `train` | `burn_train` |
 //! | how a burn module and a closure become a graph | [`capture`] |
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
@@ -16,6 +17,8 @@
 //! | capture, load, initialize and save a model directory | [`pretrained`] |
 
 mod beside;
+#[cfg(feature = "train")]
+pub mod burn_train;
 pub mod capture;
 mod data;
 pub mod explain;

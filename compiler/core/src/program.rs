@@ -5,7 +5,7 @@
 //! ```
 
 use crate::beside::{self, Beside};
-use crate::capture::{Captured, Init, StepScalars, TrainingCapture};
+use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::data;
 use crate::explain::Facts;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
@@ -16,6 +16,7 @@ use crate::together;
 use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::RankProgram;
@@ -662,6 +663,23 @@ impl TrainingSession {
         session.step()?;
         self.step = step;
         Ok(self.session.read_f64(&OutputKind::Loss)?[0])
+    }
+
+    /// The numbers that the optimizer's state of the parameters of a class holds after so many steps, at least one.
+    pub(crate) fn state_numbers(&mut self, class: usize, steps: usize) -> Result<Vec<Number>, Error> {
+        Ok(self.scalars.state_numbers(class, steps)?)
+    }
+
+    /// Goes on after so many steps, at least one, from an optimizer state: the bytes of its inputs.
+    pub(crate) fn go_on(&mut self, steps: usize, states: &[(String, Cow<'_, [u8]>)]) -> Result<(), Error> {
+        self.session.select(self.program)?;
+        self.succeed()?;
+        for (name, bytes) in states {
+            self.session.write_bytes(name, bytes)?;
+        }
+        self.session.compare_again();
+        self.step = steps;
+        Ok(())
     }
 
     /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives

@@ -1,4 +1,4 @@
-//! `#[derive(Batch)]`: a structure of tensors becomes the data of a step.
+//! `#[derive(Batch)]`: a structure of tensors becomes the data of a step. `#[derive(Results)]`: what a step gives comes back as one.
 //!
 //! ```ignore
 //! #[derive(tpc::Batch, Clone, Debug)]
@@ -8,6 +8,12 @@
 //!     weights: Option<Tensor<1>>,
 //!     #[batch(skip)]
 //!     files: Vec<String>,
+//! }
+//!
+//! #[derive(tpc::Results)]
+//! struct Scores {
+//!     loss: Tensor<1>,
+//!     scores: Tensor<2>,
 //! }
 //! ```
 
@@ -39,10 +45,7 @@ fn batch(input: &DeriveInput) -> Result<TokenStream, Error> {
             recorded.push(quote! { #member: ::core::clone::Clone::clone(&self.#member) });
             continue;
         }
-        let name = match &member {
-            Member::Named(name) => name.to_string().trim_start_matches("r#").to_owned(),
-            Member::Unnamed(index) => index.index.to_string(),
-        };
+        let name = name(&member);
         let ty = &field.ty;
         let path = format_ident!("path", span = Span::mixed_site());
         let named = quote! { let #path = ::tpc::derived::field_name(name, #name); };
@@ -86,6 +89,75 @@ fn batch(input: &DeriveInput) -> Result<TokenStream, Error> {
             }
         }
     })
+}
+
+/// Implements `tpc::Tensors` and `tpc::Results` for a structure, so that a closure may give one and a step gives it back with values.
+///
+/// A field is a tensor of any rank and kind, an `Option`, `Vec` or tuple of what a field may be, or a structure that derives `Results` itself.
+#[proc_macro_derive(Results)]
+pub fn derive_results(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    results(&input).unwrap_or_else(Error::into_compile_error).into()
+}
+
+fn results(input: &DeriveInput) -> Result<TokenStream, Error> {
+    let Data::Struct(data) = &input.data else {
+        return Err(Error::new(input.ident.span(), "only a structure can be results: give it a field for each tensor"));
+    };
+    let (mut leaves, mut forms, mut made, mut restored) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (position, field) in data.fields.iter().enumerate() {
+        let (member, ty) = (member(position, field), &field.ty);
+        let name = name(&member);
+        let at = Index { index: position as u32, span: field.span() };
+        leaves.push(quote! {
+            ::tpc::Tensors::leaves(
+                &self.#member,
+                ::core::option::Option::Some(&::tpc::derived::field_name(prefix, #name)),
+                out,
+            );
+        });
+        forms.push(quote! { <#ty as ::tpc::Results>::Form });
+        made.push(quote! { ::tpc::Results::form(&self.#member) });
+        restored.push(quote! { #member: <#ty as ::tpc::Results>::restore(&form.#at, values) });
+    }
+    let ident = &input.ident;
+    let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
+    Ok(quote! {
+        #[automatically_derived]
+        impl #impl_generics ::tpc::Tensors for #ident #ty_generics #where_clause {
+            #[allow(unused_variables)]
+            fn leaves(
+                &self,
+                prefix: ::core::option::Option<&str>,
+                out: &mut ::std::vec::Vec<::tpc::derived::Leaf>,
+            ) {
+                #(#leaves)*
+            }
+        }
+
+        #[automatically_derived]
+        impl #impl_generics ::tpc::Results for #ident #ty_generics #where_clause {
+            type Values = Self;
+            type Form = (#(#forms,)*);
+
+            fn form(&self) -> Self::Form {
+                (#(#made,)*)
+            }
+
+            #[allow(unused_variables)]
+            fn restore(form: &Self::Form, values: &mut ::tpc::ResultValues) -> Self {
+                Self { #(#restored),* }
+            }
+        }
+    })
+}
+
+/// The name of a field in the program.
+fn name(member: &Member) -> String {
+    match member {
+        Member::Named(name) => name.to_string().trim_start_matches("r#").to_owned(),
+        Member::Unnamed(index) => index.index.to_string(),
+    }
 }
 
 fn member(position: usize, field: &Field) -> Member {

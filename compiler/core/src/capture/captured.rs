@@ -10,6 +10,7 @@ use tpc_ir::UnitId;
 
 pub use super::params::ModuleInfo;
 use super::scalars::StepScalars;
+use super::states::OptimizerStates;
 
 /// A recorded program; the invariants are those of [the module](super).
 #[derive(Clone, Debug)]
@@ -195,4 +196,6 @@ pub struct TrainingCapture {
     pub steady: Captured,
     /// The numbers that both take as inputs.
     pub scalars: StepScalars,
+    /// What the optimizer keeps of each parameter.
+    pub states: OptimizerStates,
 }

@@ -193,6 +193,9 @@ fn message(payload: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "no message".into())
 }
 
+/// What a recorded `TrainStep` panics with that has not said its loss.
+pub(crate) const NO_LOSS: &str = "the step has no loss";
+
 /// burn reports what it cannot record by panicking; the messages are those of burn 0.22.
 fn translate(message: &str, seen: Seen) -> CaptureError {
     let Seen { location, scope } = seen;
@@ -207,11 +210,19 @@ fn translate(message: &str, seen: Seen) -> CaptureError {
     if message.contains("do not support autodiff") {
         return unsupported(
             "changing the autodiff state of a tensor (`inner`, `from_inner`, `backward`)",
-            "the capture differentiates the closure itself; return the loss instead",
+            "the capture differentiates the closure itself; return the loss instead, or end a `TrainStep` of burn-train with \
+             `tpc::burn_train::backward(self, loss, output)`",
         );
     }
     if message.contains("Cannot move a tensor to a capture device with autodiff") {
         return unsupported(MOVES_TRACKED, "the closure must stay on the device of its arguments");
+    }
+    if message == NO_LOSS {
+        return unsupported(
+            "a `TrainStep` that does not say its loss",
+            "end it with `tpc::burn_train::backward(self, loss, output)`, which under other strategies is \
+             `TrainOutput::new(self, loss.backward(), output)`",
+        );
     }
     if message.contains("seeding is not supported") {
         return unsupported("`Device::seed`", "seed outside of the closure");

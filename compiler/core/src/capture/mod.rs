@@ -50,6 +50,7 @@ mod probe;
 mod scalars;
 pub mod scope;
 mod session;
+mod states;
 mod statistics;
 mod step;
 mod substitute;
@@ -63,10 +64,15 @@ pub use captured::{
     Captured, CapturedInput, CapturedOutput, Init, InputKind, ModuleInfo, OutputKind, ScopeRecord, TrainingCapture,
 };
 pub use error::CaptureError;
+#[cfg(feature = "train")]
+pub(crate) use error::NO_LOSS;
 pub use kind::Kind;
 pub use operation::name as operation_name;
+pub(crate) use probe::Number;
 pub use scalars::StepScalars;
 pub(crate) use session::Defaults;
+pub use states::OptimizerStates;
+pub(crate) use states::ParameterStates;
 pub(crate) use step::{Model, output_names, parameter_values, record_inference, record_training};
 pub use step::{
     TrainingOptions, capture_inference, capture_inference_shapes, capture_training, capture_training_shapes,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use burn::optim::{Optimizer, RecordState, StateSink, StateSource};
 use burn::tensor::{DType, TensorData};
+use burn_pack::Scalar;
 
 use super::error::CaptureError;
 use super::kind;
@@ -23,7 +24,12 @@ pub(super) trait Probe: Send {
     fn first_steps(&self, steps: usize, lr: f64) -> Result<Vec<Trace>, CaptureError>;
     /// The update of one step; cheap if the steps are asked for in order.
     fn step(&mut self, step: usize, lr: f64) -> Result<Trace, CaptureError>;
+    /// The numbers that the state holds after so many steps, at least one, under their names in burn's records; cheap as that.
+    fn numbers(&mut self, steps: usize, lr: f64) -> Result<Vec<Number>, CaptureError>;
 }
+
+/// A number of an optimizer state (the time of Adam), with its name.
+pub(crate) type Number = (String, Scalar);
 
 pub(super) struct Prober<O: Optimizer, const D: usize> {
     optimizer: O,
@@ -39,17 +45,7 @@ pub(super) struct Prober<O: Optimizer, const D: usize> {
 struct Snapshot {
     steps: usize,
     tensors: Vec<(String, Vec<usize>, DType)>,
-    numbers: Numbers,
-}
-
-/// The scalars of a [`StateSink`]; burn does not export the type of their values.
-#[derive(Default)]
-struct Numbers(StateSink);
-
-impl Clone for Numbers {
-    fn clone(&self) -> Self {
-        Self(StateSink { tensors: Vec::new(), scalars: self.0.scalars.clone() })
-    }
+    numbers: Vec<Number>,
 }
 
 impl<O: Optimizer, const D: usize> Prober<O, D> {
@@ -91,10 +87,10 @@ impl<O: Optimizer, const D: usize> Prober<O, D> {
 
 impl Snapshot {
     fn restore<O: Optimizer, const D: usize>(&self, session: &Session) -> Option<O::State<D>> {
-        if self.tensors.is_empty() && self.numbers.0.scalars.is_empty() {
+        if self.tensors.is_empty() && self.numbers.is_empty() {
             return None;
         }
-        let mut source = StateSource::new(self.numbers.0.scalars.iter().cloned().collect());
+        let mut source = StateSource::new(self.numbers.iter().cloned().collect());
         for (name, shape, dtype) in &self.tensors {
             let zeros = TensorData::zeros::<f32, _>(shape.clone()).convert_dtype(*dtype);
             source.insert_tensor(name.clone(), zeros);
@@ -117,8 +113,7 @@ impl Snapshot {
         let tensors = labels.tensors.into_iter().map(typed).collect::<Option<_>>();
         let tensors =
             tensors.ok_or_else(|| CaptureError::Inconsistent("an optimizer state was not recorded".into()))?;
-        let numbers = Numbers(StateSink { tensors: Vec::new(), scalars: labels.scalars });
-        Ok(Self { steps, tensors, numbers })
+        Ok(Self { steps, tensors, numbers: labels.scalars })
     }
 }
 
@@ -147,6 +142,14 @@ impl<O: Optimizer, const D: usize> Probe for Prober<O, D> {
         let (mut traces, reached) = self.run(&self.reached, step, lr)?;
         self.reached = reached;
         traces.pop().ok_or_else(|| CaptureError::Inconsistent("no update was recorded".into()))
+    }
+
+    fn numbers(&mut self, steps: usize, lr: f64) -> Result<Vec<Number>, CaptureError> {
+        let steps = steps.max(1);
+        if self.reached.steps != steps {
+            self.step(steps + 1, lr)?;
+        }
+        Ok(self.reached.numbers.clone())
     }
 }
 

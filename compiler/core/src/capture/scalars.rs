@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use super::error::CaptureError;
-use super::probe::Probe;
+use super::probe::{Number, Probe};
 use super::trace::{Place, Trace};
 
 /// Learning rates at which updates are compared; neither means anything to an optimizer.
@@ -115,6 +115,11 @@ impl StepScalars {
             values.push(traces[&class].value(at).unwrap_or(f64::NAN));
         }
         Ok(values)
+    }
+
+    /// The numbers that the optimizer's state of a parameter of a class holds after so many steps, at least one.
+    pub(crate) fn state_numbers(&mut self, class: usize, steps: usize) -> Result<Vec<Number>, CaptureError> {
+        self.classes[class].probe.numbers(steps, RATES[0])
     }
 
     /// Finds the step-dependent numbers of updates of several shapes.

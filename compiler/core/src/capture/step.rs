@@ -21,6 +21,7 @@ use super::optimizer::{self, Choices, Groups, Recorded as Recording, State, Upda
 use super::params::{self, ParameterInfo, Parameters};
 use super::scalars::{Probed, StepScalars};
 use super::session::{self, Defaults, Recorded, Session};
+use super::states::{OptimizerStates, ParameterStates, RecordedTensor};
 use super::statistics;
 use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
 
@@ -351,6 +352,8 @@ impl Step {
             return Err(CaptureError::NothingToTrain);
         }
         let (scalars, plans) = StepScalars::find(probes)?;
+        let states =
+            OptimizerStates { list: updates.iter().map(|update| states(update, &forward.parameters)).collect() };
         let updates =
             updates.into_iter().map(|update| settle(update, &forward.parameters)).collect::<Result<Vec<_>, _>>()?;
         let Recorded { operations, values, scopes } = recorded;
@@ -400,7 +403,7 @@ impl Step {
             describe(&mut captured, forward.parameters.clone(), init.clone());
             Ok(captured)
         };
-        Ok(TrainingCapture { first: program(false)?, steady: program(true)?, scalars })
+        Ok(TrainingCapture { first: program(false)?, steady: program(true)?, scalars, states })
     }
 }
 
@@ -420,6 +423,13 @@ fn data_inputs(data: Vec<Declared>) -> impl Iterator<Item = DraftInput> {
         dtype,
         kind: InputKind::Data { name },
     })
+}
+
+/// What the optimizer keeps of a parameter.
+fn states(update: &Update, parameters: &Parameters) -> ParameterStates {
+    let info = parameters.list.iter().find(|info| info.param == update.param);
+    let (path, rank) = info.map(|info| (info.path.clone(), info.shape.len())).unwrap_or_default();
+    ParameterStates { path, rank, class: update.class, tensors: RecordedTensor::all(&update.before) }
 }
 
 /// Keeps one name of states that are always one tensor (RMSProp without centering), and checks that the states that

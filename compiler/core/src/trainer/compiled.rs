@@ -6,7 +6,7 @@ use super::running::{Family, RunningTrainer};
 use super::source::{Gives, Record, Recorded, Source};
 use super::{Settings, explain, pretrained};
 use crate::beside::Kept;
-use crate::capture::{BatchData, BatchFields, Results, TrainingCapture, initial_values};
+use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingCapture, initial_values};
 use crate::pretrained::initialise_with;
 use crate::program::{Error, Stages, TrainingProgram, compile_training};
 use burn::module::Module;
@@ -20,6 +20,7 @@ pub struct CompiledTrainer<M, B, R: Results> {
     record: Record<B, TrainingCapture, R::Form>,
     results: Gives<R::Form>,
     aliases: Vec<(String, String)>,
+    states: OptimizerStates,
     program: TrainingProgram,
     rates: Rates,
     settings: Settings,
@@ -39,11 +40,11 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         if let Some(values) = source.values()? {
             capture.first.values = Arc::new(values);
         }
-        let aliases = capture.first.aliases.clone();
+        let (aliases, states) = (capture.first.aliases.clone(), capture.states.clone());
         let Settings { mesh, plan, compile, .. } = &settings;
         let program = compile_training(capture, mesh, plan, compile, &str::to_string)?;
         let example = Example::of("the training step", &BatchFields::of(example));
-        Ok(CompiledTrainer { source, record, results, aliases, program, rates, settings, example })
+        Ok(CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example })
     }
 
     /// What a step computes, communicates and holds, in words.
@@ -67,7 +68,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
     /// Too many ranks, too little memory, processes that do not come or run other programs.
     pub fn launch(self) -> Result<RunningTrainer<M, B, R>, Error> {
         let explained = self.explain();
-        let CompiledTrainer { source, record, results, aliases, program, rates, settings, example, .. } = self;
+        let CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example, .. } = self;
         let kept = Kept::of(&program.steady);
         let (init, constants) = (program.init.clone(), program.constants.clone());
         let scalars = format!("{:?}", program.scalars);
@@ -82,7 +83,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             // The program brings its values along.
             Source::Module(_) => {}
         }
-        let family = Family { source, settings, kept, constants, aliases, scalars };
+        let family = Family { source, settings, kept, constants, aliases, scalars, states };
         Ok(RunningTrainer::new(family, training, record, results, rates, example, explained))
     }
 }

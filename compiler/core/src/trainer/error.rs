@@ -110,6 +110,36 @@ pub enum TrainerError {
         "the optimizer's numbers of a step are others than when the trainer was compiled; this is a defect of tpc, please report it"
     )]
     OtherScalars,
+    /// A record of an optimizer that is not the one that trains.
+    #[error("the record is of another optimizer or model: {0}")]
+    OptimizerRecord(String),
+    /// An accumulation of gradients over several batches.
+    #[error(
+        "gradients cannot be accumulated over {batches} batches: a step is one program, which updates. `micro_batches` cuts one batch instead, so that a batch of {batches} times the rows takes no more memory for activations; its gradient is that of the larger batch, not the sum of {batches} gradients"
+    )]
+    Accumulation {
+        /// The batches.
+        batches: usize,
+    },
+    /// A strategy of burn-train that is told a learning rate.
+    #[error("the learning rate is that of burn-train's learner: do not call `lr` in the options of the strategy")]
+    LearnersRates,
+    /// A learner's model that burn's own strategies could not train either.
+    #[error(
+        "the learner's model is on a device without autodiff: build it on `device.autodiff()`, as burn-train needs it"
+    )]
+    NotAutodiff,
+    /// A learner whose optimizer is not the one of the strategy.
+    #[error(
+        "the learner's optimizer updates `{parameter}` in another way than the optimizer that the strategy was given: give both the same one with the same settings, and clipping to the strategy with `clip_each`. Optimizers by group, and a `TrainStep::optimize` of the model's own, cannot be sharded"
+    )]
+    OtherOptimizer {
+        /// The first parameter that differs.
+        parameter: String,
+    },
+    /// Nothing to train on.
+    #[error("there is nothing to validate, because the training data gives no batch to compile a step for")]
+    NoBatch,
     /// A file that cannot be written.
     #[error("{}: {source}", .file.display())]
     Save {

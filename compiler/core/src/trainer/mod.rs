@@ -28,6 +28,7 @@
 //! | which batches a program takes | `batch` |
 //! | learning rates | `rates` |
 //! | from parameters to a module, to a file | `module`, `export` |
+//! | the optimizer's state as a record of burn's, and back | `record` |
 //! | what a step communicates and holds, in words | `explain` |
 //! | what can go wrong | `error` |
 
@@ -39,11 +40,14 @@ mod export;
 mod module;
 mod pretrained;
 mod rates;
+mod record;
 mod running;
 mod source;
 
 pub use compiled::CompiledTrainer;
 pub use error::TrainerError;
+#[cfg(feature = "train")]
+pub(crate) use rates::Schedule;
 pub use running::{Evaluation, RunningTrainer, Step};
 
 use crate::capture::{BatchData, Loss, Results, TrainingOptions};
@@ -69,7 +73,7 @@ use tpc_runtime::{Backend, LaunchOptions, Processes};
 pub struct Trainer<M, O> {
     source: Source<M>,
     optimizer: O,
-    rates: Option<ModuleLrScheduler>,
+    rates: Option<Box<dyn Schedule>>,
     rate_groups: Vec<(ParamGroup, DynLrScheduler)>,
     clipping: TrainingOptions,
     settings: Settings,
@@ -141,8 +145,13 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     /// steps that were done already. Parameters whose rates differ in the first 256 steps are groups of their own; rates that come apart
     /// later are an error of that step.
     #[must_use]
-    pub fn lr(mut self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
-        self.rates = Some(scheduler.into());
+    pub fn lr(self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
+        self.scheduled(Box::new(scheduler.into()))
+    }
+
+    /// [`Trainer::lr`] with anything that says the rates.
+    pub(crate) fn scheduled(mut self, schedule: Box<dyn Schedule>) -> Self {
+        self.rates = Some(schedule);
         self
     }
 
@@ -152,6 +161,18 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     pub fn lr_group(mut self, group: ParamGroup, scheduler: impl Into<DynLrScheduler>) -> Self {
         self.rate_groups.push((group, scheduler.into()));
         self
+    }
+
+    /// Whether the learning rate was said.
+    #[cfg(feature = "train")]
+    pub(crate) fn has_rates(&self) -> bool {
+        self.rates.is_some()
+    }
+
+    /// The clipping of each gradient.
+    #[cfg(feature = "train")]
+    pub(crate) fn clipping(&self) -> Option<&GradientClippingConfig> {
+        self.clipping.clipping.as_ref()
     }
 
     /// Scales all gradients down together if their common norm is larger than this.

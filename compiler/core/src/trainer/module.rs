@@ -32,7 +32,7 @@ pub(super) fn parameters(session: &Session) -> impl Iterator<Item = &InputBindin
 }
 
 /// The path under which the program knows a parameter.
-fn known<'a>(aliases: &'a [(String, String)], path: &'a str) -> &'a str {
+pub(super) fn known<'a>(aliases: &'a [(String, String)], path: &'a str) -> &'a str {
     aliases.iter().find(|(alias, _)| alias == path).map_or(path, |(_, known)| known)
 }
 

@@ -13,17 +13,67 @@ use std::rc::Rc;
 /// Steps that parameters are compared in.
 const AHEAD: usize = 256;
 
+/// What says the learning rates, step by step.
+pub(crate) trait Schedule {
+    /// The rates of the next step.
+    fn step(&mut self) -> ModuleLearningRate;
+
+    /// One that goes on from here by itself.
+    fn fork(&self) -> Box<dyn Schedule>;
+}
+
+impl Schedule for ModuleLrScheduler {
+    fn step(&mut self) -> ModuleLearningRate {
+        ModuleLrScheduler::step(self)
+    }
+
+    fn fork(&self) -> Box<dyn Schedule> {
+        Box::new(self.clone())
+    }
+}
+
+/// A schedule with the groups that the trainer was given besides.
+struct Grouped {
+    base: Box<dyn Schedule>,
+    groups: Vec<(ParamGroup, DynLrScheduler)>,
+}
+
+/// The rates of one step.
+struct StepRates {
+    base: ModuleLearningRate,
+    groups: Vec<(ParamGroup, f64)>,
+}
+
+impl Grouped {
+    fn step(&mut self) -> StepRates {
+        let groups = self.groups.iter_mut().map(|(group, scheduler)| (group.clone(), scheduler.step()));
+        StepRates { groups: groups.collect(), base: self.base.step() }
+    }
+
+    fn fork(&self) -> Self {
+        Grouped { base: self.base.fork(), groups: self.groups.clone() }
+    }
+}
+
+impl StepRates {
+    /// The rate of a parameter; of several groups that it is in, the last one counts.
+    fn of(&self, id: ParamId, path: &str) -> f64 {
+        let group = self.groups.iter().rev().find(|(group, _)| group.matches(&id, Some(path)));
+        group.map_or_else(|| self.base.lr_from_param(id, Some(path)), |(_, rate)| *rate)
+    }
+}
+
 /// A scheduler and its beginning, to begin again.
 pub(super) struct Rates {
-    beginning: ModuleLrScheduler,
-    now: ModuleLrScheduler,
+    beginning: Grouped,
+    now: Grouped,
     steps: usize,
     groups: Rc<RateGroups>,
 }
 
 /// The parameters that have one rate.
 pub(super) struct RateGroups {
-    ahead: Vec<ModuleLearningRate>,
+    ahead: Vec<StepRates>,
     found: RefCell<Vec<RateGroup>>,
     /// The groups that the trainer was given, and whether a parameter is in them.
     given: Vec<(ParamGroup, Cell<bool>)>,
@@ -41,7 +91,7 @@ impl RateGroups {
         for (_, is_used) in self.given.iter().filter(|(group, _)| group.matches(&id, Some(path))) {
             is_used.set(true);
         }
-        let rates: Vec<u64> = self.ahead.iter().map(|rate| rate.lr_from_param(id, Some(path)).to_bits()).collect();
+        let rates: Vec<u64> = self.ahead.iter().map(|rates| rates.of(id, path).to_bits()).collect();
         let mut found = self.found.borrow_mut();
         let group = found.iter().position(|group| group.rates == rates).unwrap_or_else(|| {
             found.push(RateGroup { rates, members: Vec::new() });
@@ -69,13 +119,13 @@ impl RateGroups {
 }
 
 impl Rates {
-    pub(super) fn new(base: ModuleLrScheduler, groups: Vec<(ParamGroup, DynLrScheduler)>) -> Self {
+    pub(super) fn new(base: Box<dyn Schedule>, groups: Vec<(ParamGroup, DynLrScheduler)>) -> Self {
         let given = groups.iter().map(|(group, _)| (group.clone(), Cell::new(false))).collect();
-        let scheduler = groups.into_iter().fold(base, |all, (group, rates)| all.with_group(group, rates));
-        let mut future = scheduler.clone();
+        let beginning = Grouped { base, groups };
+        let mut future = beginning.fork();
         let ahead = (0..AHEAD).map(|_| future.step()).collect();
         let groups = Rc::new(RateGroups { ahead, found: RefCell::default(), given });
-        Rates { beginning: scheduler.clone(), now: scheduler, steps: 0, groups }
+        Rates { now: beginning.fork(), beginning, steps: 0, groups }
     }
 
     /// The groups, which are known once the training step was recorded.
@@ -88,9 +138,9 @@ impl Rates {
     /// # Errors
     /// Parameters of one group with different rates.
     pub(super) fn next(&mut self) -> Result<(f64, Vec<f64>), TrainerError> {
-        let policy = self.now.step();
+        let step = self.now.step();
         self.steps += 1;
-        let rate = |(id, path): &(ParamId, String)| policy.lr_from_param(*id, Some(path));
+        let rate = |(id, path): &(ParamId, String)| step.of(*id, path);
         let mut rates = Vec::new();
         for RateGroup { members, .. } in &*self.groups.found.borrow() {
             let Some(first) = members.first() else { continue };
@@ -100,12 +150,12 @@ impl Rates {
             }
             rates.push(rate(first));
         }
-        Ok((policy.base(), rates))
+        Ok((step.base.base(), rates))
     }
 
     /// Goes to where the scheduler is after so many steps.
     pub(super) fn go_to(&mut self, steps: usize) {
-        (self.now, self.steps) = (self.beginning.clone(), steps);
+        (self.now, self.steps) = (self.beginning.fork(), steps);
         (0..steps).for_each(|_| _ = self.now.step());
     }
 }

@@ -4,9 +4,9 @@ use super::batch::{Example, Shapes, device, write};
 use super::error::TrainerError;
 use super::rates::Rates;
 use super::source::{self, Gives, Record, Source};
-use super::{Settings, explain, export, module};
+use super::{Settings, explain, export, module, record};
 use crate::beside::{Beside, Kept};
-use crate::capture::{BatchData, BatchFields, Captured, ResultValues, Results, TrainingCapture};
+use crate::capture::{BatchData, BatchFields, Captured, OptimizerStates, ResultValues, Results, TrainingCapture};
 use crate::data;
 use crate::import::SEED;
 use crate::program::{
@@ -14,6 +14,7 @@ use crate::program::{
     seed_bytes,
 };
 use burn::module::Module;
+use burn::optim::OptimizerRecord;
 use burn::tensor::{Device, TensorData};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ pub(super) struct Family<M> {
     pub(super) aliases: Vec<(String, String)>,
     /// The numbers of a step, by the operations that they come from.
     pub(super) scalars: String,
+    /// What the optimizer keeps of each parameter.
+    pub(super) states: OptimizerStates,
 }
 
 /// A trainer whose ranks run.
@@ -264,6 +267,40 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
     pub fn save(&mut self, dir: impl AsRef<Path>) -> Result<PathBuf, Error> {
         self.training.turn()?;
         export::save(self.training.session(), &self.family.aliases, dir.as_ref())
+    }
+
+    /// The optimizer's state, as it is now, as a record of burn's: what a `ModuleOptimizer` of the same optimizer would give that had trained
+    /// `model`, whose parameters name the states in it. Every state has exactly the bits that the ranks hold. Empty before the first step.
+    ///
+    /// # Errors
+    /// A model with other parameters; a session that failed.
+    pub fn optimizer_record(&mut self, model: &impl Module) -> Result<OptimizerRecord, Error> {
+        self.training.turn()?;
+        record::write(&mut self.training, &self.family.states, &self.family.aliases, model)
+    }
+
+    /// Goes on from an optimizer's state: one that [`RunningTrainer::optimizer_record`] gave, on any mesh and plan, or a `ModuleOptimizer` of
+    /// the same optimizer. Parameters stay as they are. Gives the number of steps done, with which the learning rate's scheduler goes on, too.
+    ///
+    /// A record says how many steps were done by what the optimizer counts, as the time of Adam. An optimizer that counts nothing (SGD) goes
+    /// on as after its first step.
+    ///
+    /// # Errors
+    /// A record of another model or optimizer, after which the trainer is as it was; a session that failed.
+    pub fn load_optimizer_record(&mut self, model: &impl Module, record: OptimizerRecord) -> Result<usize, Error> {
+        let steps = self.take_optimizer_record(model, record)?;
+        self.rates.go_to(steps);
+        Ok(steps)
+    }
+
+    /// [`RunningTrainer::load_optimizer_record`], with a scheduler that has gone on already.
+    pub(crate) fn take_optimizer_record(
+        &mut self,
+        model: &impl Module,
+        record: OptimizerRecord,
+    ) -> Result<usize, Error> {
+        self.training.turn()?;
+        record::read(&mut self.training, &self.family.states, &self.family.aliases, model, record)
     }
 
     /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives the

@@ -1,0 +1,40 @@
+//! What an optimizer keeps of each parameter, under the names of burn's own records.
+
+use super::optimizer::State;
+
+/// The states of all parameters that a training step updates.
+#[derive(Clone, Debug, Default)]
+pub struct OptimizerStates {
+    pub(crate) list: Vec<ParameterStates>,
+}
+
+/// The states of one parameter.
+#[derive(Clone, Debug)]
+pub(crate) struct ParameterStates {
+    /// Path of the parameter.
+    pub(crate) path: String,
+    /// Its number of dimensions.
+    pub(crate) rank: usize,
+    /// The class of parameters that are updated alike, in [`StepScalars`](super::StepScalars).
+    pub(crate) class: usize,
+    /// The tensors of a record, each with the state of the program that holds its value.
+    pub(crate) tensors: Vec<RecordedTensor>,
+}
+
+/// A tensor of a record.
+#[derive(Clone, Debug)]
+pub(crate) struct RecordedTensor {
+    /// Its name in the record.
+    pub(crate) name: String,
+    /// The name of the program's state: the same, but for states that are always one tensor, of which the program has the first.
+    pub(crate) state: String,
+}
+
+impl RecordedTensor {
+    /// The tensors of a state, before those that are always one tensor are listed once.
+    pub(super) fn all(state: &State) -> Vec<RecordedTensor> {
+        let first = |id: &u64| state.iter().find(|(_, other)| other == id).map(|(name, _)| name.clone());
+        let recorded = |(name, id): &(String, u64)| Some(RecordedTensor { name: name.clone(), state: first(id)? });
+        state.iter().filter_map(recorded).collect()
+    }
+}
