@@ -453,6 +453,12 @@ fn what_cannot_be_sharded_is_said() {
     let misspelt = move |trainer: Trainer<_, _>| trainer.plan(plan.clone()).clip_each(clipping());
     said.push(refused(Sharded::new(adam().build(), misspelt).into(), same));
     insta::assert_snapshot!("burn_train_says", said.join("\n"));
+
+    let kept = Arc::new(Sharded::new(adam().build(), |trainer| trainer.clip_each(clipping())));
+    refused(TrainingStrategy::Custom(kept.clone()), |training| training.grads_accumulation(2));
+    let failure = kept.failure().expect("it is kept");
+    let Error::Trainer(error) = &*failure else { panic!("{failure:?}") };
+    assert!(matches!(**error, TrainerError::Accumulation { batches: 2 }), "{error:?}");
 }
 
 /// Steps that end otherwise, and outputs of their own.

@@ -41,6 +41,6 @@
 //! - Attention whose keys are sharded, as one kernel.
 //! - Overlap that pays on CPU threads: a collective makes progress there only while its rank waits.
 //! - Rematerialization of products; attention and elementwise values are computed again where that is cheaper than keeping them.
-//! - The optimizer's state as a record of burn's: checkpoints are the trainer's own.
+//! - Under burn-train: accumulation of gradients over batches, optimizers by group, batches that grow after the first.
 //! - On a GPU, programs of a trainer that take turns are loaded again each time.
 //! - A batch norm that runs more than once in a step.

@@ -37,7 +37,8 @@ impl<M: ShardedModel, O: Optimizer> Sharded<M, O> {
         Sharded { optimizer, options: Box::new(options), failure: Mutex::default() }
     }
 
-    /// The error that ended the latest training, of which [`LearningResult::error`](burn::train::LearningResult) has the text.
+    /// The error that ended the latest training, of which [`LearningResult::error`](burn::train::LearningResult) has the text. To ask for it
+    /// afterwards, keep the strategy: `TrainingStrategy::Custom(sharded.clone())` of an `Arc` of it.
     pub fn failure(&self) -> Option<Arc<Error>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
