@@ -121,11 +121,11 @@ impl RateGroups {
 impl Rates {
     pub(super) fn new(base: Box<dyn Schedule>, groups: Vec<(ParamGroup, DynLrScheduler)>) -> Self {
         let given = groups.iter().map(|(group, _)| (group.clone(), Cell::new(false))).collect();
-        let beginning = Grouped { base, groups };
-        let mut future = beginning.fork();
+        let now = Grouped { base, groups };
+        let mut future = now.fork();
         let ahead = (0..AHEAD).map(|_| future.step()).collect();
         let groups = Rc::new(RateGroups { ahead, found: RefCell::default(), given });
-        Rates { now: beginning.fork(), beginning, steps: 0, groups }
+        Rates { beginning: now.fork(), now, steps: 0, groups }
     }
 
     /// The groups, which are known once the training step was recorded.
