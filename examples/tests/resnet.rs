@@ -16,13 +16,14 @@ fn run(mesh: &str) -> (Vec<f64>, u32) {
 #[test]
 fn it_learns_alike_on_every_mesh_and_comes_back() {
     let (losses, right) = run("");
-    assert_eq!(losses.len(), 16);
+    assert_eq!(losses.len(), 18);
     assert!(right >= 90, "{losses:?} {right}");
     for mesh in ["tp=2", "dp=2", "dp=2,tp=2"] {
         let (found, also) = run(mesh);
         for (a, b) in losses.iter().zip(&found) {
             assert!((a - b).abs() <= 1e-3 * a, "{mesh}: {losses:?} and {found:?}");
         }
+        assert!((found[16] - found[17]).abs() <= 1e-5, "{mesh}: {found:?}");
         assert!(also.abs_diff(right) <= 1, "{mesh}: {right} and {also}");
     }
 }

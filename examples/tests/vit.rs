@@ -23,7 +23,7 @@ fn said(text: &str) -> (Vec<f64>, Vec<u32>) {
 #[test]
 fn it_learns_alike_on_every_mesh_and_comes_back() {
     let (losses, right) = run("");
-    assert_eq!((losses.len(), right.len()), (5, 6));
+    assert_eq!((losses.len(), right.len()), (7, 6));
     assert!(right[4] >= 90, "{losses:?} {right:?}");
     for mesh in ["tp=2", "dp=2", "dp=2,tp=2"] {
         let (found, also) = run(mesh);
@@ -31,6 +31,7 @@ fn it_learns_alike_on_every_mesh_and_comes_back() {
             assert!((a - b).abs() <= 1e-3 * a, "{mesh}: {losses:?} and {found:?}");
         }
         assert_eq!(also[4], also[5], "{mesh}");
+        assert!((found[5] - found[6]).abs() <= 1e-5, "{mesh}: {found:?}");
         assert!(also[4].abs_diff(right[4]) <= 1, "{mesh}: {right:?} and {also:?}");
     }
 }

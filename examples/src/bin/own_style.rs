@@ -1,6 +1,5 @@
 //! A parallel style of one's own: `cargo run --release -p tpc-examples --bin own_style -- tp=2`.
-//! `Vocabulary` cuts what has the size of the vocabulary: the largest table by rows, and linears as wide as that by
-//! columns. The cross entropy is then computed from scores that stay sharded.
+//! It cuts the largest table by rows and linears as wide by columns; the loss is computed from scores that stay sharded.
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, loss::CrossEntropyLossConfig};
 use burn::tensor::{Device, Int, Tensor, activation::gelu};
 use burn::{module::Module, optim::AdamWConfig};
@@ -68,12 +67,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let now = Tensor::<1, Int>::arange(0..64, &device).reshape([8, 8]);
     let words = Words { next: (now.clone() * 3 + 1) % 100, now };
     let trainer = Trainer::new(NextWord::new, AdamWConfig::new().build()).on(mesh).plan(plan).lr(1e-2);
-    let mut trainer = trainer.compile(&words, |model, batch: Words| model.loss(batch))?.launch()?;
+    let mut trainer = trainer.compile(&words, NextWord::loss)?.launch()?;
     println!("{}", trainer.explain());
     for step in 0..40 {
         println!("step {step}: loss {:.6}", trainer.step(&words)?.loss);
     }
-    let mut after = trainer.evaluation(|model, batch: Words| model.loss(batch), &words)?;
+    let mut after = trainer.evaluation(NextWord::loss, &words)?;
     println!("on the ranks: loss {:.6}", trainer.evaluate(&mut after, &words)?.into_scalar::<f32>());
     println!("on one device: loss {:.6}", trainer.into_module(&device)?.loss(words).into_scalar::<f32>());
     Ok(())

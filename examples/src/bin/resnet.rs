@@ -1,6 +1,5 @@
-//! A small residual network with batch norms under data parallelism:
-//! `cargo run --release -p tpc-examples --bin resnet -- dp=2`. Every norm takes the statistics of the whole batch, and its
-//! running statistics come back with the model. With a `tp` axis the two convolutions of each block are a pair.
+//! A small residual network with batch norms: `cargo run --release -p tpc-examples --bin resnet -- dp=2`. Every norm takes the
+//! statistics of the whole batch. On a `tp` axis the two convolutions of each block are a pair.
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d, loss::CrossEntropyLossConfig};
 use burn::tensor::{Device, Tensor, activation::relu};
@@ -49,6 +48,10 @@ impl ResNet {
         let x = self.blocks.iter().fold(relu(self.stem.forward(pixels)), |x, block| block.forward(x));
         self.head.forward(x.flatten(1, 3))
     }
+
+    fn loss(&self, Images { pixels, labels }: Images) -> Tensor<1> {
+        CrossEntropyLossConfig::new().init(&labels.device()).forward(self.forward(pixels), labels)
+    }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -61,19 +64,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     if mesh.axis("dp").is_some() {
         plan = plan.ddp("dp");
     }
-    let mut trainer = Trainer::new(ResNet::new, AdamWConfig::new().build())
-        .on(mesh)
-        .plan(plan)
-        .lr(3e-3)
-        .compile(&stack(0..32, &device), |model, Images { pixels, labels }: Images| {
-            CrossEntropyLossConfig::new().init(&labels.device()).forward(model.forward(pixels), labels)
-        })?
-        .launch()?;
+    let example = stack(0..32, &device);
+    let trainer = Trainer::new(ResNet::new, AdamWConfig::new().build()).on(mesh).plan(plan).lr(3e-3);
+    let mut trainer = trainer.compile(&example, ResNet::loss)?.launch()?;
     for (step, batch) in loader(0..500, &device).iter().enumerate() {
         println!("step {step}: loss {:.6}", trainer.step(&batch?)?.loss);
     }
+    let mut loss = trainer.evaluation(ResNet::loss, &example)?;
+    println!("on the ranks: loss {:.7}", trainer.evaluate(&mut loss, &example)?.into_scalar::<f32>());
     let (resnet, test) = (trainer.into_module(&device)?, stack(1000..1100, &device));
-    let right = resnet.forward(test.pixels).argmax(1).squeeze_dim::<1>(1).equal(test.labels).int().sum();
-    println!("on one device: right {} of 100", right.into_scalar::<i64>());
+    println!("on one device: loss {:.7}", resnet.loss(example).into_scalar::<f32>());
+    let right = resnet.forward(test.pixels).argmax(1).squeeze_dim::<1>(1).equal(test.labels);
+    println!("on one device: right {} of 100", right.int().sum().into_scalar::<i64>());
     Ok(())
 }

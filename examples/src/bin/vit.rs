@@ -39,7 +39,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         println!("epoch {epoch}: loss {:.6}, right {found} of {}", losses.iter().sum::<f64>() / 16.0, test.num_items());
     }
+    let mut loss = trainer.evaluation(|model, batch: Images| model.loss(batch), &example)?;
+    println!("on the ranks: loss {:.7}", trainer.evaluate(&mut loss, &example)?.into_scalar::<f32>());
     let vit = trainer.into_module(&device)?;
+    println!("on one device: loss {:.7}", vit.loss(example).into_scalar::<f32>());
     println!("on one device: right {} of 100", vit.right(stack(1000..1100, &device)).into_scalar::<i64>());
     Ok(())
 }

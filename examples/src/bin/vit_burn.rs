@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("epoch {epoch}: loss {:.6}, right {found} of {}", losses.iter().sum::<f64>() / 16.0, test.num_items());
     }
     let vit = model.valid();
+    println!("on one device: loss {:.7}", vit.loss(stack(0..32, &device)).into_scalar::<f32>());
     println!("on one device: right {} of 100", vit.right(stack(1000..1100, &device)).into_scalar::<i64>());
     Ok(())
 }

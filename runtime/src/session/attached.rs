@@ -187,6 +187,21 @@ pub(super) fn cuda(
     _: &Arc<dyn Processes>,
     _: &LaunchOptions,
 ) -> Result<Box<dyn Device>, RuntimeError> {
+    Err(without_cuda())
+}
+
+/// What a build without CUDA says when it is asked for a GPU.
+#[cfg(any(test, not(all(unix, feature = "cuda"))))]
+fn without_cuda() -> RuntimeError {
     let reason = "this program was built without CUDA; build it with the feature `cuda` (`cargo build --features cuda`), or run on the CPU";
-    Err(RuntimeError::Launch(reason.into()))
+    RuntimeError::Launch(reason.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_build_without_cuda_says_so() {
+        let expected = "cannot launch: this program was built without CUDA; build it with the feature `cuda` (`cargo build --features cuda`), or run on the CPU";
+        assert_eq!(super::without_cuda().to_string(), expected);
+    }
 }

@@ -46,7 +46,6 @@ mod source;
 
 pub use compiled::CompiledTrainer;
 pub use error::TrainerError;
-#[cfg(feature = "train")]
 pub(crate) use rates::Schedule;
 pub use running::{Evaluation, RunningTrainer, Step};
 
