@@ -52,12 +52,10 @@ pub mod styles {
 /// Model families, read from Hugging Face directories.
 pub mod models {
     #[doc(inline)]
-    pub use tpc_compiler::models::{
-        Model, ModelConfig, ModelDir, ModelWarning, TokenInputs, loss::IGNORE, save_pretrained,
-    };
+    pub use tpc_compiler::models::{Model, ModelConfig, ModelDir, ModelWarning, TokenInputs, loss::IGNORE};
 }
 
-/// The errors that [`Error`](crate::Error) is made of, and those of meshes and plans.
+/// The errors that [`Error`] is made of, and those of meshes and plans.
 pub mod error {
     #[doc(inline)]
     pub use tpc_compiler::capture::CaptureError;

@@ -228,7 +228,10 @@ fn what_the_crate_shows() {
     for Shown { module, from, name } in &all {
         let crate_name = from[0].as_str();
         if crate_name == "crate" {
-            listing += &format!("// {module}::{name} is tpc::{}\n", [&from[1..], &[name.clone()]].concat().join("::"));
+            listing += &format!(
+                "// {module}::{name} is tpc::{}\n",
+                [&from[1..], std::slice::from_ref(name)].concat().join("::")
+            );
             continue;
         }
         let files = crates.entry(crate_name.into()).or_insert_with(|| sources(crate_name));

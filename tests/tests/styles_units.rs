@@ -123,12 +123,11 @@ fn two_encoders_in_fields_are_two_units() {
         // The last bias is not read backward.
         assert_eq!(names, ["encoder_a.mlp.down.weight", "encoder_a.mlp.up.weight", "encoder_a.norm.gamma"]);
     }
-    for on in ["rep=2,dp=2"] {
-        case.equal(&plan("hsdp"), &[on]).iter().for_each(|seen| has_units(&seen.placed, &["encoder_a", "encoder_b"]));
+    for (name, on) in [("hsdp", "rep=2,dp=2"), ("2d", "dp=2,tp=2")] {
+        for seen in case.equal(&plan(name), &[on]) {
+            has_units(&seen.placed, &["encoder_a", "encoder_b"]);
+        }
     }
-    case.equal(&plan("2d"), &["dp=2,tp=2"])
-        .iter()
-        .for_each(|seen| has_units(&seen.placed, &["encoder_a", "encoder_b"]));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

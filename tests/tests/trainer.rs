@@ -582,8 +582,7 @@ fn running_statistics_are_state() {
                 trainer.checkpoint(&scratch.0).unwrap();
             }
         }
-        let changed = |(before, after): (&(String, Vec<u8>), &(String, Vec<u8>))| before.1 != after.1;
-        assert!(initial.iter().zip(&bits(&model)).all(changed));
+        assert!(initial.iter().zip(&bits(&model)).all(|(before, after)| before != after));
         let mut resumed: RunningTrainer<Normalized, Sequences, ()> = start(None);
         assert_eq!(resumed.resume(&scratch.0).unwrap(), 2);
         batches[2..].iter().for_each(|batch| _ = resumed.step(batch).unwrap());

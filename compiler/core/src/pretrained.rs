@@ -249,6 +249,25 @@ pub fn initialise_model(
     draw(session, init, &HashMap::new(), seed, config.padding_row())
 }
 
+/// What the elements of a parameter are before training.
+enum Elements {
+    /// Each is drawn from a distribution.
+    Drawn(Distribution),
+    /// All are this number.
+    Constant(f64),
+}
+
+/// A parameter whose elements are made one by one.
+struct Draw {
+    /// Its position among the inputs.
+    input: usize,
+    /// Its stream of random numbers.
+    stream: u64,
+    of: Elements,
+    /// Elements that are 0 all the same.
+    zeros: Range<usize>,
+}
+
 /// Writes the values that are given and draws the others; these elements of this parameter are 0.
 fn draw(
     session: &mut Session,
@@ -278,11 +297,15 @@ fn draw(
     }
     let float = Scalar::float;
     let of = |name: &str| match init.get(name) {
-        Some(Init::Constant(x)) => Err(*x),
-        Some(Init::Random(BurnDistribution::Uniform(a, b))) => Ok(Distribution::Uniform(float(*a), float(*b))),
-        Some(Init::Random(BurnDistribution::Normal(m, s))) => Ok(Distribution::Normal(float(*m), float(*s))),
-        Some(Init::Random(BurnDistribution::Default)) => Ok(Distribution::Uniform(float(0.0), float(1.0))),
-        _ => Ok(Distribution::Normal(float(0.0), float(0.02))),
+        Some(Init::Constant(x)) => Elements::Constant(*x),
+        Some(Init::Random(BurnDistribution::Uniform(a, b))) => {
+            Elements::Drawn(Distribution::Uniform(float(*a), float(*b)))
+        }
+        Some(Init::Random(BurnDistribution::Normal(m, s))) => {
+            Elements::Drawn(Distribution::Normal(float(*m), float(*s)))
+        }
+        Some(Init::Random(BurnDistribution::Default)) => Elements::Drawn(Distribution::Uniform(float(0.0), float(1.0))),
+        _ => Elements::Drawn(Distribution::Normal(float(0.0), float(0.02))),
     };
     let zeros = |name: &str| match &zero {
         Some((padded, elements)) if *padded == name => elements.clone(),
@@ -290,14 +313,14 @@ fn draw(
     };
     // A parameter has the stream of its place among all of them.
     let drawn = parameters(session).into_iter().zip(0..).filter(|((_, name), _)| !given.contains_key(name));
-    let drawn = drawn.map(|((input, name), stream)| (input, stream, of(&name), zeros(&name)));
-    let draws: Vec<(usize, u64, Result<Distribution, f64>, Range<usize>)> = drawn.collect();
+    let drawn = drawn.map(|((input, name), stream)| Draw { input, stream, of: of(&name), zeros: zeros(&name) });
+    let draws: Vec<Draw> = drawn.collect();
     session.fill_ranks(&|rank| {
-        for (input, stream, distribution, zeros) in &draws {
-            let draw = |i: usize| match distribution {
+        for Draw { input, stream, of, zeros } in &draws {
+            let draw = |i: usize| match of {
                 _ if zeros.contains(&i) => 0.0,
-                Ok(d) => random::element(*d, random::philox(seed, *stream, i as u64)),
-                Err(constant) => *constant,
+                Elements::Drawn(from) => random::element(*from, random::philox(seed, *stream, i as u64)),
+                Elements::Constant(x) => *x,
             };
             rank.write(*input, |wanted, to| {
                 let size = wanted.dtype.bytes();

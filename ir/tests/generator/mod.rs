@@ -129,7 +129,7 @@ impl Builder<'_> {
         let element = |i: usize| low + f64::from(random::philox(salt, 0, i as u64)[0]) % span;
         self.inputs.insert(name.clone(), Tensor::from_fn(ty.dtype, given, element));
         let bound = low.abs().max(high.abs());
-        let unit = (kind == InputKind::Parameter && salt % 2 == 0).then_some(UnitId(salt as u32 % 9));
+        let unit = (kind == InputKind::Parameter && salt.is_multiple_of(2)).then_some(UnitId(salt as u32 % 9));
         self.push(Op::Input { kind, name, layout, unit }, &[], ty, bound)
     }
 
