@@ -71,6 +71,7 @@
 //! | method | what it does |
 //! |---|---|
 //! | [`lr`](crate::Trainer::lr) | a number, or a scheduler of burn with its groups of parameters |
+//! | [`lr_group`](crate::Trainer::lr_group) | a rate of its own for a group of parameters; one that names none is an error |
 //! | [`clip_norm`](crate::Trainer::clip_norm), [`clip_each`](crate::Trainer::clip_each) | clips the common norm of all gradients; each gradient by itself |
 //! | [`micro_batches`](crate::Trainer::micro_batches) | computes a batch in parts, one after the other; loss and gradients are those of the whole batch |
 //! | [`freeze`](crate::Trainer::freeze) | does not train the parameters that a pattern matches; `!pattern` takes some back |
@@ -123,3 +124,33 @@
 //!
 //! [`trace`](crate::Trainer::trace) keeps the latest actions of each rank with their times; without it nothing is recorded. On a
 //! GPU there are no traces.
+//!
+//! # Model directories
+//!
+//! The language model of a Hugging Face directory is a burn module like any other, and a trainer can begin with it. Each rank
+//! reads its own part of each tensor when the trainer is launched, and writes it back; no process holds the whole model.
+//!
+//! ```no_run
+//! # use burn::{optim::AdamWConfig, tensor::{Device, Int, Tensor}};
+//! # use std::rc::Rc;
+//! # use tpc::models::ModelDir;
+//! # use tpc::prelude::*;
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let batches: Vec<Tensor<2, Int>> = Vec::new();
+//! let dir = Rc::new(ModelDir::open("llama")?);
+//! let mut trainer = Trainer::pretrained(dir.clone(), AdamWConfig::new().build())
+//!     .mesh([("dp", 2), ("tp", 2)])?
+//!     .plan(Plan::built_in("2d")?)
+//!     .lr(1e-5)
+//!     .compile(&batches[0], |model, ids: Tensor<2, Int>| model.loss(model.forward(ids.clone().into()), ids))?
+//!     .launch()?;
+//! for batch in &batches {
+//!     trainer.step(batch)?;
+//! }
+//! trainer.save_pretrained(&dir, "tuned")?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! `examples/src/bin/finetune.rs` is the whole program. Under burn-train's loop the feature `train` puts the ranks in the place
+//! of burn's own strategy (`compiler/src/burn_train.rs`).
