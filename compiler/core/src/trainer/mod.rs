@@ -189,7 +189,7 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     }
 
     /// Cuts each batch into so many parts, which are computed one after the other: less memory for activations, the same loss and
-    /// gradients.
+    /// gradients. What stands before a batch norm is kept for all parts, because the norm takes the statistics of the whole batch.
     #[must_use]
     pub fn micro_batches(mut self, count: usize) -> Self {
         self.settings.compile.step.micro_batches = count;
