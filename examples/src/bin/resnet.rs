@@ -61,9 +61,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         plan = plan.with("blocks.*.wide", ColwiseParallel::default()).along("tp");
         plan = plan.with("blocks.*.narrow", RowwiseParallel::default());
     }
-    if mesh.axis("dp").is_some() {
-        plan = plan.ddp("dp");
-    }
+    let plan = if mesh.axis("dp").is_some() { plan.ddp("dp") } else { plan };
     let example = stack(0..32, &device);
     let trainer = Trainer::new(ResNet::new, AdamWConfig::new().build()).on(mesh).plan(plan).lr(3e-3);
     let mut trainer = trainer.compile(&example, ResNet::loss)?.launch()?;
