@@ -150,7 +150,8 @@ fn without_the_module_it_is_an_error() {
         other => panic!("{name}: {other:?}"),
     };
     assert!(by_operations("orthogonal.weight") > 2 && by_operations("truncated.weight") > 1, "{init:?}");
-    assert_eq!((by_operations("scaled.weight"), by_operations("table")), (0, 0), "{init:?}");
+    // Of what is computed while the module is built the last operation is known, of data none.
+    assert_eq!((by_operations("scaled.weight"), by_operations("table")), (1, 0), "{init:?}");
     assert!(matches!(init["drawn.weight"], Init::Random(_)), "{init:?}");
     let program = compile_training(capture, &mesh("tp=2"), &plan("tp"), &CompileOptions::default(), &str::to_string);
     let mut training = program.and_then(|program| program.launch(Default::default())).unwrap();

@@ -95,10 +95,10 @@
 //!
 //! | | lines |
 //! |---|---|
-//! | the sharded program | 42 |
-//! | the program in burn alone | 31 |
-//! | difference | 11 |
-//! | lines of the sharded program that mention the compiler, its mesh, its plan or its trainer | 19 |
+//! | the sharded program | 45 |
+//! | the program in burn alone | 32 |
+//! | difference | 13 |
+//! | lines of the sharded program that mention the compiler, its mesh, its plan or its trainer | 21 |
 //!
 //! The model, the data and the loss are modules that both use (`examples/src/{vit,quarters}.rs`); that the batch derives `Batch`
 //! there is one more line. The lines that mention the compiler stand where the other program has its optimizer, its gradients

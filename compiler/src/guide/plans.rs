@@ -131,7 +131,7 @@
 //!     misspelt.unwrap_err().to_string(),
 //!     "the plan has an unknown key `layouts` in `head`: known are input_layouts, output_layouts, prepare_input, prepare_output"
 //! );
-//! # Ok::<(), tpc::styles::PlanError>(())
+//! # Ok::<(), tpc::error::PlanError>(())
 //! ```
 //!
 //! - A style is its name, or an object with its name as the only key and its options as the value. An object whose keys are no

@@ -12,6 +12,7 @@
 //! # use burn::{module::Module, nn::{Embedding, EmbeddingConfig, Linear, LinearConfig}, optim::SgdConfig};
 //! # use burn::tensor::{Device, Int, Tensor};
 //! # use tpc::prelude::*;
+//! use tpc::error::StyleError;
 //! use tpc::styles::{self, Placements, Prepare, Role, Way, module_of};
 //!
 //! #[derive(Debug)]
