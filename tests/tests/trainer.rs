@@ -16,7 +16,7 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_store::{ModuleSnapshot, SafetensorsStore};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tpc::prelude::*;
 use tpc_ir::InputKind;
@@ -497,14 +497,18 @@ fn round_trips_are_exact() {
         for (name, value) in &trained {
             assert_eq!(read.tensor(name).unwrap().data(), value, "{name}");
         }
-        // burn's own store reads the file, too.
-        let mut stored = classifier(16, &device);
-        let result = stored.load_from(&mut SafetensorsStore::from_file(&file)).unwrap();
-        assert!(result.missing.is_empty() && result.unused.is_empty(), "{result:?}");
-        assert_eq!(bits(&stored), trained);
+        // burn's own store reads the file, and that of a checkpoint.
+        let stored = |file: &Path| {
+            let mut model = classifier(16, &device);
+            let result = model.load_from(&mut SafetensorsStore::from_file(file)).unwrap();
+            assert!(result.missing.is_empty() && result.unused.is_empty(), "{result:?}");
+            bits(&model)
+        };
+        assert_eq!(stored(&file), trained);
 
         let checkpoints = scratch.0.join(format!("checkpoints-{}", axes.len()));
-        trainer.checkpoint(&checkpoints).unwrap();
+        let checkpoint = trainer.checkpoint(&checkpoints).unwrap();
+        assert_eq!(stored(&checkpoint.join("model.safetensors")), trained);
         let rest = |trainer: &mut Running<Classifier>| {
             let steps = (3..5).map(|step| trainer.step(&batch(8, step)).unwrap());
             steps.map(|step| (step.number, step.loss, step.learning_rate)).collect::<Vec<_>>()

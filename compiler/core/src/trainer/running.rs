@@ -304,13 +304,17 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
     }
 
     /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives the
-    /// checkpoint's own directory. It can be resumed on any mesh and plan.
+    /// checkpoint's own directory. It can be resumed on any mesh and plan. Beside the ranks' parts stands `model.safetensors`, as
+    /// [`RunningTrainer::save`] writes it: the parameters once more, in a file that burn's own store reads.
     ///
     /// # Errors
-    /// A disk that does not take it, a later checkpoint in the directory. Earlier checkpoints stay whole.
+    /// A disk that does not take it, a later checkpoint in the directory. Earlier checkpoints stay whole, and so does this one where only
+    /// `model.safetensors` finds no room.
     pub fn checkpoint(&mut self, dir: impl AsRef<Path>) -> Result<PathBuf, Error> {
         self.training.turn()?;
-        self.training.save_checkpoint(dir.as_ref())
+        let own = self.training.save_checkpoint(dir.as_ref())?;
+        export::save(self.training.session(), &self.family.aliases, &own)?;
+        Ok(own)
     }
 
     /// Goes on from the latest checkpoint in a directory of checkpoints, or from the checkpoint that `dir` itself is: parameters, optimizer
