@@ -1,9 +1,9 @@
-//! burn-train's own loop on a mesh of ranks: metrics, the dashboard, early stopping, interruption and checkpoints stay what they are.
+//! burn-train's own loop on a mesh of ranks. Metrics, the dashboard, early stopping, interruption and checkpoints stay burn-train's.
 //!
-//! A project that trains with `SupervisedTraining` gives it the strategy [`Sharded`]. Its batches and
-//! outputs derive what puts their tensors into a program, and its `TrainStep` ends in [`backward`] instead of
-//! `TrainOutput::new(self, loss.backward(), output)`, which does the same under every other strategy. The feature `train` of this crate is
-//! needed; of burn-train it turns on nothing, so that the terminal dashboard is burn's own feature `tui`.
+//! A project that trains with `SupervisedTraining` gives it the strategy [`Sharded`]. Its batches derive `Batch`, outputs of its own
+//! derive `Results`, and its `TrainStep` ends in [`backward`] instead of `TrainOutput::new(self, loss.backward(), output)`, which does
+//! the same under every other strategy. This needs the feature `train`. The feature enables none of burn-train's own features; the
+//! terminal dashboard is burn's feature `tui`.
 //!
 //! ```no_run
 //! use burn::data::dataloader::DataLoader;
@@ -72,30 +72,28 @@
 //! }
 //! ```
 //!
-//! # What is respected
-//! - **The learner's scheduler**, with its groups: it is asked once before each step, as burn's own strategy does, and its record is in the
+//! # What is supported
+//! - **The learner's scheduler**, with its groups. It is asked once before each step, as in burn's own strategy, and its record is in the
 //!   checkpoints.
-//! - **The learner's optimizer.** burn shows neither it nor its clipping, so the strategy is given the same optimizer once more, and clipping
-//!   with [`Trainer::clip_each`](crate::Trainer::clip_each). Before the first step both update all parameters with made-up gradients; where
-//!   they differ is an error. Optimizers by group, and a `TrainStep::optimize` of the model's own, are
-//!   such a difference.
-//! - **Checkpoints.** Model, optimizer and scheduler are burn's records, with every bit that the ranks hold. Each mesh and burn's own strategy
-//!   go on from them. A record does not say how many steps were done, but by what the optimizer counts; one that counts nothing (SGD, Lion)
-//!   draws the dropout of a resumed run as after its first step.
-//! - **Interruption, early stopping, events**: as in burn's own strategy, in the same order.
-//! - **Validation** is a program over the same arenas ([`RunningTrainer::evaluation`](crate::RunningTrainer::evaluation)).
+//! - **The learner's optimizer.** burn keeps the optimizer and its clipping private, so the strategy takes the same optimizer once more, and
+//!   clipping with [`Trainer::clip_each`](crate::Trainer::clip_each). Before the first step, both optimizers update all parameters with
+//!   made-up gradients, and a difference is an error. Optimizers by group and a model's own `TrainStep::optimize` are such differences.
+//! - **Checkpoints.** Model, optimizer and scheduler are burn's records and hold every bit that the ranks hold. A run continues from them
+//!   on any mesh and in burn's own strategy. A record tells the number of steps only through what the optimizer counts. SGD and Lion count
+//!   nothing: a run that continues from their record draws its dropout as after the first step.
+//! - **Interruption, early stopping and events**, in the order of burn's own strategy.
+//! - **Validation**, as a program over the same arenas ([`RunningTrainer::evaluation`](crate::RunningTrainer::evaluation)).
 //!
 //! # What is not
-//! - **Accumulation of gradients** over several batches is refused. [`Trainer::micro_batches`](crate::Trainer::micro_batches) bounds the
-//!   memory of activations instead: it cuts one batch, and gives the gradient of that batch, where accumulation gives the sum of the gradients
-//!   of several batches, and an update only after the last.
-//! - **`gradient_checkpointing`** is not told to strategies other than burn's, and has no effect.
-//! - A batch may be smaller than the first one, and is otherwise like it.
-//! - With [`Trainer::processes`](crate::Trainer::processes) each process writes metrics and checkpoints: give each a directory of its own. An
-//!   `Interrupter` has to stop all of them after the same batch.
+//! - **Accumulation of gradients** over several batches is an error. [`Trainer::micro_batches`](crate::Trainer::micro_batches) bounds the
+//!   memory of activations instead: it cuts one batch and gives the gradient of that batch. Accumulation gives the sum of the gradients of
+//!   several batches and one update after the last of them.
+//! - **`gradient_checkpointing`** has no effect, because burn passes it to its own strategies only.
+//! - A batch may be smaller than the first one, but not larger.
+//! - With [`Trainer::processes`](crate::Trainer::processes), each process writes metrics and checkpoints, so each needs its own directory,
+//!   and an `Interrupter` has to stop all processes after the same batch.
 //!
-//! An error of the compiler or of a rank ends the training; `LearningResult::error` has its text and
-//! [`Sharded::failure`] the error.
+//! An error of the compiler or of a rank ends the training. `LearningResult::error` has its text, [`Sharded::failure`] the error itself.
 
 #[doc(inline)]
 pub use tpc_compiler::burn_train::{Sharded, ShardedModel, TensorBatch, TensorOutput, backward};

@@ -113,7 +113,7 @@ pub enum Instruction {
         /// Element type of the result.
         dtype: DType,
     },
-    /// Random elements: a function (`tpc_runtime::random`) of seed, stream and the global element index
+    /// Random elements: a function ([`crate::random`]) of seed, stream and the global element index
     /// `Σ (index of dim + offset) · stride`.
     Random {
         /// The distribution.

@@ -10,9 +10,9 @@
 //! output result "y" %3 layout [8, 512]
 //! ```
 //!
-//! A line is `%number = operation attributes operands : types ; phase in module why: reason`. Behind the type of an
-//! input stand the shape that the model knows (`layout`), where it is another one, and the unit that a parameter belongs
-//! to (`unit 3`), if there is one.
+//! A line is `%number = operation attributes operands : types ; phase in module why: reason`. The type of an input is
+//! followed by the shape that the model knows (`layout`), if it differs, and by the unit that a parameter belongs to
+//! (`unit 3`), if it has one.
 //! An elementwise operation whose operands all have the result's letters or none at all shows no
 //! subscripts. Scalar constants (a `fill` of rank 0) have no line: they stand where they are used,
 //! as `f32:0.5`, and have no provenance. `%3.1` is the second result of `%3`. [`crate::parse`]

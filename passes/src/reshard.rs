@@ -6,7 +6,7 @@
 //! its own, right before its first use. Parameters are grouped in *units*, which the program's inputs
 //! name ([`UnitId`]); the unit that the forward pass reaches last is about to be used by the backward
 //! pass and is not gathered twice, and neither are parameters outside of any unit (FSDP's root). Every
-//! micro-batch gathers anew.
+//! micro-batch gathers for itself.
 //!
 //! Before: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%70 = einsum … %9 ; backward`.
 //! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,

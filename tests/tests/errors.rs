@@ -384,12 +384,12 @@ fn captures() {
     let twice = (named("x", x()), named("x", x()));
     says(
         capture_inference(&model(), twice, |m: &Model, (x, y)| m.a.forward(x + y)).unwrap_err(),
-        "two inputs are named `x`: give each its own name with `tpc_compiler::capture::named`",
+        "two inputs are named `x`: give each its own name with `tpc::named`",
     );
     says(
         capture_inference(&model(), x(), |m: &Model, x| (named("y", m.a.forward(x.clone())), named("y", x)))
             .unwrap_err(),
-        "two outputs are named `y`: give each its own name with `tpc_compiler::capture::named`",
+        "two outputs are named `y`: give each its own name with `tpc::named`",
     );
     let nested = capture_inference(&model(), x(), |m: &Model, outer: Tensor<2>| {
         let inner = capture_inference(&model(), x(), |m: &Model, x: Tensor<2>| m.a.forward(x));

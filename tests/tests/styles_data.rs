@@ -262,7 +262,7 @@ fn units<'a>(graph: &Graph, names: impl IntoIterator<Item = &'a String>) -> BTre
     names.into_iter().map(|name| units[name.as_str()]).collect()
 }
 
-/// Each layer is a unit; embeddings, what stands behind the layers and heads belong to none.
+/// Each layer is a unit; embeddings, what follows the layers, and heads belong to none.
 #[test]
 fn layers_are_units() {
     for (family, (called, _)) in FAMILIES.iter().enumerate() {

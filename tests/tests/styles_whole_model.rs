@@ -132,7 +132,7 @@ fn a_vision_transformer_is_cut_in_pairs() {
         let seen = case.equals(&expected, &plan("tp"), on);
         lies_in_pairs(&seen);
         seen.lies(&[("head.weight", "f32[32, 6@tp]"), ("head.bias", "f32[6@tp]"), ("y", "f32[8, 6@tp]")]);
-        // Behind the attention and behind the MLP of each block, and the same for the gradients.
+        // After the attention and after the MLP of each block, and the same for the gradients.
         assert_eq!(exchanges(&seen, Phase::Forward), [2 * BLOCKS, 0, 0], "{on}\n{}", seen.list());
         assert_eq!(exchanges(&seen, Phase::Backward), [2 * BLOCKS, 0, 0], "{on}\n{}", seen.list());
     }

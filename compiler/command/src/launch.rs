@@ -70,9 +70,8 @@ impl Launch {
         let ended = supervise::launch(&launch, &stderr).map_err(|e| not_started(e, first))?;
         if ended.code == 0 {
             if !ended.joined && self.ranks.get() > 1 {
-                terminal.note(
-                    "the processes did not join each other, each ran alone: a program joins with `tpc_runtime::launch::join`",
-                );
+                terminal
+                    .note("the processes did not join each other, each ran alone: a program joins with `tpc::join`");
             }
             return Ok(());
         }

@@ -63,11 +63,7 @@ fn a_run_goes_on_on_fewer_processes_and_as_threads() {
     let arguments = training(&parts, "8", "dp=2", "ddp");
     let told = tpc(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     assert_eq!(told.code, 0, "{}", told.err);
-    let (a, b) = (losses(whole.path("m.jsonl")), losses(parts.path("m.jsonl")));
-    assert_eq!((a.len(), b.len()), (8, 8));
-    for ((step, a), (other, b)) in a.into_iter().zip(b) {
-        assert!(step == other && (a - b).abs() <= 1e-5 * a, "step {step}: {a} and {b}");
-    }
+    same_losses(&whole, &parts, 8, 1e-5);
 }
 
 #[test]
@@ -79,9 +75,7 @@ fn run_computes_by_processes_and_writes_once() {
     let head = ["launch", "--ranks", "2", "--", "run", &dir_text, "--plan", "tp", "--mesh", "tp=2"];
     let told = tpc(&[&head[..], &["--inputs", &inputs, "--output", &output]].concat());
     assert_eq!((told.code, told.said()), (0, vec![]));
-    let (found, expected) = (tensors(&output), tensors(dir.join("expected.safetensors")));
-    let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
-    assert!(far <= 1e-3, "{far}");
+    expected_logits(&output, &dir);
     assert_eq!(scratch.names(), ["out.safetensors"]);
 }
 

@@ -81,11 +81,7 @@ fn a_run_goes_on_as_threads_and_back() {
     assert_eq!(told.code, 0, "{}", told.err);
     let told = under_mpirun(4, &training(&parts, "8", "dp=2,tp=2", "2d"));
     assert_eq!(told.code, 0, "{}", told.err);
-    let (a, b) = (losses(whole.path("m.jsonl")), losses(parts.path("m.jsonl")));
-    assert_eq!((a.len(), b.len()), (8, 8));
-    for ((step, a), (other, b)) in a.into_iter().zip(b) {
-        assert!(step == other && (a - b).abs() <= 1e-5 * a, "step {step}: {a} and {b}");
-    }
+    same_losses(&whole, &parts, 8, 1e-5);
 }
 
 #[test]
@@ -97,9 +93,7 @@ fn run_computes_by_processes_and_writes_once() {
     let arguments = ["run", &dir_text, "--plan", "tp", "--mesh", "tp=2", "--inputs", &inputs, "--output", &output];
     let told = under_mpirun(2, &arguments.map(String::from));
     assert_eq!((told.code, told.said()), (0, vec![]));
-    let (found, expected) = (tensors(&output), tensors(dir.join("expected.safetensors")));
-    let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
-    assert!(far <= 1e-3, "{far}");
+    expected_logits(&output, &dir);
     assert_eq!(scratch.names(), ["out.safetensors"]);
 }
 

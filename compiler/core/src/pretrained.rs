@@ -264,7 +264,7 @@ struct Draw {
     /// Its stream of random numbers.
     stream: u64,
     of: Elements,
-    /// Elements that are 0 all the same.
+    /// Elements that are 0 whatever is drawn: a padding row.
     zeros: Range<usize>,
 }
 
@@ -280,8 +280,9 @@ fn draw(
         Some(Init::Computed(operations)) if !given.contains_key(name) => Some(operations.clone()),
         _ => None,
     };
+    let all = parameters(session);
     let missing: Vec<(String, Vec<String>)> =
-        parameters(session).into_iter().filter_map(|(_, name)| missing(&name).map(|by| (name, by))).collect();
+        all.iter().filter_map(|(_, name)| Some((name.clone(), missing(name)?))).collect();
     if let Some((_, operations)) = missing.first() {
         let operations = operations.clone();
         return Err(InitError::Computed {
@@ -289,10 +290,10 @@ fn draw(
             operations,
         });
     }
-    for (input, name) in parameters(session) {
-        if let Some(value) = given.get(&name) {
-            let dtype = session.program(0).inputs[input].binding.view.dtype;
-            session.write_bytes(&name, &data::to_bytes(value, dtype))?;
+    for (input, name) in &all {
+        if let Some(value) = given.get(name) {
+            let dtype = session.program(0).inputs[*input].binding.view.dtype;
+            session.write_bytes(name, &data::to_bytes(value, dtype))?;
         }
     }
     let float = Scalar::float;
@@ -312,7 +313,7 @@ fn draw(
         _ => 0..0,
     };
     // A parameter has the stream of its place among all of them.
-    let drawn = parameters(session).into_iter().zip(0..).filter(|((_, name), _)| !given.contains_key(name));
+    let drawn = all.into_iter().zip(0..).filter(|((_, name), _)| !given.contains_key(name));
     let drawn = drawn.map(|((input, name), stream)| Draw { input, stream, of: of(&name), zeros: zeros(&name) });
     let draws: Vec<Draw> = drawn.collect();
     session.fill_ranks(&|rank| {

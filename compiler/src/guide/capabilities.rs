@@ -37,10 +37,10 @@
 //! # What there is not
 //!
 //! - Plans that the compiler chooses, and pipeline parallelism.
-//! - Sequence parallelism that nobody asked for: splitting all-reduces (rule 1) is off by default.
+//! - Sequence parallelism that the compiler chooses: the rule that splits all-reduces (rule 1) is off by default.
 //! - Attention whose keys are sharded, as one kernel.
 //! - Overlap that pays on CPU threads: a collective makes progress there only while its rank waits.
 //! - Rematerialization of products; attention and elementwise values are computed again where that is cheaper than keeping them.
 //! - Under burn-train: accumulation of gradients over batches, optimizers by group, batches that grow after the first.
 //! - On a GPU, programs of a trainer that take turns are loaded again each time.
-//! - A batch norm that runs more than once in a step.
+//! - A batch norm that runs more than once in a step; it is an error.

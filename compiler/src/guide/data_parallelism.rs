@@ -4,7 +4,7 @@
 //!
 //! A data mode shards the batch along an axis, in addition to whatever the styles shard along theirs.
 //!
-//! | mode | in PyTorch | what is sharded besides the batch | communication of a step |
+//! | mode | in PyTorch | what is sharded in addition to the batch | communication of a step |
 //! |---|---|---|---|
 //! | [`ddp`](crate::styles::Plan::ddp) | `DistributedDataParallel` | nothing | gradients are reduced |
 //! | [`zero1`](crate::styles::Plan::zero1) | `ZeroRedundancyOptimizer` | optimizer state | gradients are scattered, updated parameters gathered |
@@ -113,6 +113,6 @@
 //!   it is complete, so a run that is killed leaves the earlier ones whole. [`resume`](crate::RunningTrainer::resume)
 //!   takes the latest.
 //! - Every tensor has a checksum; a damaged file is an error that names the tensor and the checkpoint to remove.
-//! - The scheduler of the learning rate goes on at the step of the checkpoint.
-//! - For a file that other programs read, [`save`](crate::RunningTrainer::save) writes `model.safetensors` with whole
-//!   tensors under the paths of the modules.
+//! - The scheduler of the learning rate continues from the step of the checkpoint.
+//! - Each checkpoint also holds `model.safetensors`, whole tensors under the paths of the modules, which burn's store and other
+//!   programs read. [`save`](crate::RunningTrainer::save) writes that file alone.

@@ -52,8 +52,8 @@
 //! # Layouts
 //!
 //! A [`Layout`](crate::styles::Layout) is `Replicate` or `Shard(dim)`, with the dimension counted as the model counts it, negative from
-//! the end. A layout that a plan gives is a constraint on the value at the module's boundary. Where none is given, the compiler
-//! takes what costs least. The layouts of `ColwiseParallel` and `RowwiseParallel` therefore default to `None`, not to `Replicate`
+//! the end. A layout in a plan constrains the value at the module's boundary. Without one, the compiler chooses the layout that
+//! costs least. The layouts of `ColwiseParallel` and `RowwiseParallel` therefore default to `None`, not to `Replicate`
 //! and `Shard(-1)` as in PyTorch.
 //!
 //! ```

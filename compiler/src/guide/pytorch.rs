@@ -101,8 +101,8 @@
 //!     }
 //!     trainer.checkpoint(&run)?;
 //!
-//!     // Per layer one all-reduce for the attention and one for the feed-forward part, forward; the same backward, but for the input, whose
-//!     // gradient nobody needs: the attention of the first layer has none.
+//!     // Each layer has one all-reduce for the attention and one for the feed-forward part, forward and backward. The attention of the
+//!     // first layer has none backward, because the gradient of the model's input is not computed.
 //!     # trainer.session().reset_counters();
 //!     # trainer.step(&batch)?;
 //!     let reductions = trainer.session().collectives(0).into_iter().filter(|c| c.name == "all_reduce" && &*c.axes == "tp" && c.full_bytes > 4);
@@ -119,7 +119,7 @@
 //! | `init_device_mesh("cuda", (2, 2), mesh_dim_names=("dp", "tp"))` | `.mesh([("dp", 2), ("tp", 2)])`: the same order, the last axis is the fastest |
 //! | `mesh["tp"]` | the axis named `tp`, or [`along`](crate::styles::Plan::along) another one |
 //! | `with torch.device("meta")`, `to_empty`, `init_weights` | [`Trainer::new`](crate::Trainer::new): the model is built on a device that only records, and each rank draws its own part of each parameter |
-//! | a model that was loaded | [`Trainer::of`](crate::Trainer::of), or a model directory and `tpc train` |
+//! | a model that was loaded | [`Trainer::of`](crate::Trainer::of); a model directory: [`Trainer::pretrained`](crate::Trainer::pretrained) or `tpc train` |
 //! | `parallelize_module(layer, mesh, {…})` for each layer | one plan with patterns: `layers.*.attention.wo` |
 //! | `layer.attention.n_heads //= tp` | nothing: the model keeps its global shapes, and heads are cut whole, evenly or not |
 //! | `ColwiseParallel(output_layouts=Replicate())` | `ColwiseParallel { output_layouts: Some(Layout::Replicate), ..Default::default() }` |

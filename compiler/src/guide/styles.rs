@@ -81,7 +81,8 @@
 //!
 //! [`parameters`](crate::styles::Module::parameters) gives those of the module itself,
 //! [`all_parameters`](crate::styles::Module::all_parameters) those of everything below it, and
-//! [`levels`](crate::styles::Module::levels) the linears in the order in which data meets them.
+//! [`levels`](crate::styles::Module::levels) the linears in the order in which data meets them, and
+//! [`pairs`](crate::styles::Module::pairs) those that the built-in styles cut together.
 //!
 //! # What a style can say
 //!

@@ -71,7 +71,7 @@
 //! | method | what it does |
 //! |---|---|
 //! | [`lr`](crate::Trainer::lr) | a number, or a scheduler of burn with its groups of parameters |
-//! | [`lr_group`](crate::Trainer::lr_group) | a rate of its own for a group of parameters; one that names none is an error |
+//! | [`lr_group`](crate::Trainer::lr_group) | a learning rate for a group of parameters; a group without parameters is an error |
 //! | [`clip_norm`](crate::Trainer::clip_norm), [`clip_each`](crate::Trainer::clip_each) | clips the common norm of all gradients; each gradient by itself |
 //! | [`micro_batches`](crate::Trainer::micro_batches) | computes a batch in parts, one after the other; loss and gradients are those of the whole batch |
 //! | [`freeze`](crate::Trainer::freeze) | does not train the parameters that a pattern matches; `!pattern` takes some back |

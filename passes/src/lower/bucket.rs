@@ -32,7 +32,7 @@
 //! too.
 //!
 //! **Scatters of gradients** of parameters that are stored in shards (FSDP again) are put together by
-//! unit, too, whatever its size: a unit's gradients leave when its backward pass is done, as in
+//! unit whatever its size: a unit's gradients leave when its backward pass is done, as in
 //! `torch.distributed.fsdp.fully_shard`.
 //!
 //! Shards of inputs lie where the session put them, and are copied side by side first.

@@ -120,7 +120,7 @@ impl<'a> Reads<'a> {
         linears.iter().any(|first| {
             let mut seen = BTreeSet::new();
             let mut open = vec![*first];
-            // No linear behind the last of them leads back to one.
+            // No linear after the last of them leads back to one.
             while let Some(linear) = open.pop() {
                 open.extend(self.readers[linear].range(..=last).copied().filter(|reader| seen.insert(*reader)));
             }

@@ -209,6 +209,22 @@ pub fn losses(path: impl AsRef<Path>) -> Vec<(u64, f64)> {
     lines.map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())).collect()
 }
 
+/// Two runs of that many steps left the same losses in `m.jsonl`, up to a relative tolerance.
+pub fn same_losses(a: &Scratch, b: &Scratch, steps: usize, tolerance: f64) {
+    let (a, b) = (losses(a.path("m.jsonl")), losses(b.path("m.jsonl")));
+    assert_eq!((a.len(), b.len()), (steps, steps));
+    for ((step, a), (other, b)) in a.into_iter().zip(b) {
+        assert!(step == other && (a - b).abs() <= tolerance * a, "step {step}: {a} and {b}");
+    }
+}
+
+/// The logits that `tpc run` wrote are the reference results of a model.
+pub fn expected_logits(output: &str, dir: &Path) {
+    let (found, expected) = (tensors(output), tensors(dir.join("expected.safetensors")));
+    let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(far <= 1e-3, "{far}");
+}
+
 /// Compares what three AdamW steps left in `m.jsonl`, `g.safetensors` and `saved` with the reference results of a model: losses,
 /// gradients and parameters, as in `tests/tests/conformance.rs`.
 pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {

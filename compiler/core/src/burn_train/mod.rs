@@ -1,9 +1,9 @@
 //! burn-train's own loop on a mesh of ranks; the front door says how it is used.
 //!
-//! `loss.backward()` cannot be recorded: burn refuses it on a recording device, and an unwound step has lost its output. Recording each
-//! batch anew, to look programs up by content, takes milliseconds a step, and would record the making of the batch, too, whose values are then
-//! constants of the program. So the step is recorded once for each shape, with tensors that stand for those of the batch, and [`backward`]
-//! says which one the loss is. A step costs what [`RunningTrainer::step`](crate::trainer::RunningTrainer::step) costs, and some 50 µs for the
+//! The step is recorded once for each shape, with tensors that stand for those of the batch. The alternative is to record every step and to
+//! look its program up by content. That takes milliseconds a step, and the recording then includes how the batch was made, whose values
+//! become constants of the program. `loss.backward()` cannot be recorded: burn refuses it on a recording device, and a step that unwinds
+//! loses its output. A step therefore ends in [`backward`], which says which tensor is the loss. A step costs what [`RunningTrainer::step`](crate::trainer::RunningTrainer::step) costs, and some 50 µs for the
 //! loop and its events (release build, 2 cores of an EPYC).
 //!
 //! | question | file |

@@ -5,6 +5,7 @@ use super::model::ShardedModel;
 use super::{agree, step};
 use crate::program::Error;
 use crate::trainer::{Evaluation, RunningTrainer, Trainer, TrainerError};
+use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::optim::Optimizer;
 use burn::tensor::Device;
 use burn::train::metric::store::EventStoreClient;
@@ -26,7 +27,7 @@ pub struct Sharded<M, O> {
     failure: Mutex<Option<Arc<Error>>>,
 }
 
-/// What is said of the training before it is compiled.
+/// Sets what a trainer is told before it compiles.
 type Options<M, O> = dyn Fn(Trainer<M, O>) -> Trainer<M, O> + Send + Sync;
 
 impl<M: ShardedModel, O: Optimizer> Sharded<M, O> {
@@ -97,6 +98,17 @@ impl<M: ShardedModel, O: Optimizer> SupervisedLearningStrategy<M> for Sharded<M,
     }
 }
 
+/// The next batch, and how far the loader is then. None at the end, and where the loader fails, which stops the training.
+fn next<T>(batches: &mut dyn DataLoaderIterator<T>, interrupter: &Interrupter) -> Option<(T, Progress)> {
+    match batches.next()? {
+        Ok(batch) => Some((batch, batches.progress())),
+        Err(error) => {
+            interrupter.fail(error);
+            None
+        }
+    }
+}
+
 /// A training in progress.
 struct Training<'a, M: ShardedModel, O> {
     sharded: &'a Sharded<M, O>,
@@ -162,16 +174,8 @@ impl<M: ShardedModel, O: Optimizer> Training<'_, M, O> {
     fn train(&mut self, loader: &TrainLoader<M>) -> Result<(), Error> {
         let mut batches = loader.iter();
         let mut iteration = 0;
-        while let Some(batch) = batches.next() {
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(error) => {
-                    self.interrupter.fail(error);
-                    break;
-                }
-            };
+        while let Some((batch, progress)) = next(&mut *batches, &self.interrupter) {
             iteration += 1;
-            let progress = batches.progress();
             let ranks = match &mut self.ranks {
                 Some(ranks) => ranks,
                 none => none.insert(self.sharded.start(&self.learner, &batch, &self.store)?),
@@ -194,16 +198,8 @@ impl<M: ShardedModel, O: Optimizer> Training<'_, M, O> {
     fn validate(&mut self, loader: &ValidLoader<M>) -> Result<(), Error> {
         let mut batches = loader.iter();
         let mut iteration = 0;
-        while let Some(batch) = batches.next() {
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(error) => {
-                    self.interrupter.fail(error);
-                    break;
-                }
-            };
+        while let Some((batch, progress)) = next(&mut *batches, &self.interrupter) {
             iteration += 1;
-            let progress = batches.progress();
             let Ranks { trainer, validation } = self.ranks.as_mut().ok_or(TrainerError::NoBatch)?;
             let validation = match validation {
                 Some(validation) => validation,

@@ -64,7 +64,7 @@ pub enum CaptureError {
     #[error("no parameter receives a gradient: all are frozen, or none of them is used by the loss")]
     NothingToTrain,
     /// Two inputs or two outputs have the same name.
-    #[error("two {what}s are named `{name}`: give each its own name with `tpc_compiler::capture::named`")]
+    #[error("two {what}s are named `{name}`: give each its own name with `tpc::named`")]
     DuplicateName {
         /// `input` or `output`.
         what: &'static str,
@@ -118,10 +118,10 @@ const MOVES_TRACKED: &str = "`to_device` of a tensor that tracks gradients";
 
 impl CaptureError {
     /// The same error; with norms in training mode a refused move is that of statistics that were updated already.
-    pub(super) fn with_norms(self, modules: Vec<String>) -> Self {
+    pub(super) fn with_norms(self, modules: &[String]) -> Self {
         match self {
             CaptureError::Unsupported { operation, .. } if operation == MOVES_TRACKED && !modules.is_empty() => {
-                CaptureError::NormRunsTwice { modules }
+                CaptureError::NormRunsTwice { modules: modules.to_vec() }
             }
             other => other,
         }

@@ -32,9 +32,9 @@ pub(super) fn split_initialization(
                 let to = initialize.partition_point(|op| first_result(op) < end);
                 initialization(&initialize[from..to])
             }
-            Some(Initialization::Tensor(Some(id))) => built.get(&id).cloned().unwrap_or_else(|| initialization(&[])),
-            // A tensor that no operation gives is made from data, or elsewhere.
-            Some(Initialization::Tensor(None)) | None => initialization(&[]),
+            // A tensor that no operation gives is made from data.
+            Some(Initialization::Tensor(id)) => built.get(&id).cloned().unwrap_or_else(|| initialization(&[])),
+            None => initialization(&[]),
         };
         (info.path.clone(), init)
     };
@@ -45,7 +45,7 @@ pub(super) fn split_initialization(
 /// The initialization of the tensors that a module computed while it was built and that were parameters of it.
 fn computed(operations: &[OperationIr], parameters: &[ParameterInfo]) -> HashMap<u64, Init> {
     let tensor = |info: &ParameterInfo| match info.initialization {
-        Some(Initialization::Tensor(id)) => id,
+        Some(Initialization::Tensor(id)) => Some(id),
         _ => None,
     };
     let wanted: HashSet<u64> = parameters.iter().filter_map(tensor).collect();

@@ -18,8 +18,9 @@
 //! - **Order of inputs**: parameters in burn's visiting order (all, used or not), states (steady step only) by
 //!   parameter, data in the order of the batch (all, used or not), step scalars by index (those that this program
 //!   uses), constants in the order of their first use.
-//! - **Order of outputs**: loss, outputs of the closure, gradients, parameters, states; the last three by parameter
-//!   and only for parameters that the loss depends on. Frozen parameters are inputs only.
+//! - **Order of outputs**: loss, outputs of the closure, gradients, parameters, running states that the forward pass
+//!   updates, states of the optimizer. Gradients, parameters and states are by parameter, and only for parameters that
+//!   the loss depends on; running states are by path, as parameters. Frozen parameters are inputs only.
 //! - **Phases**: operations `..forward_end` are the forward pass (with tables that the model computes while it is
 //!   built), `..backward_end` the backward pass, the rest clipping and optimizer. Backward does not depend on the
 //!   optimizer, and `first` and `steady` agree up to `backward_end`, ids of tensors apart.

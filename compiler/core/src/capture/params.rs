@@ -51,8 +51,8 @@ pub(super) struct ParameterInfo {
 pub(super) enum Initialization {
     /// It is lazy: the ids of what its initializer recorded.
     Recorded(u64, u64),
-    /// The module computed it while it was built: the tensor that was in its place, if it was recorded.
-    Tensor(Option<u64>),
+    /// The module computed it while it was built: the tensor that was in its place.
+    Tensor(u64),
 }
 
 /// Replaces every parameter by a placeholder on the capture device, without moving its data.
@@ -149,8 +149,8 @@ impl ModuleMapper for Track {
 /// Makes leaves of the parameters that a module on the capture device has already computed while it was built, for
 /// example by casting them; lazy ones are leaves already.
 ///
-/// Gives the model, and for each leaf the tensor that was in its place.
-pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> (M, HashMap<u64, Option<u64>>) {
+/// Gives the model, and for each leaf the tensor that was in its place, if it was recorded.
+pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> (M, HashMap<u64, u64>) {
     let mut leaves =
         Leaves { device: device.clone(), replaced: HashMap::new(), seen: HashMap::new(), walk: Walk::default() };
     let model = model.map(&mut leaves);
@@ -159,7 +159,7 @@ pub(super) fn make_leaves<M: Module>(model: M, device: &Device) -> (M, HashMap<u
 
 struct Leaves {
     device: Device,
-    replaced: HashMap<u64, Option<u64>>,
+    replaced: HashMap<u64, u64>,
     seen: HashMap<ParamId, Box<dyn Any>>,
     walk: Walk,
 }
@@ -188,14 +188,16 @@ impl ModuleMapper for Leaves {
             })
         });
         let leaf = leaf.downcast_ref::<Tensor<D>>().expect("tied parameters have one type").clone();
-        self.replaced.insert(kind::id(&leaf), kind::Kind::id(&tensor).map(|id| id.value()));
+        if let Some(replaced) = kind::Kind::id(&tensor) {
+            self.replaced.insert(kind::id(&leaf), replaced.value());
+        }
         Param::from_mapped_value(id, leaf, mapper)
     }
 }
 
 /// Lists the parameters of a module on the capture device, initializing those that are lazy. `replaced` is what
 /// [`make_leaves`] gave.
-pub(super) fn list<M: Module>(model: &M, replaced: HashMap<u64, Option<u64>>, session: &Session) -> Parameters {
+pub(super) fn list<M: Module>(model: &M, replaced: HashMap<u64, u64>, session: &Session) -> Parameters {
     let mut visit = Visit { session: Some(session), replaced, ..Visit::default() };
     model.visit(&mut visit);
     let Visit { mut list, aliases, modules, tree, .. } = visit;
@@ -224,7 +226,7 @@ struct Visit<'a> {
     /// Present when the parameters are on the capture device.
     session: Option<&'a Session>,
     /// The tensors in whose places leaves are.
-    replaced: HashMap<u64, Option<u64>>,
+    replaced: HashMap<u64, u64>,
     /// Present when the data is wanted.
     values: Option<HashMap<String, TensorData>>,
     /// Whose data is wanted, if not that of all.

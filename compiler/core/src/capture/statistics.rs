@@ -1,5 +1,5 @@
-//! Running states: what the forward pass of a training step changes besides what the optimizer updates, such as the
-//! running statistics of burn's `BatchNorm`.
+//! Running states: tensors of a module that the forward pass of a training step updates, such as the running statistics
+//! of burn's `BatchNorm`.
 //!
 //! A module updates such a state while the closure runs. burn keeps the update apart until the module is put in another
 //! mode; then the state holds the recorded tensor that the update computed. That tensor is an output of the captured step
@@ -68,14 +68,12 @@ pub(super) struct Tensors {
     ids: BTreeMap<String, u64>,
     /// The running statistics among them, with the paths of their norms.
     statistics: BTreeMap<String, String>,
-    /// Paths of the norms in training mode.
-    training: Vec<String>,
 }
 
 impl Tensors {
     /// Those that a module holds at this moment.
     pub(super) fn of<M: Module>(model: &M) -> Self {
-        let mut tensors = Tensors { training: training(model), ..Tensors::default() };
+        let mut tensors = Tensors::default();
         model.visit(&mut tensors);
         tensors
     }
@@ -84,8 +82,8 @@ impl Tensors {
     ///
     /// Putting a module in evaluation mode takes the updates over. That is done to a copy, which shares its running states
     /// with the model. burn refuses the mode's change of a computed tensor, so that each walk ends at the first state that
-    /// has an update; a tensor that is no parameter and stands before a state ends it, too, in a model that is captured by
-    /// its shapes. The update of that state is then not found.
+    /// has an update. In a model that is captured by its shapes, a walk also ends at a tensor that is no parameter; the
+    /// updates of states after that tensor are not found.
     pub(super) fn updated<M: Module>(&self, model: &M) -> BTreeMap<String, u64> {
         loop {
             let before = Tensors::of(model);
@@ -99,10 +97,15 @@ impl Tensors {
         }
     }
 
-    /// Paths of the norms in training mode whose statistics are read, but are not among the updates that were found.
-    pub(super) fn missed(&self, updated: &BTreeMap<String, u64>, read: &HashSet<u64>) -> Vec<String> {
+    /// The norms among these, which are in training mode, whose statistics are read without an update that was found.
+    pub(super) fn missed(
+        &self,
+        training: &[String],
+        updated: &BTreeMap<String, u64>,
+        read: &HashSet<u64>,
+    ) -> Vec<String> {
         let missed = |path: &String| !updated.contains_key(path) && read.contains(&self.ids[path]);
-        let norms = self.statistics.iter().filter(|(path, norm)| self.training.contains(norm) && missed(path));
+        let norms = self.statistics.iter().filter(|(path, norm)| training.contains(norm) && missed(path));
         let mut norms: Vec<String> = norms.map(|(_, norm)| norm.clone()).collect();
         norms.dedup();
         norms

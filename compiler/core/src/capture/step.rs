@@ -296,8 +296,8 @@ fn training<M: Module, O: Optimizer, B: Batch, L: Loss>(
         norms = statistics::training(&model);
         record_step(session, (begin, by_shapes), (&model, replaced), optimizer, batch, options, forward)
     });
-    let (step, recorded) = recorded.map_err(|error| error.with_norms(norms))?;
-    step.assemble(recorded)
+    let (step, recorded) = recorded.map_err(|error| error.with_norms(&norms))?;
+    step.assemble(recorded, &norms)
 }
 
 /// A whole step as recorded.
@@ -315,7 +315,7 @@ struct Step {
 fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
     session: &Session,
     (begin, by_shapes): (u64, bool),
-    (model, replaced): (&M, HashMap<u64, Option<u64>>),
+    (model, replaced): (&M, HashMap<u64, u64>),
     optimizer: &O,
     batch: B,
     options: &Options<'_>,
@@ -346,7 +346,8 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
 }
 
 impl Step {
-    fn assemble(self, recorded: Recorded) -> Result<TrainingCapture, CaptureError> {
+    /// The two programs. `training` are the norms that normalize by the statistics of the batch.
+    fn assemble(self, recorded: Recorded, training: &[String]) -> Result<TrainingCapture, CaptureError> {
         let Step { forward, held, running, backward_end, updates, probes } = self;
         if updates.is_empty() {
             return Err(CaptureError::NothingToTrain);
@@ -358,7 +359,7 @@ impl Step {
             updates.into_iter().map(|update| settle(update, &forward.parameters)).collect::<Result<Vec<_>, _>>()?;
         let Recorded { operations, values, scopes } = recorded;
         let read = operations.iter().flat_map(OperationIr::inputs).map(|tensor| tensor.id.value()).collect();
-        let hidden = held.missed(&running, &read);
+        let hidden = held.missed(training, &running, &read);
         if !hidden.is_empty() {
             return Err(CaptureError::StatisticsHidden { modules: hidden });
         }

@@ -8,7 +8,7 @@
 //!   is divided in turn. One that holds anything beside its list, such as the attention and the router of a layer with a
 //!   list of experts, is one unit.
 //! - Where it has none, the outermost modules that hold modules are units: the encoders of a model of two. If there is
-//!   only one of them it is divided in turn. The elements of a list of plain layers are units, too.
+//!   only one of them it is divided in turn. Elements of a list of plain layers are also units.
 //! - Everything else belongs to the model as a whole: embeddings, the last norm, heads. It is gathered once and kept.
 //!
 //! A `Param` in a list is a part of the module that holds the list, what an adapter adds to a parameter is a part of the
@@ -20,7 +20,7 @@
 //! { patches, encoder_a: { attn, mlp }, encoder_b: { attn, mlp } }      encoder_a, encoder_b
 //! ```
 
-/// What burn says of a module when it enters something that the module holds.
+/// The kind of a module, which burn names when it enters something that the module holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Kind {
     /// A parameter, or a module that holds nothing.

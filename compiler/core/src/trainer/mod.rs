@@ -92,9 +92,9 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     ///
     /// `build` is called on a device that only records: however large the model is, it takes no memory here. Each rank draws the values
     /// of its own part of each parameter from the distribution of the parameter's initializer and [`Trainer::seed`], the same on every
-    /// mesh. Where a value is not drawn element by element (an orthogonal, a truncated or a scaled one), `build` is called on burn's
-    /// CPU, whose generator gets the same seed, and every rank takes its part of that value. `build` is called again for every program that is compiled, and by [`RunningTrainer::into_module`] on the device that it is
-    /// given; it must always make the same modules.
+    /// mesh. For values that are not drawn element by element (orthogonal, truncated or scaled ones), `build` is called once on burn's CPU
+    /// backend, after its generator gets the same seed, and every rank takes its part of them. `build` is also called for every program
+    /// that is compiled, and by [`RunningTrainer::into_module`] on the user's device; it must always make the same modules.
     pub fn new(build: impl Fn(&Device) -> M + 'static, optimizer: O) -> Self {
         Trainer::from_source(Source::Build(Box::new(build)), optimizer)
     }
@@ -253,8 +253,8 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     /// loss, or a pair of the loss and further results, which each step gives back as tensors.
     ///
     /// # Errors
-    /// No learning rate, or one for a group that no parameter is in; something in the model, the loss or the optimizer that cannot be recorded; a plan that does not fit the model or
-    /// the mesh; options that do not fit the batch.
+    /// No learning rate, or one for a group that no parameter is in; something in the model, the loss or the optimizer that cannot be
+    /// recorded; a plan that does not fit the model or the mesh; options that do not fit the batch.
     pub fn compile<B, L, F>(self, example: &B, loss: F) -> Result<CompiledTrainer<M, B, L::Outputs>, Error>
     where
         B: BatchData,

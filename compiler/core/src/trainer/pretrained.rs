@@ -17,7 +17,7 @@ impl<O: Optimizer + 'static> Trainer<Model, O> {
     /// Trains the language model of a directory from the weights in its files.
     ///
     /// Each rank reads its own part of each tensor when the trainer is launched, so that no process holds the whole model. Plans name
-    /// modules by their paths in burn, which are those of the files wherever both have them.
+    /// modules by their paths in burn, which are mostly those of the weight files.
     pub fn pretrained(dir: impl Into<Rc<ModelDir>>, optimizer: O) -> Self {
         let dir = dir.into();
         let config = dir.config.clone();
@@ -27,7 +27,8 @@ impl<O: Optimizer + 'static> Trainer<Model, O> {
 
 impl<B: BatchData, R: Results> RunningTrainer<Model, B, R> {
     /// Writes the parameters, as they are now, as a model directory with the configuration of `like`: `config.json`, and whole tensors
-    /// under the names and in the layout of the family's files. Of several processes the first writes; nobody holds a whole tensor.
+    /// under the names and in the layout of the family's files. If there are several processes, the first one writes; no process holds a
+    /// whole tensor.
     ///
     /// # Errors
     /// A directory that takes no file, on every process; a file that was there is then as it was.

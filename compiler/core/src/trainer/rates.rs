@@ -7,7 +7,7 @@ use super::error::TrainerError;
 use burn::lr_scheduler::DynLrScheduler;
 use burn::lr_scheduler::module_lr_scheduler::{ModuleLearningRate, ModuleLrScheduler};
 use burn::module::{ParamGroup, ParamId};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 
 /// Steps that parameters are compared in.
@@ -32,7 +32,7 @@ impl Schedule for ModuleLrScheduler {
     }
 }
 
-/// A schedule with the groups that the trainer was given besides.
+/// A schedule, and the groups of parameters that the trainer was given with rates of their own.
 struct Grouped {
     base: Box<dyn Schedule>,
     groups: Vec<(ParamGroup, DynLrScheduler)>,
@@ -75,8 +75,6 @@ pub(super) struct Rates {
 pub(super) struct RateGroups {
     ahead: Vec<StepRates>,
     found: RefCell<Vec<RateGroup>>,
-    /// The groups that the trainer was given, and whether a parameter is in them.
-    given: Vec<(ParamGroup, Cell<bool>)>,
 }
 
 struct RateGroup {
@@ -88,9 +86,6 @@ struct RateGroup {
 impl RateGroups {
     /// The group of a parameter.
     pub(super) fn of(&self, id: ParamId, path: &str) -> usize {
-        for (_, is_used) in self.given.iter().filter(|(group, _)| group.matches(&id, Some(path))) {
-            is_used.set(true);
-        }
         let rates: Vec<u64> = self.ahead.iter().map(|rates| rates.of(id, path).to_bits()).collect();
         let mut found = self.found.borrow_mut();
         let group = found.iter().position(|group| group.rates == rates).unwrap_or_else(|| {
@@ -110,9 +105,12 @@ impl RateGroups {
     /// # Errors
     /// One that has none.
     pub(super) fn check(&self) -> Result<(), TrainerError> {
-        let Some(empty) = self.given.iter().position(|(_, is_used)| !is_used.get()) else { return Ok(()) };
-        let mut trained: Vec<String> =
-            self.found.borrow().iter().flat_map(|group| &group.members).map(|(_, path)| path.clone()).collect();
+        let found = self.found.borrow();
+        let trained = || found.iter().flat_map(|group| &group.members);
+        let given = self.ahead.first().map_or(&[][..], |rates| &rates.groups);
+        let is_empty = |(group, _): &(ParamGroup, f64)| !trained().any(|(id, path)| group.matches(id, Some(path)));
+        let Some(empty) = given.iter().position(is_empty) else { return Ok(()) };
+        let mut trained: Vec<String> = trained().map(|(_, path)| path.clone()).collect();
         trained.sort_unstable();
         Err(TrainerError::EmptyRateGroup { number: empty + 1, trained })
     }
@@ -120,11 +118,10 @@ impl RateGroups {
 
 impl Rates {
     pub(super) fn new(base: Box<dyn Schedule>, groups: Vec<(ParamGroup, DynLrScheduler)>) -> Self {
-        let given = groups.iter().map(|(group, _)| (group.clone(), Cell::new(false))).collect();
         let now = Grouped { base, groups };
         let mut future = now.fork();
         let ahead = (0..AHEAD).map(|_| future.step()).collect();
-        let groups = Rc::new(RateGroups { ahead, found: RefCell::default(), given });
+        let groups = Rc::new(RateGroups { ahead, found: RefCell::default() });
         Rates { beginning: now.fork(), now, steps: 0, groups }
     }
 

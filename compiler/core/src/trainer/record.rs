@@ -18,7 +18,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use tpc_ir::{DType, InputKind};
 
-/// The number beside a state that says of how many dimensions the parameter is.
+/// The name of the number in a record that is the parameter's count of dimensions.
 const RANK: &str = "__rank";
 
 /// The state as it is now.

@@ -280,7 +280,8 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
     }
 
     /// Goes on from an optimizer's state: one that [`RunningTrainer::optimizer_record`] gave, on any mesh and plan, or a `ModuleOptimizer` of
-    /// the same optimizer. Parameters stay as they are. Gives the number of steps done, with which the learning rate's scheduler goes on, too.
+    /// the same optimizer. Parameters stay as they are. Gives the number of steps done, from which the learning
+    /// rate's scheduler also goes on.
     ///
     /// A record says how many steps were done by what the optimizer counts, as the time of Adam. With an optimizer that counts nothing (SGD)
     /// the trainer keeps its own number of steps, at least one.
