@@ -78,5 +78,5 @@ pub mod error {
 /// What the code of `#[derive(Batch)]` and `#[derive(Results)]` names.
 #[doc(hidden)]
 pub mod derived {
-    pub use tpc_compiler::capture::{BatchFields, Inputs, Leaf, field_name};
+    pub use tpc_compiler::capture::{BatchFields, Inputs, KeptName, Leaf, LeafKind, field_name};
 }

@@ -437,6 +437,17 @@ impl<'a> Rank<'a> {
                 }
                 self.put_all(out, &sums)
             }
+            Action::Put { table, index, rows, first_row } => {
+                let (count, width) = (table.shape[0], table.shape[1]);
+                for (t, i) in self.elements(index)?.into_iter().enumerate() {
+                    let row = i - *first_row as f64;
+                    for h in (0..width).filter(|_| row >= 0.0 && row < count as f64) {
+                        let x = self.get(rows, dot(&[t, h], &rows.strides))?;
+                        self.put(table, dot(&[row as usize, h], &table.strides), x)?;
+                    }
+                }
+                Ok(())
+            }
             Action::Copy { from, to } => {
                 let elements = self.elements(from)?;
                 self.put_all(to, &elements)

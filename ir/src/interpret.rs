@@ -717,6 +717,24 @@ pub fn evaluate(
             }
             out.into_iter().map(round).collect()
         }
+        Op::Put => {
+            let (table, index, rows) = (operands[0], operands[1], operands[2]);
+            let (Some(&count), Some(first)) = (table.shape.first(), site.operands[0].first()) else {
+                return Err(misfit(0, table));
+            };
+            expect_shape(&shape, &table.shape)?;
+            if rows.shape != [&index.shape[..], &table.shape[1..]].concat() {
+                return Err(misfit(2, rows));
+            }
+            let width: usize = table.shape[1..].iter().product();
+            let mut out = table.data.clone();
+            for (t, &i) in index.data.iter().enumerate() {
+                if let Some(row) = local_row(i, first.offset, count) {
+                    out[row * width..(row + 1) * width].copy_from_slice(&rows.data[t * width..(t + 1) * width]);
+                }
+            }
+            out
+        }
         Op::CumSum { dim } => {
             whole(*dim)?;
             expect_shape(&shape, &operands[0].shape)?;

@@ -173,7 +173,7 @@ fn node_json(node: &Node, operands: &[Value], mesh: &Mesh) -> Json {
             set("to", json!(to));
             set("axes", axes_json(axes.iter().copied(), mesh));
         }
-        Op::Iota | Op::Reshape | Op::Take | Op::ScatterAdd | Op::TopK => {}
+        Op::Iota | Op::Reshape | Op::Take | Op::ScatterAdd | Op::Put | Op::TopK => {}
     }
     out
 }
@@ -330,6 +330,7 @@ impl<'a> At<'a> {
             "pad" => Op::Pad { dim: number("dim")?, low: number("low")?, value: self.field("value")?.scalar()? },
             "take" => Op::Take,
             "scatter_add" => Op::ScatterAdd,
+            "put" => Op::Put,
             "top_k" => Op::TopK,
             "all_reduce" => Op::AllReduce { op: reduce()?, axes: axes()?.into_iter().collect() },
             "to_partial" => Op::ToPartial { op: reduce()?, axes: axes()?.into_iter().collect() },

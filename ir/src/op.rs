@@ -472,6 +472,10 @@ pub enum Op {
     Take,
     /// `index[t…], update[t…, h…] -> [v, h…]`: sums each update into the row of its index.
     ScatterAdd,
+    /// `table[v, h…], index[t…], rows[t…, h…] -> [v, h…]`: the table with each row that the index names replaced by the row
+    /// at that place of the index; the last one where a number occurs more than once. A number outside of the table names no
+    /// row. XLA's `dynamic_update_slice` is the case of adjacent numbers.
+    Put,
     /// Inclusive prefix sums along a dimension.
     CumSum {
         /// The dimension.
@@ -546,6 +550,7 @@ impl Op {
             Op::Pad { .. } => "pad".into(),
             Op::Take => "take".into(),
             Op::ScatterAdd => "scatter_add".into(),
+            Op::Put => "put".into(),
             Op::CumSum { .. } => "cumsum".into(),
             Op::TopK => "top_k".into(),
             Op::AllReduce { .. } => "all_reduce".into(),
@@ -564,6 +569,7 @@ impl Op {
             Op::Map { f, .. } => f.arity(),
             Op::Concat { .. } => None,
             Op::Einsum { .. } | Op::Take | Op::ScatterAdd => Some(2),
+            Op::Put => Some(3),
             _ => Some(1),
         }
     }

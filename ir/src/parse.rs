@@ -556,6 +556,7 @@ impl Reader {
             }
             "take" => Op::Take,
             "scatter_add" => Op::ScatterAdd,
+            "put" => Op::Put,
             "top_k" => Op::TopK,
             "all_reduce" => {
                 let axes = c.axis_set(mesh)?;

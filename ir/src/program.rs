@@ -396,6 +396,18 @@ pub enum Action {
         /// Global number of the first local row.
         first_row: usize,
     },
+    /// `table[index[t] − first_row, h…] = rows[t, h…]` in the order of the index, skipping rows of other ranks. The other
+    /// rows stay as they are.
+    Put {
+        /// Local rows, `[rows, width]`.
+        table: View,
+        /// Global row numbers, `[count]`.
+        index: View,
+        /// What the rows become, `[count, width]`.
+        rows: View,
+        /// Global number of the first local row.
+        first_row: usize,
+    },
     /// Copies elements between views of one shape.
     Copy {
         /// Source.
@@ -587,6 +599,9 @@ fn action_text(action: &Action) -> String {
                 view_text(update),
                 view_text(out)
             )
+        }
+        Action::Put { table, index, rows, first_row } => {
+            format!("put {} [{}] first {first_row} -> {}\n", view_text(rows), view_text(index), view_text(table))
         }
         Action::Copy { from, to } => format!("copy {} -> {}\n", view_text(from), view_text(to)),
         Action::CumSum { from, to, dim } => format!("cumsum dim={dim} {} -> {}\n", view_text(from), view_text(to)),

@@ -167,7 +167,7 @@ pub fn operation(node: &Node, mesh: &Mesh) -> String {
         }
         Op::ReduceScatter { op, dim, axes: a } => format!("{name} {} {} dim={dim}", axes(a, mesh), op.name()),
         Op::AllToAll { from, to, axes: a } => format!("{name} {} from={from} to={to}", axes(a, mesh)),
-        Op::Iota | Op::Reshape | Op::Take | Op::ScatterAdd | Op::TopK => name,
+        Op::Iota | Op::Reshape | Op::Take | Op::ScatterAdd | Op::Put | Op::TopK => name,
     }
 }
 

@@ -668,6 +668,18 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
             }
             expect_shape(&[&ty.shape[..1], &update.shape[index.rank()..]].concat(), ty)
         }
+        Op::Put => {
+            let (table, index, rows) = (operands[0], operands[1], operands[2]);
+            same_dtype()?;
+            expect_integer(Row::Operand(1), index)?;
+            expect_dtype(Row::Operand(2), table.dtype, rows)?;
+            expect_rank(Row::Operand(0), table, "1 or more", table.rank() > 0)?;
+            expect_shape(&table.shape, ty)?;
+            if !rows.shape.starts_with(&index.shape) {
+                return Err(Malformed::Leading { index: index.shape.clone(), update: rows.shape.clone() });
+            }
+            expect_shape(&[&table.shape[..1], &rows.shape[index.rank()..]].concat(), ty)
+        }
         Op::CumSum { dim } => {
             same_dtype()?;
             expect_dim(*dim, operands[0])?;

@@ -23,6 +23,7 @@ pub mod check;
 pub mod cost;
 pub mod denotes;
 pub mod egraph;
+pub mod kept;
 pub mod lower;
 pub mod options;
 pub mod propagate;

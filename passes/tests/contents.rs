@@ -35,6 +35,7 @@ const LAYER: &str = "mesh <tp=2>
     %3 = input parameter \"w\" : f32[6, 8@tp]
     %4 = input parameter \"b\" : f32[8@tp]
     %5 = input data \"t\" : i64[4]
+    %6 = input state \"c\" : f32[5@tp, 6]
     %20 = einsum \"ab,bc->ac\" %0, %1 : f32[4, 8@tp] ; forward
     %21 = add \"ab,b->ab\" %20, %4 : f32[4, 8@tp] ; forward
     %22 = tanh %21 : f32[4, 8@tp] ; forward
@@ -67,6 +68,9 @@ const LAYER: &str = "mesh <tp=2>
     %49 = exp %39 : f32[4, 8@tp] ; forward
     %50 = to_partial tp sum %48 : f32[4, 6] +sum@tp ; forward
     %51 = reduce_scatter tp sum dim=0 %50 : f32[4@tp, 6] ; forward
+    %52 = put %6, %5, %29 : f32[5@tp, 6] ; forward
+    %53 = put %40, %5, %29 : f32[4, 6] ; forward
+    %54 = mul %52, f32:2.0 : f32[5@tp, 6] ; forward
     output result \"a\" %31
     output result \"b\" %32
     output result \"c\" %33
@@ -75,6 +79,9 @@ const LAYER: &str = "mesh <tp=2>
     output result \"f\" %41
     output result \"g\" %42
     output result \"h\" %51
+    output result \"i\" %53
+    output result \"k\" %54
+    output update \"c\" %52
     output update \"v\" %45
     output update \"u\" %46";
 
@@ -254,7 +261,10 @@ fn steps(program: &RankProgram, claims: &Claims) -> Vec<Mutant> {
             }
         });
         change("rows of a table", &|a| {
-            if let Action::Take { first_row, .. } | Action::ScatterAdd { first_row, .. } = a {
+            if let Action::Take { first_row, .. }
+            | Action::ScatterAdd { first_row, .. }
+            | Action::Put { first_row, .. } = a
+            {
                 *first_row += 1;
             }
         });

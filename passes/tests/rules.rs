@@ -325,7 +325,7 @@ fn excuse(trial: &Trial) -> Option<Excuse> {
     let all = |op: ReduceOp| !partials.is_empty() && partials.iter().all(|(_, p)| p.op == op);
     match &trial.case.op {
         Op::Map { f, .. } if all(ReduceOp::Max) && grows_or_falls(*f) => Some(Excuse::Maximum),
-        Op::Concat { .. } | Op::Take | Op::Reduce { op: ReduceOp::Max, .. } if all(ReduceOp::Max) => {
+        Op::Concat { .. } | Op::Take | Op::Put | Op::Reduce { op: ReduceOp::Max, .. } if all(ReduceOp::Max) => {
             Some(Excuse::Maximum)
         }
         Op::Map { f: MapFn::Mul, .. } | Op::Einsum { .. } if all(ReduceOp::Sum) => match partials[..] {
@@ -580,6 +580,11 @@ fn tables() {
         let index = (DType::I64, index, Values::Rows(rows));
         Case::new(Op::ScatterAdd, &[index, float(&update)], &[(DType::F64, to.as_slice())])
     };
+    let put = |table: &[usize], index: &[usize]| {
+        let rows = [index, &table[1..]].concat();
+        let index = (DType::I64, index, Values::Rows(table[0]));
+        Case::new(Op::Put, &[float(table), index, float(&rows)], &[(DType::F64, table)])
+    };
     validate_all(
         [
             take(&[5, 2], &[3]),
@@ -589,6 +594,10 @@ fn tables() {
             scatter(3, &[5], &[2]),
             scatter(5, &[3], &[]),
             scatter(2, &[5, 3], &[]),
+            put(&[5, 2], &[3]),
+            put(&[3, 5], &[2]),
+            put(&[5], &[3, 2]),
+            put(&[3, 2], &[]),
         ],
         &[Excuse::Maximum],
     );

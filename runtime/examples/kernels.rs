@@ -1,5 +1,5 @@
-//! How fast the kernels are on this machine: `cargo run --release -p tpc-runtime --example kernels`, with `attention` or
-//! `epilogues` behind `--` those instead.
+//! How fast the kernels are on this machine: `cargo run --release -p tpc-runtime --example kernels`, with `attention`,
+//! `epilogues` or `rows` after `--` those instead.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -89,6 +89,36 @@ fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool))
     }
     let theirs = 2.0 * (m * n * k) as f64 / best * 1e-9;
     println!("contract {label:<28} {m:>5} x {n:>5} x {k:>5}  {ours:6.1} GFLOP/s (crate gemm: {theirs:6.1})");
+}
+
+/// A few rows times a matrix that no cache holds: how fast it is read, beside a sum of its elements.
+fn few_rows(m: usize, dtype: DType) {
+    let (n, k) = (4096, 16384);
+    let mut b = Builder::new();
+    let (left, right) = (b.input("left", F, &[m, k]), b.input("right", dtype, &[k, n]));
+    let out = b.buffer(F, &[m, n]);
+    let dim = |size, left, right, out| ContractDim { size, left, right, out };
+    b.step(Action::Contract(Contract {
+        left,
+        right,
+        out,
+        batch: vec![],
+        m: vec![dim(m, k as isize, 0, n as isize)],
+        n: vec![dim(n, 0, 1, 1)],
+        k: vec![dim(k, 1, n as isize, 0)],
+        scale: 1.0,
+        epilogue: Vec::new(),
+    }));
+    let bytes = (n * k * dtype.bytes()) as f64;
+    let ours = bytes / time(vec![b.program], 1);
+    let values = vec![1u64; n * k * dtype.bytes() / 8];
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        std::hint::black_box(values.iter().fold(0u64, |sum, x| sum.wrapping_add(*x)));
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    println!("{m} rows x {n} x {k} {dtype}  {ours:6.1} GB/s (a sum: {:6.1})", bytes / best * 1e-9);
 }
 
 fn fused(
@@ -313,6 +343,12 @@ fn epilogues() {
 fn main() {
     if std::env::args().any(|a| a == "epilogues") {
         return epilogues();
+    }
+    if std::env::args().any(|a| a == "rows") {
+        for m in [1, 2, 4, 5, 8] {
+            few_rows(m, F);
+        }
+        return few_rows(1, DType::BF16);
     }
     if std::env::args().any(|a| a == "attention") {
         for (seq, blocks) in [(256, [32, 64, 128]), (1024, [32, 64, 128]), (4096, [16, 32, 64])] {

@@ -540,8 +540,8 @@ checks! {
         narrow_floats_integers_and_casts_round_as_their_type_does
     ];
     tables_mean_the_same = tables, Tolerance::Tensors(1e-6), [
-        rows_of_a_shard_are_taken_and_added copies_between_any_strides copies_that_transpose prefix_sums_along_any_dimension
-        the_k_largest_and_where_they_are
+        rows_of_a_shard_are_taken_and_added rows_of_a_shard_are_replaced copies_between_any_strides copies_that_transpose
+        prefix_sums_along_any_dimension the_k_largest_and_where_they_are
     ];
     products_mean_the_same = contracts, Tolerance::Tensors(1e-6), [
         random_shapes_and_strides large_and_skinny_shapes sums_over_dimensions_that_do_not_nest every_element_type

@@ -89,7 +89,8 @@ fn everything() -> Vec<RankProgram> {
                 ],
             }));
             b.step(Action::Take { table: y.clone(), index: index.clone(), out: taken.clone(), first_row: 0 });
-            b.step(Action::ScatterAdd { index, update: taken, out: h.clone(), first_row: 0 });
+            b.step(Action::ScatterAdd { index: index.clone(), update: taken.clone(), out: h.clone(), first_row: 0 });
+            b.step(Action::Put { table: h.clone(), index, rows: taken, first_row: 0 });
             b.step(Action::Copy { from: y.clone(), to: h.clone() });
             b.step(Action::CumSum { from: y.clone(), to: h.clone(), dim: 0 });
             b.step(Action::TopK { from: h.clone(), values: top, indices: at });

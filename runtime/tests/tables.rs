@@ -31,6 +31,26 @@ pub(crate) fn rows_of_a_shard_are_taken_and_added() {
     }
 }
 
+/// Rows of other ranks are left out, the last row of a number stays, and the other rows are as they were.
+#[test]
+pub(crate) fn rows_of_a_shard_are_replaced() {
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::I32] {
+        let mut b = Builder::new();
+        let table = b.input("table", dtype, &[4, 3]);
+        let index = b.input("index", DType::I64, &[5]);
+        let rows = b.input("rows", dtype, &[5, 3]);
+        b.step(Action::Put { table: table.clone(), index, rows, first_row: 10 });
+        b.output("table", &table);
+        let mut session = b.launch();
+        session.write_f64("table", &(0..12).map(f64::from).collect::<Vec<_>>()).unwrap();
+        session.write_f64("index", &[11.0, 13.0, 9.0, 14.0, 11.0]).unwrap();
+        session.write_f64("rows", &(20..35).map(f64::from).collect::<Vec<_>>()).unwrap();
+        session.step().unwrap();
+        let want = [0., 1., 2., 32., 33., 34., 6., 7., 8., 23., 24., 25.];
+        assert_eq!(session.read_f64(&result("table")).unwrap(), want);
+    }
+}
+
 #[test]
 pub(crate) fn copies_between_any_strides() {
     for dtype in DType::ALL {

@@ -90,6 +90,10 @@ fn each_access(action: &Action, visit: &mut dyn FnMut(&View, usize)) {
             all(&[index, out], visit);
         }
         Action::ScatterAdd { index, update, out, .. } => all(&[index, update, out], visit),
+        Action::Put { table, index, rows, .. } => {
+            visit(table, whole(rows));
+            all(&[index, rows], visit);
+        }
         Action::Copy { from, to } | Action::CumSum { from, to, .. } => all(&[from, to], visit),
         Action::TopK { from, values, indices } => all(&[from, values, indices], visit),
         Action::Start(c) => all(&[&c.from, &c.to], visit),

@@ -25,6 +25,7 @@ use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
 use tpc_passes::check::{CheckError, check, well_formed};
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
+use tpc_passes::kept::place_kept;
 use tpc_passes::lower::{LowerError, LowerOptions, lower_beside};
 use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
 use tpc_passes::propagate::{Annotations, propagate};
@@ -208,8 +209,11 @@ pub(crate) fn compile_graph_beside(
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
         logical.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
-    let (logical, annotations) = on_logical(logical, annotations, &options.step)?;
+    let (logical, mut annotations) = on_logical(logical, annotations, &options.step)?;
     well_formed(&logical)?;
+    if beside.kept.is_none() {
+        place_kept(&logical, &mut annotations, &options.search.cost);
+    }
     let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
     let ranks = lower_beside(&placed, &options.lower, &beside.programs)?;
     beside.check(&ranks)?;

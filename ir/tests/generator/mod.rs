@@ -204,6 +204,7 @@ impl Builder<'_> {
             10 => self.scatter(),
             11 => self.ordered(),
             12 => self.reshape(),
+            13 => self.put(),
             _ => self.collective(),
         }
     }
@@ -424,6 +425,22 @@ impl Builder<'_> {
         if shape.len() < 4 {
             self.push(Op::Take, &[table, index], Type { dtype: t.dtype, shape, sharding }, bound);
         }
+    }
+
+    fn put(&mut self) {
+        let v = self.value(1, 1e9);
+        let t = self.ty(v);
+        let dims = self.deal(t.rank(), AxisSet::EMPTY);
+        let table = self.moved(v, &dims);
+        let named = 1 + self.dice.below(4);
+        // A number may be named twice, and may be outside of the table.
+        let index = self.feed(Type::new(DType::I64, vec![named]), -1.0, t.shape[0] as f64);
+        let shape = [&[named], &t.shape[1..]].concat();
+        let sharding = Sharding { dims: [&[Vec::new()], &dims[1..]].concat(), partial: None };
+        let rows = self.feed(Type { dtype: t.dtype, shape, sharding }, -3.0, 3.0);
+        let bound = self.bounds[&table].max(3.0);
+        let ty = Type { dtype: t.dtype, shape: t.shape, sharding: Sharding { dims, partial: None } };
+        self.push(Op::Put, &[table, index, rows], ty, bound);
     }
 
     fn scatter(&mut self) {

@@ -79,7 +79,8 @@ impl Indices {
                         continue;
                     }
                     let reduced_rows = matches!(n.op, Op::Take) && tensor == operands[0] && d == 0;
-                    if reduced_rows || (matches!(n.op, Op::ScatterAdd) && tensor.node == node && d == 0) {
+                    let put = matches!(n.op, Op::Put) && (tensor == operands[0] || tensor.node == node) && d == 0;
+                    if reduced_rows || put || (matches!(n.op, Op::ScatterAdd) && tensor.node == node && d == 0) {
                         whole.push(var); // row numbers index it
                     }
                     match of_factor.get(&f) {

@@ -512,6 +512,16 @@ impl Memory<'_> {
                 self.expect(fits && *first_row == row.offset && out.is_dense(), node, "its rows")?;
                 self.put_value_flat(node.into(), out);
             }
+            (Op::Put, Action::Put { table, index, rows: replaced, first_row }) => {
+                let ((row, width), count) = (rows(node.into()), elements(operands[1]));
+                self.read_flat(operands[0], table)?;
+                self.read_flat(operands[1], index)?;
+                self.read_flat(operands[2], replaced)?;
+                let fits =
+                    table.shape == [row.len, width] && replaced.shape == [count, width] && index.shape == [count];
+                self.expect(fits && *first_row == row.offset && table.is_dense(), node, "its rows")?;
+                self.put_value_flat(node.into(), table);
+            }
             (Op::CumSum { dim }, Action::CumSum { from, to, dim: along }) => {
                 self.read(operands[0], from)?;
                 self.expect(dim == along && from.shape == to.shape && to.is_dense(), node, "its dimension")?;

@@ -69,8 +69,9 @@ fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
     stored
 }
 
-/// For every kernel the updates it may write straight over their input: it is a loop over exactly the input's
-/// elements, reads the input only at the very elements it writes, and every other reader has run before.
+/// For every kernel the updates it may write straight over their input: it replaces rows of the input, or is a loop over
+/// exactly the input's elements that reads the input only at the very elements it writes, and every other reader has run
+/// before.
 fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String>> {
     let kernels = &schedule.kernels;
     let mut kernel_of = vec![0usize; graph.len()];
@@ -100,11 +101,25 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let member = maps && kernel.dims[&node].len() == kernel.space.len();
         let at = position[node.index()];
         let again = again.get(&input).is_some_and(|&read| read >= Some(at));
+        let replaces = matches!(graph.node(node).op, Op::Put) && graph.operands(node)[0] == Value::from(input);
+        if replaces && one_use && !again && others_are_done(graph, &position, node, input) {
+            all[k].insert(node, name.clone());
+        }
         if member && one_use && !again && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
             all[k].insert(node, name.clone());
         }
     }
     all
+}
+
+/// Whether everything but a node that replaces rows of an input, as its first operand, has read the input before.
+fn others_are_done(graph: &Graph, position: &[usize], node: NodeIndex, input: NodeIndex) -> bool {
+    let at = position[node.index()];
+    graph.users(input).all(|(user, edge)| match depend::is_alias(&graph.node(user).op) {
+        true => alias_is_done(graph, position, at, user),
+        false if user == node => edge.operand == 0,
+        false => position[user.index()] < at,
+    }) && !is_output(graph, input)
 }
 
 fn readers_are_done(
@@ -371,6 +386,7 @@ impl Emitter<'_> {
                 };
                 self.push(action, Claim::Operation(node), phase, label);
             }
+            Op::Put => self.put(node, in_place),
             Op::Reshape => {
                 let from = self.dense(operands[0], phase);
                 let view = flat(&from, self.shape(&n.types[0]));
@@ -408,6 +424,30 @@ impl Emitter<'_> {
             }
             op => unreachable!("{} is not run", op.name()),
         }
+    }
+
+    /// Replaces rows of a table: in the table itself if it is an input that this updates, otherwise in a copy.
+    fn put(&mut self, node: NodeIndex, in_place: &HashMap<NodeIndex, String>) {
+        let n = self.graph.node(node);
+        let phase = n.origin.phase;
+        let operands = self.graph.operands(node);
+        let local = n.types[0].local(&self.graph.mesh, &self.coords);
+        let (count, width) = (local[0].len, local[1..].iter().map(|c| c.len).product::<usize>());
+        let index = self.dense(operands[1], phase);
+        let rows = self.dense(operands[2], phase);
+        let table = self.view(operands[0], phase);
+        let out = self.target(node, in_place);
+        if out.buffer != table.buffer {
+            self.push(Action::Copy { from: table, to: out.clone() }, Claim::Copy(operands[0]), phase, "copy table");
+        }
+        let named = index.elements();
+        let action = Action::Put {
+            table: flat(&out, vec![count, width]),
+            index: flat(&index, vec![named]),
+            rows: flat(&rows, vec![named, width]),
+            first_row: local[0].offset,
+        };
+        self.push(action, Claim::Operation(node), phase, "put");
     }
 
     /// A product written to `out`, which lies like its result, and for each dimension of the action's result
@@ -906,7 +946,13 @@ fn makes(op: &Op) -> bool {
     is_loop_op(op)
         || matches!(
             op,
-            Op::Einsum { .. } | Op::Take | Op::ScatterAdd | Op::Concat { .. } | Op::Pad { .. } | Op::CumSum { .. }
+            Op::Einsum { .. }
+                | Op::Take
+                | Op::ScatterAdd
+                | Op::Put
+                | Op::Concat { .. }
+                | Op::Pad { .. }
+                | Op::CumSum { .. }
         )
 }
 

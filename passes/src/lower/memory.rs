@@ -131,6 +131,9 @@ pub(super) fn each_view<'a>(action: &'a Action, visit: &mut impl FnMut(&'a View,
         Action::ScatterAdd { index, update, out, .. } => {
             [(index, false), (update, false), (out, true)].into_iter().for_each(|(v, w)| visit(v, w));
         }
+        Action::Put { table, index, rows, .. } => {
+            [(index, false), (rows, false), (table, true)].into_iter().for_each(|(v, w)| visit(v, w));
+        }
         Action::Copy { from, to } | Action::CumSum { from, to, .. } => {
             visit(from, false);
             visit(to, true);

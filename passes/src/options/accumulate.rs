@@ -209,7 +209,7 @@ impl Unroll<'_> {
         let n = self.old.node(node);
         let counts = match &n.op {
             Op::Input { .. } | Op::Random { .. } => true,
-            Op::Take => batch_dim(self.old, self.old.operands(node)[0]) == Some(0),
+            Op::Take | Op::Put => batch_dim(self.old, self.old.operands(node)[0]) == Some(0),
             Op::ScatterAdd => batch_dim(self.old, node.into()) == Some(0),
             op => op.is_redistribution(),
         };

@@ -97,6 +97,16 @@ pub fn rule(op: &Op, operands: &[&Type], results: &[&Type]) -> Rule {
             row.results = vec![[vec![v], h].concat()];
             row.linear = vec![vec![1]];
         }
+        // [v, h…], [t…], [t…, h…] -> [v, h…]; v uses its index, and the order of t decides.
+        Op::Put => {
+            let v = row.factor(Pass, operands[0].shape[0]);
+            let h = row.factors(Pass, &operands[0].shape[1..]);
+            let t = row.factors(Whole, &operands[1].shape);
+            let table = [vec![v], h.clone()].concat();
+            row.operands = vec![table.clone(), t.clone(), [t, h].concat()];
+            row.results = vec![table];
+            row.linear = vec![vec![0, 2]];
+        }
         // What factored dimensions could not express stays whole, except dimensions that stand alone.
         Op::Reshape => reshape(&mut row, &operands[0].shape, &results[0].shape),
         Op::AllReduce { .. }

@@ -506,6 +506,9 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
     for (node, kind, name) in &inputs {
         let ty = &graph.node(*node).types[0];
         let Some((parameter, _)) = name.rsplit_once('/').filter(|_| *kind == InputKind::State) else { continue };
+        if !shapes.contains_key(parameter) {
+            continue; // kept by a module, and placed by what is written into it
+        }
         let like = storage.get(parameter).filter(|_| shapes.get(parameter) == Some(&&ty.shape)).cloned();
         let sharding = like.unwrap_or_else(|| {
             let now = placement(found, name, ty);

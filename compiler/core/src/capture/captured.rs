@@ -96,11 +96,11 @@ pub enum InputKind {
         /// The unit that it belongs to; none if it belongs to the model as a whole.
         unit: Option<UnitId>,
     },
-    /// A state of the optimizer, as the previous step left it.
+    /// A tensor as the previous step left it: a state of the optimizer, or one that a closure keeps ([`Kept`](super::Kept)).
     State {
-        /// Path of the parameter.
+        /// Path of the parameter, or what a closure says whose tensor it is.
         parameter: String,
-        /// Name in burn's own records, such as `momentum.moment_1`.
+        /// Name in burn's own records, such as `momentum.moment_1`, or the name that a closure gives.
         name: String,
     },
     /// Data of the step.
@@ -144,9 +144,9 @@ pub enum OutputKind {
         /// Path of the parameter.
         path: String,
     },
-    /// The updated state of the optimizer.
+    /// What a state becomes.
     State {
-        /// Path of the parameter.
+        /// Path of the parameter, or what a closure says whose tensor it is.
         parameter: String,
         /// Name of the state.
         name: String,

@@ -43,6 +43,7 @@ mod captured;
 mod error;
 mod initialization;
 mod insert;
+mod kept;
 mod kind;
 mod operation;
 mod optimizer;
@@ -67,6 +68,7 @@ pub use captured::{
 pub use error::CaptureError;
 #[cfg(feature = "train")]
 pub(crate) use error::NO_LOSS;
+pub use kept::{After, Before, Kept, KeptName};
 pub use kind::Kind;
 pub use operation::name as operation_name;
 pub(crate) use probe::Number;
@@ -79,6 +81,6 @@ pub use step::{
     TrainingOptions, capture_inference, capture_inference_shapes, capture_training, capture_training_shapes,
     capture_training_with, initial_values,
 };
-pub use tensors::{Batch, Inputs, Leaf, Loss, Named, Spec, Tensors, field_name, named};
+pub use tensors::{Batch, Inputs, Leaf, LeafKind, Loss, Named, Spec, Tensors, field_name, named};
 pub(crate) use values::BatchField;
 pub use values::{BatchData, BatchFields, ResultValues, Results};

@@ -15,6 +15,7 @@ use super::captured::{Captured, Init, InputKind, OutputKind, TrainingCapture};
 use super::error::{CaptureError, guarded};
 use super::initialization::{split_initialization, within};
 use super::insert::{UpdateIds, insert_scalars};
+use super::kept::KeptName;
 use super::kind::{self, Tracked};
 use super::operation::first_result;
 use super::optimizer::{self, Choices, Groups, Recorded as Recording, State, Update};
@@ -23,7 +24,7 @@ use super::scalars::{Probed, StepScalars};
 use super::session::{self, Defaults, Recorded, Session};
 use super::states::{OptimizerStates, ParameterStates, RecordedTensor};
 use super::statistics;
-use super::tensors::{Batch, Declared, Inputs, Leaf, Loss, Tensors};
+use super::tensors::{Batch, Declared, Inputs, Leaf, LeafKind, Loss, Tensors};
 
 /// Choices for [`capture_training`].
 #[derive(Clone, Debug, Default)]
@@ -418,12 +419,7 @@ fn parameter_inputs(parameters: &Parameters) -> impl Iterator<Item = DraftInput>
 }
 
 fn data_inputs(data: Vec<Declared>) -> impl Iterator<Item = DraftInput> {
-    data.into_iter().map(|Declared { id, name, shape, dtype }| DraftInput {
-        id,
-        shape,
-        dtype,
-        kind: InputKind::Data { name },
-    })
+    data.into_iter().map(|Declared { id, kind, shape, dtype }| DraftInput { id, shape, dtype, kind })
 }
 
 /// What the optimizer keeps of a parameter.
@@ -517,8 +513,11 @@ fn outputs(results: &impl Tensors) -> Vec<(u64, OutputKind)> {
     let mut leaves = Vec::new();
     results.leaves(None, &mut leaves);
     let output = |(index, leaf): (usize, Leaf)| {
-        let name = leaf.name.unwrap_or_else(|| format!("output{index}"));
-        leaf.id.map(|id| (id.value(), OutputKind::Output { name }))
+        let kind = match leaf.kind {
+            LeafKind::Result(name) => OutputKind::Output { name: name.unwrap_or_else(|| format!("output{index}")) },
+            LeafKind::Kept(KeptName { owner, name }) => OutputKind::State { parameter: owner, name },
+        };
+        leaf.id.map(|id| (id.value(), kind))
     };
     leaves.into_iter().enumerate().filter_map(output).collect()
 }

@@ -5,15 +5,26 @@ use std::marker::PhantomData;
 use burn::tensor::{DType, Device, Float, Tensor};
 use burn_ir::TensorId;
 
+use super::captured::InputKind;
+use super::kept::KeptName;
 use super::kind::{self, Kind};
 
-/// One tensor inside of a [`Tensors`], with its name if it was given one.
+/// One tensor inside of a [`Tensors`].
 #[derive(Clone, Debug)]
 pub struct Leaf {
-    /// Name given by [`named`], by the key of a list, or by the position in a tuple under a name.
-    pub name: Option<String>,
+    /// What it is.
+    pub kind: LeafKind,
     /// Its id in the recording; `None` for a tensor that is not recorded.
     pub id: Option<TensorId>,
+}
+
+/// What a tensor is that a closure gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LeafKind {
+    /// A result, with the name given by [`named`], by the key of a list, or by the position in a tuple under a name.
+    Result(Option<String>),
+    /// What a [`Kept`](super::Kept) tensor becomes.
+    Kept(KeptName),
 }
 
 /// A value made of tensors: a tensor, a tuple, a list, an option, or a named one.
@@ -80,11 +91,11 @@ pub struct Inputs {
     pub(super) declared: Vec<Declared>,
 }
 
-/// One data input.
+/// One input of a closure.
 #[derive(Clone, Debug)]
 pub(super) struct Declared {
     pub(super) id: u64,
-    pub(super) name: String,
+    pub(super) kind: InputKind,
     pub(super) shape: Vec<usize>,
     pub(super) dtype: DType,
 }
@@ -101,10 +112,21 @@ impl Inputs {
         shape: [usize; D],
         dtype: DType,
     ) -> Tensor<D, K> {
+        let name = name.map_or_else(|| format!("input{}", self.declared.len()), str::to_owned);
+        self.declare(InputKind::Data { name }, shape, dtype)
+    }
+
+    /// Declares one input of a kind.
+    pub(super) fn declare<const D: usize, K: Kind>(
+        &mut self,
+        kind: InputKind,
+        shape: [usize; D],
+        dtype: DType,
+    ) -> Tensor<D, K> {
         let tensor = kind::placeholder::<D, K>(shape, dtype, &self.device);
         self.declared.push(Declared {
             id: kind::id(&tensor),
-            name: name.map_or_else(|| format!("input{}", self.declared.len()), str::to_owned),
+            kind,
             shape: shape.to_vec(),
             // burn gives every boolean tensor the storage of its device, whatever was asked for.
             dtype: tensor.dtype(),
@@ -125,7 +147,7 @@ pub fn field_name(structure: Option<&str>, field: &str) -> String {
 
 impl<const D: usize, K: Kind> Tensors for Tensor<D, K> {
     fn leaves(&self, prefix: Option<&str>, out: &mut Vec<Leaf>) {
-        out.push(Leaf { name: prefix.map(str::to_owned), id: K::id(self) });
+        out.push(Leaf { kind: LeafKind::Result(prefix.map(str::to_owned)), id: K::id(self) });
     }
 }
 

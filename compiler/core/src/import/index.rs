@@ -30,13 +30,23 @@ impl Builder {
     }
 
     pub(super) fn select_assign(&mut self, o: &SelectAssignOpIr) -> Imports {
-        if o.update != IndexingUpdateOp::Add {
-            return Err(self.unsupported("only adding at indices is supported"));
-        }
         let (base, index, value) = (self.get(&o.tensor), self.get(&o.indices), self.get(&o.value));
         let rank = self.shape(base).len();
         let front: Vec<usize> = std::iter::once(o.dim).chain((0..rank).filter(|&d| d != o.dim)).collect();
-        let update = self.transposed(value, &front);
+        let moved = |builder: &mut Self, v| if o.dim == 0 { v } else { builder.transposed(v, &front) };
+        let update = moved(self, value);
+        match o.update {
+            IndexingUpdateOp::Add => {}
+            IndexingUpdateOp::Assign => {
+                let table = moved(self, base);
+                let ty = self.graph.ty(table).clone();
+                let v = self.push(Op::Put, &[table, index, update], ty);
+                let back: Vec<usize> = (1..=o.dim).chain([0]).chain(o.dim + 1..rank).collect();
+                let v = if o.dim == 0 { v } else { self.transposed(v, &back) };
+                return self.set(&o.out, v);
+            }
+            _ => return Err(self.unsupported("at indices, only adding and assigning are supported")),
+        }
         let whole = self.shape(base);
         let shape: Vec<usize> = front.iter().map(|&d| whole[d]).collect();
         let ty = Type::new(self.graph.ty(base).dtype, shape);

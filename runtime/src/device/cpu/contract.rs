@@ -11,7 +11,7 @@
 //! type are rounded once, after the whole sum.
 
 use super::arena::Arena;
-use super::microkernel::{MOST_COLUMNS, MOST_ROWS, Real, Tiles};
+use super::microkernel::{MOST_COLUMNS, MOST_ROWS, ROWS_AT_ONCE, Real, Tiles, Widen};
 use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
@@ -25,6 +25,11 @@ pub(crate) const BLOCK_M: usize = 120;
 pub(crate) const BLOCK_N: usize = 512;
 /// Up to this many rows it is cheaper to read the right operand where it lies.
 const FEW_ROWS: usize = 24;
+/// Up to this many rows a product takes as long as reading the right operand from memory once, so that it is read row by row
+/// as it lies: a panel of columns would touch a page for each row.
+const STREAMED_ROWS: usize = 8;
+/// Sums of all rows that a streamed product has at a time: they stay in the first cache.
+const STREAMED: usize = 4096;
 
 /// Offsets of the elements of one operand along one group of dimensions.
 #[derive(Clone, Debug)]
@@ -130,6 +135,15 @@ struct Operand<T> {
     put: Put<T>,
 }
 
+/// How the rows of a right operand that is read as it lies are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rows {
+    /// In the type of the product.
+    Native,
+    /// In bf16, of which the product's type has every number.
+    Bf16,
+}
+
 /// Where a product is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -185,6 +199,8 @@ pub(crate) struct Product<T: 'static> {
     hand_on: bool,
     /// A row times a matrix of dense columns.
     dots: bool,
+    /// How the right operand is read if it is read row by row, for few rows of the left one.
+    streams: Option<Rows>,
     /// Left and right are exchanged, and rows and columns with them.
     swapped: bool,
     /// The result is in the scratch, as so many elements.
@@ -421,6 +437,7 @@ where
         convert_out: false,
         hand_on: target == Target::Blocks,
         dots: false,
+        streams: None,
         swapped: false,
         whole,
     };
@@ -454,12 +471,23 @@ where
     p.read_right = p.right.native && p.m <= FEW_ROWS && matches!(p.right_k, Offsets::Affine(_));
     p.convert_out = !p.out.native && p.k > BLOCK_K;
     p.dots = p.m == 1 && p.left.native && p.right.native && unit(&p.left_k) && unit(&p.right_k);
+    let rows = match if p.swapped { c.left.dtype } else { c.right.dtype } {
+        _ if p.right.native => Some(Rows::Native),
+        DType::BF16 => Some(Rows::Bf16),
+        _ => None,
+    };
+    p.streams = rows.filter(|_| !p.dots && p.m <= STREAMED_ROWS && unit(&p.right_n));
     Ok(p)
 }
 
 impl<T: Real> Product<T> {
     fn block_n(&self) -> usize {
-        BLOCK_N.min(self.n.next_multiple_of(self.tiles.columns))
+        self.n.next_multiple_of(self.tiles.columns).min(if self.streams.is_some() { self.streamed() } else { BLOCK_N })
+    }
+
+    /// Columns that a streamed product has sums of at a time.
+    fn streamed(&self) -> usize {
+        (STREAMED / self.m.max(1)).next_multiple_of(BLOCK_N)
     }
 
     fn block_k(&self) -> usize {
@@ -481,7 +509,7 @@ impl<T: Real> Product<T> {
 
     /// Whether blocks are summed in the scratch.
     fn sums_apart(&self) -> bool {
-        self.convert_out || self.hand_on
+        self.convert_out || self.hand_on || self.streams.is_some()
     }
 
     /// Rows of one column block of sums would fall on the same cache sets without the distance.
@@ -529,7 +557,8 @@ impl<T: Real> Product<T> {
     }
 
     fn panel_elements(&self) -> usize {
-        let reads = self.swapped || self.read_right || self.dots || self.k == 0 || self.k > BLOCK_K;
+        let reads =
+            self.swapped || self.read_right || self.dots || self.streams.is_some() || self.k == 0 || self.k > BLOCK_K;
         if reads { 0 } else { self.n.next_multiple_of(self.tiles.columns) * self.k }
     }
 
@@ -587,7 +616,11 @@ impl<T: Real> Product<T> {
             } else if self.dots {
                 self.dots(left, right, out, scratch, part, finish);
             } else {
-                self.blocks(left, right, out, scratch, part, finish);
+                match self.streams {
+                    Some(Rows::Native) => self.stream::<T>(left, right.cast(), out, scratch, part, finish),
+                    Some(Rows::Bf16) => self.stream::<Bf16>(left, right.cast(), out, scratch, part, finish),
+                    None => self.blocks(left, right, out, scratch, part, finish),
+                }
             }
         }
     }
@@ -648,6 +681,80 @@ impl<T: Real> Product<T> {
                 }
             }
             finish(Block { batch: 0, rows: (0, 1), columns: (j0, n), sums: sums.cast() });
+        }
+    }
+
+    /// A product of few rows: the right operand is read once, as it lies.
+    unsafe fn stream<E: Widen<T>>(
+        &self,
+        left: *const u8,
+        right: *const E,
+        out: *mut u8,
+        scratch: *mut T,
+        part: Part,
+        finish: Finish<'_>,
+    ) {
+        let [m, all_n, k] = part.size;
+        let (sums, stride) = (scratch.wrapping_add(self.sums_start()), self.sum_stride());
+        // SAFETY: see `run`.
+        let x = |i: usize, p: usize| unsafe { (self.left.get)(left, self.left_m.at(i) + self.left_k.at(p)) };
+        for j0 in (0..all_n).step_by(self.streamed()) {
+            let n = self.streamed().min(all_n - j0);
+            let sums_of = |i: usize| sums.wrapping_add(i * stride);
+            // SAFETY: rows of sums lie in the scratch, one apart from the other.
+            (0..m).for_each(|i| unsafe { sums_of(i).write_bytes(0, n) });
+            for p0 in (0..k).step_by(ROWS_AT_ONCE) {
+                let row = |p: usize| right.wrapping_offset(j0 as isize + self.right_k.at(p));
+                let rows: [*const E; ROWS_AT_ONCE] = std::array::from_fn(|q| row((p0 + q).min(k - 1)));
+                let whole = p0 + ROWS_AT_ONCE <= k;
+                let mut i = 0;
+                while whole && i + 4 <= m {
+                    let x = std::array::from_fn(|r| std::array::from_fn(|q| x(i + r, p0 + q)));
+                    // SAFETY: the rows lie in the arena.
+                    unsafe { T::add_rows::<E, 4>(&x, &rows, &std::array::from_fn(|r| sums_of(i + r)), n) }
+                    i += 4;
+                }
+                while whole && i < m {
+                    let x = [std::array::from_fn(|q| x(i, p0 + q))];
+                    // SAFETY: as above.
+                    unsafe { T::add_rows::<E, 1>(&x, &rows, &[sums_of(i)], n) }
+                    i += 1;
+                }
+                for i in i..m {
+                    for (q, row) in rows[..k - p0].iter().enumerate() {
+                        let x = x(i, p0 + q);
+                        for j in 0..n {
+                            // SAFETY: as above.
+                            unsafe {
+                                let sum = sums_of(i).add(j);
+                                *sum = *sum + x * (*row.add(j)).widen();
+                            }
+                        }
+                    }
+                }
+            }
+            for i in 0..m {
+                for j in 0..n {
+                    let offset = self.out_m.at(i) + self.out_n.at(j0 + j);
+                    // SAFETY: see `run`; a result that is accumulated is stored in this type.
+                    unsafe {
+                        let sum = sums_of(i).add(j);
+                        *sum = self.scale * *sum;
+                        if self.hand_on {
+                        } else if part.accumulate {
+                            let o = out.cast::<T>().offset(offset);
+                            *o = *o + *sum;
+                        } else {
+                            (self.out.put)(out, offset, *sum);
+                        }
+                    }
+                }
+            }
+            // What takes blocks has room for so many columns.
+            for j in (0..n).step_by(BLOCK_N) {
+                let columns = (j0 + j, BLOCK_N.min(n - j));
+                finish(Block { batch: 0, rows: (0, m), columns, sums: sums.wrapping_add(j).cast() });
+            }
         }
     }
 

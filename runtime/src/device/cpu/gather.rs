@@ -1,4 +1,4 @@
-//! Rows of tables: reading them, and adding to them.
+//! Rows of tables: reading them, adding to them, and replacing them.
 
 use super::arena::Arena;
 use crate::element::{Element, Lane, SUM, with_element};
@@ -21,7 +21,18 @@ pub(crate) struct Table {
     index: unsafe fn(*const u8, isize) -> i64,
     kernel: RowKernel,
     clear: RowKernel,
-    take: bool,
+    task: Task,
+}
+
+/// What is done with rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// They are read.
+    Take,
+    /// They are added to a table that is cleared first.
+    ScatterAdd,
+    /// They replace those of the table.
+    Put,
 }
 
 /// `(width, target, its step, source, its step)`.
@@ -84,7 +95,7 @@ impl Table {
         arena: &Arena,
         buffers: &[Buffer],
     ) -> Result<Self, String> {
-        Self::new(table, index, out, first_row, true, arena, buffers)
+        Self::new(table, index, out, first_row, Task::Take, arena, buffers)
     }
 
     /// Prepares adding rows to a table that is cleared first. Rows are added in the order of the
@@ -97,7 +108,19 @@ impl Table {
         arena: &Arena,
         buffers: &[Buffer],
     ) -> Result<Self, String> {
-        Self::new(out, index, update, first_row, false, arena, buffers)
+        Self::new(out, index, update, first_row, Task::ScatterAdd, arena, buffers)
+    }
+
+    /// Prepares replacing rows of a table, in the order of the index.
+    pub(crate) fn put(
+        table: &View,
+        index: &View,
+        rows: &View,
+        first_row: usize,
+        arena: &Arena,
+        buffers: &[Buffer],
+    ) -> Result<Self, String> {
+        Self::new(table, index, rows, first_row, Task::Put, arena, buffers)
     }
 
     fn new(
@@ -105,7 +128,7 @@ impl Table {
         numbers: &View,
         rows: &View,
         first_row: usize,
-        take: bool,
+        task: Task,
         arena: &Arena,
         buffers: &[Buffer],
     ) -> Result<Self, String> {
@@ -126,7 +149,7 @@ impl Table {
             arena.resolve_view(buffers, numbers)?,
             arena.resolve_view(buffers, rows)?,
         ];
-        let target = if take { 2 } else { 0 };
+        let target = if task == Task::Take { 2 } else { 0 };
         if (0..3).any(|i| i != target && places[i].overlaps(&places[target])) {
             return Err("the result overlaps an operand".into());
         }
@@ -148,9 +171,9 @@ impl Table {
                 DType::U8 => index::<u8>,
                 d => return Err(format!("row numbers of type {d}; they must be integers")),
             },
-            kernel: with_element!(table.dtype, E => if take { copy::<E> } else { add::<E> }),
+            kernel: with_element!(table.dtype, E => if task == Task::ScatterAdd { add::<E> } else { copy::<E> }),
             clear: with_element!(table.dtype, E => zero::<E>),
-            take,
+            task,
         })
     }
 
@@ -164,7 +187,7 @@ impl Table {
         // SAFETY: all elements were found to lie in the arena, and row numbers are compared with the
         // number of local rows before they are used.
         unsafe {
-            if !self.take {
+            if self.task == Task::ScatterAdd {
                 for r in 0..self.local_rows as isize {
                     (self.clear)(self.width, table.wrapping_offset(r * self.outer[0]), self.inner[0], null, 0);
                 }
@@ -174,11 +197,11 @@ impl Table {
                 let here = number >= 0 && number < self.local_rows as i64;
                 let row = rows.wrapping_offset(t * self.outer[2]);
                 let entry = table.wrapping_offset(number.max(0) as isize * self.outer[0]);
-                match (self.take, here) {
-                    (true, true) => (self.kernel)(self.width, row, self.inner[1], entry, self.inner[0]),
-                    (true, false) => (self.clear)(self.width, row, self.inner[1], null, 0),
-                    (false, true) => (self.kernel)(self.width, entry, self.inner[0], row, self.inner[1]),
-                    (false, false) => {}
+                match (self.task, here) {
+                    (Task::Take, true) => (self.kernel)(self.width, row, self.inner[1], entry, self.inner[0]),
+                    (Task::Take, false) => (self.clear)(self.width, row, self.inner[1], null, 0),
+                    (_, true) => (self.kernel)(self.width, entry, self.inner[0], row, self.inner[1]),
+                    (_, false) => {}
                 }
             }
         }

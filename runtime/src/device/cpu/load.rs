@@ -94,6 +94,9 @@ impl Executable {
                 Action::ScatterAdd { index, update, out, first_row } => {
                     Prepared::Table(Table::scatter_add(index, update, out, *first_row, arena, buffers).map_err(fail)?)
                 }
+                Action::Put { table, index, rows, first_row } => {
+                    Prepared::Table(Table::put(table, index, rows, *first_row, arena, buffers).map_err(fail)?)
+                }
                 Action::Copy { from, to } => Prepared::Copy(Copy::prepare(from, to, arena, buffers).map_err(fail)?),
                 Action::CumSum { from, to, dim } => {
                     let rows = Rows::cumsum(from, to, *dim, arena, buffers).map_err(fail)?;

@@ -1,7 +1,7 @@
 //! The inner kernels of matrix products: a few rows times a panel of columns, held in registers.
 
 use super::{has_avx2, has_avx512};
-use crate::element::Lane;
+use crate::element::{Bf16, Lane};
 
 /// Rows of the highest tile.
 pub(crate) const MOST_ROWS: usize = 12;
@@ -51,8 +51,78 @@ pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Outpu
     /// # Safety
     /// The elements must be readable, and `out` writable for `k · n` elements.
     unsafe fn transpose(k: usize, columns: &[*const Self], out: *mut Self);
+    /// The number, exactly.
+    fn of_f32(x: f32) -> Self;
     /// `Σ a[i]·b[i]`.
     fn dot(a: &[Self], b: &[Self]) -> Self;
+    /// `sums[r][j] += Σ x[r][p]·rows[p][j]` for `n` columns.
+    ///
+    /// # Safety
+    /// Each row has `n` elements, and so has each row of sums, apart from all others.
+    unsafe fn add_rows<E: Widen<Self>, const R: usize>(
+        x: &[[Self; ROWS_AT_ONCE]; R],
+        rows: &[*const E; ROWS_AT_ONCE],
+        sums: &[*mut Self; R],
+        n: usize,
+    );
+}
+
+/// An element that is converted without rounding to the type of a product as it is read.
+pub(crate) trait Widen<T>: Copy {
+    /// The same number.
+    fn widen(self) -> T;
+}
+
+impl<T: Copy> Widen<T> for T {
+    #[inline(always)]
+    fn widen(self) -> T {
+        self
+    }
+}
+
+impl<T: Real> Widen<T> for Bf16 {
+    #[inline(always)]
+    fn widen(self) -> T {
+        T::of_f32(self.to_f32())
+    }
+}
+
+/// Rows of the right operand that [`Real::add_rows`] reads side by side: as many streams as a core prefetches.
+pub(crate) const ROWS_AT_ONCE: usize = 8;
+
+macro_rules! add_rows_body {
+    ($x:ident, $rows:ident, $sums:ident, $n:ident, $t:ty, |$a:ident, $b:ident, $s:ident| $fma:expr) => {{
+        const WIDTH: usize = 64 / size_of::<$t>();
+        let whole = $n - $n % WIDTH;
+        for j in (0..whole).step_by(WIDTH) {
+            // SAFETY: the caller guarantees readable rows and writable sums.
+            let mut totals: [[$t; WIDTH]; R] = std::array::from_fn(|r| unsafe { *$sums[r].add(j).cast() });
+            for (p, row) in $rows.iter().enumerate() {
+                // SAFETY: as above.
+                let elements = unsafe { *row.add(j).cast::<[E; WIDTH]>() };
+                for r in 0..R {
+                    for i in 0..WIDTH {
+                        let ($a, $b, $s) = ($x[r][p], elements[i].widen(), totals[r][i]);
+                        totals[r][i] = $fma;
+                    }
+                }
+            }
+            for r in 0..R {
+                // SAFETY: as above.
+                unsafe { *$sums[r].add(j).cast() = totals[r] };
+            }
+        }
+        for j in whole..$n {
+            for r in 0..R {
+                for (p, row) in $rows.iter().enumerate() {
+                    // SAFETY: as above.
+                    let (sum, element) = unsafe { (&mut *$sums[r].add(j), *row.add(j)) };
+                    let ($a, $b, $s) = ($x[r][p], element.widen(), *sum);
+                    *sum = $fma;
+                }
+            }
+        }
+    }};
 }
 
 macro_rules! portable_tile {
@@ -269,11 +339,22 @@ macro_rules! dot_body {
 }
 
 macro_rules! real {
-    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $avx512:ident, $dot:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
+    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $avx512:ident, $dot:ident, $rows:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
         fn $dot(a: &[$t], b: &[$t]) -> $t {
             dot_body!(a, b, $t, |x, y, s| x.mul_add(y, s))
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn $rows<E: Widen<$t>, const R: usize>(
+            x: &[[$t; ROWS_AT_ONCE]; R],
+            rows: &[*const E; ROWS_AT_ONCE],
+            sums: &[*mut $t; R],
+            n: usize,
+        ) {
+            add_rows_body!(x, rows, sums, n, $t, |a, b, s| a.mul_add(b, s));
         }
 
         impl Real for $t {
@@ -295,6 +376,11 @@ macro_rules! real {
                 unsafe { transpose_portable(done, $k, $c, $o) }
             }
 
+            #[inline(always)]
+            fn of_f32(x: f32) -> $t {
+                x.into()
+            }
+
             fn dot(a: &[$t], b: &[$t]) -> $t {
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
@@ -303,10 +389,24 @@ macro_rules! real {
                 }
                 dot_body!(a, b, $t, |x, y, s| x * y + s)
             }
+
+            unsafe fn add_rows<E: Widen<$t>, const R: usize>(
+                x: &[[$t; ROWS_AT_ONCE]; R],
+                rows: &[*const E; ROWS_AT_ONCE],
+                sums: &[*mut $t; R],
+                n: usize,
+            ) {
+                #[cfg(target_arch = "x86_64")]
+                if has_avx2() {
+                    // SAFETY: the CPU has the features; the rest is passed on to the caller.
+                    return unsafe { $rows(x, rows, sums, n) };
+                }
+                add_rows_body!(x, rows, sums, n, $t, |a, b, s| a * b + s);
+            }
         }
     };
 }
-real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dot_f32, |k, columns, out| {
+real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dot_f32, add_rows_f32, |k, columns, out| {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: the CPU has the features; the rest is passed on to the caller.
@@ -317,4 +417,4 @@ real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dot_f32, |k, columns, out| {
         0
     }
 });
-real!(f64, 8, portable_f64, avx2_f64, avx512_f64, dot_f64, |k, columns, out| 0);
+real!(f64, 8, portable_f64, avx2_f64, avx512_f64, dot_f64, add_rows_f64, |k, columns, out| 0);

@@ -158,6 +158,7 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
         Action::ScatterAdd { index, update, out, first_row } => {
             table::scatter_add(rank, index, update, out, *first_row)?
         }
+        Action::Put { table, index, rows, first_row } => table::put(rank, table, index, rows, *first_row)?,
         Action::CumSum { from, to, dim } => scan::cumsum(rank, from, to, *dim)?,
         Action::TopK { from, values, indices } => scan::top_k(rank, from, values, indices)?,
         Action::Contract(c) => {

@@ -1,4 +1,4 @@
-//! Rows of tables: reading them, and adding to them in the order of the index.
+//! Rows of tables: reading them, and adding to them or replacing them in the order of the index.
 //!
 //! Adding is deterministic without atomics: a first kernel finds for each number of the index the
 //! next equal one and whether it is the first; a second one lets a block for each first one walk the
@@ -153,4 +153,37 @@ pub(super) fn scatter_add(
     let args = vec![at[1], next, first, at[2], at[0], first_row as i64];
     launches.push(rank.launch("scatter_add", (count, BLOCK), false, args, &text)?);
     Ok(launches)
+}
+
+/// The launch that replaces rows. A thread has a column and walks the index, so that the last row of a number stays.
+pub(super) fn put(
+    rank: &mut Rank<'_>,
+    table: &View,
+    index: &View,
+    rows: &View,
+    first_row: usize,
+) -> Result<Vec<Launch>, String> {
+    let number = check(table, index, rows)?;
+    let places = [rank.view(table)?, rank.view(index)?, rank.view(rows)?];
+    if (1..3).any(|i| places[i].overlaps(&places[0])) {
+        return Err("the result overlaps an operand".into());
+    }
+    let (count, width) = (rows.shape[0], rows.shape[1]);
+    if count * width == 0 {
+        return Ok(Vec::new());
+    }
+    let at = places.map(|p| rank.at(p.base));
+    let t = raw(table.dtype.bytes());
+    let text = format!(
+        "    {t}* const table = ({t}*)(A + a0);\n    const {number}* const index = (const {number}*)(A + a1);\n    \
+         const {t}* const rows = (const {t}*)(A + a2);\n    \
+         for (u64 q = blockIdx.x * (u64){BLOCK} + threadIdx.x; q < {width}u; q += gridDim.x * (u64){BLOCK}) {{\n        \
+         for (i64 t = 0; t < {count}; t++) {{\n            \
+         const i64 number = lane(read_only(index + t * {})) - a3;\n            \
+         if (number >= 0 && number < {}) \
+         table[number * {} + (i64)q * {}] = read_only(rows + t * {} + (i64)q * {});\n        }}\n    }}\n",
+        index.strides[0], table.shape[0], table.strides[0], table.strides[1], rows.strides[0], rows.strides[1],
+    );
+    let args = vec![at[0], at[1], at[2], first_row as i64];
+    Ok(vec![rank.launch("put", (width.div_ceil(BLOCK).min(GRID), BLOCK), false, args, &text)?])
 }

@@ -1,0 +1,75 @@
+//! Tensors that a program keeps from one run to the next: the keys and values of a cache.
+//!
+//! A closure receives such a tensor as the previous run left it, and gives what it becomes with [`Kept::becomes`]. The ranks
+//! hold it in their arenas beside the parameters, and programs over the same session share it. It lies on the mesh as what is
+//! written into it does.
+
+use super::captured::InputKind;
+use super::kind::{self, Kind};
+use super::tensors::{Batch, Inputs, Leaf, LeafKind, Tensors};
+use burn::tensor::{DType, Float, Tensor};
+use std::marker::PhantomData;
+
+/// Which kept tensor of a program it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct KeptName {
+    /// The module that it belongs to, by its path.
+    pub owner: String,
+    /// What it is to the module.
+    pub name: String,
+}
+
+/// A tensor that a program keeps, as an entry of a closure's batch: its name, shape and element type.
+#[derive(Clone, Debug)]
+pub struct Kept<const D: usize, K: Kind = Float> {
+    name: KeptName,
+    shape: [usize; D],
+    dtype: DType,
+    kind: PhantomData<K>,
+}
+
+/// A kept tensor as a closure receives it.
+#[derive(Clone, Debug)]
+pub struct Before<const D: usize, K: Kind = Float> {
+    name: KeptName,
+    /// What the previous run left.
+    pub tensor: Tensor<D, K>,
+}
+
+/// What a kept tensor becomes, as a result of a closure.
+#[derive(Clone, Debug)]
+pub struct After<const D: usize, K: Kind = Float> {
+    name: KeptName,
+    tensor: Tensor<D, K>,
+}
+
+impl<const D: usize, K: Kind> Kept<D, K> {
+    /// A kept tensor of a module.
+    pub fn new(owner: impl Into<String>, name: impl Into<String>, shape: [usize; D], dtype: DType) -> Self {
+        let name = KeptName { owner: owner.into(), name: name.into() };
+        Kept { name, shape, dtype, kind: PhantomData }
+    }
+}
+
+impl<const D: usize, K: Kind> Before<D, K> {
+    /// Says what it becomes.
+    pub fn becomes(&self, tensor: Tensor<D, K>) -> After<D, K> {
+        After { name: self.name.clone(), tensor }
+    }
+}
+
+impl<const D: usize, K: Kind> Batch for Kept<D, K> {
+    type Tensors = Before<D, K>;
+
+    fn record(&self, _: Option<&str>, inputs: &mut Inputs) -> Before<D, K> {
+        let KeptName { owner, name } = self.name.clone();
+        let kind = InputKind::State { parameter: owner, name };
+        Before { name: self.name.clone(), tensor: inputs.declare(kind, self.shape, self.dtype) }
+    }
+}
+
+impl<const D: usize, K: Kind> Tensors for After<D, K> {
+    fn leaves(&self, _: Option<&str>, out: &mut Vec<Leaf>) {
+        out.push(Leaf { kind: LeafKind::Kept(self.name.clone()), id: kind::Kind::id(&self.tensor) });
+    }
+}

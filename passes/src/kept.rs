@@ -1,0 +1,60 @@
+//! Places the tensors that a program keeps from one run to the next and writes rows of: the keys and values of a cache.
+//!
+//! No plan names them. Each lies like the rows that are written into it, so that a run moves neither the tensor nor the rows:
+//! a cache of keys is sharded by heads where the keys are, by the batch where the batch is, and replicated where several
+//! ranks compute the same head. The dimension of the rows stays whole, because every run writes other rows.
+//!
+//! Before: `%0 = input state "attention/keys" : f32[64, 2, 8, 16]`, `%9 = put %0, %slots, %keys` with
+//! `%keys : f32[1, 2@dp, 8@tp, 16]`, and nothing said of `attention/keys`.
+//! After: an annotation `f32[64, 2@dp, 8@tp, 16]` of that input.
+
+use crate::cost::CostModel;
+use crate::propagate::{Annotation, Annotations, propagate_mapped};
+use petgraph::graph::NodeIndex;
+use std::collections::HashSet;
+use tpc_ir::reason::Cause;
+use tpc_ir::{Graph, InputKind, Op, Output, OutputKind, Sharding, Value};
+
+/// A tensor that is kept, the rows that are written into it, and how many dimensions their numbers have.
+struct Written<'a> {
+    name: &'a str,
+    rows: Value,
+    numbered: usize,
+}
+
+/// The states that a program writes rows of, without those that a plan places.
+fn written<'a>(graph: &'a Graph, annotations: &Annotations) -> Vec<Written<'a>> {
+    let update = |output: &'a Output| match &output.kind {
+        OutputKind::Update(name) => Some(name.as_str()),
+        _ => None,
+    };
+    let updated: HashSet<&str> = graph.outputs.iter().filter_map(update).collect();
+    let open = |kind: InputKind, name: &str| {
+        kind == InputKind::State && updated.contains(name) && !annotations.inputs.contains_key(name)
+    };
+    let states = graph.inputs().filter(|(_, kind, name)| open(*kind, name));
+    let rows = states.filter_map(|(input, _, name)| {
+        let is_put = |user: NodeIndex, operand: u32| matches!(graph.node(user).op, Op::Put) && operand == 0;
+        let (put, _) = graph.users(input).find(|(user, edge)| is_put(*user, edge.operand))?;
+        let operands = graph.operands(put);
+        Some(Written { name, rows: operands[2], numbered: graph.ty(operands[1]).rank() })
+    });
+    rows.collect()
+}
+
+/// Annotates every state that rows are written into and that nothing places yet.
+pub fn place_kept(graph: &Graph, annotations: &mut Annotations, cost: &CostModel) {
+    let written = written(graph, annotations);
+    if written.is_empty() {
+        return;
+    }
+    let (placed, mapping) = propagate_mapped(graph, annotations, cost);
+    for Written { name, rows, numbered } in written {
+        let columns = &placed.ty(mapping[&rows]).sharding.dims[numbered..];
+        let sharding = Sharding { dims: [&[Vec::new()], columns].concat(), partial: None };
+        if !sharding.is_replicated() {
+            let why = Cause::Stated("lies like the rows that are written into it".into()).into();
+            annotations.inputs.insert(name.to_owned(), Annotation { sharding, why });
+        }
+    }
+}
