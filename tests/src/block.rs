@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use tpc::scope;
 use tpc_command::subject::without_optimizer;
 use tpc_compiler::capture::{Spec, TrainingOptions, capture_training_shapes, named};
-use tpc_compiler::models::{LlamaConfig, LlamaForCausalLM, LlamaLayer, RopePairs, RopeTables, mask};
+use tpc_compiler::models::{Context, DecoderConfig, DecoderLayer, DecoderWithHead, RopePairs, RopeTables, mask};
 use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::program::{Action, CollectiveKind, RankProgram};
 use tpc_passes::styles::Plan;
@@ -15,7 +15,7 @@ use tpc_passes::styles::Plan;
 /// The first block of a model, with its input as a parameter, so that the input gets a gradient.
 #[derive(Module, Debug)]
 struct Block {
-    layers: Vec<LlamaLayer>,
+    layers: Vec<DecoderLayer>,
     x: Param<Tensor<3>>,
 }
 
@@ -25,7 +25,7 @@ struct Block {
 /// # Panics
 /// If it cannot be compiled.
 pub fn block(
-    config: &LlamaConfig,
+    config: &DecoderConfig,
     [batch, seq]: [usize; 2],
     plan: &Plan,
     on: &str,
@@ -33,7 +33,7 @@ pub fn block(
 ) -> InferenceProgram {
     let shape = [batch, seq, config.hidden_size];
     let build = |device: &Device| {
-        let mut layers = LlamaForCausalLM::new(config, device).model.layers;
+        let mut layers = DecoderWithHead::new(config, device).model.layers;
         layers.truncate(1);
         Block { layers, x: Initializer::Zeros.init(shape, device) }
     };
@@ -41,8 +41,8 @@ pub fn block(
     let forward = |model: &Block, gradient: Tensor<3>| {
         let x = model.x.val();
         let rope = RopeTables::new(&config.rope, RopePairs::Halves, seq, config.head_dim, &x.device());
-        let hidden = mask(seq, true, None, None, &x.device());
-        let y = scope("layers.0", x, |x| model.layers[0].forward(x, &rope, hidden.as_ref()));
+        let at = Context { rope: Some(rope), mask: mask(seq, true, None, None, &x.device()) };
+        let y = scope("layers.0", x, |x| model.layers[0].forward(x, &at));
         ((y.clone() * gradient).sum(), named("y", y))
     };
     let step =
@@ -81,14 +81,14 @@ mod tests {
     use tpc_ir::{InputKind, OutputKind};
     use tpc_runtime::LaunchOptions;
 
-    fn small() -> LlamaConfig {
+    fn small() -> DecoderConfig {
         let config = config(json!({
             "model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4,
             "num_key_value_heads": 2, "num_hidden_layers": 1, "vocab_size": 8, "rms_norm_eps": 1e-6,
             "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
         }));
         match config {
-            ModelConfig::Llama(config) => config,
+            ModelConfig::Decoder(config) => config,
             other => panic!("{other:?}"),
         }
     }

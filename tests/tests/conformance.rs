@@ -71,7 +71,7 @@ struct Reference {
 
 impl Reference {
     fn open(model: &'static str) -> Self {
-        let dir = data(&format!("hf/{model}"));
+        let dir = data(model);
         let expected: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.join("expected.json")).unwrap()).unwrap();
         Reference {
@@ -131,14 +131,16 @@ impl Reference {
                 found.norms.extend(session.read_f64(&OutputKind::Result(GRAD_NORM.into())).unwrap());
             }
             for entry in map.entries.iter().filter(|_| i == 0) {
-                if let Ok(values) = session.read_f64(&OutputKind::Gradient(entry.hf_name.clone())) {
-                    found.gradients.insert(entry.hf_name.clone(), entry.to_file_layout(short(values)));
+                if let Ok(values) = session.read_f64(&OutputKind::Gradient(entry.name().to_string())) {
+                    // Parameters that are rows of one tensor follow each other.
+                    let rows = entry.to_file_layout(short(values));
+                    found.gradients.entry(entry.hf_name.clone()).or_default().extend(rows);
                 }
             }
         }
         for entry in &map.entries {
-            let values = training.session().read_input_f64(&entry.hf_name).unwrap();
-            found.parameters.insert(entry.hf_name.clone(), entry.to_file_layout(short(values)));
+            let values = training.session().read_input_f64(entry.name()).unwrap();
+            found.parameters.entry(entry.hf_name.clone()).or_default().extend(entry.to_file_layout(short(values)));
         }
         for (rank, bytes) in predicted.into_iter().enumerate() {
             assert_eq!(training.session().allocated_bytes(rank), bytes, "the arena is what was predicted");
@@ -289,4 +291,43 @@ macro_rules! conformance {
     )+ };
 }
 
-conformance!(llama "llama-tiny", gpt2 "gpt2-tiny", bert "bert-tiny");
+conformance!(llama "hf/llama-tiny", gpt2 "hf/gpt2-tiny", bert "hf/bert-tiny");
+
+/// What is tried with every family and every kind of rotary embedding: one rank, heads on two and on four, sequences, sharded parameters.
+const EVERY: [(&str, &str); 7] = [
+    ("none", ""),
+    ("tp", "tp=2"),
+    ("tp", "tp=4"),
+    ("tp-sp", "tp=2"),
+    ("fsdp", "dp=2"),
+    ("2d", "dp=2,tp=2"),
+    ("zero1", "dp=2"),
+];
+
+macro_rules! families {
+    ($($name:ident $model:literal),+ $(,)?) => { mod families { $(
+        #[test]
+        fn $name() {
+            for (plan, mesh) in super::EVERY {
+                super::trains_as_expected(concat!("families/", $model), plan, mesh);
+            }
+        }
+    )+ } };
+}
+
+families!(
+    llama "llama",
+    mistral "mistral",
+    qwen2 "qwen2",
+    qwen3 "qwen3",
+    gemma2 "gemma2",
+    gemma3 "gemma3",
+    phi3 "phi3",
+    olmo2 "olmo2",
+    gpt2 "gpt2",
+    yarn "yarn",
+    yarn_with_mscale "yarn-mscale",
+    dynamic "dynamic",
+    longrope_within "longrope-short",
+    longrope_beyond "longrope-long",
+);

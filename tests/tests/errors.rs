@@ -100,7 +100,7 @@ fn plans_that_do_not_fit_the_model() {
     refused(
         Plan::new().with("model.layers.0", RowwiseParallel::default()),
         "tp=2",
-        "plan entry `model.layers.0` (RowwiseParallel) finds nothing to parallelize in `model.layers.0`, which is a LlamaLayer: it works on a linear, an embedding or a convolution",
+        "plan entry `model.layers.0` (RowwiseParallel) finds nothing to parallelize in `model.layers.0`, which is a DecoderLayer: it works on a linear, an embedding or a convolution",
     );
     refused(
         Plan::new().with("lm_head", PairwiseParallel),
@@ -228,7 +228,7 @@ fn configurations() {
     let cases = [
         (
             config_error("model_type", Some(json!("lama"))),
-            "unknown model_type \"lama\"; supported are llama, mistral, qwen2, qwen3, gpt2, bert, llama-interleaved",
+            "unknown model_type \"lama\"; supported are llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, gpt2, bert, llama-interleaved",
         ),
         (config_error("model_type", None), "missing key \"model_type\" (needed for model_type \"any\")"),
         (
@@ -252,8 +252,8 @@ fn configurations() {
             "key \"hidden_act\" should be one of silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu, but is \"sigmoid\"",
         ),
         (
-            config_error("rope_scaling", Some(json!({ "rope_type": "yarn", "factor": 2.0 }))),
-            "key \"rope_scaling.rope_type\" should be one of default, linear, llama3, but is \"yarn\"",
+            config_error("rope_scaling", Some(json!({ "rope_type": "ntk", "factor": 2.0 }))),
+            "key \"rope_scaling.rope_type\" should be one of default, linear, dynamic, yarn, longrope, llama3, but is \"ntk\"",
         ),
     ];
     for (error, expected) in cases {

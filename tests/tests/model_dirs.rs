@@ -728,12 +728,12 @@ fn keys_that_mean_nothing_are_named() {
         "inconsistent configuration: layer_types has sliding_attention, but use_sliding_window and sliding_window give no window",
     );
     refused(
-        with("llama", "rope_scaling", json!({ "type": "yarn", "factor": 2.0 })),
-        "key \"rope_scaling.type\" should be one of default, linear, llama3, but is \"yarn\"",
+        with("llama", "rope_scaling", json!({ "type": "axial", "factor": 2.0 })),
+        "key \"rope_scaling.type\" should be one of default, linear, dynamic, yarn, longrope, llama3, but is \"axial\"",
     );
     refused(
-        with("llama", "rope_parameters", json!({ "rope_type": "longrope" })),
-        "key \"rope_parameters.rope_type\" should be one of default, linear, llama3, but is \"longrope\"",
+        with("llama", "rope_parameters", json!({ "rope_type": "long" })),
+        "key \"rope_parameters.rope_type\" should be one of default, linear, dynamic, yarn, longrope, llama3, but is \"long\"",
     );
     refused(with("llama", "rms_norm_eps", json!("x")), "key \"rms_norm_eps\" should be a number, but is \"x\"");
 }
@@ -809,7 +809,7 @@ fn defaults_are_those_of_transformers() {
     use tpc_compiler::models::{ModelConfig, ModelDir};
     let config = |json: Json| ModelConfig::from_json(&json, Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"));
     let llama = |json: Json| match config(json) {
-        ModelConfig::Llama(c) => c,
+        ModelConfig::Decoder(c) => c,
         other => panic!("{other:?}"),
     };
     // (family, vocabulary, width of the MLP, positions, kv heads, width of a head, biases of q, k and v)

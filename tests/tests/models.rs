@@ -8,8 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tpc_compiler::capture::{Captured, InputKind, Spec, TrainingOptions, capture_training_shapes, named};
 use tpc_compiler::models::{
-    self, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, RopeScaling, TokenInputs, WeightMap,
-    Weights, presets,
+    self, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, TokenInputs, WeightMap, Weights, presets,
 };
 
 fn data(path: &str) -> PathBuf {
@@ -169,7 +168,8 @@ fn train<M: Module>(
 
 fn against_torch(name: &str) {
     let device = device();
-    let dir = ModelDir::open(data("hf").join(name)).unwrap();
+    let dir = ModelDir::open(data(name)).unwrap();
+    assert_eq!(dir.warnings, []);
     let inputs = Weights::open_file(&dir.path.join("inputs.safetensors")).unwrap();
     let expected = Weights::open_file(&dir.path.join("expected.safetensors")).unwrap();
     let file: Value = serde_json::from_slice(&std::fs::read(dir.path.join("expected.json")).unwrap()).unwrap();
@@ -180,6 +180,7 @@ fn against_torch(name: &str) {
     // Every tensor of the file is a parameter, and the reverse.
     let mut names: Vec<&str> = map.entries.iter().map(|e| e.hf_name.as_str()).collect();
     names.sort();
+    names.dedup();
     assert_eq!(names, dir.weights.names().collect::<Vec<_>>());
 
     let optional = |name: &str| inputs.contains(name).then(|| ints(&inputs, name, &device));
@@ -207,18 +208,44 @@ fn against_torch(name: &str) {
 
 #[test]
 fn llama_as_torch() {
-    against_torch("llama-tiny");
+    against_torch("hf/llama-tiny");
 }
 
 #[test]
 fn gpt2_as_torch() {
-    against_torch("gpt2-tiny");
+    against_torch("hf/gpt2-tiny");
 }
 
 #[test]
 fn bert_as_torch() {
-    against_torch("bert-tiny");
+    against_torch("hf/bert-tiny");
 }
+
+macro_rules! families {
+    ($($test:ident $model:literal),+ $(,)?) => { $(
+        #[test]
+        fn $test() {
+            against_torch(concat!("families/", $model));
+        }
+    )+ };
+}
+
+families!(
+    llama3_rope_as_torch "llama",
+    mistral_as_torch "mistral",
+    qwen2_as_torch "qwen2",
+    qwen3_as_torch "qwen3",
+    gemma2_as_torch "gemma2",
+    gemma3_as_torch "gemma3",
+    phi3_as_torch "phi3",
+    olmo2_as_torch "olmo2",
+    gpt2_with_inner_width_as_torch "gpt2",
+    yarn_as_torch "yarn",
+    yarn_with_mscale_as_torch "yarn-mscale",
+    dynamic_rope_as_torch "dynamic",
+    longrope_within_the_original_context_as_torch "longrope-short",
+    longrope_beyond_the_original_context_as_torch "longrope-long",
+);
 
 /// A model of the goldens, in the layout and under the names of torch's modules.
 fn golden<M: Module>(name: &str, model: M, map: &WeightMap, forward: impl Fn(&M, &Weights) -> (Vec<f32>, Tensor<1>)) {
@@ -300,9 +327,9 @@ fn logits(config: &Value, ids: &[i64]) -> Vec<f32> {
     logits
 }
 
-fn llama_config(config: &Value) -> models::LlamaConfig {
+fn llama_config(config: &Value) -> models::DecoderConfig {
     match parse(config).unwrap() {
-        ModelConfig::Llama(config) => config,
+        ModelConfig::Decoder(config) => config,
         other => panic!("{other:?}"),
     }
 }
@@ -369,8 +396,8 @@ fn rope_types() {
     assert_eq!(parse(&old).unwrap(), parse(&new).unwrap());
     logits(&old, &[1, 2, 3]);
     // Llama 3.1's frequencies: the fast ones kept, the slow ones divided by 8, a passage between.
-    let scaled = llama_config(&old).rope.frequencies(128);
-    let plain = RopeConfig { theta: 500000.0, scaling: RopeScaling::Default }.frequencies(128);
+    let scaled = llama_config(&old).rope.frequencies(128, 8);
+    let plain = RopeConfig::plain(500000.0).frequencies(128, 8);
     assert_eq!(scaled[0], 1.0);
     assert_eq!(scaled[10], plain[10]);
     assert!((scaled[63] * 8.0 / plain[63] - 1.0).abs() < 1e-12);
@@ -379,7 +406,7 @@ fn rope_types() {
     assert!((plain[1] - 500000f64.powf(-2.0 / 128.0)).abs() < 1e-15);
 
     let linear = small("llama", json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }));
-    let frequencies = llama_config(&linear).rope.frequencies(8);
+    let frequencies = llama_config(&linear).rope.frequencies(8, 8);
     assert!((frequencies[0] - 0.25).abs() < 1e-12);
     logits(&linear, &[1, 2, 3]);
 }
@@ -388,7 +415,7 @@ fn rope_types() {
 #[test]
 fn interleaved_rope_agrees_with_halves() {
     let device = Device::flex();
-    let config = RopeConfig { theta: 10000.0, scaling: RopeScaling::Default };
+    let config = RopeConfig::plain(10000.0);
     let (seq, head_dim) = (5, 8);
     let input: Vec<f32> = (0..seq * head_dim).map(|i| (i as f32 * 0.37).sin()).collect();
     let to_pairs = |values: &[f32]| -> Vec<f32> {
@@ -470,7 +497,7 @@ fn configuration_errors() {
     let text = |config: Value| parse(&config).unwrap_err().to_string();
     assert_eq!(
         text(json!({ "model_type": "mamba" })),
-        "dir/config.json: unknown model_type \"mamba\"; supported are llama, mistral, qwen2, qwen3, gpt2, bert, llama-interleaved"
+        "dir/config.json: unknown model_type \"mamba\"; supported are llama, mistral, qwen2, qwen3, gemma2, gemma3_text, phi3, olmo2, gpt2, bert, llama-interleaved"
     );
     assert_eq!(text(json!({})), "dir/config.json: missing key \"model_type\" (needed for model_type \"any\")");
     assert_eq!(
@@ -490,8 +517,8 @@ fn configuration_errors() {
         "dir/config.json: key \"num_hidden_layers\" should be a whole number from 1 up, but is \"two\""
     );
     assert_eq!(
-        text(small("llama", json!({ "rope_scaling": { "rope_type": "yarn", "factor": 2.0 } }))),
-        "dir/config.json: key \"rope_scaling.rope_type\" should be one of default, linear, llama3, but is \"yarn\""
+        text(small("llama", json!({ "rope_scaling": { "rope_type": "proportional", "factor": 2.0 } }))),
+        "dir/config.json: key \"rope_scaling.rope_type\" should be one of default, linear, dynamic, yarn, longrope, llama3, but is \"proportional\""
     );
     assert_eq!(
         text(small("llama", json!({ "hidden_act": "mish" }))),

@@ -136,12 +136,7 @@ fn too_large(flags: &str, tensor: &str, shape: &str) -> Failure {
 /// # Errors
 /// The first such tensor.
 pub fn check_size(config: &ModelConfig, [batch, seq]: [usize; 2]) -> Outcome {
-    let (heads, inner) = match config {
-        ModelConfig::Llama(c) => (c.num_attention_heads, c.intermediate_size),
-        ModelConfig::Gpt2(c) => (c.n_head, c.n_inner),
-        ModelConfig::Bert(c) => (c.num_attention_heads, c.intermediate_size),
-        ModelConfig::Interleaved(c) => (c.n_heads, c.ffn),
-    };
+    let (heads, inner) = (config.heads(), config.inner_width());
     let tensors: [(&str, &[usize]); 4] = [
         ("the batch", &[batch, seq]),
         ("the attention's scores", &[batch, heads, seq, seq]),

@@ -581,9 +581,9 @@ fn write_gradients(session: &Session, map: &WeightMap, output: Option<Output>) -
             values.insert(name.clone(), gradient);
         }
     }
-    let has_gradient = |entry: &&WeightEntry| values.contains_key(&entry.hf_name);
+    let has_gradient = |entry: &&WeightEntry| values.contains_key(entry.name());
     let entries = map.entries.iter().filter(has_gradient).cloned().collect();
-    let mut value = |entry: &WeightEntry| Ok::<_, ModelError>(values.remove(&entry.hf_name).unwrap_or_default());
+    let mut value = |entry: &WeightEntry| Ok::<_, ModelError>(values.remove(entry.name()).unwrap_or_default());
     let write = |output| write_weights(output, &WeightMap { entries }, &mut value).map_err(LoadError::from);
     let written = output.map_or(Ok(()), write);
     session.agree("write gradients", written, |()| Vec::new())?;

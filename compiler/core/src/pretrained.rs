@@ -106,10 +106,10 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -
     Ok(captured)
 }
 
-/// burn's module paths to the names in the model's weight files.
+/// burn's module paths to what programs and plans call the parameters: see [`WeightEntry::name`].
 pub fn names(config: &ModelConfig) -> HashMap<String, String> {
     let map = weight_map(config);
-    map.entries.into_iter().map(|e| (e.burn_path, e.hf_name)).collect()
+    map.entries.iter().map(|e| (e.burn_path.clone(), e.name().to_string())).collect()
 }
 
 /// Loads every parameter of a session from weight files, all ranks at once: each rank reads only its own box of each tensor, a strip
@@ -133,7 +133,7 @@ pub(crate) enum Called {
 impl Called {
     fn name(self, entry: &WeightEntry) -> &str {
         match self {
-            Called::AsInFiles => &entry.hf_name,
+            Called::AsInFiles => entry.name(),
             Called::AsInModules => &entry.burn_path,
         }
     }
@@ -433,9 +433,9 @@ pub fn condition(session: &Session, map: &WeightMap) -> Result<Condition, LoadEr
         read_strip(session, (entry, Called::AsInFiles), strip, &mut bytes, values)?;
         for value in values.iter() {
             if !value.is_finite() {
-                found.not_finite.get_or_insert_with(|| (entry.hf_name.clone(), *value));
+                found.not_finite.get_or_insert_with(|| (entry.name().to_string(), *value));
             } else if found.largest.as_ref().is_none_or(|(_, largest)| value.abs() > *largest) {
-                found.largest = Some((entry.hf_name.clone(), value.abs()));
+                found.largest = Some((entry.name().to_string(), value.abs()));
             }
         }
         Ok::<_, LoadError>(())

@@ -1,69 +1,102 @@
-//! Scaled dot-product attention in plain operations, and its masks.
+//! Scaled dot-product attention in plain operations, and the module that most families share.
 
-use burn::tensor::{Bool, Device, Int, Tensor, activation};
+use super::decoder_config::{DecoderConfig, QkNorm};
+use super::layers::linear;
+use super::mask::Mask;
+use super::norm::RmsNorm;
+use super::rope::RopeTables;
+use super::scope;
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor, activation};
 
-/// What a masked score is set to: far below every real score, and still a number, so that a row with no visible key becomes uniform.
-const MASKED: f64 = -1e30;
-
-/// Which keys each query must not see.
+/// What attention knows of a call apart from its input: where the tokens of the call stand, and what they may see.
 #[derive(Debug, Clone)]
-pub struct Mask {
-    /// `[1 or batch, 1, 1 or seq, seq]`, true where a key must not be seen.
-    hidden: Tensor<4, Bool>,
-    /// Whether a query may see no key at all: the mask has to do with the data, not with positions alone.
-    may_be_blind: bool,
+pub struct Context {
+    /// The rotation of the call's positions; `None` in models that learn their positions.
+    pub rope: Option<RopeTables>,
+    /// The keys that queries must not see; `None` if they see all.
+    pub mask: Option<Mask>,
 }
 
-impl Mask {
-    /// The scores `[batch, heads, seq, seq]` with those of hidden keys far below all others.
-    ///
-    /// A query that sees no key attends to all keys alike, and its scores have the gradient of that: transformers' eager attention adds
-    /// the lowest number to hidden scores, which leaves nothing of them but passes their gradients on. Elsewhere a hidden
-    /// key's weight is exactly 0, and so is its gradient.
-    fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
-        let hidden = self.hidden.clone();
-        if !self.may_be_blind {
-            return scores.mask_fill(hidden, MASKED);
-        }
-        // The difference is 0, and has the gradient.
-        let values = scores.clone().detach();
-        values.clone().mask_fill(hidden, MASKED) + (scores - values)
-    }
+/// How scores are made of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scores {
+    /// What products are multiplied by.
+    pub scale: f64,
+    /// The bound that scaled products approach, `cap · tanh(x / cap)`.
+    pub cap: Option<f64>,
 }
 
-/// Builds the mask; `None` when every key may be seen.
-///
-/// The causal part is a comparison of two position vectors, never a stored matrix.
-/// `window` limits a query to that many keys up to and including its own position.
-/// `padding` is Hugging Face's `attention_mask`: 1 for a token, 0 for padding.
-pub fn mask(
-    seq: usize,
-    causal: bool,
-    window: Option<usize>,
-    padding: Option<Tensor<2, Int>>,
-    device: &Device,
-) -> Option<Mask> {
-    let may_be_blind = padding.is_some();
-    let mut result: Option<Tensor<4, Bool>> = None;
-    if causal {
-        let positions = Tensor::<1, Int>::arange(0..seq as i64, device);
-        let keys = positions.clone().reshape([1, 1, 1, seq]);
-        let queries = positions.reshape([1, 1, seq, 1]);
-        let mut hidden = keys.clone().greater(queries.clone());
-        if let Some(window) = window.filter(|window| *window < seq) {
-            hidden = hidden.bool_or(keys.lower_equal(queries.sub_scalar(window as i64)));
+/// Grouped-query attention with rotary embeddings.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries.
+    pub q_proj: Linear,
+    /// Keys.
+    pub k_proj: Linear,
+    /// Values.
+    pub v_proj: Linear,
+    /// The output.
+    pub o_proj: Linear,
+    /// A norm of the queries, as `qk_norm` says.
+    pub q_norm: Option<RmsNorm>,
+    /// A norm of the keys.
+    pub k_norm: Option<RmsNorm>,
+    heads: usize,
+    kv_heads: usize,
+    #[module(skip)]
+    qk_norm: QkNorm,
+    #[module(skip)]
+    scores: Scores,
+}
+
+impl Attention {
+    /// Builds the module with lazily drawn weights.
+    pub fn new(config: &DecoderConfig, device: &Device) -> Self {
+        let (hidden, std) = (config.hidden_size, config.initializer_range);
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        let (queries, keys) = (heads * config.head_dim, kv_heads * config.head_dim);
+        let norm = |projection: usize| match config.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Heads => Some(config.norm(config.head_dim, device)),
+            QkNorm::Projection => Some(config.norm(projection, device)),
+        };
+        Self {
+            q_proj: linear(hidden, queries, config.qkv_bias, std, device),
+            k_proj: linear(hidden, keys, config.qkv_bias, std, device),
+            v_proj: linear(hidden, keys, config.qkv_bias, std, device),
+            o_proj: linear(queries, hidden, config.output_bias, std, device),
+            q_norm: norm(queries),
+            k_norm: norm(keys),
+            heads,
+            kv_heads,
+            qk_norm: config.qk_norm,
+            scores: config.scores,
         }
-        result = Some(hidden);
     }
-    if let Some(padding) = padding {
-        let [batch, keys] = padding.dims();
-        let padded = padding.equal_elem(0).reshape([batch, 1, 1, keys]);
-        result = Some(match result {
-            Some(hidden) => hidden.bool_or(padded),
-            None => padded,
-        });
+
+    /// Attention of `x [b, s, d]` to itself.
+    pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
+        let project = |projection: &Linear, norm: &Option<RmsNorm>, name: &str, heads: usize| {
+            let projected = projection.forward(x.clone());
+            let projected = match (norm, self.qk_norm) {
+                (Some(norm), QkNorm::Projection) => scope(name, projected, |x| norm.forward(x)),
+                _ => projected,
+            };
+            split_heads(projected, heads)
+        };
+        let each_head = |x: Tensor<4>, norm: &Option<RmsNorm>, name: &str| match (norm, self.qk_norm) {
+            (Some(norm), QkNorm::Heads) => scope(name, x, |x| norm.forward(x)),
+            _ => x,
+        };
+        let query = project(&self.q_proj, &self.q_norm, "q_norm", self.heads);
+        let key = project(&self.k_proj, &self.k_norm, "k_norm", self.kv_heads);
+        let value = project(&self.v_proj, &None, "", self.kv_heads);
+        let query = each_head(query, &self.q_norm, "q_norm");
+        let key = each_head(key, &self.k_norm, "k_norm");
+        self.o_proj.forward(attend(query, key, value, self.scores, at))
     }
-    result.map(|hidden| Mask { hidden, may_be_blind })
 }
 
 /// Splits the last dimension into heads: `[b, s, heads·hd]` to `[b, s, heads, hd]`.
@@ -81,15 +114,30 @@ pub fn repeat_heads(x: Tensor<4>, heads: usize) -> Tensor<4> {
     x.unsqueeze_dim::<5>(2).expand([batch, kv, heads / kv, seq, head_dim]).reshape([batch, heads, seq, head_dim])
 }
 
-/// Attention of `query [b, s, h, hd]` over `key` and `value` `[b, s, kv, hd]`, merged to `[b, s, h·hd]`.
-pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scale: f64, mask: Option<&Mask>) -> Tensor<3> {
+/// Attention of `query [b, s, h, hd]` over `key` and `value` `[b, s, kv, hd]`, merged to `[b, s, h·hd]`. Queries and keys are
+/// rotated first. Every family comes through here.
+pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scores: Scores, at: &Context) -> Tensor<3> {
     let [batch, seq, heads, head_dim] = query.dims();
+    let rotate = |x: Tensor<4>| match &at.rope {
+        Some(rope) => rope.apply(x),
+        None => x,
+    };
+    let (query, key) = (rotate(query), rotate(key));
     let query = query.swap_dims(1, 2);
+    // Keys and values are [b, kv, s, hd] here, before heads are repeated.
     let key = repeat_heads(key.swap_dims(1, 2), heads);
     let value = repeat_heads(value.swap_dims(1, 2), heads);
-    let mut scores = query.matmul(key.swap_dims(2, 3)) * scale;
-    if let Some(mask) = mask {
-        scores = mask.apply(scores);
+    let mut products = query.matmul(key.swap_dims(2, 3)) * scores.scale;
+    if let Some(cap) = scores.cap {
+        products = soft_cap(products, cap);
     }
-    activation::softmax(scores, 3).matmul(value).swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
+    if let Some(mask) = &at.mask {
+        products = mask.apply(products);
+    }
+    activation::softmax(products, 3).matmul(value).swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
+}
+
+/// `cap · tanh(x / cap)`: nearly `x` where that is small, and never beyond the cap.
+pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
+    (x / cap).tanh() * cap
 }

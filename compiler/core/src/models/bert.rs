@@ -1,9 +1,10 @@
 //! BERT for masked language modelling: a bidirectional encoder with layer norms after each residual sum.
 #![allow(non_snake_case)] // `LayerNorm` is a field's name in the weight files
 
-use super::attention::{Mask, attend, mask, split_heads};
-use super::config::BertConfig;
+use super::attention::{Context, Scores, attend, split_heads};
+use super::bert_config::BertConfig;
 use super::layers::{Activation, embedding, linear, look_up, tied_logits};
+use super::mask::mask;
 use super::scope;
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
@@ -78,7 +79,8 @@ pub struct BertSelfAttention {
     /// Values.
     pub value: Linear,
     heads: usize,
-    scale: f64,
+    #[module(skip)]
+    scores: Scores,
 }
 
 /// A linear layer, the residual sum, a norm.
@@ -200,12 +202,12 @@ impl BertModel {
         attention_mask: Option<Tensor<2, Int>>,
     ) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let mask = mask(seq, false, None, attention_mask, &input_ids.device());
+        let at = Context { rope: None, mask: mask(seq, false, None, attention_mask, &input_ids.device()) };
         let hidden =
             scope("embeddings", (input_ids, token_type_ids), |(ids, types)| self.embeddings.forward(ids, types));
         scope("encoder", hidden, |mut hidden| {
             for (i, layer) in self.encoder.layer.iter().enumerate() {
-                hidden = scope(&format!("layer.{i}"), hidden, |hidden| layer.forward(hidden, mask.as_ref()));
+                hidden = scope(&format!("layer.{i}"), hidden, |hidden| layer.forward(hidden, &at));
             }
             hidden
         })
@@ -237,7 +239,7 @@ impl BertLayer {
                     key: square(),
                     value: square(),
                     heads: config.num_attention_heads,
-                    scale: ((width / config.num_attention_heads) as f64).powf(-0.5),
+                    scores: Scores { scale: ((width / config.num_attention_heads) as f64).powf(-0.5), cap: None },
                 },
                 output: output(width),
             },
@@ -250,9 +252,9 @@ impl BertLayer {
     }
 
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, at: &Context) -> Tensor<3> {
         let attended = scope("attention", hidden, |hidden| {
-            let context = scope("self", hidden.clone(), |x| self.attention.self_.forward(x, mask));
+            let context = scope("self", hidden.clone(), |x| self.attention.self_.forward(x, at));
             scope("output", (context, hidden), |(context, hidden)| self.attention.output.forward(context, hidden))
         });
         let inner = scope("intermediate", attended.clone(), |x| self.intermediate.forward(x));
@@ -262,11 +264,11 @@ impl BertLayer {
 
 impl BertSelfAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let query = split_heads(self.query.forward(x.clone()), self.heads);
         let key = split_heads(self.key.forward(x.clone()), self.heads);
         let value = split_heads(self.value.forward(x), self.heads);
-        attend(query, key, value, self.scale, mask)
+        attend(query, key, value, self.scores, at)
     }
 }
 

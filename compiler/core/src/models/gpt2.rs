@@ -1,8 +1,9 @@
 //! GPT-2: learned positions, a fused q|k|v projection, layer norms before each part, tied output weights.
 
-use super::attention::{Mask, attend, mask};
-use super::config::Gpt2Config;
+use super::attention::{Context, Scores, attend};
+use super::gpt2_config::Gpt2Config;
 use super::layers::{Activation, embedding, linear, tied_logits};
+use super::mask::mask;
 use super::scope;
 use burn::module::Module;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
@@ -51,7 +52,8 @@ pub struct Gpt2Attention {
     /// The output.
     pub c_proj: Linear,
     heads: usize,
-    scale: f64,
+    #[module(skip)]
+    scores: Scores,
 }
 
 /// The MLP.
@@ -94,12 +96,12 @@ impl Gpt2Model {
     /// The last hidden states `[b, s, d]`.
     pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let mask = mask(seq, true, None, attention_mask, &input_ids.device());
+        let at = Context { rope: None, mask: mask(seq, true, None, attention_mask, &input_ids.device()) };
         let tokens = scope("wte", input_ids, |ids| self.wte.forward(ids));
         let positions = self.wpe.weight.val().narrow(0, 0, seq).unsqueeze::<3>();
         let mut hidden = tokens + positions;
         for (i, block) in self.h.iter().enumerate() {
-            hidden = scope(&format!("h.{i}"), hidden, |hidden| block.forward(hidden, mask.as_ref()));
+            hidden = scope(&format!("h.{i}"), hidden, |hidden| block.forward(hidden, &at));
         }
         scope("ln_f", hidden, |hidden| self.ln_f.forward(hidden))
     }
@@ -122,7 +124,7 @@ impl Gpt2Block {
                 c_attn: linear(width, 3 * width, true, std, device),
                 c_proj: linear(width, width, true, residual_std, device),
                 heads: config.n_head,
-                scale,
+                scores: Scores { scale, cap: None },
             },
             ln_2: norm(config, device),
             mlp: Gpt2Mlp {
@@ -134,9 +136,9 @@ impl Gpt2Block {
     }
 
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, at: &Context) -> Tensor<3> {
         let normed = scope("ln_1", hidden.clone(), |x| self.ln_1.forward(x));
-        let hidden = hidden + scope("attn", normed, |x| self.attn.forward(x, mask));
+        let hidden = hidden + scope("attn", normed, |x| self.attn.forward(x, at));
         let normed = scope("ln_2", hidden.clone(), |x| self.ln_2.forward(x));
         hidden + scope("mlp", normed, |x| self.mlp.forward(x))
     }
@@ -144,13 +146,13 @@ impl Gpt2Block {
 
 impl Gpt2Attention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, mask: Option<&Mask>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let [batch, seq, width] = x.dims();
         let head_dim = width / self.heads;
         let fused = self.c_attn.forward(x).reshape([batch, seq, 3, self.heads, head_dim]);
         let [query, key, value] =
             [0, 1, 2].map(|part| fused.clone().narrow(2, part, 1).reshape([batch, seq, self.heads, head_dim]));
-        self.c_proj.forward(attend(query, key, value, self.scale, mask))
+        self.c_proj.forward(attend(query, key, value, self.scores, at))
     }
 }
 

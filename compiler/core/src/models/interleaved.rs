@@ -1,9 +1,10 @@
 //! The Llama of the Llama repository, under its own names, as the peers' comparisons use it: rotary pairs are interleaved.
 
-use super::attention::{Mask, attend, mask, split_heads};
-use super::config::InterleavedConfig;
+use super::attention::{Context, Scores, attend, split_heads};
+use super::interleaved_config::InterleavedConfig;
 use super::layers::{Activation, embedding, linear};
-use super::rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
+use super::mask::mask;
+use super::rope::{RopeConfig, RopePairs, RopeTables};
 use super::scope;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
@@ -103,12 +104,12 @@ impl InterleavedLlama {
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let device = tokens.device();
-        let config = RopeConfig { theta: self.theta, scaling: RopeScaling::Default };
+        let config = RopeConfig::plain(self.theta);
         let rope = RopeTables::new(&config, RopePairs::Interleaved, seq, self.head_dim, &device);
-        let mask = mask(seq, true, None, None, &device);
+        let at = Context { rope: Some(rope), mask: mask(seq, true, None, None, &device) };
         let mut hidden = scope("tok_embeddings", tokens, |ids| self.tok_embeddings.forward(ids));
         for (i, block) in self.layers.iter().enumerate() {
-            hidden = scope(&format!("layers.{i}"), hidden, |hidden| block.forward(hidden, &rope, mask.as_ref()));
+            hidden = scope(&format!("layers.{i}"), hidden, |hidden| block.forward(hidden, &at));
         }
         let hidden = scope("norm", hidden, |x| self.norm.forward(x));
         scope("output", hidden, |x| self.output.forward(x))
@@ -117,9 +118,9 @@ impl InterleavedLlama {
 
 impl InterleavedBlock {
     /// The block's output for `hidden [b, s, d]`.
-    pub fn forward(&self, hidden: Tensor<3>, rope: &RopeTables, mask: Option<&Mask>) -> Tensor<3> {
+    pub fn forward(&self, hidden: Tensor<3>, at: &Context) -> Tensor<3> {
         let normed = scope("attention_norm", hidden.clone(), |x| self.attention_norm.forward(x));
-        let hidden = hidden + scope("attention", normed, |x| self.attention.forward(x, rope, mask));
+        let hidden = hidden + scope("attention", normed, |x| self.attention.forward(x, at));
         let normed = scope("ffn_norm", hidden.clone(), |x| self.ffn_norm.forward(x));
         hidden + scope("feed_forward", normed, |x| self.feed_forward.forward(x))
     }
@@ -127,13 +128,13 @@ impl InterleavedBlock {
 
 impl InterleavedAttention {
     /// Attention of `x [b, s, d]` to itself.
-    pub fn forward(&self, x: Tensor<3>, rope: &RopeTables, mask: Option<&Mask>) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let query = split_heads(self.wq.forward(x.clone()), self.heads);
         let key = split_heads(self.wk.forward(x.clone()), self.kv_heads);
         let value = split_heads(self.wv.forward(x), self.kv_heads);
         let [_, _, _, head_dim] = query.dims();
-        let scale = (head_dim as f64).powf(-0.5);
-        self.wo.forward(attend(rope.apply(query), rope.apply(key), value, scale, mask))
+        let scores = Scores { scale: (head_dim as f64).powf(-0.5), cap: None };
+        self.wo.forward(attend(query, key, value, scores, at))
     }
 }
 

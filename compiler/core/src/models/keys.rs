@@ -156,6 +156,29 @@ impl<'a> Keys<'a> {
         Err(self.inconsistent(format!("{key} would be {size} by default, and a size is at most {LARGEST_SIZE}")))
     }
 
+    /// A number, or null.
+    pub(super) fn opt_number(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        self.number(key)
+    }
+
+    /// A list of numbers above 0.
+    pub(super) fn positives(&self, key: &str) -> Result<Vec<f64>, ModelError> {
+        let Some(value) = self.get(key) else { return Err(self.missing(key)) };
+        let all = value.as_array().and_then(|values| values.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
+        match all.filter(|all| all.iter().all(|x| *x > 0.0)) {
+            Some(all) => Ok(all),
+            None => Err(self.wrong(key, "a list of numbers above 0")),
+        }
+    }
+
+    /// A share: above 0 and at most 1.
+    pub(super) fn share_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+        match self.number(key)?.unwrap_or(default) {
+            share if share > 0.0 && share <= 1.0 => Ok(share),
+            _ => Err(self.wrong(key, "a number above 0 and up to 1")),
+        }
+    }
+
     fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         match self.get(key) {
             None => Ok(None),
@@ -179,6 +202,14 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A number above 0, or null.
+    pub(super) fn opt_positive(&self, key: &str) -> Result<Option<f64>, ModelError> {
+        match self.has(key) {
+            true => self.positive(key).map(Some),
+            false => Ok(None),
+        }
+    }
+
     pub(super) fn probability_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         match self.number(key)?.unwrap_or(if self.mentions(key) { 0.0 } else { default }) {
             p if (0.0..1.0).contains(&p) => Ok(p),
@@ -191,6 +222,28 @@ impl<'a> Keys<'a> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => value.as_i64().map(Some).ok_or_else(|| self.wrong(key, "a whole number")),
+        }
+    }
+
+    /// A row of a table of so many, as PyTorch's `padding_idx` names it: counted from the end if negative. `absent` without the key.
+    pub(super) fn padding_row(
+        &self,
+        key: &str,
+        rows: usize,
+        absent: Option<usize>,
+    ) -> Result<Option<usize>, ModelError> {
+        let Some(id) = self.opt_integer(key)? else {
+            return match absent.filter(|_| !self.mentions(key)) {
+                Some(row) if row >= rows => {
+                    Err(self.inconsistent(format!("{key} is {row} by default, but the vocabulary has {rows} entries")))
+                }
+                row => Ok(row),
+            };
+        };
+        let row = if id < 0 { id.checked_add_unsigned(rows as u64) } else { Some(id) };
+        match row.and_then(|row| usize::try_from(row).ok()).filter(|row| *row < rows) {
+            Some(row) => Ok(Some(row)),
+            None => Err(self.wrong(key, &format!("null or an entry of the vocabulary of {rows}"))),
         }
     }
 

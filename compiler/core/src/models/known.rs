@@ -2,11 +2,14 @@
 //!
 //! The tables follow the configuration and modeling files of transformers 5. A key is read, or it has one value that can be had, or it
 //! changes nothing that is computed here. A key of which none of this is known may change the model, so it is named in a warning.
-//! That every key marked as [`Role::Read`] is read, and no other, is tested in `config.rs`.
+//! That every key marked as [`Role::Read`] is read, and no other, is tested in `config.rs`. What only one family has stands in its own file.
 
+use super::config::ModelType;
 use super::error::ModelError;
 use super::keys::Keys;
+use super::rope::RopeScaling;
 use super::warning::ModelWarning;
+use super::{bert_config, gpt2_config, interleaved_config};
 use serde_json::Value;
 
 /// What a key is to the compiler.
@@ -27,8 +30,6 @@ pub(super) enum Sole {
     False,
     /// `true`.
     True,
-    /// 1.
-    One,
     /// This text.
     Text(&'static str),
     /// An empty list or object.
@@ -39,7 +40,8 @@ pub(super) enum Sole {
 
 use Role::{Harmless, Only, Read};
 
-type Table = &'static [(&'static str, Role)];
+/// Keys and what they are.
+pub(super) type Table = &'static [(&'static str, Role)];
 
 /// Keys of every configuration of transformers.
 const COMMON: Table = &[
@@ -137,7 +139,7 @@ const COMMON: Table = &[
     ("target_lookbehind", Harmless),
 ];
 
-/// What Llama, Mistral, Qwen2 and Qwen3 have in common.
+/// What all families of the shared decoder have in common.
 const DECODER: Table = &[
     ("vocab_size", Read),
     ("hidden_size", Read),
@@ -148,11 +150,11 @@ const DECODER: Table = &[
     ("head_dim", Read),
     ("max_position_embeddings", Read),
     ("rms_norm_eps", Read),
-    ("hidden_act", Read),
     ("rope_parameters", Read),
     ("rope_scaling", Read),
     ("rope_theta", Read),
-    ("partial_rotary_factor", Only(Sole::One)),
+    ("partial_rotary_factor", Read),
+    ("original_max_position_embeddings", Read),
     ("tie_word_embeddings", Read),
     ("pad_token_id", Read),
     ("initializer_range", Read),
@@ -161,142 +163,48 @@ const DECODER: Table = &[
     ("is_causal", Only(Sole::True)),
 ];
 
-const LLAMA: Table = &[
-    ("attention_bias", Read),
-    ("mlp_bias", Read),
-    // The same sums in parts.
-    ("pretraining_tp", Harmless),
+/// What is read of `rope_parameters` and `rope_scaling`, by their kind.
+const ROPE: Table = &[("rope_type", Read), ("type", Read), ("rope_theta", Read), ("partial_rotary_factor", Read)];
+const ROPE_FACTOR: Table = &[("factor", Read)];
+const ROPE_LLAMA3: Table =
+    &[("low_freq_factor", Read), ("high_freq_factor", Read), ("original_max_position_embeddings", Read)];
+const ROPE_YARN: Table = &[
+    ("attention_factor", Read),
+    ("beta_fast", Read),
+    ("beta_slow", Read),
+    ("truncate", Read),
+    ("mscale", Read),
+    ("mscale_all_dim", Read),
+    ("original_max_position_embeddings", Read),
 ];
-
-const MISTRAL: Table = &[("sliding_window", Read)];
-
-const QWEN2: Table = &[
-    ("use_sliding_window", Read),
-    ("sliding_window", Read),
-    ("max_window_layers", Read),
-    ("layer_types", Read),
-    ("use_mrope", Only(Sole::False)),
-];
-
-const QWEN3: Table = &[
-    ("attention_bias", Read),
-    ("use_sliding_window", Read),
-    ("sliding_window", Read),
-    ("max_window_layers", Read),
-    ("layer_types", Read),
-];
-
-const GPT2: Table = &[
-    ("vocab_size", Read),
-    ("n_positions", Read),
-    ("n_embd", Read),
-    ("n_layer", Read),
-    ("n_head", Read),
-    // The names that transformers maps to the four above.
-    ("max_position_embeddings", Read),
-    ("hidden_size", Read),
-    ("num_hidden_layers", Read),
-    ("num_attention_heads", Read),
-    ("n_inner", Read),
-    ("activation_function", Read),
-    ("layer_norm_epsilon", Read),
-    ("scale_attn_weights", Read),
-    ("scale_attn_by_inverse_layer_idx", Read),
-    ("tie_word_embeddings", Read),
-    ("initializer_range", Read),
-    // Named in a note; dropout is not applied.
-    ("attn_pdrop", Read),
-    ("embd_pdrop", Read),
-    ("resid_pdrop", Read),
-    ("add_cross_attention", Only(Sole::False)),
-    ("is_causal", Only(Sole::True)),
-    // GPT-2's embedding has no padding row.
-    ("pad_token_id", Harmless),
-    // In f32 the same.
-    ("reorder_and_upcast_attn", Harmless),
-    ("n_ctx", Harmless),
-    ("n_special", Harmless),
-    ("predict_special_tokens", Harmless),
-    ("summary_type", Harmless),
-    ("summary_use_proj", Harmless),
-    ("summary_activation", Harmless),
-    ("summary_proj_to_labels", Harmless),
-    ("summary_first_dropout", Harmless),
-    ("summary_last_dropout", Harmless),
-    ("hidden_dropout", Harmless),
-];
-
-const BERT: Table = &[
-    ("vocab_size", Read),
-    ("hidden_size", Read),
-    ("intermediate_size", Read),
-    ("num_hidden_layers", Read),
-    ("num_attention_heads", Read),
-    ("max_position_embeddings", Read),
-    ("type_vocab_size", Read),
-    ("layer_norm_eps", Read),
-    ("hidden_act", Read),
-    ("tie_word_embeddings", Read),
-    ("pad_token_id", Read),
-    ("initializer_range", Read),
-    // Named in a note; dropout is not applied.
-    ("attention_probs_dropout_prob", Read),
-    ("hidden_dropout_prob", Read),
-    ("position_embedding_type", Only(Sole::Text("absolute"))),
-    ("is_decoder", Only(Sole::False)),
-    ("add_cross_attention", Only(Sole::False)),
-    // The pooler, which a masked language model does not have.
-    ("directionality", Harmless),
-    ("pooler_fc_size", Harmless),
-    ("pooler_num_attention_heads", Harmless),
-    ("pooler_num_fc_layers", Harmless),
-    ("pooler_size_per_head", Harmless),
-    ("pooler_type", Harmless),
-];
-
-const INTERLEAVED: Table = &[
-    ("dim", Read),
-    ("n_layers", Read),
-    ("n_heads", Read),
-    ("n_kv_heads", Read),
-    ("ffn", Read),
-    ("vocab", Read),
-    ("seq", Read),
-    ("eps", Read),
-    ("theta", Read),
-    ("initializer_range", Read),
-];
-
-/// What is read of `rope_parameters` and `rope_scaling`, by `rope_type`.
-const ROPE: Table =
-    &[("rope_type", Read), ("type", Read), ("rope_theta", Read), ("partial_rotary_factor", Only(Sole::One))];
-const ROPE_LINEAR: Table = &[("factor", Read)];
-const ROPE_LLAMA3: Table = &[
-    ("factor", Read),
-    ("low_freq_factor", Read),
-    ("high_freq_factor", Read),
+const ROPE_LONG: Table = &[
+    ("attention_factor", Read),
+    ("short_factor", Read),
+    ("long_factor", Read),
     ("original_max_position_embeddings", Read),
 ];
 
-/// The tables of a family.
-pub(super) fn of_family(model_type: &str) -> &'static [Table] {
-    match model_type {
-        "llama" => &[COMMON, DECODER, LLAMA],
-        "mistral" => &[COMMON, DECODER, MISTRAL],
-        "qwen2" => &[COMMON, DECODER, QWEN2],
-        "qwen3" => &[COMMON, DECODER, QWEN3],
-        "gpt2" => &[COMMON, GPT2],
-        "bert" => &[COMMON, BERT],
-        _ => &[COMMON, INTERLEAVED],
+/// `rope_parameters` of models whose layers with a window have rotary embeddings of their own.
+pub(super) const BY_LAYER_TYPE: &[Table] = &[&[("full_attention", Read), ("sliding_attention", Read)]];
+
+/// The tables of a kind of model.
+pub(super) fn of(kind: ModelType) -> Vec<Table> {
+    match kind {
+        ModelType::Decoder(family) => vec![COMMON, DECODER, family.facts().keys],
+        ModelType::Gpt2 => vec![COMMON, gpt2_config::KEYS],
+        ModelType::Bert => vec![COMMON, bert_config::KEYS],
+        ModelType::Interleaved => vec![COMMON, interleaved_config::KEYS],
     }
 }
 
 /// The tables of a kind of rotary embedding.
-pub(super) fn of_rope(rope_type: &str) -> &'static [Table] {
-    match rope_type {
-        "linear" => &[ROPE, ROPE_LINEAR],
-        "llama3" => &[ROPE, ROPE_LLAMA3],
-        _ => &[ROPE],
+pub(super) fn of_rope(scaling: &RopeScaling) -> &'static [Table] {
+    match scaling {
+        RopeScaling::Default => &[ROPE],
+        RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => &[ROPE, ROPE_FACTOR],
+        RopeScaling::Llama3 { .. } => &[ROPE, ROPE_FACTOR, ROPE_LLAMA3],
+        RopeScaling::Yarn { .. } => &[ROPE, ROPE_FACTOR, ROPE_YARN],
+        RopeScaling::LongRope { .. } => &[ROPE, ROPE_FACTOR, ROPE_LONG],
     }
 }
 
@@ -330,7 +238,6 @@ impl Sole {
         let (fits, expected) = match self {
             Self::False => (value == &Value::Bool(false), "false"),
             Self::True => (value == &Value::Bool(true), "true"),
-            Self::One => (value.as_f64() == Some(1.0), "1"),
             Self::Text(text) => (value.as_str() == Some(text), text),
             Self::Empty => {
                 let list = value.as_array().is_some_and(Vec::is_empty);
@@ -354,10 +261,10 @@ mod tests {
 
     #[test]
     fn a_key_has_one_role() {
-        for family in ["llama", "mistral", "qwen2", "qwen3", "gpt2", "bert", "llama-interleaved"] {
+        for kind in ModelType::all() {
             let mut seen = HashSet::new();
-            for (name, _) in of_family(family).iter().copied().flatten() {
-                assert!(seen.insert(name), "{family}: {name}");
+            for (name, _) in of(kind).into_iter().flatten() {
+                assert!(seen.insert(name), "{}: {name}", kind.name());
             }
         }
     }

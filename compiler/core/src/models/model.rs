@@ -2,10 +2,10 @@
 
 use super::bert::BertForMaskedLM;
 use super::config::ModelConfig;
+use super::decoder::DecoderWithHead;
 use super::error::ModelError;
 use super::gpt2::Gpt2LmHeadModel;
 use super::interleaved::InterleavedLlama;
-use super::llama::LlamaForCausalLM;
 use super::loss;
 use super::tied;
 use super::weight_map::WeightMap;
@@ -17,8 +17,8 @@ use burn::tensor::{Device, Int, Tensor};
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant)] // there is one of them in a program
 pub enum Model {
-    /// Llama, Mistral, Qwen2, Qwen3.
-    Llama(LlamaForCausalLM),
+    /// The decoder that families of causal models share.
+    Decoder(DecoderWithHead),
     /// GPT-2.
     Gpt2(Gpt2LmHeadModel),
     /// BERT for masked language modelling.
@@ -47,7 +47,7 @@ impl From<Tensor<2, Int>> for TokenInputs {
 /// Builds a model; its weights are drawn when first used, on `device`.
 pub fn build(config: &ModelConfig, device: &Device) -> Model {
     match config {
-        ModelConfig::Llama(c) => Model::Llama(LlamaForCausalLM::new(c, device)),
+        ModelConfig::Decoder(c) => Model::Decoder(DecoderWithHead::new(c, device)),
         ModelConfig::Gpt2(c) => Model::Gpt2(Gpt2LmHeadModel::new(c, device)),
         ModelConfig::Bert(c) => Model::Bert(BertForMaskedLM::new(c, device)),
         ModelConfig::Interleaved(c) => Model::Interleaved(InterleavedLlama::new(c, device)),
@@ -77,7 +77,7 @@ pub fn weight_map(config: &ModelConfig) -> WeightMap {
 macro_rules! each {
     ($model:expr, $inner:ident => $result:expr) => {
         match $model {
-            Model::Llama($inner) => $result,
+            Model::Decoder($inner) => $result,
             Model::Gpt2($inner) => $result,
             Model::Bert($inner) => $result,
             Model::Interleaved($inner) => $result,
@@ -89,7 +89,7 @@ macro_rules! each {
 macro_rules! map_each {
     ($model:expr, $inner:ident => $result:expr) => {
         match $model {
-            Model::Llama($inner) => Model::Llama($result),
+            Model::Decoder($inner) => Model::Decoder($result),
             Model::Gpt2($inner) => Model::Gpt2($result),
             Model::Bert($inner) => Model::Bert($result),
             Model::Interleaved($inner) => Model::Interleaved($result),
@@ -105,7 +105,7 @@ impl Model {
     pub fn forward(&self, inputs: TokenInputs) -> Tensor<3> {
         let TokenInputs { input_ids, attention_mask, token_type_ids } = inputs;
         match self {
-            Self::Llama(model) => model.forward(input_ids, attention_mask),
+            Self::Decoder(model) => model.forward(input_ids, attention_mask),
             Self::Gpt2(model) => model.forward(input_ids, attention_mask),
             Self::Bert(model) => model.forward(input_ids, attention_mask, token_type_ids),
             Self::Interleaved(model) => model.forward(input_ids),
@@ -134,6 +134,9 @@ impl Model {
             if entry.burn_path == "cls.predictions.decoder_bias" {
                 entry.hf_name = "cls.predictions.decoder.bias".into();
             }
+        }
+        if let Self::Decoder(model) = self {
+            model.model.config().fuse("model.layers", &mut map);
         }
         tied::stand_in(&mut map);
         map

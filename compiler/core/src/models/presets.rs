@@ -1,10 +1,16 @@
 //! Models that need no directory: those of the comparisons, and a small one for training from scratch.
 
-use super::config::{Family, Gpt2Config, InterleavedConfig, LlamaConfig, ModelConfig};
+use super::attention::Scores;
+use super::config::ModelConfig;
+use super::decoder_config::{DecoderConfig, NormOrder, QkNorm};
 use super::error::ModelError;
+use super::families::Family;
+use super::gpt2_config::Gpt2Config;
+use super::interleaved_config::InterleavedConfig;
 use super::layers::Activation;
 use super::mlp::Mlp;
-use super::rope::{RopeConfig, RopeScaling};
+use super::norm::Center;
+use super::rope::RopeConfig;
 use burn::tensor::Device;
 
 /// The names that [`named`] knows.
@@ -87,7 +93,7 @@ impl SmallGpt {
             });
         }
         let config = match self.style {
-            GptStyle::Rotary => ModelConfig::Llama(LlamaConfig {
+            GptStyle::Rotary => ModelConfig::Decoder(DecoderConfig {
                 family: Family::Llama,
                 vocab_size: self.vocab,
                 hidden_size: self.width,
@@ -99,13 +105,19 @@ impl SmallGpt {
                 head_dim: width / heads,
                 max_position_embeddings: self.seq,
                 rms_norm_eps: 1e-5,
-                rope: RopeConfig { theta: 10000.0, scaling: RopeScaling::Default },
+                norms: NormOrder::Before,
+                center: Center::One,
+                qk_norm: QkNorm::None,
+                rope: RopeConfig::plain(10000.0),
+                local_rope: None,
+                scores: Scores { scale: ((width / heads) as f64).powf(-0.5), cap: None },
+                logit_cap: None,
+                embedding_scale: None,
                 tie_word_embeddings: self.tied,
                 padding_idx: None,
                 qkv_bias: false,
                 output_bias: false,
                 mlp_bias: false,
-                qk_norm: false,
                 windows: vec![None; self.layers],
                 activation: Activation::Silu,
                 initializer_range: 0.02,

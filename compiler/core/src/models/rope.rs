@@ -5,6 +5,7 @@
 //! repository), and the sign of the rotation lives in the sine table: six operations forward, no materialized rotation matrix.
 
 use burn::tensor::{Device, Tensor, TensorData};
+use std::f64::consts::PI;
 
 /// How the frequencies of a longer context are derived from the trained ones.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,13 @@ pub enum RopeScaling {
     Linear {
         /// The factor.
         factor: f64,
+    },
+    /// `rope_type: dynamic`: a larger base for sequences longer than those of the training, NTK-aware.
+    Dynamic {
+        /// The factor.
+        factor: f64,
+        /// The context length of the training.
+        max_position_embeddings: usize,
     },
     /// `rope_type: llama3`: low frequencies divided by a factor, high ones kept, a smooth passage between them.
     Llama3 {
@@ -27,47 +35,126 @@ pub enum RopeScaling {
         /// The context length of the original training.
         original_max_position_embeddings: usize,
     },
+    /// `rope_type: yarn` (<https://arxiv.org/abs/2309.00071>): as `llama3`, with a linear passage, and larger products.
+    Yarn {
+        /// The factor.
+        factor: f64,
+        /// What cosine and sine are multiplied by.
+        attention_factor: f64,
+        /// Turns within the original context from which on frequencies are kept.
+        beta_fast: f64,
+        /// Turns within the original context up to which frequencies are divided.
+        beta_slow: f64,
+        /// Whether the passage begins and ends at whole elements.
+        truncate: bool,
+        /// The context length of the original training.
+        original_max_position_embeddings: usize,
+    },
+    /// `rope_type: longrope`: a divisor for each frequency, one list for short sequences and one for long ones.
+    LongRope {
+        /// The divisors for sequences within the original context.
+        short_factor: Vec<f64>,
+        /// The divisors for longer sequences.
+        long_factor: Vec<f64>,
+        /// What cosine and sine are multiplied by.
+        attention_factor: f64,
+        /// The context length of the original training.
+        original_max_position_embeddings: usize,
+    },
 }
 
-/// Base and scaling of rotary embeddings.
+/// Base, scaling and extent of rotary embeddings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeConfig {
     /// The base of the geometric sequence of wavelengths.
     pub theta: f64,
     /// The scaling.
     pub scaling: RopeScaling,
+    /// The share of a head that is rotated: its first elements.
+    pub partial: f64,
 }
 
 impl RopeConfig {
-    /// The `head_dim / 2` angular frequencies.
-    pub fn frequencies(&self, head_dim: usize) -> Vec<f64> {
-        (0..head_dim / 2)
-            .map(|i| {
-                let frequency = self.theta.powf(-((2 * i) as f64) / head_dim as f64);
-                match self.scaling {
-                    RopeScaling::Default => frequency,
-                    RopeScaling::Linear { factor } => frequency / factor,
-                    RopeScaling::Llama3 {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_max_position_embeddings,
-                    } => {
-                        let original = original_max_position_embeddings as f64;
-                        let wavelength = 2.0 * std::f64::consts::PI / frequency;
-                        if wavelength > original / low_freq_factor {
-                            frequency / factor
-                        } else if wavelength < original / high_freq_factor {
-                            frequency
-                        } else {
-                            let smooth =
-                                (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                            (1.0 - smooth) * frequency / factor + smooth * frequency
-                        }
+    /// Rotary embeddings of whole heads without scaling.
+    pub fn plain(theta: f64) -> Self {
+        Self { theta, scaling: RopeScaling::Default, partial: 1.0 }
+    }
+
+    /// How many elements of a head are rotated.
+    pub fn rotated(&self, head_dim: usize) -> usize {
+        (head_dim as f64 * self.partial) as usize
+    }
+
+    /// The context length of the original training, where the scaling depends on it.
+    pub fn original_positions(&self) -> Option<usize> {
+        match &self.scaling {
+            RopeScaling::Llama3 { original_max_position_embeddings: original, .. }
+            | RopeScaling::Yarn { original_max_position_embeddings: original, .. }
+            | RopeScaling::LongRope { original_max_position_embeddings: original, .. } => Some(*original),
+            RopeScaling::Default | RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => None,
+        }
+    }
+
+    /// What cosine and sine are multiplied by.
+    pub fn amplitude(&self) -> f64 {
+        match &self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                *attention_factor
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// The angular frequencies for sequences of `seq` tokens, one for each pair of rotated elements.
+    pub fn frequencies(&self, head_dim: usize, seq: usize) -> Vec<f64> {
+        let rotated = self.rotated(head_dim);
+        let width = rotated as f64;
+        let frequency = |theta: f64, i: usize| theta.powf(-((2 * i) as f64) / width);
+        let plain = |i: usize| frequency(self.theta, i);
+        let each = |f: &dyn Fn(usize) -> f64| (0..rotated / 2).map(f).collect();
+        match &self.scaling {
+            RopeScaling::Default => each(&plain),
+            RopeScaling::Linear { factor } => each(&|i| plain(i) / factor),
+            RopeScaling::Dynamic { factor, max_position_embeddings } => {
+                let trained = *max_position_embeddings as f64;
+                let stretched = factor * (seq as f64).max(trained) / trained - (factor - 1.0);
+                let theta = self.theta * stretched.powf(width / (width - 2.0));
+                each(&|i| frequency(theta, i))
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+                let original = *original_max_position_embeddings as f64;
+                each(&|i| {
+                    let wavelength = 2.0 * PI / plain(i);
+                    if wavelength > original / low_freq_factor {
+                        plain(i) / factor
+                    } else if wavelength < original / high_freq_factor {
+                        plain(i)
+                    } else {
+                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - smooth) * plain(i) / factor + smooth * plain(i)
                     }
+                })
+            }
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, original_max_position_embeddings, .. } => {
+                let original = *original_max_position_embeddings as f64;
+                // The element that turns so often within the original context.
+                let element = |turns: f64| width * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+                let (mut first, mut last) = (element(*beta_fast), element(*beta_slow));
+                if *truncate {
+                    (first, last) = (first.floor(), last.ceil());
                 }
-            })
-            .collect()
+                let (first, last) = (first.max(0.0), last.min(width - 1.0));
+                let length = if first == last { 0.001 } else { last - first };
+                each(&|i| {
+                    let divided = ((i as f64 - first) / length).clamp(0.0, 1.0);
+                    plain(i) / factor * divided + plain(i) * (1.0 - divided)
+                })
+            }
+            RopeScaling::LongRope { short_factor, long_factor, original_max_position_embeddings, .. } => {
+                let factors = if seq > *original_max_position_embeddings { long_factor } else { short_factor };
+                factors.iter().take(rotated / 2).enumerate().map(|(i, factor)| plain(i) / factor).collect()
+            }
+        }
     }
 }
 
@@ -86,34 +173,50 @@ pub struct RopeTables {
     cos: Tensor<4>,
     sin: Tensor<4>,
     pairs: RopePairs,
+    /// Elements of a head that are rotated.
+    rotated: usize,
 }
 
 impl RopeTables {
     /// Computes the tables of positions `0..seq`.
     pub fn new(config: &RopeConfig, pairs: RopePairs, seq: usize, head_dim: usize, device: &Device) -> Self {
-        let frequencies = config.frequencies(head_dim);
-        let half = head_dim / 2;
-        let mut cos = Vec::with_capacity(seq * head_dim);
-        let mut sin = Vec::with_capacity(seq * head_dim);
+        let (frequencies, amplitude) = (config.frequencies(head_dim, seq), config.amplitude());
+        let width = 2 * frequencies.len();
+        let half = width / 2;
+        let mut cos = Vec::with_capacity(seq * width);
+        let mut sin = Vec::with_capacity(seq * width);
         for position in 0..seq {
-            for d in 0..head_dim {
+            for d in 0..width {
                 let (pair, first) = match pairs {
                     RopePairs::Halves => (d % half, d < half),
                     RopePairs::Interleaved => (d / 2, d % 2 == 0),
                 };
                 let (s, c) = (position as f64 * frequencies[pair]).sin_cos();
-                cos.push(c as f32);
-                sin.push(if first { -s } else { s } as f32);
+                cos.push((c * amplitude) as f32);
+                let s = if first { -s } else { s };
+                sin.push((s * amplitude) as f32);
             }
         }
         let table = |values: Vec<f32>| {
-            Tensor::<2>::from_data(TensorData::new(values, [seq, head_dim]), device).reshape([1, seq, 1, head_dim])
+            Tensor::<2>::from_data(TensorData::new(values, [seq, width]), device).reshape([1, seq, 1, width])
         };
-        Self { cos: table(cos), sin: table(sin), pairs }
+        Self { cos: table(cos), sin: table(sin), pairs, rotated: width }
     }
 
-    /// Rotates `x [batch, seq, heads, head_dim]`.
+    /// Rotates `x [batch, seq, heads, head_dim]`; elements beyond the rotated ones stay as they are.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, _, _, head_dim] = x.dims();
+        match head_dim - self.rotated {
+            0 => self.rotate(x),
+            kept => {
+                let rotated = self.rotate(x.clone().narrow(3, 0, self.rotated));
+                Tensor::cat(vec![rotated, x.narrow(3, self.rotated, kept)], 3)
+            }
+        }
+    }
+
+    /// Rotates all elements.
+    fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, seq, heads, head_dim] = x.dims();
         let swapped = match self.pairs {
             RopePairs::Halves => {

@@ -103,7 +103,7 @@ impl Sizes {
         let wide = |x: usize| x as u128;
         let head = |tied: bool| if tied { 1 } else { 2 };
         match config {
-            ModelConfig::Llama(c) => {
+            ModelConfig::Decoder(c) => {
                 let (hidden, inner, vocab) = (wide(c.hidden_size), wide(c.intermediate_size), wide(c.vocab_size));
                 let queries = wide(c.num_attention_heads) * wide(c.head_dim);
                 let keys = wide(c.num_key_value_heads) * wide(c.head_dim);

@@ -12,7 +12,7 @@ use super::weights::Weights;
 /// A tensor that may be another one: `(copy, source)`.
 type Pair = (&'static str, &'static str);
 
-const LLAMA: Pair = ("lm_head.weight", "model.embed_tokens.weight");
+const DECODER: Pair = ("lm_head.weight", "model.embed_tokens.weight");
 const GPT2: Pair = ("lm_head.weight", "transformer.wte.weight");
 const BERT: Pair = ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight");
 const BERT_BIAS: Pair = ("cls.predictions.decoder.bias", "cls.predictions.bias");
@@ -21,7 +21,7 @@ impl ModelConfig {
     /// Every pair that the configuration can tie, and whether it does.
     fn pairs(&mut self) -> Vec<(Pair, &mut bool)> {
         match self {
-            Self::Llama(c) => vec![(LLAMA, &mut c.tie_word_embeddings)],
+            Self::Decoder(c) => vec![(DECODER, &mut c.tie_word_embeddings)],
             Self::Gpt2(c) => vec![(GPT2, &mut c.tie_word_embeddings)],
             Self::Bert(c) => vec![(BERT, &mut c.tie_word_embeddings), (BERT_BIAS, &mut c.tie_decoder_bias)],
             Self::Interleaved(_) => Vec::new(),
@@ -75,7 +75,7 @@ pub(super) fn stand_in(map: &mut WeightMap) {
     let is_parameter = |name: &str| names.iter().any(|other| other == name);
     for entry in &mut map.entries {
         let others =
-            [LLAMA, GPT2, BERT].into_iter().filter(|(copy, source)| entry.hf_name == *source && !is_parameter(copy));
+            [DECODER, GPT2, BERT].into_iter().filter(|(copy, source)| entry.hf_name == *source && !is_parameter(copy));
         entry.stands_for.extend(others.map(|(copy, _)| copy.to_string()));
         let (copy, source) = BERT_BIAS;
         if entry.hf_name == copy {

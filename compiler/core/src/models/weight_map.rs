@@ -37,6 +37,15 @@ const OLD_NAMES: [(&str, &str); 2] = [("LayerNorm.weight", "LayerNorm.gamma"), (
 const PREFIXES: [&str; 3] = ["model.", "transformer.", "bert."];
 
 impl WeightEntry {
+    /// What programs, plans and checkpoints call the parameter: as the tensor in files, or as the module where several parameters are
+    /// rows of one tensor.
+    pub fn name(&self) -> &str {
+        match self.rows {
+            None => &self.hf_name,
+            Some(_) => &self.burn_path,
+        }
+    }
+
     /// The shape of the parameter in the file (of its rows, if it has [`WeightEntry::rows`]).
     pub fn file_shape(&self) -> Vec<usize> {
         let mut shape = self.shape.clone();
@@ -127,6 +136,20 @@ impl WeightMap {
         let mut collect = Collect { linear_is_transposed, ..Collect::default() };
         module.visit(&mut collect);
         Self { entries: collect.entries }
+    }
+
+    /// Makes parameters rows of one tensor of the files, in this order: `module` and `parts` are paths, and `leaf` is `weight` or `bias`.
+    /// Parameters that the model does not have are left out.
+    pub(super) fn fuse(&mut self, module: &str, parts: &[String], leaf: &str) {
+        let mut first = 0;
+        for part in parts {
+            let path = format!("{part}.{leaf}");
+            let Some(entry) = self.entries.iter_mut().find(|entry| entry.burn_path == path) else { continue };
+            let rows = entry.file_shape().first().copied().unwrap_or(0);
+            entry.hf_name = format!("{module}.{leaf}");
+            entry.rows = Some(first..first + rows);
+            first += rows;
+        }
     }
 
     /// The entry of a burn path.

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
-use tpc_compiler::models::{LlamaConfig, ModelConfig};
+use tpc_compiler::models::{DecoderConfig, ModelConfig};
 use tpc_compiler::pretrained::TokenBatch;
 use tpc_compiler::program::CompileOptions;
 use tpc_ir::InputKind;
@@ -189,8 +189,8 @@ fn in_bf16() -> CompileOptions {
 }
 
 fn block_row(shape: Shape, tp: usize) -> Row {
-    let ModelConfig::Llama(config) = shape.config() else { unreachable!("a llama was configured") };
-    let config: LlamaConfig = config;
+    let ModelConfig::Decoder(config) = shape.config() else { unreachable!("a llama was configured") };
+    let config: DecoderConfig = config;
     let (name, on) = if tp == 1 { ("none", String::new()) } else { ("tp", format!("tp={tp}")) };
     let program = block(&config, [1, shape.seq], &plan(name), &on, &in_bf16());
     Row {

@@ -1,0 +1,228 @@
+//! The decoder that families of causal models share: what distinguishes them is data of [`DecoderConfig`].
+
+use super::attention::{Attention, Context, soft_cap};
+use super::decoder_config::{DecoderConfig, NormOrder};
+use super::layers::{Activation, embedding, linear, look_up, tied_logits};
+use super::mask::mask;
+use super::norm::RmsNorm;
+use super::rope::{RopePairs, RopeTables};
+use super::scope;
+use super::weight_map::WeightMap;
+use burn::module::Module;
+use burn::nn::{Embedding, Linear};
+use burn::tensor::{Device, Int, Tensor};
+
+/// The decoder and its output head: `LlamaForCausalLM` and its relatives.
+#[derive(Module, Debug)]
+pub struct DecoderWithHead {
+    /// The decoder.
+    pub model: Decoder,
+    /// The output weights; `None` when they are the embedding's.
+    pub lm_head: Option<Linear>,
+}
+
+/// The decoder without a head.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// Token embeddings.
+    pub embed_tokens: Embedding,
+    /// The blocks.
+    pub layers: Vec<DecoderLayer>,
+    /// The last norm.
+    pub norm: RmsNorm,
+    #[module(skip)]
+    config: DecoderConfig,
+}
+
+/// One block. Which norms there are, [`NormOrder`] says.
+#[derive(Module, Debug)]
+pub struct DecoderLayer {
+    /// The norm before attention.
+    pub input_layernorm: Option<RmsNorm>,
+    /// Attention.
+    pub self_attn: Attention,
+    /// The norm after attention; with norms before each part only, the norm before the MLP.
+    pub post_attention_layernorm: RmsNorm,
+    /// The norm before the MLP.
+    pub pre_feedforward_layernorm: Option<RmsNorm>,
+    /// The norm after the MLP.
+    pub post_feedforward_layernorm: Option<RmsNorm>,
+    /// The MLP.
+    pub mlp: GatedMlp,
+    #[module(skip)]
+    norms: NormOrder,
+}
+
+/// `down(act(gate(x)) · up(x))`.
+#[derive(Module, Debug)]
+pub struct GatedMlp {
+    /// The gate.
+    pub gate_proj: Linear,
+    /// What is gated.
+    pub up_proj: Linear,
+    /// The output.
+    pub down_proj: Linear,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl DecoderWithHead {
+    /// Builds the model with lazily drawn weights.
+    pub fn new(config: &DecoderConfig, device: &Device) -> Self {
+        let (hidden, vocab, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
+        Self {
+            model: Decoder::new(config, device),
+            lm_head: (!config.tie_word_embeddings).then(|| linear(hidden, vocab, false, std, device)),
+        }
+    }
+
+    /// Logits `[b, s, vocab]` of `input_ids [b, s]`; `attention_mask` is 1 for tokens and 0 for padding.
+    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
+        let hidden = scope("model", input_ids, |ids| self.model.forward(ids, attention_mask));
+        let logits = scope("lm_head", hidden, |hidden| match &self.lm_head {
+            Some(head) => head.forward(hidden),
+            None => tied_logits(hidden, &self.model.embed_tokens),
+        });
+        match self.model.config.logit_cap {
+            Some(cap) => soft_cap(logits, cap),
+            None => logits,
+        }
+    }
+}
+
+impl Decoder {
+    /// Builds the decoder with lazily drawn weights.
+    pub fn new(config: &DecoderConfig, device: &Device) -> Self {
+        let hidden = config.hidden_size;
+        Self {
+            embed_tokens: embedding(config.vocab_size, hidden, config.initializer_range, device),
+            layers: (0..config.num_hidden_layers).map(|_| DecoderLayer::new(config, device)).collect(),
+            norm: config.norm(hidden, device),
+            config: config.clone(),
+        }
+    }
+
+    /// The configuration that the decoder was built from.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The last hidden states `[b, s, d]`.
+    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
+        let config = &self.config;
+        let [_, seq] = input_ids.dims();
+        let device = input_ids.device();
+        let mut hidden = scope("embed_tokens", input_ids, |ids| {
+            let rows = look_up(&self.embed_tokens, ids, config.padding_idx);
+            match config.embedding_scale {
+                Some(scale) => rows * scale,
+                None => rows,
+            }
+        });
+        let (full, windowed) = contexts(config, seq, attention_mask, &device);
+        for (i, layer) in self.layers.iter().enumerate() {
+            let at = match (config.windows.get(i), &windowed) {
+                (Some(Some(_)), Some(windowed)) => windowed,
+                _ => &full,
+            };
+            hidden = scope(&format!("layers.{i}"), hidden, |hidden| layer.forward(hidden, at));
+        }
+        scope("norm", hidden, |hidden| self.norm.forward(hidden))
+    }
+}
+
+/// Modules whose weights files of some families hold as one tensor: its module in a layer, and theirs.
+const FUSED: [(&str, &[&str]); 2] = [
+    ("self_attn.qkv_proj", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
+    ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
+];
+
+impl DecoderConfig {
+    /// Maps what the family's files fuse; `layers` is the path of the list of blocks.
+    pub(super) fn fuse(&self, layers: &str, map: &mut WeightMap) {
+        if !self.family.facts().fused {
+            return;
+        }
+        for layer in (0..self.num_hidden_layers).map(|layer| format!("{layers}.{layer}")) {
+            for (module, parts) in FUSED {
+                let parts: Vec<String> = parts.iter().map(|part| format!("{layer}.{part}")).collect();
+                map.fuse(&format!("{layer}.{module}"), &parts, "weight");
+            }
+        }
+    }
+}
+
+/// What the layers that see everything know of a call on `seq` tokens, and those that have a window, if there are any.
+fn contexts(
+    config: &DecoderConfig,
+    seq: usize,
+    attention_mask: Option<Tensor<2, Int>>,
+    device: &Device,
+) -> (Context, Option<Context>) {
+    let tables = |rope| Some(RopeTables::new(rope, RopePairs::Halves, seq, config.head_dim, device));
+    let full = Context { rope: tables(&config.rope), mask: mask(seq, true, None, attention_mask.clone(), device) };
+    let windowed = config.sliding_window().map(|window| Context {
+        rope: match &config.local_rope {
+            Some(rope) => tables(rope),
+            None => full.rope.clone(),
+        },
+        mask: mask(seq, true, Some(window), attention_mask, device),
+    });
+    (full, windowed)
+}
+
+impl DecoderLayer {
+    /// Builds the block with lazily drawn weights.
+    pub fn new(config: &DecoderConfig, device: &Device) -> Self {
+        let (hidden, inner, std) = (config.hidden_size, config.intermediate_size, config.initializer_range);
+        let norm = || config.norm(hidden, device);
+        let mlp = |input, output| linear(input, output, config.mlp_bias, std, device);
+        let (before, after) = match config.norms {
+            NormOrder::Before => (false, false),
+            NormOrder::After => (false, true),
+            NormOrder::Around => (true, true),
+        };
+        Self {
+            input_layernorm: (config.norms != NormOrder::After).then(norm),
+            self_attn: Attention::new(config, device),
+            post_attention_layernorm: norm(),
+            pre_feedforward_layernorm: before.then(norm),
+            post_feedforward_layernorm: after.then(norm),
+            mlp: GatedMlp {
+                gate_proj: mlp(hidden, inner),
+                up_proj: mlp(hidden, inner),
+                down_proj: mlp(inner, hidden),
+                activation: config.activation,
+            },
+            norms: config.norms,
+        }
+    }
+
+    /// The block's output for `hidden [b, s, d]`.
+    pub fn forward(&self, hidden: Tensor<3>, at: &Context) -> Tensor<3> {
+        let after_attention = ("post_attention_layernorm", Some(&self.post_attention_layernorm));
+        let before_mlp = ("pre_feedforward_layernorm", self.pre_feedforward_layernorm.as_ref());
+        let (after_attention, before_mlp) = match self.norms {
+            NormOrder::Before => (("", None), after_attention),
+            NormOrder::After | NormOrder::Around => (after_attention, before_mlp),
+        };
+        let normed = |(name, norm): (&str, Option<&RmsNorm>), x: Tensor<3>| match norm {
+            Some(norm) => scope(name, x, |x| norm.forward(x)),
+            None => x,
+        };
+        let x = normed(("input_layernorm", self.input_layernorm.as_ref()), hidden.clone());
+        let attended = scope("self_attn", x, |x| self.self_attn.forward(x, at));
+        let hidden = hidden + normed(after_attention, attended);
+        let x = normed(before_mlp, hidden.clone());
+        let inner = scope("mlp", x, |x| self.mlp.forward(x));
+        hidden + normed(("post_feedforward_layernorm", self.post_feedforward_layernorm.as_ref()), inner)
+    }
+}
+
+impl GatedMlp {
+    /// `down(act(gate(x)) · up(x))`.
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = self.activation.apply(self.gate_proj.forward(x.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}

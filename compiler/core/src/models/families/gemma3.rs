@@ -1,0 +1,36 @@
+//! Gemma 3, its text model: a Gemma 2 with norms of its query and key heads in place of bounds, five layers with a window for each
+//! without, and rotary embeddings of their own in those.
+
+use super::super::decoder_config::QkNorm;
+use super::super::known::Role::{Harmless, Only, Read};
+use super::super::known::Sole;
+use super::{Caps, Facts, Windows, gemma2};
+
+pub(super) const FACTS: Facts = Facts {
+    model_type: "gemma3_text",
+    class: "Gemma3",
+    keys: &[
+        ("hidden_activation", Read),
+        ("attention_bias", Read),
+        ("query_pre_attn_scalar", Read),
+        ("attn_logit_softcapping", Read),
+        ("final_logit_softcapping", Read),
+        ("sliding_window", Read),
+        ("sliding_window_pattern", Read),
+        ("layer_types", Read),
+        ("rope_local_base_freq", Read),
+        ("use_bidirectional_attention", Only(Sole::False)),
+        // What transformers makes of sliding_window_pattern, written beside layer_types.
+        ("_sliding_window_pattern", Harmless),
+        ("hidden_act", Harmless),
+        ("cache_implementation", Harmless),
+    ],
+    vocab_size: 262_208,
+    positions: 131_072,
+    theta: 1_000_000.0,
+    local_theta: Some(10_000.0),
+    qk_norm: QkNorm::Heads,
+    windows: Windows::Alternating { default: Some(4096), pattern_key: Some("sliding_window_pattern"), pattern: 6 },
+    caps: Some(Caps { scores: None, logits: None }),
+    ..gemma2::FACTS
+};

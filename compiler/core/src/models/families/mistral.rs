@@ -1,0 +1,18 @@
+//! Mistral: a Llama without biases whose layers all have a sliding window.
+
+use super::super::known::Role::Read;
+use super::{Biases, Facts, Windows, llama};
+
+pub(super) const FACTS: Facts = Facts {
+    model_type: "mistral",
+    class: "Mistral",
+    keys: &[("hidden_act", Read), ("sliding_window", Read)],
+    intermediate_size: 14_336,
+    kv_heads: Some(8),
+    whole_heads: false,
+    positions: 4096 * 32,
+    biases: Biases::None,
+    mlp_bias: false,
+    windows: Windows::Everywhere { default: Some(4096) },
+    ..llama::FACTS
+};

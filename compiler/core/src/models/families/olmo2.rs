@@ -1,0 +1,19 @@
+//! OLMo 2: norms after each part, and over all queries and all keys.
+
+use super::super::decoder_config::{NormOrder, QkNorm};
+use super::super::known::Role::Read;
+use super::{Facts, llama};
+
+pub(super) const FACTS: Facts = Facts {
+    model_type: "olmo2",
+    class: "Olmo2",
+    keys: &[("hidden_act", Read), ("attention_bias", Read)],
+    vocab_size: 50_304,
+    whole_heads: false,
+    eps: 1e-5,
+    padding: Some(1),
+    mlp_bias: false,
+    qk_norm: QkNorm::Projection,
+    norms: NormOrder::After,
+    ..llama::FACTS
+};

@@ -1,0 +1,31 @@
+//! Phi 3: a Llama whose files hold queries, keys and values as one tensor, and gate and up as another.
+
+use super::super::known::Role::Read;
+use super::{Biases, Facts, Windows, llama};
+
+pub(super) const FACTS: Facts = Facts {
+    model_type: "phi3",
+    class: "Phi3",
+    keys: &[
+        ("hidden_act", Read),
+        ("sliding_window", Read),
+        // Named in a note; dropout is not applied.
+        ("resid_pdrop", Read),
+        ("embd_pdrop", Read),
+    ],
+    vocab_size: 32_064,
+    hidden_size: 3072,
+    intermediate_size: 8192,
+    whole_heads: false,
+    positions: 4096,
+    original_positions: Some(4096),
+    eps: 1e-5,
+    padding: Some(32_000),
+    biases: Biases::None,
+    mlp_bias: false,
+    windows: Windows::Everywhere { default: None },
+    longrope_only: true,
+    fused: true,
+    more_dropout: &["resid_pdrop", "embd_pdrop"],
+    ..llama::FACTS
+};

@@ -1,0 +1,27 @@
+//! Qwen2: a Llama with biases of queries, keys and values, and windows on request.
+
+use super::super::known::Role::{Only, Read};
+use super::super::known::Sole;
+use super::{Biases, Facts, Windows, llama};
+
+pub(super) const FACTS: Facts = Facts {
+    model_type: "qwen2",
+    class: "Qwen2",
+    keys: &[
+        ("hidden_act", Read),
+        ("use_sliding_window", Read),
+        ("sliding_window", Read),
+        ("max_window_layers", Read),
+        ("layer_types", Read),
+        ("use_mrope", Only(Sole::False)),
+    ],
+    vocab_size: 151_936,
+    intermediate_size: 22_016,
+    kv_heads: Some(32),
+    whole_heads: false,
+    positions: 32_768,
+    biases: Biases::Inputs,
+    mlp_bias: false,
+    windows: Windows::Asked,
+    ..llama::FACTS
+};

@@ -1,0 +1,22 @@
+//! Qwen3: a Qwen2 with norms of its query and key heads in place of biases.
+
+use super::super::decoder_config::QkNorm;
+use super::super::known::Role::Read;
+use super::{Biases, Facts, qwen2};
+
+pub(super) const FACTS: Facts = Facts {
+    model_type: "qwen3",
+    class: "Qwen3",
+    keys: &[
+        ("hidden_act", Read),
+        ("attention_bias", Read),
+        ("use_sliding_window", Read),
+        ("sliding_window", Read),
+        ("max_window_layers", Read),
+        ("layer_types", Read),
+    ],
+    head_dim: Some(128),
+    biases: Biases::Key,
+    qk_norm: QkNorm::Heads,
+    ..qwen2::FACTS
+};

@@ -1,0 +1,46 @@
+//! Root-mean-square norms, with their weight stored as it is or as its distance from 1.
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{DType, Device, Tensor};
+
+/// How a norm's weight is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Center {
+    /// The weight itself; it begins as 1.
+    One,
+    /// The weight minus 1, as Gemma stores it; it begins as 0.
+    Zero,
+}
+
+/// `x / sqrt(mean(x²) + eps)`, times a weight for each element of the last dimension.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// The weight, as [`Center`] says.
+    pub gamma: Param<Tensor<1>>,
+    /// What keeps the root away from 0.
+    pub epsilon: f64,
+    #[module(skip)]
+    center: Center,
+}
+
+impl RmsNorm {
+    /// A norm over `width` elements whose weight does nothing yet.
+    pub fn new(width: usize, epsilon: f64, center: Center, device: &Device) -> Self {
+        let gamma = match center {
+            Center::One => Initializer::Ones.init([width], device),
+            Center::Zero => Initializer::Zeros.init([width], device),
+        };
+        Self { gamma, epsilon, center }
+    }
+
+    /// Norms the last dimension. The mean is taken in f32.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        let root = (x.clone().cast(DType::F32).square().mean_dim(D - 1) + self.epsilon).sqrt();
+        let normed = x / root.cast(dtype);
+        match self.center {
+            Center::One => normed * self.gamma.val().unsqueeze(),
+            Center::Zero => normed * (self.gamma.val() + 1.0).unsqueeze(),
+        }
+    }
+}
