@@ -1,0 +1,137 @@
+//! Rows of tokens from documents.
+//!
+//! | packing | a row |
+//! |---|---|
+//! | packed | `seq` tokens, of as many documents as they are; a document goes on in the next row. Only the last row of an epoch is shorter |
+//! | padded | one document, or a part of one that is longer than a row |
+
+use crate::encode::Token;
+use crate::order::{Draws, Purpose};
+
+/// How documents become rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// Rows are full. Documents follow each other, and a token sees those before it, of other documents, too.
+    Packed,
+    /// Rows are full. A token sees its own document only: documents are numbered within their row, positions begin again with each, and
+    /// the first token of a document is not predicted.
+    Apart,
+    /// Each row is one document, with padding after it.
+    Padded,
+}
+
+/// What a model learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// To predict each token from those before it. The model shifts the labels itself.
+    Next,
+    /// To guess some tokens from all others, as BERT (Devlin, Chang, Lee, Toutanova, 2019): of 15% of the tokens, eight in ten are replaced
+    /// by the token `mask`, one by a random one, and one stays.
+    Masked {
+        /// The token that replaces others.
+        mask: u32,
+        /// How many tokens random ones are drawn from.
+        tokens: u32,
+        /// Tokens that are never guessed: those around a text.
+        special: [Option<u32>; 3],
+    },
+}
+
+/// A row: at most `seq` tokens, and for each the label, if there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Tokens.
+    pub tokens: Vec<Token>,
+    /// What is to be predicted at each.
+    pub labels: Vec<Option<u32>>,
+}
+
+/// Packs documents one after the other.
+#[derive(Debug)]
+pub(crate) struct Packer {
+    seq: usize,
+    packing: Packing,
+    /// Tokens that wait for the rest of their row.
+    pub(crate) carried: Vec<Token>,
+}
+
+impl Packer {
+    pub(crate) fn new(seq: usize, packing: Packing, carried: Vec<Token>) -> Self {
+        Packer { seq, packing, carried }
+    }
+
+    /// Adds a document, and appends the rows that are full with it.
+    pub(crate) fn push(&mut self, document: Vec<Token>, rows: &mut Vec<Vec<Token>>) {
+        if self.packing == Packing::Padded {
+            rows.extend(document.chunks(self.seq).map(<[Token]>::to_vec));
+            return;
+        }
+        self.carried.extend(document);
+        let full = self.carried.len() / self.seq * self.seq;
+        let rest = self.carried.split_off(full);
+        rows.extend(self.carried.chunks(self.seq).map(<[Token]>::to_vec));
+        self.carried = rest;
+    }
+
+    /// The last row, which may be shorter.
+    pub(crate) fn finish(&mut self, rows: &mut Vec<Vec<Token>>) {
+        if !self.carried.is_empty() {
+            rows.push(std::mem::take(&mut self.carried));
+        }
+    }
+}
+
+impl Row {
+    /// A row with its labels; `None` if there is nothing in it to predict.
+    pub(crate) fn new(tokens: Vec<Token>, packing: Packing, objective: Objective, draws: &mut Draws) -> Option<Self> {
+        let mut row = Row { labels: tokens.iter().map(|t| t.counts.then_some(t.id)).collect(), tokens };
+        match objective {
+            Objective::Next => {
+                // Nothing comes before the first token of a row, nor, if documents are apart, of a document.
+                for (at, (token, label)) in row.tokens.iter().zip(&mut row.labels).enumerate() {
+                    if at == 0 || packing == Packing::Apart && token.begins {
+                        *label = None;
+                    }
+                }
+            }
+            Objective::Masked { mask, tokens, special } => row.mask(mask, tokens, special, draws),
+        }
+        row.labels.iter().any(Option::is_some).then_some(row)
+    }
+
+    fn mask(&mut self, mask: u32, tokens: u32, special: [Option<u32>; 3], draws: &mut Draws) {
+        const OF: u64 = 1000;
+        let guessed: Vec<usize> =
+            (0..self.tokens.len()).filter(|&at| !special.contains(&Some(self.tokens[at].id))).collect();
+        let mut chosen: Vec<usize> = guessed.iter().copied().filter(|_| draws.below(OF) < 150).collect();
+        if chosen.is_empty() && !guessed.is_empty() {
+            chosen.push(guessed[draws.below(guessed.len() as u64) as usize]);
+        }
+        self.labels.fill(None);
+        for at in chosen {
+            let token = &mut self.tokens[at];
+            self.labels[at] = Some(token.id);
+            match draws.below(10) {
+                0..8 => token.id = mask,
+                8 => token.id = draws.below(u64::from(tokens)) as u32,
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The rows of a window, in their order.
+pub(crate) fn window(
+    rows: Vec<Vec<Token>>,
+    (packing, objective): (Packing, Objective),
+    (seed, epoch, place): (u64, u64, u64),
+    shuffled: bool,
+) -> Vec<Row> {
+    let mut masks = Draws::new(seed, Purpose::Masks, epoch, place);
+    let mut rows: Vec<Row> =
+        rows.into_iter().filter_map(|tokens| Row::new(tokens, packing, objective, &mut masks)).collect();
+    if shuffled {
+        Draws::new(seed, Purpose::Rows, epoch, place).shuffle(&mut rows);
+    }
+    rows
+}

@@ -1,0 +1,166 @@
+//! Text as tokens and back: the tokenizer of a model directory.
+//!
+//! | question | file |
+//! |---|---|
+//! | a directory's `tokenizer.json`, its special tokens | `pretrained` |
+//! | characters as tokens, for models that were trained on them | `characters` |
+//! | a conversation as text, and which of it are answers | `template`, `python` |
+//! | tokens that arrive one by one as text | `stream` |
+//! | a tokenizer from a text | `train` |
+
+mod characters;
+mod config;
+mod error;
+mod pretrained;
+mod python;
+mod stream;
+mod template;
+mod train;
+
+pub use characters::Characters;
+pub use error::TokenizerError;
+pub use pretrained::Pretrained;
+pub use stream::Decoder;
+pub use template::{Rendered, Template};
+pub use train::{END_OF_TEXT, TrainError, Trained, train};
+
+use std::ops::Range;
+use std::path::Path;
+
+/// How text becomes tokens.
+#[derive(Debug)]
+pub enum Tokenizer {
+    /// By the `tokenizer.json` of a model directory.
+    Pretrained(Box<Pretrained>),
+    /// Each character is one, by its number in an alphabet.
+    Characters(Characters),
+}
+
+/// Tokens, and the bytes of the text that each stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    /// Token numbers.
+    pub ids: Vec<u32>,
+    /// The bytes of the text; empty for tokens that were added to it.
+    pub bytes: Vec<Range<usize>>,
+}
+
+/// The files of a model directory that a tokenizer is read from; a directory that is saved keeps copies of them.
+pub const FILES: [&str; 4] = [pretrained::FILE, config::FILE, config::SPECIAL_TOKENS, config::TEMPLATE];
+
+impl Tokenizer {
+    /// The tokenizer of a model directory: its `tokenizer.json` with the special tokens and the chat template beside it, or else its
+    /// `alphabet.json`. `None` if it has neither. `now` is the time that a template may ask for, in seconds since 1970.
+    ///
+    /// # Errors
+    /// Files that cannot be read or are broken; a directory whose tokenizer is in another format only.
+    pub fn of_dir(dir: &Path, now: u64) -> Result<Option<Self>, TokenizerError> {
+        if let Some(pretrained) = Pretrained::of_dir(dir, now)? {
+            return Ok(Some(Tokenizer::Pretrained(Box::new(pretrained))));
+        }
+        Ok(Characters::of_dir(dir)?.map(Tokenizer::Characters))
+    }
+
+    /// The tokens of a text as the model expects a text: with the tokens that the tokenizer puts around it.
+    ///
+    /// # Errors
+    /// A text that the tokenizer does not take.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        match self {
+            Tokenizer::Pretrained(pretrained) => Ok(pretrained.encode(text, true)?.ids),
+            Tokenizer::Characters(characters) => Ok(characters.encode(text)?.ids),
+        }
+    }
+
+    /// The tokens of a text and nothing else, with their places in it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_bare(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        match self {
+            Tokenizer::Pretrained(pretrained) => pretrained.encode(text, false),
+            Tokenizer::Characters(characters) => characters.encode(text),
+        }
+    }
+
+    /// The text of tokens, without special tokens. Bytes that are no character become U+FFFD.
+    ///
+    /// # Errors
+    /// A number that is no token.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        match self {
+            Tokenizer::Pretrained(pretrained) => pretrained.decode(ids),
+            Tokenizer::Characters(characters) => characters.decode(ids),
+        }
+    }
+
+    /// The text of tokens that arrive one by one, in pieces that are whole characters.
+    pub fn decoder(&self) -> Decoder<'_> {
+        Decoder::new(self)
+    }
+
+    /// The text of one token, for messages.
+    pub fn token(&self, id: u32) -> Option<String> {
+        match self {
+            Tokenizer::Pretrained(pretrained) => pretrained.token(id),
+            Tokenizer::Characters(characters) => characters.character(id).map(String::from),
+        }
+    }
+
+    /// One more than the largest token: the rows that a model's table needs.
+    pub fn size(&self) -> usize {
+        match self {
+            Tokenizer::Pretrained(pretrained) => pretrained.size(),
+            Tokenizer::Characters(characters) => characters.len(),
+        }
+    }
+
+    /// The tokens that stand before and after every text.
+    pub fn frame(&self) -> (&[u32], &[u32]) {
+        match self {
+            Tokenizer::Pretrained(pretrained) => pretrained.frame(),
+            Tokenizer::Characters(_) => (&[], &[]),
+        }
+    }
+
+    /// The token that begins a text, if there is one.
+    pub fn bos(&self) -> Option<u32> {
+        self.pretrained()?.special().bos
+    }
+
+    /// The token that ends a text, if there is one.
+    pub fn eos(&self) -> Option<u32> {
+        self.pretrained()?.special().eos
+    }
+
+    /// The token of padding: that of the tokenizer, or else the one that ends a text, or else 0.
+    pub fn pad(&self) -> u32 {
+        let special = self.pretrained().map(Pretrained::special);
+        special.and_then(|special| special.pad.or(special.eos)).unwrap_or(0)
+    }
+
+    /// The token that stands for a word to guess, if there is one.
+    pub fn mask(&self) -> Option<u32> {
+        self.pretrained()?.special().mask
+    }
+
+    /// How conversations become text, if the directory says so.
+    pub fn template(&self) -> Option<&Template> {
+        self.pretrained()?.template()
+    }
+
+    /// A number that another tokenizer, or the same one with another chat template, would not have.
+    pub fn fingerprint(&self) -> u64 {
+        match self {
+            Tokenizer::Pretrained(pretrained) => pretrained.fingerprint(),
+            Tokenizer::Characters(characters) => characters.fingerprint(),
+        }
+    }
+
+    fn pretrained(&self) -> Option<&Pretrained> {
+        match self {
+            Tokenizer::Pretrained(pretrained) => Some(pretrained),
+            Tokenizer::Characters(_) => None,
+        }
+    }
+}
