@@ -12,6 +12,7 @@
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps | [`train`] |
+//! | text from prompts | [`generate`] |
 //! | the comparisons' measurements | [`mod@bench`] |
 //! | a command as one process per rank | [`launch`] |
 //! | what all processes of a command must have in common | `settings` |
@@ -20,6 +21,7 @@ pub mod bench;
 pub mod data;
 pub mod dump_ir;
 pub mod files;
+pub mod generate;
 pub mod given;
 pub mod launch;
 mod messages;
@@ -63,6 +65,7 @@ enum Command {
     DumpIr(dump_ir::DumpIr),
     Run(run::Run),
     Train(train::Train),
+    Generate(generate::Generate),
     Bench(bench::Bench),
     Launch(launch::Launch),
 }
@@ -215,6 +218,7 @@ fn execute(
     let joining = match command {
         Command::Run(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
+        Command::Generate(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
         Command::DumpIr(_) | Command::Launch(_) => None,
     };
@@ -227,6 +231,7 @@ fn execute(
         Command::DumpIr(arguments) => arguments.execute(given, terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),
+        Command::Generate(arguments) => arguments.execute(given, terminal),
         Command::Bench(arguments) => arguments.execute(given, terminal),
     }
 }

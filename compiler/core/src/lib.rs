@@ -22,6 +22,7 @@ pub mod burn_train;
 pub mod capture;
 mod data;
 pub mod explain;
+pub mod generate;
 pub mod import;
 mod memory;
 pub mod models;

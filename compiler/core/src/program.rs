@@ -8,6 +8,7 @@ use crate::beside::{self, Beside};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::data;
 use crate::explain::Facts;
+use crate::generate::GenerateError;
 use crate::import::{ImportError, Imported, SEED, Signature, import_with};
 use crate::memory;
 use crate::models::ModelError;
@@ -74,6 +75,9 @@ pub enum Error {
     /// A trainer's batch, module or evaluation is not what it was compiled for.
     #[error(transparent)]
     Trainer(Box<TrainerError>),
+    /// Prompts that cannot be generated from.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
     /// Its values have more bytes than can be counted.
     #[error(transparent)]
     Size(Box<TooLarge>),

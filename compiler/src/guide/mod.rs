@@ -10,6 +10,7 @@
 //! | [`reading`] | how to read a printed program and the explanation of a step |
 //! | [`data_parallelism`] | data parallelism, FSDP, ZeRO-1, hybrids; checkpoints between meshes |
 //! | [`training_loop`] | a training loop of one's own: results, evaluation, options, counters, traces |
+//! | [`generating`] | text from a model: prompts, sampling, the cache |
 //! | [`processes`] | ranks as processes, under MPI, torchrun and SLURM, and on GPUs |
 //! | [`pytorch`] | the same program in PyTorch and here, line by line |
 //! | [`styles`] | how to write a parallel style |
@@ -23,6 +24,7 @@ pub mod capabilities;
 pub mod costs;
 pub mod data_parallelism;
 pub mod first_model;
+pub mod generating;
 pub mod plans;
 pub mod processes;
 pub mod pytorch;

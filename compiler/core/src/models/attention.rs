@@ -1,5 +1,6 @@
 //! Scaled dot-product attention in plain operations, and the module that most families share.
 
+use super::cache::Cache;
 use super::decoder_config::{DecoderConfig, QkNorm};
 use super::layers::linear;
 use super::mask::Mask;
@@ -17,6 +18,8 @@ pub struct Context {
     pub rope: Option<RopeTables>,
     /// The keys that queries must not see; `None` if they see all.
     pub mask: Option<Mask>,
+    /// The keys and values of earlier tokens, if the call does not read whole sequences.
+    pub cache: Option<Cache>,
 }
 
 /// How scores are made of queries and keys.
@@ -123,6 +126,10 @@ pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scores: Scores
         None => x,
     };
     let (query, key) = (rotate(query), rotate(key));
+    let (key, value) = match &at.cache {
+        Some(cache) => cache.extend(key, value),
+        None => (key, value),
+    };
     let query = query.swap_dims(1, 2);
     // Keys and values are [b, kv, s, hd] here, before heads are repeated.
     let key = repeat_heads(key.swap_dims(1, 2), heads);

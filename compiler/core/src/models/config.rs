@@ -1,6 +1,7 @@
 //! `config.json`: which family, which sizes.
 
 use super::bert_config::BertConfig;
+use super::cache::CacheShape;
 use super::decoder_config::DecoderConfig;
 use super::error::ModelError;
 use super::families::Family;
@@ -131,7 +132,7 @@ impl ModelConfig {
     /// A batch of no rows or tokens, of more tokens than the model has positions, or with a token outside of the vocabulary.
     pub fn check_batch(&self, shape: [usize; 2], largest: i64) -> Result<(), ModelError> {
         let [batch, seq] = shape;
-        let learned = matches!(self, Self::Gpt2(_) | Self::Bert(_));
+        let learned = self.learns_positions();
         let (positions, vocab) = (self.max_positions(), self.vocab_size());
         if batch == 0 || seq == 0 {
             return Err(ModelError::Batch(format!("its shape {shape:?} is empty")));
@@ -217,6 +218,24 @@ impl ModelConfig {
             Self::Gpt2(_) | Self::Interleaved(_) => return None,
         };
         Some((name, row * width..(row + 1) * width))
+    }
+
+    /// Whether positions are learned, and there are therefore no more than [`ModelConfig::max_positions`].
+    pub fn learns_positions(&self) -> bool {
+        matches!(self, Self::Gpt2(_) | Self::Bert(_))
+    }
+
+    /// The cache of each attention, in the order of the layers; none of a model that does not generate.
+    pub fn caches(&self) -> Vec<CacheShape> {
+        let (module, kv_heads, head_dim) = match self {
+            Self::Decoder(c) => (["model.layers", "self_attn"], c.num_key_value_heads, c.head_dim),
+            Self::Gpt2(c) => (["transformer.h", "attn"], c.n_head, c.n_embd / c.n_head),
+            Self::Interleaved(c) => (["layers", "attention"], c.n_kv_heads, c.dim / c.n_heads),
+            Self::Bert(_) => return Vec::new(),
+        };
+        let [layers, attention] = module;
+        let owner = |layer| format!("{layers}.{layer}.{attention}");
+        (0..self.layers()).map(|layer| CacheShape { owner: owner(layer), kv_heads, head_dim }).collect()
     }
 
     /// Whether labels are the next tokens (and shifted by the model) instead of the positions' own.

@@ -3,10 +3,10 @@
 use super::attention::{Attention, Context, soft_cap};
 use super::decoder_config::{DecoderConfig, NormOrder};
 use super::layers::{Activation, embedding, linear, look_up, tied_logits};
-use super::mask::mask;
 use super::norm::RmsNorm;
-use super::rope::{RopePairs, RopeTables};
+use super::rope::RopePairs;
 use super::scope;
+use super::span::Span;
 use super::weight_map::WeightMap;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
@@ -76,9 +76,10 @@ impl DecoderWithHead {
         }
     }
 
-    /// Logits `[b, s, vocab]` of `input_ids [b, s]`; `attention_mask` is 1 for tokens and 0 for padding.
-    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
-        let hidden = scope("model", input_ids, |ids| self.model.forward(ids, attention_mask));
+    /// Logits `[b, s, vocab]` of `input_ids [b, s]`, or, with a cache, `[b, 1, vocab]` of their last.
+    pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
+        let hidden = scope("model", input_ids, |ids| self.model.forward(ids, span));
+        let hidden = span.wanted(hidden);
         let logits = scope("lm_head", hidden, |hidden| match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => tied_logits(hidden, &self.model.embed_tokens),
@@ -108,7 +109,7 @@ impl Decoder {
     }
 
     /// The last hidden states `[b, s, d]`.
-    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
+    pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let config = &self.config;
         let [_, seq] = input_ids.dims();
         let device = input_ids.device();
@@ -119,7 +120,7 @@ impl Decoder {
                 None => rows,
             }
         });
-        let (full, windowed) = contexts(config, seq, attention_mask, &device);
+        let (full, windowed) = contexts(config, seq, span, &device);
         for (i, layer) in self.layers.iter().enumerate() {
             let at = match (config.windows.get(i), &windowed) {
                 (Some(Some(_)), Some(windowed)) => windowed,
@@ -153,20 +154,15 @@ impl DecoderConfig {
 }
 
 /// What the layers that see everything know of a call on `seq` tokens, and those that have a window, if there are any.
-fn contexts(
-    config: &DecoderConfig,
-    seq: usize,
-    attention_mask: Option<Tensor<2, Int>>,
-    device: &Device,
-) -> (Context, Option<Context>) {
-    let tables = |rope| Some(RopeTables::new(rope, RopePairs::Halves, seq, config.head_dim, device));
-    let full = Context { rope: tables(&config.rope), mask: mask(seq, true, None, attention_mask.clone(), device) };
-    let windowed = config.sliding_window().map(|window| Context {
-        rope: match &config.local_rope {
+fn contexts(config: &DecoderConfig, seq: usize, span: &Span, device: &Device) -> (Context, Option<Context>) {
+    let tables = |rope| Some(span.rope(rope, RopePairs::Halves, seq, config.head_dim, device));
+    let full = span.context(seq, tables(&config.rope), None, device);
+    let windowed = config.sliding_window().map(|window| {
+        let rope = match &config.local_rope {
             Some(rope) => tables(rope),
             None => full.rope.clone(),
-        },
-        mask: mask(seq, true, Some(window), attention_mask, device),
+        };
+        span.context(seq, rope, Some(window), device)
     });
     (full, windowed)
 }

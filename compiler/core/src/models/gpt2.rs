@@ -3,8 +3,8 @@
 use super::attention::{Context, Scores, attend};
 use super::gpt2_config::Gpt2Config;
 use super::layers::{Activation, embedding, linear, tied_logits};
-use super::mask::mask;
 use super::scope;
+use super::span::Span;
 use burn::module::Module;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::{Device, Int, Tensor};
@@ -82,9 +82,10 @@ impl Gpt2LmHeadModel {
         }
     }
 
-    /// Logits `[b, s, vocab]` of `input_ids [b, s]`; `attention_mask` is 1 for tokens and 0 for padding.
-    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
-        let hidden = scope("transformer", input_ids, |ids| self.transformer.forward(ids, attention_mask));
+    /// Logits `[b, s, vocab]` of `input_ids [b, s]`, or, with a cache, `[b, 1, vocab]` of their last.
+    pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
+        let hidden = scope("transformer", input_ids, |ids| self.transformer.forward(ids, span));
+        let hidden = span.wanted(hidden);
         scope("lm_head", hidden, |hidden| match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => tied_logits(hidden, &self.transformer.wte),
@@ -94,11 +95,11 @@ impl Gpt2LmHeadModel {
 
 impl Gpt2Model {
     /// The last hidden states `[b, s, d]`.
-    pub fn forward(&self, input_ids: Tensor<2, Int>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
+    pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let at = Context { rope: None, mask: mask(seq, true, None, attention_mask, &input_ids.device()) };
+        let at = span.context(seq, None, None, &input_ids.device());
         let tokens = scope("wte", input_ids, |ids| self.wte.forward(ids));
-        let positions = self.wpe.weight.val().narrow(0, 0, seq).unsqueeze::<3>();
+        let positions = span.rows(self.wpe.weight.val(), seq);
         let mut hidden = tokens + positions;
         for (i, block) in self.h.iter().enumerate() {
             hidden = scope(&format!("h.{i}"), hidden, |hidden| block.forward(hidden, &at));

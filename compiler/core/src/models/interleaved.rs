@@ -3,9 +3,9 @@
 use super::attention::{Context, Scores, attend, split_heads};
 use super::interleaved_config::InterleavedConfig;
 use super::layers::{Activation, embedding, linear};
-use super::mask::mask;
-use super::rope::{RopeConfig, RopePairs, RopeTables};
+use super::rope::{RopeConfig, RopePairs};
 use super::scope;
+use super::span::Span;
 use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm, RmsNormConfig};
 use burn::tensor::{Device, Int, Tensor};
@@ -100,18 +100,18 @@ impl InterleavedLlama {
         }
     }
 
-    /// Logits `[b, s, vocab]` of `tokens [b, s]`.
-    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+    /// Logits `[b, s, vocab]` of `tokens [b, s]`, or, with a cache, `[b, 1, vocab]` of their last.
+    pub fn forward(&self, tokens: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let device = tokens.device();
         let config = RopeConfig::plain(self.theta);
-        let rope = RopeTables::new(&config, RopePairs::Interleaved, seq, self.head_dim, &device);
-        let at = Context { rope: Some(rope), mask: mask(seq, true, None, None, &device) };
+        let rope = span.rope(&config, RopePairs::Interleaved, seq, self.head_dim, &device);
+        let at = span.context(seq, Some(rope), None, &device);
         let mut hidden = scope("tok_embeddings", tokens, |ids| self.tok_embeddings.forward(ids));
         for (i, block) in self.layers.iter().enumerate() {
             hidden = scope(&format!("layers.{i}"), hidden, |hidden| block.forward(hidden, &at));
         }
-        let hidden = scope("norm", hidden, |x| self.norm.forward(x));
+        let hidden = span.wanted(scope("norm", hidden, |x| self.norm.forward(x)));
         scope("output", hidden, |x| self.output.forward(x))
     }
 }

@@ -15,6 +15,11 @@ pub struct Mask {
 }
 
 impl Mask {
+    /// A mask `[batch, 1, queries, keys]` of slots, true where a key must not be seen.
+    pub(super) fn of_slots(hidden: Tensor<4, Bool>) -> Self {
+        Mask { hidden, may_be_blind: false }
+    }
+
     /// The scores `[batch, heads, seq, seq]` with those of hidden keys far below all others.
     ///
     /// A query that sees no key attends to all keys alike, and its scores have the gradient of that: transformers' eager attention adds

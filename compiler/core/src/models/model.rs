@@ -1,12 +1,14 @@
 //! A model of any family, as one burn module.
 
 use super::bert::BertForMaskedLM;
+use super::cache::{Cache, CachedInputs, LayerCache, NextCache};
 use super::config::ModelConfig;
 use super::decoder::DecoderWithHead;
 use super::error::ModelError;
 use super::gpt2::Gpt2LmHeadModel;
 use super::interleaved::InterleavedLlama;
 use super::loss;
+use super::span::Span;
 use super::tied;
 use super::weight_map::WeightMap;
 use super::weights::Weights;
@@ -105,11 +107,27 @@ impl Model {
     pub fn forward(&self, inputs: TokenInputs) -> Tensor<3> {
         let TokenInputs { input_ids, attention_mask, token_type_ids } = inputs;
         match self {
-            Self::Decoder(model) => model.forward(input_ids, attention_mask),
-            Self::Gpt2(model) => model.forward(input_ids, attention_mask),
+            Self::Decoder(model) => model.forward(input_ids, &Span::whole(attention_mask)),
+            Self::Gpt2(model) => model.forward(input_ids, &Span::whole(attention_mask)),
             Self::Bert(model) => model.forward(input_ids, attention_mask, token_type_ids),
-            Self::Interleaved(model) => model.forward(input_ids),
+            Self::Interleaved(model) => model.forward(input_ids, &Span::whole(None)),
         }
+    }
+
+    /// The logits `[batch, vocab]` of the tokens after those of the inputs, and what the caches become.
+    ///
+    /// # Panics
+    /// A model that has no caches ([`ModelConfig::caches`]), or other caches than those.
+    pub fn next(&self, inputs: CachedInputs, caches: Vec<LayerCache>) -> (Tensor<2>, Vec<NextCache>) {
+        let cache = Cache::new(&inputs, caches);
+        let span = Span::Next(cache.clone());
+        let logits = match self {
+            Self::Decoder(model) => model.forward(inputs.input_ids, &span),
+            Self::Gpt2(model) => model.forward(inputs.input_ids, &span),
+            Self::Interleaved(model) => model.forward(inputs.input_ids, &span),
+            Self::Bert(_) => panic!("BERT has no caches"),
+        };
+        (logits.squeeze_dim(1), cache.after())
     }
 
     /// The mean cross entropy; causal models shift the labels `[batch, seq]` themselves, [`loss::IGNORE`] is left out.

@@ -4,7 +4,7 @@
 //! `x * cos + swap(x) * sin`, where `swap` exchanges the two halves (Hugging Face) or the two elements of each pair (the Llama
 //! repository), and the sign of the rotation lives in the sine table: six operations forward, no materialized rotation matrix.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::f64::consts::PI;
 
 /// How the frequencies of a longer context are derived from the trained ones.
@@ -201,6 +201,18 @@ impl RopeTables {
             Tensor::<2>::from_data(TensorData::new(values, [seq, width]), device).reshape([1, seq, 1, width])
         };
         Self { cos: table(cos), sin: table(sin), pairs, rotated: width }
+    }
+
+    /// The rows of the tables at these positions, `[batch, seq]`.
+    pub fn at(&self, positions: Tensor<2, Int>) -> Self {
+        let [batch, seq] = positions.dims();
+        let rows = positions.reshape([batch * seq]);
+        let [_, all, _, width] = self.cos.dims();
+        let of = |table: &Tensor<4>| {
+            let table = table.clone().reshape([all, width]);
+            table.select(0, rows.clone()).reshape([batch, seq, 1, width])
+        };
+        Self { cos: of(&self.cos), sin: of(&self.sin), ..self.clone() }
     }
 
     /// Rotates `x [batch, seq, heads, head_dim]`; elements beyond the rotated ones stay as they are.

@@ -1,0 +1,414 @@
+//! Compiling, loading and running the programs that generate.
+
+use super::program::{FIRST, LOGITS, POSITIONS, Room, SLOTS, TOKENS, capture};
+use super::prompts::{Placed, Run, filled};
+use super::sampling::{Sampling, choose};
+use crate::beside::{Beside, Kept};
+use crate::models::ModelConfig;
+use crate::pretrained::names;
+use crate::program::{CompileOptions, Error, check_memory, compile_inference_beside, feed};
+use burn::tensor::TensorData;
+use std::collections::HashMap;
+use tpc_ir::program::RankProgram;
+use tpc_ir::{InputKind, Mesh, OutputKind};
+use tpc_passes::styles::Plan;
+use tpc_runtime::session::LaunchOptions;
+use tpc_runtime::{ProgramId, RuntimeError, Session};
+
+/// The sizes that programs are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences that are generated at a time.
+    pub batch: usize,
+    /// Tokens of the longest prompt.
+    pub prompt: usize,
+    /// Tokens that are generated at most for each prompt.
+    pub new_tokens: usize,
+}
+
+/// Tokens of a prompt that are read at once, at most.
+const CHUNK: usize = 64;
+/// Slots that a program for single tokens sees at least; the next one sees twice as many.
+const SEEN: usize = 128;
+
+impl Limits {
+    fn chunk(&self) -> usize {
+        self.prompt.clamp(1, CHUNK)
+    }
+
+    fn room(&self) -> Room {
+        // The last token that is generated is never read.
+        Room { batch: self.batch, slots: filled(self.prompt, self.chunk()) + self.new_tokens.saturating_sub(1) }
+    }
+}
+
+/// Why a prompt cannot be generated from.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// A model that predicts other tokens than the next.
+    #[error("{model_type} predicts no next tokens: only causal language models generate")]
+    NotCausal {
+        /// The model's family.
+        model_type: &'static str,
+    },
+    /// A model whose family has no cached forward pass.
+    #[error("generation with a cache is not supported for {model_type}")]
+    NoCache {
+        /// The model's family.
+        model_type: &'static str,
+    },
+    /// Nothing to compile for.
+    #[error(
+        "generation needs room for at least one sequence and one new token; there is room for {batch} and {new_tokens}"
+    )]
+    Empty {
+        /// Sequences.
+        batch: usize,
+        /// New tokens.
+        new_tokens: usize,
+    },
+    /// More prompts than the programs have sequences.
+    #[error("{prompts} prompts at a time, but the programs are compiled for {batch}")]
+    TooMany {
+        /// Prompts.
+        prompts: usize,
+        /// Sequences of the programs.
+        batch: usize,
+    },
+    /// A prompt without tokens: there is nothing to predict from.
+    #[error("prompt {prompt} has no tokens")]
+    NoTokens {
+        /// Its position.
+        prompt: usize,
+    },
+    /// A prompt that is longer than what the programs are compiled for.
+    #[error("prompt {prompt} has {tokens} tokens, but the programs are compiled for prompts of {most}")]
+    TooLong {
+        /// Its position.
+        prompt: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// The most that there may be.
+        most: usize,
+    },
+    /// A sequence that does not fit the positions that a model learned.
+    #[error(
+        "prompts of {prompt} tokens with {new_tokens} new ones need {needed} positions, but {model_type} has {positions} learned positions: shorten the prompt or generate fewer tokens"
+    )]
+    Positions {
+        /// Tokens of the longest prompt.
+        prompt: usize,
+        /// Tokens to generate.
+        new_tokens: usize,
+        /// Positions that they take.
+        needed: usize,
+        /// The model's family.
+        model_type: &'static str,
+        /// Positions that there are.
+        positions: usize,
+    },
+    /// A token that the model's table does not have.
+    #[error("prompt {prompt} has token {token} at position {position}, but the vocabulary has {vocabulary} entries")]
+    Token {
+        /// Its position among the prompts.
+        prompt: usize,
+        /// The token.
+        token: i64,
+        /// Its position in the prompt.
+        position: usize,
+        /// Entries of the vocabulary.
+        vocabulary: usize,
+    },
+    /// Logits that are no numbers.
+    #[error("the logits of sequence {sequence} are not all numbers after {tokens} tokens")]
+    NotFinite {
+        /// The sequence.
+        sequence: usize,
+        /// Tokens of the sequence so far.
+        tokens: usize,
+    },
+}
+
+/// What is asked for.
+#[derive(Clone, Debug, Default)]
+pub struct Generate {
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens that are generated at most for each prompt; at most as many as the programs are compiled for.
+    pub new_tokens: usize,
+    /// Tokens that end a sequence, and belong to it.
+    pub ends: Vec<i64>,
+}
+
+/// A token that was just chosen.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen<'a> {
+    /// The position of its prompt.
+    pub prompt: usize,
+    /// The token.
+    pub token: i64,
+    /// What it was chosen by: a logit for each token of the vocabulary.
+    pub logits: &'a [f64],
+}
+
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It has as many new tokens as were asked for.
+    Length,
+    /// It has a token that ends a sequence.
+    End,
+    /// The listener wanted no more.
+    Stopped,
+}
+
+/// What was generated from one prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// The new tokens.
+    pub tokens: Vec<i64>,
+    /// Why there are no more.
+    pub why: Why,
+}
+
+/// The programs that generate, with their weights and cache on the ranks.
+///
+/// Of several processes each has one, and all make the same calls in the same order.
+pub struct Generator {
+    session: Session,
+    config: ModelConfig,
+    mesh: Mesh,
+    plan: Plan,
+    options: CompileOptions,
+    launch: LaunchOptions,
+    limits: Limits,
+    kept: Kept,
+    constants: HashMap<String, TensorData>,
+    prefill: ProgramId,
+    /// Programs that read one token of each sequence, by the slots that they see.
+    decode: Vec<(usize, ProgramId)>,
+}
+
+impl Generator {
+    /// Compiles a model for a mesh and a plan, and starts its ranks. The weights have to be loaded before the first run:
+    /// [`load_weights`](crate::pretrained::load_weights) with [`Generator::session`].
+    ///
+    /// # Errors
+    /// A model that does not generate, a plan that does not fit, sizes that no memory holds.
+    pub fn launch(
+        config: &ModelConfig,
+        mesh: &Mesh,
+        plan: &Plan,
+        options: &CompileOptions,
+        launch: LaunchOptions,
+        limits: Limits,
+    ) -> Result<Self, Error> {
+        check(config, &limits)?;
+        let room = limits.room();
+        let names = names(config);
+        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
+        let captured = capture(config, room, limits.chunk(), room.slots)?;
+        let program = compile_inference_beside(&captured, mesh, plan, options, &rename, &Beside::default())?;
+        let kept = Kept::of(&program.stages);
+        let ranks = program.stages.ranks;
+        check_memory(&ranks, &launch, |_| 0)?;
+        let mut session = Session::launch(ranks, launch.clone())?;
+        feed(&mut session, InputKind::Constant, &program.constants)?;
+        clear(&mut session)?;
+        let prefill = session.selected();
+        Ok(Generator {
+            session,
+            config: config.clone(),
+            mesh: mesh.clone(),
+            plan: plan.clone(),
+            options: options.clone(),
+            launch,
+            limits,
+            kept,
+            constants: program.constants,
+            prefill,
+            decode: Vec::new(),
+        })
+    }
+
+    /// The ranks' session, with the program selected that reads prompts.
+    ///
+    /// # Errors
+    /// A device that cannot load that program.
+    pub fn session(&mut self) -> Result<&mut Session, Error> {
+        self.session.select(self.prefill)?;
+        Ok(&mut self.session)
+    }
+
+    /// The sizes that the programs are compiled for.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Generates from prompts, all at a time. `listen` gets every new token as soon as it is chosen, and says whether that
+    /// sequence goes on.
+    ///
+    /// # Errors
+    /// A prompt that does not fit ([`GenerateError`]); a rank that fails.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<i64>],
+        asked: &Generate,
+        listen: &mut dyn FnMut(Chosen<'_>) -> bool,
+    ) -> Result<Vec<Generated>, Error> {
+        self.check_prompts(prompts)?;
+        let new_tokens = asked.new_tokens.min(self.limits.new_tokens);
+        let mut texts: Vec<Vec<i64>> = prompts.to_vec();
+        let mut ended: Vec<Option<Why>> = vec![(new_tokens == 0).then_some(Why::Length); prompts.len()];
+        if new_tokens == 0 {
+            return Ok(finished(prompts, texts, &ended));
+        }
+        let mut sequences: Vec<&[i64]> = prompts.iter().map(Vec::as_slice).collect();
+        sequences.resize(self.limits.batch, &[]);
+        let (mut placed, runs) = Placed::read(&sequences, self.limits.chunk());
+        self.session.select(self.prefill)?;
+        for run in &runs {
+            self.run(run)?;
+        }
+        for count in 1.. {
+            let logits = self.logits()?;
+            let vocabulary = logits.len() / self.limits.batch;
+            let mut chosen = vec![0; self.limits.batch];
+            for (at, text) in texts.iter_mut().enumerate() {
+                if ended[at].is_some() {
+                    continue;
+                }
+                let row = &logits[at * vocabulary..][..vocabulary];
+                if row.iter().any(|x| x.is_nan()) {
+                    return Err(GenerateError::NotFinite { sequence: at, tokens: text.len() }.into());
+                }
+                let token = choose(row, text, &asked.sampling, at as u64, text.len() as u64);
+                text.push(token);
+                chosen[at] = token;
+                let goes_on = listen(Chosen { prompt: at, token, logits: row });
+                ended[at] = match () {
+                    () if asked.ends.contains(&token) => Some(Why::End),
+                    () if !goes_on => Some(Why::Stopped),
+                    () => (count == new_tokens).then_some(Why::Length),
+                };
+            }
+            if ended.iter().all(Option::is_some) {
+                break;
+            }
+            let run = placed.next(chosen);
+            self.select_decode(&run)?;
+            self.run(&run)?;
+        }
+        Ok(finished(prompts, texts, &ended))
+    }
+
+    /// Writes what a run reads into the selected program, and runs it.
+    fn run(&mut self, run: &Run) -> Result<(), Error> {
+        let session = &mut self.session;
+        for (name, values) in
+            [(TOKENS, &run.tokens), (POSITIONS, &run.positions), (SLOTS, &run.slots), (FIRST, &run.first)]
+        {
+            // A model whose positions are relative to its keys reads none.
+            if session.program(0).inputs.iter().any(|input| input.name == name) {
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
+                session.write_bytes(name, &bytes)?;
+            }
+        }
+        session.step()?;
+        Ok(())
+    }
+
+    fn logits(&self) -> Result<Vec<f64>, Error> {
+        Ok(self.session.read_f64(&OutputKind::Result(LOGITS.into()))?)
+    }
+
+    /// Selects the program for a run on one token of each sequence. Each sees twice as many slots as the one before, so that
+    /// short sequences do not read a long cache; they are compiled when they are first needed.
+    fn select_decode(&mut self, run: &Run) -> Result<(), Error> {
+        let room = self.limits.room();
+        let needed = run.slots.last().map_or(1, |slot| *slot as usize + 1);
+        let seen = needed.next_power_of_two().max(SEEN).min(room.slots);
+        let known = self.decode.iter().find(|(slots, _)| *slots == seen);
+        if let Some((_, program)) = known {
+            return Ok(self.session.select(*program)?);
+        }
+        let names = names(&self.config);
+        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
+        let captured = capture(&self.config, room, 1, seen)?;
+        let programs: Vec<&[RankProgram]> = self.session.programs().collect();
+        let beside = Beside { kept: Some(&self.kept), constants: self.constants.clone(), programs };
+        let program = compile_inference_beside(&captured, &self.mesh, &self.plan, &self.options, &rename, &beside)?;
+        let ranks = program.stages.ranks;
+        check_memory(&ranks, &self.launch, |rank| self.session.allocated_bytes(rank))?;
+        let id = self.session.add(ranks)?;
+        feed(&mut self.session, InputKind::Constant, &program.constants)?;
+        self.constants = program.constants;
+        self.decode.push((seen, id));
+        Ok(())
+    }
+
+    fn check_prompts(&self, prompts: &[Vec<i64>]) -> Result<(), GenerateError> {
+        let Limits { batch, prompt: most, .. } = self.limits;
+        if prompts.len() > batch {
+            return Err(GenerateError::TooMany { prompts: prompts.len(), batch });
+        }
+        let vocabulary = self.config.vocab_size();
+        for (prompt, tokens) in prompts.iter().enumerate() {
+            if tokens.is_empty() {
+                return Err(GenerateError::NoTokens { prompt });
+            }
+            if tokens.len() > most {
+                return Err(GenerateError::TooLong { prompt, tokens: tokens.len(), most });
+            }
+            let outside = |token: &i64| !usize::try_from(*token).is_ok_and(|token| token < vocabulary);
+            if let Some(position) = tokens.iter().position(outside) {
+                return Err(GenerateError::Token { prompt, token: tokens[position], position, vocabulary });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The new tokens of each sequence.
+fn finished(prompts: &[Vec<i64>], texts: Vec<Vec<i64>>, ended: &[Option<Why>]) -> Vec<Generated> {
+    let of = |((prompt, mut text), why): ((&Vec<i64>, Vec<i64>), &Option<Why>)| Generated {
+        tokens: text.split_off(prompt.len()),
+        why: why.unwrap_or(Why::Length),
+    };
+    prompts.iter().zip(texts).zip(ended).map(of).collect()
+}
+
+/// An error if a model cannot generate within these limits.
+fn check(config: &ModelConfig, limits: &Limits) -> Result<(), GenerateError> {
+    let model_type = config.model_type();
+    if !config.is_causal() {
+        return Err(GenerateError::NotCausal { model_type });
+    }
+    if config.caches().is_empty() {
+        return Err(GenerateError::NoCache { model_type });
+    }
+    let Limits { batch, prompt, new_tokens } = *limits;
+    if batch == 0 || new_tokens == 0 {
+        return Err(GenerateError::Empty { batch, new_tokens });
+    }
+    // The last token that is generated has no position: it is never read.
+    let (needed, positions) = (prompt + new_tokens - 1, config.max_positions());
+    if config.learns_positions() && needed > positions {
+        return Err(GenerateError::Positions { prompt, new_tokens, needed, model_type, positions });
+    }
+    Ok(())
+}
+
+/// Fills the cache with zeros. What it holds of other sequences is hidden and needs only to be numbers.
+fn clear(session: &mut Session) -> Result<(), RuntimeError> {
+    let inputs = session.program(0).inputs.iter().enumerate();
+    let states: Vec<usize> = inputs.filter(|(_, i)| i.kind == InputKind::State).map(|(at, _)| at).collect();
+    session.fill_ranks(&|rank| {
+        states.iter().try_for_each(|state| {
+            rank.write(*state, |_, to| {
+                to.fill(0);
+                Ok::<_, RuntimeError>(())
+            })
+        })
+    })
+}
