@@ -293,7 +293,21 @@ fn kills_lose_nothing() {
     let dir = data("hf/llama-tiny").display().to_string();
     let (whole, killed) = (scratch.path("whole.jsonl"), scratch.path("killed.jsonl"));
     let checkpoints = scratch.path("run");
-    let base = ["train", &dir, "--text", &text, "--steps", "60", "--batch", "4", "--seq", "16", "--lr", "3e-3"];
+    let base = [
+        "train",
+        &dir,
+        "--data",
+        &text,
+        "--characters",
+        "--steps",
+        "60",
+        "--batch",
+        "4",
+        "--seq",
+        "16",
+        "--lr",
+        "3e-3",
+    ];
     let run = spawn(&[&base[..], &["--seed", "9", "--metrics", &whole]].concat()).wait_with_output().unwrap();
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     let more = ["--checkpoint", &checkpoints, "--save-every", "1", "--keep", "2", "--resume", "--metrics", &killed];

@@ -150,7 +150,8 @@ fn train_follows_the_expected_losses_and_saves_a_model() {
         let dir = data(&format!("hf/{model}"));
         let inputs = format!("{dir}/inputs.safetensors");
         let (save, grads, metrics) = (scratch.path("saved"), scratch.path("g.safetensors"), scratch.path("m.jsonl"));
-        let optimizer = "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1";
+        let optimizer =
+            "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1 --decay-all";
         let mut arguments = vec!["train", &dir, "--plan", plan, "--mesh", mesh, "--inputs", &inputs, "--steps", "3"];
         arguments.extend(optimizer.split(' '));
         arguments.extend(["--save", &save, "--grads", &grads, "--metrics", &metrics]);
@@ -203,7 +204,8 @@ fn train_learns_a_text_with_every_optimizer() {
     ];
     for optimizer in optimizers {
         let metrics = scratch.path("m.jsonl");
-        let mut arguments = vec!["train", &dir, "--text", &text, "--steps", "8", "--batch", "4", "--seq", "16"];
+        let mut arguments =
+            vec!["train", &dir, "--data", &text, "--characters", "--steps", "8", "--batch", "4", "--seq", "16"];
         arguments.extend(["--from-scratch", "--seed", "3", "--metrics", &metrics]);
         arguments.extend(optimizer);
         let (out, notes) = noted(&arguments, &scratch);
@@ -661,22 +663,39 @@ fn bad_training_data_is_explained() {
     let many: String = (0..300).filter_map(|i| char::from_u32(0x4e00 + i)).collect();
     let many = scratch.write("many", many.as_bytes());
     assert_eq!(
-        says("llama-tiny", &["--text", &many]),
+        says("llama-tiny", &["--data", &many, "--characters"]),
         "$TMP/many: the text has 300 different characters, but the vocabulary has 256 entries"
     );
     let short = scratch.write("short", b"too short");
+    let bert = data("hf/bert-tiny");
     assert_eq!(
-        says("llama-tiny", &["--text", &short]),
-        "$TMP/short: the text has 9 characters, fewer than a sequence of 128"
+        says("bert-tiny", &["--data", &short, "--characters"]),
+        format!(
+            "{bert}: bert learns to guess masked tokens, but its tokenizer has no mask_token in tokenizer_config.json"
+        )
+    );
+    let llama = data("hf/llama-tiny");
+    assert_eq!(
+        says("llama-tiny", &["--data", &short]),
+        format!(
+            "{llama}: the model has no tokenizer, so a text cannot become its tokens: copy its tokenizer.json there, \
+             train one with tpc tokenizer train {llama} FILE…, or make each character a token with --characters"
+        )
+    );
+    let binary = scratch.write("binary", &[b'a', 0xff, 0xfe]);
+    assert_eq!(says("llama-tiny", &["--data", &binary, "--characters"]), "$TMP/binary: not UTF-8 text: byte 1 is 0xff");
+    let empty = scratch.write("empty", b"");
+    assert_eq!(
+        says("llama-tiny", &["--data", &empty, "--characters"]),
+        "$TMP/empty: no text to train on: the file is empty"
+    );
+    let lines = scratch.write("lines.jsonl", b"{\"text\": \"a\"}\n{\"body\": \"b\"}\n");
+    assert_eq!(
+        says("llama-tiny", &["--data", &lines, "--characters"]),
+        "$TMP/lines.jsonl: line 2: no field \"text\"; there are \"body\"; --field chooses another"
     );
     assert_eq!(
-        says("bert-tiny", &["--text", &short]),
-        "$TMP/short: a text trains causal models; bert needs --inputs with labels"
-    );
-    let binary = scratch.write("binary", &[0xff, 0xfe]);
-    assert_eq!(says("llama-tiny", &["--text", &binary]), "$TMP/binary: not a UTF-8 text");
-    assert_eq!(
-        says("llama-tiny", &["--text", &short, "--optimizer", "adam", "--momentum", "0.9"]),
+        says("llama-tiny", &["--data", &short, "--characters", "--optimizer", "adam", "--momentum", "0.9"]),
         "--momentum is a setting of --optimizer sgd; adamw and adam have --beta1"
     );
 }
@@ -845,8 +864,9 @@ fn a_model_of_characters_keeps_its_alphabet() {
     let other = scratch.write("other", "The größte 長 fox! 0123456789 ".repeat(20).as_bytes());
     let (saved, run) = (scratch.path("saved"), scratch.path("run"));
     let common = ["--batch", "2", "--seq", "8"];
-    let train =
-        |model: &str, text: &str, more: &[&str]| tpc(&[&["train", model, "--text", text], &common[..], more].concat());
+    let train = |model: &str, text: &str, more: &[&str]| {
+        tpc(&[&["train", model, "--data", text, "--characters"], &common[..], more].concat())
+    };
     let (code, _, err) = train(&dir, &fox, &["--from-scratch", "--steps", "2", "--save", &saved, "--checkpoint", &run]);
     assert_eq!((code, &*err), (0, ""));
     let kept: Json = serde_json::from_slice(&std::fs::read(format!("{saved}/alphabet.json")).unwrap()).unwrap();
@@ -871,11 +891,11 @@ fn a_model_of_characters_keeps_its_alphabet() {
     };
     assert_eq!(
         failed(train(&saved, &other, &["--steps", "1"])),
-        lack("$TMP/saved/alphabet.json", "begin anew with --from-scratch")
+        lack("$TMP/saved/alphabet.json", "begin with fresh weights by --from-scratch")
     );
     assert_eq!(
         failed(train(&dir, &other, &["--from-scratch", "--steps", "4", "--checkpoint", &run, "--resume"])),
-        lack("$TMP/run/step-000002", "begin anew with another --checkpoint")
+        lack("$TMP/run/step-000002", "begin a new run with another --checkpoint")
     );
     let (code, out, _) = train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]);
     assert!(
@@ -892,24 +912,34 @@ fn a_model_of_characters_keeps_its_alphabet() {
     );
     assert_eq!((code, err), (0, format!("{KEEPS_NOTHING}{unknown}")));
     // A tokenizer's tokens are not characters, with or without its weights.
-    for name in ["tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model"] {
-        let model = scratch.path("tokens");
-        std::fs::create_dir(&model).unwrap();
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(format!("{dir}/{file}"), format!("{model}/{file}")).unwrap();
-        }
+    let model = scratch.path("tokens");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(format!("{dir}/{file}"), format!("{model}/{file}")).unwrap();
+    }
+    for name in ["vocab.json", "merges.txt", "tokenizer.model"] {
         std::fs::write(format!("{model}/{name}"), "{}").unwrap();
         for more in [&["--steps", "1"][..], &["--steps", "1", "--from-scratch"]] {
             assert_eq!(
                 failed(train(&model, &fox, more)),
                 format!(
-                    "error: $TMP/tokens/{name}: the model's tokens are those of a tokenizer, but --text numbers \
-                     characters: encode the text with the tokenizer and give input_ids and labels as --inputs, or \
-                     begin a model of characters with --from-scratch in a directory that holds only a config.json\n"
+                    "error: $TMP/tokens/{name}: the tokenizer is in a format that is not read, and there is no \
+                     tokenizer.json beside it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) \
+                     writes one\n"
                 )
             );
         }
-        std::fs::remove_dir_all(&model).unwrap();
+        std::fs::remove_file(format!("{model}/{name}")).unwrap();
+    }
+    let tokenizer = data("../../compiler/data/tests/data/tokenizer/tokenizer.json");
+    std::fs::copy(tokenizer, format!("{model}/tokenizer.json")).unwrap();
+    for more in [&["--steps", "1"][..], &["--steps", "1", "--from-scratch"]] {
+        assert_eq!(
+            failed(train(&model, &fox, more)),
+            "error: $TMP/tokens: the model's tokens are those of its tokenizer, which --characters would not use: \
+             leave --characters out, or begin a model of characters with --from-scratch in a directory that holds \
+             only a config.json\n"
+        );
     }
 }
 
@@ -1119,7 +1149,7 @@ fn sizes_that_cannot_be_counted_are_refused() {
             format!("--batch {batch} --seq 256: the batch of shape [{batch}, 256] {large}")
         );
         assert_eq!(
-            says(&["train", &dir, "--text", &text, "--steps", "1", "--batch", batch, "--seq", "8"]),
+            says(&["train", &dir, "--data", &text, "--characters", "--steps", "1", "--batch", batch, "--seq", "8"]),
             format!("--batch {batch} --seq 8: the batch of shape [{batch}, 8] {large}")
         );
         assert_eq!(
@@ -1187,7 +1217,7 @@ fn user_text_in_messages_is_short_and_harmless() {
 
 #[test]
 fn arguments_that_make_no_command_are_explained() {
-    let (code, out, err) = tpc(&["train", "model", "--text", "t", "--steps", "1", "--beta1", "1.5"]);
+    let (code, out, err) = tpc(&["train", "model", "--data", "t", "--steps", "1", "--beta1", "1.5"]);
     assert_eq!((code, out.as_str()), (2, ""));
     assert!(
         err.contains("invalid value '1.5' for '--beta1 <BETA1>': expected a number of at least 0 and below 1"),

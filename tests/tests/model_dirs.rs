@@ -84,7 +84,7 @@ fn train(dir: &Path, inputs: &Path, more: &[&str], scratch: &Scratch) -> Result<
     let files = [text(save.clone()), text(grads.clone()), text(metrics.clone())];
     let arguments = [
         &["train", &dir, "--inputs", &inputs, "--steps", "3", "--optimizer", "adamw", "--lr", "1e-3"][..],
-        &["--beta1", "0.9", "--beta2", "0.95", "--eps", "1e-8", "--weight-decay", "0.1"],
+        &["--beta1", "0.9", "--beta2", "0.95", "--eps", "1e-8", "--weight-decay", "0.1", "--decay-all"],
         &["--save", &files[0], "--grads", &files[1], "--metrics", &files[2]],
         more,
     ]
@@ -800,7 +800,7 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
     large["num_hidden_layers"] = json!(126);
     std::fs::write(scratch.path("config/config.json"), large.to_string()).unwrap();
     let text = text.display().to_string();
-    let (code, _, err) = tpc(&["train", &dir, "--from-scratch", "--text", &text, "--steps", "1"]);
+    let (code, _, err) = tpc(&["train", &dir, "--from-scratch", "--data", &text, "--characters", "--steps", "1"]);
     too_large((code, err), "llama of 405");
 }
 

@@ -1,15 +1,11 @@
-//! Batches from files and texts.
+//! Batches from files of tensors.
 
-use crate::subject::check_size;
 use crate::{Failure, Outcome};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
-use std::fs;
-use std::path::{Path, PathBuf};
-use tpc_compiler::models::{Alphabet, ModelConfig, Weights, loss::IGNORE};
+use std::path::Path;
+use tpc_compiler::models::{ModelConfig, Weights, loss::IGNORE};
 use tpc_compiler::pretrained::TokenBatch;
-use tpc_ir::quote::cut;
-use tpc_ir::random::philox;
 use tpc_runtime::{RuntimeError, Session};
 
 /// The tensors that an inputs file may hold, all `[batch, seq]`.
@@ -141,110 +137,6 @@ pub fn feed(session: &mut Session, name: &str, values: &[i64]) -> Result<(), Run
 }
 
 struct Problem(String);
-
-/// The alphabet that a model was trained on.
-#[derive(Clone, Debug)]
-pub struct Kept {
-    /// Its characters.
-    pub alphabet: Alphabet,
-    /// The file or checkpoint that keeps it.
-    pub place: PathBuf,
-    /// How a text of other characters can be trained on.
-    pub way_out: &'static str,
-}
-
-impl Kept {
-    /// An error that names the characters of a text that the model was not trained on.
-    fn check(&self, text: &Alphabet) -> Result<(), String> {
-        let missing = self.alphabet.lacks(text);
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let shown: Vec<String> = missing.iter().take(10).map(|c| format!("{c:?}")).collect();
-        let more = match missing.len() - shown.len() {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        Err(format!(
-            "the model was trained on the {} characters of {}, which lack {}{more}: train on a text of those, or {}",
-            self.alphabet.len(),
-            cut(&self.place.display().to_string()),
-            shown.join(", "),
-            self.way_out,
-        ))
-    }
-}
-
-/// A text as tokens: its characters are numbered as in the model's alphabet, or, sorted, from 0.
-#[derive(Debug)]
-pub struct Text {
-    alphabet: Alphabet,
-    tokens: Vec<i64>,
-    batch: usize,
-    seq: usize,
-    seed: u64,
-}
-
-impl Text {
-    /// Reads a text for a causal model, which may have been trained on a text before.
-    ///
-    /// # Errors
-    /// A file that is not a text, has characters that the model was not trained on, more than the vocabulary or too few for one sequence.
-    pub fn read(
-        file: &Path,
-        config: &ModelConfig,
-        [batch, seq]: [usize; 2],
-        seed: u64,
-        kept: Option<&Kept>,
-    ) -> Outcome<Self> {
-        if !config.is_causal() {
-            let problem = format!("a text trains causal models; {} needs --inputs with labels", config.model_type());
-            return Err(Failure::at(file, problem));
-        }
-        let bytes = fs::read(file).map_err(|e| Failure::at(file, e))?;
-        let text = String::from_utf8(bytes).map_err(|_| Failure::at(file, "not a UTF-8 text"))?;
-        let mut alphabet = Alphabet::of_text(&text);
-        if let Some(kept) = kept {
-            kept.check(&alphabet).map_err(|problem| Failure::at(file, problem))?;
-            alphabet = kept.alphabet.clone();
-        }
-        let vocab = config.vocab_size();
-        if alphabet.len() > vocab {
-            let (found, whose) = (alphabet.len(), if kept.is_some() { "model's alphabet" } else { "text" });
-            let problem =
-                format!("the {whose} has {found} different characters, but the vocabulary has {vocab} entries");
-            return Err(Failure::at(file, problem));
-        }
-        config.check_batch([batch, seq], 0)?;
-        check_size(config, [batch, seq])?;
-        if seq < 2 {
-            return Err(Failure::new("--seq must be at least 2: a token is predicted from those before it"));
-        }
-        let numbers = alphabet.numbers();
-        let tokens: Vec<i64> = text.chars().map(|c| numbers[&c]).collect();
-        if tokens.len() < seq {
-            let problem = format!("the text has {} characters, fewer than a sequence of {seq}", tokens.len());
-            return Err(Failure::at(file, problem));
-        }
-        Ok(Text { alphabet, tokens, batch, seq, seed })
-    }
-
-    /// The characters that the tokens stand for.
-    pub fn alphabet(&self) -> &Alphabet {
-        &self.alphabet
-    }
-
-    /// The batch of a step: windows at random places.
-    pub fn batch(&self, step: usize) -> Vec<i64> {
-        let places = (self.tokens.len() - self.seq + 1) as u64;
-        let windows = (0..self.batch).flat_map(|row| {
-            let [a, b, ..] = philox(self.seed, step as u64, row as u64);
-            let at = (((u64::from(a) << 32) | u64::from(b)) % places) as usize;
-            &self.tokens[at..at + self.seq]
-        });
-        windows.copied().collect()
-    }
-}
 
 /// Named float tensors as the bytes of a safetensors file.
 ///

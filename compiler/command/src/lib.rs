@@ -4,15 +4,16 @@
 //! |---|---|
 //! | which model a command is about, and how it is captured | [`subject`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
-//! | batches from files and texts | [`data`] |
+//! | batches from files of tensors | [`data`] |
 //! | which files are read and written; that no two are the same | [`files`] |
 //! | which options were given, and have no effect | [`given`] |
 //! | ranks that repeat the work of others, or have none | [`notes`] |
 //! | how messages show user text | `messages` |
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
-//! | training steps | [`train`] |
+//! | training steps, texts to train on | [`train`] |
 //! | text from prompts | [`generate`] |
+//! | a tokenizer from a text | [`tokenizer`] |
 //! | the comparisons' measurements | [`mod@bench`] |
 //! | a command as one process per rank | [`launch`] |
 //! | what all processes of a command must have in common | `settings` |
@@ -31,6 +32,7 @@ pub mod report;
 pub mod run;
 mod settings;
 pub mod subject;
+pub mod tokenizer;
 pub mod train;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -64,8 +66,9 @@ struct Cli {
 enum Command {
     DumpIr(dump_ir::DumpIr),
     Run(run::Run),
-    Train(train::Train),
+    Train(Box<train::Train>),
     Generate(generate::Generate),
+    Tokenizer(tokenizer::Tokenizer),
     Bench(bench::Bench),
     Launch(launch::Launch),
 }
@@ -173,7 +176,7 @@ where
     };
     let mut terminal = Terminal { out: stdout, err: &mut *stderr, silent: false };
     let settings = |files: &Reads| settings::settings(&command, &matches, files);
-    let given = given(&matches);
+    let given = given(&matches).on(&arguments);
     let outcome = catch_unwind(AssertUnwindSafe(|| execute(&cli.command, &settings, &given, &mut terminal)));
     let (code, mut message) = match outcome.unwrap_or_else(|panic| Err(internal(&*panic))) {
         Ok(()) | Err(Failure::Closed) => return 0,
@@ -220,7 +223,7 @@ fn execute(
         Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Generate(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
-        Command::DumpIr(_) | Command::Launch(_) => None,
+        Command::DumpIr(_) | Command::Launch(_) | Command::Tokenizer(_) => None,
     };
     if let Some((running, files)) = joining {
         running.join(|| settings(&files), terminal)?;
@@ -233,6 +236,7 @@ fn execute(
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),
         Command::Bench(arguments) => arguments.execute(given, terminal),
+        Command::Tokenizer(arguments) => arguments.execute(terminal),
     }
 }
 

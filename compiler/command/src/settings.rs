@@ -68,6 +68,22 @@ fn contents(file: &Path) -> String {
 /// Weights of at most so many bytes are read before processes meet, so that two jobs that differ in nothing else are told apart.
 const SMALL: u64 = 64 << 20;
 
+/// Data files that are small enough to be read before processes meet, each by its option and, after the first, its number. What differs in
+/// larger ones is found when the batches are compared.
+pub(crate) fn data_files<'a>(files: impl Iterator<Item = (&'static str, &'a PathBuf)>) -> Vec<(String, PathBuf)> {
+    let is_small = |file: &Path| file.metadata().is_ok_and(|file| file.is_file() && file.len() <= SMALL);
+    let mut found: Vec<(String, PathBuf)> = Vec::new();
+    let mut last = ("", 0);
+    for (option, file) in files {
+        last = if last.0 == option { (option, last.1 + 1) } else { (option, 1) };
+        let name = if last.1 == 1 { option.to_string() } else { format!("{option} (file {})", last.1) };
+        if is_small(file) || !file.exists() {
+            found.push((name, file.clone()));
+        }
+    }
+    found
+}
+
 /// A model's configuration, and its weights if they are small and `weights` are read.
 pub(crate) fn model_files(dir: &Path, weights: bool) -> Vec<(String, PathBuf)> {
     let of_model = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
@@ -75,11 +91,13 @@ pub(crate) fn model_files(dir: &Path, weights: bool) -> Vec<(String, PathBuf)> {
     let mut names: Vec<String> =
         found.filter_map(|entry| entry.file_name().into_string().ok()).filter(of_model).collect();
     names.sort();
+    let tokenizers = tpc_data::tokenizer::FILES.into_iter().filter(|name| dir.join(name).exists());
     let bytes: u64 = names.iter().filter_map(|name| dir.join(name).metadata().ok()).map(|file| file.len()).sum();
     if !weights || bytes > SMALL {
         names.clear();
     }
-    ["config.json".to_string()].into_iter().chain(names).map(|name| (name.clone(), dir.join(name))).collect()
+    let others = ["config.json"].into_iter().chain(tokenizers).map(str::to_string);
+    others.chain(names).map(|name| (name.clone(), dir.join(name))).collect()
 }
 
 /// Compares files that may be too large to be read by every process: weights, checkpoints.

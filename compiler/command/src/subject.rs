@@ -263,9 +263,12 @@ pub struct Optimizer {
     /// Epsilon of adamw and adam
     #[arg(long, value_parser = not_negative, default_value = "1e-8")]
     pub eps: f32,
-    /// Weight decay [default: 0.01 for adamw, else 0]
+    /// Weight decay, of all weights but norms and biases [default: 0.01 for adamw, otherwise 0]
     #[arg(long, value_parser = not_negative)]
     pub weight_decay: Option<f32>,
+    /// Weight decay of norms and biases, too
+    #[arg(long)]
+    pub decay_all: bool,
     /// Momentum of sgd
     #[arg(long, value_parser = fraction)]
     pub momentum: Option<f32>,
@@ -283,13 +286,15 @@ impl Optimizer {
             beta2: 0.95,
             eps: 1e-8,
             weight_decay: Some(0.1),
+            decay_all: true,
             momentum: None,
             nesterov: false,
         }
     }
 
     /// The options that say which optimizer there is.
-    pub const OPTIONS: [&str; 7] = ["optimizer", "beta1", "beta2", "eps", "weight_decay", "momentum", "nesterov"];
+    pub const OPTIONS: [&str; 8] =
+        ["optimizer", "beta1", "beta2", "eps", "weight_decay", "decay_all", "momentum", "nesterov"];
 
     /// States of a parameter's size that the optimizer keeps for each.
     pub fn states(&self) -> usize {
@@ -321,44 +326,80 @@ impl Optimizer {
     /// # Errors
     /// An operation that cannot be recorded.
     pub fn capture(&self, config: &ModelConfig, tokens: TokenBatch) -> Result<TrainingCapture, Error> {
-        let decay = self.weight_decay.unwrap_or(if self.optimizer == OptimizerName::Adamw { 0.01 } else { 0.0 });
-        let penalty = (decay != 0.0).then(|| WeightDecayConfig::new(decay));
+        let decay = self.decay();
+        let penalty = |decay: f32| (decay != 0.0).then(|| WeightDecayConfig::new(decay));
         match self.optimizer {
-            OptimizerName::Adamw => {
-                let optimizer = AdamWConfig::new()
+            OptimizerName::Adamw => self.capture_with(config, tokens, decay, |decay| {
+                AdamWConfig::new()
                     .with_beta_1(self.beta1)
                     .with_beta_2(self.beta2)
                     .with_epsilon(self.eps)
-                    .with_weight_decay(decay);
-                captured(config, tokens, &optimizer.build())
-            }
-            OptimizerName::Adam => {
-                let optimizer = AdamConfig::new()
+                    .with_weight_decay(decay)
+                    .build()
+            }),
+            OptimizerName::Adam => self.capture_with(config, tokens, decay, |decay| {
+                AdamConfig::new()
                     .with_beta_1(self.beta1)
                     .with_beta_2(self.beta2)
                     .with_epsilon(self.eps)
-                    .with_weight_decay(penalty);
-                captured(config, tokens, &optimizer.build())
-            }
-            OptimizerName::Sgd => {
+                    .with_weight_decay(penalty(decay))
+                    .build()
+            }),
+            OptimizerName::Sgd => self.capture_with(config, tokens, decay, |decay| {
                 let momentum = self.momentum.map(|momentum| MomentumConfig {
                     momentum: f64::from(momentum),
                     dampening: 0.0,
                     nesterov: self.nesterov,
                 });
-                let optimizer = SgdConfig::new().with_weight_decay(penalty).with_momentum(momentum);
-                captured(config, tokens, &optimizer.build())
-            }
+                SgdConfig::new().with_weight_decay(penalty(decay)).with_momentum(momentum).build()
+            }),
+        }
+    }
+
+    /// The weight decay: what was given, or PyTorch's default.
+    fn decay(&self) -> f32 {
+        self.weight_decay.unwrap_or(if self.optimizer == OptimizerName::Adamw { 0.01 } else { 0.0 })
+    }
+
+    /// Captures a step with the optimizer that a weight decay makes, which norms and biases have only with --decay-all.
+    fn capture_with<O: BurnOptimizer>(
+        &self,
+        config: &ModelConfig,
+        tokens: TokenBatch,
+        decay: f32,
+        build: impl Fn(f32) -> O,
+    ) -> Result<TrainingCapture, Error> {
+        match self.decay_all || decay == 0.0 {
+            true => capture_step(config, tokens, &build(decay)),
+            false => capture_step(config, tokens, &Grouped { matrices: build(decay), vectors: build(0.0) }),
         }
     }
 }
 
-fn captured<O: BurnOptimizer>(
-    config: &ModelConfig,
-    tokens: TokenBatch,
-    optimizer: &O,
-) -> Result<TrainingCapture, Error> {
-    capture_step(config, tokens, optimizer)
+/// One optimizer for matrices, and another for vectors: gains of norms and biases are all parameters of one dimension that the models have.
+#[derive(Clone)]
+struct Grouped<O> {
+    matrices: O,
+    vectors: O,
+}
+
+impl<O: BurnOptimizer> BurnOptimizer for Grouped<O> {
+    type State<const D: usize> = O::State<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: f64,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<Self::State<D>>,
+    ) -> (Tensor<D>, Option<Self::State<D>>) {
+        let optimizer = if D > 1 { &self.matrices } else { &self.vectors };
+        optimizer.step(lr, tensor, grad, state)
+    }
+
+    fn to_device<const D: usize>(state: Self::State<D>, device: &Backend) -> Self::State<D> {
+        O::to_device(state, device)
+    }
 }
 
 /// Reads a number in `0..1`.

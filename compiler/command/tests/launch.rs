@@ -206,8 +206,8 @@ fn differences_between_the_processes_of_a_job_are_named() {
     let other_inputs = format!("{other}/inputs.safetensors");
     let [text, text2] = ["text", "text2"].map(|name| {
         let path = scratch.path(name);
-        let arguments = ["train", &model, "--plan", "ddp", "--mesh", "dp=2", "--text", &path, "--steps", "2"];
-        with(&arguments.map(String::from), &["--batch", "2", "--seq", "8"])
+        let arguments = ["train", &model, "--plan", "ddp", "--mesh", "dp=2", "--data", &path, "--steps", "2"];
+        with(&arguments.map(String::from), &["--characters", "--batch", "2", "--seq", "8"])
     });
     let plans = ["plan.json", "plan2.json"].map(|name| with(&base, &["--plan", &scratch.path(name)]));
     let runs = ["a", "b"].map(|name| with(&base, &["--checkpoint", &scratch.path(name)]));
@@ -223,7 +223,7 @@ fn differences_between_the_processes_of_a_job_are_named() {
         (base.to_vec(), with(&base, &["--from-scratch"]), "--from-scratch is false on rank 0 and true on rank 1"),
         (base.to_vec(), with(&base, &["--grads", "g"]), "--grads is not given on rank 0 and given on rank 1"),
         (base.to_vec(), with(&base, &["--inputs", &other_inputs]), "the digest of --inputs is "),
-        (text, text2, "the digest of --text is "),
+        (text, text2, "the digest of --data is "),
         (plan, plan2, "the digest of --plan is "),
         (run_a, run_b, "--checkpoint is /"),
     ];
@@ -289,7 +289,7 @@ fn two_jobs_at_one_address_do_not_mix() {
             "--optimizer",
             "adamw",
         ]);
-        command.args("--beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1 --lr".split(' ')).arg(lr);
+        command.args("--beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1 --decay-all --lr".split(' ')).arg(lr);
         command.arg("--inputs").arg(dir.join(inputs)).args(["--metrics", &scratch.path(&format!("{job}.jsonl"))]);
         command.envs([("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
         command.env("RANK", rank.to_string()).env("MASTER_PORT", (port - 1).to_string());

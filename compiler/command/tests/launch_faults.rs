@@ -312,7 +312,20 @@ fn a_second_signal_ends_a_run_at_once() {
     std::fs::write(&text, "some text that is long enough for a window of a few characters. ".repeat(10)).unwrap();
     let dir = dir.display().to_string();
     let (run, metrics) = (scratch.path("run"), scratch.path("m.jsonl"));
-    let head = ["train", &dir, "--text", &text, "--batch", "1500", "--seq", "64", "--steps", "2", "--from-scratch"];
+    let head = [
+        "train",
+        &dir,
+        "--data",
+        &text,
+        "--characters",
+        "--batch",
+        "1500",
+        "--seq",
+        "64",
+        "--steps",
+        "2",
+        "--from-scratch",
+    ];
     let run = Tpc::start(&[&head[..], &["--checkpoint", &run, "--metrics", &metrics]].concat());
     // The file is there when steps begin.
     until("the first step", Duration::from_secs(60), || std::fs::exists(&metrics).unwrap());

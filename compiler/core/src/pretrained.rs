@@ -9,7 +9,7 @@ use crate::models::{
     ModelConfig, ModelError, TokenInputs, Use, WeightEntry, WeightMap, Weights, build, read_box, read_strips,
     save_strips, tied_head, transposed, weight_map,
 };
-use crate::program::Error;
+use crate::program::{EVALUATION, Error};
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Distribution as BurnDistribution, Int, TensorData};
 use std::cell::Cell;
@@ -101,6 +101,28 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -
             let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
             let loss = labels.map(|l| named("loss", model.loss(logits.clone(), l)));
             (named("logits", logits), loss)
+        })?;
+    captured.aliases.extend(head_alias(config));
+    Ok(captured)
+}
+
+/// Captures the loss of a language model on a batch and nothing else: what a run computes of other data between its steps.
+///
+/// # Errors
+/// As [`capture_step`].
+pub fn capture_evaluation(config: &ModelConfig, tokens: TokenBatch) -> Result<Captured, Error> {
+    let batch = (
+        named("input_ids", tokens.spec()),
+        named("labels", tokens.spec()),
+        tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
+        tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
+    );
+    config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
+    let build = |device: &burn::tensor::Device| build(config, device);
+    let mut captured =
+        capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
+            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+            named(EVALUATION, model.loss(logits, labels))
         })?;
     captured.aliases.extend(head_alias(config));
     Ok(captured)

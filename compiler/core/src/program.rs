@@ -4,7 +4,7 @@
 //! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
 //! ```
 
-use crate::beside::{self, Beside};
+use crate::beside::{self, Beside, Kept};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::data;
 use crate::explain::Facts;
@@ -320,6 +320,8 @@ pub struct CompiledTraining {
 struct TrainingRanks {
     first: Vec<RankProgram>,
     steady: Vec<RankProgram>,
+    /// A program that evaluates the parameters between steps.
+    evaluation: Option<Vec<RankProgram>>,
 }
 
 /// A forward pass that is ready to be launched: what [`compile_inference_together`] gives on every process.
@@ -333,7 +335,7 @@ pub struct CompiledInference {
 impl From<TrainingProgram> for CompiledTraining {
     fn from(program: TrainingProgram) -> Self {
         let TrainingProgram { first, steady, init, scalars, constants, values, seed } = program;
-        let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks };
+        let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks, evaluation: None };
         CompiledTraining { init, ranks, scalars, constants, values, seed }
     }
 }
@@ -473,12 +475,14 @@ pub(crate) fn compile_inference_beside(
 }
 
 /// [`compile_training`] by one process for all: the first compiles and hands the rank programs to the others. Every process makes this
-/// call, with the same arguments. `look` sees the whole program where it was compiled.
+/// call, with the same arguments. `look` sees the whole program where it was compiled. `evaluation` is a forward pass that gives a loss of
+/// the same parameters, for [`TrainingSession::evaluate`]: they stay where training has them.
 ///
 /// # Errors
-/// As [`compile_training`], on all processes; a process that does not come.
+/// As [`compile_training`], on all processes; a process that does not come; an evaluation that would need a parameter cut in another way.
 pub fn compile_training_together(
     capture: TrainingCapture,
+    evaluation: Option<&Captured>,
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,
@@ -489,13 +493,31 @@ pub fn compile_training_together(
     let compile = |capture| {
         let program = compile_training(capture, mesh, plan, options, rename)?;
         look(&program);
-        Ok(CompiledTraining::from(program))
+        let beside = match evaluation {
+            Some(captured) => {
+                let (kept, constants) = (Kept::of(&program.steady), program.constants.clone());
+                let programs = vec![&program.first.ranks[..], &program.steady.ranks];
+                let beside = Beside { kept: Some(&kept), constants, programs };
+                Some(compile_inference_beside(captured, mesh, plan, options, rename, &beside)?)
+            }
+            None => None,
+        };
+        let mut compiled = CompiledTraining::from(program);
+        if let Some(evaluation) = beside {
+            compiled.constants = evaluation.constants;
+            compiled.ranks.evaluation = Some(evaluation.stages.ranks);
+        }
+        Ok(compiled)
     };
     if together::compiles(launch) {
         return together::hand_out(launch, compile(capture), |compiled| &compiled.ranks);
     }
     let (first, steady) = (renamed(&capture.first, rename), renamed(&capture.steady, rename));
-    let constants = import_with(&steady, &Signature::of([&steady, &first])?)?.constants;
+    let mut constants = import_with(&steady, &Signature::of([&steady, &first])?)?.constants;
+    if let Some(captured) = evaluation {
+        let captured = renamed(captured, rename);
+        constants = import_with(&captured, &Signature::with_constants(constants, [&captured])?)?.constants;
+    }
     let ranks = together::receive(launch)?;
     let (scalars, seed) = (capture.scalars, options.seed);
     Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, seed })
@@ -549,6 +571,9 @@ pub(crate) fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
     seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
 }
 
+/// The result of an evaluation, by its name.
+pub const EVALUATION: &str = "loss";
+
 /// A running training program.
 pub struct TrainingSession {
     session: Session,
@@ -556,6 +581,8 @@ pub struct TrainingSession {
     program: ProgramId,
     /// The steady program, until it takes over.
     next: Option<Vec<RankProgram>>,
+    /// The program of [`TrainingSession::evaluate`].
+    evaluation: Option<ProgramId>,
     scalars: StepScalars,
     seed: u64,
     step: usize,
@@ -588,12 +615,24 @@ impl CompiledTraining {
     /// As [`TrainingProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
         check_memory(&self.ranks.first, &options, |_| 0)?;
+        let limits = options.clone();
         let mut session = Session::launch(self.ranks.first, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
         let next = Some(self.ranks.steady);
         let program = session.selected();
-        Ok(TrainingSession { session, program, next, scalars: self.scalars, seed: self.seed, step: 0 })
+        let evaluation = match self.ranks.evaluation {
+            Some(ranks) => {
+                check_memory(&ranks, &limits, |rank| session.allocated_bytes(rank))?;
+                let evaluation = session.add(ranks)?;
+                session.select(evaluation)?;
+                feed(&mut session, InputKind::Constant, &self.constants)?;
+                session.select(program)?;
+                Some(evaluation)
+            }
+            None => None,
+        };
+        Ok(TrainingSession { session, program, next, evaluation, scalars: self.scalars, seed: self.seed, step: 0 })
     }
 }
 
@@ -633,6 +672,24 @@ impl TrainingSession {
     pub fn step(&mut self, learning_rate: f64) -> Result<f64, Error> {
         self.turn()?;
         self.run(&[learning_rate])
+    }
+
+    /// The loss that the evaluation gives of a batch, which `feed` writes to the session, with the parameters as they are. Nothing of the
+    /// training changes. NaN if the training was compiled without an evaluation.
+    ///
+    /// # Errors
+    /// An input that was never written, a rank that fails.
+    pub fn evaluate(&mut self, feed: impl FnOnce(&mut Session) -> Result<(), RuntimeError>) -> Result<f64, Error> {
+        let Some(program) = self.evaluation else { return Ok(f64::NAN) };
+        self.session.select(program)?;
+        if self.session.program(0).inputs.iter().any(|input| input.name == SEED) {
+            self.session.write_bytes(SEED, &seed_bytes(self.seed, 0))?;
+        }
+        feed(&mut self.session)?;
+        self.session.step()?;
+        let loss = self.session.read_f64(&OutputKind::Result(EVALUATION.into()))?;
+        self.session.select(self.program)?;
+        Ok(loss.first().copied().unwrap_or(f64::NAN))
     }
 
     /// Selects the program of the next step: the first one's, or that of all later ones.

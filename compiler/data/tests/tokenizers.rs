@@ -32,7 +32,7 @@ fn a_trained_tokenizer_is_that_of_python() {
     let file = dir.file("text", text.chars().take(200_000).collect::<String>());
     // In one piece, as Python has it.
     let corpus = Corpus::open(&[file], &Format::ByName, 1 << 20).unwrap();
-    let trained = train(&corpus, 600, &[]).unwrap();
+    let trained = train(&corpus, 600, &[], false).unwrap();
     assert_eq!(trained.size, 600);
     let ours: serde_json::Value = serde_json::from_str(&trained.tokenizer).unwrap();
     let golden = json("trained.json");
@@ -40,7 +40,7 @@ fn a_trained_tokenizer_is_that_of_python() {
         |json: &serde_json::Value| -> BTreeMap<String, u32> { serde_json::from_value(json.clone()).unwrap() };
     assert_eq!(vocabulary(&ours["model"]["vocab"]), vocabulary(&golden["vocab"]));
     assert_eq!(ours["model"]["merges"], golden["merges"]);
-    assert_eq!(train(&corpus, 600, &[]).unwrap(), trained, "training is a function of the text");
+    assert_eq!(train(&corpus, 600, &[], false).unwrap(), trained, "training is a function of the text");
 
     trained.save(&dir.0.join("model")).unwrap();
     let tokenizer = Tokenizer::of_dir(&dir.0.join("model"), 0).unwrap().unwrap();
@@ -57,7 +57,7 @@ fn a_vocabulary_that_cannot_be_is_refused() {
     let corpus = Corpus::open(&[dir.file("text", "a text")], &Format::ByName, 100).unwrap();
     let says = |vocab, special: &[&str]| {
         let special: Vec<String> = special.iter().map(ToString::to_string).collect();
-        train(&corpus, vocab, &special).unwrap_err().to_string()
+        train(&corpus, vocab, &special, false).unwrap_err().to_string()
     };
     assert_eq!(
         says(257, &["<a>"]),
@@ -66,9 +66,13 @@ fn a_vocabulary_that_cannot_be_is_refused() {
     assert_eq!(says(300, &["<a>", "<a>"]), "\"<a>\" cannot be a special token: it is given twice");
     assert_eq!(says(300, &[""]), "\"\" cannot be a special token: it is empty");
     assert_eq!(says(300, &[END_OF_TEXT]), "\"<|endoftext|>\" cannot be a special token: it is given twice");
-    let least = train(&corpus, 258, &["<a>".into()]).unwrap();
+    let least = train(&corpus, 258, &["<a>".into()], false).unwrap();
     assert_eq!(least.size, 258);
-    assert_eq!(train(&corpus, 1000, &[]).unwrap().size, 257, "no pair occurs twice");
+    let masked = train(&corpus, 258, &[], true).unwrap();
+    masked.save(&dir.0.join("masked")).unwrap();
+    let tokenizer = Tokenizer::of_dir(&dir.0.join("masked"), 0).unwrap().unwrap();
+    assert_eq!((tokenizer.eos(), tokenizer.mask()), (Some(0), Some(1)));
+    assert_eq!(train(&corpus, 1000, &[], false).unwrap().size, 257, "no pair occurs twice");
 }
 
 static BYTES: LazyLock<Tokenizer> = LazyLock::new(tokenizer);

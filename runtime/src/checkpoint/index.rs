@@ -29,6 +29,9 @@ pub struct Index {
     /// The characters that the run's tokens stand for, token 0 first, if it was trained on a text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alphabet: Option<String>,
+    /// What the program that trains keeps of its run beside the tensors, as a text that only it reads: the place in its data, for example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<String>,
     /// Axes and sizes of the mesh that wrote it, for information.
     pub mesh: Vec<(String, usize)>,
     /// The rank files.
@@ -101,6 +104,7 @@ impl Index {
             step,
             seed,
             alphabet: None,
+            run: None,
             mesh,
             files: Vec::new(),
             tensors: Vec::new(),

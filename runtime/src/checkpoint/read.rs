@@ -74,6 +74,11 @@ impl Checkpoint {
         self.index.alphabet.as_deref()
     }
 
+    /// What the program that trained keeps of its run beside the tensors.
+    pub fn run(&self) -> Option<&str> {
+        self.index.run.as_deref()
+    }
+
     /// What it holds, and where.
     pub fn index(&self) -> &Index {
         &self.index

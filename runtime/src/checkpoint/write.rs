@@ -30,6 +30,8 @@ pub struct SaveOptions {
     /// The characters that the run's tokens stand for, token 0 first, if it is trained on a text: a run that goes on from here numbers
     /// characters likewise.
     pub alphabet: Option<String>,
+    /// What the program that trains keeps of its run beside the tensors, as a text that only it reads: the place in its data, for example.
+    pub run: Option<String>,
     /// Makes the write fail, for tests of what is left.
     pub fault: Option<WriteFault>,
 }
@@ -96,7 +98,7 @@ pub fn save(
     let (_, written) = agreed.map_err(|e| cleaned(&temporary, e))?;
     let finished = match place {
         Some(place) => index(session, &assigned, &written, step, seed)
-            .map(|index| Index { alphabet: options.alphabet.clone(), ..index })
+            .map(|index| Index { alphabet: options.alphabet.clone(), run: options.run.clone(), ..index })
             .and_then(|index| place.finish(session, &index, step, options, &disk))
             .map_err(|e| cleaned(&temporary, e)),
         None => Ok(()),

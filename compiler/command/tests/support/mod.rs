@@ -17,7 +17,8 @@ pub fn model(name: &str) -> PathBuf {
 }
 
 /// The optimizer of the reference results.
-pub const OPTIMIZER: &str = "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1";
+pub const OPTIMIZER: &str =
+    "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1 --decay-all";
 
 /// A directory of one test's own.
 pub struct Scratch(pub PathBuf);

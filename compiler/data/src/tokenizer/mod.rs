@@ -22,7 +22,7 @@ pub use error::TokenizerError;
 pub use pretrained::Pretrained;
 pub use stream::Decoder;
 pub use template::{Rendered, Template};
-pub use train::{END_OF_TEXT, TrainError, Trained, train};
+pub use train::{END_OF_TEXT, MASK, TrainError, Trained, train};
 
 use std::ops::Range;
 use std::path::Path;

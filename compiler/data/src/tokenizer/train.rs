@@ -18,6 +18,9 @@ use tokenizers::{AddedToken, TokenizerBuilder};
 /// The special token that ends a text, token 0: also the one that begins one, and that of padding.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
+/// The special token that stands for a word to guess, token 1 where there is one.
+pub const MASK: &str = "<|mask|>";
+
 /// A pair of tokens that occurs less often does not become a token.
 const LEAST: u64 = 2;
 
@@ -36,14 +39,16 @@ pub struct Trained {
 }
 
 /// Trains a tokenizer of at most `vocab` tokens on all documents of a corpus, of conversations on what is said in them. Token 0 is
-/// [`END_OF_TEXT`]; `special` are further tokens that are never cut, such as those of a chat template.
+/// [`END_OF_TEXT`]; `special` are further tokens that are never cut, such as those of a chat template; a model that guesses `masked` tokens
+/// has [`MASK`].
 ///
 /// The text is streamed: in memory is each distinct word of it once.
 ///
 /// # Errors
 /// A vocabulary that has no room for the bytes; special tokens that are empty or given twice; a file that cannot be read any more.
-pub fn train(corpus: &Corpus, vocab: usize, special: &[String]) -> Result<Trained, TrainError> {
-    let all: Vec<&str> = [END_OF_TEXT].into_iter().chain(special.iter().map(String::as_str)).collect();
+pub fn train(corpus: &Corpus, vocab: usize, special: &[String], masked: bool) -> Result<Trained, TrainError> {
+    let own = [Some(END_OF_TEXT), masked.then_some(MASK)];
+    let all: Vec<&str> = own.into_iter().flatten().chain(special.iter().map(String::as_str)).collect();
     for (at, token) in all.iter().enumerate() {
         let problem = if token.is_empty() { "it is empty" } else { "it is given twice" };
         if token.is_empty() || all[..at].contains(token) {
@@ -84,7 +89,7 @@ pub fn train(corpus: &Corpus, vocab: usize, special: &[String]) -> Result<Traine
         return Err(error.into());
     }
     let size = tokenizer.get_vocab_size(true);
-    let config = json!({
+    let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
@@ -92,6 +97,9 @@ pub fn train(corpus: &Corpus, vocab: usize, special: &[String]) -> Result<Traine
         "additional_special_tokens": special,
         "clean_up_tokenization_spaces": false,
     });
+    if masked {
+        config["mask_token"] = MASK.into();
+    }
     Ok(Trained { tokenizer: tokenizer.to_string(true).map_err(failed)?, config: format!("{config:#}\n"), size })
 }
 

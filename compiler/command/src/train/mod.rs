@@ -1,0 +1,446 @@
+//! `tpc train`: training steps on texts, or on a fixed batch.
+//!
+//! | question | file |
+//! |---|---|
+//! | which batches there are | `data`, `alphabet` |
+//! | the learning rate of a step | [`schedule`] |
+//! | the steps themselves | `steps` |
+//! | the loss on other data, the best checkpoint | `evaluation` |
+//! | what a checkpoint keeps beside the tensors | `state` |
+//! | lines of JSON, TensorBoard's events | `metrics`, `events` |
+//! | how far it is, how fast | `progress`, `speed` |
+//! | gradients in a file | `gradients` |
+//! | why a loss is no number | `failure` |
+
+mod alphabet;
+mod data;
+mod evaluation;
+mod events;
+mod failure;
+mod gradients;
+mod metrics;
+mod progress;
+pub mod schedule;
+mod speed;
+mod state;
+mod steps;
+
+use crate::files::{self, Files, check_dir};
+use crate::given::Given;
+use crate::launch::{Running, leads};
+use crate::notes::note_idle_ranks;
+use crate::options::StepArguments;
+use crate::settings::{compare_files, data_files, model_files};
+use crate::subject::{Optimizer, executed};
+use crate::{Failure, Outcome, Placement, Terminal};
+use alphabet::Kept;
+use clap::Args;
+use data::{DataArguments, Learner, Source};
+use schedule::{Schedule, ScheduleArguments};
+use speed::Work;
+use state::State;
+use std::cell::Cell;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+use steps::Outputs;
+use tpc_compiler::models::{Alphabet, ModelConfig, ModelDir, WeightMap, weight_map};
+use tpc_compiler::pretrained::{
+    LoadError, TokenBatch, capture_evaluation, initialise_model, load_weights, names, save,
+};
+use tpc_compiler::program::{TrainingProgram, TrainingSession, compile_training_together};
+use tpc_ir::Mesh;
+use tpc_runtime::checkpoint::directory::saved;
+use tpc_runtime::checkpoint::index::FILE as INDEX;
+use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
+use tpc_runtime::output::Identity;
+use tpc_runtime::{CheckpointError, output};
+
+/// Train a model; the result is a model directory again.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// Directory with config.json and safetensors
+    #[arg(value_name = "MODEL_DIR")]
+    model: PathBuf,
+    #[command(flatten)]
+    placement: Placement,
+    #[command(flatten)]
+    pub(crate) running: Running,
+    #[command(flatten)]
+    step: StepArguments,
+    #[command(flatten)]
+    data: DataArguments,
+    /// Steps
+    #[arg(long, required_unless_present = "epochs", value_parser = clap::value_parser!(u64).range(1..))]
+    steps: Option<u64>,
+    /// As many steps as go through --data so many times; the data are read once to count them
+    #[arg(long, value_name = "N", conflicts_with_all = ["steps", "inputs"], value_parser = clap::value_parser!(u64).range(1..))]
+    epochs: Option<u64>,
+    #[command(flatten)]
+    schedule: ScheduleArguments,
+    #[command(flatten)]
+    optimizer: Optimizer,
+    /// Evaluate --eval-data or what is --held-out after every N steps, and after the last one [default: after the last one only]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    eval_every: Option<u64>,
+    /// Evaluate on the first N batches only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    eval_batches: Option<u64>,
+    /// Begin with fresh values as the model's modules draw them, not with the directory's weights
+    #[arg(long)]
+    from_scratch: bool,
+    /// Seed of the order of --data, of --from-scratch and of random operations [default: 0, or that of the run that is resumed]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Directory for checkpoints: parameters, optimizer state, step and the place in the data, to go on from on any mesh; one is written at the end, and in its directory `best` that of the best evaluation
+    #[arg(long, value_name = "DIR")]
+    checkpoint: Option<PathBuf>,
+    /// Write a checkpoint after every N steps, too
+    #[arg(long, value_name = "N", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..))]
+    save_every: Option<u64>,
+    /// Keep only the latest K checkpoints
+    #[arg(long, value_name = "K", requires = "checkpoint")]
+    keep: Option<NonZeroUsize>,
+    /// Go on from the latest checkpoint, up to --steps in all; from the beginning if there is none yet
+    #[arg(long, requires = "checkpoint")]
+    resume: bool,
+    /// Directory for config.json and the trained weights, whole and under the model's own names
+    #[arg(long, value_name = "DIR")]
+    save: Option<PathBuf>,
+    /// Let --save replace the model that is read
+    #[arg(long, requires = "save")]
+    force: bool,
+    /// File for the first step's gradients, under the model's own names
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "resume")]
+    grads: Option<PathBuf>,
+    /// File for one JSON object per step: step, loss, ms, tokens_per_s, lr, grad_norm with --clip-norm, epoch with --data, eval_loss and eval_perplexity where it is evaluated
+    #[arg(long, value_name = "FILE.jsonl")]
+    metrics: Option<PathBuf>,
+    /// Directory for the same as TensorBoard's event files
+    #[arg(long, value_name = "DIR")]
+    tensorboard: Option<PathBuf>,
+}
+
+/// A model as it was found: its directory with weights, or only its configuration.
+struct Model {
+    config: ModelConfig,
+    json: serde_json::Value,
+    map: WeightMap,
+    dir: Option<ModelDir>,
+}
+
+/// What a run was told to do, once its data are known.
+struct Run<'a> {
+    train: &'a Train,
+    source: &'a Source,
+    map: &'a WeightMap,
+    /// Steps in all.
+    steps: u64,
+    schedule: Schedule,
+    work: Work,
+    save: SaveOptions,
+    /// The command line that goes on from a checkpoint of this run.
+    again: String,
+}
+
+impl Train {
+    /// The files that all processes must have in common, but for large weights and checkpoints.
+    pub(crate) fn reads(&self) -> Vec<(String, PathBuf)> {
+        model_files(&self.model, !self.from_scratch).into_iter().chain(data_files(self.data.files())).collect()
+    }
+
+    pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
+        self.optimizer.check(given)?;
+        if !self.data.evaluates() {
+            given.refuse(
+                &["eval_every", "eval_batches"],
+                "without data to evaluate on: --eval-data FILE or --held-out SHARE",
+            )?;
+        }
+        let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
+        let resumed = self.resumed(terminal)?;
+        let seed = self.seed(resumed.as_ref())?;
+        if let Some(steps) = self.steps {
+            check_done(resumed.as_ref(), steps, terminal)?;
+        }
+        let mut options = self.placement.options(self.grads.is_some(), seed)?;
+        options.step = self.step.options(true, given)?;
+        let model = self.open(terminal)?;
+        self.check_files(&model)?;
+        self.compare(&model, resumed.as_ref())?;
+        let state = State::of(resumed.as_ref())?;
+        let kept = self.kept(&model, resumed.as_ref())?;
+        let now = state.data.as_ref().map_or_else(now, |position| position.made.now);
+        let learner = Learner { dir: &self.model, config: &model.config, kept: kept.as_ref(), seed, now };
+        let source = self.data.source(&learner, given)?;
+        let TokenBatch { batch, seq, .. } = source.tokens();
+        let steps = self.count(&source, resumed.as_ref(), terminal)?;
+        let schedule = self.schedule.of(steps, given)?;
+        let copies = 1 + self.optimizer.states();
+        model.config.check_memory([batch, seq], executed(&self.running, mesh.ranks(), copies))?;
+        let outputs = self.outputs()?;
+        self.note(&mesh, steps, given, terminal);
+        if let Some(before) = state.steps.filter(|before| *before != steps && schedule.has_end()) {
+            terminal.note(format!(
+                "the learning rate now comes to its end at step {steps}; until here the run was on the way to step {before}"
+            ));
+        }
+        self.placement.note(&mesh, &plan, terminal)?;
+        let texts = source.texts();
+        texts.iter().flat_map(|texts| &texts.notes).for_each(|note| terminal.note(note));
+        let alphabet = texts.and_then(|texts| texts.alphabet.as_ref());
+        if let (Some(alphabet), None, false) = (alphabet, &kept, self.from_scratch && resumed.is_none()) {
+            terminal.note(format!(
+                "nothing says which characters the tokens of {} stand for: the {} of the text are numbered from 0",
+                tpc_ir::quote::cut(&resumed.as_ref().map_or(&*self.model, Checkpoint::dir).display().to_string()),
+                alphabet.len()
+            ));
+        }
+        let dropout = model.config.ignored_dropout();
+        if dropout > 0.0 {
+            terminal.note(format!("the configuration asks for dropout {dropout}, which is not applied"));
+        }
+        let capture = self.optimizer.capture(&model.config, source.tokens())?;
+        let evaluates = texts.is_some_and(|texts| texts.evaluate.is_some());
+        let evaluation = evaluates.then(|| capture_evaluation(&model.config, source.tokens())).transpose()?;
+        let names = names(&model.config);
+        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
+        let launch = self.running.options()?;
+        let flops = Cell::new(None);
+        let note = |program: &TrainingProgram| {
+            flops.set(Some(speed::flops(&program.steady.logical)));
+            note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
+        };
+        let program =
+            compile_training_together(capture, evaluation.as_ref(), &mesh, &plan, &options, &rename, &launch, note)
+                .map_err(|e| self.placement.failure(e))?;
+        let init = program.init.clone();
+        let mut training = program.launch(launch)?;
+        let alphabet = alphabet.or(kept.as_ref().map(|kept| &kept.alphabet));
+        let run = Run {
+            train: self,
+            source: &source,
+            map: &model.map,
+            steps,
+            schedule,
+            work: Work::of(&self.running, flops.get(), mesh.ranks()),
+            save: SaveOptions {
+                keep: self.keep,
+                alphabet: alphabet.map(|alphabet| alphabet.characters().to_string()),
+                ..SaveOptions::default()
+            },
+            again: if self.resume { String::new() } else { given.line_with("--resume") },
+        };
+        let begin = |training: &mut TrainingSession| -> Outcome {
+            match (&resumed, &model.dir) {
+                (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
+                (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
+                (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
+            }
+            Ok(())
+        };
+        begin(&mut training)?;
+        run.execute(&mut training, state, outputs, terminal, &begin)?;
+        if let Some(dir) = &self.save {
+            save(training.session(), &model.map, &model.json, dir)?;
+            let written = if leads() { self.save_tokens(alphabet, dir) } else { Ok(()) };
+            training.session().agree("save the tokenizer", written, |()| Vec::new())?;
+            terminal.print(format!("saved {}\n", dir.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Writes what says how text becomes the model's tokens: the alphabet, or copies of the tokenizer's files.
+    fn save_tokens(&self, alphabet: Option<&Alphabet>, dir: &Path) -> Result<(), LoadError> {
+        Alphabet::save(alphabet, dir)?;
+        if Identity::of(dir) == Identity::of(&self.model) {
+            return Ok(());
+        }
+        for name in tpc_data::tokenizer::FILES {
+            let file = self.model.join(name);
+            if let Ok(contents) = std::fs::read(&file) {
+                let written = output::Output::at(&dir.join(name)).and_then(|output| output.write(&contents));
+                written.map_err(|source| tpc_compiler::models::ModelError::Io { file: dir.join(name), source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps in all.
+    fn count(&self, source: &Source, resumed: Option<&Checkpoint>, terminal: &mut Terminal) -> Outcome<u64> {
+        match (self.steps, self.epochs, source.texts()) {
+            (Some(steps), ..) => Ok(steps),
+            (None, Some(epochs), Some(texts)) => {
+                let steps = texts.train.count(epochs)?.div_ceil(texts.tokens.batch as u64);
+                check_done(resumed, steps, terminal)?;
+                Ok(steps)
+            }
+            _ => Err(Failure::new("training needs --steps")),
+        }
+    }
+
+    /// Tells what the options of this run leave undone.
+    fn note(&self, mesh: &Mesh, steps: u64, given: &Given, terminal: &mut Terminal) {
+        self.running.note(mesh.ranks(), terminal);
+        if self.save.is_none() && self.checkpoint.is_none() {
+            terminal.note(
+                "nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too",
+            );
+        }
+        if let Some(every) = self.save_every.filter(|&every| every > steps) {
+            terminal.note(format!(
+                "--save-every {every} has no effect: there are only {steps} steps, and a checkpoint after the last one"
+            ));
+        }
+        if let Some(every) = self.eval_every.filter(|&every| every > steps) {
+            terminal.note(format!(
+                "--eval-every {every} has no effect: there are only {steps} steps, and an evaluation after the last one"
+            ));
+        }
+        if self.schedule.lr == 0.0 {
+            terminal.note("--lr 0: no step changes any weight");
+        }
+        if given.has("seed") && self.data.data.is_empty() && !self.from_scratch {
+            terminal.note("--seed has no effect: the batch and the weights are given, and nothing else is drawn");
+        }
+    }
+
+    /// An error if two files of this run are one, or --save would replace the model that is read.
+    fn check_files(&self, model: &Model) -> Outcome {
+        let replaces = |dir: &PathBuf| Identity::of(dir) == Identity::of(&self.model);
+        let replacing = self.save.as_ref().is_some_and(replaces);
+        if replacing && !self.force {
+            return Err(Failure::at(
+                &self.model,
+                "--save would replace the model that is read: give another directory, or --force to replace it",
+            ));
+        }
+        if self.force && !replacing {
+            return Err(Failure::new(
+                "--force has no effect: --save names another directory than the model's; leave it out",
+            ));
+        }
+        let mut files = self.placement.read(Files::default());
+        for (option, input) in self.data.files() {
+            files = files.reads(option, input);
+        }
+        files = match (&model.dir, replacing) {
+            (_, true) => files,
+            (Some(dir), false) => files.reads_model(dir),
+            (None, false) => files.reads("MODEL_DIR", &self.model.join("config.json")),
+        };
+        let saved =
+            |dir: &PathBuf| [dir.clone(), dir.join("config.json"), dir.join("model.safetensors"), Alphabet::file(dir)];
+        let saved: Vec<PathBuf> = self.save.iter().flat_map(saved).collect();
+        let files = files.writes("--save", &saved).writes("--checkpoint", &self.checkpoint);
+        let files = files.writes("--grads", &self.grads).writes("--metrics", &self.metrics);
+        files.writes("--tensorboard", &self.tensorboard).check()
+    }
+
+    /// The characters that the model's tokens stand for, if it was trained on characters.
+    fn kept(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome<Option<Kept>> {
+        if let Some(checkpoint) = resumed {
+            let way_out = "begin a new run with another --checkpoint";
+            return match checkpoint.alphabet().map(Alphabet::kept) {
+                None => Ok(None),
+                Some(Some(alphabet)) => Ok(Some(Kept { alphabet, place: checkpoint.dir().to_path_buf(), way_out })),
+                Some(None) => Err(Failure::at(checkpoint.dir(), "a character occurs twice in its alphabet")),
+            };
+        }
+        let (Some(_), Some(alphabet)) = (&model.dir, Alphabet::read(&self.model)?) else { return Ok(None) };
+        let way_out = "begin with fresh weights by --from-scratch";
+        Ok(Some(Kept { alphabet, place: Alphabet::file(&self.model), way_out }))
+    }
+
+    /// An error, on all processes, if they do not begin from the same weights or the same checkpoint.
+    fn compare(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome {
+        let weights =
+            model.dir.as_ref().map(|dir| dir.weights.files().map(Path::to_path_buf).collect()).unwrap_or_default();
+        // An index has the digests of all tensors in it.
+        let files = resumed.map_or(weights, |checkpoint| vec![checkpoint.dir().join(INDEX)]);
+        compare_files(&files, &self.running)
+    }
+
+    /// The checkpoint to go on from.
+    fn resumed(&self, terminal: &mut Terminal) -> Outcome<Option<Checkpoint>> {
+        let Some(dir) = &self.checkpoint else { return Ok(None) };
+        if dir.join(INDEX).is_file() {
+            return Err(Failure::at(dir, "is itself a checkpoint: --checkpoint takes the directory that holds it"));
+        }
+        if !self.resume {
+            return match saved(dir)?.last() {
+                Some(latest) => Err(Failure::at(
+                    dir,
+                    format!(
+                        "holds checkpoints already, the latest of step {}; go on from it with --resume or choose another directory",
+                        latest.step
+                    ),
+                )),
+                None => Ok(None),
+            };
+        }
+        match Checkpoint::latest(dir) {
+            Err(nothing @ CheckpointError::NoCheckpoint { .. }) => {
+                terminal.note(format!("{nothing}; training starts from the beginning"));
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+            Ok(checkpoint) => Ok(Some(checkpoint)),
+        }
+    }
+
+    /// The seed of the run; a run that is resumed keeps its own.
+    fn seed(&self, resumed: Option<&Checkpoint>) -> Outcome<u64> {
+        match (self.seed, resumed) {
+            (Some(seed), Some(checkpoint)) if seed != checkpoint.seed() => Err(Failure::at(
+                checkpoint.dir(),
+                format!("was written with --seed {}, not {seed}; leave --seed out to go on from it", checkpoint.seed()),
+            )),
+            (_, Some(checkpoint)) => Ok(checkpoint.seed()),
+            (seed, None) => Ok(seed.unwrap_or(0)),
+        }
+    }
+
+    fn open(&self, terminal: &mut Terminal) -> Outcome<Model> {
+        if !self.from_scratch {
+            let dir = ModelDir::open(&self.model)?;
+            dir.warnings.iter().for_each(|warning| terminal.note(warning));
+            let (config, json, map) = (dir.config.clone(), dir.config_json.clone(), dir.weight_map());
+            return Ok(Model { config, json, map, dir: Some(dir) });
+        }
+        let file = self.model.join("config.json");
+        let (config, warnings) = ModelConfig::read_warned(&file)?;
+        warnings.iter().for_each(|warning| terminal.note(warning));
+        let (json, map) = (config.to_json(), weight_map(&config));
+        Ok(Model { config, json, map, dir: None })
+    }
+
+    /// Finds the places of all that is written.
+    fn outputs(&self) -> Outcome<Outputs> {
+        if !leads() {
+            return Ok(Outputs::default());
+        }
+        self.save.iter().chain(&self.checkpoint).chain(&self.tensorboard).try_for_each(|dir| check_dir(dir))?;
+        let [grads, metrics] = [&self.grads, &self.metrics].map(|path| path.as_deref().map(files::output).transpose());
+        Ok(Outputs { grads: grads?, metrics: metrics?, events: self.tensorboard.clone() })
+    }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// An error if more steps are done than there are to be, a note if all are.
+fn check_done(resumed: Option<&Checkpoint>, steps: u64, terminal: &mut Terminal) -> Outcome {
+    let Some(checkpoint) = resumed else { return Ok(()) };
+    let done = checkpoint.step();
+    if done > steps {
+        let problem = format!("{done} steps are done already, more than --steps {steps}, which counts them, too");
+        return Err(Failure::at(checkpoint.dir(), problem));
+    }
+    if done == steps {
+        terminal.note(format!("{done} steps are done already; --steps {steps} counts them, too"));
+    }
+    Ok(())
+}
