@@ -452,6 +452,8 @@ pub struct Step {
     pub phase: Phase,
     /// Short name for traces and plans: `einsum`, `loop rms_norm`, …
     pub label: Arc<str>,
+    /// The module that it computes a part of, by its path; empty if none.
+    pub module: Arc<str>,
 }
 
 /// The box of a global tensor that a rank holds in a buffer.

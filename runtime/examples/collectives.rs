@@ -36,7 +36,7 @@ fn program(rank: usize, ranks: usize, elements: usize) -> Result<RankProgram, tp
             why: "measured".into(),
         };
         for action in [Action::Start(Box::new(collective)), Action::Wait { tag }] {
-            steps.push(Step { action, phase: Phase::Forward, label: "all_reduce".into() });
+            steps.push(Step { action, phase: Phase::Forward, label: "all_reduce".into(), module: "".into() });
         }
     }
     Ok(RankProgram {

@@ -1246,3 +1246,97 @@ fn eighty_layers_print_as_many_lines_as_four() {
     };
     assert_eq!(lines(80), lines(4));
 }
+
+/// Prompts of tokens, in a directory without a tokenizer: the same text on every mesh, one line of JSON for each prompt.
+#[test]
+fn generate_goes_on_from_tokens() {
+    let scratch = Scratch::new("generate-tokens");
+    let prompts =
+        scratch.write("prompts.jsonl", b"{\"tokens\": [1, 2, 3]}\n\n{\"tokens\": [7]}\n{\"tokens\": [9, 9]}\n");
+    let dir = data("hf/llama-tiny");
+    let generate = |more: &[&str]| {
+        let base = ["generate", &dir, "--prompts", &prompts, "--new-tokens", "5", "--batch", "2", "--ignore-end"];
+        let (code, out, err) = tpc(&[&base[..], more].concat());
+        assert_eq!(code, 0, "{more:?}: {err}");
+        out
+    };
+    let alone = generate(&[]);
+    let lines: Vec<Json> = alone.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    for (number, line) in lines.iter().enumerate() {
+        assert_eq!((line["number"].as_u64(), line["ended"].as_str()), (Some(number as u64), Some("length")));
+        assert_eq!(line["tokens"].as_array().unwrap().len(), 5);
+    }
+    let (kept, trace) = (scratch.path("out.jsonl"), scratch.path("trace.json"));
+    let more = ["--plan", "tp", "--mesh", "tp=2", "--output", &kept, "--trace", &trace];
+    assert_eq!(generate(&more), alone);
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), alone);
+    let trace: Json = serde_json::from_slice(&std::fs::read(&trace).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let attention = events.iter().find(|e| e["name"] == "attention").unwrap();
+    assert_eq!(attention["args"]["module"], "model.layers.0.self_attn");
+    let collective = events.iter().find(|e| e["name"] == "start all_reduce").unwrap();
+    assert_eq!(collective["args"]["axes"], "tp");
+    assert!(collective["args"]["why"].as_str().unwrap().contains("tp: model.layers"), "{collective}");
+    // Both ranks have a name, and each collective is met.
+    let count = |ph: &str| events.iter().filter(|e| e["ph"] == ph).count();
+    assert!(count("s") > 0 && count("s") == count("f"));
+    let names: Vec<&str> =
+        events.iter().filter(|e| e["name"] == "thread_name").filter_map(|e| e["args"]["name"].as_str()).collect();
+    assert_eq!(names, ["rank 0 [0]", "rank 1 [1]"]);
+}
+
+#[test]
+fn generate_says_what_is_wrong_with_prompts() {
+    let scratch = Scratch::new("generate-wrong");
+    let dir = data("hf/llama-tiny");
+    let told = |contents: &[u8], more: &[&str]| {
+        let prompts = scratch.write("p", contents);
+        let (code, out, err) = tpc(&[&["generate", &dir, "--prompts", &prompts], more].concat());
+        assert_eq!((code, out.as_str()), (1, ""), "{err}");
+        err.replace(&scratch.path(""), "$TMP/").replace(&data(""), "$DATA/")
+    };
+    let expected = [
+        (&b"\xc3\x28"[..], &[][..], "error: $TMP/p: byte 0 is not the beginning of a UTF-8 character\n"),
+        (b"ab\n\xff", &[], "error: $TMP/p: byte 3 is not the beginning of a UTF-8 character\n"),
+        (b"\n", &[], "error: $TMP/p: has no prompts: a text or a JSON object a line is needed\n"),
+        (
+            b"{\"tokens\": [1]}\n{\"text\": 1}\n",
+            &[],
+            "error: $TMP/p: line 2: has none of `prompt`, `tokens`, `messages`\n",
+        ),
+        (b"{\"tokens\": [1.5]}\n", &[], "error: $TMP/p: line 1: `tokens` has something else than token numbers\n"),
+        (
+            b"{\"tokens\": [256]}\n",
+            &[],
+            "error: prompt 0 has token 256 at position 0, but the vocabulary has 256 entries\n",
+        ),
+        (
+            b"a text\n",
+            &[],
+            "error: $DATA/hf/llama-tiny: has no tokenizer: give prompts as \"tokens\" with --prompts, or train one with `tpc tokenizer train`\n",
+        ),
+        (
+            b"{\"tokens\": [1]}\n",
+            &["--top-k", "3"],
+            "error: --top-k has no effect without --temperature: the most likely token is taken; leave it out\n",
+        ),
+        (
+            b"{\"tokens\": [1]}\n",
+            &["--temperature", "1", "--top-p", "1.5"],
+            "error: --top-p is 1.5, but a probability above 0 and up to 1 is needed\n",
+        ),
+        (
+            b"{\"tokens\": [1]}\n",
+            &["--stop", "x"],
+            "error: $DATA/hf/llama-tiny: has no tokenizer, and --stop needs the text of tokens\n",
+        ),
+    ];
+    for (contents, more, message) in expected {
+        assert_eq!(told(contents, more), message);
+    }
+    let bert = data("hf/bert-tiny");
+    let prompts = scratch.write("p", b"{\"tokens\": [1]}\n");
+    let (code, _, err) = tpc(&["generate", &bert, "--prompts", &prompts]);
+    assert_eq!((code, &*err), (1, "error: bert predicts no next tokens: only causal language models generate\n"));
+}

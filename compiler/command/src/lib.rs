@@ -14,6 +14,7 @@
 //! | training steps, texts to train on | [`train`] |
 //! | text from prompts | [`generate`] |
 //! | a tokenizer from a text | [`tokenizer`] |
+//! | what each rank did when | [`trace`] |
 //! | the comparisons' measurements | [`mod@bench`] |
 //! | a command as one process per rank | [`launch`] |
 //! | what all processes of a command must have in common | `settings` |
@@ -33,6 +34,7 @@ pub mod run;
 mod settings;
 pub mod subject;
 pub mod tokenizer;
+pub mod trace;
 pub mod train;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};

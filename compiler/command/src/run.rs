@@ -7,6 +7,7 @@ use crate::launch::{Running, leads};
 use crate::notes::note_idle_ranks;
 use crate::settings::{compare_files, model_files};
 use crate::subject::executed;
+use crate::trace::Traced;
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,8 @@ pub struct Run {
     /// Where to write logits and loss
     #[arg(long, value_name = "FILE.safetensors")]
     output: PathBuf,
+    #[command(flatten)]
+    traced: Traced,
 }
 
 impl Run {
@@ -51,14 +54,15 @@ impl Run {
         let batch = Batch::read(&self.inputs, &dir.config)?;
         dir.config.check_memory([batch.tokens.batch, batch.tokens.seq], executed(&self.running, mesh.ranks(), 1))?;
         let files = Files::default().reads_model(&dir).reads("--inputs", &self.inputs);
-        self.placement.read(files).writes("--output", [&self.output]).check()?;
+        self.traced.writes(self.placement.read(files).writes("--output", [&self.output])).check()?;
         let output = leads().then(|| files::output(&self.output)).transpose()?;
+        let trace = self.traced.output()?;
         self.placement.note(&mesh, &plan, terminal)?;
         self.running.note(mesh.ranks(), terminal);
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let launch = self.running.options()?;
+        let launch = self.traced.options(self.running.options()?);
         let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
         let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
             .map_err(|e| self.placement.failure(e))?;
@@ -66,6 +70,7 @@ impl Run {
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;
         session.step()?;
+        self.traced.write(&session, trace, terminal)?;
         let (shape, logits) = result(&session, "logits")?;
         let mut summary = format!("wrote {}: logits {shape:?}", self.output.display());
         let finite = logits.iter().all(|x| x.is_finite());

@@ -31,6 +31,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
         coords,
         program,
         claims: Vec::new(),
+        module: Arc::default(),
         views: HashMap::new(),
         tags: vec![0; kernels.len()],
         started: 0,
@@ -46,6 +47,8 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
         e.slices(k, kernel);
     }
     for launch in &schedule.order {
+        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+        e.module = kernels[k].nodes.last().map(|n| graph.node(*n).origin.module.clone()).unwrap_or_default();
         match *launch {
             Launch::Run(k) => e.kernel(&kernels[k], &in_place[k]),
             Launch::Start(k) => e.start(k, &kernels[k]),
@@ -166,6 +169,8 @@ struct Emitter<'a> {
     program: RankProgram,
     /// What each step of the program does.
     claims: Vec<Claim>,
+    /// The module of what is being emitted.
+    module: Arc<str>,
     /// Where values are found in memory.
     views: HashMap<Value, View>,
     /// Tag of every collective that was started, by its kernel.
@@ -215,7 +220,8 @@ impl Emitter<'_> {
     }
 
     fn push(&mut self, action: Action, claim: Claim, phase: Phase, label: impl Into<Arc<str>>) {
-        self.program.steps.push(Step { action, phase, label: label.into() });
+        let module = self.module.clone();
+        self.program.steps.push(Step { action, phase, label: label.into(), module });
         self.claims.push(claim);
     }
 
@@ -238,7 +244,9 @@ impl Emitter<'_> {
     fn outputs(&mut self) {
         for output in &self.graph.outputs {
             let ty = self.graph.ty(output.value);
-            let phase = self.graph.node(output.value.node).origin.phase;
+            let origin = &self.graph.node(output.value.node).origin;
+            let phase = origin.phase;
+            self.module = origin.module.clone();
             let mut view = self.dense(output.value, phase);
             let target = match &output.kind {
                 OutputKind::Update(name) => self.program.inputs.iter().find(|i| i.name == *name),

@@ -30,6 +30,7 @@ use crate::error::RuntimeError;
 use crate::fingerprint;
 use crate::flight::FlightRecord;
 use crate::settings::{self, Settings};
+use crate::trace;
 use attached::Attached;
 use rank::{Command, Crew, Engine, Loaded, RankShared, Shared, rank_thread};
 use std::fmt::Display;
@@ -120,6 +121,8 @@ pub struct Session {
     failed: Option<String>,
     /// What was given on this process that must be the same on all: learning rate, seed, digests of inputs.
     given: Settings,
+    /// Seconds of the latest step.
+    latest: f64,
 }
 
 /// One of the programs of a session.
@@ -346,6 +349,7 @@ impl Session {
             threads: Vec::with_capacity(local.len()),
             failed: None,
             given: Settings::new(),
+            latest: 0.0,
         };
         let shared = Shared::new(programs, processes, local, engine, options);
         let started = match &shared.engine {
@@ -486,7 +490,8 @@ impl Session {
         crew.wait(self.threads.len());
         *steps += 1;
         let Some(error) = self.step_error() else {
-            return Ok(StepReport { seconds: start.elapsed().as_secs_f64() });
+            self.latest = start.elapsed().as_secs_f64();
+            return Ok(StepReport { seconds: self.latest });
         };
         self.failed = Some(error.to_string());
         Err(error)
@@ -546,14 +551,21 @@ impl Session {
         self.programs.iter().flat_map(|p| &p.shared.ranks).for_each(|r| r.counters.reset());
     }
 
-    /// The recorded actions of this process's ranks as Chrome trace events, one line each.
+    /// The recorded actions of this process's ranks as Chrome trace events, one line each; Perfetto opens them.
     pub fn trace_json(&self) -> String {
-        let mut out = String::from("{\"traceEvents\":[");
-        for (rank, r) in self.local_ranks().zip(&self.shared().ranks) {
-            lock(&r.trace).write_json(self.program(rank), &mut out);
-        }
-        out.push_str("\n]}\n");
-        out
+        let traces: Vec<_> = self.shared().ranks.iter().map(|rank| lock(&rank.trace)).collect();
+        let ranks: Vec<_> =
+            self.local_ranks().zip(&traces).map(|(rank, trace)| (self.program(rank), &**trace)).collect();
+        trace::json(&ranks)
+    }
+
+    /// The share of the latest step's wall time, from the call of [`Session::step`] to its end, that the recorded actions of a
+    /// rank take, as the mean of this process's ranks; none if not all of its actions are in the trace.
+    pub fn traced_share(&self) -> Option<f64> {
+        let ranks = &self.shared().ranks;
+        let each = ranks.iter().map(|rank| lock(&rank.trace).latest());
+        let total: u64 = each.collect::<Option<Vec<u64>>>()?.into_iter().sum();
+        Some(total as f64 * 1e-9 / ranks.len() as f64 / self.latest)
     }
 
     /// The latest collectives of all ranks, and the first failure: for whoever looks into one.

@@ -56,7 +56,7 @@ impl Builder {
 
     pub fn step(&mut self, action: Action) {
         let label: Arc<str> = format!("step {}", self.program.steps.len()).into();
-        self.program.steps.push(Step { action, phase: Phase::Forward, label });
+        self.program.steps.push(Step { action, phase: Phase::Forward, label, module: "".into() });
     }
 
     pub fn collective(&mut self, kind: CollectiveKind, group: Vec<usize>, from: &View, to: &View, tag: u32) {

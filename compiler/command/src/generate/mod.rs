@@ -8,6 +8,7 @@ use crate::given::Given;
 use crate::launch::{Running, leads};
 use crate::settings::{compare_files, model_files};
 use crate::subject::executed;
+use crate::trace::Traced;
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use prompts::Prompt;
@@ -68,6 +69,8 @@ pub struct Generate {
     /// File for one JSON object per prompt: text, tokens, why it ended
     #[arg(long, value_name = "FILE.jsonl")]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    traced: Traced,
 }
 
 /// Prompts that are generated from at a time if nothing else is said.
@@ -104,7 +107,7 @@ impl Generate {
         }
         let files = Files::default().reads_model(&dir);
         let files = self.prompts.iter().fold(files, |files, file| files.reads("--prompts", file));
-        self.placement.read(files).writes("--output", &self.output).check()?;
+        self.traced.writes(self.placement.read(files).writes("--output", &self.output)).check()?;
         let longest = tokens.iter().map(Vec::len).max().unwrap_or(1);
         let batch = self.batch.map_or(BATCH, NonZeroUsize::get).min(tokens.len());
         let limits = Limits { batch, prompt: longest, new_tokens: self.new_tokens.get() };
@@ -113,10 +116,18 @@ impl Generate {
             Some(file) if leads() => Some(files::output(file)?),
             _ => None,
         };
+        let trace = self.traced.output()?;
         self.placement.note(&mesh, &plan, terminal)?;
         self.running.note(mesh.ranks(), terminal);
-        let mut generator = Generator::launch(&dir.config, &mesh, &plan, &options, self.running.options()?, limits)
-            .map_err(|e| self.placement.failure(e))?;
+        let mut generator = Generator::launch(
+            &dir.config,
+            &mesh,
+            &plan,
+            &options,
+            self.traced.options(self.running.options()?),
+            limits,
+        )
+        .map_err(|e| self.placement.failure(e))?;
         load_weights(generator.session()?, &dir.weight_map(), &dir.weights)?;
         let asked = Asked { sampling, new_tokens: limits.new_tokens, ends: self.ends(tokenizer.as_ref())? };
         let mut lines = String::new();
@@ -135,6 +146,7 @@ impl Generate {
         }
         let seconds = begun.elapsed().as_secs_f64();
         terminal.note(format!("{count} tokens in {seconds:.2} s, {:.1} tokens/s", count as f64 / seconds));
+        self.traced.write(generator.latest(), trace, terminal)?;
         if let Some(output) = output {
             files::write(output, lines.as_bytes())?;
         }

@@ -32,6 +32,7 @@ use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
 use crate::settings::{compare_files, data_files, model_files};
 use crate::subject::{Optimizer, executed};
+use crate::trace::Traced;
 use crate::{Failure, Outcome, Placement, Terminal};
 use alphabet::Kept;
 use clap::Args;
@@ -119,6 +120,8 @@ pub struct Train {
     /// Directory for the same as TensorBoard's event files
     #[arg(long, value_name = "DIR")]
     tensorboard: Option<PathBuf>,
+    #[command(flatten)]
+    traced: Traced,
 }
 
 /// A model as it was found: its directory with weights, or only its configuration.
@@ -178,7 +181,7 @@ impl Train {
         let schedule = self.schedule.of(steps, given)?;
         let copies = 1 + self.optimizer.states();
         model.config.check_memory([batch, seq], executed(&self.running, mesh.ranks(), copies))?;
-        let outputs = self.outputs()?;
+        let (outputs, trace) = (self.outputs()?, self.traced.output()?);
         self.note(&mesh, steps, given, terminal);
         if let Some(before) = state.steps.filter(|before| *before != steps && schedule.has_end()) {
             terminal.note(format!(
@@ -205,7 +208,7 @@ impl Train {
         let evaluation = evaluates.then(|| capture_evaluation(&model.config, source.tokens())).transpose()?;
         let names = names(&model.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-        let launch = self.running.options()?;
+        let launch = self.traced.options(self.running.options()?);
         let flops = Cell::new(None);
         let note = |program: &TrainingProgram| {
             flops.set(Some(speed::flops(&program.steady.logical)));
@@ -241,6 +244,7 @@ impl Train {
         };
         begin(&mut training)?;
         run.execute(&mut training, state, outputs, terminal, &begin)?;
+        self.traced.write(training.session(), trace, terminal)?;
         if let Some(dir) = &self.save {
             save(training.session(), &model.map, &model.json, dir)?;
             let written = if leads() { self.save_tokens(alphabet, dir) } else { Ok(()) };
@@ -334,7 +338,7 @@ impl Train {
         let saved: Vec<PathBuf> = self.save.iter().flat_map(saved).collect();
         let files = files.writes("--save", &saved).writes("--checkpoint", &self.checkpoint);
         let files = files.writes("--grads", &self.grads).writes("--metrics", &self.metrics);
-        files.writes("--tensorboard", &self.tensorboard).check()
+        self.traced.writes(files.writes("--tensorboard", &self.tensorboard)).check()
     }
 
     /// The characters that the model's tokens stand for, if it was trained on characters.

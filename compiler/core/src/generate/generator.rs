@@ -240,6 +240,11 @@ impl Generator {
         Ok(&mut self.session)
     }
 
+    /// The ranks' session, with the program selected that ran last.
+    pub fn latest(&self) -> &Session {
+        &self.session
+    }
+
     /// The sizes that the programs are compiled for.
     pub fn limits(&self) -> Limits {
         self.limits

@@ -198,7 +198,7 @@ impl Executable {
             }
             if let Some(trace) = &mut around.trace {
                 let at = |t: Instant| (t - around.epoch).as_nanos() as u64;
-                trace.record(i, at(start), at(end));
+                trace.record(i, number, at(start), at(end));
             }
         }
         Ok(())

@@ -37,7 +37,7 @@ impl Small {
     }
 
     pub(super) fn action(&mut self, action: Action) {
-        self.program.steps.push(Step { action, phase: Phase::Forward, label: "step".into() });
+        self.program.steps.push(Step { action, phase: Phase::Forward, label: "step".into(), module: "".into() });
     }
 
     /// Seconds of a step, as a graph, of many at a time.
