@@ -30,7 +30,6 @@ pub mod error;
 pub mod fingerprint;
 pub mod flight;
 pub mod launch;
-pub mod measure;
 pub mod output;
 pub mod session;
 pub mod settings;

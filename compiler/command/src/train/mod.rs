@@ -218,6 +218,7 @@ impl Train {
             compile_training_together(capture, evaluation.as_ref(), &mesh, &plan, &options, &rename, &launch, note)
                 .map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
+        let work = Work::of(&self.running, flops.get().filter(|_| texts.is_some()), mesh.ranks())?;
         let mut training = program.launch(launch)?;
         let alphabet = alphabet.or(kept.as_ref().map(|kept| &kept.alphabet));
         let run = Run {
@@ -226,7 +227,7 @@ impl Train {
             map: &model.map,
             steps,
             schedule,
-            work: Work::of(&self.running, flops.get(), mesh.ranks()),
+            work,
             save: SaveOptions {
                 keep: self.keep,
                 alphabet: alphabet.map(|alphabet| alphabet.characters().to_string()),
