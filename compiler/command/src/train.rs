@@ -6,6 +6,7 @@ use crate::given::Given;
 use crate::launch::{Running, leads};
 use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
+use crate::saving::SaveArgs;
 use crate::settings::{compare_files, model_files};
 use crate::subject::{Optimizer, executed, not_negative};
 use crate::{Failure, Outcome, Placement, Terminal};
@@ -21,7 +22,9 @@ use std::time::Instant;
 use tpc_compiler::models::{
     Alphabet, ModelConfig, ModelDir, ModelError, WeightEntry, WeightMap, tokenizer, weight_map, write_weights,
 };
-use tpc_compiler::pretrained::{LoadError, TokenBatch, condition, initialise_model, load_weights, names, save};
+use tpc_compiler::pretrained::{
+    LoadError, TokenBatch, condition, copy_companions, draw_missing, initialise_model, load_weights, names, save_as,
+};
 use tpc_compiler::program::{TrainingProgram, TrainingSession, compile_training_together};
 use tpc_ir::quote::cut;
 use tpc_ir::{Mesh, OutputKind};
@@ -89,6 +92,8 @@ pub struct Train {
     /// Let --save replace the model that is read
     #[arg(long, requires = "save")]
     force: bool,
+    #[command(flatten)]
+    saving: SaveArgs,
     /// File for the first step's gradients, under the model's own names
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "resume")]
     grads: Option<PathBuf>,
@@ -221,7 +226,10 @@ impl Train {
         let begin = |training: &mut TrainingSession| -> Outcome {
             match (&resumed, &model.dir) {
                 (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
-                (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
+                (None, Some(dir)) => {
+                    load_weights(training.session(), &model.map, &dir.weights)?;
+                    draw_missing(training.session(), &init, seed, &model.map, &dir.weights)?;
+                }
                 (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
             }
             Ok(())
@@ -229,7 +237,8 @@ impl Train {
         begin(&mut training)?;
         self.steps(&mut training, &source, &model.map, (outputs, &save_options), terminal, &begin)?;
         if let Some(dir) = &self.save {
-            save(training.session(), &model.map, &model.json, dir)?;
+            save_as(training.session(), &model.map, &model.json, dir, self.saving.saving())?;
+            copy_companions(training.session(), &self.model, dir)?;
             let written = if leads() { Alphabet::save(alphabet, dir).map_err(LoadError::from) } else { Ok(()) };
             training.session().agree("save the alphabet", written, |()| Vec::new())?;
             terminal.print(format!("saved {}\n", dir.display()))?;
