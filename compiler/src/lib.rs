@@ -52,7 +52,10 @@ pub mod styles {
 /// Model families, read from Hugging Face directories.
 pub mod models {
     #[doc(inline)]
-    pub use tpc_compiler::models::{Model, ModelConfig, ModelDir, ModelWarning, TokenInputs, loss::IGNORE};
+    pub use tpc_compiler::models::{
+        Head, HeadKind, Labels, Model, ModelConfig, ModelDir, ModelWarning, Pooling, PoolingMode, Problem, SavedType,
+        Saving, ShardSize, Targets, TokenInputs, loss::IGNORE,
+    };
 }
 
 /// The errors that [`Error`] is made of, and those of meshes and plans.

@@ -304,18 +304,19 @@ const EVERY: [(&str, &str); 7] = [
     ("zero1", "dp=2"),
 ];
 
-macro_rules! families {
-    ($($name:ident $model:literal),+ $(,)?) => { mod families { $(
+macro_rules! every {
+    ($module:ident, $directory:literal, $($name:ident $model:literal),+ $(,)?) => { mod $module { $(
         #[test]
         fn $name() {
             for (plan, mesh) in super::EVERY {
-                super::trains_as_expected(concat!("families/", $model), plan, mesh);
+                super::trains_as_expected(concat!($directory, $model), plan, mesh);
             }
         }
     )+ } };
 }
 
-families!(
+every!(
+    families, "families/",
     llama "llama",
     mistral "mistral",
     qwen2 "qwen2",
@@ -330,4 +331,18 @@ families!(
     dynamic "dynamic",
     longrope_within "longrope-short",
     longrope_beyond "longrope-long",
+);
+
+every!(
+    heads, "heads/",
+    bert_sequence "bert-sequence",
+    bert_regression "bert-regression",
+    bert_multi_label "bert-multi-label",
+    bert_token "bert-token",
+    llama_sequence "llama-sequence",
+    qwen3_regression "qwen3-regression",
+    gemma3_sequence "gemma3-sequence",
+    phi3_token "phi3-token",
+    gpt2_sequence "gpt2-sequence",
+    gpt2_token "gpt2-token",
 );

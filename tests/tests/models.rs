@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tpc_compiler::capture::{Captured, InputKind, Spec, TrainingOptions, capture_training_shapes, named};
 use tpc_compiler::models::{
-    self, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, TokenInputs, WeightMap, Weights, presets,
+    self, Head, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, SavedType, Saving, ShardSize,
+    TokenInputs, WeightMap, Weights, presets,
 };
 
 fn data(path: &str) -> PathBuf {
@@ -761,7 +762,7 @@ fn captured(config: &ModelConfig, batch: usize, seq: usize) -> Captured {
         &TrainingOptions::default(),
         |model: &Model, (input_ids, mask, labels)| {
             let mut batch = TokenInputs::from(input_ids);
-            if let Model::Bert(_) = model {
+            if *model.head() == Head::MaskedLm {
                 batch.attention_mask = Some(mask);
             }
             model.loss(model.forward(batch), labels)
@@ -829,4 +830,266 @@ fn large_models_have_maps() {
     let map = models::weight_map(&config);
     assert_eq!(map.entries.len(), 80 * 9 + 3);
     assert_eq!(map.parameters(), 70_553_706_496);
+}
+
+/// The model of a directory, by burn path.
+fn values_of(dir: &ModelDir) -> BTreeMap<String, Vec<f32>> {
+    collect(&dir.load(&Device::flex()).unwrap(), None)
+}
+
+fn saved(dir: &Path, of: &ModelDir, saving: Saving) -> ModelDir {
+    let values = values_of(of);
+    let mut held: Option<(String, Vec<f32>)> = None;
+    let strip = |entry: &models::WeightEntry, range: std::ops::Range<usize>, into: &mut [f32]| {
+        if held.as_ref().is_none_or(|(path, _)| *path != entry.burn_path) {
+            held = Some((entry.burn_path.clone(), entry.to_file_layout(values[&entry.burn_path].clone())));
+        }
+        into.copy_from_slice(&held.as_ref().unwrap().1[range]);
+        Ok::<_, ModelError>(())
+    };
+    models::save_strips(dir, &of.config_json, &of.weight_map(), saving, strip).unwrap();
+    ModelDir::open(dir).unwrap()
+}
+
+fn listed(dir: &Path) -> Vec<String> {
+    let mut files: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
+    files.sort();
+    files
+}
+
+/// Fused tensors, tied weights, transposed ones: in one file or in several, what is read back is what was saved, bit by bit.
+#[test]
+fn shards_are_read_back() {
+    for name in ["families/phi3", "families/gemma3", "families/gpt2", "heads/bert-sequence"] {
+        let original = ModelDir::open(data(name)).unwrap();
+        let dir = scratch("shards");
+        let limit = 8_000;
+        let again = saved(&dir, &original, Saving { max_shard: ShardSize(limit), ..Saving::default() });
+        assert_eq!(values_of(&again), values_of(&original), "{name}");
+        assert_eq!((&again.config, &again.warnings), (&original.config, &original.warnings));
+        let files = listed(&dir);
+        let shards: Vec<&String> = files.iter().filter(|file| file.ends_with(".safetensors")).collect();
+        assert!(shards.len() > 2, "{files:?}");
+        assert_eq!(shards[0], &format!("model-00001-of-{:05}.safetensors", shards.len()));
+        // No shard is larger than the limit unless it holds one tensor.
+        let index: Value =
+            serde_json::from_slice(&std::fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
+        let mut total = 0;
+        for shard in &shards {
+            let file = Weights::open_file(&dir.join(shard)).unwrap();
+            let sizes = file.names().map(|name| 4 * file.info(name).unwrap().shape.iter().product::<usize>());
+            let (count, bytes) = (file.names().count(), sizes.sum::<usize>());
+            assert!(count == 1 || bytes as u64 <= limit, "{shard}: {count} tensors of {bytes} bytes");
+            assert!(file.names().all(|name| index["weight_map"][name] == **shard));
+            total += bytes;
+        }
+        assert_eq!(index["metadata"]["total_size"], total);
+        assert_eq!(index["metadata"]["total_parameters"], total / 4);
+
+        // One file again, larger ones, and several again: nothing that a reader could take for weights is left of the ones before.
+        let again = saved(&dir, &original, Saving::default());
+        assert_eq!(values_of(&again), values_of(&original), "{name}");
+        assert_eq!(listed(&dir), ["config.json", "model.safetensors"]);
+        saved(&dir, &original, Saving { max_shard: ShardSize(limit), ..Saving::default() });
+        let fewer = saved(&dir, &original, Saving { max_shard: ShardSize(2 * limit), ..Saving::default() });
+        assert_eq!(values_of(&fewer), values_of(&original), "{name}");
+        let index = std::fs::read_to_string(dir.join("model.safetensors.index.json")).unwrap();
+        for file in listed(&dir).iter().filter(|file| file.ends_with(".safetensors")) {
+            assert!(index.contains(file.as_str()), "{file}");
+        }
+        assert!(!dir.join("model.safetensors").exists());
+    }
+}
+
+#[test]
+fn weights_are_saved_in_the_type_that_is_asked_for() {
+    let original = ModelDir::open(data("families/phi3")).unwrap();
+    for (dtype, called, rounded) in [
+        (SavedType::F32, "float32", (|x| x) as fn(f32) -> f32),
+        (SavedType::Bf16, "bfloat16", |x| burn::tensor::bf16::from_f32(x).to_f32()),
+        (SavedType::F16, "float16", |x| burn::tensor::f16::from_f32(x).to_f32()),
+    ] {
+        let dir = scratch("dtype");
+        let again = saved(&dir, &original, Saving { dtype, ..Saving::default() });
+        assert_eq!(again.config_json["dtype"], called);
+        let expected: BTreeMap<String, Vec<f32>> =
+            values_of(&original).into_iter().map(|(path, v)| (path, v.into_iter().map(rounded).collect())).collect();
+        assert_eq!(values_of(&again), expected);
+        let bytes = std::fs::metadata(dir.join("model.safetensors")).unwrap().len();
+        let parameters = original.weight_map().parameters() as u64;
+        assert!(
+            (parameters * dtype.bytes() as u64..parameters * dtype.bytes() as u64 + 4000).contains(&bytes),
+            "{bytes}"
+        );
+    }
+    // A configuration of an older library has another key for it, and one without it gets it.
+    let (map, values) = (original.weight_map(), values_of(&original));
+    let mut config = original.config_json.clone();
+    config.as_object_mut().unwrap().remove("dtype");
+    let dir = scratch("dtype-key");
+    let keys = |config: &Value| {
+        models::save_pretrained(&dir, config, &map, |entry| Ok(values[&entry.burn_path].clone())).unwrap();
+        let saved = ModelDir::open(&dir).unwrap().config_json;
+        (saved.get("dtype").cloned(), saved.get("torch_dtype").cloned())
+    };
+    assert_eq!(keys(&config), (Some(json!("float32")), None));
+    config["torch_dtype"] = json!("bfloat16");
+    assert_eq!(keys(&config), (None, Some(json!("float32"))));
+}
+
+#[test]
+fn what_goes_along_with_a_model_is_copied() {
+    let (from, to) = (scratch("companions"), scratch("companions-copied"));
+    let write = |path: &str, text: &str| {
+        let file = from.join(path);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, text).unwrap();
+    };
+    let copied = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"];
+    copied.iter().for_each(|file| write(file, file));
+    write("chat_template.jinja", "{{ messages }}");
+    write(
+        "modules.json",
+        r#"[{"path": ""}, {"path": "1_Pooling"}, {"path": "../outside"}, {"path": "/etc"}, {"path": "2_Normalize"}]"#,
+    );
+    write("1_Pooling/config.json", "{}");
+    write("optimizer.pt", "not part of the model");
+    write("model.safetensors", "weights");
+    std::fs::write(to.join("tokenizer.json"), "older").unwrap();
+    let files = models::copy_companions(&from, &to).unwrap();
+    assert_eq!(files.len(), 7, "{files:?}");
+    for file in copied.iter().chain(&["chat_template.jinja", "modules.json", "1_Pooling/config.json"]) {
+        assert_eq!(std::fs::read(from.join(file)).unwrap(), std::fs::read(to.join(file)).unwrap(), "{file}");
+    }
+    assert!(!to.join("optimizer.pt").exists() && !to.join("model.safetensors").exists());
+    // Onto itself nothing is copied.
+    assert!(models::copy_companions(&from, &from).unwrap().is_empty());
+}
+
+/// Each token that transformers generates greedily has the best logit of a forward pass over the text before it.
+#[test]
+fn generated_tokens_have_the_best_logits() {
+    let device = Device::flex();
+    for name in ["llama", "mistral", "qwen3", "gemma3", "phi3", "gpt2"] {
+        let file = data("generation").join(format!("{name}.json"));
+        let generated: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let dir = ModelDir::open(data(generated["model"].as_str().unwrap())).unwrap();
+        let model = dir.load(&device).unwrap();
+        let ids = |list: &Value| list.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect::<Vec<_>>();
+        let rows = |key: &str| generated[key].as_array().unwrap().iter().map(ids).collect::<Vec<_>>();
+        for (prompt, expected) in rows("prompts").into_iter().zip(rows("expected")) {
+            assert_eq!(expected.len(), 64);
+            let text: Vec<i64> = prompt.iter().chain(&expected).copied().collect();
+            let input = Tensor::<2, Int>::from_data(TensorData::new(text.clone(), [1, text.len()]), &device);
+            let logits = values(model.forward(input.into()));
+            let best = logits.chunks(dir.config.vocab_size()).map(|row| {
+                (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap() as i64 //
+            });
+            let found: Vec<i64> = best.skip(prompt.len() - 1).take(64).collect();
+            assert_eq!(found, expected, "{name}: {prompt:?}");
+        }
+    }
+}
+
+/// As `Config()` of transformers 5.24.
+#[test]
+fn defaults_of_newer_families() {
+    let of = |family: &str| llama_config(&json!({ "model_type": family }));
+    let sizes = |c: &models::DecoderConfig| {
+        let heads = (c.num_attention_heads, c.num_key_value_heads, c.head_dim);
+        (c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, heads, c.max_position_embeddings)
+    };
+    let rest = |c: &models::DecoderConfig| (c.rms_norm_eps, c.tie_word_embeddings, c.padding_idx, c.rope.theta);
+    let gemma2 = of("gemma2");
+    assert_eq!(sizes(&gemma2), (256_000, 2304, 9216, 26, (8, 4, 256), 8192));
+    assert_eq!(rest(&gemma2), (1e-6, true, Some(0), 1e4));
+    assert_eq!(gemma2.windows[..3], [Some(4096), None, Some(4096)]);
+    assert_eq!((gemma2.scores.scale, gemma2.scores.cap, gemma2.logit_cap), (0.0625, Some(50.0), Some(30.0)));
+    assert_eq!((gemma2.embedding_scale, gemma2.local_rope), (Some(48.0), None));
+    let gemma3 = of("gemma3_text");
+    assert_eq!(sizes(&gemma3), (262_208, 2304, 9216, 26, (8, 4, 256), 131_072));
+    assert_eq!(rest(&gemma3), (1e-6, true, Some(0), 1e6));
+    assert_eq!(gemma3.windows[4..7], [Some(4096), None, Some(4096)]);
+    assert_eq!((gemma3.scores.cap, gemma3.logit_cap, gemma3.local_rope), (None, None, Some(RopeConfig::plain(1e4))));
+    let phi3 = of("phi3");
+    assert_eq!(sizes(&phi3), (32_064, 3072, 8192, 32, (32, 32, 96), 4096));
+    assert_eq!(rest(&phi3), (1e-5, false, Some(32_000), 1e4));
+    assert_eq!(phi3.sliding_window(), None);
+    let olmo2 = of("olmo2");
+    assert_eq!(sizes(&olmo2), (50_304, 4096, 11_008, 32, (32, 32, 128), 2048));
+    assert_eq!(rest(&olmo2), (1e-5, false, Some(1), 1e4));
+}
+
+#[test]
+fn rotary_embeddings_of_layers_with_a_window() {
+    // The spelling of version 4, and that of version 5.
+    let older = small(
+        "gemma3_text",
+        json!({ "rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+            "sliding_window_pattern": 3, "num_hidden_layers": 4, "head_dim": 8 }),
+    );
+    let newer = small(
+        "gemma3_text",
+        json!({ "num_hidden_layers": 4, "head_dim": 8,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": { "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 5e5 },
+                "sliding_attention": { "rope_theta": 2e4 } } }),
+    );
+    let config = llama_config(&older);
+    assert_eq!(config, llama_config(&newer));
+    assert_eq!(config.local_rope, Some(RopeConfig::plain(2e4)));
+    assert_eq!(config.rope.frequencies(8, 1)[0], 0.125);
+    // Those of one kind for all layers are no such thing.
+    let (_, warnings) = ModelConfig::from_json_warned(
+        &small("gemma3_text", json!({ "rope_parameters": { "rope_theta": 3.0 } })),
+        Path::new("config.json"),
+    )
+    .unwrap();
+    let said: Vec<String> = warnings.iter().map(ToString::to_string).filter(|text| text.contains("rope")).collect();
+    assert_eq!(said, ["config.json: key rope_parameters.rope_theta means nothing for gemma3_text: ignored"]);
+}
+
+#[test]
+fn rotary_embeddings_that_are_refused() {
+    let text = |config: Value| parse(&config).unwrap_err().to_string();
+    assert_eq!(
+        text(small("phi3", json!({ "pad_token_id": 0, "rope_scaling": { "type": "linear", "factor": 2.0 } }))),
+        "dir/config.json: key \"rope_scaling.type\" should be default or longrope, but is \"linear\""
+    );
+    // An older name of it.
+    let su = json!({ "type": "su", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 2.0, 3.0, 4.0] });
+    let config =
+        small("phi3", json!({ "pad_token_id": 0, "rope_scaling": su, "original_max_position_embeddings": 32 }));
+    let rope = llama_config(&config).rope;
+    assert_eq!(rope.original_positions(), Some(32));
+    assert!((rope.amplitude() - (1.0 + 2f64.ln() / 32f64.ln()).sqrt()).abs() < 1e-15);
+    assert_eq!(rope.frequencies(8, 32)[3] / rope.frequencies(8, 33)[3], 4.0);
+    logits(&config, &[1, 2, 3]);
+    let mut short = su_with(json!([1.0, 2.0]));
+    assert_eq!(
+        text(small("phi3", json!({ "pad_token_id": 0, "rope_scaling": short }))),
+        "dir/config.json: inconsistent configuration: long_factor has 2 entries, but 4 pairs are rotated"
+    );
+    short = su_with(json!([1.0, 2.0, 0.0, 1.0]));
+    assert!(text(small("phi3", json!({ "pad_token_id": 0, "rope_scaling": short }))).starts_with(
+        "dir/config.json: key \"rope_scaling.long_factor\" should be a list of numbers above 0, but is [1.0,"
+    ));
+    assert_eq!(
+        text(small("llama", json!({ "partial_rotary_factor": 0.2 }))),
+        "dir/config.json: inconsistent configuration: partial_rotary_factor = 0.2 rotates 1 of head_dim = 8 elements, but rotary \
+         embeddings need pairs"
+    );
+    assert_eq!(
+        text(small("llama", json!({ "partial_rotary_factor": 1.5 }))),
+        "dir/config.json: key \"partial_rotary_factor\" should be a number above 0 and up to 1, but is 1.5"
+    );
+    assert_eq!(
+        text(small("phi3", json!({}))),
+        "dir/config.json: inconsistent configuration: pad_token_id is 32000 by default, but the vocabulary has 40 entries"
+    );
+}
+
+fn su_with(long: Value) -> Value {
+    json!({ "type": "su", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": long })
 }

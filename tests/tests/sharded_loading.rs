@@ -173,7 +173,7 @@ proptest! {
         let path = scratch.0.join("w.safetensors");
         std::fs::write(&path, safetensors::serialize([("w", view)], None).unwrap()).unwrap();
         let weights = Weights::open_file(&path).unwrap();
-        let entry = WeightEntry { burn_path: "w".into(), hf_name: "w".into(), transpose, shape: shape.clone(), rows, stands_for: vec![] };
+        let entry = WeightEntry { burn_path: "w".into(), hf_name: "w".into(), transpose, shape: shape.clone(), rows, drawable: false, stands_for: vec![] };
         let request = BoxRequest { dtype: wanted.0, global, start, shape: size, layout: shape };
         let mut found = vec![0xff; request.elements() * wanted.0.bytes()];
         read_box(&entry, &weights, &request, &mut found).unwrap();

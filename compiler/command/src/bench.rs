@@ -198,20 +198,23 @@ fn table(row: &Json) -> String {
 /// Gives parameters their initial values and inputs random ones.
 fn fill(session: &mut Session, init: &HashMap<String, Init>, subject: &Subject) -> Outcome {
     initialise(session, init, 0)?;
-    let vocab = match subject {
-        Subject::Tokens(config, _) => config.vocab_size(),
-        Subject::Mlp(_) => 1,
+    let (vocab, labels) = match subject {
+        Subject::Tokens(config, _) => {
+            let vocab = config.vocab_size();
+            (vocab, config.head().labels().map_or(vocab, |labels| labels.names.len()))
+        }
+        Subject::Mlp(_) => (1, 1),
     };
     let data = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Data).cloned();
     for (stream, input) in data.collect::<Vec<_>>().into_iter().enumerate() {
-        let values = random(&input, vocab, stream as u64);
+        let values = random(&input, [vocab, labels], stream as u64);
         session.write_f64(&input.name, &values).map_err(Failure::new)?;
     }
     Ok(())
 }
 
-/// Random elements of an input: numbers around 0, tokens, or ones for a mask.
-fn random(input: &InputBinding, vocab: usize, stream: u64) -> Vec<f64> {
+/// Random elements of an input: numbers around 0, tokens, labels, or ones for a mask.
+fn random(input: &InputBinding, [vocab, labels]: [usize; 2], stream: u64) -> Vec<f64> {
     let count: usize = input.binding.global.iter().product();
     let normal = Distribution::Normal(Scalar::float(0.0), Scalar::float(1.0));
     let draw = |i: usize| {
@@ -220,6 +223,7 @@ fn random(input: &InputBinding, vocab: usize, stream: u64) -> Vec<f64> {
             (DType::F32, _) => element(normal, words),
             (_, "attention_mask") => 1.0,
             (_, "token_type_ids") => 0.0,
+            (_, "labels") => f64::from(words[0] % labels as u32),
             _ => f64::from(words[0] % vocab as u32),
         }
     };

@@ -8,7 +8,7 @@ use tpc_compiler::models::{ModelConfig, Weights, loss::IGNORE};
 use tpc_compiler::pretrained::TokenBatch;
 use tpc_runtime::{RuntimeError, Session};
 
-/// The tensors that an inputs file may hold, all `[batch, seq]`.
+/// The tensors that an inputs file may hold, all `[batch, seq]` but for the labels of sequences.
 const NAMES: [&str; 4] = ["input_ids", "labels", "attention_mask", "token_type_ids"];
 
 /// One global batch, checked against its model.
@@ -18,6 +18,8 @@ pub struct Batch {
     pub tokens: TokenBatch,
     /// Its tensors by name.
     pub tensors: HashMap<&'static str, Vec<i64>>,
+    /// Its labels, where they are numbers with a fraction.
+    pub values: Option<Vec<f64>>,
 }
 
 impl Batch {
@@ -36,8 +38,22 @@ impl Batch {
             return Err(Failure::at(file, format!("tensor \"input_ids\" has shape {shape:?}, expected [batch, seq]")));
         };
         let mut tensors = HashMap::new();
+        let mut values = None;
         for name in NAMES.into_iter().filter(|name| weights.contains(name)) {
             let found = &weights.info(name)?.shape;
+            if name == "labels" && config.head().is_per_sequence() {
+                let wanted = config.head().labels_shape([batch, seq]);
+                // A column of its own may be left out, as in PyTorch.
+                if *found != wanted && !(wanted[1] == 1 && *found == [batch]) {
+                    let problem = format!("tensor \"labels\" has shape {found:?}, expected {wanted:?}");
+                    return Err(Failure::at(file, problem));
+                }
+                match config.head().takes_values() {
+                    true => values = Some(weights.read_f64(name)?),
+                    false => _ = tensors.insert(name, weights.read_i64(name)?),
+                }
+                continue;
+            }
             if *found != shape {
                 let problem = format!("tensor {name:?} has shape {found:?}, but \"input_ids\" has {shape:?}");
                 return Err(Failure::at(file, problem));
@@ -50,14 +66,14 @@ impl Batch {
             attention_mask: tensors.contains_key("attention_mask"),
             token_type_ids: tensors.contains_key("token_type_ids"),
         };
-        let batch = Batch { tokens, tensors };
+        let batch = Batch { tokens, tensors, values };
         batch.check(config).map_err(|Problem(problem)| Failure::at(file, problem))?;
         Ok(batch)
     }
 
     /// Whether there are labels.
     pub fn has_labels(&self) -> bool {
-        self.tensors.contains_key("labels")
+        self.values.is_some() || self.tensors.contains_key("labels")
     }
 
     /// Checks every number against the model.
@@ -79,7 +95,25 @@ impl Batch {
             return Err(Problem(format!("tensor \"attention_mask\" is no input of {}", config.model_type())));
         }
         self.inside("token_type_ids", "type", 0..types)?;
-        self.labels(config, vocab)
+        match config.head().labels() {
+            Some(labels) => self.classes(config, labels.names.len() as i64),
+            None => self.labels(config, vocab),
+        }
+    }
+
+    /// Numbers of labels, of sequences or of tokens.
+    fn classes(&self, config: &ModelConfig, count: i64) -> Result<(), Problem> {
+        let Some(labels) = self.tensors.get("labels") else { return Ok(()) };
+        match labels.iter().find(|label| **label != IGNORE && !(0..count).contains(*label)) {
+            Some(label) => Err(Problem(format!(
+                "labels has {label}, but the {} has {count} labels (and {IGNORE} ignores one)",
+                config.head().kind().name()
+            ))),
+            None if labels.iter().all(|label| *label == IGNORE) => {
+                Err(Problem(format!("labels: all are {IGNORE} (ignored), so there is no loss")))
+            }
+            None => Ok(()),
+        }
     }
 
     fn labels(&self, config: &ModelConfig, vocab: i64) -> Result<(), Problem> {
@@ -120,7 +154,12 @@ impl Batch {
         for (name, values) in &self.tensors {
             feed(session, name, values)?;
         }
-        Ok(())
+        match &self.values {
+            Some(values) if session.program(0).inputs.iter().any(|i| i.name == "labels") => {
+                session.write_f64("labels", values)
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -31,6 +31,7 @@ pub mod notes;
 pub mod options;
 pub mod report;
 pub mod run;
+pub mod saving;
 mod settings;
 pub mod subject;
 pub mod tokenizer;

@@ -6,13 +6,13 @@ use crate::given::Given;
 use crate::launch::{Running, leads};
 use crate::notes::note_idle_ranks;
 use crate::settings::{compare_files, model_files};
-use crate::subject::executed;
+use crate::subject::{executed, initial};
 use crate::trace::Traced;
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use tpc_compiler::models::ModelDir;
-use tpc_compiler::pretrained::{capture_forward, condition, load_weights, names};
+use tpc_compiler::pretrained::{capture_forward, condition, draw_missing, load_weights, names};
 use tpc_compiler::program::{InferenceProgram, compile_inference_together};
 use tpc_ir::OutputKind;
 use tpc_runtime::Session;
@@ -30,7 +30,7 @@ pub struct Run {
     /// Global batch: input_ids and, if there are any, labels, attention_mask, token_type_ids
     #[arg(long, value_name = "FILE.safetensors")]
     inputs: PathBuf,
-    /// Where to write logits and loss
+    /// Where to write the output (logits, hidden states or embeddings) and the loss
     #[arg(long, value_name = "FILE.safetensors")]
     output: PathBuf,
     #[command(flatten)]
@@ -64,25 +64,32 @@ impl Run {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let launch = self.traced.options(self.running.options()?);
         let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
+        let init = initial(&captured, &rename);
         let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
             .map_err(|e| self.placement.failure(e))?;
         let mut session = program.launch(launch)?;
         load_weights(&mut session, &dir.weight_map(), &dir.weights)?;
+        draw_missing(&mut session, &init, 0, &dir.weight_map(), &dir.weights)?;
         batch.feed(&mut session)?;
         session.step()?;
         self.traced.write(&session, trace, terminal)?;
-        let (shape, logits) = result(&session, "logits")?;
-        let mut summary = format!("wrote {}: logits {shape:?}", self.output.display());
-        let finite = logits.iter().all(|x| x.is_finite());
-        let mut wrong = (!finite).then(|| "the logits are not all finite".to_string());
-        let mut tensors = vec![("logits", shape, logits)];
+        let name = dir.config.head().output();
+        let (mut shape, values) = result(&session, name)?;
+        if dir.config.head().is_per_sequence() {
+            // One vector for each sequence.
+            shape.remove(1);
+        }
+        let mut summary = format!("wrote {}: {name} {shape:?}", self.output.display());
+        let finite = values.iter().all(|x| x.is_finite());
+        let mut wrong = (!finite).then(|| format!("the {name} are not all finite"));
+        let mut tensors = vec![(name, shape, values)];
         if batch.has_labels() {
             let (_, loss) = result(&session, "loss")?;
             summary.push_str(&format!(", loss {:.6}", loss[0]));
             match (loss[0].is_finite(), wrong.take()) {
                 (false, _) => wrong = Some(format!("the loss is {}", loss[0])),
                 // Positions that the loss does not count may have any.
-                (true, Some(logits)) => terminal.note(logits),
+                (true, Some(values)) => terminal.note(values),
                 (true, None) => {}
             }
             tensors.push(("loss", vec![], loss));

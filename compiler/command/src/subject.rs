@@ -68,8 +68,8 @@ impl Subject {
     fn of_config(config: ModelConfig, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
         let (b, s) = DEFAULT_BATCH;
         let mut tokens = TokenBatch::new(batch.unwrap_or(b), seq.unwrap_or(s.min(config.max_positions())));
-        let masked = !config.is_causal();
-        (tokens.attention_mask, tokens.token_type_ids) = (masked, masked);
+        let encoder = config.takes_token_types();
+        (tokens.attention_mask, tokens.token_type_ids) = (encoder, encoder);
         config.check_batch([tokens.batch, tokens.seq], 0)?;
         check_size(&config, [tokens.batch, tokens.seq])?;
         Ok(Subject::Tokens(Box::new(config), tokens))

@@ -2,18 +2,19 @@
 //! load and save.
 
 use crate::capture::{
-    Captured, Init, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes, named,
+    Captured, Init, Named, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes,
+    named,
 };
 use crate::data;
 use crate::models::{
-    ModelConfig, ModelError, TokenInputs, Use, WeightEntry, WeightMap, Weights, build, read_box, read_strips,
-    save_strips, tied_head, transposed, weight_map,
+    self, Model, ModelConfig, ModelError, Saving, Targets, TokenInputs, Use, WeightEntry, WeightMap, Weights, build,
+    read_box, read_strips, save_strips, tied_head, transposed, weight_map,
 };
 use crate::program::{EVALUATION, Error};
 use burn::optim::Optimizer;
-use burn::tensor::{DType, Distribution as BurnDistribution, Int, TensorData};
+use burn::tensor::{DType, Distribution as BurnDistribution, Int, Tensor, TensorData};
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use tpc_ir::op::Distribution;
@@ -53,9 +54,12 @@ pub fn capture_step<O: Optimizer>(
     tokens: TokenBatch,
     optimizer: &O,
 ) -> Result<TrainingCapture, Error> {
+    config.check_loss()?;
+    let (classes, values) = labels(config, tokens);
     let batch = (
         named("input_ids", tokens.spec()),
-        named("labels", tokens.spec()),
+        classes,
+        values,
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
     );
@@ -67,9 +71,13 @@ pub fn capture_step<O: Optimizer>(
         optimizer,
         batch,
         &options,
-        |model, (input_ids, labels, attention_mask, token_type_ids)| {
-            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
-            model.loss(logits, labels)
+        |model, (input_ids, classes, values, attention_mask, token_type_ids)| {
+            let output = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+            // There are labels of one kind: the loss was checked.
+            match targets(classes, values) {
+                Some(labels) => model.loss(output, labels),
+                None => output.mean(),
+            }
         },
     )?;
     for captured in [&mut step.first, &mut step.steady] {
@@ -78,30 +86,52 @@ pub fn capture_step<O: Optimizer>(
     Ok(step)
 }
 
+/// The labels of a batch: numbers of tokens or labels, or values.
+type LabelSpecs = (Option<Named<Spec<2, Int>>>, Option<Named<Spec<2>>>);
+
+fn labels(config: &ModelConfig, tokens: TokenBatch) -> LabelSpecs {
+    let head = config.head();
+    let shape = head.labels_shape([tokens.batch, tokens.seq]);
+    match head.takes_values() {
+        false => (Some(named("labels", Spec::new(shape, DType::I64))), None),
+        true => (None, Some(named("labels", Spec::new(shape, DType::F32)))),
+    }
+}
+
+fn targets(classes: Option<Tensor<2, Int>>, values: Option<Tensor<2>>) -> Option<Targets> {
+    classes.map(Targets::from).or(values.map(Targets::from))
+}
+
 /// A tied head has no module in the model; plans and options may name it all the same.
 fn head_alias(config: &ModelConfig) -> Option<(String, String)> {
     tied_head(config).map(|(head, table)| (head.to_string(), table.to_string()))
 }
 
-/// Captures a language model's forward pass: logits, and the loss when there are labels.
+/// Captures a model's forward pass: its output under the name of [`Head::output`](crate::models::Head::output), and the loss when
+/// there are labels.
 ///
 /// # Errors
 /// As [`capture_step`].
-pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, labels: bool) -> Result<Captured, Error> {
+pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, with_labels: bool) -> Result<Captured, Error> {
+    if with_labels {
+        config.check_loss()?;
+    }
+    let (classes, values) = labels(config, tokens);
     let batch = (
         named("input_ids", tokens.spec()),
-        labels.then(|| named("labels", tokens.spec())),
+        classes.filter(|_| with_labels),
+        values.filter(|_| with_labels),
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
     );
     config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
     let build = |device: &burn::tensor::Device| build(config, device);
-    let mut captured =
-        capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
-            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
-            let loss = labels.map(|l| named("loss", model.loss(logits.clone(), l)));
-            (named("logits", logits), loss)
-        })?;
+    let forward = |model: &Model, (input_ids, classes, values, attention_mask, token_type_ids)| {
+        let output = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+        let loss = targets(classes, values).map(|labels| named("loss", model.loss(output.clone(), labels)));
+        (named(model.head().output(), output), loss)
+    };
+    let mut captured = capture_inference_shapes(build, batch, forward)?;
     captured.aliases.extend(head_alias(config));
     Ok(captured)
 }
@@ -138,7 +168,7 @@ pub fn names(config: &ModelConfig) -> HashMap<String, String> {
 /// of [`crate::models::STRIP`] bytes at a time, straight to its place.
 ///
 /// # Errors
-/// A tensor that is missing, truncated or of the wrong shape.
+/// A tensor that is missing, truncated or of the wrong shape. What may be drawn ([`draw_missing`]) is not missed.
 pub fn load_weights(session: &mut Session, map: &WeightMap, weights: &Weights) -> Result<(), LoadError> {
     load(session, map, weights, Called::AsInFiles)
 }
@@ -165,8 +195,12 @@ impl Called {
 pub(crate) fn load(session: &mut Session, map: &WeightMap, weights: &Weights, called: Called) -> Result<(), LoadError> {
     let inputs = parameters(session);
     let position = |name: &str| inputs.iter().find(|(_, n)| n == name).map(|(input, _)| *input);
-    let entries: Vec<(usize, &WeightEntry)> =
-        map.entries.iter().filter_map(|e| Some((position(called.name(e))?, e))).collect();
+    let entries: Vec<(usize, &WeightEntry)> = map
+        .entries
+        .iter()
+        .filter(|e| !e.is_drawn(weights))
+        .filter_map(|e| Some((position(called.name(e))?, e)))
+        .collect();
     session.fill_ranks(&|rank| {
         entries.iter().try_for_each(|(input, entry)| {
             rank.write(*input, |wanted, to| Ok::<_, LoadError>(read_box(entry, weights, wanted, to)?))
@@ -255,7 +289,7 @@ pub fn initialise_with(
     values: &HashMap<String, TensorData>,
     seed: u64,
 ) -> Result<(), InitError> {
-    draw(session, init, values, seed, None)
+    draw(session, init, values, seed, None, &|_| true)
 }
 
 /// [`initialise`] for a language model: the padding row of its embedding is 0, as in PyTorch.
@@ -268,7 +302,39 @@ pub fn initialise_model(
     seed: u64,
     config: &ModelConfig,
 ) -> Result<(), InitError> {
-    draw(session, init, &HashMap::new(), seed, config.padding_row())
+    draw(session, init, &HashMap::new(), seed, config.padding_row(), &|_| true)
+}
+
+/// Draws the parameters that [`load_weights`] leaves alone because the files do not have them: those of a head that has yet to be
+/// trained. They are the numbers that [`initialise`] gives them.
+///
+/// # Errors
+/// As [`initialise`].
+pub fn draw_missing(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    seed: u64,
+    map: &WeightMap,
+    weights: &Weights,
+) -> Result<(), InitError> {
+    draw_missing_called(session, init, seed, map, weights, Called::AsInFiles)
+}
+
+/// [`draw_missing`] in a session that calls its parameters one way or the other.
+pub(crate) fn draw_missing_called(
+    session: &mut Session,
+    init: &HashMap<String, Init>,
+    seed: u64,
+    map: &WeightMap,
+    weights: &Weights,
+    called: Called,
+) -> Result<(), InitError> {
+    let missing = map.entries.iter().filter(|entry| entry.is_drawn(weights)).map(|entry| called.name(entry));
+    let missing: BTreeSet<&str> = missing.collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => draw(session, init, &HashMap::new(), seed, None, &|name| missing.contains(name)),
+    }
 }
 
 /// What the elements of a parameter are before training.
@@ -290,16 +356,17 @@ struct Draw {
     zeros: Range<usize>,
 }
 
-/// Writes the values that are given and draws the others; these elements of this parameter are 0.
+/// Of the parameters that are wanted, writes the values that are given and draws the others; these elements of this parameter are 0.
 fn draw(
     session: &mut Session,
     init: &HashMap<String, Init>,
     given: &HashMap<String, TensorData>,
     seed: u64,
     zero: Option<(&str, Range<usize>)>,
+    wanted: &dyn Fn(&str) -> bool,
 ) -> Result<(), InitError> {
     let missing = |name: &str| match init.get(name) {
-        Some(Init::Computed(operations)) if !given.contains_key(name) => Some(operations.clone()),
+        Some(Init::Computed(operations)) if wanted(name) && !given.contains_key(name) => Some(operations.clone()),
         _ => None,
     };
     let all = parameters(session);
@@ -313,7 +380,7 @@ fn draw(
         });
     }
     for (input, name) in &all {
-        if let Some(value) = given.get(name) {
+        if let Some(value) = given.get(name).filter(|_| wanted(name)) {
             let dtype = session.program(0).inputs[*input].binding.view.dtype;
             session.write_bytes(name, &data::to_bytes(value, dtype))?;
         }
@@ -335,7 +402,7 @@ fn draw(
         _ => 0..0,
     };
     // A parameter has the stream of its place among all of them.
-    let drawn = all.into_iter().zip(0..).filter(|((_, name), _)| !given.contains_key(name));
+    let drawn = all.into_iter().zip(0..).filter(|((_, name), _)| wanted(name) && !given.contains_key(name));
     let drawn = drawn.map(|((input, name), stream)| Draw { input, stream, of: of(&name), zeros: zeros(&name) });
     let draws: Vec<Draw> = drawn.collect();
     session.fill_ranks(&|rank| {
@@ -362,13 +429,27 @@ fn draw(
     })
 }
 
-/// Writes a model directory: `config.json` and full, unsharded safetensors under the model's names. Tensors are put together from the
+/// Writes a model directory: `config.json` and whole tensors under the model's names, in several files if they are large. Tensors are put together from the
 /// ranks' boxes a strip of [`crate::models::STRIP`] bytes at a time; nobody holds a whole one. Of several processes the first writes.
 ///
 /// # Errors
 /// A directory that cannot be written, on every process; nothing half-written is left.
 pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir: &Path) -> Result<(), LoadError> {
-    save_called(session, map, config, dir, Called::AsInFiles)
+    save_as(session, map, config, dir, Saving::default())
+}
+
+/// [`save`] with an element type and a largest file.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_as(
+    session: &Session,
+    map: &WeightMap,
+    config: &serde_json::Value,
+    dir: &Path,
+    saving: Saving,
+) -> Result<(), LoadError> {
+    save_called(session, map, config, dir, saving, Called::AsInFiles)
 }
 
 /// [`save`] of a session that calls its parameters one way or the other.
@@ -377,6 +458,7 @@ pub(crate) fn save_called(
     map: &WeightMap,
     config: &serde_json::Value,
     dir: &Path,
+    saving: Saving,
     called: Called,
 ) -> Result<(), LoadError> {
     // Before anything is written: a session that cannot be read leaves nothing behind.
@@ -391,10 +473,10 @@ pub(crate) fn save_called(
         Ok(read_strip(session, (entry, called), strip, &mut bytes, into)?)
     };
     if session.processes().count() == 1 {
-        return save_strips(dir, config, map, strip);
+        return save_strips(dir, config, map, saving, strip);
     }
     let written = match session.processes().process() {
-        0 => save_strips(dir, config, map, &mut strip),
+        0 => save_strips(dir, config, map, saving, &mut strip),
         _ => read_strips(map, &mut strip),
     };
     if let Err(LoadError::Model(_)) = &written {
@@ -406,6 +488,18 @@ pub(crate) fn save_called(
         })?;
     }
     session.agree("save the model", written, |()| Vec::new()).map(drop)
+}
+
+/// Copies the tokenizer and what else goes along with a model ([`models::copy_companions`]). Of several processes the first copies.
+///
+/// # Errors
+/// A file that cannot be read or written, on every process.
+pub fn copy_companions(session: &Session, from: &Path, to: &Path) -> Result<(), LoadError> {
+    let copied = match session.processes().process() {
+        0 => models::copy_companions(from, to).map_err(LoadError::from),
+        _ => Ok(Vec::new()),
+    };
+    session.agree("copy the tokenizer", copied, |_| Vec::new()).map(drop)
 }
 
 /// Reads a strip of a parameter in the layout of the files; `bytes` is room for it.

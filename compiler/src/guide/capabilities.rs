@@ -6,8 +6,9 @@
 //!   learning rates, models too large to hold (by their shapes). Initial values are those of the modules.
 //! - Convolutions and pooling sharded on batch and channels; group and instance norms, and batch norms with the statistics of
 //!   the whole batch, however it is shared out, and running statistics that come back with the model.
-//! - Hugging Face directories as transformers 5 reads them, with its eager attention: llama, mistral, qwen2, qwen3, gpt2 and
-//!   bert, read shard by shard. Keys and tensors that have no effect are named; what would change the model is refused. A row
+//! - Hugging Face directories as transformers 5 reads them, with its eager attention: llama, mistral, qwen2, qwen3, gemma 2,
+//!   gemma 3 (text), phi 3, OLMo 2, gpt2 and bert, read shard by shard, with rotary embeddings of every kind. The head is that of
+//!   `architectures`: a language model, none, a classification of sequences or tokens, or the pooling of `modules.json`. Keys and tensors that have no effect are named; what would change the model is refused. A row
 //!   that sees no key attends to all keys alike and stays finite.
 //! - Heads, vocabularies and lengths that no axis divides; fewer key-value heads than ranks.
 //!

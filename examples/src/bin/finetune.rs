@@ -1,4 +1,4 @@
-//! Fine-tunes a model directory (llama, mistral, qwen2, qwen3, gpt2, bert) and writes it back:
+//! Fine-tunes a model directory (a language model) and writes it back:
 //! `cargo run --release -p tpc-examples --bin finetune -- DIR OUT tp=2`. What it learns is to count in steps.
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::optim::AdamWConfig;

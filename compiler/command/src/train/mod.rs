@@ -30,6 +30,7 @@ use crate::given::Given;
 use crate::launch::{Running, leads};
 use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
+use crate::saving::SaveArgs;
 use crate::settings::{compare_files, data_files, model_files};
 use crate::subject::{Optimizer, executed};
 use crate::trace::Traced;
@@ -47,15 +48,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use steps::Outputs;
 use tpc_compiler::models::{Alphabet, ModelConfig, ModelDir, WeightMap, weight_map};
 use tpc_compiler::pretrained::{
-    LoadError, TokenBatch, capture_evaluation, initialise_model, load_weights, names, save,
+    LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialise_model, load_weights, names,
+    save_as,
 };
 use tpc_compiler::program::{TrainingProgram, TrainingSession, compile_training_together};
 use tpc_ir::Mesh;
+use tpc_runtime::CheckpointError;
 use tpc_runtime::checkpoint::directory::saved;
 use tpc_runtime::checkpoint::index::FILE as INDEX;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
 use tpc_runtime::output::Identity;
-use tpc_runtime::{CheckpointError, output};
 
 /// Train a model; the result is a model directory again.
 #[derive(Debug, Args)]
@@ -111,6 +113,8 @@ pub struct Train {
     /// Let --save replace the model that is read
     #[arg(long, requires = "save")]
     force: bool,
+    #[command(flatten)]
+    saving: SaveArgs,
     /// File for the first step's gradients, under the model's own names
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "resume")]
     grads: Option<PathBuf>,
@@ -238,7 +242,10 @@ impl Train {
         let begin = |training: &mut TrainingSession| -> Outcome {
             match (&resumed, &model.dir) {
                 (Some(checkpoint), _) => _ = training.resume_from(checkpoint)?,
-                (None, Some(dir)) => load_weights(training.session(), &model.map, &dir.weights)?,
+                (None, Some(dir)) => {
+                    load_weights(training.session(), &model.map, &dir.weights)?;
+                    draw_missing(training.session(), &init, seed, &model.map, &dir.weights)?;
+                }
                 (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
             }
             Ok(())
@@ -247,26 +254,11 @@ impl Train {
         run.execute(&mut training, state, outputs, terminal, &begin)?;
         self.traced.write(training.session(), trace, terminal)?;
         if let Some(dir) = &self.save {
-            save(training.session(), &model.map, &model.json, dir)?;
-            let written = if leads() { self.save_tokens(alphabet, dir) } else { Ok(()) };
-            training.session().agree("save the tokenizer", written, |()| Vec::new())?;
+            save_as(training.session(), &model.map, &model.json, dir, self.saving.saving())?;
+            copy_companions(training.session(), &self.model, dir)?;
+            let written = if leads() { Alphabet::save(alphabet, dir).map_err(LoadError::from) } else { Ok(()) };
+            training.session().agree("save the alphabet", written, |()| Vec::new())?;
             terminal.print(format!("saved {}\n", dir.display()))?;
-        }
-        Ok(())
-    }
-
-    /// Writes what says how text becomes the model's tokens: the alphabet, or copies of the tokenizer's files.
-    fn save_tokens(&self, alphabet: Option<&Alphabet>, dir: &Path) -> Result<(), LoadError> {
-        Alphabet::save(alphabet, dir)?;
-        if Identity::of(dir) == Identity::of(&self.model) {
-            return Ok(());
-        }
-        for name in tpc_data::tokenizer::FILES {
-            let file = self.model.join(name);
-            if let Ok(contents) = std::fs::read(&file) {
-                let written = output::Output::at(&dir.join(name)).and_then(|output| output.write(&contents));
-                written.map_err(|source| tpc_compiler::models::ModelError::Io { file: dir.join(name), source })?;
-            }
         }
         Ok(())
     }

@@ -1,12 +1,21 @@
 //! The configuration of BERT.
 
 use super::error::ModelError;
+use super::heads::{Classes, Head, HeadKind};
 use super::keys::Keys;
 use super::known::Role::{Harmless, Only, Read};
 use super::known::{Sole, Table};
 use super::layers::Activation;
 use super::size::check_layers;
 use serde_json::{Value, json};
+
+/// BERT's classes and their heads.
+pub(super) const CLASSES: Classes = &[
+    ("BertForMaskedLM", HeadKind::MaskedLm),
+    ("BertModel", HeadKind::Bare),
+    ("BertForSequenceClassification", HeadKind::SequenceClassification),
+    ("BertForTokenClassification", HeadKind::TokenClassification),
+];
 
 /// BERT's keys.
 pub(super) const KEYS: Table = &[
@@ -28,7 +37,7 @@ pub(super) const KEYS: Table = &[
     ("position_embedding_type", Only(Sole::Text("absolute"))),
     ("is_decoder", Only(Sole::False)),
     ("add_cross_attention", Only(Sole::False)),
-    // The pooler, which a masked language model does not have.
+    // Settings of the pooler that its code does not read.
     ("directionality", Harmless),
     ("pooler_fc_size", Harmless),
     ("pooler_num_attention_heads", Harmless),
@@ -37,9 +46,11 @@ pub(super) const KEYS: Table = &[
     ("pooler_type", Harmless),
 ];
 
-/// BERT for masked language modelling.
+/// BERT.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BertConfig {
+    /// What the output is.
+    pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -80,6 +91,7 @@ impl BertConfig {
         let vocab_size = keys.size_or("vocab_size", 30_522)?;
         let tie_word_embeddings = keys.bool_or("tie_word_embeddings", true)?;
         Ok(Self {
+            head: Head::read(keys, CLASSES)?,
             vocab_size,
             hidden_size,
             intermediate_size: keys.size_or("intermediate_size", 3072)?,
@@ -100,8 +112,7 @@ impl BertConfig {
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({
-            "architectures": ["BertForMaskedLM"],
+        let mut value = json!({
             "model_type": "bert",
             "dtype": "float32",
             "vocab_size": self.vocab_size,
@@ -119,6 +130,8 @@ impl BertConfig {
             "initializer_range": self.initializer_range,
             "attention_probs_dropout_prob": self.dropout,
             "hidden_dropout_prob": self.dropout,
-        })
+        });
+        self.head.write(CLASSES, &mut value);
+        value
     }
 }

@@ -1,12 +1,13 @@
 //! `config.json`: which family, which sizes.
 
-use super::bert_config::BertConfig;
+use super::bert_config::{self, BertConfig};
 use super::cache::CacheShape;
 use super::decoder_config::DecoderConfig;
 use super::error::ModelError;
 use super::families::Family;
-use super::gpt2_config::Gpt2Config;
-use super::interleaved_config::InterleavedConfig;
+use super::gpt2_config::{self, Gpt2Config};
+use super::heads::{Classes, Head, HeadKind};
+use super::interleaved_config::{self, InterleavedConfig};
 use super::keys::Keys;
 use super::known;
 use super::warning::ModelWarning;
@@ -54,7 +55,7 @@ pub enum ModelConfig {
     Decoder(DecoderConfig),
     /// GPT-2.
     Gpt2(Gpt2Config),
-    /// BERT for masked language modelling.
+    /// BERT.
     Bert(BertConfig),
     /// The Llama repository's model.
     Interleaved(InterleavedConfig),
@@ -143,6 +144,15 @@ impl ModelConfig {
                 self.model_type()
             )));
         }
+        if let (Head::SequenceClassification(_), None) = (self.head(), self.padding_token())
+            && batch > 1
+            && !self.takes_token_types()
+        {
+            return Err(ModelError::Batch(format!(
+                "{batch} sequences, but the configuration has no pad_token_id, so nothing says where each one ends; set it, or \
+                 classify one sequence at a time"
+            )));
+        }
         if usize::try_from(largest).is_ok_and(|largest| largest >= vocab) {
             return Err(ModelError::Batch(format!("token {largest}, but the vocabulary has {vocab} entries")));
         }
@@ -158,6 +168,68 @@ impl ModelConfig {
             Self::Interleaved(_) => ModelType::Interleaved,
         };
         kind.name()
+    }
+
+    /// What the output is.
+    pub fn head(&self) -> &Head {
+        match self {
+            Self::Decoder(c) => &c.head,
+            Self::Gpt2(c) => &c.head,
+            Self::Bert(c) => &c.head,
+            Self::Interleaved(_) => &Head::CausalLm,
+        }
+    }
+
+    /// The same model with another head, whose weights may have to be drawn.
+    ///
+    /// # Errors
+    /// A head that the family does not have.
+    pub fn with_head(mut self, head: Head) -> Result<Self, ModelError> {
+        let classes = self.classes();
+        if !classes.iter().any(|(_, kind)| *kind == head.kind()) {
+            return Err(ModelError::NoHead {
+                family: self.model_type(),
+                head: head.kind().name(),
+                supported: classes.iter().map(|(class, _)| *class).collect(),
+            });
+        }
+        match &mut self {
+            Self::Decoder(c) => c.head = head,
+            Self::Gpt2(c) => c.head = head,
+            Self::Bert(c) => c.head = head,
+            Self::Interleaved(_) => {}
+        }
+        Ok(self)
+    }
+
+    /// Writes what a `config.json` says of the head.
+    pub(super) fn write_head(&self, config: &mut Value) {
+        self.head().write(self.classes(), config);
+    }
+
+    /// The classes of the family and their heads.
+    fn classes(&self) -> Classes {
+        match self {
+            Self::Decoder(c) => c.family.facts().classes,
+            Self::Gpt2(_) => gpt2_config::CLASSES,
+            Self::Bert(_) => bert_config::CLASSES,
+            Self::Interleaved(_) => interleaved_config::CLASSES,
+        }
+    }
+
+    /// An error if there is no loss that the model could learn by.
+    ///
+    /// # Errors
+    /// A model without a head, or one that embeds sentences.
+    pub fn check_loss(&self) -> Result<(), ModelError> {
+        match self.head().has_loss() {
+            true => Ok(()),
+            false => Err(ModelError::NoLoss {
+                family: self.model_type(),
+                output: self.head().output(),
+                supported: self.classes().iter().filter(|(_, kind)| *kind != HeadKind::Bare).map(|c| c.0).collect(),
+            }),
+        }
     }
 
     /// Query heads.
@@ -212,12 +284,25 @@ impl ModelConfig {
 
     /// The parameter that holds the token embedding and its elements that belong to the padding row, if it has one.
     pub fn padding_row(&self) -> Option<(&'static str, Range<usize>)> {
+        let bare = self.head().kind() == HeadKind::Bare;
         let (name, row, width) = match self {
+            Self::Decoder(c) if bare => ("embed_tokens.weight", c.padding_idx?, c.hidden_size),
             Self::Decoder(c) => ("model.embed_tokens.weight", c.padding_idx?, c.hidden_size),
+            Self::Bert(c) if bare => ("embeddings.word_embeddings.weight", c.padding_idx?, c.hidden_size),
             Self::Bert(c) => ("bert.embeddings.word_embeddings.weight", c.padding_idx?, c.hidden_size),
             Self::Gpt2(_) | Self::Interleaved(_) => return None,
         };
         Some((name, row * width..(row + 1) * width))
+    }
+
+    /// The token that fills sequences up, if the configuration names one.
+    fn padding_token(&self) -> Option<i64> {
+        match self {
+            Self::Decoder(c) => c.padding_idx.map(|row| row as i64),
+            Self::Gpt2(c) => c.pad_token_id,
+            Self::Bert(c) => c.padding_idx.map(|row| row as i64),
+            Self::Interleaved(_) => None,
+        }
     }
 
     /// Whether positions are learned, and there are therefore no more than [`ModelConfig::max_positions`].
@@ -227,6 +312,9 @@ impl ModelConfig {
 
     /// The cache of each attention, in the order of the layers; none of a model that does not generate.
     pub fn caches(&self) -> Vec<CacheShape> {
+        if !self.is_causal() {
+            return Vec::new();
+        }
         let (module, kv_heads, head_dim) = match self {
             Self::Decoder(c) => (["model.layers", "self_attn"], c.num_key_value_heads, c.head_dim),
             Self::Gpt2(c) => (["transformer.h", "attn"], c.n_head, c.n_embd / c.n_head),
@@ -238,9 +326,14 @@ impl ModelConfig {
         (0..self.layers()).map(|layer| CacheShape { owner: owner(layer), kv_heads, head_dim }).collect()
     }
 
-    /// Whether labels are the next tokens (and shifted by the model) instead of the positions' own.
+    /// Whether this is a causal language model: its labels are the next tokens, and shifted by the model.
     pub fn is_causal(&self) -> bool {
-        !matches!(self, Self::Bert(_))
+        *self.head() == Head::CausalLm
+    }
+
+    /// Whether tokens have types, and batches a mask as a rule: an encoder.
+    pub fn takes_token_types(&self) -> bool {
+        matches!(self, Self::Bert(_))
     }
 
     /// Dropout that the configuration asks for and that is not applied; 0 if none.

@@ -2,8 +2,10 @@
 
 use super::attention::{Attention, Context, soft_cap};
 use super::decoder_config::{DecoderConfig, NormOrder};
+use super::heads::Head;
 use super::layers::{Activation, embedding, linear, look_up, tied_logits};
 use super::norm::RmsNorm;
+use super::pick::{ends, pick};
 use super::rope::RopePairs;
 use super::scope;
 use super::span::Span;
@@ -12,13 +14,15 @@ use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor};
 
-/// The decoder and its output head: `LlamaForCausalLM` and its relatives.
+/// The decoder and its head: `LlamaForCausalLM`, `LlamaForSequenceClassification` and their relatives.
 #[derive(Module, Debug)]
 pub struct DecoderWithHead {
     /// The decoder.
     pub model: Decoder,
-    /// The output weights; `None` when they are the embedding's.
+    /// The output weights of a language model; `None` when they are the embedding's.
     pub lm_head: Option<Linear>,
+    /// The weights of a classification.
+    pub score: Option<Linear>,
 }
 
 /// The decoder without a head.
@@ -72,19 +76,34 @@ impl DecoderWithHead {
         let (hidden, vocab, std) = (config.hidden_size, config.vocab_size, config.initializer_range);
         Self {
             model: Decoder::new(config, device),
-            lm_head: (!config.tie_word_embeddings).then(|| linear(hidden, vocab, false, std, device)),
+            lm_head: (config.head == Head::CausalLm && !config.tie_word_embeddings)
+                .then(|| linear(hidden, vocab, false, std, device)),
+            // Only tokens are classified with a bias.
+            score: config.head.labels().map(|labels| {
+                linear(hidden, labels.names.len(), !config.head.is_per_sequence(), std, device) //
+            }),
         }
     }
 
-    /// Logits `[b, s, vocab]` of `input_ids [b, s]`, or, with a cache, `[b, 1, vocab]` of their last.
+    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` where sequences are classified; with a
+    /// cache, `[b, 1, vocab]` of the last token.
     pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
+        let config = &self.model.config;
+        let padding = config.padding_idx.map(|row| row as i64);
+        let ends = config.head.is_per_sequence().then(|| ends(input_ids.clone(), padding));
         let hidden = scope("model", input_ids, |ids| self.model.forward(ids, span));
-        let hidden = span.wanted(hidden);
-        let logits = scope("lm_head", hidden, |hidden| match &self.lm_head {
+        if let Some(score) = &self.score {
+            let scores = scope("score", hidden, |hidden| score.forward(hidden));
+            return match ends {
+                Some(ends) => pick(scores, ends),
+                None => scores,
+            };
+        }
+        let logits = scope("lm_head", span.wanted(hidden), |hidden| match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => tied_logits(hidden, &self.model.embed_tokens),
         });
-        match self.model.config.logit_cap {
+        match config.logit_cap {
             Some(cap) => soft_cap(logits, cap),
             None => logits,
         }

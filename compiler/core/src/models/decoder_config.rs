@@ -3,6 +3,7 @@
 use super::attention::Scores;
 use super::error::ModelError;
 use super::families::{Biases, Facts, Family, ScoreScale, Windows};
+use super::heads::Head;
 use super::keys::Keys;
 use super::layers::Activation;
 use super::norm::{Center, RmsNorm};
@@ -40,6 +41,8 @@ pub enum QkNorm {
 pub struct DecoderConfig {
     /// The family.
     pub family: Family,
+    /// What the output is.
+    pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -134,6 +137,7 @@ impl DecoderConfig {
         }
         Ok(Self {
             family,
+            head: Head::read(keys, facts.classes)?,
             vocab_size,
             hidden_size,
             intermediate_size: keys.size_or("intermediate_size", facts.intermediate_size)?,
@@ -176,7 +180,6 @@ impl DecoderConfig {
     pub(super) fn to_json(&self) -> Value {
         let facts = self.family.facts();
         let mut value = json!({
-            "architectures": [format!("{}ForCausalLM", facts.class)],
             "model_type": facts.model_type,
             "dtype": "float32",
             "vocab_size": self.vocab_size,
@@ -194,6 +197,7 @@ impl DecoderConfig {
             facts.activation_key: self.activation.name(),
             "initializer_range": self.initializer_range,
         });
+        self.head.write(facts.classes, &mut value);
         rope_config::write(&self.rope, self.local_rope.as_ref(), &mut value);
         if facts.biases == Biases::Key {
             value["attention_bias"] = json!(self.qkv_bias);

@@ -2,8 +2,10 @@
 
 use super::config::ModelConfig;
 use super::error::ModelError;
+use super::heads::Head;
 use super::keys::read_json;
 use super::model::{Model, load, weight_map};
+use super::pooling::Pooling;
 use super::tied;
 use super::warning::ModelWarning;
 use super::weight_map::WeightMap;
@@ -36,8 +38,31 @@ impl ModelDir {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
         let path = path.as_ref();
         let file = path.join("config.json");
+        let config_json = read_json(&file)?;
+        let (stated, warnings) = ModelConfig::from_json_warned(&config_json, &file)?;
+        Self::opened(path, config_json, pooled(stated, path)?, warnings)
+    }
+
+    /// Opens a directory with another head than its configuration names. Weights that the files do not have are drawn.
+    ///
+    /// # Errors
+    /// As [`ModelDir::open`], and a head that the family does not have.
+    pub fn open_with_head(path: impl AsRef<Path>, head: Head) -> Result<Self, ModelError> {
+        let path = path.as_ref();
+        let file = path.join("config.json");
         let mut config_json = read_json(&file)?;
-        let (stated, mut warnings) = ModelConfig::from_json_warned(&config_json, &file)?;
+        let (stated, warnings) = ModelConfig::from_json_warned(&config_json, &file)?;
+        let config = stated.with_head(head)?;
+        config.write_head(&mut config_json);
+        Self::opened(path, config_json, config, warnings)
+    }
+
+    fn opened(
+        path: &Path,
+        mut config_json: Value,
+        stated: ModelConfig,
+        mut warnings: Vec<ModelWarning>,
+    ) -> Result<Self, ModelError> {
         let (mut config, weights) = (stated.clone(), Weights::open_dir(path)?);
         let copies = tied::settle(&mut config, &weights, &mut warnings)?;
         if !config.is_tied() && stated.is_tied() {
@@ -46,6 +71,7 @@ impl ModelDir {
         }
         let map = weight_map(&config);
         map.check(&weights)?;
+        warnings.extend(drawn(&map, &weights));
         warnings.extend(unread(&config, &map, &weights, copies));
         Ok(Self { path: path.to_path_buf(), config, config_json, weights, warnings })
     }
@@ -56,7 +82,8 @@ impl ModelDir {
     /// A configuration that is refused, or that its weights contradict.
     pub fn read_config(path: &Path) -> Result<(ModelConfig, Vec<ModelWarning>), ModelError> {
         let file = path.join("config.json");
-        let (mut config, mut warnings) = ModelConfig::from_json_warned(&read_json(&file)?, &file)?;
+        let (stated, mut warnings) = ModelConfig::from_json_warned(&read_json(&file)?, &file)?;
+        let mut config = pooled(stated, path)?;
         // Weights that cannot be opened do not keep anyone from looking at the program.
         if let Ok(weights) = Weights::open_dir(path) {
             tied::settle(&mut config, &weights, &mut warnings)?;
@@ -78,24 +105,41 @@ impl ModelDir {
     }
 }
 
-/// Tensors of old files that are no weights but tables, which models make themselves: their names' ends by family.
-const TABLES: [(&str, &[&str]); 6] = [
-    ("llama", &["rotary_emb.inv_freq"]),
-    ("mistral", &["rotary_emb.inv_freq"]),
-    ("qwen2", &["rotary_emb.inv_freq"]),
-    ("qwen3", &["rotary_emb.inv_freq"]),
-    ("gpt2", &["attn.bias", "attn.masked_bias"]),
-    ("bert", &["embeddings.position_ids"]),
-];
+/// A bare model, or a language model, whose directory says how sentences are embedded does that.
+fn pooled(config: ModelConfig, dir: &Path) -> Result<ModelConfig, ModelError> {
+    match (Pooling::read(dir)?, config.head()) {
+        (Some(pooling), Head::CausalLm | Head::MaskedLm | Head::Bare) => {
+            config.with_head(Head::SentenceEmbedding(pooling))
+        }
+        _ => Ok(config),
+    }
+}
+
+/// Tensors of old files that are no weights but tables, which models make themselves: their names' ends.
+fn tables(config: &ModelConfig) -> &'static [&'static str] {
+    match config {
+        ModelConfig::Decoder(_) => &["rotary_emb.inv_freq"],
+        ModelConfig::Gpt2(_) => &["attn.bias", "attn.masked_bias"],
+        ModelConfig::Bert(_) => &["embeddings.position_ids"],
+        ModelConfig::Interleaved(_) => &[],
+    }
+}
+
+/// The warning about parameters that are drawn, if there are any.
+fn drawn(map: &WeightMap, weights: &Weights) -> Option<ModelWarning> {
+    let drawn = map.entries.iter().filter(|entry| entry.is_drawn(weights));
+    let tensors: Vec<String> = drawn.map(|entry| entry.hf_name.clone()).collect();
+    let file = weights.origin().to_path_buf();
+    (!tensors.is_empty()).then_some(ModelWarning::Drawn { file, tensors })
+}
 
 /// The warnings about tensors that are not read; `copies` are equal to tensors that are.
 fn unread(config: &ModelConfig, map: &WeightMap, weights: &Weights, copies: Vec<String>) -> Vec<ModelWarning> {
     let mut read: BTreeSet<String> = map.entries.iter().map(|entry| entry.name_in(weights)).collect();
     read.extend(copies);
-    let tables = TABLES.iter().filter(|(family, _)| *family == config.model_type()).flat_map(|(_, ends)| *ends);
-    let tables: Vec<&&str> = tables.collect();
+    let tables = tables(config);
     let mut tensors = weights.others(&read);
-    tensors.retain(|name| !tables.iter().any(|end| name.ends_with(**end)));
+    tensors.retain(|name| !tables.iter().any(|end| name.ends_with(*end)));
     let mut warnings = Vec::new();
     if !tensors.is_empty() {
         warnings.push(ModelWarning::Unused { file: weights.origin().to_path_buf(), tensors });

@@ -32,6 +32,36 @@ pub enum ModelError {
         /// The names that are supported.
         supported: Vec<&'static str>,
     },
+    /// `architectures` names a class that the family does not have here.
+    #[error("{}: unknown architecture {}; supported are {}", file.display(), quoted(.found), supported.join(", "))]
+    UnknownArchitecture {
+        /// The configuration file.
+        file: PathBuf,
+        /// The name found.
+        found: String,
+        /// The names that are supported for the family.
+        supported: Vec<&'static str>,
+    },
+    /// A family has no head of that kind.
+    #[error("{family} has no head for {head}; there are {}", supported.join(", "))]
+    NoHead {
+        /// The family.
+        family: &'static str,
+        /// The kind asked for.
+        head: &'static str,
+        /// The family's classes.
+        supported: Vec<&'static str>,
+    },
+    /// A model has no loss.
+    #[error("this {family} gives its {output} and has no loss to train by; \"architectures\" of config.json chooses a head: {}", supported.join(", "))]
+    NoLoss {
+        /// The family.
+        family: &'static str,
+        /// What the output is called.
+        output: &'static str,
+        /// The family's classes that have a loss.
+        supported: Vec<&'static str>,
+    },
     /// A key that is needed is missing.
     #[error("{}: missing key {} (needed for model_type {family:?})", file.display(), quoted(.key))]
     MissingKey {

@@ -2,20 +2,27 @@
 
 use super::attention::{Context, Scores, attend};
 use super::gpt2_config::Gpt2Config;
+use super::heads::{Head, Labels};
 use super::layers::{Activation, embedding, linear, tied_logits};
+use super::pick::{ends, pick};
 use super::scope;
 use super::span::Span;
 use burn::module::Module;
 use burn::nn::{Embedding, LayerNorm, LayerNormConfig, Linear};
 use burn::tensor::{Device, Int, Tensor};
 
-/// `GPT2LMHeadModel`.
+/// The decoder and its head: `GPT2LMHeadModel`, `GPT2ForSequenceClassification`, `GPT2ForTokenClassification`.
 #[derive(Module, Debug)]
-pub struct Gpt2LmHeadModel {
+pub struct Gpt2WithHead {
     /// The decoder.
     pub transformer: Gpt2Model,
-    /// The output weights; `None` when they are the embedding's, as usual.
+    /// The output weights of a language model; `None` when they are the embedding's, as usual.
     pub lm_head: Option<Linear>,
+    /// The weights of a classification of sequences.
+    pub score: Option<Linear>,
+    /// The weights of a classification of tokens.
+    pub classifier: Option<Linear>,
+    pad_token_id: Option<i64>,
 }
 
 /// The decoder without its head.
@@ -67,26 +74,38 @@ pub struct Gpt2Mlp {
     activation: Activation,
 }
 
-impl Gpt2LmHeadModel {
+impl Gpt2WithHead {
     /// Builds the model with lazily drawn weights.
     pub fn new(config: &Gpt2Config, device: &Device) -> Self {
         let (width, std) = (config.n_embd, config.initializer_range);
+        let labels = |labels: &Labels, bias| linear(width, labels.names.len(), bias, std, device);
+        let (score, classifier) = match &config.head {
+            Head::SequenceClassification(of) => (Some(labels(of, false)), None),
+            Head::TokenClassification(of) => (None, Some(labels(of, true))),
+            _ => (None, None),
+        };
         Self {
-            transformer: Gpt2Model {
-                wte: embedding(config.vocab_size, width, std, device),
-                wpe: embedding(config.n_positions, width, std, device),
-                h: (0..config.n_layer).map(|i| Gpt2Block::new(config, i, device)).collect(),
-                ln_f: norm(config, device),
-            },
-            lm_head: (!config.tie_word_embeddings).then(|| linear(width, config.vocab_size, false, std, device)),
+            transformer: Gpt2Model::new(config, device),
+            lm_head: (config.head == Head::CausalLm && !config.tie_word_embeddings)
+                .then(|| linear(width, config.vocab_size, false, std, device)),
+            score,
+            classifier,
+            pad_token_id: config.pad_token_id,
         }
     }
 
-    /// Logits `[b, s, vocab]` of `input_ids [b, s]`, or, with a cache, `[b, 1, vocab]` of their last.
+    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` where sequences are classified; with a
+    /// cache, `[b, 1, vocab]` of the last token.
     pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
+        let ends = self.score.as_ref().map(|_| ends(input_ids.clone(), self.pad_token_id));
         let hidden = scope("transformer", input_ids, |ids| self.transformer.forward(ids, span));
-        let hidden = span.wanted(hidden);
-        scope("lm_head", hidden, |hidden| match &self.lm_head {
+        if let (Some(score), Some(ends)) = (&self.score, ends) {
+            return pick(scope("score", hidden, |hidden| score.forward(hidden)), ends);
+        }
+        if let Some(classifier) = &self.classifier {
+            return scope("classifier", hidden, |hidden| classifier.forward(hidden));
+        }
+        scope("lm_head", span.wanted(hidden), |hidden| match &self.lm_head {
             Some(head) => head.forward(hidden),
             None => tied_logits(hidden, &self.transformer.wte),
         })
@@ -94,6 +113,17 @@ impl Gpt2LmHeadModel {
 }
 
 impl Gpt2Model {
+    /// Builds the decoder with lazily drawn weights.
+    pub fn new(config: &Gpt2Config, device: &Device) -> Self {
+        let (width, std) = (config.n_embd, config.initializer_range);
+        Self {
+            wte: embedding(config.vocab_size, width, std, device),
+            wpe: embedding(config.n_positions, width, std, device),
+            h: (0..config.n_layer).map(|i| Gpt2Block::new(config, i, device)).collect(),
+            ln_f: norm(config, device),
+        }
+    }
+
     /// The last hidden states `[b, s, d]`.
     pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let [_, seq] = input_ids.dims();

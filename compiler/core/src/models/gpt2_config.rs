@@ -1,6 +1,7 @@
 //! The configuration of GPT-2.
 
 use super::error::ModelError;
+use super::heads::{Classes, Head, HeadKind};
 use super::keys::Keys;
 use super::known::Role::{Harmless, Only, Read};
 use super::known::{Sole, Table};
@@ -8,6 +9,14 @@ use super::layers::Activation;
 use super::size::check_layers;
 use super::warning::ModelWarning;
 use serde_json::{Value, json};
+
+/// GPT-2's classes and their heads.
+pub(super) const CLASSES: Classes = &[
+    ("GPT2LMHeadModel", HeadKind::CausalLm),
+    ("GPT2Model", HeadKind::Bare),
+    ("GPT2ForSequenceClassification", HeadKind::SequenceClassification),
+    ("GPT2ForTokenClassification", HeadKind::TokenClassification),
+];
 
 /// GPT-2's keys.
 pub(super) const KEYS: Table = &[
@@ -34,8 +43,7 @@ pub(super) const KEYS: Table = &[
     ("resid_pdrop", Read),
     ("add_cross_attention", Only(Sole::False)),
     ("is_causal", Only(Sole::True)),
-    // GPT-2's embedding has no padding row.
-    ("pad_token_id", Harmless),
+    ("pad_token_id", Read),
     // In f32 the same.
     ("reorder_and_upcast_attn", Harmless),
     ("n_ctx", Harmless),
@@ -53,6 +61,8 @@ pub(super) const KEYS: Table = &[
 /// GPT-2.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpt2Config {
+    /// What the output is.
+    pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest sequence.
@@ -75,6 +85,8 @@ pub struct Gpt2Config {
     pub scale_attn_by_inverse_layer_idx: bool,
     /// Whether the output weights are the embedding's.
     pub tie_word_embeddings: bool,
+    /// The token of padding, which a classification of sequences looks for; it has no row of its own.
+    pub pad_token_id: Option<i64>,
     /// Standard deviation of freshly drawn weights.
     pub initializer_range: f64,
     /// Dropout that the file asks for; it is not applied.
@@ -108,6 +120,7 @@ impl Gpt2Config {
             dropout = dropout.max(keys.probability_or(key, 0.1)?);
         }
         Ok(Self {
+            head: Head::read(keys, CLASSES)?,
             vocab_size: keys.size_or("vocab_size", 50_257)?,
             n_positions,
             n_embd,
@@ -120,13 +133,13 @@ impl Gpt2Config {
             scale_attn_by_inverse_layer_idx: keys.bool_or("scale_attn_by_inverse_layer_idx", false)?,
             tie_word_embeddings: keys.bool_or("tie_word_embeddings", true)?,
             initializer_range: keys.positive_or("initializer_range", 0.02)?,
+            pad_token_id: keys.opt_integer("pad_token_id")?,
             dropout,
         })
     }
 
     pub(super) fn to_json(&self) -> Value {
-        json!({
-            "architectures": ["GPT2LMHeadModel"],
+        let mut value = json!({
             "model_type": "gpt2",
             "dtype": "float32",
             "vocab_size": self.vocab_size,
@@ -146,6 +159,9 @@ impl Gpt2Config {
             "resid_pdrop": self.dropout,
             "bos_token_id": 0,
             "eos_token_id": 0,
-        })
+            "pad_token_id": self.pad_token_id,
+        });
+        self.head.write(CLASSES, &mut value);
+        value
     }
 }

@@ -2,11 +2,15 @@
 
 use super::config::INTERLEAVED;
 use super::error::ModelError;
+use super::heads::Classes;
 use super::keys::Keys;
 use super::known::Role::Read;
 use super::known::Table;
 use super::size::check_layers;
 use serde_json::{Map, Value, json};
+
+/// The model has no class of transformers.
+pub(super) const CLASSES: Classes = &[];
 
 /// The model's keys.
 pub(super) const KEYS: Table = &[
@@ -49,6 +53,8 @@ pub struct InterleavedConfig {
 
 impl InterleavedConfig {
     pub(super) fn read(keys: &Keys) -> Result<Self, ModelError> {
+        // No class of transformers reads it; what a program wrote there is a list of names all the same.
+        keys.opt_strings("architectures")?;
         let (dim, n_heads) = (keys.size("dim")?, keys.size("n_heads")?);
         let n_kv_heads = keys.size_or("n_kv_heads", n_heads)?;
         let head_dim = keys.head_dim("dim", dim, "n_heads", n_heads)?;

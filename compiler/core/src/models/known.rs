@@ -46,13 +46,13 @@ pub(super) type Table = &'static [(&'static str, Role)];
 /// Keys of every configuration of transformers.
 const COMMON: Table = &[
     ("model_type", Read),
+    ("architectures", Read),
     ("quantization_config", Only(Sole::Absent("quantized weights are not supported"))),
     ("compression_config", Only(Sole::Absent("quantized weights are not supported"))),
     ("per_layer_config", Only(Sole::Absent("layers that differ from each other are not supported"))),
     ("pruned_heads", Only(Sole::Empty)),
     ("is_encoder_decoder", Only(Sole::False)),
     // The library's own.
-    ("architectures", Harmless),
     ("auto_map", Harmless),
     ("dtype", Harmless),
     ("torch_dtype", Harmless),
@@ -91,7 +91,7 @@ const COMMON: Table = &[
     ("decoder_start_token_id", Harmless),
     ("tokenizer_class", Harmless),
     ("prefix", Harmless),
-    // Other heads than that of language models.
+    // Labels, which only heads that classify read, and other settings of heads.
     ("id2label", Harmless),
     ("label2id", Harmless),
     ("num_labels", Harmless),

@@ -1,7 +1,7 @@
 //! Losses with Hugging Face's conventions.
 
 use super::scope;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, activation};
 
 /// The label that is left out of the loss.
 pub const IGNORE: i64 = -100;
@@ -37,9 +37,23 @@ pub fn causal_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
     scope("loss", (logits, labels), |(logits, labels)| cross_entropy(logits, shift_labels(labels)))
 }
 
-/// The loss of a masked language model: each position predicts its own label.
+/// The loss of a masked language model, and of a classification: each position predicts its own label.
 pub fn masked_lm(logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
     scope("loss", (logits, labels), |(logits, labels)| cross_entropy(logits, labels))
+}
+
+/// The loss of numbers for each label: the mean of the squared differences of `output [b, 1, n]` and `values [b, n]`.
+pub fn regression(output: Tensor<3>, values: Tensor<2>) -> Tensor<1> {
+    mean_squared_error(output, values.unsqueeze_dim::<3>(1))
+}
+
+/// The loss of labels that exclude nothing: the mean binary cross entropy of `logits [b, 1, n]` against `values [b, n]` from 0 to 1.
+pub fn multi_label(logits: Tensor<3>, values: Tensor<2>) -> Tensor<1> {
+    scope("loss", (logits, values.unsqueeze_dim::<3>(1)), |(logits, values)| {
+        // max(x, 0) - x y + log(1 + exp(-|x|)), in which nothing overflows.
+        let log = (logits.clone().abs().neg().exp() + 1.0).log();
+        (activation::relu(logits.clone()) - logits * values + log).mean()
+    })
 }
 
 /// The mean of the squared differences.

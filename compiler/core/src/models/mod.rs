@@ -8,7 +8,9 @@ mod alphabet;
 mod attention;
 mod bert;
 mod bert_config;
+mod bert_encoder;
 mod cache;
+mod companions;
 mod config;
 mod decoder;
 mod decoder_config;
@@ -18,6 +20,7 @@ mod families;
 mod gpt2;
 mod gpt2_config;
 mod header;
+mod heads;
 mod interleaved;
 mod interleaved_config;
 mod keys;
@@ -29,11 +32,14 @@ mod mha_mlp;
 mod mlp;
 mod model;
 mod norm;
+mod pick;
+mod pooling;
 pub mod presets;
 mod python_json;
 mod rope;
 mod rope_config;
 mod save;
+mod saving;
 mod shard;
 mod size;
 mod span;
@@ -44,31 +50,36 @@ mod weights;
 
 pub use alphabet::{Alphabet, tokenizer};
 pub use attention::{Attention, Context, Scores, attend, repeat_heads, soft_cap, split_heads};
-pub use bert::{
-    BertAttention, BertEmbeddings, BertEncoder, BertForMaskedLM, BertHead, BertIntermediate, BertLayer, BertModel,
-    BertOutput, BertPredictions, BertSelfAttention, BertTransform,
-};
+pub use bert::{BertHead, BertPredictions, BertTransform, BertWithHead};
 pub use bert_config::BertConfig;
+pub use bert_encoder::{
+    BertAttention, BertEmbeddings, BertEncoder, BertIntermediate, BertLayer, BertModel, BertOutput, BertPooler,
+    BertSelfAttention,
+};
 pub use cache::{Cache, CacheShape, CachedInputs, LayerCache, NextCache};
+pub use companions::copy_companions;
 pub use config::{FAMILIES, INTERLEAVED, ModelConfig};
 pub use decoder::{Decoder, DecoderLayer, DecoderWithHead, GatedMlp};
 pub use decoder_config::{DecoderConfig, NormOrder, QkNorm};
 pub use dir::ModelDir;
 pub use error::ModelError;
 pub use families::Family;
-pub use gpt2::{Gpt2Attention, Gpt2Block, Gpt2LmHeadModel, Gpt2Mlp, Gpt2Model};
+pub use gpt2::{Gpt2Attention, Gpt2Block, Gpt2Mlp, Gpt2Model, Gpt2WithHead};
 pub use gpt2_config::Gpt2Config;
 pub use header::FileType;
+pub use heads::{Head, HeadKind, Labels, Problem};
 pub use interleaved::{FeedForward, InterleavedAttention, InterleavedBlock, InterleavedLlama};
 pub use interleaved_config::InterleavedConfig;
 pub use layers::Activation;
 pub use mask::{Mask, mask};
 pub use mha_mlp::{MhaMlp, ReluMlp};
 pub use mlp::Mlp;
-pub use model::{Model, TokenInputs, build, load, weight_map};
+pub use model::{Model, Targets, TokenInputs, build, load, weight_map};
 pub use norm::{Center, RmsNorm};
+pub use pooling::{Pooling, PoolingMode};
 pub use rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
 pub use save::{read_strips, save_pretrained, save_strips, write_strips, write_weights};
+pub use saving::{SavedType, Saving, ShardSize};
 pub use shard::{STRIP, read_box};
 pub use size::Use;
 pub use span::Span;

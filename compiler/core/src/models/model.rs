@@ -1,11 +1,13 @@
 //! A model of any family, as one burn module.
 
-use super::bert::BertForMaskedLM;
+use super::bert::BertWithHead;
+use super::bert_encoder::BertModel;
 use super::cache::{Cache, CachedInputs, LayerCache, NextCache};
 use super::config::ModelConfig;
-use super::decoder::DecoderWithHead;
+use super::decoder::{Decoder, DecoderWithHead};
 use super::error::ModelError;
-use super::gpt2::Gpt2LmHeadModel;
+use super::gpt2::{Gpt2Model, Gpt2WithHead};
+use super::heads::{Head, HeadKind, Problem};
 use super::interleaved::InterleavedLlama;
 use super::loss;
 use super::span::Span;
@@ -15,21 +17,48 @@ use super::weights::Weights;
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Int, Tensor};
 
-/// A language model. As a module it is transparent: parameter paths begin with the family's own fields.
+/// A model of any family. As a module it is transparent: parameter paths begin with the family's own fields.
+#[derive(Debug, Clone)]
+pub struct Model {
+    network: Network,
+    head: Head,
+}
+
+/// The modules of a family, with a head or without.
 #[derive(Debug, Clone)]
 #[allow(clippy::large_enum_variant)] // there is one of them in a program
-pub enum Model {
-    /// The decoder that families of causal models share.
+enum Network {
     Decoder(DecoderWithHead),
-    /// GPT-2.
-    Gpt2(Gpt2LmHeadModel),
-    /// BERT for masked language modelling.
-    Bert(BertForMaskedLM),
-    /// The Llama repository's model.
+    BareDecoder(Decoder),
+    Gpt2(Gpt2WithHead),
+    BareGpt2(Gpt2Model),
+    Bert(BertWithHead),
+    BareBert(BertModel),
     Interleaved(InterleavedLlama),
 }
 
-/// What a language model reads. All tensors are `[batch, seq]`.
+/// The labels of a batch, see [`Head::labels_shape`].
+#[derive(Debug, Clone)]
+pub enum Targets {
+    /// Numbers of tokens or of labels.
+    Classes(Tensor<2, Int>),
+    /// A number for each label.
+    Values(Tensor<2>),
+}
+
+impl From<Tensor<2, Int>> for Targets {
+    fn from(labels: Tensor<2, Int>) -> Self {
+        Self::Classes(labels)
+    }
+}
+
+impl From<Tensor<2>> for Targets {
+    fn from(values: Tensor<2>) -> Self {
+        Self::Values(values)
+    }
+}
+
+/// What a model reads. All tensors are `[batch, seq]`.
 #[derive(Debug, Clone)]
 pub struct TokenInputs {
     /// Token numbers.
@@ -48,12 +77,17 @@ impl From<Tensor<2, Int>> for TokenInputs {
 
 /// Builds a model; its weights are drawn when first used, on `device`.
 pub fn build(config: &ModelConfig, device: &Device) -> Model {
-    match config {
-        ModelConfig::Decoder(c) => Model::Decoder(DecoderWithHead::new(c, device)),
-        ModelConfig::Gpt2(c) => Model::Gpt2(Gpt2LmHeadModel::new(c, device)),
-        ModelConfig::Bert(c) => Model::Bert(BertForMaskedLM::new(c, device)),
-        ModelConfig::Interleaved(c) => Model::Interleaved(InterleavedLlama::new(c, device)),
-    }
+    let bare = config.head().kind() == HeadKind::Bare;
+    let network = match config {
+        ModelConfig::Decoder(c) if bare => Network::BareDecoder(Decoder::new(c, device)),
+        ModelConfig::Decoder(c) => Network::Decoder(DecoderWithHead::new(c, device)),
+        ModelConfig::Gpt2(c) if bare => Network::BareGpt2(Gpt2Model::new(c, device)),
+        ModelConfig::Gpt2(c) => Network::Gpt2(Gpt2WithHead::new(c, device)),
+        ModelConfig::Bert(c) if bare => Network::BareBert(BertModel::new(c, true, device)),
+        ModelConfig::Bert(c) => Network::Bert(BertWithHead::new(c, device)),
+        ModelConfig::Interleaved(c) => Network::Interleaved(InterleavedLlama::new(c, device)),
+    };
+    Model { network, head: config.head().clone() }
 }
 
 impl ModelConfig {
@@ -75,42 +109,64 @@ pub fn weight_map(config: &ModelConfig) -> WeightMap {
     build(config, &Device::capture()).weight_map()
 }
 
-/// Calls one expression on whichever family it is.
+/// Calls one expression on whichever network it is.
 macro_rules! each {
-    ($model:expr, $inner:ident => $result:expr) => {
-        match $model {
-            Model::Decoder($inner) => $result,
-            Model::Gpt2($inner) => $result,
-            Model::Bert($inner) => $result,
-            Model::Interleaved($inner) => $result,
+    ($network:expr, $inner:ident => $result:expr) => {
+        match $network {
+            Network::Decoder($inner) => $result,
+            Network::BareDecoder($inner) => $result,
+            Network::Gpt2($inner) => $result,
+            Network::BareGpt2($inner) => $result,
+            Network::Bert($inner) => $result,
+            Network::BareBert($inner) => $result,
+            Network::Interleaved($inner) => $result,
         }
     };
 }
 
-/// The same, giving back the same family.
+/// The same on the network of a model, giving back a model of the same kind.
 macro_rules! map_each {
-    ($model:expr, $inner:ident => $result:expr) => {
-        match $model {
-            Model::Decoder($inner) => Model::Decoder($result),
-            Model::Gpt2($inner) => Model::Gpt2($result),
-            Model::Bert($inner) => Model::Bert($result),
-            Model::Interleaved($inner) => Model::Interleaved($result),
-        }
-    };
+    ($network:expr, $head:expr, $inner:ident => $result:expr) => {{
+        let network = match $network {
+            Network::Decoder($inner) => Network::Decoder($result),
+            Network::BareDecoder($inner) => Network::BareDecoder($result),
+            Network::Gpt2($inner) => Network::Gpt2($result),
+            Network::BareGpt2($inner) => Network::BareGpt2($result),
+            Network::Bert($inner) => Network::Bert($result),
+            Network::BareBert($inner) => Network::BareBert($result),
+            Network::Interleaved($inner) => Network::Interleaved($result),
+        };
+        Model { network, head: $head }
+    }};
 }
 
 impl Model {
-    /// Logits `[batch, seq, vocab]`.
+    /// The output: logits `[batch, seq, vocab]` or `[batch, seq, labels]`, hidden states `[batch, seq, width]`; `[batch, 1, …]` where
+    /// the head gives one vector for a sequence ([`Head::is_per_sequence`]).
     ///
     /// Sequences longer than [`ModelConfig::max_positions`] do not fit a model with learned positions; use
     /// [`ModelConfig::check_batch`] before.
     pub fn forward(&self, inputs: TokenInputs) -> Tensor<3> {
         let TokenInputs { input_ids, attention_mask, token_type_ids } = inputs;
-        match self {
-            Self::Decoder(model) => model.forward(input_ids, &Span::whole(attention_mask)),
-            Self::Gpt2(model) => model.forward(input_ids, &Span::whole(attention_mask)),
-            Self::Bert(model) => model.forward(input_ids, attention_mask, token_type_ids),
-            Self::Interleaved(model) => model.forward(input_ids, &Span::whole(None)),
+        let pooling = match &self.head {
+            Head::SentenceEmbedding(pooling) => Some((*pooling, attention_mask.clone())),
+            _ => None,
+        };
+        let output = match &self.network {
+            Network::Decoder(model) => model.forward(input_ids, &Span::whole(attention_mask)),
+            Network::BareDecoder(model) => model.forward(input_ids, &Span::whole(attention_mask)),
+            Network::Gpt2(model) => model.forward(input_ids, &Span::whole(attention_mask)),
+            Network::BareGpt2(model) => model.forward(input_ids, &Span::whole(attention_mask)),
+            Network::Bert(model) => model.forward(input_ids, attention_mask, token_type_ids),
+            Network::BareBert(model) => {
+                let types = token_type_ids.unwrap_or_else(|| input_ids.zeros_like());
+                model.forward(input_ids, types, attention_mask)
+            }
+            Network::Interleaved(model) => model.forward(input_ids, &Span::whole(None)),
+        };
+        match pooling {
+            Some((pooling, mask)) => pooling.apply(output, mask),
+            None => output,
         }
     }
 
@@ -121,76 +177,113 @@ impl Model {
     pub fn next(&self, inputs: CachedInputs, caches: Vec<LayerCache>) -> (Tensor<2>, Vec<NextCache>) {
         let cache = Cache::new(&inputs, caches);
         let span = Span::Next(cache.clone());
-        let logits = match self {
-            Self::Decoder(model) => model.forward(inputs.input_ids, &span),
-            Self::Gpt2(model) => model.forward(inputs.input_ids, &span),
-            Self::Interleaved(model) => model.forward(inputs.input_ids, &span),
-            Self::Bert(_) => panic!("BERT has no caches"),
+        let logits = match &self.network {
+            Network::Decoder(model) => model.forward(inputs.input_ids, &span),
+            Network::Gpt2(model) => model.forward(inputs.input_ids, &span),
+            Network::Interleaved(model) => model.forward(inputs.input_ids, &span),
+            Network::BareDecoder(_) | Network::BareGpt2(_) | Network::Bert(_) | Network::BareBert(_) => {
+                panic!("{} has no caches", self.head.kind().name())
+            }
         };
         (logits.squeeze_dim(1), cache.after())
     }
 
-    /// The mean cross entropy; causal models shift the labels `[batch, seq]` themselves, [`loss::IGNORE`] is left out.
-    pub fn loss(&self, logits: Tensor<3>, labels: Tensor<2, Int>) -> Tensor<1> {
-        match self {
-            Self::Bert(_) => loss::masked_lm(logits, labels),
-            _ => loss::causal_lm(logits, labels),
+    /// What the output is.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The loss of [`Model::forward`]'s output, as transformers computes it. Labels have the shape of [`Head::labels_shape`];
+    /// [`loss::IGNORE`] is left out, and causal language models shift the labels themselves.
+    ///
+    /// # Panics
+    /// If the head has no loss, or takes labels of the other kind: [`ModelConfig::check_loss`] and [`Head::takes_values`] tell.
+    pub fn loss(&self, output: Tensor<3>, labels: impl Into<Targets>) -> Tensor<1> {
+        match (&self.head, labels.into()) {
+            (Head::CausalLm, Targets::Classes(labels)) => loss::causal_lm(output, labels),
+            (Head::MaskedLm | Head::TokenClassification(_), Targets::Classes(labels)) => {
+                loss::masked_lm(output, labels)
+            }
+            (Head::SequenceClassification(of), targets) => match (of.problem, targets) {
+                (Problem::SingleLabel, Targets::Classes(labels)) => loss::masked_lm(output, labels),
+                (Problem::Regression, Targets::Values(values)) => loss::regression(output, values),
+                (Problem::MultiLabel, Targets::Values(values)) => loss::multi_label(output, values),
+                (problem, _) => panic!("labels of another kind than {} takes", problem.name()),
+            },
+            (head, _) => panic!("{} has no loss for these labels", head.kind().name()),
         }
     }
 
     /// Which tensor of a weight file is which parameter.
     pub fn weight_map(&self) -> WeightMap {
-        // GPT-2's Conv1D is stored as [in, out] (but not its output weights, if they are not the embedding's).
-        let transposed = !matches!(self, Self::Gpt2(_));
-        let mut map = each!(self, model => WeightMap::of(model, transposed));
-        if let Self::Gpt2(_) = self {
-            for entry in &mut map.entries {
-                entry.transpose = entry.burn_path == "lm_head.weight";
+        // GPT-2's Conv1D is stored as [in, out] (but not the weights of its heads).
+        let transposed = !matches!(self.network, Network::Gpt2(_) | Network::BareGpt2(_));
+        let mut map = each!(&self.network, model => WeightMap::of(model, transposed));
+        match &self.network {
+            Network::Gpt2(_) => {
+                for entry in &mut map.entries {
+                    entry.transpose = GPT2_LINEAR.contains(&entry.burn_path.as_str());
+                }
             }
+            Network::Decoder(model) => model.model.config().fuse("model.layers", &mut map),
+            Network::BareDecoder(model) => model.config().fuse("layers", &mut map),
+            _ => {}
         }
         for entry in &mut map.entries {
             if entry.burn_path == "cls.predictions.decoder_bias" {
                 entry.hf_name = "cls.predictions.decoder.bias".into();
             }
-        }
-        if let Self::Decoder(model) = self {
-            model.model.config().fuse("model.layers", &mut map);
+            entry.drawable = DRAWABLE.contains(&entry.burn_path.as_str());
         }
         tied::stand_in(&mut map);
         map
     }
 }
 
+/// Weights of GPT-2 that are stored as `[out, in]`.
+const GPT2_LINEAR: [&str; 3] = ["lm_head.weight", "score.weight", "classifier.weight"];
+/// Parameters of heads that a checkpoint may have yet to learn, and of poolers, which language models lack.
+const DRAWABLE: [&str; 8] = [
+    "score.weight",
+    "score.bias",
+    "classifier.weight",
+    "classifier.bias",
+    "bert.pooler.dense.weight",
+    "bert.pooler.dense.bias",
+    "pooler.dense.weight",
+    "pooler.dense.bias",
+];
+
 impl Module for Model {
     fn collect_devices(&self, devices: Devices) -> Devices {
-        each!(self, model => model.collect_devices(devices))
+        each!(&self.network, model => model.collect_devices(devices))
     }
 
     fn fork(self, device: &Device) -> Self {
-        map_each!(self, model => model.fork(device))
+        map_each!(self.network, self.head, model => model.fork(device))
     }
 
     fn to_device(self, device: &Device) -> Self {
-        map_each!(self, model => model.to_device(device))
+        map_each!(self.network, self.head, model => model.to_device(device))
     }
 
     fn train(self) -> Self {
-        map_each!(self, model => model.train())
+        map_each!(self.network, self.head, model => model.train())
     }
 
     fn valid(&self) -> Self {
-        map_each!(self, model => model.valid())
+        map_each!(&self.network, self.head.clone(), model => model.valid())
     }
 
     fn materialize(self) -> Self {
-        map_each!(self, model => model.materialize())
+        map_each!(self.network, self.head, model => model.materialize())
     }
 
     fn visit<Visitor: ModuleVisitor>(&self, visitor: &mut Visitor) {
-        each!(self, model => model.visit(visitor));
+        each!(&self.network, model => model.visit(visitor));
     }
 
     fn map<Mapper: ModuleMapper>(self, mapper: &mut Mapper) -> Self {
-        map_each!(self, model => model.map(mapper))
+        map_each!(self.network, self.head, model => model.map(mapper))
     }
 }

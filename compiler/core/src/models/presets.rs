@@ -6,6 +6,7 @@ use super::decoder_config::{DecoderConfig, NormOrder, QkNorm};
 use super::error::ModelError;
 use super::families::Family;
 use super::gpt2_config::Gpt2Config;
+use super::heads::Head;
 use super::interleaved_config::InterleavedConfig;
 use super::layers::Activation;
 use super::mlp::Mlp;
@@ -95,6 +96,7 @@ impl SmallGpt {
         let config = match self.style {
             GptStyle::Rotary => ModelConfig::Decoder(DecoderConfig {
                 family: Family::Llama,
+                head: Head::CausalLm,
                 vocab_size: self.vocab,
                 hidden_size: self.width,
                 // SwiGLU of 8/3 of the width, in whole 64s.
@@ -124,6 +126,8 @@ impl SmallGpt {
                 dropout: 0.0,
             }),
             GptStyle::Learned => ModelConfig::Gpt2(Gpt2Config {
+                head: Head::CausalLm,
+                pad_token_id: None,
                 vocab_size: self.vocab,
                 n_positions: self.seq,
                 n_embd: self.width,

@@ -36,7 +36,7 @@ pub(super) fn read(
     };
     let local = Around { theta: keys.positive_or("rope_local_base_freq", local)?, ..around };
     let Some((_, by_kind)) = spelled(keys, "rope_parameters")? else {
-        return Ok((read_both(keys, older, None, &around, warnings)?, Some(local.plain())));
+        return Ok((read_both(keys, older, None, &around, warnings)?, Some(local.plain(keys)?)));
     };
     let unknown = known::check(&by_kind, known::BY_LAYER_TYPE)?;
     warnings.extend(known::unknown(&by_kind, facts.model_type, unknown));
@@ -63,7 +63,7 @@ fn read_both(
     warnings: &mut Vec<ModelWarning>,
 ) -> Result<RopeConfig, ModelError> {
     let Some((taken, nested)) = older.as_ref().or(newer.as_ref()) else {
-        return Ok(around.plain());
+        return around.plain(keys);
     };
     let rope = around.read(nested)?;
     let kind = nested.str_or("rope_type", &nested.str_or("type", "default")?)?;
@@ -80,8 +80,22 @@ fn read_both(
 
 impl Around {
     /// Without an object of their own.
-    fn plain(&self) -> RopeConfig {
-        RopeConfig { theta: self.theta, scaling: RopeScaling::Default, partial: self.partial }
+    fn plain(&self, keys: &Keys) -> Result<RopeConfig, ModelError> {
+        let rope = RopeConfig { theta: self.theta, scaling: RopeScaling::Default, partial: self.partial };
+        self.check_pairs(keys, &rope)?;
+        Ok(rope)
+    }
+
+    /// The number of pairs that are rotated.
+    fn check_pairs(&self, keys: &Keys, rope: &RopeConfig) -> Result<usize, ModelError> {
+        let rotated = rope.rotated(self.head_dim);
+        if rotated > 0 && rotated.is_multiple_of(2) {
+            return Ok(rotated / 2);
+        }
+        let (partial, head_dim) = (rope.partial, self.head_dim);
+        Err(keys.inconsistent(format!(
+            "partial_rotary_factor = {partial} rotates {rotated} of head_dim = {head_dim} elements, but rotary embeddings need pairs"
+        )))
     }
 
     fn read(&self, nested: &Keys) -> Result<RopeConfig, ModelError> {
@@ -96,16 +110,10 @@ impl Around {
             None => nested.size_or("original_max_position_embeddings", self.positions),
         };
         let rope = RopeConfig { theta, scaling: RopeScaling::Default, partial };
-        let rotated = rope.rotated(self.head_dim);
-        if rotated == 0 || rotated % 2 != 0 {
-            let (head_dim, key) = (self.head_dim, "partial_rotary_factor");
-            return Err(nested.inconsistent(format!(
-                "{key} = {partial} rotates {rotated} of head_dim = {head_dim} elements, but rotary embeddings need pairs"
-            )));
-        }
+        let pairs = self.check_pairs(nested, &rope)?;
         let scaling = match (nested.str_or(key, "default")?.as_str(), self.longrope_only) {
             ("default", _) => RopeScaling::Default,
-            ("longrope", _) | ("su" | "yarn", true) => longrope(nested, original()?, self.positions, rotated / 2)?,
+            ("longrope", _) | ("su" | "yarn", true) => longrope(nested, original()?, self.positions, pairs)?,
             ("linear", false) => RopeScaling::Linear { factor: nested.positive("factor")? },
             ("dynamic", false) => {
                 RopeScaling::Dynamic { factor: nested.positive("factor")?, max_position_embeddings: self.positions }

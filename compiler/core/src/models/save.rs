@@ -2,6 +2,7 @@
 
 use super::error::ModelError;
 use super::python_json;
+use super::saving::{SavedType, Saving};
 use super::shard::STRIP;
 use super::weight_map::{WeightEntry, WeightMap};
 use serde_json::{Map, Value, json};
@@ -10,7 +11,7 @@ use std::ops::Range;
 use std::path::Path;
 use tpc_runtime::output::{self, Output, Writing};
 
-/// Writes `config.json` and `model.safetensors` into `dir`, which is created if need be.
+/// Writes `config.json` and `model.safetensors` into `dir`, which is created if need be; beyond a size, several files and their index.
 ///
 /// `values` gives each parameter in the burn module's layout, row-major; it is called once for each, in an order of its own, and
 /// only one parameter is held at a time. A reader never sees half of a file.
@@ -23,29 +24,113 @@ pub fn save_pretrained(
     map: &WeightMap,
     values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
 ) -> Result<(), ModelError> {
-    save_strips(dir, config_json, map, whole(values))
+    save_strips(dir, config_json, map, Saving::default(), whole(values))
 }
 
-/// [`save_pretrained`] of parameters that are only had in strips: see [`write_strips`].
+/// [`save_pretrained`] of parameters that are only had in strips, with an element type and a largest file: see [`write_strips`].
+///
+/// # Errors
+/// As [`save_pretrained`], and what `strip` says.
 pub fn save_strips<E: From<ModelError>>(
     dir: &Path,
     config_json: &Value,
     map: &WeightMap,
-    strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
+    saving: Saving,
+    mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     output::make_dir(dir).map_err(|source| ModelError::Io { file: dir.to_path_buf(), source })?;
-    write_strips(at(&dir.join("model.safetensors"))?, map, strip)?;
-    let text = python_json::print(&of_f32(config_json)) + "\n";
-    Ok(replace(at(&dir.join("config.json"))?, |file| file.write_all(text.as_bytes()))?)
+    let files = files(&tensors(map), saving);
+    for (name, tensors) in &files {
+        write_tensors(at(&dir.join(name))?, tensors, saving.dtype, &mut strip)?;
+    }
+    let index = dir.join(INDEX);
+    if let [_, _, ..] = &files[..] {
+        let text = python_json::print(&index_of(&files, saving.dtype)) + "\n";
+        replace(at(&index)?, |file| file.write_all(text.as_bytes()))?;
+    }
+    let text = python_json::print(&of_type(config_json, saving.dtype)) + "\n";
+    replace(at(&dir.join("config.json"))?, |file| file.write_all(text.as_bytes()))?;
+    Ok(remove_others(dir, &files)?)
 }
 
-/// The configuration of weights that are saved as f32: libraries convert weights to the type that it says.
-fn of_f32(config_json: &Value) -> Value {
-    let mut config = config_json.clone();
-    for key in ["dtype", "torch_dtype"] {
-        if let Some(dtype) = config.get_mut(key).filter(|dtype| !dtype.is_null()) {
-            *dtype = json!("float32");
+/// The file of a small model, and the index of the files of a large one.
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A file's name and its tensors.
+type FileOf<'a> = (String, Vec<Tensor<'a>>);
+
+/// Which tensors go to which file: one after the other, and to the next file where the limit would be exceeded.
+fn files<'a>(tensors: &[Tensor<'a>], saving: Saving) -> Vec<FileOf<'a>> {
+    let mut shards: Vec<(u64, Vec<Tensor>)> = Vec::new();
+    for tensor in tensors {
+        let bytes = (tensor.elements() * saving.dtype.bytes()) as u64;
+        match shards.last_mut() {
+            Some((held, shard)) if *held + bytes <= saving.max_shard.0 => {
+                *held += bytes;
+                shard.push(tensor.clone());
+            }
+            _ => shards.push((bytes, vec![tensor.clone()])),
         }
+    }
+    let count = shards.len();
+    let name = |at: usize| match count {
+        0 | 1 => SINGLE.to_string(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", at + 1),
+    };
+    match count {
+        0 => vec![(SINGLE.into(), Vec::new())],
+        _ => shards.into_iter().enumerate().map(|(at, (_, shard))| (name(at), shard)).collect(),
+    }
+}
+
+fn index_of(files: &[FileOf], dtype: SavedType) -> Value {
+    let all = || files.iter().flat_map(|(file, tensors)| tensors.iter().map(move |tensor| (file, tensor)));
+    let elements: usize = all().map(|(_, tensor)| tensor.elements()).sum();
+    let map: Map<String, Value> = all().map(|(file, tensor)| (tensor.name.to_string(), json!(file))).collect();
+    json!({ "metadata": { "total_parameters": elements, "total_size": elements * dtype.bytes() }, "weight_map": map })
+}
+
+/// Removes the files of weights that an earlier model left: readers would take one file before an index, and copies for weights.
+fn remove_others(dir: &Path, files: &[FileOf]) -> Result<(), ModelError> {
+    let io = |file: &Path| {
+        let file = file.to_path_buf();
+        move |source| ModelError::Io { file, source }
+    };
+    let sharded = files.len() > 1;
+    for entry in std::fs::read_dir(dir).map_err(io(dir))? {
+        let entry = entry.map_err(io(dir))?;
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let stale = match name {
+            SINGLE => sharded,
+            INDEX => !sharded,
+            name => is_shard(name) && !files.iter().any(|(file, _)| file == name),
+        };
+        if stale {
+            std::fs::remove_file(entry.path()).map_err(io(&entry.path()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is one of `model-00001-of-00002.safetensors`.
+fn is_shard(name: &str) -> bool {
+    let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(at, of)| is_number(at) && is_number(of))
+}
+
+/// The configuration of weights of a type, under the key that it uses: libraries convert weights to the type that it says.
+fn of_type(config_json: &Value, dtype: SavedType) -> Value {
+    let mut config = config_json.clone();
+    let says = |key: &&str| config.get(*key).is_some_and(|value| !value.is_null());
+    let mut keys: Vec<&str> = ["dtype", "torch_dtype"].into_iter().filter(says).collect();
+    if keys.is_empty() {
+        keys.push("dtype");
+    }
+    for key in keys {
+        config[key] = json!(dtype.in_config());
     }
     config
 }
@@ -89,17 +174,23 @@ pub fn write_strips<E: From<ModelError>>(
     map: &WeightMap,
     mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let tensors = tensors(map);
+    write_tensors(output, &tensors(map), SavedType::F32, &mut strip)
+}
+
+/// One file of these tensors.
+fn write_tensors<E: From<ModelError>>(
+    output: Output,
+    tensors: &[Tensor],
+    dtype: SavedType,
+    strip: &mut impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
     let mut header = Map::new();
     header.insert("__metadata__".into(), json!({ "format": "pt" }));
     let mut offset = 0;
-    for (name, parts) in &tensors {
-        let mut shape = parts[0].file_shape();
-        if let [_, _, ..] = parts[..] {
-            shape[0] = parts.iter().map(|part| part.file_shape()[0]).sum();
-        }
-        let end = offset + 4 * shape.iter().product::<usize>();
-        header.insert((*name).into(), json!({ "dtype": "F32", "shape": shape, "data_offsets": [offset, end] }));
+    for tensor in tensors {
+        let end = offset + dtype.bytes() * tensor.elements();
+        let described = json!({ "dtype": dtype.in_file(), "shape": tensor.shape(), "data_offsets": [offset, end] });
+        header.insert(tensor.name.into(), described);
         offset = end;
     }
     let mut header = Value::Object(header).to_string();
@@ -110,15 +201,16 @@ pub fn write_strips<E: From<ModelError>>(
     let written = replace(output, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(header.as_bytes())?;
-        let read = read_strips(map, |entry, range, values| {
+        let mut bytes = Vec::new();
+        read_tensors(tensors, |entry, range, values| {
             if let Err(error) = strip(entry, range, values) {
                 failure = Some(error);
                 return Err(std::io::Error::other("a parameter could not be had"));
             }
-            values.iter().try_for_each(|value| file.write_all(&value.to_le_bytes()))
-        });
-        read?;
-        Ok(())
+            bytes.clear();
+            dtype.encode(values, &mut bytes);
+            file.write_all(&bytes)
+        })
     });
     match failure {
         Some(error) => Err(error),
@@ -126,31 +218,61 @@ pub fn write_strips<E: From<ModelError>>(
     }
 }
 
+/// A tensor of a file, and the parameters that are its rows: usually one.
+#[derive(Clone)]
+struct Tensor<'a> {
+    name: &'a str,
+    parts: Vec<&'a WeightEntry>,
+}
+
+impl Tensor<'_> {
+    fn shape(&self) -> Vec<usize> {
+        let mut shapes = self.parts.iter().map(|part| part.file_shape());
+        let mut shape = shapes.next().unwrap_or_default();
+        for more in shapes {
+            shape[0] += more[0];
+        }
+        shape
+    }
+
+    fn elements(&self) -> usize {
+        self.shape().iter().product()
+    }
+}
+
 /// Parameters that are rows of one tensor become one tensor again.
-fn tensors(map: &WeightMap) -> Vec<(&str, Vec<&WeightEntry>)> {
-    let mut tensors: Vec<(&str, Vec<&WeightEntry>)> = Vec::new();
+fn tensors(map: &WeightMap) -> Vec<Tensor<'_>> {
+    let mut tensors: Vec<Tensor> = Vec::new();
     for entry in &map.entries {
-        match tensors.iter_mut().find(|(name, _)| *name == entry.hf_name && entry.rows.is_some()) {
-            Some((_, parts)) => parts.push(entry),
-            None => tensors.push((&entry.hf_name, vec![entry])),
+        match tensors.iter_mut().find(|tensor| tensor.name == entry.hf_name && entry.rows.is_some()) {
+            Some(tensor) => tensor.parts.push(entry),
+            None => tensors.push(Tensor { name: &entry.hf_name, parts: vec![entry] }),
         }
     }
-    for (_, parts) in &mut tensors {
-        parts.sort_by_key(|part| part.rows.as_ref().map(|rows| rows.start));
+    for tensor in &mut tensors {
+        tensor.parts.sort_by_key(|part| part.rows.as_ref().map(|rows| rows.start));
     }
     tensors
 }
 
-/// The strips that [`write_strips`] writes, in its order, for whoever has to be there when another process writes them.
+/// The strips that [`write_strips`] and [`save_strips`] write, in their order, for whoever has to be there when another process
+/// writes them.
 ///
 /// # Errors
 /// What `strip` says.
 pub fn read_strips<E>(
     map: &WeightMap,
+    strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
+) -> Result<(), E> {
+    read_tensors(&tensors(map), strip)
+}
+
+fn read_tensors<E>(
+    tensors: &[Tensor],
     mut strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut values = Vec::new();
-    for entry in tensors(map).iter().flat_map(|(_, parts)| parts) {
+    for entry in tensors.iter().flat_map(|tensor| &tensor.parts) {
         let total: usize = entry.shape.iter().product();
         let row = entry.file_shape().iter().skip(1).product::<usize>().max(1);
         let rows = (STRIP / 4 / row).max(1) * row;

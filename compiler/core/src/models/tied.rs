@@ -5,6 +5,7 @@
 
 use super::config::ModelConfig;
 use super::error::ModelError;
+use super::heads::Head;
 use super::warning::ModelWarning;
 use super::weight_map::{WeightMap, found_as};
 use super::weights::Weights;
@@ -20,6 +21,9 @@ const BERT_BIAS: Pair = ("cls.predictions.decoder.bias", "cls.predictions.bias")
 impl ModelConfig {
     /// Every pair that the configuration can tie, and whether it does.
     fn pairs(&mut self) -> Vec<(Pair, &mut bool)> {
+        if !matches!(self.head(), Head::CausalLm | Head::MaskedLm) {
+            return Vec::new();
+        }
         match self {
             Self::Decoder(c) => vec![(DECODER, &mut c.tie_word_embeddings)],
             Self::Gpt2(c) => vec![(GPT2, &mut c.tie_word_embeddings)],

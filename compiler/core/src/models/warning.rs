@@ -49,6 +49,13 @@ pub enum ModelWarning {
         /// Their names.
         tensors: Vec<String>,
     },
+    /// Parameters of a head that no file has: they are drawn.
+    Drawn {
+        /// The file of weights, or its index.
+        file: PathBuf,
+        /// Their names.
+        tensors: Vec<String>,
+    },
     /// Copies of tensors that the index takes from another file.
     Copies {
         /// The file that holds the copies.
@@ -82,6 +89,20 @@ impl fmt::Display for ModelWarning {
             Self::Unused { file, tensors } => {
                 let what = if tensors.len() == 1 { "tensor is" } else { "tensors are" };
                 write!(f, "{}: {} {what} not used by the model: {}", file.display(), tensors.len(), listed(tensors))
+            }
+            Self::Drawn { file, tensors } => {
+                let what = if tensors.len() == 1 {
+                    "tensor is missing and is drawn"
+                } else {
+                    "tensors are missing and are drawn"
+                };
+                write!(
+                    f,
+                    "{}: {} {what}, as for a head that has yet to be trained: {}",
+                    file.display(),
+                    tensors.len(),
+                    listed(tensors)
+                )
             }
             Self::Copies { file, tensors } => {
                 let what = if tensors.len() == 1 { "tensor is a copy" } else { "tensors are copies" };

@@ -20,6 +20,8 @@ pub struct WeightEntry {
     pub shape: Vec<usize>,
     /// Which rows of the file's tensor the parameter is, if not all of them (after this, `transpose` applies).
     pub rows: Option<Range<usize>>,
+    /// Whether the parameter is drawn where a file does not have it.
+    pub drawable: bool,
     /// Tensors that stand for this one in a file that does not have it: the other one of two that are tied.
     pub stands_for: Vec<String>,
 }
@@ -33,7 +35,7 @@ pub struct WeightMap {
 
 /// Parts of older files' names, and today's.
 const OLD_NAMES: [(&str, &str); 2] = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
-/// What files of a model without its head leave out.
+/// What files of a model without its head leave out, and files of one with a head have before a bare model's names.
 const PREFIXES: [&str; 3] = ["model.", "transformer.", "bert."];
 
 impl WeightEntry {
@@ -62,8 +64,16 @@ impl WeightEntry {
         names.filter_map(|name| found_as(name, weights)).next().unwrap_or_else(|| self.hf_name.clone())
     }
 
-    /// Checks that the tensor exists and has the right shape.
+    /// Whether the parameter is drawn, because `weights` do not have it and need not.
+    pub fn is_drawn(&self, weights: &Weights) -> bool {
+        self.drawable && found_as(&self.hf_name, weights).is_none()
+    }
+
+    /// Checks that the tensor exists and has the right shape, or that the parameter is drawn.
     pub fn check(&self, weights: &Weights) -> Result<(), ModelError> {
+        if self.is_drawn(weights) {
+            return Ok(());
+        }
         let name = self.name_in(weights);
         let mut expected = self.file_shape();
         if let Some(rows) = &self.rows {
@@ -120,10 +130,11 @@ impl WeightEntry {
 
 /// How a tensor is called in `weights`: by its own name, an older spelling, or one without the model's prefix.
 pub(super) fn found_as(name: &str, weights: &Weights) -> Option<String> {
-    let bare = PREFIXES.iter().filter_map(|prefix| name.strip_prefix(prefix));
-    std::iter::once(name).chain(bare).find_map(|name| {
+    let bare = PREFIXES.iter().filter_map(|prefix| name.strip_prefix(prefix)).map(str::to_string);
+    let within = PREFIXES.iter().map(|prefix| format!("{prefix}{name}"));
+    std::iter::once(name.to_string()).chain(bare).chain(within).find_map(|name| {
         let older = OLD_NAMES.iter().filter_map(|(new, old)| Some(format!("{}{old}", name.strip_suffix(new)?)));
-        std::iter::once(name.to_string()).chain(older).find(|name| weights.contains(name))
+        std::iter::once(name.clone()).chain(older).find(|name| weights.contains(name))
     })
 }
 
@@ -182,7 +193,7 @@ impl WeightMap {
         self.entries.iter().try_for_each(|entry| entry.check(weights))
     }
 
-    /// Replaces every parameter of `module` by the file's values. The parameters keep their ids and devices.
+    /// Replaces every parameter of `module` by the file's values; those that are drawn stay as they are. The parameters keep their ids and devices.
     pub fn load<M: Module>(&self, module: M, weights: &Weights) -> Result<M, ModelError> {
         self.check(weights)?;
         let mut load = Load {
@@ -274,6 +285,7 @@ impl ModuleVisitor for Collect {
             transpose: self.linear_is_transposed && D == 2 && container == Some("Struct:Linear"),
             shape: param.lazy_shape().to_vec(),
             rows: None,
+            drawable: false,
             stands_for: Vec::new(),
         });
     }
@@ -302,6 +314,7 @@ impl ModuleMapper for Load<'_> {
         let path = self.path.join(".");
         let values = match self.entries.get(path.as_str()) {
             None => Err(ModelError::Unmapped(path)),
+            Some(entry) if entry.is_drawn(self.weights) => return param,
             Some(entry) => entry.read(self.weights).map(|values| TensorData::new(values, entry.shape.clone())),
         };
         match values {

@@ -79,7 +79,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
                 let computed = initial_values(build, &init, seed)?;
                 initialise_with(training.session(), &init, &computed, seed)?;
             }
-            Source::Files(dir, _) => pretrained::load(training.session(), dir)?,
+            Source::Files(dir, _) => pretrained::load(training.session(), dir, &init, settings.compile.seed)?,
             // The program brings its values along.
             Source::Module(_) => {}
         }

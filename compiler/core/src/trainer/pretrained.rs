@@ -3,12 +3,13 @@
 use super::Trainer;
 use super::running::RunningTrainer;
 use super::source::Source;
-use crate::capture::{BatchData, Results};
-use crate::models::{Model, ModelDir, build};
-use crate::pretrained::{self, Called, LoadError};
+use crate::capture::{BatchData, Init, Results};
+use crate::models::{Model, ModelDir, Saving, build};
+use crate::pretrained::{self, Called};
 use crate::program::Error;
 use burn::optim::Optimizer;
 use burn::tensor::Device;
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use tpc_runtime::Session;
@@ -27,18 +28,34 @@ impl<O: Optimizer + 'static> Trainer<Model, O> {
 
 impl<B: BatchData, R: Results> RunningTrainer<Model, B, R> {
     /// Writes the parameters, as they are now, as a model directory with the configuration of `like`: `config.json`, and whole tensors
-    /// under the names and in the layout of the family's files. If there are several processes, the first one writes; no process holds a
+    /// under the names and in the layout of the family's files, with the tokenizer and the other files of `like`. If there are several processes, the first one writes; no process holds a
     /// whole tensor.
     ///
     /// # Errors
     /// A directory that takes no file, on every process; a file that was there is then as it was.
     pub fn save_pretrained(&mut self, like: &ModelDir, to: impl AsRef<Path>) -> Result<(), Error> {
-        let session = self.parameters()?;
-        Ok(pretrained::save_called(session, &like.weight_map(), &like.config_json, to.as_ref(), Called::AsInModules)?)
+        self.save_pretrained_as(like, to, Saving::default())
+    }
+
+    /// [`RunningTrainer::save_pretrained`] with an element type and a largest file.
+    ///
+    /// # Errors
+    /// As [`RunningTrainer::save_pretrained`].
+    pub fn save_pretrained_as(&mut self, like: &ModelDir, to: impl AsRef<Path>, saving: Saving) -> Result<(), Error> {
+        let (session, to) = (self.parameters()?, to.as_ref());
+        pretrained::save_called(session, &like.weight_map(), &like.config_json, to, saving, Called::AsInModules)?;
+        Ok(pretrained::copy_companions(session, &like.path, to)?)
     }
 }
 
-/// Fills the parameters of a session from a directory.
-pub(super) fn load(session: &mut Session, dir: &ModelDir) -> Result<(), LoadError> {
-    pretrained::load(session, &dir.weight_map(), &dir.weights, Called::AsInModules)
+/// Fills the parameters of a session from a directory, and draws those of a head that has yet to be trained.
+pub(super) fn load(
+    session: &mut Session,
+    dir: &ModelDir,
+    init: &HashMap<String, Init>,
+    seed: u64,
+) -> Result<(), Error> {
+    let map = dir.weight_map();
+    pretrained::load(session, &map, &dir.weights, Called::AsInModules)?;
+    Ok(pretrained::draw_missing_called(session, init, seed, &map, &dir.weights, Called::AsInModules)?)
 }

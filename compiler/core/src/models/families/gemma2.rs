@@ -1,6 +1,7 @@
 //! Gemma 2: norms around each part, bounded scores and logits, a window in every other layer.
 
 use super::super::decoder_config::NormOrder;
+use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Only, Read};
 use super::super::known::Sole;
 use super::super::layers::Activation;
@@ -9,7 +10,12 @@ use super::{Biases, Caps, Facts, ScoreScale, Windows, llama};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "gemma2",
-    class: "Gemma2",
+    classes: &[
+        ("Gemma2ForCausalLM", HeadKind::CausalLm),
+        ("Gemma2Model", HeadKind::Bare),
+        ("Gemma2ForSequenceClassification", HeadKind::SequenceClassification),
+        ("Gemma2ForTokenClassification", HeadKind::TokenClassification),
+    ],
     keys: &[
         ("hidden_activation", Read),
         ("attention_bias", Read),

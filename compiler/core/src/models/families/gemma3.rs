@@ -2,13 +2,18 @@
 //! without, and rotary embeddings of their own in those.
 
 use super::super::decoder_config::QkNorm;
+use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Only, Read};
 use super::super::known::Sole;
 use super::{Caps, Facts, Windows, gemma2};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "gemma3_text",
-    class: "Gemma3",
+    classes: &[
+        ("Gemma3ForCausalLM", HeadKind::CausalLm),
+        ("Gemma3TextModel", HeadKind::Bare),
+        ("Gemma3TextForSequenceClassification", HeadKind::SequenceClassification),
+    ],
     keys: &[
         ("hidden_activation", Read),
         ("attention_bias", Read),

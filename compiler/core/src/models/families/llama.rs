@@ -1,6 +1,7 @@
 //! Llama: the plain decoder, of which the other families are variations.
 
 use super::super::decoder_config::{NormOrder, QkNorm};
+use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Read};
 use super::super::layers::Activation;
 use super::super::norm::Center;
@@ -8,7 +9,12 @@ use super::{Biases, Facts, ScoreScale, Windows};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "llama",
-    class: "Llama",
+    classes: &[
+        ("LlamaForCausalLM", HeadKind::CausalLm),
+        ("LlamaModel", HeadKind::Bare),
+        ("LlamaForSequenceClassification", HeadKind::SequenceClassification),
+        ("LlamaForTokenClassification", HeadKind::TokenClassification),
+    ],
     keys: &[
         ("hidden_act", Read),
         ("attention_bias", Read),

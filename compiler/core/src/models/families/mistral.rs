@@ -1,11 +1,17 @@
 //! Mistral: a Llama without biases whose layers all have a sliding window.
 
+use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
 use super::{Biases, Facts, Windows, llama};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "mistral",
-    class: "Mistral",
+    classes: &[
+        ("MistralForCausalLM", HeadKind::CausalLm),
+        ("MistralModel", HeadKind::Bare),
+        ("MistralForSequenceClassification", HeadKind::SequenceClassification),
+        ("MistralForTokenClassification", HeadKind::TokenClassification),
+    ],
     keys: &[("hidden_act", Read), ("sliding_window", Read)],
     intermediate_size: 14_336,
     kv_heads: Some(8),

@@ -10,6 +10,7 @@ mod qwen2;
 mod qwen3;
 
 use super::decoder_config::{NormOrder, QkNorm};
+use super::heads::Classes;
 use super::known::Table;
 use super::layers::Activation;
 use super::norm::Center;
@@ -64,8 +65,8 @@ impl Family {
 pub(super) struct Facts {
     /// The `model_type`.
     pub model_type: &'static str,
-    /// What the names of the family's classes begin with.
-    pub class: &'static str,
+    /// The classes of transformers and their heads.
+    pub classes: Classes,
     /// The family's keys beside those of all decoders.
     pub keys: Table,
     pub vocab_size: usize,

@@ -1,12 +1,17 @@
 //! OLMo 2: norms after each part, and over all queries and all keys.
 
 use super::super::decoder_config::{NormOrder, QkNorm};
+use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
 use super::{Facts, llama};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "olmo2",
-    class: "Olmo2",
+    classes: &[
+        ("Olmo2ForCausalLM", HeadKind::CausalLm),
+        ("Olmo2Model", HeadKind::Bare),
+        ("Olmo2ForSequenceClassification", HeadKind::SequenceClassification),
+    ],
     keys: &[("hidden_act", Read), ("attention_bias", Read)],
     vocab_size: 50_304,
     whole_heads: false,

@@ -1,11 +1,17 @@
 //! Phi 3: a Llama whose files hold queries, keys and values as one tensor, and gate and up as another.
 
+use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
 use super::{Biases, Facts, Windows, llama};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "phi3",
-    class: "Phi3",
+    classes: &[
+        ("Phi3ForCausalLM", HeadKind::CausalLm),
+        ("Phi3Model", HeadKind::Bare),
+        ("Phi3ForSequenceClassification", HeadKind::SequenceClassification),
+        ("Phi3ForTokenClassification", HeadKind::TokenClassification),
+    ],
     keys: &[
         ("hidden_act", Read),
         ("sliding_window", Read),

@@ -1,12 +1,18 @@
 //! Qwen2: a Llama with biases of queries, keys and values, and windows on request.
 
+use super::super::heads::HeadKind;
 use super::super::known::Role::{Only, Read};
 use super::super::known::Sole;
 use super::{Biases, Facts, Windows, llama};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "qwen2",
-    class: "Qwen2",
+    classes: &[
+        ("Qwen2ForCausalLM", HeadKind::CausalLm),
+        ("Qwen2Model", HeadKind::Bare),
+        ("Qwen2ForSequenceClassification", HeadKind::SequenceClassification),
+        ("Qwen2ForTokenClassification", HeadKind::TokenClassification),
+    ],
     keys: &[
         ("hidden_act", Read),
         ("use_sliding_window", Read),

@@ -1,12 +1,18 @@
 //! Qwen3: a Qwen2 with norms of its query and key heads in place of biases.
 
 use super::super::decoder_config::QkNorm;
+use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
 use super::{Biases, Facts, qwen2};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "qwen3",
-    class: "Qwen3",
+    classes: &[
+        ("Qwen3ForCausalLM", HeadKind::CausalLm),
+        ("Qwen3Model", HeadKind::Bare),
+        ("Qwen3ForSequenceClassification", HeadKind::SequenceClassification),
+        ("Qwen3ForTokenClassification", HeadKind::TokenClassification),
+    ],
     keys: &[
         ("hidden_act", Read),
         ("attention_bias", Read),
