@@ -175,15 +175,14 @@ fn a_step_allocates_nothing() {
     let trace = session.trace_json();
     let trace: serde_json::Value = serde_json::from_str(&trace).unwrap();
     let events = trace["traceEvents"].as_array().unwrap();
-    let of = |ph: &str, rank: u64| events.iter().filter(move |e| e["ph"] == ph && e["tid"] == rank);
+    let of = |ph: &'static str, rank: u64| events.iter().filter(move |e| e["ph"] == ph && e["tid"] == rank);
     for rank in [0, 1] {
         let names: Vec<&str> = of("M", rank).filter_map(|e| e["args"]["name"].as_str()).collect();
         assert_eq!(names.last(), Some(&&*format!("rank {rank} [{rank}]")), "{trace}");
         // The latest 16 actions, and the step that they belong to.
         let steps = of("X", rank).filter(|e| e["cat"] == "step").count();
         assert_eq!((of("X", rank).count() - steps, steps), (16, 1), "{trace}");
-        let product = of("X", rank).find(|e| e["name"] == "take").unwrap();
-        assert_eq!(product["args"]["reads"][0], "f32[200, 100]");
+        assert!(of("X", rank).any(|e| e["args"]["reads"][0] == "f32[200, 100]" && e["args"]["bytes"] != 0), "{trace}");
         // Each collective that began and ended among them is met by the other rank.
         let met = of("X", rank).filter(|e| e["name"].as_str().unwrap().starts_with("start ")).count();
         assert!(met > 0 && of("s", rank).count() + of("f", rank).count() == met, "{trace}");

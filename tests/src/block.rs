@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use tpc::scope;
 use tpc_command::subject::without_optimizer;
 use tpc_compiler::capture::{Spec, TrainingOptions, capture_training_shapes, named};
-use tpc_compiler::models::{Context, DecoderConfig, DecoderLayer, DecoderWithHead, RopePairs, RopeTables, mask};
+use tpc_compiler::models::{DecoderConfig, DecoderLayer, DecoderWithHead, RopePairs, RopeTables, Span};
 use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::program::{Action, CollectiveKind, RankProgram};
 use tpc_passes::styles::Plan;
@@ -41,7 +41,7 @@ pub fn block(
     let forward = |model: &Block, gradient: Tensor<3>| {
         let x = model.x.val();
         let rope = RopeTables::new(&config.rope, RopePairs::Halves, seq, config.head_dim, &x.device());
-        let at = Context { rope: Some(rope), mask: mask(seq, true, None, None, &x.device()) };
+        let at = Span::whole(None).context(seq, Some(rope), None, &x.device());
         let y = scope("layers.0", x, |x| model.layers[0].forward(x, &at));
         ((y.clone() * gradient).sum(), named("y", y))
     };

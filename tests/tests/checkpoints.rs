@@ -46,7 +46,7 @@ fn names_in(dir: &Path) -> Vec<String> {
 fn program(model: &str, on: &str, by: &str, optimizer: &impl burn::optim::Optimizer) -> TrainingProgram {
     let dir = ModelDir::open(data(&format!("hf/{model}"))).unwrap();
     let attention_mask = model == "bert-tiny";
-    let tokens = TokenBatch { batch: 4, seq: 16, attention_mask, token_type_ids: attention_mask };
+    let tokens = TokenBatch { batch: 4, seq: 16, attention_mask, token_type_ids: attention_mask, documents: false };
     let capture = capture_step(&dir.config, tokens, optimizer).unwrap();
     let names = names(&dir.config);
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());

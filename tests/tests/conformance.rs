@@ -98,6 +98,7 @@ impl Reference {
             seq: shape[1],
             attention_mask: self.inputs.contains_key("attention_mask"),
             token_type_ids: self.inputs.contains_key("token_type_ids"),
+            documents: false,
         };
         let optimizer =
             AdamWConfig::new().with_beta_1(0.9).with_beta_2(0.95).with_epsilon(1e-8).with_weight_decay(0.1).build();

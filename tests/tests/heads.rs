@@ -44,6 +44,7 @@ fn output(dir: &ModelDir, inputs: &Weights, plan: &str, mesh: &str) -> Vec<f64> 
         seq: shape[1],
         attention_mask: inputs.contains("attention_mask"),
         token_type_ids: inputs.contains("token_type_ids"),
+        documents: false,
     };
     let captured = capture_forward(&dir.config, tokens, false).unwrap();
     let names = names(&dir.config);

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tpc_compiler::capture::{Captured, InputKind, Spec, TrainingOptions, capture_training_shapes, named};
 use tpc_compiler::models::{
-    self, Head, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, SavedType, Saving, ShardSize,
-    TokenInputs, WeightMap, Weights, presets,
+    self, Documents, Head, MhaMlp, Mlp, Model, ModelConfig, ModelDir, ModelError, RopeConfig, SavedType, Saving,
+    ShardSize, TokenInputs, WeightMap, Weights, presets,
 };
 
 fn data(path: &str) -> PathBuf {
@@ -189,6 +189,7 @@ fn against_torch(name: &str) {
         input_ids: ints(&inputs, "input_ids", &device),
         attention_mask: optional("attention_mask"),
         token_type_ids: optional("token_type_ids"),
+        documents: None,
     };
     let labels = ints(&inputs, "labels", &device);
     let logits = values(model.forward(batch.clone()));
@@ -1092,4 +1093,39 @@ fn rotary_embeddings_that_are_refused() {
 
 fn su_with(long: Value) -> Value {
     json!({ "type": "su", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": long })
+}
+
+/// Documents that share a row give what each gives alone: a token sees its own document only, at the positions of that.
+#[test]
+fn documents_in_a_row_are_apart() {
+    let configs = [
+        json!({"model_type": "llama", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "vocab_size": 32, "max_position_embeddings": 16}),
+        json!({"model_type": "mistral", "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 32, "max_position_embeddings": 16, "sliding_window": 2}),
+        json!({"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4, "vocab_size": 32, "n_positions": 16}),
+    ];
+    let device = device();
+    let ints = |values: &[i64], rows: usize| {
+        Tensor::<2, Int>::from_data(
+            TensorData::new(values.to_vec(), [rows, values.len() / rows]),
+            (&device, DType::I64),
+        )
+    };
+    for json in configs {
+        let config = ModelConfig::from_json(&json, Path::new("config.json")).unwrap();
+        let model = tpc_tests::eager::filled(models::build(&config, &device), 1.0);
+        let tokens: [i64; 14] = [5, 9, 2, 7, 7, 30, 1, 4, 8, 3, 3, 12, 0, 6];
+        let documents = Documents {
+            numbers: ints(&[0, 0, 0, 1, 1, 1, 2, 0, 1, 1, 1, 1, 1, 1], 2),
+            positions: ints(&[0, 1, 2, 0, 1, 2, 0, 0, 0, 1, 2, 3, 4, 5], 2),
+        };
+        let inputs = TokenInputs { documents: Some(documents), ..ints(&tokens, 2).into() };
+        let together = values(model.forward(inputs));
+        let alone = [0..3, 3..6, 6..7, 7..8, 8..14].map(|range| values(model.forward(ints(&tokens[range], 1).into())));
+        let alone = alone.concat();
+        assert_eq!(together.len(), alone.len());
+        let far = together.iter().zip(&alone).fold(0f64, |most, (a, b)| most.max(f64::from(a - b).abs()));
+        assert!(far < 1e-5, "{json}: {far}");
+    }
 }

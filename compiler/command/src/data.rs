@@ -65,6 +65,7 @@ impl Batch {
             seq,
             attention_mask: tensors.contains_key("attention_mask"),
             token_type_ids: tensors.contains_key("token_type_ids"),
+            documents: false,
         };
         let batch = Batch { tokens, tensors, values };
         batch.check(config).map_err(|Problem(problem)| Failure::at(file, problem))?;

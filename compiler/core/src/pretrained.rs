@@ -7,8 +7,8 @@ use crate::capture::{
 };
 use crate::data;
 use crate::models::{
-    self, Model, ModelConfig, ModelError, Saving, Targets, TokenInputs, Use, WeightEntry, WeightMap, Weights, build,
-    read_box, read_strips, save_strips, tied_head, transposed, weight_map,
+    self, Documents, Model, ModelConfig, ModelError, Saving, Targets, TokenInputs, Use, WeightEntry, WeightMap,
+    Weights, build, read_box, read_strips, save_strips, tied_head, transposed, weight_map,
 };
 use crate::program::{EVALUATION, Error};
 use burn::optim::Optimizer;
@@ -32,12 +32,18 @@ pub struct TokenBatch {
     pub attention_mask: bool,
     /// Whether there are `token_type_ids`.
     pub token_type_ids: bool,
+    /// Whether rows hold several documents that do not see each other: there are then `document_ids` and `position_ids`.
+    pub documents: bool,
 }
 
 impl TokenBatch {
     /// Sequences without padding or types.
     pub fn new(batch: usize, seq: usize) -> Self {
-        TokenBatch { batch, seq, attention_mask: false, token_type_ids: false }
+        TokenBatch { batch, seq, attention_mask: false, token_type_ids: false, documents: false }
+    }
+
+    fn document_specs(&self) -> Option<DocumentSpecs> {
+        self.documents.then(|| (named("document_ids", self.spec()), named("position_ids", self.spec())))
     }
 
     fn spec(&self) -> Spec<2, Int> {
@@ -62,6 +68,7 @@ pub fn capture_step<O: Optimizer>(
         values,
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
+        tokens.document_specs(),
     );
     config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
     let build = |device: &burn::tensor::Device| build(config, device);
@@ -71,8 +78,9 @@ pub fn capture_step<O: Optimizer>(
         optimizer,
         batch,
         &options,
-        |model, (input_ids, classes, values, attention_mask, token_type_ids)| {
-            let output = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+        |model, (input_ids, classes, values, attention_mask, token_type_ids, documents)| {
+            let output =
+                model.forward(TokenInputs { input_ids, attention_mask, token_type_ids, documents: apart(documents) });
             // There are labels of one kind: the loss was checked.
             match targets(classes, values) {
                 Some(labels) => model.loss(output, labels),
@@ -84,6 +92,13 @@ pub fn capture_step<O: Optimizer>(
         captured.aliases.extend(head_alias(config));
     }
     Ok(step)
+}
+
+/// The documents of a batch: their numbers and the positions in them.
+type DocumentSpecs = (Named<Spec<2, Int>>, Named<Spec<2, Int>>);
+
+fn apart(documents: Option<(Tensor<2, Int>, Tensor<2, Int>)>) -> Option<Documents> {
+    documents.map(|(numbers, positions)| Documents { numbers, positions })
 }
 
 /// The labels of a batch: numbers of tokens or labels, or values.
@@ -123,11 +138,13 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, with_labels: bo
         values.filter(|_| with_labels),
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
+        tokens.document_specs(),
     );
     config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
     let build = |device: &burn::tensor::Device| build(config, device);
-    let forward = |model: &Model, (input_ids, classes, values, attention_mask, token_type_ids)| {
-        let output = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+    let forward = |model: &Model, (input_ids, classes, values, attention_mask, token_type_ids, documents)| {
+        let output =
+            model.forward(TokenInputs { input_ids, attention_mask, token_type_ids, documents: apart(documents) });
         let loss = targets(classes, values).map(|labels| named("loss", model.loss(output.clone(), labels)));
         (named(model.head().output(), output), loss)
     };
@@ -146,14 +163,19 @@ pub fn capture_evaluation(config: &ModelConfig, tokens: TokenBatch) -> Result<Ca
         named("labels", tokens.spec()),
         tokens.attention_mask.then(|| named("attention_mask", tokens.spec())),
         tokens.token_type_ids.then(|| named("token_type_ids", tokens.spec())),
+        tokens.document_specs(),
     );
     config.check_memory([tokens.batch, tokens.seq], Use::Plan)?;
     let build = |device: &burn::tensor::Device| build(config, device);
-    let mut captured =
-        capture_inference_shapes(build, batch, |model, (input_ids, labels, attention_mask, token_type_ids)| {
-            let logits = model.forward(TokenInputs { input_ids, attention_mask, token_type_ids });
+    let mut captured = capture_inference_shapes(
+        build,
+        batch,
+        |model, (input_ids, labels, attention_mask, token_type_ids, documents)| {
+            let logits =
+                model.forward(TokenInputs { input_ids, attention_mask, token_type_ids, documents: apart(documents) });
             named(EVALUATION, model.loss(logits, labels))
-        })?;
+        },
+    )?;
     captured.aliases.extend(head_alias(config));
     Ok(captured)
 }

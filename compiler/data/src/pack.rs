@@ -3,6 +3,7 @@
 //! | packing | a row |
 //! |---|---|
 //! | packed | `seq` tokens, of as many documents as they are; a document goes on in the next row. Only the last row of an epoch is shorter |
+//! | apart | the same tokens, but a token sees its own document only |
 //! | padded | one document, or a part of one that is longer than a row |
 
 use crate::encode::Token;

@@ -237,7 +237,7 @@ impl Generate {
                         format!("has no chat template, which the messages of prompt {number} need"),
                     )
                 })?;
-                let text = template.render(messages, None, true)?;
+                let text = template.render(&serde_json::Value::Array(messages.clone()), None, true)?;
                 // A template writes the tokens that begin a text itself.
                 tokenizer.encode_bare(&text)?.ids
             }

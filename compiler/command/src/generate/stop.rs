@@ -31,7 +31,8 @@ impl<'a> Shown<'a> {
             }
             None => self.text.len() - self.held(),
         };
-        let from = std::mem::replace(&mut self.given, until.max(self.given));
+        let from = self.given;
+        self.given = until.max(from);
         &self.text[from..self.given]
     }
 

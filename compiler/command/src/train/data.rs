@@ -43,9 +43,12 @@ pub struct DataArguments {
     /// What counts in the loss of conversations [default: answers]
     #[arg(long, value_enum, requires = "chat")]
     loss_on: Option<Counted>,
-    /// Rows are full, and documents follow each other in them [default]
+    /// Rows are full, and documents follow each other in them; of a causal model, a token sees its own document only [default]
     #[arg(long, conflicts_with_all = ["inputs", "pad"])]
     pack: bool,
+    /// In packed rows, a token also sees the documents before its own
+    #[arg(long, conflicts_with_all = ["inputs", "pad"])]
+    mix_documents: bool,
     /// Each row is one document, or a part of it, with padding after it
     #[arg(long, conflicts_with = "inputs")]
     pad: bool,
@@ -189,7 +192,11 @@ impl DataArguments {
             tokenizer: Arc::new(tokenizer),
             part: self.held_out.map_or(Part::All, Part::But),
             seq,
-            packing: if self.pad { Packing::Padded } else { Packing::Packed },
+            packing: match (self.pad, config.is_causal()) {
+                (true, _) => Packing::Padded,
+                (false, true) if !self.mix_documents => Packing::Apart,
+                (false, _) => Packing::Packed,
+            },
             loss: match (self.chat, self.loss_on) {
                 (false, _) | (_, Some(Counted::All)) => LossOn::All,
                 (true, _) => LossOn::Answers,
@@ -207,6 +214,7 @@ impl DataArguments {
         let mut tokens = TokenBatch::new(self.batch, seq);
         // A causal model's tokens do not see the padding after them.
         tokens.attention_mask = !config.is_causal();
+        tokens.documents = train.packing == Packing::Apart;
         Ok(Texts { train, evaluate, tokens, alphabet, notes })
     }
 

@@ -20,7 +20,9 @@ pub(super) const BEST: &str = "best";
 pub(super) fn feed_batch(session: &mut Session, batch: &Batch) -> Result<(), RuntimeError> {
     feed(session, "input_ids", &batch.input_ids)?;
     feed(session, "labels", &batch.labels)?;
-    feed(session, "attention_mask", &batch.attention_mask)
+    feed(session, "attention_mask", &batch.attention_mask)?;
+    feed(session, "document_ids", &batch.document_ids)?;
+    feed(session, "position_ids", &batch.position_ids)
 }
 
 /// The mean loss over all tokens of a recipe that count, or of its first `most` batches.

@@ -128,7 +128,11 @@ impl BertModel {
         attention_mask: Option<Tensor<2, Int>>,
     ) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
-        let at = Context { rope: None, mask: mask(seq, false, None, attention_mask, &input_ids.device()), cache: None };
+        let at = Context {
+            rope: None,
+            mask: mask(seq, false, None, attention_mask, None, &input_ids.device()),
+            cache: None,
+        };
         let hidden =
             scope("embeddings", (input_ids, token_type_ids), |(ids, types)| self.embeddings.forward(ids, types));
         scope("encoder", hidden, |mut hidden| {

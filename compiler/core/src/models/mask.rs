@@ -41,11 +41,13 @@ impl Mask {
 /// The causal part is a comparison of two position vectors, never a stored matrix.
 /// `window` limits a query to that many keys up to and including its own position.
 /// `padding` is Hugging Face's `attention_mask`: 1 for a token, 0 for padding.
+/// `documents [batch, seq]` has equal numbers for tokens that may see each other.
 pub fn mask(
     seq: usize,
     causal: bool,
     window: Option<usize>,
     padding: Option<Tensor<2, Int>>,
+    documents: Option<Tensor<2, Int>>,
     device: &Device,
 ) -> Option<Mask> {
     let may_be_blind = padding.is_some();
@@ -66,6 +68,15 @@ pub fn mask(
         result = Some(match result {
             Some(hidden) => hidden.bool_or(padded),
             None => padded,
+        });
+    }
+    if let Some(numbers) = documents {
+        let [batch, seq] = numbers.dims();
+        let own = numbers.clone().reshape([batch, 1, seq, 1]);
+        let others = own.not_equal(numbers.reshape([batch, 1, 1, seq]));
+        result = Some(match result {
+            Some(hidden) => hidden.bool_or(others),
+            None => others,
         });
     }
     result.map(|hidden| Mask { hidden, may_be_blind })

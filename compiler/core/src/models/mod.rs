@@ -82,7 +82,7 @@ pub use save::{read_strips, save_pretrained, save_strips, write_strips, write_we
 pub use saving::{SavedType, Saving, ShardSize};
 pub use shard::{STRIP, read_box};
 pub use size::Use;
-pub use span::Span;
+pub use span::{Documents, Span};
 pub use tied::tied_head;
 pub use warning::ModelWarning;
 pub(crate) use weight_map::transposed;

@@ -10,7 +10,7 @@ use super::gpt2::{Gpt2Model, Gpt2WithHead};
 use super::heads::{Head, HeadKind, Problem};
 use super::interleaved::InterleavedLlama;
 use super::loss;
-use super::span::Span;
+use super::span::{Documents, Span};
 use super::tied;
 use super::weight_map::WeightMap;
 use super::weights::Weights;
@@ -67,11 +67,13 @@ pub struct TokenInputs {
     pub attention_mask: Option<Tensor<2, Int>>,
     /// BERT's token types; `None` for 0 everywhere.
     pub token_type_ids: Option<Tensor<2, Int>>,
+    /// The documents that share the rows of a causal model's batch; `None` where each row is one sequence.
+    pub documents: Option<Documents>,
 }
 
 impl From<Tensor<2, Int>> for TokenInputs {
     fn from(input_ids: Tensor<2, Int>) -> Self {
-        Self { input_ids, attention_mask: None, token_type_ids: None }
+        Self { input_ids, attention_mask: None, token_type_ids: None, documents: None }
     }
 }
 
@@ -147,22 +149,22 @@ impl Model {
     /// Sequences longer than [`ModelConfig::max_positions`] do not fit a model with learned positions; use
     /// [`ModelConfig::check_batch`] before.
     pub fn forward(&self, inputs: TokenInputs) -> Tensor<3> {
-        let TokenInputs { input_ids, attention_mask, token_type_ids } = inputs;
+        let TokenInputs { input_ids, attention_mask, token_type_ids, documents } = inputs;
         let pooling = match &self.head {
             Head::SentenceEmbedding(pooling) => Some((*pooling, attention_mask.clone())),
             _ => None,
         };
         let output = match &self.network {
-            Network::Decoder(model) => model.forward(input_ids, &Span::whole(attention_mask)),
-            Network::BareDecoder(model) => model.forward(input_ids, &Span::whole(attention_mask)),
-            Network::Gpt2(model) => model.forward(input_ids, &Span::whole(attention_mask)),
-            Network::BareGpt2(model) => model.forward(input_ids, &Span::whole(attention_mask)),
+            Network::Decoder(model) => model.forward(input_ids, &Span::Whole { attention_mask, documents }),
+            Network::BareDecoder(model) => model.forward(input_ids, &Span::Whole { attention_mask, documents }),
+            Network::Gpt2(model) => model.forward(input_ids, &Span::Whole { attention_mask, documents }),
+            Network::BareGpt2(model) => model.forward(input_ids, &Span::Whole { attention_mask, documents }),
             Network::Bert(model) => model.forward(input_ids, attention_mask, token_type_ids),
             Network::BareBert(model) => {
                 let types = token_type_ids.unwrap_or_else(|| input_ids.zeros_like());
                 model.forward(input_ids, types, attention_mask)
             }
-            Network::Interleaved(model) => model.forward(input_ids, &Span::whole(None)),
+            Network::Interleaved(model) => model.forward(input_ids, &Span::Whole { attention_mask: None, documents }),
         };
         match pooling {
             Some((pooling, mask)) => pooling.apply(output, mask),

@@ -6,13 +6,24 @@ use super::mask::mask;
 use super::rope::{RopeConfig, RopePairs, RopeTables};
 use burn::tensor::{Device, Int, Tensor};
 
+/// Documents that share the rows of a batch: a token sees its own only.
+#[derive(Debug, Clone)]
+pub struct Documents {
+    /// The number of each token's document, `[b, s]`: equal for the tokens of one document, and for no others of its row.
+    pub numbers: Tensor<2, Int>,
+    /// The position of each token in its document, `[b, s]`.
+    pub positions: Tensor<2, Int>,
+}
+
 /// Which part of its sequences a forward pass reads.
 #[derive(Debug, Clone)]
 pub enum Span {
-    /// All of them, from position 0: `attention_mask [b, s]` is 1 for tokens and 0 for padding, `None` for no padding.
+    /// All of them.
     Whole {
-        /// The padding.
+        /// 1 for tokens and 0 for padding, `[b, s]`; `None` for no padding.
         attention_mask: Option<Tensor<2, Int>>,
+        /// The documents that share rows; `None` where each row is one sequence, from position 0.
+        documents: Option<Documents>,
     },
     /// The tokens that follow those in a cache.
     Next(Cache),
@@ -21,15 +32,24 @@ pub enum Span {
 impl Span {
     /// Whole sequences.
     pub fn whole(attention_mask: Option<Tensor<2, Int>>) -> Self {
-        Span::Whole { attention_mask }
+        Span::Whole { attention_mask, documents: None }
+    }
+
+    /// The position of each token, if it is not its place in the row.
+    fn positions(&self) -> Option<Tensor<2, Int>> {
+        match self {
+            Span::Whole { documents, .. } => documents.as_ref().map(|documents| documents.positions.clone()),
+            Span::Next(cache) => Some(cache.positions()),
+        }
     }
 
     /// What a causal attention knows of `seq` tokens: their rotation if there is one, and the keys that they must not see, at
     /// most `window` of which they do.
     pub fn context(&self, seq: usize, rope: Option<RopeTables>, window: Option<usize>, device: &Device) -> Context {
         match self {
-            Span::Whole { attention_mask } => {
-                Context { rope, mask: mask(seq, true, window, attention_mask.clone(), device), cache: None }
+            Span::Whole { attention_mask, documents } => {
+                let numbers = documents.as_ref().map(|documents| documents.numbers.clone());
+                Context { rope, mask: mask(seq, true, window, attention_mask.clone(), numbers, device), cache: None }
             }
             Span::Next(cache) => Context { rope, mask: Some(cache.mask(window)), cache: Some(cache.clone()) },
         }
@@ -44,23 +64,22 @@ impl Span {
         head_dim: usize,
         device: &Device,
     ) -> RopeTables {
-        match self {
-            Span::Whole { .. } => RopeTables::new(config, pairs, seq, head_dim, device),
-            Span::Next(cache) => RopeTables::new(config, pairs, cache.slots(), head_dim, device).at(cache.positions()),
+        let all = match self {
+            Span::Whole { .. } => seq,
+            Span::Next(cache) => cache.slots(),
+        };
+        let tables = RopeTables::new(config, pairs, all, head_dim, device);
+        match self.positions() {
+            Some(positions) => tables.at(positions),
+            None => tables,
         }
     }
 
     /// The rows of a table of learned positions for `seq` tokens, `[1 or b, seq, d]`.
     pub fn rows(&self, table: Tensor<2>, seq: usize) -> Tensor<3> {
-        match self {
-            Span::Whole { .. } => table.narrow(0, 0, seq).unsqueeze::<3>(),
-            Span::Next(cache) => {
-                let positions = cache.positions();
-                let [batch, _] = positions.dims();
-                let [_, width] = table.dims();
-                table.select(0, positions.reshape([batch * seq])).reshape([batch, seq, width])
-            }
-        }
+        let Some(positions) = self.positions() else { return table.narrow(0, 0, seq).unsqueeze::<3>() };
+        let ([batch, _], [_, width]) = (positions.dims(), table.dims());
+        table.select(0, positions.reshape([batch * seq])).reshape([batch, seq, width])
     }
 
     /// The hidden states `[b, s, d]` that logits are wanted for: of whole sequences all, of the next tokens the last.

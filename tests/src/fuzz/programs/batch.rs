@@ -67,6 +67,7 @@ impl Batch {
             seq: self.seq,
             attention_mask: self.mask != Mask::Absent,
             token_type_ids: self.types,
+            documents: false,
         }
     }
 
