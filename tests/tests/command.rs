@@ -894,7 +894,10 @@ fn a_model_of_characters_keeps_its_alphabet() {
         failed(train(&dir, &other, &["--from-scratch", "--steps", "4", "--checkpoint", &run, "--resume"])),
         lack("$TMP/run/step-000002", "begin a new run with another --checkpoint")
     );
-    let (code, out, err) = train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]);
+    // Another text of the same characters is not what the checkpoint's place is in.
+    let told = failed(train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]));
+    assert!(told.starts_with("error: the checkpoint was written with other data: the text of --data was "), "{told}");
+    let (code, out, err) = train(&dir, &fox, &["--steps", "3", "--checkpoint", &run, "--resume"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("checkpoint $TMP/run/step-000003\n".replace("$TMP/", &scratch.path("")).as_str()), "{out}");
     // Fresh weights have no alphabet yet.
