@@ -7,6 +7,7 @@ use tpc_compiler::models::{ModelDir, TokenInputs, load};
 use tpc_compiler::pretrained::load_weights;
 use tpc_compiler::program::{CompileOptions, Error};
 use tpc_ir::{InputKind, OutputKind};
+use tpc_passes::options::{Precision, StepOptions};
 use tpc_tests::eager::numbers;
 use tpc_tests::training::{mesh, plan};
 
@@ -212,6 +213,38 @@ fn the_cache_is_part_of_the_plan() {
                 let copies = program.steps.iter().filter(|s| s.label.contains("table") || s.label.contains("update"));
                 assert_eq!(copies.count(), 0, "{plan} on {on}");
             }
+        }
+    }
+}
+
+/// In bf16, weights and cache take half of the memory, and logits are near those of f32, on every mesh.
+#[test]
+fn weights_and_cache_are_held_in_bf16() {
+    let dir = dir("llama-tiny");
+    let prompts = prompts(dir.config.vocab_size());
+    let asked = Generate { new_tokens: 4, ..Generate::default() };
+    let (_, expected) =
+        generated(&mut generator(&dir, "none", "", limits(&prompts, 4)).unwrap(), &prompts, &asked).unwrap();
+    for (name, on) in [("none", ""), ("tp", "tp=2"), ("2d", "dp=2,tp=2")] {
+        let step = StepOptions { precision: Some(Precision::default()), ..StepOptions::default() };
+        let options = CompileOptions { step, ..CompileOptions::default() };
+        let mut generator =
+            Generator::launch(&dir.config, &mesh(on), &plan(name), &options, Default::default(), limits(&prompts, 4))
+                .unwrap();
+        load_weights(generator.session().unwrap(), &dir.weight_map(), &dir.weights).unwrap();
+        let (_, logits) = generated(&mut generator, &prompts, &asked).unwrap();
+        for (found, expected) in logits.iter().zip(&expected) {
+            let largest = expected[0].iter().fold(0f64, |most, x| most.max(x.abs()));
+            let far = found[0].iter().zip(&expected[0]).fold(0f64, |most, (a, b)| most.max((a - b).abs()));
+            assert!(far < 0.03 * largest && far > 0.0, "{name} on {on}: {far} of {largest}");
+        }
+        let session = generator.session().unwrap();
+        for rank in session.programs().flatten() {
+            let kept = rank.inputs.iter().filter(|i| matches!(i.kind, InputKind::Parameter | InputKind::State));
+            for input in kept {
+                assert_eq!(input.binding.view.dtype, tpc_ir::DType::BF16, "{name} on {on}: {}", input.name);
+            }
+            assert!(!rank.steps.iter().any(|s| s.label.contains("table") || s.label.contains("update")));
         }
     }
 }

@@ -406,7 +406,7 @@ fn a_pattern_that_freezes_nothing_names_the_nearest() {
 // Precision
 
 fn bf16(reduce: Reduction) -> StepOptions {
-    StepOptions { precision: Some(Precision { reduce }), ..StepOptions::default() }
+    StepOptions { precision: Some(Precision { reduce, ..Precision::default() }), ..StepOptions::default() }
 }
 
 #[test]

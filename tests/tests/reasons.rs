@@ -86,8 +86,11 @@ fn with_options() {
         ("micro-batches", StepOptions { micro_batches: 2, ..step() }),
         ("clipping and micro-batches", StepOptions { clip_norm: Some(1.0), micro_batches: 2, ..step() }),
         ("frozen layers", StepOptions { freeze: vec!["model.layers.0".into(), "transformer.h.0".into()], ..step() }),
-        ("bf16", StepOptions { precision: Some(Precision { reduce: Reduction::Compute }), ..step() }),
-        ("bf16, reduced in f32", StepOptions { precision: Some(Precision { reduce: Reduction::F32 }), ..step() }),
+        ("bf16", StepOptions { precision: Some(Precision::default()), ..step() }),
+        (
+            "bf16, reduced in f32",
+            StepOptions { precision: Some(Precision { reduce: Reduction::F32, ..Precision::default() }), ..step() },
+        ),
     ] {
         for (family, config) in [("llama", llama(2)), ("gpt2", gpt2(2))] {
             let mut step = step.clone();

@@ -70,7 +70,7 @@ impl StepArguments {
             clip_norm: self.clip_norm,
             micro_batches: self.micro_batches,
             freeze: self.freeze.clone(),
-            precision: (self.precision == Types::Bf16).then_some(Precision { reduce }),
+            precision: (self.precision == Types::Bf16).then_some(Precision { reduce, ..Precision::default() }),
         })
     }
 }

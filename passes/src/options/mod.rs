@@ -24,7 +24,7 @@ use std::borrow::Cow;
 use tpc_ir::quote::cut;
 use tpc_ir::{Graph, OutputKind};
 
-pub use precision::{Precision, Reduction};
+pub use precision::{Held, Precision, Reduction};
 
 /// What is done to a training step besides placing it.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,7 +147,7 @@ pub fn on_logical(
     if let Some(precision) = options.precision {
         // Terms of several micro-batches are added before they are reduced over ranks: in f32.
         let reduce = if options.micro_batches > 1 { Reduction::F32 } else { precision.reduce };
-        (graph, annotations) = precision::mixed(&graph, &annotations, Precision { reduce });
+        (graph, annotations) = precision::mixed(&graph, &annotations, Precision { reduce, ..precision });
     }
     if options.micro_batches != 1 {
         (graph, annotations) = accumulate::accumulate(&graph, &annotations, options.micro_batches)?;

@@ -1,6 +1,6 @@
 //! Mixed precision: bf16 compute and communication, f32 master parameters.
 //!
-//! Parameters and optimizer state stay f32. Forward and backward read a bf16 copy of each parameter
+//! Parameters and optimizer state stay f32, unless a program only reads them and is to hold them in bf16 ([`Held`]). Forward and backward read a bf16 copy of each parameter
 //! (so that gathering parameters sends bf16, rule 26), and the policy is that of `torch.autocast`:
 //!
 //! | operation of forward or backward | element type |
@@ -31,6 +31,19 @@ use tpc_ir::{DType, Graph, InputKind, MapFn, Op, Origin, OutputKind, Phase, Redu
 pub struct Precision {
     /// In which element type the gradients of products are reduced over ranks.
     pub reduce: Reduction,
+    /// In which element type parameters and tensors that are kept from run to run are held.
+    pub held: Held,
+}
+
+/// The element type in which a program holds what it does not train.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Held {
+    /// As captured: f32 parameters, of which bf16 copies are computed with.
+    #[default]
+    Masters,
+    /// In bf16: half of the memory, and half of the time to read it. Parameters that nothing updates, and tensors whose rows are
+    /// replaced, such as a cache of keys.
+    Compute,
 }
 
 /// The element type of gradient reductions. (Gradients that are sums along dimensions anyway, of
@@ -51,12 +64,20 @@ const LONG: DType = DType::F32;
 /// Lets forward and backward compute in bf16.
 pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> (Graph, Annotations) {
     let buffers = buffers(graph);
-    let mut pass = Pass { graph, precision, buffers, casts: HashMap::new() };
+    let held = match precision.held {
+        Held::Masters => HashSet::new(),
+        Held::Compute => held(graph),
+    };
+    let mut pass = Pass { graph, precision, buffers, held, casts: HashMap::new() };
     let (mut new, map) = rebuild(graph, graph.mesh.clone(), |new, node, operands| pass.node(new, node, &operands));
     for i in 0..new.outputs.len() {
         let output = &graph.outputs[i];
         let origin = graph.node(output.value.node).origin.clone();
-        new.outputs[i].value = pass.cast(&mut new, map[&output.value], graph.ty(output.value).dtype, &origin);
+        let dtype = match &output.kind {
+            OutputKind::Update(name) if pass.held.contains(name) => SHORT,
+            _ => graph.ty(output.value).dtype,
+        };
+        new.outputs[i].value = pass.cast(&mut new, map[&output.value], dtype, &origin);
     }
     let mut carried = annotations.clone();
     carried.results =
@@ -77,10 +98,34 @@ fn buffers(graph: &Graph) -> HashSet<String> {
     updated.collect()
 }
 
+/// The inputs that a program holds in bf16: f32 parameters that nothing updates, and states whose rows are replaced.
+fn held(graph: &Graph) -> HashSet<String> {
+    let updates: HashMap<&str, NodeIndex> = graph
+        .outputs
+        .iter()
+        .filter_map(|o| match &o.kind {
+            OutputKind::Update(name) => Some((name.as_str(), o.value.node)),
+            _ => None,
+        })
+        .collect();
+    let short = graph.inputs().filter(|(node, kind, name)| {
+        let update = updates.get(name);
+        graph.node(*node).types[0].dtype == LONG
+            && match kind {
+                InputKind::Parameter => update.is_none(),
+                InputKind::State => update.is_some_and(|update| matches!(graph.node(*update).op, Op::Put)),
+                _ => false,
+            }
+    });
+    short.map(|(_, _, name)| name.to_owned()).collect()
+}
+
 struct Pass<'a> {
     graph: &'a Graph,
     precision: Precision,
     buffers: HashSet<String>,
+    /// Inputs that are held in bf16.
+    held: HashSet<String>,
     casts: HashMap<(Value, DType), Value>,
 }
 
@@ -93,6 +138,9 @@ impl Pass<'_> {
             return self.typed(new, node, operands, &wanted, None);
         }
         match &n.op {
+            Op::Input { name, .. } if self.held.contains(name) => {
+                return self.typed(new, node, operands, &[], Some(SHORT));
+            }
             Op::Input { .. } | Op::Fill(_) | Op::Iota => return self.typed(new, node, operands, &[], None),
             Op::Random { distribution, .. } => {
                 let made = self.typed(new, node, operands, &[DType::I64], None);
@@ -152,6 +200,8 @@ impl Pass<'_> {
         let n = self.graph.node(node);
         match &n.op {
             Op::Einsum { .. } | Op::Take => return SHORT,
+            // Rows take the type of what they are written into.
+            Op::Put => return new.ty(operands[0]).dtype,
             Op::Reduce { op: ReduceOp::Sum | ReduceOp::Prod, .. } | Op::CumSum { .. } | Op::ScatterAdd => return LONG,
             Op::Map { f, .. } if wants_range(*f) => return LONG,
             Op::Map { f: MapFn::Mul, .. } if self.is_only_summed(node) => return LONG,

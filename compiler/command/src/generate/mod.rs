@@ -6,6 +6,7 @@ mod stop;
 use crate::files::{self, Files};
 use crate::given::Given;
 use crate::launch::{Running, leads};
+use crate::options::Types;
 use crate::settings::{compare_files, model_files};
 use crate::subject::executed;
 use crate::trace::Traced;
@@ -22,6 +23,7 @@ use tpc_compiler::models::ModelDir;
 use tpc_compiler::pretrained::load_weights;
 use tpc_data::Tokenizer;
 use tpc_data::tokenizer::Decoder;
+use tpc_passes::options::Precision;
 
 /// Generate text from prompts.
 #[derive(Debug, Args)]
@@ -60,6 +62,9 @@ pub struct Generate {
     /// Seed of the draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Element type of weights, cache and products; statistics of norms and softmax stay f32
+    #[arg(long, value_enum, default_value = "f32")]
+    precision: Types,
     /// A text that ends a generation, and is not shown; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -88,8 +93,9 @@ impl Generate {
         if self.stop.iter().any(String::is_empty) {
             return Err(Failure::new("--stop: an empty text would end every generation before it begins"));
         }
-        let (mesh, plan, options) =
+        let (mesh, plan, mut options) =
             (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, self.seed)?);
+        options.step.precision = (self.precision == Types::Bf16).then(Precision::default);
         let dir = ModelDir::open(&self.model)?;
         dir.warnings.iter().for_each(|warning| terminal.note(warning));
         let weights: Vec<PathBuf> = dir.weights.files().map(Path::to_path_buf).collect();

@@ -11,6 +11,7 @@ use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
 use tpc_ir::{InputKind, Mesh, OutputKind};
+use tpc_passes::options::Held;
 use tpc_passes::styles::Plan;
 use tpc_runtime::session::LaunchOptions;
 use tpc_runtime::{ProgramId, RuntimeError, Session};
@@ -190,7 +191,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Compiles a model for a mesh and a plan, and starts its ranks. The weights have to be loaded before the first run:
+    /// Compiles a model for a mesh and a plan, and starts its ranks. With a precision of bf16, weights and cache are held in
+    /// bf16. The weights have to be loaded before the first run:
     /// [`load_weights`](crate::pretrained::load_weights) with [`Generator::session`].
     ///
     /// # Errors
@@ -204,11 +206,15 @@ impl Generator {
         limits: Limits,
     ) -> Result<Self, Error> {
         check(config, &limits)?;
+        let mut options = options.clone();
+        if let Some(precision) = &mut options.step.precision {
+            precision.held = Held::Compute;
+        }
         let room = limits.room();
         let names = names(config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(config, room, limits.chunk(), room.slots)?;
-        let program = compile_inference_beside(&captured, mesh, plan, options, &rename, &Beside::default())?;
+        let program = compile_inference_beside(&captured, mesh, plan, &options, &rename, &Beside::default())?;
         let kept = Kept::of(&program.stages);
         let ranks = program.stages.ranks;
         check_memory(&ranks, &launch, |_| 0)?;
@@ -221,7 +227,7 @@ impl Generator {
             config: config.clone(),
             mesh: mesh.clone(),
             plan: plan.clone(),
-            options: options.clone(),
+            options,
             launch,
             limits,
             kept,

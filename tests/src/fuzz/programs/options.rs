@@ -228,7 +228,7 @@ impl Ways {
 
     /// The options of a step.
     pub fn step(&self, meaning: &Meaning) -> StepOptions {
-        let precision = |reduce| Some(Precision { reduce });
+        let precision = |reduce| Some(Precision { reduce, ..Precision::default() });
         StepOptions {
             clip_norm: meaning.clip,
             micro_batches: self.micro_batches,
