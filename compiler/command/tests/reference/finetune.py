@@ -70,34 +70,49 @@ def masked(row, draws):
     return ids, labels
 
 
-def rows(documents, epoch, guesses):
-    """The rows of an epoch."""
+def rows(documents, epoch, kind):
+    """The rows of an epoch: their tokens, labels, and the document of each token within its row."""
     order = list(range(len(documents)))
     Draws(2, epoch, 0).shuffle(order)
-    tokens = [token for at in order for token in documents[at]]
+    tokens = [(token, at) for at in order for token in documents[at]]
     cut = [tokens[at : at + SEQ] for at in range(0, len(tokens), SEQ)]
     draws = Draws(4, epoch, 0)
     made = []
     for row in cut:
-        ids, labels = masked(row, draws) if guesses else (row, [-100] + row[1:])
+        ids, owners = [token for token, _ in row], [owner for _, owner in row]
+        if kind == "guessed":
+            ids, labels = masked(ids, draws)
+        else:
+            begins = [at == 0 or kind == "apart" and owners[at] != owners[at - 1] for at in range(len(row))]
+            labels = [-100 if begin else token for begin, token in zip(begins, ids)]
         if any(label != -100 for label in labels):
-            made.append((ids, labels))
+            made.append((ids, labels, owners))
     Draws(3, epoch, 0).shuffle(made)
     return made
 
 
-def batches(documents, guesses):
+def batches(documents, kind):
     waiting, epoch = [], 0
     for _ in range(STEPS):
         while len(waiting) < ROWS:
-            waiting += rows(documents, epoch, guesses)
+            waiting += rows(documents, epoch, kind)
             epoch += 1
         batch, waiting = waiting[:ROWS], waiting[ROWS:]
         pad = lambda row, with_: row + [with_] * (SEQ - len(row))
-        ids = torch.tensor([pad(ids, EOS) for ids, _ in batch])
-        labels = torch.tensor([pad(labels, -100) for _, labels in batch])
-        mask = torch.tensor([[1] * len(ids) + [0] * (SEQ - len(ids)) for ids, _ in batch])
-        yield ids, labels, mask
+        ids = torch.tensor([pad(ids, EOS) for ids, _, _ in batch])
+        labels = torch.tensor([pad(labels, -100) for _, labels, _ in batch])
+        owners = torch.tensor([pad(owners, -1) for _, _, owners in batch])
+        if kind == "apart":
+            # A token sees those of its own document up to itself, and positions begin again with each document.
+            same = owners[:, :, None] == owners[:, None, :]
+            seen = same & torch.ones(SEQ, SEQ).tril().bool()
+            mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
+            begins = torch.ones(owners.shape, dtype=torch.bool)
+            begins[:, 1:] = owners[:, 1:] != owners[:, :-1]
+            place = torch.arange(SEQ).expand(owners.shape)
+            yield ids, labels, mask, place - torch.where(begins, place, 0).cummax(1).values
+        else:
+            yield ids, labels, (owners >= 0).long(), None
 
 
 def extended(name):
@@ -121,9 +136,8 @@ def extended(name):
     return model.train()
 
 
-def losses(name, documents):
+def losses(name, documents, kind):
     model = extended(name)
-    guesses = "bert" in name
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     decayed = [p for _, p in named if p.dim() >= 2]
     others = [p for _, p in named if p.dim() < 2]
@@ -131,8 +145,9 @@ def losses(name, documents):
     optimizer = torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), eps=1e-8)
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP, STEPS)
     out = []
-    for ids, labels, mask in batches(documents, guesses):
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    for ids, labels, mask, positions in batches(documents, kind):
+        more = {} if positions is None else {"position_ids": positions}
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, **more).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -149,9 +164,9 @@ def main():
     (DATA / "verses.jsonl").write_text("".join(json.dumps({"verse": verse}) + "\n" for verse in verses))
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     documents = [tokenizer.encode(verse, add_special_tokens=False).ids + [EOS] for verse in verses]
-    out = {name: losses(name, documents) for name in ["llama-tiny", "gpt2-tiny", "bert-tiny"]}
-    first = [ids.tolist() for ids, _, _ in batches(documents, False)][:1]
-    (DATA / "finetune.json").write_text(json.dumps({"losses": out, "first": first}) + "\n")
+    kinds = [("llama-tiny", "apart"), ("gpt2-tiny", "apart"), ("llama-tiny", "mixed"), ("gpt2-tiny", "mixed"), ("bert-tiny", "guessed")]
+    out = {f"{name} {kind}": losses(name, documents, kind) for name, kind in kinds}
+    (DATA / "finetune.json").write_text(json.dumps(out) + "\n")
     for name, curve in out.items():
         print(name, curve[0], curve[-1])
 
