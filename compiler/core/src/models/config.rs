@@ -50,6 +50,7 @@ impl ModelType {
 
 /// A model's configuration, of any family.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // there is one of them in a program
 pub enum ModelConfig {
     /// The decoder that families of causal models share.
     Decoder(DecoderConfig),
