@@ -125,8 +125,9 @@ impl Bench {
                 let note = |program: &TrainingProgram| {
                     note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
                 };
-                let program = compile_training_together(*capture, None, &mesh, &plan, &options, &rename, &launch, note)
-                    .map_err(|e| self.placement.failure(e))?;
+                let program =
+                    compile_training_together((*capture, None), &mesh, &plan, &options, &rename, &launch, note)
+                        .map_err(|e| self.placement.failure(e))?;
                 let init = program.init.clone();
                 (Running::Training(Box::new(program.launch(launch)?)), init)
             }

@@ -481,8 +481,7 @@ pub(crate) fn compile_inference_beside(
 /// # Errors
 /// As [`compile_training`], on all processes; a process that does not come; an evaluation that would need a parameter cut in another way.
 pub fn compile_training_together(
-    capture: TrainingCapture,
-    evaluation: Option<&Captured>,
+    (capture, evaluation): (TrainingCapture, Option<&Captured>),
     mesh: &Mesh,
     plan: &Plan,
     options: &CompileOptions,

@@ -219,7 +219,7 @@ impl Train {
             note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
         };
         let program =
-            compile_training_together(capture, evaluation.as_ref(), &mesh, &plan, &options, &rename, &launch, note)
+            compile_training_together((capture, evaluation.as_ref()), &mesh, &plan, &options, &rename, &launch, note)
                 .map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
         let work = Work::of(&self.running, flops.get().filter(|_| texts.is_some()), mesh.ranks())?;

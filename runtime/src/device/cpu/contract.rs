@@ -197,8 +197,8 @@ pub(crate) struct Product<T: 'static> {
     convert_out: bool,
     /// Blocks are summed in the scratch and handed on.
     hand_on: bool,
-    /// A row times a matrix of dense columns.
-    dots: bool,
+    /// How the columns of the right operand are stored if each is dense, and the left one is a single row.
+    dots: Option<Rows>,
     /// How the right operand is read if it is read row by row, for few rows of the left one.
     streams: Option<Rows>,
     /// Left and right are exchanged, and rows and columns with them.
@@ -436,7 +436,7 @@ where
         read_right: false,
         convert_out: false,
         hand_on: target == Target::Blocks,
-        dots: false,
+        dots: None,
         streams: None,
         swapped: false,
         whole,
@@ -470,13 +470,13 @@ where
     p.pack_left = !p.left.native || !unit(&p.left_k) || conflicts;
     p.read_right = p.right.native && p.m <= FEW_ROWS && matches!(p.right_k, Offsets::Affine(_));
     p.convert_out = !p.out.native && p.k > BLOCK_K;
-    p.dots = p.m == 1 && p.left.native && p.right.native && unit(&p.left_k) && unit(&p.right_k);
-    let rows = match if p.swapped { c.left.dtype } else { c.right.dtype } {
+    let stored = match if p.swapped { c.left.dtype } else { c.right.dtype } {
         _ if p.right.native => Some(Rows::Native),
         DType::BF16 => Some(Rows::Bf16),
         _ => None,
     };
-    p.streams = rows.filter(|_| !p.dots && p.m <= STREAMED_ROWS && unit(&p.right_n));
+    p.dots = stored.filter(|_| p.m == 1 && unit(&p.left_k) && unit(&p.right_k));
+    p.streams = stored.filter(|_| p.dots.is_none() && p.m <= STREAMED_ROWS && unit(&p.right_n));
     Ok(p)
 }
 
@@ -500,7 +500,13 @@ impl<T: Real> Product<T> {
     }
 
     fn left_elements(&self) -> usize {
-        if self.pack_left { (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(self.tiles.rows())) } else { 0 }
+        if self.pack_left && self.dots.is_some() {
+            self.k
+        } else if self.pack_left {
+            (self.block_k() + 16) * BLOCK_M.min(self.m.next_multiple_of(self.tiles.rows()))
+        } else {
+            0
+        }
     }
 
     fn scratch_elements(&self) -> usize {
@@ -557,8 +563,12 @@ impl<T: Real> Product<T> {
     }
 
     fn panel_elements(&self) -> usize {
-        let reads =
-            self.swapped || self.read_right || self.dots || self.streams.is_some() || self.k == 0 || self.k > BLOCK_K;
+        let reads = self.swapped
+            || self.read_right
+            || self.dots.is_some()
+            || self.streams.is_some()
+            || self.k == 0
+            || self.k > BLOCK_K;
         if reads { 0 } else { self.n.next_multiple_of(self.tiles.columns) * self.k }
     }
 
@@ -613,13 +623,13 @@ impl<T: Real> Product<T> {
         unsafe {
             if k == 0 {
                 self.nothing(out, scratch, part, finish);
-            } else if self.dots {
-                self.dots(left, right, out, scratch, part, finish);
             } else {
-                match self.streams {
-                    Some(Rows::Native) => self.stream::<T>(left, right.cast(), out, scratch, part, finish),
-                    Some(Rows::Bf16) => self.stream::<Bf16>(left, right.cast(), out, scratch, part, finish),
-                    None => self.blocks(left, right, out, scratch, part, finish),
+                match (self.dots, self.streams) {
+                    (Some(Rows::Native), _) => self.dots::<T>(left, right.cast(), out, scratch, part, finish),
+                    (Some(Rows::Bf16), _) => self.dots::<Bf16>(left, right.cast(), out, scratch, part, finish),
+                    (_, Some(Rows::Native)) => self.stream::<T>(left, right.cast(), out, scratch, part, finish),
+                    (_, Some(Rows::Bf16)) => self.stream::<Bf16>(left, right.cast(), out, scratch, part, finish),
+                    (None, None) => self.blocks(left, right, out, scratch, part, finish),
                 }
             }
         }
@@ -650,10 +660,11 @@ impl<T: Real> Product<T> {
         }
     }
 
-    unsafe fn dots(
+    /// A product of one row: a dot product with each column of the right operand.
+    unsafe fn dots<E: Widen<T>>(
         &self,
         left: *const u8,
-        right: *const u8,
+        right: *const E,
         out: *mut u8,
         scratch: *mut T,
         part: Part,
@@ -661,14 +672,22 @@ impl<T: Real> Product<T> {
     ) {
         let [_, all_n, k] = part.size;
         let sums = scratch.wrapping_add(self.sums_start());
-        // SAFETY: both operands are stored in this type, and the summed elements are neighbours.
-        let a = unsafe { std::slice::from_raw_parts(left.cast::<T>(), k) };
+        let row =
+            if self.pack_left { scratch.wrapping_add(self.right_elements()) } else { left.cast::<T>().cast_mut() };
+        if self.pack_left {
+            for p in 0..k {
+                // SAFETY: see `run`; the scratch has room for a whole row.
+                unsafe { *row.add(p) = (self.left.get)(left, p as isize) }
+            }
+        }
+        // SAFETY: the summed elements are neighbours, in the left operand or in the scratch.
+        let a = unsafe { std::slice::from_raw_parts(row.cast_const(), k) };
         for j0 in (0..all_n).step_by(BLOCK_N) {
             let n = BLOCK_N.min(all_n - j0);
             for j in 0..n {
                 // SAFETY: as above; a result that is accumulated is stored in this type.
                 unsafe {
-                    let b = std::slice::from_raw_parts(right.cast::<T>().offset(self.right_n.at(j0 + j)), k);
+                    let b = std::slice::from_raw_parts(right.offset(self.right_n.at(j0 + j)), k);
                     let (x, offset) = (self.scale * T::dot(a, b), self.out_n.at(j0 + j));
                     if self.hand_on {
                         *sums.add(j) = x;

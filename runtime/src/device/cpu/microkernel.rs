@@ -54,7 +54,7 @@ pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Outpu
     /// The number, exactly.
     fn of_f32(x: f32) -> Self;
     /// `Σ a[i]·b[i]`.
-    fn dot(a: &[Self], b: &[Self]) -> Self;
+    fn dot<E: Widen<Self>>(a: &[Self], b: &[E]) -> Self;
     /// `sums[r][j] += Σ x[r][p]·rows[p][j]` for `n` columns.
     ///
     /// # Safety
@@ -329,11 +329,11 @@ macro_rules! dot_body {
         let (mut ca, mut cb) = ($a.chunks_exact(WIDTH), $b.chunks_exact(WIDTH));
         for (x, y) in (&mut ca).zip(&mut cb) {
             for i in 0..WIDTH {
-                let ($x, $y, $s) = (x[i], y[i], sums[i]);
+                let ($x, $y, $s) = (x[i], y[i].widen(), sums[i]);
                 sums[i] = $fma;
             }
         }
-        let tail: $t = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * y).sum();
+        let tail: $t = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * (*y).widen()).sum();
         sums.iter().sum::<$t>() + tail
     }};
 }
@@ -342,7 +342,7 @@ macro_rules! real {
     ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $avx512:ident, $dot:ident, $rows:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
-        fn $dot(a: &[$t], b: &[$t]) -> $t {
+        fn $dot<E: Widen<$t>>(a: &[$t], b: &[E]) -> $t {
             dot_body!(a, b, $t, |x, y, s| x.mul_add(y, s))
         }
 
@@ -381,7 +381,7 @@ macro_rules! real {
                 x.into()
             }
 
-            fn dot(a: &[$t], b: &[$t]) -> $t {
+            fn dot<E: Widen<$t>>(a: &[$t], b: &[E]) -> $t {
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
                     // SAFETY: the CPU has the features.
