@@ -158,14 +158,18 @@ const PLANS: [&[&str]; 6] = [
 
 /// A directory of `data/faults` trains as transformers does, under every plan, and tells this.
 fn as_transformers(name: &str, plans: &[&[&str]], notes: &str) {
-    let (dir, scratch) = (data("faults").join(name), Scratch::new(name));
+    directory_as_transformers(&data("faults").join(name), name, plans, notes);
+}
+
+fn directory_as_transformers(dir: &Path, name: &str, plans: &[&[&str]], notes: &str) {
+    let scratch = Scratch::new(name);
     let losses: Vec<f64> = serde_json::from_value(json_file(&dir.join("expected.json"))["losses"].clone()).unwrap();
     let expected = floats(&dir.join("expected.safetensors"));
     let part = |prefix: &str| -> BTreeMap<String, Vec<f64>> {
         expected.iter().filter_map(|(n, v)| Some((n.strip_prefix(prefix)?.to_string(), v.clone()))).collect()
     };
     for plan in plans {
-        let found = train(&dir, &dir.join("inputs.safetensors"), plan, &scratch).unwrap_or_else(|e| panic!("{e}"));
+        let found = train(dir, &dir.join("inputs.safetensors"), plan, &scratch).unwrap_or_else(|e| panic!("{e}"));
         agrees(&found, &losses, &part("grad."), &part("param_after."), &format!("{name} {plan:?}"));
         assert_eq!(found.notes, notes, "{name} {plan:?}");
     }
@@ -874,4 +878,50 @@ fn defaults_are_those_of_transformers() {
         "config.json: key \"hidden_size\" should be a whole number from 1 up, but is null"
     );
     assert!(ModelDir::open(data("hf/llama-tiny")).unwrap().warnings.is_empty());
+}
+
+/// Fused tensors are written whole, gradients and weights, and labels are of the kind and shape that the head takes.
+#[test]
+fn fused_tensors_and_heads_are_trained_by_the_command() {
+    for name in [
+        "families/phi3",
+        "heads/phi3-token",
+        "heads/llama-sequence",
+        "heads/bert-multi-label",
+        "heads/qwen3-regression",
+    ] {
+        directory_as_transformers(&data(name), &name.replace('/', "-"), &PLANS[..3], "");
+    }
+}
+
+#[test]
+fn labels_that_a_head_does_not_take_are_refused() {
+    let scratch = Scratch::new("labels");
+    let of = |name: &str, labels: Raw| {
+        let mut tensors = raw(&data(name).join("inputs.safetensors"));
+        tensors.insert("labels".into(), labels);
+        let inputs = scratch.path("inputs.safetensors");
+        write_raw(&inputs, &tensors);
+        let said = train(&data(name), &inputs, &[], &scratch).err().unwrap();
+        said.replace(&format!("{}: ", inputs.display()), "")
+    };
+    let integers = |shape: &[usize], values: &[i64]| -> Raw {
+        (Dtype::I64, shape.to_vec(), values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    };
+    assert_eq!(
+        of("heads/bert-sequence", integers(&[3], &[0, 3, 1])),
+        "error: labels has 3, but the sequence classification has 3 labels (and -100 ignores one)\n"
+    );
+    assert_eq!(
+        of("heads/bert-sequence", integers(&[3, 2], &[0, 1, 0, 1, 0, 1])),
+        "error: tensor \"labels\" has shape [3, 2], expected [3, 1]\n"
+    );
+    assert_eq!(
+        of("heads/bert-sequence", integers(&[3], &[-100, -100, -100])),
+        "error: labels: all are -100 (ignored), so there is no loss\n"
+    );
+    assert_eq!(
+        of("heads/bert-multi-label", integers(&[3, 3], &[0; 9])),
+        "error: tensor \"labels\" has element type I64, expected F32, F16, BF16 or F64\n"
+    );
 }

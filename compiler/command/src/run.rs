@@ -64,7 +64,7 @@ impl Run {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let launch = self.traced.options(self.running.options()?);
         let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
-        let init = initial(&captured, &rename);
+        let init = initial(&captured, rename);
         let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
             .map_err(|e| self.placement.failure(e))?;
         let mut session = program.launch(launch)?;
