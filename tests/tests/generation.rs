@@ -36,12 +36,15 @@ fn limits(prompts: &[Vec<i64>], new_tokens: usize) -> Limits {
     Limits { batch: prompts.len(), prompt, new_tokens }
 }
 
+/// What each new token of a text was chosen by.
+type Logits = Vec<Vec<f64>>;
+
 /// Generates, with the logits of every token.
 fn generated(
     generator: &mut Generator,
     prompts: &[Vec<i64>],
     asked: &Generate,
-) -> Result<(Vec<Generated>, Vec<Vec<Vec<f64>>>), Error> {
+) -> Result<(Vec<Generated>, Vec<Logits>), Error> {
     let mut logits = vec![Vec::new(); prompts.len()];
     let mut listen = |chosen: Chosen<'_>| {
         logits[chosen.prompt].push(chosen.logits.to_vec());
