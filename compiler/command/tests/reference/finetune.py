@@ -160,7 +160,7 @@ def losses(name, documents, kind):
 
 def main():
     torch.manual_seed(0)
-    verses = TEXT.read_text(encoding="utf-8").splitlines()[:70]
+    verses = [line for line in TEXT.read_text(encoding="utf-8").splitlines() if line][:70]
     (DATA / "verses.jsonl").write_text("".join(json.dumps({"verse": verse}) + "\n" for verse in verses))
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     documents = [tokenizer.encode(verse, add_special_tokens=False).ids + [EOS] for verse in verses]
