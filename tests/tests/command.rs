@@ -767,7 +767,7 @@ fn outputs_go_where_their_paths_lead() {
     assert!(std::fs::symlink_metadata(&weights).unwrap().is_symlink() && tensors(&weights).len() > 10);
     assert_eq!(scratch.names(), ["elsewhere", "saved"]);
     let names = Scratch(scratch.0.join("elsewhere")).names();
-    assert_eq!(names, ["blob", "config.json", "model.safetensors"]);
+    assert_eq!(names, ["blob", "config.json", "generation_config.json", "model.safetensors"]);
 }
 
 #[test]
