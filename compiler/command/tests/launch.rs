@@ -16,7 +16,14 @@ fn trains_as_expected(name: &str, plan: &str, mesh: &str, ranks: &str) {
     assert_eq!(told.out.matches("step 1/3").count(), 1);
     assert_eq!(
         scratch.names(),
-        ["g.safetensors", "m.jsonl", "saved", "saved/config.json", "saved/model.safetensors"],
+        [
+            "g.safetensors",
+            "m.jsonl",
+            "saved",
+            "saved/config.json",
+            "saved/generation_config.json",
+            "saved/model.safetensors"
+        ],
         "nothing else is left"
     );
     compares(&scratch, &format!("{name} {plan} {mesh}"), &dir);
@@ -206,8 +213,9 @@ fn differences_between_the_processes_of_a_job_are_named() {
     let other_inputs = format!("{other}/inputs.safetensors");
     let [text, text2] = ["text", "text2"].map(|name| {
         let path = scratch.path(name);
-        let arguments = ["train", &model, "--plan", "ddp", "--mesh", "dp=2", "--data", &path, "--steps", "2"];
-        with(&arguments.map(String::from), &["--characters", "--batch", "2", "--seq", "8"])
+        let arguments =
+            ["train", &model, "--characters", "--plan", "ddp", "--mesh", "dp=2", "--data", &path, "--steps", "2"];
+        with(&arguments.map(String::from), &["--batch", "2", "--seq", "8"])
     });
     let plans = ["plan.json", "plan2.json"].map(|name| with(&base, &["--plan", &scratch.path(name)]));
     let runs = ["a", "b"].map(|name| with(&base, &["--checkpoint", &scratch.path(name)]));
