@@ -24,7 +24,8 @@ def rates(make):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = make(optimizer)
     out = []
-    for _ in range(STEPS + 5):
+    # After the end nothing is compared: a run has no steps there.
+    for _ in range(STEPS + 1):
         out.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
