@@ -192,7 +192,7 @@ impl Builder<'_> {
     }
 
     fn operation(&mut self) {
-        match self.dice.below(16) {
+        match self.dice.below(17) {
             0 => drop(self.input()),
             1 | 2 => self.map(),
             3 | 4 => self.einsum(),
@@ -204,7 +204,7 @@ impl Builder<'_> {
             10 => self.scatter(),
             11 => self.ordered(),
             12 => self.reshape(),
-            13 => self.put(),
+            16 => self.put(),
             _ => self.collective(),
         }
     }
