@@ -25,7 +25,7 @@ pub use tpc_ir::program::RankProgram;
 #[doc(inline)]
 pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
 #[doc(inline)]
-pub use tpc_passes::options::{Precision, Reduction};
+pub use tpc_passes::options::{Held, Precision, Reduction};
 #[doc(inline)]
 pub use tpc_runtime::launch::join;
 #[doc(inline)]
@@ -53,8 +53,8 @@ pub mod styles {
 pub mod models {
     #[doc(inline)]
     pub use tpc_compiler::models::{
-        Head, HeadKind, Labels, Model, ModelConfig, ModelDir, ModelWarning, Pooling, PoolingMode, Problem, SavedType,
-        Saving, ShardSize, Targets, TokenInputs, loss::IGNORE,
+        Documents, Head, HeadKind, Labels, Model, ModelConfig, ModelDir, ModelWarning, Pooling, PoolingMode, Problem,
+        SavedType, Saving, ShardSize, Targets, TokenInputs, loss::IGNORE,
     };
 }
 
@@ -62,6 +62,8 @@ pub mod models {
 pub mod error {
     #[doc(inline)]
     pub use tpc_compiler::capture::CaptureError;
+    #[doc(inline)]
+    pub use tpc_compiler::generate::GenerateError;
     #[doc(inline)]
     pub use tpc_compiler::import::ImportError;
     #[doc(inline)]

@@ -117,7 +117,7 @@
 //!
 //! // The latest actions of every rank, for Perfetto or chrome://tracing.
 //! let trace = session.trace_json();
-//! assert!(trace.starts_with("{\"traceEvents\":[") && trace.contains("\"cat\":\"forward,collective\""));
+//! assert!(trace.starts_with("{\"traceEvents\":[") && trace.contains("\"name\":\"start all_reduce\""));
 //! # Ok(())
 //! # }
 //! ```

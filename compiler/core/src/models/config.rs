@@ -312,7 +312,7 @@ impl ModelConfig {
     }
 
     /// The cache of each attention, in the order of the layers; none of a model that does not generate.
-    pub fn caches(&self) -> Vec<CacheShape> {
+    pub(crate) fn caches(&self) -> Vec<CacheShape> {
         if !self.is_causal() {
             return Vec::new();
         }

@@ -176,7 +176,7 @@ impl Model {
     ///
     /// # Panics
     /// A model that has no caches ([`ModelConfig::caches`]), or other caches than those.
-    pub fn next(&self, inputs: CachedInputs, caches: Vec<LayerCache>) -> (Tensor<2>, Vec<NextCache>) {
+    pub(crate) fn next(&self, inputs: CachedInputs, caches: Vec<LayerCache>) -> (Tensor<2>, Vec<NextCache>) {
         let cache = Cache::new(&inputs, caches);
         let span = Span::Next(cache.clone());
         let logits = match &self.network {

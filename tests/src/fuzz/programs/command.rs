@@ -182,7 +182,17 @@ fn train(case: &Case, scratch: &Scratch, steps: &str) -> Vec<String> {
             Descent::Nesterov => flag(&["--optimizer", "sgd", "--momentum", "0.5", "--nesterov"]),
             Descent::Adam | Descent::Adamw => {
                 let name = if *descent == Descent::Adam { "adam" } else { "adamw" };
-                flag(&["--optimizer", name, "--beta2", "0.95", "--eps", "1e-2", "--weight-decay", "0.1"]);
+                flag(&[
+                    "--optimizer",
+                    name,
+                    "--beta2",
+                    "0.95",
+                    "--eps",
+                    "1e-2",
+                    "--weight-decay",
+                    "0.1",
+                    "--decay-all",
+                ]);
             }
         }
     }
