@@ -12,7 +12,7 @@ use crate::order::{Draws, Purpose};
 /// How documents become rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// Rows are full. Documents follow each other, and a token sees those before it, of other documents, too.
+    /// Rows are full. Documents follow each other, and a token sees every token before it, also those of other documents.
     Packed,
     /// Rows are full. A token sees its own document only: documents are numbered within their row, positions begin again with each, and
     /// the first token of a document is not predicted.

@@ -199,7 +199,7 @@ fn paragraphs() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// Pieces are the text, none is longer than asked for, and only the first begins it.
+    /// The pieces of a document concatenate to its text. None exceeds the limit, and only the first is marked as the beginning.
     #[test]
     fn pieces_are_the_text(text in paragraphs(), piece in 64usize..300) {
         let dir = Temporary::new();

@@ -254,7 +254,7 @@ impl Generate {
         Ok(ids.into_iter().map(i64::from).collect())
     }
 
-    /// The tokens that end a text: those of generation_config.json, or else of config.json, and the tokenizer's.
+    /// The tokens that end a text: those of generation_config.json, otherwise those of config.json, otherwise the tokenizer's.
     fn ends(&self, tokenizer: Option<&Tokenizer>) -> Outcome<Vec<i64>> {
         if self.ignore_end {
             return Ok(Vec::new());

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// How far a run is: a bar on a terminal, or else some lines.
+/// How far a run is: a bar on a terminal, otherwise some lines.
 pub(super) struct Progress {
     bar: ProgressBar,
     begun: Instant,

@@ -19,7 +19,7 @@ pub enum Shape {
     Wsd,
 }
 
-/// So many steps, or a share of all of them.
+/// A number of steps, absolute or relative to the length of the run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Span {
     /// Steps.

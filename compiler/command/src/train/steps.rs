@@ -101,7 +101,7 @@ impl Run<'_> {
             let (start, lr) = (Instant::now(), self.schedule.rate(step - 1));
             let loss = training.step(lr)?;
             let seconds = start.elapsed().as_secs_f64();
-            // What is read comes from all processes, whoever writes it.
+            // Reading an output is a collective of all processes, so each of them reads it, also where only the first writes the metrics.
             let measures = train.metrics.is_some() || train.tensorboard.is_some();
             let norm = if measures { norm(training.session())? } else { None };
             if step == 1 && train.grads.is_some() {

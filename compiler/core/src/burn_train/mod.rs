@@ -3,8 +3,8 @@
 //! The step is recorded once for each shape, with tensors that stand for those of the batch. The alternative is to record every step and to
 //! look its program up by content. That takes milliseconds a step, and the recording then includes how the batch was made, whose values
 //! become constants of the program. `loss.backward()` cannot be recorded: burn refuses it on a recording device, and a step that unwinds
-//! loses its output. A step therefore ends in [`backward`], which says which tensor is the loss. A step costs what [`RunningTrainer::step`](crate::trainer::RunningTrainer::step) costs, and some 50 µs for the
-//! loop and its events (release build, 2 cores of an EPYC).
+//! loses its output. A step therefore ends in [`backward`], which says which tensor is the loss. A step costs what
+//! [`RunningTrainer::step`](crate::trainer::RunningTrainer::step) costs, and the loop and its events.
 //!
 //! | question | file |
 //! |---|---|

@@ -255,8 +255,8 @@ fn tensors(map: &WeightMap) -> Vec<Tensor<'_>> {
     tensors
 }
 
-/// The strips that [`write_strips`] and [`save_strips`] write, in their order, for whoever has to be there when another process
-/// writes them.
+/// Calls `strip` for the strips that [`write_strips`] and [`save_strips`] write, in their order, and writes nothing. Every process has to
+/// take part in reading a strip; those that do not write the file call this.
 ///
 /// # Errors
 /// What `strip` says.

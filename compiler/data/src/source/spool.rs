@@ -11,7 +11,7 @@ pub(super) fn nameless() -> io::Result<File> {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("tpc-data-{}-{number}", std::process::id()));
         match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-            // One that an earlier process of this number left behind in the moment before it was removed.
+            // An earlier process with the same id ended between creating its file and removing the name.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
             Ok(file) => {

@@ -1,6 +1,6 @@
 //! Where a long text is cut into pieces.
 
-/// The end of a piece that begins a text longer than `limit` bytes: after a blank line in its second half, or else after the last line,
+/// The end of a piece that begins a text longer than `limit` bytes: after a blank line in its second half, otherwise after the last line,
 /// the last space, or the last whole character.
 ///
 /// `text` has at least `limit` bytes and begins with a whole character.

@@ -49,7 +49,7 @@ pub struct Encoded {
 pub const FILES: [&str; 4] = [pretrained::FILE, config::FILE, config::SPECIAL_TOKENS, config::TEMPLATE];
 
 impl Tokenizer {
-    /// The tokenizer of a model directory: its `tokenizer.json` with the special tokens and the chat template beside it, or else its
+    /// The tokenizer of a model directory: its `tokenizer.json` with the special tokens and the chat template beside it, otherwise its
     /// `alphabet.json`. `None` if it has neither. `now` is the time that a template may ask for, in seconds since 1970.
     ///
     /// # Errors
@@ -133,7 +133,7 @@ impl Tokenizer {
         self.pretrained()?.special().eos
     }
 
-    /// The token of padding: that of the tokenizer, or else the one that ends a text, or else 0.
+    /// The token of padding: that of the tokenizer, otherwise the one that ends a text, otherwise 0.
     pub fn pad(&self) -> u32 {
         let special = self.pretrained().map(Pretrained::special);
         special.and_then(|special| special.pad.or(special.eos)).unwrap_or(0)
