@@ -4,7 +4,7 @@
 //! fits the model; what it says of modules that this program does not use is left out, and parameters that it then says nothing about stay
 //! where they are.
 
-use crate::program::{Error, Stages};
+use crate::program::{Error, Stages, check_memory, feed};
 use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
@@ -12,6 +12,7 @@ use tpc_ir::program::RankProgram;
 use tpc_ir::{Graph, InputKind, Mesh, Type};
 use tpc_passes::propagate::{Annotation, Annotations};
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
+use tpc_runtime::{LaunchOptions, ProgramId, Session};
 
 /// The programs of a session that another one joins; none for a program of its own.
 #[derive(Default)]
@@ -56,6 +57,22 @@ impl Beside<'_> {
         }
         Ok(())
     }
+}
+
+/// Loads a program beside those of a session, and writes the constants that it alone has.
+///
+/// # Errors
+/// Too little memory, a program that does not fit beside the others.
+pub(crate) fn add(
+    session: &mut Session,
+    launch: &LaunchOptions,
+    ranks: Vec<RankProgram>,
+    constants: &HashMap<String, TensorData>,
+) -> Result<ProgramId, Error> {
+    check_memory(&ranks, launch, |rank| session.allocated_bytes(rank))?;
+    let program = session.add(ranks)?;
+    feed(session, InputKind::Constant, constants)?;
+    Ok(program)
 }
 
 /// The canonical program and what the plan demands of it.

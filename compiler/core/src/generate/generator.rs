@@ -3,7 +3,7 @@
 use super::program::{FIRST, LOGITS, POSITIONS, Room, SLOTS, TOKENS, capture};
 use super::prompts::{Placed, Run, filled};
 use super::sampling::{Sampling, choose};
-use crate::beside::{Beside, Kept};
+use crate::beside::{self, Beside, Kept};
 use crate::models::ModelConfig;
 use crate::pretrained::names;
 use crate::program::{CompileOptions, Error, check_memory, compile_inference_beside, feed};
@@ -349,10 +349,7 @@ impl Generator {
         let programs: Vec<&[RankProgram]> = self.session.programs().collect();
         let beside = Beside { kept: Some(&self.kept), constants: self.constants.clone(), programs };
         let program = compile_inference_beside(&captured, &self.mesh, &self.plan, &self.options, &rename, &beside)?;
-        let ranks = program.stages.ranks;
-        check_memory(&ranks, &self.launch, |rank| self.session.allocated_bytes(rank))?;
-        let id = self.session.add(ranks)?;
-        feed(&mut self.session, InputKind::Constant, &program.constants)?;
+        let id = beside::add(&mut self.session, &self.launch, program.stages.ranks, &program.constants)?;
         self.constants = program.constants;
         self.decode.push((seen, id));
         Ok(())

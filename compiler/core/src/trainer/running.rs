@@ -5,13 +5,12 @@ use super::error::TrainerError;
 use super::rates::Rates;
 use super::source::{self, Gives, Record, Source};
 use super::{Settings, explain, export, module, record};
-use crate::beside::{Beside, Kept};
+use crate::beside::{self, Beside, Kept};
 use crate::capture::{BatchData, BatchFields, Captured, OptimizerStates, ResultValues, Results, TrainingCapture};
 use crate::data;
 use crate::import::SEED;
 use crate::program::{
-    CompileOptions, Error, TrainingSession, Which, check_memory, compile_inference_beside, compile_step_beside, feed,
-    seed_bytes,
+    CompileOptions, Error, TrainingSession, Which, compile_inference_beside, compile_step_beside, seed_bytes,
 };
 use burn::module::Module;
 use burn::optim::OptimizerRecord;
@@ -20,8 +19,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tpc_ir::OutputKind;
 use tpc_ir::program::RankProgram;
-use tpc_ir::{InputKind, OutputKind};
 use tpc_runtime::{ProgramId, Session};
 
 /// What all programs of one trainer are made of.
@@ -343,10 +342,7 @@ impl<M> Family<M> {
         ranks: Vec<RankProgram>,
         constants: HashMap<String, TensorData>,
     ) -> Result<ProgramId, Error> {
-        let session = training.session();
-        check_memory(&ranks, &self.settings.launch, |rank| session.allocated_bytes(rank))?;
-        let program = session.add(ranks)?;
-        feed(session, InputKind::Constant, &constants)?;
+        let program = beside::add(training.session(), &self.settings.launch, ranks, &constants)?;
         self.constants = constants;
         Ok(program)
     }

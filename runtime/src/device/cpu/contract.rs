@@ -660,6 +660,23 @@ impl<T: Real> Product<T> {
         }
     }
 
+    /// Hands an element of the product on, in the scratch, or writes it to the result or adds it there.
+    #[inline(always)]
+    unsafe fn give(&self, x: T, sum: *mut T, (out, offset): (*mut u8, isize), accumulate: bool) {
+        // SAFETY: the caller addresses an element of the sums and one of the result; a result that is accumulated is stored in
+        // this type.
+        unsafe {
+            if self.hand_on {
+                *sum = x;
+            } else if accumulate {
+                let o = out.cast::<T>().offset(offset);
+                *o = *o + x;
+            } else {
+                (self.out.put)(out, offset, x);
+            }
+        }
+    }
+
     /// A product of one row: a dot product with each column of the right operand.
     unsafe fn dots<E: Widen<T>>(
         &self,
@@ -688,15 +705,8 @@ impl<T: Real> Product<T> {
                 // SAFETY: as above; a result that is accumulated is stored in this type.
                 unsafe {
                     let b = std::slice::from_raw_parts(right.offset(self.right_n.at(j0 + j)), k);
-                    let (x, offset) = (self.scale * T::dot(a, b), self.out_n.at(j0 + j));
-                    if self.hand_on {
-                        *sums.add(j) = x;
-                    } else if part.accumulate {
-                        let o = out.cast::<T>().offset(offset);
-                        *o = *o + x;
-                    } else {
-                        (self.out.put)(out, offset, x);
-                    }
+                    let x = self.scale * T::dot(a, b);
+                    self.give(x, sums.add(j), (out, self.out_n.at(j0 + j)), part.accumulate);
                 }
             }
             finish(Block { batch: 0, rows: (0, 1), columns: (j0, n), sums: sums.cast() });
@@ -758,14 +768,7 @@ impl<T: Real> Product<T> {
                     // SAFETY: see `run`; a result that is accumulated is stored in this type.
                     unsafe {
                         let sum = sums_of(i).add(j);
-                        *sum = self.scale * *sum;
-                        if self.hand_on {
-                        } else if part.accumulate {
-                            let o = out.cast::<T>().offset(offset);
-                            *o = *o + *sum;
-                        } else {
-                            (self.out.put)(out, offset, *sum);
-                        }
+                        self.give(self.scale * *sum, sum, (out, offset), part.accumulate);
                     }
                 }
             }
