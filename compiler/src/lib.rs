@@ -16,6 +16,8 @@ pub use tpc_compiler::capture::{
     Batch, BatchData, Loss, Named, ResultValues, Results, Spec, Tensors, named, scope::scope,
 };
 #[doc(inline)]
+pub use tpc_compiler::optimizer::ByDimensions;
+#[doc(inline)]
 pub use tpc_compiler::program::{Error, Stages};
 #[doc(inline)]
 pub use tpc_compiler::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer};
@@ -56,6 +58,12 @@ pub mod models {
         Documents, Head, HeadKind, Labels, Model, ModelConfig, ModelDir, ModelWarning, Pooling, PoolingMode, Problem,
         SavedType, Saving, ShardSize, Targets, TokenInputs, loss::IGNORE,
     };
+}
+
+/// Text from a causal language model, with a cache of keys and values.
+pub mod generate {
+    #[doc(inline)]
+    pub use tpc_compiler::generate::{Choice, Chosen, Generate, Generated, Generator, Limits, Sampling, Why};
 }
 
 /// The errors that [`Error`] is made of, and those of meshes and plans.

@@ -17,6 +17,7 @@ use tpc_compiler::capture::{
     capture_training_shapes, named,
 };
 use tpc_compiler::models::{Mlp, ModelConfig, ModelDir, Use, presets};
+use tpc_compiler::optimizer::ByDimensions;
 use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc_compiler::program::Error;
 use tpc_ir::DType as IrType;
@@ -371,34 +372,8 @@ impl Optimizer {
     ) -> Result<TrainingCapture, Error> {
         match self.decay_all || decay == 0.0 {
             true => capture_step(config, tokens, &build(decay)),
-            false => capture_step(config, tokens, &Grouped { matrices: build(decay), vectors: build(0.0) }),
+            false => capture_step(config, tokens, &ByDimensions { matrices: build(decay), vectors: build(0.0) }),
         }
-    }
-}
-
-/// One optimizer for matrices, and another for vectors: gains of norms and biases are all parameters of one dimension that the models have.
-#[derive(Clone)]
-struct Grouped<O> {
-    matrices: O,
-    vectors: O,
-}
-
-impl<O: BurnOptimizer> BurnOptimizer for Grouped<O> {
-    type State<const D: usize> = O::State<D>;
-
-    fn step<const D: usize>(
-        &self,
-        lr: f64,
-        tensor: Tensor<D>,
-        grad: Tensor<D>,
-        state: Option<Self::State<D>>,
-    ) -> (Tensor<D>, Option<Self::State<D>>) {
-        let optimizer = if D > 1 { &self.matrices } else { &self.vectors };
-        optimizer.step(lr, tensor, grad, state)
-    }
-
-    fn to_device<const D: usize>(state: Self::State<D>, device: &Backend) -> Self::State<D> {
-        O::to_device(state, device)
     }
 }
 

@@ -14,6 +14,8 @@
 //! | what a plan's errors say of the model | [`explain`] |
 //! | programs from the process that compiles to the others | `together` |
 //! | model families and their files | [`models`] |
+//! | text from a model, with a cache of keys and values | [`generate`] |
+//! | optimizers made of optimizers | [`optimizer`] |
 //! | capture, load, initialize and save a model directory | [`pretrained`] |
 
 mod beside;
@@ -26,6 +28,7 @@ pub mod generate;
 pub mod import;
 mod memory;
 pub mod models;
+pub mod optimizer;
 pub mod pretrained;
 pub mod program;
 mod together;

@@ -52,3 +52,25 @@
 //! - Prompts that join a batch while others are being generated (continuous batching), and beams.
 //! - Rotary embeddings that change with the length (`dynamic`, `longrope`) use the frequencies of the longest sequence that
 //!   the run has room for, from the first token on.
+//!
+//! # From a program
+//!
+//! [`Generator`](crate::generate::Generator) does the same in a program: it compiles for a mesh, a plan and
+//! [`Limits`](crate::generate::Limits), and hands on every token as soon as it is chosen, with the logits that it was chosen by.
+//! Tokens become text by the crate `tpc-data`, whose `Tokenizer::of_dir` reads the directory's own; the main job
+//! (`examples/src/bin/train_text/writing.rs`) does that.
+//!
+//! ```
+//! # use tpc::generate::{Generate, Generator, Limits};
+//! # use tpc::models::ModelDir;
+//! # use tpc::prelude::*;
+//! # std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/hf"))?;
+//! let dir = ModelDir::open("llama-tiny")?;
+//! let limits = Limits { batch: 2, prompt: 8, new_tokens: 16 };
+//! let mut generator = Generator::pretrained(&dir, &Mesh::new([("tp", 2)])?, &Plan::built_in("tp")?, limits)?;
+//! let asked = Generate { new_tokens: 16, ..Generate::default() }; // the most likely tokens
+//! let prompts = [vec![1, 5, 9], vec![7, 3, 11, 2, 4]];
+//! let generated = generator.generate(&prompts, &asked, &mut |chosen| chosen.token != 0)?;
+//! assert!(generated.iter().all(|one| one.tokens.len() <= 16));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```

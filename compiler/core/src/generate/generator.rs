@@ -4,8 +4,8 @@ use super::program::{FIRST, LOGITS, POSITIONS, Room, SLOTS, TOKENS, capture};
 use super::prompts::{Placed, Run, filled};
 use super::sampling::{Sampling, choose};
 use crate::beside::{self, Beside, Kept};
-use crate::models::ModelConfig;
-use crate::pretrained::names;
+use crate::models::{ModelConfig, ModelDir};
+use crate::pretrained::{load_weights, names};
 use crate::program::{CompileOptions, Error, check_memory, compile_inference_beside, feed};
 use burn::tensor::TensorData;
 use std::collections::HashMap;
@@ -235,6 +235,17 @@ impl Generator {
             prefill,
             decode: Vec::new(),
         })
+    }
+
+    /// [`Generator::launch`] on threads of this process, with the weights of a directory.
+    ///
+    /// # Errors
+    /// As [`Generator::launch`]; a tensor that cannot be read.
+    pub fn pretrained(dir: &ModelDir, mesh: &Mesh, plan: &Plan, limits: Limits) -> Result<Self, Error> {
+        let (options, launch) = (CompileOptions::default(), LaunchOptions::default());
+        let mut generator = Self::launch(&dir.config, mesh, plan, &options, launch, limits)?;
+        load_weights(generator.session()?, &dir.weight_map(), &dir.weights)?;
+        Ok(generator)
     }
 
     /// The ranks' session, with the program selected that reads prompts.

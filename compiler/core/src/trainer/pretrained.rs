@@ -4,11 +4,12 @@ use super::Trainer;
 use super::running::RunningTrainer;
 use super::source::Source;
 use crate::capture::{BatchData, Init, Results};
-use crate::models::{Model, ModelDir, Saving, build};
+use crate::models::{Model, ModelConfig, ModelDir, Saving, build, weight_map};
 use crate::pretrained::{self, Called};
 use crate::program::Error;
 use burn::optim::Optimizer;
 use burn::tensor::Device;
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
@@ -42,9 +43,20 @@ impl<B: BatchData, R: Results> RunningTrainer<Model, B, R> {
     /// # Errors
     /// As [`RunningTrainer::save_pretrained`].
     pub fn save_pretrained_as(&mut self, like: &ModelDir, to: impl AsRef<Path>, saving: Saving) -> Result<(), Error> {
-        let (session, to) = (self.parameters()?, to.as_ref());
+        let (session, to) = (self.training_session()?, to.as_ref());
         pretrained::save_called(session, &like.weight_map(), &like.config_json, to, saving, Called::AsInModules)?;
         Ok(pretrained::copy_companions(session, &like.path, to)?)
+    }
+
+    /// Writes the parameters, as they are now, as a model directory with this `config.json`: for a model that began with
+    /// [`Trainer::new`] and has no directory yet. A tokenizer that the directory has stays there.
+    ///
+    /// # Errors
+    /// A configuration that is refused or describes another model, a directory that takes no file.
+    pub fn save_with_config(&mut self, config: &Value, to: impl AsRef<Path>) -> Result<(), Error> {
+        let (session, to) = (self.training_session()?, to.as_ref());
+        let map = weight_map(&ModelConfig::from_json(config, &to.join("config.json"))?);
+        Ok(pretrained::save_called(session, &map, config, to, Saving::default(), Called::AsInModules)?)
     }
 }
 

@@ -228,6 +228,15 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         self.training.session()
     }
 
+    /// The ranks' session with the program of the next training step selected, whatever ran last: its counters are those of training.
+    ///
+    /// # Errors
+    /// A program that cannot be loaded; a session that failed.
+    pub fn training_session(&mut self) -> Result<&mut Session, Error> {
+        self.training.turn()?;
+        Ok(self.training.session())
+    }
+
     /// What a training step computes, communicates and holds, in words.
     pub fn explain(&self) -> &str {
         &self.explained
@@ -241,12 +250,6 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         let mut model = self.family.source.module(device);
         self.load_into(&mut model)?;
         Ok(model)
-    }
-
-    /// The session, with a program selected that has every parameter.
-    pub(super) fn parameters(&mut self) -> Result<&Session, Error> {
-        self.training.turn()?;
-        Ok(self.training.session())
     }
 
     /// Writes the parameters, as they are now, into a module, by path. On an error the module is as it was.
