@@ -1,13 +1,13 @@
 //! What a compiled program costs, as JSON, and what one rank of it sees, as text.
 
+use petgraph::graph::NodeIndex;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use tpc_ir::program::{RankProgram, wire_bytes};
 use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
 use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Op, Subscripts, Type};
-use tpc_passes::lower::group::Kernel;
-use tpc_passes::lower::schedule::{Schedule, why};
+use tpc_passes::lower::launches::{Schedule, why};
 
 /// Collectives that are alike, and how many of them a step executes.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,8 +58,8 @@ impl Collectives {
 /// The collectives of a program, in the order in which they start; those that differ in nothing are one.
 pub fn collectives(placed: &Graph, schedule: &Schedule) -> Vec<Collectives> {
     let mut found: Vec<Collectives> = Vec::new();
-    for kernel in schedule.collectives() {
-        let one = collective(placed, kernel);
+    for values in schedule.collectives() {
+        let one = collective(placed, values);
         match found.iter_mut().find(|c| Collectives { count: 1, ..(*c).clone() } == one) {
             Some(same) => same.count += 1,
             None => found.push(one),
@@ -68,10 +68,10 @@ pub fn collectives(placed: &Graph, schedule: &Schedule) -> Vec<Collectives> {
     found
 }
 
-/// One collective: the values that it carries are the kernel's nodes.
-fn collective(placed: &Graph, kernel: &Kernel) -> Collectives {
+/// The collective that carries these values.
+fn collective(placed: &Graph, values: &[NodeIndex]) -> Collectives {
     let mesh = &placed.mesh;
-    let n = placed.node(kernel.nodes[0]);
+    let n = placed.node(values[0]);
     let dims = |op: &Op| match op {
         Op::AllGather { dim, .. } | Op::ReduceScatter { dim, .. } => (Some(*dim), None),
         Op::AllToAll { from, to, .. } => (Some(*from), Some(*to)),
@@ -79,8 +79,8 @@ fn collective(placed: &Graph, kernel: &Kernel) -> Collectives {
     };
     // Values that are cut along different dimensions have none in common.
     let (dim, to_dim) = dims(&n.op);
-    let alike = kernel.nodes.iter().all(|&node| dims(&placed.node(node).op) == (dim, to_dim));
-    let bytes = kernel.nodes.iter().map(|&node| {
+    let alike = values.iter().all(|&node| dims(&placed.node(node).op) == (dim, to_dim));
+    let bytes = values.iter().map(|&node| {
         let (before, after) = (placed.ty(placed.operands(node)[0]), &placed.node(node).types[0]);
         before.max_local_bytes(mesh).max(after.max_local_bytes(mesh))
     });
@@ -92,11 +92,11 @@ fn collective(placed: &Graph, kernel: &Kernel) -> Collectives {
         dim: dim.filter(|_| alike),
         to_dim,
         dtype: n.types[0].dtype.to_string(),
-        values: kernel.nodes.len(),
+        values: values.len(),
         full_bytes: bytes.sum(),
         ranks: mesh.group_size(axes),
         count: 1,
-        why: why(placed, kernel).to_string(),
+        why: why(placed, values).to_string(),
     }
 }
 

@@ -43,7 +43,7 @@
 
 use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};
-use super::group::Kernel;
+use super::kernel::Kernel;
 use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
 use petgraph::graph::NodeIndex;
@@ -101,7 +101,7 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
     let found = Dependences::new(graph, &kernels);
     let (homes, turns) = (scattered(graph), turns(graph));
     let mut collectives: Vec<(Place, usize)> = Vec::new();
-    for k in (0..kernels.len()).filter(|&k| is_collective(graph, &kernels[k])) {
+    for k in (0..kernels.len()).filter(|&k| kernels[k].as_collective().is_some()) {
         let reader = found.readers[k].first();
         let place = if gathers_input(graph, &kernels[k]) { reader.map(|&r| (r, false)) } else { None };
         collectives.push((place.unwrap_or((k, true)), k));
@@ -142,15 +142,18 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
         place[bucket.first] = bucket.place;
     }
     let order = merged.ordered(&place);
-    let mut kernels = kernels;
+    let mut kernels: Vec<Option<Kernel>> = kernels.into_iter().map(Some).collect();
     for k in 0..kernels.len() {
         let into = merged.of(k);
-        if into != k {
-            let nodes = std::mem::take(&mut kernels[k].nodes);
-            kernels[into].nodes.extend(nodes);
+        if into == k {
+            continue;
+        }
+        if let (Some(Kernel::Collective(more)), Some(Kernel::Collective(nodes))) =
+            (kernels[k].take(), &mut kernels[into])
+        {
+            nodes.extend(more);
         }
     }
-    let mut kernels: Vec<Option<Kernel>> = kernels.into_iter().map(Some).collect();
     order.into_iter().filter_map(|k| kernels[k].take()).collect()
 }
 
@@ -169,7 +172,7 @@ impl Bucket {
 
 /// Whether a collective of so many bytes takes less time to send than to begin.
 fn is_latency(bytes: usize, kernel: &Kernel, graph: &Graph, options: &LowerOptions) -> bool {
-    let op = &graph.node(kernel.nodes[0]).op;
+    let op = &graph.node(kernel.first()).op;
     wire_bytes(&op.name(), bytes, graph.mesh.group_size(op.axes())) < options.cost.latency * options.cost.link
 }
 
@@ -284,24 +287,19 @@ fn scattered(graph: &Graph) -> HashMap<NodeIndex, Home> {
     homes
 }
 
-/// Whether a kernel is a collective.
-pub(super) fn is_collective(graph: &Graph, kernel: &Kernel) -> bool {
-    kernel.nodes.first().is_some_and(|&n| graph.node(n).op.is_collective())
-}
-
 /// Whether a kernel gathers inputs, which are there from the beginning of a step.
 pub(super) fn gathers_input(graph: &Graph, kernel: &Kernel) -> bool {
     let gathers = |n| matches!(graph.node(n).op, Op::AllGather { .. }) && is_input(graph, graph.operands(n)[0].node);
-    kernel.nodes.iter().all(|&n| gathers(n))
+    kernel.as_collective().is_some_and(|nodes| nodes.iter().all(|&n| gathers(n)))
 }
 
 /// The part of the step to which a kernel belongs.
 fn phase(graph: &Graph, kernel: &Kernel) -> Phase {
-    kernel.nodes.last().map_or(Phase::Forward, |&n| graph.node(n).origin.phase)
+    graph.node(kernel.last()).origin.phase
 }
 
 fn bytes(graph: &Graph, kernel: &Kernel) -> usize {
-    let node = kernel.nodes[0];
+    let node = kernel.first();
     let n = graph.node(node);
     full_bytes(&n.op, graph.ty(graph.operands(node)[0]), &n.types[0], &graph.mesh)
 }
@@ -316,7 +314,7 @@ fn kind(
     turns: &[Turn],
 ) -> Option<Kind> {
     let kernel = &kernels[k];
-    let node = kernel.nodes[0];
+    let node = kernel.first();
     let n = graph.node(node);
     let (reduce, axes) = match &n.op {
         Op::AllReduce { op, axes } => (Some(*op), axes.iter().collect()),
@@ -330,7 +328,7 @@ fn kind(
     };
     let (name, dtype) = (n.op.name(), n.types[0].dtype);
     let mut reader = found.readers[k].first().copied();
-    while let Some(r) = reader.filter(|&r| is_collective(graph, &kernels[r])) {
+    while let Some(r) = reader.filter(|&r| kernels[r].as_collective().is_some()) {
         reader = found.readers[r].first().copied();
     }
     let reader = reader.map_or(n.origin.phase, |r| phase(graph, &kernels[r]));

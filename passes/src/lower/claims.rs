@@ -4,7 +4,7 @@
 //! placed program alone. A claim names values and never where they lie: a rank program that reads the wrong memory,
 //! too early or too late, has claims that do not hold.
 
-use super::group::LoopDim;
+use super::kernel::LoopDim;
 use petgraph::graph::NodeIndex;
 use tpc_ir::Value;
 

@@ -1,11 +1,11 @@
 //! Which kernels read what other kernels write.
 //!
-//! Views have no kernel: whoever reads a view reads what the view shows.
+//! Views have no kernel: a kernel that reads a view reads the memory that the view shows.
 
-use super::group::{Kernel, is_free};
+use super::kernel::{Kernel, is_free};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeSet, HashMap};
-use tpc_ir::{Graph, Op, OutputKind};
+use tpc_ir::{Graph, Op, OutputKind, Value};
 
 /// The dependences between kernels, by their index in the list.
 pub(super) struct Dependences {
@@ -23,7 +23,7 @@ impl Dependences {
     pub(super) fn new(graph: &Graph, kernels: &[Kernel]) -> Self {
         let mut of = vec![None; graph.len()];
         for (k, kernel) in kernels.iter().enumerate() {
-            kernel.nodes.iter().for_each(|n| of[n.index()] = Some(k));
+            kernel.nodes().iter().for_each(|n| of[n.index()] = Some(k));
         }
         let mut found = Dependences { needs: Vec::new(), readers: vec![Vec::new(); kernels.len()], of };
         let mut needs: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); kernels.len()];
@@ -33,12 +33,12 @@ impl Dependences {
             }
             needs[k].iter().for_each(|&p| found.readers[p].push(k));
         }
-        let again = read_again(graph, kernels);
+        let recomputing = recomputing(graph, kernels);
         for (input, node) in updates(graph) {
             let Some(update) = found.of[node.index()] else { continue };
             let mut old = Vec::new();
             found.readers_of(graph, input, &mut old);
-            old.extend(again.get(&input).into_iter().flatten());
+            old.extend(recomputing.get(&input).into_iter().flatten());
             needs[update].extend(old.into_iter().filter(|&r| r < update));
         }
         found.needs = needs.into_iter().map(|n| n.into_iter().collect()).collect();
@@ -56,16 +56,19 @@ impl Dependences {
     }
 }
 
-/// The kernels that read a node's memory for what they compute again: more than the kernels of its users.
-pub(super) fn read_again(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeIndex, Vec<usize>> {
-    let mut again: HashMap<NodeIndex, Vec<usize>> = HashMap::new();
+/// The kernels that read a node's memory for what they recompute, in addition to the kernels of its users.
+pub(super) fn recomputing(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeIndex, Vec<usize>> {
+    let mut readers: HashMap<NodeIndex, Vec<usize>> = HashMap::new();
     for (k, kernel) in kernels.iter().enumerate() {
-        let of_attention = kernel.attention.iter().flat_map(|a| a.1.iter().copied());
-        for v in of_attention.chain(kernel.again.iter().flat_map(|&n| graph.operands(n))) {
-            again.entry(memory(graph, v.node)).or_default().push(k);
+        let read: Vec<Value> = match kernel {
+            Kernel::Attention { reads, .. } => reads.clone(),
+            _ => kernel.nest().into_iter().flat_map(|nest| &nest.recomputed).flat_map(|&n| graph.operands(n)).collect(),
+        };
+        for v in read {
+            readers.entry(memory(graph, v.node)).or_default().push(k);
         }
     }
-    again
+    readers
 }
 
 /// Inputs that a step updates, and the nodes that do it.

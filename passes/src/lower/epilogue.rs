@@ -1,4 +1,4 @@
-//! Elementwise work right behind a product becomes a part of it (an *epilogue*, as cublasLt and CUTLASS say): bias,
+//! Elementwise work right after a product becomes a part of it (an *epilogue*, as cublasLt and CUTLASS say): bias,
 //! activation, residual, and sums of several products.
 //!
 //! ```text
@@ -10,14 +10,13 @@
 //! loop: r2 = add %4, %5 ; store r2          %5 = einsum c, d … out += given
 //! ```
 //!
-//! A loop joins the last of the products that it reads if nobody else reads that product, the loop only computes
-//! elements over exactly its dimensions, and everything else that it reads is there before: the product is not
-//! moved behind a collective that it would have hidden. Of a loop that does more (a norm), the sum of several
+//! A loop joins the last of the products that it reads if no other kernel reads that product, the loop only computes
+//! elements over exactly its dimensions, and everything else that it reads is there before: the product does
+//! not move to after a collective that it would have hidden. Of a loop that does more (a norm), the sum of several
 //! products leaves for the last of them. Products that are only terms of one sum are added up in its memory.
 
-use super::bucket::is_collective;
 use super::depend::{memory, source, updates};
-use super::group::{Kernel, LoopDim, is_free, letters};
+use super::kernel::{Kernel, LoopDim, Nest, is_free, letters};
 use super::turn::{Turn, turns};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
@@ -27,26 +26,29 @@ use tpc_ir::{Graph, MapFn, Op, Phase, Value};
 pub(super) fn join(graph: &Graph, kernels: Vec<Kernel>) -> Vec<Kernel> {
     let mut state = State::new(graph, kernels);
     for k in 0..state.kernels.len() {
-        if !state.kernels[k].is_loop {
+        if let Some(found) = state.nest(k).and_then(|nest| state.whole(k, nest)) {
+            if let Some(Kernel::Loop(nest)) = state.kernels[k].take() {
+                state.merge(k, nest, found);
+            }
             continue;
         }
-        if let Some(found) = state.whole(k) {
-            let kernel = std::mem::take(&mut state.kernels[k]);
-            state.merge(k, kernel, found);
-            continue;
-        }
-        for sum in state.kernels[k].nodes.clone() {
-            let alone = state.alone(k, sum);
-            if let Some((kernel, found)) = alone.and_then(|kernel| Some((kernel.clone(), state.sum(k, &kernel)?))) {
-                let rest = &mut state.kernels[k];
+        for sum in state.nest(k).map_or(Vec::new(), |nest| nest.nodes.clone()) {
+            let alone = state.nest(k).and_then(|nest| state.alone(k, nest, sum));
+            let Some((nest, found)) = alone.and_then(|alone| state.sum(k, &alone).map(|found| (alone, found))) else {
+                continue;
+            };
+            if let Some(Kernel::Loop(rest)) = &mut state.kernels[k] {
                 rest.nodes.retain(|&n| n != sum);
                 rest.dims.remove(&sum);
                 rest.letters.remove(&sum);
-                state.merge(k, kernel, found);
             }
+            if state.nest(k).is_some_and(|rest| rest.nodes.is_empty()) {
+                state.kernels[k] = None;
+            }
+            state.merge(k, nest, found);
         }
     }
-    state.kernels.into_iter().filter(|k| !k.nodes.is_empty()).collect()
+    state.kernels.into_iter().flatten().collect()
 }
 
 /// The products that a loop joins, the last one last, and the dimensions of the loop that they have.
@@ -57,7 +59,8 @@ struct Found {
 
 struct State<'a> {
     graph: &'a Graph,
-    kernels: Vec<Kernel>,
+    /// The kernels; `None` for one that has become a part of another.
+    kernels: Vec<Option<Kernel>>,
     /// The kernel that makes each node.
     home: Vec<Option<usize>>,
     /// Kernels that read each node's memory.
@@ -79,12 +82,12 @@ impl<'a> State<'a> {
             kept: vec![false; graph.len()],
             updates: updates(graph).map(|(input, node)| (node, input)).collect(),
             turns: turns(graph),
-            kernels,
+            kernels: Vec::new(),
         };
-        for (k, kernel) in state.kernels.iter().enumerate() {
-            kernel.nodes.iter().for_each(|n| state.home[n.index()] = Some(k));
+        for (k, kernel) in kernels.iter().enumerate() {
+            kernel.nodes().iter().for_each(|n| state.home[n.index()] = Some(k));
         }
-        for (k, kernel) in state.kernels.iter().enumerate() {
+        for (k, kernel) in kernels.iter().enumerate() {
             for v in kernel.reads(graph) {
                 let from = source(graph, v.node).index();
                 if state.home[from] != Some(k) {
@@ -94,7 +97,13 @@ impl<'a> State<'a> {
             }
         }
         graph.outputs.iter().for_each(|o| state.kept[source(graph, o.value.node).index()] = true);
+        state.kernels = kernels.into_iter().map(Some).collect();
         state
+    }
+
+    /// The members of a kernel that is a loop.
+    fn nest(&self, k: usize) -> Option<&Nest> {
+        self.kernels[k].as_ref()?.as_loop()
     }
 
     /// Whether only loop `k` reads a product.
@@ -103,12 +112,11 @@ impl<'a> State<'a> {
         let Some(home) = self.home[at] else { return false };
         matches!(self.graph.node(product).op, Op::Einsum { .. })
             && self.graph.node(product).types[0].dtype.is_float()
-            && self.kernels[home].products.is_empty()
-            && self.kernels[home].attention.is_none()
+            && matches!(self.kernels[home], Some(Kernel::Single(_)))
             && !self.kept[at]
             && self.readers[at].len() == 1
             && self.readers[at].contains(&k)
-            && self.turns[at] == self.turns[self.kernels[k].nodes[0].index()]
+            && self.kernels[k].as_ref().is_some_and(|reader| self.turns[at] == self.turns[reader.first().index()])
     }
 
     /// Whether a value is in memory before kernel `at` runs.
@@ -117,14 +125,14 @@ impl<'a> State<'a> {
     }
 
     /// The dimensions that a loop reads a product along; none if it reads it along several.
-    fn along(&self, kernel: &Kernel, product: NodeIndex) -> Option<Vec<LoopDim>> {
+    fn along(&self, nest: &Nest, product: NodeIndex) -> Option<Vec<LoopDim>> {
         let mut found: Option<Vec<LoopDim>> = None;
-        for reader in kernel.members() {
+        for reader in nest.members() {
             for (v, row) in self.graph.operands(reader).into_iter().zip(letters(self.graph, reader).operands) {
                 if v.node != product {
                     continue;
                 }
-                let dims: Vec<LoopDim> = row.iter().map(|&l| kernel.letters[&reader][l as usize]).collect();
+                let dims = nest.along(reader, &row);
                 if found.as_ref().is_some_and(|f| *f != dims) {
                     return None;
                 }
@@ -135,83 +143,80 @@ impl<'a> State<'a> {
     }
 
     /// The products that all of loop `k` can join.
-    fn whole(&self, k: usize) -> Option<Found> {
-        let kernel = &self.kernels[k];
-        let maps = kernel.nodes.iter().all(|n| matches!(self.graph.node(*n).op, Op::Map { .. }));
+    fn whole(&self, k: usize, nest: &Nest) -> Option<Found> {
+        let maps = nest.nodes.iter().all(|n| matches!(self.graph.node(*n).op, Op::Map { .. }));
         let early =
             |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer && !self.updates.contains_key(n);
-        (maps && kernel.nodes.iter().all(early)).then_some(())?;
-        self.found(k, kernel)
+        (maps && nest.nodes.iter().all(early)).then_some(())?;
+        self.found(k, nest)
     }
 
     /// A sum of loop `k` as a loop of its own, if its terms come from elsewhere and nothing else of the loop reads them.
-    fn alone(&self, k: usize, sum: NodeIndex) -> Option<Kernel> {
+    fn alone(&self, k: usize, nest: &Nest, sum: NodeIndex) -> Option<Nest> {
         let n = self.graph.node(sum);
         let operands = self.graph.operands(sum);
         let is_own = |v: &&Value| self.is_own(k, v.node);
         let sums = matches!(n.op, Op::Map { f: MapFn::Add, .. }) && operands.iter().filter(is_own).count() > 1;
-        let kernel = &self.kernels[k];
         // What the rest reads, too, would be read twice.
-        let rest = || kernel.members().into_iter().filter(|&m| m != sum).flat_map(|m| self.graph.operands(m));
-        if !sums || operands.iter().any(|v| kernel.dims.contains_key(&v.node) || rest().any(|r| r == *v)) {
+        let rest = || nest.members().into_iter().filter(|&m| m != sum).flat_map(|m| self.graph.operands(m));
+        if !sums || operands.iter().any(|v| nest.dims.contains_key(&v.node) || rest().any(|r| r == *v)) {
             return None;
         }
         let rank = n.types[0].rank();
         let letters = letters(self.graph, sum);
         let mut along = vec![0; letters.count];
         letters.result.iter().enumerate().for_each(|(d, &l)| along[l as usize] = d);
-        Some(Kernel {
+        Some(Nest {
             nodes: vec![sum],
             dims: HashMap::from([(sum, (0..rank).collect())]),
             letters: HashMap::from([(sum, along)]),
             space: (0..rank).map(|d| (sum.into(), d)).collect(),
-            is_loop: true,
-            ..Kernel::default()
+            ..Nest::default()
         })
     }
 
     /// The products of a sum that leaves loop `k`: at least two.
-    fn sum(&self, k: usize, kernel: &Kernel) -> Option<Found> {
-        self.found(k, kernel).filter(|found| found.products.len() > 1)
+    fn sum(&self, k: usize, nest: &Nest) -> Option<Found> {
+        self.found(k, nest).filter(|found| found.products.len() > 1)
     }
 
     /// The products that a loop can join whose members are those of loop `k`, or some of them.
-    fn found(&self, k: usize, kernel: &Kernel) -> Option<Found> {
+    fn found(&self, k: usize, nest: &Nest) -> Option<Found> {
         let graph = self.graph;
-        let reads = kernel.reads(graph);
+        let reads = nest.reads(graph);
         let own: Vec<NodeIndex> = reads.iter().map(|v| v.node).filter(|&p| self.is_own(k, p)).collect();
         let host = own.iter().copied().max_by_key(|p| self.home[p.index()])?;
         let at = self.home[host.index()]?;
-        let dims = self.along(kernel, host)?;
+        let dims = self.along(nest, host)?;
         let all: HashSet<LoopDim> = dims.iter().copied().collect();
-        if all.len() != dims.len() || dims.len() != kernel.space.len() {
+        if all.len() != dims.len() || dims.len() != nest.space.len() {
             return None;
         }
-        let there = |v: &Value| v.node == host || kernel.dims.contains_key(&v.node) || self.is_before(*v, at);
+        let there = |v: &Value| v.node == host || nest.dims.contains_key(&v.node) || self.is_before(*v, at);
         // What others read is written, the rest of loop `k` included, once for each element, and one of them as
         // the product would be.
         let leaves = |n: &NodeIndex| {
-            let reads = |m: &NodeIndex| !kernel.nodes.contains(m) && graph.operands(*m).contains(&(*n).into());
+            let reads = |m: &NodeIndex| !nest.nodes.contains(m) && graph.operands(*m).contains(&(*n).into());
             let other = self.readers[n.index()].iter().any(|&r| r != k);
-            self.kept[n.index()] || other || self.kernels[k].nodes.iter().any(reads)
+            self.kept[n.index()] || other || self.nest(k).is_some_and(|all| all.nodes.iter().any(reads))
         };
-        let written: Vec<NodeIndex> = kernel.nodes.iter().copied().filter(leaves).collect();
-        if !reads.iter().all(there) || written.iter().any(|n| kernel.dims[n].len() != dims.len()) {
+        let written: Vec<NodeIndex> = nest.nodes.iter().copied().filter(leaves).collect();
+        if !reads.iter().all(there) || written.iter().any(|n| nest.dims[n].len() != dims.len()) {
             return None;
         }
-        let result = result(graph, kernel, &written, host, &dims)?;
+        let result = result(graph, nest, &written, host, &dims)?;
         let mut products: Vec<NodeIndex> = Vec::new();
         // Terms of the sum that has the last product as a term, and nothing else reads them.
-        let terms = kernel.nodes.iter().find(|&&n| {
+        let terms = nest.nodes.iter().find(|&&n| {
             matches!(graph.node(n).op, Op::Map { f: MapFn::Add, .. }) && graph.operands(n).contains(&host.into())
         });
         let is_term = |p: NodeIndex| {
-            let once = graph.users(p).count() == 1 && self.along(kernel, p).as_ref() == Some(&dims);
+            let once = graph.users(p).count() == 1 && self.along(nest, p).as_ref() == Some(&dims);
             // What overwrites an input waits for all that read it, or would have to write elsewhere.
             let reads = |input: NodeIndex| graph.operands(p).iter().any(|v| memory(graph, v.node) == input);
-            let updates = |k: &Kernel| k.nodes.iter().filter_map(|n| self.updates.get(n)).any(|&input| reads(input));
-            let bars = |k: &Kernel| is_collective(graph, k) || updates(k);
-            let hides = |home: usize| self.kernels[home..at].iter().any(bars);
+            let updates = |k: &Kernel| k.nodes().iter().filter_map(|n| self.updates.get(n)).any(|&input| reads(input));
+            let bars = |k: &Kernel| k.as_collective().is_some() || updates(k);
+            let hides = |home: usize| self.kernels[home..at].iter().flatten().any(bars);
             // A wider result would make the sum's memory larger than the term's.
             let same = [host, result].iter().all(|&n| graph.node(n).types[0].dtype == graph.node(p).types[0].dtype);
             once && same && own.contains(&p) && !self.home[p.index()].is_some_and(hides)
@@ -226,38 +231,34 @@ impl<'a> State<'a> {
     }
 
     /// Makes a loop, or a part of loop `k`, the epilogue of its products.
-    fn merge(&mut self, k: usize, mut kernel: Kernel, found: Found) {
+    fn merge(&mut self, k: usize, mut nest: Nest, found: Found) {
         let graph = self.graph;
         let host = *found.products.last().expect("there is a product");
         let at = self.home[host.index()].expect("products have kernels");
-        for &node in &kernel.nodes {
+        for &node in &nest.nodes {
             self.home[node.index()] = Some(at);
             self.readers[node.index()].remove(&at);
-            if !self.kernels[k].nodes.is_empty() {
+            if self.kernels[k].is_some() {
                 self.readers[node.index()].insert(k);
             }
         }
-        for v in kernel.reads(graph) {
+        for v in nest.reads(graph) {
             let readers = &mut self.readers[source(graph, v.node).index()];
             readers.remove(&k);
             readers.insert(at);
         }
         for &product in &found.products {
             let home = self.home[product.index()].replace(at).expect("products have kernels");
-            self.kernels[home] = Kernel::default();
+            self.kernels[home] = None;
             for v in graph.operands(product) {
                 let readers = &mut self.readers[source(graph, v.node).index()];
                 readers.remove(&home);
                 readers.insert(at);
             }
             self.readers[product.index()].clear();
-            kernel.dims.insert(product, found.dims.clone());
+            nest.dims.insert(product, found.dims.clone());
         }
-        kernel.nodes.extend(&found.products);
-        kernel.nodes.sort_unstable();
-        kernel.is_loop = false;
-        kernel.products = found.products;
-        self.kernels[at] = kernel;
+        self.kernels[at] = Some(Kernel::Products { products: found.products, epilogue: nest });
     }
 }
 
@@ -265,7 +266,7 @@ impl<'a> State<'a> {
 /// order, of its type or a wider one.
 pub(super) fn result(
     graph: &Graph,
-    kernel: &Kernel,
+    nest: &Nest,
     written: &[NodeIndex],
     product: NodeIndex,
     dims: &[LoopDim],
@@ -273,5 +274,5 @@ pub(super) fn result(
     let dtype = |n: NodeIndex| graph.node(n).types[0].dtype;
     let wider = |n: NodeIndex| dtype(n).is_float() && dtype(n).bytes() > dtype(product).bytes();
     let holds = |n: &&NodeIndex| dtype(**n) == dtype(product) || wider(**n);
-    written.iter().rev().filter(holds).find(|n| kernel.dims[n] == dims).copied()
+    written.iter().rev().filter(holds).find(|n| nest.dims[n] == dims).copied()
 }

@@ -2,8 +2,8 @@
 //!
 //! 1. [`mod@attention`] is found, then [`group`]: loops that share an iteration space become one kernel (softmax, norms, losses and
 //!    optimizer updates are found here), and kernels are ordered;
-//! 2. `recompute`: loops compute again what is not worth keeping in memory;
-//! 3. `epilogue`: elementwise work behind a product becomes a part of it;
+//! 2. `recompute`: loops recompute what is not worth keeping in memory;
+//! 3. `epilogue`: elementwise work after a product becomes a part of it;
 //! 4. `bucket`: collectives that are alike become one;
 //! 5. [`mod@schedule`]: collectives start early and are waited for late;
 //! 6. `emit`: for one rank, local shapes, strides and offsets;
@@ -26,6 +26,8 @@ mod depend;
 mod emit;
 mod epilogue;
 pub mod group;
+pub mod kernel;
+pub mod launches;
 mod memory;
 mod recompute;
 pub mod schedule;
@@ -35,7 +37,7 @@ use crate::cost::CostModel;
 use check_ranks::RankError;
 pub use claims::Claims;
 use contents::ContentsError;
-use schedule::Schedule;
+use launches::Schedule;
 use tpc_ir::Graph;
 use tpc_ir::program::RankProgram;
 
@@ -49,11 +51,11 @@ pub struct LowerOptions {
     pub overlap: bool,
     /// How many of the next kernels are looked at for work to do meanwhile; 0 keeps their order.
     pub window: usize,
-    /// Whether attention is one kernel; else its scores are in memory.
+    /// Whether attention is one kernel; otherwise its scores are in memory.
     pub attention: bool,
-    /// Whether loops compute again what is cheaper to compute than to keep.
+    /// Whether loops recompute what is cheaper to compute than to keep.
     pub recompute: bool,
-    /// Whether elementwise work behind a product is a part of it.
+    /// Whether elementwise work after a product is a part of it.
     pub epilogues: bool,
     /// Collectives that may be on their way at once, over all groups; the runtime's threads take 64
     /// (`DEPTH` in `comm/world.rs`).

@@ -15,12 +15,12 @@
 //! backward: r0 = load r2, r1 = load r3, …       backward: r0 = load r2, r1 = tanh r0, …
 //! ```
 //!
-//! The program stays as it is: a node that is computed again is a member of several loops ([`Kernel::again`]).
+//! The program stays as it is: a node that is computed again is a member of several loops ([`Nest::recomputed`]).
 //! Products, collectives, reductions, and random numbers are never repeated. The decision looks at the first
 //! rank's shapes, so all ranks take the same one.
 
 use super::depend::{is_input, memory, source};
-use super::group::{Kernel, LoopDim, is_free, letters};
+use super::kernel::{Kernel, LoopDim, Nest, is_free, letters};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::{Graph, MapFn, Op, Phase, Type, Value};
@@ -54,35 +54,35 @@ pub(super) fn recompute(graph: &Graph, mut kernels: Vec<Kernel>) -> Vec<Kernel> 
 fn forget(graph: &Graph, kernels: &mut Vec<Kernel>) {
     let mut wanted: HashSet<NodeIndex> = graph.outputs.iter().map(|o| source(graph, o.value.node)).collect();
     for kernel in kernels.iter_mut().rev() {
-        if kernel.is_loop {
+        if let Some(nest) = kernel.as_loop_mut() {
             let mut kept: HashSet<NodeIndex> = HashSet::new();
-            for &node in kernel.members().iter().rev() {
+            for &node in nest.members().iter().rev() {
                 let reads = |m: &NodeIndex| graph.operands(*m).contains(&node.into());
-                if wanted.contains(&node) && !kernel.again.contains(&node) || kept.iter().any(reads) {
+                if wanted.contains(&node) && !nest.recomputed.contains(&node) || kept.iter().any(reads) {
                     kept.insert(node);
                 }
             }
-            kernel.nodes.retain(|n| kept.contains(n));
-            kernel.again.retain(|n| kept.contains(n));
-            kernel.dims.retain(|n, _| kept.contains(n));
-            kernel.letters.retain(|n, _| kept.contains(n));
-            shrink(kernel);
+            nest.nodes.retain(|n| kept.contains(n));
+            nest.recomputed.retain(|n| kept.contains(n));
+            nest.dims.retain(|n, _| kept.contains(n));
+            nest.letters.retain(|n, _| kept.contains(n));
+            shrink(nest);
         }
-        let own: HashSet<NodeIndex> = kernel.nodes.iter().copied().collect();
+        let own: HashSet<NodeIndex> = kernel.nodes().into_iter().collect();
         let reads = kernel.reads(graph).into_iter().filter(|v| !own.contains(&v.node));
         wanted.extend(reads.map(|v| source(graph, v.node)));
     }
-    kernels.retain(|k| !k.nodes.is_empty());
+    kernels.retain(|kernel| kernel.as_loop().is_none_or(|nest| !nest.nodes.is_empty()));
 }
 
 /// Drops a loop's indices that no member has.
-fn shrink(kernel: &mut Kernel) {
-    let used: HashSet<LoopDim> = kernel.letters.values().flatten().copied().collect();
-    let kept: Vec<LoopDim> = (0..kernel.space.len()).filter(|d| used.contains(d)).collect();
+fn shrink(nest: &mut Nest) {
+    let used: HashSet<LoopDim> = nest.letters.values().flatten().copied().collect();
+    let kept: Vec<LoopDim> = (0..nest.space.len()).filter(|d| used.contains(d)).collect();
     let to: HashMap<LoopDim, LoopDim> = kept.iter().enumerate().map(|(new, &old)| (old, new)).collect();
-    kernel.space = kept.iter().map(|&d| kernel.space[d]).collect();
-    kernel.row = kernel.row.and_then(|row| to.get(&row).copied());
-    for dims in kernel.dims.values_mut().chain(kernel.letters.values_mut()) {
+    nest.space = kept.iter().map(|&d| nest.space[d]).collect();
+    nest.row = nest.row.and_then(|row| to.get(&row).copied());
+    for dims in nest.dims.values_mut().chain(nest.letters.values_mut()) {
         dims.iter_mut().for_each(|d| *d = to[d]);
     }
 }
@@ -107,7 +107,7 @@ impl<'a> State<'a> {
     fn new(graph: &'a Graph, kernels: &[Kernel]) -> Self {
         let mut home = vec![None; graph.len()];
         for (k, kernel) in kernels.iter().enumerate() {
-            kernel.nodes.iter().for_each(|n| home[n.index()] = Some(k));
+            kernel.nodes().iter().for_each(|n| home[n.index()] = Some(k));
         }
         let mut state = State {
             graph,
@@ -129,7 +129,7 @@ impl<'a> State<'a> {
                 }
                 let from = source(graph, v.node).index();
                 state.last[from] = state.last[from].max(k);
-                if !kernel.is_loop || is_free(graph.op(v)) {
+                if kernel.as_loop().is_none() || is_free(graph.op(v)) {
                     state.kept[from] = true;
                 } else if !state.readers[from].contains(&k) {
                     state.readers[from].push(k);
@@ -156,8 +156,8 @@ impl<'a> State<'a> {
     }
 
     /// How often a loop computes each of its members on the first rank.
-    fn elements(&self, kernel: &Kernel) -> usize {
-        kernel.space.iter().map(|&(v, d)| self.shape(self.graph.ty(v))[d]).product()
+    fn elements(&self, nest: &Nest) -> usize {
+        nest.space.iter().map(|&(v, d)| self.shape(self.graph.ty(v))[d]).product()
     }
 
     /// Bytes that stay in use while a value is kept: of a view all that it is a view of, of an input none. None if they
@@ -178,9 +178,9 @@ impl<'a> State<'a> {
         let at = node.index();
         match self.home[at] {
             Some(_) if self.kept[at] => true,
-            Some(k) if kernels[k].is_loop => !self.readers[at].is_empty(),
+            Some(k) if kernels[k].as_loop().is_some() => !self.readers[at].is_empty(),
             Some(k) if matches!(self.graph.node(node).op, Op::Einsum { .. }) => {
-                self.readers[at].len() > 1 || kernels[k].attention.is_some()
+                self.readers[at].len() > 1 || matches!(kernels[k], Kernel::Attention { .. })
             }
             _ => true,
         }
@@ -189,7 +189,7 @@ impl<'a> State<'a> {
     /// Decides whether a node's readers compute it again.
     fn decide(&mut self, kernels: &mut [Kernel], node: NodeIndex) {
         let (graph, at) = (self.graph, node.index());
-        let Some(home) = self.home[at].filter(|&k| kernels[k].is_loop) else { return };
+        let Some(home) = self.home[at].filter(|&k| kernels[k].as_loop().is_some()) else { return };
         if self.kept[at] || self.readers[at].is_empty() || !matches!(graph.node(node).op, Op::Map { .. }) {
             return;
         }
@@ -216,16 +216,16 @@ impl<'a> State<'a> {
             return;
         }
         for (k, plan) in plans {
-            let kernel = &mut kernels[k];
+            let Some(nest) = kernels[k].as_loop_mut() else { continue };
             for (n, dims) in plan.nodes {
                 let letters = letters(graph, n);
                 let mut along = vec![0; letters.count];
                 letters.result.iter().zip(&dims).for_each(|(&l, &d)| along[l as usize] = d);
-                kernel.letters.insert(n, along);
-                kernel.dims.insert(n, dims);
-                kernel.again.push(n);
+                nest.letters.insert(n, along);
+                nest.dims.insert(n, dims);
+                nest.recomputed.push(n);
             }
-            kernel.again.sort_unstable();
+            nest.recomputed.sort_unstable();
             for v in plan.loads {
                 let from = source(graph, v.node).index();
                 self.last[from] = self.last[from].max(k);
@@ -243,15 +243,13 @@ impl<'a> State<'a> {
 
     /// How loop `k` computes a node of loop `home`; none if it cannot.
     fn plan(&self, kernels: &[Kernel], home: usize, k: usize, node: NodeIndex) -> Option<Plan> {
-        let kernel = &kernels[k];
-        let mut reads = kernel.nodes.iter().chain(&kernel.again).flat_map(|&reader| {
+        let nest = kernels[k].as_loop()?;
+        let mut reads = nest.nodes.iter().chain(&nest.recomputed).flat_map(|&reader| {
             let rows = letters(self.graph, reader).operands;
             let of = self.graph.operands(reader).into_iter().zip(rows);
             of.filter(|(v, _)| v.node == node).map(move |(_, row)| (reader, row))
         });
-        let dims = |(reader, row): (NodeIndex, Vec<u8>)| -> Vec<LoopDim> {
-            row.iter().map(|&l| kernel.letters[&reader][l as usize]).collect()
-        };
+        let dims = |(reader, row): (NodeIndex, Vec<u8>)| nest.along(reader, &row);
         let first = dims(reads.next()?);
         if !reads.all(|read| dims(read) == first) {
             return None;
@@ -267,7 +265,7 @@ impl<'a> State<'a> {
             }
             let Op::Map { f, subs } = &self.graph.node(n).op else { return None };
             if is_math(*f) {
-                plan.bytes += self.elements(kernel) * MATH;
+                plan.bytes += self.elements(nest) * MATH;
             }
             for (v, row) in self.graph.operands(n).into_iter().zip(&subs.operands) {
                 let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
@@ -277,8 +275,8 @@ impl<'a> State<'a> {
                 if matches!(op, Op::Fill(_) | Op::Iota) || plan.loads.contains(&v) {
                     continue;
                 }
-                if kernel.again.contains(&v.node) {
-                    if kernel.dims[&v.node] != of {
+                if nest.recomputed.contains(&v.node) {
+                    if nest.dims[&v.node] != of {
                         return None;
                     }
                 } else if here && matches!(op, Op::Map { .. }) && !self.is_stored(kernels, v) {
@@ -303,7 +301,7 @@ impl<'a> State<'a> {
     fn may_wait(&self, kernels: &[Kernel], k: usize, v: Value) -> bool {
         let early = |n: &NodeIndex| self.graph.node(*n).origin.phase != Phase::Optimizer;
         let update = self.updated.get(&memory(self.graph, v.node));
-        update.is_none_or(|&update| k < update && kernels[k].nodes.iter().all(early))
+        update.is_none_or(|&update| k < update && kernels[k].nodes().iter().all(early))
     }
 }
 

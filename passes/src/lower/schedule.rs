@@ -28,55 +28,14 @@
 //! The order depends on global types only: all ranks start the same collectives in the same order
 //! (`check_ranks.rs` proves it of what was emitted). At most [`LowerOptions::in_flight`] are in flight.
 
-use super::bucket::{gathers_input, is_collective};
+use super::bucket::gathers_input;
 use super::depend::Dependences;
-use super::group::Kernel;
+use super::kernel::Kernel;
+use super::launches::{Launch, Schedule};
 use super::{LowerOptions, emit, memory};
+use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use tpc_ir::{AxisSet, Graph, Op, Type};
-
-/// One entry of the common order; kernels are named by their index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Launch {
-    /// Runs a kernel.
-    Run(usize),
-    /// Starts a collective.
-    Start(usize),
-    /// Waits for a collective.
-    Wait(usize),
-}
-
-/// What all ranks execute, in this order; sizes and places are each rank's own.
-#[derive(Clone, Debug)]
-pub struct Schedule {
-    /// Kernels and collectives; a collective of several values has several nodes.
-    pub kernels: Vec<Kernel>,
-    /// The order.
-    pub order: Vec<Launch>,
-}
-
-impl Schedule {
-    /// The collectives in the order in which they start; each is a kernel whose nodes are the values that
-    /// it carries.
-    pub fn collectives(&self) -> impl Iterator<Item = &Kernel> {
-        self.order.iter().filter_map(|launch| match launch {
-            Launch::Start(k) => Some(&self.kernels[*k]),
-            _ => None,
-        })
-    }
-}
-
-/// Why a collective exists: the first reason of its values, and how many more there are.
-pub fn why(graph: &Graph, collective: &Kernel) -> Arc<str> {
-    let values = collective.nodes.len();
-    let reasons = || collective.nodes.iter().map(|&n| &graph.node(n).origin.why);
-    match (values, reasons().find(|w| !w.is_empty())) {
-        (1, why) => why.map(ToString::to_string).unwrap_or_default().into(),
-        (_, Some(why)) => format!("{why} (and {} more)", values - 1).into(),
-        (_, None) => format!("{values} values together").into(),
-    }
-}
+use tpc_ir::{AxisSet, Graph, Type};
 
 /// How much a schedule may move.
 #[derive(Clone, Copy)]
@@ -87,7 +46,7 @@ struct Freedom {
 
 /// Orders kernels and collectives.
 pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptions) -> Schedule {
-    let order = adjacent(graph, &kernels);
+    let order = adjacent(&kernels);
     let mut best = Schedule { kernels, order };
     if !options.overlap || best.order.len() == best.kernels.len() {
         return best;
@@ -117,10 +76,10 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptio
 }
 
 /// Every collective waited for at once.
-fn adjacent(graph: &Graph, kernels: &[Kernel]) -> Vec<Launch> {
-    let launches = kernels.iter().enumerate().flat_map(|(k, kernel)| match is_collective(graph, kernel) {
-        true => vec![Launch::Start(k), Launch::Wait(k)],
-        false => vec![Launch::Run(k)],
+fn adjacent(kernels: &[Kernel]) -> Vec<Launch> {
+    let launches = kernels.iter().enumerate().flat_map(|(k, kernel)| match kernel {
+        Kernel::Collective(_) => vec![Launch::Start(k), Launch::Wait(k)],
+        _ => vec![Launch::Run(k)],
     });
     launches.collect()
 }
@@ -171,8 +130,8 @@ impl<'a> Walk<'a> {
         for (k, needs) in found.needs.iter().enumerate() {
             needs.iter().for_each(|&p| users[p].push(k));
         }
-        let collective: Vec<bool> = kernels.iter().map(|k| is_collective(graph, k)).collect();
-        let axes: Vec<AxisSet> = kernels.iter().map(|k| graph.node(k.nodes[0]).op.axes()).collect();
+        let collective: Vec<bool> = kernels.iter().map(|k| k.as_collective().is_some()).collect();
+        let axes: Vec<AxisSet> = kernels.iter().map(|k| graph.node(k.first()).op.axes()).collect();
         let seconds: Vec<f64> = kernels.iter().map(|k| seconds(graph, k, options)).collect();
         let (mut gathers, mut last) = (BTreeMap::new(), BTreeMap::new());
         for k in (0..n).filter(|&k| collective[k] && gathers_input(graph, &kernels[k])) {
@@ -342,14 +301,12 @@ impl<'a> Walk<'a> {
 /// Estimated seconds of a kernel on the slowest rank. A collective of several values pays its latency
 /// once.
 fn seconds(graph: &Graph, kernel: &Kernel, options: &LowerOptions) -> f64 {
-    let one = |&node: &petgraph::graph::NodeIndex| {
+    let one = |&node: &NodeIndex| {
         let n = graph.node(node);
         let operands = graph.operands(node);
         let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
         options.cost.seconds(&n.op, &types, &n.types[0], &graph.mesh)
     };
-    let collective = graph.node(kernel.nodes[0]).op.is_collective();
-    let spared = if collective { options.cost.latency * (kernel.nodes.len() - 1) as f64 } else { 0.0 };
-    debug_assert!(!matches!(graph.node(kernel.nodes[0]).op, Op::Input { .. }));
-    kernel.nodes.iter().map(one).sum::<f64>() - spared
+    let spared = kernel.as_collective().map_or(0.0, |values| options.cost.latency * (values.len() - 1) as f64);
+    kernel.nodes().iter().map(one).sum::<f64>() - spared
 }

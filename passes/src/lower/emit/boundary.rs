@@ -1,0 +1,61 @@
+//! The inputs and outputs of a rank's program.
+
+use super::super::claims::Claim;
+use super::emitter::Emitter;
+use tpc_ir::program::{Action, Binding, InputBinding, OutputBinding, View};
+use tpc_ir::{Op, OutputKind, Type};
+
+impl Emitter<'_> {
+    fn binding(&self, ty: &Type, layout: &[usize], view: View) -> Binding {
+        let start = ty.local(&self.graph.mesh, &self.coords).iter().map(|c| c.offset).collect();
+        Binding { view, global: ty.shape.clone(), start, layout: layout.to_vec() }
+    }
+
+    /// Gives every input a buffer that keeps its contents from step to step.
+    pub(super) fn inputs(&mut self) {
+        for node in self.graph.nodes() {
+            let n = self.graph.node(node);
+            let Op::Input { kind, name, layout, .. } = &n.op else { continue };
+            let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, name);
+            let binding = self.binding(&n.types[0], layout, view.clone());
+            self.views.insert(node.into(), view);
+            self.program.inputs.push(InputBinding { name: name.clone(), kind: *kind, binding });
+        }
+    }
+
+    /// Binds the outputs. Updates are copied into their inputs last, because other copies may still read the inputs.
+    pub(super) fn outputs(&mut self) {
+        let mut updates = Vec::new();
+        for output in &self.graph.outputs {
+            let ty = self.graph.ty(output.value);
+            let origin = &self.graph.node(output.value.node).origin;
+            let phase = origin.phase;
+            self.module = origin.module.clone();
+            let mut view = self.dense(output.value, phase);
+            let target = match &output.kind {
+                OutputKind::Update(name) => self.program.inputs.iter().find(|i| i.name == *name),
+                _ => None,
+            };
+            let claim = Claim::Copy(output.value);
+            if let Some(input) = target {
+                let to = input.binding.view.clone();
+                if to.buffer != view.buffer {
+                    let copy = Action::Copy { from: view, to: to.clone() };
+                    updates.push((self.step(copy, phase, "copy update"), claim));
+                }
+                view = to;
+            } else if self.program.buffers[view.buffer.0 as usize].persistent {
+                // An output that is an input: later updates must not change it.
+                let to = self.buffer(ty, view.shape.clone(), false, "output");
+                self.push(Action::Copy { from: view, to: to.clone() }, claim, phase, "copy output");
+                view = to;
+            }
+            let binding = self.binding(ty, &output.layout, view);
+            self.program.outputs.push(OutputBinding { kind: output.kind.clone(), binding });
+        }
+        for (step, claim) in updates {
+            self.program.steps.push(step);
+            self.claims.push(claim);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! A rank's program while it is being made.
+
+use super::super::attention::Stats;
+use super::super::claims::Claim;
+use super::super::depend;
+use super::super::kernel::Kernel;
+use petgraph::graph::NodeIndex;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tpc_ir::program::{Action, Buffer, BufferId, RankProgram, Step, View};
+use tpc_ir::{Graph, Phase, Type, Value};
+
+/// A rank's program while it is being made.
+pub(super) struct Emitter<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) rank: usize,
+    pub(super) coords: Vec<usize>,
+    pub(super) program: RankProgram,
+    /// What each step of the program does.
+    pub(super) claims: Vec<Claim>,
+    /// The module of what is being emitted.
+    pub(super) module: Arc<str>,
+    /// Where values are found in memory.
+    pub(super) views: HashMap<Value, View>,
+    /// Tag of every collective that was started, by its kernel.
+    pub(super) tags: Vec<u32>,
+    pub(super) started: u32,
+    /// The operands' buffer of every collective of several values, by its kernel.
+    pub(super) bundles: HashMap<usize, BufferId>,
+    /// Values that are made where a collective takes them.
+    pub(super) slices: HashMap<Value, Slice>,
+    /// Whether each value of a loop or an epilogue is read by other kernels.
+    pub(super) stored: Vec<bool>,
+    /// Nodes whose memory other kernels read for what they recompute.
+    pub(super) recomputing: HashSet<NodeIndex>,
+    /// What the backward half of an attention takes from the forward half, by their first product.
+    pub(super) stats: HashMap<NodeIndex, Stats>,
+}
+
+/// A place in the buffer of a collective of several values.
+#[derive(Clone, Copy)]
+pub(super) struct Slice {
+    pub(super) buffer: BufferId,
+    /// In elements.
+    pub(super) offset: usize,
+}
+
+impl<'a> Emitter<'a> {
+    /// The empty program of a rank. `stored` says of each node whether kernels other than its own read it.
+    pub(super) fn new(graph: &'a Graph, kernels: &[Kernel], stored: Vec<bool>, rank: usize) -> Self {
+        Emitter {
+            graph,
+            rank,
+            coords: graph.mesh.coords(rank),
+            program: RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() },
+            claims: Vec::new(),
+            module: Arc::default(),
+            views: HashMap::new(),
+            tags: vec![0; kernels.len()],
+            started: 0,
+            bundles: HashMap::new(),
+            slices: HashMap::new(),
+            stored,
+            recomputing: depend::recomputing(graph, kernels).into_keys().collect(),
+            stats: HashMap::new(),
+        }
+    }
+
+    pub(super) fn shape(&self, ty: &Type) -> Vec<usize> {
+        ty.local_shape(&self.graph.mesh, &self.coords)
+    }
+
+    pub(super) fn buffer(&mut self, ty: &Type, shape: Vec<usize>, persistent: bool, label: &str) -> View {
+        let id = BufferId(self.program.buffers.len() as u32);
+        let bytes = shape.iter().product::<usize>() * ty.dtype.bytes();
+        self.program.buffers.push(Buffer { offset: 0, bytes, persistent, label: label.into() });
+        View::dense(id, ty.dtype, shape)
+    }
+
+    /// A new buffer for a value.
+    pub(super) fn define(&mut self, value: Value) -> View {
+        let ty = self.graph.ty(value).clone();
+        let label = self.graph.op(value).name();
+        let view = match self.slices.get(&value) {
+            Some(slice) => View { offset: slice.offset, ..View::dense(slice.buffer, ty.dtype, self.shape(&ty)) },
+            None => self.buffer(&ty, self.shape(&ty), false, &label),
+        };
+        self.views.insert(value, view.clone());
+        view
+    }
+
+    pub(super) fn push(&mut self, action: Action, claim: Claim, phase: Phase, label: impl Into<Arc<str>>) {
+        let step = self.step(action, phase, label);
+        self.program.steps.push(step);
+        self.claims.push(claim);
+    }
+
+    pub(super) fn step(&self, action: Action, phase: Phase, label: impl Into<Arc<str>>) -> Step {
+        Step { action, phase, label: label.into(), module: self.module.clone() }
+    }
+}

@@ -1,0 +1,146 @@
+//! What is written over memory that holds something else.
+
+use super::super::depend;
+use super::super::kernel::{Kernel, LoopDim, Nest, letters};
+use super::super::launches::{Launch, Schedule};
+use super::emitter::Emitter;
+use super::views::makes;
+use petgraph::graph::NodeIndex;
+use std::collections::{HashMap, HashSet};
+use tpc_ir::{Graph, Op, OutputKind, Value};
+
+/// Of one kernel: the nodes that it writes over an input, and the inputs.
+pub(super) type InPlace = HashMap<NodeIndex, String>;
+
+/// Whether each node's value is read by a kernel other than its own, or is an output.
+pub(super) fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
+    let mut stored = vec![false; graph.len()];
+    for kernel in kernels {
+        let own: HashSet<NodeIndex> = kernel.nodes().into_iter().collect();
+        for v in kernel.reads(graph) {
+            stored[depend::source(graph, v.node).index()] |= !own.contains(&v.node);
+        }
+    }
+    graph.outputs.iter().for_each(|o| stored[depend::source(graph, o.value.node).index()] = true);
+    stored
+}
+
+/// For every kernel the updates it may write straight over their input: it replaces rows of the input, or is a loop over
+/// exactly the input's elements that reads the input only at the very elements it writes, and every other reader has run
+/// before.
+pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
+    let kernels = &schedule.kernels;
+    let mut kernel_of = vec![0usize; graph.len()];
+    for (k, kernel) in kernels.iter().enumerate() {
+        kernel.nodes().iter().for_each(|n| kernel_of[n.index()] = k);
+    }
+    // The position in the order, counted from 1, at which each node has its value: a collective at its wait. A node that
+    // no kernel computes has 0.
+    let mut position = vec![0usize; graph.len()];
+    for (at, launch) in (1..).zip(&schedule.order) {
+        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+        kernels[k].nodes().iter().for_each(|n| position[n.index()] = at);
+    }
+    // The last position at which a value is read for what is recomputed.
+    let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].first().index()]).max();
+    let recomputing: HashMap<NodeIndex, Option<usize>> =
+        depend::recomputing(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
+    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
+    let mut all = vec![HashMap::new(); kernels.len()];
+    for output in &graph.outputs {
+        let (OutputKind::Update(name), node) = (&output.kind, output.value.node) else { continue };
+        let k = kernel_of[node.index()];
+        let Some(&input) = inputs.get(name.as_str()) else { continue };
+        let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
+        let at = position[node.index()];
+        let is_read_later = recomputing.get(&input).is_some_and(|&read| read >= Some(at));
+        if !one_use || is_read_later {
+            continue;
+        }
+        let may_overwrite = match (kernels.get(k), &graph.node(node).op) {
+            (_, Op::Put) => {
+                graph.operands(node)[0] == Value::from(input) && others_are_done(graph, &position, node, input)
+            }
+            (Some(Kernel::Loop(nest)), Op::Map { .. }) => nest.dims.get(&node).is_some_and(|dims| {
+                // A value that is written in every iteration of another index would be read after it was written.
+                dims.len() == nest.space.len() && readers_are_done(graph, nest, &position, at, input, dims)
+            }),
+            _ => false,
+        };
+        if may_overwrite {
+            all[k].insert(node, name.clone());
+        }
+    }
+    all
+}
+
+/// Whether everything but a node that replaces rows of an input, as its first operand, has read the input before.
+fn others_are_done(graph: &Graph, position: &[usize], node: NodeIndex, input: NodeIndex) -> bool {
+    let at = position[node.index()];
+    graph.users(input).all(|(user, edge)| match depend::is_alias(&graph.node(user).op) {
+        true => alias_is_done(graph, position, at, user),
+        false if user == node => edge.operand == 0,
+        false => position[user.index()] < at,
+    }) && !is_output(graph, input)
+}
+
+fn readers_are_done(
+    graph: &Graph,
+    nest: &Nest,
+    position: &[usize],
+    at: usize,
+    source: NodeIndex,
+    written: &[LoopDim],
+) -> bool {
+    graph.users(source).all(|(user, edge)| {
+        if depend::is_alias(&graph.node(user).op) {
+            // Its own readers must all be earlier kernels.
+            return alias_is_done(graph, position, at, user);
+        }
+        if position[user.index()] < at {
+            return true;
+        }
+        if position[user.index()] > at || !nest.letters.contains_key(&user) {
+            return false;
+        }
+        let row = &letters(graph, user).operands[edge.operand as usize];
+        nest.along(user, row) == written
+    }) && !is_output(graph, source)
+}
+
+/// Whether every kernel that reads what lies in a node's memory has run.
+fn alias_is_done(graph: &Graph, position: &[usize], at: usize, node: NodeIndex) -> bool {
+    let done = |user: NodeIndex| match depend::is_alias(&graph.node(user).op) {
+        true => alias_is_done(graph, position, at, user),
+        false => position[user.index()] < at,
+    };
+    graph.users(node).all(|(user, _)| done(user)) && !is_output(graph, node)
+}
+
+fn is_output(graph: &Graph, node: NodeIndex) -> bool {
+    graph.outputs.iter().any(|o| o.value.node == node)
+}
+
+impl Emitter<'_> {
+    /// Whether a value has one reader and is no output.
+    pub(super) fn is_exclusive(&self, value: Value) -> bool {
+        self.graph.users(value.node).count() == 1 && !is_output(self.graph, value.node)
+    }
+
+    /// A value that an epilogue reads last, element by element as it writes its result: the gradients of a micro-batch
+    /// are added to those before it in their own memory.
+    pub(super) fn outlived(&self, nest: &Nest, result: NodeIndex) -> Option<Value> {
+        let graph = self.graph;
+        let ty = &graph.node(result).types[0];
+        let reads = |&reader: &NodeIndex| {
+            let rows = letters(graph, reader).operands;
+            graph.operands(reader).into_iter().zip(rows).map(move |(v, row)| (reader, v, row)).collect::<Vec<_>>()
+        };
+        let candidates = nest.nodes.iter().flat_map(reads).filter(|(reader, v, row)| {
+            let alone = makes(graph.op(*v)) && self.is_exclusive(*v) && !self.recomputing.contains(&v.node);
+            let fits = graph.ty(*v).dtype == ty.dtype && graph.ty(*v).sharding == ty.sharding;
+            alone && fits && !self.slices.contains_key(v) && nest.along(*reader, row) == nest.dims[&result]
+        });
+        candidates.map(|(_, v, _)| v).find(|v| self.views.contains_key(v) && !nest.dims.contains_key(&v.node))
+    }
+}

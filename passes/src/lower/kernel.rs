@@ -1,0 +1,222 @@
+//! What runs as one kernel.
+
+use super::attention::Attention;
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
+use tpc_ir::{Graph, Op, Value};
+
+/// The index of an iteration space that a dimension runs along.
+pub type LoopDim = usize;
+
+/// Operations that run as one kernel.
+#[derive(Clone, Debug)]
+pub enum Kernel {
+    /// An operation that is a kernel by itself: a product, a lookup of rows, a concatenation.
+    Single(NodeIndex),
+    /// Elementwise operations and reductions over one iteration space.
+    Loop(Nest),
+    /// Products that are added up, and the elementwise operations that their sum goes through ([`super::epilogue`]).
+    Products {
+        /// The products in the order in which they run; often there is only one.
+        products: Vec<NodeIndex>,
+        /// What their sum goes through, over the indices of the last product's result.
+        epilogue: Nest,
+    },
+    /// Attention, or its backward pass.
+    Attention {
+        /// What it does.
+        attention: Box<Attention>,
+        /// What it computes, in program order.
+        nodes: Vec<NodeIndex>,
+        /// Every value that it reads, those included that it reads a second time to compute scores again.
+        reads: Vec<Value>,
+    },
+    /// Collectives that are one, with the values in the order in which they lie side by side.
+    Collective(Vec<NodeIndex>),
+}
+
+/// Elementwise operations and reductions, and the indices of the iteration space that each of them runs along.
+#[derive(Clone, Debug, Default)]
+pub struct Nest {
+    /// Members in program order.
+    pub nodes: Vec<NodeIndex>,
+    /// Members of earlier loops that this one computes for itself instead of loading them, in program order
+    /// ([`super::recompute`]).
+    pub recomputed: Vec<NodeIndex>,
+    /// Per member, and per product whose epilogue this is: the loop index of each dimension of its result.
+    pub dims: HashMap<NodeIndex, Vec<LoopDim>>,
+    /// Per member: the loop index of each of its subscript letters.
+    pub letters: HashMap<NodeIndex, Vec<LoopDim>>,
+    /// A value and a dimension of it that has each loop index, to find the extent of the index.
+    pub space: Vec<(Value, usize)>,
+    /// The index that is reduced within a row.
+    pub row: Option<LoopDim>,
+}
+
+impl Kernel {
+    /// What it computes, without what it recomputes, in program order.
+    pub fn nodes(&self) -> Vec<NodeIndex> {
+        match self {
+            Kernel::Single(node) => vec![*node],
+            Kernel::Loop(nest) => nest.nodes.clone(),
+            Kernel::Products { products, epilogue } => sorted(products.iter().chain(&epilogue.nodes)),
+            Kernel::Attention { nodes, .. } | Kernel::Collective(nodes) => nodes.clone(),
+        }
+    }
+
+    /// The first node that it computes, in program order; of a collective, the value that lies first.
+    pub fn first(&self) -> NodeIndex {
+        let first = match self {
+            Kernel::Single(node) => Some(node),
+            Kernel::Loop(nest) => nest.nodes.first(),
+            Kernel::Products { products, epilogue } => products.iter().chain(&epilogue.nodes).min(),
+            Kernel::Attention { nodes, .. } | Kernel::Collective(nodes) => nodes.first(),
+        };
+        *first.expect("a kernel computes something")
+    }
+
+    /// The last node that it computes, in program order; of a collective, the value that lies last.
+    pub fn last(&self) -> NodeIndex {
+        let last = match self {
+            Kernel::Single(node) => Some(node),
+            Kernel::Loop(nest) => nest.nodes.last(),
+            Kernel::Products { products, epilogue } => products.iter().chain(&epilogue.nodes).max(),
+            Kernel::Attention { nodes, .. } | Kernel::Collective(nodes) => nodes.last(),
+        };
+        *last.expect("a kernel computes something")
+    }
+
+    /// The values that it reads, its own ones included, but not those that it recomputes.
+    pub fn reads(&self, graph: &Graph) -> Vec<Value> {
+        match self {
+            Kernel::Attention { reads, .. } => reads.clone(),
+            Kernel::Single(_) | Kernel::Collective(_) => operands(graph, &self.nodes()),
+            Kernel::Loop(nest) => nest.reads(graph),
+            Kernel::Products { epilogue, .. } => {
+                let mut all = operands(graph, &self.nodes());
+                all.extend(operands(graph, &epilogue.recomputed));
+                all.retain(|v| !epilogue.recomputed.contains(&v.node));
+                all
+            }
+        }
+    }
+
+    /// The members of a loop.
+    pub fn as_loop(&self) -> Option<&Nest> {
+        match self {
+            Kernel::Loop(nest) => Some(nest),
+            _ => None,
+        }
+    }
+
+    /// The members of a loop, to be changed.
+    pub fn as_loop_mut(&mut self) -> Option<&mut Nest> {
+        match self {
+            Kernel::Loop(nest) => Some(nest),
+            _ => None,
+        }
+    }
+
+    /// The members of a loop or of an epilogue.
+    pub fn nest(&self) -> Option<&Nest> {
+        match self {
+            Kernel::Loop(nest) | Kernel::Products { epilogue: nest, .. } => Some(nest),
+            _ => None,
+        }
+    }
+
+    /// The values of a collective.
+    pub fn as_collective(&self) -> Option<&[NodeIndex]> {
+        match self {
+            Kernel::Collective(nodes) => Some(nodes),
+            _ => None,
+        }
+    }
+}
+
+impl Nest {
+    /// What it computes: its nodes and those that it recomputes, in program order.
+    pub fn members(&self) -> Vec<NodeIndex> {
+        sorted(self.nodes.iter().chain(&self.recomputed))
+    }
+
+    /// The values that it reads, its own ones included, but not those that it recomputes.
+    pub fn reads(&self, graph: &Graph) -> Vec<Value> {
+        let mut all = operands(graph, &self.nodes);
+        all.extend(operands(graph, &self.recomputed));
+        all.retain(|v| !self.recomputed.contains(&v.node));
+        all
+    }
+
+    /// The loop indices that a member reduction sums over.
+    pub fn reduced(&self, node: NodeIndex) -> Vec<LoopDim> {
+        let kept = &self.dims[&node];
+        self.letters[&node].iter().copied().filter(|d| !kept.contains(d)).collect()
+    }
+
+    /// The loop indices of a row of subscript letters of a member.
+    pub fn along(&self, member: NodeIndex, row: &[u8]) -> Vec<LoopDim> {
+        row.iter().map(|&l| self.letters[&member][l as usize]).collect()
+    }
+}
+
+fn operands(graph: &Graph, nodes: &[NodeIndex]) -> Vec<Value> {
+    nodes.iter().flat_map(|&n| graph.operands(n)).collect()
+}
+
+fn sorted<'a>(nodes: impl Iterator<Item = &'a NodeIndex>) -> Vec<NodeIndex> {
+    let mut all: Vec<NodeIndex> = nodes.copied().collect();
+    all.sort_unstable();
+    all
+}
+
+/// Subscripts of an operation that a loop can have as a member: those that it has, or elementwise ones.
+pub struct Letters {
+    /// Per operand.
+    pub operands: Vec<Vec<u8>>,
+    /// Of the result.
+    pub result: Vec<u8>,
+    /// How many there are.
+    pub count: usize,
+}
+
+/// The subscripts of an operation that a loop can have as a member.
+pub fn letters(graph: &Graph, node: NodeIndex) -> Letters {
+    let rank = graph.node(node).types[0].rank();
+    match &graph.node(node).op {
+        Op::Map { subs, .. } | Op::Reduce { subs, .. } => {
+            Letters { operands: subs.operands.clone(), result: subs.result.clone(), count: subs.letters() }
+        }
+        op => {
+            let all: Vec<u8> = (0..rank as u8).collect();
+            let operands = if matches!(op, Op::Random { .. }) { vec![Vec::new()] } else { vec![all.clone()] };
+            Letters { operands, result: all, count: rank }
+        }
+    }
+}
+
+impl Letters {
+    /// A tensor and a dimension of it that has the letter.
+    pub(super) fn home(&self, operands: &[Value], node: NodeIndex, letter: usize) -> (Value, usize) {
+        let position = |ls: &Vec<u8>| ls.iter().position(|&l| l as usize == letter);
+        if let Some(d) = position(&self.result) {
+            return (node.into(), d);
+        }
+        let found = operands.iter().zip(&self.operands).find_map(|(&v, ls)| Some((v, position(ls)?)));
+        found.unwrap_or((node.into(), 0))
+    }
+}
+
+/// Whether an operation can be a member of a loop.
+pub fn is_loop_op(op: &Op) -> bool {
+    matches!(op, Op::Map { .. } | Op::Reduce { .. } | Op::ToPartial { .. } | Op::Random { .. })
+}
+
+/// Whether an operation needs no kernel: it is an input, a view of its operand, or made where it is
+/// read.
+pub fn is_free(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Input { .. } | Op::Fill(_) | Op::Iota | Op::ShardSlice { .. } | Op::Index { .. } | Op::Slice { .. }
+    )
+}
