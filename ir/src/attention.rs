@@ -19,7 +19,8 @@
 //! this came from are not rounded to. A device may round `p · weight` and `d` to the operands' type before it
 //! multiplies them, and no other value.
 
-use crate::program::{Instruction, View};
+use crate::instruction::Instruction;
+use crate::memory::View;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
 

@@ -18,6 +18,7 @@
 //! | JSON whose keys stand once | [`unique`] |
 //! | which random numbers an element is made of | [`random`] |
 //! | what a rank executes; attention in it | [`program`], [`attention`] |
+//! | the instructions of its loops; where its values lie | [`instruction`], [`memory`] |
 //! | what rank programs mean | [`execute`] |
 #![doc = ""]
 #![doc = include_str!("../LAWS.md")]
@@ -29,8 +30,10 @@ pub mod dtype;
 pub mod execute;
 pub mod fold;
 pub mod graph;
+pub mod instruction;
 pub mod interpret;
 pub mod json;
+pub mod memory;
 pub mod mesh;
 pub mod op;
 pub mod parse;

@@ -461,7 +461,7 @@ fn transfers(options: &LaunchOptions, ranks: usize) {
         session.write_f64("same", &[1.0, 2.0, -3.0]).unwrap();
         for copies in [2, 3] {
             session.step().unwrap();
-            session.succeed(programs(copies)).unwrap();
+            session.switch_to(programs(copies)).unwrap();
         }
         session.step().unwrap();
         assert_eq!(session.read_f64(&result("x")).unwrap(), values);

@@ -314,7 +314,7 @@ mod gpu {
                 let executed = session.collectives(1).into_iter().map(|c| (c.name, c.count, c.wire_bytes));
                 counted.push(executed.collect::<Vec<_>>());
                 if step == 1 {
-                    session.succeed(programs()).unwrap();
+                    session.switch_to(programs()).unwrap();
                 }
             }
             (seen, counted)
@@ -388,7 +388,7 @@ mod gpu {
         gpu.step().unwrap();
         assert_eq!(gpu.small_copies(), 1, "two inputs in one copy");
         let before = gpu.allocated_bytes();
-        gpu.succeed(vec![program(false)]).unwrap();
+        gpu.switch_to(vec![program(false)]).unwrap();
         let z = gpu.programs()[0].outputs[0].binding.clone();
         for _ in 0..3 {
             gpu.step().unwrap();

@@ -181,7 +181,7 @@ pub fn follow<D: Device + 'static>(
         if i > 0
             && let Some(steady) = steady.take()
         {
-            on_device.succeed(steady)?;
+            on_device.switch_to(steady)?;
         }
         copy(training.session(), &mut on_device, &[InputKind::Scalar]);
         on_device.step()?;

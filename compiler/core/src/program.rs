@@ -657,9 +657,9 @@ impl TrainingSession {
     }
 
     /// Lets the steady program take over, if it has not.
-    fn succeed(&mut self) -> Result<(), Error> {
+    fn take_steady(&mut self) -> Result<(), Error> {
         match self.next.take() {
-            Some(next) => Ok(self.session.succeed(next)?),
+            Some(next) => Ok(self.session.switch_to(next)?),
             None => Ok(()),
         }
     }
@@ -695,7 +695,7 @@ impl TrainingSession {
     pub(crate) fn turn(&mut self) -> Result<(), Error> {
         self.session.select(self.program)?;
         if self.step > 0 {
-            self.succeed()?;
+            self.take_steady()?;
         }
         Ok(())
     }
@@ -737,7 +737,7 @@ impl TrainingSession {
     /// Goes on after so many steps, at least one, from an optimizer state: the bytes of its inputs.
     pub(crate) fn go_on(&mut self, steps: usize, states: &[(String, Cow<'_, [u8]>)]) -> Result<(), Error> {
         self.session.select(self.program)?;
-        self.succeed()?;
+        self.take_steady()?;
         for (name, bytes) in states {
             self.session.write_bytes(name, bytes)?;
         }
@@ -786,7 +786,7 @@ impl TrainingSession {
                 return Err(RuntimeError::Launch(reason.into()).into());
             }
             0 => {}
-            _ => self.succeed()?,
+            _ => self.take_steady()?,
         }
         checkpoint::load(&mut self.session, checkpoint)?;
         self.session.compare_again();

@@ -1,11 +1,12 @@
 //! Processes of one host that share memory, one rank in each; or one process alone, with all ranks as its threads.
 
-use super::Communicators;
 use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
 use super::processes::{Ending, Processes, agree};
+use super::ranks::Ranks;
 use super::shared_memory::{Growth, Handle, Region};
 use super::wait::{Awaited, Stop, wait};
 use super::world::{World, grown, out_of_memory};
+use super::{Communicator, Communicators};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
 use crate::flight::{Flight, FlightRecord};
@@ -325,5 +326,33 @@ fn exchange(
             mine.doing.set("");
             return Ok(all);
         }
+    }
+}
+
+impl Communicators for World {
+    fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator> {
+        Box::new(Ranks::new(self, rank))
+    }
+
+    fn arena(&self, rank: usize) -> Arc<Arena> {
+        self.arenas()[rank].clone()
+    }
+
+    fn finish_step(&self, rank: usize) {
+        self.steps_done(rank).fetch_add(1, Ordering::Release);
+        self.control.ring();
+    }
+
+    fn switch_to(
+        &self,
+        programs: Arc<[RankProgram]>,
+        local: Range<usize>,
+        deadline: Duration,
+    ) -> Result<Arc<dyn Communicators>, RuntimeError> {
+        let arenas = Some(self.arenas().to_vec());
+        if self.control.is_shared() {
+            return open(&self.control, local.start, arenas, programs, deadline);
+        }
+        Ok(Arc::new(World::of_threads(self.control.clone(), arenas, programs, deadline)?))
     }
 }

@@ -88,7 +88,7 @@ pub trait Communicators: Send + Sync {
     ///
     /// # Errors
     /// Too little memory, a process that does not come.
-    fn succeed(
+    fn switch_to(
         &self,
         programs: Arc<[RankProgram]>,
         local: Range<usize>,

@@ -126,3 +126,20 @@ pub fn agree(
     }
     Ok(Ok(all))
 }
+
+/// Shares whether something worked on every process.
+///
+/// # Errors
+/// This process's own, otherwise that of the lowest process that has one.
+pub(crate) fn together<T>(
+    processes: &dyn Processes,
+    purpose: &str,
+    mine: Result<T, RuntimeError>,
+    deadline: Duration,
+) -> Result<T, RuntimeError> {
+    let told = mine.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
+    let all = agree(processes, purpose, told, deadline)?;
+    let mine = mine?;
+    all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+    Ok(mine)
+}

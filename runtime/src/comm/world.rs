@@ -7,16 +7,13 @@
 //! Buffers are published as offsets into the arena of the rank, which each process has mapped at a place of its own.
 
 use super::control::Control;
-use super::ranks::Ranks;
 use super::shared_memory::{Growth, Region};
-use super::{Communicator, Communicators};
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
 use std::collections::HashSet;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tpc_ir::program::RankProgram;
 
@@ -169,32 +166,4 @@ pub(super) fn grown(arena: &Arc<Arena>, rank: usize, bytes: usize) -> Result<Arc
 
 pub(super) fn out_of_memory(error: io::Error) -> RuntimeError {
     RuntimeError::Launch(format!("no memory for the ranks to meet in: {error}"))
-}
-
-impl Communicators for World {
-    fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator> {
-        Box::new(Ranks::new(self, rank))
-    }
-
-    fn arena(&self, rank: usize) -> Arc<Arena> {
-        self.arenas[rank].clone()
-    }
-
-    fn finish_step(&self, rank: usize) {
-        self.steps_done(rank).fetch_add(1, Ordering::Release);
-        self.control.ring();
-    }
-
-    fn succeed(
-        &self,
-        programs: Arc<[RankProgram]>,
-        local: Range<usize>,
-        deadline: Duration,
-    ) -> Result<Arc<dyn Communicators>, RuntimeError> {
-        let arenas = Some(self.arenas.clone());
-        if self.control.is_shared() {
-            return super::local::open(&self.control, local.start, arenas, programs, deadline);
-        }
-        Ok(Arc::new(World::of_threads(self.control.clone(), arenas, programs, deadline)?))
-    }
 }

@@ -1,9 +1,15 @@
-//! What a [`crate::Session`] needs of a device with memory of its own: memory that holds what ranks have, and executes their programs.
+//! What a [`crate::Session`] needs of a device with memory of its own: it holds what the ranks have, and executes their programs.
 
 use crate::error::RuntimeError;
-use crate::session::StepReport;
 use std::ops::Range;
 use tpc_ir::program::{Binding, RankProgram};
+
+/// What a step took.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// From the call to the end of the last rank.
+    pub seconds: f64,
+}
 
 /// A device with programs. Ranks are given by the position of their programs.
 pub trait Device: Send {
@@ -42,9 +48,9 @@ pub trait Device: Send {
     /// Of every collective of a rank's program, in program order, whether the latest step executed it.
     fn executed(&self, rank: usize) -> Vec<bool>;
 
-    /// Goes on with other programs. Arenas are as large as before or larger, and every byte of them keeps what it holds.
+    /// Executes other programs from now on. Arenas are as large as before or larger, and every byte of them keeps what it holds.
     ///
     /// # Errors
     /// Programs that cannot be executed; too little memory.
-    fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError>;
+    fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError>;
 }

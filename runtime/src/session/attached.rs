@@ -1,32 +1,19 @@
 //! Ranks on a device with memory of its own. The host holds nothing of them: what is written goes to the device at once, what is read
 //! comes from there, and only as much as is asked for.
 
-use super::rank::{Loaded, RankShared, Written, inject, panic_message};
-use super::{LaunchOptions, StepReport, lock, output_name};
+use super::bindings::check_bindings;
+use super::fault::{inject, panic_message};
+use super::loaded::{Loaded, RankShared, Written};
+use super::lock::lock;
+use super::options::LaunchOptions;
 use crate::comm::Processes;
-use crate::comm::processes::agree;
-use crate::device::attached::Device;
-use crate::device::extent;
+use crate::comm::processes::together;
+use crate::device::attached::{Device, StepReport};
 use crate::error::RuntimeError;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tpc_ir::program::{Binding, RankProgram};
-
-/// What executes the ranks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// A thread for every rank.
-    #[default]
-    Cpu,
-    /// NVIDIA GPUs, with the feature `cuda`: a process alone runs all ranks on the first one, processes that were launched together
-    /// run theirs on that of their number on the host, and communicate by NCCL. Has not run on a real one yet, see `GPU.md`.
-    ///
-    /// Where processes share a GPU, launching sets the variables of the environment that NCCL needs for that, unless they are set:
-    /// other threads must not read the environment meanwhile except through Rust's library.
-    Cuda,
-}
 
 /// A device with the ranks of this process.
 pub(super) struct Attached {
@@ -53,13 +40,13 @@ impl Attached {
     }
 
     /// Lets the device execute other programs. Arenas never become smaller: other programs of the session keep something there.
-    pub(super) fn succeed(&self, programs: &[RankProgram]) -> Result<(), RuntimeError> {
+    pub(super) fn switch_to(&self, programs: &[RankProgram]) -> Result<(), RuntimeError> {
         let mut programs = programs.to_vec();
         for (program, largest) in programs.iter_mut().zip(&mut *lock(&self.arenas)) {
             *largest = program.arena_bytes.max(*largest);
             program.arena_bytes = *largest;
         }
-        lock(&self.device).succeed(programs)
+        lock(&self.device).switch_to(programs)
     }
 
     /// What is known of its ranks, once all their bindings were found to be right.
@@ -106,44 +93,6 @@ impl Attached {
         }
         stepped
     }
-}
-
-/// Whether all inputs and outputs are dense boxes that lie in the arena.
-pub(super) fn check_bindings(program: &RankProgram) -> Result<(), RuntimeError> {
-    let inputs = program.inputs.iter().map(|i| (i.name.clone(), &i.binding));
-    let outputs = program.outputs.iter().map(|o| (output_name(&o.kind), &o.binding));
-    for (name, b) in inputs.chain(outputs) {
-        let fits = b.global.len() == b.start.len()
-            && b.global.len() == b.view.shape.len()
-            && (0..b.global.len()).all(|d| b.view.shape[d] == 0 || b.start[d] + b.view.shape[d] <= b.global[d])
-            && b.layout.iter().product::<usize>() == b.global.iter().product::<usize>();
-        let checked = if !fits {
-            Err(format!("box {:?} at {:?} of {:?} (layout {:?})", b.view.shape, b.start, b.global, b.layout))
-        } else if !b.view.is_dense() {
-            Err("its view is not dense".into())
-        } else {
-            extent::resolve(program.arena_bytes, &program.buffers, &b.view, &b.view.shape, &b.view.strides).map(drop)
-        };
-        checked.map_err(|e| RuntimeError::Launch(format!("rank {}, `{name}`: {e}", program.rank)))?;
-    }
-    Ok(())
-}
-
-/// Shares whether something worked on every process.
-///
-/// # Errors
-/// This process's own, else that of the lowest process that has one.
-pub(crate) fn together<T>(
-    processes: &dyn Processes,
-    purpose: &str,
-    mine: Result<T, RuntimeError>,
-    deadline: Duration,
-) -> Result<T, RuntimeError> {
-    let told = mine.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
-    let all = agree(processes, purpose, told, deadline)?;
-    let mine = mine?;
-    all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
-    Ok(mine)
 }
 
 /// Prepares the programs of this process's ranks on a GPU.

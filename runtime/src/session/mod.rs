@@ -2,8 +2,13 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | launch, go on with other programs, step, ask | this one |
+//! | launch, add and exchange programs, step, ask | this one |
+//! | how programs are launched | `options` |
 //! | what a rank's thread does | `rank` |
+//! | what a session keeps of a loaded program | `loaded` |
+//! | ranks that fail | `fault` |
+//! | what a program's inputs and outputs must be | `bindings` |
+//! | locks that outlive a panic | `lock` |
 //! | writing inputs, reading outputs | `transfer` |
 //! | ranks on a device with memory of its own | `attached` |
 //!
@@ -14,16 +19,22 @@
 //! has the session, makes the same calls in the same order, and runs the ranks that are its own.
 
 mod attached;
+mod bindings;
+mod fault;
+mod loaded;
+mod lock;
+mod options;
 mod rank;
 mod transfer;
 
-pub use attached::Backend;
-pub(crate) use attached::together;
+pub use crate::device::attached::StepReport;
+pub use options::{Backend, Fault, FaultKind, LaunchOptions};
 pub(crate) use transfer::each_rank;
 pub use transfer::{BoxReader, BoxWriter, RankInputs};
 
 use crate::comm::Processes;
 use crate::comm::local::Local;
+use crate::comm::processes::together;
 use crate::counters::CollectiveCount;
 use crate::device::attached::Device;
 use crate::error::RuntimeError;
@@ -32,82 +43,19 @@ use crate::flight::FlightRecord;
 use crate::settings::{self, Settings};
 use crate::trace;
 use attached::Attached;
-use rank::{Command, Crew, Engine, Loaded, RankShared, Shared, rank_thread};
+use loaded::{Loaded, RankShared};
+use lock::lock;
+use rank::{Command, Crew, Engine, Shared, rank_thread};
 use std::fmt::Display;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tpc_ir::InputKind;
 use tpc_ir::program::{Buffer, RankProgram};
-use tpc_ir::{InputKind, OutputKind};
 
 /// Ranks that one session can have.
 pub const MAX_RANKS: usize = 64;
-
-/// How programs are launched.
-#[derive(Clone, Debug)]
-pub struct LaunchOptions {
-    /// How long a collective, or something that all processes do together, may take before it is an error.
-    pub deadline: Duration,
-    /// Whether every rank is bound to a core of its own; without effect if there are fewer cores
-    /// than ranks.
-    pub pin: bool,
-    /// How many of the latest actions each rank keeps for [`Session::trace_json`]; 0 records none.
-    pub trace: usize,
-    /// Makes a rank fail, for tests of what the others do.
-    pub fault: Option<Fault>,
-    /// The processes of the world that this one was launched in ([`crate::launch::join`]); without them, all ranks are threads of this
-    /// process. Every process launches the same sessions in the same order, and makes the same calls.
-    pub processes: Option<Arc<dyn Processes>>,
-    /// What executes the ranks. On a device there are no traces, and no times of collectives.
-    pub backend: Backend,
-}
-
-impl Default for LaunchOptions {
-    fn default() -> Self {
-        LaunchOptions {
-            deadline: Duration::from_secs(60),
-            pin: true,
-            trace: 0,
-            fault: None,
-            processes: None,
-            backend: Backend::Cpu,
-        }
-    }
-}
-
-/// A failure on purpose.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Fault {
-    /// The rank that fails.
-    pub rank: usize,
-    /// The step in which it does, counted from 0.
-    pub step: u64,
-    /// How it fails, before its first action.
-    pub kind: FaultKind,
-}
-
-/// How a rank fails on purpose.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum FaultKind {
-    /// It panics.
-    Panic,
-    /// It does nothing for a while, or until a peer gives up.
-    Stall(Duration),
-    /// Its process is killed.
-    Kill,
-    /// Its process is stopped, as by a debugger or a batch system.
-    Stop,
-    /// Its process exits with this code.
-    Exit(i32),
-}
-
-/// What a step took.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepReport {
-    /// From the call to the end of the last rank.
-    pub seconds: f64,
-}
 
 /// Rank programs that were launched and can be stepped.
 pub struct Session {
@@ -137,10 +85,6 @@ struct Launched {
     steps: u64,
     /// Whether every parameter and all data were found to have values, the same on all processes.
     complete: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether these are the programs of all ranks of one mesh.
@@ -271,22 +215,22 @@ impl Session {
         let Launched { shared, .. } = &self.programs[id.0];
         if let (Engine::Device(device), true) = (&shared.engine, id != self.on_device) {
             self.check_usable()?;
-            let loaded = device.succeed(&shared.programs[shared.local.clone()]);
+            let loaded = device.switch_to(&shared.programs[shared.local.clone()]);
             loaded.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
         }
         (self.selected, self.on_device) = (id, id);
         Ok(())
     }
 
-    /// Goes on with other programs in the place of the selected ones: what persistent buffers hold stays where it is. For the peeled first
+    /// Puts other programs in the place of the selected ones; what persistent buffers hold stays where it is. For the peeled first
     /// step of an optimizer, whose programs have the same inputs in the same order and therefore the same persistent layout.
     ///
     /// # Errors
     /// As [`Session::add`]; programs whose inputs differ.
-    pub fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+    pub fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
         let id = self.selected;
-        let succeeded = self.successor(programs);
-        let next = succeeded.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
+        let replaced = self.in_place_of_selected(programs);
+        let next = replaced.inspect_err(|e| _ = self.failed.get_or_insert(e.to_string()))?;
         for (old, new) in self.programs[id.0].loaded.iter().zip(&next.loaded) {
             old.written.iter().zip(&new.written).for_each(|(old, new)| new.share(old));
         }
@@ -295,13 +239,13 @@ impl Session {
         Ok(())
     }
 
-    fn successor(&mut self, programs: Vec<RankProgram>) -> Result<Launched, RuntimeError> {
+    fn in_place_of_selected(&mut self, programs: Vec<RankProgram>) -> Result<Launched, RuntimeError> {
         self.check_usable()?;
         check(&programs)?;
         for (old, new) in self.shared().programs.iter().zip(&programs) {
             let same = old.inputs == new.inputs && old.inputs.iter().all(|i| old.place(i) == new.place(i));
             if !same {
-                let reason = "a succeeding program must have the same inputs at the same places";
+                let reason = "a program in the place of another must have the same inputs at the same places";
                 return Err(RuntimeError::Launch(reason.into()));
             }
         }
@@ -319,10 +263,10 @@ impl Session {
         fingerprint::compare(&*processes, &programs, options.deadline)?;
         let engine = match &self.shared().engine {
             Engine::Threads(world) => {
-                Engine::Threads(world.succeed(programs.clone(), local.clone(), options.deadline)?)
+                Engine::Threads(world.switch_to(programs.clone(), local.clone(), options.deadline)?)
             }
             Engine::Device(device) => {
-                device.succeed(&programs[local.clone()])?;
+                device.switch_to(&programs[local.clone()])?;
                 Engine::Device(device.clone())
             }
         };
@@ -602,14 +546,5 @@ impl Drop for Session {
             // A rank thread catches its panics; there is nothing to do about one that did not.
             let _ = thread.join();
         }
-    }
-}
-
-pub(crate) fn output_name(kind: &OutputKind) -> String {
-    match kind {
-        OutputKind::Result(name) => format!("result {name}"),
-        OutputKind::Loss => "loss".into(),
-        OutputKind::Gradient(name) => format!("gradient {name}"),
-        OutputKind::Update(name) => format!("update {name}"),
     }
 }

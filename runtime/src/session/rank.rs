@@ -1,20 +1,22 @@
 //! What the thread of a rank does: load programs, and execute one of them when it is told to.
 
-use super::attached::{Attached, check_bindings};
-use super::{FaultKind, LaunchOptions, lock};
+use super::attached::Attached;
+use super::bindings::check_bindings;
+use super::fault::{inject, panic_message};
+use super::loaded::{Loaded, RankShared, Written};
+use super::lock::lock;
+use super::options::LaunchOptions;
 use crate::comm::{Communicator, Communicators, Processes};
 use crate::counters::Counters;
-use crate::device::cpu::arena::Arena;
 use crate::device::cpu::load::{Executable, Surroundings};
 use crate::error::RuntimeError;
 use crate::flight::Clock;
 use crate::trace::Trace;
-use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
 use tpc_ir::program::RankProgram;
 
 /// What the ranks of this process are to do.
@@ -101,47 +103,6 @@ pub(super) enum Engine {
     Threads(Arc<dyn Communicators>),
     /// A device.
     Device(Arc<Attached>),
-}
-
-pub(super) struct RankShared {
-    pub(super) counters: Counters,
-    pub(super) trace: Mutex<Trace>,
-    pub(super) result: Mutex<Result<(), RuntimeError>>,
-    pub(super) current: AtomicUsize,
-    /// What became of loading the program, until the session takes it.
-    pub(super) loaded: Mutex<Option<Result<Loaded, RuntimeError>>>,
-}
-
-pub(super) struct Loaded {
-    /// None on a device.
-    pub(super) arena: Option<Arc<Arena>>,
-    pub(super) scratch_bytes: usize,
-    /// Of every input, whether its box was given a value. Programs that share an input share this.
-    pub(super) written: Vec<Written>,
-}
-
-/// Whether the box of an input was given a value.
-#[derive(Debug, Default)]
-pub(super) struct Written(OnceLock<Arc<AtomicBool>>);
-
-impl Written {
-    fn flag(&self) -> &AtomicBool {
-        self.0.get_or_init(Arc::default)
-    }
-
-    pub(super) fn is_set(&self) -> bool {
-        self.flag().load(Ordering::Relaxed)
-    }
-
-    pub(super) fn set(&self) {
-        self.flag().store(true, Ordering::Relaxed);
-    }
-
-    /// Makes this one and another one the same from now on, as long as this one was not looked at.
-    pub(super) fn share(&self, other: &Written) {
-        // Where several programs have the input, all of them share it already.
-        let _ = self.0.set(other.0.get_or_init(Arc::default).clone());
-    }
 }
 
 impl Shared {
@@ -254,32 +215,4 @@ impl Ready {
         world.finish_step(rank);
         *lock(&mine.result) = result;
     }
-}
-
-/// Makes a rank fail if it is to fail in this step.
-pub(super) fn inject(options: &LaunchOptions, processes: &dyn Processes, rank: usize, step: u64) {
-    let Some(fault) = options.fault.filter(|f| f.rank == rank && f.step == step) else { return };
-    match fault.kind {
-        FaultKind::Panic => panic!("injected fault"),
-        FaultKind::Stall(time) => {
-            let start = Instant::now();
-            while start.elapsed() < time && processes.failure().is_none() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        FaultKind::Kill => signal(libc::SIGKILL),
-        FaultKind::Stop => signal(libc::SIGSTOP),
-        FaultKind::Exit(code) => std::process::exit(code),
-    }
-}
-
-/// Sends a signal to this process.
-fn signal(number: i32) {
-    // SAFETY: a system call without memory.
-    unsafe { libc::kill(libc::getpid(), number) };
-}
-
-pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

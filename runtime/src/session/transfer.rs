@@ -3,8 +3,9 @@
 //! Writing takes the whole tensor, or a loader, on every process, and fills the boxes of its own ranks. Reading gives the same bytes to
 //! every process: what its own ranks hold it takes from their arenas, the rest comes from the others.
 
+use super::Session;
+use super::bindings::output_name;
 use super::rank::Engine;
-use super::{Session, output_name};
 use crate::boxes::{BoxRequest, Runs, meet_all};
 use crate::digest::Digest;
 use crate::element;

@@ -57,7 +57,7 @@ pub fn take_turns(mut session: Session) {
         }
     }
     // Another program takes the place of the first, and a third joins them.
-    session.succeed(adding(None)).unwrap();
+    session.switch_to(adding(None)).unwrap();
     session.step().unwrap();
     let third = session.programs().map(|ranks| ranks[0].arena_bytes).max().unwrap();
     let three = session.add(adding(Some(third))).unwrap();

@@ -7,7 +7,7 @@
 //! | the steps themselves | `steps` |
 //! | the loss on other data, the best checkpoint | `evaluation` |
 //! | what a checkpoint keeps beside the tensors | `state` |
-//! | lines of JSON, TensorBoard's events | `metrics`, `events` |
+//! | lines of JSON, TensorBoard's events; their places | `metrics`, `events`; `outputs` |
 //! | how far it is, how fast | `progress`, `speed` |
 //! | gradients in a file | `gradients` |
 //! | why a loss is no number | `failure` |
@@ -19,6 +19,7 @@ mod events;
 mod failure;
 mod gradients;
 mod metrics;
+mod outputs;
 mod progress;
 pub mod schedule;
 mod speed;
@@ -38,6 +39,7 @@ use crate::{Failure, Outcome, Placement, Terminal};
 use alphabet::Kept;
 use clap::Args;
 use data::{DataArguments, Learner, Source};
+use outputs::Outputs;
 use schedule::{Schedule, ScheduleArguments};
 use speed::Work;
 use state::State;
@@ -45,7 +47,6 @@ use std::cell::Cell;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
-use steps::Outputs;
 use tpc_compiler::models::{Alphabet, ModelConfig, ModelDir, WeightMap, weight_map};
 use tpc_compiler::pretrained::{
     LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialise_model, load_weights, names,

@@ -7,26 +7,16 @@ use super::events::Events;
 use super::failure::{diverged, no_number};
 use super::gradients::{norm, write_gradients};
 use super::metrics::{Lines, Metrics, Row};
+use super::outputs::Outputs;
 use super::progress::Progress;
 use super::state::State;
 use crate::{Failure, Outcome, Terminal};
-use std::path::PathBuf;
 use std::time::Instant;
 use tpc_compiler::pretrained::TokenBatch;
 use tpc_compiler::program::TrainingSession;
 use tpc_data::Stream;
 use tpc_runtime::checkpoint::SaveOptions;
 use tpc_runtime::launch::stop::{Signal, Stop};
-use tpc_runtime::output::Output;
-
-/// Outputs whose places are found before the first step; of several processes the first has them.
-#[derive(Default)]
-pub(super) struct Outputs {
-    pub(super) grads: Option<Output>,
-    pub(super) metrics: Option<Output>,
-    /// The directory of event files.
-    pub(super) events: Option<PathBuf>,
-}
 
 /// Batches as they come.
 enum Batches<'a> {

@@ -1,7 +1,8 @@
 //! The action of one rank.
 
+use super::Attention;
 use super::expression::{Expression, instructions};
-use super::{Attention, Place, Strand};
+use super::strand::{Place, Strand};
 use tpc_ir::attention::{self as ir, Operand};
 use tpc_ir::program::View;
 use tpc_ir::{DType, Graph, Type, Value};

@@ -22,6 +22,7 @@
 mod action;
 mod expression;
 mod polynomial;
+mod strand;
 mod walk;
 
 pub(super) use action::{Rank, Stats, action, tile};
@@ -30,39 +31,9 @@ use expression::{Expression, Making};
 use petgraph::graph::NodeIndex;
 use polynomial::Base;
 use std::collections::{BTreeSet, HashSet};
+use strand::Strand;
 use tpc_ir::{DType, Graph, Op, Value};
 use walk::Walk;
-
-/// What a dimension of an operand is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Place {
-    /// That dimension of the scores.
-    Score(usize),
-    /// One of its own, which the scores do not have.
-    Own(usize),
-}
-
-/// A value whose dimensions are known.
-#[derive(Clone, Debug, PartialEq)]
-struct Strand {
-    value: Value,
-    places: Vec<Place>,
-}
-
-impl Strand {
-    fn has(&self, dim: usize) -> bool {
-        self.places.contains(&Place::Score(dim))
-    }
-
-    /// The dimensions of the scores that it has.
-    fn scores(&self) -> BTreeSet<usize> {
-        let of = |p: &Place| match p {
-            Place::Score(d) => Some(*d),
-            Place::Own(_) => None,
-        };
-        self.places.iter().filter_map(of).collect()
-    }
-}
 
 /// What a kernel that is an attention does; dimensions are those of the first product's result.
 #[derive(Clone, Debug)]

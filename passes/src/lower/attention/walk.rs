@@ -1,7 +1,7 @@
 //! The walk from a product to everything that is made of it.
 
 use super::polynomial::{Base, Monomial, Polynomial, product};
-use super::{Place, Strand};
+use super::strand::{Place, Strand};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};

@@ -95,7 +95,7 @@ impl Communicators for World {
         // The next header of a rank that is out of step says so.
     }
 
-    fn succeed(
+    fn switch_to(
         &self,
         programs: Arc<[RankProgram]>,
         local: Range<usize>,

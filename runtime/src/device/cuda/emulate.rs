@@ -8,11 +8,10 @@
 use super::emit::{Item, Kernels, Launch, Plan, plan};
 use super::library::Library;
 use super::reference;
-use crate::device::attached::Device;
+use crate::device::attached::{Device, StepReport};
 use crate::device::cpu::arena::Arena;
 use crate::device::cpu::has_avx2;
 use crate::error::RuntimeError;
-use crate::session::StepReport;
 use std::ffi::c_int;
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -347,7 +346,7 @@ impl Device for Emulator {
         self.executed[rank].clone()
     }
 
-    fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+    fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
         let next = Emulator::new(programs).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
         for (rank, program) in self.programs.iter().enumerate() {
             let from = self.memory.base().wrapping_add(self.plan.ranks[rank].base);

@@ -68,7 +68,7 @@ fn executed(reference: &Reference, compiled: Vec<Stages>) -> Result<Vec<Outputs>
         if step > 0
             && let Some(next) = programs.next()
         {
-            session.succeed(next)?;
+            session.switch_to(next)?;
         }
         for name in &names {
             if let Some(value) = scalars.get(name) {

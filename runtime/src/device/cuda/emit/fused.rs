@@ -9,36 +9,15 @@
 
 use super::body::LoopGraph;
 use super::kernels::Launch;
+use super::part::{End, Part, reads};
 use super::rank::Rank;
 use super::{ordered, pointwise, rows};
 use crate::device::cpu::vector::LaneType;
 use crate::device::extent::Extent;
 use crate::device::nodes::{self, Kind, Node, Walk, must_keep_order};
 use std::collections::{BTreeMap, HashMap};
+use tpc_ir::DType;
 use tpc_ir::program::{Loop, dense_strides};
-use tpc_ir::{DType, ReduceOp};
-
-/// A store of a loop.
-#[derive(Clone, Debug)]
-pub(super) struct End {
-    pub(super) walk: usize,
-    /// The node whose value is stored.
-    pub(super) value: usize,
-    /// How it combines over the reduced dimensions; `None` overwrites.
-    pub(super) accumulate: Option<ReduceOp>,
-}
-
-/// What one kernel of a loop does.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Part {
-    /// Bit set of the dimensions that are reduced.
-    pub(super) reduced: u64,
-    pub(super) ends: Vec<End>,
-    /// Whether reductions of rows are computed here; if not, walks that read what another kernel
-    /// computed.
-    pub(super) reduces: bool,
-    pub(super) stands_for: HashMap<usize, usize>,
-}
 
 /// The kernels of a loop.
 pub(super) fn emit(rank: &mut Rank<'_>, l: &Loop) -> Result<Vec<Launch>, String> {
@@ -196,28 +175,7 @@ fn scratch_walk(graph: &LoopGraph, node: usize, rank: &mut Rank<'_>) -> Walk {
     Walk { extent, dtype, strides, store: true, at: usize::MAX - node }
 }
 
-/// The walks that a part reads.
-pub(super) fn reads(graph: &LoopGraph, part: &Part) -> Vec<usize> {
-    fn visit(graph: &LoopGraph, part: &Part, node: usize, seen: &mut Vec<bool>, found: &mut Vec<usize>) {
-        if std::mem::replace(&mut seen[node], true) {
-            return;
-        }
-        if let Some(&w) = part.stands_for.get(&node) {
-            return found.push(w);
-        }
-        if let Kind::Load(w) = graph.nodes[node].kind {
-            found.push(w);
-        }
-        for &x in &graph.nodes[node].inputs {
-            visit(graph, part, x, seen, found);
-        }
-    }
-    let (mut seen, mut found) = (vec![false; graph.nodes.len()], Vec::new());
-    part.ends.iter().for_each(|e| visit(graph, part, e.value, &mut seen, &mut found));
-    found
-}
-
-/// Puts parts that overwrite what others read behind those.
+/// Puts parts that overwrite what others read after those.
 fn order(graph: &LoopGraph, parts: Vec<Part>, after_rows: bool) -> Option<Vec<Part>> {
     let reading: Vec<Vec<usize>> = parts.iter().map(|p| reads(graph, p)).collect();
     let overwrites = |a: usize, b: usize| {

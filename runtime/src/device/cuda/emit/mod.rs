@@ -21,6 +21,7 @@ mod copy;
 mod fused;
 mod kernels;
 mod ordered;
+mod part;
 mod pointwise;
 mod product;
 mod rank;

@@ -1,8 +1,8 @@
 //! Loops without sums: every thread computes elements of its own.
 
 use super::body::{Body, Level, LoopGraph};
-use super::fused::{Part, reads};
 use super::kernels::Launch;
+use super::part::{End, Part, reads};
 use super::rank::Rank;
 use super::space::{Axis, axes, bring_fastest_in, count, cut, index_types};
 use std::fmt::Write as _;
@@ -104,7 +104,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
 }
 
 /// The value of a store; one that accumulates over nothing combines with the identity.
-pub(super) fn combined(body: &mut Body<'_>, graph: &LoopGraph, end: &super::fused::End) -> String {
+pub(super) fn combined(body: &mut Body<'_>, graph: &LoopGraph, end: &End) -> String {
     let value = body.value(end.value);
     match end.accumulate {
         None => value,

@@ -8,8 +8,8 @@
 //! second kernel.
 
 use super::body::{Body, Level, LoopGraph, accumulator, functor, identity, lane};
-use super::fused::{End, Part};
 use super::kernels::Launch;
+use super::part::{End, Part};
 use super::pointwise::{combined, masks, strides, used, weights};
 use super::rank::Rank;
 use super::space::{Axis, axes, bring_fastest_in, count, cut, dense_bytes, index_types, merge};

@@ -12,12 +12,11 @@ use super::nccl::Network;
 use super::product::Products;
 use super::progress::Progress;
 use super::staging::Staging;
-use crate::device::attached::Device;
+use crate::device::attached::{Device, StepReport};
 use crate::device::cuda::emit::{Item, Kernels, Launch, Placed, Plan, plan, plan_at};
 use crate::device::cuda::error::CudaError;
 use crate::device::extent;
 use crate::error::RuntimeError;
-use crate::session::StepReport;
 use cudarc::driver::{result, sys};
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
@@ -698,7 +697,7 @@ impl Device for Gpu {
         self.executed[rank].clone()
     }
 
-    fn succeed(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
+    fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
         self.context.make_current()?;
         let planned = self.replan(&programs);
         meet(&self.options, &programs, planned.as_ref().map(|p| &p.0).map_err(Clone::clone))?;

@@ -3,9 +3,9 @@
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
-use super::backward::{self, Gradients};
+use super::setup::{Gradients, batches, begin_backward, begin_forward, operands};
 use super::source::Source;
-use super::{count, forward, widths};
+use super::{count, widths};
 use tpc_ir::attention::{Attention, Backward};
 
 /// Threads of a block, `ALONE` in `attention.cuh`.
@@ -37,8 +37,8 @@ fn writing(s: &mut Source<'_>, at: &str) {
 pub(super) fn forward(rank: &mut Rank<'_>, a: &Attention, has: &[usize]) -> Result<Vec<Launch>, String> {
     let [inner, width] = widths(a);
     let (rows, columns) = (a.rows(), a.columns());
-    let mut s = forward::begin(rank, a)?;
-    forward::operands(&mut s, rank)?;
+    let mut s = begin_forward(rank, a)?;
+    operands(&mut s, rank)?;
     s.bodies(rank)?;
     let batch = s.batch(&format!("blockIdx.x / {rows}u"), has);
     s.line(&format!("{{ {batch}}}"));
@@ -62,7 +62,7 @@ pub(super) fn gradient(
 ) -> Result<Launch, String> {
     let [inner, width] = widths(a);
     let (owners, streamed) = if which.rows { (a.rows(), a.columns()) } else { (a.columns(), a.rows()) };
-    let mut s = backward::begin(rank, a, b, which)?;
+    let mut s = begin_backward(rank, a, b, which)?;
     s.operand(rank, "query_at", &a.query, &a.inner, false)?;
     s.operand(rank, "key_at", &a.key, &a.inner, false)?;
     s.operand(rank, "value_at", &a.value, &a.width, false)?;
@@ -76,7 +76,7 @@ pub(super) fn gradient(
     s.bodies(rank)?;
     let batch = s.batch(&format!("blockIdx.x / {owners}u"), has);
     s.line(&format!("{{ {batch}}}"));
-    backward::batches(&mut s, lacks);
+    batches(&mut s, lacks);
     product(&mut s, "product", ["query_at", "key_at"], inner);
     product(&mut s, "of_result", ["grad_out_at", "value_at"], width);
     let streams = match which {

@@ -5,23 +5,15 @@ use super::super::kernels::Launch;
 use super::super::rank::Rank;
 use super::clear::Owners;
 use super::engine::{Engine, Needs, Tiling, weight_of_bodies};
-use super::forward::{pairs, tile};
 use super::mask::Seen;
-use super::source::{Source, is_wide};
+use super::setup::{Gradients, batches, begin_backward, pairs, tile};
+use super::source::Source;
 use super::{alone, count, padded, real, split, widths};
 use crate::device::visible;
 use tpc_ir::attention::{Attention, Backward, Operand};
 
 /// Warps of a block that computes `delta`.
 const WARPS: usize = 8;
-
-/// The gradients that one launch computes: `first` of queries or keys, `second` of values.
-#[derive(Clone, Copy)]
-pub(super) struct Gradients<'a> {
-    pub(super) rows: bool,
-    pub(super) first: Option<&'a Operand>,
-    pub(super) second: Option<&'a Operand>,
-}
 
 /// The launches of a backward pass.
 pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<Vec<Launch>, String> {
@@ -52,32 +44,6 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<V
         launches.extend(gradients(rank, a, b, Gradients { rows: true, first: query, second: None })?);
     }
     Ok(launches)
-}
-
-/// The beginning of a backward kernel: operands and figures of rows.
-pub(super) fn begin<'a>(
-    rank: &Rank<'_>,
-    a: &'a Attention,
-    b: &'a Backward,
-    which: Gradients<'_>,
-) -> Result<Source<'a>, String> {
-    let mut s = Source::new(a, real(a));
-    s.begin(is_wide(a));
-    for (name, view) in [("max", &a.max), ("sum", &a.sum), ("delta", &b.delta)] {
-        if name == "delta" && which.first.is_none() {
-            s.line("const auto delta_of = [](int) { return (R)0; };");
-            continue;
-        }
-        s.figure(rank, &format!("{name}_at"), view, false)?;
-        s.line(&format!("const auto {name}_of = [&](int r) {{ return real<R>(*{name}_at(r)); }};"));
-    }
-    Ok(s)
-}
-
-/// The lambda that sets the batch indices that an owner lacks.
-pub(super) fn batches(s: &mut Source<'_>, lacks: &[usize]) {
-    let set = s.batch("b", lacks);
-    s.line(&format!("const auto batch = [&](u32 b) {{ {set}}};"));
 }
 
 /// `delta`, a warp for each row.
@@ -149,7 +115,7 @@ fn gradients(rank: &mut Rank<'_>, a: &Attention, b: &Backward, which: Gradients<
     };
     let ([n1, n2], [d1, d2]) = (widths(a), widths(a).map(padded));
 
-    let mut s = begin(rank, a, b, which)?;
+    let mut s = begin_backward(rank, a, b, which)?;
     let query = s.operand(rank, "query_at", &a.query, &a.inner, false)?;
     let key = s.operand(rank, "key_at", &a.key, &a.inner, false)?;
     let value = s.operand(rank, "value_at", &a.value, &a.width, false)?;

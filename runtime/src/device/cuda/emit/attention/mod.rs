@@ -6,6 +6,7 @@
 //! | which engine, and how large tiles are | `engine` |
 //! | which blocks of scores are not computed, and which are all visible | `mask`, `clear` |
 //! | how operands, figures of rows and bodies become lambdas of a kernel | `source` |
+//! | how kernels of both passes begin | `setup` |
 //! | the forward kernel; the backward kernels | `forward`, `backward` |
 //! | operands too wide for tiles | `alone` |
 
@@ -15,6 +16,7 @@ mod clear;
 mod engine;
 mod forward;
 mod mask;
+mod setup;
 mod source;
 
 use super::kernels::Launch;

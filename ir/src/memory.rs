@@ -1,0 +1,74 @@
+//! Where a rank's values lie: buffers of its arena, and views of them.
+
+use crate::DType;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Index into [`RankProgram::buffers`](crate::program::RankProgram::buffers).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BufferId(pub u32);
+
+/// A piece of the arena. Buffers whose lives do not overlap may share bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Buffer {
+    /// First byte in the arena; a multiple of [`ALIGNMENT`].
+    pub offset: usize,
+    /// Size in bytes.
+    pub bytes: usize,
+    /// Whether the buffer keeps its contents between steps (parameters, state, constants).
+    pub persistent: bool,
+    /// What it holds, for reading plans.
+    pub label: Arc<str>,
+}
+
+/// Alignment of every buffer in bytes: one cache line, and enough for any vector unit.
+pub const ALIGNMENT: usize = 64;
+
+/// A strided view of a buffer. Strides and offset count elements of `dtype`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// The buffer.
+    pub buffer: BufferId,
+    /// Offset of element `[0, 0, …]` from the start of the buffer, in elements.
+    pub offset: usize,
+    /// Element type.
+    pub dtype: DType,
+    /// Local shape, in elements.
+    pub shape: Vec<usize>,
+    /// Distance between neighbours in each dimension, in elements; 0 repeats.
+    pub strides: Vec<isize>,
+}
+
+impl View {
+    /// A dense row-major view of a whole buffer.
+    pub fn dense(buffer: BufferId, dtype: DType, shape: Vec<usize>) -> Self {
+        let strides = dense_strides(&shape);
+        View { buffer, offset: 0, dtype, shape, strides }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether the elements lie in row-major order without gaps.
+    pub fn is_dense(&self) -> bool {
+        let mut expected = 1;
+        for (&n, &s) in self.shape.iter().zip(&self.strides).rev() {
+            if n != 1 && s != expected {
+                return self.elements() == 0;
+            }
+            expected *= n as isize;
+        }
+        true
+    }
+}
+
+/// Row-major strides of a shape. None is 0, which would say that a dimension is not there, even if the shape is empty.
+pub fn dense_strides(shape: &[usize]) -> Vec<isize> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i].max(1) as isize;
+    }
+    strides
+}

@@ -1,0 +1,49 @@
+//! What one kernel of a fused loop does.
+
+use super::body::LoopGraph;
+use crate::device::nodes::Kind;
+use std::collections::HashMap;
+use tpc_ir::ReduceOp;
+
+/// A store of a loop.
+#[derive(Clone, Debug)]
+pub(super) struct End {
+    pub(super) walk: usize,
+    /// The node whose value is stored.
+    pub(super) value: usize,
+    /// How it combines over the reduced dimensions; `None` overwrites.
+    pub(super) accumulate: Option<ReduceOp>,
+}
+
+/// What one kernel of a loop does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Part {
+    /// Bit set of the dimensions that are reduced.
+    pub(super) reduced: u64,
+    pub(super) ends: Vec<End>,
+    /// Whether reductions of rows are computed here; if not, walks that read what another kernel
+    /// computed.
+    pub(super) reduces: bool,
+    pub(super) stands_for: HashMap<usize, usize>,
+}
+
+/// The walks that a part reads.
+pub(super) fn reads(graph: &LoopGraph, part: &Part) -> Vec<usize> {
+    fn visit(graph: &LoopGraph, part: &Part, node: usize, seen: &mut Vec<bool>, found: &mut Vec<usize>) {
+        if std::mem::replace(&mut seen[node], true) {
+            return;
+        }
+        if let Some(&w) = part.stands_for.get(&node) {
+            return found.push(w);
+        }
+        if let Kind::Load(w) = graph.nodes[node].kind {
+            found.push(w);
+        }
+        for &x in &graph.nodes[node].inputs {
+            visit(graph, part, x, seen, found);
+        }
+    }
+    let (mut seen, mut found) = (vec![false; graph.nodes.len()], Vec::new());
+    part.ends.iter().for_each(|e| visit(graph, part, e.value, &mut seen, &mut found));
+    found
+}

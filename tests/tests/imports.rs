@@ -1,0 +1,250 @@
+//! Which files import each other. A file that imports one that imports it cannot be read without the other, so there is none, but
+//! for those that are listed here.
+//!
+//! What counts are the `use` lines of a file outside its tests. A name that comes through a re-export counts as an import of the file
+//! that has it.
+
+use proc_macro2::{Delimiter, TokenStream, TokenTree};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::str::FromStr;
+
+/// A module path within a crate, or a name in one.
+type Names = Vec<String>;
+
+/// The crates, by the directories of their sources.
+const CRATES: [&str; 7] = [
+    "ir/src",
+    "passes/src",
+    "runtime/src",
+    "compiler/core/src",
+    "compiler/command/src",
+    "compiler/data/src",
+    "compiler/src",
+];
+
+/// Cycles that are still there. A change that ends one takes it off the list.
+const KNOWN: [(&str, &[&str]); 7] = [
+    // A plan's errors, styles and annotations are declared in one place and used in the other.
+    (
+        "passes/src",
+        &[
+            "styles/annotate",
+            "styles/pairwise",
+            "styles/plan",
+            "styles/prepare",
+            "styles/regions",
+            "styles/style",
+            "styles/subtree",
+            "styles/whole_model",
+        ],
+    ),
+    // Micro-batches are told apart by paths that reasons print.
+    ("passes/src", &["options", "options/accumulate", "propagate", "reasons"]),
+    // The processes of MPI wait for each other by what waits for them.
+    ("runtime/src", &["comm/mpi/ending", "comm/mpi/processes", "comm/mpi/ranks", "comm/mpi/wait"]),
+    (
+        "compiler/core/src",
+        &[
+            "capture/captured",
+            "capture/error",
+            "capture/kept",
+            "capture/optimizer",
+            "capture/probe",
+            "capture/scalars",
+            "capture/scope",
+            "capture/session",
+            "capture/states",
+            "capture/tensors",
+        ],
+    ),
+    ("compiler/core/src", &["capture/initialization", "capture/step"]),
+    // A family's table of keys is found by the family, and names what its configuration reads.
+    (
+        "compiler/core/src",
+        &[
+            "models/attention",
+            "models/bert_config",
+            "models/config",
+            "models/decoder_config",
+            "models/families",
+            "models/gpt2_config",
+            "models/interleaved_config",
+            "models/known",
+            "models/rope_config",
+            "models/size",
+        ],
+    ),
+    // The error of everything that compiles names the errors of everything that is compiled.
+    (
+        "compiler/core/src",
+        &["beside", "explain", "generate/generator", "generate/program", "pretrained", "program", "together"],
+    ),
+];
+
+/// A file's imports and re-exports.
+#[derive(Default)]
+struct File {
+    imports: Vec<Names>,
+    /// Names that it has from elsewhere, and what they are there.
+    exports: BTreeMap<String, Names>,
+}
+
+/// All files of a crate, by their modules.
+fn files(root: &Path) -> BTreeMap<Names, File> {
+    fn walk(dir: &Path, module: &[String], found: &mut BTreeMap<Names, File>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+            let inner: Names = module.iter().cloned().chain([name.clone()]).collect();
+            if path.is_dir() {
+                walk(&path, &inner, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let is_root = matches!(&*name, "mod" | "lib" | "main");
+                let module = if is_root { module.to_vec() } else { inner };
+                let text = fs::read_to_string(&path).unwrap();
+                found.insert(module, read(TokenStream::from_str(&text).unwrap()));
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk(root, &[], &mut found);
+    found
+}
+
+/// The `use` items of a file, as they stand there.
+fn read(tokens: TokenStream) -> File {
+    let mut file = File::default();
+    let (mut tokens, mut is_public) = (tokens.into_iter().peekable(), false);
+    while let Some(token) = tokens.next() {
+        match &token {
+            TokenTree::Ident(ident) if ident == "pub" => is_public = true,
+            // `(crate)` after `pub`.
+            TokenTree::Group(group) if is_public && group.delimiter() == Delimiter::Parenthesis => {}
+            TokenTree::Ident(ident) if ident == "use" => {
+                let item = tokens.by_ref().take_while(|t| !matches!(t, TokenTree::Punct(p) if p.as_char() == ';'));
+                for (name, path) in paths(&[], &item.collect::<Vec<_>>()) {
+                    match is_public {
+                        true => _ = file.exports.insert(name, path),
+                        false => file.imports.push(path),
+                    }
+                }
+                is_public = false;
+            }
+            _ => is_public = false,
+        }
+    }
+    file
+}
+
+/// The paths of a `use` tree, with the names that they get.
+fn paths(before: &[String], tree: &[TokenTree]) -> Vec<(String, Names)> {
+    let (mut path, mut rest) = (before.to_vec(), tree.iter());
+    while let Some(token) = rest.next() {
+        match token {
+            TokenTree::Ident(ident) if ident == "as" => {
+                let name = rest.next().map_or_else(String::new, ToString::to_string);
+                return vec![(name, path)];
+            }
+            TokenTree::Ident(ident) => path.push(ident.to_string()),
+            TokenTree::Group(group) => {
+                let inner: Vec<TokenTree> = group.stream().into_iter().collect();
+                let parts = inner.split(|t| matches!(t, TokenTree::Punct(p) if p.as_char() == ','));
+                return parts.filter(|part| !part.is_empty()).flat_map(|part| paths(&path, part)).collect();
+            }
+            TokenTree::Punct(_) | TokenTree::Literal(_) => {}
+        }
+    }
+    // `a::{self}` is `a`.
+    if path.last().is_some_and(|last| last == "self") && path.len() > 1 {
+        path.pop();
+    }
+    vec![(path.last().cloned().unwrap_or_default(), path)]
+}
+
+/// The path of a `use` in a module from the root of its crate; `None` for another crate's.
+fn absolute(files: &BTreeMap<Names, File>, module: &[String], path: &[String]) -> Option<Names> {
+    let mut base = module.to_vec();
+    let mut rest = path;
+    match &*path[0] {
+        "crate" => (base, rest) = (Vec::new(), &path[1..]),
+        "self" => rest = &path[1..],
+        "super" => {
+            while rest.first().is_some_and(|part| part == "super") {
+                base.pop();
+                rest = &rest[1..];
+            }
+        }
+        _ if files.contains_key(&[module, &path[..1]].concat()) => {}
+        _ => return None,
+    }
+    Some([&base[..], rest].concat())
+}
+
+/// The file that has what a path from the root names.
+fn home(files: &BTreeMap<Names, File>, path: &[String]) -> Option<Names> {
+    let known = (0..=path.len()).rev().find(|&len| files.contains_key(&path[..len]))?;
+    let module = &path[..known];
+    let export = path.get(known).and_then(|name| files[module].exports.get(name));
+    match export.and_then(|from| absolute(files, module, from)) {
+        Some(from) if from != path => home(files, &[&from[..], &path[known + 1..]].concat()),
+        _ => Some(module.to_vec()),
+    }
+}
+
+/// The groups of files of which each imports all others, directly or through others.
+fn cycles(files: &BTreeMap<Names, File>) -> BTreeSet<BTreeSet<String>> {
+    let mut imports: BTreeMap<&Names, BTreeSet<Names>> = BTreeMap::new();
+    for (module, file) in files {
+        let of = file.imports.iter().filter_map(|path| home(files, &absolute(files, module, path)?));
+        imports.insert(module, of.filter(|to| to != module).collect());
+    }
+    let reached = |from: &Names| {
+        let (mut seen, mut open) = (BTreeSet::new(), vec![from.clone()]);
+        while let Some(module) = open.pop() {
+            open.extend(imports[&module].iter().filter(|to| seen.insert((*to).clone())).cloned());
+        }
+        seen
+    };
+    let reached: BTreeMap<&Names, BTreeSet<Names>> = files.keys().map(|module| (module, reached(module))).collect();
+    let group = |module: &&Names| -> BTreeSet<String> {
+        let with = reached[*module].iter().filter(|other| reached[other].contains(*module));
+        with.map(|other| other.join("/")).collect()
+    };
+    files.keys().filter(|module| reached[module].contains(*module)).map(|module| group(&module)).collect()
+}
+
+#[test]
+fn no_files_import_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for of in CRATES {
+        let known = KNOWN.iter().filter(|(crate_dir, _)| *crate_dir == of);
+        let known: BTreeSet<BTreeSet<String>> =
+            known.map(|(_, files)| files.iter().map(ToString::to_string).collect()).collect();
+        let files = files(&root.join(of));
+        assert!(files.values().map(|file| file.imports.len()).sum::<usize>() > 5, "{of}: no imports were found");
+        assert_eq!(cycles(&files), known, "{of}");
+    }
+}
+
+#[test]
+fn cycles_are_found() {
+    let file = |text: &str| read(TokenStream::from_str(text).unwrap());
+    let module = |name: &str| name.split('/').map(String::from).collect::<Names>();
+    let tree = |of: &[(&str, &str)]| -> BTreeSet<BTreeSet<String>> {
+        let files = of.iter().map(|(name, text)| (module(name), file(text)));
+        cycles(&files.chain([(Names::new(), File::default())]).collect())
+    };
+    let set = |names: &[&str]| names.iter().map(ToString::to_string).collect::<BTreeSet<String>>();
+    assert_eq!(
+        tree(&[("a", "use crate::b::X;"), ("b", "use super::a::{self, Y};")]),
+        BTreeSet::from([set(&["a", "b"])])
+    );
+    assert_eq!(tree(&[("a", "use crate::b::X;"), ("b", "use super::c::Y;"), ("c", "")]), BTreeSet::new());
+    // Through a re-export, which itself imports nothing.
+    let through = [("a", "use crate::m::X as Z;"), ("m", "pub use b::X;"), ("m/b", "use crate::a::Y;")];
+    assert_eq!(tree(&through), BTreeSet::from([set(&["a", "m/b"])]));
+    // Tests may import what they test.
+    assert_eq!(tree(&[("a", "use crate::b::X;"), ("b", "mod tests { use crate::a::Y; }")]), BTreeSet::new());
+}
