@@ -18,7 +18,7 @@ use tpc_ir::program::{
     Loop, OutputBinding, Part, RankProgram, Step, View, dense_strides,
 };
 use tpc_ir::sharding::chunk;
-use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
+use tpc_ir::{AxisId, Graph, InputId, MapFn, Op, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
 
 /// Emits the program of one rank with unplaced buffers, and what each of its steps is said to do.
 pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
@@ -48,7 +48,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     }
     for launch in &schedule.order {
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
-        e.module = kernels[k].nodes.last().map(|n| graph.node(*n).origin.module.clone()).unwrap_or_default();
+        e.module = kernels[k].nodes.last().map(|n| graph.node(*n).origin.place().into()).unwrap_or_default();
         match *launch {
             Launch::Run(k) => e.kernel(&kernels[k], &in_place[k]),
             Launch::Start(k) => e.start(k, &kernels[k]),
@@ -75,7 +75,7 @@ fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
 /// For every kernel the updates it may write straight over their input: it replaces rows of the input, or is a loop over
 /// exactly the input's elements that reads the input only at the very elements it writes, and every other reader has run
 /// before.
-fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String>> {
+fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, NodeIndex>> {
     let kernels = &schedule.kernels;
     let mut kernel_of = vec![0usize; graph.len()];
     for (k, kernel) in kernels.iter().enumerate() {
@@ -91,12 +91,12 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
     let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].nodes[0].index()]).max();
     let again: HashMap<NodeIndex, Option<usize>> =
         depend::read_again(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
-    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
+    let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(n, id)| (id, n)).collect();
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
-        let (OutputKind::Update(name), node) = (&output.kind, output.value.node) else { continue };
+        let (OutputKind::Update(id), node) = (&output.kind, output.value.node) else { continue };
         let k = kernel_of[node.index()];
-        let Some(&input) = inputs.get(name.as_str()) else { continue };
+        let Some(&input) = inputs.get(id) else { continue };
         let kernel = &kernels[k];
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
         let maps = kernel.is_loop && kernel.nodes.contains(&node) && matches!(graph.node(node).op, Op::Map { .. });
@@ -106,10 +106,10 @@ fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<HashMap<NodeIndex, String
         let again = again.get(&input).is_some_and(|&read| read >= Some(at));
         let replaces = matches!(graph.node(node).op, Op::Put) && graph.operands(node)[0] == Value::from(input);
         if replaces && one_use && !again && others_are_done(graph, &position, node, input) {
-            all[k].insert(node, name.clone());
+            all[k].insert(node, input);
         }
         if member && one_use && !again && readers_are_done(graph, kernel, &position, at, input, &kernel.dims[&node]) {
-            all[k].insert(node, name.clone());
+            all[k].insert(node, input);
         }
     }
     all
@@ -233,30 +233,34 @@ impl Emitter<'_> {
     fn inputs(&mut self) {
         for node in self.graph.nodes() {
             let n = self.graph.node(node);
-            let Op::Input { kind, name, layout, .. } = &n.op else { continue };
-            let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, name);
+            let Op::Input { id, layout, .. } = &n.op else { continue };
+            let name = id.to_string();
+            let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, &name);
             let binding = self.binding(&n.types[0], layout, view.clone());
             self.views.insert(node.into(), view);
-            self.program.inputs.push(InputBinding { name: name.clone(), kind: *kind, binding });
+            self.program.inputs.push(InputBinding { name, kind: id.kind(), binding });
         }
     }
 
     fn outputs(&mut self) {
+        let inputs: HashMap<&InputId, NodeIndex> = self.graph.inputs().map(|(n, id)| (id, n)).collect();
+        // Copies into inputs must not disturb copies that still read them: they come last.
+        let mut updates = Vec::new();
         for output in &self.graph.outputs {
             let ty = self.graph.ty(output.value);
             let origin = &self.graph.node(output.value.node).origin;
             let phase = origin.phase;
-            self.module = origin.module.clone();
+            self.module = origin.place().into();
             let mut view = self.dense(output.value, phase);
             let target = match &output.kind {
-                OutputKind::Update(name) => self.program.inputs.iter().find(|i| i.name == *name),
+                OutputKind::Update(id) => inputs.get(id).map(|&input| self.views[&Value::from(input)].clone()),
                 _ => None,
             };
-            if let Some(input) = target {
-                let to = input.binding.view.clone();
+            if let Some(to) = target {
                 if to.buffer != view.buffer {
                     let claim = Claim::Copy(output.value);
                     self.push(Action::Copy { from: view, to: to.clone() }, claim, phase, "copy update");
+                    updates.extend(self.program.steps.pop().zip(self.claims.pop()));
                 }
                 view = to;
             } else if self.program.buffers[view.buffer.0 as usize].persistent {
@@ -269,10 +273,10 @@ impl Emitter<'_> {
             let binding = self.binding(ty, &output.layout, view);
             self.program.outputs.push(OutputBinding { kind: output.kind.clone(), binding });
         }
-        // Copies into inputs must not disturb copies that still read them.
-        let steps = std::mem::take(&mut self.program.steps).into_iter().zip(std::mem::take(&mut self.claims));
-        let (updates, rest): (Vec<_>, Vec<_>) = steps.partition(|(s, _)| &*s.label == "copy update");
-        (self.program.steps, self.claims) = rest.into_iter().chain(updates).unzip();
+        for (step, claim) in updates {
+            self.program.steps.push(step);
+            self.claims.push(claim);
+        }
     }
 
     /// Where a value is found, making it if it is a constant.
@@ -345,7 +349,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn kernel(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, String>) {
+    fn kernel(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, NodeIndex>) {
         if kernel.is_loop {
             return self.fused(kernel, in_place);
         }
@@ -435,7 +439,7 @@ impl Emitter<'_> {
     }
 
     /// Replaces rows of a table: in the table itself if it is an input that this updates, otherwise in a copy.
-    fn put(&mut self, node: NodeIndex, in_place: &HashMap<NodeIndex, String>) {
+    fn put(&mut self, node: NodeIndex, in_place: &HashMap<NodeIndex, NodeIndex>) {
         let n = self.graph.node(node);
         let phase = n.origin.phase;
         let operands = self.graph.operands(node);
@@ -750,7 +754,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn fused(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, String>) {
+    fn fused(&mut self, kernel: &Kernel, in_place: &HashMap<NodeIndex, NodeIndex>) {
         let graph = self.graph;
         let last = *kernel.nodes.last().expect("a kernel has members");
         let phase = graph.node(last).origin.phase;
@@ -808,10 +812,9 @@ impl Emitter<'_> {
     }
 
     /// Where a loop writes a member: over the input that it updates, or to a buffer of its own.
-    fn target(&mut self, node: NodeIndex, in_place: &HashMap<NodeIndex, String>) -> View {
-        let Some(name) = in_place.get(&node) else { return self.define(node.into()) };
-        let input = self.program.inputs.iter().find(|i| i.name == *name).expect("checked");
-        let view = input.binding.view.clone();
+    fn target(&mut self, node: NodeIndex, in_place: &HashMap<NodeIndex, NodeIndex>) -> View {
+        let Some(&input) = in_place.get(&node) else { return self.define(node.into()) };
+        let view = self.views[&Value::from(input)].clone();
         self.views.insert(node.into(), view.clone());
         view
     }
@@ -823,7 +826,7 @@ impl Emitter<'_> {
         kernel: &Kernel,
         members: &[NodeIndex],
         order: &[LoopDim],
-        in_place: &HashMap<NodeIndex, String>,
+        in_place: &HashMap<NodeIndex, NodeIndex>,
         result: Option<NodeIndex>,
     ) -> (Vec<Instruction>, Body) {
         let graph = self.graph;
