@@ -25,18 +25,18 @@ pub use tpc_derive::{Batch, Results};
 #[doc(inline)]
 pub use tpc_ir::program::RankProgram;
 #[doc(inline)]
-pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
+pub use tpc_ir::{Graph, InputId, InputKind, Mesh, ModulePath, OutputKind, Segment, text};
 #[doc(inline)]
 pub use tpc_passes::options::{Held, Precision, Reduction};
 #[doc(inline)]
 pub use tpc_runtime::launch::join;
 #[doc(inline)]
-pub use tpc_runtime::{Backend, CollectiveCount, Processes, Session};
+pub use tpc_runtime::{Backend, CollectiveCount, InputName, Processes, Session};
 
 /// Parallel styles and plans, and what one's own style is made of.
 pub mod styles {
     #[doc(inline)]
-    pub use tpc_passes::styles::modules::{Role, Weight, module_of};
+    pub use tpc_passes::styles::modules::{Role, Weight};
     #[doc(inline)]
     pub use tpc_passes::styles::plan::{BUILT_IN, SCHEMA};
     #[doc(inline)]

@@ -1,7 +1,8 @@
 //! Repetition: a block that occurs L times is found, printed, and made longer or shorter.
 //!
-//! A program is a list of lines with numbers in them: operands, path segments (`layers.3.mlp`), random
-//! streams, units of parameters. A stretch of lines that occurs again, every number moving by the same step from one
+//! A program is a list of lines with numbers in them: operands, indices of paths (`layers.3.mlp`), micro-batches,
+//! random streams, units of parameters. A line says its operation, types, operands and module; reasons are not a part
+//! of it, so what a program says of itself never decides what repeats. A stretch of lines that occurs again, every number moving by the same step from one
 //! occurrence to the next, is a [`Run`]. Nothing is assumed about the model. The forward, the backward
 //! and the optimizer part of one layer are occurrences of three runs whose operands walk along each
 //! other (the backward one in the other direction); such runs together are a [`Block`]. Because all
@@ -12,6 +13,8 @@
 
 use crate::graph::{Graph, Node, Origin, Output, OutputKind, Phase, Value};
 use crate::op::{Op, Scalar, UnitId};
+use crate::path::{ModulePath, Segment};
+use crate::reason::Reason;
 use crate::sharding::Type;
 use crate::{DType, text};
 use petgraph::graph::NodeIndex;
@@ -19,12 +22,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Longest period of a run, in lines.
 const LONGEST_PERIOD: usize = 4_000;
-
-/// What the streams of random elements count: the draws of the whole program.
-const STREAM: &str = "stream=";
-
-/// What the units of parameters count.
-const UNIT: &str = "unit ";
 
 /// Most times that runs are aligned with each other.
 const ROUNDS: usize = 8;
@@ -59,63 +56,62 @@ pub struct Line {
     pub numbers: Vec<i64>,
 }
 
-/// A text cut at its path segments that are numbers: `model.layers.3.mlp` is `["model.layers.",
-/// ".mlp"]` and `[3]`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Path {
-    literals: Vec<String>,
+/// What an index counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Label<'a> {
+    /// The elements of a list: the segments before the index, from the index before it on.
+    Elements(&'a [Segment]),
+    /// The micro-batches.
+    MicroBatches,
+    /// The draws of random elements of the whole program.
+    Streams,
+    /// The units of parameters.
+    Units,
 }
 
-/// Cuts a text at the numbers that stand alone between dots, spaces, quotes or its ends.
-pub fn split(text: &str) -> (Vec<String>, Vec<i64>) {
-    let (mut literals, mut numbers) = (vec![String::new()], Vec::new());
-    let joins = |c: char| !c.is_alphanumeric() && c != '_' && c != '-';
-    let mut rest = text;
-    let mut before = None;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let alone = before.is_none_or(joins) && rest[digits..].chars().next().is_none_or(joins);
-        let written = rest[..digits].parse::<i64>().ok().filter(|n| n.to_string() == rest[..digits]);
-        let taken = match written {
-            Some(n) if alone => {
-                numbers.push(n);
-                literals.push(String::new());
-                digits
+impl Label<'_> {
+    /// What a block is called whose occurrences it tells apart.
+    fn title(self) -> String {
+        match self {
+            Label::Elements(list) => {
+                let one = |segment: &Segment| match segment {
+                    Segment::Name(_) => segment.to_string(),
+                    Segment::Index(_) => String::new(),
+                };
+                list.iter().map(one).collect::<Vec<_>>().join(".")
             }
-            _ => {
-                let taken = if digits > 0 { digits } else { rest.chars().next().map_or(0, char::len_utf8) };
-                literals.last_mut().expect("one at least").push_str(&rest[..taken]);
-                taken
-            }
-        };
-        before = rest[..taken].chars().last();
-        rest = &rest[taken..];
-    }
-    (literals, numbers)
-}
-
-impl Path {
-    fn of(text: &str) -> (Self, Vec<i64>) {
-        let (literals, numbers) = split(text);
-        (Path { literals }, numbers)
-    }
-
-    fn with(&self, numbers: &[i64]) -> String {
-        let mut text = self.literals[0].clone();
-        for (n, literal) in numbers.iter().zip(&self.literals[1..]) {
-            text.push_str(&n.to_string());
-            text.push_str(literal);
+            Label::MicroBatches => "micro".into(),
+            Label::Streams => "stream".into(),
+            Label::Units => "unit".into(),
         }
-        text
     }
 
-    /// What stands before a number: the path that it counts.
-    fn prefix(&self, number: usize) -> &str {
-        let literal = &self.literals[number];
-        let inner = |c: char| c.is_alphanumeric() || c == '.' || c == '_' || c == '-';
-        let from = literal.char_indices().rev().take_while(|(_, c)| inner(*c)).last();
-        from.map_or("", |(at, _)| &literal[at..])
+    /// What the indices of a path count.
+    fn of(path: &ModulePath) -> impl Iterator<Item = Label<'_>> {
+        let mut from = 0;
+        path.segments().iter().enumerate().filter_map(move |(at, segment)| match segment {
+            Segment::Index(_) => Some(Label::Elements(&path.segments()[std::mem::replace(&mut from, at)..at])),
+            Segment::Name(_) => None,
+        })
     }
+}
+
+/// A path apart from its indices, which are appended to `numbers`.
+fn apart(path: &ModulePath, numbers: &mut Vec<i64>) -> ModulePath {
+    numbers.extend(path.indices().map(|i| i64::try_from(i).unwrap_or(i64::MAX)));
+    path.with_indices(&mut std::iter::repeat(0))
+}
+
+/// The path with the next of some numbers as its indices.
+fn together(path: &ModulePath, numbers: &mut impl Iterator<Item = i64>) -> Option<ModulePath> {
+    let count = path.indices().count();
+    let indices = numbers.take(count).map(usize::try_from).collect::<Result<Vec<_>, _>>().ok()?;
+    (indices.len() == count).then(|| path.with_indices(&mut indices.into_iter()))
+}
+
+/// A reason apart from the indices in its paths.
+fn reason_apart(reason: &Reason, numbers: &mut Vec<i64>) -> Reason {
+    reason.map_paths(|path| apart(path, numbers))
 }
 
 /// An operand as a line says it: a line (and which of its results), or a scalar constant.
@@ -131,9 +127,11 @@ struct NodeKey {
     op: Op,
     types: Vec<Type>,
     phase: Phase,
+    in_micro_batch: bool,
     operands: Vec<Operand>,
-    /// Input name, module path, reason.
-    paths: [Path; 3],
+    module: ModulePath,
+    /// Present where lines are compared in order to be printed.
+    reason: Option<Reason>,
 }
 
 /// A line of the output list apart from its numbers.
@@ -142,7 +140,6 @@ struct OutputKey {
     kind: OutputKind,
     layout: Vec<usize>,
     operand: Operand,
-    path: Path,
 }
 
 /// What a number of a line is.
@@ -150,8 +147,8 @@ struct OutputKey {
 enum Number<'a> {
     /// A line of the node list.
     Line,
-    /// An index of the path before it; of random elements the stream, of a parameter the unit.
-    Label(&'a str),
+    /// It counts something.
+    Label(Label<'a>),
 }
 
 /// A graph as lines, with the runs among them.
@@ -171,7 +168,7 @@ pub struct Lines<'a> {
 /// The runs that repeat together: the layers of a model, with all that belongs to each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Block {
-    /// The path whose number tells occurrences apart: `model.layers`.
+    /// The list whose index tells occurrences apart, in words: `model.layers`.
     pub path: String,
     /// The largest number of occurrences of one of its runs.
     pub count: usize,
@@ -226,6 +223,15 @@ fn intern<K: Clone + Eq + std::hash::Hash>(known: &mut HashMap<K, usize>, list: 
 impl<'a> Lines<'a> {
     /// The lines and runs of a graph.
     pub fn of(graph: &'a Graph) -> Self {
+        Lines::compared(graph, false)
+    }
+
+    /// The lines and runs of a graph as they are printed: lines whose reasons differ are different.
+    pub fn printed(graph: &'a Graph) -> Self {
+        Lines::compared(graph, true)
+    }
+
+    fn compared(graph: &'a Graph, with_reasons: bool) -> Self {
         let names = text::number(graph);
         let nodes: Vec<NodeIndex> = graph.nodes().filter(|n| names.contains_key(n)).collect();
         let operand = |v: Value| match (names.get(&v.node), graph.op(v)) {
@@ -238,12 +244,12 @@ impl<'a> Lines<'a> {
             let (operands, at): (Vec<_>, Vec<_>) = graph.operands(node).into_iter().map(operand).unzip();
             let mut numbers: Vec<i64> = at.into_iter().flatten().collect();
             let mut op = n.op.clone();
-            let name = if let Op::Input { name, .. } = &mut op { std::mem::take(name) } else { String::new() };
-            let paths = [name.as_str(), &n.origin.module, &n.origin.why.to_string()].map(|text| {
-                let (path, labels) = Path::of(text);
-                numbers.extend(labels);
-                path
-            });
+            if let Op::Input { id, .. } = &mut op {
+                *id = id.map_path(|path| apart(path, &mut numbers));
+            }
+            numbers.extend(n.origin.micro_batch.and_then(|n| i64::try_from(n).ok()));
+            let module = apart(&n.origin.module, &mut numbers);
+            let reason = with_reasons.then(|| reason_apart(&n.origin.reason, &mut numbers));
             if let Op::Random { stream, .. } = &mut op
                 && let Ok(n) = i64::try_from(*stream)
             {
@@ -254,16 +260,16 @@ impl<'a> Lines<'a> {
                 numbers.push(unit.0.into());
                 *unit = UnitId(0);
             }
-            let key = NodeKey { op, types: n.types.clone(), phase: n.origin.phase, operands, paths };
+            let (types, phase, in_micro_batch) = (n.types.clone(), n.origin.phase, n.origin.micro_batch.is_some());
+            let key = NodeKey { op, types, phase, in_micro_batch, operands, module, reason };
             lines.push(Line { key: intern(&mut known, &mut keys, key), numbers });
         }
         let (mut known, mut output_keys, mut output_lines) = (HashMap::new(), Vec::new(), Vec::new());
         for o in &graph.outputs {
             let (operand, at) = operand(o.value);
-            let (name, kind) = unnamed(&o.kind);
-            let (path, labels) = Path::of(name);
-            let key = OutputKey { kind, layout: o.layout.clone(), operand, path };
-            let numbers = at.into_iter().chain(labels).collect();
+            let mut numbers: Vec<i64> = at.into_iter().collect();
+            let kind = map_path(&o.kind, |path| Some(apart(path, &mut numbers))).unwrap_or_else(|| o.kind.clone());
+            let key = OutputKey { kind, layout: o.layout.clone(), operand };
             output_lines.push(Line { key: intern(&mut known, &mut output_keys, key), numbers });
         }
         let (runs, output_runs) = (runs(&lines), self::runs(&output_lines));
@@ -299,12 +305,12 @@ impl<'a> Lines<'a> {
     /// Takes several occurrences of a run as one where runs that belong together take larger steps.
     /// Whether anything changed.
     fn align(&mut self) -> bool {
-        let mut largest: HashMap<&str, i64> = HashMap::new();
+        let mut largest: HashMap<Label, i64> = HashMap::new();
         self.each_moving(|_, kind, step, _| {
-            if let Number::Label(path) = kind
-                && path != UNIT
+            if let Number::Label(label) = kind
+                && label != Label::Units
             {
-                let known = largest.entry(path).or_default();
+                let known = largest.entry(label).or_default();
                 *known = step.abs().max(*known);
             }
         });
@@ -316,8 +322,8 @@ impl<'a> Lines<'a> {
             }
         };
         self.each_moving(|run, kind, step, middle| match kind {
-            Number::Label(UNIT) => {}
-            Number::Label(path) => scale(run, largest[path], step.abs()),
+            Number::Label(Label::Units) => {}
+            Number::Label(label) => scale(run, largest[&label], step.abs()),
             Number::Line => {
                 if let Some(other) = self.run_at(middle).filter(|&o| self.runs[o].count > 2) {
                     let period = self.runs[other].period as i64;
@@ -354,16 +360,26 @@ impl<'a> Lines<'a> {
     /// What the numbers of a line are.
     fn kinds(key: &NodeKey) -> Vec<Number<'_>> {
         let operands = key.operands.iter().filter(|o| matches!(o, Operand::Line(_))).map(|_| Number::Line);
-        let labels = key.paths.iter().flat_map(|p| (1..p.literals.len()).map(|i| Number::Label(p.prefix(i - 1))));
-        let stream = matches!(key.op, Op::Random { .. }).then_some(Number::Label(STREAM));
-        let unit = matches!(key.op, Op::Input { unit: Some(_), .. }).then_some(Number::Label(UNIT));
-        operands.chain(labels).chain(stream).chain(unit).collect()
+        let id = match &key.op {
+            Op::Input { id, .. } => id.path(),
+            _ => None,
+        };
+        let micro_batch = key.in_micro_batch.then_some(Label::MicroBatches);
+        let before = id.into_iter().flat_map(Label::of).chain(micro_batch).chain(Label::of(&key.module));
+        let reason = key.reason.iter().flat_map(Reason::paths).flat_map(Label::of);
+        let stream = matches!(key.op, Op::Random { .. }).then_some(Label::Streams);
+        let unit = matches!(key.op, Op::Input { unit: Some(_), .. }).then_some(Label::Units);
+        operands.chain(before.chain(reason).chain(stream).chain(unit).map(Number::Label)).collect()
     }
 
     fn output_kinds(key: &OutputKey) -> Vec<Number<'_>> {
         let operand = matches!(key.operand, Operand::Line(_)).then_some(Number::Line);
-        let labels = (1..key.path.literals.len()).map(|i| Number::Label(key.path.prefix(i - 1)));
-        operand.into_iter().chain(labels).collect()
+        let path = match &key.kind {
+            OutputKind::Gradient(path) => Some(path),
+            OutputKind::Update(id) => id.path(),
+            OutputKind::Result(_) | OutputKind::Loss => None,
+        };
+        operand.into_iter().chain(path.into_iter().flat_map(Label::of).map(Number::Label)).collect()
     }
 
     /// The run that a line is in.
@@ -387,13 +403,13 @@ impl<'a> Lines<'a> {
             let (a, b) = (root(&group, a), root(&group, b));
             group[a.max(b)] = a.min(b);
         };
-        let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut paths: Vec<BTreeMap<&str, usize>> = vec![BTreeMap::new(); outputs + self.output_runs.len()];
+        let mut counted: BTreeMap<Label, usize> = BTreeMap::new();
+        let mut paths: Vec<BTreeMap<Label, usize>> = vec![BTreeMap::new(); outputs + self.output_runs.len()];
         self.each_moving(|run, kind, step, middle| match kind {
-            Number::Label(STREAM | UNIT) => {}
-            Number::Label(path) => {
-                *paths[run].entry(path).or_default() += 1;
-                join(run, *counted.entry(path).or_insert(run));
+            Number::Label(Label::Streams | Label::Units) => {}
+            Number::Label(label) => {
+                *paths[run].entry(label).or_default() += 1;
+                join(run, *counted.entry(label).or_insert(run));
             }
             // One occurrence at a time; query, key and value of one layer walk along its weights too.
             Number::Line => {
@@ -416,12 +432,12 @@ impl<'a> Lines<'a> {
         blocks
     }
 
-    fn block(&self, members: &[usize], paths: &[BTreeMap<&str, usize>]) -> Option<Block> {
-        let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
-        for (path, n) in members.iter().flat_map(|&m| &paths[m]) {
-            *votes.entry(path).or_default() += n;
+    fn block(&self, members: &[usize], paths: &[BTreeMap<Label, usize>]) -> Option<Block> {
+        let mut votes: BTreeMap<Label, usize> = BTreeMap::new();
+        for (label, n) in members.iter().flat_map(|&m| &paths[m]) {
+            *votes.entry(*label).or_default() += n;
         }
-        let path = votes.iter().max_by_key(|(p, n)| (**n, std::cmp::Reverse(*p))).map_or("", |(p, _)| p);
+        let path = votes.iter().max_by_key(|(p, n)| (**n, std::cmp::Reverse(*p))).map(|(p, _)| p.title());
         let region = |run: Run| {
             let key = self.key(run.start);
             BlockRegion { inputs: matches!(key.op, Op::Input { .. }), phase: key.phase, run }
@@ -429,7 +445,7 @@ impl<'a> Lines<'a> {
         let regions: Vec<BlockRegion> = members.iter().filter_map(|&m| self.runs.get(m)).map(|&r| region(r)).collect();
         let outputs = members.iter().filter_map(|&m| m.checked_sub(self.runs.len())).map(|m| self.output_runs[m]);
         let count = regions.iter().map(|r| r.run.count).max()?;
-        Some(Block { path: path.trim_end_matches('.').to_string(), count, regions, outputs: outputs.collect() })
+        Some(Block { path: path.unwrap_or_default(), count, regions, outputs: outputs.collect() })
     }
 
     /// The nodes of one occurrence of a run, in corresponding order.
@@ -481,20 +497,28 @@ impl<'a> Lines<'a> {
         }
         let plan = Resizing::new(self, block, by)?;
         let mut built = Built { graph: Graph::new(self.graph.mesh.clone()), ..Built::default() };
-        plan.each(&self.lines, &plan.runs, |line, numbers| built.node(self, line, &numbers))?;
-        plan.each(&self.output_lines, &plan.outputs, |line, numbers| built.output(self, line, &numbers))?;
+        let reasons = Reasons::new(self, &plan);
+        plan.each(&self.lines, &plan.runs, |copy, numbers| {
+            built.node(self, copy.of, &numbers, reasons.of(&plan, copy))
+        })?;
+        plan.each(&self.output_lines, &plan.outputs, |copy, numbers| built.output(self, copy.of, &numbers))?;
         Some(Resized { graph: built.graph, source: built.source })
     }
 }
 
-/// An output without its name.
-fn unnamed(kind: &OutputKind) -> (&str, OutputKind) {
-    match kind {
-        OutputKind::Result(name) => (name, OutputKind::Result(String::new())),
-        OutputKind::Loss => ("", OutputKind::Loss),
-        OutputKind::Gradient(name) => (name, OutputKind::Gradient(String::new())),
-        OutputKind::Update(name) => (name, OutputKind::Update(String::new())),
-    }
+/// An output with what `change` makes of its path; `None` if `change` gives none.
+fn map_path(kind: &OutputKind, change: impl FnOnce(&ModulePath) -> Option<ModulePath>) -> Option<OutputKind> {
+    Some(match kind {
+        OutputKind::Gradient(path) => OutputKind::Gradient(change(path)?),
+        OutputKind::Update(id) => match id.path() {
+            Some(path) => {
+                let changed = change(path)?;
+                OutputKind::Update(id.map_path(|_| changed))
+            }
+            None => kind.clone(),
+        },
+        OutputKind::Result(_) | OutputKind::Loss => kind.clone(),
+    })
 }
 
 /// By how much the numbers of a line move from one occurrence to the next.
@@ -512,8 +536,8 @@ struct Resizing<'a> {
     by: i64,
     runs: BTreeMap<usize, Run>,
     outputs: BTreeMap<usize, Run>,
-    /// For every path that the block counts: its step, and a number in the middle.
-    labels: HashMap<&'a str, (i64, i64)>,
+    /// For everything that the block counts: its step, and a number in the middle.
+    labels: HashMap<Label<'a>, (i64, i64)>,
 }
 
 impl<'a> Resizing<'a> {
@@ -524,22 +548,22 @@ impl<'a> Resizing<'a> {
             return None;
         }
         let mut plan = Resizing { of, by, runs, outputs, labels: HashMap::new() };
-        // The longest run of a path has its middle; they all have to count alike.
-        let mut longest: HashMap<&str, usize> = HashMap::new();
+        // The longest run of a label has its middle; they all have to count alike.
+        let mut longest: HashMap<Label, usize> = HashMap::new();
         for run in block.regions.iter().map(|r| &r.run) {
             for line in run.start..run.start + run.period {
                 let middle = &of.lines[line + run.count / 2 * run.period].numbers;
                 let steps = moves(&of.lines, run, line);
                 for (n, kind) in Lines::kinds(of.key(line)).into_iter().enumerate() {
-                    let (Number::Label(prefix), step) = (kind, steps[n].abs()) else { continue };
+                    let (Number::Label(label), step) = (kind, steps[n].abs()) else { continue };
                     if step == 0 {
                         continue;
                     }
-                    let known = plan.labels.entry(prefix).or_insert((step, middle[n]));
+                    let known = plan.labels.entry(label).or_insert((step, middle[n]));
                     if known.0 != step {
                         return None;
                     }
-                    let length = longest.entry(prefix).or_insert(run.count);
+                    let length = longest.entry(label).or_insert(run.count);
                     if run.count > *length {
                         (*length, *known) = (run.count, (step, middle[n]));
                     }
@@ -565,10 +589,15 @@ impl<'a> Resizing<'a> {
     fn still(&self, n: i64, kind: &Number) -> i64 {
         match kind {
             Number::Line => self.moved(n),
-            Number::Label(prefix) => match self.labels.get(prefix) {
-                Some((step, middle)) if n >= *middle => n + self.by * step,
-                _ => n,
-            },
+            Number::Label(label) => self.labelled(n, label),
+        }
+    }
+
+    /// What a number that counts something else becomes.
+    fn labelled(&self, n: i64, label: &Label) -> i64 {
+        match self.labels.get(label) {
+            Some((step, middle)) if n >= *middle => n + self.by * step,
+            _ => n,
         }
     }
 
@@ -577,7 +606,7 @@ impl<'a> Resizing<'a> {
         &self,
         lines: &[Line],
         runs: &BTreeMap<usize, Run>,
-        mut add: impl FnMut(usize, Vec<i64>) -> Option<()>,
+        mut add: impl FnMut(Copied, Vec<i64>) -> Option<()>,
     ) -> Option<()> {
         let is_output = std::ptr::eq(lines, self.of.output_lines.as_slice());
         let kinds = |line: usize| {
@@ -587,7 +616,7 @@ impl<'a> Resizing<'a> {
         while line < lines.len() {
             let Some(run) = runs.get(&line) else {
                 let numbers = lines[line].numbers.iter().zip(kinds(line));
-                add(line, numbers.map(|(&n, kind)| self.still(n, &kind)).collect())?;
+                add(Copied { of: line, within: None }, numbers.map(|(&n, kind)| self.still(n, &kind)).collect())?;
                 line += 1;
                 continue;
             };
@@ -600,7 +629,8 @@ impl<'a> Resizing<'a> {
                 let like = occurrence.min(half).max(occurrence - self.by) as usize;
                 for (l, (start, steps)) in first.iter().enumerate() {
                     let numbers = start.iter().zip(steps).map(|(n, step)| n + occurrence * step).collect();
-                    add(run.start + like * run.period + l, numbers)?;
+                    let of = run.start + like * run.period + l;
+                    add(Copied { of, within: Some((*run, occurrence)) }, numbers)?;
                 }
             }
             line = run.end();
@@ -635,6 +665,57 @@ impl<'a> Resizing<'a> {
     }
 }
 
+/// A line of a resized list.
+#[derive(Clone, Copy)]
+struct Copied {
+    /// The line that it is a copy of.
+    of: usize,
+    /// The run that it is in, and its occurrence there.
+    within: Option<(Run, i64)>,
+}
+
+/// The reasons of lines: words that follow what the lines are, and decide nothing.
+struct Reasons {
+    /// By line: the reason apart from its indices, and the indices.
+    list: Vec<(Reason, Vec<i64>)>,
+    by: i64,
+}
+
+impl Reasons {
+    fn new(of: &Lines, plan: &Resizing) -> Self {
+        let apart = |&node: &NodeIndex| {
+            let mut numbers = Vec::new();
+            let reason = reason_apart(&of.graph.node(node).origin.reason, &mut numbers);
+            (reason, numbers)
+        };
+        Reasons { list: of.nodes.iter().map(apart).collect(), by: plan.by }
+    }
+
+    /// The reason of a line: indices that move in its run go on, others go where the block puts them.
+    fn of(&self, plan: &Resizing, copy: Copied) -> Reason {
+        let (reason, numbers) = &self.list[copy.of];
+        let moving = copy.within.and_then(|(run, occurrence)| self.moving(reason, copy.of, run, occurrence));
+        let labels = reason.paths().flat_map(Label::of);
+        let still = numbers.iter().zip(labels).map(|(&n, label)| plan.labelled(n, &label));
+        let moved = still.enumerate().map(|(i, n)| moving.as_ref().and_then(|m| m[i]).unwrap_or(n));
+        let mut indices = moved.map(|n| usize::try_from(n).unwrap_or_default());
+        reason.map_paths(|path| path.with_indices(&mut indices))
+    }
+
+    /// The indices that move in a run.
+    fn moving(&self, reason: &Reason, line: usize, run: Run, occurrence: i64) -> Option<Vec<Option<i64>>> {
+        let half = run.count / 2;
+        let at = |which: usize| &self.list[run.start + which * run.period + (line - run.start) % run.period];
+        let ((like, middle), (next, after)) = (at(half), at(half + 1));
+        let one = |(&n, &m): (&i64, &i64)| {
+            let step = m - n;
+            let later = if step < 0 { -step * self.by } else { 0 };
+            (step != 0).then_some(n + (occurrence - half as i64) * step + later)
+        };
+        (half + 1 < run.count && like == reason && next == reason).then(|| middle.iter().zip(after).map(one).collect())
+    }
+}
+
 /// A graph that is built line by line.
 #[derive(Default)]
 struct Built {
@@ -662,22 +743,21 @@ impl Built {
         }
     }
 
-    fn node(&mut self, of: &Lines, line: usize, numbers: &[i64]) -> Option<()> {
+    fn node(&mut self, of: &Lines, line: usize, numbers: &[i64], reason: Reason) -> Option<()> {
         let key = of.key(line);
         let mut numbers = numbers.iter().copied();
         let operands: Vec<Value> = key.operands.iter().map(|o| self.value(o, &mut numbers)).collect::<Option<_>>()?;
-        let paths = key.paths.each_ref().map(|p| {
-            let labels: Vec<i64> = numbers.by_ref().take(p.literals.len() - 1).collect();
-            p.with(&labels)
-        });
         let mut op = key.op.clone();
+        if let Op::Input { id, .. } = &mut op
+            && let Some(path) = id.path()
+        {
+            let path = together(path, &mut numbers)?;
+            *id = id.map_path(|_| path);
+        }
+        let micro_batch = if key.in_micro_batch { Some(usize::try_from(numbers.next()?).ok()?) } else { None };
+        let module = together(&key.module, &mut numbers)?;
         match &mut op {
-            Op::Input { name, unit, .. } => {
-                name.clone_from(&paths[0]);
-                if let Some(unit) = unit {
-                    *unit = UnitId(u32::try_from(numbers.next()?).ok()?);
-                }
-            }
+            Op::Input { unit: Some(unit), .. } => *unit = UnitId(u32::try_from(numbers.next()?).ok()?),
             Op::Random { stream, .. } => {
                 if let Some(n) = numbers.next() {
                     *stream = u64::try_from(n).ok()?;
@@ -685,8 +765,7 @@ impl Built {
             }
             _ => {}
         }
-        let [_, module, why] = paths;
-        let origin = Origin { phase: key.phase, module: module.into(), why: why.into() };
+        let origin = Origin { phase: key.phase, micro_batch, module, reason };
         let Node { types, .. } = of.graph.node(of.nodes[line]);
         self.nodes.push(self.graph.add(op, &operands, types.clone(), origin));
         self.source.push(Some(of.nodes[line]));
@@ -697,13 +776,7 @@ impl Built {
         let key = of.output_key(line);
         let mut numbers = numbers.iter().copied();
         let value = self.value(&key.operand, &mut numbers)?;
-        let name = key.path.with(&numbers.collect::<Vec<_>>());
-        let kind = match &key.kind {
-            OutputKind::Result(_) => OutputKind::Result(name),
-            OutputKind::Loss => OutputKind::Loss,
-            OutputKind::Gradient(_) => OutputKind::Gradient(name),
-            OutputKind::Update(_) => OutputKind::Update(name),
-        };
+        let kind = map_path(&key.kind, |path| together(path, &mut numbers))?;
         self.graph.outputs.push(Output { kind, value, layout: key.layout.clone() });
         Some(())
     }

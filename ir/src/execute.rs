@@ -11,6 +11,7 @@
 //! step no temporary buffer holds anything; from its start until its wait, neither does the target of a collective.
 
 use crate::attention::{Attention, Operand};
+use crate::input::InputId;
 use crate::interpret::{Options, Tensor};
 use crate::op::{MapFn, ReduceOp};
 use crate::program::{
@@ -103,7 +104,7 @@ pub enum MemoryFault {
 
 type Outcome<T> = Result<T, MemoryFault>;
 
-/// Executes one step of all ranks on global inputs by name, each with its elements in row-major order. Gives the outputs
+/// Executes one step of all ranks on global inputs, each with its elements in row-major order. Gives the outputs
 /// of the first rank's program in order, assembled from the boxes of all ranks, in the shape that the model knows.
 ///
 /// Two ranks that hold one element of an output must agree to a relative 1e-6 of the larger one: sums may be taken in
@@ -113,7 +114,7 @@ type Outcome<T> = Result<T, MemoryFault>;
 /// The first access that the programs' own definition does not allow, a deadlock, replicas that differ.
 pub fn execute(
     programs: &[RankProgram],
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
     options: &Options,
 ) -> Result<Vec<Tensor>, ExecuteError> {
     let mesh = programs.first().map(|p| p.mesh.clone()).unwrap_or_default();
@@ -326,17 +327,17 @@ impl Row<'_> {
 impl<'a> Rank<'a> {
     fn new(
         program: &'a RankProgram,
-        inputs: &HashMap<String, Tensor>,
+        inputs: &HashMap<InputId, Tensor>,
         options: Options,
     ) -> Result<Rank<'a>, ExecuteError> {
         let arena = vec![None; program.arena_bytes];
         let mut rank = Rank { program, arena, options, at: 0, started: HashMap::new(), flights: Vec::new() };
         for input in &program.inputs {
-            let (bound, name) = (&input.binding, &input.name);
+            let (bound, id) = (&input.binding, input.id());
             let expected: usize = bound.global.iter().product();
-            let found = inputs.get(name).map_or(0, |t| t.data.len());
-            let Some(whole) = inputs.get(name).filter(|_| found == expected) else {
-                return Err(ExecuteError::Input { name: name.clone(), expected, found });
+            let found = inputs.get(&id).map_or(0, |t| t.data.len());
+            let Some(whole) = inputs.get(&id).filter(|_| found == expected) else {
+                return Err(ExecuteError::Input { name: input.name.clone(), expected, found });
             };
             let strides = dense_strides(&bound.global);
             let start = dot(&bound.start, &strides);

@@ -19,7 +19,7 @@ use std::fmt::Write as _;
 
 /// Prints a graph with repeated blocks folded.
 pub fn print(graph: &Graph) -> String {
-    let lines = Lines::of(graph);
+    let lines = Lines::printed(graph);
     let mut titles: HashMap<usize, String> = HashMap::new();
     for block in lines.blocks() {
         for region in &block.regions {

@@ -2,8 +2,10 @@
 //!
 //! Nodes are added after their operands, so node order is a topological order, in every pass.
 
+use crate::input::InputId;
 use crate::mesh::Mesh;
-use crate::op::{InputKind, Op, Scalar, UnitId};
+use crate::op::{Op, Scalar, UnitId};
+use crate::path::ModulePath;
 use crate::reason::Reason;
 use crate::sharding::Type;
 use crate::subscripts::Subscripts;
@@ -12,7 +14,6 @@ use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
 
 /// One result of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -72,10 +73,21 @@ impl Phase {
 pub struct Origin {
     /// The part of the step.
     pub phase: Phase,
-    /// Path of the module that it belongs to; empty if unknown.
-    pub module: Arc<str>,
+    /// The micro-batch that it belongs to; none for what there is once.
+    pub micro_batch: Option<usize>,
+    /// The module that it belongs to; the root if it is unknown.
+    pub module: ModulePath,
     /// Why a pass put it there; empty for what the model itself says.
-    pub why: Reason,
+    pub reason: Reason,
+}
+
+impl Origin {
+    /// The micro-batch and the module in words; empty if neither is known.
+    pub fn place(&self) -> String {
+        let module = (!self.module.is_root()).then(|| self.module.to_string());
+        let micro_batch = self.micro_batch.map(|n| format!("micro-batch {n}"));
+        micro_batch.into_iter().chain(module).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// An operation with its result types and provenance.
@@ -96,10 +108,10 @@ pub enum OutputKind {
     Result(String),
     /// The loss.
     Loss,
-    /// The gradient of the parameter of that name.
-    Gradient(String),
-    /// The next value of the input (parameter or state) of that name.
-    Update(String),
+    /// The gradient of the parameter of that path.
+    Gradient(ModulePath),
+    /// The next value of that input, a parameter or a state.
+    Update(InputId),
 }
 
 /// A program output.
@@ -125,8 +137,8 @@ pub struct Boundary {
 /// A module region: the values that enter and leave it, in order. Styles place them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Region {
-    /// Module path.
-    pub path: String,
+    /// The module.
+    pub path: ModulePath,
     /// Tensor arguments.
     pub arguments: Vec<Boundary>,
     /// Tensor results.
@@ -251,12 +263,17 @@ impl Graph {
         self.dag.edges_directed(node, Direction::Outgoing).map(|e| (e.target(), *e.weight()))
     }
 
-    /// The inputs in order: node, kind and name.
-    pub fn inputs(&self) -> impl Iterator<Item = (NodeIndex, InputKind, &str)> {
+    /// The inputs in order.
+    pub fn inputs(&self) -> impl Iterator<Item = (NodeIndex, &InputId)> {
         self.nodes().filter_map(|n| match &self.node(n).op {
-            Op::Input { kind, name, .. } => Some((n, *kind, name.as_str())),
+            Op::Input { id, .. } => Some((n, id)),
             _ => None,
         })
+    }
+
+    /// The node of an input.
+    pub fn input(&self, id: &InputId) -> Option<NodeIndex> {
+        self.inputs().find(|(_, own)| *own == id).map(|(node, _)| node)
     }
 
     /// The unit that an input belongs to.

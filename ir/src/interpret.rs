@@ -8,10 +8,10 @@
 //!
 //! ```
 //! use tpc_ir::interpret::{Options, Tensor, interpret};
-//! use tpc_ir::{DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Type};
+//! use tpc_ir::{DType, Graph, InputId, MapFn, Mesh, Op, Origin, Output, OutputKind, Type};
 //!
 //! let (mut g, origin) = (Graph::new(Mesh::single()), Origin::default());
-//! let op = Op::Input { kind: InputKind::Data, name: "x".into(), layout: vec![2], unit: None };
+//! let op = Op::Input { id: InputId::Data("x".into()), layout: vec![2], unit: None };
 //! let x = g.push(op, &[], Type::new(DType::F32, [2]), &origin);
 //! let y = g.map(MapFn::Add, &[x, x], &origin);
 //! g.outputs.push(Output { kind: OutputKind::Result("y".into()), value: y, layout: vec![2] });
@@ -20,6 +20,7 @@
 //! ```
 
 use crate::graph::{Graph, Node, Output, OutputKind, Value};
+use crate::input::InputId;
 use crate::mesh::{AxisId, Mesh};
 use crate::op::{Op, ReduceOp};
 use crate::random;
@@ -227,7 +228,7 @@ pub enum Fault {
 /// A graph that is not well formed, a missing or misshapen input, a partial input.
 pub fn interpret(
     graph: &Graph,
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
     options: &Options,
 ) -> Result<Vec<Tensor>, InterpretError> {
     run(graph, inputs, options, World { mesh: None })
@@ -241,7 +242,7 @@ pub fn interpret(
 /// As [`interpret`]; also local shapes that contradict the types, and replicas that differ.
 pub fn simulate(
     graph: &Graph,
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
     options: &Options,
 ) -> Result<Vec<Tensor>, InterpretError> {
     run(graph, inputs, options, World { mesh: Some(&graph.mesh) })
@@ -288,7 +289,7 @@ struct Done {
 
 fn run(
     graph: &Graph,
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
     options: &Options,
     world: World<'_>,
 ) -> Result<Vec<Tensor>, InterpretError> {
@@ -335,15 +336,15 @@ fn step(
     index: NodeIndex,
     operands: &[Value],
     values: &HashMap<Value, Ranks>,
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
     options: &Options,
     world: World<'_>,
 ) -> Result<Vec<Ranks>, InterpretError> {
     let node = graph.node(index);
     let failed =
         |rank: usize, fault: Fault| InterpretError::Node { node: index.index(), op: node.op.name(), rank, fault };
-    if let Op::Input { name, layout, .. } = &node.op {
-        return Ok(vec![feed(name, layout, &node.types[0], inputs, options, world)?]);
+    if let Op::Input { id, layout, .. } = &node.op {
+        return Ok(vec![feed(id, layout, &node.types[0], inputs, options, world)?]);
     }
     let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
     if let (Some(mesh), true) = (world.mesh, node.op.is_redistribution()) {
@@ -385,18 +386,18 @@ fn step(
 
 /// Every rank's box of a global input.
 fn feed(
-    name: &str,
+    id: &InputId,
     layout: &[usize],
     ty: &Type,
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
     options: &Options,
     world: World<'_>,
 ) -> Result<Ranks, InterpretError> {
-    let given = inputs.get(name).ok_or_else(|| InterpretError::MissingInput { name: name.into() })?;
+    let given = inputs.get(id).ok_or_else(|| InterpretError::MissingInput { name: id.to_string() })?;
     let elements = ty.elements();
     if given.dtype != ty.dtype || given.data.len() != elements || count(&given.shape) != Some(elements) {
         return Err(InterpretError::WrongInput {
-            name: name.into(),
+            name: id.to_string(),
             expected: format!("{}{layout:?}", ty.dtype),
             found: format!("{}{:?} of {} elements", given.dtype, given.shape, given.data.len()),
         });

@@ -16,14 +16,17 @@
 
 use crate::DType;
 use crate::graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
+use crate::input::{InputId, InputKind};
 use crate::mesh::{AxisId, AxisSet, Mesh};
-use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar, UnitId};
+use crate::op::{Distribution, MapFn, Op, ReduceOp, Scalar, UnitId};
 use crate::parse::MOST_DIMS;
+use crate::reason::Reason;
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
 use crate::unique;
 use petgraph::graph::NodeIndex;
 use serde_json::{Map, Value as Json, json};
+use std::collections::HashSet;
 
 /// Why a JSON value is not a graph.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -65,13 +68,13 @@ pub fn to_json(graph: &Graph) -> Json {
     let regions = graph
         .regions
         .iter()
-        .map(|r| json!({"path": r.path, "arguments": boundaries(&r.arguments), "results": boundaries(&r.results)}));
+        .map(|r| json!({"path": r.path.to_string(), "arguments": boundaries(&r.arguments), "results": boundaries(&r.results)}));
     let outputs = graph.outputs.iter().map(|o| {
         let (kind, name) = match &o.kind {
-            OutputKind::Result(n) => ("result", Some(n)),
+            OutputKind::Result(n) => ("result", Some(n.clone())),
             OutputKind::Loss => ("loss", None),
-            OutputKind::Gradient(n) => ("gradient", Some(n)),
-            OutputKind::Update(n) => ("update", Some(n)),
+            OutputKind::Gradient(path) => ("gradient", Some(path.to_string())),
+            OutputKind::Update(id) => ("update", Some(id.to_string())),
         };
         let mut output = json!({"kind": kind, "value": value_json(o.value), "layout": o.layout});
         if let Some(name) = name {
@@ -111,16 +114,19 @@ fn node_json(node: &Node, operands: &[Value], mesh: &Mesh) -> Json {
         "types": node.types.iter().map(|t| type_json(t, mesh)).collect::<Vec<_>>(),
         "phase": node.origin.phase.name(),
     });
-    for (key, text) in [("module", &*node.origin.module), ("why", &*node.origin.why.to_string())] {
+    if let Some(n) = node.origin.micro_batch {
+        out["micro_batch"] = json!(n);
+    }
+    for (key, text) in [("module", node.origin.module.to_string()), ("why", node.origin.reason.to_string())] {
         if !text.is_empty() {
             out[key] = json!(text);
         }
     }
     let mut set = |key: &str, value: Json| out[key] = value;
     match &node.op {
-        Op::Input { kind, name, layout, unit } => {
-            set("kind", json!(kind.name()));
-            set("name", json!(name));
+        Op::Input { id, layout, unit } => {
+            set("kind", json!(id.kind().name()));
+            set("name", json!(id.to_string()));
             set("layout", json!(layout));
             if let Some(UnitId(unit)) = unit {
                 set("unit", json!(unit));
@@ -291,7 +297,8 @@ impl<'a> At<'a> {
     fn origin(&self) -> Read<Origin> {
         let text = |key| Ok(self.find(key)?.map(|t| t.text()).transpose()?.unwrap_or_default());
         let phase = self.field("phase")?.named("a phase", Phase::from_name)?;
-        Ok(Origin { phase, module: text("module")?.into(), why: text("why")?.into() })
+        let micro_batch = self.find("micro_batch")?.map(|n| n.number()).transpose()?;
+        Ok(Origin { phase, micro_batch, module: text("module")?.into(), reason: Reason::read(text("why")?) })
     }
 
     fn op(&self, mesh: &Mesh) -> Read<Op> {
@@ -302,8 +309,10 @@ impl<'a> At<'a> {
         let name = self.field("op")?;
         Ok(match name.text()? {
             "input" => Op::Input {
-                kind: self.field("kind")?.named("an input kind", InputKind::from_name)?,
-                name: self.field("name")?.text()?.into(),
+                id: InputId::read(
+                    self.field("kind")?.named("an input kind", InputKind::from_name)?,
+                    self.field("name")?.text()?,
+                ),
                 layout: self.field("layout")?.dims()?,
                 unit: self.find("unit")?.map(|unit| unit.unit()).transpose()?,
             },
@@ -371,14 +380,15 @@ pub fn from_json(json: &Json) -> Result<Graph, JsonError> {
             (region.field("arguments")?.list(boundary)?, region.field("results")?.list(boundary)?);
         graph.regions.push(Region { path: region.field("path")?.text()?.into(), arguments, results });
     }
+    let states: HashSet<InputId> = graph.inputs().map(|(_, id)| id.clone()).collect();
     for output in top.field("outputs")?.items()? {
         let name = || Ok(output.field("name")?.text()?.to_string());
         let kind = output.field("kind")?;
         let kind = match kind.text()? {
             "loss" => OutputKind::Loss,
             "result" => OutputKind::Result(name()?),
-            "gradient" => OutputKind::Gradient(name()?),
-            "update" => OutputKind::Update(name()?),
+            "gradient" => OutputKind::Gradient(name()?.into()),
+            "update" => OutputKind::Update(InputId::kept_in(&name()?, &states)),
             _ => return kind.error("loss, result, gradient or update"),
         };
         let value = output.field("value")?.value(&graph)?;

@@ -8,6 +8,7 @@
 //! | how a value lies on the mesh, what each rank holds | [`sharding`] |
 //! | what `"ab,bc->ac"` means | [`subscripts`] |
 //! | which operations exist, and the shape of their results | [`op`] |
+//! | where something is in the module tree; which input of a program is which | [`path`], [`input`] |
 //! | how operations form a program | [`graph`] |
 //! | why an operation is there | [`reason`] |
 //! | how a graph is printed and parsed | [`text`], [`parse`], [`json`] |
@@ -30,6 +31,7 @@ pub mod dtype;
 pub mod execute;
 pub mod fold;
 pub mod graph;
+pub mod input;
 pub mod instruction;
 pub mod interpret;
 pub mod json;
@@ -37,6 +39,7 @@ pub mod memory;
 pub mod mesh;
 pub mod op;
 pub mod parse;
+pub mod path;
 pub mod program;
 pub mod quote;
 pub mod random;
@@ -50,8 +53,10 @@ pub mod verify;
 
 pub use dtype::DType;
 pub use graph::{Boundary, Graph, Node, Origin, Output, OutputKind, Phase, Region, Value};
+pub use input::{InputId, InputKind};
 pub use mesh::{AxisId, AxisSet, Mesh};
-pub use op::{InputKind, MapFn, Op, ReduceOp, Scalar, UnitId};
+pub use op::{MapFn, Op, ReduceOp, Scalar, UnitId};
+pub use path::{ModulePath, Segment};
 pub use reason::Reason;
 pub use sharding::{Partial, Sharding, Type};
 pub use subscripts::Subscripts;

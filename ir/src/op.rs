@@ -5,6 +5,7 @@
 //! [`Subscripts`], so a transpose or a broadcast costs nothing and has no rule of its own.
 
 use crate::DType;
+use crate::input::InputId;
 use crate::mesh::{AxisId, AxisSet};
 use crate::subscripts::Subscripts;
 use serde::{Deserialize, Serialize};
@@ -341,43 +342,6 @@ pub fn erf(x: f64) -> f64 {
     (1.0 - (-a * a).exp() / (fraction * std::f64::consts::PI.sqrt())).copysign(x)
 }
 
-/// What a program input is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum InputKind {
-    /// A trained parameter, named by its module path.
-    Parameter,
-    /// A tensor of optimizer state, named `parameter/state`.
-    State,
-    /// A tensor of the batch.
-    Data,
-    /// A scalar that changes from step to step: a learning rate, a bias correction, a seed.
-    Scalar,
-    /// A tensor that never changes, captured with the model.
-    Constant,
-}
-
-impl InputKind {
-    /// Every kind.
-    pub const ALL: [InputKind; 5] =
-        [InputKind::Parameter, InputKind::State, InputKind::Data, InputKind::Scalar, InputKind::Constant];
-
-    /// The kind of that name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        InputKind::ALL.into_iter().find(|k| k.name() == name)
-    }
-
-    /// The name used in the text form.
-    pub const fn name(self) -> &'static str {
-        match self {
-            InputKind::Parameter => "parameter",
-            InputKind::State => "state",
-            InputKind::Data => "data",
-            InputKind::Scalar => "scalar",
-            InputKind::Constant => "constant",
-        }
-    }
-}
-
 /// How random elements are distributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Distribution {
@@ -395,10 +359,8 @@ pub enum Op {
     /// A value that comes from outside. `layout` is its shape as the model knows it; the node's
     /// type may split those dimensions into factors (row-major, so the bytes are the same).
     Input {
-        /// What the input is.
-        kind: InputKind,
-        /// Its unique name.
-        name: String,
+        /// Which input it is.
+        id: InputId,
         /// Shape as the model knows it.
         layout: Vec<usize>,
         /// Of a parameter, the unit that it belongs to; none if it belongs to the model as a whole.

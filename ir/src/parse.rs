@@ -16,16 +16,18 @@
 //! ```
 
 use crate::graph::{Boundary, Graph, Origin, Output, OutputKind, Phase, Region, Value};
+use crate::input::{InputId, InputKind};
 use crate::mesh::{AxisId, AxisSet, Mesh};
-use crate::op::{Distribution, InputKind, MapFn, Op, ReduceOp, Scalar, UnitId};
+use crate::op::{Distribution, MapFn, Op, ReduceOp, Scalar, UnitId};
+use crate::path::ModulePath;
 use crate::quote::cut;
+use crate::reason::Reason;
 use crate::sharding::{Partial, Sharding, Type};
 use crate::subscripts::Subscripts;
 use crate::{DType, fold};
 use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
-use std::sync::Arc;
 
 /// Where a text stops being a graph.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -49,7 +51,12 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
     let numbered = text.lines().enumerate().map(|(i, text)| Cursor { text, at: 0, line: i + 1 });
     let mut lines = numbered.filter(|c| !c.text.trim().is_empty() && !c.text.trim_start().starts_with('#'));
     let mut first = lines.next().unwrap_or(Cursor { text: "", at: 0, line: 1 });
-    let mut reader = Reader { graph: Graph::new(first.mesh()?), names: HashMap::new(), scalars: HashMap::new() };
+    let mut reader = Reader {
+        graph: Graph::new(first.mesh()?),
+        names: HashMap::new(),
+        scalars: HashMap::new(),
+        states: HashSet::new(),
+    };
     first.end()?;
     let mut written = 0;
     while let Some(mut line) = lines.next() {
@@ -403,7 +410,7 @@ impl<'a> Cursor<'a> {
         Ok(None)
     }
 
-    /// `; forward in layers.0 why: the reason`.
+    /// `; forward micro 2 in layers.0 why: the reason`.
     fn origin(&mut self) -> Parsed<Origin> {
         let mut origin = Origin::default();
         if !self.take(";") {
@@ -416,14 +423,19 @@ impl<'a> Cursor<'a> {
                 "why:" => {
                     self.spaces();
                     let quoted = self.rest().starts_with('"');
-                    origin.why = if quoted { self.quoted()?.into() } else { self.rest().trim_end().into() };
+                    let why = if quoted { self.quoted()? } else { self.rest().trim_end().to_string() };
+                    origin.reason = Reason::read(&why);
                     self.at = if quoted { self.at } else { self.text.len() };
                     return Ok(origin);
                 }
-                "in" if said < 2 => {
+                "micro" if said < 2 => {
+                    origin.micro_batch = Some(self.number()?);
+                    said = 2;
+                }
+                "in" if said < 3 => {
                     self.spaces();
                     origin.module = if self.rest().starts_with('"') { self.quoted()?.into() } else { self.bare()? };
-                    said = 2;
+                    said = 3;
                 }
                 "" if self.rest().is_empty() => return Ok(origin),
                 name => match Phase::from_name(name).filter(|_| said == 0) {
@@ -431,14 +443,14 @@ impl<'a> Cursor<'a> {
                         origin.phase = phase;
                         said = 1;
                     }
-                    None => return self.error_at(start, "a phase, `in module` or `why: reason`"),
+                    None => return self.error_at(start, "a phase, `micro number`, `in module` or `why: reason`"),
                 },
             }
         }
     }
 
     /// Everything up to the next space.
-    fn bare(&mut self) -> Parsed<Arc<str>> {
+    fn bare(&mut self) -> Parsed<ModulePath> {
         let rest = self.rest();
         let len = rest.find(char::is_whitespace).unwrap_or(rest.len());
         if len == 0 {
@@ -452,7 +464,7 @@ impl<'a> Cursor<'a> {
 /// An operation before its types are known.
 enum Head {
     Op(Op),
-    Input(InputKind, String),
+    Input(InputId),
     /// An elementwise operation without subscripts.
     Map(MapFn),
 }
@@ -462,6 +474,7 @@ struct Reader {
     graph: Graph,
     names: HashMap<usize, NodeIndex>,
     scalars: HashMap<(DType, Scalar), Value>,
+    states: HashSet<InputId>,
 }
 
 impl Reader {
@@ -502,9 +515,12 @@ impl Reader {
         }
         let op = match head {
             Head::Op(op) => op,
-            Head::Input(kind, name) => {
+            Head::Input(id) => {
+                if id.kind() == InputKind::State {
+                    self.states.insert(id.clone());
+                }
                 let layout = c.layout(&types[0].shape)?;
-                Op::Input { kind, name, layout, unit: c.unit()? }
+                Op::Input { id, layout, unit: c.unit()? }
             }
             Head::Map(f) => {
                 let ranks: Vec<usize> = operands.iter().map(|&v| self.graph.ty(v).rank()).collect();
@@ -534,8 +550,9 @@ impl Reader {
         let (start, name) = c.word();
         Ok(Head::Op(match name {
             "input" => {
-                let kind = c.read("an input kind (parameter, state, data, scalar, constant)", InputKind::from_name)?;
-                return Ok(Head::Input(kind, c.quoted()?));
+                let kind =
+                    c.read("an input kind (parameter, state, data, scalar, seed, constant)", InputKind::from_name)?;
+                return Ok(Head::Input(InputId::read(kind, &c.quoted()?)));
             }
             "fill" => Op::Fill(c.scalar()?),
             "iota" => Op::Iota,
@@ -636,7 +653,7 @@ impl Reader {
     }
 
     fn region(&mut self, c: &mut Cursor<'_>) -> Parsed<()> {
-        let (path, arguments) = (c.quoted()?, self.boundaries(c)?);
+        let (path, arguments) = (c.quoted()?.into(), self.boundaries(c)?);
         c.expect("->")?;
         let results = self.boundaries(c)?;
         self.graph.regions.push(Region { path, arguments, results });
@@ -648,8 +665,8 @@ impl Reader {
         let kind = match word {
             "loss" => OutputKind::Loss,
             "result" => OutputKind::Result(c.quoted()?),
-            "gradient" => OutputKind::Gradient(c.quoted()?),
-            "update" => OutputKind::Update(c.quoted()?),
+            "gradient" => OutputKind::Gradient(c.quoted()?.into()),
+            "update" => OutputKind::Update(InputId::kept_in(&c.quoted()?, &self.states)),
             _ => return c.error_at(start, "loss, result, gradient or update"),
         };
         let value = self.value(c)?;

@@ -5,7 +5,8 @@
 //! is decided at run time.
 
 use crate::attention::Attention;
-use crate::op::{InputKind, ReduceOp};
+use crate::input::{InputId, InputKind};
+use crate::op::ReduceOp;
 use crate::{DType, Mesh, OutputKind, Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write as _;
@@ -304,7 +305,7 @@ pub struct Step {
     pub phase: Phase,
     /// Short name for traces and plans: `einsum`, `loop rms_norm`, …
     pub label: Arc<str>,
-    /// The module that it computes a part of, by its path; empty if none.
+    /// The micro-batch and the module that it computes a part of, in words; empty if neither is known.
     pub module: Arc<str>,
 }
 
@@ -336,12 +337,19 @@ impl Binding {
 /// A program input and where it goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InputBinding {
-    /// Unique name.
+    /// Its text, unique among the inputs of its kind.
     pub name: String,
     /// What it is.
     pub kind: InputKind,
     /// This rank's box.
     pub binding: Binding,
+}
+
+impl InputBinding {
+    /// Which input of the graph it is.
+    pub fn id(&self) -> InputId {
+        InputId::read(self.kind, &self.name)
+    }
 }
 
 /// A program output and where it is found after a step.

@@ -1,25 +1,285 @@
-//! Why an operation is there, as data. The text form prints a reason as words and reads it back.
+//! Why an operation is there, as data. The text form prints a reason as words, and only the parser of that text reads
+//! it back.
 //!
 //! ```
-//! use tpc_ir::reason::{Cause, Reason};
-//! let reason = Reason::from("mlp.down.weight is cut along the summed index (plan \"tp\"); rule 7");
+//! use tpc_ir::reason::{Cause, Demand, Entry, Reason};
+//! let reason = Reason::read("mlp.down.weight is cut along the summed index (plan \"tp\"); rule 7");
 //! assert_eq!(reason.causes()[1], Cause::Rule(7));
-//! assert!(matches!(&reason.causes()[0], Cause::Summed(cut) if *cut.entry == *"plan \"tp\""));
+//! let entry = Demand::Plan(Entry::of("tp"));
+//! assert!(matches!(&reason.causes()[0], Cause::Summed(cut) if cut.demand == entry));
 //! ```
 
+use crate::DType;
+use crate::input::{InputKind, Shown};
 use crate::mesh::is_name;
+use crate::path::ModulePath;
 use std::fmt;
 use std::sync::Arc;
 
-/// Tensors that one plan entry or data mode cuts.
+/// An entry of a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Entry {
+    /// What a built-in plan says of the whole model, by the plan's name.
+    BuiltIn(Arc<str>),
+    /// The entry of the module of that path.
+    Module(ModulePath),
+    /// The entry of that path pattern.
+    Pattern(Arc<str>),
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Entry::BuiltIn(name) => write!(f, "plan {name}"),
+            Entry::Module(path) => write!(f, "plan {:?}", path.to_string()),
+            Entry::Pattern(pattern) => write!(f, "plan {pattern:?}"),
+        }
+    }
+}
+
+impl Entry {
+    /// The entry of a pattern, which is a path if it has no wildcards.
+    pub fn of(pattern: &str) -> Entry {
+        let path = ModulePath::from(pattern);
+        if path.to_string() == pattern { Entry::Module(path) } else { Entry::Pattern(pattern.into()) }
+    }
+
+    fn map_paths(&self, change: &mut impl FnMut(&ModulePath) -> ModulePath) -> Entry {
+        match self {
+            Entry::Module(path) => Entry::Module(change(path)),
+            other => other.clone(),
+        }
+    }
+
+    fn read(text: &str) -> Option<Entry> {
+        let name = text.strip_prefix("plan ")?;
+        match name.strip_prefix('"') {
+            Some(rest) => Some(Entry::of(&unquoted(rest.strip_suffix('"')?)?)),
+            None => is_word(name).then(|| Entry::BuiltIn(name.into())),
+        }
+    }
+}
+
+/// Whether a text is the name of a built-in plan or of an operation.
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "_.-".contains(c))
+}
+
+/// A text without the escapes of `{:?}`.
+fn unquoted(text: &str) -> Option<String> {
+    let mut out = String::new();
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        out.push(match c {
+            '"' => return None,
+            '\\' => match chars.next()? {
+                'n' => '\n',
+                't' => '\t',
+                'r' => '\r',
+                '0' => '\0',
+                c @ ('\\' | '"' | '\'') => c,
+                'u' => {
+                    let (code, rest) = chars.as_str().strip_prefix('{')?.split_once('}')?;
+                    chars = rest.chars();
+                    char::from_u32(u32::from_str_radix(code, 16).ok()?)?
+                }
+                _ => return None,
+            },
+            c => c,
+        });
+    }
+    Some(out)
+}
+
+/// What a data mode shards besides the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Mode {
+    Ddp,
+    Fsdp,
+    Zero1,
+    Hsdp,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Mode; 4] = [Mode::Ddp, Mode::Fsdp, Mode::Zero1, Mode::Hsdp];
+
+    /// The name in plan files.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Mode::Ddp => "ddp",
+            Mode::Fsdp => "fsdp",
+            Mode::Zero1 => "zero1",
+            Mode::Hsdp => "hsdp",
+        }
+    }
+}
+
+/// Which values at the boundary of a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Its tensor arguments.
+    Arguments,
+    /// Its tensor results.
+    Results,
+}
+
+impl Side {
+    /// One of them in words.
+    pub const fn one(self) -> &'static str {
+        match self {
+            Side::Arguments => "argument",
+            Side::Results => "result",
+        }
+    }
+}
+
+/// Axes as a reason lists them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Axes(pub Vec<Arc<str>>);
+
+impl fmt::Display for Axes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.0.join(","))
+    }
+}
+
+impl Axes {
+    fn read(text: &str) -> Option<Axes> {
+        let names = text.strip_prefix('`')?.strip_suffix('`')?;
+        if names.is_empty() {
+            return Some(Axes(Vec::new()));
+        }
+        names.split(',').map(|name| is_name(name).then(|| Arc::from(name))).collect::<Option<_>>().map(Axes)
+    }
+}
+
+/// What a plan, a mode or an option asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Demand {
+    /// The entry cuts a parameter.
+    Plan(Entry),
+    /// The entry gives a layout to a value at the boundary of a module.
+    Layout {
+        /// The entry.
+        entry: Entry,
+        /// Which values.
+        side: Side,
+        /// Which of them, from 0.
+        position: usize,
+        /// The dimension that is sharded; none if the layout is replicated.
+        dim: Option<isize>,
+    },
+    /// Logits stay sharded through the loss.
+    LossParallel,
+    /// The data mode shards over axes.
+    Mode(Mode, Axes),
+    /// The batch is sharded over axes.
+    Batch(Axes),
+    /// A tensor that a program keeps lies like the rows that are written into it.
+    Rows,
+    /// The precision of a program computes in an element type.
+    Compute(DType),
+    /// An input of that kind lies where the training step of the same session has it.
+    Training(InputKind),
+    /// Terms of several micro-batches are combined.
+    MicroBatches,
+    /// Gradients are clipped.
+    Clipping,
+    /// A note that somebody wrote into the text of a program. No pass makes one.
+    Note(Arc<str>),
+}
+
+const LOSS_PARALLEL: &str = "loss_parallel: logits stay sharded";
+const BATCH: &str = "the batch is sharded over ";
+const SHARDED: &str = ": sharded over ";
+const ROWS: &str = "lies like the rows that are written into it";
+const COMPUTE: &str = " compute";
+const TRAINING: &str = " lies there in training";
+const MICRO_BATCHES: &str = "over the micro-batches";
+const CLIPPING: &str = "clipping by global norm";
+
+impl fmt::Display for Demand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Demand::Plan(entry) => entry.fmt(f),
+            Demand::Layout { entry, side, position, dim: Some(dim) } => {
+                write!(f, "{entry}: {} {position} is Shard({dim})", side.one())
+            }
+            Demand::Layout { entry, side, position, dim: None } => {
+                write!(f, "{entry}: {} {position} is Replicate", side.one())
+            }
+            Demand::LossParallel => f.write_str(LOSS_PARALLEL),
+            Demand::Mode(mode, axes) => write!(f, "{}{SHARDED}{axes}", mode.name()),
+            Demand::Batch(axes) => write!(f, "{BATCH}{axes}"),
+            Demand::Rows => f.write_str(ROWS),
+            Demand::Compute(dtype) => write!(f, "{dtype}{COMPUTE}"),
+            Demand::Training(kind) => write!(f, "the {}{TRAINING}", kind.name()),
+            Demand::MicroBatches => f.write_str(MICRO_BATCHES),
+            Demand::Clipping => f.write_str(CLIPPING),
+            Demand::Note(words) => f.write_str(words),
+        }
+    }
+}
+
+impl Demand {
+    /// Reads what is printed; other words are a note.
+    fn read(text: &str) -> Demand {
+        let known = [Demand::LossParallel, Demand::Rows, Demand::MicroBatches, Demand::Clipping];
+        let mut found = known.into_iter().find(|demand| demand.to_string() == text);
+        found = found.or_else(|| Entry::read(text).map(Demand::Plan)).or_else(|| Demand::layout(text));
+        found = found.or_else(|| Axes::read(text.strip_prefix(BATCH)?).map(Demand::Batch)).or_else(|| {
+            let (mode, axes) = text.split_once(SHARDED)?;
+            Some(Demand::Mode(Mode::ALL.into_iter().find(|m| m.name() == mode)?, Axes::read(axes)?))
+        });
+        found = found.or_else(|| DType::from_name(text.strip_suffix(COMPUTE)?).map(Demand::Compute));
+        found = found.or_else(|| {
+            let kind = text.strip_prefix("the ")?.strip_suffix(TRAINING)?;
+            InputKind::from_name(kind).map(Demand::Training)
+        });
+        found.filter(|demand| demand.to_string() == text).unwrap_or_else(|| Demand::Note(text.into()))
+    }
+
+    fn entry(&self) -> Option<&Entry> {
+        match self {
+            Demand::Plan(entry) | Demand::Layout { entry, .. } => Some(entry),
+            _ => None,
+        }
+    }
+
+    fn map_paths(&self, change: &mut impl FnMut(&ModulePath) -> ModulePath) -> Demand {
+        match self {
+            Demand::Plan(entry) => Demand::Plan(entry.map_paths(change)),
+            Demand::Layout { entry, side, position, dim } => {
+                Demand::Layout { entry: entry.map_paths(change), side: *side, position: *position, dim: *dim }
+            }
+            other => other.clone(),
+        }
+    }
+
+    fn layout(text: &str) -> Option<Demand> {
+        let (entry, rest) = text.rsplit_once(": ")?;
+        let (value, layout) = rest.split_once(" is ")?;
+        let (side, position) = value.split_once(' ')?;
+        let side = [Side::Arguments, Side::Results].into_iter().find(|s| s.one() == side)?;
+        let dim = match layout {
+            "Replicate" => None,
+            layout => Some(layout.strip_prefix("Shard(")?.strip_suffix(')')?.parse().ok()?),
+        };
+        Some(Demand::Layout { entry: Entry::read(entry)?, side, position: position.parse().ok()?, dim })
+    }
+}
+
+/// Tensors that one demand cuts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Cut {
-    /// Their names, the first [`Cut::NAMED`] of them: inputs of the program, or the module that cuts its result.
-    pub tensors: Vec<Arc<str>>,
+    /// The first [`Cut::NAMED`] of them: inputs of the program, or the module that cuts its result.
+    pub tensors: Vec<Shown>,
     /// How many more there are.
     pub others: usize,
-    /// The plan entry or data mode.
-    pub entry: Arc<str>,
+    /// What cuts them.
+    pub demand: Demand,
 }
 
 impl Cut {
@@ -27,30 +287,33 @@ impl Cut {
     pub const NAMED: usize = 4;
 
     fn print(&self, f: &mut fmt::Formatter<'_>, how: &str) -> fmt::Result {
-        let (last, before) = match (&self.tensors[..], self.others) {
-            ([one], 0) => return write!(f, "{one} is {how} ({})", self.entry),
-            ([before @ .., last], 0) => (last.to_string(), before),
-            (all, others) => (format!("{others} more"), all),
-        };
-        write!(f, "{} and {last} are {how} ({})", before.join(", "), self.entry)
+        let names = |all: &[Shown]| all.iter().map(Shown::to_string).collect::<Vec<_>>().join(", ");
+        match (&self.tensors[..], self.others) {
+            ([one], 0) => write!(f, "{one} is {how} ({})", self.demand),
+            ([before @ .., last], 0) => write!(f, "{} and {last} are {how} ({})", names(before), self.demand),
+            (all, others) => write!(f, "{} and {others} more are {how} ({})", names(all), self.demand),
+        }
     }
 
     fn read(text: &str, how: &str) -> Option<Cut> {
         let text = text.strip_suffix(')')?;
-        let cut = |tensors: Vec<&str>, others, entry: &str| {
-            Some(Cut { tensors: tensors.into_iter().map(Arc::from).collect(), others, entry: entry.into() })
+        let cut = |tensors: Vec<&str>, others, demand: &str| {
+            let tensors = tensors.into_iter().map(Shown::read).collect();
+            Some(Cut { tensors, others, demand: Demand::read(demand) })
         };
-        if let Some((one, entry)) = text.split_once(&format!(" is {how} (")) {
-            return cut(vec![one], 0, entry);
+        // The text of a tensor has no spaces.
+        let (first, rest) = text.split_once(' ')?;
+        if let Some(demand) = rest.strip_prefix(&format!("is {how} (")) {
+            return cut(vec![first], 0, demand);
         }
-        let (tensors, entry) = text.split_once(&format!(" are {how} ("))?;
+        let (tensors, demand) = text.split_once(&format!(" are {how} ("))?;
         let (before, last) = tensors.rsplit_once(" and ")?;
         let mut tensors: Vec<&str> = before.split(", ").collect();
         match last.strip_suffix(" more").and_then(|n| n.parse().ok()) {
-            Some(others) => cut(tensors, others, entry),
+            Some(others) => cut(tensors, others, demand),
             None => {
                 tensors.push(last);
-                cut(tensors, 0, entry)
+                cut(tensors, 0, demand)
             }
         }
     }
@@ -65,20 +328,20 @@ pub enum Cause {
     Elsewhere(Cut),
     /// The operation of that name combines operands that lie alike.
     Together(Arc<str>),
-    /// It lies where the parameter of that name lies.
-    Like(Arc<str>),
+    /// It lies where the parameter of that path lies.
+    Like(ModulePath),
     /// A rule of the e-graph put it where it is (`passes/src/egraph/rules/RULES.md`).
     Rule(u32),
     /// A parameter is gathered a second time, for a later part of the step.
     Again,
-    /// A plan entry, a data mode or an option, in its own words.
-    Stated(Arc<str>),
-    /// The same, about the cut along one axis of a tensor that several entries cut.
+    /// A plan, a data mode or an option asks for it.
+    Demanded(Demand),
+    /// The same, about the cut along one axis of a tensor that several of them cut.
     On {
         /// The axis, by the name that the user gave it.
         axis: Arc<str>,
-        /// The words.
-        words: Arc<str>,
+        /// What cuts along it.
+        demand: Demand,
     },
 }
 
@@ -98,28 +361,68 @@ impl fmt::Display for Cause {
             Cause::Like(parameter) => write!(f, "{LIKE}{parameter}"),
             Cause::Rule(number) => write!(f, "{RULE}{number}"),
             Cause::Again => f.write_str(AGAIN),
-            Cause::Stated(words) => f.write_str(words),
-            Cause::On { axis, words } => write!(f, "`{axis}`: {words}"),
+            Cause::Demanded(demand) => demand.fmt(f),
+            Cause::On { axis, demand } => write!(f, "`{axis}`: {demand}"),
         }
     }
 }
 
+impl From<Demand> for Cause {
+    fn from(demand: Demand) -> Self {
+        Cause::Demanded(demand)
+    }
+}
+
 impl Cause {
-    /// Reads one cause; what is none of the others is stated.
+    /// Reads one cause; what is none of the others is demanded.
     fn read(text: &str) -> Cause {
         let found = Cut::read(text, SUMMED)
             .map(Cause::Summed)
             .or_else(|| Cut::read(text, ELSEWHERE).map(Cause::Elsewhere))
-            .or_else(|| text.strip_suffix(TOGETHER).map(|op| Cause::Together(op.into())))
-            .or_else(|| text.strip_prefix(LIKE).map(|name| Cause::Like(name.into())))
+            .or_else(|| text.strip_suffix(TOGETHER).filter(|op| is_word(op)).map(|op| Cause::Together(op.into())))
+            .or_else(|| {
+                let path = text.strip_prefix(LIKE)?;
+                (!path.contains(' ')).then(|| Cause::Like(path.into()))
+            })
             .or_else(|| text.strip_prefix(RULE)?.parse().ok().map(Cause::Rule))
             .or_else(|| (text == AGAIN).then_some(Cause::Again))
             .or_else(|| {
                 let (axis, words) = text.strip_prefix('`')?.split_once("`: ")?;
-                is_name(axis).then(|| Cause::On { axis: axis.into(), words: words.into() })
+                is_name(axis).then(|| Cause::On { axis: axis.into(), demand: Demand::read(words) })
             });
-        // Words that would print differently are a statement.
-        found.filter(|cause| cause.to_string() == text).unwrap_or_else(|| Cause::Stated(text.into()))
+        found.filter(|cause| cause.to_string() == text).unwrap_or_else(|| Demand::read(text).into())
+    }
+
+    /// The same cause with what `change` makes of every path in it.
+    fn map_paths(&self, change: &mut impl FnMut(&ModulePath) -> ModulePath) -> Cause {
+        let mut cut = |cut: &Cut| {
+            let tensors = cut.tensors.iter().map(|t| Shown { of: change(&t.of), state: t.state.clone() }).collect();
+            Cut { tensors, others: cut.others, demand: cut.demand.map_paths(change) }
+        };
+        match self {
+            Cause::Summed(c) => Cause::Summed(cut(c)),
+            Cause::Elsewhere(c) => Cause::Elsewhere(cut(c)),
+            Cause::Like(path) => Cause::Like(change(path)),
+            Cause::Demanded(demand) => Cause::Demanded(demand.map_paths(change)),
+            Cause::On { axis, demand } => Cause::On { axis: axis.clone(), demand: demand.map_paths(change) },
+            other => other.clone(),
+        }
+    }
+
+    /// The paths in it, in the order of [`Cause::map_paths`].
+    fn paths(&self) -> Vec<&ModulePath> {
+        let (mut paths, demand): (Vec<&ModulePath>, _) = match self {
+            Cause::Summed(cut) | Cause::Elsewhere(cut) => {
+                (cut.tensors.iter().map(|tensor| &tensor.of).collect(), Some(&cut.demand))
+            }
+            Cause::Like(path) => (vec![path], None),
+            Cause::Demanded(demand) | Cause::On { demand, .. } => (Vec::new(), Some(demand)),
+            Cause::Together(_) | Cause::Rule(_) | Cause::Again => (Vec::new(), None),
+        };
+        if let Some(Entry::Module(path)) = demand.and_then(Demand::entry) {
+            paths.push(path);
+        }
+        paths
     }
 }
 
@@ -141,13 +444,18 @@ impl Reason {
         self.0.is_empty()
     }
 
-    /// The entry that cuts a tensor along an axis, of the reason of a tensor: the words about that axis, otherwise all.
-    pub fn entry(&self, axis: &str) -> Arc<str> {
+    /// What cuts a tensor along an axis, of the reason of a tensor: what is said of that axis, otherwise what is said first.
+    pub fn demand(&self, axis: &str) -> Option<&Demand> {
         let about = self.0.iter().find_map(|cause| match cause {
-            Cause::On { axis: about, words } if **about == *axis => Some(words.clone()),
+            Cause::On { axis: about, demand } if **about == *axis => Some(demand),
             _ => None,
         });
-        about.unwrap_or_else(|| self.to_string().into())
+        about.or_else(|| {
+            self.0.iter().find_map(|cause| match cause {
+                Cause::Demanded(demand) => Some(demand),
+                _ => None,
+            })
+        })
     }
 
     /// The same reason with one more cause, if it does not have that one yet.
@@ -155,6 +463,42 @@ impl Reason {
     pub fn and(&self, cause: Cause) -> Reason {
         if self.0.contains(&cause) { self.clone() } else { self.0.iter().cloned().chain([cause]).collect() }
     }
+
+    /// The paths in it, in their order.
+    pub fn paths(&self) -> impl Iterator<Item = &ModulePath> {
+        self.0.iter().flat_map(Cause::paths)
+    }
+
+    /// The same reason with what `change` makes of every path in it.
+    #[must_use]
+    pub fn map_paths(&self, mut change: impl FnMut(&ModulePath) -> ModulePath) -> Reason {
+        self.0.iter().map(|cause| cause.map_paths(&mut change)).collect()
+    }
+
+    /// Reads what [`Display`](fmt::Display) writes, and everything else as notes. For the parsers of programs.
+    pub fn read(text: &str) -> Reason {
+        if text.is_empty() { Reason::default() } else { separate(text).into_iter().map(Cause::read).collect() }
+    }
+}
+
+/// The causes of a text: cut at semicolons that are not between quotation marks.
+fn separate(text: &str) -> Vec<&str> {
+    let (mut parts, mut start) = (Vec::new(), 0);
+    let (mut quoted, mut escaped) = (false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => quoted = !quoted,
+            ';' if !quoted && at >= start && text[at..].starts_with(BETWEEN) => {
+                parts.push(&text[start..at]);
+                start = at + BETWEEN.len();
+            }
+            _ => {}
+        }
+    }
+    parts.push(&text[start..]);
+    parts
 }
 
 impl FromIterator<Cause> for Reason {
@@ -169,22 +513,9 @@ impl From<Cause> for Reason {
     }
 }
 
-/// Reads what [`Display`](fmt::Display) writes, and everything else as statements.
-impl From<&str> for Reason {
-    fn from(text: &str) -> Self {
-        if text.is_empty() { Reason::default() } else { text.split(BETWEEN).map(Cause::read).collect() }
-    }
-}
-
-impl From<String> for Reason {
-    fn from(text: String) -> Self {
-        text.as_str().into()
-    }
-}
-
-impl From<&Arc<str>> for Reason {
-    fn from(text: &Arc<str>) -> Self {
-        Reason::from(&**text)
+impl From<Demand> for Reason {
+    fn from(demand: Demand) -> Self {
+        Cause::from(demand).into()
     }
 }
 
@@ -204,48 +535,85 @@ mod tests {
 
     #[test]
     fn words_are_read_back() {
-        let cut = |tensors: &[&str], others| Cut {
-            tensors: tensors.iter().map(|t| Arc::from(*t)).collect(),
-            others,
-            entry: "plan \"2d\" (dp)".into(),
-        };
-        let causes = [
-            Cause::Summed(cut(&["a.weight"], 0)),
-            Cause::Summed(cut(&["a", "b"], 0)),
-            Cause::Elsewhere(cut(&["a", "b", "c", "d"], 17)),
-            Cause::Together("einsum".into()),
-            Cause::Like("a.weight".into()),
-            Cause::Rule(24),
-            Cause::Again,
-            Cause::Stated("fsdp: sharded over `dp`".into()),
-            Cause::On { axis: "dp".into(), words: "fsdp: sharded over `dp`".into() },
+        let axes = || Axes(vec!["dp".into(), "rep".into()]);
+        let odd = Entry::of("a; \"b\"\n(c) is cut");
+        let demands = [
+            Demand::Plan(Entry::BuiltIn("tp-sp".into())),
+            Demand::Plan(odd.clone()),
+            Demand::Plan(Entry::of("layers.*.mlp")),
+            Demand::Plan(Entry::of("layers.0.mlp")),
+            Demand::Layout { entry: odd.clone(), side: Side::Arguments, position: 3, dim: None },
+            Demand::Layout { entry: odd, side: Side::Results, position: 0, dim: Some(-1) },
+            Demand::LossParallel,
+            Demand::Mode(Mode::Hsdp, axes()),
+            Demand::Batch(axes()),
+            Demand::Rows,
+            Demand::Compute(DType::BF16),
+            Demand::Training(InputKind::State),
+            Demand::MicroBatches,
+            Demand::Clipping,
         ];
-        for cause in &causes {
-            assert_eq!(Reason::from(cause.to_string()), Reason::from(cause.clone()), "{cause}");
+        let odd = ModulePath::default().named("a, b and c are cut (x); rule 7").named("0").named("/");
+        for demand in demands {
+            let cut = |tensors: &[&str], others| Cut {
+                tensors: tensors.iter().map(|t| Shown::read(t)).collect(),
+                others,
+                demand: demand.clone(),
+            };
+            let causes = [
+                Cause::Summed(cut(&["a.weight"], 0)),
+                Cause::Summed(cut(&["a/moment_1", "b.0"], 0)),
+                Cause::Elsewhere(cut(&["a", "b", "c", &odd.to_string()], 17)),
+                Cause::Together("einsum".into()),
+                Cause::Like(odd.clone()),
+                Cause::Rule(24),
+                Cause::Again,
+                demand.clone().into(),
+                Cause::On { axis: "dp".into(), demand: demand.clone() },
+            ];
+            for cause in &causes {
+                assert_eq!(Reason::read(&cause.to_string()), Reason::from(cause.clone()), "{cause}");
+            }
+            let all: Reason = causes.into_iter().collect();
+            assert_eq!(Reason::read(&all.to_string()), all, "{all}");
         }
-        let all: Reason = causes.into_iter().collect();
-        assert_eq!(Reason::from(all.to_string()), all);
     }
 
     #[test]
     fn other_words_stay_as_they_are() {
-        for text in ["", " ", "; ", "a; b; ", "rule", "rule 07", "a are cut (b)", "x and y is cut (z)", "; why: in x"] {
-            assert_eq!(Reason::from(text).to_string(), text);
+        let texts = [
+            "",
+            " ",
+            "; ",
+            "a; b; ",
+            "rule",
+            "rule 07",
+            "a are cut (b)",
+            "x and y is cut (z)",
+            "; why: in x",
+            "\"a; b",
+        ];
+        for text in texts {
+            let read = Reason::read(text);
+            assert_eq!(read.to_string(), text);
+            assert_eq!(Reason::read(&read.to_string()), read);
         }
-        assert_eq!(Reason::from("rule 07").causes(), [Cause::Stated("rule 07".into())]);
+        assert_eq!(Reason::read("rule 07").causes(), [Demand::Note("rule 07".into()).into()]);
     }
 
     #[test]
-    fn each_axis_has_its_entry() {
-        let reason = Reason::from("`tp`: plan \"tp\"; `dp`: fsdp: sharded over `dp`");
-        assert_eq!(*reason.entry("tp"), *"plan \"tp\"");
-        assert_eq!(*reason.entry("dp"), *"fsdp: sharded over `dp`");
-        assert_eq!(*Reason::from("plan \"tp\"").entry("tp"), *"plan \"tp\"");
+    fn each_axis_has_its_demand() {
+        let said = |text: &str, axis: &str| Reason::read(text).demand(axis).map(ToString::to_string);
+        let reason = "`tp`: plan \"tp\"; `dp`: fsdp: sharded over `dp`";
+        assert_eq!(said(reason, "tp").as_deref(), Some("plan \"tp\""));
+        assert_eq!(said(reason, "dp").as_deref(), Some("fsdp: sharded over `dp`"));
+        assert_eq!(said("plan \"tp\"", "tp").as_deref(), Some("plan \"tp\""));
+        assert_eq!(said("rule 7", "tp"), None);
     }
 
     #[test]
     fn a_cause_is_said_once() {
-        let reason = Reason::from("rule 7").and(Cause::Rule(7)).and(Cause::Rule(9));
+        let reason = Reason::read("rule 7").and(Cause::Rule(7)).and(Cause::Rule(9));
         assert_eq!(reason.to_string(), "rule 7; rule 9");
     }
 }

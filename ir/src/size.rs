@@ -46,10 +46,10 @@ pub fn addressable(graph: &Graph) -> Result<(), TooLarge> {
     match (total, largest) {
         (None, Some((size, node, ty))) => {
             let n = graph.node(node);
-            let tensor = match (&n.op, &*n.origin.module) {
-                (Op::Input { name, .. }, _) => format!("the tensor `{}`", cut(name)),
-                (op, "") => format!("the result of {}", op.name()),
-                (op, module) => format!("the result of {} in `{}`", op.name(), cut(module)),
+            let tensor = match &n.op {
+                Op::Input { id, .. } => format!("the tensor `{}`", cut(&id.to_string())),
+                op if n.origin.module.is_root() => format!("the result of {}", op.name()),
+                op => format!("the result of {} in `{}`", op.name(), cut(&n.origin.module.to_string())),
             };
             Err(TooLarge { tensor, ty: ty.display(&graph.mesh), alone: size > MOST })
         }
@@ -66,14 +66,14 @@ fn bytes(ty: &Type) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::graph::Origin;
-    use crate::op::InputKind;
+    use crate::input::InputId;
     use crate::{DType, Mesh};
 
     fn program(shapes: &[&[usize]]) -> Graph {
         let mut graph = Graph::new(Mesh::single());
         for (i, shape) in shapes.iter().enumerate() {
             let ty = Type::new(DType::F32, *shape);
-            let op = Op::Input { kind: InputKind::Data, name: format!("x{i}"), layout: ty.shape.clone(), unit: None };
+            let op = Op::Input { id: InputId::Data(format!("x{i}").into()), layout: ty.shape.clone(), unit: None };
             graph.push(op, &[], ty, &Origin::default());
         }
         graph

@@ -10,7 +10,8 @@
 //! output result "y" %3 layout [8, 512]
 //! ```
 //!
-//! A line is `%number = operation attributes operands : types ; phase in module why: reason`. The type of an input is
+//! A line is `%number = operation attributes operands : types ; phase micro 2 in module why: reason`; `micro 2` is said of
+//! what belongs to a micro-batch. The type of an input is
 //! followed by the shape that the model knows (`layout`), if it differs, and by the unit that a parameter belongs to
 //! (`unit 3`), if it has one.
 //! An elementwise operation whose operands all have the result's letters or none at all shows no
@@ -44,7 +45,13 @@ pub fn print(graph: &Graph) -> String {
         values.iter().map(one).collect::<Vec<_>>().join(", ")
     };
     for region in &graph.regions {
-        let _ = writeln!(out, "region {:?} ({}) -> ({})", region.path, list(&region.arguments), list(&region.results));
+        let _ = writeln!(
+            out,
+            "region {:?} ({}) -> ({})",
+            region.path.to_string(),
+            list(&region.arguments),
+            list(&region.results)
+        );
     }
     for output in &graph.outputs {
         let _ = writeln!(
@@ -101,16 +108,19 @@ pub fn line(graph: &Graph, node: NodeIndex, names: &HashMap<NodeIndex, usize>) -
     text
 }
 
-/// Phase, module and reason, behind the semicolon.
+/// Phase, micro-batch, module and reason, after the semicolon.
 fn note(node: &Node) -> String {
     let mut parts = Vec::new();
     if !matches!(node.op, Op::Input { .. }) || node.origin.phase != Phase::Forward {
         parts.push(node.origin.phase.name().to_string());
     }
-    let (module, why) = (&*node.origin.module, node.origin.why.to_string());
-    if !module.is_empty() {
-        parts.push(format!("in {}", bare(module, module.contains(char::is_whitespace))));
+    if let Some(n) = node.origin.micro_batch {
+        parts.push(format!("micro {n}"));
     }
+    if !node.origin.module.is_root() {
+        parts.push(format!("in {}", node.origin.module));
+    }
+    let why = node.origin.reason.to_string();
     if !why.is_empty() {
         parts.push(format!("why: {}", bare(&why, why.trim() != why)));
     }
@@ -146,7 +156,7 @@ fn axes(list: &[AxisId], mesh: &Mesh) -> String {
 pub fn operation(node: &Node, mesh: &Mesh) -> String {
     let name = node.op.name();
     match &node.op {
-        Op::Input { kind, name: input, .. } => format!("{name} {} {input:?}", kind.name()),
+        Op::Input { id, .. } => format!("{name} {} {:?}", id.kind().name(), id.to_string()),
         Op::Fill(s) => format!("{name} {s}"),
         Op::Random { distribution, stream } => match distribution {
             Distribution::Bernoulli(p) => format!("{name} bernoulli({p}) stream={stream}"),
@@ -176,7 +186,7 @@ pub fn output_name(kind: &OutputKind) -> String {
     match kind {
         OutputKind::Result(name) => format!("result {name:?}"),
         OutputKind::Loss => "loss".into(),
-        OutputKind::Gradient(name) => format!("gradient {name:?}"),
-        OutputKind::Update(name) => format!("update {name:?}"),
+        OutputKind::Gradient(name) => format!("gradient {:?}", name.to_string()),
+        OutputKind::Update(name) => format!("update {:?}", name.to_string()),
     }
 }

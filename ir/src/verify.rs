@@ -5,9 +5,11 @@
 //! nothing but a change of placement: [`redistributed`] is their whole rule.
 
 use crate::graph::{Graph, OutputKind, Value};
+use crate::input::{InputId, InputKind};
 use crate::mesh::{AxisId, AxisSet, Mesh};
-use crate::op::{InputKind, MapFn, Op, ReduceOp, Scalar};
+use crate::op::{MapFn, Op, ReduceOp, Scalar};
 use crate::parse::MOST_DIMS;
+use crate::path::ModulePath;
 use crate::quote::{cut, quoted};
 use crate::sharding::{Type, axes_text};
 use crate::subscripts::{Letter, Subscripts, letter_name};
@@ -50,7 +52,7 @@ pub enum Place {
     /// An output.
     Output(OutputKind),
     /// A module region.
-    Region(String),
+    Region(ModulePath),
     /// The graph as a whole.
     Program,
 }
@@ -63,7 +65,7 @@ impl fmt::Display for Place {
                 write!(f, "{name} = {}: ({}) -> ({})", cut(op), operands.join(", "), results.join(", "))
             }
             Place::Output(kind) => write!(f, "output {}", cut(&text::output_name(kind))),
-            Place::Region(path) => write!(f, "region {}", quoted(path)),
+            Place::Region(path) => write!(f, "region {}", quoted(&path.to_string())),
             Place::Program => write!(f, "the program"),
         }
     }
@@ -299,15 +301,15 @@ pub enum Malformed {
         /// The result's type.
         found: String,
     },
-    /// Two inputs of one name.
-    #[error("another input has the name {}", quoted(.0))]
-    DuplicateInput(String),
+    /// Two inputs of one kind and name, or a parameter and a state of one name.
+    #[error("another input has the name {}", quoted(&.0.to_string()))]
+    DuplicateInput(InputId),
     /// Two outputs that say the same.
     #[error("another output is the same")]
     DuplicateOutput,
     /// An update of what is not an input.
-    #[error("there is no parameter or state of the name {} to update", quoted(.0))]
-    NoSuchInput(String),
+    #[error("there is no parameter or state of the name {} to update", quoted(&.0.to_string()))]
+    NoSuchInput(InputId),
     /// An update of another type than its input.
     #[error("the update is {found}, its input {expected}")]
     Update {
@@ -347,10 +349,13 @@ type Check = Result<(), Malformed>;
 /// exist, a sharding of another rank than its shape) are reported alone.
 pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
     report(graph, &|n| references(graph, n), &|v| value_exists(graph, v))?;
-    let mut inputs: HashMap<&str, NodeIndex> = HashMap::new();
+    let mut inputs: HashMap<&InputId, NodeIndex> = HashMap::new();
     let mut duplicates: HashSet<NodeIndex> = HashSet::new();
-    for (node, _, name) in graph.inputs() {
-        if inputs.insert(name, node).is_some() {
+    // A checkpoint knows a tensor by its text alone.
+    let mut kept: HashSet<String> = HashSet::new();
+    for (node, id) in graph.inputs() {
+        let again = id.is_kept() && !kept.insert(id.to_string());
+        if inputs.insert(id, node).is_some() || again {
             duplicates.insert(node);
         }
     }
@@ -360,7 +365,7 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
             let node = graph.node(n);
             node.types.iter().try_for_each(|t| check_type(t, &graph.mesh))?;
             match &node.op {
-                Op::Input { name, .. } if duplicates.contains(&n) => Err(Malformed::DuplicateInput(name.clone())),
+                Op::Input { id, .. } if duplicates.contains(&n) => Err(Malformed::DuplicateInput(id.clone())),
                 _ => check_node(graph, n),
             }
         },
@@ -377,14 +382,10 @@ pub fn verify(graph: &Graph) -> Result<(), Vec<VerifyError>> {
                 return Err(Malformed::DuplicateOutput);
             }
             same_elements(&output.layout, &ty.shape)?;
-            let OutputKind::Update(name) = &output.kind else {
+            let OutputKind::Update(id) = &output.kind else {
                 return Ok(());
             };
-            let trained = |n: &&NodeIndex| {
-                matches!(&graph.node(**n).op, Op::Input { kind: InputKind::Parameter | InputKind::State, .. })
-            };
-            let input =
-                inputs.get(name.as_str()).filter(trained).ok_or_else(|| Malformed::NoSuchInput(name.clone()))?;
+            let input = inputs.get(id).filter(|_| id.is_kept()).ok_or_else(|| Malformed::NoSuchInput(id.clone()))?;
             let expected = &graph.node(*input).types[0];
             if (expected.dtype, &expected.shape) == (ty.dtype, &ty.shape) {
                 return Ok(());
@@ -577,12 +578,12 @@ fn check_node(graph: &Graph, n: NodeIndex) -> Check {
     let ty = &node.types[0];
     let same_dtype = || expect_dtype(Row::Result(0), operands[0].dtype, ty);
     match &node.op {
-        Op::Input { kind, layout, unit, .. } => {
+        Op::Input { id, layout, unit } => {
             if ty.sharding.partial.is_some() {
                 return Err(Malformed::PartialInput);
             }
-            if unit.is_some() && *kind != InputKind::Parameter {
-                return Err(Malformed::Unit(*kind));
+            if unit.is_some() && !id.is_parameter() {
+                return Err(Malformed::Unit(id.kind()));
             }
             same_elements(layout, &ty.shape)
         }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::time::Instant;
 use tpc_ir::interpret::{InterpretError, Options, Tensor, interpret, simulate};
-use tpc_ir::{DType, Graph, parse};
+use tpc_ir::{DType, Graph, InputId, parse};
 
 fn graph(text: &str) -> Graph {
     parse::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"))
@@ -12,7 +12,9 @@ fn graph(text: &str) -> Graph {
 
 /// The outputs of a graph, logically and placed, which must agree.
 fn outputs(text: &str, inputs: &[(&str, Tensor)]) -> Vec<Vec<f64>> {
-    let inputs: HashMap<String, Tensor> = inputs.iter().map(|(n, t)| (n.to_string(), t.clone())).collect();
+    let given = graph(text);
+    let id = |name: &str| given.inputs().find(|(_, id)| id.to_string() == name).unwrap().1.clone();
+    let inputs: HashMap<InputId, Tensor> = inputs.iter().map(|(n, t)| (id(n), t.clone())).collect();
     let logical = interpret(&graph(text), &inputs, &Options::default()).unwrap();
     let placed = simulate(&graph(text), &inputs, &Options::default()).unwrap();
     let bits = |ts: &[Tensor]| ts.iter().flat_map(|t| t.data.iter().map(|x| x.to_bits())).collect::<Vec<_>>();
@@ -108,7 +110,7 @@ output update \"w\" %0 layout [6]";
     let flat = Tensor::from_fn(DType::F32, [6], |i| i as f64);
     let factored = Tensor { shape: vec![2, 3], ..flat.clone() };
     for given in [flat.clone(), factored] {
-        let inputs = [("w".to_string(), given)].into();
+        let inputs = [(InputId::Parameter("w".into()), given)].into();
         assert_eq!(simulate(&graph(text), &inputs, &Options::default()).unwrap()[..], *std::slice::from_ref(&flat));
     }
 }
@@ -116,7 +118,7 @@ output update \"w\" %0 layout [6]";
 #[test]
 fn exact_precision_keeps_f64_and_rounded_does_not() {
     let text = "mesh <>\n%0 = input data \"x\" : f32[1]\n%1 = div %0, f32:3.0 : f32[1]\n%2 = cast.bf16 %1 : bf16[1]\noutput loss %1\noutput result \"b\" %2";
-    let inputs = [("x".to_string(), f32s(&[1], &[1.0]))].into();
+    let inputs = [(InputId::Data("x".into()), f32s(&[1], &[1.0]))].into();
     let run =
         |options| interpret(&graph(text), &inputs, &options).unwrap().iter().map(|t| t.data[0]).collect::<Vec<_>>();
     assert_eq!(run(Options::exact()), [1.0 / 3.0, DType::BF16.round(1.0 / 3.0)]);
@@ -126,7 +128,7 @@ fn exact_precision_keeps_f64_and_rounded_does_not() {
 /// The error of simulating a text with `x` = 0, 1, 2, … of shape `[4, 4]`.
 fn simulate_error(body: &str) -> InterpretError {
     let text = format!("mesh <tp=2>\n{body}");
-    let inputs = [("x".to_string(), Tensor::from_fn(DType::F32, [4, 4], |i| i as f64))].into();
+    let inputs = [(InputId::Data("x".into()), Tensor::from_fn(DType::F32, [4, 4], |i| i as f64))].into();
     interpret(&graph(&text), &inputs, &Options::default()).unwrap();
     simulate(&graph(&text), &inputs, &Options::default()).unwrap_err()
 }
@@ -168,7 +170,7 @@ fn wrong_placements_are_seen() {
     }
     // Wrong numbers and right shapes: only the comparison of the two meanings shows it.
     let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[2, 4@tp]\n%1 = reshape %0 : f32[8@tp]\noutput loss %1";
-    let inputs = [("x".to_string(), Tensor::from_fn(DType::F32, [2, 4], |i| i as f64))].into();
+    let inputs = [(InputId::Data("x".into()), Tensor::from_fn(DType::F32, [2, 4], |i| i as f64))].into();
     let options = Options::default();
     assert_ne!(interpret(&graph(text), &inputs, &options), simulate(&graph(text), &inputs, &options));
 }
@@ -176,16 +178,17 @@ fn wrong_placements_are_seen() {
 #[test]
 fn bad_inputs_are_errors() {
     let text = "mesh <tp=2>\n%0 = input data \"x\" : f32[2, 2@tp]\noutput loss %0";
-    let run =
-        |inputs: HashMap<String, Tensor>| simulate(&graph(text), &inputs, &Options::default()).unwrap_err().to_string();
+    let run = |inputs: HashMap<InputId, Tensor>| {
+        simulate(&graph(text), &inputs, &Options::default()).unwrap_err().to_string()
+    };
     assert_eq!(run(HashMap::new()), "input \"x\" was not given");
     let five = Tensor::from_fn(DType::F32, [5], |_| 0.0);
     assert_eq!(
-        run([("x".to_string(), five)].into()),
+        run([(InputId::Data("x".into()), five)].into()),
         "input \"x\" is f32[5] of 5 elements, expected f32[2, 2] (or any shape of its row-major elements)"
     );
     let ints = Tensor::from_fn(DType::I64, [2, 2], |_| 0.0);
-    assert!(run([("x".to_string(), ints)].into()).contains("i64"));
+    assert!(run([(InputId::Data("x".into()), ints)].into()).contains("i64"));
     let bad = graph("mesh <>\n%0 = exp : f32[2]");
     let error = interpret(&bad, &HashMap::new(), &Options::default()).unwrap_err();
     assert_eq!(
@@ -201,7 +204,7 @@ fn fifty_million_multiply_adds_are_quick() {
         "mesh <>\n%0 = input data \"x\" : f32[{n}, {n}]\n%1 = einsum \"ab,bc->ac\" %0, %0 : f32[{n}, {n}]\n\
          %2 = einsum \"ab,ac->bc\" %1, %0 : f32[{n}, {n}]\noutput loss %2"
     );
-    let inputs = [("x".to_string(), Tensor::from_fn(DType::F32, [n, n], |i| (i % 7) as f64))].into();
+    let inputs = [(InputId::Data("x".into()), Tensor::from_fn(DType::F32, [n, n], |i| (i % 7) as f64))].into();
     let start = Instant::now();
     interpret(&graph(&text), &inputs, &Options::default()).unwrap();
     // 100 million take about 0.2 s; the bound leaves room for a busy machine.

@@ -37,7 +37,7 @@ fn parse_errors_say_where_and_what() {
         ("%1 = exp %0 : f32[8, 6] nonsense", "line 3, column 25: expected the end of the line, found `nonsense`"),
         (
             "%1 = exp %0 : f32[8, 6] ; sideways",
-            "line 3, column 27: expected a phase, `in module` or `why: reason`, found `sideways`",
+            "line 3, column 27: expected a phase, `micro number`, `in module` or `why: reason`, found `sideways`",
         ),
         ("%1 = exp %0 : f32[8, 6] ; in", "line 3, column 29: expected a module path, found the end of the line"),
         (
@@ -55,7 +55,7 @@ fn parse_errors_say_where_and_what() {
         ),
         (
             "%1 = input tensor \"y\" : f32[8]",
-            "line 3, column 12: expected an input kind (parameter, state, data, scalar, constant), found `tensor`",
+            "line 3, column 12: expected an input kind (parameter, state, data, scalar, seed, constant), found `tensor`",
         ),
         ("%1 = input parameter \"y\" : f32[8] unit x", "line 3, column 40: expected a number, found `x`"),
         ("%1 = input data y : f32[8]", "line 3, column 17: expected a name in double quotes, found `y`"),
@@ -361,8 +361,12 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         // Inputs and outputs.
         (
-            "%9 = input state \"x\" : f32[8@dp, 6]",
-            "%6 = input state \"x\": () -> (f32[8@dp, 6]): another input has the name \"x\"",
+            "%9 = input data \"x\" : f32[8@dp, 6]",
+            "%6 = input data \"x\": () -> (f32[8@dp, 6]): another input has the name \"x\"",
+        ),
+        (
+            "%9 = input state \"w\" : f32[6, 4]",
+            "%6 = input state \"w\": () -> (f32[6, 4]): another input has the name \"w\"",
         ),
         (
             "%9 = input state \"y\" : f32[8@dp, 6] layout [7]",

@@ -68,10 +68,7 @@ pub fn check(graph: &Graph) -> Result<(), CheckError> {
     for output in &graph.outputs {
         let ty = graph.ty(output.value);
         let expected = match &output.kind {
-            OutputKind::Update(name) => {
-                let input = graph.inputs().find(|(_, _, n)| n == name);
-                input.map(|(n, _, _)| graph.node(n).types[0].clone())
-            }
+            OutputKind::Update(id) => graph.input(id).map(|n| graph.node(n).types[0].clone()),
             _ => None,
         };
         let expected = expected.unwrap_or_else(|| ty.placed(ty.sharding.reduced(ty.sharding.partial_axes())));
@@ -113,7 +110,7 @@ fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {
         Err(source) => Err(CheckError::Misplaced {
             node: id.index(),
             op: node.op.name(),
-            module: node.origin.module.to_string(),
+            module: node.origin.place(),
             operands: types.iter().map(|t| show(t)).collect::<Vec<_>>().join(", "),
             result: show(&node.types[0]),
             source,
@@ -121,7 +118,7 @@ fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {
         Ok(s) if s != node.types[0].sharding => Err(CheckError::Declared {
             node: id.index(),
             op: node.op.name(),
-            module: node.origin.module.to_string(),
+            module: node.origin.place(),
             declared: show(&node.types[0]),
             derived: show(&node.types[0].placed(s)),
         }),

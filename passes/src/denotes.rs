@@ -88,7 +88,7 @@ fn signature(placed: &Graph, logical: &Graph) -> Result<(), DenoteError> {
             let layout = if let Op::Input { layout, .. } = &node.op { layout.clone() } else { Vec::new() };
             format!("{} {} layout {layout:?}", text::operation(node, &g.mesh), global(&node.types[0]))
         };
-        g.inputs().map(|(n, _, _)| shown(n)).collect()
+        g.inputs().map(|(n, _)| shown(n)).collect()
     };
     let outputs = |g: &Graph| -> Vec<String> {
         g.outputs.iter().map(|o| format!("{} layout {:?}", text::output_name(&o.kind), o.layout)).collect()
@@ -250,7 +250,7 @@ impl Expressions {
             output,
             node: text::number(found.graph).get(&at).copied().unwrap_or(at.index()),
             op: node.op.name().into(),
-            module: (&*node.origin.module).into(),
+            module: node.origin.place().into(),
             found: self.shown(f, e, found),
             expected: format!("{}{line}", self.shown(e, f, expected)),
         }

@@ -12,12 +12,12 @@ use crate::cost::CostModel;
 use crate::propagate::{Annotation, Annotations, propagate_mapped};
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;
-use tpc_ir::reason::Cause;
-use tpc_ir::{Graph, InputKind, Op, Output, OutputKind, Sharding, Value};
+use tpc_ir::reason::Demand;
+use tpc_ir::{Graph, InputId, InputKind, Op, Output, OutputKind, Sharding, Value};
 
 /// A tensor that is kept, the rows that are written into it, and how many dimensions their numbers have.
 struct Written<'a> {
-    name: &'a str,
+    id: &'a InputId,
     rows: Value,
     numbered: usize,
 }
@@ -25,19 +25,18 @@ struct Written<'a> {
 /// The states that a program writes rows of, without those that a plan places.
 fn written<'a>(graph: &'a Graph, annotations: &Annotations) -> Vec<Written<'a>> {
     let update = |output: &'a Output| match &output.kind {
-        OutputKind::Update(name) => Some(name.as_str()),
+        OutputKind::Update(id) => Some(id),
         _ => None,
     };
-    let updated: HashSet<&str> = graph.outputs.iter().filter_map(update).collect();
-    let open = |kind: InputKind, name: &str| {
-        kind == InputKind::State && updated.contains(name) && !annotations.inputs.contains_key(name)
-    };
-    let states = graph.inputs().filter(|(_, kind, name)| open(*kind, name));
-    let rows = states.filter_map(|(input, _, name)| {
+    let updated: HashSet<&InputId> = graph.outputs.iter().filter_map(update).collect();
+    let open =
+        |id: &InputId| id.kind() == InputKind::State && updated.contains(id) && !annotations.inputs.contains_key(id);
+    let states = graph.inputs().filter(|(_, id)| open(id));
+    let rows = states.filter_map(|(input, id)| {
         let is_put = |user: NodeIndex, operand: u32| matches!(graph.node(user).op, Op::Put) && operand == 0;
         let (put, _) = graph.users(input).find(|(user, edge)| is_put(*user, edge.operand))?;
         let operands = graph.operands(put);
-        Some(Written { name, rows: operands[2], numbered: graph.ty(operands[1]).rank() })
+        Some(Written { id, rows: operands[2], numbered: graph.ty(operands[1]).rank() })
     });
     rows.collect()
 }
@@ -49,12 +48,11 @@ pub fn place_kept(graph: &Graph, annotations: &mut Annotations, cost: &CostModel
         return;
     }
     let (placed, mapping) = propagate_mapped(graph, annotations, cost);
-    for Written { name, rows, numbered } in written {
+    for Written { id, rows, numbered } in written {
         let columns = &placed.ty(mapping[&rows]).sharding.dims[numbered..];
         let sharding = Sharding { dims: [&[Vec::new()], columns].concat(), partial: None };
         if !sharding.is_replicated() {
-            let why = Cause::Stated("lies like the rows that are written into it".into()).into();
-            annotations.inputs.insert(name.to_owned(), Annotation { sharding, why });
+            annotations.inputs.insert(id.clone(), Annotation { sharding, why: Demand::Rows.into() });
         }
     }
 }

@@ -19,7 +19,9 @@ use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};
-use tpc_ir::{AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value};
+use tpc_ir::{
+    AxisId, Graph, InputId, MapFn, Mesh, ModulePath, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value,
+};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,10 +59,10 @@ pub struct Storage {
 pub struct Annotations {
     /// The mesh, with the axes split as far as the placements need.
     pub mesh: Mesh,
-    /// Where inputs are stored, by name.
-    pub inputs: HashMap<String, Annotation>,
+    /// Where inputs are stored.
+    pub inputs: HashMap<InputId, Annotation>,
     /// Inputs that are computed with elsewhere than they are stored.
-    pub gathered: HashMap<String, Storage>,
+    pub gathered: HashMap<InputId, Storage>,
     /// By node of the logical graph: through which placements its result passes, in order.
     pub results: HashMap<NodeIndex, Vec<Constraint>>,
     /// By node and operand of the logical graph: through which placements the operand passes on its
@@ -88,24 +90,24 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
     let mut style_parameters: HashSet<Value> = HashSet::new();
     let (mut placed, mapping) = rebuild(graph, annotations.mesh.clone(), |new, node, mut operands| {
         let n = graph.node(node);
-        if let Op::Input { kind, name, .. } = &n.op {
+        if let Op::Input { id, .. } = &n.op {
             let mut ty = n.types[0].clone();
             let mut origin = n.origin.clone();
-            let annotation = annotations.inputs.get(name);
+            let annotation = annotations.inputs.get(id);
             if let Some(a) = annotation {
                 ty.sharding = a.sharding.clone();
-                origin.why = a.why.clone();
+                origin.reason = a.why.clone();
             }
             let value = new.push(n.op.clone(), &[], ty, &origin);
-            if let Some(storage) = annotations.gathered.get(name) {
+            if let Some(storage) = annotations.gathered.get(id) {
                 stored.insert(value, storage);
             }
-            if *kind == InputKind::Parameter && annotation.is_some() {
+            if id.is_parameter() && annotation.is_some() {
                 style_parameters.insert(value);
             }
             return vec![value];
         }
-        let because = |why: Reason| Origin { why, ..n.origin.clone() };
+        let because = |reason: Reason| Origin { reason, ..n.origin.clone() };
         let for_reason = |why: &Reason| because(why.clone());
         // A stored parameter is converted where it lies, so that the gather moves the smaller type.
         let converts = matches!(n.op, Op::Map { f: MapFn::Cast(_), .. });
@@ -205,16 +207,21 @@ fn uncast(graph: &Graph, value: Value) -> Value {
 /// Gradients lie like their parameters and updates like their inputs; other outputs as they are.
 fn place_outputs(graph: &mut Graph) {
     for i in 0..graph.outputs.len() {
-        let name = match &graph.outputs[i].kind {
-            OutputKind::Update(name) | OutputKind::Gradient(name) => name.clone(),
-            _ => continue,
-        };
-        let Some((input, _, _)) = graph.inputs().find(|(_, _, n)| *n == name) else { continue };
+        let Some((id, parameter)) = trained(&graph.outputs[i].kind) else { continue };
+        let Some(input) = graph.input(&id) else { continue };
         let to = graph.node(input).types[0].sharding.clone();
-        let parameter = name.split_once('/').map_or(name.as_str(), |(parameter, _)| parameter);
-        let why = Cause::Like(parameter.into()).into();
-        let origin = Origin { why, ..graph.node(graph.outputs[i].value.node).origin.clone() };
+        let reason = Cause::Like(parameter).into();
+        let origin = Origin { reason, ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);
+    }
+}
+
+/// The input that an output is the next value or the gradient of, and the parameter that it belongs to.
+pub(crate) fn trained(output: &OutputKind) -> Option<(InputId, ModulePath)> {
+    match output {
+        OutputKind::Update(id) => Some((id.clone(), id.path()?.clone())),
+        OutputKind::Gradient(path) => Some((InputId::Parameter(path.clone()), path.clone())),
+        OutputKind::Result(_) | OutputKind::Loss => None,
     }
 }
 

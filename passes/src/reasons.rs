@@ -11,14 +11,14 @@
 //! After: `%5 = all_reduce tp sum %4 ; backward in mlp why: mlp.up.weight is cut along the summed index (plan "tp");
 //! rule 7`.
 
-use crate::options::accumulate::{in_micro_batch, micro_batch, out_of_micro_batch};
+use crate::propagate::trained;
 use crate::rules::{FactorKind, Rule, rule};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use tpc_ir::reason::{Cause, Cut, Reason};
-use tpc_ir::{AxisId, Graph, InputKind, MapFn, Op, OutputKind, Phase, Value};
+use tpc_ir::input::Shown;
+use tpc_ir::reason::{Cause, Cut, Demand, Reason};
+use tpc_ir::{AxisId, Graph, InputId, MapFn, ModulePath, Op, Phase, Value};
 
 /// Gives every redistribution its reason, phase and module.
 pub fn explain(graph: &mut Graph) {
@@ -29,16 +29,17 @@ pub fn explain(graph: &mut Graph) {
     let moves: Vec<NodeIndex> = graph.nodes().filter(|&n| graph.node(n).op.is_redistribution()).collect();
     let sources = Sources::of(graph);
     let goals = goals(graph);
-    let explained: Vec<(Arc<str>, Reason)> = moves
+    let explained: Vec<(ModulePath, Reason)> = moves
         .iter()
         .map(|&node| {
             let causes = sources.causes(graph, node);
             (module(graph, node, &causes, &goals), reason(graph, node, causes))
         })
         .collect();
-    for (node, (module, why)) in moves.into_iter().zip(explained) {
+    for (node, (module, reason)) in moves.into_iter().zip(explained) {
+        let micro_batch = graph.node(neighbor(graph, node)).origin.micro_batch;
         let origin = &mut graph.node_mut(node).origin;
-        (origin.module, origin.why) = (module, why);
+        (origin.micro_batch, origin.module, origin.reason) = (micro_batch, module, reason);
     }
 }
 
@@ -85,12 +86,36 @@ fn phases(graph: &Graph) -> Vec<Phase> {
     phase
 }
 
+/// What is cut first of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Tensor {
+    Input(InputId),
+    /// A value that the module places.
+    OfModule(ModulePath),
+}
+
 /// An input, or a module that places a value, and the plan entry or data mode that cuts it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Source {
-    tensor: Arc<str>,
-    entry: Arc<str>,
-    parameter: bool,
+    tensor: Tensor,
+    demand: Demand,
+}
+
+impl Source {
+    /// The module of a parameter.
+    fn owner(&self) -> Option<ModulePath> {
+        match &self.tensor {
+            Tensor::Input(InputId::Parameter(path)) => Some(path.holder()),
+            _ => None,
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        match &self.tensor {
+            Tensor::Input(id) => id.shown(),
+            Tensor::OfModule(path) => InputId::Parameter(path.clone()).shown(),
+        }
+    }
 }
 
 /// Number of a source.
@@ -133,8 +158,6 @@ impl Sources {
     }
 
     fn add(&mut self, source: Source) -> SourceId {
-        // Causes are told apart by semicolons.
-        let source = Source { entry: source.entry.replace("; ", ", ").into(), ..source };
         let known = self.list.iter().position(|s| *s == source);
         known.unwrap_or_else(|| {
             self.list.push(source);
@@ -144,16 +167,12 @@ impl Sources {
 
     fn input(&mut self, graph: &Graph, node: NodeIndex) -> Vec<(AxisId, SourceId)> {
         let n = graph.node(node);
-        let Op::Input { name, kind, .. } = &n.op else { return Vec::new() };
+        let Op::Input { id, .. } = &n.op else { return Vec::new() };
         let axes: Vec<AxisId> = n.types[0].sharding.sharded_axes().iter().collect();
         if axes.is_empty() {
             return Vec::new();
         }
-        let parameter = *kind == InputKind::Parameter;
-        let source = |axis| {
-            let entry = n.origin.why.entry(graph.mesh.user_name(axis));
-            Source { tensor: name.as_str().into(), entry, parameter }
-        };
+        let source = |axis| Source { tensor: Tensor::Input(id.clone()), demand: demand(graph, node, axis) };
         axes.into_iter().map(|axis| (axis, self.add(source(axis)))).collect()
     }
 
@@ -187,18 +206,19 @@ impl Sources {
     /// What cuts a value that a redistribution cuts: a plan that says so, or the parameter like which it lies.
     fn chosen(&mut self, graph: &Graph, node: NodeIndex, axis: AxisId) -> Option<SourceId> {
         let n = graph.node(node);
-        let stated = n.origin.why.causes().iter().find_map(|cause| match cause {
-            Cause::Stated(words) => {
-                Some(Source { tensor: n.origin.module.clone(), entry: words.clone(), parameter: false })
+        let found = n.origin.reason.causes().iter().find_map(|cause| match cause {
+            Cause::Demanded(demand) => {
+                let module = n.origin.module.clone();
+                Some((!module.is_root()).then(|| Source { tensor: Tensor::OfModule(module), demand: demand.clone() }))
             }
             Cause::Like(parameter) => {
-                let (input, _, _) = graph.inputs().find(|(_, _, name)| **name == **parameter)?;
-                let entry = graph.node(input).origin.why.entry(graph.mesh.user_name(axis));
-                Some(Source { tensor: parameter.clone(), entry, parameter: true })
+                let id = InputId::Parameter(parameter.clone());
+                let input = graph.input(&id)?;
+                Some(Some(Source { tensor: Tensor::Input(id), demand: demand(graph, input, axis) }))
             }
             _ => None,
         });
-        stated.filter(|s| !s.tensor.is_empty()).map(|s| self.add(s))
+        found.flatten().map(|source| self.add(source))
     }
 
     fn computed(&self, graph: &Graph, node: NodeIndex) -> Found {
@@ -266,7 +286,7 @@ impl Sources {
 /// Whether a value is a parameter, gathered, cut or converted.
 fn is_parameter(graph: &Graph, value: Value) -> bool {
     match graph.op(value) {
-        Op::Input { kind, .. } => *kind == InputKind::Parameter,
+        Op::Input { id, .. } => id.is_parameter(),
         Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } | Op::AllGather { .. } | Op::ShardSlice { .. } => {
             is_parameter(graph, graph.operands(value.node)[0])
         }
@@ -274,35 +294,23 @@ fn is_parameter(graph: &Graph, value: Value) -> bool {
     }
 }
 
-/// The module of a parameter.
-fn owner(parameter: &str) -> &str {
-    parameter.rsplit_once('.').map_or("", |(module, _)| module)
-}
-
-/// The innermost module that holds both.
-fn common<'a>(a: &'a str, b: &str) -> &'a str {
-    let mut end = 0;
-    for (x, y) in a.split('.').zip(b.split('.')) {
-        if x != y {
-            break;
-        }
-        end += x.len() + 1;
-    }
-    &a[..end.saturating_sub(1).min(a.len())]
+/// What cuts an input along an axis.
+fn demand(graph: &Graph, input: NodeIndex, axis: AxisId) -> Demand {
+    let said = graph.node(input).origin.reason.demand(graph.mesh.user_name(axis)).cloned();
+    said.unwrap_or_else(|| Demand::Note("".into()))
 }
 
 /// By node: the module whose parameters are updated with it, the innermost that has all of them. A scalar (a rate,
 /// the factor of clipping) is for all parameters.
-fn goals(graph: &Graph) -> Vec<Option<String>> {
-    let mut goals: Vec<Option<String>> = vec![None; graph.len()];
-    let join = |goal: &mut Option<String>, module: &str| match goal {
-        Some(known) => *known = common(known, module).to_string(),
-        None => *goal = Some(module.to_string()),
+fn goals(graph: &Graph) -> Vec<Option<ModulePath>> {
+    let mut goals: Vec<Option<ModulePath>> = vec![None; graph.len()];
+    let join = |goal: &mut Option<ModulePath>, module: &ModulePath| match goal {
+        Some(known) => *known = known.common(module),
+        None => *goal = Some(module.clone()),
     };
     for output in &graph.outputs {
-        let (OutputKind::Update(name) | OutputKind::Gradient(name)) = &output.kind else { continue };
-        let parameter = name.split_once('/').map_or(name.as_str(), |(parameter, _)| parameter);
-        join(&mut goals[output.value.node.index()], owner(parameter));
+        let Some((_, parameter)) = trained(&output.kind) else { continue };
+        join(&mut goals[output.value.node.index()], &parameter.holder());
     }
     for node in graph.nodes().collect::<Vec<_>>().into_iter().rev() {
         let Some(goal) = goals[node.index()].clone() else { continue };
@@ -316,7 +324,22 @@ fn goals(graph: &Graph) -> Vec<Option<String>> {
 /// The module of a redistribution: of a reduction that of the terms, of others that of the first reader. In the
 /// backward pass and in the optimizer, of which no module is known: that of the parameters that cause it, otherwise
 /// that of the parameters that it is for.
-fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Option<String>]) -> Arc<str> {
+fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Option<ModulePath>]) -> ModulePath {
+    let known = &graph.node(neighbor(graph, node)).origin.module;
+    if !known.is_root() {
+        return known.clone();
+    }
+    let cause = causes.iter().filter_map(|(_, source)| source.owner()).reduce(|a, b| a.common(&b));
+    let goal = goals[node.index()].clone();
+    // A gradient that is gathered is its parameter's, whatever cuts it; a parameter that is gathered is its own.
+    let gathers_input = matches!(graph.node(source(graph, node)).op, Op::Input { .. });
+    let by_cause = is_reduction(&graph.node(node).op) || gathers_input;
+    let (first, second) = if by_cause { (cause, goal) } else { (goal, cause) };
+    first.filter(|module| !module.is_root()).or(second).unwrap_or_default()
+}
+
+/// What a redistribution belongs to: of a reduction what makes the terms, of others the first reader.
+fn neighbor(graph: &Graph, node: NodeIndex) -> NodeIndex {
     let n = graph.node(node);
     let mut at = Some(node);
     while let Some(next) = at.filter(|&at| graph.node(at).op.is_redistribution()) {
@@ -329,21 +352,7 @@ fn module(graph: &Graph, node: NodeIndex, causes: &[(How, &Source)], goals: &[Op
             first.or(readers.first()).copied()
         };
     }
-    let at = at.unwrap_or_else(|| source(graph, node));
-    let known = &graph.node(at).origin.module;
-    let micro = micro_batch(known);
-    if !out_of_micro_batch(known).is_empty() {
-        return known.clone();
-    }
-    let parameters = causes.iter().filter(|(_, s)| s.parameter).map(|(_, s)| owner(&s.tensor).to_string());
-    let cause = parameters.reduce(|a, b| common(&a, &b).to_string());
-    let goal = goals[node.index()].clone();
-    // A gradient that is gathered is its parameter's, whatever cuts it; a parameter that is gathered is its own.
-    let gathers_input = matches!(graph.node(source(graph, node)).op, Op::Input { .. });
-    let by_cause = is_reduction(&n.op) || gathers_input;
-    let (first, second) = if by_cause { (cause, goal) } else { (goal, cause) };
-    let found = first.filter(|module| !module.is_empty()).or(second).unwrap_or_default();
-    micro.map_or_else(|| found.as_str().into(), |copy| in_micro_batch(&found, copy))
+    at.unwrap_or_else(|| source(graph, node))
 }
 
 /// What a redistribution moves, before all redistributions.
@@ -360,13 +369,13 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
     let n = graph.node(node);
     let mut cuts: Vec<(How, Cut)> = Vec::new();
     for (how, source) in causes {
-        let known = cuts.iter_mut().find(|(h, cut)| *h == how && cut.entry == source.entry);
+        let known = cuts.iter_mut().find(|(h, cut)| *h == how && cut.demand == source.demand);
         match known {
-            Some((_, cut)) if cut.tensors.len() < Cut::NAMED => cut.tensors.push(source.tensor.clone()),
+            Some((_, cut)) if cut.tensors.len() < Cut::NAMED => cut.tensors.push(source.shown()),
             Some((_, cut)) => cut.others += 1,
             None => {
-                let tensors = vec![source.tensor.clone()];
-                cuts.push((how, Cut { tensors, others: 0, entry: source.entry.clone() }));
+                let tensors = vec![source.shown()];
+                cuts.push((how, Cut { tensors, others: 0, demand: source.demand.clone() }));
             }
         }
     }
@@ -374,11 +383,11 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
     let whole = matches!(n.op, Op::AllReduce { .. }) && !cuts.is_empty();
     let gathers = matches!(n.op, Op::AllGather { .. });
     let over = |axis: &str| n.op.axes().iter().any(|a| graph.mesh.user_name(a) == axis);
-    let kept = n.origin.why.causes().iter().filter(|cause| match cause {
+    let kept = n.origin.reason.causes().iter().filter(|cause| match cause {
         Cause::Summed(_) | Cause::Elsewhere(_) => false,
         Cause::On { axis, .. } if !over(axis) => false,
-        Cause::Stated(words) | Cause::On { words, .. } => {
-            let said = gathers && cuts.iter().any(|(_, cut)| cut.entry == *words);
+        Cause::Demanded(demand) | Cause::On { demand, .. } => {
+            let said = gathers && cuts.iter().any(|(_, cut)| cut.demand == *demand);
             !whole && !said
         }
         Cause::Together(_) | Cause::Like(_) => !whole,
@@ -389,6 +398,5 @@ fn reason(graph: &Graph, node: NodeIndex, causes: Vec<(How, &Source)>) -> Reason
         How::Summed => Cause::Summed(cut),
         How::Elsewhere => Cause::Elsewhere(cut),
     });
-    let reason: Reason = cuts.chain(kept).collect();
-    reason.to_string().into()
+    cuts.chain(kept).collect()
 }

@@ -44,7 +44,7 @@ pub fn copy(new: &mut Graph, old: &Graph, node: NodeIndex, operands: &[Value]) -
 /// signature.
 pub fn live(graph: &Graph) -> Vec<bool> {
     let mut live = vec![false; graph.len()];
-    for (node, _, _) in graph.inputs() {
+    for (node, _) in graph.inputs() {
         live[node.index()] = true;
     }
     let regions = graph.regions.iter().flat_map(Region::values);

@@ -12,31 +12,30 @@
 //! After: `%9 = all_gather dp dim=0 %w`, `%20 = einsum … %9 ; forward`, `%69 = all_gather dp dim=0 %w`,
 //! `%70 = einsum … %69 ; backward`.
 
-use crate::options::accumulate::micro_batch;
 use crate::reasons::explain;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::Cause;
-use tpc_ir::{Graph, MapFn, Op, Origin, Phase, UnitId, Value};
+use tpc_ir::{Graph, InputId, MapFn, Op, Origin, Phase, UnitId, Value};
 
 /// A part of the step in which a gathered parameter stays: the micro-batch, and whether it is the
 /// backward pass.
 type Stretch = (usize, bool);
 
 /// Gathers the named parameters again for the backward pass, and for every micro-batch.
-pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
+pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
     let mut again = gathered_again(graph, parameters);
     explain(&mut again);
     again
 }
 
-fn gathered_again(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
+fn gathered_again(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
     let roots = prologues(graph, parameters);
     let twice = gathered_twice(graph, &roots);
     let stretch = |user: NodeIndex, value: NodeIndex| -> Stretch {
         let origin = &graph.node(user).origin;
-        (micro_batch(&origin.module).unwrap_or(0), origin.phase == Phase::Backward && twice.contains(&value))
+        (origin.micro_batch.unwrap_or(0), origin.phase == Phase::Backward && twice.contains(&value))
     };
     // The stretch that a gather belongs to is the first that uses it.
     let readers = |node: NodeIndex| graph.users(node).map(|(user, _)| user).filter(|user| !roots.contains_key(user));
@@ -69,9 +68,9 @@ fn gathered_again(graph: &Graph, parameters: &HashSet<&str>) -> Graph {
 }
 
 /// Gathers, casts and transposes of one of the parameters alone, with the parameter's input.
-fn prologues(graph: &Graph, parameters: &HashSet<&str>) -> HashMap<NodeIndex, NodeIndex> {
+fn prologues(graph: &Graph, parameters: &HashSet<&InputId>) -> HashMap<NodeIndex, NodeIndex> {
     let named: HashSet<NodeIndex> =
-        graph.inputs().filter(|(_, _, name)| parameters.contains(name)).map(|(node, _, _)| node).collect();
+        graph.inputs().filter(|(_, id)| parameters.contains(id)).map(|(node, _)| node).collect();
     let mut roots: HashMap<NodeIndex, NodeIndex> = HashMap::new();
     for node in graph.nodes() {
         let n = graph.node(node);
@@ -130,11 +129,11 @@ fn copied(
     }
     let operand = copied(graph, new, graph.operands(node)[0].node, (phase, stretch), inputs, copies);
     let n = graph.node(node);
-    let why = match n.op {
-        Op::AllGather { .. } => n.origin.why.and(Cause::Again),
-        _ => n.origin.why.clone(),
+    let reason = match n.op {
+        Op::AllGather { .. } => n.origin.reason.and(Cause::Again),
+        _ => n.origin.reason.clone(),
     };
-    let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &Origin { phase, why, ..n.origin.clone() });
+    let value = new.push(n.op.clone(), &[operand], n.types[0].clone(), &Origin { phase, reason, ..n.origin.clone() });
     copies.insert((node, stretch), value);
     value
 }

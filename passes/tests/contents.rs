@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use tpc_ir::execute::execute;
 use tpc_ir::interpret::{Options, Tensor, simulate};
 use tpc_ir::program::{Action, BufferId, CollectiveKind, Instruction, RankProgram};
-use tpc_ir::{Graph, MapFn, ReduceOp, Scalar, parse, random};
+use tpc_ir::{Graph, InputId, MapFn, ReduceOp, Scalar, parse, random};
 use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{Claims, LowerOptions, claimed, contents, lower_with, schedule};
 
@@ -102,15 +102,15 @@ const ATTENTION: &str = "mesh <tp=3>
     %12 = einsum \"hqk,kd->hqd\" %11, %2 : f32[4@tp, 5, 3] ; forward
     output result \"y\" %12";
 
-fn inputs(graph: &Graph) -> HashMap<String, Tensor> {
-    let tensor = |(node, _, name): (_, _, &str)| {
+fn inputs(graph: &Graph) -> HashMap<InputId, Tensor> {
+    let tensor = |(node, id): (_, &InputId)| {
         let ty = &graph.node(node).types[0];
-        let seed = name.bytes().map(u64::from).sum();
+        let seed = id.to_string().bytes().map(u64::from).sum();
         let number = |i: usize| match ty.dtype.is_float() {
             true => f64::from(random::philox(7, seed, i as u64)[0] % 64) / 32.0 - 1.0,
             false => f64::from(random::philox(7, seed, i as u64)[0] % 4),
         };
-        (name.to_string(), Tensor::new(ty.dtype, ty.shape.clone(), (0..ty.elements()).map(number).collect()))
+        (id.clone(), Tensor::new(ty.dtype, ty.shape.clone(), (0..ty.elements()).map(number).collect()))
     };
     graph.inputs().map(tensor).collect()
 }

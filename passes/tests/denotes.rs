@@ -2,7 +2,8 @@
 //! model (`denotes`). Regrouped sums pass; whatever else is changed is caught by one of them.
 
 use petgraph::graph::NodeIndex;
-use tpc_ir::{AxisId, Graph, MapFn, Mesh, Op, Scalar, Type, Value, parse, text};
+use tpc_ir::reason::Demand;
+use tpc_ir::{AxisId, Graph, InputId, MapFn, Mesh, Op, Scalar, Type, Value, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::{DenoteError, denotes};
@@ -41,9 +42,10 @@ fn placed() -> Graph {
     let model = model();
     let mesh = Mesh::parse("tp=2").unwrap();
     let cut = |name: &str, dim: usize| {
-        let (node, _, _) = model.inputs().find(|(_, _, n)| *n == name).unwrap();
+        let id = InputId::Parameter(name.into());
+        let node = model.input(&id).unwrap();
         let sharding = model.node(node).types[0].sharding.pushed(dim, AxisId(0));
-        (name.to_string(), Annotation { sharding, why: "test".into() })
+        (id, Annotation { sharding, why: Demand::Note("test".into()).into() })
     };
     let inputs = [cut("u", 1), cut("v", 0), cut("w", 0)].into_iter().collect();
     let propagated = propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, &CostModel::default());
@@ -187,10 +189,10 @@ fn inputs_and_outputs_are_the_models() {
     other.outputs.swap(0, 1);
     assert!(matches!(denotes(&other, &model), Err(DenoteError::Output { position: 2, .. })));
     let renamed = changed(&placed, |_, op, _| {
-        if let Op::Input { name, .. } = op
-            && name == "v"
+        if let Op::Input { id, .. } = op
+            && *id == InputId::Parameter("v".into())
         {
-            *name = "z".into();
+            *id = InputId::Parameter("z".into());
         }
     });
     let error = denotes(&renamed, &model).unwrap_err().to_string();

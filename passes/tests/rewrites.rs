@@ -16,7 +16,8 @@ use ranks::{Ranks, cut, dice, local, same_ranks};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
-use tpc_ir::{AxisId, DType, Graph, Mesh, Op, Sharding, Type, parse, text};
+use tpc_ir::reason::Demand;
+use tpc_ir::{AxisId, DType, Graph, InputId, Mesh, Op, Sharding, Type, parse, text};
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::denotes;
@@ -25,7 +26,7 @@ use tpc_passes::egraph::term::Term;
 use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
 
-type Inputs = HashMap<String, Tensor>;
+type Inputs = HashMap<InputId, Tensor>;
 
 /// Options under which only these rules run.
 fn only(rules: &[u32]) -> SearchOptions {
@@ -48,7 +49,7 @@ fn integers(graph: &Graph, salt: u64, rows: usize) -> Inputs {
             _ => dice(seed, at, 7) as f64 - 3.0,
         })
     };
-    graph.inputs().enumerate().map(|(i, (n, _, name))| (name.to_string(), tensor(i, &graph.node(n).types[0]))).collect()
+    graph.inputs().enumerate().map(|(i, (n, id))| (id.clone(), tensor(i, &graph.node(n).types[0]))).collect()
 }
 
 /// What every rank holds of every class: a small evaluator of e-graph terms.
@@ -64,8 +65,8 @@ impl Evaluator<'_> {
     fn term(&self, class: Id, term: &Term) -> Option<Result<Ranks, String>> {
         let egraph = &self.saturated.egraph;
         let (key, ty) = (egraph.analysis.key(term.key), &egraph[class].data.ty);
-        if let Op::Input { name, .. } = &key.op {
-            let given = Tensor { shape: ty.shape.clone(), ..self.inputs[name].clone() };
+        if let Op::Input { id, .. } = &key.op {
+            let given = Tensor { shape: ty.shape.clone(), ..self.inputs[id].clone() };
             let piece = |rank: usize| Rc::new(cut(&given, &ty.local(self.mesh, &self.mesh.coords(rank))));
             return Some(Ok((0..self.mesh.ranks()).map(piece).collect()));
         }
@@ -1339,7 +1340,7 @@ fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f6
 fn annotations(graph: &Graph, mesh: &Mesh, choices: &[u16]) -> Annotations {
     let mut next = choices.iter().copied().cycle();
     let mut below = |n: usize| next.next().map_or(0, |c| c as usize % n);
-    let place = |(n, _, name): (_, _, &str)| {
+    let place = |(n, id): (_, &InputId)| {
         let rank = graph.node(n).types[0].rank();
         let mut sharding = Sharding::replicated(rank);
         let mut axes: Vec<AxisId> = mesh.axis_ids().collect();
@@ -1352,7 +1353,7 @@ fn annotations(graph: &Graph, mesh: &Mesh, choices: &[u16]) -> Annotations {
                 sharding.dims[d].push(axis);
             }
         }
-        (name.to_string(), Annotation { sharding, why: "at random".into() })
+        (id.clone(), Annotation { sharding, why: Demand::Note("at random".into()).into() })
     };
     Annotations { mesh: mesh.clone(), inputs: graph.inputs().map(place).collect(), ..Annotations::default() }
 }

@@ -1,6 +1,7 @@
 //! Errors, typed. Every message names the operation, who is missing or wrong, and what to do.
 
 use std::time::Duration;
+use tpc_ir::InputKind;
 use tpc_ir::quote::cut;
 
 /// Why a program could not be loaded or a step not be finished.
@@ -40,6 +41,17 @@ pub enum RuntimeError {
         name: String,
         /// The names that exist.
         known: Vec<String>,
+    },
+    /// A name that inputs of several kinds have.
+    #[error(
+        "the program has a {} and a {} of the name `{}`: say which kind you mean, `(InputKind, name)`",
+        kinds[0].name(), kinds[1].name(), cut(name)
+    )]
+    Ambiguous {
+        /// The name asked for.
+        name: String,
+        /// Two of the kinds.
+        kinds: [InputKind; 2],
     },
     /// Data of the wrong size.
     #[error("`{name}` takes {expected} bytes ({shape}), not {given}")]

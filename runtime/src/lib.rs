@@ -41,6 +41,7 @@ pub use comm::Processes;
 pub use counters::CollectiveCount;
 pub use error::RuntimeError;
 pub use session::{
-    Backend, BoxReader, BoxWriter, Fault, FaultKind, LaunchOptions, ProgramId, RankInputs, Session, StepReport,
+    Backend, BoxReader, BoxWriter, Fault, FaultKind, InputName, LaunchOptions, ProgramId, RankInputs, Session,
+    StepReport,
 };
 pub use settings::Settings;

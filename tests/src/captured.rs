@@ -3,12 +3,12 @@
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_compiler::capture::{Captured, TrainingCapture};
-use tpc_compiler::import::{ImportError, Imported, SEED, Signature, import_with};
+use tpc_compiler::import::{ImportError, Imported, Signature, import_with, seed};
 use tpc_ir::interpret::{Options, Tensor, interpret};
-use tpc_ir::{DType, Graph, InputKind, Op, OutputKind};
+use tpc_ir::{DType, Graph, InputId, InputKind, Op, OutputKind};
 
-/// Values by the names of inputs.
-pub type Values = HashMap<String, Tensor>;
+/// Values of inputs.
+pub type Values = HashMap<InputId, Tensor>;
 
 /// burn's data as the interpreter holds it.
 ///
@@ -23,12 +23,13 @@ pub fn tensor(data: &TensorData) -> Tensor {
 /// What a program has before its first step: initial parameters, states of zeros (which no first
 /// step reads) and constants.
 pub fn initial(captured: &Captured, imported: &Imported) -> Values {
-    let states = imported.graph.inputs().filter(|(_, kind, _)| *kind == InputKind::State).map(|(node, _, name)| {
+    let states = imported.graph.inputs().filter(|(_, id)| id.kind() == InputKind::State).map(|(node, id)| {
         let ty = &imported.graph.node(node).types[0];
-        (name.to_string(), Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| 0.0))
+        (id.clone(), Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| 0.0))
     });
-    let given = captured.values.iter().chain(&imported.constants);
-    states.chain(given.map(|(name, data)| (name.clone(), tensor(data)))).collect()
+    let of = |kind| move |(name, data): (&String, &TensorData)| (InputId::read(kind, name), tensor(data));
+    let given = captured.values.iter().map(of(InputKind::Parameter));
+    states.chain(given).chain(imported.constants.iter().map(of(InputKind::Constant))).collect()
 }
 
 /// Imports both programs of a training step with the inputs of both.
@@ -44,9 +45,10 @@ pub fn import_training(step: &TrainingCapture) -> Result<[Imported; 2], ImportEr
 /// gives them, and the seed.
 pub fn step(number: usize, scalars: &[f64]) -> Values {
     let named = scalars.iter().enumerate();
+    let id = |i: usize| InputId::read(InputKind::Scalar, &format!("step.{i}"));
     let mut values: Values =
-        named.map(|(i, &x)| (format!("step.{i}"), Tensor::new(DType::F32, [1], vec![DType::F32.round(x)]))).collect();
-    values.insert(SEED.into(), Tensor::scalar(DType::I64, number as f64));
+        named.map(|(i, &x)| (id(i), Tensor::new(DType::F32, [1], vec![DType::F32.round(x)]))).collect();
+    values.insert(seed(), Tensor::scalar(DType::I64, number as f64));
     values
 }
 
@@ -57,15 +59,15 @@ pub fn step(number: usize, scalars: &[f64]) -> Values {
 /// If an input is missing or an operation fails.
 pub fn run(graph: &Graph, values: &Values) -> HashMap<OutputKind, Tensor> {
     let mut inputs = Values::new();
-    for (node, kind, name) in graph.inputs() {
+    for (node, id) in graph.inputs() {
         let Op::Input { layout, .. } = &graph.node(node).op else { continue };
-        let value = values.get(name).unwrap_or_else(|| panic!("no {} {name:?}", kind.name()));
+        let value = values.get(id).unwrap_or_else(|| panic!("no {id:?}"));
         // A number may be given without extents.
-        let value = match kind {
+        let value = match id.kind() {
             InputKind::Scalar => Tensor { shape: layout.clone(), ..value.clone() },
             _ => value.clone(),
         };
-        inputs.insert(name.into(), value);
+        inputs.insert(id.clone(), value);
     }
     let outputs = interpret(graph, &inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"));
     graph.outputs.iter().map(|o| o.kind.clone()).zip(outputs).collect()
@@ -74,8 +76,8 @@ pub fn run(graph: &Graph, values: &Values) -> HashMap<OutputKind, Tensor> {
 /// Takes the next values of parameters and states.
 pub fn advance(values: &mut Values, outputs: &HashMap<OutputKind, Tensor>) {
     for (kind, value) in outputs {
-        if let OutputKind::Update(name) = kind {
-            values.insert(name.clone(), value.clone());
+        if let OutputKind::Update(id) = kind {
+            values.insert(id.clone(), value.clone());
         }
     }
 }
@@ -85,15 +87,15 @@ pub fn rename(captured: &mut tpc_compiler::capture::Captured, rename: &dyn Fn(&s
     use tpc_compiler::capture::{InputKind as I, OutputKind as O};
     for input in &mut captured.inputs {
         match &mut input.kind {
-            I::Parameter { path, .. } => *path = rename(path),
-            I::State { parameter, .. } => *parameter = rename(parameter),
+            I::Parameter { path, .. } => *path = rename(&path.to_string()).into(),
+            I::State { parameter, .. } => *parameter = rename(&parameter.to_string()).into(),
             _ => {}
         }
     }
     for output in &mut captured.outputs {
         match &mut output.kind {
-            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
-            O::State { parameter, .. } => *parameter = rename(parameter),
+            O::Parameter { path } | O::Gradient { path } => *path = rename(&path.to_string()).into(),
+            O::State { parameter, .. } => *parameter = rename(&parameter.to_string()).into(),
             _ => {}
         }
     }

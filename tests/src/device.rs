@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use tpc_compiler::program::TrainingProgram;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Binding, OutputBinding, RankProgram};
-use tpc_ir::{DType, InputKind, OutputKind};
+use tpc_ir::{DType, InputId, InputKind, OutputKind};
 use tpc_runtime::device::attached::Device;
 use tpc_runtime::element::decode;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
@@ -76,14 +76,14 @@ fn farthest(got: &[f64], want: &[f64]) -> f64 {
 /// If the CPU does.
 pub fn beside<D: Device>(
     programs: &[RankProgram],
-    feed: &HashMap<String, Tensor>,
+    feed: &HashMap<InputId, Tensor>,
     device: &mut D,
     steps: usize,
     step: &mut dyn FnMut(&mut D, usize) -> Result<(), RuntimeError>,
 ) -> Result<(f64, String), RuntimeError> {
     let mut session = Session::launch(programs.to_vec(), LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     for input in &programs[0].inputs {
-        session.write_f64(&input.name, &feed[&input.name].data).unwrap_or_else(|e| panic!("{e}"));
+        session.write_f64(input, &feed[&input.id()].data).unwrap_or_else(|e| panic!("{e}"));
     }
     let mut worst = (0.0, String::new());
     for time in 0..steps {
@@ -119,20 +119,20 @@ pub fn beside<D: Device>(
 /// If the CPU does.
 pub fn against<D: Device + 'static>(
     reference: &[RankProgram],
-    feed: &HashMap<String, Tensor>,
+    feed: &HashMap<InputId, Tensor>,
     device: D,
     steps: usize,
 ) -> Result<(f64, String), RuntimeError> {
     let mut session = Session::launch(reference.to_vec(), LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     let mut on_device = Session::on(Box::new(device), LaunchOptions::default())?;
-    let names: Vec<String> = reference[0].inputs.iter().map(|i| i.name.clone()).collect();
-    for name in &names {
-        session.write_f64(name, &feed[name].data).unwrap_or_else(|e| panic!("{e}"));
+    let inputs = &reference[0].inputs;
+    for input in inputs {
+        session.write_f64(input, &feed[&input.id()].data).unwrap_or_else(|e| panic!("{e}"));
     }
     let mut worst = (0.0, String::new());
     for _ in 0..steps {
-        for name in &names {
-            on_device.write_f64(name, &session.read_input_f64(name).unwrap_or_else(|e| panic!("{e}")))?;
+        for input in inputs {
+            on_device.write_f64(input, &session.read_input_f64(input).unwrap_or_else(|e| panic!("{e}")))?;
         }
         session.step().unwrap_or_else(|e| panic!("{e}"));
         on_device.step()?;
@@ -142,9 +142,9 @@ pub fn against<D: Device + 'static>(
                 worst = (off, name);
             }
         };
-        for name in &names {
-            let want = session.read_input_f64(name).unwrap_or_else(|e| panic!("{e}"));
-            note(name.clone(), on_device.read_input_f64(name)?, want);
+        for input in inputs {
+            let want = session.read_input_f64(input).unwrap_or_else(|e| panic!("{e}"));
+            note(input.name.clone(), on_device.read_input_f64(input)?, want);
         }
         for output in &reference[0].outputs {
             let want = session.read_f64(&output.kind).unwrap_or_else(|e| panic!("{e}"));
@@ -172,7 +172,7 @@ pub fn follow<D: Device + 'static>(
     let mut training = program.launch(LaunchOptions::default()).unwrap_or_else(|e| panic!("{e}"));
     feed(training.session(), vocab);
     let mut on_device = Session::on(Box::new(device(first)?), LaunchOptions::default())?;
-    let all = [InputKind::Parameter, InputKind::State, InputKind::Data, InputKind::Constant, InputKind::Scalar];
+    let all = InputKind::ALL;
     copy(training.session(), &mut on_device, &all);
     let mut apart = Apart::default();
     let mut steady = Some(steady);
@@ -183,7 +183,7 @@ pub fn follow<D: Device + 'static>(
         {
             on_device.switch_to(steady)?;
         }
-        copy(training.session(), &mut on_device, &[InputKind::Scalar]);
+        copy(training.session(), &mut on_device, &[InputKind::Scalar, InputKind::Seed]);
         on_device.step()?;
         for rank in 0..on_device.ranks() {
             // A step in which not every collective was executed would be counted as less.

@@ -12,10 +12,11 @@ use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names}
 use tpc_compiler::program::{CompileOptions, Stages, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::RankProgram;
+use tpc_ir::{InputId, InputKind};
 use tpc_passes::options::precision::Precision;
 
 /// Values of inputs.
-pub type Feed = HashMap<String, Tensor>;
+pub type Feed = HashMap<InputId, Tensor>;
 
 /// Compiles a model for a plan and a mesh, with options: its stages, and inputs to run them on.
 pub type Compile = fn(&str, &str, &CompileOptions) -> (Stages, Feed);
@@ -90,8 +91,13 @@ pub const MODELS: [Golden; 6] = [
     Golden { name: "bert", compile: |p, m, o| forward(&bert(), p, m, o), snapshots: &[("tp", "tp=2")] },
 ];
 
-fn constants(captured: &Captured) -> HashMap<String, Tensor> {
-    import(captured).unwrap().constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect()
+fn constants(captured: &Captured) -> HashMap<InputId, Tensor> {
+    import(captured)
+        .unwrap()
+        .constants
+        .iter()
+        .map(|(n, d)| (InputId::read(InputKind::Constant, n), tensor(d)))
+        .collect()
 }
 
 /// An MLP's forward pass.
@@ -133,7 +139,8 @@ pub fn step(config: &ModelConfig, plan_name: &str, on: &str, options: &CompileOp
     // Constants are named once for both programs.
     let signature = Signature::of([&step.first, &step.steady]).unwrap();
     let imported = tpc_compiler::import::import_with(&step.steady, &signature).unwrap();
-    let constants = imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
+    let constants =
+        imported.constants.iter().map(|(n, d)| (InputId::read(InputKind::Constant, n), tensor(d))).collect();
     let program = compile_training(step, &mesh(on), &plan(plan_name), options, &renamed(config));
     (program.unwrap().steady, constants)
 }
@@ -147,14 +154,16 @@ pub fn llama(layers: usize) -> ModelConfig {
     }))
 }
 
-fn gpt2() -> ModelConfig {
+/// A small GPT-2.
+pub fn gpt2() -> ModelConfig {
     config(json!({
         "model_type": "gpt2", "vocab_size": 10, "n_positions": 6, "n_embd": 8, "n_layer": 1, "n_head": 4,
         "n_inner": 12, "activation_function": "gelu_new", "tie_word_embeddings": true, "layer_norm_epsilon": 1e-5,
     }))
 }
 
-fn bert() -> ModelConfig {
+/// A small BERT.
+pub fn bert() -> ModelConfig {
     config(json!({
         "model_type": "bert", "vocab_size": 10, "max_position_embeddings": 6, "hidden_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 4, "intermediate_size": 12, "hidden_act": "gelu", "type_vocab_size": 2,

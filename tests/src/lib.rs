@@ -18,32 +18,32 @@ pub mod training;
 use std::collections::HashMap;
 use tpc_ir::execute::execute;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
-use tpc_ir::{Graph, InputKind, Op};
+use tpc_ir::{Graph, InputId, InputKind, Op};
 
 /// Reproducible inputs for every input of a graph; integers stay below `limit`, constants come from
 /// `constants`.
-pub fn inputs(graph: &Graph, limit: usize, constants: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+pub fn inputs(graph: &Graph, limit: usize, constants: &HashMap<InputId, Tensor>) -> HashMap<InputId, Tensor> {
     let mut all = HashMap::new();
-    for (node, kind, name) in graph.inputs() {
+    for (node, id) in graph.inputs() {
         let Op::Input { layout, .. } = &graph.node(node).op else { continue };
         let dtype = graph.node(node).types[0].dtype;
-        if let Some(t) = constants.get(name) {
-            all.insert(name.to_string(), t.clone());
+        if let Some(t) = constants.get(id) {
+            all.insert(id.clone(), t.clone());
             continue;
         }
         let mut state =
-            name.bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
+            id.to_string().bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
         let tensor = Tensor::from_fn(dtype, layout.clone(), |_| {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let unit = (state >> 40) as f64 / (1u64 << 24) as f64;
-            match (dtype.is_float(), kind) {
+            match (dtype.is_float(), id.kind()) {
                 (false, _) => (unit * limit as f64).floor(),
                 // Second moments and step scalars are positive.
                 (true, InputKind::State | InputKind::Scalar) => 0.1 + unit,
                 (true, _) => unit - 0.5,
             }
         });
-        all.insert(name.to_string(), tensor);
+        all.insert(id.clone(), tensor);
     }
     all
 }
@@ -66,23 +66,23 @@ pub fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
 }
 
 /// Runs an unplaced graph.
-pub fn reference(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
+pub fn reference(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Vec<Tensor> {
     interpret(graph, inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Runs a placed graph on simulated ranks.
-pub fn on_ranks(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
+pub fn on_ranks(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Vec<Tensor> {
     simulate(graph, inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Lowers a placed graph and runs it on real ranks.
-pub fn executed(graph: &Graph, inputs: &HashMap<String, Tensor>) -> Vec<Tensor> {
+pub fn executed(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Vec<Tensor> {
     executed_programs(graph, tpc_passes::lower::lower(graph).unwrap_or_else(|e| panic!("{e}")), inputs)
 }
 
 /// Panics unless rank programs mean what their placed graph means, by the reference executor: with nothing rounded, the
 /// two may differ only by the order of sums, which is little of the largest value anywhere (what cancels is not 0 in both).
-pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], inputs: &HashMap<String, Tensor>) {
+pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], inputs: &HashMap<InputId, Tensor>) {
     let found = execute(programs, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
     let expected = simulate(graph, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
     let values = inputs.values().chain(&expected).flat_map(|t| &t.data);
@@ -98,12 +98,12 @@ pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], 
 pub fn executed_programs(
     graph: &Graph,
     programs: Vec<tpc_ir::program::RankProgram>,
-    inputs: &HashMap<String, Tensor>,
+    inputs: &HashMap<InputId, Tensor>,
 ) -> Vec<Tensor> {
     means_the_same(graph, &programs, inputs);
     let mut session = tpc_runtime::Session::launch(programs, Default::default()).unwrap_or_else(|e| panic!("{e}"));
-    for (_, _, name) in graph.inputs() {
-        session.write_f64(name, &inputs[name].data).unwrap_or_else(|e| panic!("{e}"));
+    for (_, id) in graph.inputs() {
+        session.write_f64((id.kind(), &*id.to_string()), &inputs[id].data).unwrap_or_else(|e| panic!("{e}"));
     }
     session.step().unwrap_or_else(|e| panic!("{e}"));
     let read = |o: &tpc_ir::Output| {

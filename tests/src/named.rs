@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use tpc_ir::interpret::Tensor;
-use tpc_ir::{DType, Graph, parse, random, verify};
+use tpc_ir::{DType, Graph, InputId, parse, random, verify};
 use tpc_passes::check::check;
 
 /// A program of lines whose values have names: `%q = …`; outputs come last.
@@ -37,18 +37,18 @@ pub fn program(lines: &str) -> Graph {
 
 /// Reproducible inputs: integers, truth values, and numbers between −2 and 2.
 #[must_use]
-pub fn inputs(graph: &Graph) -> HashMap<String, Tensor> {
-    let tensor = |(node, _, name): (_, _, &str)| {
+pub fn inputs(graph: &Graph) -> HashMap<InputId, Tensor> {
+    let tensor = |(node, id): (_, &InputId)| {
         let ty = &graph.node(node).types[0];
         let count: usize = ty.shape.iter().product();
-        let seed = name.bytes().map(u64::from).sum();
+        let seed = id.to_string().bytes().map(u64::from).sum();
         let number = |i: usize| random::philox(7, seed, i as u64)[0];
         let data = (0..count).map(|i| match ty.dtype {
             DType::Bool => f64::from(number(i).is_multiple_of(3)),
             DType::I64 => f64::from(number(i) % 5),
             _ => f64::from(number(i) % 1000) / 250.0 - 2.0,
         });
-        (name.to_string(), Tensor::new(ty.dtype, ty.shape.clone(), data.collect()))
+        (id.clone(), Tensor::new(ty.dtype, ty.shape.clone(), data.collect()))
     };
     graph.inputs().map(tensor).collect()
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tpc_ir::reason::{Cause, Cut, Reason};
-use tpc_ir::{AxisId, Graph, InputKind, Op, OutputKind, Phase, Value, parse, text};
+use tpc_ir::{AxisId, Graph, ModulePath, Op, OutputKind, Phase, Value, parse, text};
 use tpc_passes::options::clip::GRAD_NORM;
 
 /// Checks the reason, the phase and the module of every collective; how many there are.
@@ -12,12 +12,6 @@ use tpc_passes::options::clip::GRAD_NORM;
 /// If one of them is not what follows from the program.
 pub fn check(graph: &Graph, what: &str) -> usize {
     Derived::of(graph).check(what)
-}
-
-/// A module without the micro-batch in front of it.
-fn without_micro_batch(module: &str) -> &str {
-    let Some(rest) = module.strip_prefix("micro.") else { return module };
-    rest.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start_matches('.')
 }
 
 /// A placed program, and what follows from it.
@@ -36,9 +30,9 @@ impl<'a> Derived<'a> {
     fn of(graph: &'a Graph) -> Self {
         let input = |node| {
             let n = graph.node(node);
-            (n.types[0].sharding.sharded_axes().iter().collect(), n.origin.why.clone())
+            (n.types[0].sharding.sharded_axes().iter().collect(), n.origin.reason.clone())
         };
-        let inputs = graph.inputs().map(|(node, _, name)| (name.to_string(), input(node))).collect();
+        let inputs = graph.inputs().map(|(node, id)| (id.shown().to_string(), input(node))).collect();
         let mut cut: HashMap<(AxisId, Value), BTreeSet<String>> = HashMap::new();
         for axis in graph.mesh.axis_ids() {
             for node in graph.nodes() {
@@ -48,19 +42,19 @@ impl<'a> Derived<'a> {
                 let operands = graph.operands(node);
                 let above = operands.iter().filter_map(|v| cut.get(&(axis, v.node.into())));
                 let mut names: BTreeSet<String> = above.flatten().cloned().collect();
-                if let Op::Input { name, .. } = &graph.node(node).op {
-                    names.insert(name.clone());
+                if let Op::Input { id, .. } = &graph.node(node).op {
+                    names.insert(id.shown().to_string());
                 }
                 // A gradient that is cut where it is made lies like a parameter.
                 let n = graph.node(node);
                 if n.op.is_redistribution() && graph.ty(operands[0]).sharding.dim_of(axis).is_none() {
                     let dim = n.types[0].sharding.dim_of(axis);
-                    let alike = graph.inputs().filter(|&(input, kind, _)| {
+                    let alike = graph.inputs().filter(|&(input, id)| {
                         let ty = &graph.node(input).types[0];
                         let lies = ty.shape == n.types[0].shape && ty.sharding.dim_of(axis) == dim;
-                        kind == InputKind::Parameter && lies
+                        id.is_parameter() && lies
                     });
-                    names.extend(alike.map(|(_, _, name)| name.to_string()));
+                    names.extend(alike.map(|(_, id)| id.shown().to_string()));
                 }
                 cut.insert((axis, node.into()), names);
             }
@@ -121,9 +115,9 @@ impl<'a> Derived<'a> {
     }
 
     /// The parameter that a value is, gathered, cut or converted.
-    fn parameter(&self, value: Value) -> Option<&str> {
+    fn parameter(&self, value: Value) -> Option<&ModulePath> {
         match self.graph.op(value) {
-            Op::Input { kind: InputKind::Parameter, name, .. } => Some(name),
+            Op::Input { id, .. } => id.parameter(),
             Op::AllGather { .. } | Op::ShardSlice { .. } => self.parameter(self.graph.operands(value.node)[0]),
             Op::Map { .. } if self.graph.operands(value.node).len() == 1 => {
                 self.parameter(self.graph.operands(value.node)[0])
@@ -151,7 +145,7 @@ impl<'a> Derived<'a> {
             let n = graph.node(node);
             let line = text::line(graph, node, &names);
             let operand = graph.operands(node)[0];
-            let causes = n.origin.why.causes();
+            let causes = n.origin.reason.causes();
             let reduces = matches!(n.op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
             let cuts: Vec<&Cut> = causes
                 .iter()
@@ -168,14 +162,14 @@ impl<'a> Derived<'a> {
                 if reduces {
                     for operands in self.summed(operand, axis) {
                         possible.extend(operands.iter().flat_map(|&v| self.cut(v, axis)));
-                        let direct: Vec<&str> = operands.iter().filter_map(|&v| self.parameter(v)).collect();
+                        let direct: Vec<&ModulePath> = operands.iter().filter_map(|&v| self.parameter(v)).collect();
                         if let [only] = direct[..] {
                             needed.insert(only.to_string());
                         }
                     }
                 } else {
                     possible.extend(self.cut(operand, axis));
-                    needed.extend(self.parameter(operand).map(str::to_string));
+                    needed.extend(self.parameter(operand).map(ToString::to_string));
                 }
             }
             let named: BTreeSet<String> = cuts.iter().flat_map(|c| &c.tensors).map(|t| t.to_string()).collect();
@@ -184,15 +178,20 @@ impl<'a> Derived<'a> {
             assert!(others > 0 || needed.is_subset(&named), "{what}: {needed:?} cause it\n{line}");
             for cut in &cuts {
                 for tensor in &cut.tensors {
-                    match self.inputs.get(&**tensor) {
+                    match self.inputs.get(&tensor.to_string()) {
                         Some((axes, why)) => {
-                            assert!(possible.contains(&**tensor), "{what}: {tensor} does not cause it\n{line}");
+                            assert!(
+                                possible.contains(&tensor.to_string()),
+                                "{what}: {tensor} does not cause it\n{line}"
+                            );
                             let common = axes.iter().copied().filter(|&a| n.op.axes().contains(a));
-                            let mut entries = common.map(|a| why.entry(graph.mesh.user_name(a)));
-                            assert!(entries.any(|entry| entry == cut.entry), "{what}: {line}");
+                            let mut demands = common.filter_map(|a| why.demand(graph.mesh.user_name(a)));
+                            assert!(demands.any(|demand| *demand == cut.demand), "{what}: {line}");
                         }
                         // A value inside, that a plan places.
-                        None => assert!(cut.entry.contains(" is "), "{what}: {tensor} is no tensor\n{line}"),
+                        None => {
+                            assert!(cut.demand.to_string().contains(" is "), "{what}: {tensor} is no tensor\n{line}")
+                        }
                     }
                 }
             }
@@ -202,15 +201,15 @@ impl<'a> Derived<'a> {
                 let other = graph.mesh.user_name(axis);
                 let same = n.op.axes().iter().any(|a| graph.mesh.user_name(a) == other);
                 assert!(
-                    same || !cuts.iter().any(|cut| cut.entry.contains(&over)),
+                    same || !cuts.iter().any(|cut| cut.demand.to_string().contains(&over)),
                     "{what}: another axis causes it\n{line}"
                 );
             }
-            let module = without_micro_batch(&n.origin.module);
-            assert!(!module.is_empty() || graph.ty(operand).rank() == 0 || others > 0, "{what}: no module\n{line}");
+            let module = &n.origin.module;
+            assert!(!module.is_root() || graph.ty(operand).rank() == 0 || others > 0, "{what}: no module\n{line}");
             if n.origin.phase == Phase::Backward && reduces && needed.len() == 1 {
-                let owner = needed.iter().next().unwrap().rsplit_once('.').unwrap().0.to_string();
-                assert_eq!(module, owner, "{what}: {line}");
+                let owner = ModulePath::from(needed.iter().next().unwrap()).holder();
+                assert_eq!(*module, owner, "{what}: {line}");
             }
             let gradients = graph.outputs.iter().filter(|o| o.value.node == node);
             for name in gradients.filter_map(|o| match &o.kind {
@@ -218,7 +217,7 @@ impl<'a> Derived<'a> {
                 _ => None,
             }) {
                 let tied = graph.outputs.iter().filter(|o| o.value.node == node).count() > 1;
-                assert!(tied || module == name.rsplit_once('.').unwrap().0, "{what}: gradient of {name}\n{line}");
+                assert!(tied || *module == name.holder(), "{what}: gradient of {name}\n{line}");
             }
             count += 1;
         }

@@ -149,7 +149,7 @@ pub fn seen(program: TrainingProgram, write: impl FnOnce(&mut Session)) -> Seen 
     for kind in kinds {
         let read = || session.read_f64(&kind).unwrap_or_else(|e| panic!("{e}"));
         match &kind {
-            OutputKind::Gradient(name) => drop(gradients.insert(name.clone(), read())),
+            OutputKind::Gradient(name) => drop(gradients.insert(name.to_string(), read())),
             OutputKind::Result(_) => output = read(),
             _ => {}
         }
@@ -171,7 +171,7 @@ fn kinds(executed: &Executed) -> BTreeMap<(Phase, &str, &str), u64> {
 
 /// The types of a program's inputs.
 pub fn types(placed: &Graph) -> BTreeMap<String, String> {
-    placed.inputs().map(|(n, _, name)| (name.to_string(), placed.node(n).types[0].display(&placed.mesh))).collect()
+    placed.inputs().map(|(n, id)| (id.to_string(), placed.node(n).types[0].display(&placed.mesh))).collect()
 }
 
 /// What a rank executed so far.

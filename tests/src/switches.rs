@@ -5,7 +5,7 @@ use crate::{executed_programs, on_ranks};
 use std::collections::HashMap;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Action, Instruction, RankProgram, View};
-use tpc_ir::{Graph, MapFn, Op, random, text};
+use tpc_ir::{Graph, InputId, MapFn, Op, random, text};
 use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{LowerOptions, lower_with};
 
@@ -23,18 +23,18 @@ pub fn lowered(graph: &Graph, (recompute, epilogues): (bool, bool), base: &Lower
 
 /// Small integers for every input; truth values for what is one.
 #[must_use]
-pub fn integers(graph: &Graph) -> HashMap<String, Tensor> {
-    let tensor = |(node, _, name): (_, _, &str)| {
+pub fn integers(graph: &Graph) -> HashMap<InputId, Tensor> {
+    let tensor = |(node, id): (_, &InputId)| {
         let ty = &graph.node(node).types[0];
         let count: usize = ty.shape.iter().product();
-        let seed = name.bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
+        let seed = id.to_string().bytes().fold(7, |h: u64, b| h.wrapping_mul(31).wrapping_add(u64::from(b)));
         let number = |i: usize| f64::from(random::philox(7, seed, i as u64)[0] % 5);
         let data = (0..count).map(|i| match ty.dtype {
             tpc_ir::DType::Bool => f64::from(number(i) > 2.0),
             tpc_ir::DType::I64 => number(i),
             _ => number(i) - 2.0,
         });
-        (name.to_string(), Tensor::new(ty.dtype, ty.shape.clone(), data.collect()))
+        (id.clone(), Tensor::new(ty.dtype, ty.shape.clone(), data.collect()))
     };
     graph.inputs().map(tensor).collect()
 }

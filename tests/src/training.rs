@@ -140,7 +140,7 @@ pub fn run_and_see(
             let kinds: Vec<OutputKind> = session.program(0).outputs.iter().map(|o| o.kind.clone()).collect();
             for kind in kinds {
                 if let OutputKind::Gradient(name) = &kind {
-                    run.gradients.insert(name.clone(), session.read_f64(&kind).unwrap_or_else(|e| panic!("{e}")));
+                    run.gradients.insert(name.to_string(), session.read_f64(&kind).unwrap_or_else(|e| panic!("{e}")));
                 }
             }
         }

@@ -11,7 +11,7 @@ use tpc_compiler::import::import;
 use tpc_compiler::models::ModelConfig;
 use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc_ir::interpret::Tensor as Value;
-use tpc_ir::{Graph, OutputKind, fold, parse, text};
+use tpc_ir::{Graph, InputId, InputKind, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
 use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::denotes;
@@ -26,14 +26,15 @@ use tpc_tests::{difference, inputs, on_ranks, reference};
 /// An unplaced program, and inputs for it.
 struct Model {
     captured: Graph,
-    feed: HashMap<String, Value>,
+    feed: HashMap<InputId, Value>,
 }
 
 impl Model {
     fn of(captured: &tpc_compiler::capture::Captured) -> Self {
         let imported = import(captured).unwrap();
-        let constants: HashMap<String, Value> =
-            imported.constants.iter().map(|(n, d)| (n.clone(), tensor(d))).collect();
+        let constants = imported.constants.iter();
+        let constants: HashMap<InputId, Value> =
+            constants.map(|(n, d)| (InputId::read(InputKind::Constant, n), tensor(d))).collect();
         let feed = inputs(&imported.graph, 7, &constants);
         // As compiled: gradients are no outputs. (One of a key bias is rounding, in theory it is 0.)
         let mut graph = imported.graph;

@@ -20,6 +20,7 @@ use tpc_compiler::capture::{
     CaptureError, Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference,
     capture_training, capture_training_shapes, capture_training_with, named,
 };
+use tpc_ir::ModulePath;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The oracle
@@ -432,7 +433,7 @@ fn ids_are_dense_and_captures_equal() {
 fn scopes_hold_their_arguments_results_and_operations() {
     let model = Transformer::new(&Device::flex());
     let step = capture_transformer(&model, &adamw());
-    let paths: Vec<_> = step.steady.scopes.iter().map(|scope| scope.path.as_str()).collect();
+    let paths: Vec<_> = step.steady.scopes.iter().map(|scope| scope.path.to_string()).collect();
     let expected = ["blocks.0", "blocks.0.attention", "blocks.0.mlp", "blocks.1", "blocks.1.attention", "blocks.1.mlp"];
     assert_eq!(paths, expected);
     for scope in &step.steady.scopes {
@@ -444,7 +445,7 @@ fn scopes_hold_their_arguments_results_and_operations() {
         assert_eq!(produced, scope.tensors.clone().collect::<Vec<_>>());
         assert_eq!(scope.results.len(), 1);
         assert_eq!(scope.results[0].value(), scope.tensors.end - 1);
-        assert_eq!(scope.arguments.len(), if scope.path.ends_with("attention") { 2 } else { 1 });
+        assert_eq!(scope.arguments.len(), if scope.path.to_string().ends_with("attention") { 2 } else { 1 });
         assert!(scope.arguments.iter().all(|id| id.value() < scope.tensors.start));
     }
     assert_eq!(step.steady.scopes[0].results, step.steady.scopes[3].arguments);
@@ -461,17 +462,18 @@ fn a_scope_outside_of_a_capture_only_calls() {
 fn modules_are_listed() {
     let model = Mlp::new(&Device::flex());
     let step = capture_training(&model, &adamw(), mlp_batch(), |m: &Mlp, (x, y)| m.loss(x, y)).unwrap();
+    let list = |paths: &[ModulePath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let modules: Vec<_> =
-        step.first.modules.iter().map(|m| (m.path.as_str(), m.container.as_str(), m.parameters.join(","))).collect();
-    let list = |text: &str| text.to_owned();
+        step.first.modules.iter().map(|m| (m.path.to_string(), m.container.as_str(), list(&m.parameters))).collect();
     assert_eq!(
         modules,
         [
-            ("", "Mlp", list("")),
-            ("up", "Linear", list("weight,bias")),
-            ("dropout", "Dropout", list("")),
-            ("down", "Linear", list("weight,bias"))
+            ("", "Mlp", ""),
+            ("up", "Linear", "up.weight,up.bias"),
+            ("dropout", "Dropout", ""),
+            ("down", "Linear", "down.weight,down.bias")
         ]
+        .map(|(path, container, parameters)| (path.into(), container, parameters.into()))
     );
 }
 
@@ -511,7 +513,7 @@ fn tied_weights_are_one_parameter() {
     };
     let optimizer = adamw();
     let step = capture_training(&model, &optimizer, Spec::<2, Int>::new([2, 3], DType::I64), loss).unwrap();
-    assert_eq!(step.steady.aliases, [("head".to_owned(), "embedding.weight".to_owned())]);
+    assert_eq!(step.steady.aliases, [("head".into(), "embedding.weight".into())]);
     let of_kind = |prefix: &str| {
         let keys = step.steady.inputs.iter().map(|input| input_key(&input.kind));
         keys.filter(|key| key.starts_with(prefix)).count()

@@ -17,7 +17,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use tpc::{Graph, InputKind};
 use tpc_compiler::capture::{Batch, CaptureError, TrainingOptions, capture_training, capture_training_shapes};
 use tpc_compiler::program::{CompileOptions, Error, TrainingProgram, compile_training};
-use tpc_ir::{Op, Phase, Type, Value};
+use tpc_ir::{InputId, Op, Phase, Type, Value};
 use tpc_passes::options::StepOptions;
 use tpc_passes::styles::regions::ancestors;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
@@ -113,8 +113,7 @@ impl Trained {
 
 /// The forward products of a module's weight, or of the taps of its kernel.
 fn products(graph: &Graph, module: &str) -> Vec<Value> {
-    let weight = format!("{module}.weight");
-    let (input, ..) = graph.inputs().find(|(_, _, name)| *name == weight).unwrap();
+    let input = graph.input(&InputId::Parameter(format!("{module}.weight").into())).unwrap();
     let (mut found, mut open) = (Vec::new(), vec![input]);
     while let Some(node) = open.pop() {
         for (user, _) in graph.users(node).filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward) {

@@ -148,13 +148,13 @@ fn bucketing_and_overlap_of_the_reference_decoder() {
 /// Parameters and optimizer state: bytes of what is sharded, of what is not, and names of the latter.
 fn bytes(stages: &Stages) -> (usize, usize, Vec<String>) {
     let (mut sharded, mut replicated, mut names) = (0, 0, Vec::new());
-    for (node, kind, name) in stages.placed.inputs() {
+    for (node, id) in stages.placed.inputs() {
         let ty = &stages.placed.node(node).types[0];
-        match kind {
+        match id.kind() {
             InputKind::Parameter | InputKind::State if ty.sharding.is_replicated() => {
                 replicated += ty.bytes();
-                if kind == InputKind::Parameter {
-                    names.push(name.to_string());
+                if id.is_parameter() {
+                    names.push(id.to_string());
                 }
             }
             InputKind::Parameter | InputKind::State => sharded += ty.bytes(),

@@ -132,7 +132,7 @@ impl Reference {
                 found.norms.extend(session.read_f64(&OutputKind::Result(GRAD_NORM.into())).unwrap());
             }
             for entry in map.entries.iter().filter(|_| i == 0) {
-                if let Ok(values) = session.read_f64(&OutputKind::Gradient(entry.name().to_string())) {
+                if let Ok(values) = session.read_f64(&OutputKind::Gradient(entry.name().into())) {
                     // Parameters that are rows of one tensor follow each other.
                     let rows = entry.to_file_layout(short(values));
                     found.gradients.entry(entry.hf_name.clone()).or_default().extend(rows);

@@ -11,7 +11,7 @@ use tpc_compiler::capture::{
 use tpc_compiler::models::{MhaMlp, Mlp, WeightEntry, WeightMap, Weights};
 use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_inference, compile_training};
 use tpc_ir::interpret::Tensor;
-use tpc_ir::{DType, Graph, InputKind, OutputKind};
+use tpc_ir::{DType, Graph, InputId, InputKind, OutputKind};
 use tpc_runtime::{LaunchOptions, Session};
 use tpc_tests::captured::{Values, advance, import_training, initial};
 use tpc_tests::on_ranks;
@@ -197,26 +197,31 @@ impl Golden {
             let [first, _] = import_training(&capture).unwrap();
             let mut values: Values = initial(&capture.first, &first);
             let program = self.compiled(capture, name, on);
-            let shape_of = |graph: &Graph, name: &str| {
-                let node = graph.inputs().find(|(_, _, n)| *n == name).unwrap().0;
+            let shape_of = |graph: &Graph, id: &InputId| {
+                let node = graph.input(id).unwrap();
                 graph.node(node).types[0].shape.clone()
             };
             for (name, data) in self.named(&file, "param.") {
-                let shape = shape_of(&first.graph, &name);
-                values.insert(name, Tensor::new(DType::F32, shape, data));
+                let id = InputId::Parameter(name.into());
+                let shape = shape_of(&first.graph, &id);
+                values.insert(id, Tensor::new(DType::F32, shape, data));
             }
             for name in ["x", "target"] {
                 let data = file.read_f64(&format!("in.{name}")).unwrap();
-                values.insert(name.into(), Tensor::new(DType::F32, shape_of(&first.graph, name), data));
+                let id = InputId::Data(name.into());
+                let shape = shape_of(&first.graph, &id);
+                values.insert(id, Tensor::new(DType::F32, shape, data));
             }
             for (i, scalars) in scalars.iter().enumerate() {
                 // Not rounded to f32, unlike what a session is given.
                 for (j, x) in scalars.iter().enumerate() {
-                    values.insert(format!("step.{j}"), Tensor::new(DType::F32, [1], vec![*x]));
+                    values.insert(
+                        InputId::read(InputKind::Scalar, &format!("step.{j}")),
+                        Tensor::new(DType::F32, [1], vec![*x]),
+                    );
                 }
                 let graph = if i == 0 { &program.first.placed } else { &program.steady.placed };
-                let of_graph: HashMap<_, _> =
-                    graph.inputs().map(|(_, _, n)| (n.to_string(), values[n].clone())).collect();
+                let of_graph: HashMap<_, _> = graph.inputs().map(|(_, id)| (id.clone(), values[id].clone())).collect();
                 let found = on_ranks(graph, &of_graph);
                 let found: HashMap<OutputKind, Tensor> =
                     graph.outputs.iter().map(|o| o.kind.clone()).zip(found).collect();
@@ -226,7 +231,7 @@ impl Golden {
                 assert!((loss - want).abs() <= tolerance * want, "{name} on {on}: loss {i} is {loss}, expected {want}");
                 for (path, want) in expected.gradients.iter().filter(|_| i == 0) {
                     close(
-                        &found[&OutputKind::Gradient(path.clone())].data,
+                        &found[&OutputKind::Gradient(path.into())].data,
                         want,
                         1e-10,
                         &format!("{name} on {on}: {path}"),
@@ -235,7 +240,12 @@ impl Golden {
                 advance(&mut values, &found);
             }
             for (path, want) in &expected.parameters {
-                close(&values[path].data, want, 1e-6, &format!("{name} on {on}: {path} after 3 steps"));
+                close(
+                    &values[&InputId::Parameter(path.into())].data,
+                    want,
+                    1e-6,
+                    &format!("{name} on {on}: {path} after 3 steps"),
+                );
             }
         }
     }

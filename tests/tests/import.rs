@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use tpc_compiler::capture::{Spec, capture_inference, capture_training};
 use tpc_compiler::import::{Imported, import};
 use tpc_ir::interpret::Tensor as Value;
-use tpc_ir::{Graph, InputKind, Mesh, Op, OutputKind};
+use tpc_ir::{Graph, InputId, Mesh, Op, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check as check_placed;
 use tpc_passes::cost::CostModel;
@@ -55,7 +55,7 @@ impl ModuleVisitor for Eager<'_> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(gradient) = self.gradients.get::<D>(param.id) {
-            self.found.insert(OutputKind::Gradient(self.path.join(".")), gradient.into_data());
+            self.found.insert(OutputKind::Gradient(self.path.join(".").into()), gradient.into_data());
         }
     }
 }
@@ -75,7 +75,7 @@ impl ModuleVisitor for Updated {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        self.found.insert(OutputKind::Update(self.path.join(".")), param.val().into_data());
+        self.found.insert(OutputKind::Update(InputId::Parameter(self.path.join(".").into())), param.val().into_data());
     }
 }
 
@@ -137,9 +137,8 @@ fn forms(imported: &Imported) -> [(&'static str, Graph); 2] {
 
 /// Types of a program's parameters and states.
 fn layouts(graph: &Graph) -> Vec<String> {
-    let kept = |kind| matches!(kind, InputKind::Parameter | InputKind::State);
-    let inputs = graph.inputs().filter(|(_, kind, _)| kept(*kind));
-    inputs.map(|(node, _, name)| format!("{name} {:?}", graph.node(node).types[0].shape)).collect()
+    let inputs = graph.inputs().filter(|(_, id)| id.is_kept());
+    inputs.map(|(node, id)| format!("{id} {:?}", graph.node(node).types[0].shape)).collect()
 }
 
 /// One forward pass.
@@ -153,7 +152,7 @@ fn check_inference<M: Module, const D: usize, const K: usize>(
     let data = numbers(shape, 1);
     let expected = forward(model, Tensor::from_data(data.clone(), &Device::flex())).into_data();
     let mut values = initial(&captured, &imported);
-    values.insert("input0".into(), tensor(&data));
+    values.insert(InputId::Data("input0".into()), tensor(&data));
     for (name, graph) in &forms(&imported) {
         let found = run(graph, &values);
         close(&found[&OutputKind::Result("output0".into())], &expected, &format!("{name} output"));
@@ -191,7 +190,7 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
         let scalars = captured.scalars.values(number, lr).unwrap();
         for ((name, graph), state) in programs[number.min(2) - 1].iter().zip(&mut states) {
             state.extend(step(number, &scalars));
-            state.insert("input0".into(), tensor(&data));
+            state.insert(InputId::Data("input0".into()), tensor(&data));
             let found = run(graph, state);
             let gradients = found.keys().filter(|k| matches!(k, OutputKind::Gradient(_))).count();
             assert!(gradients > 0, "nothing is trained");
@@ -199,11 +198,11 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
                 // States of the optimizer are checked by what they do to the parameters.
                 let what = format!("{name} step {number} {kind:?}");
                 match (kind, expected.get(kind)) {
-                    (OutputKind::Update(name), Some(updated)) => {
+                    (OutputKind::Update(InputId::Parameter(name)), Some(updated)) => {
                         let gradient = expected.get(&OutputKind::Gradient(name.clone()));
                         // The gradient of a key's bias is zero in theory (a softmax does not see it):
                         // what Adam makes of its rounding is noise, of at most about a rate a step.
-                        let noise = if name.ends_with("key.bias") { 0.03 * number as f64 } else { 0.0 };
+                        let noise = if name.to_string().ends_with("key.bias") { 0.03 * number as f64 } else { 0.0 };
                         let amplified = amplified(gradient, lr * number as f64);
                         close_within(value, updated, |i| amplified(i) + noise, &what);
                     }
@@ -215,7 +214,7 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
                         close_within(value, expected, |_| drift, &what);
                     }
                     (kind, None) => {
-                        assert!(matches!(kind, OutputKind::Update(name) if name.contains('/')), "{kind:?}");
+                        assert!(matches!(kind, OutputKind::Update(InputId::State { .. })), "{kind:?}");
                     }
                 }
             }
@@ -596,7 +595,7 @@ fn dropout_is_a_function_of_the_seed() {
     let forms = forms(&first);
     let mut values = initial(&captured.first, &first);
     values.extend(step(1, &[0.1; 8]));
-    values.insert("input0".into(), tensor(&numbers([8, 4], 1)));
+    values.insert(InputId::Data("input0".into()), tensor(&numbers([8, 4], 1)));
     let output = OutputKind::Result("output0".into());
     let dropped = run(&forms[0].1, &values)[&output].clone();
     let zeros = dropped.data.iter().filter(|&&x| x == 0.0).count();

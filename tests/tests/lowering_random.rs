@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::fmt::Write as _;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Action, RankProgram, Step};
-use tpc_ir::{DType, random};
+use tpc_ir::{DType, InputId, random};
 use tpc_passes::lower::LowerOptions;
 use tpc_tests::named::program;
 use tpc_tests::switches::{WAYS, idle_loops, lowered, most_bytes, moved_bytes, touched_bytes};
@@ -692,11 +692,11 @@ fn generate(bytes: &[u8]) -> Program {
 }
 
 /// Inputs between −2 and 2.
-fn inputs(graph: &tpc_ir::Graph, integers: bool) -> std::collections::HashMap<String, Tensor> {
-    let tensor = |(node, _, name): (_, _, &str)| {
+fn inputs(graph: &tpc_ir::Graph, integers: bool) -> std::collections::HashMap<InputId, Tensor> {
+    let tensor = |(node, id): (_, &InputId)| {
         let ty = &graph.node(node).types[0];
         let count: usize = ty.shape.iter().product();
-        let seed = name.bytes().map(u64::from).sum();
+        let seed = id.to_string().bytes().map(u64::from).sum();
         let number = |i: usize| {
             let n = random::philox(7, seed, i as u64)[0];
             match (ty.dtype.is_float(), integers) {
@@ -705,7 +705,7 @@ fn inputs(graph: &tpc_ir::Graph, integers: bool) -> std::collections::HashMap<St
                 (true, false) => f64::from(n % 65) / 16.0 - 2.0,
             }
         };
-        (name.to_string(), Tensor::new(ty.dtype, ty.shape.clone(), (0..count).map(number).collect()))
+        (id.clone(), Tensor::new(ty.dtype, ty.shape.clone(), (0..count).map(number).collect()))
     };
     graph.inputs().map(tensor).collect()
 }

@@ -91,7 +91,7 @@ fn first_step(program: TrainingProgram, vocab: usize) -> Clipped {
         training.session().program(0).inputs.iter().map(|i| (i.name.clone(), i.kind)).collect();
     let named = |session: &tpc_runtime::Session, wanted: InputKind| -> Named {
         let names = inputs.iter().filter(|(_, kind)| *kind == wanted);
-        names.map(|(n, _)| (n.clone(), session.read_input_f64(n).unwrap())).collect()
+        names.map(|(n, kind)| (n.clone(), session.read_input_f64((*kind, n.as_str())).unwrap())).collect()
     };
     let before = named(training.session(), InputKind::Parameter);
     training.step(1e-3).unwrap();
@@ -100,7 +100,7 @@ fn first_step(program: TrainingProgram, vocab: usize) -> Clipped {
     let mut gradients = Named::new();
     for kind in &kinds {
         if let OutputKind::Gradient(name) = kind {
-            gradients.insert(name.clone(), session.read_f64(kind).unwrap());
+            gradients.insert(name.to_string(), session.read_f64(kind).unwrap());
         }
     }
     let norm = OutputKind::Result(GRAD_NORM.into());
@@ -329,19 +329,19 @@ fn frozen_parameters_stay_and_the_others_train_as_before() {
     for place in PLACES {
         let program = compiled(&model, 4, place, &step);
         for (stages, whole) in [(&program.first, &plain), (&program.steady, &plain)] {
-            let trained: BTreeSet<&str> = stages
+            let trained: BTreeSet<String> = stages
                 .placed
                 .outputs
                 .iter()
                 .filter_map(|o| match &o.kind {
-                    OutputKind::Gradient(name) => Some(name.as_str()),
+                    OutputKind::Gradient(name) => Some(name.to_string()),
                     _ => None,
                 })
                 .collect();
-            let expected: BTreeSet<&str> = whole.gradients.keys().map(String::as_str).filter(|n| some(n)).collect();
+            let expected: BTreeSet<String> = whole.gradients.keys().filter(|n| some(n)).cloned().collect();
             assert_eq!(trained, expected);
-            let states = stages.placed.inputs().filter(|(_, kind, _)| *kind == InputKind::State);
-            let states: Vec<&str> = states.map(|(_, _, name)| name).collect();
+            let states = stages.placed.inputs().filter(|(_, id)| id.kind() == InputKind::State);
+            let states: Vec<String> = states.map(|(_, id)| id.to_string()).collect();
             assert!(!states.is_empty());
             assert!(states.iter().all(|name| some(name)), "states of frozen parameters are gone");
         }
@@ -439,7 +439,7 @@ fn bf16_halves_what_is_sent() {
         assert_eq!(short, f32.iter().map(|b| b / 2).collect::<Vec<_>>(), "{phase:?}");
     }
     let master = compiled(&model, 4, ("tp", "tp=2"), &bf16(Reduction::Compute));
-    for (node, _, name) in master.steady.placed.inputs() {
+    for (node, name) in master.steady.placed.inputs() {
         let dtype = master.steady.placed.node(node).types[0].dtype;
         assert_ne!(dtype, tpc_ir::DType::BF16, "{name}");
     }

@@ -34,12 +34,13 @@ impl Model {
         let mut captured = import(&step).unwrap().graph;
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
         let of = |rank: usize| {
-            let weights = captured.inputs().filter(|(node, _, name)| {
+            let inputs = captured.inputs().map(|(node, id)| (node, id.to_string()));
+            let weights = inputs.filter(|(node, name)| {
                 name.ends_with(".weight")
                     && name.matches(char::is_numeric).count() > 0
                     && captured.node(*node).types[0].rank() == rank
             });
-            weights.map(|(_, _, name)| name.trim_end_matches(".weight").to_string()).collect()
+            weights.map(|(_, name)| name.trim_end_matches(".weight").to_string()).collect()
         };
         Model { family, linears: of(2), norms: of(1), captured }
     }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use std::fmt::Write as _;
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::{Action, RankProgram};
-use tpc_ir::{Graph, MapFn, Op, Origin, Output, Type, parse, random, text};
+use tpc_ir::{Graph, InputId, MapFn, Op, Origin, Output, Type, parse, random, text};
 use tpc_passes::check::check;
 use tpc_passes::lower::check_ranks::{RankError, check_ranks};
 use tpc_passes::lower::{LowerOptions, lower_with};
@@ -50,12 +50,14 @@ fn generous() -> LowerOptions {
 }
 
 /// Small integers for every input.
-fn inputs(graph: &Graph) -> std::collections::HashMap<String, Tensor> {
-    let tensor = |(node, _, name): (_, _, &str)| {
+fn inputs(graph: &Graph) -> std::collections::HashMap<InputId, Tensor> {
+    let tensor = |(node, id): (_, &InputId)| {
         let ty = &graph.node(node).types[0];
         let count: usize = ty.shape.iter().product();
-        let data = (0..count).map(|i| f64::from(random::philox(7, name.len() as u64, i as u64)[0] % 5) - 2.0).collect();
-        (name.to_string(), Tensor::new(ty.dtype, ty.shape.clone(), data))
+        let data = (0..count)
+            .map(|i| f64::from(random::philox(7, id.to_string().len() as u64, i as u64)[0] % 5) - 2.0)
+            .collect();
+        (id.clone(), Tensor::new(ty.dtype, ty.shape.clone(), data))
     };
     graph.inputs().map(tensor).collect()
 }
@@ -75,7 +77,7 @@ fn is_exact(graph: &Graph, output: &Output) -> bool {
 }
 
 /// Every way of lowering gives the meaning of the graph, exactly, and ranks that fit together.
-fn agrees(graph: &Graph, inputs: &std::collections::HashMap<String, Tensor>) -> [usize; 2] {
+fn agrees(graph: &Graph, inputs: &std::collections::HashMap<InputId, Tensor>) -> [usize; 2] {
     let want = on_ranks(graph, inputs);
     let default = generous();
     let ways = [

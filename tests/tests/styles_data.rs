@@ -8,7 +8,7 @@ use tpc::{Graph, InputKind};
 use tpc_compiler::models::ModelConfig;
 use tpc_compiler::pretrained::{TokenBatch, initialise};
 use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
-use tpc_ir::{Op, Phase, UnitId};
+use tpc_ir::{InputId, Op, Phase, UnitId};
 use tpc_passes::styles::Plan;
 use tpc_tests::styles::seen;
 use tpc_tests::training::{Run, config, differences, feed, language_model, plan, run};
@@ -172,8 +172,9 @@ fn bytes_of_parameters_and_states() {
                 for stages in stages(family, name, on).iter() {
                     let (mut total, mut padding) = (0.0, 0.0);
                     let mut worst = vec![0usize; stages.ranks.len()];
-                    for (node, kind, input) in stages.placed.inputs() {
-                        let sharded = match kind {
+                    for (node, id) in stages.placed.inputs() {
+                        let input = &id.to_string();
+                        let sharded = match id.kind() {
                             InputKind::Parameter => parameters,
                             InputKind::State => states,
                             _ => continue,
@@ -210,10 +211,8 @@ fn bytes_of_parameters_and_states() {
 fn bytes_under_two_kinds_of_sharding() {
     for (name, on) in [("2d", "dp=2,tp=2"), ("tp-hsdp", "rep=2,dp=2,tp=2"), ("tp-sp-fsdp", "dp=2,tp=2")] {
         for stages in stages(0, name, on).iter() {
-            for (node, kind, input) in stages.placed.inputs() {
-                if !matches!(kind, InputKind::Parameter | InputKind::State) {
-                    continue;
-                }
+            for (node, id) in stages.placed.inputs().filter(|(_, id)| id.is_kept()) {
+                let input = &id.to_string();
                 let count: usize = stages.placed.node(node).types[0].shape.iter().product();
                 // All sizes are even; norms are cut by the data axis only.
                 let share = if count <= 1 {
@@ -240,9 +239,9 @@ fn gathers(graph: &Graph, phase: Phase) -> BTreeMap<String, usize> {
     for node in graph.nodes() {
         let Op::AllGather { axes, .. } = &graph.node(node).op else { continue };
         let over_data = axes.iter().any(|&a| graph.mesh.name(a) == "dp");
-        let Op::Input { kind: InputKind::Parameter, name, .. } = graph.op(graph.operands(node)[0]) else { continue };
+        let Op::Input { id: InputId::Parameter(name), .. } = graph.op(graph.operands(node)[0]) else { continue };
         if over_data && graph.node(node).origin.phase == phase {
-            *found.entry(name.clone()).or_default() += 1;
+            *found.entry(name.to_string()).or_default() += 1;
         }
     }
     found
@@ -251,14 +250,15 @@ fn gathers(graph: &Graph, phase: Phase) -> BTreeMap<String, usize> {
 /// Parameters that lie on the data axis.
 fn stored(graph: &Graph) -> BTreeSet<String> {
     let dp = graph.mesh.axis("dp").unwrap();
-    let inputs = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
-    let on_data = inputs.filter(|(node, _, _)| graph.node(*node).types[0].sharding.dim_of(dp).is_some());
-    on_data.map(|(_, _, name)| name.to_string()).collect()
+    let inputs = graph.inputs().filter(|(_, id)| id.is_parameter());
+    let on_data = inputs.filter(|(node, _)| graph.node(*node).types[0].sharding.dim_of(dp).is_some());
+    on_data.map(|(_, id)| id.to_string()).collect()
 }
 
 /// The units that these parameters belong to; none for those of the model as a whole.
 fn units<'a>(graph: &Graph, names: impl IntoIterator<Item = &'a String>) -> BTreeSet<Option<UnitId>> {
-    let units: BTreeMap<&str, Option<UnitId>> = graph.inputs().map(|(n, _, name)| (name, graph.unit_of(n))).collect();
+    let units: BTreeMap<String, Option<UnitId>> =
+        graph.inputs().map(|(n, id)| (id.to_string(), graph.unit_of(n))).collect();
     names.into_iter().map(|name| units[name.as_str()]).collect()
 }
 
@@ -267,8 +267,8 @@ fn units<'a>(graph: &Graph, names: impl IntoIterator<Item = &'a String>) -> BTre
 fn layers_are_units() {
     for (family, (called, _)) in FAMILIES.iter().enumerate() {
         for stages in stages(family, "fsdp", "dp=2").iter() {
-            for (node, _, name) in stages.placed.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter) {
-                let layer = (0..LAYERS).find(|layer| name.split('.').any(|segment| segment == layer.to_string()));
+            for (node, name) in stages.placed.inputs().filter_map(|(node, id)| Some((node, id.parameter()?))) {
+                let layer = (0..LAYERS).find(|layer| name.indices().any(|index| index == *layer));
                 let unit = layer.map(|layer| UnitId(layer as u32));
                 assert_eq!(stages.placed.unit_of(node), unit, "{called}: {name}");
             }
@@ -388,7 +388,7 @@ fn replicated_parameters() {
                 continue;
             }
             let zero = stages(family, "zero1", on);
-            let parameters = zero[0].placed.inputs().filter(|i| i.1 == InputKind::Parameter).count();
+            let parameters = zero[0].placed.inputs().filter(|i| i.1.is_parameter()).count();
             for stages in zero.iter() {
                 let what = format!("{called} under zero1 on {on}:\n{}", list(stages));
                 let of = |phase, kind| count(stages, phase, "dp", kind, 8);

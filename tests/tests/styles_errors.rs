@@ -455,7 +455,7 @@ impl ParallelStyle for Picky {
 
     fn place(&self, module: &StyledModule<'_>, _: &mut Placements) -> Result<(), StyleError> {
         if self.refuses {
-            return Err(StyleError::NoModule { path: module.path().into(), nearest: vec!["elsewhere".into()] });
+            return Err(StyleError::NoModule { path: module.path().to_string(), nearest: vec!["elsewhere".into()] });
         }
         Ok(())
     }

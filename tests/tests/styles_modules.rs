@@ -398,15 +398,15 @@ fn what_is_inferred_is_what_would_be_marked() {
     let graph = zoo().compiled(&Plan::new(), "", &CompileOptions::default()).unwrap().first.captured;
     let marks = graph.regions.clone();
     // A convolution is known by its operation; of all other modules the marks are erased.
-    let unmarked = graph.clone().with_regions(marks.iter().filter(|r| r.path == "conv").cloned().collect());
+    let unmarked = graph.clone().with_regions(marks.iter().filter(|r| r.path == "conv".into()).cloned().collect());
     let regions = Regions::of(&unmarked);
-    let mut known: BTreeMap<&str, [usize; 2]> = BTreeMap::new();
+    let mut known: BTreeMap<String, [usize; 2]> = BTreeMap::new();
     for mark in &marks {
         let of = |found: Vec<Region>, side: Side| -> Vec<Value> {
             let sides = found.into_iter().map(|r| if side == Side::Arguments { r.arguments } else { r.results });
             sides.flatten().map(|b| b.value).collect()
         };
-        let counts = known.entry(&mark.path).or_default();
+        let counts = known.entry(mark.path.to_string()).or_default();
         for (count, side) in counts.iter_mut().zip([Side::Arguments, Side::Results]) {
             let found = of(regions.find(&mark.path, side), side);
             let marked = of(marks.iter().filter(|r| r.path == mark.path).cloned().collect(), side);
@@ -439,6 +439,7 @@ fn what_is_inferred_is_what_would_be_marked() {
         ("around", [0, 0]),
         ("apart", [1, 1]),
     ]);
+    let known: BTreeMap<&str, [usize; 2]> = known.iter().map(|(path, counts)| (path.as_str(), *counts)).collect();
     assert_eq!(known, expected);
 }
 
@@ -690,9 +691,9 @@ impl ParallelStyle for Alternating {
     fn place(&self, module: &StyledModule<'_>, to: &mut Placements) -> Result<(), StyleError> {
         for (weight, level) in module.levels() {
             assert_eq!(weight.role, Role::Linear);
-            let path = weight.name.strip_suffix(".weight").unwrap();
+            let path = &weight.name.holder();
             if level % 2 == 1 {
-                assert_eq!(module.biases(weight), [format!("{path}.bias")]);
+                assert_eq!(module.biases(weight), [path.named("bias")]);
                 to.cut(module, weight, Way::Columns);
                 to.argument(path, 0, Prepare::from(Layout::Shard(self.sequence), Layout::Replicate));
                 to.result(path, 0, Prepare::to(Layout::Replicate));
@@ -725,8 +726,8 @@ fn a_style_of_ones_own() {
     let plan = Plan::new().with("mlp", Alternating { sequence: 1 }).with("attn", PairwiseParallel);
     let seen = case.equals(&expected, &plan, "tp=2");
     seen.lies(&[("mlp.net2.weight", "f32[14@tp, 8]"), ("attn.key.weight", "f32[8, 4@tp, 2]")]);
-    let (node, _, _) = seen.placed.inputs().find(|i| i.2 == "mlp.net1.weight").unwrap();
-    assert_eq!(seen.placed.node(node).origin.why.to_string(), "plan \"mlp\"");
+    let (node, _) = seen.placed.inputs().find(|i| i.1.to_string() == "mlp.net1.weight").unwrap();
+    assert_eq!(seen.placed.node(node).origin.reason.to_string(), "plan \"mlp\"");
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -740,10 +741,9 @@ fn logical() -> Graph {
 /// Where the parameters lie that are not replicated.
 fn cut(graph: &Graph, style: impl Into<Plan>, on: &str, dim: Option<MeshDim>) -> BTreeMap<String, String> {
     let (_, found) = parallelize_module(graph, &mesh(on), style, dim).unwrap_or_else(|e| panic!("{e}"));
-    let types = graph.inputs().filter(|(_, kind, _)| *kind == tpc::InputKind::Parameter).filter_map(|(n, _, name)| {
-        let at = &found.inputs.get(name)?.sharding;
-        (!at.is_replicated())
-            .then(|| (name.to_string(), graph.node(n).types[0].placed(at.clone()).display(&found.mesh)))
+    let types = graph.inputs().filter(|(_, id)| id.is_parameter()).filter_map(|(n, id)| {
+        let at = &found.inputs.get(id)?.sharding;
+        (!at.is_replicated()).then(|| (id.to_string(), graph.node(n).types[0].placed(at.clone()).display(&found.mesh)))
     });
     types.collect()
 }
@@ -934,7 +934,7 @@ fn the_same(text: &str, plan: &Plan, on: &str) {
         let (a, b) = (annotations(&file, on), annotations(plan, on));
         assert_eq!(a.mesh, b.mesh, "{text}");
         let at = |found: &tpc_passes::propagate::Annotations| -> BTreeMap<String, _> {
-            found.inputs.iter().map(|(name, a)| (name.clone(), a.sharding.clone())).collect()
+            found.inputs.iter().map(|(id, a)| (id.to_string(), a.sharding.clone())).collect()
         };
         assert_eq!(at(&a), at(&b), "{text}");
         assert!(!at(&a).is_empty() || !a.results.is_empty() || !a.uses.is_empty(), "{text}");

@@ -385,9 +385,9 @@ fn nest_with_momentum() {
 /// The parameters that a plan leaves whole on every rank.
 fn whole(program: &tpc_compiler::program::InferenceProgram) -> Vec<String> {
     let graph = &program.stages.placed;
-    let inputs = graph.inputs().filter(|(_, kind, _)| *kind == tpc::InputKind::Parameter);
-    let whole = inputs.filter(|(node, _, _)| graph.node(*node).types[0].sharding.is_replicated());
-    whole.map(|(_, _, name)| name.to_string()).collect()
+    let inputs = graph.inputs().filter(|(_, id)| id.is_parameter());
+    let whole = inputs.filter(|(node, _)| graph.node(*node).types[0].sharding.is_replicated());
+    whole.map(|(_, id)| id.to_string()).collect()
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn fill(session: &mut Session, init: &HashMap<String, Init>, subject: &Subject) 
     let data = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Data).cloned();
     for (stream, input) in data.collect::<Vec<_>>().into_iter().enumerate() {
         let values = random(&input, [vocab, labels], stream as u64);
-        session.write_f64(&input.name, &values).map_err(Failure::new)?;
+        session.write_f64(&input, &values).map_err(Failure::new)?;
     }
     Ok(())
 }

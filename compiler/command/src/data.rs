@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use tpc_compiler::models::{ModelConfig, Weights, loss::IGNORE};
 use tpc_compiler::pretrained::TokenBatch;
+use tpc_ir::InputKind;
 use tpc_runtime::{RuntimeError, Session};
 
 /// The tensors that an inputs file may hold, all `[batch, seq]` but for the labels of sequences.
@@ -156,8 +157,10 @@ impl Batch {
             feed(session, name, values)?;
         }
         match &self.values {
-            Some(values) if session.program(0).inputs.iter().any(|i| i.name == "labels") => {
-                session.write_f64("labels", values)
+            Some(values)
+                if session.program(0).inputs.iter().any(|i| i.kind == InputKind::Data && i.name == "labels") =>
+            {
+                session.write_f64((InputKind::Data, "labels"), values)
             }
             _ => Ok(()),
         }
@@ -169,11 +172,11 @@ impl Batch {
 /// # Errors
 /// The wrong number of elements.
 pub fn feed(session: &mut Session, name: &str, values: &[i64]) -> Result<(), RuntimeError> {
-    if !session.program(0).inputs.iter().any(|i| i.name == name) {
+    if !session.program(0).inputs.iter().any(|i| i.kind == InputKind::Data && i.name == name) {
         return Ok(());
     }
     let values: Vec<f64> = values.iter().map(|v| *v as f64).collect();
-    session.write_f64(name, &values)
+    session.write_f64((InputKind::Data, name), &values)
 }
 
 struct Problem(String);

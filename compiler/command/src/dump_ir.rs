@@ -319,10 +319,10 @@ fn annotations(graph: &Graph) -> Annotations {
         let n = graph.node(node);
         let sharding = n.types[0].sharding.clone();
         if !sharding.is_replicated() {
-            let why = n.origin.why.clone();
+            let why = n.origin.reason.clone();
             match &n.op {
-                tpc_ir::Op::Input { name, .. } => {
-                    found.inputs.insert(name.clone(), Annotation { sharding, why });
+                tpc_ir::Op::Input { id, .. } => {
+                    found.inputs.insert(id.clone(), Annotation { sharding, why });
                 }
                 _ => {
                     let at = OnAxes { axes: sharding.sharded_axes().iter().collect(), dims: sharding.dims };
@@ -353,16 +353,16 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     for node in logical.nodes() {
         let n = graph.node_mut(node);
         match &n.op {
-            tpc_ir::Op::Input { name, .. } => {
-                if let Some(Annotation { sharding, why }) = annotations.inputs.get(name) {
+            tpc_ir::Op::Input { id, .. } => {
+                if let Some(Annotation { sharding, why }) = annotations.inputs.get(id) {
                     n.types[0].sharding = sharding.clone();
-                    n.origin.why = why.clone();
+                    n.origin.reason = why.clone();
                 }
             }
             _ => {
                 for Constraint { at, why } in annotations.results.get(&node).into_iter().flatten() {
                     n.types[0].sharding = at.applied(&n.types[0].sharding);
-                    n.origin.why = why.clone();
+                    n.origin.reason = why.clone();
                 }
             }
         }

@@ -69,11 +69,11 @@ pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize,
     let mesh = &placed.mesh;
     let data: HashSet<AxisId> = data_axes(plan).into_iter().flat_map(|axis| mesh.parts(axis)).collect();
     // Cuts that are alike: the axes, the size that they cut, whether it is the batch; and the inputs that they cut.
-    let mut found: Vec<(Idle, Vec<&str>)> = Vec::new();
-    for (node, kind, name) in placed.inputs() {
+    let mut found: Vec<(Idle, Vec<String>)> = Vec::new();
+    for (node, id) in placed.inputs() {
         let ty = &placed.node(node).types[0];
         for (&size, axes) in ty.shape.iter().zip(&ty.sharding.dims) {
-            let batch = match kind {
+            let batch = match id.kind() {
                 InputKind::Data => true,
                 InputKind::Parameter => false,
                 _ => continue,
@@ -82,13 +82,13 @@ pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize,
             let axes: Vec<AxisId> = axes.iter().copied().filter(|axis| batch || !data.contains(axis)).collect();
             let Some(idle) = Idle::of(size, axes, batch, mesh) else { continue };
             match found.iter_mut().find(|(known, _)| *known == idle) {
-                Some((_, names)) => names.push(name),
-                None => found.push((idle, vec![name])),
+                Some((_, names)) => names.push(id.to_string()),
+                None => found.push((idle, vec![id.to_string()])),
             }
         }
     }
     for (idle, names) in found {
-        terminal.note(idle.text(&names, micro_batches, mesh));
+        terminal.note(idle.text(&names.iter().map(String::as_str).collect::<Vec<_>>(), micro_batches, mesh));
     }
 }
 

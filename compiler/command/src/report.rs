@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use tpc_ir::program::{RankProgram, wire_bytes};
 use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
-use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Op, Subscripts, Type};
+use tpc_ir::{AxisSet, Graph, InputId, InputKind, Mesh, ModulePath, Op, Subscripts, Type};
 use tpc_passes::lower::launches::{Schedule, why};
 
 /// Collectives that are alike, and how many of them a step executes.
@@ -113,13 +113,14 @@ fn kept_bytes(program: &RankProgram, kind: InputKind) -> usize {
 /// Every parameter of which some ranks hold the same elements, with its state.
 fn replicated(placed: &Graph) -> Vec<Json> {
     let mesh = &placed.mesh;
-    let mut states: BTreeMap<&str, usize> = BTreeMap::new();
-    for (node, _, name) in placed.inputs().filter(|(_, kind, _)| *kind == InputKind::State) {
-        let parameter = name.rsplit_once('/').map_or(name, |(parameter, _)| parameter);
-        *states.entry(parameter).or_default() += placed.node(node).types[0].max_local_bytes(mesh);
+    let mut states: BTreeMap<&ModulePath, usize> = BTreeMap::new();
+    for (node, id) in placed.inputs() {
+        if let InputId::State { owner, .. } = id {
+            *states.entry(owner).or_default() += placed.node(node).types[0].max_local_bytes(mesh);
+        }
     }
-    let parameters = placed.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
-    let rows = parameters.filter_map(|(node, _, name)| {
+    let parameters = placed.inputs().filter_map(|(node, id)| Some((node, id.parameter()?)));
+    let rows = parameters.filter_map(|(node, name)| {
         let ty = &placed.node(node).types[0];
         let over: Vec<&str> = mesh
             .axis_ids()
@@ -128,7 +129,7 @@ fn replicated(placed: &Graph) -> Vec<Json> {
             .collect();
         (!over.is_empty()).then(|| {
             json!({
-                "name": name, "type": ty.display(mesh), "over": over,
+                "name": name.to_string(), "type": ty.display(mesh), "over": over,
                 "bytes": ty.max_local_bytes(mesh), "state_bytes": states.get(name).copied().unwrap_or(0),
             })
         })
@@ -224,8 +225,8 @@ pub fn rank_text(placed: &Graph, rank: usize) -> String {
         if !matches!(n.op, Op::Input { .. }) {
             let _ = write!(out, "  ; {}", n.origin.phase.name());
         }
-        if n.op.is_redistribution() && !n.origin.why.is_empty() {
-            let _ = write!(out, " why: {}", n.origin.why);
+        if n.op.is_redistribution() && !n.origin.reason.is_empty() {
+            let _ = write!(out, " why: {}", n.origin.reason);
         }
         out.push('\n');
     }

@@ -226,12 +226,12 @@ pub fn without_optimizer(mut step: Captured, input: &str) -> Captured {
     step.graph.outputs.retain(|_| kept.next() == Some(&true));
     step.inputs.retain(|i| !matches!(i.kind, InputKind::StepScalar { .. }));
     for i in &mut step.inputs {
-        if matches!(&i.kind, InputKind::Parameter { path, .. } if path == input) {
+        if matches!(&i.kind, InputKind::Parameter { path, .. } if *path == input.into()) {
             i.kind = InputKind::Data { name: input.into() };
         }
     }
     for o in &mut step.outputs {
-        if matches!(&o.kind, OutputKind::Gradient { path } if path == input) {
+        if matches!(&o.kind, OutputKind::Gradient { path } if *path == input.into()) {
             o.kind = OutputKind::Output { name: format!("{input}.grad") };
         }
     }

@@ -9,7 +9,8 @@ use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
-use tpc_ir::{Graph, InputKind, Mesh, Type};
+use tpc_ir::reason::Demand;
+use tpc_ir::{Graph, InputId, InputKind, Mesh, Type};
 use tpc_passes::propagate::{Annotation, Annotations};
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::{LaunchOptions, ProgramId, Session};
@@ -28,7 +29,7 @@ pub(crate) struct Beside<'a> {
 /// Where a program has its parameters and states.
 pub(crate) struct Kept {
     mesh: Mesh,
-    types: HashMap<String, Type>,
+    types: HashMap<InputId, Type>,
 }
 
 fn is_kept(kind: InputKind) -> bool {
@@ -39,8 +40,8 @@ impl Kept {
     /// Of a compiled program.
     pub(crate) fn of(stages: &Stages) -> Self {
         let placed = &stages.placed;
-        let inputs = placed.inputs().filter(|(_, kind, _)| is_kept(*kind));
-        let types = inputs.map(|(node, _, name)| (name.to_owned(), placed.node(node).types[0].clone()));
+        let inputs = placed.inputs().filter(|(_, id)| id.is_kept());
+        let types = inputs.map(|(node, id)| (id.clone(), placed.node(node).types[0].clone()));
         Kept { mesh: placed.mesh.clone(), types: types.collect() }
     }
 }
@@ -92,14 +93,14 @@ pub(crate) fn annotated(
         }
     };
     if annotations.mesh == kept.mesh {
-        for (node, kind, name) in logical.inputs().filter(|(_, kind, _)| is_kept(*kind)) {
-            let like = kept.types.get(name).filter(|ty| ty.shape == logical.node(node).types[0].shape);
+        for (node, id) in logical.inputs().filter(|(_, id)| id.is_kept()) {
+            let like = kept.types.get(id).filter(|ty| ty.shape == logical.node(node).types[0].shape);
             let Some(ty) = like else { continue };
-            let stays = annotations.inputs.get(name).map_or(ty.sharding.is_replicated(), |a| a.sharding == ty.sharding);
+            let stays = annotations.inputs.get(id).map_or(ty.sharding.is_replicated(), |a| a.sharding == ty.sharding);
             if !stays {
-                let why = format!("the {} lies there in training", kind.name()).into();
-                annotations.inputs.insert(name.to_owned(), Annotation { sharding: ty.sharding.clone(), why });
-                annotations.gathered.remove(name);
+                let why = Demand::Training(id.kind()).into();
+                annotations.inputs.insert(id.clone(), Annotation { sharding: ty.sharding.clone(), why });
+                annotations.gathered.remove(id);
             }
         }
     }

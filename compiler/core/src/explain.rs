@@ -4,8 +4,9 @@
 //! which are in the model without being in the program, only the capture knows.
 
 use crate::capture::{Captured, InputKind};
-use crate::program::{Error, Rename};
+use crate::program::{Error, Rename, renamed_path};
 use std::collections::{HashMap, HashSet};
+use tpc_ir::ModulePath;
 use tpc_passes::options::OptionError;
 use tpc_passes::styles::pattern::Pattern;
 use tpc_passes::styles::{Same, StyleError};
@@ -13,11 +14,11 @@ use tpc_passes::styles::{Same, StyleError};
 /// A module of the captured model, under the name that plans use.
 #[derive(Clone, Debug)]
 struct ModuleFacts {
-    path: String,
+    path: ModulePath,
     /// `a Linear`; `None` if burn does not say.
     kind: Option<String>,
     /// Its own parameters.
-    parameters: Vec<String>,
+    parameters: Vec<ModulePath>,
     /// Whether the program has a parameter of it, or of a module inside.
     in_program: bool,
 }
@@ -27,18 +28,12 @@ struct ModuleFacts {
 pub struct Facts {
     modules: Vec<ModuleFacts>,
     /// `(alias, parameter)`: a further name of a parameter.
-    aliases: Vec<(String, String)>,
-}
-
-/// The path of the module that holds a parameter.
-fn module_of(parameter: &str) -> &str {
-    parameter.rsplit_once('.').map_or("", |(module, _)| module)
+    aliases: Vec<(ModulePath, ModulePath)>,
 }
 
 /// A path and every module around it, without the root.
-fn around(path: &str) -> impl Iterator<Item = &str> {
-    let ends = std::iter::once(path.len()).chain(path.rmatch_indices('.').map(|(end, _)| end));
-    ends.map(|end| &path[..end])
+fn around(path: &ModulePath) -> impl Iterator<Item = ModulePath> + '_ {
+    path.outward().filter(|path| !path.is_root())
 }
 
 /// The name of a type as a thing: `a Linear`, `an Embedding`.
@@ -51,32 +46,31 @@ impl Facts {
     /// The facts of a captured model whose parameters are still called by burn's paths.
     pub fn of(captured: &Captured, rename: Rename) -> Self {
         let parameters = captured.inputs.iter().filter_map(|input| match &input.kind {
-            InputKind::Parameter { path, .. } => Some(path.as_str()),
+            InputKind::Parameter { path, .. } => Some(path),
             _ => None,
         });
-        let parameters: Vec<&str> = parameters.collect();
-        let named: Vec<String> = parameters.iter().map(|p| rename(p)).collect();
-        let in_program: HashSet<&str> = named.iter().flat_map(|p| around(module_of(p))).collect();
+        let rename = |path: &ModulePath| renamed_path(path, rename);
+        let parameters: Vec<&ModulePath> = parameters.collect();
+        let named: Vec<ModulePath> = parameters.iter().map(|p| rename(p).holder()).collect();
+        let in_program: HashSet<ModulePath> = named.iter().flat_map(around).collect();
         // A module is called in files as its own parameters say.
-        let mut called: HashMap<String, String> =
-            parameters.into_iter().map(|p| (module_of(p).to_string(), module_of(&rename(p)).to_string())).collect();
+        let mut called: HashMap<ModulePath, ModulePath> =
+            parameters.into_iter().map(|p| (p.holder(), rename(p).holder())).collect();
         let modules = captured.modules.iter().map(|module| {
-            let inside =
-                |name: &String| if module.path.is_empty() { name.clone() } else { format!("{}.{name}", module.path) };
-            let parameters: Vec<String> = module.parameters.iter().map(|name| rename(&inside(name))).collect();
-            let own = || parameters.first().map_or(module.path.clone(), |p| module_of(p).to_string());
+            let parameters: Vec<ModulePath> = module.parameters.iter().map(rename).collect();
+            let own = || parameters.first().map_or(module.path.clone(), ModulePath::holder);
             let path = called.remove(&module.path).unwrap_or_else(own);
-            let kind = module.container.rsplit(':').next().filter(|kind| !kind.is_empty());
-            let in_program = path.is_empty() || in_program.contains(&*path);
-            ModuleFacts { path, kind: kind.map(with_article), parameters, in_program }
+            let kind = (!module.container.is_empty()).then(|| with_article(&module.container));
+            let in_program = path.is_root() || in_program.contains(&path);
+            ModuleFacts { path, kind, parameters, in_program }
         });
         let modules: Vec<ModuleFacts> = modules.collect();
         let aliases = captured.aliases.iter().map(|(alias, path)| (rename(alias), rename(path))).collect();
         Facts { modules, aliases }
     }
 
-    fn kind(&self, module: &str) -> Option<String> {
-        self.modules.iter().find(|m| m.path == module)?.kind.clone()
+    fn kind(&self, module: &ModulePath) -> Option<String> {
+        self.modules.iter().find(|m| m.path == *module)?.kind.clone()
     }
 
     /// An error about a plan or an option, with what the model tells about the modules that it names.
@@ -96,8 +90,8 @@ impl Facts {
     fn of_style(&self, error: StyleError) -> StyleError {
         match error {
             StyleError::Nothing { path, style, module, because, .. } => {
-                let shared = self.aliases.iter().find(|(alias, _)| module_of(alias) == module);
-                match shared.filter(|_| !module.is_empty()).cloned() {
+                let shared = self.aliases.iter().find(|(alias, _)| alias.holder() == module);
+                match shared.filter(|_| !module.is_root()).cloned() {
                     Some((parameter, shared)) => self.tied(path, module, parameter, shared),
                     None => StyleError::Nothing { kind: self.kind(&module), path, style, module, because },
                 }
@@ -118,18 +112,18 @@ impl Facts {
         }
     }
 
-    fn tied(&self, path: String, module: String, parameter: String, shared: String) -> StyleError {
-        let table = self.kind(module_of(&shared)).is_some_and(|kind| kind.ends_with(" Embedding"));
+    fn tied(&self, path: String, module: ModulePath, parameter: ModulePath, shared: ModulePath) -> StyleError {
+        let table = self.kind(&shared.holder()) == Some(with_article("Embedding"));
         StyleError::Tied { kind: self.kind(&module), path, module, same: Box::new(Same { parameter, shared, table }) }
     }
 
     /// The module or parameter that a pattern names by a further name of its parameter: as what is named, the further
     /// name, the parameter.
-    fn shared_by(&self, pattern: &str) -> Option<(String, String, String)> {
+    fn shared_by(&self, pattern: &str) -> Option<(ModulePath, ModulePath, ModulePath)> {
         let pattern = Pattern::new(pattern).ok()?;
         self.aliases.iter().find_map(|(alias, parameter)| {
             let named = around(alias).find(|path| pattern.matches(path))?;
-            Some((named.to_string(), alias.clone(), parameter.clone()))
+            Some((named, alias.clone(), parameter.clone()))
         })
     }
 }

@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 use tpc_ir::op::Distribution;
-use tpc_ir::{InputKind, Scalar, random};
+use tpc_ir::{InputKind, ModulePath, Scalar, random};
 use tpc_runtime::{Runs, RuntimeError, Session, element};
 
 /// What a batch of token sequences consists of.
@@ -118,8 +118,8 @@ fn targets(classes: Option<Tensor<2, Int>>, values: Option<Tensor<2>>) -> Option
 }
 
 /// A tied head has no module in the model; plans and options may name it all the same.
-fn head_alias(config: &ModelConfig) -> Option<(String, String)> {
-    tied_head(config).map(|(head, table)| (head.to_string(), table.to_string()))
+fn head_alias(config: &ModelConfig) -> Option<(ModulePath, ModulePath)> {
+    tied_head(config).map(|(head, table)| (head.into(), table.into()))
 }
 
 /// Captures a model's forward pass: its output under the name of [`Head::output`](crate::models::Head::output), and the loss when
@@ -404,7 +404,7 @@ fn draw(
     for (input, name) in &all {
         if let Some(value) = given.get(name).filter(|_| wanted(name)) {
             let dtype = session.program(0).inputs[*input].binding.view.dtype;
-            session.write_bytes(name, &data::to_bytes(value, dtype))?;
+            session.write_bytes((InputKind::Parameter, name.as_str()), &data::to_bytes(value, dtype))?;
         }
     }
     let float = Scalar::float;
@@ -485,7 +485,7 @@ pub(crate) fn save_called(
 ) -> Result<(), LoadError> {
     // Before anything is written: a session that cannot be read leaves nothing behind.
     for entry in &map.entries {
-        session.read_range(called.name(entry), 0, 0, &mut [])?;
+        session.read_range((InputKind::Parameter, called.name(entry)), 0, 0, &mut [])?;
     }
     let mut bytes = Vec::new();
     // Strips that this process has read: all processes read all of them, because each holds parts.
@@ -540,11 +540,11 @@ fn read_strip(
             // Rows of the file are columns of the parameter.
             let taken = strip.start / rows.max(1)..strip.end / rows.max(1);
             let runs = Runs::new(&[rows, columns], &[0, taken.start], &[rows, taken.len()]);
-            session.read_runs(parameter, &runs, bytes)?;
+            session.read_runs((InputKind::Parameter, parameter), &runs, bytes)?;
             into.copy_from_slice(&transposed(&floats(dtype, bytes), rows, taken.len()));
         }
         _ => {
-            session.read_range(parameter, strip.start, strip.end, bytes)?;
+            session.read_range((InputKind::Parameter, parameter), strip.start, strip.end, bytes)?;
             into.copy_from_slice(&floats(dtype, bytes));
         }
     }

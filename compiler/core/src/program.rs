@@ -9,7 +9,7 @@ use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::data;
 use crate::explain::Facts;
 use crate::generate::GenerateError;
-use crate::import::{ImportError, Imported, SEED, Signature, import_with};
+use crate::import::{ImportError, Imported, Signature, import_with, seed, step_scalar};
 use crate::memory;
 use crate::models::ModelError;
 use crate::pretrained::{InitError, LoadError};
@@ -20,9 +20,9 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use tpc_ir::program::RankProgram;
+use tpc_ir::program::{InputBinding, RankProgram};
 use tpc_ir::size::{TooLarge, addressable};
-use tpc_ir::{Graph, InputKind, Mesh, OutputKind};
+use tpc_ir::{Graph, InputId, InputKind, Mesh, ModulePath, OutputKind};
 use tpc_passes::check::{CheckError, check, well_formed};
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
@@ -252,7 +252,7 @@ pub fn place(
         optimized = running_sums(&optimized);
     }
     check(&optimized)?;
-    let gathered: HashSet<&str> = annotations.gathered.keys().map(String::as_str).collect();
+    let gathered: HashSet<&InputId> = annotations.gathered.keys().collect();
     let placed = reshard_after_forward(&optimized, &gathered);
     check(&placed)?;
     denotes(&placed, logical)?;
@@ -347,8 +347,14 @@ impl From<InferenceProgram> for CompiledInference {
     }
 }
 
-/// How parameters are called: burn's module path to the name that plans and files use.
+/// How parameters are called: the text of burn's module path to the name that plans and files use, which is the text of a
+/// path, too.
 pub type Rename<'a> = &'a dyn Fn(&str) -> String;
+
+/// The path under which plans and files know a parameter.
+pub(crate) fn renamed_path(path: &ModulePath, rename: Rename) -> ModulePath {
+    rename(&path.to_string()).into()
+}
 
 /// Renames the parameters of a captured program.
 pub fn renamed(captured: &Captured, rename: Rename) -> Captured {
@@ -356,15 +362,15 @@ pub fn renamed(captured: &Captured, rename: Rename) -> Captured {
     let mut c = captured.clone();
     for input in &mut c.inputs {
         match &mut input.kind {
-            I::Parameter { path, .. } => *path = rename(path),
-            I::State { parameter, .. } => *parameter = rename(parameter),
+            I::Parameter { path, .. } => *path = renamed_path(path, rename),
+            I::State { parameter, .. } => *parameter = renamed_path(parameter, rename),
             _ => {}
         }
     }
     for output in &mut c.outputs {
         match &mut output.kind {
-            O::Parameter { path } | O::Gradient { path } => *path = rename(path),
-            O::State { parameter, .. } => *parameter = rename(parameter),
+            O::Parameter { path } | O::Gradient { path } => *path = renamed_path(path, rename),
+            O::State { parameter, .. } => *parameter = renamed_path(parameter, rename),
             _ => {}
         }
     }
@@ -555,17 +561,26 @@ pub(crate) fn feed(
     kind: InputKind,
     values: &HashMap<String, TensorData>,
 ) -> Result<(), RuntimeError> {
-    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == kind && !session.is_written(&i.name));
+    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == kind && !session.is_written(*i));
     let inputs: Vec<_> = inputs.map(|i| (i.name.clone(), i.binding.view.dtype)).collect();
     for (name, dtype) in inputs {
         if let Some(value) = values.get(&name) {
-            session.write_bytes(&name, &data::to_bytes(value, dtype))?;
+            session.write_bytes((kind, &*name), &data::to_bytes(value, dtype))?;
         }
     }
     Ok(())
 }
 
-/// The value of [`SEED`] at a step: every step of every run has its own.
+/// Writes the seed of a program that draws random elements.
+pub(crate) fn write_seed(session: &mut Session, bytes: &[u8]) -> Result<(), RuntimeError> {
+    let seed = seed();
+    if session.program(0).inputs.iter().any(|input| input.id() == seed) {
+        session.write_bytes((InputKind::Seed, &*seed.to_string()), bytes)?;
+    }
+    Ok(())
+}
+
+/// The value of the [`seed`] at a step: every step of every run has its own.
 pub(crate) fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
     seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
 }
@@ -681,9 +696,7 @@ impl TrainingSession {
     pub fn evaluate(&mut self, feed: impl FnOnce(&mut Session) -> Result<(), RuntimeError>) -> Result<f64, Error> {
         let Some(program) = self.evaluation else { return Ok(f64::NAN) };
         self.session.select(program)?;
-        if self.session.program(0).inputs.iter().any(|input| input.name == SEED) {
-            self.session.write_bytes(SEED, &seed_bytes(self.seed, 0))?;
-        }
+        write_seed(&mut self.session, &seed_bytes(self.seed, 0))?;
         feed(&mut self.session)?;
         self.session.step()?;
         let loss = self.session.read_f64(&OutputKind::Result(EVALUATION.into()))?;
@@ -713,17 +726,14 @@ impl TrainingSession {
             }
         }
         session.must_agree("the seed", seed);
-        let names: Vec<String> =
-            session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(|i| i.name.clone()).collect();
-        for name in names {
-            match name.strip_prefix("step.").and_then(|i| i.parse::<usize>().ok()) {
-                Some(i) => session.write_f64(&name, &[values[i]])?,
-                None => {
-                    debug_assert!(name == SEED);
-                    session.write_bytes(&name, &seed_bytes(seed, step as u64))?;
-                }
+        let scalars: Vec<InputId> =
+            session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Scalar).map(InputBinding::id).collect();
+        for id in scalars {
+            if let Some(i) = step_scalar(&id) {
+                session.write_f64((InputKind::Scalar, &*id.to_string()), &[values[i]])?;
             }
         }
+        write_seed(session, &seed_bytes(seed, step as u64))?;
         session.step()?;
         self.step = step;
         Ok(self.session.read_f64(&OutputKind::Loss)?[0])
@@ -739,7 +749,7 @@ impl TrainingSession {
         self.session.select(self.program)?;
         self.take_steady()?;
         for (name, bytes) in states {
-            self.session.write_bytes(name, bytes)?;
+            self.session.write_bytes((InputKind::State, name.as_str()), bytes)?;
         }
         self.session.compare_again();
         self.step = steps;
@@ -816,9 +826,7 @@ impl CompiledInference {
         let mut session = Session::launch(self.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;
         feed(&mut session, InputKind::Parameter, &self.values)?;
-        if session.program(0).inputs.iter().any(|i| i.name == SEED) {
-            session.write_bytes(SEED, &seed_bytes(self.seed, 0))?;
-        }
+        write_seed(&mut session, &seed_bytes(self.seed, 0))?;
         Ok(session)
     }
 }

@@ -116,6 +116,14 @@
 //! | `rule 7` | the search moved or merged it by that rule of the e-graph (`passes/src/egraph/rules/RULES.md`) |
 //! | ``` `tp`: …; `dp`: … ``` | a tensor that two entries cut has a reason for each axis |
 //!
+//! # Names
+//!
+//! A module path is a sequence of names and of indices of lists: `model.layers.0.mlp`. A name that would read as something else
+//! is escaped with backslashes: `a\.b` is one name with a dot in it, `\0` is a name and `0` an index. What is printed can be
+//! given to a plan as it is. Names mean nothing to the compiler: a tensor of the batch may be called like a parameter.
+//!
+//! What belongs to a micro-batch says so after the phase: `; forward micro 0 in model.layers.0`.
+//!
 //! # Blocks
 //!
 //! `tpc dump-ir` prints a block that occurs many times once, and `--full` prints every line. Of a llama of 80 layers, the first

@@ -13,7 +13,7 @@
 //! # use burn::tensor::{Device, Int, Tensor};
 //! # use tpc::prelude::*;
 //! use tpc::error::StyleError;
-//! use tpc::styles::{self, Placements, Prepare, Role, Way, module_of};
+//! use tpc::styles::{self, Placements, Prepare, Role, Way};
 //!
 //! #[derive(Debug)]
 //! struct RowsOfTables;
@@ -30,7 +30,7 @@
 //!     fn place(&self, module: &styles::Module<'_>, placements: &mut Placements) -> Result<(), StyleError> {
 //!         for table in module.all_parameters().filter(|weight| weight.role == Role::Embedding) {
 //!             placements.cut(module, table, Way::Rows);
-//!             placements.result(module_of(&table.name), 0, Prepare::to(Layout::Shard(1)));
+//!             placements.result(&table.name.holder(), 0, Prepare::to(Layout::Shard(1)));
 //!         }
 //!         Ok(())
 //!     }

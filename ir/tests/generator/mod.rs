@@ -15,7 +15,7 @@ use tpc_ir::*;
 #[derive(Debug)]
 pub struct Case {
     pub graph: Graph,
-    pub inputs: HashMap<String, Tensor>,
+    pub inputs: HashMap<InputId, Tensor>,
 }
 
 /// Builds a graph of about `choices.len() / 12` operations from a list of choices.
@@ -55,7 +55,7 @@ impl Dice<'_> {
 
 struct Builder<'a> {
     graph: Graph,
-    inputs: HashMap<String, Tensor>,
+    inputs: HashMap<InputId, Tensor>,
     dice: Dice<'a>,
     /// Values that operations may use.
     pool: Vec<Value>,
@@ -71,13 +71,28 @@ impl Builder<'_> {
     }
 
     fn origin(&mut self) -> Origin {
-        let modules = ["", "layers.0.mlp", "a \"b\"", "in", "why:"];
-        let whys = ["", "column-wise (plan \"x\")", " spaces ", "two\nlines", "; why: in x", "\"quoted\""];
-        Origin {
-            phase: self.dice.of(&Phase::ALL),
-            module: self.dice.of(&modules).into(),
-            why: self.dice.of(&whys).into(),
-        }
+        let modules = [
+            (None, ""),
+            (None, "layers.0.mlp"),
+            (Some(0), "a \"b\""),
+            (None, "in"),
+            (Some(12), "why:"),
+            (None, "micro.0"),
+            (None, r"up\.weight.\0"),
+            (Some(1), "\n{}"),
+        ];
+        let whys = [
+            "",
+            "column-wise (plan \"x\")",
+            " spaces ",
+            "two\nlines",
+            "; why: in x",
+            "\"quoted\"",
+            "rule 7; a.0 is cut (plan tp)",
+        ];
+        let phase = self.dice.of(&Phase::ALL);
+        let (micro_batch, module) = self.dice.of(&modules);
+        Origin { phase, micro_batch, module: module.into(), reason: Reason::read(self.dice.of(&whys)) }
     }
 
     fn push(&mut self, op: Op, operands: &[Value], ty: Type, bound: f64) -> Value {
@@ -120,17 +135,17 @@ impl Builder<'_> {
 
     fn feed(&mut self, ty: Type, low: f64, high: f64) -> Value {
         let odd = self.dice.of(&["", "", " \"q\" \\ é\u{1}"]);
-        let name = format!("x{}{odd}", self.inputs.len());
         let kind = self.dice.of(&InputKind::ALL);
+        let id = InputId::read(kind, &format!("x{}{odd}", self.inputs.len()));
         let layout = if self.dice.below(3) == 0 { vec![ty.elements()] } else { ty.shape.clone() };
         let given = if self.dice.below(2) == 0 { layout.clone() } else { ty.shape.clone() };
         let salt = self.dice.below(1000) as u64;
         let span = high - low + 1.0;
         let element = |i: usize| low + f64::from(random::philox(salt, 0, i as u64)[0]) % span;
-        self.inputs.insert(name.clone(), Tensor::from_fn(ty.dtype, given, element));
+        self.inputs.insert(id.clone(), Tensor::from_fn(ty.dtype, given, element));
         let bound = low.abs().max(high.abs());
         let unit = (kind == InputKind::Parameter && salt.is_multiple_of(2)).then_some(UnitId(salt as u32 % 9));
-        self.push(Op::Input { kind, name, layout, unit }, &[], ty, bound)
+        self.push(Op::Input { id, layout, unit }, &[], ty, bound)
     }
 
     fn input(&mut self) -> Value {
@@ -524,10 +539,10 @@ impl Builder<'_> {
             };
             self.graph.outputs.push(Output { kind, value, layout });
         }
-        let trained = self.graph.inputs().find(|(_, k, _)| matches!(k, InputKind::Parameter | InputKind::State));
-        if let Some((node, _, name)) = trained {
+        let trained = self.graph.inputs().find(|(_, id)| id.is_kept());
+        if let Some((node, id)) = trained {
             let output = Output {
-                kind: OutputKind::Update(name.into()),
+                kind: OutputKind::Update(id.clone()),
                 value: node.into(),
                 layout: self.graph.node(node).types[0].shape.clone(),
             };
@@ -545,7 +560,7 @@ impl Builder<'_> {
         let (arguments, results) = (boundaries(&self.pool[..1]), boundaries(&leaves));
         let region = Region { path: "a.\"b\"".into(), arguments, results };
         self.graph.regions.push(region);
-        self.graph.regions.push(Region { path: String::new(), arguments: Vec::new(), results: Vec::new() });
+        self.graph.regions.push(Region { path: ModulePath::default(), arguments: Vec::new(), results: Vec::new() });
         Case { graph: self.graph, inputs: self.inputs }
     }
 }

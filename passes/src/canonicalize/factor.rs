@@ -10,12 +10,13 @@
 //! Before: `%1 = reshape %0 : f32[2, 4, 96]`, `%2 = slice dim=2 start=32 %1 : f32[2, 4, 32]`.
 //! After: `%1 = index dim=2 index=1 %0 : f32[2, 4, 32]` with `%0 : f32[2, 4, 3, 32]`.
 
+use crate::propagate::trained;
 use crate::rebuild::rebuild;
 use crate::rules::{FactorKind, aligned, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, MapFn, Op, Origin, OutputKind, Scalar, Subscripts, Type, Value};
+use tpc_ir::{Graph, InputId, MapFn, Op, Origin, OutputKind, Scalar, Subscripts, Type, Value};
 
 /// Most pieces a concatenation may have to become a chain of selects: each reads every piece.
 const MOST_SELECTED: usize = 4;
@@ -95,10 +96,10 @@ impl Indices {
             }
         }
         // What a step gives back takes the place of an input, even of one that it does not read.
-        let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(node, _, name)| (name, node)).collect();
+        let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(node, id)| (id, node)).collect();
         for output in &graph.outputs {
-            let OutputKind::Update(name) = &output.kind else { continue };
-            let Some(&input) = inputs.get(name.as_str()) else { continue };
+            let OutputKind::Update(id) = &output.kind else { continue };
+            let Some(&input) = inputs.get(id) else { continue };
             for d in 0..graph.ty(output.value).rank() {
                 classes.union(first[&output.value] + d, first[&Value::from(input)] + d);
             }
@@ -106,8 +107,7 @@ impl Indices {
         // An update has the indices of its input, a gradient those of its parameter, also where no
         // operation says so (the first step does not read the state that it makes).
         for output in &graph.outputs {
-            let (OutputKind::Update(name) | OutputKind::Gradient(name)) = &output.kind else { continue };
-            let Some((input, _, _)) = graph.inputs().find(|(_, _, n)| n == name) else { continue };
+            let Some(&input) = trained(&output.kind).and_then(|(id, _)| inputs.get(&id)) else { continue };
             if graph.ty(output.value).shape == graph.node(input).types[0].shape {
                 for d in 0..graph.ty(output.value).rank() {
                     classes.union(first[&output.value] + d, first[&input.into()] + d);

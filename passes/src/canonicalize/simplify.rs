@@ -503,7 +503,7 @@ mod tests {
             let ty = &graph.node(node).types[0];
             Tensor::from_fn(DType::F32, ty.shape.clone(), |i| 1.0 + i as f64)
         };
-        let inputs = graph.inputs().map(|(node, _, name)| (name.to_string(), input(node))).collect();
+        let inputs = graph.inputs().map(|(node, id)| (id.clone(), input(node))).collect();
         let run = |graph: &Graph| interpret(graph, &inputs, &Options::exact()).unwrap_or_else(|e| panic!("{e}"));
         assert_eq!(run(&canonical), run(&graph), "{}", text::print(&canonical));
         canonical

@@ -45,6 +45,6 @@ fn once(graph: &Graph, lines: &Lines, block: &Block, options: &SearchOptions) ->
 
 /// Where inputs and outputs lie, and the units of inputs.
 fn ends(graph: &Graph) -> Vec<(&Type, Option<UnitId>)> {
-    let inputs = graph.inputs().map(|(n, _, _)| (&graph.node(n).types[0], graph.unit_of(n)));
+    let inputs = graph.inputs().map(|(n, _)| (&graph.node(n).types[0], graph.unit_of(n)));
     inputs.chain(graph.outputs.iter().map(|o| (graph.ty(o.value), None))).collect()
 }

@@ -196,7 +196,7 @@ fn rebuild(
     let mut new = Graph::new(old.mesh.clone());
     let mut value_of: HashMap<Id, Value> = HashMap::new();
     // Inputs first and in their order, used or not: they are the program's signature.
-    for (node, _, _) in old.inputs() {
+    for (node, _) in old.inputs() {
         let n = old.node(node);
         let value = new.push(n.op.clone(), &[], n.types[0].clone(), &n.origin);
         value_of.insert(egraph.find(class_of[&node.into()]), value);

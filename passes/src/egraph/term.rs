@@ -226,7 +226,7 @@ impl Typing {
         let (number, rule) = self.made.get(term).copied().unwrap_or((class.origin, 0));
         let mut origin = self.origins[number as usize].clone();
         if rule > 0 && self.key(term.key).op.is_redistribution() {
-            origin.why = origin.why.and(Cause::Rule(rule));
+            origin.reason = origin.reason.and(Cause::Rule(rule));
         }
         origin
     }

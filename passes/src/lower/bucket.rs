@@ -50,7 +50,7 @@ use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
-use tpc_ir::{AxisId, DType, Graph, InputKind, Op, OutputKind, Phase, ReduceOp, UnitId};
+use tpc_ir::{AxisId, DType, Graph, InputId, Op, OutputKind, Phase, ReduceOp, UnitId};
 
 /// What members of one bucket have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -253,13 +253,10 @@ impl Merged {
 /// the parameters belong to.
 fn scattered(graph: &Graph) -> HashMap<NodeIndex, Home> {
     let mut homes = HashMap::new();
-    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(node, _, name)| (name, node)).collect();
+    let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(node, id)| (id, node)).collect();
     for output in &graph.outputs {
-        let OutputKind::Update(name) = &output.kind else { continue };
-        let Some(&input) = inputs.get(name.as_str()) else { continue };
-        if !matches!(graph.node(input).op, Op::Input { kind: InputKind::Parameter, .. }) {
-            continue;
-        }
+        let OutputKind::Update(id) = &output.kind else { continue };
+        let Some(&input) = inputs.get(id).filter(|_| id.is_parameter()) else { continue };
         let stored = &graph.node(input).types[0].sharding;
         let mut open = vec![output.value.node];
         let mut seen = HashSet::new();

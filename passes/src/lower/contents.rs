@@ -23,7 +23,7 @@ use tpc_ir::program::{
     dense_strides,
 };
 use tpc_ir::sharding::Chunk;
-use tpc_ir::{AxisId, Graph, MapFn, Op, OutputKind, ReduceOp, Scalar, Type, Value};
+use tpc_ir::{AxisId, Graph, InputId, MapFn, Op, OutputKind, ReduceOp, Scalar, Type, Value};
 
 /// A step of a rank program that does not do what the placed program says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -267,11 +267,10 @@ impl Memory<'_> {
     }
 
     fn inputs(&mut self) -> Checked {
-        let nodes = self.graph.inputs().map(|(node, kind, name)| (node, kind, name.to_string()));
-        let nodes: Vec<_> = nodes.collect();
-        for (i, (node, kind, name)) in nodes.iter().enumerate() {
+        let nodes: Vec<_> = self.graph.inputs().map(|(node, id)| (node, id.clone())).collect();
+        for (i, (node, id)) in nodes.iter().enumerate() {
             let Op::Input { layout, .. } = &self.graph.node(*node).op else { continue };
-            let bound = self.program.inputs.get(i).filter(|b| b.name == *name && b.kind == *kind);
+            let bound = self.program.inputs.get(i).filter(|b| b.id() == *id);
             let bound = bound.filter(|b| self.binding((*node).into(), &b.binding, layout));
             let Some(bound) = bound else { return Err(self.differs(*node, "its binding")) };
             let view = bound.binding.view.clone();
@@ -281,17 +280,17 @@ impl Memory<'_> {
     }
 
     fn outputs(&self) -> Checked {
-        let mut renewed: HashMap<&str, Value> = HashMap::new();
+        let mut renewed: HashMap<&InputId, Value> = HashMap::new();
         for (output, bound) in self.graph.outputs.iter().zip(&self.program.outputs) {
             let bindings = bound.kind == output.kind && self.binding(output.value, &bound.binding, &output.layout);
             self.expect(bindings, output.value.node, "the binding of this output")?;
             self.read(output.value, &bound.binding.view)?;
-            if let OutputKind::Update(name) = &output.kind {
-                renewed.insert(name, output.value);
+            if let OutputKind::Update(id) = &output.kind {
+                renewed.insert(id, output.value);
             }
         }
-        for (input, (node, _, name)) in self.program.inputs.iter().zip(self.graph.inputs()) {
-            let value = renewed.get(name).copied().unwrap_or(node.into());
+        for (input, (node, id)) in self.program.inputs.iter().zip(self.graph.inputs()) {
+            let value = renewed.get(id).copied().unwrap_or(node.into());
             self.read(value, &input.binding.view)?;
         }
         Ok(())

@@ -38,7 +38,7 @@ impl Schedule {
 /// Why a collective exists: the first reason of its values, and how many more there are.
 pub fn why(graph: &Graph, collective: &[NodeIndex]) -> Arc<str> {
     let values = collective.len();
-    let reasons = || collective.iter().map(|&n| &graph.node(n).origin.why);
+    let reasons = || collective.iter().map(|&n| &graph.node(n).origin.reason);
     match (values, reasons().find(|w| !w.is_empty())) {
         (1, why) => why.map(ToString::to_string).unwrap_or_default().into(),
         (_, Some(why)) => format!("{why} (and {} more)", values - 1).into(),

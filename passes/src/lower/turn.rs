@@ -10,7 +10,6 @@
 //! waits for the last forward pass, and the activations of all micro-batches are alive at once. So the first micro-batch
 //! that waits for an operation belongs to its turn, too.
 
-use crate::options::accumulate::micro_batch;
 use tpc_ir::{Graph, Phase};
 
 /// When an operation runs.
@@ -28,7 +27,7 @@ pub(super) struct Turn {
 pub(super) fn turns(graph: &Graph) -> Vec<Turn> {
     let turn = |node| {
         let origin = &graph.node(node).origin;
-        let micro_batch = micro_batch(&origin.module);
+        let micro_batch = origin.micro_batch;
         Turn { phase: origin.phase, micro_batch, wanted_by: micro_batch }
     };
     let mut turns: Vec<Turn> = graph.nodes().map(turn).collect();

@@ -15,7 +15,7 @@
 //!
 //! Before: `%3 = einsum "ab,ac->bc" %0, %1 : f32[64, 256]` with `%0 : f32[8, 64]`.
 //! After, for two: `%2 = index dim=1 index=0 %0 : f32[4, 64]` with `%0 : f32[4, 2, 64]`, likewise
-//! `%3` of `%1`, `%4 = einsum "ab,ac->bc" %2, %3 ; in micro.0`, the same for index 1, and
+//! `%3` of `%1`, `%4 = einsum "ab,ac->bc" %2, %3 ; micro 0`, the same for index 1, and
 //! `%8 = add %4, %7`.
 //!
 //! Sums over the micro-batches have all their terms at once. Under a data axis the terms stay partial and the sum is
@@ -28,40 +28,18 @@ use crate::rebuild::{copy, live, rebuild};
 use crate::styles::layout::OnAxes;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
-use tpc_ir::reason::Reason;
+use tpc_ir::reason::{Demand, Reason};
 use tpc_ir::{
-    AxisId, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, ReduceOp, Scalar, Sharding, Subscripts, Type, Value,
+    AxisId, Graph, InputId, InputKind, MapFn, Mesh, Op, Origin, Output, ReduceOp, Scalar, Sharding, Subscripts, Type,
+    Value,
 };
 
-/// The module segment in front of what belongs to one micro-batch.
+/// The mesh axis in time.
 const MICRO: &str = "micro";
-
-/// The micro-batch that a module path belongs to, `micro.2.model.layers.0` to number 2.
-pub fn micro_batch(module: &str) -> Option<usize> {
-    let rest = module.strip_prefix(MICRO)?.strip_prefix('.')?;
-    rest.split('.').next()?.parse().ok()
-}
-
-/// The path of a module in a micro-batch.
-pub fn in_micro_batch(module: &str, copy: usize) -> Arc<str> {
-    match module {
-        "" => format!("{MICRO}.{copy}").into(),
-        module => format!("{MICRO}.{copy}.{module}").into(),
-    }
-}
-
-/// The path of a module without the micro-batch that it is in.
-pub fn out_of_micro_batch(module: &str) -> &str {
-    match micro_batch(module) {
-        Some(_) => module.splitn(3, '.').nth(2).unwrap_or_default(),
-        None => module,
-    }
-}
 
 /// The origin of a copy.
 fn of_micro_batch(origin: &Origin, copy: usize) -> Origin {
-    Origin { module: in_micro_batch(&origin.module, copy), ..origin.clone() }
+    Origin { micro_batch: Some(copy), ..origin.clone() }
 }
 
 /// Cuts the batch into `count` micro-batches that run one after the other.
@@ -100,11 +78,11 @@ pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Res
             carried.uses.insert((made.node, operand), constraints.clone());
         }
     }
-    for (node, _, name) in timed.inputs() {
+    for (node, id) in timed.inputs() {
         let Some(dim) = batch_dim(&timed, node.into()) else { continue };
-        let Some(annotation) = annotations.inputs.get(name) else { continue };
+        let Some(annotation) = annotations.inputs.get(id) else { continue };
         if unroll.factored.contains_key(&node.into()) {
-            if let Some(annotation) = carried.inputs.get_mut(name) {
+            if let Some(annotation) = carried.inputs.get_mut(id) {
                 annotation.sharding.dims.insert(dim + 1, Vec::new());
             }
         } else {
@@ -120,20 +98,23 @@ pub fn accumulate(graph: &Graph, annotations: &Annotations, count: usize) -> Res
     Ok((unroll.new, carried))
 }
 
+/// A data input: its node, its shape as the model knows it, and which it is.
+type Data<'a> = (NodeIndex, &'a [usize], &'a InputId);
+
 type Timed = (Graph, crate::rebuild::Mapping);
 
 /// The graph on a mesh whose one axis is time; `None` if there is only one micro-batch.
 fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> {
-    let data: Vec<(NodeIndex, &[usize], &str)> = graph
+    let data: Vec<Data> = graph
         .inputs()
-        .filter(|(node, kind, _)| *kind == InputKind::Data && graph.node(*node).types[0].rank() > 0)
-        .filter_map(|(node, _, name)| match &graph.node(node).op {
-            Op::Input { layout, .. } => Some((node, layout.as_slice(), name)),
+        .filter(|(node, id)| id.kind() == InputKind::Data && graph.node(*node).types[0].rank() > 0)
+        .filter_map(|(node, id)| match &graph.node(node).op {
+            Op::Input { layout, .. } => Some((node, layout.as_slice(), id)),
             _ => None,
         })
         .collect();
     let batch = data.first().and_then(|(_, layout, _)| layout.first()).copied().unwrap_or(1);
-    let of_batch = |(_, layout, _): &&(NodeIndex, &[usize], &str)| layout.first() == Some(&batch);
+    let of_batch = |(_, layout, _): &&Data| layout.first() == Some(&batch);
     let rows = data.iter().filter(of_batch).map(|(node, _, _)| graph.node(*node).types[0].shape[0]).min();
     let refused = OptionError::MicroBatches { batch, micro_batches: count };
     if count == 1 {
@@ -144,9 +125,9 @@ fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> 
         return Err(refused);
     }
     let mesh = Mesh::new([(MICRO, count)]).map_err(|_| refused)?;
-    let placed = |(node, _, name): &(NodeIndex, &[usize], &str)| {
+    let placed = |(node, _, id): &Data| {
         let sharding = Sharding::replicated(graph.node(*node).types[0].rank()).pushed(0, AxisId(0));
-        (name.to_string(), Annotation { sharding, why: Reason::default() })
+        ((*id).clone(), Annotation { sharding, why: Reason::default() })
     };
     let inputs = data.iter().filter(of_batch).map(placed).collect();
     let annotations = Annotations { mesh, inputs, ..Annotations::default() };
@@ -181,7 +162,7 @@ struct Unroll<'a> {
 impl Unroll<'_> {
     fn everything(&mut self) {
         let old = self.old;
-        for (node, _, _) in old.inputs() {
+        for (node, _) in old.inputs() {
             self.demand((node, None));
         }
         for copy in 0..self.count {
@@ -421,7 +402,7 @@ impl Unroll<'_> {
     /// The terms of all micro-batches combined.
     fn combined(&mut self, value: Value, terms: &[Value], ty: Type, origin: &Origin) -> Value {
         let op = self.old.ty(value).sharding.partial.map_or(ReduceOp::Sum, |p| p.op);
-        let origin = Origin { why: "over the micro-batches".into(), ..origin.clone() };
+        let origin = Origin { reason: Demand::MicroBatches.into(), ..origin.clone() };
         let f = match op {
             ReduceOp::Sum => MapFn::Add,
             ReduceOp::Max => MapFn::Max,
@@ -453,11 +434,11 @@ impl Unroll<'_> {
 /// Cuts sums over micro-batches into links, each right behind its term: one accumulator is alive, not
 /// all terms.
 ///
-/// Before: `%8 = einsum … ; in micro.0`, `%18 = einsum … ; in micro.1`, `%28 = einsum … ; in micro.2`,
+/// Before: `%8 = einsum … ; micro 0`, `%18 = einsum … ; micro 1`, `%28 = einsum … ; micro 2`,
 /// `%29 = add %8, %18, %28`.
 /// After: `%8 = …`, `%18 = …`, `%19 = add %8, %18`, …, `%29 = …`, `%30 = add %19, %29`.
 pub fn running_sums(graph: &Graph) -> Graph {
-    let owner = |v: &Value| micro_batch(&graph.node(v.node).origin.module);
+    let owner = |v: &Value| graph.node(v.node).origin.micro_batch;
     // By the node behind which links stand: the sum and how far it is summed there.
     let mut links: BTreeMap<NodeIndex, Vec<(NodeIndex, usize)>> = BTreeMap::new();
     let mut terms: HashMap<NodeIndex, Vec<Value>> = HashMap::new();
@@ -488,8 +469,8 @@ pub fn running_sums(graph: &Graph) -> Graph {
             let so_far = sums.get(&sum).copied().unwrap_or_else(|| map[&terms[0]]);
             let n = graph.node(sum);
             let subs = Subscripts::elementwise(2, n.types[0].rank());
-            let module = graph.node(terms[i].node).origin.module.clone();
-            let origin = Origin { module, phase: graph.node(terms[i].node).origin.phase, why: n.origin.why.clone() };
+            let term = graph.node(terms[i].node).origin.clone();
+            let origin = Origin { reason: n.origin.reason.clone(), ..term };
             let next = [so_far, map[&terms[i]]];
             let link = new.push(Op::Map { f: MapFn::Add, subs }, &next, n.types[0].clone(), &origin);
             sums.insert(sum, link);

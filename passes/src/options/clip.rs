@@ -16,7 +16,10 @@ use super::OptionError;
 use crate::rebuild::{Mapping, copy, live};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{DType, Graph, MapFn, Op, Origin, Output, OutputKind, Phase, ReduceOp, Subscripts, Type, Value};
+use tpc_ir::reason::Demand;
+use tpc_ir::{
+    DType, Graph, MapFn, ModulePath, Op, Origin, Output, OutputKind, Phase, ReduceOp, Subscripts, Type, Value,
+};
 
 /// Name of the result that holds the norm of all gradients before clipping.
 pub const GRAD_NORM: &str = "grad_norm";
@@ -32,7 +35,7 @@ pub fn clip(graph: &Graph, max_norm: f64) -> Result<Graph, OptionError> {
     if !(max_norm > 0.0 && max_norm.is_finite()) {
         return Err(OptionError::ClipNorm(max_norm));
     }
-    let gradients: Vec<(&String, Value)> = graph
+    let gradients: Vec<(&ModulePath, Value)> = graph
         .outputs
         .iter()
         .filter_map(|o| match &o.kind {
@@ -98,7 +101,7 @@ fn optimizer(graph: &Graph) -> Vec<bool> {
 }
 
 fn origin() -> Origin {
-    Origin { phase: Phase::Optimizer, why: "clipping by global norm".into(), ..Origin::default() }
+    Origin { phase: Phase::Optimizer, reason: Demand::Clipping.into(), ..Origin::default() }
 }
 
 /// The norm of all gradients, and the number that scales them.

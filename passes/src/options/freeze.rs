@@ -12,7 +12,7 @@ use super::{OptionError, trained};
 use crate::rebuild::{copy, rebuild};
 use crate::styles::pattern::{Pattern, nearest};
 use std::collections::BTreeSet;
-use tpc_ir::{Graph, InputKind, OutputKind};
+use tpc_ir::{Graph, InputId, InputKind, ModulePath, OutputKind};
 
 /// Drops the training of the parameters that `patterns` match, in order: a pattern (globs per path
 /// segment) freezes parameters of that name and everything in modules of that path, `""` and `*`
@@ -27,16 +27,15 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
     if trained.is_empty() {
         return Err(OptionError::NoGradients("freezing"));
     }
-    let mut frozen: BTreeSet<&str> = BTreeSet::new();
+    let mut frozen: BTreeSet<&ModulePath> = BTreeSet::new();
     for pattern in patterns {
         let (path, back) = pattern.strip_prefix('!').map_or((pattern.as_str(), false), |path| (path, true));
         let matches =
             Pattern::new(path).map_err(|problem| OptionError::Pattern { pattern: pattern.clone(), problem })?;
-        let matched: Vec<&str> = trained.iter().map(String::as_str).filter(|name| covers(&matches, name)).collect();
+        let matched: Vec<&ModulePath> = trained.iter().filter(|name| covers(&matches, name)).collect();
         if matched.is_empty() {
-            let modules: BTreeSet<&str> =
-                trained.iter().flat_map(|name| prefixes(name)).filter(|p| !p.is_empty()).collect();
-            return Err(OptionError::NoParameter { pattern: pattern.clone(), nearest: nearest(path, modules) });
+            let modules: BTreeSet<ModulePath> = trained.iter().flat_map(ModulePath::outward).collect();
+            return Err(OptionError::NoParameter { pattern: pattern.clone(), nearest: nearest(path, &modules) });
         }
         let before = frozen.len();
         for name in matched {
@@ -57,20 +56,15 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
     if frozen.len() == trained.iter().collect::<BTreeSet<_>>().len() {
         return Err(OptionError::AllFrozen);
     }
-    let of_frozen = |name: &str| frozen.contains(name);
-    // A state is called `parameter/state`.
-    let state_of_frozen = |name: &str| name.rsplit_once('/').is_some_and(|(parameter, _)| of_frozen(parameter));
+    let of_frozen = |id: &InputId| matches!(id, InputId::Parameter(path) | InputId::State { owner: path, .. } if frozen.contains(path));
     let mut kept = graph.clone();
     kept.outputs.retain(|o| match &o.kind {
-        OutputKind::Gradient(name) => !of_frozen(name),
-        OutputKind::Update(name) => !of_frozen(name) && !state_of_frozen(name),
+        OutputKind::Gradient(path) => !frozen.contains(path),
+        OutputKind::Update(id) => !of_frozen(id),
         OutputKind::Result(_) | OutputKind::Loss => true,
     });
-    let gone: BTreeSet<_> = graph
-        .inputs()
-        .filter(|(_, kind, name)| *kind == InputKind::State && state_of_frozen(name))
-        .map(|(node, _, _)| node)
-        .collect();
+    let gone: BTreeSet<_> =
+        graph.inputs().filter(|(_, id)| id.kind() == InputKind::State && of_frozen(id)).map(|(node, _)| node).collect();
     let (rebuilt, _) = rebuild(&kept, graph.mesh.clone(), |new, node, operands| {
         // Nothing that lives reads it.
         if gone.contains(&node) { Vec::new() } else { copy(new, &kept, node, &operands) }
@@ -79,14 +73,8 @@ pub fn freeze(graph: &Graph, patterns: &[String]) -> Result<Graph, OptionError> 
 }
 
 /// Whether a pattern means a parameter or a module that contains it.
-fn covers(pattern: &Pattern, parameter: &str) -> bool {
-    prefixes(parameter).any(|path| pattern.matches(path))
-}
-
-/// The whole path, then every shorter one down to the root.
-fn prefixes(path: &str) -> impl Iterator<Item = &str> {
-    let ends = std::iter::once(path.len()).chain(path.rmatch_indices('.').map(|(i, _)| i)).chain([0]);
-    ends.map(|end| &path[..end])
+fn covers(pattern: &Pattern, parameter: &ModulePath) -> bool {
+    parameter.outward().any(|path| pattern.matches(&path))
 }
 
 #[cfg(test)]
@@ -95,7 +83,7 @@ mod tests {
 
     #[test]
     fn a_pattern_covers_a_parameter_and_the_modules_around_it() {
-        let covers = |pattern: &str, parameter: &str| super::covers(&Pattern::new(pattern).unwrap(), parameter);
+        let covers = |pattern: &str, parameter: &str| super::covers(&Pattern::new(pattern).unwrap(), &parameter.into());
         for pattern in
             ["", "*", "model", "model.layers.0", "model.layers.*.up", "model.layers.?.up.weight", "model.layers.[!1]"]
         {

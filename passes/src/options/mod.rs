@@ -22,7 +22,7 @@ use crate::propagate::Annotations;
 use crate::styles::pattern::{Nearest, PatternError};
 use std::borrow::Cow;
 use tpc_ir::quote::cut;
-use tpc_ir::{Graph, OutputKind};
+use tpc_ir::{Graph, ModulePath, OutputKind};
 
 pub use precision::{Held, Precision, Reduction};
 
@@ -64,7 +64,7 @@ pub enum OptionError {
     ClipNorm(f64),
     /// A gradient that is computed from the optimizer's results.
     #[error("the gradient of `{0}` depends on the optimizer: gradients of such a program cannot be clipped")]
-    LateGradient(String),
+    LateGradient(ModulePath),
     /// A result of the model that is called like one of an option's.
     #[error("the model has a result `{0}` of its own: rename it, clipping gives a result of that name")]
     Taken(&'static str),
@@ -84,10 +84,10 @@ pub enum OptionError {
     Tied {
         /// The pattern.
         pattern: String,
-        /// The parameter by the name that the pattern means.
-        parameter: String,
+        /// The parameter by the path that the pattern means.
+        parameter: ModulePath,
         /// The same parameter as the program calls it.
-        shared: String,
+        shared: ModulePath,
     },
     /// A freezing pattern that is none.
     #[error("freezing `{}`: {problem}", cut(.pattern))]
@@ -156,9 +156,9 @@ pub fn on_logical(
 }
 
 /// The parameters that have a gradient, in the order of their outputs.
-pub(crate) fn trained(graph: &Graph) -> Vec<String> {
+pub(crate) fn trained(graph: &Graph) -> Vec<ModulePath> {
     let gradient = |o: &tpc_ir::Output| match &o.kind {
-        OutputKind::Gradient(name) => Some(name.clone()),
+        OutputKind::Gradient(path) => Some(path.clone()),
         _ => None,
     };
     graph.outputs.iter().filter_map(gradient).collect()

@@ -24,7 +24,8 @@ use crate::rebuild::rebuild;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::op::Distribution;
-use tpc_ir::{DType, Graph, InputKind, MapFn, Op, Origin, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
+use tpc_ir::reason::Demand;
+use tpc_ir::{DType, Graph, InputId, InputKind, MapFn, Op, Origin, OutputKind, Phase, ReduceOp, Scalar, Type, Value};
 
 /// The policy of a program in bf16.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> 
         let output = &graph.outputs[i];
         let origin = graph.node(output.value.node).origin.clone();
         let dtype = match &output.kind {
-            OutputKind::Update(name) if pass.held.contains(name) => SHORT,
+            OutputKind::Update(id) if pass.held.contains(id) => SHORT,
             _ => graph.ty(output.value).dtype,
         };
         new.outputs[i].value = pass.cast(&mut new, map[&output.value], dtype, &origin);
@@ -89,43 +90,43 @@ pub fn mixed(graph: &Graph, annotations: &Annotations, precision: Precision) -> 
 }
 
 /// Parameters that the model itself updates.
-fn buffers(graph: &Graph) -> HashSet<String> {
+fn buffers(graph: &Graph) -> HashSet<InputId> {
     let own = |v: Value| graph.node(v.node).origin.phase != Phase::Optimizer;
     let updated = graph.outputs.iter().filter(|o| own(o.value)).filter_map(|o| match &o.kind {
-        OutputKind::Update(name) => Some(name.clone()),
+        OutputKind::Update(id) => Some(id.clone()),
         _ => None,
     });
     updated.collect()
 }
 
 /// The inputs that a program holds in bf16: f32 parameters that nothing updates, and states whose rows are replaced.
-fn held(graph: &Graph) -> HashSet<String> {
-    let updates: HashMap<&str, NodeIndex> = graph
+fn held(graph: &Graph) -> HashSet<InputId> {
+    let updates: HashMap<&InputId, NodeIndex> = graph
         .outputs
         .iter()
         .filter_map(|o| match &o.kind {
-            OutputKind::Update(name) => Some((name.as_str(), o.value.node)),
+            OutputKind::Update(id) => Some((id, o.value.node)),
             _ => None,
         })
         .collect();
-    let short = graph.inputs().filter(|(node, kind, name)| {
-        let update = updates.get(name);
+    let short = graph.inputs().filter(|(node, id)| {
+        let update = updates.get(id);
         graph.node(*node).types[0].dtype == LONG
-            && match kind {
+            && match id.kind() {
                 InputKind::Parameter => update.is_none(),
                 InputKind::State => update.is_some_and(|update| matches!(graph.node(*update).op, Op::Put)),
                 _ => false,
             }
     });
-    short.map(|(_, _, name)| name.to_owned()).collect()
+    short.map(|(_, id)| id.clone()).collect()
 }
 
 struct Pass<'a> {
     graph: &'a Graph,
     precision: Precision,
-    buffers: HashSet<String>,
+    buffers: HashSet<InputId>,
     /// Inputs that are held in bf16.
-    held: HashSet<String>,
+    held: HashSet<InputId>,
     casts: HashMap<(Value, DType), Value>,
 }
 
@@ -138,7 +139,7 @@ impl Pass<'_> {
             return self.typed(new, node, operands, &wanted, None);
         }
         match &n.op {
-            Op::Input { name, .. } if self.held.contains(name) => {
+            Op::Input { id, .. } if self.held.contains(id) => {
                 return self.typed(new, node, operands, &[], Some(SHORT));
             }
             Op::Input { .. } | Op::Fill(_) | Op::Iota => return self.typed(new, node, operands, &[], None),
@@ -218,7 +219,7 @@ impl Pass<'_> {
 
     /// Whether a value is a parameter that is read as bf16.
     fn is_weight(&self, new: &Graph, v: Value) -> bool {
-        matches!(new.op(v), Op::Input { kind: InputKind::Parameter, name, .. } if !self.buffers.contains(name))
+        matches!(new.op(v), Op::Input { id, .. } if id.is_parameter() && !self.buffers.contains(id))
     }
 
     /// Whether a product of elements is read by nothing but sums.
@@ -245,7 +246,7 @@ impl Pass<'_> {
             return v;
         }
         *self.casts.entry((v, to)).or_insert_with(|| {
-            let origin = Origin { why: format!("{to} compute").into(), ..origin.clone() };
+            let origin = Origin { reason: Demand::Compute(to).into(), ..origin.clone() };
             match new.op(v) {
                 Op::Fill(x) => {
                     let (x, ty) = (x.as_f64(), Type { dtype: to, ..new.ty(v).clone() });

@@ -3,7 +3,7 @@
 use super::cut::{Cuts, Indices, Part};
 use super::data::{DataMode, sharded};
 use super::layout::{Layout, OnAxes, factored};
-use super::modules::{Role, Weight, is_below, module_of, paths, weights};
+use super::modules::{Role, Weight, paths, weights};
 use super::pattern::{Nearest, Pattern, PatternError, nearest};
 use super::plan::{Entry, MeshDim, Plan};
 use super::prepare::Prepare;
@@ -12,13 +12,15 @@ use super::style::{Module, Placements, Side, Way};
 use crate::canonicalize::canonicalize;
 use crate::propagate::{Annotation, Annotations, Constraint, Storage};
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::Arc;
 use tpc_ir::mesh::{MeshError, is_name};
 use tpc_ir::quote;
-use tpc_ir::reason::{Cause, Reason};
-use tpc_ir::{AxisId, Boundary, Graph, InputKind, MapFn, Mesh, Op, OutputKind, Phase, Region, Sharding, Type, Value};
+use tpc_ir::reason::{Axes, Cause, Demand, Reason};
+use tpc_ir::{
+    AxisId, Boundary, Graph, InputId, InputKind, MapFn, Mesh, ModulePath, Op, OutputKind, Phase, Region, Sharding,
+    Type, Value,
+};
 
 /// Why a plan does not fit a model or a mesh.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -51,7 +53,7 @@ pub enum StyleError {
         /// The style.
         style: String,
         /// The module.
-        module: String,
+        module: ModulePath,
         /// The module's type, where it is known.
         kind: Option<String>,
         /// What is in the way.
@@ -64,14 +66,14 @@ pub enum StyleError {
         .kind.as_ref().map_or(String::new(), |k| format!(", {k}")),
         .same.parameter,
         .same.shared,
-        module_of(&.same.shared),
+        .same.shared.holder(),
         rows_of_table(.same.table)
     )]
     Tied {
         /// The plan entry.
         path: String,
         /// The module that it names.
-        module: String,
+        module: ModulePath,
         /// The module's type, where it is known.
         kind: Option<String>,
         /// What it shares.
@@ -88,11 +90,11 @@ pub enum StyleError {
         /// The plan entry.
         path: String,
         /// The module.
-        module: String,
+        module: ModulePath,
         /// The module's type, where it is known.
         kind: Option<String>,
         /// The parameters that it holds.
-        parameters: Vec<String>,
+        parameters: Vec<ModulePath>,
     },
     /// A mesh of more dimensions than a prepare function takes.
     #[error("device_mesh has dims {dims} but expected to be 1 for {what}.")]
@@ -118,9 +120,9 @@ pub enum StyleError {
         /// `arguments` or `results`.
         side: &'static str,
         /// The module.
-        module: String,
+        module: ModulePath,
         /// The path to give to `tpc::scope`.
-        scope: String,
+        scope: ModulePath,
     },
     /// A layout for an argument or result that the module does not have.
     #[error(
@@ -135,7 +137,7 @@ pub enum StyleError {
         /// Which, from 0.
         position: usize,
         /// The module.
-        module: String,
+        module: ModulePath,
         /// How many there are.
         count: usize,
     },
@@ -153,7 +155,7 @@ pub enum StyleError {
         /// Which, from 0: `argument 0`, `result 1`.
         tensor: String,
         /// The module.
-        module: String,
+        module: ModulePath,
         /// Its shape as the model knows it.
         shape: Vec<usize>,
     },
@@ -164,7 +166,7 @@ pub enum StyleError {
     )]
     Twice {
         /// The parameter.
-        parameter: String,
+        parameter: ModulePath,
         /// One entry.
         first: String,
         /// The other.
@@ -216,7 +218,7 @@ pub enum StyleError {
 }
 
 /// Why a program has nothing of a module, and what to do.
-fn absence(module: &str, parameters: &[String]) -> String {
+fn absence(module: &ModulePath, parameters: &[ModulePath]) -> String {
     match parameters {
         [] => format!(
             "which has no parameters, and nothing shows where it begins and ends: remove the entry, or mark the module's call in the model with `tpc::scope(\"{module}\", inputs, |inputs| …)`"
@@ -246,9 +248,9 @@ fn layouts_of(rank: usize) -> String {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Same {
     /// The parameter as the module that a plan names calls it.
-    pub parameter: String,
+    pub parameter: ModulePath,
     /// The same parameter as the program calls it.
-    pub shared: String,
+    pub shared: ModulePath,
     /// Whether it is the table of an embedding.
     pub table: bool,
 }
@@ -259,11 +261,11 @@ pub enum Because {
     /// The style works on something else.
     WorksOn(String),
     /// The forward pass does not use any of these parameters, which are all that the module has.
-    Unused(Vec<String>),
+    Unused(Vec<ModulePath>),
     /// A matrix that the program does not multiply with as it is, and the operation that reads it.
     NoProduct {
         /// The matrix.
-        parameter: String,
+        parameter: ModulePath,
         /// The operation.
         operation: String,
     },
@@ -292,16 +294,13 @@ impl fmt::Display for Because {
 
 impl Because {
     /// What is in the way of a style that accepts something.
-    fn of(graph: &Graph, all: &BTreeMap<String, Weight>, module: &str, accepts: &str) -> Self {
-        let parameters: Vec<String> = graph
-            .inputs()
-            .filter(|(_, kind, name)| *kind == InputKind::Parameter && is_below(name, module))
-            .map(|(_, _, name)| name.to_string())
-            .collect();
+    fn of(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, module: &ModulePath, accepts: &str) -> Self {
+        let parameters = graph.inputs().filter_map(|(_, id)| id.parameter()).filter(|name| name.is_below(module));
+        let parameters: Vec<ModulePath> = parameters.cloned().collect();
         if !parameters.is_empty() && !parameters.iter().any(|name| all.contains_key(name)) {
             return Because::Unused(parameters);
         }
-        let own = || all.values().filter(|w| module_of(&w.name) == module);
+        let own = || all.values().filter(|w| w.name.holder() == *module);
         let is_matrix = |w: &&Weight| matches!(graph.op(w.input.into()), Op::Input { layout, .. } if layout.len() > 1);
         if let Some(matrix) = own().filter(|w| w.role == Role::Vector).find(is_matrix) {
             let operation = graph.node(matrix.user).op.name();
@@ -315,7 +314,7 @@ impl Because {
 }
 
 /// The first of some names.
-fn listed(names: &[String]) -> String {
+fn listed(names: &[ModulePath]) -> String {
     const MOST: usize = 3;
     let shown = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > MOST { format!("{shown} and {} more", names.len() - MOST) } else { shown }
@@ -343,8 +342,9 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
     let mut found = Annotations { mesh: mesh.clone(), ..Annotations::default() };
     // An axis of one rank cuts nothing: no collective of one.
     if let Some(axis) = axis.filter(|&a| mesh.size(a) > 1) {
-        let groups: Vec<(NodeIndex, Vec<usize>)> =
+        let mut groups: Vec<(NodeIndex, Vec<usize>)> =
             claims.ways.iter().map(|(name, (way, _))| (all[name].input, features(&all[name], *way))).collect();
+        groups.sort_unstable();
         let mut indices = Indices::of(graph);
         let cuts = Cuts::new(graph, &mut indices, mesh.size(axis), &groups);
         if let Some(refined) = cuts.split.and_then(|major| mesh.split(axis, major)) {
@@ -353,7 +353,8 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
         let parts = found.mesh.parts(mesh.name(axis));
         for (parameter, (way, entry)) in &claims.ways {
             let sharding = cut(graph, &all[parameter], *way, &cuts, &parts);
-            found.inputs.insert(parameter.clone(), Annotation { sharding, why: entry.into() });
+            let why = Demand::Plan(entry.clone()).into();
+            found.inputs.insert(InputId::Parameter(parameter.clone()), Annotation { sharding, why });
         }
         let site = Site { graph, cuts: &cuts, parts: &parts, claims: &claims, all: &all };
         for wanted in &claims.boundaries {
@@ -413,20 +414,19 @@ pub fn boundary_regions(captured: &Graph, logical: &Graph, plan: &Plan) -> Resul
         return Ok(Vec::new());
     }
     let regions = Regions::of(captured);
-    let mut needed: BTreeMap<(String, Side), Vec<Region>> = BTreeMap::new();
+    let (mut needed, mut seen) = (Vec::new(), HashSet::new());
     for wanted in &claims.boundaries {
-        let key = (wanted.path.clone(), wanted.side);
-        if needed.contains_key(&key) {
+        if !seen.insert((&wanted.path, wanted.side)) {
             continue;
         }
         let found = regions.find(&wanted.path, wanted.side);
         if found.is_empty() && matches!(wanted.want, Want::Layouts(_)) {
             return Err(wanted.unmarked());
         }
-        needed.insert(key, found);
+        needed.extend(found);
     }
     let mut unique: Vec<Region> = Vec::new();
-    for region in needed.into_values().flatten() {
+    for region in needed {
         if !unique.contains(&region) {
             unique.push(region);
         }
@@ -465,37 +465,33 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
     let fine = |axis: &AxisId| found.mesh.parts(mesh.name(*axis));
     let batch: Vec<AxisId> = data.batch.iter().filter(|&&a| mesh.size(a) > 1).flat_map(fine).collect();
     let shard: Vec<AxisId> = data.shard.iter().filter(|&&a| mesh.size(a) > 1).flat_map(fine).collect();
-    let names = |axes: &[AxisId]| axes.iter().map(|&a| mesh.name(a)).collect::<Vec<_>>().join(",");
-    let inputs: Vec<(NodeIndex, InputKind, String)> =
-        graph.inputs().map(|(node, kind, name)| (node, kind, name.to_string())).collect();
-    let shapes: HashMap<&str, &Vec<usize>> =
-        inputs.iter().map(|(n, _, name)| (name.as_str(), &graph.node(*n).types[0].shape)).collect();
-    let why: Reason =
-        format!("{}: sharded over `{}`", mode.name(), names(&data.shard.into_iter().collect::<Vec<_>>())).into();
-    let mut storage: HashMap<&str, Sharding> = HashMap::new();
-    for (node, kind, name) in &inputs {
-        let ty = &graph.node(*node).types[0];
-        let now = placement(found, name, ty);
-        match kind {
-            InputKind::Data if !batch.is_empty() => {
-                let Op::Input { layout, .. } = &graph.node(*node).op else { continue };
+    let names = |axes: &[AxisId]| Axes(axes.iter().map(|&a| mesh.name(a).into()).collect());
+    let shapes = parameter_shapes(graph);
+    let stored = names(&data.shard.into_iter().collect::<Vec<_>>());
+    let why: Reason = Demand::Mode(mode.kind(), stored).into();
+    let mut storage: HashMap<&ModulePath, Sharding> = HashMap::new();
+    for (node, id) in graph.inputs() {
+        let ty = &graph.node(node).types[0];
+        let now = placement(found, id, ty);
+        match id {
+            InputId::Data(_) if !batch.is_empty() => {
+                let Op::Input { layout, .. } = &graph.node(node).op else { continue };
                 let rows = factored(layout, &ty.shape).and_then(|r| r.first().cloned()).filter(|r| !r.is_empty());
                 let Some(rows) = rows else { continue };
                 let mut sharding = now;
                 // The data axes are the major ones: a style may shard the batch too.
                 sharding.dims[rows.start].splice(0..0, batch.iter().copied());
-                let why = format!("the batch is sharded over `{}`", names(&data.batch)).into();
-                let placed = also(found, name, sharding, &why);
-                found.inputs.insert(name.clone(), placed);
+                let placed = also(found, id, sharding, &Demand::Batch(names(&data.batch)).into());
+                found.inputs.insert(id.clone(), placed);
             }
-            InputKind::Parameter if !shard.is_empty() && mode.shards_state() => {
+            InputId::Parameter(path) if !shard.is_empty() && mode.shards_state() => {
                 let at = sharded(ty, &now, &shard, &found.mesh);
                 if mode.shards_parameters() && at != now {
-                    let placed = also(found, name, at.clone(), &why);
-                    let style = found.inputs.insert(name.clone(), placed).is_some();
-                    found.gathered.insert(name.clone(), Storage { compute: now, why: why.clone(), style });
+                    let placed = also(found, id, at.clone(), &why);
+                    let style = found.inputs.insert(id.clone(), placed).is_some();
+                    found.gathered.insert(id.clone(), Storage { compute: now, why: why.clone(), style });
                 }
-                storage.insert(name, at);
+                storage.insert(path, at);
             }
             _ => {}
         }
@@ -503,38 +499,44 @@ fn data_placements(graph: &Graph, mesh: &Mesh, plan: &Plan, data: &DataAxes, fou
     if shard.is_empty() || !mode.shards_state() {
         return;
     }
-    for (node, kind, name) in &inputs {
-        let ty = &graph.node(*node).types[0];
-        let Some((parameter, _)) = name.rsplit_once('/').filter(|_| *kind == InputKind::State) else { continue };
+    for (node, id) in graph.inputs() {
+        let ty = &graph.node(node).types[0];
+        let InputId::State { owner: parameter, .. } = id else { continue };
         if !shapes.contains_key(parameter) {
             continue; // kept by a module, and placed by what is written into it
         }
         let like = storage.get(parameter).filter(|_| shapes.get(parameter) == Some(&&ty.shape)).cloned();
         let sharding = like.unwrap_or_else(|| {
-            let now = placement(found, name, ty);
+            let now = placement(found, id, ty);
             sharded(ty, &now, &shard, &found.mesh)
         });
-        let placed = also(found, name, sharding, &why);
-        found.inputs.insert(name.clone(), placed);
+        let placed = also(found, id, sharding, &why);
+        found.inputs.insert(id.clone(), placed);
     }
 }
 
+/// The shapes of the parameters.
+fn parameter_shapes(graph: &Graph) -> HashMap<&ModulePath, &Vec<usize>> {
+    graph.inputs().filter_map(|(n, id)| Some((id.parameter()?, &graph.node(n).types[0].shape))).collect()
+}
+
 /// A placement that cuts an input along more axes than so far, and why: each axis has the entry that cuts along it.
-fn also(found: &Annotations, name: &str, sharding: Sharding, why: &Reason) -> Annotation {
-    let before = found.inputs.get(name).filter(|a| !a.sharding.is_replicated());
+fn also(found: &Annotations, id: &InputId, sharding: Sharding, why: &Reason) -> Annotation {
+    let before = found.inputs.get(id).filter(|a| !a.sharding.is_replicated());
     let Some(before) = before else { return Annotation { sharding, why: why.clone() } };
     let on = |axis: AxisId| {
         let named = found.mesh.user_name(axis);
         let entry = if before.sharding.dim_of(axis).is_some() { &before.why } else { why };
-        Cause::On { axis: named.into(), words: entry.entry(named) }
+        Some(Cause::On { axis: named.into(), demand: entry.demand(named)?.clone() })
     };
-    let why = sharding.sharded_axes().iter().fold(Reason::default(), |why, axis| why.and(on(axis)));
+    let causes = sharding.sharded_axes().iter().filter_map(on).collect::<Vec<_>>();
+    let why = causes.into_iter().fold(Reason::default(), |why, cause| why.and(cause));
     Annotation { sharding, why }
 }
 
 /// Where an input of that type lies so far.
-fn placement(found: &Annotations, name: &str, ty: &Type) -> Sharding {
-    found.inputs.get(name).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone())
+fn placement(found: &Annotations, id: &InputId, ty: &Type) -> Sharding {
+    found.inputs.get(id).map_or_else(|| Sharding::replicated(ty.rank()), |a| a.sharding.clone())
 }
 
 /// The part of a placement that speaks of some axes.
@@ -598,22 +600,15 @@ enum Want {
 
 /// A value at a boundary and what a plan entry wants of it.
 struct Wanted {
-    path: String,
+    path: ModulePath,
     side: Side,
     position: usize,
     want: Want,
-    entry: Arc<str>,
+    entry: tpc_ir::reason::Entry,
     pattern: String,
 }
 
 impl Wanted {
-    fn side(&self) -> &'static str {
-        match self.side {
-            Side::Arguments => "argument",
-            Side::Results => "result",
-        }
-    }
-
     fn unmarked(&self) -> StyleError {
         StyleError::Boundary {
             entry: self.pattern.clone(),
@@ -627,29 +622,33 @@ impl Wanted {
 /// Everything that the plan's styles say.
 #[derive(Default)]
 struct Claims {
-    ways: BTreeMap<String, (Way, Arc<str>)>,
+    ways: BTreeMap<ModulePath, (Way, tpc_ir::reason::Entry)>,
     boundaries: Vec<Wanted>,
 }
 
 fn claims(
     graph: &Graph,
     plan: &Plan,
-    all: &BTreeMap<String, Weight>,
+    all: &BTreeMap<ModulePath, Weight>,
     regions: &[Region],
 ) -> Result<Claims, StyleError> {
     let holders = paths(graph);
     let mut modules = holders.clone();
-    modules.extend(regions.iter().map(|r| r.path.clone()));
+    for region in regions {
+        if !modules.contains(&region.path) {
+            modules.push(region.path.clone());
+        }
+    }
     let mut claims = Claims::default();
     // Which entry claims a parameter; two entries may have one path.
-    let mut claimed: HashMap<String, usize> = HashMap::new();
+    let mut claimed: HashMap<ModulePath, usize> = HashMap::new();
     for (index, entry) in plan.styles.iter().enumerate() {
         let Entry { path: pattern, style } = entry;
         let matches =
             Pattern::new(pattern).map_err(|problem| StyleError::Pattern { path: pattern.clone(), problem })?;
-        let matched: Vec<&String> = modules.iter().filter(|m| matches.matches(m)).collect();
+        let matched: Vec<&ModulePath> = modules.iter().filter(|m| matches.matches(m)).collect();
         if matched.is_empty() {
-            let nearest = nearest(pattern, modules.iter().map(String::as_str));
+            let nearest = nearest(pattern, &modules);
             return Err(StyleError::NoModule { path: pattern.clone(), nearest });
         }
         let name = entry_name(entry);
@@ -694,10 +693,10 @@ fn claims(
 }
 
 /// How a plan entry is called in reasons and errors.
-fn entry_name(entry: &Entry) -> Arc<str> {
-    match entry.style.name() {
-        built_in if built_in.starts_with("plan ") => built_in.into(),
-        _ => format!("plan \"{}\"", entry.path).into(),
+fn entry_name(entry: &Entry) -> tpc_ir::reason::Entry {
+    match entry.style.built_in() {
+        Some(name) => tpc_ir::reason::Entry::BuiltIn(name.into()),
+        None => tpc_ir::reason::Entry::of(&entry.path),
     }
 }
 
@@ -707,7 +706,7 @@ struct Site<'a> {
     cuts: &'a Cuts<'a>,
     parts: &'a [AxisId],
     claims: &'a Claims,
-    all: &'a BTreeMap<String, Weight>,
+    all: &'a BTreeMap<ModulePath, Weight>,
 }
 
 impl Site<'_> {
@@ -728,7 +727,7 @@ impl Site<'_> {
             let Some(boundary) = boundaries.get(wanted.position) else {
                 return Err(StyleError::Position {
                     entry: wanted.pattern.clone(),
-                    side: wanted.side(),
+                    side: wanted.side.one(),
                     position: wanted.position,
                     module: wanted.path.clone(),
                     count: boundaries.len(),
@@ -762,7 +761,7 @@ impl Site<'_> {
         let no_dimension = |_| StyleError::Dimension {
             entry: wanted.pattern.clone(),
             layout,
-            tensor: format!("{} {}", wanted.side(), wanted.position),
+            tensor: format!("{} {}", wanted.side.one(), wanted.position),
             module: wanted.path.clone(),
             shape: boundary.layout.clone(),
         };
@@ -784,7 +783,12 @@ impl Site<'_> {
                 }
             }
         }
-        let why: Reason = format!("{}: {} {} is {layout}", wanted.entry, wanted.side(), wanted.position).into();
+        let dim = match layout {
+            Layout::Replicate => None,
+            Layout::Shard(dim) => Some(dim),
+        };
+        let (entry, side, position) = (wanted.entry.clone(), wanted.side, wanted.position);
+        let why = Demand::Layout { entry, side, position, dim }.into();
         let at = OnAxes { axes: self.parts.to_vec(), dims };
         match wanted.side {
             Side::Results => self.result(value, &at, &why, found),
@@ -817,11 +821,12 @@ impl Site<'_> {
 
     fn argument(&self, region: &Region, value: Value, at: &OnAxes, why: &Reason, found: &mut Annotations) {
         let graph = self.graph;
-        if let Op::Input { kind: InputKind::Data, name, .. } = graph.op(value)
-            && !found.inputs.contains_key(name)
+        if let Op::Input { id, .. } = graph.op(value)
+            && id.kind() == InputKind::Data
+            && !found.inputs.contains_key(id)
         {
             let sharding = Sharding { dims: at.dims.clone(), partial: None };
-            found.inputs.insert(name.clone(), Annotation { sharding, why: why.clone() });
+            found.inputs.insert(id.clone(), Annotation { sharding, why: why.clone() });
         }
         let mut inside = vec![region.results.is_empty(); graph.len()];
         for result in &region.results {
@@ -862,7 +867,8 @@ impl Site<'_> {
         for &(product, operand, weight) in &products {
             let followed = products.iter().any(|p| p.0 != product && ancestors(graph, p.0)[product.index()]);
             let Op::Einsum { subs } = &graph.node(product).op else { continue };
-            let Some(cut) = found.inputs.get(&weight.name).filter(|_| !followed) else { continue };
+            let id = InputId::Parameter(weight.name.clone());
+            let Some(cut) = found.inputs.get(&id).filter(|_| !followed) else { continue };
             let mut dims = vec![Vec::new(); subs.result.len()];
             for (letter, axes) in subs.operands[operand as usize].iter().zip(&cut.sharding.dims) {
                 if let Some(d) = subs.result.iter().position(|l| l == letter) {
@@ -885,7 +891,7 @@ impl Site<'_> {
                 (node, at) = (sum, OnAxes { axes: at.axes.clone(), dims: subs.result.iter().map(of).collect() });
             }
             for (user, edge) in graph.users(node).filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward) {
-                let constraint = Constraint { at: at.clone(), why: "loss_parallel: logits stay sharded".into() };
+                let constraint = Constraint { at: at.clone(), why: Demand::LossParallel.into() };
                 found.uses.entry((user, edge.operand)).or_default().push(constraint);
             }
         }
@@ -945,30 +951,28 @@ fn gradients_like_parameters(graph: &Graph, axes: Vec<AxisId>, found: &mut Annot
     if axes.is_empty() {
         return;
     }
-    let parameters: HashMap<&str, &Type> =
-        graph.inputs().map(|(node, _, name)| (name, &graph.node(node).types[0])).collect();
+    let shapes = parameter_shapes(graph);
     for output in &graph.outputs {
         let OutputKind::Gradient(name) = &output.kind else { continue };
         let ty = graph.ty(output.value);
-        if parameters.get(name.as_str()).is_none_or(|p| p.shape != ty.shape) {
+        if shapes.get(name).is_none_or(|shape| **shape != ty.shape) {
             continue;
         }
-        let why = Cause::Like(name.as_str().into()).into();
-        let sharding = placement(found, name, ty);
+        let why = Cause::Like(name.clone()).into();
+        let sharding = placement(found, &InputId::Parameter(name.clone()), ty);
         let at = OnAxes { axes: axes.clone(), dims: only(&sharding, &axes) };
         found.results.entry(output.value.node).or_default().push(Constraint { at, why });
     }
 }
 
 /// Optimizer state of a parameter's shape lies like the parameter.
-fn states_like_parameters(graph: &Graph, inputs: &mut HashMap<String, Annotation>) {
-    let shapes: HashMap<&str, &Vec<usize>> =
-        graph.inputs().map(|(n, _, name)| (name, &graph.node(n).types[0].shape)).collect();
-    for (node, kind, name) in graph.inputs() {
-        let Some((parameter, _)) = name.rsplit_once('/').filter(|_| kind == InputKind::State) else { continue };
-        let same = shapes.get(parameter) == Some(&&graph.node(node).types[0].shape);
-        if let Some(annotation) = inputs.get(parameter).filter(|_| same).cloned() {
-            inputs.insert(name.to_string(), annotation);
+fn states_like_parameters(graph: &Graph, inputs: &mut HashMap<InputId, Annotation>) {
+    let shapes = parameter_shapes(graph);
+    for (node, id) in graph.inputs() {
+        let InputId::State { owner, .. } = id else { continue };
+        let same = shapes.get(owner) == Some(&&graph.node(node).types[0].shape);
+        if let Some(annotation) = inputs.get(&InputId::Parameter(owner.clone())).filter(|_| same).cloned() {
+            inputs.insert(id.clone(), annotation);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, InputKind, Op, Phase, Type, Value};
+use tpc_ir::{Graph, InputId, Op, Phase, Type, Value};
 
 /// A part of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,7 +118,7 @@ impl Indices {
 fn activations(graph: &Graph) -> Vec<bool> {
     let mut depends = vec![false; graph.len()];
     for node in graph.nodes() {
-        let of_data = matches!(&graph.node(node).op, Op::Input { kind: InputKind::Data, .. });
+        let of_data = matches!(&graph.node(node).op, Op::Input { id: InputId::Data(_), .. });
         depends[node.index()] = of_data || graph.operands(node).iter().any(|v| depends[v.node.index()]);
     }
     depends

@@ -4,6 +4,7 @@
 //! dimensions needs no code of its own. The dimension of a parameter that is cut is the one whose
 //! largest shard is smallest; of several the outermost, whose shards are contiguous.
 
+use tpc_ir::reason::Mode;
 use tpc_ir::{AxisId, Mesh, Sharding, Type};
 
 /// What of a training step is sharded over the data axis, besides the batch.
@@ -26,14 +27,19 @@ pub enum DataMode {
 }
 
 impl DataMode {
+    /// Which mode it is, as a reason says it.
+    pub fn kind(&self) -> Mode {
+        match self {
+            DataMode::Ddp => Mode::Ddp,
+            DataMode::Fsdp => Mode::Fsdp,
+            DataMode::Zero1 => Mode::Zero1,
+            DataMode::Hsdp { .. } => Mode::Hsdp,
+        }
+    }
+
     /// The name in plan files.
     pub fn name(&self) -> &'static str {
-        match self {
-            DataMode::Ddp => "ddp",
-            DataMode::Fsdp => "fsdp",
-            DataMode::Zero1 => "zero1",
-            DataMode::Hsdp { .. } => "hsdp",
-        }
+        self.kind().name()
     }
 
     /// Whether parameters are sharded.

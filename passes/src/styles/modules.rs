@@ -1,8 +1,8 @@
 //! Modules as the graph shows them: weights by their use, levelled by dataflow.
 
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{Graph, InputKind, MapFn, Op, Phase};
+use std::collections::{BTreeMap, HashSet};
+use tpc_ir::{Graph, MapFn, ModulePath, Op, Phase};
 
 /// What a weight does in the forward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub enum Role {
 /// A parameter with its first use in the forward pass.
 #[derive(Clone, Debug)]
 pub struct Weight {
-    /// Name of the parameter.
-    pub name: String,
+    /// The parameter.
+    pub name: ModulePath,
     /// Its input node.
     pub input: NodeIndex,
     /// What it does.
@@ -34,37 +34,28 @@ pub struct Weight {
     pub outer: Vec<usize>,
 }
 
-/// The path of the module that holds a parameter.
-pub fn module_of(parameter: &str) -> &str {
-    parameter.rsplit_once('.').map_or("", |(module, _)| module)
-}
-
-/// Whether a module or parameter is inside of a module; everything is inside of the whole model.
-pub(super) fn is_below(name: &str, module: &str) -> bool {
-    module.is_empty() || name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'))
-}
-
-/// Every module path: the modules that hold parameters and all that contain them.
-pub fn paths(graph: &Graph) -> BTreeSet<String> {
-    let mut all = BTreeSet::from([String::new()]);
-    for (_, kind, name) in graph.inputs() {
-        if kind == InputKind::Parameter {
-            let mut path = module_of(name);
-            while all.insert(path.to_string()) {
-                path = module_of(path);
-            }
+/// Every module path: the modules that hold parameters and all that contain them, in the order of the parameters. What
+/// they are called decides nothing, not even an order.
+pub fn paths(graph: &Graph) -> Vec<ModulePath> {
+    let (mut all, mut seen) = (Vec::new(), HashSet::new());
+    for parameter in graph.inputs().filter_map(|(_, id)| id.parameter()) {
+        let mut path = parameter.holder();
+        while seen.insert(path.clone()) {
+            all.push(path.clone());
+            path = path.holder();
         }
+    }
+    if seen.insert(ModulePath::default()) {
+        all.push(ModulePath::default());
     }
     all
 }
 
-/// The weights that a pass through the model meets, by name.
-pub fn weights(graph: &Graph) -> BTreeMap<String, Weight> {
+/// The weights that a pass through the model meets, by their paths.
+pub fn weights(graph: &Graph) -> BTreeMap<ModulePath, Weight> {
     let mut all = BTreeMap::new();
-    for (input, kind, name) in graph.inputs() {
-        if kind != InputKind::Parameter {
-            continue;
-        }
+    for (input, id) in graph.inputs() {
+        let Some(name) = id.parameter() else { continue };
         let mut uses: Vec<Weight> = graph
             .users(input)
             .filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward)
@@ -73,16 +64,15 @@ pub fn weights(graph: &Graph) -> BTreeMap<String, Weight> {
         // A tied embedding is a table first: its rows are the logits' columns either way.
         uses.sort_by_key(|w| (w.role != Role::Embedding, w.role != Role::Linear, w.user));
         if let Some(first) = uses.into_iter().next() {
-            all.insert(name.to_string(), first);
+            all.insert(name.clone(), first);
         }
     }
     all
 }
 
-fn used(graph: &Graph, name: &str, input: NodeIndex, user: NodeIndex, operand: usize) -> Weight {
+fn used(graph: &Graph, name: &ModulePath, input: NodeIndex, user: NodeIndex, operand: usize) -> Weight {
     let rank = graph.node(input).types[0].rank();
-    let weight =
-        |role, user, inner: Vec<usize>, outer| Weight { name: name.to_string(), input, role, user, inner, outer };
+    let weight = |role, user, inner: Vec<usize>, outer| Weight { name: name.clone(), input, role, user, inner, outer };
     let outside = |inner: &[usize]| (0..rank).filter(|d| !inner.contains(d)).collect();
     match &graph.node(user).op {
         Op::Einsum { subs } => {
@@ -147,9 +137,9 @@ pub fn levels<'a>(graph: &Graph, linears: &[&'a Weight]) -> Vec<(&'a Weight, usi
 
 /// The vectors that are added to the product of a weight, or to the sum of its taps' products: those
 /// of the same module.
-pub fn biases(graph: &Graph, all: &BTreeMap<String, Weight>, weight: &Weight) -> Vec<String> {
-    let home = module_of(&weight.name);
-    let vectors = all.values().filter(|b| b.role == Role::Vector && module_of(&b.name) == home);
+pub fn biases(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, weight: &Weight) -> Vec<ModulePath> {
+    let home = weight.name.holder();
+    let vectors = all.values().filter(|b| b.role == Role::Vector && b.name.holder() == home);
     vectors.filter(|b| adds_to(graph, b, weight)).map(|b| b.name.clone()).collect()
 }
 

@@ -16,11 +16,11 @@
 //!
 //! A linear that is read outside of the module that a style is given to pairs with those inside.
 
-use super::modules::{Role, Weight, is_below, paths};
+use super::modules::{Role, Weight, paths};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use tpc_ir::{Graph, Op, Phase};
+use tpc_ir::{Graph, ModulePath, Op, Phase};
 
 /// Linears that are cut together: nothing is exchanged between the two sides.
 #[derive(Clone, Debug)]
@@ -39,15 +39,15 @@ impl Pair<'_> {
 }
 
 /// The pairs of the module of that path, those of inner modules first.
-pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<String, Weight>, path: &str) -> Vec<Pair<'a>> {
+pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<ModulePath, Weight>, path: &ModulePath) -> Vec<Pair<'a>> {
     let read = Reads::of(graph, all, path);
-    let mut modules: Vec<String> = paths(graph).into_iter().filter(|m| m == path || is_below(m, path)).collect();
-    modules.sort_by_key(|module| Reverse(depth(module)));
+    let mut modules: Vec<ModulePath> = paths(graph).into_iter().filter(|m| m.is_in(path)).collect();
+    modules.sort_by_key(|module| Reverse(module.segments().len()));
     let mut free: BTreeSet<usize> = (0..read.linears.len()).collect();
     let mut found = Vec::new();
     for module in modules {
         let inside: Vec<usize> =
-            free.iter().copied().filter(|&linear| is_below(&read.linears[linear].name, &module)).collect();
+            free.iter().copied().filter(|&linear| read.linears[linear].name.is_below(&module)).collect();
         for &first in &inside {
             let candidates: BTreeSet<usize> = inside.iter().copied().filter(|linear| free.contains(linear)).collect();
             let Some((columns, rows)) = read.pair(first, &candidates) else { continue };
@@ -57,11 +57,6 @@ pub(super) fn pairs<'a>(graph: &Graph, all: &'a BTreeMap<String, Weight>, path: 
         }
     }
     found
-}
-
-/// How many modules there are around a module.
-fn depth(module: &str) -> usize {
-    if module.is_empty() { 0 } else { 1 + module.matches('.').count() }
 }
 
 /// The linears of a module, and by whom their results are read.
@@ -75,16 +70,16 @@ struct Reads<'a> {
 }
 
 impl<'a> Reads<'a> {
-    fn of(graph: &Graph, all: &'a BTreeMap<String, Weight>, path: &str) -> Self {
+    fn of(graph: &Graph, all: &'a BTreeMap<ModulePath, Weight>, path: &ModulePath) -> Self {
         let mut linears: Vec<&Weight> =
-            all.values().filter(|w| w.role == Role::Linear && is_below(&w.name, path)).collect();
+            all.values().filter(|w| w.role == Role::Linear && w.name.is_below(path)).collect();
         linears.sort_by_key(|w| w.user);
         // Every product of the forward pass with a weight: a weight may be used several times.
         let mut products: HashMap<NodeIndex, Factor> = HashMap::new();
         for weight in all.values() {
             let factor = match linears.iter().position(|linear| linear.input == weight.input) {
                 Some(linear) => Factor::Linear(linear),
-                None if is_below(&weight.name, path) => Factor::Table,
+                None if weight.name.is_below(path) => Factor::Table,
                 None => Factor::Outside,
             };
             products.extend(uses(graph, weight.input).map(|product| (product, factor)));

@@ -2,10 +2,11 @@
 
 use super::annotate::StyleError;
 use super::layout::Layout;
-use super::modules::{Weight, module_of};
+use super::modules::Weight;
 use super::pairs::Pair;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements, Way};
+use tpc_ir::ModulePath;
 
 /// The linears of the subtree in pairs, column-wise and then row-wise, found in each module from the inside out
 /// ([`pairs`](super::pairs)): in a row of linears the first and the second, the third and the fourth. So query, key and
@@ -35,13 +36,13 @@ impl Default for PairwiseSequenceParallel {
 pub struct TensorParallelMultiheadAttention;
 
 /// Cuts pairs and gives the paths of the row-wise linears.
-pub(super) fn cut_pairs(pairs: &[Pair<'_>], module: &Module<'_>, to: &mut Placements) -> Vec<String> {
+pub(super) fn cut_pairs(pairs: &[Pair<'_>], module: &Module<'_>, to: &mut Placements) -> Vec<ModulePath> {
     let mut rows = Vec::new();
     for pair in pairs {
         pair.columns.iter().for_each(|weight| to.cut(module, weight, Way::Columns));
         for weight in &pair.rows {
             to.cut(module, weight, Way::Rows);
-            rows.push(module_of(&weight.name).to_string());
+            rows.push(weight.name.holder());
         }
     }
     rows
@@ -76,7 +77,7 @@ impl ParallelStyle for PairwiseSequenceParallel {
         let pairs = module.pairs();
         let columns: Vec<&Weight> = pairs.iter().flat_map(|pair| pair.columns.iter().copied()).collect();
         for weight in module.first_of(&columns) {
-            to.argument(module_of(&weight.name), 0, Prepare::from(shard, Layout::Replicate));
+            to.argument(&weight.name.holder(), 0, Prepare::from(shard, Layout::Replicate));
         }
         for path in cut_pairs(&pairs, module, to) {
             to.result(&path, 0, Prepare::to(shard));

@@ -8,7 +8,9 @@
 //! | `[!abx-z]`, `[^abx-z]` | one character inside a segment that is none of these |
 //! | `{a,b.c}` | one of these patterns, which may hold braces |
 //!
-//! A segment ends at a dot, so only a dot matches a dot. The empty pattern matches the root.
+//! A dot stands between two segments of a path, so only a dot matches it; a name that holds a dot is one segment, and
+//! `[.]` is a dot in a name. A backslash makes a character a part of a name, as in the text of a path
+//! ([`ModulePath`]). The empty pattern matches the root.
 //!
 //! A pattern is a nondeterministic automaton with at most one state per character of its text, and
 //! matching visits every state at most three times for every character of the path: the time is at
@@ -18,6 +20,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 use tpc_ir::quote::{MOST, cut};
+use tpc_ir::{ModulePath, Segment};
 
 /// A path pattern.
 #[derive(Clone, Debug)]
@@ -45,6 +48,8 @@ fn range(low: char, high: char) -> String {
 enum State {
     /// Exactly this character.
     One(char),
+    /// The end of a segment that another one follows.
+    Next,
     /// Any character of a segment.
     Any,
     /// Any run of characters of a segment.
@@ -96,7 +101,7 @@ impl Set {
     fn holds(&self, c: char, steps: &mut usize) -> bool {
         let found = self.ranges.iter().position(|range| range.contains(&c));
         *steps += found.unwrap_or(self.ranges.len());
-        c != '.' && found.is_some() != self.excludes
+        found.is_some() != self.excludes
     }
 }
 
@@ -149,6 +154,8 @@ impl Pattern {
                         ends.into_iter().for_each(|end| states[end] = State::Jump(next));
                     }
                 }
+                '.' => states.push(State::Next),
+                '\\' if at < text.len() => at += escaped(&text[at..], &mut states),
                 c => states.push(State::One(c)),
             }
         }
@@ -160,30 +167,30 @@ impl Pattern {
     }
 
     /// Whether the pattern matches a path.
-    pub fn matches(&self, path: &str) -> bool {
+    pub fn matches(&self, path: &ModulePath) -> bool {
         self.matches_in_steps(path).0
     }
 
     /// Whether the pattern matches, and the number of states that were visited: at most three for every
     /// character of the pattern before every character of the path.
-    pub fn matches_in_steps(&self, path: &str) -> (bool, usize) {
+    pub fn matches_in_steps(&self, path: &ModulePath) -> (bool, usize) {
         let mut steps = 0;
         // The root has no segment, and a run is a part of one.
         let mut now = Reached::new(self.states.len());
-        now.enter(&self.states, 0, !path.is_empty(), &mut steps);
+        now.enter(&self.states, 0, !path.is_root(), &mut steps);
         let mut next = Reached::new(self.states.len());
-        for c in path.chars() {
+        for c in characters(path) {
             next.clear();
             for &at in &now.list {
-                let goes_on = match &self.states[at] {
-                    State::One(one) => *one == c,
-                    State::Any => c != '.',
-                    State::Set(set) => set.holds(c, &mut steps),
-                    State::Run if c != '.' => {
+                let goes_on = match (&self.states[at], c) {
+                    (State::One(one), Some(c)) => *one == c,
+                    (State::Any, Some(_)) | (State::Next, None) => true,
+                    (State::Set(set), Some(c)) => set.holds(c, &mut steps),
+                    (State::Run, Some(_)) => {
                         next.enter(&self.states, at, true, &mut steps);
                         false
                     }
-                    State::Run | State::Fork(_) | State::Jump(_) | State::End => false,
+                    _ => false,
                 };
                 if goes_on {
                     next.enter(&self.states, at + 1, true, &mut steps);
@@ -193,6 +200,32 @@ impl Pattern {
         }
         (now.holds[self.states.len() - 1], steps)
     }
+}
+
+/// The characters of a path's segments, and nothing between two segments.
+fn characters(path: &ModulePath) -> impl Iterator<Item = Option<char>> {
+    let mut all = Vec::new();
+    for (i, segment) in path.segments().iter().enumerate() {
+        all.extend((i > 0).then_some(None));
+        match segment {
+            Segment::Name(name) => all.extend(name.chars().map(Some)),
+            Segment::Index(index) => all.extend(index.to_string().chars().map(Some)),
+        }
+    }
+    all.into_iter()
+}
+
+/// Adds the states for what follows a backslash, as the text of a path has it, and gives its length.
+fn escaped(text: &[char], states: &mut Vec<State>) -> usize {
+    if text[0] == 'e' {
+        return 1;
+    }
+    let code = (text[0] == 'u' && text.get(1) == Some(&'{')).then(|| text.iter().position(|c| *c == '}')).flatten();
+    let number = code.map(|end| (end, text[2..end].iter().collect::<String>()));
+    let by_number = number.and_then(|(end, code)| Some((end, char::from_u32(u32::from_str_radix(&code, 16).ok()?)?)));
+    let (end, c) = by_number.unwrap_or((0, text[0]));
+    states.push(State::One(c));
+    end + 1
 }
 
 /// The states that have been reached before a character.
@@ -235,13 +268,13 @@ impl Reached {
 
 /// The existing paths most like a path that matches nothing, nearest first, at most three. The root has
 /// no name that could be meant.
-pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a ModulePath>) -> Vec<String> {
     // A longer text is like nothing, and the distance takes time for each of its characters.
     let wanted: String = wanted.chars().take(MOST).collect();
-    let named = existing.into_iter().filter(|path| !path.is_empty());
-    let mut scored: Vec<(usize, &str)> = named.map(|path| (distance(&wanted, path), path)).collect();
+    let named = existing.into_iter().filter(|path| !path.is_root()).map(ToString::to_string);
+    let mut scored: Vec<(usize, String)> = named.map(|path| (distance(&wanted, &path), path)).collect();
     scored.sort();
-    scored.into_iter().take(3).map(|(_, path)| path.to_string()).collect()
+    scored.into_iter().take(3).map(|(_, path)| path).collect()
 }
 
 /// What an error says of the nearest names.
@@ -277,7 +310,7 @@ mod tests {
     use super::*;
 
     fn matches(pattern: &str, path: &str) -> bool {
-        Pattern::new(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}")).matches(path)
+        Pattern::new(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}")).matches(&path.into())
     }
 
     #[test]
@@ -312,6 +345,13 @@ mod tests {
             ("a,b", "a,b", true),
             ("a}", "a}", true),
             ("größe.?", "größe.ß", true),
+            ("a.*", r"a.b\.c", true),
+            ("a.b.c", r"a.b\.c", false),
+            ("a.b[.]c", r"a.b\.c", true),
+            (r"a.b\.c", r"a.b\.c", true),
+            (r"a.b\.c", "a.b.c", false),
+            (r"a.\*\u{20}", r"a.*\u{20}", true),
+            (r"a.\e", r"a.\e", true),
         ] {
             assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
         }
@@ -374,7 +414,7 @@ mod tests {
             let compiled = Pattern::new(pattern).unwrap();
             assert!(compiled.states.len() <= pattern.len() + 2);
             for path in [String::new(), "a".repeat(200), "b.".repeat(100), format!("{}c", "ab".repeat(100))] {
-                let (_, steps) = compiled.matches_in_steps(&path);
+                let (_, steps) = compiled.matches_in_steps(&path.as_str().into());
                 let most = 3 * (pattern.len() + 2) * (path.len() + 1);
                 assert!(steps <= most, "{steps} steps, at most {most}: {}", &pattern[..20]);
             }
@@ -385,10 +425,11 @@ mod tests {
 
     #[test]
     fn a_misspelt_path_finds_its_neighbours() {
-        let paths = ["layers.0.attention", "layers.0.feed_forward", "norm", ""];
-        assert_eq!(nearest("layers.0.atention", paths)[0], "layers.0.attention");
-        assert_eq!(nearest("x", paths), ["norm", "layers.0.attention", "layers.0.feed_forward"]);
-        assert!(nearest("", [""]).is_empty());
-        assert_eq!(nearest(&"x".repeat(1 << 20), paths).len(), 3);
+        let paths = ["layers.0.attention", "layers.0.feed_forward", "norm", ""].map(ModulePath::from);
+        let nearest = |wanted: &str, paths: &[ModulePath]| super::nearest(wanted, paths);
+        assert_eq!(nearest("layers.0.atention", &paths)[0], "layers.0.attention");
+        assert_eq!(nearest("x", &paths), ["norm", "layers.0.attention", "layers.0.feed_forward"]);
+        assert!(nearest("", &["".into()]).is_empty());
+        assert_eq!(nearest(&"x".repeat(1 << 20), &paths).len(), 3);
     }
 }

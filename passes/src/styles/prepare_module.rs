@@ -5,6 +5,7 @@ use super::annotate::StyleError;
 use super::layout::Layout;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements};
+use tpc_ir::ModulePath;
 
 /// Declared and desired layouts of a module's tensor arguments, in order; `None` leaves one alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +47,7 @@ fn prepared(declared: &[Option<Layout>], desired: &[Option<Layout>]) -> Vec<(usi
 }
 
 impl PrepareModuleInput {
-    fn place(&self, path: &str, to: &mut Placements) {
+    fn place(&self, path: &ModulePath, to: &mut Placements) {
         for (i, prepare) in prepared(&self.input_layouts, &self.desired_input_layouts) {
             to.argument(path, i, prepare);
         }
@@ -54,7 +55,7 @@ impl PrepareModuleInput {
 }
 
 impl PrepareModuleOutput {
-    fn place(&self, path: &str, to: &mut Placements) {
+    fn place(&self, path: &ModulePath, to: &mut Placements) {
         for (i, prepare) in prepared(&self.output_layouts, &self.desired_output_layouts) {
             to.result(path, i, prepare);
         }

@@ -9,20 +9,19 @@
 //! to `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that shows
 //! the call to add.
 
-use super::modules::module_of;
 use super::style::Side;
 use super::subtree::{boundary_of, made_from_data};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
-use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
+use tpc_ir::{Boundary, Graph, MapFn, ModulePath, Op, Phase, Region, Value};
 
 /// The regions of a captured graph's modules.
 pub struct Regions<'a> {
     graph: &'a Graph,
     /// Inferred from the module's own parameters; several if the module is called several times.
-    own: BTreeMap<String, Vec<Region>>,
+    own: BTreeMap<ModulePath, Vec<Region>>,
     /// Modules whose own parameters are used in another way than these regions show.
-    unknown: BTreeSet<String>,
+    unknown: BTreeSet<ModulePath>,
 }
 
 /// A use of a parameter: the operation behind reshapes and transposes, and which operand it is.
@@ -31,12 +30,12 @@ type Use = (NodeIndex, usize);
 impl<'a> Regions<'a> {
     /// Infers what can be inferred.
     pub fn of(graph: &'a Graph) -> Self {
-        let mut uses: BTreeMap<&str, Vec<Vec<Use>>> = BTreeMap::new();
-        for (node, kind, name) in graph.inputs() {
-            if kind == InputKind::Parameter {
+        let mut uses: BTreeMap<ModulePath, Vec<Vec<Use>>> = BTreeMap::new();
+        for (node, id) in graph.inputs() {
+            if let Some(parameter) = id.parameter() {
                 let mut of_one = through_views(graph, node);
                 of_one.sort_unstable();
-                uses.entry(module_of(name)).or_default().push(of_one);
+                uses.entry(parameter.holder()).or_default().push(of_one);
             }
         }
         let (mut own, mut unknown) = (BTreeMap::new(), BTreeSet::new());
@@ -45,41 +44,40 @@ impl<'a> Regions<'a> {
             let whole = named.filter(|r| !r.arguments.is_empty() && !r.results.is_empty());
             let mut regions: Vec<Region> = whole.cloned().collect();
             if regions.is_empty() {
-                regions = inferred(graph, module, &uses);
+                regions = inferred(graph, &module, &uses);
             }
             if !regions.is_empty() {
-                own.insert(module.to_string(), regions);
+                own.insert(module, regions);
             } else if uses.iter().any(|of_one| !of_one.is_empty()) {
-                unknown.insert(module.to_string());
+                unknown.insert(module);
             }
         }
         Regions { graph, own, unknown }
     }
 
     /// Every call of the module of that path, as far as that side of it is known.
-    pub fn find(&self, path: &str, side: Side) -> Vec<Region> {
+    pub fn find(&self, path: &ModulePath, side: Side) -> Vec<Region> {
         let known = |r: &&Region| match side {
             Side::Arguments => !r.arguments.is_empty(),
             Side::Results => !r.results.is_empty(),
         };
-        let marked: Vec<Region> = self.graph.regions.iter().filter(|r| r.path == path).filter(known).cloned().collect();
+        let marked: Vec<Region> =
+            self.graph.regions.iter().filter(|r| r.path == *path).filter(known).cloned().collect();
         if !marked.is_empty() {
             return marked;
         }
-        let inside = |p: &String| path.is_empty() || p.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
-        let below = |p: &String| p != path && inside(p);
-        if !self.own.keys().chain(&self.unknown).any(below) {
+        if !self.own.keys().chain(&self.unknown).any(|p| p.is_below(path)) {
             return self.own.get(path).into_iter().flatten().filter(known).cloned().collect();
         }
-        self.subtree(&|p| p == path || inside(p), path).iter().filter(known).cloned().collect()
+        self.subtree(path).iter().filter(known).cloned().collect()
     }
 
     /// The one value that the first modules of a path read, and the one that leaves the path.
-    fn subtree(&self, holds: &dyn Fn(&String) -> bool, path: &str) -> Option<Region> {
-        if self.unknown.iter().any(holds) {
+    fn subtree(&self, path: &ModulePath) -> Option<Region> {
+        if self.unknown.iter().any(|p| p.is_in(path)) {
             return None;
         }
-        let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| holds(p)).map(|(_, r)| r).collect();
+        let held: Vec<&Vec<Region>> = self.own.iter().filter(|(p, _)| p.is_in(path)).map(|(_, r)| r).collect();
         // One that holds a module of a single call was called once. Where every module was called several times, so
         // was the path, or it calls each of them several times: which, only a mark tells.
         if held.iter().all(|calls| calls.len() > 1) {
@@ -129,10 +127,10 @@ pub(super) fn boundary(graph: &Graph, value: Value) -> Boundary {
 }
 
 /// The regions that a module's own parameters show; `parameters` are the uses of each, in order.
-fn inferred(graph: &Graph, module: &str, parameters: &[Vec<Use>]) -> Vec<Region> {
+fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<Region> {
     let mut uses = parameters.concat();
     uses.sort_unstable();
-    let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.into(), arguments, results };
+    let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.clone(), arguments, results };
     let tables = uses.iter().filter(|(n, at)| graph.node(*n).op == Op::Take && *at == 0);
     let look_ups: Vec<Region> = tables
         .map(|&(node, _)| region(vec![boundary(graph, graph.operands(node)[1])], vec![boundary(graph, node.into())]))
@@ -175,7 +173,7 @@ fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
 }
 
 /// The call of a linear whose weight is operand `at` of a product, and the product or its sum with the bias.
-fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Use]) -> (Region, NodeIndex) {
+fn linear(graph: &Graph, module: &ModulePath, product: NodeIndex, at: usize, uses: &[Use]) -> (Region, NodeIndex) {
     let mut argument = graph.operands(product)[1 - at];
     let folded = |v: Value| {
         let from = *graph.operands(v.node).first()?;
@@ -207,5 +205,5 @@ fn linear(graph: &Graph, module: &str, product: NodeIndex, at: usize, uses: &[Us
         }
     }
     let (arguments, results) = (vec![boundary(graph, argument)], vec![boundary(graph, result)]);
-    (Region { path: module.into(), arguments, results }, last)
+    (Region { path: module.clone(), arguments, results }, last)
 }

@@ -5,12 +5,13 @@
 //! the factor table.
 
 use super::annotate::StyleError;
-use super::modules::{Role, Weight, is_below, levels, module_of};
+use super::modules::{Role, Weight, levels};
 use super::pairs::{Pair, pairs};
 use super::prepare::Prepare;
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use tpc_ir::Graph;
+pub use tpc_ir::reason::Side;
+use tpc_ir::{Graph, ModulePath};
 
 /// How a weight is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +31,15 @@ impl fmt::Display for Way {
     }
 }
 
-/// Which values of a module's boundary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Side {
-    /// Its tensor arguments.
-    Arguments,
-    /// Its tensor results.
-    Results,
-}
-
 /// A parallel style: says of one module how it is placed.
 pub trait ParallelStyle: Debug + Send + Sync {
     /// The name that errors and reasons show.
     fn name(&self) -> &str;
+
+    /// The built-in plan whose part it is, which reasons name instead of the path that the style is given to.
+    fn built_in(&self) -> Option<&'static str> {
+        None
+    }
 
     /// What the style works on, for the error when a module has nothing of it.
     fn accepts(&self) -> &str;
@@ -57,28 +54,28 @@ pub trait ParallelStyle: Debug + Send + Sync {
 /// A module as the captured program shows it.
 pub struct Module<'a> {
     graph: &'a Graph,
-    weights: &'a BTreeMap<String, Weight>,
-    path: &'a str,
+    weights: &'a BTreeMap<ModulePath, Weight>,
+    path: &'a ModulePath,
 }
 
 impl<'a> Module<'a> {
-    pub(super) fn new(graph: &'a Graph, weights: &'a BTreeMap<String, Weight>, path: &'a str) -> Self {
+    pub(super) fn new(graph: &'a Graph, weights: &'a BTreeMap<ModulePath, Weight>, path: &'a ModulePath) -> Self {
         Module { graph, weights, path }
     }
 
-    /// Its path; empty for the whole model.
-    pub fn path(&self) -> &str {
+    /// Its path; the root is the whole model.
+    pub fn path(&self) -> &'a ModulePath {
         self.path
     }
 
     /// The parameters of the module itself that the forward pass uses.
     pub fn parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
-        self.weights.values().filter(move |w| module_of(&w.name) == self.path)
+        self.weights.values().filter(move |w| w.name.holder() == *self.path)
     }
 
     /// The parameters of the module and of all modules below it.
     pub fn all_parameters(&self) -> impl Iterator<Item = &'a Weight> + '_ {
-        self.weights.values().filter(|w| is_below(&w.name, self.path))
+        self.weights.values().filter(|w| w.name.is_below(self.path))
     }
 
     /// The linears of the subtree with their levels: 1 reads what comes from outside, k+1 reads
@@ -111,7 +108,7 @@ impl<'a> Module<'a> {
     }
 
     /// The vectors that are added to a weight's product: its biases.
-    pub fn biases(&self, weight: &Weight) -> Vec<String> {
+    pub fn biases(&self, weight: &Weight) -> Vec<ModulePath> {
         super::modules::biases(self.graph, self.weights, weight)
     }
 }
@@ -120,11 +117,11 @@ impl<'a> Module<'a> {
 #[derive(Debug, Default)]
 pub struct Placements {
     /// Parameters that are cut.
-    pub(super) cuts: Vec<(String, Way)>,
+    pub(super) cuts: Vec<(ModulePath, Way)>,
     /// Values at module boundaries: path, side, position, preparation.
-    pub(super) boundaries: Vec<(String, Side, usize, Prepare)>,
+    pub(super) boundaries: Vec<(ModulePath, Side, usize, Prepare)>,
     /// Modules whose results are prepared only if they have the dimension: `(path, dimension)`.
-    pub(super) sequences: Vec<(String, isize)>,
+    pub(super) sequences: Vec<(ModulePath, isize)>,
     /// Whether nothing need be placed.
     pub(super) nothing_is_fine: bool,
 }
@@ -139,13 +136,13 @@ impl Placements {
     }
 
     /// Prepares an argument (counted from 0) of the module of that path.
-    pub fn argument(&mut self, path: &str, position: usize, prepare: Prepare) {
-        self.boundaries.push((path.into(), Side::Arguments, position, prepare));
+    pub fn argument(&mut self, path: &ModulePath, position: usize, prepare: Prepare) {
+        self.boundaries.push((path.clone(), Side::Arguments, position, prepare));
     }
 
     /// Prepares a result (counted from 0) of the module of that path.
-    pub fn result(&mut self, path: &str, position: usize, prepare: Prepare) {
-        self.boundaries.push((path.into(), Side::Results, position, prepare));
+    pub fn result(&mut self, path: &ModulePath, position: usize, prepare: Prepare) {
+        self.boundaries.push((path.clone(), Side::Results, position, prepare));
     }
 
     /// The module is left as it is on purpose: its parameters stay replicated.
@@ -154,8 +151,8 @@ impl Placements {
     }
 
     /// Shards a result along the sequence if it has that dimension besides its features.
-    pub(super) fn sequence(&mut self, path: &str, dim: isize) {
-        self.sequences.push((path.into(), dim));
+    pub(super) fn sequence(&mut self, path: &ModulePath, dim: isize) {
+        self.sequences.push((path.clone(), dim));
     }
 
     pub(super) fn is_empty(&self) -> bool {

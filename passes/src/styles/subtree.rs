@@ -7,11 +7,11 @@
 use super::regions::{ancestors, boundary, is_view};
 use petgraph::graph::NodeIndex;
 use std::collections::BTreeSet;
-use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
+use tpc_ir::{Boundary, Graph, InputKind, MapFn, ModulePath, Op, Phase, Region, Value};
 
 /// The boundary of one call of the module of a path, as far as it is known, from those of the modules that it holds.
 /// Of a norm only the result is known.
-pub(super) fn boundary_of(graph: &Graph, path: &str, parts: &[&Region]) -> Region {
+pub(super) fn boundary_of(graph: &Graph, path: &ModulePath, parts: &[&Region]) -> Region {
     // What a norm reads its parameters do not show; what it depends on, its result does.
     let shown = |r: &Region| r.arguments.first().unwrap_or(&r.results[0]).value.node;
     let reads: Vec<Vec<bool>> = parts.iter().map(|r| ancestors(graph, shown(r))).collect();
@@ -32,7 +32,7 @@ pub(super) fn boundary_of(graph: &Graph, path: &str, parts: &[&Region]) -> Regio
     };
     let results = only(last.iter().map(|&i| &parts[i].results[0]).collect()).and_then(|b| subtree.leaves(b.value));
     Region {
-        path: path.into(),
+        path: path.clone(),
         arguments: arguments.and_then(only).into_iter().collect(),
         results: results.map(|v| boundary(graph, v)).into_iter().collect(),
     }
@@ -117,7 +117,7 @@ impl Subtree<'_> {
 /// Whether a value is computed from the step's data; tables and parameters are not.
 pub(super) fn made_from_data(graph: &Graph, value: Value) -> bool {
     let above = ancestors(graph, value.node);
-    graph.inputs().any(|(node, kind, _)| kind == InputKind::Data && above[node.index()])
+    graph.inputs().any(|(node, id)| id.kind() == InputKind::Data && above[node.index()])
 }
 
 /// The value of which another is a transpose, a reshape or a broadcast.

@@ -1,7 +1,7 @@
 //! What the built-in plans `tp` and `tp-sp` say of a whole model.
 
 use super::annotate::StyleError;
-use super::modules::{Role, Weight, module_of};
+use super::modules::{Role, Weight};
 use super::pairwise::cut_pairs;
 use super::style::{Module, ParallelStyle, Placements, Way};
 use std::cmp::Reverse;
@@ -21,6 +21,10 @@ impl ParallelStyle for WholeModel {
         if self.sequence_dim.is_some() { "plan tp-sp" } else { "plan tp" }
     }
 
+    fn built_in(&self) -> Option<&'static str> {
+        Some(if self.sequence_dim.is_some() { "tp-sp" } else { "tp" })
+    }
+
     fn accepts(&self) -> &'static str {
         "linears and embeddings"
     }
@@ -37,11 +41,11 @@ impl ParallelStyle for WholeModel {
         let tables = module.all_parameters().filter(|w| w.role == Role::Embedding);
         if let Some(table) = tables.max_by_key(|w| (module.rows(w), Reverse(w.input))) {
             to.cut(module, table, Way::Rows);
-            spread.push(module_of(&table.name).to_string());
+            spread.push(table.name.holder());
         }
         if let Some(dim) = self.sequence_dim {
             let begins = levelled.iter().filter(|(weight, level)| *level == 1 && level < &last && is_alone(weight));
-            spread.extend(begins.map(|(weight, _)| module_of(&weight.name).to_string()));
+            spread.extend(begins.map(|(weight, _)| weight.name.holder()));
             spread.iter().for_each(|path| to.sequence(path, dim));
         }
         Ok(())

@@ -23,11 +23,13 @@ mod bindings;
 mod fault;
 mod loaded;
 mod lock;
+mod name;
 mod options;
 mod rank;
 mod transfer;
 
 pub use crate::device::attached::StepReport;
+pub use name::InputName;
 pub use options::{Backend, Fault, FaultKind, LaunchOptions};
 pub(crate) use transfer::each_rank;
 pub use transfer::{BoxReader, BoxWriter, RankInputs};
@@ -101,7 +103,7 @@ fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
             let ranks = p.mesh.ranks();
             return Err(RuntimeError::Launch(format!("{count} programs for {} with {ranks} ranks", p.mesh)));
         }
-        let names = |p: &RankProgram| p.inputs.iter().map(|i| i.name.clone()).collect::<Vec<_>>();
+        let names = |p: &RankProgram| p.inputs.iter().map(|i| (i.kind, i.name.clone())).collect::<Vec<_>>();
         let kinds = |p: &RankProgram| p.outputs.iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
         if names(p) != names(&programs[0]) || kinds(p) != kinds(&programs[0]) {
             return Err(RuntimeError::Launch(format!("rank {i} has other inputs or outputs than rank 0")));
@@ -186,7 +188,10 @@ impl Session {
             for (rank, (new, old)) in ranks {
                 let (mine, theirs) = (&launched.shared.programs[rank], &other.shared.programs[rank]);
                 for (input, written) in mine.inputs.iter().zip(&new.written) {
-                    let theirs = theirs.inputs.iter().position(|i| i.name == input.name && mine.shares(input, theirs));
+                    let theirs = theirs
+                        .inputs
+                        .iter()
+                        .position(|i| (i.kind, &i.name) == (input.kind, &input.name) && mine.shares(input, theirs));
                     if let Some(at) = theirs {
                         written.share(&old.written[at]);
                     }
@@ -346,9 +351,9 @@ impl Session {
     }
 
     /// Whether an input of the selected program was given a value on all ranks of this process, by this program or one that shares it.
-    pub fn is_written(&self, name: &str) -> bool {
-        let input = self.program(0).inputs.iter().position(|i| i.name == name);
-        input.is_some_and(|input| self.loaded().iter().all(|rank| rank.written[input].is_set()))
+    pub fn is_written<'a>(&self, name: impl Into<InputName<'a>>) -> bool {
+        let input = name.into().find(&self.program(0).inputs);
+        input.is_ok_and(|input| self.loaded().iter().all(|rank| rank.written[input].is_set()))
     }
 
     /// Number of ranks.

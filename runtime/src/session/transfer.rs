@@ -5,6 +5,7 @@
 
 use super::Session;
 use super::bindings::output_name;
+use super::name::InputName;
 use super::rank::Engine;
 use crate::boxes::{BoxRequest, Runs, meet_all};
 use crate::digest::Digest;
@@ -22,13 +23,8 @@ pub type BoxReader<'a> = dyn FnMut(&BoxRequest, &mut [u8]) -> Result<(), String>
 pub type BoxWriter<'a> = dyn FnMut(&BoxRequest, &[u8]) -> Result<(), String> + 'a;
 
 impl Session {
-    fn input(&self, name: &str) -> Result<usize, RuntimeError> {
-        let inputs = &self.program(0).inputs;
-        inputs.iter().position(|i| i.name == name).ok_or_else(|| RuntimeError::Unknown {
-            what: "input",
-            name: name.into(),
-            known: inputs.iter().map(|i| i.name.clone()).collect(),
-        })
+    fn input(&self, name: InputName<'_>) -> Result<usize, RuntimeError> {
+        name.find(&self.program(0).inputs)
     }
 
     fn output(&self, kind: &OutputKind) -> Result<usize, RuntimeError> {
@@ -126,8 +122,9 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or the wrong number of bytes.
-    pub fn write_bytes(&mut self, name: &str, data: &[u8]) -> Result<(), RuntimeError> {
-        let input = self.input(name)?;
+    pub fn write_bytes<'a>(&mut self, name: impl Into<InputName<'a>>, data: &[u8]) -> Result<(), RuntimeError> {
+        let name = name.into();
+        let (input, name) = (self.input(name)?, name.name);
         let binding = &self.program(0).inputs[input].binding;
         let dtype = binding.view.dtype;
         let expected = binding.global.iter().product::<usize>() * dtype.bytes();
@@ -135,8 +132,9 @@ impl Session {
             let shape = format!("{dtype}{:?}", binding.layout);
             return Err(RuntimeError::Size { name: name.into(), expected, given: data.len(), shape });
         }
-        // Scalars follow from what the caller says must agree.
-        if self.processes().count() > 1 && self.program(0).inputs[input].kind != InputKind::Scalar {
+        // Scalars and seeds follow from what the caller says must agree.
+        let of_step = matches!(self.program(0).inputs[input].kind, InputKind::Scalar | InputKind::Seed);
+        if self.processes().count() > 1 && !of_step {
             self.must_agree(&format!("the digest of input `{name}`"), Digest::of(data));
         }
         for rank in self.local_ranks() {
@@ -154,9 +152,9 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or the wrong number of elements.
-    pub fn write_f64(&mut self, name: &str, data: &[f64]) -> Result<(), RuntimeError> {
-        let input = self.input(name)?;
-        let dtype = self.program(0).inputs[input].binding.view.dtype;
+    pub fn write_f64<'a>(&mut self, name: impl Into<InputName<'a>>, data: &[f64]) -> Result<(), RuntimeError> {
+        let name = name.into();
+        let dtype = self.program(0).inputs[self.input(name)?].binding.view.dtype;
         self.write_bytes(name, &element::encode(dtype, data))
     }
 
@@ -164,8 +162,14 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or what the loader says.
-    pub fn write_box(&mut self, name: &str, rank: usize, reader: &mut BoxReader<'_>) -> Result<(), RuntimeError> {
-        let input = self.input(name)?;
+    pub fn write_box<'a>(
+        &mut self,
+        name: impl Into<InputName<'a>>,
+        rank: usize,
+        reader: &mut BoxReader<'_>,
+    ) -> Result<(), RuntimeError> {
+        let name = name.into();
+        let (input, name) = (self.input(name)?, name.name);
         if !self.local_ranks().contains(&rank) {
             return Ok(());
         }
@@ -293,8 +297,9 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or boxes that do not make up the whole; a process that does not come.
-    pub fn read_input(&self, name: &str) -> Result<Vec<u8>, RuntimeError> {
-        let input = self.input(name)?;
+    pub fn read_input<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<u8>, RuntimeError> {
+        let name = name.into();
+        let (input, name) = (self.input(name)?, name.name);
         self.whole(name, |rank| &self.program(rank).inputs[input].binding)
     }
 
@@ -302,7 +307,8 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::read_input`].
-    pub fn read_input_f64(&self, name: &str) -> Result<Vec<f64>, RuntimeError> {
+    pub fn read_input_f64<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<f64>, RuntimeError> {
+        let name = name.into();
         let input = self.input(name)?;
         Ok(element::decode(self.program(0).inputs[input].binding.view.dtype, &self.read_input(name)?))
     }
@@ -312,7 +318,13 @@ impl Session {
     ///
     /// # Errors
     /// No such input, `into` of another size, or boxes that do not make up these elements; a process that does not come.
-    pub fn read_range(&self, name: &str, first: usize, end: usize, into: &mut [u8]) -> Result<(), RuntimeError> {
+    pub fn read_range<'a>(
+        &self,
+        name: impl Into<InputName<'a>>,
+        first: usize,
+        end: usize,
+        into: &mut [u8],
+    ) -> Result<(), RuntimeError> {
         self.read_runs(name, &Runs::range(first, end), into)
     }
 
@@ -320,8 +332,14 @@ impl Session {
     ///
     /// # Errors
     /// As [`Session::read_range`].
-    pub fn read_runs(&self, name: &str, wanted: &Runs, into: &mut [u8]) -> Result<(), RuntimeError> {
-        let input = self.input(name)?;
+    pub fn read_runs<'a>(
+        &self,
+        name: impl Into<InputName<'a>>,
+        wanted: &Runs,
+        into: &mut [u8],
+    ) -> Result<(), RuntimeError> {
+        let name = name.into();
+        let (input, name) = (self.input(name)?, name.name);
         let binding = |rank: usize| &self.program(rank).inputs[input].binding;
         let size = binding(0).view.dtype.bytes();
         let total = wanted.elements();
@@ -358,8 +376,14 @@ impl Session {
     ///
     /// # Errors
     /// No such input, or what the saver says; a process that does not come.
-    pub fn read_box(&self, name: &str, rank: usize, writer: &mut BoxWriter<'_>) -> Result<(), RuntimeError> {
-        let input = self.input(name)?;
+    pub fn read_box<'a>(
+        &self,
+        name: impl Into<InputName<'a>>,
+        rank: usize,
+        writer: &mut BoxWriter<'_>,
+    ) -> Result<(), RuntimeError> {
+        let name = name.into();
+        let (input, name) = (self.input(name)?, name.name);
         let binding = &self.program(rank).inputs[input].binding;
         let written = match self.processes().count() {
             1 => self.box_of(rank, binding).map(|(request, from)| writer(&request, &from))?,

@@ -22,7 +22,7 @@ pub(super) fn write_gradients(session: &Session, map: &WeightMap, output: Option
     for output in &session.program(0).outputs {
         if let OutputKind::Gradient(name) = &output.kind {
             let gradient = session.read_f64(&output.kind)?.into_iter().map(|v| v as f32).collect();
-            values.insert(name.clone(), gradient);
+            values.insert(name.to_string(), gradient);
         }
     }
     let has_gradient = |entry: &&WeightEntry| values.contains_key(entry.name());

@@ -72,7 +72,7 @@ impl Draft {
             return Err(CaptureError::Unsupported {
                 operation: name(op),
                 reason: reason.into(),
-                scope: inside.map(|scope| scope.path.clone()),
+                scope: inside.map(|scope| scope.path.to_string()),
             });
         }
         Ok(())

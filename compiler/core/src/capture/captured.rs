@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Distribution, TensorData};
 use burn_ir::{GraphIr, TensorId};
-use tpc_ir::UnitId;
+use tpc_ir::{ModulePath, UnitId};
 
 pub use super::params::ModuleInfo;
 use super::scalars::StepScalars;
@@ -30,10 +30,10 @@ pub struct Captured {
     /// Every module, in the order in which burn visits them; the root has the empty path.
     pub modules: Vec<ModuleInfo>,
     /// `(alias, path)`: places of the module tree that hold the parameter listed under `path`.
-    pub aliases: Vec<(String, String)>,
-    /// Initial values of parameters by path; empty if the model was captured by its shapes.
+    pub aliases: Vec<(ModulePath, ModulePath)>,
+    /// Initial values of parameters by the text of their paths; empty if the model was captured by its shapes.
     pub values: Arc<HashMap<String, TensorData>>,
-    /// How parameters are initialized, by path; empty unless the model was captured by its shapes.
+    /// How parameters are initialized, by the text of their paths; empty unless the model was captured by its shapes.
     pub init: HashMap<String, Init>,
 }
 
@@ -92,14 +92,14 @@ pub enum InputKind {
     /// A parameter, or a buffer such as the running mean of a batch norm.
     Parameter {
         /// Path of the first place that holds it.
-        path: String,
+        path: ModulePath,
         /// The unit that it belongs to; none if it belongs to the model as a whole.
         unit: Option<UnitId>,
     },
     /// A tensor as the previous step left it: a state of the optimizer, or one that a closure keeps ([`Kept`](super::Kept)).
     State {
         /// Path of the parameter, or what a closure says whose tensor it is.
-        parameter: String,
+        parameter: ModulePath,
         /// Name in burn's own records, such as `momentum.moment_1`, or the name that a closure gives.
         name: String,
     },
@@ -142,19 +142,19 @@ pub enum OutputKind {
     /// The updated parameter.
     Parameter {
         /// Path of the parameter.
-        path: String,
+        path: ModulePath,
     },
     /// What a state becomes.
     State {
         /// Path of the parameter, or what a closure says whose tensor it is.
-        parameter: String,
+        parameter: ModulePath,
         /// Name of the state.
         name: String,
     },
     /// The gradient of the loss, before any clipping.
     Gradient {
         /// Path of the parameter.
-        path: String,
+        path: ModulePath,
     },
 }
 
@@ -162,7 +162,7 @@ pub enum OutputKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScopeRecord {
     /// Path, including those of the enclosing regions.
-    pub path: String,
+    pub path: ModulePath,
     /// Ids of the arguments, in order.
     pub arguments: Vec<TensorId>,
     /// Ids of the results, in order.

@@ -6,6 +6,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 use super::scope;
+use tpc_ir::ModulePath;
 
 /// A model, a closure or an optimizer that cannot be turned into a graph.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -38,7 +39,7 @@ pub enum CaptureError {
     )]
     NormRunsTwice {
         /// Paths of the norms in training mode, of which it is one.
-        modules: Vec<String>,
+        modules: Vec<ModulePath>,
     },
     /// The update of a norm's running statistics cannot be read out of the model.
     #[error(
@@ -48,7 +49,7 @@ pub enum CaptureError {
     )]
     StatisticsHidden {
         /// Paths of the norms.
-        modules: Vec<String>,
+        modules: Vec<ModulePath>,
     },
     /// The model itself panicked, for example because of a shape mismatch.
     #[error("the model panicked{place}: {message} (at {location})", place = place(.scope))]
@@ -93,7 +94,7 @@ pub enum CaptureError {
     #[error("the optimizer states `{first}` and `{second}` of `{parameter}` are one tensor and cannot be two inputs")]
     SharedState {
         /// Path of the parameter.
-        parameter: String,
+        parameter: ModulePath,
         /// Name of one state.
         first: String,
         /// Name of the other state.
@@ -108,8 +109,8 @@ pub enum CaptureError {
 }
 
 /// Paths in a message; the whole model has the empty one.
-fn paths(modules: &[String]) -> String {
-    let name = |path: &String| if path.is_empty() { "the model itself".into() } else { format!("`{path}`") };
+fn paths(modules: &[ModulePath]) -> String {
+    let name = |path: &ModulePath| if path.is_root() { "the model itself".into() } else { format!("`{path}`") };
     modules.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
@@ -118,7 +119,7 @@ const MOVES_TRACKED: &str = "`to_device` of a tensor that tracks gradients";
 
 impl CaptureError {
     /// The same error; with norms in training mode a refused move is that of statistics that were updated already.
-    pub(super) fn with_norms(self, modules: &[String]) -> Self {
+    pub(super) fn with_norms(self, modules: &[ModulePath]) -> Self {
         match self {
             CaptureError::Unsupported { operation, .. } if operation == MOVES_TRACKED && !modules.is_empty() => {
                 CaptureError::NormRunsTwice { modules: modules.to_vec() }

@@ -36,7 +36,7 @@ pub(super) fn split_initialization(
             Some(Initialization::Tensor(id)) => built.get(&id).cloned().unwrap_or_else(|| initialization(&[])),
             None => initialization(&[]),
         };
-        (info.path.clone(), init)
+        (info.path.to_string(), init)
     };
     let init = if forward.by_shapes { parameters.iter().map(init).collect() } else { HashMap::new() };
     (drop_unread(rest, forward, scopes), init)

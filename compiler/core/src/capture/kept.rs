@@ -9,12 +9,13 @@ use super::kind::{self, Kind};
 use super::tensors::{Batch, Inputs, Leaf, LeafKind, Tensors};
 use burn::tensor::{DType, Float, Tensor};
 use std::marker::PhantomData;
+use tpc_ir::ModulePath;
 
 /// Which kept tensor of a program it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct KeptName {
     /// The module that it belongs to, by its path.
-    pub owner: String,
+    pub owner: ModulePath,
     /// What it is to the module.
     pub name: String,
 }
@@ -45,7 +46,7 @@ pub struct After<const D: usize, K: Kind = Float> {
 
 impl<const D: usize, K: Kind> Kept<D, K> {
     /// A kept tensor of a module.
-    pub fn new(owner: impl Into<String>, name: impl Into<String>, shape: [usize; D], dtype: DType) -> Self {
+    pub fn new(owner: impl Into<ModulePath>, name: impl Into<String>, shape: [usize; D], dtype: DType) -> Self {
         let name = KeptName { owner: owner.into(), name: name.into() };
         Kept { name, shape, dtype, kind: PhantomData }
     }

@@ -7,20 +7,21 @@ use burn::module::{Flag, Module, ModuleMapper, ModuleVisitor, Param, ParamId, Pa
 use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData};
 
 use super::kind::{self, Kind};
+use super::position::{Position, container};
 use super::session::Session;
 use super::statistics::Walk;
 use super::units::ModuleTree;
-use tpc_ir::UnitId;
+use tpc_ir::{ModulePath, UnitId};
 
 /// A module, as the visitor meets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModuleInfo {
-    /// Dotted path from the root, which has the empty path.
-    pub path: String,
+    /// Path from the root, which has the empty path.
+    pub path: ModulePath,
     /// Name of its type: `Linear`, `RmsNorm`, the name of a user's structure, `Vec`, `Array`, `Tuple`.
     pub container: String,
-    /// Names of the parameters that it holds itself.
-    pub parameters: Vec<String>,
+    /// Paths of the parameters that it holds itself.
+    pub parameters: Vec<ModulePath>,
 }
 
 /// A parameter of the recorded module.
@@ -28,14 +29,14 @@ pub struct ModuleInfo {
 pub(super) struct Parameters {
     pub(super) list: Vec<ParameterInfo>,
     /// `(alias, path)`: further places that hold a parameter.
-    pub(super) aliases: Vec<(String, String)>,
+    pub(super) aliases: Vec<(ModulePath, ModulePath)>,
     pub(super) modules: Vec<ModuleInfo>,
 }
 
 /// One parameter.
 #[derive(Clone, Debug)]
 pub(super) struct ParameterInfo {
-    pub(super) path: String,
+    pub(super) path: ModulePath,
     pub(super) param: ParamId,
     pub(super) tensor: u64,
     pub(super) shape: Vec<usize>,
@@ -207,7 +208,7 @@ pub(super) fn list<M: Module>(model: &M, replaced: HashMap<u64, u64>, session: &
     Parameters { list, aliases, modules }
 }
 
-/// The initial values of the parameters of a module on a computing device, by path.
+/// The initial values of the parameters of a module on a computing device, by the text of their paths.
 pub(super) fn values<M: Module>(model: &M) -> HashMap<String, TensorData> {
     let mut visit = Visit { values: Some(HashMap::new()), ..Visit::default() };
     model.visit(&mut visit);
@@ -231,13 +232,13 @@ struct Visit<'a> {
     values: Option<HashMap<String, TensorData>>,
     /// Whose data is wanted, if not that of all.
     wanted: Option<&'a HashSet<&'a str>>,
-    path: Vec<String>,
-    first: HashMap<ParamId, String>,
+    position: Position,
+    first: HashMap<ParamId, ModulePath>,
     list: Vec<ParameterInfo>,
-    aliases: Vec<(String, String)>,
+    aliases: Vec<(ModulePath, ModulePath)>,
     modules: Vec<ModuleInfo>,
     /// Position of a path in `modules`.
-    known: HashMap<String, usize>,
+    known: HashMap<ModulePath, usize>,
     /// The parameters of `list` in the modules that hold them.
     tree: ModuleTree,
 }
@@ -247,11 +248,9 @@ impl Visit<'_> {
     where
         Tensor<D, K>: Parameter,
     {
-        let path = self.path.join(".");
-        if let Some((leaf, parent)) = self.path.split_last()
-            && let Some(&module) = self.known.get(&parent.join("."))
-        {
-            self.modules[module].parameters.push(leaf.clone());
+        let path = self.position.path();
+        if let Some(&module) = self.known.get(&path.holder()) {
+            self.modules[module].parameters.push(path.clone());
         }
         if let Some(first) = self.first.get(&param.id) {
             self.aliases.push((path, first.clone()));
@@ -259,6 +258,7 @@ impl Visit<'_> {
         }
         self.first.insert(param.id, path.clone());
         if let Some(values) = &mut self.values {
+            let path = path.to_string();
             if self.wanted.is_none_or(|wanted| wanted.contains(path.as_str())) {
                 values.insert(path, param.base().into_data());
             }
@@ -282,18 +282,18 @@ impl Visit<'_> {
 impl ModuleVisitor for Visit<'_> {
     fn enter_module(&mut self, name: &str, container_type: &str) {
         // burn names the type of the module that holds `name`, not that of `name`.
-        let path = self.path.join(".");
+        let path = self.position.path();
         if !self.known.contains_key(&path) {
             self.known.insert(path.clone(), self.modules.len());
-            let container = container_type.rsplit(':').next().unwrap_or(container_type).to_owned();
+            let container = container(container_type).1.to_owned();
             self.modules.push(ModuleInfo { path, container, parameters: Vec::new() });
         }
-        self.path.push(name.to_owned());
+        self.position.enter(name, container_type);
         self.tree.enter(container_type);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+        self.position.exit();
         self.tree.exit();
     }
 

@@ -4,13 +4,14 @@ use std::cell::RefCell;
 
 use burn_capture::CaptureClient;
 use burn_router::RouterClient;
+use tpc_ir::ModulePath;
 
 use super::tensors::Tensors;
 
 /// A region as recorded, in ids of the recording.
 #[derive(Clone, Debug)]
 pub(super) struct RawScope {
-    pub(super) path: String,
+    pub(super) path: ModulePath,
     pub(super) arguments: Vec<u64>,
     pub(super) results: Vec<u64>,
     /// First id that the region may have produced, and the first that it has not.
@@ -19,7 +20,7 @@ pub(super) struct RawScope {
 
 struct Active {
     client: CaptureClient,
-    open: Vec<String>,
+    open: Vec<ModulePath>,
     closed: Vec<(usize, RawScope)>,
     opened: usize,
 }
@@ -32,7 +33,9 @@ thread_local! {
 ///
 /// During a capture the region's path, its ordered arguments and results and the operations in between are recorded
 /// as a [`ScopeRecord`](super::ScopeRecord); nothing is inserted into the graph. Outside of a capture it only calls
-/// `f`, so that the same model also runs eagerly. Paths are relative to the enclosing scope.
+/// `f`, so that the same model also runs eagerly. Paths are relative to the enclosing scope. A dot in a path leads to
+/// what the module before it holds, a number is the position of an element in a list, and a backslash makes the
+/// character after it a part of a name ([`ModulePath`]).
 ///
 /// ```ignore
 /// let x = tpc::scope("attention", x, |x| self.attention.forward(x));
@@ -49,7 +52,7 @@ pub fn scope<A: Tensors, R: Tensors>(path: &str, arguments: A, f: impl FnOnce(A)
 /// The path of the innermost open region.
 pub(super) fn current() -> Option<String> {
     // A panic hook calls this at any moment, also while the registry is borrowed.
-    let join = |active: &Active| (!active.open.is_empty()).then(|| active.open.join("."));
+    let join = |active: &Active| (!active.open.is_empty()).then(|| path(&active.open).to_string());
     ACTIVE.with(|active| active.try_borrow().ok()?.as_ref().and_then(join))
 }
 
@@ -70,6 +73,11 @@ pub(super) fn collect<R>(client: CaptureClient, f: impl FnOnce() -> R) -> (R, Ve
     (result, closed.into_iter().map(|(_, scope)| scope).collect())
 }
 
+/// The path of the innermost of some regions.
+fn path(open: &[ModulePath]) -> ModulePath {
+    open.iter().fold(ModulePath::default(), |outer, inner| outer.join(inner))
+}
+
 struct Open {
     order: usize,
     arguments: Vec<u64>,
@@ -80,7 +88,7 @@ fn enter(path: &str, arguments: &impl Tensors) -> Option<Open> {
     let arguments = || ids(arguments);
     ACTIVE.with_borrow_mut(|active| {
         let active = active.as_mut()?;
-        active.open.push(path.to_owned());
+        active.open.push(path.into());
         active.opened += 1;
         Some(Open { order: active.opened, arguments: arguments(), begin: active.client.create_empty_handle().value() })
     })
@@ -93,7 +101,7 @@ fn leave(open: Open, results: &impl Tensors) {
             return;
         };
         let end = active.client.create_empty_handle().value();
-        let path = active.open.join(".");
+        let path = path(&active.open);
         active.open.pop();
         let scope = RawScope { path, arguments: open.arguments, results, ids: (open.begin, end) };
         active.closed.push((open.order, scope));

@@ -1,6 +1,7 @@
 //! What an optimizer keeps of each parameter, under the names of burn's own records.
 
 use super::optimizer::State;
+use tpc_ir::ModulePath;
 
 /// The states of all parameters that a training step updates.
 #[derive(Clone, Debug, Default)]
@@ -12,7 +13,7 @@ pub struct OptimizerStates {
 #[derive(Clone, Debug)]
 pub(crate) struct ParameterStates {
     /// Path of the parameter.
-    pub(crate) path: String,
+    pub(crate) path: ModulePath,
     /// Its number of dimensions.
     pub(crate) rank: usize,
     /// The class of parameters that are updated alike, in [`StepScalars`](super::StepScalars).

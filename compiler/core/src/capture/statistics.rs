@@ -15,24 +15,28 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::error::guarded;
 use super::kind;
+use super::position::{self, Position};
+use tpc_ir::ModulePath;
 
 /// Where a walk through a module is.
 #[derive(Default)]
 pub(super) struct Walk {
-    /// Names from the root, each with the type of the module that holds it.
-    path: Vec<(String, String)>,
+    position: Position,
+    /// The types of the modules that hold what was entered.
+    holders: Vec<String>,
 }
 
 impl Walk {
     /// Called by `enter_module` with its arguments.
     pub(super) fn enter(&mut self, name: &str, container: &str) {
-        let container = container.rsplit(':').next().unwrap_or(container);
-        self.path.push((name.to_owned(), container.to_owned()));
+        self.position.enter(name, container);
+        self.holders.push(position::container(container).1.to_owned());
     }
 
     /// Called by `exit_module`.
     pub(super) fn exit(&mut self) {
-        self.path.pop();
+        self.position.exit();
+        self.holders.pop();
     }
 
     /// Whether the tensor that is visited is a running statistic of a `BatchNorm`.
@@ -46,18 +50,18 @@ impl Walk {
     }
 
     fn is_field(&self, of_norm: &[&str]) -> bool {
-        self.path.last().is_some_and(|(name, holder)| holder == "BatchNorm" && of_norm.contains(&name.as_str()))
+        let of_batch_norm = self.holders.last().is_some_and(|holder| holder == "BatchNorm");
+        of_batch_norm && self.position.name().is_some_and(|name| of_norm.contains(&name))
     }
 
     /// Path of the module that holds what is visited.
-    fn holder(&self) -> String {
-        let above = self.path.split_last().map_or(&[][..], |(_, above)| above);
-        above.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
+    fn holder(&self) -> ModulePath {
+        self.path().holder()
     }
 
     /// Path of what is visited.
-    fn path(&self) -> String {
-        self.path.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(".")
+    fn path(&self) -> ModulePath {
+        self.position.path()
     }
 }
 
@@ -65,9 +69,9 @@ impl Walk {
 #[derive(Default)]
 pub(super) struct Tensors {
     walk: Walk,
-    ids: BTreeMap<String, u64>,
+    ids: BTreeMap<ModulePath, u64>,
     /// The running statistics among them, with the paths of their norms.
-    statistics: BTreeMap<String, String>,
+    statistics: BTreeMap<ModulePath, ModulePath>,
 }
 
 impl Tensors {
@@ -84,7 +88,7 @@ impl Tensors {
     /// with the model. burn refuses the mode's change of a computed tensor, so that each walk ends at the first state that
     /// has an update. In a model that is captured by its shapes, a walk also ends at a tensor that is no parameter; the
     /// updates of states after that tensor are not found.
-    pub(super) fn updated<M: Module>(&self, model: &M) -> BTreeMap<String, u64> {
+    pub(super) fn updated<M: Module>(&self, model: &M) -> BTreeMap<ModulePath, u64> {
         loop {
             let before = Tensors::of(model);
             let copy = model.clone().map(&mut Untrack);
@@ -100,13 +104,13 @@ impl Tensors {
     /// The norms among these, which are in training mode, whose statistics are read without an update that was found.
     pub(super) fn missed(
         &self,
-        training: &[String],
-        updated: &BTreeMap<String, u64>,
+        training: &[ModulePath],
+        updated: &BTreeMap<ModulePath, u64>,
         read: &HashSet<u64>,
-    ) -> Vec<String> {
-        let missed = |path: &String| !updated.contains_key(path) && read.contains(&self.ids[path]);
+    ) -> Vec<ModulePath> {
+        let missed = |path: &ModulePath| !updated.contains_key(path) && read.contains(&self.ids[path]);
         let norms = self.statistics.iter().filter(|(path, norm)| training.contains(norm) && missed(path));
-        let mut norms: Vec<String> = norms.map(|(_, norm)| norm.clone()).collect();
+        let mut norms: Vec<ModulePath> = norms.map(|(_, norm)| norm.clone()).collect();
         norms.dedup();
         norms
     }
@@ -130,7 +134,7 @@ impl ModuleVisitor for Tensors {
 }
 
 /// Paths of the norms that normalize by the statistics of the batch, in burn's visiting order.
-pub(super) fn training<M: Module>(model: &M) -> Vec<String> {
+pub(super) fn training<M: Module>(model: &M) -> Vec<ModulePath> {
     let mut modes = Modes::default();
     model.visit(&mut modes);
     modes.training
@@ -139,7 +143,7 @@ pub(super) fn training<M: Module>(model: &M) -> Vec<String> {
 #[derive(Default)]
 struct Modes {
     walk: Walk,
-    training: Vec<String>,
+    training: Vec<ModulePath>,
 }
 
 impl ModuleVisitor for Modes {

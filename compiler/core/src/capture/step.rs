@@ -9,6 +9,7 @@ use burn::module::{Module, ParamId};
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Device, TensorData};
 use burn_ir::OperationIr;
+use tpc_ir::ModulePath;
 
 use super::assemble::{Draft, DraftInput};
 use super::captured::{Captured, Init, InputKind, OutputKind, TrainingCapture};
@@ -307,7 +308,7 @@ struct Step {
     /// The module's tensors before the closure ran.
     held: statistics::Tensors,
     /// The running states that the closure has updated, by path, with the tensors that they become.
-    running: BTreeMap<String, u64>,
+    running: BTreeMap<ModulePath, u64>,
     backward_end: u64,
     updates: Vec<Update>,
     probes: Vec<Probed>,
@@ -348,7 +349,7 @@ fn record_step<M: Module, O: Optimizer, B: Batch, L: Loss>(
 
 impl Step {
     /// The two programs. `training` are the norms that normalize by the statistics of the batch.
-    fn assemble(self, recorded: Recorded, training: &[String]) -> Result<TrainingCapture, CaptureError> {
+    fn assemble(self, recorded: Recorded, training: &[ModulePath]) -> Result<TrainingCapture, CaptureError> {
         let Step { forward, held, running, backward_end, updates, probes } = self;
         if updates.is_empty() {
             return Err(CaptureError::NothingToTrain);
@@ -365,8 +366,8 @@ impl Step {
             return Err(CaptureError::StatisticsHidden { modules: hidden });
         }
         let (recorded, init) = split_initialization(operations, &forward, &scopes);
-        let paths: HashMap<ParamId, &str> =
-            forward.parameters.list.iter().map(|info| (info.param, info.path.as_str())).collect();
+        let paths: HashMap<ParamId, &ModulePath> =
+            forward.parameters.list.iter().map(|info| (info.param, &info.path)).collect();
         let program = |steady: bool| -> Result<Captured, CaptureError> {
             let chosen = |update: &Update| -> ((u64, u64), UpdateIds) {
                 let (this, other) =
@@ -460,7 +461,7 @@ fn settle(mut update: Update, parameters: &Parameters) -> Result<Update, Capture
 /// The states that the steady update reads.
 fn state_inputs(
     updates: &[Update],
-    paths: &HashMap<ParamId, &str>,
+    paths: &HashMap<ParamId, &ModulePath>,
     operations: &[OperationIr],
 ) -> Result<Vec<DraftInput>, CaptureError> {
     let wanted: HashSet<u64> = updates.iter().flat_map(|update| &update.before).map(|(_, id)| *id).collect();
@@ -471,7 +472,7 @@ fn state_inputs(
         .collect();
     let mut inputs = Vec::new();
     for update in updates {
-        let parameter = paths[&update.param].to_owned();
+        let parameter = paths[&update.param].clone();
         for (name, id) in &update.before {
             let Some((shape, dtype)) = types.get(id).cloned() else {
                 return Err(CaptureError::Inconsistent(format!("the state `{name}` of `{parameter}` is not computed")));
@@ -485,12 +486,12 @@ fn state_inputs(
 
 fn step_outputs(
     forward: &Forward,
-    running: &BTreeMap<String, u64>,
+    running: &BTreeMap<ModulePath, u64>,
     updates: &[Update],
-    paths: &HashMap<ParamId, &str>,
+    paths: &HashMap<ParamId, &ModulePath>,
     steady: bool,
 ) -> Vec<(u64, OutputKind)> {
-    let path = |update: &Update| paths[&update.param].to_owned();
+    let path = |update: &Update| paths[&update.param].clone();
     let recording = |update: &'_ Update| -> (u64, State) {
         let Recording { parameter, state, .. } = if steady { &update.steady } else { &update.first };
         (*parameter, state.clone())
@@ -502,7 +503,7 @@ fn step_outputs(
         recording(update).1.into_iter().map(named).collect::<Vec<_>>()
     });
     // A state that two modules share is one parameter.
-    let is_parameter = |path: &&String| forward.parameters.list.iter().any(|info| info.path == **path);
+    let is_parameter = |path: &&ModulePath| forward.parameters.list.iter().any(|info| info.path == **path);
     let running = running.iter().filter(|(path, _)| is_parameter(path));
     let running = running.map(|(path, id)| (*id, OutputKind::Parameter { path: path.clone() }));
     forward.outputs.iter().cloned().chain(gradients).chain(parameters).chain(running).chain(states).collect()

@@ -20,6 +20,8 @@
 //! { patches, encoder_a: { attn, mlp }, encoder_b: { attn, mlp } }      encoder_a, encoder_b
 //! ```
 
+use super::position::{container, is_list};
+
 /// The kind of a module, which burn names when it enters something that the module holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 enum Kind {
@@ -36,8 +38,8 @@ enum Kind {
 
 impl Kind {
     fn of(container_type: &str) -> Self {
-        match container_type.split_once(':').map_or(container_type, |(kind, _)| kind) {
-            "Vec" | "Array" | "Tuple" => Kind::List,
+        match container(container_type).0 {
+            _ if is_list(container_type) => Kind::List,
             "Enum" => Kind::Choice,
             "Reparameterization" => Kind::Adapted,
             _ => Kind::Structure,

@@ -331,9 +331,9 @@ impl Generator {
             [(TOKENS, &run.tokens), (POSITIONS, &run.positions), (SLOTS, &run.slots), (FIRST, &run.first)]
         {
             // A model whose positions are relative to its keys reads none.
-            if session.program(0).inputs.iter().any(|input| input.name == name) {
+            if session.program(0).inputs.iter().any(|input| input.kind == InputKind::Data && input.name == name) {
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
-                session.write_bytes(name, &bytes)?;
+                session.write_bytes((InputKind::Data, name), &bytes)?;
             }
         }
         session.step()?;

@@ -7,8 +7,7 @@
 use super::Builder;
 use burn_ir::{TensorId, TensorIr};
 use std::collections::HashSet;
-use tpc_ir::{Boundary, Graph, InputKind, MapFn, Op, Phase, Region, Value};
-use tpc_passes::styles::modules::module_of;
+use tpc_ir::{Boundary, Graph, MapFn, ModulePath, Op, Phase, Region, Value};
 
 /// One recorded convolution of the forward pass.
 pub(super) struct Call {
@@ -30,32 +29,32 @@ impl Builder {
     /// The regions of modules that are one convolution: they hold its weight and bias, and nothing else. Modules that
     /// are marked are left out.
     pub(super) fn regions_of_calls(&self, marked: &[Region]) -> Vec<Region> {
-        let marked: HashSet<&str> = marked.iter().map(|r| r.path.as_str()).collect();
+        let marked: HashSet<&ModulePath> = marked.iter().map(|r| &r.path).collect();
         let region = |call: &Call| {
             let weight = parameter(&self.graph, call.weight)?;
-            let path = module_of(weight);
+            let path = weight.holder();
             let mut own = vec![weight];
             if let Some(bias) = call.bias {
                 own.push(parameter(&self.graph, bias)?);
             }
-            let mut held = self.graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
-            let alone = held.all(|(_, _, name)| own.contains(&name) || module_of(name) != path);
+            let mut held = self.graph.inputs().filter_map(|(_, id)| id.parameter());
+            let alone = held.all(|parameter| own.contains(&parameter) || parameter.holder() != path);
             let boundary = |id: &TensorId| {
                 let value = *self.values.get(&id.value())?;
                 Some(Boundary { value, layout: self.graph.ty(value).shape.clone() })
             };
             let (argument, result) = (boundary(&call.argument)?, boundary(&call.result)?);
-            let unmarked = alone && !marked.contains(path);
-            unmarked.then(|| Region { path: path.into(), arguments: vec![argument], results: vec![result] })
+            let unmarked = alone && !marked.contains(&path);
+            unmarked.then(|| Region { path, arguments: vec![argument], results: vec![result] })
         };
         self.calls.iter().filter_map(region).collect()
     }
 }
 
 /// The parameter that a value is, perhaps in another shape.
-fn parameter(graph: &Graph, value: Value) -> Option<&str> {
+fn parameter(graph: &Graph, value: Value) -> Option<&ModulePath> {
     match graph.op(value) {
-        Op::Input { kind: InputKind::Parameter, name, .. } => Some(name),
+        Op::Input { id, .. } => id.parameter(),
         Op::Reshape | Op::Map { f: MapFn::Identity, .. } => parameter(graph, graph.operands(value.node)[0]),
         _ => None,
     }

@@ -18,12 +18,11 @@ mod window;
 
 use crate::capture::{Captured, InputKind as CapturedKind, OutputKind as CapturedOutput, operation_name};
 use burn::tensor::{DType as BurnDType, TensorData};
-use burn_ir::{OperationIr, ScalarIr, TensorIr};
+use burn_ir::{FloatOperationIr, NumericOperationIr, OperationIr, ScalarIr, TensorIr};
 use std::collections::HashMap;
-use std::sync::Arc;
 use tpc_ir::{
-    Boundary, DType, Graph, InputKind, MapFn, Mesh, Op, Origin, Output, OutputKind, Phase, Region, Scalar, Subscripts,
-    Type, UnitId, Value,
+    Boundary, DType, Graph, InputId, InputKind, MapFn, Mesh, ModulePath, Op, Origin, Output, OutputKind, Phase, Region,
+    Scalar, Segment, Subscripts, Type, UnitId, Value,
 };
 
 /// Why a captured graph cannot be imported.
@@ -34,8 +33,8 @@ pub enum ImportError {
     Unsupported {
         /// burn's name of the operation.
         operation: String,
-        /// Module path, if known.
-        module: String,
+        /// The module; the root if it is unknown.
+        module: ModulePath,
         /// What is not supported about it.
         hint: String,
     },
@@ -59,8 +58,8 @@ impl ImportError {
     }
 }
 
-fn at(module: &str) -> String {
-    if module.is_empty() { String::new() } else { format!(" (in `{module}`)") }
+fn at(module: &ModulePath) -> String {
+    if module.is_root() { String::new() } else { format!(" (in `{module}`)") }
 }
 
 fn of(place: &str) -> String {
@@ -86,8 +85,7 @@ pub struct Signature {
 
 #[derive(Clone, Debug)]
 struct SignatureInput {
-    kind: InputKind,
-    name: String,
+    id: InputId,
     ty: Type,
     unit: Option<UnitId>,
 }
@@ -112,40 +110,69 @@ impl Signature {
         let mut signature = Signature { constants, ..Signature::default() };
         for captured in captures {
             for input in captured.inputs.iter().filter(|i| !counts(&i.kind)) {
-                let (kind, name) = signature.name(&input.kind);
-                let dtype = dtype(input.dtype).map_err(|e| e.at(format!("input `{name}`")))?;
+                let id = signature.id(&input.kind);
+                let dtype = dtype(input.dtype).map_err(|e| e.at(format!("input `{id}`")))?;
                 let ty = Type::new(dtype, input.shape.clone());
                 let unit = match &input.kind {
                     CapturedKind::Parameter { unit, .. } => *unit,
                     _ => None,
                 };
-                if !signature.inputs.iter().any(|input| input.name == name) {
-                    signature.inputs.push(SignatureInput { kind, name, ty, unit });
+                if !signature.inputs.iter().any(|input| input.id == id) {
+                    signature.inputs.push(SignatureInput { id, ty, unit });
                 }
             }
-            let random = |op: &OperationIr| operation_name(op).contains("Random");
-            if captured.graph.operations.iter().any(random) && !signature.inputs.iter().any(|i| i.name == SEED) {
-                let (kind, name, ty) = (InputKind::Scalar, SEED.into(), Type::new(DType::I64, []));
-                signature.inputs.push(SignatureInput { kind, name, ty, unit: None });
+            let seed = seed();
+            let is_known = signature.inputs.iter().any(|input| input.id == seed);
+            if captured.graph.operations.iter().any(draws) && !is_known {
+                signature.inputs.push(SignatureInput { id: seed, ty: Type::new(DType::I64, []), unit: None });
             }
         }
-        signature.inputs.sort_by_key(|i| i.kind);
+        signature.inputs.sort_by_key(|input| input.id.kind());
         Ok(signature)
     }
 
-    fn name(&mut self, kind: &CapturedKind) -> (InputKind, String) {
+    fn id(&mut self, kind: &CapturedKind) -> InputId {
         match kind {
-            CapturedKind::Parameter { path, .. } => (InputKind::Parameter, path.clone()),
-            CapturedKind::State { parameter, name } => (InputKind::State, state_name(parameter, name)),
-            CapturedKind::Data { name } => (InputKind::Data, name.clone()),
-            CapturedKind::StepScalar { index } => (InputKind::Scalar, format!("step.{index}")),
+            CapturedKind::Parameter { path, .. } => InputId::Parameter(path.clone()),
+            CapturedKind::State { parameter, name } => state(parameter, name),
+            CapturedKind::Data { name } => InputId::Data(name.as_str().into()),
+            CapturedKind::StepScalar { index } => InputId::Scalar(step().with(Segment::Index(*index))),
             CapturedKind::Constant { data } => {
                 let same = self.constants.iter().find(|(_, d)| *d == data).map(|(n, _)| n.clone());
                 let name = same.unwrap_or_else(|| format!("constant.{}", self.constants.len()));
-                self.constants.entry(name.clone()).or_insert_with(|| data.clone());
-                (InputKind::Constant, name)
+                let id = InputId::read(InputKind::Constant, &name);
+                self.constants.entry(name).or_insert_with(|| data.clone());
+                id
             }
         }
+    }
+}
+
+/// Whether an operation draws random elements.
+fn draws(op: &OperationIr) -> bool {
+    let is_drawn = |op: &NumericOperationIr| matches!(op, NumericOperationIr::IntRandom(_));
+    match op {
+        OperationIr::NumericFloat(_, op) | OperationIr::NumericInt(_, op) => is_drawn(op),
+        OperationIr::Float(_, op) => matches!(op, FloatOperationIr::Random(_)),
+        _ => false,
+    }
+}
+
+/// The path of the numbers of a step.
+fn step() -> ModulePath {
+    ModulePath::default().named("step")
+}
+
+/// The input that seeds random operations; its value is the step number.
+pub fn seed() -> InputId {
+    InputId::Seed(step().named("seed"))
+}
+
+/// A step scalar's position in the result of [`StepScalars::values`](crate::capture::StepScalars::values).
+pub(crate) fn step_scalar(id: &InputId) -> Option<usize> {
+    match id {
+        InputId::Scalar(path) => path.indices().next(),
+        _ => None,
     }
 }
 
@@ -159,12 +186,9 @@ fn counts(kind: &CapturedKind) -> bool {
     data.shape().len() == 1 && data.num_elements() > 1 && counted
 }
 
-/// Name of the input that seeds random operations; its value is the step number.
-pub const SEED: &str = "step.seed";
-
-/// Name of an optimizer state: `layer.weight/momentum.moment_1`.
-pub fn state_name(parameter: &str, name: &str) -> String {
-    format!("{parameter}/{name}")
+/// An optimizer state, in text `layer.weight/momentum.moment_1`.
+pub fn state(parameter: &ModulePath, name: &str) -> InputId {
+    InputId::State { owner: parameter.clone(), name: name.into() }
 }
 
 /// Imports one captured program with its own inputs.
@@ -190,19 +214,19 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         operation: String::new(),
         calls: Vec::new(),
     };
-    let mut named = HashMap::new();
-    for SignatureInput { kind, name, ty, unit } in &signature.inputs {
-        let op = Op::Input { kind: *kind, name: name.clone(), layout: ty.shape.clone(), unit: *unit };
+    let mut given = HashMap::new();
+    for SignatureInput { id, ty, unit } in &signature.inputs {
+        let op = Op::Input { id: id.clone(), layout: ty.shape.clone(), unit: *unit };
         let value = b.graph.push(op, &[], ty.clone(), &Origin::default());
-        named.insert(name.clone(), value);
+        given.insert(id.clone(), value);
     }
-    b.seed = named.get(SEED).copied();
+    b.seed = given.get(&seed()).copied();
     for input in &captured.inputs {
         let value = if counts(&input.kind) {
             let ty = Type::new(dtype(input.dtype)?, input.shape.clone());
             b.graph.push(Op::Iota, &[], ty, &Origin::default())
         } else {
-            named[&signature.name(&input.kind).1]
+            given[&signature.id(&input.kind)]
         };
         b.values.insert(input.id.value(), value);
     }
@@ -237,8 +261,8 @@ fn origin(captured: &Captured, operation: usize) -> Origin {
         _ => Phase::Optimizer,
     };
     let inside = captured.scopes.iter().filter(|s| s.operations.contains(&operation));
-    let module = inside.min_by_key(|s| s.operations.len()).map_or("", |s| s.path.as_str());
-    Origin { phase, module: Arc::from(module), ..Origin::default() }
+    let module = inside.min_by_key(|s| s.operations.len()).map(|s| s.path.clone()).unwrap_or_default();
+    Origin { phase, module, ..Origin::default() }
 }
 
 fn outputs(captured: &Captured, b: &mut Builder) {
@@ -246,8 +270,8 @@ fn outputs(captured: &Captured, b: &mut Builder) {
         let kind = match &output.kind {
             CapturedOutput::Output { name } => OutputKind::Result(name.clone()),
             CapturedOutput::Loss => OutputKind::Loss,
-            CapturedOutput::Parameter { path } => OutputKind::Update(path.clone()),
-            CapturedOutput::State { parameter, name } => OutputKind::Update(state_name(parameter, name)),
+            CapturedOutput::Parameter { path } => OutputKind::Update(InputId::Parameter(path.clone())),
+            CapturedOutput::State { parameter, name } => OutputKind::Update(state(parameter, name)),
             CapturedOutput::Gradient { path } => OutputKind::Gradient(path.clone()),
         };
         let value = b.values[&output.id.value()];
@@ -304,7 +328,7 @@ impl Builder {
     fn unsupported(&self, hint: &str) -> ImportError {
         ImportError::Unsupported {
             operation: self.operation.clone(),
-            module: self.origin.module.to_string(),
+            module: self.origin.module.clone(),
             hint: hint.into(),
         }
     }

@@ -92,7 +92,7 @@ pub(super) fn write(session: &mut Session, batch: &BatchFields<'_>) -> Result<()
     for (name, dtype) in inputs {
         let Some(field) = batch.list.iter().find(|field| field.name == name) else { continue };
         let read = field.read().map_err(|reason| TrainerError::Unreadable { field: name.clone(), reason })?;
-        session.write_bytes(&name, &data::to_bytes(&read, dtype))?;
+        session.write_bytes((InputKind::Data, &*name), &data::to_bytes(&read, dtype))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::program::{Error, Stages, TrainingProgram, compile_training};
 use burn::module::Module;
 use std::rc::Rc;
 use std::sync::Arc;
+use tpc_ir::ModulePath;
 use tpc_ir::program::RankProgram;
 
 /// A training step that was compiled for a mesh and a plan.
@@ -19,7 +20,7 @@ pub struct CompiledTrainer<M, B, R: Results> {
     source: Rc<Source<M>>,
     record: Record<B, TrainingCapture, R::Form>,
     results: Gives<R::Form>,
-    aliases: Vec<(String, String)>,
+    aliases: Vec<(ModulePath, ModulePath)>,
     states: OptimizerStates,
     program: TrainingProgram,
     rates: Rates,

@@ -5,14 +5,15 @@ use super::module::parameters;
 use crate::program::Error;
 use std::io::{self, BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
-use tpc_ir::DType;
+use tpc_ir::{DType, InputKind, ModulePath};
 use tpc_runtime::checkpoint::container::{Entry, head};
 use tpc_runtime::output::{self, Output, Writing};
 use tpc_runtime::{RuntimeError, Session};
 
 /// Writes `model.safetensors` in a directory. A tied parameter stands under each of its paths.
-pub(super) fn save(session: &Session, aliases: &[(String, String)], dir: &Path) -> Result<PathBuf, Error> {
+pub(super) fn save(session: &Session, aliases: &[(ModulePath, ModulePath)], dir: &Path) -> Result<PathBuf, Error> {
     let file = dir.join("model.safetensors");
+    let aliases: Vec<(String, String)> = aliases.iter().map(|(a, known)| (a.to_string(), known.to_string())).collect();
     let tensors: Vec<(&str, &str, DType, &[usize])> = parameters(session)
         .flat_map(|input| {
             let (dtype, layout) = (input.binding.view.dtype, &input.binding.layout[..]);
@@ -26,7 +27,7 @@ pub(super) fn save(session: &Session, aliases: &[(String, String)], dir: &Path) 
     };
     // Every process has parts of every tensor, also if the disk of the first has no more room.
     for (_, parameter, ..) in &tensors {
-        let bytes = session.read_input(parameter)?;
+        let bytes = session.read_input((InputKind::Parameter, *parameter))?;
         writing = writing.and_then(|mut writing| {
             writing.as_mut().map_or(Ok(()), |file| file.write_all(&bytes))?;
             Ok(writing)

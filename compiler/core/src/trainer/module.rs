@@ -7,15 +7,19 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Paramete
 use burn::tensor::{Bool, DType as BurnDType, Int, Tensor, TensorData};
 use std::collections::{HashMap, HashSet};
 use tpc_ir::program::InputBinding;
-use tpc_ir::{DType, InputKind};
+use tpc_ir::{DType, InputKind, ModulePath};
 use tpc_runtime::Session;
 
-use crate::capture::Kind;
+use crate::capture::{Kind, Position};
 
 /// Writes every parameter into a module, by path.
-pub(super) fn load<M: Module>(session: &Session, aliases: &[(String, String)], model: &mut M) -> Result<(), Error> {
+pub(super) fn load<M: Module>(
+    session: &Session,
+    aliases: &[(ModulePath, ModulePath)],
+    model: &mut M,
+) -> Result<(), Error> {
     check(session, aliases, model)?;
-    let mut load = Load { session, aliases, path: Vec::new(), read: HashMap::new(), failed: None };
+    let mut load = Load { session, aliases, position: Position::default(), read: HashMap::new(), failed: None };
     let loaded = model.clone().map(&mut load);
     match load.failed {
         Some(error) => Err(error),
@@ -32,18 +36,18 @@ pub(super) fn parameters(session: &Session) -> impl Iterator<Item = &InputBindin
 }
 
 /// The path under which the program knows a parameter.
-pub(super) fn known<'a>(aliases: &'a [(String, String)], path: &'a str) -> &'a str {
+pub(super) fn known<'a>(aliases: &'a [(ModulePath, ModulePath)], path: &'a ModulePath) -> &'a ModulePath {
     aliases.iter().find(|(alias, _)| alias == path).map_or(path, |(_, known)| known)
 }
 
 /// Whether a module has the parameters of the program, all of them and no others.
-fn check<M: Module>(session: &Session, aliases: &[(String, String)], model: &M) -> Result<(), TrainerError> {
+fn check<M: Module>(session: &Session, aliases: &[(ModulePath, ModulePath)], model: &M) -> Result<(), TrainerError> {
     let mut listed = List::default();
     model.visit(&mut listed);
     let other = |problem: String| Err(TrainerError::Architecture(problem));
-    let mut found: HashSet<&str> = HashSet::new();
+    let mut found: HashSet<String> = HashSet::new();
     for held in &listed.held {
-        let name = known(aliases, &held.path);
+        let name = known(aliases, &held.path).to_string();
         let Some(trained) = parameters(session).find(|input| input.name == name) else {
             return other(format!("it has a parameter `{}`, which the trained one has not", held.path));
         };
@@ -55,7 +59,7 @@ fn check<M: Module>(session: &Session, aliases: &[(String, String)], model: &M) 
             return other(format!("its `{}` is {dtype}{:?}, the trained one is {trained}", held.path, held.shape));
         }
     }
-    match parameters(session).find(|input| !found.contains(input.name.as_str())) {
+    match parameters(session).find(|input| !found.contains(&input.name)) {
         Some(missing) => other(format!("it has no parameter `{}`, which the trained one has", missing.name)),
         None => Ok(()),
     }
@@ -68,12 +72,12 @@ fn is_same(burn: BurnDType, dtype: DType) -> bool {
 /// The parameters of a module.
 #[derive(Default)]
 struct List {
-    path: Vec<String>,
+    position: Position,
     held: Vec<Held>,
 }
 
 struct Held {
-    path: String,
+    path: ModulePath,
     shape: Vec<usize>,
     dtype: BurnDType,
 }
@@ -84,17 +88,17 @@ impl List {
         Tensor<D, K>: Parameter,
     {
         let tensor = param.base();
-        self.held.push(Held { path: self.path.join("."), shape: tensor.dims().to_vec(), dtype: tensor.dtype() });
+        self.held.push(Held { path: self.position.path(), shape: tensor.dims().to_vec(), dtype: tensor.dtype() });
     }
 }
 
 impl ModuleVisitor for List {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.position.enter(name, container);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+        self.position.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -113,8 +117,8 @@ impl ModuleVisitor for List {
 /// Replaces the values of a module's parameters.
 struct Load<'a> {
     session: &'a Session,
-    aliases: &'a [(String, String)],
-    path: Vec<String>,
+    aliases: &'a [(ModulePath, ModulePath)],
+    position: Position,
     /// What tied parameters have, by their common id: all processes read the same tensors.
     read: HashMap<ParamId, TensorData>,
     failed: Option<Error>,
@@ -126,10 +130,10 @@ impl Load<'_> {
         if let Some(data) = self.read.get(&id) {
             return Some(data.clone());
         }
-        let path = self.path.join(".");
-        let name = known(self.aliases, &path);
+        let path = self.position.path();
+        let name = known(self.aliases, &path).to_string();
         let input = parameters(self.session).find(|input| input.name == name)?;
-        match self.session.read_input(name) {
+        match self.session.read_input(input) {
             Ok(bytes) => {
                 let data = data::of_bytes(input.binding.view.dtype, &input.binding.layout, bytes);
                 if self.aliases.iter().any(|(alias, known)| *alias == path || *known == path) {
@@ -160,12 +164,12 @@ impl Load<'_> {
 }
 
 impl ModuleMapper for Load<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.position.enter(name, container);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+        self.position.exit();
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

@@ -6,9 +6,9 @@
 
 use super::error::TrainerError;
 use super::module::known;
-use crate::capture::{OptimizerStates, ParameterStates};
+use crate::capture::{OptimizerStates, ParameterStates, Position};
 use crate::data;
-use crate::import::state_name;
+use crate::import::state;
 use crate::program::{Error, TrainingSession};
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::OptimizerRecord;
@@ -16,7 +16,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_pack::{Reader, Scalar, Writer};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use tpc_ir::{DType, InputKind};
+use tpc_ir::{DType, InputKind, ModulePath};
 
 /// The name of the number in a record that is the parameter's count of dimensions.
 const RANK: &str = "__rank";
@@ -25,7 +25,7 @@ const RANK: &str = "__rank";
 pub(super) fn write(
     training: &mut TrainingSession,
     states: &OptimizerStates,
-    aliases: &[(String, String)],
+    aliases: &[(ModulePath, ModulePath)],
     model: &impl Module,
 ) -> Result<OptimizerRecord, Error> {
     let steps = training.steps_done();
@@ -38,9 +38,10 @@ pub(super) fn write(
     for own in states.list.iter().filter(|own| is_kept(own, &held)) {
         let id = id(&ids, own)?;
         for tensor in &own.tensors {
-            let name = state_name(&own.path, &tensor.state);
+            let name = state(&own.path, &tensor.state).to_string();
             let Some((dtype, layout)) = held.get(&name) else { continue };
-            let value = data::of_bytes(*dtype, layout, training.session().read_input(&name)?);
+            let value =
+                data::of_bytes(*dtype, layout, training.session().read_input((InputKind::State, name.as_str()))?);
             let (bytes, shape, dtype) = value.into_parts();
             let name = format!("{id}.{}", tensor.name);
             tensors.push(burn_pack::Tensor::new(name, dtype, shape, Some(id), bytes));
@@ -48,14 +49,14 @@ pub(super) fn write(
         numbers.push((format!("{id}.{RANK}"), Scalar::from(own.rank)));
         let own_numbers = training.state_numbers(own.class, steps)?;
         numbers.extend(own_numbers.into_iter().map(|(name, number)| (format!("{id}.{name}"), number)));
-        paths.push((id.to_string(), &own.path));
+        paths.push((id.to_string(), own.path.to_string()));
     }
     let mut writer = Writer::new(tensors);
     for (name, number) in &numbers {
         writer = writer.with_scalar(name, *number);
     }
     for (id, path) in paths {
-        writer = writer.with_metadata(&id, path);
+        writer = writer.with_metadata(&id, &path);
     }
     let bytes = writer.into_bytes().map_err(|error| unreadable(&error))?;
     OptimizerRecord::from_bytes(bytes).map_err(|error| unreadable(&error))
@@ -65,7 +66,7 @@ pub(super) fn write(
 pub(super) fn read(
     training: &mut TrainingSession,
     states: &OptimizerStates,
-    aliases: &[(String, String)],
+    aliases: &[(ModulePath, ModulePath)],
     model: &impl Module,
     record: OptimizerRecord,
 ) -> Result<usize, Error> {
@@ -77,7 +78,7 @@ pub(super) fn read(
     for own in states.list.iter().filter(|own| is_kept(own, &held)) {
         let id = id(&ids, own)?;
         for tensor in &own.tensors {
-            let name = state_name(&own.path, &tensor.state);
+            let name = state(&own.path, &tensor.state).to_string();
             let Some((dtype, layout)) = held.get(&name) else { continue };
             let Some(value) = given.tensors.remove(&format!("{id}.{}", tensor.name)) else {
                 return other(format!("it has no state `{}` of `{}`", tensor.name, own.path));
@@ -111,7 +112,7 @@ fn held(training: &mut TrainingSession) -> HashMap<String, (DType, Vec<usize>)> 
 
 /// Whether a state of a parameter is kept; those of parameters that the trainer was told to freeze are not.
 fn is_kept(own: &ParameterStates, held: &HashMap<String, (DType, Vec<usize>)>) -> bool {
-    own.tensors.iter().any(|tensor| held.contains_key(&state_name(&own.path, &tensor.state)))
+    own.tensors.iter().any(|tensor| held.contains_key(&state(&own.path, &tensor.state).to_string()))
 }
 
 /// The number of steps in which the optimizer comes to the numbers of a record.
@@ -178,36 +179,36 @@ fn unreadable(error: &dyn std::error::Error) -> Error {
 }
 
 /// The id of a parameter.
-fn id(ids: &HashMap<String, u64>, own: &ParameterStates) -> Result<u64, Error> {
+fn id(ids: &HashMap<ModulePath, u64>, own: &ParameterStates) -> Result<u64, Error> {
     let missing =
         || TrainerError::Architecture(format!("it has no parameter `{}`, which the trained one has", own.path));
     Ok(*ids.get(&own.path).ok_or_else(missing)?)
 }
 
 /// The ids of a model's parameters, by the path under which the program knows them.
-fn ids(model: &impl Module, aliases: &[(String, String)]) -> HashMap<String, u64> {
-    let mut ids = Ids { aliases, path: Vec::new(), found: HashMap::new() };
+fn ids(model: &impl Module, aliases: &[(ModulePath, ModulePath)]) -> HashMap<ModulePath, u64> {
+    let mut ids = Ids { aliases, position: Position::default(), found: HashMap::new() };
     model.visit(&mut ids);
     ids.found
 }
 
 struct Ids<'a> {
-    aliases: &'a [(String, String)],
-    path: Vec<String>,
-    found: HashMap<String, u64>,
+    aliases: &'a [(ModulePath, ModulePath)],
+    position: Position,
+    found: HashMap<ModulePath, u64>,
 }
 
 impl ModuleVisitor for Ids<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.position.enter(name, container);
     }
 
     fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+        self.position.exit();
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        let path = self.path.join(".");
-        self.found.entry(known(self.aliases, &path).to_owned()).or_insert(param.id.val());
+        let path = self.position.path();
+        self.found.entry(known(self.aliases, &path).clone()).or_insert(param.id.val());
     }
 }

@@ -8,9 +8,9 @@ use super::{Settings, explain, export, module, record};
 use crate::beside::{self, Beside, Kept};
 use crate::capture::{BatchData, BatchFields, Captured, OptimizerStates, ResultValues, Results, TrainingCapture};
 use crate::data;
-use crate::import::SEED;
 use crate::program::{
     CompileOptions, Error, TrainingSession, Which, compile_inference_beside, compile_step_beside, seed_bytes,
+    write_seed,
 };
 use burn::module::Module;
 use burn::optim::OptimizerRecord;
@@ -19,8 +19,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tpc_ir::OutputKind;
 use tpc_ir::program::RankProgram;
+use tpc_ir::{ModulePath, OutputKind};
 use tpc_runtime::{ProgramId, Session};
 
 /// What all programs of one trainer are made of.
@@ -32,7 +32,7 @@ pub(super) struct Family<M> {
     /// The constants of all programs so far.
     pub(super) constants: HashMap<String, TensorData>,
     /// Further paths of tied parameters.
-    pub(super) aliases: Vec<(String, String)>,
+    pub(super) aliases: Vec<(ModulePath, ModulePath)>,
     /// The numbers of a step, by the operations that they come from.
     pub(super) scalars: String,
     /// What the optimizer keeps of each parameter.
@@ -200,9 +200,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         let seed = self.training.seed();
         let session = self.training.session();
         session.select(program)?;
-        if session.program(0).inputs.iter().any(|input| input.name == SEED) {
-            session.write_bytes(SEED, &seed_bytes(seed, 0))?;
-        }
+        write_seed(session, &seed_bytes(seed, 0))?;
         write(session, &fields)?;
         session.step()?;
         let values = read(session, &evaluation.results.names)?;

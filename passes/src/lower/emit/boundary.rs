@@ -2,8 +2,10 @@
 
 use super::super::claims::Claim;
 use super::emitter::Emitter;
+use petgraph::graph::NodeIndex;
+use std::collections::HashMap;
 use tpc_ir::program::{Action, Binding, InputBinding, OutputBinding, View};
-use tpc_ir::{Op, OutputKind, Type};
+use tpc_ir::{InputId, Op, OutputKind, Type, Value};
 
 impl Emitter<'_> {
     fn binding(&self, ty: &Type, layout: &[usize], view: View) -> Binding {
@@ -15,30 +17,31 @@ impl Emitter<'_> {
     pub(super) fn inputs(&mut self) {
         for node in self.graph.nodes() {
             let n = self.graph.node(node);
-            let Op::Input { kind, name, layout, .. } = &n.op else { continue };
-            let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, name);
+            let Op::Input { id, layout, .. } = &n.op else { continue };
+            let name = id.to_string();
+            let view = self.buffer(&n.types[0], self.shape(&n.types[0]), true, &name);
             let binding = self.binding(&n.types[0], layout, view.clone());
             self.views.insert(node.into(), view);
-            self.program.inputs.push(InputBinding { name: name.clone(), kind: *kind, binding });
+            self.program.inputs.push(InputBinding { name, kind: id.kind(), binding });
         }
     }
 
     /// Binds the outputs. Updates are copied into their inputs last, because other copies may still read the inputs.
     pub(super) fn outputs(&mut self) {
+        let inputs: HashMap<&InputId, NodeIndex> = self.graph.inputs().map(|(n, id)| (id, n)).collect();
         let mut updates = Vec::new();
         for output in &self.graph.outputs {
             let ty = self.graph.ty(output.value);
             let origin = &self.graph.node(output.value.node).origin;
             let phase = origin.phase;
-            self.module = origin.module.clone();
+            self.module = origin.place().into();
             let mut view = self.dense(output.value, phase);
             let target = match &output.kind {
-                OutputKind::Update(name) => self.program.inputs.iter().find(|i| i.name == *name),
+                OutputKind::Update(id) => inputs.get(id).map(|&input| self.views[&Value::from(input)].clone()),
                 _ => None,
             };
             let claim = Claim::Copy(output.value);
-            if let Some(input) = target {
-                let to = input.binding.view.clone();
+            if let Some(to) = target {
                 if to.buffer != view.buffer {
                     let copy = Action::Copy { from: view, to: to.clone() };
                     updates.push((self.step(copy, phase, "copy update"), claim));

@@ -7,10 +7,10 @@ use super::emitter::Emitter;
 use super::views::makes;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, Op, OutputKind, Value};
+use tpc_ir::{Graph, InputId, Op, OutputKind, Value};
 
 /// Of one kernel: the nodes that it writes over an input, and the inputs.
-pub(super) type InPlace = HashMap<NodeIndex, String>;
+pub(super) type InPlace = HashMap<NodeIndex, NodeIndex>;
 
 /// Whether each node's value is read by a kernel other than its own, or is an output.
 pub(super) fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
@@ -45,12 +45,12 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].first().index()]).max();
     let recomputing: HashMap<NodeIndex, Option<usize>> =
         depend::recomputing(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
-    let inputs: HashMap<&str, NodeIndex> = graph.inputs().map(|(n, _, name)| (name, n)).collect();
+    let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(n, id)| (id, n)).collect();
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
-        let (OutputKind::Update(name), node) = (&output.kind, output.value.node) else { continue };
+        let (OutputKind::Update(id), node) = (&output.kind, output.value.node) else { continue };
         let k = kernel_of[node.index()];
-        let Some(&input) = inputs.get(name.as_str()) else { continue };
+        let Some(&input) = inputs.get(id) else { continue };
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
         let at = position[node.index()];
         let is_read_later = recomputing.get(&input).is_some_and(|&read| read >= Some(at));
@@ -68,7 +68,7 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
             _ => false,
         };
         if may_overwrite {
-            all[k].insert(node, name.clone());
+            all[k].insert(node, input);
         }
     }
     all

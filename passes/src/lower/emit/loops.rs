@@ -93,9 +93,8 @@ impl Emitter<'_> {
 
     /// Where a loop writes a member: over the input that it updates, or to a buffer of its own.
     pub(super) fn target(&mut self, node: NodeIndex, in_place: &InPlace) -> View {
-        let Some(name) = in_place.get(&node) else { return self.define(node.into()) };
-        let input = self.program.inputs.iter().find(|i| i.name == *name).expect("checked");
-        let view = input.binding.view.clone();
+        let Some(&input) = in_place.get(&node) else { return self.define(node.into()) };
+        let view = self.views[&Value::from(input)].clone();
         self.views.insert(node.into(), view.clone());
         view
     }

@@ -2,7 +2,7 @@
 
 use super::{Dice, Parser, check_message, once};
 use tpc_ir::mesh::{MAX_AXES, MAX_RANKS, is_name};
-use tpc_ir::{AxisId, Mesh, parse};
+use tpc_ir::{AxisId, Mesh, ModulePath, parse};
 use tpc_passes::styles::pattern::{Pattern, nearest};
 
 /// What is accepted has names that nothing else could mean, also after each axis is split, and is the same mesh in the
@@ -77,7 +77,8 @@ fn parse_mesh(input: &[u8]) -> bool {
 fn parse_glob(input: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(input) else { return false };
     let (pattern, path) = text.split_once('\n').unwrap_or((text, "a.b"));
-    assert!(nearest(pattern, ["", path, "a.b"]).iter().all(|name| !name.is_empty()));
+    let shown = ModulePath::showing(path);
+    assert!(nearest(pattern, &["".into(), shown.clone(), "a.b".into()]).iter().all(|name| !name.is_empty()));
     let compiled = match Pattern::new(pattern) {
         Ok(compiled) => compiled,
         Err(error) => {
@@ -85,10 +86,10 @@ fn parse_glob(input: &[u8]) -> bool {
             return false;
         }
     };
-    let (matched, steps) = compiled.matches_in_steps(path);
+    let (matched, steps) = compiled.matches_in_steps(&shown);
     let most = 3 * (pattern.chars().count() + 2) * (path.chars().count() + 1);
     assert!(steps <= most, "{steps} steps for {} and {} characters", pattern.len(), path.len());
-    if !pattern.contains(['{', '}', '-']) && pattern.len() <= 12 && path.len() <= 16 {
+    if !pattern.contains(['{', '}', '-', '\\']) && pattern.len() <= 12 && path.len() <= 16 {
         let (p, s): (Vec<char>, Vec<char>) = (pattern.chars().collect(), path.chars().collect());
         let plain = plain(&p, &s) && (!s.is_empty() || p.is_empty());
         assert_eq!(matched, plain, "{pattern:?} {path:?}");

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tpc_compiler::models::{WeightMap, Weights, weight_map, write_weights};
 use tpc_ir::interpret::Tensor;
-use tpc_ir::{OutputKind, parse};
+use tpc_ir::{InputId, OutputKind, parse};
 use tpc_runtime::output::Output;
 
 /// Longest time of a process.
@@ -124,7 +124,8 @@ fn command_lines(case: &Case, scratch: &Scratch) -> Fallible<Vec<Vec<String>>> {
 
 /// `config.json`, weights and inputs.
 fn write_model(reference: &Reference, map: &WeightMap, dir: &Path) -> Fallible<()> {
-    let values = |name: &str| reference.given.get(name).map_or_else(Vec::new, |t| t.data.clone());
+    let values =
+        |name: &str| reference.given.get(&InputId::Parameter(name.into())).map_or_else(Vec::new, |t| t.data.clone());
     std::fs::write(dir.join("config.json"), reference.subject.model.json().to_string())?;
     write_weights(Output::at(&dir.join("model.safetensors"))?, map, |entry| {
         Ok(values(&entry.hf_name).into_iter().map(|v| v as f32).collect())
@@ -132,7 +133,7 @@ fn write_model(reference: &Reference, map: &WeightMap, dir: &Path) -> Fallible<(
     let shape = vec![reference.subject.batch.rows, reference.subject.batch.seq];
     let mut tensors: Vec<(&'static str, Vec<u8>)> = Vec::new();
     for name in ["input_ids", "labels", "attention_mask", "token_type_ids"] {
-        if let Some(tensor) = reference.given.get(name) {
+        if let Some(tensor) = reference.given.get(&InputId::Data(name.into())) {
             tensors.push((name, tensor.data.iter().flat_map(|v| (*v as i64).to_le_bytes()).collect()));
         }
     }
@@ -298,7 +299,7 @@ fn trained(
     };
     let given = Weights::open_dir(Path::new(&scratch.path("")))?;
     for entry in &map.entries {
-        let update = OutputKind::Update(entry.hf_name.clone());
+        let update = OutputKind::Update(InputId::Parameter(entry.hf_name.as_str().into()));
         let is_read = reference.exact[last].iter().any(|(output, _)| *output == update);
         if !is_read && case.subject.meaning.freeze.is_empty() {
             if entry.read(&saved)? != entry.read(&given)? {
@@ -308,7 +309,7 @@ fn trained(
             continue;
         }
         if let Some(grads) = grads.as_ref().filter(|g| g.contains(&entry.hf_name)) {
-            parts.push((0, OutputKind::Gradient(entry.hf_name.clone()), widened(entry.read(grads)?)));
+            parts.push((0, OutputKind::Gradient(entry.hf_name.as_str().into()), widened(entry.read(grads)?)));
         }
         // What is not trained has no update to compare with.
         if case.subject.meaning.freeze.is_empty() || grads.is_some() && !frozen(&entry.hf_name) {

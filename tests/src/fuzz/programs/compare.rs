@@ -9,7 +9,7 @@
 use super::case::Case;
 use super::options::Types;
 use super::reference::{Outputs, Reference};
-use tpc_ir::OutputKind;
+use tpc_ir::{InputId, OutputKind};
 
 /// Units in the last place of f32, of a tensor's largest element.
 const ULP: f64 = 1.0 / (1u64 << 23) as f64;
@@ -44,7 +44,8 @@ fn kind(output: &OutputKind) -> &str {
         OutputKind::Result(name) => name,
         OutputKind::Loss => "loss",
         OutputKind::Gradient(_) => "gradient",
-        OutputKind::Update(name) => name.rsplit_once('/').map_or("parameter", |(_, state)| state),
+        OutputKind::Update(InputId::State { name, .. }) => name,
+        OutputKind::Update(_) => "parameter",
     }
 }
 

@@ -18,7 +18,7 @@ use tpc_compiler::models::ModelConfig;
 use tpc_compiler::pretrained::{capture_forward, names};
 use tpc_compiler::program::Error;
 use tpc_ir::interpret::{Options, Tensor, interpret};
-use tpc_ir::{Graph, InputKind, OutputKind};
+use tpc_ir::{Graph, InputId, InputKind, ModulePath, OutputKind};
 use tpc_passes::options::on_captured;
 
 /// The outputs of one step in the order of the program.
@@ -36,9 +36,9 @@ pub struct Reference {
     /// The captured program of every step.
     pub steps: Vec<Graph>,
     /// Parameters, tokens and constants.
-    pub given: HashMap<String, Tensor>,
+    pub given: HashMap<InputId, Tensor>,
     /// Scalars of every step.
-    pub scalars: Vec<HashMap<String, Tensor>>,
+    pub scalars: Vec<HashMap<InputId, Tensor>>,
     /// The results of every step in double precision.
     pub exact: Vec<Outputs>,
     /// The results of every step on one rank.
@@ -93,19 +93,19 @@ impl Reference {
         for (graph, scalars) in self.steps.iter().zip(&self.scalars) {
             let graph = on_captured(graph, &options).map_err(|e| judge(&e.into()))?;
             let mut inputs = HashMap::new();
-            for (node, _, name) in graph.inputs() {
+            for (node, id) in graph.inputs() {
                 let ty = &graph.node(node).types[0];
-                let value = scalars.get(name).or_else(|| held.get(name)).cloned();
+                let value = scalars.get(id).or_else(|| held.get(id)).cloned();
                 // The first step has the optimizer's state as an input and does not read it.
                 let value = value.unwrap_or_else(|| Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| 0.0));
-                inputs.insert(name.to_string(), value);
+                inputs.insert(id.clone(), value);
             }
             let tensors = interpret(&graph, &inputs, &Options::exact());
             let tensors = tensors.map_err(|e| Verdict::Fault(Fault::new(FaultKind::Internal, e)))?;
             let mut outputs = Outputs::new();
             for (output, tensor) in graph.outputs.iter().zip(tensors) {
-                if let OutputKind::Update(name) = &output.kind {
-                    held.insert(name.clone(), tensor.clone());
+                if let OutputKind::Update(id) = &output.kind {
+                    held.insert(id.clone(), tensor.clone());
                 }
                 outputs.push((output.kind.clone(), tensor.data));
             }
@@ -115,7 +115,7 @@ impl Reference {
     }
 }
 
-type Programs = (Vec<Graph>, Vec<HashMap<String, Tensor>>, HashMap<String, Tensor>);
+type Programs = (Vec<Graph>, Vec<HashMap<InputId, Tensor>>, HashMap<InputId, Tensor>);
 
 /// The programs of all steps, their scalars, and constants.
 fn captured(subject: &Subject, config: &ModelConfig) -> Result<Programs, Error> {
@@ -124,7 +124,7 @@ fn captured(subject: &Subject, config: &ModelConfig) -> Result<Programs, Error> 
     let Some(descent) = subject.descent else {
         let forward = renamed(capture_forward(config, tokens, subject.batch.labels)?, &names);
         let imported = import_with(&forward, &Signature::of([&forward])?)?;
-        let constants = imported.constants.iter().map(|(name, data)| (name.clone(), tensor(data))).collect();
+        let constants = imported.constants.iter().map(constant).collect();
         return Ok((vec![imported.graph], vec![HashMap::new()], constants));
     };
     let mut capture = descent.optimizer().capture(config, tokens)?;
@@ -138,21 +138,26 @@ fn captured(subject: &Subject, config: &ModelConfig) -> Result<Programs, Error> 
         let values = capture.scalars.values(step, descent.rate())?;
         let named = values.iter().enumerate();
         let scalar = |x: f64| Tensor::new(tpc_ir::DType::F32, [1], vec![tpc_ir::DType::F32.round(x)]);
-        scalars.push(named.map(|(i, x)| (format!("step.{i}"), scalar(*x))).collect());
+        scalars
+            .push(named.map(|(i, x)| (InputId::read(InputKind::Scalar, &format!("step.{i}")), scalar(*x))).collect());
     }
     let (first, steady) = (renamed(capture.first, &names), renamed(capture.steady, &names));
     let signature = Signature::of([&steady, &first])?;
     let (steady, first) = (import_with(&steady, &signature)?, import_with(&first, &signature)?);
-    let constants = steady.constants.iter().map(|(name, data)| (name.clone(), tensor(data))).collect();
+    let constants = steady.constants.iter().map(constant).collect();
     let graph = |number| if number == 1 { first.graph.clone() } else { steady.graph.clone() };
     Ok((numbers.map(graph).collect(), scalars, constants))
 }
 
+fn constant((name, data): (&String, &burn::tensor::TensorData)) -> (InputId, Tensor) {
+    (InputId::read(InputKind::Constant, name), tensor(data))
+}
+
 /// A program whose parameters are called as in the model's files.
 fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured {
-    let rename = |path: &mut String| {
-        if let Some(name) = names.get(path) {
-            path.clone_from(name);
+    let rename = |path: &mut ModulePath| {
+        if let Some(name) = names.get(&path.to_string()) {
+            *path = name.into();
         }
     };
     for input in &mut captured.inputs {
@@ -170,30 +175,30 @@ fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured 
 }
 
 /// Parameters, large enough that every weight matters; tokens; and the optimizer's state if no earlier step creates it.
-fn values(subject: &Subject, graph: &Graph) -> HashMap<String, Tensor> {
+fn values(subject: &Subject, graph: &Graph) -> HashMap<InputId, Tensor> {
     let mut given = HashMap::new();
-    let parameters = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
-    for (number, (node, _, name)) in parameters.enumerate() {
+    let parameters = graph.inputs().filter(|(_, id)| id.is_parameter());
+    for (number, (node, id)) in parameters.enumerate() {
         let ty = &graph.node(node).types[0];
         let mut dice = Dice::new(subject.values, 3, number as u64);
-        let gain = ty.shape.len() == 1 && name.ends_with("weight");
+        let gain = ty.shape.len() == 1 && id.to_string().ends_with("weight");
         let draw = |_| if gain { 0.7 + 0.6 * dice.unit() } else { dice.unit() - 0.5 };
-        given.insert(name.to_string(), Tensor::from_fn(ty.dtype, ty.shape.clone(), draw));
+        given.insert(id.clone(), Tensor::from_fn(ty.dtype, ty.shape.clone(), draw));
     }
     if subject.steps == Steps::Later {
-        let states = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::State);
-        for (number, (node, _, name)) in states.enumerate() {
+        let states = graph.inputs().filter(|(_, id)| id.kind() == InputKind::State);
+        for (number, (node, id)) in states.enumerate() {
             let ty = &graph.node(node).types[0];
             let mut dice = Dice::new(subject.values, 5, number as u64);
             // Second moments are positive.
-            let lowest = if name.ends_with("moment_2") { 0.0 } else { -0.05 };
-            given.insert(name.to_string(), Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| lowest + 0.1 * dice.unit()));
+            let lowest = if id.to_string().ends_with("moment_2") { 0.0 } else { -0.05 };
+            given.insert(id.clone(), Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| lowest + 0.1 * dice.unit()));
         }
     }
     let shape = [subject.batch.rows, subject.batch.seq];
     for (name, tokens) in subject.batch.tensors(&subject.model, &mut Dice::new(subject.values, 4, 0)) {
         let data = tokens.iter().map(|t| *t as f64).collect();
-        given.insert(name.to_string(), Tensor::new(tpc_ir::DType::I64, shape, data));
+        given.insert(InputId::Data(name.into()), Tensor::new(tpc_ir::DType::I64, shape, data));
     }
     given
 }

@@ -57,10 +57,10 @@ fn reads_back(stages: &Stages, options: &CompileOptions) -> Result<(), Verdict> 
 fn executed(reference: &Reference, compiled: Vec<Stages>) -> Result<Vec<Outputs>, RuntimeError> {
     let mut programs = compiled.into_iter().map(|stages| stages.ranks);
     let mut session = Session::launch(programs.next().unwrap_or_default(), LaunchOptions::default())?;
-    let names: Vec<String> = session.program(0).inputs.iter().map(|i| i.name.clone()).collect();
-    for name in &names {
-        if let Some(value) = reference.given.get(name) {
-            session.write_f64(name, &value.data)?;
+    let inputs = session.program(0).inputs.clone();
+    for input in &inputs {
+        if let Some(value) = reference.given.get(&input.id()) {
+            session.write_f64(input, &value.data)?;
         }
     }
     let mut all = Vec::new();
@@ -70,9 +70,9 @@ fn executed(reference: &Reference, compiled: Vec<Stages>) -> Result<Vec<Outputs>
         {
             session.switch_to(next)?;
         }
-        for name in &names {
-            if let Some(value) = scalars.get(name) {
-                session.write_f64(name, &value.data)?;
+        for input in &inputs {
+            if let Some(value) = scalars.get(&input.id()) {
+                session.write_f64(input, &value.data)?;
             }
         }
         session.step()?;

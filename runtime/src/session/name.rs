@@ -1,0 +1,61 @@
+//! How a caller says which input it means.
+//!
+//! An input is identified by its kind and its name. A name alone is enough where the inputs of only one kind have it.
+
+use crate::error::RuntimeError;
+use tpc_ir::InputKind;
+use tpc_ir::program::InputBinding;
+
+/// The name of an input, with its kind or without.
+#[derive(Clone, Copy, Debug)]
+pub struct InputName<'a> {
+    kind: Option<InputKind>,
+    pub(super) name: &'a str,
+}
+
+impl<'a> From<&'a str> for InputName<'a> {
+    fn from(name: &'a str) -> Self {
+        InputName { kind: None, name }
+    }
+}
+
+impl<'a> From<&'a String> for InputName<'a> {
+    fn from(name: &'a String) -> Self {
+        InputName { kind: None, name }
+    }
+}
+
+impl<'a> From<(InputKind, &'a str)> for InputName<'a> {
+    fn from((kind, name): (InputKind, &'a str)) -> Self {
+        InputName { kind: Some(kind), name }
+    }
+}
+
+impl<'a> From<&'a InputBinding> for InputName<'a> {
+    fn from(input: &'a InputBinding) -> Self {
+        (input.kind, &*input.name).into()
+    }
+}
+
+impl InputName<'_> {
+    /// The position of the input among those of a program.
+    ///
+    /// # Errors
+    /// No such input, or several kinds that have the name.
+    pub(super) fn find(self, inputs: &[InputBinding]) -> Result<usize, RuntimeError> {
+        let is_meant =
+            |i: &&(usize, &InputBinding)| i.1.name == self.name && self.kind.is_none_or(|kind| kind == i.1.kind);
+        let found: Vec<(usize, &InputBinding)> = inputs.iter().enumerate().collect();
+        match found.iter().filter(is_meant).collect::<Vec<_>>()[..] {
+            [] => Err(RuntimeError::Unknown {
+                what: "input",
+                name: self.name.into(),
+                known: inputs.iter().map(|i| i.name.clone()).collect(),
+            }),
+            [(at, _)] => Ok(*at),
+            [(_, one), (_, other), ..] => {
+                Err(RuntimeError::Ambiguous { name: self.name.into(), kinds: [one.kind, other.kind] })
+            }
+        }
+    }
+}
