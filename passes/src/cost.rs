@@ -96,7 +96,8 @@ pub struct Role {
 }
 
 impl Gradients {
-    /// Those of a placed graph that is to be improved: what the optimizer slices had better be scattered, and is none.
+    /// Those of a placed graph that is to be improved. A value that the optimizer slices does not count, since it should be scattered
+    /// instead.
     pub fn of(graph: &Graph) -> Self {
         Self::read_by(graph, |op| !op.is_redistribution())
     }

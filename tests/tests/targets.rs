@@ -2,13 +2,14 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::optim::AdamWConfig;
+use burn::optim::{AdamWConfig, SgdConfig};
 use burn::tensor::{Device, Tensor, activation};
 use std::collections::HashMap;
 use tpc_compiler::capture::capture_training;
 use tpc_compiler::import::import;
 use tpc_compiler::program::{CompileOptions, Error, compile_inference, place};
 use tpc_compiler::target;
+use tpc_compiler::trainer::Trainer;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputKind, Mesh, Phase, Sharding, text};
 use tpc_passes::canonicalize::canonicalize;
@@ -159,6 +160,30 @@ fn the_numbers_of_a_cpu_are_not_used_for_a_gpu() {
     );
     assert!(compiled(&CompileOptions::for_backend(Backend::Cuda)).launch(on(Backend::Cpu)).is_ok());
     assert!(target::check(Target::cpu(), Backend::Cuda).is_err());
+}
+
+/// A trainer's programs are compiled for the target that was named, in whatever order it and the backend are; without one, for that of
+/// the backend.
+#[test]
+fn a_trainer_compiles_for_its_target() {
+    let rows = Tensor::<2>::ones([4, 48], &Device::flex());
+    let loss = |model: &Linear, rows: Tensor<2>| model.forward(rows).square().mean();
+    let trainer =
+        || Trainer::new(|device: &Device| LinearConfig::new(48, 8).init(device), SgdConfig::new().build()).lr(1e-3);
+    for trainer in [
+        trainer().backend(Backend::Cuda).target(Target::cpu()),
+        trainer().target(Target::built_in("ethernet").unwrap()).backend(Backend::Cuda),
+    ] {
+        assert!(matches!(trainer.compile(&rows, loss), Err(Error::Target(_))));
+    }
+    for trainer in [
+        trainer(),
+        trainer().backend(Backend::Cuda),
+        trainer().target(nodes_of(2)),
+        trainer().target(Target::h100_node()).backend(Backend::Cuda),
+    ] {
+        assert!(trainer.compile(&rows, loss).is_ok());
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

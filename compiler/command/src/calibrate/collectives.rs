@@ -87,7 +87,7 @@ pub(super) fn measure(machine: &Ranks, ranks: usize) -> Outcome<Vec<(String, Poi
                 sent = counts.iter().map(|c| c.wire_bytes).fold(0.0, f64::max);
                 counts.iter().map(|c| c.seconds).sum::<f64>() / ranks as f64
             })?;
-            let what = format!("{} of {} KiB on {ranks} ranks", kind.name(), rows * columns * 4 >> 10);
+            let what = format!("{} of {} KiB on {ranks} ranks", kind.name(), rows * columns * 4 / 1024);
             found.push((what, Point { size: sent, seconds }));
         }
     }

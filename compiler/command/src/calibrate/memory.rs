@@ -8,7 +8,7 @@ use tpc_runtime::session::Backend;
 pub(super) fn rate(machine: &Ranks) -> Outcome<f64> {
     let elements: usize = match machine.backend {
         Backend::Cpu => 8 << 20,
-        Backend::Cuda => 256 << 20,
+        Backend::Cuda => 64 << 20,
     };
     let array = format!("f32[{elements}]");
     let source = format!(
