@@ -29,7 +29,7 @@ pub use tpc_ir::{Graph, InputKind, Mesh, OutputKind, text};
 #[doc(inline)]
 pub use tpc_passes::options::{Held, Precision, Reduction};
 #[doc(inline)]
-pub use tpc_passes::target::Target;
+pub use tpc_passes::targets::Target;
 #[doc(inline)]
 pub use tpc_runtime::launch::join;
 #[doc(inline)]
@@ -54,9 +54,9 @@ pub mod styles {
 }
 
 /// What programs are compiled for: the numbers of a [`Target`].
-pub mod target {
+pub mod targets {
     #[doc(inline)]
-    pub use tpc_passes::target::{BUILT_IN, Device, DeviceKind, Link, Links, Node, Products, SCHEMA};
+    pub use tpc_passes::targets::{BUILT_IN, Device, DeviceKind, Link, Links, Node, Products, SCHEMA};
 }
 
 /// Model families, read from Hugging Face directories.
@@ -95,7 +95,7 @@ pub mod error {
     #[doc(inline)]
     pub use tpc_passes::styles::{PlanError, StyleError};
     #[doc(inline)]
-    pub use tpc_passes::target::TargetError;
+    pub use tpc_passes::targets::TargetError;
     #[doc(inline)]
     pub use tpc_runtime::{CheckpointError, RuntimeError};
 }

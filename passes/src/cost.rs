@@ -2,7 +2,7 @@
 //!
 //! The α–β model is Hockney's; ring bytes are those of Thakur et al. All numbers come from the [`Target`].
 
-use crate::target::{Link, Target};
+use crate::targets::{Link, Target};
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::program::wire_bytes;

@@ -9,7 +9,7 @@
 //! After: an annotation `f32[64, 2@dp, 8@tp, 16]` of that input.
 
 use crate::propagate::{Annotation, Annotations, propagate_mapped};
-use crate::target::Target;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;
 use tpc_ir::reason::Cause;

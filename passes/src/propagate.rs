@@ -16,7 +16,7 @@ use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
 use crate::styles::layout::OnAxes;
-use crate::target::Target;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};

@@ -10,7 +10,7 @@ use tpc_ir::program::{Action, BufferId, CollectiveKind, Instruction, RankProgram
 use tpc_ir::{Graph, MapFn, ReduceOp, Scalar, parse, random};
 use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{Claims, LowerOptions, claimed, contents, lower_with, schedule};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 
 /// A mask is computed in a loop with heads, and another product reads it: a rank without heads needs it all the same.
 const MASK: &str = "mesh <tp=2>

@@ -8,7 +8,7 @@ use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
 use tpc_passes::rebuild::rebuild;
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 
 /// Two columns that end in row-wise products, a residual, a slice, a difference, an update.
 const MODEL: &str = "mesh <>

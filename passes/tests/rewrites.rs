@@ -24,7 +24,7 @@ use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::term::Term;
 use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
-use tpc_passes::target::{Link, Target};
+use tpc_passes::targets::{Link, Target};
 
 type Inputs = HashMap<String, Tensor>;
 

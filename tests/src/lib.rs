@@ -19,7 +19,7 @@ use std::collections::HashMap;
 use tpc_ir::execute::execute;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::{Graph, InputKind, Op};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 
 /// Reproducible inputs for every input of a graph; integers stay below `limit`, constants come from
 /// `constants`.

@@ -8,7 +8,7 @@ use tpc_ir::program::{Action, Instruction, RankProgram, View};
 use tpc_ir::{Graph, MapFn, Op, random, text};
 use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 
 /// The settings of the two switches: computing again, and epilogues.
 pub const WAYS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];

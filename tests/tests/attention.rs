@@ -3,7 +3,7 @@
 use tpc_ir::program::Action;
 use tpc_ir::{DType, text};
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use std::fmt::Write as _;
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 

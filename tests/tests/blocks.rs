@@ -18,7 +18,7 @@ use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::captured::{rename, tensor};
 use tpc_tests::training::{adamw, config, mesh, plan};
 use tpc_tests::{difference, inputs, on_ranks, reference};

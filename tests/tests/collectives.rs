@@ -9,7 +9,7 @@ use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::program::{Action, Step};
 use tpc_ir::{InputKind, Phase};
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_runtime::LaunchOptions;
 use tpc_tests::traffic::{counts_agree, halves, list};
 use tpc_tests::training::{config, feed, language_model, plan};

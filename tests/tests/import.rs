@@ -30,7 +30,7 @@ use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check as check_placed;
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::{Plan, annotate};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::captured::{Values, advance, import_training, initial, run, step, tensor};
 use tpc_tests::{difference, inputs, on_ranks, reference};
 

@@ -13,7 +13,7 @@ use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_passes::{canonicalize, check};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
 

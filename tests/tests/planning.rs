@@ -12,7 +12,7 @@ use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{Bounds, Limit, SearchOptions, SearchReport, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::{Plan, parallelize_module};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::captured::rename;
 use tpc_tests::training::{adamw, config, mesh};
 

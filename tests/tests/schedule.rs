@@ -12,7 +12,7 @@ use tpc_ir::{Graph, MapFn, Op, Origin, Output, Type, parse, random, text};
 use tpc_passes::check::check;
 use tpc_passes::lower::check_ranks::{RankError, check_ranks};
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::{difference, executed_programs, on_ranks, wrong};
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ use tpc_compiler::capture::{capture_training, named};
 use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{Op, Phase, UnitId, json};
 use tpc_passes::lower::lower;
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, Seen, floats};
 use tpc_tests::training::{mesh, plan};

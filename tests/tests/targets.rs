@@ -18,7 +18,7 @@ use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::options::StepOptions;
 use tpc_passes::propagate::{Annotation, Annotations};
 use tpc_passes::styles::Plan;
-use tpc_passes::target::{DeviceKind, Link, Node, Target};
+use tpc_passes::targets::{DeviceKind, Link, Node, Target};
 use tpc_runtime::session::Backend;
 use tpc_runtime::{LaunchOptions, Session};
 use tpc_tests::{executed_programs, inputs, reference, wrong};

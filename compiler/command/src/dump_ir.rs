@@ -24,7 +24,7 @@ use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
 use tpc_passes::styles::{Plan, parallelize_module};
-use tpc_passes::target::{Link, Target};
+use tpc_passes::targets::{Link, Target};
 use tpc_runtime::session::Backend;
 
 /// A stage of the compiler.

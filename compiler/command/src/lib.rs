@@ -57,7 +57,7 @@ use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::styles::Plan;
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_runtime::Settings;
 use tpc_runtime::session::{Backend, MAX_RANKS};
 

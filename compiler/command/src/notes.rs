@@ -8,7 +8,7 @@ use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::HIERARCHICAL;
 use tpc_passes::styles::{DataMode, Plan};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 
 impl Placement {
     /// Notes a mesh without a plan, a plan without a mesh, and rules that cannot be switched off any further.

@@ -8,7 +8,7 @@ use tpc_ir::program::{RankProgram, wire_bytes};
 use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
 use tpc_ir::{AxisSet, Graph, InputKind, Mesh, Op, Subscripts, Type};
 use tpc_passes::lower::launches::{Schedule, why};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 
 /// Collectives that are alike, and how many of them a step executes.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,7 @@ use crate::Outcome;
 use clap::ArgMatches;
 use std::path::{Path, PathBuf};
 use tpc_passes::styles::Plan;
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_runtime::digest::Digest;
 use tpc_runtime::settings::{self, Settings};
 use tpc_runtime::{RuntimeError, launch};

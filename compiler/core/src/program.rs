@@ -33,7 +33,7 @@ use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Plan, StyleError};
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
 use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
 use tpc_runtime::{CheckpointError, RuntimeError};

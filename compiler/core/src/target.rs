@@ -1,6 +1,6 @@
 //! Which target a program is compiled for: the one that was named, or the one of the backend that runs the ranks.
 
-use tpc_passes::target::{DeviceKind, Target};
+use tpc_passes::targets::{DeviceKind, Target};
 use tpc_runtime::session::Backend;
 
 /// A target that does not describe the backend that runs the ranks.

@@ -69,7 +69,7 @@
 //! ```
 //!
 //! `latency` is in seconds, `bandwidth` in bytes per second that each rank sends. An entry in `axes` sets the link of the mesh axis of
-//! that name. [`SCHEMA`](crate::target::SCHEMA) describes all keys.
+//! that name. [`SCHEMA`](crate::targets::SCHEMA) describes all keys.
 //!
 //! A collective over several axes has the slowest link of them. Where axes differ, a reduction over them is therefore taken apart
 //! if that pays (rule 25): on `--mesh out=2,in=4` in nodes of four, a gradient that is summed over both axes is first scattered

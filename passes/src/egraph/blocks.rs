@@ -12,7 +12,7 @@ use super::{Found, SearchOptions};
 use crate::check::check;
 use crate::cost::graph_seconds;
 use crate::denotes::denotes;
-use crate::target::Target;
+use crate::targets::Target;
 use tpc_ir::block::{Block, Lines};
 use tpc_ir::{Graph, Type, UnitId};
 

@@ -20,7 +20,7 @@ pub mod term;
 
 use crate::cost::{Gradients, Role, graph_seconds, seconds_in};
 use crate::reasons::explain;
-use crate::target::Target;
+use crate::targets::Target;
 use egg::{EGraph, Id};
 use extract::extract;
 pub use limits::{Bounds, Limit, Work};

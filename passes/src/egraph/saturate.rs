@@ -9,7 +9,7 @@ use super::SearchOptions;
 use super::limits::{Bounds, Limit, Work};
 use super::rules::{HIERARCHICAL, all_rules};
 use super::term::{self, Heads, Key, Term, Typing};
-use crate::target::Target;
+use crate::targets::Target;
 use egg::{EGraph, Id};
 use std::collections::HashMap;
 use tpc_ir::{Graph, Value};

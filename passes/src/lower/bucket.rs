@@ -46,7 +46,7 @@ use super::depend::{Dependences, is_input, source};
 use super::kernel::Kernel;
 use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
-use crate::target::Target;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};

@@ -33,7 +33,7 @@ mod recompute;
 pub mod schedule;
 mod turn;
 
-use crate::target::Target;
+use crate::targets::Target;
 use check_ranks::RankError;
 pub use claims::Claims;
 use contents::ContentsError;

@@ -34,7 +34,7 @@ use super::kernel::Kernel;
 use super::launches::{Launch, Schedule};
 use super::{LowerOptions, emit, memory};
 use crate::cost;
-use crate::target::Target;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{AxisSet, Graph, Type};

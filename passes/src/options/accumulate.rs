@@ -25,7 +25,7 @@ use super::OptionError;
 use crate::propagate::{Annotation, Annotations, Constraint, propagate_mapped};
 use crate::rebuild::{copy, live, rebuild};
 use crate::styles::layout::OnAxes;
-use crate::target::{Device, Target};
+use crate::targets::{Device, Target};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -28,7 +28,7 @@ use std::time::Duration;
 use tpc_compiler::memory::available;
 use tpc_compiler::target::of_backend;
 use tpc_ir::DType;
-use tpc_passes::target::{Link, Links, Products, Target};
+use tpc_passes::targets::{Link, Links, Products, Target};
 use tpc_runtime::session::{Backend, MAX_RANKS};
 
 /// Measure this machine, and write what it can do as a target for --target.

@@ -67,7 +67,7 @@ use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
 use tpc_passes::options::Precision;
 use tpc_passes::styles::Plan;
-use tpc_passes::target::Target;
+use tpc_passes::targets::Target;
 use tpc_runtime::{Backend, LaunchOptions, Processes};
 
 /// A model, its optimizer, and everything that is said about their training before it is compiled.

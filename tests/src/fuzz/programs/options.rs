@@ -9,7 +9,7 @@ use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
-use tpc_passes::target::{Link, Target};
+use tpc_passes::targets::{Link, Target};
 
 /// The optimizer of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,4 @@
-//! The JSON form of targets. Its schema is `passes/src/target/target.schema.json`; a test keeps the two equal.
+//! The JSON form of targets. Its schema is `passes/src/targets/target.schema.json`; a test keeps the two equal.
 
 use super::{Device, DeviceKind, Link, Links, Node, Products, Target};
 use serde_json::{Map, Value as Json, json};
@@ -237,7 +237,7 @@ impl Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::BUILT_IN;
+    use crate::targets::BUILT_IN;
 
     #[test]
     fn profiles_are_read_as_they_are_written() {

@@ -82,7 +82,7 @@ impl From<&Target> for Target {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::target::{DeviceKind, Link};
+    use crate::targets::{DeviceKind, Link};
 
     #[test]
     fn every_built_in_target_has_its_name() {
