@@ -244,7 +244,8 @@ impl Generator {
     /// # Errors
     /// As [`Generator::launch`]; a tensor that cannot be read.
     pub fn pretrained(dir: &ModelDir, mesh: &Mesh, plan: &Plan, limits: Limits) -> Result<Self, Error> {
-        let (options, launch) = (CompileOptions::default(), LaunchOptions::default());
+        let launch = LaunchOptions::default();
+        let options = CompileOptions::for_backend(launch.backend);
         let mut generator = Self::launch(&dir.config, mesh, plan, &options, launch, limits)?;
         load_weights(generator.session()?, &dir.weight_map(), &dir.weights)?;
         Ok(generator)
