@@ -235,6 +235,11 @@ fn dump_ir_says_which_target_it_used() {
     own.links.axes.insert("tp".into(), Link { latency: 1e-3, bandwidth: 1.5e9 });
     let file = scratch.write("own.json", &own.to_json());
     notes.push(tpc(&[&DUMP[..], &["--target", &file]].concat()).2);
+    // Of the memory of its ranks, only what is too little is said.
+    let mut small = Target::cpu().clone();
+    (small.name, small.device.capacity) = ("small".into(), 1e6);
+    let file_of_small = scratch.write("small.json", &small.to_json());
+    notes.push(tpc(&[&DUMP[..], &["--target", &file_of_small, "--stage", "scheduled"]].concat()).2);
     // Before a program is placed, nothing is weighed.
     notes.push(tpc(&[&DUMP[..], &["--target", "cpu", "--stage", "annotated"]].concat()).2);
     insta::assert_snapshot!("dump_ir_notes", notes.concat());

@@ -199,6 +199,19 @@ impl DumpIr {
         }
     }
 
+    /// Notes programs that a rank of the target that was named has no room for.
+    fn note_capacity(&self, programs: &[RankProgram], target: &Target, terminal: &mut Terminal) {
+        let needed = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
+        if self.placement.target.is_some() && needed as f64 > target.device.capacity {
+            terminal.note(format!(
+                "a rank needs {needed} bytes, more than the {} that one of the target {} has: use a smaller batch, --micro-batches, or a \
+                 plan that shards more",
+                target.device.capacity,
+                cut(&target.name)
+            ));
+        }
+    }
+
     /// Shows the first of the programs, which share one arena.
     fn show(&self, programs: Vec<Program>, facts: &Facts, given: &Given, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
@@ -231,6 +244,7 @@ impl DumpIr {
             for other in others {
                 share_arenas(&mut ranks, &lower(other, &target).map_err(failed)?);
             }
+            self.note_capacity(&ranks, &target, terminal);
             return terminal.print(format!("{:#}\n", report::json(first, &target, &scheduled, &ranks)));
         }
         if self.stage >= Stage::Rank && self.rank >= first.mesh.ranks() {
@@ -248,6 +262,7 @@ impl DumpIr {
                 for other in others {
                     share_arenas(&mut program, &[scheduled(other)?]);
                 }
+                self.note_capacity(&program, &target, terminal);
                 terminal.print(program[0].to_text())
             }
             _ if self.full => terminal.print(text::print(first)),
