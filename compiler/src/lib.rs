@@ -29,6 +29,8 @@ pub use tpc_ir::{Graph, InputId, InputKind, Mesh, ModulePath, OutputKind, Segmen
 #[doc(inline)]
 pub use tpc_passes::options::{Held, Precision, Reduction};
 #[doc(inline)]
+pub use tpc_passes::targets::Target;
+#[doc(inline)]
 pub use tpc_runtime::launch::join;
 #[doc(inline)]
 pub use tpc_runtime::{Backend, CollectiveCount, InputName, Processes, Session};
@@ -49,6 +51,12 @@ pub mod styles {
         PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput, RowwiseParallel, SequenceParallel,
         TensorParallelMultiheadAttention, Way, WholeModel,
     };
+}
+
+/// What programs are compiled for: the numbers of a [`Target`].
+pub mod targets {
+    #[doc(inline)]
+    pub use tpc_passes::targets::{BUILT_IN, Device, DeviceKind, Link, Links, Node, Products, SCHEMA};
 }
 
 /// Model families, read from Hugging Face directories.
@@ -77,6 +85,8 @@ pub mod error {
     #[doc(inline)]
     pub use tpc_compiler::models::ModelError;
     #[doc(inline)]
+    pub use tpc_compiler::target::TargetMismatch;
+    #[doc(inline)]
     pub use tpc_compiler::trainer::TrainerError;
     #[doc(inline)]
     pub use tpc_ir::mesh::MeshError;
@@ -84,6 +94,8 @@ pub mod error {
     pub use tpc_passes::options::OptionError;
     #[doc(inline)]
     pub use tpc_passes::styles::{PlanError, StyleError};
+    #[doc(inline)]
+    pub use tpc_passes::targets::TargetError;
     #[doc(inline)]
     pub use tpc_runtime::{CheckpointError, RuntimeError};
 }

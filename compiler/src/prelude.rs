@@ -10,5 +10,5 @@ pub use crate::styles::{
 };
 pub use crate::{
     Backend, Batch, BatchData, CollectiveCount, CompiledTrainer, Error, Evaluation, Mesh, Named, Precision, Processes,
-    Reduction, Results, RunningTrainer, Step, Trainer, join, named, scope,
+    Reduction, Results, RunningTrainer, Step, Target, Trainer, join, named, scope,
 };

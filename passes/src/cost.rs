@@ -1,99 +1,103 @@
-//! What an operation costs: seconds of compute by a roofline, seconds of communication by α–β.
+//! What an operation costs on a target: seconds of compute by a roofline, seconds of communication by α–β.
 //!
-//! The α–β model is Hockney's; ring bytes are those of Thakur et al. Defaults are this project's
-//! measurements on two CPU ranks of one process.
+//! The α–β model is Hockney's; ring bytes are those of Thakur et al. All numbers come from the [`Target`].
 
+use crate::targets::{Link, Target};
 use petgraph::graph::NodeIndex;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
 use tpc_ir::{AxisId, Graph, Mesh, Op, Phase, Type};
 
-/// Rates of a device and its links.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct CostModel {
-    /// Floating-point operations per second of matrix products.
-    pub flops: f64,
-    /// Bytes per second read and written by everything else.
-    pub memory: f64,
-    /// Seconds that starting a kernel costs.
-    pub launch: f64,
-    /// Seconds that a collective costs before its first byte (α).
-    pub latency: f64,
-    /// Bytes per second sent by each rank (1/β).
-    pub link: f64,
+/// Whether a collective begins alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Company {
+    /// It pays its latency.
+    Alone,
+    /// It begins together with others, in one bucket, and costs one more part of that.
+    Together,
 }
 
-impl Default for CostModel {
-    fn default() -> Self {
-        CostModel { flops: 60e9, memory: 10e9, launch: 2e-7, latency: 5e-6, link: 4e9 }
-    }
+/// Seconds that the slowest rank needs for an operation with these operand and result types.
+pub fn seconds(target: &Target, op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> f64 {
+    seconds_in(Company::Alone, target, op, operands, result, mesh)
 }
 
-impl CostModel {
-    /// Seconds that the slowest rank needs for an operation with these operand and result types.
-    pub fn seconds(&self, op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> f64 {
-        let local = |t: &Type| t.max_local_bytes(mesh) as f64;
-        match op {
-            Op::Input { .. } => 0.0,
-            // Made where it is read.
-            Op::Fill(_) | Op::Iota => 0.0,
-            // A view or a mask: cheap, but not cheaper than not doing it.
-            Op::ShardSlice { .. } | Op::Index { .. } => self.launch * 0.1,
-            // A mask costs nothing, but what it is added to then waits for it: its reduction can no longer
-            // be one with others that come before. It must save a reduction of its own.
-            Op::ToPartial { .. } => self.latency * 0.5,
-            op if op.is_collective() => {
-                let bytes =
-                    wire_bytes(&op.name(), full_bytes(op, operands[0], result, mesh), mesh.group_size(op.axes()));
-                self.latency + bytes / self.link
-            }
-            Op::Einsum { subs } => {
-                let left = operands[0].max_local_shape(mesh);
-                let right = operands[1].max_local_shape(mesh);
-                let sizes = subs.sizes(&[&left, &right], None).unwrap_or_default();
-                2.0 * sizes.iter().map(|&n| n as f64).product::<f64>() / self.flops + self.launch
-            }
-            // Fused with its neighbours most of the time: count the write and a share of the reads.
-            Op::Map { .. } => (local(result) + 0.25 * operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory,
-            _ => (local(result) + operands.iter().map(|t| local(t)).sum::<f64>()) / self.memory + self.launch,
+/// [`seconds`] of an operation that begins alone or together with others.
+pub fn seconds_in(company: Company, target: &Target, op: &Op, operands: &[&Type], result: &Type, mesh: &Mesh) -> f64 {
+    let device = &target.device;
+    let local = |t: &Type| t.max_local_bytes(mesh) as f64;
+    let latency = |link: Link| match company {
+        Company::Alone => link.latency,
+        Company::Together => device.launch,
+    };
+    match op {
+        Op::Input { .. } => 0.0,
+        // Made where it is read.
+        Op::Fill(_) | Op::Iota => 0.0,
+        Op::ShardSlice { .. } | Op::Index { .. } => device.launch * device.view,
+        Op::ToPartial { axes, .. } => latency(target.links.group(mesh, *axes)) * target.mask,
+        op if op.is_collective() => {
+            let bytes = wire_bytes(&op.name(), full_bytes(op, operands[0], result, mesh), mesh.group_size(op.axes()));
+            let link = target.links.group(mesh, op.axes());
+            latency(link) + bytes / link.bandwidth
         }
+        Op::Einsum { subs } => {
+            let left = operands[0].max_local_shape(mesh);
+            let right = operands[1].max_local_shape(mesh);
+            let sizes = subs.sizes(&[&left, &right], None).unwrap_or_default();
+            let rate = device.products.rate(operands[0].dtype);
+            2.0 * sizes.iter().map(|&n| n as f64).product::<f64>() / rate + device.launch
+        }
+        Op::Map { .. } => {
+            let reads = operands.iter().map(|t| local(t)).sum::<f64>();
+            (local(result) + device.fused_reads * reads) / device.memory
+        }
+        _ => (local(result) + operands.iter().map(|t| local(t)).sum::<f64>()) / device.memory + device.launch,
     }
+}
 
-    /// The same for a collective that begins together with others.
-    pub fn bucketed(&self) -> CostModel {
-        CostModel { latency: self.launch, ..*self }
-    }
-
-    /// Seconds of a whole placed graph on its slowest rank, nothing overlapped.
-    pub fn graph_seconds(&self, graph: &Graph) -> f64 {
-        let gradients = Gradients::as_lowered(graph);
-        graph
-            .nodes()
-            .map(|node| {
-                let n = graph.node(node);
-                let operands = graph.operands(node);
-                let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-                let together = gradients.travel_together(&n.op, gradients.values.contains(&node), false);
-                let model = if together { self.bucketed() } else { *self };
-                model.seconds(&n.op, &types, &n.types[0], &graph.mesh)
-            })
-            .sum()
-    }
+/// Seconds of a whole placed graph on its slowest rank, nothing overlapped.
+pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
+    let gradients = Gradients::as_lowered(graph);
+    graph
+        .nodes()
+        .map(|node| {
+            let n = graph.node(node);
+            let operands = graph.operands(node);
+            let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
+            let company = gradients.company(&n.op, &gradients.role(node));
+            seconds_in(company, target, &n.op, &types, &n.types[0], &graph.mesh)
+        })
+        .sum()
 }
 
 /// What only the optimizer reads: its reductions wait for each other and travel in buckets
 /// (`lower/bucket.rs`), so that one more costs its bytes and no latency.
 pub struct Gradients {
-    /// Values before the optimizer, or their reductions, that only the optimizer reads, directly or behind further reductions.
+    /// Values before the optimizer, or their reductions, that only the optimizer reads, directly or after further reductions.
     pub values: HashSet<NodeIndex>,
     /// The axes over which some of them are scattered.
     scattered: HashSet<Vec<AxisId>>,
     /// Terms whose sum, over all ranks, is one of the values.
     pub terms: HashSet<NodeIndex>,
+    /// The gathers that complete hierarchical reductions.
+    completing: HashSet<NodeIndex>,
+}
+
+/// What an operation has to do with gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Role {
+    /// It makes one of the values.
+    pub gradient: bool,
+    /// It reads one of the terms.
+    pub term: bool,
+    /// It is the gather that completes a hierarchical reduction, if it is a gather.
+    pub completes: bool,
 }
 
 impl Gradients {
-    /// Those of a placed graph that is to be improved: what the optimizer slices had better be scattered, and is none.
+    /// Those of a placed graph that is to be improved. A value that the optimizer slices does not count, since it should be scattered
+    /// instead.
     pub fn of(graph: &Graph) -> Self {
         Self::read_by(graph, |op| !op.is_redistribution())
     }
@@ -106,10 +110,20 @@ impl Gradients {
     fn read_by(graph: &Graph, counts: fn(&Op) -> bool) -> Self {
         let mut values = HashSet::new();
         let nodes: Vec<NodeIndex> = graph.nodes().collect();
+        let hierarchies = hierarchies(graph);
         let is_early = |n: NodeIndex| graph.node(n).origin.phase != Phase::Optimizer;
-        let reduces = |n: NodeIndex| matches!(graph.node(n).op, Op::AllReduce { .. } | Op::ReduceScatter { .. });
+        let completes = |n: NodeIndex| matches!(graph.node(n).op, Op::AllGather { .. }) && hierarchies.contains_key(&n);
+        let reduces =
+            |n: NodeIndex| matches!(graph.node(n).op, Op::AllReduce { .. } | Op::ReduceScatter { .. }) || completes(n);
+        let reduced = |n: NodeIndex| {
+            let mut source = hierarchies.get(&n).copied().unwrap_or_else(|| graph.operands(n)[0].node);
+            while let Some(&outer) = hierarchies.get(&source) {
+                source = outer;
+            }
+            source
+        };
         // A reduction that the optimizer asked for belongs to the value that it reduces.
-        let is_value = |n: NodeIndex| is_early(n) || reduces(n) && is_early(graph.operands(n)[0].node);
+        let is_value = |n: NodeIndex| is_early(n) || reduces(n) && is_early(reduced(n));
         for &node in nodes.iter().rev().filter(|&&n| is_value(n)) {
             let mut users = graph.users(node).map(|(user, _)| user).peekable();
             let for_it = |user: NodeIndex| {
@@ -128,18 +142,48 @@ impl Gradients {
         let scattered = values.iter().filter_map(axes).collect();
         let sums = values.iter().filter(|&&n| matches!(graph.node(n).op, Op::AllReduce { .. }));
         let terms = sums.map(|&n| graph.operands(n)[0].node).collect();
-        Gradients { values, scattered, terms }
+        let completing = nodes.into_iter().filter(|&n| completes(n)).collect();
+        Gradients { values, scattered, terms, completing }
     }
 
-    /// Whether an operation is a reduction with company; `gradient`: it makes one of the values; `term`: it
-    /// reads one of the `terms`.
-    pub fn travel_together(&self, op: &Op, gradient: bool, term: bool) -> bool {
-        match op {
-            Op::AllReduce { .. } => gradient,
-            Op::ReduceScatter { axes, .. } => term || gradient && self.scattered.contains(axes),
+    /// The role of an operation of the graph, as far as the graph alone tells it.
+    fn role(&self, node: NodeIndex) -> Role {
+        Role { gradient: self.values.contains(&node), term: false, completes: self.completing.contains(&node) }
+    }
+
+    /// Whether an operation of this role begins together with others.
+    pub fn company(&self, op: &Op, role: &Role) -> Company {
+        let together = match op {
+            Op::AllReduce { .. } => role.gradient,
+            Op::ReduceScatter { axes, .. } => role.term || role.gradient && self.scattered.contains(axes),
+            Op::AllGather { .. } => role.gradient && role.completes,
             _ => false,
+        };
+        if together { Company::Together } else { Company::Alone }
+    }
+}
+
+/// The reductions that rule 25 took apart: for the scatter, the reduction and the gather of each, what it reduces. The
+/// reduction may be taken apart in turn.
+fn hierarchies(graph: &Graph) -> HashMap<NodeIndex, NodeIndex> {
+    let mut found: HashMap<NodeIndex, NodeIndex> = HashMap::new();
+    for gather in graph.nodes() {
+        let Op::AllGather { dim, axes } = &graph.node(gather).op else { continue };
+        let sum = graph.operands(gather)[0].node;
+        let scatter = match (&graph.node(sum).op, found.get(&sum)) {
+            (Op::AllReduce { .. }, _) => graph.operands(sum)[0].node,
+            (_, Some(&scatter)) => scatter,
+            _ => continue,
+        };
+        if matches!(&graph.node(scatter).op, Op::ReduceScatter { dim: d, axes: a, .. } if (d, a) == (dim, axes)) {
+            let source = graph.operands(scatter)[0].node;
+            // The parts of an inner hierarchy keep what that one reduces, which leads on to this source.
+            found.insert(gather, source);
+            found.entry(sum).or_insert(source);
+            found.insert(scatter, source);
         }
     }
+    found
 }
 
 /// Bytes of the whole value that a collective works on: the side on which a rank holds most; for an

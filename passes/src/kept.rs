@@ -8,8 +8,8 @@
 //! `%keys : f32[1, 2@dp, 8@tp, 16]`, and nothing said of `attention/keys`.
 //! After: an annotation `f32[64, 2@dp, 8@tp, 16]` of that input.
 
-use crate::cost::CostModel;
 use crate::propagate::{Annotation, Annotations, propagate_mapped};
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;
 use tpc_ir::reason::Demand;
@@ -42,12 +42,12 @@ fn written<'a>(graph: &'a Graph, annotations: &Annotations) -> Vec<Written<'a>> 
 }
 
 /// Annotates every state that rows are written into and that nothing places yet.
-pub fn place_kept(graph: &Graph, annotations: &mut Annotations, cost: &CostModel) {
+pub fn place_kept(graph: &Graph, annotations: &mut Annotations, target: &Target) {
     let written = written(graph, annotations);
     if written.is_empty() {
         return;
     }
-    let (placed, mapping) = propagate_mapped(graph, annotations, cost);
+    let (placed, mapping) = propagate_mapped(graph, annotations, target);
     for Written { id, rows, numbered } in written {
         let columns = &placed.ty(mapping[&rows]).sharding.dims[numbered..];
         let sharding = Sharding { dims: [&[Vec::new()], columns].concat(), partial: None };

@@ -13,6 +13,7 @@
 //! | why is a redistribution there, in which part of the step | [`reasons`] |
 //! | which parameters are gathered again for the backward pass | [`reshard`] |
 //! | what does a plan cost | [`cost`] |
+//! | how fast are the device and its links | [`targets`] |
 //! | what does a rank execute | [`lower`] |
 //! | is a placed program right | [`mod@check`] |
 //! | does it compute the model | [`denotes`] |
@@ -33,3 +34,4 @@ pub mod redistribute;
 pub mod reshard;
 pub mod rules;
 pub mod styles;
+pub mod targets;

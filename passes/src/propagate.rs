@@ -10,12 +10,13 @@
 //! After: `%3 = shard_slice tp dim=0 %1`, `%4 = einsum … %0, %3 : f32[16, 64] +sum@tp`,
 //! `%5 = all_reduce tp sum %4 : f32[16, 64]`.
 
-use crate::cost::CostModel;
+use crate::cost::seconds;
 use crate::reasons::explain;
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
 use crate::styles::layout::OnAxes;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};
@@ -74,14 +75,14 @@ pub struct Annotations {
 }
 
 /// Places every value of a logical graph.
-pub fn propagate(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> Graph {
-    let mut placed = propagate_mapped(graph, annotations, cost).0;
+pub fn propagate(graph: &Graph, annotations: &Annotations, target: &Target) -> Graph {
+    let mut placed = propagate_mapped(graph, annotations, target).0;
     explain(&mut placed);
     placed
 }
 
 /// [`propagate`], and where every value of the logical graph lies then.
-pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostModel) -> (Graph, Mapping) {
+pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Target) -> (Graph, Mapping) {
     // Regions have served: what only they name is dead.
     let graph = &graph.clone().with_regions(Vec::new());
     let mut cache = Moved::new();
@@ -131,7 +132,7 @@ pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, cost: &CostMod
         let pinned: Vec<bool> = operands.iter().map(|&v| style_parameters.contains(&uncast(new, v))).collect();
         // What another reader moved there already costs nothing.
         let there = |i: usize, sharding: &Sharding| cache.contains_key(&(operands[i], sharding.clone()));
-        let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, cost, &there);
+        let wanted = strategy(&row, &types, &pinned, &n.types[0], &new.mesh, target, &there);
         let shardings: Vec<Sharding> = row
             .operands
             .iter()
@@ -232,7 +233,7 @@ fn strategy(
     pinned: &[bool],
     result: &Type,
     mesh: &Mesh,
-    cost: &CostModel,
+    target: &Target,
     there: &dyn Fn(usize, &Sharding) -> bool,
 ) -> Vec<Vec<AxisId>> {
     let mut chosen: Vec<Vec<AxisId>> = vec![Vec::new(); row.factors.len()];
@@ -257,7 +258,7 @@ fn strategy(
         // Ties go to the first sharded option: less compute.
         let best = options
             .into_iter()
-            .map(|o| (option_seconds(row, operands, result, axis, o, mesh, cost, there), o))
+            .map(|o| (option_seconds(row, operands, result, axis, o, mesh, target, there), o))
             .min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.is_some().cmp(&a.1.is_some())));
         if let Some((_, Some(f))) = best {
             chosen[f].push(axis);
@@ -297,10 +298,10 @@ fn option_seconds(
     axis: AxisId,
     factor: Option<usize>,
     mesh: &Mesh,
-    cost: &CostModel,
+    target: &Target,
     there: &dyn Fn(usize, &Sharding) -> bool,
 ) -> f64 {
-    let mut seconds = 0.0;
+    let mut total = 0.0;
     for (i, (ty, dims)) in operands.iter().zip(&row.operands).enumerate() {
         // Look at this axis alone: the others are decided on their own.
         let only = |keep: Option<usize>| {
@@ -321,16 +322,16 @@ fn option_seconds(
         for op in steps(&now, &then) {
             if let Ok(s) = crate::rules::place_redistribution(&op, &at) {
                 let next = at.placed(s);
-                seconds += cost.seconds(&op, &[&at], &next, mesh);
+                total += seconds(target, &op, &[&at], &next, mesh);
                 at = next;
             }
         }
     }
-    let work = operands.iter().chain([&result]).map(|t| t.bytes() as f64).sum::<f64>() / cost.memory;
-    seconds += factor.map_or(work, |_| work / mesh.size(axis) as f64);
+    let work = operands.iter().chain([&result]).map(|t| t.bytes() as f64).sum::<f64>() / target.device.memory;
+    total += factor.map_or(work, |_| work / mesh.size(axis) as f64);
     if let Some(FactorKind::Reduce(op)) = factor.map(|f| row.factors[f].kind) {
         let all_reduce = Op::AllReduce { op, axes: [axis].into_iter().collect() };
-        seconds += cost.seconds(&all_reduce, &[result], result, mesh);
+        total += seconds(target, &all_reduce, &[result], result, mesh);
     }
-    seconds
+    total
 }

@@ -10,6 +10,7 @@ use tpc_ir::program::{Action, BufferId, CollectiveKind, Instruction, RankProgram
 use tpc_ir::{Graph, InputId, MapFn, ReduceOp, Scalar, parse, random};
 use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{Claims, LowerOptions, claimed, contents, lower_with, schedule};
+use tpc_passes::targets::Target;
 
 /// A mask is computed in a loop with heads, and another product reads it: a rank without heads needs it all the same.
 const MASK: &str = "mesh <tp=2>
@@ -326,12 +327,12 @@ type Tally = BTreeMap<&'static str, [usize; 2]>;
 
 fn tried(source: &str, options: &LowerOptions, tally: &mut Tally) {
     let graph = parse::parse(source).unwrap_or_else(|e| panic!("{e}"));
-    let programs = lower_with(&graph, options).unwrap_or_else(|e| panic!("{e}"));
+    let programs = lower_with(&graph, Target::cpu(), options).unwrap_or_else(|e| panic!("{e}"));
     let inputs = inputs(&graph);
     let expected = simulate(&graph, &inputs, &Options::real()).unwrap();
     let found = execute(&programs, &inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
     assert!(!differ(&expected, &found));
-    let schedule = schedule(&graph, options);
+    let schedule = schedule(&graph, Target::cpu(), options);
     for rank in 0..programs.len() {
         let (program, claims) = claimed(&graph, &schedule, rank);
         assert_eq!(program, programs[rank]);

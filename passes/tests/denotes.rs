@@ -5,11 +5,11 @@ use petgraph::graph::NodeIndex;
 use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, Graph, InputId, MapFn, Mesh, Op, Scalar, Type, Value, parse, text};
 use tpc_passes::check::check;
-use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
 use tpc_passes::rebuild::rebuild;
+use tpc_passes::targets::Target;
 
 /// Two columns that end in row-wise products, a residual, a slice, a difference, an update.
 const MODEL: &str = "mesh <>
@@ -48,9 +48,9 @@ fn placed() -> Graph {
         (id, Annotation { sharding, why: Demand::Note("test".into()).into() })
     };
     let inputs = [cut("u", 1), cut("v", 0), cut("w", 0)].into_iter().collect();
-    let propagated = propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, &CostModel::default());
+    let propagated = propagate(&model, &Annotations { mesh, inputs, ..Annotations::default() }, Target::cpu());
     denotes(&propagated, &model).unwrap();
-    optimize(&propagated, &SearchOptions::default()).0
+    optimize(&propagated, Target::cpu(), &SearchOptions::default()).0
 }
 
 /// The graph with the operation and operands of some nodes changed.

@@ -15,16 +15,17 @@ use proptest::prelude::*;
 use ranks::{Ranks, cut, dice, local, same_ranks};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::sync::LazyLock;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, DType, Graph, InputId, Mesh, Op, Sharding, Type, parse, text};
 use tpc_passes::check::{CheckError, check};
-use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::term::Term;
 use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
 use tpc_passes::propagate::{Annotation, Annotations, propagate};
+use tpc_passes::targets::{Link, Target};
 
 type Inputs = HashMap<InputId, Tensor>;
 
@@ -37,6 +38,17 @@ fn only(rules: &[u32]) -> SearchOptions {
 /// Options under which every rule runs.
 fn every_rule() -> SearchOptions {
     SearchOptions { disabled: BTreeSet::new(), node_limit: 1_500, rounds: 3, ..SearchOptions::default() }
+}
+
+/// A target whose axis b is faster than all others: the only one on which rule 25 fires.
+fn uneven() -> &'static Target {
+    static TARGET: LazyLock<Target> = LazyLock::new(|| {
+        let mut target = Target::cpu().clone();
+        let fast = Link { bandwidth: 10.0 * target.links.default.bandwidth, ..target.links.default };
+        target.links.axes.insert("b".into(), fast);
+        target
+    });
+    &TARGET
 }
 
 /// Small integers for every input; `rows` for the integer ones, which are row numbers.
@@ -167,7 +179,7 @@ fn added(graph: &Graph, saturated: &Saturated) -> Vec<String> {
 fn fires(rule: u32, gives: &str, meshes: &[&str], body: &str) {
     for mesh in meshes {
         let graph = read(mesh, body);
-        let saturated = saturate(&graph, &only(&[rule]));
+        let saturated = saturate(&graph, uneven(), &only(&[rule]));
         for salt in 0..3 {
             let checked = check_classes(&graph, &saturated, &integers(&graph, salt, 5), 1e-12);
             checked.unwrap_or_else(|e| panic!("rule {rule} is wrong on <{mesh}>: {e}\n{body}"));
@@ -181,7 +193,7 @@ fn fires(rule: u32, gives: &str, meshes: &[&str], body: &str) {
 fn silent(rule: u32, meshes: &[&str], body: &str) {
     for mesh in meshes {
         let graph = read(mesh, body);
-        let names = added(&graph, &saturate(&graph, &only(&[rule])));
+        let names = added(&graph, &saturate(&graph, uneven(), &only(&[rule])));
         assert!(names.is_empty(), "rule {rule} on <{mesh}> should not add {names:?}:{body}");
     }
 }
@@ -222,8 +234,9 @@ fn rule_25_reduces_a_part_over_the_other_axes() {
         )
     };
     fires(25, "all_gather", TWO, &body("12, 5"));
-    // Nothing that either axis divides; one axis alone.
+    // Nothing that the fast axis divides; one axis alone.
     silent(25, TWO, &body("5, 7"));
+    silent(25, &["a=2, b=3"], &body("4, 5"));
     silent(
         25,
         ONE,
@@ -232,6 +245,26 @@ fn rule_25_reduces_a_part_over_the_other_axes() {
         %1 = reduce_sum \"ab->b\" %0 : f64[12] +sum@a
         %2 = all_reduce a sum %1 : f64[12]",
     );
+}
+
+/// Only the fast axis is taken out of a reduction, and none where all links are alike.
+#[test]
+fn rule_25_needs_an_axis_that_is_faster_than_another() {
+    let graph = read(
+        "a=2, b=2",
+        "
+        %0 = input data \"x\" : f64[7@(a,b), 12]
+        %1 = reduce_sum \"ab->b\" %0 : f64[12] +sum@(a,b)
+        %2 = all_reduce (a,b) sum %1 : f64[12]",
+    );
+    let gathers = |target: &Target| -> Vec<Op> {
+        let saturated = saturate(&graph, target, &only(&[25]));
+        let egraph = &saturated.egraph;
+        let ops = egraph.classes().flat_map(|c| &c.nodes).map(|t| egraph.analysis.key(t.key).op.clone());
+        ops.filter(|op| matches!(op, Op::AllGather { .. })).collect()
+    };
+    assert_eq!(gathers(uneven()), [Op::AllGather { dim: 0, axes: vec![AxisId(1)] }]);
+    assert_eq!(gathers(Target::cpu()), []);
 }
 
 #[test]
@@ -1315,7 +1348,7 @@ fn results_of_one_operation_stay_apart() {
 /// The optimized graph passes the checker, denotes the graph, means what the graph means, costs no
 /// more, and is the same every time.
 fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f64) -> Result<(), String> {
-    let (optimized, report) = optimize(graph, options);
+    let (optimized, report) = optimize(graph, uneven(), options);
     let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&optimized));
     match check(&optimized) {
         // An output that was partial stays so.
@@ -1326,7 +1359,7 @@ fn agrees(graph: &Graph, inputs: &Inputs, options: &SearchOptions, tolerance: f6
     if report.after > report.before * (1.0 + 1e-9) {
         return Err(format!("costs {} instead of {}: {}", report.after, report.before, shown()));
     }
-    let again = text::print(&optimize(graph, options).0);
+    let again = text::print(&optimize(graph, uneven(), options).0);
     if again != text::print(&optimized) {
         return Err(format!("not the same program twice: {}\nand\n{again}", shown()));
     }
@@ -1428,12 +1461,12 @@ const MESHES: [&str; 5] = ["a=2", "a=3", "a=2,b=2", "a=2,b=3", "a=3,b=2"];
 fn propagated(source: &str, mesh: usize, choices: &[u16], tolerance: f64) -> Result<(), String> {
     let model = parse::parse(source).map_err(|e| format!("{e}\n{source}"))?;
     let mesh = Mesh::parse(MESHES[mesh % MESHES.len()]).unwrap();
-    let placed = propagate(&model, &annotations(&model, &mesh, choices), &CostModel::default());
+    let placed = propagate(&model, &annotations(&model, &mesh, choices), uneven());
     check(&placed).map_err(|e| format!("propagate: {e}\n{}", text::print(&placed)))?;
     denotes(&placed, &model).map_err(|e| format!("propagate: {e}\n{}", text::print(&placed)))?;
     let inputs = integers(&model, u64::from(choices[0]), 4);
     agrees(&placed, &inputs, &every_rule(), tolerance)?;
-    let saturated = saturate(&placed, &every_rule());
+    let saturated = saturate(&placed, uneven(), &every_rule());
     check_classes(&placed, &saturated, &inputs, tolerance)?;
     Ok(())
 }
@@ -1443,7 +1476,7 @@ fn propagated(source: &str, mesh: usize, choices: &[u16], tolerance: f64) -> Res
 fn every_rule_takes_part_in_random_graphs() {
     let mut terms: HashMap<u32, usize> = HashMap::new();
     let mut tally = |graph: &Graph| {
-        let egraph = saturate(graph, &every_rule()).egraph;
+        let egraph = saturate(graph, uneven(), &every_rule()).egraph;
         for term in egraph.classes().flat_map(|c| &c.nodes) {
             *terms.entry(egraph.analysis.rule_of(term)).or_default() += 1;
         }
@@ -1458,7 +1491,7 @@ fn every_rule_takes_part_in_random_graphs() {
         }
         let (source, mesh) = (perceptron(4, 3, 6, 2), Mesh::parse(MESHES[seed as usize % MESHES.len()]).unwrap());
         let model = parse::parse(&source).unwrap();
-        tally(&propagate(&model, &annotations(&model, &mesh, &draw(seed, 20)), &CostModel::default()));
+        tally(&propagate(&model, &annotations(&model, &mesh, &draw(seed, 20)), uneven()));
     }
     let mut list: Vec<_> = terms.iter().collect();
     list.sort_unstable();
@@ -1480,7 +1513,7 @@ fn a_wrong_union_is_seen() {
         %1 = neg %0 : f64[5@a]
         %2 = add %0, %1 : f64[5@a]",
     );
-    let mut saturated = saturate(&graph, &only(&[]));
+    let mut saturated = saturate(&graph, uneven(), &only(&[]));
     assert_eq!(check_classes(&graph, &saturated, &integers(&graph, 0, 5), 0.0), Ok(3));
     let values: Vec<Id> = graph.nodes().map(|n| saturated.class_of[&n.into()]).collect();
     saturated.egraph.union(values[0], values[1]);
@@ -1526,7 +1559,7 @@ proptest! {
             return Err(TestCaseError::reject(e.to_string()));
         }
         let options = SearchOptions { rounds: 2, ..every_rule() };
-        let saturated = saturate(&case.graph, &options);
+        let saturated = saturate(&case.graph, uneven(), &options);
         let checked = check_classes(&case.graph, &saturated, &case.inputs, 1e-9);
         prop_assert!(checked.is_ok(), "{}\n{}", checked.unwrap_err(), text::print(&case.graph));
         let optimized = agrees(&case.graph, &case.inputs, &options, 1e-9);

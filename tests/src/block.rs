@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_block_is_the_same_on_two_ranks() {
         let run = |name: &str, on: &str| {
-            let program = block(&small(), [2, 6], &plan(name), on, &CompileOptions::default());
+            let program = block(&small(), [2, 6], &plan(name), on, &CompileOptions::for_cpu());
             let mut session = program.launch(LaunchOptions::default()).unwrap();
             let inputs: Vec<_> =
                 session.program(0).inputs.iter().map(|i| (i.name.clone(), i.kind, i.binding.global.clone())).collect();
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_rank_alone_computes_all_but_its_collectives() {
-        let program = block(&small(), [2, 6], &plan("tp"), "tp=2", &CompileOptions::default());
+        let program = block(&small(), [2, 6], &plan("tp"), "tp=2", &CompileOptions::for_cpu());
         let of = &program.stages.ranks[0];
         let count = |p: &RankProgram, is: fn(&Action) -> bool| p.steps.iter().filter(|s| is(&s.action)).count();
         let rank = alone(of);

@@ -34,12 +34,12 @@ pub struct Golden {
 impl Golden {
     /// The rank programs on all its meshes, and values for their inputs.
     pub fn programs(&self) -> Vec<(String, Vec<RankProgram>, Feed)> {
-        self.programs_with(&CompileOptions::default())
+        self.programs_with(&CompileOptions::for_cpu())
     }
 
     /// The same programs with bf16 compute and f32 parameters.
     pub fn programs_in_bf16(&self) -> Vec<(String, Vec<RankProgram>, Feed)> {
-        let mut options = CompileOptions::default();
+        let mut options = CompileOptions::for_cpu();
         options.step.precision = Some(Precision::default());
         self.programs_with(&options)
     }

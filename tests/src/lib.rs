@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use tpc_ir::execute::execute;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::{Graph, InputId, InputKind, Op};
+use tpc_passes::targets::Target;
 
 /// Reproducible inputs for every input of a graph; integers stay below `limit`, constants come from
 /// `constants`.
@@ -77,7 +78,7 @@ pub fn on_ranks(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Vec<Tensor>
 
 /// Lowers a placed graph and runs it on real ranks.
 pub fn executed(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Vec<Tensor> {
-    executed_programs(graph, tpc_passes::lower::lower(graph).unwrap_or_else(|e| panic!("{e}")), inputs)
+    executed_programs(graph, tpc_passes::lower::lower(graph, Target::cpu()).unwrap_or_else(|e| panic!("{e}")), inputs)
 }
 
 /// Panics unless rank programs mean what their placed graph means, by the reference executor: with nothing rounded, the

@@ -76,7 +76,7 @@ impl<M: Module, B: Batch<Tensors = B>, const D: usize> Case<M, B, D> {
     /// # Panics
     /// If it does not compile or a rank fails.
     pub fn seen(&self, plan: &Plan, on: &str) -> Seen {
-        let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+        let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
         let program = self.compiled(plan, on, &options).unwrap_or_else(|e| panic!("{on}: {e}"));
         seen(program, |session| self.write(session))
     }

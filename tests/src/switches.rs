@@ -8,6 +8,7 @@ use tpc_ir::program::{Action, Instruction, RankProgram, View};
 use tpc_ir::{Graph, InputId, MapFn, Op, random, text};
 use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::targets::Target;
 
 /// The settings of the two switches: computing again, and epilogues.
 pub const WAYS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
@@ -15,7 +16,7 @@ pub const WAYS: [(bool, bool); 4] = [(false, false), (false, true), (true, false
 /// The programs of all ranks for one setting of the switches.
 #[must_use]
 pub fn lowered(graph: &Graph, (recompute, epilogues): (bool, bool), base: &LowerOptions) -> Vec<RankProgram> {
-    let programs = lower_with(graph, &LowerOptions { recompute, epilogues, ..*base })
+    let programs = lower_with(graph, Target::cpu(), &LowerOptions { recompute, epilogues, ..*base })
         .unwrap_or_else(|e| panic!("{e}\n{}", text::print(graph)));
     check_ranks(&programs).unwrap_or_else(|e| panic!("{e}\n{}", text::print(graph)));
     programs

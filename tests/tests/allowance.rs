@@ -179,7 +179,7 @@ fn normed<M: Module + ModuleDisplay>(
 }
 
 fn compiled(capture: TrainingCapture, plan: &Plan, on: &str) -> TrainingProgram {
-    compile_training(capture, &mesh(on), plan, &CompileOptions::default(), &|p| p.to_string()).unwrap()
+    compile_training(capture, &mesh(on), plan, &CompileOptions::for_cpu(), &|p| p.to_string()).unwrap()
 }
 
 /// One case per plan and mesh, over `tp`; nothing small.
@@ -332,7 +332,7 @@ fn gpt2(layers: usize) -> ModelConfig {
 /// A decoder's step with the batch of every data rank of the size that a single one would have.
 fn decoder(model: &ModelConfig, name: &str, on: &str, step: StepOptions) -> TrainingProgram {
     let data: usize = ["dp", "rep"].iter().filter_map(|a| mesh(on).axis(a).map(|i| mesh(on).size(i))).product();
-    let options = CompileOptions { step, ..CompileOptions::default() };
+    let options = CompileOptions { step, ..CompileOptions::for_cpu() };
     language_model(model, TokenBatch::new(SHAPE[0] * data, SHAPE[1]), &plan(name), on, &options)
 }
 

@@ -3,6 +3,7 @@
 use tpc_ir::program::Action;
 use tpc_ir::{DType, text};
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 
@@ -13,7 +14,8 @@ fn found(lines: &str) -> String {
     let want = on_ranks(&graph, &inputs);
     let mut labels = Vec::new();
     for attention in [true, false] {
-        let programs = lower_with(&graph, &LowerOptions { attention, ..LowerOptions::default() }).unwrap();
+        let programs =
+            lower_with(&graph, Target::cpu(), &LowerOptions { attention, ..LowerOptions::default() }).unwrap();
         let of = programs[0].steps.iter().filter(|s| s.label.starts_with("attention")).map(|s| s.label.to_string());
         labels.push(of.collect::<Vec<_>>().join(", "));
         let got = executed_programs(&graph, programs, &inputs);

@@ -13,7 +13,7 @@ use tpc_tests::training::{language_model, plan};
 fn counted(model: &str, (name, mesh): (&str, &str), step: &StepOptions, attention_mask: bool) -> [usize; 2] {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/hf").join(model);
     let config = ModelDir::open(dir).unwrap().config;
-    let options = CompileOptions { step: step.clone(), ..CompileOptions::default() };
+    let options = CompileOptions { step: step.clone(), ..CompileOptions::for_cpu() };
     let tokens = TokenBatch { attention_mask, ..TokenBatch::new(8, 16) };
     let program = language_model(&config, tokens, &plan(name), mesh, &options);
     let count = |rank: &tpc_ir::program::RankProgram| {

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use std::fmt::Write as _;
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 
@@ -427,7 +428,8 @@ fn tried(source: &str) -> (Vec<String>, usize) {
     let tolerance = if source.contains("f64") { 1e-10 } else { 2e-3 };
     let (mut found, mut all) = (0, Vec::new());
     for attention in [true, false] {
-        let programs = lower_with(&graph, &LowerOptions { attention, ..LowerOptions::default() }).unwrap();
+        let programs =
+            lower_with(&graph, Target::cpu(), &LowerOptions { attention, ..LowerOptions::default() }).unwrap();
         if attention {
             found = programs[0].steps.iter().filter(|s| s.label.starts_with("attention")).count();
         }

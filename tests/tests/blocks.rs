@@ -13,12 +13,12 @@ use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names}
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputId, InputKind, OutputKind, fold, parse, text};
 use tpc_passes::check::check;
-use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{PairwiseParallel, Plan};
+use tpc_passes::targets::Target;
 use tpc_tests::captured::{rename, tensor};
 use tpc_tests::training::{adamw, config, mesh, plan};
 use tpc_tests::{difference, inputs, on_ranks, reference};
@@ -56,9 +56,9 @@ impl Model {
     /// Optimized with blocks and as a whole.
     fn both(&self, plan: &Plan, on: &str) -> (Graph, [(Graph, SearchReport); 2]) {
         let (logical, annotations) = parallelize_module(&self.captured, &mesh(on), plan.clone(), None).unwrap();
-        let propagated = propagate(&logical, &annotations, &CostModel::default());
-        let both =
-            [true, false].map(|blocks| optimize(&propagated, &SearchOptions { blocks, ..SearchOptions::default() }));
+        let propagated = propagate(&logical, &annotations, Target::cpu());
+        let both = [true, false]
+            .map(|blocks| optimize(&propagated, Target::cpu(), &SearchOptions { blocks, ..SearchOptions::default() }));
         (logical, both)
     }
 

@@ -50,7 +50,7 @@ fn program(model: &str, on: &str, by: &str, optimizer: &impl burn::optim::Optimi
     let capture = capture_step(&dir.config, tokens, optimizer).unwrap();
     let names = names(&dir.config);
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
-    compile_training(capture, &mesh(on), &plan(by), &CompileOptions::default(), &rename).unwrap()
+    compile_training(capture, &mesh(on), &plan(by), &CompileOptions::for_cpu(), &rename).unwrap()
 }
 
 /// Another batch at every step.
@@ -228,7 +228,7 @@ fn seeds_of_random_operations_are_the_runs_own() {
         let loss = |m: &Model, x: Tensor<2>| m.dropout.forward(m.linear.forward(x)).square().mean();
         let step =
             capture_training_shapes(build, &burn::optim::SgdConfig::new().build(), batch, &Default::default(), loss);
-        let options = CompileOptions { seed, ..CompileOptions::default() };
+        let options = CompileOptions { seed, ..CompileOptions::for_cpu() };
         let program = compile_training(
             step.unwrap(),
             &mesh(on),

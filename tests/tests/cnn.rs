@@ -60,7 +60,7 @@ impl<M: Module, B: Batch<Tensors = B>> Case<M, B> {
 
     /// Three steps under a plan are burn's.
     fn trains(&self, expected: &Run, plan: &Plan, on: &str) -> Trained {
-        let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+        let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
         self.trains_with(expected, plan, on, &options)
     }
 
@@ -342,7 +342,7 @@ fn pairwise_takes_linears_only() {
         batch: |data, device| Tensor::from_data(data[0].clone(), device),
         loss: |m, x| (m.narrow.forward(activation::relu(m.wide.forward(x))) - 0.5).powi_scalar(2).mean(),
     };
-    let refused = points.compiled(&PairwiseParallel.into(), "tp=2", &CompileOptions::default());
+    let refused = points.compiled(&PairwiseParallel.into(), "tp=2", &CompileOptions::for_cpu());
     let refused = refused.err().unwrap().to_string();
     assert!(refused.starts_with("plan entry `` (PairwiseParallel) finds nothing to parallelize"), "{refused}");
     let plan = Plan::new().with("wide", ColwiseParallel::default()).with("narrow", RowwiseParallel::default());
@@ -675,7 +675,7 @@ fn a_batch_norm_in_micro_batches() {
     let expected = case.eager();
     for (plan, on) in [("none", ""), ("ddp", "dp=2"), ("fsdp", "dp=2")] {
         let step = StepOptions { micro_batches: 3, ..StepOptions::default() };
-        let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
+        let options = CompileOptions { gradients: true, step, ..CompileOptions::for_cpu() };
         case.trains_with(&expected, &Plan::built_in(plan).unwrap(), on, &options);
     }
 }

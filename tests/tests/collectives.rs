@@ -9,6 +9,7 @@ use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::program::{Action, Step};
 use tpc_ir::{InputKind, Phase};
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::targets::Target;
 use tpc_runtime::LaunchOptions;
 use tpc_tests::traffic::{counts_agree, halves, list};
 use tpc_tests::training::{config, feed, language_model, plan};
@@ -40,11 +41,11 @@ fn tokens() -> TokenBatch {
 #[test]
 fn counts_agree_on_uneven_sizes_and_two_axes() {
     for (model, on) in [(llama(1, 4, 2), "tp=4"), (llama(1, 4, 4), "tp=3"), (llama(1, 4, 1), "tp=4")] {
-        let program = language_model(&model, tokens(), &plan("tp"), on, &CompileOptions::default());
+        let program = language_model(&model, tokens(), &plan("tp"), on, &CompileOptions::for_cpu());
         counts_agree(program, |session| feed(session, 96));
     }
     for (name, on) in [("ddp", "dp=3"), ("tp-ddp", "dp=2,tp=2"), ("none", "tp=2")] {
-        let program = language_model(&llama(1, 4, 2), tokens(), &plan(name), on, &CompileOptions::default());
+        let program = language_model(&llama(1, 4, 2), tokens(), &plan(name), on, &CompileOptions::for_cpu());
         if name == "none" {
             assert_eq!(list(&program.steady), "");
         }
@@ -57,7 +58,7 @@ fn counts_agree_on_uneven_sizes_and_two_axes() {
 #[test]
 fn gradients_of_data_parallelism_are_bucketed() {
     for (model, on) in [(llama(2, 4, 2), "dp=2"), (gpt2(2), "dp=4")] {
-        let mut options = CompileOptions::default();
+        let mut options = CompileOptions::for_cpu();
         let whole = language_model(&model, TokenBatch::new(4, 16), &plan("ddp"), on, &options);
         options.lower.bucket_bytes = 16 << 10;
         let small = language_model(&model, TokenBatch::new(4, 16), &plan("ddp"), on, &options);
@@ -92,7 +93,7 @@ fn gradients_of_data_parallelism_are_bucketed() {
 
 #[test]
 fn without_rule_7_every_input_gradient_is_reduced_alone() {
-    let mut options = CompileOptions::default();
+    let mut options = CompileOptions::for_cpu();
     options.search.disabled.insert(7);
     for layers in [1, 2, 4] {
         let program = language_model(&llama(layers, 4, 4), tokens(), &plan("tp"), "tp=2", &options);
@@ -106,7 +107,7 @@ fn without_rule_7_every_input_gradient_is_reduced_alone() {
 #[test]
 fn the_reference_decoder_sends_at_most_its_target() {
     let program =
-        language_model(&presets::llama(), TokenBatch::new(4, 256), &plan("tp"), "tp=2", &CompileOptions::default());
+        language_model(&presets::llama(), TokenBatch::new(4, 256), &plan("tp"), "tp=2", &CompileOptions::for_cpu());
     for stages in [&program.first, &program.steady] {
         for rank in &stages.ranks {
             let sent: f64 = rank.collectives().map(|c| c.wire_bytes()).sum();
@@ -124,11 +125,11 @@ fn the_reference_decoder_sends_at_most_its_target() {
 #[test]
 fn bucketing_and_overlap_of_the_reference_decoder() {
     for (name, on) in [("tp", "tp=2"), ("tp-sp", "tp=2"), ("ddp", "dp=2"), ("tp-ddp", "dp=2,tp=2")] {
-        let options = CompileOptions::default();
+        let options = CompileOptions::for_cpu();
         let program = language_model(&presets::llama(), TokenBatch::new(4, 256), &plan(name), on, &options);
         let placed = &program.steady.placed;
         let lowered = |options: LowerOptions| {
-            let rank = lower_with(placed, &options).unwrap().swap_remove(0);
+            let rank = lower_with(placed, Target::cpu(), &options).unwrap().swap_remove(0);
             let sent: f64 = rank.collectives().map(|c| c.wire_bytes()).sum();
             (rank.arena_bytes, rank.collectives().count(), sent)
         };
@@ -174,7 +175,7 @@ fn parameters_and_optimizer_state_are_sharded() {
     for (model, on, n) in
         [(llama(2, 4, 2), "tp=2", 2), (llama(2, 8, 4), "tp=4", 4), (gpt2(2), "tp=2", 2), (gpt2(2), "tp=4", 4)]
     {
-        let program = language_model(&model, tokens(), &plan("tp"), on, &CompileOptions::default());
+        let program = language_model(&model, tokens(), &plan("tp"), on, &CompileOptions::for_cpu());
         for stages in [&program.first, &program.steady] {
             let (sharded, replicated, names) = bytes(stages);
             for rank in &stages.ranks {
@@ -192,7 +193,7 @@ fn parameters_and_optimizer_state_are_sharded() {
 #[test]
 fn the_arena_is_as_large_as_predicted() {
     for (name, on) in [("tp", "tp=2"), ("tp", "tp=3"), ("tp-ddp", "dp=2,tp=2"), ("none", "")] {
-        let program = language_model(&llama(1, 4, 2), tokens(), &plan(name), on, &CompileOptions::default());
+        let program = language_model(&llama(1, 4, 2), tokens(), &plan(name), on, &CompileOptions::for_cpu());
         let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();
         let mut training = program.launch(LaunchOptions::default()).unwrap();
         feed(training.session(), 96);

@@ -111,7 +111,7 @@ impl Reference {
             clip_norm: vary.clip.map(|part| part * self.norm()),
             ..StepOptions::default()
         };
-        let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
+        let options = CompileOptions { gradients: true, step, ..CompileOptions::for_cpu() };
         let program = compile_training(capture, &Mesh::parse(mesh).unwrap(), &plan, &options, &rename).unwrap();
         assert_eq!([&program.first, &program.steady].map(|s| s.report.declined), [None; 2]);
         let predicted: Vec<usize> = program.first.ranks.iter().map(|r| r.arena_bytes).collect();

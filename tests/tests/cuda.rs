@@ -99,7 +99,7 @@ fn training_follows_the_cpu() {
         "max_position_embeddings": 64, "hidden_act": "silu", "tie_word_embeddings": true, "rope_theta": 10000.0,
     }));
     for (name, on) in [("none", ""), ("tp", "tp=2"), ("ddp", "dp=2"), ("tp-ddp", "dp=2,tp=2"), ("fsdp", "dp=4")] {
-        let options = CompileOptions::default();
+        let options = CompileOptions::for_cpu();
         let program = language_model(&llama, TokenBatch::new(4, 8), &plan_of(name), on, &options);
         let device = |ranks| Emulator::new(ranks).map_err(|e| RuntimeError::Emulated(e.to_string()));
         let apart = follow(program, 32, &[1e-2; 6], &device).unwrap_or_else(|e| panic!("{name} on {on}: {e}"));
@@ -155,7 +155,7 @@ fn kernels_of_a_large_model_compile() {
         "max_position_embeddings": 2048, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 10000.0,
     }));
     for (name, on, narrow) in [("none", "", false), ("tp", "tp=4", true), ("fsdp", "dp=2", true)] {
-        let mut options = CompileOptions::default();
+        let mut options = CompileOptions::for_cpu();
         options.step.precision = narrow.then(Default::default);
         let program = language_model(&llama, TokenBatch::new(4, 1024), &plan_of(name), on, &options);
         let first = vec![program.steady.ranks.into_iter().next().unwrap()];

@@ -68,7 +68,7 @@ fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc_compiler::pro
     let captured = capture_forward(&tiny(), TokenBatch::new(2, 6), false).unwrap();
     let names = names(&tiny());
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
-    compile_inference(&captured, &mesh(on), plan, &CompileOptions::default(), &rename)
+    compile_inference(&captured, &mesh(on), plan, &CompileOptions::for_cpu(), &rename)
 }
 
 fn refused(plan: Plan, on: &str, expected: &str) {
@@ -419,7 +419,7 @@ fn imports() {
 fn sizes() {
     let captured =
         capture_inference(&model(), Spec::<2>::new([1 << 60, 4], DType::F32), |m: &Model, x| m.a.forward(x)).unwrap();
-    let options = CompileOptions::default();
+    let options = CompileOptions::for_cpu();
     let compiled = compile_inference(&captured, &Mesh::single(), &Plan::new(), &options, &|p| p.to_string());
     says(
         compiled.map(|_| ()).unwrap_err(),

@@ -5,6 +5,7 @@ use tpc_ir::program::Action;
 use tpc_ir::text;
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 
@@ -16,7 +17,7 @@ fn labels(lines: &str) -> Vec<String> {
     let mut labels = Vec::new();
     for (recompute, epilogues) in [(false, false), (false, true), (true, false), (true, true)] {
         let options = LowerOptions { recompute, epilogues, ..LowerOptions::default() };
-        let programs = lower_with(&graph, &options).unwrap();
+        let programs = lower_with(&graph, Target::cpu(), &options).unwrap();
         let computes = |a: &Action| matches!(a, Action::Loop(_) | Action::Contract(_));
         labels = programs[0].steps.iter().filter(|s| computes(&s.action)).map(|s| s.label.to_string()).collect();
         let got = executed_programs(&graph, programs, &inputs);

@@ -25,7 +25,7 @@ fn prompts(vocabulary: usize) -> Vec<Vec<i64>> {
 }
 
 fn generator(dir: &ModelDir, name: &str, on: &str, limits: Limits) -> Result<Generator, Error> {
-    let options = CompileOptions::default();
+    let options = CompileOptions::for_cpu();
     let mut generator = Generator::launch(&dir.config, &mesh(on), &plan(name), &options, Default::default(), limits)?;
     load_weights(generator.session()?, &dir.weight_map(), &dir.weights)?;
     Ok(generator)
@@ -230,7 +230,7 @@ fn weights_and_cache_are_held_in_bf16() {
         generated(&mut generator(&dir, "none", "", limits(&prompts, 4)).unwrap(), &prompts, &asked).unwrap();
     for (name, on) in [("none", ""), ("tp", "tp=2"), ("2d", "dp=2,tp=2")] {
         let step = StepOptions { precision: Some(Precision::default()), ..StepOptions::default() };
-        let options = CompileOptions { step, ..CompileOptions::default() };
+        let options = CompileOptions { step, ..CompileOptions::for_cpu() };
         let mut generator =
             Generator::launch(&dir.config, &mesh(on), &plan(name), &options, Default::default(), limits(&prompts, 4))
                 .unwrap();

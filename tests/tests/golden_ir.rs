@@ -71,14 +71,14 @@ fn same(stages: &Stages, feed: &Feed, what: &str) {
 fn golden(name: &str, compile: Compile, snapshots: &[(&str, &str)]) {
     let others = MESHES.iter().filter(|o| !snapshots.contains(o));
     for (plan, on) in snapshots.iter().chain(others) {
-        let (stages, constants) = compile(plan, on, &CompileOptions::default());
+        let (stages, constants) = compile(plan, on, &CompileOptions::for_cpu());
         let feed = inputs(&stages.captured, 8, &constants);
         same(&stages, &feed, &format!("{name} {plan} on {on:?}"));
     }
     // After the meaning: a wrong program should not be accepted as a golden.
     for (i, (plan, on)) in snapshots.iter().enumerate() {
         let file = format!("{name}@{}", on.replace('=', "").replace(',', "_"));
-        snapshot(&file, &compile(plan, on, &CompileOptions::default()).0, i == 0);
+        snapshot(&file, &compile(plan, on, &CompileOptions::for_cpu()).0, i == 0);
     }
 }
 
@@ -111,17 +111,17 @@ goldens! {
 fn the_text_is_the_same_everywhere() {
     for compile in [mlp_forward as Compile, mlp_step] {
         let texts = || {
-            let (s, _) = compile("tp", "tp=2", &CompileOptions::default());
+            let (s, _) = compile("tp", "tp=2", &CompileOptions::for_cpu());
             [print(&s.captured), print(&s.logical), print(&s.propagated), print(&s.placed), s.ranks[0].to_text()]
         };
         let other = std::thread::spawn(move || {
-            let (s, _) = compile("tp", "tp=2", &CompileOptions::default());
+            let (s, _) = compile("tp", "tp=2", &CompileOptions::for_cpu());
             [print(&s.captured), print(&s.logical), print(&s.propagated), print(&s.placed), s.ranks[0].to_text()]
         });
         let text = texts();
         assert_eq!(text, other.join().unwrap());
         assert!(text.iter().all(|t| !t.contains("/root") && !t.contains(".rs:") && !t.contains("0x")));
     }
-    let texts = || print(&step(&llama(1), "tp", "tp=2", &CompileOptions::default()).0.placed);
+    let texts = || print(&step(&llama(1), "tp", "tp=2", &CompileOptions::for_cpu()).0.placed);
     assert_eq!(texts(), texts());
 }

@@ -146,7 +146,7 @@ impl Golden {
     }
 
     fn compiled(&self, capture: TrainingCapture, name: &str, on: &str) -> TrainingProgram {
-        let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+        let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
         compile_training(capture, &mesh(on), &plan(name), &options, &|p| p.to_string()).unwrap()
     }
 
@@ -154,7 +154,7 @@ impl Golden {
         let file = open(self.name);
         for (name, on) in self.cases() {
             let program =
-                compile_inference(&(self.inference)(), &mesh(on), &plan(name), &CompileOptions::default(), &|p| {
+                compile_inference(&(self.inference)(), &mesh(on), &plan(name), &CompileOptions::for_cpu(), &|p| {
                     p.to_string()
                 });
             let mut session = program.unwrap().launch(LaunchOptions::default()).unwrap();

@@ -49,7 +49,7 @@ fn output(dir: &ModelDir, inputs: &Weights, plan: &str, mesh: &str) -> Vec<f64> 
     let captured = capture_forward(&dir.config, tokens, false).unwrap();
     let names = names(&dir.config);
     let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
-    let options = CompileOptions::default();
+    let options = CompileOptions::for_cpu();
     let program =
         compile_inference(&captured, &Mesh::parse(mesh).unwrap(), &Plan::built_in(plan).unwrap(), &options, &rename)
             .unwrap();
@@ -268,7 +268,7 @@ fn a_head_is_drawn() {
             let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
             let init = captured.init.iter().map(|(path, init)| (rename(path), init.clone())).collect();
             let (mesh, plan) = (Mesh::parse(mesh).unwrap(), Plan::built_in(plan).unwrap());
-            let program = compile_inference(&captured, &mesh, &plan, &CompileOptions::default(), &rename).unwrap();
+            let program = compile_inference(&captured, &mesh, &plan, &CompileOptions::for_cpu(), &rename).unwrap();
             let mut session = program.launch(LaunchOptions::default()).unwrap();
             load_weights(&mut session, &dir.weight_map(), &dir.weights).unwrap();
             draw_missing(&mut session, &init, 5, &dir.weight_map(), &dir.weights).unwrap();

@@ -28,9 +28,9 @@ use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, InputId, Mesh, Op, OutputKind};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check as check_placed;
-use tpc_passes::cost::CostModel;
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::{Plan, annotate};
+use tpc_passes::targets::Target;
 use tpc_tests::captured::{Values, advance, import_training, initial, run, step, tensor};
 use tpc_tests::{difference, inputs, on_ranks, reference};
 
@@ -286,7 +286,7 @@ fn convolutions_and_poolings_are_sharded_over_the_batch() {
     let [first, _] = import_training(&captured).unwrap();
     let logical = canonicalize(&first.graph);
     let annotations = annotate(&logical, &Mesh::parse("dp=2").unwrap(), &Plan::new().ddp("dp")).unwrap();
-    let placed = propagate(&logical, &annotations, &CostModel::default());
+    let placed = propagate(&logical, &annotations, Target::cpu());
     check_placed(&placed).unwrap();
     for node in placed.nodes().filter(|&n| placed.node(n).op.is_collective()) {
         assert!(matches!(placed.node(node).op, Op::AllReduce { .. }), "{}", tpc_ir::text::print(&placed));

@@ -153,7 +153,7 @@ fn without_the_module_it_is_an_error() {
     // Of what is computed while the module is built the last operation is known, of data none.
     assert_eq!((by_operations("scaled.weight"), by_operations("table")), (1, 0), "{init:?}");
     assert!(matches!(init["drawn.weight"], Init::Random(_)), "{init:?}");
-    let program = compile_training(capture, &mesh("tp=2"), &plan("tp"), &CompileOptions::default(), &str::to_string);
+    let program = compile_training(capture, &mesh("tp=2"), &plan("tp"), &CompileOptions::for_cpu(), &str::to_string);
     let mut training = program.and_then(|program| program.launch(Default::default())).unwrap();
     let error = initialise(training.session(), &init, SEED).unwrap_err().to_string();
     let begin = "the initial values of `orthogonal.weight`, `truncated.weight`, `scaled.weight` and 1 more are not drawn \

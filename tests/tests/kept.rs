@@ -146,7 +146,7 @@ fn a_cache_computes_what_whole_sequences_do() {
         for (tokens, starts) in [(1, vec![0, 1, 2, 3, 4]), (2, vec![0, 2, 3]), (SLOTS, vec![0])] {
             let captured = captured(&net, kv, tokens);
             let rename = str::to_string;
-            let program = compile_inference(&captured, &mesh(on), &plan, &CompileOptions::default(), &rename).unwrap();
+            let program = compile_inference(&captured, &mesh(on), &plan, &CompileOptions::for_cpu(), &rename).unwrap();
             for rank in &program.stages.ranks {
                 let expected = ["attention/keys", "attention/values"].map(|name| (name.to_string(), long(&shape)));
                 assert_eq!(kept(rank), expected, "{on}, {kv} kv heads");

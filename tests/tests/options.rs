@@ -52,7 +52,7 @@ fn tokens(batch: usize) -> TokenBatch {
 }
 
 fn compiled(model: &ModelConfig, batch: usize, (name, mesh): (&str, &str), step: &StepOptions) -> TrainingProgram {
-    let options = CompileOptions { gradients: true, step: step.clone(), ..CompileOptions::default() };
+    let options = CompileOptions { gradients: true, step: step.clone(), ..CompileOptions::for_cpu() };
     language_model(model, tokens(batch), &plan(name), mesh, &options)
 }
 
@@ -213,7 +213,7 @@ fn micro_batches_need_not_divide_the_batch() {
 fn one_micro_batch_is_alive_at_a_time() {
     let temporaries = |count: usize| {
         let model = llama(2);
-        let options = CompileOptions { step: micro(count), ..CompileOptions::default() };
+        let options = CompileOptions { step: micro(count), ..CompileOptions::for_cpu() };
         let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(16, 32) };
         let program = language_model(&model, tokens, &plan("none"), "", &options);
         let rank = &program.steady.ranks[0];
@@ -228,7 +228,7 @@ fn one_micro_batch_is_alive_at_a_time() {
 #[test]
 fn one_accumulator_per_gradient_is_alive() {
     let temporaries = |count: usize| {
-        let options = CompileOptions { step: micro(count), ..CompileOptions::default() };
+        let options = CompileOptions { step: micro(count), ..CompileOptions::for_cpu() };
         let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(8, 2) };
         let program = language_model(&llama(2), tokens, &plan("none"), "", &options);
         let rank = &program.steady.ranks[0];
@@ -258,7 +258,7 @@ fn micro_batches_hold_what_one_holds_and_the_gradients() {
         let program = |rows: usize, count: usize| {
             // Overlap may make an arena larger, which is another bound.
             let lower = LowerOptions { memory_growth: 0.0, ..LowerOptions::default() };
-            let options = CompileOptions { step: micro(count), lower, ..CompileOptions::default() };
+            let options = CompileOptions { step: micro(count), lower, ..CompileOptions::for_cpu() };
             let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(rows, 32) };
             language_model(&model, tokens, &plan(place.0), place.1, &options).steady.ranks.swap_remove(0)
         };
@@ -301,7 +301,7 @@ fn more_micro_batches_than_rows_are_refused() {
     let error = |count| {
         let program =
             tpc_compiler::pretrained::capture_step(&llama(1), tokens(4), &tpc_tests::training::adamw()).unwrap();
-        let options = CompileOptions { step: micro(count), ..CompileOptions::default() };
+        let options = CompileOptions { step: micro(count), ..CompileOptions::for_cpu() };
         let mesh = tpc_tests::training::mesh("");
         match tpc_compiler::program::compile_training(program, &mesh, &plan("none"), &options, &str::to_string) {
             Err(tpc_compiler::program::Error::Option(error)) => error,
@@ -383,7 +383,7 @@ fn a_pattern_that_freezes_nothing_names_the_nearest() {
     let refused = |patterns: &[&str]| {
         let capture =
             tpc_compiler::pretrained::capture_step(&gpt2(), tokens(4), &tpc_tests::training::adamw()).unwrap();
-        let options = CompileOptions { step: frozen(patterns), ..CompileOptions::default() };
+        let options = CompileOptions { step: frozen(patterns), ..CompileOptions::for_cpu() };
         let names = tpc_compiler::pretrained::names(&gpt2());
         let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
         let mesh = tpc_tests::training::mesh("");
@@ -496,7 +496,7 @@ fn what_crosses_the_batch_is_exact() {
         let loss = |m: &Batchwise, (x, y): (Tensor<2>, Tensor<2>)| m.loss(x, y);
         let capture =
             capture_training_shapes(build, &tpc_tests::training::adamw(), data, &Default::default(), loss).unwrap();
-        let options = CompileOptions { gradients: true, step: micro(count), ..CompileOptions::default() };
+        let options = CompileOptions { gradients: true, step: micro(count), ..CompileOptions::for_cpu() };
         let mesh = tpc_tests::training::mesh(on);
         let program =
             tpc_compiler::program::compile_training(capture, &mesh, &plan(name), &options, &str::to_string).unwrap();

@@ -9,11 +9,11 @@ use tpc_compiler::capture::{Captured, capture_training};
 use tpc_compiler::import::import;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::{Graph, Mesh, Op};
-use tpc_passes::cost::CostModel;
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
+use tpc_passes::targets::Target;
 use tpc_passes::{canonicalize, check};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
 
@@ -63,10 +63,10 @@ fn stages(captured: &Captured, meshes: &[&str], plan: &Plan) {
     for mesh in meshes {
         let (logical, annotations) =
             parallelize_module(&imported.graph, &Mesh::parse(mesh).unwrap(), plan.clone(), None).unwrap();
-        let placed = propagate(&logical, &annotations, &CostModel::default());
+        let placed = propagate(&logical, &annotations, Target::cpu());
         check::check(&placed).unwrap();
         assert!(difference(&expected, &on_ranks(&placed, &feed)) < 1e-9, "{mesh} placed");
-        let (best, report) = optimize(&placed, &SearchOptions::default());
+        let (best, report) = optimize(&placed, Target::cpu(), &SearchOptions::default());
         println!("{mesh} {report:?} {:?} -> {:?}", counts(&placed), counts(&best));
         println!("{}", tpc_ir::text::print(&best));
         check::check(&best).unwrap();

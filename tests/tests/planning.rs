@@ -8,11 +8,11 @@ use tpc_compiler::import::import;
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_ir::{Graph, OutputKind, parse};
 use tpc_passes::check::check;
-use tpc_passes::cost::CostModel;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{Bounds, Limit, SearchOptions, SearchReport, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::{Plan, parallelize_module};
+use tpc_passes::targets::Target;
 use tpc_tests::captured::rename;
 use tpc_tests::training::{adamw, config, mesh};
 
@@ -136,8 +136,8 @@ fn random_plans_stay_within_their_bounds() {
                 let Ok((logical, annotations)) = parallelize_module(&model.captured, &mesh(on), plan, None) else {
                     continue;
                 };
-                let propagated = propagate(&logical, &annotations, &CostModel::default());
-                let (placed, report) = optimize(&propagated, &SearchOptions::default());
+                let propagated = propagate(&logical, &annotations, Target::cpu());
+                let (placed, report) = optimize(&propagated, Target::cpu(), &SearchOptions::default());
                 let what = format!("{} on {on}: {text}", model.family);
                 is_bounded(&what, &report, propagated.len());
                 assert!(report.after <= report.before, "{what}: {report:?}");
@@ -155,7 +155,7 @@ fn random_plans_stay_within_their_bounds() {
 fn a_program_that_took_a_minute_is_bounded() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/slow.tpc");
     let propagated = parse::parse(&std::fs::read_to_string(file).unwrap()).unwrap();
-    let (placed, report) = optimize(&propagated, &SearchOptions::default());
+    let (placed, report) = optimize(&propagated, Target::cpu(), &SearchOptions::default());
     is_bounded("slow.tpc", &report, propagated.len());
     check(&placed).unwrap();
 }
@@ -165,8 +165,8 @@ fn a_bound_that_is_reached_is_reported() {
     let model = Model::open("llama");
     let plan = Plan::built_in("2d").unwrap();
     let (logical, annotations) = parallelize_module(&model.captured, &mesh("dp=2,tp=2"), plan, None).unwrap();
-    let propagated = propagate(&logical, &annotations, &CostModel::default());
-    let limited = |options: SearchOptions| optimize(&propagated, &options).1.limits;
+    let propagated = propagate(&logical, &annotations, Target::cpu());
+    let limited = |options: SearchOptions| optimize(&propagated, Target::cpu(), &options).1.limits;
     let default = SearchOptions::default;
     assert_eq!(limited(SearchOptions { rounds: 1, ..default() }), [Limit::Rounds(1)]);
     let most = propagated.len() + 50;

@@ -46,7 +46,7 @@ fn explained_on(plans: &[(&str, &str)], what: &str, config: &ModelConfig, tokens
 }
 
 fn explained_with(plans: &[(&str, &str)], what: &str, config: &ModelConfig, tokens: TokenBatch, step: StepOptions) {
-    let options = CompileOptions { gradients: true, step, ..CompileOptions::default() };
+    let options = CompileOptions { gradients: true, step, ..CompileOptions::for_cpu() };
     for &(name, on) in plans {
         let program = language_model(config, tokens, &plan(name), on, &options);
         for (step, stages) in [("first", &program.first), ("steady", &program.steady)] {

@@ -12,6 +12,7 @@ use tpc_ir::{Graph, InputId, MapFn, Op, Origin, Output, Type, parse, random, tex
 use tpc_passes::check::check;
 use tpc_passes::lower::check_ranks::{RankError, check_ranks};
 use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_passes::targets::Target;
 use tpc_tests::{difference, executed_programs, on_ranks, wrong};
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -39,7 +40,10 @@ fn outline(program: &RankProgram) -> String {
 fn outlines(source: &str) -> [String; 2] {
     let graph = graph(source);
     let bucketed = LowerOptions { overlap: false, ..LowerOptions::default() };
-    let (a, b) = (lower_with(&graph, &bucketed).unwrap(), lower_with(&graph, &generous()).unwrap());
+    let (a, b) = (
+        lower_with(&graph, Target::cpu(), &bucketed).unwrap(),
+        lower_with(&graph, Target::cpu(), &generous()).unwrap(),
+    );
     agrees(&graph, &inputs(&graph));
     [outline(&a[0]), outline(&b[0])]
 }
@@ -90,7 +94,7 @@ fn agrees(graph: &Graph, inputs: &std::collections::HashMap<InputId, Tensor>) ->
     let mut counts = Vec::new();
     let mut plain: Option<Vec<Tensor>> = None;
     for options in ways {
-        let programs = lower_with(graph, &options).unwrap();
+        let programs = lower_with(graph, Target::cpu(), &options).unwrap();
         check_ranks(&programs).unwrap_or_else(|e| panic!("{e}\n{}", text::print(graph)));
         counts.push(programs[0].collectives().count());
         for p in &programs {
@@ -113,8 +117,9 @@ fn agrees(graph: &Graph, inputs: &std::collections::HashMap<InputId, Tensor>) ->
             assert!(d == 0.0, "{options:?}\n{:?}: {d:e}\n{}", output.kind, text::print(graph));
         }
     }
-    let bucketed = lower_with(graph, &LowerOptions { overlap: false, ..LowerOptions::default() }).unwrap();
-    let overlapped = lower_with(graph, &LowerOptions::default()).unwrap();
+    let bucketed =
+        lower_with(graph, Target::cpu(), &LowerOptions { overlap: false, ..LowerOptions::default() }).unwrap();
+    let overlapped = lower_with(graph, Target::cpu(), &LowerOptions::default()).unwrap();
     let bound = bucketed[0].arena_bytes as f64 * (1.0 + LowerOptions::default().memory_growth);
     assert!(overlapped[0].arena_bytes as f64 <= bound, "{} of {bound}", overlapped[0].arena_bytes);
     [counts[0], counts[1]]
@@ -363,7 +368,7 @@ start #2 all_gather ×2 of 320 bytes: layers.2.up (and 1 more)
 #[test]
 fn the_bound_on_memory_is_kept() {
     let graph = graph(&fsdp(6, 2));
-    let arena = |options: LowerOptions| lower_with(&graph, &options).unwrap()[0].arena_bytes;
+    let arena = |options: LowerOptions| lower_with(&graph, Target::cpu(), &options).unwrap()[0].arena_bytes;
     let alone = arena(LowerOptions { overlap: false, ..LowerOptions::default() });
     for memory_growth in [0.0, 0.05, 0.2, 1.0] {
         let overlapped = arena(LowerOptions { memory_growth, ..LowerOptions::default() });
@@ -388,7 +393,7 @@ fn a_long_chain_of_collectives_stays_within_the_depth_of_a_group() {
     let _ = writeln!(s, "output result \"y\" %{x}\noutput result \"z\" %2");
     let graph = graph(&s);
     agrees(&graph, &inputs(&graph));
-    let programs = lower_with(&graph, &generous()).unwrap();
+    let programs = lower_with(&graph, Target::cpu(), &generous()).unwrap();
     assert_eq!(programs[0].collectives().count(), 101);
 }
 
@@ -417,7 +422,7 @@ fn random_programs_hold_buckets_and_overlap() {
     for seed in 0..60u64 {
         let choices: Vec<u16> = (0..400).map(|i| random::philox(seed, 0, i)[0] as u16).collect();
         let graph = random_case(&choices).graph;
-        let program = lower_with(&graph, &generous()).unwrap().swap_remove(0);
+        let program = lower_with(&graph, Target::cpu(), &generous()).unwrap().swap_remove(0);
         buckets += program.collectives().filter(|c| c.values > 1).count();
         let starts = program
             .steps
@@ -454,7 +459,7 @@ output result \"a\" %2
 output result \"b\" %4
 ",
     );
-    lower_with(&graph, &LowerOptions::plain()).unwrap()
+    lower_with(&graph, Target::cpu(), &LowerOptions::plain()).unwrap()
 }
 
 fn steps(program: &RankProgram, want: impl Fn(&Action) -> bool) -> Vec<usize> {

@@ -45,7 +45,7 @@ fn forward(config: &ModelConfig, on: &str, by: &str) -> InferenceProgram {
     let captured = capture_forward(config, TokenBatch::new(4, 8), true).unwrap();
     let names = names(config);
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
-    compile_inference(&captured, &mesh(on), &plan(by), &CompileOptions::default(), &rename).unwrap()
+    compile_inference(&captured, &mesh(on), &plan(by), &CompileOptions::for_cpu(), &rename).unwrap()
 }
 
 fn launch(config: &ModelConfig, on: &str, by: &str) -> Session {

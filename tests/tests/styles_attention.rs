@@ -158,7 +158,7 @@ fn defect_1_fused_rows_are_thirds() {
     let plan =
         if prefix.is_empty() { attn(Plan::new()) } else { Plan::new().with(prefix, TensorParallelMultiheadAttention) };
     let batch = || TokenBatch::new(3, 5);
-    let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+    let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
     let one = run(language_model(&gpt2, batch(), &Plan::new(), "", &options), &[0.01], |s| feed(s, 24));
     for on in ["tp=2", "tp=4", "tp=3"] {
         let program = language_model(&gpt2, batch(), &plan, on, &options);
@@ -263,7 +263,7 @@ fn llama(heads: usize, kv_heads: usize) -> ModelConfig {
 
 fn unsharded(kv: usize) -> &'static Run {
     static RUNS: OnceLock<Vec<Run>> = OnceLock::new();
-    let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+    let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
     let all = RUNS.get_or_init(|| {
         let one = |kv| language_model(&llama(8, kv), TokenBatch::new(2, 5), &Plan::new(), "", &options);
         [1, 2, 4].map(|kv| run(one(kv), &[0.01], |s| feed(s, 24))).into()
@@ -273,7 +273,7 @@ fn unsharded(kv: usize) -> &'static Run {
 
 #[test]
 fn key_and_value_heads_fewer_than_ranks() {
-    let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+    let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
     const ACTIVATION: usize = 2 * 5 * 16 * 4;
     let plan = Plan::new().with("model.layers.*.self_attn", TensorParallelMultiheadAttention);
     for (kv, on, key) in [

@@ -45,7 +45,7 @@ const FAMILIES: [Family; 3] = [("llama", llama), ("gpt2", gpt2), ("bert", bert)]
 
 /// Four rows: also for meshes of four data ranks.
 fn compiled(model: &ModelConfig, plan: &Plan, on: &str, gradients: bool) -> TrainingProgram {
-    let options = CompileOptions { gradients, ..CompileOptions::default() };
+    let options = CompileOptions { gradients, ..CompileOptions::for_cpu() };
     language_model(model, TokenBatch::new(4, 5), plan, on, &options)
 }
 
@@ -367,7 +367,7 @@ fn gradients_of_tied_embeddings_are_scattered_under_hsdp() {
     });
     for model in [large(gpt2), large(bert)] {
         for (name, on) in SHARDED.into_iter().filter(|(name, _)| name.contains("hsdp")) {
-            let options = CompileOptions::default();
+            let options = CompileOptions::for_cpu();
             let program = language_model(&model, TokenBatch::new(16, 64), &plan(name), on, &options);
             for stages in [&program.first, &program.steady] {
                 let table = 512 * 64 * 4 / if name.contains("tp") { 2 } else { 1 };

@@ -69,7 +69,7 @@ fn case() -> Case<Model, Tensor<2, Int>, 3> {
 }
 
 fn error(plan: &Plan, on: &str) -> String {
-    match case().compiled(plan, on, &CompileOptions::default()) {
+    match case().compiled(plan, on, &CompileOptions::for_cpu()) {
         Ok(_) => panic!("accepted on {on}: {plan:?}"),
         Err(e) => e.to_string(),
     }
@@ -253,7 +253,7 @@ fn convolutions() -> Case<Convolutions, Tensor<3>, 3> {
 /// The boundary of a module that is one convolution is known; of one that does more, or with another weight, it is not.
 #[test]
 fn convolutions_that_cannot_be_seen() {
-    let found = |plan: &Plan| convolutions().compiled(plan, "tp=2", &CompileOptions::default()).map(|_| ());
+    let found = |plan: &Plan| convolutions().compiled(plan, "tp=2", &CompileOptions::for_cpu()).map(|_| ());
     for module in ["plain", "depthwise", "scaled.conv"] {
         for plan in [Plan::new().with(module, inputs(&[s(0)], &[])), Plan::new().with(module, outputs(&[s(0)]))] {
             found(&plan).unwrap_or_else(|e| panic!("{module}: {e}"));
@@ -478,7 +478,7 @@ fn styles_of_ones_own() {
 /// The entry point finds the boundaries that a plan's layouts need.
 #[test]
 fn parallelize_module_takes_layouts() {
-    let program = case().compiled(&Plan::new(), "", &CompileOptions::default()).unwrap();
+    let program = case().compiled(&Plan::new(), "", &CompileOptions::for_cpu()).unwrap();
     let plan = Plan::new().with("last", ColwiseParallel { output_layouts: R, ..Default::default() });
     let mesh = Mesh::parse("tp=2").unwrap();
     for graph in [&program.first.captured, &program.first.logical] {
@@ -747,7 +747,7 @@ fn shared() -> Case<Shared, Tensor<2, Int>, 3> {
 fn modules_that_are_shared_or_unused() {
     let refused = |module: &str, expected: &str| {
         let plan = Plan::new().with(module, ColwiseParallel::default());
-        match shared().compiled(&plan, "tp=2", &CompileOptions::default()) {
+        match shared().compiled(&plan, "tp=2", &CompileOptions::for_cpu()) {
             Ok(_) => panic!("accepted: {module}"),
             Err(e) => assert_eq!(e.to_string(), expected),
         }

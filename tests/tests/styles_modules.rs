@@ -229,7 +229,7 @@ fn a_row_wise_convolution_takes_shards_of_the_channels() {
     let rows = RowwiseParallel { input_layouts: R, ..Default::default() };
     for module in ["first", "point", "up"] {
         let plan = Plan::new().with(module, rows.clone());
-        let found = convolutions().compiled(&plan, "tp=2", &CompileOptions::default()).unwrap().first.annotations;
+        let found = convolutions().compiled(&plan, "tp=2", &CompileOptions::for_cpu()).unwrap().first.annotations;
         let whys = |shard: &str| found.uses.values().flatten().filter(|c| c.why.to_string().ends_with(shard)).count();
         assert!(whys("argument 0 is Shard(1)") > 0, "{module}");
         assert_eq!(whys("argument 0 is Shard(-1)"), 0, "{module}");
@@ -266,7 +266,7 @@ fn every_call_of_a_convolution() {
             case.equals(&expected, &style(R), on).lies(&[("y", "f32[4, 6, 9]")]);
         }
     }
-    let program = case.compiled(&columns(s(0)), "tp=2", &CompileOptions::default()).unwrap().first;
+    let program = case.compiled(&columns(s(0)), "tp=2", &CompileOptions::for_cpu()).unwrap().first;
     assert_eq!(prepared_results(&program.annotations), 4);
 }
 
@@ -395,7 +395,7 @@ fn zoo() -> Case<Zoo, Tensor<3>, 3> {
 
 #[test]
 fn what_is_inferred_is_what_would_be_marked() {
-    let graph = zoo().compiled(&Plan::new(), "", &CompileOptions::default()).unwrap().first.captured;
+    let graph = zoo().compiled(&Plan::new(), "", &CompileOptions::for_cpu()).unwrap().first.captured;
     let marks = graph.regions.clone();
     // A convolution is known by its operation; of all other modules the marks are erased.
     let unmarked = graph.clone().with_regions(marks.iter().filter(|r| r.path == "conv".into()).cloned().collect());
@@ -470,7 +470,7 @@ fn residuals(marked: bool) -> Case<Residuals, Tensor<3>, 3> {
 #[test]
 fn a_module_with_a_residual_is_marked_or_refused() {
     let plan = Plan::new().with("block", outputs(&[], &[s(1)]));
-    let refused = residuals(false).compiled(&plan, "tp=2", &CompileOptions::default());
+    let refused = residuals(false).compiled(&plan, "tp=2", &CompileOptions::for_cpu());
     assert_eq!(
         refused.err().unwrap().to_string(),
         "plan entry `block` places results of `block`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"block\", inputs, |inputs| …)` around the module's call"
@@ -483,7 +483,7 @@ fn a_module_with_a_residual_is_marked_or_refused() {
         case.equals(&expected, &taken, on).lies(&[("input0", "f32[4, 6@tp, 8]")]);
         let marked = residuals(true);
         marked.equals(&expected, &plan, on);
-        let annotations = marked.compiled(&plan, on, &CompileOptions::default()).unwrap().first.annotations;
+        let annotations = marked.compiled(&plan, on, &CompileOptions::for_cpu()).unwrap().first.annotations;
         assert_eq!(prepared_results(&annotations), 1);
     }
 }
@@ -496,7 +496,7 @@ fn every_call_of_a_norm() {
     let plan = Plan::new().with("norm", SequenceParallel { sequence_dim: 1 });
     for on in MESHES {
         case.equals(&expected, &plan, on).lies(&[("y", "f32[4, 6@tp, 8]"), ("norm.gamma", "f32[8]")]);
-        let annotations = case.compiled(&plan, on, &CompileOptions::default()).unwrap().first.annotations;
+        let annotations = case.compiled(&plan, on, &CompileOptions::for_cpu()).unwrap().first.annotations;
         assert_eq!(prepared_results(&annotations), 2);
     }
 }
@@ -735,7 +735,7 @@ fn a_style_of_ones_own() {
 
 fn logical() -> Graph {
     let case = block();
-    case.compiled(&Plan::new(), "", &CompileOptions::default()).unwrap().first.logical
+    case.compiled(&Plan::new(), "", &CompileOptions::for_cpu()).unwrap().first.logical
 }
 
 /// Where the parameters lie that are not replicated.
@@ -824,7 +824,7 @@ fn parallelize_module_along_a_dimension() {
 // Plan files
 
 fn annotations(plan: &Plan, on: &str) -> tpc_passes::propagate::Annotations {
-    block().compiled(plan, on, &CompileOptions::default()).unwrap_or_else(|e| panic!("{plan:?}: {e}")).first.annotations
+    block().compiled(plan, on, &CompileOptions::for_cpu()).unwrap_or_else(|e| panic!("{plan:?}: {e}")).first.annotations
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tpc_compiler::capture::{capture_training, named};
 use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{Op, Phase, UnitId, json};
 use tpc_passes::lower::lower;
+use tpc_passes::targets::Target;
 use tpc_tests::eager::filled;
 use tpc_tests::styles::{Case, Seen, floats};
 use tpc_tests::training::{mesh, plan};
@@ -186,7 +187,7 @@ fn renamed(name: &str, on: &str, rename: &dyn Fn(&str) -> String) -> TrainingPro
         let y = (case.forward)(m, b);
         (y.clone().square().mean(), named("y", y))
     });
-    let options = CompileOptions::default();
+    let options = CompileOptions::for_cpu();
     compile_training(capture.unwrap(), &mesh(on), &plan(name), &options, rename).unwrap_or_else(|e| panic!("{e}"))
 }
 
@@ -242,7 +243,8 @@ fn units_are_printed_and_read() {
         |unit: &str| printed.lines().filter(|line| line.contains("input parameter") && line.contains(unit)).count();
     assert_eq!([units(" unit 0"), units(" unit 1"), units(" unit ")], [6, 6, 12], "{printed}");
     let read = [tpc_ir::parse::parse(&printed).unwrap(), json::parse(&json::print(placed)).unwrap()];
-    let ranks = |graph: &Graph| lower(graph).unwrap().iter().map(|rank| rank.to_text()).collect::<Vec<_>>();
+    let ranks =
+        |graph: &Graph| lower(graph, Target::cpu()).unwrap().iter().map(|rank| rank.to_text()).collect::<Vec<_>>();
     for graph in &read {
         assert_eq!(ranks(graph), ranks(placed));
     }

@@ -34,7 +34,7 @@ fn bert(heads: usize) -> ModelConfig {
 const RATES: [f64; 3] = [1e-3, 2e-3, 1e-3];
 
 fn trained(model: &ModelConfig, tokens: TokenBatch, name: &str, mesh: &str) -> Run {
-    let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+    let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
     let program = language_model(model, tokens, &plan(name), mesh, &options);
     run(program, &RATES, |session| feed(session, model.vocab_size()))
 }
@@ -134,7 +134,7 @@ fn a_mask_on_ranks_without_heads() {
     ] {
         let expected = trained(&model, tokens, "none", "");
         for mesh in meshes {
-            let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+            let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
             let program = language_model(&model, tokens, &plan, mesh, &options);
             let found = run(program, &RATES, |session| feed(session, model.vocab_size()));
             assert_eq!(differences(&found, &expected), Vec::<String>::new(), "{mesh}");

@@ -263,7 +263,7 @@ impl<M: Module, B: Batch<Tensors = B>> Case<M, B> {
         let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
         for (plan, on) in plans {
             let captured = capture_inference(&self.model, (self.batch)(&self.data, &Device::flex()), forward).unwrap();
-            let program = compile_inference(&captured, &mesh(on), plan, &CompileOptions::default(), &|p| p.to_string());
+            let program = compile_inference(&captured, &mesh(on), plan, &CompileOptions::for_cpu(), &|p| p.to_string());
             let mut session = program.unwrap_or_else(|e| panic!("{on}: {e}")).launch(LaunchOptions::default()).unwrap();
             write(&mut session, &self.data);
             session.step().unwrap();
@@ -285,7 +285,7 @@ impl<M: Module, B: Batch<Tensors = B>> Case<M, B> {
                 capture_training(&self.model, &optimizer().0, (self.batch)(&self.data, &Device::flex()), |m: &M, b| {
                     (self.loss)(m, b)
                 });
-            let options = CompileOptions { gradients: true, ..CompileOptions::default() };
+            let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
             let program = compile_training(capture.unwrap(), &mesh(on), plan, &options, &|p| p.to_string());
             let program = program.unwrap_or_else(|e| panic!("{on}: {e}"));
             let found = run(program, &RATES, |session| write(session, &self.data));
@@ -396,7 +396,7 @@ fn what_the_globs_name_is_cut() {
     let batch = (case.batch)(&case.data, &Device::flex());
     let captured = capture_inference(&case.model, batch, |m: &Translator, (from, to, _)| m.forward(from, to)).unwrap();
     for i in [1, 2] {
-        let program = compile_inference(&captured, &mesh(plans[i].1), &plans[i].0, &CompileOptions::default(), &|p| {
+        let program = compile_inference(&captured, &mesh(plans[i].1), &plans[i].0, &CompileOptions::for_cpu(), &|p| {
             p.to_string()
         });
         let rest = whole(&program.unwrap());
@@ -407,7 +407,7 @@ fn what_the_globs_name_is_cut() {
     let batch = (case.batch)(&case.data, &Device::flex());
     let captured = capture_inference(&case.model, batch, |m: &Nest, (x, _)| m.forward(x)).unwrap();
     let program =
-        compile_inference(&captured, &mesh(plans[1].1), &plans[1].0, &CompileOptions::default(), &|p| p.to_string());
+        compile_inference(&captured, &mesh(plans[1].1), &plans[1].0, &CompileOptions::for_cpu(), &|p| p.to_string());
     let rest = whole(&program.unwrap());
     let plain = |n: &&String| n.contains("gate") || n.ends_with("narrow.bias") || n.ends_with("down.bias");
     assert_eq!(rest.iter().filter(|n| !plain(n)).collect::<Vec<_>>(), Vec::<&String>::new());

@@ -110,10 +110,11 @@ impl Bench {
 
     fn launch(&self, subject: &Subject, given: &Given, terminal: &mut Terminal) -> Outcome<Running> {
         let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
-        self.placement.note(&mesh, &plan, terminal)?;
-        self.running.note(mesh.ranks(), terminal);
         // The gradients of the MLP's step are its results.
-        let mut options = self.placement.options(matches!(subject, Subject::Mlp(_)), 0)?;
+        let gradients = matches!(subject, Subject::Mlp(_));
+        let mut options = self.placement.options(self.running.backend(), gradients, 0)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal)?;
+        self.running.note(mesh.ranks(), terminal);
         options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)), given)?;
         let (rename, launch) = (subject.rename(), self.running.options()?);
         let step = match self.mode {

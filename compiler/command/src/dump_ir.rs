@@ -13,6 +13,7 @@ use tpc_compiler::explain::Facts;
 use tpc_compiler::import::{Signature, import_with};
 use tpc_compiler::program::{Error, place, renamed};
 use tpc_ir::program::RankProgram;
+use tpc_ir::quote::cut;
 use tpc_ir::size::addressable;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
@@ -23,6 +24,8 @@ use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::propagate::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
 use tpc_passes::styles::{Plan, parallelize_module};
+use tpc_passes::targets::{Link, Target};
+use tpc_runtime::session::Backend;
 
 /// A stage of the compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -126,6 +129,9 @@ impl DumpIr {
         }
         if let Program::Placed(_) = program {
             given.refuse(&["disable_rule"], "on a graph from a file that is placed already")?;
+            if !self.json && self.stage < Stage::Scheduled {
+                given.refuse(&["target"], "on a graph from a file that is placed already, before it is scheduled")?;
+            }
         }
         self.show(vec![program], &Facts::default(), given, terminal)
     }
@@ -148,6 +154,7 @@ impl DumpIr {
         // Everything that can be wrong with the mesh and the plan is said before the long part.
         self.placement.mesh()?;
         self.placement.plan()?;
+        self.placement.target(Backend::Cpu)?;
         let rename = subject.rename();
         let mut captured = match self.train {
             false => vec![subject.forward()?],
@@ -185,25 +192,43 @@ impl DumpIr {
             later.extend(["plan", "mesh"]);
         }
         if self.stage < Stage::Placed {
-            later.push("disable_rule");
+            later.extend(["disable_rule", "target"]);
         }
         if let Some(option) = given.first(&later) {
             terminal.note(format!("{option} has no effect at the stage {}, which is before it", self.stage.name()));
         }
     }
 
+    /// Notes programs that a rank of the target that was named has no room for.
+    fn note_capacity(&self, programs: &[RankProgram], target: &Target, terminal: &mut Terminal) {
+        let needed = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
+        if self.placement.target.is_some() && needed as f64 > target.device.capacity {
+            terminal.note(format!(
+                "a rank needs {needed} bytes, more than the {} that one of the target {} has: use a smaller batch, --micro-batches, or a \
+                 plan that shards more",
+                target.device.capacity,
+                cut(&target.name)
+            ));
+        }
+    }
+
     /// Shows the first of the programs, which share one arena.
     fn show(&self, programs: Vec<Program>, facts: &Facts, given: &Given, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
+        // Nothing runs here: a program may be planned for any device.
+        let target = self.placement.target(Backend::Cpu)?;
         let to = if self.json { Stage::Placed } else { self.stage };
         let step = self.step_options(given)?;
         self.note_stage(given, terminal);
         let planned = !matches!(programs[..], [Program::Annotated(_) | Program::Placed(_), ..]);
         if to >= Stage::Annotated && planned {
-            self.placement.note(&mesh, &plan, terminal)?;
+            self.placement.note(&mesh, &plan, &target, terminal)?;
+        }
+        if to >= Stage::Placed && !self.json && self.placement.target.is_some() {
+            terminal.note(described(&target));
         }
         let staged = programs.into_iter().map(|program| {
-            let advanced = advance(program, to, &mesh, &plan, &search, &step)?;
+            let advanced = advance(program, to, (&mesh, &plan, &target), &search, &step)?;
             advanced.map_err(|error| self.placement.failure(facts.explain(error)))
         });
         let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
@@ -213,13 +238,14 @@ impl DumpIr {
         }
         if self.json {
             check_report(first)?;
-            let scheduled = schedule(first, &LowerOptions::default());
+            let scheduled = schedule(first, &target, &LowerOptions::default());
             let failed = |error: LowerError| self.placement.failure(error.into());
             let mut ranks = lower_ranks(first, &scheduled).map_err(failed)?;
             for other in others {
-                share_arenas(&mut ranks, &lower(other).map_err(failed)?);
+                share_arenas(&mut ranks, &lower(other, &target).map_err(failed)?);
             }
-            return terminal.print(format!("{:#}\n", report::json(first, &scheduled, &ranks)));
+            self.note_capacity(&ranks, &target, terminal);
+            return terminal.print(format!("{:#}\n", report::json(first, &target, &scheduled, &ranks)));
         }
         if self.stage >= Stage::Rank && self.rank >= first.mesh.ranks() {
             let (rank, ranks) = (self.rank, first.mesh.ranks());
@@ -229,19 +255,40 @@ impl DumpIr {
             Stage::Rank => terminal.print(report::rank_text(first, self.rank)),
             Stage::Scheduled => {
                 let scheduled = |graph| {
-                    let lowered = lower_rank(graph, &schedule(graph, &LowerOptions::default()), self.rank);
+                    let lowered = lower_rank(graph, &schedule(graph, &target, &LowerOptions::default()), self.rank);
                     lowered.map_err(|error| self.placement.failure(error.into()))
                 };
                 let mut program = [scheduled(first)?];
                 for other in others {
                     share_arenas(&mut program, &[scheduled(other)?]);
                 }
+                self.note_capacity(&program, &target, terminal);
                 terminal.print(program[0].to_text())
             }
             _ if self.full => terminal.print(text::print(first)),
             _ => terminal.print(fold::print(first)),
         }
     }
+}
+
+/// A target in one line.
+fn described(target: &Target) -> String {
+    let short = |x: f64| (x * 1e3).round() / 1e3;
+    let link = |link: &Link| format!("{} GB/s after {} us", short(link.bandwidth / 1e9), short(link.latency * 1e6));
+    let mut text = format!(
+        "compiled for the target {}: {} TFLOP/s in f32, {} GB/s of memory, links of {}",
+        cut(&target.name),
+        short(target.device.products.f32 / 1e12),
+        short(target.device.memory / 1e9),
+        link(&target.links.default)
+    );
+    if let Some(node) = &target.links.node {
+        text.push_str(&format!(", in nodes of {} ranks {}", node.ranks, link(&node.link)));
+    }
+    for (axis, named) in &target.links.axes {
+        text.push_str(&format!(", along {axis} {}", link(named)));
+    }
+    text
 }
 
 /// Most bytes that the programs of all ranks may take for a report of them.
@@ -375,8 +422,7 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
 fn advance(
     program: Program,
     to: Stage,
-    mesh: &Mesh,
-    plan: &Plan,
+    (mesh, plan, target): (&Mesh, &Plan, &Target),
     search: &SearchOptions,
     step: &StepOptions,
 ) -> Outcome<Result<Graph, Error>> {
@@ -403,6 +449,6 @@ fn advance(
     };
     Ok(match to {
         Stage::Annotated => Ok(annotated(&logical, &annotations)),
-        _ => place(&logical, &annotations, search, step).map(|p| p.placed),
+        _ => place(&logical, &annotations, target, search, step).map(|p| p.placed),
     })
 }

@@ -153,6 +153,16 @@ pub enum Device {
     Cuda,
 }
 
+impl Device {
+    /// The backend of that name.
+    pub(crate) fn backend(self) -> Backend {
+        match self {
+            Device::Cpu => Backend::Cpu,
+            Device::Cuda => Backend::Cuda,
+        }
+    }
+}
+
 impl Running {
     fn deadline(&self) -> Outcome<Duration> {
         let given = self.deadline.map_or_else(launch::deadline, |deadline| Ok(Some(deadline)))?;
@@ -179,12 +189,14 @@ impl Running {
         }
     }
 
+    /// What executes the ranks.
+    pub(crate) fn backend(&self) -> Backend {
+        self.device.backend()
+    }
+
     /// What a session is launched with.
     pub(crate) fn options(&self) -> Outcome<LaunchOptions> {
-        let backend = match self.device {
-            Device::Cpu => Backend::Cpu,
-            Device::Cuda => Backend::Cuda,
-        };
+        let backend = self.backend();
         let (deadline, processes) = (self.deadline()?, launch::joined());
         Ok(LaunchOptions { deadline, processes, backend, ..LaunchOptions::default() })
     }

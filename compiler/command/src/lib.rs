@@ -16,10 +16,12 @@
 //! | a tokenizer from a text | [`tokenizer`] |
 //! | what each rank did when | [`trace`] |
 //! | the comparisons' measurements | [`mod@bench`] |
+//! | what this machine can do, as a target | [`calibrate`] |
 //! | a command as one process per rank | [`launch`] |
 //! | what all processes of a command must have in common | `settings` |
 
 pub mod bench;
+pub mod calibrate;
 pub mod data;
 pub mod dump_ir;
 pub mod files;
@@ -48,14 +50,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use tpc_compiler::program::{CompileOptions, Error};
+use tpc_compiler::target;
 use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
 use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::styles::Plan;
+use tpc_passes::targets::Target;
 use tpc_runtime::Settings;
-use tpc_runtime::session::MAX_RANKS;
+use tpc_runtime::session::{Backend, MAX_RANKS};
 
 /// Shards burn models over a mesh: shows what the compiler makes of them, runs and trains them.
 #[derive(Debug, Parser)]
@@ -73,6 +77,7 @@ enum Command {
     Generate(generate::Generate),
     Tokenizer(tokenizer::Tokenizer),
     Bench(bench::Bench),
+    Calibrate(calibrate::Calibrate),
     Launch(launch::Launch),
 }
 
@@ -226,7 +231,7 @@ fn execute(
         Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Generate(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
-        Command::DumpIr(_) | Command::Launch(_) | Command::Tokenizer(_) => None,
+        Command::DumpIr(_) | Command::Calibrate(_) | Command::Launch(_) | Command::Tokenizer(_) => None,
     };
     if let Some((running, files)) = joining {
         running.join(|| settings(&files), terminal)?;
@@ -239,6 +244,7 @@ fn execute(
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),
         Command::Bench(arguments) => arguments.execute(given, terminal),
+        Command::Calibrate(arguments) => arguments.execute(terminal),
         Command::Tokenizer(arguments) => arguments.execute(terminal),
     }
 }
@@ -270,6 +276,9 @@ pub struct Placement {
     /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
     #[arg(long, default_value = "", hide_default_value = true)]
     pub mesh: String,
+    /// What programs are compiled for: a built-in target (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: that of the device which runs the ranks]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub target: Option<String>,
     /// Switch off a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
     #[arg(long, value_name = "N")]
     pub disable_rule: Vec<u32>,
@@ -321,10 +330,35 @@ impl Placement {
         }
     }
 
-    /// Adds the plan's file to those that are read, if the plan is one.
+    /// What programs are compiled for: the target that was named, or that of the backend.
+    ///
+    /// # Errors
+    /// A name that is neither built in nor a file, a file that is no target, a CPU's target for CUDA.
+    pub fn target(&self, backend: Backend) -> Outcome<Target> {
+        let Some(name) = &self.target else { return Ok(target::of_backend(backend).clone()) };
+        let file = Path::new(name);
+        let found = match Target::built_in(name) {
+            Ok(found) => found.clone(),
+            Err(unknown) => match std::fs::read_to_string(file) {
+                Ok(text) => Target::from_json(&text).map_err(|e| Failure::at(file, e))?,
+                Err(e) if e.kind() == ErrorKind::NotFound => return Err(unknown.into()),
+                Err(e) => return Err(Failure::at(file, e)),
+            },
+        };
+        target::check(&found, backend)?;
+        Ok(found)
+    }
+
+    /// Adds the files of the plan and of the target to those that are read, if they are files.
     #[must_use]
-    pub fn read(&self, files: files::Files) -> files::Files {
-        if Plan::built_in(&self.plan).is_ok() { files } else { files.reads("--plan", Path::new(&self.plan)) }
+    pub fn read(&self, mut files: files::Files) -> files::Files {
+        if Plan::built_in(&self.plan).is_err() {
+            files = files.reads("--plan", Path::new(&self.plan));
+        }
+        match &self.target {
+            Some(name) if Target::built_in(name).is_err() => files.reads("--target", Path::new(name)),
+            _ => files,
+        }
     }
 
     /// What was wrong with compiling, with the plan's file if it is the plan.
@@ -354,11 +388,12 @@ impl Placement {
         Ok(search)
     }
 
-    /// What the compiler needs to know; `gradients` keeps them as outputs, `seed` is that of random operations.
+    /// What the compiler needs to know of programs that run on a backend; `gradients` keeps them as outputs, `seed` is that of random
+    /// operations.
     ///
     /// # Errors
-    /// As [`Placement::search`].
-    pub fn options(&self, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
-        Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::default() })
+    /// As [`Placement::search`] and [`Placement::target`].
+    pub fn options(&self, backend: Backend, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
+        Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::new(self.target(backend)?) })
     }
 }

@@ -6,14 +6,16 @@ use tpc_ir::quote::cut;
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::SearchOptions;
+use tpc_passes::egraph::rules::HIERARCHICAL;
 use tpc_passes::styles::{DataMode, Plan};
+use tpc_passes::targets::Target;
 
 impl Placement {
     /// Notes a mesh without a plan, a plan without a mesh, and rules that cannot be switched off any further.
     ///
     /// # Errors
     /// A rule that is named twice.
-    pub(crate) fn note(&self, mesh: &Mesh, plan: &Plan, terminal: &mut Terminal) -> Outcome {
+    pub(crate) fn note(&self, mesh: &Mesh, plan: &Plan, target: &Target, terminal: &mut Terminal) -> Outcome {
         let no_plan = plan.styles.is_empty() && plan.data.is_none();
         if no_plan && mesh.ranks() > 1 {
             terminal.note(format!(
@@ -37,6 +39,12 @@ impl Placement {
             }
             if off.contains(rule) {
                 terminal.note(format!("--disable-rule {rule} has no effect: the rule is off already"));
+            }
+            if *rule == HIERARCHICAL && mesh.ranks() > 1 && !target.links.differ(mesh) {
+                terminal.note(format!(
+                    "--disable-rule {rule} has no effect: on the target {} all axes of the mesh have links of one speed",
+                    cut(&target.name)
+                ));
             }
         }
         if mesh.ranks() == 1 && !self.disable_rule.is_empty() {

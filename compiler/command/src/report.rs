@@ -8,6 +8,7 @@ use tpc_ir::program::{RankProgram, wire_bytes};
 use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
 use tpc_ir::{AxisSet, Graph, InputId, InputKind, Mesh, ModulePath, Op, Subscripts, Type};
 use tpc_passes::lower::launches::{Schedule, why};
+use tpc_passes::targets::Target;
 
 /// Collectives that are alike, and how many of them a step executes.
 #[derive(Clone, Debug, PartialEq)]
@@ -149,7 +150,7 @@ fn counts(rows: &[Collectives]) -> Json {
 /// The report of `dump-ir --json`: what a step communicates and what each rank holds.
 ///
 /// Scalars are of the rank for which they are largest; `ranks` has all of them.
-pub fn json(placed: &Graph, schedule: &Schedule, programs: &[RankProgram]) -> Json {
+pub fn json(placed: &Graph, target: &Target, schedule: &Schedule, programs: &[RankProgram]) -> Json {
     let rows = collectives(placed, schedule);
     let wire = |p: &RankProgram| whole_bytes(p.collectives().map(|c| c.wire_bytes()).sum::<f64>());
     let ranks: Vec<Json> = programs
@@ -166,6 +167,7 @@ pub fn json(placed: &Graph, schedule: &Schedule, programs: &[RankProgram]) -> Js
     let total = |key: &str| replicated.iter().map(|r| r[key].as_u64().unwrap_or(0)).sum::<u64>();
     let axes = placed.mesh.axes().iter().map(|a| json!({"name": a.name, "size": a.size}));
     json!({
+        "target": target.name,
         "mesh": axes.collect::<Vec<_>>(),
         "collectives": rows.iter().map(Collectives::json).collect::<Vec<_>>(),
         "totals": {

@@ -45,8 +45,11 @@ impl Run {
     }
 
     pub(crate) fn execute(&self, _given: &Given, terminal: &mut Terminal) -> Outcome {
-        let (mesh, plan, options) =
-            (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, 0)?);
+        let (mesh, plan, options) = (
+            self.placement.executed_mesh()?,
+            self.placement.plan()?,
+            self.placement.options(self.running.backend(), false, 0)?,
+        );
         let dir = ModelDir::open(&self.model)?;
         dir.warnings.iter().for_each(|warning| terminal.note(warning));
         let weights: Vec<PathBuf> = dir.weights.files().map(Path::to_path_buf).collect();
@@ -57,7 +60,7 @@ impl Run {
         self.traced.writes(self.placement.read(files).writes("--output", [&self.output])).check()?;
         let output = leads().then(|| files::output(&self.output)).transpose()?;
         let trace = self.traced.output()?;
-        self.placement.note(&mesh, &plan, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal)?;
         self.running.note(mesh.ranks(), terminal);
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);

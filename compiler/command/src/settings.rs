@@ -4,6 +4,7 @@ use crate::Outcome;
 use clap::ArgMatches;
 use std::path::{Path, PathBuf};
 use tpc_passes::styles::Plan;
+use tpc_passes::targets::Target;
 use tpc_runtime::digest::Digest;
 use tpc_runtime::settings::{self, Settings};
 use tpc_runtime::{RuntimeError, launch};
@@ -31,7 +32,8 @@ pub(crate) fn settings(command: &clap::Command, matches: &ArgMatches, files: &[(
             // Every process writes its part there.
             (true, "checkpoint") => (option, absolute(&values.collect::<String>())),
             (true, _) => (option, "given".to_string()),
-            (false, "plan") => plan(option, &values.collect::<String>()),
+            (false, "plan") => named(option, &values.collect::<String>(), |name| Plan::built_in(name).is_ok()),
+            (false, "target") => named(option, &values.collect::<String>(), |name| Target::built_in(name).is_ok()),
             (false, _) => (option, values.map(|value| number(&value)).collect::<Vec<_>>().join(" ")),
         };
         settings.set(option, value);
@@ -52,11 +54,11 @@ fn number(text: &str) -> String {
     text.parse::<f64>().map_or_else(|_| text.to_string(), |number| number.to_string())
 }
 
-/// A built-in plan by its name, a file by its contents.
-fn plan(option: String, name: &str) -> (String, String) {
-    match Plan::built_in(name) {
-        Ok(_) => (option, name.to_string()),
-        Err(_) => (format!("the digest of {option}"), contents(Path::new(name))),
+/// What is built in by its name, a file by its contents.
+fn named(option: String, name: &str, is_built_in: fn(&str) -> bool) -> (String, String) {
+    match is_built_in(name) {
+        true => (option, name.to_string()),
+        false => (format!("the digest of {option}"), contents(Path::new(name))),
     }
 }
 

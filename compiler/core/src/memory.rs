@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// The bytes that this process may still allocate: what the host has left, or what is left of the control group's limit if that is
 /// less. `None` where the system does not say.
-pub(crate) fn available() -> Option<u128> {
+pub fn available() -> Option<u128> {
     let host = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_meminfo(&text));
     match (host, of_control_group(Path::new("/sys/fs/cgroup"))) {
         (Some(host), Some(group)) => Some(host.min(group)),

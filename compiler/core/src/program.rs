@@ -13,6 +13,7 @@ use crate::import::{ImportError, Imported, Signature, import_with, seed, step_sc
 use crate::memory;
 use crate::models::ModelError;
 use crate::pretrained::{InitError, LoadError};
+use crate::target::{self, TargetMismatch};
 use crate::together;
 use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
@@ -32,6 +33,7 @@ use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on
 use tpc_passes::propagate::{Annotations, propagate};
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Plan, StyleError};
+use tpc_passes::targets::Target;
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
 use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
 use tpc_runtime::{CheckpointError, RuntimeError};
@@ -78,6 +80,9 @@ pub enum Error {
     /// Prompts that cannot be generated from.
     #[error(transparent)]
     Generate(#[from] GenerateError),
+    /// The program was compiled for other devices than those that run it.
+    #[error(transparent)]
+    Target(#[from] TargetMismatch),
     /// Its values have more bytes than can be counted.
     #[error(transparent)]
     Size(Box<TooLarge>),
@@ -151,9 +156,11 @@ impl From<RuntimeError> for Error {
     }
 }
 
-/// Choices for compiling.
-#[derive(Clone, Debug, Default)]
+/// Choices for compiling. They have no default, as nothing but the device that runs the ranks says which target is right.
+#[derive(Clone, Debug)]
 pub struct CompileOptions {
+    /// What things cost: the rates of the device and of its links.
+    pub target: Target,
     /// The e-graph search.
     pub search: SearchOptions,
     /// Whether gradients are outputs; they then live to the end of the step.
@@ -164,6 +171,30 @@ pub struct CompileOptions {
     pub lower: LowerOptions,
     /// Seed of the program's random operations: dropout, for example.
     pub seed: u64,
+}
+
+impl CompileOptions {
+    /// The usual choices for a target.
+    pub fn new(target: Target) -> Self {
+        CompileOptions {
+            target,
+            search: SearchOptions::default(),
+            gradients: false,
+            step: StepOptions::default(),
+            lower: LowerOptions::default(),
+            seed: 0,
+        }
+    }
+
+    /// The usual choices for the target of a backend.
+    pub fn for_backend(backend: Backend) -> Self {
+        CompileOptions::new(target::of_backend(backend).clone())
+    }
+
+    /// The usual choices for ranks on the CPU.
+    pub fn for_cpu() -> Self {
+        CompileOptions::for_backend(Backend::Cpu)
+    }
 }
 
 /// Every stage of one program.
@@ -216,10 +247,11 @@ pub(crate) fn compile_graph_beside(
     let (logical, mut annotations) = on_logical(logical, annotations, &options.step)?;
     well_formed(&logical)?;
     if beside.kept.is_none() {
-        place_kept(&logical, &mut annotations, &options.search.cost);
+        place_kept(&logical, &mut annotations, &options.target);
     }
-    let Placed { propagated, placed, report } = place(&logical, &annotations, &options.search, &options.step)?;
-    let ranks = lower_beside(&placed, &options.lower, &beside.programs)?;
+    let Placed { propagated, placed, report } =
+        place(&logical, &annotations, &options.target, &options.search, &options.step)?;
+    let ranks = lower_beside(&placed, &options.target, &options.lower, &beside.programs)?;
     beside.check(&ranks)?;
     Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
 }
@@ -234,20 +266,21 @@ pub struct Placed {
     pub report: SearchReport,
 }
 
-/// Places every value of a logical program and optimizes its collectives; each program passes its check.
+/// Places every value of a logical program and optimizes its collectives for a target; each program passes its check.
 ///
 /// # Errors
 /// A program that does not pass, which is a bug of the compiler; one whose bytes cannot be counted.
 pub fn place(
     logical: &Graph,
     annotations: &Annotations,
+    target: &Target,
     search: &SearchOptions,
     step: &StepOptions,
 ) -> Result<Placed, Error> {
     addressable(logical)?;
-    let propagated = propagate(logical, annotations, &search.cost);
+    let propagated = propagate(logical, annotations, target);
     check(&propagated)?;
-    let (mut optimized, report) = optimize(&propagated, search);
+    let (mut optimized, report) = optimize(&propagated, target, search);
     if step.micro_batches > 1 {
         optimized = running_sums(&optimized);
     }
@@ -292,6 +325,7 @@ pub struct TrainingProgram {
     pub(crate) scalars: StepScalars,
     pub(crate) constants: HashMap<String, TensorData>,
     pub(crate) values: std::sync::Arc<HashMap<String, TensorData>>,
+    target: Target,
     seed: u64,
 }
 
@@ -301,6 +335,7 @@ pub struct InferenceProgram {
     pub stages: Stages,
     pub(crate) constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
+    target: Target,
     seed: u64,
 }
 
@@ -312,6 +347,7 @@ pub struct CompiledTraining {
     scalars: StepScalars,
     constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
+    target: Target,
     seed: u64,
 }
 
@@ -329,21 +365,22 @@ pub struct CompiledInference {
     ranks: Vec<RankProgram>,
     constants: HashMap<String, TensorData>,
     values: std::sync::Arc<HashMap<String, TensorData>>,
+    target: Target,
     seed: u64,
 }
 
 impl From<TrainingProgram> for CompiledTraining {
     fn from(program: TrainingProgram) -> Self {
-        let TrainingProgram { first, steady, init, scalars, constants, values, seed } = program;
+        let TrainingProgram { first, steady, init, scalars, constants, values, target, seed } = program;
         let ranks = TrainingRanks { first: first.ranks, steady: steady.ranks, evaluation: None };
-        CompiledTraining { init, ranks, scalars, constants, values, seed }
+        CompiledTraining { init, ranks, scalars, constants, values, target, seed }
     }
 }
 
 impl From<InferenceProgram> for CompiledInference {
     fn from(program: InferenceProgram) -> Self {
-        let InferenceProgram { stages, constants, values, seed } = program;
-        CompiledInference { ranks: stages.ranks, constants, values, seed }
+        let InferenceProgram { stages, constants, values, target, seed } = program;
+        CompiledInference { ranks: stages.ranks, constants, values, target, seed }
     }
 }
 
@@ -411,6 +448,7 @@ pub fn compile_training(
         scalars: capture.scalars,
         constants,
         values: first.values,
+        target: options.target.clone(),
         seed: options.seed,
     })
 }
@@ -477,7 +515,7 @@ pub(crate) fn compile_inference_beside(
     let Imported { graph, constants } = import_with(&captured, &signature)?;
     let options = CompileOptions { step: options.step.of_inference(), ..options.clone() };
     let stages = compile_graph_beside(graph, mesh, plan, &options, beside).map_err(|e| facts.explain(e))?;
-    Ok(InferenceProgram { stages, constants, values: captured.values, seed: options.seed })
+    Ok(InferenceProgram { stages, constants, values: captured.values, target: options.target, seed: options.seed })
 }
 
 /// [`compile_training`] by one process for all: the first compiles and hands the rank programs to the others. Every process makes this
@@ -524,8 +562,8 @@ pub fn compile_training_together(
         constants = import_with(&captured, &Signature::with_constants(constants, [&captured])?)?.constants;
     }
     let ranks = together::receive(launch)?;
-    let (scalars, seed) = (capture.scalars, options.seed);
-    Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, seed })
+    let (scalars, target, seed) = (capture.scalars, options.target.clone(), options.seed);
+    Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, target, seed })
 }
 
 /// [`compile_inference`] by one process for all, as [`compile_training_together`].
@@ -552,7 +590,8 @@ pub fn compile_inference_together(
     let captured = renamed(captured, rename);
     let constants = import_with(&captured, &Signature::of([&captured])?)?.constants;
     let ranks = together::receive(launch)?;
-    Ok(CompiledInference { ranks, constants, values: captured.values, seed: options.seed })
+    let (target, seed) = (options.target.clone(), options.seed);
+    Ok(CompiledInference { ranks, constants, values: captured.values, target, seed })
 }
 
 /// Writes the values of all inputs of a kind that have one, unless they were written already.
@@ -606,7 +645,7 @@ impl TrainingProgram {
     /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
     ///
     /// # Errors
-    /// Too many ranks, too little memory, processes that do not come or run other programs.
+    /// Too many ranks, too little memory, processes that do not come or run other programs; a program for a CPU's target on CUDA.
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
         CompiledTraining::from(self).launch(options)
     }
@@ -628,6 +667,7 @@ impl CompiledTraining {
     /// # Errors
     /// As [`TrainingProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
+        target::check(&self.target, options.backend)?;
         check_memory(&self.ranks.first, &options, |_| 0)?;
         let limits = options.clone();
         let mut session = Session::launch(self.ranks.first, options)?;
@@ -810,7 +850,7 @@ impl InferenceProgram {
     /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
     ///
     /// # Errors
-    /// Too many ranks, too little memory, processes that do not come or run other programs.
+    /// Too many ranks, too little memory, processes that do not come or run other programs; a program for a CPU's target on CUDA.
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
         CompiledInference::from(self).launch(options)
     }
@@ -822,6 +862,7 @@ impl CompiledInference {
     /// # Errors
     /// As [`InferenceProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
+        target::check(&self.target, options.backend)?;
         check_memory(&self.ranks, &options, |_| 0)?;
         let mut session = Session::launch(self.ranks, options)?;
         feed(&mut session, InputKind::Constant, &self.constants)?;

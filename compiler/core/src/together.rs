@@ -66,7 +66,7 @@ mod tests {
             [(model("llama"), "tp-sp", "tp=2"), (mlp, "tp", "tp=4"), (model("gpt"), "fsdp", "dp=3")]
         {
             let (mesh, plan) = (Mesh::parse(axes).unwrap(), Plan::built_in(plan).unwrap());
-            let options = CompileOptions::default();
+            let options = CompileOptions::for_cpu();
             let program = compile_inference(&captured, &mesh, &plan, &options, &str::to_string).unwrap();
             let ranks = program.stages.ranks;
             let bytes = postcard::to_stdvec(&ranks).unwrap();

@@ -1,4 +1,4 @@
-//! What each plan communicates at most.
+//! What each plan communicates at most, and what it is weighed with.
 //!
 //! Each row is executed by `tests/tests/allowance.rs`, for models of several depths on two and four ranks: the compiled step
 //! stays within it, and the ranks issue exactly the collectives that were compiled. `tests/tests/documents.rs` keeps this table
@@ -40,3 +40,37 @@
 //! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --json                    # "wire_bytes": 37761024
 //! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --json --disable-rule 7   # "wire_bytes": 62926848
 //! ```
+//!
+//! # Targets: what sending is weighed with
+//!
+//! Which of two equal programs is cheaper depends on the machine: on how fast it multiplies, reads memory and sends. These
+//! numbers are a [`Target`](crate::Target). Four are built in: `cpu`, `h100-node`, `h200-node` (NVLink inside a node of eight GPUs,
+//! InfiniBand between the nodes) and `ethernet`. `--target` names one of them, or a JSON file; [`Trainer::target`](crate::Trainer::target)
+//! does it in Rust. Without either, the target is that of the device that runs the ranks. A target of CPUs for ranks on CUDA is an
+//! error.
+//!
+//! ```sh
+//! tpc dump-ir --preset llama --train --plan tp-sp-fsdp --mesh dp=2,tp=8 --target h100-node
+//! tpc calibrate -o here.json                    # measures this machine: products, memory, collectives
+//! tpc train MODEL_DIR --data text.txt --epochs 1 --mesh tp=2 --plan tp --target here.json
+//! ```
+//!
+//! `tpc calibrate` takes about 20 seconds. The links that it measures are those between the threads of one process. A file for
+//! several hosts gets the link inside a host and the one between hosts by hand, and says how many ranks a host has. Ranks of one
+//! host have consecutive numbers, so an axis stays inside a host if its size times the sizes of all axes after it divides that
+//! number:
+//!
+//! ```json
+//! "links": {
+//!   "default": { "latency": 20e-6, "bandwidth": 50e9 },
+//!   "node": { "ranks": 8, "latency": 10e-6, "bandwidth": 450e9 },
+//!   "axes": { "tp": { "latency": 8e-6, "bandwidth": 400e9 } }
+//! }
+//! ```
+//!
+//! `latency` is in seconds, `bandwidth` in bytes per second that each rank sends. An entry in `axes` sets the link of the mesh axis of
+//! that name. [`SCHEMA`](crate::targets::SCHEMA) describes all keys.
+//!
+//! A collective over several axes has the slowest link of them. Where axes differ, a reduction over them is therefore taken apart
+//! if that pays (rule 25): on `--mesh out=2,in=4` in nodes of four, a gradient that is summed over both axes is first scattered
+//! inside the nodes, then a quarter of it crosses the slow link, and the sum is gathered inside the nodes.

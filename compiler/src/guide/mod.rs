@@ -14,7 +14,7 @@
 //! | [`processes`] | ranks as processes, under MPI, torchrun and SLURM, and on GPUs |
 //! | [`pytorch`] | the same program in PyTorch and here, line by line |
 //! | [`styles`] | how to write a parallel style |
-//! | [`costs`] | what each plan communicates at most |
+//! | [`costs`] | what each plan communicates at most; what sending is weighed with |
 //! | [`capabilities`] | what there is, and what there is not yet |
 //! | [`troubleshooting`] | error messages, their causes and the ways out |
 //!

@@ -97,3 +97,6 @@
 //! cargo build --release -p tpc-command --features cuda
 //! target/release/tpc train DIR --inputs batch.safetensors --steps 100 --plan tp --mesh tp=2 --device cuda
 //! ```
+//!
+//! Programs for GPUs are compiled for the target `h100-node`: eight GPUs to a node, with NVLink inside and InfiniBand between
+//! the nodes. `--target` names another one; [`costs`](super::costs) says what a target is.

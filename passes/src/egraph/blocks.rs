@@ -10,7 +10,9 @@
 
 use super::{Found, SearchOptions};
 use crate::check::check;
+use crate::cost::graph_seconds;
 use crate::denotes::denotes;
+use crate::targets::Target;
 use tpc_ir::block::{Block, Lines};
 use tpc_ir::{Graph, Type, UnitId};
 
@@ -20,20 +22,20 @@ const KEPT: usize = 6;
 
 /// Searches a program with few occurrences of its largest block; `None` if nothing repeats, or if the
 /// result does not repeat in the same way.
-pub(super) fn search(graph: &Graph, options: &SearchOptions) -> Option<Found> {
+pub(super) fn search(graph: &Graph, target: &Target, options: &SearchOptions) -> Option<Found> {
     let lines = Lines::of(graph);
-    lines.blocks().iter().filter(|b| b.count > KEPT).find_map(|block| once(graph, &lines, block, options))
+    lines.blocks().iter().filter(|b| b.count > KEPT).find_map(|block| once(graph, &lines, block, target, options))
 }
 
-fn once(graph: &Graph, lines: &Lines, block: &Block, options: &SearchOptions) -> Option<Found> {
+fn once(graph: &Graph, lines: &Lines, block: &Block, target: &Target, options: &SearchOptions) -> Option<Found> {
     let fewer = (block.count - KEPT) as i64;
     let short = lines.resized(block, -fewer)?.graph;
     // Another block of the program is shortened in turn.
-    let mut found = super::search(&short, options);
+    let mut found = super::search(&short, target, options);
     let lines = Lines::of(&found.graph);
     let blocks = lines.blocks();
     let long = lines.resized(blocks.iter().find(|b| b.path == block.path)?, fewer)?;
-    let cheaper = options.cost.graph_seconds(&long.graph) <= options.cost.graph_seconds(graph);
+    let cheaper = graph_seconds(target, &long.graph) <= graph_seconds(target, graph);
     let proven = cheaper
         && ends(&long.graph) == ends(graph)
         && check(&long.graph).is_ok()

@@ -6,6 +6,7 @@
 //! what it needs beyond the current program; then one class at a time changes its term whenever the
 //! exact total falls, until nothing helps. A collective with several readers is in the way of that: no
 //! reader gains by leaving it alone. So all readers of one leave it together, if the total falls then.
+//! Where links differ, a reduction is also taken apart by one change of three classes.
 //! Then the marginal costs are taken anew. Cost never rises, so the result is at most that of the program
 //! that came in.
 //!
@@ -54,6 +55,9 @@ pub fn extract(
     for _ in 0..ROUNDS {
         let before = search.total;
         search.complete();
+        if egraph.analysis.links_differ() {
+            search.take_apart();
+        }
         search.improve();
         search.desert();
         if search.total >= before - EPSILON || search.is_over() {
@@ -81,8 +85,8 @@ struct Class {
     /// The operands of each term.
     children: Vec<Vec<Place>>,
     costs: Vec<f64>,
-    /// Whether each term is a collective.
-    collective: Vec<bool>,
+    /// The kind of each term.
+    heads: Vec<Heads>,
 }
 
 struct Search {
@@ -126,13 +130,12 @@ impl Search {
                 // A tie goes to fewer operations.
                 seconds(&egraph.analysis.key(t.key).op, &operands, (c.id, &c.data.ty)) + 1e-12
             };
-            let collective = |t: &Term| egraph.analysis.head(t.key).meets(Heads::COLLECTIVES);
             let children = |t: &Term| t.children.iter().map(|&c| number[usize::from(c)]).collect();
             Class {
                 id: c.id,
                 children: terms.iter().map(children).collect(),
                 costs: terms.iter().map(cost).collect(),
-                collective: terms.iter().map(collective).collect(),
+                heads: terms.iter().map(|t| egraph.analysis.head(t.key)).collect(),
                 terms,
             }
         };
@@ -218,6 +221,48 @@ impl Search {
         (0..self.classes.len()).filter(|&c| self.is_used(c)).map(|c| (self.position[c], c))
     }
 
+    /// Takes reductions apart where the total falls: an all-reduce becomes the gather of a reduction of a scatter (rule 25). No change of
+    /// one class finds that, since the class below the gather is cheapest as a slice of the all-reduce itself, which would be a cycle.
+    fn take_apart(&mut self) {
+        let mut sums: Vec<(usize, Place)> = self.used().collect();
+        sums.retain(|&(_, id)| self.classes[id].heads[self.choice[id]] == Heads::ALL_REDUCE);
+        sums.sort_unstable();
+        for (_, id) in sums.into_iter().rev() {
+            for (gather, reduced) in self.moves_of(id, Heads::ALL_GATHER) {
+                for (reduction, scattered) in self.moves_of(reduced, Heads::ALL_REDUCE) {
+                    for (scatter, term) in self.moves_of(scattered, Heads::REDUCE_SCATTER) {
+                        self.try_apart(id, gather, [(reduced, reduction), (scattered, scatter)], term);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The terms of a class that are of one kind and have one operand, with their operands.
+    fn moves_of(&self, id: Place, head: Heads) -> Vec<(usize, Place)> {
+        let class = &self.classes[id];
+        let terms = class.heads.iter().zip(&class.children).enumerate();
+        terms.filter(|(_, (h, children))| **h == head && children.len() == 1).map(|(i, (_, c))| (i, c[0])).collect()
+    }
+
+    /// Gives a class a term whose operands get the terms `below`, down to `last`, if the total falls.
+    fn try_apart(&mut self, id: Place, to: usize, below: [(Place, usize); 2], last: Place) {
+        let is_free = |&(class, term): &(Place, usize)| !self.is_used(class) || self.choice[class] == term;
+        let now = self.choice[id];
+        if self.is_over() || !self.is_used(id) || to == now || !below.iter().all(is_free) || self.reaches(&[last], id) {
+            return;
+        }
+        let (before, choices) = (self.total, below.map(|(class, _)| self.choice[class]));
+        below.iter().for_each(|&(class, term)| self.choice[class] = term);
+        self.switch(id, to);
+        if self.total >= before - EPSILON {
+            self.switch(id, now);
+            self.total = before;
+            below.iter().zip(choices).for_each(|(&(class, _), choice)| self.choice[class] = choice);
+        }
+        self.reorder();
+    }
+
     /// Changes one class at a time while the total falls; readers first, since a change near the
     /// outputs can make whole branches unused.
     fn improve(&mut self) {
@@ -248,7 +293,7 @@ impl Search {
     /// Lets all readers of a collective change to terms that do without it, where the total falls.
     fn desert(&mut self) {
         let mut collectives: Vec<(usize, Place)> = self.used().collect();
-        collectives.retain(|&(_, id)| self.classes[id].collective[self.choice[id]]);
+        collectives.retain(|&(_, id)| self.classes[id].heads[self.choice[id]].meets(Heads::COLLECTIVES));
         collectives.sort_unstable();
         for (_, id) in collectives.into_iter().rev() {
             if self.is_over() {

@@ -18,15 +18,16 @@ pub mod rules;
 mod saturate;
 pub mod term;
 
-use crate::cost::{CostModel, Gradients};
+use crate::cost::{Gradients, Role, graph_seconds, seconds_in};
 use crate::reasons::explain;
+use crate::targets::Target;
 use egg::{EGraph, Id};
 use extract::extract;
 pub use limits::{Bounds, Limit, Work};
 pub use saturate::{Saturated, saturate};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
-use term::{Term, Typing};
+use term::{Heads, Term, Typing};
 use tpc_ir::{DType, Graph, Op, Origin, Output, Type, Value};
 
 /// What the search may do.
@@ -40,22 +41,13 @@ pub struct SearchOptions {
     pub rounds: usize,
     /// Whether a block that occurs many times is searched with few occurrences.
     pub blocks: bool,
-    /// What things cost.
-    pub cost: CostModel,
 }
 
 impl Default for SearchOptions {
     fn default() -> Self {
         // Rule 1 multiplies the search by every dimension that could be scattered. It only pays when
-        // a whole residual stream follows, which one change at a time does not find: off for now. Rule 25
-        // pays where one axis is faster than another, which the cost model does not know yet.
-        SearchOptions {
-            disabled: BTreeSet::from([1, 25]),
-            node_limit: 1_000_000,
-            rounds: 8,
-            blocks: true,
-            cost: CostModel::default(),
-        }
+        // a whole residual stream follows, which one change at a time does not find: off for now.
+        SearchOptions { disabled: BTreeSet::from([1]), node_limit: 1_000_000, rounds: 8, blocks: true }
     }
 }
 
@@ -91,11 +83,11 @@ struct Found {
     blocks: Vec<(String, usize)>,
 }
 
-/// Optimizes a placed graph: never to one that costs more.
-pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport) {
-    let mut found = search(graph, options);
+/// Optimizes a placed graph for a target: never to one that costs more there.
+pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
+    let mut found = search(graph, target, options);
     explain(&mut found.graph);
-    let (before, after) = (options.cost.graph_seconds(graph), options.cost.graph_seconds(&found.graph));
+    let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
     let Found { work, bounds, limits, blocks, .. } = found;
     let report = SearchReport { before, after, declined: None, work, bounds, limits, paid: Vec::new(), blocks };
     if after > before {
@@ -113,13 +105,13 @@ pub fn optimize(graph: &Graph, options: &SearchOptions) -> (Graph, SearchReport)
 }
 
 /// Searches what repeats once, or everything if nothing does.
-fn search(graph: &Graph, options: &SearchOptions) -> Found {
-    let once = if options.blocks { blocks::search(graph, options) } else { None };
-    once.unwrap_or_else(|| whole(graph, options))
+fn search(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
+    let once = if options.blocks { blocks::search(graph, target, options) } else { None };
+    once.unwrap_or_else(|| whole(graph, target, options))
 }
 
-fn whole(graph: &Graph, options: &SearchOptions) -> Found {
-    let Saturated { egraph, class_of, first, mut work, bounds, mut limits } = saturate(graph, options);
+fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
+    let Saturated { egraph, class_of, first, mut work, bounds, mut limits } = saturate(graph, target, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let gradients = Gradients::of(graph);
     let mut classes: HashSet<Id> = gradients.values.iter().map(|&n| class_of[&n.into()]).collect();
@@ -130,12 +122,13 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let mut terms: HashSet<Id> = gradients.terms.iter().map(|&n| class_of[&n.into()]).collect();
     terms.extend(&before);
     classes.extend(before);
+    let sums = hierarchies(&egraph, &mut classes, &mut terms);
     let seconds = |op: &Op, operands: &[(Id, &Type)], result: (Id, &Type)| {
         let term = operands.iter().any(|o| terms.contains(&o.0));
-        let together = gradients.travel_together(op, classes.contains(&result.0), term);
-        let model = if together { options.cost.bucketed() } else { options.cost };
+        let (gradient, completes) = (classes.contains(&result.0), sums.contains(&result.0));
+        let company = gradients.company(op, &Role { gradient, term, completes });
         let types: Vec<&Type> = operands.iter().map(|o| o.1).collect();
-        model.seconds(op, &types, result.1, &graph.mesh)
+        seconds_in(company, target, op, &types, result.1, &graph.mesh)
     };
     let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
     work.moves = solution.moves;
@@ -143,6 +136,33 @@ fn whole(graph: &Graph, options: &SearchOptions) -> Found {
     let (mut graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
     explain(&mut graph);
     Found { graph, rules, work, bounds, limits, blocks: Vec::new() }
+}
+
+/// Adds what gradients are made of where rule 25 may take their reductions apart: the reductions over the slow axes, and the terms
+/// of these. Gives the classes of the sums that a gather may complete.
+fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, terms: &mut HashSet<Id>) -> HashSet<Id> {
+    let mut sums = HashSet::new();
+    if !egraph.analysis.links_differ() {
+        return sums;
+    }
+    let below = |id: Id, head: Heads| -> Vec<Id> {
+        let found = egraph[id].nodes.iter().filter(|t| egraph.analysis.head(t.key) == head);
+        found.map(|t| egraph.find(t.children[0])).collect()
+    };
+    let mut pending: Vec<Id> = classes.iter().copied().collect();
+    while let Some(id) = pending.pop() {
+        if !egraph[id].data.heads.meets(Heads::ALL_REDUCE) || !sums.insert(id) {
+            continue;
+        }
+        terms.extend(below(id, Heads::ALL_REDUCE));
+        for inner in below(id, Heads::ALL_GATHER) {
+            if egraph[inner].data.heads.meets(Heads::ALL_REDUCE) {
+                classes.insert(inner);
+                pending.push(inner);
+            }
+        }
+    }
+    sums
 }
 
 /// The terms in the order of the program that came in: what the search made stands right behind its

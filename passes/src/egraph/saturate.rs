@@ -7,8 +7,9 @@
 
 use super::SearchOptions;
 use super::limits::{Bounds, Limit, Work};
-use super::rules::all_rules;
+use super::rules::{HIERARCHICAL, all_rules};
 use super::term::{self, Heads, Key, Term, Typing};
+use crate::targets::Target;
 use egg::{EGraph, Id};
 use std::collections::HashMap;
 use tpc_ir::{Graph, Value};
@@ -30,9 +31,10 @@ pub struct Saturated {
     pub limits: Vec<Limit>,
 }
 
-/// Puts a placed graph into an e-graph and applies the rules.
-pub fn saturate(graph: &Graph, options: &SearchOptions) -> Saturated {
-    let mut egraph = EGraph::<Term, Typing>::new(Typing::new(graph.mesh.clone()));
+/// Puts a placed graph into an e-graph and applies the rules. The target says which axes are faster than others.
+pub fn saturate(graph: &Graph, target: &Target, options: &SearchOptions) -> Saturated {
+    let bandwidths = target.links.bandwidths(&graph.mesh);
+    let mut egraph = EGraph::<Term, Typing>::new(Typing::new(graph.mesh.clone(), bandwidths));
     let mut class_of: HashMap<Value, Id> = HashMap::new();
     let mut program: Vec<(Id, Term)> = Vec::new();
     for node in graph.nodes() {
@@ -59,7 +61,9 @@ pub fn saturate(graph: &Graph, options: &SearchOptions) -> Saturated {
 
 /// Applies the rules until nothing changes or a bound is reached.
 fn search(egraph: &mut EGraph<Term, Typing>, options: &SearchOptions, bounds: &Bounds) -> (Work, Vec<Limit>) {
-    let rules: Vec<_> = all_rules().iter().filter(|r| !options.disabled.contains(&r.number)).collect();
+    let is_on =
+        |number: u32| !options.disabled.contains(&number) && (number != HIERARCHICAL || egraph.analysis.links_differ());
+    let rules: Vec<_> = all_rules().iter().filter(|r| is_on(r.number)).collect();
     // By rule and class: when it was applied, counted in changes.
     let mut applied: Vec<Vec<u32>> = vec![Vec::new(); rules.len()];
     let mut work = Work::default();

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::hash::Hash;
 use std::rc::Rc;
 use tpc_ir::reason::Cause;
-use tpc_ir::{DType, Mesh, Op, Origin, Sharding, Type};
+use tpc_ir::{AxisId, DType, Mesh, Op, Origin, Sharding, Type};
 
 /// Number of an interned [`Key`].
 pub type KeyId = u32;
@@ -150,6 +150,8 @@ pub struct ClassData {
 pub struct Typing {
     /// The mesh.
     pub mesh: Mesh,
+    /// Bytes per second of the link of each axis.
+    bandwidths: Vec<f64>,
     keys: Vec<(Rc<Key>, Heads)>,
     numbers: FxHashMap<Rc<Key>, KeyId>,
     origins: Vec<Origin>,
@@ -167,9 +169,10 @@ pub struct Typing {
 
 impl Typing {
     /// An empty analysis.
-    pub fn new(mesh: Mesh) -> Self {
+    pub fn new(mesh: Mesh, bandwidths: Vec<f64>) -> Self {
         Typing {
             mesh,
+            bandwidths,
             keys: Vec::new(),
             numbers: FxHashMap::default(),
             origins: Vec::new(),
@@ -179,6 +182,18 @@ impl Typing {
             clock: Cell::new(0),
             changed: Vec::new(),
         }
+    }
+
+    /// Whether groups along one axis have a faster link than groups along the other.
+    pub fn is_faster(&self, axis: AxisId, other: AxisId) -> bool {
+        let connects = |axis: AxisId| self.mesh.size(axis) > 1;
+        let [a, b] = [axis, other].map(|axis| self.bandwidths[axis.0 as usize]);
+        connects(axis) && connects(other) && a > b
+    }
+
+    /// Whether some axis is faster than another.
+    pub fn links_differ(&self) -> bool {
+        self.mesh.axis_ids().any(|a| self.mesh.axis_ids().any(|b| self.is_faster(a, b)))
     }
 
     /// The key of that number.

@@ -46,6 +46,7 @@ use super::depend::{Dependences, is_input, source};
 use super::kernel::Kernel;
 use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
@@ -97,7 +98,7 @@ struct Bucket {
 }
 
 /// Merges collectives; the other kernels keep their order, but for readers that wait for a bucket.
-pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptions) -> Vec<Kernel> {
+pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, options: &LowerOptions) -> Vec<Kernel> {
     let found = Dependences::new(graph, &kernels);
     let (homes, turns) = (scattered(graph), turns(graph));
     let mut collectives: Vec<(Place, usize)> = Vec::new();
@@ -118,7 +119,7 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOption
         let mut joined = false;
         for bucket in all.iter_mut().filter(|b| b.open && b.kind == kind) {
             let may_wait =
-                kind.reader == Phase::Optimizer || is_latency(bucket.bytes + bytes, &kernels[k], graph, options);
+                kind.reader == Phase::Optimizer || is_latency(bucket.bytes + bytes, &kernels[k], graph, target);
             if !(bucket.first_place() || at < bucket.deadline || may_wait) {
                 bucket.open = false;
             } else if merged.merge(bucket.first, k) {
@@ -171,9 +172,10 @@ impl Bucket {
 }
 
 /// Whether a collective of so many bytes takes less time to send than to begin.
-fn is_latency(bytes: usize, kernel: &Kernel, graph: &Graph, options: &LowerOptions) -> bool {
+fn is_latency(bytes: usize, kernel: &Kernel, graph: &Graph, target: &Target) -> bool {
     let op = &graph.node(kernel.first()).op;
-    wire_bytes(&op.name(), bytes, graph.mesh.group_size(op.axes())) < options.cost.latency * options.cost.link
+    let link = target.links.group(&graph.mesh, op.axes());
+    wire_bytes(&op.name(), bytes, graph.mesh.group_size(op.axes())) < link.latency * link.bandwidth
 }
 
 /// Kernels some of which have become one, and what they need: without a cycle.

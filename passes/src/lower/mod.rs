@@ -33,7 +33,7 @@ mod recompute;
 pub mod schedule;
 mod turn;
 
-use crate::cost::CostModel;
+use crate::targets::Target;
 use check_ranks::RankError;
 pub use claims::Claims;
 use contents::ContentsError;
@@ -62,13 +62,10 @@ pub struct LowerOptions {
     pub in_flight: usize,
     /// By which fraction overlap may make a rank's arena larger.
     pub memory_growth: f64,
-    /// What operations cost, to know how much work hides a collective.
-    pub cost: CostModel,
 }
 
 impl Default for LowerOptions {
     fn default() -> Self {
-        let cost = CostModel::default();
         LowerOptions {
             bucket_bytes: 25 << 20,
             overlap: true,
@@ -78,7 +75,6 @@ impl Default for LowerOptions {
             epilogues: true,
             in_flight: 32,
             memory_growth: 0.1,
-            cost,
         }
     }
 }
@@ -101,20 +97,20 @@ pub enum LowerError {
     Ranks(#[from] RankError),
 }
 
-/// The programs of all ranks of a placed graph.
+/// The programs of all ranks of a placed graph, for a target: what its operations cost says how much work hides a collective.
 ///
 /// # Errors
 /// A bug of the compiler.
-pub fn lower(graph: &Graph) -> Result<Vec<RankProgram>, LowerError> {
-    lower_with(graph, &LowerOptions::default())
+pub fn lower(graph: &Graph, target: &Target) -> Result<Vec<RankProgram>, LowerError> {
+    lower_with(graph, target, &LowerOptions::default())
 }
 
 /// [`lower`] with options.
 ///
 /// # Errors
 /// As [`lower`].
-pub fn lower_with(graph: &Graph, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
-    lower_beside(graph, options, &[])
+pub fn lower_with(graph: &Graph, target: &Target, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
+    lower_beside(graph, target, options, &[])
 }
 
 /// [`lower_with`] for a program that a session executes in turn with others, given by their ranks' programs: what they share, parameters
@@ -124,10 +120,11 @@ pub fn lower_with(graph: &Graph, options: &LowerOptions) -> Result<Vec<RankProgr
 /// As [`lower`].
 pub fn lower_beside(
     graph: &Graph,
+    target: &Target,
     options: &LowerOptions,
     others: &[&[RankProgram]],
 ) -> Result<Vec<RankProgram>, LowerError> {
-    let schedule = schedule(graph, options);
+    let schedule = schedule(graph, target, options);
     let others = |rank: usize| others.iter().filter_map(|ranks| ranks.get(rank)).collect::<Vec<_>>();
     let lower = |rank| lower_rank_beside(graph, &schedule, rank, &others(rank));
     let ranks = (0..graph.mesh.ranks()).map(lower).collect::<Result<Vec<_>, _>>()?;
@@ -146,7 +143,7 @@ pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Result<Vec<RankProgram
 }
 
 /// What all ranks execute, in which order.
-pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
+pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Schedule {
     let mut kernels = group::kernels(graph, options.attention);
     if options.recompute {
         kernels = recompute::recompute(graph, kernels);
@@ -154,8 +151,8 @@ pub fn schedule(graph: &Graph, options: &LowerOptions) -> Schedule {
     if options.epilogues {
         kernels = epilogue::join(graph, kernels);
     }
-    let kernels = bucket::buckets(graph, kernels, options);
-    schedule::schedule(graph, kernels, options)
+    let kernels = bucket::buckets(graph, kernels, target, options);
+    schedule::schedule(graph, kernels, target, options)
 }
 
 /// The program of one rank; the schedule is the same for all ranks.

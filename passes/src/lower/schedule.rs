@@ -33,6 +33,8 @@ use super::depend::Dependences;
 use super::kernel::Kernel;
 use super::launches::{Launch, Schedule};
 use super::{LowerOptions, emit, memory};
+use crate::cost;
+use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{AxisSet, Graph, Type};
@@ -45,7 +47,7 @@ struct Freedom {
 }
 
 /// Orders kernels and collectives.
-pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptions) -> Schedule {
+pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, options: &LowerOptions) -> Schedule {
     let order = adjacent(&kernels);
     let mut best = Schedule { kernels, order };
     if !options.overlap || best.order.len() == best.kernels.len() {
@@ -58,6 +60,7 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptio
     };
     let bound = (arena(&best) as f64 * (1.0 + options.memory_growth)) as usize;
     let found = Dependences::new(graph, &best.kernels);
+    let costs: Vec<f64> = best.kernels.iter().map(|k| seconds(graph, k, target)).collect();
     let mut tries: Vec<Freedom> = Vec::new();
     for (window, prefetch) in [(options.window, true), (options.window / 4, true), (0, true), (0, false)] {
         if tries.last().is_none_or(|t| (t.window, t.prefetch) != (window, prefetch)) {
@@ -65,7 +68,7 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, options: &LowerOptio
         }
     }
     for freedom in tries {
-        let order = Walk::new(graph, &best.kernels, &found, options, freedom).run();
+        let order = Walk::new(graph, &best.kernels, &found, &costs, options, freedom).run();
         let tried = Schedule { order, kernels: best.kernels };
         if arena(&tried) <= bound {
             return tried;
@@ -102,7 +105,7 @@ struct Walk<'a> {
     /// Gathers of inputs, and the one before over the same axes.
     gathers: BTreeMap<usize, Option<usize>>,
     axes: Vec<AxisSet>,
-    seconds: Vec<f64>,
+    seconds: &'a [f64],
     /// Whether the work behind a collective is too little to hide it.
     exposed: Vec<bool>,
     /// How many kernels each one still waits for.
@@ -122,6 +125,7 @@ impl<'a> Walk<'a> {
         graph: &Graph,
         kernels: &[Kernel],
         found: &'a Dependences,
+        seconds: &'a [f64],
         options: &'a LowerOptions,
         freedom: Freedom,
     ) -> Self {
@@ -132,7 +136,6 @@ impl<'a> Walk<'a> {
         }
         let collective: Vec<bool> = kernels.iter().map(|k| k.as_collective().is_some()).collect();
         let axes: Vec<AxisSet> = kernels.iter().map(|k| graph.node(k.first()).op.axes()).collect();
-        let seconds: Vec<f64> = kernels.iter().map(|k| seconds(graph, k, options)).collect();
         let (mut gathers, mut last) = (BTreeMap::new(), BTreeMap::new());
         for k in (0..n).filter(|&k| collective[k] && gathers_input(graph, &kernels[k])) {
             gathers.insert(k, last.insert(axes[k], k));
@@ -300,13 +303,14 @@ impl<'a> Walk<'a> {
 
 /// Estimated seconds of a kernel on the slowest rank. A collective of several values pays its latency
 /// once.
-fn seconds(graph: &Graph, kernel: &Kernel, options: &LowerOptions) -> f64 {
+fn seconds(graph: &Graph, kernel: &Kernel, target: &Target) -> f64 {
     let one = |&node: &NodeIndex| {
         let n = graph.node(node);
         let operands = graph.operands(node);
         let types: Vec<&Type> = operands.iter().map(|&v| graph.ty(v)).collect();
-        options.cost.seconds(&n.op, &types, &n.types[0], &graph.mesh)
+        cost::seconds(target, &n.op, &types, &n.types[0], &graph.mesh)
     };
-    let spared = kernel.as_collective().map_or(0.0, |values| options.cost.latency * (values.len() - 1) as f64);
+    let latency = |node| target.links.group(&graph.mesh, graph.node(node).op.axes()).latency;
+    let spared = kernel.as_collective().map_or(0.0, |values| latency(values[0]) * (values.len() - 1) as f64);
     kernel.nodes().iter().map(one).sum::<f64>() - spared
 }

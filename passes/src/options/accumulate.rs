@@ -22,10 +22,10 @@
 //! reduced ([`Annotations::sums`]): once per step, not once per micro-batch. [`running_sums`] cuts them into links when everything is placed.
 
 use super::OptionError;
-use crate::cost::CostModel;
 use crate::propagate::{Annotation, Annotations, Constraint, propagate_mapped};
 use crate::rebuild::{copy, live, rebuild};
 use crate::styles::layout::OnAxes;
+use crate::targets::{Device, Target};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use tpc_ir::reason::{Demand, Reason};
@@ -131,9 +131,14 @@ fn over_time(graph: &Graph, count: usize) -> Result<Option<Timed>, OptionError> 
     };
     let inputs = data.iter().filter(of_batch).map(placed).collect();
     let annotations = Annotations { mesh, inputs, ..Annotations::default() };
-    // Nothing is sent anywhere: what counts is that nothing is computed, or kept, for the whole batch.
-    let cost = CostModel { memory: 1.0, ..CostModel::default() };
-    Ok(Some(propagate_mapped(graph, &annotations, &cost)))
+    Ok(Some(propagate_mapped(graph, &annotations, &in_time())))
+}
+
+/// The target of an axis that is one in time. Nothing is sent along it, whatever device runs the ranks: what counts is that nothing
+/// is computed, or kept, for the whole batch. So memory is slow beyond measure, and links are those of any target.
+fn in_time() -> Target {
+    let any = Target::cpu();
+    Target { device: Device { memory: 1.0, ..any.device.clone() }, ..any.clone() }
 }
 
 /// The dimension of a value that the micro-batches share out.

@@ -93,8 +93,11 @@ impl Generate {
         if self.stop.iter().any(String::is_empty) {
             return Err(Failure::new("--stop: an empty text would end every generation before it begins"));
         }
-        let (mesh, plan, mut options) =
-            (self.placement.executed_mesh()?, self.placement.plan()?, self.placement.options(false, self.seed)?);
+        let (mesh, plan, mut options) = (
+            self.placement.executed_mesh()?,
+            self.placement.plan()?,
+            self.placement.options(self.running.backend(), false, self.seed)?,
+        );
         options.step.precision = (self.precision == Types::Bf16).then(Precision::default);
         let dir = ModelDir::open(&self.model)?;
         dir.warnings.iter().for_each(|warning| terminal.note(warning));
@@ -123,7 +126,7 @@ impl Generate {
             _ => None,
         };
         let trace = self.traced.output()?;
-        self.placement.note(&mesh, &plan, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal)?;
         self.running.note(mesh.ranks(), terminal);
         let mut generator = Generator::launch(
             &dir.config,

@@ -171,7 +171,7 @@ impl Train {
         if let Some(steps) = self.steps {
             check_done(resumed.as_ref(), steps, terminal)?;
         }
-        let mut options = self.placement.options(self.grads.is_some(), seed)?;
+        let mut options = self.placement.options(self.running.backend(), self.grads.is_some(), seed)?;
         options.step = self.step.options(true, given)?;
         let model = self.open(terminal)?;
         self.check_files(&model)?;
@@ -193,7 +193,7 @@ impl Train {
                 "the learning rate now comes to its end at step {steps}; until here the run was on the way to step {before}"
             ));
         }
-        self.placement.note(&mesh, &plan, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal)?;
         let texts = source.texts();
         texts.iter().flat_map(|texts| &texts.notes).for_each(|note| terminal.note(note));
         let alphabet = texts.and_then(|texts| texts.alphabet.as_ref());
@@ -223,7 +223,8 @@ impl Train {
             compile_training_together((capture, evaluation.as_ref()), &mesh, &plan, &options, &rename, &launch, note)
                 .map_err(|e| self.placement.failure(e))?;
         let init = program.init.clone();
-        let work = Work::of(&self.running, flops.get().filter(|_| texts.is_some()), mesh.ranks())?;
+        let flops = flops.get().filter(|_| texts.is_some());
+        let work = Work::of(&self.running, flops, mesh.ranks(), (&options, self.placement.target.is_some()))?;
         let mut training = program.launch(launch)?;
         let alphabet = alphabet.or(kept.as_ref().map(|kept| &kept.alphabet));
         let run = Run {

@@ -1,44 +1,16 @@
 //! How fast a run was, beside what the machine can do.
 
 use crate::Outcome;
+use crate::calibrate::products::cached_rate;
 use crate::launch::{Device, Running};
-use std::time::{Duration, Instant};
-use tpc_compiler::program::{CompileOptions, compile_graph};
-use tpc_ir::{Graph, Mesh, Op};
-use tpc_passes::styles::Plan;
-use tpc_runtime::{LaunchOptions, Session};
+use std::time::Duration;
+use tpc_compiler::program::CompileOptions;
+use tpc_ir::quote::cut;
+use tpc_ir::{DType, Graph, Op};
+use tpc_runtime::Session;
 
-/// Rows and columns of the measured product: its matrices fit into a core's caches.
-const SIZE: usize = 384;
-
-/// How long it is measured.
+/// How long products are measured.
 const LONG: Duration = Duration::from_millis(60);
-
-/// Floating-point operations a second of so many ranks that do nothing but f32 products, each its own.
-///
-/// # Errors
-/// A host that cannot run so many.
-fn product_rate(ranks: usize) -> Outcome<f64> {
-    let square = format!("f32[{SIZE}, {SIZE}]");
-    let text = format!(
-        "mesh <>\n%0 = input data \"a\" : {square}\n%1 = input data \"b\" : {square}\n\
-         %2 = einsum \"ab,bc->ac\" %0, %1 : {square}  ; forward\noutput result \"c\" %2\n"
-    );
-    let mesh = if ranks == 1 { Mesh::single() } else { Mesh::parse(&format!("all={ranks}"))? };
-    let plan = Plan { allow_unused_axes: true, ..Plan::default() };
-    let stages = compile_graph(tpc_ir::parse::parse(&text)?, &mesh, &plan, &CompileOptions::default())?;
-    let mut session = Session::launch(stages.ranks, LaunchOptions::default())?;
-    for input in ["a", "b"] {
-        session.write_f64(input, &vec![0.5; SIZE * SIZE])?;
-    }
-    session.step()?;
-    let (begun, mut products) = (Instant::now(), 0usize);
-    while begun.elapsed() < LONG {
-        session.step()?;
-        products += ranks;
-    }
-    Ok(2.0 * (SIZE * SIZE * SIZE * products) as f64 / begun.elapsed().as_secs_f64())
-}
 
 /// Floating-point operations of the products of a program, whatever its mesh: two for each term.
 pub(super) fn flops(logical: &Graph) -> f64 {
@@ -52,23 +24,38 @@ pub(super) fn flops(logical: &Graph) -> f64 {
 }
 
 /// What a step computes, and what the machine could.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Work {
     /// Floating-point operations of all ranks in a step.
     flops: Option<f64>,
-    /// Floating-point operations a second of all ranks of this host in products that fit into the caches.
-    rate: Option<f64>,
+    /// Floating-point operations a second of all ranks, and where the number comes from.
+    rate: Option<(f64, String)>,
 }
 
 impl Work {
-    /// The work of a step of so many ranks; what the machine can do is measured on CPUs only, in some milliseconds.
+    /// The work of a step of so many ranks. What they could do is what the target says that was `named`. Without a name it is measured in
+    /// some milliseconds, on CPUs only: products that fit into the caches.
     ///
     /// # Errors
     /// A host that cannot run so many ranks.
-    pub(super) fn of(running: &Running, flops: Option<f64>, ranks: usize) -> Outcome<Self> {
+    pub(super) fn of(
+        running: &Running,
+        flops: Option<f64>,
+        ranks: usize,
+        (options, named): (&CompileOptions, bool),
+    ) -> Outcome<Self> {
         let alone = tpc_runtime::launch::joined().is_none();
-        let is_measured = running.device == Device::Cpu && alone && flops.is_some();
-        let rate = if is_measured { Some(product_rate(ranks)?) } else { None };
+        let dtype = if options.step.precision.is_some() { DType::BF16 } else { DType::F32 };
+        let target = &options.target;
+        let rate = match running.device {
+            _ if flops.is_none() => None,
+            _ if named => {
+                let rate = ranks as f64 * target.device.products.rate(dtype);
+                Some((rate, format!("of the target {}", cut(&target.name))))
+            }
+            Device::Cpu if alone => Some((cached_rate(ranks, LONG)?, "measured".into())),
+            Device::Cpu | Device::Cuda => None,
+        };
         Ok(Work { flops, rate })
     }
 
@@ -89,9 +76,9 @@ impl Work {
             waited * 100.0,
             bytes as f64 / 1e6
         );
-        if let (Some(flops), Some(rate)) = (self.flops, self.rate) {
+        if let (Some(flops), Some((rate, whose))) = (self.flops, &self.rate) {
             let mfu = flops * steps as f64 / seconds / rate;
-            text += &format!(", MFU {:.1}% of {:.1} GFLOP/s measured", mfu * 100.0, rate * 1e-9);
+            text += &format!(", MFU {:.1}% of {:.1} GFLOP/s {whose}", mfu * 100.0, rate * 1e-9);
         }
         text
     }

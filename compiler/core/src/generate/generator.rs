@@ -7,6 +7,7 @@ use crate::beside::{self, Beside, Kept};
 use crate::models::{ModelConfig, ModelDir};
 use crate::pretrained::{load_weights, names};
 use crate::program::{CompileOptions, Error, check_memory, compile_inference_beside, feed};
+use crate::target;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
@@ -196,7 +197,7 @@ impl Generator {
     /// [`load_weights`](crate::pretrained::load_weights) with [`Generator::session`].
     ///
     /// # Errors
-    /// A model that does not generate, a plan that does not fit, sizes that no memory holds.
+    /// A model that does not generate, a plan that does not fit, sizes that no memory holds, a CPU's target on CUDA.
     pub fn launch(
         config: &ModelConfig,
         mesh: &Mesh,
@@ -206,6 +207,7 @@ impl Generator {
         limits: Limits,
     ) -> Result<Self, Error> {
         check(config, &limits)?;
+        target::check(&options.target, launch.backend)?;
         let mut options = options.clone();
         if let Some(precision) = &mut options.step.precision {
             precision.held = Held::Compute;
@@ -242,7 +244,8 @@ impl Generator {
     /// # Errors
     /// As [`Generator::launch`]; a tensor that cannot be read.
     pub fn pretrained(dir: &ModelDir, mesh: &Mesh, plan: &Plan, limits: Limits) -> Result<Self, Error> {
-        let (options, launch) = (CompileOptions::default(), LaunchOptions::default());
+        let launch = LaunchOptions::default();
+        let options = CompileOptions::for_backend(launch.backend);
         let mut generator = Self::launch(&dir.config, mesh, plan, &options, launch, limits)?;
         load_weights(generator.session()?, &dir.weight_map(), &dir.weights)?;
         Ok(generator)

@@ -51,6 +51,7 @@ pub use running::{Evaluation, RunningTrainer, Step};
 
 use crate::capture::{BatchData, Loss, Results, TrainingOptions};
 use crate::program::{CompileOptions, Error};
+use crate::target;
 use burn::grad_clipping::GradientClippingConfig;
 use burn::lr_scheduler::DynLrScheduler;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLrScheduler;
@@ -66,6 +67,7 @@ use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
 use tpc_passes::options::Precision;
 use tpc_passes::styles::Plan;
+use tpc_passes::targets::Target;
 use tpc_runtime::{Backend, LaunchOptions, Processes};
 
 /// A model, its optimizer, and everything that is said about their training before it is compiled.
@@ -83,7 +85,9 @@ pub struct Trainer<M, O> {
 struct Settings {
     mesh: Mesh,
     plan: Plan,
+    /// With the target of the backend until [`Trainer::compile`] knows both.
     compile: CompileOptions,
+    target: Option<Target>,
     launch: LaunchOptions,
 }
 
@@ -107,11 +111,13 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     }
 
     fn from_source(source: Source<M>, optimizer: O) -> Self {
+        let launch = LaunchOptions::default();
         let settings = Settings {
             mesh: Mesh::single(),
             plan: Plan::new(),
-            compile: CompileOptions::default(),
-            launch: LaunchOptions::default(),
+            compile: CompileOptions::for_backend(launch.backend),
+            target: None,
+            launch,
         };
         let clipping = TrainingOptions::default();
         Trainer { source, optimizer, rates: None, rate_groups: Vec::new(), clipping, settings }
@@ -224,6 +230,15 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         self
     }
 
+    /// What programs are compiled for: the rates of the devices and of the links between them. Without it, the target of the backend.
+    /// The search weighs computing against sending with these numbers, and reduces gradients inside nodes first where a target has nodes
+    /// and the mesh an axis for each.
+    #[must_use]
+    pub fn target(mut self, target: impl Into<Target>) -> Self {
+        self.settings.target = Some(target.into());
+        self
+    }
+
     /// The processes that run a rank each, as [`join`](tpc_runtime::launch::join) gives them. Every process makes the same calls on its
     /// trainer. Without them, all ranks are threads of this process.
     #[must_use]
@@ -254,7 +269,8 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     ///
     /// # Errors
     /// No learning rate, or one for a group that no parameter is in; something in the model, the loss or the optimizer that cannot be
-    /// recorded; a plan that does not fit the model or the mesh; options that do not fit the batch.
+    /// recorded; a plan that does not fit the model or the mesh; options that do not fit the batch; a target of CPUs with the backend
+    /// [`Backend::Cuda`].
     pub fn compile<B, L, F>(self, example: &B, loss: F) -> Result<CompiledTrainer<M, B, L::Outputs>, Error>
     where
         B: BatchData,
@@ -262,8 +278,12 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         L::Outputs: Results,
         F: Fn(&M, B::Tensors) -> L + 'static,
     {
-        let Trainer { source, optimizer, rates, rate_groups, clipping, settings } = self;
+        let Trainer { source, optimizer, rates, rate_groups, clipping, mut settings } = self;
         let rates = Rates::new(rates.ok_or(TrainerError::NoLearningRate)?, rate_groups);
+        let backend = settings.launch.backend;
+        let of_backend = || target::of_backend(backend).clone();
+        settings.compile.target = settings.target.clone().unwrap_or_else(of_backend);
+        target::check(&settings.compile.target, backend)?;
         let source = Rc::new(source);
         let record = source::training(source.clone(), optimizer, clipping, rates.groups(), loss);
         CompiledTrainer::compile(source, record, rates, settings, example)

@@ -47,6 +47,9 @@ impl std::fmt::Debug for RuleInfo {
     }
 }
 
+/// The number of the rule that takes a reduction apart along axes of different speeds: where all links are alike, it never fires.
+pub const HIERARCHICAL: u32 = 25;
+
 /// Every rule, by number.
 pub fn all_rules() -> &'static [RuleInfo] {
     use Tag::{Exact, Reassociates};
@@ -163,7 +166,7 @@ pub fn all_rules() -> &'static [RuleInfo] {
             merge::commute,
         ),
         rule(
-            25,
+            HIERARCHICAL,
             Reassociates,
             &[(REDUCE, ANY)],
             "all_reduce_{X,Y}(x) = all_gather_Y(all_reduce_X(reduce_scatter_Y(x)))",

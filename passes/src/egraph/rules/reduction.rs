@@ -58,7 +58,7 @@ pub fn scatter(site: &mut Site, term: &Term) -> Vec<Id> {
 }
 
 /// Rule 25: `all_reduce_{X,Y}(x) = all_gather_Y(all_reduce_X(reduce_scatter_Y(x)))` where Y divides
-/// dimension d: what crosses the slower axes X is 1/n of the value.
+/// dimension d and is faster than an axis of X: what crosses the slow link is 1/n of the value.
 pub fn hierarchical(site: &mut Site, term: &Term) -> Vec<Id> {
     let Some((op, axes)) = all_reduce(&site.key(term).op) else { return vec![] };
     if axes.iter().count() < 2 {
@@ -68,6 +68,9 @@ pub fn hierarchical(site: &mut Site, term: &Term) -> Vec<Id> {
     let mut equal = Vec::new();
     for axis in axes.iter() {
         let rest = axes.minus(axes_of(&[axis]));
+        if !rest.iter().any(|slow| site.egraph.analysis.is_faster(axis, slow)) {
+            continue;
+        }
         for dim in (0..ty.rank())
             .filter(|&d| ty.shape[d] > 0 && ty.divides(d, axis, &site.egraph.analysis.mesh))
             .collect::<Vec<_>>()

@@ -18,6 +18,7 @@ use tpc_compiler::program::CompileOptions;
 use tpc_runtime::RuntimeError;
 use tpc_runtime::device::attached::Device;
 use tpc_runtime::device::cuda::gpu::{Compiled, Context, Gpu, GpuOptions};
+use tpc_runtime::session::Backend;
 use tpc_tests::device::{against, beside, follow};
 use tpc_tests::golden::{MODELS, WIDE};
 use tpc_tests::training::{config, language_model, plan};
@@ -95,7 +96,7 @@ fn programs() -> Result<bool, RuntimeError> {
     }));
     for (name, on) in [("none", ""), ("tp", "tp=2"), ("ddp", "dp=2"), ("tp-ddp", "dp=2,tp=2"), ("fsdp", "dp=4")] {
         let start = Instant::now();
-        let options = CompileOptions::default();
+        let options = CompileOptions::for_backend(Backend::Cuda);
         let program = language_model(&llama, TokenBatch::new(4, 32), &plan(name), on, &options);
         let apart = follow(program, 256, &[1e-3; 8], &|ranks| Gpu::new(ranks, GpuOptions::default()))?;
         let off = if apart.loss > apart.parameter.0 { (apart.loss, "loss".into()) } else { apart.parameter };

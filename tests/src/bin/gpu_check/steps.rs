@@ -18,6 +18,7 @@ use tpc_runtime::RuntimeError;
 use tpc_runtime::device::attached::Device;
 use tpc_runtime::device::cuda::gpu::{Context, Gpu, GpuOptions, Timing};
 use tpc_runtime::element::encode;
+use tpc_runtime::session::Backend;
 use tpc_tests::block::{alone, block};
 use tpc_tests::training::{config, language_model, plan, uniform};
 
@@ -183,7 +184,7 @@ fn measure(row: &Row, file: &mut Option<File>) -> Result<(), RuntimeError> {
 }
 
 fn in_bf16() -> CompileOptions {
-    let mut options = CompileOptions::default();
+    let mut options = CompileOptions::for_backend(Backend::Cuda);
     options.step.precision = Some(Precision::default());
     options
 }

@@ -4,10 +4,12 @@ use super::dice::Dice;
 use super::modules::Modules;
 use serde::{Deserialize, Serialize};
 use tpc_command::subject::{Optimizer, OptimizerName};
+use tpc_ir::Mesh;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
+use tpc_passes::targets::{Link, Target};
 
 /// The optimizer of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,6 +243,16 @@ impl Ways {
         }
     }
 
+    /// What programs are compiled for: with rule 25, a machine whose first axis is slower than the others.
+    pub fn target(&self, mesh: &Mesh) -> Target {
+        let mut target = Target::cpu().clone();
+        let link = target.links.default;
+        if let Some(axis) = mesh.axes().first().filter(|_| !self.disabled.contains(&25)) {
+            target.links.axes.insert(axis.name.clone(), Link { bandwidth: link.bandwidth / 10.0, ..link });
+        }
+        target
+    }
+
     /// The options of the search.
     pub fn search(&self) -> SearchOptions {
         SearchOptions {
@@ -261,7 +273,6 @@ impl Ways {
             epilogues: self.epilogues,
             in_flight: self.in_flight,
             memory_growth: self.memory_growth,
-            ..LowerOptions::default()
         }
     }
 

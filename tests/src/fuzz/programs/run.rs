@@ -17,6 +17,7 @@ pub fn run(reference: &Reference, case: &Case) -> Result<Vec<Outputs>, Verdict> 
     let mesh = Mesh::parse(&case.mesh_text()).map_err(|e| unexplained(e.to_string()))?;
     let plan = case.plan.plan().map_err(|e| unexplained(e.to_string()))?;
     let options = CompileOptions {
+        target: case.ways.target(&mesh),
         search: case.ways.search(),
         gradients: case.ways.gradients,
         step: case.ways.step(&case.subject.meaning),
@@ -48,7 +49,7 @@ fn reads_back(stages: &Stages, options: &CompileOptions) -> Result<(), Verdict> 
         let line = before.lines().zip(after.lines()).find(|(a, b)| a != b);
         return Err(fault(format!("reads back as another program: {line:?}")));
     }
-    match lower_with(&again, &options.lower) {
+    match lower_with(&again, &options.target, &options.lower) {
         Ok(ranks) if ranks == stages.ranks => Ok(()),
         _ => Err(fault("a program that reads back lowers to another one".into())),
     }

@@ -1,0 +1,178 @@
+//! `tpc calibrate`: what this machine can do, measured with the runtime's own kernels and communicators, as a target.
+//!
+//! | question | file |
+//! |---|---|
+//! | how long a matrix product takes | [`products`] |
+//! | how many bytes a second a rank reads and writes | `memory` |
+//! | how long a collective takes | `collectives` |
+//! | a latency and a rate from times and sizes | [`fit`] |
+//! | a small program on ranks, and its fastest step | `program` |
+//!
+//! All ranks measure at a time, so that they share caches, memory and links as they do in a step.
+
+mod collectives;
+pub mod fit;
+mod memory;
+pub mod products;
+mod program;
+
+use crate::files::{self, Files};
+use crate::launch::{Device, seconds};
+use crate::{Failure, Outcome, Terminal};
+use clap::Args;
+use fit::{Line, Point, line};
+use program::Ranks;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+use tpc_compiler::memory::available;
+use tpc_compiler::target::of_backend;
+use tpc_ir::DType;
+use tpc_passes::targets::{Link, Links, Products, Target};
+use tpc_runtime::session::{Backend, MAX_RANKS};
+
+/// Measure this machine, and write what it can do as a target for --target.
+///
+/// Matrix products, memory and the launch of kernels are measured on all ranks at a time, and collectives by kind, size and number of
+/// ranks. The links are those between the threads of one process; add those between hosts to the file by hand.
+#[derive(Debug, Args)]
+pub struct Calibrate {
+    /// File for the target; without it, the target is printed
+    #[arg(short, long, value_name = "FILE.json")]
+    output: Option<PathBuf>,
+    /// What the target is called [default: calibrated, or the name of the file without its ending]
+    #[arg(long)]
+    name: Option<String>,
+    /// Ranks that work at a time [default: one for each core, at least 2 and at most 8; 1 on a GPU]
+    #[arg(long, value_name = "N")]
+    ranks: Option<NonZeroUsize>,
+    /// Seconds that all measurements together take, about
+    #[arg(long, value_name = "S", value_parser = seconds, default_value = "20")]
+    seconds: Duration,
+    /// What is measured: the CPU, or the first GPU, without its links
+    #[arg(long, value_enum, default_value_t = Device::Cpu)]
+    device: Device,
+}
+
+/// Most ranks that work at a time if nothing is said.
+const MOST_RANKS: usize = 8;
+
+/// What was measured: the target, and a line for each measurement.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The target.
+    pub target: Target,
+    /// What each measurement gave.
+    pub lines: Vec<String>,
+}
+
+impl Calibrate {
+    pub(crate) fn execute(&self, terminal: &mut Terminal) -> Outcome {
+        let files = Files::default().writes("--output", &self.output);
+        files.check()?;
+        let output = self.output.as_deref().map(files::output).transpose()?;
+        let (backend, ranks) = (self.device.backend(), self.ranks());
+        if ranks > MAX_RANKS {
+            return Err(Failure::new(format!("--ranks {ranks}: at most {MAX_RANKS} ranks can work at a time")));
+        }
+        let stem =
+            self.output.as_deref().and_then(|file| file.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
+        let name = self.name.clone().or(stem).unwrap_or_else(|| "calibrated".into());
+        let Measured { target, lines } = measure(&name, backend, ranks, self.seconds)?;
+        if backend == Backend::Cuda {
+            terminal.note(format!(
+                "links between GPUs are not measured: those of the target {} are in the file",
+                of_backend(backend).name
+            ));
+        }
+        match output {
+            Some(output) => {
+                files::write(output, target.to_json().as_bytes())?;
+                terminal.print(lines.join("\n") + "\n")
+            }
+            None => terminal.print(target.to_json()),
+        }
+    }
+
+    fn ranks(&self) -> usize {
+        let cores = || match self.device {
+            Device::Cpu => std::thread::available_parallelism().map_or(2, NonZeroUsize::get).clamp(2, MOST_RANKS),
+            Device::Cuda => 1,
+        };
+        self.ranks.map_or_else(cores, NonZeroUsize::get)
+    }
+}
+
+/// Measures a machine for about so long.
+///
+/// # Errors
+/// Ranks that cannot be started.
+pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Outcome<Measured> {
+    let base = of_backend(backend);
+    let groups = match backend {
+        Backend::Cpu => collectives::groups(ranks),
+        Backend::Cuda => Vec::new(),
+    };
+    let sizes = products::sizes(backend);
+    let count = 2 * sizes.len() + 1 + groups.len() * collectives::each_group();
+    let machine = Ranks { backend, ranks, each: long / count as u32 };
+    let mut lines = Vec::new();
+    let mut products = |dtype: DType| -> Outcome<Line> {
+        let mut points = Vec::new();
+        for &size in sizes {
+            let seconds = products::seconds(&machine, dtype, size)?;
+            let work = products::work(size);
+            lines.push(format!(
+                "product {dtype} of {size} x {size} x {size}: {:.2} us, {:.2} GFLOP/s a rank",
+                seconds * 1e6,
+                work / seconds / 1e9
+            ));
+            points.push(Point { size: work, seconds });
+        }
+        Ok(line(&points))
+    };
+    let (f32, bf16) = (products(DType::F32)?, products(DType::BF16)?);
+    let memory = memory::rate(&machine)?;
+    lines.push(format!("memory: {:.2} GB/s a rank", memory / 1e9));
+    let mut points = Vec::new();
+    for group in groups {
+        for (what, point) in collectives::measure(&machine, group)? {
+            let rate = point.size / point.seconds / 1e9;
+            lines.push(format!("{what}: {:.2} us, {rate:.2} GB/s sent by a rank", point.seconds * 1e6));
+            points.push(point);
+        }
+    }
+    let mut target = base.clone();
+    target.name = name.into();
+    target.device.products = Products {
+        f32: rounded(f32.rate),
+        bf16: Some(rounded(bf16.rate)),
+        // Types that were not measured have the rate of f32.
+        f16: None,
+        f64: None,
+    };
+    target.device.memory = rounded(memory);
+    target.device.launch = rounded(f32.latency);
+    if backend == Backend::Cpu {
+        if let Some(bytes) = available() {
+            target.device.capacity = rounded((bytes / ranks as u128) as f64);
+        }
+        let Line { latency, rate } = line(&points);
+        let link = Link { latency: rounded(latency), bandwidth: rounded(rate) };
+        target.links = Links { default: link, node: None, axes: Default::default() };
+    }
+    let link = target.links.default;
+    lines.push(format!(
+        "products: {:.2} GFLOP/s in f32, {:.2} GFLOP/s in bf16; a launch takes {:.3} us",
+        f32.rate / 1e9,
+        bf16.rate / 1e9,
+        target.device.launch * 1e6
+    ));
+    lines.push(format!("link: {:.2} GB/s after {:.2} us", link.bandwidth / 1e9, link.latency * 1e6));
+    Ok(Measured { target, lines })
+}
+
+/// A number with four digits: more of them say nothing, as the next measurement has others.
+fn rounded(x: f64) -> f64 {
+    format!("{x:.3e}").parse().unwrap_or(x)
+}

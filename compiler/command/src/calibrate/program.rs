@@ -1,0 +1,60 @@
+//! A small program on ranks, and its fastest step.
+
+use crate::Outcome;
+use std::time::{Duration, Instant};
+use tpc_compiler::program::Error;
+use tpc_compiler::target::of_backend;
+use tpc_passes::lower::{LowerOptions, lower_with};
+use tpc_runtime::session::Backend;
+use tpc_runtime::{LaunchOptions, Session};
+
+/// Who measures, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranks {
+    /// What executes the ranks.
+    pub backend: Backend,
+    /// How many there are.
+    pub ranks: usize,
+    /// How long one measurement takes.
+    pub each: Duration,
+}
+
+/// Steps of a measurement, however long they take.
+const LEAST_STEPS: usize = 3;
+
+impl Ranks {
+    /// The mesh of all ranks, as programs declare it.
+    pub(super) fn mesh(&self) -> String {
+        if self.ranks == 1 { "mesh <>".into() } else { format!("mesh <all={}>", self.ranks) }
+    }
+
+    /// Starts a placed program, given as text; every element of its inputs has the value.
+    pub(super) fn launch(&self, source: &str, value: f64) -> Outcome<Session> {
+        let graph = tpc_ir::parse::parse(source)?;
+        let ranks = lower_with(&graph, of_backend(self.backend), &LowerOptions::plain()).map_err(Error::from)?;
+        let mut session = Session::launch(ranks, LaunchOptions { backend: self.backend, ..LaunchOptions::default() })?;
+        for (node, _, name) in graph.inputs() {
+            let count = graph.node(node).types[0].shape.iter().product();
+            session.write_f64(name, &vec![value; count])?;
+        }
+        // The first step touches memory for the first time.
+        session.step()?;
+        Ok(session)
+    }
+
+    /// The smallest of what `read` gives after each step.
+    pub(super) fn fastest(
+        &self,
+        session: &mut Session,
+        mut read: impl FnMut(&mut Session, f64) -> f64,
+    ) -> Outcome<f64> {
+        let (begun, mut steps, mut least) = (Instant::now(), 0, f64::INFINITY);
+        while steps < LEAST_STEPS || begun.elapsed() < self.each {
+            session.reset_counters();
+            let seconds = session.step()?.seconds;
+            least = least.min(read(session, seconds));
+            steps += 1;
+        }
+        Ok(least)
+    }
+}
