@@ -92,12 +92,7 @@ impl Builder<'_> {
         ];
         let phase = self.dice.of(&Phase::ALL);
         let (micro_batch, module) = self.dice.of(&modules);
-        Origin {
-            phase,
-            micro_batch,
-            module: module.into(),
-            reason: Reason::read(self.dice.of(&whys)),
-        }
+        Origin { phase, micro_batch, module: module.into(), reason: Reason::read(self.dice.of(&whys)) }
     }
 
     fn push(&mut self, op: Op, operands: &[Value], ty: Type, bound: f64) -> Value {

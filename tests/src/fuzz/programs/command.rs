@@ -124,7 +124,8 @@ fn command_lines(case: &Case, scratch: &Scratch) -> Fallible<Vec<Vec<String>>> {
 
 /// `config.json`, weights and inputs.
 fn write_model(reference: &Reference, map: &WeightMap, dir: &Path) -> Fallible<()> {
-    let values = |name: &str| reference.given.get(&InputId::Parameter(name.into())).map_or_else(Vec::new, |t| t.data.clone());
+    let values =
+        |name: &str| reference.given.get(&InputId::Parameter(name.into())).map_or_else(Vec::new, |t| t.data.clone());
     std::fs::write(dir.join("config.json"), reference.subject.model.json().to_string())?;
     write_weights(Output::at(&dir.join("model.safetensors"))?, map, |entry| {
         Ok(values(&entry.hf_name).into_iter().map(|v| v as f32).collect())
