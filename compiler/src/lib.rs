@@ -38,13 +38,15 @@ pub use tpc_runtime::{Backend, CollectiveCount, InputName, Processes, Session};
 /// Parallel styles and plans, and what one's own style is made of.
 pub mod styles {
     #[doc(inline)]
+    pub use tpc_ir::reason::Side;
+    #[doc(inline)]
     pub use tpc_passes::styles::modules::{Role, Weight};
     #[doc(inline)]
     pub use tpc_passes::styles::plan::{BUILT_IN, SCHEMA};
     #[doc(inline)]
     pub use tpc_passes::styles::prepare::Prepare;
     #[doc(inline)]
-    pub use tpc_passes::styles::style::{Module, Placements, Side};
+    pub use tpc_passes::styles::style::{Module, Placements};
     #[doc(inline)]
     pub use tpc_passes::styles::{
         ColwiseParallel, DataMode, Layout, MeshDim, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan,

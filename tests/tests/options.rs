@@ -560,7 +560,7 @@ fn the_command_takes_every_option() {
 
     let dump = ["dump-ir", &dir, "--batch", "4", "--seq", "8", "--stage", "logical"];
     let (code, out, _) = tpc(&[&dump[..], &["--train", "--micro-batches", "2", "--precision", "bf16"]].concat());
-    assert!(code == 0 && out.contains("micro.") && out.contains("bf16["), "{out}");
+    assert!(code == 0 && out.contains("; forward micro 1 in ") && out.contains("bf16["), "{out}");
     let (code, _, err) = tpc(&[&dump[..], &["--clip-norm", "1"]].concat());
     assert_eq!(code, 1);
     assert!(err.contains("need a training step"), "{err}");
