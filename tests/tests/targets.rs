@@ -11,6 +11,7 @@ use tpc_compiler::program::{CompileOptions, Error, compile_inference, place};
 use tpc_compiler::target;
 use tpc_compiler::trainer::Trainer;
 use tpc_ir::interpret::Tensor as Value;
+use tpc_ir::reason::Reason;
 use tpc_ir::{Graph, InputKind, Mesh, Phase, Sharding, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::egraph::SearchOptions;
@@ -61,7 +62,7 @@ fn step() -> (Graph, HashMap<String, Value>) {
         let dtype = tpc_compiler::import::dtype(data.dtype()).unwrap();
         Value::new(dtype, data.shape().to_vec(), data.clone().convert::<f64>().try_to_vec::<f64>().unwrap())
     };
-    let constants = imported.constants.iter().map(|(name, data)| (name.clone(), constant(data))).collect();
+    let constants = imported.constants.iter().map(|(id, data)| (id.clone(), constant(data))).collect();
     let feed = inputs(&imported.graph, 7, &constants);
     let mut logical = canonicalize(&imported.graph.with_regions(Vec::new()));
     logical.outputs.retain(|o| !matches!(o.kind, tpc_ir::OutputKind::Gradient(_)));
@@ -72,10 +73,10 @@ fn step() -> (Graph, HashMap<String, Value>) {
 fn placed(logical: &Graph, target: &Target) -> Graph {
     let mesh = Mesh::parse("out=2,in=4").unwrap();
     let mut annotations = Annotations { mesh: mesh.clone(), ..Annotations::default() };
-    for (node, _, name) in logical.inputs().filter(|(_, kind, _)| *kind == InputKind::Data) {
+    for (node, id) in logical.inputs().filter(|(_, id)| id.kind() == InputKind::Data) {
         let whole = Sharding::replicated(logical.node(node).types[0].rank());
         let sharding = mesh.axis_ids().fold(whole, |s, axis| s.pushed(0, axis));
-        annotations.inputs.insert(name.to_string(), Annotation { sharding, why: "the batch".into() });
+        annotations.inputs.insert(id.clone(), Annotation { sharding, why: Reason::read("the batch") });
     }
     place(logical, &annotations, target, &SearchOptions::default(), &StepOptions::default()).unwrap().placed
 }
@@ -127,7 +128,9 @@ fn a_quarter_of_a_gradient_crosses_the_slow_link() {
         let graph = placed(&logical, target);
         let programs = lower_with(&graph, target, &LowerOptions::default()).unwrap();
         let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
-        graph.inputs().for_each(|(_, _, name)| session.write_f64(name, &feed[name].data).unwrap());
+        for (_, id) in graph.inputs() {
+            session.write_f64((id.kind(), &*id.to_string()), &feed[id].data).unwrap();
+        }
         session.step().unwrap();
         let slow = session.collectives(0).into_iter().filter(|c| c.axes.contains("out"));
         slow.map(|c| c.wire_bytes).sum::<f64>()

@@ -2,7 +2,7 @@
 //!
 //! Small messages cost their latency; and what is reduced for the optimizer alone can wait. Values
 //! of one element type that go through the same operation over the same axes lie side by side in one
-//! buffer: who makes one writes it there, who reads one reads it there (`emit.rs`).
+//! buffer: a kernel that makes one of them writes it there, and a kernel that reads one reads it there (`emit/collectives.rs`).
 //!
 //! ```text
 //! before                                          after

@@ -33,9 +33,9 @@ impl Ranks {
         let graph = tpc_ir::parse::parse(source)?;
         let ranks = lower_with(&graph, of_backend(self.backend), &LowerOptions::plain()).map_err(Error::from)?;
         let mut session = Session::launch(ranks, LaunchOptions { backend: self.backend, ..LaunchOptions::default() })?;
-        for (node, _, name) in graph.inputs() {
+        for (node, id) in graph.inputs() {
             let count = graph.node(node).types[0].shape.iter().product();
-            session.write_f64(name, &vec![value; count])?;
+            session.write_f64((id.kind(), &*id.to_string()), &vec![value; count])?;
         }
         // The first step touches memory for the first time.
         session.step()?;
