@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use tpc_compiler::capture::{Captured, capture_training};
 use tpc_compiler::import::import;
 use tpc_ir::interpret::Tensor as Value;
-use tpc_ir::{Graph, Mesh, Op};
+use tpc_ir::{Graph, InputId, InputKind, Mesh, Op};
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::parallelize_module;
@@ -53,7 +53,8 @@ fn counts(graph: &Graph) -> HashMap<String, usize> {
 fn stages(captured: &Captured, meshes: &[&str], plan: &Plan) {
     let imported = import(captured).unwrap();
     tpc_ir::verify::verify(&imported.graph).unwrap();
-    let constants: HashMap<String, Value> = imported.constants.iter().map(|(n, d)| (n.clone(), constant(d))).collect();
+    let id = |name: &String| InputId::read(InputKind::Constant, name);
+    let constants: HashMap<InputId, Value> = imported.constants.iter().map(|(n, d)| (id(n), constant(d))).collect();
     let feed = inputs(&imported.graph, 7, &constants);
     let expected = reference(&imported.graph, &feed);
     let logical = canonicalize::canonicalize(&imported.graph.clone().with_regions(Vec::new()));

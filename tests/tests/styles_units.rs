@@ -6,7 +6,7 @@ use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Tensor, TensorData, activation};
 use std::collections::BTreeMap;
-use tpc::{Graph, InputKind, text};
+use tpc::{Graph, text};
 use tpc_compiler::capture::{capture_training, named};
 use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{Op, Phase, UnitId, json};
@@ -52,8 +52,8 @@ impl Block {
 
 /// The unit of every parameter.
 fn units(graph: &Graph) -> BTreeMap<String, Option<UnitId>> {
-    let parameters = graph.inputs().filter(|(_, kind, _)| *kind == InputKind::Parameter);
-    parameters.map(|(node, _, name)| (name.to_string(), graph.unit_of(node))).collect()
+    let parameters = graph.inputs().filter(|(_, id)| id.is_parameter());
+    parameters.map(|(node, id)| (id.to_string(), graph.unit_of(node))).collect()
 }
 
 /// The parameters of each unit are those of these modules, and no others belong to one.
@@ -116,10 +116,10 @@ fn two_encoders_in_fields_are_two_units() {
         };
         let again = seen.placed.nodes().filter(|&node| again(node)).map(|node| seen.placed.operands(node)[0]);
         let names = again.map(|v| match seen.placed.op(v) {
-            Op::Input { name, .. } => name.as_str(),
+            Op::Input { id, .. } => id.to_string(),
             other => panic!("{other:?}"),
         });
-        let mut names: Vec<&str> = names.collect();
+        let mut names: Vec<String> = names.collect();
         names.sort_unstable();
         // The last bias is not read backward.
         assert_eq!(names, ["encoder_a.mlp.down.weight", "encoder_a.mlp.up.weight", "encoder_a.norm.gamma"]);
@@ -196,7 +196,7 @@ fn unnamed(graph: &Graph) -> Vec<String> {
     let line = |node| {
         let n = graph.node(node);
         let op = match &n.op {
-            Op::Input { kind, layout, unit, .. } => format!("{kind:?} {layout:?} {unit:?}"),
+            Op::Input { id, layout, unit } => format!("{:?} {layout:?} {unit:?}", id.kind()),
             op => format!("{op:?}"),
         };
         format!("{op} {:?} {:?} {:?}", graph.operands(node), n.types, n.origin.phase)
