@@ -191,7 +191,7 @@ fn masks_are_made_inside() {
     let head = HEAD.replace("%s0 =", &format!("{mask}\n%s0 ="));
     let source = join(&[&head, scored, SOFTMAX, OUT, GRADIENT, DIVISION, back, ENDS, OUTPUTS]);
     assert_eq!(found(&source), BOTH);
-    let programs = lower_with(&program(&source), &LowerOptions::default()).unwrap();
+    let programs = lower_with(&program(&source), Target::cpu(), &LowerOptions::default()).unwrap();
     // No mask of rows and columns is in memory.
     assert!(
         !programs[0].steps.iter().any(|s| s.label.contains("or") || s.label.contains("gt")),
@@ -219,7 +219,7 @@ fn dropout_and_functions_of_scores() {
     for softmax in [DIVISION, TEXTBOOK] {
         let source = join(&[&head, SCORE, SOFTMAX, dropped, &out, &gradient, softmax, UNSCALE, &ends, OUTPUTS]);
         assert_eq!(found(&source), BOTH);
-        let programs = lower_with(&program(&source), &LowerOptions::default()).unwrap();
+        let programs = lower_with(&program(&source), Target::cpu(), &LowerOptions::default()).unwrap();
         assert!(!programs[0].steps.iter().any(|s| s.label.contains("random")), "random numbers are made inside");
         // Another mask in the backward pass.
         assert_eq!(found(&source.replace("%dp = mul %dw, %w", "%dp = mul %dw, %s0")), "");
@@ -425,7 +425,7 @@ fn wider_scores_are_computed_wide() {
     let softmax = SOFTMAX.replace("f32", "f64").replace("%p =", "%pp =") + "\n%p = cast.f32 %pp : f32[2, 5, 7]";
     let source = join(&[HEAD, cast, &softmax, OUT, "output result \"o\" %o"]);
     assert_eq!(found(&source), "attention");
-    let programs = lower_with(&program(&source), &LowerOptions::default()).unwrap();
+    let programs = lower_with(&program(&source), Target::cpu(), &LowerOptions::default()).unwrap();
     let tile = programs[0].steps.iter().find_map(|s| match &s.action {
         Action::Attention(a) => Some(a.tile.dtype),
         _ => None,

@@ -306,7 +306,7 @@ fn planned(name: &str, entries: &[(ModulePath, bool)]) -> Plan {
 const OPTIONS: [&str; 5] = ["plain", "micro-batches", "bf16", "freeze", "all"];
 
 fn options(name: &str, frozen: &str) -> CompileOptions {
-    let mut options = CompileOptions { gradients: name == "plain", ..CompileOptions::default() };
+    let mut options = CompileOptions { gradients: name == "plain", ..CompileOptions::for_cpu() };
     let all = name == "all";
     options.step = StepOptions {
         clip_norm: all.then_some(0.5),
@@ -387,7 +387,7 @@ fn data_may_be_called_like_a_parameter() {
             In::Parameter { path, .. } => Some(path.to_string()),
             _ => None,
         });
-        let options = CompileOptions::default();
+        let options = CompileOptions::for_cpu();
         let program = compile_inference(&captured, &mesh("tp=2"), &plan("tp"), &options, &|p| p.to_string()).unwrap();
         let mut session = Session::launch(program.stages.ranks, LaunchOptions::default()).unwrap();
         let inputs = session.program(0).inputs.clone();
