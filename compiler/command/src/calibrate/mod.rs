@@ -20,7 +20,7 @@ use crate::files::{self, Files};
 use crate::launch::{Device, seconds};
 use crate::{Failure, Outcome, Terminal};
 use clap::Args;
-use fit::{Line, Point, line};
+use fit::{Line, line};
 use program::Ranks;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
