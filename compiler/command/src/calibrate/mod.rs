@@ -20,7 +20,7 @@ use crate::files::{self, Files};
 use crate::launch::{Device, seconds};
 use crate::{Failure, Outcome, Terminal};
 use clap::Args;
-use fit::{Line, Point, line};
+use fit::{Line, line};
 use program::Ranks;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -117,19 +117,19 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     let count = 2 * sizes.len() + 1 + groups.len() * collectives::each_group();
     let machine = Ranks { backend, ranks, each: long / count as u32 };
     let mut lines = Vec::new();
+    // The launch is the time of a product that is hardly more than one, and the rate is that of the fastest.
     let mut products = |dtype: DType| -> Outcome<Line> {
-        let mut points = Vec::new();
+        let (mut latency, mut rate) = (f64::INFINITY, 0.0f64);
         for &size in sizes {
-            let seconds = products::seconds(&machine, dtype, size)?;
-            let work = products::work(size);
+            let (seconds, work) = (products::seconds(&machine, dtype, size)?, products::work(size));
             lines.push(format!(
                 "product {dtype} of {size} x {size} x {size}: {:.2} us, {:.2} GFLOP/s a rank",
                 seconds * 1e6,
                 work / seconds / 1e9
             ));
-            points.push(Point { size: work, seconds });
+            (latency, rate) = (latency.min(seconds), rate.max(work / seconds));
         }
-        Ok(line(&points))
+        Ok(Line { latency, rate })
     };
     let (f32, bf16) = (products(DType::F32)?, products(DType::BF16)?);
     let memory = memory::rate(&machine)?;

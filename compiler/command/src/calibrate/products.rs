@@ -7,11 +7,11 @@ use std::time::Duration;
 use tpc_ir::DType;
 use tpc_runtime::session::Backend;
 
-/// Rows and columns of the products that are measured, from one that is little more than its launch to one that fills the device.
+/// Rows and columns of the products that are measured, from one that is hardly more than its launch to one that fills the device.
 pub(super) fn sizes(backend: Backend) -> &'static [usize] {
     match backend {
-        Backend::Cpu => &[32, 128, 384, 768],
-        Backend::Cuda => &[128, 512, 2048, 8192],
+        Backend::Cpu => &[4, 128, 384, 768],
+        Backend::Cuda => &[16, 512, 2048, 8192],
     }
 }
 
@@ -24,7 +24,7 @@ pub fn work(size: usize) -> f64 {
 const STEP: f64 = 1e8;
 
 /// Most products of a step.
-const MOST: usize = 128;
+const MOST: usize = 512;
 
 /// A program of some products, each of the one before and the same matrix.
 fn chain(machine: &Ranks, dtype: DType, size: usize, count: usize) -> String {
