@@ -71,7 +71,7 @@ mod tests {
     use crate::canonicalize::canonicalize;
     use std::collections::HashMap;
     use tpc_ir::interpret::{Options, Tensor, interpret};
-    use tpc_ir::{DType, Op};
+    use tpc_ir::{DType, InputId, Op};
 
     /// Labels that are none, too, and a letter order of its own.
     #[test]
@@ -97,9 +97,9 @@ output result \"picked\" %7
             Tensor::new(dtype, shape.to_vec(), (0..shape.iter().product()).map(f).collect())
         };
         let inputs = HashMap::from([
-            ("scores".to_string(), tensor(DType::F32, &[2, 3, 5], |i| (i * i % 17) as f64)),
-            ("log_sum".to_string(), tensor(DType::F32, &[3, 2], |i| i as f64 - 2.0)),
-            ("labels".to_string(), tensor(DType::I64, &[2, 3], |i| [0.0, -1.0, 4.0, 5.0, -100.0, 2.0][i])),
+            (InputId::Data("scores".into()), tensor(DType::F32, &[2, 3, 5], |i| (i * i % 17) as f64)),
+            (InputId::Data("log_sum".into()), tensor(DType::F32, &[3, 2], |i| i as f64 - 2.0)),
+            (InputId::Data("labels".into()), tensor(DType::I64, &[2, 3], |i| [0.0, -1.0, 4.0, 5.0, -100.0, 2.0][i])),
         ]);
         let run = |g| interpret(g, &inputs, &Options::exact()).unwrap().remove(0).data;
         assert_eq!(run(&graph), run(&after));
