@@ -12,7 +12,7 @@ use tpc_compiler::target;
 use tpc_compiler::trainer::Trainer;
 use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::reason::Reason;
-use tpc_ir::{Graph, InputKind, Mesh, Phase, Sharding, text};
+use tpc_ir::{Graph, InputId, InputKind, Mesh, Phase, Sharding, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{LowerOptions, lower_with};
@@ -51,7 +51,7 @@ impl Mlp {
 }
 
 /// A training step, logical, and values for its inputs.
-fn step() -> (Graph, HashMap<String, Value>) {
+fn step() -> (Graph, HashMap<InputId, Value>) {
     let device = Device::flex();
     let [x, y] = [1024, 1024].map(|rows| Tensor::<2>::ones([rows, 48], &device));
     let captured = capture_training(&Mlp::new(&device), &AdamWConfig::new().build(), (x, y), |m: &Mlp, (x, y)| {
@@ -62,7 +62,9 @@ fn step() -> (Graph, HashMap<String, Value>) {
         let dtype = tpc_compiler::import::dtype(data.dtype()).unwrap();
         Value::new(dtype, data.shape().to_vec(), data.clone().convert::<f64>().try_to_vec::<f64>().unwrap())
     };
-    let constants = imported.constants.iter().map(|(id, data)| (id.clone(), constant(data))).collect();
+    let constants =
+        imported.constants.iter().map(|(name, data)| (InputId::read(InputKind::Constant, name), constant(data)));
+    let constants = constants.collect();
     let feed = inputs(&imported.graph, 7, &constants);
     let mut logical = canonicalize(&imported.graph.with_regions(Vec::new()));
     logical.outputs.retain(|o| !matches!(o.kind, tpc_ir::OutputKind::Gradient(_)));
