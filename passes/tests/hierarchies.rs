@@ -1,7 +1,8 @@
 //! Reductions over axes of different speeds: the search takes them apart where a target says that one axis is slower (rule 25).
 
 use std::collections::BTreeSet;
-use tpc_ir::{Graph, Mesh, Op, Sharding, parse};
+use tpc_ir::reason::Reason;
+use tpc_ir::{Graph, InputId, Mesh, Op, Sharding, parse};
 use tpc_passes::check::check;
 use tpc_passes::cost::graph_seconds;
 use tpc_passes::denotes::denotes;
@@ -37,7 +38,7 @@ fn step(target: &Target, mesh: &str, disabled: &[u32]) -> (Graph, Graph) {
     let logical = parse::parse(source).unwrap();
     let mesh = Mesh::parse(mesh).unwrap();
     let sharding = mesh.axis_ids().fold(Sharding::replicated(2), |s, axis| s.pushed(0, axis));
-    let batch = ("x".to_string(), Annotation { sharding, why: "the batch".into() });
+    let batch = (InputId::Data("x".into()), Annotation { sharding, why: Reason::read("the batch") });
     let annotations = Annotations { mesh, inputs: [batch].into_iter().collect(), ..Annotations::default() };
     let propagated = propagate(&logical, &annotations, target);
     let mut options = SearchOptions::default();
