@@ -23,6 +23,8 @@
 //!   Plan files in JSON.
 //! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched off. A block that
 //!   occurs L times is searched, proven and printed once.
+//! - Targets: the rates of a device and of the links of each axis, built in, measured by `tpc calibrate`, or written by hand
+//!   ([`targets`](crate::targets)). Gradients are reduced hierarchically where one axis is slower than another.
 //!
 //! # Execution
 //!

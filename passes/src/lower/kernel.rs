@@ -15,7 +15,7 @@ pub enum Kernel {
     Single(NodeIndex),
     /// Elementwise operations and reductions over one iteration space.
     Loop(Nest),
-    /// Products that are added up, and the elementwise operations that their sum goes through ([`super::epilogue`]).
+    /// Products that are added up, and the elementwise operations that their sum goes through (`lower/epilogue.rs`).
     Products {
         /// The products in the order in which they run; often there is only one.
         products: Vec<NodeIndex>,
@@ -41,7 +41,7 @@ pub struct Nest {
     /// Members in program order.
     pub nodes: Vec<NodeIndex>,
     /// Members of earlier loops that this one computes for itself instead of loading them, in program order
-    /// ([`super::recompute`]).
+    /// (`lower/recompute.rs`).
     pub recomputed: Vec<NodeIndex>,
     /// Per member, and per product whose epilogue this is: the loop index of each dimension of its result.
     pub dims: HashMap<NodeIndex, Vec<LoopDim>>,

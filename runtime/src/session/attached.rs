@@ -7,7 +7,6 @@ use super::loaded::{Loaded, RankShared, Written};
 use super::lock::lock;
 use super::options::LaunchOptions;
 use crate::comm::Processes;
-use crate::comm::processes::together;
 use crate::device::attached::{Device, StepReport};
 use crate::error::RuntimeError;
 use std::ops::Range;
@@ -106,6 +105,7 @@ pub(super) fn cuda(
     processes: &Arc<dyn Processes>,
     options: &LaunchOptions,
 ) -> Result<Box<dyn Device>, RuntimeError> {
+    use crate::comm::processes::together;
     use crate::device::cuda::gpu::{Compiled, Gpu, GpuOptions, Network, Share};
     let (rank, deadline) = (local.start, options.deadline);
     let mine = programs[local].to_vec();
