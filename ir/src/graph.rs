@@ -114,6 +114,17 @@ pub enum OutputKind {
     Update(InputId),
 }
 
+impl OutputKind {
+    /// The input that this is the next value or the gradient of, and the parameter that the input belongs to.
+    pub fn trained(&self) -> Option<(InputId, ModulePath)> {
+        match self {
+            OutputKind::Update(id) => Some((id.clone(), id.path()?.clone())),
+            OutputKind::Gradient(path) => Some((InputId::Parameter(path.clone()), path.clone())),
+            OutputKind::Result(_) | OutputKind::Loss => None,
+        }
+    }
+}
+
 /// A program output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {

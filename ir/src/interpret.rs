@@ -15,7 +15,7 @@
 //! let x = g.push(op, &[], Type::new(DType::F32, [2]), &origin);
 //! let y = g.map(MapFn::Add, &[x, x], &origin);
 //! g.outputs.push(Output { kind: OutputKind::Result("y".into()), value: y, layout: vec![2] });
-//! let inputs = [("x".to_string(), Tensor::new(DType::F32, [2], vec![1.0, 2.5]))].into();
+//! let inputs = [(InputId::Data("x".into()), Tensor::new(DType::F32, [2], vec![1.0, 2.5]))].into();
 //! assert_eq!(interpret(&g, &inputs, &Options::default()).unwrap()[0].data, [2.0, 5.0]);
 //! ```
 

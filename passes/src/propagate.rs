@@ -20,9 +20,7 @@ use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};
-use tpc_ir::{
-    AxisId, Graph, InputId, MapFn, Mesh, ModulePath, Op, Origin, OutputKind, Phase, ReduceOp, Sharding, Type, Value,
-};
+use tpc_ir::{AxisId, Graph, InputId, MapFn, Mesh, Op, Origin, Phase, ReduceOp, Sharding, Type, Value};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -208,21 +206,12 @@ fn uncast(graph: &Graph, value: Value) -> Value {
 /// Gradients lie like their parameters and updates like their inputs; other outputs as they are.
 fn place_outputs(graph: &mut Graph) {
     for i in 0..graph.outputs.len() {
-        let Some((id, parameter)) = trained(&graph.outputs[i].kind) else { continue };
+        let Some((id, parameter)) = graph.outputs[i].kind.trained() else { continue };
         let Some(input) = graph.input(&id) else { continue };
         let to = graph.node(input).types[0].sharding.clone();
         let reason = Cause::Like(parameter).into();
         let origin = Origin { reason, ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);
-    }
-}
-
-/// The input that an output is the next value or the gradient of, and the parameter that it belongs to.
-pub(crate) fn trained(output: &OutputKind) -> Option<(InputId, ModulePath)> {
-    match output {
-        OutputKind::Update(id) => Some((id.clone(), id.path()?.clone())),
-        OutputKind::Gradient(path) => Some((InputId::Parameter(path.clone()), path.clone())),
-        OutputKind::Result(_) | OutputKind::Loss => None,
     }
 }
 

@@ -11,7 +11,6 @@
 //! After: `%5 = all_reduce tp sum %4 ; backward in mlp why: mlp.up.weight is cut along the summed index (plan "tp");
 //! rule 7`.
 
-use crate::propagate::trained;
 use crate::rules::{FactorKind, Rule, rule};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
@@ -309,7 +308,7 @@ fn goals(graph: &Graph) -> Vec<Option<ModulePath>> {
         None => *goal = Some(module.clone()),
     };
     for output in &graph.outputs {
-        let Some((_, parameter)) = trained(&output.kind) else { continue };
+        let Some((_, parameter)) = output.kind.trained() else { continue };
         join(&mut goals[output.value.node.index()], &parameter.holder());
     }
     for node in graph.nodes().collect::<Vec<_>>().into_iter().rev() {

@@ -102,7 +102,7 @@ fn what_is_no_epilogue() {
         "%y = cast.bf16 %p : bf16[6, 4] ; forward\noutput result \"y\" %y",
         "%y = add \"ac,ac->ca\" %p, %r : f32[4, 6] ; forward\noutput result \"y\" %y",
         "%y = add %p, %r : f32[6, 4] ; backward\noutput result \"y\" %y",
-        "%y = add %p, %r : f32[6, 4] ; forward in micro.1\noutput result \"y\" %y",
+        "%y = add %p, %r : f32[6, 4] ; forward micro 1\noutput result \"y\" %y",
     ] {
         assert_none(&with(lines).replace("%r =", "%e = input data \"e\" : f32[5]\n%r ="));
     }

@@ -641,10 +641,10 @@ fn generate(bytes: &[u8]) -> Program {
     let stages: &[&str] = match w.dice.below(4) {
         0 => &["forward"],
         1 => &[
-            "forward in micro.0.a",
-            "backward in micro.0.a",
-            "forward in micro.1.a",
-            "backward in micro.1.a",
+            "forward micro 0 in a",
+            "backward micro 0 in a",
+            "forward micro 1 in a",
+            "backward micro 1 in a",
             "optimizer",
         ],
         _ => &["forward", "backward", "optimizer"],

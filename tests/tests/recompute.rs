@@ -316,11 +316,11 @@ fn micro_batches_and_phases() {
         "mesh <>
 %x = input data \"x\" : bf16[9, 8]
 %w = input parameter \"w\" : bf16[8]
-%a0 = mul \"ab,b->ab\" %x, %w : bf16[9, 8] ; forward in micro.0.a
-%s0 = reduce_sum \"ab->a\" %a0 : bf16[9] ; forward in micro.0.a
-%d0 = mul \"ab,a->ab\" %a0, %s0 : bf16[9, 8] ; backward in micro.0.a
-%g0 = reduce_sum \"ab->b\" %d0 : bf16[8] ; backward in micro.0.a
-%g1 = reduce_max \"ab->b\" %a0 : bf16[8] ; backward in micro.1.a
+%a0 = mul \"ab,b->ab\" %x, %w : bf16[9, 8] ; forward micro 0 in a
+%s0 = reduce_sum \"ab->a\" %a0 : bf16[9] ; forward micro 0 in a
+%d0 = mul \"ab,a->ab\" %a0, %s0 : bf16[9, 8] ; backward micro 0 in a
+%g0 = reduce_sum \"ab->b\" %d0 : bf16[8] ; backward micro 0 in a
+%g1 = reduce_max \"ab->b\" %a0 : bf16[8] ; backward micro 1 in a
 %g = add %g0, %g1 : bf16[8] ; optimizer
 %n = sub %w, %g : bf16[8] ; optimizer
 output update \"w\" %n

@@ -10,7 +10,6 @@
 //! Before: `%1 = reshape %0 : f32[2, 4, 96]`, `%2 = slice dim=2 start=32 %1 : f32[2, 4, 32]`.
 //! After: `%1 = index dim=2 index=1 %0 : f32[2, 4, 32]` with `%0 : f32[2, 4, 3, 32]`.
 
-use crate::propagate::trained;
 use crate::rebuild::rebuild;
 use crate::rules::{FactorKind, aligned, rule};
 use petgraph::graph::NodeIndex;
@@ -107,7 +106,7 @@ impl Indices {
         // An update has the indices of its input, a gradient those of its parameter, also where no
         // operation says so (the first step does not read the state that it makes).
         for output in &graph.outputs {
-            let Some(&input) = trained(&output.kind).and_then(|(id, _)| inputs.get(&id)) else { continue };
+            let Some(&input) = output.kind.trained().and_then(|(id, _)| inputs.get(&id)) else { continue };
             if graph.ty(output.value).shape == graph.node(input).types[0].shape {
                 for d in 0..graph.ty(output.value).rank() {
                     classes.union(first[&output.value] + d, first[&input.into()] + d);
