@@ -13,16 +13,9 @@ use std::str::FromStr;
 /// A module path within a crate, or a name in one.
 type Names = Vec<String>;
 
-/// The crates, by the directories of their sources.
-const CRATES: [&str; 7] = [
-    "ir/src",
-    "passes/src",
-    "runtime/src",
-    "compiler/core/src",
-    "compiler/command/src",
-    "compiler/data/src",
-    "compiler/src",
-];
+/// The crates, by the directories of their sources. The front door only re-exports.
+const CRATES: [&str; 6] =
+    ["ir/src", "passes/src", "runtime/src", "compiler/core/src", "compiler/command/src", "compiler/data/src"];
 
 /// Cycles that are still there. A change that ends one takes it off the list.
 const KNOWN: [(&str, &[&str]); 6] = [
