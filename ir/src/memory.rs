@@ -64,7 +64,8 @@ impl View {
     }
 }
 
-/// Row-major strides of a shape. None is 0, which would say that a dimension is not there, even if the shape is empty.
+/// Row-major strides of a shape. Every stride is at least 1, also where the shape has no elements, because a stride of 0 means that a
+/// dimension is absent.
 pub fn dense_strides(shape: &[usize]) -> Vec<isize> {
     let mut strides = vec![1; shape.len()];
     for i in (1..shape.len()).rev() {

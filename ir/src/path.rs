@@ -114,7 +114,7 @@ impl ModulePath {
         })
     }
 
-    /// A text of somebody's choice as the path that shows it: cut at its dots, where nothing is an escape.
+    /// The path that shows a text which the user chose. The text is cut at its dots, and a backslash in it is an ordinary character.
     pub fn showing(text: &str) -> Self {
         if text.is_empty() { ModulePath::default() } else { text.split('.').map(|part| segment(part, false)).collect() }
     }

@@ -91,7 +91,7 @@ fn unquoted(text: &str) -> Option<String> {
     Some(out)
 }
 
-/// What a data mode shards besides the batch.
+/// What a data mode shards in addition to the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Mode {
@@ -187,7 +187,7 @@ pub enum Demand {
     MicroBatches,
     /// Gradients are clipped.
     Clipping,
-    /// A note that somebody wrote into the text of a program. No pass makes one.
+    /// Words that the text of a program has and no pass writes.
     Note(Arc<str>),
 }
 

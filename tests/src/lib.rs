@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod captured;
+pub mod command;
 pub mod device;
 pub mod eager;
 pub mod fuzz;

@@ -8,32 +8,11 @@ use tpc_compiler::models::{ModelDir, weight_map};
 use tpc_compiler::pretrained::{TokenBatch, capture_step, load_weights, names};
 use tpc_compiler::program::{CompileOptions, Error, TrainingProgram, TrainingSession, compile_training};
 use tpc_runtime::{CheckpointError, LaunchOptions, RuntimeError};
+use tpc_tests::command::{Scratch, tpc};
 use tpc_tests::training::{adamw, mesh, plan};
 
 fn data(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(path)
-}
-
-/// A directory of one test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("tpc-resume-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn names_in(dir: &Path) -> Vec<String> {
@@ -359,13 +338,6 @@ fn kills_lose_nothing() {
         assert!(i == j && (want - loss).abs() <= 1e-4 * want, "step {i}: {loss}, expected {want}");
     }
     assert_eq!(found.len(), 60);
-}
-
-/// Exit code, standard output, standard error.
-fn tpc(arguments: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
-    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
 #[test]

@@ -17,7 +17,7 @@ type Names = Vec<String>;
 const CRATES: [&str; 6] =
     ["ir/src", "passes/src", "runtime/src", "compiler/core/src", "compiler/command/src", "compiler/data/src"];
 
-/// Cycles that are still there. A change that ends one takes it off the list.
+/// Cycles that are still there. A change that ends one removes it from the list.
 const KNOWN: [(&str, &[&str]); 6] = [
     // A plan's errors, styles and annotations are declared in one place and used in the other.
     (

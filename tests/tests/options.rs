@@ -16,6 +16,7 @@ use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_passes::options::{OptionError, Precision, Reduction, StepOptions};
 use tpc_runtime::LaunchOptions;
+use tpc_tests::command::tpc;
 use tpc_tests::switches::most_bytes;
 use tpc_tests::training::{Named, Run, config, differences, feed, language_model, plan, run};
 
@@ -522,12 +523,6 @@ fn what_crosses_the_batch_is_exact() {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The command
-
-fn tpc(arguments: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
-    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
-}
 
 #[test]
 fn the_command_takes_every_option() {

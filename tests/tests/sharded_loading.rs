@@ -17,28 +17,11 @@ use tpc_compiler::pretrained::{LoadError, TokenBatch, capture_forward, initialis
 use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::{DType, InputKind, random};
 use tpc_runtime::{BoxRequest, LaunchOptions, Session, element};
+use tpc_tests::command::Scratch;
 use tpc_tests::training::{mesh, plan, uniform};
 
 fn data(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(path)
-}
-
-/// A directory of one test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("tpc-sharded-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 fn forward(config: &ModelConfig, on: &str, by: &str) -> InferenceProgram {

@@ -22,6 +22,7 @@ use tpc_passes::styles::Plan;
 use tpc_passes::targets::{DeviceKind, Link, Node, Target};
 use tpc_runtime::session::Backend;
 use tpc_runtime::{LaunchOptions, Session};
+use tpc_tests::command::{Scratch, tpc};
 use tpc_tests::{executed_programs, inputs, reference, wrong};
 
 /// The CPU's target with nodes of so many ranks, between which the link is ten times slower.
@@ -193,36 +194,6 @@ fn a_trainer_compiles_for_its_target() {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The command
-
-/// A directory for the files of one test.
-struct Scratch(std::path::PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("tpc-targets-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-
-    fn write(&self, name: &str, contents: &str) -> String {
-        let file = self.0.join(name);
-        std::fs::write(&file, contents).unwrap();
-        file.display().to_string()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// Exit code, standard output and standard error of a command.
-fn tpc(arguments: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
-    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
-}
 
 const DUMP: [&str; 7] = ["dump-ir", "--preset", "mlp", "--plan", "tp", "--mesh", "tp=2"];
 

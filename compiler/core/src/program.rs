@@ -613,7 +613,9 @@ pub(crate) fn feed(
 /// Writes the seed of a program that draws random elements.
 pub(crate) fn write_seed(session: &mut Session, bytes: &[u8]) -> Result<(), RuntimeError> {
     let seed = seed();
-    if session.program(0).inputs.iter().any(|input| input.id() == seed) {
+    // Every step comes here: the names of the other inputs are not read.
+    let is_seed = |input: &InputBinding| input.kind == InputKind::Seed && input.id() == seed;
+    if session.program(0).inputs.iter().any(is_seed) {
         session.write_bytes((InputKind::Seed, &*seed.to_string()), bytes)?;
     }
     Ok(())

@@ -66,38 +66,36 @@ impl Kernel {
 
     /// The first node that it computes, in program order; of a collective, the value that lies first.
     pub fn first(&self) -> NodeIndex {
-        let first = match self {
-            Kernel::Single(node) => Some(node),
-            Kernel::Loop(nest) => nest.nodes.first(),
-            Kernel::Products { products, epilogue } => products.iter().chain(&epilogue.nodes).min(),
-            Kernel::Attention { nodes, .. } | Kernel::Collective(nodes) => nodes.first(),
-        };
-        *first.expect("a kernel computes something")
+        self.ends().0
     }
 
     /// The last node that it computes, in program order; of a collective, the value that lies last.
     pub fn last(&self) -> NodeIndex {
-        let last = match self {
-            Kernel::Single(node) => Some(node),
-            Kernel::Loop(nest) => nest.nodes.last(),
-            Kernel::Products { products, epilogue } => products.iter().chain(&epilogue.nodes).max(),
-            Kernel::Attention { nodes, .. } | Kernel::Collective(nodes) => nodes.last(),
+        self.ends().1
+    }
+
+    fn ends(&self) -> (NodeIndex, NodeIndex) {
+        let ends = |nodes: &[NodeIndex]| match nodes {
+            [only] => (*only, *only),
+            [first, .., last] => (*first, *last),
+            [] => unreachable!("a kernel computes something"),
         };
-        *last.expect("a kernel computes something")
+        match self {
+            Kernel::Single(node) => (*node, *node),
+            Kernel::Loop(nest) => ends(&nest.nodes),
+            Kernel::Products { .. } => ends(&self.nodes()),
+            Kernel::Attention { nodes, .. } | Kernel::Collective(nodes) => ends(nodes),
+        }
     }
 
     /// The values that it reads, its own ones included, but not those that it recomputes.
     pub fn reads(&self, graph: &Graph) -> Vec<Value> {
         match self {
-            Kernel::Attention { reads, .. } => reads.clone(),
-            Kernel::Single(_) | Kernel::Collective(_) => operands(graph, &self.nodes()),
+            Kernel::Single(node) => graph.operands(*node),
             Kernel::Loop(nest) => nest.reads(graph),
-            Kernel::Products { epilogue, .. } => {
-                let mut all = operands(graph, &self.nodes());
-                all.extend(operands(graph, &epilogue.recomputed));
-                all.retain(|v| !epilogue.recomputed.contains(&v.node));
-                all
-            }
+            Kernel::Products { products, epilogue } => [operands(graph, products), epilogue.reads(graph)].concat(),
+            Kernel::Attention { reads, .. } => reads.clone(),
+            Kernel::Collective(nodes) => operands(graph, nodes),
         }
     }
 

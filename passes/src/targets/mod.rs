@@ -6,8 +6,8 @@
 //! | how a profile is read and written as JSON | `profile`, `target.schema.json` |
 //! | which targets are built in, and where their numbers come from | [`built_in`], `*.json` |
 //!
-//! [`cost`](crate::cost) turns these numbers into the seconds of an operation. There is no default target: whoever compiles
-//! names one, or takes the one of the device that runs the ranks.
+//! [`cost`](crate::cost) turns these numbers into the seconds of an operation. There is no default target: a caller
+//! names one, or takes the target of the device that runs the ranks.
 //!
 //! # Links
 //! A collective costs α + bytes / bandwidth, where α is a number of seconds ([`Link::latency`]) and the bytes are those that a

@@ -43,17 +43,16 @@ impl InputName<'_> {
     /// # Errors
     /// No such input, or several kinds that have the name.
     pub(super) fn find(self, inputs: &[InputBinding]) -> Result<usize, RuntimeError> {
-        let is_meant =
-            |i: &&(usize, &InputBinding)| i.1.name == self.name && self.kind.is_none_or(|kind| kind == i.1.kind);
-        let found: Vec<(usize, &InputBinding)> = inputs.iter().enumerate().collect();
-        match found.iter().filter(is_meant).collect::<Vec<_>>()[..] {
-            [] => Err(RuntimeError::Unknown {
+        let is_meant = |i: &InputBinding| i.name == self.name && self.kind.is_none_or(|kind| kind == i.kind);
+        let mut found = inputs.iter().enumerate().filter(|(_, i)| is_meant(i));
+        match (found.next(), found.next()) {
+            (None, _) => Err(RuntimeError::Unknown {
                 what: "input",
                 name: self.name.into(),
                 known: inputs.iter().map(|i| i.name.clone()).collect(),
             }),
-            [(at, _)] => Ok(*at),
-            [(_, one), (_, other), ..] => {
+            (Some((at, _)), None) => Ok(at),
+            (Some((_, one)), Some((_, other))) => {
                 Err(RuntimeError::Ambiguous { name: self.name.into(), kinds: [one.kind, other.kind] })
             }
         }

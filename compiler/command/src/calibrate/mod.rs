@@ -118,8 +118,8 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     let machine = Ranks { backend, ranks, each: long / count as u32 };
     let mut lines = Vec::new();
     // The launch is the time of a product that is hardly more than one, and the rate is that of the fastest.
-    let mut products = |dtype: DType| -> Outcome<Line> {
-        let (mut latency, mut rate) = (f64::INFINITY, 0.0f64);
+    let mut products = |dtype: DType| -> Outcome<(f64, f64)> {
+        let (mut launch, mut rate) = (f64::INFINITY, 0.0f64);
         for &size in sizes {
             let (seconds, work) = (products::seconds(&machine, dtype, size)?, products::work(size));
             lines.push(format!(
@@ -127,11 +127,11 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
                 seconds * 1e6,
                 work / seconds / 1e9
             ));
-            (latency, rate) = (latency.min(seconds), rate.max(work / seconds));
+            (launch, rate) = (launch.min(seconds), rate.max(work / seconds));
         }
-        Ok(Line { latency, rate })
+        Ok((launch, rate))
     };
-    let (f32, bf16) = (products(DType::F32)?, products(DType::BF16)?);
+    let ((launch, f32), (_, bf16)) = (products(DType::F32)?, products(DType::BF16)?);
     let memory = memory::rate(&machine)?;
     lines.push(format!("memory: {:.2} GB/s a rank", memory / 1e9));
     let mut points = Vec::new();
@@ -145,14 +145,14 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     let mut target = base.clone();
     target.name = name.into();
     target.device.products = Products {
-        f32: rounded(f32.rate),
-        bf16: Some(rounded(bf16.rate)),
+        f32: rounded(f32),
+        bf16: Some(rounded(bf16)),
         // Types that were not measured have the rate of f32.
         f16: None,
         f64: None,
     };
     target.device.memory = rounded(memory);
-    target.device.launch = rounded(f32.latency);
+    target.device.launch = rounded(launch);
     if backend == Backend::Cpu {
         if let Some(bytes) = available() {
             target.device.capacity = rounded((bytes / ranks as u128) as f64);
@@ -164,15 +164,15 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     let link = target.links.default;
     lines.push(format!(
         "products: {:.2} GFLOP/s in f32, {:.2} GFLOP/s in bf16; a launch takes {:.3} us",
-        f32.rate / 1e9,
-        bf16.rate / 1e9,
+        f32 / 1e9,
+        bf16 / 1e9,
         target.device.launch * 1e6
     ));
     lines.push(format!("link: {:.2} GB/s after {:.2} us", link.bandwidth / 1e9, link.latency * 1e6));
     Ok(Measured { target, lines })
 }
 
-/// A number with four digits: more of them say nothing, as the next measurement has others.
+/// A number with four digits. Further digits differ from one measurement to the next.
 fn rounded(x: f64) -> f64 {
     format!("{x:.3e}").parse().unwrap_or(x)
 }

@@ -40,7 +40,8 @@ fn with_star(name: &str) -> String {
     name.split('.').map(star).collect::<Vec<_>>().join(".")
 }
 
-/// Bytes of the inputs of one kind that a rank holds, of all of them, and of those that it holds entirely.
+/// Sizes in bytes of the inputs of one kind: the parts that this rank holds, all inputs whole, and, by name, the inputs that this rank
+/// holds whole.
 fn held(program: &RankProgram, kind: InputKind) -> (usize, usize, BTreeMap<String, usize>) {
     let (mut local, mut global, mut whole) = (0, 0, BTreeMap::new());
     for input in program.inputs.iter().filter(|i| i.kind == kind) {

@@ -32,9 +32,8 @@ impl Emitter<'_> {
         let mut updates = Vec::new();
         for output in &self.graph.outputs {
             let ty = self.graph.ty(output.value);
-            let origin = &self.graph.node(output.value.node).origin;
-            let phase = origin.phase;
-            self.module = origin.place().into();
+            let phase = self.graph.node(output.value.node).origin.phase;
+            self.enter(output.value.node);
             let mut view = self.dense(output.value, phase);
             let target = match &output.kind {
                 OutputKind::Update(id) => inputs.get(id).map(|&input| self.views[&Value::from(input)].clone()),

@@ -8,7 +8,7 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tpc_ir::program::{Action, Buffer, BufferId, RankProgram, Step, View};
-use tpc_ir::{Graph, Phase, Type, Value};
+use tpc_ir::{Graph, ModulePath, Phase, Type, Value};
 
 /// A rank's program while it is being made.
 pub(super) struct Emitter<'a> {
@@ -18,8 +18,10 @@ pub(super) struct Emitter<'a> {
     pub(super) program: RankProgram,
     /// What each step of the program does.
     pub(super) claims: Vec<Claim>,
-    /// The module of what is being emitted.
-    pub(super) module: Arc<str>,
+    /// The micro-batch and the module of what is being emitted, in words.
+    module: Arc<str>,
+    /// The words of all that was emitted, which its steps share.
+    places: HashMap<(Option<usize>, ModulePath), Arc<str>>,
     /// Where values are found in memory.
     pub(super) views: HashMap<Value, View>,
     /// Tag of every collective that was started, by its kernel.
@@ -55,6 +57,7 @@ impl<'a> Emitter<'a> {
             program: RankProgram { mesh: graph.mesh.clone(), rank, ..RankProgram::default() },
             claims: Vec::new(),
             module: Arc::default(),
+            places: HashMap::new(),
             views: HashMap::new(),
             tags: vec![0; kernels.len()],
             started: 0,
@@ -64,6 +67,13 @@ impl<'a> Emitter<'a> {
             recomputing: depend::recomputing(graph, kernels).into_keys().collect(),
             stats: HashMap::new(),
         }
+    }
+
+    /// Says that the following steps belong to a node.
+    pub(super) fn enter(&mut self, node: NodeIndex) {
+        let origin = &self.graph.node(node).origin;
+        let place = self.places.entry((origin.micro_batch, origin.module.clone()));
+        self.module = place.or_insert_with(|| origin.place().into()).clone();
     }
 
     pub(super) fn shape(&self, ty: &Type) -> Vec<usize> {

@@ -30,9 +30,9 @@ pub(super) fn stored(graph: &Graph, kernels: &[Kernel]) -> Vec<bool> {
 /// before.
 pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     let kernels = &schedule.kernels;
-    let mut kernel_of = vec![0usize; graph.len()];
+    let mut kernel_of: Vec<Option<usize>> = vec![None; graph.len()];
     for (k, kernel) in kernels.iter().enumerate() {
-        kernel.nodes().iter().for_each(|n| kernel_of[n.index()] = k);
+        kernel.nodes().iter().for_each(|n| kernel_of[n.index()] = Some(k));
     }
     // The position in the order, counted from 1, at which each node has its value: a collective at its wait. A node that
     // no kernel computes has 0.
@@ -49,22 +49,22 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
         let (OutputKind::Update(id), node) = (&output.kind, output.value.node) else { continue };
-        let k = kernel_of[node.index()];
-        let Some(&input) = inputs.get(id) else { continue };
+        let (Some(k), Some(&input)) = (kernel_of[node.index()], inputs.get(id)) else { continue };
         let one_use = graph.outputs.iter().filter(|o| o.value == output.value).count() == 1;
         let at = position[node.index()];
         let is_read_later = recomputing.get(&input).is_some_and(|&read| read >= Some(at));
         if !one_use || is_read_later {
             continue;
         }
-        let may_overwrite = match (kernels.get(k), &graph.node(node).op) {
+        let may_overwrite = match (&kernels[k], &graph.node(node).op) {
             (_, Op::Put) => {
                 graph.operands(node)[0] == Value::from(input) && others_are_done(graph, &position, node, input)
             }
-            (Some(Kernel::Loop(nest)), Op::Map { .. }) => nest.dims.get(&node).is_some_and(|dims| {
+            (Kernel::Loop(nest), Op::Map { .. }) => {
+                let dims = &nest.dims[&node];
                 // A value that is written in every iteration of another index would be read after it was written.
                 dims.len() == nest.space.len() && readers_are_done(graph, nest, &position, at, input, dims)
-            }),
+            }
             _ => false,
         };
         if may_overwrite {

@@ -48,7 +48,7 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
     }
     for launch in &schedule.order {
         let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
-        emitter.module = graph.node(kernels[k].last()).origin.place().into();
+        emitter.enter(kernels[k].last());
         match (*launch, &kernels[k]) {
             (Launch::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
             (Launch::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),
