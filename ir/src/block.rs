@@ -18,6 +18,7 @@ use crate::reason::Reason;
 use crate::sharding::Type;
 use crate::{DType, text};
 use petgraph::graph::NodeIndex;
+use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Longest period of a run, in lines.
@@ -211,7 +212,7 @@ pub struct Resized {
     pub source: Vec<Option<NodeIndex>>,
 }
 
-fn intern<K: Clone + Eq + std::hash::Hash>(known: &mut HashMap<K, usize>, list: &mut Vec<K>, key: K) -> usize {
+fn intern<K: Clone + Eq + std::hash::Hash>(known: &mut FxHashMap<K, usize>, list: &mut Vec<K>, key: K) -> usize {
     if let Some(&id) = known.get(&key) {
         return id;
     }
@@ -238,7 +239,7 @@ impl<'a> Lines<'a> {
             (None, Op::Fill(s)) => (Operand::Scalar(graph.ty(v).dtype, *s), None),
             (line, _) => (Operand::Line(v.result), line.map(|&l| l as i64)),
         };
-        let (mut known, mut keys, mut lines) = (HashMap::new(), Vec::new(), Vec::new());
+        let (mut known, mut keys, mut lines) = (FxHashMap::default(), Vec::new(), Vec::new());
         for &node in &nodes {
             let n = graph.node(node);
             let (operands, at): (Vec<_>, Vec<_>) = graph.operands(node).into_iter().map(operand).unzip();
@@ -264,7 +265,7 @@ impl<'a> Lines<'a> {
             let key = NodeKey { op, types, phase, in_micro_batch, operands, module, reason };
             lines.push(Line { key: intern(&mut known, &mut keys, key), numbers });
         }
-        let (mut known, mut output_keys, mut output_lines) = (HashMap::new(), Vec::new(), Vec::new());
+        let (mut known, mut output_keys, mut output_lines) = (FxHashMap::default(), Vec::new(), Vec::new());
         for o in &graph.outputs {
             let (operand, at) = operand(o.value);
             let mut numbers: Vec<i64> = at.into_iter().collect();
@@ -722,7 +723,7 @@ struct Built {
     graph: Graph,
     source: Vec<Option<NodeIndex>>,
     nodes: Vec<NodeIndex>,
-    scalars: HashMap<(DType, Scalar), Value>,
+    scalars: FxHashMap<(DType, Scalar), Value>,
 }
 
 impl Built {
@@ -816,7 +817,7 @@ pub fn runs(lines: &[Line]) -> Vec<Run> {
 
 /// Every stretch of at least two periods.
 fn stretches(lines: &[Line]) -> Vec<Stretch> {
-    let mut next: HashMap<usize, usize> = HashMap::new();
+    let mut next: FxHashMap<usize, usize> = FxHashMap::default();
     let mut after: Vec<Option<usize>> = vec![None; lines.len()];
     for (i, line) in lines.iter().enumerate().rev() {
         after[i] = next.insert(line.key, i);

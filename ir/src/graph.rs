@@ -13,6 +13,7 @@ use crate::{MapFn, ReduceOp};
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::EdgeRef;
+use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
 /// One result of a node.
@@ -282,9 +283,9 @@ impl Graph {
         })
     }
 
-    /// The node of an input.
-    pub fn input(&self, id: &InputId) -> Option<NodeIndex> {
-        self.inputs().find(|(_, own)| *own == id).map(|(node, _)| node)
+    /// The node of every input.
+    pub fn inputs_by_id(&self) -> FxHashMap<&InputId, NodeIndex> {
+        self.inputs().map(|(node, id)| (id, node)).collect()
     }
 
     /// The unit that an input belongs to.

@@ -65,10 +65,11 @@ pub enum CheckError {
 pub fn check(graph: &Graph) -> Result<(), CheckError> {
     well_formed(graph)?;
     graph.nodes().try_for_each(|n| check_node(graph, n))?;
+    let inputs = graph.inputs_by_id();
     for output in &graph.outputs {
         let ty = graph.ty(output.value);
         let expected = match &output.kind {
-            OutputKind::Update(id) => graph.input(id).map(|n| graph.node(n).types[0].clone()),
+            OutputKind::Update(id) => inputs.get(id).map(|&n| graph.node(n).types[0].clone()),
             _ => None,
         };
         let expected = expected.unwrap_or_else(|| ty.placed(ty.sharding.reduced(ty.sharding.partial_axes())));

@@ -14,7 +14,7 @@
 //! `{%0, %1, %2}` of the logical graph.
 
 use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::collections::hash_map::Entry;
 use tpc_ir::{DType, Graph, MapFn, Op, Subscripts, Type, Value, text};
 
@@ -132,23 +132,23 @@ enum Expression {
 #[derive(Default)]
 struct Expressions {
     list: Vec<Expression>,
-    ids: HashMap<Expression, Id>,
+    ids: FxHashMap<Expression, Id>,
     /// For every term its expression and, for each dimension of that, the dimension of the sum.
     terms: Vec<(Id, Vec<u8>)>,
-    term_ids: HashMap<(Id, Vec<u8>), TermId>,
+    term_ids: FxHashMap<(Id, Vec<u8>), TermId>,
 }
 
 /// The expressions of a graph's values.
 struct Denotation<'a> {
     graph: &'a Graph,
-    values: HashMap<Value, Id>,
+    values: FxHashMap<Value, Id>,
     /// The first operation that computes an expression; no redistribution.
-    first: HashMap<Id, NodeIndex>,
+    first: FxHashMap<Id, NodeIndex>,
 }
 
 impl<'a> Denotation<'a> {
     fn of(graph: &'a Graph, known: &mut Expressions) -> Self {
-        let mut found = Denotation { graph, values: HashMap::with_capacity(graph.len()), first: HashMap::new() };
+        let mut found = Denotation { graph, values: FxHashMap::default(), first: FxHashMap::default() };
         for node in graph.nodes() {
             let n = graph.node(node);
             let operands: Vec<Id> = graph.operands(node).iter().map(|v| found.values[v]).collect();

@@ -18,9 +18,12 @@ use crate::rules::{FactorKind, Rule, place, rule};
 use crate::styles::layout::OnAxes;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
+use rustc_hash::FxHashMap;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};
-use tpc_ir::{AxisId, Graph, InputId, MapFn, Mesh, Op, Origin, Phase, ReduceOp, Sharding, Type, Value};
+use tpc_ir::{
+    AxisId, Graph, InputId, MapFn, Mesh, ModulePath, Op, Origin, Output, Phase, ReduceOp, Sharding, Type, Value,
+};
 
 /// A placement that a plan demands, and the plan entry that demands it.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +86,7 @@ pub fn propagate(graph: &Graph, annotations: &Annotations, target: &Target) -> G
 pub fn propagate_mapped(graph: &Graph, annotations: &Annotations, target: &Target) -> (Graph, Mapping) {
     // Regions have served: what only they name is dead.
     let graph = &graph.clone().with_regions(Vec::new());
-    let mut cache = Moved::new();
+    let mut cache = Moved::default();
     let mut stored: HashMap<Value, &Storage> = HashMap::new();
     // Parameters of styles, where they are computed with.
     let mut style_parameters: HashSet<Value> = HashSet::new();
@@ -188,7 +191,7 @@ fn is_partial_sum(sharding: &Sharding) -> bool {
 }
 
 /// Where values were moved already.
-type Moved = HashMap<(Value, Sharding), Value>;
+type Moved = FxHashMap<(Value, Sharding), Value>;
 
 /// A value at a placement, moved there at most once.
 fn moved_once(cache: &mut Moved, new: &mut Graph, v: Value, to: &Sharding, origin: &Origin) -> Value {
@@ -205,10 +208,14 @@ fn uncast(graph: &Graph, value: Value) -> Value {
 
 /// Gradients lie like their parameters and updates like their inputs; other outputs as they are.
 fn place_outputs(graph: &mut Graph) {
-    for i in 0..graph.outputs.len() {
-        let Some((id, parameter)) = graph.outputs[i].kind.trained() else { continue };
-        let Some(input) = graph.input(&id) else { continue };
-        let to = graph.node(input).types[0].sharding.clone();
+    let inputs = graph.inputs_by_id();
+    let place = |output: &Output| {
+        let (id, parameter) = output.kind.trained()?;
+        Some((graph.node(*inputs.get(&id)?).types[0].sharding.clone(), parameter))
+    };
+    let places: Vec<Option<(Sharding, ModulePath)>> = graph.outputs.iter().map(place).collect();
+    for (i, place) in places.into_iter().enumerate() {
+        let Some((to, parameter)) = place else { continue };
         let reason = Cause::Like(parameter).into();
         let origin = Origin { reason, ..graph.node(graph.outputs[i].value.node).origin.clone() };
         graph.outputs[i].value = redistribute(graph, graph.outputs[i].value, &to, &origin);

@@ -13,6 +13,7 @@
 
 use crate::rules::{FactorKind, Rule, rule};
 use petgraph::graph::NodeIndex;
+use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use tpc_ir::input::Shown;
@@ -86,7 +87,7 @@ fn phases(graph: &Graph) -> Vec<Phase> {
 }
 
 /// What is cut first of all.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Tensor {
     Input(InputId),
     /// A value that the module places.
@@ -94,7 +95,7 @@ enum Tensor {
 }
 
 /// An input, or a module that places a value, and the plan entry or data mode that cuts it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Source {
     tensor: Tensor,
     demand: Demand,
@@ -133,17 +134,25 @@ enum How {
 type Found = (Vec<Vec<(AxisId, SourceId)>>, Vec<(AxisId, BTreeSet<SourceId>)>);
 
 /// Which input cuts a value on which axis, and which cuts made it partial.
-struct Sources {
+struct Sources<'a> {
     list: Vec<Source>,
+    ids: FxHashMap<Source, SourceId>,
+    inputs: FxHashMap<&'a InputId, NodeIndex>,
     /// By node and result: for every axis that cuts the value, what cuts it; nothing where the compiler does.
     cut: Vec<Vec<Vec<(AxisId, SourceId)>>>,
     /// By node: for every axis over which its result is partial, the cuts of summed indices.
     summed: Vec<Vec<(AxisId, BTreeSet<SourceId>)>>,
 }
 
-impl Sources {
-    fn of(graph: &Graph) -> Self {
-        let mut found = Sources { list: Vec::new(), cut: Vec::new(), summed: Vec::new() };
+impl<'a> Sources<'a> {
+    fn of(graph: &'a Graph) -> Self {
+        let mut found = Sources {
+            list: Vec::new(),
+            ids: FxHashMap::default(),
+            inputs: graph.inputs_by_id(),
+            cut: Vec::new(),
+            summed: Vec::new(),
+        };
         for node in graph.nodes() {
             let (cut, summed) = match &graph.node(node).op {
                 Op::Input { .. } => (vec![found.input(graph, node)], Vec::new()),
@@ -157,11 +166,10 @@ impl Sources {
     }
 
     fn add(&mut self, source: Source) -> SourceId {
-        let known = self.list.iter().position(|s| *s == source);
-        known.unwrap_or_else(|| {
-            self.list.push(source);
-            self.list.len() - 1
-        }) as SourceId
+        *self.ids.entry(source).or_insert_with_key(|source| {
+            self.list.push(source.clone());
+            (self.list.len() - 1) as SourceId
+        })
     }
 
     fn input(&mut self, graph: &Graph, node: NodeIndex) -> Vec<(AxisId, SourceId)> {
@@ -212,7 +220,7 @@ impl Sources {
             }
             Cause::Like(parameter) => {
                 let id = InputId::Parameter(parameter.clone());
-                let input = graph.input(&id)?;
+                let input = *self.inputs.get(&id)?;
                 Some(Some(Source { tensor: Tensor::Input(id), demand: demand(graph, input, axis) }))
             }
             _ => None,

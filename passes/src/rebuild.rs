@@ -1,11 +1,11 @@
 //! The shape of a pass: a new graph, node by node, from an old one.
 
 use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use tpc_ir::{Boundary, Graph, Mesh, Output, Region, Value};
 
 /// What old values became.
-pub type Mapping = HashMap<Value, Value>;
+pub type Mapping = FxHashMap<Value, Value>;
 
 /// Builds a new graph on `mesh`: `visit` sees every live node of `old` in order with its operands
 /// already translated, adds what it wants to the new graph and returns the value of each result.
@@ -15,7 +15,7 @@ pub fn rebuild(
     mut visit: impl FnMut(&mut Graph, NodeIndex, Vec<Value>) -> Vec<Value>,
 ) -> (Graph, Mapping) {
     let mut new = Graph::new(mesh);
-    let mut map = Mapping::new();
+    let mut map = Mapping::default();
     let live = live(old);
     for node in old.nodes().filter(|n| live[n.index()]) {
         let operands = old.operands(node).iter().map(|v| map[v]).collect();

@@ -43,7 +43,7 @@ fn placed() -> Graph {
     let mesh = Mesh::parse("tp=2").unwrap();
     let cut = |name: &str, dim: usize| {
         let id = InputId::Parameter(name.into());
-        let node = model.input(&id).unwrap();
+        let node = model.inputs_by_id()[&id];
         let sharding = model.node(node).types[0].sharding.pushed(dim, AxisId(0));
         (id, Annotation { sharding, why: Demand::Note("test".into()).into() })
     };

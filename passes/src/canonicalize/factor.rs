@@ -15,7 +15,7 @@ use crate::rules::{FactorKind, aligned, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, InputId, MapFn, Op, Origin, OutputKind, Scalar, Subscripts, Type, Value};
+use tpc_ir::{Graph, MapFn, Op, Origin, OutputKind, Scalar, Subscripts, Type, Value};
 
 /// Most pieces a concatenation may have to become a chain of selects: each reads every piece.
 const MOST_SELECTED: usize = 4;
@@ -95,7 +95,7 @@ impl Indices {
             }
         }
         // What a step gives back takes the place of an input, even of one that it does not read.
-        let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(node, id)| (id, node)).collect();
+        let inputs = graph.inputs_by_id();
         for output in &graph.outputs {
             let OutputKind::Update(id) = &output.kind else { continue };
             let Some(&input) = inputs.get(id) else { continue };

@@ -21,7 +21,9 @@
 use super::pick::pick;
 use crate::rebuild::{copy, rebuild};
 use petgraph::graph::NodeIndex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use rustc_hash::{FxBuildHasher, FxHashMap};
+use std::collections::{BTreeMap, HashSet};
+use std::hash::BuildHasher;
 use tpc_ir::subscripts::Letter;
 use tpc_ir::{Graph, MapFn, Op, Origin, ReduceOp, Region, Scalar, Subscripts, Type, Value};
 
@@ -39,9 +41,9 @@ const COPIED: usize = 64;
 
 /// One round of simplification.
 pub fn simplify(graph: &Graph) -> Graph {
-    let mut known: HashMap<(Op, Vec<Value>, Vec<Type>), Vec<Value>> = HashMap::new();
+    let mut known = Known::default();
     let (single, indexed) = (single_use_sums(graph), indexed_maps(graph));
-    let mut flatten: HashMap<Value, Sum> = HashMap::new();
+    let mut flatten: FxHashMap<Value, Sum> = FxHashMap::default();
     rebuild(graph, graph.mesh.clone(), |new, node, operands| {
         let n = graph.node(node);
         let results = match &n.op {
@@ -115,10 +117,33 @@ pub fn simplify(graph: &Graph) -> Graph {
         if matches!(fresh.op, Op::Input { .. }) || results.len() != fresh.types.len() {
             return results;
         }
-        let key = (fresh.op.clone(), new.operands(first.node), fresh.types.clone());
-        known.entry(key).or_insert(results).clone()
+        match known.earlier(new, first.node) {
+            Some(node) => (0..results.len() as u32).map(|result| Value { node, result }).collect(),
+            None => results,
+        }
     })
     .0
+}
+
+/// The operations of a graph, by what they compute.
+#[derive(Default)]
+struct Known(FxHashMap<u64, Vec<NodeIndex>>);
+
+impl Known {
+    /// The first node that computes what a node computes, if that is another one.
+    fn earlier(&mut self, graph: &Graph, node: NodeIndex) -> Option<NodeIndex> {
+        let (n, operands) = (graph.node(node), graph.operands(node));
+        let alike = self.0.entry(FxBuildHasher.hash_one((&n.op, &operands, &n.types))).or_default();
+        let is_equal = |&&other: &&NodeIndex| {
+            let o = graph.node(other);
+            o.op == n.op && o.types == n.types && graph.operands(other) == operands
+        };
+        let first = *alike.iter().find(is_equal).unwrap_or(&node);
+        if first == node {
+            alike.push(node);
+        }
+        (first != node).then_some(first)
+    }
 }
 
 fn graph_subs(graph: &Graph, node: NodeIndex) -> Subscripts {
@@ -236,7 +261,7 @@ fn fold_views(new: &mut Graph, mut operands: Vec<Value>, mut subs: Subscripts) -
 }
 
 /// The sum with the terms of its operands that are single-use sums instead of these.
-fn join_sums(operands: &[Value], subs: &Subscripts, flatten: &mut HashMap<Value, Sum>) -> Sum {
+fn join_sums(operands: &[Value], subs: &Subscripts, flatten: &mut FxHashMap<Value, Sum>) -> Sum {
     let mut terms: Vec<(Value, Vec<Letter>)> = Vec::new();
     for (&v, letters) in operands.iter().zip(&subs.operands) {
         let inner = match flatten.get(&v) {

@@ -43,6 +43,7 @@
 
 use super::LowerOptions;
 use super::depend::{Dependences, is_input, source};
+use super::dependence_order::DependenceOrder;
 use super::kernel::Kernel;
 use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
@@ -51,7 +52,7 @@ use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
-use tpc_ir::{AxisId, DType, Graph, InputId, Op, OutputKind, Phase, ReduceOp, UnitId};
+use tpc_ir::{AxisId, DType, Graph, Op, OutputKind, Phase, ReduceOp, UnitId};
 
 /// What members of one bucket have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +109,7 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opti
         collectives.push((place.unwrap_or((k, true)), k));
     }
     collectives.sort_unstable();
-    let mut merged = Merged::new(&found.needs);
+    let mut merged = DependenceOrder::of(&found.needs);
     let mut place: Vec<Place> = (0..kernels.len()).map(|k| (k, true)).collect();
     let mut all: Vec<Bucket> = Vec::new();
     for (at, k) in collectives {
@@ -122,7 +123,8 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opti
                 kind.reader == Phase::Optimizer || is_latency(bucket.bytes + bytes, &kernels[k], graph, target);
             if !(bucket.first_place() || at < bucket.deadline || may_wait) {
                 bucket.open = false;
-            } else if merged.merge(bucket.first, k) {
+            } else if !merged.reaches(bucket.first, k) && !merged.reaches(k, bucket.first) {
+                merged.merge(bucket.first, k);
                 bucket.bytes += bytes;
                 bucket.deadline = bucket.deadline.min(deadline);
                 if !bucket.first_place() {
@@ -142,10 +144,10 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opti
     for bucket in &all {
         place[bucket.first] = bucket.place;
     }
-    let order = merged.ordered(&place);
+    let order = ordered(&merged, &place);
     let mut kernels: Vec<Option<Kernel>> = kernels.into_iter().map(Some).collect();
     for k in 0..kernels.len() {
-        let into = merged.of(k);
+        let into = merged.current(k);
         if into == k {
             continue;
         }
@@ -178,84 +180,38 @@ fn is_latency(bytes: usize, kernel: &Kernel, graph: &Graph, target: &Target) -> 
     wire_bytes(&op.name(), bytes, graph.mesh.group_size(op.axes())) < link.latency * link.bandwidth
 }
 
-/// Kernels some of which have become one, and what they need: without a cycle.
-struct Merged {
-    /// The kernel that each has become a part of, perhaps over several hops.
-    into: Vec<usize>,
-    /// Needs of every kernel that is not a part of another; in terms of the kernels as they were.
-    needs: Vec<Vec<usize>>,
-}
-
-impl Merged {
-    fn new(needs: &[Vec<usize>]) -> Self {
-        Merged { into: (0..needs.len()).collect(), needs: needs.to_vec() }
+/// The kernels that are left, in an order that respects all needs, otherwise that of the places.
+fn ordered(merged: &DependenceOrder, place: &[Place]) -> Vec<usize> {
+    let n = merged.len();
+    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); n];
+    let mut missing: Vec<usize> = vec![0; n];
+    let left = || (0..n).filter(|&k| merged.current(k) == k);
+    for k in left() {
+        let needs: BTreeSet<usize> = merged.needs(k).collect();
+        missing[k] = needs.len();
+        needs.into_iter().for_each(|need| readers[need].push(k));
     }
-
-    /// The kernel that one has become.
-    fn of(&self, mut k: usize) -> usize {
-        while self.into[k] != k {
-            k = self.into[k];
-        }
-        k
-    }
-
-    /// Makes `k` a part of `first`, unless one needs the other.
-    fn merge(&mut self, first: usize, k: usize) -> bool {
-        if self.reaches(first, k) || self.reaches(k, first) {
-            return false;
-        }
-        self.into[k] = first;
-        let needs = std::mem::take(&mut self.needs[k]);
-        self.needs[first].extend(needs);
-        true
-    }
-
-    /// Whether one needs the other, also through others.
-    fn reaches(&self, from: usize, target: usize) -> bool {
-        let mut seen = HashSet::from([from]);
-        let mut open = vec![from];
-        while let Some(k) = open.pop() {
-            if k == target {
-                return true;
-            }
-            open.extend(self.needs[k].iter().map(|&n| self.of(n)).filter(|&n| seen.insert(n)));
-        }
-        false
-    }
-
-    /// What is left, in an order that respects all needs, otherwise that of the places.
-    fn ordered(&self, place: &[Place]) -> Vec<usize> {
-        let n = self.into.len();
-        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); n];
-        let mut missing: Vec<usize> = vec![0; n];
-        let left = || (0..n).filter(|&k| self.into[k] == k);
-        for k in left() {
-            let needs: BTreeSet<usize> = self.needs[k].iter().map(|&n| self.of(n)).collect();
-            missing[k] = needs.len();
-            needs.into_iter().for_each(|need| readers[need].push(k));
-        }
-        let key = |k: usize| Reverse((place[k], k));
-        let mut ready: BinaryHeap<_> = left().filter(|&k| missing[k] == 0).map(key).collect();
-        let mut order = Vec::new();
-        while let Some(Reverse((_, k))) = ready.pop() {
-            order.push(k);
-            for &reader in &readers[k] {
-                missing[reader] -= 1;
-                if missing[reader] == 0 {
-                    ready.push(key(reader));
-                }
+    let key = |k: usize| Reverse((place[k], k));
+    let mut ready: BinaryHeap<_> = left().filter(|&k| missing[k] == 0).map(key).collect();
+    let mut order = Vec::new();
+    while let Some(Reverse((_, k))) = ready.pop() {
+        order.push(k);
+        for &reader in &readers[k] {
+            missing[reader] -= 1;
+            if missing[reader] == 0 {
+                ready.push(key(reader));
             }
         }
-        debug_assert_eq!(order.len(), left().count(), "buckets form a cycle");
-        order
     }
+    debug_assert_eq!(order.len(), left().count(), "buckets form a cycle");
+    order
 }
 
 /// The scatters of gradients of parameters that are stored in shards over the scatter's axes, with what
 /// the parameters belong to.
 fn scattered(graph: &Graph) -> HashMap<NodeIndex, Home> {
     let mut homes = HashMap::new();
-    let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(node, id)| (id, node)).collect();
+    let inputs = graph.inputs_by_id();
     for output in &graph.outputs {
         let OutputKind::Update(id) = &output.kind else { continue };
         let Some(&input) = inputs.get(id).filter(|_| id.is_parameter()) else { continue };

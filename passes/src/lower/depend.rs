@@ -5,7 +5,7 @@
 use super::kernel::{Kernel, is_free};
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeSet, HashMap};
-use tpc_ir::{Graph, InputId, Op, OutputKind, Value};
+use tpc_ir::{Graph, Op, OutputKind, Value};
 
 /// The dependences between kernels, by their index in the list.
 pub(super) struct Dependences {
@@ -73,7 +73,7 @@ pub(super) fn recomputing(graph: &Graph, kernels: &[Kernel]) -> HashMap<NodeInde
 
 /// Inputs that a step updates, and the nodes that do it.
 pub(super) fn updates(graph: &Graph) -> impl Iterator<Item = (NodeIndex, NodeIndex)> {
-    let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(node, id)| (id, node)).collect();
+    let inputs = graph.inputs_by_id();
     graph.outputs.iter().filter_map(move |o| match &o.kind {
         OutputKind::Update(id) => Some((*inputs.get(id)?, o.value.node)),
         _ => None,

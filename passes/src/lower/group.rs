@@ -9,6 +9,7 @@
 //! The decision looks at global types only, so all ranks take the same one.
 
 use super::attention;
+use super::dependence_order::DependenceOrder;
 use super::kernel::{Kernel, LoopDim, Nest, is_free, is_loop_op, letters};
 use super::turn::{Turn, turns};
 use petgraph::graph::NodeIndex;
@@ -32,7 +33,16 @@ pub fn kernels(graph: &Graph, attention: bool) -> Vec<Kernel> {
         part_of.extend(part.nodes.iter().map(|&n| (n, i)));
     }
     let (of, turns) = (vec![None; graph.len()], turns(graph));
-    let mut state = Grouping { graph, kernels: Vec::new(), of, needs: Vec::new(), turns };
+    let mut state = Grouping {
+        graph,
+        kernels: Vec::new(),
+        of,
+        needs: DependenceOrder::default(),
+        turns,
+        readers: HashMap::new(),
+        scalars: Vec::new(),
+        recent: 0,
+    };
     for node in graph.nodes() {
         match part_of.get(&node).map(|&i| &found.parts[i]) {
             // Everything it reads is there before its first result is defined.
@@ -49,24 +59,40 @@ struct Grouping<'a> {
     graph: &'a Graph,
     /// The kernels so far; `None` for one that has become a part of another.
     kernels: Vec<Option<Kernel>>,
-    /// The kernel of every node that has one; of a view, that of its source.
+    /// The kernel that every node was put into; of a view, that of its source.
     of: Vec<Option<KernelId>>,
-    /// Kernels that each kernel reads from.
-    needs: Vec<BTreeSet<KernelId>>,
+    /// Which kernels each kernel reads from, and which have become a part of another.
+    needs: DependenceOrder,
     /// When each node runs.
     turns: Vec<Turn>,
+    /// Loops with a member that reads a value, by the numbers that the loops had then.
+    readers: HashMap<Value, Vec<KernelId>>,
+    /// Loops without indices.
+    scalars: Vec<KernelId>,
+    /// The number from which on all kernels are loops.
+    recent: KernelId,
 }
 
 impl Grouping<'_> {
     fn attention(&mut self, part: &attention::Part) {
-        let id = self.kernels.len();
-        self.needs.push(part.reads.iter().filter_map(|v| self.of[v.node.index()]).filter(|&k| k != id).collect());
+        let id = self.needs.push(self.makers(&part.reads));
         self.kernels.push(Some(Kernel::Attention {
             attention: Box::new(part.attention.clone()),
             nodes: part.nodes.clone(),
             reads: part.reads.clone(),
         }));
         part.nodes.iter().for_each(|n| self.of[n.index()] = Some(id));
+        self.recent = id + 1;
+    }
+
+    /// The kernel that makes a node; of a view, that of its source.
+    fn maker(&self, node: NodeIndex) -> Option<KernelId> {
+        self.of[node.index()].map(|k| self.needs.current(k))
+    }
+
+    /// The kernels that make some values.
+    fn makers(&self, values: &[Value]) -> Vec<KernelId> {
+        values.iter().filter_map(|v| self.maker(v.node)).collect()
     }
 
     /// The members of a kernel that is a loop.
@@ -78,7 +104,7 @@ impl Grouping<'_> {
         let op = &self.graph.node(node).op;
         let operands = self.graph.operands(node);
         if is_free(op) {
-            self.of[node.index()] = operands.first().and_then(|v| self.of[v.node.index()]);
+            self.of[node.index()] = operands.first().and_then(|v| self.maker(v.node));
             return;
         }
         if is_loop_op(op) && self.join(node, &operands) {
@@ -89,8 +115,14 @@ impl Grouping<'_> {
             op if op.is_collective() => Kernel::Collective(vec![node]),
             _ => Kernel::Single(node),
         };
-        let id = self.kernels.len();
-        self.needs.push(operands.iter().filter_map(|v| self.of[v.node.index()]).collect());
+        let id = self.needs.push(self.makers(&operands));
+        match &kernel {
+            Kernel::Loop(nest) => {
+                self.note_reads(id, &operands);
+                self.scalars.extend(nest.space.is_empty().then_some(id));
+            }
+            _ => self.recent = id + 1,
+        }
         self.kernels.push(Some(kernel));
         self.of[node.index()] = Some(id);
     }
@@ -116,13 +148,14 @@ impl Grouping<'_> {
         let candidates: BTreeSet<Reverse<(usize, bool, KernelId)>> = operands
             .iter()
             .filter(|v| is_loop_op(self.graph.op(**v)))
-            .filter_map(|v| self.of[v.node.index()])
+            .filter_map(|v| self.maker(v.node))
             .filter_map(|k| self.nest(k).map(|nest| Reverse((nest.space.len(), reduces(nest), k))))
             .collect();
         let makers: Vec<KernelId> = candidates.into_iter().map(|Reverse((.., k))| k).collect();
-        // A loop that is no maker, but reads the same at the same time.
-        let beside = self.recent_loops().into_iter().filter(|k| !makers.contains(k));
-        for k in makers.iter().copied().chain(beside) {
+        // A loop that makes no operand, but reads one at the same time.
+        let beside = std::iter::once_with(|| self.recent_readers(node, operands)).flatten();
+        let candidates = makers.iter().copied().chain(beside.filter(|k| !makers.contains(k)));
+        for k in candidates {
             let Some((nest, (letters_at, row))) =
                 self.nest(k).and_then(|nest| Some((nest, self.fits(k, node, operands)?)))
             else {
@@ -131,12 +164,12 @@ impl Grouping<'_> {
             if !makers.contains(&k) && letters_at.len() < nest.space.len() {
                 continue;
             }
-            let needs: Vec<KernelId> =
-                operands.iter().filter_map(|v| self.of[v.node.index()]).filter(|&o| o != k).collect();
-            if needs.iter().any(|&o| self.reaches(o, k)) {
+            let mut needs = self.makers(operands);
+            needs.retain(|&o| o != k);
+            if needs.iter().any(|&o| self.needs.reaches(o, k)) {
                 continue;
             }
-            self.needs[k].extend(needs);
+            self.needs.need(k, needs);
             let letters = letters(self.graph, node);
             if let Some(Kernel::Loop(nest)) = &mut self.kernels[k] {
                 nest.dims.insert(node, letters.result.iter().map(|&l| letters_at[l as usize]).collect());
@@ -145,6 +178,7 @@ impl Grouping<'_> {
                 nest.row = row;
             }
             self.of[node.index()] = Some(k);
+            self.note_reads(k, operands);
             for &v in operands {
                 self.absorb(k, node, v);
             }
@@ -156,7 +190,7 @@ impl Grouping<'_> {
     /// Merges the loop that made another operand of a member into the member's kernel, if it runs over
     /// indices that the operand has and nothing lies between the two.
     fn absorb(&mut self, k: KernelId, reader: NodeIndex, operand: Value) {
-        let Some(j) = self.of[operand.node.index()].filter(|&j| j != k) else { return };
+        let Some(j) = self.maker(operand.node).filter(|&j| j != k) else { return };
         let (Some(nest), Some(other)) = (self.nest(k), self.nest(j)) else { return };
         let Some(dims) = other.dims.get(&operand.node) else { return };
         let pure = !other.nodes.iter().any(|&n| is_reduction(self.graph, n));
@@ -168,12 +202,12 @@ impl Grouping<'_> {
             .nodes
             .iter()
             .flat_map(|&m| self.graph.operands(m))
-            .any(|v| is_free(self.graph.op(v)) && self.of[v.node.index()] == Some(j));
+            .any(|v| is_free(self.graph.op(v)) && self.maker(v.node) == Some(j));
         if viewed {
             return;
         }
-        let between = self.needs[k].iter().any(|&n| n != j && self.reaches(n, j));
-        if between || self.reaches(j, k) {
+        let between = self.needs.needs(k).any(|n| n != j && self.needs.reaches(n, j));
+        if between || self.needs.reaches(j, k) {
             return;
         }
         // The operand's dimensions tell which index of one loop is which of the other.
@@ -187,21 +221,9 @@ impl Grouping<'_> {
         let moved = |all: Vec<LoopDim>| all.into_iter().map(|d| to[d]).collect::<Vec<_>>();
         nest.dims.extend(other.dims.into_iter().map(|(n, d)| (n, moved(d))));
         nest.letters.extend(other.letters.into_iter().map(|(n, d)| (n, moved(d))));
-        other.nodes.iter().for_each(|n| self.of[n.index()] = Some(k));
         nest.nodes.extend(other.nodes);
         nest.nodes.sort_unstable();
-        // Views of what was merged follow it.
-        for of in self.of.iter_mut().filter(|of| **of == Some(j)) {
-            *of = Some(k);
-        }
-        let needs = std::mem::take(&mut self.needs[j]);
-        self.needs[k].extend(needs);
-        for (i, needs) in self.needs.iter_mut().enumerate() {
-            if needs.remove(&j) && i != k {
-                needs.insert(k);
-            }
-        }
-        self.needs[k].remove(&k);
+        self.needs.merge(k, j);
     }
 
     /// The loop index of each letter of `node` in kernel `k`, and the kernel's row then.
@@ -217,7 +239,7 @@ impl Grouping<'_> {
         for (v, row_letters) in operands.iter().zip(&letters.operands) {
             let Some(dims) = nest.dims.get(&v.node) else {
                 // Made elsewhere, but perhaps a view of something made here: not before the loop ends.
-                if self.of[v.node.index()] == Some(k) {
+                if self.maker(v.node) == Some(k) {
                     return None;
                 }
                 continue;
@@ -281,34 +303,31 @@ impl Grouping<'_> {
         self.turns[a.index()] == self.turns[b.index()]
     }
 
-    /// Loops since the last kernel of another kind, the latest first.
-    fn recent_loops(&self) -> Vec<KernelId> {
-        let latest = (0..self.kernels.len()).rev().filter(|&k| self.kernels[k].is_some());
-        latest.take_while(|&k| self.nest(k).is_some()).collect()
+    /// Remembers that a loop reads some values. Scalars tell nothing of its indices.
+    fn note_reads(&mut self, k: KernelId, values: &[Value]) {
+        for &v in values.iter().filter(|&&v| self.graph.ty(v).rank() > 0) {
+            self.readers.entry(v).or_default().push(k);
+        }
     }
 
-    /// Whether kernel `from` depends on `target`.
-    fn reaches(&self, from: KernelId, target: KernelId) -> bool {
-        let mut seen = HashSet::from([from]);
-        let mut stack = vec![from];
-        while let Some(k) = stack.pop() {
-            if k == target {
-                return true;
-            }
-            stack.extend(self.needs[k].iter().copied().filter(|&n| seen.insert(n)));
-        }
-        false
+    /// Loops since the last kernel of another kind that read an operand of a node, the latest first: no other loop tells
+    /// along which of its indices the node runs. A node without indices runs along those of any loop that has none.
+    fn recent_readers(&self, node: NodeIndex, operands: &[Value]) -> Vec<KernelId> {
+        let scalars = if letters(self.graph, node).count == 0 { &self.scalars[..] } else { &[] };
+        let reading = operands.iter().filter_map(|v| self.readers.get(v)).flatten();
+        let recent = reading.chain(scalars).map(|&k| self.needs.current(k)).filter(|&k| k >= self.recent);
+        recent.collect::<BTreeSet<_>>().into_iter().rev().collect()
     }
 
     /// Kernels in an order that respects their needs, otherwise that of the program.
     fn ordered(self) -> Vec<Kernel> {
         let n = self.kernels.len();
         let mut users: Vec<Vec<KernelId>> = vec![Vec::new(); n];
-        let mut missing: Vec<usize> = self.needs.iter().map(BTreeSet::len).collect();
-        for (k, needs) in self.needs.iter().enumerate() {
-            for &need in needs {
-                users[need].push(k);
-            }
+        let mut missing: Vec<usize> = vec![0; n];
+        for k in (0..n).filter(|&k| self.kernels[k].is_some()) {
+            let needs: BTreeSet<KernelId> = self.needs.needs(k).collect();
+            missing[k] = needs.len();
+            needs.into_iter().for_each(|need| users[need].push(k));
         }
         // A kernel is due when its last member is: earlier would keep what it makes alive longer.
         let last: Vec<NodeIndex> =

@@ -23,6 +23,7 @@ pub mod check_ranks;
 mod claims;
 pub mod contents;
 mod depend;
+mod dependence_order;
 mod emit;
 mod epilogue;
 pub mod group;

@@ -58,7 +58,7 @@ pub fn clip(graph: &Graph, max_norm: f64) -> Result<Graph, OptionError> {
     let (after, before): (Vec<NodeIndex>, Vec<NodeIndex>) =
         graph.nodes().filter(|n| live[n.index()]).partition(|n| late[n.index()]);
     let mut new = Graph::new(graph.mesh.clone());
-    let mut map = Mapping::new();
+    let mut map = Mapping::default();
     for node in before {
         let operands: Vec<Value> = graph.operands(node).iter().map(|v| map[v]).collect();
         keep(&mut map, node, copy(&mut new, graph, node, &operands));

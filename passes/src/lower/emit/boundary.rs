@@ -2,10 +2,8 @@
 
 use super::super::claims::Claim;
 use super::emitter::Emitter;
-use petgraph::graph::NodeIndex;
-use std::collections::HashMap;
 use tpc_ir::program::{Action, Binding, InputBinding, OutputBinding, View};
-use tpc_ir::{InputId, Op, OutputKind, Type, Value};
+use tpc_ir::{Op, OutputKind, Type, Value};
 
 impl Emitter<'_> {
     fn binding(&self, ty: &Type, layout: &[usize], view: View) -> Binding {
@@ -28,7 +26,7 @@ impl Emitter<'_> {
 
     /// Binds the outputs. Updates are copied into their inputs last, because other copies may still read the inputs.
     pub(super) fn outputs(&mut self) {
-        let inputs: HashMap<&InputId, NodeIndex> = self.graph.inputs().map(|(n, id)| (id, n)).collect();
+        let inputs = self.graph.inputs_by_id();
         let mut updates = Vec::new();
         for output in &self.graph.outputs {
             let ty = self.graph.ty(output.value);

@@ -7,7 +7,7 @@ use super::emitter::Emitter;
 use super::views::makes;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, InputId, Op, OutputKind, Value};
+use tpc_ir::{Graph, Op, OutputKind, Value};
 
 /// Of one kernel: the nodes that it writes over an input, and the inputs.
 pub(super) type InPlace = HashMap<NodeIndex, NodeIndex>;
@@ -45,7 +45,7 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     let last = |readers: Vec<usize>| readers.iter().map(|&k| position[kernels[k].first().index()]).max();
     let recomputing: HashMap<NodeIndex, Option<usize>> =
         depend::recomputing(graph, kernels).into_iter().map(|(node, readers)| (node, last(readers))).collect();
-    let inputs: HashMap<&InputId, NodeIndex> = graph.inputs().map(|(n, id)| (id, n)).collect();
+    let inputs = graph.inputs_by_id();
     let mut all = vec![HashMap::new(); kernels.len()];
     for output in &graph.outputs {
         let (OutputKind::Update(id), node) = (&output.kind, output.value.node) else { continue };
