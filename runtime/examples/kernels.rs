@@ -91,34 +91,40 @@ fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool))
     println!("contract {label:<28} {m:>5} x {n:>5} x {k:>5}  {ours:6.1} GFLOP/s (crate gemm: {theirs:6.1})");
 }
 
-/// A few rows times a matrix that no cache holds: how fast it is read, beside a sum of its elements.
-fn few_rows(m: usize, dtype: DType) {
-    let (n, k) = (4096, 16384);
+/// A few rows times matrices that no cache holds together: how fast they are read, beside a sum of their elements. The columns of a
+/// `table` lie one after the other, as those of a head that is tied to an embedding do, otherwise the rows.
+fn few_rows(m: usize, [k, n]: [usize; 2], table: bool, dtype: DType) {
+    let count = (1usize << 26).div_ceil(k * n);
     let mut b = Builder::new();
-    let (left, right) = (b.input("left", F, &[m, k]), b.input("right", dtype, &[k, n]));
-    let out = b.buffer(F, &[m, n]);
+    let left = b.input("left", F, &[m, k]);
     let dim = |size, left, right, out| ContractDim { size, left, right, out };
-    b.step(Action::Contract(Contract {
-        left,
-        right,
-        out,
-        batch: vec![],
-        m: vec![dim(m, k as isize, 0, n as isize)],
-        n: vec![dim(n, 0, 1, 1)],
-        k: vec![dim(k, 1, n as isize, 0)],
-        scale: 1.0,
-        epilogue: Vec::new(),
-    }));
-    let bytes = (n * k * dtype.bytes()) as f64;
+    let [of_k, of_n] = if table { [1, k as isize] } else { [n as isize, 1] };
+    for i in 0..count {
+        let right = b.input(&format!("right {i}"), dtype, &if table { [n, k] } else { [k, n] });
+        let out = b.buffer(F, &[m, n]);
+        b.step(Action::Contract(Contract {
+            left: left.clone(),
+            right,
+            out,
+            batch: vec![],
+            m: vec![dim(m, k as isize, 0, n as isize)],
+            n: vec![dim(n, 0, of_n, 1)],
+            k: vec![dim(k, 1, of_k, 0)],
+            scale: 1.0,
+            epilogue: Vec::new(),
+        }));
+    }
+    let bytes = (count * n * k * dtype.bytes()) as f64;
     let ours = bytes / time(vec![b.program], 1);
-    let values = vec![1u64; n * k * dtype.bytes() / 8];
+    let values = vec![1u64; count * n * k * dtype.bytes() / 8];
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         let start = Instant::now();
         std::hint::black_box(values.iter().fold(0u64, |sum, x| sum.wrapping_add(*x)));
         best = best.min(start.elapsed().as_secs_f64());
     }
-    println!("{m} rows x {n} x {k} {dtype}  {ours:6.1} GB/s (a sum: {:6.1})", bytes / best * 1e-9);
+    let kind = if table { "table" } else { "matrix" };
+    println!("{m} rows x {kind} {k} x {n} {dtype}  {ours:6.1} GB/s (a sum: {:6.1})", bytes / best * 1e-9);
 }
 
 fn fused(
@@ -346,9 +352,14 @@ fn main() {
     }
     if std::env::args().any(|a| a == "rows") {
         for m in [1, 2, 4, 5, 8] {
-            few_rows(m, F);
+            few_rows(m, [16384, 4096], false, F);
         }
-        return few_rows(1, DType::BF16);
+        few_rows(1, [16384, 4096], false, DType::BF16);
+        // A small model that writes one token after the other.
+        for (size, table) in [([768, 768], false), ([768, 2048], false), ([2048, 768], false), ([768, 32000], true)] {
+            few_rows(1, size, table, F);
+        }
+        return few_rows(1, [768, 32000], true, DType::BF16);
     }
     if std::env::args().any(|a| a == "attention") {
         for (seq, blocks) in [(256, [32, 64, 128]), (1024, [32, 64, 128]), (4096, [16, 32, 64])] {

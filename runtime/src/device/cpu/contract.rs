@@ -11,7 +11,7 @@
 //! type are rounded once, after the whole sum.
 
 use super::arena::Arena;
-use super::microkernel::{MOST_COLUMNS, MOST_ROWS, ROWS_AT_ONCE, Real, Tiles, Widen};
+use super::microkernel::{COLUMNS_AT_ONCE, MOST_COLUMNS, MOST_ROWS, ROWS_AT_ONCE, Real, Tiles, Widen};
 use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
@@ -701,13 +701,22 @@ impl<T: Real> Product<T> {
         let a = unsafe { std::slice::from_raw_parts(row.cast_const(), k) };
         for j0 in (0..all_n).step_by(BLOCK_N) {
             let n = BLOCK_N.min(all_n - j0);
-            for j in 0..n {
+            // SAFETY: as above.
+            let column = |j: usize| unsafe { std::slice::from_raw_parts(right.offset(self.right_n.at(j0 + j)), k) };
+            let give = |j: usize, x: T| {
                 // SAFETY: as above; a result that is accumulated is stored in this type.
-                unsafe {
-                    let b = std::slice::from_raw_parts(right.offset(self.right_n.at(j0 + j)), k);
-                    let x = self.scale * T::dot(a, b);
-                    self.give(x, sums.add(j), (out, self.out_n.at(j0 + j)), part.accumulate);
+                unsafe { self.give(self.scale * x, sums.add(j), (out, self.out_n.at(j0 + j)), part.accumulate) }
+            };
+            // As in `stream`: columns that are read side by side lie far apart.
+            let span = n / COLUMNS_AT_ONCE;
+            for j in 0..span {
+                let columns: [&[E]; COLUMNS_AT_ONCE] = std::array::from_fn(|q| column(q * span + j));
+                for (q, x) in T::dots(a, &columns).into_iter().enumerate() {
+                    give(q * span + j, x);
                 }
+            }
+            for j in span * COLUMNS_AT_ONCE..n {
+                give(j, T::dots(a, &[column(j)])[0]);
             }
             finish(Block { batch: 0, rows: (0, 1), columns: (j0, n), sums: sums.cast() });
         }
@@ -732,32 +741,33 @@ impl<T: Real> Product<T> {
             let sums_of = |i: usize| sums.wrapping_add(i * stride);
             // SAFETY: rows of sums lie in the scratch, one apart from the other.
             (0..m).for_each(|i| unsafe { sums_of(i).write_bytes(0, n) });
-            for p0 in (0..k).step_by(ROWS_AT_ONCE) {
-                let row = |p: usize| right.wrapping_offset(j0 as isize + self.right_k.at(p));
-                let rows: [*const E; ROWS_AT_ONCE] = std::array::from_fn(|q| row((p0 + q).min(k - 1)));
-                let whole = p0 + ROWS_AT_ONCE <= k;
+            let row = |p: usize| right.wrapping_offset(j0 as isize + self.right_k.at(p));
+            // Rows that are read side by side lie far apart, so that each is followed in memory by the next one of its stream: a
+            // prefetcher follows long streams, and has to find short ones over and over.
+            let span = k / ROWS_AT_ONCE;
+            for p in 0..span {
+                let rows: [*const E; ROWS_AT_ONCE] = std::array::from_fn(|q| row(q * span + p));
                 let mut i = 0;
-                while whole && i + 4 <= m {
-                    let x = std::array::from_fn(|r| std::array::from_fn(|q| x(i + r, p0 + q)));
+                while i + 4 <= m {
+                    let x = std::array::from_fn(|r| std::array::from_fn(|q| x(i + r, q * span + p)));
                     // SAFETY: the rows lie in the arena.
                     unsafe { T::add_rows::<E, 4>(&x, &rows, &std::array::from_fn(|r| sums_of(i + r)), n) }
                     i += 4;
                 }
-                while whole && i < m {
-                    let x = [std::array::from_fn(|q| x(i, p0 + q))];
+                for i in i..m {
+                    let x = [std::array::from_fn(|q| x(i, q * span + p))];
                     // SAFETY: as above.
                     unsafe { T::add_rows::<E, 1>(&x, &rows, &[sums_of(i)], n) }
-                    i += 1;
                 }
-                for i in i..m {
-                    for (q, row) in rows[..k - p0].iter().enumerate() {
-                        let x = x(i, p0 + q);
-                        for j in 0..n {
-                            // SAFETY: as above.
-                            unsafe {
-                                let sum = sums_of(i).add(j);
-                                *sum = *sum + x * (*row.add(j)).widen();
-                            }
+            }
+            for p in span * ROWS_AT_ONCE..k {
+                for i in 0..m {
+                    let x = x(i, p);
+                    for j in 0..n {
+                        // SAFETY: as above.
+                        unsafe {
+                            let sum = sums_of(i).add(j);
+                            *sum = *sum + x * (*row(p).add(j)).widen();
                         }
                     }
                 }

@@ -53,8 +53,8 @@ pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Outpu
     unsafe fn transpose(k: usize, columns: &[*const Self], out: *mut Self);
     /// The number, exactly.
     fn of_f32(x: f32) -> Self;
-    /// `Σ a[i]·b[i]`.
-    fn dot<E: Widen<Self>>(a: &[Self], b: &[E]) -> Self;
+    /// `Σ a[i]·column[i]` of some columns as long as `a`, each added up in the same order.
+    fn dots<E: Widen<Self>, const C: usize>(a: &[Self], columns: &[&[E]; C]) -> [Self; C];
     /// `sums[r][j] += Σ x[r][p]·rows[p][j]` for `n` columns.
     ///
     /// # Safety
@@ -86,6 +86,9 @@ impl<T: Real> Widen<T> for Bf16 {
         T::of_f32(self.to_f32())
     }
 }
+
+/// Columns of the right operand that [`Real::dots`] reads side by side.
+pub(crate) const COLUMNS_AT_ONCE: usize = 4;
 
 /// Rows of the right operand that [`Real::add_rows`] reads side by side: as many streams as a core prefetches.
 pub(crate) const ROWS_AT_ONCE: usize = 8;
@@ -322,28 +325,34 @@ unsafe fn transpose_avx2(k: usize, columns: &[*const f32], out: *mut f32) -> usi
     whole
 }
 
-macro_rules! dot_body {
-    ($a:ident, $b:ident, $t:ty, |$x:ident, $y:ident, $s:ident| $fma:expr) => {{
-        const WIDTH: usize = 32;
-        let mut sums = [0.0 as $t; WIDTH];
-        let (mut ca, mut cb) = ($a.chunks_exact(WIDTH), $b.chunks_exact(WIDTH));
-        for (x, y) in (&mut ca).zip(&mut cb) {
-            for i in 0..WIDTH {
-                let ($x, $y, $s) = (x[i], y[i].widen(), sums[i]);
-                sums[i] = $fma;
+macro_rules! dots_body {
+    ($a:ident, $columns:ident, $t:ty, |$x:ident, $y:ident, $s:ident| $fma:expr) => {{
+        const WIDTH: usize = 64 / size_of::<$t>();
+        let mut sums = [[0.0 as $t; WIDTH]; C];
+        let whole = $a.len() - $a.len() % WIDTH;
+        for at in (0..whole).step_by(WIDTH) {
+            let x = &$a[at..at + WIDTH];
+            for (sums, column) in sums.iter_mut().zip($columns) {
+                let y = &column[at..at + WIDTH];
+                for i in 0..WIDTH {
+                    let ($x, $y, $s) = (x[i], y[i].widen(), sums[i]);
+                    sums[i] = $fma;
+                }
             }
         }
-        let tail: $t = ca.remainder().iter().zip(cb.remainder()).map(|(x, y)| x * (*y).widen()).sum();
-        sums.iter().sum::<$t>() + tail
+        std::array::from_fn(|c| {
+            let tail: $t = $a[whole..].iter().zip(&$columns[c][whole..]).map(|(x, y)| x * (*y).widen()).sum();
+            sums[c].iter().sum::<$t>() + tail
+        })
     }};
 }
 
 macro_rules! real {
-    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $avx512:ident, $dot:ident, $rows:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
+    ($t:ty, $columns:literal, $portable:ident, $avx2:ident, $avx512:ident, $dots:ident, $rows:ident, |$k:ident, $c:ident, $o:ident| $transpose:expr) => {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma")]
-        fn $dot<E: Widen<$t>>(a: &[$t], b: &[E]) -> $t {
-            dot_body!(a, b, $t, |x, y, s| x.mul_add(y, s))
+        fn $dots<E: Widen<$t>, const C: usize>(a: &[$t], columns: &[&[E]; C]) -> [$t; C] {
+            dots_body!(a, columns, $t, |x, y, s| x.mul_add(y, s))
         }
 
         #[cfg(target_arch = "x86_64")]
@@ -381,13 +390,13 @@ macro_rules! real {
                 x.into()
             }
 
-            fn dot<E: Widen<$t>>(a: &[$t], b: &[E]) -> $t {
+            fn dots<E: Widen<$t>, const C: usize>(a: &[$t], columns: &[&[E]; C]) -> [$t; C] {
                 #[cfg(target_arch = "x86_64")]
                 if has_avx2() {
                     // SAFETY: the CPU has the features.
-                    return unsafe { $dot(a, b) };
+                    return unsafe { $dots(a, columns) };
                 }
-                dot_body!(a, b, $t, |x, y, s| x * y + s)
+                dots_body!(a, columns, $t, |x, y, s| x * y + s)
             }
 
             unsafe fn add_rows<E: Widen<$t>, const R: usize>(
@@ -406,7 +415,7 @@ macro_rules! real {
         }
     };
 }
-real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dot_f32, add_rows_f32, |k, columns, out| {
+real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dots_f32, add_rows_f32, |k, columns, out| {
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: the CPU has the features; the rest is passed on to the caller.
@@ -417,4 +426,4 @@ real!(f32, 16, portable_f32, avx2_f32, avx512_f32, dot_f32, add_rows_f32, |k, co
         0
     }
 });
-real!(f64, 8, portable_f64, avx2_f64, avx512_f64, dot_f64, add_rows_f64, |k, columns, out| 0);
+real!(f64, 8, portable_f64, avx2_f64, avx512_f64, dots_f64, add_rows_f64, |k, columns, out| 0);
