@@ -71,6 +71,17 @@ pub fn graph_seconds(target: &Target, graph: &Graph) -> f64 {
         .sum()
 }
 
+/// Floating-point operations of a graph's products, whatever the mesh: two for each term.
+pub fn product_flops(graph: &Graph) -> f64 {
+    let products = graph.nodes().filter_map(|node| {
+        let Op::Einsum { subs } = &graph.node(node).op else { return None };
+        let shapes: Vec<&[usize]> = graph.operands(node).iter().map(|&v| &*graph.ty(v).shape).collect();
+        let sizes = subs.sizes(&shapes, None)?;
+        Some(2.0 * sizes.iter().map(|&n| n as f64).product::<f64>())
+    });
+    products.sum()
+}
+
 /// What only the optimizer reads: its reductions wait for each other and travel in buckets
 /// (`lower/bucket.rs`), so that one more costs its bytes and no latency.
 pub struct Gradients {

@@ -14,6 +14,7 @@
 //! | which parameters are gathered again for the backward pass | [`reshard`] |
 //! | what does a plan cost | [`cost`] |
 //! | how fast are the device and its links | [`targets`] |
+//! | how long does a rank's program take, and how much of that does it wait | [`simulate`](mod@simulate) |
 //! | what does a rank execute | [`lower`] |
 //! | is a placed program right | [`mod@check`] |
 //! | does it compute the model | [`denotes`] |
@@ -33,5 +34,6 @@ pub mod rebuild;
 pub mod redistribute;
 pub mod reshard;
 pub mod rules;
+pub mod simulate;
 pub mod styles;
 pub mod targets;

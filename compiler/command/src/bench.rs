@@ -1,5 +1,6 @@
 //! `tpc bench`: the comparisons' models, measured.
 
+use crate::auto::Auto;
 use crate::given::Given;
 use crate::launch::Running as Arguments;
 use crate::notes::note_idle_ranks;
@@ -12,6 +13,7 @@ use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::time::Instant;
 use tpc_compiler::capture::Init;
+use tpc_compiler::plans::Workload;
 use tpc_compiler::pretrained::initialise;
 use tpc_compiler::program::{
     InferenceProgram, TrainingProgram, TrainingSession, compile_inference_together, compile_training_together,
@@ -39,6 +41,8 @@ pub struct Bench {
     preset: String,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    auto: Auto,
     #[command(flatten)]
     pub(crate) running: Arguments,
     #[command(flatten)]
@@ -109,18 +113,25 @@ impl Bench {
     }
 
     fn launch(&self, subject: &Subject, given: &Given, terminal: &mut Terminal) -> Outcome<Running> {
-        let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
+        self.auto.executed_ranks(&self.placement)?;
         // The gradients of the MLP's step are its results.
         let gradients = matches!(subject, Subject::Mlp(_));
         let mut options = self.placement.options(self.running.backend(), gradients, 0)?;
-        self.placement.note(&mesh, &plan, &options.target, terminal)?;
-        self.running.note(mesh.ranks(), terminal);
         options.step = self.step.options(self.mode == Mode::Train && !matches!(subject, Subject::Mlp(_)), given)?;
         let (rename, launch) = (subject.rename(), self.running.options()?);
         let step = match self.mode {
             Mode::Fwd => Step::Backward(Box::new(subject.forward()?)),
             Mode::Train => subject.step(&Optimizer::compared())?,
         };
+        let workload = || {
+            Ok(match &step {
+                Step::Training(capture) => Workload::of_training(capture, &rename)?,
+                Step::Backward(captured) => Workload::of_inference(captured, &rename)?,
+            })
+        };
+        let (mesh, plan) = self.auto.chosen(&self.placement, workload, &options, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal)?;
+        self.running.note(mesh.ranks(), terminal);
         let (mut running, init) = match step {
             Step::Training(capture) => {
                 let note = |program: &TrainingProgram| {

@@ -10,6 +10,8 @@
 //! | ranks that repeat the work of others, or have none | [`notes`] |
 //! | how messages show user text | `messages` |
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
+//! | `--plan auto` | `auto` |
+//! | built-in plans in the order of what they are predicted to take | [`plans`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
 //! | training steps, texts to train on | [`train`] |
 //! | text from prompts | [`generate`] |
@@ -20,6 +22,7 @@
 //! | a command as one process per rank | [`launch`] |
 //! | what all processes of a command must have in common | `settings` |
 
+mod auto;
 pub mod bench;
 pub mod calibrate;
 pub mod data;
@@ -31,6 +34,7 @@ pub mod launch;
 mod messages;
 pub mod notes;
 pub mod options;
+pub mod plans;
 pub mod report;
 pub mod run;
 pub mod saving;
@@ -72,6 +76,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     DumpIr(dump_ir::DumpIr),
+    Plans(plans::Plans),
     Run(run::Run),
     Train(Box<train::Train>),
     Generate(generate::Generate),
@@ -231,7 +236,9 @@ fn execute(
         Command::Train(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Generate(arguments) => Some((&arguments.running, arguments.reads())),
         Command::Bench(arguments) => Some((&arguments.running, Vec::new())),
-        Command::DumpIr(_) | Command::Calibrate(_) | Command::Launch(_) | Command::Tokenizer(_) => None,
+        Command::DumpIr(_) | Command::Plans(_) | Command::Calibrate(_) | Command::Launch(_) | Command::Tokenizer(_) => {
+            None
+        }
     };
     if let Some((running, files)) = joining {
         running.join(|| settings(&files), terminal)?;
@@ -240,6 +247,7 @@ fn execute(
     match command {
         Command::Launch(arguments) => arguments.execute(terminal),
         Command::DumpIr(arguments) => arguments.execute(given, terminal),
+        Command::Plans(arguments) => arguments.execute(given, terminal),
         Command::Run(arguments) => arguments.execute(given, terminal),
         Command::Train(arguments) => arguments.execute(given, terminal),
         Command::Generate(arguments) => arguments.execute(given, terminal),
@@ -267,10 +275,43 @@ fn internal(panic: &(dyn Any + Send)) -> Failure {
     Failure::new(format!("internal error: {}{place}; please report it", text.unwrap_or("no message")))
 }
 
+/// An error if so many ranks cannot be executed: more than one process runs, or another number than processes were launched.
+fn check_executed(ranks: usize) -> Outcome {
+    if ranks > MAX_RANKS {
+        return Err(too_many(ranks));
+    }
+    Ok(launch::check_ranks(ranks)?)
+}
+
+fn too_many(ranks: impl Display) -> Failure {
+    Failure::new(format!(
+        "mesh has {ranks} ranks, more than the {MAX_RANKS} that one process can run as threads; \
+         `tpc dump-ir` plans for more"
+    ))
+}
+
+/// The target of a name or of a file; without one, that of the backend.
+///
+/// # Errors
+/// A name that is neither built in nor a file, a file that is no target.
+fn target_named(name: Option<&str>, backend: Backend) -> Outcome<Target> {
+    let Some(name) = name else { return Ok(target::of_backend(backend).clone()) };
+    let unknown = match Target::built_in(name) {
+        Ok(found) => return Ok(found.clone()),
+        Err(unknown) => unknown,
+    };
+    let file = Path::new(name);
+    match std::fs::read_to_string(file) {
+        Ok(text) => Target::from_json(&text).map_err(|e| Failure::at(file, e)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Err(unknown.into()),
+        Err(e) => Err(Failure::at(file, e)),
+    }
+}
+
 /// Onto which mesh a program is compiled, and how.
 #[derive(Debug, Args)]
 pub struct Placement {
-    /// Built-in plan (none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, or both kinds: tp-ddp, tp-sp-fsdp, …) or JSON file
+    /// Built-in plan (none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, or both kinds: tp-ddp, tp-sp-fsdp, …), JSON file, or auto: the built-in plan that is predicted to be the fastest
     #[arg(long, default_value = "none")]
     pub plan: String,
     /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
@@ -298,19 +339,11 @@ impl Placement {
     /// # Errors
     /// A text that is no mesh, more ranks than one process runs, or another number than processes were launched.
     pub fn executed_mesh(&self) -> Outcome<Mesh> {
-        let ranks = match Mesh::parse(&self.mesh) {
-            Ok(mesh) if mesh.ranks() <= MAX_RANKS => {
-                launch::check_ranks(mesh.ranks())?;
-                return Ok(mesh);
-            }
-            Ok(mesh) => mesh.ranks(),
-            Err(MeshError::TooLarge(ranks, _)) => ranks,
-            Err(error) => return Err(error.into()),
-        };
-        Err(Failure::new(format!(
-            "mesh has {ranks} ranks, more than the {MAX_RANKS} that one process can run as threads; \
-             `tpc dump-ir` plans for more"
-        )))
+        match Mesh::parse(&self.mesh) {
+            Ok(mesh) => check_executed(mesh.ranks()).map(|()| mesh),
+            Err(MeshError::TooLarge(ranks, _)) => Err(too_many(ranks)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The plan.
@@ -320,6 +353,11 @@ impl Placement {
     pub fn plan(&self) -> Outcome<Plan> {
         let unknown = match Plan::built_in(&self.plan) {
             Ok(plan) => return Ok(plan),
+            Err(_) if self.plan == auto::AUTO => {
+                return Err(Failure::new(
+                    "--plan auto is for tpc train and tpc bench; tpc plans shows what it would choose for a model",
+                ));
+            }
             Err(unknown) => unknown,
         };
         let file = Path::new(&self.plan);
@@ -335,16 +373,7 @@ impl Placement {
     /// # Errors
     /// A name that is neither built in nor a file, a file that is no target, a CPU's target for CUDA.
     pub fn target(&self, backend: Backend) -> Outcome<Target> {
-        let Some(name) = &self.target else { return Ok(target::of_backend(backend).clone()) };
-        let file = Path::new(name);
-        let found = match Target::built_in(name) {
-            Ok(found) => found.clone(),
-            Err(unknown) => match std::fs::read_to_string(file) {
-                Ok(text) => Target::from_json(&text).map_err(|e| Failure::at(file, e))?,
-                Err(e) if e.kind() == ErrorKind::NotFound => return Err(unknown.into()),
-                Err(e) => return Err(Failure::at(file, e)),
-            },
-        };
+        let found = target_named(self.target.as_deref(), backend)?;
         target::check(&found, backend)?;
         Ok(found)
     }

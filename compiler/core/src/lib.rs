@@ -12,6 +12,7 @@
 //! | programs that share parameters | `beside` |
 //! | elements as bytes | `data` |
 //! | what a plan's errors say of the model | [`explain`] |
+//! | which plans there are for so many ranks, and what each would cost | [`plans`] |
 //! | programs from the process that compiles to the others | `together` |
 //! | model families and their files | [`models`] |
 //! | text from a model, with a cache of keys and values | [`generate`] |
@@ -29,6 +30,7 @@ pub mod import;
 pub mod memory;
 pub mod models;
 pub mod optimizer;
+pub mod plans;
 pub mod pretrained;
 pub mod program;
 pub mod target;

@@ -235,6 +235,32 @@ pub(crate) fn compile_graph_beside(
     options: &CompileOptions,
     beside: &Beside<'_>,
 ) -> Result<Stages, Error> {
+    let Planned { captured, logical, annotations, placed: Placed { propagated, placed, report } } =
+        plan_graph(captured, mesh, plan, options, beside)?;
+    let ranks = lower_beside(&placed, &options.target, &options.lower, &beside.programs)?;
+    beside.check(&ranks)?;
+    Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+}
+
+/// The stages of a program that all ranks have in common.
+pub(crate) struct Planned {
+    pub(crate) captured: Graph,
+    pub(crate) logical: Graph,
+    pub(crate) annotations: Annotations,
+    pub(crate) placed: Placed,
+}
+
+/// Takes a program to where every value is placed.
+///
+/// # Errors
+/// As [`compile_graph`].
+pub(crate) fn plan_graph(
+    captured: Graph,
+    mesh: &Mesh,
+    plan: &Plan,
+    options: &CompileOptions,
+    beside: &Beside<'_>,
+) -> Result<Planned, Error> {
     addressable(&captured)?;
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     well_formed(&captured)?;
@@ -249,11 +275,8 @@ pub(crate) fn compile_graph_beside(
     if beside.kept.is_none() {
         place_kept(&logical, &mut annotations, &options.target);
     }
-    let Placed { propagated, placed, report } =
-        place(&logical, &annotations, &options.target, &options.search, &options.step)?;
-    let ranks = lower_beside(&placed, &options.target, &options.lower, &beside.programs)?;
-    beside.check(&ranks)?;
-    Ok(Stages { captured, logical, annotations, propagated, placed, report, ranks })
+    let placed = place(&logical, &annotations, &options.target, &options.search, &options.step)?;
+    Ok(Planned { captured, logical, annotations, placed })
 }
 
 /// A program with every value placed.

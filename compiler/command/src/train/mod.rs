@@ -26,6 +26,7 @@ mod speed;
 mod state;
 mod steps;
 
+use crate::auto::Auto;
 use crate::files::{self, Files, check_dir};
 use crate::given::Given;
 use crate::launch::{Running, leads};
@@ -48,12 +49,14 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tpc_compiler::models::{Alphabet, ModelConfig, ModelDir, WeightMap, weight_map};
+use tpc_compiler::plans::Workload;
 use tpc_compiler::pretrained::{
     LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialise_model, load_weights, names,
     save_as,
 };
 use tpc_compiler::program::{TrainingProgram, TrainingSession, compile_training_together};
 use tpc_ir::Mesh;
+use tpc_passes::cost::product_flops;
 use tpc_runtime::CheckpointError;
 use tpc_runtime::checkpoint::directory::saved;
 use tpc_runtime::checkpoint::index::FILE as INDEX;
@@ -68,6 +71,8 @@ pub struct Train {
     model: PathBuf,
     #[command(flatten)]
     placement: Placement,
+    #[command(flatten)]
+    auto: Auto,
     #[command(flatten)]
     pub(crate) running: Running,
     #[command(flatten)]
@@ -165,7 +170,7 @@ impl Train {
                 "without data to evaluate on: --eval-data FILE or --held-out SHARE",
             )?;
         }
-        let (mesh, plan) = (self.placement.executed_mesh()?, self.placement.plan()?);
+        let ranks = self.auto.executed_ranks(&self.placement)?;
         let resumed = self.resumed(terminal)?;
         let seed = self.seed(resumed.as_ref())?;
         if let Some(steps) = self.steps {
@@ -185,7 +190,14 @@ impl Train {
         let steps = self.count(&source, resumed.as_ref(), terminal)?;
         let schedule = self.schedule.of(steps, given)?;
         let copies = 1 + self.optimizer.states();
-        model.config.check_memory([batch, seq], executed(&self.running, mesh.ranks(), copies))?;
+        model.config.check_memory([batch, seq], executed(&self.running, ranks, copies))?;
+        let names = names(&model.config);
+        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
+        let workload = || {
+            let capture = self.optimizer.capture(&model.config, source.tokens())?;
+            Ok(Workload::of_training(&capture, &rename)?)
+        };
+        let (mesh, plan) = self.auto.chosen(&self.placement, workload, &options, terminal)?;
         let (outputs, trace) = (self.outputs()?, self.traced.output()?);
         self.note(&mesh, steps, given, terminal);
         if let Some(before) = state.steps.filter(|before| *before != steps && schedule.has_end()) {
@@ -211,12 +223,10 @@ impl Train {
         let capture = self.optimizer.capture(&model.config, source.tokens())?;
         let evaluates = texts.is_some_and(|texts| texts.evaluate.is_some());
         let evaluation = evaluates.then(|| capture_evaluation(&model.config, source.tokens())).transpose()?;
-        let names = names(&model.config);
-        let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let launch = self.traced.options(self.running.options()?);
         let flops = Cell::new(None);
         let note = |program: &TrainingProgram| {
-            flops.set(Some(speed::flops(&program.steady.logical)));
+            flops.set(Some(product_flops(&program.steady.logical)));
             note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
         };
         let program =

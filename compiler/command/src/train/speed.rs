@@ -5,23 +5,12 @@ use crate::calibrate::products::cached_rate;
 use crate::launch::{Device, Running};
 use std::time::Duration;
 use tpc_compiler::program::CompileOptions;
+use tpc_ir::DType;
 use tpc_ir::quote::cut;
-use tpc_ir::{DType, Graph, Op};
 use tpc_runtime::Session;
 
 /// How long products are measured.
 const LONG: Duration = Duration::from_millis(60);
-
-/// Floating-point operations of the products of a program, whatever its mesh: two for each term.
-pub(super) fn flops(logical: &Graph) -> f64 {
-    let products = logical.nodes().filter_map(|node| {
-        let Op::Einsum { subs } = &logical.node(node).op else { return None };
-        let shapes: Vec<&[usize]> = logical.operands(node).iter().map(|&v| &*logical.ty(v).shape).collect();
-        let sizes = subs.sizes(&shapes, None)?;
-        Some(2.0 * sizes.iter().map(|&n| n as f64).product::<f64>())
-    });
-    products.sum()
-}
 
 /// What a step computes, and what the machine could.
 #[derive(Clone, Debug)]

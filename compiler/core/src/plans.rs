@@ -1,0 +1,269 @@
+//! Which built-in plans there are for a number of ranks, and what each would cost on a target. Nothing is executed.
+//!
+//! A prediction is made of the programs themselves: they are compiled up to what the first rank executes, whose arena is
+//! the memory that a rank needs, and whose steps are simulated ([`simulate`]). The first rank holds the largest shards.
+
+use crate::beside::Beside;
+use crate::capture::{Captured, TrainingCapture};
+use crate::explain::Facts;
+use crate::import::{Signature, import_with};
+use crate::program::{CompileOptions, Error, Planned, Rename, plan_graph, renamed};
+use std::cmp::Ordering::Equal;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tpc_ir::{Graph, Mesh};
+use tpc_passes::cost::product_flops;
+use tpc_passes::lower::{lower_rank, schedule};
+use tpc_passes::simulate::{Timeline, simulate};
+use tpc_passes::styles::plan::BUILT_IN;
+use tpc_passes::styles::{DataMode, Plan};
+
+/// A built-in plan on a mesh.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// The plan's name.
+    pub name: &'static str,
+    /// The plan.
+    pub plan: Plan,
+    /// The mesh, which has the axes that the plan uses.
+    pub mesh: Mesh,
+}
+
+impl Candidate {
+    /// The options of the command that compile it.
+    pub fn flags(&self) -> String {
+        let axes =
+            self.mesh.axes().iter().map(|axis| format!("{}={}", axis.name, axis.size)).collect::<Vec<_>>().join(",");
+        if axes.is_empty() { format!("--plan {}", self.name) } else { format!("--plan {} --mesh {axes}", self.name) }
+    }
+}
+
+/// Every built-in plan on every mesh of so many ranks that has the plan's axes, each with at least two ranks. One rank has the plan `none`
+/// only, and several ranks do not have it, because all of them would do the same.
+pub fn candidates(ranks: usize) -> Vec<Candidate> {
+    let mut found = Vec::new();
+    for &name in BUILT_IN.iter().filter(|&&name| name != SAME_AS_TP_FSDP) {
+        let Ok(plan) = Plan::built_in(name) else { continue };
+        let axes = axes(&plan);
+        for sizes in factorizations(ranks, axes.len()) {
+            if let Ok(mesh) = Mesh::new(axes.iter().cloned().zip(sizes)) {
+                found.push(Candidate { name, plan: plan.clone(), mesh });
+            }
+        }
+    }
+    found
+}
+
+/// A second name of the plan `tp-fsdp`.
+const SAME_AS_TP_FSDP: &str = "2d";
+
+/// The axes that a built-in plan uses. Those over which ranks exchange most come last, where neighbors are nearest.
+fn axes(plan: &Plan) -> Vec<String> {
+    let data = match &plan.data {
+        Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis.clone(), axis.clone()],
+        Some((_, axis)) => vec![axis.clone()],
+        None => Vec::new(),
+    };
+    data.into_iter().chain(plan.axis.as_ref().map(ToString::to_string)).collect()
+}
+
+/// All lists of so many factors of at least 2 whose product is `n`, in ascending order; 1 is the product of no factors.
+fn factorizations(n: usize, count: usize) -> Vec<Vec<usize>> {
+    if count == 0 {
+        return if n == 1 { vec![Vec::new()] } else { Vec::new() };
+    }
+    let first = (2..=n).filter(|first| n.is_multiple_of(*first));
+    let all = first.flat_map(|first| factorizations(n / first, count - 1).into_iter().map(move |rest| (first, rest)));
+    all.map(|(first, rest)| [vec![first], rest].concat()).collect()
+}
+
+/// What a step is predicted to cost on a target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Prediction {
+    /// What the first rank does when.
+    pub timeline: Timeline,
+    /// Bytes of the first rank's arena: all that it holds at any time of a step.
+    pub arena_bytes: usize,
+    /// Floating-point operations of the model's products in a step, whatever the mesh.
+    pub flops: f64,
+}
+
+impl Prediction {
+    /// The share of what the ranks' devices can multiply in the time of a step that the model's products are (MFU, Chowdhery et al.,
+    /// "PaLM: scaling language modeling with pathways").
+    pub fn utilization(&self, ranks: usize, rate: f64) -> f64 {
+        self.flops / (self.timeline.seconds * ranks as f64 * rate)
+    }
+}
+
+/// What a model does in a step, of which plans are predicted: imported once for all of them.
+pub struct Workload {
+    /// The program whose time counts.
+    steady: Graph,
+    /// The first step, which creates the optimizer's state: it counts for the memory.
+    first: Option<Graph>,
+    facts: Facts,
+}
+
+impl Workload {
+    /// A captured training step. Its time is that of a later step.
+    ///
+    /// # Errors
+    /// Operations without a counterpart.
+    pub fn of_training(capture: &TrainingCapture, rename: Rename) -> Result<Self, Error> {
+        let [steady, first] = [&capture.steady, &capture.first].map(|captured| renamed(captured, rename));
+        let signature = Signature::of([&steady, &first])?;
+        let import = |captured| Ok::<_, Error>(import_with(captured, &signature)?.graph);
+        Ok(Workload {
+            steady: import(&steady)?,
+            first: Some(import(&first)?),
+            facts: Facts::of(&capture.steady, rename),
+        })
+    }
+
+    /// A captured forward pass.
+    ///
+    /// # Errors
+    /// Operations without a counterpart.
+    pub fn of_inference(captured: &Captured, rename: Rename) -> Result<Self, Error> {
+        let facts = Facts::of(captured, rename);
+        let captured = renamed(captured, rename);
+        let steady = import_with(&captured, &Signature::of([&captured])?)?.graph;
+        Ok(Workload { steady, first: None, facts })
+    }
+
+    /// Predicts what a plan costs.
+    ///
+    /// # Errors
+    /// As [`compile_training`](crate::program::compile_training).
+    pub fn predict(&self, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Prediction, Error> {
+        let step = if self.first.is_some() { options.step.clone() } else { options.step.of_inference() };
+        let options = CompileOptions { step, ..options.clone() };
+        let predict = |graph: &Graph| {
+            predict_graph(graph.clone(), mesh, plan, &options).map_err(|error| self.facts.explain(error))
+        };
+        let mut steady = predict(&self.steady)?;
+        if let Some(first) = &self.first {
+            steady.arena_bytes = steady.arena_bytes.max(predict(first)?.arena_bytes);
+        }
+        Ok(steady)
+    }
+}
+
+/// A candidate, and what was predicted of it or why it cannot be compiled.
+pub struct Ranked {
+    /// The plan and its mesh.
+    pub candidate: Candidate,
+    /// What a step of it costs.
+    pub predicted: Result<Prediction, Error>,
+}
+
+/// What decides between candidates: those that fit come first, then those that do not, then those that cannot be compiled.
+#[derive(PartialEq, PartialOrd)]
+enum Merit {
+    /// It fits; the seconds of a step.
+    Fits(f64),
+    /// It does not fit; the bytes of a rank.
+    TooLarge(usize),
+    /// It cannot be compiled.
+    Impossible,
+}
+
+impl Ranked {
+    /// Whether a rank with so many bytes of memory can execute it.
+    pub fn fits(&self, memory: f64) -> bool {
+        matches!(self.merit(memory), Merit::Fits(_))
+    }
+
+    fn merit(&self, memory: f64) -> Merit {
+        match &self.predicted {
+            Ok(predicted) if predicted.arena_bytes as f64 <= memory => Merit::Fits(predicted.timeline.seconds),
+            Ok(predicted) => Merit::TooLarge(predicted.arena_bytes),
+            Err(_) => Merit::Impossible,
+        }
+    }
+}
+
+/// Predicts candidates on all cores and puts the best first, of those that are equally good the one that came first: by the time of a step
+/// if they fit into so many bytes of memory a rank, then by the memory that they need.
+pub fn ranked(workload: &Workload, candidates: Vec<Candidate>, options: &CompileOptions, memory: f64) -> Vec<Ranked> {
+    let predicted = in_parallel(&candidates, |c| workload.predict(&c.mesh, &c.plan, options));
+    let rows = candidates.into_iter().zip(predicted);
+    let mut rows: Vec<Ranked> = rows.map(|(candidate, predicted)| Ranked { candidate, predicted }).collect();
+    rows.sort_by(|a, b| a.merit(memory).partial_cmp(&b.merit(memory)).unwrap_or(Equal));
+    rows
+}
+
+/// What a function gives for each item, in the order of the items, computed on all cores.
+fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { return done };
+            done.push((at, compute(item)));
+        }
+    };
+    let mut done: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(|worker| worker.join());
+        results.flat_map(|done| done.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    done.sort_unstable_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, result)| result).collect()
+}
+
+fn predict_graph(graph: Graph, mesh: &Mesh, plan: &Plan, options: &CompileOptions) -> Result<Prediction, Error> {
+    let Planned { logical, placed, .. } = plan_graph(graph, mesh, plan, options, &Beside::default())?;
+    let schedule = schedule(&placed.placed, &options.target, &options.lower);
+    let program = lower_rank(&placed.placed, &schedule, 0)?;
+    let timeline = simulate(&program, &options.target);
+    Ok(Prediction { timeline, arena_bytes: program.arena_bytes, flops: product_flops(&logical) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(ranks: usize) -> Vec<String> {
+        candidates(ranks).iter().map(|c| format!("{} {}", c.name, c.mesh)).collect()
+    }
+
+    #[test]
+    fn every_candidate_has_the_ranks_and_the_axes_of_its_plan() {
+        for ranks in [1, 2, 6, 7, 8, 12] {
+            for Candidate { name, plan, mesh } in candidates(ranks) {
+                assert_eq!(mesh.ranks(), ranks, "{name} on {mesh}");
+                let axes = axes(&plan);
+                assert!(axes.iter().all(|axis| mesh.axis(axis).is_some()), "{name} on {mesh}");
+                assert_eq!(axes.len(), mesh.axes().len(), "{name} on {mesh}");
+            }
+        }
+    }
+
+    #[test]
+    fn results_have_the_order_of_the_items() {
+        let items: Vec<usize> = (0..100).collect();
+        assert_eq!(in_parallel(&items, |&n| n * n), items.iter().map(|&n| n * n).collect::<Vec<_>>());
+        assert!(in_parallel(&[], |n: &usize| *n).is_empty());
+    }
+
+    #[test]
+    fn one_rank_has_nothing_to_plan() {
+        assert_eq!(shown(1), ["none <>"]);
+    }
+
+    #[test]
+    fn two_ranks_have_one_axis() {
+        assert_eq!(shown(2), ["tp <tp=2>", "tp-sp <tp=2>", "ddp <dp=2>", "fsdp <dp=2>", "zero1 <dp=2>"]);
+    }
+
+    #[test]
+    fn an_axis_may_have_any_share_of_the_ranks() {
+        let of = |plan: &str| shown(12).into_iter().filter(|c| c.split(' ').next() == Some(plan)).collect::<Vec<_>>();
+        assert_eq!(of("tp-ddp").len(), 4);
+        assert_eq!(of("hsdp"), ["hsdp <rep=2,dp=6>", "hsdp <rep=3,dp=4>", "hsdp <rep=4,dp=3>", "hsdp <rep=6,dp=2>"]);
+        assert_eq!(of("tp-sp-hsdp").len(), 3);
+    }
+}
