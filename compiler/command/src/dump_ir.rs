@@ -21,7 +21,7 @@ use tpc_passes::check::check;
 use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
-use tpc_passes::propagate::{Annotation, Annotations, Constraint};
+use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
 use tpc_passes::styles::layout::OnAxes;
 use tpc_passes::styles::{Plan, parallelize_module};
 use tpc_passes::targets::{Link, Target};

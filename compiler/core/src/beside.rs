@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
 use tpc_ir::reason::Demand;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, Type};
-use tpc_passes::propagate::{Annotation, Annotations};
+use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::{LaunchOptions, ProgramId, Session};
 
