@@ -64,7 +64,7 @@ fn tiny_json() -> serde_json::Value {
     })
 }
 
-fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc_compiler::program::Error> {
+fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc_compiler::error::Error> {
     let captured = capture_forward(&tiny(), TokenBatch::new(2, 6), false).unwrap();
     let names = names(&tiny());
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
