@@ -19,6 +19,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use tpc_ir::path::unescaped;
 use tpc_ir::quote::{MOST, cut};
 use tpc_ir::{ModulePath, Segment};
 
@@ -155,7 +156,11 @@ impl Pattern {
                     }
                 }
                 '.' => states.push(State::Next),
-                '\\' if at < text.len() => at += escaped(&text[at..], &mut states),
+                '\\' => {
+                    let mut rest = text[at..].iter().copied().peekable();
+                    states.extend(unescaped(&mut rest).map(State::One));
+                    at = text.len() - rest.len();
+                }
                 c => states.push(State::One(c)),
             }
         }
@@ -213,19 +218,6 @@ fn characters(path: &ModulePath) -> impl Iterator<Item = Option<char>> {
         }
     }
     all.into_iter()
-}
-
-/// Adds the states for what follows a backslash, as the text of a path has it, and gives its length.
-fn escaped(text: &[char], states: &mut Vec<State>) -> usize {
-    if text[0] == 'e' {
-        return 1;
-    }
-    let code = (text[0] == 'u' && text.get(1) == Some(&'{')).then(|| text.iter().position(|c| *c == '}')).flatten();
-    let number = code.map(|end| (end, text[2..end].iter().collect::<String>()));
-    let by_number = number.and_then(|(end, code)| Some((end, char::from_u32(u32::from_str_radix(&code, 16).ok()?)?)));
-    let (end, c) = by_number.unwrap_or((0, text[0]));
-    states.push(State::One(c));
-    end + 1
 }
 
 /// The states that have been reached before a character.
@@ -352,6 +344,10 @@ mod tests {
             (r"a.b\.c", "a.b.c", false),
             (r"a.\*\u{20}", r"a.*\u{20}", true),
             (r"a.\e", r"a.\e", true),
+            // What is no character stands for nothing, in a path and in a pattern.
+            (r"a.b\u{zz}", r"a.b\u{zz}", true),
+            (r"a.b\u{zz}", "a.b", true),
+            ("a\\", "a\\", true),
         ] {
             assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
         }
