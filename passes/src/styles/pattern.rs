@@ -19,6 +19,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use strsim::levenshtein;
 use tpc_ir::path::unescaped;
 use tpc_ir::quote::{MOST, cut};
 use tpc_ir::{ModulePath, Segment};
@@ -264,7 +265,7 @@ pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a ModulePa
     // A longer text is like nothing, and the distance takes time for each of its characters.
     let wanted: String = wanted.chars().take(MOST).collect();
     let named = existing.into_iter().filter(|path| !path.is_root()).map(ToString::to_string);
-    let mut scored: Vec<(usize, String)> = named.map(|path| (distance(&wanted, &path), path)).collect();
+    let mut scored: Vec<(usize, String)> = named.map(|path| (levenshtein(&wanted, &path), path)).collect();
     scored.sort();
     scored.into_iter().take(3).map(|(_, path)| path).collect()
 }
@@ -279,22 +280,6 @@ impl fmt::Display for Nearest<'_> {
             names => write!(f, "; the nearest are {}", names.join(", ")),
         }
     }
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
