@@ -16,9 +16,10 @@ pub use tpc_compiler::capture::{
     Batch, BatchData, Loss, Named, ResultValues, Results, Spec, Tensors, named, scope::scope,
 };
 #[doc(inline)]
-pub use tpc_compiler::optimizer::ByDimensions;
+pub use tpc_compiler::error::Error;
 #[doc(inline)]
-pub use tpc_compiler::program::{Error, Stages};
+pub use tpc_compiler::optimizer::ByDimensions;
+pub use tpc_compiler::program::Stages;
 #[doc(inline)]
 pub use tpc_compiler::trainer::{CompiledTrainer, Evaluation, RunningTrainer, Step, Trainer};
 pub use tpc_derive::{Batch, Results};

@@ -4,6 +4,8 @@ use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
 use burn::data::dataset::InMemDataset;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use std::ops::Range;
 use std::sync::Arc;
 use tpc::prelude::*;
@@ -43,12 +45,9 @@ pub fn loader(seeds: Range<u64>, device: &Device) -> Arc<dyn DataLoader<Images>>
 
 /// An image with its brightest quarter.
 fn image(seed: u64) -> (Vec<f32>, i64) {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut draw = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 40) as f32 / (1u64 << 24) as f32
-    };
-    let label = (draw() * 4.0) as usize;
+    let mut random = StdRng::seed_from_u64(seed);
+    let label = random.random_range(0..4);
     let bright = |i: usize| 2 * (i / 128) + i % 16 / 8 == label;
-    ((0..256).map(|i| draw() - 0.5 + if bright(i) { 0.3 } else { 0.0 }).collect(), label as i64)
+    let mut pixel = |i: usize| random.random_range(-0.5..0.5) + if bright(i) { 0.3 } else { 0.0 };
+    ((0..256).map(&mut pixel).collect(), label as i64)
 }

@@ -146,6 +146,13 @@ pub struct Boundary {
     pub layout: Vec<usize>,
 }
 
+impl Boundary {
+    /// A value of a captured graph, whose shapes are the model's own.
+    pub fn of(graph: &Graph, value: Value) -> Self {
+        Boundary { value, layout: graph.ty(value).shape.clone() }
+    }
+}
+
 /// A module region: the values that enter and leave it, in order. Styles place them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Region {

@@ -316,30 +316,9 @@ impl MapFn {
     }
 }
 
-/// The error function in double precision: a Maclaurin series near zero and a continued fraction
-/// (Abramowitz and Stegun 7.1.6 and 7.1.14) elsewhere, both to machine accuracy.
+/// The error function in double precision.
 pub fn erf(x: f64) -> f64 {
-    let a = x.abs();
-    if a > 6.0 {
-        return 1f64.copysign(x);
-    }
-    let two_over_root_pi = 2.0 / std::f64::consts::PI.sqrt();
-    if a < 2.5 {
-        let (mut term, mut sum) = (x, x);
-        for n in 1..200 {
-            term *= 2.0 * x * x / (2.0 * f64::from(n) + 1.0);
-            sum += term;
-            if term.abs() < 1e-17 * sum.abs() {
-                break;
-            }
-        }
-        return two_over_root_pi * (-x * x).exp() * sum;
-    }
-    let mut fraction = a;
-    for n in (1..120).rev() {
-        fraction = a + f64::from(n) / 2.0 / fraction;
-    }
-    (1.0 - (-a * a).exp() / (fraction * std::f64::consts::PI.sqrt())).copysign(x)
+    libm::erf(x)
 }
 
 /// How random elements are distributed.

@@ -19,7 +19,6 @@
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Write as _};
 use std::iter::Peekable;
-use std::str::Chars;
 use std::sync::Arc;
 
 /// One step from a module to what it holds.
@@ -134,8 +133,8 @@ fn segment(text: &str, escaped: bool) -> Segment {
     }
 }
 
-/// The character that an escape means, after its backslash; none for an escape that stands for nothing.
-pub(crate) fn unescaped(chars: &mut Peekable<Chars<'_>>) -> Option<char> {
+/// The character that an escape means, of which the backslash has been read; none for an escape that stands for nothing.
+pub fn unescaped(chars: &mut Peekable<impl Iterator<Item = char>>) -> Option<char> {
     match chars.next() {
         None => Some('\\'),
         Some('e') => None,

@@ -8,7 +8,8 @@
 //! `%keys : f32[1, 2@dp, 8@tp, 16]`, and nothing said of `attention/keys`.
 //! After: an annotation `f32[64, 2@dp, 8@tp, 16]` of that input.
 
-use crate::propagate::{Annotation, Annotations, propagate_mapped};
+use crate::propagate::propagate_mapped;
+use crate::styles::annotations::{Annotation, Annotations};
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
 use std::collections::HashSet;

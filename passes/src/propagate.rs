@@ -15,65 +15,12 @@ use crate::reasons::explain;
 use crate::rebuild::{Mapping, rebuild};
 use crate::redistribute::{redistribute, reduced, steps};
 use crate::rules::{FactorKind, Rule, place, rule};
-use crate::styles::layout::OnAxes;
+use crate::styles::annotations::{Annotations, Storage};
 use crate::targets::Target;
-use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::reason::{Cause, Reason};
-use tpc_ir::{
-    AxisId, Graph, InputId, MapFn, Mesh, ModulePath, Op, Origin, Output, Phase, ReduceOp, Sharding, Type, Value,
-};
-
-/// A placement that a plan demands, and the plan entry that demands it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Annotation {
-    /// The placement.
-    pub sharding: Sharding,
-    /// The plan entry.
-    pub why: Reason,
-}
-
-/// A placement of a value on some axes that a plan demands, and the plan entry that demands it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Constraint {
-    /// The placement.
-    pub at: OnAxes,
-    /// The plan entry.
-    pub why: Reason,
-}
-
-/// A parameter that is stored more finely than it is computed with: it is gathered before the forward
-/// and backward pass use it, and the optimizer updates the stored shard (FSDP).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Storage {
-    /// Where the forward and backward pass want it.
-    pub compute: Sharding,
-    /// The plan entry that stores it so.
-    pub why: Reason,
-    /// Whether a style cuts it for computing.
-    pub style: bool,
-}
-
-/// What a plan demands: of inputs that are not listed, that they are replicated; of other values,
-/// nothing.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Annotations {
-    /// The mesh, with the axes split as far as the placements need.
-    pub mesh: Mesh,
-    /// Where inputs are stored.
-    pub inputs: HashMap<InputId, Annotation>,
-    /// Inputs that are computed with elsewhere than they are stored.
-    pub gathered: HashMap<InputId, Storage>,
-    /// By node of the logical graph: through which placements its result passes, in order.
-    pub results: HashMap<NodeIndex, Vec<Constraint>>,
-    /// By node and operand of the logical graph: through which placements the operand passes on its
-    /// way to this use.
-    pub uses: HashMap<(NodeIndex, u32), Vec<Constraint>>,
-    /// Nodes of the logical graph that add up what parts of the batch contribute. Terms that are partial sums stay so,
-    /// and their sum is reduced.
-    pub sums: HashSet<NodeIndex>,
-}
+use tpc_ir::{AxisId, Graph, MapFn, Mesh, ModulePath, Op, Origin, Output, Phase, ReduceOp, Sharding, Type, Value};
 
 /// Places every value of a logical graph.
 pub fn propagate(graph: &Graph, annotations: &Annotations, target: &Target) -> Graph {

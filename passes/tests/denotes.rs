@@ -7,8 +7,9 @@ use tpc_ir::{AxisId, Graph, InputId, MapFn, Mesh, Op, Scalar, Type, Value, parse
 use tpc_passes::check::check;
 use tpc_passes::denotes::{DenoteError, denotes};
 use tpc_passes::egraph::{SearchOptions, optimize};
-use tpc_passes::propagate::{Annotation, Annotations, propagate};
+use tpc_passes::propagate::propagate;
 use tpc_passes::rebuild::rebuild;
+use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::Target;
 
 /// Two columns that end in row-wise products, a residual, a slice, a difference, an update.

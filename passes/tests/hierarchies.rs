@@ -7,7 +7,8 @@ use tpc_passes::check::check;
 use tpc_passes::cost::graph_seconds;
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, optimize};
-use tpc_passes::propagate::{Annotation, Annotations, propagate};
+use tpc_passes::propagate::propagate;
+use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Node, Target};
 
 /// The CPU's target, whose ranks are in nodes of so many; the link between nodes is 10 times slower.

@@ -24,7 +24,8 @@ use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::term::Term;
 use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
-use tpc_passes::propagate::{Annotation, Annotations, propagate};
+use tpc_passes::propagate::propagate;
+use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{Link, Target};
 
 type Inputs = HashMap<InputId, Tensor>;

@@ -4,8 +4,9 @@ use tpc_ir::program::{Action, RankProgram};
 use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, InputId, Mesh, parse};
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::propagate::{Annotation, Annotations, propagate};
+use tpc_passes::propagate::propagate;
 use tpc_passes::simulate::{Lane, Timeline, simulate};
+use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{DeviceKind, Target};
 
 /// Two independent pairs of products, each of which ends in a reduction.

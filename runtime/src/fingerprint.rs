@@ -3,31 +3,32 @@
 
 use crate::comm::{Processes, describe};
 use crate::error::RuntimeError;
+use fnv::FnvHasher;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
+use std::hash::Hasher;
 use std::time::Duration;
 use tpc_ir::program::RankProgram;
 
-/// FNV-1a over a text that is never held.
-struct Hasher(u64);
+/// The hash of a text that is never held.
+#[derive(Default)]
+struct Text(FnvHasher);
 
-impl Write for Hasher {
+impl Write for Text {
     fn write_str(&mut self, text: &str) -> std::fmt::Result {
-        for byte in text.bytes() {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
+        self.0.write(text.as_bytes());
         Ok(())
     }
 }
 
 /// A number that is equal for equal programs of all ranks.
 pub fn fingerprint(programs: &[RankProgram]) -> u64 {
-    let mut hasher = Hasher(0xcbf2_9ce4_8422_2325);
+    let mut text = Text::default();
     for program in programs {
         // The hasher takes everything.
-        let _ = write!(hasher, "{program:?}");
+        let _ = write!(text, "{program:?}");
     }
-    hasher.0
+    text.0.finish()
 }
 
 /// What is compared when fingerprints differ, from the coarsest to the finest.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Exit code, standard output and standard error of `tpc` with these arguments.
 pub fn tpc(arguments: &[&str]) -> (u8, String, String) {
@@ -14,9 +15,11 @@ pub fn tpc(arguments: &[&str]) -> (u8, String, String) {
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
-    /// An empty directory; `name` is that of no other test of the binary.
+    /// An empty directory; the name says whose it is.
     pub fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("tpc-test-{}-{name}", std::process::id()));
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("tpc-test-{}-{number}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
         Scratch(dir)

@@ -18,11 +18,10 @@ use burn::train::{
     ClassificationOutput, InferenceStep, Interrupter, ItemLazy, Learner, LearningResult, MetricEarlyStoppingStrategy,
     StoppingCondition, SupervisedTraining, TrainOutput, TrainStep, TrainingStrategy,
 };
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use tpc::burn_train::{Sharded, backward};
 use tpc::prelude::*;
+use tpc_tests::command::Scratch;
 
 const TOKENS: usize = 6;
 const FEATURES: usize = 5;
@@ -195,22 +194,6 @@ impl Metric for Watch {
     fn clear(&mut self) {}
 }
 
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Self {
-        static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        Scratch(std::env::temp_dir().join(format!("tpc-burn-train-{}-{number}", std::process::id())))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A training of a copy of a model, as a project writes it.
 struct Run {
     strategy: Option<TrainingStrategy<Classifier>>,
@@ -224,7 +207,7 @@ struct Run {
 
 impl Run {
     fn of(strategy: Option<TrainingStrategy<Classifier>>) -> Self {
-        let (dir, train, valid) = (Scratch::new(), Seen::default(), Seen::default());
+        let (dir, train, valid) = (Scratch::new("learner"), Seen::default(), Seen::default());
         Run { strategy, optimizer: adam().init(), epochs: 3, dir, resumed_at: None, train, valid }
     }
 
@@ -540,7 +523,7 @@ impl InferenceStep for Own {
 fn a_step_says_its_loss_and_has_outputs_of_its_own() {
     let line = LinearConfig::new(FEATURES, 4).init(&Device::flex().autodiff());
     let run = |ends: Ends, strategy: Option<TrainingStrategy<Own>>| {
-        let (dir, seen) = (Scratch::new(), Seen::default());
+        let (dir, seen) = (Scratch::new("learner"), Seen::default());
         let mut training = SupervisedTraining::new(&dir.0, loader(0..20), loader(100..104))
             .metric_train(Watch(seen.clone(), None))
             .metric_valid(Watch(seen.clone(), None))

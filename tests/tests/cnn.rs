@@ -16,10 +16,11 @@ use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData, activation};
 use tpc::{Graph, InputKind};
 use tpc_compiler::capture::{Batch, CaptureError, TrainingOptions, capture_training, capture_training_shapes};
-use tpc_compiler::program::{CompileOptions, Error, TrainingProgram, compile_training};
+use tpc_compiler::error::Error;
+use tpc_compiler::program::{CompileOptions, TrainingProgram, compile_training};
 use tpc_ir::{InputId, Op, Phase, Type, Value};
 use tpc_passes::options::StepOptions;
-use tpc_passes::styles::regions::ancestors;
+use tpc_passes::styles::dataflow::ancestors;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_tests::eager::{filled, numbers, train};
 use tpc_tests::styles::{Executed, Seen, executed, floats, integers, types};
@@ -113,7 +114,7 @@ impl Trained {
 
 /// The forward products of a module's weight, or of the taps of its kernel.
 fn products(graph: &Graph, module: &str) -> Vec<Value> {
-    let input = graph.input(&InputId::Parameter(format!("{module}.weight").into())).unwrap();
+    let input = graph.inputs_by_id()[&InputId::Parameter(format!("{module}.weight").into())];
     let (mut found, mut open) = (Vec::new(), vec![input]);
     while let Some(node) = open.pop() {
         for (user, _) in graph.users(node).filter(|(user, _)| graph.node(*user).origin.phase == Phase::Forward) {

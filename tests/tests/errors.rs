@@ -16,40 +16,11 @@ use tpc_passes::options::OptionError;
 use tpc_passes::styles::{ColwiseParallel, PairwiseParallel, Plan, RowwiseParallel};
 use tpc_runtime::CheckpointError;
 use tpc_runtime::LaunchOptions;
+use tpc_tests::command::Scratch;
 use tpc_tests::training::{config, mesh, plan};
 
-/// A message, without the directory that it names.
 fn says(error: impl std::fmt::Display, expected: &str) {
-    let found = error.to_string();
-    let root = scratch("").display().to_string();
-    assert_eq!(found.replace(root.trim_end_matches('/'), "DIR"), expected);
-}
-
-/// A directory of this test process.
-fn scratch(name: &str) -> PathBuf {
-    std::env::temp_dir().join(format!("tpc-errors-{}", std::process::id())).join(name)
-}
-
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let path = scratch(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Scratch(path)
-    }
-
-    fn write(&self, file: &str, content: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.0.join(file);
-        std::fs::write(&path, content).unwrap();
-        path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
+    assert_eq!(error.to_string(), expected);
 }
 
 fn tiny() -> ModelConfig {
@@ -64,7 +35,7 @@ fn tiny_json() -> serde_json::Value {
     })
 }
 
-fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc_compiler::program::Error> {
+fn compiled(plan: &Plan, on: &str) -> Result<InferenceProgram, tpc_compiler::error::Error> {
     let captured = capture_forward(&tiny(), TokenBatch::new(2, 6), false).unwrap();
     let names = names(&tiny());
     let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
@@ -268,41 +239,44 @@ fn configurations() {
 fn directories() {
     let dir = Scratch::new("directories");
     let root = dir.0.clone();
-    let refused = |expected: &str| says(ModelDir::open(&root).unwrap_err(), expected);
+    let says = |error: &dyn std::fmt::Display, expected: &str| {
+        says(error.to_string().replace(root.to_str().unwrap(), "DIR"), expected);
+    };
+    let refused = |expected: &str| says(&ModelDir::open(&root).unwrap_err(), expected);
     let save = |to: &Path| {
         save_pretrained(to, &tiny_json(), &weight_map(&tiny()), |e| Ok(vec![0.5; e.shape.iter().product()]))
     };
-    refused("DIR/directories/config.json: No such file or directory (os error 2)");
+    refused("DIR/config.json: No such file or directory (os error 2)");
     dir.write("config.json", "{");
-    refused("DIR/directories/config.json: not valid JSON: EOF while parsing an object at line 1 column 1");
+    refused("DIR/config.json: not valid JSON: EOF while parsing an object at line 1 column 1");
     dir.write("config.json", tiny_json().to_string());
-    refused("DIR/directories: no weights: neither model.safetensors nor model.safetensors.index.json");
+    refused("DIR: no weights: neither model.safetensors nor model.safetensors.index.json");
     save(&root).unwrap();
     let good = std::fs::read(root.join("model.safetensors")).unwrap();
     let bytes = good.len();
     dir.write("model.safetensors", &good[..bytes - 5]);
     refused(&format!(
-        "DIR/directories/model.safetensors: truncated: the header describes {bytes} bytes, the file has {}",
+        "DIR/model.safetensors: truncated: the header describes {bytes} bytes, the file has {}",
         bytes - 5
     ));
     dir.write("model.safetensors", "abc");
-    refused("DIR/directories/model.safetensors: truncated: the header describes 8 bytes, the file has 3");
+    refused("DIR/model.safetensors: truncated: the header describes 8 bytes, the file has 3");
     dir.write("model.safetensors", "\x08\0\0\0\0\0\0\0{abcdefg");
     refused(
-        "DIR/directories/model.safetensors: not a valid safetensors file: its header is not JSON: key must be a string at line 1 column 2",
+        "DIR/model.safetensors: not a valid safetensors file: its header is not JSON: key must be a string at line 1 column 2",
     );
     dir.write("model.safetensors", &good);
     let mut other = tiny_json();
     other["intermediate_size"] = json!(16);
     dir.write("config.json", other.to_string());
     refused(
-        "DIR/directories/model.safetensors: tensor \"model.layers.0.mlp.gate_proj.weight\" has shape [12, 8], but the configuration says [16, 8]",
+        "DIR/model.safetensors: tensor \"model.layers.0.mlp.gate_proj.weight\" has shape [12, 8], but the configuration says [16, 8]",
     );
     other = tiny_json();
     other["num_hidden_layers"] = json!(3);
     dir.write("config.json", other.to_string());
     refused(
-        "DIR/directories/model.safetensors: missing tensor \"model.layers.2.input_layernorm.weight\"; nearest are model.layers.0.input_layernorm.weight, model.layers.1.input_layernorm.weight, model.layers.0.mlp.down_proj.weight",
+        "DIR/model.safetensors: missing tensor \"model.layers.2.input_layernorm.weight\"; nearest are model.layers.0.input_layernorm.weight, model.layers.1.input_layernorm.weight, model.layers.0.mlp.down_proj.weight",
     );
     dir.write("config.json", tiny_json().to_string());
     let mut integers = good.clone();
@@ -312,20 +286,21 @@ fn directories() {
     let opened = ModelDir::open(&root).unwrap();
     let mut session = compiled(&plan("none"), "").unwrap().launch(LaunchOptions::default()).unwrap();
     says(
-        load_weights(&mut session, &opened.weight_map(), &opened.weights).unwrap_err(),
-        "DIR/directories/model.safetensors: tensor \"model.embed_tokens.weight\" has element type I32, expected F32, F16, BF16 or F64",
+        &load_weights(&mut session, &opened.weight_map(), &opened.weights).unwrap_err(),
+        "DIR/model.safetensors: tensor \"model.embed_tokens.weight\" has element type I32, expected F32, F16, BF16 or F64",
     );
     let weights = Weights::open_file(&root.join("model.safetensors")).unwrap();
     says(
-        weights.read_f32_slice("model.norm.weight", std::slice::from_ref(&(0..9))).unwrap_err(),
-        "DIR/directories/model.safetensors: tensor \"model.norm.weight\" of shape [8] has no slice [0..9]",
+        &weights.read_f32_slice("model.norm.weight", std::slice::from_ref(&(0..9))).unwrap_err(),
+        "DIR/model.safetensors: tensor \"model.norm.weight\" of shape [8] has no slice [0..9]",
     );
-    let file = dir.write("file", "");
-    says(save(&file).unwrap_err(), "DIR/directories/file: File exists (os error 17)");
-    says(save(&file.join("x")).unwrap_err(), "DIR/directories/file/x: Not a directory (os error 20)");
+    let file = root.join("file");
+    dir.write("file", "");
+    says(&save(&file).unwrap_err(), "DIR/file: File exists (os error 17)");
+    says(&save(&file.join("x")).unwrap_err(), "DIR/file/x: Not a directory (os error 20)");
     let half = root.join("half");
     says(
-        save_pretrained(&half, &tiny_json(), &weight_map(&tiny()), |_| Ok(vec![0.5; 3])).unwrap_err(),
+        &save_pretrained(&half, &tiny_json(), &weight_map(&tiny()), |_| Ok(vec![0.5; 3])).unwrap_err(),
         "parameter \"model.embed_tokens.weight\" should have 80 elements, but has 3",
     );
     assert!(

@@ -2,10 +2,11 @@
 //! prompts of different lengths in one batch, on every mesh.
 
 use std::path::PathBuf;
+use tpc_compiler::error::Error;
 use tpc_compiler::generate::{Choice, Chosen, Generate, Generated, Generator, Limits, Sampling, Why};
 use tpc_compiler::models::{ModelDir, TokenInputs, load};
 use tpc_compiler::pretrained::load_weights;
-use tpc_compiler::program::{CompileOptions, Error};
+use tpc_compiler::program::CompileOptions;
 use tpc_ir::{InputKind, OutputKind};
 use tpc_passes::options::{Precision, StepOptions};
 use tpc_tests::eager::numbers;

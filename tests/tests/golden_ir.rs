@@ -7,7 +7,7 @@
 use tpc_compiler::program::CompileOptions;
 use tpc_compiler::program::Stages;
 use tpc_ir::text::print;
-use tpc_passes::propagate::Annotations;
+use tpc_passes::styles::Annotations;
 use tpc_tests::golden::{Compile, Feed, MESHES, MODELS, llama, mlp_forward, mlp_step, step};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
 

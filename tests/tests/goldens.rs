@@ -198,7 +198,7 @@ impl Golden {
             let mut values: Values = initial(&capture.first, &first);
             let program = self.compiled(capture, name, on);
             let shape_of = |graph: &Graph, id: &InputId| {
-                let node = graph.input(id).unwrap();
+                let node = graph.inputs_by_id()[id];
                 graph.node(node).types[0].shape.clone()
             };
             for (name, data) in self.named(&file, "param.") {

@@ -6,31 +6,10 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use tpc_tests::command::{Scratch, tpc};
 
 fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(path)
-}
-
-/// A directory of one test's own.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("tpc-model-dirs-{}-{name}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        std::fs::create_dir_all(&dir).unwrap();
-        Scratch(dir)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// A tensor of a file: element type, shape, bytes.
@@ -60,12 +39,6 @@ fn json_file(path: &Path) -> Json {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn tpc(arguments: &[&str]) -> (u8, String, String) {
-    let (mut out, mut err) = (Vec::new(), Vec::new());
-    let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
-    (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
-}
-
 /// What a run of `tpc train` left.
 struct Trained {
     losses: Vec<f64>,
@@ -79,7 +52,7 @@ struct Trained {
 /// Three steps with the optimizer of the references, on the directory's own batch.
 fn train(dir: &Path, inputs: &Path, more: &[&str], scratch: &Scratch) -> Result<Trained, String> {
     let text = |path: PathBuf| path.display().to_string();
-    let (save, grads, metrics) = (scratch.path("saved"), scratch.path("grads"), scratch.path("metrics"));
+    let (save, grads, metrics) = (scratch.0.join("saved"), scratch.0.join("grads"), scratch.0.join("metrics"));
     let (dir, inputs) = (text(dir.into()), text(inputs.into()));
     let files = [text(save.clone()), text(grads.clone()), text(metrics.clone())];
     let arguments = [
@@ -253,7 +226,7 @@ fn tensors_that_are_not_read_are_listed() {
 #[test]
 fn what_is_saved_is_what_the_configuration_says() {
     let (dir, scratch) = (data("faults/saved-dtype"), Scratch::new("saved-dtype"));
-    let own = scratch.path("own");
+    let own = scratch.0.join("own");
     std::fs::create_dir_all(&own).unwrap();
     std::fs::write(own.join("model.safetensors"), std::fs::read(dir.join("model.safetensors")).unwrap()).unwrap();
     let inputs = dir.join("inputs.safetensors");
@@ -302,7 +275,7 @@ fn inputs_of_any_integer_type() {
         };
         (dtype, raw.1.clone(), numbers(raw).into_iter().flat_map(bytes).collect())
     };
-    let file = scratch.path("inputs.safetensors");
+    let file = scratch.0.join("inputs.safetensors");
     let write = |name: &str, dtype: Dtype| {
         let mut tensors = given.clone();
         tensors.insert("attention_mask".into(), as_type(&given["attention_mask"], Dtype::I64));
@@ -359,7 +332,7 @@ fn broken_weights_are_refused() {
         );
     }
     let good = data("faults/padding-idx-llama");
-    let own = scratch.path("own");
+    let own = scratch.0.join("own");
     std::fs::create_dir_all(&own).unwrap();
     std::fs::write(own.join("config.json"), std::fs::read(good.join("config.json")).unwrap()).unwrap();
     let whole = std::fs::read(good.join("model.safetensors")).unwrap();
@@ -400,7 +373,7 @@ fn weights_that_are_no_numbers_are_named() {
         );
     }
     // Weights that are numbers, and too large.
-    let own = scratch.path("own");
+    let own = scratch.0.join("own");
     std::fs::create_dir_all(&own).unwrap();
     std::fs::write(own.join("config.json"), std::fs::read(dir.join("config.json")).unwrap()).unwrap();
     let mut tensors = raw(&dir.join("model.safetensors"));
@@ -419,7 +392,7 @@ fn changed(
     config: impl FnOnce(&mut Json),
     weights: impl FnOnce(&mut BTreeMap<String, Raw>),
 ) -> PathBuf {
-    let (from, to) = (data("hf").join(name), scratch.path("changed"));
+    let (from, to) = (data("hf").join(name), scratch.0.join("changed"));
     let _ = std::fs::remove_dir_all(&to);
     std::fs::create_dir_all(&to).unwrap();
     let mut json = json_file(&from.join("config.json"));
@@ -494,9 +467,9 @@ fn files_decide_what_is_tied() {
             }
         }
         // What was saved is read as what it was.
-        let saved = scratch.path("again");
+        let saved = scratch.0.join("again");
         let _ = std::fs::remove_dir_all(&saved);
-        std::fs::rename(scratch.path("saved"), &saved).unwrap();
+        std::fs::rename(scratch.0.join("saved"), &saved).unwrap();
         let again = run(&saved, &[]);
         assert!(again.saved.contains_key(head));
     }
@@ -656,7 +629,7 @@ fn rows_that_see_no_key() {
         let (shape, seq) = (tensors["input_ids"].1.clone(), tensors["input_ids"].1[1]);
         let mask = (0..shape[0] * seq).flat_map(|i| i64::from(i / seq > 0 && i % seq >= 3).to_le_bytes()).collect();
         tensors.insert("attention_mask".into(), (Dtype::I64, shape, mask));
-        let inputs = scratch.path("inputs.safetensors");
+        let inputs = scratch.0.join("inputs.safetensors");
         write_raw(&inputs, &tensors);
         let run =
             |plan: &[&str]| train(&data("hf").join(name), &inputs, plan, &scratch).unwrap_or_else(|e| panic!("{e}"));
@@ -671,7 +644,7 @@ fn rows_that_see_no_key() {
 
 /// The notes and the outcome of `tpc dump-ir` for a configuration.
 fn dumped(config: &Json, more: &[&str], scratch: &Scratch) -> (u8, String) {
-    let dir = scratch.path("config");
+    let dir = scratch.0.join("config");
     std::fs::create_dir_all(&dir).unwrap();
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let dir = dir.display().to_string();
@@ -780,9 +753,9 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
             "error: DIR/config.json: key \"hidden_size\" should be a whole number up to 2147483648, but is 1099511627776\n"
         )
     );
-    let dir = scratch.path("config").display().to_string();
+    let dir = scratch.0.join("config").display().to_string();
     for seq in ["4611686018427387904", "9223372036854775807"] {
-        std::fs::write(scratch.path("config/config.json"), llama().to_string()).unwrap();
+        std::fs::write(scratch.0.join("config/config.json"), llama().to_string()).unwrap();
         let (code, _, err) = tpc(&["dump-ir", &dir, "--seq", seq]);
         too_large((code, err), &format!("--batch 4 --seq {seq}: the batch of shape "));
         let (code, _, err) = tpc(&["dump-ir", "--preset", "mlp", "--batch", seq]);
@@ -797,11 +770,11 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
     });
     assert_eq!(dumped(&large, &["--plan", "tp", "--mesh", "tp=8"], &scratch), (0, String::new()));
     // But it is not executed.
-    let text = scratch.path("text");
+    let text = scratch.0.join("text");
     std::fs::write(&text, "abcdefghijklmnop".repeat(20)).unwrap();
     let mut large = large;
     large["num_hidden_layers"] = json!(126);
-    std::fs::write(scratch.path("config/config.json"), large.to_string()).unwrap();
+    std::fs::write(scratch.0.join("config/config.json"), large.to_string()).unwrap();
     let text = text.display().to_string();
     let (code, _, err) = tpc(&["train", &dir, "--from-scratch", "--data", &text, "--characters", "--steps", "1"]);
     too_large((code, err), "llama of 405");
@@ -900,7 +873,7 @@ fn labels_that_a_head_does_not_take_are_refused() {
     let of = |name: &str, labels: Raw| {
         let mut tensors = raw(&data(name).join("inputs.safetensors"));
         tensors.insert("labels".into(), labels);
-        let inputs = scratch.path("inputs.safetensors");
+        let inputs = scratch.0.join("inputs.safetensors");
         write_raw(&inputs, &tensors);
         let said = train(&data(name), &inputs, &[], &scratch).err().unwrap();
         said.replace(&format!("{}: ", inputs.display()), "")

@@ -305,7 +305,7 @@ fn more_micro_batches_than_rows_are_refused() {
         let options = CompileOptions { step: micro(count), ..CompileOptions::for_cpu() };
         let mesh = tpc_tests::training::mesh("");
         match tpc_compiler::program::compile_training(program, &mesh, &plan("none"), &options, &str::to_string) {
-            Err(tpc_compiler::program::Error::Option(error)) => error,
+            Err(tpc_compiler::error::Error::Option(error)) => error,
             _ => panic!("{count} micro-batches of 4 rows"),
         }
     };
@@ -389,7 +389,7 @@ fn a_pattern_that_freezes_nothing_names_the_nearest() {
         let rename = |p: &str| names.get(p).cloned().unwrap_or_else(|| p.to_string());
         let mesh = tpc_tests::training::mesh("");
         match tpc_compiler::program::compile_training(capture, &mesh, &plan("none"), &options, &rename) {
-            Err(tpc_compiler::program::Error::Option(error)) => error,
+            Err(tpc_compiler::error::Error::Option(error)) => error,
             _ => panic!("{patterns:?}"),
         }
     };

@@ -12,12 +12,12 @@ use burn::tensor::{Device, Tensor, TensorData, activation};
 use std::collections::BTreeMap;
 use tpc::Graph;
 use tpc_compiler::program::CompileOptions;
+use tpc_ir::reason::Side;
 use tpc_ir::{Phase, Region, Value};
 use tpc_passes::styles::modules::Role;
 use tpc_passes::styles::plan::MeshDim;
 use tpc_passes::styles::prepare::Prepare;
 use tpc_passes::styles::regions::Regions;
-use tpc_passes::styles::style::Side;
 use tpc_passes::styles::style::{Module as StyledModule, Placements};
 use tpc_passes::styles::{
     ColwiseParallel, Layout, PairwiseParallel, PairwiseSequenceParallel, ParallelStyle, Plan, PrepareModuleInput,
@@ -271,7 +271,7 @@ fn every_call_of_a_convolution() {
 }
 
 /// How many values are prepared as the result of a module.
-fn prepared_results(found: &tpc_passes::propagate::Annotations) -> usize {
+fn prepared_results(found: &tpc_passes::styles::Annotations) -> usize {
     found.results.values().filter(|all| all.iter().any(|c| c.why.to_string().contains("result 0 is"))).count()
 }
 
@@ -823,7 +823,7 @@ fn parallelize_module_along_a_dimension() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Plan files
 
-fn annotations(plan: &Plan, on: &str) -> tpc_passes::propagate::Annotations {
+fn annotations(plan: &Plan, on: &str) -> tpc_passes::styles::Annotations {
     block().compiled(plan, on, &CompileOptions::for_cpu()).unwrap_or_else(|e| panic!("{plan:?}: {e}")).first.annotations
 }
 
@@ -933,17 +933,18 @@ fn the_same(text: &str, plan: &Plan, on: &str) {
         };
         let (a, b) = (annotations(&file, on), annotations(plan, on));
         assert_eq!(a.mesh, b.mesh, "{text}");
-        let at = |found: &tpc_passes::propagate::Annotations| -> BTreeMap<String, _> {
+        let at = |found: &tpc_passes::styles::Annotations| -> BTreeMap<String, _> {
             found.inputs.iter().map(|(id, a)| (id.to_string(), a.sharding.clone())).collect()
         };
         assert_eq!(at(&a), at(&b), "{text}");
         assert!(!at(&a).is_empty() || !a.results.is_empty() || !a.uses.is_empty(), "{text}");
-        let placed = |c: &[tpc_passes::propagate::Constraint]| c.iter().map(|c| c.at.clone()).collect::<Vec<_>>();
+        let placed =
+            |c: &[tpc_passes::styles::annotations::Constraint]| c.iter().map(|c| c.at.clone()).collect::<Vec<_>>();
         let sorted = |m: Vec<(String, Vec<_>)>| m.into_iter().collect::<BTreeMap<_, _>>();
-        let results = |f: &tpc_passes::propagate::Annotations| {
+        let results = |f: &tpc_passes::styles::Annotations| {
             sorted(f.results.iter().map(|(n, c)| (format!("{n:?}"), placed(c))).collect())
         };
-        let uses = |f: &tpc_passes::propagate::Annotations| {
+        let uses = |f: &tpc_passes::styles::Annotations| {
             sorted(f.uses.iter().map(|(n, c)| (format!("{n:?}"), placed(c))).collect())
         };
         assert_eq!(results(&a), results(&b), "{text}");

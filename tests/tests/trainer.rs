@@ -16,10 +16,11 @@ use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 use burn_store::{ModuleSnapshot, SafetensorsStore};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tpc::prelude::*;
 use tpc_ir::InputKind;
+use tpc_tests::command::Scratch;
 
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -447,20 +448,6 @@ fn rates_that_come_apart_are_said() {
         trainer.step(&rows),
         "the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: groups of parameters are told apart by these; let their rates differ a little from the beginning",
     );
-}
-
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        Scratch(std::env::temp_dir().join(format!("tpc-trainer-{name}-{}", std::process::id())))
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// From burn to the ranks, to a module, to a file and to a checkpoint, and back: no bit changes.

@@ -16,10 +16,10 @@ use tpc_compiler::capture::{
     Captured, Init, InputKind, OutputKind, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes,
     capture_training_shapes, named,
 };
+use tpc_compiler::error::Error;
 use tpc_compiler::models::{Mlp, ModelConfig, ModelDir, Use, presets};
 use tpc_compiler::optimizer::ByDimensions;
 use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
-use tpc_compiler::program::Error;
 use tpc_ir::DType as IrType;
 use tpc_ir::size::MOST;
 use tpc_runtime::Processes;

@@ -4,14 +4,15 @@
 //! fits the model; what it says of modules that this program does not use is left out, and parameters that it then says nothing about stay
 //! where they are.
 
-use crate::program::{Error, Stages, check_memory, feed};
+use crate::error::Error;
+use crate::feed::{check_memory, feed};
 use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
 use tpc_ir::program::RankProgram;
 use tpc_ir::reason::Demand;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, Type};
-use tpc_passes::propagate::{Annotation, Annotations};
+use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::{LaunchOptions, ProgramId, Session};
 
@@ -37,9 +38,8 @@ fn is_kept(kind: InputKind) -> bool {
 }
 
 impl Kept {
-    /// Of a compiled program.
-    pub(crate) fn of(stages: &Stages) -> Self {
-        let placed = &stages.placed;
+    /// Of a placed program.
+    pub(crate) fn of(placed: &Graph) -> Self {
         let inputs = placed.inputs().filter(|(_, id)| id.is_kept());
         let types = inputs.map(|(node, id)| (id.clone(), placed.node(node).types[0].clone()));
         Kept { mesh: placed.mesh.clone(), types: types.collect() }

@@ -4,7 +4,8 @@
 //! which are in the model without being in the program, only the capture knows.
 
 use crate::capture::{Captured, InputKind};
-use crate::program::{Error, Rename, renamed_path};
+use crate::error::Error;
+use crate::rename::{Rename, renamed_path};
 use std::collections::{HashMap, HashSet};
 use tpc_ir::ModulePath;
 use tpc_passes::options::OptionError;

@@ -9,6 +9,9 @@
 //! | how a burn module and a closure become a graph | [`capture`] |
 //! | how burn's operations become the IR's | [`import`] |
 //! | compile, launch, step | [`program`] |
+//! | why that failed | [`error`] |
+//! | under which names plans and files know parameters | [`rename`] |
+//! | what a session gets before its first step | `feed` |
 //! | programs that share parameters | `beside` |
 //! | elements as bytes | `data` |
 //! | what a plan's errors say of the model | [`explain`] |
@@ -24,7 +27,9 @@ mod beside;
 pub mod burn_train;
 pub mod capture;
 mod data;
+pub mod error;
 pub mod explain;
+mod feed;
 pub mod generate;
 pub mod import;
 pub mod memory;
@@ -33,6 +38,7 @@ pub mod optimizer;
 pub mod plans;
 pub mod pretrained;
 pub mod program;
+pub mod rename;
 pub mod target;
 mod together;
 pub mod trainer;

@@ -6,155 +6,34 @@
 
 use crate::beside::{self, Beside, Kept};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
-use crate::data;
+use crate::error::Error;
 use crate::explain::Facts;
-use crate::generate::GenerateError;
-use crate::import::{ImportError, Imported, Signature, import_with, seed, step_scalar};
-use crate::memory;
-use crate::models::ModelError;
-use crate::pretrained::{InitError, LoadError};
-use crate::target::{self, TargetMismatch};
+use crate::feed::{check_memory, feed, seed_bytes, write_seed};
+use crate::import::{Imported, Signature, import_with, step_scalar};
+use crate::rename::{Rename, renamed};
+use crate::target;
 use crate::together;
-use crate::trainer::TrainerError;
 use burn::tensor::TensorData;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use tpc_ir::program::{InputBinding, RankProgram};
-use tpc_ir::size::{TooLarge, addressable};
-use tpc_ir::{Graph, InputId, InputKind, Mesh, ModulePath, OutputKind};
-use tpc_passes::check::{CheckError, check, well_formed};
-use tpc_passes::denotes::{DenoteError, denotes};
+use tpc_ir::size::addressable;
+use tpc_ir::{Graph, InputId, InputKind, Mesh, OutputKind};
+use tpc_passes::check::{check, well_formed};
+use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport, optimize};
 use tpc_passes::kept::place_kept;
-use tpc_passes::lower::{LowerError, LowerOptions, lower_beside};
-use tpc_passes::options::{OptionError, StepOptions, accumulate::running_sums, on_captured, on_logical};
-use tpc_passes::propagate::{Annotations, propagate};
+use tpc_passes::lower::{LowerOptions, lower_beside};
+use tpc_passes::options::{StepOptions, accumulate::running_sums, on_captured, on_logical};
+use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
-use tpc_passes::styles::{Plan, StyleError};
+use tpc_passes::styles::{Annotations, Plan};
 use tpc_passes::targets::Target;
+use tpc_runtime::RuntimeError;
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
 use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
-use tpc_runtime::{CheckpointError, RuntimeError};
-
-/// Why a program could not be compiled or run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The model could not be recorded.
-    #[error(transparent)]
-    Capture(#[from] crate::capture::CaptureError),
-    /// The model's sizes, or those of its batch, are too large.
-    #[error(transparent)]
-    Model(Box<ModelError>),
-    /// The recording has an operation without a counterpart.
-    #[error(transparent)]
-    Import(#[from] ImportError),
-    /// The plan does not fit the model or the mesh.
-    #[error(transparent)]
-    Style(Box<StyleError>),
-    /// An option does not fit the program.
-    #[error(transparent)]
-    Option(#[from] OptionError),
-    /// The compiler made a program that its own checker rejects.
-    #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
-    Check(Box<CheckError>),
-    /// The compiler made a program that computes something else than the model.
-    #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
-    Denote(Box<DenoteError>),
-    /// The compiler made rank programs that do not compute the placed program, or do not fit together.
-    #[error("internal error: the lowered program does not pass its check; please report it\n{0}")]
-    Lower(Box<LowerError>),
-    /// The program failed while loading or running.
-    #[error(transparent)]
-    Runtime(RuntimeError),
-    /// Parameters that could not be initialized.
-    #[error(transparent)]
-    Init(InitError),
-    /// A checkpoint could not be written or read.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// A trainer's batch, module or evaluation is not what it was compiled for.
-    #[error(transparent)]
-    Trainer(Box<TrainerError>),
-    /// Prompts that cannot be generated from.
-    #[error(transparent)]
-    Generate(#[from] GenerateError),
-    /// The program was compiled for other devices than those that run it.
-    #[error(transparent)]
-    Target(#[from] TargetMismatch),
-    /// Its values have more bytes than can be counted.
-    #[error(transparent)]
-    Size(Box<TooLarge>),
-    /// The program is larger than the memory of this host.
-    #[error(
-        "the arenas of {ranks} ranks take {needed} bytes, but {available} bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more"
-    )]
-    Memory {
-        /// Ranks of this host.
-        ranks: usize,
-        /// The bytes that they take.
-        needed: u128,
-        /// The bytes that there are.
-        available: u128,
-    },
-    /// An input was never given.
-    #[error("input `{name}` has no value: give it with {how}")]
-    Missing {
-        /// The input.
-        name: String,
-        /// What to call.
-        how: &'static str,
-    },
-}
-
-/// Large errors are boxed, so that results stay small.
-macro_rules! boxed {
-    ($($variant:ident($error:ty)),+ $(,)?) => { $(
-        impl From<$error> for Error {
-            fn from(error: $error) -> Self {
-                Error::$variant(Box::new(error))
-            }
-        }
-    )+ };
-}
-
-boxed!(
-    Trainer(TrainerError),
-    Model(ModelError),
-    Style(StyleError),
-    Check(CheckError),
-    Denote(DenoteError),
-    Lower(LowerError),
-    Size(TooLarge),
-);
-impl From<LoadError> for Error {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Model(error) => error.into(),
-            LoadError::Runtime(error) => error.into(),
-        }
-    }
-}
-
-impl From<InitError> for Error {
-    fn from(error: InitError) -> Self {
-        match error {
-            InitError::Runtime(error) => error.into(),
-            other => Error::Init(other),
-        }
-    }
-}
-
-impl From<RuntimeError> for Error {
-    fn from(error: RuntimeError) -> Self {
-        const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialise` or `resume`";
-        match error {
-            RuntimeError::Missing { name } => Error::Missing { name, how: HOW },
-            other => Error::Runtime(other),
-        }
-    }
-}
 
 /// Choices for compiling. They have no default, as nothing but the device that runs the ranks says which target is right.
 #[derive(Clone, Debug)]
@@ -316,27 +195,6 @@ pub fn place(
     Ok(Placed { propagated, placed, report })
 }
 
-/// An error if the arenas of this host's ranks are larger than the memory that is left and what they have already. A device has memory of
-/// its own.
-pub(crate) fn check_memory(
-    ranks: &[RankProgram],
-    options: &LaunchOptions,
-    has: impl Fn(usize) -> usize,
-) -> Result<(), Error> {
-    let here = options.processes.as_ref().and_then(|processes| processes.local(ranks.len()).ok());
-    let on_host = options.processes.as_ref().map_or(1, |processes| processes.on_host().1);
-    let here = &ranks[here.unwrap_or(0..ranks.len())];
-    let own: u128 = here.iter().map(|rank| rank.arena_bytes.saturating_sub(has(rank.rank)) as u128).sum();
-    // Other processes have other ranks, whose arenas are as large as these but for uneven shards.
-    let needed = own * on_host as u128;
-    match memory::available() {
-        Some(available) if options.backend == Backend::Cpu && needed > available => {
-            Err(Error::Memory { ranks: here.len() * on_host, needed, available })
-        }
-        _ => Ok(()),
-    }
-}
-
 /// A compiled training step: its peeled first step and the steady one.
 pub struct TrainingProgram {
     /// The step that creates the optimizer's state.
@@ -405,38 +263,6 @@ impl From<InferenceProgram> for CompiledInference {
         let InferenceProgram { stages, constants, values, target, seed } = program;
         CompiledInference { ranks: stages.ranks, constants, values, target, seed }
     }
-}
-
-/// How parameters are called: the text of burn's module path to the name that plans and files use, which is the text of a
-/// path, too.
-pub type Rename<'a> = &'a dyn Fn(&str) -> String;
-
-/// The path under which plans and files know a parameter.
-pub(crate) fn renamed_path(path: &ModulePath, rename: Rename) -> ModulePath {
-    rename(&path.to_string()).into()
-}
-
-/// Renames the parameters of a captured program.
-pub fn renamed(captured: &Captured, rename: Rename) -> Captured {
-    use crate::capture::{InputKind as I, OutputKind as O};
-    let mut c = captured.clone();
-    for input in &mut c.inputs {
-        match &mut input.kind {
-            I::Parameter { path, .. } => *path = renamed_path(path, rename),
-            I::State { parameter, .. } => *parameter = renamed_path(parameter, rename),
-            _ => {}
-        }
-    }
-    for output in &mut c.outputs {
-        match &mut output.kind {
-            O::Parameter { path } | O::Gradient { path } => *path = renamed_path(path, rename),
-            O::State { parameter, .. } => *parameter = renamed_path(parameter, rename),
-            _ => {}
-        }
-    }
-    c.init = captured.init.iter().map(|(k, v)| (rename(k), v.clone())).collect();
-    c.values = std::sync::Arc::new(captured.values.iter().map(|(k, v)| (rename(k), v.clone())).collect());
-    c
 }
 
 /// Compiles a captured training step for a mesh and a plan.
@@ -561,7 +387,7 @@ pub fn compile_training_together(
         look(&program);
         let beside = match evaluation {
             Some(captured) => {
-                let (kept, constants) = (Kept::of(&program.steady), program.constants.clone());
+                let (kept, constants) = (Kept::of(&program.steady.placed), program.constants.clone());
                 let programs = vec![&program.first.ranks[..], &program.steady.ranks];
                 let beside = Beside { kept: Some(&kept), constants, programs };
                 Some(compile_inference_beside(captured, mesh, plan, options, rename, &beside)?)
@@ -615,38 +441,6 @@ pub fn compile_inference_together(
     let ranks = together::receive(launch)?;
     let (target, seed) = (options.target.clone(), options.seed);
     Ok(CompiledInference { ranks, constants, values: captured.values, target, seed })
-}
-
-/// Writes the values of all inputs of a kind that have one, unless they were written already.
-pub(crate) fn feed(
-    session: &mut Session,
-    kind: InputKind,
-    values: &HashMap<String, TensorData>,
-) -> Result<(), RuntimeError> {
-    let inputs = session.program(0).inputs.iter().filter(|i| i.kind == kind && !session.is_written(*i));
-    let inputs: Vec<_> = inputs.map(|i| (i.name.clone(), i.binding.view.dtype)).collect();
-    for (name, dtype) in inputs {
-        if let Some(value) = values.get(&name) {
-            session.write_bytes((kind, &*name), &data::to_bytes(value, dtype))?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes the seed of a program that draws random elements.
-pub(crate) fn write_seed(session: &mut Session, bytes: &[u8]) -> Result<(), RuntimeError> {
-    let seed = seed();
-    // Every step comes here: the names of the other inputs are not read.
-    let is_seed = |input: &InputBinding| input.kind == InputKind::Seed && input.id() == seed;
-    if session.program(0).inputs.iter().any(is_seed) {
-        session.write_bytes((InputKind::Seed, &*seed.to_string()), bytes)?;
-    }
-    Ok(())
-}
-
-/// The value of the [`seed`] at a step: every step of every run has its own.
-pub(crate) fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
-    seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
 }
 
 /// The result of an evaluation, by its name.

@@ -4,7 +4,7 @@
 //! do not compete for the processors of a host over one result. What was received is compared with the others' when it is launched, as
 //! programs that every process compiles by itself are.
 
-use crate::program::Error;
+use crate::error::Error;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tpc_runtime::comm::processes::agree;

@@ -22,8 +22,9 @@
 //! reduced ([`Annotations::sums`]): once per step, not once per micro-batch. [`running_sums`] cuts them into links when everything is placed.
 
 use super::OptionError;
-use crate::propagate::{Annotation, Annotations, Constraint, propagate_mapped};
+use crate::propagate::propagate_mapped;
 use crate::rebuild::{copy, live, rebuild};
+use crate::styles::annotations::{Annotation, Annotations, Constraint};
 use crate::styles::layout::OnAxes;
 use crate::targets::{Device, Target};
 use petgraph::graph::NodeIndex;

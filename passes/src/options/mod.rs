@@ -18,7 +18,7 @@ pub mod clip;
 pub mod freeze;
 pub mod precision;
 
-use crate::propagate::Annotations;
+use crate::styles::annotations::Annotations;
 use crate::styles::pattern::{Nearest, PatternError};
 use std::borrow::Cow;
 use tpc_ir::quote::cut;

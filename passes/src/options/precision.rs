@@ -19,8 +19,8 @@
 //! After: `%2 = cast.bf16 %0`, `%3 = cast.bf16 %1`, `%4 = einsum "ab,bc->ac" %2, %3 : bf16[16, 64]`,
 //! `%5 = cast.f32 %4`, `%6 = exp %5 : f32[16, 64]`.
 
-use crate::propagate::Annotations;
 use crate::rebuild::rebuild;
+use crate::styles::annotations::Annotations;
 use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use tpc_ir::op::Distribution;

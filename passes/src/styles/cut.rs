@@ -14,7 +14,7 @@ use crate::rules::{FactorKind, rule};
 use petgraph::graph::NodeIndex;
 use petgraph::unionfind::UnionFind;
 use std::collections::{HashMap, HashSet};
-use tpc_ir::{Graph, InputId, Op, Phase, Type, Value};
+use tpc_ir::{AxisId, Graph, InputId, Op, Phase, Type, Value};
 
 /// A part of an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -181,9 +181,14 @@ impl<'a> Cuts<'a> {
         self.decided.extend(chosen);
     }
 
-    /// The parts of the axis that cut a dimension.
-    pub fn parts(&self, node: NodeIndex, dim: usize) -> &[Part] {
-        let index = self.indices.of_dim(node, dim);
-        self.decided.get(&index).map_or(&[], Vec::as_slice)
+    /// The axes that cut a dimension; `parts` is the axis, or its two parts where it is split.
+    pub fn axes(&self, node: NodeIndex, dim: usize, parts: &[AxisId]) -> Vec<AxisId> {
+        let one = |part: &Part| match part {
+            Part::Whole => parts.to_vec(),
+            Part::Major(_) => parts.first().copied().into_iter().collect(),
+            Part::Minor(_) => parts.last().copied().into_iter().collect(),
+        };
+        let decided = self.decided.get(&self.indices.of_dim(node, dim));
+        decided.into_iter().flatten().flat_map(one).collect()
     }
 }

@@ -1,11 +1,12 @@
 //! Column-wise and row-wise parallel linears, embeddings and convolutions (Megatron-LM's two kinds of
 //! tensor-parallel layer; `torch.distributed.tensor.parallel.ColwiseParallel` and `RowwiseParallel`).
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::layout::Layout;
 use super::modules::{Role, Weight};
 use super::prepare::Prepare;
-use super::style::{Module, ParallelStyle, Placements, Way};
+use super::style::{Module, ParallelStyle, Placements};
+use super::way::Way;
 
 const ACCEPTS: &str = "a linear, an embedding or a convolution";
 

@@ -3,22 +3,37 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | what a style is, and how to write one | [`style`] |
+//! | what a style is, and how to write one | [`style`], `way` |
 //! | column-wise and row-wise; pairs and attention; norms; module boundaries; whole models | `linear`, `pairwise`, `sequence`, `prepare_module`, `whole_model` |
 //! | layouts, and the prepare functions of PyTorch's page | [`layout`], [`prepare`] |
-//! | what the data axes do: ddp, fsdp, zero1, hsdp | [`data`] |
+//! | what the data axes do: ddp, fsdp, zero1, hsdp; what they cut | [`data`], `data_placements` |
 //! | what a plan is, and its JSON form | [`plan`], `plan_file` |
 //! | which modules a path pattern means | [`pattern`] |
 //! | which linears and embeddings a module holds, and in which order data meets them; which linears are pairs | [`modules`], [`pairs`] |
+//! | what a value is computed from | [`dataflow`] |
 //! | which values enter and leave a module; one that holds others | [`regions`], `subtree` |
 //! | which index of a weight is cut, by whole heads | `cut` |
-//! | from plan to placements | [`annotate()`] |
+//! | which axes of the mesh a plan uses | `axes` |
+//! | what the styles of a plan say of the modules that it names | `claims` |
+//! | what that means for values at boundaries; for the logits | `boundaries`, `loss_parallel` |
+//! | what lies like a parameter | `like_parameters` |
+//! | from plan to placements; what a plan demands in the end | [`annotate()`], [`annotations`] |
+//! | why a plan does not fit | `error` |
 
 mod annotate;
+pub mod annotations;
+mod axes;
+mod boundaries;
+mod claims;
 mod cut;
 pub mod data;
+mod data_placements;
+pub mod dataflow;
+mod error;
 pub mod layout;
+mod like_parameters;
 mod linear;
+mod loss_parallel;
 pub mod modules;
 pub mod pairs;
 mod pairwise;
@@ -31,15 +46,19 @@ pub mod regions;
 mod sequence;
 pub mod style;
 mod subtree;
+mod way;
 mod whole_model;
 
-pub use annotate::{Because, Same, StyleError, annotate, boundary_regions, parallelize_module};
+pub use annotate::{annotate, boundary_regions, parallelize_module};
+pub use annotations::Annotations;
 pub use data::DataMode;
+pub use error::{Because, Same, StyleError};
 pub use layout::Layout;
 pub use linear::{ColwiseParallel, RowwiseParallel};
 pub use pairwise::{PairwiseParallel, PairwiseSequenceParallel, TensorParallelMultiheadAttention};
 pub use plan::{MeshDim, Plan, PlanError};
 pub use prepare_module::{PrepareModuleInput, PrepareModuleInputOutput, PrepareModuleOutput};
 pub use sequence::SequenceParallel;
-pub use style::{ParallelStyle, Way};
+pub use style::ParallelStyle;
+pub use way::Way;
 pub use whole_model::WholeModel;

@@ -1,11 +1,12 @@
 //! Pairs of linears: column-wise, then row-wise, with nothing in between.
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::layout::Layout;
 use super::modules::Weight;
 use super::pairs::Pair;
 use super::prepare::Prepare;
-use super::style::{Module, ParallelStyle, Placements, Way};
+use super::style::{Module, ParallelStyle, Placements};
+use super::way::Way;
 use tpc_ir::ModulePath;
 
 /// The linears of the subtree in pairs, column-wise and then row-wise, found in each module from the inside out

@@ -19,6 +19,8 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use strsim::levenshtein;
+use tpc_ir::path::unescaped;
 use tpc_ir::quote::{MOST, cut};
 use tpc_ir::{ModulePath, Segment};
 
@@ -155,7 +157,11 @@ impl Pattern {
                     }
                 }
                 '.' => states.push(State::Next),
-                '\\' if at < text.len() => at += escaped(&text[at..], &mut states),
+                '\\' => {
+                    let mut rest = text[at..].iter().copied().peekable();
+                    states.extend(unescaped(&mut rest).map(State::One));
+                    at = text.len() - rest.len();
+                }
                 c => states.push(State::One(c)),
             }
         }
@@ -215,19 +221,6 @@ fn characters(path: &ModulePath) -> impl Iterator<Item = Option<char>> {
     all.into_iter()
 }
 
-/// Adds the states for what follows a backslash, as the text of a path has it, and gives its length.
-fn escaped(text: &[char], states: &mut Vec<State>) -> usize {
-    if text[0] == 'e' {
-        return 1;
-    }
-    let code = (text[0] == 'u' && text.get(1) == Some(&'{')).then(|| text.iter().position(|c| *c == '}')).flatten();
-    let number = code.map(|end| (end, text[2..end].iter().collect::<String>()));
-    let by_number = number.and_then(|(end, code)| Some((end, char::from_u32(u32::from_str_radix(&code, 16).ok()?)?)));
-    let (end, c) = by_number.unwrap_or((0, text[0]));
-    states.push(State::One(c));
-    end + 1
-}
-
 /// The states that have been reached before a character.
 struct Reached {
     list: Vec<usize>,
@@ -272,7 +265,7 @@ pub fn nearest<'a>(wanted: &str, existing: impl IntoIterator<Item = &'a ModulePa
     // A longer text is like nothing, and the distance takes time for each of its characters.
     let wanted: String = wanted.chars().take(MOST).collect();
     let named = existing.into_iter().filter(|path| !path.is_root()).map(ToString::to_string);
-    let mut scored: Vec<(usize, String)> = named.map(|path| (distance(&wanted, &path), path)).collect();
+    let mut scored: Vec<(usize, String)> = named.map(|path| (levenshtein(&wanted, &path), path)).collect();
     scored.sort();
     scored.into_iter().take(3).map(|(_, path)| path).collect()
 }
@@ -287,22 +280,6 @@ impl fmt::Display for Nearest<'_> {
             names => write!(f, "; the nearest are {}", names.join(", ")),
         }
     }
-}
-
-/// Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let change = diagonal + usize::from(x != *y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]
@@ -352,6 +329,10 @@ mod tests {
             (r"a.b\.c", "a.b.c", false),
             (r"a.\*\u{20}", r"a.*\u{20}", true),
             (r"a.\e", r"a.\e", true),
+            // What is no character stands for nothing, in a path and in a pattern.
+            (r"a.b\u{zz}", r"a.b\u{zz}", true),
+            (r"a.b\u{zz}", "a.b", true),
+            ("a\\", "a\\", true),
         ] {
             assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
         }

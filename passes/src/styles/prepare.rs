@@ -5,7 +5,7 @@
 //! one to the other is decided by the compiler. Nothing here touches the backward pass: it is
 //! captured, and its redistributions follow from the forward ones.
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::layout::Layout;
 use tpc_ir::Mesh;
 

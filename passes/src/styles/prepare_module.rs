@@ -1,7 +1,7 @@
 //! Layouts of a whole module's arguments and results (PyTorch's `PrepareModuleInput`,
 //! `PrepareModuleOutput`, `PrepareModuleInputOutput`).
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::layout::Layout;
 use super::prepare::Prepare;
 use super::style::{Module, ParallelStyle, Placements};

@@ -9,10 +9,11 @@
 //! to `[b·s, d]` and back; the boundary is outside of that. What cannot be inferred is an error that shows
 //! the call to add.
 
-use super::style::Side;
-use super::subtree::{boundary_of, made_from_data};
+use super::dataflow::{ancestors, is_view, made_from_data};
+use super::subtree::boundary_of;
 use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
+use tpc_ir::reason::Side;
 use tpc_ir::{Boundary, Graph, MapFn, ModulePath, Op, Phase, Region, Value};
 
 /// The regions of a captured graph's modules.
@@ -88,22 +89,6 @@ impl<'a> Regions<'a> {
     }
 }
 
-/// Whether each node is `node` or one that it depends on.
-pub fn ancestors(graph: &Graph, node: NodeIndex) -> Vec<bool> {
-    let mut seen = vec![false; graph.len()];
-    let mut stack = vec![node];
-    while let Some(n) = stack.pop() {
-        if !std::mem::replace(&mut seen[n.index()], true) {
-            stack.extend(graph.operands(n).iter().map(|v| v.node));
-        }
-    }
-    seen
-}
-
-pub(super) fn is_view(op: &Op) -> bool {
-    matches!(op, Op::Reshape | Op::Map { f: MapFn::Identity, .. })
-}
-
 /// The forward operations that read a parameter, also through reshapes and transposes.
 fn through_views(graph: &Graph, input: NodeIndex) -> Vec<Use> {
     let (mut uses, mut stack) = (Vec::new(), vec![input]);
@@ -122,10 +107,6 @@ fn through_views(graph: &Graph, input: NodeIndex) -> Vec<Use> {
     uses
 }
 
-pub(super) fn boundary(graph: &Graph, value: Value) -> Boundary {
-    Boundary { value, layout: graph.ty(value).shape.clone() }
-}
-
 /// The regions that a module's own parameters show; `parameters` are the uses of each, in order.
 fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<Region> {
     let mut uses = parameters.concat();
@@ -133,7 +114,9 @@ fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<
     let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.clone(), arguments, results };
     let tables = uses.iter().filter(|(n, at)| graph.node(*n).op == Op::Take && *at == 0);
     let look_ups: Vec<Region> = tables
-        .map(|&(node, _)| region(vec![boundary(graph, graph.operands(node)[1])], vec![boundary(graph, node.into())]))
+        .map(|&(node, _)| {
+            region(vec![Boundary::of(graph, graph.operands(node)[1])], vec![Boundary::of(graph, node.into())])
+        })
         .collect();
     if !look_ups.is_empty() {
         return look_ups;
@@ -151,7 +134,7 @@ fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<
         return products.into_iter().filter(|_| plain).map(|(_, (region, _))| region).collect();
     }
     let ends = vector_calls(graph, parameters);
-    ends.into_iter().map(|node| region(vec![], vec![boundary(graph, node.into())])).collect()
+    ends.into_iter().map(|node| region(vec![], vec![Boundary::of(graph, node.into())])).collect()
 }
 
 /// What the last vector of a module of vectors (a norm, a scale) gives in every call, in order. Empty unless every call
@@ -204,6 +187,6 @@ fn linear(graph: &Graph, module: &ModulePath, product: NodeIndex, at: usize, use
             result = reader.into();
         }
     }
-    let (arguments, results) = (vec![boundary(graph, argument)], vec![boundary(graph, result)]);
+    let (arguments, results) = (vec![Boundary::of(graph, argument)], vec![Boundary::of(graph, result)]);
     (Region { path: module.clone(), arguments, results }, last)
 }

@@ -1,7 +1,7 @@
 //! Sequence parallelism of norms and dropout (Korthikanti et al., "Reducing activation recomputation
 //! in large transformer models"; `torch.distributed.tensor.parallel.SequenceParallel`).
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::layout::Layout;
 use super::modules::Role;
 use super::prepare::Prepare;

@@ -4,32 +4,15 @@
 //! rows, and how values that cross a module's boundary are prepared. Everything else follows from
 //! the factor table.
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::modules::{Role, Weight, levels};
 use super::pairs::{Pair, pairs};
 use super::prepare::Prepare;
+use super::way::Way;
 use std::collections::BTreeMap;
-use std::fmt::{self, Debug};
-pub use tpc_ir::reason::Side;
+use std::fmt::Debug;
+use tpc_ir::reason::Side;
 use tpc_ir::{Graph, ModulePath};
-
-/// How a weight is cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// A linear's output features, an embedding's hidden dimension, a convolution's output channels.
-    Columns,
-    /// A linear's input features, an embedding's rows, a convolution's input channels.
-    Rows,
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Way::Columns => "by columns",
-            Way::Rows => "by rows",
-        })
-    }
-}
 
 /// A parallel style: says of one module how it is placed.
 pub trait ParallelStyle: Debug + Send + Sync {

@@ -4,10 +4,10 @@
 //! and the boundary is behind it. Joined with what the subtree reads it may be either: a module with a residual and a
 //! residual around a module are the same program. Then the results are unknown.
 
-use super::regions::{ancestors, boundary, is_view};
+use super::dataflow::{ancestors, behind_views, made_from_data};
 use petgraph::graph::NodeIndex;
 use std::collections::BTreeSet;
-use tpc_ir::{Boundary, Graph, InputKind, MapFn, ModulePath, Op, Phase, Region, Value};
+use tpc_ir::{Boundary, Graph, MapFn, ModulePath, Op, Phase, Region, Value};
 
 /// The boundary of one call of the module of a path, as far as it is known, from those of the modules that it holds.
 /// Of a norm only the result is known.
@@ -34,7 +34,7 @@ pub(super) fn boundary_of(graph: &Graph, path: &ModulePath, parts: &[&Region]) -
     Region {
         path: path.clone(),
         arguments: arguments.and_then(only).into_iter().collect(),
-        results: results.map(|v| boundary(graph, v)).into_iter().collect(),
+        results: results.map(|v| Boundary::of(graph, v)).into_iter().collect(),
     }
 }
 
@@ -112,15 +112,4 @@ impl Subtree<'_> {
         let may_read = self.behind_norm && made_from_data(self.graph, value) && self.inside.iter().any(reads);
         if may_read || self.read.iter().any(same) { Relation::Known } else { Relation::Foreign }
     }
-}
-
-/// Whether a value is computed from the step's data; tables and parameters are not.
-pub(super) fn made_from_data(graph: &Graph, value: Value) -> bool {
-    let above = ancestors(graph, value.node);
-    graph.inputs().any(|(node, id)| id.kind() == InputKind::Data && above[node.index()])
-}
-
-/// The value of which another is a transpose, a reshape or a broadcast.
-fn behind_views(graph: &Graph, value: Value) -> Value {
-    if is_view(graph.op(value)) { behind_views(graph, graph.operands(value.node)[0]) } else { value }
 }

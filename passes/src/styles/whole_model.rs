@@ -1,9 +1,10 @@
 //! What the built-in plans `tp` and `tp-sp` say of a whole model.
 
-use super::annotate::StyleError;
+use super::error::StyleError;
 use super::modules::{Role, Weight};
 use super::pairwise::cut_pairs;
-use super::style::{Module, ParallelStyle, Placements, Way};
+use super::style::{Module, ParallelStyle, Placements};
+use super::way::Way;
 use std::cmp::Reverse;
 
 /// The [`pairs`](super::pairs) of the whole model, a last linear without a partner column-wise (its logits stay sharded), and

@@ -37,6 +37,8 @@ pub use processes::Processes;
 
 use crate::device::cpu::arena::Arena;
 use crate::error::RuntimeError;
+use fnv::FnvHasher;
+use std::hash::Hasher;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,13 +118,8 @@ fn describe_parts(parts: &[Part]) -> String {
 
 /// A number that is equal on all ranks of a group if they mean the same collective.
 pub fn fingerprint(c: &Collective) -> u64 {
-    // FNV-1a over words.
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut add = |x: u64| {
-        for byte in x.to_le_bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
-        }
-    };
+    let mut hasher = FnvHasher::default();
+    let mut add = |x: u64| hasher.write(&x.to_le_bytes());
     add(u64::from(c.tag));
     add(c.dtype as u64);
     add(c.phase as u64);
@@ -163,7 +160,7 @@ pub fn fingerprint(c: &Collective) -> u64 {
             }
         }
     }
-    hash
+    hasher.finish()
 }
 
 /// Whether the sizes of a collective fit together, and fit its views.

@@ -2,7 +2,7 @@
 
 use crate::Outcome;
 use std::time::{Duration, Instant};
-use tpc_compiler::program::Error;
+use tpc_compiler::error::Error;
 use tpc_compiler::target::of_backend;
 use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_runtime::session::Backend;

@@ -3,7 +3,7 @@
 use super::learner::{LearnersSchedule, optimizer_record};
 use super::model::ShardedModel;
 use super::{agree, step};
-use crate::program::Error;
+use crate::error::Error;
 use crate::trainer::{Evaluation, RunningTrainer, Trainer, TrainerError};
 use burn::data::dataloader::{DataLoaderIterator, Progress};
 use burn::optim::Optimizer;

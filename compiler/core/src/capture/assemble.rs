@@ -6,8 +6,9 @@ use std::ops::Range;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_ir::{GraphIr, OperationIr, TensorId, TensorIr, TensorStatus};
 
-use super::captured::{Captured, CapturedInput, CapturedOutput, InputKind, OutputKind, ScopeRecord};
+use super::captured::{Captured, ScopeRecord};
 use super::error::CaptureError;
+use super::interface::{CapturedInput, CapturedOutput, InputKind, OutputKind};
 use super::operation::{first_result, for_each_tensor, name};
 use super::scope::RawScope;
 

@@ -5,10 +5,10 @@ use std::collections::{HashMap, HashSet};
 use burn_ir::{BaseOperationIr as Base, FloatOperationIr, NumericOperationIr as Numeric, OperationIr};
 
 use super::captured::Init;
+use super::forward::Forward;
 use super::operation::{self, first_result};
 use super::params::{Initialization, ParameterInfo};
 use super::scope::RawScope;
-use super::step::Forward;
 
 /// Takes the initialization of parameters out of the program.
 pub(super) fn split_initialization(

@@ -6,8 +6,8 @@ use burn::tensor::DType;
 use burn_ir::{OperationIr, TensorId, TensorIr};
 
 use super::assemble::{DraftInput, tensor};
-use super::captured::InputKind;
 use super::error::CaptureError;
+use super::interface::InputKind;
 use super::operation::{self, first_result};
 use super::scalars::UpdatePlan;
 use super::substitute::{adapt, substitute};
@@ -25,8 +25,8 @@ pub(super) fn insert_scalars<'a>(
     updates: &[UpdateIds],
     plan: impl Fn(usize) -> &'a UpdatePlan,
 ) -> Result<(Vec<OperationIr>, Vec<DraftInput>), CaptureError> {
-    // Ids of the recording are below 2^48 (see `session`), so that these are free. They are not in order, which
-    // matters to nobody: marks are compared before the first of them only.
+    // Ids of the recording are below 2^48 (see `session`), so these are free. They are not in order, which
+    // does no harm: marks are compared only before the first of them.
     let mut next = 1u64 << 60;
     let mut fresh = || {
         next += 1;

@@ -4,21 +4,12 @@
 //! hold it in their arenas beside the parameters, and programs over the same session share it. It lies on the mesh as what is
 //! written into it does.
 
-use super::captured::InputKind;
+use super::interface::{InputKind, KeptName};
 use super::kind::{self, Kind};
 use super::tensors::{Batch, Inputs, Leaf, LeafKind, Tensors};
 use burn::tensor::{DType, Float, Tensor};
 use std::marker::PhantomData;
 use tpc_ir::ModulePath;
-
-/// Which kept tensor of a program it is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct KeptName {
-    /// The module that it belongs to, by its path.
-    pub owner: ModulePath,
-    /// What it is to the module.
-    pub name: String,
-}
 
 /// A tensor that a program keeps, as an entry of a closure's batch: its name, shape and element type.
 #[derive(Clone, Debug)]

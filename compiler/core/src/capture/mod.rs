@@ -41,8 +41,10 @@
 mod assemble;
 mod captured;
 mod error;
+mod forward;
 mod initialization;
 mod insert;
+mod interface;
 mod kept;
 mod kind;
 mod operation;
@@ -63,13 +65,13 @@ mod trace;
 mod units;
 mod values;
 
-pub use captured::{
-    Captured, CapturedInput, CapturedOutput, Init, InputKind, ModuleInfo, OutputKind, ScopeRecord, TrainingCapture,
-};
+pub use captured::{Captured, Init, ModuleInfo, ScopeRecord, TrainingCapture};
 pub use error::CaptureError;
 #[cfg(feature = "train")]
 pub(crate) use error::NO_LOSS;
-pub use kept::{After, Before, Kept, KeptName};
+pub(crate) use forward::output_names;
+pub use interface::{CapturedInput, CapturedOutput, InputKind, KeptName, OutputKind};
+pub use kept::{After, Before, Kept};
 pub use kind::Kind;
 pub use operation::name as operation_name;
 pub(crate) use position::Position;
@@ -78,7 +80,7 @@ pub use scalars::StepScalars;
 pub(crate) use session::Defaults;
 pub use states::OptimizerStates;
 pub(crate) use states::ParameterStates;
-pub(crate) use step::{Model, output_names, parameter_values, record_inference, record_training};
+pub(crate) use step::{Model, parameter_values, record_inference, record_training};
 pub use step::{
     TrainingOptions, capture_inference, capture_inference_shapes, capture_training, capture_training_shapes,
     capture_training_with, initial_values,

@@ -13,7 +13,7 @@ use super::trace::{Place, Trace};
 
 /// Learning rates at which updates are compared; neither means anything to an optimizer.
 pub(super) const RATES: [f64; 2] = [0.0117, 0.00321];
-/// Steps that are compared; what an optimizer does at step 2 it must do ever after.
+/// Steps that are compared; what an optimizer does at step 2 it must do at every later step.
 const STEPS: usize = 4;
 /// Stands for a learning rate of zero, at which optimizers leave operations out. It is zero in f32.
 const ALMOST_ZERO: f64 = 1e-290;
@@ -179,8 +179,8 @@ impl StepScalars {
         self.entries.len() - 1
     }
 
-    /// The entry of a number of the first step: that of the later steps at the same place, if it has no other value
-    /// already, else one of its own.
+    /// The entry of a number of the first step: that of the later steps at the same place, or, if that one has another
+    /// value already, a new one.
     fn first_entry(
         &mut self,
         group: usize,

@@ -12,11 +12,12 @@ use burn_ir::OperationIr;
 use tpc_ir::ModulePath;
 
 use super::assemble::{Draft, DraftInput};
-use super::captured::{Captured, Init, InputKind, OutputKind, TrainingCapture};
+use super::captured::{Captured, Init, TrainingCapture};
 use super::error::{CaptureError, guarded};
+use super::forward::{Forward, outputs};
 use super::initialization::{split_initialization, within};
 use super::insert::{UpdateIds, insert_scalars};
-use super::kept::KeptName;
+use super::interface::{InputKind, OutputKind};
 use super::kind::{self, Tracked};
 use super::operation::first_result;
 use super::optimizer::{self, Choices, Groups, Recorded as Recording, State, Update};
@@ -25,7 +26,7 @@ use super::scalars::{Probed, StepScalars};
 use super::session::{self, Defaults, Recorded, Session};
 use super::states::{OptimizerStates, ParameterStates, RecordedTensor};
 use super::statistics;
-use super::tensors::{Batch, Declared, Inputs, Leaf, LeafKind, Loss, Tensors};
+use super::tensors::{Batch, Declared, Inputs, Loss, Tensors};
 
 /// Choices for [`capture_training`].
 #[derive(Clone, Debug, Default)]
@@ -34,7 +35,7 @@ pub struct TrainingOptions {
     pub clipping: Option<GradientClippingConfig>,
 }
 
-/// What is said of a training step.
+/// The choices for a training step.
 struct Options<'a> {
     training: &'a TrainingOptions,
     groups: Groups<'a>,
@@ -148,7 +149,7 @@ fn materialize<M: Module>(model: &M) -> Result<(M, HashMap<String, TensorData>),
 pub(crate) enum Model<'a, M> {
     /// It is built on the recording device.
     Build(&'a dyn Fn(&Device) -> M),
-    /// It is there; its values are not taken.
+    /// It exists already; its values are not taken.
     Module(&'a M),
 }
 
@@ -219,27 +220,6 @@ pub fn initial_values<M: Module>(
         device.seed(seed);
         params::values_of(&build(&device), &wanted)
     })
-}
-
-/// The names under which the results of a closure are outputs.
-pub(crate) fn output_names(results: &impl Tensors) -> Vec<String> {
-    let name = |(_, kind)| match kind {
-        OutputKind::Output { name } => Some(name),
-        _ => None,
-    };
-    outputs(results).into_iter().filter_map(name).collect()
-}
-
-/// What a closure left in a recording.
-pub(super) struct Forward {
-    pub(super) parameters: Parameters,
-    /// What was recorded while the model was built.
-    pub(super) built: (u64, u64),
-    /// Whether the model was built without any values.
-    pub(super) by_shapes: bool,
-    data: Vec<Declared>,
-    pub(super) outputs: Vec<(u64, OutputKind)>,
-    end: u64,
 }
 
 fn inference<M: Module, B: Batch, T: Tensors>(
@@ -507,20 +487,6 @@ fn step_outputs(
     let running = running.iter().filter(|(path, _)| is_parameter(path));
     let running = running.map(|(path, id)| (*id, OutputKind::Parameter { path: path.clone() }));
     forward.outputs.iter().cloned().chain(gradients).chain(parameters).chain(running).chain(states).collect()
-}
-
-/// The results of a closure, named by position where they have no name.
-fn outputs(results: &impl Tensors) -> Vec<(u64, OutputKind)> {
-    let mut leaves = Vec::new();
-    results.leaves(None, &mut leaves);
-    let output = |(index, leaf): (usize, Leaf)| {
-        let kind = match leaf.kind {
-            LeafKind::Result(name) => OutputKind::Output { name: name.unwrap_or_else(|| format!("output{index}")) },
-            LeafKind::Kept(KeptName { owner, name }) => OutputKind::State { parameter: owner, name },
-        };
-        leaf.id.map(|id| (id.value(), kind))
-    };
-    leaves.into_iter().enumerate().filter_map(output).collect()
 }
 
 fn describe(captured: &mut Captured, parameters: Parameters, init: HashMap<String, Init>) {

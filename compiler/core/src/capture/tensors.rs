@@ -5,8 +5,7 @@ use std::marker::PhantomData;
 use burn::tensor::{DType, Device, Float, Tensor};
 use burn_ir::TensorId;
 
-use super::captured::InputKind;
-use super::kept::KeptName;
+use super::interface::{InputKind, KeptName};
 use super::kind::{self, Kind};
 
 /// One tensor inside of a [`Tensors`].

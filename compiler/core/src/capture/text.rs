@@ -7,7 +7,8 @@ use burn_ir::{OperationIr, TensorIr};
 use serde_json::Value;
 use tpc_ir::UnitId;
 
-use super::captured::{Captured, InputKind, OutputKind};
+use super::captured::Captured;
+use super::interface::{InputKind, OutputKind};
 use super::operation;
 
 impl Captured {

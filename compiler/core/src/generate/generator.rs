@@ -1,12 +1,15 @@
 //! Compiling, loading and running the programs that generate.
 
+use super::error::GenerateError;
 use super::program::{FIRST, LOGITS, POSITIONS, Room, SLOTS, TOKENS, capture};
 use super::prompts::{Placed, Run, filled};
 use super::sampling::{Sampling, choose};
 use crate::beside::{self, Beside, Kept};
+use crate::error::Error;
+use crate::feed::{check_memory, feed};
 use crate::models::{ModelConfig, ModelDir};
 use crate::pretrained::{load_weights, names};
-use crate::program::{CompileOptions, Error, check_memory, compile_inference_beside, feed};
+use crate::program::{CompileOptions, compile_inference_beside};
 use crate::target;
 use burn::tensor::TensorData;
 use std::collections::HashMap;
@@ -42,93 +45,6 @@ impl Limits {
         // The last token that is generated is never read.
         Room { batch: self.batch, slots: filled(self.prompt, self.chunk()) + self.new_tokens.saturating_sub(1) }
     }
-}
-
-/// Why a prompt cannot be generated from.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// A model that predicts other tokens than the next.
-    #[error("{model_type} predicts no next tokens: only causal language models generate")]
-    NotCausal {
-        /// The model's family.
-        model_type: &'static str,
-    },
-    /// A model whose family has no cached forward pass.
-    #[error("generation with a cache is not supported for {model_type}")]
-    NoCache {
-        /// The model's family.
-        model_type: &'static str,
-    },
-    /// Nothing to compile for.
-    #[error(
-        "generation needs room for at least one sequence and one new token; there is room for {batch} and {new_tokens}"
-    )]
-    Empty {
-        /// Sequences.
-        batch: usize,
-        /// New tokens.
-        new_tokens: usize,
-    },
-    /// More prompts than the programs have sequences.
-    #[error("{prompts} prompts at a time, but the programs are compiled for {batch}")]
-    TooMany {
-        /// Prompts.
-        prompts: usize,
-        /// Sequences of the programs.
-        batch: usize,
-    },
-    /// A prompt without tokens: there is nothing to predict from.
-    #[error("prompt {prompt} has no tokens")]
-    NoTokens {
-        /// Its position.
-        prompt: usize,
-    },
-    /// A prompt that is longer than what the programs are compiled for.
-    #[error("prompt {prompt} has {tokens} tokens, but the programs are compiled for prompts of {most}")]
-    TooLong {
-        /// Its position.
-        prompt: usize,
-        /// Its tokens.
-        tokens: usize,
-        /// The most that there may be.
-        most: usize,
-    },
-    /// A sequence that does not fit the positions that a model learned.
-    #[error(
-        "prompts of {prompt} tokens with {new_tokens} new ones need {needed} positions, but {model_type} has {positions} learned positions: shorten the prompt or generate fewer tokens"
-    )]
-    Positions {
-        /// Tokens of the longest prompt.
-        prompt: usize,
-        /// Tokens to generate.
-        new_tokens: usize,
-        /// Positions that they take.
-        needed: usize,
-        /// The model's family.
-        model_type: &'static str,
-        /// Positions that there are.
-        positions: usize,
-    },
-    /// A token that the model's table does not have.
-    #[error("prompt {prompt} has token {token} at position {position}, but the vocabulary has {vocabulary} entries")]
-    Token {
-        /// Its position among the prompts.
-        prompt: usize,
-        /// The token.
-        token: i64,
-        /// Its position in the prompt.
-        position: usize,
-        /// Entries of the vocabulary.
-        vocabulary: usize,
-    },
-    /// Logits that are no numbers.
-    #[error("the logits of sequence {sequence} are not all numbers after {tokens} tokens")]
-    NotFinite {
-        /// The sequence.
-        sequence: usize,
-        /// Tokens of the sequence so far.
-        tokens: usize,
-    },
 }
 
 /// What is asked for.
@@ -217,7 +133,7 @@ impl Generator {
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let captured = capture(config, room, limits.chunk(), room.slots)?;
         let program = compile_inference_beside(&captured, mesh, plan, &options, &rename, &Beside::default())?;
-        let kept = Kept::of(&program.stages);
+        let kept = Kept::of(&program.stages.placed);
         let ranks = program.stages.ranks;
         check_memory(&ranks, &launch, |_| 0)?;
         let mut session = Session::launch(ranks, launch.clone())?;

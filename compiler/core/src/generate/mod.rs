@@ -15,11 +15,13 @@
 //! | compiling, loading, the loop over tokens | `generator.rs` |
 //! | which token comes next | `sampling.rs` |
 
+mod error;
 mod generator;
 mod program;
 mod prompts;
 mod sampling;
 
-pub use generator::{Chosen, Generate, GenerateError, Generated, Generator, Limits, Why};
+pub use error::GenerateError;
+pub use generator::{Chosen, Generate, Generated, Generator, Limits, Why};
 pub use prompts::Run;
 pub use sampling::{Choice, Sampling};

@@ -1,8 +1,8 @@
 //! What a run of a generating program takes and gives.
 
 use crate::capture::{Captured, Spec, capture_inference_shapes, named};
+use crate::error::Error;
 use crate::models::{CachedInputs, ModelConfig, Use, build};
-use crate::program::Error;
 use burn::tensor::{DType, Device, Int};
 
 /// The names of a run's inputs.

@@ -39,10 +39,7 @@ impl Builder {
             }
             let mut held = self.graph.inputs().filter_map(|(_, id)| id.parameter());
             let alone = held.all(|parameter| own.contains(&parameter) || parameter.holder() != path);
-            let boundary = |id: &TensorId| {
-                let value = *self.values.get(&id.value())?;
-                Some(Boundary { value, layout: self.graph.ty(value).shape.clone() })
-            };
+            let boundary = |id: &TensorId| Some(Boundary::of(&self.graph, *self.values.get(&id.value())?));
             let (argument, result) = (boundary(&call.argument)?, boundary(&call.result)?);
             let unmarked = alone && !marked.contains(&path);
             unmarked.then(|| Region { path, arguments: vec![argument], results: vec![result] })

@@ -240,10 +240,7 @@ pub fn import_with(captured: &Captured, signature: &Signature) -> Result<Importe
         .scopes
         .iter()
         .map(|s| {
-            let boundary = |id: &burn_ir::TensorId| {
-                let value = *b.values.get(&id.value())?;
-                Some(Boundary { value, layout: b.graph.ty(value).shape.clone() })
-            };
+            let boundary = |id: &burn_ir::TensorId| Some(Boundary::of(&b.graph, *b.values.get(&id.value())?));
             let values = |ids: &[burn_ir::TensorId]| ids.iter().filter_map(boundary).collect();
             Region { path: s.path.clone(), arguments: values(&s.arguments), results: values(&s.results) }
         })

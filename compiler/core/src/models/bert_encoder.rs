@@ -1,7 +1,7 @@
 //! BERT without a head: a bidirectional encoder with layer norms after each residual sum.
 #![allow(non_snake_case)] // `LayerNorm` is a field's name in the weight files
 
-use super::attention::{Context, Scores, attend, split_heads};
+use super::attend::{Context, Scores, attend, split_heads};
 use super::bert_config::BertConfig;
 use super::layers::{Activation, embedding, linear, look_up};
 use super::mask::mask;

@@ -7,9 +7,9 @@ use super::error::ModelError;
 use super::families::Family;
 use super::gpt2_config::{self, Gpt2Config};
 use super::heads::{Classes, Head, HeadKind};
-use super::interleaved_config::{self, InterleavedConfig};
+use super::interleaved_config::{self, INTERLEAVED, InterleavedConfig};
 use super::keys::Keys;
-use super::known;
+use super::known::{self, COMMON, DECODER, Table};
 use super::warning::ModelWarning;
 use serde_json::Value;
 use std::ops::Range;
@@ -19,12 +19,9 @@ use std::path::Path;
 pub const FAMILIES: [&str; 11] =
     ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "bert", INTERLEAVED];
 
-/// The `model_type` of [`InterleavedConfig`], which is not one of Hugging Face's.
-pub const INTERLEAVED: &str = "llama-interleaved";
-
 /// What a `model_type` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ModelType {
+enum ModelType {
     Decoder(Family),
     Gpt2,
     Bert,
@@ -33,17 +30,27 @@ pub(super) enum ModelType {
 
 impl ModelType {
     /// All of them, in the order of [`FAMILIES`].
-    pub(super) fn all() -> impl Iterator<Item = Self> {
+    fn all() -> impl Iterator<Item = Self> {
         Family::ALL.into_iter().map(Self::Decoder).chain([Self::Gpt2, Self::Bert, Self::Interleaved])
     }
 
     /// The `model_type`.
-    pub(super) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Decoder(family) => family.name(),
             Self::Gpt2 => "gpt2",
             Self::Bert => "bert",
             Self::Interleaved => INTERLEAVED,
+        }
+    }
+
+    /// The keys of its `config.json`.
+    fn keys(self) -> Vec<Table> {
+        match self {
+            Self::Decoder(family) => vec![COMMON, DECODER, family.facts().keys],
+            Self::Gpt2 => vec![COMMON, gpt2_config::KEYS],
+            Self::Bert => vec![COMMON, bert_config::KEYS],
+            Self::Interleaved => vec![COMMON, interleaved_config::KEYS],
         }
     }
 }
@@ -99,7 +106,7 @@ impl ModelConfig {
             return Err(ModelError::UnknownFamily { file, found: model_type, supported });
         };
         let keys = keys.of_family(&model_type);
-        let unknown = known::check(&keys, &known::of(kind))?;
+        let unknown = known::check(&keys, &kind.keys())?;
         let mut warnings: Vec<ModelWarning> = known::unknown(&keys, &model_type, unknown).into_iter().collect();
         let config = match kind {
             ModelType::Decoder(family) => DecoderConfig::read(&keys, family, &mut warnings).map(Self::Decoder),
@@ -353,6 +360,7 @@ mod tests {
     use super::super::rope::{RopeConfig, RopeScaling};
     use super::*;
     use serde_json::json;
+    use std::collections::HashSet;
 
     /// A value that no key may have: every reader refuses it.
     fn wrong() -> Value {
@@ -377,7 +385,7 @@ mod tests {
                 config["use_sliding_window"] = json!(true);
             }
             read(&config).unwrap();
-            let tables = known::of(kind);
+            let tables = kind.keys();
             for (key, role) in tables.iter().copied().flatten() {
                 let mut config = config.clone();
                 config[key] = wrong();
@@ -389,7 +397,7 @@ mod tests {
             }
             // A key of any other family is not read, and is named.
             for other in ModelType::all() {
-                for (key, _) in known::of(other).into_iter().flatten() {
+                for (key, _) in other.keys().into_iter().flatten() {
                     if known::role(&tables, key).is_none() {
                         let mut config = config.clone();
                         config[key] = wrong();
@@ -397,6 +405,16 @@ mod tests {
                         assert!(warnings.iter().any(|w| w.to_string().contains(key)), "{family}: {key}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_has_one_role() {
+        for kind in ModelType::all() {
+            let mut seen = HashSet::new();
+            for (name, _) in kind.keys().into_iter().flatten() {
+                assert!(seen.insert(name), "{}: {name}", kind.name());
             }
         }
     }

@@ -1,10 +1,11 @@
 //! The decoder that families of causal models share: what distinguishes them is data of [`DecoderConfig`].
 
-use super::attention::{Attention, Context, soft_cap};
-use super::decoder_config::{DecoderConfig, NormOrder};
+use super::attend::{Context, soft_cap};
+use super::attention::Attention;
+use super::decoder_config::DecoderConfig;
 use super::heads::Head;
 use super::layers::{Activation, embedding, linear, look_up, tied_logits};
-use super::norm::RmsNorm;
+use super::norm::{NormOrder, RmsNorm};
 use super::pick::{ends, pick};
 use super::rope::RopePairs;
 use super::scope;

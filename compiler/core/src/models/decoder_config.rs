@@ -1,40 +1,19 @@
 //! The configuration of the shared decoder, and how it is read: by the facts of its family.
 
-use super::attention::Scores;
+use super::attend::Scores;
 use super::error::ModelError;
-use super::families::{Biases, Facts, Family, ScoreScale, Windows};
+use super::families::Family;
+use super::families::facts::{Biases, Facts, ScoreScale, Windows};
 use super::heads::Head;
 use super::keys::Keys;
 use super::layers::Activation;
-use super::norm::{Center, RmsNorm};
+use super::norm::{Center, NormOrder, QkNorm, RmsNorm};
+use super::room::check_layers;
 use super::rope::RopeConfig;
 use super::rope_config;
-use super::size::check_layers;
 use super::warning::ModelWarning;
 use burn::tensor::Device;
 use serde_json::{Value, json};
-
-/// The norms of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormOrder {
-    /// Before attention and before the MLP.
-    Before,
-    /// After attention and after the MLP, before the residual sum.
-    After,
-    /// Before and after each.
-    Around,
-}
-
-/// The norms of queries and keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QkNorm {
-    /// There are none.
-    None,
-    /// Over each head.
-    Heads,
-    /// Over the whole projection, all heads together.
-    Projection,
-}
 
 /// The shared decoder.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,7 +52,7 @@ pub struct DecoderConfig {
     pub local_rope: Option<RopeConfig>,
     /// How scores are made.
     pub scores: Scores,
-    /// The bound of the logits, see [`super::attention::soft_cap`].
+    /// The bound of the logits, see [`soft_cap`](super::soft_cap).
     pub logit_cap: Option<f64>,
     /// What embedded tokens are multiplied by.
     pub embedding_scale: Option<f64>,

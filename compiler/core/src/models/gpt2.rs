@@ -1,6 +1,6 @@
 //! GPT-2: learned positions, a fused q|k|v projection, layer norms before each part, tied output weights.
 
-use super::attention::{Context, Scores, attend};
+use super::attend::{Context, Scores, attend};
 use super::gpt2_config::Gpt2Config;
 use super::heads::{Head, Labels};
 use super::layers::{Activation, embedding, linear, tied_logits};

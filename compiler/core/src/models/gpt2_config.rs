@@ -6,7 +6,7 @@ use super::keys::Keys;
 use super::known::Role::{Harmless, Only, Read};
 use super::known::{Sole, Table};
 use super::layers::Activation;
-use super::size::check_layers;
+use super::room::check_layers;
 use super::warning::ModelWarning;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! The Llama of the Llama repository, under its own names, as the peers' comparisons use it: rotary pairs are interleaved.
 
-use super::attention::{Context, Scores, attend, split_heads};
+use super::attend::{Context, Scores, attend, split_heads};
 use super::interleaved_config::InterleavedConfig;
 use super::layers::{Activation, embedding, linear};
 use super::rope::{RopeConfig, RopePairs};

@@ -1,13 +1,15 @@
 //! The configuration of the Llama repository's model, under its own names.
 
-use super::config::INTERLEAVED;
 use super::error::ModelError;
 use super::heads::Classes;
 use super::keys::Keys;
 use super::known::Role::Read;
 use super::known::Table;
-use super::size::check_layers;
+use super::room::check_layers;
 use serde_json::{Map, Value, json};
+
+/// The `model_type` of [`InterleavedConfig`], which is not one of Hugging Face's.
+pub const INTERLEAVED: &str = "llama-interleaved";
 
 /// The model has no class of transformers.
 pub(super) const CLASSES: Classes = &[];

@@ -1,15 +1,13 @@
-//! Which keys of `config.json` mean what, for every family: data, not code.
+//! What a key of `config.json` means: data, not code.
 //!
-//! The tables follow the configuration and modeling files of transformers 5. A key is read, or it has one value that can be had, or it
-//! changes nothing that is computed here. A key of which none of this is known may change the model, so it is named in a warning.
-//! That every key marked as [`Role::Read`] is read, and no other, is tested in `config.rs`. What only one family has stands in its own file.
+//! The tables follow the configuration and modeling files of transformers 5. A key is read, or it has one supported value, or it
+//! changes nothing that is computed here. A key of which none of this is known may change the model, so a warning names it.
+//! A test in `config.rs` shows that every key marked as [`Role::Read`] is read, and no other. The keys of one family stand in its own
+//! file, those of rotary embeddings in `rope_config.rs`.
 
-use super::config::ModelType;
 use super::error::ModelError;
 use super::keys::Keys;
-use super::rope::RopeScaling;
 use super::warning::ModelWarning;
-use super::{bert_config, gpt2_config, interleaved_config};
 use serde_json::Value;
 
 /// What a key is to the compiler.
@@ -17,13 +15,13 @@ use serde_json::Value;
 pub(super) enum Role {
     /// It changes the program, and is read.
     Read,
-    /// Another value would change the model in a way that cannot be had.
+    /// Another value would change the model in a way that is not supported.
     Only(Sole),
     /// It concerns generation, tokens, training, other heads or the library: nothing that is computed here.
     Harmless,
 }
 
-/// The value that can be had. A missing key and null always can.
+/// The one supported value. A missing key and null are always supported.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Sole {
     /// `false`.
@@ -44,7 +42,7 @@ use Role::{Harmless, Only, Read};
 pub(super) type Table = &'static [(&'static str, Role)];
 
 /// Keys of every configuration of transformers.
-const COMMON: Table = &[
+pub(super) const COMMON: Table = &[
     ("model_type", Read),
     ("architectures", Read),
     ("quantization_config", Only(Sole::Absent("quantized weights are not supported"))),
@@ -140,7 +138,7 @@ const COMMON: Table = &[
 ];
 
 /// What all families of the shared decoder have in common.
-const DECODER: Table = &[
+pub(super) const DECODER: Table = &[
     ("vocab_size", Read),
     ("hidden_size", Read),
     ("intermediate_size", Read),
@@ -163,57 +161,12 @@ const DECODER: Table = &[
     ("is_causal", Only(Sole::True)),
 ];
 
-/// What is read of `rope_parameters` and `rope_scaling`, by their kind.
-const ROPE: Table = &[("rope_type", Read), ("type", Read), ("rope_theta", Read), ("partial_rotary_factor", Read)];
-const ROPE_FACTOR: Table = &[("factor", Read)];
-const ROPE_LLAMA3: Table =
-    &[("low_freq_factor", Read), ("high_freq_factor", Read), ("original_max_position_embeddings", Read)];
-const ROPE_YARN: Table = &[
-    ("attention_factor", Read),
-    ("beta_fast", Read),
-    ("beta_slow", Read),
-    ("truncate", Read),
-    ("mscale", Read),
-    ("mscale_all_dim", Read),
-    ("original_max_position_embeddings", Read),
-];
-const ROPE_LONG: Table = &[
-    ("attention_factor", Read),
-    ("short_factor", Read),
-    ("long_factor", Read),
-    ("original_max_position_embeddings", Read),
-];
-
-/// `rope_parameters` of models whose layers with a window have rotary embeddings of their own.
-pub(super) const BY_LAYER_TYPE: &[Table] = &[&[("full_attention", Read), ("sliding_attention", Read)]];
-
-/// The tables of a kind of model.
-pub(super) fn of(kind: ModelType) -> Vec<Table> {
-    match kind {
-        ModelType::Decoder(family) => vec![COMMON, DECODER, family.facts().keys],
-        ModelType::Gpt2 => vec![COMMON, gpt2_config::KEYS],
-        ModelType::Bert => vec![COMMON, bert_config::KEYS],
-        ModelType::Interleaved => vec![COMMON, interleaved_config::KEYS],
-    }
-}
-
-/// The tables of a kind of rotary embedding.
-pub(super) fn of_rope(scaling: &RopeScaling) -> &'static [Table] {
-    match scaling {
-        RopeScaling::Default => &[ROPE],
-        RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => &[ROPE, ROPE_FACTOR],
-        RopeScaling::Llama3 { .. } => &[ROPE, ROPE_FACTOR, ROPE_LLAMA3],
-        RopeScaling::Yarn { .. } => &[ROPE, ROPE_FACTOR, ROPE_YARN],
-        RopeScaling::LongRope { .. } => &[ROPE, ROPE_FACTOR, ROPE_LONG],
-    }
-}
-
 /// What a key is in some tables.
 pub(super) fn role(tables: &[Table], key: &str) -> Option<Role> {
     tables.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, role)| *role)
 }
 
-/// Refuses values that cannot be had, and gives the keys of which nothing is known.
+/// Refuses values that are not supported, and gives the keys of which nothing is known.
 pub(super) fn check(keys: &Keys, tables: &[Table]) -> Result<Vec<String>, ModelError> {
     let mut unknown = Vec::new();
     for name in keys.names() {
@@ -251,21 +204,5 @@ impl Sole {
             }
         };
         if fits || value.is_null() { Ok(()) } else { Err(keys.wrong(key, expected)) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-
-    #[test]
-    fn a_key_has_one_role() {
-        for kind in ModelType::all() {
-            let mut seen = HashSet::new();
-            for (name, _) in of(kind).into_iter().flatten() {
-                assert!(seen.insert(name), "{}: {name}", kind.name());
-            }
-        }
     }
 }

@@ -5,6 +5,7 @@
 //! weight files, and mark their regions, so that plans name modules as Hugging Face does.
 
 mod alphabet;
+mod attend;
 mod attention;
 mod bert;
 mod bert_config;
@@ -36,6 +37,7 @@ mod pick;
 mod pooling;
 pub mod presets;
 mod python_json;
+mod room;
 mod rope;
 mod rope_config;
 mod save;
@@ -49,7 +51,8 @@ mod weight_map;
 mod weights;
 
 pub use alphabet::{Alphabet, tokenizer};
-pub use attention::{Attention, Context, Scores, attend, repeat_heads, soft_cap, split_heads};
+pub use attend::{Context, Scores, attend, repeat_heads, soft_cap, split_heads};
+pub use attention::Attention;
 pub use bert::{BertHead, BertPredictions, BertTransform, BertWithHead};
 pub use bert_config::BertConfig;
 pub use bert_encoder::{
@@ -58,9 +61,9 @@ pub use bert_encoder::{
 };
 pub use cache::{Cache, CacheShape, CachedInputs, LayerCache, NextCache};
 pub use companions::copy_companions;
-pub use config::{FAMILIES, INTERLEAVED, ModelConfig};
+pub use config::{FAMILIES, ModelConfig};
 pub use decoder::{Decoder, DecoderLayer, DecoderWithHead, GatedMlp};
-pub use decoder_config::{DecoderConfig, NormOrder, QkNorm};
+pub use decoder_config::DecoderConfig;
 pub use dir::ModelDir;
 pub use error::ModelError;
 pub use families::Family;
@@ -69,13 +72,13 @@ pub use gpt2_config::Gpt2Config;
 pub use header::FileType;
 pub use heads::{Head, HeadKind, Labels, Problem};
 pub use interleaved::{FeedForward, InterleavedAttention, InterleavedBlock, InterleavedLlama};
-pub use interleaved_config::InterleavedConfig;
+pub use interleaved_config::{INTERLEAVED, InterleavedConfig};
 pub use layers::Activation;
 pub use mask::{Mask, mask};
 pub use mha_mlp::{MhaMlp, ReluMlp};
 pub use mlp::Mlp;
 pub use model::{Model, Targets, TokenInputs, build, load, weight_map};
-pub use norm::{Center, RmsNorm};
+pub use norm::{Center, NormOrder, QkNorm, RmsNorm};
 pub use pooling::{Pooling, PoolingMode};
 pub use rope::{RopeConfig, RopePairs, RopeScaling, RopeTables};
 pub use save::{read_strips, save_pretrained, save_strips, write_strips, write_weights};

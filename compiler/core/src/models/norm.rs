@@ -1,4 +1,4 @@
-//! Root-mean-square norms, with their weight stored as it is or as its distance from 1.
+//! Root-mean-square norms, with their weight stored as it is or as its distance from 1; where a decoder has norms.
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Device, Tensor};
@@ -10,6 +10,28 @@ pub enum Center {
     One,
     /// The weight minus 1, as Gemma stores it; it begins as 0.
     Zero,
+}
+
+/// The norms of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormOrder {
+    /// Before attention and before the MLP.
+    Before,
+    /// After attention and after the MLP, before the residual sum.
+    After,
+    /// Before and after each.
+    Around,
+}
+
+/// The norms of queries and keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// There are none.
+    None,
+    /// Over each head.
+    Heads,
+    /// Over the whole projection, all heads together.
+    Projection,
 }
 
 /// `x / sqrt(mean(x²) + eps)`, times a weight for each element of the last dimension.

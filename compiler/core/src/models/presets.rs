@@ -1,8 +1,8 @@
 //! Models that need no directory: those of the comparisons, and a small one for training from scratch.
 
-use super::attention::Scores;
+use super::attend::Scores;
 use super::config::ModelConfig;
-use super::decoder_config::{DecoderConfig, NormOrder, QkNorm};
+use super::decoder_config::DecoderConfig;
 use super::error::ModelError;
 use super::families::Family;
 use super::gpt2_config::Gpt2Config;
@@ -10,7 +10,7 @@ use super::heads::Head;
 use super::interleaved_config::InterleavedConfig;
 use super::layers::Activation;
 use super::mlp::Mlp;
-use super::norm::Center;
+use super::norm::{Center, NormOrder, QkNorm};
 use super::rope::RopeConfig;
 use burn::tensor::Device;
 

@@ -1,12 +1,48 @@
 //! Rotary embeddings in `config.json`, in both of transformers' spellings.
 
 use super::error::ModelError;
-use super::families::Facts;
+use super::families::facts::Facts;
 use super::keys::Keys;
-use super::known;
+use super::known::Role::Read;
+use super::known::{self, Table};
 use super::rope::{RopeConfig, RopeScaling};
 use super::warning::ModelWarning;
 use serde_json::{Value, json};
+
+/// The keys of `rope_parameters` and `rope_scaling`, by their kind.
+const ROPE: Table = &[("rope_type", Read), ("type", Read), ("rope_theta", Read), ("partial_rotary_factor", Read)];
+const ROPE_FACTOR: Table = &[("factor", Read)];
+const ROPE_LLAMA3: Table =
+    &[("low_freq_factor", Read), ("high_freq_factor", Read), ("original_max_position_embeddings", Read)];
+const ROPE_YARN: Table = &[
+    ("attention_factor", Read),
+    ("beta_fast", Read),
+    ("beta_slow", Read),
+    ("truncate", Read),
+    ("mscale", Read),
+    ("mscale_all_dim", Read),
+    ("original_max_position_embeddings", Read),
+];
+const ROPE_LONG: Table = &[
+    ("attention_factor", Read),
+    ("short_factor", Read),
+    ("long_factor", Read),
+    ("original_max_position_embeddings", Read),
+];
+
+/// `rope_parameters` of models whose layers with a window have rotary embeddings of their own.
+const BY_LAYER_TYPE: &[Table] = &[&[("full_attention", Read), ("sliding_attention", Read)]];
+
+/// The tables of a kind of rotary embedding.
+fn tables(scaling: &RopeScaling) -> &'static [Table] {
+    match scaling {
+        RopeScaling::Default => &[ROPE],
+        RopeScaling::Linear { .. } | RopeScaling::Dynamic { .. } => &[ROPE, ROPE_FACTOR],
+        RopeScaling::Llama3 { .. } => &[ROPE, ROPE_FACTOR, ROPE_LLAMA3],
+        RopeScaling::Yarn { .. } => &[ROPE, ROPE_FACTOR, ROPE_YARN],
+        RopeScaling::LongRope { .. } => &[ROPE, ROPE_FACTOR, ROPE_LONG],
+    }
+}
 
 /// What the configuration itself says, where the rotary embeddings do not.
 struct Around {
@@ -38,7 +74,7 @@ pub(super) fn read(
     let Some((_, by_kind)) = spelled(keys, "rope_parameters")? else {
         return Ok((read_both(keys, older, None, &around, warnings)?, Some(local.plain(keys)?)));
     };
-    let unknown = known::check(&by_kind, known::BY_LAYER_TYPE)?;
+    let unknown = known::check(&by_kind, BY_LAYER_TYPE)?;
     warnings.extend(known::unknown(&by_kind, facts.model_type, unknown));
     let full = read_both(keys, older, spelled(&by_kind, "full_attention")?, &around, warnings)?;
     let local = read_both(keys, None, spelled(&by_kind, "sliding_attention")?, &local, warnings)?;
@@ -67,7 +103,7 @@ fn read_both(
     };
     let rope = around.read(nested)?;
     let kind = nested.str_or("rope_type", &nested.str_or("type", "default")?)?;
-    let unknown = known::check(nested, known::of_rope(&rope.scaling))?;
+    let unknown = known::check(nested, tables(&rope.scaling))?;
     warnings.extend(known::unknown(nested, &format!("rope_type {kind:?}"), unknown));
     if let (Some(_), Some((ignored, other))) = (&older, &newer)
         && !around.read(other).is_ok_and(|other| other == rope)

@@ -5,11 +5,8 @@
 
 use super::config::ModelConfig;
 use super::error::{ADDRESSABLE, ModelError};
-use crate::memory;
-use std::path::Path;
+use super::room::{LAYER_BYTES, enough};
 
-/// Bytes that recording and compiling a block takes at least; a block of a training step takes several times as many.
-const LAYER_BYTES: u128 = 100_000;
 /// Tables of rotary embeddings, cosine and sine in f32, are held by the recording and by the program.
 const TABLE_BYTES: u128 = 2 * 4 * 2;
 
@@ -27,12 +24,6 @@ pub enum Use {
         /// Tensors of a parameter's size for each parameter: itself and the optimizer's states.
         copies: usize,
     },
-}
-
-/// An error unless a program of so many blocks fits into memory. Even a configuration has something for each.
-pub(super) fn check_layers(file: &Path, key: &str, layers: usize) -> Result<(), ModelError> {
-    let what = format!("{}: the program of {key} = {layers}", file.display());
-    enough(what, LAYER_BYTES * layers as u128)
 }
 
 impl ModelConfig {
@@ -65,13 +56,6 @@ impl ModelConfig {
                 enough(what, held + tables + share(tokens * 2 * 8 + tokens * sizes.vocab * 4))
             }
         }
-    }
-}
-
-fn enough(what: String, needed: u128) -> Result<(), ModelError> {
-    match memory::available() {
-        Some(available) if needed > available => Err(ModelError::Memory { what, needed, available }),
-        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which part of its sequences a forward pass reads.
 
-use super::attention::Context;
+use super::attend::Context;
 use super::cache::Cache;
 use super::mask::mask;
 use super::rope::{RopeConfig, RopePairs, RopeTables};

@@ -3,7 +3,7 @@
 use super::error::TrainerError;
 use crate::capture::{BatchField, BatchFields};
 use crate::data;
-use crate::program::Error;
+use crate::error::Error;
 use burn::tensor::{DType, Device};
 use tpc_ir::InputKind;
 use tpc_runtime::Session;

@@ -7,8 +7,9 @@ use super::source::{Gives, Record, Recorded, Source};
 use super::{Settings, explain, pretrained};
 use crate::beside::Kept;
 use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingCapture, initial_values};
+use crate::error::Error;
 use crate::pretrained::initialise_with;
-use crate::program::{Error, Stages, TrainingProgram, compile_training};
+use crate::program::{Stages, TrainingProgram, compile_training};
 use burn::module::Module;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -70,7 +71,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
     pub fn launch(self) -> Result<RunningTrainer<M, B, R>, Error> {
         let explained = self.explain();
         let CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example, .. } = self;
-        let kept = Kept::of(&program.steady);
+        let kept = Kept::of(&program.steady.placed);
         let (init, constants) = (program.init.clone(), program.constants.clone());
         let scalars = format!("{:?}", program.scalars);
         let mut training = program.launch(settings.launch.clone())?;

@@ -2,7 +2,7 @@
 
 use super::error::TrainerError;
 use super::module::parameters;
-use crate::program::Error;
+use crate::error::Error;
 use std::io::{self, BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 use tpc_ir::{DType, InputKind, ModulePath};

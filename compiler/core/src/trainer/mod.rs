@@ -50,7 +50,8 @@ pub(crate) use rates::Schedule;
 pub use running::{Evaluation, RunningTrainer, Step};
 
 use crate::capture::{BatchData, Loss, Results, TrainingOptions};
-use crate::program::{CompileOptions, Error};
+use crate::error::Error;
+use crate::program::CompileOptions;
 use crate::target;
 use burn::grad_clipping::GradientClippingConfig;
 use burn::lr_scheduler::DynLrScheduler;

@@ -2,7 +2,7 @@
 
 use super::error::TrainerError;
 use crate::data;
-use crate::program::Error;
+use crate::error::Error;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId, Parameter};
 use burn::tensor::{Bool, DType as BurnDType, Int, Tensor, TensorData};
 use std::collections::{HashMap, HashSet};

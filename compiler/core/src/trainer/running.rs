@@ -8,10 +8,9 @@ use super::{Settings, explain, export, module, record};
 use crate::beside::{self, Beside, Kept};
 use crate::capture::{BatchData, BatchFields, Captured, OptimizerStates, ResultValues, Results, TrainingCapture};
 use crate::data;
-use crate::program::{
-    CompileOptions, Error, TrainingSession, Which, compile_inference_beside, compile_step_beside, seed_bytes,
-    write_seed,
-};
+use crate::error::Error;
+use crate::feed::{seed_bytes, write_seed};
+use crate::program::{CompileOptions, TrainingSession, Which, compile_inference_beside, compile_step_beside};
 use burn::module::Module;
 use burn::optim::OptimizerRecord;
 use burn::tensor::{Device, TensorData};

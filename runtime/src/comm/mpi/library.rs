@@ -21,7 +21,7 @@ pub(super) enum Channel {
     Ranks,
 }
 
-/// The initialised library.
+/// The initialized library.
 pub(super) struct Library {
     news: ffi::MPI_Comm,
     hosts: ffi::MPI_Comm,
@@ -106,7 +106,7 @@ impl Library {
     /// # Errors
     /// What MPI says.
     pub(super) fn init() -> Result<Self, String> {
-        // SAFETY: MPI is initialised once in a process, before any other call; the pointers live through the calls.
+        // SAFETY: MPI is initialized once in a process, before any other call; the pointers live through the calls.
         unsafe {
             let (mut given, mut rank, mut world) = (0, 0, 0);
             let wanted = ffi::RSMPI_THREAD_SERIALIZED;

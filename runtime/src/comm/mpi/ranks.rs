@@ -2,13 +2,14 @@
 //!
 //! A collective has one or two exchanges. In the first, every rank sends each other rank of the group a header and its piece of the
 //! operand; what comes in is combined in the order of the ranks, or put in its place. In the second, only of large all-reduces, every rank
-//! sends its part of the result to all others. Waiting goes on with every collective that was started, so that the order of waits
-//! cannot block anyone.
+//! sends its part of the result to all others. Waiting goes on with every collective that was started, so the order of waits
+//! blocks no rank.
 
 use super::library::{Channel, Requests};
 use super::pieces::{Piece, Plan, plan};
-use super::processes::{Mpi, arena_on_all};
+use super::process::Mpi;
 use super::wait::{Awaited, wait};
+use crate::comm::processes::agree;
 use crate::comm::reduce::{self, Combine};
 use crate::comm::shared_memory::{Growth, Region};
 use crate::comm::world::{DEPTH, grown, out_of_memory};
@@ -107,6 +108,23 @@ impl Communicators for World {
     }
 }
 
+/// The arena of this process, after all processes have theirs.
+///
+/// # Errors
+/// Too little memory, here or on another process.
+pub(super) fn arena_on_all(
+    mpi: &Mpi,
+    arena: Result<Arc<Arena>, RuntimeError>,
+    deadline: Duration,
+) -> Result<Arc<Arena>, RuntimeError> {
+    let told = arena.as_ref().map(|_| Vec::new()).map_err(ToString::to_string);
+    let all = agree(mpi, "launch: make arenas", told, deadline)?;
+    let arena = arena?;
+    all.map_err(|(rank, reason)| RuntimeError::Elsewhere { rank, reason })?;
+    Ok(arena)
+}
+
+/// A collective of the rank's program, with all that can be computed before the first step.
 struct Prepared {
     collective: Collective,
     group: usize,
@@ -335,7 +353,7 @@ impl Ranks {
         let p = &self.prepared[job.id];
         let (me, plan, memory) = (p.collective.position, &p.plan, job.memory.base());
         let (sources, size) = (&mut self.sources, p.collective.dtype.bytes());
-        // SAFETY: all messages of the exchange were received and sent, so nobody uses the places; pieces lie in the operand, the result
+        // SAFETY: all messages of the exchange were received and sent, so no rank uses the places; pieces lie in the operand, the result
         // and the job's memory, whose places are aligned for all element types.
         unsafe {
             if let Some(combine) = p.combine {
@@ -497,7 +515,7 @@ impl Awaited for Finish<'_> {
     fn missing(&self) -> Vec<usize> {
         let Some(job) = self.ranks.pending.iter().find(|job| job.id == self.id) else { return Vec::new() };
         let group = &self.ranks.prepared[self.id].collective.group;
-        // Who has not come at all, else who has not sent or taken everything.
+        // The ranks that have not come at all, or, if all have, those that have not sent or taken everything.
         let heads = if job.compared { 0 } else { group.len() - 1 };
         let of = |requests: Range<usize>| -> Vec<usize> {
             let open = requests.filter(|&at| !job.requests.is_finished(at));

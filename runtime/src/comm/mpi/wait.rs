@@ -1,30 +1,31 @@
-//! Waiting for messages without waiting for ever.
+//! Waiting for messages under a deadline.
 
-use super::processes::Mpi;
+use super::process::Mpi;
 use crate::error::RuntimeError;
 use std::time::{Duration, Instant};
 
-/// Whoever waits, and for what.
+/// Something that a process waits for.
 pub(super) trait Awaited {
-    /// Whether what was waited for is there; goes on with everything that is under way.
+    /// Goes on with everything that has been started, and says whether this is complete.
     fn look(&mut self) -> Result<bool, RuntimeError>;
     /// What it is, for error messages.
     fn operation(&self) -> String;
-    /// From whom it has not come.
+    /// The ranks from which it has not come.
     fn missing(&self) -> Vec<usize>;
-    /// Whether those who are busy are waited for longer, and it may be finished although a process has failed behind it.
+    /// Whether the deadline begins again while a missing process is busy, and whether it may complete for a while after
+    /// a process has failed.
     fn is_patient(&self) -> bool;
 }
 
-/// How long a process is seen as failed or gone before that is an error: what was sent before may still come. MPI keeps an order only
-/// within a channel, between two processes: news of a failure may overtake what the failed one, and others, sent long before it.
+/// How long a failed or gone process is waited for: what was sent before may still come. MPI keeps an order only within a
+/// channel between two processes, so news of a failure may overtake what the failed one, and others, sent long before it.
 const GRACE: Duration = Duration::from_millis(200);
-/// Even those who are busy are not waited for longer.
+/// How long a busy process is waited for.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// How long is looked without sleeping.
+/// How long a thread looks without sleeping.
 const AWAKE: Duration = Duration::from_millis(3);
 
-/// Waits; every look lets MPI go on, so that nobody waits for this process meanwhile.
+/// Waits. Every look lets MPI go on, so that no other process waits for this one meanwhile.
 pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) -> Result<(), RuntimeError> {
     let rank = mpi.rank();
     let mut idle = 0u32;
@@ -41,7 +42,7 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
         }
         mpi.listen();
         if let Some((peer, reason)) = mpi.failed() {
-            // What was complete before the failure counts: whoever fails later has left it behind.
+            // What was complete before the failure counts: the process failed after it.
             if awaited.look()? {
                 return Ok(());
             }
@@ -60,7 +61,7 @@ pub(super) fn wait(mpi: &Mpi, deadline: Duration, awaited: &mut impl Awaited) ->
         if now - *since > deadline {
             let missing = awaited.missing();
             let seen = mpi.progress_of(&missing).max(*progress);
-            // As where processes share memory: a tenth of the time on a processor is work, less is not.
+            // As where processes share memory: a process that computes for a tenth of the time works, one that computes less hangs.
             let busy = (deadline.as_millis() as u64 / 100).max(1);
             if !awaited.is_patient() || seen - *progress < busy || now - *began > PATIENCE.max(deadline) {
                 let (operation, states) = (awaited.operation(), mpi.states(&missing));

@@ -1,51 +1,27 @@
 //! Shared libraries that are looked for when the program runs, so that nothing links against them.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use libloading::os::unix;
+use std::error::Error;
 use std::path::Path;
-
-unsafe extern "C" {
-    fn dlopen(file: *const c_char, mode: c_int) -> *mut c_void;
-    fn dlsym(handle: *mut c_void, symbol: *const c_char) -> *mut c_void;
-    fn dlerror() -> *const c_char;
-}
-
-const RTLD_NOW: c_int = 2;
-const RTLD_GLOBAL: c_int = 0x100;
 
 /// A loaded library. It stays loaded until the process ends: CUDA's libraries keep threads and
 /// handlers that outlive every handle.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Library {
-    handle: *mut c_void,
-}
+pub(crate) struct Library(&'static unix::Library);
 
-// SAFETY: a handle is only a key for `dlsym`, which may be called from any thread.
-unsafe impl Send for Library {}
-// SAFETY: as above.
-unsafe impl Sync for Library {}
-
-fn text(path: &Path) -> Result<CString, String> {
-    CString::new(path.to_string_lossy().as_bytes()).map_err(|e| e.to_string())
-}
-
-/// What `dlopen` or `dlsym` said last.
-fn error() -> String {
-    // SAFETY: the text is copied before this thread calls either of them again.
-    unsafe {
-        let e = dlerror();
-        if e.is_null() { "unknown error".into() } else { CStr::from_ptr(e).to_string_lossy().into_owned() }
-    }
+/// What the system says of a failure, or what `libloading` says where the system says nothing.
+fn text(error: libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 impl Library {
     /// Loads a library from a path. `global` makes its symbols, and itself by its name, available to
     /// libraries that are loaded later.
     pub(crate) fn open(path: &Path, global: bool) -> Result<Self, String> {
-        let file = text(path)?;
-        // SAFETY: the path is a text that ends with 0. What the library does when it is loaded is as
-        // trusted as the place it is taken from.
-        let handle = unsafe { dlopen(file.as_ptr(), RTLD_NOW | if global { RTLD_GLOBAL } else { 0 }) };
-        if handle.is_null() { Err(error()) } else { Ok(Library { handle }) }
+        let flags = unix::RTLD_NOW | if global { unix::RTLD_GLOBAL } else { unix::RTLD_LOCAL };
+        // SAFETY: what the library does when it is loaded is as trusted as the place it is taken from.
+        let library = unsafe { unix::Library::open(Some(path), flags) }.map_err(text)?;
+        Ok(Library(Box::leak(Box::new(library))))
     }
 
     /// A function of the library.
@@ -53,14 +29,7 @@ impl Library {
     /// # Safety
     /// `F` must be the type of a function pointer, and that of this function.
     pub(crate) unsafe fn function<F: Copy>(&self, name: &str) -> Result<F, String> {
-        assert_eq!(size_of::<F>(), size_of::<*mut c_void>());
-        let symbol = CString::new(name).map_err(|e| e.to_string())?;
-        // SAFETY: the handle is that of a loaded library.
-        let address = unsafe { dlsym(self.handle, symbol.as_ptr()) };
-        if address.is_null() {
-            return Err(error());
-        }
-        // SAFETY: the caller says what it is; both are pointers.
-        Ok(unsafe { std::mem::transmute_copy(&address) })
+        // SAFETY: the caller says what it is.
+        unsafe { self.0.get::<F>(name) }.map(|function| *function).map_err(text)
     }
 }

@@ -6,12 +6,12 @@ use super::options::{Descent, Types, Ways};
 use super::plan::PlanChoice;
 use super::reference::Reference;
 use super::verdict::{Fault, FaultKind, Verdict};
+use crate::command::{Scratch, tpc as run_here};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::HashMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tpc_compiler::models::{WeightMap, Weights, weight_map, write_weights};
 use tpc_ir::interpret::Tensor;
@@ -22,29 +22,6 @@ use tpc_runtime::output::Output;
 const LIMIT: Duration = Duration::from_secs(150);
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
-
-/// A directory that goes away.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new() -> Fallible<Self> {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("tpc-fuzz-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&dir)?;
-        Ok(Scratch(dir))
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// The `tpc` that was built beside this program, if it was.
 pub fn binary() -> Option<PathBuf> {
@@ -75,7 +52,7 @@ pub fn through(reference: &Reference, case: &Case) -> Verdict {
 }
 
 fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new("fuzz");
     let map = weight_map(&reference.config);
     write_model(reference, &map, &scratch.0)?;
     for arguments in command_lines(case, &scratch)? {
@@ -225,9 +202,7 @@ fn tpc(case: &Case, arguments: &[String]) -> Fallible<Result<(), Fault>> {
     };
     let program = match (through, binary()) {
         (Through::Command | Through::Resumed, _) | (_, None) => {
-            let (mut out, mut err) = (Vec::new(), Vec::new());
-            let code = tpc_command::run(["tpc".to_string()].iter().chain(arguments), &mut out, &mut err);
-            let err = String::from_utf8_lossy(&err).into_owned();
+            let (code, _, err) = run_here(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
             return Ok(if code == 0 { Ok(()) } else { Err(said(code.into(), &err)) });
         }
         (_, Some(program)) => program,
@@ -237,7 +212,7 @@ fn tpc(case: &Case, arguments: &[String]) -> Fallible<Result<(), Fault>> {
         let ranks: usize = case.mesh.iter().map(|(_, size)| size).product();
         command.args(["launch", "--ranks", &ranks.to_string(), "--"]);
     }
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new("fuzz");
     let err = scratch.path("stderr");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(std::fs::File::create(&err)?);
     let mut child = command.spawn()?;
@@ -322,14 +297,12 @@ fn trained(
 /// Dumps a case's program as it was captured and as it is placed, and executes the placed text: it computes what the
 /// captured text means.
 fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
-    let scratch = Scratch::new()?;
+    let scratch = Scratch::new("fuzz");
     let Subject { model, batch, .. } = &reference.subject;
     std::fs::write(scratch.path("config.json"), model.json().to_string())?;
     let (rows, seq) = (batch.rows.to_string(), batch.seq.to_string());
     let dump = |arguments: &[&str]| -> Fallible<Result<String, Fault>> {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let code = tpc_command::run(["tpc", "dump-ir"].iter().chain(arguments), &mut out, &mut err);
-        let (out, err) = (String::from_utf8_lossy(&out).into_owned(), String::from_utf8_lossy(&err).into_owned());
+        let (code, out, err) = run_here(&[&["dump-ir"], arguments].concat());
         let fault = || Fault::new(FaultKind::Unexplained, format!("dump-ir: exit code {code}: {err}"));
         Ok(if code == 0 { Ok(out) } else { Err(fault()) })
     };

@@ -3,7 +3,8 @@
 use super::case::Case;
 use super::reference::{Outputs, Reference};
 use super::verdict::{Fault, FaultKind, Verdict, judge};
-use tpc_compiler::program::{CompileOptions, Error, Stages, compile_graph};
+use tpc_compiler::error::Error;
+use tpc_compiler::program::{CompileOptions, Stages, compile_graph};
 use tpc_ir::{Mesh, OutputKind, fold, parse, text};
 use tpc_passes::lower::lower_with;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};

@@ -1,7 +1,7 @@
 //! The outcome of a case.
 
 use std::fmt;
-use tpc_compiler::program::Error;
+use tpc_compiler::error::Error;
 use tpc_passes::options::OptionError;
 use tpc_passes::styles::StyleError;
 

@@ -1,12 +1,12 @@
 //! Gemma 2: norms around each part, bounded scores and logits, a window in every other layer.
 
-use super::super::decoder_config::NormOrder;
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Only, Read};
 use super::super::known::Sole;
 use super::super::layers::Activation;
-use super::super::norm::Center;
-use super::{Biases, Caps, Facts, ScoreScale, Windows, llama};
+use super::super::norm::{Center, NormOrder};
+use super::facts::{Biases, Caps, Facts, ScoreScale, Windows};
+use super::llama;
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "gemma2",

@@ -1,11 +1,12 @@
-//! Gemma 3, its text model: a Gemma 2 with norms of its query and key heads in place of bounds, five layers with a window for each
-//! without, and rotary embeddings of their own in those.
+//! The text model of Gemma 3: a Gemma 2 with norms of its query and key heads in place of bounds. Five layers with a window come
+//! before each layer without one, and their rotary embeddings have another base.
 
-use super::super::decoder_config::QkNorm;
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Only, Read};
 use super::super::known::Sole;
-use super::{Caps, Facts, Windows, gemma2};
+use super::super::norm::QkNorm;
+use super::facts::{Caps, Facts, Windows};
+use super::gemma2;
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "gemma3_text",

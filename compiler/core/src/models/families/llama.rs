@@ -1,11 +1,10 @@
 //! Llama: the plain decoder, of which the other families are variations.
 
-use super::super::decoder_config::{NormOrder, QkNorm};
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Harmless, Read};
 use super::super::layers::Activation;
-use super::super::norm::Center;
-use super::{Biases, Facts, ScoreScale, Windows};
+use super::super::norm::{Center, NormOrder, QkNorm};
+use super::facts::{Biases, Facts, ScoreScale, Windows};
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "llama",

@@ -2,7 +2,8 @@
 
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
-use super::{Biases, Facts, Windows, llama};
+use super::facts::{Biases, Facts, Windows};
+use super::llama;
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "mistral",

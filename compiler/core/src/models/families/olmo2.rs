@@ -1,9 +1,10 @@
 //! OLMo 2: norms after each part, and over all queries and all keys.
 
-use super::super::decoder_config::{NormOrder, QkNorm};
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
-use super::{Facts, llama};
+use super::super::norm::{NormOrder, QkNorm};
+use super::facts::Facts;
+use super::llama;
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "olmo2",

@@ -3,7 +3,8 @@
 use super::super::heads::HeadKind;
 use super::super::known::Role::{Only, Read};
 use super::super::known::Sole;
-use super::{Biases, Facts, Windows, llama};
+use super::facts::{Biases, Facts, Windows};
+use super::llama;
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "qwen2",

@@ -1,9 +1,10 @@
 //! Qwen3: a Qwen2 with norms of its query and key heads in place of biases.
 
-use super::super::decoder_config::QkNorm;
 use super::super::heads::HeadKind;
 use super::super::known::Role::Read;
-use super::{Biases, Facts, qwen2};
+use super::super::norm::QkNorm;
+use super::facts::{Biases, Facts};
+use super::qwen2;
 
 pub(super) const FACTS: Facts = Facts {
     model_type: "qwen3",

@@ -1,7 +1,9 @@
 //! Kernels, each text once, and their launches.
 
+use fnv::FnvHasher;
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::hash::Hasher;
 
 /// A generated kernel. Its parameters are the device allocation and then one `long long` for each
 /// argument of its launches.
@@ -101,7 +103,9 @@ impl Kernels {
     }
 }
 
-/// FNV-1a.
+/// The FNV-1a hash of some bytes.
 pub(crate) fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+    let mut hasher = FnvHasher::default();
+    hasher.write(bytes);
+    hasher.finish()
 }

@@ -1,16 +1,19 @@
 //! Language models from directories: capture by shapes, compile under the names of their files,
 //! load and save.
 
+mod error;
+
 use crate::capture::{
     Captured, Init, Named, Spec, TrainingCapture, TrainingOptions, capture_inference_shapes, capture_training_shapes,
     named,
 };
 use crate::data;
+use crate::error::Error;
 use crate::models::{
-    self, Documents, Model, ModelConfig, ModelError, Saving, Targets, TokenInputs, Use, WeightEntry, WeightMap,
-    Weights, build, read_box, read_strips, save_strips, tied_head, transposed, weight_map,
+    self, Documents, Model, ModelConfig, Saving, Targets, TokenInputs, Use, WeightEntry, WeightMap, Weights, build,
+    read_box, read_strips, save_strips, tied_head, transposed, weight_map,
 };
-use crate::program::{EVALUATION, Error};
+use crate::program::EVALUATION;
 use burn::optim::Optimizer;
 use burn::tensor::{DType, Distribution as BurnDistribution, Int, Tensor, TensorData};
 use std::cell::Cell;
@@ -20,6 +23,8 @@ use std::path::Path;
 use tpc_ir::op::Distribution;
 use tpc_ir::{InputKind, ModulePath, Scalar, random};
 use tpc_runtime::{Runs, RuntimeError, Session, element};
+
+pub use error::{InitError, LoadError};
 
 /// What a batch of token sequences consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -230,17 +235,6 @@ pub(crate) fn load(session: &mut Session, map: &WeightMap, weights: &Weights, ca
     })
 }
 
-/// Why weights could not be loaded or saved.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The files.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-    /// The session.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-}
-
 /// Positions and names of the parameters among a session's inputs.
 fn parameters(session: &Session) -> Vec<(usize, String)> {
     let inputs = session.program(0).inputs.iter().enumerate();
@@ -249,47 +243,6 @@ fn parameters(session: &Session) -> Vec<(usize, String)> {
 
 /// Elements that are drawn at once.
 const DRAWN: usize = 1 << 12;
-
-/// Why parameters could not be initialized.
-#[derive(Debug, thiserror::Error)]
-pub enum InitError {
-    /// Parameters that are not drawn element by element, and whose values were not given.
-    #[error(
-        "{} not drawn element by element but computed by the module{}: give the values that `capture::initial_values` makes of the function that builds the module to `initialise_with`, or train with `Trainer::new`, which does",
-        parameters_are(.parameters),
-        by_operations(.operations)
-    )]
-    Computed {
-        /// The parameters.
-        parameters: Vec<String>,
-        /// The operations that compute the first of them, as far as they are known.
-        operations: Vec<String>,
-    },
-    /// The session.
-    #[error(transparent)]
-    Runtime(#[from] RuntimeError),
-}
-
-/// The first of some parameters.
-fn parameters_are(names: &[String]) -> String {
-    const MOST: usize = 3;
-    let shown = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    match names.len() {
-        1 => format!("the initial value of {shown} is"),
-        n if n > MOST => format!("the initial values of {shown} and {} more are", n - MOST),
-        _ => format!("the initial values of {shown} are"),
-    }
-}
-
-fn by_operations(operations: &[String]) -> String {
-    const MOST: usize = 5;
-    let shown = operations.iter().take(MOST).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match operations.len() {
-        0 => String::new(),
-        n if n > MOST => format!(" ({shown}, …)"),
-        _ => format!(" ({shown})"),
-    }
-}
 
 /// Draws initial values as the model's modules would, each element from its global index: the same
 /// values on every mesh. All ranks draw at once, and only the elements of their own boxes.

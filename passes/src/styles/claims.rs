@@ -1,0 +1,157 @@
+//! What the styles of a plan say of the modules that its entries match: which parameters are cut, and what is wanted of
+//! values at module boundaries.
+
+use super::error::{Because, StyleError};
+use super::modules::{Role, Weight, paths};
+use super::pattern::{Pattern, nearest};
+use super::plan::{Entry, Plan};
+use super::prepare::Prepare;
+use super::style::{Module, Placements};
+use super::way::Way;
+use std::collections::{BTreeMap, HashMap};
+use tpc_ir::reason::{self, Side};
+use tpc_ir::{Graph, ModulePath, Op, Region};
+
+/// What a plan wants of a value at a boundary.
+#[derive(Clone, Copy)]
+pub(super) enum Want {
+    /// The layouts of a preparation, in order.
+    Layouts(Prepare),
+    /// Sharded along this dimension, or the one before the features if there are fewer.
+    Sequence(isize),
+}
+
+/// A value at a boundary and what a plan entry wants of it.
+pub(super) struct Wanted {
+    /// The module.
+    pub path: ModulePath,
+    /// Whether it is an argument or a result of the module.
+    pub side: Side,
+    /// Which, from 0.
+    pub position: usize,
+    /// What is wanted.
+    pub want: Want,
+    /// The plan entry, as reasons name it.
+    pub entry: reason::Entry,
+    /// Its path pattern.
+    pub pattern: String,
+}
+
+impl Wanted {
+    /// The error about a boundary that cannot be seen.
+    pub fn unmarked(&self) -> StyleError {
+        StyleError::Boundary {
+            entry: self.pattern.clone(),
+            side: if self.side == Side::Arguments { "arguments" } else { "results" },
+            module: self.path.clone(),
+            scope: self.path.clone(),
+        }
+    }
+}
+
+/// Everything that the plan's styles say.
+#[derive(Default)]
+pub(super) struct Claims {
+    /// How parameters are cut, and by which entry.
+    pub ways: BTreeMap<ModulePath, (Way, reason::Entry)>,
+    /// What is wanted at boundaries.
+    pub boundaries: Vec<Wanted>,
+}
+
+impl Claims {
+    /// What the styles of a plan say. `all` are the weights of the graph; modules are those that hold parameters, and
+    /// those of `regions`.
+    pub fn of(
+        graph: &Graph,
+        plan: &Plan,
+        all: &BTreeMap<ModulePath, Weight>,
+        regions: &[Region],
+    ) -> Result<Self, StyleError> {
+        let holders = paths(graph);
+        let mut modules = holders.clone();
+        for region in regions {
+            if !modules.contains(&region.path) {
+                modules.push(region.path.clone());
+            }
+        }
+        let mut claims = Claims::default();
+        // Which entry claims a parameter; two entries may have one path.
+        let mut claimed: HashMap<ModulePath, usize> = HashMap::new();
+        for (index, entry) in plan.styles.iter().enumerate() {
+            let Entry { path: pattern, style } = entry;
+            let matches =
+                Pattern::new(pattern).map_err(|problem| StyleError::Pattern { path: pattern.clone(), problem })?;
+            let matched: Vec<&ModulePath> = modules.iter().filter(|m| matches.matches(m)).collect();
+            if matched.is_empty() {
+                let nearest = nearest(pattern, &modules);
+                return Err(StyleError::NoModule { path: pattern.clone(), nearest });
+            }
+            let name = entry_name(entry);
+            let several = matched.len() > 1;
+            for module in matched {
+                let mut placements = Placements::default();
+                style.place(&Module::new(graph, all, module), &mut placements)?;
+                if placements.is_empty() {
+                    if several && !holders.contains(module) {
+                        continue; // a region without parameters that a glob happens to match
+                    }
+                    return Err(StyleError::Nothing {
+                        path: pattern.clone(),
+                        style: style.name().into(),
+                        module: module.clone(),
+                        kind: None,
+                        because: Box::new(hindrance(graph, all, module, style.accepts())),
+                    });
+                }
+                for (parameter, way) in placements.cuts {
+                    let other = claimed.insert(parameter.clone(), index).filter(|&other| other != index);
+                    let before = claims.ways.insert(parameter.clone(), (way, name.clone()));
+                    if let (Some(_), Some((earlier, first))) = (other, before) {
+                        let (first, second) = (first.to_string(), name.to_string());
+                        return Err(StyleError::Twice { parameter, first, second, ways: [earlier, way] });
+                    }
+                }
+                let boundaries =
+                    placements.boundaries.into_iter().map(|(p, s, i, prepare)| (p, s, i, Want::Layouts(prepare)));
+                let sequences =
+                    placements.sequences.into_iter().map(|(p, dim)| (p, Side::Results, 0, Want::Sequence(dim)));
+                claims.boundaries.extend(boundaries.chain(sequences).map(|(path, side, position, want)| Wanted {
+                    path,
+                    side,
+                    position,
+                    want,
+                    entry: name.clone(),
+                    pattern: pattern.clone(),
+                }));
+            }
+        }
+        Ok(claims)
+    }
+}
+
+/// How a plan entry is called in reasons and errors.
+fn entry_name(entry: &Entry) -> reason::Entry {
+    match entry.style.built_in() {
+        Some(name) => reason::Entry::BuiltIn(name.into()),
+        None => reason::Entry::of(&entry.path),
+    }
+}
+
+/// Why a style that accepts something finds nothing of it in a module.
+fn hindrance(graph: &Graph, all: &BTreeMap<ModulePath, Weight>, module: &ModulePath, accepts: &str) -> Because {
+    let parameters = graph.inputs().filter_map(|(_, id)| id.parameter()).filter(|name| name.is_below(module));
+    let parameters: Vec<ModulePath> = parameters.cloned().collect();
+    if !parameters.is_empty() && !parameters.iter().any(|name| all.contains_key(name)) {
+        return Because::Unused(parameters);
+    }
+    let own = || all.values().filter(|w| w.name.holder() == *module);
+    let is_matrix = |w: &&Weight| matches!(graph.op(w.input.into()), Op::Input { layout, .. } if layout.len() > 1);
+    if let Some(matrix) = own().filter(|w| w.role == Role::Vector).find(is_matrix) {
+        let operation = graph.node(matrix.user).op.name();
+        return Because::NoProduct { parameter: matrix.name.clone(), operation };
+    }
+    if own().any(|w| w.role == Role::Convolution && w.inner.is_empty()) {
+        return Because::Depthwise;
+    }
+    Because::WorksOn(accepts.into())
+}
