@@ -364,16 +364,16 @@ fn the_command_says_what_it_cannot_resume() {
         (code, &*err),
         (
             1,
-            "error: $TMP/run: holds checkpoints already, the latest of step 2; go on from it with --resume or choose another directory\n"
+            "error: $TMP/run: already holds checkpoints, the latest of step 2; resume from it with --resume or choose another directory\n"
         )
     );
     let (code, _, err) = train(&["--resume", "--seed", "5"]);
     assert_eq!(
         (code, &*err),
-        (1, "error: $TMP/run/step-000002: was written with --seed 4, not 5; leave --seed out to go on from it\n")
+        (1, "error: $TMP/run/step-000002: was written with --seed 4, not 5; leave --seed out to resume from it\n")
     );
     let (code, _, err) = train(&["--resume"]);
-    assert_eq!((code, &*err), (0, "note: 2 steps are done already; --steps 2 counts them, too\n"));
+    assert_eq!((code, &*err), (0, "note: 2 steps are already done; --steps 2 is the total\n"));
     let (code, _, err) = train(&["--resume", "--steps", "3"]);
     assert_eq!(code, 2, "{err}");
     // What cannot end well is said at the start.
@@ -384,7 +384,7 @@ fn the_command_says_what_it_cannot_resume() {
     };
     assert_eq!(
         again(&["--steps", "1", "--checkpoint", &run, "--resume"]),
-        "error: $TMP/run/step-000002: 2 steps are done already, more than --steps 1, which counts them, too\n"
+        "error: $TMP/run/step-000002: 2 steps are already done, but the total is --steps 1\n"
     );
     assert_eq!(
         again(&["--steps", "3", "--checkpoint", &format!("{run}/step-000002"), "--resume"]),

@@ -30,7 +30,7 @@ fn noted(arguments: &[&str], scratch: &Scratch) -> (String, String) {
 
 /// What a training run says that keeps nothing.
 const KEEPS_NOTHING: &str =
-    "note: nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too\n";
+    "note: the trained model will be lost: --save DIR keeps the model, --checkpoint DIR also its state\n";
 
 /// The message of a command that fails, with the places of files replaced.
 fn error(arguments: &[&str], scratch: &Scratch) -> String {
@@ -261,7 +261,7 @@ fn every_stage_prints_and_files_go_on_from_there() {
             let from_file = ok(&["dump-ir", &file, "--stage", "scheduled", "--rank", "1"]);
             assert_eq!(from_file, ok(&[&common[..10], &["--stage", "scheduled", "--rank", "1"]].concat()));
             let message = error(&["dump-ir", &file, "--stage", "logical"], &scratch);
-            assert_eq!(message, "the graph of the file is placed already: choose a later --stage");
+            assert_eq!(message, "the graph in the file is already placed: choose a later --stage");
         }
     }
     let rank = ok(&[&common[..10], &["--stage", "rank", "--rank", "1"]].concat());
@@ -293,7 +293,7 @@ fn bad_meshes_and_plans_are_explained() {
     let (report, notes) = noted(&json, &scratch);
     let report: Json = serde_json::from_str(&report).unwrap();
     assert_eq!(report["ranks"].as_array().unwrap().len(), 65);
-    let heads = "note: 63 of 65 ranks along tp=65 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have 2 to share out\n";
+    let heads = "note: 63 of 65 ranks along tp=65 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have only 2 to distribute\n";
     assert!(notes.contains(heads), "{notes}");
     let commands: [&[&str]; 3] = [
         &["run", &dir, "--inputs", "none", "--output", "none"],
@@ -303,7 +303,7 @@ fn bad_meshes_and_plans_are_explained() {
     for command in commands {
         for (mesh, ranks) in [("tp=65", 65), ("a=100000,b=2", 200_000)] {
             let said = error(&[command, &["--plan", "tp", "--mesh", mesh]].concat(), &scratch);
-            let more = "more than the 64 that one process can run as threads; `tpc dump-ir` plans for more";
+            let more = "but one process can run at most 64 as threads; `tpc dump-ir` plans for more";
             assert_eq!(said, format!("mesh has {ranks} ranks, {more}"));
         }
     }
@@ -531,7 +531,7 @@ fn bad_models_are_explained() {
     );
     assert_eq!(
         says(&["dump-ir", "--preset", "lama"]),
-        "no preset is called \"lama\"; there are mlp, llama, gpt, gpt-learned"
+        "there is no preset \"lama\"; the presets are mlp, llama, gpt, gpt-learned"
     );
     assert_eq!(
         says(&["dump-ir", &data("hf/gpt2-tiny"), "--seq", "500"]),
@@ -571,14 +571,17 @@ fn bad_batches_are_explained() {
     );
     assert_eq!(
         says(&[ids, ("lables", [1, 3], &[0, 1, 2])]),
-        "tensor \"lables\" is no input of the model; inputs are input_ids, labels, attention_mask, token_type_ids"
+        "tensor \"lables\" is not an input of the model; inputs are input_ids, labels, attention_mask, token_type_ids"
     );
     assert_eq!(says(&[("labels", [1, 3], &[0, 1, 2])]), "missing tensor \"input_ids\"");
     assert_eq!(
         says(&[ids, ("attention_mask", [1, 3], &[1, 2, 1])]),
         "attention_mask[0, 1] is 2, but a value must be in 0..2"
     );
-    assert_eq!(says(&[ids, ("token_type_ids", [1, 3], &[0, 0, 0])]), "tensor \"token_type_ids\" is no input of llama");
+    assert_eq!(
+        says(&[ids, ("token_type_ids", [1, 3], &[0, 0, 0])]),
+        "tensor \"token_type_ids\" is not an input of llama"
+    );
     assert_eq!(says(&[("input_ids", [0, 3], &[])]), "batch: its shape [0, 3] is empty");
 }
 
@@ -629,7 +632,7 @@ fn bad_training_data_is_explained() {
     assert_eq!(
         says("llama-tiny", &["--data", &short]),
         format!(
-            "{llama}: the model has no tokenizer, so a text cannot become its tokens: copy its tokenizer.json there, \
+            "{llama}: the model has no tokenizer to turn a text into tokens: copy its tokenizer.json there, \
              train one with tpc tokenizer train {llama} FILE…, or make each character a token with --characters"
         )
     );
@@ -663,7 +666,7 @@ fn settings_that_are_not_applied_are_noted() {
     let (code, _, err) = tpc(&arguments);
     assert_eq!(
         (code, err.as_str()),
-        (0, &*format!("{KEEPS_NOTHING}note: the configuration asks for dropout 0.1, which is not applied\n"))
+        (0, &*format!("{KEEPS_NOTHING}note: the configuration has dropout 0.1, which is not applied\n"))
     );
 }
 
@@ -759,7 +762,7 @@ fn an_output_is_no_other_file_of_the_command() {
         error(&[&["run", &model, "--inputs", &inputs, "--output", output], &placed[..]].concat(), &scratch)
     };
     let says = |output: &str, option: &str, read: &str| {
-        format!("--output $TMP/{output} is read, too, as {option} $TMP/{read}: give another path, nothing was written")
+        format!("--output $TMP/{output} is also read, as {option} $TMP/{read}: give another path; nothing was written")
     };
     for output in ["model/inputs.safetensors", "model/../model/inputs.safetensors", "hard", "other/inputs.safetensors"]
     {
@@ -775,7 +778,7 @@ fn an_output_is_no_other_file_of_the_command() {
     let train =
         |more: &[&str]| error(&[&["train", &model, "--inputs", &inputs, "--steps", "1"], more].concat(), &scratch);
     let at = |name: &str| scratch.path(name);
-    let same = |a: &str, b: &str| format!("{a} and {b} are the same: give each a path of its own");
+    let same = |a: &str, b: &str| format!("{a} and {b} are the same file: give different paths");
     assert_eq!(
         train(&["--metrics", &at("new"), "--grads", &at("model/../new")]),
         same("--grads $TMP/model/../new", "--metrics $TMP/new")
@@ -787,7 +790,7 @@ fn an_output_is_no_other_file_of_the_command() {
     );
     assert_eq!(
         train(&["--grads", &at("hard")]),
-        "--grads $TMP/hard is read, too, as --inputs $TMP/model/inputs.safetensors: give another path, nothing was written"
+        "--grads $TMP/hard is also read, as --inputs $TMP/model/inputs.safetensors: give another path; nothing was written"
     );
     // Two outputs to a device disturb no one.
     let (_, notes) = noted(
@@ -837,7 +840,7 @@ fn a_model_of_characters_keeps_its_alphabet() {
     let lack = |place: &str, way_out: &str| {
         format!(
             "error: $TMP/other: the model was trained on the 28 characters of {place}, which lack '!', '0', '1', '2', \
-             '3', '4', '5', '6', '7', '8' and 5 more: train on a text of those, or {way_out}\n"
+             '3', '4', '5', '6', '7', '8' and 5 more: train on a text of those characters, or {way_out}\n"
         )
     };
     assert_eq!(
@@ -859,9 +862,8 @@ fn a_model_of_characters_keeps_its_alphabet() {
     assert_eq!((code, &*err), (0, KEEPS_NOTHING));
     // Weights of unknown tokens.
     let (code, _, err) = train(&dir, &fox, &["--steps", "1"]);
-    let unknown = format!(
-        "note: nothing says which characters the tokens of {dir} stand for: the 28 of the text are numbered from 0\n"
-    );
+    let unknown =
+        format!("note: the alphabet of {dir} is unknown: the 28 characters of the text are numbered from 0\n");
     assert_eq!((code, err), (0, format!("{KEEPS_NOTHING}{unknown}")));
     // A tokenizer's tokens are not characters, with or without its weights.
     let model = scratch.path("tokens");
@@ -888,8 +890,8 @@ fn a_model_of_characters_keeps_its_alphabet() {
     for more in [&["--steps", "1"][..], &["--steps", "1", "--from-scratch"]] {
         assert_eq!(
             failed(train(&model, &fox, more)),
-            "error: $TMP/tokens: the model's tokens are those of its tokenizer, which --characters would not use: \
-             leave --characters out, or begin a model of characters with --from-scratch in a directory that holds \
+            "error: $TMP/tokens: the model has a tokenizer, which --characters would ignore: \
+             leave --characters out, or start a character model with --from-scratch in a directory that holds \
              only a config.json\n"
         );
     }
@@ -906,20 +908,20 @@ fn ranks_with_nothing_to_do_are_noted() {
     assert_eq!(notes(&["--plan", "tp", "--mesh", "tp=2"]), "");
     assert_eq!(
         notes(&["--mesh", "dp=2"]),
-        "note: --mesh dp=2 without a plan: each of the 2 ranks computes the whole model; --plan says what they share\n"
+        "note: --mesh dp=2 without a plan: each of the 2 ranks computes the whole model; --plan distributes the work\n"
     );
     assert_eq!(
         notes(&["--plan", "2d"]),
-        "note: --plan 2d without a mesh: one rank computes the whole model; --mesh gives it more, as in --mesh dp=2,tp=2\n"
+        "note: --plan 2d without a mesh: one rank computes the whole model; give it more ranks with --mesh, for example --mesh dp=2,tp=2\n"
     );
     assert_eq!(
         notes(&["--plan", "ddp", "--mesh", "dp=3"]),
-        "note: 1 of 3 ranks along dp=3 have no rows: the batch has 2 to share out\n"
+        "note: 1 of 3 ranks along dp=3 have no rows: the batch has only 2\n"
     );
     // Four heads that share two pairs of keys and values are two groups.
     assert_eq!(
         notes(&["--plan", "tp", "--mesh", "tp=8"]),
-        "note: 6 of 8 ranks along tp=8 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have 2 to share out\n"
+        "note: 6 of 8 ranks along tp=8 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have only 2 to distribute\n"
     );
     // Parameters that FSDP only stores in parts idle no rank.
     assert_eq!(notes(&["--plan", "fsdp", "--mesh", "dp=2"]), "");
@@ -941,19 +943,19 @@ fn options_without_effect_are_said() {
     let f32 = "without --precision bf16: gradients are then reduced in the model's own type";
     let untrained = "without --train, which has a training step";
     let json = "with --json, which reports on the placed program of all ranks";
-    let given = "on a graph from a file, which is as it is";
+    let given = "on a graph from a file, which is already captured";
     let refused: [(&[&str], &str, &str, &str); 24] = [
         (&train, "--optimizer sgd --beta1 0.5", "--beta1", sgd),
         (&train, "--optimizer sgd --beta2 0.5", "--beta2", sgd),
         (&train, "--optimizer sgd --eps 1", "--eps", sgd),
         (&train, "--reduce f32", "--reduce", f32),
-        (&train, "--batch 4", "--batch", "with --inputs, whose batch is as large as it is"),
-        (&train, "--seq 4", "--seq", "with --inputs, whose batch is as large as it is"),
+        (&train, "--batch 4", "--batch", "with --inputs, which determines the size of the batch"),
+        (&train, "--seq 4", "--seq", "with --inputs, which determines the size of the batch"),
         (
             &train,
             "--precision bf16 --micro-batches 2 --reduce bf16",
             "--reduce",
-            "with --micro-batches: their gradients are added, and then reduced, in f32",
+            "with --micro-batches: their gradients are added and then reduced in f32",
         ),
         (&dump, "--precision bf16 --reduce f32", "--reduce", untrained),
         (&dump, "--beta1 0.5", "--beta1", untrained),
@@ -962,16 +964,16 @@ fn options_without_effect_are_said() {
         (&dump, "--json --stage placed", "--stage", json),
         (&dump, "--json --full", "--full", json),
         (&dump, "--json --rank 0", "--rank", json),
-        (&dump, "--rank 0", "--rank", "at the stage placed, which all ranks have in common"),
-        (&dump, "--stage scheduled --full", "--full", "at the stage scheduled, whose every line is printed anyway"),
+        (&dump, "--rank 0", "--rank", "at the stage placed, which is the same for all ranks"),
+        (&dump, "--stage scheduled --full", "--full", "at the stage scheduled, which is always printed in full"),
         (&mlp, "--train --optimizer sgd", "--optimizer", "on the preset mlp, whose step has no optimizer"),
         (&bench, "--mode fwd --precision bf16 --reduce f32", "--reduce", "with --mode fwd, which has no gradients"),
         (&file, "--train", "--train", given),
         (&file, "--batch 3", "--batch", given),
         (&file, "--freeze a", "--freeze", given),
-        (&file, "--plan tp", "--plan", "on a graph from a file that has its placements already"),
-        (&file, "--precision bf16", "--precision", "on a graph from a file that has its placements already"),
-        (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is placed already"),
+        (&file, "--plan tp", "--plan", "on a graph from a file that already has placements"),
+        (&file, "--precision bf16", "--precision", "on a graph from a file that already has placements"),
+        (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is already placed"),
     ];
     for (command, more, option, reason) in refused {
         let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
@@ -1003,7 +1005,10 @@ fn options_without_effect_are_said() {
         notes(&train, "--seed 3"),
         "note: --seed has no effect: the batch and the weights are given, and nothing else is drawn\n"
     );
-    assert_eq!(notes(&train, "--deadline 9"), "note: --deadline has no effect on one rank, which waits for no other\n");
+    assert_eq!(
+        notes(&train, "--deadline 9"),
+        "note: --deadline has no effect on one rank, which never waits for another rank\n"
+    );
     assert_eq!(
         error(&[&train[..], &["--save", &scratch.path("saved"), "--force"]].concat(), &scratch),
         "--force has no effect: --save names another directory than the model's; leave it out"
@@ -1015,19 +1020,19 @@ fn options_without_effect_are_said() {
     );
     assert_eq!(
         notes(&dump, "--plan tp --mesh tp=2 --disable-rule 1"),
-        "note: --disable-rule 1 has no effect: the rule is off already\n"
+        "note: --disable-rule 1 has no effect: the rule is already off\n"
     );
     assert_eq!(
         notes(&dump, "--disable-rule 7"),
-        "note: --disable-rule has no effect on one rank, where nothing is exchanged\n"
+        "note: --disable-rule has no effect on one rank, which does not communicate\n"
     );
     assert_eq!(
         notes(&dump, "--stage captured --precision bf16"),
-        "note: --precision has no effect at the stage captured, which is before it\n"
+        "note: --precision has no effect at the stage captured, which comes before it\n"
     );
     assert_eq!(
         notes(&dump, "--stage logical --plan tp"),
-        "note: --plan has no effect at the stage logical, which is before it\n"
+        "note: --plan has no effect at the stage logical, which comes before it\n"
     );
 }
 
@@ -1053,7 +1058,7 @@ fn a_loss_that_is_no_number_is_a_failure() {
         {
             let output = scratch.path("out.safetensors");
             let (code, out, err) = tpc(&["run", &model, "--inputs", inputs, "--output", &output]);
-            assert_eq!((code, &*err), (1, &*format!("error: {what}, since the weight `{name}` is not finite\n")));
+            assert_eq!((code, &*err), (1, &*format!("error: {what}, because the weight `{name}` is not finite\n")));
             // What was computed can be looked at.
             assert!(out.starts_with("wrote ") && tensors(&output)["logits"].1.iter().any(|x| !x.is_finite()));
         }
@@ -1251,13 +1256,13 @@ fn generate_says_what_is_wrong_with_prompts() {
     let expected = [
         (&b"\xc3\x28"[..], &[][..], "error: $TMP/p: byte 0 is not the beginning of a UTF-8 character\n"),
         (b"ab\n\xff", &[], "error: $TMP/p: byte 3 is not the beginning of a UTF-8 character\n"),
-        (b"\n", &[], "error: $TMP/p: has no prompts: a text or a JSON object a line is needed\n"),
+        (b"\n", &[], "error: $TMP/p: has no prompts: each line must be a text or a JSON object\n"),
         (
             b"{\"tokens\": [1]}\n{\"text\": 1}\n",
             &[],
             "error: $TMP/p: line 2: has none of `prompt`, `tokens`, `messages`\n",
         ),
-        (b"{\"tokens\": [1.5]}\n", &[], "error: $TMP/p: line 1: `tokens` has something else than token numbers\n"),
+        (b"{\"tokens\": [1.5]}\n", &[], "error: $TMP/p: line 1: `tokens` must contain only token numbers\n"),
         (
             b"{\"tokens\": [256]}\n",
             &[],

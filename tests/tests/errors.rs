@@ -259,7 +259,10 @@ fn configurations() {
     for (error, expected) in cases {
         says(error, &format!("config.json: {expected}"));
     }
-    says(presets::named("llamma").unwrap_err(), "no preset is called \"llamma\"; there are llama, gpt, gpt-learned");
+    says(
+        presets::named("llamma").unwrap_err(),
+        "there is no preset \"llamma\"; the presets are llama, gpt, gpt-learned",
+    );
     says(tiny().check_batch([2, 6], 10).unwrap_err(), "batch: token 10, but the vocabulary has 10 entries");
     says(tiny().check_batch([0, 6], 1).unwrap_err(), "batch: its shape [0, 6] is empty");
 }

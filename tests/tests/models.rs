@@ -453,7 +453,7 @@ fn presets_run() {
         logits(&config.to_json(), &[1, 2, 3]);
     }
     let error = presets::named("lama").unwrap_err().to_string();
-    assert_eq!(error, "no preset is called \"lama\"; there are llama, gpt, gpt-learned");
+    assert_eq!(error, "there is no preset \"lama\"; the presets are llama, gpt, gpt-learned");
     let bad = presets::SmallGpt { width: 100, heads: 6, ..Default::default() };
     assert_eq!(
         bad.config().unwrap_err().to_string(),

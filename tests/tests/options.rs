@@ -534,9 +534,10 @@ fn the_command_takes_every_option() {
     let norms = |more: &[&str]| -> Vec<(f64, Option<f64>)> {
         let (code, _, err) = tpc(&[&train, more].concat());
         // Two micro-batches of one row each, for two ranks.
-        let idle = "note: 1 of 2 ranks along dp=2 have no rows: each micro-batch has 1 to share out\n";
+        let idle = "note: 1 of 2 ranks along dp=2 have no rows: each micro-batch has only 1\n";
         let idle = if more.contains(&"--micro-batches") { idle } else { "" };
-        let kept = "note: nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too\n";
+        let kept =
+            "note: the trained model will be lost: --save DIR keeps the model, --checkpoint DIR also its state\n";
         assert_eq!((code, err), (0, format!("{kept}{idle}")));
         let lines = std::fs::read_to_string(&metrics).unwrap();
         let rows = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());

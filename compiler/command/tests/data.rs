@@ -195,7 +195,7 @@ fn the_exact_command_to_go_on_is_told() {
     signal(process.pid(), "INT");
     let told = process.end(Duration::from_secs(100));
     assert_eq!(told.code, 130);
-    let line = told.err.trim_end().rsplit("; to go on: ").next().unwrap();
+    let line = told.err.trim_end().rsplit("; to continue: ").next().unwrap();
     assert_eq!(line, format!("{} {} --resume", env!("CARGO_BIN_EXE_tpc"), arguments.join(" ")));
 }
 
@@ -280,7 +280,7 @@ fn epochs_are_counted_in_steps() {
     // What it was like, in one line at the end.
     let last = told.out.lines().last().unwrap();
     for part in
-        [" tokens in ", " tokens/s, ", "% of the time waiting for data, ", " MB a rank, MFU ", " GFLOP/s measured"]
+        [" tokens in ", " tokens/s, ", "% of the time waiting for data, ", " MB per rank, MFU ", " GFLOP/s measured"]
     {
         assert!(last.contains(part), "{last}");
     }
@@ -359,14 +359,14 @@ fn a_tokenizer_is_trained_and_saved_with_the_model() {
     };
     assert_eq!(
         fails(&[&train[..], &["--vocab", "401"]].concat()),
-        format!("error: {dir}: --vocab 401 is more than the 400 rows of the model's table of tokens\n")
+        format!("error: {dir}: --vocab 401 is more than the 400 rows of the model's embedding\n")
     );
     let bytes = fs::metadata(&text).unwrap().len();
     let told = succeeds(&[&train[..], &["--special", "<|im_end|>", "--vocab", "300"]].concat());
     assert_eq!(told.out, format!("a tokenizer of 300 tokens from {bytes} bytes of text\nsaved {dir}\n"));
     assert_eq!(
         fails(&train),
-        format!("error: {dir}/tokenizer.json: the directory has a tokenizer already: --force replaces it\n")
+        format!("error: {dir}/tokenizer.json: the directory already has a tokenizer: --force replaces it\n")
     );
     succeeds(&[&train[..], &["--force"]].concat());
     let saved = scratch.path("saved");
@@ -380,7 +380,7 @@ fn a_tokenizer_is_trained_and_saved_with_the_model() {
     let empty = scratch.path("empty");
     assert_eq!(
         fails(&["tokenizer", "train", &empty, &text, "--field", "verse"]),
-        format!("error: {empty}: there is no config.json that says how many tokens the model has: give --vocab\n")
+        format!("error: {empty}: there is no config.json that gives the model's number of tokens: give --vocab\n")
     );
 }
 
@@ -402,10 +402,7 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
         )
     );
     let told = succeeds(&[&base[..], &["--seq", "16", "--steps", "4", "--schedule", "linear", "--resume"]].concat());
-    assert_eq!(
-        told.said(),
-        ["note: the learning rate now comes to its end at step 4; until here the run was on the way to step 2"]
-    );
+    assert_eq!(told.said(), ["note: the learning rate now ends at step 4; so far the run was scheduled for 2 steps"]);
     let fails = |more: &str| {
         let told = tpc(&[
             &["train", &dir, "--data", &text, "--field", "verse", "--steps", "2"],
@@ -417,13 +414,13 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     };
     assert_eq!(
         fails("--min-lr 1"),
-        "error: --min-lr has no effect with --schedule constant, whose rate does not go down; leave it out\n"
+        "error: --min-lr has no effect with --schedule constant, whose rate does not decay; leave it out\n"
     );
     assert_eq!(fails("--schedule cosine --min-lr 1"), "error: --min-lr 1 is above --lr 0.001\n");
     assert_eq!(fails("--warmup 3"), "error: --warmup 3 is longer than the run of 2 steps\n");
     assert_eq!(
         fails("--schedule wsd --warmup 1 --decay-steps 2"),
-        "error: --decay-steps 2 and --warmup 1 are more than the 2 steps of the run\n"
+        "error: --decay-steps 2 and --warmup 1 together exceed the 2 steps of the run\n"
     );
     assert_eq!(
         fails("--eval-every 1"),
@@ -439,11 +436,11 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     let [note, error] = told.said()[..] else { panic!("{}", told.err) };
     assert_eq!(
         note,
-        "note: the tokenizer has 400 tokens, but the model's table has 256 rows: a text with one of the others is an error"
+        "note: the tokenizer has 400 tokens, but the model's embedding has 256 rows: a text with a token beyond them is an error"
     );
     assert!(
         error.starts_with(&format!("error: {text}: line "))
-            && error.ends_with(", but the model's table has 256 rows: the tokenizer is not that of the model"),
+            && error.ends_with(", but the model's embedding has 256 rows: the tokenizer is not that of the model"),
         "{error}"
     );
 }

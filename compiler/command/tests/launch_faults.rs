@@ -224,7 +224,7 @@ fn without_our_launcher_the_first_that_fails_writes_the_record() {
 fn kept(scratch: &Scratch, told: &Told, signal: &str, prefix: &str) -> u64 {
     let step = latest(scratch, 0).expect("a checkpoint");
     let begin = format!("{prefix}note: {signal} ended the run after step {step} of 1000000, which is kept in ");
-    let end = format!("{}/step-{step:06}; the same command goes on from there", scratch.path("run"));
+    let end = format!("{}/step-{step:06}; the same command continues from there", scratch.path("run"));
     assert_eq!(told.said(), [begin + &end], "and nothing else is said");
     assert_eq!(losses(scratch.path("m.jsonl")).last().unwrap().0, step, "no step is done that is not kept");
     step

@@ -224,7 +224,7 @@ fn a_token_outside_of_the_models_table_is_told() {
     let error = Stream::start(recipe, None, None).unwrap().next(2).unwrap_err().to_string();
     assert_eq!(
         error.replace(dir.0.to_str().unwrap(), "$DIR"),
-        "$DIR/data.jsonl: line 2: token \"x\" is 25, but the model's table has 20 rows: the tokenizer is not that of the model"
+        "$DIR/data.jsonl: line 2: token \"x\" is 25, but the model's embedding has 20 rows: the tokenizer is not that of the model"
     );
 }
 

@@ -71,7 +71,7 @@ impl Told {
     /// What it says on the standard error, but for notes that belong to the small runs of the tests: ranks without a part of
     /// the batch, results that are not kept, a run that has nothing to resume.
     pub fn said(&self) -> Vec<&str> {
-        let expected = ["have no rows", "nothing will be kept", "training starts from the beginning"];
+        let expected = ["have no rows", "the trained model will be lost", "training starts from the beginning"];
         let is_expected = |line: &&str| line.contains("note: ") && expected.iter().any(|note| line.contains(note));
         self.err.lines().filter(|line| !is_expected(line)).collect()
     }

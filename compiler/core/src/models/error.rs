@@ -204,8 +204,8 @@ pub enum ModelError {
     /// A batch does not fit the model.
     #[error("batch: {0}")]
     Batch(String),
-    /// There is no preset of that name.
-    #[error("no preset is called {}; there are {}", quoted(.found), known.join(", "))]
+    /// There is no preset with that name.
+    #[error("there is no preset {}; the presets are {}", quoted(.found), known.join(", "))]
     UnknownPreset {
         /// The name asked for.
         found: String,
