@@ -386,7 +386,7 @@ fn a_checkpoint_under_the_name_of_another_step_is_refused() {
     let message = Checkpoint::latest(&scratch.0).unwrap_err().to_string();
     assert_eq!(
         message.replace(&scratch.0.display().to_string(), "RUN"),
-        "RUN/step-000010: its name is that of step 10, but its index says step 3: it was renamed or copied; give it its own name, step-000003, or remove it"
+        "RUN/step-000010: its name says step 10, but its index says step 3: it was renamed or copied; rename it to step-000003 or remove it"
     );
 }
 
@@ -446,8 +446,8 @@ fn every_damaged_byte_is_found() {
     assert_eq!(
         message,
         format!(
-            "RUN/step-000001/rank-00000.safetensors: damaged (tensor `{last}`): bytes {}..{} do not have the hash of the index; \
-             remove RUN/step-000001 to go on from the checkpoint before it",
+            "RUN/step-000001/rank-00000.safetensors: damaged (tensor `{last}`): bytes {}..{} do not match the hash in the index; \
+             remove RUN/step-000001 to resume from the checkpoint before it",
             whole.len() - bytes,
             whole.len()
         )

@@ -117,7 +117,7 @@ fn what_is_no_epilogue_is_refused() {
         plan(&[program], Kernels::default()).unwrap_err().to_string()
     };
     let said = refused(&|body| body[0] = Instruction::Given { index: 1, dtype: DType::F32 });
-    assert!(said.contains("instruction 0: a product gives its epilogue one value only"), "{said}");
+    assert!(said.contains("instruction 0: a product gives its epilogue only one value"), "{said}");
     let said = refused(&|body| {
         let Some(Instruction::Store { accumulate, .. }) = body.last_mut() else { panic!("a store") };
         *accumulate = Some(tpc_ir::ReduceOp::Sum);

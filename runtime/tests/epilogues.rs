@@ -667,7 +667,7 @@ fn epilogues_that_are_none_are_errors() {
         "instruction 0 of an epilogue is given a value that products do not have",
         small(|out, _| vec![given(1), store(out, 0)]),
     );
-    let not_filled = "the last store of an epilogue is not that of the result";
+    let not_filled = "the last store of an epilogue does not write the result";
     says(not_filled, small(|_, _| vec![given(0)]));
     says(
         not_filled,

@@ -237,10 +237,7 @@ fn what_differs_is_told_before_the_first_step(launcher: Launcher) {
         assert_eq!(told.ended.code, 1, "{role}: {}", told.stderr);
         for rank in 0..2 {
             let error = error(&told, rank);
-            assert!(
-                error.starts_with("the processes do not do the same: ") && error.contains(expected),
-                "{role}: {error}"
-            );
+            assert!(error.starts_with("the processes differ: ") && error.contains(expected), "{role}: {error}");
         }
     }
 }

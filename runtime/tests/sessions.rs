@@ -291,5 +291,5 @@ fn programs_that_do_not_fit_are_errors() {
     let x = b.buffer(DType::F32, &[4]);
     b.program.arena_bytes = 8;
     b.step(Action::Copy { from: x.clone(), to: x });
-    assert!(launch(vec![b.program]).contains("ends behind the arena"));
+    assert!(launch(vec![b.program]).contains("ends after the arena"));
 }

@@ -135,7 +135,7 @@ fn a_checkpoint_of_another_model_or_optimizer_is_refused() {
         assert!(matches!(error, Error::Checkpoint(CheckpointError::Differs { .. })));
         error.to_string().replace(&scratch.path(""), "$TMP/")
     };
-    let way_out = "a checkpoint fits only the model and optimizer that it was written with: use those, or begin anew with another directory";
+    let way_out = "a checkpoint fits only the model and optimizer that it was written with: use those, or start from scratch in another directory";
     assert_eq!(
         says(program("gpt2-tiny", "tp=2", "tp", &adamw())),
         format!(
@@ -393,8 +393,8 @@ fn the_command_says_what_it_cannot_resume() {
     std::fs::rename(scratch.path("run/step-000002"), scratch.path("run/step-000007")).unwrap();
     assert_eq!(
         again(&["--steps", "9", "--checkpoint", &run, "--resume"]),
-        "error: $TMP/run/step-000007: its name is that of step 7, but its index says step 2: it was renamed or copied; \
-         give it its own name, step-000002, or remove it\n"
+        "error: $TMP/run/step-000007: its name says step 7, but its index says step 2: it was renamed or copied; \
+         rename it to step-000002 or remove it\n"
     );
     let (code, _, err) = tpc(&["train", &dir, "--inputs", &inputs, "--steps", "2", "--resume"]);
     assert!(code == 2 && err.contains("--checkpoint <DIR>"), "{err}");

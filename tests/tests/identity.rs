@@ -407,7 +407,7 @@ fn data_may_be_called_like_a_parameter() {
     let ambiguous = session.write_f64(&parameter, &[0.0]).unwrap_err();
     assert!(matches!(ambiguous, RuntimeError::Ambiguous { .. }), "{ambiguous}");
     let says = format!(
-        "the program has a parameter and a data of the name `{parameter}`: say which kind you mean, `(InputKind, name)`"
+        "the program has a parameter and a data named `{parameter}`: give the kind, too, as `(InputKind, name)`"
     );
     assert_eq!(ambiguous.to_string(), says);
     session.write_f64((InputKind::Data, parameter.as_str()), &[0.5; 24]).unwrap();

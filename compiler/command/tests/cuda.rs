@@ -267,8 +267,7 @@ fn other_programs_are_named_before_a_communicator_is_made() {
     let told = run.end(Duration::from_secs(60));
     assert_eq!(told.code, 1);
     for rank in 0..2 {
-        let begin =
-            format!("[rank {rank}] error: the processes do not do the same: --plan is tp on rank 0 and tp-sp on");
+        let begin = format!("[rank {rank}] error: the processes differ: --plan is tp on rank 0 and tp-sp on");
         assert!(told.err.contains(&begin), "{}", told.err);
     }
     assert_eq!(fakes.worlds(), 0);

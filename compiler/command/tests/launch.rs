@@ -231,7 +231,7 @@ fn differences_between_the_processes_of_a_job_are_named() {
         let told = run(first, second);
         assert_eq!(told.code, 1, "{expected}: {}", told.err);
         for rank in 0..2 {
-            let begin = format!("[rank {rank}] error: the processes do not do the same: ");
+            let begin = format!("[rank {rank}] error: the processes differ: ");
             let line = told.err.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_default();
             assert!(line.starts_with(expected), "{expected}: {}", told.err);
         }
@@ -267,7 +267,7 @@ fn processes_that_resume_from_different_checkpoints_are_told_so() {
     let script = format!("if [ $TPC_RANK = 1 ]; then cd '{second}'; else cd '{first}'; fi; exec {command}");
     let told = tpc(&["launch", "--ranks", "2", "--deadline", "20", "--", "sh", "-c", &script]);
     assert_eq!(told.code, 1);
-    assert!(told.err.contains("the processes do not do the same: the digest of index.json is "), "{}", told.err);
+    assert!(told.err.contains("the processes differ: the digest of index.json is "), "{}", told.err);
 }
 
 /// Two jobs at one address, whose processes come to each other's first: each trains as it would alone.
@@ -318,7 +318,7 @@ fn two_jobs_at_one_address_do_not_mix() {
         } else {
             "--lr is 0.001 on rank 0 and 0.1 on rank 1"
         };
-        assert!(told[1].err.contains("rank 1 was turned away at 127.0.0.1") && told[1].err.contains(away), "{told:?}");
+        assert!(told[1].err.contains("rank 1 was rejected at 127.0.0.1") && told[1].err.contains(away), "{told:?}");
         for (file, expected) in expected {
             let found = losses(scratch.path(file));
             assert_eq!(found.len(), 5);
@@ -347,8 +347,8 @@ fn a_job_without_a_name_with_a_mistake_is_told_what_differs() {
     assert_eq!((first.code, second.code), (1, 1), "{first:?} {second:?}");
     let error = |told: &Told| told.err.lines().find(|l| l.starts_with("error: ")).unwrap_or_default().to_string();
     let (first, second) = (error(&first), error(&second));
-    assert!(first.contains(&format!("rank 1 did not come to 127.0.0.1:{port} within")), "{first}");
-    assert!(second.contains(&format!("rank 1 was turned away at 127.0.0.1:{port}")), "{second}");
+    assert!(first.contains(&format!("rank 1 did not join at 127.0.0.1:{port} within")), "{first}");
+    assert!(second.contains(&format!("rank 1 was rejected at 127.0.0.1:{port}")), "{second}");
     assert!(first.contains(difference) && second.contains(difference), "{first} {second}");
 }
 
@@ -424,7 +424,11 @@ fn variables_of_launchers_without_their_processes() {
         assert_eq!(told.code, 0, "{variables:?}: {}", told.err);
     }
     let told = start(&[("TPC_DEADLINE", "soon")], Stdio::piped()).end(Duration::from_secs(60));
-    assert!(told.code == 1 && told.err.contains("TPC_DEADLINE=soon, which is no number of seconds"), "{}", told.err);
+    assert!(
+        told.code == 1 && told.err.contains("TPC_DEADLINE=soon, which is not a positive number of seconds"),
+        "{}",
+        told.err
+    );
     // The shell of `srun --pty`.
     let log = scratch.path("err");
     let shell = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_JOB_ID", "4711")];

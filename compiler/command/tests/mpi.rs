@@ -116,7 +116,7 @@ fn processes_that_do_not_do_the_same_are_told_what_differs() {
     let script = script.replace("'--lr' '0.001'", "--lr $lr");
     let told = start(2, "sh", &["-c".into(), script]).end(Duration::from_secs(80));
     assert_ne!(told.code, 0);
-    let expected = "the processes do not do the same: --lr is 0.001 on rank 0 and 0.002 on rank 1";
+    let expected = "the processes differ: --lr is 0.001 on rank 0 and 0.002 on rank 1";
     assert!((0..2).all(|rank| error(&told, rank).starts_with(expected)), "{}", told.err);
 }
 

@@ -168,7 +168,7 @@
 //! A process runs one rank. `--ranks`, `-n` and the product of the mesh's axes must be the same number.
 //!
 //! ```text
-//! the processes do not do the same: --lr is 0.001 on rank 0 and 0.002 on rank 1; start all of them with the same command and files
+//! the processes differ: --lr is 0.001 on rank 0 and 0.002 on rank 1; start all of them with the same command and files
 //! ```
 //! Processes compare options, data, seeds and weights before the first step. A frequent cause is a batch that each
 //! process draws separately: all processes must pass the same whole batch to `step`.

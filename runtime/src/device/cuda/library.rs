@@ -1,4 +1,4 @@
-//! Shared libraries that are looked for when the program runs, so that nothing links against them.
+//! Shared libraries that are loaded at run time, so that nothing links against them.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::Path;
@@ -12,8 +12,8 @@ unsafe extern "C" {
 const RTLD_NOW: c_int = 2;
 const RTLD_GLOBAL: c_int = 0x100;
 
-/// A loaded library. It stays loaded until the process ends: CUDA's libraries keep threads and
-/// handlers that outlive every handle.
+/// A loaded library. It stays loaded until the process ends, because CUDA's libraries keep threads and handlers that
+/// outlive every handle.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Library {
     handle: *mut c_void,
@@ -28,7 +28,7 @@ fn text(path: &Path) -> Result<CString, String> {
     CString::new(path.to_string_lossy().as_bytes()).map_err(|e| e.to_string())
 }
 
-/// What `dlopen` or `dlsym` said last.
+/// The latest error of `dlopen` or `dlsym`.
 fn error() -> String {
     // SAFETY: the text is copied before this thread calls either of them again.
     unsafe {
@@ -38,12 +38,11 @@ fn error() -> String {
 }
 
 impl Library {
-    /// Loads a library from a path. `global` makes its symbols, and itself by its name, available to
+    /// Loads a library from a path. `global` makes its symbols, and the library itself under its name, available to
     /// libraries that are loaded later.
     pub(crate) fn open(path: &Path, global: bool) -> Result<Self, String> {
         let file = text(path)?;
-        // SAFETY: the path is a text that ends with 0. What the library does when it is loaded is as
-        // trusted as the place it is taken from.
+        // SAFETY: the path is a text that ends with 0. The library's initialization is as trustworthy as its location.
         let handle = unsafe { dlopen(file.as_ptr(), RTLD_NOW | if global { RTLD_GLOBAL } else { 0 }) };
         if handle.is_null() { Err(error()) } else { Ok(Library { handle }) }
     }
@@ -51,16 +50,16 @@ impl Library {
     /// A function of the library.
     ///
     /// # Safety
-    /// `F` must be the type of a function pointer, and that of this function.
+    /// `F` must be the type of a function pointer, and the type of this function.
     pub(crate) unsafe fn function<F: Copy>(&self, name: &str) -> Result<F, String> {
         assert_eq!(size_of::<F>(), size_of::<*mut c_void>());
         let symbol = CString::new(name).map_err(|e| e.to_string())?;
-        // SAFETY: the handle is that of a loaded library.
+        // SAFETY: the handle belongs to a loaded library.
         let address = unsafe { dlsym(self.handle, symbol.as_ptr()) };
         if address.is_null() {
             return Err(error());
         }
-        // SAFETY: the caller says what it is; both are pointers.
+        // SAFETY: the caller guarantees the type; both are pointers.
         Ok(unsafe { std::mem::transmute_copy(&address) })
     }
 }
