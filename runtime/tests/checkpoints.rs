@@ -119,7 +119,7 @@ fn holds(session: &Session, tensors: &[Tensor], salt: usize) -> bool {
 
 const DTYPES: [DType; 6] = [DType::F32, DType::F64, DType::I64, DType::U8, DType::Bool, DType::BF16];
 
-/// The same row-major elements in random dimensions: neighbours are merged.
+/// The same row-major elements in random dimensions: neighbors are merged.
 fn merged(primes: &[usize], cuts: &[bool]) -> Vec<usize> {
     let mut dims: Vec<usize> = Vec::new();
     for (&p, &cut) in primes.iter().zip(cuts) {

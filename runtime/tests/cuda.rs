@@ -143,7 +143,7 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
     compile(name, &kernels);
     for ((programs, before, after), at) in cases.iter().zip(of_case) {
         let device = &mut devices[at];
-        for order in [Order::Forwards, Order::Backwards] {
+        for order in [Order::Forward, Order::Reverse] {
             for (rank, p) in programs.iter().enumerate() {
                 for (input, bytes) in p.inputs.iter().zip(&before[rank]) {
                     device.write(rank, &input.binding, bytes);

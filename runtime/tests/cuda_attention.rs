@@ -29,7 +29,7 @@ fn emulate(cases: &[Case]) {
     let kernels = devices.last().map_or(0, |d| d.plan().kernels.list().len());
     let compiling = start.elapsed().as_secs_f64();
     for (case, device) in cases.iter().zip(&mut devices) {
-        for order in [Order::Forwards, Order::Backwards] {
+        for order in [Order::Forward, Order::Reverse] {
             for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
                 device.write(0, &input.binding, bytes);
             }

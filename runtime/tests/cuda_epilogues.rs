@@ -53,7 +53,7 @@ fn epilogues_mean_the_same() {
         let ways = ways(device.plan());
         assert_eq!(best(ways), case.best, "{}: {ways:?}", case.name);
         assert_eq!(case.packed, ways.iter().any(|p| !p.packing.is_empty()), "{}", case.name);
-        for order in [Order::Forwards, Order::Backwards] {
+        for order in [Order::Forward, Order::Reverse] {
             for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
                 device.write(0, &input.binding, bytes);
             }

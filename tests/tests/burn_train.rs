@@ -450,8 +450,8 @@ fn what_cannot_be_sharded_is_said() {
     said.push(refused_on(&Device::flex(), sharded("tp=2"), same));
     said.push(refused(Sharded::new(adam().build(), |trainer| trainer.lr(1e-3).clip_each(clipping())).into(), same));
     let plan = Plan::new().with("encoder.layer", PairwiseParallel);
-    let misspelt = move |trainer: Trainer<_, _>| trainer.plan(plan.clone()).clip_each(clipping());
-    said.push(refused(Sharded::new(adam().build(), misspelt).into(), same));
+    let misspelled = move |trainer: Trainer<_, _>| trainer.plan(plan.clone()).clip_each(clipping());
+    said.push(refused(Sharded::new(adam().build(), misspelled).into(), same));
     insta::assert_snapshot!("burn_train_says", said.join("\n"));
 
     let kept = Arc::new(Sharded::new(adam().build(), |trainer| trainer.clip_each(clipping())));

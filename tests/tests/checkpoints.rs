@@ -158,7 +158,7 @@ fn inputs_without_values_are_errors_not_zeros() {
     assert_eq!(
         error.to_string(),
         "input `model.embed_tokens.weight` has no value: give it with `session().write_f64`, or parameters with \
-         `load_weights`, `initialise` or `resume`"
+         `load_weights`, `initialize` or `resume`"
     );
     assert!(matches!(error, Error::Missing { .. }));
     load(&mut training, "llama-tiny");

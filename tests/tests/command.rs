@@ -89,7 +89,7 @@ fn run_gives_the_expected_logits_and_loss() {
 
 #[test]
 fn run_without_labels_gives_logits_only() {
-    let scratch = Scratch::new("unlabelled");
+    let scratch = Scratch::new("unlabeled");
     let inputs = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
     let output = scratch.path("out.safetensors");
     let arguments = ["run", &data("hf/gpt2-tiny"), "--inputs", &inputs, "--output", &output];
@@ -612,9 +612,9 @@ fn bad_training_data_is_explained() {
     let says = |model: &str, more: &[&str]| {
         error(&[&["train", &data(&format!("hf/{model}")), "--steps", "1"], more].concat(), &scratch)
     };
-    let unlabelled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    let unlabeled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
     assert_eq!(
-        says("llama-tiny", &["--inputs", &unlabelled]),
+        says("llama-tiny", &["--inputs", &unlabeled]),
         "$TMP/in.safetensors: no tensor \"labels\": training needs them"
     );
     let many: String = (0..300).filter_map(|i| char::from_u32(0x4e00 + i)).collect();
@@ -1048,13 +1048,13 @@ fn a_loss_that_is_no_number_is_a_failure() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let name = "model.layers.1.mlp.up_proj.weight";
     let at = file.tensor(name).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
-    let unlabelled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    let unlabeled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
     for (wrong, said) in [(f32::NAN, "NaN"), (f32::INFINITY, "NaN")] {
         let mut bytes = bytes.clone();
         bytes[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
         std::fs::write(format!("{model}/model.safetensors"), bytes).unwrap();
         for (inputs, what) in
-            [(&inputs, format!("the loss is {said}")), (&unlabelled, "the logits are not all finite".into())]
+            [(&inputs, format!("the loss is {said}")), (&unlabeled, "the logits are not all finite".into())]
         {
             let output = scratch.path("out.safetensors");
             let (code, out, err) = tpc(&["run", &model, "--inputs", inputs, "--output", &output]);
@@ -1295,5 +1295,8 @@ fn generate_says_what_is_wrong_with_prompts() {
     let bert = data("hf/bert-tiny");
     let prompts = scratch.write("p", b"{\"tokens\": [1]}\n");
     let (code, _, err) = tpc(&["generate", &bert, "--prompts", &prompts]);
-    assert_eq!((code, &*err), (1, "error: bert predicts no next tokens: only causal language models generate\n"));
+    assert_eq!(
+        (code, &*err),
+        (1, "error: bert does not predict the next token: only causal language models generate\n")
+    );
 }

@@ -37,7 +37,7 @@ fn means_the_same(golden: &Golden) {
     for ((what, programs, feed), device) in all.into_iter().zip(&mut devices) {
         ranks += programs.len();
         let mut step = |device: &mut Emulator, time: usize| {
-            device.step([Order::Forwards, Order::Backwards][time]).unwrap_or_else(|e| panic!("{what}: {e}"));
+            device.step([Order::Forward, Order::Reverse][time]).unwrap_or_else(|e| panic!("{what}: {e}"));
             Ok(())
         };
         let off = beside(&programs, &feed, device, 2, &mut step).unwrap();

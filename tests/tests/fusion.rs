@@ -1,4 +1,4 @@
-//! Which operations share a loop: what happens to a row stays in its loop, neighbours that read the same are one
+//! Which operations share a loop: what happens to a row stays in its loop, neighbors that read the same are one
 //! loop, halves of a rotary embedding are no detour through memory. Each program is executed, too.
 
 use tpc_ir::program::Action;
@@ -120,7 +120,7 @@ output result \"s\" %s";
 
 /// A loop far behind does not join: what it needs would wait, and what waits for it would live longer.
 #[test]
-fn a_neighbour_beyond_a_product_stays_apart() {
+fn a_neighbor_beyond_a_product_stays_apart() {
     let lines = "mesh <>
 %x = input data \"x\" : f32[4, 4]
 %a = exp %x : f32[4, 4]

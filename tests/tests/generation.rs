@@ -260,7 +260,10 @@ fn what_cannot_be_generated_says_why() {
         Err(error) => error.to_string(),
     };
     let small = Limits { batch: 2, prompt: 4, new_tokens: 3 };
-    assert_eq!(told(&dir("bert-tiny"), small), "bert predicts no next tokens: only causal language models generate");
+    assert_eq!(
+        told(&dir("bert-tiny"), small),
+        "bert does not predict the next token: only causal language models generate"
+    );
     assert_eq!(
         told(&llama, Limits { new_tokens: 0, ..small }),
         "generation needs room for at least one sequence and one new token; there is room for 2 and 0"

@@ -208,8 +208,8 @@ fn what_modules_say_of_pooling() {
     let both = json!({ "pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true });
     assert_eq!(
         refused(json!([transformer, pooling]), both),
-        "1_Pooling/config.json: inconsistent configuration: it asks for pooling_mode_mean_tokens and pooling_mode_max_tokens, and \
-         one pooling of mean, cls, max can be had"
+        "1_Pooling/config.json: inconsistent configuration: it selects pooling_mode_mean_tokens and pooling_mode_max_tokens, but exactly \
+         one of mean, cls, max is supported"
     );
     assert_eq!(
         refused(json!([transformer, pooling]), json!({ "pooling_mode": "lasttoken" })),
@@ -223,7 +223,7 @@ fn a_model_without_a_loss_says_so() {
     let error = capture_step(&dir.config, TokenBatch::new(1, 4), &AdamWConfig::new().build()).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "this bert gives its last_hidden_state and has no loss to train by; \"architectures\" of config.json chooses a head: \
+        "this bert gives its last_hidden_state and has no loss to train with; \"architectures\" in config.json selects a head: \
          BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification"
     );
 }
@@ -234,7 +234,7 @@ fn sequences_without_padding_are_classified_one_at_a_time() {
     let config = ModelDir::open(&dir).unwrap().config;
     assert_eq!(
         config.check_batch([2, 4], 1).unwrap_err().to_string(),
-        "batch: 2 sequences, but the configuration has no pad_token_id, so nothing says where each one ends; set it, or \
+        "batch: 2 sequences, but the configuration has no pad_token_id, so the end of each one is unknown; set it, or \
          classify one sequence at a time"
     );
     config.check_batch([1, 4], 1).unwrap();
@@ -247,15 +247,15 @@ fn a_head_is_drawn() {
     for (name, missing) in [
         (
             "bert-bare",
-            "model.safetensors: 2 tensors are missing and are drawn, as for a head that has yet to be trained: classifier.weight, classifier.bias",
+            "model.safetensors: 2 tensors are missing and initialized, as for a head that has yet to be trained: classifier.weight, classifier.bias",
         ),
         (
             "llama-bare",
-            "model.safetensors: 1 tensor is missing and is drawn, as for a head that has yet to be trained: score.weight",
+            "model.safetensors: 1 tensor is missing and initialized, as for a head that has yet to be trained: score.weight",
         ),
         (
             "gpt2-bare",
-            "model.safetensors: 1 tensor is missing and is drawn, as for a head that has yet to be trained: score.weight",
+            "model.safetensors: 1 tensor is missing and initialized, as for a head that has yet to be trained: score.weight",
         ),
     ] {
         let dir = ModelDir::open_with_head(data(name), Head::SequenceClassification(labels.clone())).unwrap();
@@ -292,7 +292,7 @@ fn a_head_is_drawn() {
     let error = ModelDir::open_with_head(data("llama-bare"), Head::MaskedLm).err().unwrap().to_string();
     assert_eq!(
         error,
-        "llama has no head for masked language modeling; there are LlamaForCausalLM, LlamaModel, LlamaForSequenceClassification, \
+        "llama has no head for masked language modeling; its heads are LlamaForCausalLM, LlamaModel, LlamaForSequenceClassification, \
          LlamaForTokenClassification"
     );
 }

@@ -223,7 +223,7 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
     }
 }
 
-/// A forward pass, and training towards a target that differs everywhere.
+/// A forward pass, and training toward a target that differs everywhere.
 fn check<M: Module, const D: usize, const K: usize>(
     model: M,
     shape: [usize; D],
@@ -231,11 +231,11 @@ fn check<M: Module, const D: usize, const K: usize>(
 ) {
     let model = model.map(&mut Settled(11));
     check_inference(&model, shape, &forward);
-    check_training(&model, shape, |m, x| towards(forward(m, x)));
+    check_training(&model, shape, |m, x| toward(forward(m, x)));
 }
 
 /// A loss whose gradient is another for every element.
-fn towards<const K: usize>(y: Tensor<K>) -> Tensor<1> {
+fn toward<const K: usize>(y: Tensor<K>) -> Tensor<1> {
     let target = Tensor::<K>::from_data(numbers(y.dims(), 77), &y.device());
     (y - target).powi_scalar(2).mean()
 }

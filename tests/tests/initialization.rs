@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tpc::prelude::*;
 use tpc_compiler::capture::{Init, Spec, TrainingCapture, TrainingOptions, capture_training_shapes, initial_values};
-use tpc_compiler::pretrained::{initialise, initialise_with};
+use tpc_compiler::pretrained::{initialize, initialize_with};
 use tpc_compiler::program::{CompileOptions, compile_training};
 use tpc_tests::eager::numbers;
 use tpc_tests::training::{mesh, plan};
@@ -155,14 +155,14 @@ fn without_the_module_it_is_an_error() {
     assert!(matches!(init["drawn.weight"], Init::Random(_)), "{init:?}");
     let program = compile_training(capture, &mesh("tp=2"), &plan("tp"), &CompileOptions::for_cpu(), &str::to_string);
     let mut training = program.and_then(|program| program.launch(Default::default())).unwrap();
-    let error = initialise(training.session(), &init, SEED).unwrap_err().to_string();
+    let error = initialize(training.session(), &init, SEED).unwrap_err().to_string();
     let begin = "the initial values of `orthogonal.weight`, `truncated.weight`, `scaled.weight` and 1 more are not drawn \
                  element by element but computed by the module (";
     assert!(error.starts_with(begin), "{error}");
     assert!(error.contains("`capture::initial_values`") && error.contains("`Trainer::new`"), "{error}");
 
     let values = initial_values(Net::new, &init, SEED).unwrap();
-    initialise_with(training.session(), &init, &values, SEED).unwrap();
+    initialize_with(training.session(), &init, &values, SEED).unwrap();
     let read = |name: &str, session: &tpc_runtime::Session| session.read_input_f64(name).unwrap();
     for (name, value) in expected(SEED) {
         assert_eq!(read(name, training.session()), value, "{name}");

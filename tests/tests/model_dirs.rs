@@ -195,7 +195,7 @@ fn a_head_of_its_own_is_kept() {
 #[test]
 fn older_rope_scaling_comes_first() {
     const NOTE: &str =
-        "note: DIR/config.json: rope_scaling and rope_parameters say different things: rope_scaling is taken\n";
+        "note: DIR/config.json: rope_scaling and rope_parameters have different values: rope_scaling is used\n";
     as_transformers("rope-both-spellings-linear", &PLANS[..4], NOTE);
 }
 
@@ -210,7 +210,7 @@ fn an_index_says_which_shard() {
         .collect();
     assert!(copies.len() > 1, "{copies:?}");
     let note = format!(
-        "note: DIR/model-00002-of-00002.safetensors: {} tensors are copies that the index takes from another file, and not read: {}\n",
+        "note: DIR/model-00002-of-00002.safetensors: {} tensors are copies of tensors that the index assigns to another file, and ignored: {}\n",
         copies.len(),
         copies.join(", ")
     );

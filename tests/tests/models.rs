@@ -695,7 +695,7 @@ fn element_types_and_indexed_files() {
     raw_file(&dir.join("c.safetensors"), &[("x", "F32", vec![3], vec![0; 8])]);
     assert_eq!(
         error_text(Weights::open_file(&dir.join("c.safetensors")).unwrap_err(), &dir),
-        "c.safetensors: not a valid safetensors file: tensor \"x\": data_offsets [0, 8] do not fit F32 [3]"
+        "c.safetensors: not a valid safetensors file: tensor \"x\": data_offsets [0, 8] do not match F32 [3]"
     );
 }
 

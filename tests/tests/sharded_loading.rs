@@ -13,7 +13,7 @@ use tpc_compiler::capture::Init;
 use tpc_compiler::models::{
     ModelConfig, ModelDir, STRIP, WeightEntry, WeightMap, Weights, read_box, save_pretrained, weight_map, write_strips,
 };
-use tpc_compiler::pretrained::{LoadError, TokenBatch, capture_forward, initialise, load_weights, names, save};
+use tpc_compiler::pretrained::{LoadError, TokenBatch, capture_forward, initialize, load_weights, names, save};
 use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::{DType, InputKind, random};
 use tpc_runtime::{BoxRequest, LaunchOptions, Session, element};
@@ -85,7 +85,7 @@ fn initial_values_are_those_of_the_global_index_on_every_mesh() {
     .into();
     for (on, by) in [("", "none"), ("tp=3", "tp"), ("dp=2,tp=2", "tp-ddp")] {
         let mut session = launch(&dir.config, on, by);
-        initialise(&mut session, &init, 11).unwrap();
+        initialize(&mut session, &init, 11).unwrap();
         let inputs = session.program(0).inputs.clone();
         for (stream, input) in inputs.iter().filter(|i| i.kind == InputKind::Parameter).enumerate() {
             use tpc_ir::op::Distribution;
@@ -178,7 +178,7 @@ fn large() -> (ModelConfig, serde_json::Value) {
 }
 
 #[test]
-fn loading_initialising_and_saving_hold_a_strip_per_rank() {
+fn loading_initializing_and_saving_hold_a_strip_per_rank() {
     let _alone = alone();
     let (config, json) = large();
     let scratch = Scratch::new("memory");
@@ -203,9 +203,9 @@ fn loading_initialising_and_saving_hold_a_strip_per_rank() {
             let saved = Weights::open_dir(&scratch.0.join("saved")).unwrap();
             assert_eq!(saved.read_f32(name).unwrap(), dir.weights.read_f32(name).unwrap());
         }
-        let drawing = peak(|| initialise(&mut session, &HashMap::new(), 1).unwrap());
-        assert!(drawing < 512 << 10, "{on}: initialising held {drawing} bytes");
-        println!("{on}: loading {loading}, saving {saving}, initialising {drawing} of {largest} bytes");
+        let drawing = peak(|| initialize(&mut session, &HashMap::new(), 1).unwrap());
+        assert!(drawing < 512 << 10, "{on}: initializing held {drawing} bytes");
+        println!("{on}: loading {loading}, saving {saving}, initializing {drawing} of {largest} bytes");
     }
 }
 

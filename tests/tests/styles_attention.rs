@@ -200,7 +200,7 @@ fn defect_2_batch_and_heads_are_apart() {
 /// No memory is read before it is written: two launches give the same bits, and a third one after
 /// memory was filled with other numbers.
 #[test]
-fn defect_3_nothing_uninitialised_is_read() {
+fn defect_3_nothing_uninitialized_is_read() {
     let case = own(6, [3, 5, D], masked);
     let bits = |on: &str| -> Vec<u64> {
         let seen = case.seen(&PairwiseParallel.into(), on);

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use tpc::{Graph, InputKind};
 use tpc_compiler::models::ModelConfig;
-use tpc_compiler::pretrained::{TokenBatch, initialise};
+use tpc_compiler::pretrained::{TokenBatch, initialize};
 use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::{InputId, Op, Phase, UnitId};
 use tpc_passes::styles::Plan;
@@ -117,7 +117,7 @@ fn initial_values_do_not_depend_on_the_mesh() {
             let program = compiled(&model(1), &plan(name), on, false);
             let init = program.init.clone();
             let mut training = program.launch(Default::default()).unwrap();
-            initialise(training.session(), &init, 7).unwrap();
+            initialize(training.session(), &init, 7).unwrap();
             let session = training.session();
             let parameters = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Parameter);
             let names: Vec<String> = parameters.map(|i| i.name.clone()).collect();

@@ -490,7 +490,7 @@ fn parallelize_module_takes_layouts() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Plan files
 
-/// A misspelt style with options, or an empty map, would train unsharded in silence.
+/// A misspelled style with options, or an empty map, would train unsharded in silence.
 #[test]
 fn plan_files_that_say_nothing() {
     for (style, at) in [

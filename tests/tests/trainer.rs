@@ -428,7 +428,7 @@ fn groups_of_parameters_have_their_own_rates() {
     assert_eq!(bits(&trainer.into_module(&device).unwrap()), bits(&same.into_module(&device).unwrap()));
     says(
         grouped(ParamGroup::from_predicate("haed")),
-        "group 1 of the learning rates names no parameter that is trained: a group matches parameters by their paths, such as `embed.bias`, `encoder.layers.1.mha.key.bias`, `head.weight`",
+        "group 1 of the learning rates matches no trained parameter: a group matches parameters by their paths, such as `embed.bias`, `encoder.layers.1.mha.key.bias`, `head.weight`",
     );
 }
 
@@ -445,7 +445,7 @@ fn rates_that_come_apart_are_said() {
     (0..300).for_each(|_| _ = trainer.step(&rows).unwrap());
     says(
         trainer.step(&rows),
-        "the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: groups of parameters are told apart by these; let their rates differ a little from the beginning",
+        "the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: these steps determine the groups of parameters; make their rates differ slightly from the beginning",
     );
 }
 
@@ -693,15 +693,15 @@ fn records_of_other_optimizers_are_said() {
     let record = with.optimizer_record(&model).unwrap();
     let result = without.load_optimizer_record(&model, record).map_err(|error| error.to_string());
     let first = result.unwrap_err();
-    assert!(first.starts_with("the record is of another optimizer or model: it has a state `"), "{first}");
+    assert!(first.starts_with("the record belongs to another optimizer or model: it has a state `"), "{first}");
     says(
         with.load_optimizer_record(&model, OptimizerRecord::default()),
-        "the record is of another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
+        "the record belongs to another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
     );
     let record = with.optimizer_record(&model).unwrap();
     says(
         with.load_optimizer_record(&classifier(16, &Device::flex()), record),
-        "the record is of another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
+        "the record belongs to another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
     );
     // After all of that the trainers go on.
     with.step(&batch(8, 1)).unwrap();
@@ -734,11 +734,11 @@ fn what_does_not_fit_is_said() {
     };
     says(
         trainer.step(&like(&|batch| batch.features = Tensor::zeros([8, TOKENS + 1, FEATURES], &device))),
-        "field `features` of the batch is f32[8, 7, 5], but the training step was compiled for f32[8, 6, 5]: a batch may have fewer rows, in the first dimension, and is otherwise like the example",
+        "field `features` of the batch is f32[8, 7, 5], but the training step was compiled for f32[8, 6, 5]: a batch may have fewer rows in the first dimension, but must otherwise have the example's shape",
     );
     says(
         trainer.step(&like(&|batch| batch.labels.classes = Tensor::zeros([7], &device))),
-        "field `labels.classes` of the batch is i32[7], but the training step was compiled for i32[8]: a batch may have fewer rows, in the first dimension, and is otherwise like the example",
+        "field `labels.classes` of the batch is i32[7], but the training step was compiled for i32[8]: a batch may have fewer rows in the first dimension, but must otherwise have the example's shape",
     );
     says(
         trainer.step(&batch(9, 0)),
@@ -746,14 +746,14 @@ fn what_does_not_fit_is_said() {
     );
     says(
         trainer.step(&like(&|batch| batch.weights = None)),
-        "the batch has no field `weights`, but the example that the training step was compiled for has one: an optional field is there in every batch or in none",
+        "the batch has no field `weights`, but the example that the training step was compiled for has one: an optional field must be present in all batches or in none",
     );
     let mut validation = trainer
         .evaluation(|model, batch: Sequences| model.correct(batch), &like(&|batch| batch.weights = None))
         .unwrap();
     says(
         trainer.evaluate(&mut validation, &example),
-        "the batch has a field `weights`, but the example that the evaluation was compiled for has none: an optional field is there in every batch or in none",
+        "the batch has a field `weights`, but the example that the evaluation was compiled for has none: an optional field must be present in all batches or in none",
     );
     let mut other = started(&[], &example);
     says(
@@ -762,17 +762,17 @@ fn what_does_not_fit_is_said() {
     );
     says(
         trainer.load_into(&mut classifier(24, &device)),
-        "the module is another one than was trained: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]",
+        "the module differs from the trained one: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]",
     );
     says(
         trainer.load_into(&mut LinearConfig::new(2, 2).init(&device)),
-        "the module is another one than was trained: it has a parameter `weight`, which the trained one has not",
+        "the module differs from the trained one: it has a parameter `weight`, which the trained one lacks",
     );
     let mut deeper = classifier(16, &device);
     deeper.encoder = TransformerEncoderConfig::new(16, 32, 2, 1).with_norm_first(true).init(&device);
     says(
         trainer.load_into(&mut deeper),
-        "the module is another one than was trained: it has no parameter `encoder.layers.1.mha.query.weight`, which the trained one has",
+        "the module differs from the trained one: it has no parameter `encoder.layers.1.mha.query.weight`, which the trained one has",
     );
     // After all of that the trainer goes on.
     trainer.step(&example).unwrap();
@@ -791,7 +791,7 @@ fn a_builder_that_changes_its_mind_is_said() {
     width.set(32);
     says(
         trainer.into_module(&Device::flex()),
-        "the module is another one than was trained: its `embed.weight` is f32[5, 32], the trained one is f32[5, 16]",
+        "the module differs from the trained one: its `embed.weight` is f32[5, 32], the trained one is f32[5, 16]",
     );
 }
 

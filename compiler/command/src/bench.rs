@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use std::collections::HashMap;
 use std::time::Instant;
 use tpc_compiler::capture::Init;
-use tpc_compiler::pretrained::initialise;
+use tpc_compiler::pretrained::initialize;
 use tpc_compiler::program::{
     InferenceProgram, TrainingProgram, TrainingSession, compile_inference_together, compile_training_together,
 };
@@ -199,7 +199,7 @@ fn table(row: &Json) -> String {
 
 /// Initializes the parameters and fills the other inputs with random values.
 fn fill(session: &mut Session, init: &HashMap<String, Init>, subject: &Subject) -> Outcome {
-    initialise(session, init, 0)?;
+    initialize(session, init, 0)?;
     let (vocab, labels) = match subject {
         Subject::Tokens(config, _) => {
             let vocab = config.vocab_size();

@@ -127,9 +127,9 @@
 //!     ["layers.*.attention", "layers.*.mlp.{gate,up}", "layers.*.mlp.down", "layers.*.norm", "head"]
 //! );
 //!
-//! let misspelt = Plan::from_json(r#"{ "styles": { "head": { "ColwiseParallel": { "layouts": "Replicate" } } } }"#);
+//! let misspelled = Plan::from_json(r#"{ "styles": { "head": { "ColwiseParallel": { "layouts": "Replicate" } } } }"#);
 //! assert_eq!(
-//!     misspelt.unwrap_err().to_string(),
+//!     misspelled.unwrap_err().to_string(),
 //!     "the plan has an unknown key `layouts` in `head`: known are input_layouts, output_layouts, prepare_input, prepare_output"
 //! );
 //! # Ok::<(), tpc::error::PlanError>(())

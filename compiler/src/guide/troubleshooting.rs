@@ -123,7 +123,7 @@
 //! burn's optimizers take their learning rate with each step, so there is no default.
 //!
 //! ```text
-//! field `features` of the batch is f32[8, 7, 5], but the training step was compiled for f32[8, 6, 5]: a batch may have fewer rows, in the first dimension, and is otherwise like the example
+//! field `features` of the batch is f32[8, 7, 5], but the training step was compiled for f32[8, 6, 5]: a batch may have fewer rows in the first dimension, but must otherwise have the example's shape
 //! ```
 //! Pad sequences to one length, or compile one evaluation for each length.
 //!
@@ -133,7 +133,7 @@
 //! The example for `compile` must be the largest batch.
 //!
 //! ```text
-//! the batch has no field `weights`, but the example that the training step was compiled for has one: an optional field is there in every batch or in none
+//! the batch has no field `weights`, but the example that the training step was compiled for has one: an optional field must be present in all batches or in none
 //! ```
 //! `Some` and `None` need different programs. Give the field a neutral value instead of `None`.
 //!
@@ -143,19 +143,19 @@
 //! An evaluation reads the parameters of the trainer that made it.
 //!
 //! ```text
-//! the module is another one than was trained: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]
+//! the module differs from the trained one: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]
 //! ```
 //! `load_into` writes by path and shape. If `into_module` reports this error, the function given to `Trainer::new` now
 //! builds a different model.
 //!
 //! ```text
-//! `head.weight` would have to be cut in another way than in the training step: give its module a plan entry of its own, or compute the two in the same way
+//! `head.weight` would have to be sharded differently than in the training step: add a plan entry for its module, or compute both in the same way
 //! ```
 //! An evaluation uses the parameters where the training step keeps them. A plan entry that names the module determines
 //! its sharding for both.
 //!
 //! ```text
-//! the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: groups of parameters are told apart by these; let their rates differ a little from the beginning
+//! the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: these steps determine the groups of parameters; make their rates differ slightly from the beginning
 //! ```
 //! Groups are found by comparing the rates of the first steps. Multiply one group's rate by 0.999 from the start to
 //! separate the groups.

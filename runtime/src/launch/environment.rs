@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn every_launcher_is_recognised() {
+    fn every_launcher_is_recognized() {
         let tpc = some(&[
             ("TPC_RANK", "1"),
             ("TPC_WORLD", "4"),

@@ -300,7 +300,7 @@ impl Making {
     }
 }
 
-/// Sizes and orders; in all of them the columns are neighbours.
+/// Sizes and orders; in all of them the columns are neighbors.
 const SHAPES: [([&[usize]; 4], Order); 5] = [
     ([&[], &[33], &[24], &[17]], Order(&[0, 1], 0)),
     ([&[], &[5], &[11], &[9]], Order(&[0, 1], 0)),
@@ -396,14 +396,14 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    // Results of one row and of one column, and those whose rows are neighbours.
+    // Results of one row and of one column, and those whose rows are neighbors.
     for (m, n) in [(1, 19), (19, 1), (1, 1), (13, 10)] {
         for columns in [true, false] {
             for order in [Order(&[0, 1], 0), Order(&[1, 0], 0)] {
                 let mut c = Making::new("bias", [&[], &[m], &[n], &[8]], order, [F32; 3]);
                 let (x, b) = (c.product(), c.bias(columns));
                 let y = c.map(MapFn::Add, &[x, b]);
-                // A bias is over the neighbours; a matrix is not repeated. One vector is both.
+                // A bias is over the neighbors; a matrix is not repeated. One vector is both.
                 let along = m == 1 || n == 1 || columns == (order.0 == [0, 1]);
                 let mut case = c.end(y, true, if along { Epilogue } else { Followed });
                 case.name += if columns { " over columns" } else { " over rows" };

@@ -49,7 +49,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tpc_compiler::models::{Alphabet, ModelConfig, ModelDir, WeightMap, weight_map};
 use tpc_compiler::pretrained::{
-    LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialise_model, load_weights, names,
+    LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialize_model, load_weights, names,
     save_as,
 };
 use tpc_compiler::program::{TrainingProgram, TrainingSession, compile_training_together};
@@ -252,7 +252,7 @@ impl Train {
                     load_weights(training.session(), &model.map, &dir.weights)?;
                     draw_missing(training.session(), &init, seed, &model.map, &dir.weights)?;
                 }
-                (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
+                (None, None) => initialize_model(training.session(), &init, seed, &model.config)?,
             }
             Ok(())
         };

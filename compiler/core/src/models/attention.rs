@@ -11,21 +11,22 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, activation};
 
-/// What attention knows of a call apart from its input: where the tokens of the call stand, and what they may see.
+/// The parts of a call that attention needs in addition to its input: the positions of the tokens, and the keys that
+/// they may see.
 #[derive(Debug, Clone)]
 pub struct Context {
     /// The rotation of the call's positions; `None` in models that learn their positions.
     pub rope: Option<RopeTables>,
-    /// The keys that queries must not see; `None` if they see all.
+    /// The keys that queries must not see; `None` if they see all keys.
     pub mask: Option<Mask>,
     /// The keys and values of earlier tokens, if the call does not read whole sequences.
     pub cache: Option<Cache>,
 }
 
-/// How scores are made of queries and keys.
+/// How scores are computed from queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
-    /// What products are multiplied by.
+    /// Factor of the products.
     pub scale: f64,
     /// The bound that scaled products approach, `cap · tanh(x / cap)`.
     pub cap: Option<f64>,
@@ -34,15 +35,15 @@ pub struct Scores {
 /// Grouped-query attention with rotary embeddings.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries.
+    /// The projection to queries, `[d, heads·hd]`.
     pub q_proj: Linear,
-    /// Keys.
+    /// The projection to keys, `[d, kv·hd]`.
     pub k_proj: Linear,
-    /// Values.
+    /// The projection to values, `[d, kv·hd]`.
     pub v_proj: Linear,
-    /// The output.
+    /// The output projection, `[heads·hd, d]`.
     pub o_proj: Linear,
-    /// A norm of the queries, as `qk_norm` says.
+    /// A norm of the queries, according to `qk_norm`.
     pub q_norm: Option<RmsNorm>,
     /// A norm of the keys.
     pub k_norm: Option<RmsNorm>,
@@ -79,7 +80,7 @@ impl Attention {
         }
     }
 
-    /// Attention of `x [b, s, d]` to itself.
+    /// Self-attention of `x [b, s, d]`.
     pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let project = |projection: &Linear, norm: &Option<RmsNorm>, name: &str, heads: usize| {
             let projected = projection.forward(x.clone());
@@ -117,8 +118,8 @@ pub fn repeat_heads(x: Tensor<4>, heads: usize) -> Tensor<4> {
     x.unsqueeze_dim::<5>(2).expand([batch, kv, heads / kv, seq, head_dim]).reshape([batch, heads, seq, head_dim])
 }
 
-/// Attention of `query [b, s, h, hd]` over `key` and `value` `[b, s, kv, hd]`, merged to `[b, s, h·hd]`. Queries and keys are
-/// rotated first. Every family comes through here.
+/// Attention of `query [b, s, h, hd]` over `key` and `value` `[b, s, kv, hd]`, merged to `[b, s, h·hd]`. Queries and
+/// keys are rotated first. Every family uses this function.
 pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scores: Scores, at: &Context) -> Tensor<3> {
     let [batch, seq, heads, head_dim] = query.dims();
     let rotate = |x: Tensor<4>| match &at.rope {
@@ -144,7 +145,7 @@ pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scores: Scores
     activation::softmax(products, 3).matmul(value).swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
 }
 
-/// `cap · tanh(x / cap)`: nearly `x` where that is small, and never beyond the cap.
+/// `cap · tanh(x / cap)`: close to `x` for small values, and never beyond the cap.
 pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
     (x / cap).tanh() * cap
 }

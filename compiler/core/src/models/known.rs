@@ -1,8 +1,9 @@
-//! Which keys of `config.json` mean what, for every family: data, not code.
+//! The meaning of each key of `config.json`, for every family, as data.
 //!
-//! The tables follow the configuration and modeling files of transformers 5. A key is read, or it has one value that can be had, or it
-//! changes nothing that is computed here. A key of which none of this is known may change the model, so it is named in a warning.
-//! That every key marked as [`Role::Read`] is read, and no other, is tested in `config.rs`. What only one family has stands in its own file.
+//! The tables follow the configuration and modeling files of transformers 5. A key is read, or only one of its values
+//! is supported, or it does not affect anything that tpc computes. Any other key may change the model, so it is named
+//! in a warning. A test in `config.rs` checks that exactly the keys marked as [`Role::Read`] are read. Keys of a single
+//! family are in its own file.
 
 use super::config::ModelType;
 use super::error::ModelError;
@@ -12,18 +13,18 @@ use super::warning::ModelWarning;
 use super::{bert_config, gpt2_config, interleaved_config};
 use serde_json::Value;
 
-/// What a key is to the compiler.
+/// The role of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Role {
     /// It changes the program, and is read.
     Read,
-    /// Another value would change the model in a way that cannot be had.
+    /// Other values would change the model in an unsupported way.
     Only(Sole),
-    /// It concerns generation, tokens, training, other heads or the library: nothing that is computed here.
+    /// It concerns generation, tokens, training, other heads or the library, but nothing that tpc computes.
     Harmless,
 }
 
-/// The value that can be had. A missing key and null always can.
+/// The only supported value, in addition to null and a missing key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Sole {
     /// `false`.
@@ -34,16 +35,16 @@ pub(super) enum Sole {
     Text(&'static str),
     /// An empty list or object.
     Empty,
-    /// Nothing but null; why.
+    /// Only null, for this reason.
     Absent(&'static str),
 }
 
 use Role::{Harmless, Only, Read};
 
-/// Keys and what they are.
+/// Keys and their roles.
 pub(super) type Table = &'static [(&'static str, Role)];
 
-/// Keys of every configuration of transformers.
+/// Keys of every transformers configuration.
 const COMMON: Table = &[
     ("model_type", Read),
     ("architectures", Read),
@@ -52,7 +53,7 @@ const COMMON: Table = &[
     ("per_layer_config", Only(Sole::Absent("layers that differ from each other are not supported"))),
     ("pruned_heads", Only(Sole::Empty)),
     ("is_encoder_decoder", Only(Sole::False)),
-    // The library's own.
+    // Keys of the library itself.
     ("auto_map", Harmless),
     ("dtype", Harmless),
     ("torch_dtype", Harmless),
@@ -79,7 +80,7 @@ const COMMON: Table = &[
     ("output_hidden_states", Harmless),
     ("tie_last_hidden_states", Harmless),
     ("gradient_checkpointing", Harmless),
-    // Equal to the whole up to rounding.
+    // Equal to the unsharded computation up to rounding.
     ("chunk_size_feed_forward", Harmless),
     // Tokens. pad_token_id is in the families' tables.
     ("bos_token_id", Harmless),
@@ -91,7 +92,7 @@ const COMMON: Table = &[
     ("decoder_start_token_id", Harmless),
     ("tokenizer_class", Harmless),
     ("prefix", Harmless),
-    // Labels, which only heads that classify read, and other settings of heads.
+    // Labels, which only classification heads read, and settings of other heads.
     ("id2label", Harmless),
     ("label2id", Harmless),
     ("num_labels", Harmless),
@@ -139,7 +140,7 @@ const COMMON: Table = &[
     ("target_lookbehind", Harmless),
 ];
 
-/// What all families of the shared decoder have in common.
+/// Keys of all families of the shared decoder.
 const DECODER: Table = &[
     ("vocab_size", Read),
     ("hidden_size", Read),
@@ -163,7 +164,7 @@ const DECODER: Table = &[
     ("is_causal", Only(Sole::True)),
 ];
 
-/// What is read of `rope_parameters` and `rope_scaling`, by their kind.
+/// Keys of `rope_parameters` and `rope_scaling` that are read for all kinds.
 const ROPE: Table = &[("rope_type", Read), ("type", Read), ("rope_theta", Read), ("partial_rotary_factor", Read)];
 const ROPE_FACTOR: Table = &[("factor", Read)];
 const ROPE_LLAMA3: Table =
@@ -184,10 +185,10 @@ const ROPE_LONG: Table = &[
     ("original_max_position_embeddings", Read),
 ];
 
-/// `rope_parameters` of models whose layers with a window have rotary embeddings of their own.
+/// `rope_parameters` of models whose layers with a window have different rotary embeddings.
 pub(super) const BY_LAYER_TYPE: &[Table] = &[&[("full_attention", Read), ("sliding_attention", Read)]];
 
-/// The tables of a kind of model.
+/// The tables for a model type.
 pub(super) fn of(kind: ModelType) -> Vec<Table> {
     match kind {
         ModelType::Decoder(family) => vec![COMMON, DECODER, family.facts().keys],
@@ -197,7 +198,7 @@ pub(super) fn of(kind: ModelType) -> Vec<Table> {
     }
 }
 
-/// The tables of a kind of rotary embedding.
+/// The tables for a kind of rotary embedding.
 pub(super) fn of_rope(scaling: &RopeScaling) -> &'static [Table] {
     match scaling {
         RopeScaling::Default => &[ROPE],
@@ -208,12 +209,12 @@ pub(super) fn of_rope(scaling: &RopeScaling) -> &'static [Table] {
     }
 }
 
-/// What a key is in some tables.
+/// The role of a key according to some tables.
 pub(super) fn role(tables: &[Table], key: &str) -> Option<Role> {
     tables.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, role)| *role)
 }
 
-/// Refuses values that cannot be had, and gives the keys of which nothing is known.
+/// Rejects unsupported values, and returns the unknown keys.
 pub(super) fn check(keys: &Keys, tables: &[Table]) -> Result<Vec<String>, ModelError> {
     let mut unknown = Vec::new();
     for name in keys.names() {
@@ -226,7 +227,7 @@ pub(super) fn check(keys: &Keys, tables: &[Table]) -> Result<Vec<String>, ModelE
     Ok(unknown)
 }
 
-/// The warning about keys of which nothing is known, if there are any.
+/// The warning about unknown keys, if there are any.
 pub(super) fn unknown(keys: &Keys, family: &str, unknown: Vec<String>) -> Option<ModelWarning> {
     let file = keys.file().to_path_buf();
     (!unknown.is_empty()).then(|| ModelWarning::UnknownKeys { file, family: family.into(), keys: unknown })

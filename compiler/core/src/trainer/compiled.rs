@@ -1,4 +1,4 @@
-//! A compiled training step, before its ranks run.
+//! A compiled training step, before its ranks are launched.
 
 use super::batch::Example;
 use super::rates::Rates;
@@ -7,7 +7,7 @@ use super::source::{Gives, Record, Recorded, Source};
 use super::{Settings, explain, pretrained};
 use crate::beside::Kept;
 use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingCapture, initial_values};
-use crate::pretrained::initialise_with;
+use crate::pretrained::initialize_with;
 use crate::program::{Error, Stages, TrainingProgram, compile_training};
 use burn::module::Module;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tpc_ir::ModulePath;
 use tpc_ir::program::RankProgram;
 
-/// A training step that was compiled for a mesh and a plan.
+/// A training step compiled for a mesh and a plan.
 pub struct CompiledTrainer<M, B, R: Results> {
     source: Rc<Source<M>>,
     record: Record<B, TrainingCapture, R::Form>,
@@ -48,12 +48,12 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         Ok(CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example })
     }
 
-    /// What a step computes, communicates and holds, in words.
+    /// Describes what a step computes, communicates and holds, as text.
     pub fn explain(&self) -> String {
         explain::step("a training step", &self.program.steady.ranks)
     }
 
-    /// The stages of the program that every step but the first executes.
+    /// The stages of the program that all steps but the first execute.
     pub fn stages(&self) -> &Stages {
         &self.program.steady
     }
@@ -63,10 +63,10 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         &self.program.steady.ranks
     }
 
-    /// Starts the ranks. Parameters get the values that the model holds, or are initialized.
+    /// Starts the ranks. Parameters get the model's values if it has any, and are initialized otherwise.
     ///
     /// # Errors
-    /// Too many ranks, too little memory, processes that do not come or run other programs.
+    /// Too many ranks, too little memory, processes that do not respond or run other programs.
     pub fn launch(self) -> Result<RunningTrainer<M, B, R>, Error> {
         let explained = self.explain();
         let CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example, .. } = self;
@@ -78,10 +78,10 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             Source::Build(build) => {
                 let seed = settings.compile.seed;
                 let computed = initial_values(build, &init, seed)?;
-                initialise_with(training.session(), &init, &computed, seed)?;
+                initialize_with(training.session(), &init, &computed, seed)?;
             }
             Source::Files(dir, _) => pretrained::load(training.session(), dir, &init, settings.compile.seed)?,
-            // The program brings its values along.
+            // The program contains its values.
             Source::Module(_) => {}
         }
         let family = Family { source, settings, kept, constants, aliases, scalars, states };

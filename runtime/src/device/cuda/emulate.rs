@@ -54,9 +54,9 @@ pub enum EmulationError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// From the first to the last.
-    Forwards,
+    Forward,
     /// From the last to the first.
-    Backwards,
+    Reverse,
 }
 
 type Run = unsafe extern "C" fn(usize, u32, u32, c_int, c_int, *mut u8, *const i64) -> c_int;
@@ -99,8 +99,8 @@ fn source(kernels: &Kernels) -> String {
     text.push_str("static void (*const all[])(char*, const long long*) = {");
     kernels.list().iter().for_each(|k| _ = write!(text, "run_{}, ", k.name));
     text.push_str(
-        "0};\nextern \"C\" int run(unsigned long kernel, unsigned grid, unsigned block, int cooperative, int backwards, \
-         char* A, const long long* args) {\n    return run_kernel(all[kernel], grid, block, cooperative, backwards, A, args);\n}\n",
+        "0};\nextern \"C\" int run(unsigned long kernel, unsigned grid, unsigned block, int cooperative, int reverse, \
+         char* A, const long long* args) {\n    return run_kernel(all[kernel], grid, block, cooperative, reverse, A, args);\n}\n",
     );
     text
 }
@@ -216,13 +216,13 @@ impl Emulator {
 
     fn launch(&self, l: &Launch, order: Order) -> Result<(), EmulationError> {
         let k = &self.plan.kernels.list()[l.kernel];
-        let backwards = c_int::from(order == Order::Backwards);
+        let reverse = c_int::from(order == Order::Reverse);
         let cooperative = c_int::from(k.cooperative);
         let base = self.memory.base();
         // SAFETY: the kernel is in the library, and takes as many arguments as the launch has. All addresses were
         // checked to be in the memory during planning, and `step` has exclusive access to it.
         let said =
-            unsafe { (self.compiled.run)(l.kernel, l.grid, k.block, cooperative, backwards, base, l.args.as_ptr()) };
+            unsafe { (self.compiled.run)(l.kernel, l.grid, k.block, cooperative, reverse, base, l.args.as_ptr()) };
         let reason = match said {
             0 => return Ok(()),
             1 => "some threads ended while others waited for them",
@@ -250,7 +250,7 @@ impl Emulator {
                     match item {
                         Item::Launch(l) => self.launch(l, order)?,
                         Item::Product { library, kernels } => match library.first() {
-                            Some(p) if order == Order::Backwards => {
+                            Some(p) if order == Order::Reverse => {
                                 p.packing.iter().try_for_each(|l| self.launch(l, order))?;
                                 // SAFETY: all addresses were checked to be in the memory during planning.
                                 unsafe { reference::run(&p.gemm, self.memory.base()) };
@@ -301,7 +301,7 @@ impl Emulator {
         if !members.iter().all(|&(at, of)| started[at][of]) {
             return Ok(());
         }
-        if order == Order::Backwards {
+        if order == Order::Reverse {
             let placed: Vec<_> = members.iter().map(|&(at, of)| &self.plan.ranks[at].collectives[of]).collect();
             placed.iter().flat_map(|p| &p.wire.before).try_for_each(|l| self.launch(l, order))?;
             // SAFETY: all addresses were checked to be in the memory during planning.
@@ -339,7 +339,7 @@ impl Device for Emulator {
 
     fn step(&mut self) -> Result<StepReport, RuntimeError> {
         let start = Instant::now();
-        Emulator::step(self, Order::Forwards).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
+        Emulator::step(self, Order::Forward).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
         Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
     }
     fn executed(&self, rank: usize) -> Vec<bool> {

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_one_copy_and_the_latest_write_counts() {
+    fn neighbors_are_one_copy_and_the_latest_write_counts() {
         let a = ALIGNMENT as u64;
         let writes = vec![(a, vec![1; 4]), (0, vec![2; 8]), (a, vec![3; 4]), (9 * a, vec![4; 4])];
         let merged = merged(writes);
