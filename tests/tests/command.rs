@@ -336,7 +336,7 @@ fn bad_meshes_and_plans_are_explained() {
         plan("json.json", "{"),
         "$TMP/json.json: the plan is not JSON: EOF while parsing an object at line 1 column 1"
     );
-    assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; there are 1, 2, 3, "));
+    assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; the rules are 1, 2, 3, "));
 }
 
 /// A mesh axis called `tp:x` beside `tp` was taken for a part of `tp`, and the logits were others.
@@ -646,7 +646,7 @@ fn bad_training_data_is_explained() {
     let lines = scratch.write("lines.jsonl", b"{\"text\": \"a\"}\n{\"body\": \"b\"}\n");
     assert_eq!(
         says("llama-tiny", &["--data", &lines, "--characters"]),
-        "$TMP/lines.jsonl: line 2: no field \"text\"; there are \"body\"; --field chooses another"
+        "$TMP/lines.jsonl: line 2: no field \"text\"; its fields are \"body\"; --field selects another"
     );
     assert_eq!(
         says("llama-tiny", &["--data", &short, "--characters", "--optimizer", "adam", "--momentum", "0.9"]),
@@ -877,8 +877,8 @@ fn a_model_of_characters_keeps_its_alphabet() {
             assert_eq!(
                 failed(train(&model, &fox, more)),
                 format!(
-                    "error: $TMP/tokens/{name}: the tokenizer is in a format that is not read, and there is no \
-                     tokenizer.json beside it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) \
+                    "error: $TMP/tokens/{name}: the tokenizer is in an unsupported format, and there is no \
+                     tokenizer.json next to it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) \
                      writes one\n"
                 )
             );

@@ -382,7 +382,7 @@ impl Placement {
             if !all_rules().iter().any(|rule| rule.number == *number) {
                 let known: Vec<String> = all_rules().iter().map(|rule| rule.number.to_string()).collect();
                 return Err(Failure::new(format!(
-                    "there is no rule {number} to disable; there are {}",
+                    "there is no rule {number} to disable; the rules are {}",
                     known.join(", ")
                 )));
             }

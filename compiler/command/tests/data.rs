@@ -325,7 +325,8 @@ fn conversations_count_what_is_answered() {
     let told = tpc(&["train", &dir, "--data", &verses(), "--chat", "--steps", "1"]);
     assert_eq!(told.code, 1);
     assert!(
-        told.err.contains("verses.jsonl: line 1: no field \"messages\"; there are \"verse\"; --field chooses another"),
+        told.err
+            .contains("verses.jsonl: line 1: no field \"messages\"; its fields are \"verse\"; --field selects another"),
         "{}",
         told.err
     );
@@ -397,7 +398,7 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
         (
             1,
             vec![
-                "error: the checkpoint was written with other data: the length of a sequence was 16, but is 8; give the same data and options, or begin with another --checkpoint"
+                "error: the checkpoint was written with other data: the length of a sequence was 16, but is 8; give the same data and options, or start with another --checkpoint"
             ]
         )
     );
@@ -440,7 +441,7 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     );
     assert!(
         error.starts_with(&format!("error: {text}: line "))
-            && error.ends_with(", but the model's embedding has 256 rows: the tokenizer is not that of the model"),
+            && error.ends_with(", but the model's embedding has 256 rows: the tokenizer does not belong to the model"),
         "{error}"
     );
 }

@@ -196,7 +196,7 @@ fn a_position_of_other_data_is_refused() {
     let kept: Position = serde_json::from_str(&serde_json::to_string(&position).unwrap()).unwrap();
     assert_eq!(kept, position);
     let says = |recipe: Recipe| Stream::start(recipe, Some(&position), None).unwrap_err().to_string();
-    let end = "; give the same data and options, or begin with another --checkpoint";
+    let end = "; give the same data and options, or start with another --checkpoint";
     let begin = "the checkpoint was written with other data: ";
     assert_eq!(says(of("some text that is long", 5)), format!("{begin}the length of a sequence was 4, but is 5{end}"));
     let (a, b) = (first.made().data, of("another", 4).made().data);
@@ -224,7 +224,7 @@ fn a_token_outside_of_the_models_table_is_told() {
     let error = Stream::start(recipe, None, None).unwrap().next(2).unwrap_err().to_string();
     assert_eq!(
         error.replace(dir.0.to_str().unwrap(), "$DIR"),
-        "$DIR/data.jsonl: line 2: token \"x\" is 25, but the model's embedding has 20 rows: the tokenizer is not that of the model"
+        "$DIR/data.jsonl: line 2: token \"x\" is 25, but the model's embedding has 20 rows: the tokenizer does not belong to the model"
     );
 }
 
@@ -235,7 +235,7 @@ fn data_without_anything_to_predict_is_told() {
     let error = Stream::start(recipe, None, None).unwrap().next(2).unwrap_err().to_string();
     assert_eq!(
         error.replace(dir.0.to_str().unwrap(), "$DIR"),
-        "$DIR/data.jsonl: no token of the data counts in the loss: it has a single token"
+        "$DIR/data.jsonl: no token of the data counts toward the loss: it has a single token"
     );
 }
 

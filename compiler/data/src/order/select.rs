@@ -8,15 +8,15 @@ use crate::source::{Corpus, Unit};
 /// Which documents of a corpus are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Part {
-    /// All.
+    /// All documents.
     All,
-    /// All but this share, which is drawn from the seed.
+    /// All documents except this share, which is drawn from the seed.
     But(f64),
-    /// This share only.
+    /// Only this share.
     Only(f64),
 }
 
-/// Some documents of a corpus, in an order for each epoch. Of a plain text the pieces are drawn, of JSON lines the documents.
+/// Some documents of a corpus, in an order for each epoch. The pieces of a plain text are drawn separately.
 #[derive(Clone, Debug)]
 pub struct Selection {
     drawn: Permutation,
@@ -28,7 +28,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// A part of a corpus; in the order of the files if it is not `shuffled`.
+    /// A part of a corpus; in the order of the files unless it is `shuffled`.
     ///
     /// # Errors
     /// A share that leaves nothing.
@@ -47,12 +47,12 @@ impl Selection {
         Ok(Selection { drawn, first, len, seed, is_whole: part == Part::All, shuffled })
     }
 
-    /// How many there are.
+    /// Number of documents.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no documents.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

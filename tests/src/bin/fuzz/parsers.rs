@@ -37,7 +37,7 @@ impl Parsers {
         let known = |name: &String| PARSERS.iter().any(|parser| parser.name == name);
         if let Some(unknown) = self.only.iter().find(|name| !known(name)) {
             let names = PARSERS.map(|parser| parser.name).join(", ");
-            eprintln!("error: there is no parser {unknown:?}; there are {names}");
+            eprintln!("error: there is no parser {unknown:?}; the parsers are {names}");
             return ExitCode::FAILURE;
         }
         for parser in PARSERS.iter().filter(|p| self.only.is_empty() || self.only.iter().any(|name| name == p.name)) {
