@@ -210,7 +210,7 @@ rows.append(("llama-1b step", shape, lambda compiled: model_step(MODEL_1B, batch
 out = open(arguments.out, "w") if arguments.out else None
 name = "the CPU" if arguments.cpu else torch.cuda.get_device_name()
 print(f"PyTorch {torch.__version__} on {name}", flush=True)
-# The large step before small blocks: what there is no time for is the least interesting.
+# The large step before small blocks, so that the least interesting part is dropped if time runs out.
 for compiled in [False, True]:
     for row, shape, make in [rows[0], rows[-1]] + rows[1:-1]:
         line = {"row": row, "who": "torch compile" if compiled else "torch eager", "ms": None, "shape": shape}

@@ -42,7 +42,7 @@ def longrope(pairs, **more):
     )
 
 
-# name: configuration class, model class, settings; generated says whether the model generates text, too.
+# name: configuration class, model class, settings; `generated` tells whether the model also generates text.
 MODELS = {
     "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, dict(SMALL, rope_parameters=LLAMA3)),
     "mistral": (hf.MistralConfig, hf.MistralForCausalLM, dict(SMALL, sliding_window=8, num_key_value_heads=1)),
@@ -99,14 +99,15 @@ MODELS = {
         dict(TINY, original_max_position_embeddings=8, pad_token_id=0, rope_parameters=longrope(4)),
     ),
 }
-# Families whose ids are kept.
+# Families whose generated ids are kept.
 GENERATED = ["llama", "mistral", "qwen3", "gemma3", "gpt2", "phi3"]
 
 
 def randomize(model):
     """Weights that make a difference: what a library draws leaves attention almost uniform and logits almost flat."""
     generator = torch.Generator().manual_seed(20)
-    # Where the head is the embedding, large rows would make every token predict itself; Gemma multiplies what is looked up.
+    # If the head is tied to the embedding, large rows would make every token predict itself; Gemma scales looked-up
+    # rows.
     std = 0.5 if not model.config.tie_word_embeddings else 0.02 if "gemma" in model.config.model_type else 0.1
     with torch.no_grad():
         for name, parameter in sorted(dict(model.named_parameters()).items()):

@@ -38,7 +38,7 @@ def logits(auto, directory, inputs, **more):
 def main(tpc):
     for name, auto in MODELS.items():
         inputs = load_file(DATA / name / "inputs.safetensors")
-        # In bf16, what transformers itself makes of the f32 weights.
+        # In bf16, what transformers itself converts the f32 weights to.
         before = {dtype: logits(auto, DATA / name, inputs, dtype=dtype)[0].float() for dtype in (torch.float32, torch.bfloat16)}
         for way, options in WAYS.items():
             with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-//! Training on texts: the losses of a plain loop in PyTorch, on any mesh, however often the run is interrupted.
+//! Training on texts has the losses of a plain PyTorch loop, on any mesh and across any interruptions.
 
 mod support;
 
@@ -17,7 +17,7 @@ fn crate_dir() -> PathBuf {
 /// The tokens of the stored tokenizer.
 const VOCAB: usize = 400;
 
-/// A tiny model with the stored tokenizer. Its table of tokens gets more rows: the first ones again, at half the size.
+/// A tiny model with the stored tokenizer. Its embedding gets more rows: copies of the first rows at half the size.
 fn extended(name: &str, scratch: &Scratch) -> String {
     let (from, to) = (model(name), scratch.path(name));
     fs::create_dir_all(&to).unwrap();
@@ -49,7 +49,7 @@ fn extended(name: &str, scratch: &Scratch) -> String {
     fs::copy(tokenizer.join("tokenizer.json"), format!("{to}/tokenizer.json")).unwrap();
     let text = fs::read(tokenizer.join("tokenizer_config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&text).unwrap();
-    // As `tests/reference/finetune.py` has it.
+    // As in `tests/reference/finetune.py`.
     config["mask_token"] = json!("<|start_header_id|>");
     fs::write(format!("{to}/tokenizer_config.json"), config.to_string()).unwrap();
     to
@@ -83,7 +83,7 @@ fn compares(metrics: &str, name: &str, steps: usize, context: &str) {
     }
 }
 
-/// On one rank, on two, on four, and begun on one mesh and ended on another.
+/// On one rank, on two, on four, and started on one mesh and finished on another.
 fn fine_tunes(model: &str, rows: &str, more: &[&str]) {
     let scratch = Scratch::new(&format!("finetune-{model}-{rows}"));
     let (dir, text) = (extended(model, &scratch), verses());
@@ -141,7 +141,7 @@ fn bert_learns_as_in_pytorch() {
     fine_tunes("bert-tiny", "guessed", &[]);
 }
 
-/// Told to end at twenty random moments, a run has the curve of one that was not.
+/// A run that is interrupted at twenty random moments has the curve of an uninterrupted one.
 #[test]
 fn a_run_that_is_told_to_end_twenty_times_has_the_same_curve() {
     let scratch = Scratch::new("told");
@@ -233,7 +233,7 @@ fn evaluations_are_made_and_the_best_is_kept() {
     assert_eq!(names(&run), ["best", "step-000030"]);
     let best = found.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     assert_eq!(names(&format!("{run}/best")), [format!("step-{:06}", best.0)]);
-    // Evaluating changes nothing of the training, and other meshes evaluate alike.
+    // Evaluating does not affect the training, and other meshes give the same evaluation.
     let without = scratch.path("without.jsonl");
     succeeds(&[&base[..], &["--steps", "30", "--metrics", &without]].concat());
     assert_eq!(losses(&without), losses(&metrics));
@@ -277,7 +277,7 @@ fn epochs_are_counted_in_steps() {
     let steps = epochs.len();
     assert!(epochs.is_sorted() && epochs[0] == 0 && epochs[steps - 1] == 1, "{epochs:?}");
     assert!(told.out.contains(&format!("step {steps}/{steps}")), "{}", told.out);
-    // What it was like, in one line at the end.
+    // The speed and memory of the run, in one line at the end.
     let last = told.out.lines().last().unwrap();
     for part in
         [" tokens in ", " tokens/s, ", "% of the time waiting for data, ", " MB per rank, MFU ", " GFLOP/s measured"]
@@ -376,7 +376,7 @@ fn a_tokenizer_is_trained_and_saved_with_the_model() {
         assert_eq!(fs::read(format!("{saved}/{name}")).unwrap(), fs::read(format!("{dir}/{name}")).unwrap());
     }
     assert!(!Path::new(&saved).join("alphabet.json").exists());
-    // What was saved is trained on as it is.
+    // The saved model can be trained further.
     succeeds(&["train", &saved, "--data", &text, "--field", "verse", "--seq", "16", "--steps", "1"]);
     let empty = scratch.path("empty");
     assert_eq!(

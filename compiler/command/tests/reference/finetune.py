@@ -103,7 +103,7 @@ def batches(documents, kind):
         labels = torch.tensor([pad(labels, -100) for _, labels, _ in batch])
         owners = torch.tensor([pad(owners, -1) for _, _, owners in batch])
         if kind == "apart":
-            # A token sees those of its own document up to itself, and positions begin again with each document.
+            # A token sees the tokens of its own document up to itself, and positions restart with each document.
             same = owners[:, :, None] == owners[:, None, :]
             seen = same & torch.ones(SEQ, SEQ).tril().bool()
             mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
