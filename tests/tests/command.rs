@@ -1,4 +1,4 @@
-//! The `tpc` command: what it computes, what it reports, and what it says of bad input.
+//! The `tpc` command: what it computes, what it reports, and its messages about bad input.
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -20,7 +20,7 @@ fn ok(arguments: &[&str]) -> String {
     out
 }
 
-/// The standard output of a command that succeeds, and what it notes, with the places of files replaced.
+/// The standard output and the notes of a command that succeeds, with file paths replaced.
 fn noted(arguments: &[&str], scratch: &Scratch) -> (String, String) {
     let (code, out, err) = tpc(arguments);
     assert_eq!(code, 0, "{arguments:?}: {err}");
@@ -28,11 +28,11 @@ fn noted(arguments: &[&str], scratch: &Scratch) -> (String, String) {
     (out, err.replace(&scratch.path(""), "$TMP/").replace(&data(""), "$DATA/"))
 }
 
-/// What a training run says that keeps nothing.
+/// The note of a training run that saves nothing.
 const KEEPS_NOTHING: &str =
     "note: the trained model will be lost: --save DIR keeps the model, --checkpoint DIR also its state\n";
 
-/// The message of a command that fails, with the places of files replaced.
+/// The message of a command that fails, with file paths replaced.
 fn error(arguments: &[&str], scratch: &Scratch) -> String {
     let (code, out, err) = tpc(arguments);
     assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
@@ -52,7 +52,7 @@ fn tensors(path: impl AsRef<Path>) -> Tensors {
     file.iter().map(|(n, t)| (n.to_string(), (t.shape().to_vec(), values(&t)))).collect()
 }
 
-/// A file of `[rows, columns]` integers.
+/// Writes a file of `[rows, columns]` integers.
 fn batch(scratch: &Scratch, name: &str, tensors: &[(&str, [usize; 2], &[i64])]) -> String {
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let views = tensors
@@ -138,7 +138,7 @@ fn train_follows_the_expected_losses_and_saves_a_model() {
             }
         }
         assert_eq!(found.len(), saved.len());
-        // What was saved is a model again.
+        // The saved files are a model directory.
         let output = scratch.path("out.safetensors");
         ok(&["run", &save, "--inputs", &inputs, "--output", &output]);
         assert_eq!(scratch.names(), ["g.safetensors", "m.jsonl", "out.safetensors", "saved"]);
@@ -196,7 +196,7 @@ fn dump_ir_reports_collectives_and_memory() {
     assert_eq!(report["ranks"].as_array().unwrap().len(), 2);
 }
 
-/// Gradients of the 2L+1 norm gains are one row of five values for the two layers of the directory.
+/// The gradients of the 2L+1 norm gains are one row that carries five values for the two layers of the directory.
 #[test]
 fn dump_ir_says_how_many_values_a_collective_carries() {
     let dir = data("hf/llama-tiny");
@@ -223,7 +223,7 @@ fn a_rule_that_is_disabled_leaves_the_reductions_of_query_key_and_value_apart() 
         let report: Json = serde_json::from_str(&ok(&[&common, more].concat())).unwrap();
         let rows = report["collectives"].as_array().unwrap().clone();
         let large = rows.iter().filter(|c| c["phase"] == "backward" && c["full_bytes"].as_u64() > Some(4096));
-        // Left apart, they still share one collective: count the values.
+        // Without folding they still share one collective: count the values.
         large.map(|c| c["count"].as_u64().unwrap() * c["values"].as_u64().unwrap()).sum::<u64>()
     };
     let layers = 2;
@@ -288,7 +288,7 @@ fn bad_meshes_and_plans_are_explained() {
     );
     let most = "more than 65536, the most that a program is planned for";
     assert_eq!(says(&["--mesh", "a=100000,b=2"]), format!("mesh has 200000 ranks, {most}"));
-    // More than one process executes is planned for, and refused before anything else where it would be executed.
+    // More ranks than a process can execute are accepted for planning, and rejected early by the commands that execute.
     let json = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=65", "--json"];
     let (report, notes) = noted(&json, &scratch);
     let report: Json = serde_json::from_str(&report).unwrap();
@@ -339,7 +339,7 @@ fn bad_meshes_and_plans_are_explained() {
     assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; the rules are 1, 2, 3, "));
 }
 
-/// A mesh axis called `tp:x` beside `tp` was taken for a part of `tp`, and the logits were others.
+/// A mesh axis named `tp:x` next to `tp` used to be taken for a part of `tp`, which changed the logits.
 #[test]
 fn an_axis_cannot_be_named_like_a_part_of_another() {
     let scratch = Scratch::new("axis-names");
@@ -366,7 +366,7 @@ fn an_axis_cannot_be_named_like_a_part_of_another() {
             );
         }
     }
-    // The text of a program holds parts of axes where the compiler split one, and nowhere else.
+    // The text of a program contains parts of axes only where the compiler split an axis.
     let text =
         |axes: &str| scratch.write("m.tpc", format!("mesh <{axes}>\n%0 = input data \"x\" : f32[8]\n").as_bytes());
     assert!(ok(&["dump-ir", &text("tp:2=2, tp:/2=4")]).starts_with("mesh <tp:2=2, tp:/2=4>\n"));
@@ -391,7 +391,7 @@ fn an_axis_cannot_be_named_like_a_part_of_another() {
     }
 }
 
-/// Braces were expanded: a plan of 150 bytes took for ever.
+/// Braces used to be expanded, so that a plan of 150 bytes never finished.
 #[test]
 fn patterns_of_any_form_are_matched_at_once() {
     let scratch = Scratch::new("patterns");
@@ -421,7 +421,7 @@ fn patterns_of_any_form_are_matched_at_once() {
         refused(&["--freeze", "model.layers.[0"]),
         "freezing `model.layers.[0`: the `[` at character 14 is never closed"
     );
-    // An option without effect is a mistake: what is taken back must have been frozen.
+    // An option without effect is an error: only frozen parameters can be unfrozen.
     for freeze in [&["--freeze", "!"][..], &["--freeze", "!lm_head", "--freeze", "model"]] {
         assert_eq!(
             refused(freeze),
@@ -471,7 +471,7 @@ fn a_tied_head_is_the_embedding() {
     }
 }
 
-/// A chain of sums had as many terms at every link as there are links before it.
+/// A chain of sums used to print, for every link, all links before it.
 #[test]
 fn texts_of_many_terms_take_time_in_proportion() {
     let scratch = Scratch::new("terms");
@@ -670,7 +670,7 @@ fn settings_that_are_not_applied_are_noted() {
     );
 }
 
-/// Reads all that comes out of a pipe.
+/// Reads everything from a pipe.
 fn reader(mut pipe: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut read = Vec::new();
@@ -687,7 +687,7 @@ fn outputs_go_where_their_paths_lead() {
     let plain = scratch.path("plain");
     ok(&["run", &dir, "--inputs", &inputs, "--output", &plain]);
     let expected = std::fs::read(&plain).unwrap();
-    // A link to a file with permissions of its own, a link to nothing, a link to a device.
+    // A link to a file with its own permissions, a link to nothing, a link to a device.
     scratch.write("real", b"before");
     std::fs::set_permissions(scratch.path("real"), std::fs::Permissions::from_mode(0o600)).unwrap();
     for (target, link) in [("real", "link"), ("made", "dangling"), ("/dev/null", "null")] {
@@ -703,7 +703,7 @@ fn outputs_go_where_their_paths_lead() {
     let long = scratch.path(&"x".repeat(250));
     ok(&["run", &dir, "--inputs", &inputs, "--output", &long]);
     assert!(std::fs::read(&long).unwrap() == expected);
-    // A named pipe, and a descriptor as a shell's `>(…)` gives it.
+    // A named pipe, and a descriptor as a shell's `>(…)` passes it.
     let pipe = scratch.path("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let path = pipe.clone();
@@ -718,7 +718,7 @@ fn outputs_go_where_their_paths_lead() {
     assert!(read.join().unwrap() == expected);
     scratch.remove(&["plain", "real", "made", "link", "dangling", "null", "pipe", &"x".repeat(250)]);
 
-    // The same for what `train` writes.
+    // The same for the files that `train` writes.
     let (near, far) = std::io::pipe().unwrap();
     let metrics = reader(near);
     let (near, other) = std::io::pipe().unwrap();
@@ -792,7 +792,7 @@ fn an_output_is_no_other_file_of_the_command() {
         train(&["--grads", &at("hard")]),
         "--grads $TMP/hard is also read, as --inputs $TMP/model/inputs.safetensors: give another path; nothing was written"
     );
-    // Two outputs to a device disturb no one.
+    // Two outputs to a device do not conflict.
     let (_, notes) = noted(
         &["train", &model, "--inputs", &inputs, "--steps", "1", "--metrics", "/dev/null", "--grads", "/dev/null"],
         &scratch,
@@ -825,7 +825,7 @@ fn a_model_of_characters_keeps_its_alphabet() {
     assert_eq!((code, &*err), (0, ""));
     let kept: Json = serde_json::from_slice(&std::fs::read(format!("{saved}/alphabet.json")).unwrap()).unwrap();
     assert_eq!(kept, serde_json::json!({"characters": " .abcdefghijklmnopqrstuvwxyz"}));
-    // A text of some of the characters numbers them as before; what is saved keeps all of them.
+    // A text that has only some of the characters keeps their numbers, and what is saved keeps all characters.
     let again = scratch.path("again");
     let (code, _, err) = train(&saved, &part, &["--steps", "1", "--save", &again]);
     assert_eq!((code, &*err), (0, ""));
@@ -851,13 +851,13 @@ fn a_model_of_characters_keeps_its_alphabet() {
         failed(train(&dir, &other, &["--from-scratch", "--steps", "4", "--checkpoint", &run, "--resume"])),
         lack("$TMP/run/step-000002", "begin a new run with another --checkpoint")
     );
-    // Another text of the same characters is not what the checkpoint's place is in.
+    // The checkpoint's position is not one in another text of the same characters.
     let told = failed(train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]));
     assert!(told.starts_with("error: the checkpoint was written with other data: the text of --data was "), "{told}");
     let (code, out, err) = train(&dir, &fox, &["--steps", "3", "--checkpoint", &run, "--resume"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("checkpoint $TMP/run/step-000003\n".replace("$TMP/", &scratch.path("")).as_str()), "{out}");
-    // Fresh weights have no alphabet yet.
+    // Fresh weights have no alphabet.
     let (code, _, err) = train(&saved, &other, &["--from-scratch", "--steps", "1"]);
     assert_eq!((code, &*err), (0, KEEPS_NOTHING));
     // Weights of unknown tokens.
@@ -865,7 +865,7 @@ fn a_model_of_characters_keeps_its_alphabet() {
     let unknown =
         format!("note: the alphabet of {dir} is unknown: the 28 characters of the text are numbered from 0\n");
     assert_eq!((code, err), (0, format!("{KEEPS_NOTHING}{unknown}")));
-    // A tokenizer's tokens are not characters, with or without its weights.
+    // A tokenizer's tokens are not characters, whether it comes with weights or not.
     let model = scratch.path("tokens");
     std::fs::create_dir(&model).unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -918,12 +918,12 @@ fn ranks_with_nothing_to_do_are_noted() {
         notes(&["--plan", "ddp", "--mesh", "dp=3"]),
         "note: 1 of 3 ranks along dp=3 have no rows: the batch has only 2\n"
     );
-    // Four heads that share two pairs of keys and values are two groups.
+    // Four heads that share two key and value heads are two groups.
     assert_eq!(
         notes(&["--plan", "tp", "--mesh", "tp=8"]),
         "note: 6 of 8 ranks along tp=8 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have only 2 to distribute\n"
     );
-    // Parameters that FSDP only stores in parts idle no rank.
+    // Parameters of which FSDP only stores shards do not make a rank idle.
     assert_eq!(notes(&["--plan", "fsdp", "--mesh", "dp=2"]), "");
 }
 
@@ -1081,7 +1081,7 @@ fn bytes_are_whole_numbers() {
             _ => 0,
         }
     }
-    // Three ranks cut no value into equal parts.
+    // Three ranks cut no value into equal shards.
     for mesh in ["tp=2", "tp=3"] {
         let model = ["--preset", "gpt", "--plan", "tp", "--mesh", mesh, "--batch", "1", "--seq", "8"];
         let (code, report, _) = tpc(&[&["dump-ir", "--train", "--json"], &model[..]].concat());
@@ -1122,7 +1122,7 @@ fn sizes_that_cannot_be_counted_are_refused() {
         says(&["dump-ir", &dir, "--batch", "4503599627370496", "--seq", "1"]),
         format!("--batch 4503599627370496 --seq 1: the logits of shape [4503599627370496, 1, 256] {large}")
     );
-    // Each value can be counted, but not all of them together.
+    // Each value fits into an integer, but their sum does not.
     let said = says(&["dump-ir", &dir, "--batch", "8796093022208", "--seq", "8", "--train", "--json"]);
     assert!(
         said.contains(" has more elements than can be addressed together with the other values of the program; use"),
@@ -1185,7 +1185,8 @@ fn arguments_that_make_no_command_are_explained() {
     assert!(["dump-ir", "run", "train", "bench"].iter().all(|c| out.contains(c)), "{out}");
 }
 
-/// A 70B-shaped training step is planned from its config.json alone, and reads like one of 4 layers.
+/// A training step of the size of a 70B model is planned from its config.json alone, and prints as many lines as one of
+/// 4 layers.
 #[test]
 fn eighty_layers_print_as_many_lines_as_four() {
     let scratch = Scratch::new("deep");
@@ -1204,7 +1205,8 @@ fn eighty_layers_print_as_many_lines_as_four() {
     assert_eq!(lines(80), lines(4));
 }
 
-/// Prompts of tokens, in a directory without a tokenizer: the same text on every mesh, one line of JSON for each prompt.
+/// Prompts of token ids, in a directory without a tokenizer: the same text on every mesh, and one line of JSON for each
+/// prompt.
 #[test]
 fn generate_goes_on_from_tokens() {
     let scratch = Scratch::new("generate-tokens");
@@ -1235,7 +1237,7 @@ fn generate_goes_on_from_tokens() {
     let collective = events.iter().find(|e| e["name"] == "start all_reduce").unwrap();
     assert_eq!(collective["args"]["axes"], "tp");
     assert!(collective["args"]["why"].as_str().unwrap().contains("plan tp"), "{collective}");
-    // Both ranks have a name, and each collective is met.
+    // Both ranks have a name, and every collective is matched.
     let count = |ph: &str| events.iter().filter(|e| e["ph"] == ph).count();
     assert!(count("s") > 0 && count("s") == count("f"));
     let names: Vec<&str> =

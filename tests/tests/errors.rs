@@ -1,4 +1,4 @@
-//! What users are told: every message word for word.
+//! Messages to users, word for word.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -18,7 +18,7 @@ use tpc_runtime::CheckpointError;
 use tpc_runtime::LaunchOptions;
 use tpc_tests::training::{config, mesh, plan};
 
-/// A message, without the directory that it names.
+/// Checks a message after the directory that it names is replaced.
 fn says(error: impl std::fmt::Display, expected: &str) {
     let found = error.to_string();
     let root = scratch("").display().to_string();
@@ -430,7 +430,8 @@ fn sizes() {
     );
 }
 
-/// Only so much of a user's text as fits into a sentence, and only characters that do nothing to a terminal.
+/// A message quotes only as much of a user's text as fits into a sentence, and only characters that cannot affect a
+/// terminal.
 #[test]
 fn long_and_dangerous_texts() {
     let long = "x".repeat(1000);
