@@ -1,8 +1,8 @@
-//! Which files import each other. A file that imports one that imports it cannot be read without the other, so there is none, but
-//! for those that are listed here.
+//! Which files import each other. Files that import each other in a cycle can only be read together, so no cycle may
+//! exist except those listed here.
 //!
-//! What counts are the `use` lines of a file outside its tests. A name that comes through a re-export counts as an import of the file
-//! that has it.
+//! Only the `use` lines of a file outside its tests count. A name that comes through a re-export counts as an import of
+//! the file that defines it.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,14 +10,14 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
-/// A module path within a crate, or a name in one.
+/// A module path within a crate, or the path of a name in one.
 type Names = Vec<String>;
 
-/// The crates, by the directories of their sources. The front door only re-exports.
+/// The crates, by the directories of their sources. The crate `tpc` only re-exports and is left out.
 const CRATES: [&str; 6] =
     ["ir/src", "passes/src", "runtime/src", "compiler/core/src", "compiler/command/src", "compiler/data/src"];
 
-/// Cycles that are still there. A change that ends one removes it from the list.
+/// The remaining cycles. A change that removes one deletes it from the list.
 const KNOWN: [(&str, &[&str]); 6] = [
     // A plan's errors, styles and annotations are declared in one place and used in the other.
     (
@@ -33,7 +33,7 @@ const KNOWN: [(&str, &[&str]); 6] = [
             "styles/whole_model",
         ],
     ),
-    // The processes of MPI wait for each other by what waits for them.
+    // The processes of MPI wait for each other through the module that waits for them.
     ("runtime/src", &["comm/mpi/ending", "comm/mpi/processes", "comm/mpi/ranks", "comm/mpi/wait"]),
     (
         "compiler/core/src",
@@ -51,7 +51,7 @@ const KNOWN: [(&str, &[&str]); 6] = [
         ],
     ),
     ("compiler/core/src", &["capture/initialization", "capture/step"]),
-    // A family's table of keys is found by the family, and names what its configuration reads.
+    // A family's table of keys is found through the family, and names what its configuration reads.
     (
         "compiler/core/src",
         &[
@@ -67,22 +67,22 @@ const KNOWN: [(&str, &[&str]); 6] = [
             "models/size",
         ],
     ),
-    // The error of everything that compiles names the errors of everything that is compiled.
+    // The error type of the compiler names the errors of everything that is compiled.
     (
         "compiler/core/src",
         &["beside", "explain", "generate/generator", "generate/program", "pretrained", "program", "together"],
     ),
 ];
 
-/// A file's imports and re-exports.
+/// The imports and re-exports of a file.
 #[derive(Default)]
 struct File {
     imports: Vec<Names>,
-    /// Names that it has from elsewhere, and what they are there.
+    /// Names that the file has from elsewhere, with their original paths.
     exports: BTreeMap<String, Names>,
 }
 
-/// All files of a crate, by their modules.
+/// All files of a crate, by their module paths.
 fn files(root: &Path) -> BTreeMap<Names, File> {
     fn walk(dir: &Path, module: &[String], found: &mut BTreeMap<Names, File>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -104,7 +104,7 @@ fn files(root: &Path) -> BTreeMap<Names, File> {
     found
 }
 
-/// The `use` items of a file, as they stand there.
+/// The `use` items of a file, with their paths as written.
 fn read(tokens: TokenStream) -> File {
     let mut file = File::default();
     let (mut tokens, mut is_public) = (tokens.into_iter().peekable(), false);
@@ -129,7 +129,7 @@ fn read(tokens: TokenStream) -> File {
     file
 }
 
-/// The paths of a `use` tree, with the names that they get.
+/// The paths of a `use` tree, with the names that they introduce.
 fn paths(before: &[String], tree: &[TokenTree]) -> Vec<(String, Names)> {
     let (mut path, mut rest) = (before.to_vec(), tree.iter());
     while let Some(token) = rest.next() {
@@ -147,14 +147,14 @@ fn paths(before: &[String], tree: &[TokenTree]) -> Vec<(String, Names)> {
             TokenTree::Punct(_) | TokenTree::Literal(_) => {}
         }
     }
-    // `a::{self}` is `a`.
+    // `a::{self}` means `a`.
     if path.last().is_some_and(|last| last == "self") && path.len() > 1 {
         path.pop();
     }
     vec![(path.last().cloned().unwrap_or_default(), path)]
 }
 
-/// The path of a `use` in a module from the root of its crate; `None` for another crate's.
+/// The path of a `use` in a module, resolved from the root of its crate; `None` for another crate's.
 fn absolute(files: &BTreeMap<Names, File>, module: &[String], path: &[String]) -> Option<Names> {
     let mut base = module.to_vec();
     let mut rest = path;
@@ -173,7 +173,7 @@ fn absolute(files: &BTreeMap<Names, File>, module: &[String], path: &[String]) -
     Some([&base[..], rest].concat())
 }
 
-/// The file that has what a path from the root names.
+/// The file that defines what a path from the root names.
 fn home(files: &BTreeMap<Names, File>, path: &[String]) -> Option<Names> {
     let known = (0..=path.len()).rev().find(|&len| files.contains_key(&path[..len]))?;
     let module = &path[..known];
@@ -184,7 +184,7 @@ fn home(files: &BTreeMap<Names, File>, path: &[String]) -> Option<Names> {
     }
 }
 
-/// The groups of files of which each imports all others, directly or through others.
+/// The groups of files in which each file imports all others, directly or through others.
 fn cycles(files: &BTreeMap<Names, File>) -> BTreeSet<BTreeSet<String>> {
     let mut imports: BTreeMap<&Names, BTreeSet<Names>> = BTreeMap::new();
     for (module, file) in files {
@@ -233,7 +233,7 @@ fn cycles_are_found() {
         BTreeSet::from([set(&["a", "b"])])
     );
     assert_eq!(tree(&[("a", "use crate::b::X;"), ("b", "use super::c::Y;"), ("c", "")]), BTreeSet::new());
-    // Through a re-export, which itself imports nothing.
+    // Through a re-export, whose file itself imports nothing.
     let through = [("a", "use crate::m::X as Z;"), ("m", "pub use b::X;"), ("m/b", "use crate::a::Y;")];
     assert_eq!(tree(&through), BTreeSet::from([set(&["a", "m/b"])]));
     // Tests may import what they test.
