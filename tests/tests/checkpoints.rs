@@ -110,7 +110,7 @@ fn state_step_and_a_first_step_belong_to_a_checkpoint() {
     assert_eq!(zero.resume(&scratch.0.join("zero")).unwrap(), 0);
     assert!((0..4).all(|i| step(&mut zero) == losses[i]), "the same bits");
     let error = zero.resume(&scratch.0.join("zero")).unwrap_err();
-    assert!(error.to_string().contains("launch anew"), "{error}");
+    assert!(error.to_string().contains("launch a new session"), "{error}");
     // Into a session that has already run steps.
     assert_eq!(zero.resume(&scratch.0.join("two")).unwrap(), 2);
     assert_eq!((step(&mut zero), step(&mut zero)), (losses[2], losses[3]));
