@@ -43,12 +43,12 @@ impl Output {
     /// A directory, a path in a directory that does not exist or does not accept files, a file or device that may not
     /// be written.
     pub fn at(path: &Path) -> io::Result<Self> {
-        let way = match Place::of(path)? {
-            Place::Directory(_) => return Err(io::Error::new(ErrorKind::IsADirectory, "it is a directory")),
-            Place::Descriptor(number) => Way::Stream(duplicate(number)?),
-            Place::Socket(socket) => Way::Stream(OwnedFd::from(UnixStream::connect(socket)?).into()),
-            Place::Special(special) => Way::Stream(File::options().write(true).open(special)?),
-            Place::File(target) => {
+        let way = match Destination::of(path)? {
+            Destination::Directory(_) => return Err(io::Error::new(ErrorKind::IsADirectory, "it is a directory")),
+            Destination::Descriptor(number) => Way::Stream(duplicate(number)?),
+            Destination::Socket(socket) => Way::Stream(OwnedFd::from(UnixStream::connect(socket)?).into()),
+            Destination::Special(special) => Way::Stream(File::options().write(true).open(special)?),
+            Destination::File(target) => {
                 names_a_file(&target)?;
                 // Renaming would succeed even if the file may not be written.
                 match File::options().write(true).open(&target) {
@@ -187,7 +187,7 @@ fn set_leftover(path: &Path) {
 }
 
 /// What a path leads to after following its links.
-enum Place {
+enum Destination {
     /// A regular file, or nothing yet.
     File(PathBuf),
     Directory(PathBuf),
@@ -201,26 +201,26 @@ enum Place {
 /// Maximum number of links to follow, as in Linux.
 const LINKS: usize = 40;
 
-impl Place {
+impl Destination {
     fn of(path: &Path) -> io::Result<Self> {
         let mut path = path.to_path_buf();
         for _ in 0..LINKS {
             if let Some(number) = own_descriptor(&path) {
-                return Ok(Place::Descriptor(number));
+                return Ok(Destination::Descriptor(number));
             }
             let found = match fs::symlink_metadata(&path) {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Place::File(path)),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Destination::File(path)),
                 found => found?,
             };
             if !found.is_symlink() {
-                return Ok(Place::known(path, &found));
+                return Ok(Destination::known(path, &found));
             }
             let next = path.parent().unwrap_or(Path::new("")).join(fs::read_link(&path)?);
             match fs::metadata(&path) {
                 // Only the system can follow links in /proc to files without a name.
                 Ok(found) if fs::symlink_metadata(&next).is_err() => {
-                    return Ok(match Place::known(path, &found) {
-                        Place::File(path) => Place::Special(path),
+                    return Ok(match Destination::known(path, &found) {
+                        Destination::File(path) => Destination::Special(path),
                         other => other,
                     });
                 }
@@ -233,10 +233,10 @@ impl Place {
     fn known(path: PathBuf, found: &Metadata) -> Self {
         let kind = found.file_type();
         match () {
-            () if kind.is_dir() => Place::Directory(path),
-            () if kind.is_file() => Place::File(path),
-            () if kind.is_socket() => Place::Socket(path),
-            () => Place::Special(path),
+            () if kind.is_dir() => Destination::Directory(path),
+            () if kind.is_file() => Destination::File(path),
+            () if kind.is_socket() => Destination::Socket(path),
+            () => Destination::Special(path),
         }
     }
 }
@@ -281,8 +281,8 @@ fn names_a_file(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Something other than a directory is in the way, or nothing can be created there.
 pub fn make_dir(path: &Path) -> io::Result<()> {
-    match Place::of(path)? {
-        Place::File(target) => fs::create_dir_all(target),
+    match Destination::of(path)? {
+        Destination::File(target) => fs::create_dir_all(target),
         _ => fs::create_dir_all(path),
     }
 }
@@ -292,8 +292,8 @@ pub fn make_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// The directory, or the nearest existing one above it, and the reason why it does not accept files.
 pub fn check_dir(path: &Path) -> io::Result<()> {
-    let target = match Place::of(path) {
-        Ok(Place::File(target) | Place::Directory(target)) => target,
+    let target = match Destination::of(path) {
+        Ok(Destination::File(target) | Destination::Directory(target)) => target,
         _ => path.to_path_buf(),
     };
     let is_there = |p: &&Path| p.as_os_str().is_empty() || fs::symlink_metadata(p).is_ok();
@@ -319,10 +319,10 @@ impl Identity {
     /// The identity of what a path leads to; `None` for a character device, which can be written and read by several
     /// processes at once, and for files that cannot be inspected.
     pub fn of(path: &Path) -> Option<Self> {
-        let found = match Place::of(path).ok()? {
-            Place::Descriptor(number) => fs::metadata(format!("/proc/self/fd/{number}")),
-            Place::Directory(path) | Place::Special(path) | Place::Socket(path) => fs::metadata(path),
-            Place::File(path) => match fs::metadata(&path) {
+        let found = match Destination::of(path).ok()? {
+            Destination::Descriptor(number) => fs::metadata(format!("/proc/self/fd/{number}")),
+            Destination::Directory(path) | Destination::Special(path) | Destination::Socket(path) => fs::metadata(path),
+            Destination::File(path) => match fs::metadata(&path) {
                 Err(_) => return absolute(&path).map(Identity::Missing),
                 found => found,
             },

@@ -11,7 +11,7 @@ mod support;
 use epilogues::{Best, Case};
 use tpc_ir::DType;
 use tpc_ir::program::{Action, Instruction, RankProgram};
-use tpc_runtime::device::cuda::emit::{Item, Kernels, Plan, Product, plan};
+use tpc_runtime::device::cuda::emit::{DevicePlan, Item, Kernels, Product, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
 
@@ -20,7 +20,7 @@ fn worlds(cases: &[Case]) -> Vec<Vec<RankProgram>> {
 }
 
 /// The ways in which the product of a case can be computed by the library.
-fn ways(plan: &Plan) -> &[Product] {
+fn ways(plan: &DevicePlan) -> &[Product] {
     plan.ranks[0]
         .items
         .iter()
@@ -32,7 +32,7 @@ fn ways(plan: &Plan) -> &[Product] {
 fn best(ways: &[Product]) -> Best {
     match ways.first() {
         None => Best::Generated,
-        Some(p) if !p.behind.is_empty() => Best::Followed,
+        Some(p) if !p.after.is_empty() => Best::Followed,
         Some(p) if p.gemm.has_epilogue() => Best::Epilogue,
         Some(_) => Best::Alone,
     }

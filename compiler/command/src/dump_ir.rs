@@ -430,7 +430,7 @@ fn advance(
     search: &SearchOptions,
     step: &StepOptions,
 ) -> Outcome<Result<Graph, Error>> {
-    let behind =
+    let too_late =
         |stage: &str| Failure::new(format!("the graph in the file is already {stage}: choose a later --stage"));
     let (logical, annotations) = match program {
         Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
@@ -446,9 +446,9 @@ fn advance(
                 Err(error) => return Ok(Err(error.into())),
             }
         }
-        Program::Annotated(..) if to < Stage::Annotated => return Err(behind("annotated")),
+        Program::Annotated(..) if to < Stage::Annotated => return Err(too_late("annotated")),
         Program::Annotated(both) => *both,
-        Program::Placed(_) if to < Stage::Placed => return Err(behind("placed")),
+        Program::Placed(_) if to < Stage::Placed => return Err(too_late("placed")),
         Program::Placed(graph) => return Ok(Ok(graph)),
     };
     Ok(match to {

@@ -59,7 +59,7 @@ impl Launch {
             true => (std::env::current_exe()?.into_os_string(), self.command.clone()),
             false => (first.clone(), rest.to_vec()),
         };
-        let launch = supervise::Launch {
+        let launch = supervise::LaunchSpec {
             ranks: self.ranks.get(),
             program,
             arguments,

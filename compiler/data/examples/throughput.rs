@@ -10,7 +10,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Stream, Tokenizer, piece};
+use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Recipe, Split, Stream, Tokenizer, piece};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         corpus: Arc::new(corpus),
         table: tokenizer.size(),
         tokenizer: Arc::new(tokenizer),
-        part: Part::All,
+        split: Split::All,
         seq: 512,
         packing: Packing::Packed,
         objective: Objective::Next,

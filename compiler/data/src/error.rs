@@ -82,7 +82,7 @@ pub enum DataError {
         /// The file.
         file: PathBuf,
         /// The place of the document.
-        place: Place,
+        place: Location,
         /// What is wrong with the document.
         problem: DocumentProblem,
     },
@@ -182,7 +182,7 @@ pub enum DocumentProblem {
 
 /// The place of a document in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Place {
+pub enum Location {
     /// A line, counted from 1.
     #[error("line {0}")]
     Line(u64),

@@ -32,7 +32,7 @@ pub mod tokenizer;
 pub use batch::Batch;
 pub use encode::LossOn;
 pub use error::DataError;
-pub use order::{Part, Position};
+pub use order::{Position, Split};
 pub use pack::{Objective, Packing};
 pub use source::{Corpus, Format};
 pub use stream::{Recipe, Stream, piece};

@@ -6,7 +6,7 @@
 use crate::batch::Batch;
 use crate::encode::{self, LossOn};
 use crate::error::DataError;
-use crate::order::{Beginning, Made, Part, Position, Selection};
+use crate::order::{Beginning, Made, Position, Selection, Split};
 use crate::pack::{self, Objective, Packer, Packing, Row};
 use crate::source::Corpus;
 use crate::tokenizer::Tokenizer;
@@ -23,8 +23,8 @@ pub struct Recipe {
     pub corpus: Arc<Corpus>,
     /// Their tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The part of the documents to read.
-    pub part: Part,
+    /// Which documents to read.
+    pub split: Split,
     /// Number of tokens in a row.
     pub seq: usize,
     /// How documents become rows.
@@ -58,9 +58,9 @@ impl Recipe {
     /// The data and options that positions in these batches belong to.
     pub fn made(&self) -> Made {
         let rows = format!("{:?}, {:?}, loss on {:?}", self.packing, self.objective, self.loss).to_lowercase();
-        let share = match self.part {
-            Part::All => 0.0,
-            Part::But(share) | Part::Only(share) => share,
+        let share = match self.split {
+            Split::All => 0.0,
+            Split::But(share) | Split::Only(share) => share,
         };
         Made {
             data: format!("{:016x}", self.corpus.fingerprint()),
@@ -113,7 +113,7 @@ struct Windows<'a> {
 
 impl<'a> Windows<'a> {
     fn new(recipe: &'a Recipe, next: Beginning, epochs: Option<u64>) -> Result<Self, DataError> {
-        let selection = Selection::new(&recipe.corpus, recipe.part, recipe.seed, recipe.shuffled)?;
+        let selection = Selection::new(&recipe.corpus, recipe.split, recipe.seed, recipe.shuffled)?;
         let is_whole = next.place == 0;
         Ok(Windows { recipe, selection, next, epochs, rows: 0, is_whole })
     }
@@ -194,7 +194,7 @@ impl Stream {
         }
         let (beginning, done) = from.map_or((Beginning::default(), 0), |p| (p.window.clone(), p.rows));
         // Errors in the options are reported here, not by the thread.
-        Selection::new(&recipe.corpus, recipe.part, recipe.seed, recipe.shuffled)?;
+        Selection::new(&recipe.corpus, recipe.split, recipe.seed, recipe.shuffled)?;
         let (seq, pad) = (recipe.seq, recipe.tokenizer.pad());
         let (sender, windows) = sync_channel(1);
         let first = beginning.clone();

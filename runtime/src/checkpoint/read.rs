@@ -92,8 +92,8 @@ impl Checkpoint {
         let mut file = File::open(&path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length != *bytes {
-            let behind = |t: &TensorEntry, b: &BoxEntry| b.file == number && b.place + size(t, b) as u64 > length;
-            let cut = self.index.tensors.iter().find(|t| t.boxes.iter().any(|b| behind(t, b)));
+            let ends_after = |t: &TensorEntry, b: &BoxEntry| b.file == number && b.place + size(t, b) as u64 > length;
+            let cut = self.index.tensors.iter().find(|t| t.boxes.iter().any(|b| ends_after(t, b)));
             let problem = format!("{length} bytes instead of {bytes}");
             return Err(CheckpointError::damaged(&path, cut.map(|t| &*t.name), problem));
         }

@@ -77,8 +77,8 @@ pub fn save(
     session.check_usable()?;
     let disk = Disk { left: options.fault.map(|f| AtomicU64::new(f.after)) };
     let leads = session.processes().process() == 0;
-    let place = if leads { Place::prepare(session, dir, step, &disk).map(Some) } else { Ok(None) };
-    let to_bytes = |place: &Option<Place>| place.as_ref().map_or_else(Vec::new, |p| p.to_bytes());
+    let place = if leads { PreparedDir::prepare(session, dir, step, &disk).map(Some) } else { Ok(None) };
+    let to_bytes = |place: &Option<PreparedDir>| place.as_ref().map_or_else(Vec::new, |p| p.to_bytes());
     let cleaned = |temporary: &Path, error: CheckpointError| {
         // If this fails, too, the launcher or the next save tries again.
         if leads && options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) && fs::remove_dir_all(temporary).is_ok()
@@ -87,14 +87,14 @@ pub fn save(
         }
         error
     };
-    let temporary_of = |place: &Option<Place>| place.as_ref().map(|p| p.temporary.clone());
+    let temporary_of = |place: &Option<PreparedDir>| place.as_ref().map(|p| p.temporary.clone());
     let mine = place.as_ref().ok().and_then(temporary_of);
     let agreed = session.agree("checkpoint: make a directory", place, to_bytes);
     let (place, told) = agreed.map_err(|e| match &mine {
         Some(temporary) => cleaned(temporary, e),
         None => e,
     })?;
-    let (target, temporary) = Place::from_bytes(dir, step, &told[0]);
+    let (target, temporary) = PreparedDir::from_bytes(dir, step, &told[0]);
     let assigned = assign(session);
     let written = write_ranks(session, &assigned, &temporary, &disk);
     let to_bytes = |written: &Vec<Written>| serde_json::to_vec(written).unwrap_or_default();
@@ -115,14 +115,14 @@ pub fn save(
 }
 
 /// Where the first process writes a checkpoint.
-struct Place {
+struct PreparedDir {
     dir: PathBuf,
     present: Vec<Saved>,
     target: Saved,
     temporary: PathBuf,
 }
 
-impl Place {
+impl PreparedDir {
     /// Inspects the directory, removes leftovers, and creates the directory to write into.
     fn prepare(session: &Session, dir: &Path, step: u64, disk: &Disk) -> Result<Self, CheckpointError> {
         output::make_dir(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
@@ -142,7 +142,7 @@ impl Place {
         let temporary = target.partial();
         session.processes().leftover(&temporary);
         disk.operation(&temporary, "cannot be made", |dir| fs::create_dir(dir))?;
-        Ok(Place { dir: dir.to_path_buf(), present, target, temporary })
+        Ok(PreparedDir { dir: dir.to_path_buf(), present, target, temporary })
     }
 
     /// What the other processes need to know: how often this step was saved before, and the process in the temporary
@@ -151,7 +151,7 @@ impl Place {
         format!("{} {}", self.target.again, std::process::id()).into_bytes()
     }
 
-    /// The checkpoint's directory and its temporary directory, from [`Place::to_bytes`].
+    /// The checkpoint's directory and its temporary directory, from [`PreparedDir::to_bytes`].
     fn from_bytes(dir: &Path, step: u64, bytes: &[u8]) -> (PathBuf, PathBuf) {
         let text = String::from_utf8_lossy(bytes);
         let mut numbers = text.split(' ').map(|n| n.parse::<u64>().unwrap_or(0));

@@ -70,7 +70,7 @@ pub(super) unsafe fn share(c: &Collective, combine: Option<Combine>, sources: &[
         CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } => {
             let product = |range: std::ops::Range<usize>| shape[range].iter().product::<usize>();
             let (a, b) = (*cut.min(join), *cut.max(join));
-            let (before, between, behind) = (product(0..a), product(a + 1..b), product(b + 1..shape.len()));
+            let (before, between, after) = (product(0..a), product(a + 1..b), product(b + 1..shape.len()));
             let (cut_total, join_total) = (shape[*cut], join_lens.iter().sum::<usize>());
             let cut_offset: usize = cut_lens[..me].iter().sum();
             let mut join_offset = 0;
@@ -79,12 +79,12 @@ pub(super) unsafe fn share(c: &Collective, combine: Option<Combine>, sources: &[
                 let of_cut = (cut_lens[me], cut_total, cut_offset, cut_lens[me], 0);
                 let of_join = (joined, joined, 0, join_total, join_offset);
                 let (first, second) = if cut < join { (of_cut, of_join) } else { (of_join, of_cut) };
-                let run = second.0 * behind * size;
+                let run = second.0 * after * size;
                 for i in 0..before {
                     for x in 0..first.0 {
                         for j in 0..between {
-                            let from = (((i * first.1 + first.2 + x) * between + j) * second.1 + second.2) * behind;
-                            let to = (((i * first.3 + first.4 + x) * between + j) * second.3 + second.4) * behind;
+                            let from = (((i * first.1 + first.2 + x) * between + j) * second.1 + second.2) * after;
+                            let to = (((i * first.3 + first.4 + x) * between + j) * second.3 + second.4) * after;
                             // SAFETY: the run is within the peer's operand and this rank's result.
                             unsafe {
                                 std::ptr::copy_nonoverlapping(source.add(from * size), targets[me].add(to * size), run);

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 /// What to launch, and how.
 #[derive(Clone, Debug)]
-pub struct Launch {
+pub struct LaunchSpec {
     /// Number of processes, one for each rank.
     pub ranks: usize,
     /// The program.
@@ -89,7 +89,7 @@ impl Running {
 ///
 /// # Errors
 /// Processes that cannot be started. [`Ended`] reports their own failures.
-pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
+pub fn launch(launch: &LaunchSpec, stderr: &Output) -> Result<Ended, LaunchError> {
     let system = |what: &str| {
         let what = what.to_string();
         move |source| LaunchError::System { what, source }
@@ -128,7 +128,13 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
     Ok(Ended { code, message, flight_record, joined })
 }
 
-fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, stderr: &Output) -> io::Result<Running> {
+fn start(
+    launch: &LaunchSpec,
+    rank: usize,
+    control: &Control,
+    signals: &Signals,
+    stderr: &Output,
+) -> io::Result<Running> {
     let mut command = Command::new(&launch.program);
     command.args(&launch.arguments).stdin(Stdio::null()).stderr(Stdio::piped());
     command.stdout(if rank == 0 { Stdio::inherit() } else { Stdio::null() });

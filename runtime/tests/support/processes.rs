@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tpc_runtime::LaunchOptions;
-use tpc_runtime::launch::supervise::{Ended, Launch, Output, launch};
+use tpc_runtime::launch::supervise::{Ended, LaunchSpec, Output, launch};
 
 /// The role of the children: the name and its arguments, separated by spaces.
 pub const ROLE: &str = "TPC_TEST_ROLE";
@@ -36,7 +36,7 @@ pub fn command(role: &str) -> Vec<String> {
 
 /// Runs a role in this many processes.
 pub fn in_processes(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadline: Option<Duration>) -> Told {
-    let launched = Launch {
+    let launched = LaunchSpec {
         ranks,
         program: "sh".into(),
         arguments: command(role).into_iter().map(Into::into).collect(),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tpc_compiler::models::{Alphabet, ModelConfig};
 use tpc_compiler::pretrained::TokenBatch;
-use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Tokenizer, piece};
+use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Recipe, Split, Tokenizer, piece};
 use tpc_ir::quote::cut;
 
 /// Which tokens of a conversation count toward the loss.
@@ -192,7 +192,7 @@ impl DataArguments {
             corpus: Arc::new(corpus),
             objective: objective(&tokenizer, learner)?,
             tokenizer: Arc::new(tokenizer),
-            part: self.held_out.map_or(Part::All, Part::But),
+            split: self.held_out.map_or(Split::All, Split::But),
             seq,
             packing: match (self.pad, config.is_causal()) {
                 (true, _) => Packing::Padded,
@@ -209,8 +209,8 @@ impl DataArguments {
             shuffled: true,
         };
         let evaluate = match (evaluated, self.held_out) {
-            (Some(corpus), _) => Some(Recipe { corpus, part: Part::All, shuffled: false, ..train.clone() }),
-            (None, Some(share)) => Some(Recipe { part: Part::Only(share), shuffled: false, ..train.clone() }),
+            (Some(corpus), _) => Some(Recipe { corpus, split: Split::All, shuffled: false, ..train.clone() }),
+            (None, Some(share)) => Some(Recipe { split: Split::Only(share), shuffled: false, ..train.clone() }),
             (None, None) => None,
         };
         let mut tokens = TokenBatch::new(self.batch, seq);

@@ -140,8 +140,8 @@ impl Builder {
         let extent = self.shape(v)[dim] as isize;
         let one = |b: &mut Self, i: isize| b.sliced(v, dim, source(i) as usize, 1, 1);
         let before: Vec<Value> = (-(low as isize)..0).map(|i| one(self, i)).collect();
-        let behind: Vec<Value> = (extent..extent + high as isize).map(|i| one(self, i)).collect();
-        let pieces: Vec<Value> = before.into_iter().chain([v]).chain(behind).collect();
+        let after: Vec<Value> = (extent..extent + high as isize).map(|i| one(self, i)).collect();
+        let pieces: Vec<Value> = before.into_iter().chain([v]).chain(after).collect();
         let mut shape = self.shape(v);
         shape[dim] += low + high;
         let ty = Type::new(self.graph.ty(v).dtype, shape);

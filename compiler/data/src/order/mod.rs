@@ -13,4 +13,4 @@ pub(crate) use draws::{Draws, Purpose};
 pub use permutation::Permutation;
 pub(crate) use position::Beginning;
 pub use position::{Made, Position};
-pub use select::{Part, Selection};
+pub use select::{Selection, Split};

@@ -7,7 +7,7 @@ use crate::source::{Corpus, Unit};
 
 /// Which documents of a corpus are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Part {
+pub enum Split {
     /// All documents.
     All,
     /// All documents except this share, which is drawn from the seed.
@@ -32,19 +32,19 @@ impl Selection {
     ///
     /// # Errors
     /// A share that leaves nothing.
-    pub fn new(corpus: &Corpus, part: Part, seed: u64, shuffled: bool) -> Result<Self, DataError> {
+    pub fn new(corpus: &Corpus, split: Split, seed: u64, shuffled: bool) -> Result<Self, DataError> {
         let units = corpus.units();
         let drawn = Permutation::new(units, seed, Purpose::HeldOut, 0);
         let held_out = |share: f64| match ((units as f64 * share).round() as u64).max(1) {
             held if held < units => Ok(held),
             _ => Err(DataError::HeldOut { share, units }),
         };
-        let (first, len) = match part {
-            Part::All => (0, units),
-            Part::But(share) => held_out(share).map(|held| (held, units - held))?,
-            Part::Only(share) => (0, held_out(share)?),
+        let (first, len) = match split {
+            Split::All => (0, units),
+            Split::But(share) => held_out(share).map(|held| (held, units - held))?,
+            Split::Only(share) => (0, held_out(share)?),
         };
-        Ok(Selection { drawn, first, len, seed, is_whole: part == Part::All, shuffled })
+        Ok(Selection { drawn, first, len, seed, is_whole: split == Split::All, shuffled })
     }
 
     /// Number of documents.

@@ -5,7 +5,7 @@ use super::compression::Compression;
 use super::index::{Found, READ, Tee, index_lines, index_text};
 use super::lines::{Line, Reading};
 use super::spool::nameless;
-use crate::error::{DataError, Place};
+use crate::error::{DataError, Location};
 use serde_json::Value;
 use std::fs::File;
 use std::hash::Hasher;
@@ -124,12 +124,12 @@ impl Corpus {
     }
 
     /// The place of a document, for messages.
-    pub fn place(&self, unit: Unit) -> (PathBuf, Place) {
-        let Some((file, at)) = self.find(unit) else { return (PathBuf::new(), Place::Line(0)) };
+    pub fn place(&self, unit: Unit) -> (PathBuf, Location) {
+        let Some((file, at)) = self.find(unit) else { return (PathBuf::new(), Location::Line(0)) };
         let start = file.span(at).0;
         let place = match file.reading {
-            Some(_) => Place::Line(file.line(start)),
-            None => Place::Byte(start),
+            Some(_) => Location::Line(file.line(start)),
+            None => Location::Byte(start),
         };
         (file.path.clone(), place)
     }

@@ -76,25 +76,25 @@ impl Arena {
         view: &View,
         sizes: &[usize],
         strides: &[isize],
-    ) -> Result<Place, String> {
+    ) -> Result<ResolvedView, String> {
         let Extent { base, low, high } = resolve(self.region.bytes(), buffers, view, sizes, strides)?;
         // SAFETY: the element is in the arena, as checked.
         let base = unsafe { self.base.add(base) };
-        Ok(Place { base, low, high })
+        Ok(ResolvedView { base, low, high })
     }
 
     /// [`Arena::resolve`] with the view's own shape and strides.
     ///
     /// # Errors
     /// What is out of bounds.
-    pub fn resolve_view(&self, buffers: &[Buffer], view: &View) -> Result<Place, String> {
+    pub fn resolve_view(&self, buffers: &[Buffer], view: &View) -> Result<ResolvedView, String> {
         self.resolve(buffers, view, &view.shape, &view.strides)
     }
 }
 
 /// A view that was checked to be in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ResolvedView {
     /// Address of element `[0, 0, …]`.
     pub base: *mut u8,
     /// Offset of the first byte that the view accesses.
@@ -103,9 +103,9 @@ pub struct Place {
     pub high: usize,
 }
 
-impl Place {
+impl ResolvedView {
     /// Whether the views may share bytes.
-    pub fn overlaps(&self, other: &Place) -> bool {
+    pub fn overlaps(&self, other: &ResolvedView) -> bool {
         self.low < other.high && other.low < self.high
     }
 }

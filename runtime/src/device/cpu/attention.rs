@@ -7,7 +7,7 @@
 //! turns out that a row only has scores as small as the mask's, the block is recomputed with all columns.
 
 use super::arena::Arena;
-use super::contract::{self, Panels, Part, Target};
+use super::contract::{self, Panels, SubProduct, Target};
 use super::fused::FusedLoop;
 use super::indices;
 use super::plan;
@@ -709,7 +709,7 @@ impl Blocks {
         shift: [isize; 3],
         (rows, columns): (usize, usize),
     ) {
-        let part = Part { shift, size: [rows, columns, usize::MAX], accumulate: false };
+        let part = SubProduct { shift, size: [rows, columns, usize::MAX], accumulate: false };
         let Some(at) = kept.at else {
             // SAFETY: passed on to the caller.
             return unsafe { product.run_part(scratch, part) };
@@ -732,7 +732,7 @@ impl Blocks {
             Self::scores(&self.first, &mut self.panels[0], scratch, scores, (r, c));
             self.softmax(rows, columns, scratch);
             if let Some(second) = &self.second {
-                second.run_part(scratch, Part { shift: out, size: [r, own, c], accumulate: false });
+                second.run_part(scratch, SubProduct { shift: out, size: [r, own, c], accumulate: false });
             }
         }
     }
@@ -750,15 +750,15 @@ impl Blocks {
             self.softmax(rows, columns, scratch);
             if let Some(g) = &self.query {
                 let shift = [0, self.shift(1, 0, columns.start), self.line(g, rows.start)];
-                g.product.run_part(scratch, Part { shift, size: [r, own, c], accumulate: g.accumulate });
+                g.product.run_part(scratch, SubProduct { shift, size: [r, own, c], accumulate: g.accumulate });
             }
             if let Some(g) = &self.key {
                 let shift = [0, self.shift(0, rows.start, 0), self.line(g, columns.start)];
-                g.product.run_part(scratch, Part { shift, size: [c, own, r], accumulate: g.accumulate });
+                g.product.run_part(scratch, SubProduct { shift, size: [c, own, r], accumulate: g.accumulate });
             }
             if let Some(g) = &self.value {
                 let shift = [0, self.shift(4, rows.start, 0), self.line(g, columns.start)];
-                g.product.run_part(scratch, Part { shift, size: [c, own, r], accumulate: g.accumulate });
+                g.product.run_part(scratch, SubProduct { shift, size: [c, own, r], accumulate: g.accumulate });
             }
         }
     }

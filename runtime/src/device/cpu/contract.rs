@@ -125,7 +125,7 @@ type Strided<'a> = (&'a [ContractDim], fn(&ContractDim) -> isize);
 
 /// One operand.
 #[derive(Clone, Debug)]
-struct Operand<T> {
+struct Storage<T> {
     base: *mut u8,
     /// Whether elements are stored in the compute type.
     native: bool,
@@ -175,9 +175,9 @@ type Finish<'a> = &'a mut dyn FnMut(Block);
 /// A prepared product with one compute type.
 #[derive(Clone, Debug)]
 pub(crate) struct Product<T: 'static> {
-    left: Operand<T>,
-    right: Operand<T>,
-    out: Operand<T>,
+    left: Storage<T>,
+    right: Storage<T>,
+    out: Storage<T>,
     /// Offsets of left, right and out for every batch index.
     batch: Vec<[isize; 3]>,
     m: usize,
@@ -211,7 +211,7 @@ pub(crate) struct Product<T: 'static> {
 /// summed elements (at most those of the product); and whether it is added to the existing result (which must be stored
 /// in the compute type).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
+pub(crate) struct SubProduct {
     pub(crate) shift: [isize; 3],
     pub(crate) size: [usize; 3],
     pub(crate) accumulate: bool,
@@ -312,7 +312,7 @@ impl Prepared {
     ///
     /// # Safety
     /// As for [`Prepared::run_part`]; the panels must belong to this product and to the same right operand.
-    pub(crate) unsafe fn run_part_with(&self, scratch: *mut u8, part: Part, panels: &mut Panels) {
+    pub(crate) unsafe fn run_part_with(&self, scratch: *mut u8, part: SubProduct, panels: &mut Panels) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
@@ -326,7 +326,7 @@ impl Prepared {
     ///
     /// # Safety
     /// As for [`Prepared::run`]; the part must be within the product, and its shifted operands within the arena.
-    pub(crate) unsafe fn run_part(&self, scratch: *mut u8, part: Part) {
+    pub(crate) unsafe fn run_part(&self, scratch: *mut u8, part: SubProduct) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
@@ -367,7 +367,7 @@ where
     let access = |dtype: DType, base: *mut u8| {
         let native = dtype.bytes() == size_of::<T>() && dtype.is_float();
         let (get, put): (Get<T>, Put<T>) = with_element!(dtype, E => (get::<E, T>, put::<E, T>));
-        Operand { base, native, bytes: dtype.bytes(), get, put }
+        Storage { base, native, bytes: dtype.bytes(), get, put }
     };
     let operand = |view: &View, name: &str, groups: [Strided<'_>; 3]| {
         let mut sizes = Vec::new();
@@ -545,13 +545,13 @@ impl<T: Real> Product<T> {
     unsafe fn run(&self, scratch: *mut T, accumulate: bool, finish: Finish<'_>) {
         debug_assert!(!accumulate || self.out.native && !self.hand_on);
         for (batch, &shift) in self.batch.iter().enumerate() {
-            let part = Part { shift, size: [self.m, self.n, self.k], accumulate };
+            let part = SubProduct { shift, size: [self.m, self.n, self.k], accumulate };
             // SAFETY: passed on to the caller.
             unsafe { self.one(scratch, part, &mut |block| finish(Block { batch, ..block })) }
         }
     }
 
-    unsafe fn part(&self, scratch: *mut T, mut part: Part) {
+    unsafe fn part(&self, scratch: *mut T, mut part: SubProduct) {
         debug_assert!(self.batch.len() == 1 && (self.out.native || !part.accumulate));
         if self.swapped {
             part.shift.swap(0, 1);
@@ -573,7 +573,7 @@ impl<T: Real> Product<T> {
         if reads { 0 } else { self.n.next_multiple_of(self.tiles.columns) * self.k }
     }
 
-    unsafe fn part_with(&self, scratch: *mut T, part: Part, panels: &mut Panels) {
+    unsafe fn part_with(&self, scratch: *mut T, part: SubProduct, panels: &mut Panels) {
         let [m, n, k] = [part.size[0].min(self.m), part.size[1].min(self.n), self.k];
         let right = self.right.base.wrapping_offset(part.shift[1] * self.right.bytes as isize);
         let packed = panels.at.cast::<T>();
@@ -608,8 +608,8 @@ impl<T: Real> Product<T> {
         }
     }
 
-    unsafe fn one(&self, scratch: *mut T, part: Part, finish: Finish<'_>) {
-        let at = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
+    unsafe fn one(&self, scratch: *mut T, part: SubProduct, finish: Finish<'_>) {
+        let at = |o: &Storage<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
         let [m, n, k] = part.size;
         let (left, right) = (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]));
         let out = match self.whole {
@@ -636,7 +636,7 @@ impl<T: Real> Product<T> {
     }
 
     /// Computes a product without summed elements.
-    unsafe fn nothing(&self, out: *mut u8, scratch: *mut T, part: Part, finish: Finish<'_>) {
+    unsafe fn nothing(&self, out: *mut u8, scratch: *mut T, part: SubProduct, finish: Finish<'_>) {
         let [all_m, all_n, _] = part.size;
         let sums = scratch.wrapping_add(self.sums_start());
         for j0 in (0..all_n).step_by(BLOCK_N) {
@@ -684,7 +684,7 @@ impl<T: Real> Product<T> {
         right: *const E,
         out: *mut u8,
         scratch: *mut T,
-        part: Part,
+        part: SubProduct,
         finish: Finish<'_>,
     ) {
         let [_, all_n, k] = part.size;
@@ -720,7 +720,7 @@ impl<T: Real> Product<T> {
         right: *const E,
         out: *mut u8,
         scratch: *mut T,
-        part: Part,
+        part: SubProduct,
         finish: Finish<'_>,
     ) {
         let [m, all_n, k] = part.size;
@@ -786,7 +786,7 @@ impl<T: Real> Product<T> {
         right: *const u8,
         out: *mut u8,
         scratch: *mut T,
-        part: Part,
+        part: SubProduct,
         finish: Finish<'_>,
     ) {
         let [all_m, all_n, all_k] = part.size;

@@ -14,7 +14,7 @@
 use super::arena::Arena;
 use super::contract::{self, Block, Offsets, Target, is_narrow};
 use super::fused::FusedLoop;
-use super::plan::{self, Beside};
+use super::plan::{self, WithScratch};
 use crate::device::extent::{Extent, resolve};
 use crate::device::nodes::{self, Walk, must_keep_order};
 use tpc_ir::program::{Buffer, Contract, ContractDim, Instruction, Loop, View};
@@ -87,14 +87,14 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
     }
     // The product alone is dense in the scratch.
     let sizes: Vec<usize> = c.dims().map(|d| d.size).collect();
-    let beside = Beside::new(arena, buffers, sizes.iter().product::<usize>() * dtype.bytes());
-    let raw = View::dense(beside.buffer(), dtype, sizes);
+    let with_scratch = WithScratch::new(arena, buffers, sizes.iter().product::<usize>() * dtype.bytes());
+    let raw = View::dense(with_scratch.buffer(), dtype, sizes);
     let mut alone = c.alone(raw.clone());
     let dims = alone.batch.iter_mut().chain(&mut alone.m).chain(&mut alone.n);
     dims.zip(&raw.strides).for_each(|(d, &s)| d.out = s);
     let behind = Contract { epilogue: c.epilogue.clone(), ..alone.clone() }.behind(&raw);
     let product = contract::prepare(&alone, Target::Scratch, arena, buffers)?;
-    let body = beside.prepare(&behind, arena, false)?;
+    let body = with_scratch.prepare(&behind, arena, false)?;
     Ok(Prepared { product, accumulate, then: Then::LoopOfScratch(Box::new(body), givens(&c.epilogue)) })
 }
 
@@ -401,8 +401,8 @@ impl Blocks {
         };
         let sum_stride = product.sum_stride();
         let room = ((rows - 1) * sum_stride + columns) * dtype.bytes();
-        let beside = Beside::new(arena, buffers, room);
-        let sums = View::dense(beside.buffer(), dtype, vec![room / dtype.bytes()]);
+        let with_scratch = WithScratch::new(arena, buffers, room);
+        let sums = View::dense(with_scratch.buffer(), dtype, vec![room / dtype.bytes()]);
         let mut access = 0;
         let mut moved = |view: &mut View, strides: &mut Vec<isize>| {
             let [row, column] = if reads.contains(&access) {
@@ -426,7 +426,7 @@ impl Blocks {
         }
         let mut dims = vec![1; rank];
         dims.extend([rows, columns]);
-        let body = beside.prepare(&Loop { dims, body }, arena, true)?;
+        let body = with_scratch.prepare(&Loop { dims, body }, arena, true)?;
         Ok(Some(Blocks {
             body,
             run,

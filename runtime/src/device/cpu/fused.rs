@@ -11,7 +11,7 @@ use tpc_ir::random;
 
 /// Where a kernel reads or writes lanes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Operand {
+pub(crate) enum Lanes {
     /// A slot of the uniform block.
     Uniform(usize),
     /// Offset in bytes from the start of the scratch; `scale` is the lane size if the buffer holds whole rows, and 0 if
@@ -60,13 +60,13 @@ pub(crate) type RandomKernel = unsafe fn(n: usize, out: *mut u8, what: (Distribu
 /// A prepared instruction.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Map { kernel: Kernel, out: Operand, args: [Operand; 3] },
-    Load { kernel: LoadKernel, access: usize, out: Operand },
-    Store { kernel: StoreKernel, access: usize, arg: Operand },
-    Reduce { kernel: ReduceKernel, arg: Operand, slot: usize },
-    Repeat { kernel: ReduceKernel, arg: Operand, slot: usize, identity: [u8; 8] },
-    Index { kernel: IndexKernel, affine: usize, out: Operand },
-    Random { kernel: RandomKernel, affine: usize, out: Operand, seed: Operand, distribution: Distribution, stream: u64 },
+    Map { kernel: Kernel, out: Lanes, args: [Lanes; 3] },
+    Load { kernel: LoadKernel, access: usize, out: Lanes },
+    Store { kernel: StoreKernel, access: usize, arg: Lanes },
+    Reduce { kernel: ReduceKernel, arg: Lanes, slot: usize },
+    Repeat { kernel: ReduceKernel, arg: Lanes, slot: usize, identity: [u8; 8] },
+    Index { kernel: IndexKernel, affine: usize, out: Lanes },
+    Random { kernel: RandomKernel, affine: usize, out: Lanes, seed: Lanes, distribution: Distribution, stream: u64 },
 }
 
 /// Instructions between two points that need a row reduction.
@@ -229,11 +229,11 @@ struct Machine<'a> {
 
 impl Machine<'_> {
     #[inline(always)]
-    fn pointer(&self, operand: Operand, t: usize) -> *mut u8 {
+    fn pointer(&self, operand: Lanes, t: usize) -> *mut u8 {
         match operand {
-            Operand::Uniform(slot) => self.uniforms.wrapping_add(slot).cast(),
-            Operand::Scratch { offset, scale } => self.scratch.wrapping_add(offset + t * scale),
-            Operand::Access { index, scale } => self.accesses[index].cursor.wrapping_add(t * scale),
+            Lanes::Uniform(slot) => self.uniforms.wrapping_add(slot).cast(),
+            Lanes::Scratch { offset, scale } => self.scratch.wrapping_add(offset + t * scale),
+            Lanes::Access { index, scale } => self.accesses[index].cursor.wrapping_add(t * scale),
         }
     }
 

@@ -2,7 +2,7 @@
 //! kernels.
 
 use super::arena::Arena;
-use super::fused::{Access, Affine, Fill, FusedLoop, Op, Operand, Stage, index_kernel, random_kernel};
+use super::fused::{Access, Affine, Fill, FusedLoop, Lanes, Op, Stage, index_kernel, random_kernel};
 use super::vector::{self, LaneType};
 use crate::device::nodes::{self, Function, Kind, Node, Walk, count_uses, is_end, must_keep_order};
 use crate::element::identity;
@@ -15,7 +15,7 @@ const TILE: usize = 1024;
 const SHORT_ROW: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-enum Part {
+enum Section {
     Before,
     Rows,
     After,
@@ -72,16 +72,16 @@ pub(crate) fn prepare_rigid(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Resu
 
 /// A buffer outside of the arena that a loop uses. It is numbered after the other buffers, at offsets beyond the
 /// arena's end, and the address of accesses to it has to be set ([`FusedLoop::rebase`]).
-pub(crate) struct Beside {
+pub(crate) struct WithScratch {
     buffers: Vec<Buffer>,
 }
 
-impl Beside {
+impl WithScratch {
     /// A buffer of this many bytes.
     pub(crate) fn new(arena: &Arena, buffers: &[Buffer], bytes: usize) -> Self {
         let offset = arena.allocated_bytes().next_multiple_of(ALIGNMENT);
         let room = Buffer { offset, bytes, persistent: false, label: "scratch".into() };
-        Beside { buffers: buffers.iter().cloned().chain([room]).collect() }
+        WithScratch { buffers: buffers.iter().cloned().chain([room]).collect() }
     }
 
     /// The number of the buffer.
@@ -246,8 +246,8 @@ impl Scratch {
 }
 
 /// Orders nodes into stages: the `(stage, part)` of every node.
-fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
-    let mut at: Vec<(usize, Part)> = vec![(0, Part::Before); nodes.len()];
+fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Section)> {
+    let mut at: Vec<(usize, Section)> = vec![(0, Section::Before); nodes.len()];
     let mut stage = 0;
     for (i, node) in nodes.iter().enumerate() {
         if !live[i] {
@@ -255,7 +255,7 @@ fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
         }
         let pending = |x: usize, stage: usize| {
             at[x].0 == stage
-                && (at[x].1 == Part::After || matches!(nodes[x].kind, Kind::Reduce(_)) && at[x].1 == Part::Rows)
+                && (at[x].1 == Section::After || matches!(nodes[x].kind, Kind::Reduce(_)) && at[x].1 == Section::Rows)
         };
         let waits = node.inputs.iter().any(|&x| pending(x, stage));
         let on_rows = !node.uniform || (matches!(node.kind, Kind::Reduce(_)) && !nodes[node.inputs[0]].uniform);
@@ -263,9 +263,9 @@ fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
             stage += 1;
         }
         at[i] = match (on_rows, waits && !strict) {
-            (true, _) => (stage, Part::Rows),
-            (false, true) => (stage, Part::After),
-            (false, false) => (stage, Part::Before),
+            (true, _) => (stage, Section::Rows),
+            (false, true) => (stage, Section::After),
+            (false, false) => (stage, Section::Before),
         };
     }
     at
@@ -285,7 +285,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
         users
     };
     let mut uniforms: Vec<u64> = Vec::new();
-    let mut place: Vec<Operand> = vec![Operand::Uniform(0); nodes.len()];
+    let mut place: Vec<Lanes> = vec![Lanes::Uniform(0); nodes.len()];
     let mut written_in_place = vec![false; nodes.len()]; // stores that the operand's kernel performs
     let mut scratch = Scratch::default();
     let mut expires: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
@@ -295,9 +295,9 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
     // In the order of execution: by stage, and within a stage by part.
     let mut order: Vec<usize> = (0..nodes.len()).filter(|&i| live[i]).collect();
     let part = |i: usize| match at[i].1 {
-        Part::Before => 0,
-        Part::Rows => 1,
-        Part::After => 2,
+        Section::Before => 0,
+        Section::Rows => 1,
+        Section::After => 2,
     };
     order.sort_by_key(|&i| (at[i].0, part(i), i));
     let position: Vec<usize> = {
@@ -314,14 +314,14 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
         // Where the result is written.
         if !is_end(&node.kind) && node.uniform {
             uniforms.push(0);
-            place[i] = Operand::Uniform(uniforms.len() - 1);
+            place[i] = Lanes::Uniform(uniforms.len() - 1);
         } else if row_value {
             let size = node.lane.bytes();
             if let Kind::Load(w) = node.kind
                 && !strict
                 && is_direct_load(i, w, node, accesses, walks, nodes, &users[i], &at)
             {
-                place[i] = Operand::Access { index: w, scale: size };
+                place[i] = Lanes::Access { index: w, scale: size };
                 continue;
             }
             let target = users[i].iter().copied().find(|&u| match nodes[u].kind {
@@ -336,12 +336,12 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             });
             if let (Some(u), Some(Kind::Store(w))) = (target, target.map(|u| nodes[u].kind.clone())) {
                 written_in_place[u] = true;
-                place[i] = Operand::Access { index: w, scale: size };
+                place[i] = Lanes::Access { index: w, scale: size };
             } else {
                 let within = !strict && users[i].iter().all(|&u| at[u].0 == stage);
                 let bytes = if within { TILE.min(row) * size } else { row * size };
                 let piece = scratch.take(bytes, !within);
-                place[i] = Operand::Scratch { offset: piece.offset, scale: if within { 0 } else { size } };
+                place[i] = Lanes::Scratch { offset: piece.offset, scale: if within { 0 } else { size } };
                 held[i] = Some(piece);
                 let last = users[i].iter().copied().max_by_key(|&u| position[u]).unwrap_or(i);
                 // All tiles of a register's last stage need a register that lives on into another stage.
@@ -350,14 +350,14 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             }
         }
         let ops = match part {
-            Part::Before => &mut stages[stage].before,
-            Part::Rows => &mut stages[stage].rows,
-            Part::After => &mut stages[stage].after,
+            Section::Before => &mut stages[stage].before,
+            Section::Rows => &mut stages[stage].rows,
+            Section::After => &mut stages[stage].after,
         };
         let input = |k: usize| place[node.inputs[k]];
         match &node.kind {
             Kind::Constant(bytes) => {
-                let Operand::Uniform(slot) = place[i] else { unreachable!("constants are uniform") };
+                let Lanes::Uniform(slot) = place[i] else { unreachable!("constants are uniform") };
                 uniforms[slot] = u64::from_ne_bytes(*bytes);
             }
             Kind::Load(w) => {
@@ -387,7 +387,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                         vector::map_kernel(*f, lane, &uniform).expect("the lane was chosen so that a kernel exists")
                     }
                 };
-                let arg = |k: usize| node.inputs.get(k).map_or(Operand::Uniform(0), |&x| place[x]);
+                let arg = |k: usize| node.inputs.get(k).map_or(Lanes::Uniform(0), |&x| place[x]);
                 ops.push(Op::Map { kernel, out: place[i], args: [arg(0), arg(1), arg(2)] });
             }
             Kind::Reduce(op) => {
@@ -399,9 +399,9 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                 let finish = Op::Map {
                     kernel: vector::finish_kernel(lane, node.lane),
                     out: place[i],
-                    args: [Operand::Uniform(slot), Operand::Uniform(0), Operand::Uniform(0)],
+                    args: [Lanes::Uniform(slot), Lanes::Uniform(0), Lanes::Uniform(0)],
                 };
-                if part == Part::Rows {
+                if part == Section::Rows {
                     ops.push(Op::Reduce { kernel: vector::reduce_kernel(*op, lane), arg, slot });
                     stages[stage].reset.push((slot, identity));
                     stages[stage].after.push(finish);
@@ -436,7 +436,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
     Emitted { stages, uniforms, scratch_bytes: scratch.end }
 }
 
-fn last_of_stage(order: &[usize], at: &[(usize, Part)], stage: usize) -> usize {
+fn last_of_stage(order: &[usize], at: &[(usize, Section)], stage: usize) -> usize {
     order.iter().copied().rfind(|&i| at[i].0 == stage).expect("the stage has the node")
 }
 
@@ -454,7 +454,7 @@ fn is_direct_load(
     walks: &[Walk],
     nodes: &[Node],
     users: &[usize],
-    at: &[(usize, Part)],
+    at: &[(usize, Section)],
 ) -> bool {
     if node.uniform || accesses[w].row != 1 || !is_native(walks[w].dtype) {
         return false;

@@ -5,7 +5,7 @@
 //! does find wrong results, barriers that not all threads reach, and kernels whose result depends on the order in which
 //! threads or blocks run (by running them in reverse).
 
-use super::emit::{Item, Kernels, Launch, Plan, plan};
+use super::emit::{DevicePlan, Item, Kernels, Launch, plan};
 use super::library::Library;
 use super::reference;
 use crate::device::attached::{Device, StepReport};
@@ -78,7 +78,7 @@ impl Drop for Compiled {
 /// A device emulated on the CPU: programs, their memory, and their kernels.
 pub struct Emulator {
     programs: Vec<RankProgram>,
-    plan: Plan,
+    plan: DevicePlan,
     memory: Arena,
     compiled: Arc<Compiled>,
     /// For every rank's collectives, whether the latest step executed it.
@@ -160,7 +160,7 @@ impl Emulator {
             plans.push(plan);
         }
         let compiled = Arc::new(compile(&kernels)?);
-        let make = |(programs, plan): (Vec<RankProgram>, Plan)| {
+        let make = |(programs, plan): (Vec<RankProgram>, DevicePlan)| {
             // Whole pages, and some space after the last byte.
             let bytes = plan.bytes.next_multiple_of(1 << 12) + (1 << 12);
             let memory = Arena::new(bytes).ok_or(EmulationError::Memory(bytes))?;
@@ -171,7 +171,7 @@ impl Emulator {
     }
 
     /// The executed plan.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &DevicePlan {
         &self.plan
     }
 
@@ -254,7 +254,7 @@ impl Emulator {
                                 p.packing.iter().try_for_each(|l| self.launch(l, order))?;
                                 // SAFETY: all addresses were checked to be in the memory during planning.
                                 unsafe { reference::run(&p.gemm, self.memory.base()) };
-                                p.behind.iter().try_for_each(|l| self.launch(l, order))?;
+                                p.after.iter().try_for_each(|l| self.launch(l, order))?;
                             }
                             _ => kernels.iter().try_for_each(|l| self.launch(l, order))?,
                         },

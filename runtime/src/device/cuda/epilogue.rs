@@ -14,7 +14,7 @@ use tpc_ir::{DType, MapFn};
 
 /// A body in the library's terms: `activation(scale · product + Σ factor · load)`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Words {
+pub struct LibraryForm {
     /// Factor of the product.
     pub scale: f64,
     /// Added operands: the instructions that load them, and their factors, none of them 0.
@@ -28,7 +28,7 @@ pub struct Words {
 }
 
 /// A body in the library's terms, if it has such a form. Of two stores, one may store the argument of GELU.
-pub fn recognize(body: &[Instruction]) -> Option<Words> {
+pub fn recognize(body: &[Instruction]) -> Option<LibraryForm> {
     let stores: Vec<usize> =
         (0..body.len()).filter(|&i| matches!(body[i], Instruction::Store { accumulate: None, .. })).collect();
     match stores[..] {
@@ -38,7 +38,7 @@ pub fn recognize(body: &[Instruction]) -> Option<Words> {
     }
 }
 
-fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<Words> {
+fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<LibraryForm> {
     let store = |at: usize| match &body[at] {
         Instruction::Store { view, arg, .. } => Some((view.dtype, *arg)),
         _ => None,
@@ -60,7 +60,7 @@ fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<Words
     if sum.constant != 0.0 || !factor(sum.product) || !sum.loads.iter().all(|l| factor(l.1)) {
         return None;
     }
-    Some(Words { scale: sum.product, added: sum.loads, activation, out, before })
+    Some(LibraryForm { scale: sum.product, added: sum.loads, activation, out, before })
 }
 
 /// `product · given + Σ factor · load + constant`.
@@ -321,7 +321,7 @@ mod tests {
         }
 
         /// What is recognized if that register is the result.
-        fn end(mut self, arg: usize) -> Option<Words> {
+        fn end(mut self, arg: usize) -> Option<LibraryForm> {
             self.store(arg);
             recognize(&self.list)
         }
@@ -333,8 +333,8 @@ mod tests {
     type Said = (f64, Vec<(usize, f64)>, Option<Activation>);
 
     /// What is recognized in a body with one store, except for the position of the store.
-    fn said(words: Option<Words>) -> Option<Said> {
-        words.map(|w| (w.scale, w.added, w.activation))
+    fn said(form: Option<LibraryForm>) -> Option<Said> {
+        form.map(|w| (w.scale, w.added, w.activation))
     }
 
     #[test]
@@ -645,8 +645,8 @@ mod tests {
                 let before = b.store(x);
                 (b.store(y), before)
             };
-            let words = recognize(&b.list).unwrap();
-            assert_eq!((words.out, words.before, words.activation), (out, Some(before), Some(Activation::Gelu)));
+            let form = recognize(&b.list).unwrap();
+            assert_eq!((form.out, form.before, form.activation), (out, Some(before), Some(Activation::Gelu)));
         }
         // Another value is kept; ReLU's argument; the same one twice; three stores; none; one that accumulates.
         let others: [fn(&mut Body, usize); 6] = [

@@ -96,7 +96,7 @@ impl Gemm {
 
 /// A matrix or vector other than left, right and result, which an epilogue reads or writes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Operand {
+pub struct EpilogueOperand {
     /// Offset in the device allocation.
     pub at: i64,
     /// Element type.
@@ -111,13 +111,13 @@ pub struct Epilogue {
     /// Factor of c.
     pub beta: f64,
     /// The added matrix.
-    pub c: Option<Operand>,
+    pub c: Option<EpilogueOperand>,
     /// The added bias, which is the same for every column.
-    pub bias: Option<Operand>,
+    pub bias: Option<EpilogueOperand>,
     /// The activation of the sum.
     pub activation: Option<Activation>,
     /// Where the sum before the activation is also written.
-    pub aux: Option<Operand>,
+    pub aux: Option<EpilogueOperand>,
 }
 
 /// Indices into a dimension's strides: first those of the contraction, then the epilogue's.
@@ -202,7 +202,7 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
     }
     let group = |dims: &[ContractDim], first: Option<usize>| -> Vec<Dim> {
         let dim = |(i, d): (usize, &ContractDim)| {
-            let of = |o: Option<&Operand>| first.and_then(|first| Some(o?.strides[first + i])).unwrap_or(0);
+            let of = |o: Option<&EpilogueOperand>| first.and_then(|first| Some(o?.strides[first + i])).unwrap_or(0);
             Dim { size: d.size, by: [d.left, d.right, d.out, of(beside[0]), of(beside[1]), of(beside[2])] }
         };
         merged(dims.iter().enumerate().map(dim).collect())
@@ -240,7 +240,7 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
         };
         let straight = |x: usize| place(x, down, across).filter(|m| !m.transposed);
         let given = |i: usize, x: usize| beside[i].map_or(Some(None), |_| straight(x).map(Some));
-        let bias = |_: &Operand| {
+        let bias = |_: &EpilogueOperand| {
             // The same in every column; a result with one column qualifies for any stride.
             let same = across.size == 1 || across.by[BIAS] == 0;
             let one = Dim { size: 1, by: [0; OPERANDS] };

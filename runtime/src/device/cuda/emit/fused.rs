@@ -9,7 +9,7 @@
 
 use super::body::LoopGraph;
 use super::kernels::Launch;
-use super::part::{End, Part, reads};
+use super::part::{End, LoopPart, reads};
 use super::rank::Rank;
 use super::{ordered, pointwise, rows};
 use crate::device::cpu::vector::LaneType;
@@ -99,7 +99,7 @@ fn is_injective(dims: &[usize], strides: &[isize]) -> bool {
 
 /// Splits a loop into parts, in an order in which no part overwrites what a later one reads; `None` if there is no such
 /// order.
-fn cut(graph: &mut LoopGraph, ends: &[End], rank: &mut Rank<'_>) -> Option<Vec<Part>> {
+fn cut(graph: &mut LoopGraph, ends: &[End], rank: &mut Rank<'_>) -> Option<Vec<LoopPart>> {
     let row = graph.dims.len() - 1;
     let row_bit = 1u64 << row;
     let mut plain = Vec::new();
@@ -144,15 +144,15 @@ fn cut(graph: &mut LoopGraph, ends: &[End], rank: &mut Rank<'_>) -> Option<Vec<P
     let mut parts = Vec::new();
     if of_rows.is_empty() {
         if !plain.is_empty() {
-            parts.push(Part { ends: plain, ..Part::default() });
+            parts.push(LoopPart { ends: plain, ..LoopPart::default() });
         }
     } else {
         plain.extend(of_rows);
-        parts.push(Part { reduced: row_bit, ends: plain, reduces: true, ..Part::default() });
+        parts.push(LoopPart { reduced: row_bit, ends: plain, reduces: true, ..LoopPart::default() });
     }
     let after_rows = !passed.is_empty();
     for (reduced, ends) in others {
-        parts.push(Part { reduced, ends, reduces: false, stands_for: passed.clone() });
+        parts.push(LoopPart { reduced, ends, reduces: false, stands_for: passed.clone() });
     }
     order(graph, parts, after_rows)
 }
@@ -175,7 +175,7 @@ fn scratch_walk(graph: &LoopGraph, node: usize, rank: &mut Rank<'_>) -> Walk {
 }
 
 /// Moves parts that overwrite elements after the parts that read them.
-fn order(graph: &LoopGraph, parts: Vec<Part>, after_rows: bool) -> Option<Vec<Part>> {
+fn order(graph: &LoopGraph, parts: Vec<LoopPart>, after_rows: bool) -> Option<Vec<LoopPart>> {
     let reading: Vec<Vec<usize>> = parts.iter().map(|p| reads(graph, p)).collect();
     let overwrites = |a: usize, b: usize| {
         parts[a].ends.iter().any(|e| {
@@ -193,6 +193,6 @@ fn order(graph: &LoopGraph, parts: Vec<Part>, after_rows: bool) -> Option<Vec<Pa
         let next = left.iter().position(|&b| !left.iter().any(|&a| before(a, b)))?;
         sorted.push(left.remove(next));
     }
-    let mut parts: Vec<Option<Part>> = parts.into_iter().map(Some).collect();
+    let mut parts: Vec<Option<LoopPart>> = parts.into_iter().map(Some).collect();
     Some(sorted.into_iter().filter_map(|i| parts[i].take()).collect())
 }

@@ -91,7 +91,7 @@ pub struct RankPlan {
 
 /// Programs of ranks that share a device, as kernels and lists of actions.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub struct DevicePlan {
     /// All kernels.
     pub kernels: Kernels,
     /// The ranks, in the order given.
@@ -108,7 +108,7 @@ const ALIGN: usize = 1 << 12;
 ///
 /// # Errors
 /// An action that cannot be executed: views out of bounds, shapes that do not fit.
-pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<Plan, RuntimeError> {
+pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<DevicePlan, RuntimeError> {
     plan_at(programs, kernels, &[])
 }
 
@@ -116,8 +116,8 @@ pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<Plan, RuntimeE
 ///
 /// # Errors
 /// Those of [`plan`].
-pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> Result<Plan, RuntimeError> {
-    let mut plan = Plan { kernels, ..Plan::default() };
+pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> Result<DevicePlan, RuntimeError> {
+    let mut plan = DevicePlan { kernels, ..DevicePlan::default() };
     for (at, program) in programs.iter().enumerate() {
         let base = bases.get(at).copied().unwrap_or(plan.bytes.next_multiple_of(ALIGN));
         let mut rank = Rank::new(program, base, &mut plan.kernels);
@@ -197,7 +197,7 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
 }
 
 /// Adds kernels for the collectives of groups whose ranks are all in the plan.
-fn local_collectives(plan: &mut Plan, programs: &[RankProgram]) {
+fn local_collectives(plan: &mut DevicePlan, programs: &[RankProgram]) {
     for r in 0..programs.len() {
         for i in 0..plan.ranks[r].collectives.len() {
             let placed = &plan.ranks[r].collectives[i];

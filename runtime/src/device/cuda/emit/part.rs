@@ -17,7 +17,7 @@ pub(super) struct End {
 
 /// The part of a loop that one kernel computes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Part {
+pub(super) struct LoopPart {
     /// Bit set of the reduced dimensions.
     pub(super) reduced: u64,
     pub(super) ends: Vec<End>,
@@ -27,8 +27,8 @@ pub(super) struct Part {
 }
 
 /// The accesses that a part reads.
-pub(super) fn reads(graph: &LoopGraph, part: &Part) -> Vec<usize> {
-    fn visit(graph: &LoopGraph, part: &Part, node: usize, seen: &mut Vec<bool>, found: &mut Vec<usize>) {
+pub(super) fn reads(graph: &LoopGraph, part: &LoopPart) -> Vec<usize> {
+    fn visit(graph: &LoopGraph, part: &LoopPart, node: usize, seen: &mut Vec<bool>, found: &mut Vec<usize>) {
         if std::mem::replace(&mut seen[node], true) {
             return;
         }

@@ -2,7 +2,7 @@
 
 use super::body::{Body, Level, LoopGraph};
 use super::kernels::Launch;
-use super::part::{End, Part, reads};
+use super::part::{End, LoopPart, reads};
 use super::rank::Rank;
 use super::space::{Axis, axes, bring_fastest_in, count, cut, index_types};
 use std::fmt::Write as _;
@@ -20,7 +20,7 @@ pub(super) fn strides(graph: &LoopGraph) -> Vec<&[isize]> {
 }
 
 /// Which of these a part uses.
-pub(super) fn used(graph: &LoopGraph, part: &Part) -> Vec<bool> {
+pub(super) fn used(graph: &LoopGraph, part: &LoopPart) -> Vec<bool> {
     let mut used = vec![false; graph.walks.len()];
     reads(graph, part).into_iter().for_each(|w| used[w] = true);
     part.ends.iter().for_each(|e| used[e.walk] = true);
@@ -36,7 +36,7 @@ pub(super) fn weights(graph: &LoopGraph, used: &[bool]) -> Vec<usize> {
 }
 
 /// For every node, the dimensions that it depends on, as a bit set.
-pub(super) fn masks(graph: &LoopGraph, part: &Part) -> Vec<u64> {
+pub(super) fn masks(graph: &LoopGraph, part: &LoopPart) -> Vec<u64> {
     use crate::device::nodes::Kind;
     let moving = |strides: &[isize]| -> u64 {
         (0..graph.dims.len()).filter(|&d| strides[d] != 0 && graph.dims[d] != 1).map(|d| 1 << d).sum()
@@ -58,7 +58,7 @@ pub(super) fn masks(graph: &LoopGraph, part: &Part) -> Vec<u64> {
 }
 
 /// Emits the kernel of a part without sums.
-pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Result<Vec<Launch>, String> {
+pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &LoopPart) -> Result<Vec<Launch>, String> {
     let used = used(graph, part);
     let row = graph.dims.len() - 1;
     let mut part = part.clone();

@@ -10,8 +10,8 @@ use super::kernels::Launch;
 use super::rank::Rank;
 use super::space::Axis;
 use super::{Item, contract, copy, fused};
-use crate::device::cuda::epilogue::{self, Words};
-use crate::device::cuda::gemm::{self, Epilogue, Gemm, Operand};
+use crate::device::cuda::epilogue::{self, LibraryForm};
+use crate::device::cuda::gemm::{self, Epilogue, EpilogueOperand, Gemm};
 use crate::device::extent::Extent;
 use tpc_ir::DType;
 use tpc_ir::program::{Contract, ContractDim, Instruction, Loop};
@@ -27,7 +27,7 @@ pub struct Product {
     /// The library's computation after the packing.
     pub gemm: Gemm,
     /// Kernels of the epilogue, if the library does not apply it.
-    pub behind: Vec<Launch>,
+    pub after: Vec<Launch>,
 }
 
 /// A product in all the ways in which it can be computed; `None` if the result is empty.
@@ -41,22 +41,22 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Item>, St
     if c.dims().any(|d| d.size == 0) {
         return Ok(None);
     }
-    let words = epilogue::recognize(&c.epilogue);
-    if let Some(item) = update(rank, c, words.as_ref(), &touched)? {
+    let form = epilogue::recognize(&c.epilogue);
+    if let Some(item) = update(rank, c, form.as_ref(), &touched)? {
         return Ok(Some(item));
     }
     let (alone, then) = apart(rank, c, &touched);
-    let behind = fused::emit(rank, &then)?;
+    let after = fused::emit(rank, &then)?;
     let mut kernels = contract::emit(rank, &alone, None)?;
-    kernels.extend(behind.iter().cloned());
+    kernels.extend(after.iter().cloned());
     let plain = library(rank, &alone, &Epilogue::default())?;
     rank.free_scratch();
     let calls = plain.as_ref().map(|p| p.gemm.calls.len());
-    let best = match &words {
-        Some(words) => in_words(rank, c, words, &touched, calls)?,
+    let best = match &form {
+        Some(form) => in_form(rank, c, form, &touched, calls)?,
         None => None,
     };
-    let library = best.into_iter().chain(plain.map(|p| Product { behind, ..p })).collect();
+    let library = best.into_iter().chain(plain.map(|p| Product { after, ..p })).collect();
     Ok(Some(Item::Product { library, kernels }))
 }
 
@@ -65,25 +65,25 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Item>, St
 fn update(
     rank: &mut Rank<'_>,
     c: &Contract,
-    words: Option<&Words>,
+    form: Option<&LibraryForm>,
     touched: &[Option<Extent>],
 ) -> Result<Option<Item>, String> {
-    let Some(words) = words.filter(|w| w.activation.is_none() && w.before.is_none()) else { return Ok(None) };
-    let [(load, factor)] = words.added[..] else { return Ok(None) };
+    let Some(form) = form.filter(|w| w.activation.is_none() && w.before.is_none()) else { return Ok(None) };
+    let [(load, factor)] = form.added[..] else { return Ok(None) };
     let (Instruction::Load { view, strides }, Instruction::Store { view: to, strides: by, .. }) =
-        (&c.epilogue[load], &c.epilogue[words.out])
+        (&c.epilogue[load], &c.epilogue[form.out])
     else {
         return Ok(None);
     };
-    let same = touched[load] == touched[words.out]
+    let same = touched[load] == touched[form.out]
         && view.dtype == to.dtype
         && c.dims().zip(strides.iter().zip(by)).all(|(d, (a, b))| d.size == 1 || a == b);
     if !same {
         return Ok(None);
     }
-    let product = Contract { scale: c.scale * words.scale, ..c.alone(c.out.clone()) };
+    let product = Contract { scale: c.scale * form.scale, ..c.alone(c.out.clone()) };
     let kernels = contract::emit(rank, &product, Some(factor))?;
-    let library = in_words(rank, c, words, touched, None)?.into_iter().collect();
+    let library = in_form(rank, c, form, touched, None)?.into_iter().collect();
     Ok(Some(Item::Product { library, kernels }))
 }
 
@@ -155,10 +155,10 @@ fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Cont
 }
 
 /// The library's product with its epilogue, in at most this many calls.
-fn in_words(
+fn in_form(
     rank: &mut Rank<'_>,
     c: &Contract,
-    words: &Words,
+    form: &LibraryForm,
     touched: &[Option<Extent>],
     calls: Option<usize>,
 ) -> Result<Option<Product>, String> {
@@ -170,25 +170,25 @@ fn in_words(
         _ => None,
     };
     let operand = |at: usize| {
-        access(at).map(|(view, strides, extent)| Operand {
+        access(at).map(|(view, strides, extent)| EpilogueOperand {
             at: rank.at(extent.base),
             dtype: view.dtype,
             strides: strides.clone(),
         })
     };
-    let Some((view, strides, out)) = access(words.out) else { return Ok(None) };
+    let Some((view, strides, out)) = access(form.out) else { return Ok(None) };
     // Of two results, the library's is the one after the activation.
-    let mut product = Contract { out: view.clone(), scale: c.scale * words.scale, ..c.alone(view.clone()) };
+    let mut product = Contract { out: view.clone(), scale: c.scale * form.scale, ..c.alone(view.clone()) };
     let dims = product.batch.iter_mut().chain(&mut product.m).chain(&mut product.n);
     dims.zip(strides).for_each(|(d, &s)| d.out = s);
-    let before = words.before.and_then(access);
+    let before = form.before.and_then(access);
     if let Some((_, strides, extent)) = before
         && (extent.overlaps(&out) || c.dims().zip(strides).any(|(d, &s)| d.size > 1 && s == 0))
     {
         return Ok(None);
     }
     let mut in_place = Vec::new();
-    for &(load, _) in &words.added {
+    for &(load, _) in &form.added {
         let Some((of, by, extent)) = access(load) else { return Ok(None) };
         let same = extent == out
             && of.dtype == view.dtype
@@ -199,8 +199,8 @@ fn in_words(
         in_place.push(same);
     }
     // Which of the added operands is the matrix, and which is the bias, which has no factor.
-    let is_bias = |i: usize| words.added[i].1 == 1.0 && !in_place[i];
-    let ways: &[[Option<usize>; 2]] = match words.added.len() {
+    let is_bias = |i: usize| form.added[i].1 == 1.0 && !in_place[i];
+    let ways: &[[Option<usize>; 2]] = match form.added.len() {
         0 => &[[None, None]],
         1 => &[[None, Some(0)], [Some(0), None]],
         2 => &[[Some(0), Some(1)], [Some(1), Some(0)]],
@@ -212,11 +212,11 @@ fn in_words(
             continue;
         }
         tries.push(Epilogue {
-            beta: matrix.map_or(0.0, |i| words.added[i].1),
-            c: matrix.and_then(|i| operand(words.added[i].0)),
-            bias: bias.and_then(|i| operand(words.added[i].0)),
-            activation: words.activation,
-            aux: words.before.and_then(operand),
+            beta: matrix.map_or(0.0, |i| form.added[i].1),
+            c: matrix.and_then(|i| operand(form.added[i].0)),
+            bias: bias.and_then(|i| operand(form.added[i].0)),
+            activation: form.activation,
+            aux: form.before.and_then(operand),
         });
     }
     for epilogue in &tries {
@@ -232,7 +232,7 @@ fn in_words(
 fn library(rank: &mut Rank<'_>, c: &Contract, epilogue: &Epilogue) -> Result<Option<Product>, String> {
     let places = contract::places(rank, c)?.map(|p| rank.at(p));
     if let Some(gemm) = gemm::with(c, places, epilogue) {
-        return Ok(Some(Product { packing: Vec::new(), gemm, behind: Vec::new() }));
+        return Ok(Some(Product { packing: Vec::new(), gemm, after: Vec::new() }));
     }
     let all = c.batch.iter().chain(&c.m).chain(&c.n).chain(&c.k);
     if all.map(|d| d.size).product::<usize>() < WORTH_PACKING {
@@ -260,7 +260,7 @@ fn library(rank: &mut Rank<'_>, c: &Contract, epilogue: &Epilogue) -> Result<Opt
             let axes = axes([&c.batch, &c.k, &c.n], [&packed.batch, &packed.k, &packed.n], |d| d.right);
             packing.extend(copy::strided(rank, c.right.dtype.bytes(), axes, (places[1], at[1]))?);
         }
-        return Ok(gemm::with(&packed, at, epilogue).map(|gemm| Product { packing, gemm, behind: Vec::new() }));
+        return Ok(gemm::with(&packed, at, epilogue).map(|gemm| Product { packing, gemm, after: Vec::new() }));
     }
     Ok(None)
 }

@@ -8,7 +8,7 @@
 
 use super::body::{Body, Level, LoopGraph, accumulator, functor, identity, lane};
 use super::kernels::Launch;
-use super::part::{End, Part};
+use super::part::{End, LoopPart};
 use super::pointwise::{combined, masks, strides, used, weights};
 use super::rank::Rank;
 use super::space::{Axis, axes, bring_fastest_in, count, cut, dense_bytes, index_types, merge};
@@ -46,7 +46,7 @@ struct Shape {
 }
 
 /// Emits the kernels of a part with sums; `None` if it must run in order.
-pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Result<Option<Vec<Launch>>, String> {
+pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &LoopPart) -> Result<Option<Vec<Launch>>, String> {
     let used = used(graph, part);
     let bits =
         |set: bool| -> Vec<usize> { (0..graph.dims.len()).filter(|d| (part.reduced >> d & 1 == 1) == set).collect() };
@@ -315,7 +315,7 @@ fn shape(body: &Body<'_>, m: usize, n: usize, across: bool, only_totals: bool) -
 }
 
 /// The first pass over the row in which each node can be computed.
-fn stages(graph: &LoopGraph, part: &Part) -> Vec<usize> {
+fn stages(graph: &LoopGraph, part: &LoopPart) -> Vec<usize> {
     let mut stage = vec![0; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         if part.stands_for.contains_key(&i) {
@@ -328,20 +328,20 @@ fn stages(graph: &LoopGraph, part: &Part) -> Vec<usize> {
 }
 
 /// Whether a store takes a sum over the part's rows.
-fn is_total(graph: &LoopGraph, part: &Part, end: &End) -> bool {
+fn is_total(graph: &LoopGraph, part: &LoopPart, end: &End) -> bool {
     let walk = &graph.walks[end.walk];
     let still = |d: usize| part.reduced >> d & 1 == 1 && walk.strides[d] == 0 && graph.dims[d] != 1;
     end.accumulate.is_some() && (0..graph.dims.len()).any(still)
 }
 
 /// Whether a store writes once per row.
-fn is_of_row(graph: &LoopGraph, part: &Part, end: &End) -> bool {
+fn is_of_row(graph: &LoopGraph, part: &LoopPart, end: &End) -> bool {
     let walk = &graph.walks[end.walk];
     (0..graph.dims.len()).all(|d| part.reduced >> d & 1 == 0 || walk.strides[d] == 0 || graph.dims[d] == 1)
 }
 
 /// The reductions of a pass.
-fn totals(graph: &LoopGraph, part: &Part, stage: &[usize], pass: usize) -> Vec<Total> {
+fn totals(graph: &LoopGraph, part: &LoopPart, stage: &[usize], pass: usize) -> Vec<Total> {
     let mut totals = Vec::new();
     if part.reduces {
         let mut needed = vec![false; graph.nodes.len()];
@@ -372,7 +372,7 @@ fn totals(graph: &LoopGraph, part: &Part, stage: &[usize], pass: usize) -> Vec<T
 /// of nodes that are not new.
 fn visit(
     graph: &LoopGraph,
-    part: &Part,
+    part: &LoopPart,
     level: &[Level],
     node: usize,
     computed: &mut [bool],
@@ -389,7 +389,7 @@ fn visit(
 }
 
 /// The element nodes of an earlier pass that a pass needs.
-fn crossing(graph: &LoopGraph, part: &Part, body: &Body<'_>, stage: &[usize], passes: usize) -> Vec<usize> {
+fn crossing(graph: &LoopGraph, part: &LoopPart, body: &Body<'_>, stage: &[usize], passes: usize) -> Vec<usize> {
     let mut computed = vec![false; graph.nodes.len()];
     let mut found = Vec::new();
     for pass in 0..passes {
@@ -412,7 +412,7 @@ fn crossing(graph: &LoopGraph, part: &Part, body: &Body<'_>, stage: &[usize], pa
 }
 
 /// Whether a pass overwrites elements that a later pass reads.
-fn overwrites_early(graph: &LoopGraph, part: &Part, stage: &[usize]) -> bool {
+fn overwrites_early(graph: &LoopGraph, part: &LoopPart, stage: &[usize]) -> bool {
     let passes = part.ends.iter().map(|e| stage[e.value]).max().unwrap_or(0);
     part.ends.iter().any(|e| {
         let early = stage[e.value] < passes && e.accumulate.is_none();

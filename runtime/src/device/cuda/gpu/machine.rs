@@ -12,7 +12,7 @@ use super::product::Products;
 use super::progress::Progress;
 use super::staging::Staging;
 use crate::device::attached::{Device, StepReport};
-use crate::device::cuda::emit::{Item, Kernels, Launch, Placed, Plan, plan, plan_at};
+use crate::device::cuda::emit::{DevicePlan, Item, Kernels, Launch, Placed, plan, plan_at};
 use crate::device::cuda::error::CudaError;
 use crate::device::extent;
 use crate::error::RuntimeError;
@@ -52,7 +52,7 @@ pub struct Compiled {
     context: Arc<Context>,
     functions: Arc<Functions>,
     programs: Vec<RankProgram>,
-    plan: Plan,
+    plan: DevicePlan,
 }
 
 impl Compiled {
@@ -74,7 +74,7 @@ impl Compiled {
             context: context.clone(),
             functions: functions.clone(),
             programs,
-            plan: Plan { kernels: kernels.clone(), ..plan },
+            plan: DevicePlan { kernels: kernels.clone(), ..plan },
         };
         Ok(worlds.into_iter().zip(plans).map(make).collect())
     }
@@ -111,7 +111,7 @@ pub struct Gpu {
     pub(super) context: Arc<Context>,
     options: GpuOptions,
     pub(super) programs: Vec<RankProgram>,
-    pub(super) plan: Plan,
+    pub(super) plan: DevicePlan,
     functions: Arc<Functions>,
     products: Option<Products>,
     memory: sys::CUdeviceptr,
@@ -285,7 +285,7 @@ impl Gpu {
             for (chosen, (_, item)) in lane.products.iter().zip(&rank.items) {
                 let Item::Product { library, .. } = item else { continue };
                 match chosen.map(|(way, _)| &library[way]) {
-                    Some(p) if !p.behind.is_empty() => counts.followed += 1,
+                    Some(p) if !p.after.is_empty() => counts.followed += 1,
                     Some(p) if p.gemm.has_epilogue() => counts.with_epilogue += 1,
                     Some(_) => counts.alone += 1,
                     None => counts.generated += 1,
@@ -325,7 +325,7 @@ impl Gpu {
                     let p = &library[way];
                     p.packing.iter().try_for_each(|l| self.launch(l, lane.compute))?;
                     products.enqueue(&p.gemm, prepared, self.memory, r, lane.compute)?;
-                    p.behind.iter().try_for_each(|l| self.launch(l, lane.compute))
+                    p.after.iter().try_for_each(|l| self.launch(l, lane.compute))
                 }
                 _ => kernels.iter().try_for_each(|l| self.launch(l, lane.compute)),
             },
@@ -545,7 +545,7 @@ impl Gpu {
 
     /// Switches to the memory of other programs: it stays in place if the ranks have room there; otherwise inputs are
     /// copied.
-    fn replan(&mut self, programs: &[RankProgram]) -> Result<(Plan, Arc<Functions>), RuntimeError> {
+    fn replan(&mut self, programs: &[RankProgram]) -> Result<(DevicePlan, Arc<Functions>), RuntimeError> {
         let bases: Vec<usize> = self.plan.ranks.iter().map(|r| r.base).collect();
         let ends = bases.iter().skip(1).copied().chain([self.bytes]);
         let mut plan = plan_at(programs, Kernels::default(), &bases)?;
@@ -557,7 +557,7 @@ impl Gpu {
     }
 
     /// Moves the contents of the ranks' arenas to memory for another plan.
-    fn move_to(&mut self, plan: &Plan) -> Result<(), RuntimeError> {
+    fn move_to(&mut self, plan: &DevicePlan) -> Result<(), RuntimeError> {
         let memory = allocate(&self.context, plan.bytes)?;
         let stream = self.lanes[0].compute;
         let copied = (|| -> Result<(), RuntimeError> {
@@ -597,8 +597,12 @@ impl Gpu {
 
 /// Joins all groups of a plan, or reports that there is no network for them. An error in `plan` is shared with the
 /// other processes.
-fn meet(options: &GpuOptions, programs: &[RankProgram], plan: Result<&Plan, RuntimeError>) -> Result<(), RuntimeError> {
-    let collectives = |plan: &Plan| -> Vec<Collective> {
+fn meet(
+    options: &GpuOptions,
+    programs: &[RankProgram],
+    plan: Result<&DevicePlan, RuntimeError>,
+) -> Result<(), RuntimeError> {
+    let collectives = |plan: &DevicePlan| -> Vec<Collective> {
         plan.ranks.iter().flat_map(|r| &r.collectives).map(|c| c.collective.clone()).collect()
     };
     if let Some(network) = &options.network {

@@ -90,8 +90,8 @@ impl Gpu {
         // If the device or driver cannot wait for a word, the stream is not held back.
         let mut holds = streams.len() == 1 && self.programs.iter().all(|p| p.collectives().next().is_none());
         let mut count = 0;
-        let enqueued = self.enqueue(&mut |rank, item, behind| {
-            if !behind && holds && count % HELD == 0 {
+        let enqueued = self.enqueue(&mut |rank, item, done| {
+            if !done && holds && count % HELD == 0 {
                 gate.store(0, gates);
                 // CU_STREAM_WAIT_VALUE_GEQ.
                 // SAFETY: the word is mapped memory, which lives until the stream has been waited for.
@@ -99,7 +99,7 @@ impl Gpu {
                 holds = waits.result().is_ok();
                 gates += u32::from(holds);
             }
-            if !behind {
+            if !done {
                 count += 1;
                 of.push((rank, item));
             }
