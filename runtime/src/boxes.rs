@@ -183,7 +183,7 @@ impl Iterator for Runs {
 /// intersection of two boxes of one tensor, in order.
 ///
 /// # Errors
-/// Those of `f`.
+/// The errors of `f`.
 pub fn meet<E>(mut a: Runs, mut b: Runs, f: &mut dyn FnMut(usize, usize, usize) -> Result<(), E>) -> Result<(), E> {
     let (Some(mut x), Some(mut y)) = (a.next(), b.next()) else { return Ok(()) };
     loop {

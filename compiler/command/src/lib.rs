@@ -395,7 +395,7 @@ impl Placement {
     /// the seed of random operations.
     ///
     /// # Errors
-    /// Those of [`Placement::search`] and [`Placement::target`].
+    /// The errors of [`Placement::search`] and [`Placement::target`].
     pub fn options(&self, backend: Backend, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
         Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::new(self.target(backend)?) })
     }

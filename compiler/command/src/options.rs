@@ -8,7 +8,7 @@ use tpc_passes::options::{Precision, Reduction, StepOptions};
 /// Element types of compute and communication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Types {
-    /// Those of the model
+    /// The element types of the model
     F32,
     /// bf16 compute and communication, f32 parameters and optimizer
     Bf16,

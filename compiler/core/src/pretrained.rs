@@ -127,7 +127,7 @@ fn head_alias(config: &ModelConfig) -> Option<(ModulePath, ModulePath)> {
 /// loss if there are labels.
 ///
 /// # Errors
-/// Those of [`capture_step`].
+/// The errors of [`capture_step`].
 pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, with_labels: bool) -> Result<Captured, Error> {
     if with_labels {
         config.check_loss()?;
@@ -157,7 +157,7 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, with_labels: bo
 /// Captures only the loss of a language model on a batch, which a run computes on other data between its steps.
 ///
 /// # Errors
-/// Those of [`capture_step`].
+/// The errors of [`capture_step`].
 pub fn capture_evaluation(config: &ModelConfig, tokens: TokenBatch) -> Result<Captured, Error> {
     let batch = (
         named("input_ids", tokens.spec()),
@@ -318,7 +318,7 @@ pub fn initialize_with(
 /// [`initialize`] for a language model: the padding row of its embedding is 0, as in PyTorch.
 ///
 /// # Errors
-/// As [`initialize`].
+/// The errors of [`initialize`].
 pub fn initialize_model(
     session: &mut Session,
     init: &HashMap<String, Init>,
@@ -332,7 +332,7 @@ pub fn initialize_model(
 /// head before training. They get the same numbers as from [`initialize`].
 ///
 /// # Errors
-/// As [`initialize`].
+/// The errors of [`initialize`].
 pub fn draw_missing(
     session: &mut Session,
     init: &HashMap<String, Init>,
@@ -465,7 +465,7 @@ pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir:
 /// [`save`] with an element type and a maximum file size.
 ///
 /// # Errors
-/// Those of [`save`].
+/// The errors of [`save`].
 pub fn save_as(
     session: &Session,
     map: &WeightMap,

@@ -227,7 +227,7 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
 /// [`compile_graph`] for a program that a session executes in turn with others.
 ///
 /// # Errors
-/// Those of [`compile_graph`]; a parameter that needs another placement than in the other programs.
+/// The errors of [`compile_graph`]; a parameter that needs another placement than in the other programs.
 pub(crate) fn compile_graph_beside(
     captured: Graph,
     mesh: &Mesh,
@@ -466,7 +466,7 @@ pub(crate) enum Which {
 /// the constants of all programs of the session.
 ///
 /// # Errors
-/// Those of [`compile_training`]; a parameter that needs another placement than in the other programs.
+/// The errors of [`compile_training`]; a parameter that needs another placement than in the other programs.
 pub(crate) fn compile_step_beside(
     capture: &TrainingCapture,
     which: Which,
@@ -500,7 +500,7 @@ pub fn compile_inference(
 /// [`compile_inference`] for a program that a session executes in turn with others.
 ///
 /// # Errors
-/// Those of [`compile_inference`]; a parameter that needs another placement than in the other programs.
+/// The errors of [`compile_inference`]; a parameter that needs another placement than in the other programs.
 pub(crate) fn compile_inference_beside(
     captured: &Captured,
     mesh: &Mesh,
@@ -524,7 +524,7 @@ pub(crate) fn compile_inference_beside(
 /// [`TrainingSession::evaluate`]; its parameters stay where training has them.
 ///
 /// # Errors
-/// Those of [`compile_training`], on all processes; a process that does not respond; an evaluation that needs another
+/// The errors of [`compile_training`], on all processes; a process that does not respond; an evaluation that needs another
 /// placement of a parameter.
 pub fn compile_training_together(
     (capture, evaluation): (TrainingCapture, Option<&Captured>),
@@ -571,7 +571,7 @@ pub fn compile_training_together(
 /// [`compile_inference`] by one process for all, like [`compile_training_together`].
 ///
 /// # Errors
-/// Those of [`compile_inference`], on all processes; a process that does not respond.
+/// The errors of [`compile_inference`], on all processes; a process that does not respond.
 pub fn compile_inference_together(
     captured: &Captured,
     mesh: &Mesh,
@@ -659,7 +659,7 @@ impl TrainingProgram {
     /// [`TrainingProgram::launch`], then [`TrainingSession::resume`].
     ///
     /// # Errors
-    /// Those of both.
+    /// The errors of both.
     pub fn launch_resumed(self, options: LaunchOptions, dir: &Path) -> Result<TrainingSession, Error> {
         let mut training = self.launch(options)?;
         training.resume(dir)?;
@@ -671,7 +671,7 @@ impl CompiledTraining {
     /// See [`TrainingProgram::launch`].
     ///
     /// # Errors
-    /// Those of [`TrainingProgram::launch`].
+    /// The errors of [`TrainingProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
         target::check(&self.target, options.backend)?;
         check_memory(&self.ranks.first, &options, |_| 0)?;
@@ -816,7 +816,7 @@ impl TrainingSession {
     /// [`TrainingSession::save_checkpoint`] with options: how many to keep.
     ///
     /// # Errors
-    /// Those of [`TrainingSession::save_checkpoint`].
+    /// The errors of [`TrainingSession::save_checkpoint`].
     pub fn save_checkpoint_with(&self, dir: &Path, options: &SaveOptions) -> Result<PathBuf, Error> {
         debug_assert!(self.session.selected() == self.program, "a checkpoint belongs to the training step");
         Ok(checkpoint::save(&self.session, dir, self.step as u64, self.seed, options)?)
@@ -835,7 +835,7 @@ impl TrainingSession {
     /// [`TrainingSession::resume`] from an opened checkpoint.
     ///
     /// # Errors
-    /// Those of [`TrainingSession::resume`]; a checkpoint of step 0 for a session that has passed the first step.
+    /// The errors of [`TrainingSession::resume`]; a checkpoint of step 0 for a session that has passed the first step.
     pub fn resume_from(&mut self, checkpoint: &Checkpoint) -> Result<usize, Error> {
         self.session.select(self.program)?;
         // The program of the first step creates the state, all later ones read it.
@@ -871,7 +871,7 @@ impl CompiledInference {
     /// See [`InferenceProgram::launch`].
     ///
     /// # Errors
-    /// Those of [`InferenceProgram::launch`].
+    /// The errors of [`InferenceProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
         target::check(&self.target, options.backend)?;
         check_memory(&self.ranks, &options, |_| 0)?;

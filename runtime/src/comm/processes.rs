@@ -38,7 +38,7 @@ pub trait Processes: Debug + Send + Sync {
     /// Waits until all processes have arrived.
     ///
     /// # Errors
-    /// Those of [`Processes::exchange`].
+    /// The errors of [`Processes::exchange`].
     fn barrier(&self, purpose: &str, deadline: Duration) -> Result<(), RuntimeError> {
         self.exchange(purpose, &[], deadline).map(drop)
     }
@@ -103,7 +103,7 @@ pub type Agreed = Result<Vec<Vec<u8>>, (usize, String)>;
 /// process and its error.
 ///
 /// # Errors
-/// Those of [`Processes::exchange`].
+/// The errors of [`Processes::exchange`].
 pub fn agree(
     processes: &dyn Processes,
     purpose: &str,

@@ -120,7 +120,7 @@ pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchErro
 /// Like [`join`], with settings that must be the same for all processes.
 ///
 /// # Errors
-/// Those of [`join`]; settings that differ.
+/// The errors of [`join`]; settings that differ.
 pub fn join_with(mut joining: Joining) -> Result<Option<Arc<dyn Processes>>, LaunchError> {
     let world = {
         let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);

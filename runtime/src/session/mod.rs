@@ -175,7 +175,7 @@ impl Session {
     /// is that of loading a program; a device reloads programs that are executed in turn.
     ///
     /// # Errors
-    /// Those of [`Session::launch`]; a program that overwrites values that another one keeps. After an error during
+    /// The errors of [`Session::launch`]; a program that overwrites values that another one keeps. After an error during
     /// loading, the session can only be read and not be stepped any more.
     pub fn add(&mut self, programs: Vec<RankProgram>) -> Result<ProgramId, RuntimeError> {
         self.check_usable()?;
@@ -233,7 +233,7 @@ impl Session {
     /// an optimizer, whose programs have the same inputs in the same order and therefore the same persistent layout.
     ///
     /// # Errors
-    /// Those of [`Session::add`]; programs whose inputs differ.
+    /// The errors of [`Session::add`]; programs whose inputs differ.
     pub fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
         let id = self.selected;
         let replaced = self.in_place_of_selected(programs);

@@ -107,7 +107,7 @@ impl Session {
     ) -> Result<(), RuntimeError> {
         let size = binding.view.dtype.bytes();
         let request = BoxRequest::of(binding);
-        // Of a box on a device, only the requested part is transferred.
+        // Transfers only the requested part of a box on a device.
         let mut span: Option<(usize, usize)> = None;
         meet_all(request.element_runs(), wanted.clone(), &mut |a, _, n| {
             let (first, end) = span.unwrap_or((a, a + n));
@@ -292,7 +292,7 @@ impl Session {
     /// [`Session::read`] as floats.
     ///
     /// # Errors
-    /// Those of [`Session::read`].
+    /// The errors of [`Session::read`].
     pub fn read_f64(&self, kind: &OutputKind) -> Result<Vec<f64>, RuntimeError> {
         let output = self.output(kind)?;
         Ok(element::decode(self.program(0).outputs[output].binding.view.dtype, &self.read(kind)?))
@@ -311,7 +311,7 @@ impl Session {
     /// [`Session::read_input`] as floats.
     ///
     /// # Errors
-    /// Those of [`Session::read_input`].
+    /// The errors of [`Session::read_input`].
     pub fn read_input_f64<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<f64>, RuntimeError> {
         let name = name.into();
         let input = self.input(name)?;
@@ -337,7 +337,7 @@ impl Session {
     /// Reads any elements of an input's current contents, densely into `into`, in the input's element type.
     ///
     /// # Errors
-    /// Those of [`Session::read_range`].
+    /// The errors of [`Session::read_range`].
     pub fn read_runs<'a>(
         &self,
         name: impl Into<InputName<'a>>,

@@ -242,7 +242,7 @@ impl Generator {
     /// [`Generator::launch`] on threads of this process, with the weights of a directory.
     ///
     /// # Errors
-    /// Those of [`Generator::launch`]; a tensor that cannot be read.
+    /// The errors of [`Generator::launch`]; a tensor that cannot be read.
     pub fn pretrained(dir: &ModelDir, mesh: &Mesh, plan: &Plan, limits: Limits) -> Result<Self, Error> {
         let launch = LaunchOptions::default();
         let options = CompileOptions::for_backend(launch.backend);

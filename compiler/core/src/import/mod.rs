@@ -102,7 +102,7 @@ impl Signature {
     /// [`Signature::of`] for a session that already has constants: equal constants have the same name.
     ///
     /// # Errors
-    /// Those of [`Signature::of`].
+    /// The errors of [`Signature::of`].
     pub fn with_constants<'a>(
         constants: HashMap<String, TensorData>,
         captures: impl IntoIterator<Item = &'a Captured>,

@@ -74,7 +74,7 @@ impl ModelConfig {
     /// Like [`ModelConfig::read`], with warnings about keys that have no effect.
     ///
     /// # Errors
-    /// Those of [`ModelConfig::read`].
+    /// The errors of [`ModelConfig::read`].
     pub fn read_warned(file: &Path) -> Result<(Self, Vec<ModelWarning>), ModelError> {
         Self::from_json_warned(&super::keys::read_json(file)?, file)
     }
@@ -90,7 +90,7 @@ impl ModelConfig {
     /// Like [`ModelConfig::from_json`], with warnings about keys that have no effect.
     ///
     /// # Errors
-    /// Those of [`ModelConfig::from_json`].
+    /// The errors of [`ModelConfig::from_json`].
     pub fn from_json_warned(value: &Value, file: &Path) -> Result<(Self, Vec<ModelWarning>), ModelError> {
         let keys = Keys::new(value, file)?;
         let model_type = keys.str("model_type")?;

@@ -48,7 +48,7 @@ impl ModelDir {
     /// initialized.
     ///
     /// # Errors
-    /// Those of [`ModelDir::open`], and a head that the family does not have.
+    /// The errors of [`ModelDir::open`], and a head that the family does not have.
     pub fn open_with_head(path: impl AsRef<Path>, head: Head) -> Result<Self, ModelError> {
         let path = path.as_ref();
         let file = path.join("config.json");

@@ -32,7 +32,7 @@ pub fn save_pretrained(
 /// see [`write_strips`].
 ///
 /// # Errors
-/// Those of [`save_pretrained`] and of `strip`.
+/// The errors of [`save_pretrained`] and of `strip`.
 pub fn save_strips<E: From<ModelError>>(
     dir: &Path,
     config_json: &Value,
@@ -263,7 +263,7 @@ fn tensors(map: &WeightMap) -> Vec<Tensor<'_>> {
 /// Every process has to take part in reading a strip; processes that do not write the file call this.
 ///
 /// # Errors
-/// Those of `strip`.
+/// The errors of `strip`.
 pub fn read_strips<E>(
     map: &WeightMap,
     strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,

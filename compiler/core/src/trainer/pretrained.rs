@@ -41,7 +41,7 @@ impl<B: BatchData, R: Results> RunningTrainer<Model, B, R> {
     /// [`RunningTrainer::save_pretrained`] with an element type and a maximum file size.
     ///
     /// # Errors
-    /// Those of [`RunningTrainer::save_pretrained`].
+    /// The errors of [`RunningTrainer::save_pretrained`].
     pub fn save_pretrained_as(&mut self, like: &ModelDir, to: impl AsRef<Path>, saving: Saving) -> Result<(), Error> {
         let (session, to) = (self.training_session()?, to.as_ref());
         pretrained::save_called(session, &like.weight_map(), &like.config_json, to, saving, Called::AsInModules)?;

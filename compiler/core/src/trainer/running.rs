@@ -159,7 +159,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
     /// must be a batch of the largest size.
     ///
     /// # Errors
-    /// Those of [`Trainer::compile`](super::Trainer::compile); a computation that needs another placement of a
+    /// The errors of [`Trainer::compile`](super::Trainer::compile); a computation that needs another placement of a
     /// parameter.
     pub fn evaluation<E, S, F>(&mut self, closure: F, example: &E) -> Result<Evaluation<E, S>, Error>
     where

@@ -74,7 +74,7 @@ impl Tokenizer {
     /// Encodes only the text itself, with the byte ranges of the tokens.
     ///
     /// # Errors
-    /// Those of [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn encode_bare(&self, text: &str) -> Result<Encoded, TokenizerError> {
         match self {
             Tokenizer::Pretrained(pretrained) => pretrained.encode(text, false),

@@ -46,7 +46,7 @@ impl Pretrained {
     /// Reads `tokenizer.json` and the files next to it; `None` if the directory has no tokenizer.
     ///
     /// # Errors
-    /// Those of [`super::Tokenizer::of_dir`].
+    /// The errors of [`super::Tokenizer::of_dir`].
     pub(super) fn of_dir(dir: &Path, now: u64) -> Result<Option<Self>, TokenizerError> {
         let file = dir.join(FILE);
         let Some(text) = read(&file)? else {

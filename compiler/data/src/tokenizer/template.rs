@@ -91,7 +91,7 @@ impl Template {
     /// without them, the text that each message of the assistant adds to the prompt for it.
     ///
     /// # Errors
-    /// Those of [`Template::render`]; a conversation without answers; a template that does not show where they are.
+    /// The errors of [`Template::render`]; a conversation without answers; a template that does not show where they are.
     pub fn answers(&self, messages: &Message, tools: Option<&Message>) -> Result<Rendered, TokenizerError> {
         let rendered = if self.marks {
             let text = self.marked(messages, tools, false)?;

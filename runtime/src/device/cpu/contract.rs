@@ -311,7 +311,7 @@ impl Prepared {
     /// must not be 0.
     ///
     /// # Safety
-    /// As for [`Prepared::run_part`]; the panels must belong to this product and to the same right operand.
+    /// The conditions of [`Prepared::run_part`]; the panels must belong to this product and to the same right operand.
     pub(crate) unsafe fn run_part_with(&self, scratch: *mut u8, part: SubProduct, panels: &mut Panels) {
         // SAFETY: passed on to the caller.
         unsafe {
@@ -325,7 +325,7 @@ impl Prepared {
     /// Computes a part of the product, which must have no batch dimensions.
     ///
     /// # Safety
-    /// As for [`Prepared::run`]; the part must be within the product, and its shifted operands within the arena.
+    /// The conditions of [`Prepared::run`]; the part must be within the product, and its shifted operands within the arena.
     pub(crate) unsafe fn run_part(&self, scratch: *mut u8, part: SubProduct) {
         // SAFETY: passed on to the caller.
         unsafe {

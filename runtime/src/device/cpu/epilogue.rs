@@ -441,7 +441,7 @@ impl Blocks {
     /// Runs the loop on a block.
     ///
     /// # Safety
-    /// As for [`Prepared::run`]; the block must be one of the product.
+    /// The conditions of [`Prepared::run`]; the block must be one of the product.
     unsafe fn run(&mut self, scratch: *mut u8, block: Block) {
         let (rows, columns) =
             (block.rows.0..block.rows.0 + block.rows.1, block.columns.0..block.columns.0 + block.columns.1);

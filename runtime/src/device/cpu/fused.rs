@@ -156,7 +156,7 @@ impl FusedLoop {
     /// every access moved by bytes and every affine integer by a number.
     ///
     /// # Safety
-    /// As for [`FusedLoop::run`]; the part must be no larger than the loop, and the moved accesses must be in the
+    /// The conditions of [`FusedLoop::run`]; the part must be no larger than the loop, and the moved accesses must be in the
     /// arena.
     pub(crate) unsafe fn run_part(
         &mut self,

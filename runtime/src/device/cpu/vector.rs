@@ -73,19 +73,19 @@ pub(crate) type Kernel = unsafe fn(n: usize, out: *mut u8, args: &[*const u8; 3]
 /// Reads `n` elements at a distance of `stride` elements into lanes.
 ///
 /// # Safety
-/// As for [`Kernel`].
+/// The conditions of [`Kernel`].
 pub(crate) type LoadKernel = unsafe fn(n: usize, from: *const u8, stride: isize, out: *mut u8);
 
 /// Writes `n` lanes as elements at a distance of `stride` elements.
 ///
 /// # Safety
-/// As for [`Kernel`].
+/// The conditions of [`Kernel`].
 pub(crate) type StoreKernel = unsafe fn(n: usize, arg: *const u8, to: *mut u8, stride: isize);
 
 /// Combines `n` lanes into an accumulator (f64 for floats, i64 otherwise).
 ///
 /// # Safety
-/// As for [`Kernel`].
+/// The conditions of [`Kernel`].
 pub(crate) type ReduceKernel = unsafe fn(n: usize, arg: *const u8, accumulator: *mut u8);
 
 /// Defines a kernel body twice: portable, and with AVX2 and FMA.

@@ -150,7 +150,7 @@ impl Emulator {
     /// Like [`Emulator::new`] for many meshes, whose kernels are compiled together.
     ///
     /// # Errors
-    /// Those of [`Emulator::new`].
+    /// The errors of [`Emulator::new`].
     pub fn batch(worlds: Vec<Vec<RankProgram>>) -> Result<Vec<Self>, EmulationError> {
         let mut kernels = Kernels::default();
         let mut plans = Vec::new();

@@ -547,7 +547,7 @@ mod tests {
                 let y = way(&mut b, x);
                 let want = (1.0, vec![(1, 1.0), (2, 1.0)], Some(Activation::Gelu));
                 assert_eq!(said(b.end(y)), Some(want), "way {i}, {dtype}");
-                // Of a scaled argument.
+                // GELU of a scaled argument.
                 let mut b = Body::new(dtype);
                 let x = b.scaled(0, 0.25);
                 let y = way(&mut b, x);
@@ -607,7 +607,7 @@ mod tests {
                 let y = b.shifted(x, 1e-3);
                 b.gelu(y)
             },
-            // Of two values.
+            // GELU of two values.
             |b, x| {
                 let inner = b.inner(2, ROOT, 0.044_715);
                 b.gelu_of(x, inner)

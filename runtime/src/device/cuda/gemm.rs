@@ -210,7 +210,7 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
     let one = Dim { size: 1, by: [0; OPERANDS] };
     let mut k = group(&c.k, None);
     let k = if k.len() > 1 { return None } else { k.pop().unwrap_or(one) };
-    // Of rows and columns, the densest dimension in the result stays; the others become batches.
+    // The row or column dimension that is densest in the result stays; the others become batches.
     let mut batch = group(&c.batch, Some(0));
     let mut m = group(&c.m, Some(c.batch.len()));
     let mut n = group(&c.n, Some(c.batch.len() + c.m.len()));

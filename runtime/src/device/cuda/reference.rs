@@ -66,7 +66,7 @@ pub(super) unsafe fn run(g: &Gemm, base: *mut u8) {
 /// Executes the calls of a collective for all members of its group, in the order of the group.
 ///
 /// # Safety
-/// As for [`run`].
+/// The conditions of [`run`].
 pub(super) unsafe fn communicate(members: &[&Placed], base: *mut u8) {
     let c = &members[0].collective;
     let size = c.dtype.bytes();

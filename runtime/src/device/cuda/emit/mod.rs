@@ -115,7 +115,7 @@ pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<DevicePlan, Ru
 /// Like [`plan`], with ranks at these offsets in the allocation; further ranks follow the last of these.
 ///
 /// # Errors
-/// Those of [`plan`].
+/// The errors of [`plan`].
 pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> Result<DevicePlan, RuntimeError> {
     let mut plan = DevicePlan { kernels, ..DevicePlan::default() };
     for (at, program) in programs.iter().enumerate() {

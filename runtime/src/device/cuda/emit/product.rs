@@ -177,7 +177,7 @@ fn in_form(
         })
     };
     let Some((view, strides, out)) = access(form.out) else { return Ok(None) };
-    // Of two results, the library's is the one after the activation.
+    // If there are two results, the result of the library call is the one after the activation.
     let mut product = Contract { out: view.clone(), scale: c.scale * form.scale, ..c.alone(view.clone()) };
     let dims = product.batch.iter_mut().chain(&mut product.m).chain(&mut product.n);
     dims.zip(strides).for_each(|(d, &s)| d.out = s);

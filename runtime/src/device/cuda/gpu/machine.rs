@@ -173,7 +173,7 @@ impl Gpu {
     /// Like [`Gpu::new`] for programs that are already compiled.
     ///
     /// # Errors
-    /// Those of [`Gpu::new`].
+    /// The errors of [`Gpu::new`].
     pub fn open(compiled: Compiled, options: GpuOptions) -> Result<Self, RuntimeError> {
         let Compiled { context, functions, programs, plan } = compiled;
         meet(&options, &programs, Ok(&plan))?;

@@ -52,7 +52,7 @@ impl Gpu {
     /// Runs consecutive steps and returns the milliseconds of each, from the device's clock.
     ///
     /// # Errors
-    /// Those of [`Gpu::enqueue_step`] and [`Gpu::finish`].
+    /// The errors of [`Gpu::enqueue_step`] and [`Gpu::finish`].
     pub fn time_steps(&mut self, count: usize) -> Result<Vec<f64>, RuntimeError> {
         self.context.make_current()?;
         let stream = self.lanes[0].compute;

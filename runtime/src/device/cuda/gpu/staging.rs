@@ -29,7 +29,7 @@ unsafe impl Send for Staging {}
 /// Merges writes into copies: later writes replace earlier ones at the same address, and writes that are separated only
 /// by padding between buffers are joined.
 fn merged(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
-    // Of several writes to an address, only the latest.
+    // Keeps only the latest of several writes to an address.
     writes.reverse();
     writes.sort_by_key(|w| w.0);
     writes.dedup_by_key(|w| w.0);

@@ -37,7 +37,7 @@ impl Seen {
         let most = some.iter().filter(|(_, s)| s.end < streamed).map(|(b, s)| s.end as i64 - b.end as i64).max();
         let (from, to) = (least.map(End::Shifted), most.map(End::Shifted));
         let at = |end: End, of: usize| end.at(of, streamed);
-        // Of the two formulas that hold for all blocks, takes the one that hides more.
+        // Takes the one of the two formulas that hides more; both hold for all blocks.
         let hidden = |end: End| some.iter().map(|(b, _)| at(end, b.start)).sum::<usize>();
         let holds = |end: &End| some.iter().all(|(b, s)| at(*end, b.start) <= s.start);
         let from = from.filter(holds).filter(|&f| hidden(f) > hidden(End::Fixed(first))).unwrap_or(End::Fixed(first));
