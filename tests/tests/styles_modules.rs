@@ -670,7 +670,7 @@ fn a_marked_dropout_on_a_shard_of_the_sequence() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A style of one's own
+// A user-defined style
 
 /// Every second linear by columns and gathered, the others by rows and scattered.
 #[derive(Debug)]

@@ -43,7 +43,7 @@ fn pooled(x: Tensor<3>) -> Tensor<2> {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A vision transformer: attention in a module of its own, the MLP beside it
+// A vision transformer: the attention is a separate module next to the MLP
 
 #[derive(Module, Debug)]
 struct Block {
