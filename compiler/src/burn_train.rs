@@ -1,9 +1,10 @@
-//! burn-train's own loop on a mesh of ranks. Metrics, the dashboard, early stopping, interruption and checkpoints stay burn-train's.
+//! burn-train's own loop on a mesh of ranks. Metrics, the dashboard, early stopping, interruption and checkpoints are
+//! still burn-train's.
 //!
-//! A project that trains with `SupervisedTraining` gives it the strategy [`Sharded`]. Its batches derive `Batch`, outputs of its own
-//! derive `Results`, and its `TrainStep` ends in [`backward`] instead of `TrainOutput::new(self, loss.backward(), output)`, which does
-//! the same under every other strategy. This needs the feature `train`. The feature enables none of burn-train's own features; the
-//! terminal dashboard is burn's feature `tui`.
+//! A project that trains with `SupervisedTraining` gives it the strategy [`Sharded`]. Its batches derive `Batch`, and
+//! outputs of custom types derive `Results`. Its `TrainStep` ends in [`backward`] instead of `TrainOutput::new(self,
+//! loss.backward(), output)`; under every other strategy both do the same. This module needs the feature `train`, which
+//! enables none of burn-train's own features; the terminal dashboard is burn's feature `tui`.
 //!
 //! ```no_run
 //! use burn::data::dataloader::DataLoader;

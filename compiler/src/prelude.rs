@@ -1,4 +1,4 @@
-//! What a program needs that trains a burn model sharded: `use tpc::prelude::*;`.
+//! The names that a program needs to train a burn model sharded: `use tpc::prelude::*;`.
 //!
 //! burn's own names (tensors, modules, optimizers, schedulers, data loaders) come from burn.
 

@@ -1,4 +1,4 @@
-//! What several example programs share.
+//! Code that several example programs share.
 
 pub mod quarters;
 pub mod vit;

@@ -1,4 +1,4 @@
-//! The task of the image examples: to find the brightest quarter of a noisy image.
+//! The task of the image examples: finding the brightest quarter of a noisy image.
 
 use burn::data::dataloader::batcher::Batcher;
 use burn::data::dataloader::{DataLoader, DataLoaderBuilder};
@@ -10,12 +10,12 @@ use std::ops::Range;
 use std::sync::Arc;
 use tpc::prelude::*;
 
-/// A batch of images of 16 × 16 points.
+/// A batch of images of 16 × 16 pixels.
 #[derive(Batch, Clone, Debug)]
 pub struct Images {
     /// `[batch, 1, 16, 16]`.
     pub pixels: Tensor<4>,
-    /// Which quarter of each image is the brightest.
+    /// The brightest quarter of each image.
     pub labels: Tensor<1, Int>,
 }
 
@@ -33,17 +33,17 @@ impl Batcher<u64, Images> for Stack {
     }
 }
 
-/// The images of these seeds as one batch.
+/// The images with these seeds as one batch.
 pub fn stack(seeds: Range<u64>, device: &Device) -> Images {
     Stack.batch(seeds.collect(), device)
 }
 
-/// burn's loader of the images of these seeds, in batches of 32.
+/// burn's loader for the images with these seeds, in batches of 32.
 pub fn loader(seeds: Range<u64>, device: &Device) -> Arc<dyn DataLoader<Images>> {
     DataLoaderBuilder::new(Stack).batch_size(32).set_device(device.clone()).build(InMemDataset::new(seeds.collect()))
 }
 
-/// An image with its brightest quarter.
+/// An image and its brightest quarter.
 fn image(seed: u64) -> (Vec<f32>, i64) {
     let mut random = StdRng::seed_from_u64(seed);
     let label = random.random_range(0..4);

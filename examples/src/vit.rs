@@ -1,4 +1,4 @@
-//! A small vision transformer of burn's modules.
+//! A small vision transformer made of burn's modules.
 
 use crate::quarters::Images;
 use burn::module::Module;
@@ -8,7 +8,7 @@ use burn::nn::transformer::{TransformerEncoder, TransformerEncoderConfig, Transf
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Int, Tensor};
 
-/// Patches of 4 × 4 points, two encoder layers with dropout, and a classifier of four classes.
+/// Patches of 4 × 4 pixels, two encoder layers with dropout, and a classifier with four classes.
 #[derive(Module, Debug)]
 pub struct Vit {
     patches: Conv2d,
@@ -18,7 +18,7 @@ pub struct Vit {
 }
 
 impl Vit {
-    /// Initial values, on a device.
+    /// Initializes the model on a device.
     pub fn new(device: &Device) -> Self {
         Vit {
             patches: Conv2dConfig::new([1, 32], [4, 4]).with_stride([4, 4]).init(device),
@@ -40,7 +40,7 @@ impl Vit {
         CrossEntropyLossConfig::new().init(&batch.labels.device()).forward(self.forward(batch.pixels), batch.labels)
     }
 
-    /// How many images of a batch it assigns to the right quarter.
+    /// Number of images in a batch that are assigned to the right quarter.
     pub fn right(&self, batch: Images) -> Tensor<1, Int> {
         self.forward(batch.pixels).argmax(1).squeeze_dim::<1>(1).equal(batch.labels).int().sum()
     }

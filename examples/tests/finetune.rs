@@ -1,4 +1,4 @@
-//! A model directory is fine-tuned alike on every mesh, and what is written is what was trained.
+//! A model directory is fine-tuned equally on every mesh, and the saved model is the trained model.
 
 use std::path::Path;
 use std::process::Command;

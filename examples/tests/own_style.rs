@@ -1,8 +1,8 @@
-//! A style of one's own trains alike on every mesh, keeps its logits sharded, and the model comes back.
+//! A custom style trains equally on every mesh, keeps its logits sharded, and the trained model is returned.
 
 use std::process::Command;
 
-/// What a run prints, and its losses in order.
+/// The output of a run, and its losses in order.
 fn run(mesh: &str) -> (String, Vec<f64>) {
     let output = Command::new(env!("CARGO_BIN_EXE_own_style")).arg(mesh).output().unwrap();
     assert!(output.status.success(), "{mesh}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,9 +1,9 @@
-//! The residual network on every mesh: the losses of one rank, and a model whose running statistics burn's own backend
-//! evaluates with.
+//! The residual network on every mesh has the losses of one rank, and its trained model has running statistics that
+//! burn's own backend can evaluate with.
 
 use std::process::Command;
 
-/// The losses of all steps, and how many images the trained model finds on one device.
+/// The losses of all steps, and the number of images that the trained model classifies correctly on one device.
 fn run(mesh: &str) -> (Vec<f64>, u32) {
     let output = Command::new(env!("CARGO_BIN_EXE_resnet")).arg(mesh).output().unwrap();
     assert!(output.status.success(), "{mesh}: {}", String::from_utf8_lossy(&output.stderr));

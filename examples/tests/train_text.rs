@@ -1,4 +1,5 @@
-//! The main job in a few steps: the curves are equal, what is predicted is executed, and what is saved is a model directory.
+//! The main job with few steps: the curves are equal, predictions match the execution, and the saved model is a model
+//! directory.
 
 use std::process::Command;
 use tpc::models::ModelDir;

@@ -1,11 +1,13 @@
-//! The vision transformer on every mesh: the losses of one rank, and a model that burn's own backend evaluates alike.
+//! The vision transformer on every mesh has the losses of one rank, and burn's own backend evaluates the trained model
+//! equally.
 
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tpc_runtime::launch::supervise::{Launch, Output, launch};
 
-/// What a run says of its epochs: losses, and how many images it found in each; then those that the model found on one device.
+/// The output of a run: losses and numbers of correct images of each epoch; the last number is that of the trained
+/// model on one device.
 fn run(mesh: &str) -> (Vec<f64>, Vec<u32>) {
     let output = Command::new(env!("CARGO_BIN_EXE_vit")).arg(mesh).output().unwrap();
     assert!(output.status.success(), "{mesh}: {}", String::from_utf8_lossy(&output.stderr));
@@ -40,7 +42,7 @@ fn it_learns_alike_on_every_mesh_and_comes_back() {
 fn processes_learn_as_threads_do() {
     let folder = std::env::temp_dir().join(format!("tpc-vit-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
-    // What each process prints goes to a file of its own.
+    // The output of each process goes to a separate file.
     let script = "exec \"$0\" tp=2 > \"$1/$$\"";
     let arguments = ["-c", script, env!("CARGO_BIN_EXE_vit"), folder.to_str().unwrap()];
     let launched = Launch {

@@ -1,4 +1,4 @@
-//! The vision transformer under burn-train: it learns alike on every mesh, and leaves metrics and checkpoints.
+//! The vision transformer under burn-train learns equally on every mesh, and writes metrics and checkpoints.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +22,7 @@ fn run(mesh: &str) -> Vec<f64> {
     let right = said.split("on one device: right ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u32>().ok());
     assert!(right.unwrap() >= 90, "{mesh}: {said}");
     assert!(folder.join("checkpoint/model-5.bpk").exists() && folder.join("checkpoint/optim-5.bpk").exists());
-    // What the metric was told of the last epoch is what the model finds that came back.
+    // The metric of the last epoch equals the result of the returned model.
     let found: f64 =
         logged(&folder, "valid/epoch-5/Accuracy.log").iter().map(|(accuracy, rows)| accuracy * rows / 100.0).sum();
     assert_eq!(found.round() as u32, right.unwrap(), "{mesh}");

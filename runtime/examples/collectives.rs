@@ -1,4 +1,4 @@
-//! How long a collective takes: one step with many all-reduces of one size, per all-reduce.
+//! Measures the duration of an all-reduce, in a step with many all-reduces of one size.
 //!
 //! `cargo run --release -p tpc-runtime --example collectives -- 2` for two ranks as threads,
 //! `tpc launch --ranks 2 -- target/release/examples/collectives 2` as processes,
@@ -9,7 +9,7 @@ use tpc_ir::program::*;
 use tpc_ir::{DType, InputKind, Mesh, Phase, ReduceOp};
 use tpc_runtime::{LaunchOptions, RuntimeError, Session, launch};
 
-/// All-reduces in one step, by their size.
+/// Number of all-reduces per step, by their size.
 fn repeated(elements: usize) -> usize {
     if elements > 1 << 20 { 20 } else { 200 }
 }

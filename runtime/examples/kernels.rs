@@ -1,5 +1,5 @@
-//! How fast the kernels are on this machine: `cargo run --release -p tpc-runtime --example kernels`, with `attention`,
-//! `epilogues` or `rows` after `--` those instead.
+//! Measures the kernels on this machine: `cargo run --release -p tpc-runtime --example kernels`. With `attention`,
+//! `epilogues` or `rows` after `--`, only those are measured.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -13,8 +13,8 @@ use tpc_runtime::{LaunchOptions, Session};
 
 const F: DType = DType::F32;
 
-/// Best time of a step, in nanoseconds, without the time to wake the ranks: the action is repeated
-/// in one step.
+/// Best time of a step in nanoseconds. The action is repeated within one step, so the time to wake the ranks does not
+/// count.
 fn time(programs: Vec<RankProgram>, repeats: usize) -> f64 {
     let mut session = Session::launch(programs, LaunchOptions::default()).unwrap();
     let inputs: Vec<(String, usize)> =
@@ -91,8 +91,8 @@ fn contract(label: &str, m: usize, n: usize, k: usize, transposed: (bool, bool))
     println!("contract {label:<28} {m:>5} x {n:>5} x {k:>5}  {ours:6.1} GFLOP/s (crate gemm: {theirs:6.1})");
 }
 
-/// A few rows times matrices that no cache holds together: how fast they are read, beside a sum of their elements. The columns of a
-/// `table` lie one after the other, as those of a head that is tied to an embedding do, otherwise the rows.
+/// A few rows times matrices that do not fit into any cache together, compared with the sum of the matrices: measures the
+/// read bandwidth. The columns of a `table` are dense, as in a head that is tied to an embedding; otherwise the rows are.
 fn few_rows(m: usize, [k, n]: [usize; 2], table: bool, dtype: DType) {
     let count = (1usize << 26).div_ceil(k * n);
     let mut b = Builder::new();
@@ -153,8 +153,8 @@ fn unary(f: MapFn, n: usize) {
     });
 }
 
-/// Attention of 8 heads of 64, in blocks of so many rows: work that the mask leaves, four or ten operations for each
-/// pair of row and column and element of a head.
+/// Attention of 8 heads of 64, in blocks of this many rows. The work is counted for elements that the mask leaves
+/// visible: four or ten operations per pair of row and column and element of a head.
 fn attention(seq: usize, causal: bool, backward: bool, block: usize) {
     let (heads, d) = (8, 64);
     let mut b = Builder::new();
@@ -217,13 +217,13 @@ fn attention(seq: usize, causal: bool, backward: bool, block: usize) {
     println!("attention {kind:<6} {which:<20} of {seq:>5}, blocks of {block:>3}: {rate:6.1} GFLOP/s");
 }
 
-/// What is done with a product, in the example of a layer's types and operands.
+/// An epilogue of a product, in the example of a layer's types and operands.
 #[derive(Clone, Copy, Debug)]
 enum Epilogue {
     Bias,
     Residual,
     Update,
-    /// gelu(product + bias), and the sum is kept.
+    /// gelu(product + bias), which keeps the sum.
     Gelu,
     /// silu(other) times the product.
     Silu,
@@ -248,8 +248,8 @@ fn gelu(x: usize) -> Vec<Instruction> {
     ]
 }
 
-/// The product alone, the product and a loop behind it, and the product with the epilogue: medians of rounds in which
-/// each is run, because other jobs are on the machine.
+/// The product alone, the product followed by a loop, and the product with the epilogue. Each is the median of rounds
+/// that run all three, because other jobs use the machine.
 fn epilogue(what: Epilogue, dtype: DType, m: usize, n: usize, k: usize) {
     let repeats = (400_000_000 / (m * n * k)).max(1);
     let program = |loop_behind: bool, with: bool| {
@@ -328,11 +328,11 @@ fn epilogue(what: Epilogue, dtype: DType, m: usize, n: usize, k: usize) {
         t.sort_by(f64::total_cmp);
         t[t.len() / 2]
     };
-    // Other jobs slow all three down together.
+    // Other jobs slow all three down equally.
     let ratio = median(times[2].iter().zip(&times[1]).map(|(with, behind)| with / behind).collect());
     let [alone, behind, with] = times.map(|t| median(t) * 1e6);
     println!(
-        "epilogue {:<9}{dtype:<4} {m:>5} x {n:>5} x {k:>5}  product {alone:8.1} us, loop behind {behind:8.1}, epilogue {with:8.1}, of the loop's time {ratio:5.3}",
+        "epilogue {:<9}{dtype:<4} {m:>5} x {n:>5} x {k:>5}  product {alone:8.1} us, loop after {behind:8.1}, epilogue {with:8.1}, of the loop's time {ratio:5.3}",
         format!("{what:?}").to_lowercase()
     );
 }
@@ -383,7 +383,7 @@ fn main() {
     contract("few rows", 8, 2048, 512, (false, false));
     contract("wide", 256, 4096, 512, (false, false));
     contract("deep", 256, 256, 4096, (true, false));
-    // A layer's product, the gradient of its input, that of its weight.
+    // A layer's product, the gradient of its input, and the gradient of its weight.
     for (tokens, width, inner) in [(512, 1024, 4096), (1024, 512, 2048), (1024, 512, 8192)] {
         contract("layer", tokens, inner, width, (false, false));
         contract("layer, gradient of input", tokens, width, inner, (false, true));

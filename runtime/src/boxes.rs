@@ -1,7 +1,7 @@
 //! The box of a tensor that a rank holds, as contiguous runs of the whole tensor's row-major elements.
 //!
-//! Programs may cut the same tensor in different dimensions (`[d, heads·size]` or `[d, heads, size]`). What they agree on is the
-//! row-major order of the elements, so boxes of different programs meet as runs: [`meet`].
+//! Programs may split the same tensor into different dimensions (`[d, heads·size]` or `[d, heads, size]`). They agree
+//! on the row-major order of the elements, so boxes of different programs are intersected as runs: [`meet`].
 
 use std::convert::Infallible;
 use tpc_ir::DType;
@@ -12,13 +12,13 @@ use tpc_ir::program::{Binding, dense_strides};
 pub struct BoxRequest {
     /// Element type.
     pub dtype: DType,
-    /// Shape of the whole tensor, as the program cuts it in dimensions.
+    /// Shape of the whole tensor, in the program's dimensions.
     pub global: Vec<usize>,
     /// First index of the box in every dimension.
     pub start: Vec<usize>,
     /// Shape of the box.
     pub shape: Vec<usize>,
-    /// Shape as the model knows it: the same row-major elements as `global`.
+    /// Shape in the model, with the same row-major elements as `global`.
     pub layout: Vec<usize>,
 }
 
@@ -33,7 +33,7 @@ impl BoxRequest {
         }
     }
 
-    /// Elements of the box.
+    /// Number of elements in the box.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
@@ -43,27 +43,27 @@ impl BoxRequest {
         Runs::new(&self.global, &self.start, &self.shape)
     }
 
-    /// Calls `f` with `(first byte in the dense whole, first byte in the dense box, bytes)` of every
-    /// contiguous run, in order: what a loader has to read from a file.
+    /// Calls `f` with `(first byte in the dense whole, first byte in the dense box, bytes)` for every contiguous run,
+    /// in order. A loader reads these runs from a file.
     pub fn runs(&self, f: &mut dyn FnMut(usize, usize, usize)) {
         let size = self.dtype.bytes();
         self.element_runs().for_each(|r| f(r.first * size, r.at * size, r.len * size));
     }
 }
 
-/// Consecutive elements of a tensor that are consecutive in a box, too.
+/// Elements of a tensor that are consecutive in the tensor and in the box.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
     /// First element in the dense whole tensor.
     pub first: usize,
     /// First element in the dense box.
     pub at: usize,
-    /// Elements.
+    /// Number of elements.
     pub len: usize,
 }
 
 impl Run {
-    /// The element of the whole tensor behind the last.
+    /// The end of the run in the whole tensor, exclusive.
     pub fn end(&self) -> usize {
         self.first + self.len
     }
@@ -74,9 +74,9 @@ impl Run {
 pub struct Runs {
     /// Dimensions that select a run, outermost first.
     dims: Vec<Outer>,
-    /// Where the next run is in these dimensions; `None` after the last.
+    /// Index of the next run in these dimensions; `None` after the last run.
     index: Option<Vec<usize>>,
-    /// First element of the run at index 0, and elements of each run.
+    /// First element of the run at index 0, and the number of elements in each run.
     base: usize,
     len: usize,
 }
@@ -92,7 +92,7 @@ struct Outer {
 impl Runs {
     /// The runs of the box of `shape` at `start` in a tensor of shape `global`.
     pub fn new(global: &[usize], start: &[usize], shape: &[usize]) -> Self {
-        // Trailing dimensions that are whole belong to the run.
+        // Trailing dimensions that the box covers completely belong to the run.
         let mut inner = shape.len();
         let mut len = 1;
         while inner > 0 {
@@ -115,7 +115,7 @@ impl Runs {
         Runs::new(&[end], &[first], &[end - first])
     }
 
-    /// Elements of all runs, before the first was taken.
+    /// Number of elements in all runs, before any was taken.
     pub fn elements(&self) -> usize {
         match self.index {
             Some(_) => self.dims.iter().map(|d| d.size).product::<usize>() * self.len,
@@ -123,7 +123,7 @@ impl Runs {
         }
     }
 
-    /// Makes the next run the first one that ends behind `element`, unless the next one is already further.
+    /// Advances to the first run that ends after `element`, unless the next run is already further.
     pub fn skip_to(&mut self, element: usize) {
         let Some(index) = &mut self.index else { return };
         let next: usize = self.base + index.iter().zip(&self.dims).map(|(i, d)| i * d.stride).sum::<usize>();
@@ -131,7 +131,7 @@ impl Runs {
             return;
         }
         for (d, dim) in self.dims.iter().enumerate() {
-            // The outermost is not wrapped: behind its end there is nothing.
+            // The outermost dimension does not wrap around: the runs end there.
             let coordinate = element / dim.stride % if d == 0 { usize::MAX } else { dim.global };
             if coordinate < dim.start {
                 index[d..].fill(0);
@@ -150,7 +150,7 @@ impl Runs {
         }
     }
 
-    /// Counts the first `dims` dimensions up by one.
+    /// Increments the index in the first `dims` dimensions.
     fn advance(&mut self, dims: usize) {
         let Some(index) = &mut self.index else { return };
         for d in (0..dims).rev() {
@@ -179,11 +179,11 @@ impl Iterator for Runs {
     }
 }
 
-/// Calls `f` with `(first element in the box of a, first element in the box of b, elements)` for all that two boxes of one tensor
-/// have in common, in order.
+/// Calls `f` with `(first element in the box of a, first element in the box of b, elements)` for each part of the
+/// intersection of two boxes of one tensor, in order.
 ///
 /// # Errors
-/// What `f` says.
+/// The errors of `f`.
 pub fn meet<E>(mut a: Runs, mut b: Runs, f: &mut dyn FnMut(usize, usize, usize) -> Result<(), E>) -> Result<(), E> {
     let (Some(mut x), Some(mut y)) = (a.next(), b.next()) else { return Ok(()) };
     loop {

@@ -1,16 +1,16 @@
-//! What the communicators executed, to be compared with what the compiler predicted.
+//! Counts what the communicators executed, to compare it with the compiler's predictions.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tpc_ir::program::{Collective, RankProgram};
 use tpc_ir::{DType, Phase};
 
-/// How often a kind of collective was executed by one rank.
+/// How often one rank executed a kind of collective.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CollectiveCount {
-    /// The mnemonic, `all_reduce` for example.
+    /// The mnemonic, for example `all_reduce`.
     pub name: &'static str,
-    /// Name of the axes.
+    /// Names of the axes.
     pub axes: Arc<str>,
     /// Part of the step.
     pub phase: Phase,
@@ -18,13 +18,13 @@ pub struct CollectiveCount {
     pub dtype: DType,
     /// Bytes of the whole value.
     pub full_bytes: usize,
-    /// Ranks that took part.
+    /// Number of ranks in the group.
     pub group: usize,
-    /// How often it was executed.
+    /// Number of executions.
     pub count: u64,
-    /// Bytes this rank sends for all of them under the ring algorithm.
+    /// Bytes that this rank sends for all of them under the ring algorithm.
     pub wire_bytes: f64,
-    /// Time this rank spent in them, waiting included.
+    /// Time that this rank spent in them, including waiting.
     pub seconds: f64,
 }
 
@@ -54,7 +54,7 @@ impl Counters {
         }
     }
 
-    /// Equal collectives added up, in the order of their first occurrence.
+    /// Sums equal collectives, in the order of their first occurrence.
     pub(crate) fn summary<'a>(&self, collectives: impl Iterator<Item = &'a Collective>) -> Vec<CollectiveCount> {
         let mut out: Vec<CollectiveCount> = Vec::new();
         for (c, (count, time)) in collectives.zip(&self.executed) {

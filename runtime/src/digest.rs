@@ -1,4 +1,5 @@
-//! Digests of contents: equal for equal bytes, and different for others as far as chance goes. They are no protection against intent.
+//! Digests of contents: equal for equal bytes, and different for other bytes except by chance. They do not protect
+//! against forgery.
 
 use crate::checkpoint::hash::{hash, text};
 use serde::{Deserialize, Serialize};
@@ -7,7 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-/// What identifies some bytes.
+/// A digest that identifies some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Digest(u64);
 
@@ -15,17 +16,17 @@ pub struct Digest(u64);
 const BLOCK: usize = 1 << 20;
 
 impl Digest {
-    /// Of bytes.
+    /// The digest of bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Digest::of_blocks(bytes.chunks(BLOCK).map(hash))
     }
 
-    /// Of the hashes of blocks.
+    /// The digest of the hashes of blocks.
     fn of_blocks(hashes: impl Iterator<Item = u64>) -> Self {
         Digest(hash(&hashes.flat_map(u64::to_le_bytes).collect::<Vec<u8>>()))
     }
 
-    /// Of a file's contents, which are read in blocks; `tick` is called after each.
+    /// The digest of a file's contents, which are read in blocks; `tick` is called after each block.
     ///
     /// # Errors
     /// A file that cannot be read.

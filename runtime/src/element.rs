@@ -19,7 +19,7 @@ pub struct Bf16(pub u16);
 #[repr(transparent)]
 pub struct F16(pub u16);
 
-/// A truth value, stored as one byte; everything but 0 reads as true, so no byte is invalid.
+/// A truth value, stored as one byte; every byte other than 0 reads as true, so no byte is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Truth(pub u8);
@@ -33,7 +33,7 @@ impl Bf16 {
         Bf16(if x.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded as u16 })
     }
 
-    /// The value, exactly.
+    /// The exact value.
     #[inline(always)]
     pub fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.0) << 16)
@@ -41,7 +41,7 @@ impl Bf16 {
 }
 
 impl F16 {
-    /// Rounds to nearest, ties to even; too large becomes infinite (after F. Giesen,
+    /// Rounds to nearest, ties to even; values that are too large become infinite (after F. Giesen,
     /// "float_to_half_fast3_rtne").
     #[inline(always)]
     pub fn from_f32(x: f32) -> Self {
@@ -56,7 +56,7 @@ impl F16 {
         F16((if bits >= (127 + 16) << 23 { large } else { finite } | (sign >> 16)) as u16)
     }
 
-    /// The value, exactly.
+    /// The exact value.
     #[inline(always)]
     pub fn to_f32(self) -> f32 {
         const EXPONENT: u32 = 0x7c00 << 13;
@@ -76,15 +76,15 @@ impl F16 {
     }
 }
 
-/// What kernels compute with.
+/// A type that kernels compute with.
 pub trait Lane: Copy + Default + PartialEq + Send + Sync + 'static {
-    /// From a float: truncated and saturated for integers, `!= 0` for truth.
+    /// Converts from a float: truncated and saturated for integers, `!= 0` for truth values.
     fn from_f64(x: f64) -> Self;
-    /// As a float.
+    /// Converts to a float.
     fn to_f64(self) -> f64;
-    /// As an integer: truncated and saturated.
+    /// Converts to an integer: truncated and saturated.
     fn to_i64(self) -> i64;
-    /// From an integer.
+    /// Converts from an integer.
     fn from_i64(x: i64) -> Self;
     /// Combines two values; in a maximum or minimum of floats, NaN wins.
     fn combine<const OP: u8>(self, other: Self) -> Self;
@@ -201,11 +201,11 @@ impl Lane for u8 {
 
 /// A stored element.
 pub trait Element: Copy + Send + Sync + 'static {
-    /// What kernels compute with.
+    /// The type that kernels compute with.
     type Lane: Lane;
-    /// The value in a lane.
+    /// Converts to a lane.
     fn load(self) -> Self::Lane;
-    /// The nearest value that can be stored; integers saturate.
+    /// Converts to the nearest value that can be stored; integers saturate.
     fn store(x: Self::Lane) -> Self;
 }
 
@@ -300,9 +300,8 @@ macro_rules! with_reduce {
 }
 pub(crate) use with_reduce;
 
-/// The value that changes nothing in a reduction, as it can be stored: infinities become the
-/// smallest or largest integer, and for truth values `sum` and `max` mean *or*, `prod` and `min`
-/// mean *and*.
+/// The identity of a reduction, as it can be stored: infinities become the smallest or largest integer, and for truth
+/// values `sum` and `max` mean *or*, `prod` and `min` mean *and*.
 pub fn identity(op: ReduceOp, dtype: DType) -> f64 {
     match (dtype, op) {
         (DType::Bool, ReduceOp::Sum | ReduceOp::Max) => 0.0,
@@ -311,7 +310,7 @@ pub fn identity(op: ReduceOp, dtype: DType) -> f64 {
     }
 }
 
-/// Floats as dense elements of a type, in native byte order.
+/// Encodes floats as dense elements of a type, in native byte order.
 pub fn encode(dtype: DType, values: &[f64]) -> Vec<u8> {
     let mut bytes = vec![0; values.len() * dtype.bytes()];
     for (chunk, &x) in bytes.chunks_exact_mut(dtype.bytes()).zip(values) {
@@ -329,7 +328,7 @@ pub fn encode(dtype: DType, values: &[f64]) -> Vec<u8> {
     bytes
 }
 
-/// Dense elements of a type as floats.
+/// Decodes dense elements of a type to floats.
 pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f64> {
     fn array<const N: usize>(chunk: &[u8]) -> [u8; N] {
         let mut a = [0; N];

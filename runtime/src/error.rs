@@ -1,10 +1,10 @@
-//! Errors, typed. Every message names the operation, who is missing or wrong, and what to do.
+//! Typed errors. Every message names the operation, the rank that is missing or wrong, and a remedy.
 
 use std::time::Duration;
 use tpc_ir::InputKind;
 use tpc_ir::quote::cut;
 
-/// Why a program could not be loaded or a step not be finished.
+/// Why a program could not be loaded or a step could not be finished.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum RuntimeError {
     /// The rank programs do not fit together.
@@ -29,26 +29,26 @@ pub enum RuntimeError {
     OutOfMemory {
         /// The rank.
         rank: usize,
-        /// Bytes asked for.
+        /// Bytes that were requested.
         bytes: usize,
     },
-    /// No input or output of that name.
+    /// There is no input or output with this name.
     #[error("the program has no {what} `{}`; it has {}", cut(name), few(known))]
     Unknown {
         /// `input` or `output`.
         what: &'static str,
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// The names that exist.
         known: Vec<String>,
     },
-    /// A name that inputs of several kinds have.
+    /// A name that is shared by inputs of several kinds.
     #[error(
-        "the program has a {} and a {} of the name `{}`: say which kind you mean, `(InputKind, name)`",
+        "the program has a {} and a {} named `{}`: give the kind, too, as `(InputKind, name)`",
         kinds[0].name(), kinds[1].name(), cut(name)
     )]
     Ambiguous {
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// Two of the kinds.
         kinds: [InputKind; 2],
@@ -58,9 +58,9 @@ pub enum RuntimeError {
     Size {
         /// Name of the input.
         name: String,
-        /// Bytes needed.
+        /// Number of bytes needed.
         expected: usize,
-        /// Bytes given.
+        /// Number of bytes given.
         given: usize,
         /// Element type and shape.
         shape: String,
@@ -72,24 +72,24 @@ pub enum RuntimeError {
         name: String,
         /// Rank whose box was transferred.
         rank: usize,
-        /// What the callback said.
+        /// The callback's error.
         reason: String,
     },
-    /// The boxes of all ranks do not make up the whole tensor.
+    /// The boxes of all ranks do not cover the whole tensor.
     #[error(
         "`{name}`: the ranks hold {held} of {total} elements, so the whole tensor cannot be read; the rank program is broken, please report it"
     )]
     Incomplete {
         /// Name of the output.
         name: String,
-        /// Elements held by all ranks together.
+        /// Elements that all ranks hold together.
         held: usize,
-        /// Elements of the tensor.
+        /// Number of elements of the tensor.
         total: usize,
     },
-    /// A parameter or a tensor of the batch was never given.
+    /// A parameter or a tensor of the batch was never written.
     #[error(
-        "input `{name}` has no value: write it before the first step (`write_f64` or `write_bytes`, or load or initialise the parameters)"
+        "input `{name}` has no value: write it before the first step (`write_f64` or `write_bytes`, or load or initialize the parameters)"
     )]
     Missing {
         /// The input.
@@ -103,21 +103,21 @@ pub enum RuntimeError {
     Deadline {
         /// The rank that waited.
         rank: usize,
-        /// The operation and its plan line.
+        /// The operation and its plan entry.
         operation: String,
-        /// The ranks that did not arrive or not finish.
+        /// The ranks that did not arrive or did not finish.
         missing: Vec<usize>,
-        /// What the missing ranks were last seen doing.
+        /// The last known activities of the missing ranks.
         states: String,
-        /// How long it waited.
+        /// The deadline of the wait.
         deadline: Duration,
     },
-    /// Ranks of one group came with different operations.
+    /// Ranks of one group started different operations.
     #[error(
         "ranks are out of step: rank {rank} is in {mine}, but rank {peer} is in {theirs}; all ranks of a group must issue the same collectives in the same order"
     )]
     Desynchronized {
-        /// The rank that found out.
+        /// The rank that noticed it.
         rank: usize,
         /// Its operation.
         mine: String,
@@ -134,62 +134,62 @@ pub enum RuntimeError {
     Left {
         /// The rank that waits.
         rank: usize,
-        /// The operation and its plan line.
+        /// The operation and its plan entry.
         operation: String,
-        /// The ranks that left.
+        /// The ranks that finished.
         missing: Vec<usize>,
     },
-    /// Another rank failed, so this one cannot go on.
+    /// Another rank failed, so this one cannot continue.
     #[error("rank {rank}: {operation} was given up because rank {peer} failed: {reason}")]
     PeerFailed {
         /// The rank that gave up.
         rank: usize,
-        /// Where it was.
+        /// The operation that it gave up.
         operation: String,
         /// The rank that failed first.
         peer: usize,
-        /// Why.
+        /// The reason of the failure.
         reason: String,
     },
-    /// The process of another rank has ended without a word.
+    /// The process of another rank has ended without reporting an error.
     #[error(
-        "rank {rank}: {operation} can never finish: {} ended without it; see what it said or why it was killed",
+        "rank {rank}: {operation} can never finish: {} ended without it; check its output, or why it was killed",
         processes(missing)
     )]
     Gone {
         /// The rank that waits.
         rank: usize,
-        /// The operation and its plan line.
+        /// The operation and its plan entry.
         operation: String,
         /// The ranks whose processes have ended.
         missing: Vec<usize>,
     },
     /// The library that carries messages between processes failed.
-    #[error("rank {rank}: {operation} failed on the way: {reason}; see what the network or its library says")]
+    #[error("rank {rank}: {operation} failed in transit: {reason}; check the network and its library")]
     Transport {
         /// The rank that noticed it.
         rank: usize,
-        /// The operation and its plan line.
+        /// The operation and its plan entry.
         operation: String,
-        /// What the library said.
+        /// The library's error.
         reason: String,
     },
-    /// Something that all processes do together did not work on one of them.
+    /// An operation of all processes failed on one of them.
     #[error("{}", of_rank(*rank, ": ", reason))]
     Elsewhere {
-        /// The rank on which it did not.
+        /// The rank on which it failed.
         rank: usize,
-        /// Why.
+        /// The reason of the failure.
         reason: String,
     },
-    /// The processes do not make up the mesh.
+    /// The number of processes does not match the mesh.
     #[error(
         "the mesh has {ranks} ranks, but {processes} processes were launched, one for each rank; launch {ranks} processes or choose a mesh of {processes} ranks"
     )]
     Processes {
-        /// Ranks of the mesh.
+        /// Number of ranks of the mesh.
         ranks: usize,
-        /// Processes of the world.
+        /// Number of launched processes.
         processes: usize,
     },
     /// The processes run different programs.
@@ -198,37 +198,37 @@ pub enum RuntimeError {
     )]
     Programs(String),
     /// The processes were started with different options, data, seeds or weights.
-    #[error("the processes do not do the same: {0}; start all of them with the same command and files")]
+    #[error("the processes differ: {0}; start all of them with the same command and files")]
     Settings(String),
     /// A rank panicked.
     #[error("rank {rank} panicked in {operation}: {message}")]
     Panic {
         /// The rank.
         rank: usize,
-        /// The label of the step it was in.
+        /// The label of the step that it was executing.
         operation: String,
         /// The panic message.
         message: String,
     },
-    /// A GPU, its libraries, or what was asked of them.
+    /// An error of a GPU, of its libraries, or of their use.
     #[error(transparent)]
     Cuda(#[from] crate::device::cuda::error::CudaError),
-    /// A device that is not a real one.
+    /// An error of the emulated device.
     #[error("emulated device: {0}")]
     Emulated(String),
-    /// The session failed before.
-    #[error("the session has failed and cannot go on: {0}; launch a new one")]
+    /// The session failed earlier.
+    #[error("the session has failed and cannot continue: {0}; launch a new one")]
     Poisoned(String),
 }
 
-/// What a rank said, with its number if it did not say that itself.
+/// A rank's message, prefixed with its number unless the message contains it.
 pub(crate) fn of_rank(rank: usize, between: &str, reason: &str) -> String {
     let rank = format!("rank {rank}");
     let names_itself = reason.strip_prefix(&rank).is_some_and(|rest| rest.starts_with([':', ' ']));
     if names_itself { reason.to_string() } else { format!("{rank}{between}{reason}") }
 }
 
-/// Names of which there may be thousands: the first of them, and how many more there are.
+/// A list of names that may be very long: the first few, and the number of the others.
 pub(crate) fn few(names: &[String]) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<String> = names.iter().take(SHOWN).map(|name| cut(name).to_string()).collect();

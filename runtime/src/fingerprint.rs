@@ -1,5 +1,5 @@
-//! Whether all processes run the same programs: compared before the first collective, because a collective that only some ranks know
-//! would be a hang.
+//! Checks that all processes run the same programs, before the first collective, because a collective that only some
+//! ranks have would hang.
 
 use crate::comm::{Processes, describe};
 use crate::error::RuntimeError;
@@ -25,18 +25,18 @@ impl Write for Text {
 pub fn fingerprint(programs: &[RankProgram]) -> u64 {
     let mut text = Text::default();
     for program in programs {
-        // The hasher takes everything.
+        // The hasher never fails.
         let _ = write!(text, "{program:?}");
     }
     text.0.finish()
 }
 
-/// What is compared when fingerprints differ, from the coarsest to the finest.
+/// The parts that are compared when fingerprints differ, from the coarsest to the finest.
 #[derive(Debug, Serialize, Deserialize)]
 struct Summary {
     version: String,
     mesh: String,
-    /// Of every rank's program, its number of steps and its collectives.
+    /// For every rank's program, its number of steps and its collectives.
     ranks: Vec<(usize, Vec<String>)>,
 }
 
@@ -49,7 +49,7 @@ impl Summary {
         }
     }
 
-    /// The coarsest thing in which two differ: what it is, in the first and in the second.
+    /// The coarsest part in which two summaries differ: its name, and its value in the first and in the second.
     fn difference(&self, other: &Summary) -> (String, String, String) {
         if self.version != other.version {
             return ("the version of tpc".into(), self.version.clone(), other.version.clone());
@@ -76,7 +76,7 @@ impl Summary {
 /// Compares the programs of all processes.
 ///
 /// # Errors
-/// On every process, which ranks differ from rank 0, and in what; a process that does not come.
+/// Every process reports which ranks differ from rank 0, and in what; a process that does not respond.
 pub fn compare(processes: &dyn Processes, programs: &[RankProgram], deadline: Duration) -> Result<(), RuntimeError> {
     if processes.count() == 1 {
         return Ok(());

@@ -1,7 +1,8 @@
-//! The flight record: the latest collectives of every rank, kept always and written when something fails.
+//! The flight record: the latest collectives of every rank, always recorded, and written after a failure.
 //!
-//! PyTorch's flight recorder keeps the same for NCCL. Here a rank writes into a ring of fixed entries, with plain stores and no lock,
-//! and the ring may lie in memory that outlives the rank's process, so that a launcher can read what a killed rank did last.
+//! PyTorch's flight recorder keeps the same information for NCCL. Here a rank writes into a ring of fixed entries, with
+//! plain stores and no lock. The ring may be in memory that outlives the rank's process, so that a launcher can read
+//! the last collectives of a killed rank.
 
 use super::comm::text::Text;
 use serde_json::{Value, json};
@@ -9,10 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Acquire, Ordering::Relaxed, Orderin
 use std::time::Instant;
 use tpc_ir::program::Collective;
 
-/// Collectives that are kept of each rank.
+/// Number of collectives that are kept per rank.
 pub const OPERATIONS: usize = 64;
 
-/// What a collective is, prepared once, so that noting it is a copy.
+/// The description of a collective, prepared once, so that recording it is a copy.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Label {
@@ -24,7 +25,7 @@ pub struct Label {
 }
 
 impl Label {
-    /// The label of a collective; long reasons are cut off.
+    /// The label of a collective; long reasons are truncated.
     pub fn of(c: &Collective) -> Self {
         let label = Label::default();
         label.tag.store(u64::from(c.tag), Relaxed);
@@ -51,7 +52,7 @@ const FINISHED: u64 = 3;
 #[repr(C)]
 #[derive(Debug)]
 struct Entry {
-    /// How many operations the rank had started with this one; 0 for none.
+    /// Number of operations that the rank had started, including this one; 0 for an empty entry.
     number: AtomicU64,
     state: AtomicU64,
     step: AtomicU64,
@@ -60,7 +61,7 @@ struct Entry {
     label: Label,
 }
 
-/// The ring of one rank. Zeroed memory is an empty one.
+/// The ring of one rank. Zeroed memory is an empty ring.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Flight {
@@ -69,11 +70,11 @@ pub struct Flight {
     entries: [Entry; OPERATIONS],
 }
 
-/// The place of an operation in a [`Flight`]; 0 is none.
+/// The number of an operation in a [`Flight`]; 0 is none.
 pub type Number = u64;
 
 impl Flight {
-    /// Begins another step; gives how many there were before.
+    /// Begins another step; returns the number of previous steps.
     pub fn begin_step(&self) -> u64 {
         self.steps.fetch_add(1, Relaxed)
     }
@@ -82,7 +83,7 @@ impl Flight {
         &self.entries[number as usize % OPERATIONS]
     }
 
-    /// Notes that a collective is started, at a time of a [`Clock`].
+    /// Records the start of a collective, at a time of a [`Clock`].
     pub fn start(&self, step: u64, now: u64, label: &Label) -> Number {
         let number = self.started.load(Relaxed) + 1;
         let entry = self.entry(number);
@@ -97,7 +98,7 @@ impl Flight {
         number
     }
 
-    /// Notes that the rank now waits for a collective.
+    /// Records that the rank now waits for a collective.
     pub fn wait(&self, number: Number) {
         let entry = self.entry(number);
         if entry.number.load(Relaxed) == number {
@@ -105,7 +106,7 @@ impl Flight {
         }
     }
 
-    /// Notes that a collective is finished, at a time of a [`Clock`].
+    /// Records the end of a collective, at a time of a [`Clock`].
     pub fn finish(&self, number: Number, now: u64) {
         let entry = self.entry(number);
         if entry.number.load(Relaxed) == number {
@@ -122,7 +123,7 @@ impl Flight {
         Some(format!("waiting in `{} {}` #{}{why}", o.name, o.axes, o.tag))
     }
 
-    /// What the ring holds, from the earliest operation to the latest.
+    /// The contents of the ring, from the earliest operation to the latest.
     pub fn operations(&self) -> Vec<Operation> {
         let started = self.started.load(Acquire);
         let first = started.saturating_sub(OPERATIONS as u64 - 1).max(1);
@@ -151,17 +152,17 @@ impl Flight {
             started: e.started.load(Relaxed),
             finished: e.finished.load(Relaxed),
         };
-        // It may have been overwritten meanwhile.
+        // It may have been overwritten in the meantime.
         mine().then_some(operation)
     }
 }
 
-/// How far a collective is on a rank.
+/// The state of a collective on a rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// The rank has published its buffers.
     Started,
-    /// The rank waits for it.
+    /// The rank is waiting for it.
     WaitedFor,
     /// It is finished on the rank.
     Finished,
@@ -170,7 +171,7 @@ pub enum State {
 /// A collective that a rank started.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Operation {
-    /// Steps that the rank had done before in its process.
+    /// Number of steps that the rank had finished before in its process.
     pub step: u64,
     /// Tag of the collective.
     pub tag: u64,
@@ -180,13 +181,13 @@ pub struct Operation {
     pub axes: String,
     /// Bytes of the whole value.
     pub bytes: u64,
-    /// The line of the plan that it comes from.
+    /// The plan entry that caused it.
     pub why: String,
-    /// How far it is.
+    /// Its state.
     pub state: State,
-    /// When it was started, in nanoseconds of the host's monotonic clock.
+    /// Time of its start, in nanoseconds of the host's monotonic clock.
     pub started: u64,
-    /// When it was finished; 0 if it is not.
+    /// Time of its end; 0 if it has not finished.
     pub finished: u64,
 }
 
@@ -197,7 +198,7 @@ pub struct RankRecord {
     pub rank: usize,
     /// Its process.
     pub pid: u32,
-    /// What it was doing.
+    /// Its activity.
     pub state: String,
     /// Its latest collectives, in order.
     pub operations: Vec<Operation>,
@@ -213,7 +214,7 @@ pub struct FlightRecord {
 }
 
 impl FlightRecord {
-    /// As JSON; times are microseconds of the host's monotonic clock.
+    /// The record as JSON; times are microseconds of the host's monotonic clock.
     pub fn to_json(&self) -> String {
         let micro = |ns: u64| ns as f64 / 1e3;
         let operation = |o: &Operation| {
@@ -241,7 +242,7 @@ impl FlightRecord {
     }
 }
 
-/// Turns instants into nanoseconds of the host's monotonic clock, which all processes of a host share.
+/// Converts instants to nanoseconds of the host's monotonic clock, which all processes of a host share.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     instant: Instant,
@@ -249,7 +250,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock.
+    /// Creates a clock.
     pub fn new() -> Self {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the time lives through the call.
@@ -257,7 +258,7 @@ impl Clock {
         Clock { instant: Instant::now(), nanoseconds: time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64 }
     }
 
-    /// The time of an instant after the clock was made.
+    /// The time of an instant after the creation of the clock.
     pub fn nanoseconds(&self, at: Instant) -> u64 {
         self.nanoseconds + (at - self.instant).as_nanos() as u64
     }

@@ -2,21 +2,21 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | how programs are launched, fed, stepped and read | [`session`] |
-//! | which errors exist, and what they say | [`error`] |
-//! | which elements of a tensor a rank holds, and which of them two programs have in common | [`boxes`] |
-//! | how parameters and state are written to disk, and read by other meshes and plans | [`checkpoint`] |
-//! | what a communicator is; ranks as threads and as processes | [`comm`] |
-//! | how processes are launched and find each other | [`launch`] |
-//! | whether all processes run the same programs | [`fingerprint`] |
-//! | whether all processes have the same options, data, seeds and weights | [`settings`], [`digest`] |
-//! | how one rank's program is prepared and executed | [`device::cpu`] |
-//! | which kernels a program is on a GPU, and how they are checked and run | [`device::cuda`] |
-//! | what a session needs of a device with memory of its own | [`device::attached`] |
-//! | how elements are stored, and converted to bytes | [`element`] |
+//! | launching programs, writing inputs, stepping, reading outputs | [`session`] |
+//! | errors and their messages | [`error`] |
+//! | which elements of a tensor a rank holds, and which of them two programs share | [`boxes`] |
+//! | writing parameters and state to disk, and reading them on other meshes and plans | [`checkpoint`] |
+//! | communicators; ranks as threads and as processes | [`comm`] |
+//! | launching processes, and how they find each other | [`launch`] |
+//! | the check that all processes run the same programs | [`fingerprint`] |
+//! | the check that all processes have the same options, data, seeds and weights | [`settings`], [`digest`] |
+//! | preparing and executing one rank's program | [`device::cpu`] |
+//! | the kernels of a program on a GPU, and how they are checked and run | [`device::cuda`] |
+//! | the interface of a device with separate memory | [`device::attached`] |
+//! | storing elements, and converting them to bytes | [`element`] |
 //! | what was executed and how long it took | [`counters`], [`trace`] |
-//! | what every rank did last, for failures | [`flight`] |
-//! | where a path leads that a user wants written, and how a file is replaced | [`output`] |
+//! | the latest collectives of every rank, for failures | [`flight`] |
+//! | resolving a path to write, and replacing a file | [`output`] |
 #![warn(missing_docs)]
 
 pub mod boxes;

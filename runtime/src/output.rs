@@ -1,15 +1,15 @@
-//! Files that are written for a user: where a path leads, and how what stands there changes.
+//! Files that are written for a user: where a path leads, and how the file there is replaced.
 //!
 //! | the path leads to | what happens |
 //! |---|---|
-//! | nothing, or a regular file | the contents go into a temporary file beside it, which takes the name when they are complete: a reader sees all of the old file or all of the new one |
-//! | a symbolic link | it is followed and stays as it is; a link to nothing makes its target |
+//! | nothing, or a regular file | the contents go into a temporary file next to it, which gets its name when they are complete: a reader sees either the whole old file or the whole new one |
+//! | a symbolic link | the link is followed and kept; the target of a dangling link is created |
 //! | a pipe, a socket, a device | it is written to |
-//! | a descriptor that this process has open (`/dev/stdout`, `/dev/fd/N`, bash's `>(…)`) | it is written to, where it stands |
+//! | a descriptor that this process has open (`/dev/stdout`, `/dev/fd/N`, bash's `>(…)`) | it is written to, at its current position |
 //! | a directory | an error |
 //!
-//! [`Output::at`] finds this out before the work that makes the contents, and holds pipes open from then on. A file keeps its permissions
-//! and, where the system allows it, its owner.
+//! [`Output::at`] resolves the path before the contents are computed, and keeps pipes open from then on. A file keeps
+//! its permissions and, if the system allows it, its owner.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Write};
@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A place that takes a file, found before there are contents.
+/// A resolved place for a file, before its contents exist.
 #[derive(Debug)]
 pub struct Output {
     path: PathBuf,
@@ -30,26 +30,27 @@ pub struct Output {
 
 #[derive(Debug)]
 enum Way {
-    /// A new file takes this name.
+    /// A new file gets this name.
     Replace(PathBuf),
-    /// What is there is written to.
+    /// The existing file is written to.
     Stream(File),
 }
 
 impl Output {
-    /// Finds out where a path leads, and that it can be written to. Opening a named pipe waits for its reader.
+    /// Resolves a path, and checks that it can be written to. Opening a named pipe waits for its reader.
     ///
     /// # Errors
-    /// A directory, a path in a directory that does not exist or takes no files, a file or device that may not be written.
+    /// A directory, a path in a directory that does not exist or does not accept files, a file or device that may not
+    /// be written.
     pub fn at(path: &Path) -> io::Result<Self> {
-        let way = match Place::of(path)? {
-            Place::Directory(_) => return Err(io::Error::new(ErrorKind::IsADirectory, "it is a directory")),
-            Place::Descriptor(number) => Way::Stream(duplicate(number)?),
-            Place::Socket(socket) => Way::Stream(OwnedFd::from(UnixStream::connect(socket)?).into()),
-            Place::Special(special) => Way::Stream(File::options().write(true).open(special)?),
-            Place::File(target) => {
+        let way = match Destination::of(path)? {
+            Destination::Directory(_) => return Err(io::Error::new(ErrorKind::IsADirectory, "it is a directory")),
+            Destination::Descriptor(number) => Way::Stream(duplicate(number)?),
+            Destination::Socket(socket) => Way::Stream(OwnedFd::from(UnixStream::connect(socket)?).into()),
+            Destination::Special(special) => Way::Stream(File::options().write(true).open(special)?),
+            Destination::File(target) => {
                 names_a_file(&target)?;
-                // Renaming would not ask whether the file may be written.
+                // Renaming would succeed even if the file may not be written.
                 match File::options().write(true).open(&target) {
                     Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
                     _ => {}
@@ -66,7 +67,7 @@ impl Output {
         &self.path
     }
 
-    /// The regular file, if there is any yet, that is replaced.
+    /// The regular file that is replaced, if it already exists.
     pub fn replaced(&self) -> Option<&Path> {
         match &self.way {
             Way::Replace(target) => target.is_file().then_some(target),
@@ -74,17 +75,18 @@ impl Output {
         }
     }
 
-    /// Begins with the contents.
+    /// Begins writing the contents.
     ///
     /// # Errors
-    /// A directory that takes no files.
+    /// A directory that does not accept files.
     pub fn begin(self) -> io::Result<Writing> {
         match self.way {
             Way::Stream(file) => Ok(Writing { file, replaces: None }),
             Way::Replace(target) => {
                 let (temporary, file) = Temporary::beside(&target)?;
                 if let Ok(before) = fs::metadata(&target) {
-                    // Only a privileged process may give files away; a change of owner clears bits of the mode, so it comes first.
+                    // Only a privileged process may give files away. A change of owner clears bits of the mode, so it
+                    // comes first.
                     let _ = fchown(&file, Some(before.uid()), Some(before.gid()));
                     file.set_permissions(before.permissions())?;
                 }
@@ -96,7 +98,7 @@ impl Output {
     /// Writes all of the contents.
     ///
     /// # Errors
-    /// A disk, pipe or device that does not take them; a file that was there is then as it was.
+    /// A disk, pipe or device that rejects them; an existing file is then unchanged.
     pub fn write(self, contents: &[u8]) -> io::Result<()> {
         let mut writing = self.begin()?;
         writing.write_all(contents)?;
@@ -104,7 +106,8 @@ impl Output {
     }
 }
 
-/// A file whose contents are on their way. A regular one vanishes, and leaves what was there before, unless it is committed.
+/// A file whose contents are being written. Unless it is committed, a regular file is removed and the previous file
+/// stays.
 #[derive(Debug)]
 pub struct Writing {
     file: File,
@@ -112,10 +115,11 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Gives the file its name after its contents have reached the disk. More can be added to what this returns, at once visible to readers.
+    /// Gives the file its name after its contents have reached the disk. More can be written to the returned file,
+    /// where readers see it at once.
     ///
     /// # Errors
-    /// A disk that does not take the contents.
+    /// A disk that rejects the contents.
     pub fn commit(self) -> io::Result<File> {
         if let Some((temporary, target)) = self.replaces {
             self.file.sync_all()?;
@@ -135,11 +139,12 @@ impl Write for Writing {
     }
 }
 
-/// A file beside the one that it will replace; removed when this is dropped, which after the renaming finds nothing.
+/// A file next to the one that it will replace; removed when this is dropped, unless it was renamed.
 #[derive(Debug)]
 struct Temporary(PathBuf);
 
-/// Bytes of a target's name that its temporary file carries: with the rest of the name well below the 255 of most file systems.
+/// Bytes of the target's name that the temporary file's name contains: with the rest of the name well below the limit
+/// of 255 of most file systems.
 const CARRIED: usize = 100;
 
 impl Temporary {
@@ -148,10 +153,11 @@ impl Temporary {
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let name = &name[..name.floor_char_boundary(CARRIED)];
         loop {
-            // What another process of the same number left behind stays: it may be alive on another host.
+            // A leftover of another process with the same number stays, because that process may be alive on another
+            // host.
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let path = target.with_file_name(format!(".{name}.{}-{number}.tmp", process::id()));
-            // A launcher is told first: this process may be killed at any moment.
+            // The launcher is told first, because this process may be killed at any moment.
             set_leftover(&path);
             match File::create_new(&path) {
                 Ok(file) => return Ok((Temporary(path), file)),
@@ -180,41 +186,41 @@ fn set_leftover(path: &Path) {
     }
 }
 
-/// What a path leads to after its links.
-enum Place {
+/// What a path leads to after following its links.
+enum Destination {
     /// A regular file, or nothing yet.
     File(PathBuf),
     Directory(PathBuf),
-    /// Opened to be written to: a pipe or a device.
+    /// A pipe or a device, opened for writing.
     Special(PathBuf),
     Socket(PathBuf),
-    /// Open in this process.
+    /// A descriptor that is open in this process.
     Descriptor(RawFd),
 }
 
-/// Links that are followed, as many as Linux follows.
+/// Maximum number of links to follow, as in Linux.
 const LINKS: usize = 40;
 
-impl Place {
+impl Destination {
     fn of(path: &Path) -> io::Result<Self> {
         let mut path = path.to_path_buf();
         for _ in 0..LINKS {
             if let Some(number) = own_descriptor(&path) {
-                return Ok(Place::Descriptor(number));
+                return Ok(Destination::Descriptor(number));
             }
             let found = match fs::symlink_metadata(&path) {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Place::File(path)),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Destination::File(path)),
                 found => found?,
             };
             if !found.is_symlink() {
-                return Ok(Place::known(path, &found));
+                return Ok(Destination::known(path, &found));
             }
             let next = path.parent().unwrap_or(Path::new("")).join(fs::read_link(&path)?);
             match fs::metadata(&path) {
-                // Links in /proc to what has no name are followed by the system only.
+                // Only the system can follow links in /proc to files without a name.
                 Ok(found) if fs::symlink_metadata(&next).is_err() => {
-                    return Ok(match Place::known(path, &found) {
-                        Place::File(path) => Place::Special(path),
+                    return Ok(match Destination::known(path, &found) {
+                        Destination::File(path) => Destination::Special(path),
                         other => other,
                     });
                 }
@@ -227,10 +233,10 @@ impl Place {
     fn known(path: PathBuf, found: &Metadata) -> Self {
         let kind = found.file_type();
         match () {
-            () if kind.is_dir() => Place::Directory(path),
-            () if kind.is_file() => Place::File(path),
-            () if kind.is_socket() => Place::Socket(path),
-            () => Place::Special(path),
+            () if kind.is_dir() => Destination::Directory(path),
+            () if kind.is_file() => Destination::File(path),
+            () if kind.is_socket() => Destination::Socket(path),
+            () => Destination::Special(path),
         }
     }
 }
@@ -243,7 +249,8 @@ fn own_descriptor(path: &Path) -> Option<RawFd> {
     own.into_iter().any(|own| own == dir).then_some(number)
 }
 
-/// Another descriptor of an open file: opening it by its path would begin at its start, and fails for a socket.
+/// Duplicates the descriptor of an open file: opening it by its path would start at its beginning, and fails for a
+/// socket.
 fn duplicate(number: RawFd) -> io::Result<File> {
     // SAFETY: F_GETFL takes any number and touches no memory; it fails for one that is not open.
     let flags = unsafe { libc::fcntl(number, libc::F_GETFL) };
@@ -258,35 +265,35 @@ fn duplicate(number: RawFd) -> io::Result<File> {
     if new < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor was just made and has no other owner.
+    // SAFETY: the descriptor was just created and has no other owner.
     Ok(unsafe { File::from_raw_fd(new) })
 }
 
-/// An error about a path that can only be that of a directory.
+/// An error for a path that can only name a directory.
 fn names_a_file(path: &Path) -> io::Result<()> {
     let text = path.as_os_str().as_bytes();
     let of_dir = path.file_name().is_none() || [&b"/"[..], b"/."].iter().any(|end| text.ends_with(end));
     if of_dir { Err(io::Error::new(ErrorKind::IsADirectory, "it does not name a file")) } else { Ok(()) }
 }
 
-/// Makes a directory and those that it is in, unless they exist. Links are followed; one to nothing makes its target.
+/// Creates a directory and its parents unless they exist. Links are followed; the target of a dangling link is created.
 ///
 /// # Errors
-/// Something else than a directory in the way, a place where nothing can be made.
+/// Something other than a directory is in the way, or nothing can be created there.
 pub fn make_dir(path: &Path) -> io::Result<()> {
-    match Place::of(path)? {
-        Place::File(target) => fs::create_dir_all(target),
+    match Destination::of(path)? {
+        Destination::File(target) => fs::create_dir_all(target),
         _ => fs::create_dir_all(path),
     }
 }
 
-/// Finds out that files can be written in a directory, which need not exist yet; leaves nothing behind.
+/// Checks that files can be written in a directory, which need not exist yet; leaves nothing behind.
 ///
 /// # Errors
-/// The directory, or the nearest one above it that exists, and why it takes no files.
+/// The directory, or the nearest existing one above it, and the reason why it does not accept files.
 pub fn check_dir(path: &Path) -> io::Result<()> {
-    let target = match Place::of(path) {
-        Ok(Place::File(target) | Place::Directory(target)) => target,
+    let target = match Destination::of(path) {
+        Ok(Destination::File(target) | Destination::Directory(target)) => target,
         _ => path.to_path_buf(),
     };
     let is_there = |p: &&Path| p.as_os_str().is_empty() || fs::symlink_metadata(p).is_ok();
@@ -298,23 +305,24 @@ pub fn check_dir(path: &Path) -> io::Result<()> {
     }
 }
 
-/// What a path stands for, however it is spelled: equal for links and hard links to one file, and for a name that no file has yet.
+/// The identity of what a path leads to, independent of its spelling: equal for links and hard links to one file, and
+/// for equal names that do not exist yet.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Identity {
-    /// What exists: its device and its number there.
+    /// An existing file: its device and its number there.
     Existing(u64, u64),
-    /// What does not: its absolute path without links.
+    /// A missing file: its absolute path without links.
     Missing(PathBuf),
 }
 
 impl Identity {
-    /// The identity of what a path leads to; none of a character device, which can be written to and read by many at once, and of what
-    /// cannot be looked at.
+    /// The identity of what a path leads to; `None` for a character device, which can be written and read by several
+    /// processes at once, and for files that cannot be inspected.
     pub fn of(path: &Path) -> Option<Self> {
-        let found = match Place::of(path).ok()? {
-            Place::Descriptor(number) => fs::metadata(format!("/proc/self/fd/{number}")),
-            Place::Directory(path) | Place::Special(path) | Place::Socket(path) => fs::metadata(path),
-            Place::File(path) => match fs::metadata(&path) {
+        let found = match Destination::of(path).ok()? {
+            Destination::Descriptor(number) => fs::metadata(format!("/proc/self/fd/{number}")),
+            Destination::Directory(path) | Destination::Special(path) | Destination::Socket(path) => fs::metadata(path),
+            Destination::File(path) => match fs::metadata(&path) {
                 Err(_) => return absolute(&path).map(Identity::Missing),
                 found => found,
             },
@@ -324,7 +332,7 @@ impl Identity {
     }
 }
 
-/// The absolute path of what does not exist: the nearest directory above it without links, then the rest.
+/// The absolute path of a missing file: the nearest directory above it without links, then the rest.
 fn absolute(path: &Path) -> Option<PathBuf> {
     let path = std::path::absolute(path).ok()?;
     path.ancestors().find_map(|above| Some(fs::canonicalize(above).ok()?.join(path.strip_prefix(above).ok()?)))
@@ -338,7 +346,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::os::unix::net::UnixListener;
 
-    /// A directory of one test.
+    /// A directory for one test.
     struct Scratch(PathBuf);
 
     impl Scratch {
@@ -458,7 +466,7 @@ mod tests {
         });
         write(&socket, "through");
         assert_eq!(reader.join().unwrap(), "through");
-        // A link of our own, so that a mistake replaces that and not the device.
+        // A link of our own, so that a mistake replaces the link and not the device.
         symlink("/dev/null", scratch.path("null")).unwrap();
         write(&scratch.path("null"), "gone");
         assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
@@ -489,7 +497,7 @@ mod tests {
     #[test]
     fn long_names_are_names() {
         let scratch = Scratch::new("long");
-        // 250 bytes, of characters of one and of three bytes.
+        // 250 bytes, with characters of one and of three bytes.
         for name in ["x".repeat(250), format!("{}x", "長".repeat(83))] {
             assert_eq!(name.len(), 250);
             write(&scratch.path(&name), "contents");

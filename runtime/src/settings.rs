@@ -1,5 +1,6 @@
-//! What all processes of a world must have in common besides their programs: options, data, seeds, weights. It is compared when they
-//! meet, because processes that differ in it compute something that none of them was asked for.
+//! Settings that must be the same for all processes of a world in addition to their programs: options, data, seeds,
+//! weights. They are compared when the processes join, because processes with different settings would compute a result
+//! that none of them was asked for.
 
 use crate::comm::Processes;
 use crate::digest::Digest;
@@ -9,17 +10,17 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Named values in the order in which differences are told, for example `--lr` and `0.001`.
+/// Named values in the order in which differences are reported, for example `--lr` and `0.001`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings(Vec<(String, String)>);
 
-/// Characters of a value that are shown.
+/// Number of characters of a value that are shown.
 const SHOWN: usize = 80;
-/// Differences that are told.
+/// Number of differences that are reported.
 const TOLD: usize = 5;
 
 impl Settings {
-    /// None.
+    /// Creates empty settings.
     pub fn new() -> Self {
         Settings::default()
     }
@@ -33,7 +34,7 @@ impl Settings {
         }
     }
 
-    /// Whether there are none.
+    /// Whether there are no settings.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -43,8 +44,8 @@ impl Settings {
     }
 }
 
-/// What differs between the settings of some ranks, each with its number: `--lr is 0.01 on rank 0 and 0.001 on ranks 1, 2`. `None` if
-/// nothing does.
+/// The differences between the settings of some ranks, each with its number: `--lr is 0.01 on rank 0 and 0.001 on ranks
+/// 1, 2`. `None` if there are none.
 pub fn difference(all: &[(usize, &Settings)]) -> Option<String> {
     let mut names: Vec<&str> = Vec::new();
     for name in all.iter().flat_map(|(_, settings)| &settings.0).map(|(name, _)| name.as_str()) {
@@ -92,7 +93,7 @@ fn shown(value: &str) -> String {
 /// Compares the settings of all processes.
 ///
 /// # Errors
-/// On every process, what differs; a process that does not come.
+/// Every process reports the differences; a process that does not respond.
 pub fn compare(processes: &dyn Processes, settings: &Settings, deadline: Duration) -> Result<(), RuntimeError> {
     if processes.count() == 1 {
         return Ok(());
@@ -105,7 +106,7 @@ pub fn compare(processes: &dyn Processes, settings: &Settings, deadline: Duratio
     difference(&numbered).map_or(Ok(()), |difference| Err(RuntimeError::Settings(difference)))
 }
 
-/// What tells a file from others without reading it: whoever changes a file changes one of these.
+/// The identity of a file without reading it: any change of a file changes one of these.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     name: String,
@@ -126,11 +127,11 @@ impl Identity {
     }
 }
 
-/// Compares files that all processes read, one by one. Those that are the same file everywhere are not read; of copies, for example on
-/// several hosts, the contents are.
+/// Compares files that all processes read, one by one. A file that is the same file on all processes is not read;
+/// copies, for example on several hosts, are compared by their contents.
 ///
 /// # Errors
-/// On every process, which file differs; a process that does not come.
+/// Every process reports which file differs; a process that does not respond.
 pub fn compare_files(processes: &dyn Processes, files: &[PathBuf], deadline: Duration) -> Result<(), RuntimeError> {
     if processes.count() == 1 {
         return Ok(());

@@ -1,8 +1,9 @@
-//! What the ranks did when, as Chrome trace events that Perfetto opens.
+//! The actions of all ranks over time, as Chrome trace events that Perfetto can open.
 //!
-//! Each rank is a track of its own. A slice is an action, with its module, its phase, the shapes and bytes of its operands and
-//! results, and, for a collective, the plan line that put it there. An arrow leads from the rank that began a collective last,
-//! which all others waited for, to the end of each other rank's wait. A slice around all actions of a step has its number.
+//! Each rank has its own track. A slice is an action, with its module, its phase, the shapes and bytes of its operands
+//! and results and, for a collective, the plan entry that caused it. An arrow leads from the rank that began a
+//! collective last, which all others waited for, to the end of each other rank's wait. A slice around all actions of a
+//! step has the step's number.
 //!
 //! Format: "Trace Event Format", the JSON that Chrome's `about:tracing` writes.
 
@@ -15,7 +16,7 @@ use tpc_ir::program::{Action, Collective, RankProgram, View};
 struct Event {
     /// Its position in the program.
     action: u32,
-    /// Which run of the program it belongs to.
+    /// The number of the run of the program.
     run: u64,
     /// Nanoseconds since the session began.
     start: u64,
@@ -45,7 +46,7 @@ impl Trace {
         self.next += 1;
     }
 
-    /// Nanoseconds of all actions of the latest run, if all of them are there.
+    /// Nanoseconds of all actions of the latest run, if the trace contains all of them.
     pub(crate) fn latest(&self) -> Option<u64> {
         let run = self.ordered().last()?.run;
         let mut events = self.ordered().filter(|event| event.run == run).peekable();
@@ -129,7 +130,7 @@ fn slice(name: &str, category: &str, rank: usize, [start, end]: [u64; 2], argume
     })
 }
 
-/// From the rank that began a collective last to the others.
+/// Arrows from the rank that began a collective last to the other ranks.
 fn arrows(met: &BTreeMap<(u64, u32, Vec<usize>), Vec<Met>>) -> Vec<Value> {
     let mut arrows = Vec::new();
     for ranks in met.values() {
@@ -143,7 +144,7 @@ fn arrows(met: &BTreeMap<(u64, u32, Vec<usize>), Vec<Met>>) -> Vec<Value> {
                     "ts": microseconds(at),
                 })
             };
-            // Inside of the slices that they bind to.
+            // Within the slices that they bind to.
             arrows.push(arrow("s", last.rank, last.started));
             arrows.push(arrow("f", other.rank, ended.saturating_sub(1)));
         }
@@ -159,7 +160,7 @@ fn bytes(view: &View) -> usize {
     view.elements() * view.dtype.bytes()
 }
 
-/// What an action works on.
+/// The arguments of a slice: the operands and results of an action.
 fn arguments(action: &Action, collective: Option<&Collective>) -> Value {
     if let Some(c) = collective {
         return json!({

@@ -1,4 +1,4 @@
-//! Attention of every kind on the CPU against its specification.
+//! Attention of every kind on the CPU, compared with its specification.
 
 pub(crate) mod support;
 
@@ -15,7 +15,7 @@ fn cases_are_as_specified() {
         for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
             session.write_bytes(&input.name, bytes).unwrap();
         }
-        // Twice: nothing of the first step may matter in the second.
+        // Twice: the first step must not affect the second.
         for step in 1..=2 {
             session.step().unwrap();
             let got: Vec<Vec<u8>> = case.program.outputs.iter().map(|o| session.read(&o.kind).unwrap()).collect();

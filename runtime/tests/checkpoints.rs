@@ -15,7 +15,7 @@ use tpc_runtime::boxes::{Runs, meet_all};
 use tpc_runtime::checkpoint::{BLOCK, Checkpoint, FaultKind, SaveOptions, WriteFault, load, save};
 use tpc_runtime::{CheckpointError, Fault, LaunchOptions, RuntimeError, Session};
 
-/// A directory of one test's own.
+/// A directory for one test.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -39,7 +39,7 @@ impl Drop for Scratch {
     }
 }
 
-/// A tensor as a program has it: its dimensions, and the mesh axes that cut each.
+/// A tensor of a program: its dimensions, and the mesh axes that shard each.
 #[derive(Clone, Debug)]
 struct Tensor {
     name: String,
@@ -64,7 +64,7 @@ fn programs(mesh: &Mesh, tensors: &[Tensor]) -> Vec<RankProgram> {
                 let (mut start, mut shape) = (vec![0; t.factors.len()], t.factors.clone());
                 for (d, axes) in t.axes.iter().enumerate() {
                     for &axis in axes {
-                        // Each axis cuts what the ones before it left, in chunks rounded up.
+                        // Each axis splits the part left by the ones before it, in chunks rounded up.
                         let chunk = shape[d].div_ceil(mesh.axes()[axis].size);
                         let first = (coords[axis] * chunk).min(shape[d]);
                         (start[d], shape[d]) = (start[d] + first, chunk.min(shape[d] - first));
@@ -95,7 +95,7 @@ fn fill(session: &mut Session, tensors: &[Tensor], salt: usize) {
     }
 }
 
-/// Whether every element on every rank is the one of [`fill`].
+/// Whether every element on every rank has the value of [`fill`].
 fn holds(session: &Session, tensors: &[Tensor], salt: usize) -> bool {
     tensors.iter().enumerate().all(|(t, tensor)| {
         (0..session.ranks()).all(|rank| {
@@ -119,7 +119,7 @@ fn holds(session: &Session, tensors: &[Tensor], salt: usize) -> bool {
 
 const DTYPES: [DType; 6] = [DType::F32, DType::F64, DType::I64, DType::U8, DType::Bool, DType::BF16];
 
-/// The same row-major elements in random dimensions: neighbours are merged.
+/// The same row-major elements with random dimensions: adjacent ones are merged.
 fn merged(primes: &[usize], cuts: &[bool]) -> Vec<usize> {
     let mut dims: Vec<usize> = Vec::new();
     for (&p, &cut) in primes.iter().zip(cuts) {
@@ -160,7 +160,7 @@ fn program_of(shapes: &[Shape], side: usize, mesh: &Mesh) -> Vec<Tensor> {
         let factors = merged(dims, &cuts[side]);
         let mut axes = vec![Vec::new(); factors.len()];
         for (axis, &place) in places[side].iter().enumerate().take(mesh.axes().len()) {
-            // Some axes cut nothing: the tensor is replicated there.
+            // Some axes shard no dimension: the tensor is replicated along them.
             if let Some(cut) = axes.get_mut(place) {
                 cut.push(axis);
             }
@@ -175,7 +175,7 @@ fn program_of(shapes: &[Shape], side: usize, mesh: &Mesh) -> Vec<Tensor> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Uneven and empty boxes, other dimensions, other meshes, replicas: what is loaded is what was saved.
+    /// Uneven and empty boxes, other dimensions, other meshes, replicas: the loaded values are the saved values.
     #[test]
     fn any_layout_loads_on_any_other(
         shapes in proptest::collection::vec(any_shape(), 1..5), from in any_mesh(), to in any_mesh()
@@ -188,7 +188,7 @@ proptest! {
         save(&session, &scratch.0, 7, 3, &SaveOptions::default()).unwrap();
         let checkpoint = Checkpoint::latest(&scratch.0).unwrap();
         prop_assert_eq!((checkpoint.step(), checkpoint.seed()), (7, 3));
-        // Of replicas one is stored.
+        // Only one of several replicas is stored.
         for tensor in &checkpoint.index().tensors {
             let held: usize = tensor.boxes.iter().map(|b| b.shape.iter().product::<usize>()).sum();
             prop_assert_eq!(held, tensor.shape.iter().product::<usize>());
@@ -197,7 +197,7 @@ proptest! {
         fill(&mut other, &wanted, 100);
         load(&mut other, &checkpoint).unwrap();
         prop_assert!(holds(&other, &wanted, 1));
-        // The files are safetensors of the boxes.
+        // The files are safetensors files with the boxes.
         for file in &checkpoint.index().files {
             let bytes = std::fs::read(checkpoint.dir().join(&file.name)).unwrap();
             safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -263,7 +263,7 @@ fn all_ranks_write_and_the_index_names_the_boxes() {
     let [w, b, m] = &index.tensors[..] else { panic!() };
     assert_eq!((w.boxes.len(), b.boxes.len(), m.boxes.len()), (2, 1, 4));
     assert_eq!((&w.shape[..], &w.factors[..], w.kind.as_str()), (&[6, 10][..], &[6, 2, 5][..], "parameter"));
-    // Two halves of w (120 bytes each) and b (28 bytes): by different ranks.
+    // Two halves of w (120 bytes each) and b (28 bytes), written by different ranks.
     let writers: std::collections::BTreeSet<usize> = w.boxes.iter().chain(&b.boxes).map(|b| b.file).collect();
     assert_eq!(writers.len(), 3);
 }
@@ -276,7 +276,7 @@ fn a_write_that_ends_anywhere_leaves_a_whole_checkpoint() {
     let mut other = launch(&mesh, &tensors);
     let (mut killed, mut whole) = (0, 0);
     for kind in [FaultKind::Kill, FaultKind::FullDisk] {
-        // Every byte and operation of the write, until it succeeds.
+        // Fails at every byte and operation of the write, until it succeeds.
         let mut after = 0;
         loop {
             let scratch = Scratch::new("interrupted");
@@ -294,7 +294,7 @@ fn a_write_that_ends_anywhere_leaves_a_whole_checkpoint() {
                 Ok(_) => assert_eq!((latest.step(), scratch.names()), (2, vec!["step-000002".to_string()])),
                 Err(e) => assert!(e.to_string().ends_with(": injected fault"), "{e}"),
             }
-            // Leftovers hinder nobody, and the next save removes them.
+            // Leftovers do no harm, and the next save removes them.
             if after % 97 == 0 {
                 fill(&mut session, &tensors, 3);
                 save(&session, &scratch.0, 3, 0, &SaveOptions { keep, ..SaveOptions::default() }).unwrap();
@@ -310,7 +310,7 @@ fn a_write_that_ends_anywhere_leaves_a_whole_checkpoint() {
             } else {
                 whole += 1
             }
-            // One by one in the heads of the files and where the last operations are.
+            // One by one in the headers of the files and around the last operations.
             after = (1 + after + after / 64).min((bytes - 10).max(after + 1));
         }
     }
@@ -327,7 +327,7 @@ fn saving_a_step_again_replaces_it() {
         fill(&mut session, &tensors, 1);
         save(&session, &scratch.0, 4, 0, &SaveOptions::default()).unwrap();
         fill(&mut session, &tensors, 2);
-        // The last operations only: after all bytes are written.
+        // The last operations only, after all bytes are written.
         let fault = Some(WriteFault { after: 3000 + after, kind: FaultKind::Kill });
         let result = save(&session, &scratch.0, 4, 0, &SaveOptions { fault, ..SaveOptions::default() });
         let mut other = launch(&mesh, &tensors);
@@ -359,7 +359,7 @@ fn only_the_last_ones_are_kept_and_later_ones_are_not_hidden() {
     let error = save(&session, &scratch.0, 5, 0, &keep(1)).unwrap_err();
     assert!(matches!(error, CheckpointError::Later { found: 6, step: 5, .. }), "{error}");
     assert_eq!(Checkpoint::latest(&scratch.0.join("step-000006")).unwrap().step(), 6);
-    // Without a number, all stay.
+    // Without a number, all are kept.
     (7..=9).for_each(|step| drop(save(&session, &scratch.0, step, 0, &SaveOptions::default()).unwrap()));
     assert_eq!(scratch.names(), ["step-000006", "step-000007", "step-000008", "step-000009"]);
 }
@@ -375,7 +375,7 @@ fn a_checkpoint_under_the_name_of_another_step_is_refused() {
     save(&session, &scratch.0, 3, 0, &kept).unwrap();
     let dir = save(&session, &scratch.0, 3, 0, &kept).unwrap();
     assert_eq!(scratch.names(), ["step-000003.1"]);
-    // A name that is no step's says nothing.
+    // A name that is not a step's has no meaning.
     for name in ["best", "step-3"] {
         let renamed = scratch.0.join(name);
         std::fs::rename(&dir, &renamed).unwrap();
@@ -386,7 +386,7 @@ fn a_checkpoint_under_the_name_of_another_step_is_refused() {
     let message = Checkpoint::latest(&scratch.0).unwrap_err().to_string();
     assert_eq!(
         message.replace(&scratch.0.display().to_string(), "RUN"),
-        "RUN/step-000010: its name is that of step 10, but its index says step 3: it was renamed or copied; give it its own name, step-000003, or remove it"
+        "RUN/step-000010: its name says step 10, but its index says step 3: it was renamed or copied; rename it to step-000003 or remove it"
     );
 }
 
@@ -402,7 +402,7 @@ fn every_damaged_byte_is_found() {
         let mut other = launch(&mesh, &tensors);
         let result = load(&mut other, &Checkpoint::latest(&scratch.0)?);
         if result.is_err() {
-            // What was loaded in part is of no use.
+            // A partial load is useless.
             assert!(matches!(other.step(), Err(RuntimeError::Poisoned(_))));
             let other_dir = scratch.0.join("other");
             assert!(save(&other, &other_dir, 2, 0, &SaveOptions::default()).is_err() && !other_dir.exists());
@@ -446,8 +446,8 @@ fn every_damaged_byte_is_found() {
     assert_eq!(
         message,
         format!(
-            "RUN/step-000001/rank-00000.safetensors: damaged (tensor `{last}`): bytes {}..{} do not have the hash of the index; \
-             remove RUN/step-000001 to go on from the checkpoint before it",
+            "RUN/step-000001/rank-00000.safetensors: damaged (tensor `{last}`): bytes {}..{} do not match the hash in the index; \
+             remove RUN/step-000001 to resume from the checkpoint before it",
             whole.len() - bytes,
             whole.len()
         )
@@ -470,7 +470,7 @@ fn a_checkpoint_of_something_else_says_what_does_not_fit() {
         let mut session = launch(&mesh, &other);
         fill(&mut session, &other, 9);
         let error = load(&mut session, &Checkpoint::latest(&scratch.0).unwrap()).unwrap_err();
-        // Nothing was touched.
+        // Nothing was changed.
         assert!(holds(&session, &other, 9));
         session.step().unwrap();
         let message = error.to_string().replace(&scratch.0.display().to_string(), "RUN");
@@ -562,7 +562,7 @@ fn inputs_that_were_never_written_are_missing() {
     session.step().unwrap();
 }
 
-/// 48 MiB in two tensors and their state: beside the arenas there is one block per rank at most.
+/// 48 MiB in two tensors and their state: in addition to the arenas, at most one block per rank is held.
 #[test]
 fn saving_and_loading_hold_a_block_per_rank() {
     let _alone = alone();

@@ -1,6 +1,8 @@
-//! One suite for every communicator: collectives of every kind and type on groups of every size against naive results.
+//! One suite for every communicator: collectives of every kind and type on groups of every size, compared with naive
+//! results.
 //!
-//! Every check is a function of the launch options and the number of ranks, and is run by every communicator of [`communicators!`].
+//! Every check is a function of the launch options and the number of ranks; every communicator in [`communicators!`]
+//! runs it.
 
 #[path = "support/processes.rs"]
 mod processes;
@@ -13,7 +15,7 @@ use tpc_ir::program::*;
 use tpc_ir::{AxisId, DType, Mesh, ReduceOp};
 use tpc_runtime::{LaunchOptions, Session};
 
-/// A check: its name, the numbers of ranks that it is for, and what it does.
+/// A check: its name, the numbers of ranks that it supports, and its function.
 type Check = (&'static str, Range<usize>, fn(&LaunchOptions, usize));
 
 const CHECKS: [Check; 9] = [
@@ -48,7 +50,7 @@ fn shared_memory(name: &str) {
     }
 }
 
-/// Ranks as processes of MPI; one alone runs its rank as a thread.
+/// Ranks as MPI processes; a single process runs its rank as a thread.
 #[cfg(feature = "mpi")]
 fn mpi(name: &str) {
     for ranks in check(name).1.clone() {
@@ -72,7 +74,7 @@ macro_rules! communicators {
     )+ };
 }
 
-// A communicator is a function that runs a check, by its name, on all its numbers of ranks.
+// A communicator is a function that runs a check, given by its name, for all its numbers of ranks.
 communicators!(threads, shared_memory);
 #[cfg(feature = "mpi")]
 communicators!(mpi);
@@ -92,7 +94,7 @@ struct Case {
     kind: Kind,
 }
 
-/// What the group does, without the position of a rank in it.
+/// The operation of a group, independent of a rank's position in it.
 #[derive(Clone, Debug)]
 enum Kind {
     AllReduce(ReduceOp, usize),
@@ -102,7 +104,7 @@ enum Kind {
 }
 
 impl Case {
-    /// The shape of a position's operand in an all-to-all, and of its result.
+    /// The shapes of a position's operand and result in an all-to-all.
     fn shapes(&self, p: usize) -> (Vec<usize>, Vec<usize>) {
         let Kind::AllToAll { shape, cut, join, cut_lens, join_lens } = &self.kind else { unreachable!() };
         let mut from = shape.clone();
@@ -138,7 +140,7 @@ impl Case {
         }
     }
 
-    /// What a position gets when these are the operands of all.
+    /// The result of a position, given the operands of all.
     fn expected(&self, p: usize, operands: &[Vec<f64>]) -> Vec<f64> {
         match &self.kind {
             Kind::AllReduce(op, _) => combine(*op, self.dtype, operands),
@@ -197,7 +199,7 @@ fn combine(op: ReduceOp, dtype: DType, terms: &[Vec<f64>]) -> Vec<f64> {
     (0..terms[0].len()).map(one).collect()
 }
 
-/// Small integers, so that everything is exact.
+/// Small integers, so that all results are exact.
 fn data(seed: usize, n: usize, dtype: DType) -> Vec<f64> {
     let mut rng = Lcg(seed as u64 + 1);
     let (small, least) = if dtype == DType::Bool { (2, 0.0) } else { (4, 1.0) };
@@ -208,13 +210,13 @@ fn mesh(ranks: usize) -> Mesh {
     Mesh::new([("tp", ranks)]).unwrap()
 }
 
-/// Launches what makes one program per rank, the same on every process.
+/// Launches a list with one program per rank, the same on every process.
 fn launch(options: &LaunchOptions, programs: Vec<RankProgram>) -> Session {
     Session::launch(programs, options.clone()).unwrap()
 }
 
-/// Runs collectives, one after the other in batches whose waits are in another order on every rank, twice, and compares what every
-/// rank of this process gets. `cases[i]` are the groups that do something at the same time.
+/// Runs collectives in batches, one after the other, with a different order of waits on every rank, twice, and compares
+/// the results of every rank of this process. `cases[i]` are groups that communicate at the same time.
 fn run(options: &LaunchOptions, mesh: &Mesh, batches: &[Vec<Vec<Case>>]) {
     let ranks = mesh.ranks();
     let all: Vec<&Vec<Case>> = batches.iter().flatten().collect();
@@ -274,7 +276,7 @@ fn run(options: &LaunchOptions, mesh: &Mesh, batches: &[Vec<Vec<Case>>]) {
     for (tag, cases) in all.iter().enumerate() {
         for rank in local.clone() {
             let (case, p) = mine(cases, rank);
-            // Every rank has all of its own, so that a process alone reads it from its own rank.
+            // Every rank holds the whole value, so that a single process reads it from its own rank.
             let kind = result(&format!("y{tag}"));
             let bytes = if local.len() == ranks { session.read_rank(&kind, rank) } else { session.read(&kind) };
             let mut got = tpc_runtime::element::decode(case.dtype, &bytes.unwrap());
@@ -329,7 +331,7 @@ fn all_to_all(options: &LaunchOptions, ranks: usize) {
     }
 }
 
-/// Groups of a mesh work side by side and in their order.
+/// Groups of a mesh communicate concurrently and in order.
 fn groups_of_a_mesh(options: &LaunchOptions, _: usize) {
     let mesh = Mesh::new([("dp", 2), ("tp", 2)]).unwrap();
     let cases = [vec![AxisId(0)], vec![AxisId(1)], vec![AxisId(1), AxisId(0)]].map(|axes| {
@@ -380,7 +382,7 @@ fn in_place_and_overlapping(options: &LaunchOptions, ranks: usize) {
     assert!(session.collectives(rank).is_empty());
 }
 
-/// Sums are equal bit by bit on all ranks and every time.
+/// Sums are bitwise equal on all ranks and every time.
 fn sums_bit_by_bit(options: &LaunchOptions, ranks: usize) {
     let n = 3000;
     let values: Vec<f64> = (0..n).map(|i| (f64::from(i) * 0.7).sin()).collect();
@@ -407,7 +409,7 @@ fn sums_bit_by_bit(options: &LaunchOptions, ranks: usize) {
     }
 }
 
-/// Sizes that are not sent in one go, several at a time, with uneven and empty pieces.
+/// Sizes that are not sent in one piece, several at a time, with uneven and empty pieces.
 fn large(options: &LaunchOptions, ranks: usize) {
     let lens: Vec<usize> = (0..ranks).map(|r| (r + 1) % ranks * 71).collect();
     for dtype in [DType::F32, DType::BF16, DType::I64, DType::Bool] {
@@ -431,13 +433,13 @@ fn large(options: &LaunchOptions, ranks: usize) {
     }
 }
 
-/// What is written is what is read, on every process, also of sessions that succeed or follow each other: whole tensors, one rank's
-/// boxes, ranges; larger than what processes exchange at a time, with ranks that hold the same or nothing.
+/// Written values are read back on every process, also from sessions that replace or follow each other: whole tensors,
+/// boxes of one rank, ranges; larger than the messages of an exchange, with ranks that hold the same box or none.
 fn transfers(options: &LaunchOptions, ranks: usize) {
     let rows = 70_000;
     let program = |rank: usize, copies: usize| {
         let mut b = Builder::of(mesh(ranks), rank);
-        // The last rank holds nothing, if there are others; an even and an odd part.
+        // The last of several ranks holds nothing; an even and an odd part.
         let holders = (ranks - 1).max(1);
         let start = (rank * rows / holders).min(rows);
         let end = ((rank + 1) * rows / holders).min(rows);
@@ -484,12 +486,12 @@ fn transfers(options: &LaunchOptions, ranks: usize) {
     }
 }
 
-/// Sequences of one to five collectives, in groups that a partition of the ranks makes, in any order of their ranks: 10,000 for every
-/// communicator, over all numbers of ranks.
+/// Sequences of one to five collectives, in groups from a partition of the ranks, in any order of their ranks: 10,000
+/// for every communicator, over all numbers of ranks.
 fn random_sequences(options: &LaunchOptions, ranks: usize) {
     const SESSIONS: usize = 58;
     const SEQUENCES: usize = 25;
-    // One rank has nobody to speak to.
+    // A single rank does not communicate.
     const { assert!(SESSIONS * SEQUENCES * (RANDOM_RANKS.end - 2) >= 10_000) };
     let mut rng = Lcg(ranks as u64 * 7919);
     for _ in 0..SESSIONS {

@@ -1,4 +1,4 @@
-//! Products on random strided shapes against naive loops; the data are integers, so results are exact.
+//! Products on random strided shapes, compared with naive loops; the data are integers, so results are exact.
 
 pub(crate) mod support;
 
@@ -120,8 +120,8 @@ pub(crate) fn large_and_skinny_shapes() {
     run(&mut rng, [vec![], vec![2, 60], vec![4, 16], vec![3, 100]], [DType::F32; 3], 1.0);
 }
 
-/// Sums over two dimensions that lie in other orders in the two operands: what a library can only take
-/// after packing one of them.
+/// Sums over two dimensions that are in different orders in the two operands, which a library can only compute after
+/// packing one of them.
 #[test]
 pub(crate) fn sums_over_dimensions_that_do_not_nest() {
     let mut rng = Lcg(8);

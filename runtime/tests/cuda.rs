@@ -1,10 +1,10 @@
-//! Generated CUDA kernels executed on the CPU (`device/cuda/emulate.rs`), against the CPU device: every
-//! step of every test of loops, functions, tables, products and collectives, with threads and blocks
-//! running forwards and backwards; backwards, products are what cublasLt would be told. Where NVRTC is
-//! found (`tests/gpu/nvrtc` fetches it), all of these kernels are compiled for an H100, too. With the
-//! feature `cuda` and `TPC_GPU` set they run on a GPU instead, kernel by kernel and as graphs.
+//! Generated CUDA kernels executed on the CPU (`device/cuda/emulate.rs`), compared with the CPU device: every step of
+//! every test of loops, functions, tables, products and collectives, with threads and blocks in forward and in reverse
+//! order. In reverse order, products run as cublasLt's calls. If NVRTC is found (`tests/gpu/nvrtc` fetches it), all of
+//! these kernels are also compiled for an H100. With the feature `cuda` and `TPC_GPU` set they run on a GPU instead,
+//! kernel by kernel and as graphs.
 #![cfg(unix)]
-// Every file of tests brings its own support.
+// Every test file includes the support module separately.
 #![allow(clippy::duplicate_mod)]
 
 #[path = "support/collectives.rs"]
@@ -27,18 +27,18 @@ use tpc_runtime::element::decode;
 
 type Bytes = Vec<Vec<Vec<u8>>>;
 
-/// How far results may be apart.
+/// How far results may differ.
 #[derive(Clone, Copy)]
 enum Tolerance {
     /// Relative to each element.
     Elements(f64),
-    /// Relative to the largest element of the tensor, besides.
+    /// In addition, relative to the largest element of the tensor.
     Tensors(f64),
 }
 
 fn unit(dtype: DType) -> f64 {
     match dtype {
-        // One unit in the last place: sums are rounded once here and at every step there.
+        // One unit in the last place: the one rounds sums once, the other at every step.
         DType::BF16 => 1.0 / 128.0,
         DType::F16 => 1.0 / 1024.0,
         _ => 0.0,
@@ -86,7 +86,7 @@ fn compile(name: &str, kernels: &Kernels) {
     println!("{name}: compiled for sm_90, {registers} registers at most, nothing spills");
 }
 
-/// Equal programs have equal kernels, in every run: or the cache on disk is of no use.
+/// Equal programs have equal kernels in every run; otherwise the cache on disk would be useless.
 #[test]
 fn texts_do_not_change() {
     let programs = loops::support::recorded::record(|| {
@@ -106,7 +106,7 @@ fn texts_do_not_change() {
     }
 }
 
-/// Executes recorded steps, and compares what inputs and outputs hold then.
+/// Executes recorded steps, and compares inputs and outputs afterwards.
 fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: Tolerance) {
     let mut worlds: Vec<Vec<RankProgram>> = Vec::new();
     let mut of_case = Vec::new();
@@ -143,7 +143,7 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
     compile(name, &kernels);
     for ((programs, before, after), at) in cases.iter().zip(of_case) {
         let device = &mut devices[at];
-        for order in [Order::Forwards, Order::Backwards] {
+        for order in [Order::Forward, Order::Reverse] {
             for (rank, p) in programs.iter().enumerate() {
                 for (input, bytes) in p.inputs.iter().zip(&before[rank]) {
                     device.write(rank, &input.binding, bytes);
@@ -163,7 +163,7 @@ fn compare(name: &str, cases: Vec<(Vec<RankProgram>, Bytes, Bytes)>, tolerance: 
     }
 }
 
-/// Programs of one session take turns on an emulated device as they do on threads.
+/// Programs of one session alternate on an emulated device as they do on threads.
 #[test]
 fn programs_take_turns_beside_an_emulator() {
     use loops::support::sharing::{adding, take_turns};
@@ -174,8 +174,8 @@ fn programs_take_turns_beside_an_emulator() {
     take_turns(tpc_runtime::Session::on(Box::new(device), Default::default()).unwrap());
 }
 
-/// All of the above with the real host code, on a driver, a compiler and a library that are not real
-/// (`fake/`): what is enqueued, what depends on what, what is captured and replayed.
+/// All of the above with the real host code, on fakes of the driver, the compiler and the libraries (`fake/`): what is
+/// enqueued, what depends on what, what is captured and replayed.
 #[cfg(feature = "cuda")]
 #[test]
 fn the_host_does_the_same_on_a_fake_driver() {
@@ -214,14 +214,14 @@ mod gpu {
     use tpc_runtime::device::attached::Device;
     use tpc_runtime::device::cuda::gpu::{Compiled, Folder, Gpu, GpuOptions, Network};
 
-    /// Ranks that are threads with a communicator each. On one real device NCCL needs to be told that
-    /// this is meant, see `tests/gpu/run`.
+    /// Ranks that are threads with a communicator each. On one real device NCCL needs settings that allow this, see
+    /// `tests/gpu/run`.
     #[test]
     fn ranks_of_a_network_mean_the_same() {
         if std::env::var_os("TPC_GPU").is_none() {
             return println!("skipped: there is no GPU");
         }
-        // How many ranks: up to five, or as many as are asked for.
+        // The numbers of ranks: up to five, or the requested ones.
         let asked: Option<usize> = std::env::var("TPC_GPU_RANKS").ok().and_then(|n| n.parse().ok());
         let wanted = |ranks: usize| asked.map_or(ranks <= 5, |n| ranks == n);
         let cases = super::collectives::support::recorded::record(|| {
@@ -234,8 +234,8 @@ mod gpu {
         let chains = super::collectives::support::recorded::record(|| {
             super::collectives::loops_and_collectives_wait_for_each_other();
         });
-        // Every step was recorded twice; of the many shapes and types, some. NCCL's bytes wrap where ours
-        // saturate.
+        // Every step was recorded twice; of the many shapes and types, some. Bytes wrap around in NCCL but saturate in
+        // ours.
         let bytes = |p: &RankProgram| p.collectives().any(|c| c.dtype == tpc_ir::DType::U8);
         let some = cases.into_iter().step_by(14).filter(|c| wanted(c.programs.len()) && !c.programs.iter().any(bytes));
         let some = some.take(asked.map_or(usize::MAX, |_| 12));
@@ -275,8 +275,8 @@ mod gpu {
         println!("ranks_of_a_network: {count} worlds agree on the GPU");
     }
 
-    /// A session whose ranks are on the device gives what one on the CPU gives: written inputs, state over
-    /// steps, other programs over the same state.
+    /// A session whose ranks are on the device gives the results of one on the CPU: written inputs, state over steps,
+    /// other programs over the same state.
     #[test]
     fn sessions_mean_the_same() {
         use super::loops::support::{Builder, load, map, result, store};
@@ -328,7 +328,7 @@ mod gpu {
         println!("sessions: written, stepped, read and succeeded; they agree on the GPU");
     }
 
-    /// A rank that panics on the host's side of a device is an error, and the session can only be read afterwards.
+    /// A rank that panics on the host side of a device is an error, and the session can only be read afterwards.
     #[test]
     fn a_panic_beside_a_device_is_an_error_the_same() {
         use super::loops::support::{Builder, load, store};
@@ -353,8 +353,8 @@ mod gpu {
         assert_eq!(session.read_input_f64("x").unwrap(), [1.0, 2.0, 3.0]);
     }
 
-    /// The same memory for succeeding programs: an output that only the first ones wrote is still there, and inputs of a step that lie
-    /// side by side are one copy.
+    /// Programs that replace each other share memory: an output that only the first ones wrote still exists, and
+    /// adjacent inputs of a step are copied at once.
     #[test]
     fn memory_of_succeeding_programs_is_the_same() {
         use super::loops::support::{Builder, load, store};
@@ -399,7 +399,7 @@ mod gpu {
         println!("succeeding: the same memory; they agree on the GPU");
     }
 
-    /// A profile has every action, and leaves results as a step does.
+    /// A profile contains every action, and leaves the same results as a step.
     #[test]
     fn a_profile_is_a_step() {
         use super::loops::support::{Builder, load, map, store};
@@ -427,7 +427,7 @@ mod gpu {
         println!("a profile: {} actions", timings.len());
     }
 
-    /// Where there is no GPU, one sentence says so and what to do.
+    /// Without a GPU, the error is one sentence with a remedy.
     #[test]
     fn without_a_gpu_the_error_says_so() {
         let program = super::loops::support::Builder::new().program;
@@ -437,7 +437,7 @@ mod gpu {
         }
     }
 
-    /// A rank whose peer never comes, or comes and then does nothing, is told so in time.
+    /// A rank whose peer never joins, or joins and then does nothing, gets an error in time.
     #[test]
     fn a_missing_peer_of_a_network_is_an_error() {
         let asked = std::env::var("TPC_GPU_RANKS").is_ok_and(|n| n != "2");

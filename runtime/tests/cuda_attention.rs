@@ -1,7 +1,7 @@
-//! Attention as generated CUDA kernels (`device/cuda/emit/attention/`) against its specification in f64:
-//! executed on the CPU with threads and blocks running forwards and backwards, as in `cuda.rs`; on a driver that is
-//! not real (`fake/`), or with the feature `cuda` and `TPC_GPU` set on a GPU. Kernels of the sizes that models have
-//! are compiled for an H100 where NVRTC is found (`tests/gpu/nvrtc` fetches it).
+//! Attention as generated CUDA kernels (`device/cuda/emit/attention/`), compared with its specification in f64:
+//! executed on the CPU with threads and blocks in forward and in reverse order, as in `cuda.rs`; on a fake driver
+//! (`fake/`); or, with the feature `cuda` and `TPC_GPU` set, on a GPU. Kernels of realistic sizes are compiled for an
+//! H100 if NVRTC is found (`tests/gpu/nvrtc` fetches it).
 #![cfg(unix)]
 
 #[path = "support/attention.rs"]
@@ -29,7 +29,7 @@ fn emulate(cases: &[Case]) {
     let kernels = devices.last().map_or(0, |d| d.plan().kernels.list().len());
     let compiling = start.elapsed().as_secs_f64();
     for (case, device) in cases.iter().zip(&mut devices) {
-        for order in [Order::Forwards, Order::Backwards] {
+        for order in [Order::Forward, Order::Reverse] {
             for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
                 device.write(0, &input.binding, bytes);
             }
@@ -60,7 +60,7 @@ fn attention_means_the_same() {
     });
 }
 
-/// As models have them, too large to be executed by tests.
+/// Realistic sizes, which are too large to be executed by tests.
 fn large() -> Vec<Case> {
     use tpc_ir::DType::{BF16, F16, F32, F64};
     let causal = Score::Causal(-1e30, 0);
@@ -119,8 +119,7 @@ fn kernels_of_attention_compile_without_spilling() {
     }
 }
 
-/// The real host code on a driver and a compiler that are not real: shared memory is asked for, and graphs are
-/// captured and replayed.
+/// The real host code on a fake driver and compiler: shared memory is requested, and graphs are captured and replayed.
 #[cfg(feature = "cuda")]
 #[test]
 fn attention_on_a_fake_driver() {
@@ -165,7 +164,7 @@ mod gpu {
                 let read = |o: &tpc_ir::program::OutputBinding| device.read(0, &o.binding).unwrap();
                 let got: Vec<Vec<u8>> = case.program.outputs.iter().map(read).collect();
                 attention::check(case, &got, &format!("time {time}"));
-                // Every time bit by bit the same.
+                // Every time bitwise equal.
                 assert!(*first.get_or_insert_with(|| got.clone()) == got, "{}, time {time}", case.name);
             }
         }

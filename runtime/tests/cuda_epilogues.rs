@@ -1,7 +1,7 @@
-//! Products with epilogues on CUDA (`device/cuda/epilogue.rs`, `emit/product.rs`) against a reference in f64: the
-//! generated kernels executed on the CPU, and what cublasLt would be told; on a driver and a cublasLt that are not real
-//! (`fake/`), which refuse epilogues in several ways, or with the feature `cuda` and `TPC_GPU` set on a GPU. The kernels
-//! are compiled for an H100 where NVRTC is found (`tests/gpu/nvrtc` fetches it).
+//! Products with epilogues on CUDA (`device/cuda/epilogue.rs`, `emit/product.rs`), compared with a reference in f64:
+//! the generated kernels executed on the CPU, and cublasLt's calls; on a fake driver and cublasLt (`fake/`), which
+//! refuse epilogues in several ways; or, with the feature `cuda` and `TPC_GPU` set, on a GPU. The kernels are compiled
+//! for an H100 if NVRTC is found (`tests/gpu/nvrtc` fetches it).
 #![cfg(unix)]
 
 #[path = "support/epilogues.rs"]
@@ -11,7 +11,7 @@ mod support;
 use epilogues::{Best, Case};
 use tpc_ir::DType;
 use tpc_ir::program::{Action, Instruction, RankProgram};
-use tpc_runtime::device::cuda::emit::{Item, Kernels, Plan, Product, plan};
+use tpc_runtime::device::cuda::emit::{DevicePlan, Item, Kernels, Product, plan};
 use tpc_runtime::device::cuda::emulate::{Emulator, Order};
 use tpc_runtime::device::cuda::nvrtc::Nvrtc;
 
@@ -20,7 +20,7 @@ fn worlds(cases: &[Case]) -> Vec<Vec<RankProgram>> {
 }
 
 /// The ways in which the product of a case can be computed by the library.
-fn ways(plan: &Plan) -> &[Product] {
+fn ways(plan: &DevicePlan) -> &[Product] {
     plan.ranks[0]
         .items
         .iter()
@@ -28,11 +28,11 @@ fn ways(plan: &Plan) -> &[Product] {
         .unwrap()
 }
 
-/// How it is computed if everything that is tried works.
+/// How the product is computed if every attempt works.
 fn best(ways: &[Product]) -> Best {
     match ways.first() {
         None => Best::Generated,
-        Some(p) if !p.behind.is_empty() => Best::Followed,
+        Some(p) if !p.after.is_empty() => Best::Followed,
         Some(p) if p.gemm.has_epilogue() => Best::Epilogue,
         Some(_) => Best::Alone,
     }
@@ -53,7 +53,7 @@ fn epilogues_mean_the_same() {
         let ways = ways(device.plan());
         assert_eq!(best(ways), case.best, "{}: {ways:?}", case.name);
         assert_eq!(case.packed, ways.iter().any(|p| !p.packing.is_empty()), "{}", case.name);
-        for order in [Order::Forwards, Order::Backwards] {
+        for order in [Order::Forward, Order::Reverse] {
             for (input, bytes) in case.program.inputs.iter().zip(&case.inputs) {
                 device.write(0, &input.binding, bytes);
             }
@@ -73,8 +73,8 @@ fn epilogues_mean_the_same() {
     assert!(epilogue > 30 && followed > 15 && alone > 0 && generated > 3);
 }
 
-/// Adding to what is there takes no memory for the product alone, whichever way it goes; what the library has no words
-/// for does.
+/// Adding to the result takes no memory for the product alone, however it is computed; an epilogue that the library
+/// does not support does.
 #[test]
 fn an_update_in_place_takes_no_memory() {
     let of = |name: &str| -> Vec<usize> {
@@ -106,7 +106,7 @@ fn kernels_of_epilogues_compile_without_spilling() {
     println!("{} kernels: {registers} registers at most, nothing spills", usage.len());
 }
 
-/// What is no epilogue is an error that says why.
+/// An invalid epilogue is an error with the reason.
 #[test]
 fn what_is_no_epilogue_is_refused() {
     let case = epilogues::cases().swap_remove(0);
@@ -117,7 +117,7 @@ fn what_is_no_epilogue_is_refused() {
         plan(&[program], Kernels::default()).unwrap_err().to_string()
     };
     let said = refused(&|body| body[0] = Instruction::Given { index: 1, dtype: DType::F32 });
-    assert!(said.contains("instruction 0: a product gives its epilogue one value only"), "{said}");
+    assert!(said.contains("instruction 0: a product gives its epilogue only one value"), "{said}");
     let said = refused(&|body| {
         let Some(Instruction::Store { accumulate, .. }) = body.last_mut() else { panic!("a store") };
         *accumulate = Some(tpc_ir::ReduceOp::Sum);
@@ -138,8 +138,8 @@ fn what_is_no_epilogue_is_refused() {
     assert!(said.contains("the result overlaps an operand"), "{said}");
 }
 
-/// The real host code on a driver, a compiler and a cublasLt that are not real, and do not do everything: what does not
-/// work when it is tried is computed in the next way.
+/// The real host code on a fake driver, a fake compiler and a fake cublasLt that does not support everything: an
+/// attempt that fails is replaced by the next way.
 #[cfg(feature = "cuda")]
 #[test]
 fn epilogues_on_a_fake_driver() {
@@ -172,7 +172,7 @@ mod gpu {
     use tpc_runtime::device::cuda::emit::{Kernels, Product};
     use tpc_runtime::device::cuda::gpu::{Compiled, Gpu, GpuOptions, ProductCounts};
 
-    /// How a product is computed by a library that is not real and does not do everything.
+    /// How a product is computed with a fake library that does not support everything.
     fn expected(ways: &[Product], mode: &str) -> ProductCounts {
         let works = |p: &&Product| match mode {
             "no_epilogues" => p.gemm.bias.is_none() && p.gemm.activation.is_none(),

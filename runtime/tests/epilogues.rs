@@ -1,6 +1,6 @@
-//! Products with epilogues on random strided shapes against a scalar interpreter in f64. Where the data are integers
-//! and the body is exact, so are results.
-// `!(x <= tolerance)` is meant: a NaN is wrong.
+//! Products with epilogues on random strided shapes, compared with a scalar interpreter in f64. If the data are
+//! integers and the body is exact, so are the results.
+// `!(x <= tolerance)` is intentional: NaN must fail.
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
 pub(crate) mod support;
@@ -13,7 +13,7 @@ use tpc_runtime::{LaunchOptions, Session};
 
 // ---- the meaning ----
 
-/// What every buffer holds, in elements.
+/// The elements of every buffer.
 type Memory = Vec<Vec<f64>>;
 
 /// All offsets of some dimensions, row-major.
@@ -56,7 +56,7 @@ fn execute(c: &Contract, memory: &mut Memory) {
     let extents: Vec<usize> = c.dims().map(|d| d.size).collect();
     let products = product(c, memory);
     let mut index = vec![0usize; extents.len()];
-    // A product is as precise as the device likes, if it is a float.
+    // The precision of a float product is up to the device.
     let narrow = |d: DType, x: f64| if matches!(d, DType::F32 | DType::F64) { x } else { d.round(x) };
     let at = |view: &View, strides: &[isize], index: &[usize]| {
         assert_eq!(strides.len(), index.len());
@@ -98,7 +98,7 @@ fn execute(c: &Contract, memory: &mut Memory) {
 
 // ---- cases ----
 
-/// What an epilogue does.
+/// The kind of an epilogue.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Kind {
     Plain,
@@ -110,7 +110,7 @@ enum Kind {
     Update,
     UpdateBias,
     UpdateRelu,
-    /// `out = min(out + bias, 3) + product`: sums with the result and with the product that are not the same.
+    /// `out = min(out + bias, 3) + product`: the result and the product appear in different sums.
     Apart,
     /// `out = max(out + product, out)`.
     Twice,
@@ -119,13 +119,13 @@ enum Kind {
     /// `out = outᵀ + product`, one element after the other.
     Transposed,
     Relu,
-    /// The product is read twice, and written besides.
+    /// The product is read twice, and also stored.
     Square,
     Positions,
     Mask,
-    /// Writes to where the left operand lies.
+    /// Writes the memory of the left operand.
     OverLeft,
-    /// Writes one element for every column, that of the last row.
+    /// Writes one element per column, that of the last row.
     LastRow,
     Compare,
     GeluTanh,
@@ -187,12 +187,12 @@ struct Making<'a> {
     batch: usize,
     rows: usize,
     body: Vec<Instruction>,
-    /// Type in which the body computes.
+    /// The compute type of the body.
     real: DType,
 }
 
 impl Making<'_> {
-    /// A buffer of so many elements behind some that nobody uses.
+    /// A buffer with this many elements, after some unused ones.
     fn buffer(&mut self, dtype: DType, elements: usize) -> View {
         let unused = [0, 0, 3][self.rng.below(3)];
         let name = format!("b{}", self.names.len());
@@ -203,7 +203,7 @@ impl Making<'_> {
         View { offset: unused, ..View::dense(whole.buffer, dtype, vec![elements]) }
     }
 
-    /// A view that has some of the result's dimensions.
+    /// A view with some of the result's dimensions.
     fn view(&mut self, dtype: DType, has: impl Fn(usize) -> bool) -> (View, Vec<isize>) {
         let kept: Vec<usize> = (0..self.extents.len()).filter(|&d| has(d)).collect();
         let own: Vec<usize> = kept.iter().map(|&d| self.extents[d]).collect();
@@ -273,7 +273,7 @@ impl Making<'_> {
         self.map(MapFn::Mul, &[left, right])
     }
 
-    /// The body of a kind: its register that goes to the result.
+    /// The body of a kind; returns the register of the result.
     fn body(&mut self, kind: Kind, left: &View, out: &(View, Vec<isize>)) -> usize {
         let real = self.real;
         let given = |m: &mut Self| m.push(Instruction::Given { index: 0, dtype: real });
@@ -332,7 +332,7 @@ impl Making<'_> {
                 self.map(MapFn::Mul, &[y, x])
             }
             Kind::Transposed => {
-                // Of the same extents, or it would not lie in the result.
+                // With the same extents, because it must fit into the result.
                 let mut strides = out.1.clone();
                 let pairs: Vec<(usize, usize)> = (0..strides.len())
                     .flat_map(|a| (0..a).map(move |b| (b, a)))
@@ -385,7 +385,7 @@ impl Making<'_> {
                 self.map(MapFn::Select, &[kept, x, zero])
             }
             Kind::OverLeft => {
-                // The operand is as large as it has to be only if the result is not larger.
+                // The operand is only as large as needed if the result is not larger.
                 let x = given(self);
                 let (most, least) = (self.constant(3.0), self.constant(-3.0));
                 let y = self.map(MapFn::Min, &[x, most]);
@@ -399,7 +399,7 @@ impl Making<'_> {
             }
             Kind::LastRow => {
                 let (x, batch, rows) = (given(self), self.batch, self.rows);
-                // The row of the loop must not be what is written over.
+                // The row of the loop must not be overwritten.
                 if self.extents[batch + rows..].last().is_some_and(|&n| n > 1) {
                     let target = self.view(real, |d| !(batch..batch + rows).contains(&d));
                     self.store(target, x);
@@ -440,7 +440,7 @@ impl Making<'_> {
     }
 }
 
-/// Element types: of the operands, of the result, and in which the body computes.
+/// Element types of the operands and of the result, and the compute type of the body.
 #[derive(Clone, Copy, Debug)]
 struct Types {
     left: DType,
@@ -507,7 +507,7 @@ fn run(rng: &mut Lcg, [b, m, n, k]: [Vec<usize>; 4], types: Types, kind: Kind, s
         for ((name, dtype), want) in inputs.iter().zip(&memory) {
             let got = session.read_input_f64(name).unwrap();
             assert_eq!(got.len(), want.len());
-            // Of the largest number that a sum or an approximation has rounded.
+            // Relative to the largest number that a sum or an approximation has rounded.
             let largest = want.iter().fold(1.0f64, |m, x| m.max(x.abs()));
             let allowed = match dtype {
                 _ if Kind::EXACT.contains(&kind) => 0.0,
@@ -557,7 +557,7 @@ pub(crate) fn smooth_functions() {
     }
 }
 
-/// More than a block of rows, columns and summed elements, one row, one column, and almost nothing.
+/// More than one block of rows, columns and summed elements; one row; one column; almost nothing.
 #[test]
 pub(crate) fn large_and_skinny_shapes() {
     let mut rng = Lcg(42);
@@ -572,7 +572,7 @@ pub(crate) fn large_and_skinny_shapes() {
         run(&mut rng, [vec![2, 3], vec![33], vec![35], vec![16]], all(DType::F32), kind, 0.25);
         run(&mut rng, [vec![], vec![2, 67], vec![3, 37], vec![3, 100]], all(DType::F32), kind, 1.0);
         run(&mut rng, [vec![2], vec![1031], vec![3, 40], vec![7]], all(DType::F32), kind, 1.0);
-        // Nothing is summed: the product is 0.
+        // No summed elements: the product is 0.
         run(&mut rng, [vec![2], vec![125], vec![1030], vec![0]], all(DType::F32), kind, 1.0);
         run(&mut rng, [vec![3], vec![1], vec![50], vec![3, 0]], all(DType::F64), kind, 1.0);
         for empty in [[0, 4, 5], [4, 0, 5], [4, 50, 0]] {
@@ -667,7 +667,7 @@ fn epilogues_that_are_none_are_errors() {
         "instruction 0 of an epilogue is given a value that products do not have",
         small(|out, _| vec![given(1), store(out, 0)]),
     );
-    let not_filled = "the last store of an epilogue is not that of the result";
+    let not_filled = "the last store of an epilogue does not write the result";
     says(not_filled, small(|_, _| vec![given(0)]));
     says(
         not_filled,

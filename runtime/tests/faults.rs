@@ -1,4 +1,4 @@
-//! What the other ranks say when one panics, stalls, leaves, or does something else.
+//! The errors of the other ranks when one panics, stalls, leaves, or starts another operation.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! Fused loops against a naive evaluation of every instruction, element by element.
+//! Fused loops, compared with a naive evaluation of every instruction, element by element.
 
 pub(crate) mod support;
 
@@ -81,7 +81,7 @@ fn naive(l: &Loop, memory: &mut Memory) {
     }
 }
 
-/// Runs a loop both ways on all buffers of the builder and compares all of them.
+/// Runs a loop on the device and naively on all buffers of the builder, and compares all of them.
 fn check(mut b: Builder, l: Loop, data: &Memory, relative: f64) {
     let views: Vec<View> = (0..b.program.buffers.len())
         .map(|i| {
@@ -96,7 +96,7 @@ fn check(mut b: Builder, l: Loop, data: &Memory, relative: f64) {
     let mut memory: Memory =
         data.iter().zip(&views).map(|(d, v)| d.iter().map(|&x| v.dtype.round(x)).collect()).collect();
     let mut session = b.launch();
-    // Twice: nothing may be left over from the first time.
+    // Twice: the first run must not affect the second.
     for _ in 0..2 {
         for (i, m) in memory.iter().enumerate() {
             session.write_f64(&format!("b{i}"), m).unwrap();
@@ -215,8 +215,8 @@ pub(crate) fn accumulating_stores_reduce_any_dimensions() {
     }
 }
 
-/// Sums so long that a device cuts them in pieces, rows so long that it does not keep them, and sums in
-/// both directions that share a sum over the row.
+/// Sums so long that a device splits them, rows so long that it does not keep them, and sums in both directions that
+/// share a sum over the row.
 #[test]
 pub(crate) fn long_sums_and_rows() {
     for (dims, strides, n) in [
@@ -292,7 +292,7 @@ pub(crate) fn updates_in_place_and_overlapping_views() {
     let mut rng = Lcg(8);
     let data = vec![rng.integers(n), rng.integers(n), vec![0.0; n], vec![2.0]];
     check(b, Loop { dims: vec![n], body }, &data, 0.0);
-    // A row reversed in place, which only works on whole rows; and a load behind a store.
+    // A row reversed in place, which only works on whole rows; and a load after a store.
     let mut b = Builder::new();
     let x = b.buffer(DType::F32, &[3, n]);
     let back = View { offset: n - 1, ..x.clone() };
@@ -384,7 +384,7 @@ pub(crate) fn random_programs_over_random_strides() {
             }
             data.push(rng.integers(view.elements()));
             live.push(body.len());
-            // An empty view in a loop that runs would read what is not there.
+            // An empty view in a loop that runs would be read out of bounds.
             body.push(if view.elements() == 0 && !dims.contains(&0) {
                 constant(1.0, dtype)
             } else {

@@ -1,4 +1,4 @@
-//! Every function of lanes against its definition in double precision.
+//! Every function of lanes, compared with its definition in double precision.
 
 pub(crate) mod support;
 

@@ -1,5 +1,6 @@
-//! Small runs by processes that lose one of them: 200 seeded faults, every kind, at every moment. The run ends in time, everyone says
-//! who and where, the last checkpoint is whole and can be gone on from, and nothing is left behind.
+//! Small runs whose processes lose one of them: 200 seeded faults of every kind, at every moment. The run ends in time,
+//! every process names the rank and the operation, the last checkpoint is complete and can be resumed, and nothing
+//! remains.
 
 #[path = "support/processes.rs"]
 mod processes;
@@ -19,7 +20,7 @@ const FAULTS: u64 = 200;
 const DEADLINE: Duration = Duration::from_secs(1);
 /// From the start of a run to its end, on a busy machine.
 const LONGEST: Duration = Duration::from_secs(12);
-/// Elements of the parameter, which the ranks divide.
+/// Elements of the parameter, divisible by the number of ranks.
 const ELEMENTS: usize = 60;
 /// Steps between checkpoints.
 const EVERY: u64 = 3;
@@ -45,14 +46,14 @@ fn programs(ranks: usize, other: bool) -> Vec<RankProgram> {
     (0..ranks).map(program).collect()
 }
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Wrong {
     /// The process is killed, stopped or exits, at the beginning of a step or at any moment.
     Kill,
     Stop,
     Exit,
-    /// The rank panics, or the host program does.
+    /// The rank or the host program panics.
     Panic,
     Stall,
     OtherProgram,
@@ -62,17 +63,17 @@ enum Wrong {
 const KINDS: [Wrong; 7] =
     [Wrong::Kill, Wrong::Stop, Wrong::Exit, Wrong::Panic, Wrong::Stall, Wrong::OtherProgram, Wrong::FullDisk];
 
-/// A fault, all of it from its seed.
+/// A fault, determined by its seed.
 #[derive(Debug)]
 struct Plan {
     wrong: Wrong,
     ranks: usize,
     victim: usize,
-    /// A step, if it is not a moment.
+    /// The step, unless the fault happens at a moment.
     step: Option<u64>,
     /// Microseconds after the start.
     moment: u64,
-    /// Bytes that a full disk still takes.
+    /// Bytes that a full disk still accepts.
     bytes: u64,
 }
 
@@ -106,7 +107,7 @@ fn child_process() {
     std::process::exit(0)
 }
 
-/// Trains until something goes wrong.
+/// Trains until the fault happens.
 fn train(dir: &Path, plan: &Plan) {
     let mut options = joined();
     let mine = options.processes.as_ref().unwrap().process() == plan.victim;
@@ -131,7 +132,7 @@ fn train(dir: &Path, plan: &Plan) {
                         Wrong::Stop => libc::SIGSTOP,
                         _ => std::process::exit(3),
                     };
-                    // SAFETY: a system call without memory.
+                    // SAFETY: a system call that accesses no memory.
                     unsafe { libc::kill(libc::getpid(), signal) };
                 });
             }
@@ -158,7 +159,7 @@ fn train(dir: &Path, plan: &Plan) {
     }
 }
 
-/// Goes on for one checkpoint, with any number of ranks.
+/// Resumes for one checkpoint, with any number of ranks.
 fn resume(dir: &Path, ranks: usize, options: LaunchOptions) {
     let mut session = Session::launch(programs(ranks, false), options).unwrap_or_else(|e| fail(&e));
     let mut done = 0;
@@ -174,7 +175,7 @@ fn resume(dir: &Path, ranks: usize, options: LaunchOptions) {
     checkpoint::save(&session, dir, done + EVERY, 0, &SaveOptions::default()).unwrap_or_else(|e| fail(&e));
 }
 
-/// Whether a process with this role is there.
+/// Whether a process with this role still exists.
 fn is_left(role: &str) -> bool {
     let wanted = format!("{}={role}", processes::ROLE).into_bytes();
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -193,7 +194,7 @@ fn check(seed: u64, plan: &Plan, dir: &Path, told: &Told, took: Duration, by_us:
     for rank in 0..plan.ranks {
         let line = told.stderr.lines().find(|line| line.starts_with(&format!("[rank {rank}] error: ")));
         let silent = matches!(plan.wrong, Wrong::Kill | Wrong::Stop | Wrong::Exit | Wrong::Panic);
-        // MPI's launcher kills all others at once when one is killed, whatever they have to say.
+        // MPI's launcher kills all other processes at once when one is killed, before they can report anything.
         if rank == plan.victim && silent || plan.wrong == Wrong::Kill && !by_us {
             continue;
         }
@@ -215,8 +216,8 @@ fn check(seed: u64, plan: &Plan, dir: &Path, told: &Told, took: Duration, by_us:
                 );
             }
         }
-        // Signals may take a moment; what a rank does to itself in a step is seen in its first collective, or by a rank
-        // that has started the first one where it starts the second.
+        // Signals may take a moment; a rank's own fault in a step shows in its first collective, or, for a rank that
+        // has started the first one, when it starts the second.
         let exact = matches!(plan.wrong, Wrong::Exit | Wrong::Panic | Wrong::Stall);
         if plan.step.is_some() && rank != plan.victim && exact {
             let names = |n: usize| {
@@ -229,7 +230,7 @@ fn check(seed: u64, plan: &Plan, dir: &Path, told: &Told, took: Duration, by_us:
         let message = told.ended.message.as_ref().unwrap_or_else(|| panic!("{context}"));
         assert!(message.starts_with("rank "), "{context}");
     }
-    // Whoever started a collective is in the record of the last ones.
+    // A rank that started a collective is in the record of the last ones.
     if let Some(path) = &told.ended.flight_record {
         let record: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(record["ranks"].as_array().unwrap().len(), plan.ranks, "{context}");
@@ -238,28 +239,28 @@ fn check(seed: u64, plan: &Plan, dir: &Path, told: &Told, took: Duration, by_us:
     if plan.wrong != Wrong::Kill && !by_us {
         check_records(plan, dir, &context);
     }
-    // Our launcher removes what a process was writing when it was killed; MPI's does not, but the next save does.
+    // Our launcher removes what a killed process was writing; MPI's does not, but the next save does.
     if by_us || !matches!(plan.wrong, Wrong::Kill | Wrong::Stop) {
         check_files(dir, &context);
     }
 }
 
-/// Whether there are whole checkpoints only.
+/// Checks that all checkpoints are complete.
 fn check_files(dir: &Path, context: &str) {
     let entries = std::fs::read_dir(dir.join("run")).into_iter().flatten().flatten();
     let names: Vec<_> = entries.map(|e| e.file_name().into_string().unwrap()).collect();
     assert!(names.iter().all(|n| n.starts_with("step-")), "{names:?}, {context}");
 }
 
-/// Without our launcher every process writes what its own rank did, if it did anything.
+/// Without our launcher every process writes the collectives of its own rank, if there are any.
 fn check_records(plan: &Plan, dir: &Path, context: &str) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let names = entries.map(|e| e.file_name().into_string().unwrap());
     let records: Vec<String> = names.filter(|name| name.starts_with("tpc-flight-")).collect();
     for rank in (0..plan.ranks).filter(|&rank| rank != plan.victim) {
         let Some(name) = records.iter().find(|name| name.ends_with(&format!("-rank-{rank}.json"))) else {
-            // Programs are compared before the first collective; the moment may be before it, too, and a rank may learn
-            // of the end of another in the first step before it starts anything itself.
+            // Programs are compared before the first collective. The moment may come before that, too, and a rank may
+            // learn in the first step that another has ended, before it starts a collective itself.
             let before = plan.step.is_none_or(|step| step == 0);
             assert!(plan.wrong == Wrong::OtherProgram || before, "{records:?}, {context}");
             continue;
@@ -281,14 +282,14 @@ fn inject(seed: u64, in_processes: Launcher, by_us: bool) {
     let start = Instant::now();
     let told = in_processes(plan.ranks, &role, Some(dir.clone()), Some(DEADLINE));
     check(seed, &plan, &dir, &told, start.elapsed(), by_us);
-    // MPICH's launcher ends a moment before those that it has killed.
+    // MPICH's launcher ends shortly before the processes that it has killed.
     let start = Instant::now();
     while is_left(&role) {
         assert!(!by_us && start.elapsed() < Duration::from_secs(5), "processes of seed {seed} are left");
         std::thread::sleep(Duration::from_millis(20));
     }
     let before = Checkpoint::latest(&run).map_or(0, |c| c.step());
-    // On as many processes, on fewer, or as threads of one.
+    // On the same number of processes, on fewer, or as threads of one.
     let fewer = (plan.ranks - 1).max(2);
     match seed % 4 {
         0 => {
@@ -305,7 +306,7 @@ fn inject(seed: u64, in_processes: Launcher, by_us: bool) {
 
 #[test]
 fn two_hundred_faults_end_in_time_with_the_right_message() {
-    // Others by hand: `TPC_FAULT_SEEDS=200..1200`.
+    // For other seeds, set `TPC_FAULT_SEEDS=200..1200`.
     let seeds = std::env::var("TPC_FAULT_SEEDS").unwrap_or_else(|_| format!("0..{FAULTS}"));
     let (first, end) = seeds.split_once("..").map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).unwrap();
     let next = AtomicU64::new(first);
@@ -331,7 +332,7 @@ mod mpi {
 
     #[test]
     fn faults_end_in_time_with_the_right_message() {
-        // Others by hand, as above.
+        // For other seeds, as above.
         let seeds = std::env::var("TPC_MPI_FAULT_SEEDS").unwrap_or_else(|_| "1000..1028".into());
         let (first, end) = seeds.split_once("..").map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).unwrap();
         (first..end).for_each(|seed| inject(seed, processes::under_mpirun, false));

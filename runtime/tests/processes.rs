@@ -1,4 +1,4 @@
-//! What processes say to each other outside of collectives: deadlines, endings, and programs that cannot be loaded.
+//! Communication between processes other than collectives: deadlines, endings, and programs that cannot be loaded.
 
 #[path = "support/processes.rs"]
 mod processes;
@@ -13,7 +13,7 @@ use tpc_ir::program::*;
 use tpc_ir::{DType, Mesh, ReduceOp};
 use tpc_runtime::Session;
 
-/// Deadline of everything here.
+/// Deadline of all operations here.
 const DEADLINE: Duration = Duration::from_millis(700);
 
 #[test]
@@ -114,7 +114,8 @@ fn child_process() {
             }
         }
         "fail_behind" => {
-            // Long enough that it does not come at once; whoever has it all fails while others still send to each other.
+            // Long enough that it does not arrive at once; a process that has all of it fails while others still send
+            // to each other.
             let bytes = vec![1; 8 << 20];
             let got = all.exchange("weights", &bytes, DEADLINE * 10).unwrap_or_else(|e| fail(&e));
             assert!(got.iter().all(|g| *g == bytes));
@@ -159,7 +160,7 @@ launchers!(shared_memory);
 #[cfg(feature = "mpi")]
 launchers!(mpi);
 
-/// What a rank said last.
+/// The last error of a rank.
 fn error(told: &Told, rank: usize) -> &str {
     let begin = format!("[rank {rank}] error: ");
     told.stderr.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_else(|| panic!("{}", told.stderr))
@@ -184,7 +185,7 @@ fn a_host_program_that_sleeps_is_missed_and_one_that_works_is_waited_for(launche
     assert_eq!(told.ended.code, 1, "{}", told.stderr);
     let error = error(&told, 0);
     assert!(error.contains("`read loss` did not finish within 700ms: missing rank 1 (rank 1 is "), "{error}");
-    // What a process says of itself in shared memory, or what the system says of one that is elsewhere.
+    // The state that a process writes into shared memory, or the system's state of a process.
     assert!(error.contains("rank 1 is computing)") || error.contains("rank 1 is asleep or waiting)"), "{error}");
     for role in ["compute", "progress"] {
         let told = run(launcher, role, 2);
@@ -225,7 +226,7 @@ fn what_was_exchanged_before_a_failure_is_there(launcher: Launcher) {
     }
 }
 
-/// Data, the learning rate, and what a checkpoint has put in their place.
+/// Data, the learning rate, and values that a checkpoint has replaced.
 fn what_differs_is_told_before_the_first_step(launcher: Launcher) {
     assert_eq!(run(launcher, "given nothing", 2).ended.code, 0);
     for (role, expected) in [
@@ -237,15 +238,12 @@ fn what_differs_is_told_before_the_first_step(launcher: Launcher) {
         assert_eq!(told.ended.code, 1, "{role}: {}", told.stderr);
         for rank in 0..2 {
             let error = error(&told, rank);
-            assert!(
-                error.starts_with("the processes do not do the same: ") && error.contains(expected),
-                "{role}: {error}"
-            );
+            assert!(error.starts_with("the processes differ: ") && error.contains(expected), "{role}: {error}");
         }
     }
 }
 
-/// What the comparison of programs before the first collective does not see, the collectives themselves do.
+/// Differences that the comparison of programs does not see are found by the collectives themselves.
 fn ranks_out_of_step_are_told_so_before_data_is_used(launcher: Launcher) {
     for role in ["out_of_step small", "out_of_step large"] {
         let told = run(launcher, role, 3);

@@ -1,4 +1,4 @@
-//! Boxes, memory, traces, and that a step allocates nothing, whatever ranks are.
+//! Boxes, memory, traces, and the check that a step allocates nothing, for all kinds of ranks.
 
 #[path = "support/processes.rs"]
 mod processes;
@@ -19,15 +19,15 @@ static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 /// One test at a time, so that only the test that counts allocates.
 static ALONE: Mutex<()> = Mutex::new(());
 
-// SAFETY: hands everything to the system's allocator.
+// SAFETY: forwards everything to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-        // SAFETY: passed on.
+        // SAFETY: forwarded.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, p: *mut u8, layout: Layout) {
-        // SAFETY: passed on.
+        // SAFETY: forwarded.
         unsafe { System.dealloc(p, layout) }
     }
 }
@@ -35,7 +35,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static GLOBAL: Counting = Counting;
 
-/// Every action, and every collective: small and large, of pieces that lie side by side and of others.
+/// Every action, and every collective: small and large, with adjacent pieces and with others.
 fn everything() -> Vec<RankProgram> {
     (0..2)
         .map(|rank| {
@@ -50,7 +50,7 @@ fn everything() -> Vec<RankProgram> {
             let half = b.buffer(DType::BF16, &[200, 100]);
             let (top, at) = (b.buffer(DType::F32, &[200, 3]), b.buffer(DType::I64, &[200, 3]));
             let dim = |size, left, right, out| ContractDim { size, left, right, out };
-            // Alone, on blocks that are in the result or in the scratch, and in front of a loop.
+            // Without an epilogue, on blocks in the result or in the scratch, and before a loop.
             let given = Instruction::Given { index: 0, dtype: DType::F32 };
             let bias = Instruction::Load { view: sum.clone(), strides: vec![0, 1] };
             let end = |f| vec![map(f, &[0, 1], DType::F32), store(&y, 2)];
@@ -112,7 +112,8 @@ fn everything() -> Vec<RankProgram> {
         .collect()
 }
 
-/// What steps allocate, at the least of several times: threads that listen to other processes now and then do so, too.
+/// The allocations of steps, as the minimum over several attempts: threads that listen to other processes also allocate
+/// now and then.
 fn allocations_of_steps(session: &mut Session) -> usize {
     session.step().unwrap();
     let mut count = || {
@@ -154,7 +155,7 @@ fn a_step_by_shared_memory_allocates_nothing() {
     a_step_by_processes_allocates_nothing(processes::in_processes);
 }
 
-/// What the MPI library allocates itself is not counted.
+/// Allocations of the MPI library itself are not counted.
 #[cfg(feature = "mpi")]
 #[test]
 fn a_step_over_mpi_allocates_nothing() {
@@ -179,11 +180,11 @@ fn a_step_allocates_nothing() {
     for rank in [0, 1] {
         let names: Vec<&str> = of("M", rank).filter_map(|e| e["args"]["name"].as_str()).collect();
         assert_eq!(names.last(), Some(&&*format!("rank {rank} [{rank}]")), "{trace}");
-        // The latest 16 actions, and the step that they belong to.
+        // The latest 16 actions, and their step.
         let steps = of("X", rank).filter(|e| e["cat"] == "step").count();
         assert_eq!((of("X", rank).count() - steps, steps), (16, 1), "{trace}");
         assert!(of("X", rank).any(|e| e["args"]["reads"][0] == "f32[200, 100]" && e["args"]["bytes"] != 0), "{trace}");
-        // Each collective that began and ended among them is met by the other rank.
+        // The other rank takes part in each collective that began and ended among them.
         let met = of("X", rank).filter(|e| e["name"].as_str().unwrap().starts_with("start ")).count();
         assert!(met > 0 && of("s", rank).count() + of("f", rank).count() == met, "{trace}");
     }
@@ -217,7 +218,7 @@ fn several_programs_share_the_arenas_of_mpi() {
 #[test]
 fn sharded_boxes_are_written_and_read() {
     let _alone = ALONE.lock().unwrap_or_else(|e| e.into_inner());
-    // [3, 5, 4] with the last dimension cut in 3 + 1 by tp, the first in 2 + 1 by dp.
+    // [3, 5, 4] with the last dimension split into 3 + 1 by tp, and the first into 2 + 1 by dp.
     let mesh = Mesh::new([("dp", 2), ("tp", 2)]).unwrap();
     let programs: Vec<RankProgram> = (0..4)
         .map(|rank| {
@@ -291,5 +292,5 @@ fn programs_that_do_not_fit_are_errors() {
     let x = b.buffer(DType::F32, &[4]);
     b.program.arena_bytes = 8;
     b.step(Action::Copy { from: x.clone(), to: x });
-    assert!(launch(vec![b.program]).contains("ends behind the arena"));
+    assert!(launch(vec![b.program]).contains("ends after the arena"));
 }

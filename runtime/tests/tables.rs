@@ -1,4 +1,4 @@
-//! Copies, prefix sums, the k largest, and rows of tables.
+//! Copies, prefix sums, the k largest elements, and rows of tables.
 
 pub(crate) mod support;
 
@@ -31,7 +31,7 @@ pub(crate) fn rows_of_a_shard_are_taken_and_added() {
     }
 }
 
-/// Rows of other ranks are left out, the last row of a number stays, and the other rows are as they were.
+/// Rows of other ranks are left out, the last row with a number wins, and the other rows are unchanged.
 #[test]
 pub(crate) fn rows_of_a_shard_are_replaced() {
     for dtype in [DType::F32, DType::F64, DType::BF16, DType::I32] {
@@ -78,7 +78,8 @@ pub(crate) fn copies_between_any_strides() {
     }
 }
 
-/// Rows of several elements lie where one element may lie: two of bf16 at an address that is no multiple of 4.
+/// Rows of several elements may begin where one element may: two bf16 elements at an address that is not a multiple of
+/// 4.
 #[test]
 pub(crate) fn copies_of_short_rows() {
     for (dtype, row) in [(DType::BF16, 2), (DType::Bool, 4), (DType::F16, 2), (DType::F32, 1)] {

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""What `gpu_check speed` measures of steps, in PyTorch on the same GPU: one block of llama-8B with the weights that a rank of 1, 2, 4
-or 8 has of it (forward and backward, without collectives), and a training step of llama-1B. Eager and with torch.compile.
+"""Measures the steps of `gpu_check speed` in PyTorch on the same GPU, eagerly and with torch.compile: one block of llama-8B with the
+shards that one of 1, 2, 4 or 8 ranks holds (forward and backward, without collectives), and a training step of llama-1B.
 
 Prints a line of JSON for each: row, who, ms (the median of 10 after a warm-up, by CUDA events), tokens_per_s, shape.
-Exits with 3 and a sentence where there is no torch or no GPU.
+Exits with 3 and a message if torch or a GPU is missing.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Norm(nn.Module):
 
 
 class Layer(nn.Module):
-    """A block, or the part of it that one of `tp` ranks has: weights cut by columns, then by rows."""
+    """A block, or the shard of it that one of `tp` ranks holds: weights are cut by columns, then by rows."""
 
     def __init__(self, shape, tp=1):
         super().__init__()
@@ -142,7 +142,7 @@ def block_step(shape, tp, batch, compiled):
 
 
 def model_step(shape, batch, compiled):
-    """AdamW on f32 masters, of which the model computes with a bf16 copy."""
+    """AdamW on f32 master weights; the model computes with a bf16 copy of them."""
     model = Model(shape).to(DEVICE, SHORT)
     short = list(model.parameters())
     masters = [p.detach().float().clone() for p in short]
@@ -210,7 +210,7 @@ rows.append(("llama-1b step", shape, lambda compiled: model_step(MODEL_1B, batch
 out = open(arguments.out, "w") if arguments.out else None
 name = "the CPU" if arguments.cpu else torch.cuda.get_device_name()
 print(f"PyTorch {torch.__version__} on {name}", flush=True)
-# The large step before small blocks: what there is no time for is the least interesting.
+# The large step before small blocks, so that the least interesting part is dropped if time runs out.
 for compiled in [False, True]:
     for row, shape, make in [rows[0], rows[-1]] + rows[1:-1]:
         line = {"row": row, "who": "torch compile" if compiled else "torch eager", "ms": None, "shape": shape}

@@ -2,14 +2,14 @@
 
     python tests/reference/families.py [NAME...]
 
-Each directory `tests/data/families/NAME` is what `save_pretrained` writes, plus
+Each directory `tests/data/families/NAME` contains what `save_pretrained` writes, and
 
 - `inputs.safetensors`: `input_ids`, `labels` (-100 is ignored) and, where the model takes them, `attention_mask` and `token_type_ids`;
 - `expected.safetensors`: `logits` and `grad.<tensor>` of the first step and `param_after.<tensor>` after three AdamW steps on the same
   batch, computed in float64 by eager attention and rounded to float32;
 - `expected.json`: the loss before each step, and the optimizer.
 
-`tests/data/generation/NAME.json` has the ids that greedy generation gives for left-padded prompts of different lengths.
+`tests/data/generation/NAME.json` contains the ids that greedy generation gives for left-padded prompts of different lengths.
 The directories are kept in the repository; tests never run this script. It was run with torch 2.9.1 and transformers 5.24.0.
 """
 
@@ -42,7 +42,7 @@ def longrope(pairs, **more):
     )
 
 
-# name: configuration class, model class, settings; generated says whether the model generates text, too.
+# name: configuration class, model class, settings; `generated` tells whether the model also generates text.
 MODELS = {
     "llama": (hf.LlamaConfig, hf.LlamaForCausalLM, dict(SMALL, rope_parameters=LLAMA3)),
     "mistral": (hf.MistralConfig, hf.MistralForCausalLM, dict(SMALL, sliding_window=8, num_key_value_heads=1)),
@@ -99,14 +99,15 @@ MODELS = {
         dict(TINY, original_max_position_embeddings=8, pad_token_id=0, rope_parameters=longrope(4)),
     ),
 }
-# Families whose ids are kept.
+# Families whose generated ids are kept.
 GENERATED = ["llama", "mistral", "qwen3", "gemma3", "gpt2", "phi3"]
 
 
 def randomize(model):
-    """Weights that make a difference: what a library draws leaves attention almost uniform and logits almost flat."""
+    """Weights that are large enough to matter: a library's initial values leave attention almost uniform and logits almost flat."""
     generator = torch.Generator().manual_seed(20)
-    # Where the head is the embedding, large rows would make every token predict itself; Gemma multiplies what is looked up.
+    # If the head is tied to the embedding, large rows would make every token predict itself; Gemma scales looked-up
+    # rows.
     std = 0.5 if not model.config.tie_word_embeddings else 0.02 if "gemma" in model.config.model_type else 0.1
     with torch.no_grad():
         for name, parameter in sorted(dict(model.named_parameters()).items()):
@@ -163,7 +164,7 @@ def reference(directory, model, inputs):
 
 
 def greedy(model, ids, mask):
-    """New ids, and how far the best logit is from the second best at least."""
+    """New ids, and the smallest distance between the best and the second-best logit."""
     out = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0, eos_token_id=None,
         return_dict_in_generate=True, output_scores=True,

@@ -2,7 +2,7 @@
 
     python tests/reference/heads.py [NAME...]
 
-Directories `tests/data/heads/NAME` are as those of `families.py`; `logits` is `last_hidden_state` for a bare model, and
+Directories `tests/data/heads/NAME` have the files of `families.py`; `logits` is `last_hidden_state` for a model without a head, and
 `sentence_embedding` for one with `modules.json`, for which the pooling is written out here as sentence-transformers defines it.
 """
 
@@ -94,7 +94,7 @@ def pool(hidden, mask, mode):
 
 
 def modules(directory, mode, width):
-    """As sentence-transformers writes them: the older keys for two of the modes, the newer one for the third."""
+    """Writes the modules as sentence-transformers does: with the older keys for two of the modes, and the newer one for the third."""
     kinds = ["Transformer", "Pooling"] + (["Normalize"] if mode != "cls" else [])
     listed = [
         {"idx": i, "name": str(i), "path": "" if i == 0 else f"{i}_{kind}", "type": f"sentence_transformers.models.{kind}"}

@@ -1,10 +1,10 @@
-"""Shows that transformers reads what `tpc train --save` writes, and computes the same.
+"""Checks that transformers reads what `tpc train --save` writes, and computes the same.
 
     python tests/reference/saved.py TPC
 
-TPC is the command. Each model of `tests/data` is trained for no step that changes a weight (`--lr 0`) and saved as one f32 file, as
-shards of 20 KB, and as bf16; transformers loads the directory with its Auto classes, without a missing or unexpected tensor, and its logits
-are exactly those of the model that was read.
+TPC is the path of the command. Each model of `tests/data` is trained without changing a weight (`--lr 0`) and saved as one f32 file, as
+shards of 20 KB, and as bf16. transformers must load the directory with its Auto classes, without a missing or unexpected tensor, and
+compute exactly the logits of the original model.
 """
 
 import subprocess
@@ -38,7 +38,7 @@ def logits(auto, directory, inputs, **more):
 def main(tpc):
     for name, auto in MODELS.items():
         inputs = load_file(DATA / name / "inputs.safetensors")
-        # In bf16, what transformers itself makes of the f32 weights.
+        # In bf16, the expected weights are those that transformers converts from f32.
         before = {dtype: logits(auto, DATA / name, inputs, dtype=dtype)[0].float() for dtype in (torch.float32, torch.bfloat16)}
         for way, options in WAYS.items():
             with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,5 @@
-//! One block of a llama, forward and backward, as a rank of a plan executes it; and programs of one rank without their peers.
+//! One block of a llama, forward and backward, as a rank of a plan executes it; and programs of one rank without their
+//! peers.
 
 use burn::module::{Module, Param};
 use burn::nn::Initializer;
@@ -53,8 +54,8 @@ pub fn block(
         .unwrap_or_else(|e| panic!("{on}: {e}"))
 }
 
-/// The program of one rank without its collectives, to time what the rank itself computes: what it would receive has the size that it
-/// has, and what it contributes for a value; an all-reduce that is not in place is a copy.
+/// The program of one rank without its collectives, to time the rank's own computation. Received values have the right
+/// size, and contain what the rank contributes; an all-reduce that is not in place becomes a copy.
 pub fn alone(program: &RankProgram) -> RankProgram {
     let mut alone = program.clone();
     let step = |mut step: tpc_ir::program::Step| {
@@ -112,7 +113,7 @@ mod tests {
             kinds.into_iter().map(|k| (format!("{k:?}"), session.read_f64(&k).unwrap())).collect::<Vec<_>>()
         };
         let (one, two) = (run("none", ""), run("tp", "tp=2"));
-        // The output, the input's gradient, and those of nine weights.
+        // The output, the input's gradient, and the gradients of nine weights.
         assert_eq!((one.len(), two.len()), (11, 11), "{:?}", one.iter().map(|o| &o.0).collect::<Vec<_>>());
         for (name, a) in one {
             let b = &two.iter().find(|o| o.0 == name).unwrap().1;

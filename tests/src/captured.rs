@@ -1,4 +1,4 @@
-//! Captured programs on the reference interpreter: what a model means before anything is sharded.
+//! Runs captured programs on the reference interpreter: the meaning of a model before anything is sharded.
 
 use burn::tensor::TensorData;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use tpc_ir::{DType, Graph, InputId, InputKind, Op, OutputKind};
 /// Values of inputs.
 pub type Values = HashMap<InputId, Tensor>;
 
-/// burn's data as the interpreter holds it.
+/// Converts burn's data to the interpreter's tensors.
 ///
 /// # Panics
 /// On an element type that the IR lacks.
@@ -20,8 +20,8 @@ pub fn tensor(data: &TensorData) -> Tensor {
     Tensor::new(dtype, data.shape().to_vec(), elements)
 }
 
-/// What a program has before its first step: initial parameters, states of zeros (which no first
-/// step reads) and constants.
+/// The inputs of a program before its first step: initial parameters, states of zeros (which no first step reads) and
+/// constants.
 pub fn initial(captured: &Captured, imported: &Imported) -> Values {
     let states = imported.graph.inputs().filter(|(_, id)| id.kind() == InputKind::State).map(|(node, id)| {
         let ty = &imported.graph.node(node).types[0];
@@ -41,8 +41,8 @@ pub fn import_training(step: &TrainingCapture) -> Result<[Imported; 2], ImportEr
     Ok([import_with(&step.first, &signature)?, import_with(&step.steady, &signature)?])
 }
 
-/// The scalars of a step (the first is 1) as [`StepScalars::values`](tpc_compiler::capture::StepScalars::values)
-/// gives them, and the seed.
+/// The scalars of a step (the first is 1) as returned by
+/// [`StepScalars::values`](tpc_compiler::capture::StepScalars::values), and the seed.
 pub fn step(number: usize, scalars: &[f64]) -> Values {
     let named = scalars.iter().enumerate();
     let id = |i: usize| InputId::read(InputKind::Scalar, &format!("step.{i}"));
@@ -52,8 +52,7 @@ pub fn step(number: usize, scalars: &[f64]) -> Values {
     values
 }
 
-/// Runs a program on the inputs that it has among `values`, in double precision; its outputs by what
-/// they are.
+/// Runs a program on its inputs among `values`, in double precision; returns its outputs by kind.
 ///
 /// # Panics
 /// If an input is missing or an operation fails.
@@ -73,7 +72,7 @@ pub fn run(graph: &Graph, values: &Values) -> HashMap<OutputKind, Tensor> {
     graph.outputs.iter().map(|o| o.kind.clone()).zip(outputs).collect()
 }
 
-/// Takes the next values of parameters and states.
+/// Replaces parameters and states by their next values.
 pub fn advance(values: &mut Values, outputs: &HashMap<OutputKind, Tensor>) {
     for (kind, value) in outputs {
         if let OutputKind::Update(id) = kind {
@@ -82,7 +81,7 @@ pub fn advance(values: &mut Values, outputs: &HashMap<OutputKind, Tensor>) {
     }
 }
 
-/// Names as the files have them.
+/// Renames parameters to their names in files.
 pub fn rename(captured: &mut tpc_compiler::capture::Captured, rename: &dyn Fn(&str) -> String) {
     use tpc_compiler::capture::{InputKind as I, OutputKind as O};
     for input in &mut captured.inputs {

@@ -1,17 +1,17 @@
-//! The command, run inside a test.
+//! Runs the command inside a test.
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Exit code, standard output and standard error of `tpc` with these arguments.
+/// Runs `tpc` with these arguments: exit code, standard output and standard error.
 pub fn tpc(arguments: &[&str]) -> (u8, String, String) {
     let (mut out, mut err) = (Vec::new(), Vec::new());
     let code = tpc_command::run([&["tpc"], arguments].concat(), &mut out, &mut err);
     (code, String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
 }
 
-/// A directory of one test's own, which is removed when it is dropped.
+/// A directory for one test, which is removed when it is dropped.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
@@ -30,18 +30,18 @@ impl Scratch {
         self.0.join(name).display().to_string()
     }
 
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> String {
         fs::write(self.0.join(name), contents).unwrap();
         self.path(name)
     }
 
-    /// Removes files of it.
+    /// Removes files from it.
     pub fn remove(&self, names: &[&str]) {
         names.iter().for_each(|name| fs::remove_file(self.0.join(name)).unwrap());
     }
 
-    /// Everything in it, to see that nothing was left.
+    /// All files in it, to check that nothing remains.
     pub fn names(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.0).unwrap();
         let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! Training steps on any device, beside the same steps on the CPU.
+//! Training steps on any device, compared with the same steps on the CPU.
 
 use crate::training::feed;
 use std::collections::HashMap;
@@ -10,14 +10,14 @@ use tpc_runtime::device::attached::Device;
 use tpc_runtime::element::decode;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
 
-/// How far a device is from the CPU after some steps.
+/// How far a device differs from the CPU after some steps.
 #[derive(Clone, Debug, Default)]
 pub struct Apart {
     /// Losses on the device.
     pub losses: Vec<f64>,
     /// The largest difference of a loss, relative to it.
     pub loss: f64,
-    /// The largest difference of a parameter or of state, relative to its tensor's largest, and whose.
+    /// The largest difference of a parameter or state, relative to the largest element of its tensor, and its name.
     pub parameter: (f64, String),
 }
 
@@ -50,7 +50,7 @@ fn copy(from: &Session, to: &mut Session, kinds: &[InputKind]) {
     }
 }
 
-/// The largest difference, relative to the largest value; NaN if one is where none should be.
+/// The largest difference, relative to the largest value; NaN if a value is unexpectedly NaN.
 fn apart(got: &[u8], want: &[u8], dtype: DType) -> f64 {
     if !dtype.is_float() {
         return if got == want { 0.0 } else { f64::INFINITY };
@@ -58,7 +58,7 @@ fn apart(got: &[u8], want: &[u8], dtype: DType) -> f64 {
     farthest(&decode(dtype, got), &decode(dtype, want))
 }
 
-/// The largest difference, relative to the largest value that is wanted; NaN if one is where none should be.
+/// The largest difference, relative to the largest expected value; NaN if a value is unexpectedly NaN.
 fn farthest(got: &[f64], want: &[f64]) -> f64 {
     let largest = want.iter().fold(1e-30f64, |m, x| m.max(x.abs()));
     let same = |x: f64, y: f64| x == y || (x.is_nan() && y.is_nan());
@@ -66,8 +66,8 @@ fn farthest(got: &[f64], want: &[f64]) -> f64 {
     off.fold(0.0, |m, d| if d >= m || d.is_nan() { d } else { m })
 }
 
-/// Runs programs on the CPU and on a device, step by step on the same inputs, and compares what inputs
-/// and outputs hold then: the largest difference relative to a tensor's largest value, and where.
+/// Runs programs on the CPU and on a device, step by step on the same inputs, and compares inputs and outputs
+/// afterwards: the largest difference relative to a tensor's largest value, and its place.
 ///
 /// # Errors
 /// The device fails.
@@ -109,8 +109,9 @@ pub fn beside<D: Device>(
     Ok(worst)
 }
 
-/// Runs programs in another precision on a device beside a reference on the CPU, step by step from the same inputs, and compares what
-/// inputs and outputs hold then, as whole tensors: the largest difference relative to a tensor's largest value, and where.
+/// Runs programs in another precision on a device and a reference on the CPU, step by step from the same inputs, and
+/// compares inputs and outputs afterwards as whole tensors: the largest difference relative to a tensor's largest
+/// value, and its place.
 ///
 /// # Errors
 /// The device fails.
@@ -154,8 +155,8 @@ pub fn against<D: Device + 'static>(
     Ok(worst)
 }
 
-/// Trains for a step with each learning rate on the CPU and in a session on a device, which keeps its own parameters
-/// and state: `device` is given the programs of the first step, and goes on with those of the later ones.
+/// Trains for one step per learning rate on the CPU and in a session on a device, which keeps its own parameters and
+/// state: `device` receives the programs of the first step, and continues with those of the later ones.
 ///
 /// # Errors
 /// The device fails.
@@ -186,7 +187,7 @@ pub fn follow<D: Device + 'static>(
         copy(training.session(), &mut on_device, &[InputKind::Scalar, InputKind::Seed]);
         on_device.step()?;
         for rank in 0..on_device.ranks() {
-            // A step in which not every collective was executed would be counted as less.
+            // A step that did not execute every collective would be counted as less.
             let (executed, program) = (on_device.collectives(rank), on_device.program(rank));
             let counted: u64 = executed.iter().map(|c| c.count).sum();
             assert_eq!(counted, program.collectives().count() as u64, "rank {rank}: {executed:?}");

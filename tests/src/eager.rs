@@ -1,11 +1,11 @@
-//! What burn itself computes on its own CPU backend, to compare with.
+//! Computes with burn on its own CPU backend, for comparison.
 
 use crate::training::{Run, uniform};
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// burn's data as numbers.
+/// Converts burn's data to numbers.
 ///
 /// # Panics
 /// On an element type that has no numbers.
@@ -63,8 +63,7 @@ impl ModuleMapper for Fill {
     }
 }
 
-/// Draws all parameters anew from their paths, gains of norms around 1, uniform over `scale`: the
-/// same in every run.
+/// Draws all parameters from their paths, gains of norms around 1, uniform over `scale`: the same in every run.
 pub fn filled<M: Module>(model: M, scale: f64) -> M {
     model.map(&mut Fill { path: Vec::new(), scale })
 }
@@ -90,7 +89,7 @@ pub fn train<M: Module>(
         }
         model = optimizer.step(rate, model, gradients);
     }
-    // A running state takes over its latest update when the mode changes.
+    // A running state adopts its latest update when the mode changes.
     let mut visitor = Visitor::default();
     model.valid().visit(&mut visitor);
     run.parameters = visitor.run.parameters;

@@ -1,4 +1,4 @@
-//! The models whose every stage is a snapshot, and the meshes they are compiled for.
+//! The models whose stages are snapshots, and the meshes that they are compiled for.
 
 use crate::captured::tensor;
 use crate::training::{adamw, config, mesh, plan};
@@ -18,21 +18,21 @@ use tpc_passes::options::precision::Precision;
 /// Values of inputs.
 pub type Feed = HashMap<InputId, Tensor>;
 
-/// Compiles a model for a plan and a mesh, with options: its stages, and inputs to run them on.
+/// Compiles a model for a plan and a mesh with options, and gives the stages and inputs to run them on.
 pub type Compile = fn(&str, &str, &CompileOptions) -> (Stages, Feed);
 
 /// A model, and the plans and meshes whose stages are snapshots.
 pub struct Golden {
-    /// Name of the snapshots.
+    /// The name of the snapshots.
     pub name: &'static str,
-    /// Compiles it.
+    /// Compiles the model.
     pub compile: Compile,
     /// `(plan, mesh)` of the snapshots.
     pub snapshots: &'static [(&'static str, &'static str)],
 }
 
 impl Golden {
-    /// The rank programs on all its meshes, and values for their inputs.
+    /// The rank programs on all meshes of the model, and values for their inputs.
     pub fn programs(&self) -> Vec<(String, Vec<RankProgram>, Feed)> {
         self.programs_with(&CompileOptions::for_cpu())
     }
@@ -55,7 +55,7 @@ impl Golden {
     }
 }
 
-/// A model without snapshots, wide enough for packs, warps and blocks that share rows.
+/// A model without snapshots that is wide enough for packed loads, whole warps, and blocks that share rows.
 pub const WIDE: Golden = Golden {
     name: "wide",
     compile: |plan, on, options| {
@@ -69,11 +69,11 @@ pub const WIDE: Golden = Golden {
     snapshots: &[("tp", "tp=2")],
 };
 
-/// Other plans and meshes on which every stage has to mean the same.
+/// Further plans and meshes on which every stage must mean the same.
 pub const MESHES: [(&str, &str); 6] =
     [("tp", "tp=1"), ("tp", "tp=2"), ("tp", "tp=4"), ("ddp", "dp=4"), ("tp-ddp", "dp=2,tp=2"), ("none", "")];
 
-/// All of them.
+/// All models with snapshots.
 pub const MODELS: [Golden; 6] = [
     Golden { name: "mlp", compile: mlp_forward, snapshots: &[("tp", "tp=2"), ("ddp", "dp=2")] },
     Golden { name: "mlp_training", compile: mlp_step, snapshots: &[("tp", "tp=2"), ("ddp", "dp=2")] },
@@ -132,11 +132,11 @@ pub fn forward(config: &ModelConfig, plan_name: &str, on: &str, options: &Compil
 
 /// A language model's training step.
 pub fn step(config: &ModelConfig, plan_name: &str, on: &str, options: &CompileOptions) -> (Stages, Feed) {
-    // Fewer lines than AdamW, whose are in the MLP's snapshots.
+    // SGD gives fewer lines than AdamW, which the MLP's snapshots show.
     let optimizer =
         burn::optim::SgdConfig::new().with_momentum(Some(burn::optim::momentum::MomentumConfig::new())).build();
     let step = capture_step(config, TokenBatch::new(2, 6), &optimizer).unwrap();
-    // Constants are named once for both programs.
+    // Constants get their names once for both programs.
     let signature = Signature::of([&step.first, &step.steady]).unwrap();
     let imported = tpc_compiler::import::import_with(&step.steady, &signature).unwrap();
     let constants =

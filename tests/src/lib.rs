@@ -1,5 +1,5 @@
 //! Shared machinery of the tests: random inputs for a graph, and equality of stages.
-// `!(x <= tolerance)` is meant: a NaN is wrong.
+// `!(x <= tolerance)` is intended: a NaN is wrong.
 #![allow(clippy::neg_cmp_op_on_partial_ord)]
 
 pub mod block;
@@ -22,7 +22,7 @@ use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
 use tpc_ir::{Graph, InputId, InputKind, Op};
 use tpc_passes::targets::Target;
 
-/// Reproducible inputs for every input of a graph; integers stay below `limit`, constants come from
+/// Reproducible values for every input of a graph: integers are below `limit`, and constants are taken from
 /// `constants`.
 pub fn inputs(graph: &Graph, limit: usize, constants: &HashMap<InputId, Tensor>) -> HashMap<InputId, Tensor> {
     let mut all = HashMap::new();
@@ -82,8 +82,9 @@ pub fn executed(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Vec<Tensor>
     executed_programs(graph, tpc_passes::lower::lower(graph, Target::cpu()).unwrap_or_else(|e| panic!("{e}")), inputs)
 }
 
-/// Panics unless rank programs mean what their placed graph means, by the reference executor: with nothing rounded, the
-/// two may differ only by the order of sums, which is little of the largest value anywhere (what cancels is not 0 in both).
+/// Panics unless the rank programs compute the same as their placed graph on the reference executor. That executor
+/// rounds nothing, so the two may differ only by the order of sums: by a small fraction of the largest value of all
+/// outputs, since terms that cancel need not give exactly 0 in both.
 pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], inputs: &HashMap<InputId, Tensor>) {
     let found = execute(programs, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
     let expected = simulate(graph, inputs, &Options::real()).unwrap_or_else(|e| panic!("{e}"));
@@ -96,7 +97,7 @@ pub fn means_the_same(graph: &Graph, programs: &[tpc_ir::program::RankProgram], 
     }
 }
 
-/// Runs the rank programs of a placed graph on real ranks, and on the reference executor ([`means_the_same`]).
+/// Runs the rank programs of a placed graph on real ranks and on the reference executor, as in [`means_the_same`].
 pub fn executed_programs(
     graph: &Graph,
     programs: Vec<tpc_ir::program::RankProgram>,
@@ -115,7 +116,7 @@ pub fn executed_programs(
     graph.outputs.iter().map(read).collect()
 }
 
-/// Every output that differs by more than `tolerance` of its largest value, with the difference.
+/// Every output that differs by more than `tolerance` times its largest value, with the difference.
 pub fn wrong(graph: &Graph, a: &[Tensor], b: &[Tensor], tolerance: f64) -> Vec<String> {
     let pairs = graph.outputs.iter().zip(a.iter().zip(b));
     pairs

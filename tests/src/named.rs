@@ -5,10 +5,10 @@ use tpc_ir::interpret::Tensor;
 use tpc_ir::{DType, Graph, InputId, parse, random, verify};
 use tpc_passes::check::check;
 
-/// A program of lines whose values have names: `%q = …`; outputs come last.
+/// Parses a program whose lines name their values, as in `%q = …`; outputs come last.
 ///
 /// # Panics
-/// If it is none.
+/// If the text is not a program.
 #[must_use]
 pub fn program(lines: &str) -> Graph {
     let mut names: Vec<&str> = Vec::new();

@@ -1,27 +1,28 @@
-//! What every collective of a placed program says of itself, derived a second time and from the program alone: cuts
-//! from the letters of the operations, parts of the step from what the loss and the gradients depend on.
+//! Derives what the reason of every collective of a placed program should be, from the program alone: cuts from the
+//! indices of the operations, phases from what the loss and the gradients depend on.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use tpc_ir::reason::{Cause, Cut, Reason};
 use tpc_ir::{AxisId, Graph, ModulePath, Op, OutputKind, Phase, Value, parse, text};
 use tpc_passes::options::clip::GRAD_NORM;
 
-/// Checks the reason, the phase and the module of every collective; how many there are.
+/// Checks the reason, the phase and the module of every collective, and gives their number.
 ///
 /// # Panics
-/// If one of them is not what follows from the program.
+/// If a reason, phase or module does not follow from the program.
 pub fn check(graph: &Graph, what: &str) -> usize {
     Derived::of(graph).check(what)
 }
 
-/// A placed program, and what follows from it.
+/// A placed program and the facts that follow from it.
 struct Derived<'a> {
     graph: &'a Graph,
-    /// By axis and node: inputs that are cut on the axis and reach the node over values that are.
+    /// By axis and node: the inputs that are cut on the axis and reach the node through values that are cut on it, too.
     cut: HashMap<(AxisId, Value), BTreeSet<String>>,
     /// By input: the axes that cut it, and its reason.
     inputs: BTreeMap<String, (Vec<AxisId>, Reason)>,
-    /// The first results of what the loss and other results depend on, and of what gradients do if they are results.
+    /// The first results of the nodes that the loss and the other results depend on, and of those that the gradients
+    /// depend on if they are results.
     forward: HashSet<Value>,
     backward: Option<HashSet<Value>>,
 }
@@ -45,7 +46,7 @@ impl<'a> Derived<'a> {
                 if let Op::Input { id, .. } = &graph.node(node).op {
                     names.insert(id.shown().to_string());
                 }
-                // A gradient that is cut where it is made lies like a parameter.
+                // A gradient that is cut where it is computed has the placement of a parameter.
                 let n = graph.node(node);
                 if n.op.is_redistribution() && graph.ty(operands[0]).sharding.dim_of(axis).is_none() {
                     let dim = n.types[0].sharding.dim_of(axis);
@@ -114,7 +115,7 @@ impl<'a> Derived<'a> {
         found
     }
 
-    /// The parameter that a value is, gathered, cut or converted.
+    /// The parameter that a value is a gathered, cut or converted form of.
     fn parameter(&self, value: Value) -> Option<&ModulePath> {
         match self.graph.op(value) {
             Op::Input { id, .. } => id.parameter(),
@@ -126,8 +127,8 @@ impl<'a> Derived<'a> {
         }
     }
 
-    /// Whether a node may be in a part of the step. Without gradients among the results nothing tells the backward
-    /// pass and the optimizer apart.
+    /// Whether a node may belong to a phase. If no gradients are among the results, the backward pass cannot be told
+    /// from the optimizer.
     fn may_be(&self, node: Value, phase: Phase) -> bool {
         match (self.forward.contains(&node), &self.backward) {
             (true, _) => phase == Phase::Forward,
@@ -136,7 +137,7 @@ impl<'a> Derived<'a> {
         }
     }
 
-    /// Checks every collective; how many there are.
+    /// Checks every collective, and gives their number.
     fn check(&self, what: &str) -> usize {
         let graph = self.graph;
         let names = text::number(graph);
@@ -188,7 +189,7 @@ impl<'a> Derived<'a> {
                             let mut demands = common.filter_map(|a| why.demand(graph.mesh.user_name(a)));
                             assert!(demands.any(|demand| *demand == cut.demand), "{what}: {line}");
                         }
-                        // A value inside, that a plan places.
+                        // A value inside the model that the plan places.
                         None => {
                             assert!(cut.demand.to_string().contains(" is "), "{what}: {tensor} is no tensor\n{line}")
                         }

@@ -1,4 +1,5 @@
-//! One model under one plan: where its values lie, what its ranks executed, and what they computed.
+//! Runs one model under one plan and records where its values are placed, what its ranks executed, and what they
+//! computed.
 
 use crate::eager::{numbers, train};
 use crate::traffic::over;
@@ -14,31 +15,30 @@ use tpc_ir::{Graph, OutputKind, Phase};
 use tpc_passes::styles::Plan;
 use tpc_runtime::{LaunchOptions, Session};
 
-/// A model and its batch. The loss is a fixed function of the output, with another gradient for every
-/// element.
+/// A model and its batch. The loss is a fixed function of the output whose gradient differs for every element.
 pub struct Case<M, B, const D: usize> {
-    /// The model, with its values.
+    /// The model with its parameter values.
     pub model: M,
-    /// The batch's tensors in order.
+    /// The tensors of the batch, in order.
     pub data: Vec<TensorData>,
-    /// The batch on a device.
+    /// Builds the batch on a device.
     pub batch: fn(&[TensorData], &Device) -> B,
     /// The forward pass.
     pub forward: fn(&M, B) -> Tensor<D>,
 }
 
-/// Collectives by phase, axes, name, bytes of the whole value; how often.
+/// How often each collective was executed: by phase, axes, name, and bytes of the whole value.
 pub type Executed = Vec<(Phase, String, String, usize, u64)>;
 
-/// What a step under a plan was.
+/// What was recorded of a step under a plan.
 pub struct Seen {
-    /// Type of every input, and of the output `y`, as the placed program has them.
+    /// The type of every input, and of the output `y`, in the placed program.
     pub types: BTreeMap<String, String>,
-    /// Executed collectives of rank 0.
+    /// The collectives that rank 0 executed.
     pub executed: Executed,
-    /// The output.
+    /// The values of the output.
     pub output: Vec<f64>,
-    /// Loss, gradients, parameters after the step.
+    /// Loss, gradients, and parameters after the step.
     pub run: Run,
     /// The compiled first step.
     pub placed: Graph,
@@ -62,7 +62,7 @@ impl<M: Module, B: Batch<Tensors = B>, const D: usize> Case<M, B, D> {
     /// Compiles a training step.
     ///
     /// # Errors
-    /// A plan that does not fit.
+    /// If the plan does not fit the model.
     pub fn compiled(&self, plan: &Plan, on: &str, options: &CompileOptions) -> Result<TrainingProgram, Error> {
         let batch = (self.batch)(&self.data, &Device::flex());
         let capture = capture_training(&self.model, &AdamWConfig::new().build(), batch, |m: &M, b: B| {
@@ -75,7 +75,7 @@ impl<M: Module, B: Batch<Tensors = B>, const D: usize> Case<M, B, D> {
     /// Runs a step.
     ///
     /// # Panics
-    /// If it does not compile or a rank fails.
+    /// If the step does not compile or a rank fails.
     pub fn seen(&self, plan: &Plan, on: &str) -> Seen {
         let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
         let program = self.compiled(plan, on, &options).unwrap_or_else(|e| panic!("{on}: {e}"));
@@ -95,19 +95,19 @@ impl<M: Module, B: Batch<Tensors = B>, const D: usize> Case<M, B, D> {
         }
     }
 
-    /// Every plan on every mesh computes what burn computes eagerly; gives what was seen.
+    /// Checks that the plan computes on every mesh what burn computes eagerly, and gives the records.
     ///
     /// # Panics
-    /// If it does not.
+    /// If the results differ.
     pub fn equal(&self, plan: &Plan, meshes: &[&str]) -> Vec<Seen> {
         let expected = self.eager();
         meshes.iter().map(|on| self.equals(&expected, plan, on)).collect()
     }
 
-    /// One plan on one mesh computes what was computed elsewhere.
+    /// Checks that the plan on one mesh computes the expected results.
     ///
     /// # Panics
-    /// If it does not.
+    /// If the results differ.
     pub fn equals(&self, expected: &(Vec<f64>, Run), plan: &Plan, on: &str) -> Seen {
         let seen = self.seen(plan, on);
         let scale = expected.0.iter().fold(0.0f64, |m, v| m.max(v.abs()));
@@ -124,7 +124,7 @@ impl<M: Module, B: Batch<Tensors = B>, const D: usize> Case<M, B, D> {
 /// Runs one step of a compiled program.
 ///
 /// # Panics
-/// If a rank fails or ranks execute other collectives than each other.
+/// If a rank fails or the ranks execute different collectives.
 pub fn seen(program: TrainingProgram, write: impl FnOnce(&mut Session)) -> Seen {
     for stages in [&program.first, &program.steady] {
         assert_eq!(stages.report.declined, None, "what was found is slower than {}", stages.report.before);
@@ -163,7 +163,7 @@ pub fn seen(program: TrainingProgram, write: impl FnOnce(&mut Session)) -> Seen 
     Seen { types, executed: executed.into_iter().next().unwrap_or_default(), output, run, placed }
 }
 
-/// How often each kind: ranks count different bytes of an uneven value.
+/// The collectives without their bytes, which differ between ranks for an uneven value.
 fn kinds(executed: &Executed) -> BTreeMap<(Phase, &str, &str), u64> {
     let mut kinds = BTreeMap::new();
     executed.iter().for_each(|c| *kinds.entry((c.0, c.1.as_str(), c.2.as_str())).or_default() += c.4);
@@ -175,32 +175,32 @@ pub fn types(placed: &Graph) -> BTreeMap<String, String> {
     placed.inputs().map(|(n, id)| (id.to_string(), placed.node(n).types[0].display(&placed.mesh))).collect()
 }
 
-/// What a rank executed so far.
+/// The collectives that a rank has executed so far.
 pub fn executed(session: &Session, rank: usize) -> Executed {
     let all = session.collectives(rank).into_iter();
     all.map(|c| (c.phase, c.axes.to_string(), c.name.to_string(), c.full_bytes, c.count)).collect()
 }
 
 impl Seen {
-    /// Executed reductions, in halves (an all-reduce is a reduce-scatter and an all-gather), of values
-    /// of at least that many bytes over that axis.
+    /// The number of executed reductions over the axis of values with at least `at_least` bytes, in halves: an
+    /// all-reduce is a reduce-scatter and an all-gather.
     pub fn halves(&self, phase: Phase, axis: &str, at_least: usize) -> u64 {
         let large =
             self.executed.iter().filter(|(p, a, _, bytes, _)| *p == phase && over(a, axis) && *bytes >= at_least);
         large.map(|(_, _, name, _, count)| if name == "all_reduce" { 2 * count } else { *count }).sum()
     }
 
-    /// Executed collectives of smaller values.
+    /// The number of executed collectives of values with fewer bytes.
     pub fn small(&self, phase: Phase, axis: &str, below: usize) -> u64 {
         let small = self.executed.iter().filter(|(p, a, _, bytes, _)| *p == phase && over(a, axis) && *bytes < below);
         small.map(|c| c.4).sum()
     }
 
-    /// At most so many halves in the forward and backward pass, over `tp`, and nothing at all in the
-    /// optimizer: parameters, gradients and states lie alike.
+    /// Checks that the forward and the backward pass execute at most these numbers of halves over `tp`, and the
+    /// optimizer none, because parameters, gradients and states have the same placement.
     ///
     /// # Panics
-    /// If there are more.
+    /// If the step executes more.
     pub fn at_most(&self, bytes: usize, forward: u64, backward: u64) {
         let found = [Phase::Forward, Phase::Backward].map(|p| self.halves(p, "tp", bytes));
         let optimizer = self.halves(Phase::Optimizer, "tp", 0);
@@ -211,11 +211,11 @@ impl Seen {
         );
     }
 
-    /// At most so many halves in the forward and backward pass together: where a value is laid out by a
-    /// demand, the search may spend in one pass what it saves in the other.
+    /// Checks that the forward and the backward pass together execute at most this number of halves: where a demand of
+    /// the plan places a value, the search may spend in one pass what it saves in the other.
     ///
     /// # Panics
-    /// If there are more.
+    /// If the step executes more.
     pub fn together(&self, bytes: usize, both: u64) {
         let found = [Phase::Forward, Phase::Backward].map(|p| self.halves(p, "tp", bytes));
         let optimizer = self.halves(Phase::Optimizer, "tp", 0);
@@ -226,17 +226,17 @@ impl Seen {
         );
     }
 
-    /// The type of an input or the output is this.
+    /// Checks the types of inputs and of the output.
     ///
     /// # Panics
-    /// If it is not.
+    /// If a type differs.
     pub fn lies(&self, expected: &[(&str, &str)]) {
         for (name, ty) in expected {
             assert_eq!(self.types.get(*name).map(String::as_str), Some(*ty), "{name} of {:#?}", self.types);
         }
     }
 
-    /// What was executed.
+    /// The executed collectives as text.
     pub fn list(&self) -> String {
         let line = |c: &(Phase, String, String, usize, u64)| {
             format!("{} {} {}: {} bytes × {}", c.0.name(), c.2, c.1, c.3, c.4)

@@ -1,5 +1,5 @@
-//! Programs lowered with and without values computed again and with and without epilogues: that they mean the same, and
-//! what they move and hold.
+//! Lowers programs with and without recomputation and with and without epilogues, checks that they mean the same, and
+//! measures how much memory they move and hold.
 
 use crate::{executed_programs, on_ranks};
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use tpc_passes::lower::check_ranks::check_ranks;
 use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::targets::Target;
 
-/// The settings of the two switches: computing again, and epilogues.
+/// The settings of the two switches: recomputation, and epilogues.
 pub const WAYS: [(bool, bool); 4] = [(false, false), (false, true), (true, false), (true, true)];
 
 /// The programs of all ranks for one setting of the switches.
@@ -22,7 +22,7 @@ pub fn lowered(graph: &Graph, (recompute, epilogues): (bool, bool), base: &Lower
     programs
 }
 
-/// Small integers for every input; truth values for what is one.
+/// Small integers for every input, or truth values for a boolean input.
 #[must_use]
 pub fn integers(graph: &Graph) -> HashMap<InputId, Tensor> {
     let tensor = |(node, id): (_, &InputId)| {
@@ -40,11 +40,11 @@ pub fn integers(graph: &Graph) -> HashMap<InputId, Tensor> {
     graph.inputs().map(tensor).collect()
 }
 
-/// The programs of all ranks for every one of [`WAYS`]. Each is executed on small integers and means what the program
-/// means: exactly, unless it has functions that are not exact.
+/// The programs of all ranks for each of [`WAYS`]. Each is executed on small integers and must give the same results as
+/// the graph: exactly, unless it contains functions that are not exact.
 ///
 /// # Panics
-/// If one does not.
+/// If the results differ.
 #[must_use]
 pub fn agree(graph: &Graph) -> [Vec<RankProgram>; 4] {
     let inputs = integers(graph);
@@ -63,8 +63,8 @@ pub fn agree(graph: &Graph) -> [Vec<RankProgram>; 4] {
     })
 }
 
-/// Calls `visit` with every view that an action reads or writes, and with how many bytes it then moves. An element that
-/// a loop meets several times counts once; a table as often as a row of it is read.
+/// Calls `visit` with every view that an action reads or writes, and with the bytes that it moves. An element that a
+/// loop reads several times counts once; an element of a table counts once for each time that its row is read.
 fn each_access(action: &Action, visit: &mut dyn FnMut(&View, usize)) {
     let body = |dims: &[usize], body: &[Instruction], visit: &mut dyn FnMut(&View, usize)| {
         for instruction in body {
@@ -102,7 +102,7 @@ fn each_access(action: &Action, visit: &mut dyn FnMut(&View, usize)) {
     }
 }
 
-/// Bytes of memory that an action reads and writes.
+/// The bytes of memory that an action reads and writes.
 #[must_use]
 pub fn touched_bytes(action: &Action) -> usize {
     let mut sum = 0;
@@ -110,15 +110,15 @@ pub fn touched_bytes(action: &Action) -> usize {
     sum
 }
 
-/// Bytes of memory that a rank's steps read and write, but for its collectives.
+/// The bytes of memory that the steps of a rank read and write, except for its collectives.
 #[must_use]
 pub fn moved_bytes(program: &RankProgram) -> usize {
     let local = program.steps.iter().map(|s| &s.action).filter(|a| !matches!(a, Action::Start(_)));
     local.map(touched_bytes).sum()
 }
 
-/// Most bytes of buffers that are in use at once, if every collective is waited for where it starts. A memory plan may
-/// need more, since buffers stay where they are.
+/// The largest number of bytes in buffers that are in use at once, if every collective is waited for where it starts. A
+/// memory plan may need more, since buffers never move.
 #[must_use]
 pub fn most_bytes(program: &RankProgram) -> usize {
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; program.buffers.len()];
@@ -138,8 +138,8 @@ pub fn most_bytes(program: &RankProgram) -> usize {
     (0..program.steps.len()).map(at).max().unwrap_or(0)
 }
 
-/// One line for every step of a rank but waits: its label, and behind an arrow the buffers that its loop or epilogue
-/// writes, by what they hold; in front of it those that it reads.
+/// One line for every step of a rank except waits: the buffers that the step reads, its label, and after an arrow the
+/// buffers that its loop or epilogue writes, each named by its contents.
 #[must_use]
 pub fn outline(program: &RankProgram) -> String {
     let name = |v: &View| program.buffers[v.buffer.0 as usize].label.to_string();
@@ -161,7 +161,7 @@ pub fn outline(program: &RankProgram) -> String {
     program.steps.iter().map(of).collect()
 }
 
-/// Loops of a rank that write nothing.
+/// The number of loops of a rank that write nothing.
 #[must_use]
 pub fn idle_loops(program: &RankProgram) -> usize {
     let is_store = |i: &Instruction| matches!(i, Instruction::Store { .. });

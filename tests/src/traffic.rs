@@ -1,4 +1,4 @@
-//! Collectives of a training program: what its ranks will execute, and that they do.
+//! Collectives of a training program: predicts what its ranks execute, and checks that they do.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use tpc_ir::program::Collective;
 use tpc_runtime::LaunchOptions;
 use tpc_runtime::Session;
 
-/// Kind, axes, phase, bytes, ranks: how often, and bytes sent for all of them.
+/// By kind, axes, phase, bytes and ranks: how often it runs, and the bytes sent by all of these runs.
 type Counts = BTreeMap<(String, String, Phase, usize, usize), (u64, f64)>;
 
 fn predicted(rank: &RankProgram, steps: u64) -> Counts {
@@ -33,7 +33,7 @@ fn executed(session: &Session, rank: usize) -> Counts {
     counts
 }
 
-/// Steps execute what the programs predict, on every rank.
+/// Checks that the steps execute what the programs predict, on every rank.
 ///
 /// # Panics
 /// If they do not.
@@ -53,13 +53,13 @@ pub fn counts_agree(program: TrainingProgram, write: impl FnOnce(&mut Session)) 
         }
     };
     step(1, &first);
-    // The second step hands over to the steady program.
+    // The second step runs the steady program.
     step(1, &steady);
     step(2, &steady);
 }
 
-/// Values of at least a size that are reduced or gathered in a phase, in halves: an all-reduce is a
-/// reduce-scatter and an all-gather. Values that share one collective count each.
+/// The number of reductions and gathers in a phase of values that have at least `at_least` elements, in halves: an
+/// all-reduce is a reduce-scatter and an all-gather. Values that share one collective count separately.
 pub fn halves(stages: &Stages, phase: Phase, at_least: usize) -> usize {
     let large = stages.ranks[0].collectives().filter(|c| c.phase == phase && c.full_bytes / c.values >= at_least);
     large.map(|c| if c.name() == "all_reduce" { 2 * c.values } else { c.values }).sum()
@@ -74,23 +74,23 @@ pub fn list(stages: &Stages) -> String {
     stages.ranks[0].collectives().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Collectives of rank 0 in one phase over one axis.
+/// The collectives of rank 0 in one phase over one axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// All-reduces of values as large as an activation.
+    /// All-reduces of values that are at least as large as an activation.
     pub all_reduces: usize,
-    /// All-gathers of such.
+    /// All-gathers of such values.
     pub all_gathers: usize,
-    /// Reduce-scatters of such.
+    /// Reduce-scatters of such values.
     pub reduce_scatters: usize,
-    /// All-to-alls of such.
+    /// All-to-alls of such values.
     pub all_to_alls: usize,
-    /// Collectives of anything smaller.
+    /// Collectives of smaller values.
     pub small: usize,
 }
 
 impl Sent {
-    /// What a program sends over an axis in a phase. Several large values in one collective count each.
+    /// What a program sends over an axis in a phase. Large values that share one collective count separately.
     pub fn of(stages: &Stages, axis: &str, phase: Phase, activation: usize) -> Self {
         let mut sent = Sent::default();
         for c in stages.ranks[0].collectives().filter(|c| c.phase == phase && over(&c.axes, axis)) {
@@ -106,7 +106,7 @@ impl Sent {
         sent
     }
 
-    /// Large collectives in halves: an all-reduce is a reduce-scatter and an all-gather.
+    /// The large collectives in halves: an all-reduce is a reduce-scatter and an all-gather.
     pub fn halves(&self) -> usize {
         2 * self.all_reduces + self.all_gathers + self.reduce_scatters + self.all_to_alls
     }
@@ -126,7 +126,7 @@ impl fmt::Display for Sent {
     }
 }
 
-/// Whether a collective's axes hold an axis or a part of it.
+/// Whether the axes of a collective include an axis or a part of it.
 pub fn over(axes: &str, axis: &str) -> bool {
     axes.split(|c: char| !c.is_alphanumeric()).any(|a| a == axis)
 }

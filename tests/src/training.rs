@@ -1,4 +1,4 @@
-//! Training runs on ranks, and when two of them count as equal.
+//! Training runs on ranks, and the tolerances within which two runs are equal.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,18 +12,18 @@ use tpc_runtime::{LaunchOptions, Session};
 /// Values by name, in a fixed order.
 pub type Named = BTreeMap<String, Vec<f64>>;
 
-/// What a run gave.
+/// The results of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Run {
-    /// Loss of every step, before its update.
+    /// The loss of every step, before its update.
     pub losses: Vec<f64>,
-    /// Gradients of the first step.
+    /// The gradients of the first step.
     pub gradients: Named,
-    /// Parameters after the last step.
+    /// The parameters after the last step.
     pub parameters: Named,
 }
 
-/// Reproducible numbers, uniform in [0, 1), another stream for every name.
+/// Reproducible numbers, uniform in [0, 1), with a separate stream for every name.
 pub fn uniform(name: &str) -> impl FnMut() -> f64 {
     let mut state = name.bytes().fold(1469598103934665603u64, |h, b| (h ^ u64::from(b)).wrapping_mul(1099511628211));
     move || {
@@ -32,26 +32,26 @@ pub fn uniform(name: &str) -> impl FnMut() -> f64 {
     }
 }
 
-/// A configuration as a `config.json` would have it.
+/// Parses a configuration from the JSON of a `config.json`.
 ///
 /// # Panics
-/// If it is refused.
+/// If it is rejected.
 pub fn config(json: serde_json::Value) -> ModelConfig {
     ModelConfig::from_json(&json, Path::new("config.json")).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A plan by its built-in name.
+/// The built-in plan with this name.
 ///
 /// # Panics
-/// If there is none.
+/// If no such plan exists.
 pub fn plan(name: &str) -> Plan {
     Plan::built_in(name).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A mesh from its text; the empty text is one rank.
+/// Parses a mesh. The empty text means one rank.
 ///
 /// # Panics
-/// If it is refused.
+/// If it is rejected.
 pub fn mesh(text: &str) -> Mesh {
     Mesh::parse(text).unwrap_or_else(|e| panic!("{e}"))
 }
@@ -79,11 +79,11 @@ pub fn language_model(
     compile_training(capture, &mesh(on), plan, options, &rename).unwrap_or_else(|e| panic!("{on}: {e}"))
 }
 
-/// Random parameters, large enough that every gradient matters, and a batch whose labels are partly
-/// ignored (unevenly over the batch).
+/// Writes random parameters that are large enough for every gradient to matter, and a batch in which some labels are
+/// ignored, unevenly over the batch.
 ///
 /// # Panics
-/// If an input is refused.
+/// If an input is rejected.
 pub fn feed(session: &mut Session, vocab: usize) {
     let inputs: Vec<_> =
         session.program(0).inputs.iter().map(|i| (i.name.clone(), i.kind, i.binding.global.clone())).collect();
@@ -106,18 +106,18 @@ pub fn feed(session: &mut Session, vocab: usize) {
     }
 }
 
-/// Steps with a learning rate each, on what was written.
+/// Runs one step for each learning rate, on the inputs that `write` writes.
 ///
 /// # Panics
-/// If a rank fails, or a rank's arena is not what its program says.
+/// If a rank fails, or the size of its arena differs from that of its program.
 pub fn run(program: TrainingProgram, rates: &[f64], write: impl FnOnce(&mut Session)) -> Run {
     run_and_see(program, rates, write, |_| {})
 }
 
-/// [`run`], and what `see` finds after the first step.
+/// Like [`run`], and calls `see` after the first step.
 ///
 /// # Panics
-/// As [`run`].
+/// Under the conditions of [`run`].
 pub fn run_and_see(
     program: TrainingProgram,
     rates: &[f64],
@@ -157,9 +157,9 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().fold(0.0, |m, v| m.max(v.abs()))
 }
 
-/// What differs too much: losses by 1e-5, gradients by 1e-4 of a tensor's
-/// largest (of the largest anywhere where they are zero in theory), parameters by 2e-4 except where
-/// the gradient is below 1e-6 of the largest.
+/// Describes what differs by more than the tolerance: losses by 1e-5, gradients by 1e-4 of the tensor's largest element
+/// (or of the largest element of all gradients, where they are zero in theory), parameters by 2e-4 except where the
+/// gradient is below 1e-6 of the largest.
 pub fn differences(found: &Run, expected: &Run) -> Vec<String> {
     let mut wrong = Vec::new();
     for (i, (f, e)) in found.losses.iter().zip(&expected.losses).enumerate() {

@@ -1,5 +1,5 @@
-//! What a step may communicate at most under each plan, and what its ranks execute, as golden tables. A row of
-//! `compiler/src/guide/costs.rs` each; `documents.rs` keeps the two equal.
+//! The most that a step may communicate under each plan, and what its ranks execute, as golden tables. Each is a row of
+//! `compiler/src/guide/costs.rs`; `documents.rs` checks that the two are equal.
 
 use burn::module::{Module, ModuleDisplay};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
@@ -20,7 +20,7 @@ use tpc_passes::styles::{
 use tpc_tests::traffic::{Sent, counts_agree, list};
 use tpc_tests::training::{adamw, config, feed, language_model, mesh, plan};
 
-/// A program of a row, and what it may send in the forward and backward pass and the optimizer.
+/// A program of a row, and the most that it may send in the forward pass, the backward pass and the optimizer.
 struct Case {
     row: &'static str,
     what: String,
@@ -28,25 +28,25 @@ struct Case {
     program: TrainingProgram,
     /// Bytes of an activation on a rank's group.
     activation: usize,
-    /// Per axis and phase: large collectives in halves (an all-reduce is two), small ones.
+    /// By axis and phase: the number of large collectives in halves (an all-reduce is two), and of small ones.
     most: Vec<(&'static str, [(usize, usize); 3])>,
 }
 
 impl Case {
-    /// The case under a plan.
+    /// The case of a plan.
     fn new(row: &'static str, what: impl Into<String>, on: &'static str, program: TrainingProgram) -> Self {
         Case { row, what: what.into(), on, program, activation: ACTIVATION, most: Vec::new() }
     }
 
-    /// Limits over an axis.
+    /// Sets the limits over an axis.
     fn over(mut self, axis: &'static str, forward: (usize, usize), backward: (usize, usize)) -> Self {
         self.most.push((axis, [forward, backward, (0, 0)]));
         self
     }
 }
 
-/// Every limit holds, nothing goes over other axes, no value is larger than an activation (but
-/// parameters under FSDP), and the ranks execute what is counted. Gives the table.
+/// Checks that every limit holds, that nothing is sent over other axes, that no value is larger than an activation
+/// (except parameters under FSDP), and that the ranks execute what is counted. Gives the table.
 fn met(cases: Vec<Case>) -> String {
     let mut table = String::new();
     let mut last = "";
@@ -127,7 +127,7 @@ struct Parallel {
     mlp: SwiGlu,
 }
 
-/// Query, key and value of one product, in thirds; heads of 8.
+/// Query, key and value from one product, in thirds; heads of 8 elements.
 #[derive(Module, Debug)]
 struct Fused {
     qkv: Linear,
@@ -167,7 +167,7 @@ fn part<M: Module>(build: impl Fn(&Device) -> M, forward: impl Fn(&M, Tensor<3>)
     capture_training_shapes(build, &adamw(), (x(), x()), &Default::default(), loss).unwrap()
 }
 
-/// A part behind a norm and beside a residual, so that its input needs a gradient.
+/// A part between a norm and a residual, so that its input needs a gradient.
 fn normed<M: Module + ModuleDisplay>(
     build: impl Fn(&Device) -> M,
     forward: impl Fn(&M, Tensor<3>) -> Tensor<3>,
@@ -182,7 +182,7 @@ fn compiled(capture: TrainingCapture, plan: &Plan, on: &str) -> TrainingProgram 
     compile_training(capture, &mesh(on), plan, &CompileOptions::for_cpu(), &|p| p.to_string()).unwrap()
 }
 
-/// One case per plan and mesh, over `tp`; nothing small.
+/// One case for each plan and mesh, over `tp`, without small collectives.
 fn part_cases(
     row: &'static str,
     capture: impl Fn() -> TrainingCapture,
@@ -200,7 +200,7 @@ fn part_cases(
     cases
 }
 
-/// Pairs found, and the same written out.
+/// A plan whose pairs are found, and the same plan written out.
 fn plans(path: &str, columns: &str, rows: &str) -> [(&'static str, Plan); 2] {
     let at = |pattern: &str| if path.is_empty() { pattern.to_string() } else { format!("{path}.{pattern}") };
     let written = Plan::new().with(at(columns), ColwiseParallel::default()).with(at(rows), RowwiseParallel::default());
@@ -222,7 +222,7 @@ fn parts_of_a_model() {
         .with("part", PairwiseSequenceParallel { sequence_dim: 1 });
     for on in ["tp=2", "tp=4"] {
         let case = Case::new(row, "sequence pairs", on, compiled(inner(), &plan, on));
-        // The loss is the mean of shards; gradients of what is replicated are reduced together.
+        // The loss is the mean over shards; gradients of replicated parameters are reduced together.
         cases.push(case.over("tp", (2, 1), (2, 1)));
     }
 
@@ -259,7 +259,7 @@ fn parts_of_a_model() {
     insta::assert_snapshot!("parts", met(cases));
 }
 
-/// The ends of a language model: what makes the first activation, and the loss.
+/// The ends of a language model: what produces the first activation, and the loss.
 #[test]
 fn ends_of_a_model() {
     let tokens = || Spec::<2, Int>::new([SHAPE[0], SHAPE[1]], DType::I64);
@@ -282,7 +282,7 @@ fn ends_of_a_model() {
         ("col, loss_parallel", Plan::new().with("head", ColwiseParallel::default()).loss_parallel()),
     ] {
         for on in ["tp=2", "tp=4"] {
-            // The gradient of the head's input is one all-reduce of an activation; no logits travel.
+            // The gradient of the head's input is one all-reduce of an activation; logits are not sent.
             cases.push(Case::new(row, what, on, compiled(head(), &plan, on)).over("tp", (0, 2), (2, 0)));
         }
     }
@@ -329,7 +329,7 @@ fn gpt2(layers: usize) -> ModelConfig {
     }))
 }
 
-/// A decoder's step with the batch of every data rank of the size that a single one would have.
+/// A decoder's step. Each data rank has a batch of the size that a single rank would have.
 fn decoder(model: &ModelConfig, name: &str, on: &str, step: StepOptions) -> TrainingProgram {
     let data: usize = ["dp", "rep"].iter().filter_map(|a| mesh(on).axis(a).map(|i| mesh(on).size(i))).product();
     let options = CompileOptions { step, ..CompileOptions::for_cpu() };
@@ -381,7 +381,7 @@ fn decoders() {
     insta::assert_snapshot!("decoders", met(cases));
 }
 
-/// A table with collectives counted, of any number of values: a unit is gathered and scattered at once.
+/// A table that counts collectives, however many values they carry: a unit is gathered and scattered at once.
 #[test]
 fn fsdp_by_tp() {
     let row = "FSDP × TP: L+1 AG | L−1 AG + (L+1) RS, + TP";
@@ -419,7 +419,8 @@ fn fsdp_by_tp() {
                     let tp = Phase::ALL.map(|p| Sent::of(stages, "tp", p, ACTIVATION));
                     assert!(tp[0].halves() <= halves && tp[1].halves() <= halves && tp[2] == Sent::default(), "{what}");
                     assert!(tp[0].small <= 2 && tp[1].small <= sequence, "{what}");
-                    // The rest is the loss's count of tokens and sum, at once, over all data axes.
+                    // The remaining reduction is that of the loss's token count and sum, in one collective over all
+                    // data axes.
                     let all = stages.ranks[0].collectives().filter(|c| !c.axes.contains("tp")).count();
                     assert_eq!(all, found.iter().sum::<usize>() + 1, "{what}");
                 }

@@ -1,4 +1,4 @@
-//! What is found as attention and what is not: either way it means what the program means.
+//! What is recognized as attention and what is not: the program means the same either way.
 
 use tpc_ir::program::Action;
 use tpc_ir::{DType, text};
@@ -7,7 +7,7 @@ use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 
-/// Runs a program with and without attention kernels, and says which there are on rank 0.
+/// Runs a program with and without attention kernels, and lists the kernels of rank 0.
 fn found(lines: &str) -> String {
     let graph = program(lines);
     let inputs = inputs(&graph);
@@ -48,7 +48,7 @@ const OUT: &str = "%o = einsum \"hrc,hcw->hrw\" %p, %v : f32[2, 5, 3]";
 
 const GRADIENT: &str = "%dp = einsum \"hrw,hcw->hrc\" %g, %v : f32[2, 5, 7]";
 
-/// As burn's autodiff writes it.
+/// The form that burn's autodiff writes.
 const DIVISION: &str = "%il = recip %l : f32[2, 5]
 %a = mul \"hrc,hr->hrc\" %dp, %il : f32[2, 5, 7]
 %ne = neg %e : f32[2, 5, 7]
@@ -59,7 +59,7 @@ const DIVISION: &str = "%il = recip %l : f32[2, 5]
 %u = add \"hrc,hr->hrc\" %a, %r : f32[2, 5, 7]
 %ds = mul %e, %u : f32[2, 5, 7]";
 
-/// As textbooks write it.
+/// The form of the textbooks.
 const TEXTBOOK: &str = "%t = mul %p, %dp : f32[2, 5, 7]
 %r = reduce_sum \"hrc->hr\" %t : f32[2, 5]
 %u = sub \"hrc,hr->hrc\" %dp, %r : f32[2, 5, 7]
@@ -102,7 +102,7 @@ fn a_softmax_has_one_gradient_however_it_is_written() {
 %b = mul \"hrc,hr->hrc\" %e, %tl : f32[2, 5, 7]
 %ds = sub %a, %b : f32[2, 5, 7]";
     assert_eq!(found(&training().replace(DIVISION, apart)), BOTH);
-    // The probabilities made again.
+    // The probabilities computed a second time.
     let again =
         TEXTBOOK.replace("%t =", "%il = recip %l : f32[2, 5]\n%p = mul \"hrc,hr->hrc\" %e, %il : f32[2, 5, 7]\n%t =");
     assert_eq!(found(&training().replace(DIVISION, &again)), BOTH);
@@ -130,7 +130,7 @@ fn who_else_reads_a_value_needs_it() {
         let source = training() + &format!("\noutput result \"more\" %{name}");
         assert_eq!(found(&source), "", "{name}");
     }
-    // The gradient of a bias is a sum of the score's.
+    // The gradient of a bias is a sum of the score's gradient.
     let bias = join(&[
         &HEAD.replace("%s0 =", "%bias = input data \"bias\" : f32[5, 7]\n%s0 ="),
         "%s = add \"hrc,rc->hrc\" %s0, %bias : f32[2, 5, 7]",
@@ -192,14 +192,14 @@ fn masks_are_made_inside() {
     let source = join(&[&head, scored, SOFTMAX, OUT, GRADIENT, DIVISION, back, ENDS, OUTPUTS]);
     assert_eq!(found(&source), BOTH);
     let programs = lower_with(&program(&source), Target::cpu(), &LowerOptions::default()).unwrap();
-    // No mask of rows and columns is in memory.
+    // No mask of rows and columns is stored.
     assert!(
         !programs[0].steps.iter().any(|s| s.label.contains("or") || s.label.contains("gt")),
         "{}",
         programs[0].to_text()
     );
     assert!(programs[0].steps.iter().any(|s| &*s.label == "eq"));
-    // It is if somebody else wants it.
+    // The mask is stored if another operation reads it.
     assert_eq!(found(&(source + "\noutput result \"mask\" %any")), BOTH);
 }
 
@@ -238,7 +238,7 @@ fn dropout_and_functions_of_scores() {
 fn other_softmaxes_are_not_attention() {
     let forward = join(&[HEAD, SCORE, SOFTMAX, OUT, "output result \"o\" %o"]);
     let not = [
-        // The maximum of something else, of another dimension, or none.
+        // The maximum of another value, over another dimension, or none at all.
         ("%m = reduce_max \"hrc->hr\" %s ", "%m = reduce_max \"hrc->hr\" %s0 "),
         ("%e = exp %x", "%e = exp %s"),
         ("%l = reduce_sum \"hrc->hr\" %e", "%l = reduce_sum \"hrc->hr\" %s"),
@@ -249,14 +249,14 @@ fn other_softmaxes_are_not_attention() {
         assert!(forward.contains(of), "{of}");
         assert_eq!(found(&forward.replace(of, by)), "", "{by}");
     }
-    // Summed over heads, too.
+    // Also summed over heads.
     let heads = forward.replace("\"hrc,hcw->hrw\" %p, %v : f32[2, 5, 3]", "\"hrc,hcw->rw\" %p, %v : f32[5, 3]");
     assert_eq!(found(&heads), "");
 }
 
 #[test]
 fn shared_heads_transposed_operands_and_no_batch() {
-    // Two query heads of each key head; queries as `[row, head, …]`; the group's gradients are sums.
+    // Two query heads for each key head, with queries as `[row, head, …]`; the gradients of the group are sums.
     let source = "mesh <>
 %q = input data \"q\" : f32[5, 2, 3, 4]
 %k = input data \"k\" : f32[2, 4, 7]
@@ -282,7 +282,7 @@ output result \"dq\" %dq
 output result \"dk\" %dk
 output result \"dv\" %dv";
     assert_eq!(found(source), BOTH);
-    // Only one row: no dimension of rows.
+    // Only one row, therefore no dimension of rows.
     let one = "mesh <>
 %q = input data \"q\" : f32[4]
 %k = input data \"k\" : f32[7, 4]
@@ -308,7 +308,7 @@ fn narrow_types_are_computed_wide() {
 
 #[test]
 fn on_a_mesh() {
-    // Heads or rows are cut: each rank has its part. Columns are cut: the softmax needs all ranks.
+    // If heads or rows are cut, each rank computes its shard. If columns are cut, the softmax needs all ranks.
     let cut = |source: &str, axis: char| {
         let of = |c: char| if c == axis { "@tp" } else { "" };
         let (h, r, c) = (of('h'), of('r'), of('c'));
@@ -349,7 +349,7 @@ fn on_a_mesh() {
 
 #[test]
 fn a_gradient_that_masks_do_not_make_zero_is_none() {
-    // Later columns are hidden from all rows of a block; the gradient there is 1, not 0.
+    // Later columns are masked for all rows of a block; the gradient there is 1, not 0.
     let mask = "%i = iota : i64[5]
 %j = iota : i64[7]
 %any = gt \"c,r->rc\" %j, %i : bool[5, 7]";
@@ -390,7 +390,7 @@ fn conversions_to_integers_are_not_passed_over() {
 
 #[test]
 fn the_incoming_gradient_is_one_function_of_the_scores() {
-    // Both dimensions that the value lacks are as long; the gradient is read with them exchanged, too.
+    // Both dimensions that the value lacks have the same size; the gradient is also read with the two exchanged.
     let source = |other: &str| {
         format!(
             "mesh <>

@@ -1,4 +1,4 @@
-//! The attention of models of every family is found under every plan: one kernel forward and one backward in every
+//! The attention of models of every family is found under every plan: one forward and one backward kernel for every
 //! layer and micro-batch.
 
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use tpc_ir::program::Action;
 use tpc_passes::options::{Precision, StepOptions};
 use tpc_tests::training::{language_model, plan};
 
-/// Attention kernels forward and backward on every rank.
+/// The numbers of forward and backward attention kernels, which are the same on every rank.
 fn counted(model: &str, (name, mesh): (&str, &str), step: &StepOptions, attention_mask: bool) -> [usize; 2] {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data/hf").join(model);
     let config = ModelDir::open(dir).unwrap().config;
@@ -55,7 +55,8 @@ fn one_forward_and_one_backward_in_every_layer() {
     for model in ["llama-tiny", "gpt2-tiny", "bert-tiny"] {
         for place in places {
             for (how, step) in &steps {
-                // Options meet every plan together, and the plan that has everything one by one.
+                // Every plan runs with all options together, and the plan with all features also runs with each option
+                // alone.
                 if !["plain", "all of that"].contains(how) && place.0 != "2d" {
                     continue;
                 }

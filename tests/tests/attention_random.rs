@@ -1,4 +1,4 @@
-//! Random programs around a softmax: with attention kernels and without they mean what the program means.
+//! Random programs around a softmax: they mean the same with and without attention kernels.
 
 use proptest::prelude::*;
 use std::fmt::Write as _;
@@ -28,7 +28,7 @@ impl Dice<'_> {
         of[self.below(of.len())]
     }
 
-    /// The same letters in another order.
+    /// The same indices in another order.
     fn shuffled(&mut self, letters: &str) -> String {
         let mut all: Vec<char> = letters.chars().collect();
         if !self.one_in(3) {
@@ -41,7 +41,7 @@ impl Dice<'_> {
     }
 }
 
-/// A value: its name, the letters of its dimensions, and the axes over which it is to be summed.
+/// A value: its name, the letters of its dimensions, and the axes over which it is partial.
 #[derive(Clone)]
 struct Named {
     name: String,
@@ -52,7 +52,7 @@ struct Named {
 struct Writer<'a> {
     dice: Dice<'a>,
     sizes: Vec<(char, usize)>,
-    /// The axis that cuts each letter.
+    /// The axis that cuts the dimension of each letter.
     axes: Vec<(char, &'static str)>,
     dtype: &'static str,
     text: String,
@@ -86,7 +86,7 @@ impl Writer<'_> {
         self.line(dtype, &letters, None, &format!("input data \"{name}\""))
     }
 
-    /// A function of values, with the letters of any of them.
+    /// A function of values, with all letters of its operands.
     fn map_of(&mut self, dtype: &str, f: &str, of: &[&Named]) -> Named {
         let mut letters = String::new();
         for v in of {
@@ -163,7 +163,7 @@ fn renamed(v: &Named, from: char, to: char) -> Named {
     Named { letters: v.letters.replace(from, &to.to_string()), ..v.clone() }
 }
 
-/// A program, and how many attention kernels are in it; none if that is not certain.
+/// A program, and the number of its attention kernels, or `None` if that is uncertain.
 fn generate(bytes: &[u8]) -> (String, Option<usize>) {
     let dice = Dice { bytes, at: 0 };
     let mut w = Writer { dice, sizes: vec![], axes: vec![], dtype: "f32", text: String::new(), count: 0 };
@@ -255,7 +255,7 @@ fn generate(bytes: &[u8]) -> (String, Option<usize>) {
                 let shifted = w.map_of("i64", "add", &[&row, &seven]);
                 w.map_of("bool", "gt", &[&column, &shifted])
             }
-            // A window, and rows behind the last column see nothing.
+            // A window, in which rows after the last column see nothing.
             2 => {
                 let seven = Named { name: "i64:9".into(), letters: String::new(), partial: None };
                 let early = w.map_of("i64", "sub", &[&row, &seven]);
@@ -278,7 +278,7 @@ fn generate(bytes: &[u8]) -> (String, Option<usize>) {
         }
         let small = w.drawn(&[-1e30, -1e4, -3.0]);
         if w.dice.one_in(3) {
-            // -1e4 would round what it is added to.
+            // -1e4 would round the value that it is added to.
             let small = w.drawn(&[-1e30, -3.0]);
             let zero = w.number(0.0);
             let added = w.map("select", &[&hidden, &small, &zero]);
@@ -314,7 +314,7 @@ fn generate(bytes: &[u8]) -> (String, Option<usize>) {
     if backward {
         want = [(); 3].map(|()| !w.dice.one_in(4));
         let g = w.input("g", w.dtype, &of_out);
-        // The value's gradient comes before the others or behind them.
+        // The gradient of the value comes before the others or after them.
         let early = w.dice.one_in(2);
         if want[2] && early {
             let made = w.einsum(&weighted, &g, &of_v);
@@ -360,7 +360,7 @@ fn generate(bytes: &[u8]) -> (String, Option<usize>) {
             if let Some(hidden) = &mask {
                 let zero = w.number(0.0);
                 d = if d.partial.is_some() {
-                    // Read, and made behind the value's gradient: nothing is found.
+                    // It is read but computed after the value's gradient: nothing is found.
                     late = want[2] && early;
                     let seen = w.map_of("bool", "not", &[hidden]);
                     let seen = w.map_of(w.dtype, &format!("cast.{}", w.dtype), &[&seen]);
@@ -393,14 +393,14 @@ fn generate(bytes: &[u8]) -> (String, Option<usize>) {
             results.push(("dv", made));
         }
     }
-    // Somebody else reads something.
+    // Another operation reads one of the values.
     let more = w.dice.one_in(6);
     if more {
         let at = w.dice.below(internal.len());
         results.push(("more", internal.swap_remove(at)));
     }
     let _ = bias;
-    // One axis of what is summed over several.
+    // One of several axes over which a value is summed.
     let results: Vec<(&str, Named)> = results.into_iter().map(|(name, v)| (name, w.summed(v))).collect();
     for (name, v) in results {
         let _ = writeln!(w.text, "output result \"{name}\" %{}", v.name);
@@ -409,18 +409,18 @@ fn generate(bytes: &[u8]) -> (String, Option<usize>) {
     let expected = match (more || late, backward && want.contains(&true)) {
         (true, _) => None,
         (false, false) => Some(1),
-        // Only the value's gradient: nobody says what the gradient of the result is.
+        // Only the gradient of the value is computed: the gradient of the result is unknown.
         (false, true) if !want[0] && !want[1] => Some(0),
         (false, true) => Some(2),
     };
     (w.text, expected)
 }
 
-/// What is wrong with a program, and how many attention kernels it has.
+/// The errors of a program, and the number of its attention kernels.
 fn tried(source: &str) -> (Vec<String>, usize) {
     let graph = program(source);
     let mut inputs = inputs(&graph);
-    // Of scores far apart little is left of a difference in f32.
+    // If scores are far apart, a difference loses most of its digits in f32.
     for tensor in inputs.values_mut().filter(|t| t.dtype.is_float()) {
         tensor.data.iter_mut().for_each(|x| *x = tensor.dtype.round(*x * 0.4));
     }

@@ -1,5 +1,5 @@
-//! Repetition: a deep program whose block is searched once is the one that the whole search gives, and
-//! the folded text of a whole training step is the training step.
+//! Repetition: searching the block of a deep program once gives the same program as searching all of it, and the folded
+//! text of a whole training step means that step.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -36,7 +36,8 @@ impl Model {
         let constants: HashMap<InputId, Value> =
             constants.map(|(n, d)| (InputId::read(InputKind::Constant, n), tensor(d))).collect();
         let feed = inputs(&imported.graph, 7, &constants);
-        // As compiled: gradients are no outputs. (One of a key bias is rounding, in theory it is 0.)
+        // Compiled as by default: gradients are not outputs. (The gradient of a key bias is 0 in theory and consists of
+        // rounding errors.)
         let mut graph = imported.graph;
         graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
         Model { captured: graph, feed }
@@ -53,7 +54,7 @@ impl Model {
         Model::of(&step)
     }
 
-    /// Optimized with blocks and as a whole.
+    /// The program optimized with blocks and as a whole.
     fn both(&self, plan: &Plan, on: &str) -> (Graph, [(Graph, SearchReport); 2]) {
         let (logical, annotations) = parallelize_module(&self.captured, &mesh(on), plan.clone(), None).unwrap();
         let propagated = propagate(&logical, &annotations, Target::cpu());
@@ -62,21 +63,21 @@ impl Model {
         (logical, both)
     }
 
-    /// Both are the same program, line by line and reason by reason; it is proven and executed.
+    /// Checks that both are the same program, line by line and reason by reason; the result is proven and executed.
     fn same(&self, name: &str, plan: &Plan, on: &str, blocks: &[(&str, usize)]) {
         let (logical, [(graph, once), (whole, all)]) = self.both(plan, on);
         let found: Vec<(&str, usize)> = once.blocks.iter().map(|(p, n)| (p.as_str(), *n)).collect();
         assert_eq!(found, blocks, "{name} under {on}: {once:?}");
         assert_eq!(collectives(&graph), collectives(&whole), "{name} on {on}");
-        // A term whose operands were merged since it was made no longer knows its rule: how many of a
-        // rule's terms still do may differ, which rules paid may not.
+        // A term whose operands were merged after it was created no longer knows its rule. Therefore the number of a
+        // rule's remaining terms may differ, but not which rules paid off.
         let rules = |r: &SearchReport| r.paid.iter().map(|p| p.0).collect::<Vec<u32>>();
         assert_eq!((once.before, rules(&once)), (all.before, rules(&all)), "{name} on {on}");
         assert!((once.after - all.after).abs() <= 1e-12 * all.after, "{} and {} s", once.after, all.after);
         let (a, b) = (text::print(&graph), text::print(&whole));
         for (a, b) in a.lines().zip(b.lines()).filter(|(a, b)| a != b) {
-            // Of the reasons of a slice that several readers want either may be kept; a reason of
-            // another layer may not.
+            // If several readers want a slice, the reason of any of them may be kept, but not a reason of another
+            // layer.
             let line = |l: &str| l.split(" ; ").next().unwrap().to_string();
             let words = |l: &str| l.split(|c: char| c.is_ascii_digit()).collect::<String>();
             assert!(
@@ -248,7 +249,7 @@ impl Stacks {
     }
 }
 
-/// Two blocks, each searched once, with random elements whose streams go on from layer to layer.
+/// Two blocks, each searched once, with random elements whose streams continue from layer to layer.
 #[test]
 fn two_stacks_with_dropout_are_two_blocks() {
     let step = Stacks::step(9, 12, |m, x| {
@@ -267,7 +268,7 @@ fn two_stacks_with_dropout_are_two_blocks() {
     );
 }
 
-/// Something reads every layer: then the program is not determined by fewer layers, and all are searched.
+/// One operation reads every layer: fewer layers then do not determine the program, and all layers are searched.
 #[test]
 fn layers_that_are_all_read_at_once_are_searched_as_a_whole() {
     let step = Stacks::step(1, 9, |m, x| {

@@ -1,4 +1,4 @@
-//! burn-train's loop on a mesh: what its metrics see, its checkpoints, and the model that comes back are those of burn's own strategy.
+//! burn-train's loop on a mesh: its metrics, its checkpoints and the returned model equal those of burn's own strategy.
 
 use burn::data::dataloader::{DataLoader, DataLoaderBuilder, batcher::Batcher};
 use burn::data::dataset::InMemDataset;
@@ -103,7 +103,7 @@ impl Batcher<u64, Sequences> for Stack {
     }
 }
 
-/// Batches of 8 rows, and a last one of 4.
+/// Batches of 8 rows, followed by one of 4.
 fn loader(seeds: std::ops::Range<u64>) -> Arc<dyn DataLoader<Sequences>> {
     DataLoaderBuilder::new(Stack).batch_size(8).build(InMemDataset::new(Vec::from_iter(seeds)))
 }
@@ -137,7 +137,7 @@ fn adam() -> AdamWConfig {
     AdamWConfig::new().with_weight_decay(0.02).with_grad_clipping(Some(clipping()))
 }
 
-/// Another rate for the head.
+/// A scheduler with a different rate for the head.
 fn rates() -> ModuleLrScheduler {
     let linear = |from| LinearLrSchedulerConfig::new(from, 1e-4, 12);
     let groups = ModuleLrSchedulerConfig::new(linear(1e-2).into());
@@ -150,7 +150,7 @@ fn sharded(mesh: &'static str) -> TrainingStrategy<Classifier> {
     Sharded::new(adam().build(), options).into()
 }
 
-/// What a metric is shown of a batch.
+/// What a metric receives for a batch.
 struct Shown {
     loss: f64,
     found: usize,
@@ -163,7 +163,7 @@ impl Adaptor<Shown> for ClassificationOutput {
     }
 }
 
-/// Of each batch: loss, how many classes are found, learning rate.
+/// For each batch: the loss, the number of correct classes, and the learning rate.
 type Seen = Arc<Mutex<Vec<(f64, usize, Option<f64>)>>>;
 
 #[derive(Clone, Default)]
@@ -194,7 +194,7 @@ impl Metric for Watch {
     fn clear(&mut self) {}
 }
 
-/// A training of a copy of a model, as a project writes it.
+/// A training run of a copy of a model, as a project would write it.
 struct Run {
     strategy: Option<TrainingStrategy<Classifier>>,
     optimizer: ModuleOptimizer,
@@ -250,14 +250,15 @@ fn floats(tensor: Tensor<2>) -> Vec<f32> {
     tensor.into_data().try_into_vec::<f32>().unwrap()
 }
 
-/// The largest difference, as a part of the largest value.
+/// The largest difference, relative to the largest value.
 fn distance(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let largest = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, f32::max);
     largest(&mut a.iter().zip(b).map(|(a, b)| (a - b).abs())) / largest(&mut a.iter().map(|x| x.abs()))
 }
 
-/// Losses, accuracies and rates of every batch, with smaller last ones, and the model: burn's own strategy, one rank, and each mesh.
+/// Losses, accuracies and rates of every batch, including smaller last ones, and the trained model: under burn's own
+/// strategy, on one rank, and on each mesh.
 #[test]
 fn every_mesh_trains_as_burn_does() {
     let device = Device::flex();
@@ -285,7 +286,8 @@ fn every_mesh_trains_as_burn_does() {
     }
 }
 
-/// A run of four epochs, and one of two that another one goes on from: burn's records go from mesh to mesh, and from and to burn's strategy.
+/// A run of four epochs, and a run of two epochs that a second run resumes: burn's records move from mesh to mesh, and
+/// to and from burn's strategy.
 #[test]
 fn runs_resume_from_checkpoints_of_burn() {
     let device = Device::flex();
@@ -305,7 +307,7 @@ fn runs_resume_from_checkpoints_of_burn() {
         let result = run.launch(&model, saves);
         assert!(result.error.is_none(), "{:?}", result.error);
         (run.strategy, run.epochs, run.resumed_at) = (second.map(sharded), 4, Some(2));
-        // The values are those of the checkpoint, whatever the model has.
+        // The values are those of the checkpoint, not those of the model.
         let other = model.clone().map(&mut Halve);
         let result = run.launch(&other, saves);
         assert!(result.error.is_none(), "{:?}", result.error);
@@ -328,7 +330,7 @@ fn runs_resume_from_checkpoints_of_burn() {
     }
 }
 
-/// Makes a model that is not the one of a checkpoint.
+/// Makes a model that differs from that of a checkpoint.
 struct Halve;
 
 impl burn::module::ModuleMapper for Halve {
@@ -338,7 +340,7 @@ impl burn::module::ModuleMapper for Halve {
     }
 }
 
-/// A validation loss that falls no more ends the training in the epoch in which it ends burn's own.
+/// A validation loss that stops falling ends the training in the same epoch as with burn's own strategy.
 #[test]
 fn early_stopping_stops() {
     let model = classifier(&Device::flex().autodiff());
@@ -361,7 +363,7 @@ fn early_stopping_stops() {
     assert_eq!(epochs(Some(sharded("tp=2"))), own);
 }
 
-/// A training that is interrupted gives the model that it has.
+/// An interrupted training returns the model that it has.
 #[test]
 fn interruption_stops() {
     let device = Device::flex();
@@ -374,7 +376,7 @@ fn interruption_stops() {
     });
     assert_eq!(result.interrupted.and_then(|stop| stop.reason).as_deref(), Some("the test has seen enough"));
     assert!(result.error.is_none());
-    // Metrics are updated by another thread, while the next batches are trained on.
+    // Another thread updates the metrics while the next batches are trained on.
     let steps = seen.lock().unwrap().len();
     assert!((5..8).contains(&steps), "{steps}");
     let probe = Stack.batch(vec![200], &device).features;
@@ -382,7 +384,7 @@ fn interruption_stops() {
     assert!(distance(&given, &floats(result.model.scores(probe))) > 0.01, "{given:?}");
 }
 
-/// The message with which a training ends.
+/// The message that a training ends with.
 fn refused(
     strategy: TrainingStrategy<Classifier>,
     more: fn(SupervisedTraining<Classifier>) -> SupervisedTraining<Classifier>,
@@ -433,8 +435,8 @@ fn what_cannot_be_sharded_is_said() {
     said.push(refused_on(&Device::flex(), sharded("tp=2"), same));
     said.push(refused(Sharded::new(adam().build(), |trainer| trainer.lr(1e-3).clip_each(clipping())).into(), same));
     let plan = Plan::new().with("encoder.layer", PairwiseParallel);
-    let misspelt = move |trainer: Trainer<_, _>| trainer.plan(plan.clone()).clip_each(clipping());
-    said.push(refused(Sharded::new(adam().build(), misspelt).into(), same));
+    let misspelled = move |trainer: Trainer<_, _>| trainer.plan(plan.clone()).clip_each(clipping());
+    said.push(refused(Sharded::new(adam().build(), misspelled).into(), same));
     insta::assert_snapshot!("burn_train_says", said.join("\n"));
 
     let kept = Arc::new(Sharded::new(adam().build(), |trainer| trainer.clip_each(clipping())));
@@ -444,7 +446,7 @@ fn what_cannot_be_sharded_is_said() {
     assert!(matches!(**error, TrainerError::Accumulation { batches: 2 }), "{error:?}");
 }
 
-/// Steps that end otherwise, and outputs of their own.
+/// Steps that end differently, and outputs of a user-defined type.
 #[derive(Module, Debug)]
 struct Own {
     line: Linear,

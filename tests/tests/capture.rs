@@ -1,4 +1,4 @@
-//! Captured programs, replayed operation by operation, give what eager burn gives.
+//! Captured programs that are replayed operation by operation compute what burn computes eagerly.
 
 use std::collections::HashMap;
 
@@ -104,7 +104,7 @@ fn parameters<M: Module>(model: &M) -> HashMap<String, TensorData> {
 
 const RATES: [f64; 4] = [1e-2, 5e-3, 0.0, 2e-3];
 
-/// Four steps with four learning rates, captured and eager.
+/// Compares four steps with four learning rates, captured and eager.
 fn check<M: Module, O: Optimizer>(
     model: &M,
     optimizer: O,
@@ -385,7 +385,7 @@ fn step_scalars_are_few_and_shared() {
     for (value, expected) in values.iter().zip(expected) {
         assert!((*value as f32 - expected).abs() < 1e-5, "{values:?}");
     }
-    // Going back is allowed, and costs only time.
+    // Going back is allowed; it only costs time.
     let again = step.scalars.values(2, 0.25).unwrap();
     assert!((again[0] - 0.19).abs() < 1e-6 && again[3] == 0.25, "{again:?}");
     let scalars = |captured: &Captured| {
@@ -504,7 +504,7 @@ struct Tied {
 
 #[test]
 fn tied_weights_are_one_parameter() {
-    // On the autodiff device from the start: burn's `train` would make two leaves of the two places.
+    // On the autodiff device from the start, because burn's `train` would turn the two uses into two leaves.
     let embedding = EmbeddingConfig::new(7, 4).init(&Device::flex().autodiff());
     let model = Tied { head: embedding.weight.clone(), embedding };
     let loss = |model: &Tied, tokens: Tensor<2, Int>| {
@@ -665,7 +665,7 @@ fn a_large_model_is_captured_by_its_shapes() {
         |model: &Llama, (tokens, targets)| model.loss(tokens, targets),
     )
     .unwrap();
-    // It takes a quarter of a second; burn initializing one parameter by mistake takes far longer.
+    // It takes a quarter of a second. If burn initialized one parameter by mistake, it would take far longer.
     assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     let elements = |kind: fn(&InputKind) -> bool| -> usize {
         step.steady.inputs.iter().filter(|i| kind(&i.kind)).map(|i| i.shape.iter().product::<usize>()).sum()
@@ -673,7 +673,7 @@ fn a_large_model_is_captured_by_its_shapes() {
     let parameters = elements(|kind| matches!(kind, InputKind::Parameter { .. }));
     assert_eq!(parameters, 6_738_415_616);
     assert_eq!(elements(|kind| matches!(kind, InputKind::State { .. })), 2 * parameters);
-    // Nothing of the size of a parameter is held.
+    // No value as large as a parameter is held.
     assert!(elements(|kind| matches!(kind, InputKind::Constant { .. })) < 10_000);
     assert_eq!(step.steady.init.len(), 291);
 }
@@ -690,7 +690,7 @@ impl burn::module::ModuleMapper for Half {
 fn a_model_in_half_precision_casts_its_step_scalars() {
     let batch = || (Spec::<2>::new([5, 6], DType::BF16), Spec::<2>::new([5, 3], DType::BF16));
     let loss = |m: &Mlp, (x, y)| m.loss(x, y);
-    // Cast while it is built: the parameters are then results of operations, and inputs nevertheless.
+    // The parameters are cast while the model is built: they are results of operations then, and nevertheless inputs.
     let build = |device: &Device| Mlp::new(device).map(&mut Half);
     let by_shape = capture_training_shapes(build, &adamw(), batch(), &TrainingOptions::default(), loss).unwrap();
     let by_value = capture_training(&build(&Device::flex()), &adamw(), batch(), loss).unwrap();
@@ -709,7 +709,7 @@ fn dropout_is_recorded_in_training_only() {
     let step = capture_training(&model, &adamw(), mlp_batch(), |m: &Mlp, (x, y)| m.loss(x, y)).unwrap();
     let inference = capture_inference(&model, Spec::<2>::new([5, 6], DType::F32), |m: &Mlp, x| m.forward(x)).unwrap();
     assert_eq!((random(&step.first), random(&step.steady), random(&inference)), (1, 1, 0));
-    // A model in evaluation mode trains with its dropout.
+    // A model in evaluation mode still trains with its dropout.
     let step = capture_training(&model.valid(), &adamw(), mlp_batch(), |m: &Mlp, (x, y)| m.loss(x, y)).unwrap();
     assert_eq!(random(&step.first), 1);
 }
@@ -764,7 +764,7 @@ fn errors_of_what_burn_cannot_record() {
     insta::assert_snapshot!(error.unwrap_err(), @"`to_device` of a tensor that tracks gradients cannot be captured in `move`: the closure must stay on the device of its arguments");
 }
 
-/// A module with a running state of its own, which it updates where it stays on the device.
+/// A module with a user-defined running state, which it updates without reading the value back.
 #[derive(Module, Debug)]
 struct Averaged {
     linear: Linear,
@@ -772,7 +772,7 @@ struct Averaged {
     rope: RotaryEncoding,
 }
 
-/// Its update is an output of both steps, and the model of the caller is as it was.
+/// The update is an output of both steps, and the caller's model is unchanged.
 #[test]
 fn a_running_state_of_the_users_own() {
     let build = |d: &Device| Averaged {
@@ -794,7 +794,7 @@ fn a_running_state_of_the_users_own() {
     for (step, outputs) in [
         (capture_training(&model, &adamw(), batch(), updates).unwrap(), 1),
         (capture_training_shapes(build, &adamw(), batch(), &options, updates).unwrap(), 1),
-        // A state that is only read stays as it is.
+        // A state that is only read keeps its value.
         (capture_training(&model, &adamw(), batch(), reads).unwrap(), 0),
         (capture_training_shapes(build, &adamw(), batch(), &options, reads).unwrap(), 0),
     ] {

@@ -1,4 +1,4 @@
-//! Training that is interrupted and goes on: on other meshes and plans, after kills, with the command.
+//! Training that is interrupted and resumed: on other meshes and plans, after kills, and with the command.
 
 use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ fn program(model: &str, on: &str, by: &str, optimizer: &impl burn::optim::Optimi
     compile_training(capture, &mesh(on), &plan(by), &CompileOptions::for_cpu(), &rename).unwrap()
 }
 
-/// Another batch at every step.
+/// One training step; every step has another batch.
 fn step(training: &mut TrainingSession) -> f64 {
     let done = training.steps_done();
     let session = training.session();
@@ -47,7 +47,7 @@ fn step(training: &mut TrainingSession) -> f64 {
             session.write_f64(name, &(0..64).map(one).collect::<Vec<_>>()).unwrap();
         }
     }
-    // A learning rate that depends on the step, as a schedule's does.
+    // The learning rate depends on the step, as that of a schedule does.
     training.step(1e-2 / (1.0 + done as f64)).unwrap()
 }
 
@@ -87,14 +87,15 @@ fn a_run_goes_on_with_the_same_losses_on_any_mesh_and_plan() {
     }
 }
 
-/// Without optimizer state or with that of another step, the losses are others: what the test above compares means something.
+/// Without the optimizer's state, or with the state of another step, the losses differ: this shows that the test above
+/// compares something.
 #[test]
 fn state_step_and_a_first_step_belong_to_a_checkpoint() {
     let scratch = Scratch::new("state");
     let launch = || program("llama-tiny", "tp=2", "tp", &adamw()).launch(LaunchOptions::default()).unwrap();
     let mut training = launch();
     load(&mut training, "llama-tiny");
-    // Before the first step, too.
+    // Also before the first step.
     training.save_checkpoint(&scratch.0.join("zero")).unwrap();
     let mut losses = vec![step(&mut training), step(&mut training)];
     training.save_checkpoint(&scratch.0.join("two")).unwrap();
@@ -110,8 +111,8 @@ fn state_step_and_a_first_step_belong_to_a_checkpoint() {
     assert_eq!(zero.resume(&scratch.0.join("zero")).unwrap(), 0);
     assert!((0..4).all(|i| step(&mut zero) == losses[i]), "the same bits");
     let error = zero.resume(&scratch.0.join("zero")).unwrap_err();
-    assert!(error.to_string().contains("launch anew"), "{error}");
-    // Into a session that has run.
+    assert!(error.to_string().contains("launch a new session"), "{error}");
+    // Into a session that has already run steps.
     assert_eq!(zero.resume(&scratch.0.join("two")).unwrap(), 2);
     assert_eq!((step(&mut zero), step(&mut zero)), (losses[2], losses[3]));
 
@@ -136,7 +137,7 @@ fn a_checkpoint_of_another_model_or_optimizer_is_refused() {
         assert!(matches!(error, Error::Checkpoint(CheckpointError::Differs { .. })));
         error.to_string().replace(&scratch.path(""), "$TMP/")
     };
-    let way_out = "a checkpoint fits only the model and optimizer that it was written with: use those, or begin anew with another directory";
+    let way_out = "a checkpoint fits only the model and optimizer that it was written with: use those, or start from scratch in another directory";
     assert_eq!(
         says(program("gpt2-tiny", "tp=2", "tp", &adamw())),
         format!(
@@ -159,7 +160,7 @@ fn inputs_without_values_are_errors_not_zeros() {
     assert_eq!(
         error.to_string(),
         "input `model.embed_tokens.weight` has no value: give it with `session().write_f64`, or parameters with \
-         `load_weights`, `initialise` or `resume`"
+         `load_weights`, `initialize` or `resume`"
     );
     assert!(matches!(error, Error::Missing { .. }));
     load(&mut training, "llama-tiny");
@@ -173,7 +174,7 @@ fn inputs_without_values_are_errors_not_zeros() {
 #[test]
 fn a_hand_over_that_fails_is_an_error_now_and_later() {
     let mut broken = program("llama-tiny", "tp=2", "tp", &adamw());
-    // A parameter elsewhere than the first step's program has it.
+    // A parameter whose placement differs from that in the first step's program.
     broken.steady.ranks[1].buffers[0].offset += 64;
     let mut training = broken.launch(LaunchOptions::default()).unwrap();
     load(&mut training, "llama-tiny");
@@ -183,7 +184,7 @@ fn a_hand_over_that_fails_is_an_error_now_and_later() {
     for _ in 0..2 {
         assert!(matches!(training.step(1e-3), Err(Error::Runtime(RuntimeError::Poisoned(_)))));
     }
-    // What it holds can still be read.
+    // The contents can still be read.
     assert_eq!(training.session().read_input_f64("model.norm.weight").unwrap().len(), 64);
 }
 
@@ -225,11 +226,11 @@ fn seeds_of_random_operations_are_the_runs_own() {
     let losses = |t: &mut TrainingSession| -> Vec<f64> { (0..3).map(|_| t.step(1e-3).unwrap()).collect() };
     let first = losses(&mut launch(0, ""));
     assert_eq!(losses(&mut launch(0, "")), first);
-    // Every bit of the seed counts that is left of the step's twenty.
+    // Every bit of the seed counts, except for the twenty bits of the step.
     let others: Vec<Vec<f64>> = [1, 2, 1 << 40].iter().map(|&seed| losses(&mut launch(seed, ""))).collect();
     assert!(others.iter().all(|o| *o != first) && others[0] != others[1]);
     assert!(losses(&mut launch(2, "dp=2")).iter().zip(&others[1]).all(|(a, b)| close(*a, *b)));
-    // A run that is resumed keeps its seed.
+    // A resumed run keeps its seed.
     let scratch = Scratch::new("seed");
     let mut training = launch(2, "");
     training.step(1e-3).unwrap();
@@ -299,7 +300,8 @@ fn kills_lose_nothing() {
         let latest = || tpc_runtime::checkpoint::Checkpoint::latest(Path::new(&checkpoints)).map(|c| c.step());
         let before = latest().unwrap_or(0);
         let mut child = spawn(&[&base[..], &more, seed, meshes[attempt % 3]].concat());
-        // Until it has written something, and then some time more: somewhere in a step or a write.
+        // Waits until the process has written something, and then some time longer, to kill it during a step or a
+        // write.
         let start = std::time::Instant::now();
         let mut status = None;
         while status.is_none() && latest().unwrap_or(0) < before + 2 && start.elapsed() < Duration::from_secs(120) {
@@ -328,14 +330,14 @@ fn kills_lose_nothing() {
     }
     println!("{kills} kills");
     assert!(kills >= 3, "{kills}");
-    // A kill while an old one was removed leaves that for the next save.
+    // A kill during the removal of an old checkpoint leaves it to the next save.
     let names: Vec<String> = names_in(Path::new(&checkpoints)).into_iter().filter(|n| !n.starts_with('.')).collect();
     assert_eq!(names.last().unwrap(), "step-000060");
     assert!(names.len() <= 3, "{names:?}");
     let (expected, found) = (curve(&whole), curve(&killed));
     assert_eq!(expected.len(), 60);
     for ((i, want), (j, loss)) in expected.iter().zip(&found) {
-        // Sums in another order, over 60 steps.
+        // Sums have another order, over 60 steps.
         assert!(i == j && (want - loss).abs() <= 1e-4 * want, "step {i}: {loss}, expected {want}");
     }
     assert_eq!(found.len(), 60);
@@ -365,19 +367,19 @@ fn the_command_says_what_it_cannot_resume() {
         (code, &*err),
         (
             1,
-            "error: $TMP/run: holds checkpoints already, the latest of step 2; go on from it with --resume or choose another directory\n"
+            "error: $TMP/run: already holds checkpoints, the latest of step 2; resume from it with --resume or choose another directory\n"
         )
     );
     let (code, _, err) = train(&["--resume", "--seed", "5"]);
     assert_eq!(
         (code, &*err),
-        (1, "error: $TMP/run/step-000002: was written with --seed 4, not 5; leave --seed out to go on from it\n")
+        (1, "error: $TMP/run/step-000002: was written with --seed 4, not 5; leave --seed out to resume from it\n")
     );
     let (code, _, err) = train(&["--resume"]);
-    assert_eq!((code, &*err), (0, "note: 2 steps are done already; --steps 2 counts them, too\n"));
+    assert_eq!((code, &*err), (0, "note: 2 steps are already done; --steps 2 is the total\n"));
     let (code, _, err) = train(&["--resume", "--steps", "3"]);
     assert_eq!(code, 2, "{err}");
-    // What cannot end well is said at the start.
+    // Errors that are certain are reported at the start.
     let again = |more: &[&str]| {
         let (code, out, err) = tpc(&[&["train", &dir, "--inputs", &inputs], more].concat());
         assert_eq!((code, &*out), (1, ""));
@@ -385,7 +387,7 @@ fn the_command_says_what_it_cannot_resume() {
     };
     assert_eq!(
         again(&["--steps", "1", "--checkpoint", &run, "--resume"]),
-        "error: $TMP/run/step-000002: 2 steps are done already, more than --steps 1, which counts them, too\n"
+        "error: $TMP/run/step-000002: 2 steps are already done, but the total is --steps 1\n"
     );
     assert_eq!(
         again(&["--steps", "3", "--checkpoint", &format!("{run}/step-000002"), "--resume"]),
@@ -394,8 +396,8 @@ fn the_command_says_what_it_cannot_resume() {
     std::fs::rename(scratch.path("run/step-000002"), scratch.path("run/step-000007")).unwrap();
     assert_eq!(
         again(&["--steps", "9", "--checkpoint", &run, "--resume"]),
-        "error: $TMP/run/step-000007: its name is that of step 7, but its index says step 2: it was renamed or copied; \
-         give it its own name, step-000002, or remove it\n"
+        "error: $TMP/run/step-000007: its name says step 7, but its index says step 2: it was renamed or copied; \
+         rename it to step-000002 or remove it\n"
     );
     let (code, _, err) = tpc(&["train", &dir, "--inputs", &inputs, "--steps", "2", "--resume"]);
     assert!(code == 2 && err.contains("--checkpoint <DIR>"), "{err}");

@@ -1,5 +1,5 @@
-//! Convolutions and poolings sharded on the batch and on channels: small CNNs train under data and channel-wise
-//! tensor parallelism as burn trains them eagerly, and pooling runs where the channels lie.
+//! Convolutions and poolings sharded on the batch and on channels: small CNNs under data parallelism and channel-wise
+//! tensor parallelism train as burn trains them eagerly, and pooling runs where the channels are placed.
 
 use burn::module::Module;
 use burn::nn::conv::{
@@ -38,10 +38,10 @@ struct Case<M, B> {
     loss: fn(&M, B) -> Tensor<1>,
 }
 
-/// What three steps under a plan were.
+/// The record of three steps under a plan.
 struct Trained {
     seen: Seen,
-    /// Elements of parameters that each rank holds.
+    /// The number of parameter elements that each rank holds.
     held: Vec<usize>,
 }
 
@@ -59,7 +59,7 @@ impl<M: Module, B: Batch<Tensors = B>> Case<M, B> {
         run
     }
 
-    /// Three steps under a plan are burn's.
+    /// Checks that three steps under a plan equal burn's.
     fn trains(&self, expected: &Run, plan: &Plan, on: &str) -> Trained {
         let options = CompileOptions { gradients: true, ..CompileOptions::for_cpu() };
         self.trains_with(expected, plan, on, &options)
@@ -88,8 +88,8 @@ impl<M: Module, B: Batch<Tensors = B>> Case<M, B> {
 }
 
 impl Trained {
-    /// The types of everything that is computed from the result of one module and goes into the product of another, in
-    /// the forward pass; none of it is a collective.
+    /// The types of all values on the way from the result of one module to the product of another, in the forward pass;
+    /// none of them is a collective.
     fn between(&self, from: &str, to: &str) -> Vec<&Type> {
         let graph = &self.seen.placed;
         let (starts, ends) = (products(graph, from), products(graph, to));
@@ -127,7 +127,7 @@ fn products(graph: &Graph, module: &str) -> Vec<Value> {
     found
 }
 
-/// Whether exactly one dimension of a type is cut, of that extent, by that axis.
+/// Whether the type has exactly one cut dimension, and that dimension has this extent and this axis.
 fn cut_only(ty: &Type, graph: &Graph, axis: &str, extent: usize) -> bool {
     let axis = graph.mesh.axis(axis).unwrap();
     let cuts: Vec<usize> = (0..ty.rank()).filter(|&d| ty.sharding.dims[d].contains(&axis)).collect();
@@ -160,7 +160,7 @@ fn image_data(batch: usize) -> Vec<TensorData> {
 // ---------------------------------------------------------------------------------------------------------------------
 // A classifier
 
-/// No extent of an image is a number of channels, so that what is cut is known by its extent.
+/// No extent of an image equals a number of channels, so that a cut dimension is identified by its extent.
 #[derive(Module, Debug)]
 struct Classifier {
     stem: Conv2d,
@@ -170,7 +170,7 @@ struct Classifier {
 }
 
 const BATCH: usize = 12;
-/// Bytes of what the second convolution gives, and of what goes into it.
+/// Bytes of the input and of the output of the second convolution.
 const DEEP: usize = BATCH * 5 * 4 * 8 * 4;
 
 fn classifier(batch: usize) -> Case<Classifier, Images> {
@@ -191,7 +191,7 @@ fn pairs() -> Plan {
     Plan::new().with("{stem,wide}", ColwiseParallel::default()).with("{deep,last}", RowwiseParallel::default())
 }
 
-/// One pair of a convolution and a linear with the poolings in between.
+/// One pair of a convolution and a linear with the poolings between them.
 fn across() -> Plan {
     Plan::new().with("deep", ColwiseParallel::default()).with("wide", RowwiseParallel::default())
 }
@@ -222,7 +222,7 @@ fn a_classifier_on_shards_of_the_batch() {
                     assert!(cut_only(ty, &run.seen.placed, "dp", batch), "{}", ty.display(&run.seen.placed.mesh));
                 }
             }
-            // Every gradient is reduced once, together; the loss is a number.
+            // Every gradient is reduced once, together with the others; the loss is a scalar.
             let seen = &run.seen;
             assert!(seen.halves(Phase::Forward, "dp", 64) == 0, "{}", seen.list());
             let gradients =
@@ -246,7 +246,8 @@ fn a_classifier_by_channels() {
             assert!(cut_only(ty, &seen.placed, "tp", 6), "{}", ty.display(&seen.placed.mesh));
         }
         run.between("wide", "last");
-        // The images need no gradient, so the convolutions reduce nothing on the way back; the linears' input does.
+        // The images need no gradient, so the convolutions reduce nothing in the backward pass, but the input of the
+        // linears does.
         seen.at_most(DEEP, 2, 0);
         seen.at_most(0, 4, 2);
         let replicated = 5 + 4;
@@ -257,8 +258,8 @@ fn a_classifier_by_channels() {
     }
 }
 
-/// A convolution by columns, both poolings, and a linear by rows: one pair, and the flattened channels are the linear's
-/// shard. 5 channels on 4 ranks.
+/// A convolution by columns, both poolings, and a linear by rows form one pair, and the shard of channels is the
+/// linear's shard after flattening. 5 channels on 4 ranks.
 #[test]
 fn channels_stay_where_they_are_up_to_the_linear() {
     let case = classifier(BATCH);
@@ -275,7 +276,7 @@ fn channels_stay_where_they_are_up_to_the_linear() {
         for ty in run.between("deep", "wide") {
             assert!(cut_only(ty, &seen.placed, "tp", 5), "{}", ty.display(&seen.placed.mesh));
         }
-        // The first convolution needs the gradient of what it gave: one reduction each way.
+        // The first convolution needs the gradient of its output: one reduction in each pass.
         let (product, input) = (BATCH * 7 * 4, BATCH * 6 * 4 * 8 * 4);
         seen.at_most(0, 2, 2);
         assert_eq!(seen.halves(Phase::Forward, "tp", product), 2, "{}", seen.list());
@@ -311,7 +312,7 @@ fn a_classifier_with_sharded_parameters() {
         for ty in run.between("stem", "deep") {
             assert!(cut_only(ty, &run.seen.placed, "dp", batch), "{}", ty.display(&run.seen.placed.mesh));
         }
-        // All of it is held once.
+        // Every parameter is held exactly once.
         assert_eq!(run.held.iter().sum::<usize>(), PARAMETERS);
         assert!(run.held.iter().all(|&n| n < PARAMETERS * 6 / 10), "{:?}", run.held);
         let both = case.trains(&expected, &pairs().along("tp").enable_2d_with_fsdp("dp"), "dp=2,tp=2");
@@ -325,8 +326,8 @@ struct Points {
     narrow: Conv2d,
 }
 
-/// `PairwiseParallel` levels linears and nothing else: the convolutions, also those of one tap, stay
-/// as they are. Channels are for `ColwiseParallel` and `RowwiseParallel`.
+/// `PairwiseParallel` takes linears only: convolutions, even those of one tap, are unchanged. Channels are sharded by
+/// `ColwiseParallel` and `RowwiseParallel`.
 #[test]
 fn pairwise_takes_linears_only() {
     let case = classifier(BATCH);
@@ -422,7 +423,7 @@ fn signals_by_channels() {
                 assert!(cut_only(ty, &seen.placed, "tp", channels), "{}", ty.display(&seen.placed.mesh));
             }
         }
-        // Two pairs, and what goes into each needs its gradient.
+        // Two pairs, and the input of each needs its gradient.
         seen.at_most(0, 4, 4);
     }
     case.trains(&expected, &plan().along("tp").ddp("dp"), "dp=2,tp=2").seen.at_most(0, 4, 4);
@@ -477,7 +478,7 @@ struct Normed {
     last: Linear,
 }
 
-/// Convolutions to 6 channels in groups and to 5 channels.
+/// Convolutions to 6 channels in groups, and to 5 channels.
 fn normed(batch: usize, groups: usize) -> Case<Normed, Images> {
     let d = &Device::flex();
     let model = Normed {
@@ -497,8 +498,8 @@ fn normed(batch: usize, groups: usize) -> Case<Normed, Images> {
     Case { model: filled(model, 0.8), data: image_data(batch), batch: images, loss }
 }
 
-/// Groups of channels are cut as a whole, so that their statistics are made where they lie: 3 groups on 2 ranks
-/// unevenly, on 4 ranks one has none; the 5 instances likewise.
+/// Groups of channels are cut as a whole, so that their statistics need no communication: 3 groups are uneven on 2
+/// ranks, and one of 4 ranks has none. The same holds for the 5 instances.
 #[test]
 fn norms_of_channels_on_shards_of_them() {
     let case = normed(BATCH, 3);
@@ -512,7 +513,7 @@ fn norms_of_channels_on_shards_of_them() {
         for ty in run.between("stem", "deep") {
             assert!(cut_only(ty, &run.seen.placed, "tp", 3), "{}", ty.display(&run.seen.placed.mesh));
         }
-        // Gain and bias of the norm are whole, so their gradients are gathered.
+        // Gain and bias of the norm are replicated, so their gradients are gathered.
         run.seen.at_most(2 * 6 * 4 + 1, 2, 0);
         let run = case.trains(&expected, &second, on);
         run.seen.lies(&[("deep.weight", "f32[5@tp, 3, 2, 3, 3]"), ("last.weight", "f32[5@tp, 2, 2, 4]")]);
@@ -525,7 +526,7 @@ fn norms_of_channels_on_shards_of_them() {
     case.trains(&expected, &second.along("tp").enable_2d_with_fsdp("dp"), "dp=2,tp=2");
 }
 
-/// One group of all channels is cut, and its statistics are reduced; two groups, or a channel each, are not.
+/// A single group of all channels is cut, and its statistics are reduced. Two groups, or one for each channel, are not.
 #[test]
 fn norms_of_groups_of_any_size() {
     for groups in [1, 2, 6] {
@@ -566,10 +567,10 @@ struct Statistics {
     last: Linear,
 }
 
-/// A norm with running statistics, which `prepare` puts in a mode.
+/// A norm with running statistics. `prepare` chooses its mode.
 fn statistics(prepare: fn(BatchNorm) -> BatchNorm) -> Case<Statistics, Images> {
     let norm = BatchNormConfig::new(6).init(&Device::flex());
-    // A bias before the norm would have no gradient but rounding errors, which Adam makes as large as any other.
+    // A bias before the norm has a gradient of rounding errors only, which Adam would make as large as any other.
     let padding = PaddingConfig2d::Explicit(1, 1, 1, 1);
     let stem = Conv2dConfig::new([3, 6], [3, 3]).with_padding(padding).with_bias(false).init(&Device::flex());
     let model = Statistics { stem, norm, deep: conv(6, 5), last: linear(20, 4) };
@@ -586,7 +587,8 @@ fn statistics(prepare: fn(BatchNorm) -> BatchNorm) -> Case<Statistics, Images> {
     Case { model, data: image_data(BATCH), batch: images, loss }
 }
 
-/// In evaluation mode it reads its statistics, which stay as they are; frozen, its gain and bias do too.
+/// In evaluation mode the norm reads its statistics and does not change them. If it is frozen, neither do its gain and
+/// bias.
 #[test]
 fn a_batch_norm_in_evaluation_mode() {
     let only_evaluates = |mut norm: BatchNorm| {
@@ -614,7 +616,7 @@ fn a_batch_norm_in_evaluation_mode() {
     }
 }
 
-/// In training mode it normalizes by the statistics of the whole batch, however that is shared out, and updates its
+/// In training mode the norm uses the statistics of the whole batch, however the batch is sharded, and updates its
 /// running statistics as burn does on one device.
 #[test]
 fn a_batch_norm_in_training_mode() {
@@ -635,7 +637,7 @@ fn a_batch_norm_in_training_mode() {
             (channels().along("tp").enable_2d_with_fsdp("dp"), "dp=2,tp=2"),
         ]
     };
-    // An uneven batch, and batches smaller than the ranks.
+    // An uneven batch, and batches with fewer rows than there are ranks.
     for batch in [BATCH, 7, 3, 2] {
         let case = Case { data: image_data(batch), ..statistics(|norm| norm) };
         let expected = case.eager();
@@ -647,8 +649,8 @@ fn a_batch_norm_in_training_mode() {
     }
 }
 
-/// The statistics of the batch are the only collectives that the norm adds to data parallelism: its sums forward and
-/// backward, each reduced once.
+/// The statistics of the batch are the only collectives that the norm adds to data parallelism: its forward and
+/// backward sums, each reduced once.
 #[test]
 fn what_a_batch_norm_communicates() {
     let case = statistics(|norm| norm);
@@ -669,7 +671,7 @@ fn what_a_batch_norm_communicates() {
     insta::assert_debug_snapshot!((forward, backward));
 }
 
-/// Micro-batches share the statistics of the whole batch, so that the step is that of the whole batch.
+/// Micro-batches share the statistics of the whole batch, so that the step equals that of the whole batch.
 #[test]
 fn a_batch_norm_in_micro_batches() {
     let case = statistics(|norm| norm);
@@ -681,7 +683,7 @@ fn a_batch_norm_in_micro_batches() {
     }
 }
 
-/// What a captured step cannot follow is an error: a norm that runs twice, and one whose update is not to be had.
+/// What a captured step cannot express is an error: a norm that runs twice, and one whose update is not available.
 #[test]
 fn batch_norms_that_are_refused() {
     let adamw = AdamWConfig::new().build();
@@ -694,7 +696,7 @@ fn batch_norms_that_are_refused() {
     insta::assert_snapshot!(refused);
     let twice = |m: &BatchNorm, (x, _): Images| m.forward(m.forward(x)).square().mean();
     insta::assert_snapshot!(capture_training(&norm(), &adamw, batch.clone(), twice).unwrap_err());
-    // The table of a rotary encoding is a tensor that is no parameter.
+    // The table of a rotary encoding is a tensor that is not a parameter.
     let build = |d: &Device| {
         let rope = burn::nn::RotaryEncodingConfig::new(4, 4).init(d);
         (rope, BatchNormConfig::new(3).init(d))
@@ -704,7 +706,7 @@ fn batch_norms_that_are_refused() {
     let refused = capture_training_shapes(build, &adamw, batch.clone(), &options, once).unwrap_err();
     assert_eq!(refused, CaptureError::StatisticsHidden { modules: vec!["1".into()] });
     insta::assert_snapshot!(refused);
-    // By value the same model is captured, and a norm in evaluation mode is in the way of nothing.
+    // If the model is passed by value it can be captured, and a norm in evaluation mode is allowed.
     capture_training(&build(&Device::flex()), &adamw, batch.clone(), once).unwrap();
     let frozen = |d: &Device| (LinearConfig::new(16, 16).init(d), BatchNormConfig::new(3).init(d).freeze());
     let forward = |m: &(Linear, BatchNorm), (x, _): Images| m.1.forward(m.0.forward(x)).square().mean();

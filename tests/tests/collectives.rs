@@ -1,5 +1,5 @@
-//! How much is communicated: executed as predicted, in buckets, and at most what the reference decoder may send.
-//! (What every plan may cost: `allowance.rs`.)
+//! How much is communicated: exactly what is predicted, in buckets, and at most what the reference decoder may send.
+//! (`allowance.rs` states what every plan may cost.)
 
 use serde_json::json;
 use tpc::RankProgram;
@@ -53,8 +53,8 @@ fn counts_agree_on_uneven_sizes_and_two_axes() {
     }
 }
 
-/// Data parallelism: gradients travel in buckets, in the order in which they are ready, and the first
-/// ones while the backward pass goes on.
+/// Data parallelism: gradients are sent in buckets, in the order in which they are computed, and the first buckets
+/// while the backward pass is still running.
 #[test]
 fn gradients_of_data_parallelism_are_bucketed() {
     for (model, on) in [(llama(2, 4, 2), "dp=2"), (gpt2(2), "dp=4")] {
@@ -78,13 +78,13 @@ fn gradients_of_data_parallelism_are_bucketed() {
         let largest = a.iter().map(|c| c.1).max().unwrap();
         let (_, full) = s.split_last().unwrap();
         assert!(full.len() > 1 && full.iter().all(|c| (16 << 10..(16 << 10) + largest).contains(&c.1)), "{s:?}");
-        // Backward work behind the first start.
+        // Work of the backward pass after the first start.
         let steps = &small.steady.ranks[0].steps;
         let first = steps.iter().position(|s| s.phase == Phase::Backward && matches!(s.action, Action::Start(_)));
         let contracts =
             |steps: &[Step]| steps.iter().filter(|s| s.phase == Phase::Backward && &*s.label == "einsum").count();
         let (all, behind) = (contracts(steps), contracts(&steps[first.unwrap()..]));
-        assert!(behind * 2 > all, "{behind} of {all} products run behind the first start");
+        assert!(behind * 2 > all, "{behind} of {all} products run after the first start");
         for program in [whole, small, alone] {
             counts_agree(program, |session| feed(session, 96));
         }
@@ -120,8 +120,8 @@ fn the_reference_decoder_sends_at_most_its_target() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory
 
-/// What bucketing and overlap cost: the bytes sent stay the same, and the arena grows by at most what the
-/// options allow.
+/// The cost of bucketing and overlap: the bytes sent stay the same, and the arena grows by at most what the options
+/// allow.
 #[test]
 fn bucketing_and_overlap_of_the_reference_decoder() {
     for (name, on) in [("tp", "tp=2"), ("tp-sp", "tp=2"), ("ddp", "dp=2"), ("tp-ddp", "dp=2,tp=2")] {
@@ -146,7 +146,7 @@ fn bucketing_and_overlap_of_the_reference_decoder() {
     }
 }
 
-/// Parameters and optimizer state: bytes of what is sharded, of what is not, and names of the latter.
+/// Parameters and optimizer state: the bytes that are sharded, the bytes that are not, and the names of the latter.
 fn bytes(stages: &Stages) -> (usize, usize, Vec<String>) {
     let (mut sharded, mut replicated, mut names) = (0, 0, Vec::new());
     for (node, id) in stages.placed.inputs() {
@@ -181,7 +181,7 @@ fn parameters_and_optimizer_state_are_sharded() {
             for rank in &stages.ranks {
                 assert!(held(rank) <= sharded / n + replicated, "{on}: {} of {sharded} and {replicated}", held(rank));
             }
-            // Norms, learned positions, and what is added after a reduction.
+            // Norms, learned positions, and biases that are added after a reduction.
             let plain =
                 |n: &str| n.contains("norm") || n.contains("ln_") || n.contains("wpe") || n.ends_with("c_proj.bias");
             let rest: Vec<_> = names.iter().filter(|n| !plain(n)).collect();

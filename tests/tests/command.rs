@@ -1,4 +1,4 @@
-//! The `tpc` command: what it computes, what it reports, and what it says of bad input.
+//! The `tpc` command: what it computes, what it reports, and its messages about bad input.
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -20,7 +20,7 @@ fn ok(arguments: &[&str]) -> String {
     out
 }
 
-/// The standard output of a command that succeeds, and what it notes, with the places of files replaced.
+/// The standard output and the notes of a command that succeeds, with file paths replaced.
 fn noted(arguments: &[&str], scratch: &Scratch) -> (String, String) {
     let (code, out, err) = tpc(arguments);
     assert_eq!(code, 0, "{arguments:?}: {err}");
@@ -28,11 +28,11 @@ fn noted(arguments: &[&str], scratch: &Scratch) -> (String, String) {
     (out, err.replace(&scratch.path(""), "$TMP/").replace(&data(""), "$DATA/"))
 }
 
-/// What a training run says that keeps nothing.
+/// The note of a training run that saves nothing.
 const KEEPS_NOTHING: &str =
-    "note: nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too\n";
+    "note: the trained model will be lost: --save DIR keeps the model, --checkpoint DIR also its state\n";
 
-/// The message of a command that fails, with the places of files replaced.
+/// The message of a command that fails, with file paths replaced.
 fn error(arguments: &[&str], scratch: &Scratch) -> String {
     let (code, out, err) = tpc(arguments);
     assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}: {err}");
@@ -52,7 +52,7 @@ fn tensors(path: impl AsRef<Path>) -> Tensors {
     file.iter().map(|(n, t)| (n.to_string(), (t.shape().to_vec(), values(&t)))).collect()
 }
 
-/// A file of `[rows, columns]` integers.
+/// Writes a file of `[rows, columns]` integers.
 fn batch(scratch: &Scratch, name: &str, tensors: &[(&str, [usize; 2], &[i64])]) -> String {
     let bytes: Vec<Vec<u8>> = tensors.iter().map(|t| t.2.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
     let views = tensors
@@ -89,7 +89,7 @@ fn run_gives_the_expected_logits_and_loss() {
 
 #[test]
 fn run_without_labels_gives_logits_only() {
-    let scratch = Scratch::new("unlabelled");
+    let scratch = Scratch::new("unlabeled");
     let inputs = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
     let output = scratch.path("out.safetensors");
     let arguments = ["run", &data("hf/gpt2-tiny"), "--inputs", &inputs, "--output", &output];
@@ -138,7 +138,7 @@ fn train_follows_the_expected_losses_and_saves_a_model() {
             }
         }
         assert_eq!(found.len(), saved.len());
-        // What was saved is a model again.
+        // The saved files are a model directory.
         let output = scratch.path("out.safetensors");
         ok(&["run", &save, "--inputs", &inputs, "--output", &output]);
         assert_eq!(scratch.names(), ["g.safetensors", "m.jsonl", "out.safetensors", "saved"]);
@@ -196,7 +196,7 @@ fn dump_ir_reports_collectives_and_memory() {
     assert_eq!(report["ranks"].as_array().unwrap().len(), 2);
 }
 
-/// Gradients of the 2L+1 norm gains are one row of five values for the two layers of the directory.
+/// The gradients of the 2L+1 norm gains are one row that carries five values for the two layers of the directory.
 #[test]
 fn dump_ir_says_how_many_values_a_collective_carries() {
     let dir = data("hf/llama-tiny");
@@ -223,7 +223,7 @@ fn a_rule_that_is_disabled_leaves_the_reductions_of_query_key_and_value_apart() 
         let report: Json = serde_json::from_str(&ok(&[&common, more].concat())).unwrap();
         let rows = report["collectives"].as_array().unwrap().clone();
         let large = rows.iter().filter(|c| c["phase"] == "backward" && c["full_bytes"].as_u64() > Some(4096));
-        // Left apart, they still share one collective: count the values.
+        // Without folding they still share one collective: count the values.
         large.map(|c| c["count"].as_u64().unwrap() * c["values"].as_u64().unwrap()).sum::<u64>()
     };
     let layers = 2;
@@ -261,7 +261,7 @@ fn every_stage_prints_and_files_go_on_from_there() {
             let from_file = ok(&["dump-ir", &file, "--stage", "scheduled", "--rank", "1"]);
             assert_eq!(from_file, ok(&[&common[..10], &["--stage", "scheduled", "--rank", "1"]].concat()));
             let message = error(&["dump-ir", &file, "--stage", "logical"], &scratch);
-            assert_eq!(message, "the graph of the file is placed already: choose a later --stage");
+            assert_eq!(message, "the graph in the file is already placed: choose a later --stage");
         }
     }
     let rank = ok(&[&common[..10], &["--stage", "rank", "--rank", "1"]].concat());
@@ -288,12 +288,12 @@ fn bad_meshes_and_plans_are_explained() {
     );
     let most = "more than 65536, the most that a program is planned for";
     assert_eq!(says(&["--mesh", "a=100000,b=2"]), format!("mesh has 200000 ranks, {most}"));
-    // More than one process executes is planned for, and refused before anything else where it would be executed.
+    // More ranks than a process can execute are accepted for planning, and rejected early by the commands that execute.
     let json = ["dump-ir", &dir, "--plan", "tp", "--mesh", "tp=65", "--json"];
     let (report, notes) = noted(&json, &scratch);
     let report: Json = serde_json::from_str(&report).unwrap();
     assert_eq!(report["ranks"].as_array().unwrap().len(), 65);
-    let heads = "note: 63 of 65 ranks along tp=65 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have 2 to share out\n";
+    let heads = "note: 63 of 65 ranks along tp=65 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have only 2 to distribute\n";
     assert!(notes.contains(heads), "{notes}");
     let commands: [&[&str]; 3] = [
         &["run", &dir, "--inputs", "none", "--output", "none"],
@@ -303,7 +303,7 @@ fn bad_meshes_and_plans_are_explained() {
     for command in commands {
         for (mesh, ranks) in [("tp=65", 65), ("a=100000,b=2", 200_000)] {
             let said = error(&[command, &["--plan", "tp", "--mesh", mesh]].concat(), &scratch);
-            let more = "more than the 64 that one process can run as threads; `tpc dump-ir` plans for more";
+            let more = "but one process can run at most 64 as threads; `tpc dump-ir` plans for more";
             assert_eq!(said, format!("mesh has {ranks} ranks, {more}"));
         }
     }
@@ -336,10 +336,10 @@ fn bad_meshes_and_plans_are_explained() {
         plan("json.json", "{"),
         "$TMP/json.json: the plan is not JSON: EOF while parsing an object at line 1 column 1"
     );
-    assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; there are 1, 2, 3, "));
+    assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; the rules are 1, 2, 3, "));
 }
 
-/// A mesh axis called `tp:x` beside `tp` was taken for a part of `tp`, and the logits were others.
+/// A mesh axis named `tp:x` next to `tp` used to be taken for a part of `tp`, which changed the logits.
 #[test]
 fn an_axis_cannot_be_named_like_a_part_of_another() {
     let scratch = Scratch::new("axis-names");
@@ -366,7 +366,7 @@ fn an_axis_cannot_be_named_like_a_part_of_another() {
             );
         }
     }
-    // The text of a program holds parts of axes where the compiler split one, and nowhere else.
+    // The text of a program contains parts of axes only where the compiler split an axis.
     let text =
         |axes: &str| scratch.write("m.tpc", format!("mesh <{axes}>\n%0 = input data \"x\" : f32[8]\n").as_bytes());
     assert!(ok(&["dump-ir", &text("tp:2=2, tp:/2=4")]).starts_with("mesh <tp:2=2, tp:/2=4>\n"));
@@ -391,7 +391,7 @@ fn an_axis_cannot_be_named_like_a_part_of_another() {
     }
 }
 
-/// Braces were expanded: a plan of 150 bytes took for ever.
+/// Braces used to be expanded, so that a plan of 150 bytes never finished.
 #[test]
 fn patterns_of_any_form_are_matched_at_once() {
     let scratch = Scratch::new("patterns");
@@ -421,7 +421,7 @@ fn patterns_of_any_form_are_matched_at_once() {
         refused(&["--freeze", "model.layers.[0"]),
         "freezing `model.layers.[0`: the `[` at character 14 is never closed"
     );
-    // An option without effect is a mistake: what is taken back must have been frozen.
+    // An option without effect is an error: only frozen parameters can be unfrozen.
     for freeze in [&["--freeze", "!"][..], &["--freeze", "!lm_head", "--freeze", "model"]] {
         assert_eq!(
             refused(freeze),
@@ -471,7 +471,7 @@ fn a_tied_head_is_the_embedding() {
     }
 }
 
-/// A chain of sums had as many terms at every link as there are links before it.
+/// A chain of sums used to print, for every link, all links before it.
 #[test]
 fn texts_of_many_terms_take_time_in_proportion() {
     let scratch = Scratch::new("terms");
@@ -531,7 +531,7 @@ fn bad_models_are_explained() {
     );
     assert_eq!(
         says(&["dump-ir", "--preset", "lama"]),
-        "no preset is called \"lama\"; there are mlp, llama, gpt, gpt-learned"
+        "there is no preset \"lama\"; the presets are mlp, llama, gpt, gpt-learned"
     );
     assert_eq!(
         says(&["dump-ir", &data("hf/gpt2-tiny"), "--seq", "500"]),
@@ -571,14 +571,17 @@ fn bad_batches_are_explained() {
     );
     assert_eq!(
         says(&[ids, ("lables", [1, 3], &[0, 1, 2])]),
-        "tensor \"lables\" is no input of the model; inputs are input_ids, labels, attention_mask, token_type_ids"
+        "tensor \"lables\" is not an input of the model; inputs are input_ids, labels, attention_mask, token_type_ids"
     );
     assert_eq!(says(&[("labels", [1, 3], &[0, 1, 2])]), "missing tensor \"input_ids\"");
     assert_eq!(
         says(&[ids, ("attention_mask", [1, 3], &[1, 2, 1])]),
         "attention_mask[0, 1] is 2, but a value must be in 0..2"
     );
-    assert_eq!(says(&[ids, ("token_type_ids", [1, 3], &[0, 0, 0])]), "tensor \"token_type_ids\" is no input of llama");
+    assert_eq!(
+        says(&[ids, ("token_type_ids", [1, 3], &[0, 0, 0])]),
+        "tensor \"token_type_ids\" is not an input of llama"
+    );
     assert_eq!(says(&[("input_ids", [0, 3], &[])]), "batch: its shape [0, 3] is empty");
 }
 
@@ -609,9 +612,9 @@ fn bad_training_data_is_explained() {
     let says = |model: &str, more: &[&str]| {
         error(&[&["train", &data(&format!("hf/{model}")), "--steps", "1"], more].concat(), &scratch)
     };
-    let unlabelled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    let unlabeled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
     assert_eq!(
-        says("llama-tiny", &["--inputs", &unlabelled]),
+        says("llama-tiny", &["--inputs", &unlabeled]),
         "$TMP/in.safetensors: no tensor \"labels\": training needs them"
     );
     let many: String = (0..300).filter_map(|i| char::from_u32(0x4e00 + i)).collect();
@@ -629,7 +632,7 @@ fn bad_training_data_is_explained() {
     assert_eq!(
         says("llama-tiny", &["--data", &short]),
         format!(
-            "{llama}: the model has no tokenizer, so a text cannot become its tokens: copy its tokenizer.json there, \
+            "{llama}: the model has no tokenizer to turn a text into tokens: copy its tokenizer.json there, \
              train one with tpc tokenizer train {llama} FILE…, or make each character a token with --characters"
         )
     );
@@ -643,7 +646,7 @@ fn bad_training_data_is_explained() {
     let lines = scratch.write("lines.jsonl", b"{\"text\": \"a\"}\n{\"body\": \"b\"}\n");
     assert_eq!(
         says("llama-tiny", &["--data", &lines, "--characters"]),
-        "$TMP/lines.jsonl: line 2: no field \"text\"; there are \"body\"; --field chooses another"
+        "$TMP/lines.jsonl: line 2: no field \"text\"; its fields are \"body\"; --field selects another"
     );
     assert_eq!(
         says("llama-tiny", &["--data", &short, "--characters", "--optimizer", "adam", "--momentum", "0.9"]),
@@ -663,11 +666,11 @@ fn settings_that_are_not_applied_are_noted() {
     let (code, _, err) = tpc(&arguments);
     assert_eq!(
         (code, err.as_str()),
-        (0, &*format!("{KEEPS_NOTHING}note: the configuration asks for dropout 0.1, which is not applied\n"))
+        (0, &*format!("{KEEPS_NOTHING}note: the configuration has dropout 0.1, which is not applied\n"))
     );
 }
 
-/// Reads all that comes out of a pipe.
+/// Reads everything from a pipe.
 fn reader(mut pipe: impl std::io::Read + Send + 'static) -> std::thread::JoinHandle<Vec<u8>> {
     std::thread::spawn(move || {
         let mut read = Vec::new();
@@ -684,7 +687,7 @@ fn outputs_go_where_their_paths_lead() {
     let plain = scratch.path("plain");
     ok(&["run", &dir, "--inputs", &inputs, "--output", &plain]);
     let expected = std::fs::read(&plain).unwrap();
-    // A link to a file with permissions of its own, a link to nothing, a link to a device.
+    // A link to a file with its own permissions, a link to nothing, a link to a device.
     scratch.write("real", b"before");
     std::fs::set_permissions(scratch.path("real"), std::fs::Permissions::from_mode(0o600)).unwrap();
     for (target, link) in [("real", "link"), ("made", "dangling"), ("/dev/null", "null")] {
@@ -700,7 +703,7 @@ fn outputs_go_where_their_paths_lead() {
     let long = scratch.path(&"x".repeat(250));
     ok(&["run", &dir, "--inputs", &inputs, "--output", &long]);
     assert!(std::fs::read(&long).unwrap() == expected);
-    // A named pipe, and a descriptor as a shell's `>(…)` gives it.
+    // A named pipe, and a descriptor as a shell's `>(…)` passes it.
     let pipe = scratch.path("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     let path = pipe.clone();
@@ -715,7 +718,7 @@ fn outputs_go_where_their_paths_lead() {
     assert!(read.join().unwrap() == expected);
     scratch.remove(&["plain", "real", "made", "link", "dangling", "null", "pipe", &"x".repeat(250)]);
 
-    // The same for what `train` writes.
+    // The same for the files that `train` writes.
     let (near, far) = std::io::pipe().unwrap();
     let metrics = reader(near);
     let (near, other) = std::io::pipe().unwrap();
@@ -759,7 +762,7 @@ fn an_output_is_no_other_file_of_the_command() {
         error(&[&["run", &model, "--inputs", &inputs, "--output", output], &placed[..]].concat(), &scratch)
     };
     let says = |output: &str, option: &str, read: &str| {
-        format!("--output $TMP/{output} is read, too, as {option} $TMP/{read}: give another path, nothing was written")
+        format!("--output $TMP/{output} is also read, as {option} $TMP/{read}: give another path; nothing was written")
     };
     for output in ["model/inputs.safetensors", "model/../model/inputs.safetensors", "hard", "other/inputs.safetensors"]
     {
@@ -775,7 +778,7 @@ fn an_output_is_no_other_file_of_the_command() {
     let train =
         |more: &[&str]| error(&[&["train", &model, "--inputs", &inputs, "--steps", "1"], more].concat(), &scratch);
     let at = |name: &str| scratch.path(name);
-    let same = |a: &str, b: &str| format!("{a} and {b} are the same: give each a path of its own");
+    let same = |a: &str, b: &str| format!("{a} and {b} are the same file: give different paths");
     assert_eq!(
         train(&["--metrics", &at("new"), "--grads", &at("model/../new")]),
         same("--grads $TMP/model/../new", "--metrics $TMP/new")
@@ -787,9 +790,9 @@ fn an_output_is_no_other_file_of_the_command() {
     );
     assert_eq!(
         train(&["--grads", &at("hard")]),
-        "--grads $TMP/hard is read, too, as --inputs $TMP/model/inputs.safetensors: give another path, nothing was written"
+        "--grads $TMP/hard is also read, as --inputs $TMP/model/inputs.safetensors: give another path; nothing was written"
     );
-    // Two outputs to a device disturb no one.
+    // Two outputs to a device do not conflict.
     let (_, notes) = noted(
         &["train", &model, "--inputs", &inputs, "--steps", "1", "--metrics", "/dev/null", "--grads", "/dev/null"],
         &scratch,
@@ -822,7 +825,7 @@ fn a_model_of_characters_keeps_its_alphabet() {
     assert_eq!((code, &*err), (0, ""));
     let kept: Json = serde_json::from_slice(&std::fs::read(format!("{saved}/alphabet.json")).unwrap()).unwrap();
     assert_eq!(kept, serde_json::json!({"characters": " .abcdefghijklmnopqrstuvwxyz"}));
-    // A text of some of the characters numbers them as before; what is saved keeps all of them.
+    // A text that has only some of the characters keeps their numbers, and what is saved keeps all characters.
     let again = scratch.path("again");
     let (code, _, err) = train(&saved, &part, &["--steps", "1", "--save", &again]);
     assert_eq!((code, &*err), (0, ""));
@@ -837,7 +840,7 @@ fn a_model_of_characters_keeps_its_alphabet() {
     let lack = |place: &str, way_out: &str| {
         format!(
             "error: $TMP/other: the model was trained on the 28 characters of {place}, which lack '!', '0', '1', '2', \
-             '3', '4', '5', '6', '7', '8' and 5 more: train on a text of those, or {way_out}\n"
+             '3', '4', '5', '6', '7', '8' and 5 more: train on a text of those characters, or {way_out}\n"
         )
     };
     assert_eq!(
@@ -848,22 +851,21 @@ fn a_model_of_characters_keeps_its_alphabet() {
         failed(train(&dir, &other, &["--from-scratch", "--steps", "4", "--checkpoint", &run, "--resume"])),
         lack("$TMP/run/step-000002", "begin a new run with another --checkpoint")
     );
-    // Another text of the same characters is not what the checkpoint's place is in.
+    // The checkpoint's position is not one in another text of the same characters.
     let told = failed(train(&dir, &part, &["--steps", "3", "--checkpoint", &run, "--resume"]));
     assert!(told.starts_with("error: the checkpoint was written with other data: the text of --data was "), "{told}");
     let (code, out, err) = train(&dir, &fox, &["--steps", "3", "--checkpoint", &run, "--resume"]);
     assert_eq!(code, 0, "{err}");
     assert!(out.contains("checkpoint $TMP/run/step-000003\n".replace("$TMP/", &scratch.path("")).as_str()), "{out}");
-    // Fresh weights have no alphabet yet.
+    // Fresh weights have no alphabet.
     let (code, _, err) = train(&saved, &other, &["--from-scratch", "--steps", "1"]);
     assert_eq!((code, &*err), (0, KEEPS_NOTHING));
     // Weights of unknown tokens.
     let (code, _, err) = train(&dir, &fox, &["--steps", "1"]);
-    let unknown = format!(
-        "note: nothing says which characters the tokens of {dir} stand for: the 28 of the text are numbered from 0\n"
-    );
+    let unknown =
+        format!("note: the alphabet of {dir} is unknown: the 28 characters of the text are numbered from 0\n");
     assert_eq!((code, err), (0, format!("{KEEPS_NOTHING}{unknown}")));
-    // A tokenizer's tokens are not characters, with or without its weights.
+    // A tokenizer's tokens are not characters, whether it comes with weights or not.
     let model = scratch.path("tokens");
     std::fs::create_dir(&model).unwrap();
     for file in ["config.json", "model.safetensors"] {
@@ -875,8 +877,8 @@ fn a_model_of_characters_keeps_its_alphabet() {
             assert_eq!(
                 failed(train(&model, &fox, more)),
                 format!(
-                    "error: $TMP/tokens/{name}: the tokenizer is in a format that is not read, and there is no \
-                     tokenizer.json beside it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) \
+                    "error: $TMP/tokens/{name}: the tokenizer is in an unsupported format, and there is no \
+                     tokenizer.json next to it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) \
                      writes one\n"
                 )
             );
@@ -888,8 +890,8 @@ fn a_model_of_characters_keeps_its_alphabet() {
     for more in [&["--steps", "1"][..], &["--steps", "1", "--from-scratch"]] {
         assert_eq!(
             failed(train(&model, &fox, more)),
-            "error: $TMP/tokens: the model's tokens are those of its tokenizer, which --characters would not use: \
-             leave --characters out, or begin a model of characters with --from-scratch in a directory that holds \
+            "error: $TMP/tokens: the model has a tokenizer, which --characters would ignore: \
+             leave --characters out, or start a character model with --from-scratch in a directory that holds \
              only a config.json\n"
         );
     }
@@ -906,22 +908,22 @@ fn ranks_with_nothing_to_do_are_noted() {
     assert_eq!(notes(&["--plan", "tp", "--mesh", "tp=2"]), "");
     assert_eq!(
         notes(&["--mesh", "dp=2"]),
-        "note: --mesh dp=2 without a plan: each of the 2 ranks computes the whole model; --plan says what they share\n"
+        "note: --mesh dp=2 without a plan: each of the 2 ranks computes the whole model; --plan distributes the work\n"
     );
     assert_eq!(
         notes(&["--plan", "2d"]),
-        "note: --plan 2d without a mesh: one rank computes the whole model; --mesh gives it more, as in --mesh dp=2,tp=2\n"
+        "note: --plan 2d without a mesh: one rank computes the whole model; give it more ranks with --mesh, for example --mesh dp=2,tp=2\n"
     );
     assert_eq!(
         notes(&["--plan", "ddp", "--mesh", "dp=3"]),
-        "note: 1 of 3 ranks along dp=3 have no rows: the batch has 2 to share out\n"
+        "note: 1 of 3 ranks along dp=3 have no rows: the batch has only 2\n"
     );
-    // Four heads that share two pairs of keys and values are two groups.
+    // Four heads that share two key and value heads are two groups.
     assert_eq!(
         notes(&["--plan", "tp", "--mesh", "tp=8"]),
-        "note: 6 of 8 ranks along tp=8 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have 2 to share out\n"
+        "note: 6 of 8 ranks along tp=8 have no part of `model.layers.0.self_attn.q_proj.weight` and 7 more weights: they have only 2 to distribute\n"
     );
-    // Parameters that FSDP only stores in parts idle no rank.
+    // Parameters of which FSDP only stores shards do not make a rank idle.
     assert_eq!(notes(&["--plan", "fsdp", "--mesh", "dp=2"]), "");
 }
 
@@ -941,19 +943,19 @@ fn options_without_effect_are_said() {
     let f32 = "without --precision bf16: gradients are then reduced in the model's own type";
     let untrained = "without --train, which has a training step";
     let json = "with --json, which reports on the placed program of all ranks";
-    let given = "on a graph from a file, which is as it is";
+    let given = "on a graph from a file, which is already captured";
     let refused: [(&[&str], &str, &str, &str); 24] = [
         (&train, "--optimizer sgd --beta1 0.5", "--beta1", sgd),
         (&train, "--optimizer sgd --beta2 0.5", "--beta2", sgd),
         (&train, "--optimizer sgd --eps 1", "--eps", sgd),
         (&train, "--reduce f32", "--reduce", f32),
-        (&train, "--batch 4", "--batch", "with --inputs, whose batch is as large as it is"),
-        (&train, "--seq 4", "--seq", "with --inputs, whose batch is as large as it is"),
+        (&train, "--batch 4", "--batch", "with --inputs, which determines the size of the batch"),
+        (&train, "--seq 4", "--seq", "with --inputs, which determines the size of the batch"),
         (
             &train,
             "--precision bf16 --micro-batches 2 --reduce bf16",
             "--reduce",
-            "with --micro-batches: their gradients are added, and then reduced, in f32",
+            "with --micro-batches: their gradients are added and then reduced in f32",
         ),
         (&dump, "--precision bf16 --reduce f32", "--reduce", untrained),
         (&dump, "--beta1 0.5", "--beta1", untrained),
@@ -962,16 +964,16 @@ fn options_without_effect_are_said() {
         (&dump, "--json --stage placed", "--stage", json),
         (&dump, "--json --full", "--full", json),
         (&dump, "--json --rank 0", "--rank", json),
-        (&dump, "--rank 0", "--rank", "at the stage placed, which all ranks have in common"),
-        (&dump, "--stage scheduled --full", "--full", "at the stage scheduled, whose every line is printed anyway"),
+        (&dump, "--rank 0", "--rank", "at the stage placed, which is the same for all ranks"),
+        (&dump, "--stage scheduled --full", "--full", "at the stage scheduled, which is always printed in full"),
         (&mlp, "--train --optimizer sgd", "--optimizer", "on the preset mlp, whose step has no optimizer"),
         (&bench, "--mode fwd --precision bf16 --reduce f32", "--reduce", "with --mode fwd, which has no gradients"),
         (&file, "--train", "--train", given),
         (&file, "--batch 3", "--batch", given),
         (&file, "--freeze a", "--freeze", given),
-        (&file, "--plan tp", "--plan", "on a graph from a file that has its placements already"),
-        (&file, "--precision bf16", "--precision", "on a graph from a file that has its placements already"),
-        (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is placed already"),
+        (&file, "--plan tp", "--plan", "on a graph from a file that already has placements"),
+        (&file, "--precision bf16", "--precision", "on a graph from a file that already has placements"),
+        (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is already placed"),
     ];
     for (command, more, option, reason) in refused {
         let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
@@ -1003,7 +1005,10 @@ fn options_without_effect_are_said() {
         notes(&train, "--seed 3"),
         "note: --seed has no effect: the batch and the weights are given, and nothing else is drawn\n"
     );
-    assert_eq!(notes(&train, "--deadline 9"), "note: --deadline has no effect on one rank, which waits for no other\n");
+    assert_eq!(
+        notes(&train, "--deadline 9"),
+        "note: --deadline has no effect on one rank, which never waits for another rank\n"
+    );
     assert_eq!(
         error(&[&train[..], &["--save", &scratch.path("saved"), "--force"]].concat(), &scratch),
         "--force has no effect: --save names another directory than the model's; leave it out"
@@ -1015,19 +1020,19 @@ fn options_without_effect_are_said() {
     );
     assert_eq!(
         notes(&dump, "--plan tp --mesh tp=2 --disable-rule 1"),
-        "note: --disable-rule 1 has no effect: the rule is off already\n"
+        "note: --disable-rule 1 has no effect: the rule is already off\n"
     );
     assert_eq!(
         notes(&dump, "--disable-rule 7"),
-        "note: --disable-rule has no effect on one rank, where nothing is exchanged\n"
+        "note: --disable-rule has no effect on one rank, which does not communicate\n"
     );
     assert_eq!(
         notes(&dump, "--stage captured --precision bf16"),
-        "note: --precision has no effect at the stage captured, which is before it\n"
+        "note: --precision has no effect at the stage captured, which comes before it\n"
     );
     assert_eq!(
         notes(&dump, "--stage logical --plan tp"),
-        "note: --plan has no effect at the stage logical, which is before it\n"
+        "note: --plan has no effect at the stage logical, which comes before it\n"
     );
 }
 
@@ -1043,17 +1048,17 @@ fn a_loss_that_is_no_number_is_a_failure() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let name = "model.layers.1.mlp.up_proj.weight";
     let at = file.tensor(name).unwrap().data().as_ptr() as usize - bytes.as_ptr() as usize;
-    let unlabelled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
+    let unlabeled = batch(&scratch, "in.safetensors", &[("input_ids", [1, 3], &[1, 2, 3])]);
     for (wrong, said) in [(f32::NAN, "NaN"), (f32::INFINITY, "NaN")] {
         let mut bytes = bytes.clone();
         bytes[at..at + 4].copy_from_slice(&wrong.to_le_bytes());
         std::fs::write(format!("{model}/model.safetensors"), bytes).unwrap();
         for (inputs, what) in
-            [(&inputs, format!("the loss is {said}")), (&unlabelled, "the logits are not all finite".into())]
+            [(&inputs, format!("the loss is {said}")), (&unlabeled, "the logits are not all finite".into())]
         {
             let output = scratch.path("out.safetensors");
             let (code, out, err) = tpc(&["run", &model, "--inputs", inputs, "--output", &output]);
-            assert_eq!((code, &*err), (1, &*format!("error: {what}, since the weight `{name}` is not finite\n")));
+            assert_eq!((code, &*err), (1, &*format!("error: {what}, because the weight `{name}` is not finite\n")));
             // What was computed can be looked at.
             assert!(out.starts_with("wrote ") && tensors(&output)["logits"].1.iter().any(|x| !x.is_finite()));
         }
@@ -1076,7 +1081,7 @@ fn bytes_are_whole_numbers() {
             _ => 0,
         }
     }
-    // Three ranks cut no value into equal parts.
+    // Three ranks cut no value into equal shards.
     for mesh in ["tp=2", "tp=3"] {
         let model = ["--preset", "gpt", "--plan", "tp", "--mesh", mesh, "--batch", "1", "--seq", "8"];
         let (code, report, _) = tpc(&[&["dump-ir", "--train", "--json"], &model[..]].concat());
@@ -1117,7 +1122,7 @@ fn sizes_that_cannot_be_counted_are_refused() {
         says(&["dump-ir", &dir, "--batch", "4503599627370496", "--seq", "1"]),
         format!("--batch 4503599627370496 --seq 1: the logits of shape [4503599627370496, 1, 256] {large}")
     );
-    // Each value can be counted, but not all of them together.
+    // Each value fits into an integer, but their sum does not.
     let said = says(&["dump-ir", &dir, "--batch", "8796093022208", "--seq", "8", "--train", "--json"]);
     assert!(
         said.contains(" has more elements than can be addressed together with the other values of the program; use"),
@@ -1180,7 +1185,8 @@ fn arguments_that_make_no_command_are_explained() {
     assert!(["dump-ir", "run", "train", "bench"].iter().all(|c| out.contains(c)), "{out}");
 }
 
-/// A 70B-shaped training step is planned from its config.json alone, and reads like one of 4 layers.
+/// A training step of the size of a 70B model is planned from its config.json alone, and prints as many lines as one of
+/// 4 layers.
 #[test]
 fn eighty_layers_print_as_many_lines_as_four() {
     let scratch = Scratch::new("deep");
@@ -1199,7 +1205,8 @@ fn eighty_layers_print_as_many_lines_as_four() {
     assert_eq!(lines(80), lines(4));
 }
 
-/// Prompts of tokens, in a directory without a tokenizer: the same text on every mesh, one line of JSON for each prompt.
+/// Prompts of token ids, in a directory without a tokenizer: the same text on every mesh, and one line of JSON for each
+/// prompt.
 #[test]
 fn generate_goes_on_from_tokens() {
     let scratch = Scratch::new("generate-tokens");
@@ -1230,7 +1237,7 @@ fn generate_goes_on_from_tokens() {
     let collective = events.iter().find(|e| e["name"] == "start all_reduce").unwrap();
     assert_eq!(collective["args"]["axes"], "tp");
     assert!(collective["args"]["why"].as_str().unwrap().contains("plan tp"), "{collective}");
-    // Both ranks have a name, and each collective is met.
+    // Both ranks have a name, and every collective is matched.
     let count = |ph: &str| events.iter().filter(|e| e["ph"] == ph).count();
     assert!(count("s") > 0 && count("s") == count("f"));
     let names: Vec<&str> =
@@ -1251,13 +1258,13 @@ fn generate_says_what_is_wrong_with_prompts() {
     let expected = [
         (&b"\xc3\x28"[..], &[][..], "error: $TMP/p: byte 0 is not the beginning of a UTF-8 character\n"),
         (b"ab\n\xff", &[], "error: $TMP/p: byte 3 is not the beginning of a UTF-8 character\n"),
-        (b"\n", &[], "error: $TMP/p: has no prompts: a text or a JSON object a line is needed\n"),
+        (b"\n", &[], "error: $TMP/p: has no prompts: each line must be a text or a JSON object\n"),
         (
             b"{\"tokens\": [1]}\n{\"text\": 1}\n",
             &[],
             "error: $TMP/p: line 2: has none of `prompt`, `tokens`, `messages`\n",
         ),
-        (b"{\"tokens\": [1.5]}\n", &[], "error: $TMP/p: line 1: `tokens` has something else than token numbers\n"),
+        (b"{\"tokens\": [1.5]}\n", &[], "error: $TMP/p: line 1: `tokens` must contain only token numbers\n"),
         (
             b"{\"tokens\": [256]}\n",
             &[],
@@ -1290,5 +1297,8 @@ fn generate_says_what_is_wrong_with_prompts() {
     let bert = data("hf/bert-tiny");
     let prompts = scratch.write("p", b"{\"tokens\": [1]}\n");
     let (code, _, err) = tpc(&["generate", &bert, "--prompts", &prompts]);
-    assert_eq!((code, &*err), (1, "error: bert predicts no next tokens: only causal language models generate\n"));
+    assert_eq!(
+        (code, &*err),
+        (1, "error: bert does not predict the next token: only causal language models generate\n")
+    );
 }

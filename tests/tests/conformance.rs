@@ -1,4 +1,4 @@
-//! Model directories with reference results: every plan on every mesh gives what PyTorch gives.
+//! Model directories with reference results: every plan computes on every mesh what PyTorch computes.
 
 use burn::optim::AdamWConfig;
 use safetensors::SafeTensors;
@@ -41,18 +41,18 @@ impl File {
     }
 }
 
-/// How a run differs from that of the reference.
+/// How a run differs from the reference run.
 #[derive(Clone, Copy, Debug, Default)]
 struct Variation {
-    /// The batch so many times over, which changes no mean; 0 is once.
+    /// How often the batch is repeated, which changes no mean; 0 means once.
     tiles: usize,
-    /// Parts of the batch; 0 is one.
+    /// The number of micro-batches; 0 means one.
     micro_batches: usize,
-    /// Clipping to this part of the first gradient's norm.
+    /// The gradient norm to clip to, as a fraction of the norm of the first gradients.
     clip: Option<f64>,
 }
 
-/// What a run gave, under the names and layouts of the weight files.
+/// The results of a run, under the names and layouts of the weight files.
 struct Trained {
     losses: Vec<f64>,
     norms: Vec<f64>,
@@ -89,7 +89,7 @@ impl Reference {
         gradients.flat_map(|(_, (_, v))| v).map(|g| g * g).sum::<f64>().sqrt()
     }
 
-    /// Three AdamW steps.
+    /// Runs three AdamW steps.
     fn train(&self, plan: &str, mesh: &str, vary: Variation) -> Trained {
         let tiles = vary.tiles.max(1);
         let shape = &self.inputs["input_ids"].0;
@@ -149,7 +149,8 @@ impl Reference {
         found
     }
 
-    /// Losses to 1e-5, gradients of the first step to 1e-4 of each tensor's largest, parameters to 2e-4; `losses` and `parameters` are what is expected of the steps.
+    /// Compares losses to 1e-5, gradients of the first step to 1e-4 of each tensor's largest element, and parameters to
+    /// 2e-4. `losses` and `parameters` are the expected results of the steps.
     fn agrees(&self, found: &Trained, losses: &[f64], parameters: &dyn Fn(&str) -> Option<Vec<f64>>, what: &str) {
         let what = format!("{} {what}", self.model);
         let gradients: Vec<(&str, &Vec<f64>)> =
@@ -172,7 +173,7 @@ impl Reference {
             }
             let Some(after) = parameters(name) else { continue };
             for ((f, w), g) in found.parameters[name].iter().zip(after).zip(want) {
-                // Adam divides by the gradient's size: where that is rounding noise, so is the step.
+                // Adam divides by the size of the gradient: where that is rounding noise, the step is noise, too.
                 let noise = g.abs() < 1e-6 * own || own < 1e-6 * largest_anywhere;
                 let off = (f64::from(*f) - w).abs();
                 assert!(noise || off <= 2e-4, "{what}: parameter {name} is off by {off:e}");
@@ -183,12 +184,12 @@ impl Reference {
     }
 }
 
-/// The same numbers as PyTorch's.
+/// Checks for the numbers of PyTorch.
 fn trains_as_expected(model: &'static str, plan: &str, mesh: &str) {
     varied(model, plan, mesh, Variation::default());
 }
 
-/// The same with the batch in parts or several times over: nothing else may change.
+/// Checks for the same numbers with the batch in parts or repeated: nothing else may change.
 fn varied(model: &'static str, plan: &str, mesh: &str, vary: Variation) {
     let reference = Reference::open(model);
     let found = reference.train(plan, mesh, vary);
@@ -214,18 +215,18 @@ const DATA: [(&str, &str); 14] = [
     ("2d", "dp=2,tp=4"),
 ];
 
-/// Where clipping and accumulation are tried together: every mode once.
+/// The plans for clipping and accumulation together: every mode once.
 const BOTH: [(&str, &str); 5] =
     [("ddp", "dp=2"), ("fsdp", "dp=4"), ("zero1", "dp=2"), ("2d", "dp=2,tp=2"), ("tp-hsdp", "rep=2,dp=2,tp=2")];
 
-/// With and without accumulation, the gradients are clipped so far that Adam's epsilon matters: the norm is PyTorch's, and the steps are those
-/// of one rank (whose clipping `options.rs` compares with the formula).
+/// With and without accumulation, the gradients are clipped so far that Adam's epsilon matters. The norm must be
+/// PyTorch's, and the steps those of one rank, whose clipping `options.rs` compares with the formula.
 fn clipped(model: &'static str) {
     let reference = Reference::open(model);
     let clip = Variation { clip: Some(1e-6), ..Variation::default() };
     let expected = reference.train("none", "", clip);
     let after = |name: &str| expected.parameters.get(name).map(|v| v.iter().map(|&x| f64::from(x)).collect());
-    // Clipping that did nothing would be seen.
+    // Ineffective clipping would be noticed.
     let change = (expected.losses[2] / reference.losses[2] - 1.0).abs();
     assert!(change > 1e-3, "{model}: {change:e}, norms {:?} of {}", expected.norms, reference.norm());
     for (plan, mesh) in DATA {
@@ -294,7 +295,8 @@ macro_rules! conformance {
 
 conformance!(llama "hf/llama-tiny", gpt2 "hf/gpt2-tiny", bert "hf/bert-tiny");
 
-/// What is tried with every family and every kind of rotary embedding: one rank, heads on two and on four, sequences, sharded parameters.
+/// The plans for every family and every kind of rotary embedding: one rank, heads on two and on four ranks, sharded
+/// sequences, sharded parameters.
 const EVERY: [(&str, &str); 7] = [
     ("none", ""),
     ("tp", "tp=2"),

@@ -1,9 +1,8 @@
-//! The generated CUDA kernels of every golden program: that they mean what the CPU device computes
-//! (executed on the CPU by `device/cuda/emulate.rs`), and that NVRTC compiles them for an H100 without
-//! spilling registers.
+//! The generated CUDA kernels of every golden program: they compute what the CPU device computes (executed on the CPU
+//! by `device/cuda/emulate.rs`), and NVRTC compiles them for an H100 without spilling registers.
 //!
-//! The second needs NVRTC, which `tests/gpu/nvrtc` fetches; without it the test says that it was
-//! skipped, unless `TPC_REQUIRE_NVRTC` is set, as it is in CI.
+//! The second check needs NVRTC, which `tests/gpu/nvrtc` downloads. Without it the test reports that it was skipped,
+//! unless `TPC_REQUIRE_NVRTC` is set, as in CI.
 #![cfg(unix)]
 
 use serde_json::json;
@@ -18,7 +17,7 @@ use tpc_tests::device::{against, beside, follow};
 use tpc_tests::golden::{Golden, MODELS, WIDE};
 use tpc_tests::training::{config, language_model, plan as plan_of};
 
-/// Whether kernels can be executed here; if not, the test says that it is skipped, except in CI.
+/// Whether kernels can be executed here. If not, the test reports that it is skipped, except in CI.
 fn can_emulate() -> bool {
     let can = Emulator::is_available() || std::env::var_os("TPC_REQUIRE_NVRTC").is_some();
     if !can {
@@ -37,7 +36,7 @@ fn means_the_same(golden: &Golden) {
     for ((what, programs, feed), device) in all.into_iter().zip(&mut devices) {
         ranks += programs.len();
         let mut step = |device: &mut Emulator, time: usize| {
-            device.step([Order::Forwards, Order::Backwards][time]).unwrap_or_else(|e| panic!("{what}: {e}"));
+            device.step([Order::Forward, Order::Reverse][time]).unwrap_or_else(|e| panic!("{what}: {e}"));
             Ok(())
         };
         let off = beside(&programs, &feed, device, 2, &mut step).unwrap();
@@ -69,7 +68,7 @@ means! {
     wide_llama_training_means_the_same = WIDE;
 }
 
-/// Programs that compute in bf16 are near the reference in f32, which is how the check of a GPU knows that they are right.
+/// Programs that compute in bf16 are close to the reference in f32; the GPU check relies on this.
 #[test]
 fn bf16_programs_are_near_the_reference_in_f32() {
     if !can_emulate() {
@@ -145,8 +144,8 @@ fn kernels_compile_for_an_h100_and_spill_nothing() {
     assert!(spilling.is_empty(), "{}", spilling.join("\n"));
 }
 
-/// A model of a size that is trained on such a device: its kernels compile and spill nothing, and
-/// cublasLt takes all of its large products.
+/// A model of a size that is trained on such a device: its kernels compile without spills, and cublasLt accepts all of
+/// its large products.
 #[test]
 fn kernels_of_a_large_model_compile() {
     let llama = config(json!({

@@ -1,5 +1,5 @@
-//! What documents say: every path and link that a document or a comment names is there, and what a document lists is what
-//! the code has.
+//! Checks documents: every path and link in a document or a comment exists, and what a document lists is what the code
+//! contains.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -17,7 +17,7 @@ use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::{Tag, all_rules};
 use tpc_passes::styles::{ColwiseParallel, Plan, RowwiseParallel};
 
-/// The repository.
+/// The root of the repository.
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
@@ -26,7 +26,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// All files of the repository, by their paths in it.
+/// All files of the repository, by their relative paths.
 fn files() -> Vec<String> {
     fn walk(dir: &Path, from: &Path, found: &mut Vec<String>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -51,7 +51,7 @@ fn files() -> Vec<String> {
 // ---------------------------------------------------------------------------------------------------------------------
 // Paths and links
 
-/// A text with `{a,b}` written out.
+/// Expands `{a,b}` in a text.
 fn alternatives(text: &str) -> Vec<String> {
     let Some((before, rest)) = text.split_once('{') else { return vec![text.into()] };
     let Some((inner, after)) = rest.split_once('}') else { return vec![text.into()] };
@@ -59,7 +59,7 @@ fn alternatives(text: &str) -> Vec<String> {
     each.collect()
 }
 
-/// Whether a path with `*` in its segments is a file or folder, wherever in the repository it begins.
+/// Whether a path, which may contain `*`, is a file or folder, or the end of the path of one.
 fn is_there(path: &str, files: &[String]) -> bool {
     fn segment(pattern: &str, name: &str) -> bool {
         match pattern.split_once('*') {
@@ -77,11 +77,11 @@ fn is_there(path: &str, files: &[String]) -> bool {
     })
 }
 
-/// The folders at the top of the repository: what begins with one is a path in it.
+/// The top-level folders of the repository. A text that begins with one is a path in it.
 const TOP: [&str; 7] = [".ci/", "compiler/", "examples/", "ir/", "passes/", "runtime/", "tests/"];
 
-/// The words of a text that are paths in the repository: sources and documents by their endings, in documents folders by
-/// the slash at their end, all else by the folder that it begins with.
+/// The words of a text that are paths in the repository. Sources and documents are recognized by their extensions,
+/// folders in documents by a trailing slash, and everything else by the top-level folder.
 fn paths(text: &str, document: bool) -> Vec<&str> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || "_-./{},*@".contains(c);
     let words = text.split(|c| !is_part(c)).map(|word| word.trim_end_matches(['.', ',', '-']).trim_start_matches(','));
@@ -91,33 +91,33 @@ fn paths(text: &str, document: bool) -> Vec<&str> {
     words.filter(|word| TOP.iter().any(|top| word.starts_with(top)) || is_source(word) || is_folder(word)).collect()
 }
 
-/// A file of the repository, and not one of burn's or of a user's.
+/// Whether a word names a file of this repository, rather than one of burn or of a user.
 fn is_source(word: &str) -> bool {
     let (stem, ending) = word.rsplit_once('.').unwrap_or((word, ""));
     let named = stem.rsplit('/').next().is_some_and(|name| name.chars().any(char::is_alphanumeric));
     named && matches!(ending, "rs" | "md" | "snap" | "cuh" | "cpp") && !word.starts_with("burn-")
 }
 
-/// The comments of a source file, line by line; the whole of a document.
+/// The comments of a source file, line by line, or all lines of a document.
 fn prose(path: &str, text: &str) -> Vec<(usize, String)> {
     let comment = |line: &str| {
         let mark = match path.rsplit_once('.').map(|(_, ending)| ending) {
             Some("md") => return Some(line.to_string()),
             Some("rs") => "//",
             Some("toml" | "py") => "#",
-            // Scripts have no ending.
+            // Scripts have no extension.
             _ if text.starts_with("#!") => "#",
             _ => return None,
         };
         let at = line.find(mark)?;
-        // An address is no comment.
+        // A URL does not begin a comment.
         (!line[..at].ends_with(':')).then(|| line[at..].to_string())
     };
     let lines = text.lines().enumerate();
     lines.filter_map(|(number, line)| comment(line).map(|prose| (number + 1, prose))).collect()
 }
 
-/// What a line says that is wrong: a path that is not there, an address that is none.
+/// The faults of a line: paths that do not exist, and addresses that are invalid.
 fn faults(line: &str, document: bool, files: &[String]) -> Vec<String> {
     let mut wrong = Vec::new();
     for word in paths(line, document) {
@@ -187,7 +187,7 @@ fn a_wrong_path_is_found() {
     }
 }
 
-/// Links between documents: the file, and in it the heading.
+/// Every link between documents leads to an existing file and heading.
 #[test]
 fn every_link_of_a_document_leads_somewhere() {
     let mut wrong = Vec::new();
@@ -216,7 +216,7 @@ fn every_link_of_a_document_leads_somewhere() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What a heading is called in a link.
+/// The anchor of a heading in a link.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
     kept.replace(' ', "-")
@@ -225,7 +225,7 @@ fn anchor(heading: &str) -> String {
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
 
-/// The rows of the tables of a text, cell by cell.
+/// The rows of the tables in a text, cell by cell.
 fn rows(text: &str) -> Vec<Vec<String>> {
     let lines = text.lines().map(|line| line.trim_start_matches("//!").trim());
     let row = |line: &str| -> Option<Vec<String>> {
@@ -235,7 +235,7 @@ fn rows(text: &str) -> Vec<Vec<String>> {
     lines.filter_map(row).collect()
 }
 
-/// A text without the backticks around it.
+/// A cell without its backticks.
 fn bare(cell: &str) -> &str {
     cell.trim_matches('`')
 }
@@ -262,7 +262,7 @@ fn every_rule_of_the_e_graph_is_documented_and_every_documented_one_exists() {
     assert_eq!(found, expected);
 }
 
-/// The rows of the table of costs are those that are executed.
+/// The rows of the table of costs are exactly the rows that are executed.
 #[test]
 fn the_costs_of_the_guide_are_those_that_are_tested() {
     let mut tested = BTreeSet::new();
@@ -282,7 +282,7 @@ fn the_costs_of_the_guide_are_those_that_are_tested() {
     assert_eq!(told, tested);
 }
 
-/// What the parser of plan files accepts, as its errors list it, is what the schema describes.
+/// The schema describes exactly what the parser of plan files accepts, as its errors list it.
 #[test]
 fn the_schema_of_plan_files_is_what_the_parser_accepts() {
     let schema: Json = serde_json::from_str(tpc_passes::styles::plan::SCHEMA).unwrap();
@@ -321,7 +321,7 @@ fn the_schema_of_plan_files_is_what_the_parser_accepts() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Messages
 
-/// The string literals of a token stream, without those of documentation.
+/// The string literals of a token stream, except for documentation.
 fn literals(tokens: TokenStream, found: &mut BTreeSet<String>) {
     for token in tokens {
         match token {
@@ -343,7 +343,8 @@ fn literals(tokens: TokenStream, found: &mut BTreeSet<String>) {
     }
 }
 
-/// Whether a message may have been made from a literal, whose braces stand for anything; and how much of it the literal says.
+/// Whether a literal, whose braces match any text, can have produced a message; if so, how much of the message is
+/// literal text.
 fn made_from(message: &str, literal: &str) -> Option<usize> {
     let mut pieces = vec![String::new()];
     let mut rest = literal;
@@ -369,7 +370,7 @@ fn made_from(message: &str, literal: &str) -> Option<usize> {
     (left.is_empty() || !others.is_empty()).then(|| pieces.iter().map(String::len).sum())
 }
 
-/// Every message of the chapter on troubleshooting is one that a test expects or the code makes.
+/// A test expects or the code produces every message in the chapter on troubleshooting.
 #[test]
 fn messages_of_the_guide_are_real() {
     let chapter = "compiler/src/guide/troubleshooting.rs";
@@ -407,7 +408,7 @@ struct Pairs {
     y: Tensor<2>,
 }
 
-/// The README shows the program of `examples/src/bin/quickstart.rs`, and of what that prints the forward pass.
+/// The README shows the program of `examples/src/bin/quickstart.rs`, and the part of its output about the forward pass.
 #[test]
 fn the_program_of_the_readme_is_the_example_and_prints_what_the_readme_shows() {
     let readme = read("README.md");
@@ -434,14 +435,14 @@ fn the_program_of_the_readme_is_the_example_and_prints_what_the_readme_shows() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Counts
 
-/// Lines of code: neither blank nor a comment.
+/// The lines of code: those that are neither blank nor comments.
 fn code(path: &str) -> Vec<String> {
     let text = read(path);
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
     lines.map(str::to_string).collect()
 }
 
-/// What a mesh of ranks adds to a program in burn alone.
+/// The guide's count of lines that a mesh adds to a program in burn alone is correct.
 #[test]
 fn a_sharded_program_is_as_many_lines_longer_as_the_guide_says() {
     const NAMES: [&str; 18] = [
@@ -488,7 +489,8 @@ fn a_sharded_program_is_as_many_lines_longer_as_the_guide_says() {
     assert!(left.is_empty(), "{left:?}");
 }
 
-/// The direct dependencies of `tpc`, and of the crate that it shows, are those that the document gives a reason for, and the whole tree is as large as it says.
+/// The document gives a reason for each direct dependency of `tpc` and of the crate that it re-exports, and states the
+/// correct size of the whole tree.
 #[test]
 fn every_dependency_has_a_reason() {
     let direct = |manifest: &str| {

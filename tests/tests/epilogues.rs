@@ -1,11 +1,11 @@
-//! What becomes a part of the product in front of it, and what must not: every program means the same with and without
-//! it and moves no more memory.
+//! What becomes the epilogue of the product before it, and what must not: every program means the same with and without
+//! epilogues and moves no more memory.
 
 use tpc_ir::program::{Action, RankProgram};
 use tpc_tests::named::program;
 use tpc_tests::switches::{agree, most_bytes, moved_bytes, outline};
 
-/// What rank 0 does with epilogues and nothing computed again.
+/// The program of rank 0 with epilogues and without recomputation.
 fn joined(lines: &str) -> RankProgram {
     let [without, with, ..] = agree(&program(lines)).map(|ranks| ranks.into_iter().next().unwrap());
     assert!(moved_bytes(&with) <= moved_bytes(&without), "{} bytes moved\n{}", moved_bytes(&with), outline(&with));
@@ -13,7 +13,7 @@ fn joined(lines: &str) -> RankProgram {
     with
 }
 
-/// How many products have an epilogue.
+/// The number of products with an epilogue.
 fn count(program: &RankProgram) -> usize {
     program.steps.iter().filter(|s| matches!(&s.action, Action::Contract(c) if !c.epilogue.is_empty())).count()
 }
@@ -22,7 +22,7 @@ fn assert_is(lines: &str, expected: &str) {
     assert_eq!(outline(&joined(lines)), expected);
 }
 
-/// Nothing joins a product.
+/// Checks that nothing becomes an epilogue.
 fn assert_none(lines: &str) {
     let with = joined(lines);
     assert_eq!(count(&with), 0, "{}", outline(&with));
@@ -37,7 +37,7 @@ const HEAD: &str = "mesh <>
 %p = einsum \"ab,bc->ac\" %x, %w : f32[6, 4] ; forward
 ";
 
-/// The head and further lines.
+/// Appends lines to the head.
 fn with(lines: &str) -> String {
     format!("{HEAD}{lines}")
 }
@@ -53,7 +53,7 @@ output result \"y\" %y",
         ),
         "einsum + fused map (3): b, r -> add\n",
     );
-    // What the backward pass reads is written besides.
+    // The epilogue also writes what the backward pass reads.
     assert_is(
         &with(
             "%z = add \"ac,c->ac\" %p, %b : f32[6, 4] ; forward
@@ -69,7 +69,7 @@ output result \"y\" %a",
 fn a_product_that_is_read_twice_by_one_loop() {
     assert_is(&with("%y = mul %p, %p : f32[6, 4] ; forward\noutput result \"y\" %y"), "einsum + mul:  -> mul\n");
     assert_is(&with("%y = add %p, %p : f32[6, 4] ; forward\noutput result \"y\" %y"), "einsum + add:  -> add\n");
-    // Along two orders no element of it is enough.
+    // It is read in two orders, so one element of it is not enough.
     assert_none(
         "mesh <>
 %x = input data \"x\" : f32[5, 5]
@@ -92,7 +92,7 @@ fn who_else_reads_a_product_needs_it() {
     assert_none(&with(&format!("{seen}{y}")));
 }
 
-/// Loops that reduce, have other elements, or none of the product's type.
+/// Loops that reduce, have other elements, or have no element of the product's type.
 #[test]
 fn what_is_no_epilogue() {
     for lines in [
@@ -106,7 +106,7 @@ fn what_is_no_epilogue() {
     ] {
         assert_none(&with(lines).replace("%r =", "%e = input data \"e\" : f32[5]\n%r ="));
     }
-    // One of several results may have another order or type, if another is like the product.
+    // One of several results may have another order or type if another result is like the product.
     let y = "%y = add \"ac,ac->ca\" %p, %r : f32[4, 6] ; forward
 %g = gt \"ca,ac->ac\" %y, %r : bool[6, 4] ; forward
 %n = neg \"ca->ac\" %y : f32[6, 4] ; forward
@@ -116,13 +116,13 @@ output result \"n\" %n";
     assert_eq!(count(&joined_unbounded(&with(y))), 1);
 }
 
-/// [`joined`] where more results than one lie beside the product's operands.
+/// [`joined`] without the limit on results that are in memory together with the product's operands.
 fn joined_unbounded(lines: &str) -> RankProgram {
     agree(&program(lines)).into_iter().nth(1).unwrap().into_iter().next().unwrap()
 }
 
-/// A program that needs more memory with an epilogue: two results lie in memory together with the product's larger
-/// operand, which would have been gone.
+/// A program that needs more memory with an epilogue: two results are in memory together with the product's larger
+/// operand, which would otherwise have been freed.
 #[test]
 fn two_results_lie_beside_the_operands() {
     let graph = program(
@@ -148,22 +148,22 @@ fn sums_of_products_are_made_in_one_place() {
     let q = "%q = einsum \"ab,bc->ac\" %x, %v : f32[6, 4] ; forward\n";
     let s = "%s = add %p, %q : f32[6, 4] ; forward\noutput result \"s\" %s";
     assert_is(&with(&format!("{q}{s}")), "einsum\neinsum + add: add -> add\n");
-    // In any order, with other terms, and what comes behind.
+    // In any order, with other terms, and with the operations that follow.
     let s = "%s = add \"ac,ac,c,ac->ac\" %q, %r, %b, %p : f32[6, 4] ; forward
 %y = max %s, f32:0.0 : f32[6, 4] ; forward\noutput result \"y\" %y";
     assert_is(&with(&format!("{q}{s}")), "einsum\neinsum + fused map (2): max, r, b -> max\n");
-    // Three.
+    // Three products.
     let t = "%t = einsum \"ac,c->ac\" %r, %b : f32[6, 4] ; forward\n";
     let s = "%s = add %p, %q, %t : f32[6, 4] ; forward\noutput result \"s\" %s";
     assert_is(&with(&format!("{q}{t}{s}")), "einsum\neinsum: add -> add\neinsum + add: add -> add\n");
 }
 
-/// Not every sum can be made where the result is.
+/// Not every sum can be computed where its result is stored.
 #[test]
 fn terms_that_stay_products_of_their_own() {
     let q = "%q = einsum \"ab,bc->ac\" %x, %v : f32[6, 4] ; forward\n";
     for (lines, expected) in [
-        // Twice the same.
+        // The same term twice.
         (
             "%q = einsum \"ab,bc->ac\" %x, %v : f32[6, 4] ; forward\n%s = add %p, %p, %q : f32[6, 4] ; forward",
             "einsum\neinsum + add: einsum -> add\n",
@@ -182,7 +182,7 @@ fn terms_that_stay_products_of_their_own() {
     ] {
         assert_is(&with(&format!("{lines}\noutput result \"s\" %s")), expected);
     }
-    // Of a sum that is kept itself, and read by more.
+    // The sum itself is kept, and further operations read it.
     let s = "%s = add %p, %q : f32[6, 4] ; forward
 %y = mul %s, %r : f32[6, 4] ; forward
 output result \"s\" %s
@@ -191,7 +191,8 @@ output result \"y\" %y";
     assert_eq!(outline(&sums), "einsum\neinsum + fused map (2): mul, r -> add, mul\n");
 }
 
-/// Of a loop that does more, the sum of products leaves for the last of them; unless the rest reads its terms, too.
+/// The last product takes the sum of products from a loop that does more, unless the rest of the loop reads the terms,
+/// too.
 #[test]
 fn the_sum_of_a_norm() {
     let lines = |square: &str| {
@@ -209,7 +210,7 @@ output result \"y\" %y"
     assert_eq!(outline(&with[0]), outline(&without[0]));
 }
 
-/// A sum in a type that holds more is not added up in its own, larger memory.
+/// A sum in a wider type is not accumulated in its own, larger memory.
 #[test]
 fn results_of_other_types() {
     let lines = |by: &str| {
@@ -227,11 +228,11 @@ output result \"y\" %y"
     for wide in ["f32", "f64"] {
         assert_is(&lines(wide), &format!("einsum\neinsum + fused map (2): einsum -> cast.{wide}\n"));
     }
-    // What is too large for f16 is not in between, either.
+    // An intermediate value that is too large for f16 must not be rounded to it.
     assert_is(&lines("f16"), "einsum\neinsum + add: add -> add\ncast.f16: add -> cast.f16\n");
 }
 
-/// A product is not moved behind a collective that it hides, nor behind an update of what it reads.
+/// A product is not moved after a collective that it hides, nor after an update of what it reads.
 #[test]
 fn terms_are_not_moved_far() {
     let lines = |between: &str| {
@@ -248,13 +249,13 @@ output result \"s\" %s"
         )
     };
     let sent = lines("%n = all_gather tp dim=0 %z : f32[4]");
-    // Their sum lies where the first of them was.
+    // Their sum is stored where the first term was.
     assert_is(&sent, "einsum\nall_gather\neinsum + add: einsum -> einsum\n");
     let updated = lines("%n = neg %c : f32[4]") + "\noutput update \"c\" %n";
     assert_is(&updated, "einsum\nneg: c -> c\neinsum + add: einsum -> einsum\n");
 }
 
-/// The new value of an input is written over it, by a loop.
+/// The new value of an input is written over it by a loop.
 #[test]
 fn updates_of_inputs_do_not_join() {
     let lines = "mesh <>
@@ -269,7 +270,7 @@ output update \"w\" %n";
     }
 }
 
-/// What an epilogue writes is sent, and what was sent is read by one.
+/// What an epilogue writes can be sent, and an epilogue can read what was received.
 #[test]
 fn between_collectives() {
     let with = joined(
@@ -289,7 +290,7 @@ output result \"z\" %z",
     assert_eq!(outline(&with), "einsum + mul:  -> mul\nall_reduce\neinsum + add: x -> add\nall_gather\n");
 }
 
-/// Operands of collectives that become one are written side by side, also by epilogues.
+/// Operands of collectives that share a bucket are written next to each other, also by epilogues.
 #[test]
 fn operands_of_a_bucket() {
     let with = joined(
@@ -308,7 +309,7 @@ output result \"t\" %t",
     assert_eq!(count(&with), 2, "{}", outline(&with));
 }
 
-/// What attention computes is no product.
+/// Attention's results are not products.
 #[test]
 fn results_of_attention_have_no_epilogue() {
     let with = joined(
@@ -330,7 +331,7 @@ output result \"y\" %y",
     assert_eq!(outline(&with), "attention\nadd: einsum, r -> add\n");
 }
 
-/// Of all ranks those with small or empty shards, too.
+/// All ranks are executed, also those with small or empty shards.
 #[test]
 fn uneven_and_empty_shards() {
     for size in [1, 3, 5] {
@@ -348,7 +349,7 @@ output result \"y\" %y";
     }
 }
 
-/// Products without dimensions, and with nothing but those that both operands have.
+/// Products without dimensions, and products that have only the dimensions of both operands.
 #[test]
 fn products_without_rows_or_columns() {
     assert_is(
@@ -364,7 +365,7 @@ output result \"z\" %z",
     );
 }
 
-/// What an epilogue reads besides may be computed again there.
+/// The other operands of an epilogue may be recomputed there.
 #[test]
 fn an_epilogue_computes_again() {
     let lines = "mesh <>

@@ -1,4 +1,4 @@
-//! What users are told: every message word for word.
+//! Messages to users, word for word.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -230,7 +230,10 @@ fn configurations() {
     for (error, expected) in cases {
         says(error, &format!("config.json: {expected}"));
     }
-    says(presets::named("llamma").unwrap_err(), "no preset is called \"llamma\"; there are llama, gpt, gpt-learned");
+    says(
+        presets::named("llamma").unwrap_err(),
+        "there is no preset \"llamma\"; the presets are llama, gpt, gpt-learned",
+    );
     says(tiny().check_batch([2, 6], 10).unwrap_err(), "batch: token 10, but the vocabulary has 10 entries");
     says(tiny().check_batch([0, 6], 1).unwrap_err(), "batch: its shape [0, 6] is empty");
 }
@@ -402,7 +405,8 @@ fn sizes() {
     );
 }
 
-/// Only so much of a user's text as fits into a sentence, and only characters that do nothing to a terminal.
+/// A message quotes only as much of a user's text as fits into a sentence, and only characters that cannot affect a
+/// terminal.
 #[test]
 fn long_and_dangerous_texts() {
     let long = "x".repeat(1000);

@@ -1,5 +1,5 @@
-//! Which operations share a loop: what happens to a row stays in its loop, neighbours that read the same are one
-//! loop, halves of a rotary embedding are no detour through memory. Each program is executed, too.
+//! Which operations share a loop: the operations on a row stay in its loop, neighbors that read the same values become
+//! one loop, and the halves of a rotary embedding need no detour through memory. Each program is also executed.
 
 use tpc_ir::program::Action;
 use tpc_ir::text;
@@ -9,7 +9,8 @@ use tpc_passes::targets::Target;
 use tpc_tests::named::{inputs, program};
 use tpc_tests::{executed_programs, on_ranks, wrong};
 
-/// Labels of the loops and products of a program on rank 0, executed with and without what makes them fewer.
+/// Labels of the loops and products of rank 0. The program is executed with and without the optimizations that reduce
+/// their number.
 fn labels(lines: &str) -> Vec<String> {
     let graph = canonicalize(&program(lines));
     let inputs = inputs(&graph);
@@ -27,8 +28,8 @@ fn labels(lines: &str) -> Vec<String> {
     labels
 }
 
-/// RMSNorm's backward pass, as autodiff writes it: the gain's gradient, a sum over each row, what is made of that for
-/// the row, and the gradient of what was normalized.
+/// RMSNorm's backward pass as autodiff writes it: the gain's gradient, a sum over each row, what is computed from that
+/// sum for the row, and the gradient of the normalized value.
 const NORM: &str = "mesh <>
 %x = input data \"x\" : f32[3, 5, 8]
 %g = input data \"g\" : f32[8]
@@ -80,7 +81,7 @@ output result \"dg\" %dg";
     assert_eq!(labels(lines), ["einsum + fused map (3)"]);
 }
 
-/// Halves that are exchanged are read from where they lie, not from a product of their own.
+/// Exchanged halves are read from where they are stored, not from a copy.
 #[test]
 fn halves_of_a_rotation_are_read_where_they_lie() {
     let lines = "mesh <>
@@ -102,7 +103,7 @@ output result \"y\" %y";
     assert_eq!(found.len(), 1, "{found:?}");
 }
 
-/// What a product reads is in memory anyway: its views stay views of one value.
+/// A product reads its operands from memory in any case: its views remain views of one value.
 #[test]
 fn thirds_for_products_stay_views() {
     let lines = "mesh <>
@@ -118,9 +119,9 @@ output result \"s\" %s";
     assert_eq!(labels(lines), ["einsum + add", "einsum"]);
 }
 
-/// A loop far behind does not join: what it needs would wait, and what waits for it would live longer.
+/// A distant loop does not join: its operands would have to wait, and the values that wait for it would live longer.
 #[test]
-fn a_neighbour_beyond_a_product_stays_apart() {
+fn a_neighbor_beyond_a_product_stays_apart() {
     let lines = "mesh <>
 %x = input data \"x\" : f32[4, 4]
 %a = exp %x : f32[4, 4]

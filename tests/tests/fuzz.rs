@@ -2,7 +2,7 @@
 
 use tpc_tests::fuzz::programs::{corpus, examine::examine_alone, search::search, verdict::Verdict};
 
-/// Cases that were found by longer searches.
+/// Cases that longer searches have found.
 #[test]
 fn cases_that_once_had_a_fault_are_right() {
     let kept = corpus::kept();
@@ -31,6 +31,6 @@ fn random_programs_equal_one_rank() {
         },
     );
     assert!(faults.is_empty(), "{}", faults.join("\n\n"));
-    // A search whose plans mostly do not fit their models would see little.
+    // A search whose plans mostly do not fit their models would find little.
     assert!(summary.refused_percent() <= 20, "{summary:?}");
 }

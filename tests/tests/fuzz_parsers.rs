@@ -1,4 +1,4 @@
-//! Every parser on some thousand inputs that are nearly right. The longer search is `src/bin/fuzz`.
+//! Runs every parser on several thousand inputs that are nearly valid. The longer search is `src/bin/fuzz`.
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use std::alloc::System;
@@ -10,7 +10,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const EXECUTIONS: u64 = 20_000;
 const SEED: u64 = 20_260_730;
 
-/// One test, because the allocator counts for the whole process.
+/// This is one test, because the allocator counts for the whole process.
 #[test]
 fn no_input_makes_a_parser_panic_or_allocate_without_bound() {
     quiet_panics();
@@ -25,7 +25,7 @@ fn no_input_makes_a_parser_panic_or_allocate_without_bound() {
         };
         match result {
             Err(finding) => problems.push(show(finding)),
-            // Inputs that nothing accepts would test the first lines of a parser only.
+            // Inputs that a parser never accepts would only test its first lines.
             Ok(seen) if seen.accepted < EXECUTIONS / 100 || seen.longest < 10_000 => {
                 problems.push(format!("{name} is not reached: {seen:?}"));
             }

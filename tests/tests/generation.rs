@@ -1,5 +1,5 @@
-//! Generation with a cache computes what forward passes over the whole text do: the same tokens, and logits within 1e-4, for
-//! prompts of different lengths in one batch, on every mesh.
+//! Generation with a cache computes what forward passes over the whole text compute: the same tokens, and logits within
+//! 1e-4, for prompts of different lengths in one batch, on every mesh.
 
 use std::path::PathBuf;
 use tpc_compiler::error::Error;
@@ -37,10 +37,10 @@ fn limits(prompts: &[Vec<i64>], new_tokens: usize) -> Limits {
     Limits { batch: prompts.len(), prompt, new_tokens }
 }
 
-/// What each new token of a text was chosen by.
+/// The logits that each new token of a text was chosen by.
 type Logits = Vec<Vec<f64>>;
 
-/// Generates, with the logits of every token.
+/// Generates, and records the logits of every token.
 fn generated(
     generator: &mut Generator,
     prompts: &[Vec<i64>],
@@ -55,7 +55,7 @@ fn generated(
     Ok((texts, logits))
 }
 
-/// The logits of the last token of a text, by burn itself.
+/// The logits of the last token of a text, computed by burn itself.
 fn forward(dir: &ModelDir, text: &[i64]) -> Vec<Vec<f64>> {
     let device = burn::tensor::Device::flex();
     let model = load(&dir.config, &dir.weights, &device).unwrap();
@@ -97,9 +97,9 @@ fn tokens_and_logits_are_those_of_whole_texts() {
     }
 }
 
-/// Greedy generation of 64 tokens from a batch of prompts of different lengths gives transformers' tokens, of every family on
-/// one, two and four ranks. (`tests/reference/families.py` made the tokens; no two logits that compete are closer than the gap
-/// that the file states.)
+/// Greedy generation of 64 tokens from a batch of prompts of different lengths gives transformers' tokens, for every
+/// family on one, two and four ranks. (`tests/reference/families.py` made the tokens. The logits of the two best tokens
+/// differ by at least the gap that the file states.)
 #[test]
 fn tokens_are_those_of_transformers() {
     #[derive(serde::Deserialize)]
@@ -125,7 +125,7 @@ fn tokens_are_those_of_transformers() {
     }
 }
 
-/// A second call begins with nothing of the first, and fewer prompts than the programs have sequences change nothing.
+/// A second call reuses nothing from the first, and fewer prompts than the programs' batch size change nothing.
 #[test]
 fn calls_are_independent() {
     let dir = dir("llama-tiny");
@@ -155,7 +155,7 @@ fn sequences_end() {
         let (length, why) = position(&all.tokens).map_or((NEW, Why::Length), |at| (at + 1, Why::End));
         assert_eq!((&ended.tokens[..], ended.why), (&all.tokens[..length], why));
     }
-    // A listener that wants no more of one text gets all of the others.
+    // A listener that stops one text still gets all tokens of the others.
     let mut heard = vec![0; prompts.len()];
     let mut listen = |chosen: Chosen<'_>| {
         heard[chosen.prompt] += 1;
@@ -167,7 +167,7 @@ fn sequences_end() {
     assert_eq!(stopped[1..], all[1..]);
 }
 
-/// A draw is the same on every mesh, and another with another seed.
+/// Sampling gives the same tokens on every mesh, and others with another seed.
 #[test]
 fn draws_are_the_same_on_every_mesh() {
     let dir = dir("llama-tiny");
@@ -185,7 +185,7 @@ fn draws_are_the_same_on_every_mesh() {
     assert_ne!(texts[0], texts[3]);
 }
 
-/// The cache is sharded by heads and by sequences, and the plan's memory is what the ranks allocate.
+/// The cache is sharded by heads and by sequences, and the ranks allocate the memory that the plan states.
 #[test]
 fn the_cache_is_part_of_the_plan() {
     let dir = dir("llama-tiny");
@@ -221,7 +221,7 @@ fn the_cache_is_part_of_the_plan() {
     }
 }
 
-/// In bf16, weights and cache take half of the memory, and logits are near those of f32, on every mesh.
+/// In bf16, weights and cache take half of the memory, and logits are close to those in f32, on every mesh.
 #[test]
 fn weights_and_cache_are_held_in_bf16() {
     let dir = dir("llama-tiny");
@@ -261,7 +261,10 @@ fn what_cannot_be_generated_says_why() {
         Err(error) => error.to_string(),
     };
     let small = Limits { batch: 2, prompt: 4, new_tokens: 3 };
-    assert_eq!(told(&dir("bert-tiny"), small), "bert predicts no next tokens: only causal language models generate");
+    assert_eq!(
+        told(&dir("bert-tiny"), small),
+        "bert does not predict the next token: only causal language models generate"
+    );
     assert_eq!(
         told(&llama, Limits { new_tokens: 0, ..small }),
         "generation needs room for at least one sequence and one new token; there is room for 2 and 0"
@@ -276,7 +279,7 @@ fn what_cannot_be_generated_says_why() {
             positions + 1
         )
     );
-    // As many as there are.
+    // As many as exist.
     assert!(generator(&gpt2, "none", "", Limits { prompt: positions - 1, new_tokens: 2, ..small }).is_ok());
     let mut generator = generator(&llama, "none", "", small).unwrap();
     let vocabulary = llama.config.vocab_size() as i64;

@@ -1,5 +1,5 @@
-//! Every stage of every kind of model as text, and that every stage means the same on 1, 2 and 4
-//! ranks, simulated and real.
+//! Prints every stage of every kind of model, and checks that every stage means the same on 1, 2 and 4 ranks, simulated
+//! and real.
 //!
 //! After an intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test golden_ir`, then read
 //! the difference.
@@ -11,7 +11,7 @@ use tpc_passes::styles::Annotations;
 use tpc_tests::golden::{Compile, Feed, MESHES, MODELS, llama, mlp_forward, mlp_step, step};
 use tpc_tests::{difference, executed, inputs, on_ranks, reference, wrong};
 
-/// The annotated stage: what the plan demands.
+/// The demands of the plan, as text.
 fn demands(annotations: &Annotations) -> String {
     let mut lines: Vec<String> = annotations
         .inputs
@@ -50,7 +50,7 @@ fn snapshot(name: &str, stages: &Stages, everything: bool) {
     });
 }
 
-/// Every stage against the captured one, on the interpreter.
+/// Compares every stage with the captured one, on the interpreter.
 fn same(stages: &Stages, feed: &Feed, what: &str) {
     let expected = reference(&stages.captured, feed);
     assert!(difference(&expected, &reference(&stages.logical, feed)) < 1e-9, "{what}: logical");
@@ -67,7 +67,7 @@ fn same(stages: &Stages, feed: &Feed, what: &str) {
     );
 }
 
-/// Snapshots on some meshes, equality on all.
+/// Compares snapshots on some meshes, and checks equality on all.
 fn golden(name: &str, compile: Compile, snapshots: &[(&str, &str)]) {
     let others = MESHES.iter().filter(|o| !snapshots.contains(o));
     for (plan, on) in snapshots.iter().chain(others) {
@@ -75,14 +75,14 @@ fn golden(name: &str, compile: Compile, snapshots: &[(&str, &str)]) {
         let feed = inputs(&stages.captured, 8, &constants);
         same(&stages, &feed, &format!("{name} {plan} on {on:?}"));
     }
-    // After the meaning: a wrong program should not be accepted as a golden.
+    // Checked after equality, so that a wrong program is never accepted as a golden.
     for (i, (plan, on)) in snapshots.iter().enumerate() {
         let file = format!("{name}@{}", on.replace('=', "").replace(',', "_"));
         snapshot(&file, &compile(plan, on, &CompileOptions::for_cpu()).0, i == 0);
     }
 }
 
-/// The golden of that name.
+/// Checks the golden with this name.
 fn of(name: &str) {
     let model = MODELS.iter().find(|m| m.name == name).expect("the model is listed");
     golden(name, model.compile, model.snapshots);
@@ -106,7 +106,7 @@ goldens! {
     bert_inference = "bert"
 }
 
-/// The snapshots say nothing about the machine.
+/// The snapshots do not depend on the machine.
 #[test]
 fn the_text_is_the_same_everywhere() {
     for compile in [mlp_forward as Compile, mlp_step] {

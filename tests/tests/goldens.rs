@@ -1,5 +1,5 @@
-//! The MLP and the attention block of `data/goldens`: PyTorch's outputs, gradients and three AdamW
-//! steps, in f32 on ranks and in f64 on simulated ranks.
+//! The MLP and the attention block of `data/goldens`: PyTorch's outputs, gradients and three AdamW steps, in f32 on
+//! ranks and in f64 on simulated ranks.
 
 use burn::module::Module;
 use burn::tensor::{DType as BurnDType, Device, Tensor as BurnTensor};
@@ -45,7 +45,7 @@ struct Golden {
     training: fn() -> TrainingCapture,
     inference: fn() -> Captured,
     outputs: &'static [&'static str],
-    /// Whether the data has a sequence.
+    /// Whether the data has a dimension of positions.
     sequence: bool,
 }
 
@@ -187,7 +187,7 @@ impl Golden {
         assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
-    /// The placed programs in double precision, against the file in double precision.
+    /// Compares the placed programs in double precision with the file in double precision.
     fn training_is_exact(&self) {
         let file = open(&format!("{}_f64", self.name));
         let expected = self.expected(&file);
@@ -213,7 +213,7 @@ impl Golden {
                 values.insert(id, Tensor::new(DType::F32, shape, data));
             }
             for (i, scalars) in scalars.iter().enumerate() {
-                // Not rounded to f32, unlike what a session is given.
+                // Not rounded to f32, unlike the inputs of a session.
                 for (j, x) in scalars.iter().enumerate() {
                     values.insert(
                         InputId::read(InputKind::Scalar, &format!("step.{j}")),
@@ -226,7 +226,7 @@ impl Golden {
                 let found: HashMap<OutputKind, Tensor> =
                     graph.outputs.iter().map(|o| o.kind.clone()).zip(found).collect();
                 let (loss, want) = (found[&OutputKind::Loss].data[0], expected.losses[i]);
-                // burn holds the betas in f32, which the second update shows first.
+                // burn holds the betas in f32, which first matters in the second update.
                 let tolerance = [1e-12, 1e-9, 1e-7][i];
                 assert!((loss - want).abs() <= tolerance * want, "{name} on {on}: loss {i} is {loss}, expected {want}");
                 for (path, want) in expected.gradients.iter().filter(|_| i == 0) {

@@ -1,5 +1,5 @@
-//! Heads other than those of language models: what transformers computes under every plan, what is read of configurations, and heads that
-//! are drawn because the checkpoint has none.
+//! Heads other than those of language models: they compute what transformers computes under every plan, follow the
+//! configuration, and are initialized if the checkpoint has none.
 
 use burn::optim::AdamWConfig;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -36,7 +36,7 @@ fn changed(name: &str, scratch_name: &str, change: impl FnOnce(&mut Value)) -> P
     dir
 }
 
-/// The output of a directory on the batch beside it, on the ranks of a plan.
+/// The output of a directory on its own batch, on the ranks of a plan.
 fn output(dir: &ModelDir, inputs: &Weights, plan: &str, mesh: &str) -> Vec<f64> {
     let shape = &inputs.info("input_ids").unwrap().shape;
     let tokens = TokenBatch {
@@ -63,7 +63,7 @@ fn output(dir: &ModelDir, inputs: &Weights, plan: &str, mesh: &str) -> Vec<f64> 
     session.read_f64(&OutputKind::Result(dir.config.head().output().into())).unwrap()
 }
 
-/// What the model computes is what transformers does, to 1e-5 of the largest, under every plan.
+/// Checks that the model computes what transformers computes, to 1e-5 of the largest element, under every plan.
 fn as_transformers(name: &str, expected_head: &Head) {
     let dir = ModelDir::open(data(name)).unwrap();
     assert_eq!(dir.config.head(), expected_head);
@@ -158,10 +158,10 @@ fn what_configurations_say_of_heads() {
     let config = |json: Value| ModelConfig::from_json(&json, Path::new("config.json")).unwrap();
     assert_eq!(config(json!({ "model_type": "bert" })).head(), &Head::MaskedLm);
     assert_eq!(config(json!({ "model_type": "qwen3", "architectures": [] })).head(), &Head::CausalLm);
-    // And two labels are what transformers takes without any.
+    // transformers assumes two labels if the configuration names none.
     let two = config(json!({ "model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"] }));
     assert_eq!(two.head(), &Head::SequenceClassification(Labels::numbered(2)));
-    // What is written is read, for every class of every family.
+    // Saving and loading keep the head, for every class of every family.
     for (family, class, kind) in [
         ("llama", "LlamaModel", HeadKind::Bare),
         ("gemma3_text", "Gemma3TextModel", HeadKind::Bare),
@@ -208,8 +208,8 @@ fn what_modules_say_of_pooling() {
     let both = json!({ "pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true });
     assert_eq!(
         refused(json!([transformer, pooling]), both),
-        "1_Pooling/config.json: inconsistent configuration: it asks for pooling_mode_mean_tokens and pooling_mode_max_tokens, and \
-         one pooling of mean, cls, max can be had"
+        "1_Pooling/config.json: inconsistent configuration: it selects pooling_mode_mean_tokens and pooling_mode_max_tokens, but exactly \
+         one of mean, cls, max is supported"
     );
     assert_eq!(
         refused(json!([transformer, pooling]), json!({ "pooling_mode": "lasttoken" })),
@@ -223,7 +223,7 @@ fn a_model_without_a_loss_says_so() {
     let error = capture_step(&dir.config, TokenBatch::new(1, 4), &AdamWConfig::new().build()).err().unwrap();
     assert_eq!(
         error.to_string(),
-        "this bert gives its last_hidden_state and has no loss to train by; \"architectures\" of config.json chooses a head: \
+        "this bert gives its last_hidden_state and has no loss to train with; \"architectures\" in config.json selects a head: \
          BertForMaskedLM, BertForSequenceClassification, BertForTokenClassification"
     );
 }
@@ -234,28 +234,29 @@ fn sequences_without_padding_are_classified_one_at_a_time() {
     let config = ModelDir::open(&dir).unwrap().config;
     assert_eq!(
         config.check_batch([2, 4], 1).unwrap_err().to_string(),
-        "batch: 2 sequences, but the configuration has no pad_token_id, so nothing says where each one ends; set it, or \
+        "batch: 2 sequences, but the configuration has no pad_token_id, so the end of each one is unknown; set it, or \
          classify one sequence at a time"
     );
     config.check_batch([1, 4], 1).unwrap();
 }
 
-/// A bare checkpoint gets a head: drawn, named in a note, the same on every mesh; what is saved has it.
+/// A checkpoint without a head gets an initialized one that is named in a note and is the same on every mesh; a saved
+/// model contains it.
 #[test]
 fn a_head_is_drawn() {
     let labels = Labels { names: ["a", "b", "c"].map(String::from).to_vec(), problem: Problem::SingleLabel };
     for (name, missing) in [
         (
             "bert-bare",
-            "model.safetensors: 2 tensors are missing and are drawn, as for a head that has yet to be trained: classifier.weight, classifier.bias",
+            "model.safetensors: 2 tensors are missing and initialized, as for a head that has yet to be trained: classifier.weight, classifier.bias",
         ),
         (
             "llama-bare",
-            "model.safetensors: 1 tensor is missing and is drawn, as for a head that has yet to be trained: score.weight",
+            "model.safetensors: 1 tensor is missing and initialized, as for a head that has yet to be trained: score.weight",
         ),
         (
             "gpt2-bare",
-            "model.safetensors: 1 tensor is missing and is drawn, as for a head that has yet to be trained: score.weight",
+            "model.safetensors: 1 tensor is missing and initialized, as for a head that has yet to be trained: score.weight",
         ),
     ] {
         let dir = ModelDir::open_with_head(data(name), Head::SequenceClassification(labels.clone())).unwrap();
@@ -288,11 +289,11 @@ fn a_head_is_drawn() {
             }
         }
     }
-    // The family has to have it.
+    // The family must have such a head.
     let error = ModelDir::open_with_head(data("llama-bare"), Head::MaskedLm).err().unwrap().to_string();
     assert_eq!(
         error,
-        "llama has no head for masked language modeling; there are LlamaForCausalLM, LlamaModel, LlamaForSequenceClassification, \
+        "llama has no head for masked language modeling; its heads are LlamaForCausalLM, LlamaModel, LlamaForSequenceClassification, \
          LlamaForTokenClassification"
     );
 }

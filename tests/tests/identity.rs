@@ -1,4 +1,4 @@
-//! Names are for people: whatever modules, parameters and inputs are called, the same program is compiled.
+//! Names are for people: the compiled program does not depend on the names of modules, parameters and inputs.
 
 use burn::tensor::DType;
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ use tpc_tests::training::{adamw, config, mesh, plan};
 // ---------------------------------------------------------------------------------------------------------------------
 // Other names
 
-/// Names that once meant something, or that read as something else.
+/// Names that once had a meaning, or that look like something else.
 const ODD: [&str; 34] = [
     "micro.0",
     "micro",
@@ -60,7 +60,7 @@ const ODD: [&str; 34] = [
     "größe",
 ];
 
-/// Draws that follow from a seed.
+/// Random choices that follow from a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -70,12 +70,12 @@ impl Dice {
     }
 }
 
-/// A renaming: every name of the module tree and every name of data and results.
+/// A renaming of every name in the module tree and of every name of data and results.
 struct Names {
     dice: Dice,
-    /// By the path of a module or parameter: what it becomes.
+    /// The new path of each module or parameter.
     paths: BTreeMap<ModulePath, ModulePath>,
-    /// Names that siblings have already.
+    /// Names that siblings already have.
     taken: BTreeMap<ModulePath, BTreeSet<String>>,
     texts: BTreeMap<String, String>,
 }
@@ -85,7 +85,7 @@ impl Names {
         Names { dice: Dice(seed), paths: BTreeMap::new(), taken: BTreeMap::new(), texts: BTreeMap::new() }
     }
 
-    /// An odd name that these do not have yet: one of the list, or what a parameter is called.
+    /// An odd name that is not taken yet: one of the list, or the name of a parameter.
     fn odd(&mut self, taken: &BTreeSet<String>) -> String {
         let known: Vec<String> = self.paths.keys().chain(self.paths.values()).map(ToString::to_string).collect();
         let at = self.dice.below(ODD.len() + known.len());
@@ -116,7 +116,7 @@ impl Names {
         renamed
     }
 
-    /// A name of data or of a result, perhaps that of a parameter.
+    /// A name for data or a result, possibly that of a parameter.
     fn text(&mut self, text: &str) -> String {
         if let Some(known) = self.texts.get(text) {
             return known.clone();
@@ -156,13 +156,13 @@ impl Names {
         }
     }
 
-    /// The text of a path, which is a pattern that means it and no other.
+    /// The pattern that matches this path and no other.
     fn pattern(&mut self, path: &str) -> String {
         self.path(&path.into()).to_string()
     }
 }
 
-/// A program with the names that it had before, and reasons without names.
+/// A program with its original names, and reasons without names.
 fn back(graph: &Graph, names: &Names) -> Graph {
     let paths: HashMap<&ModulePath, &ModulePath> = names.paths.iter().map(|(old, new)| (new, old)).collect();
     let texts: HashMap<&str, &str> = names.texts.iter().map(|(old, new)| (&**new, &**old)).collect();
@@ -211,7 +211,7 @@ fn bare(program: &RankProgram) -> RankProgram {
     bare
 }
 
-/// Both are the same program, and the text of the one with odd names reads back.
+/// Checks that both are the same program, and that the text of the one with odd names parses to it.
 fn same(plain: &Stages, odd: &Stages, names: &Names, what: &str) {
     let unnamed = Names::new(0);
     for (stage, a, b) in [
@@ -265,7 +265,7 @@ fn captured(model: &str) -> TrainingCapture {
     capture_training_shapes(|d| Mlp::new(6, 8, d), &adamw(), batch, &Default::default(), loss).unwrap()
 }
 
-/// Plans and meshes: built-in ones, and one of entries for single modules.
+/// Plans and meshes: built-in plans, and one with entries for single modules.
 const PLANS: [(&str, &str); 8] = [
     ("tp", "tp=2"),
     ("tp-sp", "tp=2"),
@@ -277,7 +277,7 @@ const PLANS: [(&str, &str); 8] = [
     ("entries", "tp=2"),
 ];
 
-/// The modules of a model that the plan of entries names.
+/// The modules of a model that the plan with entries names.
 fn entries(capture: &TrainingCapture) -> Vec<ModulePath> {
     let modules = &capture.first.modules;
     modules
@@ -317,7 +317,7 @@ fn options(name: &str, frozen: &str) -> CompileOptions {
     options
 }
 
-/// The module that is frozen: one of the middle.
+/// The module that is frozen: one in the middle.
 fn frozen(capture: &TrainingCapture) -> ModulePath {
     let holders: Vec<ModulePath> =
         capture.first.modules.iter().filter(|m| !m.parameters.is_empty()).map(|m| m.path.clone()).collect();
@@ -366,7 +366,7 @@ proptest! {
     }
 }
 
-/// Every plan and every option once.
+/// Every plan and every option at least once.
 #[test]
 fn every_plan_and_option_under_other_names() {
     for (i, plan) in PLANS.into_iter().enumerate() {
@@ -377,7 +377,7 @@ fn every_plan_and_option_under_other_names() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Single names
 
-/// A tensor of the batch that is called like a parameter is another input, from the capture to the session.
+/// A tensor of the batch may have the name of a parameter and is still another input, from the capture to the session.
 #[test]
 fn data_may_be_called_like_a_parameter() {
     let run = |name: &str| {
@@ -407,7 +407,7 @@ fn data_may_be_called_like_a_parameter() {
     let ambiguous = session.write_f64(&parameter, &[0.0]).unwrap_err();
     assert!(matches!(ambiguous, RuntimeError::Ambiguous { .. }), "{ambiguous}");
     let says = format!(
-        "the program has a parameter and a data of the name `{parameter}`: say which kind you mean, `(InputKind, name)`"
+        "the program has a parameter and a data named `{parameter}`: give the kind, too, as `(InputKind, name)`"
     );
     assert_eq!(ambiguous.to_string(), says);
     session.write_f64((InputKind::Data, parameter.as_str()), &[0.5; 24]).unwrap();

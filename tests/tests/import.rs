@@ -1,4 +1,4 @@
-//! Imported programs mean what eager burn computes, and canonicalizing keeps the meaning.
+//! Imported programs compute what eager burn computes, and canonicalizing them preserves the meaning.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::nn::conv::{
@@ -79,7 +79,7 @@ impl ModuleVisitor for Updated {
     }
 }
 
-/// Numbers that look random, the same in every run.
+/// Pseudorandom numbers that are the same in every run.
 fn numbers<const D: usize>(shape: [usize; D], seed: u64) -> TensorData {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
@@ -102,7 +102,7 @@ impl ModuleMapper for Settled {
     }
 }
 
-/// Within 1e-5 of the largest element and what else is allowed, everywhere.
+/// Checks that every element is within 1e-5 of the largest, plus what is allowed for it.
 fn close_within(found: &Value, expected: &TensorData, allowed: impl Fn(usize) -> f64, what: &str) {
     let expected = tensor(expected);
     assert_eq!(found.shape, expected.shape, "{what}");
@@ -116,8 +116,8 @@ fn close(found: &Value, expected: &TensorData, what: &str) {
     close_within(found, expected, |_| 0.0, what);
 }
 
-/// How far an update with Adam may be off because a gradient is off by what f32 rounds away: much
-/// where the gradient is almost zero (that of a key's bias is zero), as it is divided by its size.
+/// How far an update with Adam may be off because the gradient is off by an f32 rounding error: far where the gradient
+/// is almost zero (that of a key's bias is zero), because it is divided by its size.
 fn amplified(gradient: Option<&TensorData>, lr: f64) -> impl Fn(usize) -> f64 {
     const ROUNDING: f64 = 3e-8;
     const EPSILON: f64 = 1e-5; // of AdamConfig
@@ -125,7 +125,7 @@ fn amplified(gradient: Option<&TensorData>, lr: f64) -> impl Fn(usize) -> f64 {
     move |i| gradient.get(i).map_or(0.0, |g| lr * ROUNDING / (g.abs() + EPSILON))
 }
 
-/// The imported program and its canonical form, both well formed.
+/// The imported program and its canonical form, both verified.
 fn forms(imported: &Imported) -> [(&'static str, Graph); 2] {
     let canonical = canonicalize(&imported.graph);
     let forms = [("imported", imported.graph.clone()), ("canonical", canonical)];
@@ -135,13 +135,13 @@ fn forms(imported: &Imported) -> [(&'static str, Graph); 2] {
     forms
 }
 
-/// Types of a program's parameters and states.
+/// The types of a program's parameters and states.
 fn layouts(graph: &Graph) -> Vec<String> {
     let inputs = graph.inputs().filter(|(_, id)| id.is_kept());
     inputs.map(|(node, id)| format!("{id} {:?}", graph.node(node).types[0].shape)).collect()
 }
 
-/// One forward pass.
+/// Checks one forward pass.
 fn check_inference<M: Module, const D: usize, const K: usize>(
     model: &M,
     shape: [usize; D],
@@ -159,14 +159,14 @@ fn check_inference<M: Module, const D: usize, const K: usize>(
     }
 }
 
-/// Three training steps with Adam: losses, gradients and updated parameters.
+/// Checks three training steps with Adam: losses, gradients and updated parameters.
 fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss: impl Fn(&M, Tensor<D>) -> Tensor<1>) {
     let optimizer = AdamConfig::new().build();
     let mut captured =
         capture_training(model, &optimizer, Spec::new(shape, DType::F32), |m: &M, x| loss(m, x)).unwrap();
     let [first, steady] = import_training(&captured).unwrap_or_else(|e| panic!("{e}"));
     let programs = [forms(&first), forms(&steady)];
-    // Both programs keep parameters and states in one layout.
+    // Both programs keep parameters and states in the same layout.
     let [a, b] = programs.each_ref().map(|forms| layouts(&forms[1].1));
     assert_eq!(a, b);
     let device = Device::flex().autodiff();
@@ -195,20 +195,21 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
             let gradients = found.keys().filter(|k| matches!(k, OutputKind::Gradient(_))).count();
             assert!(gradients > 0, "nothing is trained");
             for (kind, value) in &found {
-                // States of the optimizer are checked by what they do to the parameters.
+                // States of the optimizer are checked through their effect on the parameters.
                 let what = format!("{name} step {number} {kind:?}");
                 match (kind, expected.get(kind)) {
                     (OutputKind::Update(InputId::Parameter(name)), Some(updated)) => {
                         let gradient = expected.get(&OutputKind::Gradient(name.clone()));
-                        // The gradient of a key's bias is zero in theory (a softmax does not see it):
-                        // what Adam makes of its rounding is noise, of at most about a rate a step.
+                        // The gradient of a key's bias is zero in theory (a softmax does not depend on it): the update
+                        // that Adam computes from its rounding errors is noise, of at most about one learning rate per
+                        // step.
                         let noise = if name.to_string().ends_with("key.bias") { 0.03 * number as f64 } else { 0.0 };
                         let amplified = amplified(gradient, lr * number as f64);
                         close_within(value, updated, |i| amplified(i) + noise, &what);
                     }
                     (_, Some(expected)) => {
-                        // Later steps start from parameters that already differ by what Adam made of
-                        // rounding: from there on, the conformance tolerance of 1e-4.
+                        // Later steps start from parameters in which these updates already differ: from there on, the
+                        // conformance tolerance of 1e-4 applies.
                         let largest = tensor(expected).data.iter().fold(0.01f64, |m, x| m.max(x.abs()));
                         let drift = if number > 1 { 9e-5 * largest } else { 0.0 };
                         close_within(value, expected, |_| drift, &what);
@@ -223,7 +224,7 @@ fn check_training<M: Module, const D: usize>(model: &M, shape: [usize; D], loss:
     }
 }
 
-/// A forward pass, and training towards a target that differs everywhere.
+/// Checks a forward pass, and training toward a target that differs for every element.
 fn check<M: Module, const D: usize, const K: usize>(
     model: M,
     shape: [usize; D],
@@ -231,11 +232,11 @@ fn check<M: Module, const D: usize, const K: usize>(
 ) {
     let model = model.map(&mut Settled(11));
     check_inference(&model, shape, &forward);
-    check_training(&model, shape, |m, x| towards(forward(m, x)));
+    check_training(&model, shape, |m, x| toward(forward(m, x)));
 }
 
-/// A loss whose gradient is another for every element.
-fn towards<const K: usize>(y: Tensor<K>) -> Tensor<1> {
+/// A loss whose gradient differs for every element.
+fn toward<const K: usize>(y: Tensor<K>) -> Tensor<1> {
     let target = Tensor::<K>::from_data(numbers(y.dims(), 77), &y.device());
     (y - target).powi_scalar(2).mean()
 }
@@ -274,7 +275,7 @@ fn a_convolutional_network() {
     });
 }
 
-/// What the taps slice are spatial dimensions: batches stay sharded through all of it.
+/// The dimensions that the taps slice are spatial: batches stay sharded throughout.
 #[test]
 fn convolutions_and_poolings_are_sharded_over_the_batch() {
     let model = Conv2dConfig::new([2, 4], [3, 3]).with_stride([2, 2]).with_groups(2).init(&Device::flex());
@@ -295,7 +296,7 @@ fn convolutions_and_poolings_are_sharded_over_the_batch() {
     assert!(difference(&reference(&logical, &feed), &on_ranks(&placed, &feed)) < 1e-9);
 }
 
-/// A convolution behind another, so that its input has a gradient.
+/// A convolution after another, so that its input has a gradient.
 fn stacked_2d(c: Conv2dConfig, size: [usize; 2]) {
     let device = Device::flex();
     let channels = c.channels;
@@ -312,16 +313,15 @@ fn convolutions_2d() {
     stacked_2d(Conv2dConfig::new([2, 3], [3, 3]).with_padding(PaddingConfig2d::Explicit(0, 1, 2, 1)), [4, 5]);
     stacked_2d(Conv2dConfig::new([4, 6], [3, 3]).with_groups(2).with_stride([2, 1]).with_dilation([1, 2]), [7, 8]);
     stacked_2d(Conv2dConfig::new([2, 3], [3, 3]).with_padding(PaddingConfig2d::Same), [4, 4]);
-    // The first output's windows overlap in nothing; some inputs are under no window.
+    // The windows of the first output do not overlap, and some inputs are in no window.
     stacked_2d(Conv2dConfig::new([2, 2], [2, 2]).with_stride([3, 3]), [9, 7]);
 }
 
 #[test]
 fn convolutions_1d() {
     let device = Device::flex();
-    // With groups and a stride, burn 0.22.1 itself gets the gradient of the weights of a 1-d convolution
-    // wrong where the last elements are under no window (it does not trim what its 2-d version does), so
-    // here the windows end with the input.
+    // With groups and a stride, burn 0.22.1 computes a wrong weight gradient for a 1-d convolution whose last elements
+    // are in no window (it does not trim what its 2-d version does). Therefore the windows end with the input here.
     for config in [
         Conv1dConfig::new(4, 6, 3).with_stride(3),
         Conv1dConfig::new(4, 6, 3).with_padding(PaddingConfig1d::Explicit(1, 1)),
@@ -395,7 +395,7 @@ fn maximum_poolings() {
         let config = MaxPool2dConfig::new([3, 2]).with_strides([2, 3]).with_padding(padding).with_ceil_mode(ceil);
         let pool = config.init();
         pooled_2d([6, 6], |x| pool.forward(x));
-        // Equal elements: the gradient goes to one of them.
+        // Equal elements: one of them gets the gradient.
         pooled_2d([6, 6], |x| pool.forward(activation::relu(x)));
         let config = MaxPool1dConfig::new(3).with_stride(2).with_padding(PaddingConfig1d::Explicit(1, 1));
         let pool = config.with_dilation(2).with_ceil_mode(ceil).init();

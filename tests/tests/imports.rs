@@ -1,7 +1,7 @@
 //! Which files import each other. A file that imports one that imports it cannot be read without the other, so there is none.
 //!
-//! What counts are the `use` lines of a file outside its tests. A name that comes through a re-export counts as an import of the file
-//! that has it.
+//! Only the `use` lines of a file outside its tests count. A name that comes through a re-export counts as an import of
+//! the file that defines it.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,22 +9,22 @@ use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
-/// A module path within a crate, or a name in one.
+/// A module path within a crate, or the path of a name in one.
 type Names = Vec<String>;
 
-/// The crates, by the directories of their sources. The front door only re-exports.
+/// The crates, by the directories of their sources. The crate `tpc` only re-exports and is left out.
 const CRATES: [&str; 6] =
     ["ir/src", "passes/src", "runtime/src", "compiler/core/src", "compiler/command/src", "compiler/data/src"];
 
-/// A file's imports and re-exports.
+/// The imports and re-exports of a file.
 #[derive(Default)]
 struct File {
     imports: Vec<Names>,
-    /// Names that it has from elsewhere, and what they are there.
+    /// Names that the file has from elsewhere, with their original paths.
     exports: BTreeMap<String, Names>,
 }
 
-/// All files of a crate, by their modules.
+/// All files of a crate, by their module paths.
 fn files(root: &Path) -> BTreeMap<Names, File> {
     fn walk(dir: &Path, module: &[String], found: &mut BTreeMap<Names, File>) {
         for entry in fs::read_dir(dir).unwrap() {
@@ -46,7 +46,7 @@ fn files(root: &Path) -> BTreeMap<Names, File> {
     found
 }
 
-/// The `use` items of a file, as they stand there.
+/// The `use` items of a file, with their paths as written.
 fn read(tokens: TokenStream) -> File {
     let mut file = File::default();
     let (mut tokens, mut is_public) = (tokens.into_iter().peekable(), false);
@@ -71,7 +71,7 @@ fn read(tokens: TokenStream) -> File {
     file
 }
 
-/// The paths of a `use` tree, with the names that they get.
+/// The paths of a `use` tree, with the names that they introduce.
 fn paths(before: &[String], tree: &[TokenTree]) -> Vec<(String, Names)> {
     let (mut path, mut rest) = (before.to_vec(), tree.iter());
     while let Some(token) = rest.next() {
@@ -89,14 +89,14 @@ fn paths(before: &[String], tree: &[TokenTree]) -> Vec<(String, Names)> {
             TokenTree::Punct(_) | TokenTree::Literal(_) => {}
         }
     }
-    // `a::{self}` is `a`.
+    // `a::{self}` means `a`.
     if path.last().is_some_and(|last| last == "self") && path.len() > 1 {
         path.pop();
     }
     vec![(path.last().cloned().unwrap_or_default(), path)]
 }
 
-/// The path of a `use` in a module from the root of its crate; `None` for another crate's.
+/// The path of a `use` in a module, resolved from the root of its crate; `None` for another crate's.
 fn absolute(files: &BTreeMap<Names, File>, module: &[String], path: &[String]) -> Option<Names> {
     let mut base = module.to_vec();
     let mut rest = path;
@@ -115,7 +115,7 @@ fn absolute(files: &BTreeMap<Names, File>, module: &[String], path: &[String]) -
     Some([&base[..], rest].concat())
 }
 
-/// The file that has what a path from the root names.
+/// The file that defines what a path from the root names.
 fn home(files: &BTreeMap<Names, File>, path: &[String]) -> Option<Names> {
     let known = (0..=path.len()).rev().find(|&len| files.contains_key(&path[..len]))?;
     let module = &path[..known];
@@ -126,7 +126,7 @@ fn home(files: &BTreeMap<Names, File>, path: &[String]) -> Option<Names> {
     }
 }
 
-/// The groups of files of which each imports all others, directly or through others.
+/// The groups of files in which each file imports all others, directly or through others.
 fn cycles(files: &BTreeMap<Names, File>) -> BTreeSet<BTreeSet<String>> {
     let mut imports: BTreeMap<&Names, BTreeSet<Names>> = BTreeMap::new();
     for (module, file) in files {
@@ -172,7 +172,7 @@ fn cycles_are_found() {
         BTreeSet::from([set(&["a", "b"])])
     );
     assert_eq!(tree(&[("a", "use crate::b::X;"), ("b", "use super::c::Y;"), ("c", "")]), BTreeSet::new());
-    // Through a re-export, which itself imports nothing.
+    // Through a re-export, whose file itself imports nothing.
     let through = [("a", "use crate::m::X as Z;"), ("m", "pub use b::X;"), ("m/b", "use crate::a::Y;")];
     assert_eq!(tree(&through), BTreeSet::from([set(&["a", "m/b"])]));
     // Tests may import what they test.

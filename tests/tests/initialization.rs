@@ -1,4 +1,4 @@
-//! Initial values that are not drawn element by element: they are those of burn's own module, on every mesh.
+//! Initial values that are not drawn element by element equal those of burn's own module, on every mesh.
 
 use burn::module::{Module, Param, ParamId};
 use burn::nn::{Initializer, Linear, LinearConfig};
@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tpc::prelude::*;
 use tpc_compiler::capture::{Init, Spec, TrainingCapture, TrainingOptions, capture_training_shapes, initial_values};
-use tpc_compiler::pretrained::{initialise, initialise_with};
+use tpc_compiler::pretrained::{initialize, initialize_with};
 use tpc_compiler::program::{CompileOptions, compile_training};
 use tpc_tests::eager::numbers;
 use tpc_tests::training::{mesh, plan};
 
 const SEED: u64 = 7;
 
-/// burn's CPU has one generator for the whole process: one test at a time.
+/// burn's CPU backend has one generator for the whole process: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -30,7 +30,7 @@ struct Net {
     table: Param<Tensor<1>>,
 }
 
-/// A lazy parameter: normal numbers, none further away from 0 than two deviations.
+/// A lazy parameter: normally distributed numbers, none farther from 0 than two standard deviations.
 fn truncated(shape: [usize; 2], device: &Device) -> Param<Tensor<2>> {
     let init = move |device: &Device, require_grad: bool| {
         let value = Tensor::random(shape, Distribution::Normal(0.0, 0.5), device).clamp(-1.0, 1.0);
@@ -43,7 +43,7 @@ impl Net {
     fn new(device: &Device) -> Self {
         let orthogonal =
             LinearConfig::new(16, 8).with_bias(false).with_initializer(Initializer::Orthogonal { gain: 1.0 });
-        // Computed while the module is built.
+        // This value is computed while the module is built.
         let mut scaled = LinearConfig::new(12, 6).init(device);
         scaled.weight = scaled.weight.map(|weight| weight * 0.125);
         Net {
@@ -74,7 +74,7 @@ fn computed(net: &Net) -> BTreeMap<&'static str, Vec<f64>> {
     ])
 }
 
-/// What burn's own module is after that seed.
+/// The values of burn's own module after this seed.
 fn expected(seed: u64) -> BTreeMap<&'static str, Vec<f64>> {
     let device = Device::flex();
     device.seed(seed);
@@ -86,7 +86,7 @@ struct Examples {
     x: Tensor<2>,
 }
 
-/// What a trainer starts from.
+/// The parameters that a trainer starts from.
 fn start(seed: u64, name: &str, on: &str) -> Net {
     let example = Examples { x: Tensor::ones([4, 5], &Device::flex()) };
     let trainer = Trainer::new(Net::new, AdamWConfig::new().build()).on(mesh(on)).plan(plan(name)).seed(seed).lr(0.01);
@@ -103,7 +103,7 @@ fn a_trainer_starts_from_the_values_of_the_module() {
     for (name, on) in [("none", ""), ("tp", "tp=2"), ("2d", "dp=2,tp=2"), ("fsdp", "dp=3")] {
         let net = start(SEED, name, on);
         assert_eq!(computed(&net), expected, "{name} on {on}");
-        // What is drawn element by element is also the same on every mesh.
+        // Values that are drawn element by element are also the same on every mesh.
         let first = numbers(net.drawn.weight.val().into_data());
         assert_eq!(drawn.get_or_insert_with(|| first.clone()), &first, "{name} on {on}");
     }
@@ -112,7 +112,7 @@ fn a_trainer_starts_from_the_values_of_the_module() {
     assert_eq!(other["table"], expected["table"]);
 }
 
-/// The values are what their initializers promise.
+/// The values have the properties that their initializers promise.
 #[test]
 fn orthogonal_truncated_scaled() {
     let _alone = alone();
@@ -125,7 +125,7 @@ fn orthogonal_truncated_scaled() {
     }
     let computed = computed(&net);
     let largest = |name: &str| computed[name].iter().fold(0.0f64, |most, v| most.max(v.abs()));
-    // Of 96 numbers some are cut off; a normal distribution of deviation 0.02 would not come near.
+    // Some of 96 numbers are cut off; a normal distribution with standard deviation 0.02 would rarely reach the bound.
     assert_eq!(largest("truncated.weight"), 1.0);
     let bound = 0.125 / 12f64.sqrt();
     assert!(largest("scaled.weight") <= bound && largest("scaled.weight") > 0.8 * bound);
@@ -139,7 +139,7 @@ fn captured() -> TrainingCapture {
     capture_training_shapes(Net::new, &AdamWConfig::new().build(), batch, &options, loss).unwrap()
 }
 
-/// An entry point that has no function to build the module says so, and takes the values.
+/// An entry point without a function to build the module reports an error, and accepts the values instead.
 #[test]
 fn without_the_module_it_is_an_error() {
     let _alone = alone();
@@ -150,19 +150,20 @@ fn without_the_module_it_is_an_error() {
         other => panic!("{name}: {other:?}"),
     };
     assert!(by_operations("orthogonal.weight") > 2 && by_operations("truncated.weight") > 1, "{init:?}");
-    // Of what is computed while the module is built the last operation is known, of data none.
+    // For a value that is computed while the module is built the last operation is known; for a value from data nothing
+    // is.
     assert_eq!((by_operations("scaled.weight"), by_operations("table")), (1, 0), "{init:?}");
     assert!(matches!(init["drawn.weight"], Init::Random(_)), "{init:?}");
     let program = compile_training(capture, &mesh("tp=2"), &plan("tp"), &CompileOptions::for_cpu(), &str::to_string);
     let mut training = program.and_then(|program| program.launch(Default::default())).unwrap();
-    let error = initialise(training.session(), &init, SEED).unwrap_err().to_string();
+    let error = initialize(training.session(), &init, SEED).unwrap_err().to_string();
     let begin = "the initial values of `orthogonal.weight`, `truncated.weight`, `scaled.weight` and 1 more are not drawn \
                  element by element but computed by the module (";
     assert!(error.starts_with(begin), "{error}");
     assert!(error.contains("`capture::initial_values`") && error.contains("`Trainer::new`"), "{error}");
 
     let values = initial_values(Net::new, &init, SEED).unwrap();
-    initialise_with(training.session(), &init, &values, SEED).unwrap();
+    initialize_with(training.session(), &init, &values, SEED).unwrap();
     let read = |name: &str, session: &tpc_runtime::Session| session.read_input_f64(name).unwrap();
     for (name, value) in expected(SEED) {
         assert_eq!(read(name, training.session()), value, "{name}");
@@ -171,10 +172,10 @@ fn without_the_module_it_is_an_error() {
     assert_eq!(read("drawn.weight", training.session()), plain);
 }
 
-/// Nothing is built where every value is drawn.
+/// The module is not built again if every value is drawn element by element.
 #[test]
 fn modules_of_draws_are_not_built() {
-    // The module that fails is built after the process's generator got a seed.
+    // The module that fails is built after the process's generator is seeded.
     let _alone = alone();
     let init = [("a".to_string(), Init::Constant(1.0)), ("b".to_string(), Init::Random(Distribution::Default))].into();
     let build = |_: &Device| -> Net { panic!("is not called") };

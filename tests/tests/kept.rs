@@ -1,5 +1,5 @@
-//! Tensors that a program keeps from one run to the next: attention with a cache of keys and values computes what attention
-//! over the whole sequence does, on every mesh, and writes its rows where they lie.
+//! Tensors that a program keeps between runs: attention with a cache of keys and values computes what attention over
+//! the whole sequence computes, on every mesh, and writes its rows in place.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -52,7 +52,7 @@ fn heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
 }
 
 impl Attention {
-    /// `x [b, t, d]` against keys and values `[slots, b, kv, hd]`, of which a query sees the slots up to its own.
+    /// Attends from `x [b, t, d]` to keys and values `[slots, b, kv, hd]`; a query sees the slots up to its own.
     fn attend(&self, x: Tensor<3>, keys: Tensor<4>, values: Tensor<4>, slots: Tensor<1, Int>) -> Tensor<3> {
         let ([batch, seq, _], [all, _, kv, _]) = (x.dims(), keys.dims());
         let query = heads(self.q.forward(x), HEADS).swap_dims(1, 2);
@@ -87,7 +87,7 @@ fn expected(net: &Net, kv: usize) -> Vec<f64> {
     numbers(net.attention.attend(x, keys, values, slots).into_data())
 }
 
-/// A run on so many tokens of each sequence, which keeps their keys and values.
+/// A run on this many tokens of each sequence, which keeps their keys and values.
 fn captured(net: &Net, kv: usize, tokens: usize) -> Captured {
     let kept = |name: &str| Kept::<4>::new("attention", name, [SLOTS, BATCH, kv, HEAD], DType::F32);
     let inputs = (
@@ -116,7 +116,7 @@ fn by_heads() -> Plan {
         .with("attention.o", RowwiseParallel::default())
 }
 
-/// The dimensions that are longer than 1.
+/// The extents that are larger than 1.
 fn long(shape: &[usize]) -> Vec<usize> {
     shape.iter().copied().filter(|n| *n > 1).collect()
 }
@@ -142,7 +142,7 @@ fn a_cache_computes_what_whole_sequences_do() {
     for (kv, on, plan, shape) in cases {
         let net = Net::new(kv, &Device::flex());
         let expected = expected(&net, kv);
-        // A token at a time, and two at a time with an overlap: a slot that is written again holds the same.
+        // One token at a time, and two at a time with an overlap: a slot that is written twice gets the same values.
         for (tokens, starts) in [(1, vec![0, 1, 2, 3, 4]), (2, vec![0, 2, 3]), (SLOTS, vec![0])] {
             let captured = captured(&net, kv, tokens);
             let rename = str::to_string;
@@ -150,7 +150,7 @@ fn a_cache_computes_what_whole_sequences_do() {
             for rank in &program.stages.ranks {
                 let expected = ["attention/keys", "attention/values"].map(|name| (name.to_string(), long(&shape)));
                 assert_eq!(kept(rank), expected, "{on}, {kv} kv heads");
-                // Rows are written where they lie: no copy of the cache.
+                // Rows are written in place: the cache is not copied.
                 let puts = rank.steps.iter().filter(|s| matches!(s.action, Action::Put { .. })).count();
                 assert_eq!(puts, 2);
                 assert!(!rank.steps.iter().any(|s| s.label.starts_with("copy update") || &*s.label == "copy table"));

@@ -1,8 +1,8 @@
-//! Random programs of several phases and micro-batches, with values computed again and without, with epilogues and
-//! without: they mean what the program means, move no more memory, and hold no more.
+//! Random programs of several phases and micro-batches, with and without recomputation and epilogues: all ways compute
+//! the same, move no more memory, and hold no more.
 //!
-//! Every value knows how large it can be and how far rounding can have taken it; integers are exact as long as their
-//! type holds them, and are then compared exactly.
+//! For every value, the generator knows a bound of its elements and of their rounding error. Integers are exact as long
+//! as their type can represent them, and are then compared exactly.
 
 use proptest::prelude::*;
 use std::fmt::Write as _;
@@ -14,7 +14,7 @@ use tpc_tests::named::program;
 use tpc_tests::switches::{WAYS, idle_loops, lowered, most_bytes, moved_bytes, touched_bytes};
 use tpc_tests::{executed_programs, on_ranks};
 
-/// Draws from a list of random bytes.
+/// Draws choices from a list of random bytes.
 struct Dice<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -53,11 +53,11 @@ struct Named {
     dims: String,
     dtype: DType,
     partial: Option<(&'static str, &'static str)>,
-    /// No element is larger.
+    /// A bound of the absolute value of its elements.
     max: f64,
-    /// How far it can be from what it should be.
+    /// A bound of the rounding error of its elements.
     off: f64,
-    /// Its elements are integers.
+    /// Whether its elements are integers.
     whole: bool,
 }
 
@@ -67,7 +67,7 @@ impl Named {
     }
 }
 
-/// Half a step between numbers of a type near 1.
+/// Half the distance between numbers of a type near 1.
 fn step(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 2f64.powi(-53),
@@ -76,7 +76,7 @@ fn step(dtype: DType) -> f64 {
     }
 }
 
-/// Integers up to which a type holds all, also when they are added in any order.
+/// The largest integer up to which a type represents all integers, also when they are added in any order.
 fn holds(dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 2f64.powi(40),
@@ -85,14 +85,14 @@ fn holds(dtype: DType) -> f64 {
     }
 }
 
-/// Larger values are not made.
+/// Values with larger bounds are not generated.
 const MOST: f64 = 3e3;
 
 struct Letter {
     letter: char,
     size: usize,
     axis: Option<&'static str>,
-    /// The letter of the same size that the axis does not cut, or that it cuts.
+    /// Other letters of the same size, each with the axis that cuts it; `None` if none does.
     twins: Vec<(Option<&'static str>, char)>,
 }
 
@@ -101,7 +101,7 @@ struct Writer<'a> {
     letters: Vec<Letter>,
     axes: Vec<&'static str>,
     dtypes: Vec<DType>,
-    /// What stands behind each line.
+    /// The text that ends each line: its origin.
     origin: String,
     text: String,
     count: usize,
@@ -124,7 +124,7 @@ impl Writer<'_> {
         Some(letter)
     }
 
-    /// The letter of the same size on another axis.
+    /// A letter of the same size on another axis.
     fn twin(&mut self, letter: char, axis: Option<&'static str>) -> Option<char> {
         if let Some(found) = self.letter(letter).twins.iter().find(|t| t.0 == axis) {
             return Some(found.1);
@@ -138,7 +138,7 @@ impl Writer<'_> {
         Some(new)
     }
 
-    /// Whether a value may have these dimensions and be partial over an axis.
+    /// Whether a value may have these dimensions and be partial over this axis.
     fn is_placed(&self, dims: &str, partial: Option<(&str, &str)>) -> bool {
         let used: Vec<&str> = dims.chars().filter_map(|l| self.letter(l).axis).chain(partial.map(|p| p.1)).collect();
         let distinct = (1..used.len()).all(|i| !used[..i].contains(&used[i]));
@@ -154,7 +154,7 @@ impl Writer<'_> {
         let mut made = made;
         if made.dtype.is_float() {
             if !(made.whole && made.is_exact() && made.max <= limit) {
-                // Twice: partial terms are rounded before they are summed, a sum of three after every term.
+                // Twice: partial terms are rounded before they are summed, and a sum of three after every term.
                 made.off += 2.0 * step(made.dtype) * made.max;
                 made.whole = false;
             }
@@ -185,7 +185,7 @@ impl Writer<'_> {
         Some(self.values.len() - 1)
     }
 
-    /// Something that was made, rather lately.
+    /// A value of this kind, preferably a recent one.
     fn any(&mut self, is: impl Fn(&Named) -> bool) -> Option<Named> {
         let fit: Vec<usize> = (0..self.values.len()).filter(|&i| is(&self.values[i])).collect();
         if fit.is_empty() {
@@ -200,7 +200,7 @@ impl Writer<'_> {
         self.any(|v| v.dtype.is_float() && v.partial.is_none())
     }
 
-    /// Another value that one can meet element by element.
+    /// Another value that can be combined with this one element by element.
     fn beside(&mut self, v: &Named) -> Option<Named> {
         if self.dice.one_in(8) {
             let x = self.dice.pick(&[2.0f64, -1.0, 1.0, 0.25]);
@@ -258,7 +258,7 @@ impl Writer<'_> {
             6 => ("identity", v.max, v.off, v.whole),
             _ => ("tanh", 1.0, v.off, false),
         };
-        // The functions themselves are a little off.
+        // The functions themselves are not quite exact.
         let off = if whole { off } else { off + 8.0 * step(v.dtype) * max };
         self.map(f, &[&v], v.dtype, max, off, whole)
     }
@@ -283,7 +283,7 @@ impl Writer<'_> {
         }
     }
 
-    /// A selection by a comparison; only of what is exact.
+    /// A selection by a comparison, which needs exact values.
     fn select(&mut self) -> Option<usize> {
         let a = self.any(|v| v.dtype.is_float() && v.partial.is_none() && v.is_exact())?;
         let b = self.beside(&a).filter(Named::is_exact)?;
@@ -312,7 +312,7 @@ impl Writer<'_> {
         let n = self.size(&summed);
         let max = n * a.max * b.max;
         let whole = a.whole && b.whole;
-        // Sums may be made in f32.
+        // Sums may be computed in f32.
         let sums = if whole && max <= holds(DType::F32) { 0.0 } else { n * max * step(a.dtype).min(step(DType::F32)) };
         let off = n * (a.max * b.off + b.max * a.off + a.off * b.off) + sums;
         let what = format!("einsum \"{},{}->{dims}\"", a.dims, b.dims);
@@ -320,7 +320,7 @@ impl Writer<'_> {
         self.line(&what, &[a, b], made)
     }
 
-    /// A product, and often what stands right behind it.
+    /// A product, often followed by the operations that become its epilogue.
     fn product(&mut self) -> Option<usize> {
         let a = self.real()?;
         let (dtype, of_a) = (a.dtype, a.dims.clone());
@@ -344,7 +344,7 @@ impl Writer<'_> {
         if self.dice.one_in(2) {
             return Some(first);
         }
-        // More products of the same kind, perhaps with something between, and their sum.
+        // More products of the same kind, possibly with something between them, and their sum.
         let mut terms = vec![self.values[first].clone()];
         for _ in 0..self.dice.pick(&[0usize, 1, 1, 1, 2]) {
             let (x, y) = match self.dice.below(3) {
@@ -398,7 +398,7 @@ impl Writer<'_> {
             [axis] => Some((op, axis)),
             _ => return None,
         };
-        // The largest of nothing is −∞.
+        // The maximum of no elements is −∞.
         let n = self.size(&over);
         if max && n == 0.0 || max && partial.is_some() && n < 8.0 {
             return None;
@@ -452,7 +452,7 @@ impl Writer<'_> {
         self.line(&what, &[&v], Named { dims, ..v.clone() })
     }
 
-    /// Something that is sent.
+    /// A collective.
     fn collective(&mut self) -> Option<usize> {
         let partial = self.any(|v| v.partial.is_some());
         if let Some(v) = partial.filter(|_| !self.dice.one_in(4)) {
@@ -487,7 +487,7 @@ impl Writer<'_> {
         self.line(&what, &[&v], Named { dims: dims.into_iter().collect(), ..v.clone() })
     }
 
-    /// What is partial, summed.
+    /// Sums a partial value.
     fn reduced(&mut self, v: &Named) -> Option<usize> {
         let (op, axis) = v.partial?;
         let open: Vec<(usize, char)> =
@@ -504,7 +504,7 @@ impl Writer<'_> {
         self.line(&what, &[v], Named { partial: None, ..v.clone() })
     }
 
-    /// A sum of partial values, or one of them times something.
+    /// A sum of partial values, or a partial value times another value.
     fn of_partial(&mut self) -> Option<usize> {
         let a = self.any(|v| v.partial.is_some_and(|p| p.0 == "sum"))?;
         let (partial, dtype) = (a.partial, a.dtype);
@@ -550,7 +550,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The new value of an input: as often as not of elements of its own only.
+    /// The new value of an input; in half of the cases it is computed from the input's own elements only.
     fn update(&mut self, input: &Named) -> Option<usize> {
         let v = input.clone();
         let other = self.any(|o| {
@@ -572,11 +572,11 @@ impl Writer<'_> {
 
 struct Program {
     lines: String,
-    /// How far each of its outputs may be off.
+    /// How far each output may be off.
     off: Vec<f64>,
     /// Whether the inputs are integers.
     integers: bool,
-    /// Whether there may be values that nobody reads.
+    /// Whether some values may be unused.
     some_dead: bool,
 }
 
@@ -622,7 +622,7 @@ fn generate(bytes: &[u8]) -> Program {
         let dtype = w.dice.pick(&dtypes);
         let made = Named { name: String::new(), dims, dtype, partial: None, max: 2.0, off: 0.0, whole: integers };
         let at = w.line(&format!("input {kind} \"i{i}\""), &[], made).unwrap();
-        // Inputs that are no integers are exact, too.
+        // Inputs that are not integers are exact, too.
         w.values[at].off = 0.0;
         if kind != "data" {
             updatable.push((w.values[at].clone(), format!("i{i}")));
@@ -660,13 +660,13 @@ fn generate(bytes: &[u8]) -> Program {
                 let at = w.dice.below(updatable.len());
                 let (input, name) = updatable.remove(at);
                 if let Some(at) = w.update(&input) {
-                    // The input stays: others read what it was.
+                    // The input keeps its place: other operations read its old value.
                     updates.push((at, name));
                 }
             }
         }
     }
-    // What is read by nobody is a result; in some programs it is dead.
+    // Unused values become results; in some programs they stay dead.
     let some_dead = w.dice.one_in(6);
     let mut results = Vec::new();
     for i in 0..w.values.len() {
@@ -710,7 +710,7 @@ fn inputs(graph: &tpc_ir::Graph, integers: bool) -> std::collections::HashMap<In
     graph.inputs().map(tensor).collect()
 }
 
-/// What is wrong with a program.
+/// Describes what is wrong with a program.
 fn tried(p: &Program) -> Vec<String> {
     let graph = program(&p.lines);
     if graph.outputs.is_empty() {
@@ -739,8 +739,8 @@ fn tried(p: &Program) -> Vec<String> {
     if p.some_dead {
         return all;
     }
-    // Computing again moves no more and holds no more. Joining moves no more; what it reads and writes is in memory
-    // together with the product's operands.
+    // Recomputation moves no more and holds no more. Epilogues move no more, but the values that an epilogue reads and
+    // writes are in memory together with the product's operands.
     let [neither, joined, again, both] = [0, 1, 2, 3].map(|i| (moved_bytes(&plans[i]), most_bytes(&plans[i])));
     let beside = [1, 3].map(|i| largest_product(&plans[i]));
     for (name, new, old, more) in [
@@ -758,13 +758,13 @@ fn tried(p: &Program) -> Vec<String> {
     all
 }
 
-/// Most bytes that a product with an epilogue touches.
+/// The largest number of bytes that a product with an epilogue touches.
 fn largest_product(program: &RankProgram) -> usize {
     let with = |s: &&Step| matches!(&s.action, Action::Contract(c) if !c.epilogue.is_empty());
     program.steps.iter().filter(with).map(|s| touched_bytes(&s.action)).max().unwrap_or(0)
 }
 
-/// Programs that are tried; more by hand with `PROPTEST_CASES`.
+/// The number of programs; `PROPTEST_CASES` raises it.
 const CASES: u32 = 300;
 
 proptest! {

@@ -1,5 +1,6 @@
-//! Model directories as people have them: options that few files use, files that contradict themselves, files that are no models. Each
-//! directory of `data/faults` is trained by the command, and gives what transformers gives, or says what is wrong.
+//! Model directories as they occur in practice: with options that few files use, with contradictions, and with files
+//! that are not models. The command trains each directory of `data/faults`, and must compute what transformers computes
+//! or report the fault.
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -39,17 +40,17 @@ fn json_file(path: &Path) -> Json {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// What a run of `tpc train` left.
+/// The results of a run of `tpc train`.
 struct Trained {
     losses: Vec<f64>,
     gradients: BTreeMap<String, Vec<f64>>,
     saved: BTreeMap<String, Vec<f64>>,
     config: String,
-    /// What it says of the directory.
+    /// The notes about the directory.
     notes: String,
 }
 
-/// Three steps with the optimizer of the references, on the directory's own batch.
+/// Runs three steps with the optimizer of the references, on the directory's own batch.
 fn train(dir: &Path, inputs: &Path, more: &[&str], scratch: &Scratch) -> Result<Trained, String> {
     let text = |path: PathBuf| path.display().to_string();
     let (save, grads, metrics) = (scratch.0.join("saved"), scratch.0.join("grads"), scratch.0.join("metrics"));
@@ -83,8 +84,9 @@ fn largest(values: &[f64]) -> f64 {
     values.iter().fold(0.0, |m, v| m.max(v.abs()))
 }
 
-/// Losses to 1e-5, gradients to 1e-4 of each tensor's largest, saved weights to 2e-4. Adam divides by the gradient's size: where that is
-/// rounding noise, so is the step; where it is exactly 0, there is none.
+/// Compares losses to 1e-5, gradients to 1e-4 of each tensor's largest element, and saved weights to 2e-4. Adam divides
+/// by the size of the gradient: where that is rounding noise, the step is noise, too; where it is exactly 0, the step
+/// is 0.
 fn agrees(
     found: &Trained,
     losses: &[f64],
@@ -119,7 +121,8 @@ fn agrees(
     }
 }
 
-/// One rank, tensor parallelism with a sharded vocabulary, with sharded sequences, sharded parameters, both, parts of the batch.
+/// One rank, tensor parallelism with a sharded vocabulary, with sharded sequences, with sharded parameters, with both,
+/// and micro-batches.
 const PLANS: [&[&str]; 6] = [
     &[],
     &["--plan", "tp", "--mesh", "tp=2"],
@@ -129,7 +132,7 @@ const PLANS: [&[&str]; 6] = [
     &["--plan", "tp", "--mesh", "tp=2", "--micro-batches", "2"],
 ];
 
-/// A directory of `data/faults` trains as transformers does, under every plan, and tells this.
+/// Checks that a directory of `data/faults` trains as in transformers under every plan, with these notes.
 fn as_transformers(name: &str, plans: &[&[&str]], notes: &str) {
     directory_as_transformers(&data("faults").join(name), name, plans, notes);
 }
@@ -168,7 +171,7 @@ fn a_head_of_its_own_is_kept() {
 #[test]
 fn older_rope_scaling_comes_first() {
     const NOTE: &str =
-        "note: DIR/config.json: rope_scaling and rope_parameters say different things: rope_scaling is taken\n";
+        "note: DIR/config.json: rope_scaling and rope_parameters have different values: rope_scaling is used\n";
     as_transformers("rope-both-spellings-linear", &PLANS[..4], NOTE);
 }
 
@@ -183,7 +186,7 @@ fn an_index_says_which_shard() {
         .collect();
     assert!(copies.len() > 1, "{copies:?}");
     let note = format!(
-        "note: DIR/model-00002-of-00002.safetensors: {} tensors are copies that the index takes from another file, and not read: {}\n",
+        "note: DIR/model-00002-of-00002.safetensors: {} tensors are copies of tensors that the index assigns to another file, and ignored: {}\n",
         copies.len(),
         copies.join(", ")
     );
@@ -249,7 +252,7 @@ fn what_is_saved_is_what_the_configuration_says() {
                 }
             }
             let saved: Json = serde_json::from_str(&found.config).unwrap();
-            // Indexing makes a key that is absent null.
+            // Indexing inserts null for an absent key.
             assert_eq!((&saved["dtype"], &saved["torch_dtype"]), (&expected["dtype"], &expected["torch_dtype"]));
             assert_eq!(saved["hidden_size"], expected["hidden_size"]);
         }
@@ -313,7 +316,7 @@ fn inputs_of_any_integer_type() {
     );
 }
 
-/// What `tpc train` says of a directory that it refuses, with the places of files replaced.
+/// The error of `tpc train` for a directory that it rejects, with file paths replaced.
 fn refused(dir: &Path, inputs: &Path, more: &[&str], scratch: &Scratch) -> String {
     let text = train(dir, inputs, more, scratch).err().unwrap_or_else(|| panic!("{} is not refused", dir.display()));
     let text = text.replace(&dir.display().to_string(), "DIR");
@@ -372,7 +375,7 @@ fn weights_that_are_no_numbers_are_named() {
             "{plan:?}"
         );
     }
-    // Weights that are numbers, and too large.
+    // Weights that are numbers, but too large.
     let own = scratch.0.join("own");
     std::fs::create_dir_all(&own).unwrap();
     std::fs::write(own.join("config.json"), std::fs::read(dir.join("config.json")).unwrap()).unwrap();
@@ -385,7 +388,7 @@ fn weights_that_are_no_numbers_are_named() {
     assert!(said.starts_with("the loss of step 1 is ") && !said.contains("--lr"), "{said}");
 }
 
-/// A copy of a directory of reference models, with another configuration and other weights.
+/// A copy of a directory of reference models with another configuration and other weights.
 fn changed(
     name: &str,
     scratch: &Scratch,
@@ -411,7 +414,7 @@ fn moved((dtype, shape, bytes): &Raw) -> Raw {
     (*dtype, shape.clone(), bytes)
 }
 
-/// The reference models with tied weights, their output weights and what these are tied to.
+/// The reference models with tied weights: the names of their output weights and of the tied tensor.
 const TIED: [(&str, &str, &str); 2] = [
     ("gpt2-tiny", "lm_head.weight", "transformer.wte.weight"),
     ("bert-tiny", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
@@ -424,7 +427,7 @@ fn files_decide_what_is_tied() {
         let inputs = data("hf").join(name).join("inputs.safetensors");
         let run = |dir: &Path, plan: &[&str]| train(dir, &inputs, plan, &scratch).unwrap_or_else(|e| panic!("{e}"));
         let tied = run(&data("hf").join(name), &[]);
-        // An equal copy is the same tensor, and so is one that is there alone.
+        // An equal copy counts as the same tensor, and so does a single tensor under either name.
         let dir = changed(name, &scratch, |_| {}, |tensors| drop(tensors.insert(head.into(), tensors[source].clone())));
         let found = run(&dir, PLANS[1]);
         assert_eq!(found.notes, "");
@@ -441,7 +444,7 @@ fn files_decide_what_is_tied() {
         let found = run(&dir, PLANS[1]);
         assert_eq!(found.notes, "");
         agrees(&found, &tied.losses, &tied.gradients, &tied.saved, &format!("{name}, only a head"));
-        // Another one is a parameter, as it is in an untied model.
+        // A different tensor is a separate parameter, as in an untied model.
         let other = |tensors: &mut BTreeMap<String, Raw>| drop(tensors.insert(head.into(), moved(&tensors[source])));
         let untied = |config: &mut Json| config["tie_word_embeddings"] = json!(false);
         let dir = changed(name, &scratch, |_| {}, other);
@@ -461,12 +464,12 @@ fn files_decide_what_is_tied() {
                 agrees(&found, &expected.losses, &expected.gradients, &expected.saved, name);
                 changed(name, &scratch, |_| {}, other);
             } else {
-                // The biases are still one: only a tied configuration says so.
+                // The biases are still tied: only a configuration with tied weights says so.
                 assert!(found.config.contains("\"tie_word_embeddings\": true"), "{}", found.config);
                 assert!(!found.saved.contains_key("cls.predictions.decoder.bias"));
             }
         }
-        // What was saved is read as what it was.
+        // The saved model is read as what it was.
         let saved = scratch.0.join("again");
         let _ = std::fs::remove_dir_all(&saved);
         std::fs::rename(scratch.0.join("saved"), &saved).unwrap();
@@ -483,7 +486,7 @@ fn biases_of_bert() {
     let (bias, own) = ("cls.predictions.bias", "cls.predictions.decoder.bias");
     let (head, words) = ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight");
     let untied = |config: &mut Json| config["tie_word_embeddings"] = json!(false);
-    // The weights are one, the biases two: only the decoder's is used.
+    // The weights are one parameter and the biases are two, of which only the decoder's is used.
     let dir = changed("bert-tiny", &scratch, |_| {}, |tensors| drop(tensors.insert(own.into(), moved(&tensors[bias]))));
     let kept = floats(&dir.join("model.safetensors"))[bias].clone();
     let two = run(&dir, &[]);
@@ -492,7 +495,7 @@ fn biases_of_bert() {
     assert_eq!(two.saved[bias], kept);
     let sharded = run(&dir, PLANS[1]);
     agrees(&sharded, &two.losses, &two.gradients, &two.saved, "two biases, tp");
-    // The same values as an untied model.
+    // The same values as in an untied model.
     let dir = changed("bert-tiny", &scratch, untied, |tensors| {
         tensors.insert(own.into(), moved(&tensors[bias]));
         tensors.insert(head.into(), tensors[words].clone());
@@ -512,7 +515,7 @@ fn biases_of_bert() {
     assert!(one.saved.contains_key(own) && one.saved.contains_key(bias));
 }
 
-/// A row of a table of `width` columns.
+/// One row of a table with `width` columns.
 fn row(values: &[f64], row: usize, width: usize) -> &[f64] {
     &values[row * width..(row + 1) * width]
 }
@@ -525,7 +528,7 @@ fn padding_rows_of_every_family() {
         let ids: Vec<i64> =
             raw(&inputs)["input_ids"].2.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
         let (pad, width, vocab) = (ids[3], 64, 256);
-        // Two tensors that are equal: the gradient of one is the look-up's, that of the other the head's.
+        // Two equal tensors: one gets the gradient of the lookup, the other that of the head.
         let run = |family: Option<&str>, tie: bool, pad: Json, plan: &[&str]| {
             let dir = changed(
                 name,
@@ -583,7 +586,8 @@ fn padding_rows_of_every_family() {
             }
         }
     }
-    // BERT has a padding row unless it says null; an id outside of the vocabulary is refused, as PyTorch does.
+    // BERT has a padding row unless the configuration says null; an id outside of the vocabulary is rejected, as in
+    // PyTorch.
     let inputs = data("hf/bert-tiny/inputs.safetensors");
     let run = |pad: Option<Json>| {
         let dir = changed(
@@ -622,7 +626,7 @@ fn the_padding_row_is_drawn_as_zeros() {
 
 #[test]
 fn rows_that_see_no_key() {
-    // A sequence of padding alone, and one that begins with it, in every family that takes a mask.
+    // A sequence that consists of padding, and one that begins with it, in every family that takes a mask.
     let scratch = Scratch::new("blind");
     for name in ["llama-tiny", "gpt2-tiny", "bert-tiny"] {
         let mut tensors = raw(&data("hf").join(name).join("inputs.safetensors"));
@@ -763,13 +767,13 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
         let (code, _, err) = tpc(&["bench", "--preset", "llama", "--batch", seq, "--iters", "1"]);
         too_large((code, err), &format!("--batch {seq} --seq "));
     }
-    // A model that no machine here holds is still planned.
+    // A model that is too large for any machine here can still be planned.
     let large = json!({
         "model_type": "llama", "vocab_size": 128256, "hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 2,
         "num_attention_heads": 128, "num_key_value_heads": 8, "max_position_embeddings": 131072,
     });
     assert_eq!(dumped(&large, &["--plan", "tp", "--mesh", "tp=8"], &scratch), (0, String::new()));
-    // But it is not executed.
+    // It cannot be executed, however.
     let text = scratch.0.join("text");
     std::fs::write(&text, "abcdefghijklmnop".repeat(20)).unwrap();
     let mut large = large;
@@ -809,10 +813,10 @@ fn defaults_are_those_of_transformers() {
         assert_eq!((c.hidden_size, c.num_hidden_layers, c.num_attention_heads), (4096, 32, 32));
         assert_eq!((c.rms_norm_eps, c.rope.theta, c.tie_word_embeddings, c.padding_idx), (1e-6, 10000.0, false, None));
         assert_eq!(c.sliding_window(), (family == "mistral").then_some(4096));
-        // Null heads are as many as heads in every family.
+        // In every family, null heads mean as many kv heads as query heads.
         assert_eq!(llama(json!({ "model_type": family, "num_key_value_heads": null })).num_key_value_heads, 32);
     }
-    // Only Llama insists on a width that heads divide.
+    // Only Llama requires a width that is a multiple of the heads.
     let odd = |family: &str| json!({ "model_type": family, "hidden_size": 74, "num_attention_heads": 4, "num_key_value_heads": 4 });
     assert_eq!(llama(odd("mistral")).head_dim, 18);
     ModelConfig::from_json(&odd("llama"), Path::new("config.json")).unwrap_err();
@@ -844,7 +848,7 @@ fn defaults_are_those_of_transformers() {
     assert_eq!((c.vocab_size, c.hidden_size, c.num_hidden_layers, c.intermediate_size), (30522, 768, 12, 3072));
     assert_eq!((c.max_position_embeddings, c.type_vocab_size, c.padding_idx, c.dropout), (512, 2, Some(0), 0.1));
     assert_eq!(c.layer_norm_eps, 1e-12);
-    // What a size may not be: null where transformers takes no null.
+    // Invalid values of a size: null where transformers does not accept null.
     let null = json!({ "model_type": "llama", "hidden_size": null });
     assert_eq!(
         ModelConfig::from_json(&null, Path::new("config.json")).unwrap_err().to_string(),
@@ -853,7 +857,8 @@ fn defaults_are_those_of_transformers() {
     assert!(ModelDir::open(data("hf/llama-tiny")).unwrap().warnings.is_empty());
 }
 
-/// Fused tensors are written whole, gradients and weights, and labels are of the kind and shape that the head takes.
+/// Fused tensors are written whole, gradients and weights alike, and labels have the type and shape that the head
+/// expects.
 #[test]
 fn fused_tensors_and_heads_are_trained_by_the_command() {
     for name in [

@@ -27,7 +27,7 @@ fn device() -> Device {
     Device::flex().autodiff()
 }
 
-/// Collects values, or gradients, by burn path.
+/// Collects parameters or gradients by burn path.
 struct Collect<'a> {
     path: Vec<String>,
     grads: Option<&'a GradientsParams>,
@@ -85,13 +85,13 @@ fn floats<const D: usize>(weights: &Weights, name: &str, device: &Device) -> Ten
     Tensor::from_data(TensorData::new(weights.read_f32(name).unwrap(), shape), device)
 }
 
-/// An element of a key projection's bias: its true gradient is zero, what is computed is noise.
+/// Whether an element belongs to a key projection's bias: its true gradient is zero, and the computed one is noise.
 fn is_key_bias(burn_path: &str, element: usize, elements: usize) -> bool {
     burn_path.ends_with("key.bias")
         || burn_path.ends_with("c_attn.bias") && (elements / 3..2 * elements / 3).contains(&element)
 }
 
-/// Steps, and compares every loss, the first gradients and the last parameters.
+/// Trains, and compares every loss, the first gradients and the last parameters.
 fn train<M: Module>(
     what: &str,
     mut model: M,
@@ -128,7 +128,7 @@ fn train<M: Module>(
             let mut worst: f32 = 0.0;
             for (name, got, want) in compared {
                 let off = difference(&got, &want);
-                // Relative to the tensor's own largest, unless that is noise.
+                // Relative to the tensor's own largest element, unless that is noise.
                 let tolerance = (2e-5 * largest(&want)).max(1e-7 * scale);
                 assert!(off <= tolerance, "{what}: gradient of {name} is off by {off:e}, largest {:e}", largest(&want));
                 if !is_key_bias(&name, 0, 1) {
@@ -139,8 +139,9 @@ fn train<M: Module>(
         }
         model = optimizer.step(lr, model, grads);
     }
-    // Adam turns a gradient of almost zero into a step of almost lr, in whichever direction rounding says: of such elements
-    // only the size of the step is known. (A gradient of exactly zero is an embedding's row that was not read.)
+    // Adam turns a gradient of almost zero into a step of almost lr whose direction depends on rounding. For such
+    // elements only the size of the step is known. (A gradient of exactly zero belongs to an embedding row that was not
+    // read.)
     let (mut worst, mut loose, mut all) = (0.0f32, 0, 0);
     let gradients = in_file("grad", &collect(&model, None)); // of these, only the expected ones
     for ((name, got, want), (_, _, gradient)) in
@@ -178,7 +179,7 @@ fn against_torch(name: &str) {
     let model = dir.load(&device).unwrap();
     let map = dir.weight_map();
 
-    // Every tensor of the file is a parameter, and the reverse.
+    // The file contains a tensor for every parameter, and no others.
     let mut names: Vec<&str> = map.entries.iter().map(|e| e.hf_name.as_str()).collect();
     names.sort();
     names.dedup();
@@ -249,9 +250,9 @@ families!(
     longrope_beyond_the_original_context_as_torch "longrope-long",
 );
 
-/// A model of the goldens, in the layout and under the names of torch's modules.
+/// A golden model in the layout and under the names of torch's modules.
 fn golden<M: Module>(name: &str, model: M, map: &WeightMap, forward: impl Fn(&M, &Weights) -> (Vec<f32>, Tensor<1>)) {
-    // The f64 file: what both precisions should approach.
+    // The f64 file: both precisions should approach it.
     let file = Weights::open_file(&data("goldens").join(format!("{name}_f64.safetensors"))).unwrap();
     let model = map.with_prefix("param.").load(model, &file).unwrap();
     let (output, _) = forward(&model, &file);
@@ -284,7 +285,7 @@ fn mha_mlp_golden() {
     };
     golden("mha_mlp", model, &map, forward);
 
-    // Three parameters that are rows of one tensor are one tensor again when saved.
+    // Three parameters that are rows of one tensor become one tensor again when they are saved.
     let file = Weights::open_file(&data("goldens/mha_mlp.safetensors")).unwrap();
     let prefixed = map.with_prefix("param.");
     let path = scratch("mha").join("w.safetensors");
@@ -314,7 +315,7 @@ fn parse(config: &Value) -> Result<ModelConfig, ModelError> {
     ModelConfig::from_json(config, Path::new("dir/config.json"))
 }
 
-/// Logits of a small model with drawn weights.
+/// The logits of a small model with drawn weights.
 fn logits(config: &Value, ids: &[i64]) -> Vec<f32> {
     let config = parse(config).unwrap();
     assert_eq!(parse(&config.to_json()).unwrap(), config, "to_json is read back");
@@ -351,7 +352,7 @@ fn causality_and_windows() {
     let b = logits(&full, &future);
     assert!((0..7).all(|position| same(&a, &b, position)) && !same(&a, &b, 7));
 
-    // With a window of 2 and three layers, the first token reaches position 3, and no further.
+    // With a window of 2 and three layers, the first token affects positions up to 3, and no further.
     let windowed = small("mistral", json!({ "sliding_window": 2 }));
     assert_eq!(llama_config(&windowed).windows, [Some(2); 3]);
     let (a, b) = (logits(&windowed, &ids), logits(&windowed, &changed));
@@ -390,14 +391,14 @@ fn qwen_families() {
 fn rope_types() {
     let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192 });
-    // Both spellings of the same thing.
+    // Both spellings mean the same.
     let old = small("llama", json!({ "rope_theta": 500000.0, "rope_scaling": llama3 }));
     let mut parameters = llama3.clone();
     parameters["rope_theta"] = json!(500000.0);
     let new = small("llama", json!({ "rope_parameters": parameters }));
     assert_eq!(parse(&old).unwrap(), parse(&new).unwrap());
     logits(&old, &[1, 2, 3]);
-    // Llama 3.1's frequencies: the fast ones kept, the slow ones divided by 8, a passage between.
+    // Llama 3.1's frequencies: the fast ones are kept, the slow ones are divided by 8, with a transition between them.
     let scaled = llama_config(&old).rope.frequencies(128, 8);
     let plain = RopeConfig::plain(500000.0).frequencies(128, 8);
     assert_eq!(scaled[0], 1.0);
@@ -413,7 +414,7 @@ fn rope_types() {
     logits(&linear, &[1, 2, 3]);
 }
 
-/// Interleaved rotation is the half-split one under a permutation of each head's elements.
+/// Interleaved rotation equals half-split rotation under a permutation of each head's elements.
 #[test]
 fn interleaved_rope_agrees_with_halves() {
     let device = Device::flex();
@@ -433,7 +434,7 @@ fn interleaved_rope_agrees_with_halves() {
     let halves = rotate(input.clone(), models::RopePairs::Halves);
     let interleaved = rotate(to_pairs(&input), models::RopePairs::Interleaved);
     assert!(difference(&to_pairs(&halves), &interleaved) < 1e-6);
-    // Position 1, pair 0: a turn by one radian.
+    // Position 1, pair 0: a rotation by one radian.
     let (a, b) = (input[head_dim], input[head_dim + 4]);
     assert!((halves[head_dim] - (a * 1f32.cos() - b * 1f32.sin())).abs() < 1e-6);
     assert!((halves[head_dim + 4] - (b * 1f32.cos() + a * 1f32.sin())).abs() < 1e-6);
@@ -453,7 +454,7 @@ fn presets_run() {
         logits(&config.to_json(), &[1, 2, 3]);
     }
     let error = presets::named("lama").unwrap_err().to_string();
-    assert_eq!(error, "no preset is called \"lama\"; there are llama, gpt, gpt-learned");
+    assert_eq!(error, "there is no preset \"lama\"; the presets are llama, gpt, gpt-learned");
     let bad = presets::SmallGpt { width: 100, heads: 6, ..Default::default() };
     assert_eq!(
         bad.config().unwrap_err().to_string(),
@@ -484,7 +485,7 @@ fn all_padding_and_ignored_labels() {
     let inputs = TokenInputs { attention_mask: Some(ids.zeros_like()), ..ids.clone().into() };
     let out = model.forward(inputs);
     assert!(values(out.clone()).iter().all(|v| v.is_finite()));
-    // Only the counted labels matter.
+    // Only the labels that count matter.
     let labels = |rows: [i64; 8]| Tensor::<2, Int>::from_data(TensorData::new(rows.to_vec(), [2, 4]), &device);
     let one = values(model.loss(out.clone(), labels([-100, 5, -100, -100, -100, -100, -100, -100])))[0];
     let logits = values(out);
@@ -549,7 +550,7 @@ fn configuration_errors() {
     gpt2.check_batch([2, 8], 9).unwrap();
 }
 
-/// The last part of a path in an error, so that texts do not depend on where the test runs.
+/// The error text with only the last component of the path, so that it does not depend on where the test runs.
 fn error_text(error: ModelError, dir: &Path) -> String {
     error.to_string().replace(&format!("{}/", dir.display()), "")
 }
@@ -557,7 +558,7 @@ fn error_text(error: ModelError, dir: &Path) -> String {
 fn copy_model(name: &str) -> PathBuf {
     let dir = scratch(name);
     for file in ["config.json", "model.safetensors"] {
-        // Written, not copied: the originals may be read-only.
+        // Written rather than copied, since the originals may be read-only.
         std::fs::write(dir.join(file), std::fs::read(data("hf/llama-tiny").join(file)).unwrap()).unwrap();
     }
     dir
@@ -638,7 +639,7 @@ fn slices_and_layouts() {
     assert!(gpt2.entries.iter().all(|entry| !entry.transpose));
 }
 
-/// One safetensors file with tensors of raw bytes.
+/// Writes one safetensors file with tensors of raw bytes.
 fn raw_file(path: &Path, tensors: &[(&str, &str, Vec<usize>, Vec<u8>)]) {
     let (mut header, mut bytes) = (serde_json::Map::new(), Vec::<u8>::new());
     for (name, dtype, shape, data) in tensors {
@@ -695,7 +696,7 @@ fn element_types_and_indexed_files() {
     raw_file(&dir.join("c.safetensors"), &[("x", "F32", vec![3], vec![0; 8])]);
     assert_eq!(
         error_text(Weights::open_file(&dir.join("c.safetensors")).unwrap_err(), &dir),
-        "c.safetensors: not a valid safetensors file: tensor \"x\": data_offsets [0, 8] do not fit F32 [3]"
+        "c.safetensors: not a valid safetensors file: tensor \"x\": data_offsets [0, 8] do not match F32 [3]"
     );
 }
 
@@ -718,7 +719,7 @@ fn save_and_load() {
             assert_eq!(saved.weights.info(name).unwrap().shape, original.weights.info(name).unwrap().shape);
             assert_eq!(saved.weights.read_f32(name).unwrap(), original.weights.read_f32(name).unwrap());
         }
-        // Nothing temporary is left, and the safetensors crate accepts the file.
+        // No temporary file remains, and the safetensors crate accepts the file.
         let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|f| f.unwrap().file_name()).collect();
         files.sort();
         assert_eq!(files, ["config.json", "model.safetensors"]);
@@ -726,7 +727,7 @@ fn save_and_load() {
         assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().len(), saved.weights.names().count());
         assert_eq!(parse(&original.config.to_json()).unwrap(), original.config);
 
-        // A failure leaves the old files alone.
+        // A failure keeps the old files.
         let error = models::save_pretrained(&dir, &json!({}), &original.weight_map(), |_| Ok(vec![0.0])).unwrap_err();
         assert!(error.to_string().contains("but has 1"), "{error}");
         assert_eq!(std::fs::read(dir.join("model.safetensors")).unwrap(), bytes);
@@ -734,7 +735,7 @@ fn save_and_load() {
     }
 }
 
-/// Older files: no prefix, and LayerNorm's old names.
+/// Older files have no prefix, and use LayerNorm's old names.
 #[test]
 fn older_names() {
     let original = ModelDir::open(data("hf/gpt2-tiny")).unwrap();
@@ -752,7 +753,7 @@ fn older_names() {
     assert_eq!(found, collect(&original.load(&Device::flex()).unwrap(), None));
 }
 
-/// Captures a training step of a model by its shapes.
+/// Captures a training step of a model from its shapes.
 fn captured(config: &ModelConfig, batch: usize, seq: usize) -> Captured {
     let input = |name| named(name, Spec::<2, Int>::new([batch, seq], DType::I64));
     let inputs = (input("input_ids"), input("attention_mask"), input("labels"));
@@ -805,13 +806,13 @@ fn families_can_be_captured() {
             captured.graph.operations.len(),
             captured.scopes.len()
         );
-        // Nothing larger than a rotary table of one head: no mask, no rotation matrix.
+        // Nothing is larger than the rotary table of one head: neither masks nor rotation matrices are stored.
         assert!(largest <= seq * 64, "{largest}");
         let paths: Vec<String> = captured.scopes.iter().map(|scope| scope.path.to_string()).collect();
         for wanted in [scope, "loss"] {
             assert!(paths.iter().any(|path| path == wanted), "{wanted} in {paths:?}");
         }
-        // Regions are named as the weights are.
+        // Modules have the names of the weights.
         let map = models::weight_map(&config);
         for path in paths.iter().filter(|path| !["loss", "lm_head", "cls.predictions.decoder"].contains(&path.as_str()))
         {
@@ -820,7 +821,7 @@ fn families_can_be_captured() {
     }
 }
 
-/// The map of a model that no machine here could hold is made without making the model.
+/// The map of a model that is too large for any machine here is built without building the model.
 #[test]
 fn large_models_have_maps() {
     let config = parse(&json!({
@@ -834,7 +835,7 @@ fn large_models_have_maps() {
     assert_eq!(map.parameters(), 70_553_706_496);
 }
 
-/// The model of a directory, by burn path.
+/// The parameters of a directory's model, by burn path.
 fn values_of(dir: &ModelDir) -> BTreeMap<String, Vec<f32>> {
     collect(&dir.load(&Device::flex()).unwrap(), None)
 }
@@ -860,7 +861,7 @@ fn listed(dir: &Path) -> Vec<String> {
     files
 }
 
-/// Fused tensors, tied weights, transposed ones: in one file or in several, what is read back is what was saved, bit by bit.
+/// Fused, tied and transposed tensors, in one file or in several: what is read back equals what was saved, bit by bit.
 #[test]
 fn shards_are_read_back() {
     for name in ["families/phi3", "families/gemma3", "families/gpt2", "heads/bert-sequence"] {
@@ -874,7 +875,7 @@ fn shards_are_read_back() {
         let shards: Vec<&String> = files.iter().filter(|file| file.ends_with(".safetensors")).collect();
         assert!(shards.len() > 2, "{files:?}");
         assert_eq!(shards[0], &format!("model-00001-of-{:05}.safetensors", shards.len()));
-        // No shard is larger than the limit unless it holds one tensor.
+        // No shard exceeds the limit unless it contains a single tensor.
         let index: Value =
             serde_json::from_slice(&std::fs::read(dir.join("model.safetensors.index.json")).unwrap()).unwrap();
         let mut total = 0;
@@ -889,7 +890,8 @@ fn shards_are_read_back() {
         assert_eq!(index["metadata"]["total_size"], total);
         assert_eq!(index["metadata"]["total_parameters"], total / 4);
 
-        // One file again, larger ones, and several again: nothing that a reader could take for weights is left of the ones before.
+        // One file, larger files, and several files again: no earlier file remains that a reader could take for
+        // weights.
         let again = saved(&dir, &original, Saving::default());
         assert_eq!(values_of(&again), values_of(&original), "{name}");
         assert_eq!(listed(&dir), ["config.json", "model.safetensors"]);
@@ -925,7 +927,7 @@ fn weights_are_saved_in_the_type_that_is_asked_for() {
             "{bytes}"
         );
     }
-    // A configuration of an older library has another key for it, and one without it gets it.
+    // A configuration of an older library has another key for the type, and a configuration without the key gets it.
     let (map, values) = (original.weight_map(), values_of(&original));
     let mut config = original.config_json.clone();
     config.as_object_mut().unwrap().remove("dtype");
@@ -965,11 +967,11 @@ fn what_goes_along_with_a_model_is_copied() {
         assert_eq!(std::fs::read(from.join(file)).unwrap(), std::fs::read(to.join(file)).unwrap(), "{file}");
     }
     assert!(!to.join("optimizer.pt").exists() && !to.join("model.safetensors").exists());
-    // Onto itself nothing is copied.
+    // Saving onto the directory itself copies nothing.
     assert!(models::copy_companions(&from, &from).unwrap().is_empty());
 }
 
-/// Each token that transformers generates greedily has the best logit of a forward pass over the text before it.
+/// Each token that transformers generates greedily has the largest logit in a forward pass over the text before it.
 #[test]
 fn generated_tokens_have_the_best_logits() {
     let device = Device::flex();
@@ -994,7 +996,7 @@ fn generated_tokens_have_the_best_logits() {
     }
 }
 
-/// As `Config()` of transformers 5.24.
+/// The defaults of `Config()` in transformers 5.24.
 #[test]
 fn defaults_of_newer_families() {
     let of = |family: &str| llama_config(&json!({ "model_type": family }));
@@ -1025,7 +1027,7 @@ fn defaults_of_newer_families() {
 
 #[test]
 fn rotary_embeddings_of_layers_with_a_window() {
-    // The spelling of version 4, and that of version 5.
+    // The spellings of versions 4 and 5.
     let older = small(
         "gemma3_text",
         json!({ "rope_theta": 5e5, "rope_local_base_freq": 2e4, "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
@@ -1042,7 +1044,7 @@ fn rotary_embeddings_of_layers_with_a_window() {
     assert_eq!(config, llama_config(&newer));
     assert_eq!(config.local_rope, Some(RopeConfig::plain(2e4)));
     assert_eq!(config.rope.frequencies(8, 1)[0], 0.125);
-    // Those of one kind for all layers are no such thing.
+    // Parameters without a kind of layer are ignored: the model has one set for each kind.
     let (_, warnings) = ModelConfig::from_json_warned(
         &small("gemma3_text", json!({ "rope_parameters": { "rope_theta": 3.0 } })),
         Path::new("config.json"),
@@ -1059,7 +1061,7 @@ fn rotary_embeddings_that_are_refused() {
         text(small("phi3", json!({ "pad_token_id": 0, "rope_scaling": { "type": "linear", "factor": 2.0 } }))),
         "dir/config.json: key \"rope_scaling.type\" should be default or longrope, but is \"linear\""
     );
-    // An older name of it.
+    // An older name for it.
     let su = json!({ "type": "su", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 2.0, 3.0, 4.0] });
     let config =
         small("phi3", json!({ "pad_token_id": 0, "rope_scaling": su, "original_max_position_embeddings": 32 }));
@@ -1096,7 +1098,8 @@ fn su_with(long: Value) -> Value {
     json!({ "type": "su", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": long })
 }
 
-/// Documents that share a row give what each gives alone: a token sees its own document only, at the positions of that.
+/// Documents that share a row give the results that each gives alone: a token sees only its own document, at that
+/// document's positions.
 #[test]
 fn documents_in_a_row_are_apart() {
     let configs = [

@@ -1,5 +1,4 @@
-//! Program options of a training step: each equals what a training loop does by hand, under every
-//! plan and mesh.
+//! Program options of a training step: each computes what a training loop would do by hand, under every plan and mesh.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, Linear, LinearConfig};
@@ -69,7 +68,7 @@ fn all_reduces(rank: &RankProgram, phase: Option<Phase>) -> Vec<usize> {
 // ---------------------------------------------------------------------------------------------------------------------
 // Clipping
 
-/// AdamW of the tests' runs, in f64: one first step.
+/// The optimizer of the tests' runs, AdamW, in f64: one first step.
 fn adamw_step(parameter: f64, gradient: f64, rate: f64) -> f64 {
     let (b1, b2, eps, decay) = (0.9, 0.95, 1e-8, 0.1);
     let (m, v) = ((1.0 - b1) * gradient / (1.0 - b1), (1.0 - b2) * gradient * gradient / (1.0 - b2));
@@ -84,7 +83,7 @@ struct Clipped {
     after: Named,
 }
 
-/// The first step of a program with its state.
+/// The first step of a program, with its state.
 fn first_step(program: TrainingProgram, vocab: usize) -> Clipped {
     let mut training = program.launch(LaunchOptions::default()).unwrap();
     feed(training.session(), vocab);
@@ -131,7 +130,7 @@ fn clipping_is_that_of_torch_under_every_plan() {
                 for (i, (f, e)) in clipped.gradients[name].iter().zip(expected).enumerate() {
                     assert!((f - e).abs() <= 1e-4 * largest, "{place:?}: gradient {name}[{i}] is before clipping");
                 }
-                // The first moment after one step is a tenth of what the optimizer was given.
+                // After one step the first moment is a tenth of the gradient that the optimizer received.
                 let moment = &clipped.states[&format!("{name}/momentum.moment_1")];
                 for (i, (m, e)) in moment.iter().zip(expected).enumerate() {
                     let expected = 0.1 * e * coefficient;
@@ -239,12 +238,13 @@ fn one_accumulator_per_gradient_is_alive() {
     assert!(eight <= two + two / 4, "{eight} bytes of temporaries for eight micro-batches, {two} for two");
 }
 
-/// Every micro-batch gathers the sharded parameters of one block after the other for itself, and adds its gradients to those
-/// before it in their own memory. Counted are the bytes in use at once; the places of buffers leave gaps of a few percent.
+/// Every micro-batch gathers the sharded parameters of one block at a time, and adds its gradients to those of the
+/// previous micro-batches in place. The test counts the bytes in use at once; the memory plan leaves gaps of a few
+/// percent between buffers.
 #[test]
 fn micro_batches_hold_what_one_holds_and_the_gradients() {
     let model = llama(3);
-    // With the number of ranks that share a parameter which the forward pass needs whole.
+    // The number is that of the ranks that share a parameter which the forward pass needs whole.
     for (plan_name, on, shards) in [
         ("fsdp", "dp=4", 4),
         ("hsdp", "rep=2,dp=2", 2),
@@ -257,7 +257,7 @@ fn micro_batches_hold_what_one_holds_and_the_gradients() {
     ] {
         let place = (plan_name, on);
         let program = |rows: usize, count: usize| {
-            // Overlap may make an arena larger, which is another bound.
+            // Overlap may enlarge an arena, but that is a separate bound.
             let lower = LowerOptions { memory_growth: 0.0, ..LowerOptions::default() };
             let options = CompileOptions { step: micro(count), lower, ..CompileOptions::for_cpu() };
             let tokens = TokenBatch { attention_mask: false, ..TokenBatch::new(rows, 32) };
@@ -289,10 +289,10 @@ fn gradients_are_reduced_once_per_step() {
     let (whole, quarters) = (bytes(1), bytes(4));
     let large = |all: &[usize]| all.iter().copied().filter(|b| *b > 64).collect::<Vec<_>>();
     assert_eq!(large(&quarters), large(&whole));
-    // The number of labels comes before the first micro-batch, the loss behind the last: they are not one.
+    // The number of labels comes before the first micro-batch and the loss after the last, so the two are not combined.
     assert_eq!(quarters.len(), whole.len() + 1, "{quarters:?} for {whole:?}");
     assert_eq!(quarters.iter().sum::<usize>(), whole.iter().sum::<usize>());
-    // Rows of a micro-batch are found where they are.
+    // The rows of a micro-batch are on the rank that reads them.
     let program = compiled(&model, 8, ("ddp", "dp=2"), &micro(4));
     assert!(program.steady.ranks[0].collectives().all(|c| c.name() == "all_reduce"));
 }
@@ -351,7 +351,7 @@ fn frozen_parameters_stay_and_the_others_train_as_before() {
             match some(name) {
                 true => {
                     let off = found.after[name].iter().zip(&plain.after[name]).map(|(a, b)| (a - b).abs());
-                    // Adam's first step has the size of the rate, whatever the gradient.
+                    // Adam's first step has the size of the learning rate, whatever the gradient.
                     assert!(off.fold(0.0, f64::max) <= 2e-4, "{place:?}: {name}");
                     assert_ne!(found.after[name], *before);
                 }
@@ -465,7 +465,7 @@ fn all_options_together() {
 // ---------------------------------------------------------------------------------------------------------------------
 // A model that needs the whole batch
 
-/// Centers its features over the batch, drops some, and looks at one row from all others.
+/// A model that centers its features over the batch, drops some, and reads one row from all others.
 #[derive(Module, Debug)]
 struct Batchwise {
     up: Linear,
@@ -483,7 +483,7 @@ impl Batchwise {
     }
 }
 
-/// Statistics over the batch, rows of it, and random numbers are those of the whole batch.
+/// Statistics over the batch, rows of it, and random numbers equal those of the whole batch.
 #[test]
 fn what_crosses_the_batch_is_exact() {
     let losses = |batch: usize, count: usize, (name, on): (&str, &str)| {
@@ -534,9 +534,10 @@ fn the_command_takes_every_option() {
     let norms = |more: &[&str]| -> Vec<(f64, Option<f64>)> {
         let (code, _, err) = tpc(&[&train, more].concat());
         // Two micro-batches of one row each, for two ranks.
-        let idle = "note: 1 of 2 ranks along dp=2 have no rows: each micro-batch has 1 to share out\n";
+        let idle = "note: 1 of 2 ranks along dp=2 have no rows: each micro-batch has only 1\n";
         let idle = if more.contains(&"--micro-batches") { idle } else { "" };
-        let kept = "note: nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too\n";
+        let kept =
+            "note: the trained model will be lost: --save DIR keeps the model, --checkpoint DIR also its state\n";
         assert_eq!((code, err), (0, format!("{kept}{idle}")));
         let lines = std::fs::read_to_string(&metrics).unwrap();
         let rows = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());

@@ -1,6 +1,5 @@
-//! What planning may cost: random plans with layouts on many modules stay within bounds that are functions of
-//! the program's size, counted in e-nodes, applications of rules and moves of extraction. Bounds that are
-//! reached are reported.
+//! What planning may cost: random plans with layouts on many modules stay within bounds that depend on the program's
+//! size and count e-nodes, rule applications and extraction moves. The report names the bounds that are reached.
 
 use serde_json::{Value as Json, json};
 use std::path::Path;
@@ -16,7 +15,7 @@ use tpc_passes::targets::Target;
 use tpc_tests::captured::rename;
 use tpc_tests::training::{adamw, config, mesh};
 
-/// The training step of a tiny model, and modules that plans style.
+/// The training step of a tiny model, and the modules that plans style.
 struct Model {
     family: &'static str,
     captured: Graph,
@@ -45,7 +44,8 @@ impl Model {
         Model { family, linears: of(2), norms: of(1), captured }
     }
 
-    /// Column- and row-wise linears with layouts at their ends, norms over sequences, now and then nothing.
+    /// Column-wise and row-wise linears with layouts at their boundaries, norms over sequences, and some modules
+    /// without a style.
     fn plan(&self, data: Option<&str>, dice: &mut Dice) -> Json {
         let mut styles = serde_json::Map::new();
         for linear in &self.linears {
@@ -86,7 +86,7 @@ impl Dice {
         (self.0 >> 33) as usize % n
     }
 
-    /// True in so many of ten cases.
+    /// True with a probability of `of_ten` in ten.
     fn chance(&mut self, of_ten: usize) -> bool {
         self.below(10) < of_ten
     }
@@ -100,13 +100,13 @@ impl Dice {
     }
 }
 
-/// What the bounds say of a program of so many operations.
+/// The documented bounds for a program with this many operations.
 fn stated(operations: usize) -> Bounds {
     let nodes = 2_000 + 32 * operations;
     Bounds { nodes, applications: 16 * nodes, moves: 256 * nodes }
 }
 
-/// Nothing was counted beyond the bounds, and what reached one says so.
+/// Checks that no count exceeds its bound, and that the report names every bound that was reached.
 fn is_bounded(what: &str, report: &SearchReport, operations: usize) {
     let SearchReport { work, bounds, limits, .. } = report;
     let most = stated(operations);
@@ -115,7 +115,7 @@ fn is_bounded(what: &str, report: &SearchReport, operations: usize) {
         "{what}: {bounds:?} for {operations} operations"
     );
     assert!(work.nodes <= bounds.nodes, "{what}: {work:?}, {bounds:?}");
-    // What has begun is finished: the terms of one class, one walk over the classes.
+    // A unit of work that has begun is finished: the terms of one class, or one walk over the classes.
     assert!(work.applications <= bounds.applications + bounds.nodes, "{what}: {work:?}, {bounds:?}");
     assert!(work.moves <= bounds.moves + bounds.nodes, "{what}: {work:?}, {bounds:?}");
     assert_eq!(limits.contains(&Limit::Nodes(bounds.nodes)), work.nodes == bounds.nodes, "{what}: {report:?}");
@@ -132,7 +132,7 @@ fn random_plans_stay_within_their_bounds() {
             for _ in 0..4 {
                 let text = model.plan(data, &mut dice).to_string();
                 let plan = Plan::from_json(&text).unwrap();
-                // A layout may not fit a module; that is an error of its own.
+                // A layout may not fit a module, which is a separate error.
                 let Ok((logical, annotations)) = parallelize_module(&model.captured, &mesh(on), plan, None) else {
                     continue;
                 };
@@ -150,7 +150,7 @@ fn random_plans_stay_within_their_bounds() {
     assert!(planned > 20, "{planned} plans fit");
 }
 
-/// Nine layers whose embedding is cut on both axes, with all parameters sharded.
+/// Nine layers with an embedding that is cut on both axes, and with all parameters sharded.
 #[test]
 fn a_program_that_took_a_minute_is_bounded() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/slow.tpc");

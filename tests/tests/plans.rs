@@ -1,10 +1,14 @@
 //! `tpc plans`: what is predicted of a plan is what the compiled program has, and the table says which plan is best.
 
+use burn::nn::{Linear, LinearConfig};
+use burn::optim::SgdConfig;
+use burn::tensor::{Device, Tensor};
 use serde_json::Value as Json;
 use tpc_compiler::models::presets;
 use tpc_compiler::plans::{Candidate, Workload, candidates};
 use tpc_compiler::pretrained::{TokenBatch, capture_forward, capture_step, names};
 use tpc_compiler::program::{CompileOptions, compile_inference, compile_training};
+use tpc_compiler::trainer::Trainer;
 use tpc_passes::targets::Target;
 use tpc_tests::command::tpc;
 use tpc_tests::training::{adamw, mesh, plan};
@@ -117,4 +121,56 @@ fn what_cannot_be_planned_is_said() {
     let (code, err) = wrong(&["plans", "--preset", "gpt", "--ranks", "2", "--target", "abacus"]);
     assert_eq!(code, 1);
     assert!(err.contains("abacus"), "{err}");
+}
+
+/// A trainer chooses what the table has first, and trains as that plan does.
+#[test]
+fn a_trainer_chooses_the_fastest_plan() {
+    let device = Device::flex();
+    let batch = [Tensor::<2>::ones([64, 32], &device), Tensor::<2>::zeros([64, 32], &device)];
+    let trainer = || {
+        let build = |device: &Device| LinearConfig::new(32, 32).init(device);
+        Trainer::new(build, SgdConfig::new().build()).lr(0.1).seed(3)
+    };
+    let loss = |model: &Linear, (x, y): (Tensor<2>, Tensor<2>)| (model.forward(x) - y).square().mean();
+    let [x, y] = batch;
+    let chosen = trainer().auto(2).compile(&(x.clone(), y.clone()), loss).unwrap();
+    assert_eq!(chosen.stages().placed.mesh.ranks(), 2);
+    let mut chosen = chosen.launch().unwrap();
+    let mut alone = trainer().compile(&(x.clone(), y.clone()), loss).unwrap().launch().unwrap();
+    for _ in 0..3 {
+        let (a, b) =
+            (chosen.step(&(x.clone(), y.clone())).unwrap().loss, alone.step(&(x.clone(), y.clone())).unwrap().loss);
+        assert!((a - b).abs() < 1e-5 * b.abs().max(1e-3), "{a} and {b}");
+    }
+    let mut small = Target::cpu().clone();
+    small.device.capacity = 100.0;
+    let refused = trainer().auto(2).target(small).compile(&(x, y), loss).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("plans fits into the 100 bytes of a rank"), "{refused}");
+}
+
+#[test]
+fn the_command_chooses_the_fastest_plan() {
+    let bench = ["bench", "--preset", "gpt", "--batch", "2", "--seq", "8", "--iters", "1", "--plan", "auto"];
+    let (code, _, err) = tpc(&[&bench[..], &["--ranks", "2"]].concat());
+    assert_eq!(code, 0, "{err}");
+    let first = json("--preset gpt --ranks 2 --train --batch 2 --seq 8");
+    let plan = first[0]["plan"].as_str().unwrap();
+    assert!(
+        err.contains(&format!("--plan auto is --plan {plan} --mesh ")) && err.contains("the least of 5 plans"),
+        "{err}"
+    );
+    let (code, _, err) = tpc(&[&bench[..], &["--mesh", "tp=2"]].concat());
+    assert!(code == 0 && err.contains("the least of 2 plans"), "{err}");
+    for (more, expected) in [
+        (&[][..], "--ranks says how many ranks it has"),
+        (&["--mesh", "x=2"], "no built-in plan has the axes of --mesh x=2"),
+        (&["--mesh", "tp=2", "--ranks", "2"], "--ranks is for --plan auto without --mesh"),
+        (&["--ranks", "65"], "65 ranks"),
+    ] {
+        let (code, _, err) = tpc(&[&bench[..], more].concat());
+        assert!(code == 1 && err.contains(expected), "{more:?}: {err}");
+    }
+    let (code, _, err) = tpc(&["dump-ir", "--preset", "gpt", "--plan", "auto", "--mesh", "tp=2"]);
+    assert!(code == 1 && err.contains("--plan auto is for tpc train and tpc bench"), "{err}");
 }

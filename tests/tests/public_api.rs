@@ -1,13 +1,14 @@
-//! What the crate `tpc` shows, as a golden: the surface changes on purpose, and what can fail says when.
+//! The public API of the crate `tpc` as a golden: it changes only on purpose, and functions that can fail document
+//! when.
 //!
-//! The crate is a list of `pub use`. Each name is looked up in the sources of the crate that it comes from, and is listed
-//! with its public fields, methods and the traits that it implements; without bodies and documentation.
+//! The crate is a list of `pub use`. Each name is looked up in the sources of the crate that defines it, and is listed
+//! with its public fields, methods and implemented traits, without bodies and documentation.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use syn::{Attribute, Fields, ImplItem, Item, Signature, TraitItem, UseTree, Visibility};
 
-/// A name of the crate: where it stands there, and the path that it comes from.
+/// A name of the crate: its path there, and the path that it is re-exported from.
 struct Shown {
     module: String,
     from: Vec<String>,
@@ -27,7 +28,7 @@ fn is_public(visibility: &Visibility) -> bool {
     matches!(visibility, Visibility::Public(_))
 }
 
-/// Whether an attribute hides an item from the documentation, or leaves it out of a usual build.
+/// Whether an attribute hides an item from the documentation, or excludes it from a normal build.
 fn is_hidden(attributes: &[Attribute]) -> bool {
     let hides = |a: &Attribute| {
         let words = a.meta.require_list().map(|list| list.tokens.to_string()).unwrap_or_default();
@@ -48,7 +49,7 @@ fn documentation(attributes: &[Attribute]) -> String {
     attributes.iter().filter_map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// The names of a module of the crate, and of the modules in it.
+/// Collects the names of a module of the crate, and of its submodules.
 fn shown(module: &str, items: &[Item], into: &mut Vec<Shown>) {
     for item in items {
         match item {
@@ -58,7 +59,7 @@ fn shown(module: &str, items: &[Item], into: &mut Vec<Shown>) {
                     (format!("{module}::{}", m.ident), root().join(format!("compiler/src/{}.rs", m.ident)));
                 match &m.content {
                     Some((_, items)) => shown(&path, items, into),
-                    // The guide's modules show nothing but text.
+                    // The guide's modules contain only text.
                     None if file.exists() => shown(&path, &parsed(&file).items, into),
                     None => {}
                 }
@@ -83,7 +84,7 @@ fn names(module: &str, tree: &UseTree, path: &mut Vec<String>, into: &mut Vec<Sh
     }
 }
 
-/// The sources of a crate: files with their items, modules inside of a file among them.
+/// The sources of a crate: files with their items, including modules inside of a file.
 fn sources(crate_name: &str) -> Vec<(PathBuf, Vec<Item>)> {
     let folder = match crate_name {
         "tpc_compiler" => "compiler/core/src",
@@ -106,7 +107,7 @@ fn sources(crate_name: &str) -> Vec<(PathBuf, Vec<Item>)> {
     found
 }
 
-/// The item of a name, without what is not public.
+/// The item with this name, without its private parts.
 fn item(name: &str, items: &[Item]) -> Option<Item> {
     let found = items.iter().find_map(|item| match item {
         Item::Struct(s) if s.ident == name && is_public(&s.vis) => Some(item.clone()),
@@ -178,8 +179,8 @@ fn bare(mut item: Item) -> Item {
     item
 }
 
-/// The public methods of a type, and the traits that are implemented for it by hand; functions that can fail and do not
-/// say when go to `silent`.
+/// The public methods of a type, and the traits that are implemented for it by hand. Functions that can fail and do not
+/// document when are added to `silent`.
 fn implementations(name: &str, items: &[Item], silent: &mut Vec<String>) -> Vec<Item> {
     let mut found = Vec::new();
     for item in items {

@@ -1,5 +1,5 @@
-//! Every collective of a placed program says why it is there, in which part of the step, and for which module. Each
-//! answer is derived a second time, from the program alone ([`tpc_tests::reasons`]).
+//! Every collective of a placed program states its reason, its phase of the step, and its module. Each answer is
+//! derived a second time, from the program alone ([`tpc_tests::reasons`]).
 
 use serde_json::json;
 use tpc_compiler::models::ModelConfig;
@@ -77,7 +77,7 @@ fn twenty_layers() {
     explained_on(&PLANS[3..4], "llama, 20 layers, many tokens", &llama(20), TokenBatch::new(8, 256));
 }
 
-/// Options rewrite the program before it is placed, and make operations that no module of the model has.
+/// Options rewrite the program before it is placed, and create operations that belong to no module of the model.
 #[test]
 fn with_options() {
     let step = StepOptions::default;

@@ -1,11 +1,11 @@
-//! What loops compute again, and what they must not: every program means the same with and without it, moves no more
-//! memory and holds no more.
+//! Which values loops recompute, and which they must not: every program computes the same with and without
+//! recomputation, moves no more memory and holds no more.
 
 use tpc_ir::program::RankProgram;
 use tpc_tests::named::program;
 use tpc_tests::switches::{agree, idle_loops, most_bytes, moved_bytes, outline};
 
-/// What rank 0 does without and with values computed again, both without epilogues.
+/// The program of rank 0 without and with recomputation, both without epilogues.
 fn both(lines: &str) -> [String; 2] {
     let [without, _, with, _] = agree(&program(lines)).map(|ranks| ranks.into_iter().next().unwrap());
     assert!(moved_bytes(&with) <= moved_bytes(&without), "{} bytes moved\n{}", moved_bytes(&with), outline(&with));
@@ -15,7 +15,7 @@ fn both(lines: &str) -> [String; 2] {
     [without, with].map(|p: RankProgram| outline(&p))
 }
 
-/// Of programs in which nothing is computed again.
+/// Checks that a program recomputes nothing.
 fn same(lines: &str) -> String {
     let [without, with] = both(lines);
     assert_eq!(without, with);
@@ -40,7 +40,7 @@ output result \"d\" %d",
     assert_eq!(with, "fused map (2): x -> mul\neinsum\nmul: x, g -> mul\n");
 }
 
-/// A loop of which nothing is left is gone, and with it what it read.
+/// A loop that has become empty is removed, and its reads with it.
 #[test]
 fn a_loop_whose_values_are_computed_again_is_gone() {
     let [without, with] = both(
@@ -56,7 +56,8 @@ output result \"s\" %s",
     assert_eq!(with, "mul: x, g -> mul\n");
 }
 
-/// What is left of a loop has fewer indices: it does not run for each index of what is gone.
+/// A loop that keeps only some of its values may have fewer indices: it does not iterate over indices of the removed
+/// values.
 #[test]
 fn what_is_left_of_a_loop_does_not_run_along_indices_that_it_lacks() {
     let graph = program(
@@ -103,7 +104,7 @@ output result \"z\" %z"
     }
 }
 
-/// A collective reads what it sends in memory.
+/// The operand of a collective must be in memory.
 #[test]
 fn what_is_sent_is_kept() {
     let with = same(
@@ -137,7 +138,7 @@ output result \"z\" %z",
     assert_eq!(with, "einsum\nall_reduce\nfused reduce (2): einsum -> reduce_sum\nmul: einsum, g -> mul\n");
 }
 
-/// What is drawn, reduced or multiplied is never made again; what is made of it may be.
+/// Random numbers, reductions and products are never recomputed; values computed from them may be.
 #[test]
 fn random_numbers_reductions_and_products_are_not_repeated() {
     let [_, with] = both(
@@ -153,7 +154,7 @@ fn random_numbers_reductions_and_products_are_not_repeated() {
 output result \"s\" %s
 output result \"z\" %z",
     );
-    // A byte instead of four.
+    // One byte instead of four.
     assert_eq!(with.lines().next(), Some("fused reduce (4): seed, x -> random, reduce_sum"));
     assert_eq!(with.lines().last(), Some("mul: random, g -> mul"));
 }
@@ -168,7 +169,7 @@ fn a_value_that_is_read_in_two_orders_is_kept() {
 %z = add \"ab,ba->ab\" %y, %y : f32[8, 8] ; backward
 output result \"z\" %z",
     );
-    // In another one it is computed there.
+    // A loop that reads it in one other order recomputes it there.
     let [_, with] = both(
         "mesh <>
 %x = input data \"x\" : f32[8, 8]
@@ -180,7 +181,8 @@ output result \"z\" %z",
     assert_eq!(with, "add: x, g -> add\n");
 }
 
-/// An input that is written over in the meantime is not what it was; and nothing may keep it from being written over.
+/// An input that is overwritten in the meantime no longer has its old value, and recomputation must not delay the
+/// overwriting.
 #[test]
 fn what_is_made_of_an_input_is_kept_if_the_input_is_updated_before() {
     let lines = "mesh <>
@@ -195,18 +197,18 @@ output update \"c\" %n
 output result \"z\" %z";
     let with = same(lines);
     assert_eq!(with, "fused map (2): c, x -> mul, c\neinsum\nmul: einsum, mul -> mul\n");
-    // By the optimizer's loops, and through a view.
+    // By the loops of the optimizer, and through a view.
     let seen =
         lines.replace("%y = mul %c, %c", "%v = slice dim=0 start=0 step=1 %c : f32[64] ; forward\n%y = mul %v, %v");
     same(&seen);
-    // Before the update it is as good as any other input.
+    // Before the update it is like any other input.
     let early = lines.replace("%n = add %c, %x : f32[64] ; forward\n", "").replace("%n, %w", "%x, %w");
     let early = early.replace("output update", "%n = add %c, %x : f32[64] ; optimizer\noutput update");
     let [_, with] = both(&early);
     assert_eq!(with, "einsum\nmul: c, einsum -> mul\nadd: c, x -> c\n");
 }
 
-/// A reshape lies where its operand lies: it is no protection from an update in place.
+/// A reshape shares the memory of its operand, so it does not protect from an update in place.
 #[test]
 fn a_reshape_of_an_updated_input_is_read_before_the_update() {
     let with = same(
@@ -237,7 +239,7 @@ output result \"z\" %z",
     );
 }
 
-/// A loop over more than the input's elements would read what it has just written.
+/// A loop over more than the input's elements would read elements that it has just written.
 #[test]
 fn an_update_in_a_larger_loop_happens_once() {
     same(
@@ -252,7 +254,7 @@ output result \"y\" %y",
     );
 }
 
-/// Who keeps a row of a matrix keeps the matrix.
+/// A loop that keeps a row of a matrix alive keeps the whole matrix.
 #[test]
 fn a_view_holds_all_that_it_is_a_view_of() {
     same(
@@ -272,7 +274,7 @@ output result \"z\" %z",
     );
 }
 
-/// Parameters of a block are gathered together: who keeps one keeps all.
+/// The parameters of a block are gathered together: keeping one of them alive keeps all of them.
 #[test]
 fn a_gathered_parameter_is_not_held_until_the_backward_pass() {
     let graph = program(
@@ -295,7 +297,7 @@ output result \"y\" %y",
     assert!(outline(&with[0]).lines().last().unwrap().contains("add"), "{}", outline(&with[0]));
 }
 
-/// A function that takes long is not computed once for every row instead of once.
+/// An expensive function is not recomputed for every row if it was computed once.
 #[test]
 fn a_table_is_not_made_again_for_every_row() {
     let lines = "mesh <>
@@ -309,7 +311,7 @@ output result \"y\" %y";
     assert_eq!(with, "mul: f, x -> mul\n");
 }
 
-/// Loops of one micro-batch compute again what those of another have made.
+/// Loops of one micro-batch recompute values of another.
 #[test]
 fn micro_batches_and_phases() {
     let [_, with] = both(
@@ -329,7 +331,7 @@ output result \"s\" %s0",
     assert!(with.starts_with("fused reduce (2): x, w -> reduce_sum\n"), "{with}");
 }
 
-/// Ranks whose shards are smaller, or empty, do what rank 0 does.
+/// Ranks whose shards are smaller or empty do what rank 0 does.
 #[test]
 fn uneven_and_empty_shards() {
     for size in [1, 3, 5] {
@@ -347,7 +349,7 @@ output result \"z\" %z";
     }
 }
 
-/// Of a value without dimensions.
+/// Values without dimensions.
 #[test]
 fn scalars() {
     both(
@@ -362,7 +364,7 @@ output result \"z\" %z",
     );
 }
 
-/// A value that attention computes is in memory, whoever reads it.
+/// A value that attention computes is in memory, whichever operation reads it.
 #[test]
 fn results_of_attention_are_in_memory() {
     let graph = program(

@@ -1,5 +1,5 @@
-//! Bucketing, overlap and the order of collectives: programs before and after, random programs on real
-//! ranks, and programs that must be refused.
+//! Bucketing, overlap and the order of collectives: programs before and after, random programs on real ranks, and
+//! programs that must be rejected.
 
 #[path = "../../ir/tests/generator/mod.rs"]
 mod generator;
@@ -48,7 +48,7 @@ fn outlines(source: &str) -> [String; 2] {
     [outline(&a[0]), outline(&b[0])]
 }
 
-/// Options under which memory does not matter.
+/// Options that leave memory unbounded.
 fn generous() -> LowerOptions {
     LowerOptions { memory_growth: 10.0, ..LowerOptions::default() }
 }
@@ -66,8 +66,8 @@ fn inputs(graph: &Graph) -> std::collections::HashMap<InputId, Tensor> {
     graph.inputs().map(tensor).collect()
 }
 
-/// Whether an output is exact on both sides: the interpreter computes in f64, and integers of functions
-/// that are no integers are undefined.
+/// Whether an output is exact on both sides: the interpreter computes in f64, and the results of functions that are not
+/// integers are undefined for integers.
 fn is_exact(graph: &Graph, output: &Output) -> bool {
     use tpc_ir::MapFn::*;
     let inexact = |f: &MapFn| {
@@ -80,7 +80,7 @@ fn is_exact(graph: &Graph, output: &Output) -> bool {
     }
 }
 
-/// Every way of lowering gives the meaning of the graph, exactly, and ranks that fit together.
+/// Checks that every way of lowering gives the exact meaning of the graph, and that the ranks' programs match.
 fn agrees(graph: &Graph, inputs: &std::collections::HashMap<InputId, Tensor>) -> [usize; 2] {
     let want = on_ranks(graph, inputs);
     let default = generous();
@@ -125,7 +125,7 @@ fn agrees(graph: &Graph, inputs: &std::collections::HashMap<InputId, Tensor>) ->
     [counts[0], counts[1]]
 }
 
-/// The weight gradient stands in front of the reduction in the program, and is computed behind its start.
+/// The weight gradient precedes the reduction in the program, and is computed after the reduction starts.
 #[test]
 fn a_weight_gradient_is_computed_while_the_input_gradient_is_reduced() {
     let [before, after] = outlines(
@@ -146,7 +146,7 @@ output update \"w\" %7
     assert_eq!(after, "einsum\nstart #0 all_reduce of 16384 bytes: w\neinsum\nsub\nwait #0\nmul\n");
 }
 
-/// Both sums of one axis travel together; the maximum that one of them needs does not.
+/// Both sums over one axis share a bucket; the maximum that one of them needs does not.
 #[test]
 fn sums_that_do_not_depend_on_each_other_are_one() {
     let [before, after] = outlines(
@@ -175,8 +175,8 @@ mul
     assert_eq!((&*before, &*after), (want, want));
 }
 
-/// Clipping by the global norm on a sequence-parallel plan: the partial gradients of the gains and the
-/// squares of what is sharded travel together; the clipped updates come behind.
+/// Clipping by the global norm under a sequence-parallel plan: the partial gradients of the gains and the squares of
+/// the sharded gradients share a bucket, and the clipped updates follow.
 #[test]
 fn clipping_by_the_global_norm_is_one_reduction() {
     let mut s = String::from("mesh <tp=2>\n");
@@ -227,7 +227,7 @@ output update \"gain2\" %32
     }
 }
 
-/// A sum that needs another one, through its reader, cannot share its bucket.
+/// A sum that depends on another one cannot share its bucket.
 #[test]
 fn sums_that_depend_on_each_other_stay_apart() {
     let [before, _] = outlines(
@@ -245,8 +245,9 @@ output result \"y\" %5
     assert_eq!(before.matches("start").count(), 2, "{before}");
 }
 
-/// Parameters sharded over dp (FSDP), two for each block and one of no block; uneven, one empty on the
-/// last rank. The gradients are not true ones, but they are made, scattered and read like such.
+/// Parameters sharded over dp (FSDP), two for each block and one outside of the blocks, uneven, one of them empty on
+/// the last rank. The gradients are not mathematically correct, but they are computed, scattered and read like real
+/// ones.
 fn fsdp(layers: usize, ranks: usize) -> String {
     let (b, d, h) = (2 * ranks, 5, 4);
     let mut s = format!("mesh <dp={ranks}>\n");
@@ -293,7 +294,7 @@ fn fsdp(layers: usize, ranks: usize) -> String {
     )];
     for (l, &(x, r, u, w)) in saved.iter().enumerate().rev() {
         let (up, down) = weights[l];
-        // The last block's parameters are still there.
+        // The parameters of the last block are still gathered.
         let (u, w) = if l + 1 == layers {
             (u, w)
         } else {
@@ -323,8 +324,8 @@ fn fsdp(layers: usize, ranks: usize) -> String {
     s + &outputs
 }
 
-/// One gather for each block and one for the head; backward one for each block but the last, and one scatter
-/// of gradients for each.
+/// One gather for each block and one for the head in the forward pass; one for each block but the last in the backward
+/// pass, and one scatter of gradients for each.
 #[test]
 fn the_parameters_of_a_block_are_gathered_together_and_one_block_ahead() {
     for (layers, ranks) in [(2, 2), (4, 2), (3, 4)] {
@@ -333,7 +334,7 @@ fn the_parameters_of_a_block_are_gathered_together_and_one_block_ahead() {
         assert_eq!(alone, (2 * layers + 1) + 2 * (layers - 1) + (2 * layers + 1));
         assert_eq!(together, (layers + 1) + (layers - 1) + (layers + 1), "layers of {layers}");
     }
-    // Shards of parameters lie where the session put them: they are copied side by side.
+    // The session chose the places of the parameters' shards: they are copied next to each other.
     let copies = |outline: String| outline.replace("copy operand\n", "");
     let [before, after] = outlines(&fsdp(3, 2)).map(copies);
     let want = "start #0 all_gather ×2 of 320 bytes: layers.0.up (and 1 more)
@@ -352,7 +353,7 @@ wait #1
 start #2 all_gather ×2 of 320 bytes: layers.2.up (and 1 more)
 ";
     assert!(after.starts_with(want), "{after}");
-    // Never three gathers at once.
+    // At most two gathers at once.
     let mut held = 0;
     for line in after.lines().filter(|l| !l.contains("reduce_scatter")) {
         held += i32::from(line.starts_with("start"));
@@ -364,7 +365,7 @@ start #2 all_gather ×2 of 320 bytes: layers.2.up (and 1 more)
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory
 
-/// An overlap that costs too much is not taken.
+/// An overlap that needs too much memory is rejected.
 #[test]
 fn the_bound_on_memory_is_kept() {
     let graph = graph(&fsdp(6, 2));
@@ -376,7 +377,7 @@ fn the_bound_on_memory_is_kept() {
     }
 }
 
-/// More collectives than the communicator keeps, while one waits for the end.
+/// More collectives than the communicator keeps, while an early one is waited for at the end.
 #[test]
 fn a_long_chain_of_collectives_stays_within_the_depth_of_a_group() {
     let mut s = String::from(
@@ -400,7 +401,7 @@ fn a_long_chain_of_collectives_stays_within_the_depth_of_a_group() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Random programs
 
-/// A random graph. What it would leave unreduced at its end is reduced, since nobody can read it otherwise.
+/// A random graph. Values that would remain partial at its end are reduced, since otherwise no output could read them.
 fn random_case(choices: &[u16]) -> generator::Case {
     let mut case = generator::build(choices);
     for i in 0..case.graph.outputs.len() {
@@ -415,7 +416,7 @@ fn random_case(choices: &[u16]) -> generator::Case {
     case
 }
 
-/// The random programs do hold buckets, so that the property below says something.
+/// The random programs do contain buckets, which the property below relies on.
 #[test]
 fn random_programs_hold_buckets_and_overlap() {
     let (mut buckets, mut overlapped) = (0, 0);
@@ -436,7 +437,7 @@ fn random_programs_hold_buckets_and_overlap() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
-    /// Real ranks give the interpreter's results, exactly, however the program is bucketed and ordered.
+    /// Real ranks give exactly the interpreter's results, however the program is bucketed and ordered.
     #[test]
     fn scheduled_programs_mean_the_same(choices in prop::collection::vec(any::<u16>(), 100..400)) {
         let case = random_case(&choices);
@@ -508,7 +509,7 @@ fn ranks_that_do_not_fit_together_are_refused() {
          rank 3 starts `all_reduce dp` #1 (f32 4 bytes, why: columns)"
     );
 
-    // Rank 0 leaves its second collective out.
+    // Rank 0 omits its second collective.
     let e = refused(&|p| {
         p[0].steps.retain(|s| {
             !matches!(&s.action, Action::Start(c) if c.tag == 1) && !matches!(s.action, Action::Wait { tag: 1 })
@@ -516,7 +517,7 @@ fn ranks_that_do_not_fit_together_are_refused() {
     });
     assert!(e.to_string().contains("rank 0 starts nothing, rank 2 starts `all_reduce dp` #1"), "{e}");
 
-    // A result is read before it is there.
+    // A result is read before it exists.
     let e = refused(&|p| {
         let at = steps(&p[0], is_wait)[0];
         let wait = p[0].steps.remove(at);
@@ -530,7 +531,7 @@ fn ranks_that_do_not_fit_together_are_refused() {
     assert!(matches!(e, RankError::InFlight { rank: 0, access: "reads", .. }), "{e}");
 }
 
-/// Ranks 0 and 3 start rows first, 1 and 2 columns: each pair waits for the other.
+/// Ranks 0 and 3 start rows first, ranks 1 and 2 columns: each pair waits for the other.
 #[test]
 fn orders_across_groups_that_contradict_each_other_are_refused() {
     let mut programs = two_groups();

@@ -1,4 +1,5 @@
-//! Weight files go to the ranks' boxes and back strip by strip: the same values, and no whole tensor in memory.
+//! Weight files are read into the ranks' boxes and written back strip by strip: the values are the same, and no whole
+//! tensor is in memory.
 
 #[path = "../../runtime/tests/support/counting.rs"]
 mod counting;
@@ -13,7 +14,7 @@ use tpc_compiler::capture::Init;
 use tpc_compiler::models::{
     ModelConfig, ModelDir, STRIP, WeightEntry, WeightMap, Weights, read_box, save_pretrained, weight_map, write_strips,
 };
-use tpc_compiler::pretrained::{LoadError, TokenBatch, capture_forward, initialise, load_weights, names, save};
+use tpc_compiler::pretrained::{LoadError, TokenBatch, capture_forward, initialize, load_weights, names, save};
 use tpc_compiler::program::{CompileOptions, InferenceProgram, compile_inference};
 use tpc_ir::{DType, InputKind, random};
 use tpc_runtime::{BoxRequest, LaunchOptions, Session, element};
@@ -85,7 +86,7 @@ fn initial_values_are_those_of_the_global_index_on_every_mesh() {
     .into();
     for (on, by) in [("", "none"), ("tp=3", "tp"), ("dp=2,tp=2", "tp-ddp")] {
         let mut session = launch(&dir.config, on, by);
-        initialise(&mut session, &init, 11).unwrap();
+        initialize(&mut session, &init, 11).unwrap();
         let inputs = session.program(0).inputs.clone();
         for (stream, input) in inputs.iter().filter(|i| i.kind == InputKind::Parameter).enumerate() {
             use tpc_ir::op::Distribution;
@@ -105,7 +106,7 @@ fn initial_values_are_those_of_the_global_index_on_every_mesh() {
     }
 }
 
-/// Neighbouring dimensions are merged where there is no cut.
+/// Merges neighboring dimensions that are not cut.
 fn merged(dims: &[usize], cuts: &[bool]) -> Vec<usize> {
     let mut all: Vec<usize> = Vec::new();
     for (&d, &cut) in dims.iter().zip(cuts) {
@@ -123,7 +124,8 @@ const TYPES: [(DType, Dtype); 4] =
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any box in any dimensions of a transposed or straight parameter, of all rows or some, of any type into any.
+    /// Reads any box in any dimensions of a transposed or straight parameter, of all rows or some, from any type into
+    /// any type.
     #[test]
     fn boxes_are_read_as_slices_of_the_whole(
         left in proptest::collection::vec(1usize..5, 1..3),
@@ -137,7 +139,7 @@ proptest! {
     ) {
         let _alone = alone();
         let scratch = Scratch::new("box");
-        // Large ones need several strips.
+        // Large tensors need several strips.
         let mut dims: Vec<usize> = left.iter().chain(&right).copied().collect();
         let split = left.len();
         dims[split] *= scale;
@@ -178,7 +180,7 @@ fn large() -> (ModelConfig, serde_json::Value) {
 }
 
 #[test]
-fn loading_initialising_and_saving_hold_a_strip_per_rank() {
+fn loading_initializing_and_saving_hold_a_strip_per_rank() {
     let _alone = alone();
     let (config, json) = large();
     let scratch = Scratch::new("memory");
@@ -193,19 +195,19 @@ fn loading_initialising_and_saving_hold_a_strip_per_rank() {
     for (on, by) in [("tp=4", "tp"), ("dp=4", "ddp")] {
         let mut session = launch(&config, on, by);
         let loading = peak(|| load_weights(&mut session, &map, &dir.weights).unwrap());
-        // Each rank a strip, what is gathered from it, and which columns a box has.
+        // Each rank needs a strip, the box that is gathered from it, and the column ranges of the box.
         let bound = 4 * (2 * STRIP) + (128 << 10);
         assert!(loading < bound && bound < largest / 4, "{on}: loading held {loading} bytes");
         let saving = peak(|| save(&session, &map, &json, &scratch.0.join("saved")).unwrap());
-        // A strip as bytes, as f64, as f32, transposed; the file's buffer.
+        // A strip as bytes, as f64, as f32 and transposed, and the buffer of the file.
         assert!(saving < 6 * STRIP + (3 << 19), "{on}: saving held {saving} bytes");
         for name in dir.weights.names() {
             let saved = Weights::open_dir(&scratch.0.join("saved")).unwrap();
             assert_eq!(saved.read_f32(name).unwrap(), dir.weights.read_f32(name).unwrap());
         }
-        let drawing = peak(|| initialise(&mut session, &HashMap::new(), 1).unwrap());
-        assert!(drawing < 512 << 10, "{on}: initialising held {drawing} bytes");
-        println!("{on}: loading {loading}, saving {saving}, initialising {drawing} of {largest} bytes");
+        let drawing = peak(|| initialize(&mut session, &HashMap::new(), 1).unwrap());
+        assert!(drawing < 512 << 10, "{on}: initializing held {drawing} bytes");
+        println!("{on}: loading {loading}, saving {saving}, initializing {drawing} of {largest} bytes");
     }
 }
 

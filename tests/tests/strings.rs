@@ -1,5 +1,6 @@
-//! No part of the compiler or the runtime reads identity out of a text: paths, labels, names and reasons are taken apart
-//! only where they are parsed or printed, in patterns of plans, and where a file format or another program's text is read.
+//! No part of the compiler or the runtime derives identity from text: paths, labels, names and reasons are taken apart
+//! only where they are parsed or printed, in patterns of plans, and where a file format or the text of another program
+//! is read.
 
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use std::collections::BTreeSet;
@@ -9,7 +10,7 @@ use std::str::FromStr;
 /// The sources that are searched.
 const SOURCES: [&str; 4] = ["ir/src", "passes/src", "runtime/src", "compiler/core/src"];
 
-/// Methods that look into a text, if their argument is a text, a character or a question about characters.
+/// Methods that inspect a text, if their argument is a text, a character or a predicate on characters.
 const SURGERY: [&str; 22] = [
     "split",
     "rsplit",
@@ -35,10 +36,10 @@ const SURGERY: [&str; 22] = [
     "trim_matches",
 ];
 
-/// What a text may not be compared with: a step, a collective and an operation are known by what they do.
+/// Texts that must not be compared: a step, a collective and an operation are identified by what they do.
 const WORDS: [&str; 3] = ["label", "module", "why"];
 
-/// The files that may, and why.
+/// The files that may do so, and why.
 const ALLOWED: [(&str, &str); 46] = [
     ("ir/src/fold.rs", "prints blocks and reads their lines back"),
     ("ir/src/json.rs", "the JSON form: operations by their names"),
@@ -93,7 +94,7 @@ struct Finding {
     what: String,
 }
 
-/// Whether an argument is a text, a character, characters, or a question about characters.
+/// Whether an argument is a text, a character, several characters, or a predicate on characters.
 fn is_textual(argument: &TokenStream) -> bool {
     let tokens: Vec<TokenTree> = argument.clone().into_iter().collect();
     let first = tokens.iter().find(|t| !matches!(t, TokenTree::Punct(p) if p.as_char() == '&'));
@@ -110,7 +111,7 @@ fn is_textual(argument: &TokenStream) -> bool {
     }
 }
 
-/// Looks through tokens, modules of tests apart.
+/// Searches tokens, except those of test modules.
 fn search(tokens: TokenStream, file: &str, found: &mut Vec<Finding>) {
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     let ident =
@@ -125,7 +126,7 @@ fn search(tokens: TokenStream, file: &str, found: &mut Vec<Finding>) {
             TokenTree::Punct(p) if p.as_char() == '#' => {
                 let is_test = matches!(tokens.get(at + 1), Some(TokenTree::Group(g)) if g.to_string().replace(' ', "") == "[cfg(test)]");
                 if is_test {
-                    // The item after it, up to its braces or its semicolon.
+                    // The item that follows, up to its braces or its semicolon.
                     while at < tokens.len() {
                         at += 1;
                         let ends = match tokens.get(at) {
@@ -197,7 +198,7 @@ fn texts_are_taken_apart_only_where_they_are_read_and_printed() {
     let wrong: Vec<String> =
         found.iter().filter(|f| !allowed(&f.file)).map(|f| format!("{}: {}", f.file, f.what)).collect();
     assert!(wrong.is_empty(), "identity is a type; take no text apart here:\n{}", wrong.join("\n"));
-    // What no longer needs to be allowed is not.
+    // An entry that is no longer needed must be removed.
     let needed: BTreeSet<&str> = found.iter().map(|f| f.file.as_str()).collect();
     let idle: Vec<&str> = ALLOWED.iter().map(|(path, _)| *path).filter(|path| !needed.contains(path)).collect();
     assert!(idle.is_empty(), "these take no text apart: {idle:?}");

@@ -1,5 +1,5 @@
-//! Multi-head attention by whole heads, the user's model unchanged and the five
-//! defects of PyTorch's `TensorParallelMultiheadAttention`.
+//! Multi-head attention sharded by whole heads with the user's model unchanged, and the five defects of PyTorch's
+//! `TensorParallelMultiheadAttention`.
 
 use burn::module::Module;
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask};
@@ -41,7 +41,7 @@ fn plain(m: &Attention, x: Tensor<3>) -> Tensor<3> {
     m.attn.forward(MhaInput::self_attn(m.norm.forward(x))).context
 }
 
-/// A causal mask and one that hides the last position of every second row.
+/// Attention with a causal mask and one that hides the last position of every second row.
 fn masked(m: &Attention, x: Tensor<3>) -> Tensor<3> {
     let [b, s, _] = x.dims();
     let device = x.device();
@@ -55,7 +55,7 @@ fn activation([b, s, d]: [usize; 3]) -> usize {
     b * s * d * 4
 }
 
-/// Query, key and value by columns, that is by heads; the output by rows with its bias added once.
+/// Query, key and value by columns, that is, by heads; the output by rows with its bias added once.
 fn by_heads(seen: &Seen, heads: usize) {
     let hd = D / heads;
     for name in ["query", "key", "value"] {
@@ -84,7 +84,7 @@ fn burns_attention_by_heads() {
         let case = own(heads, shape, forward);
         let expected = case.eager();
         for (i, plan) in styles().iter().enumerate() {
-            // Two, four over six heads: 2, 2, 2, 0; three over four: 2, 2, 0.
+            // Six heads on two ranks; on four ranks 2, 2, 2, 0. Four heads on three ranks: 2, 2, 0.
             for on in ["tp=2", "tp=4", "tp=3"] {
                 if i > 0 && (on != "tp=2" || heads != 4) {
                     continue;
@@ -135,7 +135,7 @@ fn cross_attention() {
         for on in ["tp=2", "tp=4", "tp=3"] {
             let seen = case.equals(&expected, &plan, on);
             by_heads(&seen, 4);
-            // Two inputs need a gradient: of the queries and of the memory.
+            // Two inputs need a gradient: that of the queries and that of the memory.
             seen.at_most(3 * 5 * D * 4, 2, 4);
         }
     }
@@ -144,8 +144,8 @@ fn cross_attention() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The five defects
 
-/// Fused rows are q|k|v thirds, not triples per head: GPT-2's fused weight gives what its parts give,
-/// and it is sharded by heads with one all-reduce each way.
+/// Fused rows are q|k|v thirds rather than triples per head: GPT-2's fused weight gives what its parts give, and it is
+/// sharded by heads with one all-reduce in each pass.
 #[test]
 fn defect_1_fused_rows_are_thirds() {
     let gpt2 = config(json!({
@@ -175,7 +175,7 @@ fn defect_1_fused_rows_are_thirds() {
     }
 }
 
-/// Batch and heads are not mixed: rows of a batch do not see each other, whatever the batch's size.
+/// Batch and heads are not mixed: rows of a batch do not see each other, whatever the size of the batch.
 #[test]
 fn defect_2_batch_and_heads_are_apart() {
     let alone: Vec<f64> = {
@@ -197,10 +197,10 @@ fn defect_2_batch_and_heads_are_apart() {
     }
 }
 
-/// No memory is read before it is written: two launches give the same bits, and a third one after
-/// memory was filled with other numbers.
+/// No memory is read before it is written: two launches give the same bits, and so does a third one after memory was
+/// filled with other numbers.
 #[test]
-fn defect_3_nothing_uninitialised_is_read() {
+fn defect_3_nothing_uninitialized_is_read() {
     let case = own(6, [3, 5, D], masked);
     let bits = |on: &str| -> Vec<u64> {
         let seen = case.seen(&PairwiseParallel.into(), on);
@@ -209,7 +209,7 @@ fn defect_3_nothing_uninitialised_is_read() {
     };
     for on in ["tp=2", "tp=4"] {
         let first = bits(on);
-        // What the allocator gives next was just used for something else.
+        // The memory that the allocator returns next was just used for something else.
         let filling: Vec<Vec<f32>> = (1..64).map(|i| vec![f32::NAN; i * 1024]).collect();
         drop(filling);
         assert_eq!(first, bits(on));
@@ -229,7 +229,7 @@ fn defect_4_the_batch_comes_first() {
     }
 }
 
-/// Masks change the result as they do eagerly, and so does dropout: the same elements on every mesh.
+/// Masks and dropout change the result as they do eagerly, and the same elements are dropped on every mesh.
 #[test]
 fn defect_5_masks_and_dropout_count() {
     let (with, without) = (own(4, [2, 5, D], masked), own(4, [2, 5, D], plain));
@@ -281,7 +281,7 @@ fn key_and_value_heads_fewer_than_ranks() {
         (4, "tp=2", "f32[16, 4@tp, 2]"),
         (4, "tp=4", "f32[16, 4@tp, 2]"),
         (2, "tp=2", "f32[16, 2@tp, 2]"),
-        // Fewer than ranks: sharded over a part of the axis, replicated over the rest.
+        // Fewer kv heads than ranks: sharded over a part of the axis, and replicated over the rest.
         (2, "tp=4", "f32[16, 2@tp:2, 2]"),
         (4, "tp=8", "f32[16, 4@tp:4, 2]"),
         (2, "tp=8", "f32[16, 2@tp:2, 2]"),
@@ -295,10 +295,10 @@ fn key_and_value_heads_fewer_than_ranks() {
         let name = "model.layers.0.self_attn.k_proj.weight";
         let found = seen.types[name].replace(", 1,", ",");
         assert_eq!(found, key, "{kv} on {on}");
-        // What is small beside an activation are the gradients of shared kv heads.
+        // The gradients of shared kv heads are small compared with an activation.
         seen.at_most(ACTIVATION, 2, 2);
     }
-    // Neither divides the other: right, however it is cut.
+    // Neither number divides the other: the result is correct with any cut.
     for (kv, on) in [(2, "tp=3"), (4, "tp=3"), (1, "tp=3")] {
         let program = language_model(&llama(8, kv), TokenBatch::new(2, 5), &plan, on, &options);
         let wrong = differences(&seen(program, |s| feed(s, 24)).run, unsharded(kv));

@@ -1,12 +1,12 @@
-//! Data modes: equality, bytes per rank, gathers and reductions of parameters, and one
-//! order of collectives, on the model families and on meshes of one to three axes.
+//! Data modes on the model families and on meshes of one to three axes: equality, bytes per rank, gathers and
+//! reductions of parameters, and one order of collectives.
 
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use tpc::{Graph, InputKind};
 use tpc_compiler::models::ModelConfig;
-use tpc_compiler::pretrained::{TokenBatch, initialise};
+use tpc_compiler::pretrained::{TokenBatch, initialize};
 use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::{InputId, Op, Phase, UnitId};
 use tpc_passes::styles::Plan;
@@ -43,14 +43,13 @@ type Family = (&'static str, fn(usize) -> ModelConfig);
 
 const FAMILIES: [Family; 3] = [("llama", llama), ("gpt2", gpt2), ("bert", bert)];
 
-/// Four rows: also for meshes of four data ranks.
+/// Compiles for four rows, enough for meshes with four data ranks.
 fn compiled(model: &ModelConfig, plan: &Plan, on: &str, gradients: bool) -> TrainingProgram {
     let options = CompileOptions { gradients, ..CompileOptions::for_cpu() };
     language_model(model, TokenBatch::new(4, 5), plan, on, &options)
 }
 
-/// Both programs of a family of `LAYERS` layers as they are compiled by default, without gradients as
-/// outputs.
+/// Both programs of a family with `LAYERS` layers, compiled with the default options and without gradients as outputs.
 fn stages(family: usize, name: &'static str, on: &'static str) -> Arc<[Stages; 2]> {
     type Cache = Mutex<BTreeMap<(usize, &'static str, &'static str), Arc<OnceLock<Arc<[Stages; 2]>>>>>;
     static CACHE: Cache = Mutex::new(BTreeMap::new());
@@ -109,7 +108,7 @@ fn three_axes_are_equal() {
     equal(0, "tp-sp-hsdp", "rep=2,dp=2,tp=2");
 }
 
-/// Every rank starts with its shards of one set of parameters, whatever the mesh.
+/// Every rank starts with its shards of one set of parameters, independent of the mesh.
 #[test]
 fn initial_values_do_not_depend_on_the_mesh() {
     for (family, model) in FAMILIES {
@@ -117,7 +116,7 @@ fn initial_values_do_not_depend_on_the_mesh() {
             let program = compiled(&model(1), &plan(name), on, false);
             let init = program.init.clone();
             let mut training = program.launch(Default::default()).unwrap();
-            initialise(training.session(), &init, 7).unwrap();
+            initialize(training.session(), &init, 7).unwrap();
             let session = training.session();
             let parameters = session.program(0).inputs.iter().filter(|i| i.kind == InputKind::Parameter);
             let names: Vec<String> = parameters.map(|i| i.name.clone()).collect();
@@ -135,21 +134,21 @@ fn initial_values_do_not_depend_on_the_mesh() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory
 
-/// Parameters and optimizer state that a rank holds, in elements, by name.
+/// The elements of parameters and optimizer state that a rank holds, by name.
 fn held(stages: &Stages, rank: usize) -> BTreeMap<String, usize> {
     let kept = stages.ranks[rank].inputs.iter();
     let kept = kept.filter(|i| matches!(i.kind, InputKind::Parameter | InputKind::State));
     kept.map(|i| (i.name.clone(), i.binding.view.elements())).collect()
 }
 
-/// The length of a rank's chunk: all are `ceil(extent / n)`, the last ones get what is left.
+/// The length of a rank's chunk: chunks have `ceil(extent / n)` elements, and the last ones have what remains.
 fn chunk(extent: usize, n: usize, rank: usize) -> usize {
     let each = extent.div_ceil(n);
     extent.saturating_sub(each * rank).min(each)
 }
 
-/// Elements that each of n ranks should hold of a value: of the dimension whose largest chunk is
-/// smallest, the outermost of several; whole if no dimension gets smaller.
+/// The elements that each of n ranks should hold of a value. The cut dimension is the one whose largest chunk is
+/// smallest, the outermost of several. The value stays whole if no dimension shrinks.
 fn shards(shape: &[usize], n: usize) -> Vec<usize> {
     let count: usize = shape.iter().product();
     let largest = |d: usize| count / shape[d].max(1) * shape[d].div_ceil(n);
@@ -164,7 +163,7 @@ fn bytes_of_parameters_and_states() {
             for (name, parameters, states) in
                 [("fsdp", true, true), ("zero1", false, true), ("ddp", false, false), ("hsdp", true, true)]
             {
-                // The uneven sizes and the fourth rank once, all families on two ranks.
+                // The uneven sizes and the mesh with four ranks once, all families on two ranks.
                 if n != 2 && (family != 0 || name == "hsdp") {
                     continue;
                 }
@@ -196,7 +195,8 @@ fn bytes_of_parameters_and_states() {
                     }
                     let allowed = total / n as f64 + padding;
                     assert!(worst.iter().all(|&w| w as f64 <= allowed + 1e-6), "{worst:?} of {allowed}");
-                    // Padding is no excuse: what is sharded is nearly all, and nearly an n-th.
+                    // Padding must not hide a missing shard: nearly all bytes are sharded, and each rank holds nearly
+                    // an n-th.
                     if parameters && n != 3 {
                         assert!(padding < 0.02 * total, "{called} {name} {on}: {padding} of {total} elements");
                     }
@@ -206,7 +206,7 @@ fn bytes_of_parameters_and_states() {
     }
 }
 
-/// Both axes cut, each its own share; a dimension that a style cuts may get the data axis as its minor one.
+/// Both axes cut, each its own share. A dimension that a style cuts may have the data axis as its minor one.
 #[test]
 fn bytes_under_two_kinds_of_sharding() {
     for (name, on) in [("2d", "dp=2,tp=2"), ("tp-hsdp", "rep=2,dp=2,tp=2"), ("tp-sp-fsdp", "dp=2,tp=2")] {
@@ -233,7 +233,7 @@ fn bytes_under_two_kinds_of_sharding() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Communication
 
-/// How often a parameter's stored shard is gathered over the data axis in a phase.
+/// How often the stored shard of each parameter is gathered over the data axis in a phase.
 fn gathers(graph: &Graph, phase: Phase) -> BTreeMap<String, usize> {
     let mut found = BTreeMap::new();
     for node in graph.nodes() {
@@ -247,7 +247,7 @@ fn gathers(graph: &Graph, phase: Phase) -> BTreeMap<String, usize> {
     found
 }
 
-/// Parameters that lie on the data axis.
+/// Parameters that are sharded over the data axis.
 fn stored(graph: &Graph) -> BTreeSet<String> {
     let dp = graph.mesh.axis("dp").unwrap();
     let inputs = graph.inputs().filter(|(_, id)| id.is_parameter());
@@ -255,7 +255,7 @@ fn stored(graph: &Graph) -> BTreeSet<String> {
     on_data.map(|(_, id)| id.to_string()).collect()
 }
 
-/// The units that these parameters belong to; none for those of the model as a whole.
+/// The units of these parameters; `None` for parameters of the model as a whole.
 fn units<'a>(graph: &Graph, names: impl IntoIterator<Item = &'a String>) -> BTreeSet<Option<UnitId>> {
     let units: BTreeMap<String, Option<UnitId>> =
         graph.inputs().map(|(n, id)| (id.to_string(), graph.unit_of(n))).collect();
@@ -283,7 +283,8 @@ fn positions(name: &str) -> bool {
 const SHARDED: [(&str, &str); 5] =
     [("fsdp", "dp=2"), ("fsdp", "dp=4"), ("hsdp", "rep=2,dp=2"), ("2d", "dp=2,tp=2"), ("tp-hsdp", "rep=2,dp=2,tp=2")];
 
-/// L+1 units forward and L-1 backward; the last block and what belongs to no block once.
+/// L+1 units are gathered in the forward pass and L-1 in the backward pass; the last block and the parameters outside
+/// of blocks are gathered once.
 #[test]
 fn parameters_are_gathered_before_use() {
     for (family, (called, _)) in FAMILIES.iter().enumerate() {
@@ -292,7 +293,7 @@ fn parameters_are_gathered_before_use() {
                 let graph = &stages.placed;
                 let (forward, backward) = (gathers(graph, Phase::Forward), gathers(graph, Phase::Backward));
                 let what = format!("{called} under {name} on {on}");
-                // Of a table of positions only the rows that the batch has are moved, not the stored shard.
+                // Only those rows of a position table are sent that the batch reads, not the stored shard.
                 let mut stored = stored(graph);
                 stored.retain(|name| !positions(name) || forward.contains_key(name));
                 assert_eq!(forward.keys().cloned().collect::<BTreeSet<_>>(), stored, "{what}\n{}", list(stages));
@@ -308,8 +309,8 @@ fn parameters_are_gathered_before_use() {
     }
 }
 
-/// How many values go through collectives of at least so many bytes in a phase, over axes that include
-/// one. (Several go in one collective.)
+/// How many values go through collectives of at least `least` bytes in a phase, over axes that include this one.
+/// (Several values may share one collective.)
 fn count(stages: &Stages, phase: Phase, axis: &str, kind: &str, least: usize) -> usize {
     let all = stages.ranks[0].collectives().filter(|c| c.phase == phase && c.name() == kind && c.full_bytes >= least);
     all.filter(|c| c.axes.split(',').any(|a| a == axis)).map(|c| c.values).sum()
@@ -326,7 +327,7 @@ fn are_scattered(family: usize, name: &'static str, on: &'static str) {
     for stages in stages(family, name, on).iter() {
         let stored = stored(&stages.placed);
         let what = format!("{} under {name} on {on}:\n{}", FAMILIES[family].0, list(stages));
-        // Of a table of positions the rows that the batch has may be reduced, half of the table here.
+        // The rows of a position table that the batch reads may be reduced: half of the table here.
         let whole = count(stages, Phase::Backward, "dp", "all_reduce", 0);
         assert!(whole <= stored.iter().filter(|name| positions(name)).count(), "{what}");
         assert_eq!(count(stages, Phase::Backward, "dp", "reduce_scatter", 0), stored.len() - whole, "{what}");
@@ -334,8 +335,8 @@ fn are_scattered(family: usize, name: &'static str, on: &'static str) {
     }
 }
 
-/// Under FSDP every gradient is reduced to the shard that the rank keeps, also where gradients are no
-/// outputs, and the optimizer communicates nothing.
+/// Under FSDP every gradient is reduced to the shard that the rank keeps, even if gradients are not outputs, and the
+/// optimizer communicates nothing.
 #[test]
 fn gradients_are_scattered() {
     for family in 0..3 {
@@ -347,8 +348,8 @@ fn gradients_are_scattered() {
     }
 }
 
-/// A tied table's gradient is the sum of a scatter and a product. Sizes matter: of a few bytes one reduction
-/// over both axes costs less than two collectives, and the rows of few tokens are cheaper to gather.
+/// The gradient of a tied table is the sum of a scatter and a product. Sizes matter: for a few bytes one reduction over
+/// both axes costs less than two collectives, and the rows of few tokens are cheaper to gather.
 #[test]
 fn gradients_of_tied_embeddings_are_scattered_under_hsdp() {
     let large = |mut json: serde_json::Value| {
@@ -378,8 +379,8 @@ fn gradients_of_tied_embeddings_are_scattered_under_hsdp() {
     }
 }
 
-/// Under ZeRO-1 a gradient is scattered, the parameter updated where its state lies and gathered once;
-/// under DDP every gradient is reduced once and nothing is gathered.
+/// Under ZeRO-1 a gradient is scattered, and the parameter is updated where its state is placed and gathered once.
+/// Under DDP every gradient is reduced once and nothing is gathered.
 #[test]
 fn replicated_parameters() {
     for (family, (called, _)) in FAMILIES.iter().enumerate() {
@@ -393,8 +394,8 @@ fn replicated_parameters() {
                 let what = format!("{called} under zero1 on {on}:\n{}", list(stages));
                 let of = |phase, kind| count(stages, phase, "dp", kind, 8);
                 // At most a scatter and a gather per parameter: two halves. The batch reads a part of the learned
-                // positions, which lies in the shard of one rank. No collective reduces to one rank, so that their
-                // gradient is reduced to all: a third half.
+                // positions that lies in the shard of one rank. No collective reduces to one rank, so their gradient is
+                // reduced to all ranks: a third half.
                 let positions = usize::from(*called != "llama");
                 let halves = 2 * of(Phase::Backward, "all_reduce") + of(Phase::Backward, "reduce_scatter");
                 let optimizer = of(Phase::Optimizer, "all_gather");
@@ -411,7 +412,7 @@ fn replicated_parameters() {
     }
 }
 
-/// All ranks issue the same collectives in the same order, and members of a group agree on each.
+/// All ranks issue the same collectives in the same order, and the members of a group agree on each.
 #[test]
 fn one_global_order() {
     for (family, (called, _)) in FAMILIES.iter().enumerate() {

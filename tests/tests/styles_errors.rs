@@ -1,5 +1,5 @@
-//! What a user reads when a plan does not fit: every `StyleError` word for word, and plan files whose
-//! mistakes must not pass in silence.
+//! The messages for plans that do not fit: every `StyleError` word for word, and mistakes in plan files that must not
+//! be ignored.
 
 use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
@@ -105,7 +105,7 @@ fn paths_that_match_nothing() {
         "tp=2",
         "plan entry `layers.2.attn` matches no module; the nearest are layers.0.attn, layers.1.attn, layers.0.join",
     );
-    // A glob stays in its segment, and a typo is found beside entries that are right.
+    // A glob matches within its segment, and a typo is found next to correct entries.
     for pattern in [
         "*.attn",
         "layers.*.*.*.*",
@@ -118,7 +118,7 @@ fn paths_that_match_nothing() {
         let text = error(&Plan::new().with("last", ColwiseParallel::default()).with(pattern, PairwiseParallel), "tp=2");
         assert!(text.starts_with(&format!("plan entry `{pattern}` matches no module; the nearest are ")), "{text}");
     }
-    // On one rank as well: a plan is wrong whatever the mesh.
+    // Also on one rank: a plan is wrong independently of the mesh.
     for on in ["", "tp=1"] {
         let text = error(&Plan::new().with("lats", ColwiseParallel::default()), on);
         assert!(text.starts_with("plan entry `lats` matches no module; the nearest are last"), "{text}");
@@ -200,7 +200,7 @@ fn boundaries_that_cannot_be_seen() {
         )
     };
     refused(Plan::new().with("layers.0.norm", inputs(&[s(1)], &[R])), "tp=2", &shown("layers.0.norm", "arguments"));
-    // A layer's first linears read a norm's result, which is not the layer's input.
+    // The first linears of a layer read a norm's result, which is not the layer's input.
     refused(Plan::new().with("layers.0", inputs(&[], &[R])), "tp=2", &shown("layers.0", "arguments"));
     refused(Plan::new().with("layers.1", inputs(&[s(1)], &[])), "tp=2", &shown("layers.1", "arguments"));
 }
@@ -212,7 +212,7 @@ struct Convolutions {
     scaled: Scaled,
 }
 
-/// A convolution of one's own: the weight is computed, and there is more than the convolution.
+/// A user-defined convolution module: its weight is computed, and it does more than the convolution.
 #[derive(Module, Debug)]
 struct Scaled {
     conv: Conv1d,
@@ -250,7 +250,8 @@ fn convolutions() -> Case<Convolutions, Tensor<3>, 3> {
     }
 }
 
-/// The boundary of a module that is one convolution is known; of one that does more, or with another weight, it is not.
+/// The boundary of a module that consists of one convolution is known; it is unknown if the module does more, or
+/// computes the weight.
 #[test]
 fn convolutions_that_cannot_be_seen() {
     let found = |plan: &Plan| convolutions().compiled(plan, "tp=2", &CompileOptions::for_cpu()).map(|_| ());
@@ -273,13 +274,13 @@ fn convolutions_that_cannot_be_seen() {
             }
         }
     }
-    // One input channel for each output channel: nothing to cut by rows.
+    // One input channel for each output channel: nothing can be cut by rows.
     let rows = Plan::new().with("depthwise", RowwiseParallel::default());
     assert_eq!(
         found(&rows).unwrap_err().to_string(),
         "plan entry `depthwise` (RowwiseParallel) finds nothing to parallelize in `depthwise`, which is a Conv1d: each of its output channels has one input channel, so there are no input channels to cut; ColwiseParallel cuts its output channels"
     );
-    // Without linears, channels are for the other styles.
+    // Without linears, channels are sharded by the other styles.
     assert_eq!(
         found(&PairwiseParallel.into()).unwrap_err().to_string(),
         "plan entry `` (PairwiseParallel) finds nothing to parallelize in ``, which is a Convolutions: it works on pairs of linears that follow each other"
@@ -353,7 +354,7 @@ fn parameters_that_are_claimed_twice() {
         "tp=2",
         &twice("layers.1.mlp.net1.weight", " by columns", "layers.1.mlp by columns"),
     );
-    // Also by two entries with one path.
+    // Also if two entries have the same path.
     refused(
         Plan::new().with("last", ColwiseParallel::default()).with("last", RowwiseParallel::default()),
         "tp=2",
@@ -386,7 +387,7 @@ fn axes() {
     refused(last(), "dp=2,tp=2", &unused("dp"));
     refused(last().ddp("dp"), "pp=2,dp=2,tp=2", &unused("pp"));
     refused(Plan::new(), "tp=2", &unused("tp"));
-    // A number is not a name that could be added to the mesh.
+    // A number is not a valid axis name, so the message does not suggest adding it to the mesh.
     for (index, on, has) in [
         (1, "tp=2", "1 (mesh <tp=2>)"),
         (-2, "tp=2", "1 (mesh <tp=2>)"),
@@ -438,7 +439,7 @@ fn prepare_functions_on_meshes_of_two_dimensions() {
     assert!(dims("tp=2") && dims("tp=1") && dims(""));
 }
 
-/// A style's own words, and its own refusal.
+/// A user-defined style with its own name and its own refusal.
 #[derive(Debug)]
 struct Picky {
     refuses: bool,
@@ -490,7 +491,7 @@ fn parallelize_module_takes_layouts() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Plan files
 
-/// A misspelt style with options, or an empty map, would train unsharded in silence.
+/// A misspelled style with options, or an empty map, would otherwise train unsharded without any message.
 #[test]
 fn plan_files_that_say_nothing() {
     for (style, at) in [
@@ -574,7 +575,7 @@ fn plan_files_with_values_of_the_wrong_kind() {
     }
 }
 
-/// The mode alone is what a plan means most of the time.
+/// A plan file may consist of the data mode alone, which then uses the default axes.
 #[test]
 fn a_data_mode_alone_has_the_usual_axes() {
     for (short, long) in [
@@ -589,7 +590,7 @@ fn a_data_mode_alone_has_the_usual_axes() {
     }
 }
 
-/// JSON readers keep one of two equal keys: half of the plan would mean nothing.
+/// JSON readers keep one of two equal keys: half of the plan would be ignored.
 #[test]
 fn plan_files_that_say_something_twice() {
     let ambiguous = |what: &str| format!("the plan is ambiguous: {what}; put what both say under one key");
@@ -667,7 +668,7 @@ fn plan_files_with_names_that_nothing_can_have() {
     );
 }
 
-/// What a message repeats of a plan is no longer than a reader looks at.
+/// A message quotes only a limited part of a plan's text.
 #[test]
 fn long_texts_are_cut() {
     let long = "x".repeat(100_000);
@@ -710,7 +711,7 @@ struct Shared {
     drop: Dropout,
 }
 
-/// A linear that is another one, a head that is the table, and linears that no product reads.
+/// A linear that another module shares, a head that shares the embedding table, and linears that no product reads.
 fn shared() -> Case<Shared, Tensor<2, Int>, 3> {
     let d = &Device::flex();
     let linear = |from, to| LinearConfig::new(from, to).with_bias(false).init(d);
@@ -742,7 +743,7 @@ fn shared() -> Case<Shared, Tensor<2, Int>, 3> {
     }
 }
 
-/// What a module is, is said instead of what the style works on.
+/// The message says what the module is rather than what the style applies to.
 #[test]
 fn modules_that_are_shared_or_unused() {
     let refused = |module: &str, expected: &str| {

@@ -1,5 +1,5 @@
-//! Column-wise and row-wise parallel linears, embeddings, convolutions and MLPs under every layout:
-//! placements, executed collectives, equality to eager burn.
+//! Column-wise and row-wise parallel linears, embeddings, convolutions and MLPs under every layout: placements,
+//! executed collectives, and equality with eager burn.
 
 use burn::module::Module;
 use burn::nn::conv::{Conv2d, Conv2dConfig};
@@ -53,8 +53,8 @@ fn one(bias: bool) -> Case<One, Tensor<3>, 3> {
     Case { model: filled(model, 0.8), data: vec![floats("x", &X)], batch: x, forward: |m, x| m.linear.forward(x) }
 }
 
-/// Plan, and the types of weight, bias, input and output; halves of a large collective forward and
-/// backward (the input needs no gradient). `@` stands for the axis.
+/// A plan; the types of weight, bias, input and output; and the halves of large collectives in the forward and backward
+/// pass (the input needs no gradient). `@` stands for the axis.
 type Row = (Plan, [&'static str; 4], u64, u64);
 
 fn linear_rows() -> Vec<Row> {
@@ -72,7 +72,7 @@ fn linear_rows() -> Vec<Row> {
         (col(shard(1), shard(2)), at(COL, "f32[4, 6@tp, 8]", "f32[4, 6, 10@tp]"), 1, 0),
         (col(shard(-1), replicate()), at(COL, "f32[4, 6, 8@tp]", "f32[4, 6, 10]"), 2, 0),
         (col(shard(0), replicate()), at(COL, "f32[4@tp, 6, 8]", "f32[4, 6, 10]"), 2, 0),
-        // Sharded elsewhere: an exchange; backward its inverse.
+        // Sharded on another dimension: an exchange, and its inverse in the backward pass.
         (col(None, shard(1)), at(COL, "f32[4, 6, 8]", "f32[4, 6@tp, 10]"), 1, 1),
         (col(None, shard(0)), at(COL, "f32[4, 6, 8]", "f32[4@tp, 6, 10]"), 1, 1),
         (row(None, None), at(ROW, "f32[4, 6, 8]", "f32[4, 6, 10]"), 2, 0),
@@ -83,7 +83,7 @@ fn linear_rows() -> Vec<Row> {
         (row(shard(-1), shard(1)), at(ROW, "f32[4, 6, 8@tp]", "f32[4, 6@tp, 10]"), 1, 1),
         (row(shard(-1), shard(-1)), at(ROW, "f32[4, 6, 8@tp]", "f32[4, 6, 10@tp]"), 1, 1),
         (row(replicate(), shard(1)), at(ROW, "f32[4, 6, 8]", "f32[4, 6@tp, 10]"), 1, 1),
-        // Taken on a shard of the sequence: an exchange, then as before.
+        // A shard of the sequence as the input: an exchange, then as before.
         (row(shard(1), shard(1)), at(ROW, "f32[4, 6@tp, 8]", "f32[4, 6@tp, 10]"), 2, 1),
     ];
     let mesh = Mesh::parse("tp=2").unwrap();
@@ -214,7 +214,7 @@ fn an_mlp_by_columns_and_rows() {
     }
 }
 
-/// Odd levels by columns, even ones by rows, a last odd level replicated.
+/// Odd levels by columns, even ones by rows, and a last odd level replicated.
 #[test]
 fn a_third_linear_stays_replicated() {
     let case = mlp(true, true);
@@ -242,7 +242,7 @@ fn an_mlp_between_shards() {
             let seen = case.equals(&expected, &plan, on);
             seen.lies(&[("up.weight", "f32[8, 14@tp]"), ("down.weight", "f32[14@tp, 8]"), ("down.bias", "f32[8]")]);
             seen.lies(&[("y", y)]);
-            // One gather and one scatter each way; the norm is free to run on the whole sequence.
+            // One gather and one scatter in each pass; the norm may run on the whole sequence.
             let all: u64 = Phase::ALL.iter().map(|&p| seen.halves(p, "tp", ACTIVATION)).sum();
             assert!(all <= 4, "{plan:?} on {on}:\n{}", seen.list());
         }
@@ -255,8 +255,8 @@ struct Pair {
     net2: Linear,
 }
 
-/// `PairwiseSequenceParallel` takes the program's input as a shard of the sequence
-/// (`make_input_reshard_replicate`) and gives the output as one (`make_output_reshard_tensor`).
+/// `PairwiseSequenceParallel` takes the program's input as a shard of the sequence (`make_input_reshard_replicate`) and
+/// gives the output as one (`make_output_reshard_tensor`).
 #[test]
 fn a_sequence_parallel_pair_takes_and_gives_shards() {
     let d = &Device::flex();
@@ -380,8 +380,8 @@ fn convolutions_by_channels() {
         }
         let both = plan.along("tp").ddp("dp");
         case.equals(&expected, &both, "dp=2,tp=2").lies(&[("wide.weight", "f32[10@tp, 3, 3, 3]")]);
-        // One alone, taken and given in every way. Halves of collectives, weights included: they are as large as
-        // what they are applied to here.
+        // A single convolution with every layout of its input and output. The halves of collectives include those of
+        // the weights, which are as large as the activations here.
         let wide = |i, o| Plan::new().with("wide", colwise(i, o));
         let narrow = |i, o| Plan::new().with("narrow", rowwise(i, o));
         const X: &str = "f32[4, 3, 5, 4]";
@@ -407,7 +407,7 @@ fn convolutions_by_channels() {
 // ---------------------------------------------------------------------------------------------------------------------
 // The defect of a bias that every rank adds
 
-/// With the defect the output would be off by (n - 1) times the bias; the bias here is large.
+/// With the defect the output would be off by (n - 1) times the bias, which is large here.
 #[test]
 fn a_row_wise_bias_is_added_once() {
     let mut case = one(true);

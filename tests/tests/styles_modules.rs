@@ -1,5 +1,4 @@
-//! Layouts at module boundaries, sequence parallelism, styles of one's own, `parallelize_module` and plan
-//! files.
+//! Layouts at module boundaries, sequence parallelism, user-defined styles, `parallelize_module` and plan files.
 
 use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
@@ -141,7 +140,7 @@ fn boundaries_of_an_mlp() {
 fn boundaries_of_an_attention() {
     let case = block();
     let expected = case.eager();
-    // The attention's parts one by one, and its boundary as a whole.
+    // The parts of the attention individually, and its boundary as a whole.
     let parts = Plan::new()
         .with("attn.{query,key,value}", ColwiseParallel::default())
         .with("attn.output", RowwiseParallel::default());
@@ -170,8 +169,8 @@ fn images(data: &[TensorData], device: &Device) -> Tensor<4> {
     Tensor::from_data(data[0].clone(), device)
 }
 
-/// A convolution is one recorded operation, so what it reads and gives is known: of a strided one behind a pad of the
-/// model, one of a single tap, and a transposed one.
+/// A convolution is one recorded operation, so its input and output are known: for a strided one after a pad of the
+/// model, one with a single tap, and a transposed one.
 fn convolutions() -> Case<Images, Tensor<4>, 4> {
     let d = &Device::flex();
     let model = Images {
@@ -211,8 +210,8 @@ fn boundaries_of_convolutions() {
             case.equals(&expected, &plan, on).lies(&[("y", y)]);
         }
     }
-    // What is demanded of the convolution is demanded there: one that takes shards of the batch gathers nothing but
-    // the weights' gradients, whatever comes before.
+    // A demand on a convolution applies to the convolution itself: if it takes shards of the batch, it gathers only the
+    // gradients of its weights, whatever precedes it.
     let plan = Plan::new().with(
         "{first,point,up}",
         PrepareModuleInputOutput { inputs: inputs(&[], &[s(0)]), outputs: outputs(&[], &[s(0)]) },
@@ -223,7 +222,7 @@ fn boundaries_of_convolutions() {
     }
 }
 
-/// PyTorch's default for a row-wise input is its last dimension, which of an image is not its channels.
+/// PyTorch's default for a row-wise input is its last dimension, which for an image is not that of the channels.
 #[test]
 fn a_row_wise_convolution_takes_shards_of_the_channels() {
     let rows = RowwiseParallel { input_layouts: R, ..Default::default() };
@@ -242,7 +241,7 @@ struct Lines {
     up: ConvTranspose1d,
 }
 
-/// A convolution that is called several times is prepared in each of its calls.
+/// A convolution that is called several times gets its layouts in each call.
 #[test]
 fn every_call_of_a_convolution() {
     let d = &Device::flex();
@@ -298,35 +297,35 @@ struct Zoo {
     apart: Pair,
 }
 
-/// A norm behind the residual.
+/// A norm after the residual.
 #[derive(Module, Debug)]
 struct Post {
     mlp: Pair,
     norm: LayerNorm,
 }
 
-/// A vector of its own behind another module.
+/// A separate vector after another module.
 #[derive(Module, Debug)]
 struct Scaled {
     scale: Param<Tensor<1>>,
     mlp: Pair,
 }
 
-/// A product with something more than a bias.
+/// A product with more than a bias.
 #[derive(Module, Debug)]
 struct Own {
     weight: Param<Tensor<2>>,
     scale: Param<Tensor<1>>,
 }
 
-/// A module that is not understood, and one that is.
+/// A module that is not recognized, and one that is.
 #[derive(Module, Debug)]
 struct Around {
     own: Own,
     last: Linear,
 }
 
-/// Every module is marked where it is called, with what it takes and gives.
+/// Every module marks each call with its arguments and results.
 fn zoo() -> Case<Zoo, Tensor<3>, 3> {
     let d = &Device::flex();
     let layer = block().model;
@@ -397,7 +396,7 @@ fn zoo() -> Case<Zoo, Tensor<3>, 3> {
 fn what_is_inferred_is_what_would_be_marked() {
     let graph = zoo().compiled(&Plan::new(), "", &CompileOptions::for_cpu()).unwrap().first.captured;
     let marks = graph.regions.clone();
-    // A convolution is known by its operation; of all other modules the marks are erased.
+    // A convolution is identified by its operation; the marks of all other modules are erased.
     let unmarked = graph.clone().with_regions(marks.iter().filter(|r| r.path == "conv".into()).cloned().collect());
     let regions = Regions::of(&unmarked);
     let mut known: BTreeMap<String, [usize; 2]> = BTreeMap::new();
@@ -415,17 +414,17 @@ fn what_is_inferred_is_what_would_be_marked() {
         }
     }
     let expected = BTreeMap::from([
-        // Where a norm stands first, what it reads is not known; residuals of what is known to be inside are.
+        // If a norm comes first, its input is not known; residuals that are known to be inside are.
         ("layer", [0, 1]),
         ("layer.attn", [1, 1]),
         ("layer.mlp", [1, 1]),
-        // A residual around a module and one in it make the same program.
+        // A residual around a module and a residual in the module give the same program.
         ("inner", [1, 0]),
         ("outer", [1, 0]),
         ("dropped", [1, 0]),
         ("gate", [1, 0]),
         ("joined", [1, 1]),
-        // Two calls of two linears, or one call of each linear twice.
+        // Two calls of two linears, or one linear called twice.
         ("twice", [0, 0]),
         ("linear", [2, 2]),
         ("norm", [0, 2]),
@@ -466,7 +465,7 @@ fn residuals(marked: bool) -> Case<Residuals, Tensor<3>, 3> {
     Case { model, data: vec![floats("x", &X)], batch: x, forward }
 }
 
-/// Where the module of a residual ends only a mark says.
+/// Only a mark tells where a module that contains a residual ends.
 #[test]
 fn a_module_with_a_residual_is_marked_or_refused() {
     let plan = Plan::new().with("block", outputs(&[], &[s(1)]));
@@ -475,7 +474,7 @@ fn a_module_with_a_residual_is_marked_or_refused() {
         refused.err().unwrap().to_string(),
         "plan entry `block` places results of `block`, but where that module begins and ends cannot be seen from its parameters: mark it in the model, `tpc::scope(\"block\", inputs, |inputs| …)` around the module's call"
     );
-    // Its argument is one value either way.
+    // Its argument is the same value in both cases.
     let taken = Plan::new().with("block", inputs(&[s(1)], &[R]));
     let case = residuals(false);
     let expected = case.eager();
@@ -512,7 +511,7 @@ struct Mixer {
 
 type Two = (Tensor<3>, Tensor<3>);
 
-/// `mix` takes two tensors and gives two; it has no parameters of its own.
+/// `mix` takes two tensors and gives two; it has no parameters.
 fn mixer() -> Case<Mixer, Two, 3> {
     let forward = |m: &Mixer, (x, z): Two| {
         let (a, b) = tpc::scope("mix", (x, z), |(x, z)| (x.clone() * activation::sigmoid(z.clone()), x - z));
@@ -552,7 +551,7 @@ fn every_argument_and_result_of_a_marked_region() {
             case.equals(&expected, plan, on).lies(&[("input0", first), ("input1", second)]);
         }
     }
-    // Together with styles inside and a prepared result at the program's end.
+    // Together with styles inside of it and a prepared result at the end of the program.
     let plan =
         rows[0].0.clone().with("left", ColwiseParallel::default()).with("out", RowwiseParallel::default()).with(
             "join",
@@ -615,7 +614,7 @@ fn a_block_on_a_shard_of_the_sequence() {
         let seen = case.equals(&expected, &sequence_parallel_block(), on);
         seen.lies(&[("y", "f32[4, 6@tp, 8]"), ("norm1.gamma", "f32[8]"), ("mlp.net2.bias", "f32[8]")]);
         seen.lies(&[("attn.output.weight", "f32[4@tp, 2, 8]"), ("mlp.net1.weight", "f32[8, 14@tp]")]);
-        // A gather and a scatter for each of the two pairs, each way.
+        // A gather and a scatter for each of the two pairs, in each pass.
         seen.together(ACTIVATION, 8);
     }
     let both = sequence_parallel_block().along("tp").enable_2d_with_fsdp("dp");
@@ -663,7 +662,7 @@ fn a_marked_dropout_on_a_shard_of_the_sequence() {
     for on in MESHES {
         let seen = case.equals(&expected, &plan(1), on);
         seen.lies(&[("y", "f32[4, 6@tp, 8]")]);
-        // The sum is scattered to where it is dropped, and its gradient gathered; or all at once.
+        // The sum is scattered to where it is dropped and its gradient is gathered, or both in one step.
         seen.together(ACTIVATION, 2);
         case.equals(&expected, &plan(0), on).lies(&[("y", "f32[4@tp, 6, 8]")]);
     }
@@ -671,7 +670,7 @@ fn a_marked_dropout_on_a_shard_of_the_sequence() {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A style of one's own
+// A user-defined style
 
 /// Every second linear by columns and gathered, the others by rows and scattered.
 #[derive(Debug)]
@@ -720,7 +719,7 @@ fn a_style_of_ones_own() {
         seen.lies(&[("input0", "f32[4, 6@tp, 8]"), ("y", "f32[4, 6@tp, 8]")]);
         seen.lies(&[("net1.weight", "f32[8, 14@tp]"), ("net1.bias", "f32[14@tp]"), ("net2.weight", "f32[14@tp, 8]")]);
     }
-    // Its name and entry are the reason of what it places; together with built-in ones elsewhere.
+    // Its name and entry are the reason for its placements, also together with built-in styles elsewhere.
     let case = block();
     let expected = case.eager();
     let plan = Plan::new().with("mlp", Alternating { sequence: 1 }).with("attn", PairwiseParallel);
@@ -738,7 +737,7 @@ fn logical() -> Graph {
     case.compiled(&Plan::new(), "", &CompileOptions::for_cpu()).unwrap().first.logical
 }
 
-/// Where the parameters lie that are not replicated.
+/// The placements of the parameters that are not replicated.
 fn cut(graph: &Graph, style: impl Into<Plan>, on: &str, dim: Option<MeshDim>) -> BTreeMap<String, String> {
     let (_, found) = parallelize_module(graph, &mesh(on), style, dim).unwrap_or_else(|e| panic!("{e}"));
     let types = graph.inputs().filter(|(_, id)| id.is_parameter()).filter_map(|(n, id)| {
@@ -814,7 +813,7 @@ fn parallelize_module_along_a_dimension() {
         let named = matches!(error, StyleError::NoAxis { .. }) && !matches!(dim, Some(MeshDim::Index(_)));
         assert!(named || matches!(error, StyleError::NoDimension { .. }), "{on} {dim:?}: {error}");
     }
-    // An argument of the call goes before the plan's own axis.
+    // The argument of the call takes precedence over the plan's axis.
     assert_eq!(cut(&graph, two().along("a"), "a=2,b=3", name("b")), along("b"));
     // An axis of one rank cuts nothing.
     assert_eq!(cut(&graph, two(), "tp=1", None), BTreeMap::new());
@@ -901,7 +900,7 @@ fn plan_files_say_what_rust_says() {
     }
 }
 
-/// A file's entries are in its order, as `with` adds them: here the inner one is written first.
+/// The entries of a file keep their order, as `with` adds them: here the inner one is written first.
 #[test]
 fn plan_files_are_in_order() {
     let (text, plan, on) = (

@@ -1,5 +1,5 @@
-//! Units of FSDP: which parameters are gathered together, for modules in fields, tuples, arrays and lists, whatever they
-//! are called.
+//! Units of FSDP: which parameters are gathered together, for modules in fields, tuples, arrays and lists, under any
+//! names.
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, Linear, LinearConfig};
@@ -56,7 +56,8 @@ fn units(graph: &Graph) -> BTreeMap<String, Option<UnitId>> {
     parameters.map(|(node, id)| (id.to_string(), graph.unit_of(node))).collect()
 }
 
-/// The parameters of each unit are those of these modules, and no others belong to one.
+/// Checks that each unit consists of the parameters of one of these modules, and that no other parameter belongs to a
+/// unit.
 fn has_units(graph: &Graph, modules: &[&str]) {
     for (name, unit) in units(graph) {
         let module = modules.iter().position(|module| name.starts_with(&format!("{module}.")));
@@ -64,13 +65,13 @@ fn has_units(graph: &Graph, modules: &[&str]) {
     }
 }
 
-/// How many collectives of that name a phase has.
+/// How many collectives with this name a phase has.
 fn count(seen: &Seen, phase: Phase, name: &str) -> u64 {
     seen.executed.iter().filter(|c| c.0 == phase && c.2 == name).map(|c| c.4).sum()
 }
 
-/// One gather for each unit and one for the rest; backward one for each unit but the last, and a scatter of gradients for
-/// each and for the rest.
+/// Checks for one gather per unit and one for the rest in the forward pass, one per unit but the last in the backward
+/// pass, and a scatter of gradients for each unit and for the rest.
 fn gathers_by_unit(seen: &Seen, modules: &[&str]) {
     has_units(&seen.placed, modules);
     let count = |phase, name| count(seen, phase, name);
@@ -109,7 +110,7 @@ fn two_encoders_in_fields_are_two_units() {
     let case = encoders();
     for seen in case.equal(&plan("fsdp"), &["dp=2", "dp=4"]) {
         gathers_by_unit(&seen, &["encoder_a", "encoder_b"]);
-        // The first encoder is gathered again, all of it.
+        // The first encoder is gathered a second time as a whole.
         let again = |node| {
             let n = seen.placed.node(node);
             matches!(n.op, Op::AllGather { .. }) && n.origin.phase == Phase::Backward
@@ -121,7 +122,7 @@ fn two_encoders_in_fields_are_two_units() {
         });
         let mut names: Vec<String> = names.collect();
         names.sort_unstable();
-        // The last bias is not read backward.
+        // The backward pass does not read the last bias.
         assert_eq!(names, ["encoder_a.mlp.down.weight", "encoder_a.mlp.up.weight", "encoder_a.norm.gamma"]);
     }
     for (name, on) in [("hsdp", "rep=2,dp=2"), ("2d", "dp=2,tp=2")] {
@@ -191,7 +192,7 @@ fn renamed(name: &str, on: &str, rename: &dyn Fn(&str) -> String) -> TrainingPro
     compile_training(capture.unwrap(), &mesh(on), &plan(name), &options, rename).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// A program without the names in it: operations, operands, types, phases and units.
+/// A program without its names: operations, operands, types, phases and units.
 fn unnamed(graph: &Graph) -> Vec<String> {
     let line = |node| {
         let n = graph.node(node);
@@ -204,13 +205,13 @@ fn unnamed(graph: &Graph) -> Vec<String> {
     graph.nodes().map(line).chain(graph.outputs.iter().map(|o| format!("{:?}", o.value))).collect()
 }
 
-/// What the ranks exchange, without reasons.
+/// The collectives of the ranks, without reasons.
 fn collectives(program: &TrainingProgram) -> Vec<String> {
     let all = program.steady.ranks.iter().flat_map(|rank| rank.collectives());
     all.map(|c| format!("{} {} {:?} {} {}", c.name(), c.axes, c.phase, c.full_bytes, c.values)).collect()
 }
 
-/// Segments of paths with digits in them, and numbers alone.
+/// Path segments that contain digits, and segments that are numbers.
 #[test]
 fn names_do_not_matter() {
     const NAMES: [[(&str, &str); 4]; 3] = [
@@ -232,7 +233,7 @@ fn names_do_not_matter() {
     }
 }
 
-/// A program that was read back is lowered as the one that was printed.
+/// A parsed program is lowered like the one that was printed.
 #[test]
 fn units_are_printed_and_read() {
     let program = renamed("fsdp", "dp=2", &str::to_string);

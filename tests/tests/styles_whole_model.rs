@@ -1,5 +1,5 @@
-//! The built-in plans `tp` and `tp-sp` on models that begin with a linear: which weights are cut, what is exchanged, and
-//! that the result is burn's own.
+//! The built-in plans `tp` and `tp-sp` on models that begin with a linear: which weights are cut, which collectives
+//! run, and that the result equals burn's own.
 
 use burn::module::{Module, Param};
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig};
@@ -43,7 +43,7 @@ fn pooled(x: Tensor<3>) -> Tensor<2> {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// A vision transformer: attention in a module of its own, the MLP beside it
+// A vision transformer: the attention is a separate module next to the MLP
 
 #[derive(Module, Debug)]
 struct Block {
@@ -91,7 +91,7 @@ fn vit() -> Case<Vit, Tensor<3>, 2> {
     Case { model: filled(model, 0.4), data: batch(), batch: x, forward }
 }
 
-/// What lies where in a vision transformer, its head apart.
+/// Checks the placements in a vision transformer, except for its head.
 fn lies_in_pairs(seen: &Seen) {
     seen.lies(&[("patches.weight", "f32[5, 32]"), ("patches.bias", "f32[32]"), ("positions", "f32[12, 32]")]);
     for block in 0..BLOCKS {
@@ -113,13 +113,13 @@ fn lies_in_pairs(seen: &Seen) {
     seen.lies(&[("norm.gamma", "f32[32]"), ("norm.beta", "f32[32]")]);
 }
 
-/// Executed collectives of the residual stream in a phase, by kind.
+/// The number of collectives of this kind on the residual stream in a phase.
 fn of_stream(seen: &Seen, phase: Phase, kind: &str) -> u64 {
     let found = seen.executed.iter().filter(|c| c.0 == phase && c.2 == kind && c.3 >= ACTIVATION);
     found.map(|c| c.4).sum()
 }
 
-/// In each phase: all-reduces, all-gathers and reduce-scatters of the residual stream.
+/// All-reduces, all-gathers and reduce-scatters of the residual stream in a phase.
 fn exchanges(seen: &Seen, phase: Phase) -> [u64; 3] {
     ["all_reduce", "all_gather", "reduce_scatter"].map(|kind| of_stream(seen, phase, kind))
 }
@@ -163,7 +163,7 @@ fn data_axes_beside_it() {
     }
 }
 
-/// Pairs alone: the whole transformer may be named, and its head stays whole.
+/// Only pairs are sharded: the plan may name the whole transformer, and its head stays whole.
 #[test]
 fn pairs_of_a_whole_transformer() {
     let case = vit();
@@ -266,7 +266,7 @@ fn two_encoders_behind_a_projection() {
         }
         seen.lies(&[("head.weight", "f32[32, 6@tp]"), ("head.bias", "f32[6@tp]")]);
         let pairs = 4;
-        // The mean has one gradient for all tokens, so that the last pair has nothing to gather backward.
+        // The gradient of the mean is the same for all tokens, so the last pair gathers nothing in the backward pass.
         let expected = match name {
             "tp" => [[pairs, 0, 0], [pairs, 0, 0]],
             _ => [[0, pairs, pairs], [0, pairs - 1, pairs]],
@@ -287,7 +287,7 @@ struct Flat {
     head: Linear,
 }
 
-/// All linears in one module. What the projection gives is also read by the head, through the residual.
+/// All linears are in one module. The head also reads the output of the projection, through the residual.
 #[test]
 fn what_more_than_rows_read_is_no_pair() {
     let model = Flat {
@@ -324,7 +324,7 @@ struct Chains {
     out: Linear,
 }
 
-/// Of three linears in a row the third is alone, unless the module around has a partner for it.
+/// The third of three linears in a row has no partner, unless the surrounding module has one for it.
 #[test]
 fn odd_chains() {
     let square = || linear(WIDTH, WIDTH);
@@ -358,7 +358,7 @@ fn odd_chains() {
         seen.lies(&[("out.weight", rows)]);
         assert_eq!(exchanges(&seen, Phase::Forward), [2, 0, 0], "{}", seen.list());
     }
-    // What is read outside of the module that is named does not matter there.
+    // Readers outside of the named module do not matter there.
     let seen = inside.equals(&expected, &Plan::new().with("chain", PairwiseParallel), "tp=2");
     seen.lies(&outer[..2]);
     seen.lies(&[("chain.c.weight", whole), ("out.weight", whole)]);

@@ -1,4 +1,5 @@
-//! Targets: axes of different speeds, profiles and their errors, what is refused, and what `tpc calibrate` writes.
+//! Targets: axes of different speeds, profiles and their errors, rejected combinations, and the output of `tpc
+//! calibrate`.
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
@@ -26,7 +27,7 @@ use tpc_runtime::{LaunchOptions, Session};
 use tpc_tests::command::{Scratch, tpc};
 use tpc_tests::{executed_programs, inputs, reference, wrong};
 
-/// The CPU's target with nodes of so many ranks, between which the link is ten times slower.
+/// The CPU's target with nodes of this many ranks, connected by a link that is ten times slower.
 fn nodes_of(ranks: usize) -> Target {
     let mut target = Target::cpu().clone();
     let inner = target.links.default;
@@ -52,7 +53,7 @@ impl Mlp {
     }
 }
 
-/// A training step, logical, and values for its inputs.
+/// A logical training step, and values for its inputs.
 fn step() -> (Graph, HashMap<InputId, Value>) {
     let device = Device::flex();
     let [x, y] = [1024, 1024].map(|rows| Tensor::<2>::ones([rows, 48], &device));
@@ -73,7 +74,7 @@ fn step() -> (Graph, HashMap<InputId, Value>) {
     (logical, feed)
 }
 
-/// The step with its batch shared out over both axes of a mesh of 2 × 4 ranks, as a target has it.
+/// The step with its batch sharded over both axes of a mesh of 2 × 4 ranks that the target describes.
 fn placed(logical: &Graph, target: &Target) -> Graph {
     let mesh = Mesh::parse("out=2,in=4").unwrap();
     let mut annotations = Annotations { mesh: mesh.clone(), ..Annotations::default() };
@@ -96,8 +97,8 @@ fn exchanged(graph: &Graph) -> Vec<String> {
     graph.nodes().filter(|n| graph.node(*n).op.is_collective()).filter(of_gradients).map(shown).collect()
 }
 
-/// On 2 × 4 ranks whose outer axis is ten times slower, the search reduces the gradients of both weights inside the nodes first. What
-/// eight ranks of this process compute then is what one rank computes.
+/// On 2 × 4 ranks whose outer axis is ten times slower, the search first reduces the gradients of both weights within
+/// the nodes. Eight ranks of this process then compute what one rank computes.
 #[test]
 fn gradients_are_reduced_hierarchically_where_the_outer_axis_is_slower() {
     let (logical, feed) = step();
@@ -115,7 +116,7 @@ fn gradients_are_reduced_hierarchically_where_the_outer_axis_is_slower() {
     assert_eq!(wrong(&graph, &expected, &run, 1e-4), Vec::<String>::new());
 }
 
-/// With links that are alike, rule 25 changes nothing, and neither do nodes that hold all ranks.
+/// If all links are equal, rule 25 changes nothing, and neither do nodes that contain all ranks.
 #[test]
 fn gradients_are_reduced_at_once_where_links_are_alike() {
     let (logical, _) = step();
@@ -124,7 +125,7 @@ fn gradients_are_reduced_at_once_where_links_are_alike() {
     assert_eq!(text::print(&placed(&logical, &nodes_of(8))), text::print(&alike));
 }
 
-/// What the ranks send is what the programs say: a quarter of each weight's gradient crosses the slow link.
+/// The ranks send what the programs predict: a quarter of each weight's gradient crosses the slow link.
 #[test]
 fn a_quarter_of_a_gradient_crosses_the_slow_link() {
     let (logical, feed) = step();
@@ -140,11 +141,11 @@ fn a_quarter_of_a_gradient_crosses_the_slow_link() {
         slow.map(|c| c.wire_bytes).sum::<f64>()
     };
     let (hierarchical, whole) = (sent(&nodes_of(4)), sent(Target::cpu()));
-    // 2 · 1/2 · S/4 against 2 · 7/8 · S for weights; biases and the loss may go either way.
+    // 2 · 1/2 · S/4 against 2 · 7/8 · S for weights; biases and the loss may be reduced either way.
     assert!(hierarchical < 0.25 * whole, "{hierarchical} of {whole} bytes");
 }
 
-/// Programs for a CPU are not launched on CUDA; those for a GPU may be tried out on a CPU.
+/// Programs for a CPU cannot be launched on CUDA; those for a GPU can be tried on a CPU.
 #[test]
 fn the_numbers_of_a_cpu_are_not_used_for_a_gpu() {
     assert_eq!(CompileOptions::for_cpu().target, *Target::cpu());
@@ -169,8 +170,8 @@ fn the_numbers_of_a_cpu_are_not_used_for_a_gpu() {
     assert!(target::check(Target::cpu(), Backend::Cuda).is_err());
 }
 
-/// A trainer's programs are compiled for the target that was named, in whatever order it and the backend are; without one, for that of
-/// the backend.
+/// A trainer compiles its programs for the given target, whether the target or the backend is set first, and without
+/// one for the target of the backend.
 #[test]
 fn a_trainer_compiles_for_its_target() {
     let rows = Tensor::<2>::ones([4, 48], &Device::flex());
@@ -212,12 +213,12 @@ fn dump_ir_says_which_target_it_used() {
     own.links.axes.insert("tp".into(), Link { latency: 1e-3, bandwidth: 1.5e9 });
     let file = scratch.write("own.json", &own.to_json());
     notes.push(tpc(&[&DUMP[..], &["--target", &file]].concat()).2);
-    // Of the memory of its ranks, only what is too little is said.
+    // The ranks' memory is mentioned only if it is too small.
     let mut small = Target::cpu().clone();
     (small.name, small.device.capacity) = ("small".into(), 1e6);
     let file_of_small = scratch.write("small.json", &small.to_json());
     notes.push(tpc(&[&DUMP[..], &["--target", &file_of_small, "--stage", "scheduled"]].concat()).2);
-    // Before a program is placed, nothing is weighed.
+    // Before a program is placed, its memory is not checked.
     notes.push(tpc(&[&DUMP[..], &["--target", "cpu", "--stage", "annotated"]].concat()).2);
     insta::assert_snapshot!("dump_ir_notes", notes.concat());
     let named = |more: &[&str]| -> serde_json::Value {
@@ -226,7 +227,7 @@ fn dump_ir_says_which_target_it_used() {
         serde_json::from_str::<serde_json::Value>(&out).unwrap()["target"].clone()
     };
     assert_eq!((named(&[]), named(&["--target", &file])), ("cpu".into(), "nodes of 8".into()));
-    // A target that is named as the default one changes nothing.
+    // Naming the default target explicitly changes nothing.
     assert_eq!(tpc(&DUMP).1, tpc(&[&DUMP[..], &["--target", "cpu"]].concat()).1);
 }
 
@@ -273,7 +274,7 @@ fn targets_that_make_no_sense_are_explained() {
     insta::assert_snapshot!("target_errors", said);
 }
 
-/// What is written is read back, and its numbers are those of a machine that computes: never how fast it is.
+/// The written target can be read, and its numbers are plausible; how fast the machine is does not matter.
 #[test]
 fn calibrate_writes_a_target_that_is_read() {
     let scratch = Scratch::new("calibrate");
@@ -296,7 +297,7 @@ fn calibrate_writes_a_target_that_is_read() {
     within("latency", target.links.default.latency, 1e-10, 1.0);
     within("bandwidth", target.links.default.bandwidth, 1e6, 1e13);
     within("capacity", device.capacity, 1e6, 1e15);
-    // A core computes more than it reads, and reads more than nothing.
+    // A core computes faster than it reads, and reads at a positive rate.
     assert!(device.products.f32 > device.memory / 8.0);
     let (code, _, err) = tpc(&[&DUMP[..], &["--target", &file]].concat());
     assert_eq!(code, 0, "{err}");

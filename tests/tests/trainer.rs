@@ -1,4 +1,5 @@
-//! The front door: a burn model trains on any mesh as on one rank, is evaluated without a copy, and comes back bit by bit.
+//! The public API: a burn model trains on any mesh as on one rank, is evaluated without a copy, and is returned bit by
+//! bit.
 
 use burn::lr_scheduler::linear::LinearLrSchedulerConfig;
 use burn::lr_scheduler::module_lr_scheduler::{ModuleLrScheduler, ModuleLrSchedulerConfig};
@@ -25,7 +26,7 @@ use tpc_tests::command::Scratch;
 #[global_allocator]
 static GLOBAL: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// One test at a time, so that only the test that counts allocates.
+/// One test at a time, so that no other test allocates while allocations are counted.
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -43,7 +44,7 @@ const TOKENS: usize = 6;
 const FEATURES: usize = 5;
 const CLASSES: usize = 3;
 
-/// A classifier of some width, with dropout.
+/// A classifier of this width, with dropout.
 fn classifier(width: usize, device: &Device) -> Classifier {
     let encoder = TransformerEncoderConfig::new(width, 2 * width, 2, 2).with_dropout(0.1).with_norm_first(true);
     Classifier {
@@ -81,7 +82,7 @@ struct Sequences {
     features: Tensor<3>,
     labels: Labels,
     weights: Option<Tensor<1>>,
-    /// Not read by the model.
+    /// The model does not read this tensor.
     sources: Tensor<2, Int>,
     #[batch(skip)]
     note: &'static str,
@@ -93,7 +94,7 @@ struct Labels {
     padding: Tensor<2, Bool>,
 }
 
-/// A batch of so many rows, another one for every seed.
+/// A batch with this many rows, different for every seed.
 fn batch(rows: usize, seed: u64) -> Sequences {
     let device = Device::flex();
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
@@ -153,7 +154,7 @@ fn near(a: &[f32], b: &[f32], tolerance: f32) {
     assert!(worst <= tolerance, "{worst} is more than {tolerance}");
 }
 
-/// Every parameter of a module as bytes, by path.
+/// The bytes of every parameter of a module, by path.
 fn bits<M: Module>(model: &M) -> Vec<(String, Vec<u8>)> {
     #[derive(Default)]
     struct Visit(Vec<String>, Vec<(String, Vec<u8>)>);
@@ -173,7 +174,8 @@ fn bits<M: Module>(model: &M) -> Vec<(String, Vec<u8>)> {
     visit.1
 }
 
-/// Losses, results and learning rates of every step, with a last batch that is smaller than the example; the trained model; what it finds.
+/// Compares the losses, results and learning rates of every step, including a last batch that is smaller than the
+/// example, and the trained model.
 #[test]
 fn every_mesh_trains_alike_and_gives_its_model_back() {
     let _alone = alone();
@@ -216,7 +218,8 @@ fn every_mesh_trains_alike_and_gives_its_model_back() {
     }
 }
 
-/// A smaller batch is trained on as it is: the update is that of a trainer that was compiled for it, and that of burn's own model.
+/// A smaller batch is trained on without padding: the update equals that of a trainer that was compiled for it, and
+/// that of burn's own model.
 #[test]
 fn a_smaller_batch_has_its_own_loss_and_gradients() {
     let _alone = alone();
@@ -250,8 +253,8 @@ fn a_smaller_batch_has_its_own_loss_and_gradients() {
     }
 }
 
-/// What evaluating between two steps changes and costs: nothing of the training, no memory but its own inputs and what its activations
-/// need beyond a step's, and no copy of a parameter.
+/// The effect and the cost of an evaluation between two steps: it changes nothing in the training, needs memory only
+/// for its inputs and for activations beyond those of a step, and copies no parameter.
 #[test]
 fn evaluation_changes_nothing_and_copies_nothing() {
     let _alone = alone();
@@ -349,7 +352,7 @@ struct Shift {
     by: Tensor<1>,
 }
 
-/// Structures without names, lists, tuples and options of structures: each tensor has a name, and its own value.
+/// Unnamed structures, lists, tuples and options of structures: each tensor has a name, and its own value.
 #[test]
 fn batches_have_any_form() {
     let _alone = alone();
@@ -375,7 +378,7 @@ fn batches_have_any_form() {
     assert_eq!(inputs.map(|i| &*i.name).collect::<Vec<_>>(), ["0", "1.0", "1.1", "2.0", "2.1.by"]);
 }
 
-/// A group of a scheduler has its own rate, on every mesh.
+/// A group of a scheduler has its own learning rate, on every mesh.
 #[test]
 fn groups_of_parameters_have_their_own_rates() {
     let _alone = alone();
@@ -412,7 +415,7 @@ fn groups_of_parameters_have_their_own_rates() {
             near(&a.iter().map(|x| scale * x).collect::<Vec<_>>(), b, 1e-5);
         }
     }
-    // The same group, said to the trainer; and one that names nothing.
+    // The same group, set on the trainer; and one that matches nothing.
     let grouped = |group: ParamGroup| {
         let trainer = Trainer::of(model.clone(), SgdConfig::new().build()).lr(0.25).lr_group(group, 1.0);
         trainer.compile(&batch(8, 0), |model, batch: Sequences| model.loss(batch))
@@ -429,11 +432,11 @@ fn groups_of_parameters_have_their_own_rates() {
     assert_eq!(bits(&trainer.into_module(&device).unwrap()), bits(&same.into_module(&device).unwrap()));
     says(
         grouped(ParamGroup::from_predicate("haed")),
-        "group 1 of the learning rates names no parameter that is trained: a group matches parameters by their paths, such as `embed.bias`, `encoder.layers.1.mha.key.bias`, `head.weight`",
+        "group 1 of the learning rates matches no trained parameter: a group matches parameters by their paths, such as `embed.bias`, `encoder.layers.1.mha.key.bias`, `head.weight`",
     );
 }
 
-/// Groups that are told apart too late.
+/// Groups whose rates only differ after the trainer was built.
 #[test]
 fn rates_that_come_apart_are_said() {
     let _alone = alone();
@@ -446,7 +449,7 @@ fn rates_that_come_apart_are_said() {
     (0..300).for_each(|_| _ = trainer.step(&rows).unwrap());
     says(
         trainer.step(&rows),
-        "the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: groups of parameters are told apart by these; let their rates differ a little from the beginning",
+        "the scheduler gives `weight` and `bias` different learning rates in step 301, after it gave them the same ones in the first 256: these steps determine the groups of parameters; make their rates differ slightly from the beginning",
     );
 }
 
@@ -501,7 +504,7 @@ fn round_trips_are_exact() {
             steps.map(|step| (step.number, step.loss, step.learning_rate)).collect::<Vec<_>>()
         };
         let mut resumed = start(classifier(16, &device));
-        // An evaluation before the first step is none of the state that is resumed.
+        // An evaluation before the first step is not part of the state that is resumed.
         let mut count = resumed.evaluation(|model, batch: Sequences| model.correct(batch), &batch(8, 0)).unwrap();
         resumed.evaluate(&mut count, &batch(8, 1)).unwrap();
         assert_eq!(resumed.resume(&checkpoints).unwrap(), 3);
@@ -537,8 +540,9 @@ impl Normalized {
     }
 }
 
-/// The running statistics of a batch norm are parameters like others: an evaluation reads them as the latest step left
-/// them, small batches update them, and they come back, to a module, from a checkpoint, and in f32 where bf16 computes.
+/// The running statistics of a batch norm are parameters like others: an evaluation reads them as the latest step wrote
+/// them, small batches update them, they are returned to a module and restored from a checkpoint, and they stay in f32
+/// under bf16 computation.
 #[test]
 fn running_statistics_are_state() {
     let _alone = alone();
@@ -588,8 +592,8 @@ fn running_statistics_are_state() {
     }
 }
 
-/// What an optimizer keeps is a record of burn's: it goes to the ranks and back without a change of a bit, on every mesh, and burn's own
-/// optimizer makes the next update from it.
+/// The state of an optimizer is a record of burn's: it goes to the ranks and back without the change of a bit, on every
+/// mesh, and burn's own optimizer computes the next update from it.
 #[test]
 fn optimizer_states_are_records_of_burn() {
     let _alone = alone();
@@ -597,7 +601,7 @@ fn optimizer_states_are_records_of_burn() {
     records_go_round("amsgrad", AdamWConfig::new().with_amsgrad(true).build());
     let momentum = MomentumConfig { momentum: 0.9, dampening: 0.1, nesterov: true };
     records_go_round("sgd", SgdConfig::new().with_momentum(Some(momentum)).build());
-    // Without centering its gradient's average is always the average of its squares.
+    // Without centering, the average of its gradient is always the average of its squares.
     records_go_round("rmsprop", RmsPropConfig::new().build());
     records_go_round("lion", LionConfig::new().build());
     records_go_round("adagrad", AdaGradConfig::new().build());
@@ -629,12 +633,12 @@ fn records_go_round<O: Optimizer>(name: &str, optimizer: O) {
 
         let mut resumed = start(&trained);
         let steps = resumed.load_optimizer_record(&trained, read()).unwrap();
-        // Those count nothing.
+        // These optimizers do not count steps.
         let counts = !["sgd", "rmsprop", "lion"].contains(&name);
         assert_eq!(steps, if counts { 3 } else { 1 }, "{name}");
         assert!(record(&mut resumed)[..] == bytes[..], "{name} on {axes:?}");
 
-        // From burn's own optimizer, with its records in an order of its own.
+        // From burn's own optimizer, whose records are in another order.
         let mut burns = ModuleOptimizer::from(optimizer.clone()).load_record(read());
         let mut again = start(&trained);
         again.load_optimizer_record(&trained, burns.to_record()).unwrap();
@@ -658,7 +662,8 @@ fn records_go_round<O: Optimizer>(name: &str, optimizer: O) {
                 bytes.chunks_exact(4).map(|b| f32::from_ne_bytes([b[0], b[1], b[2], b[3]])).collect()
             };
             let worst = values(own).iter().zip(values(&burns)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            // A gradient that is nothing but rounding, as that of a key's bias, has a sign of its own in an Adam or a Lion.
+            // A gradient that consists of rounding errors, such as that of a key's bias, has an arbitrary sign under
+            // Adam or Lion.
             assert!(path.ends_with("key.bias") || worst <= 1e-5, "{name} on {axes:?}, {path}: {worst}");
         }
     }
@@ -680,17 +685,17 @@ fn records_of_other_optimizers_are_said() {
     let record = with.optimizer_record(&model).unwrap();
     let result = without.load_optimizer_record(&model, record).map_err(|error| error.to_string());
     let first = result.unwrap_err();
-    assert!(first.starts_with("the record is of another optimizer or model: it has a state `"), "{first}");
+    assert!(first.starts_with("the record belongs to another optimizer or model: it has a state `"), "{first}");
     says(
         with.load_optimizer_record(&model, OptimizerRecord::default()),
-        "the record is of another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
+        "the record belongs to another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
     );
     let record = with.optimizer_record(&model).unwrap();
     says(
         with.load_optimizer_record(&classifier(16, &Device::flex()), record),
-        "the record is of another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
+        "the record belongs to another optimizer or model: it has no state `momentum.velocity` of `embed.weight`",
     );
-    // After all of that the trainers go on.
+    // After all of these errors the trainers continue to work.
     with.step(&batch(8, 1)).unwrap();
     without.step(&batch(8, 1)).unwrap();
 }
@@ -721,11 +726,11 @@ fn what_does_not_fit_is_said() {
     };
     says(
         trainer.step(&like(&|batch| batch.features = Tensor::zeros([8, TOKENS + 1, FEATURES], &device))),
-        "field `features` of the batch is f32[8, 7, 5], but the training step was compiled for f32[8, 6, 5]: a batch may have fewer rows, in the first dimension, and is otherwise like the example",
+        "field `features` of the batch is f32[8, 7, 5], but the training step was compiled for f32[8, 6, 5]: a batch may have fewer rows in the first dimension, but must otherwise have the example's shape",
     );
     says(
         trainer.step(&like(&|batch| batch.labels.classes = Tensor::zeros([7], &device))),
-        "field `labels.classes` of the batch is i32[7], but the training step was compiled for i32[8]: a batch may have fewer rows, in the first dimension, and is otherwise like the example",
+        "field `labels.classes` of the batch is i32[7], but the training step was compiled for i32[8]: a batch may have fewer rows in the first dimension, but must otherwise have the example's shape",
     );
     says(
         trainer.step(&batch(9, 0)),
@@ -733,14 +738,14 @@ fn what_does_not_fit_is_said() {
     );
     says(
         trainer.step(&like(&|batch| batch.weights = None)),
-        "the batch has no field `weights`, but the example that the training step was compiled for has one: an optional field is there in every batch or in none",
+        "the batch has no field `weights`, but the example that the training step was compiled for has one: an optional field must be present in all batches or in none",
     );
     let mut validation = trainer
         .evaluation(|model, batch: Sequences| model.correct(batch), &like(&|batch| batch.weights = None))
         .unwrap();
     says(
         trainer.evaluate(&mut validation, &example),
-        "the batch has a field `weights`, but the example that the evaluation was compiled for has none: an optional field is there in every batch or in none",
+        "the batch has a field `weights`, but the example that the evaluation was compiled for has none: an optional field must be present in all batches or in none",
     );
     let mut other = started(&[], &example);
     says(
@@ -749,19 +754,19 @@ fn what_does_not_fit_is_said() {
     );
     says(
         trainer.load_into(&mut classifier(24, &device)),
-        "the module is another one than was trained: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]",
+        "the module differs from the trained one: its `embed.weight` is f32[5, 24], the trained one is f32[5, 16]",
     );
     says(
         trainer.load_into(&mut LinearConfig::new(2, 2).init(&device)),
-        "the module is another one than was trained: it has a parameter `weight`, which the trained one has not",
+        "the module differs from the trained one: it has a parameter `weight`, which the trained one lacks",
     );
     let mut deeper = classifier(16, &device);
     deeper.encoder = TransformerEncoderConfig::new(16, 32, 2, 1).with_norm_first(true).init(&device);
     says(
         trainer.load_into(&mut deeper),
-        "the module is another one than was trained: it has no parameter `encoder.layers.1.mha.query.weight`, which the trained one has",
+        "the module differs from the trained one: it has no parameter `encoder.layers.1.mha.query.weight`, which the trained one has",
     );
-    // After all of that the trainer goes on.
+    // After all of these errors the trainer continues to work.
     trainer.step(&example).unwrap();
 }
 
@@ -778,7 +783,7 @@ fn a_builder_that_changes_its_mind_is_said() {
     width.set(32);
     says(
         trainer.into_module(&Device::flex()),
-        "the module is another one than was trained: its `embed.weight` is f32[5, 32], the trained one is f32[5, 16]",
+        "the module differs from the trained one: its `embed.weight` is f32[5, 32], the trained one is f32[5, 16]",
     );
 }
 

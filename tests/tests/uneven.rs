@@ -1,5 +1,5 @@
-//! Sizes that no axis divides: heads, kv heads, vocabulary, sequence, feed-forward, batch. Three
-//! AdamW steps on ranks equal those of one rank that shards nothing.
+//! Sizes that no axis divides: heads, kv heads, vocabulary, sequence, feed-forward, batch. Three AdamW steps on ranks
+//! equal those of one rank that shards nothing.
 
 use serde_json::json;
 use tpc_compiler::models::ModelConfig;
@@ -39,7 +39,7 @@ fn trained(model: &ModelConfig, tokens: TokenBatch, name: &str, mesh: &str) -> R
     run(program, &RATES, |session| feed(session, model.vocab_size()))
 }
 
-/// Every plan on its mesh equals the run on one rank.
+/// Checks that every plan on its mesh equals the run on one rank.
 fn same(model: ModelConfig, tokens: TokenBatch, cases: &[(&str, &str)]) {
     let expected = trained(&model, tokens, "none", "");
     assert!(expected.losses.iter().all(|l| l.is_finite() && *l > 0.0), "{:?}", expected.losses);
@@ -78,7 +78,7 @@ fn two_kv_heads_of_eight_on_four_ranks() {
     same(llama(8, 2), TokenBatch::new(2, 30), &[("tp", "tp=4"), ("tp", "tp=8")]);
 }
 
-/// The sequence of 30 is cut, too.
+/// The sequence of 30 tokens is cut, too.
 #[test]
 fn sequence_parallel_on_four_ranks() {
     let cases = [("tp-sp", "tp=4"), ("tp-sp", "tp=3"), ("tp-sp-ddp", "dp=3,tp=4")];
@@ -104,13 +104,13 @@ fn bert_with_six_heads_and_padding() {
     same(bert(6), tokens, &[("tp", "tp=4"), ("ddp", "dp=3"), ("tp-ddp", "dp=3,tp=4")]);
 }
 
-/// A plan file's text.
+/// Parses the text of a plan file.
 fn styled(text: &str) -> Plan {
     Plan::from_json(text).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// The attention mask is computed in a loop with heads, which a rank without heads does not run, and the other layer reads
-/// it there.
+/// The attention mask is computed in a loop over heads, which does not run on a rank without heads, while the other
+/// layer reads the mask there.
 #[test]
 fn a_mask_on_ranks_without_heads() {
     let tokens = TokenBatch { attention_mask: true, ..TokenBatch::new(2, 12) };
@@ -149,7 +149,7 @@ fn interleaved(dim: usize, heads: usize, kv_heads: usize) -> ModelConfig {
     }))
 }
 
-/// The pairs of an interleaved rotary embedding are the inside of a head: an axis cuts heads alone.
+/// The pairs of an interleaved rotary embedding are inside of a head, and an axis cuts between heads only.
 #[test]
 fn interleaved_heads_that_no_axis_divides() {
     let tokens = TokenBatch::new(2, 9);
@@ -159,7 +159,7 @@ fn interleaved_heads_that_no_axis_divides() {
     same(interleaved(16, 4, 2), tokens, &[("tp", "tp=16")]);
 }
 
-/// More ranks than sequences: some hold nothing of the batch.
+/// More ranks than sequences: some ranks hold no part of the batch.
 #[test]
 fn ranks_without_a_part_of_the_batch() {
     same(llama(6, 3), TokenBatch::new(2, 7), &[("ddp", "dp=4"), ("ddp", "dp=3")]);

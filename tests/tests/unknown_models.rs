@@ -1,5 +1,5 @@
-//! Models that no family knows, through the Rust API, sharded by globs: equal to eager burn on its
-//! own CPU backend.
+//! Models that belong to no known family, through the Rust API, sharded by globs: equal to eager burn on its own CPU
+//! backend.
 
 use burn::module::Module;
 use burn::nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig, generate_autoregressive_mask};

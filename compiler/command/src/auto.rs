@@ -2,7 +2,7 @@
 
 use crate::{Failure, Outcome, Placement, Terminal, check_executed};
 use clap::Args;
-use tpc_compiler::plans::{Candidate, Workload, candidates, ranked};
+use tpc_compiler::plans::{Workload, candidates, fastest};
 use tpc_compiler::program::CompileOptions;
 use tpc_ir::Mesh;
 use tpc_passes::styles::Plan;
@@ -77,29 +77,15 @@ impl Auto {
                 )));
             }
         }
-        let (count, memory) = (all.len(), options.target.device.capacity);
-        let rows = ranked(&workload()?, all, options, memory);
-        let Some(best) = rows.into_iter().next() else {
-            return Err(Failure::new("--plan auto: no built-in plan has a mesh of so many ranks"));
-        };
-        let Candidate { plan, mesh, .. } = &best.candidate;
-        let flags = best.candidate.flags();
-        match &best.predicted {
-            Ok(predicted) if best.fits(memory) => {
-                terminal.note(format!(
-                    "--plan auto is {flags}: {:.3} ms a step predicted on {}, the least of {count} plans",
-                    predicted.timeline.seconds * 1e3,
-                    tpc_ir::quote::cut(&options.target.name)
-                ));
-                Ok((mesh.clone(), plan.clone()))
-            }
-            Ok(predicted) => Err(Failure::new(format!(
-                "--plan auto: none of {count} plans fits into the {memory:.0} bytes of a rank; the least is {} bytes, with {flags}",
-                predicted.arena_bytes
-            ))),
-            Err(error) => {
-                Err(Failure::new(format!("--plan auto: none of {count} plans can be compiled; {flags}: {error}")))
-            }
-        }
+        let count = all.len();
+        let (best, predicted) =
+            fastest(&workload()?, all, options).map_err(|error| Failure::new(format!("--plan auto: {error}")))?;
+        terminal.note(format!(
+            "--plan auto is {}: {:.3} ms a step predicted on {}, the least of {count} plans",
+            best.flags(),
+            predicted.timeline.seconds * 1e3,
+            tpc_ir::quote::cut(&options.target.name)
+        ));
+        Ok((best.mesh, best.plan))
     }
 }

@@ -1,4 +1,4 @@
-//! `tpc bench`: the comparisons' models, measured.
+//! `tpc bench`: measures the models of the comparisons.
 
 use crate::auto::Auto;
 use crate::given::Given;
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 use tpc_compiler::capture::Init;
 use tpc_compiler::plans::Workload;
-use tpc_compiler::pretrained::initialise;
+use tpc_compiler::pretrained::initialize;
 use tpc_compiler::program::{
     InferenceProgram, TrainingProgram, TrainingSession, compile_inference_together, compile_training_together,
 };
@@ -24,19 +24,19 @@ use tpc_ir::random::{element, philox};
 use tpc_ir::{DType, InputKind, Scalar};
 use tpc_runtime::Session;
 
-/// What is measured.
+/// The program to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// The forward pass
     Fwd,
-    /// A training step: of mlp forward and backward with the input's gradient, else a full step with AdamW
+    /// A training step: for mlp, forward and backward including the input's gradient; otherwise a full step with AdamW
     Train,
 }
 
 /// Measure a model of the comparisons.
 #[derive(Debug, Args)]
 pub struct Bench {
-    /// mlp, llama, or another preset of dump-ir
+    /// Model: mlp, llama, or another preset of dump-ir
     #[arg(long)]
     preset: String,
     #[command(flatten)]
@@ -47,16 +47,16 @@ pub struct Bench {
     pub(crate) running: Arguments,
     #[command(flatten)]
     step: StepArguments,
-    /// What is measured
+    /// The program to measure
     #[arg(long, value_enum, default_value = "train")]
     mode: Mode,
-    /// Steps that are measured, after two that are not
+    /// Number of measured steps, after two warm-up steps
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     iters: u32,
-    /// Sequences in a batch [default: 4]
+    /// Sequences per batch [default: 4]
     #[arg(long)]
     batch: Option<usize>,
-    /// Tokens in a sequence [default: 256]
+    /// Tokens per sequence [default: 256]
     #[arg(long)]
     seq: Option<usize>,
     /// Print one line of JSON
@@ -64,7 +64,7 @@ pub struct Bench {
     json: bool,
 }
 
-/// Steps before the measurement; the first of them is another program.
+/// Steps before the measurement; the first of them runs a different program.
 const WARM_UP: u32 = 2;
 
 /// A program that can be stepped.
@@ -180,16 +180,16 @@ impl Bench {
     }
 }
 
-/// To microseconds.
+/// Rounds milliseconds to microseconds.
 fn round(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
 }
 
-/// The row for people.
+/// Formats the row as text.
 fn table(row: &Json) -> String {
     let text = |key: &str| row[key].as_str().map_or_else(|| row[key].to_string(), str::to_string);
     let mut out = format!(
-        "{} {} on {} rank(s), plan {}: median {} ms, min {} ms, {} tokens/s\nper rank: {} bytes of memory, {} bytes sent in a step\n",
+        "{} {} on {} rank(s), plan {}: median {} ms, min {} ms, {} tokens/s\nper rank: {} bytes of memory, {} bytes sent per step\n",
         text("model"),
         text("mode"),
         text("ranks"),
@@ -208,9 +208,9 @@ fn table(row: &Json) -> String {
     out
 }
 
-/// Gives parameters their initial values and inputs random ones.
+/// Initializes the parameters and fills the other inputs with random values.
 fn fill(session: &mut Session, init: &HashMap<String, Init>, subject: &Subject) -> Outcome {
-    initialise(session, init, 0)?;
+    initialize(session, init, 0)?;
     let (vocab, labels) = match subject {
         Subject::Tokens(config, _) => {
             let vocab = config.vocab_size();

@@ -9,17 +9,17 @@ use tpc_compiler::pretrained::TokenBatch;
 use tpc_ir::InputKind;
 use tpc_runtime::{RuntimeError, Session};
 
-/// The tensors that an inputs file may hold, all `[batch, seq]` but for the labels of sequences.
+/// The tensors that an inputs file may hold, all of shape `[batch, seq]` except for the labels of sequences.
 const NAMES: [&str; 4] = ["input_ids", "labels", "attention_mask", "token_type_ids"];
 
 /// One global batch, checked against its model.
 #[derive(Debug)]
 pub struct Batch {
-    /// Its shape, and what it consists of.
+    /// Its shape and contents.
     pub tokens: TokenBatch,
     /// Its tensors by name.
     pub tensors: HashMap<&'static str, Vec<i64>>,
-    /// Its labels, where they are numbers with a fraction.
+    /// Its labels, if they are numbers with a fraction.
     pub values: Option<Vec<f64>>,
 }
 
@@ -32,7 +32,10 @@ impl Batch {
         let weights = Weights::open_file(file)?;
         if let Some(unknown) = weights.names().find(|name| !NAMES.contains(name)) {
             let known = NAMES.join(", ");
-            return Err(Failure::at(file, format!("tensor {unknown:?} is no input of the model; inputs are {known}")));
+            return Err(Failure::at(
+                file,
+                format!("tensor {unknown:?} is not an input of the model; inputs are {known}"),
+            ));
         }
         let shape = weights.info("input_ids")?.shape.clone();
         let [batch, seq] = shape[..] else {
@@ -44,7 +47,7 @@ impl Batch {
             let found = &weights.info(name)?.shape;
             if name == "labels" && config.head().is_per_sequence() {
                 let wanted = config.head().labels_shape([batch, seq]);
-                // A column of its own may be left out, as in PyTorch.
+                // The column dimension may be left out, as in PyTorch.
                 if *found != wanted && !(wanted[1] == 1 && *found == [batch]) {
                     let problem = format!("tensor \"labels\" has shape {found:?}, expected {wanted:?}");
                     return Err(Failure::at(file, problem));
@@ -89,12 +92,12 @@ impl Batch {
         let types = match config {
             ModelConfig::Bert(bert) => bert.type_vocab_size as i64,
             _ if self.tensors.contains_key("token_type_ids") => {
-                return Err(Problem(format!("tensor \"token_type_ids\" is no input of {}", config.model_type())));
+                return Err(Problem(format!("tensor \"token_type_ids\" is not an input of {}", config.model_type())));
             }
             _ => 0,
         };
         if matches!(config, ModelConfig::Interleaved(_)) && self.tensors.contains_key("attention_mask") {
-            return Err(Problem(format!("tensor \"attention_mask\" is no input of {}", config.model_type())));
+            return Err(Problem(format!("tensor \"attention_mask\" is not an input of {}", config.model_type())));
         }
         self.inside("token_type_ids", "type", 0..types)?;
         match config.head().labels() {
@@ -103,7 +106,7 @@ impl Batch {
         }
     }
 
-    /// Numbers of labels, of sequences or of tokens.
+    /// Checks labels that are class numbers, of sequences or of tokens.
     fn classes(&self, config: &ModelConfig, count: i64) -> Result<(), Problem> {
         let Some(labels) = self.tensors.get("labels") else { return Ok(()) };
         match labels.iter().find(|label| **label != IGNORE && !(0..count).contains(*label)) {
@@ -128,7 +131,7 @@ impl Batch {
                 labels[at]
             )));
         }
-        // Causal models predict the next label: the first of a sequence is nobody's.
+        // Causal models predict the next label, so the first label of a sequence is never predicted.
         let first = usize::from(config.is_causal());
         let counted = labels.chunks(self.tokens.seq).flat_map(|row| &row[first..]).any(|l| *l != IGNORE);
         if counted { Ok(()) } else { Err(Problem(format!("labels: all are {IGNORE} (ignored), so there is no loss"))) }
@@ -148,10 +151,10 @@ impl Batch {
         }
     }
 
-    /// Writes the tensors that the session's program takes.
+    /// Writes the tensors that the session's program reads.
     ///
     /// # Errors
-    /// A tensor of another size than the program was compiled for.
+    /// A tensor whose size differs from the one that the program was compiled for.
     pub fn feed(&self, session: &mut Session) -> Result<(), RuntimeError> {
         for (name, values) in &self.tensors {
             feed(session, name, values)?;

@@ -1,4 +1,4 @@
-//! `tpc dump-ir`: a program at any stage of the compiler.
+//! `tpc dump-ir`: prints a program at any stage of the compiler.
 
 use crate::given::Given;
 use crate::notes::note_idle_ranks;
@@ -32,17 +32,17 @@ use tpc_runtime::session::Backend;
 /// A stage of the compiler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum Stage {
-    /// What burn recorded, nearly one to one
+    /// The operations that burn recorded, nearly one to one
     Captured,
-    /// Canonical, unplaced
+    /// Canonical, without placements
     Logical,
-    /// The logical graph with what the plan says of its inputs
+    /// The logical graph with the placements that the plan demands of its inputs
     Annotated,
     /// The optimized program of all ranks
     Placed,
-    /// The same as one rank sees it: local shapes and offsets
+    /// The placed program from the view of one rank: local shapes and offsets
     Rank,
-    /// What one rank executes: kernels, collectives, buffers
+    /// The actions of one rank: kernels, collectives, buffers
     Scheduled,
 }
 
@@ -62,32 +62,33 @@ pub struct DumpIr {
     /// Directory with a config.json (weights are not needed), or a graph in text form (.tpc)
     #[arg(value_name = "MODEL_DIR|FILE.tpc", required_unless_present = "preset", conflicts_with = "preset")]
     model: Option<PathBuf>,
-    /// A model that needs no directory: mlp, llama (those of the comparisons), gpt, gpt-learned
+    /// A model without a directory: mlp, llama (as in the comparisons), gpt, gpt-learned
     #[arg(long)]
     preset: Option<String>,
     #[command(flatten)]
     placement: Placement,
     #[command(flatten)]
     step: StepArguments,
-    /// Sequences in a batch [default: 4]
+    /// Sequences per batch [default: 4]
     #[arg(long)]
     batch: Option<usize>,
-    /// Tokens in a sequence [default: 256, or as many as the model has positions]
+    /// Tokens per sequence [default: 256, or the number of the model's positions if that is smaller]
     #[arg(long)]
     seq: Option<usize>,
-    /// The training step (a later one; the first only creates the optimizer's state), not the forward pass
+    /// Show the training step instead of the forward pass (a later step; the first one also creates the optimizer's
+    /// state)
     #[arg(long)]
     train: bool,
-    /// Stage
+    /// Stage to print
     #[arg(long, value_enum, default_value = "placed")]
     stage: Stage,
-    /// Rank to show of the stages rank and scheduled
+    /// Rank to show at the stages rank and scheduled
     #[arg(long, default_value_t = 0)]
     rank: usize,
-    /// Instead of the program: its collectives, and what each rank holds
+    /// Print the program's collectives and what each rank holds, as JSON, instead of the program
     #[arg(long)]
     json: bool,
-    /// Every line, also of blocks that repeat; FILE.tpc takes both forms
+    /// Print every line, including repetitions of blocks; FILE.tpc accepts both forms
     #[arg(long)]
     full: bool,
     #[command(flatten)]
@@ -109,8 +110,8 @@ impl DumpIr {
         }
         let (stage, of_rank) = (self.stage.name(), self.stage >= Stage::Rank);
         match of_rank {
-            false => given.refuse(&["rank"], &format!("at the stage {stage}, which all ranks have in common"))?,
-            true => given.refuse(&["full"], &format!("at the stage {stage}, whose every line is printed anyway"))?,
+            false => given.refuse(&["rank"], &format!("at the stage {stage}, which is the same for all ranks"))?,
+            true => given.refuse(&["full"], &format!("at the stage {stage}, which is always printed in full"))?,
         }
         let file = self.model.as_deref().filter(|path| path.is_file() || path.extension().is_some_and(|e| e == "tpc"));
         match file {
@@ -121,18 +122,21 @@ impl DumpIr {
 
     fn graph_file(&self, file: &Path, given: &Given, terminal: &mut Terminal) -> Outcome {
         const MODELS: [&str; 6] = ["batch", "seq", "train", "clip_norm", "micro_batches", "freeze"];
-        given.refuse(&[&MODELS[..], &Optimizer::OPTIONS].concat(), "on a graph from a file, which is as it is")?;
+        given.refuse(
+            &[&MODELS[..], &Optimizer::OPTIONS].concat(),
+            "on a graph from a file, which is already captured",
+        )?;
         let program = read(file)?;
         if let Program::Annotated(..) | Program::Placed(_) = program {
             if !self.placement.mesh.is_empty() {
-                return Err(Failure::at(file, "the graph has a mesh of its own: leave --mesh away"));
+                return Err(Failure::at(file, "the graph has its own mesh: leave --mesh out"));
             }
-            given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that has its placements already")?;
+            given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that already has placements")?;
         }
         if let Program::Placed(_) = program {
-            given.refuse(&["disable_rule"], "on a graph from a file that is placed already")?;
+            given.refuse(&["disable_rule"], "on a graph from a file that is already placed")?;
             if !self.json && self.stage < Stage::Scheduled {
-                given.refuse(&["target"], "on a graph from a file that is placed already, before it is scheduled")?;
+                given.refuse(&["target"], "on a graph from a file that is already placed, unless it is scheduled")?;
             }
         }
         self.show(vec![program], &Facts::default(), given, terminal)
@@ -153,7 +157,7 @@ impl DumpIr {
             (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq, terminal)?,
             (None, None) => return Err(Failure::new("a model is needed: MODEL_DIR, FILE.tpc or --preset")),
         };
-        // Everything that can be wrong with the mesh and the plan is said before the long part.
+        // Report all errors in the mesh and the plan before the long part.
         self.placement.mesh()?;
         self.placement.plan()?;
         self.placement.target(Backend::Cpu)?;
@@ -168,7 +172,7 @@ impl DumpIr {
         let facts = captured.first().map_or_else(Facts::default, |c| Facts::of(c, &rename));
         captured.iter_mut().for_each(|c| *c = renamed(c, &rename));
         let signature = Signature::of(&captured).map_err(Error::from)?;
-        // The first step is another program over the same arena: only sizes of memory depend on it.
+        // The first step is a different program over the same arena: only the sizes of memory depend on it.
         if !self.json && self.stage < Stage::Scheduled {
             captured.truncate(1);
         }
@@ -181,7 +185,7 @@ impl DumpIr {
         self.step.options(self.train && self.preset.as_deref() != Some(MLP), given)
     }
 
-    /// Notes what says something of stages after the one that is shown.
+    /// Notes options that only affect stages after the one that is shown.
     fn note_stage(&self, given: &Given, terminal: &mut Terminal) {
         if self.json {
             return;
@@ -197,16 +201,16 @@ impl DumpIr {
             later.extend(["disable_rule", "target"]);
         }
         if let Some(option) = given.first(&later) {
-            terminal.note(format!("{option} has no effect at the stage {}, which is before it", self.stage.name()));
+            terminal.note(format!("{option} has no effect at the stage {}, which comes before it", self.stage.name()));
         }
     }
 
-    /// Notes programs that a rank of the target that was named has no room for.
+    /// Notes programs that need more memory than a rank of the named target has.
     fn note_capacity(&self, programs: &[RankProgram], target: &Target, terminal: &mut Terminal) {
         let needed = programs.iter().map(|program| program.arena_bytes).max().unwrap_or(0);
         if self.placement.target.is_some() && needed as f64 > target.device.capacity {
             terminal.note(format!(
-                "a rank needs {needed} bytes, more than the {} that one of the target {} has: use a smaller batch, --micro-batches, or a \
+                "a rank needs {needed} bytes, but a rank of the target {} has {}: use a smaller batch, --micro-batches, or a \
                  plan that shards more",
                 target.device.capacity,
                 cut(&target.name)
@@ -217,7 +221,7 @@ impl DumpIr {
     /// Shows the first of the programs, which share one arena.
     fn show(&self, programs: Vec<Program>, facts: &Facts, given: &Given, terminal: &mut Terminal) -> Outcome {
         let (mesh, plan, search) = (self.placement.mesh()?, self.placement.plan()?, self.placement.search()?);
-        // Nothing runs here: a program may be planned for any device.
+        // Nothing runs here, so a program may be planned for any device.
         let target = self.placement.target(Backend::Cpu)?;
         let to = if self.json { Stage::Placed } else { self.stage };
         let step = self.step_options(given)?;
@@ -273,7 +277,7 @@ impl DumpIr {
     }
 }
 
-/// A target in one line.
+/// Describes a target in one line.
 fn described(target: &Target) -> String {
     let short = |x: f64| (x * 1e3).round() / 1e3;
     let link = |link: &Link| format!("{} GB/s after {} us", short(link.bandwidth / 1e9), short(link.latency * 1e6));
@@ -293,12 +297,12 @@ fn described(target: &Target) -> String {
     text
 }
 
-/// Most bytes that the programs of all ranks may take for a report of them.
+/// Most bytes that the programs of all ranks may take in a report.
 const MOST_REPORTED: usize = 2 << 30;
-/// About as many bytes as a rank's program has for each operation.
+/// Approximate size of a rank's program per operation, in bytes.
 const BYTES_OF_ACTION: usize = 1 << 10;
 
-/// Whether the programs of all ranks can be held at once: each names the members of the groups that it is in.
+/// An error if the programs of all ranks cannot be held at once. Each program lists the members of its rank's groups.
 fn check_report(placed: &Graph) -> Outcome {
     let members: usize = placed.nodes().map(|n| placed.mesh.group_size(placed.node(n).op.axes())).sum();
     let of_rank =
@@ -309,14 +313,14 @@ fn check_report(placed: &Graph) -> Outcome {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "the programs of all {ranks} ranks take about {} GiB, more than the {} GiB for a report of them: \
-         leave --json away, or show one rank with --stage scheduled --rank N",
+        "the programs of all {ranks} ranks take about {} GiB, but a report may take at most {} GiB: \
+         leave --json out, or show one rank with --stage scheduled --rank N",
         bytes >> 30,
         MOST_REPORTED >> 30
     )))
 }
 
-/// Programs that run one after the other in the same arenas need the larger ones.
+/// Gives programs that run alternately in the same arenas the size of the larger ones.
 fn share_arenas(programs: &mut [RankProgram], others: &[RankProgram]) {
     for (program, other) in programs.iter_mut().zip(others) {
         program.arena_bytes = program.arena_bytes.max(other.arena_bytes);
@@ -329,15 +333,15 @@ fn import(captured: &Captured, signature: &Signature, step: &StepOptions, facts:
     Ok(on_captured(&graph, step).map_err(|error| facts.explain(error.into()))?.into_owned())
 }
 
-/// Drops the gradients of a program that updates parameters: which values they are matters to the
-/// plan, but such a program does not keep them to its end.
+/// Drops the gradients from the outputs of a program that updates parameters. The plan needs to know which values are
+/// gradients, but the program does not keep them to its end.
 fn without_gradients(graph: &mut Graph) {
     if graph.outputs.iter().any(|o| matches!(o.kind, OutputKind::Update(_))) {
         graph.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
     }
 }
 
-/// Reads a graph and finds out how far it is.
+/// Reads a graph and determines its stage.
 fn read(file: &Path) -> Outcome<Program> {
     let source = std::fs::read_to_string(file).map_err(|e| Failure::at(file, e))?;
     let graph = tpc_ir::parse::parse(&source).map_err(|e| Failure::at(file, e))?;
@@ -361,7 +365,7 @@ fn read(file: &Path) -> Outcome<Program> {
     }
 }
 
-/// What an annotated graph says of its values.
+/// Reads the annotations off an annotated graph.
 fn annotations(graph: &Graph) -> Annotations {
     let mut found = Annotations { mesh: graph.mesh.clone(), ..Annotations::default() };
     for node in graph.nodes() {
@@ -383,7 +387,7 @@ fn annotations(graph: &Graph) -> Annotations {
     found
 }
 
-/// A graph without its placements.
+/// Removes the placements of a graph.
 fn unplaced(graph: &Graph) -> Graph {
     let mut logical = graph.clone();
     logical.mesh = Mesh::single();
@@ -395,7 +399,7 @@ fn unplaced(graph: &Graph) -> Graph {
     logical
 }
 
-/// A logical graph with its annotations as types.
+/// Writes annotations into the types of a logical graph.
 fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     let mut graph = logical.clone();
     graph.mesh = annotations.mesh.clone();
@@ -419,8 +423,8 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     graph
 }
 
-/// Takes a program to a stage, at most to the placed one; a failure if it is behind that stage
-/// already, an error if it does not compile.
+/// Takes a program to a stage, at most to the placed one. Fails if the program is already past that stage or does not
+/// compile.
 fn advance(
     program: Program,
     to: Stage,
@@ -428,8 +432,8 @@ fn advance(
     search: &SearchOptions,
     step: &StepOptions,
 ) -> Outcome<Result<Graph, Error>> {
-    let behind =
-        |stage: &str| Failure::new(format!("the graph of the file is {stage} already: choose a later --stage"));
+    let too_late =
+        |stage: &str| Failure::new(format!("the graph in the file is already {stage}: choose a later --stage"));
     let (logical, annotations) = match program {
         Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
         Program::Captured(graph) => {
@@ -444,9 +448,9 @@ fn advance(
                 Err(error) => return Ok(Err(error.into())),
             }
         }
-        Program::Annotated(..) if to < Stage::Annotated => return Err(behind("annotated")),
+        Program::Annotated(..) if to < Stage::Annotated => return Err(too_late("annotated")),
         Program::Annotated(both) => *both,
-        Program::Placed(_) if to < Stage::Placed => return Err(behind("placed")),
+        Program::Placed(_) if to < Stage::Placed => return Err(too_late("placed")),
         Program::Placed(graph) => return Ok(Ok(graph)),
     };
     Ok(match to {

@@ -1,5 +1,5 @@
-//! The files that a command writes, and what it reads: no output is another output or an input, and each can be written, before anything
-//! is computed.
+//! The files that a command reads and writes. Before anything is computed, the command checks that no output is another
+//! output or an input, and that each output can be written.
 
 use crate::{Failure, Outcome};
 use std::fmt::Display;
@@ -16,7 +16,7 @@ struct Named {
     identity: Identity,
 }
 
-/// What a command reads and writes.
+/// The files that a command reads and writes.
 #[derive(Debug, Default)]
 pub struct Files {
     inputs: Vec<Named>,
@@ -48,7 +48,7 @@ impl Files {
         self
     }
 
-    /// An error if something that is written is also read, or written twice.
+    /// An error if an output is also an input, or is written twice.
     ///
     /// # Errors
     /// The first such pair.
@@ -57,11 +57,11 @@ impl Files {
             let same = |other: &&Named| other.identity == written.identity;
             if let Some(read) = self.inputs.iter().find(same) {
                 return Err(Failure::new(format!(
-                    "{written} is read, too, as {read}: give another path, nothing was written"
+                    "{written} is also read, as {read}: give another path; nothing was written"
                 )));
             }
             if let Some(other) = self.outputs[..i].iter().find(same) {
-                return Err(Failure::new(format!("{other} and {written} are the same: give each a path of its own")));
+                return Err(Failure::new(format!("{other} and {written} are the same file: give different paths")));
             }
         }
         Ok(())
@@ -74,16 +74,16 @@ impl Display for Named {
     }
 }
 
-/// What can be compared: a character device is not, since many may read and write it at once.
+/// Resolves a path for comparison. `None` for character devices, which several readers and writers may share.
 fn named(option: &str, path: &Path) -> Option<Named> {
     let identity = Identity::of(path)?;
     Some(Named { option: option.into(), path: path.to_path_buf(), identity })
 }
 
-/// Finds an output's place, before the work that makes its contents.
+/// Opens the place of an output before its contents are computed.
 ///
 /// # Errors
-/// A place that takes no file, with the reason.
+/// A place that cannot hold a file, with the reason.
 pub fn output(path: &Path) -> Outcome<Output> {
     Output::at(path).map_err(|e| unwritable(path, e))
 }
@@ -91,16 +91,16 @@ pub fn output(path: &Path) -> Outcome<Output> {
 /// Writes an output's contents.
 ///
 /// # Errors
-/// A disk, pipe or device that does not take them.
+/// A disk, pipe or device that rejects them.
 pub fn write(output: Output, contents: &[u8]) -> Outcome {
     let path = output.path().to_path_buf();
     output.write(contents).map_err(|e| unwritable(&path, e))
 }
 
-/// An error unless files can be written in a directory, which need not exist yet. The check leaves no file.
+/// Checks that files can be written in a directory, which need not exist yet. The check leaves no file.
 ///
 /// # Errors
-/// The reason.
+/// The reason why they cannot.
 pub fn check_dir(dir: &Path) -> Outcome {
     output::check_dir(dir).map_err(|e| unwritable(dir, e))
 }

@@ -1,11 +1,12 @@
-//! Which options stand on the command line, as against those that have their default: one that changes nothing is an error, not silence.
+//! Which options were given on the command line, as opposed to having their default. An option without effect is an
+//! error.
 
 use crate::{Failure, Outcome};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use std::ffi::OsString;
 
-/// The options that a subcommand was given, by their names in Rust: `micro_batches`.
+/// The options given to a subcommand, by their names in Rust: `micro_batches`.
 #[derive(Clone, Debug, Default)]
 pub struct Given {
     options: Vec<String>,
@@ -13,20 +14,20 @@ pub struct Given {
 }
 
 impl Given {
-    /// The options of a subcommand's arguments.
+    /// The options among a subcommand's arguments that were given.
     pub fn of(matches: &ArgMatches) -> Self {
         let ids = matches.ids().map(|id| id.as_str());
         let on_the_line = |id: &&str| matches.value_source(id) == Some(ValueSource::CommandLine);
         Given { options: ids.filter(on_the_line).map(str::to_string).collect(), line: Vec::new() }
     }
 
-    /// The same with the command line that they were on.
+    /// Adds the command line that the options were given on.
     #[must_use]
     pub fn on(self, line: &[OsString]) -> Self {
         Given { line: line.iter().map(|word| word.to_string_lossy().into_owned()).collect(), ..self }
     }
 
-    /// The command line with one more option, as a shell reads it.
+    /// The command line with one more option, in shell syntax.
     pub fn line_with(&self, option: &str) -> String {
         let words = self.line.iter().map(String::as_str).chain([option]).map(quoted);
         words.collect::<Vec<_>>().join(" ")
@@ -43,10 +44,10 @@ impl Given {
         Some(format!("--{}", found.replace('_', "-")))
     }
 
-    /// An error if one of these options was given, which all have no effect for this reason.
+    /// An error if one of these options was given, because none of them has an effect for this reason.
     ///
     /// # Errors
-    /// The first of them.
+    /// Names the first such option.
     pub fn refuse(&self, options: &[&str], reason: &str) -> Outcome {
         match self.first(options) {
             Some(option) => Err(Failure::new(format!("{option} has no effect {reason}; leave it out"))),
@@ -55,7 +56,7 @@ impl Given {
     }
 }
 
-/// A word as a shell reads it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:+%@".contains(c);
     if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', "'\\''")) }

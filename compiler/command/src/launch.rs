@@ -1,4 +1,4 @@
-//! `tpc launch`: a command as several processes, one for each rank, that share memory.
+//! `tpc launch`: runs a command as several processes that share memory, one for each rank.
 
 use crate::{Failure, Outcome, Terminal, subcommands};
 use clap::{Args, ValueEnum};
@@ -14,19 +14,20 @@ use tpc_runtime::{LaunchOptions, RuntimeError, Settings};
 
 /// Run a command as one process per rank, on this host: tpc launch --ranks 2 -- train MODEL_DIR --mesh tp=2 ...
 ///
-/// If one process fails, all end, with its exit code.
+/// If one process fails, all of them end with its exit code.
 #[derive(Debug, Args)]
 pub struct Launch {
-    /// Processes, as many as the mesh has ranks
+    /// Number of processes, which is the number of ranks of the mesh
     #[arg(long, value_name = "N")]
     ranks: NonZeroUsize,
-    /// Seconds that a collective may take before it is an error [default: 60]
+    /// Deadline of a collective, in seconds [default: 60]
     #[arg(long, value_name = "S", value_parser = seconds)]
     deadline: Option<Duration>,
-    /// Seconds that the other processes may take to end when one has failed; then they are killed
+    /// Seconds that the other processes may take to end after one has failed; then they are killed
     #[arg(long, value_name = "S", value_parser = seconds, default_value = "5")]
     grace: Duration,
-    /// Directory for the record of every rank's latest collectives when something fails [default: that for temporary files]
+    /// Directory for the flight record, the latest collectives of every rank, after a failure [default: the directory
+    /// for temporary files]
     #[arg(long, value_name = "DIR")]
     flight_dir: Option<PathBuf>,
     /// A program and its arguments, or a subcommand of tpc
@@ -49,8 +50,8 @@ impl Launch {
                 ));
             }
             terminal.note(format!(
-                "{kind} has started {world} processes, each of which runs tpc launch and starts a world of its own; \
-                 without tpc launch they are one world"
+                "{kind} has started {world} processes, each of which runs tpc launch and starts a separate world; \
+                 without tpc launch they form one world"
             ));
         }
         let is_ours = first.to_str().is_some_and(|name| subcommands().iter().any(|s| s == name));
@@ -58,7 +59,7 @@ impl Launch {
             true => (std::env::current_exe()?.into_os_string(), self.command.clone()),
             false => (first.clone(), rest.to_vec()),
         };
-        let launch = supervise::Launch {
+        let launch = supervise::LaunchSpec {
             ranks: self.ranks.get(),
             program,
             arguments,
@@ -70,21 +71,20 @@ impl Launch {
         let ended = supervise::launch(&launch, &stderr).map_err(|e| not_started(e, first))?;
         if ended.code == 0 {
             if !ended.joined && self.ranks.get() > 1 {
-                terminal
-                    .note("the processes did not join each other, each ran alone: a program joins with `tpc::join`");
+                terminal.note("the processes did not join: each ran alone; a program joins with `tpc::join`");
             }
             return Ok(());
         }
         let record = ended.flight_record.map(|p| format!("; flight record: {}", p.display())).unwrap_or_default();
         match ended.message {
             Some(message) => Err(Failure::Code(ended.code, format!("{message}{record}"))),
-            // They have said what they kept.
+            // The processes have already reported what they kept.
             None => Err(Failure::Stopped(ended.code, String::new())),
         }
     }
 }
 
-/// Why the processes could not be started; a name that is no program may be a subcommand with a mistake in it.
+/// Explains why the processes could not be started; a name that is not a program may be a misspelled subcommand.
 fn not_started(error: LaunchError, program: &OsStr) -> Failure {
     let is_missing = matches!(&error, LaunchError::System { source, .. } if source.kind() == ErrorKind::NotFound);
     match is_missing && !program.to_string_lossy().contains('/') {
@@ -93,7 +93,7 @@ fn not_started(error: LaunchError, program: &OsStr) -> Failure {
     }
 }
 
-/// What to tell about a command line of `tpc launch` that makes no command: most often, `--` is missing.
+/// A hint for a `tpc launch` command line that does not parse, where usually `--` is missing.
 pub(crate) fn hint(arguments: &[OsString]) -> Option<String> {
     let words: Vec<String> = arguments.iter().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let (first, words) = words.split_first()?;
@@ -108,7 +108,7 @@ pub(crate) fn hint(arguments: &[OsString]) -> Option<String> {
     let (mut options, mut command): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
     let mut words = words.iter().map(String::as_str);
     while let Some(word) = words.next() {
-        // The deadline is an option of the command, too.
+        // The command has an option for the deadline as well.
         let is_own = takes_value(word) && (command.is_empty() || word != "--deadline");
         let is_own = is_own || command.is_empty() && word.starts_with('-');
         let to = if is_own { &mut options } else { &mut command };
@@ -124,7 +124,7 @@ pub(crate) fn hint(arguments: &[OsString]) -> Option<String> {
     Some(format!("the command comes after `--`: tpc launch {} -- {}", options.join(" "), command.join(" ")))
 }
 
-/// A number of seconds above 0.
+/// Parses a positive number of seconds.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_string())?;
     match Duration::try_from_secs_f64(seconds) {
@@ -133,18 +133,19 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// How ranks are run: the same for every command that runs any.
+/// How ranks are run; every command that runs ranks has these arguments.
 #[derive(Debug, Args)]
 pub struct Running {
-    /// Seconds that a collective may take before it is an error [default: 60, or that of tpc launch]
+    /// Deadline of a collective, in seconds [default: 60, or the deadline of tpc launch]
     #[arg(long, value_name = "S", value_parser = seconds)]
     pub deadline: Option<Duration>,
-    /// What executes the ranks: threads or processes on the CPU, or NVIDIA GPUs (a process alone runs all ranks on the first one, launched processes one each)
+    /// Device that executes the ranks: threads or processes on the CPU, or NVIDIA GPUs (a single process runs all ranks
+    /// on the first GPU; launched processes use one GPU each)
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     pub device: Device,
 }
 
-/// What executes ranks, by its name on the command line.
+/// The device that executes ranks, by its name on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Device {
     /// Threads or processes.
@@ -154,7 +155,7 @@ pub enum Device {
 }
 
 impl Device {
-    /// The backend of that name.
+    /// The backend of this device.
     pub(crate) fn backend(self) -> Backend {
         match self {
             Device::Cpu => Backend::Cpu,
@@ -169,32 +170,33 @@ impl Running {
         Ok(given.unwrap_or_else(|| LaunchOptions::default().deadline))
     }
 
-    /// Joins the processes that this one was launched with, if there are any, which must have the same settings.
+    /// Joins the processes that this one was launched with, if any, after checking that all have the same settings.
     ///
     /// # Errors
-    /// Processes that do not come together or do not do the same.
+    /// Processes that do not join, or whose settings differ.
     pub(crate) fn join(&self, settings: impl FnOnce() -> Settings, terminal: &mut Terminal) -> Outcome {
         let Some(launched) = launch::launched()? else { return Ok(()) };
-        // Processes start at different times: a short deadline of collectives is none for that. Those of `tpc launch` start together.
+        // Processes start at different times, so a short deadline of collectives does not apply here. The processes of
+        // `tpc launch` start together.
         let least = if launched.kind == LauncherKind::Tpc { 10 } else { 30 };
         let deadline = self.deadline()?.max(Duration::from_secs(least));
         launch::join_with(Joining { deadline, settings: settings(), notes: &mut |note| terminal.note(note) })?;
         Ok(())
     }
 
-    /// Notes a deadline that nothing can miss.
+    /// Notes that a deadline has no effect on one rank.
     pub(crate) fn note(&self, ranks: usize, terminal: &mut Terminal) {
         if self.deadline.is_some() && ranks == 1 {
-            terminal.note("--deadline has no effect on one rank, which waits for no other");
+            terminal.note("--deadline has no effect on one rank, which never waits for another rank");
         }
     }
 
-    /// What executes the ranks.
+    /// The backend that executes the ranks.
     pub(crate) fn backend(&self) -> Backend {
         self.device.backend()
     }
 
-    /// What a session is launched with.
+    /// The launch options of a session.
     pub(crate) fn options(&self) -> Outcome<LaunchOptions> {
         let backend = self.backend();
         let (deadline, processes) = (self.deadline()?, launch::joined());
@@ -202,7 +204,7 @@ impl Running {
     }
 }
 
-/// An error if this process was launched with others that do not make up the ranks.
+/// An error if this process was launched with others and their number is not that of the ranks.
 pub(crate) fn check_ranks(ranks: usize) -> Result<(), RuntimeError> {
     match launch::joined() {
         Some(processes) => processes.local(ranks).map(drop),
@@ -210,7 +212,7 @@ pub(crate) fn check_ranks(ranks: usize) -> Result<(), RuntimeError> {
     }
 }
 
-/// Whether this process writes files and tells how things go: the first of those that were launched together.
+/// Whether this process writes files and reports progress: the first of the launched processes does.
 pub(crate) fn leads() -> bool {
     launch::joined().is_none_or(|processes| processes.process() == 0)
 }

@@ -1,26 +1,26 @@
-//! The `tpc` command: its arguments, its errors, and what its subcommands share.
+//! The `tpc` command: its arguments, its errors, and code that its subcommands share.
 //!
 //! | question | file |
 //! |---|---|
-//! | which model a command is about, and how it is captured | [`subject`] |
+//! | the model of a command, and how it is captured | [`subject`] |
 //! | clipping, micro-batches, freezing, precision | [`options`] |
 //! | batches from files of tensors | [`data`] |
-//! | which files are read and written; that no two are the same | [`files`] |
-//! | which options were given, and have no effect | [`given`] |
-//! | ranks that repeat the work of others, or have none | [`notes`] |
+//! | which files are read and written, and that no two are the same | [`files`] |
+//! | which options were given without effect | [`given`] |
+//! | ranks that repeat the work of others, or have no work | [`notes`] |
 //! | how messages show user text | `messages` |
 //! | stages of the compiler as text, collectives and memory as JSON | [`dump_ir`], [`report`] |
 //! | `--plan auto` | `auto` |
 //! | built-in plans in the order of what they are predicted to take | [`plans`] |
 //! | a forward pass from files to a file | [`run`](mod@run) |
-//! | training steps, texts to train on | [`train`] |
-//! | text from prompts | [`generate`] |
-//! | a tokenizer from a text | [`tokenizer`] |
-//! | what each rank did when | [`trace`] |
-//! | the comparisons' measurements | [`mod@bench`] |
-//! | what this machine can do, as a target | [`calibrate`] |
-//! | a command as one process per rank | [`launch`] |
-//! | what all processes of a command must have in common | `settings` |
+//! | training steps, and texts to train on | [`train`] |
+//! | text generation from prompts | [`generate`] |
+//! | training a tokenizer | [`tokenizer`] |
+//! | the trace of each rank's actions | [`trace`] |
+//! | measurements for the comparisons | [`mod@bench`] |
+//! | measuring this machine as a target | [`calibrate`] |
+//! | running a command as one process per rank | [`launch`] |
+//! | settings that must be the same for all processes of a command | `settings` |
 
 mod auto;
 pub mod bench;
@@ -90,18 +90,18 @@ enum Command {
 /// Why a command ends early.
 #[derive(Debug)]
 pub enum Failure {
-    /// What to tell the user.
+    /// A message for the user.
     Message(String),
-    /// The same, with an exit code of its own.
+    /// A message with a specific exit code.
     Code(u8, String),
-    /// A signal ended the command after it had finished what it was at: the exit code, and what to tell.
+    /// A signal ended the command after it had finished its current work: the exit code, and a message.
     Stopped(u8, String),
-    /// Whoever reads the output has gone: nothing is wrong.
+    /// The reader of the output has closed it, which is not an error.
     Closed,
 }
 
 impl Failure {
-    /// A failure with this text.
+    /// A failure with this message.
     pub fn new(message: impl Display) -> Self {
         Failure::Message(message.to_string())
     }
@@ -118,14 +118,14 @@ impl<E: std::error::Error> From<E> for Failure {
     }
 }
 
-/// What a subcommand gives.
+/// The result of a subcommand.
 pub type Outcome<T = ()> = Result<T, Failure>;
 
-/// Where a command writes what it was asked for.
+/// Where a command writes its results and messages.
 pub struct Terminal<'a> {
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
-    /// Another process tells the same.
+    /// Another process prints the same output.
     silent: bool,
 }
 
@@ -133,7 +133,7 @@ impl Terminal<'_> {
     /// Writes text to the standard output.
     ///
     /// # Errors
-    /// An output that does not take it.
+    /// An output that rejects the text.
     pub fn print(&mut self, text: impl Display) -> Outcome {
         if self.silent {
             return Ok(());
@@ -145,18 +145,18 @@ impl Terminal<'_> {
         })
     }
 
-    /// Tells something that the result does not show.
+    /// Prints a note about something that the result does not show.
     pub fn note(&mut self, text: impl Display) {
         if self.silent {
             return;
         }
-        // A note that cannot be written does not make the result wrong.
-        // In one piece: a launcher that puts the rank before everything does it once then.
+        // A note that cannot be written does not make the result wrong. It is written in one piece, because a launcher
+        // that prefixes lines with the rank then prefixes it once.
         let text = messages::shown(&text.to_string(), &[]);
         let _ = self.err.write_all(format!("note: {text}\n").as_bytes());
     }
 
-    /// [`Terminal::note`], if there is something to tell.
+    /// Prints [`Terminal::note`] unless the text is empty.
     fn note_if_any(&mut self, text: &str) {
         if !text.is_empty() {
             self.note(text);
@@ -164,8 +164,8 @@ impl Terminal<'_> {
     }
 }
 
-/// Runs a command line, program name first, and gives the exit code: 0, 1 for a failure, 2 for
-/// arguments that make no command.
+/// Runs a command line, with the program's name first, and returns the exit code: 0 for success, 1 for a failure, 2 for
+/// arguments that do not parse.
 pub fn run<I, T>(arguments: I, stdout: &mut dyn Write, stderr: &mut dyn Write) -> u8
 where
     I: IntoIterator<Item = T>,
@@ -183,7 +183,7 @@ where
             if let (true, Some(hint)) = (is_error, launch::hint(&arguments)) {
                 text.push_str(&format!("\nnote: {hint}\n"));
             }
-            // Nobody is left to be told that this cannot be written.
+            // If standard error is closed, nothing can report this.
             let _ = if is_error { stderr.write_all(text.as_bytes()) } else { stdout.write_all(text.as_bytes()) };
             return if is_error { 2 } else { 0 };
         }
@@ -208,12 +208,12 @@ where
             message.push_str(&format!("; flight record: {}", record.display()));
         }
     }
-    // In one piece: a launcher that puts the rank before everything does it once then.
+    // In one piece, because a launcher that prefixes lines with the rank then prefixes it once.
     let _ = stderr.write_all(format!("error: {message}\n").as_bytes());
     code
 }
 
-/// The options of the subcommand that was given.
+/// The options of the subcommand that were given.
 fn given(matches: &ArgMatches) -> Given {
     matches.subcommand().map(|(_, matches)| Given::of(matches)).unwrap_or_default()
 }
@@ -223,7 +223,7 @@ fn subcommands() -> Vec<String> {
     Cli::command().get_subcommands().map(|s| s.get_name().to_string()).collect()
 }
 
-/// Files that all processes must have in common, by the option that names each.
+/// Files that must be the same for all processes, with the option that names each.
 type Reads = [(String, PathBuf)];
 
 fn execute(
@@ -258,10 +258,10 @@ fn execute(
     }
 }
 
-/// Where the latest panic of the process happened; only known after [`quiet_panics`].
+/// Where the process last panicked; only known after [`quiet_panics`].
 static PANICKED_AT: Mutex<Option<String>> = Mutex::new(None);
 
-/// Keeps panics from printing: every one of them becomes an error that the command reports itself.
+/// Keeps panics from printing, because the command reports every panic as an error.
 pub fn quiet_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string);
@@ -309,36 +309,39 @@ fn target_named(name: Option<&str>, backend: Backend) -> Outcome<Target> {
     }
 }
 
-/// Onto which mesh a program is compiled, and how.
+/// The mesh that a program is compiled for, and how it is compiled.
 #[derive(Debug, Args)]
 pub struct Placement {
-    /// Built-in plan (none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, or both kinds: tp-ddp, tp-sp-fsdp, …), JSON file, or auto: the built-in plan that is predicted to be the fastest
+    /// Built-in plan (none, tp, tp-sp, ddp, fsdp, zero1, hsdp, 2d, or a combination: tp-ddp, tp-sp-fsdp, …), JSON
+    /// file, or auto: the built-in plan that is predicted to be the fastest
     #[arg(long, default_value = "none")]
     pub plan: String,
     /// Mesh axes with their sizes: tp=2 or dp=2,tp=4; without it, one rank
     #[arg(long, default_value = "", hide_default_value = true)]
     pub mesh: String,
-    /// What programs are compiled for: a built-in target (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: that of the device which runs the ranks]
+    /// Machine that programs are compiled for: a built-in target (cpu, h100-node, h200-node, ethernet) or a JSON file
+    /// as written by tpc calibrate [default: the target of the device that runs the ranks]
     #[arg(long, value_name = "NAME|FILE")]
     pub target: Option<String>,
-    /// Switch off a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
+    /// Disable a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
     #[arg(long, value_name = "N")]
     pub disable_rule: Vec<u32>,
 }
 
 impl Placement {
-    /// The mesh, to plan for.
+    /// The mesh to plan for.
     ///
     /// # Errors
-    /// A text that is no mesh.
+    /// A text that is not a mesh.
     pub fn mesh(&self) -> Outcome<Mesh> {
         Ok(Mesh::parse(&self.mesh)?)
     }
 
-    /// The mesh, to execute on: known before the long part of compiling.
+    /// The mesh to execute on, checked before the long part of compiling.
     ///
     /// # Errors
-    /// A text that is no mesh, more ranks than one process runs, or another number than processes were launched.
+    /// A text that is not a mesh, more ranks than one process can run, or a number of ranks other than that of the
+    /// launched processes.
     pub fn executed_mesh(&self) -> Outcome<Mesh> {
         match Mesh::parse(&self.mesh) {
             Ok(mesh) => check_executed(mesh.ranks()).map(|()| mesh),
@@ -350,7 +353,7 @@ impl Placement {
     /// The plan.
     ///
     /// # Errors
-    /// A name that is neither built in nor a file, a file that is no plan.
+    /// A name that is neither built in nor a file, or a file that is not a plan.
     pub fn plan(&self) -> Outcome<Plan> {
         let unknown = match Plan::built_in(&self.plan) {
             Ok(plan) => return Ok(plan),
@@ -369,17 +372,17 @@ impl Placement {
         }
     }
 
-    /// What programs are compiled for: the target that was named, or that of the backend.
+    /// The target that programs are compiled for: the named one, or that of the backend.
     ///
     /// # Errors
-    /// A name that is neither built in nor a file, a file that is no target, a CPU's target for CUDA.
+    /// A name that is neither built in nor a file, a file that is not a target, or a CPU target for CUDA.
     pub fn target(&self, backend: Backend) -> Outcome<Target> {
         let found = target_named(self.target.as_deref(), backend)?;
         target::check(&found, backend)?;
         Ok(found)
     }
 
-    /// Adds the files of the plan and of the target to those that are read, if they are files.
+    /// Adds the files of the plan and of the target to the files that are read.
     #[must_use]
     pub fn read(&self, mut files: files::Files) -> files::Files {
         if Plan::built_in(&self.plan).is_err() {
@@ -391,7 +394,7 @@ impl Placement {
         }
     }
 
-    /// What was wrong with compiling, with the plan's file if it is the plan.
+    /// The error of a compilation, with the plan's file if the plan caused it.
     pub fn failure(&self, error: Error) -> Failure {
         match error {
             Error::Style(problem) if Plan::built_in(&self.plan).is_err() => Failure::at(Path::new(&self.plan), problem),
@@ -399,7 +402,7 @@ impl Placement {
         }
     }
 
-    /// The search's options.
+    /// The options of the search.
     ///
     /// # Errors
     /// A rule that does not exist.
@@ -409,7 +412,7 @@ impl Placement {
             if !all_rules().iter().any(|rule| rule.number == *number) {
                 let known: Vec<String> = all_rules().iter().map(|rule| rule.number.to_string()).collect();
                 return Err(Failure::new(format!(
-                    "there is no rule {number} to disable; there are {}",
+                    "there is no rule {number} to disable; the rules are {}",
                     known.join(", ")
                 )));
             }
@@ -418,11 +421,11 @@ impl Placement {
         Ok(search)
     }
 
-    /// What the compiler needs to know of programs that run on a backend; `gradients` keeps them as outputs, `seed` is that of random
-    /// operations.
+    /// The compiler's options for programs that run on a backend. `gradients` keeps the gradients as outputs; `seed` is
+    /// the seed of random operations.
     ///
     /// # Errors
-    /// As [`Placement::search`] and [`Placement::target`].
+    /// The errors of [`Placement::search`] and [`Placement::target`].
     pub fn options(&self, backend: Backend, gradients: bool, seed: u64) -> Outcome<CompileOptions> {
         Ok(CompileOptions { search: self.search()?, gradients, seed, ..CompileOptions::new(self.target(backend)?) })
     }

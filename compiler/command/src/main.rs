@@ -1,4 +1,4 @@
-//! The `tpc` command; everything is in [`tpc_command`].
+//! The `tpc` command; [`tpc_command`] implements it.
 
 use std::process::ExitCode;
 

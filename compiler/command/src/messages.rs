@@ -1,19 +1,19 @@
-//! The last step of every message: user text that came into it as it is becomes short and harmless here.
+//! The last step of every message: text from the user that was inserted verbatim is shortened and escaped here.
 //!
-//! Errors that quote a user's text cut it themselves ([`cut`]). Some cannot: those of the parser of arguments, those of the system, and those
-//! that print a path.
+//! Errors that quote a user's text shorten it themselves ([`cut`]). Errors of the argument parser, errors of the system
+//! and errors that print a path cannot.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use tpc_ir::quote::{MOST, cut};
 
-/// A message in which arguments are cut, and so is each other word and each text in quotes or backticks. Lines stay lines, and what is cut
-/// already stays as it is.
+/// Shortens the arguments in a message, and every other word and every text in quotes or backticks. Line breaks stay,
+/// and text that is already shortened stays as it is.
 pub(crate) fn shown(message: &str, arguments: &[OsString]) -> String {
     let mut message = message.to_string();
     for argument in arguments {
         let argument = argument.to_string_lossy();
-        // What follows `=` in an argument is a value of its own.
+        // The text after `=` in an argument is a separate value.
         let value = argument.split_once('=').map(|(_, value)| value);
         for text in [Some(&*argument), value].into_iter().flatten() {
             let short = cut(text).to_string();
@@ -34,7 +34,7 @@ fn line(line: &str) -> String {
         let word = || rest.find([' ', '"', '`']).unwrap_or(rest.len());
         let quoted = quoted(rest, first).filter(|_| is_quote);
         let (piece, after) = rest.split_at(quoted.unwrap_or_else(|| word().max(1)));
-        // The quotes around a text are not its own.
+        // The quotes around a text do not belong to it.
         match quoted {
             Some(end) => _ = write!(shown, "{first}{}{first}", once(&piece[1..end - 1])),
             None => shown.push_str(&once(piece)),
@@ -44,11 +44,11 @@ fn line(line: &str) -> String {
     shown
 }
 
-/// A text that is cut, unless a part of it is.
+/// Shortens a text unless part of it is already shortened.
 fn once(text: &str) -> String {
     let (mut shown, mut rest) = (String::new(), text);
     if text.contains('…') && text.chars().count() <= 3 * MOST {
-        // In pieces, since only control characters may change.
+        // In pieces, because only control characters may change.
         while let Some((end, _)) = rest.char_indices().nth(MOST) {
             _ = write!(shown, "{}", cut(&rest[..end]));
             rest = &rest[end..];
@@ -57,7 +57,8 @@ fn once(text: &str) -> String {
     shown + &cut(rest).to_string()
 }
 
-/// Bytes of the quoted text that `text` begins with, its quotes included. A backslash before a quote makes it a part of the text.
+/// Length in bytes of the quoted text at the beginning of `text`, including the quotes. A quote after a backslash
+/// belongs to the text.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let mut escaped = false;
     let end = text.get(1..)?.find(|c: char| {
@@ -106,7 +107,7 @@ mod tests {
         }
         assert_eq!(shown(&format!("{long}/a: no file"), &[long.clone().into()]), format!("{short}/a: no file"));
         let word = "x".repeat(1000);
-        // The colon is a part of the word that is cut.
+        // The colon belongs to the word that is shortened.
         let expected = format!("{0}… (1001 characters) no; {0}… (1000 characters)", &word[..MOST]);
         assert_eq!(plain(&format!("{word}: no; {word}")), expected);
         assert_eq!(plain(&expected), expected);

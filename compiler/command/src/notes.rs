@@ -1,4 +1,5 @@
-//! What a user should know of a plan on a mesh before waiting for its result: ranks that repeat the work of others, or have none.
+//! Notes about a plan on a mesh that a user should see before waiting for a result: ranks that repeat the work of
+//! others, or have no work.
 
 use crate::{Failure, Outcome, Placement, Terminal};
 use std::collections::HashSet;
@@ -11,7 +12,7 @@ use tpc_passes::styles::{DataMode, Plan};
 use tpc_passes::targets::Target;
 
 impl Placement {
-    /// Notes a mesh without a plan, a plan without a mesh, and rules that cannot be switched off any further.
+    /// Notes a mesh without a plan, a plan without a mesh, and disabled rules that have no effect.
     ///
     /// # Errors
     /// A rule that is named twice.
@@ -19,14 +20,14 @@ impl Placement {
         let no_plan = plan.styles.is_empty() && plan.data.is_none();
         if no_plan && mesh.ranks() > 1 {
             terminal.note(format!(
-                "--mesh {} without a plan: each of the {} ranks computes the whole model; --plan says what they share",
+                "--mesh {} without a plan: each of the {} ranks computes the whole model; --plan distributes the work",
                 cut(&self.mesh),
                 mesh.ranks()
             ));
         }
         if !no_plan && mesh.axes().is_empty() {
             terminal.note(format!(
-                "--plan {} without a mesh: one rank computes the whole model; --mesh gives it more, as in --mesh {}",
+                "--plan {} without a mesh: one rank computes the whole model; give it more ranks with --mesh, for example --mesh {}",
                 cut(&self.plan),
                 example(plan)
             ));
@@ -38,23 +39,23 @@ impl Placement {
                 return Err(Failure::new(format!("--disable-rule {rule} is given twice")));
             }
             if off.contains(rule) {
-                terminal.note(format!("--disable-rule {rule} has no effect: the rule is off already"));
+                terminal.note(format!("--disable-rule {rule} has no effect: the rule is already off"));
             }
             if *rule == HIERARCHICAL && mesh.ranks() > 1 && !target.links.differ(mesh) {
                 terminal.note(format!(
-                    "--disable-rule {rule} has no effect: on the target {} all axes of the mesh have links of one speed",
+                    "--disable-rule {rule} has no effect: on the target {} all axes of the mesh have equally fast links",
                     cut(&target.name)
                 ));
             }
         }
         if mesh.ranks() == 1 && !self.disable_rule.is_empty() {
-            terminal.note("--disable-rule has no effect on one rank, where nothing is exchanged");
+            terminal.note("--disable-rule has no effect on one rank, which does not communicate");
         }
         Ok(())
     }
 }
 
-/// A mesh that a plan fits.
+/// A mesh that fits a plan.
 fn example(plan: &Plan) -> String {
     let mut axes: Vec<String> = data_axes(plan).into_iter().map(|axis| format!("{axis}=2")).collect();
     if !plan.styles.is_empty() {
@@ -63,7 +64,7 @@ fn example(plan: &Plan) -> String {
     axes.join(",")
 }
 
-/// The axes over which a plan's data mode cuts the batch.
+/// The axes over which a plan's data mode shards the batch.
 fn data_axes(plan: &Plan) -> Vec<&str> {
     match &plan.data {
         Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis, axis],
@@ -72,11 +73,12 @@ fn data_axes(plan: &Plan) -> Vec<&str> {
     }
 }
 
-/// Tells which ranks have no rows of the batch, or no part of weights that the plan cuts: no heads, for example.
+/// Notes which ranks have no rows of the batch, or no part of weights that the plan shards, for example no heads.
 pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize, terminal: &mut Terminal) {
     let mesh = &placed.mesh;
     let data: HashSet<AxisId> = data_axes(plan).into_iter().flat_map(|axis| mesh.parts(axis)).collect();
-    // Cuts that are alike: the axes, the size that they cut, whether it is the batch; and the inputs that they cut.
+    // Groups of equal shardings: the axes, the size of the sharded dimension and whether it is the batch; and the
+    // inputs that have them.
     let mut found: Vec<(Idle, Vec<String>)> = Vec::new();
     for (node, id) in placed.inputs() {
         let ty = &placed.node(node).types[0];
@@ -100,7 +102,7 @@ pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize,
     }
 }
 
-/// A dimension with fewer pieces than ranks that it is cut for.
+/// A dimension with fewer pieces than ranks to shard it over.
 #[derive(PartialEq)]
 struct Idle {
     size: usize,
@@ -131,7 +133,7 @@ impl Idle {
         let (axes, Idle { size, ranks, without, .. }) = (axes.join(","), self);
         if self.batch {
             let batch = if micro_batches > 1 { "each micro-batch" } else { "the batch" };
-            return format!("{without} of {ranks} ranks along {axes} have no rows: {batch} has {size} to share out");
+            return format!("{without} of {ranks} ranks along {axes} have no rows: {batch} has only {size}");
         }
         let more = match names.len() - 1 {
             0 => String::new(),
@@ -140,7 +142,7 @@ impl Idle {
         };
         let have = if names.len() == 1 { "it has" } else { "they have" };
         format!(
-            "{without} of {ranks} ranks along {axes} have no part of `{}`{more}: {have} {size} to share out",
+            "{without} of {ranks} ranks along {axes} have no part of `{}`{more}: {have} only {size} to distribute",
             names[0]
         )
     }

@@ -1,4 +1,4 @@
-//! The program options of a training step as arguments, the same for every command that has one.
+//! The options of a training step as arguments, shared by every command that has one.
 
 use crate::given::Given;
 use crate::{Failure, Outcome};
@@ -8,7 +8,7 @@ use tpc_passes::options::{Precision, Reduction, StepOptions};
 /// Element types of compute and communication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Types {
-    /// As the model is
+    /// The element types of the model
     F32,
     /// bf16 compute and communication, f32 parameters and optimizer
     Bf16,
@@ -23,32 +23,33 @@ pub enum Reduce {
     Bf16,
 }
 
-/// What is done to the training step besides placing it.
+/// Changes to the training step other than its placement.
 #[derive(Debug, Args)]
 pub struct StepArguments {
-    /// Scale all gradients down to this L2 norm of them together; metrics then have grad_norm
+    /// Scale all gradients down to this global L2 norm; metrics then include grad_norm
     #[arg(long, value_name = "X")]
     pub clip_norm: Option<f64>,
-    /// Micro-batches that run one after the other, their gradients added up
+    /// Number of micro-batches that run one after the other and whose gradients are added
     #[arg(long, value_name = "K", default_value_t = 1)]
     pub micro_batches: usize,
-    /// Parameters or modules that are not trained, with globs per path segment, `*` being all; !GLOB takes some back;
-    /// may be repeated
+    /// Parameters or modules that are not trained, with globs per path segment (`*` matches everything); !GLOB trains
+    /// some of them after all; may be repeated
     #[arg(long, value_name = "GLOB")]
     pub freeze: Vec<String>,
-    /// Element type of compute and communication; parameters and optimizer state stay as they are
+    /// Element type of compute and communication; parameters and optimizer state keep their type
     #[arg(long, value_enum, default_value = "f32")]
     pub precision: Types,
-    /// With --precision bf16: element type in which gradients are reduced; f32 with micro-batches
+    /// With --precision bf16: element type of gradient reductions; f32 with micro-batches
     #[arg(long, value_enum, value_name = "TYPE", default_value = "bf16", hide_default_value = true)]
     pub reduce: Reduce,
 }
 
 impl StepArguments {
-    /// The options as the compiler takes them, for a program that has an optimizer or has none.
+    /// The options for the compiler, for a program with or without an optimizer.
     ///
     /// # Errors
-    /// Options that only a training step has, for another program; a setting that has no effect beside the others.
+    /// Options that only a training step has, for another program; an option that has no effect in combination with the
+    /// others.
     pub fn options(&self, training: bool, given: &Given) -> Outcome<StepOptions> {
         if !training && (self.clip_norm.is_some() || self.micro_batches != 1 || !self.freeze.is_empty()) {
             return Err(Failure::new(
@@ -60,7 +61,7 @@ impl StepArguments {
                 .refuse(&["reduce"], "without --precision bf16: gradients are then reduced in the model's own type")?;
         }
         if self.micro_batches > 1 && self.reduce == Reduce::Bf16 {
-            given.refuse(&["reduce"], "with --micro-batches: their gradients are added, and then reduced, in f32")?;
+            given.refuse(&["reduce"], "with --micro-batches: their gradients are added and then reduced in f32")?;
         }
         let reduce = match self.reduce {
             Reduce::F32 => Reduction::F32,

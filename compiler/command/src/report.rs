@@ -1,4 +1,4 @@
-//! What a compiled program costs, as JSON, and what one rank of it sees, as text.
+//! The costs of a compiled program as JSON, and the view of one rank as text.
 
 use petgraph::graph::NodeIndex;
 use serde_json::{Value as Json, json};
@@ -10,7 +10,7 @@ use tpc_ir::{AxisSet, Graph, InputId, InputKind, Mesh, ModulePath, Op, Subscript
 use tpc_passes::lower::launches::{Schedule, why};
 use tpc_passes::targets::Target;
 
-/// Collectives that are alike, and how many of them a step executes.
+/// A group of equal collectives, and how many of them a step executes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Collectives {
     /// The mnemonic, `all_reduce` for example.
@@ -19,21 +19,21 @@ pub struct Collectives {
     pub axes: String,
     /// Part of the step.
     pub phase: &'static str,
-    /// The dimension that is gathered or scattered; of an all-to-all the one that is joined.
+    /// The dimension that is gathered or scattered; for an all-to-all, the one that is joined.
     pub dim: Option<usize>,
-    /// Of an all-to-all the dimension that is cut.
+    /// For an all-to-all, the dimension that is split.
     pub to_dim: Option<usize>,
     /// Element type.
     pub dtype: String,
-    /// How many values each carries: more than one if they were put together.
+    /// Number of values that each collective carries: more than one if they share a bucket.
     pub values: usize,
-    /// Bytes of the whole values together.
+    /// Total bytes of the whole values.
     pub full_bytes: usize,
     /// Ranks of the group.
     pub ranks: usize,
-    /// How many there are.
+    /// Number of these collectives.
     pub count: usize,
-    /// Why they exist.
+    /// The reason why they exist.
     pub why: String,
 }
 
@@ -56,7 +56,7 @@ impl Collectives {
     }
 }
 
-/// The collectives of a program, in the order in which they start; those that differ in nothing are one.
+/// The collectives of a program, in the order in which they start; equal ones are counted together.
 pub fn collectives(placed: &Graph, schedule: &Schedule) -> Vec<Collectives> {
     let mut found: Vec<Collectives> = Vec::new();
     for values in schedule.collectives() {
@@ -78,7 +78,7 @@ fn collective(placed: &Graph, values: &[NodeIndex]) -> Collectives {
         Op::AllToAll { from, to, .. } => (Some(*from), Some(*to)),
         _ => (None, None),
     };
-    // Values that are cut along different dimensions have none in common.
+    // Values that are sharded along different dimensions have no common one.
     let (dim, to_dim) = dims(&n.op);
     let alike = values.iter().all(|&node| dims(&placed.node(node).op) == (dim, to_dim));
     let bytes = values.iter().map(|&node| {
@@ -105,7 +105,7 @@ fn axis_names(axes: AxisSet, mesh: &Mesh) -> Vec<&str> {
     axes.iter().map(|a| mesh.name(a)).collect()
 }
 
-/// Bytes that a rank keeps of a kind of input.
+/// Bytes that a rank keeps of inputs of one kind.
 fn kept_bytes(program: &RankProgram, kind: InputKind) -> usize {
     let inputs = program.inputs.iter().filter(|i| i.kind == kind);
     inputs.map(|i| i.binding.view.elements() * i.binding.view.dtype.bytes()).sum()
@@ -147,9 +147,9 @@ fn counts(rows: &[Collectives]) -> Json {
     json!(counts)
 }
 
-/// The report of `dump-ir --json`: what a step communicates and what each rank holds.
+/// The report of `dump-ir --json`: the communication of a step, and what each rank holds.
 ///
-/// Scalars are of the rank for which they are largest; `ranks` has all of them.
+/// A scalar is the value of the rank where it is largest; `ranks` has the values of all ranks.
 pub fn json(placed: &Graph, target: &Target, schedule: &Schedule, programs: &[RankProgram]) -> Json {
     let rows = collectives(placed, schedule);
     let wire = |p: &RankProgram| whole_bytes(p.collectives().map(|c| c.wire_bytes()).sum::<f64>());
@@ -183,7 +183,7 @@ pub fn json(placed: &Graph, target: &Target, schedule: &Schedule, programs: &[Ra
     })
 }
 
-/// Bytes by the ring formula, whose pieces are fractions where ranks do not divide a value, as a whole number.
+/// Rounds bytes of the ring formula to a whole number; they are fractional if the ranks do not divide a value.
 pub fn whole_bytes(bytes: f64) -> u64 {
     bytes.round() as u64
 }
@@ -192,8 +192,8 @@ fn number_of(json: &Json) -> f64 {
     json.as_f64().unwrap_or(0.0)
 }
 
-/// A placed graph as one rank sees it: every value with its local shape, and where in the whole value
-/// that piece begins.
+/// Prints a placed graph from the view of one rank: every value with its local shape and the offset of that piece in
+/// the whole value.
 ///
 /// ```text
 /// mesh <tp=2> rank 1 at tp=1
@@ -238,7 +238,7 @@ pub fn rank_text(placed: &Graph, rank: usize) -> String {
     out
 }
 
-/// A local shape, its place in the whole if it is a part of it, and the whole.
+/// A local shape, its offset if it is only a part, and the whole shape.
 fn local_type(ty: &Type, mesh: &Mesh, coords: &[usize]) -> String {
     let whole = ty.display(mesh);
     if ty.sharding.sharded_axes().is_empty() {

@@ -27,10 +27,10 @@ pub struct Run {
     placement: Placement,
     #[command(flatten)]
     pub(crate) running: Running,
-    /// Global batch: input_ids and, if there are any, labels, attention_mask, token_type_ids
+    /// Global batch: input_ids and optionally labels, attention_mask, token_type_ids
     #[arg(long, value_name = "FILE.safetensors")]
     inputs: PathBuf,
-    /// Where to write the output (logits, hidden states or embeddings) and the loss
+    /// File for the output (logits, hidden states or embeddings) and the loss
     #[arg(long, value_name = "FILE.safetensors")]
     output: PathBuf,
     #[command(flatten)]
@@ -38,7 +38,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// The files that all processes must have in common, but for large weights.
+    /// The files that must be the same for all processes, except for large weights.
     pub(crate) fn reads(&self) -> Vec<(String, PathBuf)> {
         let inputs = ("--inputs".to_string(), self.inputs.clone());
         model_files(&self.model, true).into_iter().chain([inputs]).collect()
@@ -79,7 +79,7 @@ impl Run {
         let name = dir.config.head().output();
         let (mut shape, values) = result(&session, name)?;
         if dir.config.head().is_per_sequence() {
-            // One vector for each sequence.
+            // One vector per sequence.
             shape.remove(1);
         }
         let mut summary = format!("wrote {}: {name} {shape:?}", self.output.display());
@@ -91,7 +91,7 @@ impl Run {
             summary.push_str(&format!(", loss {:.6}", loss[0]));
             match (loss[0].is_finite(), wrong.take()) {
                 (false, _) => wrong = Some(format!("the loss is {}", loss[0])),
-                // Positions that the loss does not count may have any.
+                // Positions that the loss ignores may have any value.
                 (true, Some(values)) => terminal.note(values),
                 (true, None) => {}
             }
@@ -103,7 +103,7 @@ impl Run {
         terminal.print(summary + "\n")?;
         let Some(wrong) = wrong else { return Ok(()) };
         Err(Failure::new(match condition(&session, &dir.weight_map())?.not_finite {
-            Some((name, _)) => format!("{wrong}, since the weight `{name}` is not finite"),
+            Some((name, _)) => format!("{wrong}, because the weight `{name}` is not finite"),
             None => format!(
                 "{wrong}, though all weights are finite: some value of the forward pass is too large for its type"
             ),
@@ -111,7 +111,7 @@ impl Run {
     }
 }
 
-/// An output of the program in the model's own shape.
+/// An output of the program in the shape that the model gives it.
 fn result(session: &Session, name: &str) -> Outcome<(Vec<usize>, Vec<f32>)> {
     let kind = OutputKind::Result(name.into());
     let values = session.read_f64(&kind)?.into_iter().map(|v| v as f32).collect();

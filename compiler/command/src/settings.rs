@@ -1,4 +1,5 @@
-//! What all processes of a launched command must have in common: its options, and the contents of the files that it reads.
+//! The settings that must be the same for all processes of a launched command: its options, and the contents of the
+//! files that it reads.
 
 use crate::Outcome;
 use clap::ArgMatches;
@@ -9,11 +10,11 @@ use tpc_runtime::digest::Digest;
 use tpc_runtime::settings::{self, Settings};
 use tpc_runtime::{RuntimeError, launch};
 
-/// Options that may be others on every process.
+/// Options that may differ between processes.
 const OWN: [&str; 1] = ["deadline"];
 
-/// The options of a subcommand as the command line or their defaults say them, with the contents of `files` that it reads, each named by
-/// its option. Other paths stand for nothing: hosts may call one file differently, and only one process writes.
+/// The options of a subcommand, given or default, with the contents of the `files` that it reads, each named by its
+/// option. Other paths are not compared: a file may have a different path on each host, and only one process writes.
 pub(crate) fn settings(command: &clap::Command, matches: &ArgMatches, files: &[(String, PathBuf)]) -> Settings {
     let mut settings = Settings::new();
     settings.set("the version of tpc", env!("CARGO_PKG_VERSION"));
@@ -44,17 +45,17 @@ pub(crate) fn settings(command: &clap::Command, matches: &ArgMatches, files: &[(
     settings
 }
 
-/// A path as it is from everywhere.
+/// The absolute form of a path.
 fn absolute(path: &str) -> String {
     std::path::absolute(path).map_or_else(|_| path.to_string(), |path| path.display().to_string())
 }
 
-/// A number in one spelling: `1e-3` and `0.001` are the same.
+/// A number in a canonical spelling: `1e-3` and `0.001` are equal.
 fn number(text: &str) -> String {
     text.parse::<f64>().map_or_else(|_| text.to_string(), |number| number.to_string())
 }
 
-/// What is built in by its name, a file by its contents.
+/// A built-in plan or target by its name, a file by its contents.
 fn named(option: String, name: &str, is_built_in: fn(&str) -> bool) -> (String, String) {
     match is_built_in(name) {
         true => (option, name.to_string()),
@@ -62,16 +63,17 @@ fn named(option: String, name: &str, is_built_in: fn(&str) -> bool) -> (String, 
     }
 }
 
-/// A digest of a file's contents; a file that cannot be read is reported where it is read.
+/// A digest of a file's contents; a file that cannot be read is reported where it is used.
 fn contents(file: &Path) -> String {
-    Digest::of_file(file, || ()).map_or_else(|_| "that of no file".into(), |digest| digest.to_string())
+    Digest::of_file(file, || ()).map_or_else(|_| "no file".into(), |digest| digest.to_string())
 }
 
-/// Weights of at most so many bytes are read before processes meet, so that two jobs that differ in nothing else are told apart.
+/// Weights of at most this many bytes are read before the processes join, which distinguishes two jobs that differ in
+/// nothing else.
 const SMALL: u64 = 64 << 20;
 
-/// Data files that are small enough to be read before processes meet, each by its option and, after the first, its number. What differs in
-/// larger ones is found when the batches are compared.
+/// Data files that are small enough to be read before the processes join, each named by its option and, after the
+/// first, its number. Differences in larger files are found when the batches are compared.
 pub(crate) fn data_files<'a>(files: impl Iterator<Item = (&'static str, &'a PathBuf)>) -> Vec<(String, PathBuf)> {
     let is_small = |file: &Path| file.metadata().is_ok_and(|file| file.is_file() && file.len() <= SMALL);
     let mut found: Vec<(String, PathBuf)> = Vec::new();
@@ -86,7 +88,7 @@ pub(crate) fn data_files<'a>(files: impl Iterator<Item = (&'static str, &'a Path
     found
 }
 
-/// A model's configuration, and its weights if they are small and `weights` are read.
+/// A model's configuration and, if `weights` are read and small, its weights.
 pub(crate) fn model_files(dir: &Path, weights: bool) -> Vec<(String, PathBuf)> {
     let of_model = |name: &String| name.starts_with("model") && name.ends_with(".safetensors");
     let found = std::fs::read_dir(dir).into_iter().flatten().flatten();
@@ -102,10 +104,10 @@ pub(crate) fn model_files(dir: &Path, weights: bool) -> Vec<(String, PathBuf)> {
     others.chain(names).map(|name| (name.clone(), dir.join(name))).collect()
 }
 
-/// Compares files that may be too large to be read by every process: weights, checkpoints.
+/// Compares files that may be too large for every process to read before joining: weights and checkpoints.
 ///
 /// # Errors
-/// On every process, which file differs.
+/// Reports the file that differs, on every process.
 pub(crate) fn compare_files(files: &[PathBuf], running: &crate::launch::Running) -> Outcome {
     let Some(processes) = launch::joined() else { return Ok(()) };
     let compared: Result<(), RuntimeError> = settings::compare_files(&*processes, files, running.options()?.deadline);

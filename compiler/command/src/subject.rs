@@ -1,4 +1,4 @@
-//! Which model a command is about, and how it is captured.
+//! The model of a command, and how it is captured.
 
 use crate::given::Given;
 use crate::launch::{Device, Running};
@@ -29,12 +29,12 @@ use tpc_runtime::Processes;
 pub enum Subject {
     /// A language model.
     Tokens(Box<ModelConfig>, TokenBatch),
-    /// The comparisons' MLP on so many tokens. It has no loss of its own: a training step of it is the
-    /// forward and the backward pass from a given output gradient, the input's gradient included.
+    /// The comparisons' MLP on this many tokens. It has no loss: its training step is the forward pass and the backward
+    /// pass from a given output gradient, including the input's gradient.
     Mlp(usize),
 }
 
-/// Sequences in a batch, and tokens in each, if nothing else is asked for.
+/// Default number of sequences in a batch, and of tokens in each.
 const DEFAULT_BATCH: (usize, usize) = (4, 256);
 
 impl Subject {
@@ -61,7 +61,7 @@ impl Subject {
             };
         }
         let config = presets::named(name).map_err(|_| {
-            Failure::new(format!("no preset is called {name:?}; there are mlp, {}", presets::NAMES.join(", ")))
+            Failure::new(format!("there is no preset {name:?}; the presets are mlp, {}", presets::NAMES.join(", ")))
         })?;
         Self::of_config(config, batch, seq)
     }
@@ -76,7 +76,7 @@ impl Subject {
         Ok(Subject::Tokens(Box::new(config), tokens))
     }
 
-    /// Tokens in a batch.
+    /// Number of tokens in a batch.
     pub fn tokens(&self) -> usize {
         match self {
             Subject::Tokens(_, tokens) => tokens.batch * tokens.seq,
@@ -84,7 +84,7 @@ impl Subject {
         }
     }
 
-    /// How plans and files call the parameters.
+    /// Maps a parameter's name to the one in plans and files.
     pub fn rename(&self) -> impl Fn(&str) -> String + use<> {
         let names = match self {
             Subject::Tokens(config, _) => names(config),
@@ -93,7 +93,7 @@ impl Subject {
         move |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string())
     }
 
-    /// The forward pass, of a language model to its logits.
+    /// The forward pass; for a language model, up to its logits.
     ///
     /// # Errors
     /// An operation that cannot be recorded.
@@ -120,7 +120,7 @@ impl Subject {
     }
 }
 
-/// Bytes of a tensor of the widest elements, if they can be counted.
+/// Bytes of a tensor with the widest elements, if they fit into a `usize`.
 fn bytes(shape: &[usize]) -> Option<usize> {
     let bytes = shape.iter().try_fold(IrType::F64.bytes(), |n, &d| n.checked_mul(d));
     bytes.filter(|&bytes| bytes <= MOST)
@@ -132,7 +132,7 @@ fn too_large(flags: &str, tensor: &str, shape: &str) -> Failure {
     ))
 }
 
-/// An error if a batch is so large that the sizes of the tensors made of it cannot be counted.
+/// An error if a batch is so large that the size of a tensor computed from it overflows.
 ///
 /// # Errors
 /// The first such tensor.
@@ -152,14 +152,14 @@ pub fn check_size(config: &ModelConfig, [batch, seq]: [usize; 2]) -> Outcome {
     }
 }
 
-/// How this host executes a program of so many ranks, which keeps `copies` tensors of a parameter's size for each.
+/// How this host executes a program of this many ranks, each of which keeps `copies` tensors of every parameter's size.
 pub(crate) fn executed(running: &Running, ranks: usize, copies: usize) -> Use {
     // The processes of a host share its memory, and each has as many ranks as this one.
     let on_host = |processes: &dyn Processes| Some(processes.local(ranks).ok()?.len() * processes.on_host().1);
     let here = tpc_runtime::launch::joined().and_then(|processes| on_host(&*processes));
     match running.device {
         Device::Cpu => Use::Execute { here: here.map_or(ranks, |here| here.min(ranks)), ranks, copies },
-        // The host holds strips only.
+        // The host only holds strips.
         Device::Cuda => Use::Plan,
     }
 }
@@ -180,7 +180,7 @@ pub fn initial(captured: &Captured, rename: impl Fn(&str) -> String) -> HashMap<
 /// Width of the comparisons' MLP.
 const WIDTH: usize = 1024;
 
-/// Width inside it.
+/// Its inner width.
 const INNER: usize = 4096;
 
 /// The comparisons' MLP with its input as a parameter, so that the input gets a gradient.
@@ -191,7 +191,7 @@ struct MlpStep {
     x: Param<Tensor<2>>,
 }
 
-/// Forward and backward of the MLP from a given gradient of its output.
+/// Forward and backward pass of the MLP from a given gradient of its output.
 fn mlp_backward(tokens: usize) -> Result<Captured, Error> {
     let build = |device: &Backend| {
         let Mlp { net1, net2 } = presets::mlp(device);
@@ -212,7 +212,7 @@ fn mlp_backward(tokens: usize) -> Result<Captured, Error> {
     Ok(without_optimizer(step.first, "x"))
 }
 
-/// A step without its loss and its optimizer, whose parameter `input` is data.
+/// Removes the loss and the optimizer from a step, and makes its parameter `input` data.
 pub fn without_optimizer(mut step: Captured, input: &str) -> Captured {
     step.graph.operations.truncate(step.backward_end);
     let keep: Vec<bool> = step
@@ -249,7 +249,7 @@ pub enum OptimizerName {
     Sgd,
 }
 
-/// An optimizer with its settings; what is not given is as in PyTorch.
+/// An optimizer with its settings; defaults are PyTorch's.
 #[derive(Clone, Debug, Args)]
 pub struct Optimizer {
     /// Optimizer
@@ -264,10 +264,10 @@ pub struct Optimizer {
     /// Epsilon of adamw and adam
     #[arg(long, value_parser = not_negative, default_value = "1e-8")]
     pub eps: f32,
-    /// Weight decay, of all weights but norms and biases [default: 0.01 for adamw, otherwise 0]
+    /// Weight decay of all weights except norms and biases [default: 0.01 for adamw, otherwise 0]
     #[arg(long, value_parser = not_negative)]
     pub weight_decay: Option<f32>,
-    /// Weight decay of norms and biases, too
+    /// Apply weight decay to norms and biases, too
     #[arg(long)]
     pub decay_all: bool,
     /// Momentum of sgd
@@ -293,11 +293,11 @@ impl Optimizer {
         }
     }
 
-    /// The options that say which optimizer there is.
+    /// The options that select and configure the optimizer.
     pub const OPTIONS: [&str; 8] =
         ["optimizer", "beta1", "beta2", "eps", "weight_decay", "decay_all", "momentum", "nesterov"];
 
-    /// States of a parameter's size that the optimizer keeps for each.
+    /// Number of states of a parameter's size that the optimizer keeps per parameter.
     pub fn states(&self) -> usize {
         match self.optimizer {
             OptimizerName::Adamw | OptimizerName::Adam => 2,
@@ -305,7 +305,7 @@ impl Optimizer {
         }
     }
 
-    /// An error if a setting that was given does not belong to the optimizer.
+    /// An error if a given setting does not belong to the optimizer.
     ///
     /// # Errors
     /// The first such setting.
@@ -357,12 +357,13 @@ impl Optimizer {
         }
     }
 
-    /// The weight decay: what was given, or PyTorch's default.
+    /// The weight decay: the given one, or PyTorch's default.
     fn decay(&self) -> f32 {
         self.weight_decay.unwrap_or(if self.optimizer == OptimizerName::Adamw { 0.01 } else { 0.0 })
     }
 
-    /// Captures a step with the optimizer that a weight decay makes, which norms and biases have only with --decay-all.
+    /// Captures a step with the optimizer that `make` builds for a weight decay; norms and biases only decay with
+    /// --decay-all.
     fn capture_with<O: BurnOptimizer>(
         &self,
         config: &ModelConfig,
@@ -377,13 +378,13 @@ impl Optimizer {
     }
 }
 
-/// Reads a number in `0..1`.
+/// Parses a number in `0..1`.
 fn fraction(text: &str) -> Result<f32, String> {
     let number: Option<f32> = text.parse().ok();
     number.filter(|x| (0.0..1.0).contains(x)).ok_or_else(|| "expected a number of at least 0 and below 1".into())
 }
 
-/// Reads a finite number that is not negative.
+/// Parses a finite number that is not negative.
 pub fn not_negative(text: &str) -> Result<f32, String> {
     let number: Option<f32> = text.parse().ok();
     number.filter(|x| x.is_finite() && *x >= 0.0).ok_or_else(|| "expected a number of at least 0".into())

@@ -1,4 +1,4 @@
-//! `tpc tokenizer train`: a tokenizer from a text, in the directory of a model.
+//! `tpc tokenizer train`: trains a tokenizer on texts and writes it into a model's directory.
 
 use crate::{Failure, Outcome, Terminal};
 use clap::{Args, Subcommand};
@@ -19,19 +19,21 @@ enum Action {
     Train(Train),
 }
 
-/// Train a tokenizer on a text: byte-level byte pair encoding, as that of GPT-2. The directory gets tokenizer.json and tokenizer_config.json, which transformers loads, too.
+/// Train a tokenizer on texts: byte-level byte pair encoding, like GPT-2's. The directory gets tokenizer.json and
+/// tokenizer_config.json, which transformers can also load.
 #[derive(Debug, Args)]
 struct Train {
     /// Directory of the model: at least a config.json, or nothing yet
     #[arg(value_name = "MODEL_DIR")]
     model: PathBuf,
-    /// Texts to train on: plain text, or JSON lines (.jsonl, .ndjson) with a text in each; also compressed (.gz, .zst)
+    /// Texts to train on: plain text, or JSON lines (.jsonl, .ndjson) with a text in each; may be compressed (.gz,
+    /// .zst)
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Tokens, at most [default: as many as the model's table has rows]
+    /// Maximum number of tokens [default: the number of rows of the model's embedding]
     #[arg(long, value_name = "N")]
     vocab: Option<usize>,
-    /// A further token that is never cut, such as those of a chat template; may be repeated
+    /// A special token that is never split, such as those of a chat template; may be repeated
     #[arg(long, value_name = "TOKEN")]
     special: Vec<String>,
     /// The texts are JSON lines with the text in this field [default: text]
@@ -40,12 +42,12 @@ struct Train {
     /// The texts are JSON lines with a conversation in each: `messages`, a list of objects with role and content
     #[arg(long)]
     chat: bool,
-    /// Replace the tokenizer that the directory has
+    /// Replace the directory's tokenizer
     #[arg(long)]
     force: bool,
 }
 
-/// Bytes of a text that are read at once.
+/// Bytes of text that are read at once.
 const PIECE: usize = 1 << 20;
 
 impl Tokenizer {
@@ -63,19 +65,19 @@ impl Train {
         };
         let vocab = match (self.vocab, config.as_ref().map(ModelConfig::vocab_size)) {
             (Some(vocab), Some(rows)) if vocab > rows => {
-                let problem = format!("--vocab {vocab} is more than the {rows} rows of the model's table of tokens");
+                let problem = format!("--vocab {vocab} is more than the {rows} rows of the model's embedding");
                 return Err(Failure::at(&self.model, problem));
             }
             (Some(vocab), _) | (None, Some(vocab)) => vocab,
             (None, None) => {
                 return Err(Failure::at(
                     &self.model,
-                    "there is no config.json that says how many tokens the model has: give --vocab",
+                    "there is no config.json that gives the model's number of tokens: give --vocab",
                 ));
             }
         };
         if let (Some(file), false) = (of_dir(&self.model), self.force) {
-            return Err(Failure::at(&file, "the directory has a tokenizer already: --force replaces it"));
+            return Err(Failure::at(&file, "the directory already has a tokenizer: --force replaces it"));
         }
         let format = match (&self.field, self.chat) {
             (Some(field), _) => Format::Field(field.clone()),
@@ -88,8 +90,7 @@ impl Train {
         trained.save(&self.model)?;
         let Trained { size, .. } = trained;
         if size < vocab {
-            terminal
-                .note(format!("the text has pairs for {size} tokens only: fewer than the {vocab} that there may be"));
+            terminal.note(format!("the text has pairs for only {size} tokens, fewer than the {vocab} allowed"));
         }
         terminal.print(format!(
             "a tokenizer of {size} tokens from {} bytes of text\nsaved {}\n",

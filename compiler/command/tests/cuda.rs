@@ -1,5 +1,5 @@
-//! The command on GPUs: without one it says so; on a driver and an NCCL that are not real it trains as on the CPU, by one process and by
-//! several, and ends in time when one of them is lost.
+//! The command on GPUs: without a GPU it reports an error. On a fake driver and a fake NCCL it trains as on the CPU,
+//! with one process and with several, and ends in time when one of them is lost.
 #![cfg(feature = "cuda")]
 
 mod support;
@@ -9,14 +9,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::*;
 
-/// Seconds that a collective may take when a process is lost.
+/// Deadline of collectives when a process is lost, in seconds.
 const DEADLINE: f64 = 2.0;
 
-/// The libraries of a GPU that is not there, in a folder that goes with it.
+/// The fake libraries of a GPU, in a directory that is removed with them.
 struct Fakes(Scratch);
 
 impl Fakes {
-    /// None where there is no compiler for them; the test then says that it is skipped, except in CI.
+    /// `None` if there is no compiler for them; the test then reports that it is skipped, except in CI.
     fn new(name: &str) -> Option<Self> {
         if Command::new("g++").arg("--version").output().is_err() && std::env::var_os("TPC_REQUIRE_NVRTC").is_none() {
             println!("skipped: g++ is not installed");
@@ -29,7 +29,7 @@ impl Fakes {
         Some(Fakes(folder))
     }
 
-    /// `tpc` that finds them.
+    /// A `tpc` that finds the fake libraries.
     fn tpc(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tpc"));
         let folder = &self.0.0;
@@ -39,13 +39,13 @@ impl Fakes {
         command
     }
 
-    /// The folders in which ranks of the fake NCCL have met and that nobody has removed.
+    /// The directories of fake NCCL worlds that were not removed.
     fn worlds(&self) -> usize {
         std::fs::read_dir(self.0.0.join("worlds")).map_or(0, Iterator::count)
     }
 }
 
-/// The arguments of a training run, with checkpoints that it goes on from.
+/// The arguments of a training run with checkpoints that it resumes from.
 fn arguments(scratch: &Scratch, device: &str, (plan, mesh): (&str, &str), steps: &str, more: &[&str]) -> Vec<String> {
     let mut arguments = training(scratch, steps, mesh, plan);
     arguments.extend(["--device", device, "--clip-norm", "1"].map(String::from));
@@ -60,7 +60,7 @@ fn launch(mut command: Command, ranks: usize, deadline: f64, scratch: &Scratch, 
 }
 
 fn right(told: &Told) {
-    // That there is no checkpoint to go on from yet is no fault.
+    // It is not a fault that there is no checkpoint to resume from yet.
     let said = told.err.lines().all(|l| l.contains("note: ") && l.ends_with("training starts from the beginning"));
     assert!(told.code == 0 && said, "{told:?}");
 }
@@ -82,7 +82,7 @@ fn without_a_gpu_one_sentence_says_so() {
     assert!(told.code == 1 && !PathBuf::from(out.path("run")).exists(), "{told:?}");
     let first = told.err.lines().last().unwrap_or_default();
     assert!(first.starts_with("error: no CUDA device: ") && first.contains("run on the CPU"), "{}", told.err);
-    // Launched, everyone says so, and nobody waits for anybody.
+    // Launched processes all report it, and none waits for another.
     let run = launch(tpc_command(), 2, 60.0, &out, &arguments(&out, "cuda", ("tp", "tp=2"), "2", &[]));
     let told = run.end(Duration::from_secs(60));
     assert!(told.code == 1 && told.seconds < 20.0, "{told:?}");
@@ -97,7 +97,7 @@ fn tpc_command() -> Command {
     command
 }
 
-/// Loading, steps, clipping, a checkpoint and resuming from it.
+/// Loading, steps, clipping, a checkpoint, and resuming from it.
 #[test]
 fn a_fake_gpu_trains_like_the_cpu() {
     let Some(fakes) = Fakes::new("alone") else { return };
@@ -112,8 +112,8 @@ fn a_fake_gpu_trains_like_the_cpu() {
     same_losses(&runs[0], &runs[1], 3, 1e-6);
 }
 
-/// A process for each rank, all of them on one device: the same losses as on the CPU, over a checkpoint from which a second run goes on
-/// and over one that ranks on the CPU go on from.
+/// A process for each rank, all on one device: the losses are those of the CPU, across a checkpoint from which a second
+/// run resumes, and across one from which ranks on the CPU resume.
 #[test]
 fn processes_on_gpus_train_like_those_on_the_cpu() {
     let Some(fakes) = Fakes::new("launched") else { return };
@@ -139,7 +139,7 @@ fn processes_on_gpus_train_like_those_on_the_cpu() {
     assert_eq!(fakes.worlds(), 0, "every communicator was ended on all ranks");
 }
 
-/// torchrun's variables; every rank on a device of its own, so that NCCL need not be told that some share one.
+/// torchrun's variables; every rank has its own device, so NCCL's settings for a shared GPU are not needed.
 #[test]
 fn processes_of_torchrun_take_the_gpu_of_their_local_rank() {
     let Some(fakes) = Fakes::new("torchrun") else { return };
@@ -161,7 +161,8 @@ fn processes_of_torchrun_take_the_gpu_of_their_local_rank() {
     same_losses(&cpu, &gpu, 3, 1e-6);
 }
 
-/// What ranks on one device need is set, but not where the user has set it; and what NCCL says of it comes through.
+/// The settings that ranks on one device need are set unless the user has set them, and NCCL's errors about them are
+/// reported.
 #[test]
 fn what_the_user_has_set_for_nccl_stays() {
     let Some(fakes) = Fakes::new("set") else { return };
@@ -178,7 +179,7 @@ fn what_the_user_has_set_for_nccl_stays() {
     assert!(told.code == 1 && told.err.contains("Duplicate GPU detected"), "{told:?}");
 }
 
-/// Waits for steps that were done, then lets something happen to a rank.
+/// Waits for some steps, then sends a signal to a rank.
 fn in_the_midst(run: &Tpc, scratch: &Scratch, signal_name: &str) -> Instant {
     let begun = Instant::now();
     while std::fs::read_to_string(scratch.path("m.jsonl")).unwrap_or_default().lines().count() < 5 {
@@ -213,7 +214,7 @@ fn a_process_that_is_lost_ends_the_others_in_time() {
         let operations = record["ranks"][0]["operations"].as_array().unwrap();
         assert!(operations.len() == 64 && operations.iter().all(|o| o["why"] != ""), "{operations:?}");
         if how == "STOP" {
-            // The first to give up names the collective, its line of the plan, and who is missing.
+            // The first rank to give up names the collective, its plan entry, and the missing rank.
             let line =
                 told.err.lines().find(|l| l.contains("did not finish within")).unwrap_or_else(|| panic!("{told:?}"));
             assert!(line.contains("missing rank 1 (rank 1 is stopped by a signal)"), "{line}");
@@ -223,7 +224,7 @@ fn a_process_that_is_lost_ends_the_others_in_time() {
     }
 }
 
-/// Nobody but the processes themselves sees that one has ended.
+/// Only the processes themselves notice that one has ended.
 #[test]
 fn without_our_launcher_a_lost_process_is_seen_too() {
     let Some(fakes) = Fakes::new("lost-torchrun") else { return };
@@ -252,7 +253,7 @@ fn without_our_launcher_a_lost_process_is_seen_too() {
     assert_eq!(record["ranks"][1]["state"], "gone");
 }
 
-/// Programs are compared before anybody meets in NCCL.
+/// Programs are compared before NCCL communicators are created.
 #[test]
 fn other_programs_are_named_before_a_communicator_is_made() {
     let Some(fakes) = Fakes::new("other") else { return };
@@ -267,8 +268,7 @@ fn other_programs_are_named_before_a_communicator_is_made() {
     let told = run.end(Duration::from_secs(60));
     assert_eq!(told.code, 1);
     for rank in 0..2 {
-        let begin =
-            format!("[rank {rank}] error: the processes do not do the same: --plan is tp on rank 0 and tp-sp on");
+        let begin = format!("[rank {rank}] error: the processes differ: --plan is tp on rank 0 and tp-sp on");
         assert!(told.err.contains(&begin), "{}", told.err);
     }
     assert_eq!(fakes.worlds(), 0);

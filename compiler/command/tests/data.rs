@@ -1,4 +1,4 @@
-//! Training on texts: the losses of a plain loop in PyTorch, on any mesh, however often the run is interrupted.
+//! Training on texts has the losses of a plain PyTorch loop, on any mesh and across any interruptions.
 
 mod support;
 
@@ -17,7 +17,7 @@ fn crate_dir() -> PathBuf {
 /// The tokens of the stored tokenizer.
 const VOCAB: usize = 400;
 
-/// A tiny model with the stored tokenizer. Its table of tokens gets more rows: the first ones again, at half the size.
+/// A tiny model with the stored tokenizer. Its embedding gets more rows: copies of the first rows at half the size.
 fn extended(name: &str, scratch: &Scratch) -> String {
     let (from, to) = (model(name), scratch.path(name));
     fs::create_dir_all(&to).unwrap();
@@ -49,7 +49,7 @@ fn extended(name: &str, scratch: &Scratch) -> String {
     fs::copy(tokenizer.join("tokenizer.json"), format!("{to}/tokenizer.json")).unwrap();
     let text = fs::read(tokenizer.join("tokenizer_config.json")).unwrap();
     let mut config: Value = serde_json::from_slice(&text).unwrap();
-    // As `tests/reference/finetune.py` has it.
+    // As in `tests/reference/finetune.py`.
     config["mask_token"] = json!("<|start_header_id|>");
     fs::write(format!("{to}/tokenizer_config.json"), config.to_string()).unwrap();
     to
@@ -83,7 +83,7 @@ fn compares(metrics: &str, name: &str, steps: usize, context: &str) {
     }
 }
 
-/// On one rank, on two, on four, and begun on one mesh and ended on another.
+/// On one rank, on two, on four, and started on one mesh and finished on another.
 fn fine_tunes(model: &str, rows: &str, more: &[&str]) {
     let scratch = Scratch::new(&format!("finetune-{model}-{rows}"));
     let (dir, text) = (extended(model, &scratch), verses());
@@ -141,7 +141,7 @@ fn bert_learns_as_in_pytorch() {
     fine_tunes("bert-tiny", "guessed", &[]);
 }
 
-/// Told to end at twenty random moments, a run has the curve of one that was not.
+/// A run that is interrupted at twenty random moments has the curve of an uninterrupted one.
 #[test]
 fn a_run_that_is_told_to_end_twenty_times_has_the_same_curve() {
     let scratch = Scratch::new("told");
@@ -195,7 +195,7 @@ fn the_exact_command_to_go_on_is_told() {
     signal(process.pid(), "INT");
     let told = process.end(Duration::from_secs(100));
     assert_eq!(told.code, 130);
-    let line = told.err.trim_end().rsplit("; to go on: ").next().unwrap();
+    let line = told.err.trim_end().rsplit("; to continue: ").next().unwrap();
     assert_eq!(line, format!("{} {} --resume", env!("CARGO_BIN_EXE_tpc"), arguments.join(" ")));
 }
 
@@ -233,7 +233,7 @@ fn evaluations_are_made_and_the_best_is_kept() {
     assert_eq!(names(&run), ["best", "step-000030"]);
     let best = found.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     assert_eq!(names(&format!("{run}/best")), [format!("step-{:06}", best.0)]);
-    // Evaluating changes nothing of the training, and other meshes evaluate alike.
+    // Evaluating does not affect the training, and other meshes give the same evaluation.
     let without = scratch.path("without.jsonl");
     succeeds(&[&base[..], &["--steps", "30", "--metrics", &without]].concat());
     assert_eq!(losses(&without), losses(&metrics));
@@ -277,10 +277,10 @@ fn epochs_are_counted_in_steps() {
     let steps = epochs.len();
     assert!(epochs.is_sorted() && epochs[0] == 0 && epochs[steps - 1] == 1, "{epochs:?}");
     assert!(told.out.contains(&format!("step {steps}/{steps}")), "{}", told.out);
-    // What it was like, in one line at the end.
+    // The speed and memory of the run, in one line at the end.
     let last = told.out.lines().last().unwrap();
     for part in
-        [" tokens in ", " tokens/s, ", "% of the time waiting for data, ", " MB a rank, MFU ", " GFLOP/s measured"]
+        [" tokens in ", " tokens/s, ", "% of the time waiting for data, ", " MB per rank, MFU ", " GFLOP/s measured"]
     {
         assert!(last.contains(part), "{last}");
     }
@@ -325,7 +325,8 @@ fn conversations_count_what_is_answered() {
     let told = tpc(&["train", &dir, "--data", &verses(), "--chat", "--steps", "1"]);
     assert_eq!(told.code, 1);
     assert!(
-        told.err.contains("verses.jsonl: line 1: no field \"messages\"; there are \"verse\"; --field chooses another"),
+        told.err
+            .contains("verses.jsonl: line 1: no field \"messages\"; its fields are \"verse\"; --field selects another"),
         "{}",
         told.err
     );
@@ -359,14 +360,14 @@ fn a_tokenizer_is_trained_and_saved_with_the_model() {
     };
     assert_eq!(
         fails(&[&train[..], &["--vocab", "401"]].concat()),
-        format!("error: {dir}: --vocab 401 is more than the 400 rows of the model's table of tokens\n")
+        format!("error: {dir}: --vocab 401 is more than the 400 rows of the model's embedding\n")
     );
     let bytes = fs::metadata(&text).unwrap().len();
     let told = succeeds(&[&train[..], &["--special", "<|im_end|>", "--vocab", "300"]].concat());
     assert_eq!(told.out, format!("a tokenizer of 300 tokens from {bytes} bytes of text\nsaved {dir}\n"));
     assert_eq!(
         fails(&train),
-        format!("error: {dir}/tokenizer.json: the directory has a tokenizer already: --force replaces it\n")
+        format!("error: {dir}/tokenizer.json: the directory already has a tokenizer: --force replaces it\n")
     );
     succeeds(&[&train[..], &["--force"]].concat());
     let saved = scratch.path("saved");
@@ -375,12 +376,12 @@ fn a_tokenizer_is_trained_and_saved_with_the_model() {
         assert_eq!(fs::read(format!("{saved}/{name}")).unwrap(), fs::read(format!("{dir}/{name}")).unwrap());
     }
     assert!(!Path::new(&saved).join("alphabet.json").exists());
-    // What was saved is trained on as it is.
+    // The saved model can be trained further.
     succeeds(&["train", &saved, "--data", &text, "--field", "verse", "--seq", "16", "--steps", "1"]);
     let empty = scratch.path("empty");
     assert_eq!(
         fails(&["tokenizer", "train", &empty, &text, "--field", "verse"]),
-        format!("error: {empty}: there is no config.json that says how many tokens the model has: give --vocab\n")
+        format!("error: {empty}: there is no config.json that gives the model's number of tokens: give --vocab\n")
     );
 }
 
@@ -397,15 +398,12 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
         (
             1,
             vec![
-                "error: the checkpoint was written with other data: the length of a sequence was 16, but is 8; give the same data and options, or begin with another --checkpoint"
+                "error: the checkpoint was written with other data: the length of a sequence was 16, but is 8; give the same data and options, or start with another --checkpoint"
             ]
         )
     );
     let told = succeeds(&[&base[..], &["--seq", "16", "--steps", "4", "--schedule", "linear", "--resume"]].concat());
-    assert_eq!(
-        told.said(),
-        ["note: the learning rate now comes to its end at step 4; until here the run was on the way to step 2"]
-    );
+    assert_eq!(told.said(), ["note: the learning rate now ends at step 4; so far the run was scheduled for 2 steps"]);
     let fails = |more: &str| {
         let told = tpc(&[
             &["train", &dir, "--data", &text, "--field", "verse", "--steps", "2"],
@@ -417,13 +415,13 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     };
     assert_eq!(
         fails("--min-lr 1"),
-        "error: --min-lr has no effect with --schedule constant, whose rate does not go down; leave it out\n"
+        "error: --min-lr has no effect with --schedule constant, whose rate does not decay; leave it out\n"
     );
     assert_eq!(fails("--schedule cosine --min-lr 1"), "error: --min-lr 1 is above --lr 0.001\n");
     assert_eq!(fails("--warmup 3"), "error: --warmup 3 is longer than the run of 2 steps\n");
     assert_eq!(
         fails("--schedule wsd --warmup 1 --decay-steps 2"),
-        "error: --decay-steps 2 and --warmup 1 are more than the 2 steps of the run\n"
+        "error: --decay-steps 2 and --warmup 1 together exceed the 2 steps of the run\n"
     );
     assert_eq!(
         fails("--eval-every 1"),
@@ -439,11 +437,11 @@ fn what_does_not_fit_a_checkpoint_is_refused() {
     let [note, error] = told.said()[..] else { panic!("{}", told.err) };
     assert_eq!(
         note,
-        "note: the tokenizer has 400 tokens, but the model's table has 256 rows: a text with one of the others is an error"
+        "note: the tokenizer has 400 tokens, but the model's embedding has 256 rows: a text with a token beyond them is an error"
     );
     assert!(
         error.starts_with(&format!("error: {text}: line "))
-            && error.ends_with(", but the model's table has 256 rows: the tokenizer is not that of the model"),
+            && error.ends_with(", but the model's embedding has 256 rows: the tokenizer does not belong to the model"),
         "{error}"
     );
 }

@@ -1,4 +1,4 @@
-//! `tpc launch`: the reference results by processes, resuming on fewer of them, and what is said when it cannot work.
+//! `tpc launch`: reference results with processes, resuming on fewer of them, and the errors when it cannot work.
 
 mod support;
 
@@ -89,7 +89,7 @@ fn what_cannot_work_is_said_by_everyone() {
         );
         assert!(told.err.contains(&line), "{}", told.err);
     }
-    // One process compiles, and what it cannot compile is said by all.
+    // One process compiles, and all report what it cannot compile.
     let plan = scratch.path("plan.json");
     std::fs::write(&plan, r#"{"styles": {"model.layers.9": "ColwiseParallel"}}"#).unwrap();
     let told = launched("2", &training(&scratch, "2", "tp=2", &plan));
@@ -106,7 +106,7 @@ fn what_cannot_work_is_said_by_everyone() {
     let told = tpc(&["launch", "--ranks", "2", "--deadline", "0", "--", "true"]);
     assert_eq!(told.code, 2);
     let told = tpc(&["launch", "--ranks", "2", "--", "true"]);
-    assert!(told.code == 0 && told.err.starts_with("note: the processes did not join each other"), "{}", told.err);
+    assert!(told.code == 0 && told.err.starts_with("note: the processes did not join"), "{}", told.err);
     let told = tpc(&["launch", "--ranks", "2", "--", "sh", "-c", "test $TPC_RANK = 0 || exit 7; sleep 20"]);
     assert_eq!(told.code, 7);
     assert_eq!(told.err, "error: rank 1 failed: its process exited with code 7\n");
@@ -141,7 +141,7 @@ fn a_process_that_does_not_come_is_named() {
         assert!(line.contains("missing rank 1 (rank 1 is not there yet)"), "{}", told.err);
     }
     assert!(told.seconds < 20.0, "{}", told.seconds);
-    // One that ends without an error is missed, too, and not only after the deadline.
+    // A process that ends without an error is also missed, and not only after the deadline.
     let script = script.replace("exec sleep 60", "exit 0");
     let told = tpc(&["launch", "--ranks", "3", "--deadline", "60", "--", "sh", "-c", &script]);
     assert_eq!(told.code, 1, "{}", told.err);
@@ -166,7 +166,8 @@ fn with(arguments: &[String], more: &[&str]) -> Vec<String> {
     all
 }
 
-/// Processes of one job that differ in anything that changes what they compute end at once, and are told what it is.
+/// Processes of one job that differ in anything that affects the result end at once, with an error that names the
+/// difference.
 #[test]
 fn differences_between_the_processes_of_a_job_are_named() {
     let scratch = Scratch::new("differences");
@@ -180,7 +181,7 @@ fn differences_between_the_processes_of_a_job_are_named() {
     }
     let flipped = |file: &str| {
         let mut bytes = std::fs::read(format!("{other}/{file}")).unwrap();
-        // The least byte of the last label, or one of a weight's.
+        // The lowest byte of the last label, or of a weight.
         let at = bytes.len() - 8;
         bytes[at] ^= 1;
         std::fs::write(format!("{other}/{file}"), bytes).unwrap();
@@ -231,12 +232,13 @@ fn differences_between_the_processes_of_a_job_are_named() {
         let told = run(first, second);
         assert_eq!(told.code, 1, "{expected}: {}", told.err);
         for rank in 0..2 {
-            let begin = format!("[rank {rank}] error: the processes do not do the same: ");
+            let begin = format!("[rank {rank}] error: the processes differ: ");
             let line = told.err.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_default();
             assert!(line.starts_with(expected), "{expected}: {}", told.err);
         }
     }
-    // Other weights in a directory of another name. Files of more than 64 MiB are only read if they are not one file.
+    // Other weights in a directory of another name. Files of more than 64 MiB are only read if they are not the same
+    // file.
     let large = |dir: &str| std::fs::File::create(format!("{dir}/model-unused.safetensors")).unwrap().set_len(65 << 20);
     for larger in [false, true] {
         if larger {
@@ -247,12 +249,13 @@ fn differences_between_the_processes_of_a_job_are_named() {
         let told = run(&base, &moved);
         assert!(told.code == 1 && told.err.contains("the digest of model.safetensors is "), "{}", told.err);
     }
-    // The same in another spelling, and another file of the same contents, are no differences.
+    // Another spelling of a value, and another file with the same contents, are not differences.
     let told = run(&base, &with(&base, &["--lr", "1e-2", "--inputs", &copies]));
     assert_eq!((told.code, told.said()), (0, vec![]));
 }
 
-/// Ranks that would go on from different steps of one run, because a directory changes under their hands or is another host's.
+/// Ranks that would resume from different steps of one run, because the directory changes meanwhile or is on another
+/// host.
 #[test]
 fn processes_that_resume_from_different_checkpoints_are_told_so() {
     let scratch = Scratch::new("resumed");
@@ -261,16 +264,17 @@ fn processes_that_resume_from_different_checkpoints_are_told_so() {
         let told = launched("2", &arguments);
         assert_eq!(told.code, 0, "{}", told.err);
     }
-    // Both know the directory by one name, which stands for another one on each of them, as a local disk of two hosts does.
+    // Both use the same name for the directory, which is a different directory on each of them, like local disks of two
+    // hosts.
     let command = quoted(&with(&training(&scratch, "4", "dp=2", "ddp"), &["--checkpoint", "/proc/self/cwd"]));
     let (first, second) = (scratch.path("first"), scratch.path("second"));
     let script = format!("if [ $TPC_RANK = 1 ]; then cd '{second}'; else cd '{first}'; fi; exec {command}");
     let told = tpc(&["launch", "--ranks", "2", "--deadline", "20", "--", "sh", "-c", &script]);
     assert_eq!(told.code, 1);
-    assert!(told.err.contains("the processes do not do the same: the digest of index.json is "), "{}", told.err);
+    assert!(told.err.contains("the processes differ: the digest of index.json is "), "{}", told.err);
 }
 
-/// Two jobs at one address, whose processes come to each other's first: each trains as it would alone.
+/// Two jobs at one address, whose processes first connect to the other job: each trains as it would alone.
 #[test]
 fn two_jobs_at_one_address_do_not_mix() {
     let dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/faults/two-jobs-one-address");
@@ -308,7 +312,7 @@ fn two_jobs_at_one_address_do_not_mix() {
             [4.403116703033447, 3.5438051223754883, 3.7955870628356934, 2.9164164066314697, 3.0563924312591553],
         ),
     ];
-    // As told by what they do, and by the names that their launchers give them.
+    // The jobs are distinguished by their settings, and by their launchers' names.
     for jobs in [false, true] {
         let runs = [("A", 0), ("B", 1), ("A", 1), ("B", 0)].map(|(job, rank)| start(job, rank, jobs));
         let told = runs.map(|run| run.end(Duration::from_secs(120)));
@@ -318,7 +322,7 @@ fn two_jobs_at_one_address_do_not_mix() {
         } else {
             "--lr is 0.001 on rank 0 and 0.1 on rank 1"
         };
-        assert!(told[1].err.contains("rank 1 was turned away at 127.0.0.1") && told[1].err.contains(away), "{told:?}");
+        assert!(told[1].err.contains("rank 1 was rejected at 127.0.0.1") && told[1].err.contains(away), "{told:?}");
         for (file, expected) in expected {
             let found = losses(scratch.path(file));
             assert_eq!(found.len(), 5);
@@ -329,7 +333,7 @@ fn two_jobs_at_one_address_do_not_mix() {
     }
 }
 
-/// One process with a mistake: both say which, and do not wait for long.
+/// One process has a mistake: both report it, and do not wait for long.
 #[test]
 fn a_job_without_a_name_with_a_mistake_is_told_what_differs() {
     let scratch = Scratch::new("mistake");
@@ -347,19 +351,19 @@ fn a_job_without_a_name_with_a_mistake_is_told_what_differs() {
     assert_eq!((first.code, second.code), (1, 1), "{first:?} {second:?}");
     let error = |told: &Told| told.err.lines().find(|l| l.starts_with("error: ")).unwrap_or_default().to_string();
     let (first, second) = (error(&first), error(&second));
-    assert!(first.contains(&format!("rank 1 did not come to 127.0.0.1:{port} within")), "{first}");
-    assert!(second.contains(&format!("rank 1 was turned away at 127.0.0.1:{port}")), "{second}");
+    assert!(first.contains(&format!("rank 1 did not join at 127.0.0.1:{port} within")), "{first}");
+    assert!(second.contains(&format!("rank 1 was rejected at 127.0.0.1:{port}")), "{second}");
     assert!(first.contains(difference) && second.contains(difference), "{first} {second}");
 }
 
-/// Without a port, processes meet at one that their common launcher stands for, also behind shells. With the feature `mpi`, MPI's
-/// library is asked instead.
+/// Without a port, processes meet at a port that follows from their common launcher, even if shells are in between.
+/// With the feature `mpi`, MPI's library is used instead.
 #[cfg(not(feature = "mpi"))]
 #[test]
 fn processes_behind_shells_find_each_other() {
     let scratch = Scratch::new("behind");
     let command = quoted(&training(&scratch, "2", "tp=2", "tp"));
-    // Each rank has a shell of its own, which has its variables, too.
+    // Each rank has its own shell, which has the rank's variables, too.
     std::fs::write(scratch.path("rank"), format!("{command} --deadline 5\nexit $?\n")).unwrap();
     let rank = |rank: usize| format!("PMI_RANK={rank} PMI_SIZE=2 sh {}", scratch.path("rank"));
     let mut launcher = Command::new("sh");
@@ -401,7 +405,8 @@ fn a_missing_separator_is_hinted_at() {
     assert!(told.code == 1 && told.err.contains(nested), "{}", told.err);
 }
 
-/// What is set to nothing, or to one process, makes no world; what makes one without others says so while it waits.
+/// Variables that are empty, or name a single process, make no world; variables of a world without other processes are
+/// reported while it waits.
 #[test]
 fn variables_of_launchers_without_their_processes() {
     let scratch = Scratch::new("environments");
@@ -424,7 +429,11 @@ fn variables_of_launchers_without_their_processes() {
         assert_eq!(told.code, 0, "{variables:?}: {}", told.err);
     }
     let told = start(&[("TPC_DEADLINE", "soon")], Stdio::piped()).end(Duration::from_secs(60));
-    assert!(told.code == 1 && told.err.contains("TPC_DEADLINE=soon, which is no number of seconds"), "{}", told.err);
+    assert!(
+        told.code == 1 && told.err.contains("TPC_DEADLINE=soon, which is not a positive number of seconds"),
+        "{}",
+        told.err
+    );
     // The shell of `srun --pty`.
     let log = scratch.path("err");
     let shell = [("SLURM_STEP_ID", "0"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_JOB_ID", "4711")];

@@ -1,5 +1,5 @@
-//! Real training runs under `tpc launch` that lose a process at a random moment: the run ends in time and says who and where, the
-//! last checkpoint is whole, and the run goes on from it.
+//! Training runs under `tpc launch` that lose a process at a random moment: the run ends in time and names the rank and
+//! the operation, the last checkpoint is complete, and the run resumes from it.
 
 mod support;
 
@@ -7,9 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::*;
 
-/// Seconds of the deadline of collectives.
+/// Deadline of collectives, in seconds.
 const DEADLINE: f64 = 1.0;
-/// The longest that a run may take from the fault to its end: deadline, grace, and a slow machine.
+/// The longest time from the fault to the end of a run: deadline, grace period, and a slow machine.
 const LONGEST: f64 = DEADLINE + 3.0 + 4.0;
 
 struct Lcg(u64);
@@ -39,7 +39,7 @@ fn launch(ranks: usize, scratch: &Scratch, command: &[String]) -> Tpc {
     Tpc::start(&head.into_iter().chain(command.iter().map(String::as_str)).collect::<Vec<_>>())
 }
 
-/// The step of the latest whole checkpoint, and nothing half-written beside it.
+/// The step of the latest complete checkpoint, after checking that no partial one is next to it.
 fn latest(scratch: &Scratch, seed: u64) -> Option<u64> {
     let half_written = |name: &&String| name.contains(".partial") || name.contains(".tmp");
     let names = scratch.names();
@@ -62,7 +62,7 @@ fn injected(seed: u64) {
     let scratch = Scratch::new(&format!("fault-{seed}"));
     let ranks = [2, 3][rng.below(2) as usize];
     let run = launch(ranks, &scratch, &training(&scratch, ranks, 1_000_000, "3"));
-    // From before all processes are there to the midst of steps and saves.
+    // From before all processes have started to the middle of steps and saves.
     std::thread::sleep(Duration::from_millis(rng.below(1200)));
     let launcher = run.pid();
     let victim = rng.below(ranks as u64) as usize;
@@ -94,13 +94,13 @@ fn injected(seed: u64) {
     }
     if !kind.starts_with("launcher") {
         assert!(told.err.contains("\nerror: rank ") || told.err.starts_with("error: rank "), "{context}");
-        // Survivors that had come together say where they were and who was missing.
+        // Survivors that had joined report their operation and the missing rank.
         for rank in (0..ranks).filter(|&r| r != victim) {
             let line = told.err.lines().find(|l| l.starts_with(&format!("[rank {rank}] error: ")));
             if let Some(line) = line {
                 assert!(line.contains(&format!("rank {victim}")) && line.contains('`'), "{context}");
             } else {
-                // It was not yet there to say anything.
+                // The rank had not joined yet.
                 assert!(latest(&scratch, seed).is_none(), "rank {rank} said nothing, {context}");
             }
         }
@@ -109,11 +109,11 @@ fn injected(seed: u64) {
     while !children(launcher).is_empty() {
         assert!(start.elapsed() < Duration::from_secs(5), "processes are left, {context}");
     }
-    // If the launcher was killed, nobody was left to remove what was being written: the next save does.
+    // If the launcher was killed, nothing removed a partial checkpoint: the next save does.
     if kind != "launcher KILL" {
         latest(&scratch, seed);
     }
-    // On as many processes, or on more or fewer with another plan.
+    // On the same number of processes, or on more or fewer with another plan.
     resumes(&scratch, if seed.is_multiple_of(2) { ranks } else { 5 - ranks }, seed);
 }
 
@@ -127,8 +127,8 @@ fn losing_a_process_at_a_random_moment_second_half() {
     (16..32).for_each(injected);
 }
 
-/// A disk that takes no more: a limit on the size of files, which is an error of writing. It is set while the run is on, because it
-/// holds for shared memory, too.
+/// A full disk: a limit on the size of files, which makes writes fail. It is set during the run, because it also
+/// applies to shared memory.
 #[test]
 fn a_full_disk_on_one_rank_is_an_error_on_all_and_leaves_the_checkpoint_before() {
     for victim in 0..2 {
@@ -178,7 +178,7 @@ fn a_failure_leaves_a_flight_record() {
     }
 }
 
-/// Two processes launched by something else than `tpc launch`, when they have a checkpoint.
+/// Two processes without `tpc launch`, once they have a checkpoint.
 fn without_our_launcher(scratch: &Scratch) -> [Tpc; 2] {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let start = |rank: usize| {
@@ -194,8 +194,8 @@ fn without_our_launcher(scratch: &Scratch) -> [Tpc; 2] {
     both
 }
 
-/// Launched by something else than `tpc launch`, the first that fails writes the record; also if the launcher ends it as soon as it sees
-/// that another one was lost, as torchrun does.
+/// Without `tpc launch`, the first process that fails writes the record, even if the launcher ends it as soon as it
+/// notices that another one was lost, as torchrun does.
 #[test]
 fn without_our_launcher_the_first_that_fails_writes_the_record() {
     for is_ended in [false, true] {
@@ -204,7 +204,7 @@ fn without_our_launcher_the_first_that_fails_writes_the_record() {
         signal(second.pid(), "KILL");
         let begun = Instant::now();
         if is_ended {
-            // The launcher has seen the end of the process.
+            // The launcher has noticed the end of the process.
             std::thread::sleep(Duration::from_millis(50));
             signal(first.pid(), "TERM");
         }
@@ -220,11 +220,11 @@ fn without_our_launcher_the_first_that_fails_writes_the_record() {
     }
 }
 
-/// What a run that was told to end has kept, as its one line says.
+/// The step that a stopped run has kept, according to its message.
 fn kept(scratch: &Scratch, told: &Told, signal: &str, prefix: &str) -> u64 {
     let step = latest(scratch, 0).expect("a checkpoint");
     let begin = format!("{prefix}note: {signal} ended the run after step {step} of 1000000, which is kept in ");
-    let end = format!("{}/step-{step:06}; the same command goes on from there", scratch.path("run"));
+    let end = format!("{}/step-{step:06}; the same command continues from there", scratch.path("run"));
     assert_eq!(told.said(), [begin + &end], "and nothing else is said");
     assert_eq!(losses(scratch.path("m.jsonl")).last().unwrap().0, step, "no step is done that is not kept");
     step
@@ -256,7 +256,8 @@ fn a_run_that_is_told_to_end_keeps_its_step() {
     }
 }
 
-/// To the launcher, which passes it on, to one process, and to all of them, as service managers and batch systems do.
+/// Signals to the launcher, which passes them on, to one process, and to all processes, as service managers and batch
+/// systems send them.
 #[test]
 fn processes_that_are_told_to_end_keep_the_same_step() {
     for (seed, whom) in ["launcher", "rank", "ranks", "all", "shells"].into_iter().enumerate() {
@@ -264,7 +265,7 @@ fn processes_that_are_told_to_end_keep_the_same_step() {
         let ranks = 2 + seed % 2;
         let mut command = training(&scratch, ranks, 1_000_000, "1000000");
         if whom == "shells" {
-            // Shells end sooner than what they have started.
+            // Shells end earlier than the processes that they started.
             let quoted: Vec<String> = command.iter().map(|a| format!("'{a}'")).collect();
             let script = format!("{} {}; exit $?", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "));
             command = vec!["sh".into(), "-c".into(), script];
@@ -289,7 +290,7 @@ fn processes_that_are_told_to_end_keep_the_same_step() {
     }
 }
 
-/// A process that does not come to the end of its step holds the others up; who asks twice does not want to wait.
+/// A process that does not reach the end of its step holds up the others; a user who asks twice does not want to wait.
 #[test]
 fn a_second_signal_ends_a_run_at_once() {
     let scratch = Scratch::new("twice");
@@ -327,7 +328,7 @@ fn a_second_signal_ends_a_run_at_once() {
         "--from-scratch",
     ];
     let run = Tpc::start(&[&head[..], &["--checkpoint", &run, "--metrics", &metrics]].concat());
-    // The file is there when steps begin.
+    // The file exists when the steps begin.
     until("the first step", Duration::from_secs(60), || std::fs::exists(&metrics).unwrap());
     std::thread::sleep(Duration::from_millis(300));
     signal(run.pid(), "TERM");
@@ -352,7 +353,8 @@ fn without_a_checkpoint_a_signal_ends_a_run_at_once() {
     assert_eq!(scratch.names(), ["m.jsonl"]);
 }
 
-/// Whatever is between the launcher and its ranks, and whatever they do: computing, or waiting for one that is stopped.
+/// For any programs between the launcher and its ranks, and any activity of the ranks: computing, or waiting for a
+/// stopped rank.
 #[test]
 fn nothing_outlives_a_killed_launcher() {
     for (name, stops, shells) in
@@ -364,13 +366,13 @@ fn nothing_outlives_a_killed_launcher() {
         let inner = format!("{} {}", env!("CARGO_BIN_EXE_tpc"), quoted.join(" "));
         match shells {
             0 => {}
-            // Neither shell is replaced by what it starts.
+            // Neither shell is replaced by the program that it starts.
             2 => {
                 std::fs::write(scratch.path("inner"), format!("{inner}\nexit $?\n")).unwrap();
                 let script = format!("sh {}; exit $?", scratch.path("inner"));
                 command = vec!["sh".into(), "-c".into(), script];
             }
-            // A session of its own, whose leader's parent ends.
+            // A separate session, whose leader's parent ends.
             _ => {
                 let script = "setsid sh -c \"$0\" & wait".to_string();
                 command = vec!["sh".into(), "-c".into(), script, format!("{inner}; exit $?")];
@@ -383,7 +385,7 @@ fn nothing_outlives_a_killed_launcher() {
             signal(children(run.pid())[&1], "STOP");
             std::thread::sleep(Duration::from_millis(200));
         }
-        // The launcher has the arguments, too, if no shell has.
+        // If no shell has the arguments, the launcher has them.
         assert_eq!(of_scratch(&scratch).len(), if shells == 0 { 3 } else { 2 });
         signal(run.pid(), "KILL");
         until(&format!("{name}: nothing is left"), Duration::from_secs(20), || of_scratch(&scratch).is_empty());
@@ -391,7 +393,7 @@ fn nothing_outlives_a_killed_launcher() {
     }
 }
 
-/// No process is lost: there is nothing to say but what is kept, and the others end with it.
+/// No process is lost: the only message is about what is kept, and the others end as well.
 #[test]
 fn without_our_launcher_a_signal_to_one_process_ends_all() {
     let scratch = Scratch::new("terminated");

@@ -1,5 +1,6 @@
-//! `tpc` under launchers of others, where these are: torchrun on the path, and a SLURM whose `srun` works. What they say in environment
-//! variables is tested without them in `runtime/src/launch/environment.rs`. `tests/slurm` is a SLURM of four nodes on one machine.
+//! `tpc` under other launchers, if they are available: torchrun on the path, and a SLURM whose `srun` works.
+//! `runtime/src/launch/environment.rs` tests their environment variables without them. `tests/slurm` sets up a SLURM
+//! with four nodes on one machine.
 
 #[cfg(feature = "mpi")]
 #[path = "../../../runtime/tests/support/mpirun.rs"]
@@ -22,9 +23,9 @@ fn start(launcher: &[&str], arguments: &[String]) -> Tpc {
     })
 }
 
-/// Whether a launcher works here; if not, that is said. SLURM does in `tests/slurm`.
+/// Whether a launcher works here; prints a message otherwise. SLURM works in `tests/slurm`.
 fn works(launcher: &[&str]) -> bool {
-    // It may wait for nodes that never come.
+    // It may wait for nodes that never become available.
     let worked = Command::new("timeout").arg("20").args(launcher).stdin(Stdio::null()).output();
     let works = worked.is_ok_and(|o| o.status.success());
     if !works {
@@ -34,7 +35,7 @@ fn works(launcher: &[&str]) -> bool {
     works
 }
 
-/// Two free ports, one after the other: torchrun listens at the first, the processes of `tpc` meet at the second.
+/// Two consecutive free ports: torchrun listens at the first, and the processes of `tpc` meet at the second.
 fn port() -> String {
     loop {
         let second = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -45,7 +46,7 @@ fn port() -> String {
     }
 }
 
-/// Runs without an end, with checkpoints that they go on from.
+/// A run without an end, with checkpoints to resume from.
 fn endless(scratch: &Scratch) -> Vec<String> {
     let rest = ["--deadline", "1.5", "--save-every", "2", "--keep", "2"].map(String::from);
     [&training(scratch, "1000000", "tp=2", "tp-sp")[..], &rest].concat()
@@ -62,7 +63,7 @@ fn trains_as_expected(launcher: &[&str], ranks: usize) {
 }
 
 fn torchrun<'a>(ranks: &'a str, port: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-    // Underscores are understood by all versions.
+    // All versions accept underscores.
     let head = ["torchrun", "--nproc_per_node", ranks, "--master_port", port, "--no_python"];
     [&head[..1], more, &head[1..]].concat()
 }
@@ -76,7 +77,8 @@ fn torchrun_trains_as_expected() {
     }
 }
 
-/// torchrun starts all anew after the first loss, and they go on from the last checkpoint; the second is the end.
+/// torchrun restarts all processes after the first loss, and they resume from the last checkpoint; the second loss ends
+/// the run.
 #[test]
 fn torchrun_restarts_a_run_that_loses_a_process() {
     if !works(&["torchrun", "--help"]) {
@@ -105,7 +107,7 @@ fn torchrun_restarts_a_run_that_loses_a_process() {
     );
 }
 
-/// Two of torchrun's nodes, which might be two hosts.
+/// Two of torchrun's nodes, which could be two hosts.
 #[test]
 fn torchrun_on_several_nodes_is_one_sentence() {
     if !works(&["torchrun", "--help"]) {
@@ -136,7 +138,7 @@ fn srun_trains_as_expected() {
     }
 }
 
-/// Two steps of one job, whose script gives both the same address: SLURM's number of the step tells them apart.
+/// Two steps of one job whose script gives both the same address: SLURM's step numbers distinguish them.
 #[test]
 fn steps_at_one_address_do_not_mix() {
     if !works(&["salloc", "--quiet", "-n4", "true"]) {
@@ -174,7 +176,7 @@ fn srun_ends_a_run_that_loses_a_process() {
         signal(process_of(&scratch, "SLURM_PROCID", 1), kind);
         let told = run.end(LONGEST);
         assert_ne!(told.code, 0);
-        // SLURM itself ends all others when one is killed, and they may have no time to say anything.
+        // SLURM ends all other processes when one is killed, so they may have no time to report anything.
         let said = told.err.lines().find(|l| l.starts_with("0: error: rank 0: `"));
         assert!(said.map_or(kind == "KILL", |l| l.contains(expected)), "{}", told.err);
         until("nothing is left", Duration::from_secs(10), || of_scratch(&scratch).is_empty());
@@ -182,7 +184,7 @@ fn srun_ends_a_run_that_loses_a_process() {
     }
 }
 
-/// Where SLURM has three nodes, or slurmd is there three times.
+/// On a SLURM with three nodes, or with three instances of slurmd.
 #[test]
 fn srun_on_several_nodes_is_one_sentence() {
     if !works(&srun(&["-N3", "-n5", "true"])) {
@@ -199,7 +201,7 @@ fn srun_on_several_nodes_is_one_sentence() {
     assert!(told.err.contains("with mpirun or `srun --mpi=pmix`"), "{}", told.err);
 }
 
-/// MPI's launcher on nodes of SLURM, which it takes for hosts.
+/// MPI's launcher on SLURM nodes, which it treats as hosts.
 #[cfg(feature = "mpi")]
 #[test]
 fn mpirun_on_several_nodes_trains_as_expected() {
@@ -208,7 +210,7 @@ fn mpirun_on_several_nodes_trains_as_expected() {
         return;
     }
     let mpirun = mpirun::Mpirun::find().command(4);
-    // Nodes that are one machine are none to OpenMPI's shared memory: programs of any kind die of it.
+    // Nodes on one machine confuse OpenMPI's shared memory: any program crashes.
     let apart = ["env", "OMPI_MCA_btl=self,tcp"];
     let mpirun = [mpirun.get_program()].into_iter().chain(mpirun.get_args()).map(|a| a.to_str().unwrap());
     trains_as_expected(&nodes.into_iter().chain(apart).chain(mpirun).collect::<Vec<_>>(), 4);

@@ -1,5 +1,5 @@
-//! `tpc` under `mpirun`, built with the feature `mpi`: the reference results, checkpoints that go on elsewhere, and what is said when it
-//! cannot work.
+//! `tpc` under `mpirun`, built with the feature `mpi`: reference results, checkpoints that resume elsewhere, and the
+//! errors when it cannot work.
 #![cfg(feature = "mpi")]
 
 #[path = "../../../runtime/tests/support/mpirun.rs"]
@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 use support::*;
 
-/// Starts a program in so many processes.
+/// Starts a program in this many processes.
 fn start(ranks: usize, program: &str, arguments: &[String]) -> Tpc {
     let mut command = Mpirun::find().command(ranks);
     command.arg(program).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -22,7 +22,7 @@ fn under_mpirun(ranks: usize, arguments: &[String]) -> Told {
     start(ranks, env!("CARGO_BIN_EXE_tpc"), arguments).end(Duration::from_secs(120))
 }
 
-/// What a rank said.
+/// The error of a rank.
 fn error(told: &Told, rank: usize) -> String {
     let (said, begin) = (Mpirun::find().tagged(&told.err), format!("[rank {rank}] error: "));
     let found = said.lines().find_map(|line| line.strip_prefix(&begin));
@@ -116,7 +116,7 @@ fn processes_that_do_not_do_the_same_are_told_what_differs() {
     let script = script.replace("'--lr' '0.001'", "--lr $lr");
     let told = start(2, "sh", &["-c".into(), script]).end(Duration::from_secs(80));
     assert_ne!(told.code, 0);
-    let expected = "the processes do not do the same: --lr is 0.001 on rank 0 and 0.002 on rank 1";
+    let expected = "the processes differ: --lr is 0.001 on rank 0 and 0.002 on rank 1";
     assert!((0..2).all(|rank| error(&told, rank).starts_with(expected)), "{}", told.err);
 }
 
@@ -136,7 +136,7 @@ fn a_run_that_is_told_to_end_keeps_its_step() {
     assert!(!Mpirun::find().tagged(&told.err).contains("] error: "), "{}", told.err);
 }
 
-/// MPI waits for all to initialise it, and has no deadline for that: `tpc` has one of thirty seconds.
+/// MPI waits until all processes have initialized it, without a deadline: `tpc` has a deadline of thirty seconds.
 #[test]
 fn processes_that_do_not_initialise_mpi_are_an_error() {
     let scratch = Scratch::new("mpi-late");
@@ -150,7 +150,8 @@ fn processes_that_do_not_initialise_mpi_are_an_error() {
     assert!(error(&told, 0).contains(&expected), "{}", told.err);
 }
 
-/// A real run that loses a process in the midst of its steps ends in time, says who and where, and goes on from its checkpoint.
+/// A training run that loses a process in the middle of its steps ends in time, names the rank and the operation, and
+/// resumes from its checkpoint.
 #[test]
 fn a_run_that_loses_a_process_ends_and_goes_on() {
     for (kind, victim) in [("STOP", 1), ("STOP", 0), ("KILL", 2)] {

@@ -1,7 +1,8 @@
-//! Compiling a program that a session executes in turn with others: an evaluation between training steps, or a step on a smaller batch.
+//! Compiling a program that a session executes in turn with others: an evaluation between training steps, or a step on
+//! a smaller batch.
 //!
-//! It finds parameters and state where the others have them. The plan is the one that the session's first program was compiled with, and
-//! fits the model; what it says of modules that this program does not use is left out, and parameters that it then says nothing about stay
+//! The program finds parameters and state where the other programs have them. It uses the plan of the session's first
+//! program. Entries for modules that the new program does not use are left out, and parameters without an entry stay
 //! where they are.
 
 use crate::error::Error;
@@ -16,18 +17,18 @@ use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::styles::{Plan, StyleError, parallelize_module};
 use tpc_runtime::{LaunchOptions, ProgramId, Session};
 
-/// The programs of a session that another one joins; none for a program of its own.
+/// The programs of a session that a new program joins; empty for a separate session.
 #[derive(Default)]
 pub(crate) struct Beside<'a> {
-    /// Where the first of them has its parameters and states.
+    /// Where the first of them keeps its parameters and states.
     pub(crate) kept: Option<&'a Kept>,
     /// The constants of these programs, by name.
     pub(crate) constants: HashMap<String, TensorData>,
-    /// The ranks' programs of each.
+    /// The rank programs of each.
     pub(crate) programs: Vec<&'a [RankProgram]>,
 }
 
-/// Where a program has its parameters and states.
+/// The placements of a program's parameters and states.
 pub(crate) struct Kept {
     mesh: Mesh,
     types: HashMap<InputId, Type>,
@@ -47,7 +48,7 @@ impl Kept {
 }
 
 impl Beside<'_> {
-    /// Whether every parameter and state lies where the others have it.
+    /// Checks that all parameters and states have the same placements in the new program.
     pub(crate) fn check(&self, ranks: &[RankProgram]) -> Result<(), Error> {
         let Some(first) = self.programs.first() else { return Ok(()) };
         for (program, other) in ranks.iter().zip(*first) {
@@ -60,10 +61,10 @@ impl Beside<'_> {
     }
 }
 
-/// Loads a program beside those of a session, and writes the constants that it alone has.
+/// Adds a program to a session, and writes the constants that only this program has.
 ///
 /// # Errors
-/// Too little memory, a program that does not fit beside the others.
+/// Too little memory, or a program that conflicts with the others.
 pub(crate) fn add(
     session: &mut Session,
     launch: &LaunchOptions,
@@ -76,7 +77,7 @@ pub(crate) fn add(
     Ok(program)
 }
 
-/// The canonical program and what the plan demands of it.
+/// The canonical program, and the placements that the plan demands of it.
 pub(crate) fn annotated(
     captured: &Graph,
     mesh: &Mesh,
@@ -107,7 +108,7 @@ pub(crate) fn annotated(
     Ok((logical, annotations))
 }
 
-/// Leaves out what a plan says of modules that a program does not use; `false` if the error is about something else.
+/// Removes the entries of a plan for modules that a program does not use; `false` if the error has another cause.
 fn leave_out(plan: &mut Plan, error: &StyleError) -> bool {
     let before = plan.styles.len();
     match error {

@@ -1,4 +1,4 @@
-//! Elements of burn's tensors as bytes of the IR's types, and back: never through another type if both have it.
+//! Converts elements of burn's tensors to bytes of the IR's types and back, directly if both have the same type.
 
 use crate::import;
 use burn::tensor::{BoolStore, DType as BurnDType, TensorData};
@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use tpc_ir::DType;
 use tpc_runtime::element;
 
-/// The elements of tensor data as bytes of an element type; rounded if it is another one.
+/// The elements of tensor data as bytes of an element type; rounded if the types differ.
 pub(crate) fn to_bytes(data: &TensorData, dtype: DType) -> Cow<'_, [u8]> {
     match data.dtype() {
         found if of_burn(found) == Some(dtype) => Cow::Borrowed(data.as_bytes()),
@@ -21,7 +21,7 @@ pub(crate) fn to_bytes(data: &TensorData, dtype: DType) -> Cow<'_, [u8]> {
     }
 }
 
-/// Tensor data of dense bytes.
+/// Tensor data from dense bytes.
 pub(crate) fn of_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> TensorData {
     let dtype = match dtype {
         DType::F64 => BurnDType::F64,
@@ -36,16 +36,16 @@ pub(crate) fn of_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> TensorD
     TensorData::from_bytes_vec(bytes, shape.to_vec(), dtype)
 }
 
-/// The IR's type whose elements have the same bytes.
+/// The IR's type with the same bytes per element.
 pub(crate) fn of_burn(dtype: BurnDType) -> Option<DType> {
     match dtype {
-        // Imported as a type whose elements have other bytes.
+        // Imported as a type with another representation.
         BurnDType::Flex32 | BurnDType::Bool(BoolStore::U32) => None,
         same => import::dtype(same).ok(),
     }
 }
 
-/// The name of an element type; none of one that the IR lacks. Booleans have one name, however they are stored.
+/// The name of an element type; `None` if the IR lacks it. Booleans have one name for all representations.
 pub(crate) fn name(dtype: BurnDType) -> Option<&'static str> {
     match dtype {
         BurnDType::Bool(_) => Some(DType::Bool.name()),

@@ -4,6 +4,7 @@ use crate::capture::CaptureError;
 use crate::generate::GenerateError;
 use crate::import::ImportError;
 use crate::models::ModelError;
+use crate::plans::ChoiceError;
 use crate::pretrained::{InitError, LoadError};
 use crate::target::TargetMismatch;
 use crate::trainer::TrainerError;
@@ -21,25 +22,28 @@ pub enum Error {
     /// The model could not be recorded.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// The model's sizes, or those of its batch, are too large.
+    /// The sizes of the model or of its batch are too large.
     #[error(transparent)]
     Model(Box<ModelError>),
-    /// The recording has an operation without a counterpart.
+    /// The recording has an operation that the IR lacks.
     #[error(transparent)]
     Import(#[from] ImportError),
     /// The plan does not fit the model or the mesh.
     #[error(transparent)]
     Style(Box<StyleError>),
+    /// No built-in plan can be chosen.
+    #[error(transparent)]
+    Choice(Box<ChoiceError>),
     /// An option does not fit the program.
     #[error(transparent)]
     Option(#[from] OptionError),
-    /// The compiler made a program that its own checker rejects.
+    /// The compiler produced a program that its own checker rejects.
     #[error("internal error: the compiled program does not pass its check; please report it\n{0}")]
     Check(Box<CheckError>),
-    /// The compiler made a program that computes something else than the model.
+    /// The compiler produced a program that does not compute the model.
     #[error("internal error: the compiled program does not compute the model; please report it\n{0}")]
     Denote(Box<DenoteError>),
-    /// The compiler made rank programs that do not compute the placed program, or do not fit together.
+    /// The compiler produced rank programs that do not compute the placed program, or do not fit together.
     #[error("internal error: the lowered program does not pass its check; please report it\n{0}")]
     Lower(Box<LowerError>),
     /// The program failed while loading or running.
@@ -51,41 +55,41 @@ pub enum Error {
     /// A checkpoint could not be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A trainer's batch, module or evaluation is not what it was compiled for.
+    /// A trainer's batch, module or evaluation does not match what it was compiled for.
     #[error(transparent)]
     Trainer(Box<TrainerError>),
-    /// Prompts that cannot be generated from.
+    /// Text cannot be generated from the prompts.
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// The program was compiled for other devices than those that run it.
     #[error(transparent)]
     Target(#[from] TargetMismatch),
-    /// Its values have more bytes than can be counted.
+    /// The values of the program have more bytes than a `usize` can count.
     #[error(transparent)]
     Size(Box<TooLarge>),
-    /// The program is larger than the memory of this host.
+    /// The program needs more memory than this host has.
     #[error(
         "the arenas of {ranks} ranks take {needed} bytes, but {available} bytes of memory are available; use a smaller batch, --micro-batches, or a plan that shards more"
     )]
     Memory {
-        /// Ranks of this host.
+        /// Number of ranks on this host.
         ranks: usize,
-        /// The bytes that they take.
+        /// Number of bytes that they need.
         needed: u128,
-        /// The bytes that there are.
+        /// Number of available bytes.
         available: u128,
     },
-    /// An input was never given.
+    /// An input was never written.
     #[error("input `{name}` has no value: give it with {how}")]
     Missing {
         /// The input.
         name: String,
-        /// What to call.
+        /// The call that writes it.
         how: &'static str,
     },
 }
 
-/// Large errors are boxed, so that results stay small.
+/// Boxes large errors, so that results stay small.
 macro_rules! boxed {
     ($($variant:ident($error:ty)),+ $(,)?) => { $(
         impl From<$error> for Error {
@@ -100,6 +104,7 @@ boxed!(
     Trainer(TrainerError),
     Model(ModelError),
     Style(StyleError),
+    Choice(ChoiceError),
     Check(CheckError),
     Denote(DenoteError),
     Lower(LowerError),
@@ -125,7 +130,7 @@ impl From<InitError> for Error {
 
 impl From<RuntimeError> for Error {
     fn from(error: RuntimeError) -> Self {
-        const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialise` or `resume`";
+        const HOW: &str = "`session().write_f64`, or parameters with `load_weights`, `initialize` or `resume`";
         match error {
             RuntimeError::Missing { name } => Error::Missing { name, how: HOW },
             other => Error::Runtime(other),

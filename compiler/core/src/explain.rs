@@ -1,7 +1,7 @@
-//! What the errors of a plan say of the captured model.
+//! Adds facts about the captured model to the errors of a plan.
 //!
-//! The passes know the parameters that a program uses. Which types modules have, which of them share a parameter, and
-//! which are in the model without being in the program, only the capture knows.
+//! The passes know the parameters that a program uses. Only the capture knows the types of modules, which modules share
+//! a parameter, and which ones are in the model but not in the program.
 
 use crate::capture::{Captured, InputKind};
 use crate::error::Error;
@@ -12,39 +12,39 @@ use tpc_passes::options::OptionError;
 use tpc_passes::styles::pattern::Pattern;
 use tpc_passes::styles::{Same, StyleError};
 
-/// A module of the captured model, under the name that plans use.
+/// A module of the captured model, under its name in plans.
 #[derive(Clone, Debug)]
 struct ModuleFacts {
     path: ModulePath,
-    /// `a Linear`; `None` if burn does not say.
+    /// `a Linear`; `None` if burn does not provide the type.
     kind: Option<String>,
     /// Its own parameters.
     parameters: Vec<ModulePath>,
-    /// Whether the program has a parameter of it, or of a module inside.
+    /// Whether the program has a parameter of this module or of a module inside it.
     in_program: bool,
 }
 
-/// Facts about a captured model that its program does not hold.
+/// Facts about a captured model that are not in its program.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     modules: Vec<ModuleFacts>,
-    /// `(alias, parameter)`: a further name of a parameter.
+    /// `(alias, parameter)`: another name of a parameter.
     aliases: Vec<(ModulePath, ModulePath)>,
 }
 
-/// A path and every module around it, without the root.
+/// A path and the paths of all modules around it, without the root.
 fn around(path: &ModulePath) -> impl Iterator<Item = ModulePath> + '_ {
     path.outward().filter(|path| !path.is_root())
 }
 
-/// The name of a type as a thing: `a Linear`, `an Embedding`.
+/// The name of a type with an article: `a Linear`, `an Embedding`.
 fn with_article(kind: &str) -> String {
     let article = if kind.starts_with(['A', 'E', 'I', 'O', 'U']) { "an" } else { "a" };
     format!("{article} {kind}")
 }
 
 impl Facts {
-    /// The facts of a captured model whose parameters are still called by burn's paths.
+    /// The facts of a captured model whose parameters still have burn's paths.
     pub fn of(captured: &Captured, rename: Rename) -> Self {
         let parameters = captured.inputs.iter().filter_map(|input| match &input.kind {
             InputKind::Parameter { path, .. } => Some(path),
@@ -54,7 +54,7 @@ impl Facts {
         let parameters: Vec<&ModulePath> = parameters.collect();
         let named: Vec<ModulePath> = parameters.iter().map(|p| rename(p).holder()).collect();
         let in_program: HashSet<ModulePath> = named.iter().flat_map(around).collect();
-        // A module is called in files as its own parameters say.
+        // The name of a module in files follows from the names of its parameters.
         let mut called: HashMap<ModulePath, ModulePath> =
             parameters.into_iter().map(|p| (p.holder(), rename(p).holder())).collect();
         let modules = captured.modules.iter().map(|module| {
@@ -74,7 +74,7 @@ impl Facts {
         self.modules.iter().find(|m| m.path == *module)?.kind.clone()
     }
 
-    /// An error about a plan or an option, with what the model tells about the modules that it names.
+    /// Adds to an error about a plan or an option what is known about the modules that it names.
     pub fn explain(&self, error: Error) -> Error {
         match error {
             Error::Style(style) => Error::Style(Box::new(self.of_style(*style))),
@@ -118,8 +118,7 @@ impl Facts {
         StyleError::Tied { kind: self.kind(&module), path, module, same: Box::new(Same { parameter, shared, table }) }
     }
 
-    /// The module or parameter that a pattern names by a further name of its parameter: as what is named, the further
-    /// name, the parameter.
+    /// The module or parameter that a pattern names by an alias: what it names, the alias, and the parameter.
     fn shared_by(&self, pattern: &str) -> Option<(ModulePath, ModulePath, ModulePath)> {
         let pattern = Pattern::new(pattern).ok()?;
         self.aliases.iter().find_map(|(alias, parameter)| {

@@ -11,8 +11,8 @@ use tpc_ir::program::{InputBinding, RankProgram};
 use tpc_runtime::RuntimeError;
 use tpc_runtime::session::{Backend, LaunchOptions, Session};
 
-/// An error if the arenas of this host's ranks are larger than the memory that is left and what they have already. A device has memory of
-/// its own.
+/// An error if the arenas of this host's ranks exceed the available memory plus the memory that they already have. A
+/// device has separate memory.
 pub(crate) fn check_memory(
     ranks: &[RankProgram],
     options: &LaunchOptions,
@@ -22,7 +22,7 @@ pub(crate) fn check_memory(
     let on_host = options.processes.as_ref().map_or(1, |processes| processes.on_host().1);
     let here = &ranks[here.unwrap_or(0..ranks.len())];
     let own: u128 = here.iter().map(|rank| rank.arena_bytes.saturating_sub(has(rank.rank)) as u128).sum();
-    // Other processes have other ranks, whose arenas are as large as these but for uneven shards.
+    // Other processes have other ranks, whose arenas have the same size except for uneven shards.
     let needed = own * on_host as u128;
     match memory::available() {
         Some(available) if options.backend == Backend::Cpu && needed > available => {
@@ -32,7 +32,7 @@ pub(crate) fn check_memory(
     }
 }
 
-/// Writes the values of all inputs of a kind that have one, unless they were written already.
+/// Writes all inputs of a kind that have values and were not written before.
 pub(crate) fn feed(
     session: &mut Session,
     kind: InputKind,
@@ -51,7 +51,7 @@ pub(crate) fn feed(
 /// Writes the seed of a program that draws random elements.
 pub(crate) fn write_seed(session: &mut Session, bytes: &[u8]) -> Result<(), RuntimeError> {
     let seed = seed();
-    // Every step comes here: the names of the other inputs are not read.
+    // This runs in every step, so it does not read the names of the other inputs.
     let is_seed = |input: &InputBinding| input.kind == InputKind::Seed && input.id() == seed;
     if session.program(0).inputs.iter().any(is_seed) {
         session.write_bytes((InputKind::Seed, &*seed.to_string()), bytes)?;
@@ -59,7 +59,7 @@ pub(crate) fn write_seed(session: &mut Session, bytes: &[u8]) -> Result<(), Runt
     Ok(())
 }
 
-/// The value of the [`seed`] at a step: every step of every run has its own.
+/// The value of the [`seed`] input at a step: different for every step of every run.
 pub(crate) fn seed_bytes(seed: u64, step: u64) -> [u8; 8] {
     seed.wrapping_mul(1 << 20).wrapping_add(step).to_ne_bytes()
 }

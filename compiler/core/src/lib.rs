@@ -1,26 +1,27 @@
-//! Inside tpc: a burn model and a closure become one graph of the whole step, which is compiled for a mesh and launched.
+//! The implementation of tpc: a burn model and a closure become one graph of the whole step, which is compiled for a
+//! mesh and launched.
 //!
-//! The crate `tpc` shows users the part of this one that they need.
+//! The crate `tpc` re-exports the part of this crate that users need.
 //!
 //! | question | file |
 //! |---|---|
-//! | train a burn model: compile, step, evaluate, get the model back | [`trainer`] |
+//! | training a burn model: compile, step, evaluate, get the model back | [`trainer`] |
 //! | burn-train's own loop, with the feature `train` | `burn_train` |
-//! | how a burn module and a closure become a graph | [`capture`] |
-//! | how burn's operations become the IR's | [`import`] |
+//! | recording a burn module and a closure as a graph | [`capture`] |
+//! | translating burn's operations to the IR | [`import`] |
 //! | compile, launch, step | [`program`] |
 //! | why that failed | [`error`] |
 //! | under which names plans and files know parameters | [`rename`] |
 //! | what a session gets before its first step | `feed` |
 //! | programs that share parameters | `beside` |
 //! | elements as bytes | `data` |
-//! | what a plan's errors say of the model | [`explain`] |
+//! | facts about the model in the errors of a plan | [`explain`] |
 //! | which plans there are for so many ranks, and what each would cost | [`plans`] |
-//! | programs from the process that compiles to the others | `together` |
+//! | sending compiled programs to the other processes | `together` |
 //! | model families and their files | [`models`] |
-//! | text from a model, with a cache of keys and values | [`generate`] |
-//! | optimizers made of optimizers | [`optimizer`] |
-//! | capture, load, initialize and save a model directory | [`pretrained`] |
+//! | text generation with a cache of keys and values | [`generate`] |
+//! | optimizers composed of other optimizers | [`optimizer`] |
+//! | capturing, loading, initializing and saving a model directory | [`pretrained`] |
 
 mod beside;
 #[cfg(feature = "train")]

@@ -1,9 +1,9 @@
-//! How much memory this process can still have.
+//! The memory that this process can still allocate.
 
 use std::path::Path;
 
-/// The bytes that this process may still allocate: what the host has left, or what is left of the control group's limit if that is
-/// less. `None` where the system does not say.
+/// Bytes that this process may still allocate: the host's available memory, or the rest of the control group's limit if
+/// that is less. `None` if the system does not report them.
 pub fn available() -> Option<u128> {
     let host = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_meminfo(&text));
     match (host, of_control_group(Path::new("/sys/fs/cgroup"))) {
@@ -12,7 +12,7 @@ pub fn available() -> Option<u128> {
     }
 }
 
-/// What can be had without swapping, and the free part of the swap space.
+/// Memory available without swapping, plus the free swap space.
 fn of_meminfo(text: &str) -> Option<u128> {
     let kilobytes = |key: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
@@ -21,7 +21,8 @@ fn of_meminfo(text: &str) -> Option<u128> {
     Some((kilobytes("MemAvailable")? + kilobytes("SwapFree").unwrap_or(0)) * 1024)
 }
 
-/// The limit of a control group without what its processes hold. Pages of files are not held: they can be dropped.
+/// The limit of a control group minus the memory of its processes. Pages of files do not count, because they can be
+/// dropped.
 fn of_control_group(dir: &Path) -> Option<u128> {
     let number = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u128>().ok();
     let limit = number("memory.max")?;

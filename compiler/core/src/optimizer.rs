@@ -1,16 +1,16 @@
-//! Optimizers made of optimizers.
+//! Optimizers composed of other optimizers.
 
 use burn::optim::Optimizer;
 use burn::tensor::{Device, Tensor};
 
-/// One optimizer for matrices, embeddings and convolutions, and another for parameters of one dimension. In transformers the
-/// latter are the gains of norms and the biases, which by convention have no weight decay (Loshchilov and Hutter's AdamW as
-/// GPT-2 and its successors use it).
+/// One optimizer for matrices, embeddings and convolutions, and another one for parameters of one dimension. In
+/// transformers the latter are the gains of norms and the biases, which by convention have no weight decay (Loshchilov
+/// and Hutter's AdamW, as GPT-2 and its successors use it).
 #[derive(Clone)]
 pub struct ByDimensions<O> {
-    /// Updates parameters of two dimensions and more.
+    /// Updates parameters with two or more dimensions.
     pub matrices: O,
-    /// Updates parameters of one dimension.
+    /// Updates parameters with one dimension.
     pub vectors: O,
 }
 

@@ -1,4 +1,4 @@
-//! Compile, launch, step: the front door.
+//! Compiling, launching and stepping programs.
 //!
 //! ```text
 //! capture → import → canonicalize → annotate → propagate → e-graph → lower → session
@@ -35,12 +35,12 @@ use tpc_runtime::RuntimeError;
 use tpc_runtime::checkpoint::{self, Checkpoint, SaveOptions};
 use tpc_runtime::session::{Backend, LaunchOptions, ProgramId, Session};
 
-/// Choices for compiling. They have no default, as nothing but the device that runs the ranks says which target is right.
+/// Options for compiling. They have no default, because the right target depends on the device that runs the ranks.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
-    /// What things cost: the rates of the device and of its links.
+    /// The cost model: the rates of the device and of its links.
     pub target: Target,
-    /// The e-graph search.
+    /// Options of the e-graph search.
     pub search: SearchOptions,
     /// Whether gradients are outputs; they then live to the end of the step.
     pub gradients: bool,
@@ -48,12 +48,12 @@ pub struct CompileOptions {
     pub step: StepOptions,
     /// Bucketing and overlap of collectives.
     pub lower: LowerOptions,
-    /// Seed of the program's random operations: dropout, for example.
+    /// Seed of the program's random operations, for example dropout.
     pub seed: u64,
 }
 
 impl CompileOptions {
-    /// The usual choices for a target.
+    /// The default options for a target.
     pub fn new(target: Target) -> Self {
         CompileOptions {
             target,
@@ -65,37 +65,37 @@ impl CompileOptions {
         }
     }
 
-    /// The usual choices for the target of a backend.
+    /// The default options for the target of a backend.
     pub fn for_backend(backend: Backend) -> Self {
         CompileOptions::new(target::of_backend(backend).clone())
     }
 
-    /// The usual choices for ranks on the CPU.
+    /// The default options for ranks on the CPU.
     pub fn for_cpu() -> Self {
         CompileOptions::for_backend(Backend::Cpu)
     }
 }
 
-/// Every stage of one program.
+/// All stages of one program.
 #[derive(Clone, Debug)]
 pub struct Stages {
-    /// What burn recorded, nearly one to one, without what is frozen and with clipping.
+    /// The operations that burn recorded, nearly one to one, without frozen parameters' gradients and with clipping.
     pub captured: Graph,
-    /// Canonical, unplaced, in its precision and micro-batches.
+    /// Canonical and without placements, with precision and micro-batches applied.
     pub logical: Graph,
-    /// What the plan demands.
+    /// The placements that the plan demands.
     pub annotations: Annotations,
-    /// First placement.
+    /// The program with the initial placements.
     pub propagated: Graph,
     /// The optimized SPMD program.
     pub placed: Graph,
-    /// What the search bought.
+    /// The report of the search.
     pub report: SearchReport,
-    /// Per rank, scheduled.
+    /// The scheduled program of each rank.
     pub ranks: Vec<RankProgram>,
 }
 
-/// Compiles an imported program; inputs may first be renamed, to the names of a model's files.
+/// Compiles an imported program, whose inputs may first be renamed to the names in a model's files.
 ///
 /// # Errors
 /// A plan that does not fit.
@@ -106,7 +106,7 @@ pub fn compile_graph(captured: Graph, mesh: &Mesh, plan: &Plan, options: &Compil
 /// [`compile_graph`] for a program that a session executes in turn with others.
 ///
 /// # Errors
-/// As [`compile_graph`]; a parameter that has to lie elsewhere than the others have it.
+/// The errors of [`compile_graph`]; a parameter that needs another placement than in the other programs.
 pub(crate) fn compile_graph_beside(
     captured: Graph,
     mesh: &Mesh,
@@ -143,7 +143,7 @@ pub(crate) fn plan_graph(
     addressable(&captured)?;
     let mut captured = on_captured(&captured, &options.step)?.into_owned();
     well_formed(&captured)?;
-    // Which value is a parameter's gradient matters to the plan, also where nobody reads it.
+    // The plan needs to know the gradient of each parameter, even if no output reads it.
     let (mut logical, annotations) = beside::annotated(&captured, mesh, plan, beside)?;
     if !options.gradients {
         captured.outputs.retain(|o| !matches!(o.kind, OutputKind::Gradient(_)));
@@ -158,20 +158,20 @@ pub(crate) fn plan_graph(
     Ok(Planned { captured, logical, annotations, placed })
 }
 
-/// A program with every value placed.
+/// A program whose values all have placements.
 pub struct Placed {
-    /// First placement.
+    /// The program with the initial placements.
     pub propagated: Graph,
     /// The optimized SPMD program.
     pub placed: Graph,
-    /// What the search bought.
+    /// The report of the search.
     pub report: SearchReport,
 }
 
-/// Places every value of a logical program and optimizes its collectives for a target; each program passes its check.
+/// Places every value of a logical program and optimizes its collectives for a target, checking each resulting program.
 ///
 /// # Errors
-/// A program that does not pass, which is a bug of the compiler; one whose bytes cannot be counted.
+/// A program that fails its check, which is a bug of the compiler; a program whose sizes overflow.
 pub fn place(
     logical: &Graph,
     annotations: &Annotations,
@@ -195,13 +195,13 @@ pub fn place(
     Ok(Placed { propagated, placed, report })
 }
 
-/// A compiled training step: its peeled first step and the steady one.
+/// A compiled training step: its first step and the steady program.
 pub struct TrainingProgram {
-    /// The step that creates the optimizer's state.
+    /// The first step, which creates the optimizer's state.
     pub first: Stages,
     /// Every later step.
     pub steady: Stages,
-    /// How parameters are initialized when the model was captured by its shapes.
+    /// How parameters are initialized if the model was captured from shapes.
     pub init: HashMap<String, Init>,
     pub(crate) scalars: StepScalars,
     pub(crate) constants: HashMap<String, TensorData>,
@@ -220,9 +220,9 @@ pub struct InferenceProgram {
     seed: u64,
 }
 
-/// A training step that is ready to be launched: what [`compile_training_together`] gives on every process.
+/// A training step that is ready to be launched: the result of [`compile_training_together`] on every process.
 pub struct CompiledTraining {
-    /// How parameters are initialized when the model was captured by its shapes.
+    /// How parameters are initialized if the model was captured from shapes.
     pub init: HashMap<String, Init>,
     ranks: TrainingRanks,
     scalars: StepScalars,
@@ -241,7 +241,7 @@ struct TrainingRanks {
     evaluation: Option<Vec<RankProgram>>,
 }
 
-/// A forward pass that is ready to be launched: what [`compile_inference_together`] gives on every process.
+/// A forward pass that is ready to be launched: the result of [`compile_inference_together`] on every process.
 pub struct CompiledInference {
     ranks: Vec<RankProgram>,
     constants: HashMap<String, TensorData>,
@@ -268,7 +268,7 @@ impl From<InferenceProgram> for CompiledInference {
 /// Compiles a captured training step for a mesh and a plan.
 ///
 /// # Errors
-/// Operations without a counterpart, a plan that does not fit.
+/// Operations that the IR lacks, or a plan that does not fit.
 pub fn compile_training(
     capture: TrainingCapture,
     mesh: &Mesh,
@@ -302,12 +302,12 @@ pub fn compile_training(
     })
 }
 
-/// Which of the two programs of a training step.
+/// One of the two programs of a training step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Which {
-    /// That of the first step, which creates the optimizer's state.
+    /// The program of the first step, which creates the optimizer's state.
     First,
-    /// That of every later step.
+    /// The program of all later steps.
     Steady,
 }
 
@@ -315,7 +315,7 @@ pub(crate) enum Which {
 /// the constants of all programs of the session.
 ///
 /// # Errors
-/// As [`compile_training`]; a parameter that has to lie elsewhere than the others have it.
+/// The errors of [`compile_training`]; a parameter that needs another placement than in the other programs.
 pub(crate) fn compile_step_beside(
     capture: &TrainingCapture,
     which: Which,
@@ -335,7 +335,7 @@ pub(crate) fn compile_step_beside(
 /// Compiles a captured forward pass.
 ///
 /// # Errors
-/// Operations without a counterpart, a plan that does not fit.
+/// Operations that the IR lacks, or a plan that does not fit.
 pub fn compile_inference(
     captured: &Captured,
     mesh: &Mesh,
@@ -349,7 +349,7 @@ pub fn compile_inference(
 /// [`compile_inference`] for a program that a session executes in turn with others.
 ///
 /// # Errors
-/// As [`compile_inference`]; a parameter that has to lie elsewhere than the others have it.
+/// The errors of [`compile_inference`]; a parameter that needs another placement than in the other programs.
 pub(crate) fn compile_inference_beside(
     captured: &Captured,
     mesh: &Mesh,
@@ -367,12 +367,14 @@ pub(crate) fn compile_inference_beside(
     Ok(InferenceProgram { stages, constants, values: captured.values, target: options.target, seed: options.seed })
 }
 
-/// [`compile_training`] by one process for all: the first compiles and hands the rank programs to the others. Every process makes this
-/// call, with the same arguments. `look` sees the whole program where it was compiled. `evaluation` is a forward pass that gives a loss of
-/// the same parameters, for [`TrainingSession::evaluate`]: they stay where training has them.
+/// [`compile_training`] by one process for all: the first process compiles and sends the rank programs to the others.
+/// Every process makes this call with the same arguments. `look` receives the whole program on the process that
+/// compiled it. `evaluation` is a forward pass that computes a loss of the same parameters, for
+/// [`TrainingSession::evaluate`]; its parameters stay where training has them.
 ///
 /// # Errors
-/// As [`compile_training`], on all processes; a process that does not come; an evaluation that would need a parameter cut in another way.
+/// The errors of [`compile_training`], on all processes; a process that does not respond; an evaluation that needs another
+/// placement of a parameter.
 pub fn compile_training_together(
     (capture, evaluation): (TrainingCapture, Option<&Captured>),
     mesh: &Mesh,
@@ -415,10 +417,10 @@ pub fn compile_training_together(
     Ok(CompiledTraining { init: first.init, ranks, scalars, constants, values: first.values, target, seed })
 }
 
-/// [`compile_inference`] by one process for all, as [`compile_training_together`].
+/// [`compile_inference`] by one process for all, like [`compile_training_together`].
 ///
 /// # Errors
-/// As [`compile_inference`], on all processes; a process that does not come.
+/// The errors of [`compile_inference`], on all processes; a process that does not respond.
 pub fn compile_inference_together(
     captured: &Captured,
     mesh: &Mesh,
@@ -443,7 +445,7 @@ pub fn compile_inference_together(
     Ok(CompiledInference { ranks, constants, values: captured.values, target, seed })
 }
 
-/// The result of an evaluation, by its name.
+/// The name of an evaluation's result.
 pub const EVALUATION: &str = "loss";
 
 /// A running training program.
@@ -451,7 +453,7 @@ pub struct TrainingSession {
     session: Session,
     /// The training step among the programs of the session.
     program: ProgramId,
-    /// The steady program, until it takes over.
+    /// The steady program, until it replaces the first one.
     next: Option<Vec<RankProgram>>,
     /// The program of [`TrainingSession::evaluate`].
     evaluation: Option<ProgramId>,
@@ -461,10 +463,12 @@ pub struct TrainingSession {
 }
 
 impl TrainingProgram {
-    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
+    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values, if the
+    /// model had any.
     ///
     /// # Errors
-    /// Too many ranks, too little memory, processes that do not come or run other programs; a program for a CPU's target on CUDA.
+    /// Too many ranks, too little memory, processes that do not respond or run other programs; a program for a CPU
+    /// target on CUDA.
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
         CompiledTraining::from(self).launch(options)
     }
@@ -472,7 +476,7 @@ impl TrainingProgram {
     /// [`TrainingProgram::launch`], then [`TrainingSession::resume`].
     ///
     /// # Errors
-    /// As those two.
+    /// The errors of both.
     pub fn launch_resumed(self, options: LaunchOptions, dir: &Path) -> Result<TrainingSession, Error> {
         let mut training = self.launch(options)?;
         training.resume(dir)?;
@@ -481,10 +485,10 @@ impl TrainingProgram {
 }
 
 impl CompiledTraining {
-    /// As [`TrainingProgram::launch`].
+    /// See [`TrainingProgram::launch`].
     ///
     /// # Errors
-    /// As [`TrainingProgram::launch`].
+    /// The errors of [`TrainingProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<TrainingSession, Error> {
         target::check(&self.target, options.backend)?;
         check_memory(&self.ranks.first, &options, |_| 0)?;
@@ -515,22 +519,23 @@ impl TrainingSession {
         &mut self.session
     }
 
-    /// Number of steps done.
+    /// Number of finished steps.
     pub fn steps_done(&self) -> usize {
         self.step
     }
 
-    /// Seed of the random operations: of [`CompileOptions::seed`], or of the checkpoint that was resumed.
+    /// Seed of the random operations: [`CompileOptions::seed`], or the seed of the resumed checkpoint.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// The programs of the ranks that share the arenas: those that are loaded, and the one that takes over after the first step.
+    /// The programs of the ranks that share the arenas: the loaded ones, and the one that replaces the program of the
+    /// first step.
     pub(crate) fn programs(&self) -> Vec<&[RankProgram]> {
         self.session.programs().chain(self.next.as_deref()).collect()
     }
 
-    /// Lets the steady program take over, if it has not.
+    /// Switches to the steady program, if it is not active yet.
     fn take_steady(&mut self) -> Result<(), Error> {
         match self.next.take() {
             Some(next) => Ok(self.session.switch_to(next)?),
@@ -538,7 +543,7 @@ impl TrainingSession {
         }
     }
 
-    /// Runs one step with a learning rate on the batch that was written, and returns the loss.
+    /// Runs one step with a learning rate on the written batch, and returns the loss.
     ///
     /// # Errors
     /// An input that was never written, a rank that fails.
@@ -547,8 +552,8 @@ impl TrainingSession {
         self.run(&[learning_rate])
     }
 
-    /// The loss that the evaluation gives of a batch, which `feed` writes to the session, with the parameters as they are. Nothing of the
-    /// training changes. NaN if the training was compiled without an evaluation.
+    /// The loss of the evaluation on a batch, which `feed` writes to the session, with the current parameters. The
+    /// training is not affected. NaN if the training was compiled without an evaluation.
     ///
     /// # Errors
     /// An input that was never written, a rank that fails.
@@ -563,7 +568,7 @@ impl TrainingSession {
         Ok(loss.first().copied().unwrap_or(f64::NAN))
     }
 
-    /// Selects the program of the next step: the first one's, or that of all later ones.
+    /// Selects the program of the next step: that of the first step, or that of all later ones.
     pub(crate) fn turn(&mut self) -> Result<(), Error> {
         self.session.select(self.program)?;
         if self.step > 0 {
@@ -572,7 +577,7 @@ impl TrainingSession {
         Ok(())
     }
 
-    /// Runs one step by the selected program, one of this step, with a learning rate for each group of parameters.
+    /// Runs one step with the selected program, with a learning rate for each group of parameters.
     pub(crate) fn run(&mut self, rates: &[f64]) -> Result<f64, Error> {
         let step = self.step + 1;
         let values = self.scalars.values_of_groups(step, &|group| rates[group])?;
@@ -598,12 +603,12 @@ impl TrainingSession {
         Ok(self.session.read_f64(&OutputKind::Loss)?[0])
     }
 
-    /// The numbers that the optimizer's state of the parameters of a class holds after so many steps, at least one.
+    /// The numbers in the optimizer's state for the parameters of a class after this many steps, at least one.
     pub(crate) fn state_numbers(&mut self, class: usize, steps: usize) -> Result<Vec<Number>, Error> {
         Ok(self.scalars.state_numbers(class, steps)?)
     }
 
-    /// Goes on after so many steps, at least one, from an optimizer state: the bytes of its inputs.
+    /// Continues after this many steps, at least one, from an optimizer state, given as the bytes of its inputs.
     pub(crate) fn go_on(&mut self, steps: usize, states: &[(String, Cow<'_, [u8]>)]) -> Result<(), Error> {
         self.session.select(self.program)?;
         self.take_steady()?;
@@ -615,11 +620,12 @@ impl TrainingSession {
         Ok(())
     }
 
-    /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives
-    /// the checkpoint's own directory. It can be resumed on any mesh and plan.
+    /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, on all ranks at
+    /// once, and returns the checkpoint's own directory. The checkpoint can be resumed on any mesh and plan.
     ///
     /// # Errors
-    /// A session that failed, a disk that does not take it, a later checkpoint in the directory. Earlier checkpoints stay whole.
+    /// A session that failed, a disk that rejects the data, a later checkpoint in the directory. Earlier checkpoints
+    /// stay complete.
     pub fn save_checkpoint(&self, dir: &Path) -> Result<PathBuf, Error> {
         self.save_checkpoint_with(dir, &SaveOptions::default())
     }
@@ -627,31 +633,32 @@ impl TrainingSession {
     /// [`TrainingSession::save_checkpoint`] with options: how many to keep.
     ///
     /// # Errors
-    /// As [`TrainingSession::save_checkpoint`].
+    /// The errors of [`TrainingSession::save_checkpoint`].
     pub fn save_checkpoint_with(&self, dir: &Path, options: &SaveOptions) -> Result<PathBuf, Error> {
-        debug_assert!(self.session.selected() == self.program, "a checkpoint is one of the training step");
+        debug_assert!(self.session.selected() == self.program, "a checkpoint belongs to the training step");
         Ok(checkpoint::save(&self.session, dir, self.step as u64, self.seed, options)?)
     }
 
-    /// Goes on from the latest checkpoint in a directory of checkpoints, or from the checkpoint that `dir` itself is: parameters,
-    /// optimizer state, step and seed become its. Gives the number of steps done. The batch has to be written before the next step.
+    /// Resumes from the latest checkpoint in a directory of checkpoints, or from `dir` itself if it is a checkpoint:
+    /// sets parameters, optimizer state, step and seed. Returns the number of finished steps. The batch has to be
+    /// written before the next step.
     ///
     /// # Errors
-    /// No checkpoint, one of another model or optimizer, a damaged one.
+    /// There is no checkpoint, it belongs to another model or optimizer, or it is damaged.
     pub fn resume(&mut self, dir: &Path) -> Result<usize, Error> {
         self.resume_from(&Checkpoint::latest(dir)?)
     }
 
-    /// [`TrainingSession::resume`] from a checkpoint that was opened already.
+    /// [`TrainingSession::resume`] from an opened checkpoint.
     ///
     /// # Errors
-    /// As [`TrainingSession::resume`]; one of a first step into a session that is past it.
+    /// The errors of [`TrainingSession::resume`]; a checkpoint of step 0 for a session that has passed the first step.
     pub fn resume_from(&mut self, checkpoint: &Checkpoint) -> Result<usize, Error> {
         self.session.select(self.program)?;
-        // The program of the first step makes the state, all later ones read it.
+        // The program of the first step creates the state, all later ones read it.
         match checkpoint.step() {
             0 if self.next.is_none() => {
-                let reason = "a checkpoint of step 0 needs the program of the first step, which is over; launch anew";
+                let reason = "a checkpoint of step 0 needs the program of the first step, which has already run; launch a new session";
                 return Err(RuntimeError::Launch(reason.into()).into());
             }
             0 => {}
@@ -666,20 +673,22 @@ impl TrainingSession {
 }
 
 impl InferenceProgram {
-    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values (if the model had any).
+    /// Starts the ranks, as threads or in the processes of the options, with the captured parameter values, if the
+    /// model had any.
     ///
     /// # Errors
-    /// Too many ranks, too little memory, processes that do not come or run other programs; a program for a CPU's target on CUDA.
+    /// Too many ranks, too little memory, processes that do not respond or run other programs; a program for a CPU
+    /// target on CUDA.
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
         CompiledInference::from(self).launch(options)
     }
 }
 
 impl CompiledInference {
-    /// As [`InferenceProgram::launch`].
+    /// See [`InferenceProgram::launch`].
     ///
     /// # Errors
-    /// As [`InferenceProgram::launch`].
+    /// The errors of [`InferenceProgram::launch`].
     pub fn launch(self, options: LaunchOptions) -> Result<Session, Error> {
         target::check(&self.target, options.backend)?;
         check_memory(&self.ranks, &options, |_| 0)?;

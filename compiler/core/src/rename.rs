@@ -3,11 +3,11 @@
 use crate::capture::Captured;
 use tpc_ir::ModulePath;
 
-/// How parameters are called: the text of burn's module path to the name that plans and files use, which is the text of a
-/// path, too.
+/// Renames parameters: maps the text of burn's module path to the name in plans and files, which is also the text of a
+/// path.
 pub type Rename<'a> = &'a dyn Fn(&str) -> String;
 
-/// The path under which plans and files know a parameter.
+/// The path of a parameter in plans and files.
 pub(crate) fn renamed_path(path: &ModulePath, rename: Rename) -> ModulePath {
     rename(&path.to_string()).into()
 }

@@ -1,4 +1,4 @@
-//! Which target a program is compiled for: the one that was named, or the one of the backend that runs the ranks.
+//! The target that a program is compiled for: the named one, or the default of the backend that runs the ranks.
 
 use tpc_passes::targets::{DeviceKind, Target};
 use tpc_runtime::session::Backend;
@@ -14,7 +14,7 @@ pub struct TargetMismatch {
     pub name: String,
 }
 
-/// The target of a backend, for programs that name none.
+/// The default target of a backend.
 pub fn of_backend(backend: Backend) -> &'static Target {
     match backend {
         Backend::Cpu => Target::cpu(),
@@ -22,11 +22,11 @@ pub fn of_backend(backend: Backend) -> &'static Target {
     }
 }
 
-/// An error if programs for this target would run on CUDA with the numbers of a CPU. Ranks on a CPU may execute programs that are
-/// planned for GPUs: that is how such programs are tried out.
+/// An error if programs for this target would run on CUDA with the numbers of a CPU. Ranks on a CPU may execute
+/// programs that are planned for GPUs, in order to try them out.
 ///
 /// # Errors
-/// A CPU's target for ranks on CUDA.
+/// A CPU target for ranks on CUDA.
 pub fn check(target: &Target, backend: Backend) -> Result<(), TargetMismatch> {
     match (target.device.kind, backend) {
         (DeviceKind::Cpu, Backend::Cuda) => Err(TargetMismatch { name: target.name.clone() }),

@@ -1,8 +1,8 @@
-//! Rank programs from the process that compiles to the others of its world.
+//! Sends rank programs from the process that compiles to the other processes.
 //!
-//! Every process needs the programs of all ranks, and all would compile the same ones. One does, so that as many processes as there are
-//! do not compete for the processors of a host over one result. What was received is compared with the others' when it is launched, as
-//! programs that every process compiles by itself are.
+//! Every process needs the programs of all ranks, which are the same for all processes. Only one process compiles them,
+//! so that the processes do not compete for a host's processors. The received programs are compared when they are
+//! launched, like programs that every process compiles itself.
 
 use crate::error::Error;
 use serde::Serialize;
@@ -10,14 +10,14 @@ use serde::de::DeserializeOwned;
 use tpc_runtime::comm::processes::agree;
 use tpc_runtime::{LaunchOptions, RuntimeError};
 
-const PURPOSE: &str = "launch: hand out programs";
+const PURPOSE: &str = "launch: send programs";
 
-/// Whether this process compiles: the first of a world, or one without others.
+/// Whether this process compiles: the first of several processes, or a single one.
 pub(crate) fn compiles(launch: &LaunchOptions) -> bool {
     launch.processes.as_ref().is_none_or(|processes| processes.process() == 0)
 }
 
-/// Gives the programs of what was compiled to the others, or says why there is nothing.
+/// Sends the compiled programs to the other processes, or the error.
 pub(crate) fn hand_out<T, R: Serialize>(
     launch: &LaunchOptions,
     compiled: Result<T, Error>,
@@ -34,7 +34,7 @@ pub(crate) fn hand_out<T, R: Serialize>(
     Ok(compiled)
 }
 
-/// What the first process gives.
+/// Receives the programs of the first process.
 pub(crate) fn receive<R: DeserializeOwned>(launch: &LaunchOptions) -> Result<R, Error> {
     let unreadable = |reason: String| RuntimeError::Launch(format!("the programs of rank 0 cannot be read: {reason}"));
     let processes = launch.processes.as_ref().ok_or_else(|| unreadable("there is no other process".into()))?;
@@ -55,7 +55,7 @@ mod tests {
     use tpc_ir::program::RankProgram;
     use tpc_passes::styles::Plan;
 
-    /// Every number of a program arrives as it was, floats included.
+    /// Every number of a program arrives unchanged, including floats.
     #[test]
     fn programs_arrive_as_they_were() {
         let tokens = TokenBatch::new(6, 8);

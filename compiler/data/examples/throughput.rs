@@ -1,4 +1,5 @@
-//! How fast a corpus becomes batches, and in how much memory: writes JSON lines of so many megabytes to a temporary file and reads an epoch.
+//! Measures how fast a corpus becomes batches, and in how much memory: writes JSON lines of the given size to a
+//! temporary file and reads an epoch.
 //!
 //! ```text
 //! cargo run --release -p tpc-data --example throughput -- compiler/data/tests/data/tokenizer examples/data/kjv-new-testament.txt 2048
@@ -9,7 +10,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Stream, Tokenizer, piece};
+use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Recipe, Split, Stream, Tokenizer, piece};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -39,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         corpus: Arc::new(corpus),
         table: tokenizer.size(),
         tokenizer: Arc::new(tokenizer),
-        part: Part::All,
+        split: Split::All,
         seq: 512,
         packing: Packing::Packed,
         objective: Objective::Next,
@@ -67,11 +68,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A file that is removed at the end.
+/// A file that is removed when this is dropped.
 struct Generated(PathBuf);
 
 impl Generated {
-    /// JSON lines of some lines of a text each.
+    /// Writes JSON lines, each with some lines of a text.
     fn new(lines: &[String], bytes: u64) -> Result<Self, Box<dyn Error>> {
         let path = std::env::temp_dir().join(format!("tpc-data-throughput-{}.jsonl", std::process::id()));
         let mut file = BufWriter::new(std::fs::File::create(&path)?);

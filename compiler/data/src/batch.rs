@@ -1,37 +1,38 @@
-//! Batches as the model takes them.
+//! Batches in the form that the model takes.
 
 use crate::pack::Row;
 
-/// The label of a position that does not count in the loss, as in PyTorch.
+/// The label of a position that does not count toward the loss, as in PyTorch.
 pub const IGNORE: i64 = -100;
 
 /// A global batch: all tensors are `[rows, seq]`, row by row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Tokens in each.
+    /// Number of tokens in each row.
     pub seq: usize,
     /// Token numbers.
     pub input_ids: Vec<i64>,
-    /// The token itself where it counts in the loss, [`IGNORE`] elsewhere: models that predict the next token shift labels themselves.
+    /// The token itself if it counts toward the loss, [`IGNORE`] otherwise: models that predict the next token shift
+    /// labels themselves.
     pub labels: Vec<i64>,
     /// 1 for tokens, 0 for padding.
     pub attention_mask: Vec<i64>,
-    /// The number of each token's document in its row, from 0; padding has one of its own.
+    /// The number of each token's document in its row, from 0; padding has a separate number.
     pub document_ids: Vec<i64>,
-    /// The place of each token in its document, or in the part of it that is in this row.
+    /// The position of each token in its document, or in the part of the document that is in this row.
     pub position_ids: Vec<i64>,
-    /// Tokens that are no padding.
+    /// Number of tokens that are not padding.
     pub tokens: usize,
-    /// Labels that count in the loss.
+    /// Number of labels that count toward the loss.
     pub counted: usize,
     /// The epoch of its first row, from 0.
     pub epoch: u64,
 }
 
 impl Batch {
-    /// A batch of at most `size` rows; missing ones are padding.
+    /// A batch of at most `size` rows; missing rows are padding.
     pub(crate) fn new(rows: &[Row], size: usize, seq: usize, pad: u32, epoch: u64) -> Self {
         let room = || Vec::with_capacity(size * seq);
         let mut batch = Batch {

@@ -1,4 +1,4 @@
-//! A document as tokens, with the ones that count in the loss.
+//! Encodes a document as tokens, with the tokens that count toward the loss.
 
 use crate::error::DocumentProblem;
 use crate::source::Content;
@@ -6,15 +6,15 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use serde::{Deserialize, Serialize};
 use tpc_ir::quote::cut;
 
-/// A token of the data. In JSON it is a list of three numbers.
+/// A token of the data. Its JSON form is a list of three numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "(u32, u8, u8)", into = "(u32, u8, u8)")]
 pub struct Token {
     /// Its number.
     pub id: u32,
-    /// Whether predicting it counts in the loss.
+    /// Whether predicting it counts toward the loss.
     pub counts: bool,
-    /// Whether a document begins with it.
+    /// Whether it begins a document.
     pub begins: bool,
 }
 
@@ -30,17 +30,17 @@ impl From<Token> for (u32, u8, u8) {
     }
 }
 
-/// Which tokens count in the loss.
+/// Which tokens count toward the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LossOn {
-    /// All.
+    /// All tokens.
     All,
-    /// Of conversations, what the assistant says.
+    /// In conversations, the assistant's messages.
     Answers,
 }
 
-/// The tokens of a document or piece. A text has the tokens around it that the tokenizer puts there, and ends with the token that ends a
-/// text; a conversation is what the template makes of it. `table` is the number of rows of the model's table.
+/// Encodes a document or piece. A text has the tokens that the tokenizer puts around it, and ends with the end-of-text
+/// token; a conversation is formatted by the template. `table` is the number of rows of the model's embedding.
 pub(crate) fn document(
     tokenizer: &Tokenizer,
     content: &Content,
@@ -85,7 +85,7 @@ fn chat(
         LossOn::Answers => template.answers(messages, tools).map(|rendered| (rendered.text, rendered.answers))?,
     };
     let encoded = tokenizer.encode_bare(&text)?;
-    // A token counts if any of its bytes are of an answer. Both are in order.
+    // A token counts if any of its bytes belong to an answer. Both are in order.
     let mut answers = answers.iter().peekable();
     let tokens = encoded.ids.iter().zip(&encoded.bytes).enumerate().map(|(at, (&id, bytes))| {
         while answers.next_if(|answer| answer.end <= bytes.start).is_some() {}

@@ -1,4 +1,4 @@
-//! What can go wrong with data, and where: every error names the file, and the line or the byte.
+//! The errors of data. Every error names the file, and the line or the byte.
 
 use std::path::PathBuf;
 use tpc_ir::quote::{cut, quoted};
@@ -11,17 +11,17 @@ pub enum DataError {
     Io {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The decompressed text of a compressed file found no room.
+    /// The decompressed text of a compressed file could not be stored.
     #[error("{}: its decompressed text cannot be kept in {}: {source}; set TMPDIR to a directory with more room", shown(.file), shown(.dir))]
     Spool {
         /// The file.
         file: PathBuf,
         /// The directory of temporary files.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// A compressed file is damaged or ends early.
@@ -33,17 +33,17 @@ pub enum DataError {
         compression: &'static str,
         /// Bytes of text that could be read.
         after: u64,
-        /// What the decoder said.
+        /// The decoder's error.
         problem: String,
     },
-    /// The name says that a file is compressed, the contents do not.
+    /// A file's name says that it is compressed, but its contents are not.
     #[error("{}: the name ends in .{extension}, but the contents are not {compression} data", shown(.file))]
     NotCompressed {
         /// The file.
         file: PathBuf,
-        /// The end of its name.
+        /// The extension of its name.
         extension: &'static str,
-        /// The format that the name promises.
+        /// The format according to the name.
         compression: &'static str,
     },
     /// A text that is not UTF-8.
@@ -51,50 +51,50 @@ pub enum DataError {
     NotUtf8 {
         /// The file.
         file: PathBuf,
-        /// The first byte that is wrong, counted from 0, after decompression.
+        /// The first invalid byte, counted from 0, after decompression.
         byte: u64,
         /// Its value.
         value: u8,
-        /// Its line, counted from 1, where the file is read by lines.
+        /// Its line, counted from 1, if the file is read by lines.
         line: Option<u64>,
     },
-    /// A file without any document.
+    /// A file without documents.
     #[error("{}: no text to train on: {problem}", shown(.file))]
     Empty {
         /// The file.
         file: PathBuf,
-        /// What it is instead.
+        /// What the file contains instead.
         problem: &'static str,
     },
-    /// A line that is not the JSON that it should be.
+    /// A line that is not the expected JSON.
     #[error("{}: line {line}: {problem}", shown(.file))]
     Line {
         /// The file.
         file: PathBuf,
         /// The line, counted from 1.
         line: u64,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         problem: LineProblem,
     },
-    /// A document that the tokenizer, the template or the model does not take.
+    /// A document that the tokenizer, the template or the model rejects.
     #[error("{}: {place}: {problem}", shown(.file))]
     Document {
         /// The file.
         file: PathBuf,
-        /// Where the document is.
-        place: Place,
-        /// What is wrong with it.
+        /// The place of the document.
+        place: Location,
+        /// What is wrong with the document.
         problem: DocumentProblem,
     },
     /// A file that changed after it was first read.
-    #[error("{}: the file changed while it was in use: {problem}; start again with the file as it is now", shown(.file))]
+    #[error("{}: the file changed while it was in use: {problem}; start again with the current file", shown(.file))]
     Changed {
         /// The file.
         file: PathBuf,
-        /// How that was noticed.
+        /// How the change was noticed.
         problem: String,
     },
-    /// A share to hold out that leaves nothing to train on, or nothing to hold out.
+    /// A held-out share that leaves nothing to train on, or nothing to hold out.
     #[error(
         "a held-out share of {share} leaves nothing to train on: the data has {units} {}; give a smaller share, or other data to evaluate on",
         if *.units == 1 { "part" } else { "parts" }
@@ -102,27 +102,27 @@ pub enum DataError {
     HeldOut {
         /// The share.
         share: f64,
-        /// Documents and pieces of texts.
+        /// Number of documents and pieces of texts.
         units: u64,
     },
-    /// All tokens are left out of the loss.
-    #[error("{}: no token of the data counts in the loss: {problem}", shown(.file))]
+    /// No token counts toward the loss.
+    #[error("{}: no token of the data counts toward the loss: {problem}", shown(.file))]
     NoLoss {
         /// The first file.
         file: PathBuf,
-        /// Why.
+        /// The reason.
         problem: &'static str,
     },
-    /// A position that was kept for other data or another way of reading it.
+    /// A position that belongs to other data or other options.
     #[error(
-        "the checkpoint was written with other data: {what} was {kept}, but is {now}; give the same data and options, or begin with another --checkpoint"
+        "the checkpoint was written with other data: {what} was {kept}, but is {now}; give the same data and options, or start with another --checkpoint"
     )]
     OtherData {
         /// What differs.
         what: &'static str,
-        /// What it was.
+        /// The earlier value.
         kept: String,
-        /// What it is.
+        /// The current value.
         now: String,
     },
     /// The background thread ended without a result.
@@ -133,10 +133,10 @@ pub enum DataError {
 /// What is wrong with a line of JSON.
 #[derive(Debug, thiserror::Error)]
 pub enum LineProblem {
-    /// No JSON.
+    /// The line is not JSON.
     #[error("not valid JSON: {0}")]
     Json(String),
-    /// JSON, but no object.
+    /// The line is JSON, but not an object.
     #[error("expected a JSON object")]
     NoObject,
     /// An object without the field.
@@ -144,7 +144,7 @@ pub enum LineProblem {
     NoField {
         /// The field.
         field: String,
-        /// The fields that there are.
+        /// The existing fields.
         found: Vec<String>,
     },
     /// A field of another type.
@@ -152,9 +152,9 @@ pub enum LineProblem {
     WrongField {
         /// The field.
         field: String,
-        /// What is accepted.
+        /// The accepted values.
         expected: &'static str,
-        /// What it is.
+        /// The value found.
         found: String,
     },
 }
@@ -162,12 +162,12 @@ pub enum LineProblem {
 /// What is wrong with a document.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentProblem {
-    /// The tokenizer.
+    /// The tokenizer fails.
     #[error(transparent)]
     Tokenizer(#[from] crate::tokenizer::TokenizerError),
     /// A token that the model has no embedding for.
     #[error(
-        "token {} is {id}, but the model's table has {table} rows: the tokenizer is not that of the model",
+        "token {} is {id}, but the model's embedding has {table} rows: the tokenizer does not belong to the model",
         quoted(.token)
     )]
     OutsideTable {
@@ -175,14 +175,14 @@ pub enum DocumentProblem {
         token: String,
         /// Its number.
         id: u32,
-        /// Rows of the table.
+        /// Number of rows of the embedding.
         table: usize,
     },
 }
 
-/// Where a document is in its file.
+/// The place of a document in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Place {
+pub enum Location {
     /// A line, counted from 1.
     #[error("line {0}")]
     Line(u64),
@@ -206,5 +206,5 @@ fn others(found: &[String]) -> String {
     }
     let shown: Vec<String> = found.iter().take(MOST).map(|name| quoted(name).to_string()).collect();
     let more = if found.len() > MOST { ", …" } else { "" };
-    format!("there are {}{more}; --field chooses another", shown.join(", "))
+    format!("its fields are {}{more}; --field selects another", shown.join(", "))
 }

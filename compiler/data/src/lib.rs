@@ -1,4 +1,5 @@
-//! Token batches from text, for training: read from files, tokenized, packed, and in an order that can be left and taken up again.
+//! Token batches from text, for training: read from files, tokenized and packed, in an order that can be interrupted
+//! and resumed.
 //!
 //! ```text
 //! files → documents → tokens → windows of rows → batches
@@ -7,16 +8,17 @@
 //!
 //! | question | module |
 //! |---|---|
-//! | which documents files have, in any format and compression | [`source`] |
-//! | text as tokens and back, conversations, training a tokenizer | [`tokenizer`] |
-//! | which tokens of a document count in the loss | [`encode`] |
+//! | the documents in files of any format and compression | [`source`] |
+//! | encoding and decoding text, conversations, training a tokenizer | [`tokenizer`] |
+//! | which tokens of a document count toward the loss | [`encode`] |
 //! | rows of tokens | [`pack`] |
-//! | what is held out, the order of an epoch, a place in it | [`order`] |
-//! | batches, made by a thread beside the model | [`stream`] |
-//! | what can go wrong | [`error`] |
+//! | held-out documents, the order of an epoch, a position in it | [`order`] |
+//! | batches, made by a thread while the model works | [`stream`] |
+//! | errors | [`error`] |
 //!
-//! A batch is a function of the files, the tokenizer, the seed, the options and a [`Position`]: not of the mesh, and not of how often the
-//! run was interrupted. A corpus may be larger than memory: what stays in memory is eight bytes for each document.
+//! A batch is a function of the files, the tokenizer, the seed, the options and a [`Position`]. It does not depend on
+//! the mesh or on interruptions of the run. A corpus may be larger than memory: eight bytes per document stay in
+//! memory.
 
 pub mod batch;
 pub mod encode;
@@ -30,7 +32,7 @@ pub mod tokenizer;
 pub use batch::Batch;
 pub use encode::LossOn;
 pub use error::DataError;
-pub use order::{Part, Position};
+pub use order::{Position, Split};
 pub use pack::{Objective, Packing};
 pub use source::{Corpus, Format};
 pub use stream::{Recipe, Stream, piece};

@@ -1,10 +1,10 @@
-//! Rows of tokens from documents.
+//! Packs documents into rows of tokens.
 //!
 //! | packing | a row |
 //! |---|---|
-//! | packed | `seq` tokens, of as many documents as they are; a document goes on in the next row. Only the last row of an epoch is shorter |
-//! | apart | the same tokens, but a token sees its own document only |
-//! | padded | one document, or a part of one that is longer than a row |
+//! | packed | `seq` tokens from consecutive documents; a document continues in the next row. Only the last row of an epoch is shorter |
+//! | apart | the same tokens, but a token only sees its own document |
+//! | padded | one document, or a part of a document that is longer than a row |
 
 use crate::encode::Token;
 use crate::order::{Draws, Purpose};
@@ -12,38 +12,39 @@ use crate::order::{Draws, Purpose};
 /// How documents become rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Packing {
-    /// Rows are full. Documents follow each other, and a token sees every token before it, also those of other documents.
+    /// Rows are full. Documents follow each other, and a token sees every token before it, including those of other
+    /// documents.
     Packed,
-    /// Rows are full. A token sees its own document only: documents are numbered within their row, positions begin again with each, and
-    /// the first token of a document is not predicted.
+    /// Rows are full. A token only sees its own document: documents are numbered within their row, positions restart
+    /// with each document, and the first token of a document is not predicted.
     Apart,
-    /// Each row is one document, with padding after it.
+    /// Each row is one document, followed by padding.
     Padded,
 }
 
-/// What a model learns.
+/// The training objective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Objective {
-    /// To predict each token from those before it. The model shifts the labels itself.
+    /// Predict each token from the tokens before it. The model shifts the labels itself.
     Next,
-    /// To guess some tokens from all others, as BERT (Devlin, Chang, Lee, Toutanova, 2019): of 15% of the tokens, eight in ten are replaced
-    /// by the token `mask`, one by a random one, and one stays.
+    /// Predict some tokens from all others, as in BERT (Devlin, Chang, Lee, Toutanova, 2019): of 15% of the tokens,
+    /// eight in ten are replaced by the token `mask`, one by a random one, and one stays.
     Masked {
         /// The token that replaces others.
         mask: u32,
-        /// How many tokens random ones are drawn from.
+        /// The number of tokens that random replacements are drawn from.
         tokens: u32,
-        /// Tokens that are never guessed: those around a text.
+        /// Tokens that are never predicted: those around a text.
         special: [Option<u32>; 3],
     },
 }
 
-/// A row: at most `seq` tokens, and for each the label, if there is one.
+/// A row: at most `seq` tokens with their optional labels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
-    /// Tokens.
+    /// The tokens.
     pub tokens: Vec<Token>,
-    /// What is to be predicted at each.
+    /// The token to predict at each position, if any.
     pub labels: Vec<Option<u32>>,
 }
 
@@ -61,7 +62,7 @@ impl Packer {
         Packer { seq, packing, carried }
     }
 
-    /// Adds a document, and appends the rows that are full with it.
+    /// Adds a document, and appends the rows that it completes.
     pub(crate) fn push(&mut self, document: Vec<Token>, rows: &mut Vec<Vec<Token>>) {
         if self.packing == Packing::Padded {
             rows.extend(document.chunks(self.seq).map(<[Token]>::to_vec));
@@ -83,12 +84,12 @@ impl Packer {
 }
 
 impl Row {
-    /// A row with its labels; `None` if there is nothing in it to predict.
+    /// A row with its labels; `None` if it has nothing to predict.
     pub(crate) fn new(tokens: Vec<Token>, packing: Packing, objective: Objective, draws: &mut Draws) -> Option<Self> {
         let mut row = Row { labels: tokens.iter().map(|t| t.counts.then_some(t.id)).collect(), tokens };
         match objective {
             Objective::Next => {
-                // Nothing comes before the first token of a row, nor, if documents are apart, of a document.
+                // Nothing precedes the first token of a row or, if documents are apart, of a document.
                 for (at, (token, label)) in row.tokens.iter().zip(&mut row.labels).enumerate() {
                     if at == 0 || packing == Packing::Apart && token.begins {
                         *label = None;
@@ -121,7 +122,7 @@ impl Row {
     }
 }
 
-/// The rows of a window, in their order.
+/// The rows of a window, in order.
 pub(crate) fn window(
     rows: Vec<Vec<Token>>,
     (packing, objective): (Packing, Objective),

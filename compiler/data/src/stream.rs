@@ -1,12 +1,12 @@
-//! Batches of a corpus, tokenized by a thread of their own while the model works.
+//! Batches of a corpus, tokenized by a separate thread while the model works.
 //!
-//! Documents are taken in the order of the epoch until they have some text together: a window. Its rows are shuffled among themselves, so
-//! that those of a long text do not follow each other. The thread is at most two windows ahead.
+//! Documents are taken in the order of the epoch until they have a certain amount of text: a window. Its rows are
+//! shuffled, so that those of a long text are not consecutive. The thread is at most two windows ahead.
 
 use crate::batch::Batch;
 use crate::encode::{self, LossOn};
 use crate::error::DataError;
-use crate::order::{Beginning, Made, Part, Position, Selection};
+use crate::order::{Beginning, Made, Position, Selection, Split};
 use crate::pack::{self, Objective, Packer, Packing, Row};
 use crate::source::Corpus;
 use crate::tokenizer::Tokenizer;
@@ -23,44 +23,44 @@ pub struct Recipe {
     pub corpus: Arc<Corpus>,
     /// Their tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// Which of them are read.
-    pub part: Part,
-    /// Tokens in a row.
+    /// Which documents to read.
+    pub split: Split,
+    /// Number of tokens in a row.
     pub seq: usize,
     /// How documents become rows.
     pub packing: Packing,
-    /// What is predicted.
+    /// The training objective.
     pub objective: Objective,
-    /// Which tokens count.
+    /// Which tokens count toward the loss.
     pub loss: LossOn,
-    /// Rows of the model's table of tokens.
+    /// Number of rows of the model's embedding.
     pub table: usize,
-    /// Seed of the order, of what is held out and of masks.
+    /// Seed of the order, of the held-out share and of masks.
     pub seed: u64,
-    /// The time that chat templates are told, in seconds since 1970.
+    /// The current time for chat templates, in seconds since 1970.
     pub now: u64,
     /// Whether the order is random.
     pub shuffled: bool,
 }
 
-/// Bytes of text in a window, at least.
+/// Minimum bytes of text in a window.
 const WINDOW: u64 = 1 << 20;
 
-/// Bytes of a plain text for each token of a row that make a piece of it: some 16 rows.
+/// Bytes of a piece of a plain text per token of a row: about 16 rows.
 const PIECE: usize = 64;
 
-/// How large the pieces of a plain text are, in bytes, for rows of so many tokens.
+/// The size of the pieces of a plain text in bytes, for rows with this many tokens.
 pub fn piece(seq: usize) -> usize {
     seq.saturating_mul(PIECE)
 }
 
 impl Recipe {
-    /// What a position in these batches is a position of.
+    /// The data and options that positions in these batches belong to.
     pub fn made(&self) -> Made {
         let rows = format!("{:?}, {:?}, loss on {:?}", self.packing, self.objective, self.loss).to_lowercase();
-        let share = match self.part {
-            Part::All => 0.0,
-            Part::But(share) | Part::Only(share) => share,
+        let share = match self.split {
+            Split::All => 0.0,
+            Split::But(share) | Split::Only(share) => share,
         };
         Made {
             data: format!("{:016x}", self.corpus.fingerprint()),
@@ -73,7 +73,8 @@ impl Recipe {
         }
     }
 
-    /// The rows of so many epochs, and the documents read for that. It tokenizes one epoch, or all if rows differ between them.
+    /// The number of rows in this many epochs; reads the documents. Tokenizes one epoch, or all of them if rows differ
+    /// between epochs.
     ///
     /// # Errors
     /// A document that fails.
@@ -94,17 +95,17 @@ impl Recipe {
 struct Window {
     beginning: Beginning,
     rows: VecDeque<Row>,
-    /// Where the next one begins.
+    /// Where the next window begins.
     after: Beginning,
 }
 
-/// The windows of a recipe one after the other.
+/// The windows of a recipe, in sequence.
 struct Windows<'a> {
     recipe: &'a Recipe,
     selection: Selection,
     next: Beginning,
     epochs: Option<u64>,
-    /// Rows that this epoch gave, or from where it was taken up.
+    /// Number of rows of this epoch so far, or since it was resumed.
     rows: u64,
     /// Whether the epoch was read from its beginning.
     is_whole: bool,
@@ -112,7 +113,7 @@ struct Windows<'a> {
 
 impl<'a> Windows<'a> {
     fn new(recipe: &'a Recipe, next: Beginning, epochs: Option<u64>) -> Result<Self, DataError> {
-        let selection = Selection::new(&recipe.corpus, recipe.part, recipe.seed, recipe.shuffled)?;
+        let selection = Selection::new(&recipe.corpus, recipe.split, recipe.seed, recipe.shuffled)?;
         let is_whole = next.place == 0;
         Ok(Windows { recipe, selection, next, epochs, rows: 0, is_whole })
     }
@@ -164,7 +165,7 @@ impl<'a> Windows<'a> {
     }
 }
 
-/// Batches one after the other.
+/// A sequence of batches.
 #[derive(Debug)]
 pub struct Stream {
     made: Made,
@@ -173,7 +174,7 @@ pub struct Stream {
     windows: Option<Receiver<Result<Window, DataError>>>,
     thread: Option<JoinHandle<()>>,
     window: Option<Window>,
-    /// Rows of the window that are done.
+    /// Number of finished rows of the window.
     done: u64,
     /// Where the next window begins.
     after: Beginning,
@@ -181,18 +182,19 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// The batches of a recipe from its beginning or from a position, for so many epochs in all or for ever.
+    /// The batches of a recipe from its beginning or from a position, up to the given total number of epochs, or
+    /// without end.
     ///
     /// # Errors
-    /// A position of other data, a held-out share that leaves nothing.
+    /// A position in other data, or a held-out share that leaves nothing.
     pub fn start(recipe: Recipe, from: Option<&Position>, epochs: Option<u64>) -> Result<Self, DataError> {
         let made = recipe.made();
         if let Some(position) = from {
             position.check(&made)?;
         }
         let (beginning, done) = from.map_or((Beginning::default(), 0), |p| (p.window.clone(), p.rows));
-        // What is wrong with the options is told here, not by the thread.
-        Selection::new(&recipe.corpus, recipe.part, recipe.seed, recipe.shuffled)?;
+        // Errors in the options are reported here, not by the thread.
+        Selection::new(&recipe.corpus, recipe.split, recipe.seed, recipe.shuffled)?;
         let (seq, pad) = (recipe.seq, recipe.tokenizer.pad());
         let (sender, windows) = sync_channel(1);
         let first = beginning.clone();
@@ -213,10 +215,11 @@ impl Stream {
         })
     }
 
-    /// The next batch, of so many rows; `None` after the last epoch. Where the epochs end within a batch, its other rows are padding.
+    /// The next batch with this many rows; `None` after the last epoch. If the epochs end within a batch, its remaining
+    /// rows are padding.
     ///
     /// # Errors
-    /// A document that fails, a file that cannot be read any more.
+    /// A document that fails, or a file that can no longer be read.
     pub fn next(&mut self, rows: usize) -> Result<Option<Batch>, DataError> {
         let begun = Instant::now();
         let mut taken = Vec::with_capacity(rows);
@@ -235,7 +238,7 @@ impl Stream {
         Ok((!taken.is_empty()).then(|| Batch::new(&taken, rows, self.seq, self.pad, epoch)))
     }
 
-    /// Where the batches after the last one begin.
+    /// The position of the next batch.
     pub fn position(&self) -> Position {
         let (window, rows) = match &self.window {
             Some(window) if !window.rows.is_empty() => (window.beginning.clone(), self.done),
@@ -246,7 +249,7 @@ impl Stream {
         Position { made: self.made.clone(), window, rows }
     }
 
-    /// How long [`Stream::next`] has taken in all: what tokenizing costs beside the model's own work.
+    /// Total time that [`Stream::next`] has waited: the cost of tokenizing in addition to the model's work.
     pub fn waited(&self) -> Duration {
         self.waited
     }
@@ -261,7 +264,7 @@ impl Stream {
             match windows.recv() {
                 Ok(window) => {
                     let mut window = window?;
-                    // A position within a window: its first rows are done.
+                    // A position within a window: its first rows are finished.
                     let skipped = if self.window.is_none() { self.done } else { 0 };
                     window.rows.drain(..(skipped as usize).min(window.rows.len()));
                     self.done = skipped;
@@ -282,7 +285,7 @@ fn produce(recipe: &Recipe, from: Beginning, epochs: Option<u64>, to: &SyncSende
     let mut windows = match Windows::new(recipe, from, epochs) {
         Ok(windows) => windows,
         Err(error) => {
-            // Without a receiver the error is of no interest.
+            // Without a receiver the error does not matter.
             let _ = to.send(Err(error));
             return;
         }
@@ -293,7 +296,7 @@ fn produce(recipe: &Recipe, from: Beginning, epochs: Option<u64>, to: &SyncSende
             Ok(Some(window)) => (Ok(window), false),
             Err(error) => (Err(error), true),
         };
-        // Without a receiver there is nothing to go on for.
+        // Without a receiver the thread ends.
         if to.send(result).is_err() || ends {
             return;
         }

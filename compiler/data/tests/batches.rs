@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use support::{Temporary, corpus, letters, recipe, tokenizer};
-use tpc_data::{Batch, Corpus, Format, LossOn, Objective, Packing, Part, Position, Recipe, Stream};
+use tpc_data::{Batch, Corpus, Format, LossOn, Objective, Packing, Position, Recipe, Split, Stream};
 
 /// All batches of some epochs.
 fn batches(recipe: &Recipe, rows: usize, epochs: u64) -> Vec<Batch> {
@@ -159,26 +159,26 @@ fn what_is_held_out_is_the_rest() {
     let documents: Vec<String> =
         (0..40).map(|i| format!("{}{}x", char::from(b'a' + i % 26), char::from(b'a' + i / 26))).collect();
     let documents: Vec<&str> = documents.iter().map(String::as_str).collect();
-    let of = |part| Recipe {
-        part,
+    let of = |split| Recipe {
+        split,
         seed: 5,
         shuffled: true,
         packing: Packing::Padded,
         ..recipe(corpus(&[json_lines(&dir, &documents)], 100), letters(), 4)
     };
-    let all = |part| -> Vec<String> {
-        let recipe = of(part);
+    let all = |split| -> Vec<String> {
+        let recipe = of(split);
         let found = batches(&recipe, 8, 1);
         found.iter().flat_map(|batch| rows(&recipe, batch)).filter(|row| !row.is_empty()).collect()
     };
-    let (train, held) = (all(Part::But(0.1)), all(Part::Only(0.1)));
+    let (train, held) = (all(Split::But(0.1)), all(Split::Only(0.1)));
     assert_eq!((train.len(), held.len()), (36, 4));
     let mut both = [train, held].concat();
     both.sort_unstable();
     let mut expected = documents.clone();
     expected.sort_unstable();
     assert_eq!(both, expected);
-    let fails = |share| Stream::start(of(Part::But(share)), None, None).unwrap_err().to_string();
+    let fails = |share| Stream::start(of(Split::But(share)), None, None).unwrap_err().to_string();
     assert_eq!(
         fails(0.99),
         "a held-out share of 0.99 leaves nothing to train on: the data has 40 parts; give a smaller share, or other data to evaluate on"
@@ -196,7 +196,7 @@ fn a_position_of_other_data_is_refused() {
     let kept: Position = serde_json::from_str(&serde_json::to_string(&position).unwrap()).unwrap();
     assert_eq!(kept, position);
     let says = |recipe: Recipe| Stream::start(recipe, Some(&position), None).unwrap_err().to_string();
-    let end = "; give the same data and options, or begin with another --checkpoint";
+    let end = "; give the same data and options, or start with another --checkpoint";
     let begin = "the checkpoint was written with other data: ";
     assert_eq!(says(of("some text that is long", 5)), format!("{begin}the length of a sequence was 4, but is 5{end}"));
     let (a, b) = (first.made().data, of("another", 4).made().data);
@@ -212,7 +212,7 @@ fn a_position_of_other_data_is_refused() {
     );
     let other = Recipe { tokenizer: Arc::new(tokenizer()), ..of("some text that is long", 4) };
     assert!(says(other).starts_with(&format!("{begin}the tokenizer was ")));
-    let held = Recipe { part: Part::But(0.5), ..of("some text that is long", 4) };
+    let held = Recipe { split: Split::But(0.5), ..of("some text that is long", 4) };
     assert_eq!(says(held), format!("{begin}the held-out share was 0, but is 0.5{end}"));
 }
 
@@ -224,7 +224,7 @@ fn a_token_outside_of_the_models_table_is_told() {
     let error = Stream::start(recipe, None, None).unwrap().next(2).unwrap_err().to_string();
     assert_eq!(
         error.replace(dir.0.to_str().unwrap(), "$DIR"),
-        "$DIR/data.jsonl: line 2: token \"x\" is 25, but the model's table has 20 rows: the tokenizer is not that of the model"
+        "$DIR/data.jsonl: line 2: token \"x\" is 25, but the model's embedding has 20 rows: the tokenizer does not belong to the model"
     );
 }
 
@@ -235,7 +235,7 @@ fn data_without_anything_to_predict_is_told() {
     let error = Stream::start(recipe, None, None).unwrap().next(2).unwrap_err().to_string();
     assert_eq!(
         error.replace(dir.0.to_str().unwrap(), "$DIR"),
-        "$DIR/data.jsonl: no token of the data counts in the loss: it has a single token"
+        "$DIR/data.jsonl: no token of the data counts toward the loss: it has a single token"
     );
 }
 

@@ -106,7 +106,7 @@ fn what_a_template_does_not_show_is_an_error() {
     let user = json!({"messages": [{"role": "user", "content": "a"}]});
     assert_eq!(
         fails(plain, &user),
-        "$DATA/chat.jsonl: line 3: the conversation has no message of the role \"assistant\", so there is nothing to learn from it"
+        "$DATA/chat.jsonl: line 3: the conversation has no message with the role \"assistant\", so there is nothing to learn from it"
     );
     // The text says how long the conversation is: no beginning of it is one of a shorter conversation.
     let counting = format!("{{{{ messages | length }}}} {plain}");
@@ -133,11 +133,11 @@ fn what_a_template_does_not_show_is_an_error() {
     let marked = json!({"messages": [{"role": "assistant", "content": "x\u{fdd0}"}]});
     assert_eq!(
         fails("{% generation %}{{ messages[0].content }}{% endgeneration %}", &marked),
-        "$DATA/chat.jsonl: line 3: the conversation holds the character U+FDD0, which marks answers: it is no character of any text, remove it"
+        "$DATA/chat.jsonl: line 3: the conversation contains the character U+FDD0, which marks answers and is not a valid character of a text: remove it"
     );
     assert_eq!(
         fails_without_template(),
-        "$DATA/chat.jsonl: line 1: the model has no chat template, neither chat_template.jinja nor chat_template in tokenizer_config.json: it cannot be given conversations"
+        "$DATA/chat.jsonl: line 1: the model has no chat template, neither chat_template.jinja nor chat_template in tokenizer_config.json: it does not accept conversations"
     );
 }
 

@@ -128,7 +128,7 @@ fn bad_files_are_told_by_line_and_byte() {
     let second = |line: &str| format!("{{\"text\": \"a\"}}\n{line}\n").into_bytes();
     assert_eq!(
         says("a.jsonl", &second("{\"id\": 1, \"body\": \"b\"}"), by_name),
-        "$DIR/a.jsonl: line 2: no field \"text\"; there are \"id\", \"body\"; --field chooses another"
+        "$DIR/a.jsonl: line 2: no field \"text\"; its fields are \"id\", \"body\"; --field selects another"
     );
     assert_eq!(says("a.jsonl", &second("{}"), by_name), "$DIR/a.jsonl: line 2: no field \"text\"; the object has none");
     assert_eq!(
@@ -146,7 +146,7 @@ fn bad_files_are_told_by_line_and_byte() {
     );
     assert_eq!(
         says("a.jsonl", b"{\"text\": \"b\"}", &Format::Chat),
-        "$DIR/a.jsonl: line 1: no field \"messages\"; there are \"text\"; --field chooses another"
+        "$DIR/a.jsonl: line 1: no field \"messages\"; its fields are \"text\"; --field selects another"
     );
     assert_eq!(open(&dir.0.join("none"), by_name).unwrap_err(), "$DIR/none: No such file or directory (os error 2)");
     assert_eq!(open(&dir.0.join("."), by_name).unwrap_err().rsplit(": ").next(), Some("is a directory"));
@@ -186,7 +186,7 @@ fn a_file_that_changes_is_told() {
     assert_eq!(
         says(),
         format!(
-            "$DIR/a.jsonl: the file changed while it was in use: it had {} bytes and is shorter now; start again with the file as it is now",
+            "$DIR/a.jsonl: the file changed while it was in use: it had {} bytes and is shorter now; start again with the current file",
             LINES.len()
         )
     );

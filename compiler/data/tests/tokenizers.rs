@@ -61,7 +61,7 @@ fn a_vocabulary_that_cannot_be_is_refused() {
     };
     assert_eq!(
         says(257, &["<a>"]),
-        "a byte-level vocabulary needs 258 tokens or more, one for each byte and one for each special token; --vocab is 257"
+        "a byte-level vocabulary needs at least 258 tokens, one for each byte and one for each special token; --vocab is 257"
     );
     assert_eq!(says(300, &["<a>", "<a>"]), "\"<a>\" cannot be a special token: it is given twice");
     assert_eq!(says(300, &[""]), "\"\" cannot be a special token: it is empty");
@@ -138,7 +138,7 @@ fn characters_are_tokens_on_request() {
     assert_eq!(tokenizer.encode("a b\n").unwrap(), [2, 1, 3, 0]);
     assert_eq!(tokenizer.decode(&[2, 1, 3, 0]).unwrap(), "a b\n");
     assert_eq!(tokenizer.encode("aé").unwrap_err().to_string(), "the alphabet of the model lacks 'é'");
-    assert_eq!(tokenizer.decode(&[28]).unwrap_err().to_string(), "28 is no token: the tokenizer has 28");
+    assert_eq!(tokenizer.decode(&[28]).unwrap_err().to_string(), "28 is not a token: the tokenizer has 28");
     assert_eq!((tokenizer.eos(), tokenizer.pad(), tokenizer.size()), (None, 0, 28));
 }
 
@@ -160,7 +160,7 @@ fn directories_say_what_their_tokenizer_is() {
     dir.file("tokenizer.model", "");
     assert_eq!(
         says(),
-        Err("$DIR/tokenizer.model: the tokenizer is in a format that is not read, and there is no tokenizer.json beside it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one".into())
+        Err("$DIR/tokenizer.model: the tokenizer is in an unsupported format, and there is no tokenizer.json next to it; in Python, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) writes one".into())
     );
     dir.file("tokenizer.json", "{}");
     assert!(says().unwrap_err().starts_with("$DIR/tokenizer.json: "), "{:?}", says());

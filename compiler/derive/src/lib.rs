@@ -1,4 +1,5 @@
-//! `#[derive(Batch)]`: a structure of tensors becomes the data of a step. `#[derive(Results)]`: what a step gives comes back as one.
+//! `#[derive(Batch)]` makes a structure of tensors the data of a step. `#[derive(Results)]` makes one the results of a
+//! step.
 //!
 //! ```ignore
 //! #[derive(tpc::Batch, Clone, Debug)]
@@ -24,10 +25,10 @@ use syn::{Data, DeriveInput, Error, Field, Fields, Index, Member, parse_macro_in
 
 /// Implements `tpc::Batch` and `tpc::BatchData` for a structure.
 ///
-/// A field is a tensor of any rank and kind, an `Option`, `Vec` or tuple of what a field may be, or a structure that
-/// derives `Batch` itself. Its name in the program is the name of the field; inside of another structure it is the path,
-/// `inner.field`. A field with `#[batch(skip)]` is no part of the program: it is cloned into the batch that the closure
-/// receives.
+/// A field is a tensor of any rank and kind, an `Option`, `Vec` or tuple of such fields, or a structure that derives
+/// `Batch` itself. Its name in the program is the name of the field; inside another structure it is the path,
+/// `inner.field`. A field with `#[batch(skip)]` does not belong to the program: it is cloned into the batch that the
+/// closure receives.
 #[proc_macro_derive(Batch, attributes(batch))]
 pub fn derive_batch(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
@@ -91,9 +92,11 @@ fn batch(input: &DeriveInput) -> Result<TokenStream, Error> {
     })
 }
 
-/// Implements `tpc::Tensors` and `tpc::Results` for a structure, so that a closure may give one and a step gives it back with values.
+/// Implements `tpc::Tensors` and `tpc::Results` for a structure, so that a closure may return it and a step returns it
+/// with values.
 ///
-/// A field is a tensor of any rank and kind, an `Option`, `Vec` or tuple of what a field may be, or a structure that derives `Results` itself.
+/// A field is a tensor of any rank and kind, an `Option`, `Vec` or tuple of such fields, or a structure that derives
+/// `Results` itself.
 #[proc_macro_derive(Results)]
 pub fn derive_results(input: proc_macro::TokenStream) -> proc_macro::TokenStream {
     let input = parse_macro_input!(input as DeriveInput);

@@ -1,55 +1,61 @@
-//! What there is, and what there is not yet.
+//! What tpc supports, and what it does not support yet.
 //!
 //! # Models
 //!
-//! - Any burn module whose operations can be recorded, with burn's own optimizers and schedulers: tied weights, groups of
-//!   learning rates, models too large to hold (by their shapes). Initial values are those of the modules.
-//! - Convolutions and pooling sharded on batch and channels; group and instance norms, and batch norms with the statistics of
-//!   the whole batch, however it is shared out, and running statistics that come back with the model.
-//! - Hugging Face directories as transformers 5 reads them, with its eager attention: llama, mistral, qwen2, qwen3, gemma 2,
-//!   gemma 3 (text), phi 3, OLMo 2, gpt2 and bert, read shard by shard, with rotary embeddings of every kind. The head is that of
-//!   `architectures`: a language model, none, a classification of sequences or tokens, or the pooling of `modules.json`. Keys
-//!   and tensors that have no effect are named; what would change the model is refused. A row that sees no key attends to all
-//!   keys alike and stays finite.
-//! - Texts, JSON lines and conversations as data, by the directory's tokenizer and chat template; documents in packed rows do not
-//!   see each other, and a checkpoint keeps the place in the data ([`generating`](super::generating) is the way back to text).
-//! - Heads, vocabularies and lengths that no axis divides; fewer key-value heads than ranks.
+//! - Any burn module whose operations can be recorded, with burn's own optimizers and schedulers, including tied
+//!   weights, learning-rate groups, and models too large for one machine, which are built from shapes only. The modules
+//!   define the initial values.
+//! - Convolutions and pooling sharded on batch and channels; group and instance norms; batch norms with the statistics
+//!   of the whole batch, independent of its sharding, and with running statistics that are part of the trained model.
+//! - Hugging Face directories as transformers 5 reads them, with its eager attention: llama, mistral, qwen2, qwen3,
+//!   gemma 2, gemma 3 (text), phi 3, OLMo 2, gpt2 and bert, read shard by shard, with rotary embeddings of every kind.
+//!   `architectures` determines the head: a language model, none, a classification of sequences or tokens, or the
+//!   pooling of `modules.json`. Keys and tensors without effect give a warning; keys that would change the model in an
+//!   unsupported way are refused. A row that sees no key attends to all keys equally and stays finite.
+//! - Texts, JSON lines and conversations as data, with the directory's tokenizer and chat template. Documents in packed
+//!   rows do not see each other, and a checkpoint keeps the position in the data.
+//! - Heads, vocabularies and lengths that an axis does not divide; fewer key-value heads than ranks.
 //!
 //! # Plans
 //!
-//! - Styles as a public trait; layouts on module boundaries, which are inferred from the uses of parameters or marked with
-//!   [`scope`](crate::scope()).
-//! - Built-in plans for tensor parallelism with and without sequence parallelism, the data modes, and both on two and three axes.
-//!   Plan files in JSON.
-//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched off. A block that
-//!   occurs L times is searched, proven and printed once.
+//! - Styles as a public trait; layouts at module boundaries, which are inferred from the uses of parameters or marked
+//!   with [`scope`](crate::scope()).
+//! - Built-in plans for tensor parallelism with and without sequence parallelism, for the data modes, and for both on
+//!   two and three axes. Plan files in JSON.
+//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be disabled. A
+//!   block that occurs L times is searched, proven and printed once.
+//! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
+//!   ([`costs`](super::costs))
 //! - Targets: the rates of a device and of the links of each axis, built in, measured by `tpc calibrate`, or written by hand
 //!   ([`targets`](crate::targets)). Gradients are reduced hierarchically where one axis is slower than another.
 //!
 //! # Execution
 //!
-//! - On CPUs: fused vector loops, a matrix product of its own that needs no transposed copies, one planned arena per rank, no
-//!   allocation in a step. Attention is found in the graph, however a model and its autodiff write the softmax, and is one kernel
-//!   forward and one backward.
-//! - Collectives of one kind in buckets, started early and waited for late.
-//! - Clipping by the common norm, micro-batches (equal to the whole batch for any loss), freezing by patterns, bf16 with f32
-//!   masters.
-//! - Text from causal models, with a cache that is part of the plan, in f32 or bf16.
-//! - A trace with a track per rank: modules, shapes, bytes, the plan line of each collective, arrows between ranks.
-//! - Checkpoints written by all ranks at once and resumed on any mesh and plan.
-//! - Ranks as processes of every launcher in [`processes`](super::processes). A failed, stalled or disagreeing rank is an error
-//!   on all ranks.
-//! - For NVIDIA GPUs: generated kernels, flash attention, cublasLt products with their epilogues, NCCL and collectives within one
-//!   device, a graph per step. They have been executed on an emulation only; `GPU.md` in the repository has the details.
+//! - On CPUs: fused vector loops, a custom matrix product that needs no transposed copies, one planned arena per rank,
+//!   no allocation during a step. Attention is recognized in the graph, independent of how a model and its autodiff
+//!   write the softmax, and becomes one kernel forward and one backward.
+//! - Collectives of one kind share buckets, start early and are waited for late.
+//! - Clipping by the global norm, micro-batches (equal to the whole batch for any loss), freezing by patterns, bf16
+//!   with f32 master weights.
+//! - Text generation from causal models ([`generating`](super::generating)), with a cache that is part of the plan, in
+//!   f32 or bf16.
+//! - A trace with one track per rank: modules, shapes, bytes, the plan entry of each collective, arrows between ranks.
+//! - Checkpoints that all ranks write at once and that resume on any mesh and plan.
+//! - Ranks as processes of every launcher in [`processes`](super::processes). A failed, stalled or inconsistent rank is
+//!   an error on all ranks.
+//! - For NVIDIA GPUs: generated kernels, flash attention, cublasLt products with their epilogues, NCCL and collectives
+//!   within one device, one CUDA graph per step. All of this has only been executed on an emulation; `GPU.md` in the
+//!   repository has the details.
 //!
-//! # What there is not
+//! # Not supported
 //!
-//! - Plans that the compiler chooses, and pipeline parallelism.
-//! - Sequence parallelism that the compiler chooses: the rule that splits all-reduces (rule 1) is off by default.
-//! - Attention whose keys are sharded, as one kernel.
-//! - Overlap that pays on CPU threads: a collective makes progress there only while its rank waits.
-//! - Rematerialization of products; attention and elementwise values are computed again where that is cheaper than keeping them.
+//! - Automatic choice of plans, and pipeline parallelism.
+//! - Automatic sequence parallelism: the rule that splits all-reduces (rule 1) is off by default.
+//! - Attention with sharded keys as one kernel.
+//! - Useful overlap on CPU threads: there, a collective makes progress only while its rank waits.
+//! - Rematerialization of products. Attention and elementwise values are recomputed where that is cheaper than keeping
+//!   them.
 //! - Under burn-train: accumulation of gradients over batches, optimizers by group, batches that grow after the first.
-//! - Mixtures of experts; prompts that join a batch while others are being generated.
-//! - On a GPU, programs of a trainer that take turns are loaded again each time.
-//! - A batch norm that runs more than once in a step; it is an error.
+//! - Mixtures of experts, and prompts that join a batch during generation.
+//! - Keeping several programs of a trainer loaded on a GPU: programs that alternate are loaded again each time.
+//! - A batch norm that runs more than once in a step; this is an error.

@@ -1,14 +1,15 @@
-//! What each plan communicates at most, and what it is weighed with.
+//! Upper bounds on the communication of each plan, and the targets that weigh it.
 //!
-//! Each row is executed by `tests/tests/allowance.rs`, for models of several depths on two and four ranks: the compiled step
-//! stays within it, and the ranks issue exactly the collectives that were compiled. `tests/tests/documents.rs` keeps this table
-//! and that test equal; what the programs do issue is in `tests/tests/snapshots/allowance__parts.snap`,
-//! `tests/tests/snapshots/allowance__ends.snap`, `tests/tests/snapshots/allowance__decoders.snap` and
-//! `tests/tests/snapshots/allowance__fsdp.snap`.
+//! `tests/tests/allowance.rs` executes each row for models of several depths on two and four ranks. It checks that the
+//! compiled step stays within the bound and that the ranks issue exactly the compiled collectives.
+//! `tests/tests/documents.rs` keeps this table and that test equal. The collectives that the programs actually issue
+//! are in `tests/tests/snapshots/allowance__parts.snap`, `tests/tests/snapshots/allowance__ends.snap`,
+//! `tests/tests/snapshots/allowance__decoders.snap` and `tests/tests/snapshots/allowance__fsdp.snap`.
 //!
-//! AR is an all-reduce, AG an all-gather, RS a reduce-scatter, each of one activation (under FSDP of the parameters of one unit);
-//! an AR may appear as an RS and an AG, which send the same bytes. L is the number of layers. *Small* are reductions of a few
-//! numbers, and those of the size of a norm's gain. Col and row are column-wise and row-wise linears.
+//! AR is an all-reduce, AG an all-gather and RS a reduce-scatter, each of one activation (under FSDP, of the parameters
+//! of one unit). An RS and an AG, which together send the same bytes, may replace an AR. L is the number of layers.
+//! *Small* collectives are reductions of a few numbers, or of as many numbers as the gain of a norm. Col and row are
+//! column-wise and row-wise linears.
 //!
 //! | model and plan | forward | backward | optimizer |
 //! |---|---|---|---|
@@ -25,29 +26,47 @@
 //! | clip by norm on a sequence-parallel plan | 1 | | |
 //! | FSDP × TP | L+1 AG | L−1 AG + (L+1) RS, + TP | |
 //!
-//! The loss statistics of a decoder, two small reductions, are in every plan that shards its vocabulary; the rows on sequence
-//! parallelism do not repeat them. The row on clipping counts what clipping adds, together with the reduction of the norms'
-//! gradients.
+//! Every plan that shards the vocabulary has the loss statistics of a decoder, two small reductions; the rows on
+//! sequence parallelism do not repeat them. The row on clipping counts what clipping adds, together with the reduction
+//! of the norms' gradients.
 //!
 //! # Why three gradients cost one reduction
 //!
-//! The input of an attention feeds three column-wise linears, so its gradient is a sum of three partial values. Operation by
-//! operation, each of them is reduced, which makes three all-reduces for an attention and two for a SwiGLU: 5L+1 in the backward
-//! pass of a decoder. Rule 7 adds them first and reduces once: 2L+1. Without the rule the values
-//! travel in one bucket for each attention and each SwiGLU, but there are 5L+1 of them:
+//! The input of an attention feeds three column-wise linears, so its gradient is a sum of three partial values.
+//! Operation-by-operation execution reduces each of them, which makes three all-reduces for an attention and two for a
+//! SwiGLU: 5L+1 in the backward pass of a decoder. Rule 7 adds the partial values first and reduces once: 2L+1. Without
+//! the rule, the reductions of an attention share a bucket, and so do those of a SwiGLU, but there are 5L+1 values to
+//! reduce:
 //!
 //! ```sh
 //! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --json                    # "wire_bytes": 37761024
 //! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --json --disable-rule 7   # "wire_bytes": 62926848
 //! ```
 //!
-//! # Targets: what sending is weighed with
+//! # Choosing a plan
 //!
-//! Which of two equal programs is cheaper depends on the machine: on how fast it multiplies, reads memory and sends. These
-//! numbers are a [`Target`](crate::Target). Four are built in: `cpu`, `h100-node`, `h200-node` (NVLink inside a node of eight GPUs,
-//! InfiniBand between the nodes) and `ethernet`. `--target` names one of them, or a JSON file; [`Trainer::target`](crate::Trainer::target)
-//! does it in Rust. Without either, the target is that of the device that runs the ranks. A target of CPUs for ranks on CUDA is an
-//! error.
+//! `tpc plans` compiles each built-in plan on each mesh of so many ranks up to the program of the first rank, which holds
+//! the largest shards. The size of its arena is the memory of a rank. A simulation of its steps gives the time: kernels by
+//! a roofline, collectives by latency and bandwidth. On a GPU collectives overlap with kernels; on a CPU the rank itself
+//! carries them out. `waiting` is the share of the step in which no kernel runs. Nothing is executed.
+//!
+//! ```sh
+//! tpc plans MODEL_DIR --ranks 8 --train --batch 8 --seq 4096 --precision bf16 --target h100-node
+//! tpc plans MODEL_DIR --ranks 8 --train --memory 40GiB --json     # plans that need more come last
+//! tpc train MODEL_DIR --data text.txt --epochs 1 --plan auto --ranks 2 --target here.json
+//! ```
+//!
+//! `--plan auto` uses the first plan of the list; with `--mesh` only plans for that mesh are candidates. In Rust,
+//! [`Trainer::auto`](crate::Trainer::auto) does the same. The simulation takes all ranks to be equally fast, and counts
+//! the blocks of attention that a mask hides like the others.
+//!
+//! # Targets
+//!
+//! Which of two equivalent programs is cheaper depends on how fast the machine multiplies, reads memory and sends. A
+//! [`Target`](crate::Target) holds these numbers. Four are built in: `cpu`, `h100-node`, `h200-node` (NVLink inside a
+//! node of eight GPUs, InfiniBand between nodes) and `ethernet`. `--target` takes one of these names or a JSON file; in
+//! Rust, use [`Trainer::target`](crate::Trainer::target). The default target is that of the device that runs the ranks.
+//! A CPU target for ranks on CUDA is an error.
 //!
 //! ```sh
 //! tpc dump-ir --preset llama --train --plan tp-sp-fsdp --mesh dp=2,tp=8 --target h100-node
@@ -55,10 +74,10 @@
 //! tpc train MODEL_DIR --data text.txt --epochs 1 --mesh tp=2 --plan tp --target here.json
 //! ```
 //!
-//! `tpc calibrate` takes about 20 seconds. The links that it measures are those between the threads of one process. A file for
-//! several hosts gets the link inside a host and the one between hosts by hand, and says how many ranks a host has. Ranks of one
-//! host have consecutive numbers, so an axis stays inside a host if its size times the sizes of all axes after it divides that
-//! number:
+//! `tpc calibrate` takes about 20 seconds. It measures the links between the threads of one process. For several hosts,
+//! add the link inside a host, the link between hosts and the number of ranks per host to the file by hand. The ranks
+//! of one host have consecutive numbers, so an axis stays inside a host if its size times the sizes of all axes after
+//! it divides the number of ranks per host:
 //!
 //! ```json
 //! "links": {
@@ -68,9 +87,10 @@
 //! }
 //! ```
 //!
-//! `latency` is in seconds, `bandwidth` in bytes per second that each rank sends. An entry in `axes` sets the link of the mesh axis of
-//! that name. [`SCHEMA`](crate::targets::SCHEMA) describes all keys.
+//! `latency` is in seconds; `bandwidth` is in bytes per second that each rank sends. An entry in `axes` sets the link
+//! of the mesh axis with that name. [`SCHEMA`](crate::targets::SCHEMA) describes all keys.
 //!
-//! A collective over several axes has the slowest link of them. Where axes differ, a reduction over them is therefore taken apart
-//! if that pays (rule 25): on `--mesh out=2,in=4` in nodes of four, a gradient that is summed over both axes is first scattered
-//! inside the nodes, then a quarter of it crosses the slow link, and the sum is gathered inside the nodes.
+//! A collective over several axes is as slow as its slowest link. Where the links of axes differ, a reduction over them
+//! is therefore split if that pays (rule 25). For example, on `--mesh out=2,in=4` in nodes of four, a gradient that is
+//! summed over both axes is first scattered inside the nodes; then a quarter of it crosses the slow link, and the sum
+//! is gathered inside the nodes.

@@ -1,18 +1,18 @@
-//! Data parallelism, and checkpoints that fit any mesh.
+//! Data parallelism, and checkpoints for any mesh.
 //!
 //! # Modes
 //!
 //! A data mode shards the batch along an axis, in addition to whatever the styles shard along theirs.
 //!
-//! | mode | in PyTorch | what is sharded in addition to the batch | communication of a step |
+//! | mode | in PyTorch | sharded in addition to the batch | communication per step |
 //! |---|---|---|---|
 //! | [`ddp`](crate::styles::Plan::ddp) | `DistributedDataParallel` | nothing | gradients are reduced |
 //! | [`zero1`](crate::styles::Plan::zero1) | `ZeroRedundancyOptimizer` | optimizer state | gradients are scattered, updated parameters gathered |
 //! | [`enable_2d_with_fsdp`](crate::styles::Plan::enable_2d_with_fsdp) | `fully_shard` | parameters, gradients, optimizer state | parameters are gathered before they are used, gradients scattered |
 //! | [`hsdp`](crate::styles::Plan::hsdp) | `fully_shard` on a mesh of two dimensions | the same over one axis, replicated over the other | the same, and gradients are reduced over the replicas |
 //!
-//! Loss and gradients are those of the whole batch, on every rank: a mean is taken over all rows, even where the ranks hold
-//! different numbers of them. Nothing has to be scaled by the number of ranks.
+//! Loss and gradients are those of the whole batch, on every rank: a mean is taken over all rows, even where the ranks
+//! hold different numbers of rows. Nothing has to be scaled by the number of ranks.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::AdamWConfig, tensor::{Device, Tensor}};
@@ -61,18 +61,19 @@
 //! # }
 //! ```
 //!
-//! # In two dimensions
+//! # Two dimensions
 //!
-//! The two halves of a plan are independent. On a mesh `dp=2,tp=2`, a weight that `tp` cuts by columns and FSDP cuts as well is
-//! `f32[64@dp, 256@tp]`, or `f32[64, 256@(tp,dp)]` where both cut one dimension; FSDP takes the dimension whose largest shard
-//! becomes smallest. The order of the axes in the mesh says which ranks are neighbors: the last axis is the fastest, so in
-//! `dp=2,tp=4` the ranks 0 to 3 are one tensor-parallel group. Put `tp` last, so that its collectives stay within a host.
+//! The two halves of a plan are independent. On a mesh `dp=2,tp=2`, a weight that `tp` shards by columns and that FSDP
+//! shards as well is `f32[64@dp, 256@tp]`, or `f32[64, 256@(tp,dp)]` if both shard the same dimension. FSDP takes the
+//! dimension whose largest shard becomes smallest. The order of the axes in the mesh determines which ranks are
+//! neighbors: the last axis varies fastest, so in `dp=2,tp=4` the ranks 0 to 3 are one tensor-parallel group. Put `tp`
+//! last to keep its collectives within a host.
 //!
 //! # Checkpoints
 //!
-//! [`checkpoint`](crate::RunningTrainer::checkpoint) writes parameters, optimizer state, step and seed, all ranks at
-//! once. The files hold the ranks' parts of each tensor with their places in the whole, so a checkpoint is resumed on any mesh
-//! and under any plan: each rank reads what it needs.
+//! [`checkpoint`](crate::RunningTrainer::checkpoint) writes parameters, optimizer state, step and seed. All ranks write
+//! at once. The files hold the ranks' parts of each tensor with their positions in the whole tensor, so a checkpoint
+//! can be resumed on any mesh and under any plan: each rank reads the parts that it needs.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::AdamWConfig, tensor::{Device, Tensor}};
@@ -109,10 +110,10 @@
 //! # }
 //! ```
 //!
-//! - A directory holds one checkpoint per step, `step-000003` for example. Each is written beside its place and moved there when
-//!   it is complete, so a run that is killed leaves the earlier ones whole. [`resume`](crate::RunningTrainer::resume)
-//!   takes the latest.
+//! - A directory holds one checkpoint per step, for example `step-000003`. Each is written under a temporary name and
+//!   renamed when it is complete, so a run that is killed leaves the earlier ones intact.
+//!   [`resume`](crate::RunningTrainer::resume) takes the latest.
 //! - Every tensor has a checksum; a damaged file is an error that names the tensor and the checkpoint to remove.
 //! - The scheduler of the learning rate continues from the step of the checkpoint.
-//! - Each checkpoint also holds `model.safetensors`, whole tensors under the paths of the modules, which burn's store and other
-//!   programs read. [`save`](crate::RunningTrainer::save) writes that file alone.
+//! - Each checkpoint also holds `model.safetensors` with whole tensors under their module paths, which burn's store and
+//!   other programs can read. [`save`](crate::RunningTrainer::save) writes only that file.

@@ -2,9 +2,9 @@
 //!
 //! # The program
 //!
-//! The model below knows nothing about ranks. Three things are added to train it sharded: a batch is a structure that derives
-//! [`Batch`](macro@crate::Batch), a [`Trainer`](crate::Trainer) takes the place of the optimizer's steps, and a
-//! [`Plan`](crate::styles::Plan) says which weights are cut.
+//! The model below does not know about ranks. Training it sharded takes three additions: the batch is a structure that
+//! derives [`Batch`](macro@crate::Batch), a [`Trainer`](crate::Trainer) replaces the optimizer's steps, and a
+//! [`Plan`](crate::styles::Plan) says which weights are sharded.
 //!
 //! ```
 //! use burn::module::Module;
@@ -57,7 +57,7 @@
 //!         losses.push(trained.loss(batch.clone()).into_scalar::<f64>());
 //!         assert!(losses[losses.len() - 1] < first / 2.0);
 //!     }
-//!     // Two ranks train the model that one rank trains: from the same initial values, to the same loss.
+//!     // Two ranks train the same model as one rank, from the same initial values to the same loss.
 //!     assert!((losses[0] - losses[1]).abs() < 1e-5 * losses[0], "{losses:?}");
 //!     Ok(())
 //! }
@@ -65,33 +65,34 @@
 //!
 //! # What happens
 //!
-//! 1. [`Trainer::new`](crate::Trainer::new) takes a function that builds the model. It is called on a device that records and
-//!    computes nothing, so the model may be larger than this machine's memory. A module that already has values goes through
-//!    [`Trainer::of`](crate::Trainer::of).
-//! 2. [`compile`](crate::Trainer::compile) records one training step as a graph: forward pass, loss, backward pass and the update
-//!    of the optimizer. Of the example batch only names, shapes and element types matter.
-//! 3. The plan places the weights `up` and `down`; the compiler places every other value, inserts the collectives, moves and
-//!    merges them, and proves the result against the recording before it gives it out.
+//! 1. [`Trainer::new`](crate::Trainer::new) takes a function that builds the model. It is called on a device that
+//!    records operations without computing anything, so the model may be larger than this machine's memory.
+//!    [`Trainer::of`](crate::Trainer::of) takes a module that already has values.
+//! 2. [`compile`](crate::Trainer::compile) records one training step as a graph: forward pass, loss, backward pass and
+//!    the optimizer's update. Only the names, shapes and element types of the example batch matter.
+//! 3. The plan places the weights `up` and `down`. The compiler places every other value, inserts the collectives,
+//!    moves and merges them, and proves the result against the recording before it returns it.
 //! 4. [`launch`](crate::CompiledTrainer::launch) starts a thread for each rank. Each rank draws only its own part of
 //!    each parameter. Initial values depend on the seed and not on the mesh.
-//! 5. [`step`](crate::RunningTrainer::step) sends the batch and gives the loss.
-//!    [`into_module`](crate::RunningTrainer::into_module) gives the trained module back, bit for bit as the ranks hold
-//!    it.
+//! 5. [`step`](crate::RunningTrainer::step) sends the batch and returns the loss.
+//!    [`into_module`](crate::RunningTrainer::into_module) returns the trained module with exactly the bits that the
+//!    ranks hold.
 //!
-//! Ranks are threads of one process unless something else starts them: see [`processes`](super::processes).
+//! Ranks are threads of one process unless a launcher starts several processes: see [`processes`](super::processes).
 //!
 //! # Batches
 //!
-//! A field of a batch is a tensor of any rank and kind, an `Option`, a `Vec` or a tuple of what a field may be, or a structure
-//! that derives `Batch`. A field that the closure does not read is not sent to the ranks. `#[batch(skip)]` leaves out a field
-//! that is not a tensor. A batch with fewer rows than the example, such as the last one of an epoch, is trained on as it is: a
-//! new size gets a program of its own, compiled when it first comes.
+//! A field of a batch is a tensor of any rank and kind, an `Option`, `Vec` or tuple of such fields, or a structure that
+//! derives `Batch`. A field that the closure does not read is not sent to the ranks. `#[batch(skip)]` leaves out a
+//! field that is not a tensor. A batch with fewer rows than the example, such as the last one of an epoch, is not
+//! padded: each new size gets its own program, compiled when the size first occurs.
 //!
-//! # What it adds to a program
+//! # What sharding adds to a program
 //!
-//! `examples/src/bin/vit.rs` trains a vision transformer with burn's data loader, optimizer, scheduler and an accuracy after each
-//! epoch, on a mesh given on the command line. `examples/src/bin/vit_burn.rs` is the same program in burn alone, on one device.
-//! Counted without comments and blank lines by `tests/tests/documents.rs`:
+//! `examples/src/bin/vit.rs` trains a vision transformer with burn's data loader, optimizer and scheduler, and prints
+//! the accuracy after each epoch. The mesh is given on the command line. `examples/src/bin/vit_burn.rs` is the same
+//! program in burn alone, on one device. `tests/tests/documents.rs` counts their lines without comments and blank
+//! lines:
 //!
 //! | | lines |
 //! |---|---|
@@ -100,6 +101,6 @@
 //! | difference | 13 |
 //! | lines of the sharded program that mention the compiler, its mesh, its plan or its trainer | 21 |
 //!
-//! The model, the data and the loss are modules that both use (`examples/src/{vit,quarters}.rs`); that the batch derives `Batch`
-//! there is one more line. The lines that mention the compiler stand where the other program has its optimizer, its gradients
-//! and its autodiff device.
+//! Both use the same modules for the model, the data and the loss (`examples/src/{vit,quarters}.rs`); deriving `Batch`
+//! there is one more line. The lines that mention the compiler replace the optimizer, the gradients and the autodiff
+//! device of the other program.

@@ -1,64 +1,67 @@
-//! Text from a model: `tpc generate`.
+//! Text generation: `tpc generate`.
 //!
 //! ```text
 //! tpc generate MODEL_DIR --prompt "In the beginning" --new-tokens 100
 //! tpc generate MODEL_DIR --prompts FILE --plan tp --mesh tp=2 --temperature 0.8 --top-p 0.95 --seed 1
 //! ```
 //!
-//! The directory is a Hugging Face one of a causal family, with its tokenizer. The text of a single prompt appears as it is
-//! generated. Of several prompts, each gives a line of JSON when its batch is done: `text`, `tokens`, and why it `ended`
-//! (`length`, `end` of the text, or a `stop` text). `--output FILE.jsonl` keeps these lines.
+//! The directory is a Hugging Face directory of a causal family, with its tokenizer. The text of a single prompt is
+//! printed as it is generated. With several prompts, each gives a JSON line when its batch is done, with `text`,
+//! `tokens`, and the reason why it `ended` (`length`, `end` of the text, or a `stop` text). `--output FILE.jsonl`
+//! writes these lines to a file.
 //!
 //! # Prompts
 //!
-//! `--prompts` takes a file with a prompt in each line. A line is a text, or, if the first one begins with `{`, a JSON object
-//! with one of these keys:
+//! `--prompts` takes a file with one prompt per line. A line is plain text or, if the first line begins with `{`, a
+//! JSON object with one of these keys:
 //!
-//! | key | what it is |
+//! | key | value |
 //! |---|---|
 //! | `prompt` | a text |
 //! | `tokens` | a list of token numbers, for directories without a tokenizer |
-//! | `messages` | a conversation, which the directory's chat template turns into a text that the model answers |
+//! | `messages` | a conversation, which the directory's chat template formats for the model to answer |
 //!
-//! `--batch N` prompts are generated from at a time. They may differ in length: a shorter prompt begins later in the cache,
-//! what stands before it is hidden from it, and its positions count from its own beginning. What a prompt gives does not
-//! depend on the others in its batch.
+//! `--batch N` sets how many prompts are processed at a time. They may differ in length: a shorter prompt begins later
+//! in the cache, the slots before it are masked, and its positions count from its own beginning. The result of a prompt
+//! does not depend on the other prompts in its batch.
 //!
-//! # Which token comes next
+//! # Choosing the next token
 //!
 //! | option | meaning |
 //! |---|---|
-//! | none of these | the most likely token; of equal ones, the one with the smallest number |
+//! | none of these | the most likely token; on ties, the one with the smallest number |
 //! | `--temperature X` | a draw from the softmax of the logits divided by X |
-//! | `--top-k K` | only the K most likely tokens are drawn from |
-//! | `--top-p P` | only the most likely tokens are drawn from whose probability together reaches P |
-//! | `--repetition-penalty X` | logits of tokens that occurred are divided by X if positive, and multiplied by X otherwise |
-//! | `--seed N` | a draw is a function of the seed, the prompt's place in its batch and the position, whatever the mesh |
-//! | `--stop TEXT` | ends a text where TEXT occurs, without it |
+//! | `--top-k K` | draws from the K most likely tokens only |
+//! | `--top-p P` | draws from the smallest set of most likely tokens whose total probability reaches P |
+//! | `--repetition-penalty X` | divides the logits of tokens that already occurred by X if they are positive, and multiplies them by X otherwise |
+//! | `--seed N` | the seed; a draw is a function of the seed, the prompt's place in its batch and the position, on any mesh |
+//! | `--stop TEXT` | ends a text before the first occurrence of TEXT |
 //!
-//! Their order and meaning are those of transformers. Tokens that end a text come from `generation_config.json`, otherwise
-//! from `config.json`, otherwise from the tokenizer; `--ignore-end` generates past them.
+//! The order and meaning of the options are those of transformers. The tokens that end a text come from
+//! `generation_config.json`, otherwise from `config.json`, otherwise from the tokenizer; `--ignore-end` continues past
+//! them.
 //!
 //! # The cache
 //!
-//! Two programs run over one set of weights: one reads chunks of the prompts, the other a token of each sequence. Both keep the
-//! keys and values of all tokens in a cache, which is a part of the plan like any other tensor. No style names it: it lies as
-//! the keys do that are written into it. Under `tp` each rank holds its kv heads, or, if there are fewer kv heads than ranks,
-//! a copy of the one that it needs; under `ddp` and `fsdp` the sequences of its part of the batch. A run writes its rows in
-//! place and reads as many slots as the next power of two. What the compiler predicts of the memory is what the ranks allocate.
+//! Two programs share one set of weights: one reads the prompts in chunks, the other reads one token of each sequence.
+//! Both keep the keys and values of all tokens in a cache, which is part of the plan like any other tensor. No style
+//! names the cache: it has the placement of the keys that are written into it. Under `tp` each rank holds its kv heads
+//! or, if there are fewer kv heads than ranks, a copy of the one that it needs. Under `ddp` and `fsdp` each rank holds
+//! the sequences of its part of the batch. A run writes its rows in place and reads as many slots as the next power of
+//! two. The ranks allocate exactly the memory that the compiler predicts.
 //!
-//! # What there is not
+//! # Not supported
 //!
 //! - Prompts that join a batch while others are being generated (continuous batching), and beams.
-//! - Rotary embeddings that change with the length (`dynamic`, `longrope`) use the frequencies of the longest sequence that
-//!   the run has room for, from the first token on.
+//! - Rotary embeddings that change with the length (`dynamic`, `longrope`): they use the frequencies of the longest
+//!   sequence that fits into the cache, from the first token on.
 //!
-//! # From a program
+//! # In a program
 //!
-//! [`Generator`](crate::generate::Generator) does the same in a program: it compiles for a mesh, a plan and
-//! [`Limits`](crate::generate::Limits), and hands on every token as soon as it is chosen, with the logits that it was chosen by.
-//! Tokens become text by the crate `tpc-data`, whose `Tokenizer::of_dir` reads the directory's own; the main job
-//! (`examples/src/bin/train_text/writing.rs`) does that.
+//! In Rust, [`Generator`](crate::generate::Generator) does the same: it compiles for a mesh, a plan and
+//! [`Limits`](crate::generate::Limits), and passes on every token as soon as it is chosen, with the logits that it was
+//! chosen from. The crate `tpc-data` turns tokens into text; its `Tokenizer::of_dir` reads the directory's tokenizer.
+//! The main job (`examples/src/bin/train_text/writing.rs`) is an example.
 //!
 //! ```
 //! # use tpc::generate::{Generate, Generator, Limits};

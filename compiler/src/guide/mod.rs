@@ -1,24 +1,24 @@
-//! The guide: for engineers who know PyTorch's tensor parallelism and FSDP, and burn a little.
+//! The guide, for engineers who know PyTorch's tensor parallelism and FSDP, and a little burn.
 //!
-//! Its examples are compiled and run by `cargo test`, each on two ranks of a tiny model. What a test cannot run, such as a
-//! command under `mpirun`, stands there as a plain block.
+//! `cargo test` compiles and runs the examples, each on two ranks of a tiny model. Anything that a test cannot run,
+//! such as a command under `mpirun`, is a plain block.
 //!
 //! | chapter | what it answers |
 //! |---|---|
-//! | [`first_model`] | how a burn model is trained on two ranks, and what that adds to the program |
+//! | [`first_model`] | how to train a burn model on two ranks, and what that adds to the program |
 //! | [`plans`] | how a plan says what is sharded; layouts; plan files and their schema |
 //! | [`reading`] | how to read a printed program and the explanation of a step |
 //! | [`data_parallelism`] | data parallelism, FSDP, ZeRO-1, hybrids; checkpoints between meshes |
-//! | [`training_loop`] | a training loop of one's own: results, evaluation, options, counters, traces |
-//! | [`generating`] | text from a model: prompts, sampling, the cache |
+//! | [`training_loop`] | a custom training loop: results, evaluation, options, counters, traces |
+//! | [`generating`] | text generation: prompts, sampling, the cache |
 //! | [`processes`] | ranks as processes, under MPI, torchrun and SLURM, and on GPUs |
-//! | [`pytorch`] | the same program in PyTorch and here, line by line |
+//! | [`pytorch`] | the same program in PyTorch and in tpc, line by line |
 //! | [`styles`] | how to write a parallel style |
-//! | [`costs`] | what each plan communicates at most; what sending is weighed with |
-//! | [`capabilities`] | what there is, and what there is not yet |
-//! | [`troubleshooting`] | error messages, their causes and the ways out |
+//! | [`costs`] | upper bounds on the communication of each plan; targets |
+//! | [`capabilities`] | what tpc supports, and what it does not support yet |
+//! | [`troubleshooting`] | error messages, their causes and remedies |
 //!
-//! `ARCHITECTURE.md` in the repository says which question about the code itself is answered in which file.
+//! `ARCHITECTURE.md` in the repository maps questions about the code to files.
 
 pub mod capabilities;
 pub mod costs;

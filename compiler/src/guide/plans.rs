@@ -1,7 +1,7 @@
 //! Plans and layouts: how to say what is sharded.
 //!
-//! A plan has two halves, and either may be missing: *styles* by module path, which shard along one axis of the mesh, and a *data
-//! mode* for the axis that shards the batch. The model is never changed.
+//! A plan has two halves, either of which may be missing: *styles* by module path, which shard along one axis of the
+//! mesh, and a *data mode* for the axis that shards the batch. The model is never changed.
 //!
 //! ```
 //! # use tpc::prelude::*;
@@ -17,44 +17,44 @@
 //!
 //! # Paths
 //!
-//! A path is made of the field names of the burn module, with positions for the elements of a `Vec`: `layers.0.mlp.up`. For a
-//! model directory it is made of the names in the weight files. The empty path is the model itself. Each segment may be a
-//! pattern:
+//! A path consists of the field names of the burn module, with indices for the elements of a `Vec`: `layers.0.mlp.up`.
+//! For a model directory it consists of the names in the weight files. The empty path is the model itself. Each segment
+//! may be a pattern:
 //!
 //! | pattern | matches |
 //! |---|---|
 //! | `*` | any run of characters within a segment |
 //! | `?` | one character |
-//! | `[0-3x]`, `[!0-3x]` | one of these characters, one that is none of these |
+//! | `[0-3x]`, `[!0-3x]` | one of these characters, one character other than these |
 //! | `{up,mlp.gate}` | one of these patterns |
 //!
-//! An entry that matches no module is an error that lists the nearest paths, and so is a parameter that two entries claim. A
-//! misspelt plan cannot train unsharded in silence.
+//! An entry that matches no module is an error that lists the nearest paths. A parameter that two entries claim is also
+//! an error. A misspelled plan therefore cannot silently train unsharded.
 //!
 //! # Styles
 //!
-//! Layouts are in PyTorch's words. burn stores the weight of a linear as `[in, out]`, so what PyTorch calls `Shard(0)` of a
-//! weight is its second dimension here; a plan never has to say so.
+//! Layouts use PyTorch's vocabulary. burn stores the weight of a linear as `[in, out]`, so PyTorch's `Shard(0)` of a
+//! weight is its second dimension here; a plan never has to mention this.
 //!
-//! | style | what it cuts | input, output |
+//! | style | what it shards | input, output |
 //! |---|---|---|
-//! | [`ColwiseParallel`](crate::styles::ColwiseParallel) | output features of a linear, and its bias; the hidden dimension of an embedding; output channels of a convolution | as it comes; the output stays sharded on its last dimension |
-//! | [`RowwiseParallel`](crate::styles::RowwiseParallel) | input features of a linear; the rows of an embedding; input channels of a convolution | the result is a sum over ranks, reduced once; the bias is added once |
+//! | [`ColwiseParallel`](crate::styles::ColwiseParallel) | output features of a linear, and its bias; the hidden dimension of an embedding; output channels of a convolution | the input stays as it is; the output stays sharded on its last dimension |
+//! | [`RowwiseParallel`](crate::styles::RowwiseParallel) | input features of a linear; the rows of an embedding; input channels of a convolution | the output is a sum over ranks, which is reduced once; the bias is added once |
 //! | [`PairwiseParallel`](crate::styles::PairwiseParallel) | the linears below a module in pairs along the flow of data: column-wise, then row-wise. Query, key and value by whole heads, with the output by rows | |
 //! | [`PairwiseSequenceParallel`](crate::styles::PairwiseSequenceParallel) | the same | sharded along the sequence on both sides of a pair |
-//! | [`SequenceParallel`](crate::styles::SequenceParallel) | nothing: norms and dropout | the result is sharded along the sequence |
+//! | [`SequenceParallel`](crate::styles::SequenceParallel) | nothing; it is for norms and dropout | the output is sharded along the sequence |
 //! | [`TensorParallelMultiheadAttention`](crate::styles::TensorParallelMultiheadAttention) | an attention, by whole heads | |
 //! | [`PrepareModuleInput`](crate::styles::PrepareModuleInput), [`PrepareModuleOutput`](crate::styles::PrepareModuleOutput), [`PrepareModuleInputOutput`](crate::styles::PrepareModuleInputOutput) | nothing | layouts of arguments and results, by position |
 //!
-//! Styles shard along the axis named `tp`, or along the only axis that the data mode leaves; [`along`](crate::styles::Plan::along) names
-//! another one.
+//! Styles shard along the axis named `tp`, or along the only axis that the data mode does not use;
+//! [`along`](crate::styles::Plan::along) names another axis.
 //!
 //! # Layouts
 //!
-//! A [`Layout`](crate::styles::Layout) is `Replicate` or `Shard(dim)`, with the dimension counted as the model counts it, negative from
-//! the end. A layout in a plan constrains the value at the module's boundary. Without one, the compiler chooses the layout that
-//! costs least. The layouts of `ColwiseParallel` and `RowwiseParallel` therefore default to `None`, not to `Replicate`
-//! and `Shard(-1)` as in PyTorch.
+//! A [`Layout`](crate::styles::Layout) is `Replicate` or `Shard(dim)`. The dimension is that of the model's tensor;
+//! negative dimensions count from the end. A layout in a plan constrains the value at the module's boundary. Without
+//! one, the compiler chooses the cheapest layout. The layouts of `ColwiseParallel` and `RowwiseParallel` therefore
+//! default to `None`, not to `Replicate` and `Shard(-1)` as in PyTorch.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -70,25 +70,26 @@
 //!         .compile(&x, |model: &Linear, x: Tensor<2>| (model.forward(x.clone()).square().mean(), model.forward(x)))?;
 //!     Ok(tpc::text::print(&compiled.stages().placed))
 //! };
-//! // Nothing is said: the output stays where it is computed, in columns.
+//! // Without a layout, the output stays where it is computed, in columns.
 //! let columns = placed(None)?;
 //! assert!(columns.contains("f32[4, 6@tp]") && !columns.contains("all_gather"), "{columns}");
-//! // Wanted whole: the columns are gathered.
+//! // With `Replicate`, the columns are gathered.
 //! let whole = placed(Some(Layout::Replicate))?;
 //! assert!(whole.contains("all_gather tp dim=1"), "{whole}");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Where a module begins and ends follows from the uses of its parameters. For a module that has none, or whose boundary cannot
-//! be seen that way, the model marks it with [`tpc::scope`](crate::scope()); the error says so and shows the call.
+//! The compiler infers where a module begins and ends from the uses of its parameters. If a module has no parameters,
+//! or its boundary cannot be inferred, the model marks it with [`tpc::scope`](crate::scope()); the error says so and
+//! shows the call.
 //!
 //! # Built-in plans
 //!
-//! [`Plan::built_in`](crate::styles::Plan::built_in) and `--plan` know these by name: `none`; `tp` and `tp-sp` (with sequence
-//! parallelism) on the axis `tp`; `ddp`, `fsdp` and `zero1` on `dp`; `hsdp` on `rep` and `dp`; and both kinds at once: `tp-ddp`,
-//! `tp-fsdp` (also called `2d`), `tp-zero1`, `tp-hsdp`, `tp-sp-ddp`, `tp-sp-fsdp`, `tp-sp-zero1` and `tp-sp-hsdp`. An axis of the
-//! mesh that the plan does not use is an error, except with `none`.
+//! [`Plan::built_in`](crate::styles::Plan::built_in) and `--plan` accept these names: `none`; `tp` and `tp-sp` (with
+//! sequence parallelism) on the axis `tp`; `ddp`, `fsdp` and `zero1` on `dp`; `hsdp` on `rep` and `dp`; and the
+//! combinations `tp-ddp`, `tp-fsdp` (also called `2d`), `tp-zero1`, `tp-hsdp`, `tp-sp-ddp`, `tp-sp-fsdp`, `tp-sp-zero1`
+//! and `tp-sp-hsdp`. A mesh axis that the plan does not use is an error, except with `none`.
 //!
 //! ```
 //! # use tpc::prelude::*;
@@ -126,23 +127,24 @@
 //!     ["layers.*.attention", "layers.*.mlp.{gate,up}", "layers.*.mlp.down", "layers.*.norm", "head"]
 //! );
 //!
-//! let misspelt = Plan::from_json(r#"{ "styles": { "head": { "ColwiseParallel": { "layouts": "Replicate" } } } }"#);
+//! let misspelled = Plan::from_json(r#"{ "styles": { "head": { "ColwiseParallel": { "layouts": "Replicate" } } } }"#);
 //! assert_eq!(
-//!     misspelt.unwrap_err().to_string(),
+//!     misspelled.unwrap_err().to_string(),
 //!     "the plan has an unknown key `layouts` in `head`: known are input_layouts, output_layouts, prepare_input, prepare_output"
 //! );
 //! # Ok::<(), tpc::error::PlanError>(())
 //! ```
 //!
-//! - A style is its name, or an object with its name as the only key and its options as the value. An object whose keys are no
-//!   styles is a map of further paths below that one.
-//! - A layout is `"Replicate"` or `"Shard(DIM)"`; the styles that prepare a module take a list with one layout per tensor, or
-//!   `null` for a tensor that is left alone.
-//! - `"prepare_input"` and `"prepare_output"` name a function of PyTorch's page of 2023 (`make_input_replicate_1d`,
-//!   `make_output_reshard_tensor`, …); a dimension follows a colon, as in `"make_output_shard_1d:1"`.
-//! - `"data"` is a mode alone (`"fsdp"`), whose axes are then `dp` and, for `"hsdp"`, `rep`, or an object with `mode`, `axis` and
-//!   `replicate_axis`.
+//! - A style is its name, or an object with its name as the only key and its options as the value. An object whose keys
+//!   are not style names is a map of further paths below its path.
+//! - A layout is `"Replicate"` or `"Shard(DIM)"`. The styles that prepare a module take a list with one layout per
+//!   tensor, with `null` for a tensor that keeps its layout.
+//! - `"prepare_input"` and `"prepare_output"` name a function from PyTorch's documentation of 2023
+//!   (`make_input_replicate_1d`, `make_output_reshard_tensor`, …); a dimension follows a colon, as in
+//!   `"make_output_shard_1d:1"`.
+//! - `"data"` is a mode alone (`"fsdp"`), whose axes are then `dp` and, for `"hsdp"`, `rep`; or it is an object with
+//!   `mode`, `axis` and `replicate_axis`.
 //! - Unknown keys, repeated keys and two entries for one path are errors.
 //!
-//! The JSON Schema of plan files is `passes/src/styles/plan.schema.json`, and [`SCHEMA`](crate::styles::SCHEMA) holds its
-//! text. An editor that is given it completes and checks a plan as it is typed.
+//! The JSON Schema of plan files is `passes/src/styles/plan.schema.json`, and [`SCHEMA`](crate::styles::SCHEMA) holds
+//! its text. An editor that has the schema completes and checks a plan as you type.

@@ -1,13 +1,13 @@
 //! Processes: `tpc launch`, MPI, torchrun, SLURM, and GPUs.
 //!
-//! Ranks are threads of one process unless a launcher starts several processes. Then each process runs one rank, and all of them
-//! run the same program: every process makes the same calls with the same arguments, and hands the same, whole batch to `step`;
-//! the runtime takes each rank's part of it.
+//! Ranks are threads of one process unless a launcher starts several processes. Then each process runs one rank, and
+//! all of them run the same program: every process makes the same calls with the same arguments and passes the same
+//! whole batch to `step`; the runtime takes each rank's part of it.
 //!
 //! # In a program
 //!
-//! [`join`](crate::join) asks the environment which launcher started this process and meets the others. Alone it
-//! gives `None`, so the same program runs both ways.
+//! [`join`](crate::join) finds out from the environment which launcher started this process and connects to the other
+//! processes. Without a launcher it returns `None`, so the same program runs both ways.
 //!
 //! ```
 //! # use burn::{nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -28,15 +28,15 @@
 //!     .compile(&x, |model: &Linear, x: Tensor<2>| model.forward(x).square().mean())?
 //!     .launch()?;
 //! assert!(trainer.step(&x)?.loss > 0.0);
-//! // Two ranks, both of them threads of this process.
+//! // Both ranks are threads of this process.
 //! assert_eq!(trainer.session().local_ranks(), 0..2);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The mesh has as many ranks as there are processes; another number is an error on all of them. The first process compiles for
-//! all. Before the first step the processes compare their programs, options, data, seeds and weights, and a difference is an
-//! error that names it.
+//! The mesh must have as many ranks as there are processes; otherwise all processes report an error. The first process
+//! compiles for all. Before the first step the processes compare their programs, options, data, seeds and weights; a
+//! difference is an error that names it.
 //!
 //! # On one host
 //!
@@ -47,13 +47,13 @@
 //! tpc launch --ranks 4 -- target/release/vit dp=2,tp=2
 //! ```
 //!
-//! If one process fails, all end, with its exit code, and no process and no temporary file remains.
+//! If one process fails, all of them end with its exit code, and no process or temporary file remains.
 //!
 //! # Under MPI
 //!
-//! With the feature `mpi` a program speaks MPI itself, within a host and between hosts (OpenMPI and MPICH were tried). Building
-//! it needs `mpicc` and libclang. Without the feature, processes that `mpirun` starts on one host find each other through its
-//! environment variables and use shared memory.
+//! With the feature `mpi` a program uses MPI itself, within a host and between hosts (tested with OpenMPI and MPICH).
+//! Building it needs `mpicc` and libclang. Without the feature, processes that `mpirun` starts on one host find each
+//! other through its environment variables and use shared memory.
 //!
 //! ```sh
 //! cargo build --release -p tpc-command --features mpi
@@ -66,7 +66,7 @@
 //! torchrun --nproc_per_node 4 --no_python --max_restarts 3 tpc train DIR --inputs batch.safetensors --steps 100 --plan 2d --mesh dp=2,tp=2 --checkpoint run --resume
 //! ```
 //!
-//! With `--resume` a restarted run goes on from its latest checkpoint, and begins if there is none.
+//! With `--resume` a restarted run continues from its latest checkpoint, or starts from the beginning if there is none.
 //!
 //! # Under SLURM
 //!
@@ -75,28 +75,31 @@
 //! salloc -N 2 mpirun tpc train DIR --inputs batch.safetensors --steps 100 --plan 2d --mesh dp=2,tp=2
 //! ```
 //!
-//! Several hosts need the feature `mpi`. They were tried as several nodes of one machine (`tests/slurm`).
+//! Several hosts need the feature `mpi`. They have only been tested as several nodes of one machine (`tests/slurm`).
 //!
 //! # When a process fails
 //!
-//! Every collective has a deadline: `--deadline` of the command, [`deadline`](crate::Trainer::deadline) of a trainer, a minute
-//! without either. A rank that dies, hangs or is stopped is an error on all others, which names the operation, its line of the
-//! plan and the missing rank. A *flight record* with the latest 64 collectives of each rank is written beside the error, into
-//! `--flight-dir` of `tpc launch` or the directory that `TPC_FLIGHT_DIR` names, otherwise into that for temporary files.
+//! Every collective has a deadline: the command's `--deadline`, a trainer's [`deadline`](crate::Trainer::deadline), or
+//! one minute by default. If a rank dies, hangs or is stopped, all other ranks report an error that names the
+//! operation, its plan entry and the missing rank. In addition to the error, a *flight record* with the latest 64
+//! collectives of each rank is written to `--flight-dir` of `tpc launch`, to the directory in `TPC_FLIGHT_DIR`, or
+//! otherwise to the directory for temporary files.
 //!
-//! With `--checkpoint`, Ctrl-C or SIGTERM ends a run after the current step, with a checkpoint; a second signal ends it at once.
+//! With `--checkpoint`, Ctrl-C or SIGTERM ends a run after the current step, with a checkpoint; a second signal ends it
+//! immediately.
 //!
 //! # GPUs
 //!
-//! With the feature `cuda`, `--device cuda` or [`Backend::Cuda`](crate::Backend::Cuda) executes the ranks on NVIDIA GPUs:
-//! each process on the GPU of its number on the host, over NCCL. A process that is alone runs all its ranks on the first GPU, and
-//! processes share where there are fewer GPUs than processes. The feature compiles without CUDA; the libraries are loaded when
-//! the ranks are launched. `GPU.md` in the repository says what has run on which GPU.
+//! With the feature `cuda`, `--device cuda` or [`Backend::Cuda`](crate::Backend::Cuda) executes the ranks on NVIDIA
+//! GPUs. Each process uses the GPU with its number on the host, and the processes communicate over NCCL. A single
+//! process runs all its ranks on the first GPU, and processes share GPUs if there are fewer GPUs than processes. The
+//! feature compiles without CUDA; the libraries are loaded when the ranks are launched. `GPU.md` in the repository says
+//! what has run on which GPU.
 //!
 //! ```sh
 //! cargo build --release -p tpc-command --features cuda
 //! target/release/tpc train DIR --inputs batch.safetensors --steps 100 --plan tp --mesh tp=2 --device cuda
 //! ```
 //!
-//! Programs for GPUs are compiled for the target `h100-node`: eight GPUs to a node, with NVLink inside and InfiniBand between
-//! the nodes. `--target` names another one; [`costs`](super::costs) says what a target is.
+//! Programs for GPUs are compiled for the target `h100-node`: eight GPUs per node, with NVLink inside a node and
+//! InfiniBand between nodes. `--target` selects another target; [`costs`](super::costs) explains targets.

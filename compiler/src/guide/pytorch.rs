@@ -1,4 +1,4 @@
-//! From PyTorch: the same program on both sides.
+//! From PyTorch: the same program in PyTorch and in tpc.
 //!
 //! # Tensor parallelism and FSDP
 //!
@@ -34,7 +34,7 @@
 //! dist_checkpoint.save({"model": model.state_dict()}, checkpoint_id="run")
 //! ```
 //!
-//! Here, as threads of one process or as processes:
+//! In tpc, as threads of one process or as processes:
 //!
 //! ```
 //! use burn::module::Module;
@@ -101,8 +101,8 @@
 //!     }
 //!     trainer.checkpoint(&run)?;
 //!
-//!     // Each layer has one all-reduce for the attention and one for the feed-forward part, forward and backward. The attention of the
-//!     // first layer has none backward, because the gradient of the model's input is not computed.
+//! Each layer has one all-reduce for the attention and one for the feed-forward part, forward and backward. The
+//! attention of the first layer has none backward, because the gradient of the model's input is not computed.
 //!     # trainer.session().reset_counters();
 //!     # trainer.step(&batch)?;
 //!     let reductions = trainer.session().collectives(0).into_iter().filter(|c| c.name == "all_reduce" && &*c.axes == "tp" && c.full_bytes > 4);
@@ -114,41 +114,41 @@
 //!
 //! # Line by line
 //!
-//! | PyTorch | here |
+//! | PyTorch | tpc |
 //! |---|---|
-//! | `init_device_mesh("cuda", (2, 2), mesh_dim_names=("dp", "tp"))` | `.mesh([("dp", 2), ("tp", 2)])`: the same order, the last axis is the fastest |
-//! | `mesh["tp"]` | the axis named `tp`, or [`along`](crate::styles::Plan::along) another one |
+//! | `init_device_mesh("cuda", (2, 2), mesh_dim_names=("dp", "tp"))` | `.mesh([("dp", 2), ("tp", 2)])`: the same order, the last axis varies fastest |
+//! | `mesh["tp"]` | the axis named `tp`; [`along`](crate::styles::Plan::along) selects another one |
 //! | `with torch.device("meta")`, `to_empty`, `init_weights` | [`Trainer::new`](crate::Trainer::new): the model is built on a device that only records, and each rank draws its own part of each parameter |
-//! | a model that was loaded | [`Trainer::of`](crate::Trainer::of); a model directory: [`Trainer::pretrained`](crate::Trainer::pretrained) or `tpc train` |
+//! | a loaded model | [`Trainer::of`](crate::Trainer::of); for a model directory [`Trainer::pretrained`](crate::Trainer::pretrained) or `tpc train` |
 //! | `parallelize_module(layer, mesh, {…})` for each layer | one plan with patterns: `layers.*.attention.wo` |
-//! | `layer.attention.n_heads //= tp` | nothing: the model keeps its global shapes, and heads are cut whole, evenly or not |
+//! | `layer.attention.n_heads //= tp` | nothing: the model keeps its global shapes, and whole heads are distributed, evenly or not |
 //! | `ColwiseParallel(output_layouts=Replicate())` | `ColwiseParallel { output_layouts: Some(Layout::Replicate), ..Default::default() }` |
-//! | `use_local_output` | nothing: there are no local tensors in the model |
-//! | `SequenceParallel()`, `PrepareModuleInput(…)`, `loss_parallel()` | the styles of the same names, [`loss_parallel`](crate::styles::Plan::loss_parallel) of the plan |
-//! | `fully_shard(layer)`, `fully_shard(model)` | `.enable_2d_with_fsdp("dp")`: on parameters, with or without styles |
+//! | `use_local_output` | nothing: the model has no local tensors |
+//! | `SequenceParallel()`, `PrepareModuleInput(…)`, `loss_parallel()` | the styles of the same names; the plan's [`loss_parallel`](crate::styles::Plan::loss_parallel) |
+//! | `fully_shard(layer)`, `fully_shard(model)` | `.enable_2d_with_fsdp("dp")`, with or without styles |
 //! | `DistributedDataParallel(model)` | `.ddp("dp")` |
 //! | `ZeroRedundancyOptimizer` | `.zero1("dp")` |
 //! | `DistributedSampler` | nothing: `step` takes the global batch, and each rank gets its rows |
 //! | `loss.backward()`, `optimizer.step()`, `zero_grad()` | [`step`](crate::RunningTrainer::step): they are one compiled program |
 //! | `clip_grad_norm_(parameters, 1.0)` | `.clip_norm(1.0)` |
-//! | `scheduler.step()` | `.lr(scheduler)`, which is asked before each step |
+//! | `scheduler.step()` | `.lr(scheduler)`; the trainer asks the scheduler before each step |
 //! | `autocast(dtype=torch.bfloat16)`, `MixedPrecisionPolicy` | [`precision`](crate::Trainer::precision) |
-//! | gradient accumulation, with the loss divided by the number of parts | [`micro_batches`](crate::Trainer::micro_batches), nothing to divide |
+//! | gradient accumulation, with the loss divided by the number of parts | [`micro_batches`](crate::Trainer::micro_batches), with nothing to divide |
 //! | `p.requires_grad_(False)` | [`freeze`](crate::Trainer::freeze) |
 //! | `dist.all_reduce(loss)` to print it | nothing: the loss is that of the whole batch, on every rank |
 //! | `model.eval()`, `torch.no_grad()` | [`evaluation`](crate::RunningTrainer::evaluation) |
 //! | `dist_checkpoint.save`, `load` | [`checkpoint`](crate::RunningTrainer::checkpoint), [`resume`](crate::RunningTrainer::resume) |
 //! | `torchrun --nproc_per_node 4 train.py` | the program alone, or any launcher: [`processes`](super::processes) |
 //!
-//! # What is different underneath
+//! # Differences in the implementation
 //!
-//! - PyTorch's DTensor decides operation by operation, while the model runs, how to bring the operands together. Here the whole
-//!   step is one graph that is placed before it runs. Partial sums of the three gradients that reach the input of `wq`, `wk` and
-//!   `wv` are added before they are reduced, once; nothing is written in the model for that.
+//! - PyTorch's DTensor decides for each operation, while the model runs, how to redistribute the operands. In tpc the
+//!   whole step is one graph that is placed before it runs. The three partial gradients that reach the input of `wq`,
+//!   `wk` and `wv` are added before they are reduced, once; the model contains no code for that.
 //! - A parameter is never a local tensor in the model. `Linear` with 64 inputs has 64 inputs on every mesh.
-//! - burn's linear has its weight as `[in, out]`. Styles speak of inputs and outputs, so only printed programs show the
-//!   difference.
-//! - A layout that PyTorch assumes by default (a replicated input of `ColwiseParallel`) is not demanded here. One that the plan
-//!   gives is.
-//! - The graph is recorded once. Control flow that depends on values of tensors cannot be recorded, and the error says where it
-//!   is.
+//! - burn's linear stores its weight as `[in, out]`. Styles refer to inputs and outputs, so only printed programs show
+//!   the difference.
+//! - PyTorch assumes some layouts by default, such as a replicated input of `ColwiseParallel`. tpc demands only the
+//!   layouts that the plan gives.
+//! - The graph is recorded once. Control flow that depends on values of tensors cannot be recorded; the error says
+//!   where it occurs.

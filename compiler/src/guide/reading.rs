@@ -1,17 +1,17 @@
-//! Reading a plan's result: the printed program, and the explanation of a step.
+//! Reading the result of a plan: the printed program, and the explanation of a step.
 //!
-//! Every stage of the compiler can be printed. From Rust, [`stages`](crate::CompiledTrainer::stages) of a compiled
-//! trainer holds the graphs, and [`tpc::text::print`](crate::text::print) writes one; from the command line, `tpc dump-ir DIR
-//! --train --stage placed` does.
+//! Every stage of the compiler can be printed. In Rust, [`stages`](crate::CompiledTrainer::stages) of a compiled
+//! trainer holds the graphs, and [`tpc::text::print`](crate::text::print) prints one. On the command line, `tpc dump-ir
+//! DIR --train --stage placed` prints a stage.
 //!
 //! | stage | what it is |
 //! |---|---|
 //! | `captured` | what burn recorded, nearly one to one |
 //! | `logical` | the same in canonical form, without placements |
-//! | `annotated` | the logical program with what the plan demands of inputs and of modules' boundaries |
-//! | `placed` | every value has a placement, every collective is there: the one to read first |
-//! | `rank` | the same as one rank sees it: local shapes |
-//! | `scheduled` | what one rank executes: kernels, starts and waits of collectives, places in memory |
+//! | `annotated` | the logical program with the placements that the plan demands of inputs and module boundaries |
+//! | `placed` | every value has a placement and every collective is present: read this one first |
+//! | `rank` | the same from the view of one rank: local shapes |
+//! | `scheduled` | the actions of one rank: kernels, starts and waits of collectives, places in memory |
 //!
 //! # A line
 //!
@@ -48,36 +48,38 @@
 //!
 //! A line is `%number = operation attributes operands : types  ; phase in module why: reason`.
 //!
-//! - `"ab,bc->ac"` gives each dimension a letter, as in `einsum`. A letter that the result lacks is summed. An elementwise
-//!   operation shows letters only if its operands are broadcast or transposed.
+//! - `"ab,bc->ac"` gives each dimension a letter, as in `einsum`. A letter that is missing from the result is summed.
+//!   An elementwise operation shows letters only if its operands are broadcast or transposed.
 //! - `f32:0.5` among the operands is a constant.
 //! - `%3.1` is the second result of `%3`.
-//! - Sizes are global: `f32[4, 16@tp]` is a value of 4 × 16 elements of which each rank along `tp` holds a part.
+//! - Sizes are global: `f32[4, 16@tp]` is a value of 4 × 16 elements, and each rank along `tp` holds a part of it.
 //!
 //! # Placements
 //!
 //! | notation | meaning |
 //! |---|---|
 //! | `f32[4, 8]` | every rank holds the whole value |
-//! | `f32[4, 16@tp]` | the second dimension is cut along `tp`: with two ranks each holds `[4, 8]` |
-//! | `f32[16@(tp,dp)]` | one dimension is cut along both axes: first along `tp`, and each part along `dp` |
-//! | `f32[4, 8] +sum@tp` | *partial*: each rank holds a term of the shape `[4, 8]`, and the value is their sum, which has yet to be taken |
-//! | `tp:2`, `tp:/2` | the major and the minor part of an axis that the compiler split, because there are fewer key-value heads than ranks, for example |
+//! | `f32[4, 16@tp]` | the second dimension is sharded along `tp`: with two ranks each holds `[4, 8]` |
+//! | `f32[16@(tp,dp)]` | one dimension is sharded along both axes: first along `tp`, then each part along `dp` |
+//! | `f32[4, 8] +sum@tp` | *partial*: each rank holds a term of the shape `[4, 8]`, and the value is their sum, which has yet to be reduced |
+//! | `tp:2`, `tp:/2` | the major and the minor part of an axis that the compiler split, for example because there are fewer key-value heads than ranks |
 //!
-//! A size that the axis does not divide is rounded up: of 10 rows on 4 ranks, the ranks hold 3, 3, 3 and 1.
+//! If the axis does not divide a size, the parts are rounded up: of 10 rows on 4 ranks, the ranks hold 3, 3, 3 and 1.
 //!
-//! A `+sum@tp` is a debt: nothing has been communicated yet. The compiler decides where it is paid. It may add several partial
-//! values and reduce once, scatter the sum, or scale the terms first. That is most of what its search does.
+//! `+sum@tp` is a debt: nothing has been communicated yet. The compiler decides where to pay it. It may add several
+//! partial values and reduce once, scatter the sum, or scale the terms first. Most of its search is about these
+//! choices.
 //!
-//! # Dimensions that are not the model's
+//! # Dimensions that the model does not have
 //!
 //! ```text
 //! %2 = input parameter "model.layers.0.self_attn.q_proj.weight" : f32[64, 2@tp, 2, 2, 8] layout [64, 64]  ; why: plan tp
 //! ```
 //!
-//! The model stores this query weight as a 64 × 64 matrix: that is the `layout`. The program knows what its columns mean and has
-//! a dimension for each meaning: 2 key-value heads, 2 query heads for each of those, 2 halves of a rotary embedding, 8 numbers.
-//! `2@tp` therefore gives a rank whole heads, and no plan can cut through one. Files and checkpoints keep the model's layout.
+//! The model stores this query weight as a 64 × 64 matrix, which is the `layout`. The program knows what its columns
+//! mean and has a dimension for each meaning: 2 key-value heads, 2 query heads for each key-value head, 2 halves of a
+//! rotary embedding, 8 numbers. `2@tp` therefore gives each rank whole heads, and no plan can split a head. Files and
+//! checkpoints keep the model's layout.
 //!
 //! ```
 //! # use burn::{module::Module, nn::attention::{MhaInput, MultiHeadAttention, MultiHeadAttentionConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -100,34 +102,36 @@
 //! # }
 //! ```
 //!
-//! # Why a line is there
+//! # Why a line exists
 //!
-//! What the model says has no reason. What the compiler put there has one; several parts are separated by semicolons.
+//! Operations of the model have no reason. Operations that the compiler inserted have one; semicolons separate several
+//! parts of a reason.
 //!
 //! | reason | meaning |
 //! |---|---|
-//! | `plan "up"`, `plan tp` | the plan entry with that path, or the built-in plan, places it |
-//! | ``fsdp: sharded over `dp` ``, ``the batch is sharded over `dp` `` | the data mode places it |
+//! | `plan "up"`, `plan tp` | the plan entry with that path, or the built-in plan, demands this placement |
+//! | ``fsdp: sharded over `dp` ``, ``the batch is sharded over `dp` `` | the data mode demands this placement |
 //! | `W is cut along the summed index (plan "down")` | each rank sums over its part of W, so the result is partial and is reduced here |
-//! | `W is cut (…)` | the whole of W is wanted here, or another part of it than the rank holds |
+//! | `W is cut (…)` | an operation needs the whole of W, or a part of it other than the one that the rank holds |
 //! | `einsum wants its operands together` | the operands of the operation were placed differently |
-//! | `lies like W` | a gradient is brought to where its parameter lies |
+//! | `lies like W` | a gradient is redistributed to the placement of its parameter |
 //! | `gathered again` | FSDP gathers a parameter a second time, for the backward pass |
-//! | `rule 7` | the search moved or merged it by that rule of the e-graph (`passes/src/egraph/rules/RULES.md`) |
-//! | ``` `tp`: …; `dp`: … ``` | a tensor that two entries cut has a reason for each axis |
+//! | `rule 7` | the search moved or merged the collective by that rule of the e-graph (`passes/src/egraph/rules/RULES.md`) |
+//! | ``` `tp`: …; `dp`: … ``` | a tensor that two entries shard has a reason for each axis |
 //!
 //! # Names
 //!
-//! A module path is a sequence of names and of indices of lists: `model.layers.0.mlp`. A name that would read as something else
-//! is escaped with backslashes: `a\.b` is one name with a dot in it, `\0` is a name and `0` an index. What is printed can be
-//! given to a plan as it is. Names mean nothing to the compiler: a tensor of the batch may be called like a parameter.
+//! A module path is a sequence of names and of indices of lists: `model.layers.0.mlp`. A name that could be misread is
+//! escaped with backslashes: `a\.b` is one name with a dot in it, `\0` is a name and `0` an index. A printed path can
+//! be used in a plan unchanged. Names have no meaning to the compiler: a tensor of the batch may have the same name as
+//! a parameter.
 //!
-//! What belongs to a micro-batch says so after the phase: `; forward micro 0 in model.layers.0`.
+//! Operations that belong to a micro-batch name it after the phase: `; forward micro 0 in model.layers.0`.
 //!
 //! # Blocks
 //!
-//! `tpc dump-ir` prints a block that occurs many times once, and `--full` prints every line. Of a llama of 80 layers, the first
-//! and the last parameters of a layer:
+//! `tpc dump-ir` prints a block that occurs many times only once; `--full` prints every line. The following are the
+//! first and the last parameter of a layer, from a llama of 80 layers:
 //!
 //! ```text
 //! block @model.layers ×80 inputs {
@@ -137,15 +141,17 @@
 //! }
 //! ```
 //!
-//! The title says what repeats, how often, and which part of the step it is: `inputs`, `forward`, `backward` or `optimizer`. A
-//! number that moves from one occurrence to the next shows its first and its last value, so `%{1..712}` is `%1` in layer 0 and
-//! `%712` in layer 79. In the backward pass they run the other way, `model.layers.{78..1}`; a layer that differs, often the first
-//! or the last one, stands by itself. The folded text is the whole program: `tpc dump-ir FILE.tpc` reads it back.
+//! The title says what repeats, how often, and which part of the step it belongs to: `inputs`, `forward`, `backward` or
+//! `optimizer`. A number that changes from one occurrence to the next shows its first and its last value, so
+//! `%{1..712}` is `%1` in layer 0 and `%712` in layer 79. In the backward pass the indices run in reverse,
+//! `model.layers.{78..1}`. A layer that differs, often the first or the last one, is printed separately. The folded
+//! text is the whole program: `tpc dump-ir FILE.tpc` parses it.
 //!
 //! # The explanation of a step
 //!
-//! [`explain`](crate::CompiledTrainer::explain) says the same in a dozen lines: each kind of collective with its bytes,
-//! its part of the step and its reason, and what each rank holds. `--json` of the command gives it as data.
+//! [`explain`](crate::CompiledTrainer::explain) gives a summary in a dozen lines: each kind of collective with its
+//! bytes, its part of the step and its reason, and what each rank holds. The command prints the same data with
+//! `--json`.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -173,5 +179,5 @@
 //! # }
 //! ```
 //!
-//! Bytes sent are those of the ring algorithm; the counters of a session count the same ones when they are executed
+//! The bytes sent are those of the ring algorithm; a session counts the same bytes during execution
 //! ([`training_loop`](super::training_loop)).

@@ -1,12 +1,12 @@
-//! Writing a style of one's own.
+//! Writing a custom style.
 //!
-//! A style is a type with the trait [`ParallelStyle`](crate::styles::ParallelStyle), which the built-in styles implement in the same way.
-//! It looks at a [`Module`](crate::styles::Module), one that a plan's path matches, and makes
-//! [`Placements`](crate::styles::Placements): which weights are cut and how, and in which layouts values cross the
-//! module's boundary. It says nothing of the backward pass, the optimizer or collectives; those follow.
+//! A style is a type that implements the trait [`ParallelStyle`](crate::styles::ParallelStyle), as the built-in styles
+//! do. It inspects a [`Module`](crate::styles::Module) that a plan's path matches and fills in
+//! [`Placements`](crate::styles::Placements): which weights are sharded and how, and in which layouts values cross the
+//! module's boundary. The backward pass, the optimizer and the collectives follow from these.
 //!
-//! The style below cuts every embedding below a module by its rows, whatever it is called, and hands its result on sharded along
-//! the sequence.
+//! The style below shards every embedding below a module by its rows, independent of its name, and shards the
+//! embedding's result along the sequence.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Embedding, EmbeddingConfig, Linear, LinearConfig}, optim::SgdConfig};
@@ -55,10 +55,10 @@
 //! };
 //! let program = tpc::text::print(&compiled(Plan::new().with("", RowsOfTables))?.stages().placed);
 //! assert!(program.contains(r#"input parameter "table.weight"          : f32[10@tp, 6]"#), "{program}");
-//! // Each rank looks up the rows that it has; the sum is scattered along the sequence, not reduced and sliced.
+//! // Each rank looks up the rows that it has; the sum is reduce-scattered along the sequence, not all-reduced and sliced.
 //! assert!(program.contains("reduce_scatter tp sum dim=1"), "{program}");
 //!
-//! // A style that places nothing is an error, with the words of `name` and `accepts`.
+//! // A style that places nothing is an error, which quotes `name` and `accepts`.
 //! let refused = compiled(Plan::new().with("head", RowsOfTables)).map(drop).unwrap_err();
 //! assert_eq!(
 //!     refused.to_string(),
@@ -70,26 +70,26 @@
 //!
 //! # What a style sees
 //!
-//! Weights are known by what the forward pass does with them, and not by the type of their module:
+//! A style distinguishes weights by their use in the forward pass, not by the type of their module:
 //!
 //! | role | use in the forward pass |
 //! |---|---|
 //! | [`Linear`](crate::styles::Role::Linear) | an operand of a product |
 //! | [`Convolution`](crate::styles::Role::Convolution) | an operand of one product for each tap of a window |
-//! | [`Embedding`](crate::styles::Role::Embedding) | the table of a look-up |
+//! | [`Embedding`](crate::styles::Role::Embedding) | the table of a lookup |
 //! | [`Vector`](crate::styles::Role::Vector) | added to an activation or multiplied with one: biases, gains of norms |
 //!
-//! [`parameters`](crate::styles::Module::parameters) gives those of the module itself,
-//! [`all_parameters`](crate::styles::Module::all_parameters) those of everything below it, and
-//! [`levels`](crate::styles::Module::levels) the linears in the order in which data meets them, and
-//! [`pairs`](crate::styles::Module::pairs) those that the built-in styles cut together.
+//! [`parameters`](crate::styles::Module::parameters) iterates over the weights of the module itself and
+//! [`all_parameters`](crate::styles::Module::all_parameters) over all weights below it.
+//! [`levels`](crate::styles::Module::levels) gives the linears in the order in which data reaches them, and
+//! [`pairs`](crate::styles::Module::pairs) gives the pairs that the built-in styles shard together.
 //!
-//! # What a style can say
+//! # What a style can demand
 //!
-//! - [`cut`](crate::styles::Placements::cut) cuts a weight by columns, with the biases that belong to it, or by rows.
-//! - [`argument`](crate::styles::Placements::argument) and [`result`](crate::styles::Placements::result) bring a
-//!   value at a module's boundary into a layout.
-//! - [`leave`](crate::styles::Placements::leave) says that the module is left alone on purpose.
+//! - [`cut`](crate::styles::Placements::cut) shards a weight by columns, together with its biases, or by rows.
+//! - [`argument`](crate::styles::Placements::argument) and [`result`](crate::styles::Placements::result) demand a
+//!   layout of a value at a module's boundary.
+//! - [`leave`](crate::styles::Placements::leave) says that the module is intentionally left alone.
 //!
-//! A mistake in a style cannot change what the program computes, which is proven against the recording on every compile. It can
-//! cost communication, or be refused.
+//! A mistake in a style cannot change what the program computes, because every compilation is proven against the
+//! recording. A mistake can only cost communication or be refused.

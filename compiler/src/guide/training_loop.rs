@@ -1,14 +1,14 @@
-//! A training loop of one's own: results of a step, evaluation, options, counters and traces.
+//! A custom training loop: results of a step, evaluation, options, counters and traces.
 //!
-//! The loop belongs to the program. [`step`](crate::RunningTrainer::step) is called with a batch whenever one is there,
-//! and everything between two steps is ordinary Rust.
+//! The loop belongs to the program: it calls [`step`](crate::RunningTrainer::step) with each batch, and everything
+//! between two steps is ordinary Rust.
 //!
 //! # Results of a step, and evaluation
 //!
-//! The closure of [`compile`](crate::Trainer::compile) gives the loss, or a pair of the loss and further results, which each
-//! [`Step`](crate::Step) has as tensors on the device of the batch. An *evaluation* is another closure over the same
-//! parameters. It is compiled for the same mesh, run by the same threads over the same memory, and changes nothing; the model is
-//! in evaluation mode, without dropout.
+//! The closure of [`compile`](crate::Trainer::compile) returns the loss, or a pair of the loss and further results.
+//! Each [`Step`](crate::Step) has the further results as tensors on the device of the batch. An *evaluation* is another
+//! closure over the same parameters. It is compiled for the same mesh, runs on the same threads over the same memory,
+//! and changes nothing. The model is in evaluation mode, without dropout.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::AdamWConfig, tensor::{Device, Int, Tensor}};
@@ -66,23 +66,23 @@
 //!
 //! # Options
 //!
-//! All of them are said before `compile`, and hold for every step.
+//! All options are set before `compile` and apply to every step.
 //!
 //! | method | what it does |
 //! |---|---|
 //! | [`lr`](crate::Trainer::lr) | a number, or a scheduler of burn with its groups of parameters |
 //! | [`lr_group`](crate::Trainer::lr_group) | a learning rate for a group of parameters; a group without parameters is an error |
-//! | [`clip_norm`](crate::Trainer::clip_norm), [`clip_each`](crate::Trainer::clip_each) | clips the common norm of all gradients; each gradient by itself |
+//! | [`clip_norm`](crate::Trainer::clip_norm), [`clip_each`](crate::Trainer::clip_each) | clips the global norm of all gradients; clips each gradient separately |
 //! | [`micro_batches`](crate::Trainer::micro_batches) | computes a batch in parts, one after the other; loss and gradients are those of the whole batch |
-//! | [`freeze`](crate::Trainer::freeze) | does not train the parameters that a pattern matches; `!pattern` takes some back |
+//! | [`freeze`](crate::Trainer::freeze) | does not train the parameters that a pattern matches; `!pattern` trains some of them after all |
 //! | [`precision`](crate::Trainer::precision) | computes in bf16 from parameters in f32 |
-//! | [`seed`](crate::Trainer::seed) | draws initial values and dropout; the same numbers on every mesh |
+//! | [`seed`](crate::Trainer::seed) | the seed of initial values and dropout; the numbers are the same on every mesh |
 //! | [`deadline`](crate::Trainer::deadline) | how long a collective may take before it is an error |
 //!
 //! # Predicted and executed
 //!
-//! The compiler says before the first step what the ranks will exchange and hold. The [session](crate::Session) counts what
-//! they do, and the two are equal.
+//! Before the first step, the compiler reports what the ranks will exchange and hold. The [session](crate::Session)
+//! counts what they actually do, and the two are equal.
 //!
 //! ```
 //! # use burn::{module::Module, nn::{Linear, LinearConfig}, optim::SgdConfig, tensor::{Device, Tensor}};
@@ -104,7 +104,7 @@
 //! let arena = program.arena_bytes;
 //!
 //! let mut trainer = compiled.launch()?;
-//! trainer.step(&x)?; // the first step is a program of its own: it creates the optimizer's state
+//! trainer.step(&x)?; // the first step has a separate program, which creates the optimizer's state
 //! trainer.session().reset_counters();
 //! for _ in 0..5 {
 //!     trainer.step(&x)?;
@@ -122,13 +122,14 @@
 //! # }
 //! ```
 //!
-//! [`trace`](crate::Trainer::trace) keeps the latest actions of each rank with their times; without it nothing is recorded. On a
-//! GPU there are no traces.
+//! [`trace`](crate::Trainer::trace) keeps the latest actions of each rank with their times; without it no times are
+//! recorded. GPUs have no traces.
 //!
 //! # Model directories
 //!
-//! The language model of a Hugging Face directory is a burn module like any other, and a trainer can begin with it. Each rank
-//! reads its own part of each tensor when the trainer is launched, and writes it back; no process holds the whole model.
+//! The language model of a Hugging Face directory is a burn module like any other, and a trainer can start from it.
+//! Each rank reads its own part of each tensor when the trainer is launched, and writes its part when the model is
+//! saved; no process holds the whole model.
 //!
 //! ```no_run
 //! # use burn::{optim::AdamWConfig, tensor::{Device, Int, Tensor}};
@@ -152,5 +153,5 @@
 //! # }
 //! ```
 //!
-//! `examples/src/bin/finetune.rs` is the whole program. Under burn-train's loop the feature `train` puts the ranks in the place
-//! of burn's own strategy (`compiler/src/burn_train.rs`).
+//! `examples/src/bin/finetune.rs` is the complete program. Under burn-train's loop, the feature `train` replaces burn's
+//! own strategy by one that runs the ranks (`compiler/src/burn_train.rs`).

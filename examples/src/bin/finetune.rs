@@ -1,5 +1,5 @@
-//! Fine-tunes a model directory (a language model) and writes it back:
-//! `cargo run --release -p tpc-examples --bin finetune -- DIR OUT tp=2`. What it learns is to count in steps.
+//! Fine-tunes a model directory (a language model) and saves it: `cargo run --release -p tpc-examples --bin finetune --
+//! DIR OUT tp=2`. The model learns to count in steps.
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::optim::AdamWConfig;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -13,7 +13,7 @@ struct Tokens {
     ids: Tensor<2, Int>,
 }
 
-/// Sequences that count from a number in steps of another, in a small vocabulary.
+/// Sequences that count from a number in steps of another number, in a small vocabulary.
 fn tokens(step: i64, device: &Device) -> Tokens {
     let sequence = |row: i64| (0..16).map(move |at| (step * 7 + row + at * (row % 3 + 1)) % 24 + 1);
     let ids: Vec<i64> = (0..8).flat_map(sequence).collect();

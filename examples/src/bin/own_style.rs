@@ -1,5 +1,5 @@
-//! A parallel style of one's own: `cargo run --release -p tpc-examples --bin own_style -- tp=2`.
-//! It cuts the largest table by rows and linears as wide by columns; the loss is computed from scores that stay sharded.
+//! A custom parallel style: `cargo run --release -p tpc-examples --bin own_style -- tp=2`. It shards the largest
+//! embedding by rows, and linears of the same size by columns; the loss is computed from scores that stay sharded.
 use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig, loss::CrossEntropyLossConfig};
 use burn::tensor::{Device, Int, Tensor, activation::gelu};
 use burn::{module::Module, optim::AdamWConfig};

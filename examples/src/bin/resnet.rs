@@ -1,5 +1,5 @@
-//! A small residual network with batch norms: `cargo run --release -p tpc-examples --bin resnet -- dp=2`. Every norm takes the
-//! statistics of the whole batch. On a `tp` axis the two convolutions of each block are a pair.
+//! A small residual network with batch norms: `cargo run --release -p tpc-examples --bin resnet -- dp=2`. Every norm
+//! uses the statistics of the whole batch. On a `tp` axis the two convolutions of each block are a pair.
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{BatchNorm, BatchNormConfig, Linear, LinearConfig, PaddingConfig2d, loss::CrossEntropyLossConfig};
 use burn::tensor::{Device, Tensor, activation::relu};

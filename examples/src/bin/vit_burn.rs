@@ -1,5 +1,6 @@
-//! The program of `examples/src/bin/vit.rs` in burn alone, on one device: `cargo run --release -p tpc-examples --bin vit_burn`.
-//! What the two do not have in common is what a mesh of ranks costs in lines (`tests/tests/documents.rs` counts it).
+//! The program of `examples/src/bin/vit.rs` in burn alone, on one device: `cargo run --release -p tpc-examples --bin
+//! vit_burn`. The difference between the two programs is what a mesh of ranks adds (`tests/tests/documents.rs` counts
+//! the lines).
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::module::Module;
 use burn::optim::{AdamWConfig, GradientsParams};

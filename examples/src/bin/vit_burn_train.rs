@@ -1,6 +1,6 @@
-//! The vision transformer of `vit` under burn-train, with its metrics, early stopping and checkpoints:
-//! `cargo run --release -p tpc-examples --features train --bin vit_burn_train -- dp=2,tp=2`. With `burn` as the argument it is burn's own
-//! strategy on one device. burn's feature `tui` brings the dashboard.
+//! The vision transformer of `vit` under burn-train, with its metrics, early stopping and checkpoints: `cargo run
+//! --release -p tpc-examples --features train --bin vit_burn_train -- dp=2,tp=2`. With the argument `burn` it uses
+//! burn's own strategy on one device. burn's feature `tui` adds the dashboard.
 use burn::lr_scheduler::cosine::CosineAnnealingLrSchedulerConfig;
 use burn::train::checkpoint::KeepLastNCheckpoints;
 use burn::train::metric::store::{Aggregate, Direction, Split};

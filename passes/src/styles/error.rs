@@ -23,7 +23,7 @@ pub enum StyleError {
     Pattern {
         /// The path.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the line.
         problem: PatternError,
     },
     /// A path that matches modules without anything the style can work on.

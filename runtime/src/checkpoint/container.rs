@@ -1,7 +1,7 @@
-//! The head of a safetensors file: 8 bytes with its length, then JSON; the tensors' bytes follow it in order.
+//! The header of a safetensors file: 8 bytes with its length, then JSON; the tensors' bytes follow in order.
 //!
-//! The crate `safetensors` writes whole files only; here the bytes go from the arenas to the disk one block after the other. That both
-//! agree is tested.
+//! The crate `safetensors` only writes whole files, while this module writes blocks from the arenas to the disk. A test
+//! compares the two.
 
 use serde_json::{Map, Value, json};
 use tpc_ir::DType;
@@ -23,7 +23,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 /// A tensor of a file: name, element type, shape.
 pub type Entry<'a> = (&'a str, DType, &'a [usize]);
 
-/// The head of a file that holds these tensors one after the other, and the place of each in the file.
+/// The header of a file with these tensors in sequence, and the offset of each tensor in the file.
 pub fn head(tensors: &[Entry<'_>]) -> (Vec<u8>, Vec<u64>) {
     let mut entries = Map::new();
     let mut places = Vec::with_capacity(tensors.len());

@@ -1,14 +1,14 @@
-//! A directory of checkpoints: names, the latest, leftovers.
+//! A directory of checkpoints: names, the latest checkpoint, leftovers.
 //!
-//! `step-000100` is whole, `.step-000100.PID.partial` is not. A step that is saved again gets a new name, `step-000100.1`, before the
-//! older one is removed, so that one of them is there at any moment.
+//! `step-000100` is complete, `.step-000100.PID.partial` is not. If a step is saved a second time, the new checkpoint
+//! gets a new name, `step-000100.1`, before the older one is removed, so that one of them exists at any moment.
 
 use super::error::CheckpointError;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// A whole checkpoint in a directory of them; ordered from the earliest to the latest.
+/// A complete checkpoint in a directory of checkpoints; ordered from the earliest to the latest.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Saved {
     /// Its step.
@@ -20,7 +20,7 @@ pub struct Saved {
 }
 
 impl Saved {
-    /// The place of a checkpoint.
+    /// The checkpoint with this step and number in a directory.
     pub fn at(dir: &Path, step: u64, again: u64) -> Self {
         let name = match again {
             0 => format!("step-{step:06}"),
@@ -29,7 +29,7 @@ impl Saved {
         Saved { step, again, path: dir.join(name) }
     }
 
-    /// The checkpoint that a directory's name says it is.
+    /// The checkpoint that a path names, if any.
     pub fn named(path: &Path) -> Option<Self> {
         Saved::parse(path.parent()?, path.file_name()?.to_str()?)
     }
@@ -41,12 +41,12 @@ impl Saved {
         (saved.path.file_name()?.to_str()? == name).then_some(saved)
     }
 
-    /// Where this process writes it, and where it is put to be removed.
+    /// The path where this process writes the checkpoint, or moves it before removing it.
     pub fn partial(&self) -> PathBuf {
         self.partial_of(std::process::id())
     }
 
-    /// Where a process writes it.
+    /// The path where a process writes the checkpoint.
     pub fn partial_of(&self, process: u32) -> PathBuf {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy();
         self.path.with_file_name(format!(".{name}.{process}{PARTIAL}"))
@@ -73,7 +73,7 @@ fn names(dir: &Path) -> Result<Vec<String>, CheckpointError> {
     }
 }
 
-/// The whole checkpoints of a directory, from the earliest to the latest; none if there is no such directory.
+/// The complete checkpoints in a directory, from the earliest to the latest; none if there is no such directory.
 ///
 /// # Errors
 /// A directory that cannot be read.

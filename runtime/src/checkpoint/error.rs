@@ -1,4 +1,4 @@
-//! What can go wrong with a checkpoint.
+//! The errors of checkpoints.
 
 use crate::error::{RuntimeError, few};
 use std::io;
@@ -8,17 +8,17 @@ use tpc_ir::quote::cut;
 /// Why a checkpoint could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// A file or directory could not be read or written. Earlier checkpoints are as they were.
+    /// A file or directory could not be read or written. Earlier checkpoints are unchanged.
     #[error("{}: {what}: {source}", shown(file))]
     Io {
         /// The file or directory.
         file: PathBuf,
-        /// What was tried.
+        /// The failed operation.
         what: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// There is no whole checkpoint.
+    /// There is no complete checkpoint.
     #[error("{}: no checkpoint: no directory step-N with an index.json{}", shown(dir), left(partial))]
     NoCheckpoint {
         /// The directory that was searched.
@@ -26,9 +26,9 @@ pub enum CheckpointError {
         /// Interrupted writes that were found there.
         partial: Vec<String>,
     },
-    /// A file is not what was written.
+    /// A file differs from what was written.
     #[error(
-        "{}: damaged{}: {problem}; remove {} to go on from the checkpoint before it",
+        "{}: damaged{}: {problem}; remove {} to resume from the checkpoint before it",
         shown(file),
         of(tensor),
         parent(file)
@@ -36,14 +36,14 @@ pub enum CheckpointError {
     Damaged {
         /// The file.
         file: PathBuf,
-        /// The first tensor that suffers, if it is not all of them.
+        /// The first affected tensor, unless all are affected.
         tensor: Option<String>,
         /// What is wrong.
         problem: String,
     },
     /// A checkpoint under the name of another step.
     #[error(
-        "{}: its name is that of step {named}, but its index says step {step}: it was renamed or copied; give it its own name, {}, or remove it",
+        "{}: its name says step {named}, but its index says step {step}: it was renamed or copied; rename it to {} or remove it",
         shown(dir),
         shown(own_name)
     )]
@@ -57,7 +57,7 @@ pub enum CheckpointError {
         /// The name that it should have.
         own_name: PathBuf,
     },
-    /// The checkpoint was written by a version of the program that this one does not know.
+    /// The checkpoint was written by a version of the program that this version does not know.
     #[error(
         "{}: format version {found}, but this program reads version {known}: use the program that wrote it",
         shown(file)
@@ -67,10 +67,10 @@ pub enum CheckpointError {
         file: PathBuf,
         /// Its version.
         found: u64,
-        /// The version that is read.
+        /// The version that this program reads.
         known: u64,
     },
-    /// A tensor is another one than the program's.
+    /// A tensor differs from the program's.
     #[error("{}: `{}` is {stored} in the checkpoint, but {wanted} in the program; {WAY_OUT}", shown(dir), cut(name))]
     Differs {
         /// The checkpoint.
@@ -82,9 +82,9 @@ pub enum CheckpointError {
         /// The same in the program, or `missing`.
         wanted: String,
     },
-    /// A checkpoint of a later step is already there, and would be taken for the latest.
+    /// A checkpoint of a later step already exists and would be mistaken for the latest.
     #[error(
-        "{}: holds a checkpoint of step {found}, later than step {step} that is to be saved; save to another directory or remove the later ones",
+        "{}: holds a checkpoint of step {found}, later than step {step} to be saved; save to another directory or remove the later checkpoints",
         shown(dir)
     )]
     Later {
@@ -95,12 +95,12 @@ pub enum CheckpointError {
         /// The step to be saved.
         step: u64,
     },
-    /// The session.
+    /// An error of the session.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
 
-const WAY_OUT: &str = "a checkpoint fits only the model and optimizer that it was written with: use those, or begin anew with another directory";
+const WAY_OUT: &str = "a checkpoint fits only the model and optimizer that it was written with: use those, or start from scratch in another directory";
 
 impl CheckpointError {
     pub(super) fn io(file: &Path, what: &'static str) -> impl FnOnce(io::Error) -> CheckpointError {

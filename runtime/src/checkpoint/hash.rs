@@ -1,11 +1,12 @@
-//! A 64-bit hash against accidents, not against forgery.
+//! A 64-bit hash that detects accidental changes, but not forgery.
 //!
-//! Words of 8 bytes are mixed in one by one: `h = rotate((h ^ word) · M, 29)`. Each such step is a bijection of `h` and of the word, so a
-//! change within one word always changes the result; any other change goes unnoticed once in 2^64.
+//! Words of 8 bytes are mixed in one by one: `h = rotate((h ^ word) · M, 29)`. Each step is a bijection of `h` and of
+//! the word, so a change within one word always changes the result. Any other change goes unnoticed with probability
+//! 2^-64.
 
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The hash of some bytes; their number counts, too.
+/// The hash of some bytes, including their number.
 pub fn hash(bytes: &[u8]) -> u64 {
     let mix = |h: u64, word: u64| (h ^ word).wrapping_mul(MULTIPLIER).rotate_left(29);
     let (words, rest) = bytes.as_chunks::<8>();
@@ -19,7 +20,7 @@ pub fn hash(bytes: &[u8]) -> u64 {
     h ^ (h >> 29)
 }
 
-/// As it is written in an index.
+/// The text form of a hash in an index.
 pub fn text(hash: u64) -> String {
     format!("{hash:016x}")
 }

@@ -1,6 +1,7 @@
-//! What is where in a checkpoint: `index.json`.
+//! The index of a checkpoint, `index.json`: where each tensor is stored.
 //!
-//! The file is one JSON object of two members, `hash` and `index`, one a line; the hash is that of the second line.
+//! The file is one JSON object with two members, `hash` and `index`, each on its own line; the hash is that of the
+//! second line.
 
 use super::error::CheckpointError;
 use super::hash::{hash, text};
@@ -10,7 +11,7 @@ use std::path::Path;
 
 /// The file's name.
 pub const FILE: &str = "index.json";
-/// The version of the format that is written and read.
+/// The version of the format that this program reads and writes.
 pub const VERSION: u64 = 1;
 const FORMAT: &str = "tpc-checkpoint";
 
@@ -22,17 +23,18 @@ pub struct Index {
     pub format: String,
     /// Format version.
     pub version: u64,
-    /// Steps that were done.
+    /// Number of steps done.
     pub step: u64,
     /// Seed of the run's random operations.
     pub seed: u64,
-    /// The characters that the run's tokens stand for, token 0 first, if it was trained on a text.
+    /// The alphabet of a character model, token 0 first, if the run was trained on characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub alphabet: Option<String>,
-    /// What the program that trains keeps of its run beside the tensors, as a text that only it reads: the place in its data, for example.
+    /// The state that the training program keeps of its run in addition to the tensors, for example the position in its
+    /// data. Only that program reads this text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<String>,
-    /// Axes and sizes of the mesh that wrote it, for information.
+    /// Axes and sizes of the mesh that wrote the checkpoint, for information.
     pub mesh: Vec<(String, usize)>,
     /// The rank files.
     pub files: Vec<FileEntry>,
@@ -50,7 +52,7 @@ pub struct FileEntry {
     pub bytes: u64,
     /// Bytes before the first tensor.
     pub head: u64,
-    /// The hash of these.
+    /// The hash of these bytes.
     pub hash: String,
 }
 
@@ -62,13 +64,13 @@ pub struct TensorEntry {
     pub name: String,
     /// `parameter` or `state`.
     pub kind: String,
-    /// Element type, `f32` for example.
+    /// Element type, for example `f32`.
     pub dtype: String,
-    /// Shape as the model knows it.
+    /// Shape in the model.
     pub shape: Vec<usize>,
-    /// Shape as the writing program cuts it, the same row-major elements; boxes are boxes of this.
+    /// Shape in the writing program, with the same row-major elements; boxes refer to this shape.
     pub factors: Vec<usize>,
-    /// Its boxes; together they are the whole.
+    /// The boxes, which together cover the whole tensor.
     pub boxes: Vec<BoxEntry>,
 }
 
@@ -76,15 +78,15 @@ pub struct TensorEntry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BoxEntry {
-    /// Position in [`Index::files`].
+    /// Index in [`Index::files`].
     pub file: usize,
-    /// First byte in the file.
+    /// Offset of the first byte in the file.
     pub place: u64,
     /// First index in every dimension of the factors.
     pub start: Vec<usize>,
     /// Shape.
     pub shape: Vec<usize>,
-    /// Hash of every block.
+    /// The hash of every block.
     pub hashes: Vec<String>,
 }
 
@@ -111,26 +113,26 @@ impl Index {
         }
     }
 
-    /// The file's text.
+    /// The text of the file.
     pub fn to_text(&self) -> String {
         // Numbers, texts and lists of them always have a JSON form.
         let body = serde_json::to_string(self).unwrap_or_default();
         format!("{{\"hash\":\"{}\",\"index\":\n{body}\n}}\n", text(hash(body.as_bytes())))
     }
 
-    /// Reads a file's text.
+    /// Parses the text of a file.
     ///
     /// # Errors
-    /// A text that is not what was written, another version.
+    /// A text that differs from what was written, or another version.
     pub fn from_text(file: &Path, contents: &[u8]) -> Result<Self, CheckpointError> {
         let damaged = |problem: String| CheckpointError::damaged(file, None, problem);
         let contents = std::str::from_utf8(contents).map_err(|e| damaged(e.to_string()))?;
         let lines: Vec<&str> = contents.split('\n').collect();
         let [first, body, "}", ""] = lines[..] else {
-            return Err(damaged("not the index of a checkpoint, or not all of it".into()));
+            return Err(damaged("not the index of a checkpoint, or incomplete".into()));
         };
         if first != format!("{{\"hash\":\"{}\",\"index\":", text(hash(body.as_bytes()))) {
-            return Err(damaged("its contents do not have the hash that it names".into()));
+            return Err(damaged("its contents do not match its hash".into()));
         }
         let value: Value = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
         match (value.get("format").and_then(Value::as_str), value.get("version").and_then(Value::as_u64)) {
@@ -145,26 +147,27 @@ impl Index {
         Ok(index)
     }
 
-    /// Whether boxes lie in their tensors and files, and are as many elements as the tensor.
+    /// Checks that boxes lie within their tensors and files, and have as many elements as their tensor.
     fn check(&self) -> Result<(), String> {
         let product = |shape: &[usize]| shape.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
         for t in &self.tensors {
             let wrong = |what: &str| format!("tensor `{}`: {what}", t.name);
             let dtype = tpc_ir::DType::from_name(&t.dtype).ok_or_else(|| wrong("unknown element type"))?;
-            let total =
-                product(&t.factors).filter(|n| Some(*n) == product(&t.shape)).ok_or_else(|| wrong("its shapes"))?;
+            let total = product(&t.factors)
+                .filter(|n| Some(*n) == product(&t.shape))
+                .ok_or_else(|| wrong("its shapes do not match"))?;
             let mut held = 0;
             for b in &t.boxes {
                 let same = b.start.len() == t.factors.len() && b.shape.len() == t.factors.len();
                 let inside = |d: usize| b.start[d].checked_add(b.shape[d]).is_some_and(|end| end <= t.factors[d]);
                 if !same || !(0..t.factors.len()).all(inside) {
-                    return Err(wrong("a box outside of it"));
+                    return Err(wrong("a box is outside of it"));
                 }
                 let elements: usize = b.shape.iter().product();
-                let bytes = elements.checked_mul(dtype.bytes()).ok_or_else(|| wrong("a box that is too large"))?;
-                let file = self.files.get(b.file).ok_or_else(|| wrong("a box in no file"))?;
+                let bytes = elements.checked_mul(dtype.bytes()).ok_or_else(|| wrong("a box is too large"))?;
+                let file = self.files.get(b.file).ok_or_else(|| wrong("a box is in no file"))?;
                 if b.place < file.head || b.place.checked_add(bytes as u64).is_none_or(|end| end > file.bytes) {
-                    return Err(wrong("a box outside of its file"));
+                    return Err(wrong("a box is outside of its file"));
                 }
                 if b.hashes.len() != bytes.div_ceil(super::BLOCK) {
                     return Err(wrong("hashes are missing"));
@@ -172,7 +175,7 @@ impl Index {
                 held += elements;
             }
             if held != total {
-                return Err(wrong("boxes that are not the whole tensor"));
+                return Err(wrong("the boxes do not cover it"));
             }
         }
         Ok(())

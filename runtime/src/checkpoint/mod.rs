@@ -1,29 +1,29 @@
-//! Checkpoints: parameters and optimizer state, written by all ranks at once and read by any other mesh and plan.
+//! Checkpoints: parameters and optimizer state, written by all ranks at once and readable on any mesh and plan.
 //!
 //! ```text
-//! run/                                what is given to `save` and `Checkpoint::latest`
-//!   step-000100/                      whole: it got this name after all of it was on the disk
+//! run/                                the directory for `save` and `Checkpoint::latest`
+//!   step-000100/                      complete: it got this name after all of it was on the disk
 //!     index.json                      every tensor: kind, type, shape, and the boxes with their file, place and hashes
 //!     rank-00000.safetensors          the boxes that rank 0 wrote, one tensor each
 //!     rank-00001.safetensors
 //!   .step-000200.4711.partial/        an interrupted write: never read, removed by the next save
 //! ```
 //!
-//! A box that several ranks hold is written by one of them, chosen so that all write about equally much. Stored boxes are boxes of the
-//! tensor as the writing program cuts it in dimensions (`factors`); another program finds its own elements in them by the row-major
-//! order that both share ([`crate::boxes::meet`]). Every rank reads exactly the blocks that hold its elements, straight into its arena,
-//! and checks each block's hash before it uses it: beside the shares, loading holds the index and one block ([`BLOCK`]) per rank,
-//! saving holds the index and one write buffer per rank.
+//! A box that several ranks hold is written by one of them, chosen so that all write about the same amount. Stored
+//! boxes refer to the dimensions of the writing program (`factors`); another program finds its own elements in them by
+//! the row-major order that both share ([`crate::boxes::meet`]). Every rank reads only the blocks that hold its
+//! elements, directly into its arena, and checks each block's hash before using it. In addition to the arenas, loading
+//! holds the index and one block ([`BLOCK`]) per rank, and saving holds the index and one write buffer per rank.
 //!
 //! | question | file |
 //! |---|---|
-//! | names of directories, which one is the latest, leftovers | [`directory`] |
+//! | names of directories, the latest checkpoint, leftovers | [`directory`] |
 //! | the index | [`index`] |
 //! | a safetensors file, written front to back | [`container`] |
-//! | which rank writes what, and in which order the disk sees it | [`mod@write`] |
-//! | reading on any mesh, checking | [`read`] |
+//! | which rank writes which boxes, and the order in which the disk sees them | [`mod@write`] |
+//! | reading on any mesh, checking hashes | [`read`] |
 //! | the hash | [`mod@hash`] |
-//! | what can go wrong | [`error`] |
+//! | errors | [`error`] |
 
 pub mod container;
 pub mod directory;
@@ -37,7 +37,7 @@ pub use error::CheckpointError;
 pub use read::{Checkpoint, load};
 pub use write::{FaultKind, SaveOptions, WriteFault, save};
 
-/// Bytes of a box that have a hash of their own; the last block of a box may be shorter.
+/// Bytes of a box that share one hash; the last block of a box may be shorter.
 pub const BLOCK: usize = 1 << 20;
 
 // Files hold little-endian elements, arenas native ones.

@@ -12,7 +12,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use tpc_ir::InputKind;
 
-/// An opened checkpoint; tensors are read when it is loaded.
+/// An opened checkpoint; its tensors are read by [`load`].
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
@@ -20,10 +20,10 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Opens the checkpoint of the highest step in a directory of checkpoints, or `dir` itself if that is a checkpoint.
+    /// Opens the checkpoint of the highest step in a directory of checkpoints, or `dir` itself if it is a checkpoint.
     ///
     /// # Errors
-    /// No whole checkpoint, or one that is damaged.
+    /// There is no complete checkpoint, or it is damaged.
     pub fn latest(dir: &Path) -> Result<Self, CheckpointError> {
         if dir.join(FILE).is_file() {
             return Checkpoint::open(dir);
@@ -34,10 +34,10 @@ impl Checkpoint {
         }
     }
 
-    /// Opens one checkpoint: reads its index and looks at its files.
+    /// Opens one checkpoint: reads its index and checks its files.
     ///
     /// # Errors
-    /// A file that is missing, damaged or truncated; a directory with the name of another step.
+    /// A file that is missing, damaged or truncated; a directory named after another step.
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join(FILE);
         let contents = std::fs::read(&path).map_err(CheckpointError::io(&path, "cannot be read"))?;
@@ -59,7 +59,7 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// Steps that were done.
+    /// Number of steps done.
     pub fn step(&self) -> u64 {
         self.index.step
     }
@@ -69,22 +69,22 @@ impl Checkpoint {
         self.index.seed
     }
 
-    /// The characters that the run's tokens stand for, token 0 first, if it was trained on a text.
+    /// The alphabet of a character model, token 0 first, if the run was trained on characters.
     pub fn alphabet(&self) -> Option<&str> {
         self.index.alphabet.as_deref()
     }
 
-    /// What the program that trained keeps of its run beside the tensors.
+    /// The state that the training program keeps of its run in addition to the tensors.
     pub fn run(&self) -> Option<&str> {
         self.index.run.as_deref()
     }
 
-    /// What it holds, and where.
+    /// The index of its contents.
     pub fn index(&self) -> &Index {
         &self.index
     }
 
-    /// Length and head of a file; the tensors in it are checked when they are read.
+    /// Checks the length and the header of a file; its tensors are checked when they are read.
     fn check_file(&self, number: usize) -> Result<(), CheckpointError> {
         let FileEntry { name, bytes, head, hash: expected } = &self.index.files[number];
         let path = self.dir.join(name);
@@ -92,8 +92,8 @@ impl Checkpoint {
         let mut file = File::open(&path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
         if length != *bytes {
-            let behind = |t: &TensorEntry, b: &BoxEntry| b.file == number && b.place + size(t, b) as u64 > length;
-            let cut = self.index.tensors.iter().find(|t| t.boxes.iter().any(|b| behind(t, b)));
+            let ends_after = |t: &TensorEntry, b: &BoxEntry| b.file == number && b.place + size(t, b) as u64 > length;
+            let cut = self.index.tensors.iter().find(|t| t.boxes.iter().any(|b| ends_after(t, b)));
             let problem = format!("{length} bytes instead of {bytes}");
             return Err(CheckpointError::damaged(&path, cut.map(|t| &*t.name), problem));
         }
@@ -101,11 +101,11 @@ impl Checkpoint {
         file.read_exact(&mut read).map_err(io)?;
         match text(hash(&read)) == *expected {
             true => Ok(()),
-            false => Err(CheckpointError::damaged(&path, None, "its header does not have the hash of the index")),
+            false => Err(CheckpointError::damaged(&path, None, "its header does not match the hash in the index")),
         }
     }
 
-    /// The stored tensor of every parameter and state of the session, by the input's position.
+    /// The stored tensor of every parameter and state of the session, with the position of its input.
     fn fit(&self, session: &Session) -> Result<Vec<(usize, &TensorEntry)>, CheckpointError> {
         const MISSING: &str = "missing";
         let differs = |name: &str, stored: String, wanted: String| {
@@ -139,8 +139,8 @@ fn size(tensor: &TensorEntry, stored: &BoxEntry) -> usize {
 
 /// Fills the session's parameters and optimizer state from a checkpoint, all ranks at once.
 ///
-/// # Errors
-/// A checkpoint of another model or optimizer (the session is as it was); a file that cannot be read or is damaged (the session can
+/// A checkpoint of another model or optimizer, which leaves the session unchanged; a file that cannot be read or is
+/// damaged, after which the session cannot be stepped any more.
 /// then not be stepped any more).
 pub fn load(session: &mut Session, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
     session.check_usable()?;
@@ -155,17 +155,17 @@ pub fn load(session: &mut Session, checkpoint: &Checkpoint) -> Result<(), Checkp
     loaded.inspect_err(|e: &CheckpointError| session.poison(format!("a checkpoint was loaded in part only: {e}")))
 }
 
-/// What one rank reads with: one open file, one block.
+/// The reader of one rank: one open file and one block.
 struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     file: Option<(usize, File)>,
     block: Vec<u8>,
-    /// The block that is held: first byte in which file.
+    /// The block in memory: its file and first byte.
     held: Option<(usize, u64)>,
 }
 
 impl Reader<'_> {
-    /// Fills a rank's box with what the stored boxes have of it.
+    /// Fills a rank's box from the stored boxes.
     fn fill(&mut self, tensor: &TensorEntry, wanted: &BoxRequest, to: &mut [u8]) -> Result<(), CheckpointError> {
         let element = wanted.dtype.bytes();
         let mut filled = 0;
@@ -192,7 +192,7 @@ impl Reader<'_> {
         Err(CheckpointError::damaged(&self.checkpoint.dir.join(FILE), Some(&tensor.name), problem))
     }
 
-    /// Reads a block of a box, unless it is held already.
+    /// Reads a block of a box, unless it is already in memory.
     fn hold(
         &mut self,
         tensor: &TensorEntry,
@@ -209,7 +209,7 @@ impl Reader<'_> {
         self.block.resize(len, 0);
         self.read(stored.file, &path, at).map_err(CheckpointError::io(&path, "cannot be read"))?;
         if text(hash(&self.block)) != stored.hashes[first / BLOCK] {
-            let problem = format!("bytes {at}..{} do not have the hash of the index", at + len as u64);
+            let problem = format!("bytes {at}..{} do not match the hash in the index", at + len as u64);
             return Err(CheckpointError::damaged(&path, Some(&tensor.name), problem));
         }
         self.held = Some((stored.file, at));

@@ -1,10 +1,10 @@
-//! Writing a checkpoint: all ranks at once, whole or not at all.
+//! Writing a checkpoint: all ranks at once, completely or not at all.
 //!
 //! ```text
-//! remove leftovers → make .step-N.PID.partial → rank files, synced → (all ranks have) → index, synced → sync the directory
+//! remove leftovers → make .step-N.PID.partial → rank files, synced → (all ranks are done) → index, synced → sync the directory
 //!   → rename to step-N → sync the parent → remove what is superseded
 //! ```
-//! Whenever this ends, by an error or by a kill, the checkpoints that were there are still there, or the new one is.
+//! However this ends, by an error or by a kill, either the earlier checkpoints or the new one are complete.
 
 use super::container::{Entry, head};
 use super::directory::{Saved, partial, saved};
@@ -25,43 +25,47 @@ use tpc_ir::InputKind;
 /// How a checkpoint is written.
 #[derive(Clone, Debug, Default)]
 pub struct SaveOptions {
-    /// How many checkpoints stay, the new one included; the earliest are removed after it is whole. All of them by default.
+    /// How many checkpoints to keep, including the new one; the earliest are removed once it is complete. All are kept
+    /// by default.
     pub keep: Option<NonZeroUsize>,
-    /// The characters that the run's tokens stand for, token 0 first, if it is trained on a text: a run that goes on from here numbers
-    /// characters likewise.
+    /// The alphabet of a character model, token 0 first, if the run is trained on characters: a resumed run numbers
+    /// characters in the same way.
     pub alphabet: Option<String>,
-    /// What the program that trains keeps of its run beside the tensors, as a text that only it reads: the place in its data, for example.
+    /// The state that the training program keeps of its run in addition to the tensors, for example the position in its
+    /// data. Only that program reads this text.
     pub run: Option<String>,
-    /// Makes the write fail, for tests of what is left.
+    /// Makes the write fail, to test what remains.
     pub fault: Option<WriteFault>,
 }
 
-/// A failure on purpose.
+/// An injected failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteFault {
-    /// Bytes that the disk still takes; making, syncing, renaming and removing count as a byte each.
+    /// Bytes that the disk still accepts; creating, syncing, renaming and removing count as one byte each.
     pub after: u64,
-    /// What it looks like.
+    /// How the write fails.
     pub kind: FaultKind,
 }
 
-/// How a write fails on purpose.
+/// How an injected failure behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// The disk is full: the write ends with an error, and cleans up.
+    /// The disk is full: the write returns an error and cleans up.
     FullDisk,
-    /// The process is gone: nothing is done any more.
+    /// The process dies: nothing else is done.
     Kill,
 }
 
-/// Writes what the session's parameters and state hold as the checkpoint of a step, in a directory of checkpoints, which is made if
-/// need be; gives the checkpoint's own directory. One session at a time may write into a directory, which all its processes share.
+/// Writes the session's parameters and state as the checkpoint of a step into a directory of checkpoints, which is
+/// created if needed. Returns the directory of the new checkpoint. Only one session at a time may write into a
+/// directory, which all its processes share.
 ///
-/// The first process makes the directory, all write their ranks' files into it, and the first lets it count once all have.
+/// The first process creates the checkpoint's directory, all processes write the files of their ranks into it, and the
+/// first renames it once all are done.
 ///
 /// # Errors
-/// On every process, if it is one on any of them: a session that failed, a disk that does not take it, a later checkpoint in the
-/// directory. What was there before is whole.
+/// Every process returns an error if any process has one: a session that failed, a disk that rejects the data, or a
+/// later checkpoint in the directory. Earlier checkpoints stay complete.
 pub fn save(
     session: &Session,
     dir: &Path,
@@ -73,24 +77,24 @@ pub fn save(
     session.check_usable()?;
     let disk = Disk { left: options.fault.map(|f| AtomicU64::new(f.after)) };
     let leads = session.processes().process() == 0;
-    let place = if leads { Place::prepare(session, dir, step, &disk).map(Some) } else { Ok(None) };
-    let to_bytes = |place: &Option<Place>| place.as_ref().map_or_else(Vec::new, |p| p.to_bytes());
+    let place = if leads { PreparedDir::prepare(session, dir, step, &disk).map(Some) } else { Ok(None) };
+    let to_bytes = |place: &Option<PreparedDir>| place.as_ref().map_or_else(Vec::new, |p| p.to_bytes());
     let cleaned = |temporary: &Path, error: CheckpointError| {
-        // Nothing more can be done if this fails, too: the launcher or the next save tries it again.
+        // If this fails, too, the launcher or the next save tries again.
         if leads && options.fault.is_none_or(|f| f.kind == FaultKind::FullDisk) && fs::remove_dir_all(temporary).is_ok()
         {
             session.processes().leftover(Path::new(""));
         }
         error
     };
-    let temporary_of = |place: &Option<Place>| place.as_ref().map(|p| p.temporary.clone());
+    let temporary_of = |place: &Option<PreparedDir>| place.as_ref().map(|p| p.temporary.clone());
     let mine = place.as_ref().ok().and_then(temporary_of);
     let agreed = session.agree("checkpoint: make a directory", place, to_bytes);
     let (place, told) = agreed.map_err(|e| match &mine {
         Some(temporary) => cleaned(temporary, e),
         None => e,
     })?;
-    let (target, temporary) = Place::from_bytes(dir, step, &told[0]);
+    let (target, temporary) = PreparedDir::from_bytes(dir, step, &told[0]);
     let assigned = assign(session);
     let written = write_ranks(session, &assigned, &temporary, &disk);
     let to_bytes = |written: &Vec<Written>| serde_json::to_vec(written).unwrap_or_default();
@@ -110,16 +114,16 @@ pub fn save(
     Ok(target)
 }
 
-/// Where the first process puts a checkpoint.
-struct Place {
+/// Where the first process writes a checkpoint.
+struct PreparedDir {
     dir: PathBuf,
     present: Vec<Saved>,
     target: Saved,
     temporary: PathBuf,
 }
 
-impl Place {
-    /// Looks what is there, removes leftovers, and makes the directory to write into.
+impl PreparedDir {
+    /// Inspects the directory, removes leftovers, and creates the directory to write into.
     fn prepare(session: &Session, dir: &Path, step: u64, disk: &Disk) -> Result<Self, CheckpointError> {
         output::make_dir(dir).map_err(CheckpointError::io(dir, "cannot be made"))?;
         let present = saved(dir)?;
@@ -138,15 +142,16 @@ impl Place {
         let temporary = target.partial();
         session.processes().leftover(&temporary);
         disk.operation(&temporary, "cannot be made", |dir| fs::create_dir(dir))?;
-        Ok(Place { dir: dir.to_path_buf(), present, target, temporary })
+        Ok(PreparedDir { dir: dir.to_path_buf(), present, target, temporary })
     }
 
-    /// What the other processes need to know: which time this step is saved, and the process in the temporary name.
+    /// What the other processes need to know: how often this step was saved before, and the process in the temporary
+    /// name.
     fn to_bytes(&self) -> Vec<u8> {
         format!("{} {}", self.target.again, std::process::id()).into_bytes()
     }
 
-    /// The checkpoint's directory and the one that it is written into, of [`Place::to_bytes`].
+    /// The checkpoint's directory and its temporary directory, from [`PreparedDir::to_bytes`].
     fn from_bytes(dir: &Path, step: u64, bytes: &[u8]) -> (PathBuf, PathBuf) {
         let text = String::from_utf8_lossy(bytes);
         let mut numbers = text.split(' ').map(|n| n.parse::<u64>().unwrap_or(0));
@@ -156,7 +161,7 @@ impl Place {
         (target.path, temporary)
     }
 
-    /// Lets the checkpoint count, and removes what it supersedes.
+    /// Renames the checkpoint to its final name, and removes the checkpoints that it supersedes.
     fn finish(
         self,
         session: &Session,
@@ -180,7 +185,7 @@ impl Place {
             .enumerate()
             .filter(|(i, s)| s.step == step || keep.is_some_and(|keep| i.saturating_add(keep) < earlier));
         for (_, old) in superseded {
-            // It loses its name first, so that it never looks whole while it vanishes.
+            // It is renamed first, so that it never looks complete while it is being removed.
             let gone = old.partial();
             session.processes().leftover(&gone);
             disk.operation(&old.path, "cannot be removed", |path| fs::rename(path, &gone))?;
@@ -190,7 +195,7 @@ impl Place {
     }
 }
 
-/// Which rank writes which box: one of those that hold it, so that all write about equally much.
+/// Which rank writes which box: one of the ranks that hold it, so that all write about the same amount.
 struct Assignment {
     input: usize,
     rank: usize,
@@ -213,7 +218,7 @@ fn assign(session: &Session) -> Vec<Assignment> {
             boxes.push((shape.iter().product::<usize>() * i.binding.view.dtype.bytes(), input, ranks));
         }
     }
-    // The largest first, each to the rank with the least so far.
+    // The largest box first, each to the rank with the least bytes so far.
     let mut order: Vec<usize> = (0..boxes.len()).collect();
     order.sort_by_key(|&b| (std::cmp::Reverse(boxes[b].0), b));
     let mut load = vec![0; session.ranks()];
@@ -226,7 +231,7 @@ fn assign(session: &Session) -> Vec<Assignment> {
     boxes.iter().zip(assigned).map(|((_, input, _), rank)| Assignment { input: *input, rank }).collect()
 }
 
-/// The file that a rank wrote and the boxes in it; nothing if there was nothing to write.
+/// The file that a rank wrote and the boxes in it; `None` if the rank had nothing to write.
 type Written = Option<(FileEntry, Vec<BoxEntry>)>;
 
 /// Writes the files of this process's ranks.
@@ -238,12 +243,12 @@ fn write_ranks(
 ) -> Result<Vec<Written>, CheckpointError> {
     each_rank(session.local_ranks(), &|rank| {
         let mine: Vec<usize> = assigned.iter().filter(|a| a.rank == rank).map(|a| a.input).collect();
-        // A rank that has nothing to write makes no file.
+        // A rank that has nothing to write creates no file.
         (!mine.is_empty()).then(|| write_rank(session, rank, &mine, dir, disk)).transpose()
     })
 }
 
-/// The index of what the ranks of all processes wrote.
+/// The index of the boxes that the ranks of all processes wrote.
 fn index(
     session: &Session,
     assigned: &[Assignment],
@@ -255,7 +260,7 @@ fn index(
     let mut index = Index::new(step, seed, axes);
     let mut boxes: Vec<std::vec::IntoIter<BoxEntry>> = Vec::new();
     for (process, ranks) in written.iter().enumerate() {
-        let broken = |e: serde_json::Error| RuntimeError::Launch(format!("what process {process} wrote: {e}"));
+        let broken = |e: serde_json::Error| RuntimeError::Launch(format!("the boxes of process {process}: {e}"));
         for rank in serde_json::from_slice::<Vec<Written>>(ranks).map_err(broken)? {
             let number = index.files.len();
             let (file, mut entries) = rank.map_or((None, Vec::new()), |(f, b)| (Some(f), b));
@@ -281,7 +286,7 @@ fn index(
     Ok(index)
 }
 
-/// Writes the file of one rank straight from its arena.
+/// Writes the file of one rank directly from its arena.
 fn write_rank(
     session: &Session,
     rank: usize,
@@ -317,16 +322,16 @@ fn write_rank(
     Ok((FileEntry { name, bytes, head: head.len() as u64, hash: text(hash(&head)) }, boxes))
 }
 
-const CANNOT_WRITE: &str = "the checkpoint cannot be written, those before it are whole";
+const CANNOT_WRITE: &str = "the checkpoint cannot be written; earlier checkpoints are complete";
 const WRITE_BUFFER: usize = 1 << 16;
 
-/// The disk, which may be made to fail.
+/// The disk, with an optional injected failure.
 struct Disk {
     left: Option<AtomicU64>,
 }
 
 impl Disk {
-    /// How many of these bytes are still taken.
+    /// How many of these bytes are still accepted.
     fn take(&self, bytes: u64) -> u64 {
         let Some(left) = &self.left else { return bytes };
         let before = left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some(l.saturating_sub(bytes)));
@@ -352,9 +357,9 @@ impl Disk {
         Ok(DiskFile { file, disk: self })
     }
 
-    /// Makes sure that names in a directory are on the disk.
+    /// Syncs the names in a directory to the disk.
     fn sync(&self, dir: &Path) -> Result<(), CheckpointError> {
-        // Only Unix opens directories.
+        // Only Unix can open directories.
         let sync = |dir: &Path| if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) };
         self.operation(dir, CANNOT_WRITE, sync)
     }

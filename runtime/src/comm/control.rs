@@ -1,10 +1,11 @@
-//! The control block of a world: who failed first, what every rank is doing, a bell for sleepers, and a mailbox for each process.
+//! The control block of a world: the first failure, the activity of every rank, a bell for sleepers, and a mailbox for
+//! each process.
 //!
 //! ```text
 //! [ header ][ block of rank 0 ][ block of rank 1 ] … [ mailbox of rank 0 ][ mailbox of rank 1 ] …
 //! ```
-//! It lies in private memory when all ranks are threads of one process, else in shared memory that the launcher or rank 0 made. Only
-//! atomic words are in it, so whatever a dying process leaves there can be read.
+//! It is in private memory if all ranks are threads of one process, and otherwise in shared memory that the launcher or
+//! rank 0 created. It contains only atomic words, so whatever a dying process leaves there can be read.
 
 use super::futex;
 use super::processes::Ending;
@@ -16,57 +17,57 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
-/// Bytes that a process hands to the others at a time.
+/// Bytes that a process passes to the others at a time.
 pub const MAILBOX: usize = 256 << 10;
 
 /// Words for as many processors as the system's own sets have.
 const CPU_WORDS: usize = size_of::<libc::cpu_set_t>() / 8;
 
-/// Tells a control block of this version from everything else.
+/// Distinguishes a control block of this version from everything else.
 const MAGIC: u64 = u64::from_le_bytes(*b"tpc-cb02");
 
-/// Longest time asleep: at the latest then, a waiting rank looks whether its deadline has passed.
+/// Longest sleep: a waiting rank checks its deadline at least this often.
 pub const NAP: Duration = Duration::from_millis(20);
 
 #[repr(C, align(128))]
 struct Header {
     magic: AtomicU64,
     ranks: AtomicU64,
-    /// 0, 1 while the failure is being written, 2.
+    /// 0 without failure, 1 while the failure is being written, 2 afterwards.
     failed: AtomicU32,
     failing: AtomicU32,
     reason: Text<512>,
-    /// What must be removed if the process that writes it dies.
+    /// The path to remove if the process that writes it dies.
     leftover: Text<512>,
     sleepers: AtomicU32,
     bell: AtomicU32,
 }
 
-/// What everybody may know of a rank and its process.
+/// The public state of a rank and its process.
 #[repr(C, align(128))]
 pub struct RankBlock {
-    /// Its process; 0 before it has come.
+    /// Its process; 0 before it has joined.
     pub(crate) pid: AtomicU32,
-    /// What its process does when it is told to end.
+    /// What its process does when a signal asks it to end.
     ending: AtomicU32,
-    /// Grows while the process does something long that is no collective.
+    /// Increases while the process does long work other than a collective.
     pub(crate) progress: AtomicU64,
-    /// Rounds of exchanges that its process has posted to its mailbox, and taken from all.
+    /// Number of exchange rounds that its process has posted to its mailbox, and has taken from all.
     pub(crate) posted: AtomicU64,
     pub(crate) taken: AtomicU64,
-    /// Bytes of the whole message of which a part is in the mailbox.
+    /// Bytes of the whole message of which the mailbox holds a part.
     pub(crate) length: AtomicU64,
-    /// What the message is for.
+    /// The purpose of the message.
     pub(crate) purpose: Text<16>,
-    /// What the process does now besides stepping; empty for nothing.
+    /// What the process does now other than stepping; empty for nothing.
     pub(crate) doing: Text<16>,
-    /// Processors on which its process may run, one bit for each.
+    /// Processors on which its process may run, one bit each.
     cpus: [AtomicU64; CPU_WORDS],
     /// Its latest collectives.
     pub flight: Flight,
 }
 
-/// A world's control block, mapped.
+/// The mapped control block of a world.
 #[derive(Debug)]
 pub struct Control {
     region: Region,
@@ -80,7 +81,7 @@ impl Control {
         size_of::<Header>() + ranks * size_of::<RankBlock>() + mailboxes
     }
 
-    /// The control block of a world of threads.
+    /// Creates the control block of a world of threads.
     ///
     /// # Errors
     /// Too little memory.
@@ -92,7 +93,7 @@ impl Control {
         }))
     }
 
-    /// The control block of a world of processes, one for each rank.
+    /// Creates the control block of a world of processes, one for each rank.
     ///
     /// # Errors
     /// Too little memory.
@@ -104,13 +105,13 @@ impl Control {
         Ok(Arc::new(control))
     }
 
-    /// The control block that another process made.
+    /// Maps the control block that another process created.
     ///
     /// # Errors
-    /// No control block of this version of the program.
+    /// The memory is not a control block of this version of the program.
     pub fn of_peer(handle: Handle) -> io::Result<Arc<Self>> {
         let region = Region::of_peer(handle, Growth::Fixed)?;
-        let foreign = || io::Error::other("no control block of this version of tpc");
+        let foreign = || io::Error::other("not a control block of this version of tpc");
         if region.bytes() < size_of::<Header>() {
             return Err(foreign());
         }
@@ -121,7 +122,7 @@ impl Control {
         if known && fits { Ok(Arc::new(control)) } else { Err(foreign()) }
     }
 
-    /// Where other processes find it.
+    /// The handle with which other processes find it.
     pub fn handle(&self) -> Option<Handle> {
         self.region.handle()
     }
@@ -147,11 +148,11 @@ impl Control {
     /// If there is no such rank.
     pub fn rank(&self, rank: usize) -> &RankBlock {
         assert!(rank < self.ranks, "rank {rank} of {}", self.ranks);
-        // SAFETY: as in `header`; the blocks lie behind the header, and their sizes keep them aligned.
+        // SAFETY: as in `header`; the blocks follow the header, and their sizes keep them aligned.
         unsafe { &*self.region.base().add(size_of::<Header>()).cast::<RankBlock>().add(rank) }
     }
 
-    /// Notes on which processors this process may run: launchers may have given every process some of its own.
+    /// Records the processors on which this process may run: launchers may bind each process to different ones.
     pub(crate) fn note_cpus(&self, rank: usize) {
         let mut set = [0u64; CPU_WORDS];
         // SAFETY: the set has the size that is given.
@@ -161,7 +162,7 @@ impl Control {
         }
     }
 
-    /// Processors on which any of the processes may run.
+    /// Number of processors on which any of the processes may run.
     pub(crate) fn cpus(&self) -> usize {
         let of_all = |word: usize| {
             (0..self.ranks).fold(0, |bits, rank| bits | self.rank(rank).cpus[word].load(Ordering::Relaxed)).count_ones()
@@ -173,12 +174,12 @@ impl Control {
     pub(crate) fn mailbox(&self, rank: usize) -> *mut u8 {
         assert!(self.shared && rank < self.ranks);
         let before = size_of::<Header>() + self.ranks * size_of::<RankBlock>() + rank * MAILBOX;
-        // SAFETY: the mailboxes lie behind the blocks, in the region.
+        // SAFETY: the mailboxes follow the blocks, within the region.
         unsafe { self.region.base().add(before) }
     }
 
-    /// Tells all ranks that one has failed: they give up. Only the first failure is kept; `reason` is only called for that, and
-    /// whether this is the first is given.
+    /// Tells all ranks that one has failed, so that they give up. Only the first failure is kept; `reason` is only
+    /// called for that one. Returns whether this is the first failure.
     pub fn fail(&self, rank: usize, reason: impl FnOnce() -> String) -> bool {
         let header = self.header();
         if header.failed.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
@@ -200,7 +201,7 @@ impl Control {
     pub fn failure(&self) -> Option<(usize, String)> {
         let header = self.header();
         let start = Instant::now();
-        // Whoever writes the failure may die over it.
+        // The process that writes the failure may die while writing.
         while header.failed.load(Ordering::Acquire) == 1 && start.elapsed() < Duration::from_millis(200) {
             std::thread::yield_now();
         }
@@ -211,31 +212,31 @@ impl Control {
         }
     }
 
-    /// Notes what the process of a rank does when it is told to end.
+    /// Records what the process of a rank does when a signal asks it to end.
     pub(crate) fn set_ending(&self, rank: usize, ending: Ending) {
         self.rank(rank).ending.store(ending as u32, Ordering::Release);
     }
 
-    /// What the process of a rank does when it is told to end.
+    /// What the process of a rank does when a signal asks it to end.
     pub(crate) fn ending(&self, rank: usize) -> Ending {
         let all = [Ending::AfterStep, Ending::AsTold];
         let word = self.rank(rank).ending.load(Ordering::Acquire);
         all.into_iter().find(|ending| *ending as u32 == word).unwrap_or(Ending::AtOnce)
     }
 
-    /// Notes a file or directory that is to be removed if this process dies; an empty one when that is over.
+    /// Records a file or directory to remove if this process dies; an empty path cancels this.
     pub fn set_leftover(&self, path: &str) {
         self.header().leftover.set(path);
     }
 
-    /// What [`Control::set_leftover`] noted.
+    /// The path from [`Control::set_leftover`].
     pub fn leftover(&self) -> String {
         self.header().leftover.get()
     }
 
-    /// Wakes all that sleep: something was published.
+    /// Wakes all sleepers after something was published.
     pub(crate) fn ring(&self) {
-        // Either a sleeper's last look sees what was published before, or it is counted here.
+        // Either a sleeper's last look sees what was published before, or the sleeper is counted here.
         fence(Ordering::SeqCst);
         let header = self.header();
         if header.sleepers.load(Ordering::SeqCst) > 0 {
@@ -244,14 +245,15 @@ impl Control {
         }
     }
 
-    /// Counts the caller among the sleepers. It must look once more before it sleeps, and then call [`Control::sleep`].
+    /// Counts the caller among the sleepers. The caller must look once more before it sleeps, and then call
+    /// [`Control::sleep`].
     pub(crate) fn lie_down(&self) -> u32 {
         self.header().sleepers.fetch_add(1, Ordering::SeqCst);
         fence(Ordering::SeqCst);
         self.header().bell.load(Ordering::SeqCst)
     }
 
-    /// Sleeps until something is published, if `tired`; no longer counts the caller among the sleepers.
+    /// Sleeps until something is published, if `tired`. Afterwards the caller no longer counts as a sleeper.
     pub(crate) fn sleep(&self, bell: u32, tired: bool) {
         if tired {
             futex::wait(&self.header().bell, bell, NAP);
@@ -279,7 +281,7 @@ impl Control {
         block.flight.waiting().unwrap_or_else(|| "computing".into())
     }
 
-    /// What ranks that are missing are doing, in parentheses, for error messages.
+    /// The activities of missing ranks, in parentheses, for error messages.
     pub(crate) fn states(&self, missing: &[usize]) -> String {
         let states: Vec<_> = missing.iter().map(|&r| format!("rank {r} is {}", self.state(r))).collect();
         format!(" ({})", states.join(", "))
@@ -306,19 +308,19 @@ impl Control {
     }
 }
 
-/// Whether a process of this host runs: neither ended nor a zombie.
+/// Whether a process of this host is running: it has not ended and is not a zombie.
 pub fn is_alive(pid: u32) -> bool {
     state_of(pid).is_some_and(|state| !matches!(state, 'Z' | 'X'))
 }
 
-/// The state of a process of this host as the system says it in one letter: `R` for running, `T` for stopped.
+/// The state of a process of this host as a letter from the system: `R` for running, `T` for stopped.
 pub(crate) fn state_of(pid: u32) -> Option<char> {
     state_in(&format!("/proc/{pid}/stat"))
 }
 
 fn state_in(file: &str) -> Option<char> {
     let stat = std::fs::read_to_string(file).ok()?;
-    // It is behind the name, which is in parentheses and may hold anything.
+    // The state follows the name, which is in parentheses and may contain anything.
     stat.rsplit(')').next()?.trim_start().chars().next()
 }
 
@@ -328,16 +330,16 @@ pub(crate) fn parent_of(pid: u32) -> Option<u32> {
     stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// Whether a thread of a process waits for a disk, which it cannot be hurried in.
+/// Whether a thread of a process waits for a disk.
 pub(crate) fn waits_for_disk(pid: u32) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     threads.into_iter().any(|thread| state_in(&thread.path().join("stat").to_string_lossy()) == Some('D'))
 }
 
-/// Processor time that a process has used, in hundredths of a second; 0 if there is none.
+/// Processor time of a process in hundredths of a second; 0 if there is no such process.
 pub(crate) fn cpu_time(pid: u32) -> u64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Behind the name: the state is the first field, user and system time are the twelfth and thirteenth.
+    // After the name: the state is the first field, user and system time are the twelfth and thirteenth.
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
@@ -355,7 +357,7 @@ mod tests {
         assert!(!theirs.fail(1, || unreachable!("the reason of a second failure is not needed")));
         assert_eq!(theirs.failure(), Some((2, "first".into())));
         let other = Region::shared(100, Growth::Fixed).unwrap();
-        assert!(Control::of_peer(other.handle().unwrap()).is_err(), "something else is no control block");
+        assert!(Control::of_peer(other.handle().unwrap()).is_err(), "other memory is not a control block");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Processes of one host that share memory, one rank in each; or one process alone, with all ranks as its threads.
+//! Processes on one host that share memory, with one rank each; or a single process with all ranks as its threads.
 
 use super::control::{Control, MAILBOX, cpu_time, waits_for_disk};
 use super::processes::{Ending, Processes, agree};
@@ -22,12 +22,12 @@ use tpc_ir::program::RankProgram;
 pub struct Local {
     control: Arc<Control>,
     process: usize,
-    /// Directory for the flight record, if nobody else writes it.
+    /// Directory for the flight record, unless another process writes it.
     record: Option<PathBuf>,
 }
 
 impl Local {
-    /// One process whose ranks are threads.
+    /// A single process whose ranks are threads.
     ///
     /// # Errors
     /// Too little memory.
@@ -36,8 +36,8 @@ impl Local {
         Ok(Arc::new(Local { control, process: 0, record: None }))
     }
 
-    /// One of the processes that share a control block; the first that fails writes the flight record into the directory, if one is
-    /// given.
+    /// One of the processes that share a control block. If a directory is given, the first process that fails writes
+    /// the flight record there.
     pub fn joined(control: Arc<Control>, process: usize, record: Option<PathBuf>) -> Arc<Self> {
         control.note_cpus(process);
         control.rank(process).pid.store(std::process::id(), Ordering::Release);
@@ -69,7 +69,7 @@ impl Processes for Local {
 
     fn exchange(&self, purpose: &str, bytes: &[u8], deadline: Duration) -> Result<Vec<Vec<u8>>, RuntimeError> {
         match self.control.is_shared() {
-            // Whoever leaves an exchange leaves the others behind.
+            // A process that leaves an exchange makes the others wait in vain.
             true => exchange(&self.control, self.process, purpose, bytes, deadline)
                 .inspect_err(|e| self.fail(self.process, &e.to_string())),
             false => Ok(vec![bytes.to_vec()]),
@@ -81,7 +81,7 @@ impl Processes for Local {
         let told = path.as_ref().map(|p| format!("; flight record: {}", p.display())).unwrap_or_default();
         let first = self.control.fail(rank, || format!("{reason}{told}"));
         if let (true, Some(path)) = (first, path) {
-            // The failure itself is told in any case.
+            // The failure is reported in any case.
             let _ = std::fs::write(path, self.control.flight_record().to_json());
         }
     }
@@ -115,7 +115,7 @@ impl Processes for Local {
     }
 
     fn leftover(&self, path: &Path) {
-        // The launcher may be in another directory; `absolute` only fails for empty paths, which are none.
+        // The launcher may have another working directory. `absolute` only fails for empty paths, which do not occur.
         let path = std::path::absolute(path).unwrap_or_default();
         self.control.set_leftover(&path.to_string_lossy());
     }
@@ -137,7 +137,8 @@ impl Processes for Local {
     }
 }
 
-/// A meeting place of processes: each makes the arena of its rank and maps the others', the first makes the words.
+/// Opens the shared memory of a session: each process creates the arena of its rank and maps the arenas of the others,
+/// and the first process creates the words.
 pub(super) fn open(
     control: &Arc<Control>,
     process: usize,
@@ -152,7 +153,7 @@ pub(super) fn open(
     };
     let bytes = World::bytes(&programs);
     let arena_bytes = programs[process].arena_bytes;
-    let no_words = |e| format!("no memory for the ranks to meet in: {e}");
+    let no_words = |e| format!("no memory for the communication of the ranks: {e}");
     let words = if process == 0 { Region::shared(bytes, Growth::Fixed).map(Some).map_err(no_words) } else { Ok(None) };
     let mine = match &arenas {
         Some(arenas) => grown(&arenas[process], process, arena_bytes).map(|_| None).map_err(|e| e.to_string()),
@@ -184,7 +185,7 @@ pub(super) fn open(
             None => peer(0, 0, Growth::Fixed)?,
         };
         let arenas = match (arenas, mine?) {
-            // Their owners have made them larger, if they had to.
+            // Their owners have enlarged them if necessary.
             (Some(arenas), _) => {
                 let arena = |(rank, arena)| grown(arena, rank, programs[rank].arena_bytes).map_err(|e| e.to_string());
                 arenas.iter().enumerate().map(arena).collect::<Result<_, _>>()?
@@ -202,17 +203,17 @@ pub(super) fn open(
         };
         Ok((words, arenas))
     })();
-    // Nobody goes on, and may end, before all have mapped what they need.
+    // No process continues, and possibly ends, before all have mapped what they need.
     share("launch: map memory", mapped.as_ref().map(|_| Vec::new()).map_err(Clone::clone))?;
     let (words, arenas) = mapped.map_err(|reason| RuntimeError::Elsewhere { rank: process, reason })?;
     Ok(Arc::new(World::new(control.clone(), words, arenas, programs, deadline)))
 }
 
-/// The processes that have not yet done a round of an exchange.
+/// The processes that have not yet finished a round of an exchange.
 struct Round<'a> {
     control: &'a Control,
     round: u64,
-    /// Whether it is about taking, else about posting.
+    /// Whether the round is about taking or about posting.
     taken: bool,
     deadline: Duration,
     began: Instant,
@@ -244,8 +245,8 @@ impl Awaited<RuntimeError> for Round<'_> {
     }
 
     fn progress(&mut self) -> u64 {
-        // Host programs compile, read and write files between exchanges: a process that computes or waits for a disk is not stuck.
-        // Idle ones compute a little, too.
+        // Host programs compile, read and write files between exchanges: a process that computes or waits for a disk is
+        // not stuck. Idle processes compute a little, too.
         let busy = (self.deadline.as_millis() as u64 / 100).max(1);
         let of = |p: usize| {
             let block = self.control.rank(p);
@@ -257,8 +258,8 @@ impl Awaited<RuntimeError> for Round<'_> {
     }
 }
 
-/// Every process posts a part of its message to its mailbox, waits until all have, and takes all parts; as many rounds as the longest
-/// message needs.
+/// Exchanges messages: every process posts a part of its message to its mailbox, waits until all have, and takes all
+/// parts, for as many rounds as the longest message needs.
 fn exchange(
     control: &Control,
     process: usize,
@@ -290,10 +291,11 @@ fn exchange(
     let mut sent = 0;
     loop {
         let round = mine.posted.load(Ordering::Relaxed) + 1;
-        // Nobody still reads what the mailbox holds.
+        // No process still reads the contents of the mailbox.
         wait_for(round - 1, true)?;
         let part = &bytes[sent..bytes.len().min(sent + MAILBOX)];
-        // SAFETY: the mailbox has room for a part, and the others read it between this process's `posted` and their own `taken`.
+        // SAFETY: the mailbox has room for a part, and the others read it between this process's `posted` and their own
+        // `taken`.
         unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), control.mailbox(process), part.len()) };
         sent += part.len();
         mine.purpose.set(purpose);
@@ -312,7 +314,7 @@ fn exchange(
             let length = block.length.load(Ordering::Relaxed) as usize;
             let part = MAILBOX.min(length - message.len());
             message.reserve(part);
-            // SAFETY: the peer posted that many bytes, and leaves them until all have taken them.
+            // SAFETY: the peer posted this many bytes, and does not change them until all have taken them.
             unsafe {
                 let end = message.as_mut_ptr().add(message.len());
                 std::ptr::copy_nonoverlapping(control.mailbox(peer), end, part);

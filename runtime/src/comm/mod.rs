@@ -1,23 +1,24 @@
-//! Communicators: collectives between the ranks of a group, started and waited for; processes and what their hosts exchange.
+//! Communicators: collectives between the ranks of a group, started and waited for; processes, and exchanges between
+//! their host sides.
 //!
-//! A world of another kind, MPI's for example, is a [`Processes`], which opens [`Communicators`] for a session, which give each rank its
-//! [`Communicator`]. Nothing else knows which kind it is.
+//! Each kind of world, MPI for example, implements [`Processes`], which opens [`Communicators`] for a session, which
+//! give each rank its [`Communicator`]. No other code depends on the kind.
 //!
 //! | question | file |
 //! |---|---|
-//! | what the host sides of all processes do together | [`processes`] |
-//! | processes of one host, and the threads of one process | [`local`] |
-//! | who failed, who does what, mailboxes | [`control`] |
-//! | where the ranks of a session meet | [`world`] |
-//! | a rank's end: arrivals, deadlines, disagreement, aborts | [`ranks`] |
+//! | cooperation of the host sides of all processes | [`processes`] |
+//! | processes on one host, and threads of one process | [`local`] |
+//! | failures, activities, mailboxes | [`control`] |
+//! | shared words and arenas of a session's ranks | [`world`] |
+//! | the communicator of a rank: arrivals, deadlines, disagreement, aborts | [`ranks`] |
 //! | what a rank computes and copies in a collective | `share`, `reduce` |
-//! | waiting without waiting for ever | `wait`, `futex` |
-//! | processes of MPI, with the feature `mpi` | `mpi` |
-//! | memory that processes share; texts in it | [`shared_memory`], [`text`] |
+//! | waiting with a deadline | `wait`, `futex` |
+//! | MPI processes, with the feature `mpi` | `mpi` |
+//! | shared memory, and texts in it | [`shared_memory`], [`text`] |
 //!
-//! Every implementation keeps these promises: results are bitwise equal on all ranks of a group and
-//! from run to run; a collective that cannot finish is an error on every rank, never a hang; ranks
-//! that come with different operations are told so, by name.
+//! Every implementation keeps these promises: results are bitwise equal on all ranks of a group and from run to run; a
+//! collective that cannot finish is an error on every rank, never a hang; if ranks start different operations, the
+//! error names these.
 
 pub mod control;
 mod futex;
@@ -48,7 +49,7 @@ use tpc_ir::program::{Collective, CollectiveKind, Part, RankProgram};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CollectiveId(pub usize);
 
-/// One rank's end of the communication.
+/// The communicator of one rank.
 pub trait Communicator {
     /// Announces a collective of the program, in program order, when the program is loaded.
     ///
@@ -56,11 +57,11 @@ pub trait Communicator {
     /// Sizes that contradict each other.
     fn prepare(&mut self, collective: &Collective) -> Result<CollectiveId, RuntimeError>;
 
-    /// Starts a collective with dense buffers of the announced sizes, which lie in the rank's arena.
+    /// Starts a collective with dense buffers of the announced sizes, which are in the rank's arena.
     ///
     /// # Safety
-    /// `from` must stay readable and unchanged, and `to` writable and unused, until [`wait`] has
-    /// returned for the same collective, or the communicator has failed and all its ranks know.
+    /// `from` must stay readable and unchanged, and `to` writable and unused, until [`wait`] has returned for the same
+    /// collective, or the communicator has failed and all its ranks know.
     ///
     /// # Errors
     /// The group has failed.
@@ -68,16 +69,16 @@ pub trait Communicator {
     /// [`wait`]: Communicator::wait
     unsafe fn start(&mut self, id: CollectiveId, from: *const u8, to: *mut u8) -> Result<(), RuntimeError>;
 
-    /// Waits until a collective is finished on this rank and nobody uses its buffers any more.
+    /// Waits until a collective is finished on this rank and no rank uses its buffers any more.
     ///
     /// # Errors
     /// Missing ranks, different operations, failed peers.
     fn wait(&mut self, id: CollectiveId) -> Result<(), RuntimeError>;
 }
 
-/// What the ranks of one session communicate through.
+/// The communication of the ranks of one session.
 pub trait Communicators: Send + Sync {
-    /// The end of a rank of this process.
+    /// The communicator of a rank of this process.
     fn communicator(self: Arc<Self>, rank: usize) -> Box<dyn Communicator>;
 
     /// The arena of a rank of this process.
@@ -86,10 +87,10 @@ pub trait Communicators: Send + Sync {
     /// Tells all ranks that one has finished a step.
     fn finish_step(&self, rank: usize);
 
-    /// What ranks of other programs communicate through, over the same arenas; `local` are the ranks of this process.
+    /// Communicators for other programs over the same arenas; `local` are the ranks of this process.
     ///
     /// # Errors
-    /// Too little memory, a process that does not come.
+    /// Too little memory, or a process that does not respond.
     fn switch_to(
         &self,
         programs: Arc<[RankProgram]>,
@@ -110,13 +111,13 @@ pub fn describe(c: &Collective) -> String {
     format!("`{} {}` #{} ({} {detail}, {}, ranks {:?}{why})", c.name(), c.axes, c.tag, c.dtype, c.phase.name(), c.group)
 }
 
-/// The sizes of the first part, and how many parts there are.
+/// The sizes of the first part, and the number of further parts.
 fn describe_parts(parts: &[Part]) -> String {
     let first = parts.first().map_or(String::new(), |p| format!("[{}, {:?}, {}]", p.outer, p.lens, p.inner));
     if parts.len() > 1 { format!("{first} and {} more", parts.len() - 1) } else { first }
 }
 
-/// A number that is equal on all ranks of a group if they mean the same collective.
+/// A number that is equal on all ranks of a group that start the same collective.
 pub fn fingerprint(c: &Collective) -> u64 {
     let mut hasher = FnvHasher::default();
     let mut add = |x: u64| hasher.write(&x.to_le_bytes());
@@ -163,7 +164,7 @@ pub fn fingerprint(c: &Collective) -> u64 {
     hasher.finish()
 }
 
-/// Whether the sizes of a collective fit together, and fit its views.
+/// Checks that the sizes of a collective fit together and fit its views.
 pub(crate) fn check(c: &Collective) -> Result<(), String> {
     let n = c.group.len();
     let me = c.position;
@@ -189,7 +190,7 @@ pub(crate) fn check(c: &Collective) -> Result<(), String> {
                 && shape[*cut] == cut_lens.iter().sum::<usize>()
                 && shape[*join] == join_lens[me];
             if !fits {
-                return Err(format!("{shape:?} cannot be cut in {cut_lens:?} and joined in {join_lens:?}"));
+                return Err(format!("{shape:?} cannot be cut into {cut_lens:?} and joined from {join_lens:?}"));
             }
             let rest: usize = shape.iter().enumerate().filter(|(d, _)| d != cut && d != join).map(|(_, n)| n).product();
             (shape.iter().product(), rest * cut_lens[me] * join_lens.iter().sum::<usize>())

@@ -1,7 +1,8 @@
-//! What the host sides of all processes of a launched world do together.
+//! Cooperation of the host sides of all processes of a launched world.
 //!
-//! Every process runs the same host program (as JAX's multi-controller does): it compiles all rank programs, holds some of the ranks,
-//! and makes the same calls in the same order. Whatever one process has and others need goes through [`Processes::exchange`].
+//! Every process runs the same host program (as in multi-controller JAX): it compiles all rank programs, holds some of
+//! the ranks, and makes the same calls in the same order. Data that one process has and others need goes through
+//! [`Processes::exchange`].
 
 use super::Communicators;
 use crate::error::RuntimeError;
@@ -13,36 +14,36 @@ use std::sync::Arc;
 use std::time::Duration;
 use tpc_ir::program::RankProgram;
 
-/// The processes of a world. One process alone, whose ranks are threads, is such a world, too.
+/// The processes of a world. A single process whose ranks are threads is also such a world.
 pub trait Processes: Debug + Send + Sync {
     /// Number of processes.
     fn count(&self) -> usize;
 
-    /// This process among them.
+    /// The index of this process.
     fn process(&self) -> usize;
 
-    /// The ranks of this process, of so many in all.
+    /// The ranks of this process, given the total number of ranks.
     ///
     /// # Errors
-    /// Another number of ranks than the processes can hold.
+    /// A number of ranks that the processes cannot hold.
     fn local(&self, ranks: usize) -> Result<Range<usize>, RuntimeError>;
 
-    /// Hands bytes to every process and gets what each of them handed over, its own included, in order. `purpose` says what for in
-    /// error messages, and must be the same everywhere.
+    /// Passes bytes to every process and returns the bytes of all processes, including this one, in order. `purpose`
+    /// appears in error messages and must be the same on all processes.
     ///
     /// # Errors
-    /// A process that does not come within the deadline, comes for another purpose, has ended or failed.
+    /// A process that does not arrive within the deadline, arrives for another purpose, has ended or has failed.
     fn exchange(&self, purpose: &str, bytes: &[u8], deadline: Duration) -> Result<Vec<Vec<u8>>, RuntimeError>;
 
-    /// Waits until all processes have come.
+    /// Waits until all processes have arrived.
     ///
     /// # Errors
-    /// As [`Processes::exchange`].
+    /// The errors of [`Processes::exchange`].
     fn barrier(&self, purpose: &str, deadline: Duration) -> Result<(), RuntimeError> {
         self.exchange(purpose, &[], deadline).map(drop)
     }
 
-    /// Tells all ranks that one has failed: they give up. Only the first failure is kept.
+    /// Tells all ranks that one has failed, so that they give up. Only the first failure is kept.
     fn fail(&self, rank: usize, reason: &str);
 
     /// The rank that failed first, and why.
@@ -51,31 +52,31 @@ pub trait Processes: Debug + Send + Sync {
     /// The ranks whose processes are known to have ended.
     fn gone(&self) -> Vec<usize>;
 
-    /// This process among those of its host, and how many these are.
+    /// The index of this process on its host, and the number of processes on its host.
     fn on_host(&self) -> (usize, usize);
 
-    /// Where this process wrote the flight record of a failure, if it was the one to do so.
+    /// The path of the flight record, if this process wrote it after a failure.
     fn written_record(&self) -> Option<PathBuf>;
 
-    /// Where a rank of this process notes its collectives.
+    /// The flight record of a rank of this process.
     fn flight(&self, rank: usize) -> &Flight;
 
     /// The latest collectives of all ranks.
     fn flight_record(&self) -> FlightRecord;
 
-    /// Says that this process is busy with something long: whoever waits for it begins its deadline anew.
+    /// Reports that this process is doing long work: the deadlines of the processes that wait for it restart.
     fn progress(&self);
 
-    /// Says what must be removed if this process dies over it; an empty path when that is over.
+    /// Records a path to remove if this process dies; an empty path cancels this.
     fn leftover(&self, path: &Path);
 
-    /// Says what this process does when it is told to end, for `tpc launch`.
+    /// Records what this process does when a signal asks it to end, for `tpc launch`.
     fn set_ending(&self, ending: Ending);
 
-    /// Lets the ranks of programs meet, with new arenas.
+    /// Opens the communication of the ranks of programs, with new arenas.
     ///
     /// # Errors
-    /// Too little memory, a process that does not come.
+    /// Too little memory, or a process that does not respond.
     fn open(
         &self,
         programs: Arc<[RankProgram]>,
@@ -84,24 +85,25 @@ pub trait Processes: Debug + Send + Sync {
     ) -> Result<Arc<dyn Communicators>, RuntimeError>;
 }
 
-/// What a process does when a signal tells it to end.
+/// What a process does when a signal asks it to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// It ends at once.
+    /// It ends immediately.
     AtOnce,
-    /// It finishes its step and keeps what it has: whoever ends it waits for that.
+    /// It finishes its step and keeps its results, and the launcher waits for that.
     AfterStep,
-    /// It has done so and ends, which is no failure.
+    /// It has finished and ends, which is not a failure.
     AsTold,
 }
 
-/// What something gave on every process, or the lowest process on which it did not work, and why.
+/// The results of all processes, or the lowest process that failed, with its error.
 pub type Agreed = Result<Vec<Vec<u8>>, (usize, String)>;
 
-/// Shares whether something worked on every process: what each gave, or the lowest failing process and its text.
+/// Shares whether an operation worked on every process. Returns the results of all processes, or the lowest failing
+/// process and its error.
 ///
 /// # Errors
-/// As [`Processes::exchange`].
+/// The errors of [`Processes::exchange`].
 pub fn agree(
     processes: &dyn Processes,
     purpose: &str,
@@ -127,10 +129,10 @@ pub fn agree(
     Ok(Ok(all))
 }
 
-/// Shares whether something worked on every process.
+/// Shares whether an operation worked on every process.
 ///
 /// # Errors
-/// This process's own, otherwise that of the lowest process that has one.
+/// The error of this process, otherwise the error of the lowest process that has one.
 pub(crate) fn together<T>(
     processes: &dyn Processes,
     purpose: &str,

@@ -1,14 +1,12 @@
-//! One rank's end of a [`World`], a thread's or a process's.
+//! The communicator of one rank in a [`World`], for a thread or a process.
 //!
-//! A collective has two meetings. A rank *arrives* when it starts: it publishes its buffers and a
-//! fingerprint of the operation under a sequence number of the group. Once all have arrived, every
-//! rank does its share, reading its peers' buffers directly. It is *done* when its share is, and
-//! returns when all are.
+//! A collective synchronizes twice. A rank *arrives* when it starts: it publishes its buffers and a fingerprint of the
+//! operation under a sequence number of the group. Once all have arrived, every rank computes its share, reading its
+//! peers' buffers directly. A rank is *done* when its share is, and returns when all are done.
 //!
-//! A rank that waits also does its share of every other collective it has started, so that the order
-//! of waits cannot block anyone. It spins for a moment, then yields, then sleeps; it never waits
-//! longer than the deadline, and gives up at once when a peer fails, leaves, loses its process, or
-//! comes with another operation.
+//! A rank that waits also computes its share of every other collective that it has started, so no order of waits can
+//! deadlock. It spins for a moment, then yields, then sleeps. It never waits longer than the deadline, and gives up at
+//! once when a peer fails, leaves, loses its process, or starts another operation.
 
 use super::control::Control;
 use super::reduce::{self, Combine};
@@ -36,11 +34,11 @@ struct Pending {
     shared: bool,
 }
 
-/// One rank's end of a world.
+/// The communicator of one rank in a world.
 pub struct Ranks {
     world: Arc<World>,
     rank: usize,
-    /// Groups of the world, and the sequence number of the next collective in each.
+    /// The groups in the world, and the sequence number of the next collective in each.
     groups: Vec<(usize, u64)>,
     prepared: Vec<Prepared>,
     pending: Vec<Pending>,
@@ -52,7 +50,7 @@ pub struct Ranks {
 unsafe impl Send for Ranks {}
 
 impl Ranks {
-    /// The end of that rank.
+    /// The communicator of a rank.
     pub(super) fn new(world: Arc<World>, rank: usize) -> Self {
         Ranks {
             world,
@@ -79,7 +77,7 @@ impl Ranks {
         (self.world.members(group), self.world.ranks_of(group))
     }
 
-    /// Does this rank's share of every started collective for which all ranks have arrived.
+    /// Computes this rank's share of every started collective for which all ranks have arrived.
     fn progress(&mut self) -> Result<(), RuntimeError> {
         for i in 0..self.pending.len() {
             let Pending { id, sequence, shared } = self.pending[i];
@@ -117,8 +115,9 @@ impl Ranks {
                 self.sources.push(at(member.slots[place].from.load(Ordering::Relaxed)));
                 self.targets.push(at(member.slots[place].to.load(Ordering::Relaxed)));
             }
-            // SAFETY: all ranks have started this very collective (same fingerprint, so same sizes) with buffers in their arenas,
-            // which stay mapped as long as the world, and are unused until all are done; each rank writes elements that no other does.
+            // SAFETY: all ranks have started this collective (equal fingerprints imply equal sizes) with buffers in
+            // their arenas. The arenas stay mapped as long as the world, and the buffers are unused until all are done;
+            // each rank writes elements that no other rank writes.
             unsafe { share(&p.collective, p.combine, &self.sources, &self.targets) }
             let mine = &members[p.collective.position].slots[place];
             mine.done.store(sequence + 1, Ordering::Release);
@@ -134,7 +133,7 @@ impl Ranks {
         pending.shared && members.iter().all(|m| m.slots[place].done.load(Ordering::Acquire) > pending.sequence)
     }
 
-    /// Ranks that have not arrived or, if all have, are not done.
+    /// The ranks that have not arrived or, if all have, are not done.
     fn missing(&self, pending: Pending) -> Vec<usize> {
         let (members, ranks) = self.members(pending.id);
         let place = pending.sequence as usize % DEPTH;
@@ -251,7 +250,7 @@ impl Communicator for Ranks {
         let slot = &member.slots[sequence as usize % DEPTH];
         slot.fingerprint.store(p.fingerprint, Ordering::Relaxed);
         slot.index.store(id.0 as u64, Ordering::Relaxed);
-        // Both lie in this rank's arena, as the trait demands; other processes have mapped it elsewhere.
+        // Both are in this rank's arena, as the trait demands; other processes have mapped it at other addresses.
         slot.from.store((from as usize).wrapping_sub(base) as u64, Ordering::Relaxed);
         slot.to.store((to as usize).wrapping_sub(base) as u64, Ordering::Relaxed);
         member.arrived.store(sequence + 1, Ordering::Release);

@@ -7,8 +7,8 @@ use tpc_ir::{DType, ReduceOp};
 /// Combines `n` elements of every source and writes the result to every target.
 ///
 /// # Safety
-/// Sources must be readable and targets writable for `n` elements at byte `offset`; a target may be
-/// one of the sources, but must not overlap one in part.
+/// Sources must be readable and targets writable for `n` elements at byte `offset`; a target may be one of the sources,
+/// but must not overlap a source partially.
 pub(crate) type Combine = unsafe fn(n: usize, sources: &[*const u8], targets: &[*mut u8], from: usize, to: usize);
 
 /// Elements that are combined at a time, on the stack.
@@ -28,8 +28,8 @@ unsafe fn combine<E: Element, const OP: u8>(
         let len = BLOCK.min(n - i);
         let sum = &mut sum[..len];
         for (r, s) in sources.iter().enumerate() {
-            // SAFETY: the caller guarantees readable sources. They may change only through the
-            // writes below, whose elements have been read before.
+            // SAFETY: the caller guarantees readable sources. Only the writes below may change them, and their elements
+            // have been read before.
             let source = unsafe { std::slice::from_raw_parts(s.add(from).cast::<E>().add(i), len) };
             if r == 0 {
                 for (a, e) in sum.iter_mut().zip(source) {

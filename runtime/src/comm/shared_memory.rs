@@ -1,11 +1,12 @@
-//! Blocks of memory that one process has for itself or shares with others.
+//! Blocks of memory that are private to one process or shared with others.
 //!
-//! A shared block is a `memfd`: a file without a name, which peers open through `/proc/PID/fd/FD` while its owner lives, and which the
-//! system frees with the last process that maps it. So nothing can be left behind, however a process ends.
+//! A shared block is a `memfd`: a file without a name. Peers open it through `/proc/PID/fd/FD` while its owner lives,
+//! and the system frees it with the last process that maps it, so nothing remains after a process ends, for any reason.
 //!
-//! A block may grow where it lies: it then has a range of addresses for itself that is as large as the memory of the host, of which only
-//! its bytes are memory. Growing makes more of the range memory, so addresses stay as they are and nothing is copied. Where the system has
-//! no such range to give (a limit on the address space), the block exists all the same and cannot grow.
+//! A block may be able to grow in place. It then reserves a range of addresses as large as the memory of the host, and
+//! only its current bytes are backed by memory. Growing backs more of the range, so addresses stay valid and nothing is
+//! copied. If the system cannot reserve such a range (because of a limit on the address space), the block still exists
+//! but cannot grow.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -18,17 +19,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub struct Region {
     base: NonNull<u8>,
     bytes: AtomicUsize,
-    /// Addresses that belong to the region: its bytes, and as many as it may grow by.
+    /// Reserved addresses: the region's bytes, and the bytes that it may grow by.
     reserved: usize,
     file: Backing,
 }
 
-/// What the memory of a region is.
+/// How the memory of a region is backed.
 #[derive(Debug)]
 enum Backing {
     /// Memory of this process alone.
     Private,
-    /// A file of this process, open as long as peers may want to map it.
+    /// A file of this process, open as long as peers may map it.
     Own(File),
     /// The file of a peer.
     Peer(File),
@@ -37,14 +38,14 @@ enum Backing {
 /// Whether a region may grow later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Growth {
-    /// It has its size for good.
+    /// Its size is fixed.
     Fixed,
     /// It may grow up to the memory of the host.
     InPlace,
 }
 
 impl Growth {
-    /// Addresses for a region of so many bytes.
+    /// Addresses to reserve for a region of this many bytes.
     fn addresses(self, bytes: usize) -> usize {
         /// A process may have 64 arenas, and 47 bits of address space.
         const LARGEST: usize = 1 << 40;
@@ -55,33 +56,34 @@ impl Growth {
     }
 }
 
-/// Bytes of memory that the host has; 0 if it does not say.
+/// Bytes of physical memory of the host; 0 if unknown.
 fn physical_memory() -> usize {
-    // SAFETY: questions to the system without memory.
+    // SAFETY: queries to the system that access no memory.
     let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGESIZE)) };
     usize::try_from(pages).unwrap_or(0).saturating_mul(usize::try_from(page).unwrap_or(0))
 }
 
-/// The first page that begins at a byte or after it.
+/// The first page boundary at a byte or after it.
 fn page_after(byte: usize) -> usize {
-    // SAFETY: a question to the system without memory.
+    // SAFETY: a query to the system that accesses no memory.
     let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
     byte.next_multiple_of(usize::try_from(page).unwrap_or(4096))
 }
 
-// SAFETY: a region owns its mapping and is only an address and a size: whoever reads or writes through it orders the accesses.
+// SAFETY: a region owns its mapping and consists of an address and a size; its readers and writers order their
+// accesses.
 unsafe impl Send for Region {}
 // SAFETY: as above.
 unsafe impl Sync for Region {}
 
-/// Where another process finds a shared block.
+/// How another process finds a shared block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handle {
-    /// The process that made it.
+    /// The process that created it.
     pub pid: u32,
-    /// Its file descriptor there.
+    /// Its file descriptor in that process.
     pub fd: i32,
-    /// Its size.
+    /// Its size in bytes.
     pub bytes: usize,
 }
 
@@ -91,7 +93,7 @@ impl Handle {
         format!("{}:{}:{}", self.pid, self.fd, self.bytes)
     }
 
-    /// Reads [`Handle::to_text`].
+    /// Parses [`Handle::to_text`].
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(':');
         let handle = Handle {
@@ -104,7 +106,7 @@ impl Handle {
 }
 
 impl Region {
-    /// Memory of this process alone.
+    /// Allocates memory of this process alone.
     ///
     /// # Errors
     /// Too little memory.
@@ -112,17 +114,18 @@ impl Region {
         Region::map(bytes, growth, Backing::Private)
     }
 
-    /// Memory that other processes may map. All of it is reserved now, so that too little memory is an error and no signal later.
+    /// Allocates memory that other processes may map. All of it is allocated now, so that too little memory is an error
+    /// now and not a signal later.
     ///
     /// # Errors
     /// Too little memory.
     pub fn shared(bytes: usize, growth: Growth) -> io::Result<Self> {
-        // SAFETY: the name is a C string, and the flags are known to Linux.
+        // SAFETY: the name is a C string, and Linux knows the flags.
         let fd = unsafe { libc::memfd_create(c"tpc".as_ptr(), libc::MFD_CLOEXEC) };
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the descriptor is new and belongs to nobody else.
+        // SAFETY: the descriptor is new and has no other owner.
         let file = unsafe { File::from_raw_fd(fd) };
         allocate(&file, bytes)?;
         Region::map(bytes, growth, Backing::Own(file))
@@ -154,11 +157,11 @@ impl Region {
         Ok(region)
     }
 
-    /// Makes the region larger where it lies; its contents stay, what is new is zero. Without effect for a smaller size. A region of a peer
-    /// can grow once its owner's has.
+    /// Grows the region in place; its contents stay, and new bytes are zero. Has no effect for a smaller size. A region
+    /// of a peer can grow after its owner has grown it.
     ///
     /// # Errors
-    /// Too little memory, or no addresses left for it.
+    /// Too little memory, or no addresses left.
     pub fn grow(&self, bytes: usize) -> io::Result<()> {
         if bytes <= self.bytes() {
             return Ok(());
@@ -172,13 +175,13 @@ impl Region {
         self.commit(bytes)
     }
 
-    /// Makes memory of the first bytes of the range, beyond those that are memory already.
+    /// Backs the first bytes of the range with memory, beyond those that are already backed.
     fn commit(&self, bytes: usize) -> io::Result<()> {
         let (from, to) = (page_after(self.bytes()), page_after(bytes));
         if from < to {
             let rights = libc::PROT_READ | libc::PROT_WRITE;
-            // SAFETY: the pages lie in the range that was reserved for this region alone, or share its last page, and hold nothing yet.
-            // A mapping that takes their place is that of the same bytes of the file.
+            // SAFETY: the pages are in the range that is reserved for this region alone, or share its last page, and
+            // hold nothing yet. A mapping that replaces them maps the same bytes of the file.
             let failed = unsafe {
                 let first = self.base.as_ptr().add(from).cast();
                 match &self.file {
@@ -193,7 +196,7 @@ impl Region {
             if failed {
                 return Err(io::Error::last_os_error());
             }
-            // Products walk over rows that lie pages apart. A system without large pages says no, which does no harm.
+            // Products access rows that are pages apart. A system without huge pages refuses, which does no harm.
             // SAFETY: advice on pages of this region; it changes no contents.
             unsafe { libc::madvise(self.base.as_ptr().add(from).cast(), to - from, libc::MADV_HUGEPAGE) };
         }
@@ -211,7 +214,7 @@ impl Region {
         self.bytes.load(Ordering::Acquire)
     }
 
-    /// Where other processes find it, if it is this process's to share.
+    /// The handle for other processes, if this process shares the block.
     pub fn handle(&self) -> Option<Handle> {
         match &self.file {
             Backing::Own(file) => Some(Handle { pid: std::process::id(), fd: file.as_raw_fd(), bytes: self.bytes() }),
@@ -220,7 +223,7 @@ impl Region {
     }
 }
 
-/// A range of addresses without memory.
+/// Reserves a range of addresses without memory.
 fn reserve(bytes: usize) -> io::Result<NonNull<u8>> {
     if bytes == 0 {
         return Ok(NonNull::<Page>::dangling().cast());
@@ -234,7 +237,7 @@ fn reserve(bytes: usize) -> io::Result<NonNull<u8>> {
     }
 }
 
-/// Gives a file so many bytes, all of which exist then.
+/// Allocates this many bytes of a file.
 fn allocate(file: &File, bytes: usize) -> io::Result<()> {
     file.set_len(bytes as u64)?;
     if bytes == 0 {
@@ -274,7 +277,7 @@ mod tests {
         let handle = mine.handle().unwrap();
         assert_eq!(Handle::parse(&handle.to_text()), Some(handle));
         let theirs = Region::of_peer(handle, Growth::Fixed).unwrap();
-        // SAFETY: both mappings are alive, and this thread alone uses them.
+        // SAFETY: both mappings are alive, and only this thread uses them.
         unsafe {
             mine.base().add(9_999).write(7);
             assert_eq!(theirs.base().add(9_999).read(), 7);
@@ -298,12 +301,12 @@ mod tests {
                     region.grow(larger).unwrap();
                     assert_eq!(region.bytes(), larger);
                 }
-                // SAFETY: the mappings are alive and have that many bytes; this thread alone uses them.
+                // SAFETY: the mappings are alive and have this many bytes; only this thread uses them.
                 unsafe {
                     private.base().add(last).write(3);
                     mine.base().add(last).write(7);
                     assert_eq!(theirs.base().add(last).read(), 7);
-                    // The first size's last byte holds what was written to it.
+                    // The last byte of the first size still holds what was written to it.
                     assert_eq!((private.base().add(999_999).read(), theirs.base().add(999_999).read()), (3, 7));
                 }
             }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// At most `8 * WORDS` bytes of UTF-8; what does not fit is cut off. A reader that comes while it is written gets a mixture, never
-/// undefined behaviour: texts of other ranks are only for messages.
+/// At most `8 * WORDS` bytes of UTF-8; longer texts are truncated. A reader during a write gets a mixture, but never
+/// undefined behavior; texts of other ranks are only used in messages.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Text<const WORDS: usize> {
@@ -36,7 +36,7 @@ impl<const WORDS: usize> Text<WORDS> {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Makes it what another one is. Does not allocate.
+    /// Copies another text. Does not allocate.
     pub fn copy_from(&self, other: &Self) {
         let length = other.length.load(Relaxed);
         let used = (length as usize).div_ceil(8).min(WORDS);
@@ -53,7 +53,7 @@ impl<const WORDS: usize> Default for Text<WORDS> {
     }
 }
 
-/// The beginning of a text that has at most so many bytes, whole characters only.
+/// The longest prefix of a text with at most this many bytes, in whole characters.
 fn cut(text: &str, bytes: usize) -> &str {
     &text[..text.floor_char_boundary(bytes)]
 }

@@ -1,11 +1,12 @@
-//! Waiting for others without waiting for ever: spin for a moment, then yield, then sleep, and see who is late, failed or gone.
+//! Waiting with a deadline: spins for a moment, then yields, then sleeps, and detects ranks that are late, failed or
+//! gone.
 
 use super::control::Control;
 use std::time::{Duration, Instant};
 
-/// Why waiting ended without what was waited for.
+/// Why waiting ended without success.
 pub(crate) enum Stop<E> {
-    /// The wait makes no sense any more.
+    /// The wait became pointless.
     Error(E),
     /// A rank has failed.
     Failed,
@@ -15,28 +16,28 @@ pub(crate) enum Stop<E> {
     Gone(Vec<usize>),
 }
 
-/// Whoever is waited for.
+/// An event that a rank waits for.
 pub(crate) trait Awaited<E> {
-    /// Of which world.
+    /// The control block of its world.
     fn control(&self) -> &Control;
-    /// What was waited for, if it is there.
+    /// Whether the event has occurred.
     fn look(&mut self) -> Result<Option<()>, E>;
-    /// After some time without it: whether it can still come.
+    /// Called after some time: an error if the event can no longer occur.
     fn is_hopeless(&mut self) -> Option<E>;
-    /// Who has not come.
+    /// The ranks that are missing.
     fn missing(&mut self) -> Vec<usize>;
-    /// A number that grows as long as those who are missing do something that takes its time: the deadline begins anew.
+    /// A number that increases while the missing ranks do long work: the deadline then restarts.
     fn progress(&mut self) -> u64;
 }
 
-/// How long the processes of a world are seen as gone before that is an error: the launcher may know why, and say so first.
+/// How long a process may be gone before that is an error: the launcher may know the reason and report it first.
 const GRACE: Duration = Duration::from_millis(400);
-/// Even those who do something that takes its time are not waited for longer.
+/// The longest wait, even for ranks that report progress.
 const PATIENCE: Duration = Duration::from_secs(1800);
-/// How often processes are looked at.
+/// Interval at which processes are checked.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Waits; `spin` if every rank has a core of its own.
+/// Waits; `spin` if every rank has its own core.
 pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited<E>) -> Result<(), Stop<E>> {
     let (spins, yields) = if spin { (2000, 200) } else { (0, 20) };
     let mut idle = 0u32;
@@ -52,7 +53,7 @@ pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited
             return Ok(());
         }
         if awaited.control().has_failed() {
-            // What was complete before the failure counts: whoever fails later has left it behind.
+            // An event that completed before the failure counts: a rank that fails later has already passed it.
             return match awaited.look().map_err(Stop::Error)? {
                 Some(()) => Ok(()),
                 None => Err(Stop::Failed),
@@ -69,7 +70,7 @@ pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited
         let now = Instant::now();
         let slow = slow.get_or_insert_with(|| Slow::new(now, awaited.progress()));
         if let Err(stop) = slow.check(now, deadline, awaited) {
-            // Whoever was late may have come meanwhile.
+            // A late rank may have arrived in the meantime.
             return match awaited.look().map_err(Stop::Error)? {
                 Some(()) => Ok(()),
                 None => Err(stop),
@@ -78,7 +79,7 @@ pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited
         if idle < spins + yields {
             std::thread::yield_now();
         } else {
-            // Counted before the last look, so that whoever publishes after it rings.
+            // Counted before the last look, so that a rank that publishes after it rings the bell.
             bell = Some(awaited.control().lie_down());
         }
     }
@@ -86,7 +87,7 @@ pub(crate) fn wait<E>(deadline: Duration, spin: bool, awaited: &mut impl Awaited
 
 struct Slow {
     began: Instant,
-    /// The beginning, or when progress was last seen.
+    /// The beginning of the wait, or the last time that progress was seen.
     since: Instant,
     progress: u64,
     looked: Instant,

@@ -1,10 +1,11 @@
-//! What the ranks of one session meet over: the words in which they publish that they have arrived, and each other's arenas.
+//! The shared state of the ranks of one session: the words in which they publish their arrivals, and their arenas.
 //!
-//! The words are a block of memory of which every process knows the layout, because every process knows all rank programs:
+//! The words are a block of memory whose layout every process knows, because every process knows all rank programs:
 //! ```text
 //! [ steps done by rank 0 ] … [ group 0: member 0, member 1, … ][ group 1: … ] …
 //! ```
-//! Buffers are published as offsets into the arena of the rank, which each process has mapped at a place of its own.
+//! Buffers are published as offsets into the arena of the rank, because each process has mapped it at a different
+//! address.
 
 use super::control::Control;
 use super::shared_memory::{Growth, Region};
@@ -17,14 +18,14 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use tpc_ir::program::RankProgram;
 
-/// Collectives of one group that a rank may have started and not yet waited for.
+/// Number of collectives of one group that a rank may have started and not yet waited for.
 pub(super) const DEPTH: usize = 64;
 
-/// What one rank publishes about one collective. The sequence number modulo [`DEPTH`] is its place.
+/// What one rank publishes about one collective, at the index given by the sequence number modulo [`DEPTH`].
 #[repr(C)]
 pub(super) struct Slot {
     pub(super) fingerprint: AtomicU64,
-    /// Which collective of the rank's program it is.
+    /// The index of the collective in the rank's program.
     pub(super) index: AtomicU64,
     pub(super) from: AtomicU64,
     pub(super) to: AtomicU64,
@@ -32,7 +33,7 @@ pub(super) struct Slot {
     pub(super) done: AtomicU64,
 }
 
-/// One rank of a group. Zeroed memory is one that has done nothing.
+/// One rank of a group. Zeroed memory is a rank that has done nothing.
 #[repr(C, align(128))]
 pub(super) struct Member {
     /// One more than the sequence number of the latest collective that was started.
@@ -43,14 +44,14 @@ pub(super) struct Member {
 #[repr(C, align(128))]
 struct Steps(AtomicU64);
 
-/// The ranks that take part in some collectives, in their order.
+/// A group of ranks, in order.
 struct Group {
     ranks: Vec<usize>,
-    /// Members of the groups before it.
+    /// Number of members of the groups before it.
     first: usize,
 }
 
-/// The meeting place of one session's ranks.
+/// The shared state of one session's ranks.
 pub struct World {
     pub(super) control: Arc<Control>,
     words: Region,
@@ -58,7 +59,7 @@ pub struct World {
     arenas: Vec<Arc<Arena>>,
     pub(super) programs: Arc<[RankProgram]>,
     pub(super) deadline: Duration,
-    /// Every rank has a core of its own.
+    /// Whether every rank has its own core.
     pub(super) spin: bool,
 }
 
@@ -81,7 +82,7 @@ impl World {
         size_of::<Steps>() * programs.len() + size_of::<Member>() * members
     }
 
-    /// A meeting place over zeroed words of [`World::bytes`] and the arenas of all ranks.
+    /// A world over zeroed words of [`World::bytes`] and the arenas of all ranks.
     pub(super) fn new(
         control: Arc<Control>,
         words: Region,
@@ -90,7 +91,7 @@ impl World {
         deadline: Duration,
     ) -> Self {
         debug_assert!(words.bytes() == World::bytes(&programs) && arenas.len() == programs.len());
-        // Each process may be bound to a core of its own, as MPI's launchers do it.
+        // Each process may be bound to its own core, as MPI's launchers do.
         let mine = std::thread::available_parallelism().map_or(1, usize::from);
         let bound = control.is_shared() && mine < programs.len();
         let cores = if bound { control.cpus() } else { mine };
@@ -98,7 +99,7 @@ impl World {
         World { control, words, groups: groups(&programs), arenas, programs, deadline, spin }
     }
 
-    /// One of threads.
+    /// A world of threads.
     ///
     /// # Errors
     /// Too little memory.
@@ -135,28 +136,29 @@ impl World {
     pub(super) fn members(&self, group: usize) -> &[Member] {
         let Group { ranks, first } = &self.groups[group];
         let before = size_of::<Steps>() * self.programs.len();
-        // SAFETY: `new` was given words for all groups; they are aligned to pages, were zeroed, and are only used as atomic words.
+        // SAFETY: `new` was given words for all groups; they are aligned to pages, were zeroed, and are only used as
+        // atomic words.
         unsafe {
             let members = self.words.base().add(before).cast::<Member>().add(*first);
             std::slice::from_raw_parts(members, ranks.len())
         }
     }
 
-    /// Steps that a rank has finished.
+    /// Number of steps that a rank has finished.
     pub(super) fn steps_done(&self, rank: usize) -> &AtomicU64 {
         assert!(rank < self.programs.len());
         // SAFETY: as above; the steps of all ranks come first.
         unsafe { &(*self.words.base().cast::<Steps>().add(rank)).0 }
     }
 
-    /// What the collective of that index is in a rank's program.
+    /// Describes the collective with this index in a rank's program.
     pub(super) fn describe(&self, rank: usize, index: usize) -> String {
         let collective = self.programs[rank].collectives().nth(index);
         collective.map_or_else(|| "another operation".into(), super::describe)
     }
 }
 
-/// The arena of a rank, with at least so many bytes.
+/// The arena of a rank, grown to at least this many bytes.
 pub(super) fn grown(arena: &Arc<Arena>, rank: usize, bytes: usize) -> Result<Arc<Arena>, RuntimeError> {
     match arena.grow(bytes) {
         true => Ok(arena.clone()),
@@ -165,5 +167,5 @@ pub(super) fn grown(arena: &Arc<Arena>, rank: usize, bytes: usize) -> Result<Arc
 }
 
 pub(super) fn out_of_memory(error: io::Error) -> RuntimeError {
-    RuntimeError::Launch(format!("no memory for the ranks to meet in: {error}"))
+    RuntimeError::Launch(format!("no memory for the communication of the ranks: {error}"))
 }

@@ -1,25 +1,26 @@
-//! What a [`crate::Session`] needs of a device with memory of its own: it holds what the ranks have, and executes their programs.
+//! The interface of a device with separate memory: it holds the arenas of a [`crate::Session`]'s ranks and executes
+//! their programs.
 
 use crate::error::RuntimeError;
 use std::ops::Range;
 use tpc_ir::program::{Binding, RankProgram};
 
-/// What a step took.
+/// The cost of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepReport {
-    /// From the call to the end of the last rank.
+    /// Time from the call to the end of the last rank, in seconds.
     pub seconds: f64,
 }
 
-/// A device with programs. Ranks are given by the position of their programs.
+/// A device with loaded programs. Ranks are given by the position of their programs.
 pub trait Device: Send {
     /// The programs, in the order of their ranks.
     fn programs(&self) -> &[RankProgram];
 
-    /// Bytes that a rank has on the device besides what its program asks for.
+    /// Bytes that a rank has on the device in addition to its program's arena.
     fn scratch_bytes(&self, rank: usize) -> usize;
 
-    /// Some of the dense bytes of a binding.
+    /// A range of the dense bytes of a binding.
     ///
     /// # Errors
     /// The device failed.
@@ -33,22 +34,22 @@ pub trait Device: Send {
         self.read_range(rank, binding, 0..binding.view.elements() * binding.view.dtype.bytes())
     }
 
-    /// Writes the dense bytes of a binding; the device may wait with it until they are needed.
+    /// Writes the dense bytes of a binding; the device may defer this until they are needed.
     ///
     /// # Errors
     /// The device failed.
     fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) -> Result<(), RuntimeError>;
 
-    /// Runs all programs once, to their end.
+    /// Runs all programs once, to completion.
     ///
     /// # Errors
     /// The device failed, or a collective did not finish.
     fn step(&mut self) -> Result<StepReport, RuntimeError>;
 
-    /// Of every collective of a rank's program, in program order, whether the latest step executed it.
+    /// For every collective of a rank's program, in program order, whether the latest step executed it.
     fn executed(&self, rank: usize) -> Vec<bool>;
 
-    /// Executes other programs from now on. Arenas are as large as before or larger, and every byte of them keeps what it holds.
+    /// Switches to other programs. Arenas stay as large or grow, and every byte keeps its contents.
     ///
     /// # Errors
     /// Programs that cannot be executed; too little memory.

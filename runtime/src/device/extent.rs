@@ -1,28 +1,27 @@
-//! Which bytes of an arena a strided view reaches.
+//! The bytes of an arena that a strided view accesses.
 
 use tpc_ir::program::{ALIGNMENT, Buffer, View};
 
-/// Bytes of an arena that a view reaches, found to lie in it.
+/// The bytes of an arena that a view accesses, checked to be in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Byte of element `[0, 0, …]`.
+    /// Offset of element `[0, 0, …]`.
     pub base: usize,
-    /// First byte that the view reaches.
+    /// Offset of the first byte that the view accesses.
     pub low: usize,
-    /// The byte behind the last.
+    /// End of the bytes that the view accesses, exclusive.
     pub high: usize,
 }
 
 impl Extent {
-    /// Whether the views may have bytes in common.
+    /// Whether the views may share bytes.
     pub fn overlaps(&self, other: &Extent) -> bool {
         self.low < other.high && other.low < self.high
     }
 }
 
-/// Where element `[0, 0, …]` of a view lies, if all elements that the sizes and strides address
-/// lie in its buffer and the buffer in the arena. A dimension of size 0 makes a view that
-/// addresses nothing, unless its stride is 0.
+/// The extent of a view, after checking that all elements that the sizes and strides address are in its buffer and that
+/// the buffer is in the arena. A dimension of size 0 makes a view that addresses nothing, unless its stride is 0.
 ///
 /// # Errors
 /// What is out of bounds.
@@ -36,10 +35,10 @@ pub fn resolve(
     let id = view.buffer.0 as usize;
     let buffer = buffers.get(id).ok_or_else(|| format!("there is no buffer b{id}"))?;
     if buffer.offset % ALIGNMENT != 0 {
-        return Err(format!("buffer b{id} starts at byte {}, which is no multiple of {ALIGNMENT}", buffer.offset));
+        return Err(format!("buffer b{id} starts at byte {}, which is not a multiple of {ALIGNMENT}", buffer.offset));
     }
     if buffer.offset.checked_add(buffer.bytes).is_none_or(|end| end > arena_bytes) {
-        return Err(format!("buffer b{id} ends behind the arena of {arena_bytes} bytes"));
+        return Err(format!("buffer b{id} ends after the arena of {arena_bytes} bytes"));
     }
     if sizes.len() != strides.len() {
         return Err(format!("view of b{id}: {} sizes but {} strides", sizes.len(), strides.len()));

@@ -1,5 +1,5 @@
-//! What the body of a fused loop computes, as nodes: conversions between element types, roundings
-//! and functions of lanes are explicit. Every device prepares its loops from these.
+//! The body of a fused loop as nodes: conversions between element types, roundings and functions of lanes are explicit.
+//! Every device prepares its loops from these.
 
 use super::cpu::vector::{self, LaneType};
 use super::extent::{Extent, resolve};
@@ -7,7 +7,7 @@ use tpc_ir::op::Distribution;
 use tpc_ir::program::{Buffer, Instruction, Loop};
 use tpc_ir::{DType, MapFn, ReduceOp, Scalar};
 
-/// A load or store before merging.
+/// A load or store, before dimensions are merged.
 pub(crate) struct Walk {
     pub(crate) extent: Extent,
     pub(crate) dtype: DType,
@@ -48,7 +48,7 @@ pub(crate) struct Node {
 fn check_registers(body: &[Instruction], at: usize) -> Result<(), String> {
     let check = |r: usize| match body.get(r) {
         Some(ins) if r < at && !matches!(ins, Instruction::Store { .. }) => Ok(()),
-        _ => Err(format!("instruction {at} uses r{r}, which no instruction before it defines")),
+        _ => Err(format!("instruction {at} uses r{r}, which no earlier instruction defines")),
     };
     match &body[at] {
         Instruction::Map { f, args, .. } => {
@@ -63,9 +63,8 @@ fn check_registers(body: &[Instruction], at: usize) -> Result<(), String> {
     }
 }
 
-/// Whether the instructions must run one after the other on whole rows, because a store touches
-/// memory of another access in any other way than overwriting, element by element, what an earlier
-/// load has read.
+/// Whether the instructions must run one after the other on whole rows, because a store overlaps another access in any
+/// other way than overwriting, element by element, what an earlier load has read.
 pub(crate) fn must_keep_order(walks: &[Walk], dims: &[usize]) -> bool {
     walks.iter().any(|s| {
         s.store
@@ -78,18 +77,18 @@ pub(crate) fn must_keep_order(walks: &[Walk], dims: &[usize]) -> bool {
     })
 }
 
-/// What a loop's body touches.
+/// The memory accesses and integers of a loop's body.
 pub(crate) struct Scan {
     /// Loads and stores, in the order of their instructions.
     pub(crate) walks: Vec<Walk>,
     /// Integers that are affine functions of the loop index: their value at index 0 and their strides,
     /// in the order of their instructions.
     pub(crate) affines: Vec<(i64, Vec<isize>)>,
-    /// Whether there are reductions of rows of more than one element.
+    /// Whether there are reductions over rows of more than one element.
     pub(crate) reduces: bool,
 }
 
-/// Finds what a loop touches, and whether all of it lies in its buffers.
+/// Scans a loop, and checks that all its accesses are in their buffers.
 pub(crate) fn scan(l: &Loop, arena_bytes: usize, buffers: &[Buffer]) -> Result<Scan, String> {
     let rank = l.dims.len();
     let mut scan = Scan { walks: Vec::new(), affines: Vec::new(), reduces: false };
@@ -118,7 +117,7 @@ pub(crate) fn scan(l: &Loop, arena_bytes: usize, buffers: &[Buffer]) -> Result<S
                 scan.affines.push((base, strides));
             }
             Instruction::Given { index, .. } => {
-                return Err(format!("instruction {at}: nothing gives a loop value {index}"));
+                return Err(format!("instruction {at}: a loop has no given value {index}"));
             }
             Instruction::ReduceRow { .. } => scan.reduces = l.dims.last().is_some_and(|&n| n != 1),
             _ => {}
@@ -127,8 +126,8 @@ pub(crate) fn scan(l: &Loop, arena_bytes: usize, buffers: &[Buffer]) -> Result<S
     Ok(scan)
 }
 
-/// The nodes of a loop's body. `walk_rows` and `affine_rows` are the strides along the row, of walks
-/// and of affine integers; what has stride 0 there is uniform.
+/// The nodes of a loop's body. `walk_rows` and `affine_rows` are the strides of accesses and of affine integers along
+/// the row; stride 0 there means uniform.
 pub(crate) fn build(
     body: &[Instruction],
     scan: &Scan,
@@ -218,7 +217,7 @@ impl Builder<'_> {
             let x = self.convert(x, to);
             return self.round(x, dtype);
         }
-        // Integers that have no kernel of their own are computed in f64, truth values as integers.
+        // Integers without a kernel are computed in f64, truth values as integers.
         let natural = if to == LaneType::Bool { LaneType::I64 } else { to };
         let uniform = vec![false; 3];
         let lane = if vector::map_kernel(f, natural, &uniform).is_some() { natural } else { LaneType::F64 };
@@ -362,8 +361,8 @@ pub(crate) fn count_uses(nodes: &[Node]) -> Vec<usize> {
     uses
 }
 
-/// The rounding before a store of the same type is left to the store; a product that only feeds a
-/// sum becomes one multiply-add.
+/// Leaves the rounding before a store of the same type to the store, and turns a product that only feeds a sum into one
+/// multiply-add.
 fn peephole(nodes: &mut [Node], walks: &[Walk]) {
     for i in 0..nodes.len() {
         if let Kind::Store(w) = nodes[i].kind {

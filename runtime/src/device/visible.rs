@@ -1,18 +1,18 @@
-//! Which scores of an attention are one constant, whatever the operands hold: what a mask made of indices
-//! hides. Devices need not compute them where they are so small that they add exactly nothing.
+//! Finds the scores of an attention that are one constant for all operands, because a positional mask hides them.
+//! Devices need not compute them where they are so small that they add exactly zero.
 //!
-//! The body of the score is evaluated on intervals: an index is known to lie in its range, a comparison of
-//! intervals that do not touch is decided, and a `select` of a decided condition is one of its operands.
+//! The body of the score is evaluated on intervals: an index is known to be in its range, a comparison of disjoint
+//! intervals is decided, and a `select` with a decided condition is one of its operands.
 
 use std::ops::Range;
 use tpc_ir::attention::Attention;
 use tpc_ir::program::Instruction;
 use tpc_ir::{DType, MapFn};
 
-/// What some rows see of the columns, or some columns of the rows.
+/// The visible columns of some rows, or the visible rows of some columns.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Visible {
-    /// All that may be seen lies in here.
+    /// A range that contains all visible indices.
     pub seen: Range<usize>,
     /// The largest score outside of it; −∞ if there is nothing outside.
     pub masked: f64,
@@ -28,14 +28,14 @@ pub fn rows(a: &Attention, columns: Range<usize>) -> Visible {
     hull(a.rows(), &|rows| constant(a, rows, columns.clone()))
 }
 
-/// The score that all these rows and columns have in all batches, if that is certain.
+/// The score of all these rows and columns in all batches, if it is certain.
 pub fn constant(a: &Attention, rows: Range<usize>, columns: Range<usize>) -> Option<f64> {
     let known = registers(a, &a.score, rows, columns);
     known.last()?.filter(|(low, high)| low == high).map(|(low, _)| low)
 }
 
-/// For each instruction of a body whether it is a `select` whose condition is certain for all these rows and
-/// columns in all batches, and if so whether it holds.
+/// For each instruction of a body: whether it is a `select` whose condition is certain for all these rows and columns
+/// in all batches, and if so, whether the condition holds.
 pub fn decided(a: &Attention, body: &[Instruction], rows: Range<usize>, columns: Range<usize>) -> Vec<Option<bool>> {
     let known = registers(a, body, rows, columns);
     let of = |instruction: &Instruction| match instruction {
@@ -48,7 +48,7 @@ pub fn decided(a: &Attention, body: &[Instruction], rows: Range<usize>, columns:
     body.iter().map(of).collect()
 }
 
-/// What is known of every register of a body.
+/// What is known about every register of a body.
 fn registers(a: &Attention, body: &[Instruction], rows: Range<usize>, columns: Range<usize>) -> Vec<Known> {
     let nb = a.batch();
     let within = |dim: usize| match dim {
@@ -64,7 +64,7 @@ fn registers(a: &Attention, body: &[Instruction], rows: Range<usize>, columns: R
     known
 }
 
-/// The least range that holds everything that is not known to be masked.
+/// The smallest range that contains everything that is not known to be masked.
 fn hull(n: usize, masked: &dyn Fn(Range<usize>) -> Option<f64>) -> Visible {
     let mut largest = f64::NEG_INFINITY;
     let Some(first) = edge(0..n, false, masked, &mut largest) else {
@@ -74,7 +74,7 @@ fn hull(n: usize, masked: &dyn Fn(Range<usize>) -> Option<f64>) -> Visible {
     Visible { seen: first..last + 1, masked: largest }
 }
 
-/// The first that is not known to be masked, or the last, and the largest score before or behind it.
+/// The first index that is not known to be masked, or the last, and the largest score before or after it.
 fn edge(
     range: Range<usize>,
     last: bool,
@@ -97,7 +97,7 @@ fn edge(
     edge(near, last, masked, largest).or_else(|| edge(far, last, masked, largest))
 }
 
-/// The least and the greatest value that a register may have, never NaN; none if anything is possible.
+/// The smallest and the largest value that a register may have, never NaN; `None` if any value is possible.
 type Known = Option<(f64, f64)>;
 
 fn exactly(x: f64) -> Known {
@@ -120,7 +120,7 @@ fn evaluate(instruction: &Instruction, known: &[Known], within: &dyn Fn(usize) -
     }
 }
 
-/// Rounding never changes the order, so it may be applied to both ends.
+/// Rounding is monotone, so it may be applied to both ends.
 fn rounded(x: Known, dtype: DType) -> Known {
     let (low, high) = x?;
     let ends = match dtype {
@@ -142,7 +142,7 @@ fn truth(x: Known) -> (bool, bool) {
     }
 }
 
-/// The interval of a truth value that may be false, and may be true.
+/// The interval of a truth value, given whether it may be false and whether it may be true.
 fn either(may_be_false: bool, may_be_true: bool) -> Known {
     Some((f64::from(!may_be_false), f64::from(may_be_true)))
 }
@@ -178,7 +178,7 @@ fn function(f: MapFn, x: &[Known], dtype: DType) -> Known {
     let singles = x.iter().all(|(low, high)| low == high);
     match f {
         MapFn::Lt | MapFn::Le | MapFn::Gt | MapFn::Ge | MapFn::Eq | MapFn::Ne => Some(compare(f, x[0], x[1])),
-        // Integer quotients and the like are not the functions of reals.
+        // Integer quotients and similar functions differ from the functions of reals.
         _ if singles && !integer => exactly(f.eval(&x.iter().map(|x| x.0).collect::<Vec<_>>())),
         MapFn::Max => Some((x[0].0.max(x[1].0), x[0].1.max(x[1].1))),
         MapFn::Min => Some((x[0].0.min(x[1].0), x[0].1.min(x[1].1))),
@@ -265,7 +265,7 @@ mod tests {
         masked(rows, columns, vec![index(2, 0), index(1, offset), map(MapFn::Gt, &[1, 2], DType::Bool)], -1e30)
     }
 
-    /// What is seen, by trying every pair of row and column.
+    /// The visible range, by trying every pair of row and column.
     fn slowly(a: &Attention, rows: Range<usize>) -> Range<usize> {
         let seen = |c: &usize| rows.clone().any(|r| constant(a, r..r + 1, *c..*c + 1).is_none());
         let all: Vec<usize> = (0..a.columns()).filter(seen).collect();

@@ -1,4 +1,5 @@
-//! What launchers say in environment variables: which process of how many this is, and where the others are to be met.
+//! The environment variables of launchers: the number of this process, the number of processes, and the address where
+//! they meet.
 //!
 //! | launcher | rank, world | rank and world on this host | address |
 //! |---|---|---|---|
@@ -8,20 +9,20 @@
 //! | MPICH, Intel MPI | `PMI_RANK`, `PMI_SIZE` | `MPI_LOCALRANKID`, `MPI_LOCALNRANKS` | from the parent process |
 //! | SLURM, in a step | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS` | `SLURM_LOCALID`, `SLURM_STEP_TASKS_PER_NODE` | the step's first node; from job and step |
 //!
-//! `TPC_ADDRESS=HOST:PORT` overrides every address, and so do `MASTER_ADDR` and `MASTER_PORT` for launchers that have none. What
-//! `srun --mpi=pmi2` starts looks like MPICH's and also has SLURM's variables. An empty variable is one that is not set: that is how
-//! scripts and containers unset what they cannot remove.
+//! `TPC_ADDRESS=HOST:PORT` overrides every address, and `MASTER_ADDR` and `MASTER_PORT` do so for launchers without
+//! addresses. Processes of `srun --mpi=pmi2` have the variables of MPICH and those of SLURM. An empty variable counts
+//! as unset, because scripts and containers unset variables in this way if they cannot remove them.
 
 use super::slurm;
 use serde::{Deserialize, Serialize};
 use std::fmt::{self, Display};
 
-/// Who started this process.
+/// The kind of launcher that started this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LauncherKind {
     /// `tpc launch`.
     Tpc,
-    /// torchrun, or another that sets PyTorch's variables.
+    /// torchrun, or another launcher that sets PyTorch's variables.
     Torchrun,
     /// OpenMPI's `mpirun`.
     OpenMpi,
@@ -43,7 +44,8 @@ impl Display for LauncherKind {
     }
 }
 
-/// What a launcher calls a job: equal for all processes of a job, and different for those of another one that may use the same address.
+/// A launcher's name for a job: equal for all processes of the job, and different from that of any other job that may
+/// use the same address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Job(String);
 
@@ -56,26 +58,26 @@ impl Display for Job {
 /// One process of a launched world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Launched {
-    /// Who launched it.
+    /// The launcher.
     pub kind: LauncherKind,
-    /// This process.
+    /// The rank of this process.
     pub rank: usize,
-    /// All processes.
+    /// Number of processes.
     pub world: usize,
-    /// This process among those of its host.
+    /// The rank of this process on its host.
     pub local_rank: usize,
-    /// Processes of its host.
+    /// Number of processes on its host.
     pub local_world: usize,
-    /// `HOST:PORT` where the processes meet; of `tpc launch`, the handle of its control block.
+    /// `HOST:PORT` where the processes meet; for `tpc launch`, the handle of its control block.
     pub address: String,
     /// The job, if the launcher names it.
     pub job: Option<Job>,
-    /// The variables that say which rank this is, and of how many.
+    /// The variables with the rank and the number of ranks.
     pub names: [&'static str; 2],
 }
 
 impl Launched {
-    /// Why this process waits for others, and how to run it without them.
+    /// Explains why this process waits for others, and how to run it alone.
     pub fn why(&self) -> String {
         let Launched { kind, rank, world, names: [rank_name, world_name], .. } = self;
         let because =
@@ -90,12 +92,12 @@ impl Launched {
     }
 }
 
-/// What is wrong with the environment.
+/// An error in the environment.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvironmentError {
     /// A variable that should be a number.
     #[error(
-        "the environment of {kind} has {name}={value}, which is no number; start the processes with a launcher, or unset it"
+        "the environment of {kind} has {name}={value}, which is not a number; start the processes with a launcher, or unset it"
     )]
     NoNumber {
         /// The launcher.
@@ -106,7 +108,7 @@ pub enum EnvironmentError {
         value: String,
     },
     /// A variable that should be a port.
-    #[error("the environment of {kind} has {name}={value}, which is no port; ports go from 1 to 65534 here")]
+    #[error("the environment of {kind} has {name}={value}, which is not a valid port; ports must be from 1 to 65534")]
     NoPort {
         /// The launcher.
         kind: LauncherKind,
@@ -115,29 +117,31 @@ pub enum EnvironmentError {
         /// Its value.
         value: String,
     },
-    /// A deadline that is none.
-    #[error("the environment has {name}={value}, which is no number of seconds above 0; set it to one, or unset it")]
+    /// An invalid deadline.
+    #[error(
+        "the environment has {name}={value}, which is not a positive number of seconds; set it to one, or unset it"
+    )]
     NoSeconds {
         /// The variable.
         name: String,
         /// Its value.
         value: String,
     },
-    /// A variable that should be there, because another is.
+    /// A variable that is missing although a related one is set.
     #[error(
         "the environment of {kind} has {present} but no {missing}; start the processes with a launcher, or unset {present}"
     )]
     Incomplete {
         /// The launcher.
         kind: LauncherKind,
-        /// The variable that is there.
+        /// The variable that is set.
         present: String,
-        /// The one that is not.
+        /// The missing variable.
         missing: String,
     },
     /// A rank outside of its world.
     #[error(
-        "the environment of {kind} has {rank_name}={rank}, which is no rank of {world_name}={world}: ranks go from 0 to one less than their number"
+        "the environment of {kind} has {rank_name}={rank}, which is not a rank of {world_name}={world}: ranks go from 0 to one less than their number"
     )]
     Outside {
         /// The launcher.
@@ -153,23 +157,24 @@ pub enum EnvironmentError {
     },
 }
 
-/// How to look up a variable.
+/// A function that looks up a variable.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Which process has given a variable to this one.
+/// A function that finds the process that passed a variable to this one.
 pub type Starter<'a> = &'a dyn Fn(&str) -> u32;
 
 /// The variables of one launcher.
 struct Names {
     kind: LauncherKind,
     rank: &'static str,
-    /// The first that is set counts.
+    /// The first one that is set counts.
     world: &'static [&'static str],
     local_rank: Option<&'static str>,
     local_world: Option<&'static str>,
 }
 
-/// The first whose rank variable is there has launched the process: the most particular first, because launchers start each other.
+/// The first launcher whose rank variable is set has started the process. The most specific launchers come first,
+/// because launchers start each other.
 const LAUNCHERS: [Names; 5] = [
     Names { kind: LauncherKind::Tpc, rank: "TPC_RANK", world: &["TPC_WORLD"], local_rank: None, local_world: None },
     Names {
@@ -196,18 +201,18 @@ const LAUNCHERS: [Names; 5] = [
     Names {
         kind: LauncherKind::Slurm,
         rank: "SLURM_PROCID",
-        // That of the step is the most particular, and some containers pass on one of them only.
+        // The variable of the step is the most specific one; some containers pass on only one of them.
         world: &["SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_NPROCS"],
         local_rank: Some("SLURM_LOCALID"),
         local_world: None,
     },
 ];
 
-/// SLURM's ids of steps that are not started by `srun` with tasks: batch scripts, interactive shells and the like.
+/// SLURM's ids of steps that `srun` did not start with tasks, such as batch scripts and interactive shells.
 const SLURM_SPECIAL: u64 = 0xffff_fff0;
 
 fn is_in_step(variables: Variables) -> bool {
-    // What is no number is told when it is looked at.
+    // A value that is not a number is reported when it is used.
     step(variables).is_some_and(|(_, id)| id.trim().parse::<u64>().map_or(true, |id| id < SLURM_SPECIAL))
 }
 
@@ -226,7 +231,7 @@ impl Names {
         variables(self.rank).is_some()
             && match self.kind {
                 LauncherKind::Slurm => is_in_step(variables),
-                // A user's RANK alone is not torchrun's.
+                // A user's RANK alone does not come from torchrun.
                 LauncherKind::Torchrun => first(self.world, variables).is_some(),
                 _ => true,
             }
@@ -238,7 +243,7 @@ impl Names {
         number.map(Some).map_err(|_| EnvironmentError::NoNumber { kind: self.kind, name: name.into(), value })
     }
 
-    /// Which process this is; `None` if it is the only one.
+    /// The process that this is; `None` if it is the only one.
     fn launched(&self, variables: Variables, starter: Starter) -> Result<Option<Launched>, EnvironmentError> {
         let kind = self.kind;
         let incomplete =
@@ -250,7 +255,7 @@ impl Names {
         if kind == LauncherKind::Slurm {
             optional(step(variables).map(|(name, _)| name))?;
         }
-        // Whoever says nothing of hosts has one, unless SLURM knows better.
+        // A launcher that says nothing about hosts has only one, unless SLURM knows better.
         let here = self.tasks_here(variables);
         let slurm_local = here.and(Some("SLURM_LOCALID"));
         let local_world = optional(self.local_world)?.or(here).unwrap_or(world);
@@ -277,7 +282,7 @@ impl Names {
         Ok(Some(Launched { kind, rank, world, local_rank, local_world, address, job, names }))
     }
 
-    /// How many tasks of a SLURM step of several nodes are on this one; `None` outside of such steps.
+    /// Number of tasks on this node in a SLURM step with several nodes; `None` outside of such steps.
     fn tasks_here(&self, variables: Variables) -> Option<usize> {
         if !matches!(self.kind, LauncherKind::Slurm | LauncherKind::Mpich) || !is_in_step(variables) {
             return None;
@@ -287,20 +292,20 @@ impl Names {
             return None;
         }
         let tasks = variables("SLURM_STEP_TASKS_PER_NODE").zip(variables("SLURM_NODEID"));
-        // On several nodes, one here is as good as any number below all of them.
+        // With several nodes, any number below the total has the same effect as one.
         Some(tasks.and_then(|(tasks, node)| slurm::tasks_on(&tasks, node.trim().parse().ok()?)).unwrap_or(1))
     }
 
-    /// The job as its launcher calls it.
+    /// The launcher's name for the job.
     fn job(&self, variables: Variables) -> Option<String> {
         let slurm = || {
             let (_, job) = first(&["SLURM_JOB_ID", "SLURM_JOBID"], variables)?;
             Some(format!("{job}.{}", step(variables)?.1))
         };
         match self.kind {
-            // The control block is the job's own.
+            // Each job has its own control block.
             LauncherKind::Tpc => None,
-            // torchrun calls a run `none` that was given no name. Processes of an earlier attempt are of another job.
+            // torchrun uses `none` for a run without a name. Processes of an earlier attempt belong to another job.
             LauncherKind::Torchrun => {
                 let run = variables("TORCHELASTIC_RUN_ID").filter(|run| run != "none")?;
                 let attempt = variables("TORCHELASTIC_RESTART_COUNT").map(|n| format!(" attempt {n}"));
@@ -326,11 +331,12 @@ impl Names {
         if let Some(address) = variables(ADDRESS) {
             return Ok(address.trim().to_string());
         }
-        // Task 0 is on the step's first node; `SLURM_LAUNCH_NODE_IPADDR` is where `srun` was called, perhaps a login node.
+        // Task 0 is on the step's first node; `SLURM_LAUNCH_NODE_IPADDR` is the host that called `srun`, perhaps a
+        // login node.
         let nodes = || variables("SLURM_STEP_NODELIST").filter(|_| self.tasks_here(variables).is_some());
         let host = variables("MASTER_ADDR").or_else(|| nodes().map(|list| slurm::first_node(&list)));
         let host = host.map_or_else(|| "127.0.0.1".into(), |host| host.trim().to_string());
-        // The colons of an address of IPv6 are not those before a port.
+        // The colons of an IPv6 address do not precede a port.
         let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host };
         let port = match (self.number("MASTER_PORT", variables)?, variables("MASTER_PORT")) {
             // torchrun's own store listens at MASTER_PORT.
@@ -353,17 +359,17 @@ pub const CONTROL: &str = "TPC_CONTROL";
 /// The variable with the address where processes meet.
 pub const ADDRESS: &str = "TPC_ADDRESS";
 
-/// A port below those that systems give out by themselves, the same for all processes of a job.
+/// A port below the range that systems assign automatically, the same for all processes of a job.
 fn port_of(job: &str) -> usize {
     let hash = job.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     20_000 + (hash % 12_000) as usize
 }
 
-/// Which process of a launched world this is; `None` if no launcher has started it, or only this process. `starter` finds the process
-/// that has set the rank's variable, which all processes of a host have in common if nothing else names their job.
+/// The process of a launched world that this is; `None` if no launcher started it, or only this process. `starter`
+/// finds the process that set the rank's variable; all processes on a host share it if nothing else names their job.
 ///
 /// # Errors
-/// Variables that are no numbers or contradict each other.
+/// Variables that are not numbers or contradict each other.
 pub fn launched(variables: Variables, starter: Starter) -> Result<Option<Launched>, EnvironmentError> {
     let set = |name: &str| variables(name).filter(|value| !value.trim().is_empty());
     match LAUNCHERS.iter().find(|names| names.has_launched(&set)) {
@@ -396,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn every_launcher_is_recognised() {
+    fn every_launcher_is_recognized() {
         let tpc = some(&[
             ("TPC_RANK", "1"),
             ("TPC_WORLD", "4"),
@@ -468,7 +474,7 @@ mod tests {
         assert_eq!(some(&two).local_world, 1);
     }
 
-    /// What SLURM 22.05 gives to `srun --nodes 3 --ntasks 5`.
+    /// The variables that SLURM 22.05 sets for `srun --nodes 3 --ntasks 5`.
     #[test]
     fn slurm_on_several_nodes_says_how_many_tasks_are_where() {
         let step = |task, node, local| {
@@ -491,7 +497,7 @@ mod tests {
         assert!(first.address == last.address && first.address.starts_with("n1:"), "{first:?} {last:?}");
         let named = [&step("4", "2", "0")[..], &[("MASTER_ADDR", "here"), ("MASTER_PORT", "7")]].concat();
         assert_eq!(some(&named).address, "here:8");
-        // `srun --mpi=pmi2` gives PMI's variables besides.
+        // `srun --mpi=pmi2` also sets PMI's variables.
         let pmi = some(&[&step("4", "2", "0")[..], &[("PMI_RANK", "4"), ("PMI_SIZE", "5")]].concat());
         assert_eq!((pmi.kind, pmi.rank, pmi.local_world, &*pmi.address), (LauncherKind::Mpich, 4, 1, &*last.address));
     }
@@ -499,10 +505,10 @@ mod tests {
     #[test]
     fn contradictions_are_errors_that_name_the_variables() {
         let torchrun = |rank, world| [("RANK", rank), ("WORLD_SIZE", world)];
-        assert!(error(&torchrun("4", "4")).contains("RANK=4, which is no rank of WORLD_SIZE=4"));
-        assert!(error(&torchrun("x", "4")).contains("torchrun has RANK=x, which is no number"));
+        assert!(error(&torchrun("4", "4")).contains("RANK=4, which is not a rank of WORLD_SIZE=4"));
+        assert!(error(&torchrun("x", "4")).contains("torchrun has RANK=x, which is not a number"));
         assert!(error(&torchrun("0", "-1")).contains("WORLD_SIZE=-1"));
-        assert!(error(&torchrun("0", "0")).contains("no rank of WORLD_SIZE=0"));
+        assert!(error(&torchrun("0", "0")).contains("not a rank of WORLD_SIZE=0"));
         assert!(error(&[("PMI_RANK", "0")]).contains("PMI_RANK but no PMI_SIZE"));
         assert!(error(&[("TPC_RANK", "0"), ("TPC_WORLD", "1")]).contains("no TPC_CONTROL"));
         let local = [("LOCAL_RANK", "2"), ("LOCAL_WORLD_SIZE", "2")];
@@ -510,11 +516,11 @@ mod tests {
         assert!(error(&[&torchrun("0", "4")[..], &[("MASTER_PORT", "http")]].concat()).contains("MASTER_PORT=http"));
         for port in ["0", "65535", "18446744073709551615"] {
             let told = error(&[&torchrun("0", "4")[..], &[("MASTER_PORT", port)]].concat());
-            assert!(told.contains(&format!("MASTER_PORT={port}, which is no port")), "{told}");
+            assert!(told.contains(&format!("MASTER_PORT={port}, which is not a valid port")), "{told}");
         }
     }
 
-    /// Every variable that is looked at, empty or blank, is as if it were not set.
+    /// Every variable that is read counts as unset if it is empty or blank.
     #[test]
     fn empty_variables_are_unset_ones() {
         let names = [
@@ -560,7 +566,7 @@ mod tests {
         for blank in ["", " "] {
             let all: Vec<(&str, &str)> = names.iter().map(|name| (*name, blank)).collect();
             assert_eq!(of(&all).unwrap(), None);
-            // What is set counts as if nothing else were there.
+            // The set variables have the same effect as without the empty ones.
             for set in [
                 &[("RANK", "1"), ("WORLD_SIZE", "2")][..],
                 &[("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "2")],
@@ -588,16 +594,16 @@ mod tests {
             let found = some(&[&step[..], &[(number, "2")]].concat());
             assert_eq!((found.rank, found.world, found.names), (1, 2, ["SLURM_PROCID", number]));
         }
-        // The step's own number counts more than that of the job.
+        // The number of the step takes precedence over that of the job.
         let both = [&step[..], &[("SLURM_NTASKS", "8"), ("SLURM_STEP_NUM_TASKS", "2")]].concat();
         assert_eq!(some(&both).world, 2);
         assert!(error(&step).contains("SLURM has SLURM_PROCID but no SLURM_STEP_NUM_TASKS"), "{}", error(&step));
         let old = [("SLURM_STEPID", "0"), ("SLURM_PROCID", "1"), ("SLURM_NPROCS", "2"), ("SLURM_JOBID", "7")];
         assert_eq!(some(&old).job, Some(Job("7.0".into())));
         let odd = [("SLURM_STEP_ID", "x"), ("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")];
-        assert!(error(&odd).contains("SLURM_STEP_ID=x, which is no number"), "{}", error(&odd));
+        assert!(error(&odd).contains("SLURM_STEP_ID=x, which is not a number"), "{}", error(&odd));
         assert!(error(&[("OMPI_COMM_WORLD_RANK", "0")]).contains("OMPI_COMM_WORLD_RANK but no OMPI_COMM_WORLD_SIZE"));
-        // A number of ranks here without the rank here.
+        // The number of ranks on this host without the rank on this host.
         for (rank, world, local_world) in [
             ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
             ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -606,7 +612,7 @@ mod tests {
             let found = some(&[(rank, "3"), (world, "4"), (local_world, "2")]);
             assert_eq!((found.local_rank, found.local_world), (1, 2));
         }
-        // Sizes that overflow are no reason to panic.
+        // Sizes that overflow must not panic.
         let huge = [("SLURM_STEP_NUM_NODES", "2"), ("SLURM_NODEID", "3")];
         let huge = [&both[..], &huge, &[("SLURM_STEP_TASKS_PER_NODE", "1(x18446744073709551615),1(x5)")]].concat();
         assert_eq!(some(&huge).local_world, 1);

@@ -1,80 +1,82 @@
-//! What can go wrong before a launched process runs.
+//! The errors that can occur before a launched process runs.
 
 use super::environment::{EnvironmentError, LauncherKind};
 use crate::error::RuntimeError;
 use std::io;
 use std::time::Duration;
 
-/// Why the processes of a launched world do not come together.
+/// Why the processes of a launched world do not join.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
-    /// The launcher's variables.
+    /// The launcher's variables are invalid.
     #[error(transparent)]
     Environment(#[from] EnvironmentError),
-    /// Processes on several hosts.
+    /// Processes on several hosts without MPI.
     #[error(
-        "{kind} started {world} processes, of which {local_world} on this host; without MPI they share memory and must all run on one host: for several, start tpc, built with the feature `mpi`, with mpirun or `srun --mpi=pmix`, or use GPUs with NCCL"
+        "{kind} started {world} processes, of which {local_world} on this host; without MPI they share memory and must all run on one host: for several hosts, start tpc, built with the feature `mpi`, with mpirun or `srun --mpi=pmix`, or use GPUs with NCCL"
     )]
     Hosts {
         /// The launcher.
         kind: LauncherKind,
-        /// All processes.
+        /// Number of processes.
         world: usize,
-        /// Those of this host.
+        /// Number of processes on this host.
         local_world: usize,
     },
     /// More processes than a session has ranks.
-    #[error("{world} processes were launched, more than the {most} ranks that a program can have here")]
+    #[error("{world} processes were launched, but a program can have at most {most} ranks")]
     TooMany {
-        /// Processes.
+        /// Number of processes.
         world: usize,
-        /// Ranks at most.
+        /// Maximum number of ranks.
         most: usize,
     },
-    /// The launcher's memory is not there.
+    /// The launcher's control block does not exist.
     #[error(
-        "the control block of `tpc launch` cannot be opened ({0}); its variables are set, but it has ended, runs as another user or in another container"
+        "the control block of `tpc launch` cannot be opened ({0}); its variables are set, but the launcher has ended, or runs as another user or in another container"
     )]
     Control(String),
-    /// The meeting place cannot be used.
-    #[error("rank {rank} cannot meet the others at {address}: {problem}; choose another with TPC_ADDRESS=HOST:PORT")]
+    /// The address for the rendezvous cannot be used.
+    #[error(
+        "rank {rank} cannot join the others at {address}: {problem}; choose another address with TPC_ADDRESS=HOST:PORT"
+    )]
     Address {
-        /// This process.
+        /// The rank of this process.
         rank: usize,
         /// The address.
         address: String,
         /// What is wrong.
         problem: String,
     },
-    /// Processes that did not come.
+    /// Processes that did not join.
     #[error(
-        "{} did not come to {address} within {deadline:?}{detail}; look whether {} started and what {} said. {why}",
+        "{} did not join at {address} within {deadline:?}{detail}; check whether {} started and what {} printed. {why}",
         ranks(missing),
         it(missing),
         it(missing)
     )]
     Missing {
-        /// The ranks.
+        /// The missing ranks.
         missing: Vec<usize>,
-        /// Where they were to come.
+        /// The address of the rendezvous.
         address: String,
-        /// How long they were waited for.
+        /// The deadline.
         deadline: Duration,
-        /// What else is known, in parentheses: the latest attempt, or who was turned away.
+        /// Further details in parentheses: the latest attempt, or a process that was rejected.
         detail: String,
-        /// Why they were waited for.
+        /// Why this process waited for them.
         why: String,
     },
     /// Another job uses the address.
     #[error(
-        "rank {rank} was turned away at {address}, and a rank 0 of its own did not come there: {reason}; start all processes of a job with the same command and files, and give each job an address of its own with MASTER_PORT or TPC_ADDRESS=HOST:PORT"
+        "rank {rank} was rejected at {address}, and its own rank 0 did not join there: {reason}; start all processes of a job with the same command and files, and give each job its own address with MASTER_PORT or TPC_ADDRESS=HOST:PORT"
     )]
     TurnedAway {
-        /// This process.
+        /// The rank of this process.
         rank: usize,
         /// The address.
         address: String,
-        /// What the rank 0 there said.
+        /// The reason that the other job's rank 0 gave.
         reason: String,
     },
     /// MPI does not start.
@@ -87,31 +89,31 @@ pub enum LaunchError {
         /// What is wrong.
         problem: String,
     },
-    /// MPI works, and another process has failed or is not heard of.
+    /// MPI works, but another process has failed or does not respond.
     #[error("{kind} started this process, but it does not meet the others: {source}")]
     Meeting {
         /// The launcher.
         kind: LauncherKind,
-        /// What happened.
+        /// The error.
         source: Box<RuntimeError>,
     },
-    /// All have come together, and do not do the same.
+    /// All processes have joined, but their settings differ.
     #[error(transparent)]
     Settings(RuntimeError),
-    /// Another process did not let this one in.
+    /// Rank 0 refused to start.
     #[error("rank 0 does not start: {0}")]
     Refused(String),
-    /// The system.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System {
-        /// What was tried.
+        /// What was attempted.
         what: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// Ranks by their numbers.
+/// A list of ranks.
 pub(super) fn ranks(ranks: &[usize]) -> String {
     let names: Vec<_> = ranks.iter().map(ToString::to_string).collect();
     format!("{} {}", if ranks.len() == 1 { "rank" } else { "ranks" }, names.join(", "))

@@ -1,7 +1,8 @@
-//! What a process says when its launcher ends it because another one was lost.
+//! Lets a process report an error before its launcher ends it because another process was lost.
 //!
-//! torchrun (which looks ten times a second) and srun end all processes with SIGTERM when one ends. Whoever waits for the lost one
-//! knows a moment later whom it misses, in which operation, and must not end before it has said so.
+//! torchrun (which checks ten times a second) and srun end all processes with SIGTERM when one ends. A process that
+//! waits for the lost one finds out a moment later which process it misses, and in which operation, and must not end
+//! before it has reported this.
 
 use super::signals::Signals;
 use crate::comm::Processes;
@@ -9,26 +10,29 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a process goes on: several times what it takes to miss another. torchrun and srun wait for thirty seconds before they kill.
+/// How long a process continues: several times the time to notice a missing process. torchrun and srun wait thirty
+/// seconds before they kill.
 const MOMENT: Duration = Duration::from_secs(2);
 
-/// From now on SIGTERM ends this process after a moment if another one of its world has ended, and at once otherwise. To be called
-/// before threads are started: those that are there already end the process at once.
+/// From now on SIGTERM ends this process after a moment if another one of its world has ended, and immediately
+/// otherwise. Must be called before threads are started, because the signal ends the process immediately if an existing
+/// thread receives it.
 ///
 /// # Errors
-/// No thread for it.
+/// The thread cannot be started.
 pub(super) fn allow(world: Arc<dyn Processes>) -> io::Result<()> {
     let signals = Signals::block(&[libc::SIGTERM]);
     let watch = move || {
         let signal = std::iter::repeat_with(|| signals.wait(MOMENT)).find_map(|s| s).unwrap_or(libc::SIGTERM);
         if !world.gone().is_empty() {
-            // Usually the process ends by itself meanwhile.
+            // Usually the process ends by itself in the meantime.
             std::thread::sleep(MOMENT);
         }
         signals.restore();
         // SAFETY: a system call without memory.
         unsafe { libc::kill(libc::getpid(), signal) };
-        // A process that finishes a step first goes on. Its other threads hold the signal back: the next one is this thread's, too.
+        // A process that finishes a step first continues. Its other threads block the signal, so this thread also
+        // receives the next one.
         loop {
             std::thread::park();
         }

@@ -1,16 +1,16 @@
-//! Launching a world of processes on one host, and coming together in one.
+//! Launching the processes of a world on one host, and joining a world.
 //!
 //! | question | file |
 //! |---|---|
-//! | what launchers say in environment variables | [`environment`] |
-//! | which nodes and tasks a SLURM step has | `slurm` |
-//! | how processes find each other that another launcher started | [`rendezvous`] |
+//! | environment variables of launchers | [`environment`] |
+//! | nodes and tasks of a SLURM step | `slurm` |
+//! | how processes of another launcher find each other | [`rendezvous`] |
 //! | `tpc launch`: starting processes, watching them, ending them | [`supervise`] |
-//! | what a process says when its launcher ends it because another was lost | `last_words` |
-//! | how a process ends with `tpc launch` when that is killed | `orphan` |
-//! | how a process that is told to end finishes what it does | [`stop`] |
-//! | signals that are waited for | `signals` |
-//! | what can go wrong before they run | [`error`] |
+//! | reporting an error before the launcher ends the process | `last_words` |
+//! | how a process ends when `tpc launch` is killed | `orphan` |
+//! | finishing a step when a signal asks the process to end | [`stop`] |
+//! | waiting for signals | `signals` |
+//! | errors before the processes run | [`error`] |
 
 pub mod environment;
 pub mod error;
@@ -36,24 +36,25 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The variable with the deadline of `tpc launch`, in seconds.
+/// The environment variable with the deadline of `tpc launch`, in seconds.
 pub const DEADLINE: &str = "TPC_DEADLINE";
-/// The variable with the directory for flight records, where no `tpc launch` writes them; the system's for temporary files by default.
+/// The environment variable with the directory for flight records without `tpc launch`; by default the system's
+/// directory for temporary files.
 pub const FLIGHT_DIR: &str = "TPC_FLIGHT_DIR";
 
-/// The world that this process is in.
+/// The world that this process has joined.
 static JOINED: Mutex<Option<Arc<dyn Processes>>> = Mutex::new(None);
 
-/// A variable that is set, and not to nothing.
+/// An environment variable that is set and not empty.
 fn variable(name: &str) -> Option<String> {
     let value = std::env::var_os(name)?.to_string_lossy().into_owned();
     (!value.trim().is_empty()).then_some(value)
 }
 
-/// The deadline that `tpc launch` was given.
+/// The deadline that was passed to `tpc launch`.
 ///
 /// # Errors
-/// A variable that is no number of seconds.
+/// A variable that is not a number of seconds.
 pub fn deadline() -> Result<Option<Duration>, EnvironmentError> {
     let Some(value) = variable(DEADLINE) else { return Ok(None) };
     let seconds = value.trim().parse().ok().and_then(|s: f64| Duration::try_from_secs_f64(s).ok());
@@ -63,7 +64,7 @@ pub fn deadline() -> Result<Option<Duration>, EnvironmentError> {
     }
 }
 
-/// Which process of a launched world this is, as its environment says; `None` if it was launched alone.
+/// The process of a launched world that this is, according to its environment; `None` if it was launched alone.
 ///
 /// # Errors
 /// An environment that contradicts itself.
@@ -71,7 +72,8 @@ pub fn launched() -> Result<Option<Launched>, EnvironmentError> {
     environment::launched(&variable, &starter)
 }
 
-/// The nearest ancestor that does not have a variable: between a launcher and its process there may be shells, which have it, too.
+/// The nearest ancestor without a variable: there may be shells between a launcher and its process, which have the
+/// variable as well.
 fn starter(variable: &str) -> u32 {
     let begin = format!("{variable}=").into_bytes();
     let has = |process: u32| {
@@ -88,13 +90,14 @@ fn starter(variable: &str) -> u32 {
     ancestor
 }
 
-/// How a world is joined.
+/// The options for joining a world.
 pub struct Joining<'a> {
-    /// How long the others are waited for.
+    /// How long to wait for the other processes.
     pub deadline: Duration,
-    /// What all processes must have in common; none are compared if there are none. Every process gives some, or none does.
+    /// Settings that must be the same for all processes; either every process gives some or none does. Without settings
+    /// nothing is compared.
     pub settings: Settings,
-    /// Is told what the user may want to know while this process waits: whom it waits for, and who was turned away.
+    /// Called with notes for the user while this process waits: which processes it waits for, and which were rejected.
     pub notes: &'a mut dyn FnMut(&str),
 }
 
@@ -104,19 +107,20 @@ impl Joining<'_> {
     }
 }
 
-/// Joins the world of processes that this one was launched in, as its environment says; `None` if it was launched alone, and its ranks
-/// are threads. Later calls give the same world. To be called early, so that the others see that this process is there.
+/// Joins the world of processes that this one was launched in, according to its environment; `None` if it was launched
+/// alone, so that its ranks are threads. Later calls return the same world. Call this early, because the other
+/// processes wait for this one.
 ///
 /// # Errors
-/// An environment that contradicts itself; processes that do not come within the deadline, or run on other hosts.
+/// A contradictory environment; processes that do not join within the deadline, or run on other hosts.
 pub fn join(deadline: Duration) -> Result<Option<Arc<dyn Processes>>, LaunchError> {
     join_with(Joining { deadline, settings: Settings::new(), notes: &mut |_| () })
 }
 
-/// [`join`] with settings that all processes must have in common.
+/// Like [`join`], with settings that must be the same for all processes.
 ///
 /// # Errors
-/// As [`join`]; settings that differ.
+/// The errors of [`join`]; settings that differ.
 pub fn join_with(mut joining: Joining) -> Result<Option<Arc<dyn Processes>>, LaunchError> {
     let world = {
         let mut joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,7 +128,7 @@ pub fn join_with(mut joining: Joining) -> Result<Option<Arc<dyn Processes>>, Lau
             return Ok(Some(world.clone()));
         }
         let Some(launched) = launched()? else { return Ok(None) };
-        // `tpc launch` may start one.
+        // `tpc launch` may start a single process.
         if launched.world == 1 {
             return Ok(None);
         }
@@ -159,8 +163,8 @@ fn meet(launched: &Launched, joining: &mut Joining) -> Result<Arc<dyn Processes>
     Ok(world)
 }
 
-/// Whether an MPI library knows what the launcher has started: always of its own, of SLURM where memory cannot be shared and `srun` was
-/// told to speak to MPI.
+/// Whether an MPI library knows the launched processes: always for MPI's own launchers, and for SLURM if memory cannot
+/// be shared and `srun` was told to use MPI.
 #[cfg(feature = "mpi")]
 fn is_of_mpi(launched: &Launched) -> bool {
     match launched.kind {
@@ -170,12 +174,12 @@ fn is_of_mpi(launched: &Launched) -> bool {
     }
 }
 
-/// The world that this process has joined, if it has.
+/// The world that this process has joined, if any.
 pub fn joined() -> Option<Arc<dyn Processes>> {
     JOINED.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// The control block of the `tpc launch` that started this process, which ends with it.
+/// The control block of the `tpc launch` that started this process, which ends together with it.
 fn of_launcher(launched: &Launched) -> Result<Arc<Control>, LaunchError> {
     let broken = |problem: String| LaunchError::Control(problem);
     let handle = Handle::parse(&launched.address).ok_or_else(|| broken(format!("`{}`", launched.address)))?;

@@ -1,5 +1,5 @@
-//! A process that `tpc launch` has started ends with it, also when the launcher is killed, whatever the process does then, and however
-//! many shells and other programs are between the two.
+//! A process that `tpc launch` started ends with the launcher, even if the launcher is killed, whatever the process is
+//! doing, and with any number of shells and other programs between the two.
 
 use crate::comm::control::is_alive;
 use std::fs::File;
@@ -7,40 +7,42 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::time::Duration;
 
-/// How often is looked where the system has no descriptors of processes.
+/// Polling interval if the system has no process descriptors.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// From now on this process is killed when that one ends. The system's own signal for it, `PR_SET_PDEATHSIG`, only knows the parent.
+/// From now on this process is killed when the launcher ends. The system's own mechanism, `PR_SET_PDEATHSIG`, only
+/// works for the parent.
 ///
 /// # Errors
-/// A process that has ended already; no thread to wait for it.
+/// The launcher has already ended; the thread cannot be started.
 pub(super) fn end_with(launcher: u32) -> io::Result<()> {
-    // Before it is looked at, so that a number that is given to another process meanwhile is noticed.
+    // Before the check, in order to notice a number that is meanwhile reused by another process.
     let watched = Watched::new(launcher)?;
     if !is_alive(launcher) {
         return Err(io::ErrorKind::NotFound.into());
     }
     let wait = move || {
         watched.wait();
-        // SAFETY: a system call without memory. Nothing of this process is of use without the launcher, and it may be anywhere.
+        // SAFETY: a system call that accesses no memory. Nothing in this process matters without the launcher, and any
+        // thread may be anywhere.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     };
     std::thread::Builder::new().name("launcher".into()).spawn(wait).map(drop)
 }
 
 enum Watched {
-    /// A descriptor that can be read when the process has ended.
+    /// A descriptor that becomes readable when the process ends.
     Descriptor(File),
-    /// Only its number.
+    /// Only its process id.
     Number(u32),
 }
 
 impl Watched {
     fn new(process: u32) -> io::Result<Self> {
-        // SAFETY: a system call without memory.
+        // SAFETY: a system call that accesses no memory.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process as libc::pid_t, 0) };
         if let Ok(fd @ 0..) = i32::try_from(fd) {
-            // SAFETY: the descriptor is new and belongs to this value alone.
+            // SAFETY: the descriptor is new and has no other owner.
             return Ok(Watched::Descriptor(unsafe { File::from_raw_fd(fd) }));
         }
         match io::Error::last_os_error() {
@@ -53,7 +55,7 @@ impl Watched {
         match self {
             Watched::Descriptor(file) => loop {
                 let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-                // SAFETY: one descriptor that is open, in memory that lives through the call.
+                // SAFETY: one open descriptor, in memory that lives through the call.
                 match unsafe { libc::poll(&raw mut poll, 1, -1) } {
                     1.. => return,
                     _ => std::thread::sleep(Duration::from_millis(1)),
@@ -84,7 +86,7 @@ mod tests {
             assert!(!wait.is_finished());
             child.kill().unwrap();
             let start = Instant::now();
-            // It is not reaped: a dead process whose parent does not care is an ended one.
+            // The child is not reaped: a zombie counts as ended.
             while !wait.is_finished() {
                 assert!(start.elapsed() < Duration::from_secs(20), "by number: {by_number}");
                 std::thread::sleep(Duration::from_millis(5));

@@ -1,16 +1,16 @@
-//! How processes that another launcher started on one host find each other: rank 0 listens, the others tell it that they have come, and
-//! once all have, learn where its control block is.
+//! How processes that another launcher started on one host find each other: rank 0 listens, the other ranks connect to
+//! it, and once all have connected, they learn where its control block is.
 //!
 //! ```text
 //! rank k → rank 0:  tpc VERSION GREETING
-//! rank 0 → rank k:  ok HANDLE        all have come
+//! rank 0 → rank k:  ok HANDLE        all have joined
 //!                   refused REASON   the job cannot start
-//!                   another REASON   this looks like a process of another job, or is one with a mistake
-//!                   busy REASON      the launchers say that this is another job      one line each
+//!                   another REASON   the process seems to belong to another job, or has different settings
+//!                   busy REASON      according to the launchers, this is another job      one line each
 //! ```
-//! Two jobs may use one address. What their launchers call them tells them apart; where launchers have no names for jobs, what all
-//! processes of a job have in common does: [`Settings`]. A process that is turned away tries again, because its own rank 0 listens there
-//! once the other job has met.
+//! Two jobs may use the same address. They are distinguished by the launchers' names for them; if the launchers have no
+//! names for jobs, by the settings that all processes of a job share: [`Settings`]. A process that is rejected tries
+//! again, because its own rank 0 listens there once the other job has started.
 
 use super::Joining;
 use super::environment::{Job, Launched};
@@ -24,21 +24,22 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often is looked again.
+/// Interval between attempts.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How long a process that has connected may take for its line.
+/// How long a connected process may take to send its line.
 const LINE: Duration = Duration::from_secs(5);
-/// Bytes that a line may have.
+/// Maximum bytes of a line.
 const LONGEST: u64 = 1 << 20;
-/// How long a process that was turned away waits for a rank 0 of its own, and rank 0 for others than those that it has turned away.
+/// How long a rejected process waits for its own rank 0, and how long rank 0 waits for other processes after it has
+/// rejected one.
 const OTHERS: Duration = Duration::from_secs(10);
-/// After so long, a process says whom it waits for.
+/// Time after which a process reports which processes it waits for.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// Meets the other processes.
+/// Joins the other processes.
 ///
 /// # Errors
-/// Processes that do not come within the deadline, are on another host, or are of another job.
+/// Processes that do not join within the deadline, are on another host, or belong to another job.
 pub fn meet(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, LaunchError> {
     if launched.rank == 0 { lead(launched, joining) } else { follow(launched, joining) }
 }
@@ -47,14 +48,14 @@ fn unusable(launched: &Launched, problem: impl ToString) -> LaunchError {
     LaunchError::Address { rank: launched.rank, address: launched.address.clone(), problem: problem.to_string() }
 }
 
-/// The host as processes see it that share memory: one boot of one machine, one space of process ids.
+/// The identity of a host for processes that share memory: one boot of one machine, and one namespace of process ids.
 pub(crate) fn host() -> String {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let space = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
     format!("{}/{}", boot.trim(), space.display())
 }
 
-/// What a process says of itself.
+/// The line that a process sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Greeting {
     rank: usize,
@@ -64,7 +65,7 @@ struct Greeting {
     settings: Settings,
 }
 
-/// What every line of a process of this version begins with.
+/// The beginning of every line from a process of this version.
 const PREFIX: &str = concat!("tpc ", env!("CARGO_PKG_VERSION"), " ");
 
 impl Greeting {
@@ -78,20 +79,20 @@ impl Greeting {
     }
 }
 
-/// What rank 0 makes of a line.
+/// How rank 0 classifies a line.
 #[derive(Debug, PartialEq, Eq)]
 enum Guest {
     /// A rank of this job.
     Ours(usize),
     /// A process of this job that cannot take part.
     Wrong(String),
-    /// A process that says that it is this rank, but differs where processes of one job do not.
+    /// A process that claims this rank, but whose settings differ from this job's.
     Another(usize, String),
-    /// A process of a job of another name.
+    /// A process of a job with another name.
     Busy(String),
-    /// A process of this program in another version.
+    /// A process of another version of this program.
     OtherVersion,
-    /// Something else.
+    /// Another program.
     Stranger,
 }
 
@@ -103,7 +104,7 @@ fn guest(line: &str, mine: &Greeting) -> Guest {
     let rank = theirs.rank;
     let name = |job: &Option<Job>| job.as_ref().map_or("a job without a name".into(), |job| format!("job {job}"));
     if mine.job != theirs.job {
-        return Guest::Busy(format!("rank 0 is of {}, this process of {}", name(&mine.job), name(&theirs.job)));
+        return Guest::Busy(format!("rank 0 belongs to {}, this process to {}", name(&mine.job), name(&theirs.job)));
     }
     let problem = if mine.host != theirs.host {
         Some(format!(
@@ -121,7 +122,7 @@ fn guest(line: &str, mine: &Greeting) -> Guest {
     match (problem, &mine.job) {
         (Some(problem), Some(_)) => Guest::Wrong(problem),
         (Some(problem), None) => Guest::Another(rank, problem),
-        // What a launcher calls one job is one: differences are told when all have come.
+        // Processes with the same job name belong to one job: differences are reported when all have joined.
         (None, Some(_)) => Guest::Ours(rank),
         (None, None) => match difference(&[(0, &mine.settings), (rank, &theirs.settings)]) {
             Some(difference) => Guest::Another(rank, difference),
@@ -130,7 +131,8 @@ fn guest(line: &str, mine: &Greeting) -> Guest {
     }
 }
 
-/// The place where rank 0 listens. It may still belong to an earlier run, or to another job until that has met.
+/// Opens the port where rank 0 listens. It may still be used by an earlier run, or by another job until that has
+/// started.
 fn listen(launched: &Launched, joining: &mut Joining) -> Result<TcpListener, LaunchError> {
     let start = Instant::now();
     loop {
@@ -143,10 +145,9 @@ fn listen(launched: &Launched, joining: &mut Joining) -> Result<TcpListener, Lau
         let is_short = waited < OTHERS.min(joining.deadline);
         if !is_taken || !is_short && (waited > joining.deadline || !is_led(launched, joining)) {
             let problem = match is_taken {
-                true => format!(
-                    "{error}; another program, or another job, listens there, and {} must come",
-                    others(launched)
-                ),
+                true => {
+                    format!("{error}; another program or another job listens there, and {} must join", others(launched))
+                }
                 false => error.to_string(),
             };
             return Err(unusable(launched, problem));
@@ -167,7 +168,7 @@ fn is_led(launched: &Launched, joining: &Joining) -> bool {
 }
 
 fn say(stream: &mut TcpStream, word: &str, reason: &str) {
-    // Whoever has gone meanwhile need not be told.
+    // A process that has left in the meantime needs no message.
     let _ = writeln!(stream, "{word} {}", reason.replace('\n', " "));
 }
 
@@ -194,7 +195,7 @@ fn lead(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, Laun
                 let Ok(line) = first_line(&stream, LINE) else { continue };
                 match guest(&line, &mine) {
                     Guest::Ours(rank) if come[rank].as_ref().is_some_and(is_open) => {
-                        say(&mut stream, "another", &format!("a rank {rank} has come already"));
+                        say(&mut stream, "another", &format!("a rank {rank} has already joined"));
                     }
                     Guest::Ours(rank) => come[rank] = Some(stream),
                     Guest::Wrong(reason) => {
@@ -208,7 +209,7 @@ fn lead(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, Laun
                     Guest::Busy(reason) => say(&mut stream, "busy", &reason),
                     Guest::OtherVersion => {
                         let reason = format!(
-                            "rank 0 runs version {} of tpc, the process that came another one",
+                            "rank 0 runs version {} of tpc, this process runs another one",
                             env!("CARGO_PKG_VERSION")
                         );
                         say(&mut stream, "refused", &reason);
@@ -222,13 +223,13 @@ fn lead(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, Laun
             Err(e) => return Err(unusable(launched, e)),
         }
         waits.tell(joining, &missing);
-        // Where every missing rank has come with something else, it is a mistake sooner than another job.
+        // If every missing rank has connected with different settings, that is more likely a mistake than another job.
         let is_hopeless = |rank: &usize| turned.iter().any(|t| t.rank == Some(*rank) && t.since.elapsed() > OTHERS);
         if start.elapsed() > joining.deadline || missing.iter().all(is_hopeless) {
             let reasons: Vec<&str> = turned.iter().map(|t| t.reason.as_str()).collect();
             let detail = match reasons.is_empty() {
                 true => String::new(),
-                false => format!(" (turned away as if of another job: {})", reasons.join("; ")),
+                false => format!(" (rejected as processes of another job: {})", reasons.join("; ")),
             };
             let deadline = joining.deadline.min(Duration::from_secs(start.elapsed().as_secs().max(1)));
             let (address, why) = (launched.address.clone(), launched.why());
@@ -238,12 +239,12 @@ fn lead(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, Laun
         }
     }
     let handle = control.handle().map(|h| h.to_text()).unwrap_or_default();
-    // Whoever has gone meanwhile is missed later.
+    // A process that has left in the meantime is missed later.
     come.into_iter().flatten().for_each(|mut stream| say(&mut stream, "ok", &handle));
     Ok(control)
 }
 
-/// A process that was turned away first: the rank that it said, when, and why.
+/// The first rejection of a process: the rank that it claimed, the time and the reason.
 struct Turned {
     rank: Option<usize>,
     since: Instant,
@@ -257,16 +258,17 @@ fn turn_away(
     rank: Option<usize>,
     reason: String,
 ) {
-    // It tries again and again.
+    // It tries repeatedly.
     if turned.iter().any(|t| t.rank == rank) {
         return;
     }
     let address = &launched.address;
-    joining.tell(&format!("rank 0 has turned a process away that came to {address}, as if of another job: {reason}"));
+    joining
+        .tell(&format!("rank 0 has rejected a process at {address}, which seems to belong to another job: {reason}"));
     turned.push(Turned { rank, since: Instant::now(), reason });
 }
 
-/// Says once whom a process waits for.
+/// Reports once which processes this one waits for.
 struct Waits<'a> {
     launched: &'a Launched,
     since: Instant,
@@ -287,7 +289,7 @@ impl<'a> Waits<'a> {
     }
 }
 
-/// Whether the other side still waits for an answer.
+/// Whether the peer still waits for an answer.
 fn is_open(stream: &TcpStream) -> bool {
     let mut byte = [0];
     let waits = |e: &io::Error| e.kind() == ErrorKind::WouldBlock;
@@ -295,7 +297,7 @@ fn is_open(stream: &TcpStream) -> bool {
 }
 
 fn connect(launched: &Launched, longest: Duration) -> io::Result<TcpStream> {
-    let mut error = io::Error::other("the address stands for no place");
+    let mut error = io::Error::other("the address cannot be resolved");
     for address in launched.address.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, longest.max(PAUSE)) {
             Ok(stream) => return Ok(stream),
@@ -305,7 +307,7 @@ fn connect(launched: &Launched, longest: Duration) -> io::Result<TcpStream> {
     Err(error)
 }
 
-/// Greets, and waits for the answer.
+/// Sends the greeting, and waits for the answer.
 fn ask(mut stream: TcpStream, greeting: &Greeting, longest: Duration) -> io::Result<String> {
     stream.write_all(greeting.to_line().as_bytes())?;
     first_line(&stream, longest)
@@ -315,7 +317,7 @@ fn follow(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, La
     let start = Instant::now();
     let greeting = Greeting::of(launched, joining);
     let mut waits = Waits::new(launched);
-    // When this process was turned away first, and why.
+    // The time and the reason of the first rejection of this process.
     let mut turned: Option<(Instant, String)> = None;
     let mut latest = String::new();
     if let Err(e) = launched.address.to_socket_addrs() {
@@ -335,7 +337,7 @@ fn follow(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, La
             });
         }
         waits.tell(joining, &[0]);
-        // Rank 0 waits for the others as long; its word is worth waiting for.
+        // Rank 0 waits for the others equally long, so its answer is worth waiting for.
         let answer = connect(launched, left.min(LINE)).and_then(|stream| ask(stream, &greeting, left + LINE));
         let line = match answer {
             Ok(line) => line,
@@ -347,7 +349,7 @@ fn follow(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, La
         };
         let turned_away = |reason: &str, joining: &mut Joining| {
             joining.tell(&format!(
-                "rank {} was turned away at {}, where another job meets: {reason}; it waits for a rank 0 of its own",
+                "rank {} was rejected at {}, which another job uses: {reason}; it waits for its own rank 0",
                 launched.rank, launched.address
             ));
         };
@@ -368,9 +370,9 @@ fn follow(launched: &Launched, joining: &mut Joining) -> Result<Arc<Control>, La
                 if latest.is_empty() {
                     turned_away(reason, joining);
                 }
-                latest = format!(" (the latest attempt: another job meets there, {reason})");
+                latest = format!(" (the latest attempt: another job uses the address, {reason})");
             }
-            _ => return Err(unusable(launched, "something else than tpc answers there, and rank 0 is missing")),
+            _ => return Err(unusable(launched, "another program than tpc answers there, and rank 0 is missing")),
         }
         std::thread::sleep(PAUSE);
     }
@@ -398,7 +400,7 @@ mod tests {
         Launched { kind, rank, world, local_rank: rank, local_world: world, address, job: None, names }
     }
 
-    /// Meets with settings of one value.
+    /// Joins with a single setting.
     fn meet_with(launched: &Launched, lr: &str, seconds: f64) -> Result<Arc<Control>, LaunchError> {
         let mut settings = Settings::new();
         settings.set("--lr", lr);
@@ -435,11 +437,11 @@ mod tests {
         let short = Duration::from_millis(300);
         let one = std::thread::spawn(move || meet(&launched(1, 4, port), Duration::from_secs(20)).unwrap_err());
         let error = meet(&launched(0, 4, port), short).unwrap_err().to_string();
-        assert!(error.starts_with("ranks 2, 3 did not come to 127.0.0.1"), "{error}");
+        assert!(error.starts_with("ranks 2, 3 did not join at 127.0.0.1"), "{error}");
         let told = one.join().unwrap().to_string();
-        assert!(told.contains("ranks 2, 3 did not come"), "{told}");
+        assert!(told.contains("ranks 2, 3 did not join"), "{told}");
         let error = meet(&launched(1, 2, free_port()), short).unwrap_err().to_string();
-        assert!(error.starts_with("rank 0 did not come to 127.0.0.1"), "{error}");
+        assert!(error.starts_with("rank 0 did not join at 127.0.0.1"), "{error}");
         assert!(error.contains("(the latest attempt: Connection refused") && error.contains("unset RANK"), "{error}");
     }
 
@@ -460,18 +462,15 @@ mod tests {
         let mut old = connected(port);
         old.write_all(b"tpc 0.0.0 rank 1 of 2 on here\n").unwrap();
         assert!(first_line(&old, LINE).unwrap().starts_with("refused rank 0 runs version"));
-        // It gives up before it is hopeless.
+        // It gives up before the deadline.
         let error = meet(&launched(1, 3, port), Duration::from_secs(1)).unwrap_err().to_string();
-        assert!(
-            error.contains("turned away at 127.0.0.1") && error.contains("rank 0 is one of 2 processes"),
-            "{error}"
-        );
+        assert!(error.contains("rejected at 127.0.0.1") && error.contains("rank 0 is one of 2 processes"), "{error}");
         let error = meet_with(&launched(1, 2, port), "0.2", 1.0).unwrap_err().to_string();
         assert!(error.contains("--lr is 0.1 on rank 0 and 0.2 on rank 1"), "{error}");
         assert!(meet(&launched(1, 2, port), Duration::from_secs(20)).is_ok() && lead.join().unwrap().is_ok());
     }
 
-    /// Each process comes to the other job's rank 0 first.
+    /// Each process first connects to the other job's rank 0.
     #[test]
     fn two_jobs_meet_at_one_address_one_after_the_other() {
         let port = free_port();
@@ -499,7 +498,7 @@ mod tests {
         };
         let of = |theirs: &Greeting, mine: &Greeting| guest(theirs.to_line().trim_end(), mine);
         let (a, b) = (greeting(Some("12.0"), "1"), greeting(Some("12.1"), "1"));
-        assert_eq!(of(&b, &a), Guest::Busy("rank 0 is of job 12.0, this process of job 12.1".into()));
+        assert_eq!(of(&b, &a), Guest::Busy("rank 0 belongs to job 12.0, this process to job 12.1".into()));
         assert!(matches!(of(&greeting(None, "1"), &a), Guest::Busy(_)));
         assert_eq!(of(&greeting(Some("12.0"), "2"), &a), Guest::Ours(1), "a difference is told to all");
         let another = Guest::Another(1, "--lr is 1 on rank 0 and 2 on rank 1".into());

@@ -1,17 +1,17 @@
-//! Signals that are held back to be waited for.
+//! Waiting for blocked signals.
 
 use std::time::Duration;
 
-/// Signals that the calling thread, and those that it starts from then on, are not interrupted by.
+/// Signals that are blocked in the calling thread, and in threads that it starts from then on.
 pub(super) struct Signals {
     held: libc::sigset_t,
-    /// What was held back before.
+    /// The signals that were blocked before.
     pub(super) before: libc::sigset_t,
 }
 
 impl Signals {
     pub(super) fn block(signals: &[i32]) -> Self {
-        // SAFETY: both sets are initialised by the calls before they are read.
+        // SAFETY: the calls initialize both sets before they are read.
         unsafe {
             let (mut held, mut before) = (std::mem::zeroed(), std::mem::zeroed());
             libc::sigemptyset(&raw mut held);
@@ -23,18 +23,18 @@ impl Signals {
         }
     }
 
-    /// Waits for one of the signals, and gives it unless it only says that a child has ended.
+    /// Waits for one of the signals, and returns it unless it only reports that a child has ended.
     pub(super) fn wait(&self, longest: Duration) -> Option<i32> {
         let (seconds, rest) = (longest.as_secs(), longest.subsec_nanos());
         let time = libc::timespec { tv_sec: seconds as libc::time_t, tv_nsec: i64::from(rest) };
-        // SAFETY: the set and the time live through the call; nobody asks for details.
+        // SAFETY: the set and the time live through the call; no details are requested.
         let signal = unsafe { libc::sigtimedwait(&raw const self.held, std::ptr::null_mut(), &raw const time) };
         (signal > 0 && signal != libc::SIGCHLD).then_some(signal)
     }
 
-    /// Lets the calling thread be interrupted as before.
+    /// Restores the calling thread's blocked signals.
     pub(super) fn restore(&self) {
-        // SAFETY: the set was initialised by `block`.
+        // SAFETY: `block` initialized the set.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut()) };
     }
 }

@@ -1,9 +1,9 @@
-//! What SLURM says of the nodes of a step: <https://slurm.schedmd.com/srun.html>, output environment variables.
+//! SLURM's variables about the nodes of a step: <https://slurm.schedmd.com/srun.html>, output environment variables.
 
-/// The first node of a list such as `rack[2-3,7]n01,login`: `rack2n01`. The tasks of a step are counted from there.
+/// The first node of a list such as `rack[2-3,7]n01,login`: `rack2n01`. The numbering of a step's tasks starts there.
 pub(super) fn first_node(list: &str) -> String {
     let mut name = String::new();
-    // Of a bracket, only the first number counts.
+    // In a bracket, only the first number counts.
     let (mut within, mut skipped) = (false, false);
     for c in list.trim().chars() {
         match (within, c) {
@@ -18,7 +18,7 @@ pub(super) fn first_node(list: &str) -> String {
     name
 }
 
-/// How many tasks the node of that number has, where `3,1(x2)` are the tasks of each; `None` if that is no such list.
+/// Number of tasks on the node with this number, from a list such as `3,1(x2)`; `None` if the text is not such a list.
 pub(super) fn tasks_on(tasks_per_node: &str, node: usize) -> Option<usize> {
     let mut before = 0usize;
     for part in tasks_per_node.trim().split(',') {

@@ -1,9 +1,9 @@
-//! Being told to end while there is something to finish first: SIGINT, SIGTERM and SIGHUP become a question that is asked between steps,
-//! and all processes of a world give the same answer to it.
+//! Handles signals that ask a process to end after it has finished its work: SIGINT, SIGTERM and SIGHUP are recorded,
+//! and the program asks for them between steps. All processes of a world get the same answer.
 //!
-//! A terminal, `tpc launch` and other launchers signal all processes of a world, but at different moments of their work, and a user may
-//! signal a single one. So every process tells the others, after each step, which signal it has: they stop after the same step, as soon
-//! as any of them is to.
+//! A terminal, `tpc launch` and other launchers signal all processes of a world, but at different moments of their
+//! work, and a user may signal a single process. After each step every process therefore tells the others which signal
+//! it has received, and all stop after the same step.
 
 use crate::comm::processes::{Ending, Processes};
 use crate::error::RuntimeError;
@@ -16,11 +16,11 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal(i32);
 
-/// Those that are caught.
+/// The signals that are caught.
 const CAUGHT: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
 impl Signal {
-    /// The exit code of a process that ends because of it.
+    /// The exit code of a process that this signal ends.
     pub fn exit_code(self) -> u8 {
         128 + self.0 as u8
     }
@@ -40,15 +40,15 @@ impl Display for Signal {
     }
 }
 
-/// The first signal that came; 0 for none.
+/// The first signal that was received; 0 for none.
 static CAME: AtomicI32 = AtomicI32::new(0);
-/// When it did, in nanoseconds.
+/// The time when it was received, in nanoseconds.
 static CAME_AT: AtomicI64 = AtomicI64::new(0);
-/// Signals within so many nanoseconds are one: service managers and batch systems signal all processes, and their launcher passes its
-/// own signal on to them.
+/// Signals within this many nanoseconds count as one: service managers and batch systems signal all processes, and the
+/// launcher also passes on the signal that it receives.
 const ONE: i64 = 250_000_000;
 
-/// Nanoseconds of a clock that never goes back.
+/// Nanoseconds of a monotonic clock.
 fn now() -> i64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the time lives through the call, which may be made in a handler.
@@ -56,12 +56,12 @@ fn now() -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
 }
 
-/// Notes the first signal. The second ends the process: by the same signal's own action, when this returns.
+/// Records the first signal. The second one ends the process: the signal's default action runs when this returns.
 extern "C" fn note(signal: libc::c_int) {
     if CAME.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
         CAME_AT.store(now(), Ordering::SeqCst);
     } else if now() - CAME_AT.load(Ordering::SeqCst) > ONE {
-        // SAFETY: both calls may be made in a handler. The signal is held back until the handler returns.
+        // SAFETY: both calls may be made in a handler. The signal is blocked until the handler returns.
         unsafe {
             libc::signal(signal, libc::SIG_DFL);
             libc::raise(signal);
@@ -69,22 +69,23 @@ extern "C" fn note(signal: libc::c_int) {
     }
 }
 
-/// As long as it lives, a signal does not end the process at once.
+/// While this exists, a signal does not end the process immediately.
 pub struct Stop<'a> {
     processes: &'a dyn Processes,
-    /// The signals that are caught, with what was done about them before.
+    /// The caught signals, with their previous actions.
     before: Vec<(i32, libc::sigaction)>,
-    /// Whether a process was told to end.
+    /// Whether a process was asked to end.
     told: Cell<bool>,
 }
 
 impl<'a> Stop<'a> {
-    /// From now on signals are caught, except those that the process was started to ignore.
+    /// Starts catching signals, except those that the process was started to ignore.
     pub fn catch(processes: &'a dyn Processes) -> Self {
         CAME.store(0, Ordering::SeqCst);
         let mut before = Vec::new();
         for signal in CAUGHT {
-            // SAFETY: both actions live through the calls; zeroed ones are valid, and the handler only makes calls that handlers may.
+            // SAFETY: both actions live through the calls; zeroed ones are valid, and the handler only makes calls that
+            // handlers may make.
             unsafe {
                 let (mut old, mut new): (libc::sigaction, libc::sigaction) = (std::mem::zeroed(), std::mem::zeroed());
                 libc::sigaction(signal, std::ptr::null(), &raw mut old);
@@ -102,10 +103,10 @@ impl<'a> Stop<'a> {
         Stop { processes, before, told: Cell::new(false) }
     }
 
-    /// The signal with which any of the processes is told to end, the same on all of them. All have to ask.
+    /// The signal that asks any of the processes to end, the same on all of them. All processes have to call this.
     ///
     /// # Errors
-    /// A process that does not come.
+    /// A process that does not respond.
     pub fn asked(&self, deadline: Duration) -> Result<Option<Signal>, RuntimeError> {
         let mine = [CAME.load(Ordering::SeqCst) as u8];
         let all = self.processes.exchange("end after this step?", &mine, deadline)?;
@@ -124,7 +125,7 @@ impl Drop for Stop<'_> {
             self.processes.set_ending(Ending::AtOnce);
         }
         for (signal, before) in &self.before {
-            // SAFETY: the action is the one that the system gave.
+            // SAFETY: the action is the one that the system returned.
             unsafe { libc::sigaction(*signal, before, std::ptr::null_mut()) };
         }
     }
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
     use crate::comm::local::Local;
 
-    /// One test, because signals concern the whole process.
+    /// A single test, because signals concern the whole process.
     #[test]
     fn a_signal_is_noted_and_told_until_the_end() {
         let alone = Local::alone(2).unwrap();
@@ -153,13 +154,13 @@ mod tests {
         let before = CAUGHT.map(action);
         let stop = Stop::catch(&*alone);
         assert_eq!(asked(&stop), None);
-        assert_eq!(action(libc::SIGHUP), libc::SIG_IGN, "nohup stays what it is");
+        assert_eq!(action(libc::SIGHUP), libc::SIG_IGN, "nohup stays in effect");
         // SAFETY: the signal is caught.
         unsafe { libc::raise(libc::SIGTERM) };
         let signal = asked(&stop).unwrap();
         assert_eq!((signal.to_string().as_str(), signal.exit_code()), ("SIGTERM", 143));
         drop(stop);
         assert_eq!(CAUGHT.map(action), before);
-        assert_eq!(asked(&Stop::catch(&*alone)), None, "what was asked of a run before is over");
+        assert_eq!(asked(&Stop::catch(&*alone)), None, "a signal to an earlier run no longer counts");
     }
 }

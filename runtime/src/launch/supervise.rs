@@ -1,9 +1,9 @@
 //! `tpc launch`: starts the processes of a world, watches them, and ends them all when one fails.
 //!
-//! A process that ends badly is written into the control block, with the reason, so that the others give up at once; whoever has not
-//! ended after a while, stopped processes too, is killed. A signal to the launcher goes to all processes; those that say that they finish
-//! a step first are waited for, until a second signal. When the launcher itself dies, the system kills its children, and processes that
-//! have joined see it themselves.
+//! If a process fails, the launcher writes this into the control block with the reason, so that the others give up at
+//! once. Processes that have not ended after a while, including stopped ones, are killed. A signal to the launcher goes
+//! to all processes; it waits for those that report that they finish a step first, until a second signal. If the
+//! launcher itself dies, the system kills its children, and processes that have joined notice it themselves.
 
 use super::environment::CONTROL;
 use super::error::LaunchError;
@@ -24,43 +24,44 @@ use std::time::{Duration, Instant};
 
 /// What to launch, and how.
 #[derive(Clone, Debug)]
-pub struct Launch {
-    /// Processes, one for each rank.
+pub struct LaunchSpec {
+    /// Number of processes, one for each rank.
     pub ranks: usize,
     /// The program.
     pub program: OsString,
     /// Its arguments, the same for all.
     pub arguments: Vec<OsString>,
-    /// Deadline of collectives that the processes are told; their own default without it.
+    /// The deadline of collectives for the processes; `None` for their default.
     pub deadline: Option<Duration>,
     /// How long processes may take to end after one has failed.
     pub grace: Duration,
-    /// Directory for the flight record of a failure; the system's for temporary files by default.
+    /// Directory for the flight record of a failure; by default the system's directory for temporary files.
     pub flight_dir: Option<PathBuf>,
 }
 
 /// How a launch ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// 0, or the exit code of the process that failed first: 128 and the signal's number if a signal killed it.
+    /// 0, or the exit code of the process that failed first: 128 plus the signal's number if a signal killed it.
     pub code: u8,
-    /// What failed first, for the user; `None` if nothing did, because all processes finished a step when they were told to end.
+    /// A message about the first failure; `None` if there was none, because all processes finished a step when they
+    /// were asked to end.
     pub message: Option<String>,
-    /// Where the flight record of the failure is.
+    /// The path of the flight record.
     pub flight_record: Option<PathBuf>,
-    /// Whether the processes came together. Programs that do not join run as often as they were launched, each alone.
+    /// Whether the processes joined. A program that does not join runs as often as it was launched, each time alone.
     pub joined: bool,
 }
 
-/// Where the processes' error output goes.
+/// Where the error output of the processes goes.
 pub type Output = Arc<Mutex<dyn Write + Send>>;
 
-/// How often processes are looked at, at least.
+/// Maximum interval at which processes are checked.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long the last lines of processes that have ended are waited for.
+/// How long to wait for the last lines of processes that have ended.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// Exit codes of processes that end as a signal says: SIGHUP, SIGINT, SIGTERM.
+/// Exit codes of processes that a signal ended: SIGHUP, SIGINT, SIGTERM.
 const STOPPED: [u8; 3] = [128 + libc::SIGHUP as u8, 128 + libc::SIGINT as u8, 128 + libc::SIGTERM as u8];
 
 struct Running {
@@ -68,25 +69,27 @@ struct Running {
     child: Child,
     output: JoinHandle<()>,
     status: Option<ExitStatus>,
-    /// Whether it joined the others, known when it has ended.
+    /// Whether it joined the others, known once it has ended.
     joined: bool,
 }
 
 impl Running {
-    /// Sends a signal to the process and those that it started.
+    /// Sends a signal to the process and its descendants.
     fn signal(&self, number: i32) {
         if self.status.is_none() {
-            // SAFETY: a system call without memory. The child is not reaped yet, so its group's number is still its own.
+            // SAFETY: a system call that accesses no memory. The child is not reaped yet, so the number of its process
+            // group is still valid.
             unsafe { libc::kill(-(self.child.id() as i32), number) };
         }
     }
 }
 
-/// Starts processes and waits until all have ended. To be called by a thread that lives as long as the program: the children die with it.
+/// Starts processes and waits until all have ended. Must be called by a thread that lives as long as the program,
+/// because the children die with it.
 ///
 /// # Errors
-/// Processes that cannot be started. What they do themselves is told by [`Ended`].
-pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
+/// Processes that cannot be started. [`Ended`] reports their own failures.
+pub fn launch(launch: &LaunchSpec, stderr: &Output) -> Result<Ended, LaunchError> {
     let system = |what: &str| {
         let what = what.to_string();
         move |source| LaunchError::System { what, source }
@@ -125,7 +128,13 @@ pub fn launch(launch: &Launch, stderr: &Output) -> Result<Ended, LaunchError> {
     Ok(Ended { code, message, flight_record, joined })
 }
 
-fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, stderr: &Output) -> io::Result<Running> {
+fn start(
+    launch: &LaunchSpec,
+    rank: usize,
+    control: &Control,
+    signals: &Signals,
+    stderr: &Output,
+) -> io::Result<Running> {
     let mut command = Command::new(&launch.program);
     command.args(&launch.arguments).stdin(Stdio::null()).stderr(Stdio::piped());
     command.stdout(if rank == 0 { Stdio::inherit() } else { Stdio::null() });
@@ -140,8 +149,8 @@ fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, std
     command.process_group(0);
     let (launcher, mask) = (std::process::id(), signals.before);
     let prepare = move || {
-        // SAFETY: system calls that may be made between fork and exec. What the launcher holds back must reach the child; if the
-        // launcher has died already, nothing would kill the child.
+        // SAFETY: these system calls may be made between fork and exec. The child must receive the signals that the
+        // launcher blocks; if the launcher has already died, nothing would kill the child.
         unsafe {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -163,7 +172,7 @@ fn start(launch: &Launch, rank: usize, control: &Control, signals: &Signals, std
     Ok(Running { rank, child, output, status: None, joined: false })
 }
 
-/// Passes the lines of a process on, each with its rank.
+/// Forwards the lines of a process, each prefixed with its rank.
 fn forward(rank: usize, pipe: impl Read, stderr: &Output) {
     let mut lines = BufReader::new(pipe);
     let mut line = Vec::new();
@@ -180,15 +189,15 @@ fn forward(rank: usize, pipe: impl Read, stderr: &Output) {
 
 /// Why processes ended.
 enum End {
-    /// By themselves, or by what a rank said.
+    /// By themselves, or because a rank failed.
     Own,
-    /// They were told to end, and finish a step first.
+    /// They were asked to end, and finish a step first.
     Finishing,
-    /// They were told to end, which is what the user is told.
+    /// They were asked to end, with this message for the user.
     Told(String),
 }
 
-/// Waits until all processes have ended; gives the exit code, and why they ended.
+/// Waits until all processes have ended; returns the exit code, and why they ended.
 fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Duration) -> (u8, End) {
     let mut code = 0;
     let mut end = End::Own;
@@ -198,20 +207,20 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
             let status = match running.child.try_wait() {
                 Ok(Some(status)) => status,
                 Ok(None) => continue,
-                // It was reaped elsewhere; its status is not known.
+                // It was reaped elsewhere; its status is unknown.
                 Err(_) => ExitStatus::from_raw(1 << 8),
             };
             let (pid, child) = (&control.rank(running.rank).pid, running.child.id());
-            // A shell around it may end sooner than the process that finishes its step.
+            // A shell around it may end earlier than the process that finishes its step.
             if matches!(end, End::Finishing) && is_alive(pid.load(Ordering::Acquire)) {
                 continue;
             }
             running.status = Some(status);
-            // One that has never joined is missed as one that has gone.
+            // A process that never joined counts as lost.
             running.joined = pid.compare_exchange(0, child, Ordering::AcqRel, Ordering::Relaxed).is_err();
             let by_signal = STOPPED.contains(&code_of(status));
             if by_signal && control.ending(running.rank) == Ending::AsTold && !control.has_failed() {
-                // Also if only one rank got a signal, and not the launcher.
+                // Also if only one rank received a signal, and not the launcher.
                 code = code_of(status);
                 end = End::Finishing;
             } else if !status.success() {
@@ -227,14 +236,14 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
         if control.has_failed() {
             let since = *failed.get_or_insert_with(Instant::now);
             let is_stopped = |r: &Running| r.status.is_some() || state_of(r.child.id()) == Some('T');
-            // Those who are stopped would not end by themselves.
+            // Stopped processes would not end by themselves.
             let nobody_runs = code != 0 && all.iter().all(is_stopped);
             if since.elapsed() > grace || nobody_runs {
                 all.iter().for_each(|r| r.signal(libc::SIGKILL));
             }
         }
         if let Some(signal) = signals.wait(LOOK) {
-            // Whoever asks twice does not want to wait.
+            // A user who asks twice does not want to wait.
             let passed_on = if matches!(end, End::Own) { signal } else { libc::SIGKILL };
             code = 128 + signal as u8;
             end = match end {
@@ -250,7 +259,7 @@ fn watch(all: &mut [Running], control: &Control, signals: &Signals, grace: Durat
     }
 }
 
-/// Kills all that are there.
+/// Kills all running processes.
 fn end(all: &mut [Running]) {
     for running in all {
         running.signal(libc::SIGKILL);
@@ -281,7 +290,7 @@ fn name(signal: i32) -> String {
         libc::SIGINT => " (SIGINT)",
         libc::SIGHUP => " (SIGHUP)",
         libc::SIGSEGV => " (SIGSEGV)",
-        libc::SIGBUS => " (SIGBUS, memory that could not be had)",
+        libc::SIGBUS => " (SIGBUS, memory that could not be allocated)",
         libc::SIGABRT => " (SIGABRT)",
         libc::SIGXFSZ => " (SIGXFSZ, a file that became too large)",
         _ => "",
@@ -289,11 +298,11 @@ fn name(signal: i32) -> String {
     format!("signal {signal}{known}")
 }
 
-/// Removes what a process that died was writing: only what looks like an unfinished checkpoint or file of ours.
+/// Removes what a process that died was writing, but only if it looks like one of our unfinished checkpoints or files.
 fn clean(leftover: &str) {
     let path = Path::new(leftover);
     let Some(name) = path.file_name().and_then(|n| n.to_str()) else { return };
-    // The next save removes a checkpoint that stays, too.
+    // The next save also removes a leftover checkpoint.
     if name.starts_with(".step-") && name.ends_with(".partial") {
         let _ = std::fs::remove_dir_all(path);
     } else if name.ends_with(".tmp") {
@@ -301,10 +310,10 @@ fn clean(leftover: &str) {
     }
 }
 
-/// Writes what the ranks did last, if they did anything.
+/// Writes the latest collectives of all ranks, if there are any.
 fn write_record(control: &Control, dir: Option<&Path>) -> Option<PathBuf> {
     let record = control.flight_record();
-    // Who fails before the first collective has nothing to look into.
+    // A failure before the first collective has no record.
     record.ranks.iter().find(|rank| !rank.operations.is_empty())?;
     let dir = dir.map_or_else(std::env::temp_dir, Path::to_path_buf);
     let path = dir.join(format!("tpc-flight-{}.json", std::process::id()));

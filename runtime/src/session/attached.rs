@@ -1,5 +1,5 @@
-//! Ranks on a device with memory of its own. The host holds nothing of them: what is written goes to the device at once, what is read
-//! comes from there, and only as much as is asked for.
+//! Ranks on a device with separate memory. The host keeps no copy of their arenas: writes go to the device at once, and
+//! reads fetch only the requested part.
 
 use super::bindings::check_bindings;
 use super::fault::{inject, panic_message};
@@ -19,7 +19,7 @@ pub(super) struct Attached {
     device: Mutex<Box<dyn Device>>,
     /// The rank of its first program.
     first: usize,
-    /// Bytes of each rank's arena that any of its programs so far asks for.
+    /// Size of each rank's arena: the maximum over its programs so far.
     arenas: Mutex<Vec<usize>>,
 }
 
@@ -38,7 +38,8 @@ impl Attached {
         lock(&self.device).write(rank - self.first, binding, bytes)
     }
 
-    /// Lets the device execute other programs. Arenas never become smaller: other programs of the session keep something there.
+    /// Switches the device to other programs. Arenas never shrink, because other programs of the session keep values
+    /// there.
     pub(super) fn switch_to(&self, programs: &[RankProgram]) -> Result<(), RuntimeError> {
         let mut programs = programs.to_vec();
         for (program, largest) in programs.iter_mut().zip(&mut *lock(&self.arenas)) {
@@ -48,7 +49,7 @@ impl Attached {
         lock(&self.device).switch_to(programs)
     }
 
-    /// What is known of its ranks, once all their bindings were found to be right.
+    /// The state of its ranks, after checking all their bindings.
     pub(super) fn loaded(&self) -> Result<Vec<Loaded>, RuntimeError> {
         let device = lock(&self.device);
         let loaded = |(at, program): (usize, &RankProgram)| {
@@ -59,7 +60,7 @@ impl Attached {
         device.programs().iter().enumerate().map(loaded).collect()
     }
 
-    /// Runs the programs once, and counts the collectives that were executed.
+    /// Runs the programs once, and counts the executed collectives.
     pub(super) fn step(
         &self,
         step: u64,
@@ -97,7 +98,7 @@ impl Attached {
 /// Prepares the programs of this process's ranks on a GPU.
 ///
 /// # Errors
-/// No such device; too little memory; another process that could not.
+/// No such device; too little memory; another process that failed.
 #[cfg(all(unix, feature = "cuda"))]
 pub(super) fn cuda(
     programs: &[RankProgram],
@@ -114,7 +115,7 @@ pub(super) fn cuda(
         if processes.count() > 1 {
             let (process, on_host) = processes.on_host();
             let share = Share::of(process, on_host)?;
-            // Before the context is made and NCCL is loaded, which read them.
+            // Before the context is created and NCCL is loaded, which read them.
             share.set_environment();
             gpu.device = share.device;
             gpu.network = Some(Network::of_processes(rank, deadline, processes.clone())?);
@@ -125,7 +126,7 @@ pub(super) fn cuda(
     Ok(Box::new(Gpu::open(compiled, gpu)?))
 }
 
-/// Says that there is no device in this build.
+/// The error that there is no device in this build.
 ///
 /// # Errors
 /// Always.
@@ -139,7 +140,7 @@ pub(super) fn cuda(
     Err(without_cuda())
 }
 
-/// What a build without CUDA says when it is asked for a GPU.
+/// The error of a build without CUDA when a GPU is requested.
 #[cfg(any(test, not(all(unix, feature = "cuda"))))]
 fn without_cuda() -> RuntimeError {
     let reason = "this program was built without CUDA; build it with the feature `cuda` (`cargo build --features cuda`), or run on the CPU";

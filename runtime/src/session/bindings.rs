@@ -1,11 +1,11 @@
-//! What a program's inputs and outputs must be, and what messages call them.
+//! Requirements on a program's inputs and outputs, and their names in messages.
 
 use crate::device::extent;
 use crate::error::RuntimeError;
 use tpc_ir::OutputKind;
 use tpc_ir::program::RankProgram;
 
-/// Whether all inputs and outputs are dense boxes that lie in the arena.
+/// Checks that all inputs and outputs are dense boxes in the arena.
 pub(super) fn check_bindings(program: &RankProgram) -> Result<(), RuntimeError> {
     let inputs = program.inputs.iter().map(|i| (i.name.clone(), &i.binding));
     let outputs = program.outputs.iter().map(|o| (output_name(&o.kind), &o.binding));
@@ -26,7 +26,7 @@ pub(super) fn check_bindings(program: &RankProgram) -> Result<(), RuntimeError> 
     Ok(())
 }
 
-/// What messages call an output.
+/// The name of an output in messages.
 pub(crate) fn output_name(kind: &OutputKind) -> String {
     match kind {
         OutputKind::Result(name) => format!("result {name}"),

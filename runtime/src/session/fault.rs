@@ -5,7 +5,7 @@ use crate::comm::Processes;
 use std::any::Any;
 use std::time::{Duration, Instant};
 
-/// Makes a rank fail if it is to fail in this step.
+/// Makes a rank fail if a fault is injected in this step.
 pub(super) fn inject(options: &LaunchOptions, processes: &dyn Processes, rank: usize, step: u64) {
     let Some(fault) = options.fault.filter(|f| f.rank == rank && f.step == step) else { return };
     match fault.kind {
@@ -24,7 +24,7 @@ pub(super) fn inject(options: &LaunchOptions, processes: &dyn Processes, rank: u
 
 /// Sends a signal to this process.
 fn signal(number: i32) {
-    // SAFETY: a system call without memory.
+    // SAFETY: a system call that accesses no memory.
     unsafe { libc::kill(libc::getpid(), number) };
 }
 

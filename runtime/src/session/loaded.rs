@@ -1,4 +1,4 @@
-//! What a session keeps of a program that a rank has loaded.
+//! The state of a program that a rank has loaded.
 
 use crate::counters::Counters;
 use crate::device::cpu::arena::Arena;
@@ -7,26 +7,26 @@ use crate::trace::Trace;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-/// What a session and the thread of a rank share.
+/// The state that a session and the thread of a rank share.
 pub(super) struct RankShared {
     pub(super) counters: Counters,
     pub(super) trace: Mutex<Trace>,
     pub(super) result: Mutex<Result<(), RuntimeError>>,
     pub(super) current: AtomicUsize,
-    /// What became of loading the program, until the session takes it.
+    /// The result of loading the program, until the session takes it.
     pub(super) loaded: Mutex<Option<Result<Loaded, RuntimeError>>>,
 }
 
 /// A loaded program of a rank.
 pub(super) struct Loaded {
-    /// None on a device.
+    /// `None` on a device.
     pub(super) arena: Option<Arc<Arena>>,
     pub(super) scratch_bytes: usize,
-    /// Of every input, whether its box was given a value. Programs that share an input share this.
+    /// For every input, whether its box has been written. Programs that share an input share this.
     pub(super) written: Vec<Written>,
 }
 
-/// Whether the box of an input was given a value.
+/// Whether the box of an input has been written.
 #[derive(Debug, Default)]
 pub(super) struct Written(OnceLock<Arc<AtomicBool>>);
 
@@ -43,9 +43,9 @@ impl Written {
         self.flag().store(true, Ordering::Relaxed);
     }
 
-    /// Makes this one and another one the same from now on, as long as this one was not looked at.
+    /// Makes this the same flag as another one. Must happen before this one is used.
     pub(super) fn share(&self, other: &Written) {
-        // Where several programs have the input, all of them share it already.
+        // If several programs have the input, all of them already share it.
         let _ = self.0.set(other.0.get_or_init(Arc::default).clone());
     }
 }

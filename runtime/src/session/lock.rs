@@ -1,8 +1,9 @@
-//! Locks of what a rank that panics leaves as it was.
+//! Mutexes whose data stay valid when a rank panics.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Locks a mutex, also one that a rank held when it panicked: such a rank's session is failed, and only its report is read.
+/// Locks a mutex, even if a rank held it when it panicked: such a rank's session has failed, and only its report is
+/// read.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

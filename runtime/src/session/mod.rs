@@ -2,21 +2,21 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | launch, add and exchange programs, step, ask | this one |
+//! | launching, adding and switching programs, stepping, queries | this one |
 //! | how programs are launched | `options` |
-//! | what a rank's thread does | `rank` |
-//! | what a session keeps of a loaded program | `loaded` |
+//! | the thread of a rank | `rank` |
+//! | the state of a loaded program | `loaded` |
 //! | ranks that fail | `fault` |
-//! | what a program's inputs and outputs must be | `bindings` |
+//! | requirements on a program's inputs and outputs | `bindings` |
 //! | locks that outlive a panic | `lock` |
 //! | writing inputs, reading outputs | `transfer` |
-//! | ranks on a device with memory of its own | `attached` |
+//! | ranks on a device with separate memory | `attached` |
 //!
-//! A session may have several programs, a training step and an evaluation for example, which are executed in turn by the same threads over
-//! the same arenas ([`Session::add`]). Calls are about the one that is selected.
+//! A session may have several programs, for example a training step and an evaluation, which the same threads execute
+//! in turn over the same arenas ([`Session::add`]). Calls refer to the selected program.
 //!
-//! The ranks of a session are the threads of one process, or those of several processes that were launched together: then every process
-//! has the session, makes the same calls in the same order, and runs the ranks that are its own.
+//! The ranks of a session are threads of one process, or of several processes that were launched together. In the
+//! latter case every process has the session, makes the same calls in the same order, and runs its own ranks.
 
 mod attached;
 mod bindings;
@@ -56,20 +56,20 @@ use std::time::{Duration, Instant};
 use tpc_ir::InputKind;
 use tpc_ir::program::{Buffer, RankProgram};
 
-/// Ranks that one session can have.
+/// Maximum number of ranks of a session.
 pub const MAX_RANKS: usize = 64;
 
-/// Rank programs that were launched and can be stepped.
+/// Launched rank programs that can be stepped.
 pub struct Session {
     /// At least one.
     programs: Vec<Launched>,
     selected: ProgramId,
-    /// The program that a device has; threads have all.
+    /// The program that is loaded on a device; threads have all programs loaded.
     on_device: ProgramId,
     crew: Arc<Crew>,
     threads: Vec<JoinHandle<()>>,
     failed: Option<String>,
-    /// What was given on this process that must be the same on all: learning rate, seed, digests of inputs.
+    /// Values given on this process that must be the same on all processes: learning rate, seed, digests of inputs.
     given: Settings,
     /// Seconds of the latest step.
     latest: f64,
@@ -82,14 +82,14 @@ pub struct ProgramId(usize);
 /// A program of a session.
 struct Launched {
     shared: Arc<Shared>,
-    /// Of every rank of this process.
+    /// For every rank of this process.
     loaded: Vec<Loaded>,
     steps: u64,
-    /// Whether every parameter and all data were found to have values, the same on all processes.
+    /// Whether all parameters and data were checked to be written and equal on all processes.
     complete: bool,
 }
 
-/// Whether these are the programs of all ranks of one mesh.
+/// Checks that these are the programs of all ranks of one mesh.
 fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
     let count = programs.len();
     if count == 0 || count > MAX_RANKS {
@@ -97,7 +97,7 @@ fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
     }
     for (i, p) in programs.iter().enumerate() {
         if p.rank != i {
-            return Err(RuntimeError::Launch(format!("program {i} is that of rank {}", p.rank)));
+            return Err(RuntimeError::Launch(format!("program {i} belongs to rank {}", p.rank)));
         }
         if p.mesh.ranks() != count {
             let ranks = p.mesh.ranks();
@@ -106,13 +106,14 @@ fn check(programs: &[RankProgram]) -> Result<(), RuntimeError> {
         let names = |p: &RankProgram| p.inputs.iter().map(|i| (i.kind, i.name.clone())).collect::<Vec<_>>();
         let kinds = |p: &RankProgram| p.outputs.iter().map(|o| o.kind.clone()).collect::<Vec<_>>();
         if names(p) != names(&programs[0]) || kinds(p) != kinds(&programs[0]) {
-            return Err(RuntimeError::Launch(format!("rank {i} has other inputs or outputs than rank 0")));
+            return Err(RuntimeError::Launch(format!("rank {i} has different inputs or outputs than rank 0")));
         }
     }
     Ok(())
 }
 
-/// Whether two programs of a rank may be executed in turn over one arena: neither touches what is an input of the other alone.
+/// Checks that two programs of a rank may be executed in turn over one arena: neither may write an input that only the
+/// other has.
 fn check_beside(a: &RankProgram, b: &RankProgram) -> Result<(), RuntimeError> {
     for (mine, other) in [(a, b), (b, a)] {
         for input in mine.inputs.iter().filter(|input| !mine.shares(input, other)) {
@@ -122,7 +123,7 @@ fn check_beside(a: &RankProgram, b: &RankProgram) -> Result<(), RuntimeError> {
             };
             if let Some(buffer) = other.buffers.iter().find(touches) {
                 return Err(RuntimeError::Launch(format!(
-                    "two programs of a session do not fit together: one keeps `{}` of rank {} where the other has `{}`",
+                    "two programs of a session conflict: one keeps `{}` of rank {} where the other has `{}`",
                     input.name, mine.rank, buffer.label
                 )));
             }
@@ -132,11 +133,12 @@ fn check_beside(a: &RankProgram, b: &RankProgram) -> Result<(), RuntimeError> {
 }
 
 impl Session {
-    /// Starts a thread for every rank of this process, which prepares its program. Before that, all processes compare their programs.
+    /// Starts a thread for every rank of this process, which prepares its program. Before that, all processes compare
+    /// their programs.
     ///
     /// # Errors
-    /// Programs that do not fit together or cannot be loaded; too little memory; processes that run other programs, do not come, or
-    /// are not as many as the ranks.
+    /// Programs that do not fit together or cannot be loaded; too little memory; processes that run other programs, do
+    /// not respond, or whose number is not that of the ranks.
     pub fn launch(programs: Vec<RankProgram>, options: LaunchOptions) -> Result<Session, RuntimeError> {
         check(&programs)?;
         let programs: Arc<[RankProgram]> = programs.into();
@@ -155,7 +157,7 @@ impl Session {
         Session::launch_on(programs, processes, local, engine, options)
     }
 
-    /// A session of programs that a device of this process has, all ranks of their mesh.
+    /// A session with the programs of a device of this process, which are those of all ranks of their mesh.
     ///
     /// # Errors
     /// Programs that do not fit together.
@@ -167,14 +169,14 @@ impl Session {
         Session::launch_on(programs, processes, local, Engine::Device(Attached::new(device)), options)
     }
 
-    /// Loads another program over the same arenas, executed by the same threads, and selects it. Parameters, state, constants and numbers of
-    /// the step that lie where they lie in a program of the session are that program's: nothing is copied, and what is written to one is
-    /// written to all. Arenas grow where they lie if the program needs more. Costs no more than loading a program does; on a device,
-    /// programs that are executed in turn are loaded again each time.
+    /// Loads another program over the same arenas, executed by the same threads, and selects it. The program shares
+    /// parameters, state, constants and scalars that are at the same place in another program of the session: nothing
+    /// is copied, and a write to one is a write to all. Arenas grow in place if the program needs more memory. The cost
+    /// is that of loading a program; a device reloads programs that are executed in turn.
     ///
     /// # Errors
-    /// As [`Session::launch`]; a program that touches what another one keeps. After an error of loading the session cannot be stepped any
-    /// more, only read.
+    /// The errors of [`Session::launch`]; a program that overwrites values that another one keeps. After an error during
+    /// loading, the session can only be read and not be stepped any more.
     pub fn add(&mut self, programs: Vec<RankProgram>) -> Result<ProgramId, RuntimeError> {
         self.check_usable()?;
         check(&programs)?;
@@ -203,19 +205,19 @@ impl Session {
         Ok(id)
     }
 
-    /// The program that calls are about.
+    /// The program that calls refer to.
     pub fn selected(&self) -> ProgramId {
         self.selected
     }
 
-    /// Lets the following calls be about a program: writing its data, running it, reading what it gave. What an output holds is of use
-    /// until another program runs.
+    /// Selects the program that the following calls refer to: writing its data, running it, reading its outputs. The
+    /// outputs stay valid until another program runs.
     ///
     /// # Errors
-    /// A device that cannot load it again.
+    /// A device that cannot load the program.
     ///
     /// # Panics
-    /// If the program is of another session, which has more of them.
+    /// If the program belongs to another session, which has more programs.
     pub fn select(&mut self, id: ProgramId) -> Result<(), RuntimeError> {
         let Launched { shared, .. } = &self.programs[id.0];
         if let (Engine::Device(device), true) = (&shared.engine, id != self.on_device) {
@@ -227,11 +229,11 @@ impl Session {
         Ok(())
     }
 
-    /// Puts other programs in the place of the selected ones; what persistent buffers hold stays where it is. For the peeled first
-    /// step of an optimizer, whose programs have the same inputs in the same order and therefore the same persistent layout.
+    /// Replaces the selected programs; persistent buffers keep their contents. This is for the separate first step of
+    /// an optimizer, whose programs have the same inputs in the same order and therefore the same persistent layout.
     ///
     /// # Errors
-    /// As [`Session::add`]; programs whose inputs differ.
+    /// The errors of [`Session::add`]; programs whose inputs differ.
     pub fn switch_to(&mut self, programs: Vec<RankProgram>) -> Result<(), RuntimeError> {
         let id = self.selected;
         let replaced = self.in_place_of_selected(programs);
@@ -250,7 +252,7 @@ impl Session {
         for (old, new) in self.shared().programs.iter().zip(&programs) {
             let same = old.inputs == new.inputs && old.inputs.iter().all(|i| old.place(i) == new.place(i));
             if !same {
-                let reason = "a program in the place of another must have the same inputs at the same places";
+                let reason = "a program that replaces another must have the same inputs at the same places";
                 return Err(RuntimeError::Launch(reason.into()));
             }
         }
@@ -345,12 +347,13 @@ impl Session {
         &self.launched().loaded
     }
 
-    /// The programs of all ranks, of every program of the session in the order in which they were added.
+    /// The programs of all ranks, for every program of the session in the order in which they were added.
     pub fn programs(&self) -> impl Iterator<Item = &[RankProgram]> {
         self.programs.iter().map(|p| &*p.shared.programs)
     }
 
-    /// Whether an input of the selected program was given a value on all ranks of this process, by this program or one that shares it.
+    /// Whether an input of the selected program was written on all ranks of this process, by this program or one that
+    /// shares the input.
     pub fn is_written<'a>(&self, name: impl Into<InputName<'a>>) -> bool {
         let input = name.into().find(&self.program(0).inputs);
         input.is_ok_and(|input| self.loaded().iter().all(|rank| rank.written[input].is_set()))
@@ -361,7 +364,7 @@ impl Session {
         self.shared().programs.len()
     }
 
-    /// The ranks that this process runs: all of them, if it is alone.
+    /// The ranks that this process runs: all of them, if it is the only process.
     pub fn local_ranks(&self) -> Range<usize> {
         self.shared().local.clone()
     }
@@ -371,7 +374,7 @@ impl Session {
         &self.shared().processes
     }
 
-    /// How long something that all processes do together may take.
+    /// The deadline of operations that all processes perform together.
     pub(crate) fn deadline(&self) -> Duration {
         self.shared().options.deadline
     }
@@ -381,42 +384,44 @@ impl Session {
         &self.shared().programs[rank]
     }
 
-    /// What is known of a rank of this process.
+    /// The state of a rank of this process.
     fn local(&self, rank: usize) -> Option<(&Loaded, &RankShared)> {
         let at = rank.checked_sub(self.shared().local.start)?;
         Some((self.loaded().get(at)?, self.shared().ranks.get(at)?))
     }
 
-    /// Bytes of a rank's arena: exactly what its programs ask for.
+    /// Bytes of a rank's arena: exactly what its programs need.
     pub fn allocated_bytes(&self, rank: usize) -> usize {
         let arena = self.local(rank).and_then(|(loaded, _)| loaded.arena.as_ref());
         arena.map_or(self.program(rank).arena_bytes, |arena| arena.allocated_bytes())
     }
 
-    /// Bytes that a rank's kernels use besides the arena: tiles of fused loops, packed blocks of
-    /// products. 0 for a rank of another process.
+    /// Bytes that a rank's kernels use in addition to the arena: tiles of fused loops, packed blocks of products. 0 for
+    /// a rank of another process.
     pub fn scratch_bytes(&self, rank: usize) -> usize {
         self.local(rank).map_or(0, |(loaded, _)| loaded.scratch_bytes)
     }
 
-    /// Says what must be the same on all processes: it is compared at the first step of the programs, and after
-    /// [`Session::compare_again`]. `name` is the subject of the message, for example `the learning rate`.
+    /// Declares a value that must be the same on all processes: it is compared at the first step of the programs, and
+    /// after [`Session::compare_again`]. `name` is the subject of the message, for example `the learning rate`.
     pub fn must_agree(&mut self, name: &str, value: impl Display) {
         if self.shared().processes.count() > 1 {
             self.given.set(name, value.to_string());
         }
     }
 
-    /// Lets the next step compare what was given, as the first one does: after parameters and state have become those of a checkpoint.
+    /// Makes the next step compare the declared values, as the first one does. For use after a checkpoint was loaded
+    /// into parameters and state.
     pub fn compare_again(&mut self) {
         self.programs.iter_mut().for_each(|p| p.complete = false);
     }
 
-    /// Runs the programs once: waits until the ranks of this process have. At the first step, all processes compare what they were given.
+    /// Runs the programs once, and waits for the ranks of this process. At the first step, all processes compare their
+    /// inputs.
     ///
     /// # Errors
-    /// Inputs that were never written, or others on other processes; the cause, if a rank failed: after that every step is an error. What each rank said is in
-    /// [`Session::rank_error`].
+    /// Inputs that were never written, or differ between processes; the cause, if a rank failed, after which every step
+    /// is an error. [`Session::rank_error`] has the error of each rank.
     pub fn step(&mut self) -> Result<StepReport, RuntimeError> {
         self.check_usable()?;
         if !self.launched().complete {
@@ -447,13 +452,14 @@ impl Session {
     }
 
     fn step_error(&self) -> Option<RuntimeError> {
-        // The cause is the error of the rank that failed first; the others only gave up. Where all ranks of this process have finished
-        // the step, it is done: a failure elsewhere shows in the next collective or read, which can say what it was about.
+        // The cause is the error of the rank that failed first; the others only gave up. If all ranks of this process
+        // have finished the step, it is done: a failure elsewhere shows in the next collective or read, whose error
+        // names the operation.
         let cause = self.shared().processes.failure().map(|f| f.0);
         cause.into_iter().chain(self.local_ranks()).find_map(|rank| self.rank_error(rank))
     }
 
-    /// The first parameter or tensor of the batch that was never written, or on some ranks of this process only.
+    /// The first parameter or tensor of the batch that was never written, or only on some ranks of this process.
     pub fn unwritten(&self) -> Option<&str> {
         let inputs = self.program(0).inputs.iter().enumerate();
         let mut needed = inputs.filter(|(_, i)| matches!(i.kind, InputKind::Parameter | InputKind::Data));
@@ -465,7 +471,7 @@ impl Session {
         needed.find(|(input, _)| !written(*input)).map(|(_, i)| i.name.as_str())
     }
 
-    /// An error if a rank failed or a load was left half done: what the arenas hold is then of no use.
+    /// An error if a rank failed or a load was interrupted: the contents of the arenas are then useless.
     pub(crate) fn check_usable(&self) -> Result<(), RuntimeError> {
         match &self.failed {
             Some(reason) => Err(RuntimeError::Poisoned(reason.clone())),
@@ -483,8 +489,8 @@ impl Session {
         lock(&self.local(rank)?.1.result).clone().err()
     }
 
-    /// What a rank's communicator has executed since the launch or the latest
-    /// [`Session::reset_counters`], for the selected program; nothing for a rank of another process.
+    /// The collectives that a rank's communicator has executed since the launch or the latest
+    /// [`Session::reset_counters`], for the selected program; none for a rank of another process.
     pub fn collectives(&self, rank: usize) -> Vec<CollectiveCount> {
         let local = self.local(rank);
         local.map_or_else(Vec::new, |(_, r)| r.counters.summary(self.program(rank).collectives()))
@@ -500,7 +506,7 @@ impl Session {
         self.programs.iter().flat_map(|p| &p.shared.ranks).for_each(|r| r.counters.reset());
     }
 
-    /// The recorded actions of this process's ranks as Chrome trace events, one line each; Perfetto opens them.
+    /// The recorded actions of this process's ranks as Chrome trace events, one line each; Perfetto can open them.
     pub fn trace_json(&self) -> String {
         let traces: Vec<_> = self.shared().ranks.iter().map(|rank| lock(&rank.trace)).collect();
         let ranks: Vec<_> =
@@ -508,8 +514,8 @@ impl Session {
         trace::json(&ranks)
     }
 
-    /// The share of the latest step's wall time, from the call of [`Session::step`] to its end, that the recorded actions of a
-    /// rank take, as the mean of this process's ranks; none if not all of its actions are in the trace.
+    /// The share of the latest step's wall time, from the call of [`Session::step`] to its end, that the recorded
+    /// actions of a rank take, averaged over this process's ranks; `None` if not all of its actions are in the trace.
     pub fn traced_share(&self) -> Option<f64> {
         let ranks = &self.shared().ranks;
         let each = ranks.iter().map(|rank| lock(&rank.trace).latest());
@@ -517,13 +523,13 @@ impl Session {
         Some(total as f64 * 1e-9 / ranks.len() as f64 / self.latest)
     }
 
-    /// The latest collectives of all ranks, and the first failure: for whoever looks into one.
+    /// The latest collectives of all ranks, and the first failure.
     pub fn flight_record(&self) -> FlightRecord {
         self.shared().processes.flight_record()
     }
 }
 
-/// Lets the threads, so many if they could be started, load a program, or finds it on the device, together with all processes.
+/// Makes the given number of threads load a program, or loads it on the device, together with all processes.
 fn load(
     shared: Arc<Shared>,
     id: ProgramId,
@@ -548,7 +554,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         self.crew.command(Command::Exit);
         for thread in self.threads.drain(..) {
-            // A rank thread catches its panics; there is nothing to do about one that did not.
+            // A rank thread catches its panics; if one did not, nothing can be done about it.
             let _ = thread.join();
         }
     }

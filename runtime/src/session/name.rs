@@ -1,12 +1,12 @@
-//! How a caller says which input it means.
+//! How a caller names an input.
 //!
-//! An input is identified by its kind and its name. A name alone is enough where the inputs of only one kind have it.
+//! An input is identified by its kind and its name. A name alone suffices if only one kind of input has it.
 
 use crate::error::RuntimeError;
 use tpc_ir::InputKind;
 use tpc_ir::program::InputBinding;
 
-/// The name of an input, with its kind or without.
+/// The name of an input, with or without its kind.
 #[derive(Clone, Copy, Debug)]
 pub struct InputName<'a> {
     kind: Option<InputKind>,
@@ -41,7 +41,7 @@ impl InputName<'_> {
     /// The position of the input among those of a program.
     ///
     /// # Errors
-    /// No such input, or several kinds that have the name.
+    /// No such input, or several kinds of input with this name.
     pub(super) fn find(self, inputs: &[InputBinding]) -> Result<usize, RuntimeError> {
         let is_meant = |i: &InputBinding| i.name == self.name && self.kind.is_none_or(|kind| kind == i.kind);
         let mut found = inputs.iter().enumerate().filter(|(_, i)| is_meant(i));

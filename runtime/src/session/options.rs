@@ -10,30 +10,31 @@ pub enum Backend {
     /// A thread for every rank.
     #[default]
     Cpu,
-    /// NVIDIA GPUs, with the feature `cuda`: a process alone runs all ranks on the first one, processes that were launched together
-    /// run theirs on that of their number on the host, and communicate by NCCL. Has not run on a real one yet, see `GPU.md`.
+    /// NVIDIA GPUs, with the feature `cuda`: a single process runs all ranks on the first GPU. Processes that were
+    /// launched together use the GPUs with their numbers on the host, and communicate over NCCL. This has not run on a
+    /// real GPU yet, see `GPU.md`.
     ///
-    /// Where processes share a GPU, launching sets the variables of the environment that NCCL needs for that, unless they are set:
-    /// other threads must not read the environment meanwhile except through Rust's library.
+    /// If processes share a GPU, launching sets the environment variables that NCCL needs for that, unless they are
+    /// set: during the launch, other threads may only read the environment through Rust's library.
     Cuda,
 }
 
 /// How programs are launched.
 #[derive(Clone, Debug)]
 pub struct LaunchOptions {
-    /// How long a collective, or something that all processes do together, may take before it is an error.
+    /// Deadline of a collective, or of another operation that all processes perform together.
     pub deadline: Duration,
-    /// Whether every rank is bound to a core of its own; without effect if there are fewer cores
-    /// than ranks.
+    /// Whether every rank is bound to its own core; has no effect if there are fewer cores than ranks.
     pub pin: bool,
-    /// How many of the latest actions each rank keeps for [`Session::trace_json`](super::Session::trace_json); 0 records none.
+    /// How many of the latest actions each rank keeps for [`Session::trace_json`](super::Session::trace_json); 0
+    /// disables recording.
     pub trace: usize,
-    /// Makes a rank fail, for tests of what the others do.
+    /// Injects a failure, to test the reaction of the other ranks.
     pub fault: Option<Fault>,
-    /// The processes of the world that this one was launched in ([`crate::launch::join`]); without them, all ranks are threads of this
-    /// process. Every process launches the same sessions in the same order, and makes the same calls.
+    /// The processes of the world that this one was launched in ([`crate::launch::join`]); without them, all ranks are
+    /// threads of this process. Every process must launch the same sessions in the same order, and make the same calls.
     pub processes: Option<Arc<dyn Processes>>,
-    /// What executes the ranks. On a device there are no traces, and no times of collectives.
+    /// What executes the ranks. A device records no traces and no times of collectives.
     pub backend: Backend,
 }
 
@@ -50,23 +51,23 @@ impl Default for LaunchOptions {
     }
 }
 
-/// A failure on purpose.
+/// An injected failure.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fault {
     /// The rank that fails.
     pub rank: usize,
-    /// The step in which it does, counted from 0.
+    /// The step in which it fails, counted from 0.
     pub step: u64,
     /// How it fails, before its first action.
     pub kind: FaultKind,
 }
 
-/// How a rank fails on purpose.
+/// How an injected failure behaves.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FaultKind {
-    /// It panics.
+    /// The rank panics.
     Panic,
-    /// It does nothing for a while, or until a peer gives up.
+    /// The rank does nothing for a while, or until a peer gives up.
     Stall(Duration),
     /// Its process is killed.
     Kill,

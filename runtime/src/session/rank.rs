@@ -1,4 +1,4 @@
-//! What the thread of a rank does: load programs, and execute one of them when it is told to.
+//! The thread of a rank: it loads programs, and executes one of them on command.
 
 use super::attached::Attached;
 use super::bindings::check_bindings;
@@ -19,12 +19,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 use tpc_ir::program::RankProgram;
 
-/// What the ranks of this process are to do.
+/// A command to the ranks of this process.
 #[derive(Clone)]
 pub(super) enum Command {
-    /// Load a program, in the place of one of that number.
+    /// Load a program, replacing the one with this number.
     Load(usize, Arc<Shared>),
-    /// Run a program once, for which it is the step of that number.
+    /// Run a program once; the second number counts its steps.
     Step(usize, u64),
     /// End the thread.
     Exit,
@@ -34,7 +34,7 @@ pub(super) enum Command {
 pub(super) struct Crew {
     command: Mutex<(u64, Command)>,
     commanded: Condvar,
-    /// Ranks of this process that have done what they were told.
+    /// Number of ranks of this process that have finished the command.
     finished: Mutex<usize>,
     all_finished: Condvar,
 }
@@ -49,7 +49,7 @@ impl Crew {
         }
     }
 
-    /// Tells all threads what to do.
+    /// Sends a command to all threads.
     pub(super) fn command(&self, command: Command) {
         *lock(&self.finished) = 0;
         let mut slot = lock(&self.command);
@@ -57,7 +57,7 @@ impl Crew {
         self.commanded.notify_all();
     }
 
-    /// Waits until so many threads have done what they were told.
+    /// Waits until this many threads have finished the command.
     pub(super) fn wait(&self, threads: usize) {
         let mut finished = lock(&self.finished);
         while *finished < threads {
@@ -65,7 +65,7 @@ impl Crew {
         }
     }
 
-    /// The next command after the one of that number.
+    /// The next command after the one with this number.
     fn next(&self, seen: &mut u64) -> Command {
         let mut command = lock(&self.command);
         while command.0 == *seen {
@@ -81,25 +81,25 @@ impl Crew {
     }
 }
 
-/// What a session and the threads of its ranks share of one of its programs.
+/// The state that a session and the threads of its ranks share about one of its programs.
 pub(super) struct Shared {
     pub(super) epoch: Instant,
     pub(super) clock: Clock,
     pub(super) options: LaunchOptions,
-    /// Of all ranks.
+    /// For all ranks.
     pub(super) programs: Arc<[RankProgram]>,
     pub(super) processes: Arc<dyn Processes>,
     pub(super) engine: Engine,
     /// The ranks of this process.
     pub(super) local: Range<usize>,
-    /// Of the ranks of this process.
+    /// For the ranks of this process.
     pub(super) ranks: Vec<RankShared>,
 }
 
 /// What executes the ranks of this process.
 #[derive(Clone)]
 pub(super) enum Engine {
-    /// A thread for each, which meet here.
+    /// A thread for each rank, with these communicators.
     Threads(Arc<dyn Communicators>),
     /// A device.
     Device(Arc<Attached>),
@@ -133,7 +133,7 @@ struct Ready {
     world: Arc<dyn Communicators>,
 }
 
-/// What a rank's thread does: what it is told to, until it is to exit.
+/// Runs a rank's thread: executes commands until it is told to exit.
 pub(super) fn rank_thread(crew: &Crew, rank: usize) {
     let mut programs: Vec<Option<Ready>> = Vec::new();
     let mut seen = 0;
@@ -143,7 +143,7 @@ pub(super) fn rank_thread(crew: &Crew, rank: usize) {
                 if programs.len() <= number {
                     programs.resize_with(number + 1, || None);
                 }
-                // The memory of the one that is replaced is free before that of the new one is taken.
+                // The memory of the replaced program is freed before that of the new one is allocated.
                 programs[number] = None;
                 let (ready, loaded) = load(shared.clone(), rank);
                 programs[number] = ready;
@@ -199,8 +199,8 @@ impl Ready {
                 epoch: shared.epoch,
                 current: &mine.current,
             };
-            // SAFETY: the session does not touch the arena until all ranks have finished the step, and tells its threads to execute one
-            // program at a time.
+            // SAFETY: the session does not access the arena until all ranks have finished the step, and makes its
+            // threads execute one program at a time.
             unsafe { executable.step(&mut around) }
         }));
         let result = result.unwrap_or_else(|panic| {

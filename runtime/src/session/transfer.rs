@@ -1,7 +1,8 @@
 //! Writing inputs and reading outputs, between steps.
 //!
-//! Writing takes the whole tensor, or a loader, on every process, and fills the boxes of its own ranks. Reading gives the same bytes to
-//! every process: what its own ranks hold it takes from their arenas, the rest comes from the others.
+//! Writing takes the whole tensor, or a loader, on every process, and fills the boxes of its own ranks. Reading returns
+//! the same bytes on every process: elements of its own ranks come from their arenas, the others come from the other
+//! processes.
 
 use super::Session;
 use super::bindings::output_name;
@@ -36,7 +37,7 @@ impl Session {
         })
     }
 
-    /// The bytes of a binding in the arena of a rank of this process. Between steps the session alone uses the arenas.
+    /// The bytes of a binding in the arena of a rank of this process. Between steps only the session uses the arenas.
     fn bytes(&self, rank: usize, binding: &Binding) -> Result<(*mut u8, usize), RuntimeError> {
         let elsewhere = || RuntimeError::Launch(format!("rank {rank} is run by another process, or on a device"));
         let arena = self.local(rank).and_then(|(loaded, _)| loaded.arena.as_ref()).ok_or_else(elsewhere)?;
@@ -45,10 +46,11 @@ impl Session {
         Ok((place.base, binding.view.elements() * binding.view.dtype.bytes()))
     }
 
-    /// Lets `fill` write the dense bytes of the box that a rank of this process has of an input.
+    /// Calls `fill` to write the dense bytes of a rank's box of an input; the rank belongs to this process.
     ///
     /// # Safety
-    /// Nobody else reads or writes the box meanwhile: the session is borrowed mutably, by whoever calls this for different boxes only.
+    /// Nothing else may read or write the box during the call: the session is borrowed mutably, and concurrent calls
+    /// must be for different boxes.
     unsafe fn fill<E: From<RuntimeError>>(
         &self,
         rank: usize,
@@ -60,9 +62,10 @@ impl Session {
         match &self.shared().engine {
             Engine::Threads(_) => {
                 let (base, len) = self.bytes(rank, binding)?;
-                // SAFETY: the view was found to lie in the arena, it is dense (checked when loading), and the ranks are between steps,
-                // which only a mutable borrow of the session can change. Other processes' ranks read and write it in collectives only,
-                // which end before a step does. Nobody else uses the box, as the caller promises.
+                // SAFETY: the view was checked to be in the arena, it is dense (checked when loading), and the ranks
+                // are between steps, which only a mutable borrow of the session can change. Ranks of other processes
+                // access it in collectives only, which end before a step does. Nothing else uses the box, as the caller
+                // promises.
                 fill(&request, unsafe { std::slice::from_raw_parts_mut(base, len) })?;
             }
             Engine::Device(device) => {
@@ -83,17 +86,18 @@ impl Session {
             return device.read(rank, binding, bytes).map(Cow::Owned);
         }
         let (base, len) = self.bytes(rank, binding)?;
-        // SAFETY: as in `Session::fill`; nobody writes while `&self` is borrowed.
+        // SAFETY: as in `Session::fill`; nothing writes while `&self` is borrowed.
         Ok(Cow::Borrowed(&unsafe { std::slice::from_raw_parts(base, len) }[bytes]))
     }
 
-    /// All of them, and which box they are.
+    /// All dense bytes of a binding, and their box.
     pub(crate) fn box_of(&self, rank: usize, binding: &Binding) -> Result<(BoxRequest, Cow<'_, [u8]>), RuntimeError> {
         let len = binding.view.elements() * binding.view.dtype.bytes();
         Ok((BoxRequest::of(binding), self.part_of(rank, binding, 0..len)?))
     }
 
-    /// Shows what a rank of this process holds of the wanted elements: dense bytes, and the place of the first of them among the wanted.
+    /// Passes on what a rank of this process holds of the wanted elements: dense bytes, and the position of their first
+    /// element among the wanted ones.
     fn show_held(
         &self,
         rank: usize,
@@ -103,7 +107,7 @@ impl Session {
     ) -> Result<(), RuntimeError> {
         let size = binding.view.dtype.bytes();
         let request = BoxRequest::of(binding);
-        // Of a box on a device, only the part that is asked for comes here.
+        // Transfers only the requested part of a box on a device.
         let mut span: Option<(usize, usize)> = None;
         meet_all(request.element_runs(), wanted.clone(), &mut |a, _, n| {
             let (first, end) = span.unwrap_or((a, a + n));
@@ -117,8 +121,8 @@ impl Session {
         Ok(())
     }
 
-    /// Writes an input from the dense bytes of the whole tensor, in its element type and native byte
-    /// order; every rank gets its box.
+    /// Writes an input from the dense bytes of the whole tensor, in its element type and native byte order; every rank
+    /// gets its box.
     ///
     /// # Errors
     /// No such input, or the wrong number of bytes.
@@ -132,7 +136,7 @@ impl Session {
             let shape = format!("{dtype}{:?}", binding.layout);
             return Err(RuntimeError::Size { name: name.into(), expected, given: data.len(), shape });
         }
-        // Scalars and seeds follow from what the caller says must agree.
+        // Scalars and seeds follow from values that the caller declares to be equal.
         let of_step = matches!(self.program(0).inputs[input].kind, InputKind::Scalar | InputKind::Seed);
         if self.processes().count() > 1 && !of_step {
             self.must_agree(&format!("the digest of input `{name}`"), Digest::of(data));
@@ -158,10 +162,11 @@ impl Session {
         self.write_bytes(name, &element::encode(dtype, data))
     }
 
-    /// Lets a loader fill the box of one rank, so that nobody holds the whole tensor; does nothing for a rank of another process.
+    /// Lets a loader fill the box of one rank, so that no process holds the whole tensor; does nothing for a rank of
+    /// another process.
     ///
     /// # Errors
-    /// No such input, or what the loader says.
+    /// No such input, or the loader's error.
     pub fn write_box<'a>(
         &mut self,
         name: impl Into<InputName<'a>>,
@@ -178,10 +183,10 @@ impl Session {
         unsafe { self.fill(rank, input, |request, to| reader(request, to).map_err(failed)) }
     }
 
-    /// Fills the boxes of all ranks at the same time, each rank's in a thread of its own and its own process.
+    /// Fills the boxes of all ranks at the same time, each in a separate thread of the rank's process.
     ///
     /// # Errors
-    /// The first failing rank's of this process, else that of another.
+    /// The error of the first failing rank of this process, otherwise the error of another process.
     pub fn fill_ranks<E: Send + Display + From<RuntimeError>>(
         &mut self,
         fill: &(dyn Fn(&mut RankInputs<'_>) -> Result<(), E> + Sync),
@@ -191,11 +196,11 @@ impl Session {
         self.agree("fill inputs", filled, |_| Vec::new()).map(drop)
     }
 
-    /// What this and all processes made of something that they do together: an error if it is one on any of them. `to_bytes` is what
-    /// the others are told of a success.
+    /// Combines the results of an operation that all processes perform together: an error if it failed on any of them.
+    /// `to_bytes` makes the message to the others about a success.
     ///
     /// # Errors
-    /// This process's own, else that of the lowest process that has one.
+    /// The error of this process, otherwise that of the lowest process that has one.
     pub fn agree<T, E: Display + From<RuntimeError>>(
         &self,
         purpose: &str,
@@ -209,8 +214,8 @@ impl Session {
         Ok((mine, all))
     }
 
-    /// Puts together any elements of a tensor from the boxes of all ranks, densely into `into`. Of equal boxes that several ranks hold,
-    /// one is taken.
+    /// Assembles any elements of a tensor from the boxes of all ranks, densely into `into`. If several ranks hold equal
+    /// boxes, one is taken.
     fn gather<'a>(
         &self,
         name: &str,
@@ -262,7 +267,7 @@ impl Session {
         if held == total { Ok(()) } else { Err(RuntimeError::Incomplete { name: name.into(), held, total }) }
     }
 
-    /// The process of a rank: all have equally many.
+    /// The process of a rank: all processes have equally many ranks.
     fn process_of(&self, rank: usize) -> usize {
         rank / self.local_ranks().len()
     }
@@ -274,11 +279,11 @@ impl Session {
         Ok(whole)
     }
 
-    /// Reads an output: the dense bytes of the whole tensor in its element type. Of equal boxes that
-    /// several ranks hold, the first rank's is taken.
+    /// Reads an output: the dense bytes of the whole tensor in its element type. If several ranks hold equal boxes, the
+    /// first rank's is taken.
     ///
     /// # Errors
-    /// No such output, or boxes that do not make up the whole; a process that does not come.
+    /// No such output, or boxes that do not cover the whole tensor; a process that does not respond.
     pub fn read(&self, kind: &OutputKind) -> Result<Vec<u8>, RuntimeError> {
         let output = self.output(kind)?;
         self.whole(&output_name(kind), |rank| &self.program(rank).outputs[output].binding)
@@ -287,16 +292,16 @@ impl Session {
     /// [`Session::read`] as floats.
     ///
     /// # Errors
-    /// As [`Session::read`].
+    /// The errors of [`Session::read`].
     pub fn read_f64(&self, kind: &OutputKind) -> Result<Vec<f64>, RuntimeError> {
         let output = self.output(kind)?;
         Ok(element::decode(self.program(0).outputs[output].binding.view.dtype, &self.read(kind)?))
     }
 
-    /// Reads what an input holds now: a parameter after some steps.
+    /// Reads the current contents of an input, for example a parameter after some steps.
     ///
     /// # Errors
-    /// No such input, or boxes that do not make up the whole; a process that does not come.
+    /// No such input, or boxes that do not cover the whole tensor; a process that does not respond.
     pub fn read_input<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<u8>, RuntimeError> {
         let name = name.into();
         let (input, name) = (self.input(name)?, name.name);
@@ -306,18 +311,19 @@ impl Session {
     /// [`Session::read_input`] as floats.
     ///
     /// # Errors
-    /// As [`Session::read_input`].
+    /// The errors of [`Session::read_input`].
     pub fn read_input_f64<'a>(&self, name: impl Into<InputName<'a>>) -> Result<Vec<f64>, RuntimeError> {
         let name = name.into();
         let input = self.input(name)?;
         Ok(element::decode(self.program(0).inputs[input].binding.view.dtype, &self.read_input(name)?))
     }
 
-    /// Reads consecutive elements of what an input holds now, in row-major order of the whole tensor: a saver's strip, so that
-    /// nobody holds the whole. `into` takes `first..end` and is dense in the input's element type.
+    /// Reads consecutive elements of an input's current contents, in row-major order of the whole tensor, so that a
+    /// saver need not hold the whole tensor. `into` receives `first..end` densely in the input's element type.
     ///
     /// # Errors
-    /// No such input, `into` of another size, or boxes that do not make up these elements; a process that does not come.
+    /// No such input, `into` of another size, or boxes that do not cover these elements; a process that does not
+    /// respond.
     pub fn read_range<'a>(
         &self,
         name: impl Into<InputName<'a>>,
@@ -328,10 +334,10 @@ impl Session {
         self.read_runs(name, &Runs::range(first, end), into)
     }
 
-    /// Reads any elements of what an input holds now, densely into `into`, in the input's element type.
+    /// Reads any elements of an input's current contents, densely into `into`, in the input's element type.
     ///
     /// # Errors
-    /// As [`Session::read_range`].
+    /// The errors of [`Session::read_range`].
     pub fn read_runs<'a>(
         &self,
         name: impl Into<InputName<'a>>,
@@ -366,16 +372,16 @@ impl Session {
     /// Reads one rank's box of an output.
     ///
     /// # Errors
-    /// No such output; a process that does not come.
+    /// No such output; a process that does not respond.
     pub fn read_rank(&self, kind: &OutputKind, rank: usize) -> Result<Vec<u8>, RuntimeError> {
         let output = self.output(kind)?;
         self.one_box(&output_name(kind), rank, &self.program(rank).outputs[output].binding)
     }
 
-    /// Shows a saver one rank's box of an input, so that nobody holds the whole tensor.
+    /// Passes one rank's box of an input to a saver, so that no process holds the whole tensor.
     ///
     /// # Errors
-    /// No such input, or what the saver says; a process that does not come.
+    /// No such input, or the saver's error; a process that does not respond.
     pub fn read_box<'a>(
         &self,
         name: impl Into<InputName<'a>>,
@@ -393,7 +399,7 @@ impl Session {
     }
 }
 
-/// The inputs of one rank, while all ranks' are filled: see [`Session::fill_ranks`].
+/// The inputs of one rank, while those of all ranks are filled: see [`Session::fill_ranks`].
 pub struct RankInputs<'a> {
     session: &'a Session,
     rank: usize,
@@ -410,10 +416,11 @@ impl RankInputs<'_> {
         self.session.program(self.rank)
     }
 
-    /// Lets `fill` write the dense bytes of the rank's box of an input, given by its position among the program's inputs.
+    /// Calls `fill` to write the dense bytes of the rank's box of an input, given by its position among the program's
+    /// inputs.
     ///
     /// # Errors
-    /// What `fill` says.
+    /// Those of `fill`.
     ///
     /// # Panics
     /// If the program has no such input.
@@ -422,15 +429,15 @@ impl RankInputs<'_> {
         input: usize,
         fill: impl FnOnce(&BoxRequest, &mut [u8]) -> Result<(), E>,
     ) -> Result<(), E> {
-        // SAFETY: `Session::fill_ranks` borrows the session mutably, makes one of these for each rank, and each rank has boxes of its
-        // own; `&mut self` lets only one of them be written at a time.
+        // SAFETY: `Session::fill_ranks` borrows the session mutably and creates one of these for each rank, and each
+        // rank has separate boxes; `&mut self` lets only one of them be written at a time.
         unsafe { self.session.fill(self.rank, input, fill) }?;
         self.session.processes().progress();
         Ok(())
     }
 }
 
-/// Calls `f` for ranks at the same time, and gives what it gave for each; of several errors, the lowest rank's is given.
+/// Calls `f` for ranks at the same time, and returns the result for each; of several errors, the lowest rank's.
 pub(crate) fn each_rank<T: Send, E: Send>(
     ranks: std::ops::Range<usize>,
     f: &(dyn Fn(usize) -> Result<T, E> + Sync),

@@ -1,8 +1,8 @@
 // cublasLt without a GPU: plain loops on the queues of the fake driver.
 //
-// TPC_FAKE_CUBLASLT says what else it cannot do. `no_epilogues`: it finds no algorithm for an epilogue. (That a matrix
-// is added, it does not know before it is called.) `failing_epilogues`: it finds some, all of which fail when they are
-// called for an epilogue or to add a matrix. `first_fails`: only the first of them does.
+// TPC_FAKE_CUBLASLT selects further limitations. `no_epilogues`: no algorithm is found for an epilogue (an added matrix
+// only shows when the library is called). `failing_epilogues`: algorithms are found, but all of them fail when they are
+// called for an epilogue or to add a matrix. `first_fails`: only the first of them fails.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -72,7 +72,7 @@ static size_t bytes(int type) { return type == 1 ? 8 : type == 0 ? 4 : 2; }
 static int refused(const Operation* o, const Layout* a, const Layout* b, const Layout* c, const Layout* d) {
     const int e = o->epilogue;
     if (e != 1 && e != BIAS && e != RELU && e != (RELU | BIAS) && (e & ~(BIAS | AUX)) != GELU) return 15;
-    // Operands are of one type; the sum is of that, or of f32; what is added is as the result.
+    // Operands have one type; the sum has that type, or f32; an added matrix has the result's type.
     const bool narrow = a->type == 14 || a->type == 2;
     if (a->type != b->type || (d->type != a->type && !(narrow && d->type == 0)) || c->type != d->type) return 15;
     if ((d->type == 1) != (o->scale == 1)) return 15;
@@ -94,7 +94,7 @@ API int cublasLtMatmulAlgoGetHeuristic(void*, Operation* o, Layout* a, Layout* b
     *n = most < 2 ? most : 2;
     for (int i = 0; i < *n; i++) {
         memset(&r[i], 0, sizeof(Result));
-        // Whoever is called with an algorithm must keep to the alignment that it was made for.
+        // A call with an algorithm must keep to the alignment that the algorithm was made for.
         r[i].algorithm[0] = 42;
         for (int x = 0; x < 4; x++) r[i].algorithm[1 + x] = p->aligned[x];
         r[i].algorithm[5] = i;
@@ -157,14 +157,14 @@ API int cublasLtMatmul(void*, Operation* o, const void* alpha, const char* a, La
     const uint64_t k = o->transposed[0] ? la->rows : la->columns, other = o->transposed[1] ? lb->columns : lb->rows;
     if (algorithm[0] != 42 || k != other) return 7;
     if (int no = refused(o, la, lb, lc, ld)) return no;
-    // In place, both have one layout.
+    // In place, both have the same layout.
     if (c == d && (lc->leading != ld->leading || lc->stride != ld->stride)) return 7;
     if (c != d && add == 0) return 7;
     const bool plain = o->epilogue == 1 && add == 0;
     if (!plain && (told("failing_epilogues") || (told("first_fails") && algorithm[5] == 0))) return 15;
     const uintptr_t places[] = {(uintptr_t)a, (uintptr_t)b, (uintptr_t)c, (uintptr_t)d};
     for (int x = 0; x < 4; x++) if (places[x] % algorithm[1 + x]) return 7;
-    // A bias is read as the result is written.
+    // A bias has the alignment of the result.
     if (o->epilogue != 1 && (o->epilogue & BIAS) && (uintptr_t)o->bias % algorithm[4]) return 7;
     return enqueue(stream, run, new Product{*o, *la, *lb, *lc, *ld, a, b, c, d, scale, add}, nullptr) ? 14 : 0;
 }

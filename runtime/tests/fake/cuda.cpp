@@ -1,11 +1,10 @@
-// A CUDA driver without a GPU, to test what the host does with one: memory is memory, kernels are
-// functions that `nvrtc.cpp` compiled, and streams are queues.
+// A CUDA driver without a GPU, to test the host code: memory is ordinary memory, kernels are functions that `nvrtc.cpp`
+// compiled, and streams are queues.
 //
-// Nothing runs when it is enqueued. When somebody waits, the heads of all queues that may run do so in an
-// order that changes from one to the next, so that a dependency that no event expresses shows as a wrong
-// result. A capture records operations and their events, refuses what a real one refuses (work on a stream
-// that has not joined, events from outside, streams that are not joined again at the end), and a replay
-// runs them in a queue of queues of its own.
+// Nothing runs when it is enqueued. When a thread waits, the heads of all queues that may run do so in an order that
+// changes from time to time, so that a dependency that no event expresses shows as a wrong result. A capture records
+// operations and their events, and refuses what a real one refuses (work on a stream that has not joined, events from
+// outside, streams that are not joined at the end). A replay runs the operations in its own queues.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -35,7 +34,7 @@ typedef std::shared_ptr<Mark> MarkP;
 struct Op {
     enum Kind { RUN, RECORD, WAIT } kind;
     std::function<void()> run;
-    // Whether it may run: for operations that wait for more than events.
+    // Whether it may run, for operations that wait for more than events.
     std::function<bool()> ready;
     MarkP mark;
 };
@@ -43,7 +42,7 @@ struct Event { MarkP mark; };
 struct Stream { std::deque<Op> queue; int capture = 0; };
 struct Graph { std::vector<std::pair<Stream*, Op>> ops; };
 struct Function { void (*run)(char*, const long long*); int params, cooperative; int (*launch)(void (*)(char*, const long long*), unsigned, unsigned, int, int, char*, const long long*);
-    // Bytes of shared memory that a launch may ask for: more has to be allowed before.
+    // Bytes of shared memory that a launch may use; more must be allowed before.
     unsigned shared;
 };
 struct Module { void* library; std::map<std::string, Function> functions; };
@@ -52,7 +51,7 @@ static std::recursive_mutex lock;
 static std::set<Stream*> streams;
 static unsigned turn = 12345;
 static int captures = 0;
-// Every thread captures for itself.
+// Every thread captures separately.
 static thread_local int capturing = 0;
 static thread_local Stream* origin = nullptr;
 static thread_local Graph* captured = nullptr;
@@ -76,7 +75,7 @@ static bool step(std::deque<Op>& queue) {
 struct Replay { std::map<Stream*, std::deque<Op>> queues; };
 static std::set<Replay*> replays;
 
-// Runs all queues as far as they go, in an order of its own.
+// Runs all queues as far as possible, in a varying order.
 static void run_all() {
     for (bool moved = true; moved;) {
         moved = false;
@@ -89,7 +88,7 @@ static void run_all() {
             const bool all = draw(2);
             while (step(*q)) { moved = true; if (!all) break; }
         }
-        // A replay that has just begun has not moved yet.
+        // A replay that has just begun has not advanced yet.
         static size_t known = 0;
         if (replays.size() != known) { known = replays.size(); moved = true; }
     }
@@ -99,7 +98,7 @@ static bool idle() {
     return true;
 }
 
-// Everything that is enqueued comes through here.
+// All enqueued operations go through this function.
 static int enqueue(Stream* s, Op op) {
     if (capturing && s->capture == capturing) {
         captured->ops.push_back({s, op});
@@ -122,7 +121,7 @@ API int fake_enqueue(void* s, void (*f)(void*), void* data, bool (*ready)(void*)
 }
 
 API int cuInit(unsigned) { return OK; }
-// As many devices as FAKE_DEVICES says, one by default.
+// The number of devices is FAKE_DEVICES, one by default.
 static int devices() { const char* n = getenv("FAKE_DEVICES"); return n ? atoi(n) : 1; }
 static thread_local int device = 0;
 API int fake_device() { return device; }
@@ -133,7 +132,7 @@ API int cuDeviceGetAttribute(int* v, int which, int) { *v = which == 75 ? 9 : 0;
 API int cuDevicePrimaryCtxRetain(void** c, int d) { *c = (void*)(uint64_t)(d + 1); return OK; }
 API int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
 API int cuCtxSetCurrent(void* c) { device = (int)(uint64_t)c - 1; return OK; }
-// Waits for what other threads have enqueued, too, as a real one does.
+// Also waits for work that other threads have enqueued, as a real driver does.
 API int cuCtxSynchronize() {
     for (int i = 0; i < 20000; i++) {
         { LOCKED; run_all(); if (idle()) return OK; }
@@ -259,7 +258,7 @@ API int cuModuleGetFunction(Function** f, Module* m, const char* name) {
     *f = &(m->functions[name] = made);
     return OK;
 }
-// Kept loaded: what was captured may still name its functions.
+// Kept loaded, because captured operations may still refer to its functions.
 API int cuModuleUnload(Module*) { return OK; }
 API int cuFuncSetAttribute(Function* f, int which, int value) {
     if (which != 8 || value < 0 || value > 227 << 10) return INVALID;
@@ -292,7 +291,7 @@ API int cuStreamEndCapture(Stream* s, Graph** g) {
     LOCKED;
     if (!capturing || s != origin) return INVALID;
     const size_t n = captured->ops.size();
-    // What the last operation of the origin depends on must be everything that does something.
+    // The last operation of the origin must depend on every operation that does work.
     std::vector<bool> reached(n, false);
     std::map<Mark*, size_t> records;
     std::vector<long> before(n, -1);

@@ -1,10 +1,11 @@
-// NCCL without GPUs: ranks are threads or processes of one machine. A collective runs on the fake driver's queues when it is at the
-// head of the queues of all ranks: every rank then leaves what it sends in a file, and takes what it receives from those of the others.
+// NCCL without GPUs: ranks are threads or processes on one machine. A collective runs on the fake driver's queues when
+// it is at the head of the queues of all ranks: every rank then writes the data that it sends to a file, and reads the
+// data that it receives from the files of the others.
 //
-// A world is a folder beside this library, named by its identifier, which the last rank to leave removes:
+// A world is a directory next to this library, named by its identifier, which the last rank to leave removes:
 //   joined-R: the device of rank R    S-R: what rank R sends in its S-th collective    left-R: rank R has left
-// As the real one does, it refuses ranks on one device unless NCCL_MULTI_RANK_GPU_ENABLE is set (to what FAKE_NCCL_ALLOWS says, if that
-// is set), and aborting concerns one rank only.
+// Like the real NCCL, it refuses several ranks on one device unless NCCL_MULTI_RANK_GPU_ENABLE is set (to the value of
+// FAKE_NCCL_ALLOWS, if that is set), and aborting only concerns one rank.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -27,11 +28,11 @@ struct Id { char bytes[128]; };
 struct Call { int kind; const char* from; char* to; size_t count; int type, op, peer; };
 enum { ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, BROADCAST, REDUCE, SEND, RECEIVE };
 
-// One rank's end of a world.
+// The communicator of one rank in a world.
 struct Comm { std::string folder; int ranks, rank; long next = 0; bool complete = false, aborted = false; };
-// One group of calls, as it was enqueued; a replay runs it again. `number` is that of the collective that has arrived.
+// One group of calls, as enqueued; a replay runs it again. `number` is that of the collective that has arrived.
 struct Share { Comm* comm; std::vector<Call> calls; long number = -1; };
-// A call as a rank left it, with what it sends.
+// A call of a rank, with the data that it sends.
 struct Sent { Call call; std::vector<char> data; };
 
 static std::recursive_mutex lock;
@@ -90,7 +91,7 @@ static void publish(Share* s) {
         put(call.from, n);
     }
     leave(place(c, std::to_string(s->number), c->rank), out);
-    // Whoever has arrived here has taken everything of the collective before the last one.
+    // A rank that has arrived here has received everything of the collective before the last one.
     if (s->number >= 2) unlink(place(c, std::to_string(s->number - 2), c->rank).c_str());
 }
 static std::vector<Sent> sent(Comm* c, long number, int rank) {
@@ -108,7 +109,7 @@ static std::vector<Sent> sent(Comm* c, long number, int rank) {
     }
     return out;
 }
-// What this rank receives in one group of calls.
+// The data that this rank receives in one group of calls.
 static void perform(Share* s) {
     Comm* comm = s->comm;
     const int me = comm->rank;
@@ -202,14 +203,14 @@ API int ncclCommGetAsyncError(Comm* c, int* e) {
     if ((int)devices.size() < c->ranks && (!allowed || (wanted && strcmp(allowed, wanted)))) *e = DUPLICATE;
     return OK;
 }
-// The last to leave a world removes it.
+// The last rank to leave a world removes it.
 static void goodbye(Comm* c) {
     leave(place(c, "left", c->rank), {});
     for (int r = 0; r < c->ranks; r++) if (!exists(place(c, "left", r))) return;
     std::error_code ignored;
     std::filesystem::remove_all(c->folder, ignored);
 }
-// What is enqueued still names it.
+// Enqueued operations still refer to it.
 API int ncclCommAbort(Comm* c) { LOCKED; c->aborted = true; goodbye(c); return OK; }
 API int ncclCommFinalize(Comm*) { return OK; }
 API int ncclCommDestroy(Comm* c) { LOCKED; goodbye(c); return OK; }

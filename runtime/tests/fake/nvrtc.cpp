@@ -1,5 +1,4 @@
-// NVRTC without CUDA: "compiles" with g++ behind the emulator's header, to a shared library that the fake
-// driver loads.
+// NVRTC without CUDA: "compiles" with g++ and the emulator's header to a shared library that the fake driver loads.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -22,7 +21,7 @@ static std::string read(const std::string& path) {
     return text;
 }
 
-// The kernels of a source: a function that takes its arguments from a list, and how many they are.
+// The kernels of a source: a function that takes its arguments from a list, and their number.
 static std::string entries(const std::string& source) {
     std::string text;
     const std::string begin = "extern \"C\" __global__ void __launch_bounds__(";

@@ -1,5 +1,5 @@
-//! Attention of many kinds as programs of one rank, and what they mean: [`reference`] follows the
-//! specification (`ir/src/attention.rs`) in f64 on the bytes of an arena, and knows no device.
+//! Attention of many kinds as programs of one rank, and their meaning: [`reference`] follows the specification
+//! (`ir/src/attention.rs`) in f64 on the bytes of an arena, independent of any device.
 
 use super::support::{self, Builder, Lcg};
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use tpc_runtime::element::{decode, encode};
 
 // ---- the meaning ----
 
-/// What the outputs of a program of attentions hold, from what its inputs hold.
+/// The outputs of a program of attentions, computed from its inputs.
 pub fn reference(program: &RankProgram, inputs: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let mut arena = vec![0u8; program.arena_bytes];
     for (input, bytes) in program.inputs.iter().zip(inputs) {
@@ -107,7 +107,7 @@ impl Memory<'_> {
             .backward
             .iter()
             .flat_map(|b| [(0, &b.grad_query, &inner), (1, &b.grad_key, &inner), (2, &b.grad_value, &width)]);
-        // Every element of a gradient is written, those that nothing is added to, too.
+        // Every element of a gradient is written, including those that nothing is added to.
         for (which, operand, own) in gradients.clone() {
             let Some(o) = operand else { continue };
             let extents: Vec<usize> = a.dims.iter().zip(&o.dims).map(|(&n, &s)| if s == 0 { 1 } else { n }).collect();
@@ -175,15 +175,15 @@ impl Memory<'_> {
 
 // ---- comparing ----
 
-/// Panics if outputs are not what they should be, within what sums of that type may differ.
+/// Panics if outputs differ by more than sums of that type may.
 pub fn check(case: &Case, got: &[Vec<u8>], what: &str) {
     let want = case.want();
     for ((output, got), want) in case.program.outputs.iter().zip(got).zip(&want) {
         let dtype = output.binding.view.dtype;
         let (got, want) = (decode(dtype, got), decode(dtype, want));
-        // Scores that stand for "not there" are no measure for others.
+        // Scores that stand for masked elements do not count as magnitudes.
         let ordinary = want.iter().filter(|x| x.abs() < 1e20);
-        // Gradients are differences of numbers of about 1, and may all cancel.
+        // Gradients are differences of numbers of about 1, and may cancel completely.
         let largest = ordinary.fold(0.2f64, |m, x| m.max(x.abs()));
         assert_eq!(got.len(), want.len());
         for (i, (&x, &y)) in got.iter().zip(&want).enumerate() {
@@ -201,7 +201,7 @@ pub fn check(case: &Case, got: &[Vec<u8>], what: &str) {
 
 // ---- cases ----
 
-/// A program and what its inputs hold.
+/// A program and its inputs.
 pub struct Case {
     pub name: String,
     pub program: RankProgram,
@@ -211,12 +211,12 @@ pub struct Case {
 }
 
 impl Case {
-    /// What the outputs hold after a step.
+    /// The expected outputs after a step.
     pub fn want(&self) -> Vec<Vec<u8>> {
         reference(&self.program, &self.inputs)
     }
 
-    /// How far results may be apart, of the largest value of a tensor.
+    /// How far results may differ, relative to the largest value of a tensor.
     pub fn tolerance(&self) -> f64 {
         match self.dtype {
             DType::F64 => 1e-12,
@@ -227,7 +227,7 @@ impl Case {
     }
 }
 
-/// Where the dimensions of operands lie in memory.
+/// The order of the operands' dimensions in memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Layout {
     /// `[batch…, sequence, own…]`.
@@ -240,14 +240,14 @@ pub enum Layout {
     SequenceLast,
 }
 
-/// What a score is.
+/// The kind of a score.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Score {
     Plain,
     Scaled,
     /// `select(column > row + offset, constant, scaled)`.
     Causal(f64, usize),
-    /// Besides, nothing before `row − width`.
+    /// In addition, nothing before `row − width`.
     Window(f64, usize),
     /// `select(loaded [first batch, 1, rows, columns], constant, scaled)`.
     Mask(f64),
@@ -255,7 +255,7 @@ pub enum Score {
     Bias,
     /// `30 · tanh(scaled / 30)`, then causal.
     SoftCap,
-    /// `select(loaded [first batch, columns], constant, scaled)`; in some batches all is masked.
+    /// `select(loaded [first batch, columns], constant, scaled)`; in some batches everything is masked.
     Padding(f64),
 }
 
@@ -273,7 +273,7 @@ pub struct Spec {
     pub dropout: bool,
     /// Batch dimensions that the query, the key and the value lack.
     pub lacks: [Vec<usize>; 3],
-    /// Which gradients are wanted: of query, key, value. None for no backward pass.
+    /// Which gradients of query, key and value are computed. `None` for no backward pass.
     pub wants: Option<[bool; 3]>,
     /// Factor of the queries.
     pub size: f64,
@@ -319,7 +319,7 @@ impl Spec {
     }
 }
 
-/// Strides of dimensions that lie in memory in that order, 0 for those not named; and the number of elements.
+/// Strides of dimensions in the given memory order, 0 for those not named; and the number of elements.
 fn strides(sizes: &[usize], order: &[usize]) -> (Vec<isize>, usize) {
     let mut strides = vec![0; sizes.len()];
     let mut next = 1;
@@ -358,7 +358,7 @@ impl Making<'_> {
         self.input(name, dtype, &values)
     }
 
-    /// An operand that has the sequence dimension `sequence`; where it shall lie is asked with its elements.
+    /// An operand that has the sequence dimension `sequence`, in the memory order of the case.
     fn operand(
         &mut self,
         sequence: usize,
@@ -403,7 +403,7 @@ impl Making<'_> {
         let truth = |f: MapFn, args: &[usize]| support::map(f, args, DType::Bool);
         let given = |index: usize| Instruction::Given { index, dtype: real };
         let scaled = vec![given(0), self.constant(scale), map(MapFn::Mul, &[0, 1])];
-        // From register 3: the condition; then the constant, and which of both.
+        // From register 3 on: the condition, the constant, and the selection.
         let masked = |making: &Self, condition: Vec<Instruction>, constant: f64| {
             let at = 3 + condition.len();
             let select = map(MapFn::Select, &[at - 1, at, 2]);
@@ -447,7 +447,7 @@ impl Making<'_> {
                 let columns = spec.columns;
                 let (strides, n) =
                     strides(&self.dims(), &[&(0..nb.min(1)).collect::<Vec<_>>()[..], &[nb + 1]].concat());
-                // Of the first batch everything, of the others what is behind some column.
+                // Everything in the first batch, in the others everything after some column.
                 let mask: Vec<f64> =
                     (0..n).map(|i| f64::from(i % columns.max(1) >= i / columns.max(1) * (columns / 2 + 1))).collect();
                 let view = self.input("mask", DType::Bool, &mask);
@@ -520,7 +520,7 @@ impl Making<'_> {
     }
 }
 
-/// The program of a case: the forward action, and the backward one if a gradient is wanted.
+/// The program of a case: the forward action, and the backward action if a gradient is computed.
 pub fn build(spec: &Spec) -> Case {
     let real = if spec.dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let mut m = Making { spec, builder: Builder::new(), inputs: Vec::new(), rng: Lcg(9), real };
@@ -563,7 +563,7 @@ pub fn build(spec: &Spec) -> Case {
         let grad_key = grad(&mut m, 1, "grad_key", nb + 1, &spec.inner);
         let grad_value = grad(&mut m, 2, "grad_value", nb + 1, &spec.width);
         let sums = m.builder.buffer(real, &[summed(spec, &forward, wants)]);
-        // For the values' alone, nobody asks for the gradient of the product.
+        // For the gradient of the values alone, the gradient of the product is not needed.
         let gradient = if wants[0] || wants[1] { gradient } else { Vec::new() };
         let backward = Backward { grad_out, gradient, grad_query, grad_key, grad_value, delta, sums };
         m.builder.step(Action::Attention(Box::new(Attention { backward: Some(backward), ..forward })));
@@ -571,7 +571,7 @@ pub fn build(spec: &Spec) -> Case {
     Case { name: format!("{spec:?}"), program: m.builder.program, inputs: m.inputs, dtype }
 }
 
-/// Elements of wanted gradients that are narrower than their sums, for one index of the common batch dimensions.
+/// Elements of computed gradients that are narrower than their sums, for one index of the common batch dimensions.
 fn summed(spec: &Spec, a: &Attention, wants: [bool; 3]) -> usize {
     if matches!(spec.dtype, DType::F32 | DType::F64) {
         return 0;
@@ -610,7 +610,7 @@ pub fn specs() -> Vec<Spec> {
         new(F32, 17, 33, 256, Score::Scaled).batch(&[]),
         new(F32, 9, 300, 600, Score::Causal(-1e30, 295)).batch(&[1]),
         new(F64, 5, 7, 1100, Score::Scaled).batch(&[1]),
-        // Own dimensions that nest, and that do not; a width of its own.
+        // Own dimensions that nest, and that do not; a different width.
         new(BF16, 33, 40, 64, Score::Scaled).own(&[2, 32], &[64]).batch(&[2]),
         new(BF16, 33, 40, 64, Score::Scaled).own(&[2, 32], &[4, 8]).batch(&[2]).layout(OwnReversed),
         new(F32, 33, 40, 64, Score::Scaled).own(&[2, 16], &[3, 5]).batch(&[2]).layout(OwnReversed),
@@ -623,7 +623,7 @@ pub fn specs() -> Vec<Spec> {
         new(F32, 0, 7, 16, Score::Scaled),
         new(BF16, 7, 0, 16, Score::Scaled),
         new(F32, 7, 7, 16, Score::Scaled).batch(&[2, 0]),
-        // Batch dimensions that some lack.
+        // Batch dimensions that some operands lack.
         new(BF16, 40, 40, 32, Score::Causal(-1e30, 0)).batch(&[2, 2, 3]).lacking(&[], &[2], &[2]).layout(SequenceFirst),
         new(F32, 20, 24, 16, Score::Causal(-1e30, 0)).batch(&[2, 2, 3]).lacking(&[], &[2], &[2]),
         new(F32, 20, 24, 16, Score::Scaled).batch(&[3, 2]).lacking(&[0], &[1], &[]),
@@ -654,7 +654,7 @@ pub fn specs() -> Vec<Spec> {
         // Whole blocks.
         new(BF16, 128, 64, 32, Score::Causal(-1e30, 0)).batch(&[1]),
         new(F32, 64, 64, 16, Score::Scaled).batch(&[1]),
-        // What is wanted.
+        // Which gradients are computed.
         new(BF16, 33, 33, 16, Score::Scaled).batch(&[1]).wanting(None),
         new(F32, 33, 33, 16, Score::Scaled).batch(&[1]).wanting(None),
         new(BF16, 33, 33, 16, Score::Scaled).batch(&[1]).wanting(Some([false, true, true])),

@@ -1,4 +1,4 @@
-//! Collectives of every kind and type on groups of every size against naive results.
+//! Collectives of every kind and type on groups of every size, compared with naive results.
 
 #[path = "mod.rs"]
 pub(crate) mod support;
@@ -120,7 +120,7 @@ pub(crate) fn all_gather_and_reduce_scatter_of_uneven_pieces() {
     }
 }
 
-/// Three values side by side are gathered and scattered as each alone, uneven and empty shards too.
+/// Three values in one collective are gathered and scattered like each alone, with uneven and empty shards.
 #[test]
 pub(crate) fn several_values_in_one_collective() {
     for ranks in 1..=4usize {
@@ -298,8 +298,8 @@ pub(crate) fn sums_are_equal_bit_by_bit_on_all_ranks_and_every_time() {
     }
 }
 
-/// A chain of loops and collectives, each of which needs the one before, and overwrites what the one
-/// before that has read: everything that a device runs side by side must wait for the right things.
+/// A chain of loops and collectives, each of which needs the previous one and overwrites what the previous one has
+/// read: concurrent work on a device must wait for the right events.
 #[test]
 pub(crate) fn loops_and_collectives_wait_for_each_other() {
     let (ranks, n, rounds) = (3, 700, 4);

@@ -1,4 +1,4 @@
-//! Products with epilogues, and what they mean, in f64. The data are small integers and the products multiples of an
+//! Products with epilogues, and their meaning in f64. The data are small integers and the products multiples of an
 //! eighth, so that everything linear is exact in every type.
 
 use crate::support::{Builder, Lcg, map};
@@ -7,14 +7,14 @@ use tpc_ir::program::{Action, Contract, ContractDim, Instruction, RankProgram, V
 use tpc_ir::{DType, MapFn, Scalar};
 use tpc_runtime::element::{decode, encode};
 
-/// How a product is computed at best.
+/// The best way to compute a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Best {
-    /// By the library, which only scales it.
+    /// By the library, without an epilogue other than scaling.
     Alone,
-    /// By the library with what is done with it.
+    /// By the library, including the epilogue.
     Epilogue,
-    /// By the library, and a loop behind it.
+    /// By the library, followed by a loop.
     Followed,
     /// By generated kernels.
     Generated,
@@ -23,11 +23,11 @@ pub enum Best {
 pub struct Case {
     pub name: String,
     pub program: RankProgram,
-    /// What every input holds before.
+    /// The initial values of every input.
     pub inputs: Vec<Vec<u8>>,
-    /// What it holds behind.
+    /// The expected values afterwards.
     want: Vec<Vec<f64>>,
-    /// How far elements may be from that, in parts of themselves and of their tensor's largest.
+    /// The allowed differences, relative to each element and to the largest element of its tensor.
     allowed: (f64, f64),
     pub best: Best,
     /// Whether the library needs an operand in another order.
@@ -48,22 +48,22 @@ impl Case {
     }
 }
 
-/// A product and the body that is being written.
+/// A product and its body under construction.
 struct Making {
     name: String,
     builder: Builder,
     rng: Lcg,
     c: Contract,
-    /// The type in which the body computes.
+    /// The compute type of the body.
     real: DType,
     values: Vec<Vec<f64>>,
 }
 
-/// The order of the result's dimensions in memory, outermost first, and a gap behind each of its rows.
+/// The order of the result's dimensions in memory, outermost first, and a gap after each of its rows.
 #[derive(Clone, Copy)]
 struct Order(&'static [usize], usize);
 
-/// Dense strides in an order, but for the gap.
+/// Dense strides in an order, except for the gap.
 fn strides(sizes: &[usize], Order(order, gap): Order) -> (Vec<isize>, usize) {
     let mut strides = vec![0; sizes.len()];
     let mut next = 1;
@@ -80,7 +80,7 @@ impl Making {
         Making::laid(name, sizes, order, types, false)
     }
 
-    /// As [`Making::new`], with a right operand whose first summed dimension is the innermost.
+    /// Like [`Making::new`], with a right operand whose first summed dimension is the innermost.
     fn laid(name: &str, sizes: [&[usize]; 4], order: Order, [operands, out, real]: [DType; 3], apart: bool) -> Self {
         let [b, m, n, k] = sizes;
         let dense = |parts: &[&[usize]], apart: bool| {
@@ -131,7 +131,7 @@ impl Making {
         self.c.epilogue.len() - 1
     }
 
-    /// In the type in which the body computes.
+    /// In the compute type of the body.
     fn cast(&mut self, arg: usize, from: DType) -> usize {
         let real = self.real;
         if from == real { arg } else { self.push(map(MapFn::Cast(real), &[arg], real)) }
@@ -162,7 +162,7 @@ impl Making {
         self.c.dims().map(|d| d.out).collect()
     }
 
-    /// What is added to every element; laid out as the result.
+    /// A matrix that is added, with the result's layout.
     fn matrix(&mut self) -> usize {
         let (strides, elements) = (self.of_out(), self.c.out.elements());
         let view = self.input("matrix", elements);
@@ -184,7 +184,7 @@ impl Making {
         self.load(view, strides)
     }
 
-    /// What the result holds before.
+    /// The previous contents of the result.
     fn old(&mut self) -> usize {
         let (view, strides) = (self.c.out.clone(), self.of_out());
         self.load(view, strides)
@@ -223,13 +223,13 @@ impl Making {
         self.push(Instruction::Store { view, strides, arg, accumulate: None });
     }
 
-    /// Stores in a buffer of its own besides, laid out as the result.
+    /// Also stores the value in a separate buffer with the result's layout.
     fn aside(&mut self, arg: usize) {
         let view = self.input("aside", self.c.out.elements());
         self.store(view, arg);
     }
 
-    /// What every input holds behind the product.
+    /// The expected values of every input after the product.
     fn meaning(&self) -> Vec<Vec<f64>> {
         let of = |v: &View| v.buffer.0 as usize;
         let c = &self.c;
@@ -261,7 +261,7 @@ impl Making {
                     Instruction::Load { view, strides } => self.values[of(view)][place(view, strides)],
                     Instruction::Constant(x, _) => x.as_f64(),
                     Instruction::Index { dim, offset, .. } => (point[*dim] + offset) as f64,
-                    // Casts only round, which is what the tolerance is for.
+                    // Casts only round, which the tolerance allows.
                     Instruction::Map { f: MapFn::Cast(_), args, .. } => registers[args[0]],
                     Instruction::Map { f, args, .. } => f.eval(&args.iter().map(|&a| registers[a]).collect::<Vec<_>>()),
                     Instruction::Store { view, strides, arg, .. } => {
@@ -275,7 +275,7 @@ impl Making {
         after
     }
 
-    /// The case whose result is that register.
+    /// The case whose result is this register.
     fn end(mut self, arg: usize, exact: bool, best: Best) -> Case {
         let out = self.c.out.clone();
         self.store(out.clone(), arg);
@@ -300,12 +300,12 @@ impl Making {
     }
 }
 
-/// Sizes and orders; in all of them the columns are neighbours.
+/// Sizes and orders; in all of them the columns are contiguous.
 const SHAPES: [([&[usize]; 4], Order); 5] = [
     ([&[], &[33], &[24], &[17]], Order(&[0, 1], 0)),
     ([&[], &[5], &[11], &[9]], Order(&[0, 1], 0)),
     ([&[3], &[7], &[16], &[16]], Order(&[0, 1, 2], 8)),
-    // Heads outside, so that the bias moves with them.
+    // Heads are outermost, so that the bias moves with them.
     ([&[], &[9], &[3, 8], &[12]], Order(&[1, 0, 2], 0)),
     ([&[3], &[4], &[2, 8], &[8]], Order(&[2, 0, 1, 3], 0)),
 ];
@@ -322,7 +322,7 @@ pub fn cases() -> Vec<Case> {
             let new = |name: &str| Making::new(name, sizes, order, types);
             // In f64 the library adds matrices and has no epilogues.
             let word = if types[1] == F64 { Followed } else { Epilogue };
-            // Columns of what is stored besides must be a multiple of 8 elements apart.
+            // The columns of the stored sum must be a multiple of 8 elements apart.
             let aside = if s == 1 { Followed } else { word };
             let mut c = new("bias");
             let (x, b) = (c.product(), c.bias(true));
@@ -396,14 +396,14 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    // Results of one row and of one column, and those whose rows are neighbours.
+    // Results of one row and of one column, and results whose rows are contiguous.
     for (m, n) in [(1, 19), (19, 1), (1, 1), (13, 10)] {
         for columns in [true, false] {
             for order in [Order(&[0, 1], 0), Order(&[1, 0], 0)] {
                 let mut c = Making::new("bias", [&[], &[m], &[n], &[8]], order, [F32; 3]);
                 let (x, b) = (c.product(), c.bias(columns));
                 let y = c.map(MapFn::Add, &[x, b]);
-                // A bias is over the neighbours; a matrix is not repeated. One vector is both.
+                // A bias is contiguous; a matrix is not repeated. A single vector can be both.
                 let along = m == 1 || n == 1 || columns == (order.0 == [0, 1]);
                 let mut case = c.end(y, true, if along { Epilogue } else { Followed });
                 case.name += if columns { " over columns" } else { " over rows" };
@@ -411,7 +411,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
-    // Operands that are packed; the sum has more terms than bf16 would be exact for.
+    // Operands that are packed; the sum has more terms than bf16 could hold exactly.
     let scrambled: [&[usize]; 4] = [&[2, 2], &[40], &[48], &[4, 40]];
     let mut c = Making::laid("packed", scrambled, Order(&[0, 1, 2, 3], 0), [F32; 3], true);
     let (x, b) = (c.product(), c.bias(true));
@@ -421,13 +421,13 @@ pub fn cases() -> Vec<Case> {
     let (x, old) = (c.product(), c.old());
     let y = c.map(MapFn::Mul, &[x, old]);
     all.push(Case { packed: true, ..c.end(y, true, Followed) });
-    // What lies between the rows of the result: in its bytes, but no part of it.
+    // The gaps between the rows of the result belong to its bytes, but not to the result.
     let mut c = Making::new("between the rows", [&[], &[6], &[16], &[8]], Order(&[0, 1], 16), [F32; 3]);
     let (x, strides) = (c.product(), c.of_out());
     let between = c.load(View { offset: 16, ..c.c.out.clone() }, strides);
     let y = c.map(MapFn::Add, &[x, between]);
     all.push(c.end(y, true, Followed));
-    // What no library computes.
+    // Products that no library computes.
     for types in [[I64; 3], [F32, F64, F64]] {
         let mut c = Making::new("bias", [&[2], &[6], &[10], &[5]], Order(&[0, 1, 2], 0), types);
         let (x, b) = (c.product(), c.bias(true));

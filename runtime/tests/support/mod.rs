@@ -40,7 +40,7 @@ impl Builder {
 
     pub fn bind_input(&mut self, name: &str, view: &View, global: Vec<usize>, start: Vec<usize>) {
         let binding = Binding { view: view.clone(), layout: global.clone(), global, start };
-        // State may start as zeros; a step wants parameters and data to be written first.
+        // State may start as zeros; a step requires that parameters and data are written first.
         self.program.inputs.push(InputBinding { name: name.into(), kind: InputKind::State, binding });
     }
 

@@ -1,21 +1,21 @@
-//! The launcher of the MPI that tests are built with: `mpirun`, or what `TPC_MPIRUN` names; OpenMPI's or MPICH's.
+//! The launcher of the MPI that tests are built with: `mpirun`, or the one in `TPC_MPIRUN`; OpenMPI's or MPICH's.
 #![allow(dead_code)]
 
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Commands that this process has made.
+/// Number of commands that this process has created.
 static JOBS: AtomicUsize = AtomicUsize::new(0);
 
 /// A launcher.
 pub struct Mpirun {
     program: String,
-    /// Else it is MPICH's.
+    /// Otherwise it is MPICH's.
     is_openmpi: bool,
 }
 
 impl Mpirun {
-    /// The one to use.
+    /// Finds the launcher.
     pub fn find() -> Self {
         let program = std::env::var("TPC_MPIRUN").unwrap_or_else(|_| "mpirun".into());
         let said = Command::new(&program).arg("--version").output();
@@ -25,13 +25,13 @@ impl Mpirun {
         Mpirun { program, is_openmpi }
     }
 
-    /// Starts what is appended in so many processes, however many cores there are.
+    /// Starts the appended command in this many processes, regardless of the number of cores.
     pub fn command(&self, ranks: usize) -> Command {
         let mut command = Command::new(&self.program);
         if self.is_openmpi {
-            // Several jobs at a time would all be bound to the same cores.
+            // Otherwise several jobs at a time would all be bound to the same cores.
             command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "--tag-output"]);
-            // They share a directory, too, that one job would remove while another begins: each has its own.
+            // Jobs also share a directory that one job would remove while another starts, so each gets its own.
             let job = JOBS.fetch_add(1, Ordering::Relaxed);
             let own = concat!(env!("CARGO_TARGET_TMPDIR"), "/mpirun-", env!("CARGO_CRATE_NAME"));
             command.args(["--mca", "orte_tmpdir_base", &format!("{own}-{job}")]);
@@ -42,7 +42,7 @@ impl Mpirun {
         command
     }
 
-    /// What was said, with `[rank N] ` before the lines of a rank, as `tpc launch` has it.
+    /// The output with `[rank N] ` before the lines of a rank, as in `tpc launch`.
     pub fn tagged(&self, said: &str) -> String {
         let rank = |line: &str| {
             let (rank, text) = match self.is_openmpi {

@@ -1,4 +1,5 @@
-//! Tests whose ranks are processes: the test binary starts itself, and a test that is ignored otherwise is what the children run.
+//! Tests whose ranks are processes: the test binary starts itself, and the children run a test that is otherwise
+//! ignored.
 #![allow(dead_code)]
 
 #[cfg(feature = "mpi")]
@@ -9,23 +10,23 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tpc_runtime::LaunchOptions;
-use tpc_runtime::launch::supervise::{Ended, Launch, Output, launch};
+use tpc_runtime::launch::supervise::{Ended, LaunchSpec, Output, launch};
 
-/// What the children do: the name and its arguments, separated by spaces.
+/// The role of the children: the name and its arguments, separated by spaces.
 pub const ROLE: &str = "TPC_TEST_ROLE";
 /// The name of the test that the children run.
 pub const CHILD: &str = "child_process";
 
-/// How a launch of this test binary ended, and what its processes said.
+/// The exit code of a launch of this test binary, and the output of its processes.
 pub struct Told {
     pub ended: Ended,
     pub stderr: String,
 }
 
-/// How processes are launched: how many, their role, the directory for flight records, the deadline.
+/// How processes are launched: number, role, directory for flight records, deadline.
 pub type Launcher = fn(usize, &str, Option<PathBuf>, Option<Duration>) -> Told;
 
-/// This binary's child test as a command line, without what the harness prints.
+/// This binary's child test as a command line, without the output of the harness.
 pub fn command(role: &str) -> Vec<String> {
     let exe = std::env::current_exe().unwrap().display().to_string();
     let script = format!("{ROLE}=\"$0\" exec \"$@\" > /dev/null");
@@ -33,9 +34,9 @@ pub fn command(role: &str) -> Vec<String> {
     parts.iter().map(ToString::to_string).collect()
 }
 
-/// Runs a role in so many processes.
+/// Runs a role in this many processes.
 pub fn in_processes(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadline: Option<Duration>) -> Told {
-    let launched = Launch {
+    let launched = LaunchSpec {
         ranks,
         program: "sh".into(),
         arguments: command(role).into_iter().map(Into::into).collect(),
@@ -50,7 +51,7 @@ pub fn in_processes(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadl
     Told { ended, stderr: String::from_utf8_lossy(&said).into_owned() }
 }
 
-/// What this child is to do.
+/// The role of this child.
 pub fn role() -> Vec<String> {
     let role = std::env::var(ROLE).expect("this test is for child processes");
     role.split(' ').map(ToString::to_string).collect()
@@ -63,18 +64,18 @@ pub fn joined() -> LaunchOptions {
     LaunchOptions { processes, deadline, ..Default::default() }
 }
 
-/// Ends a child as the `tpc` command ends: with a message.
+/// Ends a child like the `tpc` command: with a message.
 pub fn fail(error: &dyn std::fmt::Display) -> ! {
     if let Some(processes) = tpc_runtime::launch::joined() {
         processes.fail(processes.process(), &error.to_string());
     }
-    // In one piece, so that MPI's launcher puts the rank before it once.
+    // In one piece, so that MPI's launcher prefixes it with the rank only once.
     let line = format!("error: {error}\n");
     let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
     std::process::exit(1)
 }
 
-/// Runs a role in so many processes of MPI. Lines of the standard error begin with the rank, as everywhere.
+/// Runs a role in this many MPI processes. Lines on standard error begin with the rank, as everywhere.
 #[cfg(feature = "mpi")]
 pub fn under_mpirun(ranks: usize, role: &str, flight_dir: Option<PathBuf>, deadline: Option<Duration>) -> Told {
     let mpirun = mpirun::Mpirun::find();

@@ -1,12 +1,12 @@
-//! Sessions whose steps can be recorded, so that other devices can be asked to do the same.
+//! Sessions whose steps can be recorded, so that other devices can repeat them.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 use tpc_ir::program::RankProgram;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session, StepReport};
 
-/// What a step did: programs, what their inputs held before, and what inputs and outputs held after,
-/// for each rank the dense bytes of each binding.
+/// A recorded step: programs, inputs before the step, and inputs and outputs after it, as the dense bytes of each
+/// binding for each rank.
 pub struct Case {
     pub programs: Vec<RankProgram>,
     pub before: Vec<Vec<Vec<u8>>>,

@@ -1,12 +1,12 @@
-//! Two programs that take turns over one arena, wherever it is.
+//! Two programs that alternate over one arena, on any device.
 
 use super::{Builder, load, map, result, store};
 use tpc_ir::program::*;
 use tpc_ir::{DType, InputKind, MapFn, Mesh, ReduceOp};
 use tpc_runtime::Session;
 
-/// A program of two ranks that adds the data of both to the state `w`. With `after`, its data are larger and begin after so many bytes of the
-/// arena, and it returns the sum and leaves the state as it is.
+/// A program of two ranks that adds the data of both to the state `w`. With `after`, its data are larger and begin
+/// after this many bytes of the arena, and it returns the sum and does not change the state.
 pub fn adding(after: Option<usize>) -> Vec<RankProgram> {
     let program = |rank| {
         let mut b = Builder::of(Mesh::new([("tp", 2)]).unwrap(), rank);
@@ -29,7 +29,8 @@ pub fn adding(after: Option<usize>) -> Vec<RankProgram> {
     (0..2).map(program).collect()
 }
 
-/// What a session of [`adding`] does with a second program: arenas grow where they lie, what both share is one, what each has alone stays.
+/// Runs a session of [`adding`] with a second program: arenas grow in place, shared inputs are shared, and inputs of
+/// only one program keep their values.
 pub fn take_turns(mut session: Session) {
     let small = session.program(0).arena_bytes;
     session.write_f64("w", &[1.0; 100]).unwrap();
@@ -56,7 +57,7 @@ pub fn take_turns(mut session: Session) {
             assert_eq!(session.collectives(rank)[0].count, turn as u64 + 1, "each program has counters of its own");
         }
     }
-    // Another program takes the place of the first, and a third joins them.
+    // Another program replaces the first, and a third joins them.
     session.switch_to(adding(None)).unwrap();
     session.step().unwrap();
     let third = session.programs().map(|ranks| ranks[0].arena_bytes).max().unwrap();

@@ -1,10 +1,10 @@
-//! Random searches for faults. CI runs a fixed number of cases under a fixed seed; the command `src/bin/fuzz` runs for as
-//! long as it is asked to.
+//! Random searches for faults. CI runs a fixed number of cases with a fixed seed; the command `src/bin/fuzz` runs as
+//! long as requested.
 //!
-//! | what is random | module |
+//! | random input | module |
 //! |---|---|
 //! | models, plans, meshes, options and flags, whose programs must equal one rank | [`programs`] |
-//! | what users write and what files say | [`parsers`] |
+//! | texts of users and files | [`parsers`] |
 
 pub mod parsers;
 pub mod programs;

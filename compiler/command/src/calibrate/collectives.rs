@@ -1,10 +1,10 @@
-//! How long a collective takes, by kind, size and number of ranks.
+//! The duration of a collective, by kind, size and number of ranks.
 
 use super::fit::Point;
 use super::program::Ranks;
 use crate::Outcome;
 
-/// A kind of collective that is measured.
+/// A kind of collective to measure.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     AllReduce,
@@ -15,10 +15,10 @@ enum Kind {
 
 const KINDS: [Kind; 4] = [Kind::AllReduce, Kind::AllGather, Kind::ReduceScatter, Kind::AllToAll];
 
-/// Bytes of the whole values.
+/// Sizes of the whole values, in bytes.
 const BYTES: [usize; 4] = [4 << 10, 64 << 10, 1 << 20, 8 << 20];
 
-/// Sizes of groups that are measured on a machine of so many ranks: powers of two, and all ranks.
+/// Sizes of the groups to measure on a machine with this many ranks: powers of two, and all ranks.
 pub(super) fn groups(ranks: usize) -> Vec<usize> {
     let mut groups: Vec<usize> = (1..).map(|i| 1 << i).take_while(|&n| n < ranks).collect();
     if ranks > 1 {
@@ -27,7 +27,7 @@ pub(super) fn groups(ranks: usize) -> Vec<usize> {
     groups
 }
 
-/// Measurements of one group.
+/// Number of measurements per group.
 pub(super) const fn each_group() -> usize {
     KINDS.len() * BYTES.len()
 }
@@ -42,7 +42,7 @@ impl Kind {
         }
     }
 
-    /// A program with one such collective of a value of rows and columns, both of which the ranks divide.
+    /// A program with one collective of this kind, on a value of rows and columns that are both divisible by the ranks.
     fn program(self, ranks: usize, [rows, columns]: [usize; 2]) -> String {
         let (whole, first, second) = (
             format!("f32[{rows}, {columns}]"),
@@ -72,12 +72,13 @@ impl Kind {
     }
 }
 
-/// Measures all collectives of a group of ranks: what each is, the bytes that a rank sends, and the time of the fastest step.
+/// Measures all collectives of a group of ranks. Returns for each its description, the bytes that a rank sends, and the
+/// time of the fastest step.
 pub(super) fn measure(machine: &Ranks, ranks: usize) -> Outcome<Vec<(String, Point)>> {
     let mut found = Vec::new();
     for kind in KINDS {
         for bytes in BYTES {
-            // Columns that the ranks divide, and as many rows as make up about the size.
+            // The number of columns is divisible by the ranks, and the number of rows gives about the intended size.
             let columns = 64 * ranks;
             let rows = (bytes / 4 / columns).div_ceil(ranks).max(1) * ranks;
             let mut session = machine.launch(&kind.program(ranks, [rows, columns]), 0.5)?;

@@ -1,28 +1,29 @@
-//! A latency and a rate from times and sizes: the α and β of Hockney's model.
+//! Fits a latency and a rate to times and sizes: the α and β of Hockney's model.
 
-/// The time of something of a size: bytes, or floating-point operations.
+/// The time of an action of some size, in bytes or floating-point operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Point {
     /// The size.
     pub size: f64,
-    /// How long it takes.
+    /// Its duration.
     pub seconds: f64,
 }
 
 /// A model of times: `latency + size / rate`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Line {
-    /// Seconds of something of size 0.
+    /// Seconds of an action of size 0.
     pub latency: f64,
     /// Size per second.
     pub rate: f64,
 }
 
-/// Seconds that are less than anything measured here takes.
+/// Seconds; less than any measured action takes.
 const LEAST: f64 = 1e-9;
 
-/// The line with the least sum of squared relative errors. Errors are relative because times differ by orders of magnitude: the largest
-/// size would otherwise decide the latency, too. Both numbers are positive whatever the points are.
+/// The line with the least sum of squared relative errors. Errors are relative because times differ by orders of
+/// magnitude; with absolute errors the largest size would also determine the latency. Both numbers are positive for all
+/// points.
 pub fn line(points: &[Point]) -> Line {
     // The normal equations of ((a + b x) / t - 1)², where x is the size and t the time of a point.
     let sum = |of: fn(&Point) -> f64| points.iter().map(of).sum::<f64>();
@@ -53,7 +54,8 @@ mod tests {
         assert!((found.latency / 5e-6 - 1.0).abs() < 1e-9 && (found.rate / 4e9 - 1.0).abs() < 1e-9, "{found:?}");
     }
 
-    /// Every point off by 10%, up and down: both numbers stay within 15%, although the sizes differ by 10⁵.
+    /// Every point is off by 10%, up or down: both numbers stay within 15%, although the sizes differ by a factor of
+    /// 10⁵.
     #[test]
     fn errors_are_relative() {
         let mut off = points(|size| 5e-6 + size / 4e9);

@@ -1,10 +1,10 @@
-//! How many bytes a second a rank reads and writes.
+//! The memory bandwidth of a rank, in bytes per second.
 
 use super::program::Ranks;
 use crate::Outcome;
 use tpc_runtime::session::Backend;
 
-/// Bytes per second of each rank while all add two arrays that no cache holds.
+/// Bytes per second of each rank while all ranks add two arrays that do not fit into any cache.
 pub(super) fn rate(machine: &Ranks) -> Outcome<f64> {
     let elements: usize = match machine.backend {
         Backend::Cpu => 8 << 20,

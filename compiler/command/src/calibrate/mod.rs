@@ -1,14 +1,14 @@
-//! `tpc calibrate`: what this machine can do, measured with the runtime's own kernels and communicators, as a target.
+//! `tpc calibrate`: measures this machine with the runtime's own kernels and communicators, and writes a target.
 //!
 //! | question | file |
 //! |---|---|
-//! | how long a matrix product takes | [`products`] |
-//! | how many bytes a second a rank reads and writes | `memory` |
-//! | how long a collective takes | `collectives` |
-//! | a latency and a rate from times and sizes | [`fit`] |
-//! | a small program on ranks, and its fastest step | `program` |
+//! | the duration of a matrix product | [`products`] |
+//! | the memory bandwidth of a rank | `memory` |
+//! | the duration of a collective | `collectives` |
+//! | fitting a latency and a rate to times and sizes | [`fit`] |
+//! | running a small program on ranks, and its fastest step | `program` |
 //!
-//! All ranks measure at a time, so that they share caches, memory and links as they do in a step.
+//! All ranks measure at the same time, so that they share caches, memory and links as in a step.
 
 mod collectives;
 pub mod fit;
@@ -31,38 +31,39 @@ use tpc_ir::DType;
 use tpc_passes::targets::{Link, Links, Products, Target};
 use tpc_runtime::session::{Backend, MAX_RANKS};
 
-/// Measure this machine, and write what it can do as a target for --target.
+/// Measure this machine, and write a target for --target.
 ///
-/// Matrix products, memory and the launch of kernels are measured on all ranks at a time, and collectives by kind, size and number of
-/// ranks. The links are those between the threads of one process; add those between hosts to the file by hand.
+/// Matrix products, memory and kernel launches are measured on all ranks at the same time; collectives are measured by
+/// kind, size and number of ranks. The measured links are those between the threads of one process; add the links
+/// between hosts to the file by hand.
 #[derive(Debug, Args)]
 pub struct Calibrate {
-    /// File for the target; without it, the target is printed
+    /// File for the target [default: print the target]
     #[arg(short, long, value_name = "FILE.json")]
     output: Option<PathBuf>,
-    /// What the target is called [default: calibrated, or the name of the file without its ending]
+    /// Name of the target [default: calibrated, or the name of the file without its extension]
     #[arg(long)]
     name: Option<String>,
-    /// Ranks that work at a time [default: one for each core, at least 2 and at most 8; 1 on a GPU]
+    /// Ranks that measure at the same time [default: one per core, at least 2 and at most 8; 1 on a GPU]
     #[arg(long, value_name = "N")]
     ranks: Option<NonZeroUsize>,
-    /// Seconds that all measurements together take, about
+    /// Approximate duration of all measurements together, in seconds
     #[arg(long, value_name = "S", value_parser = seconds, default_value = "20")]
     seconds: Duration,
-    /// What is measured: the CPU, or the first GPU, without its links
+    /// Device to measure: the CPU, or the first GPU without its links
     #[arg(long, value_enum, default_value_t = Device::Cpu)]
     device: Device,
 }
 
-/// Most ranks that work at a time if nothing is said.
+/// Default limit on the number of ranks that measure at the same time.
 const MOST_RANKS: usize = 8;
 
-/// What was measured: the target, and a line for each measurement.
+/// The result of the measurements: the target, and a line of text for each measurement.
 #[derive(Clone, Debug)]
 pub struct Measured {
     /// The target.
     pub target: Target,
-    /// What each measurement gave.
+    /// The text of each measurement.
     pub lines: Vec<String>,
 }
 
@@ -73,7 +74,7 @@ impl Calibrate {
         let output = self.output.as_deref().map(files::output).transpose()?;
         let (backend, ranks) = (self.device.backend(), self.ranks());
         if ranks > MAX_RANKS {
-            return Err(Failure::new(format!("--ranks {ranks}: at most {MAX_RANKS} ranks can work at a time")));
+            return Err(Failure::new(format!("--ranks {ranks}: at most {MAX_RANKS} ranks can run at the same time")));
         }
         let stem =
             self.output.as_deref().and_then(|file| file.file_stem()).map(|stem| stem.to_string_lossy().into_owned());
@@ -81,7 +82,7 @@ impl Calibrate {
         let Measured { target, lines } = measure(&name, backend, ranks, self.seconds)?;
         if backend == Backend::Cuda {
             terminal.note(format!(
-                "links between GPUs are not measured: those of the target {} are in the file",
+                "links between GPUs are not measured: the file has those of the target {}",
                 of_backend(backend).name
             ));
         }
@@ -103,7 +104,7 @@ impl Calibrate {
     }
 }
 
-/// Measures a machine for about so long.
+/// Measures a machine for about this long.
 ///
 /// # Errors
 /// Ranks that cannot be started.
@@ -117,13 +118,13 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     let count = 2 * sizes.len() + 1 + groups.len() * collectives::each_group();
     let machine = Ranks { backend, ranks, each: long / count as u32 };
     let mut lines = Vec::new();
-    // The launch is the time of a product that is hardly more than one, and the rate is that of the fastest.
+    // A tiny product gives the launch time, and the fastest product gives the rate.
     let mut products = |dtype: DType| -> Outcome<(f64, f64)> {
         let (mut launch, mut rate) = (f64::INFINITY, 0.0f64);
         for &size in sizes {
             let (seconds, work) = (products::seconds(&machine, dtype, size)?, products::work(size));
             lines.push(format!(
-                "product {dtype} of {size} x {size} x {size}: {:.2} us, {:.2} GFLOP/s a rank",
+                "product {dtype} of {size} x {size} x {size}: {:.2} us, {:.2} GFLOP/s per rank",
                 seconds * 1e6,
                 work / seconds / 1e9
             ));
@@ -138,7 +139,7 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     for group in groups {
         for (what, point) in collectives::measure(&machine, group)? {
             let rate = point.size / point.seconds / 1e9;
-            lines.push(format!("{what}: {:.2} us, {rate:.2} GB/s sent by a rank", point.seconds * 1e6));
+            lines.push(format!("{what}: {:.2} us, {rate:.2} GB/s sent per rank", point.seconds * 1e6));
             points.push(point);
         }
     }
@@ -147,7 +148,7 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     target.device.products = Products {
         f32: rounded(f32),
         bf16: Some(rounded(bf16)),
-        // Types that were not measured have the rate of f32.
+        // Types that were not measured get the rate of f32.
         f16: None,
         f64: None,
     };
@@ -172,7 +173,7 @@ pub fn measure(name: &str, backend: Backend, ranks: usize, long: Duration) -> Ou
     Ok(Measured { target, lines })
 }
 
-/// A number with four digits. Further digits differ from one measurement to the next.
+/// Rounds a number to four digits. Further digits differ from one measurement to the next.
 fn rounded(x: f64) -> f64 {
     format!("{x:.3e}").parse().unwrap_or(x)
 }

@@ -1,4 +1,4 @@
-//! How long a matrix product takes.
+//! The duration of a matrix product.
 
 use super::program::Ranks;
 use crate::Outcome;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use tpc_ir::DType;
 use tpc_runtime::session::Backend;
 
-/// Rows and columns of the products that are measured, from one that is hardly more than its launch to one that fills the device.
+/// Rows and columns of the measured products, from one that takes little longer than its launch to one that fills the
+/// device.
 pub(super) fn sizes(backend: Backend) -> &'static [usize] {
     match backend {
         Backend::Cpu => &[4, 128, 384, 768],
@@ -20,13 +21,13 @@ pub fn work(size: usize) -> f64 {
     2.0 * (size as f64).powi(3)
 }
 
-/// About as many operations as a step should have, so that starting it is little beside them.
+/// Approximate number of operations in a step, chosen so that the cost of starting the step is negligible.
 const STEP: f64 = 1e8;
 
-/// Most products of a step.
+/// Largest number of products in a step.
 const MOST: usize = 512;
 
-/// A program of some products, each of the one before and the same matrix.
+/// A program with a chain of products, each of the previous result with the same matrix.
 fn chain(machine: &Ranks, dtype: DType, size: usize, count: usize) -> String {
     let square = format!("{dtype}[{size}, {size}]");
     let mut text = format!("{}\n", machine.mesh());
@@ -41,15 +42,15 @@ fn chain(machine: &Ranks, dtype: DType, size: usize, count: usize) -> String {
     text
 }
 
-/// Seconds of the fastest step of some products.
+/// Seconds of the fastest step with this many products.
 fn step(machine: &Ranks, dtype: DType, size: usize, count: usize) -> Outcome<f64> {
-    // What is multiplied stays about what it is, whatever the number of products: no infinities, no denormal numbers.
+    // Values keep their magnitude for any number of products, so there are no infinities or denormal numbers.
     let value = 1.0 / size as f64;
     let mut session = machine.launch(&chain(machine, dtype, size, count), value)?;
     machine.fastest(&mut session, |_, seconds| seconds)
 }
 
-/// Seconds of one product on every rank. Of small ones a step has many, and what starting a step costs is taken off.
+/// Seconds of one product on every rank. A step has many small products, and the cost of starting a step is subtracted.
 ///
 /// # Errors
 /// Ranks that cannot be started.
@@ -60,13 +61,12 @@ pub(super) fn seconds(machine: &Ranks, dtype: DType, size: usize) -> Outcome<f64
     }
     let half = Ranks { each: machine.each / 2, ..*machine };
     let (many, one) = (step(&half, dtype, size, count)?, step(&half, dtype, size, 1)?);
-    // Noise may make a single product longer than many.
+    // Because of noise, a single product can seem slower than many.
     Ok(((many - one) / (count - 1) as f64).max(many / count as f64 * 0.1))
 }
 
-/// Floating-point operations a second of so many ranks of the CPU that do nothing but products in f32, each its own, whose matrices fit
-/// into a core's caches; measured for so long.
-///
+/// Floating-point operations per second of this many CPU ranks that only compute f32 products. Each rank has its own
+/// product, whose matrices fit into the core's caches. The measurement takes the given time.
 /// # Errors
 /// A host that cannot run so many.
 pub fn cached_rate(ranks: usize, each: Duration) -> Outcome<f64> {

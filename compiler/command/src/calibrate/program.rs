@@ -1,4 +1,4 @@
-//! A small program on ranks, and its fastest step.
+//! Runs a small program on ranks and times its fastest step.
 
 use crate::Outcome;
 use std::time::{Duration, Instant};
@@ -8,18 +8,18 @@ use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_runtime::session::Backend;
 use tpc_runtime::{LaunchOptions, Session};
 
-/// Who measures, and for how long.
+/// The ranks that measure, and the duration of a measurement.
 #[derive(Clone, Copy, Debug)]
 pub struct Ranks {
     /// What executes the ranks.
     pub backend: Backend,
-    /// How many there are.
+    /// Number of ranks.
     pub ranks: usize,
-    /// How long one measurement takes.
+    /// Duration of one measurement.
     pub each: Duration,
 }
 
-/// Steps of a measurement, however long they take.
+/// Least number of steps in a measurement, independent of their duration.
 const LEAST_STEPS: usize = 3;
 
 impl Ranks {
@@ -28,7 +28,7 @@ impl Ranks {
         if self.ranks == 1 { "mesh <>".into() } else { format!("mesh <all={}>", self.ranks) }
     }
 
-    /// Starts a placed program, given as text; every element of its inputs has the value.
+    /// Starts a placed program, given as text, with every element of its inputs set to the value.
     pub(super) fn launch(&self, source: &str, value: f64) -> Outcome<Session> {
         let graph = tpc_ir::parse::parse(source)?;
         let ranks = lower_with(&graph, of_backend(self.backend), &LowerOptions::plain()).map_err(Error::from)?;
@@ -37,12 +37,12 @@ impl Ranks {
             let count = graph.node(node).types[0].shape.iter().product();
             session.write_f64((id.kind(), &*id.to_string()), &vec![value; count])?;
         }
-        // The first step touches memory for the first time.
+        // The first step touches the memory for the first time.
         session.step()?;
         Ok(session)
     }
 
-    /// The smallest of what `read` gives after each step.
+    /// The smallest value that `read` returns after each step.
     pub(super) fn fastest(
         &self,
         session: &mut Session,

@@ -1,4 +1,4 @@
-//! `tpc generate`: text from a causal language model, with a cache of keys and values.
+//! `tpc generate`: generates text from a causal language model, with a cache of keys and values.
 
 mod prompts;
 mod stop;
@@ -35,28 +35,28 @@ pub struct Generate {
     placement: Placement,
     #[command(flatten)]
     pub(crate) running: Running,
-    /// A text to go on from; may be repeated
+    /// A text to continue; may be repeated
     #[arg(long, value_name = "TEXT", required_unless_present = "prompts", conflicts_with = "prompts")]
     prompt: Vec<String>,
-    /// File with a prompt in each line: a text, or an object with "prompt", "tokens" or "messages"
+    /// File with one prompt per line: a text, or an object with "prompt", "tokens" or "messages"
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Tokens to generate for each prompt, at most
+    /// Maximum number of tokens to generate for each prompt
     #[arg(long, value_name = "N", default_value = "64")]
     new_tokens: NonZeroUsize,
-    /// Prompts that are generated from at a time [default: all, up to 8]
+    /// Prompts that are processed at a time [default: all, up to 8]
     #[arg(long, value_name = "N")]
     batch: Option<NonZeroUsize>,
-    /// Draw tokens, with logits divided by this; without it, or with 0, the most likely token is taken
+    /// Draw tokens from the softmax of the logits divided by X; without it, or with 0, take the most likely token
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
     /// Draw from the K most likely tokens only
     #[arg(long, value_name = "K")]
     top_k: Option<NonZeroUsize>,
-    /// Draw from the most likely tokens only whose probability together reaches P
+    /// Draw from the smallest set of most likely tokens whose total probability reaches P
     #[arg(long, value_name = "P")]
     top_p: Option<f64>,
-    /// Divide positive logits of tokens that occurred by this, and multiply negative ones by it
+    /// Divide the logits of tokens that already occurred by X if positive, and multiply them by X if negative
     #[arg(long, value_name = "X", default_value = "1")]
     repetition_penalty: f64,
     /// Seed of the draws
@@ -65,24 +65,24 @@ pub struct Generate {
     /// Element type of weights, cache and products; statistics of norms and softmax stay f32
     #[arg(long, value_enum, default_value = "f32")]
     precision: Types,
-    /// A text that ends a generation, and is not shown; may be repeated
+    /// Text that ends a generation and is not shown; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Generate on after tokens that end a text
+    /// Continue past tokens that end a text
     #[arg(long)]
     ignore_end: bool,
-    /// File for one JSON object per prompt: text, tokens, why it ended
+    /// File for one JSON object per prompt: text, tokens, and why it ended
     #[arg(long, value_name = "FILE.jsonl")]
     output: Option<PathBuf>,
     #[command(flatten)]
     traced: Traced,
 }
 
-/// Prompts that are generated from at a time if nothing else is said.
+/// Default limit on the number of prompts that are processed at a time.
 const BATCH: usize = 8;
 
 impl Generate {
-    /// The files that all processes must have in common, but for large weights.
+    /// The files that must be the same for all processes, except for large weights.
     pub(crate) fn reads(&self) -> Vec<(String, PathBuf)> {
         let prompts = self.prompts.iter().map(|file| ("--prompts".to_string(), file.clone()));
         model_files(&self.model, true).into_iter().chain(prompts).collect()
@@ -162,7 +162,8 @@ impl Generate {
         Ok(())
     }
 
-    /// Generates from some prompts; of a single one, text is shown as it comes. Gives what was generated and its text.
+    /// Generates from a group of prompts and returns the results with their texts. The text of a single prompt is shown
+    /// as it is generated.
     fn group(
         &self,
         generator: &mut Generator,
@@ -178,7 +179,7 @@ impl Generate {
         let mut listen = |chosen: Chosen<'_>| {
             let Some(decoder) = &mut decoders[chosen.prompt] else { return true };
             let shown = &mut shown[chosen.prompt];
-            // A row of the table that is no token has no text.
+            // A row of the embedding that is not a token has no text.
             let text = u32::try_from(chosen.token).ok().and_then(|id| decoder.push(id).ok()).unwrap_or_default();
             let new = shown.push(&text);
             if streams && failed.is_ok() {
@@ -252,12 +253,13 @@ impl Generate {
             }
         };
         if ids.is_empty() {
-            return Err(Failure::new(format!("prompt {number} has no tokens: there is nothing to go on from")));
+            return Err(Failure::new(format!("prompt {number} has no tokens to continue")));
         }
         Ok(ids.into_iter().map(i64::from).collect())
     }
 
-    /// The tokens that end a text: those of generation_config.json, otherwise those of config.json, otherwise the tokenizer's.
+    /// The tokens that end a text: from generation_config.json, otherwise from config.json, otherwise from the
+    /// tokenizer.
     fn ends(&self, tokenizer: Option<&Tokenizer>) -> Outcome<Vec<i64>> {
         if self.ignore_end {
             return Ok(Vec::new());
@@ -286,7 +288,7 @@ impl Generate {
     }
 }
 
-/// What was generated, as a line of the output.
+/// A generated text as a line of the output.
 fn object(number: usize, prompt: &Prompt, generated: &Generated, text: Option<&str>) -> serde_json::Value {
     let ended = match generated.why {
         Why::Length => "length",

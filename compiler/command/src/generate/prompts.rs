@@ -1,4 +1,4 @@
-//! The prompts of a command: from the command line, or a file with one a line.
+//! The prompts of a command, from the command line or from a file with one prompt per line.
 
 use crate::{Failure, Outcome};
 use serde_json::Value;
@@ -12,15 +12,15 @@ pub(super) enum Prompt {
     Text(String),
     /// Its tokens.
     Tokens(Vec<i64>),
-    /// The messages of a conversation, which the model is to answer.
+    /// The messages of a conversation, which the model answers.
     Messages(Vec<Value>),
 }
 
-/// Reads a file of prompts: a text in each line, or JSON objects with a `prompt`, with `tokens` or with `messages`, if the
-/// first line begins with `{`.
+/// Reads a file of prompts: a text in each line or, if the first line begins with `{`, JSON objects with a `prompt`,
+/// with `tokens` or with `messages`.
 ///
 /// # Errors
-/// A file that cannot be read, is no UTF-8 or has no prompts; a line that is no such object.
+/// A file that cannot be read, is not UTF-8 or has no prompts; a line that is not such an object.
 pub(super) fn read(file: &Path) -> Outcome<Vec<Prompt>> {
     let bytes = fs::read(file).map_err(|e| Failure::at(file, e))?;
     let text = String::from_utf8(bytes).map_err(|e| {
@@ -36,7 +36,7 @@ pub(super) fn read(file: &Path) -> Outcome<Vec<Prompt>> {
         .collect();
     match prompts? {
         prompts if prompts.is_empty() => {
-            Err(Failure::at(file, "has no prompts: a text or a JSON object a line is needed"))
+            Err(Failure::at(file, "has no prompts: each line must be a text or a JSON object"))
         }
         prompts => Ok(prompts),
     }
@@ -49,12 +49,12 @@ fn object(line: &str) -> Result<Prompt, String> {
         (Some(Value::String(text)), None, None) => Ok(Prompt::Text(text.clone())),
         (None, Some(Value::Array(tokens)), None) => {
             let tokens: Option<Vec<i64>> = tokens.iter().map(Value::as_i64).collect();
-            tokens.map(Prompt::Tokens).ok_or_else(|| "`tokens` has something else than token numbers".to_string())
+            tokens.map(Prompt::Tokens).ok_or_else(|| "`tokens` must contain only token numbers".to_string())
         }
         (None, None, Some(Value::Array(messages))) => Ok(Prompt::Messages(messages.clone())),
-        (Some(_), None, None) => Err("`prompt` is no text".into()),
-        (None, Some(_), None) => Err("`tokens` is no list".into()),
-        (None, None, Some(_)) => Err("`messages` is no list".into()),
+        (Some(_), None, None) => Err("`prompt` is not a text".into()),
+        (None, Some(_), None) => Err("`tokens` is not a list".into()),
+        (None, None, Some(_)) => Err("`messages` is not a list".into()),
         (None, None, None) => Err("has none of `prompt`, `tokens`, `messages`".into()),
         _ => Err("has more than one of `prompt`, `tokens`, `messages`".into()),
     }

@@ -1,11 +1,11 @@
-//! Texts that end a generation where they first occur.
+//! Stop texts, which end a generation where one first occurs.
 
-/// The text of one sequence so far, and which of it may be shown.
+/// The text of one sequence so far, and how much of it may be shown.
 #[derive(Debug)]
 pub(super) struct Shown<'a> {
     stops: &'a [String],
     text: String,
-    /// Bytes that have been given.
+    /// Number of bytes already shown.
     given: usize,
     ended: bool,
 }
@@ -15,8 +15,8 @@ impl<'a> Shown<'a> {
         Shown { stops, text: String::new(), given: 0, ended: false }
     }
 
-    /// Takes more text and gives what can be shown of it: not what may be the beginning of a stop text, nor anything from a
-    /// stop text on.
+    /// Appends text and returns the part that can now be shown. Text that may be the beginning of a stop text is held
+    /// back, and everything from a stop text on is dropped.
     pub(super) fn push(&mut self, more: &str) -> &str {
         if self.ended {
             return "";
@@ -36,7 +36,7 @@ impl<'a> Shown<'a> {
         &self.text[from..self.given]
     }
 
-    /// Bytes at the end that may be the beginning of a stop text.
+    /// Number of bytes at the end that may be the beginning of a stop text.
     fn held(&self) -> usize {
         let begins = |stop: &String| {
             let lengths = stop.char_indices().map(|(at, _)| at).rev();
@@ -45,12 +45,12 @@ impl<'a> Shown<'a> {
         self.stops.iter().filter_map(begins).max().unwrap_or(0)
     }
 
-    /// Whether a stop text occurred.
+    /// Whether a stop text has occurred.
     pub(super) fn ended(&self) -> bool {
         self.ended
     }
 
-    /// What was held back, when nothing more comes.
+    /// Returns the text that was held back, once the text is complete.
     pub(super) fn finish(&mut self) -> &str {
         let from = std::mem::replace(&mut self.given, self.text.len());
         &self.text[from..]
@@ -66,7 +66,7 @@ impl<'a> Shown<'a> {
 mod tests {
     use super::*;
 
-    /// What is shown of each piece, then what is held back at the end.
+    /// The text shown after each piece, and the text that is held back at the end.
     fn shown(stops: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
         let stops: Vec<String> = stops.iter().map(|stop| stop.to_string()).collect();
         let mut shown = Shown::new(&stops);
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(shown(&["END"], &["a EN"]), (given(&["a "]), "EN".into(), false));
         assert_eq!(shown(&["b", "ab"], &["xab", "y"]), (given(&["x", ""]), "".into(), true));
         assert_eq!(shown(&[], &["a", "é"]), (given(&["a", "é"]), "".into(), false));
-        // The first of overlapping beginnings is held back, in whole characters.
+        // The earliest of overlapping beginnings is held back, in whole characters.
         assert_eq!(shown(&["éé!", "é?"], &["xéé", "é", "?"]), (given(&["x", "é", "é"]), "".into(), true));
     }
 }

@@ -1,4 +1,4 @@
-//! Characters as tokens: the alphabet that a model was trained on, or that of a text.
+//! Characters as tokens: the alphabet of a trained model, or the alphabet of a text.
 
 use crate::{Failure, Outcome};
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ pub(super) struct Kept {
     pub(super) alphabet: Alphabet,
     /// The file or checkpoint that keeps it.
     pub(super) place: PathBuf,
-    /// How a text of other characters can be trained on.
+    /// How to train on a text with other characters.
     pub(super) way_out: &'static str,
 }
 
@@ -30,10 +30,10 @@ fn of_corpus(corpus: &Corpus) -> Outcome<Alphabet> {
     Ok(Alphabet::of_text(&found.into_iter().collect::<String>()))
 }
 
-/// The alphabet of a run on a corpus, for a model of so many tokens.
+/// The alphabet of a run on a corpus, for a model with this many tokens.
 ///
 /// # Errors
-/// Characters that the model was not trained on, or more than it has tokens.
+/// Characters that the model was not trained on, or more characters than the model has tokens.
 pub(super) fn alphabet(corpus: &Corpus, vocab: usize, kept: Option<&Kept>) -> Outcome<Alphabet> {
     let file = corpus.first_file();
     let mut alphabet = of_corpus(corpus)?;
@@ -68,7 +68,7 @@ impl Kept {
             more => format!(" and {more} more"),
         };
         Err(format!(
-            "the model was trained on the {} characters of {}, which lack {}{more}: train on a text of those, or {}",
+            "the model was trained on the {} characters of {}, which lack {}{more}: train on a text of those characters, or {}",
             self.alphabet.len(),
             cut(&self.place.display().to_string()),
             shown.join(", "),

@@ -1,4 +1,4 @@
-//! What a run trains on, from its arguments.
+//! The data that a run trains on, from its arguments.
 
 use super::alphabet::{self, Kept};
 use crate::data::Batch;
@@ -10,69 +10,71 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tpc_compiler::models::{Alphabet, ModelConfig};
 use tpc_compiler::pretrained::TokenBatch;
-use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Tokenizer, piece};
+use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Recipe, Split, Tokenizer, piece};
 use tpc_ir::quote::cut;
 
-/// Which tokens of a conversation count in the loss.
+/// Which tokens of a conversation count toward the loss.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Counted {
-    /// What the assistant says
+    /// The assistant's messages
     Answers,
-    /// All
+    /// All messages
     All,
 }
 
-/// The data's arguments.
+/// The arguments of the data.
 #[derive(Debug, Args)]
 pub struct DataArguments {
-    /// Texts to train on: plain text (a file is one document), or JSON lines (.jsonl, .ndjson) with a text in each; also compressed (.gz, .zst)
+    /// Texts to train on: plain text (one document per file), or JSON lines (.jsonl, .ndjson) with a text in each; may
+    /// be compressed (.gz, .zst)
     #[arg(long, value_name = "FILE", num_args = 1.., required_unless_present = "inputs")]
     pub data: Vec<PathBuf>,
-    /// Global batch, the same at every step: input_ids, labels, attention_mask, token_type_ids
+    /// Global batch, the same in every step: input_ids, labels, attention_mask, token_type_ids
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "data")]
     pub inputs: Option<PathBuf>,
     /// The data are JSON lines with the text in this field [default: text]
     #[arg(long, value_name = "NAME", conflicts_with_all = ["inputs", "chat"])]
     field: Option<String>,
-    /// The data are JSON lines with a conversation in each: `messages`, a list of objects with role and content, written by the model's chat template
+    /// The data are JSON lines with a conversation in each: `messages`, a list of objects with role and content,
+    /// formatted by the model's chat template
     #[arg(long, conflicts_with = "inputs")]
     chat: bool,
-    /// Each character is a token, for models without a tokenizer
+    /// Treat each character as a token, for models without a tokenizer
     #[arg(long, conflicts_with_all = ["inputs", "chat"])]
     characters: bool,
-    /// What counts in the loss of conversations [default: answers]
+    /// Which messages of a conversation count toward the loss [default: answers]
     #[arg(long, value_enum, requires = "chat")]
     loss_on: Option<Counted>,
-    /// Rows are full, and documents follow each other in them; of a causal model, a token sees its own document only [default]
+    /// Fill rows with consecutive documents; in a causal model, a token sees its own document only [default]
     #[arg(long, conflicts_with_all = ["inputs", "pad"])]
     pack: bool,
-    /// In packed rows, a token also sees the documents before its own
+    /// In packed rows, let a token also see the documents before its own
     #[arg(long, conflicts_with_all = ["inputs", "pad"])]
     mix_documents: bool,
-    /// Each row is one document, or a part of it, with padding after it
+    /// Put one document, or a part of one, into each row, and pad the rest of the row
     #[arg(long, conflicts_with = "inputs")]
     pad: bool,
-    /// Rows in a batch of --data
+    /// Rows per batch of --data
     #[arg(long, default_value_t = 8)]
     pub batch: usize,
-    /// Tokens in a row of --data [default: 128, or as many as the model has positions]
+    /// Tokens per row of --data [default: 128, or the number of the model's positions if that is smaller]
     #[arg(long)]
     seq: Option<usize>,
     /// Texts to evaluate on, in the format of --data
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with = "inputs")]
     pub eval_data: Vec<PathBuf>,
-    /// Share of --data that is not trained on but evaluated on
+    /// Share of --data to hold out for evaluation
     #[arg(long, value_name = "SHARE", value_parser = share, conflicts_with_all = ["inputs", "eval_data"])]
     held_out: Option<f64>,
 }
 
-/// Reads a number between 0 and 1.
+/// Parses a number between 0 and 1.
 fn share(text: &str) -> Result<f64, String> {
     let number: Option<f64> = text.parse().ok();
     number.filter(|x| *x > 0.0 && *x < 1.0).ok_or_else(|| "expected a number above 0 and below 1".into())
 }
 
-/// What a run trains on.
+/// The data that a run trains on.
 pub(super) enum Source {
     /// One batch.
     Fixed(Batch),
@@ -85,9 +87,9 @@ pub(super) struct Texts {
     pub(super) train: Recipe,
     pub(super) evaluate: Option<Recipe>,
     pub(super) tokens: TokenBatch,
-    /// The characters that tokens stand for, if they are characters.
+    /// The alphabet, if tokens are characters.
     pub(super) alphabet: Option<Alphabet>,
-    /// What the user should know.
+    /// Notes for the user.
     pub(super) notes: Vec<String>,
 }
 
@@ -107,38 +109,38 @@ impl Source {
     }
 }
 
-/// What a run knows of its model when it looks for data.
+/// What the data depend on in the model.
 pub(super) struct Learner<'a> {
     /// The model's directory.
     pub(super) dir: &'a Path,
     pub(super) config: &'a ModelConfig,
-    /// The alphabet that it was trained on.
+    /// The alphabet that the model was trained on.
     pub(super) kept: Option<&'a Kept>,
     pub(super) seed: u64,
-    /// The time that chat templates are told, in seconds since 1970.
+    /// The current time for chat templates, in seconds since 1970.
     pub(super) now: u64,
 }
 
 impl DataArguments {
-    /// All files, by the options that name them.
+    /// All files, with the options that name them.
     pub(super) fn files(&self) -> impl Iterator<Item = (&'static str, &PathBuf)> {
         let inputs = self.inputs.iter().map(|file| ("--inputs", file));
         let data = self.data.iter().map(|file| ("--data", file));
         inputs.chain(data).chain(self.eval_data.iter().map(|file| ("--eval-data", file)))
     }
 
-    /// Whether anything is evaluated.
+    /// Whether the run evaluates.
     pub(super) fn evaluates(&self) -> bool {
         self.held_out.is_some() || !self.eval_data.is_empty()
     }
 
-    /// Reads what there is to train on.
+    /// Reads the data.
     ///
     /// # Errors
-    /// Files that are broken or hold nothing; a model that has no tokenizer, or another one than the data need.
+    /// Files that are broken or empty; a model without a tokenizer, or with one that does not fit the data.
     pub(super) fn source(&self, learner: &Learner, given: &Given) -> Outcome<Source> {
         let Some(file) = &self.inputs else { return self.texts(learner).map(|texts| Source::Texts(Box::new(texts))) };
-        given.refuse(&["batch", "seq"], "with --inputs, whose batch is as large as it is")?;
+        given.refuse(&["batch", "seq"], "with --inputs, which determines the size of the batch")?;
         let batch = Batch::read(file, learner.config)?;
         if !batch.has_labels() {
             return Err(Failure::at(file, "no tensor \"labels\": training needs them"));
@@ -152,9 +154,9 @@ impl DataArguments {
         config.check_batch([self.batch, seq], 0)?;
         check_size(config, [self.batch, seq])?;
         if seq < 2 {
-            return Err(Failure::new("--seq must be at least 2: a token is predicted from others"));
+            return Err(Failure::new("--seq must be at least 2: a token is predicted from the ones before it"));
         }
-        // Before the data are read, which may take long.
+        // Checked before the data are read, which may take long.
         let tokenizer = self.tokenizer(learner)?;
         let format = match (&self.field, self.chat) {
             (Some(field), _) => Format::Field(field.clone()),
@@ -181,7 +183,7 @@ impl DataArguments {
         }
         if tokenizer.size() > config.vocab_size() {
             notes.push(format!(
-                "the tokenizer has {} tokens, but the model's table has {} rows: a text with one of the others is an error",
+                "the tokenizer has {} tokens, but the model's embedding has {} rows: a text with a token beyond them is an error",
                 tokenizer.size(),
                 config.vocab_size()
             ));
@@ -190,7 +192,7 @@ impl DataArguments {
             corpus: Arc::new(corpus),
             objective: objective(&tokenizer, learner)?,
             tokenizer: Arc::new(tokenizer),
-            part: self.held_out.map_or(Part::All, Part::But),
+            split: self.held_out.map_or(Split::All, Split::But),
             seq,
             packing: match (self.pad, config.is_causal()) {
                 (true, _) => Packing::Padded,
@@ -207,8 +209,8 @@ impl DataArguments {
             shuffled: true,
         };
         let evaluate = match (evaluated, self.held_out) {
-            (Some(corpus), _) => Some(Recipe { corpus, part: Part::All, shuffled: false, ..train.clone() }),
-            (None, Some(share)) => Some(Recipe { part: Part::Only(share), shuffled: false, ..train.clone() }),
+            (Some(corpus), _) => Some(Recipe { corpus, split: Split::All, shuffled: false, ..train.clone() }),
+            (None, Some(share)) => Some(Recipe { split: Split::Only(share), shuffled: false, ..train.clone() }),
             (None, None) => None,
         };
         let mut tokens = TokenBatch::new(self.batch, seq);
@@ -218,31 +220,31 @@ impl DataArguments {
         Ok(Texts { train, evaluate, tokens, alphabet, notes })
     }
 
-    /// The tokenizer of the model's directory; `None` where characters are tokens.
+    /// The tokenizer of the model's directory; `None` if tokens are characters.
     fn tokenizer(&self, learner: &Learner) -> Outcome<Option<Tokenizer>> {
         let found = match Tokenizer::of_dir(learner.dir, learner.now)? {
-            // The characters of weights that are not read are those of no model.
+            // If the weights are not read, their characters do not matter.
             Some(Tokenizer::Characters(_)) | None => None,
             Some(found) => Some(found),
         };
         match (found, self.characters, learner.kept) {
             (Some(_), true, _) => Err(Failure::at(
                 learner.dir,
-                "the model's tokens are those of its tokenizer, which --characters would not use: leave --characters out, or begin a model of characters with --from-scratch in a directory that holds only a config.json",
+                "the model has a tokenizer, which --characters would ignore: leave --characters out, or start a character model with --from-scratch in a directory that holds only a config.json",
             )),
             (Some(found), false, _) => Ok(Some(found)),
             (None, true, _) | (None, false, Some(_)) => Ok(None),
             (None, false, None) => {
                 let dir = cut(&learner.dir.display().to_string()).to_string();
                 Err(Failure::new(format!(
-                    "{dir}: the model has no tokenizer, so a text cannot become its tokens: copy its tokenizer.json there, train one with tpc tokenizer train {dir} FILE…, or make each character a token with --characters"
+                    "{dir}: the model has no tokenizer to turn a text into tokens: copy its tokenizer.json there, train one with tpc tokenizer train {dir} FILE…, or make each character a token with --characters"
                 )))
             }
         }
     }
 }
 
-/// What a model learns from a text.
+/// The training objective of a model on texts.
 fn objective(tokenizer: &Tokenizer, learner: &Learner) -> Outcome<Objective> {
     if learner.config.is_causal() {
         return Ok(Objective::Next);

@@ -1,4 +1,4 @@
-//! The loss on data that are not trained on.
+//! The loss on held-out data.
 
 use super::state::{Best, State};
 use crate::data::feed;
@@ -13,10 +13,10 @@ use tpc_runtime::checkpoint::SaveOptions;
 use tpc_runtime::checkpoint::directory::saved;
 use tpc_runtime::{RuntimeError, Session};
 
-/// Where the checkpoint of the best evaluation is, in the directory of checkpoints.
+/// The directory of the best evaluation's checkpoint, in the directory of checkpoints.
 pub(super) const BEST: &str = "best";
 
-/// Writes what a program takes of a batch.
+/// Writes the tensors of a batch that the program reads.
 pub(super) fn feed_batch(session: &mut Session, batch: &Batch) -> Result<(), RuntimeError> {
     feed(session, "input_ids", &batch.input_ids)?;
     feed(session, "labels", &batch.labels)?;
@@ -25,7 +25,7 @@ pub(super) fn feed_batch(session: &mut Session, batch: &Batch) -> Result<(), Run
     feed(session, "position_ids", &batch.position_ids)
 }
 
-/// The mean loss over all tokens of a recipe that count, or of its first `most` batches.
+/// The mean loss over all counted tokens of a recipe, or of its first `most` batches.
 ///
 /// # Errors
 /// Data that cannot be read, a rank that fails.
@@ -47,7 +47,7 @@ pub(super) fn evaluate(
     Ok(sum / counted.max(1) as f64)
 }
 
-/// Removes checkpoints of the best evaluation that are of steps after those that are done: they will be done again.
+/// Removes checkpoints of the best evaluation from steps after `done`: these steps will run a second time.
 ///
 /// # Errors
 /// A directory that cannot be changed.
@@ -62,10 +62,10 @@ pub(super) fn forget_later(dir: &Path, done: u64) -> Outcome {
     Ok(())
 }
 
-/// Notes an evaluation that is better than all before it, and keeps the model as it is now. Gives the checkpoint.
+/// Reports an evaluation that is better than all before it, and keeps the current model. Returns the checkpoint.
 ///
 /// # Errors
-/// A disk that does not take it.
+/// A disk that rejects it.
 pub(super) fn keep_best(
     training: &TrainingSession,
     dir: Option<&Path>,

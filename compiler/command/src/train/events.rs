@@ -1,4 +1,4 @@
-//! TensorBoard's event files, written by hand: they are a few fields of two protocol buffers.
+//! TensorBoard's event files. They only use a few fields of two protocol buffers, which are written by hand.
 //!
 //! A file is a sequence of records: the length in 8 bytes, the masked CRC-32C of these, the data, and their masked CRC-32C
 //! (`tensorflow/core/lib/io/record_writer.h`). The data are an `Event` (`tensorflow/core/util/event.proto`):
@@ -23,10 +23,11 @@ pub(super) struct Events {
 }
 
 impl Events {
-    /// A new file in a directory, for the steps after those that are done. TensorBoard drops later steps of earlier files there.
+    /// Creates a file in a directory for the steps after `done`. TensorBoard drops later steps of earlier files in the
+    /// directory.
     ///
     /// # Errors
-    /// A directory that takes no file.
+    /// A directory that rejects the file.
     pub(super) fn new(dir: &Path, done: u64) -> Outcome<Self> {
         let now = now();
         let name = format!("events.out.tfevents.{:010}.tpc.{}", now as u64, std::process::id());
@@ -51,7 +52,7 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
-/// The first records of a file: its version, and, of a run that goes on, from which step.
+/// The first records of a file: its version and, if a run resumes, the step that it resumes from.
 fn beginning(now: f64, done: u64) -> Vec<u8> {
     const VERSION: &str = "brain.Event:2";
     let mut event = Message::default();
@@ -83,7 +84,7 @@ fn summary(now: f64, step: u64, values: &[(&'static str, f64)]) -> Vec<u8> {
     event.0
 }
 
-/// A protocol buffer that is being written.
+/// A protocol buffer under construction.
 #[derive(Default)]
 struct Message(Vec<u8>);
 
@@ -96,7 +97,7 @@ impl Message {
         self.0.push(number as u8);
     }
 
-    /// A field's number with the way that it is written.
+    /// Writes a field's number with its wire type.
     fn field(&mut self, number: u64, wire: u64) {
         self.varint(number << 3 | wire);
     }
@@ -133,7 +134,7 @@ fn masked(data: &[u8]) -> [u8; 4] {
     crc32c(data).rotate_right(15).wrapping_add(DELTA).to_le_bytes()
 }
 
-/// CRC-32C (Castagnoli), bit by bit: events are short.
+/// CRC-32C (Castagnoli), computed bit by bit because events are short.
 fn crc32c(data: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0x82f6_3b78;
     let byte = |crc: u32, byte: &u8| {
@@ -154,7 +155,7 @@ mod tests {
         assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46dd_794e);
     }
 
-    /// A file that `tests/reference/events.py` wrote by TensorBoard's own classes and read back by its own reader.
+    /// A file that `tests/reference/events.py` wrote with TensorBoard's own classes and read with its own reader.
     #[test]
     fn files_are_those_of_tensorboard() {
         let values = [("loss", 2.5), ("lr", 0.001), ("eval_loss", f64::INFINITY)];

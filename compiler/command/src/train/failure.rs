@@ -1,12 +1,12 @@
-//! Why a loss is no number.
+//! Explains why a loss is not finite.
 
 use crate::{Failure, Outcome};
 use tpc_compiler::models::WeightMap;
 use tpc_compiler::pretrained::condition;
 use tpc_compiler::program::TrainingSession;
 
-/// Why the loss of a session's first step is no number. The weights that it began with are put back and looked at; the learning rate has
-/// no part in it.
+/// Explains why the loss of a session's first step is not finite, by restoring and inspecting the initial weights. The
+/// learning rate cannot be the cause.
 pub(super) fn no_number(
     training: &mut TrainingSession,
     map: &WeightMap,
@@ -21,7 +21,7 @@ pub(super) fn no_number(
             format!("the loss of step {step} is {loss} because the weights are not finite: {tensor} holds {value}")
         }
         (None, Some((tensor, largest))) => format!(
-            "the loss of step {step} is {loss} although all weights are finite: a value in between is too large \
+            "the loss of step {step} is {loss} although all weights are finite: an intermediate value is too large \
              for its element type; the largest weight is {largest:e}, in {tensor}"
         ),
         (None, None) => format!("the loss of step {step} is {loss}"),

@@ -1,4 +1,4 @@
-//! What is read of a step's gradients.
+//! Reading a step's gradients.
 
 use crate::Outcome;
 use std::collections::HashMap;
@@ -9,14 +9,14 @@ use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::Session;
 use tpc_runtime::output::Output;
 
-/// The norm of all gradients before clipping, if they are clipped.
+/// The norm of all gradients before clipping, if gradients are clipped.
 pub(super) fn norm(session: &Session) -> Outcome<Option<f64>> {
     let kind = OutputKind::Result(GRAD_NORM.into());
     let clipped = session.program(0).outputs.iter().any(|o| o.kind == kind);
     Ok(if clipped { session.read_f64(&kind)?.first().copied() } else { None })
 }
 
-/// Writes the gradients of the step that was just done; of several processes one has the output.
+/// Writes the gradients of the latest step; of several processes, one has the output.
 pub(super) fn write_gradients(session: &Session, map: &WeightMap, output: Option<Output>) -> Outcome {
     let mut values: HashMap<String, Vec<f32>> = HashMap::new();
     for output in &session.program(0).outputs {

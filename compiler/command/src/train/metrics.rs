@@ -1,4 +1,4 @@
-//! What is measured of every step: lines of JSON, and TensorBoard's events.
+//! The metrics of every step, as JSON lines and as TensorBoard's events.
 
 use super::events::Events;
 use crate::Outcome;
@@ -10,23 +10,23 @@ use std::path::PathBuf;
 use tpc_passes::options::clip::GRAD_NORM;
 use tpc_runtime::output::Output;
 
-/// The measurements of a step.
+/// The metrics of a step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Row {
     /// The step, counted from 1.
     pub(super) step: u64,
     pub(super) loss: f64,
-    /// Milliseconds that it took.
+    /// Duration in milliseconds.
     pub(super) ms: f64,
-    /// Tokens a second.
+    /// Tokens per second.
     pub(super) rate: f64,
     /// Learning rate.
     pub(super) lr: f64,
-    /// Norm of all gradients before clipping, if they are clipped.
+    /// Norm of all gradients before clipping, if gradients are clipped.
     pub(super) norm: Option<f64>,
-    /// The epoch of its batch, from 0, of a run on texts.
+    /// The epoch of its batch, counted from 0, in a run on texts.
     pub(super) epoch: Option<u64>,
-    /// Loss on the data to evaluate on, where it was evaluated.
+    /// Loss on the evaluation data, if the step was followed by an evaluation.
     pub(super) evaluated: Option<f64>,
 }
 
@@ -41,7 +41,7 @@ impl Row {
     }
 }
 
-/// Where measurements are written.
+/// Where metrics are written.
 #[derive(Default)]
 pub(super) struct Metrics {
     pub(super) lines: Option<Lines>,
@@ -49,7 +49,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Writes what was measured; it is there when this returns.
+    /// Writes the metrics of a step; they are in the files when this returns.
     pub(super) fn write(&mut self, row: &Row) -> Outcome {
         let values = row.values();
         if let Some(lines) = &mut self.lines {
@@ -62,20 +62,20 @@ impl Metrics {
     }
 }
 
-/// A line of JSON for every step.
+/// A file with a line of JSON per step.
 pub(super) struct Lines {
     path: PathBuf,
     file: File,
 }
 
 impl Lines {
-    /// Begins a file, or goes on with one after the steps that are done.
+    /// Creates a file, or continues one after the steps that are done.
     pub(super) fn new(output: Output, done: u64) -> Outcome<Self> {
         let earlier = match (done, output.replaced()) {
             (0, _) | (_, None) => String::new(),
             (_, Some(file)) => fs::read_to_string(file).unwrap_or_default(),
         };
-        // Steps after the checkpoint are done again; an interrupted line is none.
+        // Steps after the checkpoint run a second time, and an interrupted line does not count.
         let step = |line: &str| serde_json::from_str::<Value>(line).ok()?.get("step")?.as_u64();
         let kept = earlier.lines().filter(|line| step(line).is_some_and(|s| s <= done)).map(|line| format!("{line}\n"));
         let (path, kept) = (output.path().to_path_buf(), kept.collect::<String>());

@@ -2,15 +2,15 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | which batches there are | `data`, `alphabet` |
+//! | the batches | `data`, `alphabet` |
 //! | the learning rate of a step | [`schedule`] |
-//! | the steps themselves | `steps` |
-//! | the loss on other data, the best checkpoint | `evaluation` |
-//! | what a checkpoint keeps beside the tensors | `state` |
-//! | lines of JSON, TensorBoard's events; their places | `metrics`, `events`; `outputs` |
-//! | how far it is, how fast | `progress`, `speed` |
+//! | the steps | `steps` |
+//! | the loss on held-out data, the best checkpoint | `evaluation` |
+//! | what a checkpoint keeps in addition to the tensors | `state` |
+//! | metrics as JSON lines and TensorBoard's events; their files | `metrics`, `events`; `outputs` |
+//! | progress and speed | `progress`, `speed` |
 //! | gradients in a file | `gradients` |
-//! | why a loss is no number | `failure` |
+//! | why a loss is not finite | `failure` |
 
 mod alphabet;
 mod data;
@@ -51,7 +51,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tpc_compiler::models::{Alphabet, ModelConfig, ModelDir, WeightMap, weight_map};
 use tpc_compiler::plans::Workload;
 use tpc_compiler::pretrained::{
-    LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialise_model, load_weights, names,
+    LoadError, TokenBatch, capture_evaluation, copy_companions, draw_missing, initialize_model, load_weights, names,
     save_as,
 };
 use tpc_compiler::program::{TrainingProgram, TrainingSession, compile_training_together};
@@ -63,7 +63,7 @@ use tpc_runtime::checkpoint::index::FILE as INDEX;
 use tpc_runtime::checkpoint::{Checkpoint, SaveOptions};
 use tpc_runtime::output::Identity;
 
-/// Train a model; the result is a model directory again.
+/// Train a model; the result is a model directory.
 #[derive(Debug, Args)]
 pub struct Train {
     /// Directory with config.json and safetensors
@@ -79,62 +79,66 @@ pub struct Train {
     step: StepArguments,
     #[command(flatten)]
     data: DataArguments,
-    /// Steps
+    /// Number of steps
     #[arg(long, required_unless_present = "epochs", value_parser = clap::value_parser!(u64).range(1..))]
     steps: Option<u64>,
-    /// As many steps as go through --data so many times; the data are read once to count them
+    /// Number of epochs: passes over --data, which are read once to count the steps
     #[arg(long, value_name = "N", conflicts_with_all = ["steps", "inputs"], value_parser = clap::value_parser!(u64).range(1..))]
     epochs: Option<u64>,
     #[command(flatten)]
     schedule: ScheduleArguments,
     #[command(flatten)]
     optimizer: Optimizer,
-    /// Evaluate --eval-data or what is --held-out after every N steps, and after the last one [default: after the last one only]
+    /// Evaluate --eval-data or the --held-out share after every N steps, and after the last one [default: only after
+    /// the last one]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     eval_every: Option<u64>,
     /// Evaluate on the first N batches only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     eval_batches: Option<u64>,
-    /// Begin with fresh values as the model's modules draw them, not with the directory's weights
+    /// Start with initial values from the model's modules instead of the directory's weights
     #[arg(long)]
     from_scratch: bool,
-    /// Seed of the order of --data, of --from-scratch and of random operations [default: 0, or that of the run that is resumed]
+    /// Seed of the order of --data, of --from-scratch and of random operations [default: 0, or the seed of the resumed
+    /// run]
     #[arg(long)]
     seed: Option<u64>,
-    /// Directory for checkpoints: parameters, optimizer state, step and the place in the data, to go on from on any mesh; one is written at the end, and in its directory `best` that of the best evaluation
+    /// Directory for checkpoints (parameters, optimizer state, step and position in the data), which resume on any
+    /// mesh; one is written at the end, and its directory `best` holds the one of the best evaluation
     #[arg(long, value_name = "DIR")]
     checkpoint: Option<PathBuf>,
-    /// Write a checkpoint after every N steps, too
+    /// Also write a checkpoint after every N steps
     #[arg(long, value_name = "N", requires = "checkpoint", value_parser = clap::value_parser!(u64).range(1..))]
     save_every: Option<u64>,
     /// Keep only the latest K checkpoints
     #[arg(long, value_name = "K", requires = "checkpoint")]
     keep: Option<NonZeroUsize>,
-    /// Go on from the latest checkpoint, up to --steps in all; from the beginning if there is none yet
+    /// Resume from the latest checkpoint, up to --steps in total; start from the beginning if there is none
     #[arg(long, requires = "checkpoint")]
     resume: bool,
     /// Directory for config.json and the trained weights, whole and under the model's own names
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Let --save replace the model that is read
+    /// Allow --save to replace the model that is read
     #[arg(long, requires = "save")]
     force: bool,
     #[command(flatten)]
     saving: SaveArgs,
-    /// File for the first step's gradients, under the model's own names
+    /// File for the gradients of the first step, under the model's own names
     #[arg(long, value_name = "FILE.safetensors", conflicts_with = "resume")]
     grads: Option<PathBuf>,
-    /// File for one JSON object per step: step, loss, ms, tokens_per_s, lr, grad_norm with --clip-norm, epoch with --data, eval_loss and eval_perplexity where it is evaluated
+    /// File for one JSON object per step: step, loss, ms, tokens_per_s, lr, grad_norm with --clip-norm, epoch with
+    /// --data, and eval_loss and eval_perplexity after evaluations
     #[arg(long, value_name = "FILE.jsonl")]
     metrics: Option<PathBuf>,
-    /// Directory for the same as TensorBoard's event files
+    /// Directory for the same metrics as TensorBoard event files
     #[arg(long, value_name = "DIR")]
     tensorboard: Option<PathBuf>,
     #[command(flatten)]
     traced: Traced,
 }
 
-/// A model as it was found: its directory with weights, or only its configuration.
+/// A model: a directory with weights, or only a configuration.
 struct Model {
     config: ModelConfig,
     json: serde_json::Value,
@@ -142,22 +146,22 @@ struct Model {
     dir: Option<ModelDir>,
 }
 
-/// What a run was told to do, once its data are known.
+/// The settings of a run, once its data are known.
 struct Run<'a> {
     train: &'a Train,
     source: &'a Source,
     map: &'a WeightMap,
-    /// Steps in all.
+    /// Total number of steps.
     steps: u64,
     schedule: Schedule,
     work: Work,
     save: SaveOptions,
-    /// The command line that goes on from a checkpoint of this run.
+    /// The command line that resumes from a checkpoint of this run.
     again: String,
 }
 
 impl Train {
-    /// The files that all processes must have in common, but for large weights and checkpoints.
+    /// The files that must be the same for all processes, except for large weights and checkpoints.
     pub(crate) fn reads(&self) -> Vec<(String, PathBuf)> {
         model_files(&self.model, !self.from_scratch).into_iter().chain(data_files(self.data.files())).collect()
     }
@@ -202,7 +206,7 @@ impl Train {
         self.note(&mesh, steps, given, terminal);
         if let Some(before) = state.steps.filter(|before| *before != steps && schedule.has_end()) {
             terminal.note(format!(
-                "the learning rate now comes to its end at step {steps}; until here the run was on the way to step {before}"
+                "the learning rate now ends at step {steps}; so far the run was scheduled for {before} steps"
             ));
         }
         self.placement.note(&mesh, &plan, &options.target, terminal)?;
@@ -211,14 +215,14 @@ impl Train {
         let alphabet = texts.and_then(|texts| texts.alphabet.as_ref());
         if let (Some(alphabet), None, false) = (alphabet, &kept, self.from_scratch && resumed.is_none()) {
             terminal.note(format!(
-                "nothing says which characters the tokens of {} stand for: the {} of the text are numbered from 0",
+                "the alphabet of {} is unknown: the {} characters of the text are numbered from 0",
                 tpc_ir::quote::cut(&resumed.as_ref().map_or(&*self.model, Checkpoint::dir).display().to_string()),
                 alphabet.len()
             ));
         }
         let dropout = model.config.ignored_dropout();
         if dropout > 0.0 {
-            terminal.note(format!("the configuration asks for dropout {dropout}, which is not applied"));
+            terminal.note(format!("the configuration has dropout {dropout}, which is not applied"));
         }
         let capture = self.optimizer.capture(&model.config, source.tokens())?;
         let evaluates = texts.is_some_and(|texts| texts.evaluate.is_some());
@@ -258,7 +262,7 @@ impl Train {
                     load_weights(training.session(), &model.map, &dir.weights)?;
                     draw_missing(training.session(), &init, seed, &model.map, &dir.weights)?;
                 }
-                (None, None) => initialise_model(training.session(), &init, seed, &model.config)?,
+                (None, None) => initialize_model(training.session(), &init, seed, &model.config)?,
             }
             Ok(())
         };
@@ -275,7 +279,7 @@ impl Train {
         Ok(())
     }
 
-    /// Steps in all.
+    /// Total number of steps.
     fn count(&self, source: &Source, resumed: Option<&Checkpoint>, terminal: &mut Terminal) -> Outcome<u64> {
         match (self.steps, self.epochs, source.texts()) {
             (Some(steps), ..) => Ok(steps),
@@ -288,13 +292,12 @@ impl Train {
         }
     }
 
-    /// Tells what the options of this run leave undone.
+    /// Notes consequences of the options that a user may not expect.
     fn note(&self, mesh: &Mesh, steps: u64, given: &Given, terminal: &mut Terminal) {
         self.running.note(mesh.ranks(), terminal);
         if self.save.is_none() && self.checkpoint.is_none() {
-            terminal.note(
-                "nothing will be kept of what is trained: --save DIR keeps the model, --checkpoint DIR its state, too",
-            );
+            terminal
+                .note("the trained model will be lost: --save DIR keeps the model, --checkpoint DIR also its state");
         }
         if let Some(every) = self.save_every.filter(|&every| every > steps) {
             terminal.note(format!(
@@ -314,7 +317,7 @@ impl Train {
         }
     }
 
-    /// An error if two files of this run are one, or --save would replace the model that is read.
+    /// An error if two files of this run are the same, or --save would replace the model that is read.
     fn check_files(&self, model: &Model) -> Outcome {
         let replaces = |dir: &PathBuf| Identity::of(dir) == Identity::of(&self.model);
         let replacing = self.save.as_ref().is_some_and(replaces);
@@ -346,7 +349,7 @@ impl Train {
         self.traced.writes(files.writes("--tensorboard", &self.tensorboard)).check()
     }
 
-    /// The characters that the model's tokens stand for, if it was trained on characters.
+    /// The alphabet of the model, if it was trained on characters.
     fn kept(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome<Option<Kept>> {
         if let Some(checkpoint) = resumed {
             let way_out = "begin a new run with another --checkpoint";
@@ -361,16 +364,16 @@ impl Train {
         Ok(Some(Kept { alphabet, place: Alphabet::file(&self.model), way_out }))
     }
 
-    /// An error, on all processes, if they do not begin from the same weights or the same checkpoint.
+    /// An error, on all processes, if they do not start from the same weights or the same checkpoint.
     fn compare(&self, model: &Model, resumed: Option<&Checkpoint>) -> Outcome {
         let weights =
             model.dir.as_ref().map(|dir| dir.weights.files().map(Path::to_path_buf).collect()).unwrap_or_default();
-        // An index has the digests of all tensors in it.
+        // An index contains the digests of all tensors.
         let files = resumed.map_or(weights, |checkpoint| vec![checkpoint.dir().join(INDEX)]);
         compare_files(&files, &self.running)
     }
 
-    /// The checkpoint to go on from.
+    /// The checkpoint to resume from.
     fn resumed(&self, terminal: &mut Terminal) -> Outcome<Option<Checkpoint>> {
         let Some(dir) = &self.checkpoint else { return Ok(None) };
         if dir.join(INDEX).is_file() {
@@ -381,7 +384,7 @@ impl Train {
                 Some(latest) => Err(Failure::at(
                     dir,
                     format!(
-                        "holds checkpoints already, the latest of step {}; go on from it with --resume or choose another directory",
+                        "already holds checkpoints, the latest of step {}; resume from it with --resume or choose another directory",
                         latest.step
                     ),
                 )),
@@ -398,12 +401,15 @@ impl Train {
         }
     }
 
-    /// The seed of the run; a run that is resumed keeps its own.
+    /// The seed of the run; a resumed run keeps its seed.
     fn seed(&self, resumed: Option<&Checkpoint>) -> Outcome<u64> {
         match (self.seed, resumed) {
             (Some(seed), Some(checkpoint)) if seed != checkpoint.seed() => Err(Failure::at(
                 checkpoint.dir(),
-                format!("was written with --seed {}, not {seed}; leave --seed out to go on from it", checkpoint.seed()),
+                format!(
+                    "was written with --seed {}, not {seed}; leave --seed out to resume from it",
+                    checkpoint.seed()
+                ),
             )),
             (_, Some(checkpoint)) => Ok(checkpoint.seed()),
             (seed, None) => Ok(seed.unwrap_or(0)),
@@ -424,7 +430,7 @@ impl Train {
         Ok(Model { config, json, map, dir: None })
     }
 
-    /// Finds the places of all that is written.
+    /// Resolves the places of all files that are written.
     fn outputs(&self) -> Outcome<Outputs> {
         if !leads() {
             return Ok(Outputs::default());
@@ -440,16 +446,16 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// An error if more steps are done than there are to be, a note if all are.
+/// An error if more steps are done than requested, a note if all are done.
 fn check_done(resumed: Option<&Checkpoint>, steps: u64, terminal: &mut Terminal) -> Outcome {
     let Some(checkpoint) = resumed else { return Ok(()) };
     let done = checkpoint.step();
     if done > steps {
-        let problem = format!("{done} steps are done already, more than --steps {steps}, which counts them, too");
+        let problem = format!("{done} steps are already done, but the total is --steps {steps}");
         return Err(Failure::at(checkpoint.dir(), problem));
     }
     if done == steps {
-        terminal.note(format!("{done} steps are done already; --steps {steps} counts them, too"));
+        terminal.note(format!("{done} steps are already done; --steps {steps} is the total"));
     }
     Ok(())
 }

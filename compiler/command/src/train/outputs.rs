@@ -1,9 +1,9 @@
-//! The files that a run writes while it goes on.
+//! The files that a run writes during training.
 
 use std::path::PathBuf;
 use tpc_runtime::output::Output;
 
-/// Outputs whose places are found before the first step; of several processes the first has them.
+/// Outputs whose places are resolved before the first step; of several processes, the first has them.
 #[derive(Default)]
 pub(super) struct Outputs {
     pub(super) grads: Option<Output>,

@@ -1,4 +1,4 @@
-//! How far a run is.
+//! The progress of a run.
 
 use super::metrics::Row;
 use crate::launch::leads;
@@ -7,11 +7,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-/// How far a run is: a bar on a terminal, otherwise some lines.
+/// Shows progress: as a bar on a terminal, otherwise as some lines.
 pub(super) struct Progress {
     bar: ProgressBar,
     begun: Instant,
-    /// Steps that were done before.
+    /// Steps that were done before this run.
     done: u64,
     steps: u64,
 }
@@ -28,7 +28,7 @@ impl Progress {
         self.bar.is_hidden()
     }
 
-    /// Tells of a step.
+    /// Reports a step.
     pub(super) fn tell(&self, row: &Row, terminal: &mut Terminal) -> Outcome {
         let Row { step, loss, rate, evaluated, .. } = *row;
         self.bar.set_message(format!("loss {loss:.4}  {rate:.0} tokens/s"));
@@ -49,13 +49,13 @@ impl Progress {
         evaluated.map_or(Ok(()), |line| terminal.print(line))
     }
 
-    /// How long the steps after this one will take if they take as long as those so far.
+    /// The expected duration of the remaining steps, at the average speed so far.
     fn left(&self, step: u64) -> Duration {
         let each = self.begun.elapsed().as_secs_f64() / (step - self.done).max(1) as f64;
         Duration::try_from_secs_f64(each * (self.steps - step) as f64).unwrap_or(Duration::MAX)
     }
 
-    /// How long it has taken.
+    /// The time since the start.
     pub(super) fn elapsed(&self) -> Duration {
         self.begun.elapsed()
     }
@@ -69,7 +69,7 @@ impl Progress {
     }
 }
 
-/// A duration for a reader: `2h05m`, `3m20s`, `12s`.
+/// Formats a duration: `2h05m`, `3m20s`, `12s`.
 fn shown(duration: Duration) -> String {
     let seconds = duration.as_secs_f64().round() as u64;
     match (seconds / 3600, seconds / 60 % 60, seconds % 60) {
@@ -79,12 +79,12 @@ fn shown(duration: Duration) -> String {
     }
 }
 
-/// Of many steps, twenty are told.
+/// Whether a step is reported: twenty steps of a long run are.
 fn is_told(step: u64, steps: u64) -> bool {
     step == 1 || step == steps || step.is_multiple_of(steps.div_ceil(20))
 }
 
-/// A bar on the standard error, hidden if that is no terminal.
+/// A bar on standard error, hidden if that is not a terminal.
 fn bar(steps: u64) -> ProgressBar {
     let target = match leads() && std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),

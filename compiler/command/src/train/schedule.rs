@@ -1,21 +1,21 @@
-//! The learning rate of every step, as a function of the step's number alone: a run that is resumed goes on with the rates that it would
-//! have had.
+//! The learning rate of every step, as a function of the step's number alone, so that a resumed run continues with the
+//! same rates.
 
 use crate::given::Given;
 use crate::subject::not_negative;
 use crate::{Failure, Outcome};
 use clap::{Args, ValueEnum};
 
-/// How the learning rate goes on after the warm-up.
+/// How the learning rate changes after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Shape {
-    /// It stays
+    /// It stays constant
     Constant,
-    /// Down to --min-lr in a straight line
+    /// It decays to --min-lr in a straight line
     Linear,
-    /// Down to --min-lr along half a cosine
+    /// It decays to --min-lr along half a cosine
     Cosine,
-    /// It stays, and at the end goes down to --min-lr along half a cosine (warm-up, stable, decay)
+    /// It stays constant and decays to --min-lr along half a cosine at the end (warm-up, stable, decay)
     Wsd,
 }
 
@@ -28,9 +28,9 @@ pub enum Span {
     Percent(f64),
 }
 
-/// Reads `100` or `3%`.
+/// Parses `100` or `3%`.
 fn span(text: &str) -> Result<Span, String> {
-    let wrong = || "expected a number of steps, or a percentage of them as in 3%".to_string();
+    let wrong = || "expected a number of steps, or a percentage of all steps such as 3%".to_string();
     match text.strip_suffix('%') {
         None => text.parse().map(Span::Steps).map_err(|_| wrong()),
         Some(percent) => {
@@ -55,7 +55,7 @@ pub struct ScheduleArguments {
     /// Learning rate; with a schedule, its peak
     #[arg(long, value_parser = not_negative, default_value = "1e-3")]
     pub lr: f32,
-    /// How the learning rate goes on after the warm-up
+    /// How the learning rate changes after the warm-up
     #[arg(long, value_enum, default_value = "constant")]
     schedule: Shape,
     /// Steps in which the learning rate rises from 0 in a straight line: a number, or a percentage of all steps
@@ -64,7 +64,8 @@ pub struct ScheduleArguments {
     /// Learning rate at the end of the schedule
     #[arg(long, value_name = "LR", value_parser = not_negative, default_value = "0")]
     min_lr: f32,
-    /// Steps in which the learning rate goes down: a number, or a percentage of all steps [default: all after the warm-up; with wsd the last 10%]
+    /// Steps in which the learning rate decays: a number, or a percentage of all steps [default: all after the warm-up;
+    /// with wsd the last 10%]
     #[arg(long, value_name = "N|P%", value_parser = span)]
     decay_steps: Option<Span>,
 }
@@ -76,18 +77,18 @@ pub struct Schedule {
     peak: f64,
     least: f64,
     warmup: u64,
-    /// Where it begins to go down, and for how many steps it does.
+    /// The step where the decay begins, and its number of steps.
     decay: (u64, u64),
 }
 
 impl ScheduleArguments {
-    /// The schedule of a run of so many steps.
+    /// The schedule of a run with this many steps.
     ///
     /// # Errors
     /// Options that have no effect, or contradict each other.
     pub fn of(&self, steps: u64, given: &Given) -> Outcome<Schedule> {
         if self.schedule == Shape::Constant {
-            given.refuse(&["min_lr", "decay_steps"], "with --schedule constant, whose rate does not go down")?;
+            given.refuse(&["min_lr", "decay_steps"], "with --schedule constant, whose rate does not decay")?;
         }
         if self.min_lr > self.lr {
             return Err(Failure::new(format!("--min-lr {} is above --lr {}", self.min_lr, self.lr)));
@@ -104,7 +105,7 @@ impl ScheduleArguments {
         };
         if decay > rest {
             return Err(Failure::new(format!(
-                "--decay-steps {decay} and --warmup {warmup} are more than the {steps} steps of the run"
+                "--decay-steps {decay} and --warmup {warmup} together exceed the {steps} steps of the run"
             )));
         }
         let begin = if self.schedule == Shape::Wsd { steps - decay } else { warmup };
@@ -114,7 +115,7 @@ impl ScheduleArguments {
 }
 
 impl Schedule {
-    /// The rate of a step, counted from 0. As with PyTorch's schedulers, the first step of a warm-up has the rate 0.
+    /// The rate of a step, counted from 0. As in PyTorch's schedulers, the first step of a warm-up has the rate 0.
     pub fn rate(&self, step: u64) -> f64 {
         if step < self.warmup {
             return self.peak * step as f64 / self.warmup.max(1) as f64;
@@ -129,7 +130,7 @@ impl Schedule {
         self.least + (self.peak - self.least) * left
     }
 
-    /// Whether it depends on how many steps there are in all.
+    /// Whether the rate depends on the total number of steps.
     pub fn has_end(&self) -> bool {
         self.shape != Shape::Constant
     }
@@ -140,7 +141,8 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    /// Schedules of transformers (`get_linear_schedule_with_warmup` and its relatives), by `tests/reference/schedules.py`.
+    /// Compares with the schedules of transformers (`get_linear_schedule_with_warmup` and related functions), from
+    /// `tests/reference/schedules.py`.
     #[test]
     fn rates_are_those_of_transformers() {
         let stored: Value = serde_json::from_str(include_str!("../../tests/data/schedules.json")).unwrap();

@@ -1,4 +1,4 @@
-//! How fast a run was, beside what the machine can do.
+//! The speed of a run, compared with what the machine can do.
 
 use crate::Outcome;
 use crate::calibrate::products::cached_rate;
@@ -9,24 +9,24 @@ use tpc_ir::DType;
 use tpc_ir::quote::cut;
 use tpc_runtime::Session;
 
-/// How long products are measured.
+/// Duration of the measurement of products.
 const LONG: Duration = Duration::from_millis(60);
 
-/// What a step computes, and what the machine could.
+/// The work of a step, and the rate that the machine could reach.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
     /// Floating-point operations of all ranks in a step.
     flops: Option<f64>,
-    /// Floating-point operations a second of all ranks, and where the number comes from.
+    /// Floating-point operations per second of all ranks, and the source of this number.
     rate: Option<(f64, String)>,
 }
 
 impl Work {
-    /// The work of a step of so many ranks. What they could do is what the target says that was `named`. Without a name it is measured in
-    /// some milliseconds, on CPUs only: products that fit into the caches.
+    /// The work of a step of this many ranks. The rate comes from the target if one was `named`. Otherwise it is
+    /// measured within some milliseconds, on CPUs only, with products that fit into the caches.
     ///
     /// # Errors
-    /// A host that cannot run so many ranks.
+    /// A host that cannot run this many ranks.
     pub(super) fn of(
         running: &Running,
         flops: Option<f64>,
@@ -48,8 +48,8 @@ impl Work {
         Ok(Work { flops, rate })
     }
 
-    /// A line about a run: tokens a second, the share of the time in which it waited for data, memory, and the share of what the machine can
-    /// do that its products were (MFU).
+    /// A line about a run: tokens per second, the share of time spent waiting for data, memory, and the model FLOPs
+    /// utilization (MFU), which is the rate of the run's products relative to the rate of the machine.
     pub(super) fn summary(
         &self,
         session: &Session,
@@ -60,7 +60,7 @@ impl Work {
         let ranks = session.local_ranks();
         let bytes = ranks.map(|rank| session.allocated_bytes(rank) + session.scratch_bytes(rank)).max().unwrap_or(0);
         let mut text = format!(
-            "{tokens} tokens in {seconds:.1} s: {:.0} tokens/s, {:.1}% of the time waiting for data, {:.1} MB a rank",
+            "{tokens} tokens in {seconds:.1} s: {:.0} tokens/s, {:.1}% of the time waiting for data, {:.1} MB per rank",
             tokens as f64 / seconds,
             waited * 100.0,
             bytes as f64 / 1e6

@@ -18,14 +18,15 @@ use tpc_data::Stream;
 use tpc_runtime::checkpoint::SaveOptions;
 use tpc_runtime::launch::stop::{Signal, Stop};
 
-/// Batches as they come.
+/// The source of batches.
 enum Batches<'a> {
     Fixed(&'a crate::data::Batch),
     Texts(Box<Stream>, usize),
 }
 
 impl Batches<'_> {
-    /// Writes the batch of the next step; `first` if it is the first of this session. Gives its tokens without padding and its epoch.
+    /// Writes the batch of the next step; `first` says whether it is the first one of this session. Returns its number
+    /// of tokens without padding, and its epoch.
     fn feed(&mut self, training: &mut TrainingSession, first: bool) -> Outcome<Option<(usize, Option<u64>)>> {
         match self {
             // Inputs keep their contents.
@@ -80,7 +81,7 @@ impl Run<'_> {
         };
         state.steps = self.schedule.has_end().then_some(steps);
         let progress = Progress::new(done, steps);
-        // Without a checkpoint there is nothing to finish for.
+        // Without a checkpoint there is no reason to finish the step.
         let processes = training.session().processes().clone();
         let stop = train.checkpoint.is_some().then(|| Stop::catch(&*processes));
         let deadline = train.running.options()?.deadline;
@@ -91,7 +92,8 @@ impl Run<'_> {
             let (start, lr) = (Instant::now(), self.schedule.rate(step - 1));
             let loss = training.step(lr)?;
             let seconds = start.elapsed().as_secs_f64();
-            // Reading an output is a collective of all processes, so each of them reads it, also where only the first writes the metrics.
+            // Reading an output is a collective of all processes, so each of them reads it, even where only the first
+            // writes metrics.
             let measures = train.metrics.is_some() || train.tensorboard.is_some();
             let norm = if measures { norm(training.session())? } else { None };
             if step == 1 && train.grads.is_some() {
@@ -136,7 +138,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes a checkpoint if it is time, or if a signal asks for the end: then it is one, and what is kept is told.
+    /// Writes a checkpoint if it is due. If a signal asked the run to end, always writes one, and reports what is kept.
     fn checkpoint(
         &self,
         training: &TrainingSession,
@@ -158,9 +160,9 @@ impl Run<'_> {
         let (kept, steps) = (path.display(), self.steps);
         let begin = format!("{signal} ended the run after step {step} of {steps}, which is kept in {kept}");
         let how = match (&*self.again, tpc_runtime::launch::joined()) {
-            ("", _) => "; the same command goes on from there".into(),
-            (_, Some(_)) => "; the same command with --resume goes on from there".into(),
-            (again, None) => format!("; to go on: {again}"),
+            ("", _) => "; the same command continues from there".into(),
+            (_, Some(_)) => "; the same command with --resume continues from there".into(),
+            (again, None) => format!("; to continue: {again}"),
         };
         Err(Failure::Stopped(signal.exit_code(), begin + &how))
     }

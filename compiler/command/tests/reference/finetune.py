@@ -54,7 +54,7 @@ class Draws:
 
 
 def masked(row, draws):
-    """Masks a row as BERT."""
+    """Masks a row as BERT does."""
     guessed = [at for at, token in enumerate(row) if token not in (EOS,)]
     chosen = [at for at in guessed if draws.below(1000) < 150]
     if not chosen and guessed:
@@ -103,7 +103,7 @@ def batches(documents, kind):
         labels = torch.tensor([pad(labels, -100) for _, labels, _ in batch])
         owners = torch.tensor([pad(owners, -1) for _, _, owners in batch])
         if kind == "apart":
-            # A token sees those of its own document up to itself, and positions begin again with each document.
+            # A token sees the tokens of its own document up to itself, and positions restart with each document.
             same = owners[:, :, None] == owners[:, None, :]
             seen = same & torch.ones(SEQ, SEQ).tril().bool()
             mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)[:, None]
@@ -116,7 +116,7 @@ def batches(documents, kind):
 
 
 def extended(name):
-    """A tiny model whose table of tokens has more rows: the first ones again, at half the size."""
+    """A tiny model whose token table has additional rows: copies of the first ones, at half the size."""
     directory = HF / name
     config = AutoConfig.from_pretrained(directory, attn_implementation="eager")
     auto = AutoModelForMaskedLM if "bert" in name else AutoModelForCausalLM

@@ -24,7 +24,7 @@ def rates(make):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LR)
     scheduler = make(optimizer)
     out = []
-    # After the end nothing is compared: a run has no steps there.
+    # Nothing is compared after the end, because a run has no steps there.
     for _ in range(STEPS + 1):
         out.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
@@ -66,7 +66,7 @@ def main():
             case("wsd", warmup, lambda o: get_wsd_schedule(o, warmup, 15, num_training_steps=STEPS), decay=15),
             case("wsd", warmup, lambda o: get_wsd_schedule(o, warmup, 6, num_training_steps=STEPS)),
         ]
-    # With a least rate transformers also begins the warm-up at it; without a warm-up both are the same.
+    # With a minimum rate, transformers also begins the warm-up at it; without a warm-up both are equal.
     cases.append(
         case("wsd", 0, lambda o: get_wsd_schedule(o, 0, 15, num_training_steps=STEPS, min_lr_ratio=1 / 8), LR / 8, 15)
     )

@@ -1,4 +1,4 @@
-//! Runs the built `tpc` and looks at its processes.
+//! Runs the built `tpc` and inspects its processes.
 #![allow(dead_code)]
 
 use safetensors::SafeTensors;
@@ -20,7 +20,7 @@ pub fn model(name: &str) -> PathBuf {
 pub const OPTIMIZER: &str =
     "--optimizer adamw --lr 0.001 --beta1 0.9 --beta2 0.95 --eps 1e-8 --weight-decay 0.1 --decay-all";
 
-/// A directory of one test's own.
+/// A directory for one test.
 pub struct Scratch(pub PathBuf);
 
 impl Scratch {
@@ -35,7 +35,7 @@ impl Scratch {
         self.0.join(name).display().to_string()
     }
 
-    /// Everything in it, at any depth.
+    /// All files in it, at any depth.
     pub fn names(&self) -> Vec<String> {
         let mut names = Vec::new();
         let mut dirs = vec![self.0.clone()];
@@ -58,7 +58,7 @@ impl Drop for Scratch {
     }
 }
 
-/// What a command gave.
+/// The output of a command.
 #[derive(Debug)]
 pub struct Told {
     pub code: i32,
@@ -68,16 +68,16 @@ pub struct Told {
 }
 
 impl Told {
-    /// What it says on the standard error, but for notes that belong to the small runs of the tests: ranks without a part of
-    /// the batch, results that are not kept, a run that has nothing to resume.
+    /// The lines on standard error, without notes that are expected in the small runs of the tests: ranks without a
+    /// part of the batch, results that are not kept, a run that has nothing to resume.
     pub fn said(&self) -> Vec<&str> {
-        let expected = ["have no rows", "nothing will be kept", "training starts from the beginning"];
+        let expected = ["have no rows", "the trained model will be lost", "training starts from the beginning"];
         let is_expected = |line: &&str| line.contains("note: ") && expected.iter().any(|note| line.contains(note));
         self.err.lines().filter(|line| !is_expected(line)).collect()
     }
 }
 
-/// A started `tpc`.
+/// A running `tpc`.
 pub struct Tpc {
     child: Child,
     started: Instant,
@@ -85,7 +85,7 @@ pub struct Tpc {
 
 impl Tpc {
     pub fn start(arguments: &[&str]) -> Self {
-        // What started the tests may ignore signals, which processes inherit.
+        // The process that started the tests may ignore signals, which child processes inherit.
         let mut command = Command::new("env");
         command.args(["--default-signal=HUP,INT,TERM", env!("CARGO_BIN_EXE_tpc")]).args(arguments);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -101,7 +101,7 @@ impl Tpc {
         self.child.id()
     }
 
-    /// Waits for the end, but never for ever.
+    /// Waits for the end, up to a limit.
     pub fn end(mut self, longest: Duration) -> Told {
         let (out, err) = (read(self.child.stdout.take().unwrap()), read(self.child.stderr.take().unwrap()));
         let status = loop {
@@ -133,7 +133,7 @@ pub fn tpc(arguments: &[&str]) -> Told {
     Tpc::start(arguments).end(Duration::from_secs(120))
 }
 
-/// The processes that a launcher has started, by their ranks.
+/// The processes that a launcher has started, by rank.
 pub fn children(launcher: u32) -> HashMap<usize, u32> {
     let mut found = HashMap::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -149,7 +149,7 @@ pub fn children(launcher: u32) -> HashMap<usize, u32> {
     found
 }
 
-/// Processes of `tpc` that keep checkpoints in a directory of tests.
+/// Processes of `tpc` that keep checkpoints in a test's directory.
 pub fn of_scratch(scratch: &Scratch) -> Vec<u32> {
     let wanted = scratch.path("run").into_bytes();
     let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
@@ -161,7 +161,7 @@ pub fn of_scratch(scratch: &Scratch) -> Vec<u32> {
     pids.filter(ours).collect()
 }
 
-/// The one of them whose rank is in a variable of its environment.
+/// The process whose environment variable names this rank.
 pub fn process_of(scratch: &Scratch, variable: &str, rank: usize) -> u32 {
     let wanted = format!("{variable}={rank}").into_bytes();
     let is_it = |pid: &u32| {
@@ -171,7 +171,7 @@ pub fn process_of(scratch: &Scratch, variable: &str, rank: usize) -> u32 {
     of_scratch(scratch).into_iter().find(is_it).expect("it runs")
 }
 
-/// Waits until something is so, but not for ever.
+/// Waits until a condition holds, up to a limit.
 pub fn until(what: &str, longest: Duration, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -180,14 +180,14 @@ pub fn until(what: &str, longest: Duration, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// The step of the latest whole checkpoint.
+/// The step of the latest complete checkpoint.
 pub fn whole(scratch: &Scratch) -> Option<u64> {
     let names = scratch.names();
     let steps = names.iter().filter_map(|n| n.strip_prefix("run/step-")?.strip_suffix("/index.json")?.parse().ok());
     steps.max()
 }
 
-/// Sends a signal, by its name.
+/// Sends a signal, given by its name.
 pub fn signal(pid: u32, name: &str) {
     let _ = Command::new("kill").args(["-s", name, &pid.to_string()]).stderr(Stdio::null()).status();
 }
@@ -203,14 +203,14 @@ pub fn tensors(path: impl AsRef<Path>) -> Tensors {
     floats.map(|(n, t)| (n.to_string(), values(t.data()))).collect()
 }
 
-/// The losses of a file of metrics, with their steps.
+/// The losses in a file of metrics, with their steps.
 pub fn losses(path: impl AsRef<Path>) -> Vec<(u64, f64)> {
     let text = fs::read_to_string(path).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     lines.map(|line| (line["step"].as_u64().unwrap(), line["loss"].as_f64().unwrap())).collect()
 }
 
-/// Two runs of that many steps left the same losses in `m.jsonl`, up to a relative tolerance.
+/// Checks that two runs of that many steps have the same losses in `m.jsonl`, up to a relative tolerance.
 pub fn same_losses(a: &Scratch, b: &Scratch, steps: usize, tolerance: f64) {
     let (a, b) = (losses(a.path("m.jsonl")), losses(b.path("m.jsonl")));
     assert_eq!((a.len(), b.len()), (steps, steps));
@@ -219,15 +219,15 @@ pub fn same_losses(a: &Scratch, b: &Scratch, steps: usize, tolerance: f64) {
     }
 }
 
-/// The logits that `tpc run` wrote are the reference results of a model.
+/// Checks that the logits from `tpc run` are the reference results of a model.
 pub fn expected_logits(output: &str, dir: &Path) {
     let (found, expected) = (tensors(output), tensors(dir.join("expected.safetensors")));
     let far = found["logits"].iter().zip(&expected["logits"]).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
     assert!(far <= 1e-3, "{far}");
 }
 
-/// Compares what three AdamW steps left in `m.jsonl`, `g.safetensors` and `saved` with the reference results of a model: losses,
-/// gradients and parameters, as in `tests/tests/conformance.rs`.
+/// Compares the results of three AdamW steps in `m.jsonl`, `g.safetensors` and `saved` with the reference results of a
+/// model: losses, gradients and parameters, as in `tests/tests/conformance.rs`.
 pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {
     let expected: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("expected.json")).unwrap()).unwrap();
     let expected: Vec<f64> = expected["losses"].as_array().unwrap().iter().map(|l| l.as_f64().unwrap()).collect();
@@ -255,7 +255,7 @@ pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {
         let top = largest(gradient);
         assert_eq!(found.len(), want.len());
         for ((f, w), g) in found.iter().zip(want).zip(gradient) {
-            // Adam divides by the gradient's size: where that is rounding noise, so is the step.
+            // Adam divides by the gradient's magnitude: if that is rounding noise, so is the step.
             let noise = g.abs() < 1e-6 * top || top < 1e-6 * largest_anywhere;
             assert!(noise || (f - w).abs() <= 2e-4, "{context}: parameter {name} is {f}, expected {w}");
         }
@@ -264,7 +264,7 @@ pub fn compares(scratch: &Scratch, context: &str, dir: &Path) {
     assert_eq!(compared, tensors_of.keys().filter(|n| n.starts_with("param_after.")).count(), "{:?}", saved.keys());
 }
 
-/// The arguments of a run that [`compares`] looks at: three AdamW steps of a model with reference results.
+/// The arguments of a run for [`compares`]: three AdamW steps of a model with reference results.
 pub fn reference(scratch: &Scratch, dir: &Path, plan: &str, mesh: &str) -> Vec<String> {
     let (dir_text, inputs) = (dir.display().to_string(), dir.join("inputs.safetensors").display().to_string());
     let (save, metrics, grads) = (scratch.path("saved"), scratch.path("m.jsonl"), scratch.path("g.safetensors"));

@@ -1,7 +1,8 @@
-//! Whether the learner's optimizer is the one that trains.
+//! Checks that the learner's optimizer equals the one that trains.
 //!
-//! A learner hides its optimizer, so both update the parameters with the same made-up gradients. Three times, because the first update of an
-//! Adam shows none of its decays, and of a small, a large and a small size: clipping shows in the second, a maximum (AMSGrad) in the third.
+//! A learner hides its optimizer, so both optimizers update the parameters with the same test gradients, three times,
+//! because the first update of Adam does not depend on its decay rates. The gradients are small, large and small:
+//! clipping shows in the second update, a maximum (AMSGrad) in the third.
 
 use crate::trainer::TrainerError;
 use burn::grad_clipping::{GradientClipping, GradientClippingConfig};
@@ -12,17 +13,17 @@ use burn::tensor::{Tensor, TensorData};
 use burn::train::{Learner, LearnerModel};
 use std::collections::{HashMap, HashSet};
 
-/// Elements that are updated at once, which bounds the memory for gradients and states.
+/// Number of elements that are updated at once, which bounds the memory for gradients and states.
 const AT_ONCE: usize = 1 << 24;
-/// Steps of the scheduler that are looked at for the highest rate, at which updates are largest.
+/// Number of scheduler steps that are searched for the highest rate, at which updates are largest.
 const AHEAD: usize = 64;
-/// The sizes of the gradients: unclipped, clipped, unclipped and falling.
+/// The norms of the gradients: unclipped, clipped, unclipped and falling.
 const SIZES: [f64; 3] = [0.01, 1000.0, 0.001];
 
-/// Whether a learner's optimizer makes the updates of another one, with a clipping of each gradient.
+/// Checks that a learner's optimizer computes the same updates as another one with clipping of each gradient.
 ///
 /// # Errors
-/// The first parameter that they update otherwise.
+/// The first parameter with a different update.
 pub(super) fn check<M: LearnerModel, O: Optimizer>(
     learner: &Learner<M>,
     optimizer: &O,
@@ -77,7 +78,7 @@ fn go_to_highest_rate<M: LearnerModel>(learner: &mut Learner<M>) {
     (0..=highest).for_each(|_| learner.lr_step());
 }
 
-/// The parameters that are trained, with their sizes.
+/// The trained parameters, with their sizes.
 #[derive(Default)]
 struct Trained {
     list: Vec<(ParamId, usize)>,
@@ -86,14 +87,14 @@ struct Trained {
 
 impl ModuleVisitor for Trained {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        // A plain tensor does not say whether its parameter is frozen; putting a copy in training mode does.
+        // A plain tensor does not tell whether its parameter is frozen; putting a copy into training mode does.
         if self.seen.insert(param.id) && param.clone().train().is_require_grad() {
             self.list.push((param.id, param.base().dims().iter().product()));
         }
     }
 }
 
-/// What an optimizer makes of some parameters.
+/// Computes an optimizer's updates of some parameters.
 struct Updates<'a, O> {
     some: HashSet<ParamId>,
     optimizer: &'a O,
@@ -140,7 +141,7 @@ impl<O: Optimizer> ModuleVisitor for Updates<'_, O> {
     }
 }
 
-/// A gradient of some size, with elements of either sign.
+/// A gradient with the given norm, whose elements have both signs.
 fn gradient<const D: usize>(like: &Tensor<D>, size: f64) -> Tensor<D> {
     let elements = like.dims().iter().product::<usize>();
     let wave = (0..elements).map(|i| (size * (1.0 + (i as f64 + size).sin() / 2.0) * [1.0, -1.0][i % 2]) as f32);
@@ -148,7 +149,7 @@ fn gradient<const D: usize>(like: &Tensor<D>, size: f64) -> Tensor<D> {
     Tensor::from_data(data, (&like.device(), like.dtype()))
 }
 
-/// The first parameter that is not as expected.
+/// Finds the first parameter with an unexpected value.
 struct Compared {
     expected: HashMap<ParamId, Expected>,
     path: Vec<String>,
@@ -165,7 +166,7 @@ impl ModuleVisitor for Compared {
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        // Of tied parameters burn updates the first.
+        // burn updates the first of tied parameters.
         let Some(expected) = self.expected.remove(&param.id) else { return };
         if !expected.is(param.base().into_data()) {
             self.differs.get_or_insert(self.path.join("."));
@@ -174,7 +175,7 @@ impl ModuleVisitor for Compared {
 }
 
 impl Expected {
-    /// Whether a value is the expected one, but for what another order of sums makes of it.
+    /// Whether a value is the expected one, except for the effects of another order of sums.
     fn is(self, found: TensorData) -> bool {
         let read = |data: TensorData| data.convert::<f64>().try_into_vec::<f64>().unwrap_or_default();
         let (before, after, found) = (read(self.before), read(self.after), read(found));

@@ -1,4 +1,4 @@
-//! What a learner keeps to itself: its scheduler and its optimizer's state.
+//! Private parts of a learner: its scheduler and its optimizer's state.
 
 use crate::trainer::Schedule;
 use burn::lr_scheduler::module_lr_scheduler::ModuleLearningRate;
@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A learner's scheduler, which is asked through the learner, so that its record is that of the steps done.
+/// A learner's scheduler. It is called through the learner, so that its record counts the finished steps.
 pub(super) struct LearnersSchedule<M: LearnerModel>(pub(super) Rc<RefCell<Learner<M>>>);
 
 impl<M: LearnerModel> Schedule for LearnersSchedule<M> {
@@ -30,7 +30,7 @@ impl<M: LearnerModel> Schedule for LearnersSchedule<M> {
     }
 }
 
-/// The state of a learner's optimizer. A learner shows it to its checkpointer alone.
+/// The state of a learner's optimizer, which a learner only shows to its checkpointer.
 pub(super) fn optimizer_record<M: LearnerModel>(learner: &Learner<M>, store: &EventStoreClient) -> OptimizerRecord {
     let shown = Shown::default();
     let mut checkpointer = LearningCheckpointer::new(
@@ -40,7 +40,7 @@ pub(super) fn optimizer_record<M: LearnerModel>(learner: &Learner<M>, store: &Ev
         Box::new(Save),
     );
     checkpointer.checkpoint(learner, 0, store);
-    // It saves by a thread, for which dropping it waits.
+    // It saves in a thread; dropping it waits for the thread.
     drop(checkpointer);
     std::mem::take(&mut *shown.0.lock().unwrap_or_else(PoisonError::into_inner))
 }

@@ -1,19 +1,20 @@
-//! burn-train's own loop on a mesh of ranks; the front door says how it is used.
+//! burn-train's own loop on a mesh of ranks; the crate `tpc` documents its use.
 //!
-//! The step is recorded once for each shape, with tensors that stand for those of the batch. The alternative is to record every step and to
-//! look its program up by content. That takes milliseconds a step, and the recording then includes how the batch was made, whose values
-//! become constants of the program. `loss.backward()` cannot be recorded: burn refuses it on a recording device, and a step that unwinds
-//! loses its output. A step therefore ends in [`backward`], which says which tensor is the loss. A step costs what
-//! [`RunningTrainer::step`](crate::trainer::RunningTrainer::step) costs, and the loop and its events.
+//! The step is recorded once per shape, with placeholder tensors for the batch. The alternative is to record every step
+//! and look up its program by content. That takes milliseconds per step, and the recording would include how the batch
+//! was made, whose values would become constants of the program. `loss.backward()` cannot be recorded: burn refuses it
+//! on a recording device, and a step that unwinds loses its output. A step therefore ends in [`backward`], which tells
+//! the capture which tensor is the loss. The cost of a step is that of
+//! [`RunningTrainer::step`](crate::trainer::RunningTrainer::step), the loop and its events.
 //!
 //! | question | file |
 //! |---|---|
 //! | the strategy: epochs, batches, events | `sharded` |
 //! | which types of a model can be sharded | `model` |
-//! | how a step says its loss | `step` |
-//! | outputs of burn-train | `outputs` |
-//! | what the learner keeps to itself: its scheduler, its optimizer's state | `learner` |
-//! | whether the learner's optimizer is the one that trains | `agree` |
+//! | how a step reports its loss | `step` |
+//! | burn-train's outputs | `outputs` |
+//! | private parts of the learner: its scheduler, its optimizer's state | `learner` |
+//! | the check that the learner's optimizer is the one that trains | `agree` |
 
 mod agree;
 mod learner;

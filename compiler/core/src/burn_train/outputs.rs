@@ -1,4 +1,4 @@
-//! Outputs of burn-train, as results of a step.
+//! burn-train's outputs as results of a step.
 
 use crate::capture::{Leaf, ResultValues, Results, Tensors, field_name};
 use burn::train::{ClassificationOutput, MultiLabelClassificationOutput, RegressionOutput, SequenceOutput};
@@ -37,7 +37,7 @@ impl Tensors for SequenceOutput {
 
 impl Results for SequenceOutput {
     type Values = Self;
-    /// Whether it has predictions.
+    /// Whether there are predictions.
     type Form = Option<()>;
     fn form(&self) -> Option<()> {
         self.predictions.form()

@@ -1,4 +1,4 @@
-//! The strategy: burn's own loop of epochs and batches, with steps and validation by the ranks.
+//! The strategy: burn's own loop of epochs and batches, with steps and validation on the ranks.
 
 use super::learner::{LearnersSchedule, optimizer_record};
 use super::model::ShardedModel;
@@ -20,26 +20,28 @@ use std::ops::RangeInclusive;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A strategy of burn-train that trains on a mesh of ranks: see [the module](super).
+/// A burn-train strategy that trains on a mesh of ranks: see [the module](super).
 pub struct Sharded<M, O> {
     optimizer: O,
     options: Box<Options<M, O>>,
     failure: Mutex<Option<Arc<Error>>>,
 }
 
-/// Sets what a trainer is told before it compiles.
+/// Sets the options of a trainer before it compiles.
 type Options<M, O> = dyn Fn(Trainer<M, O>) -> Trainer<M, O> + Send + Sync;
 
 impl<M: ShardedModel, O: Optimizer> Sharded<M, O> {
-    /// A strategy for a learner with this optimizer, and what `options` say: mesh, plan, clipping, micro-batches, precision, processes.
+    /// A strategy for a learner with this optimizer. `options` sets the mesh, the plan, clipping, micro-batches,
+    /// precision and processes.
     ///
-    /// The learning rate is the learner's.
+    /// The learner provides the learning rate.
     pub fn new(optimizer: O, options: impl Fn(Trainer<M, O>) -> Trainer<M, O> + Send + Sync + 'static) -> Self {
         Sharded { optimizer, options: Box::new(options), failure: Mutex::default() }
     }
 
-    /// The error that ended the latest training, of which [`LearningResult::error`](burn::train::LearningResult) has the text. To ask for it
-    /// afterwards, keep the strategy: `TrainingStrategy::Custom(sharded.clone())` of an `Arc` of it.
+    /// The error that ended the latest training; [`LearningResult::error`](burn::train::LearningResult) has its text.
+    /// To call this after the training, keep the strategy: pass `TrainingStrategy::Custom(sharded.clone())`, where
+    /// `sharded` is an `Arc`.
     pub fn failure(&self) -> Option<Arc<Error>> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -74,7 +76,7 @@ impl<M: ShardedModel, O: Optimizer> SupervisedLearningStrategy<M> for Sharded<M,
         let TrainingComponents { num_epochs, grad_accumulation, interrupter, event_processor, event_store, .. } =
             components;
         *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        // The batches stay on the host: ranks are given what they read of them.
+        // The batches stay on the host: each rank receives the part that it reads.
         let device = learner.model().devices().first().map_or_else(Device::default, |device| device.clone().inner());
         let mut training = Training {
             sharded: self,
@@ -98,7 +100,7 @@ impl<M: ShardedModel, O: Optimizer> SupervisedLearningStrategy<M> for Sharded<M,
     }
 }
 
-/// The next batch, and how far the loader is then. None at the end, and where the loader fails, which stops the training.
+/// The next batch, and the loader's progress. `None` at the end, and if the loader fails, which stops the training.
 fn next<T>(batches: &mut dyn DataLoaderIterator<T>, interrupter: &Interrupter) -> Option<(T, Progress)> {
     match batches.next()? {
         Ok(batch) => Some((batch, batches.progress())),
@@ -113,7 +115,7 @@ fn next<T>(batches: &mut dyn DataLoaderIterator<T>, interrupter: &Interrupter) -
 struct Training<'a, M: ShardedModel, O> {
     sharded: &'a Sharded<M, O>,
     learner: Rc<RefCell<Learner<M>>>,
-    /// From the first batch on.
+    /// Set at the first batch.
     ranks: Option<Ranks<M>>,
     events: SupervisedTrainingEventProcessor<M>,
     store: Arc<EventStoreClient>,
@@ -122,10 +124,10 @@ struct Training<'a, M: ShardedModel, O> {
     early_stopping: Option<Box<dyn CloneEarlyStoppingStrategy>>,
 }
 
-/// Ranks that run.
+/// Running ranks.
 struct Ranks<M: ShardedModel> {
     trainer: RunningTrainer<M, TrainInput<M>, TrainOutput<M>>,
-    /// From the first batch of the validation on.
+    /// Set at the first batch of the validation.
     validation: Option<Evaluation<ValidInput<M>, ValidOutput<M>>>,
 }
 
@@ -149,7 +151,7 @@ impl<M: ShardedModel, O: Optimizer> Training<'_, M, O> {
             self.tell_valid(LearnerEvent::EndSplit(epoch_number));
             self.tell_train(LearnerEvent::EndEpoch(epoch_number));
             if self.checkpointer.is_some() || self.early_stopping.is_some() {
-                // What they decide by has to be there.
+                // The metrics that they decide by must be present.
                 self.interrupter.fail_on_error(self.events.flush());
             }
             if self.interrupter.should_stop() {
@@ -214,7 +216,7 @@ impl<M: ShardedModel, O: Optimizer> Training<'_, M, O> {
         Ok(())
     }
 
-    /// Shows the learner to its checkpointer, with what the ranks hold.
+    /// Passes the learner to its checkpointer, with the values that the ranks hold.
     fn checkpoint(&mut self, epoch: usize) -> Result<(), Error> {
         let Some(checkpointer) = &mut self.checkpointer else { return Ok(()) };
         if let Some(Ranks { trainer, .. }) = &mut self.ranks {
@@ -233,7 +235,7 @@ impl<M: ShardedModel, O: Optimizer> Training<'_, M, O> {
         Ok(())
     }
 
-    /// The model as the ranks hold it, on the learner's device.
+    /// The model with the values that the ranks hold, on the learner's device.
     fn model(&mut self) -> Result<M, Error> {
         let mut model = self.learner.borrow().model();
         if let Some(Ranks { trainer, .. }) = &mut self.ranks {
@@ -244,7 +246,7 @@ impl<M: ShardedModel, O: Optimizer> Training<'_, M, O> {
 }
 
 impl<M: ShardedModel, O: Optimizer> Sharded<M, O> {
-    /// Compiles the step for a batch like this one, and starts the ranks from the learner's model and optimizer state.
+    /// Compiles the step for a batch like this one, and starts the ranks with the learner's model and optimizer state.
     fn start(
         &self,
         learner: &Rc<RefCell<Learner<M>>>,

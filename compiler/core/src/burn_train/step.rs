@@ -1,7 +1,7 @@
-//! How a step says its loss.
+//! How a step reports its loss.
 //!
-//! What a `TrainStep` returns is made by `loss.backward()`, which burn refuses to record. While a step is recorded, [`backward`] notes the loss
-//! instead, and the capture differentiates it.
+//! A `TrainStep` returns a value that is made by `loss.backward()`, which burn refuses to record. While a step is
+//! recorded, [`backward`] remembers the loss instead, and the capture differentiates it.
 
 use super::model::ShardedModel;
 use crate::capture::{Kind, NO_LOSS};
@@ -16,9 +16,10 @@ thread_local! {
     static LOSS: RefCell<Option<Tensor<1>>> = const { RefCell::new(None) };
 }
 
-/// Ends a [`TrainStep::step`]: the gradients of the loss, with the step's output.
+/// Ends a [`TrainStep::step`]: returns the gradients of the loss with the step's output.
 ///
-/// It is `TrainOutput::new(model, loss.backward(), output)`, except while [`Sharded`](super::Sharded) records the step.
+/// This is `TrainOutput::new(model, loss.backward(), output)`, except while [`Sharded`](super::Sharded) records the
+/// step.
 pub fn backward<M: Module, T>(model: &M, loss: Tensor<1>, output: T) -> TrainOutput<T> {
     if Float::id(&loss).is_none() {
         return TrainOutput::new(model, loss.backward(), output);
@@ -27,7 +28,7 @@ pub fn backward<M: Module, T>(model: &M, loss: Tensor<1>, output: T) -> TrainOut
     TrainOutput { grads: GradientsParams::new(), item: output }
 }
 
-/// The loss and the output of a step that is recorded.
+/// Runs a step that is being recorded, and returns its loss and output.
 pub(super) fn train<M: ShardedModel>(
     model: &M,
     batch: <M as TrainStep>::Input,
@@ -39,7 +40,7 @@ pub(super) fn train<M: ShardedModel>(
     (loss, item)
 }
 
-/// The output of an inference that is recorded.
+/// Runs an inference that is being recorded, and returns its output.
 pub(super) fn infer<M: ShardedModel>(model: &M, batch: <M as InferenceStep>::Input) -> <M as InferenceStep>::Output {
     InferenceStep::step(model, batch)
 }

@@ -1,10 +1,10 @@
 //! Why a prompt cannot be generated from.
 
-/// Why a prompt cannot be generated from.
+/// Why text cannot be generated from a prompt.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    /// A model that predicts other tokens than the next.
-    #[error("{model_type} predicts no next tokens: only causal language models generate")]
+    /// A model that does not predict the next token.
+    #[error("{model_type} does not predict the next token: only causal language models generate")]
     NotCausal {
         /// The model's family.
         model_type: &'static str,
@@ -15,74 +15,74 @@ pub enum GenerateError {
         /// The model's family.
         model_type: &'static str,
     },
-    /// Nothing to compile for.
+    /// The sizes are empty.
     #[error(
         "generation needs room for at least one sequence and one new token; there is room for {batch} and {new_tokens}"
     )]
     Empty {
-        /// Sequences.
+        /// Number of sequences.
         batch: usize,
-        /// New tokens.
+        /// Number of new tokens.
         new_tokens: usize,
     },
     /// More prompts than the programs have sequences.
     #[error("{prompts} prompts at a time, but the programs are compiled for {batch}")]
     TooMany {
-        /// Prompts.
+        /// Number of prompts.
         prompts: usize,
-        /// Sequences of the programs.
+        /// Number of sequences in the programs.
         batch: usize,
     },
-    /// A prompt without tokens: there is nothing to predict from.
+    /// A prompt without tokens, which leaves nothing to predict from.
     #[error("prompt {prompt} has no tokens")]
     NoTokens {
         /// Its position.
         prompt: usize,
     },
-    /// A prompt that is longer than what the programs are compiled for.
+    /// A prompt that is longer than the programs allow.
     #[error("prompt {prompt} has {tokens} tokens, but the programs are compiled for prompts of {most}")]
     TooLong {
         /// Its position.
         prompt: usize,
-        /// Its tokens.
+        /// Number of its tokens.
         tokens: usize,
-        /// The most that there may be.
+        /// Maximum number of tokens.
         most: usize,
     },
-    /// A sequence that does not fit the positions that a model learned.
+    /// A sequence that needs more positions than the model has learned.
     #[error(
         "prompts of {prompt} tokens with {new_tokens} new ones need {needed} positions, but {model_type} has {positions} learned positions: shorten the prompt or generate fewer tokens"
     )]
     Positions {
-        /// Tokens of the longest prompt.
+        /// Number of tokens of the longest prompt.
         prompt: usize,
-        /// Tokens to generate.
+        /// Number of tokens to generate.
         new_tokens: usize,
-        /// Positions that they take.
+        /// Number of positions that they need.
         needed: usize,
         /// The model's family.
         model_type: &'static str,
-        /// Positions that there are.
+        /// Number of positions of the model.
         positions: usize,
     },
-    /// A token that the model's table does not have.
+    /// A token that is not in the model's vocabulary.
     #[error("prompt {prompt} has token {token} at position {position}, but the vocabulary has {vocabulary} entries")]
     Token {
-        /// Its position among the prompts.
+        /// The position of the prompt.
         prompt: usize,
         /// The token.
         token: i64,
         /// Its position in the prompt.
         position: usize,
-        /// Entries of the vocabulary.
+        /// Number of entries in the vocabulary.
         vocabulary: usize,
     },
-    /// Logits that are no numbers.
+    /// Logits that are NaN.
     #[error("the logits of sequence {sequence} are not all numbers after {tokens} tokens")]
     NotFinite {
         /// The sequence.
         sequence: usize,
-        /// Tokens of the sequence so far.
+        /// Number of tokens of the sequence so far.
         tokens: usize,
     },
 }

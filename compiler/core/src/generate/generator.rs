@@ -1,4 +1,4 @@
-//! Compiling, loading and running the programs that generate.
+//! Compiling, loading and running the programs that generate text.
 
 use super::error::GenerateError;
 use super::program::{FIRST, LOGITS, POSITIONS, Room, SLOTS, TOKENS, capture};
@@ -23,17 +23,17 @@ use tpc_runtime::{ProgramId, RuntimeError, Session};
 /// The sizes that programs are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Sequences that are generated at a time.
+    /// Number of sequences that are generated at a time.
     pub batch: usize,
-    /// Tokens of the longest prompt.
+    /// Number of tokens of the longest prompt.
     pub prompt: usize,
-    /// Tokens that are generated at most for each prompt.
+    /// Maximum number of new tokens per prompt.
     pub new_tokens: usize,
 }
 
-/// Tokens of a prompt that are read at once, at most.
+/// Maximum number of tokens of a prompt that are read at once.
 const CHUNK: usize = 64;
-/// Slots that a program for single tokens sees at least; the next one sees twice as many.
+/// Minimum number of slots that a program for single tokens sees; each further program sees twice as many.
 const SEEN: usize = 128;
 
 impl Limits {
@@ -42,19 +42,19 @@ impl Limits {
     }
 
     fn room(&self) -> Room {
-        // The last token that is generated is never read.
+        // The last generated token is never read.
         Room { batch: self.batch, slots: filled(self.prompt, self.chunk()) + self.new_tokens.saturating_sub(1) }
     }
 }
 
-/// What is asked for.
+/// A request to generate text.
 #[derive(Clone, Debug, Default)]
 pub struct Generate {
     /// How tokens are chosen.
     pub sampling: Sampling,
-    /// Tokens that are generated at most for each prompt; at most as many as the programs are compiled for.
+    /// Maximum number of new tokens per prompt; must not exceed the limit that the programs are compiled for.
     pub new_tokens: usize,
-    /// Tokens that end a sequence, and belong to it.
+    /// Tokens that end a sequence and are included in it.
     pub ends: Vec<i64>,
 }
 
@@ -65,33 +65,33 @@ pub struct Chosen<'a> {
     pub prompt: usize,
     /// The token.
     pub token: i64,
-    /// What it was chosen by: a logit for each token of the vocabulary.
+    /// The logits that it was chosen from, one for each token of the vocabulary.
     pub logits: &'a [f64],
 }
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It has as many new tokens as were asked for.
+    /// It has as many new tokens as requested.
     Length,
-    /// It has a token that ends a sequence.
+    /// It contains a token that ends a sequence.
     End,
-    /// The listener wanted no more.
+    /// The listener stopped it.
     Stopped,
 }
 
-/// What was generated from one prompt.
+/// The text generated from one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Generated {
     /// The new tokens.
     pub tokens: Vec<i64>,
-    /// Why there are no more.
+    /// Why it ended.
     pub why: Why,
 }
 
-/// The programs that generate, with their weights and cache on the ranks.
+/// The programs that generate text, with their weights and cache on the ranks.
 ///
-/// Of several processes each has one, and all make the same calls in the same order.
+/// With several processes, each has a generator, and all make the same calls in the same order.
 pub struct Generator {
     session: Session,
     config: ModelConfig,
@@ -103,17 +103,17 @@ pub struct Generator {
     kept: Kept,
     constants: HashMap<String, TensorData>,
     prefill: ProgramId,
-    /// Programs that read one token of each sequence, by the slots that they see.
+    /// Programs that read one token of each sequence, with the number of slots that they see.
     decode: Vec<(usize, ProgramId)>,
 }
 
 impl Generator {
-    /// Compiles a model for a mesh and a plan, and starts its ranks. With a precision of bf16, weights and cache are held in
-    /// bf16. The weights have to be loaded before the first run:
+    /// Compiles a model for a mesh and a plan, and starts its ranks. With bf16 precision, weights and cache are stored
+    /// in bf16. The weights have to be loaded before the first run, by
     /// [`load_weights`](crate::pretrained::load_weights) with [`Generator::session`].
     ///
     /// # Errors
-    /// A model that does not generate, a plan that does not fit, sizes that no memory holds, a CPU's target on CUDA.
+    /// A model that does not generate, a plan that does not fit, sizes that exceed the memory, a CPU target on CUDA.
     pub fn launch(
         config: &ModelConfig,
         mesh: &Mesh,
@@ -158,7 +158,7 @@ impl Generator {
     /// [`Generator::launch`] on threads of this process, with the weights of a directory.
     ///
     /// # Errors
-    /// As [`Generator::launch`]; a tensor that cannot be read.
+    /// The errors of [`Generator::launch`]; a tensor that cannot be read.
     pub fn pretrained(dir: &ModelDir, mesh: &Mesh, plan: &Plan, limits: Limits) -> Result<Self, Error> {
         let launch = LaunchOptions::default();
         let options = CompileOptions::for_backend(launch.backend);
@@ -186,8 +186,8 @@ impl Generator {
         self.limits
     }
 
-    /// Generates from prompts, all at a time. `listen` gets every new token as soon as it is chosen, and says whether that
-    /// sequence goes on.
+    /// Generates from prompts, all at the same time. `listen` receives every new token as soon as it is chosen, and
+    /// returns whether to continue the sequence.
     ///
     /// # Errors
     /// A prompt that does not fit ([`GenerateError`]); a rank that fails.
@@ -243,13 +243,13 @@ impl Generator {
         Ok(finished(prompts, texts, &ended))
     }
 
-    /// Writes what a run reads into the selected program, and runs it.
+    /// Writes the inputs of a run into the selected program, and runs it.
     fn run(&mut self, run: &Run) -> Result<(), Error> {
         let session = &mut self.session;
         for (name, values) in
             [(TOKENS, &run.tokens), (POSITIONS, &run.positions), (SLOTS, &run.slots), (FIRST, &run.first)]
         {
-            // A model whose positions are relative to its keys reads none.
+            // A model whose positions are relative to its keys does not read any.
             if session.program(0).inputs.iter().any(|input| input.kind == InputKind::Data && input.name == name) {
                 let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_ne_bytes()).collect();
                 session.write_bytes((InputKind::Data, name), &bytes)?;
@@ -263,8 +263,9 @@ impl Generator {
         Ok(self.session.read_f64(&OutputKind::Result(LOGITS.into()))?)
     }
 
-    /// Selects the program for a run on one token of each sequence. Each sees twice as many slots as the one before, so that
-    /// short sequences do not read a long cache; they are compiled when they are first needed.
+    /// Selects the program for a run on one token of each sequence. Each program sees twice as many slots as the
+    /// previous one, so that short sequences do not read a long cache. Programs are compiled when they are first
+    /// needed.
     fn select_decode(&mut self, run: &Run) -> Result<(), Error> {
         let room = self.limits.room();
         let needed = run.slots.last().map_or(1, |slot| *slot as usize + 1);
@@ -316,7 +317,7 @@ fn finished(prompts: &[Vec<i64>], texts: Vec<Vec<i64>>, ended: &[Option<Why>]) -
     prompts.iter().zip(texts).zip(ended).map(of).collect()
 }
 
-/// An error if a model cannot generate within these limits.
+/// Checks that a model can generate within these limits.
 fn check(config: &ModelConfig, limits: &Limits) -> Result<(), GenerateError> {
     let model_type = config.model_type();
     if !config.is_causal() {
@@ -329,7 +330,7 @@ fn check(config: &ModelConfig, limits: &Limits) -> Result<(), GenerateError> {
     if batch == 0 || new_tokens == 0 {
         return Err(GenerateError::Empty { batch, new_tokens });
     }
-    // The last token that is generated has no position: it is never read.
+    // The last generated token has no position, because it is never read.
     let (needed, positions) = (prompt + new_tokens - 1, config.max_positions());
     if config.learns_positions() && needed > positions {
         return Err(GenerateError::Positions { prompt, new_tokens, needed, model_type, positions });
@@ -337,7 +338,7 @@ fn check(config: &ModelConfig, limits: &Limits) -> Result<(), GenerateError> {
     Ok(())
 }
 
-/// Fills the cache with zeros. What it holds of other sequences is hidden and needs only to be numbers.
+/// Fills the cache with zeros. Slots outside of a sequence are masked, but must not contain NaN.
 fn clear(session: &mut Session) -> Result<(), RuntimeError> {
     let inputs = session.program(0).inputs.iter().enumerate();
     let states: Vec<usize> = inputs.filter(|(_, i)| i.kind == InputKind::State).map(|(at, _)| at).collect();

@@ -1,4 +1,4 @@
-//! What a run of a generating program takes and gives.
+//! The inputs and results of a run of a generating program.
 
 use crate::capture::{Captured, Spec, capture_inference_shapes, named};
 use crate::error::Error;
@@ -13,16 +13,16 @@ pub(super) const FIRST: &str = "first_slots";
 /// The name of its result: the logits of the last token of each sequence, `[b, vocab]`.
 pub(super) const LOGITS: &str = "logits";
 
-/// Sizes that both programs have in common.
+/// Sizes that both programs share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
-    /// Sequences.
+    /// Number of sequences.
     pub(super) batch: usize,
-    /// Slots of the cache.
+    /// Number of slots in the cache.
     pub(super) slots: usize,
 }
 
-/// Captures a run on so many tokens of each sequence, which sees the first `seen` slots.
+/// Captures a run on this many tokens of each sequence, which sees the first `seen` slots.
 pub(super) fn capture(config: &ModelConfig, room: Room, tokens: usize, seen: usize) -> Result<Captured, Error> {
     let Room { batch, slots } = room;
     config.check_memory([batch, tokens], Use::Plan)?;

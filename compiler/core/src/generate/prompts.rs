@@ -1,22 +1,22 @@
-//! Where the tokens of prompts stand in the cache.
+//! Placing the tokens of prompts into the slots of the cache.
 //!
 //! Before: prompts `[7, 8, 9]` and `[5]`, runs of two tokens.
-//! After: the prompts end together, at a slot that a run ends at. Slots before a prompt are filled with token 0, which no token
-//! of the sequence sees.
+//! After: all prompts end at the same slot, which is the last slot of a run. Slots before a prompt are filled with
+//! token 0, which no token of the sequence sees.
 //! ```text
 //! slot        0 1 | 2 3
 //! sequence 0  0 7 | 8 9   first 1
 //! sequence 1  0 0 | 0 5   first 3
 //! ```
 
-/// What a run of a program reads: `t` tokens of each of `b` sequences.
+/// The inputs of a run: `t` tokens of each of `b` sequences.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Run {
     /// Token numbers, `[b, t]`.
     pub tokens: Vec<i64>,
     /// The position of each token in its sequence, `[b, t]`.
     pub positions: Vec<i64>,
-    /// The slot of the cache that each column stands in, `[t]`.
+    /// The slot of the cache for each column, `[t]`.
     pub slots: Vec<i64>,
     /// The first slot of each sequence, `[b]`.
     pub first: Vec<i64>,
@@ -26,17 +26,17 @@ pub struct Run {
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
     first: Vec<usize>,
-    /// Slots that are filled.
+    /// Number of filled slots.
     filled: usize,
 }
 
-/// Slots that prompts up to this length fill, read in runs of `chunk` tokens.
+/// Number of slots that prompts up to this length fill, read in runs of `chunk` tokens.
 pub(super) fn filled(longest: usize, chunk: usize) -> usize {
     longest.max(1).next_multiple_of(chunk)
 }
 
 impl Placed {
-    /// The runs that read prompts, of which there are as many as the programs have sequences, and where they then stand.
+    /// The runs that read prompts, one for each sequence of the programs, and the resulting slots.
     pub(super) fn read(prompts: &[&[i64]], chunk: usize) -> (Self, Vec<Run>) {
         let longest = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
         let filled = filled(longest, chunk);

@@ -1,9 +1,9 @@
-//! Which token comes next, given the logits.
+//! Choosing the next token, given the logits.
 //!
-//! The steps and their order are those of transformers' logits processors and warpers: the repetition penalty, the temperature,
-//! the `k` most likely tokens, the smallest set of tokens whose probability reaches `p`. What is left is drawn from, or its
-//! most likely token is taken. A draw is a function of the seed, the sequence and the position alone, so every rank and every
-//! mesh draws the same.
+//! The steps and their order are those of transformers' logits processors and warpers: the repetition penalty, the
+//! temperature, the `k` most likely tokens, the smallest set of tokens whose probability reaches `p`. The next token is
+//! drawn from the remaining tokens, or the most likely one is taken. A draw only depends on the seed, the sequence and
+//! the position, so every rank and every mesh draws the same token.
 
 use std::collections::BTreeSet;
 use tpc_ir::random::philox;
@@ -13,24 +13,24 @@ use tpc_ir::random::philox;
 pub struct Sampling {
     /// The most likely token, or a draw.
     pub choice: Choice,
-    /// Logits of tokens that occurred in the sequence are divided by this where they are positive, and multiplied by it where
-    /// they are negative (Keskar et al., "CTRL"); 1 changes nothing.
+    /// Logits of tokens that already occurred in the sequence are divided by this if positive, and multiplied by it if
+    /// negative (Keskar et al., "CTRL"); 1 has no effect.
     pub repetition_penalty: f64,
 }
 
-/// How one token is chosen of many.
+/// How one token is chosen from the candidates.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Choice {
-    /// The most likely one; of equal ones that with the smallest number.
+    /// The most likely token; on ties, the one with the smallest number.
     Greedy,
-    /// A draw.
+    /// A random draw.
     Draw {
-        /// Logits are divided by this; above 0.
+        /// Divides the logits; must be above 0.
         temperature: f64,
-        /// Only this many of the most likely tokens are drawn from, at least 1; all of them without it.
+        /// Draw only from this many of the most likely tokens, at least 1; `None` for all.
         top_k: Option<usize>,
-        /// Only the most likely tokens whose probability together reaches this are drawn from: above 0, at most 1
-        /// (Holtzman et al., "The curious case of neural text degeneration").
+        /// Draw only from the most likely tokens whose total probability reaches this: above 0, at most 1 (Holtzman et
+        /// al., "The curious case of neural text degeneration").
         top_p: f64,
         /// The seed.
         seed: u64,
@@ -48,8 +48,8 @@ type Candidate = (usize, f64);
 
 /// Chooses the next token of a sequence.
 ///
-/// `logits` has one number for each token of the vocabulary and is not empty. `history` is the sequence so far, prompt
-/// included. `sequence` and `position` say which draw this is.
+/// `logits` has one number for each token of the vocabulary and is not empty. `history` is the sequence so far,
+/// including the prompt. `sequence` and `position` identify the draw.
 pub fn choose(logits: &[f64], history: &[i64], sampling: &Sampling, sequence: u64, position: u64) -> i64 {
     let mut candidates: Vec<Candidate> = logits.iter().copied().enumerate().collect();
     penalize(&mut candidates, history, sampling.repetition_penalty);
@@ -59,7 +59,7 @@ pub fn choose(logits: &[f64], history: &[i64], sampling: &Sampling, sequence: u6
             for (_, logit) in &mut candidates {
                 *logit /= temperature;
             }
-            // Likeliest first; equal ones in the order of their numbers.
+            // The most likely first; ties in the order of their numbers.
             candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
             candidates.truncate(top_k.unwrap_or(usize::MAX).max(1));
             let weights = nucleus(&candidates, top_p);
@@ -88,9 +88,9 @@ fn most_likely(candidates: &[Candidate]) -> usize {
     candidates.iter().fold((0, f64::NEG_INFINITY), better).0
 }
 
-/// The probabilities, up to a factor, of the candidates that are drawn from; `candidates` is sorted, likeliest first.
+/// The probabilities, up to a factor, of the candidates to draw from; `candidates` is sorted by descending likelihood.
 ///
-/// As in transformers, a token is left out if the tokens that are likelier already reach `top_p`.
+/// As in transformers, a token is left out if the more likely tokens already reach `top_p`.
 fn nucleus(candidates: &[Candidate], top_p: f64) -> Vec<f64> {
     let largest = candidates.first().map_or(0.0, |c| c.1);
     let weights: Vec<f64> = candidates.iter().map(|(_, logit)| (logit - largest).exp()).collect();
@@ -104,7 +104,7 @@ fn nucleus(candidates: &[Candidate], top_p: f64) -> Vec<f64> {
     kept.copied().collect()
 }
 
-/// The position that a number of `[0, 1)` falls on.
+/// The index that a number in `[0, 1)` selects.
 fn drawn(weights: &[f64], draw: f64) -> usize {
     let all: f64 = weights.iter().sum();
     let mut left = draw * all;
@@ -114,7 +114,7 @@ fn drawn(weights: &[f64], draw: f64) -> usize {
             return position;
         }
     }
-    // Rounding may leave a rest after the last one.
+    // Rounding may leave a remainder after the last one.
     weights.len().saturating_sub(1)
 }
 
@@ -156,7 +156,7 @@ mod tests {
         let sampling = Sampling { repetition_penalty: 2.0, ..Sampling::default() };
         assert_eq!(choose(&LOGITS, &[1], &sampling, 0, 0), 3);
         assert_eq!(choose(&LOGITS, &[1, 1, 3], &sampling, 0, 0), 5);
-        // A negative logit becomes smaller; what is no token of the vocabulary changes nothing.
+        // A negative logit becomes smaller; a token that is not in the vocabulary has no effect.
         let weights = LOGITS.map(f64::exp);
         let mut expected = weights;
         expected[2] = (-4f64).exp();
@@ -174,7 +174,7 @@ mod tests {
         let [_, b, _, d, _, f] = LOGITS.map(f64::exp);
         distributed_as(draws(Some(3), 1.0, 1.0, 1.0, &[]), [0.0, b, 0.0, d, 0.0, f]);
         distributed_as(draws(Some(1), 1.0, 1.0, 1.0, &[]), [0.0, b, 0.0, 0.0, 0.0, 0.0]);
-        // The two likeliest have 0.77 of the probability: the third is still needed to reach 0.79.
+        // The two most likely tokens have a probability of 0.77: the third is still needed to reach 0.79.
         distributed_as(draws(None, 0.79, 1.0, 1.0, &[]), [0.0, b, 0.0, d, 0.0, f]);
         distributed_as(draws(None, 0.5, 1.0, 1.0, &[]), [0.0, b, 0.0, d, 0.0, 0.0]);
         distributed_as(draws(None, 1e-9, 1.0, 1.0, &[]), [0.0, b, 0.0, 0.0, 0.0, 0.0]);

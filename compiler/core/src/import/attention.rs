@@ -8,8 +8,7 @@ use tpc_ir::{DType, MapFn, ReduceOp, Value};
 const SCORES: [u8; 4] = [0, 1, 2, 3];
 
 impl Builder {
-    /// `softmax(q·kᵀ·scale)·v` with a soft cap, masks and a bias; a row that is masked everywhere
-    /// gives zeros, as in burn.
+    /// `softmax(q·kᵀ·scale)·v` with a soft cap, masks and a bias; a fully masked row gives zeros, as in burn.
     pub(super) fn attention(&mut self, o: &AttentionOpIr) -> Imports {
         let [q, k, v] = [&o.query, &o.key, &o.value].map(|t| self.get(t));
         let features = self.shape(q)[3] as f64;
@@ -49,13 +48,13 @@ impl Builder {
         self.set(&o.out, v)
     }
 
-    /// −∞ where the mask is.
+    /// Replaces masked scores by −∞.
     fn masked(&mut self, mask: Value, scores: Value, shape: &[usize]) -> Value {
         let nothing = self.constant(self.graph.ty(scores).dtype, f64::NEG_INFINITY);
         self.broadcast(MapFn::Select, &[mask, nothing, scores], shape)
     }
 
-    /// Where a key lies behind the query; the last key belongs to the last query.
+    /// Whether a key comes after the query; the last key belongs to the last query.
     fn future(&mut self, shape: &[usize]) -> Value {
         let (rows, columns) = (self.iota(DType::I64, shape, 2), self.iota(DType::I64, shape, 3));
         let rows = self.with(MapFn::Add, rows, shape[3] as f64 - shape[2] as f64);

@@ -1,8 +1,8 @@
 //! Calls of convolutions: which tensors enter and leave the module that holds the weight.
 //!
-//! After the import a convolution is slices, products and sums, among which slices and pads of the model
-//! itself look the same. burn records it as one operation, so its boundary is known here, and becomes a
-//! region like a marked one, without a mark.
+//! After the import, a convolution is a set of slices, products and sums, which look like the model's own slices and
+//! pads. burn records a convolution as one operation, so its boundary is known here, and becomes a region like a marked
+//! one.
 
 use super::Builder;
 use burn_ir::{TensorId, TensorIr};
@@ -18,7 +18,7 @@ pub(super) struct Call {
 }
 
 impl Builder {
-    /// Remembers a convolution.
+    /// Records a convolution.
     pub(super) fn called(&mut self, x: &TensorIr, weight: &TensorIr, bias: &Option<TensorIr>, out: &TensorIr) {
         if self.origin.phase == Phase::Forward {
             let (weight, bias) = (self.get(weight), bias.as_ref().map(|b| self.get(b)));
@@ -26,8 +26,8 @@ impl Builder {
         }
     }
 
-    /// The regions of modules that are one convolution: they hold its weight and bias, and nothing else. Modules that
-    /// are marked are left out.
+    /// The regions of modules that consist of one convolution: they hold its weight and bias, and nothing else. Marked
+    /// modules are left out.
     pub(super) fn regions_of_calls(&self, marked: &[Region]) -> Vec<Region> {
         let marked: HashSet<&ModulePath> = marked.iter().map(|r| &r.path).collect();
         let region = |call: &Call| {
@@ -48,7 +48,7 @@ impl Builder {
     }
 }
 
-/// The parameter that a value is, perhaps in another shape.
+/// The parameter that a value is, up to a reshape.
 fn parameter(graph: &Graph, value: Value) -> Option<&ModulePath> {
     match graph.op(value) {
         Op::Input { id, .. } => id.parameter(),

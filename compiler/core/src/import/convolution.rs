@@ -1,10 +1,9 @@
 //! Convolutions as sums of products over the kernel's taps.
 //!
-//! `out = Σ_taps einsum("nchw,oc->nohw", x under the tap, the tap's weights)`. The products are plain
-//! ones, so a convolution is sharded like a linear layer: over the batch, over output channels
-//! (a column split) or over input channels (a row split). Groups are an outer factor of both channel
-//! dimensions, a batch dimension of the products. A transposed convolution is the input gradient of
-//! a convolution.
+//! `out = Σ_taps einsum("nchw,oc->nohw", x under the tap, the tap's weights)`. The products are ordinary ones, so a
+//! convolution is sharded like a linear layer: over the batch, over output channels (a column split) or over input
+//! channels (a row split). Groups are an outer factor of both channel dimensions, and a batch dimension of the
+//! products. A transposed convolution is the input gradient of a convolution.
 
 use super::window::Window;
 use super::{Builder, Imports};
@@ -25,8 +24,8 @@ const IN: u8 = 3;
 const SPACE: u8 = 4;
 
 impl Convolution {
-    /// The convolution of a `wide` tensor to a `narrow` one (input and output; of a transposed
-    /// convolution, output and input).
+    /// The convolution from a `wide` tensor to a `narrow` one (input and output; for a transposed convolution, output
+    /// and input).
     fn new(
         wide: &TensorIr,
         narrow: &TensorIr,
@@ -77,7 +76,7 @@ macro_rules! convolution {
     };
 }
 
-/// Padding before, of padding that may differ between the two sides and of padding that may not.
+/// Padding before the first index, for padding that may differ between the two sides and for padding that may not.
 fn before((low, _): (usize, usize)) -> usize {
     low
 }
@@ -161,7 +160,7 @@ impl Builder {
         }
     }
 
-    /// `[n, c, …], [o, c/g, k…] -> [n, o, …]`, groups apart.
+    /// `[n, c, …], [o, c/g, k…] -> [n, o, …]`, with separate group dimensions.
     fn convolved(&mut self, x: Value, w: Value, c: &Convolution) -> Value {
         let (x, w) = (self.grouped(x, 1, c), self.grouped(w, 0, c));
         let inputs = self.windowed(x, &c.window, 0.0);
@@ -174,7 +173,7 @@ impl Builder {
         self.total(&products)
     }
 
-    /// `[n, o, …], [o, c/g, k…] -> [n, c, …]`, groups apart: every element times the kernel, added
+    /// `[n, o, …], [o, c/g, k…] -> [n, c, …]`, with separate group dimensions: every element times the kernel, added
     /// where the windows overlap.
     fn transposed_convolved(&mut self, g: Value, w: Value, c: &Convolution) -> Value {
         let (g, w) = (self.grouped(g, 1, c), self.grouped(w, 0, c));
@@ -186,7 +185,7 @@ impl Builder {
         self.overlapped(products, &c.window)
     }
 
-    /// `[n, c, …], [n, o, …] -> [o, c/g, taps]`, groups apart: the gradient of the weights.
+    /// `[n, c, …], [n, o, …] -> [o, c/g, taps]`, with separate group dimensions: the gradient of the weights.
     fn tap_products(&mut self, x: Value, g: Value, c: &Convolution) -> Value {
         let (x, g) = (self.grouped(x, 1, c), self.grouped(g, 1, c));
         let mut taps = Vec::new();
@@ -205,7 +204,7 @@ impl Builder {
         self.push(Op::Concat { dim }, &taps, ty)
     }
 
-    /// A channel dimension as groups and channels of a group.
+    /// Splits a channel dimension into groups and the channels of a group.
     fn grouped(&mut self, v: Value, dim: usize, c: &Convolution) -> Value {
         if c.groups == 1 {
             return v;

@@ -57,8 +57,8 @@ impl Builder {
         self.set(&o.out, v)
     }
 
-    /// Element-wise gathering is a sum over a comparison with an iota: it needs no rule of its own
-    /// and works on a sharded dimension (cross entropy's pick on sharded logits).
+    /// Elementwise gathering is a sum over a comparison with an iota: it needs no separate rule and works on a sharded
+    /// dimension (cross entropy's pick on sharded logits).
     pub(super) fn gather(&mut self, o: &GatherOpIr) -> Imports {
         let (x, index) = (self.get(&o.tensor), self.get(&o.indices));
         let (wide, narrow) = self.index_shapes(x, index, o.dim)?;
@@ -87,7 +87,7 @@ impl Builder {
         self.set(&o.out, v)
     }
 
-    /// The tensor's shape with the indices' extent behind `dim`, and the indices' shape.
+    /// The tensor's shape with the indices' extent after `dim`, and the indices' shape.
     fn index_shapes(&self, x: Value, index: Value, dim: usize) -> Result<(Vec<usize>, Vec<usize>), super::ImportError> {
         let (mut wide, narrow) = (self.shape(x), self.shape(index));
         if wide.iter().zip(&narrow).enumerate().any(|(d, (a, b))| d != dim && a != b) {
@@ -97,7 +97,7 @@ impl Builder {
         Ok((wide, narrow))
     }
 
-    /// Where each index along `dim` is the wanted one.
+    /// Whether each index along `dim` is the wanted one.
     fn hits(&mut self, index: Value, wide: &[usize], dim: usize) -> Value {
         let index = self.inserted(index, dim);
         let number = self.iota(self.graph.ty(index).dtype, wide, dim);
@@ -110,7 +110,7 @@ impl Builder {
         self.reshaped(v, &shape)
     }
 
-    /// The value where the ranges are, the tensor elsewhere.
+    /// The value within the ranges, the tensor elsewhere.
     pub(super) fn slice_assign(&mut self, o: &SliceAssignOpIr) -> Imports {
         let (base, mut value) = (self.get(&o.tensor), self.get(&o.value));
         let shape = self.shape(base);
@@ -145,7 +145,7 @@ impl Builder {
             });
         }
         let v = match inside {
-            // Into zeros, as the backward pass of a slice does: the padding is the result.
+            // A slice assigned to zeros, as in the backward pass of a slice: the result is the padded value.
             Some(_) if self.is_zero(base) => value,
             Some(inside) => self.broadcast(MapFn::Select, &[inside, value, base], &shape),
             None => value,

@@ -1,8 +1,8 @@
-//! From a captured burn graph to the tpc IR: the `captured` stage.
+//! Imports a captured burn graph into tpc's IR: the `captured` stage.
 //!
-//! Nearly one to one. Broadcasts of extent 1 become subscripts (behind a reshape that drops the
-//! extent), composite operations become primitives, and everything the operations bake in (which
-//! extents repeat, where a slice starts) becomes an attribute. Canonicalizing comes later.
+//! The import is nearly one to one. Broadcasts of extent 1 become subscripts (after a reshape that drops the extent),
+//! composite operations become primitives, and everything that burn computes while recording (which extents repeat,
+//! where a slice starts) becomes an attribute. Canonicalization is a later pass.
 
 mod attention;
 mod calls;
@@ -43,13 +43,13 @@ pub enum ImportError {
     DType {
         /// burn's name of it.
         dtype: String,
-        /// The input, or the operation with its module, that has it; empty if unknown.
+        /// The input, or the operation with its module; empty if unknown.
         place: String,
     },
 }
 
 impl ImportError {
-    /// The same error, with the place of an element type.
+    /// Adds the place of an element type to the error.
     fn at(self, place: String) -> Self {
         match self {
             ImportError::DType { dtype, .. } => ImportError::DType { dtype, place },
@@ -66,7 +66,7 @@ fn of(place: &str) -> String {
     if place.is_empty() { String::new() } else { format!(" of {place}") }
 }
 
-/// A program with the values that were captured with it.
+/// A program with its captured constants.
 #[derive(Clone, Debug)]
 pub struct Imported {
     /// The `captured` stage.
@@ -75,8 +75,8 @@ pub struct Imported {
     pub constants: HashMap<String, TensorData>,
 }
 
-/// A signature shared by several programs of one session: every input that any of them has, in
-/// order, so that all of them keep parameters and state in the same place.
+/// A signature shared by several programs of one session: every input of any of them, in order, so that all of them
+/// keep parameters and state in the same places.
 #[derive(Clone, Debug, Default)]
 pub struct Signature {
     inputs: Vec<SignatureInput>,
@@ -91,7 +91,7 @@ struct SignatureInput {
 }
 
 impl Signature {
-    /// The inputs of several captures, each once, by kind and then in order of appearance.
+    /// The inputs of several captures without duplicates, by kind and then in order of appearance.
     ///
     /// # Errors
     /// An element type that the IR lacks.
@@ -99,10 +99,10 @@ impl Signature {
         Signature::with_constants(HashMap::new(), captures)
     }
 
-    /// [`Signature::of`] for a session that has constants already: equal ones have the same name.
+    /// [`Signature::of`] for a session that already has constants: equal constants have the same name.
     ///
     /// # Errors
-    /// As [`Signature::of`].
+    /// The errors of [`Signature::of`].
     pub fn with_constants<'a>(
         constants: HashMap<String, TensorData>,
         captures: impl IntoIterator<Item = &'a Captured>,
@@ -158,7 +158,7 @@ fn draws(op: &OperationIr) -> bool {
     }
 }
 
-/// The path of the numbers of a step.
+/// The path of the scalars of a step.
 fn step() -> ModulePath {
     ModulePath::default().named("step")
 }
@@ -176,8 +176,8 @@ pub(crate) fn step_scalar(id: &InputId) -> Option<usize> {
     }
 }
 
-/// Whether a constant is `0, 1, 2, …`: positions. Computed where they are read they need no memory, and what a mask
-/// made of them hides is known when a program is compiled.
+/// Whether a constant is `0, 1, 2, …`, that is, positions. They are computed where they are read, so they take no
+/// memory, and the elements that a positional mask hides are known at compile time.
 fn counts(kind: &CapturedKind) -> bool {
     let CapturedKind::Constant { data } = kind else { return false };
     let long = |data: &[i64]| data.iter().zip(0..).all(|(&x, i)| x == i);
@@ -186,12 +186,12 @@ fn counts(kind: &CapturedKind) -> bool {
     data.shape().len() == 1 && data.num_elements() > 1 && counted
 }
 
-/// An optimizer state, in text `layer.weight/momentum.moment_1`.
+/// The input of an optimizer state, in text `layer.weight/momentum.moment_1`.
 pub fn state(parameter: &ModulePath, name: &str) -> InputId {
     InputId::State { owner: parameter.clone(), name: name.into() }
 }
 
-/// Imports one captured program with its own inputs.
+/// Imports one captured program with a signature of its own inputs.
 ///
 /// # Errors
 /// An operation or element type that the IR lacks.
@@ -372,7 +372,7 @@ impl Builder {
         self.push(Op::Fill(Scalar::of(ty.dtype, x)), &[], ty)
     }
 
-    /// A function of values that burn broadcasts to `shape`: extents of 1 that repeat are dropped.
+    /// Applies a function to values that burn broadcasts to `shape`: repeated extents of 1 are dropped.
     fn broadcast(&mut self, f: MapFn, operands: &[Value], shape: &[usize]) -> Value {
         let mut rows = Vec::new();
         let mut values = Vec::new();
@@ -390,7 +390,7 @@ impl Builder {
         self.push(Op::Map { f, subs: Subscripts::new(&rows, &letters) }, &values, ty)
     }
 
-    /// A function of a value and a constant of its element type.
+    /// Applies a function to a value and a constant of its element type.
     fn with(&mut self, f: MapFn, v: Value, x: f64) -> Value {
         let c = self.constant(self.graph.ty(v).dtype, x);
         let origin = self.origin.clone();
@@ -402,7 +402,7 @@ impl Builder {
         self.graph.map(f, operands, &origin)
     }
 
-    /// Dimensions in another order: `order[i]` is the operand's dimension that becomes i.
+    /// Permutes dimensions: the operand's dimension `order[i]` becomes dimension i.
     fn transposed(&mut self, v: Value, order: &[usize]) -> Value {
         let from = self.graph.ty(v).clone();
         let all: Vec<u8> = (0..from.rank() as u8).collect();
@@ -412,7 +412,7 @@ impl Builder {
         self.push(Op::Map { f: MapFn::Identity, subs }, &[v], Type::new(from.dtype, shape))
     }
 
-    /// A slice of one dimension.
+    /// Slices one dimension.
     fn sliced(&mut self, v: Value, dim: usize, start: usize, len: usize, step: usize) -> Value {
         let mut ty = self.graph.ty(v).clone();
         if start == 0 && len == ty.shape[dim] && step == 1 {
@@ -423,7 +423,7 @@ impl Builder {
         self.push(Op::Slice { dim, start, step }, &[v], ty)
     }
 
-    /// Constants around one dimension.
+    /// Pads one dimension with a constant.
     fn padded(&mut self, v: Value, dim: usize, low: usize, high: usize, x: f64) -> Value {
         if low + high == 0 {
             return v;

@@ -12,13 +12,13 @@ impl Builder {
         let count = shape[last] as f64;
         let sum = self.reduced(x, ReduceOp::Sum, &[last]);
         let mean = self.with(MapFn::Div, sum, count);
-        let centred = self.broadcast(MapFn::Sub, &[x, mean], &shape);
-        let square = self.map(MapFn::Mul, &[centred, centred]);
+        let centered = self.broadcast(MapFn::Sub, &[x, mean], &shape);
+        let square = self.map(MapFn::Mul, &[centered, centered]);
         let sum = self.reduced(square, ReduceOp::Sum, &[last]);
         let variance = self.with(MapFn::Div, sum, count);
         let variance = self.with(MapFn::Add, variance, scalar(&o.epsilon));
         let deviation = self.map(MapFn::Sqrt, &[variance]);
-        let normal = self.broadcast(MapFn::Div, &[centred, deviation], &shape);
+        let normal = self.broadcast(MapFn::Div, &[centered, deviation], &shape);
         let gamma = self.get(&o.gamma);
         let mut v = self.broadcast(MapFn::Mul, &[normal, gamma], &shape);
         if let Some(beta) = &o.beta {
@@ -28,13 +28,13 @@ impl Builder {
         self.set(&o.out, v)
     }
 
-    /// With statistics that are given: a batch norm that does not train.
+    /// A batch norm with given statistics, which does not train.
     pub(super) fn batch_norm(&mut self, o: &BatchNormOpIr) -> Imports {
         let [x, mean, variance] = [&o.x, &o.mean, &o.variance].map(|t| self.get(t));
-        let centred = self.per_channel(MapFn::Sub, x, mean);
+        let centered = self.per_channel(MapFn::Sub, x, mean);
         let variance = self.with(MapFn::Add, variance, scalar(&o.epsilon));
         let deviation = self.map(MapFn::Sqrt, &[variance]);
-        let normal = self.per_channel(MapFn::Div, centred, deviation);
+        let normal = self.per_channel(MapFn::Div, centered, deviation);
         let [gamma, beta] = [&o.gamma, &o.beta].map(|t| self.get(t));
         let v = self.per_channel(MapFn::Mul, normal, gamma);
         let v = self.per_channel(MapFn::Add, v, beta);

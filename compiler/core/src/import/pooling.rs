@@ -1,4 +1,4 @@
-//! Poolings: averages and maxima over the taps of a window.
+//! Pooling: averages and maxima over the taps of a window.
 
 use super::window::Window;
 use super::{Builder, Imports};
@@ -9,7 +9,7 @@ use tpc_ir::{DType, MapFn, ReduceOp, Type, Value};
 struct Average {
     window: Window,
     padding: Vec<usize>,
-    /// Whether elements of the padding count.
+    /// Whether padded elements count.
     padded: bool,
 }
 
@@ -109,8 +109,8 @@ impl Builder {
         self.set(out, v)
     }
 
-    /// Divides by the number of elements of each window that count. Where not all windows have as
-    /// many, the numbers of a dimension are the sums of the windows over ones.
+    /// Divides by the number of counted elements in each window. If the windows differ in that, the numbers along a
+    /// dimension are the sums of the windows over ones.
     fn over_counts(&mut self, mut v: Value, a: &Average) -> Value {
         let w = &a.window;
         let mut all = 1;
@@ -144,8 +144,8 @@ impl Builder {
         if all == 1 { v } else { self.with(MapFn::Div, v, all as f64) }
     }
 
-    /// `[n, c, windows, window, …]` of a tensor whose extents are multiples of the windows' number,
-    /// and the number of elements in a window.
+    /// `[n, c, windows, window, …]` of a tensor whose extents are multiples of the number of windows, and the number of
+    /// elements in a window.
     fn even_windows(&self, wide: &TensorIr, narrow: &TensorIr) -> Result<(Vec<usize>, usize), super::ImportError> {
         let (from, to) = (spatial(wide), spatial(narrow));
         if from.iter().zip(&to).any(|(n, m)| n % m != 0) {
@@ -179,7 +179,7 @@ impl Builder {
         self.set(out, v)
     }
 
-    /// The maxima and, if wanted, the row-major position of each: the first of equals.
+    /// The maxima and, if requested, the row-major position of the first maximum in each window.
     fn maximum(&mut self, x: &TensorIr, out: &TensorIr, indices: Option<&TensorIr>, w: &Window) -> Imports {
         let x = self.get(x);
         let taps = self.windowed(x, w, f64::NEG_INFINITY);
@@ -200,7 +200,7 @@ impl Builder {
         self.set(indices, v)
     }
 
-    /// Gives each gradient to the element whose position was stored.
+    /// Adds each gradient to the element at the stored position.
     fn maximum_gradient(&mut self, [grad, indices]: [&TensorIr; 2], out: &TensorIr, w: &Window) -> Imports {
         let (grad, indices) = (self.get(grad), self.get(indices));
         let shape = self.shape(grad);
@@ -216,7 +216,7 @@ impl Builder {
         self.set(out, v)
     }
 
-    /// Row-major position of every window's first element, were there no padding: `[windows…]`.
+    /// Row-major position of every window's first element, ignoring the padding: `[windows…]`.
     fn corners(&mut self, dtype: DType, w: &Window) -> Value {
         let mut sum: Option<Value> = None;
         for s in 0..w.rank() {
@@ -232,7 +232,7 @@ impl Builder {
     }
 }
 
-/// Row-major distance of every tap from its window's corner, the padding taken into account.
+/// Row-major distance of every tap from its window's corner, accounting for the padding.
 fn distances(w: &Window) -> Vec<f64> {
     let along = |offsets: &Vec<usize>| {
         let dims = offsets.iter().zip(&w.extent).zip(&w.low);

@@ -5,7 +5,7 @@ use burn_ir::{MatmulOpIr, ModuleOperationIr as M};
 use tpc_ir::{MapFn, Op, ReduceOp, Subscripts, Type, Value};
 
 impl Builder {
-    /// An einsum given by letters.
+    /// An einsum with operands and result given by letters.
     pub(super) fn einsum(&mut self, a: Value, b: Value, rows: [&[u8]; 2], result: &[u8]) -> Value {
         let (left, right) = (self.graph.ty(a).clone(), self.graph.ty(b).clone());
         let size = |l: &u8| {
@@ -17,7 +17,7 @@ impl Builder {
         self.push(Op::Einsum { subs }, &[a, b], Type::new(left.dtype, shape))
     }
 
-    /// `[…, m, k] · […, k, n]`, batch extents of 1 repeated.
+    /// `[…, m, k] · […, k, n]`; batch extents of 1 are repeated.
     pub(super) fn matmul(&mut self, o: &MatmulOpIr) -> Imports {
         let out = o.out.shape.to_vec();
         let rank = out.len();

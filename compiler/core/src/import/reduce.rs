@@ -1,5 +1,4 @@
-//! Reductions. burn keeps reduced dimensions with extent 1; here they disappear and a reshape
-//! brings the extent back.
+//! Reductions. burn keeps reduced dimensions with extent 1; here they disappear, and a reshape restores the extent.
 
 use super::{Builder, Imports};
 use burn_ir::{ReduceDimOpIr, ReduceDimWithIndicesOpIr, ReduceOpIr, TensorIr};
@@ -28,7 +27,7 @@ impl Builder {
         self.set(&o.out, v)
     }
 
-    /// A mean is a sum divided by the *global* count: right for uneven shards too.
+    /// A mean is a sum divided by the *global* count, which is also correct for uneven shards.
     pub(super) fn mean_all(&mut self, o: &ReduceOpIr) -> Imports {
         let v = self.get(&o.input);
         let shape = self.shape(v);
@@ -61,8 +60,8 @@ impl Builder {
         self.set(&o.out, index)
     }
 
-    /// The first index along `dim` at which `x` equals its extreme: the least index that matches.
-    /// Indices alone are never partial under a maximum; these are, under a minimum.
+    /// The first index along `dim` at which `x` equals its extreme: the smallest matching index. Indices alone are
+    /// never partial under a maximum, but these are partial under a minimum.
     fn arg(&mut self, x: Value, extreme: Value, dim: usize, dtype: DType) -> Value {
         let shape = self.shape(x);
         let matches = self.broadcast(MapFn::Eq, &[x, extreme], &shape);
@@ -89,7 +88,7 @@ impl Builder {
         self.set(out, v)
     }
 
-    /// Whether all (the minimum of truth values) or any (the maximum) elements are not zero.
+    /// Whether all elements (the minimum of truth values) or any element (the maximum) is nonzero.
     pub(super) fn truths(&mut self, input: &TensorIr, out: &TensorIr, dim: Option<usize>, op: ReduceOp) -> Imports {
         let mut v = self.get(input);
         if self.graph.ty(v).dtype != DType::Bool {
@@ -100,8 +99,8 @@ impl Builder {
         self.set(out, v)
     }
 
-    /// The first elements along a dimension in descending (or ascending) order, as many as the
-    /// results have, and their indices.
+    /// The first elements along a dimension in descending (or ascending) order, as many as the results have, and their
+    /// indices.
     pub(super) fn ranked(
         &mut self,
         input: &TensorIr,

@@ -108,7 +108,7 @@ impl Builder {
         self.set(out, v)
     }
 
-    /// Reversal of a dimension: rows taken from the last to the first.
+    /// Reverses a dimension: takes rows from the last to the first.
     fn flipped(&mut self, v: Value, dim: usize) -> Value {
         let shape = self.shape(v);
         let index = self.push(Op::Iota, &[], Type::new(tpc_ir::DType::I64, [shape[dim]]));
@@ -132,7 +132,7 @@ impl Builder {
         self.set(&o.out, v)
     }
 
-    /// A dimension with more indices before and behind it, each the one that `source` says.
+    /// Extends a dimension by indices before and after it; `source` gives the index that each one copies.
     fn extended(&mut self, v: Value, dim: usize, low: usize, high: usize, source: impl Fn(isize) -> isize) -> Value {
         if low + high == 0 {
             return v;
@@ -140,15 +140,15 @@ impl Builder {
         let extent = self.shape(v)[dim] as isize;
         let one = |b: &mut Self, i: isize| b.sliced(v, dim, source(i) as usize, 1, 1);
         let before: Vec<Value> = (-(low as isize)..0).map(|i| one(self, i)).collect();
-        let behind: Vec<Value> = (extent..extent + high as isize).map(|i| one(self, i)).collect();
-        let pieces: Vec<Value> = before.into_iter().chain([v]).chain(behind).collect();
+        let after: Vec<Value> = (extent..extent + high as isize).map(|i| one(self, i)).collect();
+        let pieces: Vec<Value> = before.into_iter().chain([v]).chain(after).collect();
         let mut shape = self.shape(v);
         shape[dim] += low + high;
         let ty = Type::new(self.graph.ty(v).dtype, shape);
         self.push(Op::Concat { dim }, &pieces, ty)
     }
 
-    /// The windows of a dimension, their elements in a new last dimension.
+    /// The windows of a dimension, with their elements in a new last dimension.
     fn unfold(&mut self, o: &UnfoldOpIr) -> Imports {
         let v = self.get(&o.input);
         let mut shape = o.out.shape.to_vec();

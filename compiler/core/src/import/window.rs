@@ -1,9 +1,9 @@
 //! Kernels that slide over spatial dimensions, as one strided slice per tap.
 //!
-//! What convolutions and poolings share: [`Builder::windowed`] reads, per tap of the kernel, the
-//! element that every window has under it; [`Builder::overlapped`] is its transpose and adds every
-//! element back to where it was read. Batch and channel dimensions only pass through, so everything
-//! made of the two is sharded over them without rules of its own.
+//! Shared by convolutions and poolings. For each tap of the kernel, [`Builder::windowed`] reads the element of every
+//! window under the tap; [`Builder::overlapped`] is its transpose and adds every element back to where it was read.
+//! Batch and channel dimensions only pass through, so everything composed of the two is sharded over them without
+//! further rules.
 
 use super::Builder;
 use tpc_ir::{MapFn, Value};
@@ -18,7 +18,7 @@ pub(super) struct Window {
     pub(super) dilation: Vec<usize>,
     /// Elements of padding before the first index.
     pub(super) low: Vec<usize>,
-    /// Extents of what the kernel slides over.
+    /// Extents of the dimensions that the kernel slides over.
     pub(super) extent: Vec<usize>,
     /// Number of windows.
     pub(super) count: Vec<usize>,
@@ -30,7 +30,7 @@ impl Window {
         self.kernel.len()
     }
 
-    /// The taps in row-major order, as the distances from a window's first element.
+    /// The taps in row-major order, as offsets from a window's first element.
     pub(super) fn offsets(&self) -> Vec<Vec<usize>> {
         let mut all = vec![Vec::new()];
         for (&n, &d) in self.kernel.iter().zip(&self.dilation) {
@@ -41,7 +41,7 @@ impl Window {
 }
 
 impl Builder {
-    /// Per tap, in row-major order, the elements under it: `[…, windows]`.
+    /// For each tap, in row-major order, the elements under it: `[…, windows]`.
     pub(super) fn windowed(&mut self, v: Value, w: &Window, fill: f64) -> Vec<Value> {
         let lead = self.shape(v).len() - w.rank();
         let mut taps = vec![v];
@@ -60,8 +60,8 @@ impl Builder {
         taps
     }
 
-    /// The transpose of [`windowed`](Self::windowed): the sum of the taps' elements, each where it
-    /// was read; what was read from the padding is dropped.
+    /// The transpose of [`windowed`](Self::windowed): the sum of the taps' elements, each added where it was read;
+    /// elements read from the padding are dropped.
     pub(super) fn overlapped(&mut self, mut taps: Vec<Value>, w: &Window) -> Value {
         let lead = self.shape(taps[0]).len() - w.rank();
         for s in (0..w.rank()).rev() {
@@ -84,7 +84,7 @@ impl Builder {
         taps[0]
     }
 
-    /// Zeros behind every index of a dimension, so that its indices lie `stride` apart.
+    /// Inserts zeros after every index of a dimension, so that its indices are `stride` apart.
     pub(super) fn spread(&mut self, v: Value, dim: usize, stride: usize) -> Value {
         if stride == 1 {
             return v;

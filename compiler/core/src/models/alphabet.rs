@@ -1,4 +1,4 @@
-//! The characters that a model's tokens stand for, where it was trained on a text by characters: `alphabet.json` beside its weights.
+//! The alphabet of a character model, in `alphabet.json` next to its weights.
 
 use super::error::ModelError;
 use super::keys::read_json;
@@ -15,7 +15,7 @@ pub struct Alphabet(String);
 const FILE: &str = "alphabet.json";
 const KEY: &str = "characters";
 
-/// Files of a model directory that say how its tokens are made.
+/// Files of a model directory that define its tokenizer.
 const TOKENIZERS: [&str; 9] = [
     "tokenizer.json",
     "tokenizer.model",
@@ -37,16 +37,16 @@ impl Alphabet {
         Alphabet(characters.into_iter().collect())
     }
 
-    /// Characters as they were kept; `None` if one occurs twice.
+    /// The alphabet of stored characters; `None` if one occurs twice.
     pub fn kept(characters: &str) -> Option<Self> {
         let alphabet = Alphabet(characters.into());
         (alphabet.numbers().len() == alphabet.len()).then_some(alphabet)
     }
 
-    /// That of a model directory, if it has any.
+    /// Reads the alphabet of a model directory, if it has one.
     ///
     /// # Errors
-    /// A file that cannot be read, or is no alphabet.
+    /// A file that cannot be read, or is not an alphabet.
     pub fn read(dir: &Path) -> Result<Option<Self>, ModelError> {
         let file = Self::file(dir);
         if !file.exists() {
@@ -64,10 +64,10 @@ impl Alphabet {
         }
     }
 
-    /// Writes that of a model directory. Without one, a file that an earlier model left there is removed.
+    /// Writes the alphabet of a model directory. If there is none, the file of an earlier model is removed.
     ///
     /// # Errors
-    /// A directory that does not take it.
+    /// A directory that rejects it.
     pub fn save(alphabet: Option<&Self>, dir: &Path) -> Result<(), ModelError> {
         let file = Self::file(dir);
         let written = match alphabet {
@@ -88,17 +88,17 @@ impl Alphabet {
         dir.join(FILE)
     }
 
-    /// How many characters there are.
+    /// Number of characters.
     pub fn len(&self) -> usize {
         self.0.chars().count()
     }
 
-    /// Whether there are none.
+    /// Whether there are no characters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The characters, that of token 0 first.
+    /// The characters, starting with token 0.
     pub fn characters(&self) -> &str {
         &self.0
     }
@@ -115,7 +115,7 @@ impl Alphabet {
     }
 }
 
-/// The first file of a directory that describes a tokenizer.
+/// The first file of a directory that defines a tokenizer.
 pub fn tokenizer(dir: &Path) -> Option<PathBuf> {
     TOKENIZERS.iter().map(|name| dir.join(name)).find(|file| file.exists())
 }

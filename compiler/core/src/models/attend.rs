@@ -5,21 +5,22 @@ use super::mask::Mask;
 use super::rope::RopeTables;
 use burn::tensor::{Tensor, activation};
 
-/// What attention knows of a call apart from its input: where the tokens of the call stand, and what they may see.
+/// The parts of a call that attention needs in addition to its input: the positions of the tokens, and the keys that
+/// they may see.
 #[derive(Debug, Clone)]
 pub struct Context {
     /// The rotation of the call's positions; `None` in models that learn their positions.
     pub rope: Option<RopeTables>,
-    /// The keys that queries must not see; `None` if they see all.
+    /// The keys that queries must not see; `None` if they see all keys.
     pub mask: Option<Mask>,
     /// The keys and values of earlier tokens, if the call does not read whole sequences.
     pub cache: Option<Cache>,
 }
 
-/// How scores are made of queries and keys.
+/// How scores are computed from queries and keys.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Scores {
-    /// What products are multiplied by.
+    /// Factor of the products.
     pub scale: f64,
     /// The bound that scaled products approach, `cap · tanh(x / cap)`.
     pub cap: Option<f64>,
@@ -67,7 +68,7 @@ pub fn attend(query: Tensor<4>, key: Tensor<4>, value: Tensor<4>, scores: Scores
     activation::softmax(products, 3).matmul(value).swap_dims(1, 2).reshape([batch, seq, heads * head_dim])
 }
 
-/// `cap · tanh(x / cap)`: nearly `x` where that is small, and never beyond the cap.
+/// `cap · tanh(x / cap)`: close to `x` for small values, and never beyond the cap.
 pub fn soft_cap<const D: usize>(x: Tensor<D>, cap: f64) -> Tensor<D> {
     (x / cap).tanh() * cap
 }

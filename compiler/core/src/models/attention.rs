@@ -12,15 +12,15 @@ use burn::tensor::{Device, Tensor};
 /// Grouped-query attention with rotary embeddings.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// Queries.
+    /// The projection to queries, `[d, heads·hd]`.
     pub q_proj: Linear,
-    /// Keys.
+    /// The projection to keys, `[d, kv·hd]`.
     pub k_proj: Linear,
-    /// Values.
+    /// The projection to values, `[d, kv·hd]`.
     pub v_proj: Linear,
-    /// The output.
+    /// The output projection, `[heads·hd, d]`.
     pub o_proj: Linear,
-    /// A norm of the queries, as `qk_norm` says.
+    /// A norm of the queries, according to `qk_norm`.
     pub q_norm: Option<RmsNorm>,
     /// A norm of the keys.
     pub k_norm: Option<RmsNorm>,
@@ -57,7 +57,7 @@ impl Attention {
         }
     }
 
-    /// Attention of `x [b, s, d]` to itself.
+    /// Self-attention of `x [b, s, d]`.
     pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let project = |projection: &Linear, norm: &Option<RmsNorm>, name: &str, heads: usize| {
             let projected = projection.forward(x.clone());

@@ -16,7 +16,7 @@ pub struct BertWithHead {
     pub bert: BertModel,
     /// The head of a language model.
     pub cls: Option<BertHead>,
-    /// The weights of a classification.
+    /// The classification weights.
     pub classifier: Option<Linear>,
 }
 
@@ -32,11 +32,11 @@ pub struct BertHead {
 pub struct BertPredictions {
     /// The transform.
     pub transform: BertTransform,
-    /// The output weights; `None` when they are the embedding's, as usual.
+    /// The output weights; `None` if they are tied to the embedding, as usual.
     pub decoder: Option<Linear>,
-    /// The bias of the logits if it is not `bias` and there is no `decoder` to hold it.
+    /// The bias of the logits if it differs from `bias` and there is no `decoder` to hold it.
     pub decoder_bias: Option<Param<Tensor<1>>>,
-    /// The bias of the logits, as usual; where the decoder has its own, this one is only kept.
+    /// The usual bias of the logits; if the decoder has its own bias, this one is only stored.
     pub bias: Param<Tensor<1>>,
 }
 
@@ -77,8 +77,9 @@ impl BertWithHead {
         }
     }
 
-    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` where sequences are classified.
-    /// `attention_mask` is 1 for tokens and 0 for padding (default: all tokens), `token_type_ids` default to 0.
+    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` for sequence
+    /// classification. `attention_mask` is 1 for tokens and 0 for padding (default: all tokens); `token_type_ids`
+    /// default to 0.
     pub fn forward(
         &self,
         input_ids: Tensor<2, Int>,

@@ -37,7 +37,7 @@ pub(super) const KEYS: Table = &[
     ("position_embedding_type", Only(Sole::Text("absolute"))),
     ("is_decoder", Only(Sole::False)),
     ("add_cross_attention", Only(Sole::False)),
-    // Settings of the pooler that its code does not read.
+    // Settings of the pooler that transformers' code does not read.
     ("directionality", Harmless),
     ("pooler_fc_size", Harmless),
     ("pooler_num_attention_heads", Harmless),
@@ -49,7 +49,7 @@ pub(super) const KEYS: Table = &[
 /// BERT.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BertConfig {
-    /// What the output is.
+    /// The head.
     pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -69,15 +69,16 @@ pub struct BertConfig {
     pub layer_norm_eps: f64,
     /// The activation of the MLP and the head.
     pub activation: Activation,
-    /// Whether the output weights are the embedding's.
+    /// Whether the output weights are tied to the embedding.
     pub tie_word_embeddings: bool,
-    /// Whether the output weights' bias is that of the predictions; with two, that of the predictions is only kept.
+    /// Whether the output weights' bias is tied to the bias of the predictions; if there are two, the bias of the
+    /// predictions is only stored.
     pub tie_decoder_bias: bool,
-    /// The row of the word embedding that looking it up gives no gradient.
+    /// The row of the word embedding that gets no gradient from lookups.
     pub padding_idx: Option<usize>,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
-    /// Dropout that the file asks for; it is not applied.
+    /// The dropout in the configuration; it is not applied.
     pub dropout: f64,
 }
 
@@ -124,7 +125,7 @@ impl BertConfig {
             "type_vocab_size": self.type_vocab_size,
             "layer_norm_eps": self.layer_norm_eps,
             "hidden_act": self.activation.name(),
-            // Two tensors that differ are kept whatever this says; without it, both are needed.
+            // Two tensors that differ are kept regardless of this key; without it, both are required.
             "tie_word_embeddings": self.tie_word_embeddings || self.tie_decoder_bias,
             "pad_token_id": self.padding_idx,
             "initializer_range": self.initializer_range,

@@ -17,7 +17,7 @@ pub struct BertModel {
     pub embeddings: BertEmbeddings,
     /// The encoder.
     pub encoder: BertEncoder,
-    /// What makes one vector of the first token, where a head or a bare model has it.
+    /// Computes one vector from the first token, if the head or the bare model has this module.
     pub pooler: Option<BertPooler>,
 }
 
@@ -28,14 +28,14 @@ pub struct BertPooler {
     pub dense: Linear,
 }
 
-/// Word, position and token type embeddings, added and normed.
+/// Word, position and token type embeddings, summed and normalized.
 #[derive(Module, Debug)]
 pub struct BertEmbeddings {
-    /// Words.
+    /// The embedding of words.
     pub word_embeddings: Embedding,
-    /// Positions.
+    /// The embedding of positions.
     pub position_embeddings: Embedding,
-    /// Token types.
+    /// The embedding of token types.
     pub token_type_embeddings: Embedding,
     /// The norm of the sum.
     pub LayerNorm: LayerNorm,
@@ -52,7 +52,7 @@ pub struct BertEncoder {
 /// One block.
 #[derive(Module, Debug)]
 pub struct BertLayer {
-    /// Attention with its output.
+    /// Attention with its output projection.
     pub attention: BertAttention,
     /// The first half of the MLP.
     pub intermediate: BertIntermediate,
@@ -60,10 +60,10 @@ pub struct BertLayer {
     pub output: BertOutput,
 }
 
-/// Attention with its output.
+/// Attention with its output projection.
 #[derive(Module, Debug)]
 pub struct BertAttention {
-    /// Called `self` in the weight files, which Rust does not allow.
+    /// Named `self` in the weight files, which Rust does not allow.
     pub self_: BertSelfAttention,
     /// The output projection, with residual and norm.
     pub output: BertOutput,
@@ -72,11 +72,11 @@ pub struct BertAttention {
 /// Multi-head attention without its output projection.
 #[derive(Module, Debug)]
 pub struct BertSelfAttention {
-    /// Queries.
+    /// The projection to queries.
     pub query: Linear,
-    /// Keys.
+    /// The projection to keys.
     pub key: Linear,
-    /// Values.
+    /// The projection to values.
     pub value: Linear,
     heads: usize,
     #[module(skip)]
@@ -145,7 +145,7 @@ impl BertModel {
 }
 
 impl BertEmbeddings {
-    /// The normed sum of the three embeddings.
+    /// The normalized sum of the three embeddings.
     pub fn forward(&self, input_ids: Tensor<2, Int>, token_type_ids: Tensor<2, Int>) -> Tensor<3> {
         let [_, seq] = input_ids.dims();
         let words = scope("word_embeddings", input_ids, |ids| look_up(&self.word_embeddings, ids, self.padding_idx));
@@ -200,7 +200,7 @@ impl BertLayer {
 }
 
 impl BertSelfAttention {
-    /// Attention of `x [b, s, d]` to itself.
+    /// Self-attention of `x [b, s, d]`.
     pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let query = split_heads(self.query.forward(x.clone()), self.heads);
         let key = split_heads(self.key.forward(x.clone()), self.heads);
@@ -224,7 +224,7 @@ impl BertIntermediate {
     }
 }
 
-/// One of the model's norms.
+/// A norm with the model's epsilon.
 pub(super) fn norm(config: &BertConfig, device: &Device) -> LayerNorm {
     LayerNormConfig::new(config.hidden_size).with_epsilon(config.layer_norm_eps).init(device)
 }

@@ -1,7 +1,7 @@
-//! The keys and values of the tokens that were read before, which attention keeps from run to run.
+//! The keys and values of earlier tokens, which attention keeps from run to run.
 //!
-//! A cache is slot-major, `[slots, batch, kv_heads, head_dim]`: a run writes the rows of its slots in place, and the first
-//! slots of a long cache are a view.
+//! A cache is slot-major, `[slots, batch, kv_heads, head_dim]`: a run writes the rows of its slots in place, and the
+//! first slots of a long cache are a view.
 
 use super::mask::Mask;
 use crate::capture::{After, Before, Kept};
@@ -14,32 +14,32 @@ use std::rc::Rc;
 pub struct CacheShape {
     /// The path of the attention's module.
     pub owner: String,
-    /// Key and value heads.
+    /// Number of key-value heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
 }
 
 impl CacheShape {
-    /// The keys and values of so many sequences, in so many slots, as entries of a batch.
+    /// The keys and values of this many sequences, in this many slots, as entries of a batch.
     pub fn kept(&self, batch: usize, slots: usize) -> (Kept<4>, Kept<4>) {
         let kept = |name| Kept::new(&self.owner, name, [slots, batch, self.kv_heads, self.head_dim], DType::F32);
         (kept("keys"), kept("values"))
     }
 }
 
-/// What a causal model reads in a run that has a cache: `t` tokens of each of `b` sequences, which stand in the same slots.
+/// The inputs of a causal model in a run with a cache: `t` tokens of each of `b` sequences, which use the same slots.
 #[derive(Debug, Clone)]
 pub struct CachedInputs {
     /// Token numbers, `[b, t]`.
     pub input_ids: Tensor<2, Int>,
     /// The position of each token in its sequence, `[b, t]`.
     pub position_ids: Tensor<2, Int>,
-    /// The slot that each column stands in, `[t]`.
+    /// The slot of each column, `[t]`.
     pub slots: Tensor<1, Int>,
-    /// The first slot of each sequence, `[b]`; what stands before it is hidden from the sequence.
+    /// The first slot of each sequence, `[b]`; the slots before it are masked for the sequence.
     pub first: Tensor<1, Int>,
-    /// Slots that can be seen: the last slot of the run is below.
+    /// Number of visible slots, which include the last slot of the run.
     pub seen: usize,
 }
 
@@ -48,14 +48,14 @@ pub type LayerCache = (Before<4>, Before<4>);
 /// Keys and values of one attention, after a run.
 pub type NextCache = (After<4>, After<4>);
 
-/// The caches of a run. Every attention extends its own, in the order in which the forward pass meets them.
+/// The caches of a run. Every attention extends its own cache, in the order of the forward pass.
 #[derive(Debug, Clone)]
 pub struct Cache {
     positions: Tensor<2, Int>,
     slots: Tensor<1, Int>,
     first: Tensor<1, Int>,
     seen: usize,
-    /// Slots that there are.
+    /// Number of slots.
     all: usize,
     layers: Rc<RefCell<Layers>>,
 }
@@ -67,7 +67,7 @@ struct Layers {
 }
 
 impl Cache {
-    /// The caches as they are before a run.
+    /// The caches before a run.
     pub fn new(inputs: &CachedInputs, layers: Vec<LayerCache>) -> Self {
         let all = layers.first().map_or(0, |(keys, _)| keys.tensor.dims()[0]);
         let layers = Layers { before: layers.into_iter(), after: Vec::new() };
@@ -75,7 +75,7 @@ impl Cache {
         Cache { positions: position_ids, slots, first, seen, all, layers: Rc::new(RefCell::new(layers)) }
     }
 
-    /// Slots that there are, and therefore positions.
+    /// Number of slots, and therefore of positions.
     pub fn slots(&self) -> usize {
         self.all
     }
@@ -85,11 +85,11 @@ impl Cache {
         self.positions.clone()
     }
 
-    /// Writes the keys and values `[b, t, kv, hd]` of the run into the next cache, and gives those of all slots that can be
-    /// seen, `[b, seen, kv, hd]`.
+    /// Writes the keys and values `[b, t, kv, hd]` of the run into the next cache, and returns those of all visible
+    /// slots, `[b, seen, kv, hd]`.
     ///
     /// # Panics
-    /// On more attentions than caches.
+    /// If there are more attentions than caches.
     pub fn extend(&self, keys: Tensor<4>, values: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         let mut layers = self.layers.borrow_mut();
         let before = layers.before.next().expect("every attention has a cache");
@@ -115,7 +115,7 @@ impl Cache {
         Mask::of_slots(hidden.bool_or(keys.lower(self.first.clone().reshape([batch, 1, 1, 1]))))
     }
 
-    /// What the caches become.
+    /// The caches after the run.
     pub fn after(self) -> Vec<NextCache> {
         std::mem::take(&mut self.layers.borrow_mut().after)
     }

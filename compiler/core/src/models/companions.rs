@@ -1,4 +1,5 @@
-//! What a model directory has beside its configuration and weights: tokenizer, generation settings, chat template, pooling.
+//! Files of a model directory other than configuration and weights: tokenizer, generation settings, chat template,
+//! pooling.
 
 use super::error::ModelError;
 use super::keys::read_json;
@@ -6,7 +7,7 @@ use super::pooling::MODULES;
 use std::path::{Component, Path, PathBuf};
 use tpc_runtime::output::{self, Output};
 
-/// The files that go along with a model, as they are.
+/// The files that are copied unchanged.
 const FILES: [&str; 17] = [
     "tokenizer.json",
     "tokenizer_config.json",
@@ -27,8 +28,8 @@ const FILES: [&str; 17] = [
     MODULES,
 ];
 
-/// Copies the files that describe the use of a model from its directory to another one, which is created if need be, and gives
-/// their names. A file that is there is replaced whole.
+/// Copies the files that describe the use of a model from its directory to another one, which is created if needed, and
+/// returns their names. Existing files are replaced atomically.
 ///
 /// # Errors
 /// A file that cannot be read or written.
@@ -53,7 +54,7 @@ pub fn copy_companions(from: &Path, to: &Path) -> Result<Vec<PathBuf>, ModelErro
     Ok(files)
 }
 
-/// The configurations of the modules that `modules.json` lists, in directories of their own.
+/// The configurations of the modules that `modules.json` lists, in their own directories.
 fn modules(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let file = dir.join(MODULES);
     if !file.is_file() {
@@ -61,7 +62,7 @@ fn modules(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     }
     let json = read_json(&file)?;
     let paths = json.as_array().into_iter().flatten().filter_map(|module| module.get("path")?.as_str());
-    // A path that leads out of the directory is none of its own.
+    // A path that leads out of the directory is ignored.
     let inside =
         |path: &&str| !path.is_empty() && Path::new(path).components().all(|c| matches!(c, Component::Normal(_)));
     Ok(paths.filter(inside).map(|path| Path::new(path).join("config.json")).collect())

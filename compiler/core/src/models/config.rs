@@ -1,4 +1,4 @@
-//! `config.json`: which family, which sizes.
+//! `config.json`: the family and the sizes of a model.
 
 use super::bert_config::{self, BertConfig};
 use super::cache::CacheShape;
@@ -15,11 +15,11 @@ use serde_json::Value;
 use std::ops::Range;
 use std::path::Path;
 
-/// The `model_type`s that can be read.
+/// The supported `model_type`s.
 pub const FAMILIES: [&str; 11] =
     ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "olmo2", "gpt2", "bert", INTERLEAVED];
 
-/// What a `model_type` names.
+/// The family that a `model_type` names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ModelType {
     Decoder(Family),
@@ -29,7 +29,7 @@ enum ModelType {
 }
 
 impl ModelType {
-    /// All of them, in the order of [`FAMILIES`].
+    /// All model types, in the order of [`FAMILIES`].
     fn all() -> impl Iterator<Item = Self> {
         Family::ALL.into_iter().map(Self::Decoder).chain([Self::Gpt2, Self::Bert, Self::Interleaved])
     }
@@ -57,7 +57,7 @@ impl ModelType {
 
 /// A model's configuration, of any family.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant)] // there is one of them in a program
+#[allow(clippy::large_enum_variant)] // a program has only one
 pub enum ModelConfig {
     /// The decoder that families of causal models share.
     Decoder(DecoderConfig),
@@ -73,15 +73,15 @@ impl ModelConfig {
     /// Reads a `config.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, or that [`ModelConfig::from_json`] refuses.
+    /// A file that cannot be read, or that [`ModelConfig::from_json`] rejects.
     pub fn read(file: &Path) -> Result<Self, ModelError> {
         Self::from_json(&super::keys::read_json(file)?, file)
     }
 
-    /// The same, with what it says in vain.
+    /// Like [`ModelConfig::read`], with warnings about keys that have no effect.
     ///
     /// # Errors
-    /// As [`ModelConfig::read`].
+    /// The errors of [`ModelConfig::read`].
     pub fn read_warned(file: &Path) -> Result<(Self, Vec<ModelWarning>), ModelError> {
         Self::from_json_warned(&super::keys::read_json(file)?, file)
     }
@@ -89,15 +89,15 @@ impl ModelConfig {
     /// Interprets a parsed `config.json`; `file` is named in errors.
     ///
     /// # Errors
-    /// A family that is not supported, a key that is missing or would change the model, a value that is none.
+    /// A family that is not supported, a key that is missing or would change the model, an invalid value.
     pub fn from_json(value: &Value, file: &Path) -> Result<Self, ModelError> {
         Self::from_json_warned(value, file).map(|(config, _)| config)
     }
 
-    /// The same, with what it says in vain.
+    /// Like [`ModelConfig::from_json`], with warnings about keys that have no effect.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_json`].
+    /// The errors of [`ModelConfig::from_json`].
     pub fn from_json_warned(value: &Value, file: &Path) -> Result<(Self, Vec<ModelWarning>), ModelError> {
         let keys = Keys::new(value, file)?;
         let model_type = keys.str("model_type")?;
@@ -117,7 +117,7 @@ impl ModelConfig {
         Ok((config, warnings))
     }
 
-    /// The configuration as a `config.json` that [`ModelConfig::from_json`] and Hugging Face's libraries read.
+    /// The configuration as a `config.json` that [`ModelConfig::from_json`] and Hugging Face's libraries can read.
     pub fn to_json(&self) -> Value {
         match self {
             Self::Decoder(c) => c.to_json(),
@@ -127,10 +127,10 @@ impl ModelConfig {
         }
     }
 
-    /// The checks of [`ModelConfig::from_json`] for a configuration made by a program.
+    /// The checks of [`ModelConfig::from_json`] for a configuration that a program made.
     ///
     /// # Errors
-    /// Sizes that contradict each other, named with both keys.
+    /// Sizes that contradict each other; the error names both keys.
     pub fn validate(&self) -> Result<(), ModelError> {
         Self::from_json(&self.to_json(), Path::new("configuration")).map(drop)
     }
@@ -138,7 +138,8 @@ impl ModelConfig {
     /// An error if a batch `[batch, seq]` of token numbers up to `largest` does not fit the model.
     ///
     /// # Errors
-    /// A batch of no rows or tokens, of more tokens than the model has positions, or with a token outside of the vocabulary.
+    /// A batch without rows or tokens, with more tokens than the model has positions, or with a token outside of the
+    /// vocabulary.
     pub fn check_batch(&self, shape: [usize; 2], largest: i64) -> Result<(), ModelError> {
         let [batch, seq] = shape;
         let learned = self.learns_positions();
@@ -157,7 +158,7 @@ impl ModelConfig {
             && !self.takes_token_types()
         {
             return Err(ModelError::Batch(format!(
-                "{batch} sequences, but the configuration has no pad_token_id, so nothing says where each one ends; set it, or \
+                "{batch} sequences, but the configuration has no pad_token_id, so the end of each one is unknown; set it, or \
                  classify one sequence at a time"
             )));
         }
@@ -178,7 +179,7 @@ impl ModelConfig {
         kind.name()
     }
 
-    /// What the output is.
+    /// The head, which determines the output.
     pub fn head(&self) -> &Head {
         match self {
             Self::Decoder(c) => &c.head,
@@ -188,7 +189,7 @@ impl ModelConfig {
         }
     }
 
-    /// The same model with another head, whose weights may have to be drawn.
+    /// The same model with another head, whose weights may have to be initialized.
     ///
     /// # Errors
     /// A head that the family does not have.
@@ -210,7 +211,7 @@ impl ModelConfig {
         Ok(self)
     }
 
-    /// Writes what a `config.json` says of the head.
+    /// Writes the keys of a `config.json` that describe the head.
     pub(super) fn write_head(&self, config: &mut Value) {
         self.head().write(self.classes(), config);
     }
@@ -225,10 +226,10 @@ impl ModelConfig {
         }
     }
 
-    /// An error if there is no loss that the model could learn by.
+    /// An error if the model has no loss to train with.
     ///
     /// # Errors
-    /// A model without a head, or one that embeds sentences.
+    /// A model without a head, or a sentence embedding model.
     pub fn check_loss(&self) -> Result<(), ModelError> {
         match self.head().has_loss() {
             true => Ok(()),
@@ -240,7 +241,7 @@ impl ModelConfig {
         }
     }
 
-    /// Query heads.
+    /// Number of query heads.
     pub fn heads(&self) -> usize {
         match self {
             Self::Decoder(c) => c.num_attention_heads,
@@ -250,7 +251,7 @@ impl ModelConfig {
         }
     }
 
-    /// Width of the values inside the MLP.
+    /// Inner width of the MLP.
     pub fn inner_width(&self) -> usize {
         match self {
             Self::Decoder(c) => c.intermediate_size,
@@ -260,7 +261,7 @@ impl ModelConfig {
         }
     }
 
-    /// Rows of the token embedding.
+    /// Number of rows of the token embedding.
     pub fn vocab_size(&self) -> usize {
         match self {
             Self::Decoder(c) => c.vocab_size,
@@ -270,7 +271,7 @@ impl ModelConfig {
         }
     }
 
-    /// The longest sequence that the model can take, or was made for.
+    /// The longest sequence that the model supports, or was trained for.
     pub fn max_positions(&self) -> usize {
         match self {
             Self::Decoder(c) => c.max_position_embeddings,
@@ -290,7 +291,7 @@ impl ModelConfig {
         }
     }
 
-    /// The parameter that holds the token embedding and its elements that belong to the padding row, if it has one.
+    /// The parameter that holds the token embedding, and its elements in the padding row, if it has one.
     pub fn padding_row(&self) -> Option<(&'static str, Range<usize>)> {
         let bare = self.head().kind() == HeadKind::Bare;
         let (name, row, width) = match self {
@@ -303,7 +304,7 @@ impl ModelConfig {
         Some((name, row * width..(row + 1) * width))
     }
 
-    /// The token that fills sequences up, if the configuration names one.
+    /// The token that pads sequences, if the configuration names one.
     fn padding_token(&self) -> Option<i64> {
         match self {
             Self::Decoder(c) => c.padding_idx.map(|row| row as i64),
@@ -313,12 +314,12 @@ impl ModelConfig {
         }
     }
 
-    /// Whether positions are learned, and there are therefore no more than [`ModelConfig::max_positions`].
+    /// Whether positions are learned, so that sequences cannot exceed [`ModelConfig::max_positions`].
     pub fn learns_positions(&self) -> bool {
         matches!(self, Self::Gpt2(_) | Self::Bert(_))
     }
 
-    /// The cache of each attention, in the order of the layers; none of a model that does not generate.
+    /// The cache of each attention, in the order of the layers; empty for a model that does not generate.
     pub(crate) fn caches(&self) -> Vec<CacheShape> {
         if !self.is_causal() {
             return Vec::new();
@@ -334,17 +335,17 @@ impl ModelConfig {
         (0..self.layers()).map(|layer| CacheShape { owner: owner(layer), kv_heads, head_dim }).collect()
     }
 
-    /// Whether this is a causal language model: its labels are the next tokens, and shifted by the model.
+    /// Whether this is a causal language model: its labels are the next tokens, which the model shifts.
     pub fn is_causal(&self) -> bool {
         *self.head() == Head::CausalLm
     }
 
-    /// Whether tokens have types, and batches a mask as a rule: an encoder.
+    /// Whether this is an encoder, whose tokens have types and whose batches usually have a mask.
     pub fn takes_token_types(&self) -> bool {
         matches!(self, Self::Bert(_))
     }
 
-    /// Dropout that the configuration asks for and that is not applied; 0 if none.
+    /// The dropout in the configuration, which is not applied; 0 if there is none.
     pub fn ignored_dropout(&self) -> f64 {
         match self {
             Self::Decoder(c) => c.dropout,
@@ -362,7 +363,7 @@ mod tests {
     use serde_json::json;
     use std::collections::HashSet;
 
-    /// A value that no key may have: every reader refuses it.
+    /// A value that is invalid for every key, so that every reader rejects it.
     fn wrong() -> Value {
         json!([{ "wrong": true }])
     }
@@ -395,7 +396,7 @@ mod tests {
                     _ => assert!(refused.as_ref().is_err_and(|e| e.contains(key)), "{family}: {key}: {refused:?}"),
                 }
             }
-            // A key of any other family is not read, and is named.
+            // A key of another family is not read, and gives a warning.
             for other in ModelType::all() {
                 for (key, _) in other.keys().into_iter().flatten() {
                     if known::role(&tables, key).is_none() {
@@ -445,10 +446,10 @@ mod tests {
         assert_eq!(rope(older.clone(), newer.clone(), Value::Null), (linear(10000.0), 1));
         assert_eq!(rope(older.clone(), newer.clone(), json!(7.0)), (linear(7.0), 1));
         assert_eq!(rope(Value::Null, newer.clone(), json!(7.0)), (plain(5.0), 0));
-        // An empty object says nothing; one that says `default` does.
+        // An empty object has no effect; one with `default` does.
         assert_eq!(rope(json!({}), newer.clone(), Value::Null), (plain(5.0), 0));
         assert_eq!(rope(json!({ "rope_type": "default" }), older.clone(), Value::Null), (plain(10000.0), 1));
-        // Spellings that agree are no reason to say anything.
+        // Spellings that agree give no warning.
         assert_eq!(rope(older.clone(), older.clone(), json!(7.0)), (linear(7.0), 0));
         assert_eq!(rope(older, json!({ "rope_type": "yarn" }), Value::Null), (linear(10000.0), 1));
     }

@@ -1,4 +1,4 @@
-//! The decoder that families of causal models share: what distinguishes them is data of [`DecoderConfig`].
+//! The decoder that families of causal models share; [`DecoderConfig`] holds their differences as data.
 
 use super::attend::{Context, soft_cap};
 use super::attention::Attention;
@@ -15,14 +15,14 @@ use burn::module::Module;
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor};
 
-/// The decoder and its head: `LlamaForCausalLM`, `LlamaForSequenceClassification` and their relatives.
+/// The decoder and its head: `LlamaForCausalLM`, `LlamaForSequenceClassification` and similar classes.
 #[derive(Module, Debug)]
 pub struct DecoderWithHead {
     /// The decoder.
     pub model: Decoder,
-    /// The output weights of a language model; `None` when they are the embedding's.
+    /// The output weights of a language model; `None` if they are tied to the embedding.
     pub lm_head: Option<Linear>,
-    /// The weights of a classification.
+    /// The classification weights.
     pub score: Option<Linear>,
 }
 
@@ -39,14 +39,14 @@ pub struct Decoder {
     config: DecoderConfig,
 }
 
-/// One block. Which norms there are, [`NormOrder`] says.
+/// One block. [`NormOrder`] determines its norms.
 #[derive(Module, Debug)]
 pub struct DecoderLayer {
     /// The norm before attention.
     pub input_layernorm: Option<RmsNorm>,
     /// Attention.
     pub self_attn: Attention,
-    /// The norm after attention; with norms before each part only, the norm before the MLP.
+    /// The norm after attention; if there are norms only before each part, this is the norm before the MLP.
     pub post_attention_layernorm: RmsNorm,
     /// The norm before the MLP.
     pub pre_feedforward_layernorm: Option<RmsNorm>,
@@ -61,11 +61,11 @@ pub struct DecoderLayer {
 /// `down(act(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
 pub struct GatedMlp {
-    /// The gate.
+    /// The projection to the gate.
     pub gate_proj: Linear,
-    /// What is gated.
+    /// The projection to the gated values.
     pub up_proj: Linear,
-    /// The output.
+    /// The output projection.
     pub down_proj: Linear,
     #[module(skip)]
     activation: Activation,
@@ -79,15 +79,15 @@ impl DecoderWithHead {
             model: Decoder::new(config, device),
             lm_head: (config.head == Head::CausalLm && !config.tie_word_embeddings)
                 .then(|| linear(hidden, vocab, false, std, device)),
-            // Only tokens are classified with a bias.
+            // Only token classification has a bias.
             score: config.head.labels().map(|labels| {
                 linear(hidden, labels.names.len(), !config.head.is_per_sequence(), std, device) //
             }),
         }
     }
 
-    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` where sequences are classified; with a
-    /// cache, `[b, 1, vocab]` of the last token.
+    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` for sequence
+    /// classification; with a cache, `[b, 1, vocab]` of the last token.
     pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let config = &self.model.config;
         let padding = config.padding_idx.map(|row| row as i64);
@@ -152,14 +152,15 @@ impl Decoder {
     }
 }
 
-/// Modules whose weights files of some families hold as one tensor: its module in a layer, and theirs.
+/// Modules whose weights are fused into one tensor in the files of some families: the fused module in a layer, and its
+/// parts.
 const FUSED: [(&str, &[&str]); 2] = [
     ("self_attn.qkv_proj", &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]),
     ("mlp.gate_up_proj", &["mlp.gate_proj", "mlp.up_proj"]),
 ];
 
 impl DecoderConfig {
-    /// Maps what the family's files fuse; `layers` is the path of the list of blocks.
+    /// Adds the family's fused tensors to the map; `layers` is the path of the list of blocks.
     pub(super) fn fuse(&self, layers: &str, map: &mut WeightMap) {
         if !self.family.facts().fused {
             return;
@@ -173,7 +174,8 @@ impl DecoderConfig {
     }
 }
 
-/// What the layers that see everything know of a call on `seq` tokens, and those that have a window, if there are any.
+/// The context of the layers with full attention in a call on `seq` tokens, and the context of the layers with a
+/// window, if there are any.
 fn contexts(config: &DecoderConfig, seq: usize, span: &Span, device: &Device) -> (Context, Option<Context>) {
     let tables = |rope| Some(span.rope(rope, RopePairs::Halves, seq, config.head_dim, device));
     let full = span.context(seq, tables(&config.rope), None, device);

@@ -1,4 +1,4 @@
-//! The configuration of the shared decoder, and how it is read: by the facts of its family.
+//! The configuration of the shared decoder, and reading it according to the facts of a family.
 
 use super::attend::Scores;
 use super::error::ModelError;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 pub struct DecoderConfig {
     /// The family.
     pub family: Family,
-    /// What the output is.
+    /// The head, which determines the output.
     pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -30,9 +30,9 @@ pub struct DecoderConfig {
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads.
+    /// Number of key-value heads.
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -42,37 +42,37 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// Which norms a block has.
     pub norms: NormOrder,
-    /// How the norms' weights are stored.
+    /// The representation of the norms' weights in files.
     pub center: Center,
     /// Norms of queries and keys.
     pub qk_norm: QkNorm,
     /// Rotary embeddings.
     pub rope: RopeConfig,
-    /// Rotary embeddings of layers with a window, if they are others.
+    /// Rotary embeddings of layers with a window, if they differ.
     pub local_rope: Option<RopeConfig>,
-    /// How scores are made.
+    /// How scores are computed.
     pub scores: Scores,
     /// The bound of the logits, see [`soft_cap`](super::soft_cap).
     pub logit_cap: Option<f64>,
-    /// What embedded tokens are multiplied by.
+    /// Factor of the embedded tokens.
     pub embedding_scale: Option<f64>,
-    /// Whether the output weights are the embedding's.
+    /// Whether the output weights are tied to the embedding.
     pub tie_word_embeddings: bool,
-    /// The row of the embedding that looking it up gives no gradient.
+    /// The row of the embedding that gets no gradient from lookups.
     pub padding_idx: Option<usize>,
-    /// Biases of query, key and value.
+    /// Whether query, key and value have biases.
     pub qkv_bias: bool,
-    /// Bias of the attention's output.
+    /// Whether the attention's output has a bias.
     pub output_bias: bool,
-    /// Biases of the MLP.
+    /// Whether the MLP has biases.
     pub mlp_bias: bool,
-    /// The sliding window of each layer, if it has one; all windows are the same.
+    /// The sliding window of each layer, if it has one; all windows have the same size.
     pub windows: Vec<Option<usize>>,
     /// The MLP's activation.
     pub activation: Activation,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
-    /// Dropout that the file asks for; it is not applied.
+    /// The dropout in the configuration; it is not applied.
     pub dropout: f64,
 }
 
@@ -151,7 +151,7 @@ impl DecoderConfig {
         self.windows.iter().flatten().next().copied()
     }
 
-    /// One of the model's norms, over `width` elements.
+    /// A norm over `width` elements, as the model configures its norms.
     pub(super) fn norm(&self, width: usize, device: &Device) -> RmsNorm {
         RmsNorm::new(width, self.rms_norm_eps, self.center, device)
     }
@@ -261,7 +261,7 @@ fn windows(keys: &Keys, facts: &Facts, layers: usize) -> Result<Vec<Option<usize
     }
 }
 
-/// The windows that `layer_types` gives; without that key, layers for which `has_window` holds have one.
+/// The windows according to `layer_types`; without that key, layers for which `has_window` holds have a window.
 fn by_type(
     keys: &Keys,
     window: Option<usize>,
@@ -278,7 +278,7 @@ fn by_type(
         );
     }
     let of = |kind: &String| match (kind.as_str(), window) {
-        // The second is the first's older name.
+        // The second is an older name of the first.
         ("full_attention" | "attention", _) => Ok(None),
         ("sliding_attention", Some(window)) => Ok(Some(window)),
         ("sliding_attention", None) => {

@@ -15,26 +15,27 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// An opened model directory. Tensors are read only when asked for.
+/// An opened model directory. Tensors are only read on request.
 #[derive(Debug)]
 pub struct ModelDir {
     /// The directory.
     pub path: PathBuf,
-    /// The configuration, with weights tied as the files have them.
+    /// The configuration, with weights tied as in the files.
     pub config: ModelConfig,
-    /// The configuration as it stands in the file, with the keys that mean nothing here.
+    /// The configuration as in the file, including keys that tpc ignores.
     pub config_json: Value,
     /// The weights.
     pub weights: Weights,
-    /// What of the directory is not read, or not as it stands there.
+    /// Parts of the directory that are not read, or not read as written.
     pub warnings: Vec<ModelWarning>,
 }
 
 impl ModelDir {
-    /// Opens a directory and checks that its weights fit its configuration.
+    /// Opens a directory and checks that its weights match its configuration.
     ///
     /// # Errors
-    /// A configuration that is refused, weights that are missing, damaged or of other shapes than it says.
+    /// A configuration that is rejected; weights that are missing, damaged or have other shapes than the configuration
+    /// says.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
         let path = path.as_ref();
         let file = path.join("config.json");
@@ -43,10 +44,11 @@ impl ModelDir {
         Self::opened(path, config_json, pooled(stated, path)?, warnings)
     }
 
-    /// Opens a directory with another head than its configuration names. Weights that the files do not have are drawn.
+    /// Opens a directory with another head than its configuration names. Weights that are not in the files are
+    /// initialized.
     ///
     /// # Errors
-    /// As [`ModelDir::open`], and a head that the family does not have.
+    /// The errors of [`ModelDir::open`], and a head that the family does not have.
     pub fn open_with_head(path: impl AsRef<Path>, head: Head) -> Result<Self, ModelError> {
         let path = path.as_ref();
         let file = path.join("config.json");
@@ -66,7 +68,7 @@ impl ModelDir {
         let (mut config, weights) = (stated.clone(), Weights::open_dir(path)?);
         let copies = tied::settle(&mut config, &weights, &mut warnings)?;
         if !config.is_tied() && stated.is_tied() {
-            // What is saved from here has two tensors, and older versions of transformers read one where this is true.
+            // The saved model has two tensors, and older versions of transformers read only one if this is true.
             config_json["tie_word_embeddings"] = Value::Bool(false);
         }
         let map = weight_map(&config);
@@ -76,27 +78,28 @@ impl ModelDir {
         Ok(Self { path: path.to_path_buf(), config, config_json, weights, warnings })
     }
 
-    /// The configuration of a directory whose weights need not be there. If they are, it says what they tie.
+    /// Reads the configuration of a directory whose weights need not exist. If they exist, they determine which weights
+    /// are tied.
     ///
     /// # Errors
-    /// A configuration that is refused, or that its weights contradict.
+    /// A configuration that is rejected, or that the weights contradict.
     pub fn read_config(path: &Path) -> Result<(ModelConfig, Vec<ModelWarning>), ModelError> {
         let file = path.join("config.json");
         let (stated, mut warnings) = ModelConfig::from_json_warned(&read_json(&file)?, &file)?;
         let mut config = pooled(stated, path)?;
-        // Weights that cannot be opened do not keep anyone from looking at the program.
+        // Weights that cannot be opened do not prevent printing the program.
         if let Ok(weights) = Weights::open_dir(path) {
             tied::settle(&mut config, &weights, &mut warnings)?;
         }
         Ok((config, warnings))
     }
 
-    /// Which tensor is which parameter.
+    /// The map between tensors and parameters.
     pub fn weight_map(&self) -> WeightMap {
         weight_map(&self.config)
     }
 
-    /// Builds the model with its weights, on `device`.
+    /// Builds the model with its weights on `device`.
     ///
     /// # Errors
     /// A tensor that cannot be read.
@@ -105,7 +108,7 @@ impl ModelDir {
     }
 }
 
-/// A bare model, or a language model, whose directory says how sentences are embedded does that.
+/// Turns a bare model or a language model into a sentence embedding model if the directory describes a pooling.
 fn pooled(config: ModelConfig, dir: &Path) -> Result<ModelConfig, ModelError> {
     match (Pooling::read(dir)?, config.head()) {
         (Some(pooling), Head::CausalLm | Head::MaskedLm | Head::Bare) => {
@@ -115,7 +118,7 @@ fn pooled(config: ModelConfig, dir: &Path) -> Result<ModelConfig, ModelError> {
     }
 }
 
-/// Tensors of old files that are no weights but tables, which models make themselves: their names' ends.
+/// Suffixes of tensor names in old files that are not weights but tables, which models compute themselves.
 fn tables(config: &ModelConfig) -> &'static [&'static str] {
     match config {
         ModelConfig::Decoder(_) => &["rotary_emb.inv_freq"],
@@ -125,7 +128,7 @@ fn tables(config: &ModelConfig) -> &'static [&'static str] {
     }
 }
 
-/// The warning about parameters that are drawn, if there are any.
+/// The warning about initialized parameters, if there are any.
 fn drawn(map: &WeightMap, weights: &Weights) -> Option<ModelWarning> {
     let drawn = map.entries.iter().filter(|entry| entry.is_drawn(weights));
     let tensors: Vec<String> = drawn.map(|entry| entry.hf_name.clone()).collect();
@@ -133,7 +136,7 @@ fn drawn(map: &WeightMap, weights: &Weights) -> Option<ModelWarning> {
     (!tensors.is_empty()).then_some(ModelWarning::Drawn { file, tensors })
 }
 
-/// The warnings about tensors that are not read; `copies` are equal to tensors that are.
+/// The warnings about tensors that are not read; `copies` equal other tensors that are read.
 fn unread(config: &ModelConfig, map: &WeightMap, weights: &Weights, copies: Vec<String>) -> Vec<ModelWarning> {
     let mut read: BTreeSet<String> = map.entries.iter().map(|entry| entry.name_in(weights)).collect();
     read.extend(copies);

@@ -1,4 +1,4 @@
-//! What can go wrong with a model directory.
+//! The errors of model directories.
 
 use std::path::PathBuf;
 use tpc_ir::quote::{cut, quoted};
@@ -11,15 +11,15 @@ pub enum ModelError {
     Io {
         /// The file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is not the JSON that it should be.
+    /// A file is not the expected JSON.
     #[error("{}: not valid JSON: {source}", file.display())]
     Json {
         /// The file.
         file: PathBuf,
-        /// What the parser said.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// `model_type` names a family that is not supported.
@@ -32,7 +32,7 @@ pub enum ModelError {
         /// The names that are supported.
         supported: Vec<&'static str>,
     },
-    /// `architectures` names a class that the family does not have here.
+    /// `architectures` names a class of the family that is not supported.
     #[error("{}: unknown architecture {}; supported are {}", file.display(), quoted(.found), supported.join(", "))]
     UnknownArchitecture {
         /// The configuration file.
@@ -42,27 +42,27 @@ pub enum ModelError {
         /// The names that are supported for the family.
         supported: Vec<&'static str>,
     },
-    /// A family has no head of that kind.
-    #[error("{family} has no head for {head}; there are {}", supported.join(", "))]
+    /// A family has no head of this kind.
+    #[error("{family} has no head for {head}; its heads are {}", supported.join(", "))]
     NoHead {
         /// The family.
         family: &'static str,
-        /// The kind asked for.
+        /// The requested kind.
         head: &'static str,
         /// The family's classes.
         supported: Vec<&'static str>,
     },
     /// A model has no loss.
-    #[error("this {family} gives its {output} and has no loss to train by; \"architectures\" of config.json chooses a head: {}", supported.join(", "))]
+    #[error("this {family} gives its {output} and has no loss to train with; \"architectures\" in config.json selects a head: {}", supported.join(", "))]
     NoLoss {
         /// The family.
         family: &'static str,
-        /// What the output is called.
+        /// The name of the output.
         output: &'static str,
         /// The family's classes that have a loss.
         supported: Vec<&'static str>,
     },
-    /// A key that is needed is missing.
+    /// A required key is missing.
     #[error("{}: missing key {} (needed for model_type {family:?})", file.display(), quoted(.key))]
     MissingKey {
         /// The configuration file.
@@ -79,7 +79,7 @@ pub enum ModelError {
         file: PathBuf,
         /// The key, with dots for nested objects.
         key: String,
-        /// What is accepted.
+        /// The accepted values.
         expected: String,
         /// The value found.
         found: String,
@@ -89,10 +89,10 @@ pub enum ModelError {
     Inconsistent {
         /// The configuration file.
         file: PathBuf,
-        /// Which keys, with their values, and why.
+        /// The keys with their values, and the contradiction.
         problem: String,
     },
-    /// A file is a pointer of git-lfs, which stands for a file that was not fetched.
+    /// A file is a git-lfs pointer to a file that was not fetched.
     #[error("{}: is a git-lfs pointer, not the file itself; fetch it with `git lfs pull` in its directory", file.display())]
     LfsPointer {
         /// The file.
@@ -103,10 +103,10 @@ pub enum ModelError {
     NoWeights {
         /// The directory.
         dir: PathBuf,
-        /// A file of weights in a format that is not read.
+        /// A file of weights in an unsupported format.
         other: Option<&'static str>,
     },
-    /// A safetensors file is broken.
+    /// A safetensors file is invalid.
     #[error("{}: not a valid safetensors file: {problem}", file.display())]
     BadFile {
         /// The file.
@@ -119,9 +119,9 @@ pub enum ModelError {
     Truncated {
         /// The file.
         file: PathBuf,
-        /// The bytes that the header promises.
+        /// The number of bytes according to the header.
         expected: u64,
-        /// The bytes there are.
+        /// The number of bytes in the file.
         found: u64,
     },
     /// A tensor is missing.
@@ -134,16 +134,16 @@ pub enum ModelError {
         /// The nearest existing names.
         nearest: Vec<String>,
     },
-    /// A tensor has another shape than the configuration says.
+    /// A tensor's shape differs from the configuration.
     #[error("{}: tensor {} has shape {found:?}, but the configuration says {expected:?}", file.display(), quoted(.tensor))]
     WrongShape {
         /// The file.
         file: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// The shape expected.
+        /// The expected shape.
         expected: Vec<usize>,
-        /// The shape found.
+        /// The shape in the file.
         found: Vec<usize>,
     },
     /// A tensor has an element type that cannot be converted.
@@ -153,12 +153,12 @@ pub enum ModelError {
         file: PathBuf,
         /// The tensor's name.
         tensor: String,
-        /// The types accepted.
+        /// The accepted types.
         expected: &'static str,
-        /// The type found.
+        /// The type in the file.
         found: String,
     },
-    /// A slice of a tensor reaches outside of it.
+    /// A slice of a tensor exceeds its bounds.
     #[error("{}: tensor {} of shape {shape:?} has no slice {slice}", file.display(), quoted(.tensor))]
     BadSlice {
         /// The file.
@@ -167,13 +167,13 @@ pub enum ModelError {
         tensor: String,
         /// Its shape.
         shape: Vec<usize>,
-        /// The slice asked for.
+        /// The requested slice.
         slice: String,
     },
     /// A module has a parameter that the weight map does not know, or the reverse.
     #[error("the weight map has no entry for parameter {}", quoted(.0))]
     Unmapped(String),
-    /// A tensor handed over for saving does not fit its entry in the weight map.
+    /// A tensor to be saved does not match its entry in the weight map.
     #[error("parameter {} should have {expected} elements, but has {found}", quoted(.path))]
     WrongLength {
         /// The parameter's path.
@@ -183,41 +183,41 @@ pub enum ModelError {
         /// The number found.
         found: usize,
     },
-    /// More memory is needed than there is.
+    /// More memory is needed than available.
     #[error("{what} needs at least {}, but {} is available", bytes_text(*needed), bytes_text(*available))]
     Memory {
-        /// What needs it.
+        /// What needs the memory.
         what: String,
-        /// The bytes that are needed at least.
+        /// The minimum number of bytes needed.
         needed: u128,
-        /// The bytes that there are.
+        /// The number of available bytes.
         available: u128,
     },
-    /// Sizes whose product no address reaches.
+    /// Sizes whose product exceeds the address space.
     #[error("{what} needs {}, more than the {} that can be addressed", bytes_text(*needed), bytes_text(ADDRESSABLE))]
     Unaddressable {
-        /// What needs it.
+        /// What needs the memory.
         what: String,
-        /// The bytes that are needed at least.
+        /// The minimum number of bytes needed.
         needed: u128,
     },
     /// A batch does not fit the model.
     #[error("batch: {0}")]
     Batch(String),
-    /// There is no preset of that name.
-    #[error("no preset is called {}; there are {}", quoted(.found), known.join(", "))]
+    /// There is no preset with that name.
+    #[error("there is no preset {}; the presets are {}", quoted(.found), known.join(", "))]
     UnknownPreset {
-        /// The name asked for.
+        /// The requested name.
         found: String,
-        /// The names there are.
+        /// The existing names.
         known: Vec<&'static str>,
     },
 }
 
-/// Bytes of which offsets are still far from an overflow.
+/// A number of bytes whose offsets are far from overflowing.
 pub(super) const ADDRESSABLE: u128 = 1 << 60;
 
-/// Bytes for a reader: `93 GB`, `512 bytes`.
+/// Formats a number of bytes: `93 GB`, `512 bytes`.
 fn bytes_text(bytes: u128) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     let (mut value, mut unit) = (bytes as f64, None);

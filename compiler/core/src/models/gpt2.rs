@@ -1,4 +1,5 @@
-//! GPT-2: learned positions, a fused q|k|v projection, layer norms before each part, tied output weights.
+//! GPT-2: learned positions, a fused q|k|v projection, layer norms before each part, output weights tied to the
+//! embedding.
 
 use super::attend::{Context, Scores, attend};
 use super::gpt2_config::Gpt2Config;
@@ -16,11 +17,11 @@ use burn::tensor::{Device, Int, Tensor};
 pub struct Gpt2WithHead {
     /// The decoder.
     pub transformer: Gpt2Model,
-    /// The output weights of a language model; `None` when they are the embedding's, as usual.
+    /// The output weights of a language model; `None` if they are tied to the embedding, as usual.
     pub lm_head: Option<Linear>,
-    /// The weights of a classification of sequences.
+    /// The weights of a sequence classification.
     pub score: Option<Linear>,
-    /// The weights of a classification of tokens.
+    /// The weights of a token classification.
     pub classifier: Option<Linear>,
     pad_token_id: Option<i64>,
 }
@@ -54,9 +55,9 @@ pub struct Gpt2Block {
 /// Attention with fused q|k|v.
 #[derive(Module, Debug)]
 pub struct Gpt2Attention {
-    /// Queries, keys and values, in this order, `[d, 3·d]`.
+    /// The fused projection to queries, keys and values, in this order, `[d, 3·d]`.
     pub c_attn: Linear,
-    /// The output.
+    /// The output projection, `[d, d]`.
     pub c_proj: Linear,
     heads: usize,
     #[module(skip)]
@@ -66,9 +67,9 @@ pub struct Gpt2Attention {
 /// The MLP.
 #[derive(Module, Debug)]
 pub struct Gpt2Mlp {
-    /// Up.
+    /// The first linear, `[d, inner]`.
     pub c_fc: Linear,
-    /// Down.
+    /// The second linear, `[inner, d]`.
     pub c_proj: Linear,
     #[module(skip)]
     activation: Activation,
@@ -94,8 +95,8 @@ impl Gpt2WithHead {
         }
     }
 
-    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` where sequences are classified; with a
-    /// cache, `[b, 1, vocab]` of the last token.
+    /// Logits of `input_ids [b, s]`: `[b, s, vocab]`, `[b, s, labels]`, or `[b, 1, labels]` for sequence
+    /// classification; with a cache, `[b, 1, vocab]` of the last token.
     pub fn forward(&self, input_ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let ends = self.score.as_ref().map(|_| ends(input_ids.clone(), self.pad_token_id));
         let hidden = scope("transformer", input_ids, |ids| self.transformer.forward(ids, span));
@@ -176,7 +177,7 @@ impl Gpt2Block {
 }
 
 impl Gpt2Attention {
-    /// Attention of `x [b, s, d]` to itself.
+    /// Self-attention of `x [b, s, d]`.
     pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let [batch, seq, width] = x.dims();
         let head_dim = width / self.heads;

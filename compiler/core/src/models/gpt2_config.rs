@@ -44,7 +44,7 @@ pub(super) const KEYS: Table = &[
     ("add_cross_attention", Only(Sole::False)),
     ("is_causal", Only(Sole::True)),
     ("pad_token_id", Read),
-    // In f32 the same.
+    // These make no difference in f32.
     ("reorder_and_upcast_attn", Harmless),
     ("n_ctx", Harmless),
     ("n_special", Harmless),
@@ -61,7 +61,7 @@ pub(super) const KEYS: Table = &[
 /// GPT-2.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gpt2Config {
-    /// What the output is.
+    /// The head, which determines the output.
     pub head: Head,
     /// Rows of the embedding.
     pub vocab_size: usize,
@@ -81,21 +81,22 @@ pub struct Gpt2Config {
     pub activation: Activation,
     /// Whether scores are divided by the square root of the head's width.
     pub scale_attn_weights: bool,
-    /// Whether scores are divided by the layer's number as well.
+    /// Whether scores are also divided by the layer's number, counted from 1.
     pub scale_attn_by_inverse_layer_idx: bool,
-    /// Whether the output weights are the embedding's.
+    /// Whether the output weights are tied to the embedding.
     pub tie_word_embeddings: bool,
-    /// The token of padding, which a classification of sequences looks for; it has no row of its own.
+    /// The padding token, which a sequence classification looks for; its row of the embedding is trained like any
+    /// other.
     pub pad_token_id: Option<i64>,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
-    /// Dropout that the file asks for; it is not applied.
+    /// The dropout in the configuration; it is not applied.
     pub dropout: f64,
 }
 
 impl Gpt2Config {
     pub(super) fn read(keys: &Keys, warnings: &mut Vec<ModelWarning>) -> Result<Self, ModelError> {
-        // The general name of a size is set after GPT-2's own, and therefore taken.
+        // If both are given, the general name of a size takes precedence over GPT-2's own, because it is set last.
         let mut size = |own: &str, general: &str, default| -> Result<usize, ModelError> {
             let (named, other) = (keys.opt_size(own)?, keys.opt_size(general)?);
             if let (Some(named), Some(other)) = (named, other)

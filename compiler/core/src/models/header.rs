@@ -1,7 +1,8 @@
-//! The header of a safetensors file: which tensors there are, and where.
+//! The header of a safetensors file: its tensors and their offsets.
 //!
-//! What the safetensors library refuses is refused here, too: the tensors' data must fill the file from its beginning to its end, without
-//! an overlap or a hole. A file that breaks the rule was not written by any library, and its numbers mean nothing.
+//! The checks are those of the safetensors library: the tensors' data must fill the file from its beginning to its end,
+//! without overlaps or gaps. A file that breaks this rule was not written by any library, and its contents cannot be
+//! trusted.
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -13,7 +14,7 @@ use std::ops::Range;
 pub enum FileType {
     /// 32-bit float.
     F32,
-    /// 16-bit float of IEEE 754.
+    /// 16-bit IEEE 754 float.
     F16,
     /// The upper half of a 32-bit float.
     Bf16,
@@ -27,17 +28,17 @@ pub enum FileType {
     I16,
     /// 8-bit integer.
     I8,
-    /// 64-bit integer without a sign.
+    /// Unsigned 64-bit integer.
     U64,
-    /// 32-bit integer without a sign.
+    /// Unsigned 32-bit integer.
     U32,
-    /// 16-bit integer without a sign.
+    /// Unsigned 16-bit integer.
     U16,
-    /// 8-bit integer without a sign.
+    /// Unsigned 8-bit integer.
     U8,
     /// A truth value in a byte.
     Bool,
-    /// A type that is not converted.
+    /// A type that cannot be converted.
     Other,
 }
 
@@ -48,11 +49,12 @@ pub(super) struct Described {
     pub(super) dtype: FileType,
     pub(super) dtype_name: String,
     pub(super) shape: Vec<usize>,
-    /// Its bytes, counted from the end of the header.
+    /// Its byte range, relative to the end of the header.
     pub(super) bytes: Range<u64>,
 }
 
-/// Reads a header: every tensor in the order of the file's data, each beginning where the one before it ends, the first at 0.
+/// Parses a header. Returns the tensors in the order of their data; the first begins at 0, and each further one where
+/// the previous one ends.
 pub(super) fn parse(header: &[u8]) -> Result<Vec<Described>, String> {
     let Entries(entries) =
         serde_json::from_slice(header).map_err(|source| format!("its header is not JSON: {source}"))?;
@@ -109,7 +111,7 @@ fn describe(name: &str, entry: &Value) -> Result<Described, String> {
     let bytes = shape.iter().try_fold(dtype.width(), |product, size| product.checked_mul(*size));
     let length = end.checked_sub(start);
     if length.is_none() || (dtype != FileType::Other && bytes.map(|b| b as u64) != length) {
-        return Err(format!("data_offsets [{start}, {end}] do not fit {dtype_name} {shape:?}"));
+        return Err(format!("data_offsets [{start}, {end}] do not match {dtype_name} {shape:?}"));
     }
     Ok(Described { name: name.into(), dtype, dtype_name: dtype_name.into(), shape, bytes: start..end })
 }
@@ -145,7 +147,7 @@ impl FileType {
     }
 }
 
-/// The entries of a JSON object, a name that occurs twice included. A map would keep the last one in silence.
+/// The entries of a JSON object, including repeated names, of which a map would silently keep the last.
 pub(super) struct Entries(pub(super) Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Entries {
@@ -196,10 +198,10 @@ mod tests {
         );
         assert_eq!(refused(&two("[0,4]", "[5,9]")), "bytes 4 to 5, before tensor \"b\", belong to no tensor");
         assert_eq!(refused(&two("[1,5]", "[5,9]")), "bytes 0 to 1, before tensor \"a\", belong to no tensor");
-        assert_eq!(refused(&two("[4,0]", "[0,4]")), "tensor \"a\": data_offsets [4, 0] do not fit U8 [4]");
+        assert_eq!(refused(&two("[4,0]", "[0,4]")), "tensor \"a\": data_offsets [4, 0] do not match U8 [4]");
         assert_eq!(
             refused(&two("[0,4]", "[18446744073709551612,18446744073709551615]")),
-            "tensor \"b\": data_offsets [18446744073709551612, 18446744073709551615] do not fit U8 [4]"
+            "tensor \"b\": data_offsets [18446744073709551612, 18446744073709551615] do not match U8 [4]"
         );
     }
 
@@ -214,7 +216,7 @@ mod tests {
     #[test]
     fn sizes_do_not_overflow() {
         let huge = r#"{"x":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,0]}}"#;
-        assert!(refused(huge).ends_with("do not fit F32 [4294967296, 4294967296, 4]"));
+        assert!(refused(huge).ends_with("do not match F32 [4294967296, 4294967296, 4]"));
         assert!(
             refused(r#"{"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,0]}}"#)
                 .ends_with("no list of numbers \"shape\"")

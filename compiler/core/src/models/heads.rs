@@ -1,28 +1,28 @@
-//! What a model makes of its last hidden states: `architectures` of `config.json` says, and `modules.json` for embeddings of sentences.
+//! The heads of models, which `architectures` in `config.json` determines, and `modules.json` for sentence embeddings.
 
 use super::error::ModelError;
 use super::keys::Keys;
 use super::pooling::Pooling;
 use serde_json::{Map, Value, json};
 
-/// What a model's output is.
+/// The head of a model, which determines its output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Head {
-    /// For each token, logits of the next one.
+    /// For each token, logits of the next token.
     CausalLm,
-    /// For each token, logits of what it is itself.
+    /// For each token, logits of the token itself.
     MaskedLm,
-    /// The last hidden states, as they are.
+    /// The last hidden states, unchanged.
     Bare,
     /// For each sequence, a number for each label.
     SequenceClassification(Labels),
     /// For each token, a number for each label.
     TokenClassification(Labels),
-    /// For each sequence, one vector: its hidden states pooled.
+    /// For each sequence, one vector: its pooled hidden states.
     SentenceEmbedding(Pooling),
 }
 
-/// A kind of head, without what the configuration says of it.
+/// The kind of a head, without its configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadKind {
     /// See [`Head::CausalLm`].
@@ -42,26 +42,26 @@ pub enum HeadKind {
 pub struct Labels {
     /// Their names, in the order of their numbers (`id2label`).
     pub names: Vec<String>,
-    /// What is learned of them.
+    /// The training objective for the labels.
     pub problem: Problem,
 }
 
-/// What labels are to a sequence, as `problem_type` says; tokens always have exactly one.
+/// The relation of labels to a sequence, according to `problem_type`; tokens always have exactly one label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Problem {
-    /// It has exactly one of them: cross entropy.
+    /// A sequence has exactly one label: cross entropy.
     SingleLabel,
-    /// Each is a number: mean squared error.
+    /// Each label has a number: mean squared error.
     Regression,
-    /// It has any of them: binary cross entropy.
+    /// A sequence has any number of labels: binary cross entropy.
     MultiLabel,
 }
 
-/// The classes of a family and their heads; the first is the one without `architectures`.
+/// The classes of a family and their heads; the first is the default without `architectures`.
 pub(super) type Classes = &'static [(&'static str, HeadKind)];
 
 impl HeadKind {
-    /// What errors call it.
+    /// The name of the kind in errors.
     pub fn name(self) -> &'static str {
         match self {
             Self::CausalLm => "causal language modeling",
@@ -72,7 +72,7 @@ impl HeadKind {
         }
     }
 
-    /// The head that `architectures` names: of several, the first.
+    /// The head that `architectures` names; the first of several.
     pub(super) fn read(keys: &Keys, classes: Classes) -> Result<Self, ModelError> {
         let named = keys.opt_strings("architectures")?.and_then(|names| names.into_iter().next());
         let Some(name) = named else {
@@ -103,7 +103,7 @@ impl Head {
         })
     }
 
-    /// Which kind it is. An embedding of sentences is a bare model to those who read its configuration alone.
+    /// The kind of the head. To a reader of only its configuration, a sentence embedding model is a bare model.
     pub fn kind(&self) -> HeadKind {
         match self {
             Self::CausalLm => HeadKind::CausalLm,
@@ -122,22 +122,23 @@ impl Head {
         }
     }
 
-    /// Whether there is a loss: a head that learns.
+    /// Whether the head has a loss to train with.
     pub fn has_loss(&self) -> bool {
         self.kind() != HeadKind::Bare
     }
 
-    /// Whether the output is one vector for a sequence, not for each token.
+    /// Whether the output is one vector per sequence, not per token.
     pub fn is_per_sequence(&self) -> bool {
         matches!(self, Self::SequenceClassification(_) | Self::SentenceEmbedding(_))
     }
 
-    /// Whether labels are numbers, not names.
+    /// Whether labels are numbers instead of names.
     pub fn takes_values(&self) -> bool {
         matches!(self, Self::SequenceClassification(labels) if labels.problem != Problem::SingleLabel)
     }
 
-    /// The shape of a batch's labels: a label for each token, one for each sequence, or a number for each label of each sequence.
+    /// The shape of a batch's labels: one label per token, one per sequence, or a number for each label of each
+    /// sequence.
     pub fn labels_shape(&self, [batch, seq]: [usize; 2]) -> [usize; 2] {
         match self {
             Self::SequenceClassification(labels) if labels.problem == Problem::SingleLabel => [batch, 1],
@@ -146,7 +147,7 @@ impl Head {
         }
     }
 
-    /// What the output is called.
+    /// The name of the output.
     pub fn output(&self) -> &'static str {
         match self {
             Self::Bare => "last_hidden_state",
@@ -155,7 +156,7 @@ impl Head {
         }
     }
 
-    /// Writes what `config.json` says of the head.
+    /// Writes the keys of `config.json` that describe the head.
     pub(super) fn write(&self, classes: Classes, config: &mut Value) {
         let class = classes.iter().find(|(_, kind)| *kind == self.kind());
         config["architectures"] = json!(class.map(|(class, _)| *class).into_iter().collect::<Vec<_>>());
@@ -174,13 +175,13 @@ impl Head {
 }
 
 impl Labels {
-    /// Labels without names of their own, as transformers calls them.
+    /// Labels with the default names of transformers.
     pub fn numbered(count: usize) -> Self {
         let problem = if count == 1 { Problem::Regression } else { Problem::SingleLabel };
         Self { names: (0..count).map(|i| format!("LABEL_{i}")).collect(), problem }
     }
 
-    /// `id2label`, `num_labels` and `problem_type`. Without any of them there are two labels.
+    /// Reads `id2label`, `num_labels` and `problem_type`. Without any of them there are two labels.
     fn read(keys: &Keys) -> Result<Self, ModelError> {
         let count = keys.opt_size("num_labels")?;
         let named = keys.opt_object("id2label")?;
@@ -211,7 +212,7 @@ impl Labels {
 }
 
 impl Problem {
-    /// The name that `problem_type` gives it.
+    /// The name in `problem_type`.
     pub fn name(self) -> &'static str {
         match self {
             Self::SingleLabel => "single_label_classification",

@@ -1,4 +1,4 @@
-//! The Llama of the Llama repository, under its own names, as the peers' comparisons use it: rotary pairs are interleaved.
+//! The model of the Llama repository, under its own names, as used in the comparisons: rotary pairs are interleaved.
 
 use super::attend::{Context, Scores, attend, split_heads};
 use super::interleaved_config::InterleavedConfig;
@@ -41,13 +41,13 @@ pub struct InterleavedBlock {
 /// Attention with interleaved rotary pairs.
 #[derive(Module, Debug)]
 pub struct InterleavedAttention {
-    /// Queries.
+    /// The projection to queries.
     pub wq: Linear,
-    /// Keys.
+    /// The projection to keys.
     pub wk: Linear,
-    /// Values.
+    /// The projection to values.
     pub wv: Linear,
-    /// The output.
+    /// The output projection.
     pub wo: Linear,
     heads: usize,
     kv_heads: usize,
@@ -56,11 +56,11 @@ pub struct InterleavedAttention {
 /// The gated MLP.
 #[derive(Module, Debug)]
 pub struct FeedForward {
-    /// The gate.
+    /// The projection to the gate.
     pub w1: Linear,
-    /// The output.
+    /// The output projection.
     pub w2: Linear,
-    /// What is gated.
+    /// The projection to the gated values.
     pub w3: Linear,
 }
 
@@ -100,7 +100,7 @@ impl InterleavedLlama {
         }
     }
 
-    /// Logits `[b, s, vocab]` of `tokens [b, s]`, or, with a cache, `[b, 1, vocab]` of their last.
+    /// Logits `[b, s, vocab]` of `tokens [b, s]` or, with a cache, `[b, 1, vocab]` of the last token.
     pub fn forward(&self, tokens: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let device = tokens.device();
@@ -127,7 +127,7 @@ impl InterleavedBlock {
 }
 
 impl InterleavedAttention {
-    /// Attention of `x [b, s, d]` to itself.
+    /// Self-attention of `x [b, s, d]`.
     pub fn forward(&self, x: Tensor<3>, at: &Context) -> Tensor<3> {
         let query = split_heads(self.wq.forward(x.clone()), self.heads);
         let key = split_heads(self.wk.forward(x.clone()), self.kv_heads);

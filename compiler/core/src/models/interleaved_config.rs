@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 /// The `model_type` of [`InterleavedConfig`], which is not one of Hugging Face's.
 pub const INTERLEAVED: &str = "llama-interleaved";
 
-/// The model has no class of transformers.
+/// transformers has no class for the model.
 pub(super) const CLASSES: Classes = &[];
 
 /// The model's keys.
@@ -35,9 +35,9 @@ pub struct InterleavedConfig {
     pub dim: usize,
     /// Number of blocks.
     pub n_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads.
+    /// Number of key-value heads.
     pub n_kv_heads: usize,
     /// Width of the MLP.
     pub ffn: usize,
@@ -49,13 +49,13 @@ pub struct InterleavedConfig {
     pub eps: f64,
     /// The rotary base.
     pub theta: f64,
-    /// Standard deviation of freshly drawn weights.
+    /// Standard deviation of initial weights.
     pub initializer_range: f64,
 }
 
 impl InterleavedConfig {
     pub(super) fn read(keys: &Keys) -> Result<Self, ModelError> {
-        // No class of transformers reads it; what a program wrote there is a list of names all the same.
+        // No class of transformers reads it; a value that a program wrote must still be a list of names.
         keys.opt_strings("architectures")?;
         let (dim, n_heads) = (keys.size("dim")?, keys.size("n_heads")?);
         let n_kv_heads = keys.size_or("n_kv_heads", n_heads)?;

@@ -6,7 +6,7 @@ use super::python_json;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The largest size of a configuration: products of more would overflow.
+/// The largest size in a configuration: products of larger sizes would overflow.
 const LARGEST_SIZE: u64 = 1 << 31;
 
 /// An object of a configuration file.
@@ -17,19 +17,19 @@ pub(super) struct Keys<'a> {
     prefix: String,
 }
 
-/// Reads a text file; a pointer of git-lfs is not one.
+/// Reads a text file; rejects a git-lfs pointer.
 pub(super) fn read_text(file: &Path) -> Result<String, ModelError> {
     let text = std::fs::read_to_string(file).map_err(|source| ModelError::Io { file: file.to_path_buf(), source })?;
     check_lfs(file, text.as_bytes())?;
     Ok(text)
 }
 
-/// Reads and parses a JSON file, as Python writes it.
+/// Reads and parses a JSON file, including Python's extensions.
 pub(super) fn read_json(file: &Path) -> Result<Value, ModelError> {
     python_json::parse(&read_text(file)?).map_err(|source| ModelError::Json { file: file.to_path_buf(), source })
 }
 
-/// An error if a file begins as a pointer of git-lfs does; eight bytes are enough to know, since no safetensors header is that long.
+/// An error if a file begins like a git-lfs pointer; eight bytes suffice, because no safetensors header is that long.
 pub(super) fn check_lfs(file: &Path, beginning: &[u8]) -> Result<(), ModelError> {
     match beginning.starts_with(b"version ") {
         true => Err(ModelError::LfsPointer { file: file.to_path_buf() }),
@@ -60,7 +60,7 @@ impl<'a> Keys<'a> {
         self.object.keys().map(String::as_str)
     }
 
-    /// A key's value, which may be null.
+    /// The value of a key, which may be null.
     pub(super) fn value(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key)
     }
@@ -69,12 +69,12 @@ impl<'a> Keys<'a> {
         self.file
     }
 
-    /// How errors call a key.
+    /// The name of a key in errors.
     pub(super) fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    /// A key that is present and not null.
+    /// The value of a key that is present and not null.
     fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
@@ -105,7 +105,7 @@ impl<'a> Keys<'a> {
         ModelError::Inconsistent { file: self.file.to_path_buf(), problem }
     }
 
-    /// A whole number that may be zero.
+    /// A nonnegative integer.
     pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         match self.get(key) {
             None => Ok(default),
@@ -115,7 +115,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A whole number from 1 up.
+    /// A positive integer.
     pub(super) fn opt_size(&self, key: &str) -> Result<Option<usize>, ModelError> {
         match self.get(key) {
             None => Ok(None),
@@ -131,7 +131,7 @@ impl<'a> Keys<'a> {
         self.opt_size(key)?.ok_or_else(|| self.missing(key))
     }
 
-    /// A size that has a default if the key is absent; null is no size.
+    /// A size with a default if the key is absent; null is not a size.
     pub(super) fn size_or(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         match self.opt_size(key)? {
             Some(size) => Ok(size),
@@ -148,7 +148,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A size that follows from others, which has the limit of those that are written.
+    /// Checks a derived size against the limit of given sizes.
     fn derived(&self, key: &str, size: usize) -> Result<usize, ModelError> {
         if size as u64 <= LARGEST_SIZE {
             return Ok(size);
@@ -171,7 +171,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A share: above 0 and at most 1.
+    /// A fraction: above 0 and at most 1.
     pub(super) fn share_or(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         match self.number(key)?.unwrap_or(default) {
             share if share > 0.0 && share <= 1.0 => Ok(share),
@@ -217,7 +217,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A whole number with a sign.
+    /// A signed integer.
     pub(super) fn opt_integer(&self, key: &str) -> Result<Option<i64>, ModelError> {
         match self.get(key) {
             None => Ok(None),
@@ -225,7 +225,8 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A row of a table of so many, as PyTorch's `padding_idx` names it: counted from the end if negative. `absent` without the key.
+    /// A row of a table with this many rows, as in PyTorch's `padding_idx`: counted from the end if negative. `absent`
+    /// if the key is missing.
     pub(super) fn padding_row(
         &self,
         key: &str,
@@ -250,7 +251,7 @@ impl<'a> Keys<'a> {
     pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         match self.value(key) {
             None => Ok(default),
-            // Null is no default: versions of transformers differ in what it means.
+            // Null is not a default: versions of transformers differ in what it means.
             Some(value) => value.as_bool().ok_or_else(|| self.wrong(key, "true or false")),
         }
     }
@@ -303,7 +304,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// The width of a head, if heads divide the width.
+    /// The width of a head, if the width is a multiple of the heads.
     pub(super) fn head_dim(
         &self,
         width_key: &str,

@@ -1,23 +1,23 @@
 //! What a key of `config.json` means: data, not code.
 //!
-//! The tables follow the configuration and modeling files of transformers 5. A key is read, or it has one supported value, or it
-//! changes nothing that is computed here. A key of which none of this is known may change the model, so a warning names it.
-//! A test in `config.rs` shows that every key marked as [`Role::Read`] is read, and no other. The keys of one family stand in its own
-//! file, those of rotary embeddings in `rope_config.rs`.
+//! The tables follow the configuration and modeling files of transformers 5. A key is read, or only one of its values
+//! is supported, or it does not affect anything that tpc computes. Any other key may change the model, so it is named
+//! in a warning. A test in `config.rs` checks that exactly the keys marked as [`Role::Read`] are read. Keys of a single
+//! family are in its own file, keys of rotary embeddings in `rope_config.rs`.
 
 use super::error::ModelError;
 use super::keys::Keys;
 use super::warning::ModelWarning;
 use serde_json::Value;
 
-/// What a key is to the compiler.
+/// The role of a key.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Role {
     /// It changes the program, and is read.
     Read,
     /// Another value would change the model in a way that is not supported.
     Only(Sole),
-    /// It concerns generation, tokens, training, other heads or the library: nothing that is computed here.
+    /// It concerns generation, tokens, training, other heads or the library, but nothing that tpc computes.
     Harmless,
 }
 
@@ -32,16 +32,16 @@ pub(super) enum Sole {
     Text(&'static str),
     /// An empty list or object.
     Empty,
-    /// Nothing but null; why.
+    /// Only null, for this reason.
     Absent(&'static str),
 }
 
 use Role::{Harmless, Only, Read};
 
-/// Keys and what they are.
+/// Keys and their roles.
 pub(super) type Table = &'static [(&'static str, Role)];
 
-/// Keys of every configuration of transformers.
+/// Keys of every transformers configuration.
 pub(super) const COMMON: Table = &[
     ("model_type", Read),
     ("architectures", Read),
@@ -50,7 +50,7 @@ pub(super) const COMMON: Table = &[
     ("per_layer_config", Only(Sole::Absent("layers that differ from each other are not supported"))),
     ("pruned_heads", Only(Sole::Empty)),
     ("is_encoder_decoder", Only(Sole::False)),
-    // The library's own.
+    // Keys of the library itself.
     ("auto_map", Harmless),
     ("dtype", Harmless),
     ("torch_dtype", Harmless),
@@ -77,7 +77,7 @@ pub(super) const COMMON: Table = &[
     ("output_hidden_states", Harmless),
     ("tie_last_hidden_states", Harmless),
     ("gradient_checkpointing", Harmless),
-    // Equal to the whole up to rounding.
+    // Equal to the unsharded computation up to rounding.
     ("chunk_size_feed_forward", Harmless),
     // Tokens. pad_token_id is in the families' tables.
     ("bos_token_id", Harmless),
@@ -89,7 +89,7 @@ pub(super) const COMMON: Table = &[
     ("decoder_start_token_id", Harmless),
     ("tokenizer_class", Harmless),
     ("prefix", Harmless),
-    // Labels, which only heads that classify read, and other settings of heads.
+    // Labels, which only classification heads read, and settings of other heads.
     ("id2label", Harmless),
     ("label2id", Harmless),
     ("num_labels", Harmless),
@@ -137,7 +137,7 @@ pub(super) const COMMON: Table = &[
     ("target_lookbehind", Harmless),
 ];
 
-/// What all families of the shared decoder have in common.
+/// Keys of all families of the shared decoder.
 pub(super) const DECODER: Table = &[
     ("vocab_size", Read),
     ("hidden_size", Read),
@@ -161,7 +161,7 @@ pub(super) const DECODER: Table = &[
     ("is_causal", Only(Sole::True)),
 ];
 
-/// What a key is in some tables.
+/// The role of a key according to some tables.
 pub(super) fn role(tables: &[Table], key: &str) -> Option<Role> {
     tables.iter().copied().flatten().find(|(name, _)| *name == key).map(|(_, role)| *role)
 }
@@ -179,7 +179,7 @@ pub(super) fn check(keys: &Keys, tables: &[Table]) -> Result<Vec<String>, ModelE
     Ok(unknown)
 }
 
-/// The warning about keys of which nothing is known, if there are any.
+/// The warning about unknown keys, if there are any.
 pub(super) fn unknown(keys: &Keys, family: &str, unknown: Vec<String>) -> Option<ModelWarning> {
     let file = keys.file().to_path_buf();
     (!unknown.is_empty()).then(|| ModelWarning::UnknownKeys { file, family: family.into(), keys: unknown })

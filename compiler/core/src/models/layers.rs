@@ -4,7 +4,7 @@ use burn::module::{Initializer, Param};
 use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor, activation};
 
-/// An activation function, as `hidden_act` names it.
+/// An activation function, as named by `hidden_act`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `silu`, `swish`.
@@ -18,10 +18,10 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// The names that [`Activation::parse`] knows.
+    /// The names that [`Activation::parse`] accepts.
     pub const NAMES: &'static str = "one of silu, swish, gelu, gelu_new, gelu_pytorch_tanh, relu";
 
-    /// Reads a name of a configuration.
+    /// Parses a name from a configuration.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "silu" | "swish" => Self::Silu,
@@ -32,7 +32,7 @@ impl Activation {
         })
     }
 
-    /// The name that a configuration gives it.
+    /// The name in a configuration.
     pub fn name(self) -> &'static str {
         match self {
             Self::Silu => "silu",
@@ -42,7 +42,7 @@ impl Activation {
         }
     }
 
-    /// Applies it.
+    /// Applies the activation.
     pub fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Silu => activation::silu(x),
@@ -66,8 +66,8 @@ pub(super) fn embedding(rows: usize, width: usize, std: f64, device: &Device) ->
     Embedding { weight: normal([rows, width], std, device) }
 }
 
-/// The rows of an embedding that `ids` name. The row `padding` gets no gradient from here, as PyTorch's `padding_idx` says; what else
-/// reads the embedding, such as a tied head, gives that row its gradient all the same.
+/// Looks up the rows `ids` of an embedding. The row `padding` gets no gradient from the lookup, as with PyTorch's
+/// `padding_idx`; other readers of the embedding, such as a tied head, still give that row a gradient.
 pub(super) fn look_up(embedding: &Embedding, ids: Tensor<2, Int>, padding: Option<usize>) -> Tensor<3> {
     let rows = embedding.forward(ids.clone());
     let Some(padding) = padding else { return rows };

@@ -1,47 +1,47 @@
-//! Which keys a query must not see.
+//! Masks of the keys that a query must not see.
 
 use burn::tensor::{Bool, Device, Int, Tensor};
 
-/// What a masked score is set to: far below every real score, and still a number, so that a row with no visible key becomes uniform.
+/// The value of masked scores: far below every real score, but finite, so that a row without visible keys becomes
+/// uniform.
 const MASKED: f64 = -1e30;
 
-/// Which keys each query must not see.
+/// The keys that each query must not see.
 #[derive(Debug, Clone)]
 pub struct Mask {
-    /// `[1 or batch, 1, 1 or seq, seq]`, true where a key must not be seen.
+    /// `[1 or batch, 1, 1 or seq, seq]`, true for masked keys.
     hidden: Tensor<4, Bool>,
-    /// Whether a query may see no key at all: the mask has to do with the data, not with positions alone.
+    /// Whether a query may have no visible key: the mask depends on data, not only on positions.
     may_be_blind: bool,
 }
 
 impl Mask {
-    /// A mask `[batch, 1, queries, keys]` of slots, true where a key must not be seen.
+    /// A mask `[batch, 1, queries, keys]` of slots, true for masked keys.
     pub(super) fn of_slots(hidden: Tensor<4, Bool>) -> Self {
         Mask { hidden, may_be_blind: false }
     }
 
-    /// The scores `[batch, heads, seq, seq]` with those of hidden keys far below all others.
+    /// Sets masked scores in `[batch, heads, seq, seq]` far below all others.
     ///
-    /// A query that sees no key attends to all keys alike, and its scores have the gradient of that: transformers' eager attention adds
-    /// the lowest number to hidden scores, which leaves nothing of them but passes their gradients on. Elsewhere a hidden
-    /// key's weight is exactly 0, and so is its gradient.
+    /// A query without visible keys attends to all keys equally, and its scores have the corresponding gradient:
+    /// transformers' eager attention adds the lowest number to masked scores, which erases their values but passes
+    /// their gradients on. For all other queries a masked key has weight exactly 0 and gradient 0.
     pub(super) fn apply(&self, scores: Tensor<4>) -> Tensor<4> {
         let hidden = self.hidden.clone();
         if !self.may_be_blind {
             return scores.mask_fill(hidden, MASKED);
         }
-        // The difference is 0, and has the gradient.
+        // The difference is 0, but has the gradient.
         let values = scores.clone().detach();
         values.clone().mask_fill(hidden, MASKED) + (scores - values)
     }
 }
 
-/// Builds the mask; `None` when every key may be seen.
+/// Builds the mask; `None` if every key is visible.
 ///
-/// The causal part is a comparison of two position vectors, never a stored matrix.
-/// `window` limits a query to that many keys up to and including its own position.
-/// `padding` is Hugging Face's `attention_mask`: 1 for a token, 0 for padding.
-/// `documents [batch, seq]` has equal numbers for tokens that may see each other.
+/// The causal part is a comparison of two position vectors, never a stored matrix. `window` limits a query to this many
+/// keys up to and including its own position. `padding` is Hugging Face's `attention_mask`: 1 for a token, 0 for
+/// padding. `documents [batch, seq]` has equal numbers for tokens that may see each other.
 pub fn mask(
     seq: usize,
     causal: bool,

@@ -1,4 +1,5 @@
-//! burn's own multi-head attention and a ReLU MLP, each with a residual: the reference page's transformer block.
+//! burn's multi-head attention and a ReLU MLP, each with a residual connection: the transformer block of PyTorch's
+//! documentation.
 
 use super::layers::{Activation, linear};
 use super::loss::mean_squared_error;
@@ -21,14 +22,14 @@ pub struct MhaMlp {
 /// `net2(relu(net1(x)))`.
 #[derive(Module, Debug)]
 pub struct ReluMlp {
-    /// Up.
+    /// The first linear, `[width, inner]`.
     pub net1: Linear,
-    /// Down.
+    /// The second linear, `[inner, width]`.
     pub net2: Linear,
 }
 
 impl MhaMlp {
-    /// Builds it with lazily drawn weights.
+    /// Builds the model with lazily drawn weights.
     pub fn new(width: usize, heads: usize, inner: usize, device: &Device) -> Self {
         Self {
             attn: MultiHeadAttentionConfig::new(width, heads).with_dropout(0.0).init(device),
@@ -53,7 +54,8 @@ impl MhaMlp {
         mean_squared_error(output, target)
     }
 
-    /// The map to the weights of torch's `nn.MultiheadAttention`, whose queries, keys and values are thirds of `in_proj_weight`.
+    /// The map to the weights of PyTorch's `nn.MultiheadAttention`, which stores queries, keys and values as thirds of
+    /// `in_proj_weight`.
     pub fn weight_map(&self) -> WeightMap {
         let mut map = WeightMap::of(self, true);
         for entry in &mut map.entries {
@@ -70,7 +72,8 @@ impl MhaMlp {
                 }
                 _ => continue,
             };
-            // In the file, rows are outputs: of the burn weight [in, out] the last dimension, of the bias the only one.
+            // In the file, rows are outputs: the last dimension of the burn weight [in, out], and the only dimension of
+            // the bias.
             let width = entry.shape.last().copied().unwrap_or(0);
             *entry = WeightEntry {
                 hf_name: format!("attn.in_proj_{leaf}"),

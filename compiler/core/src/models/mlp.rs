@@ -9,14 +9,14 @@ use burn::tensor::{Device, Tensor};
 /// `net2(gelu(net1(x)))`.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// Up.
+    /// The first linear, `[width, inner]`.
     pub net1: Linear,
-    /// Down.
+    /// The second linear, `[inner, width]`.
     pub net2: Linear,
 }
 
 impl Mlp {
-    /// Builds it with lazily drawn weights.
+    /// Builds the model with lazily drawn weights.
     pub fn new(width: usize, inner: usize, device: &Device) -> Self {
         Self { net1: linear(width, inner, true, 0.02, device), net2: linear(inner, width, true, 0.02, device) }
     }

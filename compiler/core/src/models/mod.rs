@@ -1,8 +1,8 @@
 //! Model families, read from Hugging Face directories.
 //!
-//! [`ModelDir::open`] reads `config.json` and the headers of the weight files. [`WeightMap`] says which tensor is which parameter and
-//! in which layout, so that each rank reads only its box ([`read_box`]). The modules' fields have the names of the
-//! weight files, and mark their regions, so that plans name modules as Hugging Face does.
+//! [`ModelDir::open`] reads `config.json` and the headers of the weight files. [`WeightMap`] maps tensors to parameters
+//! and their layouts, so that each rank only reads its box ([`read_box`]). The modules' fields have the names of the
+//! weight files, and the modules mark their regions, so that plans use Hugging Face's module names.
 
 mod alphabet;
 mod attend;
@@ -92,5 +92,5 @@ pub(crate) use weight_map::transposed;
 pub use weight_map::{WeightEntry, WeightMap, burn_path, hf_path};
 pub use weights::{TensorInfo, Weights};
 
-// The one place that knows where markers come from.
+// The only place that depends on where markers are defined.
 use crate::capture::scope::scope;

@@ -17,16 +17,16 @@ use super::weights::Weights;
 use burn::module::{Devices, Module, ModuleMapper, ModuleVisitor};
 use burn::tensor::{Device, Int, Tensor};
 
-/// A model of any family. As a module it is transparent: parameter paths begin with the family's own fields.
+/// A model of any family. It is transparent as a module: parameter paths begin with the family's own fields.
 #[derive(Debug, Clone)]
 pub struct Model {
     network: Network,
     head: Head,
 }
 
-/// The modules of a family, with a head or without.
+/// The modules of a family, with or without a head.
 #[derive(Debug, Clone)]
-#[allow(clippy::large_enum_variant)] // there is one of them in a program
+#[allow(clippy::large_enum_variant)] // a program has only one
 enum Network {
     Decoder(DecoderWithHead),
     BareDecoder(Decoder),
@@ -37,10 +37,10 @@ enum Network {
     Interleaved(InterleavedLlama),
 }
 
-/// The labels of a batch, see [`Head::labels_shape`].
+/// The labels of a batch: see [`Head::labels_shape`].
 #[derive(Debug, Clone)]
 pub enum Targets {
-    /// Numbers of tokens or of labels.
+    /// Token numbers or label numbers.
     Classes(Tensor<2, Int>),
     /// A number for each label.
     Values(Tensor<2>),
@@ -58,16 +58,16 @@ impl From<Tensor<2>> for Targets {
     }
 }
 
-/// What a model reads. All tensors are `[batch, seq]`.
+/// The inputs of a model. All tensors are `[batch, seq]`.
 #[derive(Debug, Clone)]
 pub struct TokenInputs {
     /// Token numbers.
     pub input_ids: Tensor<2, Int>,
     /// 1 for tokens, 0 for padding; `None` for no padding.
     pub attention_mask: Option<Tensor<2, Int>>,
-    /// BERT's token types; `None` for 0 everywhere.
+    /// BERT's token types; `None` for all 0.
     pub token_type_ids: Option<Tensor<2, Int>>,
-    /// The documents that share the rows of a causal model's batch; `None` where each row is one sequence.
+    /// The documents that share the rows of a causal model's batch; `None` if each row is one sequence.
     pub documents: Option<Documents>,
 }
 
@@ -77,7 +77,7 @@ impl From<Tensor<2, Int>> for TokenInputs {
     }
 }
 
-/// Builds a model; its weights are drawn when first used, on `device`.
+/// Builds a model on `device`; its weights are drawn when first used.
 pub fn build(config: &ModelConfig, device: &Device) -> Model {
     let bare = config.head().kind() == HeadKind::Bare;
     let network = match config {
@@ -93,13 +93,13 @@ pub fn build(config: &ModelConfig, device: &Device) -> Model {
 }
 
 impl ModelConfig {
-    /// Builds the model; its weights are drawn when they are first used, on `device`.
+    /// Builds the model on `device`; its weights are drawn when first used.
     pub fn build(&self, device: &Device) -> Model {
         build(self, device)
     }
 }
 
-/// Builds a model with the weights of a file, on `device`.
+/// Builds a model with the weights of a file on `device`.
 pub fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Model, ModelError> {
     let model = build(config, device);
     let map = model.weight_map();
@@ -111,7 +111,7 @@ pub fn weight_map(config: &ModelConfig) -> WeightMap {
     build(config, &Device::capture()).weight_map()
 }
 
-/// Calls one expression on whichever network it is.
+/// Evaluates one expression on the network of any family.
 macro_rules! each {
     ($network:expr, $inner:ident => $result:expr) => {
         match $network {
@@ -126,7 +126,7 @@ macro_rules! each {
     };
 }
 
-/// The same on the network of a model, giving back a model of the same kind.
+/// Applies a function to a model's network, and returns a model of the same family.
 macro_rules! map_each {
     ($network:expr, $head:expr, $inner:ident => $result:expr) => {{
         let network = match $network {
@@ -143,11 +143,11 @@ macro_rules! map_each {
 }
 
 impl Model {
-    /// The output: logits `[batch, seq, vocab]` or `[batch, seq, labels]`, hidden states `[batch, seq, width]`; `[batch, 1, …]` where
-    /// the head gives one vector for a sequence ([`Head::is_per_sequence`]).
+    /// The output: logits `[batch, seq, vocab]` or `[batch, seq, labels]`, hidden states `[batch, seq, width]`;
+    /// `[batch, 1, …]` if the head returns one vector per sequence ([`Head::is_per_sequence`]).
     ///
-    /// Sequences longer than [`ModelConfig::max_positions`] do not fit a model with learned positions; use
-    /// [`ModelConfig::check_batch`] before.
+    /// A model with learned positions does not accept sequences longer than [`ModelConfig::max_positions`]; check with
+    /// [`ModelConfig::check_batch`] first.
     pub fn forward(&self, inputs: TokenInputs) -> Tensor<3> {
         let TokenInputs { input_ids, attention_mask, token_type_ids, documents } = inputs;
         let pooling = match &self.head {
@@ -172,10 +172,10 @@ impl Model {
         }
     }
 
-    /// The logits `[batch, vocab]` of the tokens after those of the inputs, and what the caches become.
+    /// The logits `[batch, vocab]` of the tokens after the inputs, and the caches after the run.
     ///
     /// # Panics
-    /// A model that has no caches ([`ModelConfig::caches`]), or other caches than those.
+    /// If the model has no caches ([`ModelConfig::caches`]), or other caches than these.
     pub(crate) fn next(&self, inputs: CachedInputs, caches: Vec<LayerCache>) -> (Tensor<2>, Vec<NextCache>) {
         let cache = Cache::new(&inputs, caches);
         let span = Span::Next(cache.clone());
@@ -190,16 +190,17 @@ impl Model {
         (logits.squeeze_dim(1), cache.after())
     }
 
-    /// What the output is.
+    /// The head, which determines the output.
     pub fn head(&self) -> &Head {
         &self.head
     }
 
-    /// The loss of [`Model::forward`]'s output, as transformers computes it. Labels have the shape of [`Head::labels_shape`];
-    /// [`loss::IGNORE`] is left out, and causal language models shift the labels themselves.
+    /// The loss of [`Model::forward`]'s output, as transformers computes it. Labels have the shape of
+    /// [`Head::labels_shape`]; [`loss::IGNORE`] is ignored, and causal language models shift the labels themselves.
     ///
     /// # Panics
-    /// If the head has no loss, or takes labels of the other kind: [`ModelConfig::check_loss`] and [`Head::takes_values`] tell.
+    /// If the head has no loss, or takes labels of the other kind; [`ModelConfig::check_loss`] and
+    /// [`Head::takes_values`] check this.
     pub fn loss(&self, output: Tensor<3>, labels: impl Into<Targets>) -> Tensor<1> {
         match (&self.head, labels.into()) {
             (Head::CausalLm, Targets::Classes(labels)) => loss::causal_lm(output, labels),
@@ -210,15 +211,15 @@ impl Model {
                 (Problem::SingleLabel, Targets::Classes(labels)) => loss::masked_lm(output, labels),
                 (Problem::Regression, Targets::Values(values)) => loss::regression(output, values),
                 (Problem::MultiLabel, Targets::Values(values)) => loss::multi_label(output, values),
-                (problem, _) => panic!("labels of another kind than {} takes", problem.name()),
+                (problem, _) => panic!("labels of a kind that {} does not take", problem.name()),
             },
             (head, _) => panic!("{} has no loss for these labels", head.kind().name()),
         }
     }
 
-    /// Which tensor of a weight file is which parameter.
+    /// The map between the tensors of a weight file and parameters.
     pub fn weight_map(&self) -> WeightMap {
-        // GPT-2's Conv1D is stored as [in, out] (but not the weights of its heads).
+        // GPT-2's Conv1D is stored as [in, out], unlike the weights of its heads.
         let transposed = !matches!(self.network, Network::Gpt2(_) | Network::BareGpt2(_));
         let mut map = each!(&self.network, model => WeightMap::of(model, transposed));
         match &self.network {
@@ -244,7 +245,7 @@ impl Model {
 
 /// Weights of GPT-2 that are stored as `[out, in]`.
 const GPT2_LINEAR: [&str; 3] = ["lm_head.weight", "score.weight", "classifier.weight"];
-/// Parameters of heads that a checkpoint may have yet to learn, and of poolers, which language models lack.
+/// Parameters of heads, which a checkpoint may lack before training, and of poolers, which language models lack.
 const DRAWABLE: [&str; 8] = [
     "score.weight",
     "score.bias",

@@ -3,12 +3,12 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Device, Tensor};
 
-/// How a norm's weight is stored.
+/// The representation of a norm's weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Center {
-    /// The weight itself; it begins as 1.
+    /// The weight itself, initially 1.
     One,
-    /// The weight minus 1, as Gemma stores it; it begins as 0.
+    /// The weight minus 1, as in Gemma, initially 0.
     Zero,
 }
 
@@ -34,19 +34,19 @@ pub enum QkNorm {
     Projection,
 }
 
-/// `x / sqrt(mean(x²) + eps)`, times a weight for each element of the last dimension.
+/// `x / sqrt(mean(x²) + eps)`, multiplied by a weight for each element of the last dimension.
 #[derive(Module, Debug)]
 pub struct RmsNorm {
-    /// The weight, as [`Center`] says.
+    /// The weight, represented according to [`Center`].
     pub gamma: Param<Tensor<1>>,
-    /// What keeps the root away from 0.
+    /// Keeps the root away from 0.
     pub epsilon: f64,
     #[module(skip)]
     center: Center,
 }
 
 impl RmsNorm {
-    /// A norm over `width` elements whose weight does nothing yet.
+    /// A norm over `width` elements with neutral weights.
     pub fn new(width: usize, epsilon: f64, center: Center, device: &Device) -> Self {
         let gamma = match center {
             Center::One => Initializer::Ones.init([width], device),
@@ -55,7 +55,7 @@ impl RmsNorm {
         Self { gamma, epsilon, center }
     }
 
-    /// Norms the last dimension. The mean is taken in f32.
+    /// Normalizes the last dimension. The mean is computed in f32.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let dtype = x.dtype();
         let root = (x.clone().cast(DType::F32).square().mean_dim(D - 1) + self.epsilon).sqrt();

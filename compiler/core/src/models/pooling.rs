@@ -1,4 +1,4 @@
-//! How hidden states become one vector for a sequence, as `modules.json` of sentence-transformers says.
+//! Pooling hidden states into one vector per sequence, according to the `modules.json` of sentence-transformers.
 
 use super::error::ModelError;
 use super::keys::{Keys, read_json};
@@ -8,27 +8,27 @@ use std::path::Path;
 /// How the hidden states of a sequence become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pooling {
-    /// What is taken of them.
+    /// The pooling mode.
     pub mode: PoolingMode,
-    /// Whether the vector is divided by its length.
+    /// Whether the vector is divided by its L2 norm.
     pub normalize: bool,
 }
 
-/// What is taken of the hidden states of a sequence.
+/// How the hidden states of a sequence are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolingMode {
     /// Their mean, without padding.
     Mean,
     /// The first one.
     Cls,
-    /// The largest value of each element, without padding.
+    /// The maximum of each element, without padding.
     Max,
 }
 
 impl PoolingMode {
     const ALL: [Self; 3] = [Self::Mean, Self::Cls, Self::Max];
 
-    /// The key that asks for it, and its name in newer files.
+    /// The key that selects the mode, and its name in newer files.
     fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Mean => ("pooling_mode_mean_tokens", "mean"),
@@ -47,7 +47,7 @@ enum Module {
 }
 
 impl Module {
-    /// A module by the last part of its Python path.
+    /// Parses the last part of a module's Python path.
     fn parse(path: &str) -> Option<Self> {
         Some(match path.rsplit('.').next()? {
             "Transformer" => Self::Transformer,
@@ -60,16 +60,16 @@ impl Module {
 
 /// The file that lists the modules.
 pub(super) const MODULES: &str = "modules.json";
-/// The largest negative number that sentence-transformers gives padding before it takes the largest value.
+/// The negative number that sentence-transformers assigns to padding before it takes the maximum.
 const PADDED: f64 = -1e9;
-/// What norms and numbers of tokens are at least.
+/// Lower bounds of norms and of token counts.
 const TINY: (f64, f64) = (1e-12, 1e-9);
 
 impl Pooling {
     /// The pooling of a directory, if it has a `modules.json`.
     ///
     /// # Errors
-    /// A module that is not known, or a pooling that cannot be had.
+    /// An unknown module, or an unsupported pooling.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, ModelError> {
         let file = dir.join(MODULES);
         if !file.is_file() {
@@ -103,7 +103,8 @@ impl Pooling {
         }
     }
 
-    /// One vector `[batch, 1, width]` of hidden states `[batch, seq, width]`; the mask is 1 for tokens and 0 for padding.
+    /// Pools hidden states `[batch, seq, width]` into one vector `[batch, 1, width]`; the mask is 1 for tokens and 0
+    /// for padding.
     pub(super) fn apply(self, hidden: Tensor<3>, attention_mask: Option<Tensor<2, Int>>) -> Tensor<3> {
         let [batch, seq, width] = hidden.dims();
         let pooled = match (self.mode, attention_mask) {
@@ -129,7 +130,7 @@ impl Pooling {
     }
 }
 
-/// The one mode that a pooling's configuration asks for.
+/// The single mode that a pooling's configuration selects.
 fn read_mode(file: &Path) -> Result<PoolingMode, ModelError> {
     let json = read_json(file)?;
     let keys = Keys::new(&json, file)?.of_family("sentence-transformers");
@@ -148,6 +149,6 @@ fn read_mode(file: &Path) -> Result<PoolingMode, ModelError> {
     let found = PoolingMode::ALL.into_iter().find(|mode| asked == [mode.names().0]);
     found.ok_or_else(|| {
         let asked = if asked.is_empty() { "nothing".into() } else { asked.join(" and ") };
-        keys.inconsistent(format!("it asks for {asked}, and one pooling of {known} can be had"))
+        keys.inconsistent(format!("it selects {asked}, but exactly one of {known} is supported"))
     })
 }

@@ -1,4 +1,4 @@
-//! Models that need no directory: those of the comparisons, and a small one for training from scratch.
+//! Models without a directory: those of the comparisons, and a small one for training from scratch.
 
 use super::attend::Scores;
 use super::config::ModelConfig;
@@ -14,7 +14,7 @@ use super::norm::{Center, NormOrder, QkNorm};
 use super::rope::RopeConfig;
 use burn::tensor::Device;
 
-/// The names that [`named`] knows.
+/// The names that [`named`] accepts.
 pub const NAMES: [&str; 3] = ["llama", "gpt", "gpt-learned"];
 
 /// The comparisons' MLP, 1024 to 4096 to 1024.
@@ -38,33 +38,33 @@ pub fn llama() -> ModelConfig {
     })
 }
 
-/// How a [`SmallGpt`] is made.
+/// The style of a [`SmallGpt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GptStyle {
-    /// Rotary positions, RMS norms, SwiGLU, no biases: Llama's parts.
+    /// Rotary positions, RMS norms, SwiGLU, no biases, as in Llama.
     Rotary,
-    /// Learned positions, layer norms, GELU, biases: GPT-2's parts.
+    /// Learned positions, layer norms, GELU, biases, as in GPT-2.
     Learned,
 }
 
-/// A small decoder with norms before each part; what is saved of it is an ordinary Llama or GPT-2 directory.
+/// A small decoder with norms before each part; it is saved as an ordinary Llama or GPT-2 directory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SmallGpt {
-    /// The parts.
+    /// The style.
     pub style: GptStyle,
-    /// Rows of the embedding: characters, or pieces.
+    /// Number of rows of the embedding.
     pub vocab: usize,
     /// Width of the residual stream, a multiple of twice the heads.
     pub width: usize,
     /// Number of blocks.
     pub layers: usize,
-    /// Heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads (of the rotary style).
+    /// Number of key-value heads (rotary style only).
     pub kv_heads: usize,
     /// Longest sequence.
     pub seq: usize,
-    /// Whether the output weights are the embedding's.
+    /// Whether the output weights are tied to the embedding.
     pub tied: bool,
 }
 
@@ -84,7 +84,7 @@ impl Default for SmallGpt {
 }
 
 impl SmallGpt {
-    /// The configuration, or why the sizes do not fit together.
+    /// The configuration, or an error if the sizes do not fit together.
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
         let Self { width, heads, .. } = *self;
         if heads == 0 || width % (2 * heads) != 0 {
@@ -99,7 +99,7 @@ impl SmallGpt {
                 head: Head::CausalLm,
                 vocab_size: self.vocab,
                 hidden_size: self.width,
-                // SwiGLU of 8/3 of the width, in whole 64s.
+                // SwiGLU with 8/3 of the width, rounded to a multiple of 64.
                 intermediate_size: (self.width * 8 / 3).next_multiple_of(64),
                 num_hidden_layers: self.layers,
                 num_attention_heads: self.heads,
@@ -148,8 +148,8 @@ impl SmallGpt {
     }
 }
 
-/// A preset by name: `llama` (the comparisons'), `gpt` and `gpt-learned` ([`SmallGpt`] with its default sizes).
-/// The comparisons' MLP takes no tokens and is made by [`mlp`].
+/// A preset by name: `llama` (of the comparisons), `gpt` and `gpt-learned` ([`SmallGpt`] with its default sizes). The
+/// MLP of the comparisons takes no tokens; [`mlp`] builds it.
 pub fn named(name: &str) -> Result<ModelConfig, ModelError> {
     match name {
         "llama" => Ok(llama()),

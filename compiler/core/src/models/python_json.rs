@@ -1,20 +1,20 @@
-//! JSON as Python writes it: `NaN`, `Infinity` and `-Infinity` are numbers there, but not in JSON.
+//! JSON as written by Python, where `NaN`, `Infinity` and `-Infinity` are numbers, unlike in standard JSON.
 //!
-//! Such a number is held as a marked string, which no reader of numbers takes for one, and is printed as Python's literal.
+//! Such a number is stored as a marked string, which no reader accepts as a number, and is printed as Python's literal.
 //! A key that no code reads therefore keeps its value when a configuration is saved.
 
 use serde_json::Value;
 
-/// The literals of Python's `json` that are not JSON.
+/// The literals of Python's `json` that are not standard JSON.
 const LITERALS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
-/// What marks a string as one of them. A NUL does not occur in a configuration.
+/// The mark of a string that stands for such a literal. A NUL does not occur in a configuration.
 const MARK: &str = "\0python:";
-/// [`MARK`] as JSON writes it inside a string.
+/// [`MARK`] as JSON escapes it inside a string.
 const MARK_IN_JSON: &str = "\\u0000python:";
 
-/// Parses JSON in which Python's literals may stand for numbers.
+/// Parses JSON that may contain Python's literals instead of numbers.
 pub(super) fn parse(text: &str) -> serde_json::Result<Value> {
-    // Most files have no such literal, and their errors then name the column of the file.
+    // Most files have no such literal, and their errors then name the column in the file.
     match serde_json::from_str(text) {
         Ok(value) => Ok(value),
         Err(error) => match marked(text) {
@@ -24,7 +24,7 @@ pub(super) fn parse(text: &str) -> serde_json::Result<Value> {
     }
 }
 
-/// Prints a value with indentation, Python's literals as Python does.
+/// Prints a value with indentation, with Python's literals.
 pub(super) fn print(value: &Value) -> String {
     unmarked(format!("{value:#}"))
 }
@@ -34,7 +34,7 @@ pub(super) fn print_brief(value: &Value) -> String {
     unmarked(value.to_string())
 }
 
-/// The text with every literal outside of strings as a marked string; `None` if there is none.
+/// The text with every literal outside of strings replaced by a marked string; `None` if there is none.
 fn marked(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len() + 64);
     let (mut in_string, mut escaped, mut copied, mut at) = (false, false, 0, 0);

@@ -4,10 +4,10 @@ use super::error::ModelError;
 use crate::memory;
 use std::path::Path;
 
-/// Bytes that recording and compiling a block takes at least; a block of a training step takes several times as many.
+/// Minimum bytes to record and compile a block; a block of a training step takes several times as much.
 pub(super) const LAYER_BYTES: u128 = 100_000;
 
-/// An error unless a program of so many blocks fits into memory. Even a configuration has something for each.
+/// An error if a program with this many blocks does not fit into memory. Even a configuration has data for each block.
 pub(super) fn check_layers(file: &Path, key: &str, layers: usize) -> Result<(), ModelError> {
     let what = format!("{}: the program of {key} = {layers}", file.display());
     enough(what, LAYER_BYTES * layers as u128)

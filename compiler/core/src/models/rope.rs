@@ -1,8 +1,9 @@
 //! Rotary position embeddings.
 //!
-//! The angles are computed on the host in f64 and enter a program as two constant tables `[seq, head_dim]`. A rotation is then
-//! `x * cos + swap(x) * sin`, where `swap` exchanges the two halves (Hugging Face) or the two elements of each pair (the Llama
-//! repository), and the sign of the rotation lives in the sine table: six operations forward, no materialized rotation matrix.
+//! The angles are computed on the host in f64 and enter a program as two constant tables `[seq, head_dim]`. A rotation
+//! is then `x * cos + swap(x) * sin`, where `swap` exchanges the two halves (Hugging Face) or the two elements of each
+//! pair (the Llama repository), and the sine table contains the signs of the rotation: six operations forward, and no
+//! rotation matrix.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use std::f64::consts::PI;
@@ -10,21 +11,21 @@ use std::f64::consts::PI;
 /// How the frequencies of a longer context are derived from the trained ones.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// `rope_type: default`: frequencies as they are.
+    /// `rope_type: default`: unchanged frequencies.
     Default,
-    /// `rope_type: linear`: every frequency divided by a factor.
+    /// `rope_type: linear`: divides every frequency by a factor.
     Linear {
         /// The factor.
         factor: f64,
     },
-    /// `rope_type: dynamic`: a larger base for sequences longer than those of the training, NTK-aware.
+    /// `rope_type: dynamic`: a larger base for sequences longer than in training (NTK-aware).
     Dynamic {
         /// The factor.
         factor: f64,
         /// The context length of the training.
         max_position_embeddings: usize,
     },
-    /// `rope_type: llama3`: low frequencies divided by a factor, high ones kept, a smooth passage between them.
+    /// `rope_type: llama3`: divides low frequencies by a factor and keeps high ones, with a smooth transition.
     Llama3 {
         /// The factor.
         factor: f64,
@@ -35,28 +36,29 @@ pub enum RopeScaling {
         /// The context length of the original training.
         original_max_position_embeddings: usize,
     },
-    /// `rope_type: yarn` (<https://arxiv.org/abs/2309.00071>): as `llama3`, with a linear passage, and larger products.
+    /// `rope_type: yarn` (<https://arxiv.org/abs/2309.00071>): like `llama3`, with a linear transition and larger
+    /// products.
     Yarn {
         /// The factor.
         factor: f64,
-        /// What cosine and sine are multiplied by.
+        /// Factor of cosine and sine.
         attention_factor: f64,
-        /// Turns within the original context from which on frequencies are kept.
+        /// Number of rotations within the original context from which frequencies are kept.
         beta_fast: f64,
-        /// Turns within the original context up to which frequencies are divided.
+        /// Number of rotations within the original context up to which frequencies are divided.
         beta_slow: f64,
-        /// Whether the passage begins and ends at whole elements.
+        /// Whether the transition begins and ends at whole elements.
         truncate: bool,
         /// The context length of the original training.
         original_max_position_embeddings: usize,
     },
-    /// `rope_type: longrope`: a divisor for each frequency, one list for short sequences and one for long ones.
+    /// `rope_type: longrope`: a divisor for each frequency, with separate lists for short and for long sequences.
     LongRope {
         /// The divisors for sequences within the original context.
         short_factor: Vec<f64>,
         /// The divisors for longer sequences.
         long_factor: Vec<f64>,
-        /// What cosine and sine are multiplied by.
+        /// Factor of cosine and sine.
         attention_factor: f64,
         /// The context length of the original training.
         original_max_position_embeddings: usize,
@@ -70,7 +72,7 @@ pub struct RopeConfig {
     pub theta: f64,
     /// The scaling.
     pub scaling: RopeScaling,
-    /// The share of a head that is rotated: its first elements.
+    /// The fraction of a head's elements that are rotated, from the first element on.
     pub partial: f64,
 }
 
@@ -80,12 +82,12 @@ impl RopeConfig {
         Self { theta, scaling: RopeScaling::Default, partial: 1.0 }
     }
 
-    /// How many elements of a head are rotated.
+    /// Number of elements of a head that are rotated.
     pub fn rotated(&self, head_dim: usize) -> usize {
         (head_dim as f64 * self.partial) as usize
     }
 
-    /// The context length of the original training, where the scaling depends on it.
+    /// The context length of the original training, if the scaling depends on it.
     pub fn original_positions(&self) -> Option<usize> {
         match &self.scaling {
             RopeScaling::Llama3 { original_max_position_embeddings: original, .. }
@@ -95,7 +97,7 @@ impl RopeConfig {
         }
     }
 
-    /// What cosine and sine are multiplied by.
+    /// Factor of cosine and sine.
     pub fn amplitude(&self) -> f64 {
         match &self.scaling {
             RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
@@ -137,7 +139,7 @@ impl RopeConfig {
             }
             RopeScaling::Yarn { factor, beta_fast, beta_slow, truncate, original_max_position_embeddings, .. } => {
                 let original = *original_max_position_embeddings as f64;
-                // The element that turns so often within the original context.
+                // The element with this many rotations within the original context.
                 let element = |turns: f64| width * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
                 let (mut first, mut last) = (element(*beta_fast), element(*beta_slow));
                 if *truncate {
@@ -173,7 +175,7 @@ pub struct RopeTables {
     cos: Tensor<4>,
     sin: Tensor<4>,
     pairs: RopePairs,
-    /// Elements of a head that are rotated.
+    /// Number of elements of a head that are rotated.
     rotated: usize,
 }
 
@@ -203,7 +205,7 @@ impl RopeTables {
         Self { cos: table(cos), sin: table(sin), pairs, rotated: width }
     }
 
-    /// The rows of the tables at these positions, `[batch, seq]`.
+    /// The rows of the tables at positions `[batch, seq]`.
     pub fn at(&self, positions: Tensor<2, Int>) -> Self {
         let [batch, seq] = positions.dims();
         let rows = positions.reshape([batch * seq]);
@@ -215,7 +217,7 @@ impl RopeTables {
         Self { cos: of(&self.cos), sin: of(&self.sin), ..self.clone() }
     }
 
-    /// Rotates `x [batch, seq, heads, head_dim]`; elements beyond the rotated ones stay as they are.
+    /// Rotates `x [batch, seq, heads, head_dim]`; elements beyond the rotated ones are unchanged.
     pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [_, _, _, head_dim] = x.dims();
         match head_dim - self.rotated {

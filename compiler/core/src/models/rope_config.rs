@@ -1,4 +1,4 @@
-//! Rotary embeddings in `config.json`, in both of transformers' spellings.
+//! Rotary embeddings in `config.json`, in both spellings of transformers.
 
 use super::error::ModelError;
 use super::families::facts::Facts;
@@ -44,18 +44,18 @@ fn tables(scaling: &RopeScaling) -> &'static [Table] {
     }
 }
 
-/// What the configuration itself says, where the rotary embeddings do not.
+/// Settings of the configuration itself that apply where the rotary embeddings do not set them.
 struct Around {
     theta: f64,
     partial: f64,
     head_dim: usize,
     positions: usize,
     original: Option<usize>,
-    /// Whether there are no other kinds than `default` and `longrope`, which older files call `su` and `yarn`.
+    /// Whether the only kinds are `default` and `longrope`, which older files call `su` and `yarn`.
     longrope_only: bool,
 }
 
-/// The rotary embeddings of all layers, or of those without a window and those with one.
+/// Reads the rotary embeddings of all layers, or separately those of layers without and with a window.
 pub(super) fn read(
     keys: &Keys,
     facts: &Facts,
@@ -81,7 +81,7 @@ pub(super) fn read(
     Ok((full, Some(local)))
 }
 
-/// An object that says something.
+/// A nested object that is not empty.
 fn spelled<'a>(keys: &Keys<'a>, key: &'static str) -> Result<Option<(&'static str, Keys<'a>)>, ModelError> {
     let object = keys.opt_object(key)?.filter(|object| object.names().next().is_some());
     Ok(object.map(|object| (key, object)))
@@ -89,8 +89,8 @@ fn spelled<'a>(keys: &Keys<'a>, key: &'static str) -> Result<Option<(&'static st
 
 /// Both spellings: `rope_parameters` (version 5) and `rope_theta` with `rope_scaling` (version 4).
 ///
-/// Where both are given, transformers takes `rope_scaling`, even if it says less. What the taken one does not say of the base is taken from
-/// the configuration itself, never from the other one.
+/// If both are given, transformers takes `rope_scaling`, even if it sets less. A base that it does not set comes from
+/// the configuration itself, never from the other spelling.
 fn read_both(
     keys: &Keys,
     older: Option<(&'static str, Keys)>,
@@ -115,14 +115,14 @@ fn read_both(
 }
 
 impl Around {
-    /// Without an object of their own.
+    /// The rotary embeddings of a configuration without a nested object.
     fn plain(&self, keys: &Keys) -> Result<RopeConfig, ModelError> {
         let rope = RopeConfig { theta: self.theta, scaling: RopeScaling::Default, partial: self.partial };
         self.check_pairs(keys, &rope)?;
         Ok(rope)
     }
 
-    /// The number of pairs that are rotated.
+    /// The number of rotated pairs.
     fn check_pairs(&self, keys: &Keys, rope: &RopeConfig) -> Result<usize, ModelError> {
         let rotated = rope.rotated(self.head_dim);
         if rotated > 0 && rotated.is_multiple_of(2) {
@@ -237,7 +237,7 @@ pub(super) fn write(config: &RopeConfig, local: Option<&RopeConfig>, value: &mut
     };
 }
 
-/// `rope_parameters` and `rope_scaling`.
+/// The values of `rope_parameters` and `rope_scaling`.
 fn spelling(config: &RopeConfig) -> (Value, Value) {
     let scaling = match &config.scaling {
         RopeScaling::Default => Value::Null,

@@ -1,4 +1,4 @@
-//! Writing a model directory in Hugging Face's names and layout.
+//! Writing a model directory with Hugging Face's names and layout.
 
 use super::error::ModelError;
 use super::python_json;
@@ -11,13 +11,14 @@ use std::ops::Range;
 use std::path::Path;
 use tpc_runtime::output::{self, Output, Writing};
 
-/// Writes `config.json` and `model.safetensors` into `dir`, which is created if need be; beyond a size, several files and their index.
+/// Writes `config.json` and `model.safetensors` into `dir`, which is created if needed; beyond a size, several files
+/// and their index.
 ///
-/// `values` gives each parameter in the burn module's layout, row-major; it is called once for each, in an order of its own, and
-/// only one parameter is held at a time. A reader never sees half of a file.
+/// `values` returns each parameter in the burn module's layout, row-major; it is called once per parameter, in any
+/// order, and only one parameter is held at a time. A reader never sees a partial file.
 ///
 /// # Errors
-/// A directory that takes no files; what was there is then as it was.
+/// A directory that rejects files; its previous contents are then unchanged.
 pub fn save_pretrained(
     dir: &Path,
     config_json: &Value,
@@ -27,10 +28,11 @@ pub fn save_pretrained(
     save_strips(dir, config_json, map, Saving::default(), whole(values))
 }
 
-/// [`save_pretrained`] of parameters that are only had in strips, with an element type and a largest file: see [`write_strips`].
+/// [`save_pretrained`] for parameters that are only available in strips, with an element type and a maximum file size:
+/// see [`write_strips`].
 ///
 /// # Errors
-/// As [`save_pretrained`], and what `strip` says.
+/// The errors of [`save_pretrained`] and of `strip`.
 pub fn save_strips<E: From<ModelError>>(
     dir: &Path,
     config_json: &Value,
@@ -60,7 +62,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// A file's name and its tensors.
 type FileOf<'a> = (String, Vec<Tensor<'a>>);
 
-/// Which tensors go to which file: one after the other, and to the next file where the limit would be exceeded.
+/// Assigns tensors to files in order, beginning a new file where the limit would be exceeded.
 fn files<'a>(tensors: &[Tensor<'a>], saving: Saving) -> Vec<FileOf<'a>> {
     let mut shards: Vec<(u64, Vec<Tensor>)> = Vec::new();
     for tensor in tensors {
@@ -91,7 +93,8 @@ fn index_of(files: &[FileOf], dtype: SavedType) -> Value {
     json!({ "metadata": { "total_parameters": elements, "total_size": elements * dtype.bytes() }, "weight_map": map })
 }
 
-/// Removes the files of weights that an earlier model left: readers would take one file before an index, and copies for weights.
+/// Removes weight files of an earlier model: readers would prefer a single file to an index, and would read copies as
+/// weights.
 fn remove_others(dir: &Path, files: &[FileOf]) -> Result<(), ModelError> {
     let io = |file: &Path| {
         let file = file.to_path_buf();
@@ -114,14 +117,14 @@ fn remove_others(dir: &Path, files: &[FileOf]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Whether a name is one of `model-00001-of-00002.safetensors`.
+/// Whether a name has the form `model-00001-of-00002.safetensors`.
 fn is_shard(name: &str) -> bool {
     let numbers = name.strip_prefix("model-").and_then(|rest| rest.strip_suffix(".safetensors"));
     let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
     numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(at, of)| is_number(at) && is_number(of))
 }
 
-/// The configuration of weights of a type, under the key that it uses: libraries convert weights to the type that it says.
+/// Sets the type of the weights in the configuration, under its existing key: libraries convert weights to this type.
 fn of_type(config_json: &Value, dtype: SavedType) -> Value {
     let mut config = config_json.clone();
     let says = |key: &&str| config.get(*key).is_some_and(|value| !value.is_null());
@@ -146,7 +149,7 @@ pub fn write_weights(
     write_strips(output, map, whole(values))
 }
 
-/// Strips of parameters that are had as a whole.
+/// Cuts parameters that are available as a whole into strips.
 fn whole(
     mut values: impl FnMut(&WeightEntry) -> Result<Vec<f32>, ModelError>,
 ) -> impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), ModelError> {
@@ -165,10 +168,11 @@ fn whole(
     }
 }
 
-/// [`write_weights`] of parameters that are only had in strips.
+/// [`write_weights`] for parameters that are only available in strips.
 ///
-/// `strip` fills a range of a parameter's elements in the *file's* layout, row-major: whole rows, [`STRIP`] bytes at most unless one row
-/// is longer. It is called in order, from a range that begins with 0 (an empty one for a parameter without elements) to the last.
+/// `strip` fills a range of a parameter's elements in the *file's* layout, row-major: whole rows, with at most
+/// [`STRIP`] bytes unless one row is longer. It is called in order, from a range that begins with 0 (an empty one for a
+/// parameter without elements) to the last.
 pub fn write_strips<E: From<ModelError>>(
     output: Output,
     map: &WeightMap,
@@ -177,7 +181,7 @@ pub fn write_strips<E: From<ModelError>>(
     write_tensors(output, &tensors(map), SavedType::F32, &mut strip)
 }
 
-/// One file of these tensors.
+/// Writes one file with these tensors.
 fn write_tensors<E: From<ModelError>>(
     output: Output,
     tensors: &[Tensor],
@@ -205,7 +209,7 @@ fn write_tensors<E: From<ModelError>>(
         read_tensors(tensors, |entry, range, values| {
             if let Err(error) = strip(entry, range, values) {
                 failure = Some(error);
-                return Err(std::io::Error::other("a parameter could not be had"));
+                return Err(std::io::Error::other("a parameter could not be read"));
             }
             bytes.clear();
             dtype.encode(values, &mut bytes);
@@ -218,7 +222,7 @@ fn write_tensors<E: From<ModelError>>(
     }
 }
 
-/// A tensor of a file, and the parameters that are its rows: usually one.
+/// A tensor of a file, and the parameters that are its rows: usually only one.
 #[derive(Clone)]
 struct Tensor<'a> {
     name: &'a str,
@@ -240,7 +244,7 @@ impl Tensor<'_> {
     }
 }
 
-/// Parameters that are rows of one tensor become one tensor again.
+/// Joins parameters that are rows of one tensor.
 fn tensors(map: &WeightMap) -> Vec<Tensor<'_>> {
     let mut tensors: Vec<Tensor> = Vec::new();
     for entry in &map.entries {
@@ -255,11 +259,11 @@ fn tensors(map: &WeightMap) -> Vec<Tensor<'_>> {
     tensors
 }
 
-/// Calls `strip` for the strips that [`write_strips`] and [`save_strips`] write, in their order, and writes nothing. Every process has to
-/// take part in reading a strip; those that do not write the file call this.
+/// Calls `strip` for the strips that [`write_strips`] and [`save_strips`] write, in the same order, and writes nothing.
+/// Every process has to take part in reading a strip; processes that do not write the file call this.
 ///
 /// # Errors
-/// What `strip` says.
+/// The errors of `strip`.
 pub fn read_strips<E>(
     map: &WeightMap,
     strip: impl FnMut(&WeightEntry, Range<usize>, &mut [f32]) -> Result<(), E>,
@@ -286,7 +290,7 @@ fn read_tensors<E>(
     Ok(())
 }
 
-/// Writes a file as [`Output`] does.
+/// Writes a file with [`Output`].
 fn replace(
     output: Output,
     write: impl FnOnce(&mut BufWriter<Writing>) -> std::io::Result<()>,
@@ -300,7 +304,7 @@ fn replace(
     written().map(drop).map_err(|source| ModelError::Io { file, source })
 }
 
-/// Where a path leads.
+/// Resolves a path to write.
 fn at(path: &Path) -> Result<Output, ModelError> {
     Output::at(path).map_err(|source| ModelError::Io { file: path.to_path_buf(), source })
 }

@@ -1,4 +1,4 @@
-//! How weights are written: their element type, and how large a file may become.
+//! Options for saving weights: their element type, and the maximum size of a file.
 
 use burn::tensor::{bf16, f16};
 use std::fmt;
@@ -7,12 +7,12 @@ use std::str::FromStr;
 /// The element type of saved weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SavedType {
-    /// 32 bits: what is trained, bit by bit.
+    /// 32 bits: exactly the trained values.
     #[default]
     F32,
-    /// 16 bits with the exponents of f32: rounded to the nearest, ties to even.
+    /// 16 bits with the exponent range of f32: rounded to nearest, ties to even.
     Bf16,
-    /// 16 bits of IEEE: rounded likewise; beyond 65504 everything is infinite.
+    /// 16-bit IEEE floats: rounded in the same way; values beyond 65504 become infinite.
     F16,
 }
 
@@ -21,7 +21,8 @@ pub enum SavedType {
 pub struct Saving {
     /// The element type of the weights, which `config.json` then names.
     pub dtype: SavedType,
-    /// Bytes of tensors from which on there are several files with an index. A larger tensor has a file of its own.
+    /// Maximum bytes of tensors per file; larger models get several files with an index. A tensor that exceeds this has
+    /// its own file.
     pub max_shard: ShardSize,
 }
 
@@ -31,7 +32,7 @@ impl Default for Saving {
     }
 }
 
-/// A number of bytes, written as Hugging Face's libraries do: `5GB`, `500MB`, `200KB`; powers of 1000.
+/// A number of bytes in the notation of Hugging Face's libraries, with powers of 1000: `5GB`, `500MB`, `200KB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardSize(pub u64);
 
@@ -44,7 +45,7 @@ impl SavedType {
         }
     }
 
-    /// Its name in a safetensors file.
+    /// The name in a safetensors file.
     pub(super) fn in_file(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -53,7 +54,7 @@ impl SavedType {
         }
     }
 
-    /// Its name in `config.json`.
+    /// The name in `config.json`.
     pub(super) fn in_config(self) -> &'static str {
         match self {
             Self::F32 => "float32",
@@ -62,7 +63,7 @@ impl SavedType {
         }
     }
 
-    /// The bytes of elements, appended to `to`.
+    /// Appends the encoded elements to `to`.
     pub(super) fn encode(self, values: &[f32], to: &mut Vec<u8>) {
         match self {
             Self::F32 => values.iter().for_each(|x| to.extend(x.to_le_bytes())),
@@ -80,7 +81,7 @@ impl FromStr for SavedType {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             "f16" => Ok(Self::F16),
-            _ => Err("it is none of f32, bf16, f16".into()),
+            _ => Err("it is not one of f32, bf16, f16".into()),
         }
     }
 }
@@ -118,11 +119,11 @@ impl FromStr for ShardSize {
             "MB" => 1_000_000,
             "GB" => 1_000_000_000,
             "TB" => 1_000_000_000_000,
-            _ => return Err("it is no number of bytes such as 5GB, 500MB or 200KB".into()),
+            _ => return Err("it is not a number of bytes such as 5GB, 500MB or 200KB".into()),
         };
         match number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).filter(|bytes| *bytes > 0) {
             Some(bytes) => Ok(Self(bytes)),
-            None => Err("it is no number of bytes such as 5GB, 500MB or 200KB".into()),
+            None => Err("it is not a number of bytes such as 5GB, 500MB or 200KB".into()),
         }
     }
 }
@@ -147,7 +148,7 @@ mod tests {
             dtype.encode(&[x], &mut bytes);
             u16::from_le_bytes([bytes[0], bytes[1]])
         };
-        // 1 + 2^-8 lies between 1 and 1 + 2^-7, and 1 is even.
+        // 1 + 2^-8 is halfway between 1 and 1 + 2^-7, and 1 is even.
         assert_eq!(bits(SavedType::Bf16, 1.0 + 2f32.powi(-8)), 0x3f80);
         assert_eq!(bits(SavedType::Bf16, 1.0 + 3.0 * 2f32.powi(-8)), 0x3f82);
         assert_eq!(bits(SavedType::F16, 1.0 + 2f32.powi(-11)), 0x3c00);

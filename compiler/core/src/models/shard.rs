@@ -1,8 +1,8 @@
-//! A rank's box of a parameter, read from a weight file into its place: nothing is held but a strip.
+//! Reads a rank's box of a parameter from a weight file directly into its place, holding only one strip at a time.
 //!
-//! A box is runs of the parameter's row-major elements. Where the file holds the parameter as it is, a run is read at once, and short
-//! runs that lie near each other together. Where the file holds the transpose, strips of file rows are read, and each run takes its
-//! columns of the strip.
+//! A box consists of runs of the parameter's row-major elements. If the file stores the parameter unchanged, a run is
+//! read at once, and short runs that are close to each other are read together. If the file stores the transpose,
+//! strips of file rows are read, and each run takes its columns of the strip.
 
 use super::error::ModelError;
 use super::weight_map::WeightEntry;
@@ -14,15 +14,15 @@ use tpc_runtime::element;
 
 /// Bytes of a strip; a single row of a transposed tensor may be longer.
 pub const STRIP: usize = 1 << 18;
-/// A gap between runs that is read rather than skipped.
+/// The largest gap between runs that is read instead of skipped.
 const GAP: usize = 1 << 12;
-/// Elements that are converted at once.
+/// Number of elements that are converted at once.
 const CONVERTED: usize = 1 << 10;
 
-/// Reads the dense elements of a box, converted to the element type asked for.
+/// Reads the dense elements of a box, converted to the requested element type.
 ///
 /// # Errors
-/// A tensor that is missing, of another type or shape, or that cannot be read.
+/// A tensor that is missing, has another type or shape, or cannot be read.
 pub fn read_box(entry: &WeightEntry, weights: &Weights, wanted: &BoxRequest, to: &mut [u8]) -> Result<(), ModelError> {
     entry.check(weights)?;
     let name = entry.name_in(weights);
@@ -47,7 +47,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The parameter's elements are those of the file from `offset` on.
+    /// The parameter's elements are those of the file, from `offset` on.
     fn straight(&self, offset: usize, wanted: &BoxRequest, to: &mut [u8]) -> Result<(), ModelError> {
         let (width, limit) = (self.stored.bytes(), STRIP / self.stored.bytes());
         let mut strip = Vec::new();
@@ -72,7 +72,7 @@ impl Source<'_> {
         Ok(())
     }
 
-    /// The parameter is `[rows, columns]`, the file's tensor `[columns, rows]` from `first_row` on.
+    /// The parameter is `[rows, columns]`; the file stores `[columns, rows]`, from `first_row` on.
     fn transposed(
         &self,
         [rows, columns]: [usize; 2],
@@ -81,7 +81,7 @@ impl Source<'_> {
         to: &mut [u8],
     ) -> Result<(), ModelError> {
         let width = self.stored.bytes();
-        // Which columns the box has, and between which rows.
+        // The columns of the box, and its range of rows.
         let mut needed = vec![false; columns];
         let (mut low, mut high) = (rows, 0);
         for run in wanted.element_runs().flat_map(|run| lines(run, columns)) {
@@ -140,7 +140,7 @@ impl Source<'_> {
     }
 }
 
-/// A run in parts of at most `limit` elements.
+/// Splits a run into parts of at most `limit` elements.
 fn pieces(run: Run, limit: usize) -> impl Iterator<Item = Run> {
     (0..run.len).step_by(limit).map(move |from| Run {
         first: run.first + from,
@@ -149,7 +149,7 @@ fn pieces(run: Run, limit: usize) -> impl Iterator<Item = Run> {
     })
 }
 
-/// A run in parts that each lie in one row of `columns` elements.
+/// Splits a run into parts that are each within one row of `columns` elements.
 fn lines(run: Run, columns: usize) -> impl Iterator<Item = Run> {
     let mut rest = run;
     std::iter::from_fn(move || {
@@ -160,7 +160,7 @@ fn lines(run: Run, columns: usize) -> impl Iterator<Item = Run> {
     })
 }
 
-/// Element `at` of each of some rows of a strip, whose rows have `length` elements of `width` bytes.
+/// Element `at` of some rows of a strip, whose rows have `length` elements of `width` bytes.
 fn column_of(strip: &[u8], width: usize, length: usize, at: usize, rows: Range<usize>, into: &mut Vec<u8>) {
     fn gather<const W: usize>(strip: &[u8], length: usize, at: usize, rows: Range<usize>, into: &mut Vec<u8>) {
         let elements = strip.as_chunks::<W>().0;

@@ -1,37 +1,37 @@
-//! How much memory a model needs at least, known before anything is allocated.
+//! Lower bounds on a model's memory, checked before anything is allocated.
 //!
-//! A configuration's sizes are at most 2^31, and its blocks are few enough to be in memory, so 128 bits hold every product of them. What a
-//! command says of the batch may be any number, so it is multiplied with care.
+//! The sizes in a configuration are at most 2^31, and the blocks of a configuration in memory are few, so 128 bits hold
+//! every product of them. The batch of a command may be any number, so its products are checked for overflow.
 
 use super::config::ModelConfig;
 use super::error::{ADDRESSABLE, ModelError};
 use super::room::{LAYER_BYTES, enough};
 
-/// Tables of rotary embeddings, cosine and sine in f32, are held by the recording and by the program.
+/// Bytes per element of the rotary tables, cosine and sine in f32, which both the recording and the program hold.
 const TABLE_BYTES: u128 = 2 * 4 * 2;
 
-/// What is done with a program.
+/// The use of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Use {
     /// It is compiled and printed: only shapes and constants are in memory.
     Plan,
-    /// It is executed, here by so many of all ranks.
+    /// It is executed, with this many of all ranks on this host.
     Execute {
-        /// Ranks of this host.
+        /// Number of ranks on this host.
         here: usize,
-        /// All ranks.
+        /// Total number of ranks.
         ranks: usize,
-        /// Tensors of a parameter's size for each parameter: itself and the optimizer's states.
+        /// Number of tensors of a parameter's size per parameter: the parameter and the optimizer's states.
         copies: usize,
     },
 }
 
 impl ModelConfig {
-    /// An error unless a program for a batch `[batch, seq]` can be had: its sizes can be addressed, and there is memory for what
-    /// it needs at least.
+    /// An error if a program for a batch `[batch, seq]` is impossible: its sizes exceed the address space, or its
+    /// minimum memory exceeds the available memory.
     ///
     /// # Errors
-    /// How much is needed, and how much there is.
+    /// The needed and the available memory.
     pub fn check_memory(&self, [batch, seq]: [usize; 2], plan: Use) -> Result<(), ModelError> {
         let sizes = Sizes::of(self);
         let name = self.model_type();
@@ -40,7 +40,7 @@ impl ModelConfig {
         addressable(&what, parameters * 4)?;
         let what = format!("{name} on batches of {batch} x {seq} tokens");
         let tokens = batch as u128 * seq as u128;
-        // Scores are the only values that grow with the square of a length.
+        // Scores are the only values whose size grows with the square of a length.
         let value = (tokens.checked_mul(sizes.widest.max(sizes.heads.saturating_mul(seq as u128))))
             .and_then(|elements| elements.checked_mul(8 * sizes.layers));
         addressable(&what, value.unwrap_or(u128::MAX))?;
@@ -52,7 +52,7 @@ impl ModelConfig {
                 let held = share(parameters * copies as u128);
                 let whole = format!("{name} of {} parameters", sizes.parameters());
                 enough(whole, held)?;
-                // Token numbers are integers of 8 bytes, logits floats of 4 that leave the program.
+                // Token numbers are 8-byte integers; logits are 4-byte floats that leave the program.
                 enough(what, held + tables + share(tokens * 2 * 8 + tokens * sizes.vocab * 4))
             }
         }
@@ -72,11 +72,11 @@ struct Sizes {
     heads: u128,
     vocab: u128,
     hidden: u128,
-    /// Elements of a block's matrices.
+    /// Number of elements in a block's matrices.
     block: u128,
-    /// Rows of all embeddings and of the head, each of the hidden width.
+    /// Number of rows of all embeddings and of the head, each of the hidden width.
     rows: u128,
-    /// The width of the widest value of a token.
+    /// The width of a token's widest value.
     widest: u128,
     /// The width of the rotary tables.
     table: u128,
@@ -148,7 +148,7 @@ impl Sizes {
         }
     }
 
-    /// Elements of all matrices; norms and biases are left out.
+    /// Number of elements in all matrices, without norms and biases.
     fn parameters(&self) -> u128 {
         self.layers * self.block + self.rows * self.hidden
     }

@@ -1,4 +1,4 @@
-//! Which part of its sequences a forward pass reads.
+//! The part of its sequences that a forward pass reads.
 
 use super::attend::Context;
 use super::cache::Cache;
@@ -6,26 +6,27 @@ use super::mask::mask;
 use super::rope::{RopeConfig, RopePairs, RopeTables};
 use burn::tensor::{Device, Int, Tensor};
 
-/// Documents that share the rows of a batch: a token sees its own only.
+/// Documents that share the rows of a batch: a token only sees its own document.
 #[derive(Debug, Clone)]
 pub struct Documents {
-    /// The number of each token's document, `[b, s]`: equal for the tokens of one document, and for no others of its row.
+    /// The number of each token's document, `[b, s]`: equal for tokens of one document, and different for other
+    /// documents in the row.
     pub numbers: Tensor<2, Int>,
     /// The position of each token in its document, `[b, s]`.
     pub positions: Tensor<2, Int>,
 }
 
-/// Which part of its sequences a forward pass reads.
+/// The part of its sequences that a forward pass reads.
 #[derive(Debug, Clone)]
 pub enum Span {
-    /// All of them.
+    /// Whole sequences.
     Whole {
         /// 1 for tokens and 0 for padding, `[b, s]`; `None` for no padding.
         attention_mask: Option<Tensor<2, Int>>,
-        /// The documents that share rows; `None` where each row is one sequence, from position 0.
+        /// The documents that share rows; `None` if each row is one sequence, from position 0.
         documents: Option<Documents>,
     },
-    /// The tokens that follow those in a cache.
+    /// The tokens after those in a cache.
     Next(Cache),
 }
 
@@ -35,7 +36,7 @@ impl Span {
         Span::Whole { attention_mask, documents: None }
     }
 
-    /// The position of each token, if it is not its place in the row.
+    /// The position of each token, if it differs from its index in the row.
     fn positions(&self) -> Option<Tensor<2, Int>> {
         match self {
             Span::Whole { documents, .. } => documents.as_ref().map(|documents| documents.positions.clone()),
@@ -43,8 +44,8 @@ impl Span {
         }
     }
 
-    /// What a causal attention knows of `seq` tokens: their rotation if there is one, and the keys that they must not see, at
-    /// most `window` of which they do.
+    /// The context of a causal attention for `seq` tokens: their rotation if there is one, and the masked keys; at most
+    /// `window` keys are visible.
     pub fn context(&self, seq: usize, rope: Option<RopeTables>, window: Option<usize>, device: &Device) -> Context {
         match self {
             Span::Whole { attention_mask, documents } => {
@@ -82,7 +83,7 @@ impl Span {
         table.select(0, positions.reshape([batch * seq])).reshape([batch, seq, width])
     }
 
-    /// The hidden states `[b, s, d]` that logits are wanted for: of whole sequences all, of the next tokens the last.
+    /// The hidden states `[b, s, d]` whose logits are needed: all for whole sequences, the last for next tokens.
     pub fn wanted(&self, hidden: Tensor<3>) -> Tensor<3> {
         let [_, seq, _] = hidden.dims();
         match self {

@@ -1,7 +1,8 @@
-//! Tied weights: what the configuration says, and what the files hold.
+//! Tied weights, according to the configuration and the files.
 //!
-//! As in transformers 5, the files decide where they hold both tensors of a pair: two that differ are two parameters, whatever
-//! `tie_word_embeddings` says, and two that are equal are one. A file that holds one of them has the other with it.
+//! As in transformers 5, the files decide if they hold both tensors of a pair: two different tensors are two
+//! parameters, regardless of `tie_word_embeddings`, and two equal tensors are one. A file that holds only one of them
+//! provides both.
 
 use super::config::ModelConfig;
 use super::error::ModelError;
@@ -10,7 +11,7 @@ use super::warning::ModelWarning;
 use super::weight_map::{WeightMap, found_as};
 use super::weights::Weights;
 
-/// A tensor that may be another one: `(copy, source)`.
+/// A tensor that may be tied to another one: `(copy, source)`.
 type Pair = (&'static str, &'static str);
 
 const DECODER: Pair = ("lm_head.weight", "model.embed_tokens.weight");
@@ -32,20 +33,21 @@ impl ModelConfig {
         }
     }
 
-    /// Whether any two tensors are one.
+    /// Whether any two tensors are tied.
     pub(super) fn is_tied(&self) -> bool {
         self.clone().pairs().iter().any(|(_, tied)| **tied)
     }
 }
 
-/// The name that the weights of the model's head would have, and the embedding's weights that take their place; `None`
-/// if the head has weights of its own. Both are burn's paths.
+/// The name that the weights of the model's head would have, and the embedding's weights that replace them; `None` if
+/// the head has separate weights. Both are burn's paths.
 pub fn tied_head(config: &ModelConfig) -> Option<(&'static str, &'static str)> {
     let mut config = config.clone();
     config.pairs().into_iter().find(|(pair, tied)| **tied && *pair != BERT_BIAS).map(|(pair, _)| pair)
 }
 
-/// Unties what the files hold twice with different values. Gives the names of copies that equal what is read.
+/// Unties pairs that the files hold with different values. Returns the names of copies that equal the tensors that are
+/// read.
 ///
 /// # Errors
 /// Files that cannot be read.
@@ -63,7 +65,7 @@ pub(super) fn settle(
                 *tied = false;
                 warnings.push(ModelWarning::NotTied { file, copy: copy.into(), source: source.into() });
             }
-            // Files of transformers 4 have one bias, and so had its models.
+            // Files of transformers 4 have one bias, as did its models.
             (None, Some(_), false) if (copy, source) == BERT_BIAS => {
                 warnings.push(ModelWarning::Replaced { file, missing: copy.into(), taken: source.into() });
             }
@@ -73,7 +75,7 @@ pub(super) fn settle(
     Ok(copies)
 }
 
-/// Lets tensors that are tied stand for each other in files that hold one of them.
+/// In files that hold one of two tied tensors, makes it stand for the other.
 pub(super) fn stand_in(map: &mut WeightMap) {
     let names: Vec<String> = map.entries.iter().map(|entry| entry.hf_name.clone()).collect();
     let is_parameter = |name: &str| names.iter().any(|other| other == name);

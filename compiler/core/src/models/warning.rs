@@ -1,12 +1,12 @@
-//! What a model directory says that has no effect, or another effect than it seems to.
+//! Parts of a model directory without effect, or with another effect than it seems.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Something of a model directory that is not read, or not as it stands there.
+/// A part of a model directory that is not read, or not read as written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelWarning {
-    /// Keys that mean nothing for the family.
+    /// Keys without a meaning for the family.
     UnknownKeys {
         /// The configuration file.
         file: PathBuf,
@@ -15,25 +15,25 @@ pub enum ModelWarning {
         /// The keys, with dots for nested objects.
         keys: Vec<String>,
     },
-    /// One setting is given twice, and one of the two is taken.
+    /// A setting is given twice, and only one of the values is used.
     Overruled {
         /// The configuration file.
         file: PathBuf,
-        /// The key that is taken.
+        /// The key that is used.
         taken: String,
-        /// The key that is not.
+        /// The key that is ignored.
         ignored: String,
     },
-    /// Weights are tied by the configuration, but the files hold two different tensors: both are kept.
+    /// The configuration ties weights, but the files hold two different tensors: both are kept.
     NotTied {
         /// The file of weights, or its index.
         file: PathBuf,
-        /// The tensor that would be the other one.
+        /// The tensor that would be tied.
         copy: String,
-        /// The other one.
+        /// The tensor that it would be tied to.
         source: String,
     },
-    /// A tensor is missing, and another takes its place.
+    /// A tensor is missing, and another one replaces it.
     Replaced {
         /// The file of weights, or its index.
         file: PathBuf,
@@ -42,21 +42,21 @@ pub enum ModelWarning {
         /// The tensor that is read instead.
         taken: String,
     },
-    /// Tensors that nothing reads.
+    /// Unused tensors.
     Unused {
         /// The file of weights, or its index.
         file: PathBuf,
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Parameters of a head that no file has: they are drawn.
+    /// Parameters of a head that no file has, so they are initialized.
     Drawn {
         /// The file of weights, or its index.
         file: PathBuf,
         /// Their names.
         tensors: Vec<String>,
     },
-    /// Copies of tensors that the index takes from another file.
+    /// Copies of tensors that the index assigns to another file.
     Copies {
         /// The file that holds the copies.
         file: PathBuf,
@@ -65,7 +65,8 @@ pub enum ModelWarning {
     },
 }
 
-/// Names that are listed one by one; of more, those that differ in numbers only are listed once.
+/// Maximum number of names that are listed separately; in longer lists, names that only differ in numbers are listed
+/// once.
 const LISTED: usize = 24;
 
 impl fmt::Display for ModelWarning {
@@ -76,7 +77,7 @@ impl fmt::Display for ModelWarning {
                 write!(f, "{}: {key} {} {means} nothing for {family}: ignored", file.display(), keys.join(", "))
             }
             Self::Overruled { file, taken, ignored } => {
-                write!(f, "{}: {taken} and {ignored} say different things: {taken} is taken", file.display())
+                write!(f, "{}: {taken} and {ignored} have different values: {taken} is used", file.display())
             }
             Self::NotTied { file, copy, source } => write!(
                 f,
@@ -92,9 +93,9 @@ impl fmt::Display for ModelWarning {
             }
             Self::Drawn { file, tensors } => {
                 let what = if tensors.len() == 1 {
-                    "tensor is missing and is drawn"
+                    "tensor is missing and initialized"
                 } else {
-                    "tensors are missing and are drawn"
+                    "tensors are missing and initialized"
                 };
                 write!(
                     f,
@@ -108,7 +109,7 @@ impl fmt::Display for ModelWarning {
                 let what = if tensors.len() == 1 { "tensor is a copy" } else { "tensors are copies" };
                 write!(
                     f,
-                    "{}: {} {what} that the index takes from another file, and not read: {}",
+                    "{}: {} {what} of tensors that the index assigns to another file, and ignored: {}",
                     file.display(),
                     tensors.len(),
                     listed(tensors)
@@ -118,7 +119,7 @@ impl fmt::Display for ModelWarning {
     }
 }
 
-/// A list of names; a long one has `*` in place of numbers, and how many names that stands for.
+/// A list of names. In a long list, `*` replaces numbers, with the number of names in parentheses.
 fn listed(names: &[String]) -> String {
     if names.len() <= LISTED {
         return names.join(", ");

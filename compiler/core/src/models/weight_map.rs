@@ -1,4 +1,4 @@
-//! Which tensor of a weight file is which parameter, and in which layout: data, not code.
+//! The map between the tensors of a weight file and parameters with their layouts, as data.
 
 use super::error::ModelError;
 use super::weights::Weights;
@@ -18,11 +18,12 @@ pub struct WeightEntry {
     pub transpose: bool,
     /// The parameter's shape in the burn module.
     pub shape: Vec<usize>,
-    /// Which rows of the file's tensor the parameter is, if not all of them (after this, `transpose` applies).
+    /// The rows of the file's tensor that are the parameter, if it is not the whole tensor (before `transpose`
+    /// applies).
     pub rows: Option<Range<usize>>,
-    /// Whether the parameter is drawn where a file does not have it.
+    /// Whether the parameter is initialized if a file does not have it.
     pub drawable: bool,
-    /// Tensors that stand for this one in a file that does not have it: the other one of two that are tied.
+    /// Tensors that replace this one in a file that does not have it: the other tensor of a tied pair.
     pub stands_for: Vec<String>,
 }
 
@@ -33,14 +34,15 @@ pub struct WeightMap {
     pub entries: Vec<WeightEntry>,
 }
 
-/// Parts of older files' names, and today's.
+/// Parts of names in older files, and their current spelling.
 const OLD_NAMES: [(&str, &str); 2] = [("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")];
-/// What files of a model without its head leave out, and files of one with a head have before a bare model's names.
+/// Prefixes that files of a model without its head omit, and that files of a model with a head put before a bare
+/// model's names.
 const PREFIXES: [&str; 3] = ["model.", "transformer.", "bert."];
 
 impl WeightEntry {
-    /// What programs, plans and checkpoints call the parameter: as the tensor in files, or as the module where several parameters are
-    /// rows of one tensor.
+    /// The name of the parameter in programs, plans and checkpoints: that of the tensor in files or, if several
+    /// parameters are rows of one tensor, that of the module.
     pub fn name(&self) -> &str {
         match self.rows {
             None => &self.hf_name,
@@ -57,19 +59,19 @@ impl WeightEntry {
         shape
     }
 
-    /// The name under which this parameter is found in `weights`: today's, an older spelling, one without the model's prefix, or that
-    /// of a tensor that stands for it.
+    /// The name of this parameter in `weights`: the current one, an older spelling, one without the model's prefix, or
+    /// the name of a tensor that replaces it.
     pub fn name_in(&self, weights: &Weights) -> String {
         let names = std::iter::once(&self.hf_name).chain(&self.stands_for);
         names.filter_map(|name| found_as(name, weights)).next().unwrap_or_else(|| self.hf_name.clone())
     }
 
-    /// Whether the parameter is drawn, because `weights` do not have it and need not.
+    /// Whether the parameter is initialized, because `weights` do not have it and need not have it.
     pub fn is_drawn(&self, weights: &Weights) -> bool {
         self.drawable && found_as(&self.hf_name, weights).is_none()
     }
 
-    /// Checks that the tensor exists and has the right shape, or that the parameter is drawn.
+    /// Checks that the tensor exists and has the right shape, or that the parameter is initialized.
     pub fn check(&self, weights: &Weights) -> Result<(), ModelError> {
         if self.is_drawn(weights) {
             return Ok(());
@@ -77,7 +79,7 @@ impl WeightEntry {
         let name = self.name_in(weights);
         let mut expected = self.file_shape();
         if let Some(rows) = &self.rows {
-            // The other rows belong to other parameters: only that there are enough of them can be checked here.
+            // The other rows belong to other parameters, so this can only check that there are enough rows.
             let found = &weights.info(&name)?.shape;
             expected[0] = match found.first() {
                 Some(found) if *found >= rows.end => *found,
@@ -93,8 +95,8 @@ impl WeightEntry {
         self.read_slice(weights, &whole)
     }
 
-    /// Reads a part of the parameter, one range for each dimension of the burn module's layout, row-major in that layout.
-    /// No more than this part is read from the file, or held.
+    /// Reads a part of the parameter, given by one range per dimension of the burn module's layout, row-major in that
+    /// layout. Only this part is read from the file and held.
     pub fn read_slice(&self, weights: &Weights, slice: &[Range<usize>]) -> Result<Vec<f32>, ModelError> {
         self.check(weights)?;
         let mut file_slice = slice.to_vec();
@@ -128,7 +130,7 @@ impl WeightEntry {
     }
 }
 
-/// How a tensor is called in `weights`: by its own name, an older spelling, or one without the model's prefix.
+/// The name of a tensor in `weights`: its own name, an older spelling, or one without the model's prefix.
 pub(super) fn found_as(name: &str, weights: &Weights) -> Option<String> {
     let bare = PREFIXES.iter().filter_map(|prefix| name.strip_prefix(prefix)).map(str::to_string);
     let within = PREFIXES.iter().map(|prefix| format!("{prefix}{name}"));
@@ -141,16 +143,16 @@ pub(super) fn found_as(name: &str, weights: &Weights) -> Option<String> {
 impl WeightMap {
     /// The map of a module whose fields have Hugging Face's names. Its parameters are not initialized.
     ///
-    /// Norms' `gamma` and `beta` become `weight` and `bias`, a field `self_` becomes `self`, and the weights of `Linear` are
-    /// transposed in the file if `linear_is_transposed` (everywhere but in GPT-2).
+    /// `gamma` and `beta` of norms become `weight` and `bias`, a field `self_` becomes `self`, and the weights of
+    /// `Linear` are transposed in the file if `linear_is_transposed` (for every family except GPT-2).
     pub fn of<M: Module>(module: &M, linear_is_transposed: bool) -> Self {
         let mut collect = Collect { linear_is_transposed, ..Collect::default() };
         module.visit(&mut collect);
         Self { entries: collect.entries }
     }
 
-    /// Makes parameters rows of one tensor of the files, in this order: `module` and `parts` are paths, and `leaf` is `weight` or `bias`.
-    /// Parameters that the model does not have are left out.
+    /// Makes parameters rows of one tensor of the files, in this order: `module` and `parts` are paths, and `leaf` is
+    /// `weight` or `bias`. Parameters that the model does not have are left out.
     pub(super) fn fuse(&mut self, module: &str, parts: &[String], leaf: &str) {
         let mut first = 0;
         for part in parts {
@@ -193,7 +195,8 @@ impl WeightMap {
         self.entries.iter().try_for_each(|entry| entry.check(weights))
     }
 
-    /// Replaces every parameter of `module` by the file's values; those that are drawn stay as they are. The parameters keep their ids and devices.
+    /// Replaces every parameter of `module` by the file's values; initialized parameters are unchanged. The parameters
+    /// keep their ids and devices.
     pub fn load<M: Module>(&self, module: M, weights: &Weights) -> Result<M, ModelError> {
         self.check(weights)?;
         let mut load = Load {

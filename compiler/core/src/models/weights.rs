@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use tpc_ir::DType;
 
-/// Where a tensor lies in its file.
+/// The location and type of a tensor in its file.
 #[derive(Debug, Clone)]
 pub struct TensorInfo {
     /// Its element type.
@@ -28,11 +28,11 @@ pub struct TensorInfo {
 /// All the tensors of one file, or of several files with an index.
 #[derive(Debug)]
 pub struct Weights {
-    /// The file that errors name when no single one is meant.
+    /// The file that errors name if no single file is responsible.
     origin: PathBuf,
     files: Vec<(PathBuf, File)>,
     tensors: BTreeMap<String, TensorInfo>,
-    /// Tensors that the index takes from another file, by the file that holds such a copy.
+    /// Tensors that the index assigns to another file, with the file that holds the copy.
     copies: Vec<(PathBuf, String)>,
 }
 
@@ -44,9 +44,9 @@ struct Index {
 
 const FLOATS: &str = "F32, F16, BF16 or F64";
 const INTEGERS: &str = "BOOL, or an integer of 8 to 64 bits";
-/// Read at most this much at once when a slice's runs are short and near each other.
+/// Maximum bytes to read at once if a slice's runs are short and close to each other.
 const CHUNK: usize = 1 << 20;
-/// A longer header is surely not one.
+/// Maximum length of a header; a longer one is invalid.
 const LONGEST_HEADER: u64 = 100_000_000;
 
 impl Weights {
@@ -60,8 +60,8 @@ impl Weights {
 
     /// Opens the weights of a model directory: `model.safetensors`, or the files of `model.safetensors.index.json`.
     ///
-    /// The index decides which file a tensor comes from: another file may hold an older copy of it. A tensor that the index does
-    /// not name is found if one file alone holds it.
+    /// The index decides which file a tensor comes from, because another file may hold an older copy of it. A tensor
+    /// that the index does not name is found if only one file holds it.
     pub fn open_dir(dir: &Path) -> Result<Self, ModelError> {
         let single = dir.join("model.safetensors");
         if single.is_file() {
@@ -81,7 +81,7 @@ impl Weights {
                 opened.insert(file, weights.add_file(&dir.join(file))?.into_iter().collect());
             }
         }
-        // What the index does not name, and where else there are copies of what it names.
+        // Tensors that the index does not name, and copies of tensors that it names.
         let mut unnamed: BTreeMap<&str, Vec<&TensorInfo>> = BTreeMap::new();
         for (file, tensors) in &opened {
             for (name, info) in tensors {
@@ -163,12 +163,13 @@ impl Weights {
         Ok(described.into_iter().map(info).collect())
     }
 
-    /// The file, or the index of several.
+    /// The file, or the index of several files.
     pub fn origin(&self) -> &Path {
         &self.origin
     }
 
-    /// Tensors that are not read because the index takes them from another file, each with the file that holds the copy.
+    /// Tensors that are not read because the index assigns them to another file, each with the file that holds the
+    /// copy.
     pub fn copies(&self) -> &[(PathBuf, String)] {
         &self.copies
     }
@@ -178,7 +179,7 @@ impl Weights {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether there is a tensor with this name.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
@@ -200,7 +201,7 @@ impl Weights {
         }
     }
 
-    /// An error unless the tensor has this shape.
+    /// An error if the tensor does not have this shape.
     pub fn expect_shape(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
         let info = self.info(name)?;
         match info.shape == expected {
@@ -220,7 +221,7 @@ impl Weights {
         self.read_f32_slice(name, &whole)
     }
 
-    /// A part of a tensor, one range for each of its dimensions, converted to f32, row-major. Only that part is read.
+    /// A part of a tensor, given by one range per dimension, converted to f32, row-major. Only that part is read.
     pub fn read_f32_slice(&self, name: &str, slice: &[Range<usize>]) -> Result<Vec<f32>, ModelError> {
         let info = self.info(name)?;
         let convert: fn(&[u8]) -> f32 = match info.dtype {
@@ -250,7 +251,7 @@ impl Weights {
             FileType::I32 => |b| i64::from(i32::from_le_bytes(array(b))),
             FileType::I16 => |b| i64::from(i16::from_le_bytes(array(b))),
             FileType::I8 => |b| i64::from(i8::from_le_bytes(array(b))),
-            // A number that no i64 holds is outside of every range that is allowed, and so is the largest one.
+            // A number that does not fit into an i64 is outside of every allowed range, and so is the maximum.
             FileType::U64 => |b| i64::try_from(u64::from_le_bytes(array(b))).unwrap_or(i64::MAX),
             FileType::U32 => |b| i64::from(u32::from_le_bytes(array(b))),
             FileType::U16 => |b| i64::from(u16::from_le_bytes(array(b))),
@@ -274,7 +275,7 @@ impl Weights {
         Ok(same)
     }
 
-    /// The names that are not among these, sorted.
+    /// The names that are not in this set, sorted.
     pub fn others(&self, read: &BTreeSet<String>) -> Vec<String> {
         self.tensors.keys().filter(|name| !read.contains(*name)).cloned().collect()
     }
@@ -282,7 +283,7 @@ impl Weights {
     /// The element type of a tensor of floats.
     ///
     /// # Errors
-    /// No such tensor, or one of integers.
+    /// No such tensor, or a tensor of integers.
     pub fn float_type(&self, name: &str) -> Result<DType, ModelError> {
         let info = self.info(name)?;
         match info.dtype {
@@ -332,7 +333,7 @@ impl Weights {
         let run = runs.length * width;
         let mut starts = runs.peekable();
         while let Some(first) = starts.next() {
-            // Runs that lie within one chunk are read together, gaps included.
+            // Runs within one chunk are read together, including the gaps.
             pending.clear();
             pending.push(first);
             while let Some(next) = starts.next_if(|next| (next - first) * width + run <= CHUNK) {
@@ -342,7 +343,7 @@ impl Weights {
             let mut remaining = (last - first) * width + run;
             let mut at = info.offset + (first * width) as u64;
             if pending.len() == 1 {
-                // A long run is converted piece by piece, so that its bytes are never held whole.
+                // A long run is converted piece by piece, so that its bytes are never held as a whole.
                 while remaining > 0 {
                     let piece = remaining.min(CHUNK);
                     self.read_bytes(info, at, piece, &mut chunk)?;
@@ -367,7 +368,7 @@ impl Weights {
         self.read_at(info, first, into)
     }
 
-    /// Fills `into` with the bytes of a tensor from its byte `first` on. Threads do not wait for each other.
+    /// Fills `into` with the bytes of a tensor, from byte `first` on. Threads do not wait for each other.
     pub(super) fn read_at(&self, info: &TensorInfo, first: usize, into: &mut [u8]) -> Result<(), ModelError> {
         let Some((path, file)) = self.files.get(info.file) else {
             return Ok(());
@@ -376,7 +377,7 @@ impl Weights {
         read_exact_at(file, into, at).map_err(|source| ModelError::Io { file: path.clone(), source })
     }
 
-    /// Up to three names that share the most of their dotted parts, from the end or the start.
+    /// Up to three names that share the most dotted parts with this one, from the end or the start.
     fn nearest(&self, name: &str) -> Vec<String> {
         let parts: Vec<&str> = name.split('.').collect();
         let mut scored: Vec<(usize, &String)> = self
@@ -413,7 +414,7 @@ impl Runs {
             strides[d - 1] = strides[d] * shape[d];
         }
         let base = slice.iter().zip(&strides).map(|(r, s)| r.start * s).sum();
-        // The trailing dimensions that are taken whole, and the one before them, form a run.
+        // The trailing dimensions that are taken completely, and the one before them, form a run.
         let mut outer = shape.len();
         let mut length = 1;
         while outer > 0 {
@@ -452,7 +453,8 @@ fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, into, at)
 }
 
-/// Where files cannot be read at a place, a copy of the handle moves the cursor; only one thread at a time may.
+/// If the system cannot read files at an offset, a copy of the handle moves the cursor; only one thread at a time may
+/// do this.
 #[cfg(not(unix))]
 fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
     use std::io::{Seek, SeekFrom};
@@ -463,7 +465,7 @@ fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
     file.read_exact(into)
 }
 
-/// `weight_map` of an index: the file of every tensor.
+/// Reads the `weight_map` of an index: the file of every tensor.
 fn read_index(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     let bad = |problem: String| ModelError::BadFile { file: index.to_path_buf(), problem };
     let parsed: Index = serde_json::from_str(&read_text(index)?)
@@ -480,7 +482,7 @@ fn read_index(index: &Path) -> Result<BTreeMap<String, String>, ModelError> {
     Ok(map)
 }
 
-/// Slices that make up a tensor, each of whole rows and of about [`CHUNK`] elements.
+/// Slices that make up a tensor, each with whole rows and about [`CHUNK`] elements.
 fn pieces(shape: &[usize]) -> Vec<Vec<Range<usize>>> {
     let Some((&rows, rest)) = shape.split_first() else { return vec![Vec::new()] };
     let row = rest.iter().fold(1usize, |product, n| product.saturating_mul(*n));

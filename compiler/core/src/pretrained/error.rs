@@ -6,10 +6,10 @@ use tpc_runtime::RuntimeError;
 /// Why weights could not be loaded or saved.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The files.
+    /// An error of the files.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The session.
+    /// An error of the session.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
@@ -19,7 +19,7 @@ pub enum LoadError {
 pub enum InitError {
     /// Parameters that are not drawn element by element, and whose values were not given.
     #[error(
-        "{} not drawn element by element but computed by the module{}: give the values that `capture::initial_values` makes of the function that builds the module to `initialise_with`, or train with `Trainer::new`, which does",
+        "{} not drawn element by element but computed by the module{}: pass the values from `capture::initial_values` with the function that builds the module to `initialize_with`, or train with `Trainer::new`, which does",
         parameters_are(.parameters),
         by_operations(.operations)
     )]
@@ -29,12 +29,12 @@ pub enum InitError {
         /// The operations that compute the first of them, as far as they are known.
         operations: Vec<String>,
     },
-    /// The session.
+    /// An error of the session.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
 }
 
-/// The first of some parameters.
+/// The beginning of a message about some parameters.
 fn parameters_are(names: &[String]) -> String {
     const MOST: usize = 3;
     let shown = names.iter().take(MOST).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

@@ -1,5 +1,5 @@
-//! Language models from directories: capture by shapes, compile under the names of their files,
-//! load and save.
+//! Language models from directories: capturing from shapes, compiling under the names in their files, loading and
+//! saving.
 
 mod error;
 
@@ -26,23 +26,24 @@ use tpc_runtime::{Runs, RuntimeError, Session, element};
 
 pub use error::{InitError, LoadError};
 
-/// What a batch of token sequences consists of.
+/// The shape and contents of a batch of token sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenBatch {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// Tokens in each.
+    /// Number of tokens in each sequence.
     pub seq: usize,
     /// Whether there is an `attention_mask`.
     pub attention_mask: bool,
     /// Whether there are `token_type_ids`.
     pub token_type_ids: bool,
-    /// Whether rows hold several documents that do not see each other: there are then `document_ids` and `position_ids`.
+    /// Whether rows hold several documents that do not see each other; the batch then has `document_ids` and
+    /// `position_ids`.
     pub documents: bool,
 }
 
 impl TokenBatch {
-    /// Sequences without padding or types.
+    /// A batch of sequences without padding or token types.
     pub fn new(batch: usize, seq: usize) -> Self {
         TokenBatch { batch, seq, attention_mask: false, token_type_ids: false, documents: false }
     }
@@ -59,7 +60,7 @@ impl TokenBatch {
 /// Captures a language model's training step: loss, and the logits as an output.
 ///
 /// # Errors
-/// An operation that cannot be recorded, a program that no memory holds.
+/// An operation that cannot be recorded, or a program that exceeds the memory.
 pub fn capture_step<O: Optimizer>(
     config: &ModelConfig,
     tokens: TokenBatch,
@@ -86,7 +87,7 @@ pub fn capture_step<O: Optimizer>(
         |model, (input_ids, classes, values, attention_mask, token_type_ids, documents)| {
             let output =
                 model.forward(TokenInputs { input_ids, attention_mask, token_type_ids, documents: apart(documents) });
-            // There are labels of one kind: the loss was checked.
+            // There is exactly one kind of labels, because the loss was checked.
             match targets(classes, values) {
                 Some(labels) => model.loss(output, labels),
                 None => output.mean(),
@@ -99,14 +100,14 @@ pub fn capture_step<O: Optimizer>(
     Ok(step)
 }
 
-/// The documents of a batch: their numbers and the positions in them.
+/// The documents of a batch: their numbers, and positions within them.
 type DocumentSpecs = (Named<Spec<2, Int>>, Named<Spec<2, Int>>);
 
 fn apart(documents: Option<(Tensor<2, Int>, Tensor<2, Int>)>) -> Option<Documents> {
     documents.map(|(numbers, positions)| Documents { numbers, positions })
 }
 
-/// The labels of a batch: numbers of tokens or labels, or values.
+/// The labels of a batch: token numbers or label numbers, or values.
 type LabelSpecs = (Option<Named<Spec<2, Int>>>, Option<Named<Spec<2>>>);
 
 fn labels(config: &ModelConfig, tokens: TokenBatch) -> LabelSpecs {
@@ -122,16 +123,16 @@ fn targets(classes: Option<Tensor<2, Int>>, values: Option<Tensor<2>>) -> Option
     classes.map(Targets::from).or(values.map(Targets::from))
 }
 
-/// A tied head has no module in the model; plans and options may name it all the same.
+/// A tied head has no module in the model, but plans and options may still name it.
 fn head_alias(config: &ModelConfig) -> Option<(ModulePath, ModulePath)> {
     tied_head(config).map(|(head, table)| (head.into(), table.into()))
 }
 
-/// Captures a model's forward pass: its output under the name of [`Head::output`](crate::models::Head::output), and the loss when
-/// there are labels.
+/// Captures a model's forward pass: its output under the name of [`Head::output`](crate::models::Head::output), and the
+/// loss if there are labels.
 ///
 /// # Errors
-/// As [`capture_step`].
+/// The errors of [`capture_step`].
 pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, with_labels: bool) -> Result<Captured, Error> {
     if with_labels {
         config.check_loss()?;
@@ -158,10 +159,10 @@ pub fn capture_forward(config: &ModelConfig, tokens: TokenBatch, with_labels: bo
     Ok(captured)
 }
 
-/// Captures the loss of a language model on a batch and nothing else: what a run computes of other data between its steps.
+/// Captures only the loss of a language model on a batch, which a run computes on other data between its steps.
 ///
 /// # Errors
-/// As [`capture_step`].
+/// The errors of [`capture_step`].
 pub fn capture_evaluation(config: &ModelConfig, tokens: TokenBatch) -> Result<Captured, Error> {
     let batch = (
         named("input_ids", tokens.spec()),
@@ -185,27 +186,27 @@ pub fn capture_evaluation(config: &ModelConfig, tokens: TokenBatch) -> Result<Ca
     Ok(captured)
 }
 
-/// burn's module paths to what programs and plans call the parameters: see [`WeightEntry::name`].
+/// Maps burn's module paths to the parameters' names in programs and plans: see [`WeightEntry::name`].
 pub fn names(config: &ModelConfig) -> HashMap<String, String> {
     let map = weight_map(config);
     map.entries.iter().map(|e| (e.burn_path.clone(), e.name().to_string())).collect()
 }
 
-/// Loads every parameter of a session from weight files, all ranks at once: each rank reads only its own box of each tensor, a strip
-/// of [`crate::models::STRIP`] bytes at a time, straight to its place.
+/// Loads every parameter of a session from weight files, on all ranks at once: each rank reads only its own box of each
+/// tensor, in strips of [`crate::models::STRIP`] bytes, directly into its place.
 ///
 /// # Errors
-/// A tensor that is missing, truncated or of the wrong shape. What may be drawn ([`draw_missing`]) is not missed.
+/// A tensor that is missing, truncated or has the wrong shape, unless it may be initialized ([`draw_missing`]).
 pub fn load_weights(session: &mut Session, map: &WeightMap, weights: &Weights) -> Result<(), LoadError> {
     load(session, map, weights, Called::AsInFiles)
 }
 
-/// What a session calls the parameters of a model.
+/// The naming scheme of a session's parameters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Called {
-    /// By the names of the weight files, as the command does.
+    /// By the names in the weight files, as in the command.
     AsInFiles,
-    /// By the paths of burn's modules, as a trainer does.
+    /// By the paths of burn's modules, as in a trainer.
     AsInModules,
 }
 
@@ -218,7 +219,7 @@ impl Called {
     }
 }
 
-/// [`load_weights`] of a session that calls its parameters one way or the other.
+/// [`load_weights`] for a session with either naming scheme.
 pub(crate) fn load(session: &mut Session, map: &WeightMap, weights: &Weights, called: Called) -> Result<(), LoadError> {
     let inputs = parameters(session);
     let position = |name: &str| inputs.iter().find(|(_, n)| n == name).map(|(input, _)| *input);
@@ -241,24 +242,24 @@ fn parameters(session: &Session) -> Vec<(usize, String)> {
     inputs.filter(|(_, i)| i.kind == InputKind::Parameter).map(|(at, i)| (at, i.name.clone())).collect()
 }
 
-/// Elements that are drawn at once.
+/// Number of elements that are drawn at once.
 const DRAWN: usize = 1 << 12;
 
-/// Draws initial values as the model's modules would, each element from its global index: the same
-/// values on every mesh. All ranks draw at once, and only the elements of their own boxes.
+/// Draws initial values as the model's modules would, each element from its global index, so that they are the same on
+/// every mesh. All ranks draw at once, and only the elements of their own boxes.
 ///
 /// # Errors
-/// Parameters that are not drawn element by element: [`initialise_with`] takes their values.
-pub fn initialise(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), InitError> {
-    initialise_with(session, init, &HashMap::new(), seed)
+/// Parameters that are not drawn element by element: [`initialize_with`] takes their values.
+pub fn initialize(session: &mut Session, init: &HashMap<String, Init>, seed: u64) -> Result<(), InitError> {
+    initialize_with(session, init, &HashMap::new(), seed)
 }
 
-/// [`initialise`], with the values of some parameters, which are not drawn: those that
-/// [`initial_values`](crate::capture::initial_values) makes.
+/// Like [`initialize`], with given values for some parameters that are not drawn;
+/// [`initial_values`](crate::capture::initial_values) computes them.
 ///
 /// # Errors
 /// Parameters that are neither drawn element by element nor given.
-pub fn initialise_with(
+pub fn initialize_with(
     session: &mut Session,
     init: &HashMap<String, Init>,
     values: &HashMap<String, TensorData>,
@@ -267,11 +268,11 @@ pub fn initialise_with(
     draw(session, init, values, seed, None, &|_| true)
 }
 
-/// [`initialise`] for a language model: the padding row of its embedding is 0, as in PyTorch.
+/// [`initialize`] for a language model: the padding row of its embedding is 0, as in PyTorch.
 ///
 /// # Errors
-/// As [`initialise`].
-pub fn initialise_model(
+/// The errors of [`initialize`].
+pub fn initialize_model(
     session: &mut Session,
     init: &HashMap<String, Init>,
     seed: u64,
@@ -280,11 +281,11 @@ pub fn initialise_model(
     draw(session, init, &HashMap::new(), seed, config.padding_row(), &|_| true)
 }
 
-/// Draws the parameters that [`load_weights`] leaves alone because the files do not have them: those of a head that has yet to be
-/// trained. They are the numbers that [`initialise`] gives them.
+/// Draws the parameters that [`load_weights`] leaves alone because the files do not have them, for example those of a
+/// head before training. They get the same numbers as from [`initialize`].
 ///
 /// # Errors
-/// As [`initialise`].
+/// The errors of [`initialize`].
 pub fn draw_missing(
     session: &mut Session,
     init: &HashMap<String, Init>,
@@ -295,7 +296,7 @@ pub fn draw_missing(
     draw_missing_called(session, init, seed, map, weights, Called::AsInFiles)
 }
 
-/// [`draw_missing`] in a session that calls its parameters one way or the other.
+/// [`draw_missing`] for a session with either naming scheme.
 pub(crate) fn draw_missing_called(
     session: &mut Session,
     init: &HashMap<String, Init>,
@@ -312,7 +313,7 @@ pub(crate) fn draw_missing_called(
     }
 }
 
-/// What the elements of a parameter are before training.
+/// The initial elements of a parameter.
 enum Elements {
     /// Each is drawn from a distribution.
     Drawn(Distribution),
@@ -320,18 +321,18 @@ enum Elements {
     Constant(f64),
 }
 
-/// A parameter whose elements are made one by one.
+/// A parameter whose elements are drawn one by one.
 struct Draw {
     /// Its position among the inputs.
     input: usize,
     /// Its stream of random numbers.
     stream: u64,
     of: Elements,
-    /// Elements that are 0 whatever is drawn: a padding row.
+    /// Elements that are always 0: a padding row.
     zeros: Range<usize>,
 }
 
-/// Of the parameters that are wanted, writes the values that are given and draws the others; these elements of this parameter are 0.
+/// Writes the wanted parameters: the given values, and drawn values for the others; the padding elements are 0.
 fn draw(
     session: &mut Session,
     init: &HashMap<String, Init>,
@@ -376,7 +377,7 @@ fn draw(
         Some((padded, elements)) if *padded == name => elements.clone(),
         _ => 0..0,
     };
-    // A parameter has the stream of its place among all of them.
+    // A parameter's stream is its position among all parameters.
     let drawn = all.into_iter().zip(0..).filter(|((_, name), _)| wanted(name) && !given.contains_key(name));
     let drawn = drawn.map(|((input, name), stream)| Draw { input, stream, of: of(&name), zeros: zeros(&name) });
     let draws: Vec<Draw> = drawn.collect();
@@ -404,19 +405,20 @@ fn draw(
     })
 }
 
-/// Writes a model directory: `config.json` and whole tensors under the model's names, in several files if they are large. Tensors are put together from the
-/// ranks' boxes a strip of [`crate::models::STRIP`] bytes at a time; nobody holds a whole one. Of several processes the first writes.
+/// Writes a model directory: `config.json` and whole tensors under the model's names, in several files if they are
+/// large. Tensors are assembled from the ranks' boxes in strips of [`crate::models::STRIP`] bytes, so that no process
+/// holds a whole tensor. Of several processes, the first writes.
 ///
 /// # Errors
-/// A directory that cannot be written, on every process; nothing half-written is left.
+/// A directory that cannot be written, on every process; no partial files remain.
 pub fn save(session: &Session, map: &WeightMap, config: &serde_json::Value, dir: &Path) -> Result<(), LoadError> {
     save_as(session, map, config, dir, Saving::default())
 }
 
-/// [`save`] with an element type and a largest file.
+/// [`save`] with an element type and a maximum file size.
 ///
 /// # Errors
-/// As [`save`].
+/// The errors of [`save`].
 pub fn save_as(
     session: &Session,
     map: &WeightMap,
@@ -427,7 +429,7 @@ pub fn save_as(
     save_called(session, map, config, dir, saving, Called::AsInFiles)
 }
 
-/// [`save`] of a session that calls its parameters one way or the other.
+/// [`save`] for a session with either naming scheme.
 pub(crate) fn save_called(
     session: &Session,
     map: &WeightMap,
@@ -441,7 +443,7 @@ pub(crate) fn save_called(
         session.read_range((InputKind::Parameter, called.name(entry)), 0, 0, &mut [])?;
     }
     let mut bytes = Vec::new();
-    // Strips that this process has read: all processes read all of them, because each holds parts.
+    // Strips that this process has read: all processes read all strips, because each holds parts of them.
     let done = Cell::new(0);
     let mut strip = |entry: &WeightEntry, strip: Range<usize>, into: &mut [f32]| -> Result<(), LoadError> {
         done.set(done.get() + 1);
@@ -455,7 +457,7 @@ pub(crate) fn save_called(
         _ => read_strips(map, &mut strip),
     };
     if let Err(LoadError::Model(_)) = &written {
-        // The disk takes no more, but the others still want this process's parts.
+        // The disk is full, but the others still need this process's parts.
         let (before, mut seen) = (done.get(), 0);
         read_strips(map, |entry, range, into| {
             seen += 1;
@@ -465,7 +467,8 @@ pub(crate) fn save_called(
     session.agree("save the model", written, |()| Vec::new()).map(drop)
 }
 
-/// Copies the tokenizer and what else goes along with a model ([`models::copy_companions`]). Of several processes the first copies.
+/// Copies the tokenizer and other companion files of a model ([`models::copy_companions`]). Of several processes, the
+/// first copies.
 ///
 /// # Errors
 /// A file that cannot be read or written, on every process.
@@ -477,7 +480,7 @@ pub fn copy_companions(session: &Session, from: &Path, to: &Path) -> Result<(), 
     session.agree("copy the tokenizer", copied, |_| Vec::new()).map(drop)
 }
 
-/// Reads a strip of a parameter in the layout of the files; `bytes` is room for it.
+/// Reads a strip of a parameter in the layout of the files into `bytes`.
 fn read_strip(
     session: &Session,
     (entry, called): (&WeightEntry, Called),
@@ -504,16 +507,16 @@ fn read_strip(
     Ok(())
 }
 
-/// What the weights of a session are like, to tell why a loss is no number.
+/// Facts about the weights of a session that explain why a loss is not finite.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Condition {
-    /// The first tensor with an element that is not finite, and that element.
+    /// The first tensor with a non-finite element, and that element.
     pub not_finite: Option<(String, f32)>,
-    /// The tensor with the largest finite element, and that element's size.
+    /// The tensor with the largest finite element, and that element's magnitude.
     pub largest: Option<(String, f32)>,
 }
 
-/// Looks at every parameter of a session, in the order of the model's modules. Every process makes this call.
+/// Inspects every parameter of a session, in the order of the model's modules. Every process must call this.
 ///
 /// # Errors
 /// A session that failed.

@@ -1,4 +1,4 @@
-//! Which batches a program takes: those of its example's shape, and smaller ones.
+//! Which batches a program accepts: those with its example's shape, and smaller ones.
 
 use super::error::TrainerError;
 use crate::capture::{BatchField, BatchFields};
@@ -10,7 +10,7 @@ use tpc_runtime::Session;
 
 /// The fields of an example.
 pub(super) struct Example {
-    /// What was compiled for it, for messages.
+    /// The compiled program, for messages.
     program: &'static str,
     fields: Vec<FieldType>,
 }
@@ -30,12 +30,12 @@ impl Example {
         Example { program, fields: fields.list.iter().map(ty).collect() }
     }
 
-    /// Rows of a batch: the size of the first dimension of the first field that has one.
+    /// Number of rows of a batch: the size of the first dimension of the first field that has one.
     pub(super) fn rows(shapes: &[Vec<usize>]) -> Option<usize> {
         shapes.iter().find_map(|shape| shape.first().copied())
     }
 
-    /// The shapes of a batch if it is smaller than the example; `None` if it is like it.
+    /// The shapes of a batch if it is smaller than the example; `None` if it has the example's shapes.
     pub(super) fn smaller(&self, batch: &BatchFields<'_>) -> Result<Option<Shapes>, TrainerError> {
         let program = self.program;
         let extra = |f: &&BatchField<'_>| !self.fields.iter().any(|own| own.name == f.name);
@@ -67,7 +67,7 @@ impl Example {
                     let field = own.name.clone();
                     return Err(TrainerError::Rows { field, program, compiled: most, found });
                 }
-                // A dimension that is as long as a batch has rows may be one of another kind.
+                // A dimension as long as the batch may have another meaning.
                 if now != then && (then != most || now != found) {
                     return Err(differs());
                 }
@@ -79,7 +79,7 @@ impl Example {
     }
 }
 
-/// `f32[8, 16]`.
+/// Formats a type, for example `f32[8, 16]`.
 fn ty(dtype: DType, shape: &[usize]) -> String {
     let name = data::name(dtype).map_or_else(|| format!("{dtype:?}"), str::to_owned);
     format!("{name}{shape:?}")
@@ -97,7 +97,7 @@ pub(super) fn write(session: &mut Session, batch: &BatchFields<'_>) -> Result<()
     Ok(())
 }
 
-/// The device of a batch, on which its results are given back.
+/// The device of a batch, where its results are returned.
 pub(super) fn device(batch: &BatchFields<'_>) -> Device {
     batch.list.first().map_or_else(Device::default, |field| field.device.clone())
 }

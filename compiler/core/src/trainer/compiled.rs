@@ -1,4 +1,4 @@
-//! A compiled training step, before its ranks run.
+//! A compiled training step, before its ranks are launched.
 
 use super::batch::Example;
 use super::rates::Rates;
@@ -8,7 +8,8 @@ use super::{Settings, explain, pretrained};
 use crate::beside::Kept;
 use crate::capture::{BatchData, BatchFields, OptimizerStates, Results, TrainingCapture, initial_values};
 use crate::error::Error;
-use crate::pretrained::initialise_with;
+use crate::plans::{Workload, candidates, fastest};
+use crate::pretrained::initialize_with;
 use crate::program::{Stages, TrainingProgram, compile_training};
 use burn::module::Module;
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use tpc_ir::ModulePath;
 use tpc_ir::program::RankProgram;
 
-/// A training step that was compiled for a mesh and a plan.
+/// A training step compiled for a mesh and a plan.
 pub struct CompiledTrainer<M, B, R: Results> {
     source: Rc<Source<M>>,
     record: Record<B, TrainingCapture, R::Form>,
@@ -34,7 +35,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         source: Rc<Source<M>>,
         record: Record<B, TrainingCapture, R::Form>,
         rates: Rates,
-        settings: Settings,
+        mut settings: Settings,
         example: &B,
     ) -> Result<Self, Error> {
         let Recorded { mut capture, results } = record(example)?;
@@ -43,18 +44,23 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             capture.first.values = Arc::new(values);
         }
         let (aliases, states) = (capture.first.aliases.clone(), capture.states.clone());
+        if let Some(ranks) = settings.auto {
+            let workload = Workload::of_training(&capture, &str::to_string)?;
+            let (best, _) = fastest(&workload, candidates(ranks), &settings.compile)?;
+            (settings.mesh, settings.plan) = (best.mesh, best.plan);
+        }
         let Settings { mesh, plan, compile, .. } = &settings;
         let program = compile_training(capture, mesh, plan, compile, &str::to_string)?;
         let example = Example::of("the training step", &BatchFields::of(example));
         Ok(CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example })
     }
 
-    /// What a step computes, communicates and holds, in words.
+    /// Describes what a step computes, communicates and holds, as text.
     pub fn explain(&self) -> String {
         explain::step("a training step", &self.program.steady.ranks)
     }
 
-    /// The stages of the program that every step but the first executes.
+    /// The stages of the program that all steps but the first execute.
     pub fn stages(&self) -> &Stages {
         &self.program.steady
     }
@@ -64,10 +70,10 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
         &self.program.steady.ranks
     }
 
-    /// Starts the ranks. Parameters get the values that the model holds, or are initialized.
+    /// Starts the ranks. Parameters get the model's values if it has any, and are initialized otherwise.
     ///
     /// # Errors
-    /// Too many ranks, too little memory, processes that do not come or run other programs.
+    /// Too many ranks, too little memory, processes that do not respond or run other programs.
     pub fn launch(self) -> Result<RunningTrainer<M, B, R>, Error> {
         let explained = self.explain();
         let CompiledTrainer { source, record, results, aliases, states, program, rates, settings, example, .. } = self;
@@ -79,10 +85,10 @@ impl<M: Module + 'static, B: BatchData, R: Results> CompiledTrainer<M, B, R> {
             Source::Build(build) => {
                 let seed = settings.compile.seed;
                 let computed = initial_values(build, &init, seed)?;
-                initialise_with(training.session(), &init, &computed, seed)?;
+                initialize_with(training.session(), &init, &computed, seed)?;
             }
             Source::Files(dir, _) => pretrained::load(training.session(), dir, &init, settings.compile.seed)?,
-            // The program brings its values along.
+            // The program contains its values.
             Source::Module(_) => {}
         }
         let family = Family { source, settings, kept, constants, aliases, scalars, states };

@@ -1,68 +1,68 @@
-//! What a trainer is told that does not fit it.
+//! The errors of a trainer.
 
 use std::path::PathBuf;
 
-/// A batch, a module or an evaluation that is not what a trainer was compiled for.
+/// A batch, a module or an evaluation does not match what a trainer was compiled for.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
-    /// Nothing says how far a step goes.
+    /// No learning rate was set.
     #[error(
         "the trainer has no learning rate: call `lr` with a number or with one of burn's schedulers before `compile`"
     )]
     NoLearningRate,
-    /// A scheduler whose groups differ too late.
+    /// A scheduler whose groups diverge too late.
     #[error(
-        "the scheduler gives `{first}` and `{second}` different learning rates in step {step}, after it gave them the same ones in the first {ahead}: groups of parameters are told apart by these; let their rates differ a little from the beginning"
+        "the scheduler gives `{first}` and `{second}` different learning rates in step {step}, after it gave them the same ones in the first {ahead}: these steps determine the groups of parameters; make their rates differ slightly from the beginning"
     )]
     RatesComeApart {
         /// A parameter.
         first: String,
         /// Another one.
         second: String,
-        /// The step.
+        /// The step in which they differ.
         step: usize,
-        /// The steps that are looked at.
+        /// The number of steps that determine the groups.
         ahead: usize,
     },
-    /// A group of learning rates that no parameter is in.
+    /// A learning-rate group without parameters.
     #[error(
-        "group {number} of the learning rates names no parameter that is trained: a group matches parameters by their paths, such as {}",
+        "group {number} of the learning rates matches no trained parameter: a group matches parameters by their paths, such as {}",
         some(.trained)
     )]
     EmptyRateGroup {
-        /// Which call of `lr_group` it is, counted from 1.
+        /// The number of the call of `lr_group`, counted from 1.
         number: usize,
-        /// The parameters that are trained.
+        /// The trained parameters.
         trained: Vec<String>,
     },
-    /// A batch without a field that the program was compiled with.
+    /// A batch without a field that the example has.
     #[error(
-        "the batch has no field `{field}`, but the example that {program} was compiled for has one: an optional field is there in every batch or in none"
+        "the batch has no field `{field}`, but the example that {program} was compiled for has one: an optional field must be present in all batches or in none"
     )]
     MissingField {
         /// The field.
         field: String,
-        /// What it was compiled for.
+        /// The compiled program.
         program: &'static str,
     },
-    /// A batch with a field that the program was compiled without.
+    /// A batch with a field that the example does not have.
     #[error(
-        "the batch has a field `{field}`, but the example that {program} was compiled for has none: an optional field is there in every batch or in none"
+        "the batch has a field `{field}`, but the example that {program} was compiled for has none: an optional field must be present in all batches or in none"
     )]
     ExtraField {
         /// The field.
         field: String,
-        /// What it was compiled for.
+        /// The compiled program.
         program: &'static str,
     },
-    /// A batch of another shape or element type.
+    /// A batch with another shape or element type.
     #[error(
-        "field `{field}` of the batch is {found}, but {program} was compiled for {compiled}: a batch may have fewer rows, in the first dimension, and is otherwise like the example"
+        "field `{field}` of the batch is {found}, but {program} was compiled for {compiled}: a batch may have fewer rows in the first dimension, but must otherwise have the example's shape"
     )]
     Shape {
         /// The field.
         field: String,
-        /// What was compiled for it.
+        /// The compiled program.
         program: &'static str,
         /// Its type in the example.
         compiled: String,
@@ -76,76 +76,76 @@ pub enum TrainerError {
     Rows {
         /// The field.
         field: String,
-        /// What was compiled for it.
+        /// The compiled program.
         program: &'static str,
-        /// Rows of the example.
+        /// Number of rows of the example.
         compiled: usize,
-        /// Rows of the batch.
+        /// Number of rows of the batch.
         found: usize,
     },
-    /// A tensor of a batch whose elements cannot be had.
+    /// A tensor of a batch whose elements cannot be read.
     #[error("field `{field}` of the batch cannot be read: {reason}")]
     Unreadable {
         /// The field.
         field: String,
-        /// What its backend says.
+        /// The backend's error.
         reason: String,
     },
     /// An evaluation of another trainer.
     #[error("the evaluation was compiled by another trainer: use the trainer whose `evaluation` made it")]
     ForeignEvaluation,
-    /// A module that is not the one that was trained.
-    #[error("the module is another one than was trained: {0}")]
+    /// A module that differs from the trained one.
+    #[error("the module differs from the trained one: {0}")]
     Architecture(String),
-    /// A parameter that one program cannot use where another one has it.
+    /// A parameter that a program needs with another placement.
     #[error(
-        "`{parameter}` would have to be cut in another way than in the training step: give its module a plan entry of its own, or compute the two in the same way"
+        "`{parameter}` would have to be sharded differently than in the training step: add a plan entry for its module, or compute both in the same way"
     )]
     Placement {
         /// The parameter.
         parameter: String,
     },
-    /// The optimizer is another one when it is recorded again.
+    /// The optimizer computes other numbers when it is recorded a second time.
     #[error(
-        "the optimizer's numbers of a step are others than when the trainer was compiled; this is a defect of tpc, please report it"
+        "the optimizer's numbers for a step have changed since the trainer was compiled; this is a defect of tpc, please report it"
     )]
     OtherScalars,
-    /// A record of an optimizer that is not the one that trains.
-    #[error("the record is of another optimizer or model: {0}")]
+    /// A record of an optimizer other than the one that trains.
+    #[error("the record belongs to another optimizer or model: {0}")]
     OptimizerRecord(String),
-    /// An accumulation of gradients over several batches.
+    /// Accumulation of gradients over several batches.
     #[error(
-        "gradients cannot be accumulated over {batches} batches: a step is one program, which updates. `micro_batches` cuts one batch instead, so that a batch of {batches} times the rows takes no more memory for activations; its gradient is that of the larger batch, not the sum of {batches} gradients"
+        "gradients cannot be accumulated over {batches} batches: a step is one program, which includes the update. `micro_batches` splits one batch instead, so that a batch with {batches} times the rows needs no more memory for activations; its gradient is that of the larger batch, not the sum of {batches} gradients"
     )]
     Accumulation {
-        /// The batches.
+        /// Number of batches.
         batches: usize,
     },
-    /// A strategy of burn-train that is told a learning rate.
-    #[error("the learning rate is that of burn-train's learner: do not call `lr` in the options of the strategy")]
+    /// A learning rate in the options of a burn-train strategy.
+    #[error("burn-train's learner provides the learning rate: do not call `lr` in the options of the strategy")]
     LearnersRates,
     /// A learner's model that burn's own strategies could not train either.
     #[error(
-        "the learner's model is on a device without autodiff: build it on `device.autodiff()`, as burn-train needs it"
+        "the learner's model is on a device without autodiff: build it on `device.autodiff()`, which burn-train requires"
     )]
     NotAutodiff,
-    /// A learner whose optimizer is not the one of the strategy.
+    /// A learner whose optimizer differs from the strategy's.
     #[error(
-        "the learner's optimizer updates `{parameter}` in another way than the optimizer that the strategy was given: give both the same one with the same settings, and clipping to the strategy with `clip_each`. Optimizers by group, and a `TrainStep::optimize` of the model's own, cannot be sharded"
+        "the learner's optimizer updates `{parameter}` differently than the strategy's optimizer: use the same optimizer with the same settings for both, and set clipping in the strategy with `clip_each`. Optimizers by group and a custom `TrainStep::optimize` cannot be sharded"
     )]
     OtherOptimizer {
-        /// The first parameter that differs.
+        /// The first parameter whose update differs.
         parameter: String,
     },
-    /// Nothing to train on.
-    #[error("there is nothing to validate, because the training data gives no batch to compile a step for")]
+    /// There is no training data.
+    #[error("there is nothing to validate, because the training data has no batch to compile a step for")]
     NoBatch,
     /// A file that cannot be written.
     #[error("{}: {source}", .file.display())]
     Save {
         /// The file.
         file: PathBuf,
-        /// Why.
+        /// The system's error.
         source: std::io::Error,
     },
 }

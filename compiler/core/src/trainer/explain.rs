@@ -1,10 +1,10 @@
-//! What a program communicates and holds, in words.
+//! Describes what a program communicates and holds, as text.
 
 use std::fmt::Write as _;
 use tpc_ir::InputKind;
 use tpc_ir::program::{Collective, RankProgram};
 
-/// One line for each kind of collective with its reason, and what the ranks hold.
+/// One line for each kind of collective with its reason, and the memory of the ranks.
 pub(super) fn step(what: &str, ranks: &[RankProgram]) -> String {
     let mut text = String::new();
     let Some(program) = ranks.first() else { return text };
@@ -40,19 +40,19 @@ pub(super) fn step(what: &str, ranks: &[RankProgram]) -> String {
         let arena = size(program.arena_bytes as f64);
         let _ = writeln!(
             text,
-            "  memory of rank {}: parameters {parameters}, optimizer state {state}, arena {arena} in all",
+            "  memory of rank {}: parameters {parameters}, optimizer state {state}, arena {arena} in total",
             program.rank
         );
     }
     text
 }
 
-/// What collectives of one line have in common.
+/// The key by which collectives share a line.
 fn kind(c: &Collective) -> impl PartialEq + '_ {
     (c.name(), &c.axes, c.phase, c.dtype, c.full_bytes, &c.why)
 }
 
-/// A number of bytes, as a person reads it.
+/// Formats a number of bytes.
 fn size(bytes: f64) -> String {
     const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
     let mut size = bytes;

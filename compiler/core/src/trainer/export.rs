@@ -1,4 +1,4 @@
-//! The ranks' parameters as one safetensors file, under the paths of the model's modules.
+//! Writes the ranks' parameters as one safetensors file, under the paths of the model's modules.
 
 use super::error::TrainerError;
 use super::module::parameters;
@@ -10,7 +10,7 @@ use tpc_runtime::checkpoint::container::{Entry, head};
 use tpc_runtime::output::{self, Output, Writing};
 use tpc_runtime::{RuntimeError, Session};
 
-/// Writes `model.safetensors` in a directory. A tied parameter stands under each of its paths.
+/// Writes `model.safetensors` in a directory. A tied parameter is written under each of its paths.
 pub(super) fn save(session: &Session, aliases: &[(ModulePath, ModulePath)], dir: &Path) -> Result<PathBuf, Error> {
     let file = dir.join("model.safetensors");
     let aliases: Vec<(String, String)> = aliases.iter().map(|(a, known)| (a.to_string(), known.to_string())).collect();
@@ -25,7 +25,7 @@ pub(super) fn save(session: &Session, aliases: &[(ModulePath, ModulePath)], dir:
         0 => begin(dir, &file, &tensors).map(Some),
         _ => Ok(None),
     };
-    // Every process has parts of every tensor, also if the disk of the first has no more room.
+    // Every process has parts of every tensor, even if the disk of the first is full.
     for (_, parameter, ..) in &tensors {
         let bytes = session.read_input((InputKind::Parameter, *parameter))?;
         writing = writing.and_then(|mut writing| {
@@ -53,7 +53,7 @@ fn begin(dir: &Path, file: &Path, tensors: &[(&str, &str, DType, &[usize])]) -> 
     Ok(writing)
 }
 
-/// Why there is no file.
+/// Why the file was not written.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! The front door: a burn model, its optimizer and its batches train sharded, and the trained model comes back.
+//! Trains a burn model sharded: from a model, its optimizer and its batches to the trained model.
 //!
 //! ```ignore
 //! let mut trainer = Trainer::new(move |device| MyModel::new(&config, device), AdamWConfig::new().build())
@@ -15,22 +15,23 @@
 //! let model: MyModel = trainer.into_module(&device)?;
 //! ```
 //!
-//! The training step, evaluations and steps on smaller batches are programs of one [session](tpc_runtime::Session): they find the
-//! parameters at one place in the ranks' arenas, and the same threads execute them. A program is compiled when it is first needed.
+//! The training step, evaluations and steps on smaller batches are programs of one [session](tpc_runtime::Session):
+//! they share the parameters in the ranks' arenas, and the same threads execute them. A program is compiled when it is
+//! first needed.
 //!
 //! | question | file |
 //! |---|---|
-//! | what is said before compiling | this one |
-//! | where the model comes from, and how its programs are recorded | `source` |
+//! | options before compiling | this one |
+//! | the model, and recording its programs | `source` |
 //! | model directories, read and written by the ranks | `pretrained` |
 //! | a compiled training step | `compiled` |
 //! | steps, evaluations, checkpoints | `running` |
-//! | which batches a program takes | `batch` |
+//! | which batches a program accepts | `batch` |
 //! | learning rates | `rates` |
 //! | from parameters to a module, to a file | `module`, `export` |
-//! | the optimizer's state as a record of burn's, and back | `record` |
-//! | what a step communicates and holds, in words | `explain` |
-//! | what can go wrong | `error` |
+//! | the optimizer's state as burn's record, and back | `record` |
+//! | the explanation of a step | `explain` |
+//! | errors | `error` |
 
 mod batch;
 mod compiled;
@@ -71,7 +72,7 @@ use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
 use tpc_runtime::{Backend, LaunchOptions, Processes};
 
-/// A model, its optimizer, and everything that is said about their training before it is compiled.
+/// A model, its optimizer, and the options of their training before it is compiled.
 pub struct Trainer<M, O> {
     source: Source<M>,
     optimizer: O,
@@ -81,32 +82,35 @@ pub struct Trainer<M, O> {
     settings: Settings,
 }
 
-/// What all programs of a trainer have in common.
+/// The settings that all programs of a trainer share.
 #[derive(Clone)]
 struct Settings {
     mesh: Mesh,
     plan: Plan,
-    /// With the target of the backend until [`Trainer::compile`] knows both.
+    /// Has the target of the backend until [`Trainer::compile`] knows both.
     compile: CompileOptions,
     target: Option<Target>,
+    /// The number of ranks for which mesh and plan are to be chosen.
+    auto: Option<usize>,
     launch: LaunchOptions,
 }
 
 impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
-    /// Trains the model that `build` makes, from initial values.
+    /// Trains the model that `build` returns, from initial values.
     ///
-    /// `build` is called on a device that only records: however large the model is, it takes no memory here. Each rank draws the values
-    /// of its own part of each parameter from the distribution of the parameter's initializer and [`Trainer::seed`], the same on every
-    /// mesh. For values that are not drawn element by element (orthogonal, truncated or scaled ones), `build` is called once on burn's CPU
-    /// backend, after its generator gets the same seed, and every rank takes its part of them. `build` is also called for every program
-    /// that is compiled, and by [`RunningTrainer::into_module`] on the user's device; it must always make the same modules.
+    /// `build` is called on a device that only records, so a model of any size takes no memory here. Each rank draws
+    /// the values of its own part of each parameter from the distribution of the parameter's initializer and
+    /// [`Trainer::seed`], the same on every mesh. For values that are not drawn element by element (orthogonal,
+    /// truncated or scaled ones), `build` is called once on burn's CPU backend, after its generator gets the same seed,
+    /// and every rank takes its part of the values. `build` is also called for every program that is compiled, and by
+    /// [`RunningTrainer::into_module`] on the user's device; it must always build the same modules.
     pub fn new(build: impl Fn(&Device) -> M + 'static, optimizer: O) -> Self {
         Trainer::from_source(Source::Build(Box::new(build)), optimizer)
     }
 
-    /// Trains a model from the values that it holds: one that was loaded or trained before.
+    /// Trains a model from its current values, for example after loading or earlier training.
     ///
-    /// The model is kept, with its values, to record further programs and to make the trained module of.
+    /// The model is kept with its values, to record further programs and to build the trained module.
     pub fn of(model: M, optimizer: O) -> Self {
         Trainer::from_source(Source::Module(model), optimizer)
     }
@@ -118,58 +122,69 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
             plan: Plan::new(),
             compile: CompileOptions::for_backend(launch.backend),
             target: None,
+            auto: None,
             launch,
         };
         let clipping = TrainingOptions::default();
         Trainer { source, optimizer, rates: None, rate_groups: Vec::new(), clipping, settings }
     }
 
-    /// The ranks, as axes with their sizes: `[("dp", 2), ("tp", 2)]` are four. One rank without it.
+    /// The mesh of ranks, as axes with their sizes: `[("dp", 2), ("tp", 2)]` are four ranks. The default is one rank.
     ///
     /// # Errors
-    /// A name that is none or stands twice, a size of 0.
+    /// An invalid or repeated name, or a size of 0.
     pub fn mesh<N: Into<String>>(mut self, axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
         self.settings.mesh = Mesh::new(axes)?;
         Ok(self)
     }
 
-    /// [`Trainer::mesh`] with a mesh that is there already: read from a text with [`Mesh::parse`], for example.
+    /// [`Trainer::mesh`] with an existing mesh, for example one that [`Mesh::parse`] read from a text.
     #[must_use]
     pub fn on(mut self, mesh: Mesh) -> Self {
         self.settings.mesh = mesh;
         self
     }
 
-    /// Which parameters are cut along which axis, and what the data axis does. Without it every rank computes everything.
+    /// Which parameters are sharded along which axis, and the data mode. By default every rank computes everything.
     #[must_use]
     pub fn plan(mut self, plan: impl Into<Plan>) -> Self {
         self.settings.plan = plan.into();
         self
     }
 
-    /// The learning rate: a number, or a scheduler of burn, which is asked once before each step. A resumed trainer asks it for the
-    /// steps that were done already. Parameters whose rates differ in the first 256 steps are groups of their own; rates that come apart
-    /// later are an error of that step.
+    /// Chooses the mesh of so many ranks and the plan, in place of [`Trainer::mesh`] and [`Trainer::plan`]: of the
+    /// built-in plans that fit into the memory of the target's ranks, the one whose step is predicted to be the fastest
+    /// ([`plans`](crate::plans)). [`Trainer::compile`] compiles every candidate up to what the first rank executes, and
+    /// fails with [`Error::Choice`] if none fits.
+    #[must_use]
+    pub fn auto(mut self, ranks: usize) -> Self {
+        self.settings.auto = Some(ranks);
+        self
+    }
+
+    /// The learning rate: a number, or a burn scheduler, which is asked once before each step. A resumed trainer asks
+    /// it for the steps that are already done. Parameters whose rates differ in the first 256 steps form different
+    /// groups; if rates within a group diverge later, that step is an error.
     #[must_use]
     pub fn lr(self, scheduler: impl Into<ModuleLrScheduler>) -> Self {
         self.scheduled(Box::new(scheduler.into()))
     }
 
-    /// [`Trainer::lr`] with anything that says the rates.
+    /// [`Trainer::lr`] with any schedule.
     pub(crate) fn scheduled(mut self, schedule: Box<dyn Schedule>) -> Self {
         self.rates = Some(schedule);
         self
     }
 
-    /// A learning rate of their own for a group of parameters; of several groups that a parameter is in, the last one counts. Unlike a group
-    /// that a scheduler brings along, one that names no parameter is an error of [`Trainer::compile`].
+    /// A separate learning rate for a group of parameters; if a parameter is in several groups, the last one counts.
+    /// Unlike a group of a scheduler, a group that matches no parameter is an error of [`Trainer::compile`].
     #[must_use]
     pub fn lr_group(mut self, group: ParamGroup, scheduler: impl Into<DynLrScheduler>) -> Self {
         self.rate_groups.push((group, scheduler.into()));
         self
     }
 
-    /// Whether the learning rate was said.
+    /// Whether a learning rate was set.
     #[cfg(feature = "train")]
     pub(crate) fn has_rates(&self) -> bool {
         self.rates.is_some()
@@ -181,29 +196,30 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         self.clipping.clipping.as_ref()
     }
 
-    /// Scales all gradients down together if their common norm is larger than this.
+    /// Scales all gradients down if their global norm is larger than this.
     #[must_use]
     pub fn clip_norm(mut self, norm: f64) -> Self {
         self.settings.compile.step.clip_norm = Some(norm);
         self
     }
 
-    /// Clips each gradient by itself, as burn's optimizers do.
+    /// Clips each gradient separately, as burn's optimizers do.
     #[must_use]
     pub fn clip_each(mut self, clipping: GradientClippingConfig) -> Self {
         self.clipping.clipping = Some(clipping);
         self
     }
 
-    /// Cuts each batch into so many parts, which are computed one after the other: less memory for activations, the same loss and
-    /// gradients. What stands before a batch norm is kept for all parts, because the norm takes the statistics of the whole batch.
+    /// Splits each batch into this many parts, which are computed one after the other: activations need less memory,
+    /// and loss and gradients stay the same. Values before a batch norm are kept for all parts, because the norm needs
+    /// the statistics of the whole batch.
     #[must_use]
     pub fn micro_batches(mut self, count: usize) -> Self {
         self.settings.compile.step.micro_batches = count;
         self
     }
 
-    /// Does not train the parameters and modules that match a pattern; `!pattern` takes some back.
+    /// Does not train the parameters and modules that match a pattern; `!pattern` trains some of them after all.
     #[must_use]
     pub fn freeze<P: Into<String>>(mut self, patterns: impl IntoIterator<Item = P>) -> Self {
         self.settings.compile.step.freeze.extend(patterns.into_iter().map(Into::into));
@@ -217,46 +233,46 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
         self
     }
 
-    /// Seed of initial values and of the model's random operations, dropout for example; 0 without it.
+    /// Seed of initial values and of the model's random operations, for example dropout; the default is 0.
     #[must_use]
     pub fn seed(mut self, seed: u64) -> Self {
         self.settings.compile.seed = seed;
         self
     }
 
-    /// What executes the ranks; threads of the CPU without it.
+    /// What executes the ranks; the default is threads on the CPU.
     #[must_use]
     pub fn backend(mut self, backend: Backend) -> Self {
         self.settings.launch.backend = backend;
         self
     }
 
-    /// What programs are compiled for: the rates of the devices and of the links between them. Without it, the target of the backend.
-    /// The search weighs computing against sending with these numbers, and reduces gradients inside nodes first where a target has nodes
-    /// and the mesh an axis for each.
+    /// The target that programs are compiled for: the rates of the devices and of the links between them. The default
+    /// is the target of the backend. With these numbers the search weighs computation against communication, and
+    /// reduces gradients inside nodes first if the target has nodes and the mesh has separate axes for them.
     #[must_use]
     pub fn target(mut self, target: impl Into<Target>) -> Self {
         self.settings.target = Some(target.into());
         self
     }
 
-    /// The processes that run a rank each, as [`join`](tpc_runtime::launch::join) gives them. Every process makes the same calls on its
-    /// trainer. Without them, all ranks are threads of this process.
+    /// The processes that run one rank each, from [`join`](tpc_runtime::launch::join). Every process makes the same
+    /// calls on its trainer. By default all ranks are threads of this process.
     #[must_use]
     pub fn processes(mut self, processes: impl Into<Option<Arc<dyn Processes>>>) -> Self {
         self.settings.launch.processes = processes.into();
         self
     }
 
-    /// How long a collective may take before it is an error; a minute without it.
+    /// The deadline of a collective; the default is one minute.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.launch.deadline = deadline;
         self
     }
 
-    /// Keeps so many of the latest actions of each rank with their times, for
-    /// [`Session::trace_json`](tpc_runtime::Session::trace_json); none without it, and none on a GPU.
+    /// Keeps this many of the latest actions of each rank with their times, for
+    /// [`Session::trace_json`](tpc_runtime::Session::trace_json); the default is none. GPUs record none.
     #[must_use]
     pub fn trace(mut self, actions: usize) -> Self {
         self.settings.launch.trace = actions;
@@ -265,12 +281,12 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
 
     /// Records the training step and compiles it for the mesh and the plan.
     ///
-    /// Of `example` only names, shapes and element types matter; it is a batch of the largest size that will come. The closure gives the
-    /// loss, or a pair of the loss and further results, which each step gives back as tensors.
+    /// Only the names, shapes and element types of `example` matter; it must be a batch of the largest size. The
+    /// closure returns the loss, or a pair of the loss and further results, which each step returns as tensors.
     ///
     /// # Errors
-    /// No learning rate, or one for a group that no parameter is in; something in the model, the loss or the optimizer that cannot be
-    /// recorded; a plan that does not fit the model or the mesh; options that do not fit the batch; a target of CPUs with the backend
+    /// No learning rate, or one for a group without parameters; a model, loss or optimizer that cannot be recorded; a
+    /// plan that does not fit the model or the mesh; options that do not fit the batch; a CPU target with the backend
     /// [`Backend::Cuda`].
     pub fn compile<B, L, F>(self, example: &B, loss: F) -> Result<CompiledTrainer<M, B, L::Outputs>, Error>
     where

@@ -1,4 +1,4 @@
-//! From the ranks' parameters to a module of the user's.
+//! Copies the ranks' parameters to a module of the user.
 
 use super::error::TrainerError;
 use crate::data;
@@ -35,12 +35,12 @@ pub(super) fn parameters(session: &Session) -> impl Iterator<Item = &InputBindin
     session.program(0).inputs.iter().filter(|input| input.kind == InputKind::Parameter)
 }
 
-/// The path under which the program knows a parameter.
+/// The path of a parameter in the program.
 pub(super) fn known<'a>(aliases: &'a [(ModulePath, ModulePath)], path: &'a ModulePath) -> &'a ModulePath {
     aliases.iter().find(|(alias, _)| alias == path).map_or(path, |(_, known)| known)
 }
 
-/// Whether a module has the parameters of the program, all of them and no others.
+/// Checks that a module has exactly the parameters of the program.
 fn check<M: Module>(session: &Session, aliases: &[(ModulePath, ModulePath)], model: &M) -> Result<(), TrainerError> {
     let mut listed = List::default();
     model.visit(&mut listed);
@@ -49,7 +49,7 @@ fn check<M: Module>(session: &Session, aliases: &[(ModulePath, ModulePath)], mod
     for held in &listed.held {
         let name = known(aliases, &held.path).to_string();
         let Some(trained) = parameters(session).find(|input| input.name == name) else {
-            return other(format!("it has a parameter `{}`, which the trained one has not", held.path));
+            return other(format!("it has a parameter `{}`, which the trained one lacks", held.path));
         };
         found.insert(name);
         let binding = &trained.binding;
@@ -119,7 +119,7 @@ struct Load<'a> {
     session: &'a Session,
     aliases: &'a [(ModulePath, ModulePath)],
     position: Position,
-    /// What tied parameters have, by their common id: all processes read the same tensors.
+    /// The values of tied parameters, by their common id, so that all processes read the same tensors.
     read: HashMap<ParamId, TensorData>,
     failed: Option<Error>,
 }

@@ -1,4 +1,4 @@
-//! Trainers of model directories: each rank reads its own part of the weights, and writes it back.
+//! Trainers for model directories: each rank reads its own part of the weights, and writes it back.
 
 use super::Trainer;
 use super::running::RunningTrainer;
@@ -18,8 +18,8 @@ use tpc_runtime::Session;
 impl<O: Optimizer + 'static> Trainer<Model, O> {
     /// Trains the language model of a directory from the weights in its files.
     ///
-    /// Each rank reads its own part of each tensor when the trainer is launched, so that no process holds the whole model. Plans name
-    /// modules by their paths in burn, which are mostly those of the weight files.
+    /// Each rank reads its own part of each tensor when the trainer is launched, so that no process holds the whole
+    /// model. Plans name modules by their paths in burn, which are usually those in the weight files.
     pub fn pretrained(dir: impl Into<Rc<ModelDir>>, optimizer: O) -> Self {
         let dir = dir.into();
         let config = dir.config.clone();
@@ -28,31 +28,31 @@ impl<O: Optimizer + 'static> Trainer<Model, O> {
 }
 
 impl<B: BatchData, R: Results> RunningTrainer<Model, B, R> {
-    /// Writes the parameters, as they are now, as a model directory with the configuration of `like`: `config.json`, and whole tensors
-    /// under the names and in the layout of the family's files, with the tokenizer and the other files of `like`. If there are several processes, the first one writes; no process holds a
-    /// whole tensor.
+    /// Writes the current parameters as a model directory with the configuration of `like`: `config.json`, whole
+    /// tensors with the names and in the layout of the family's files, and the tokenizer and other files of `like`. Of
+    /// several processes, the first writes; no process holds a whole tensor.
     ///
     /// # Errors
-    /// A directory that takes no file, on every process; a file that was there is then as it was.
+    /// A directory that rejects the file, on every process; an existing file is then unchanged.
     pub fn save_pretrained(&mut self, like: &ModelDir, to: impl AsRef<Path>) -> Result<(), Error> {
         self.save_pretrained_as(like, to, Saving::default())
     }
 
-    /// [`RunningTrainer::save_pretrained`] with an element type and a largest file.
+    /// [`RunningTrainer::save_pretrained`] with an element type and a maximum file size.
     ///
     /// # Errors
-    /// As [`RunningTrainer::save_pretrained`].
+    /// The errors of [`RunningTrainer::save_pretrained`].
     pub fn save_pretrained_as(&mut self, like: &ModelDir, to: impl AsRef<Path>, saving: Saving) -> Result<(), Error> {
         let (session, to) = (self.training_session()?, to.as_ref());
         pretrained::save_called(session, &like.weight_map(), &like.config_json, to, saving, Called::AsInModules)?;
         Ok(pretrained::copy_companions(session, &like.path, to)?)
     }
 
-    /// Writes the parameters, as they are now, as a model directory with this `config.json`: for a model that began with
-    /// [`Trainer::new`] and has no directory yet. A tokenizer that the directory has stays there.
+    /// Writes the current parameters as a model directory with this `config.json`, for a model that began with
+    /// [`Trainer::new`] and has no directory yet. An existing tokenizer in the directory stays there.
     ///
     /// # Errors
-    /// A configuration that is refused or describes another model, a directory that takes no file.
+    /// A configuration that is rejected or describes another model, or a directory that rejects the file.
     pub fn save_with_config(&mut self, config: &Value, to: impl AsRef<Path>) -> Result<(), Error> {
         let (session, to) = (self.training_session()?, to.as_ref());
         let map = weight_map(&ModelConfig::from_json(config, &to.join("config.json"))?);
@@ -60,7 +60,7 @@ impl<B: BatchData, R: Results> RunningTrainer<Model, B, R> {
     }
 }
 
-/// Fills the parameters of a session from a directory, and draws those of a head that has yet to be trained.
+/// Fills the parameters of a session from a directory, and initializes those of a head that is not trained yet.
 pub(super) fn load(
     session: &mut Session,
     dir: &ModelDir,

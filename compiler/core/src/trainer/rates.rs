@@ -1,7 +1,7 @@
 //! Learning rates: one for each step and each group of parameters.
 //!
-//! burn's schedulers say of each parameter what its rate is, and do not say which parameters are a group. Those that have one rate in many
-//! steps ahead are taken for one, and a step in which that turns out to be wrong is an error.
+//! burn's schedulers give the rate of each parameter, but not the groups of parameters. Parameters with the same rates
+//! in many steps ahead are treated as a group, and a step in which their rates differ is an error.
 
 use super::error::TrainerError;
 use burn::lr_scheduler::DynLrScheduler;
@@ -10,15 +10,15 @@ use burn::module::{ParamGroup, ParamId};
 use std::cell::RefCell;
 use std::rc::Rc;
 
-/// Steps that parameters are compared in.
+/// Number of steps in which parameters are compared.
 const AHEAD: usize = 256;
 
-/// What says the learning rates, step by step.
+/// A source of learning rates, step by step.
 pub(crate) trait Schedule {
     /// The rates of the next step.
     fn step(&mut self) -> ModuleLearningRate;
 
-    /// One that goes on from here by itself.
+    /// A copy that continues independently from here.
     fn fork(&self) -> Box<dyn Schedule>;
 }
 
@@ -32,7 +32,7 @@ impl Schedule for ModuleLrScheduler {
     }
 }
 
-/// A schedule, and the groups of parameters that the trainer was given with rates of their own.
+/// A schedule, and the groups of parameters with separate rates that the trainer was given.
 struct Grouped {
     base: Box<dyn Schedule>,
     groups: Vec<(ParamGroup, DynLrScheduler)>,
@@ -56,14 +56,14 @@ impl Grouped {
 }
 
 impl StepRates {
-    /// The rate of a parameter; of several groups that it is in, the last one counts.
+    /// The rate of a parameter; if it is in several groups, the last one counts.
     fn of(&self, id: ParamId, path: &str) -> f64 {
         let group = self.groups.iter().rev().find(|(group, _)| group.matches(&id, Some(path)));
         group.map_or_else(|| self.base.lr_from_param(id, Some(path)), |(_, rate)| *rate)
     }
 }
 
-/// A scheduler and its beginning, to begin again.
+/// A scheduler and a copy of its initial state, to start over.
 pub(super) struct Rates {
     beginning: Grouped,
     now: Grouped,
@@ -71,14 +71,14 @@ pub(super) struct Rates {
     groups: Rc<RateGroups>,
 }
 
-/// The parameters that have one rate.
+/// Parameters with the same rates.
 pub(super) struct RateGroups {
     ahead: Vec<StepRates>,
     found: RefCell<Vec<RateGroup>>,
 }
 
 struct RateGroup {
-    /// The bits of its rates ahead.
+    /// The bits of the rates ahead.
     rates: Vec<u64>,
     members: Vec<(ParamId, String)>,
 }
@@ -93,17 +93,17 @@ impl RateGroups {
             found.len() - 1
         });
         let members = &mut found[group].members;
-        // A model that is built for each recording has the same paths each time, and other ids.
+        // A model that is built for each recording has the same paths each time, but different ids.
         if !members.iter().any(|(_, known)| known == path) {
             members.push((id, path.to_owned()));
         }
         group
     }
 
-    /// Whether every group that the trainer was given has a parameter.
+    /// Checks that every group that the trainer was given has a parameter.
     ///
     /// # Errors
-    /// One that has none.
+    /// A group without parameters.
     pub(super) fn check(&self) -> Result<(), TrainerError> {
         let found = self.found.borrow();
         let trained = || found.iter().flat_map(|group| &group.members);
@@ -125,12 +125,12 @@ impl Rates {
         Rates { beginning: now.fork(), now, steps: 0, groups }
     }
 
-    /// The groups, which are known once the training step was recorded.
+    /// The groups, which are known once the training step has been recorded.
     pub(super) fn groups(&self) -> Rc<RateGroups> {
         self.groups.clone()
     }
 
-    /// The rate of parameters that are in no group in the next step, and those of all groups.
+    /// The rate of parameters without a group in the next step, and the rates of all groups.
     ///
     /// # Errors
     /// Parameters of one group with different rates.
@@ -150,7 +150,7 @@ impl Rates {
         Ok((step.base.base(), rates))
     }
 
-    /// Goes to where the scheduler is after so many steps.
+    /// Moves the scheduler to its state after this many steps.
     pub(super) fn go_to(&mut self, steps: usize) {
         (self.now, self.steps) = (self.beginning.fork(), steps);
         (0..steps).for_each(|_| _ = self.now.step());

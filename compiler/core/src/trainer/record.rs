@@ -1,8 +1,8 @@
-//! The optimizer's state as a record of burn's, and back.
+//! Converts the optimizer's state to burn's record and back.
 //!
-//! burn keeps the state of a parameter under the parameter's id: its tensors as `ID.NAME`, its numbers beside them, `ID.__rank` for the
-//! parameter's number of dimensions, and the parameter's path. A program has the tensors as inputs. The numbers are those that the optimizer
-//! comes to by itself in so many steps, and they say how many those were.
+//! burn stores the state of a parameter under the parameter's id: its tensors as `ID.NAME`, its numbers next to them,
+//! `ID.__rank` for the parameter's number of dimensions, and the parameter's path. A program has the tensors as inputs.
+//! The numbers are those that the optimizer reaches after some number of steps, so they determine that number.
 
 use super::error::TrainerError;
 use super::module::known;
@@ -19,10 +19,10 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use tpc_ir::{DType, InputKind, ModulePath};
 
-/// The name of the number in a record that is the parameter's count of dimensions.
+/// The name of the number in a record that is the parameter's number of dimensions.
 const RANK: &str = "__rank";
 
-/// The state as it is now.
+/// The current state.
 pub(super) fn write(
     training: &mut TrainingSession,
     states: &OptimizerStates,
@@ -63,7 +63,7 @@ pub(super) fn write(
     OptimizerRecord::from_bytes(bytes).map_err(|error| unreadable(&error))
 }
 
-/// Goes on from a state; gives the number of steps done.
+/// Continues from a state; returns the number of finished steps.
 pub(super) fn read(
     training: &mut TrainingSession,
     states: &OptimizerStates,
@@ -95,7 +95,7 @@ pub(super) fn read(
         counted.push((own, given.numbers(id)));
     }
     if let Some(name) = given.tensors.keys().next() {
-        return other(format!("it has a state `{name}` that this training has not"));
+        return other(format!("it has a state `{name}` that this training lacks"));
     }
     if counted.is_empty() {
         return Ok(training.steps_done());
@@ -111,12 +111,12 @@ fn held(training: &mut TrainingSession) -> HashMap<String, (DType, Vec<usize>)> 
     inputs.map(|input| (input.name.clone(), (input.binding.view.dtype, input.binding.layout.clone()))).collect()
 }
 
-/// Whether a state of a parameter is kept; those of parameters that the trainer was told to freeze are not.
+/// Whether a state of a parameter is kept; the states of frozen parameters are not.
 fn is_kept(own: &ParameterStates, held: &HashMap<String, (DType, Vec<usize>)>) -> bool {
     own.tensors.iter().any(|tensor| held.contains_key(&state(&own.path, &tensor.state).to_string()))
 }
 
-/// The number of steps in which the optimizer comes to the numbers of a record.
+/// The number of steps after which the optimizer has the numbers of a record.
 fn steps(
     training: &mut TrainingSession,
     counted: &[(&ParameterStates, BTreeMap<String, Scalar>)],
@@ -140,10 +140,10 @@ fn steps(
             return Ok(steps);
         }
     }
-    other("what it counts is not what this optimizer counts in any number of steps".into())
+    other("its counters do not match this optimizer after any number of steps".into())
 }
 
-/// What a record has.
+/// The contents of a record.
 struct Given {
     tensors: HashMap<String, TensorData>,
     numbers: BTreeMap<String, Scalar>,
@@ -186,7 +186,7 @@ fn id(ids: &HashMap<ModulePath, u64>, own: &ParameterStates) -> Result<u64, Erro
     Ok(*ids.get(&own.path).ok_or_else(missing)?)
 }
 
-/// The ids of a model's parameters, by the path under which the program knows them.
+/// The ids of a model's parameters, by their paths in the program.
 fn ids(model: &impl Module, aliases: &[(ModulePath, ModulePath)]) -> HashMap<ModulePath, u64> {
     let mut ids = Ids { aliases, position: Position::default(), found: HashMap::new() };
     model.visit(&mut ids);

@@ -1,4 +1,4 @@
-//! A trainer whose ranks run: steps, evaluations, checkpoints.
+//! A trainer with running ranks: steps, evaluations, checkpoints.
 
 use super::batch::{Example, Shapes, device, write};
 use super::error::TrainerError;
@@ -22,27 +22,27 @@ use tpc_ir::program::RankProgram;
 use tpc_ir::{ModulePath, OutputKind};
 use tpc_runtime::{ProgramId, Session};
 
-/// What all programs of one trainer are made of.
+/// The facts that all programs of one trainer share.
 pub(super) struct Family<M> {
     pub(super) source: Rc<Source<M>>,
     pub(super) settings: Settings,
-    /// Where the training step has parameters and state.
+    /// The placements of parameters and state in the training step.
     pub(super) kept: Kept,
     /// The constants of all programs so far.
     pub(super) constants: HashMap<String, TensorData>,
-    /// Further paths of tied parameters.
+    /// Alternative paths of tied parameters.
     pub(super) aliases: Vec<(ModulePath, ModulePath)>,
-    /// The numbers of a step, by the operations that they come from.
+    /// The numbers of a step, identified by the operations that they come from.
     pub(super) scalars: String,
-    /// What the optimizer keeps of each parameter.
+    /// The state that the optimizer keeps of each parameter.
     pub(super) states: OptimizerStates,
 }
 
-/// A trainer whose ranks run.
+/// A trainer with running ranks.
 ///
-/// Of several processes each has one, and all make the same calls in the same order.
+/// With several processes, each has a trainer, and all make the same calls in the same order.
 pub struct RunningTrainer<M, B, R: Results> {
-    /// Which trainer of this process it is.
+    /// The number of this trainer in its process.
     number: u64,
     family: Family<M>,
     training: TrainingSession,
@@ -50,38 +50,39 @@ pub struct RunningTrainer<M, B, R: Results> {
     results: Gives<R::Form>,
     rates: Rates,
     example: Example,
-    /// The programs of smaller batches: their shapes, and whether it is that of a first step.
+    /// The programs for smaller batches: their shapes, and whether each is for a first step.
     smaller: Vec<(Shapes, Which, ProgramId)>,
     explained: String,
 }
 
-/// What a step gave.
+/// The result of a step.
 #[derive(Clone, Debug)]
 pub struct Step<V> {
-    /// Number of steps that were done, with this one.
+    /// Number of finished steps, including this one.
     pub number: usize,
     /// The loss, before the update.
     pub loss: f64,
-    /// The learning rate of the update, of parameters that have none of their own.
+    /// The learning rate of the update, for parameters without a group.
     pub learning_rate: f64,
     /// The closure's further results, on the device of the batch.
     pub outputs: V,
 }
 
-/// A program that computes something from the trainer's parameters and changes nothing: see [`RunningTrainer::evaluation`].
+/// A program that computes results from the trainer's parameters without changing them: see
+/// [`RunningTrainer::evaluation`].
 pub struct Evaluation<B, R: Results> {
     /// The trainer that compiled it.
     trainer: u64,
     record: Record<B, Captured, R::Form>,
     results: Gives<R::Form>,
     example: Example,
-    /// The program for the example's shapes, and those of smaller batches.
+    /// The programs for the example's shapes, and for smaller batches.
     programs: Vec<(Shapes, ProgramId)>,
     explained: String,
 }
 
 impl<B, R: Results> Evaluation<B, R> {
-    /// What a run communicates and holds, in words.
+    /// Describes what a run communicates and holds, as text.
     pub fn explain(&self) -> &str {
         &self.explained
     }
@@ -102,13 +103,13 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         RunningTrainer { number, family, training, record, results, rates, example, smaller: Vec::new(), explained }
     }
 
-    /// Trains on a batch: the loss, its gradients and the update.
+    /// Trains on a batch: computes the loss and its gradients, and updates the parameters.
     ///
-    /// A batch with fewer rows than the example's is trained on as it is, by a program of its own that is compiled when such a batch
-    /// first comes and shares the parameters.
+    /// A batch with fewer rows than the example is not padded: a separate program, which shares the parameters, is
+    /// compiled when such a batch first occurs.
     ///
     /// # Errors
-    /// A batch that is not like the example; a rank that fails, after which every step is an error.
+    /// A batch that does not match the example; a rank that fails, after which every step is an error.
     pub fn step(&mut self, batch: &B) -> Result<Step<R::Values>, Error> {
         let fields = BatchFields::of(batch);
         match self.example.smaller(&fields)? {
@@ -126,7 +127,7 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok(Step { number: self.training.steps_done(), loss, learning_rate, outputs })
     }
 
-    /// The program of the next step for a batch of these shapes.
+    /// The program of the next step for a batch with these shapes.
     fn smaller(&mut self, shapes: Shapes, batch: &B) -> Result<ProgramId, Error> {
         let which = if self.training.steps_done() == 0 { Which::First } else { Which::Steady };
         let known = self.smaller.iter().find(|(known, step, _)| *known == shapes && *step == which);
@@ -148,14 +149,17 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok(program)
     }
 
-    /// Compiles what a closure computes from the parameters as they are: an accuracy, a loss on other data, a prediction.
+    /// Compiles a closure that computes results from the current parameters: an accuracy, a loss on other data, a
+    /// prediction.
     ///
-    /// The model is in evaluation mode. It is another program over the same parameters: it adds to each rank's memory its data, and what its
-    /// activations need beyond those of a training step; it copies no parameter and changes nothing of the training. Of `example` only
-    /// names, shapes and element types matter; it is a batch of the largest size that will come.
+    /// The model is in evaluation mode. The evaluation is another program over the same parameters. It adds to each
+    /// rank's memory its data, and the memory that its activations need beyond those of a training step; it copies no
+    /// parameter and does not affect the training. Only the names, shapes and element types of `example` matter; it
+    /// must be a batch of the largest size.
     ///
     /// # Errors
-    /// As [`Trainer::compile`](super::Trainer::compile); a computation that would need a parameter cut in another way.
+    /// The errors of [`Trainer::compile`](super::Trainer::compile); a computation that needs another placement of a
+    /// parameter.
     pub fn evaluation<E, S, F>(&mut self, closure: F, example: &E) -> Result<Evaluation<E, S>, Error>
     where
         E: BatchData,
@@ -172,10 +176,10 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok(Evaluation { trainer: self.number, record, results, example, programs: vec![(shapes, program)], explained })
     }
 
-    /// Computes an evaluation of a batch.
+    /// Computes an evaluation on a batch.
     ///
     /// # Errors
-    /// An evaluation of another trainer; a batch that is not like the evaluation's example; a rank that fails.
+    /// An evaluation of another trainer; a batch that does not match the evaluation's example; a rank that fails.
     pub fn evaluate<E: BatchData, S: Results>(
         &mut self,
         evaluation: &mut Evaluation<E, S>,
@@ -215,17 +219,18 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok((self.family.add(&mut self.training, ranks.clone(), program.constants)?, ranks))
     }
 
-    /// Steps that were done.
+    /// Number of finished steps.
     pub fn steps_done(&self) -> usize {
         self.training.steps_done()
     }
 
-    /// The ranks' session: counters of collectives, memory, traces. The program that is selected is that of the latest call.
+    /// The ranks' session: counters of collectives, memory, traces. The selected program is that of the latest call.
     pub fn session(&mut self) -> &mut Session {
         self.training.session()
     }
 
-    /// The ranks' session with the program of the next training step selected, whatever ran last: its counters are those of training.
+    /// The ranks' session with the program of the next training step selected, independent of the latest call: its
+    /// counters are those of training.
     ///
     /// # Errors
     /// A program that cannot be loaded; a session that failed.
@@ -234,22 +239,22 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok(self.training.session())
     }
 
-    /// What a training step computes, communicates and holds, in words.
+    /// Describes what a training step computes, communicates and holds, as text.
     pub fn explain(&self) -> &str {
         &self.explained
     }
 
-    /// The trained model, on a device of the user's: every parameter has exactly the bits that the ranks hold. Ends the ranks.
+    /// The trained model on a device of the user, with exactly the bits that the ranks hold. Ends the ranks.
     ///
     /// # Errors
-    /// A model that is built otherwise than when it was compiled; a session that failed.
+    /// A model that is now built differently than when it was compiled; a session that failed.
     pub fn into_module(mut self, device: &Device) -> Result<M, Error> {
         let mut model = self.family.source.module(device);
         self.load_into(&mut model)?;
         Ok(model)
     }
 
-    /// Writes the parameters, as they are now, into a module, by path. On an error the module is as it was.
+    /// Writes the current parameters into a module, by path. On an error the module is unchanged.
     ///
     /// # Errors
     /// A module with other parameters; a session that failed.
@@ -258,18 +263,19 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         module::load(self.training.session(), &self.family.aliases, model)
     }
 
-    /// Writes the parameters, as they are now, to `model.safetensors` in a directory: whole tensors under the paths of the model's modules,
-    /// in burn's layout. Of several processes the first writes. Gives the file.
+    /// Writes the current parameters to `model.safetensors` in a directory: whole tensors under the paths of the
+    /// model's modules, in burn's layout. Of several processes, the first writes. Returns the file.
     ///
     /// # Errors
-    /// A directory that takes no file, on every process; a file that was there is then as it was.
+    /// A directory that rejects the file, on every process; an existing file is then unchanged.
     pub fn save(&mut self, dir: impl AsRef<Path>) -> Result<PathBuf, Error> {
         self.training.turn()?;
         export::save(self.training.session(), &self.family.aliases, dir.as_ref())
     }
 
-    /// The optimizer's state, as it is now, as a record of burn's: what a `ModuleOptimizer` of the same optimizer would give that had trained
-    /// `model`, whose parameters name the states in it. Every state has exactly the bits that the ranks hold. Empty before the first step.
+    /// The current optimizer state as burn's record: the record of a `ModuleOptimizer` with the same optimizer that had
+    /// trained `model`, whose parameters name the states. Every state has exactly the bits that the ranks hold. The
+    /// record is empty before the first step.
     ///
     /// # Errors
     /// A model with other parameters; a session that failed.
@@ -278,22 +284,22 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         record::write(&mut self.training, &self.family.states, &self.family.aliases, model)
     }
 
-    /// Goes on from an optimizer's state: one that [`RunningTrainer::optimizer_record`] gave, on any mesh and plan, or a `ModuleOptimizer` of
-    /// the same optimizer. Parameters stay as they are. Gives the number of steps done, from which the learning
-    /// rate's scheduler also goes on.
+    /// Continues from an optimizer's state: one from [`RunningTrainer::optimizer_record`] on any mesh and plan, or from
+    /// a `ModuleOptimizer` with the same optimizer. Parameters are unchanged. Returns the number of finished steps,
+    /// from which the learning rate's scheduler also continues.
     ///
-    /// A record says how many steps were done by what the optimizer counts, as the time of Adam. With an optimizer that counts nothing (SGD)
-    /// the trainer keeps its own number of steps, at least one.
+    /// The number of steps follows from the optimizer's counters in the record, such as Adam's time. With an optimizer
+    /// that counts nothing (SGD) the trainer keeps its own number of steps, at least one.
     ///
     /// # Errors
-    /// A record of another model or optimizer, after which the trainer is as it was; a session that failed.
+    /// A record of another model or optimizer, after which the trainer is unchanged; a session that failed.
     pub fn load_optimizer_record(&mut self, model: &impl Module, record: OptimizerRecord) -> Result<usize, Error> {
         let steps = self.take_optimizer_record(model, record)?;
         self.rates.go_to(steps);
         Ok(steps)
     }
 
-    /// [`RunningTrainer::load_optimizer_record`], with a scheduler that has gone on already.
+    /// [`RunningTrainer::load_optimizer_record`], with a scheduler that is already at that step.
     pub(crate) fn take_optimizer_record(
         &mut self,
         model: &impl Module,
@@ -303,13 +309,14 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         record::read(&mut self.training, &self.family.states, &self.family.aliases, model, record)
     }
 
-    /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, all ranks at once, and gives the
-    /// checkpoint's own directory. It can be resumed on any mesh and plan. Beside the ranks' parts stands `model.safetensors`, as
-    /// [`RunningTrainer::save`] writes it: the parameters once more, in a file that burn's own store reads.
+    /// Writes parameters, optimizer state, step and seed as a checkpoint in a directory of checkpoints, on all ranks at
+    /// once, and returns the checkpoint's own directory. The checkpoint can be resumed on any mesh and plan. In
+    /// addition to the ranks' parts it contains `model.safetensors`, as written by [`RunningTrainer::save`]: a copy of
+    /// the parameters in a file that burn's own store can read.
     ///
     /// # Errors
-    /// A disk that does not take it, a later checkpoint in the directory. Earlier checkpoints stay whole, and so does this one where only
-    /// `model.safetensors` finds no room.
+    /// A disk that rejects the data, a later checkpoint in the directory. Earlier checkpoints stay complete, and so
+    /// does this one if only `model.safetensors` does not fit on the disk.
     pub fn checkpoint(&mut self, dir: impl AsRef<Path>) -> Result<PathBuf, Error> {
         self.training.turn()?;
         let own = self.training.save_checkpoint(dir.as_ref())?;
@@ -317,11 +324,12 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
         Ok(own)
     }
 
-    /// Goes on from the latest checkpoint in a directory of checkpoints, or from the checkpoint that `dir` itself is: parameters, optimizer
-    /// state, step and seed, and the learning rate's scheduler at that step. Gives the number of steps done.
+    /// Resumes from the latest checkpoint in a directory of checkpoints, or from `dir` itself if it is a checkpoint:
+    /// sets parameters, optimizer state, step and seed, and the learning rate's scheduler to that step. Returns the
+    /// number of finished steps.
     ///
     /// # Errors
-    /// No checkpoint, one of another model or optimizer, a damaged one.
+    /// There is no checkpoint, it belongs to another model or optimizer, or it is damaged.
     pub fn resume(&mut self, dir: impl AsRef<Path>) -> Result<usize, Error> {
         let steps = self.training.resume(dir.as_ref())?;
         self.rates.go_to(steps);
@@ -330,12 +338,12 @@ impl<M: Module + 'static, B: BatchData, R: Results> RunningTrainer<M, B, R> {
 }
 
 impl<M> Family<M> {
-    /// What another program of the session has to fit.
+    /// The programs of the session that a further program has to fit.
     fn beside<'a>(&'a self, training: &'a TrainingSession) -> Beside<'a> {
         Beside { kept: Some(&self.kept), constants: self.constants.clone(), programs: training.programs() }
     }
 
-    /// Loads a program beside the others, and writes the constants that it alone has.
+    /// Adds a program to the session, and writes the constants that only this program has.
     fn add(
         &mut self,
         training: &mut TrainingSession,
@@ -348,7 +356,7 @@ impl<M> Family<M> {
     }
 }
 
-/// Reads outputs of the selected program, whole.
+/// Reads whole outputs of the selected program.
 fn read(session: &Session, names: &[String]) -> Result<Vec<TensorData>, Error> {
     let outputs = &session.program(0).outputs;
     let read = |name: &String| {

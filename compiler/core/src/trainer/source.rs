@@ -1,4 +1,4 @@
-//! Where a trainer's model comes from, and how its programs are recorded.
+//! A trainer's model, and recording its programs.
 
 use super::batch;
 use super::rates::RateGroups;
@@ -13,18 +13,18 @@ use burn::tensor::{Device, TensorData};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-/// A model.
+/// The source of a model.
 pub(super) enum Source<M> {
-    /// It is built for every use.
+    /// The model is built for every use.
     Build(Box<dyn Fn(&Device) -> M>),
-    /// It is there, with its values.
+    /// The model exists, with its values.
     Module(M),
-    /// It is that of a directory: built for every use, while its values stay in files.
+    /// The model of a directory: built for every use, while its values stay in files.
     Files(Rc<ModelDir>, Box<dyn Fn(&Device) -> M>),
 }
 
 impl<M: Module> Source<M> {
-    /// The values that the model holds already.
+    /// The model's values, if it has any.
     pub(super) fn values(&self) -> Result<Option<HashMap<String, TensorData>>, CaptureError> {
         match self {
             Source::Build(_) | Source::Files(..) => Ok(None),
@@ -39,7 +39,7 @@ impl<M: Module> Source<M> {
         }
     }
 
-    /// The model on a device, with values that mean nothing.
+    /// The model on a device, with arbitrary values.
     pub(super) fn module(&self, device: &Device) -> M {
         match self {
             Source::Build(build) | Source::Files(_, build) => build(device),
@@ -48,18 +48,18 @@ impl<M: Module> Source<M> {
     }
 }
 
-/// The element types that a closure may rely on, which are those of its batch's device.
+/// The element types that a closure may rely on: the defaults of its batch's device.
 fn defaults(batch: &impl BatchData) -> Defaults {
     Defaults::of(&batch::device(&BatchFields::of(batch)))
 }
 
-/// A recording, and what its closure gives.
+/// A recording, and the results of its closure.
 pub(super) struct Recorded<C, F> {
     pub(super) capture: C,
     pub(super) results: Gives<F>,
 }
 
-/// What a closure gives: names of outputs, and how they are put together.
+/// The results of a closure: names of outputs, and how to assemble them.
 pub(super) struct Gives<F> {
     pub(super) names: Vec<String>,
     pub(super) form: F,
@@ -79,7 +79,7 @@ fn noted<C, F>(capture: C, results: Option<Gives<F>>) -> Result<Recorded<C, F>, 
     Ok(Recorded { capture, results })
 }
 
-/// How the training step is recorded.
+/// How to record the training step.
 pub(super) fn training<M, O, B, L, F>(
     source: Rc<Source<M>>,
     optimizer: O,
@@ -110,7 +110,7 @@ where
     })
 }
 
-/// How an evaluation is recorded.
+/// How to record an evaluation.
 pub(super) fn evaluation<M, B, R, F>(source: Rc<Source<M>>, closure: F) -> Record<B, Captured, R::Form>
 where
     M: Module + 'static,
@@ -132,7 +132,7 @@ where
     })
 }
 
-/// Leaves out data that none of several recordings of one closure reads: it is then not sent.
+/// Removes data inputs that none of several recordings of one closure reads, so that they are not sent.
 fn drop_unread<const N: usize>(captures: [&mut Captured; N]) {
     let read: Vec<String> = captures.iter().flat_map(|captured| captured.data_read()).collect();
     for captured in captures {

@@ -1,8 +1,8 @@
-//! Random numbers for one purpose, the same wherever they are drawn.
+//! Random numbers for a purpose, the same wherever they are drawn.
 
 use tpc_ir::random::philox;
 
-/// What random numbers are for; each purpose has its own.
+/// The purpose of random numbers; each purpose has separate numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Purpose {
     /// Which documents are held out.
@@ -33,7 +33,7 @@ fn word([a, b, ..]: [u32; 4]) -> u64 {
 }
 
 impl Draws {
-    /// The stream of a purpose in an epoch, at a place in it.
+    /// The stream for a purpose in an epoch, at a place in the epoch.
     pub(crate) fn new(seed: u64, purpose: Purpose, epoch: u64, place: u64) -> Self {
         Draws { key: key(seed, purpose, epoch), stream: place, drawn: 0 }
     }
@@ -46,7 +46,7 @@ impl Draws {
         ((u128::from(word) * u128::from(n)) >> 64) as u64
     }
 
-    /// Shuffles (Fisher and Yates).
+    /// Shuffles items (Fisher and Yates).
     pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
             items.swap(last, self.below(last as u64 + 1) as usize);

@@ -1,8 +1,8 @@
-//! In which order documents are read, and how that order is left and taken up again.
+//! The order in which documents are read, and resuming from a position in it.
 //!
-//! Everything is a function of the files, the seed and the options: which documents are held out, where each of the others comes in an epoch,
-//! and where the rows that they make come. So a place in the data is a few numbers ([`Position`]), and every process of a job sees the
-//! same batches, whatever its mesh.
+//! All of this is a function of the files, the seed and the options: which documents are held out, the place of the
+//! others in an epoch, and the order of the rows that they form. A position in the data therefore consists of a few
+//! numbers ([`Position`]), and every process of a job sees the same batches, on any mesh.
 
 mod draws;
 mod permutation;
@@ -13,4 +13,4 @@ pub(crate) use draws::{Draws, Purpose};
 pub use permutation::Permutation;
 pub(crate) use position::Beginning;
 pub use position::{Made, Position};
-pub use select::{Part, Selection};
+pub use select::{Selection, Split};

@@ -1,4 +1,4 @@
-//! A random order of any number of things, in little memory.
+//! A random permutation of any number of items, in little memory.
 
 use super::draws::{Draws, Purpose, key};
 use tpc_ir::random::philox;
@@ -9,17 +9,17 @@ pub struct Permutation(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
-    /// Of few things: what is at each place.
+    /// For few items: the item at each place.
     Table(Vec<u64>),
-    /// Of many: each place is computed by itself.
+    /// For many items: each place is computed separately.
     Network(Network),
 }
 
-/// Up to so many things are in a table, where every order is equally likely. A network of fewer bits would prefer some.
+/// Up to this many items use a table, where every order is equally likely. A network with fewer bits would be biased.
 const FEW: u64 = 1 << 12;
 
-/// A Feistel network on the least even number of bits that holds all numbers; a result outside of `0..n` is put in again until one is inside
-/// (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
+/// A Feistel network on the smallest even number of bits that holds all numbers; a result outside of `0..n` is fed in
+/// again until one is inside (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002).
 #[derive(Clone, Copy, Debug)]
 struct Network {
     n: u64,
@@ -40,7 +40,7 @@ impl Permutation {
         Permutation(Kind::Network(Network { n, half: bits.div_ceil(2), key: key(seed, purpose, epoch) }))
     }
 
-    /// What is at a place, which is below `n`.
+    /// The item at a place, which must be below `n`.
     pub fn at(&self, place: u64) -> u64 {
         match &self.0 {
             Kind::Table(table) => table.get(place as usize).copied().unwrap_or(place),
@@ -87,13 +87,13 @@ mod tests {
         }
     }
 
-    /// How far counts are from being equal.
+    /// The chi-squared statistic of counts that should be equal.
     fn chi(counts: &[u64]) -> f64 {
         let expected = counts.iter().sum::<u64>() as f64 / counts.len() as f64;
         counts.iter().map(|&c| (c as f64 - expected).powi(2) / expected).sum()
     }
 
-    /// Over many seeds each of five things comes equally often at each place.
+    /// Over many seeds, each of five items is equally often at each place.
     #[test]
     fn few_things_come_equally_often_everywhere() {
         let n = 5;
@@ -106,7 +106,8 @@ mod tests {
         assert!(chi(&counts) < 39.3, "{counts:?}");
     }
 
-    /// Over many seeds a place has each sixteenth of many things equally often, and so has the step from a place to the next.
+    /// Over many seeds, each place is equally often in each sixteenth of many items, and so is the step from a place to
+    /// the next.
     #[test]
     fn many_things_come_equally_often_everywhere() {
         let n = 5000;

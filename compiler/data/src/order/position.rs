@@ -1,19 +1,19 @@
-//! A place in the data, to go on from.
+//! A position in the data to resume from.
 
 use crate::encode::Token;
 use crate::error::DataError;
 use serde::{Deserialize, Serialize};
 
-/// A place in the data: what comes next, and of which data it is a place. A checkpoint keeps it; it has a few numbers, and the tokens that
-/// wait for the rest of their row.
+/// A position in the data: what comes next, and the data that it belongs to. A checkpoint keeps it; it consists of a
+/// few numbers, and the tokens that wait for the rest of their row.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Position {
-    /// What the data is.
+    /// The data and options that it belongs to.
     pub made: Made,
     /// Where the next window begins or the current one began.
     pub(crate) window: Beginning,
-    /// Rows of it that are done.
+    /// Number of finished rows of the window.
     pub(crate) rows: u64,
 }
 
@@ -21,44 +21,45 @@ pub struct Position {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Beginning {
-    /// Times that all documents were read before.
+    /// Number of finished epochs.
     pub(crate) epoch: u64,
     /// The place in the order of the epoch.
     pub(crate) place: u64,
-    /// Tokens that are left from before.
+    /// Tokens left over from the previous window.
     pub(crate) carried: Vec<Token>,
 }
 
-/// What data and options a position belongs to. Batches are a function of this, the position and the number of rows in a batch.
+/// The data and options that a position belongs to. Batches are a function of these, the position and the number of
+/// rows per batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Made {
-    /// The files, by [`crate::Corpus::fingerprint`].
+    /// The fingerprint of the files, from [`crate::Corpus::fingerprint`].
     pub data: String,
-    /// The tokenizer, by [`crate::Tokenizer::fingerprint`].
+    /// The fingerprint of the tokenizer, from [`crate::Tokenizer::fingerprint`].
     pub tokenizer: String,
-    /// The time that chat templates are told, in seconds since 1970.
+    /// The current time for chat templates, in seconds since 1970.
     pub now: u64,
     /// Seed of the order.
     pub seed: u64,
-    /// Tokens in a row.
+    /// Number of tokens in a row.
     pub seq: usize,
-    /// How rows are made, in words.
+    /// How rows are made, as text.
     pub rows: String,
-    /// The share that is held out; 0 for none.
+    /// The held-out share; 0 for none.
     pub held_out: f64,
 }
 
 impl Position {
-    /// The epoch that comes next, counted from 0.
+    /// The next epoch, counted from 0.
     pub fn epoch(&self) -> u64 {
         self.window.epoch
     }
 
-    /// An error if this is a place in other data.
+    /// An error if this is a position in other data.
     ///
     /// # Errors
-    /// The first thing that differs.
+    /// The first difference.
     pub fn check(&self, now: &Made) -> Result<(), DataError> {
         let Made { data, tokenizer, seed, seq, rows, held_out, now: _ } = now;
         let kept = &self.made;

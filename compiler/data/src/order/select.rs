@@ -7,16 +7,16 @@ use crate::source::{Corpus, Unit};
 
 /// Which documents of a corpus are read.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Part {
-    /// All.
+pub enum Split {
+    /// All documents.
     All,
-    /// All but this share, which is drawn from the seed.
+    /// All documents except this share, which is drawn from the seed.
     But(f64),
-    /// This share only.
+    /// Only this share.
     Only(f64),
 }
 
-/// Some documents of a corpus, in an order for each epoch. Of a plain text the pieces are drawn, of JSON lines the documents.
+/// Some documents of a corpus, in an order for each epoch. The pieces of a plain text are drawn separately.
 #[derive(Clone, Debug)]
 pub struct Selection {
     drawn: Permutation,
@@ -28,31 +28,31 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// A part of a corpus; in the order of the files if it is not `shuffled`.
+    /// A part of a corpus; in the order of the files unless it is `shuffled`.
     ///
     /// # Errors
     /// A share that leaves nothing.
-    pub fn new(corpus: &Corpus, part: Part, seed: u64, shuffled: bool) -> Result<Self, DataError> {
+    pub fn new(corpus: &Corpus, split: Split, seed: u64, shuffled: bool) -> Result<Self, DataError> {
         let units = corpus.units();
         let drawn = Permutation::new(units, seed, Purpose::HeldOut, 0);
         let held_out = |share: f64| match ((units as f64 * share).round() as u64).max(1) {
             held if held < units => Ok(held),
             _ => Err(DataError::HeldOut { share, units }),
         };
-        let (first, len) = match part {
-            Part::All => (0, units),
-            Part::But(share) => held_out(share).map(|held| (held, units - held))?,
-            Part::Only(share) => (0, held_out(share)?),
+        let (first, len) = match split {
+            Split::All => (0, units),
+            Split::But(share) => held_out(share).map(|held| (held, units - held))?,
+            Split::Only(share) => (0, held_out(share)?),
         };
-        Ok(Selection { drawn, first, len, seed, is_whole: part == Part::All, shuffled })
+        Ok(Selection { drawn, first, len, seed, is_whole: split == Split::All, shuffled })
     }
 
-    /// How many there are.
+    /// Number of documents.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether there are no documents.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }

@@ -8,14 +8,14 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-/// How a file is compressed.
+/// The compression of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     Plain,
-    /// gzip, of one member or several.
+    /// gzip, with one or more members.
     Gzip,
-    /// Zstandard, of one frame or several.
+    /// Zstandard, with one or more frames.
     Zstd,
 }
 
@@ -29,15 +29,15 @@ impl Compression {
         }
     }
 
-    /// That of a file, by its first bytes.
+    /// Detects the compression of a file from its first bytes.
     ///
     /// # Errors
-    /// A file whose name ends in `.gz` or `.zst`, but which is not compressed that way.
+    /// A file whose name ends in `.gz` or `.zst`, but whose contents are not compressed accordingly.
     pub fn of(file: &Path, beginning: &[u8]) -> Result<Self, DataError> {
         let found = match beginning {
             [0x1f, 0x8b, ..] => Compression::Gzip,
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
-            // A frame to skip, as parallel compressors put in front.
+            // A skippable frame, which parallel compressors put first.
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
             _ => Compression::Plain,
         };
@@ -54,7 +54,7 @@ impl Compression {
         }
     }
 
-    /// The text of a file from its beginning.
+    /// Reads the decompressed text of a file from its beginning.
     pub(super) fn reader<'a>(self, file: impl BufRead + Send + 'a) -> Box<dyn Read + Send + 'a> {
         match self {
             Compression::Plain => Box::new(file),
@@ -64,7 +64,7 @@ impl Compression {
     }
 }
 
-/// All frames of a zstd file one after the other, with their checksums checked.
+/// Reads all frames of a zstd file in sequence, and verifies their checksums.
 struct Frames<R> {
     source: R,
     decoder: FrameDecoder,

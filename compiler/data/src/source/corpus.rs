@@ -5,7 +5,7 @@ use super::compression::Compression;
 use super::index::{Found, READ, Tee, index_lines, index_text};
 use super::lines::{Line, Reading};
 use super::spool::nameless;
-use crate::error::{DataError, Place};
+use crate::error::{DataError, Location};
 use serde_json::Value;
 use std::fs::File;
 use std::hash::Hasher;
@@ -14,11 +14,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use twox_hash::XxHash3_64;
 
-/// The documents of some files, any of which can be read at any time. In memory are eight bytes for each.
+/// The documents of some files, any of which can be read at any time. Eight bytes per document stay in memory.
 #[derive(Debug)]
 pub struct Corpus {
     files: Vec<Source>,
-    /// Units before each file.
+    /// Number of units before each file.
     before: Vec<u64>,
     units: u64,
     fingerprint: u64,
@@ -28,31 +28,31 @@ pub struct Corpus {
 #[derive(Debug)]
 struct Source {
     path: PathBuf,
-    /// The text, not compressed.
+    /// The decompressed text.
     text: File,
     /// `None` for plain text.
     reading: Option<Reading>,
-    /// Where each unit begins.
+    /// The offset of each unit.
     starts: Vec<u64>,
-    /// Where the last one ends.
+    /// The end of the last unit.
     end: u64,
-    /// Documents without text, which are left out.
+    /// Number of documents without text, which are left out.
     empty: u64,
 }
 
-/// A document, or a piece of a text: its number in the corpus.
+/// The number of a document or a piece of a text in the corpus.
 pub type Unit = u64;
 
-/// What is in a document or a piece.
+/// The contents of a document or a piece.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Content {
     /// A text, or a piece of one.
     Text {
         /// The text.
         text: String,
-        /// Whether the document begins with it.
+        /// Whether it begins its document.
         begins: bool,
-        /// Whether the document ends with it.
+        /// Whether it ends its document.
         ends: bool,
     },
     /// A conversation.
@@ -65,10 +65,11 @@ pub enum Content {
 }
 
 impl Corpus {
-    /// Reads files from front to back once, to check them and to find their documents. Texts are cut into pieces of at most `piece` bytes.
+    /// Reads files once from front to back, to check them and to find their documents. Texts are split into pieces of
+    /// at most `piece` bytes.
     ///
     /// # Errors
-    /// A file that cannot be read, is empty or broken, is no UTF-8 text, or has a line without the field.
+    /// A file that cannot be read, is empty or broken, is not UTF-8 text, or has a line without the field.
     pub fn open(files: &[PathBuf], format: &Format, piece: usize) -> Result<Self, DataError> {
         let mut hash = XxHash3_64::new();
         let mut corpus = Corpus { files: Vec::new(), before: Vec::new(), units: 0, fingerprint: 0 };
@@ -83,22 +84,22 @@ impl Corpus {
         Ok(corpus)
     }
 
-    /// Documents, and pieces of texts.
+    /// Number of documents and pieces of texts.
     pub fn units(&self) -> u64 {
         self.units
     }
 
-    /// Bytes of text in all of them.
+    /// Bytes of text in all units.
     pub fn bytes(&self) -> u64 {
         self.files.iter().map(|file| file.end).sum()
     }
 
-    /// Documents that have no text, which are left out.
+    /// Number of documents without text, which are left out.
     pub fn empty(&self) -> u64 {
         self.files.iter().map(|file| file.empty).sum()
     }
 
-    /// A number that other contents, another order of the files or another way of cutting them would not have.
+    /// A hash of the contents, the order of the files and the units.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }
@@ -108,7 +109,7 @@ impl Corpus {
         self.files.first().map_or(Path::new(""), |file| &file.path)
     }
 
-    /// Bytes of a document or piece; 0 for one that there is not.
+    /// Bytes of a document or piece; 0 if it does not exist.
     pub fn size(&self, unit: Unit) -> u64 {
         self.find(unit).map_or(0, |(file, at)| file.span(at).1 - file.span(at).0)
     }
@@ -116,19 +117,19 @@ impl Corpus {
     /// Reads a document or piece.
     ///
     /// # Errors
-    /// A file that is no longer what it was.
+    /// A file that has changed.
     pub fn read(&self, unit: Unit) -> Result<Content, DataError> {
         let Some((file, at)) = self.find(unit) else { return Err(DataError::Ended) };
         file.read(at)
     }
 
-    /// Where a document is, for messages.
-    pub fn place(&self, unit: Unit) -> (PathBuf, Place) {
-        let Some((file, at)) = self.find(unit) else { return (PathBuf::new(), Place::Line(0)) };
+    /// The place of a document, for messages.
+    pub fn place(&self, unit: Unit) -> (PathBuf, Location) {
+        let Some((file, at)) = self.find(unit) else { return (PathBuf::new(), Location::Line(0)) };
         let start = file.span(at).0;
         let place = match file.reading {
-            Some(_) => Place::Line(file.line(start)),
-            None => Place::Byte(start),
+            Some(_) => Location::Line(file.line(start)),
+            None => Location::Byte(start),
         };
         (file.path.clone(), place)
     }
@@ -141,7 +142,7 @@ impl Corpus {
     }
 }
 
-/// Shorter pieces would cut words.
+/// Shorter pieces would split words.
 const MIN_PIECE: usize = 64;
 
 impl Source {
@@ -182,7 +183,7 @@ impl Source {
         Ok(Source { path: path.into(), text: copy.unwrap_or(file), reading, starts, end, empty })
     }
 
-    /// First and one past the last byte of a unit.
+    /// The first byte of a unit and its end.
     fn span(&self, at: usize) -> (u64, u64) {
         let start = self.starts.get(at).copied().unwrap_or(self.end);
         (start, self.starts.get(at + 1).copied().unwrap_or(self.end))
@@ -211,7 +212,8 @@ impl Source {
         }
     }
 
-    /// The line that begins at a byte. The text before is read again, since only an error asks.
+    /// The number of the line that begins at a byte. This reads the preceding text a second time, because only errors
+    /// need it.
     fn line(&self, start: u64) -> u64 {
         let (mut line, mut at, mut buffer) = (1, 0, vec![0; READ]);
         while at < start {

@@ -1,4 +1,4 @@
-//! The first pass through a file: where its documents are, and what is wrong with them.
+//! The first pass through a file, which finds its documents and their faults.
 
 use super::compression::Compression;
 use super::lines::Reading;
@@ -13,10 +13,10 @@ use twox_hash::XxHash3_64;
 /// Bytes that are read at once.
 pub(super) const READ: usize = 1 << 16;
 
-/// The mark that some editors put before a UTF-8 text.
+/// The byte order mark that some editors put before a UTF-8 text.
 const BYTE_ORDER_MARK: &[u8] = &[0xef, 0xbb, 0xbf];
 
-/// A text that is read from front to back, hashed, and copied where it can be read only once.
+/// Reads a text from front to back, hashes it, and copies it if it can only be read once.
 pub(super) struct Tee<'a> {
     pub(super) path: &'a Path,
     pub(super) compression: Compression,
@@ -63,15 +63,15 @@ impl Tee<'_> {
 
 /// The units of a file.
 pub(super) struct Found {
-    /// Where each begins.
+    /// The offset of each unit.
     pub(super) starts: Vec<u64>,
-    /// Where the last one ends.
+    /// The end of the last unit.
     pub(super) end: u64,
-    /// Documents without text, which are left out.
+    /// Number of documents without text, which are left out.
     pub(super) empty: u64,
 }
 
-/// The pieces of a plain text.
+/// Finds the pieces of a plain text.
 pub(super) fn index_text(tee: &mut Tee<'_>, piece: usize) -> Result<Found, DataError> {
     let (mut starts, mut pending, mut at, mut is_blank) = (Vec::new(), Vec::new(), 0u64, true);
     let enough = piece.max(READ);
@@ -108,7 +108,7 @@ pub(super) fn index_text(tee: &mut Tee<'_>, piece: usize) -> Result<Found, DataE
     Ok(Found { starts, end: at + pending.len() as u64, empty: 0 })
 }
 
-/// The documents of JSON lines.
+/// Finds the documents of JSON lines.
 pub(super) fn index_lines(tee: &mut Tee<'_>, reading: &Reading) -> Result<Found, DataError> {
     let path = tee.path.to_path_buf();
     let (mut starts, mut empty, mut number, mut at) = (Vec::new(), 0, 0u64, 0u64);
@@ -157,7 +157,7 @@ pub(super) fn index_lines(tee: &mut Tee<'_>, reading: &Reading) -> Result<Found,
     Ok(Found { starts, end: at, empty })
 }
 
-/// A [`Tee`] as the standard library reads it, with the error kept as it is.
+/// A [`Tee`] as a reader of the standard library, which keeps the original error.
 struct ByLine<'a, 'b> {
     tee: &'a mut Tee<'b>,
     failed: Option<DataError>,

@@ -1,10 +1,10 @@
-//! A line of JSON: its text, or its conversation.
+//! A line of JSON: its text or its conversation.
 
 use super::{Format, MESSAGES, TEXT};
 use crate::error::LineProblem;
 use serde_json::{Map, Value};
 
-/// What is read from each line.
+/// What to read from each line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
     /// The text of a field.
@@ -14,7 +14,7 @@ pub(super) enum Reading {
 }
 
 impl Reading {
-    /// How lines are read, if the file has lines.
+    /// How to read lines, if the file has lines.
     pub(super) fn of(format: &Format, name: &str) -> Option<Self> {
         let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
         match format {
@@ -25,7 +25,7 @@ impl Reading {
         }
     }
 
-    /// The text of a line.
+    /// Parses a line.
     pub(super) fn text(&self, line: &str) -> Result<Line, LineProblem> {
         let value: Value = serde_json::from_str(line).map_err(|e| LineProblem::Json(json_problem(&e)))?;
         let Value::Object(mut object) = value else { return Err(LineProblem::NoObject) };
@@ -44,7 +44,7 @@ impl Reading {
     }
 }
 
-/// What a line holds.
+/// The contents of a line.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Line {
     Text(String),
@@ -61,7 +61,7 @@ impl Line {
     }
 }
 
-/// A conversation is a list of objects that have a role; what else they hold is the template's business.
+/// Checks that a conversation is a list of objects with a role; their other keys concern only the template.
 fn check_messages(messages: &Value) -> Result<(), LineProblem> {
     const EXPECTED: &str = "a list of objects with \"role\" and \"content\"";
     let Value::Array(list) = messages else { return Err(wrong(MESSAGES, EXPECTED, messages)) };
@@ -79,7 +79,7 @@ fn wrong(field: &str, expected: &'static str, found: &Value) -> LineProblem {
     LineProblem::WrongField { field: field.into(), expected, found: found.to_string() }
 }
 
-/// serde's message without its line, which is always 1 here.
+/// serde's message without its line number, which is always 1 here.
 fn json_problem(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let at = format!(" at line {} column {}", error.line(), error.column());

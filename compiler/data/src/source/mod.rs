@@ -1,14 +1,14 @@
-//! Text from files: which documents there are, found in one pass, and any of them again later.
+//! Text from files: the documents are found in one pass, and any of them can be read later.
 //!
-//! | the file | its documents |
+//! | file | its documents |
 //! |---|---|
 //! | plain text | one, the whole file, read in pieces of some kilobytes that end at a paragraph, a line or a word |
-//! | JSON lines (`.jsonl`, `.ndjson`) | one a line: the text of a field, or the messages of a conversation |
+//! | JSON lines (`.jsonl`, `.ndjson`) | one per line: the text of a field, or the messages of a conversation |
 //!
-//! Each may be compressed with gzip or zstd. [`Corpus::open`] reads every file once from front to back: it finds what is wrong with it, and
-//! notes where each document or piece begins. That is all that stays in memory, eight bytes for each. Documents are read again in the
-//! order of training, so a file has to be one that can be read at any place; a compressed file, or a pipe, is first written to a temporary
-//! file that has no name and vanishes with the process.
+//! Each may be compressed with gzip or zstd. [`Corpus::open`] reads every file once from front to back: it finds
+//! faults, and records the offset of each document or piece, which is all that stays in memory: eight bytes each.
+//! Documents are read again in the order of training, so a file must be readable at any offset. A compressed file or a
+//! pipe is therefore first written to a temporary file without a name, which disappears with the process.
 
 mod compression;
 mod corpus;
@@ -20,13 +20,13 @@ mod text;
 pub use compression::Compression;
 pub use corpus::{Content, Corpus, Unit};
 
-/// How the documents of a file are found.
+/// How to find the documents of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// By the end of the file's name, before `.gz` and `.zst`: `.jsonl` and `.ndjson` are JSON lines whose field is `text`, everything
-    /// else is a text.
+    /// By the extension of the file's name, before `.gz` and `.zst`: `.jsonl` and `.ndjson` are JSON lines with the
+    /// field `text`, any other file is a text.
     ByName,
-    /// JSON lines; the text is in this field.
+    /// JSON lines with the text in this field.
     Field(String),
     /// JSON lines; the field `messages` holds a conversation: a list of objects with `role` and `content`.
     Chat,

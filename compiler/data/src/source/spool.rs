@@ -1,10 +1,10 @@
-//! A copy of a text that can be read at any place: a temporary file without a name.
+//! A copy of a text that can be read at any offset: a temporary file without a name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A new file in the directory of temporary files; it vanishes when it is closed, however the process ends.
+/// A new file in the directory of temporary files; it disappears when it is closed, however the process ends.
 pub(super) fn nameless() -> io::Result<File> {
     static MADE: AtomicU64 = AtomicU64::new(0);
     loop {

@@ -1,33 +1,33 @@
-//! Where a long text is cut into pieces.
+//! Splits a long text into pieces.
 
-/// The end of a piece that begins a text longer than `limit` bytes: after a blank line in its second half, otherwise after the last line,
-/// the last space, or the last whole character.
+/// The end of the first piece of a text that is longer than `limit` bytes: after a blank line in its second half,
+/// otherwise after the last line, the last space, or the last complete character.
 ///
-/// `text` has at least `limit` bytes and begins with a whole character.
+/// `text` has at least `limit` bytes and begins with a complete character.
 pub(super) fn end_of_piece(text: &[u8], limit: usize) -> usize {
     let head = text.get(..limit).unwrap_or(text);
     let half = head.len() / 2;
     let after = |at: Option<usize>, len: usize| at.map(|at| at + len).filter(|&end| end > half);
     let blank = after(head.windows(2).rposition(|two| two == b"\n\n"), 2);
     let line = || after(head.iter().rposition(|&b| b == b'\n'), 1);
-    // A space belongs to the word after it, as tokenizers have it.
+    // A space belongs to the word after it, as in tokenizers.
     let word = || after(head.iter().rposition(|&b| b == b' '), 0);
     blank.or_else(line).or_else(word).unwrap_or_else(|| whole_characters(head))
 }
 
-/// Bytes before the last character that is not whole.
+/// Number of bytes before an incomplete last character.
 fn whole_characters(head: &[u8]) -> usize {
     let last = head.iter().rposition(|&b| b & 0xc0 != 0x80).unwrap_or(0);
     match std::str::from_utf8(head.get(last..).unwrap_or_default()) {
         Ok(_) => head.len(),
-        // Never nothing: a piece has to move on.
+        // Never 0, because a piece must advance.
         Err(_) if last > 0 => last,
         Err(_) => head.len(),
     }
 }
 
-/// The first byte that is not UTF-8 text, for bytes that begin with a whole character. A character that is cut off at the end is wrong only
-/// if nothing follows.
+/// The first invalid byte of a UTF-8 text whose bytes begin with a complete character. A character that is cut off at
+/// the end is only invalid if `is_end`.
 pub(super) fn wrong_byte(bytes: &[u8], is_end: bool) -> Option<usize> {
     match std::str::from_utf8(bytes) {
         Ok(_) => None,

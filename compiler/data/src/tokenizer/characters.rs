@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use twox_hash::XxHash3_64;
 
-/// Characters by their numbers.
+/// An alphabet: characters and their numbers.
 #[derive(Clone, Debug)]
 pub struct Characters {
     characters: Vec<char>,
@@ -27,10 +27,10 @@ impl Characters {
         (numbers.len() == characters.len()).then_some(Characters { characters, numbers })
     }
 
-    /// Those of a model directory, if it has an `alphabet.json`.
+    /// The alphabet of a model directory, if it has an `alphabet.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, or is no alphabet.
+    /// A file that cannot be read, or is not an alphabet.
     pub(super) fn of_dir(dir: &Path) -> Result<Option<Self>, TokenizerError> {
         let file = dir.join(FILE);
         let text = match fs::read_to_string(&file) {
@@ -43,12 +43,12 @@ impl Characters {
         kept.map(Some).ok_or_else(|| TokenizerError::Invalid { file, problem: problem() })
     }
 
-    /// How many there are.
+    /// Number of characters.
     pub fn len(&self) -> usize {
         self.characters.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no characters.
     pub fn is_empty(&self) -> bool {
         self.characters.is_empty()
     }

@@ -1,4 +1,4 @@
-//! What stands beside `tokenizer.json`: special tokens and the chat template.
+//! The files next to `tokenizer.json`: special tokens and the chat template.
 
 use super::error::TokenizerError;
 use serde_json::Value;
@@ -11,20 +11,20 @@ pub(super) const FILE: &str = "tokenizer_config.json";
 pub(super) const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 pub(super) const TEMPLATE: &str = "chat_template.jinja";
 
-/// What the files say.
+/// The contents of the files.
 #[derive(Debug, Default)]
 pub(super) struct Config {
     /// The texts of special tokens by their names: `bos_token`, `eos_token`, ….
     pub(super) tokens: BTreeMap<String, String>,
-    /// The chat template with the file that it is from.
+    /// The chat template and its file.
     pub(super) template: Option<(PathBuf, String)>,
 }
 
 impl Config {
-    /// That of a model directory.
+    /// Reads the files of a model directory.
     pub(super) fn of_dir(dir: &Path) -> Result<Self, TokenizerError> {
         let mut config = Config::default();
-        // The configuration's tokens win over those of the older file.
+        // The configuration's tokens take precedence over those of the older file.
         for name in [SPECIAL_TOKENS, FILE] {
             let Some(json) = json(&dir.join(name))? else { continue };
             for (key, value) in json.as_object().into_iter().flatten() {
@@ -49,13 +49,13 @@ impl Config {
     }
 }
 
-/// A template, or the one called `default` of several.
+/// A template, or the one named `default` of several.
 fn template_text(template: &Value) -> Option<&str> {
     let named = |named: &&Value| named.get("name").and_then(Value::as_str) == Some("default");
     template.as_str().or_else(|| template.as_array()?.iter().find(named)?.get("template")?.as_str())
 }
 
-/// A file's text; `None` if there is no such file.
+/// Reads a file; `None` if it does not exist.
 pub(super) fn read(file: &Path) -> Result<Option<String>, TokenizerError> {
     match fs::read_to_string(file) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

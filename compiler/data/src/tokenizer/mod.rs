@@ -1,11 +1,11 @@
-//! Text as tokens and back: the tokenizer of a model directory.
+//! Encoding text as tokens and decoding it: the tokenizer of a model directory.
 //!
 //! | question | file |
 //! |---|---|
 //! | a directory's `tokenizer.json`, its special tokens | `pretrained` |
-//! | characters as tokens, for models that were trained on them | `characters` |
-//! | a conversation as text, and which of it are answers | `template`, `python` |
-//! | tokens that arrive one by one as text | `stream` |
+//! | a conversation as text, and which parts of it are answers | `template`, `python` |
+//! | decoding tokens one by one | `stream` |
+//! | training a tokenizer | `train` |
 //! | a tokenizer from a text | `train` |
 
 mod characters;
@@ -30,30 +30,29 @@ use std::path::Path;
 /// How text becomes tokens.
 #[derive(Debug)]
 pub enum Tokenizer {
-    /// By the `tokenizer.json` of a model directory.
+    /// The `tokenizer.json` of a model directory.
     Pretrained(Box<Pretrained>),
-    /// Each character is one, by its number in an alphabet.
+    /// Each character is a token, with its number in an alphabet.
     Characters(Characters),
 }
 
-/// Tokens, and the bytes of the text that each stands for.
+/// Tokens, and the bytes of the text that each token covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoded {
     /// Token numbers.
     pub ids: Vec<u32>,
-    /// The bytes of the text; empty for tokens that were added to it.
+    /// The byte ranges in the text; empty for tokens that were added to it.
     pub bytes: Vec<Range<usize>>,
 }
 
-/// The files of a model directory that a tokenizer is read from; a directory that is saved keeps copies of them.
+/// The files of a model directory that define a tokenizer; a saved directory gets copies of them.
 pub const FILES: [&str; 4] = [pretrained::FILE, config::FILE, config::SPECIAL_TOKENS, config::TEMPLATE];
 
 impl Tokenizer {
-    /// The tokenizer of a model directory: its `tokenizer.json` with the special tokens and the chat template beside it, otherwise its
-    /// `alphabet.json`. `None` if it has neither. `now` is the time that a template may ask for, in seconds since 1970.
-    ///
+    /// The tokenizer of a model directory: its `tokenizer.json` with special tokens and chat template, otherwise its
+    /// `alphabet.json`; `None` if it has neither. `now` is the current time for templates, in seconds since 1970.
     /// # Errors
-    /// Files that cannot be read or are broken; a directory whose tokenizer is in another format only.
+    /// Files that cannot be read or are broken; a directory whose tokenizer only exists in another format.
     pub fn of_dir(dir: &Path, now: u64) -> Result<Option<Self>, TokenizerError> {
         if let Some(pretrained) = Pretrained::of_dir(dir, now)? {
             return Ok(Some(Tokenizer::Pretrained(Box::new(pretrained))));
@@ -61,10 +60,10 @@ impl Tokenizer {
         Ok(Characters::of_dir(dir)?.map(Tokenizer::Characters))
     }
 
-    /// The tokens of a text as the model expects a text: with the tokens that the tokenizer puts around it.
+    /// Encodes a text in the form that the model expects, with the tokens that the tokenizer puts around it.
     ///
     /// # Errors
-    /// A text that the tokenizer does not take.
+    /// A text that the tokenizer rejects.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         match self {
             Tokenizer::Pretrained(pretrained) => Ok(pretrained.encode(text, true)?.ids),
@@ -72,10 +71,10 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens of a text and nothing else, with their places in it.
+    /// Encodes only the text itself, with the byte ranges of the tokens.
     ///
     /// # Errors
-    /// As [`Tokenizer::encode`].
+    /// The errors of [`Tokenizer::encode`].
     pub fn encode_bare(&self, text: &str) -> Result<Encoded, TokenizerError> {
         match self {
             Tokenizer::Pretrained(pretrained) => pretrained.encode(text, false),
@@ -83,10 +82,10 @@ impl Tokenizer {
         }
     }
 
-    /// The text of tokens, without special tokens. Bytes that are no character become U+FFFD.
+    /// Decodes tokens without special tokens. Bytes that do not form a character become U+FFFD.
     ///
     /// # Errors
-    /// A number that is no token.
+    /// A number that is not a token.
     pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         match self {
             Tokenizer::Pretrained(pretrained) => pretrained.decode(ids),
@@ -94,7 +93,7 @@ impl Tokenizer {
         }
     }
 
-    /// The text of tokens that arrive one by one, in pieces that are whole characters.
+    /// A decoder for tokens that arrive one by one, which returns complete characters.
     pub fn decoder(&self) -> Decoder<'_> {
         Decoder::new(self)
     }
@@ -107,7 +106,7 @@ impl Tokenizer {
         }
     }
 
-    /// One more than the largest token: the rows that a model's table needs.
+    /// One more than the largest token: the number of rows that a model's embedding needs.
     pub fn size(&self) -> usize {
         match self {
             Tokenizer::Pretrained(pretrained) => pretrained.size(),
@@ -115,7 +114,7 @@ impl Tokenizer {
         }
     }
 
-    /// The tokens that stand before and after every text.
+    /// The tokens before and after every text.
     pub fn frame(&self) -> (&[u32], &[u32]) {
         match self {
             Tokenizer::Pretrained(pretrained) => pretrained.frame(),
@@ -133,23 +132,23 @@ impl Tokenizer {
         self.pretrained()?.special().eos
     }
 
-    /// The token of padding: that of the tokenizer, otherwise the one that ends a text, otherwise 0.
+    /// The padding token: that of the tokenizer, otherwise the token that ends a text, otherwise 0.
     pub fn pad(&self) -> u32 {
         let special = self.pretrained().map(Pretrained::special);
         special.and_then(|special| special.pad.or(special.eos)).unwrap_or(0)
     }
 
-    /// The token that stands for a word to guess, if there is one.
+    /// The token that replaces a word to predict, if there is one.
     pub fn mask(&self) -> Option<u32> {
         self.pretrained()?.special().mask
     }
 
-    /// How conversations become text, if the directory says so.
+    /// The template for conversations, if the directory has one.
     pub fn template(&self) -> Option<&Template> {
         self.pretrained()?.template()
     }
 
-    /// A number that another tokenizer, or the same one with another chat template, would not have.
+    /// A hash of the tokenizer and its chat template.
     pub fn fingerprint(&self) -> u64 {
         match self {
             Tokenizer::Pretrained(pretrained) => pretrained.fingerprint(),

@@ -1,4 +1,4 @@
-//! The tokenizer that a model directory brings.
+//! The tokenizer of a model directory.
 
 use super::Encoded;
 use super::config::{Config, invalid, read};
@@ -10,7 +10,7 @@ use twox_hash::XxHash3_64;
 
 pub(super) const FILE: &str = "tokenizer.json";
 
-/// Other files that describe a tokenizer.
+/// Files of other tokenizer formats.
 const OTHERS: [&str; 7] = [
     "tokenizer.model",
     "vocab.json",
@@ -43,10 +43,10 @@ pub(super) struct Special {
 }
 
 impl Pretrained {
-    /// Reads `tokenizer.json` and what stands beside it; `None` if the directory has no tokenizer.
+    /// Reads `tokenizer.json` and the files next to it; `None` if the directory has no tokenizer.
     ///
     /// # Errors
-    /// As [`super::Tokenizer::of_dir`].
+    /// The errors of [`super::Tokenizer::of_dir`].
     pub(super) fn of_dir(dir: &Path, now: u64) -> Result<Option<Self>, TokenizerError> {
         let file = dir.join(FILE);
         let Some(text) = read(&file)? else {
@@ -60,7 +60,7 @@ impl Pretrained {
 
     fn new(file: &Path, text: &str, config: Config, now: u64) -> Result<Self, TokenizerError> {
         let mut inner = tokenizers::Tokenizer::from_bytes(text).map_err(|e| invalid(file, &e.to_string()))?;
-        // Batches are packed and padded here.
+        // tpc packs and pads batches itself.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| invalid(file, &e.to_string()))?;
         let id = |name: &str| inner.token_to_id(config.tokens.get(name)?);

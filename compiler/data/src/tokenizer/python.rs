@@ -1,11 +1,11 @@
-//! What chat templates expect of Python: its JSON and its dates.
+//! Features of Python that chat templates use: its JSON and its dates.
 
 use serde_json::Value;
 
-/// How a value is written as JSON.
+/// How to write a value as JSON.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Json {
-    /// Spaces for each level, if every element has a line of its own.
+    /// Spaces per level, if every element is on a separate line.
     pub(super) indent: Option<usize>,
     /// Whether the keys of objects are sorted.
     pub(super) sorted: bool,
@@ -14,7 +14,7 @@ pub(super) struct Json {
 }
 
 impl Json {
-    /// The value as Python's `json.dumps` writes it: with a space after each comma and colon.
+    /// Formats the value like Python's `json.dumps`, with a space after each comma and colon.
     pub(super) fn text(self, value: &Value) -> String {
         let mut out = String::new();
         self.write(value, 0, &mut out);
@@ -109,7 +109,7 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// A time, in seconds since 1970 in UTC, as `strftime` writes it; `None` for a directive that is not known.
+/// Formats a time, in seconds since 1970 in UTC, like `strftime`; `None` for an unknown directive.
 pub(super) fn strftime(format: &str, now: u64) -> Option<String> {
     let (days, seconds) = (now / 86_400, now % 86_400);
     let (year, month, day) = civil(days);
@@ -149,7 +149,8 @@ pub(super) fn strftime(format: &str, now: u64) -> Option<String> {
     Some(out)
 }
 
-/// Year, month and day of a day since 1970, in the Gregorian calendar (Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+/// Year, month and day of a number of days since 1970, in the Gregorian calendar (Hinnant, "chrono-Compatible Low-Level
+/// Date Algorithms").
 fn civil(days: u64) -> (u64, u64, u64) {
     let z = days + 719_468;
     let era = z / 146_097;
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// Values of Python's `json.dumps`.
+    /// Values from Python's `json.dumps`.
     #[test]
     fn json_is_pythons() {
         let value = json!({"b": [1, 2.5, null, true], "a": {"é": "x\n\"\u{1}😀"}, "c": [], "d": {}});
@@ -180,7 +181,7 @@ mod tests {
         );
     }
 
-    /// Values of Python's `datetime`.
+    /// Values from Python's `datetime`.
     #[test]
     fn dates_are_pythons() {
         let leap = 1_709_210_096; // 2024-02-29 12:34:56

@@ -1,25 +1,26 @@
-//! Tokens that arrive one by one, as text.
+//! Decodes tokens that arrive one by one.
 
 use super::Tokenizer;
 use super::error::TokenizerError;
 
-/// What a decoder writes for bytes that are no character, or not yet.
+/// The decoder's output for bytes that do not form a character, or not yet.
 const REPLACEMENT: char = '\u{fffd}';
 
-/// Most tokens that are held back in the hope that they become a character. A character has at most four bytes.
+/// Maximum number of tokens that are held back because they may still form a character. A character has at most four
+/// bytes.
 const MOST_HELD: usize = 8;
 
-/// The text of tokens that arrive one by one. What it gives is whole characters only: a character whose bytes are several tokens comes with
-/// the last of them.
+/// Decodes tokens that arrive one by one. It returns complete characters only: a character whose bytes are several
+/// tokens is returned with the last of them.
 ///
-/// A token's text may depend on the one before it (a space at the beginning of a text, for example), so each piece is the difference of
-/// two texts that begin some tokens earlier.
+/// A token's text may depend on the one before it (for example, a space at the beginning of a text), so each piece is
+/// the difference of two texts that begin some tokens earlier.
 #[derive(Debug)]
 pub struct Decoder<'a> {
     tokenizer: &'a Tokenizer,
-    /// Tokens that are not yet given, after those that they depend on.
+    /// Tokens that were not returned yet, after the tokens that they depend on.
     ids: Vec<u32>,
-    /// How many of them have been given.
+    /// How many of these tokens were returned.
     given: usize,
 }
 
@@ -28,10 +29,10 @@ impl<'a> Decoder<'a> {
         Decoder { tokenizer, ids: Vec::new(), given: 0 }
     }
 
-    /// The text that a further token makes certain; may be empty.
+    /// The text that is certain after a further token; may be empty.
     ///
     /// # Errors
-    /// A number that is no token, after which the decoder is as it was.
+    /// A number that is not a token, after which the decoder is unchanged.
     pub fn push(&mut self, id: u32) -> Result<String, TokenizerError> {
         self.ids.push(id);
         let text = self.rest().inspect_err(|_| _ = self.ids.pop())?;
@@ -45,21 +46,21 @@ impl<'a> Decoder<'a> {
         Ok(text)
     }
 
-    /// What is left: bytes that never became a character, as U+FFFD.
+    /// The remaining text: bytes that never formed a character, as U+FFFD.
     ///
     /// # Errors
-    /// None that [`Decoder::push`] has not told.
+    /// None beyond those of [`Decoder::push`].
     pub fn finish(self) -> Result<String, TokenizerError> {
         self.rest()
     }
 
-    /// The text of the tokens that have not been given.
+    /// The text of the tokens that were not returned.
     fn rest(&self) -> Result<String, TokenizerError> {
         let before = self.tokenizer.decode(&self.ids[..self.given])?;
         let all = self.tokenizer.decode(&self.ids)?;
         Ok(match all.strip_prefix(&before) {
             Some(rest) => rest.to_string(),
-            // A text that changes with what follows: the tokens by themselves.
+            // A text that changes with later tokens: decodes the tokens separately.
             None => self.tokenizer.decode(&self.ids[self.given..])?,
         })
     }

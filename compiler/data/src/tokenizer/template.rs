@@ -1,7 +1,8 @@
-//! Conversations as text: the chat template of a model directory, as transformers renders it.
+//! Conversations as text: renders the chat template of a model directory like transformers.
 //!
-//! Templates are Jinja with what transformers adds: `raise_exception`, `strftime_now`, a `tojson` that writes Python's JSON, the methods of
-//! Python's strings, lists and dictionaries, loop controls, and `{% generation %}` blocks around what the model is to learn to say.
+//! Templates are Jinja with transformers' additions: `raise_exception`, `strftime_now`, a `tojson` that writes Python's
+//! JSON, the methods of Python's strings, lists and dictionaries, loop controls, and `{% generation %}` blocks around
+//! the text that the model learns to generate.
 
 use super::error::TokenizerError;
 use super::python::{Json, strftime};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub struct Template {
     environment: Environment<'static>,
     file: PathBuf,
-    /// Whether it says itself what answers are.
+    /// Whether the template marks answers itself.
     marks: bool,
     tokens: BTreeMap<String, String>,
 }
@@ -29,27 +30,28 @@ pub struct Template {
 pub struct Rendered {
     /// The text.
     pub text: String,
-    /// The bytes of it that are answers.
+    /// The byte ranges that are answers.
     pub answers: Vec<Range<usize>>,
 }
 
 const NAME: &str = "chat";
 
-/// Begin and end of an answer in a template's text: two of the code points that are never characters.
+/// Begin and end of an answer in a template's text: two code points that are never characters.
 const BEGIN: char = '\u{fdd0}';
 const END: char = '\u{fdd1}';
 
-/// The filter that a `{% generation %}` block becomes.
+/// The filter that replaces a `{% generation %}` block.
 const ANSWER: &str = "tpc_answer";
 
 /// The role whose messages are answers.
 const ASSISTANT: &str = "assistant";
 
 impl Template {
-    /// A template with the texts of the special tokens that it may name; `now` is the time that it may ask for, in seconds since 1970.
+    /// A template with the texts of the special tokens that it may use; `now` is the current time for the template, in
+    /// seconds since 1970.
     ///
     /// # Errors
-    /// A template that is not Jinja.
+    /// A template that is not valid Jinja.
     pub(super) fn new(
         file: PathBuf,
         source: &str,
@@ -76,24 +78,24 @@ impl Template {
         Ok(Template { environment, file, marks, tokens: tokens.clone() })
     }
 
-    /// A conversation as text; with `prompt`, up to where the next answer begins.
+    /// Renders a conversation; with `prompt`, up to where the next answer begins.
     ///
     /// # Errors
-    /// A template that fails on it or refuses it.
+    /// A template that fails on the conversation or rejects it.
     pub fn render(&self, messages: &Message, tools: Option<&Message>, prompt: bool) -> Result<String, TokenizerError> {
         let text = self.marked(messages, tools, prompt)?;
         Ok(if self.marks { text.replace([BEGIN, END], "") } else { text })
     }
 
-    /// A conversation as text, and which of it are answers: what stands in `{% generation %}` blocks, or, in a template without them, what
-    /// each message of the assistant adds to the text with the prompt for it.
+    /// Renders a conversation and finds its answers: the contents of `{% generation %}` blocks or, for a template
+    /// without them, the text that each message of the assistant adds to the prompt for it.
     ///
     /// # Errors
-    /// As [`Template::render`]; a conversation without answers; a template that does not show where they are.
+    /// The errors of [`Template::render`]; a conversation without answers; a template that does not show where they are.
     pub fn answers(&self, messages: &Message, tools: Option<&Message>) -> Result<Rendered, TokenizerError> {
         let rendered = if self.marks {
             let text = self.marked(messages, tools, false)?;
-            // The marks themselves would shift what they mark.
+            // The marks would shift the ranges that they mark.
             if let Some(marker) = [BEGIN, END].into_iter().find(|&mark| messages.to_string().contains(mark)) {
                 return Err(TokenizerError::Marker(marker.into()));
             }
@@ -107,7 +109,8 @@ impl Template {
         }
     }
 
-    /// The answers of a template without blocks: the text with a message begins with the text up to it and the prompt for it.
+    /// The answers of a template without blocks: the text with a message begins with the text up to it and the prompt
+    /// for it.
     fn compared(&self, messages: &Message, tools: Option<&Message>) -> Result<Rendered, TokenizerError> {
         let text = self.marked(messages, tools, false)?;
         let list = messages.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -127,7 +130,7 @@ impl Template {
         Ok(Rendered { text, answers })
     }
 
-    /// The template's text, with marks.
+    /// Renders the template with marks.
     fn marked(&self, messages: &Message, tools: Option<&Message>, prompt: bool) -> Result<String, TokenizerError> {
         let failed = |e: Error| failure(&self.file, &e);
         let template = self.environment.get_template(NAME).map_err(failed)?;
@@ -152,8 +155,8 @@ fn failure(file: &Path, error: &Error) -> TokenizerError {
     TokenizerError::Template { file: file.into(), line: error.line(), problem }
 }
 
-/// A template whose `{% generation %}` blocks are filters that mark their text, and whether there are any. Such a block is no word of
-/// Jinja; a filter block treats white space around it in the same way.
+/// Replaces the `{% generation %}` blocks of a template by filters that mark their text, and returns whether there are
+/// any. Jinja has no such block; a filter block treats white space around it in the same way.
 fn with_answers(source: &str) -> (String, bool) {
     let (mut out, mut rest, mut marks) = (String::with_capacity(source.len()), source, false);
     while let Some(at) = rest.find("{%") {

@@ -1,5 +1,5 @@
-//! A tokenizer from a text: byte-level byte pair encoding (Sennrich, Haddow, Birch, 2016; over bytes as in GPT-2), which has a token for
-//! every byte and so for every text.
+//! Trains a tokenizer on a text: byte-level byte pair encoding (Sennrich, Haddow, Birch, 2016; over bytes as in GPT-2),
+//! which has a token for every byte and can therefore encode every text.
 
 use super::config;
 use super::error::TokenizerError;
@@ -15,37 +15,38 @@ use tokenizers::normalizers::NormalizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
-/// The special token that ends a text, token 0: also the one that begins one, and that of padding.
+/// The special token that ends a text, token 0; it also begins a text and is the padding token.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// The special token that stands for a word to guess, token 1 where there is one.
+/// The special token that replaces a word to predict; token 1 if it exists.
 pub const MASK: &str = "<|mask|>";
 
 /// A pair of tokens that occurs less often does not become a token.
 const LEAST: u64 = 2;
 
-/// A byte has so many values.
+/// Number of byte values.
 const BYTES: usize = 256;
 
-/// A trained tokenizer, as the texts of its files.
+/// A trained tokenizer, as the contents of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trained {
-    /// `tokenizer.json`.
+    /// The contents of `tokenizer.json`.
     pub tokenizer: String,
-    /// `tokenizer_config.json`.
+    /// The contents of `tokenizer_config.json`.
     pub config: String,
-    /// Tokens that it has: fewer than were asked for if the text has no more pairs that occur twice.
+    /// Number of tokens: fewer than requested if the text has no more pairs that occur twice.
     pub size: usize,
 }
 
-/// Trains a tokenizer of at most `vocab` tokens on all documents of a corpus, of conversations on what is said in them. Token 0 is
-/// [`END_OF_TEXT`]; `special` are further tokens that are never cut, such as those of a chat template; a model that guesses `masked` tokens
-/// has [`MASK`].
+/// Trains a tokenizer with at most `vocab` tokens on all documents of a corpus; of conversations, on the messages.
+/// Token 0 is [`END_OF_TEXT`]; `special` are further tokens that are never split, such as those of a chat template; a
+/// tokenizer for a model that predicts `masked` tokens has [`MASK`].
 ///
-/// The text is streamed: in memory is each distinct word of it once.
+/// The text is streamed: each distinct word is in memory once.
 ///
 /// # Errors
-/// A vocabulary that has no room for the bytes; special tokens that are empty or given twice; a file that cannot be read any more.
+/// A vocabulary that is too small for the bytes; special tokens that are empty or repeated; a file that can no longer
+/// be read.
 pub fn train(corpus: &Corpus, vocab: usize, special: &[String], masked: bool) -> Result<Trained, TrainError> {
     let own = [Some(END_OF_TEXT), masked.then_some(MASK)];
     let all: Vec<&str> = own.into_iter().flatten().chain(special.iter().map(String::as_str)).collect();
@@ -106,15 +107,15 @@ pub fn train(corpus: &Corpus, vocab: usize, special: &[String], masked: bool) ->
 /// Why a tokenizer could not be trained.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The options.
+    /// An error of the options.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// The text.
+    /// An error of the text.
     #[error(transparent)]
     Data(#[from] DataError),
 }
 
-/// What is said in a document.
+/// The text of a document; for a conversation, its messages.
 fn text(content: Content) -> String {
     match content {
         Content::Text { text, .. } => text,
@@ -127,10 +128,10 @@ fn text(content: Content) -> String {
 }
 
 impl Trained {
-    /// Writes both files into a directory, which is made if need be.
+    /// Writes both files into a directory, which is created if needed.
     ///
     /// # Errors
-    /// A directory that does not take them.
+    /// A directory that rejects them.
     pub fn save(&self, dir: &Path) -> Result<(), TokenizerError> {
         let io = |file: &Path| {
             let file = file.to_path_buf();
@@ -138,7 +139,7 @@ impl Trained {
         };
         fs::create_dir_all(dir).map_err(io(dir))?;
         for (name, text) in [(pretrained::FILE, &self.tokenizer), (config::FILE, &self.config)] {
-            // Whole or not at all: a reader may be there already.
+            // Replaced atomically, because a reader may exist already.
             let (file, temporary) = (dir.join(name), dir.join(format!(".{name}.{}.partial", std::process::id())));
             let written = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &file));
             if written.is_err() {

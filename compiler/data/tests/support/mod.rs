@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Tokenizer};
+use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Recipe, Split, Tokenizer};
 
 /// A directory that is removed at the end of its test.
 pub struct Temporary(pub PathBuf);
@@ -75,7 +75,7 @@ pub fn recipe(corpus: Corpus, tokenizer: Tokenizer, seq: usize) -> Recipe {
     Recipe {
         corpus: Arc::new(corpus),
         tokenizer: Arc::new(tokenizer),
-        part: Part::All,
+        split: Split::All,
         seq,
         packing: Packing::Packed,
         objective: Objective::Next,

@@ -1,9 +1,9 @@
-//! One loss curve beside another.
+//! Compares two loss curves.
 
-/// How far apart, relatively, two runs of one computation may drift by the order of their sums.
+/// How far two runs of one computation may drift apart, relatively, because of the order of their sums.
 const TOLERANCE: f64 = 1e-3;
 
-/// Prints some points of two curves and their largest difference. Gives whether they are equal.
+/// Prints some points of two curves and their largest difference. Returns whether they are equal.
 pub fn compare(losses: &[f64], alone: &[f64], ranks: usize) -> bool {
     println!("\n{:>6}{:>12}{:>12}{:>12}", "step", format!("{ranks} ranks"), "1 rank", "relative");
     let difference = |(a, b): (&f64, &f64)| (a - b).abs() / b.abs();

@@ -1,16 +1,17 @@
-//! The main job: a language model from a text, on two ranks of this process.
+//! The main job: trains a language model on a text, on two ranks of this process.
 //!
-//! `cargo run --release -p tpc-examples` goes the whole way on the King James New Testament: it trains a tokenizer, shards a
-//! small decoder with the plan `tp`, trains it with a schedule and a validation loss, says what the ranks exchanged and hold,
-//! trains the same model on one rank, whose loss curve must be equal, and writes text with the trained model and its cache.
+//! `cargo run --release -p tpc-examples` runs all steps on the King James New Testament: it trains a tokenizer, shards
+//! a small decoder with the plan `tp`, trains it with a schedule and a validation loss, and reports what the ranks
+//! exchanged and hold. It then trains the same model on one rank, whose loss curve must be equal, and generates text
+//! with the trained model and its cache.
 //!
 //! | what | file |
 //! |---|---|
 //! | the tokenizer, and the batches | `text.rs` |
-//! | the model, and its training | `training.rs` |
+//! | the model and its training | `training.rs` |
 //! | what the ranks exchanged and hold | `ranks.rs` |
-//! | one loss curve beside another | `curves.rs` |
-//! | text from the trained model | `writing.rs` |
+//! | comparing two loss curves | `curves.rs` |
+//! | generating text with the trained model | `writing.rs` |
 
 mod curves;
 mod ranks;
@@ -26,21 +27,22 @@ use text::Text;
 use tpc::prelude::*;
 use training::Run;
 
-/// Trains a tokenizer and a small language model on ranks of this process, compares with one rank, and lets it write.
+/// Train a tokenizer and a small language model on ranks of this process, compare with one rank, and generate text
 #[derive(Parser)]
 struct Options {
-    /// Training steps.
+    /// Number of training steps
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(2..))]
     steps: u64,
-    /// Ranks of the mesh axis `tp`.
+    /// Number of ranks along the mesh axis `tp`
     #[arg(long, default_value_t = 2)]
     ranks: usize,
-    /// Directory for the trained model and its tokenizer, which `tpc generate` and transformers read [default: they are not kept].
+    /// Directory for the trained model and its tokenizer, which `tpc generate` and transformers can read [default: they
+    /// are not kept]
     #[arg(long)]
     save: Option<PathBuf>,
 }
 
-/// Goes the whole way, with the model in this directory. Gives whether the two curves are equal.
+/// Runs all steps, with the model in this directory. Returns whether the two curves are equal.
 fn run(options: &Options, dir: &Path) -> Result<bool, Box<dyn Error>> {
     let text = Text::new(dir)?;
     let (mesh, plan) = (Mesh::new([("tp", options.ranks)])?, Plan::built_in("tp")?);
@@ -64,7 +66,7 @@ fn main() -> ExitCode {
     let done = run(&options, &dir);
     match &options.save {
         Some(dir) => println!("the model is in {}", dir.display()),
-        // What is left there is temporary, and the run's own result counts.
+        // A leftover directory is temporary, and the result of the run matters more.
         None => _ = std::fs::remove_dir_all(&dir),
     }
     match done {

@@ -1,4 +1,4 @@
-//! What the ranks exchanged, and what they hold.
+//! Prints what the ranks exchanged, and what they hold.
 
 use std::collections::BTreeMap;
 use tpc::{InputKind, RankProgram, Session};
@@ -7,7 +7,7 @@ fn mib(bytes: f64) -> f64 {
     bytes / f64::from(1 << 20)
 }
 
-/// What the communicator of rank 0 counted. The first step is a program of its own; the others share one.
+/// Prints the counters of rank 0's communicator. The first step has a separate program; the others share one.
 pub fn print_collectives(session: &Session, steps: u64) {
     let predicted = session.program(0).collectives().count() as u64;
     let (mut executed, mut bytes) = (0, 0.0);
@@ -34,14 +34,14 @@ pub fn print_collectives(session: &Session, steps: u64) {
     println!("together {:.2} MiB sent; {} collectives executed, {} predicted", mib(bytes), executed, predicted * steps);
 }
 
-/// `model.layers.3.mlp` is one of `model.layers.*.mlp`.
+/// Replaces numbers in a path: `model.layers.3.mlp` becomes `model.layers.*.mlp`.
 fn with_star(name: &str) -> String {
     let star = |part| if str::parse::<usize>(part).is_ok() { "*" } else { part };
     name.split('.').map(star).collect::<Vec<_>>().join(".")
 }
 
-/// Sizes in bytes of the inputs of one kind: the parts that this rank holds, all inputs whole, and, by name, the inputs that this rank
-/// holds whole.
+/// Sizes in bytes of the inputs of one kind: the parts that this rank holds, all whole inputs, and, by name, the inputs
+/// that this rank holds completely.
 fn held(program: &RankProgram, kind: InputKind) -> (usize, usize, BTreeMap<String, usize>) {
     let (mut local, mut global, mut whole) = (0, 0, BTreeMap::new());
     for input in program.inputs.iter().filter(|i| i.kind == kind) {
@@ -66,7 +66,7 @@ pub fn print_memory(session: &Session) {
         println!("{rank:>4}{:>12.2}{:>12.2}{:>12.2}{:>12.2}", row[0], row[1], row[2], row[3]);
     }
     let (_, global, whole) = held(session.program(0), InputKind::Parameter);
-    // Training and validation take turns in one arena, which is as large as the larger of the two needs.
+    // Training and validation alternate in one arena, which has the larger of the two sizes.
     let predicted = |rank: usize| session.programs().map(|ranks| ranks[rank].arena_bytes).max();
     let exact = (0..session.ranks()).all(|rank| predicted(rank) == Some(session.allocated_bytes(rank)));
     println!("arenas hold parameters, optimizer state and all that lives during a step; as predicted: {exact}");

@@ -10,14 +10,14 @@ use tpc_data::tokenizer::train;
 use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Stream, Tokenizer, piece};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/kjv-new-testament.txt");
-/// Sequences in a batch, and tokens in each.
+/// Number of sequences in a batch, and of tokens in each.
 pub const BATCH: usize = 8;
 pub const SEQ: usize = 128;
-/// Tokens of the vocabulary.
+/// Size of the vocabulary.
 const VOCABULARY: usize = 2048;
-/// The share of the text that is not trained on.
+/// The held-out share of the text.
 const HELD_OUT: f64 = 0.05;
-/// The seed of everything that is drawn.
+/// The seed of all random numbers.
 pub const SEED: u64 = 1;
 
 /// Sequences of tokens.
@@ -25,7 +25,7 @@ pub const SEED: u64 = 1;
 pub struct Tokens {
     /// `[batch, sequence]`.
     pub ids: Tensor<2, Int>,
-    /// The same tokens, with [`tpc::models::IGNORE`] where there are none; the model shifts them itself.
+    /// The same tokens, with [`tpc::models::IGNORE`] for padding; the model shifts them itself.
     pub labels: Tensor<2, Int>,
 }
 
@@ -36,7 +36,7 @@ impl From<tpc_data::Batch> for Tokens {
     }
 }
 
-/// A text that is trained on, but for a part of it.
+/// A text to train on, except for a held-out part.
 pub struct Text {
     pub tokenizer: Arc<Tokenizer>,
     training: Recipe,
@@ -70,19 +70,19 @@ impl Text {
         Ok(Text { tokenizer, training })
     }
 
-    /// Batches to train on, without end: the same ones for every run.
+    /// Training batches without end, which are the same for every run.
     pub fn batches(&self) -> Result<Stream, Box<dyn Error>> {
         Ok(Stream::start(self.training.clone(), None, None)?)
     }
 
-    /// All batches of the text that is not trained on.
+    /// All batches of the held-out text.
     pub fn held_out(&self) -> Result<Vec<Tokens>, Box<dyn Error>> {
         let recipe = Recipe { part: Part::Only(HELD_OUT), shuffled: false, ..self.training.clone() };
         let (mut stream, mut batches) = (Stream::start(recipe, None, Some(1))?, Vec::new());
         while let Some(batch) = stream.next(BATCH)? {
             batches.push(batch);
         }
-        // A last batch that is not full counts no less than the others: it is left out.
+        // A partial last batch would count as much as the others, so it is left out.
         batches.retain(|batch| batch.tokens == BATCH * SEQ);
         Ok(batches.into_iter().map(Tokens::from).collect())
     }

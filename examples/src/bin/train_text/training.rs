@@ -1,4 +1,4 @@
-//! The model, and its training on a mesh.
+//! The model and its training on a mesh.
 
 use crate::text::{BATCH, SEED, SEQ, Text, Tokens};
 use burn::lr_scheduler::{LrScheduler, LrSchedulerRecord};
@@ -12,10 +12,10 @@ use tpc::models::{Model, ModelConfig};
 use tpc::prelude::*;
 use tpc::{ByDimensions, Evaluation};
 
-/// How often the loss on held-out text is taken in a run.
+/// How often a run computes the loss on held-out text.
 const EVALUATIONS: u64 = 6;
 
-/// A small decoder: rotary positions, RMS norms, SwiGLU; a `config.json` as Hugging Face has them.
+/// A small decoder with rotary positions, RMS norms and SwiGLU, as a `config.json` of Hugging Face.
 pub fn config(text: &Text) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": text.tokenizer.size(), "hidden_size": 128,
@@ -26,8 +26,8 @@ pub fn config(text: &Text) -> Value {
     })
 }
 
-/// A warm-up, then half a cosine. With a larger rate training is chaotic: a gain that is changed by 1e-6 changes the loss by
-/// half a percent some hundred steps later, on one rank as well, and curves cannot be compared.
+/// A warm-up, then half a cosine. With a larger rate, training is chaotic: changing a gain by 1e-6 changes the loss by
+/// half a percent some hundred steps later, even on one rank, and curves cannot be compared.
 #[derive(Clone)]
 struct WarmUpAndCosine {
     step: u64,
@@ -62,7 +62,7 @@ fn loss(model: &Model, Tokens { ids, labels }: Tokens) -> Tensor<1> {
     model.loss(model.forward(ids.into()), labels)
 }
 
-/// Trains on a mesh by a plan. The same seeds give the same parameters and batches on every mesh.
+/// Trains on a mesh with a plan. The same seeds give the same parameters and batches on every mesh.
 pub fn train(text: &Text, (mesh, plan): (Mesh, Plan), steps: u64) -> Result<Run, Box<dyn Error>> {
     let (config, begin) = (ModelConfig::from_json(&config(text), "the main job".as_ref())?, Instant::now());
     let ranks = format!("{} rank{}", mesh.ranks(), if mesh.ranks() == 1 { "" } else { "s" });

@@ -1,4 +1,4 @@
-//! Text from the trained model.
+//! Generates text with the trained model.
 
 use crate::text::{SEED, SEQ, Text};
 use std::error::Error;
@@ -11,8 +11,8 @@ use tpc::prelude::*;
 
 const PROMPT: &str = "And Jesus said unto them,";
 
-/// Goes on from a prompt with the model of a directory. Each new token is computed from the cache of those before it, which is
-/// sharded like the attention that reads it.
+/// Continues a prompt with the model of a directory. Each new token is computed from the cache of earlier tokens, which
+/// is sharded like the attention that reads it.
 pub fn write(dir: &Path, text: &Text, mesh: &Mesh, plan: &Plan) -> Result<(), Box<dyn Error>> {
     let prompt: Vec<i64> = text.tokenizer.encode(PROMPT)?.into_iter().map(i64::from).collect();
     let limits = Limits { batch: 1, prompt: prompt.len(), new_tokens: SEQ - prompt.len() };

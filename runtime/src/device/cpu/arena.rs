@@ -1,27 +1,28 @@
-//! One aligned block of memory per rank.
+//! The arena of a rank: one aligned block of memory.
 
 use crate::comm::shared_memory::{Growth, Handle, Region};
 use crate::device::extent::{Extent, resolve};
 use tpc_ir::program::{Buffer, View};
 
-/// The memory of one rank, zeroed at first. Its size is exactly what its programs ask for: it grows, where it lies, for one that asks for
-/// more.
+/// The memory of one rank, initially zero. Its size is exactly the size that its programs ask for: it grows in place
+/// for a program that needs more.
 ///
-/// It is only a place and a size: whoever reads or writes through [`Arena::base`] has to order the accesses (the session does so with
-/// the start and end of a step, communicators with arrival and completion of a collective).
+/// An arena only consists of an address and a size. Code that accesses memory through [`Arena::base`] has to order the
+/// accesses: the session does so with the start and end of a step, communicators with arrival and completion of a
+/// collective.
 #[derive(Debug)]
 pub struct Arena {
     region: Region,
     base: *mut u8,
 }
 
-// SAFETY: see above; the pointer is that of the region, which is `Send` and `Sync` for the same reason.
+// SAFETY: see above; the pointer belongs to the region, which is `Send` and `Sync` for the same reason.
 unsafe impl Send for Arena {}
 // SAFETY: as above.
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Allocates memory of this process alone, which keeps its size; `None` if there is not enough.
+    /// Allocates memory of this process alone, with a fixed size; `None` if there is not enough.
     pub fn new(bytes: usize) -> Option<Self> {
         Arena::of_region(Region::private(bytes, Growth::Fixed).ok()?, bytes)
     }
@@ -41,19 +42,19 @@ impl Arena {
         (region.bytes() == bytes).then(|| Arena { base: region.base(), region })
     }
 
-    /// Makes the arena larger where it lies: what it holds stays, addresses stay, nothing is copied. Without effect for a smaller size.
-    /// Between steps only. `false` if there is not enough memory.
+    /// Grows the arena in place: contents and addresses stay, and nothing is copied. Has no effect for a smaller size.
+    /// Only allowed between steps. `false` if there is not enough memory.
     #[must_use]
     pub fn grow(&self, bytes: usize) -> bool {
         self.region.grow(bytes).is_ok()
     }
 
-    /// Where other processes find it, if it is to be shared.
+    /// The handle for other processes, if the arena is shared.
     pub fn handle(&self) -> Option<Handle> {
         self.region.handle()
     }
 
-    /// Exactly how many bytes were allocated.
+    /// Exact number of allocated bytes.
     pub fn allocated_bytes(&self) -> usize {
         self.region.bytes()
     }
@@ -63,9 +64,9 @@ impl Arena {
         self.base
     }
 
-    /// Where element `[0, 0, …]` of a view lies, if all elements that the sizes and strides address
-    /// lie in its buffer and the buffer in the arena. A dimension of size 0 makes a view that
-    /// addresses nothing, unless its stride is 0.
+    /// Resolves element `[0, 0, …]` of a view, after checking that all elements that the sizes and strides address are
+    /// in its buffer and that the buffer is in the arena. A dimension of size 0 makes a view that addresses nothing,
+    /// unless its stride is 0.
     ///
     /// # Errors
     /// What is out of bounds.
@@ -75,36 +76,36 @@ impl Arena {
         view: &View,
         sizes: &[usize],
         strides: &[isize],
-    ) -> Result<Place, String> {
+    ) -> Result<ResolvedView, String> {
         let Extent { base, low, high } = resolve(self.region.bytes(), buffers, view, sizes, strides)?;
-        // SAFETY: the element lies in the arena, as was found.
+        // SAFETY: the element is in the arena, as checked.
         let base = unsafe { self.base.add(base) };
-        Ok(Place { base, low, high })
+        Ok(ResolvedView { base, low, high })
     }
 
     /// [`Arena::resolve`] with the view's own shape and strides.
     ///
     /// # Errors
     /// What is out of bounds.
-    pub fn resolve_view(&self, buffers: &[Buffer], view: &View) -> Result<Place, String> {
+    pub fn resolve_view(&self, buffers: &[Buffer], view: &View) -> Result<ResolvedView, String> {
         self.resolve(buffers, view, &view.shape, &view.strides)
     }
 }
 
-/// A view that was found to lie in the arena.
+/// A view that was checked to be in the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Element `[0, 0, …]`.
+pub struct ResolvedView {
+    /// Address of element `[0, 0, …]`.
     pub base: *mut u8,
-    /// First byte of the arena that the view reaches.
+    /// Offset of the first byte that the view accesses.
     pub low: usize,
-    /// The byte behind the last.
+    /// End of the bytes that the view accesses, exclusive.
     pub high: usize,
 }
 
-impl Place {
-    /// Whether the views may have bytes in common.
-    pub fn overlaps(&self, other: &Place) -> bool {
+impl ResolvedView {
+    /// Whether the views may share bytes.
+    pub fn overlaps(&self, other: &ResolvedView) -> bool {
         self.low < other.high && other.low < self.high
     }
 }

@@ -1,13 +1,13 @@
-//! Attention in blocks of rows: a block's scores are in the second cache, never all of them in memory.
+//! Attention in blocks of rows: a block's scores stay in the L2 cache, and the whole matrix of scores is never in
+//! memory.
 //!
-//! A block is three steps forward (product, softmax in one fused loop, product) and six backward, made of the
-//! same prepared products and loops as everything else, of which parts are run. The whole row of a block is there,
-//! so the softmax is the plain one. Columns that a mask hides from all rows of a block are left out if they add
-//! exactly nothing; if a row turns out to have only scores as small as the mask's, the block is done again with
-//! all of them.
+//! A block has three steps forward (product, softmax in one fused loop, product) and six backward. They use parts of
+//! the same prepared products and loops as all other actions. A block contains whole rows, so the softmax needs no
+//! running maximum. Columns that a mask hides from all rows of a block are skipped if they add exactly zero. If it
+//! turns out that a row only has scores as small as the mask's, the block is recomputed with all columns.
 
 use super::arena::Arena;
-use super::contract::{self, Panels, Part, Target};
+use super::contract::{self, Panels, SubProduct, Target};
 use super::fused::FusedLoop;
 use super::indices;
 use super::plan;
@@ -17,13 +17,15 @@ use tpc_ir::attention::{Attention, Backward, Operand};
 use tpc_ir::program::{Buffer, Contract, ContractDim, Instruction, Loop, View, dense_strides};
 use tpc_ir::{DType, MapFn, ReduceOp};
 
-/// A gradient: where its elements lie, and where they are summed, which is elsewhere if they are narrower.
+/// A gradient: where its elements are stored, and where they are summed, which differs if the elements are narrower
+/// than the sums.
 struct Gradient {
     product: contract::Prepared,
-    /// First element of the result and of the sums, in bytes of the arena; equal if it is summed in place.
+    /// First element of the result and of the sums, as addresses in the arena; equal if the gradient is summed in
+    /// place.
     base: *mut u8,
     sums: *mut u8,
-    /// Extents of one index of the common batch dimensions, strides in result and sums, in elements.
+    /// Extents for one index of the common batch dimensions, with strides in the result and in the sums, in elements.
     extents: Vec<(usize, isize, isize)>,
     /// Per batch dimension and for rows or columns: the strides in the result and in the sums.
     batch: Vec<(isize, isize)>,
@@ -37,12 +39,12 @@ struct Gradient {
 }
 
 unsafe fn put<E: Element>(base: *mut u8, offset: isize, x: f64) {
-    // SAFETY: the caller addresses an element that was found to lie in the arena.
+    // SAFETY: the caller addresses an element that was checked to be in the arena.
     unsafe { *base.cast::<E>().offset(offset) = E::store(Lane::from_f64(x)) }
 }
 
 unsafe fn get<E: Element>(base: *const u8, offset: isize) -> f64 {
-    // SAFETY: the caller addresses an element that was found to lie in the arena.
+    // SAFETY: the caller addresses an element that was checked to be in the arena.
     unsafe { (*base.cast::<E>().offset(offset)).load().to_f64() }
 }
 
@@ -58,14 +60,14 @@ struct Softmax {
 /// A prepared attention.
 pub(crate) enum Prepared {
     Blocks(Box<Blocks>),
-    /// A batch dimension is empty: only gradients of what lacks it are there, and nothing is added to them.
+    /// A batch dimension is empty: only gradients without that dimension exist, and they are zero.
     Zeros(Vec<Zero>),
 }
 
-/// A box of elements that are set to 0.
+/// A box of elements to set to 0.
 pub(crate) struct Zero {
     base: *mut u8,
-    /// Sizes and strides; of these the second.
+    /// Sizes and strides; the second stride applies.
     extents: Vec<(usize, isize, isize)>,
     bytes: usize,
 }
@@ -73,9 +75,10 @@ pub(crate) struct Zero {
 /// Packed columns that are kept from block to block.
 #[derive(Clone, Copy)]
 struct Kept {
-    /// Bytes from the start of the scratch; none if blocks do not begin at the first column, or packing does not pay.
+    /// Offset in bytes from the start of the scratch; `None` if blocks do not begin at the first column, or packing
+    /// does not pay.
     at: Option<usize>,
-    /// Offset of the operand that is packed.
+    /// Offset of the packed operand.
     of: isize,
     columns: usize,
 }
@@ -84,24 +87,24 @@ struct Kept {
 pub(crate) struct Blocks {
     dims: Vec<usize>,
     block: usize,
-    /// Batch dimensions that query, key and value all have, and the others.
+    /// Batch dimensions that query, key and value all have, and the other batch dimensions.
     common: Vec<usize>,
     others: Vec<usize>,
     first: contract::Prepared,
-    /// Packed keys and values, for all rows and heads that share them: where they begin in the scratch, of which
-    /// index, how much of them.
+    /// Packed keys and values, for all rows and heads that share them: their offset in the scratch, the index that they
+    /// belong to, and how much is packed.
     panels: [Kept; 2],
-    /// Operands' strides: query, key, value, out, gradient of out.
+    /// Strides of the operands: query, key, value, out, gradient of out.
     strides: [Vec<isize>; 5],
     softmax: Softmax,
-    /// Forward.
+    /// The second product of the forward pass.
     second: Option<contract::Prepared>,
-    /// Backward: the gradient of the weighted probabilities.
+    /// The product of the backward pass that computes the gradient of the weighted probabilities.
     incoming: Option<contract::Prepared>,
     query: Option<Gradient>,
     key: Option<Gradient>,
     value: Option<Gradient>,
-    /// What each block of rows sees.
+    /// The columns that are visible to each block of rows.
     visible: Vec<Visible>,
     /// The saved maxima, and their strides.
     max: *const u8,
@@ -113,7 +116,7 @@ pub(crate) struct Blocks {
     index: Vec<usize>,
 }
 
-// SAFETY: the pointers lead into the arena of the rank that runs the attention.
+// SAFETY: the pointers point into the arena of the rank that runs the attention.
 unsafe impl Send for Blocks {}
 // SAFETY: as above.
 unsafe impl Send for Zero {}
@@ -126,14 +129,14 @@ fn dims(sizes: &[usize], left: &[isize], right: &[isize], out: &[isize]) -> Vec<
     sizes.iter().enumerate().map(dim).collect()
 }
 
-/// What all parts of the preparation need.
+/// The context of the preparation.
 struct Shop<'a> {
     a: &'a Attention,
     arena: &'a Arena,
     buffers: &'a [Buffer],
-    /// What each block of rows sees.
+    /// The columns that are visible to each block of rows.
     visible: &'a [Visible],
-    /// Rows of a block, columns.
+    /// Number of rows per block, and of columns.
     block: usize,
     columns: usize,
     real: DType,
@@ -146,7 +149,7 @@ impl Shop<'_> {
         view
     }
 
-    /// Whether all of an operand lies in the arena.
+    /// Checks that an operand is in the arena.
     fn check(&self, name: &str, o: &Operand, own: &[usize]) -> Result<*mut u8, String> {
         let sizes: Vec<usize> = self.a.dims.iter().chain(own).copied().collect();
         let strides: Vec<isize> = o.dims.iter().chain(&o.own).copied().collect();
@@ -166,7 +169,7 @@ impl Shop<'_> {
         contract::prepare(&c, Target::Arena, self.arena, self.buffers)
     }
 
-    /// `out[r, c] = Σ rows · columns` over own dimensions, in a tile.
+    /// `out[r, c] = Σ rows · columns`, summed over the operand's own dimensions, into a tile.
     fn scores(
         &self,
         rows: &Operand,
@@ -217,7 +220,7 @@ impl Shop<'_> {
         )
     }
 
-    /// The gradients of what lacks the empty batch dimensions.
+    /// The gradients that lack the empty batch dimensions.
     fn zeros(&self) -> Result<Vec<Zero>, String> {
         let a = self.a;
         let Some(b) = &a.backward else { return Ok(Vec::new()) };
@@ -245,7 +248,7 @@ impl Shop<'_> {
         [self.a.batch(), self.a.batch() + 1]
     }
 
-    /// A gradient, whose lines are rows or columns. `taken` elements of the room for sums are in use.
+    /// A gradient whose lines are rows or columns. `taken` elements of the room for sums are in use.
     fn gradient(
         &self,
         operand: &Operand,
@@ -259,7 +262,7 @@ impl Shop<'_> {
         let base = self.check("gradient", operand, own)?;
         let has = |d: usize| a.dims[d] == 1 || operand.dims[d] != 0;
         let lacks = (0..a.batch()).any(|d| !has(d));
-        // One block of rows that sees all columns writes each of them.
+        // A single block of rows that sees all columns writes each of them.
         let once = matches!(self.visible, [all] if all.seen == (0..a.columns()));
         let accumulate = lacks || line != a.batch() && !once;
         let narrow = operand.view.dtype != self.real;
@@ -382,13 +385,13 @@ impl Shop<'_> {
                 }
                 Instruction::Index { dim, .. } => {
                     let mut strides = vec![0; rank];
-                    *strides.get_mut(*dim).ok_or("an index of a dimension that is not there")? = 1;
+                    *strides.get_mut(*dim).ok_or("an index of a missing dimension")? = 1;
                     affines.push(strides);
                 }
                 Instruction::Random { index, .. } => {
                     let mut strides = vec![0; rank];
                     for &(dim, _, stride) in index {
-                        *strides.get_mut(dim).ok_or("an index of a dimension that is not there")? += stride as i64;
+                        *strides.get_mut(dim).ok_or("an index of a missing dimension")? += stride as i64;
                     }
                     affines.push(strides);
                 }
@@ -420,7 +423,7 @@ impl Body {
         self.push(Instruction::Map { f, args: args.to_vec(), dtype })
     }
 
-    /// Appends another body, whose given values are registers; its result, if it has instructions.
+    /// Appends another body, whose given values are registers. Returns its result, if it has instructions.
     fn append(&mut self, part: &[Instruction], given: &[usize]) -> Option<usize> {
         let mut at: Vec<usize> = Vec::with_capacity(part.len());
         for instruction in part {
@@ -530,7 +533,7 @@ pub(crate) fn prepare(a: &Attention, arena: &Arena, buffers: &[Buffer]) -> Resul
     })))
 }
 
-/// Counts an index of some dimensions up; false when it is over.
+/// Increments an index in some dimensions; `false` after the last index.
 fn advance(index: &mut [usize], which: &[usize], dims: &[usize]) -> bool {
     for &d in which.iter().rev() {
         index[d] += 1;
@@ -546,7 +549,7 @@ fn dot(index: &[usize], strides: &[isize]) -> isize {
     index.iter().zip(strides).map(|(&i, &s)| i as isize * s).sum()
 }
 
-/// Sets a box to 0, which all bits of every float are; of the extents the second stride counts.
+/// Sets a box to 0, which is all zero bits for every float type; the second stride of the extents applies.
 unsafe fn clear(base: *mut u8, bytes: usize, extents: &[(usize, isize, isize)], at: (isize, isize)) {
     // SAFETY: passed on to the caller.
     let run =
@@ -580,7 +583,7 @@ impl Gradient {
 
     unsafe fn begin(&self, index: &[usize], common: &[usize]) {
         if self.accumulate {
-            // SAFETY: the elements were found to lie in the arena.
+            // SAFETY: the elements were checked to be in the arena.
             unsafe { clear(self.sums, self.bytes, &self.extents, self.at(index, common)) }
         }
     }
@@ -605,18 +608,18 @@ impl Prepared {
         }
     }
 
-    /// Computes it.
+    /// Computes the attention.
     ///
     /// # Safety
-    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the operands meanwhile.
+    /// `scratch` must be `scratch_bytes` long and aligned to 64 bytes, and nothing else may use it or the operands
+    /// during the call.
     pub(crate) unsafe fn run(&mut self, scratch: *mut u8) {
         match self {
             // SAFETY: passed on to the caller.
             Prepared::Blocks(b) => unsafe { b.run(scratch) },
             Prepared::Zeros(zeros) => {
                 for z in zeros {
-                    // SAFETY: the elements were found to lie in the arena.
+                    // SAFETY: the elements were checked to be in the arena.
                     unsafe { clear(z.base, z.bytes, &z.extents, (0, 0)) }
                 }
             }
@@ -652,18 +655,18 @@ impl Blocks {
         }
     }
 
-    /// A block of rows: the columns that it sees, or all if the others add something.
+    /// Computes a block of rows with the columns that it sees, or with all columns if the others contribute.
     unsafe fn rows(&mut self, at: usize, scratch: *mut u8) {
         let batch = self.dims.len() - 2;
         let rows = at * self.block..((at + 1) * self.block).min(self.dims[batch]);
         let (all, seen) = (0..self.dims[batch + 1], self.visible[at].seen.clone());
         let masked = self.visible[at].masked;
-        // SAFETY: passed on to the caller; maxima lie in the arena.
+        // SAFETY: passed on to the caller; the maxima are in the arena.
         unsafe {
             let add_nothing = |p: &Blocks| {
                 let start = dot(&p.index, &p.max_strides);
                 let max = |r: usize| (p.max_get)(p.max, start + r as isize * p.max_strides[batch]);
-                // Not so for NaN either.
+                // False for NaN as well.
                 rows.clone().all(|r| max(r) - masked > p.nothing)
             };
             if self.second.is_none() {
@@ -680,7 +683,7 @@ impl Blocks {
         }
     }
 
-    /// Where an operand's block begins, in elements.
+    /// The first element of an operand's block.
     fn shift(&self, operand: usize, row: usize, column: usize) -> isize {
         let (strides, batch) = (&self.strides[operand], self.index.len());
         dot(&self.index, strides) + row as isize * strides[batch] + column as isize * strides[batch + 1]
@@ -698,7 +701,7 @@ impl Blocks {
         unsafe { self.softmax.body.run_part(scratch, (rows.len(), columns.len()), moves, shifts) }
     }
 
-    /// A product of a block of rows with keys or values, whose panels are kept: the first or the incoming one.
+    /// A product of a block of rows with keys or values whose panels are kept: the first or the incoming product.
     unsafe fn scores(
         product: &contract::Prepared,
         kept: &mut Kept,
@@ -706,7 +709,7 @@ impl Blocks {
         shift: [isize; 3],
         (rows, columns): (usize, usize),
     ) {
-        let part = Part { shift, size: [rows, columns, usize::MAX], accumulate: false };
+        let part = SubProduct { shift, size: [rows, columns, usize::MAX], accumulate: false };
         let Some(at) = kept.at else {
             // SAFETY: passed on to the caller.
             return unsafe { product.run_part(scratch, part) };
@@ -715,7 +718,7 @@ impl Blocks {
             (kept.of, kept.columns) = (shift[1], 0);
         }
         let mut panels = Panels { at: scratch.wrapping_add(at), columns: kept.columns };
-        // SAFETY: passed on to the caller; the panels are those of this operand.
+        // SAFETY: passed on to the caller; the panels belong to this operand.
         unsafe { product.run_part_with(scratch, part, &mut panels) }
         kept.columns = panels.columns;
     }
@@ -729,7 +732,7 @@ impl Blocks {
             Self::scores(&self.first, &mut self.panels[0], scratch, scores, (r, c));
             self.softmax(rows, columns, scratch);
             if let Some(second) = &self.second {
-                second.run_part(scratch, Part { shift: out, size: [r, own, c], accumulate: false });
+                second.run_part(scratch, SubProduct { shift: out, size: [r, own, c], accumulate: false });
             }
         }
     }
@@ -747,15 +750,15 @@ impl Blocks {
             self.softmax(rows, columns, scratch);
             if let Some(g) = &self.query {
                 let shift = [0, self.shift(1, 0, columns.start), self.line(g, rows.start)];
-                g.product.run_part(scratch, Part { shift, size: [r, own, c], accumulate: g.accumulate });
+                g.product.run_part(scratch, SubProduct { shift, size: [r, own, c], accumulate: g.accumulate });
             }
             if let Some(g) = &self.key {
                 let shift = [0, self.shift(0, rows.start, 0), self.line(g, columns.start)];
-                g.product.run_part(scratch, Part { shift, size: [c, own, r], accumulate: g.accumulate });
+                g.product.run_part(scratch, SubProduct { shift, size: [c, own, r], accumulate: g.accumulate });
             }
             if let Some(g) = &self.value {
                 let shift = [0, self.shift(4, rows.start, 0), self.line(g, columns.start)];
-                g.product.run_part(scratch, Part { shift, size: [c, own, r], accumulate: g.accumulate });
+                g.product.run_part(scratch, SubProduct { shift, size: [c, own, r], accumulate: g.accumulate });
             }
         }
     }

@@ -1,14 +1,13 @@
 //! Matrix products with any strides and any number of batch, row, column and summed dimensions.
 //!
-//! The loops around the inner kernel are those of BLIS (Van Zee and van de Geijn, "BLIS: a framework
-//! for rapidly instantiating BLAS functionality"); rows, columns and the sum may each run over
-//! several dimensions whose strides do not nest, through tables of offsets, as Matthews does it
-//! ("High-performance tensor contraction without transposition"). Nothing is transposed or copied
-//! except blocks that do not lie as the kernel needs them. The crate `gemm` is as fast on large
-//! square products, but it allocates in every call, and extra dimensions need one call each.
+//! The loops around the inner kernel are those of BLIS (Van Zee and van de Geijn, "BLIS: a framework for rapidly
+//! instantiating BLAS functionality"). Rows, columns and the sum may each run over several dimensions whose strides do
+//! not nest, through tables of offsets, as in Matthews ("High-performance tensor contraction without transposition").
+//! Only blocks whose layout the kernel cannot use are copied or transposed. The crate `gemm` is as fast on large square
+//! products, but it allocates in every call, and each extra dimension needs a separate call.
 //!
-//! f32, bf16 and f16 are computed in f32, everything else in f64; results that are not stored in that
-//! type are rounded once, after the whole sum.
+//! f32, bf16 and f16 are computed in f32, everything else in f64. Results that are stored in another type are rounded
+//! once, after the whole sum.
 
 use super::arena::Arena;
 use super::microkernel::{COLUMNS_AT_ONCE, MOST_COLUMNS, MOST_ROWS, ROWS_AT_ONCE, Real, Tiles, Widen};
@@ -16,19 +15,19 @@ use crate::element::{Bf16, Element, F16, Lane, Truth, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, Contract, ContractDim, View};
 
-/// Summed elements of a block. A panel of the right operand comes from the second cache then, which is fast enough; fewer would
-/// write each sum more often.
+/// Summed elements per block. A panel of the right operand then comes from the L2 cache, which is fast enough; smaller
+/// blocks would write each sum more often.
 pub(crate) const BLOCK_K: usize = 512;
-/// Rows of a block: a block of the left operand then fills a quarter of a second cache of a MiB.
+/// Rows per block: a block of the left operand then fills a quarter of an L2 cache of 1 MiB.
 pub(crate) const BLOCK_M: usize = 120;
-/// Columns of a block: its panels fill a MiB.
+/// Columns per block: its panels fill 1 MiB.
 pub(crate) const BLOCK_N: usize = 512;
-/// Up to this many rows it is cheaper to read the right operand where it lies.
+/// Up to this many rows it is cheaper to read the right operand without packing it.
 const FEW_ROWS: usize = 24;
-/// Up to this many rows a product takes as long as reading the right operand from memory once, so that it is read row by row
-/// as it lies: a panel of columns would touch a page for each row.
+/// Up to this many rows a product takes as long as reading the right operand from memory once. It is therefore read row
+/// by row without packing; a panel of columns would touch a page for each row.
 const STREAMED_ROWS: usize = 8;
-/// Sums of all rows that a streamed product has at a time: they stay in the first cache.
+/// Number of sums over all rows that a streamed product computes at a time: they stay in the L1 cache.
 const STREAMED: usize = 4096;
 
 /// Offsets of the elements of one operand along one group of dimensions.
@@ -39,7 +38,7 @@ pub(crate) enum Offsets {
 }
 
 impl Offsets {
-    /// Of row-major indices of dimensions, as `(size, stride)`.
+    /// The offsets of row-major indices of dimensions, given as `(size, stride)`.
     pub(crate) fn new(dims: &[(usize, isize)]) -> Self {
         let dims: Vec<_> = dims.iter().copied().filter(|d| d.0 != 1).collect();
         let nests = dims.windows(2).all(|w| w[0].1 == w[1].1 * w[1].0 as isize);
@@ -64,7 +63,7 @@ impl Offsets {
         }
     }
 
-    /// Whether `n` elements from `i` are neighbours.
+    /// Whether the `n` elements from `i` are contiguous.
     #[inline(always)]
     fn dense(&self, i: usize, n: usize) -> bool {
         match self {
@@ -74,12 +73,12 @@ impl Offsets {
     }
 }
 
-/// Reads one element as a number of the type in which the product is computed.
+/// Reads one element as a number of the product's compute type.
 type Get<T> = unsafe fn(*const u8, isize) -> T;
 /// Writes one element.
 type Put<T> = unsafe fn(*mut u8, isize, T);
 
-/// Conversion between stored elements and the type of the product.
+/// Conversion between stored elements and the product's compute type.
 trait Stored<T>: Copy {
     fn get(self) -> T;
     fn put(x: T) -> Self;
@@ -112,47 +111,47 @@ macro_rules! stored {
 stored!(f64, f32, Bf16, F16, i64, i32, u8, Truth);
 
 unsafe fn get<E: Stored<T>, T>(base: *const u8, offset: isize) -> T {
-    // SAFETY: the caller addresses an element that was found to lie in the arena.
+    // SAFETY: the caller addresses an element that was checked to be in the arena.
     unsafe { (*base.cast::<E>().offset(offset)).get() }
 }
 
 unsafe fn put<E: Stored<T>, T>(base: *mut u8, offset: isize, x: T) {
-    // SAFETY: the caller addresses an element that was found to lie in the arena.
+    // SAFETY: the caller addresses an element that was checked to be in the arena.
     unsafe { *base.cast::<E>().offset(offset) = E::put(x) }
 }
 
-/// Dimensions, and which of their strides counts.
+/// Dimensions, and the selector of the stride that applies.
 type Strided<'a> = (&'a [ContractDim], fn(&ContractDim) -> isize);
 
 /// One operand.
 #[derive(Clone, Debug)]
-struct Operand<T> {
+struct Storage<T> {
     base: *mut u8,
-    /// Whether elements are stored in the type of the product.
+    /// Whether elements are stored in the compute type.
     native: bool,
     bytes: usize,
     get: Get<T>,
     put: Put<T>,
 }
 
-/// How the rows of a right operand that is read as it lies are stored.
+/// How the rows of an unpacked right operand are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rows {
-    /// In the type of the product.
+    /// In the compute type.
     Native,
-    /// In bf16, of which the product's type has every number.
+    /// In bf16, whose numbers are all representable in the compute type.
     Bf16,
 }
 
 /// Where a product is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// In the arena, as the contraction says.
+    /// Into the arena, as the contraction says.
     Arena,
-    /// In the scratch, from [`Prepared::whole`] on, as the contraction's strides say.
+    /// Into the scratch, from [`Prepared::whole`] on, with the contraction's strides.
     Scratch,
-    /// In the scratch, but only for as long as a block is being computed: [`Prepared::run`] hands it on. The
-    /// contraction's strides only say how blocks are to lie, and its result has the type of the product.
+    /// Into the scratch, but only while a block is computed: [`Prepared::run`] passes it on. The contraction's strides
+    /// only determine the layout of blocks, and its result has the compute type.
     Blocks,
 }
 
@@ -161,23 +160,24 @@ pub(crate) enum Target {
 pub(crate) struct Block {
     /// Number of the batch index, in the order of [`by_stride`].
     pub(crate) batch: usize,
-    /// First row, and how many. Rows are columns if the product is [`Prepared::swapped`].
+    /// First row, and number of rows. Rows are columns if the product is [`Prepared::swapped`].
     pub(crate) rows: (usize, usize),
-    /// First column, and how many.
+    /// First column, and number of columns.
     pub(crate) columns: (usize, usize),
-    /// Where its first sum is if it is in the scratch; columns are neighbours, and rows [`Prepared::sum_stride`] apart.
+    /// Address of its first sum if it is in the scratch; columns are contiguous, and rows are [`Prepared::sum_stride`]
+    /// apart.
     pub(crate) sums: *mut u8,
 }
 
-/// Takes the blocks of a product.
+/// A callback that takes the blocks of a product.
 type Finish<'a> = &'a mut dyn FnMut(Block);
 
-/// A prepared product in one type.
+/// A prepared product with one compute type.
 #[derive(Clone, Debug)]
 pub(crate) struct Product<T: 'static> {
-    left: Operand<T>,
-    right: Operand<T>,
-    out: Operand<T>,
+    left: Storage<T>,
+    right: Storage<T>,
+    out: Storage<T>,
     /// Offsets of left, right and out for every batch index.
     batch: Vec<[isize; 3]>,
     m: usize,
@@ -195,34 +195,34 @@ pub(crate) struct Product<T: 'static> {
     read_right: bool,
     /// Blocks are summed in the scratch and then converted.
     convert_out: bool,
-    /// Blocks are summed in the scratch and handed on.
+    /// Blocks are summed in the scratch and passed on.
     hand_on: bool,
-    /// How the columns of the right operand are stored if each is dense, and the left one is a single row.
+    /// Storage of the columns of the right operand, if each is dense and the left operand is a single row.
     dots: Option<Rows>,
-    /// How the right operand is read if it is read row by row, for few rows of the left one.
+    /// Storage of the rows of the right operand, if it is streamed row by row for a left operand with few rows.
     streams: Option<Rows>,
-    /// Left and right are exchanged, and rows and columns with them.
+    /// Left and right are exchanged, and so are rows and columns.
     swapped: bool,
-    /// The result is in the scratch, as so many elements.
+    /// The result is in the scratch, with this many elements.
     whole: Option<usize>,
 }
 
-/// A part of a prepared product: where it begins in left, right and result, in elements, how many rows, columns
-/// and summed elements it has (at most as many as the product), and whether it is added to what is there (a result
-/// stored in the product's type).
+/// A part of a prepared product: its offsets in left, right and result, in elements; its numbers of rows, columns and
+/// summed elements (at most those of the product); and whether it is added to the existing result (which must be stored
+/// in the compute type).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
+pub(crate) struct SubProduct {
     pub(crate) shift: [isize; 3],
     pub(crate) size: [usize; 3],
     pub(crate) accumulate: bool,
 }
 
-/// Panels of a right operand that parts with the same right operand have packed, for the next of them.
+/// Panels of a right operand that parts with the same right operand have packed, for later parts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Panels {
-    /// Room for [`Prepared::panel_bytes`].
+    /// Space for [`Prepared::panel_bytes`].
     pub(crate) at: *mut u8,
-    /// Columns that are packed.
+    /// Number of packed columns.
     pub(crate) columns: usize,
 }
 
@@ -233,7 +233,7 @@ pub(crate) enum Prepared {
     F64(Product<f64>),
 }
 
-// SAFETY: the pointers lead into the arena of the rank that runs the product.
+// SAFETY: the pointers point into the arena of the rank that runs the product.
 unsafe impl Send for Prepared {}
 
 /// Prepares a product, without its epilogue.
@@ -245,7 +245,7 @@ pub(crate) fn prepare(c: &Contract, target: Target, arena: &Arena, buffers: &[Bu
     }
 }
 
-/// Whether f32 is enough for a product of such elements.
+/// Whether f32 suffices to compute products of such elements.
 pub(crate) fn is_narrow(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::BF16 | DType::F16)
 }
@@ -259,12 +259,12 @@ impl Prepared {
         }
     }
 
-    /// Computes the product, adds it to what is there if it is to accumulate (a result stored in the product's type),
-    /// and calls `finish` with every block as soon as it is complete.
+    /// Computes the product, adds it to the existing result if `accumulate` (the result must be stored in the compute
+    /// type), and calls `finish` with every block as soon as it is complete.
     ///
     /// # Safety
-    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the operands meanwhile, except that `finish` may use the result and the block's sums.
+    /// `scratch` must be `scratch_bytes` long and aligned to 64 bytes, and nothing else may use it or the operands
+    /// during the call, except that `finish` may use the result and the block's sums.
     pub(crate) unsafe fn run(&self, scratch: *mut u8, accumulate: bool, finish: Finish<'_>) {
         // SAFETY: passed on to the caller.
         unsafe {
@@ -275,7 +275,7 @@ impl Prepared {
         }
     }
 
-    /// Whether rows of blocks are columns of the contraction, and columns rows.
+    /// Whether rows of blocks are columns of the contraction, and columns are rows.
     pub(crate) fn swapped(&self) -> bool {
         match self {
             Prepared::F32(p) => p.swapped,
@@ -291,7 +291,7 @@ impl Prepared {
         }
     }
 
-    /// Where a product in the scratch begins.
+    /// Address of a product in the scratch.
     pub(crate) fn whole(&self, scratch: *mut u8) -> *mut u8 {
         match self {
             Prepared::F32(p) => p.whole(scratch.cast()).cast(),
@@ -299,7 +299,7 @@ impl Prepared {
         }
     }
 
-    /// Bytes of all panels of the right operand; 0 if it is better packed anew by every part.
+    /// Bytes of all panels of the right operand; 0 if it is better to pack them for every part.
     pub(crate) fn panel_bytes(&self) -> usize {
         match self {
             Prepared::F32(p) => p.panel_elements() * 4,
@@ -307,12 +307,12 @@ impl Prepared {
         }
     }
 
-    /// [`Prepared::run_part`] of all summed elements and the first columns, with panels that are kept; `panel_bytes` is
-    /// not 0.
+    /// [`Prepared::run_part`] for all summed elements and the first columns, with panels that are kept; `panel_bytes`
+    /// must not be 0.
     ///
     /// # Safety
-    /// As there; the panels must be those of this product and of the same right operand.
-    pub(crate) unsafe fn run_part_with(&self, scratch: *mut u8, part: Part, panels: &mut Panels) {
+    /// The conditions of [`Prepared::run_part`]; the panels must belong to this product and to the same right operand.
+    pub(crate) unsafe fn run_part_with(&self, scratch: *mut u8, part: SubProduct, panels: &mut Panels) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
@@ -325,8 +325,8 @@ impl Prepared {
     /// Computes a part of the product, which must have no batch dimensions.
     ///
     /// # Safety
-    /// As [`Prepared::run`]; the part must lie in the product, whose shifted operands lie in the arena.
-    pub(crate) unsafe fn run_part(&self, scratch: *mut u8, part: Part) {
+    /// The conditions of [`Prepared::run`]; the part must be within the product, and its shifted operands within the arena.
+    pub(crate) unsafe fn run_part(&self, scratch: *mut u8, part: SubProduct) {
         // SAFETY: passed on to the caller.
         unsafe {
             match self {
@@ -337,8 +337,8 @@ impl Prepared {
     }
 }
 
-/// The positions of dimensions in the order in which blocks walk through them: those of size 1 are left out, and the
-/// one that lies densest is last.
+/// The positions of dimensions in the order in which blocks iterate over them: dimensions of size 1 are left out, and
+/// the one with the smallest stride is last.
 pub(crate) fn by_stride(dims: &[ContractDim]) -> Vec<usize> {
     sorted(dims, |d| d.out.unsigned_abs())
 }
@@ -367,7 +367,7 @@ where
     let access = |dtype: DType, base: *mut u8| {
         let native = dtype.bytes() == size_of::<T>() && dtype.is_float();
         let (get, put): (Get<T>, Put<T>) = with_element!(dtype, E => (get::<E, T>, put::<E, T>));
-        Operand { base, native, bytes: dtype.bytes(), get, put }
+        Storage { base, native, bytes: dtype.bytes(), get, put }
     };
     let operand = |view: &View, name: &str, groups: [Strided<'_>; 3]| {
         let mut sizes = Vec::new();
@@ -441,8 +441,8 @@ where
         swapped: false,
         whole,
     };
-    // Vectors run along the columns of the result: exchange the operands if its rows are dense, or
-    // if there is a single column.
+    // Vectors run along the columns of the result: exchange the operands if its rows are dense, or if there is a single
+    // column.
     let columns = p.tiles.columns;
     let dense = |o: &Offsets, n: usize| n > 1 && o.dense(0, n.min(columns));
     if (p.n == 1 && p.m > 1) || (p.m > 1 && !dense(&p.out_n, p.n) && dense(&p.out_m, p.m)) {
@@ -457,8 +457,8 @@ where
         }
     }
     let unit = |o: &Offsets| matches!(o, Offsets::Affine(1));
-    // A left block is read in place if the sum runs over neighbours, unless its rows fall on the
-    // same cache sets and are read often.
+    // A left block is read in place if the sum runs over contiguous elements, unless its rows map to the same cache
+    // sets and are read often.
     let conflicts = match p.left_m {
         Offsets::Affine(s) => {
             (s.unsigned_abs() * size_of::<T>()).is_multiple_of(4096)
@@ -485,7 +485,7 @@ impl<T: Real> Product<T> {
         self.n.next_multiple_of(self.tiles.columns).min(if self.streams.is_some() { self.streamed() } else { BLOCK_N })
     }
 
-    /// Columns that a streamed product has sums of at a time.
+    /// Number of columns for which a streamed product keeps sums at a time.
     fn streamed(&self) -> usize {
         (STREAMED / self.m.max(1)).next_multiple_of(BLOCK_N)
     }
@@ -518,12 +518,13 @@ impl<T: Real> Product<T> {
         self.convert_out || self.hand_on || self.streams.is_some()
     }
 
-    /// Rows of one column block of sums would fall on the same cache sets without the distance.
+    /// Elements between rows of sums. Without the padding, the rows of one column block would map to the same cache
+    /// sets.
     fn sum_stride(&self) -> usize {
         self.block_n() + 16
     }
 
-    /// Rows of sums in the scratch: those of a block, or all if a block is not finished before the next begins.
+    /// Rows of sums in the scratch: those of a block, or all rows if a block is not finished before the next begins.
     fn sum_rows(&self) -> usize {
         if self.k > BLOCK_K { self.m } else { self.m.min(BLOCK_M) }
     }
@@ -544,13 +545,13 @@ impl<T: Real> Product<T> {
     unsafe fn run(&self, scratch: *mut T, accumulate: bool, finish: Finish<'_>) {
         debug_assert!(!accumulate || self.out.native && !self.hand_on);
         for (batch, &shift) in self.batch.iter().enumerate() {
-            let part = Part { shift, size: [self.m, self.n, self.k], accumulate };
+            let part = SubProduct { shift, size: [self.m, self.n, self.k], accumulate };
             // SAFETY: passed on to the caller.
             unsafe { self.one(scratch, part, &mut |block| finish(Block { batch, ..block })) }
         }
     }
 
-    unsafe fn part(&self, scratch: *mut T, mut part: Part) {
+    unsafe fn part(&self, scratch: *mut T, mut part: SubProduct) {
         debug_assert!(self.batch.len() == 1 && (self.out.native || !part.accumulate));
         if self.swapped {
             part.shift.swap(0, 1);
@@ -572,13 +573,13 @@ impl<T: Real> Product<T> {
         if reads { 0 } else { self.n.next_multiple_of(self.tiles.columns) * self.k }
     }
 
-    unsafe fn part_with(&self, scratch: *mut T, part: Part, panels: &mut Panels) {
+    unsafe fn part_with(&self, scratch: *mut T, part: SubProduct, panels: &mut Panels) {
         let [m, n, k] = [part.size[0].min(self.m), part.size[1].min(self.n), self.k];
         let right = self.right.base.wrapping_offset(part.shift[1] * self.right.bytes as isize);
         let packed = panels.at.cast::<T>();
         if panels.columns < n {
             let (j, end) = (panels.columns, n.next_multiple_of(self.tiles.columns).min(self.n));
-            // SAFETY: the right operand lies in the arena, and panels have room for all of it.
+            // SAFETY: the right operand is in the arena, and the panels have room for all of it.
             unsafe { self.pack_panels(right, 0, k, (j, end - j), packed.add(j * k)) }
             panels.columns = end;
         }
@@ -600,15 +601,15 @@ impl<T: Real> Product<T> {
                 for i in (0..m).step_by(self.tiles.rows()) {
                     let rows = self.tiles.rows().min(m - i);
                     let (a, step) = self.left_rows(left, 0, k, i0, i, rows, packed_left);
-                    // SAFETY: see `run`; a sum of one block is never kept in the scratch.
+                    // SAFETY: see `run`; the sums of a single block are never kept in the scratch.
                     unsafe { self.tile(k, &a, step, b, out, scratch, (i0 + i, rows), (j, columns), part.accumulate) }
                 }
             }
         }
     }
 
-    unsafe fn one(&self, scratch: *mut T, part: Part, finish: Finish<'_>) {
-        let at = |o: &Operand<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
+    unsafe fn one(&self, scratch: *mut T, part: SubProduct, finish: Finish<'_>) {
+        let at = |o: &Storage<T>, offset: isize| o.base.wrapping_offset(offset * o.bytes as isize);
         let [m, n, k] = part.size;
         let (left, right) = (at(&self.left, part.shift[0]), at(&self.right, part.shift[1]));
         let out = match self.whole {
@@ -618,8 +619,7 @@ impl<T: Real> Product<T> {
         if m == 0 || n == 0 {
             return;
         }
-        // SAFETY: the operands' elements were found to lie in the arena; the scratch is the
-        // caller's.
+        // SAFETY: the operands' elements were checked to be in the arena; the scratch belongs to the caller.
         unsafe {
             if k == 0 {
                 self.nothing(out, scratch, part, finish);
@@ -635,8 +635,8 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// A product without summed elements.
-    unsafe fn nothing(&self, out: *mut u8, scratch: *mut T, part: Part, finish: Finish<'_>) {
+    /// Computes a product without summed elements.
+    unsafe fn nothing(&self, out: *mut u8, scratch: *mut T, part: SubProduct, finish: Finish<'_>) {
         let [all_m, all_n, _] = part.size;
         let sums = scratch.wrapping_add(self.sums_start());
         for j0 in (0..all_n).step_by(BLOCK_N) {
@@ -660,10 +660,10 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// Hands an element of the product on, in the scratch, or writes it to the result or adds it there.
+    /// Passes on an element of the product in the scratch, or writes or adds it to the result.
     #[inline(always)]
     unsafe fn give(&self, x: T, sum: *mut T, (out, offset): (*mut u8, isize), accumulate: bool) {
-        // SAFETY: the caller addresses an element of the sums and one of the result; a result that is accumulated is stored in
+        // SAFETY: the caller addresses an element of the sums and one of the result; an accumulated result is stored in
         // this type.
         unsafe {
             if self.hand_on {
@@ -677,14 +677,14 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// A product of one row: a dot product with each column of the right operand.
+    /// Computes a product of one row: a dot product with each column of the right operand.
     unsafe fn dots<E: Widen<T>>(
         &self,
         left: *const u8,
         right: *const E,
         out: *mut u8,
         scratch: *mut T,
-        part: Part,
+        part: SubProduct,
         finish: Finish<'_>,
     ) {
         let [_, all_n, k] = part.size;
@@ -697,14 +697,14 @@ impl<T: Real> Product<T> {
                 unsafe { *row.add(p) = (self.left.get)(left, p as isize) }
             }
         }
-        // SAFETY: the summed elements are neighbours, in the left operand or in the scratch.
+        // SAFETY: the summed elements are contiguous, in the left operand or in the scratch.
         let a = unsafe { std::slice::from_raw_parts(row.cast_const(), k) };
         for j0 in (0..all_n).step_by(BLOCK_N) {
             let n = BLOCK_N.min(all_n - j0);
             // SAFETY: as above.
             let column = |j: usize| unsafe { std::slice::from_raw_parts(right.offset(self.right_n.at(j0 + j)), k) };
             let give = |j: usize, x: T| {
-                // SAFETY: as above; a result that is accumulated is stored in this type.
+                // SAFETY: as above; an accumulated result is stored in this type.
                 unsafe { self.give(self.scale * x, sums.add(j), (out, self.out_n.at(j0 + j)), part.accumulate) }
             };
             // As in `stream`: columns that are read side by side lie far apart.
@@ -722,14 +722,14 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// A product of few rows: the right operand is read once, as it lies.
+    /// Computes a product of few rows, reading the right operand once and without packing.
     unsafe fn stream<E: Widen<T>>(
         &self,
         left: *const u8,
         right: *const E,
         out: *mut u8,
         scratch: *mut T,
-        part: Part,
+        part: SubProduct,
         finish: Finish<'_>,
     ) {
         let [m, all_n, k] = part.size;
@@ -739,7 +739,7 @@ impl<T: Real> Product<T> {
         for j0 in (0..all_n).step_by(self.streamed()) {
             let n = self.streamed().min(all_n - j0);
             let sums_of = |i: usize| sums.wrapping_add(i * stride);
-            // SAFETY: rows of sums lie in the scratch, one apart from the other.
+            // SAFETY: the rows of sums are in the scratch, `sum_stride` apart.
             (0..m).for_each(|i| unsafe { sums_of(i).write_bytes(0, n) });
             let row = |p: usize| right.wrapping_offset(j0 as isize + self.right_k.at(p));
             // Rows that are read side by side lie far apart, so that each is followed in memory by the next one of its stream: a
@@ -750,7 +750,7 @@ impl<T: Real> Product<T> {
                 let mut i = 0;
                 while i + 4 <= m {
                     let x = std::array::from_fn(|r| std::array::from_fn(|q| x(i + r, q * span + p)));
-                    // SAFETY: the rows lie in the arena.
+                    // SAFETY: the rows are in the arena.
                     unsafe { T::add_rows::<E, 4>(&x, &rows, &std::array::from_fn(|r| sums_of(i + r)), n) }
                     i += 4;
                 }
@@ -775,14 +775,14 @@ impl<T: Real> Product<T> {
             for i in 0..m {
                 for j in 0..n {
                     let offset = self.out_m.at(i) + self.out_n.at(j0 + j);
-                    // SAFETY: see `run`; a result that is accumulated is stored in this type.
+                    // SAFETY: see `run`; an accumulated result is stored in this type.
                     unsafe {
                         let sum = sums_of(i).add(j);
                         self.give(self.scale * *sum, sum, (out, offset), part.accumulate);
                     }
                 }
             }
-            // What takes blocks has room for so many columns.
+            // The receiver of blocks has room for this many columns.
             for j in (0..n).step_by(BLOCK_N) {
                 let columns = (j0 + j, BLOCK_N.min(n - j));
                 finish(Block { batch: 0, rows: (0, m), columns, sums: sums.wrapping_add(j).cast() });
@@ -796,7 +796,7 @@ impl<T: Real> Product<T> {
         right: *const u8,
         out: *mut u8,
         scratch: *mut T,
-        part: Part,
+        part: SubProduct,
         finish: Finish<'_>,
     ) {
         let [all_m, all_n, all_k] = part.size;
@@ -869,13 +869,13 @@ impl<T: Real> Product<T> {
         for i in 0..block.rows.1 {
             for j in 0..block.columns.1 {
                 let offset = self.out_m.at(block.rows.0 + i) + self.out_n.at(block.columns.0 + j);
-                // SAFETY: the sums lie in the scratch, the elements in the arena.
+                // SAFETY: the sums are in the scratch, the elements in the arena.
                 unsafe { (self.out.put)(out, offset, *block.sums.cast::<T>().add(i * self.sum_stride() + j)) }
             }
         }
     }
 
-    /// Where the rows of a tile of the left operand begin, and the distance of summed elements.
+    /// The addresses of the rows of a tile of the left operand, and the distance between summed elements.
     #[allow(clippy::too_many_arguments)]
     #[inline(always)]
     fn left_rows(
@@ -955,14 +955,14 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// Copies panels of columns of the right operand, one behind the other.
+    /// Packs panels of columns of the right operand, one after the other.
     unsafe fn pack_panels(&self, right: *const u8, p0: usize, k: usize, (j0, n): (usize, usize), to: *mut T) {
         let columns = self.tiles.columns;
         let mut done = 0;
         // SAFETY: see `run`.
         unsafe {
             if self.right.native && matches!(self.right_n, Offsets::Affine(1)) {
-                // Row by row, as they lie in memory: every panel gets its part of each.
+                // Row by row, in memory order: every panel gets its part of each row.
                 done = n - n % columns;
                 for p in 0..k {
                     let row = right.cast::<T>().offset(j0 as isize + self.right_k.at(p0 + p));
@@ -977,7 +977,7 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// Copies a panel of columns of the right operand, summed elements outermost.
+    /// Packs a panel of columns of the right operand, with the summed elements outermost.
     unsafe fn pack_right(&self, right: *const u8, p0: usize, k: usize, (j, columns): (usize, usize), to: *mut T) {
         // SAFETY: see `run`.
         unsafe {
@@ -1011,8 +1011,8 @@ impl<T: Real> Product<T> {
         }
     }
 
-    /// Copies a block of the left operand: row by row if the sum runs over neighbours, else in panels
-    /// of `rows` rows, summed elements outermost.
+    /// Packs a block of the left operand: row by row if the sum runs over contiguous elements, otherwise in panels of
+    /// `rows` rows with the summed elements outermost.
     unsafe fn pack_left(&self, left: *const u8, p0: usize, k: usize, i0: usize, m: usize, to: *mut T) {
         let unit = matches!(self.left_k, Offsets::Affine(1));
         // SAFETY: see `run`.

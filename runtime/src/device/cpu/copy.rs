@@ -1,4 +1,4 @@
-//! Copies between strided views, prefix sums, and the k largest of a row.
+//! Copies between strided views, prefix sums, and the k largest elements of a row.
 
 use super::arena::Arena;
 use crate::element::{Element, Lane, with_element};
@@ -15,7 +15,7 @@ pub(crate) struct Copy {
     bytes: usize,
 }
 
-// SAFETY: the pointers lead into the arena of the rank that runs the copy.
+// SAFETY: the pointers point into the arena of the rank that runs the copy.
 unsafe impl Send for Copy {}
 
 impl Copy {
@@ -54,12 +54,12 @@ impl Copy {
         Ok(Copy { from: source.base, to: target.base, dims, bytes })
     }
 
-    /// Copies.
+    /// Runs the copy.
     ///
     /// # Safety
-    /// Nobody else may use the views meanwhile.
+    /// Nothing else may use the views during the call.
     pub(crate) unsafe fn run(&self) {
-        // SAFETY: all elements were found to lie in the arena.
+        // SAFETY: all elements were checked to be in the arena.
         unsafe { copy(self.from, self.to, &self.dims, self.bytes) }
     }
 }
@@ -68,7 +68,7 @@ impl Copy {
 /// All addressed elements must be readable or writable.
 unsafe fn copy(from: *const u8, to: *mut u8, dims: &[(usize, isize, isize)], bytes: usize) {
     match dims {
-        // SAFETY: as the caller guarantees; source and target may be one.
+        // SAFETY: as the caller guarantees; source and target may be equal.
         [] => unsafe { std::ptr::copy(from, to, bytes) },
         &[(n, f, t)] if bytes == 4 => {
             for i in 0..n as isize {
@@ -94,16 +94,16 @@ pub(crate) struct Rows {
     /// Offsets of the rows in bytes, in every view.
     rows: Vec<[isize; 3]>,
     base: [*mut u8; 3],
-    /// Length of the row, and of the result's row.
+    /// Length of a row of the operand, and of the result.
     len: [usize; 2],
-    /// Elements between neighbours of a row.
+    /// Elements between consecutive elements of a row.
     step: [isize; 3],
     kernel: RowKernel,
 }
 
 type RowKernel = unsafe fn(len: [usize; 2], base: [*mut u8; 3], step: [isize; 3], order: &mut [u32]);
 
-// SAFETY: the pointers lead into the arena of the rank that runs the action.
+// SAFETY: the pointers point into the arena of the rank that runs the action.
 unsafe impl Send for Rows {}
 
 impl Rows {
@@ -122,7 +122,7 @@ impl Rows {
         Self::new([from, to, to], dim, kernel, arena, buffers)
     }
 
-    /// Prepares the search of the k largest.
+    /// Prepares the search for the k largest elements.
     pub(crate) fn top_k(
         from: &View,
         values: &View,
@@ -182,8 +182,8 @@ impl Rows {
     /// Runs the action.
     ///
     /// # Safety
-    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the views meanwhile.
+    /// `scratch` must be `scratch_bytes` long and aligned to 64 bytes, and nothing else may use it or the views during
+    /// the call.
     pub(crate) unsafe fn run(&self, scratch: *mut u8) {
         // SAFETY: the scratch has room for an index per element; zeroing makes it valid.
         let order = unsafe {
@@ -192,7 +192,7 @@ impl Rows {
         };
         for r in &self.rows {
             let base = std::array::from_fn(|v| self.base[v].wrapping_offset(r[v]));
-            // SAFETY: all elements were found to lie in the arena.
+            // SAFETY: all elements were checked to be in the arena.
             unsafe { (self.kernel)(self.len, base, self.step, order) }
         }
     }
@@ -201,7 +201,7 @@ impl Rows {
 unsafe fn cumsum<E: Element>(len: [usize; 2], base: [*mut u8; 3], step: [isize; 3], _: &mut [u32]) {
     let mut sum = E::Lane::from_i64(0);
     for i in 0..len[0] as isize {
-        // SAFETY: the caller addresses rows that lie in the arena.
+        // SAFETY: the caller addresses rows in the arena.
         unsafe {
             let x = (*base[0].cast::<E>().offset(i * step[0])).load();
             sum = sum.combine::<{ crate::element::SUM }>(x);
@@ -210,14 +210,15 @@ unsafe fn cumsum<E: Element>(len: [usize; 2], base: [*mut u8; 3], step: [isize; 
     }
 }
 
-/// Descending; NaN counts as the largest, and of equal elements the first comes first.
+/// Finds the k largest elements in descending order. NaN counts as the largest, and of equal elements the first comes
+/// first.
 unsafe fn top_k<E: Element, I: Element<Lane = i64>>(
     len: [usize; 2],
     base: [*mut u8; 3],
     step: [isize; 3],
     order: &mut [u32],
 ) {
-    // SAFETY: the caller addresses rows that lie in the arena.
+    // SAFETY: the caller addresses rows in the arena.
     let at = |i: u32| unsafe { (*base[0].cast::<E>().offset(i as isize * step[0])).load().to_f64() };
     for (i, o) in order.iter_mut().enumerate() {
         *o = i as u32;

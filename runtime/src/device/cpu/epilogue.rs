@@ -1,26 +1,27 @@
-//! Products with what is done with each of their elements before it is written.
+//! Products with epilogues, which are applied to each element before it is written.
 //!
 //! ```text
 //! out = gelu(left · right + bias)     as   for every block of rows and columns: product; fused loop over the block
-//! out = out + left · right            as   a product whose kernels add to what is there
+//! out = out + left · right            as   a product whose kernels add to the result
 //! ```
 //!
-//! The loop sees a block while it is in the cache. The block's sums are in the result itself if that is of the
-//! product's type and the loop does not read what was there before, else in the scratch; in the scratch, too, if all of
-//! the sum is one block: the result is then written once, and nothing but the block is in the cache. What cannot be done in parts
-//! (stores that overlap other accesses, rows that are too short) is a loop behind the whole product.
+//! The loop processes a block while it is in the cache. The block's sums are stored in the result itself if the result
+//! has the product's type and the loop does not read the result's previous contents. Otherwise they are in the scratch.
+//! They are also in the scratch if the whole sum is one block: the result is then written once, and only the block
+//! occupies the cache. An epilogue that cannot run in parts (because stores overlap other accesses, or rows are too
+//! short) is a loop after the whole product.
 
 use super::arena::Arena;
 use super::contract::{self, Block, Offsets, Target, is_narrow};
 use super::fused::FusedLoop;
-use super::plan::{self, Beside};
+use super::plan::{self, WithScratch};
 use crate::device::extent::{Extent, resolve};
 use crate::device::nodes::{self, Walk, must_keep_order};
 use tpc_ir::program::{Buffer, Contract, ContractDim, Instruction, Loop, View};
 use tpc_ir::{DType, MapFn};
 
-/// Rows of blocks that are shorter than this are better left to a loop behind the product, which may merge them or
-/// walk another way.
+/// Rows of blocks that are shorter than this are better left to a loop after the product, which may merge them or
+/// iterate in another order.
 const SHORT_ROW: usize = 32;
 
 /// A prepared product with its epilogue.
@@ -31,14 +32,14 @@ pub(crate) struct Prepared {
     then: Then,
 }
 
-/// What is done with the product.
+/// How the epilogue is applied.
 enum Then {
     Nothing,
     /// A loop over every block.
     Blocks(Box<Blocks>),
-    /// A loop over all of it, which reads it in the result.
+    /// A loop over the whole product, which it reads from the result.
     Loop(Box<FusedLoop>),
-    /// A loop over all of it, which lies in the scratch; the loop's accesses that read it.
+    /// A loop over the whole product in the scratch, and the loop's accesses that read it.
     LoopOfScratch(Box<FusedLoop>, Vec<usize>),
 }
 
@@ -59,7 +60,7 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
     {
         let added = Contract { epilogue, ..c.clone() };
         let after = Touched::of(&added, arena, buffers)?;
-        // Else the loop reads it elsewhere, too.
+        // Otherwise the loop also reads it elsewhere.
         if !after.strict && !after.reads_out {
             (c, touched, accumulate) = (added, after, true);
         }
@@ -86,18 +87,18 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
     }
     // The product alone is dense in the scratch.
     let sizes: Vec<usize> = c.dims().map(|d| d.size).collect();
-    let beside = Beside::new(arena, buffers, sizes.iter().product::<usize>() * dtype.bytes());
-    let raw = View::dense(beside.buffer(), dtype, sizes);
+    let with_scratch = WithScratch::new(arena, buffers, sizes.iter().product::<usize>() * dtype.bytes());
+    let raw = View::dense(with_scratch.buffer(), dtype, sizes);
     let mut alone = c.alone(raw.clone());
     let dims = alone.batch.iter_mut().chain(&mut alone.m).chain(&mut alone.n);
     dims.zip(&raw.strides).for_each(|(d, &s)| d.out = s);
     let behind = Contract { epilogue: c.epilogue.clone(), ..alone.clone() }.behind(&raw);
     let product = contract::prepare(&alone, Target::Scratch, arena, buffers)?;
-    let body = beside.prepare(&behind, arena, false)?;
+    let body = with_scratch.prepare(&behind, arena, false)?;
     Ok(Prepared { product, accumulate, then: Then::LoopOfScratch(Box::new(body), givens(&c.epilogue)) })
 }
 
-/// Whether a body is an epilogue, and its last store that of the result.
+/// Checks that a body is an epilogue, and that its last store writes the result.
 fn check(c: &Contract) -> Result<(), String> {
     for (at, ins) in c.epilogue.iter().enumerate() {
         let wrong = match ins {
@@ -111,7 +112,7 @@ fn check(c: &Contract) -> Result<(), String> {
     let fills = |i: &Instruction| matches!(i, Instruction::Store { view, strides, .. } if is_result(c, view, strides));
     match c.epilogue.iter().rfind(|i| matches!(i, Instruction::Store { .. })) {
         Some(last) if fills(last) => {}
-        _ => return Err("the last store of an epilogue is not that of the result".into()),
+        _ => return Err("the last store of an epilogue does not write the result".into()),
     }
     let repeated = |d: &ContractDim| d.out == 0 && d.size > 1;
     if c.dims().all(|d| d.size > 0) && c.dims().any(repeated) {
@@ -120,14 +121,14 @@ fn check(c: &Contract) -> Result<(), String> {
     Ok(())
 }
 
-/// Whether an access of an epilogue is that of the result, element by element.
+/// Whether an access of an epilogue is the result, element by element.
 fn is_result(c: &Contract, view: &View, strides: &[isize]) -> bool {
     (view.buffer, view.offset, view.dtype) == (c.out.buffer, c.out.offset, c.out.dtype)
         && strides.len() == c.dims().count()
         && c.dims().zip(strides).all(|(d, &s)| d.size == 1 || d.out == s)
 }
 
-/// The places of the given values among the loads and stores of a loop behind.
+/// The positions of the given values among the loads and stores of a loop after the product.
 fn givens(epilogue: &[Instruction]) -> Vec<usize> {
     let accesses = epilogue
         .iter()
@@ -135,8 +136,8 @@ fn givens(epilogue: &[Instruction]) -> Vec<usize> {
     accesses.enumerate().filter(|(_, i)| matches!(i, Instruction::Given { .. })).map(|(at, _)| at).collect()
 }
 
-/// The type in which the product is handed to the epilogue: the one it is computed in, or what the epilogue says if
-/// that is no float.
+/// The type in which the epilogue receives the product: the compute type, or the epilogue's type if that is not a
+/// float.
 fn type_of_product(c: &Contract) -> Result<DType, String> {
     let given = c.epilogue.iter().filter_map(|i| match i {
         Instruction::Given { dtype, .. } => Some(*dtype),
@@ -153,13 +154,13 @@ fn type_of_product(c: &Contract) -> Result<DType, String> {
     Ok(types[0])
 }
 
-/// What is known of the memory that an epilogue touches.
+/// The memory accesses of an epilogue.
 struct Touched {
-    /// Its instructions run one after the other on whole rows.
+    /// Its instructions must run one after the other on whole rows.
     strict: bool,
-    /// It loads what lies where the result does.
+    /// It loads elements of the result's memory.
     reads_out: bool,
-    /// It writes to where an operand lies.
+    /// It writes elements of an operand's memory.
     writes_operand: bool,
 }
 
@@ -188,9 +189,9 @@ impl Touched {
         })
     }
 
-    /// Whether parts may be done in any order, while later parts of the product are still to be computed.
+    /// Whether parts may run in any order, while later parts of the product are still to be computed.
     fn in_parts(&self, c: &Contract) -> bool {
-        // An element that is written more than once keeps what the last index says.
+        // An element that is written more than once keeps the value of the last index.
         let once = |i: &Instruction| match i {
             Instruction::Store { strides, .. } => c.dims().zip(strides).all(|(d, &s)| s != 0 || d.size == 1),
             _ => true,
@@ -216,7 +217,7 @@ fn writes_product_only(c: &Contract) -> bool {
     matches!(epilogue[at], Instruction::Given { .. })
 }
 
-/// What is left of an epilogue if the product is added to what the result holds: of one that adds both somewhere.
+/// The rest of an epilogue if the product is added to the result. Only exists for an epilogue that adds the two.
 ///
 /// ```text
 /// r0 = load out            r0 = 0
@@ -271,12 +272,12 @@ fn added_to_result(c: &Contract) -> Option<Vec<Instruction>> {
     Some(rest)
 }
 
-/// How something with a stride in every dimension moves from block to block.
+/// How an access with a stride in every dimension moves from block to block.
 struct Walked {
     batch: Offsets,
     rows: Offsets,
     columns: Offsets,
-    /// What an offset of 1 is.
+    /// The unit of its offsets.
     unit: isize,
 }
 
@@ -286,21 +287,21 @@ impl Walked {
     }
 }
 
-/// A fused loop of which parts are run on blocks of a product.
+/// A fused loop whose parts run on blocks of a product.
 struct Blocks {
     body: FusedLoop,
-    /// Rows and columns in which everything moves by constant strides, if they begin at a multiple.
+    /// Numbers of rows and columns within which everything moves by constant strides, from a multiple on.
     run: (usize, usize),
     accesses: Vec<Walked>,
     affines: Vec<Walked>,
-    /// Accesses that read the product if it is in the scratch, and how far its rows are apart, in elements.
+    /// Accesses that read the product if it is in the scratch, and the distance between its rows in elements.
     reads: Vec<usize>,
     sum_stride: usize,
     /// Bytes of a sum.
     bytes: usize,
 }
 
-/// The dimensions that blocks walk through as batches, rows and columns: positions in the contraction.
+/// The dimensions over which blocks iterate as batches, rows and columns, as positions in the contraction.
 struct Order {
     dims: Vec<usize>,
     batch: Vec<usize>,
@@ -330,7 +331,7 @@ impl Order {
         }
     }
 
-    /// How many indices of the last of these dimensions, merged with those before, have one stride in everything.
+    /// How many indices of the last of these dimensions, merged with the ones before, have one stride in every access.
     fn run(&self, dims: &[usize], all: &[Vec<isize>]) -> usize {
         let Some((&last, outer)) = dims.split_last() else { return 1 };
         let (mut n, mut inner) = (self.dims[last], last);
@@ -351,7 +352,7 @@ impl Order {
 }
 
 impl Blocks {
-    /// None if a block's rows are too short, or there are none.
+    /// `None` if a block's rows are too short, or there are no rows.
     fn prepare(
         c: &Contract,
         dtype: DType,
@@ -392,7 +393,7 @@ impl Blocks {
         if columns < SHORT_ROW || order.dims.contains(&0) {
             return Ok(None);
         }
-        // The loop of a part has the dimensions of the product with one index each, then rows and columns.
+        // The loop of a part has the dimensions of the product with one index each, followed by rows and columns.
         let place = |dim: usize| match dim {
             d if order.columns.last() == Some(&d) => rank + 1,
             d if order.rows.last() == Some(&d) => rank,
@@ -400,8 +401,8 @@ impl Blocks {
         };
         let sum_stride = product.sum_stride();
         let room = ((rows - 1) * sum_stride + columns) * dtype.bytes();
-        let beside = Beside::new(arena, buffers, room);
-        let sums = View::dense(beside.buffer(), dtype, vec![room / dtype.bytes()]);
+        let with_scratch = WithScratch::new(arena, buffers, room);
+        let sums = View::dense(with_scratch.buffer(), dtype, vec![room / dtype.bytes()]);
         let mut access = 0;
         let mut moved = |view: &mut View, strides: &mut Vec<isize>| {
             let [row, column] = if reads.contains(&access) {
@@ -425,7 +426,7 @@ impl Blocks {
         }
         let mut dims = vec![1; rank];
         dims.extend([rows, columns]);
-        let body = beside.prepare(&Loop { dims, body }, arena, true)?;
+        let body = with_scratch.prepare(&Loop { dims, body }, arena, true)?;
         Ok(Some(Blocks {
             body,
             run,
@@ -440,7 +441,7 @@ impl Blocks {
     /// Runs the loop on a block.
     ///
     /// # Safety
-    /// As [`Prepared::run`]; the block must be one of the product.
+    /// The conditions of [`Prepared::run`]; the block must be one of the product.
     unsafe fn run(&mut self, scratch: *mut u8, block: Block) {
         let (rows, columns) =
             (block.rows.0..block.rows.0 + block.rows.1, block.columns.0..block.columns.0 + block.columns.1);
@@ -474,14 +475,14 @@ impl Prepared {
             }
     }
 
-    /// Computes the product and what is done with it.
+    /// Computes the product and applies its epilogue.
     ///
     /// # Safety
-    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the operands meanwhile.
+    /// `scratch` must be `scratch_bytes` long and aligned to 64 bytes, and nothing else may use it or the operands
+    /// during the call.
     pub(crate) unsafe fn run(&mut self, scratch: *mut u8) {
         let behind = scratch.wrapping_add(self.product.scratch_bytes().next_multiple_of(64));
-        // SAFETY: passed on to the caller; the loop's scratch lies behind the product's.
+        // SAFETY: passed on to the caller; the loop's scratch follows the product's.
         unsafe {
             match &mut self.then {
                 Then::Nothing => self.product.run(scratch, self.accumulate, &mut |_| ()),

@@ -1,33 +1,32 @@
-//! Executes fused loops as a machine of vector registers.
+//! Executes fused loops on vector registers.
 //!
-//! The body is cut into *stages* where a row's reduction is needed by later row instructions. A stage
-//! runs uniform instructions, then its row instructions on one tile after the other (so that the
-//! registers of a tile stay in the first cache), then the uniform instructions that need the stage's
-//! reductions. Registers that live across stages hold whole rows. Operands that lie densely in the
-//! arena in the lane's own type are used and written in place.
+//! The body is split into *stages* where later row instructions need a reduction of the row. A stage runs uniform
+//! instructions, then its row instructions on one tile after the other (so that the registers of a tile stay in the L1
+//! cache), then the uniform instructions that need the stage's reductions. Registers that live across stages hold whole
+//! rows. Operands that are dense in the arena in the lane's own type are used and written in place.
 
 use super::vector::{Kernel, LoadKernel, ReduceKernel, StoreKernel};
 use tpc_ir::op::Distribution;
 use tpc_ir::random;
 
-/// Where a kernel finds or leaves lanes.
+/// Where a kernel reads or writes lanes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Operand {
+pub(crate) enum Lanes {
     /// A slot of the uniform block.
     Uniform(usize),
-    /// Bytes from the start of the scratch; `scale` is the lane size if the buffer holds whole rows,
-    /// and 0 if it holds the current tile.
+    /// Offset in bytes from the start of the scratch; `scale` is the lane size if the buffer holds whole rows, and 0 if
+    /// it holds the current tile.
     Scratch { offset: usize, scale: usize },
-    /// Straight in the arena, dense.
+    /// Directly in the arena, dense.
     Access { index: usize, scale: usize },
 }
 
-/// A strided walk through the arena.
+/// A strided access to the arena.
 #[derive(Clone, Debug)]
 pub(crate) struct Access {
-    /// At the first index.
+    /// Address at the first index.
     pub(crate) base: *mut u8,
-    /// At the current outer index.
+    /// Address at the current outer index.
     pub(crate) cursor: *mut u8,
     /// Bytes per outer dimension.
     pub(crate) outer: Vec<isize>,
@@ -61,25 +60,25 @@ pub(crate) type RandomKernel = unsafe fn(n: usize, out: *mut u8, what: (Distribu
 /// A prepared instruction.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
-    Map { kernel: Kernel, out: Operand, args: [Operand; 3] },
-    Load { kernel: LoadKernel, access: usize, out: Operand },
-    Store { kernel: StoreKernel, access: usize, arg: Operand },
-    Reduce { kernel: ReduceKernel, arg: Operand, slot: usize },
-    Repeat { kernel: ReduceKernel, arg: Operand, slot: usize, identity: [u8; 8] },
-    Index { kernel: IndexKernel, affine: usize, out: Operand },
-    Random { kernel: RandomKernel, affine: usize, out: Operand, seed: Operand, distribution: Distribution, stream: u64 },
+    Map { kernel: Kernel, out: Lanes, args: [Lanes; 3] },
+    Load { kernel: LoadKernel, access: usize, out: Lanes },
+    Store { kernel: StoreKernel, access: usize, arg: Lanes },
+    Reduce { kernel: ReduceKernel, arg: Lanes, slot: usize },
+    Repeat { kernel: ReduceKernel, arg: Lanes, slot: usize, identity: [u8; 8] },
+    Index { kernel: IndexKernel, affine: usize, out: Lanes },
+    Random { kernel: RandomKernel, affine: usize, out: Lanes, seed: Lanes, distribution: Distribution, stream: u64 },
 }
 
-/// Instructions between two needs of a row reduction.
+/// Instructions between two points that need a row reduction.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stage {
-    /// On single lanes, before.
+    /// Instructions on single lanes before the tiles.
     pub(crate) before: Vec<Op>,
-    /// Accumulators and what they start with.
+    /// Accumulators and their initial values.
     pub(crate) reset: Vec<(usize, [u8; 8])>,
-    /// On tiles.
+    /// Instructions on tiles.
     pub(crate) rows: Vec<Op>,
-    /// On single lanes, behind.
+    /// Instructions on single lanes after the tiles.
     pub(crate) after: Vec<Op>,
 }
 
@@ -109,12 +108,12 @@ pub(crate) struct FusedLoop {
     pub(crate) scratch_bytes: usize,
 }
 
-// SAFETY: the pointers lead into the arena of the rank that runs the loop.
+// SAFETY: the pointers point into the arena of the rank that runs the loop.
 unsafe impl Send for FusedLoop {}
 
 unsafe fn fill(f: &Fill, base: *mut u8, dims: &[(usize, isize)]) {
     match dims {
-        // SAFETY: the addressed elements were found to lie in the arena when the loop was prepared.
+        // SAFETY: the addressed elements were checked to be in the arena when the loop was prepared.
         [] => unsafe { (f.kernel)(1, f.value.as_ptr(), base, 1) },
         // SAFETY: as above.
         [(n, stride)] => unsafe { (f.kernel)(*n, f.value.as_ptr(), base, *stride) },
@@ -128,7 +127,7 @@ unsafe fn fill(f: &Fill, base: *mut u8, dims: &[(usize, isize)]) {
 }
 
 impl FusedLoop {
-    /// Tells where an access (loads and stores are counted in the order of the body) begins from now on.
+    /// Sets the address where an access begins. Loads and stores are counted in the order of the body.
     pub(crate) fn rebase(&mut self, access: usize, base: *mut u8) {
         self.accesses[access].base = base;
     }
@@ -136,11 +135,11 @@ impl FusedLoop {
     /// Runs the loop.
     ///
     /// # Safety
-    /// `scratch` must be `scratch_bytes` long, aligned to 64 bytes, and nobody else may use it or
-    /// the buffers of the loop meanwhile.
+    /// `scratch` must be `scratch_bytes` long and aligned to 64 bytes, and nothing else may use it or the buffers of
+    /// the loop during the call.
     pub(crate) unsafe fn run(&mut self, scratch: *mut u8) {
         for f in &self.fills {
-            // SAFETY: the fill's elements lie in the arena.
+            // SAFETY: the fill's elements are in the arena.
             unsafe { fill(f, f.base, &f.dims) }
         }
         for a in &mut self.accesses {
@@ -153,11 +152,12 @@ impl FusedLoop {
         unsafe { self.iterate(scratch) }
     }
 
-    /// Runs a part of a loop that was prepared as rigid and has no fills: so many rows of so many elements, with every
-    /// access moved by bytes and every affine integer by a number.
+    /// Runs a part of a loop that was prepared as rigid and has no fills: the given numbers of rows and elements, with
+    /// every access moved by bytes and every affine integer by a number.
     ///
     /// # Safety
-    /// As [`FusedLoop::run`]; the part must be no larger than the loop, and the moved accesses lie in the arena.
+    /// The conditions of [`FusedLoop::run`]; the part must be no larger than the loop, and the moved accesses must be in the
+    /// arena.
     pub(crate) unsafe fn run_part(
         &mut self,
         scratch: *mut u8,
@@ -229,11 +229,11 @@ struct Machine<'a> {
 
 impl Machine<'_> {
     #[inline(always)]
-    fn pointer(&self, operand: Operand, t: usize) -> *mut u8 {
+    fn pointer(&self, operand: Lanes, t: usize) -> *mut u8 {
         match operand {
-            Operand::Uniform(slot) => self.uniforms.wrapping_add(slot).cast(),
-            Operand::Scratch { offset, scale } => self.scratch.wrapping_add(offset + t * scale),
-            Operand::Access { index, scale } => self.accesses[index].cursor.wrapping_add(t * scale),
+            Lanes::Uniform(slot) => self.uniforms.wrapping_add(slot).cast(),
+            Lanes::Scratch { offset, scale } => self.scratch.wrapping_add(offset + t * scale),
+            Lanes::Access { index, scale } => self.accesses[index].cursor.wrapping_add(t * scale),
         }
     }
 
@@ -244,7 +244,7 @@ impl Machine<'_> {
         }
         if !stage.rows.is_empty() {
             for &(slot, identity) in &stage.reset {
-                // SAFETY: the slot lies in the uniform block, whose slots are 8 bytes.
+                // SAFETY: the slot is in the uniform block, whose slots are 8 bytes.
                 unsafe { *self.uniforms.add(slot) = u64::from_ne_bytes(identity) }
             }
             let mut t = 0;
@@ -265,9 +265,8 @@ impl Machine<'_> {
 
     #[inline(always)]
     unsafe fn execute(&self, op: &Op, t: usize, n: usize) {
-        // SAFETY: the plan chose kernels for the operands' types, gave every register room for a
-        // tile or a row, resolved every access within the arena, and lets no kernel write where it
-        // reads.
+        // SAFETY: the plan chose kernels for the operands' types, gave every register room for a tile or a row,
+        // resolved every access within the arena, and lets no kernel write where it reads.
         unsafe {
             match op {
                 Op::Map { kernel, out, args } => {
@@ -319,7 +318,7 @@ unsafe fn index_body<L: crate::element::Lane>(n: usize, out: *mut u8, first: i64
     }
 }
 
-/// As [`index_body`], for numbers that are exact in f32, by conversions of 32 bits that are vectorized.
+/// Like [`index_body`], for numbers that are exact in f32, with 32-bit conversions that are vectorized.
 #[inline(always)]
 unsafe fn small_index_body(n: usize, out: *mut u8, first: i64, step: i64) {
     let last = first.saturating_add(step.saturating_mul(n as i64));
@@ -363,7 +362,7 @@ unsafe fn random_body<L: crate::element::Lane>(
     }
 }
 
-/// The index kernel of a lane.
+/// The index kernel of a lane type.
 pub(crate) fn index_kernel(lane: super::vector::LaneType) -> IndexKernel {
     use super::vector::LaneType;
     if lane == LaneType::F32 {
@@ -376,7 +375,7 @@ pub(crate) fn index_kernel(lane: super::vector::LaneType) -> IndexKernel {
     super::vector::with_lane!(lane, L => index_body::<L>)
 }
 
-/// The random kernel of a lane.
+/// The random kernel of a lane type.
 pub(crate) fn random_kernel(lane: super::vector::LaneType) -> RandomKernel {
     use super::vector::LaneType;
     super::vector::with_lane!(lane, L => random_body::<L>)

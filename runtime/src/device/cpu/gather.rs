@@ -1,16 +1,16 @@
-//! Rows of tables: reading them, adding to them, and replacing them.
+//! Reading rows of tables, adding to them, and replacing them.
 
 use super::arena::Arena;
 use crate::element::{Element, Lane, SUM, with_element};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, View};
 
-/// A table, the numbers of rows, and rows.
+/// A table, row numbers, and rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
-    /// Table, index, rows.
+    /// Addresses of the table, the row numbers and the rows.
     base: [*mut u8; 3],
-    /// Bytes between rows of the table, elements between indices, bytes between rows.
+    /// Bytes between rows of the table, elements between row numbers, bytes between rows.
     outer: [isize; 3],
     /// Elements between columns of the table and of the rows.
     inner: [isize; 2],
@@ -24,31 +24,31 @@ pub(crate) struct Table {
     task: Task,
 }
 
-/// What is done with rows.
+/// The operation on rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Task {
-    /// They are read.
+    /// Read rows of the table.
     Take,
-    /// They are added to a table that is cleared first.
+    /// Add rows to a table that is cleared first.
     ScatterAdd,
-    /// They replace those of the table.
+    /// Replace rows of the table.
     Put,
 }
 
 /// `(width, target, its step, source, its step)`.
 type RowKernel = unsafe fn(usize, *mut u8, isize, *const u8, isize);
 
-// SAFETY: the pointers lead into the arena of the rank that runs the action.
+// SAFETY: the pointers point into the arena of the rank that runs the action.
 unsafe impl Send for Table {}
 
 unsafe fn index<I: Element<Lane = i64>>(base: *const u8, offset: isize) -> i64 {
-    // SAFETY: the caller addresses an element of the index.
+    // SAFETY: the caller addresses an element of the row numbers.
     unsafe { (*base.cast::<I>().offset(offset)).load() }
 }
 
 unsafe fn copy<E: Element>(n: usize, to: *mut u8, to_step: isize, from: *const u8, from_step: isize) {
     let (to, from) = (to.cast::<E>(), from.cast::<E>());
-    // SAFETY: the caller addresses rows that lie in the arena.
+    // SAFETY: the caller addresses rows in the arena.
     unsafe {
         if to_step == 1 && from_step == 1 {
             std::ptr::copy(from, to, n);
@@ -62,7 +62,7 @@ unsafe fn copy<E: Element>(n: usize, to: *mut u8, to_step: isize, from: *const u
 
 unsafe fn add<E: Element>(n: usize, to: *mut u8, to_step: isize, from: *const u8, from_step: isize) {
     let (to, from) = (to.cast::<E>(), from.cast::<E>());
-    // SAFETY: the caller addresses rows that lie in the arena; they do not overlap.
+    // SAFETY: the caller addresses rows in the arena that do not overlap.
     unsafe {
         if to_step == 1 && from_step == 1 {
             let to = std::slice::from_raw_parts_mut(to, n);
@@ -80,7 +80,7 @@ unsafe fn add<E: Element>(n: usize, to: *mut u8, to_step: isize, from: *const u8
 
 unsafe fn zero<E: Element>(n: usize, to: *mut u8, to_step: isize, _: *const u8, _: isize) {
     for i in 0..n as isize {
-        // SAFETY: the caller addresses a row that lies in the arena.
+        // SAFETY: the caller addresses a row in the arena.
         unsafe { *to.cast::<E>().offset(i * to_step) = E::store(E::Lane::from_i64(0)) }
     }
 }
@@ -98,8 +98,8 @@ impl Table {
         Self::new(table, index, out, first_row, Task::Take, arena, buffers)
     }
 
-    /// Prepares adding rows to a table that is cleared first. Rows are added in the order of the
-    /// index, each sum rounded to the table's element type.
+    /// Prepares adding rows to a table that is cleared first. Rows are added in the order of their numbers, and each
+    /// sum is rounded to the table's element type.
     pub(crate) fn scatter_add(
         index: &View,
         update: &View,
@@ -111,7 +111,7 @@ impl Table {
         Self::new(out, index, update, first_row, Task::ScatterAdd, arena, buffers)
     }
 
-    /// Prepares replacing rows of a table, in the order of the index.
+    /// Prepares replacing rows of a table, in the order of their numbers.
     pub(crate) fn put(
         table: &View,
         index: &View,
@@ -180,12 +180,12 @@ impl Table {
     /// Runs the action.
     ///
     /// # Safety
-    /// Nobody else may use the views meanwhile.
+    /// Nothing else may use the views during the call.
     pub(crate) unsafe fn run(&self) {
         let [table, numbers, rows] = self.base;
         let null = std::ptr::null();
-        // SAFETY: all elements were found to lie in the arena, and row numbers are compared with the
-        // number of local rows before they are used.
+        // SAFETY: all elements were checked to be in the arena, and row numbers are compared with the number of local
+        // rows before they are used.
         unsafe {
             if self.task == Task::ScatterAdd {
                 for r in 0..self.local_rows as isize {

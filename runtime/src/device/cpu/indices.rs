@@ -1,5 +1,5 @@
-//! Positions as floats: a mask compares indices for every score, and lanes of integers are half as many as lanes
-//! of f32, which has all integers below 2²⁴.
+//! Computes positions as floats. A mask compares indices for every score, and a vector holds half as many integer lanes
+//! as f32 lanes; f32 represents all integers below 2²⁴.
 
 use tpc_ir::program::Instruction;
 use tpc_ir::{DType, MapFn};
@@ -7,10 +7,10 @@ use tpc_ir::{DType, MapFn};
 /// All integers up to this are exact in f32.
 const EXACT: f64 = (1 << 24) as f64;
 
-/// The body with indices, and what is added to them, in f32 where only comparisons read them. `extents` are the
+/// Converts indices, and numbers that are added to them, to f32 where only comparisons read them. `extents` are the
 /// sizes of the dimensions.
 pub(super) fn as_floats(body: &[Instruction], extents: &[usize]) -> Vec<Instruction> {
-    // The largest magnitude of a register that may be a float.
+    // The largest magnitude of each register that may be a float.
     let mut reach: Vec<Option<f64>> = Vec::with_capacity(body.len());
     for instruction in body {
         let of = |r: &usize| reach[*r];
@@ -22,7 +22,7 @@ pub(super) fn as_floats(body: &[Instruction], extents: &[usize]) -> Vec<Instruct
         };
         reach.push(known.filter(|&x| x < EXACT));
     }
-    // All or none of what is read together.
+    // Operands of one comparison are converted together or not at all.
     loop {
         let mut kept = reach.clone();
         for (at, instruction) in body.iter().enumerate() {
@@ -93,7 +93,7 @@ mod tests {
             map(MapFn::Lt, &[0, 3], Bool),
         ];
         assert_eq!(types(&window, &[100, 100]), [F32, F32, F32, F32, Bool]);
-        // Not where integers are not exact, or something else reads one.
+        // Registers are not converted if their integers are not exact, or another operation reads them.
         assert_eq!(types(&window, &[1 << 24, 100]), [I64, I64, I64, I64, Bool]);
         let mut read = window.clone();
         read.push(map(MapFn::Mul, &[1, 1], I64));

@@ -1,4 +1,4 @@
-//! Turns a rank program into a prepared list, and runs it.
+//! Turns a rank program into a list of prepared actions, and runs it.
 
 use super::arena::Arena;
 use super::attention;
@@ -32,14 +32,14 @@ enum Prepared {
 pub(crate) struct Executable {
     actions: Vec<Prepared>,
     scratch: Arena,
-    /// Of every collective, where the flight record has its latest start.
+    /// For every collective, the number of its latest start in the flight record.
     noted: Vec<Number>,
 }
 
-// SAFETY: the pointers lead into the arena of the rank that owns the executable.
+// SAFETY: the pointers point into the arena of the rank that owns the executable.
 unsafe impl Send for Executable {}
 
-/// What a rank has for a step besides its program.
+/// What a rank needs for a step in addition to its program.
 pub(crate) struct Surroundings<'a> {
     pub(crate) comm: &'a mut dyn Communicator,
     pub(crate) counters: &'a Counters,
@@ -150,7 +150,7 @@ impl Executable {
         Ok(Executable { actions, scratch, noted })
     }
 
-    /// Bytes that kernels use besides the arena.
+    /// Bytes that kernels use in addition to the arena.
     pub(crate) fn scratch_bytes(&self) -> usize {
         self.scratch.allocated_bytes()
     }
@@ -158,7 +158,7 @@ impl Executable {
     /// Runs all actions once.
     ///
     /// # Safety
-    /// Nobody but the rank's peers, in collectives, may use its arena meanwhile.
+    /// Only the rank's peers, in collectives, may use its arena during the call.
     pub(crate) unsafe fn step(&mut self, around: &mut Surroundings<'_>) -> Result<(), RuntimeError> {
         let scratch = self.scratch.base();
         let number = around.flight.begin_step();
@@ -166,8 +166,7 @@ impl Executable {
             around.current.store(i, Ordering::Relaxed);
             let traced = around.trace.is_some() || matches!(action, Prepared::Start { .. } | Prepared::Wait { .. });
             let start = traced.then(Instant::now);
-            // SAFETY: everything was prepared for this arena, and the scratch is large enough for
-            // each action.
+            // SAFETY: every action was prepared for this arena, and the scratch is large enough for each action.
             unsafe {
                 match action {
                     Prepared::Loop(l) => l.run(scratch),

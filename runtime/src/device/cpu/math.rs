@@ -1,7 +1,7 @@
 //! Transcendental functions of f32 without branches, so that loops over them vectorize.
 //!
-//! Relative errors are below 2e-7 wherever the result is a normal number (tested in
-//! `tests/maps.rs` against double precision). NaN gives NaN.
+//! Relative errors are below 2e-7 wherever the result is a normal number (`tests/maps.rs` compares with double
+//! precision). NaN gives NaN.
 
 /// `a·b + c`, fused if the CPU can.
 #[inline(always)]
@@ -9,7 +9,7 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Adding and subtracting it rounds to an integer, and leaves that integer in the low bits.
+/// Adding and subtracting this number rounds to an integer, and leaves that integer in the low bits.
 const MAGIC: f32 = 12_582_912.0;
 
 /// `eˣ`: infinite above 88.73, 0 below −104.
@@ -17,7 +17,7 @@ const MAGIC: f32 = 12_582_912.0;
 pub fn exp<const FMA: bool>(x: f32) -> f32 {
     // NaN passes through both comparisons.
     let x = if x > 89.0 { 89.0 } else { x };
-    // Computing a number that is too small for f32 takes a hundred times as long as a 0, and masks make many.
+    // Computing a number that is too small for f32 takes a hundred times as long as a 0, and masks produce many.
     let nothing = x < -104.0;
     let x = if nothing { 0.0 } else { x };
     // x = n ln 2 + r, |r| <= ln 2 / 2, with ln 2 in two parts.
@@ -33,7 +33,7 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let p = fma::<FMA>(p, r, 1.666_666_5e-1);
     let p = fma::<FMA>(p, r, 0.5);
     let p = fma::<FMA>(p, r * r, r) + 1.0;
-    // 2^n in two factors, so that neither over- nor underflows.
+    // 2^n as two factors, so that neither overflows or underflows.
     let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     let half = n >> 1;
     let power = |n: i32| f32::from_bits((n.wrapping_add(127) as u32) << 23);
@@ -62,7 +62,7 @@ pub fn log<const FMA: bool>(x: f32) -> f32 {
     let y = (low - half + f) + k * 0.693_138_1;
     let y = if x == 0.0 { f32::NEG_INFINITY } else { y };
     let y = if x < 0.0 { f32::NAN } else { y };
-    // Infinity and NaN stay what they are.
+    // Infinity and NaN are unchanged.
     if x < f32::INFINITY { y } else { x }
 }
 

@@ -3,7 +3,7 @@
 use super::{has_avx2, has_avx512};
 use crate::element::{Bf16, Lane};
 
-/// Rows of the highest tile.
+/// Rows of the tallest tile.
 pub(crate) const MOST_ROWS: usize = 12;
 
 /// `out[r][j] (+)= scale · Σ_p a[r][p · step] · b[p · b_step + j]` for all rows `r` and the columns `j`
@@ -23,12 +23,12 @@ pub(crate) type TileKernel<T> = unsafe fn(
     accumulate: bool,
 );
 
-/// The kernels of one width for 1 to so many rows.
+/// The kernels of one width, for 1 up to the largest number of rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Tiles<T: 'static> {
     /// Columns of a panel: two vectors.
     pub(crate) columns: usize,
-    /// By number of rows, less one: as many as leave registers for a panel's row.
+    /// Indexed by the number of rows minus one; as many rows as leave registers for a row of the panel.
     pub(crate) kernels: &'static [TileKernel<T>],
 }
 
@@ -42,23 +42,23 @@ impl<T> Tiles<T> {
 /// Columns of the widest panel: two vectors of 64 bytes of f32.
 pub(crate) const MOST_COLUMNS: usize = 32;
 
-/// An element type in which products are computed.
+/// A compute type of products.
 pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> {
-    /// The widest kernels that the CPU has.
+    /// The widest kernels that the CPU supports.
     fn tiles() -> Tiles<Self>;
-    /// `b[p·n + j] = columns[j][p]` for n columns, where elements of a column are neighbours.
+    /// `b[p·n + j] = columns[j][p]` for n columns with contiguous elements.
     ///
     /// # Safety
     /// The elements must be readable, and `out` writable for `k · n` elements.
     unsafe fn transpose(k: usize, columns: &[*const Self], out: *mut Self);
-    /// The number, exactly.
+    /// Converts a number exactly.
     fn of_f32(x: f32) -> Self;
     /// `Σ a[i]·column[i]` of some columns as long as `a`, each added up in the same order.
     fn dots<E: Widen<Self>, const C: usize>(a: &[Self], columns: &[&[E]; C]) -> [Self; C];
     /// `sums[r][j] += Σ x[r][p]·rows[p][j]` for `n` columns.
     ///
     /// # Safety
-    /// Each row has `n` elements, and so has each row of sums, apart from all others.
+    /// Each row has `n` elements, and so has each row of sums, which must not overlap any other.
     unsafe fn add_rows<E: Widen<Self>, const R: usize>(
         x: &[[Self; ROWS_AT_ONCE]; R],
         rows: &[*const E; ROWS_AT_ONCE],
@@ -67,9 +67,9 @@ pub(crate) trait Real: Lane + std::ops::Add<Output = Self> + std::ops::Mul<Outpu
     );
 }
 
-/// An element that is converted without rounding to the type of a product as it is read.
+/// An element that is converted without rounding to a product's compute type when it is read.
 pub(crate) trait Widen<T>: Copy {
-    /// The same number.
+    /// The same number in the compute type.
     fn widen(self) -> T;
 }
 
@@ -87,10 +87,11 @@ impl<T: Real> Widen<T> for Bf16 {
     }
 }
 
-/// Columns of the right operand that [`Real::dots`] reads side by side.
+/// Number of columns of the right operand that [`Real::dots`] reads at the same time.
 pub(crate) const COLUMNS_AT_ONCE: usize = 4;
 
-/// Rows of the right operand that [`Real::add_rows`] reads side by side: as many streams as a core prefetches.
+/// Number of rows of the right operand that [`Real::add_rows`] reads at the same time: as many streams as a core
+/// prefetches.
 pub(crate) const ROWS_AT_ONCE: usize = 8;
 
 macro_rules! add_rows_body {
@@ -241,7 +242,7 @@ vector_tile!(
     _mm256_fmadd_pd,
     _mm256_mul_pd
 );
-// 12 rows of 2 vectors are 24 of the 32 registers.
+// 12 rows of 2 vectors use 24 of the 32 registers.
 #[cfg(target_arch = "x86_64")]
 vector_tile!(
     "avx512f",
@@ -282,7 +283,7 @@ unsafe fn transpose_portable<T: Copy>(from: usize, k: usize, columns: &[*const T
     }
 }
 
-/// Transposes blocks of 8 by 8; returns how many rows were done.
+/// Transposes blocks of 8 by 8; returns the number of transposed rows.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn transpose_avx2(k: usize, columns: &[*const f32], out: *mut f32) -> usize {

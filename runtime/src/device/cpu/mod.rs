@@ -2,14 +2,14 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | where a rank's memory is, and whether a view lies in it | `arena` |
-//! | how a program becomes a prepared list, and how that runs | `load` |
-//! | attention in blocks of rows; its masks' positions | `attention`, `indices` |
+//! | a rank's memory, and whether a view is in it | `arena` |
+//! | how a program becomes a list of prepared actions, and how that runs | `load` |
+//! | attention in blocks of rows; positions in its masks | `attention`, `indices` |
 //! | matrix products | `contract`, its inner kernels `microkernel` |
-//! | what is done with their elements before they are written | `epilogue` |
+//! | epilogues, which are applied to a product's elements before they are written | `epilogue` |
 //! | fused loops | `fused` runs them, `plan` prepares them |
 //! | functions of lanes | `vector`, in which `math` approximates the transcendental ones |
-//! | copies, prefix sums, the k largest | `copy` |
+//! | copies, prefix sums, the k largest elements | `copy` |
 //! | rows of tables | `gather` |
 
 pub mod arena;

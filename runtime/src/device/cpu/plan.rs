@@ -1,30 +1,30 @@
-//! Prepares fused loops: merges dimensions, cuts the nodes of the body into stages, gives registers their place
-//! and chooses kernels.
+//! Prepares fused loops: merges dimensions, splits the nodes of the body into stages, allocates registers and chooses
+//! kernels.
 
 use super::arena::Arena;
-use super::fused::{Access, Affine, Fill, FusedLoop, Op, Operand, Stage, index_kernel, random_kernel};
+use super::fused::{Access, Affine, Fill, FusedLoop, Lanes, Op, Stage, index_kernel, random_kernel};
 use super::vector::{self, LaneType};
 use crate::device::nodes::{self, Function, Kind, Node, Walk, count_uses, is_end, must_keep_order};
 use crate::element::identity;
 use tpc_ir::program::{ALIGNMENT, Buffer, BufferId, Instruction, Loop};
 use tpc_ir::{DType, MapFn};
 
-/// Lanes that are worked on at a time.
+/// Number of lanes that are processed at a time.
 const TILE: usize = 1024;
-/// Rows shorter than this are swapped with a longer outer dimension where that is cheaper and nothing forbids it.
+/// Rows shorter than this are swapped with a longer outer dimension if that is cheaper and allowed.
 const SHORT_ROW: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
-enum Part {
+enum Section {
     Before,
     Rows,
     After,
 }
 
-/// Dimensions and everything that has a stride in them, changed together.
+/// Dimensions and the strides of all accesses in them, which change together.
 struct Nest {
     dims: Vec<usize>,
-    /// Strides of walks, then of affine integers.
+    /// Strides of accesses, then of affine integers.
     strides: Vec<Vec<isize>>,
 }
 
@@ -64,42 +64,42 @@ pub(crate) fn prepare(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<Fus
     prepare_nest(l, arena, arena.allocated_bytes(), buffers, false)
 }
 
-/// Prepares a loop of two dimensions or more of which parts are run: its last two stay as they are, the others must
-/// be of size 1.
+/// Prepares a loop of at least two dimensions that runs in parts: the last two dimensions stay as they are, the others
+/// must have size 1.
 pub(crate) fn prepare_rigid(l: &Loop, arena: &Arena, buffers: &[Buffer]) -> Result<FusedLoop, String> {
     prepare_nest(l, arena, arena.allocated_bytes(), buffers, true)
 }
 
-/// Bytes that a loop uses beside the arena: a buffer behind the others, which seems to lie behind the arena's end.
-/// Accesses to it have to be told where it is ([`FusedLoop::rebase`]).
-pub(crate) struct Beside {
+/// A buffer outside of the arena that a loop uses. It is numbered after the other buffers, at offsets beyond the
+/// arena's end, and the address of accesses to it has to be set ([`FusedLoop::rebase`]).
+pub(crate) struct WithScratch {
     buffers: Vec<Buffer>,
 }
 
-impl Beside {
-    /// Room for so many bytes.
+impl WithScratch {
+    /// A buffer of this many bytes.
     pub(crate) fn new(arena: &Arena, buffers: &[Buffer], bytes: usize) -> Self {
         let offset = arena.allocated_bytes().next_multiple_of(ALIGNMENT);
         let room = Buffer { offset, bytes, persistent: false, label: "scratch".into() };
-        Beside { buffers: buffers.iter().cloned().chain([room]).collect() }
+        WithScratch { buffers: buffers.iter().cloned().chain([room]).collect() }
     }
 
-    /// The buffer.
+    /// The number of the buffer.
     pub(crate) fn buffer(&self) -> BufferId {
         BufferId(self.buffers.len() as u32 - 1)
     }
 
-    /// [`prepare`], or [`prepare_rigid`], of a loop that uses the buffer.
+    /// [`prepare`], or [`prepare_rigid`], for a loop that uses the buffer.
     pub(crate) fn prepare(&self, l: &Loop, arena: &Arena, rigid: bool) -> Result<FusedLoop, String> {
         let end = self.buffers.last().map_or(0, |b| b.offset + b.bytes);
         prepare_nest(l, arena, end, &self.buffers, rigid)
     }
 }
 
-/// `bytes` is how far buffers may reach from the arena's start.
+/// `bytes` is the end of all buffers, relative to the arena's start.
 fn prepare_nest(l: &Loop, arena: &Arena, bytes: usize, buffers: &[Buffer], rigid: bool) -> Result<FusedLoop, String> {
     let mut scan = nodes::scan(l, bytes, buffers)?;
-    // A row of one is still a row there.
+    // A row of one element is still a row there.
     scan.reduces |= rigid && l.body.iter().any(|ins| matches!(ins, Instruction::ReduceRow { .. }));
     let (walks, affines, reduces) = (&scan.walks, &scan.affines, scan.reduces);
     let fills = walks.iter().filter_map(|w| fill(w, l, arena)).collect();
@@ -153,12 +153,12 @@ fn prepare_nest(l: &Loop, arena: &Arena, bytes: usize, buffers: &[Buffer], rigid
     })
 }
 
-/// Where a walk begins.
+/// The first address of an access.
 fn at(arena: &Arena, walk: &Walk) -> *mut u8 {
     arena.base().wrapping_add(walk.extent.base)
 }
 
-/// What sets the target of an accumulating store.
+/// The fill that sets the target of an accumulating store.
 fn fill(walk: &Walk, l: &Loop, arena: &Arena) -> Option<Fill> {
     let Instruction::Store { accumulate: Some(op), .. } = &l.body[walk.at] else { return None };
     let sized = l.dims.iter().copied().zip(walk.strides.iter().copied());
@@ -175,7 +175,7 @@ fn fill(walk: &Walk, l: &Loop, arena: &Arena) -> Option<Fill> {
 
 fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool, reduces: bool) {
     for d in (0..nest.dims.len()).rev() {
-        // A row of one stays a row if its reductions are real.
+        // A row of one element stays a row if its reductions are real.
         if nest.dims[d] == 1 && !(reduces && d + 1 == nest.dims.len()) {
             nest.remove(d);
         }
@@ -200,8 +200,8 @@ fn simplify(nest: &mut Nest, body: &[Instruction], walks: &[Walk], strict: bool,
             w.store && matches!(body[w.at], Instruction::Store { accumulate: None, .. }) && nest.strides[i][d] == 0
         })
     };
-    // What an element costs in a row along a dimension, in nanoseconds or so: the part of a cache line that each access
-    // moves on by, and what each row costs.
+    // Approximate cost of an element in a row along a dimension, in nanoseconds: the part of a cache line that each
+    // access moves on by, plus the cost of each row.
     let cost = |d: usize, n: usize| {
         let moved = |(w, s): (&Walk, &Vec<isize>)| (s[d].unsigned_abs() * w.dtype.bytes()).min(64) as f64 / 16.0;
         walks.iter().zip(&nest.strides).map(moved).sum::<f64>() + 10.0 * walks.len() as f64 / n as f64
@@ -219,8 +219,8 @@ struct Emitted {
     scratch_bytes: usize,
 }
 
-/// Pieces of the scratch. A piece that holds the current tile is written again by every tile, so it
-/// never becomes one that holds whole rows, or the other way round.
+/// Pieces of the scratch. Every tile overwrites a piece that holds the current tile, so such a piece never becomes one
+/// that holds whole rows, or the reverse.
 #[derive(Default)]
 struct Scratch {
     end: usize,
@@ -245,9 +245,9 @@ impl Scratch {
     }
 }
 
-/// Orders nodes into stages: `(stage, part)` of every node.
-fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
-    let mut at: Vec<(usize, Part)> = vec![(0, Part::Before); nodes.len()];
+/// Orders nodes into stages: the `(stage, part)` of every node.
+fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Section)> {
+    let mut at: Vec<(usize, Section)> = vec![(0, Section::Before); nodes.len()];
     let mut stage = 0;
     for (i, node) in nodes.iter().enumerate() {
         if !live[i] {
@@ -255,7 +255,7 @@ fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
         }
         let pending = |x: usize, stage: usize| {
             at[x].0 == stage
-                && (at[x].1 == Part::After || matches!(nodes[x].kind, Kind::Reduce(_)) && at[x].1 == Part::Rows)
+                && (at[x].1 == Section::After || matches!(nodes[x].kind, Kind::Reduce(_)) && at[x].1 == Section::Rows)
         };
         let waits = node.inputs.iter().any(|&x| pending(x, stage));
         let on_rows = !node.uniform || (matches!(node.kind, Kind::Reduce(_)) && !nodes[node.inputs[0]].uniform);
@@ -263,9 +263,9 @@ fn schedule(nodes: &[Node], live: &[bool], strict: bool) -> Vec<(usize, Part)> {
             stage += 1;
         }
         at[i] = match (on_rows, waits && !strict) {
-            (true, _) => (stage, Part::Rows),
-            (false, true) => (stage, Part::After),
-            (false, false) => (stage, Part::Before),
+            (true, _) => (stage, Section::Rows),
+            (false, true) => (stage, Section::After),
+            (false, false) => (stage, Section::Before),
         };
     }
     at
@@ -285,19 +285,19 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
         users
     };
     let mut uniforms: Vec<u64> = Vec::new();
-    let mut place: Vec<Operand> = vec![Operand::Uniform(0); nodes.len()];
-    let mut written_in_place = vec![false; nodes.len()]; // stores that their operand's kernel does
+    let mut place: Vec<Lanes> = vec![Lanes::Uniform(0); nodes.len()];
+    let mut written_in_place = vec![false; nodes.len()]; // stores that the operand's kernel performs
     let mut scratch = Scratch::default();
     let mut expires: Vec<Vec<usize>> = vec![Vec::new(); nodes.len()];
     let mut held: Vec<Option<Piece>> = vec![None; nodes.len()];
     let stage_count = at.iter().zip(&live).filter(|(_, l)| **l).map(|(a, _)| a.0 + 1).max().unwrap_or(0);
     let mut stages = vec![Stage::default(); stage_count];
-    // In the order of execution: stage by stage, and within a stage by part.
+    // In the order of execution: by stage, and within a stage by part.
     let mut order: Vec<usize> = (0..nodes.len()).filter(|&i| live[i]).collect();
     let part = |i: usize| match at[i].1 {
-        Part::Before => 0,
-        Part::Rows => 1,
-        Part::After => 2,
+        Section::Before => 0,
+        Section::Rows => 1,
+        Section::After => 2,
     };
     order.sort_by_key(|&i| (at[i].0, part(i), i));
     let position: Vec<usize> = {
@@ -311,17 +311,17 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
         let node = &nodes[i];
         let (stage, part) = at[i];
         let row_value = !node.uniform && !is_end(&node.kind);
-        // Where the result goes.
+        // Where the result is written.
         if !is_end(&node.kind) && node.uniform {
             uniforms.push(0);
-            place[i] = Operand::Uniform(uniforms.len() - 1);
+            place[i] = Lanes::Uniform(uniforms.len() - 1);
         } else if row_value {
             let size = node.lane.bytes();
             if let Kind::Load(w) = node.kind
                 && !strict
                 && is_direct_load(i, w, node, accesses, walks, nodes, &users[i], &at)
             {
-                place[i] = Operand::Access { index: w, scale: size };
+                place[i] = Lanes::Access { index: w, scale: size };
                 continue;
             }
             let target = users[i].iter().copied().find(|&u| match nodes[u].kind {
@@ -336,28 +336,28 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
             });
             if let (Some(u), Some(Kind::Store(w))) = (target, target.map(|u| nodes[u].kind.clone())) {
                 written_in_place[u] = true;
-                place[i] = Operand::Access { index: w, scale: size };
+                place[i] = Lanes::Access { index: w, scale: size };
             } else {
                 let within = !strict && users[i].iter().all(|&u| at[u].0 == stage);
                 let bytes = if within { TILE.min(row) * size } else { row * size };
                 let piece = scratch.take(bytes, !within);
-                place[i] = Operand::Scratch { offset: piece.offset, scale: if within { 0 } else { size } };
+                place[i] = Lanes::Scratch { offset: piece.offset, scale: if within { 0 } else { size } };
                 held[i] = Some(piece);
                 let last = users[i].iter().copied().max_by_key(|&u| position[u]).unwrap_or(i);
-                // A register that lives on into another stage is needed by all tiles of its last.
+                // All tiles of a register's last stage need a register that lives on into another stage.
                 let last = if within { last } else { last_of_stage(&order, &at, at[last].0) };
                 expires[last].push(i);
             }
         }
         let ops = match part {
-            Part::Before => &mut stages[stage].before,
-            Part::Rows => &mut stages[stage].rows,
-            Part::After => &mut stages[stage].after,
+            Section::Before => &mut stages[stage].before,
+            Section::Rows => &mut stages[stage].rows,
+            Section::After => &mut stages[stage].after,
         };
         let input = |k: usize| place[node.inputs[k]];
         match &node.kind {
             Kind::Constant(bytes) => {
-                let Operand::Uniform(slot) = place[i] else { unreachable!("constants are uniform") };
+                let Lanes::Uniform(slot) = place[i] else { unreachable!("constants are uniform") };
                 uniforms[slot] = u64::from_ne_bytes(*bytes);
             }
             Kind::Load(w) => {
@@ -387,7 +387,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                         vector::map_kernel(*f, lane, &uniform).expect("the lane was chosen so that a kernel exists")
                     }
                 };
-                let arg = |k: usize| node.inputs.get(k).map_or(Operand::Uniform(0), |&x| place[x]);
+                let arg = |k: usize| node.inputs.get(k).map_or(Lanes::Uniform(0), |&x| place[x]);
                 ops.push(Op::Map { kernel, out: place[i], args: [arg(0), arg(1), arg(2)] });
             }
             Kind::Reduce(op) => {
@@ -399,9 +399,9 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
                 let finish = Op::Map {
                     kernel: vector::finish_kernel(lane, node.lane),
                     out: place[i],
-                    args: [Operand::Uniform(slot), Operand::Uniform(0), Operand::Uniform(0)],
+                    args: [Lanes::Uniform(slot), Lanes::Uniform(0), Lanes::Uniform(0)],
                 };
-                if part == Part::Rows {
+                if part == Section::Rows {
                     ops.push(Op::Reduce { kernel: vector::reduce_kernel(*op, lane), arg, slot });
                     stages[stage].reset.push((slot, identity));
                     stages[stage].after.push(finish);
@@ -436,7 +436,7 @@ fn emit(nodes: &[Node], accesses: &[Access], walks: &[Walk], strict: bool, row: 
     Emitted { stages, uniforms, scratch_bytes: scratch.end }
 }
 
-fn last_of_stage(order: &[usize], at: &[(usize, Part)], stage: usize) -> usize {
+fn last_of_stage(order: &[usize], at: &[(usize, Section)], stage: usize) -> usize {
     order.iter().copied().rfind(|&i| at[i].0 == stage).expect("the stage has the node")
 }
 
@@ -444,7 +444,7 @@ fn is_native(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F64 | DType::I64)
 }
 
-/// Whether kernels can read a load's elements where they lie until its last use.
+/// Whether kernels can read a load's elements in place until its last use.
 #[allow(clippy::too_many_arguments)]
 fn is_direct_load(
     i: usize,
@@ -454,7 +454,7 @@ fn is_direct_load(
     walks: &[Walk],
     nodes: &[Node],
     users: &[usize],
-    at: &[(usize, Part)],
+    at: &[(usize, Section)],
 ) -> bool {
     if node.uniform || accesses[w].row != 1 || !is_native(walks[w].dtype) {
         return false;

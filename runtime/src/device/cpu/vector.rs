@@ -10,7 +10,7 @@ use crate::element::{Element, Lane, Truth, with_element, with_reduce};
 use std::slice::{from_raw_parts, from_raw_parts_mut};
 use tpc_ir::{DType, MapFn, ReduceOp};
 
-/// The type in which a register is computed.
+/// The compute type of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum LaneType {
     F32,
@@ -63,7 +63,7 @@ macro_rules! with_lane {
 }
 pub(crate) use with_lane;
 
-/// A function of up to three operands: `n` lanes of each row operand, one of each uniform one.
+/// A function of up to three operands: `n` lanes of each row operand, and one lane of each uniform operand.
 ///
 /// # Safety
 /// The operands must be readable and `out` writable for that many lanes of the kernel's types, all
@@ -73,19 +73,19 @@ pub(crate) type Kernel = unsafe fn(n: usize, out: *mut u8, args: &[*const u8; 3]
 /// Reads `n` elements at a distance of `stride` elements into lanes.
 ///
 /// # Safety
-/// As [`Kernel`].
+/// The conditions of [`Kernel`].
 pub(crate) type LoadKernel = unsafe fn(n: usize, from: *const u8, stride: isize, out: *mut u8);
 
 /// Writes `n` lanes as elements at a distance of `stride` elements.
 ///
 /// # Safety
-/// As [`Kernel`].
+/// The conditions of [`Kernel`].
 pub(crate) type StoreKernel = unsafe fn(n: usize, arg: *const u8, to: *mut u8, stride: isize);
 
 /// Combines `n` lanes into an accumulator (f64 for floats, i64 otherwise).
 ///
 /// # Safety
-/// As [`Kernel`].
+/// The conditions of [`Kernel`].
 pub(crate) type ReduceKernel = unsafe fn(n: usize, arg: *const u8, accumulator: *mut u8);
 
 /// Defines a kernel body twice: portable, and with AVX2 and FMA.
@@ -169,7 +169,7 @@ fn binary<F: Binary>(uniform: &[bool]) -> Kernel {
         (false, false) => binary_variant::<F, false, false>(),
         (true, false) => binary_variant::<F, true, false>(),
         (false, true) => binary_variant::<F, false, true>(),
-        // Both uniform: executed on one lane.
+        // Both are uniform: executed on one lane.
         (true, true) => binary_variant::<F, false, false>(),
     }
 }
@@ -230,7 +230,7 @@ unsafe fn multiply_add_body<L: Float, const UA: bool, const UB: bool, const UC: 
 two_versions!(multiply_add_variant, multiply_add_body, multiply_add_avx2, <L: Float>,
     <const UA: bool, const UB: bool, const UC: bool>, (n: usize, out: *mut u8, args: &[*const u8; 3]), Kernel);
 
-/// `a·b + c`, the kernel behind a product whose only use is a sum.
+/// `a·b + c`, the kernel for a product whose only use is a sum.
 pub(crate) fn multiply_add(lane: LaneType, uniform: &[bool]) -> Kernel {
     fn pick<L: Float>(u: &[bool]) -> Kernel {
         match (u[0], u[1], u[2]) {
@@ -276,7 +276,7 @@ impl Float for f32 {
     }
     #[inline(always)]
     fn remainder(self, d: f32) -> f32 {
-        // The quotient in f64, or its floor may be one too large.
+        // The quotient is computed in f64, because its floor may otherwise be one too large.
         f64::from(self).remainder(f64::from(d)) as f32
     }
     #[inline(always)]
@@ -459,7 +459,7 @@ impl<const F: u8> Binary for IntBinary<F> {
             ADD => a.wrapping_add(b),
             SUB => a.wrapping_sub(b),
             MUL => a.wrapping_mul(b),
-            // Truncated; by zero as the float quotient saturates: 0/0 = 0.
+            // Truncated; division by zero saturates like the float quotient: 0/0 = 0.
             DIV => {
                 if b == 0 {
                     a.signum().saturating_mul(i64::MAX)
@@ -469,7 +469,7 @@ impl<const F: u8> Binary for IntBinary<F> {
             }
             MAXIMUM => a.max(b),
             MINIMUM => a.min(b),
-            // Of the divisor's sign; 0 if there is no such number.
+            // The result has the divisor's sign; 0 if there is no such number.
             _ => {
                 let r = if b == 0 { 0 } else { a.wrapping_rem(b) };
                 if r != 0 && (r ^ b) < 0 { r + b } else { r }
@@ -530,8 +530,8 @@ pub(crate) fn is_comparison(f: MapFn) -> bool {
     matches!(f, MapFn::Eq | MapFn::Ne | MapFn::Lt | MapFn::Le | MapFn::Gt | MapFn::Ge)
 }
 
-/// The kernel of a function whose operands are all in `lane` (the condition of a select in
-/// [`LaneType::Bool`]), and which operands are uniform; `None` if that lane has none and the
+/// The kernel of a function whose operands are all in `lane` (except that the condition of a select is in
+/// [`LaneType::Bool`]); `uniform` says which operands are uniform. `None` if the lane type has no such kernel and the
 /// operands have to be converted to f64.
 pub(crate) fn map_kernel(f: MapFn, lane: LaneType, uniform: &[bool]) -> Option<Kernel> {
     macro_rules! float {
@@ -599,7 +599,7 @@ convert!(u8, f32, |x| f32::from(x));
 convert!(u8, f64, |x| f64::from(x));
 convert!(u8, i64, |x| i64::from(x));
 
-/// Converts lanes: floats to integers truncated and saturated, anything but 0 to true.
+/// Converts lanes: floats are truncated and saturated to integers, and any number other than 0 is true.
 pub(crate) fn convert_kernel(from: LaneType, to: LaneType) -> Kernel {
     use LaneType::{Bool, F32, F64, I64};
     match (from, to) {
@@ -622,7 +622,7 @@ pub(crate) fn convert_kernel(from: LaneType, to: LaneType) -> Kernel {
     }
 }
 
-/// Rounds a lane to what an element can hold.
+/// Rounds a lane to a number that an element can hold.
 struct Rounded<E>(std::marker::PhantomData<E>);
 
 impl<E: Element> Unary for Rounded<E> {
@@ -634,7 +634,7 @@ impl<E: Element> Unary for Rounded<E> {
     }
 }
 
-/// Rounds lanes to what `dtype` can hold.
+/// Rounds lanes to numbers that `dtype` can hold.
 pub(crate) fn round_kernel(dtype: DType) -> Kernel {
     with_element!(dtype, E => unary::<Rounded<E>>())
 }
@@ -741,7 +741,7 @@ unsafe fn accumulate_body<E: Element, const OP: u8, const UNIFORM: bool, const F
 two_versions!(accumulate_variant, accumulate_body, accumulate_avx2, <E: Element>,
     <const OP: u8, const UNIFORM: bool>, (n: usize, arg: *const u8, to: *mut u8, stride: isize), StoreKernel);
 
-/// Combines lanes with elements in memory; every element is a different one (no stride 0).
+/// Combines lanes with elements in memory; all elements must be different (no stride 0).
 pub(crate) fn accumulate_kernel(op: ReduceOp, dtype: DType, uniform: bool) -> StoreKernel {
     with_element!(dtype, E => with_reduce!(op, OP => {
         if uniform { accumulate_variant::<E, OP, true>() } else { accumulate_variant::<E, OP, false>() }
@@ -789,8 +789,8 @@ unsafe fn reduce_body<L: Accumulated, const OP: u8, const FMA: bool>(n: usize, a
     let (arg, accumulator) =
         unsafe { (from_raw_parts(arg.cast::<L>(), n), &mut *accumulator.cast::<L::Accumulator>()) };
     let mut total = *accumulator;
-    // Partial results side by side: fast, and sums lose less than one after the other. Blocks of
-    // 1024 lanes are then added in the wider accumulator.
+    // Several partial results are accumulated at the same time, which is faster and more accurate than a single chain
+    // of sums. Blocks of 1024 lanes are then added in the wider accumulator.
     for block in arg.chunks(1024) {
         let mut wide = block.chunks_exact(WIDTH);
         if let Some(first) = wide.next() {

@@ -1,8 +1,8 @@
-//! Compiled modules on disk, found by what they were compiled from.
+//! A cache of compiled modules on disk, keyed by their sources.
 //!
-//! A file is a line that says what it is, the length and the hash of the binary, and the binary. It is
-//! written under another name and then renamed, so that nobody ever reads a part of one; what does not
-//! have its hash is compiled again.
+//! A file consists of a line that identifies the format, the length and the hash of the binary, and the binary. It is
+//! written under another name and then renamed, so no reader ever sees a partial file. A file that does not match its
+//! hash is ignored, and the module is compiled.
 
 use super::emit::fnv;
 use super::error::CudaError;
@@ -10,13 +10,13 @@ use super::nvrtc::Nvrtc;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// The folder of the cache; by default `tpc/cuda` in `XDG_CACHE_HOME` or in `~/.cache`.
+/// The environment variable for the directory of the cache; by default `tpc/cuda` in `XDG_CACHE_HOME` or in `~/.cache`.
 pub const VARIABLE: &str = "TPC_CUDA_CACHE";
 
-/// Changed with the options of the compiler or the format of the file.
+/// Must change with the options of the compiler or the format of the file.
 const MAGIC: &[u8] = b"tpc cubin 1\n";
 
-/// Where compiled modules are kept; `None` if there is no place.
+/// The directory of the cache; `None` if there is none.
 pub fn folder() -> Option<PathBuf> {
     if let Some(asked) = std::env::var_os(VARIABLE) {
         return Some(asked.into());
@@ -56,11 +56,11 @@ fn write(path: &Path, binary: &[u8]) -> std::io::Result<()> {
     std::fs::rename(&part, path)
 }
 
-/// The binary of a module for an architecture: from the cache, or compiled and kept there. NVRTC is
-/// needed only for what the cache does not have.
+/// The binary of a module for an architecture, either from the cache or compiled and then cached. NVRTC is only needed
+/// for modules that are not in the cache.
 ///
 /// # Errors
-/// NVRTC is missing, or refuses the module. A cache that cannot be written is no error.
+/// NVRTC is missing, or refuses the module. A cache that cannot be written is not an error.
 pub fn binary(source: &str, arch: &str) -> Result<Vec<u8>, CudaError> {
     binary_in(folder().as_deref(), source, arch, &|| Ok(Nvrtc::load()?.compile(source, arch)?.0))
 }
@@ -77,7 +77,7 @@ fn binary_in(
     }
     let binary = compile()?;
     if let Some(path) = path {
-        // Without it the module is compiled again next time.
+        // If this fails, the module is compiled again next time.
         let _ = write(&path, &binary);
     }
     Ok(binary)

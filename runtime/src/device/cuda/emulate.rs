@@ -1,11 +1,11 @@
-//! Generated kernels executed on the CPU, to check what they mean where there is no GPU: the module is
-//! compiled with g++ behind a small header (`shim.h`) that runs the threads of a block as fibers.
+//! Executes generated kernels on the CPU, to check what they mean without a GPU: g++ compiles the module with a small
+//! header (`shim.h`) that runs the threads of a block as fibers.
 //!
-//! Not fast, and not a device: it knows nothing of memory that is not coherent or of warps that run
-//! ahead. It does find wrong results, barriers that not all threads reach, and kernels whose result
-//! depends on the order in which threads or blocks run (by running them backwards).
+//! The emulation is neither fast nor a complete device: it does not model incoherent memory or warps that run ahead. It
+//! does find wrong results, barriers that not all threads reach, and kernels whose result depends on the order in which
+//! threads or blocks run (by running them in reverse).
 
-use super::emit::{Item, Kernels, Launch, Plan, plan};
+use super::emit::{DevicePlan, Item, Kernels, Launch, plan};
 use super::library::Library;
 use super::reference;
 use crate::device::attached::{Device, StepReport};
@@ -31,15 +31,15 @@ pub enum EmulationError {
     /// No compiler, or a kernel that it refuses.
     #[error("the generated kernels cannot be compiled for the CPU: {0}; `g++` has to be installed")]
     Compile(String),
-    /// Too little memory.
+    /// There is not enough memory.
     #[error("{0} bytes of memory could not be allocated for the emulated device")]
     Memory(usize),
-    /// Threads of a block that do not wait for each other as they should.
+    /// Threads of a block that do not synchronize as they should.
     #[error("kernel `{kernel}`: {reason}")]
     Barrier {
         /// The kernel.
         kernel: String,
-        /// What went wrong.
+        /// The fault.
         reason: &'static str,
     },
     /// Ranks that wait for each other.
@@ -54,9 +54,9 @@ pub enum EmulationError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// From the first to the last.
-    Forwards,
+    Forward,
     /// From the last to the first.
-    Backwards,
+    Reverse,
 }
 
 type Run = unsafe extern "C" fn(usize, u32, u32, c_int, c_int, *mut u8, *const i64) -> c_int;
@@ -64,28 +64,28 @@ type Run = unsafe extern "C" fn(usize, u32, u32, c_int, c_int, *mut u8, *const i
 /// Kernels compiled for the CPU.
 struct Compiled {
     run: Run,
-    /// The library, deleted when it is not needed any more.
+    /// The shared library, deleted when it is no longer needed.
     file: PathBuf,
 }
 
 impl Drop for Compiled {
     fn drop(&mut self) {
-        // A file that is left behind in the temporary folder harms nobody.
+        // A file that remains in the temporary directory does no harm.
         let _ = std::fs::remove_file(&self.file);
     }
 }
 
-/// A device that is a CPU: programs, their memory, and their kernels.
+/// A device emulated on the CPU: programs, their memory, and their kernels.
 pub struct Emulator {
     programs: Vec<RankProgram>,
-    plan: Plan,
+    plan: DevicePlan,
     memory: Arena,
     compiled: Arc<Compiled>,
-    /// Of every rank's collectives, whether the latest step executed it.
+    /// For every rank's collectives, whether the latest step executed it.
     executed: Vec<Vec<bool>>,
 }
 
-/// The C++ of all kernels and a function that runs one by its number.
+/// The C++ source of all kernels, and a function that runs one by its number.
 fn source(kernels: &Kernels) -> String {
     let mut text = String::from(include_str!("shim.h"));
     text.push_str(&kernels.source());
@@ -99,8 +99,8 @@ fn source(kernels: &Kernels) -> String {
     text.push_str("static void (*const all[])(char*, const long long*) = {");
     kernels.list().iter().for_each(|k| _ = write!(text, "run_{}, ", k.name));
     text.push_str(
-        "0};\nextern \"C\" int run(unsigned long kernel, unsigned grid, unsigned block, int cooperative, int backwards, \
-         char* A, const long long* args) {\n    return run_kernel(all[kernel], grid, block, cooperative, backwards, A, args);\n}\n",
+        "0};\nextern \"C\" int run(unsigned long kernel, unsigned grid, unsigned block, int cooperative, int reverse, \
+         char* A, const long long* args) {\n    return run_kernel(all[kernel], grid, block, cooperative, reverse, A, args);\n}\n",
     );
     text
 }
@@ -113,8 +113,8 @@ fn compile(kernels: &Kernels) -> Result<Compiled, EmulationError> {
     let (text, file) = (folder.join(format!("{unique}.cpp")), folder.join(format!("{unique}.so")));
     std::fs::write(&text, source(kernels)).map_err(fail)?;
     let mut command = Command::new("g++");
-    // Nothing is contracted: every fused multiply-add is written in the kernels. The headers are those of C, because
-    // reading C++'s <math.h> takes several times as long as compiling a small program.
+    // The compiler must not contract: every fused multiply-add is explicit in the kernels. The headers are those of C,
+    // because reading C++'s <math.h> takes several times as long as compiling a small program.
     command.args(["-std=c++17", "-nostdinc++", "-O1", "-w", "-shared", "-fPIC"]);
     command.args(["-ffp-contract=off", "-fno-strict-aliasing"]);
     if has_avx2() {
@@ -134,13 +134,12 @@ fn compile(kernels: &Kernels) -> Result<Compiled, EmulationError> {
 }
 
 impl Emulator {
-    /// Whether there is a compiler for it, `g++`.
+    /// Whether the compiler, `g++`, is installed.
     pub fn is_available() -> bool {
         Command::new("g++").arg("--version").output().is_ok_and(|o| o.status.success())
     }
 
-    /// Plans the programs of all ranks of a mesh, compiles their kernels, and allocates their memory,
-    /// zeroed.
+    /// Plans the programs of all ranks of a mesh, compiles their kernels, and allocates zeroed memory for them.
     ///
     /// # Errors
     /// Programs that cannot be planned; no compiler; too little memory.
@@ -148,10 +147,10 @@ impl Emulator {
         Ok(Emulator::batch(vec![programs])?.remove(0))
     }
 
-    /// As [`Emulator::new`] for many meshes, whose kernels are compiled together.
+    /// Like [`Emulator::new`] for many meshes, whose kernels are compiled together.
     ///
     /// # Errors
-    /// As [`Emulator::new`].
+    /// The errors of [`Emulator::new`].
     pub fn batch(worlds: Vec<Vec<RankProgram>>) -> Result<Vec<Self>, EmulationError> {
         let mut kernels = Kernels::default();
         let mut plans = Vec::new();
@@ -161,8 +160,8 @@ impl Emulator {
             plans.push(plan);
         }
         let compiled = Arc::new(compile(&kernels)?);
-        let make = |(programs, plan): (Vec<RankProgram>, Plan)| {
-            // Whole pages, and room behind the last byte.
+        let make = |(programs, plan): (Vec<RankProgram>, DevicePlan)| {
+            // Whole pages, and some space after the last byte.
             let bytes = plan.bytes.next_multiple_of(1 << 12) + (1 << 12);
             let memory = Arena::new(bytes).ok_or(EmulationError::Memory(bytes))?;
             let executed = plan.ranks.iter().map(|r| vec![false; r.collectives.len()]).collect();
@@ -171,8 +170,8 @@ impl Emulator {
         worlds.into_iter().zip(plans).map(make).collect()
     }
 
-    /// The plan that is executed.
-    pub fn plan(&self) -> &Plan {
+    /// The executed plan.
+    pub fn plan(&self) -> &DevicePlan {
         &self.plan
     }
 
@@ -194,47 +193,48 @@ impl Emulator {
         (at, binding.view.elements() * binding.view.dtype.bytes())
     }
 
-    /// The dense bytes of a binding of the program at that position.
+    /// The dense bytes of a binding of the program at this position.
     ///
     /// # Panics
-    /// If the binding is not one of the program's.
+    /// If the binding does not belong to the program.
     pub fn read(&self, rank: usize, binding: &Binding) -> Vec<u8> {
         let (at, len) = self.place(rank, binding);
-        // SAFETY: the view lies in the memory, and nothing runs.
+        // SAFETY: the view is in the memory, and nothing runs.
         unsafe { std::slice::from_raw_parts(at, len) }.to_vec()
     }
 
-    /// Writes the dense bytes of a binding of the program at that position.
+    /// Writes the dense bytes of a binding of the program at this position.
     ///
     /// # Panics
-    /// If the binding is not one of the program's, or the bytes are not as many.
+    /// If the binding does not belong to the program, or has another number of bytes.
     pub fn write(&mut self, rank: usize, binding: &Binding, bytes: &[u8]) {
         let (at, len) = self.place(rank, binding);
         assert_eq!(len, bytes.len());
-        // SAFETY: the view lies in the memory, and nothing runs.
+        // SAFETY: the view is in the memory, and nothing runs.
         unsafe { std::slice::from_raw_parts_mut(at, len) }.copy_from_slice(bytes);
     }
 
     fn launch(&self, l: &Launch, order: Order) -> Result<(), EmulationError> {
         let k = &self.plan.kernels.list()[l.kernel];
-        let backwards = c_int::from(order == Order::Backwards);
+        let reverse = c_int::from(order == Order::Reverse);
         let cooperative = c_int::from(k.cooperative);
         let base = self.memory.base();
-        // SAFETY: the kernel is one of the library's, with as many arguments as the launch has; all it
-        // addresses was found to lie in the memory when it was planned, and `step` has it alone.
+        // SAFETY: the kernel is in the library, and takes as many arguments as the launch has. All addresses were
+        // checked to be in the memory during planning, and `step` has exclusive access to it.
         let said =
-            unsafe { (self.compiled.run)(l.kernel, l.grid, k.block, cooperative, backwards, base, l.args.as_ptr()) };
+            unsafe { (self.compiled.run)(l.kernel, l.grid, k.block, cooperative, reverse, base, l.args.as_ptr()) };
         let reason = match said {
             0 => return Ok(()),
             1 => "some threads ended while others waited for them",
-            _ => "threads of a block waited at different places",
+            _ => "threads of a block waited at different barriers",
         };
         Err(EmulationError::Barrier { kernel: k.name.clone(), reason })
     }
 
-    /// Runs all programs once. Forwards, matrix products are the generated kernel's; backwards they are
-    /// what a library is told, as far as it can take them, in plain loops, and so are collectives. A rank runs until it waits for a collective that others of its group
-    /// have not started; a collective runs when the last of them starts it.
+    /// Runs all programs once. In forward order, matrix products run as generated kernels. In reverse order, products
+    /// that the library can compute, and collectives, run as plain loops over the library's calls. A rank runs until it
+    /// waits for a collective that others of its group have not started; a collective runs when the last of them starts
+    /// it.
     ///
     /// # Errors
     /// Barriers that not all threads reach; ranks that wait forever.
@@ -250,11 +250,11 @@ impl Emulator {
                     match item {
                         Item::Launch(l) => self.launch(l, order)?,
                         Item::Product { library, kernels } => match library.first() {
-                            Some(p) if order == Order::Backwards => {
+                            Some(p) if order == Order::Reverse => {
                                 p.packing.iter().try_for_each(|l| self.launch(l, order))?;
-                                // SAFETY: all it addresses was found to lie in the memory when it was planned.
+                                // SAFETY: all addresses were checked to be in the memory during planning.
                                 unsafe { reference::run(&p.gemm, self.memory.base()) };
-                                p.behind.iter().try_for_each(|l| self.launch(l, order))?;
+                                p.after.iter().try_for_each(|l| self.launch(l, order))?;
                             }
                             _ => kernels.iter().try_for_each(|l| self.launch(l, order))?,
                         },
@@ -281,7 +281,7 @@ impl Emulator {
         }
     }
 
-    /// Runs a collective if all of its group have started it.
+    /// Runs a collective if all ranks of its group have started it.
     fn progress(
         &self,
         r: usize,
@@ -301,10 +301,10 @@ impl Emulator {
         if !members.iter().all(|&(at, of)| started[at][of]) {
             return Ok(());
         }
-        if order == Order::Backwards {
+        if order == Order::Reverse {
             let placed: Vec<_> = members.iter().map(|&(at, of)| &self.plan.ranks[at].collectives[of]).collect();
             placed.iter().flat_map(|p| &p.wire.before).try_for_each(|l| self.launch(l, order))?;
-            // SAFETY: all it addresses was found to lie in the memory when it was planned.
+            // SAFETY: all addresses were checked to be in the memory during planning.
             unsafe { reference::communicate(&placed, self.memory.base()) };
             placed.iter().flat_map(|p| &p.wire.after).try_for_each(|l| self.launch(l, order))?;
             members.into_iter().for_each(|(at, of)| done[at][of] = true);
@@ -339,7 +339,7 @@ impl Device for Emulator {
 
     fn step(&mut self) -> Result<StepReport, RuntimeError> {
         let start = Instant::now();
-        Emulator::step(self, Order::Forwards).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
+        Emulator::step(self, Order::Forward).map_err(|e| RuntimeError::Emulated(e.to_string()))?;
         Ok(StepReport { seconds: start.elapsed().as_secs_f64() })
     }
     fn executed(&self, rank: usize) -> Vec<bool> {
@@ -352,7 +352,8 @@ impl Device for Emulator {
             let from = self.memory.base().wrapping_add(self.plan.ranks[rank].base);
             let to = next.memory.base().wrapping_add(next.plan.ranks[rank].base);
             let bytes = program.arena_bytes.min(next.programs[rank].arena_bytes);
-            // SAFETY: the arena of a rank lies in the memory of its emulator from the rank's base on; the two memories are different.
+            // SAFETY: the arena of a rank is in the memory of its emulator, from the rank's base on; the two memories
+            // are different.
             unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
         }
         *self = next;

@@ -1,34 +1,34 @@
-//! What a library can do with a product before it writes it (cublasLt's epilogues), found in the body that says it.
+//! Recognizes the epilogues that cublasLt can apply to a product in the body of an epilogue.
 //!
-//! The body is read as a linear form of the product and of what it loads, and an activation of that form. Sums,
-//! differences and factors are followed symbolically. Whether the rest is GELU cannot be seen from how it is written:
-//! there are too many ways. It is a function of one number, made of analytic functions, which is compared with the
-//! definition at many points; nothing but rounded constants may be between them.
+//! The body is read as a linear form of the product and of the loaded operands, followed by an activation of that form.
+//! Sums, differences and factors are tracked symbolically. GELU has too many spellings to be recognized symbolically.
+//! Instead, a candidate must be a function of one number composed of analytic functions, and its values are compared
+//! with the definition at many points; the two may only differ by rounded constants.
 //!
-//! Values that the body rounds to the result's type in between, or constants of that type within an activation, the
-//! library has more precisely; what is computed more precisely than in the library's f32 is not taken.
+//! The library keeps more precision in values that the body rounds to the result's type in between, and in constants of
+//! that type within an activation. A body that computes with more precision than the library's f32 is not taken.
 
 use super::gemm::Activation;
 use tpc_ir::program::Instruction;
 use tpc_ir::{DType, MapFn};
 
-/// A body in a library's words: `activation(scale · product + Σ factor · load)`.
+/// A body in the library's terms: `activation(scale · product + Σ factor · load)`.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Words {
-    /// Multiplies the product.
+pub struct LibraryForm {
+    /// Factor of the product.
     pub scale: f64,
-    /// What is added: instructions that load it, and their factors, none of them 0.
+    /// Added operands: the instructions that load them, and their factors, none of them 0.
     pub added: Vec<(usize, f64)>,
-    /// What is done with the sum.
+    /// The activation that is applied to the sum.
     pub activation: Option<Activation>,
     /// The instruction that stores the result.
     pub out: usize,
-    /// The one that stores the sum, if an activation follows.
+    /// The instruction that stores the sum before the activation, if there is one.
     pub before: Option<usize>,
 }
 
-/// A body in a library's words, if it has any: of two stores one may be what GELU is a function of.
-pub fn recognize(body: &[Instruction]) -> Option<Words> {
+/// A body in the library's terms, if it has such a form. Of two stores, one may store the argument of GELU.
+pub fn recognize(body: &[Instruction]) -> Option<LibraryForm> {
     let stores: Vec<usize> =
         (0..body.len()).filter(|&i| matches!(body[i], Instruction::Store { accumulate: None, .. })).collect();
     match stores[..] {
@@ -38,7 +38,7 @@ pub fn recognize(body: &[Instruction]) -> Option<Words> {
     }
 }
 
-fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<Words> {
+fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<LibraryForm> {
     let store = |at: usize| match &body[at] {
         Instruction::Store { view, arg, .. } => Some((view.dtype, *arg)),
         _ => None,
@@ -51,7 +51,7 @@ fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<Words
     };
     if let Some(at) = before {
         let (narrow, arg) = store(at)?;
-        // Of ReLU, the library stores where it cuts, not what.
+        // For ReLU, the library stores a mask of the positive elements instead of the argument.
         if activation != Some(Activation::Gelu) || narrow != dtype || forms[arg].as_ref() != Some(&sum) {
             return None;
         }
@@ -60,17 +60,17 @@ fn read(body: &[Instruction], out: usize, before: Option<usize>) -> Option<Words
     if sum.constant != 0.0 || !factor(sum.product) || !sum.loads.iter().all(|l| factor(l.1)) {
         return None;
     }
-    Some(Words { scale: sum.product, added: sum.loads, activation, out, before })
+    Some(LibraryForm { scale: sum.product, added: sum.loads, activation, out, before })
 }
 
 /// `product · given + Σ factor · load + constant`.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Form {
     product: f64,
-    /// Instructions, in order, and their factors.
+    /// The loading instructions, in order, and their factors.
     loads: Vec<(usize, f64)>,
     constant: f64,
-    /// Whether there is a product, or a load: their factors may be 0.
+    /// Whether the form contains the product or a load, even with factor 0.
     varies: bool,
 }
 
@@ -101,12 +101,12 @@ impl Form {
     }
 }
 
-/// Whether values of that type are computed as the library does for a result of the other, or less precisely.
+/// Whether values of this type are at most as precise as the library's computation for a result of the other type.
 fn fits(dtype: DType, result: DType) -> bool {
     dtype == result || (dtype == DType::F32 && matches!(result, DType::BF16 | DType::F16))
 }
 
-/// For every register the linear form that it is.
+/// The linear form of every register, if it has one.
 fn forms(body: &[Instruction], result: DType) -> Vec<Option<Form>> {
     let mut forms: Vec<Option<Form>> = Vec::with_capacity(body.len());
     for (at, ins) in body.iter().enumerate() {
@@ -115,7 +115,7 @@ fn forms(body: &[Instruction], result: DType) -> Vec<Option<Form>> {
                 Some(Form { product: 1.0, varies: true, ..Form::default() })
             }
             Instruction::Load { view, .. } if view.dtype.is_float() => {
-                // Equal loads are one.
+                // Equal loads are merged.
                 let first = body.iter().position(|i| i == ins).unwrap_or(at);
                 Some(Form { loads: vec![(first, 1.0)], varies: true, ..Form::default() })
             }
@@ -136,7 +136,7 @@ fn forms(body: &[Instruction], result: DType) -> Vec<Option<Form>> {
     forms
 }
 
-/// The function of linear forms, if it is one.
+/// The result of a function of linear forms, if it is a linear form.
 fn linear(f: MapFn, args: &[&Form], result: DType) -> Option<Form> {
     match f {
         MapFn::Cast(d) if !fits(d, result) => None,
@@ -154,7 +154,7 @@ fn linear(f: MapFn, args: &[&Form], result: DType) -> Option<Form> {
     }
 }
 
-/// `max(form, 0)`.
+/// Recognizes `max(form, 0)`.
 fn relu(body: &[Instruction], forms: &[Option<Form>], mut arg: usize) -> Option<(Form, Option<Activation>)> {
     while let Instruction::Map { f: MapFn::Cast(_) | MapFn::Identity, args, .. } = &body[arg] {
         arg = args[0];
@@ -166,7 +166,7 @@ fn relu(body: &[Instruction], forms: &[Option<Form>], mut arg: usize) -> Option<
     Some((form.clone(), Some(Activation::Relu)))
 }
 
-/// A form of which the register is GELU.
+/// The form that a register is GELU of, if any.
 fn gelu(body: &[Instruction], forms: &[Option<Form>], result: DType, arg: usize) -> Option<(Form, Option<Activation>)> {
     let mut tried: Vec<&Form> = Vec::new();
     for form in forms[..arg].iter().flatten().filter(|f| f.varies) {
@@ -181,13 +181,14 @@ fn gelu(body: &[Instruction], forms: &[Option<Form>], result: DType, arg: usize)
     None
 }
 
-/// Where a function is compared with GELU: densely where it bends, and far out.
+/// The points at which a function is compared with GELU: densely where it bends, and far out.
 fn points() -> impl Iterator<Item = f64> {
     let near = (-600..=600).map(|i| f64::from(i) * 0.017);
     near.chain([12.0, 20.0, 50.0, 300.0, 1e4, 1e6].into_iter().flat_map(|x| [x, -x]))
 }
 
-/// The value of a register where a form is `x`, if it depends on nothing else and by analytic functions alone.
+/// The value of a register where a form is `x`, if the register depends on nothing else, and only through analytic
+/// functions.
 fn at_point(
     body: &[Instruction],
     forms: &[Option<Form>],
@@ -200,7 +201,7 @@ fn at_point(
     for (ins, of) in body[..=arg].iter().zip(forms) {
         let value = match ins {
             _ if of.as_ref() == Some(form) => Some(x),
-            // As it is written: what rounding does to constants of 16 bits the library does not do.
+            // Constants are used as written: the library does not round constants to 16 bits.
             Instruction::Constant(c, _) => Some(c.as_f64()),
             Instruction::Map { f, args, dtype } if fits(*dtype, result) => {
                 let integer = |a: &usize| forms[*a].as_ref().is_some_and(|c| !c.varies && c.constant.fract() == 0.0);
@@ -214,7 +215,7 @@ fn at_point(
                     _ => false,
                 };
                 let args: Option<Vec<f64>> = args.iter().map(|&a| values[a]).collect();
-                // A cast is for rounding, which is what is left out.
+                // A cast only rounds, which is ignored here.
                 let f = if matches!(f, MapFn::Cast(_)) { MapFn::Identity } else { *f };
                 args.filter(|_| analytic).map(|args| f.eval(&args))
             }
@@ -225,11 +226,12 @@ fn at_point(
     values[arg]
 }
 
-/// Whether `y` is `x · (1 + tanh(√(2/π) · (x + 0.044715 · x³))) / 2`, but for constants that are rounded to f32.
+/// Whether `y` is `x · (1 + tanh(√(2/π) · (x + 0.044715 · x³))) / 2`, except for constants that are rounded to f32.
 fn is_gelu(x: f64, y: f64) -> bool {
     let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x);
     let want = x / (1.0 + (-2.0 * u).exp());
-    // What the value moves by if `u` does, by as much as four rounded factors make, and rounded factors of the whole.
+    // How far the value moves if `u` moves by the error of four rounded factors, plus the error of rounded factors of
+    // the whole.
     let e = (-2.0 * u.abs()).exp();
     let slope = 0.5 * x.abs() * (4.0 * e / ((1.0 + e) * (1.0 + e))) * u.abs();
     let rounding = 4.0 * 0.5 * f64::from(f32::EPSILON);
@@ -243,7 +245,7 @@ mod tests {
     use tpc_ir::Scalar;
     use tpc_ir::program::{BufferId, View};
 
-    /// A body that is being written: the product is register 0, a bias 1, a matrix 2.
+    /// A body under construction: register 0 is the product, 1 a bias, 2 a matrix.
     struct Body {
         real: DType,
         list: Vec<Instruction>,
@@ -318,8 +320,8 @@ mod tests {
             self.gelu_of(x, inner)
         }
 
-        /// What is read when that register is the result.
-        fn end(mut self, arg: usize) -> Option<Words> {
+        /// What is recognized if that register is the result.
+        fn end(mut self, arg: usize) -> Option<LibraryForm> {
             self.store(arg);
             recognize(&self.list)
         }
@@ -327,12 +329,12 @@ mod tests {
 
     const ROOT: f64 = 0.797_884_560_802_865_4;
 
-    /// Factor of the product, what is added, activation.
+    /// The factor of the product, the added operands, the activation.
     type Said = (f64, Vec<(usize, f64)>, Option<Activation>);
 
-    /// What a body with one store is read as, but for where the store is.
-    fn said(words: Option<Words>) -> Option<Said> {
-        words.map(|w| (w.scale, w.added, w.activation))
+    /// What is recognized in a body with one store, except for the position of the store.
+    fn said(form: Option<LibraryForm>) -> Option<Said> {
+        form.map(|w| (w.scale, w.added, w.activation))
     }
 
     #[test]
@@ -359,7 +361,7 @@ mod tests {
         let root = b.map(MapFn::Rsqrt, &[four]);
         let y = b.map(MapFn::Mul, &[x, root]);
         assert_eq!(said(b.end(y)), Some((0.5, vec![(1, 0.5)], None)));
-        // An equal load is the same.
+        // Equal loads are merged.
         let mut b = Body::new(F32);
         let again = b.list[2].clone();
         let again = b.push(again);
@@ -388,13 +390,13 @@ mod tests {
         b.real = BF16;
         let x = b.map(MapFn::Cast(BF16), &[x]);
         assert_eq!(said(b.end(x)), Some((1.0, vec![(1, 1.0)], None)));
-        // A sum of gradients: a product that is called bf16 is added to f32.
+        // A sum of gradients: a product declared as bf16 is added in f32.
         let mut b = Body::new(F32);
         b.list[0] = Instruction::Given { index: 0, dtype: BF16 };
         let x = b.map(MapFn::Cast(F32), &[0]);
         let x = b.map(MapFn::Add, &[x, 2]);
         assert_eq!(said(b.end(x)), Some((1.0, vec![(2, 1.0)], None)));
-        // Rounded to less than the result holds; computed in more than the library does; integers.
+        // Rounded to less than the result holds; computed more precisely than the library does; integers.
         for (result, between) in [(F32, BF16), (F32, F64), (BF16, F16), (BF16, F64), (F64, F32), (F32, DType::I32)] {
             let mut b = Body::new(result);
             let x = b.sum();
@@ -425,7 +427,7 @@ mod tests {
                 let s = b.map(MapFn::Mul, &[s, 2]);
                 b.map(MapFn::Mul, &[s, 0])
             },
-            // A load whose factor is 0 is not none: 0 · ∞ is no number.
+            // A load with factor 0 still matters: 0 · ∞ is NaN.
             |b| {
                 let x = b.scaled(2, 0.0);
                 b.map(MapFn::Add, &[0, x])
@@ -456,7 +458,7 @@ mod tests {
         b.real = BF16;
         let y = b.map(MapFn::Cast(BF16), &[y]);
         assert_eq!(said(b.end(y)), Some((1.0, vec![(1, 1.0)], Some(Activation::Relu))));
-        // Another bound, another function, a maximum of two that vary, something behind it.
+        // Another bound, another function, a maximum of two forms that vary, another operation after it.
         let others: [fn(&mut Body, usize, usize) -> usize; 4] = [
             |b, x, _| {
                 let one = b.number(1.0);
@@ -481,7 +483,7 @@ mod tests {
     fn gelu_is_found_however_it_is_written() {
         let ways: [fn(&mut Body, usize) -> usize; 8] = [
             |b, x| b.gelu(x),
-            // As burn does: x · 0.5 · (1 + tanh(√(2/π) · (x + 0.044715 · x³))), the power being one.
+            // As burn writes it: x · 0.5 · (1 + tanh(√(2/π) · (x + 0.044715 · x³))), where the cube is one power.
             |b, x| {
                 let three = b.number(3.0);
                 let cube = b.map(MapFn::Pow, &[x, three]);
@@ -525,7 +527,7 @@ mod tests {
                 let y = b.map(MapFn::Mul, &[half, tanh]);
                 b.map(MapFn::Add, &[y, half])
             },
-            // x · (1 − 1 / (1 + exp(2 · …))), with a root that is computed.
+            // x · (1 − 1 / (1 + exp(2 · …))), with a computed root.
             |b, x| {
                 let two = b.number(2.0 / std::f64::consts::PI);
                 let root = b.map(MapFn::Sqrt, &[two]);
@@ -545,7 +547,7 @@ mod tests {
                 let y = way(&mut b, x);
                 let want = (1.0, vec![(1, 1.0), (2, 1.0)], Some(Activation::Gelu));
                 assert_eq!(said(b.end(y)), Some(want), "way {i}, {dtype}");
-                // Of what is scaled before.
+                // GELU of a scaled argument.
                 let mut b = Body::new(dtype);
                 let x = b.scaled(0, 0.25);
                 let y = way(&mut b, x);
@@ -575,7 +577,7 @@ mod tests {
                 let y = b.map(MapFn::Sigmoid, &[x]);
                 b.map(MapFn::Mul, &[x, y])
             },
-            // Constants that are almost right.
+            // Constants that are slightly wrong.
             |b, x| {
                 let inner = b.inner(x, 0.79788, 0.044_715);
                 b.gelu_of(x, inner)
@@ -588,7 +590,7 @@ mod tests {
                 let inner = b.inner(x, BF16.round(ROOT), BF16.round(0.044_715));
                 b.gelu_of(x, inner)
             },
-            // Scaled, shifted, negated, of something shifted.
+            // Scaled, shifted, negated, of a shifted argument.
             |b, x| {
                 let y = b.gelu(x);
                 b.scaled(y, 1.001)
@@ -605,12 +607,12 @@ mod tests {
                 let y = b.shifted(x, 1e-3);
                 b.gelu(y)
             },
-            // Of two values.
+            // GELU of two values.
             |b, x| {
                 let inner = b.inner(2, ROOT, 0.044_715);
                 b.gelu_of(x, inner)
             },
-            // Equal but for where it is cut off.
+            // Equal except for a cutoff.
             |b, x| {
                 let (y, most) = (b.gelu(x), b.number(3.0));
                 b.map(MapFn::Min, &[y, most])
@@ -624,7 +626,7 @@ mod tests {
                 assert_eq!(b.end(y), None, "{i}, {dtype}");
             }
         }
-        // GELU of what is only loaded is none of the product's.
+        // GELU of a loaded operand does not involve the product.
         let mut b = Body::new(F32);
         let y = b.gelu(2);
         assert_eq!(b.end(y), None);
@@ -632,7 +634,7 @@ mod tests {
 
     #[test]
     fn of_two_stores_one_is_what_gelu_is_of() {
-        // In both orders, the result being the one that is activated.
+        // In both orders; the result is the activated value.
         for gelu_first in [false, true] {
             let mut b = Body::new(F32);
             let x = b.sum();
@@ -643,10 +645,10 @@ mod tests {
                 let before = b.store(x);
                 (b.store(y), before)
             };
-            let words = recognize(&b.list).unwrap();
-            assert_eq!((words.out, words.before, words.activation), (out, Some(before), Some(Activation::Gelu)));
+            let form = recognize(&b.list).unwrap();
+            assert_eq!((form.out, form.before, form.activation), (out, Some(before), Some(Activation::Gelu)));
         }
-        // Something else is kept; ReLU's; twice the same; three stores; none; one that accumulates.
+        // Another value is kept; ReLU's argument; the same one twice; three stores; none; one that accumulates.
         let others: [fn(&mut Body, usize); 6] = [
             |b, x| {
                 let (half, y) = (b.scaled(x, 0.5), b.gelu(x));

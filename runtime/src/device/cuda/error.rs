@@ -1,4 +1,4 @@
-//! What can be wrong with a GPU, its libraries or a program on it, and what to do.
+//! The errors of a GPU, its libraries or a program on it, each with a remedy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,36 +6,36 @@ use std::time::Duration;
 /// Why a program cannot be prepared or executed on a GPU.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CudaError {
-    /// A library of CUDA's was not found.
+    /// A CUDA library was not found.
     #[error(
-        "{library} was not found: install CUDA 13, or `pip install {wheel}` and set TPC_CUDA_LIBRARIES to the folder of its libraries; looked in {}",
+        "{library} was not found: install CUDA 13, or `pip install {wheel}` and set TPC_CUDA_LIBRARIES to the directory of its libraries; searched {}",
         folders(searched)
     )]
     NoLibrary {
         /// The library.
         library: &'static str,
-        /// The Python wheel that has it.
+        /// The Python wheel that contains it.
         wheel: &'static str,
-        /// The folders that were looked in, besides the system's.
+        /// The searched directories, in addition to the system's.
         searched: Vec<PathBuf>,
     },
-    /// A library that is there but cannot be used.
+    /// A library was found but cannot be used.
     #[error("{library} cannot be used: {reason}; install the version that this driver supports")]
     BrokenLibrary {
         /// The library.
         library: &'static str,
-        /// What the loader or the library says.
+        /// The error from the loader or the library.
         reason: String,
     },
     /// There is no GPU.
     #[error("no CUDA device: {0}; run on the CPU, or on a machine with an NVIDIA GPU and its driver")]
     NoDevice(String),
-    /// The generated kernels were refused.
+    /// The generated kernels were rejected.
     #[error("the generated kernels do not compile for {arch}: {log}; this is a fault of tpc, please report it")]
     Compile {
-        /// The architecture, `sm_90` for example.
+        /// The architecture, for example `sm_90`.
         arch: String,
-        /// What the compiler says.
+        /// The compiler's log.
         log: String,
     },
     /// The device has too little memory.
@@ -43,7 +43,7 @@ pub enum CudaError {
         "{bytes} bytes of device memory could not be allocated, {free} are free; use more ranks or a plan that shards more"
     )]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes that were requested.
         bytes: usize,
         /// Bytes that are free.
         free: usize,
@@ -51,9 +51,9 @@ pub enum CudaError {
     /// A call of the driver or of a library failed.
     #[error("{call} failed: {reason}")]
     Call {
-        /// The function, and what it was called for.
+        /// The function, and the purpose of the call.
         call: String,
-        /// What it says.
+        /// The error of the call.
         reason: String,
     },
     /// Collectives did not finish in time and were aborted.
@@ -65,14 +65,14 @@ pub enum CudaError {
         rank: usize,
         /// The collective, or the step.
         operation: String,
-        /// How long it had.
+        /// The deadline.
         deadline: Duration,
     },
 }
 
 fn folders(searched: &[PathBuf]) -> String {
     if searched.is_empty() {
-        return "the system's folders".into();
+        return "the system's directories".into();
     }
     let names: Vec<String> = searched.iter().map(|f| f.display().to_string()).collect();
     names.join(", ")

@@ -1,10 +1,9 @@
-//! Matrix products as strided batches of a library's (cublasLt's): which it can take, and in which
-//! words.
+//! Matrix products as strided batches of a library (cublasLt): which products it can compute, and with which calls.
 //!
-//! The library's matrices are column-major, with a distance between columns. A product whose result has
-//! dense rows is the transposed product with its operands exchanged, so that nothing is ever moved for
-//! the sake of its order. Dimensions that do not nest become batches (rows and columns) or further
-//! calls; a sum over dimensions that do not nest needs its operand packed first (`emit/product.rs`).
+//! The library's matrices are column-major, with a stride between columns. A product whose result has dense rows
+//! becomes the transposed product with exchanged operands, so no operand is moved because of its order. Dimensions that
+//! do not nest become batches (rows and columns) or further calls; a sum over dimensions that do not nest needs its
+//! operand packed first (`emit/product.rs`).
 
 use tpc_ir::DType;
 use tpc_ir::program::{Contract, ContractDim};
@@ -12,28 +11,28 @@ use tpc_ir::program::{Contract, ContractDim};
 /// One matrix, or a batch of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matrix {
-    /// First byte in the device allocation.
+    /// Offset in the device allocation.
     pub at: i64,
     /// Element type.
     pub dtype: DType,
-    /// Neighbouring elements of a column, as stored.
+    /// Number of contiguous elements per column, as stored.
     pub rows: usize,
-    /// Columns, as stored.
+    /// Number of columns, as stored.
     pub columns: usize,
-    /// Elements from a column to the next.
+    /// Elements from one column to the next.
     pub leading: usize,
-    /// Elements from a matrix of the batch to the next; 0 repeats one.
+    /// Elements from one matrix of the batch to the next; 0 repeats one matrix.
     pub batch_stride: i64,
     /// Whether the product takes it transposed.
     pub transposed: bool,
 }
 
-/// What is done with an element at last.
+/// The function that is applied to each element at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// `max(x, 0)`.
     Relu,
-    /// The approximation of GELU with a hyperbolic tangent: the library has no other.
+    /// The tanh approximation of GELU, the only one in the library.
     Gelu,
 }
 
@@ -44,7 +43,7 @@ pub struct Gemm {
     pub m: usize,
     /// Columns of the result.
     pub n: usize,
-    /// Summed elements.
+    /// Number of summed elements.
     pub k: usize,
     /// The left operand.
     pub a: Matrix,
@@ -52,29 +51,29 @@ pub struct Gemm {
     pub b: Matrix,
     /// The result.
     pub d: Matrix,
-    /// Matrices of a batch.
+    /// Number of matrices in a batch.
     pub batch: usize,
-    /// Elements by which a, b, d, c, bias and aux move, for each call.
+    /// For each call, the elements by which a, b, d, c, bias and aux move.
     pub calls: Vec<[i64; OPERANDS]>,
-    /// Multiplies the product.
+    /// Factor of the product.
     pub scale: f64,
-    /// Multiplies c.
+    /// Factor of c.
     pub beta: f64,
-    /// What is added, of the type and shape of the result; it may be the result itself, which is read before it is
+    /// An added matrix with the type and shape of the result. It may be the result itself, which is read before it is
     /// written.
     pub c: Option<Matrix>,
-    /// One column, of the type of the result, that is added to every column.
+    /// One column, with the type of the result, that is added to every column.
     pub bias: Option<Matrix>,
-    /// What is done with the sum.
+    /// The activation of the sum.
     pub activation: Option<Activation>,
-    /// Where the sum is written besides.
+    /// Where the sum before the activation is also written.
     pub aux: Option<Matrix>,
 }
 
-/// What a product reads and writes at most.
+/// Maximum number of operands and results of a product.
 pub const OPERANDS: usize = 6;
 
-/// Calls that replace one product at most.
+/// Maximum number of calls that replace one product.
 const MOST_CALLS: usize = 64;
 
 impl Gemm {
@@ -83,45 +82,45 @@ impl Gemm {
         self.d.dtype == DType::F64
     }
 
-    /// Everything that it reads and writes, in the order of [`Gemm::calls`].
+    /// All operands and results, in the order of [`Gemm::calls`].
     pub fn operands(&self) -> [Option<&Matrix>; OPERANDS] {
         let (c, bias, aux) = (self.c.as_ref(), self.bias.as_ref(), self.aux.as_ref());
         [Some(&self.a), Some(&self.b), Some(&self.d), c, bias, aux]
     }
 
-    /// Whether anything is done with the product but to scale it.
+    /// Whether the product has an epilogue other than scaling.
     pub fn has_epilogue(&self) -> bool {
         self.c.is_some() || self.bias.is_some() || self.activation.is_some() || self.aux.is_some()
     }
 }
 
-/// A matrix or vector besides left, right and result: what an epilogue reads or writes.
+/// A matrix or vector other than left, right and result, which an epilogue reads or writes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Operand {
-    /// First byte in the device allocation.
+pub struct EpilogueOperand {
+    /// Offset in the device allocation.
     pub at: i64,
     /// Element type.
     pub dtype: DType,
-    /// Stride for each of [`Contract::dims`].
+    /// Stride in each of [`Contract::dims`].
     pub strides: Vec<isize>,
 }
 
-/// What is done with a product, and with what.
+/// An epilogue and its operands.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Epilogue {
-    /// Multiplies c.
+    /// Factor of c.
     pub beta: f64,
-    /// What is added.
-    pub c: Option<Operand>,
-    /// What is added and the same for every column.
-    pub bias: Option<Operand>,
-    /// What is done with the sum.
+    /// The added matrix.
+    pub c: Option<EpilogueOperand>,
+    /// The added bias, which is the same for every column.
+    pub bias: Option<EpilogueOperand>,
+    /// The activation of the sum.
     pub activation: Option<Activation>,
-    /// Where the sum is written besides.
-    pub aux: Option<Operand>,
+    /// Where the sum before the activation is also written.
+    pub aux: Option<EpilogueOperand>,
 }
 
-/// Positions among a dimension's strides: those of the contraction, then the epilogue's.
+/// Indices into a dimension's strides: first those of the contraction, then the epilogue's.
 const LEFT: usize = 0;
 const RIGHT: usize = 1;
 const OUT: usize = 2;
@@ -136,7 +135,7 @@ struct Dim {
     by: [isize; OPERANDS],
 }
 
-/// A group of dimensions, outermost first, each pair of neighbours that nests merged.
+/// Merges each pair of adjacent dimensions of a group that nest; dimensions are ordered outermost first.
 fn merged(mut dims: Vec<Dim>) -> Vec<Dim> {
     dims.retain(|d| d.size != 1);
     dims.sort_by_key(|d| std::cmp::Reverse(d.by[..C].iter().map(|s| s.unsigned_abs()).max()));
@@ -152,7 +151,7 @@ fn merged(mut dims: Vec<Dim>) -> Vec<Dim> {
     dims
 }
 
-/// The types that the library takes: floats, both operands alike, summed up in f32 or f64.
+/// Whether the library takes the types: floats, equal for both operands, summed in f32 or f64.
 fn takes(c: &Contract) -> bool {
     let (l, r, o) = (c.left.dtype, c.right.dtype, c.out.dtype);
     l == r
@@ -163,7 +162,8 @@ fn takes(c: &Contract) -> bool {
         }
 }
 
-/// A matrix of `down` neighbours times `across`, given the strides in both directions, as it is stored.
+/// A matrix of `down` times `across` elements as it is stored, given the sizes and strides in both directions; the
+/// elements along `down` are contiguous.
 fn matrix(at: i64, dtype: DType, down: (usize, isize), across: (usize, isize), batch_stride: isize) -> Option<Matrix> {
     let batch_stride = batch_stride as i64;
     let stored = |rows: (usize, isize), columns: (usize, isize), transposed: bool| {
@@ -182,19 +182,19 @@ fn matrix(at: i64, dtype: DType, down: (usize, isize), across: (usize, isize), b
     stored(down, across, false).or_else(|| stored(across, down, true))
 }
 
-/// The library's product, if it can take this one alone; `places` are the first bytes of left, right and
+/// The library's product, if it can compute this one without an epilogue; `places` are the offsets of left, right and
 /// result in the device allocation.
 pub fn of(c: &Contract, places: [i64; 3]) -> Option<Gemm> {
     with(c, places, &Epilogue::default())
 }
 
-/// As [`of`], of the product and what is done with it.
+/// Like [`of`], for the product with its epilogue.
 pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> Option<Gemm> {
     let beside = [&epilogue.c, &epilogue.bias, &epilogue.aux].map(Option::as_ref);
     if !takes(c) || c.dims().chain(&c.k).any(|d| d.size == 0) {
         return None;
     }
-    // The library adds and stores only what has the type of the result, and in f64 only adds.
+    // The library only adds and stores matrices with the type of the result; in f64 it only adds.
     if beside.iter().flatten().any(|o| o.dtype != c.out.dtype)
         || (c.out.dtype == DType::F64 && (beside[1].is_some() || epilogue.activation.is_some()))
     {
@@ -202,7 +202,7 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
     }
     let group = |dims: &[ContractDim], first: Option<usize>| -> Vec<Dim> {
         let dim = |(i, d): (usize, &ContractDim)| {
-            let of = |o: Option<&Operand>| first.and_then(|first| Some(o?.strides[first + i])).unwrap_or(0);
+            let of = |o: Option<&EpilogueOperand>| first.and_then(|first| Some(o?.strides[first + i])).unwrap_or(0);
             Dim { size: d.size, by: [d.left, d.right, d.out, of(beside[0]), of(beside[1]), of(beside[2])] }
         };
         merged(dims.iter().enumerate().map(dim).collect())
@@ -210,7 +210,7 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
     let one = Dim { size: 1, by: [0; OPERANDS] };
     let mut k = group(&c.k, None);
     let k = if k.len() > 1 { return None } else { k.pop().unwrap_or(one) };
-    // Of rows and columns, what lies densest in the result stays; the others are batches.
+    // The row or column dimension that is densest in the result stays; the others become batches.
     let mut batch = group(&c.batch, Some(0));
     let mut m = group(&c.m, Some(c.batch.len()));
     let mut n = group(&c.n, Some(c.batch.len() + c.m.len()));
@@ -232,7 +232,7 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
     let of_beside = |i: usize| beside[i].map_or((0, c.out.dtype), |o| (o.at, o.dtype));
     let operands =
         [(left, c.left.dtype), (right, c.right.dtype), (out, c.out.dtype), of_beside(0), of_beside(1), of_beside(2)];
-    // The result's columns are `across`; `a` has its rows, and `b` its columns.
+    // The result's columns are `across`; `a` provides the rows, and `b` the columns.
     let product = |down: Dim, across: Dim, [a, b]: [usize; 2]| {
         let place = |x: usize, down: Dim, across: Dim| {
             let (at, dtype) = operands[x];
@@ -240,8 +240,8 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
         };
         let straight = |x: usize| place(x, down, across).filter(|m| !m.transposed);
         let given = |i: usize, x: usize| beside[i].map_or(Some(None), |_| straight(x).map(Some));
-        let bias = |_: &Operand| {
-            // The same in every column; a result of one column has it, whatever the stride.
+        let bias = |_: &EpilogueOperand| {
+            // The same in every column; a result with one column qualifies for any stride.
             let same = across.size == 1 || across.by[BIAS] == 0;
             let one = Dim { size: 1, by: [0; OPERANDS] };
             (same && (down.size == 1 || down.by[BIAS] == 1)).then(|| place(BIAS, down, one)).flatten()
@@ -264,12 +264,12 @@ pub fn with(c: &Contract, [left, right, out]: [i64; 3], epilogue: &Epilogue) -> 
         };
         gemm.aux.as_ref().is_none_or(|aux| aux_is_aligned(aux, &gemm)).then_some(gemm)
     };
-    // The result's rows are neighbours: transposed, with the operands exchanged.
+    // The result's rows are contiguous: transpose, and exchange the operands.
     product(columns, rows, [RIGHT, LEFT]).or_else(|| product(rows, columns, [LEFT, RIGHT]))
 }
 
-/// What the library demands of the values before an activation: columns and matrices a multiple of 8 elements
-/// apart, that begin at multiples of 16 bytes.
+/// Checks the library's requirements on the values before an activation: columns and matrices are a multiple of 8
+/// elements apart and begin at multiples of 16 bytes.
 fn aux_is_aligned(aux: &Matrix, g: &Gemm) -> bool {
     let begins = |call: &[i64; OPERANDS]| (aux.at + call[AUX] * aux.dtype.bytes() as i64) % 16 == 0;
     aux.leading.is_multiple_of(8) && aux.batch_stride % 8 == 0 && g.calls.iter().all(begins)

@@ -2,13 +2,13 @@
 //!
 //! | question | file |
 //! |---|---|
-//! | which kernels a program becomes, and in which order they run | `emit` |
-//! | which matrix products a library takes, and how | `gemm` |
-//! | what it can do with their elements besides | `epilogue` |
-//! | what the kernels and the library's products mean, executed on the CPU | `emulate`, its header `shim.h`, `reference` |
-//! | how kernels are compiled, and what they take of a device | `nvrtc`, `usage`; kept on disk: `cache` |
-//! | where CUDA's libraries are, and how they are loaded | `search`, `library` |
-//! | what can be wrong | `error` |
+//! | the kernels of a program, and the order in which they run | `emit` |
+//! | the matrix products that a library can compute, and its calls | `gemm` |
+//! | the epilogues that the library can apply | `epilogue` |
+//! | the meaning of kernels and of the library's products, executed on the CPU | `emulate`, its header `shim.h`, `reference` |
+//! | compiling kernels, and the resources that they use; a cache on disk | `nvrtc`, `usage`; `cache` |
+//! | finding and loading CUDA's libraries | `search`, `library` |
+//! | errors | `error` |
 //! | execution on a GPU, with the feature `cuda` | `gpu/` |
 
 pub mod emit;

@@ -1,8 +1,8 @@
-//! CUDA's compiler as a library (NVRTC): from CUDA C++ to a binary for one architecture, without a GPU
-//! and without its driver.
+//! CUDA's compiler as a library (NVRTC): compiles CUDA C++ to a binary for one architecture, without a GPU or its
+//! driver.
 //!
-//! The functions are looked up when they are needed, in a library that [`super::search`] finds, so
-//! that kernels can be compiled and checked in any build.
+//! The functions are looked up at run time, in a library that [`super::search`] finds, so that kernels can be compiled
+//! and checked in any build.
 
 use super::error::CudaError;
 use super::library::Library;
@@ -12,7 +12,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
 type Program = *mut c_void;
 
-/// NVRTC's functions that are used.
+/// The functions of NVRTC in use.
 #[derive(Clone, Copy)]
 pub struct Nvrtc {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
@@ -33,7 +33,7 @@ pub struct Nvrtc {
     error_text: unsafe extern "C" fn(c_int) -> *const c_char,
 }
 
-/// Nothing is contracted, so that every result is the CPU's, bit by bit, as far as a sum's order is.
+/// Contraction is disabled, so that every result equals the CPU's bit by bit, up to the order of sums.
 const OPTIONS: [&str; 4] = ["--std=c++17", "--fmad=false", "--disable-warnings", "--ptxas-options=-v"];
 
 const NAME: &str = "NVRTC";
@@ -42,7 +42,7 @@ impl Nvrtc {
     /// Loads the library.
     ///
     /// # Errors
-    /// It is not there, or not what it should be.
+    /// It is missing, or has unexpected contents.
     pub fn load() -> Result<Self, CudaError> {
         let library = search::open(NAME, "nvidia-cuda-nvrtc", "libnvrtc.so.13", &["libnvrtc-builtins.so"])?;
         Self::of(&library).map_err(|reason| CudaError::BrokenLibrary { library: NAME, reason })
@@ -68,7 +68,7 @@ impl Nvrtc {
     /// Major and minor version.
     pub fn version(&self) -> (i32, i32) {
         let (mut major, mut minor) = (0, 0);
-        // SAFETY: both places are writable.
+        // SAFETY: both pointers are writable.
         unsafe { (self.version)(&mut major, &mut minor) };
         (major, minor)
     }
@@ -77,16 +77,15 @@ impl Nvrtc {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: the function gives a constant text for every number.
+        // SAFETY: the function returns a constant text for every number.
         let reason = unsafe { CStr::from_ptr((self.error_text)(code)) }.to_string_lossy().into_owned();
         Err(CudaError::Call { call: call.into(), reason })
     }
 
-    /// Compiles a module for an architecture, `sm_90` for example: its binary, and what its kernels
-    /// take.
+    /// Compiles a module for an architecture, for example `sm_90`. Returns its binary and the resources of its kernels.
     ///
     /// # Errors
-    /// The source is refused, with the compiler's log.
+    /// The source is rejected; the error has the compiler's log.
     pub fn compile(&self, source: &str, arch: &str) -> Result<(Vec<u8>, Vec<Usage>), CudaError> {
         let c =
             |text: &str| CString::new(text).map_err(|e| CudaError::Compile { arch: arch.into(), log: e.to_string() });
@@ -98,7 +97,7 @@ impl Nvrtc {
         // SAFETY: the texts end with 0 and live until the program is destroyed.
         let made = unsafe { (self.create)(&mut program, source.as_ptr(), name.as_ptr(), 0, none, none) };
         self.checked(made, "nvrtcCreateProgram")?;
-        // SAFETY: the program was made above and is destroyed below.
+        // SAFETY: the program was created above and is destroyed below.
         let code = unsafe { (self.compile)(program, pointers.len() as c_int, pointers.as_ptr()) };
         let log = self.text(program, self.log_size, self.log, "nvrtcGetProgramLog");
         let log = log.map(|l| String::from_utf8_lossy(&l).trim_end_matches('\0').to_string());
@@ -122,10 +121,10 @@ impl Nvrtc {
         call: &str,
     ) -> Result<Vec<u8>, CudaError> {
         let mut len = 0;
-        // SAFETY: the program is alive, and the place is writable.
+        // SAFETY: the program is alive, and the pointer is writable.
         self.checked(unsafe { size(program, &mut len) }, call)?;
         let mut bytes = vec![0u8; len];
-        // SAFETY: there is room for as many bytes as the library said.
+        // SAFETY: there is room for as many bytes as the library reported.
         self.checked(unsafe { get(program, bytes.as_mut_ptr().cast()) }, call)?;
         Ok(bytes)
     }

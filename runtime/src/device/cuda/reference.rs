@@ -1,4 +1,4 @@
-//! The libraries' matrix products and collectives in plain loops, to check what they are told.
+//! The libraries' matrix products and collectives as plain loops, to check the calls.
 
 use super::emit::{Call, Placed};
 use super::gemm::{Activation, Gemm, Matrix};
@@ -17,14 +17,14 @@ unsafe fn put(base: *mut u8, dtype: DType, element: i64, x: f64) {
     with_element!(dtype, E => unsafe { *base.cast::<E>().offset(element as isize) = E::store(Lane::from_f64(x)) });
 }
 
-/// The element of row i and column j of what the product takes.
+/// The element at row i and column j of the matrix as the product sees it.
 fn at(m: &Matrix, i: usize, j: usize) -> i64 {
     let (row, column) = if m.transposed { (j, i) } else { (i, j) };
     assert!(row < m.rows && column < m.columns && m.leading >= m.rows);
     (row + column * m.leading) as i64
 }
 
-/// What is done with an element at last.
+/// Applies the activation to an element.
 fn activated(activation: Option<Activation>, x: f64) -> f64 {
     match activation {
         None => x,
@@ -35,10 +35,10 @@ fn activated(activation: Option<Activation>, x: f64) -> f64 {
     }
 }
 
-/// Computes a product and what is done with it.
+/// Computes a product with its epilogue.
 ///
 /// # Safety
-/// The matrices must lie in the memory from `base`, which nobody else uses meanwhile.
+/// The matrices must be in the memory from `base` on, which nothing else uses during the call.
 pub(super) unsafe fn run(g: &Gemm, base: *mut u8) {
     let place = |m: &Matrix| base.wrapping_offset(m.at as isize);
     for call in &g.calls {
@@ -63,10 +63,10 @@ pub(super) unsafe fn run(g: &Gemm, base: *mut u8) {
     }
 }
 
-/// Does the calls of a collective for all members of its group, in the order of the group.
+/// Executes the calls of a collective for all members of its group, in the order of the group.
 ///
 /// # Safety
-/// As [`run`].
+/// The conditions of [`run`].
 pub(super) unsafe fn communicate(members: &[&Placed], base: *mut u8) {
     let c = &members[0].collective;
     let size = c.dtype.bytes();
@@ -94,7 +94,7 @@ pub(super) unsafe fn communicate(members: &[&Placed], base: *mut u8) {
                 (0..members.len()).map(|r| at(from(r)).wrapping_add(offset * size).cast_const()).collect()
             };
             match *call {
-                // In place, so once for all, in blocks that are read before they are written.
+                // In place, so once for all ranks, in blocks that are read before they are written.
                 Call::AllReduce { count, .. } if me == 0 => {
                     let to = |r: usize| match of(r) {
                         Call::AllReduce { to, .. } => at(*to),

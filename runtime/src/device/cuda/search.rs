@@ -1,13 +1,14 @@
-//! Where CUDA's libraries are: the folders of an environment variable, Python wheels, the system.
+//! Finds CUDA's libraries: in the directories of an environment variable, in Python wheels, and in the system's
+//! directories.
 
 use super::error::CudaError;
 use super::library::Library;
 use std::path::{Path, PathBuf};
 
-/// Folders that are looked in first, separated by colons.
+/// The environment variable with the directories to search first, separated by colons.
 pub const VARIABLE: &str = "TPC_CUDA_LIBRARIES";
 
-/// The subfolders of a folder whose names begin like this.
+/// The subdirectories of a directory whose names begin with a prefix.
 fn below(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let named = entries.filter(|e| e.file_name().to_string_lossy().starts_with(prefix));
@@ -16,7 +17,7 @@ fn below(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The folders in which Python keeps packages.
+/// The directories in which Python keeps packages.
 fn packages() -> Vec<PathBuf> {
     let home = std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local"));
     let environment = std::env::var_os("VIRTUAL_ENV").map(PathBuf::from);
@@ -25,7 +26,7 @@ fn packages() -> Vec<PathBuf> {
     pythons.flat_map(|p| [p.join("site-packages"), p.join("dist-packages")]).collect()
 }
 
-/// The folders that may hold CUDA's libraries, those asked for first.
+/// The directories that may hold CUDA's libraries, in the order in which they are searched.
 pub fn folders() -> Vec<PathBuf> {
     let asked = std::env::var(VARIABLE).unwrap_or_default();
     let asked = asked.split(':').filter(|f| !f.is_empty()).map(PathBuf::from);
@@ -34,8 +35,8 @@ pub fn folders() -> Vec<PathBuf> {
     asked.chain(wheels).chain(system).filter(|f| f.is_dir()).collect()
 }
 
-/// Opens the first library of that name, by its absolute path, so that what is loaded later finds it
-/// by its name; `beside` are libraries in the same folder that it needs.
+/// Opens the first library with this name, by its absolute path, so that libraries loaded later find it by its name;
+/// `beside` are libraries in the same directory that it needs.
 pub(crate) fn open(
     library: &'static str,
     wheel: &'static str,

@@ -1,8 +1,9 @@
-// Runs generated kernels on a CPU: the words of CUDA C++ that they use, one thread after the other.
+// Runs generated kernels on a CPU: defines the parts of CUDA C++ that they use, and runs the threads of a block one after
+// another.
 //
-// Threads that wait for each other are fibers: a round runs each of them up to its next barrier. A
-// shuffle is a barrier, a look at the other's value, and a barrier. Threads that wait at different
-// places, or end while others wait, are an error, as they are undefined on a device.
+// Threads that wait for each other are fibers: a round runs each of them up to its next barrier. A shuffle is a barrier,
+// a read of the other thread's value, and another barrier. It is an error if threads wait at different barriers, or end
+// while others wait, because the behavior of a device is undefined then.
 
 #include <math.h>
 #include <setjmp.h>
@@ -71,7 +72,7 @@ template <class T> static T __shfl_sync(unsigned, T v, int lane, int site = __bu
 #define __syncwarp() barrier(__LINE__)
 alignas(16) static char dynamic_shared[227 << 10];
 
-// Each lane gives the address of a row of 8 elements of 16 bits, and gets a pair of each of four matrices.
+// Each lane passes the address of a row of 8 elements of 16 bits, and receives a pair of each of four matrices.
 static void emulated_ldmatrix(unsigned (&r)[4], const void* row, bool transposed, int site) {
     slots[current] = (unsigned long long)row;
     barrier(site);
@@ -87,7 +88,7 @@ static void emulated_ldmatrix(unsigned (&r)[4], const void* row, bool transposed
     barrier(-site);
 }
 
-// c[16][8] += a[16][16] · b[16][8] of a warp, the elements lying as PTX says (mma.m16n8k16).
+// Computes c[16][8] += a[16][16] · b[16][8] in a warp, with the elements distributed as PTX defines (mma.m16n8k16).
 static unsigned fragments[MOST][6];
 static void emulated_mma(float& c0, float& c1, float& c2, float& c3, const unsigned (&a)[4], unsigned b0, unsigned b1,
                          float (*of)(unsigned short), int site) {
@@ -148,7 +149,7 @@ static void run_block(int backwards) {
     }
 }
 
-// 0, or 1 if threads ended while others waited, 2 if they waited at different places.
+// Returns 0; 1 if threads ended while others waited; 2 if they waited at different barriers.
 static int run_kernel(void (*f)(char*, const long long*), unsigned grid, unsigned block, int cooperative, int backwards,
                       char* A, const long long* args) {
     body = f;

@@ -1,16 +1,16 @@
-//! What compiled kernels take of a multiprocessor, from what the assembler says about each
-//! (`ptxas --verbose`, whose lines NVRTC passes on in its log).
+//! The resources of a multiprocessor that compiled kernels use, from the assembler's output (`ptxas --verbose`, whose
+//! lines are in NVRTC's log).
 
 /// The resources of one kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Its name.
     pub kernel: String,
-    /// Registers of a thread.
+    /// Registers per thread.
     pub registers: u32,
-    /// Bytes of stack of a thread: spilled registers, arrays that are indexed at run time, calls.
+    /// Bytes of stack per thread: spilled registers, arrays that are indexed at run time, calls.
     pub stack: u32,
-    /// Bytes of registers that are written to the stack and read back, because there are not enough.
+    /// Bytes of registers that are spilled to the stack and read back.
     pub spilled: u32,
 }
 
@@ -19,10 +19,10 @@ fn before(line: &str, words: &str) -> Option<u32> {
     line.split_once(words)?.0.split([' ', ',']).rfind(|w| !w.is_empty())?.parse().ok()
 }
 
-/// The resources of every kernel that a log speaks of.
+/// The resources of every kernel in a log.
 pub fn of_log(log: &str) -> Vec<Usage> {
     let mut found: Vec<Usage> = Vec::new();
-    // Functions that are called, rather than launched, have properties of their own.
+    // Functions that are called, not launched, have their own properties.
     let mut in_entry = false;
     for line in log.lines() {
         if let Some((_, rest)) = line.split_once("Compiling entry function '") {

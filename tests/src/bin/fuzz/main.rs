@@ -11,7 +11,7 @@ mod programs;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Searches for faults at random, for as long as is asked for.
+/// Search for faults at random, for the requested time.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! `fuzz parsers`: every parser, on inputs that are nearly right.
+//! `fuzz parsers`: every parser on almost correct inputs.
 
 use clap::Args;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -9,13 +9,13 @@ use tpc_tests::fuzz::parsers::{Finding, PARSERS, clean, quiet_panics};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Executions between two lines of progress.
+/// Executions between two progress messages.
 const PIECE: u64 = 1_000_000;
 
-/// Feed every parser with inputs that are nearly right.
+/// Feed every parser with almost correct inputs.
 #[derive(Args)]
 pub struct Parsers {
-    /// Only the parser of this name; may be repeated
+    /// Only the parser with this name; may be repeated
     #[arg(long)]
     only: Vec<String>,
     /// Inputs for each parser
@@ -24,7 +24,7 @@ pub struct Parsers {
     /// Seed of the inputs
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Number of the first input: that of a finding runs it alone with --executions 1
+    /// Number of the first input; with the number of a finding, --executions 1 runs it alone
     #[arg(long, default_value_t = 0)]
     from: u64,
 }
@@ -37,7 +37,7 @@ impl Parsers {
         let known = |name: &String| PARSERS.iter().any(|parser| parser.name == name);
         if let Some(unknown) = self.only.iter().find(|name| !known(name)) {
             let names = PARSERS.map(|parser| parser.name).join(", ");
-            eprintln!("error: there is no parser {unknown:?}; there are {names}");
+            eprintln!("error: there is no parser {unknown:?}; the parsers are {names}");
             return ExitCode::FAILURE;
         }
         for parser in PARSERS.iter().filter(|p| self.only.is_empty() || self.only.iter().any(|name| name == p.name)) {

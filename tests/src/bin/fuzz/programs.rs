@@ -1,4 +1,4 @@
-//! `fuzz programs`: random models, plans, meshes and options for so many minutes.
+//! `fuzz programs`: random models, plans, meshes and options for some minutes.
 
 use clap::Args;
 use std::collections::HashMap;
@@ -11,7 +11,7 @@ use tpc_tests::fuzz::programs::search::{Found, Summary, search};
 use tpc_tests::fuzz::programs::shrink::shrink;
 use tpc_tests::fuzz::programs::verdict::Verdict;
 
-/// Draws models, plans, meshes and options, and compares each program with one rank.
+/// Draw models, plans, meshes and options, and compare each program with one rank.
 #[derive(Args)]
 pub struct Programs {
     /// Seed of all choices
@@ -23,13 +23,13 @@ pub struct Programs {
     /// Number of the first case
     #[arg(long, default_value_t = 0)]
     first: u64,
-    /// Only the case of this number
+    /// Only the case with this number
     #[arg(long, conflicts_with_all = ["first", "replay"])]
     case: Option<u64>,
-    /// Only the case of this file
+    /// Only the case in this file
     #[arg(long, value_name = "FILE.json")]
     replay: Option<PathBuf>,
-    /// Seconds for simplifying a case with a fault; 0 keeps it as it is
+    /// Seconds for simplifying a case with a fault; 0 keeps it unchanged
     #[arg(long, default_value_t = 60)]
     shrink: u64,
     /// Directory for files of cases with a fault
@@ -37,7 +37,7 @@ pub struct Programs {
     keep: Option<PathBuf>,
 }
 
-/// Faults of one signature that are simplified; further ones are only listed.
+/// Number of faults with the same signature that are simplified; further ones are only listed.
 const SHRUNK: usize = 3;
 
 impl Programs {

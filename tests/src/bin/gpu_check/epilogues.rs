@@ -1,5 +1,5 @@
-//! Products with epilogues, of the size of a thread block's tiles and larger: whether they are right, by whom they are
-//! computed, and how long they take with a loop behind the product instead.
+//! Products with epilogues, of the size of a thread block's tiles and larger: whether they are correct, how they are
+//! computed, and how long they take compared with a loop after the product.
 
 use super::kernels::{Small, load, map, store};
 use tpc_ir::program::{Action, Contract, ContractDim, Instruction, View};
@@ -9,7 +9,7 @@ use tpc_runtime::device::attached::Device;
 use tpc_runtime::device::cuda::gpu::{Gpu, GpuOptions};
 use tpc_runtime::element::{decode, encode};
 
-/// What is done with a product.
+/// The epilogue of a product.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Then {
     Bias,
@@ -30,7 +30,7 @@ fn product(then: Then, [m, n, k]: [usize; 3], dtype: DType) -> (Small, Contract,
     let (matrix, kept) = (p.buffer(dtype, &[m, n]), p.buffer(dtype, &[m, n]));
     let wide = |f, args: &[usize]| map(f, args);
     let number = |x: f64| Instruction::Constant(Scalar::float(x), DType::F32);
-    // Registers 0 and 1 are the product and what is added, in f32.
+    // Registers 0 and 1 are the product and the added operand, in f32.
     let added = match then {
         Then::Residual => load(&matrix),
         Then::InPlace => load(&out),
@@ -94,7 +94,7 @@ fn numbers(seed: u64, count: usize) -> Vec<f64> {
     (0..count).map(|_| next()).collect()
 }
 
-/// What a kept sum and a result should be.
+/// The expected kept sum and result.
 fn meaning(then: Then, [m, n, k]: [usize; 3], values: &[Vec<f64>]) -> [Vec<f64>; 2] {
     let mut sums = vec![0.0; m * n];
     for (i, row) in sums.chunks_mut(n).enumerate() {
@@ -120,7 +120,7 @@ fn meaning(then: Then, [m, n, k]: [usize; 3], values: &[Vec<f64>]) -> [Vec<f64>;
     [sums, ends]
 }
 
-/// By whom the only product of a device is computed.
+/// How the only product of a device is computed.
 fn by(gpu: &Gpu) -> &'static str {
     let counts = gpu.products();
     match (counts.with_epilogue, counts.followed) {
@@ -130,7 +130,7 @@ fn by(gpu: &Gpu) -> &'static str {
     }
 }
 
-/// Whether products with epilogues are right, as the second and third time they are part of a graph.
+/// Checks products with epilogues; the second and third time they run as a graph.
 pub fn check(small: bool) -> Result<bool, RuntimeError> {
     let mut right = true;
     let sizes = if small { [24, 40, 16] } else { [384, 640, 256] };
@@ -146,7 +146,7 @@ pub fn check(small: bool) -> Result<bool, RuntimeError> {
             let want = meaning(then, sizes, &values);
             let mut gpu = Gpu::new(vec![p.program], GpuOptions::default())?;
             let bindings: Vec<_> = gpu.programs()[0].inputs.iter().map(|i| i.binding.clone()).collect();
-            // Rounded once to the result's type; functions of f32.
+            // Rounded once to the result's type; functions in f32.
             let unit = if dtype == DType::BF16 { 1.0 / 256.0 } else { 0.0 };
             let mut worst: f64 = 0.0;
             for _ in 0..3 {
@@ -173,7 +173,7 @@ pub fn check(small: bool) -> Result<bool, RuntimeError> {
     Ok(right)
 }
 
-/// How long products with epilogues take, and as two actions.
+/// Measures products with epilogues, as one action and as two.
 pub fn speed(small: bool) -> Result<(), RuntimeError> {
     let options = GpuOptions::default();
     let sizes = if small { [64, 64, 64] } else { [4096, 4096, 1024] };

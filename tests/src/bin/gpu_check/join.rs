@@ -1,4 +1,4 @@
-//! The table of this compiler beside PyTorch, from what `gpu_check speed` and `tests/gpu/peer.py` have written.
+//! Joins the results of `gpu_check speed` and `tests/gpu/peer.py` in a table that compares tpc with PyTorch.
 
 use serde_json::Value;
 use std::path::Path;
@@ -11,7 +11,7 @@ fn rows(path: &Path) -> Result<Vec<Value>, RuntimeError> {
     lines.map(|line| serde_json::from_str(line).map_err(|e| failed(e.to_string()))).collect()
 }
 
-/// Milliseconds, or a ratio, of what was measured; a dash for what was not.
+/// Formats milliseconds or a ratio; a dash if there was no measurement.
 fn cell(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "-".into(), |v| format!("{v:.digits$}"))
 }

@@ -1,4 +1,4 @@
-//! How fast single kernels are: loops that move memory, and matrix products.
+//! Measures single kernels: loops that move memory, and matrix products.
 
 use std::time::Instant;
 use tpc_ir::program::{
@@ -29,7 +29,7 @@ impl Small {
         View::dense(id, dtype, shape.to_vec())
     }
 
-    /// Makes a buffer one that can be written and read.
+    /// Makes a buffer readable and writable.
     pub(super) fn input(&mut self, name: &str, view: &View) {
         let (global, start) = (view.shape.clone(), vec![0; view.shape.len()]);
         let binding = Binding { view: view.clone(), layout: global.clone(), global, start };
@@ -40,7 +40,7 @@ impl Small {
         self.program.steps.push(Step { action, phase: Phase::Forward, label: "step".into(), module: "".into() });
     }
 
-    /// Seconds of a step, as a graph, of many at a time.
+    /// Seconds per step, as a graph, over many steps.
     pub(super) fn seconds(self, options: &GpuOptions) -> Result<f64, RuntimeError> {
         let mut gpu = Gpu::new(vec![self.program], options.clone())?;
         (0..3).try_for_each(|_| gpu.step().map(drop))?;
@@ -72,7 +72,7 @@ pub(super) fn map(f: MapFn, args: &[usize]) -> Instruction {
     Instruction::Map { f, args: args.to_vec(), dtype: DType::F32 }
 }
 
-/// How fast loops and products are.
+/// Measures loops and products.
 pub fn speed(small: bool) -> Result<(), RuntimeError> {
     let options = GpuOptions::default();
     let size = |n: usize| if small { n.div_ceil(64) } else { n };

@@ -1,8 +1,8 @@
-//! What `tests/gpu/run` executes on a machine with a GPU: golden programs on 1, 2 and 4 ranks of one
-//! device and training, against the CPU, products with epilogues; and how fast kernels, products and training steps are.
+//! What `tests/gpu/run` executes on a machine with a GPU: golden programs on 1, 2 and 4 ranks of one device, training,
+//! and products with epilogues, compared with the CPU; and measurements of kernels, products and training steps.
 //!
-//! `gpu_check programs`, `gpu_check speed [FILE.jsonl]`, `gpu_check join TPC.jsonl TORCH.jsonl`. Exits with 1 if anything differs. With
-//! `TPC_GPU_SMALL` set the sizes of the second are small, to try it where no GPU is.
+//! `gpu_check programs`, `gpu_check speed [FILE.jsonl]`, `gpu_check join TPC.jsonl TORCH.jsonl`. Exits with 1 if
+//! anything differs. With `TPC_GPU_SMALL` set, the sizes of the second are small, to try it without a GPU.
 
 mod epilogues;
 mod join;
@@ -23,7 +23,8 @@ use tpc_tests::device::{against, beside, follow};
 use tpc_tests::golden::{MODELS, WIDE};
 use tpc_tests::training::{config, language_model, plan};
 
-/// How far results may be from the CPU's, relative to a tensor's largest value: of programs in f32, and of those that compute in bf16.
+/// How far results may differ from the CPU's, relative to a tensor's largest value: for programs in f32, and for
+/// programs that compute in bf16.
 const ALLOWED: (f64, f64) = (1e-3, 2e-2);
 
 fn main() -> ExitCode {
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Single kernels, then steps; these go into a file, too.
+/// Measures single kernels, then steps; the steps are also written to a file.
 fn speed(file: Option<&Path>) -> Result<(), RuntimeError> {
     let context = Context::open(0)?;
     println!("device: {} ({})", context.name(), context.arch());

@@ -1,4 +1,5 @@
-//! How fast steps are: one block of llama-8B as a rank of a tensor-parallel plan executes it, and a whole training step of llama-1B.
+//! Measures steps: one block of llama-8B as a rank of a tensor-parallel plan executes it, and a whole training step of
+//! llama-1B.
 //!
 //! A rank of several runs alone, without its collectives (`tpc_tests::block::alone`). `tests/gpu/peer.py` measures the same in PyTorch.
 
@@ -22,11 +23,11 @@ use tpc_runtime::session::Backend;
 use tpc_tests::block::{alone, block};
 use tpc_tests::training::{config, language_model, plan, uniform};
 
-/// Dense bf16 operations per second of an H100 or H200 SXM, which the shares of the peak are of.
+/// Dense bf16 operations per second of an H100 or H200 SXM, the peak for shares.
 const PEAK: f64 = 989e12;
-/// Steps that are measured, after some that are not.
+/// Number of measured steps, after some warm-up steps.
 const STEPS: usize = 10;
-/// Of free device memory, what a step may take: the library's workspace and the context need some.
+/// Share of free device memory that a step may use: the library's workspace and the context need some.
 const ROOM: f64 = 0.92;
 
 /// Sizes of a llama.
@@ -46,7 +47,7 @@ const MODEL_1B: Shape =
     Shape { hidden: 2048, inner: 8192, heads: 32, kv_heads: 8, layers: 16, vocab: 32768, seq: 2048 };
 
 impl Shape {
-    /// The same in miniature.
+    /// A miniature version.
     fn small(self) -> Self {
         let layers = self.layers.min(2);
         Shape { hidden: 128, inner: 256, heads: 16, kv_heads: 8, layers, vocab: self.vocab.min(64), seq: 32 }
@@ -62,14 +63,14 @@ impl Shape {
         }))
     }
 
-    /// Weights of one block that are multiplied with each token.
+    /// Number of weights of one block that are multiplied with each token.
     fn block_weights(&self) -> f64 {
         let keys = self.hidden / self.heads * self.kv_heads;
         (self.hidden * (2 * self.hidden + 2 * keys + 3 * self.inner)) as f64
     }
 
-    /// Operations of forward and backward of so many sequences: 6 for each weight and token, and those of attention, of which all
-    /// scores are counted, though half of them are masked (as in PaLM's and nanoGPT's definition).
+    /// Operations of the forward and backward pass of this many sequences: 6 per weight and token, plus those of
+    /// attention, for which all scores count although half of them are masked (as in PaLM's and nanoGPT's definition).
     fn flops(&self, batch: usize, head: bool) -> f64 {
         let tokens = (batch * self.seq) as f64;
         let head = if head { (self.hidden * self.vocab) as f64 } else { 0.0 };
@@ -78,8 +79,8 @@ impl Shape {
     }
 }
 
-/// Values for every input: small numbers for parameters and data, tokens, zeros for the optimizer's state. Products of zeros would take
-/// less power than real ones, and be faster.
+/// Writes values into every input: small numbers for parameters and data, tokens, zeros for the optimizer's state.
+/// Products of zeros would take less power than real ones and be faster.
 fn fill(gpu: &mut Gpu, vocab: usize) -> Result<(), RuntimeError> {
     const POOL: usize = 1 << 16;
     let mut draw = uniform("values");
@@ -119,7 +120,7 @@ fn shares(program: &RankProgram, timings: &[Timing]) -> [f64; 3] {
     taken
 }
 
-/// The labels that take longest, their numbers left out so that layers add up.
+/// The labels that take longest, without their numbers, so that layers add up.
 fn longest(timings: &[Timing]) -> String {
     let mut of: BTreeMap<String, (f64, usize)> = BTreeMap::new();
     for t in timings {
@@ -133,7 +134,7 @@ fn longest(timings: &[Timing]) -> String {
     of.iter().take(8).map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// What is measured.
+/// A measurement.
 struct Row {
     name: String,
     program: RankProgram,
@@ -144,7 +145,7 @@ struct Row {
     shape: Value,
 }
 
-/// Measures a row kernel by kernel and as a graph, and every action by itself.
+/// Measures a row kernel by kernel and as a graph, and every action separately.
 fn measure(row: &Row, file: &mut Option<File>) -> Result<(), RuntimeError> {
     let start = Instant::now();
     let mut gpu = Gpu::new(vec![row.program.clone()], GpuOptions { graph: false, ..GpuOptions::default() })?;
@@ -217,7 +218,7 @@ fn model_row(shape: Shape, batch: usize) -> Row {
     }
 }
 
-/// Measures all rows: a table, and a line of JSON for each in a file if one is given.
+/// Measures all rows: prints a table, and writes a line of JSON for each to a file, if given.
 pub fn speed(small: bool, file: Option<&Path>) -> Result<(), RuntimeError> {
     let size = |shape: Shape| if small { shape.small() } else { shape };
     let mut file = file
@@ -258,7 +259,7 @@ mod tests {
         assert_eq!(MODEL_1B.flops(4, true), 6.0 * weights * 8192.0 + attention);
     }
 
-    /// Planning a step takes seconds, and its arena is known then.
+    /// Planning a step takes seconds, and determines its arena.
     #[test]
     fn every_row_fits_into_an_h100() {
         let mib = |row: &Row| row.program.arena_bytes >> 20;

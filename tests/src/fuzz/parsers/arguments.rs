@@ -1,12 +1,11 @@
-//! Meshes and path patterns, as the command's arguments and plans give them.
+//! Meshes and path patterns, as in the command's arguments and in plans.
 
 use super::{Dice, Parser, check_message, once};
 use tpc_ir::mesh::{MAX_AXES, MAX_RANKS, is_name};
 use tpc_ir::{AxisId, Mesh, ModulePath, parse};
 use tpc_passes::styles::pattern::{Pattern, nearest};
 
-/// What is accepted has names that nothing else could mean, also after each axis is split, and is the same mesh in the
-/// IR's text.
+/// An accepted mesh has unambiguous names, also after each axis is split, and is the same mesh in the IR's text.
 pub(super) const MESH: Parser = Parser {
     name: "mesh",
     corpus: || ["", "tp=2", "dp=2,tp=4", "rep=2, dp=2 ,tp=8", "_a-b=1"].iter().map(|t| t.as_bytes().to_vec()).collect(),
@@ -25,7 +24,7 @@ pub(super) const MESH: Parser = Parser {
     repeats: once,
 };
 
-/// A pattern and a path in two lines. Steps are counted, and a pattern of sets and stars agrees with a plain matcher.
+/// A pattern and a path on two lines. Steps are counted, and a pattern of sets and stars agrees with a plain matcher.
 pub(super) const GLOB: Parser = Parser {
     name: "glob",
     corpus: || {
@@ -97,7 +96,7 @@ fn parse_glob(input: &[u8]) -> bool {
     true
 }
 
-/// What a pattern without braces and ranges means, by trying everything.
+/// Matches a pattern without braces and ranges by trying everything.
 fn plain(p: &[char], s: &[char]) -> bool {
     match (p.first(), s.first()) {
         (None, _) => s.is_empty(),

@@ -1,5 +1,5 @@
-//! The index of a checkpoint. Its hash is made to fit, so that what stands behind it is reached. What is accepted is
-//! written and read back as the same index.
+//! The index of a checkpoint. Its hash is made to match, so that the code after the hash check is reached. An accepted
+//! index is written and read back as the same index.
 
 use super::{Dice, Parser, check_text, data, once};
 use std::path::Path;

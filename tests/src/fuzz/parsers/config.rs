@@ -1,4 +1,4 @@
-//! `config.json`. What is accepted is written and read back as the same configuration.
+//! `config.json`. An accepted configuration is written and read back as the same configuration.
 
 use super::{Dice, Parser, check_text, data, once};
 use std::path::Path;
@@ -120,7 +120,7 @@ fn generate(dice: &mut Dice) -> Vec<u8> {
     format!("{{{}}}", keys.join(", ")).into_bytes()
 }
 
-/// Most layers that are tried: a configuration has something for each, and memory bounds their number.
+/// Maximum number of layers that are tried: a configuration has data for each, and memory bounds their number.
 const MOST_LAYERS: u64 = 1 << 14;
 
 fn parse(input: &[u8]) -> bool {

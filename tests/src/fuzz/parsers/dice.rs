@@ -1,4 +1,4 @@
-//! Random choices that a seed repeats.
+//! Random choices, reproducible by a seed.
 
 /// A generator of random numbers (SplitMix64).
 #[derive(Clone, Debug)]

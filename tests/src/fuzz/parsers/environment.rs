@@ -1,4 +1,4 @@
-//! Launchers' environments, as lines of `NAME=value`. What is accepted is a rank of its world.
+//! Launchers' environments, as lines of `NAME=value`. An accepted environment is a rank of its world.
 
 use super::{Dice, Parser, check_text, once};
 use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! The IR's text and JSON. What is accepted and well formed prints and reads back as the same graph, in the full and in
-//! the folded form.
+//! The IR's text and JSON. An accepted, well-formed graph prints and parses as the same graph, in the full and in the
+//! folded form.
 
 use super::{Dice, Parser, check_message, data, once};
 use tpc_ir::verify::verify;

@@ -1,21 +1,21 @@
-//! Every parser of something that a user or a file says, on inputs that are nearly right.
+//! Every parser of texts from users or files, on almost correct inputs.
 //!
 //! | question | file |
 //! |---|---|
 //! | plan files | `plan` |
 //! | the IR's text and JSON | `ir` |
 //! | `config.json` | `config` |
-//! | safetensors, and the index of several | `weights` |
+//! | safetensors, and the index of several files | `weights` |
 //! | the index of a checkpoint | `checkpoint` |
 //! | launchers' environments | `environment` |
-//! | meshes and path patterns, as arguments give them | `arguments` |
+//! | meshes and path patterns, as in arguments | `arguments` |
 //! | how an input is made from valid ones | `mutate` |
 //! | random choices | `dice` |
 //!
-//! An execution makes an input from the seed and its own number, and parses it. It fails if the parser panics, if what
-//! it accepts has not the properties that its file names, or if it allocates more bytes in total than a constant number
-//! for each byte of the input: that bounds the memory, and the time as far as work needs memory. Where steps can be
-//! counted (path patterns), they are.
+//! An execution makes an input from the seed and its own number, and parses it. It fails if the parser panics, if an
+//! accepted input lacks the properties that the parser's file names, or if the parser allocates more bytes in total
+//! than a constant times the length of the input. This bounds the memory, and the time as far as work needs memory.
+//! Where steps can be counted (path patterns), they are.
 
 mod arguments;
 mod checkpoint;
@@ -34,23 +34,23 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError};
 
-/// A parser, and what it is fed with.
+/// A parser and its inputs.
 pub struct Parser {
     /// Its name.
     pub name: &'static str,
     /// Valid inputs.
     corpus: fn() -> Vec<Vec<u8>>,
-    /// Words that mean something to it.
+    /// Words that have a meaning to the parser.
     tokens: &'static [&'static str],
     /// An input made by a grammar.
     generate: fn(&mut Dice) -> Vec<u8>,
-    /// Parses, says whether the input is accepted, and panics if something about that is wrong.
+    /// Parses an input, returns whether it is accepted, and panics if the result is wrong.
     parse: fn(&[u8]) -> bool,
     /// Bytes that it may allocate for any input.
     base: usize,
     /// Bytes that it may allocate for each byte of the input.
     per_byte: usize,
-    /// How many times the input can be as long as its bytes, where it can say that a part repeats.
+    /// How many times the input can be as long as its bytes, if it can repeat a part.
     repeats: fn(&[u8]) -> usize,
 }
 
@@ -73,7 +73,7 @@ pub const PARSERS: [&Parser; 10] = [
 pub struct Finding {
     /// The parser.
     pub parser: &'static str,
-    /// The number of the execution; with the seed it makes the input again.
+    /// The number of the execution; together with the seed it reproduces the input.
     pub execution: u64,
     /// The input.
     pub input: Vec<u8>,
@@ -81,7 +81,7 @@ pub struct Finding {
     pub problem: String,
 }
 
-/// What a search without a finding has seen.
+/// Statistics of a search without a finding.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Seen {
     /// Inputs that were parsed.
@@ -90,22 +90,22 @@ pub struct Seen {
     pub accepted: u64,
     /// The longest input.
     pub longest: usize,
-    /// The most bytes that were allocated for each byte of an input of more than 1,000.
+    /// The most bytes allocated per byte of an input of more than 1,000 bytes.
     pub most_per_byte: usize,
 }
 
-/// How many bytes the process has allocated so far, freed ones included.
+/// How many bytes the process has allocated so far, including freed ones.
 pub type Meter<'a> = &'a dyn Fn() -> usize;
 
 impl Parser {
-    /// Feeds the parser with the inputs of the executions of that numbers.
+    /// Feeds the parser with the inputs of the executions with these numbers.
     ///
     /// # Errors
     /// The first input that it fails on.
     pub fn run(&self, seed: u64, executions: std::ops::Range<u64>, meter: Meter) -> Result<Seen, Box<Finding>> {
         let corpus = (self.corpus)();
         let mut seen = Seen::default();
-        // What is made once, such as tables, is not a matter of an input.
+        // Data that are created once, such as tables, do not count for an input.
         for input in &corpus {
             assert!((self.parse)(input), "{}: a valid input is refused: {}", self.name, String::from_utf8_lossy(input));
         }
@@ -147,7 +147,7 @@ impl Parser {
     }
 }
 
-/// Where the latest panic happened; known after [`quiet_panics`].
+/// Where the latest panic happened; only known after [`quiet_panics`].
 static PANICKED_AT: Mutex<String> = Mutex::new(String::new());
 
 /// Keeps panics from printing: each is a finding, which is shown with its input.
@@ -164,12 +164,12 @@ fn message(panic: &(dyn Any + Send)) -> String {
     format!("panic at {place}: {}", text.unwrap_or("no message"))
 }
 
-/// An input in which nothing can say that a part repeats.
+/// For inputs that cannot repeat a part.
 fn once(_: &[u8]) -> usize {
     1
 }
 
-/// The files of a directory of the tests' data that hold valid inputs.
+/// The files with valid inputs in a directory of the tests' data.
 fn data(dir: &str) -> Vec<Vec<u8>> {
     let dir = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(dir);
     let mut files: Vec<_> = std::fs::read_dir(&dir)
@@ -180,7 +180,7 @@ fn data(dir: &str) -> Vec<Vec<u8>> {
     files.iter().map(|file| std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()))).collect()
 }
 
-/// Says of an error's text that a terminal and a reader can take it.
+/// Checks that an error's text suits a terminal and a reader.
 fn check_message(error: &dyn std::fmt::Display) {
     let text = error.to_string();
     assert!(!text.is_empty(), "an error without a text");
@@ -188,10 +188,10 @@ fn check_message(error: &dyn std::fmt::Display) {
     assert!(!text.contains(|c: char| c.is_control()), "a message with control characters: {text:?}");
 }
 
-/// Says of an error's text that there is one; the command cuts and escapes what it prints of files and environments.
+/// Checks that an error has a text; the command shortens and escapes texts from files and environments.
 fn check_text(error: &dyn std::fmt::Display) {
     assert!(!error.to_string().is_empty(), "an error without a text");
 }
 
-/// A message holds several texts of the user, each cut.
+/// A message may contain several texts of the user, each shortened.
 const MOST_MESSAGE: usize = 3000;

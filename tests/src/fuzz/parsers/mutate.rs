@@ -1,8 +1,8 @@
-//! Inputs that are nearly right: pieces of valid ones, changed.
+//! Almost correct inputs: pieces of valid ones, changed.
 
 use super::dice::Dice;
 
-/// Numbers at which arithmetic goes wrong.
+/// Numbers that are prone to arithmetic errors.
 const NUMBERS: [&str; 24] = [
     "0",
     "1",
@@ -33,7 +33,7 @@ const NUMBERS: [&str; 24] = [
 /// Longest input that is made by repeating a part.
 const LONGEST: usize = 1 << 16;
 
-/// A valid input, changed in a few places; `tokens` are words that mean something to the parser.
+/// A valid input, changed in a few places; `tokens` are words that have a meaning to the parser.
 pub fn mutated(dice: &mut Dice, corpus: &[Vec<u8>], tokens: &[&str]) -> Vec<u8> {
     let mut input = dice.of(corpus).clone();
     for _ in 0..dice.between(1, 5) {

@@ -1,4 +1,4 @@
-//! Plan files. What is accepted is applied to a small model, which it may not fit.
+//! Plan files. An accepted plan is applied to a small model, which it need not fit.
 
 use super::{Dice, Parser, check_message, data, once};
 use std::sync::OnceLock;

@@ -1,4 +1,4 @@
-//! Safetensors, and the index of a directory with several. Of what is accepted, every tensor is read.
+//! Safetensors, and the index of a directory with several files. Every tensor of an accepted file is read.
 
 use super::{Dice, Parser, check_text, data, once};
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ const TOKENS: &[&str] = &[
     "\u{8}\0\0\0\0\0\0\0",
 ];
 
-/// A file with this header, whose length it says, and so many bytes of data.
+/// A file with this header, its length, and this many bytes of data.
 fn file(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -109,7 +109,7 @@ fn generate(dice: &mut Dice) -> Vec<u8> {
     file(&format!("{{{}}}", tensors.join(",")), at.min(512))
 }
 
-/// A directory of this process, in memory where the system has that.
+/// A directory of this process, in memory if the system supports that.
 fn directory() -> &'static PathBuf {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
@@ -124,7 +124,7 @@ fn directory() -> &'static PathBuf {
     })
 }
 
-/// Removes what the parsers of files have written.
+/// Removes the files that the parsers wrote.
 pub fn clean() {
     let _ = std::fs::remove_dir_all(directory());
 }

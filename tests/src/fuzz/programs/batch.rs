@@ -16,9 +16,9 @@ pub enum Mask {
     Ones,
     /// Padding after the tokens.
     Right,
-    /// Padding before the tokens: in a causal model rows that see no key.
+    /// Padding before the tokens: in a causal model the padding rows see no key.
     Left,
-    /// Holes anywhere but at the first token.
+    /// Holes anywhere except at the first token.
     Holes,
 }
 
@@ -38,7 +38,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Draws one for a model.
+    /// Draws a batch for a model.
     pub fn draw(dice: &mut Dice, model: &Model, labels: bool) -> Self {
         let masks = [Mask::Absent, Mask::Ones, Mask::Right, Mask::Left, Mask::Holes];
         let mut batch = Batch {
@@ -52,7 +52,7 @@ impl Batch {
         batch
     }
 
-    /// Drops what the model has no input for.
+    /// Drops the inputs that the model does not have.
     pub fn settle(&mut self, model: &Model) {
         if model.family == Family::Interleaved {
             self.mask = Mask::Absent;
@@ -60,7 +60,7 @@ impl Batch {
         self.types &= model.family == Family::Bert;
     }
 
-    /// The form that a program is captured with.
+    /// The shape that the program is captured with.
     pub fn tokens(&self) -> TokenBatch {
         TokenBatch {
             batch: self.rows,
@@ -71,7 +71,7 @@ impl Batch {
         }
     }
 
-    /// Its tensors by name.
+    /// The tensors of the batch by name.
     pub fn tensors(&self, model: &Model, dice: &mut Dice) -> BTreeMap<&'static str, Vec<i64>> {
         let count = self.rows * self.seq;
         let mut all = BTreeMap::new();
@@ -79,7 +79,7 @@ impl Batch {
         if self.labels {
             let mut labels: Vec<i64> =
                 (0..count).map(|_| if dice.percent(25) { -100 } else { dice.below(model.vocab) as i64 }).collect();
-            // One label counts; the first of a sequence does not in a causal model.
+            // At least one label counts; in a causal model the first label of a sequence does not.
             labels[count - 1] = dice.below(model.vocab) as i64;
             all.insert("labels", labels);
         }
@@ -102,7 +102,7 @@ impl Batch {
         all
     }
 
-    /// Simpler batches.
+    /// Simpler batches, for shrinking.
     pub fn simpler(&self) -> Vec<Batch> {
         let mut all = Vec::new();
         let mut with = |change: &dyn Fn(&mut Batch)| {

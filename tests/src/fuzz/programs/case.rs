@@ -9,21 +9,21 @@ use super::plan::{Axes, PlanChoice, mesh_text};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What is computed. No plan, mesh or way of computing may change the result.
+/// What is computed: everything that determines the result. Plan, mesh and [`Ways`] must not change it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Subject {
     /// The model.
     pub model: Model,
-    /// Its batch.
+    /// The batch.
     pub batch: Batch,
     /// The optimizer of a training step; without one, a forward pass.
     pub descent: Option<Descent>,
-    /// Which steps of a training run.
+    /// Which steps of a training run are compared.
     #[serde(default)]
     pub steps: Steps,
     /// Options that change the result.
     pub meaning: Meaning,
-    /// Seed of parameters and tokens.
+    /// The seed of parameters and tokens.
     pub values: u64,
 }
 
@@ -40,7 +40,7 @@ pub enum Steps {
     Both,
 }
 
-/// How it is computed.
+/// A subject and a way to compute it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Case {
     /// What is computed.
@@ -51,7 +51,7 @@ pub struct Case {
     pub mesh: Axes,
     /// Options that must not change the result.
     pub ways: Ways,
-    /// How it reaches the compiler.
+    /// How the case reaches the compiler.
     #[serde(default)]
     pub through: Through,
 }
@@ -65,13 +65,13 @@ pub enum Through {
     Api,
     /// Flags and files, in this process.
     Command,
-    /// Flags and files, the ranks being threads of a process.
+    /// Flags and files, with the ranks as threads of one process.
     Process,
-    /// Flags and files, each rank being a process of `tpc launch`.
+    /// Flags and files, with each rank as a process of `tpc launch`.
     Launch,
-    /// Programs that are dumped as text and executed.
+    /// Programs that are dumped as text, and executed from the text.
     Dumps,
-    /// Flags and files, in this process: the first step on one rank, and the second goes on from its checkpoint.
+    /// Flags and files, in this process: the first step runs on one rank, and the second resumes from its checkpoint.
     Resumed,
 }
 
@@ -88,11 +88,11 @@ impl Through {
     }
 }
 
-/// Number of consecutive cases that share a subject, and with it a reference.
+/// Number of consecutive cases that share a subject, and therefore a reference.
 pub const CASES_OF_A_SUBJECT: u64 = 12;
 
 impl Subject {
-    /// The subject of a number under a seed.
+    /// Draws the subject of the case with this number under this seed.
     pub fn draw(seed: u64, number: u64) -> Self {
         let mut dice = Dice::new(seed, 1, number);
         let model = Model::draw(&mut dice);
@@ -114,7 +114,7 @@ impl Subject {
 }
 
 impl Case {
-    /// The case of a number under a seed, given the subject of its group.
+    /// Draws the case with this number under this seed, given the subject of its group.
     pub fn draw(seed: u64, number: u64, subject: &Subject, modules: &Modules) -> Self {
         let mut dice = Dice::new(seed, 2, number);
         let (plan, mesh) = PlanChoice::draw(&mut dice, modules);
@@ -122,14 +122,14 @@ impl Case {
         Case { subject: subject.clone(), plan, mesh, ways, through: Through::draw(&mut dice) }
     }
 
-    /// A subject on one rank.
+    /// The subject computed on one rank.
     pub fn alone(subject: &Subject) -> Self {
         let ways = Ways { gradients: subject.descent.is_some(), ..Ways::plain() };
         let plan = PlanChoice::BuiltIn("none".into());
         Case { subject: subject.clone(), plan, mesh: Vec::new(), ways, through: Through::Api }
     }
 
-    /// The mesh as the command takes it.
+    /// The mesh as a command-line argument.
     pub fn mesh_text(&self) -> String {
         mesh_text(&self.mesh)
     }
@@ -201,7 +201,7 @@ impl Case {
 }
 
 impl fmt::Display for Case {
-    /// Configuration, plan, mesh and flags, as a user would give them.
+    /// Prints configuration, plan, mesh and flags as a user would write them.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Subject { model, batch, descent, steps, meaning, values } = &self.subject;
         writeln!(f, "config.json: {}", model.json())?;

@@ -1,4 +1,4 @@
-//! A case through the `tpc` command and files: `run`, `train` and `dump-ir` with the flags that say the same.
+//! Runs a case through the `tpc` command and files: `run`, `train` and `dump-ir` with equivalent flags.
 
 use super::case::{Case, Steps, Subject, Through};
 use super::compare::difference;
@@ -18,18 +18,19 @@ use tpc_ir::interpret::Tensor;
 use tpc_ir::{InputId, OutputKind, parse};
 use tpc_runtime::output::Output;
 
-/// Longest time of a process.
+/// Time limit of a process.
 const LIMIT: Duration = Duration::from_secs(150);
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
-/// The `tpc` that was built beside this program, if it was.
+/// The path of the `tpc` binary that was built next to this program, if it exists.
 pub fn binary() -> Option<PathBuf> {
     let here = std::env::current_exe().ok()?;
     here.ancestors().skip(1).take(2).map(|dir| dir.join("tpc")).find(|file| file.is_file())
 }
 
-/// Whether flags can say a case: lowering has none, and precision is that of training.
+/// Whether flags can express the case: the lowering options have no flags, and the precision flags apply to training
+/// only.
 fn can_be_said(case: &Case) -> bool {
     let Case { subject, ways, .. } = case;
     let trains = subject.descent.is_some() || subject.meaning.types == Types::F32;
@@ -38,7 +39,7 @@ fn can_be_said(case: &Case) -> bool {
     trains && begins && ways.disabled.contains(&1) && ways.disabled.contains(&25) && ranks >= 1
 }
 
-/// The verdict on a case that was equal through the API; [`Verdict::Equal`], too, for one that flags cannot say.
+/// The verdict on a case that was equal through the API. Also [`Verdict::Equal`] for a case that flags cannot express.
 pub fn through(reference: &Reference, case: &Case) -> Verdict {
     if case.through == Through::Api || !can_be_said(case) {
         return Verdict::Equal;
@@ -74,7 +75,7 @@ fn executed(reference: &Reference, case: &Case) -> Fallible<Verdict> {
     })
 }
 
-/// The runs of a case, one after the other.
+/// The command lines of a case, which run one after the other.
 fn command_lines(case: &Case, scratch: &Scratch) -> Fallible<Vec<Vec<String>>> {
     if case.subject.descent.is_none() {
         return Ok(vec![[run(scratch), placement(case, scratch)?].concat()]);
@@ -99,7 +100,7 @@ fn command_lines(case: &Case, scratch: &Scratch) -> Fallible<Vec<Vec<String>>> {
     ])
 }
 
-/// `config.json`, weights and inputs.
+/// Writes `config.json`, weights and inputs.
 fn write_model(reference: &Reference, map: &WeightMap, dir: &Path) -> Fallible<()> {
     let values =
         |name: &str| reference.given.get(&InputId::Parameter(name.into())).map_or_else(Vec::new, |t| t.data.clone());
@@ -189,7 +190,7 @@ fn train(case: &Case, scratch: &Scratch, steps: &str) -> Vec<String> {
     flags
 }
 
-/// Runs the command: nothing, or why it failed.
+/// Runs the command; the inner error says why it failed.
 fn tpc(case: &Case, arguments: &[String]) -> Fallible<Result<(), Fault>> {
     let through = case.through;
     let said = |code: i32, err: &str| {
@@ -237,7 +238,7 @@ fn widened(values: Vec<f32>) -> Vec<f64> {
     values.into_iter().map(f64::from).collect()
 }
 
-/// Logits and loss as they were written.
+/// Reads logits and loss from the files that the command wrote.
 fn forwarded(case: &Case, scratch: &Scratch) -> Fallible<Vec<Part>> {
     let output = Weights::open_file(Path::new(&scratch.path("output.safetensors")))?;
     let names = if case.subject.batch.labels { &["logits", "loss"][..] } else { &["logits"] };
@@ -247,8 +248,8 @@ fn forwarded(case: &Case, scratch: &Scratch) -> Fallible<Vec<Part>> {
     names.iter().map(part).collect()
 }
 
-/// Losses, gradients and trained weights as they were written. A weight that the program does not read is saved as it
-/// was.
+/// Reads losses, gradients and trained weights from the files that the command wrote. A weight that the program does
+/// not read is saved unchanged.
 fn trained(
     reference: &Reference,
     case: &Case,
@@ -286,7 +287,7 @@ fn trained(
         if let Some(grads) = grads.as_ref().filter(|g| g.contains(&entry.hf_name)) {
             parts.push((0, OutputKind::Gradient(entry.hf_name.as_str().into()), widened(entry.read(grads)?)));
         }
-        // What is not trained has no update to compare with.
+        // Parameters that are not trained have no update to compare with.
         if case.subject.meaning.freeze.is_empty() || grads.is_some() && !frozen(&entry.hf_name) {
             parts.push((last, update, widened(entry.read(&saved)?)));
         }
@@ -294,8 +295,8 @@ fn trained(
     Ok(Ok(parts))
 }
 
-/// Dumps a case's program as it was captured and as it is placed, and executes the placed text: it computes what the
-/// captured text means.
+/// Dumps the captured and the placed program of a case, and executes the placed text, which must mean what the captured
+/// text means.
 fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
     let scratch = Scratch::new("fuzz");
     let Subject { model, batch, .. } = &reference.subject;
@@ -319,7 +320,7 @@ fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
     };
     let text = match dump(&[&common[..], &placement, &["--stage", "placed"]].concat())? {
         Ok(text) => text,
-        // Without labels there are no logits to keep sharded; the plan was right for the case's own program.
+        // Without labels there are no logits to keep sharded, although the plan was right for the case's own program.
         Err(fault) if fault.text.contains("loss_parallel") => return Ok(Verdict::Equal),
         Err(fault) => return Ok(Verdict::Fault(fault)),
     };
@@ -328,7 +329,7 @@ fn dumped(reference: &Reference, case: &Case) -> Fallible<Verdict> {
     if let Err(fault) = dump(&[&scratch.path("placed.tpc"), "--stage", "scheduled"])? {
         return Ok(Verdict::Fault(fault));
     }
-    // Small indices, for every table has at least two rows.
+    // Small indices, because every table has at least two rows.
     let inputs = crate::inputs(&captured, 2, &HashMap::new());
     // The captured program has gradients as outputs, too.
     let all = captured.outputs.iter().map(|o| o.kind.clone()).zip(crate::reference(&captured, &inputs));

@@ -21,7 +21,7 @@ pub fn directory() -> PathBuf {
 /// All kept cases with the names of their files.
 ///
 /// # Panics
-/// On a file that is no case.
+/// If a file does not contain a case.
 pub fn kept() -> Vec<(String, Kept)> {
     let entries = std::fs::read_dir(directory()).map(|d| d.flatten().collect::<Vec<_>>()).unwrap_or_default();
     let mut files: Vec<PathBuf> = entries.into_iter().map(|e| e.path()).collect();
@@ -32,7 +32,7 @@ pub fn kept() -> Vec<(String, Kept)> {
 /// One kept case.
 ///
 /// # Panics
-/// On a file that is no case.
+/// If the file does not contain a case.
 pub fn read(file: &Path) -> Kept {
     let text = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", file.display()))
@@ -41,7 +41,7 @@ pub fn read(file: &Path) -> Kept {
 /// Keeps a case as a file.
 ///
 /// # Errors
-/// A place where no file can be written.
+/// If the file cannot be written.
 pub fn write(file: &Path, kept: &Kept) -> std::io::Result<()> {
     std::fs::write(file, serde_json::to_string_pretty(kept)? + "\n")
 }

@@ -1,13 +1,13 @@
 //! A stream of random choices, the same for the same seed on every machine.
 
-/// Draws one choice after the other.
+/// Draws one random choice after another.
 #[derive(Clone, Debug)]
 pub struct Dice {
     state: u64,
 }
 
 impl Dice {
-    /// The stream of a purpose and a number under a seed.
+    /// The stream for a purpose and a number under a seed.
     pub fn new(seed: u64, purpose: u64, number: u64) -> Self {
         let mut dice = Dice { state: seed };
         for word in [purpose, number] {
@@ -16,7 +16,7 @@ impl Dice {
         dice
     }
 
-    /// SplitMix64.
+    /// The next number of SplitMix64.
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
@@ -30,17 +30,17 @@ impl Dice {
         (self.next() % n as u64) as usize
     }
 
-    /// A number from `low` to `high`, both included.
+    /// A number from `low` to `high`, inclusive.
     pub fn between(&mut self, low: usize, high: usize) -> usize {
         low + self.below(high - low + 1)
     }
 
-    /// True in so many of a hundred draws.
+    /// True with this probability in percent.
     pub fn percent(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 
-    /// One of a list.
+    /// One element of a list.
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         of[self.below(of.len())].clone()
     }

@@ -1,4 +1,4 @@
-//! The verdict on a case.
+//! Reaches the verdict on a case.
 
 use super::case::{Case, Subject};
 use super::command;
@@ -11,8 +11,7 @@ use super::verdict::{Fault, FaultKind, Verdict};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// After this long a case that is not done hangs, on a machine that does other things, too. The deadline of a
-/// collective is shorter.
+/// A case that takes longer than this hangs, even on a busy machine. The deadline of a collective is shorter.
 const LIMIT: Duration = Duration::from_secs(600);
 
 impl From<Ended> for Verdict {
@@ -24,10 +23,10 @@ impl From<Ended> for Verdict {
     }
 }
 
-/// What all cases of a subject are compared with.
+/// The reference that all cases of a subject are compared with.
 ///
 /// # Errors
-/// What became of the subject, if it has no reference.
+/// The verdict on a subject that has no reference.
 pub fn reference(subject: &Subject) -> Result<Arc<Reference>, Verdict> {
     let subject = subject.clone();
     guarded(LIMIT, move || Reference::of(&subject).map(Arc::new)).unwrap_or_else(|ended| Err(ended.into()))
@@ -41,7 +40,8 @@ pub fn examine(reference: &Arc<Reference>, case: &Case) -> Verdict {
         Ok(found) => {
             let mut wrong = differences(&reference, &case, &found);
             if !wrong.is_empty() && reference.subject.meaning.types != Types::F32 {
-                // Options move the roundings of bf16; how far they do is seen on one rank with the same options.
+                // Options change where bf16 rounds. How much that matters is measured on one rank with the same
+                // options.
                 match reference.with_ways(&case.ways) {
                     Ok(same) => wrong = differences(&same, &case, &found),
                     Err(verdict) => return verdict,
@@ -58,7 +58,7 @@ pub fn examine(reference: &Arc<Reference>, case: &Case) -> Verdict {
     verdict.unwrap_or_else(Verdict::from)
 }
 
-/// The verdict on a case alone.
+/// The verdict on a single case, including the computation of its reference.
 pub fn examine_alone(case: &Case) -> Verdict {
     match reference(&case.subject) {
         Ok(reference) => examine(&reference, case),

@@ -7,12 +7,12 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
-/// Why there is no result.
+/// Why guarded work gave no result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// It panicked, with this message and place.
+    /// It panicked, with this message and location.
     Panicked(String),
-    /// It did not end in time. Its thread keeps running.
+    /// It did not finish in time. Its thread keeps running.
     Hung(Duration),
 }
 
@@ -21,10 +21,10 @@ thread_local! {
     static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Name of the threads whose panics become results.
+/// The name of threads whose panics are recorded instead of printed.
 const NAME: &str = "guarded";
 
-/// Keeps the panics of guarded threads and of ranks from printing: their errors contain the same text.
+/// Keeps panics of guarded threads and of ranks from being printed: their errors contain the same text.
 fn keep_quiet() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -40,13 +40,13 @@ fn keep_quiet() {
     });
 }
 
-/// Runs `work` for a limited time, in a thread whose stack is as large as that of a main thread.
+/// Runs `work` with a time limit, in a thread with the stack size of a main thread.
 ///
 /// # Errors
-/// A panic, or no end in time.
+/// If the work panics or does not finish in time.
 ///
 /// # Panics
-/// If the system has no thread to give.
+/// If the system cannot create a thread.
 pub fn guarded<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Ended> {
     keep_quiet();
     let (sender, receiver) = channel();

@@ -1,4 +1,5 @@
-//! Random programs: a model, a batch, a plan, a mesh and options are drawn, and many ranks compute what one rank does.
+//! Random programs: a model, a batch, a plan, a mesh and options are drawn, and many ranks must compute what one rank
+//! computes.
 //!
 //! A *subject* is what is computed: a model with its batch, its optimizer, and the options that change the result. Its
 //! reference is computed once, by the interpreter in double precision and on one rank. A *case* is a way to compute it: a

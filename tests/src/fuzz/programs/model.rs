@@ -80,17 +80,17 @@ impl Family {
         !matches!(self, Family::Gpt2 | Family::Bert)
     }
 
-    /// Whether it is one of the decoder's families with Hugging Face's llama names.
+    /// Whether this is a decoder family that uses Hugging Face's llama names.
     fn is_llama(self) -> bool {
         matches!(self, Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3)
     }
 }
 
-/// Most tokens of a sequence.
+/// The largest number of tokens in a sequence.
 pub const LONGEST: usize = 12;
 
 impl Model {
-    /// Draws one.
+    /// Draws a model.
     pub fn draw(dice: &mut Dice) -> Self {
         let family = dice.pick(&Family::ALL);
         let heads = dice.between(1, 8);
@@ -149,7 +149,7 @@ impl Model {
         }
     }
 
-    /// The `config.json`.
+    /// The model's `config.json`.
     pub fn json(&self) -> Value {
         match self.family {
             Family::Gpt2 => json!({
@@ -214,10 +214,10 @@ impl Model {
         value
     }
 
-    /// The configuration.
+    /// The parsed configuration.
     ///
     /// # Errors
-    /// The configuration is refused.
+    /// If the configuration is rejected.
     pub fn config(&self) -> Result<ModelConfig, String> {
         ModelConfig::from_json(&self.json(), Path::new("config.json")).map_err(|e| e.to_string())
     }

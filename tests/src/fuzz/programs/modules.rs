@@ -3,30 +3,30 @@
 use std::collections::BTreeSet;
 use tpc_compiler::models::{ModelConfig, weight_map};
 
-/// What a module is that holds parameters directly.
+/// What kind of module holds parameters directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A matrix that multiplies.
+    /// A weight matrix of a product.
     Linear,
-    /// A table that is looked up.
+    /// A table that is indexed by ids.
     Embedding,
-    /// A gain, perhaps with a bias.
+    /// A gain, possibly with a bias.
     Norm,
 }
 
-/// The modules of a model, by the paths of its weight files.
+/// The modules of a model, by the module paths of its weight files.
 #[derive(Clone, Debug)]
 pub struct Modules {
     /// Modules that hold parameters directly.
     pub leaves: Vec<(String, Kind)>,
-    /// Modules that hold other modules; the empty path is the model.
+    /// Modules that hold other modules. The empty path is the whole model.
     pub containers: Vec<String>,
     /// All parameters.
     pub parameters: Vec<String>,
 }
 
 impl Modules {
-    /// Those of a configuration.
+    /// The modules of a configuration's model.
     pub fn of(config: &ModelConfig) -> Self {
         let map = weight_map(config);
         let mut leaves: Vec<(String, Kind)> = Vec::new();
@@ -52,7 +52,7 @@ impl Modules {
         Modules { leaves, containers: containers.into_iter().collect(), parameters }
     }
 
-    /// The linear that gives the logits, unless it shares the embedding's weights.
+    /// The linear that computes the logits, unless it shares the embedding's weights.
     pub fn head(&self) -> Option<&str> {
         let heads = ["lm_head", "output", "cls.predictions.decoder"];
         self.leaves.iter().map(|(path, _)| path.as_str()).find(|path| heads.contains(path))

@@ -1,4 +1,4 @@
-//! Random options: of a step, of the search, of lowering, and the optimizer.
+//! Random options of a step, of the search and of lowering, and a random optimizer.
 
 use super::dice::Dice;
 use super::modules::Modules;
@@ -17,9 +17,9 @@ use tpc_passes::targets::{Link, Target};
 pub enum Descent {
     /// Gradient descent.
     Sgd,
-    /// With momentum.
+    /// SGD with momentum.
     Momentum,
-    /// With Nesterov's momentum.
+    /// SGD with Nesterov momentum.
     Nesterov,
     /// Adam with weight decay added to gradients.
     Adam,
@@ -28,13 +28,13 @@ pub enum Descent {
 }
 
 impl Descent {
-    /// Draws one.
+    /// Draws an optimizer.
     pub fn draw(dice: &mut Dice) -> Self {
         dice.pick(&[Descent::Sgd, Descent::Sgd, Descent::Momentum, Descent::Nesterov, Descent::Adam, Descent::Adamw])
     }
 
-    /// The optimizer. Adam's epsilon is large, because with a small one a gradient that is nearly zero, whose sign depends
-    /// on rounding, moves its parameter as far as any other gradient does.
+    /// The optimizer. Adam's epsilon is large, because with a small one a gradient that is nearly zero, whose sign
+    /// depends on rounding, would move its parameter as far as any other gradient does.
     pub fn optimizer(self) -> Optimizer {
         let adam = matches!(self, Descent::Adam | Descent::Adamw);
         Optimizer {
@@ -60,11 +60,11 @@ impl Descent {
     }
 }
 
-/// Element types of compute.
+/// Element types of the computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Types {
-    /// As captured.
+    /// The captured types.
     F32,
     /// bf16, gradients reduced in bf16.
     Bf16,
@@ -75,16 +75,16 @@ pub enum Types {
 /// The options that change what a step computes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Meaning {
-    /// Clipping.
+    /// The gradient norm to clip to.
     pub clip: Option<f64>,
-    /// What is not trained.
+    /// Patterns of the parameters that are not trained.
     pub freeze: Vec<String>,
-    /// Element types.
+    /// The element types.
     pub types: Types,
 }
 
 impl Meaning {
-    /// Draws one.
+    /// Draws them.
     pub fn draw(dice: &mut Dice, modules: &Modules, training: bool) -> Self {
         let types = dice.pick(&[Types::F32, Types::F32, Types::F32, Types::F32, Types::F32, Types::Bf16]);
         let types = if types == Types::Bf16 && dice.percent(50) { Types::Bf16ReducedInF32 } else { types };
@@ -98,7 +98,7 @@ impl Meaning {
         meaning
     }
 
-    /// Simpler ones.
+    /// Simpler options.
     pub fn simpler(&self) -> Vec<Meaning> {
         let plain = Meaning { clip: None, freeze: Vec::new(), types: Types::F32 };
         let mut all = vec![
@@ -137,31 +137,31 @@ fn freeze(dice: &mut Dice, modules: &Modules) -> Vec<String> {
 pub struct Ways {
     /// Whether gradients are outputs.
     pub gradients: bool,
-    /// Micro-batches.
+    /// The number of micro-batches.
     pub micro_batches: usize,
-    /// Rules that are switched off.
+    /// The rules that are switched off.
     pub disabled: Vec<u32>,
-    /// Whether blocks that repeat are searched once.
+    /// Whether repeated blocks are searched once.
     pub blocks: bool,
-    /// Bytes of a bucket.
+    /// The size of a bucket in bytes.
     pub bucket_bytes: usize,
     /// Whether collectives overlap with other work.
     pub overlap: bool,
-    /// Kernels that may be taken earlier.
+    /// How many kernels ahead the scheduler looks.
     pub window: usize,
-    /// Whether attention is one kernel.
+    /// Whether attention becomes one kernel.
     pub attention: bool,
-    /// Whether values are computed again.
+    /// Whether values are recomputed.
     pub recompute: bool,
-    /// Whether elementwise work joins products.
+    /// Whether elementwise work becomes an epilogue of a product.
     pub epilogues: bool,
-    /// Collectives in flight at once.
+    /// The number of collectives in flight at once.
     pub in_flight: usize,
-    /// How much memory overlap may take.
+    /// How much the arena may grow for overlap.
     pub memory_growth: f64,
 }
 
-/// The rules that are off unless they are asked for.
+/// The rules that are off by default.
 const OFF: [u32; 2] = [1, 25];
 
 impl Ways {
@@ -184,7 +184,7 @@ impl Ways {
         }
     }
 
-    /// The plainest: every operation and collective on its own.
+    /// The plainest options: every operation and collective on its own.
     pub fn plain() -> Self {
         Ways {
             bucket_bytes: 0,
@@ -196,13 +196,14 @@ impl Ways {
         }
     }
 
-    /// Draws some, most of them as usual.
+    /// Draws the options; most of them keep their defaults.
     pub fn draw(dice: &mut Dice, training: bool, rows: usize) -> Self {
         let mut ways = Ways::usual(training && dice.percent(50));
         if training && rows > 1 && dice.percent(20) {
             ways.micro_batches = dice.between(2, rows);
         }
-        // The search dominates the time of a case; without rules it is short, and more cases reach what follows it.
+        // The search dominates the time of a case. Without rules it is short, and more cases reach the passes that
+        // follow.
         if dice.percent(50) {
             let share = dice.pick(&[5, 30, 100, 100]);
             let numbers = all_rules().iter().map(|r| r.number).filter(|n| !OFF.contains(n));
@@ -243,7 +244,7 @@ impl Ways {
         }
     }
 
-    /// What programs are compiled for: with rule 25, a machine whose first axis is slower than the others.
+    /// The target: if rule 25 is on, a machine whose first axis is slower than the others.
     pub fn target(&self, mesh: &Mesh) -> Target {
         let mut target = Target::cpu().clone();
         let link = target.links.default;
@@ -276,7 +277,7 @@ impl Ways {
         }
     }
 
-    /// Simpler ones.
+    /// Simpler options.
     pub fn simpler(&self) -> Vec<Ways> {
         let usual = Ways::usual(self.gradients);
         let mut all = vec![

@@ -1,4 +1,4 @@
-//! Random plans and the meshes they are for. Every plan is well formed; a few do not fit the model.
+//! Random plans and the meshes that they are for. Every plan is well formed; a few do not fit the model.
 
 use super::dice::Dice;
 use super::modules::{Kind, Modules};
@@ -7,40 +7,40 @@ use serde_json::{Map, Value, json};
 use tpc_passes::styles::plan::BUILT_IN;
 use tpc_passes::styles::{Plan, PlanError};
 
-/// A plan as the command takes it.
+/// A plan in the form in which the command takes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlanChoice {
-    /// By its name.
+    /// The name of a built-in plan.
     BuiltIn(String),
-    /// From a file.
+    /// A plan file.
     File(PlanFile),
 }
 
 /// The contents of a plan file.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PlanFile {
-    /// The axis of the styles, if the plan says one.
+    /// The axis of the styles, if the plan names one.
     pub axis: Option<Value>,
     /// Styles by path, in order.
     pub styles: Vec<(String, Value)>,
     /// Whether logits must stay sharded over the vocabulary.
     pub loss_parallel: bool,
-    /// What happens on the data axes.
+    /// The data mode and its axes.
     pub data: Option<Value>,
 }
 
 /// Axes with their sizes, in order.
 pub type Axes = Vec<(String, usize)>;
 
-/// The mesh as the command takes it.
+/// The mesh as a command-line argument.
 pub fn mesh_text(axes: &Axes) -> String {
     let axes: Vec<String> = axes.iter().map(|(name, size)| format!("{name}={size}")).collect();
     axes.join(",")
 }
 
 impl PlanFile {
-    /// The file's text.
+    /// The text of the file.
     pub fn text(&self) -> String {
         let mut all = Map::new();
         if let Some(axis) = &self.axis {
@@ -60,10 +60,10 @@ impl PlanFile {
 }
 
 impl PlanChoice {
-    /// The plan as the compiler takes it.
+    /// The plan as a value of the API.
     ///
     /// # Errors
-    /// None for a plan that was drawn.
+    /// Never for a plan that was drawn.
     pub fn plan(&self) -> Result<Plan, PlanError> {
         match self {
             PlanChoice::BuiltIn(name) => Plan::built_in(name),
@@ -100,7 +100,7 @@ impl PlanChoice {
             0 => Some(json!(at)),
             1 => Some(json!(at as i64 - axes.len() as i64)),
             2 => Some(json!(name)),
-            // Without a name the styles take the axis `tp`, or the only one that is left.
+            // Without a name the styles use the axis `tp`, or the only axis that is left.
             _ => None,
         };
         if name != "tp" && axes.len() > 1 {
@@ -109,7 +109,7 @@ impl PlanChoice {
         (PlanChoice::File(file), axes)
     }
 
-    /// Simpler plans, each with the axes that it leaves out of the mesh.
+    /// Simpler plans, each with the axes that it needs no longer.
     pub fn simpler(&self) -> Vec<PlanChoice> {
         let PlanChoice::File(file) = self else { return Vec::new() };
         let mut all = Vec::new();
@@ -145,10 +145,10 @@ impl PlanChoice {
     }
 }
 
-/// Most ranks of a mesh.
+/// The largest number of ranks in a mesh.
 const MOST: usize = 16;
 
-/// Draws the sizes of a styles' axis and of data axes; in any order.
+/// Draws the sizes of the axis of the styles and of the data axes, in any order.
 fn axes(dice: &mut Dice, tensor: Option<&str>, data: Option<&str>) -> Axes {
     let mut axes = Axes::new();
     let mut left = MOST;
@@ -171,7 +171,7 @@ fn axes(dice: &mut Dice, tensor: Option<&str>, data: Option<&str>) -> Axes {
 
 fn styles(dice: &mut Dice, modules: &Modules) -> Vec<(String, Value)> {
     let mut styles: Vec<(String, Value)> = Vec::new();
-    // Modules whose linears a pair has taken.
+    // Modules whose linears already belong to a pair.
     let mut paired: Vec<String> = Vec::new();
     let containers = |dice: &mut Dice, styles: &mut Vec<(String, Value)>, paired: &mut Vec<String>, many: usize| {
         for _ in 0..many {
@@ -218,7 +218,7 @@ fn styles(dice: &mut Dice, modules: &Modules) -> Vec<(String, Value)> {
                 leaf(dice, &mut styles, &paired, path, kind);
             }
         }
-        // The usual plan, with some modules missing or styled otherwise.
+        // The usual plan, with some modules missing or with another style.
         _ => {
             let missing = dice.pick(&[0, 10, 30]);
             for (path, kind) in &modules.leaves {
@@ -258,7 +258,7 @@ fn add(styles: &mut Vec<(String, Value)>, path: String, style: Value) {
     }
 }
 
-/// Styles a module with parameters, unless a pair has them.
+/// Gives a style to a module with parameters, unless a pair already contains it.
 fn leaf(dice: &mut Dice, styles: &mut Vec<(String, Value)>, paired: &[String], path: String, kind: Kind) {
     let taken = paired.iter().any(|p| p.is_empty() || path.starts_with(&format!("{p}.")));
     let style = match kind {
@@ -353,7 +353,7 @@ fn boundary(dice: &mut Dice, dims: usize) -> Value {
     }
 }
 
-/// Lets some entries speak of every layer.
+/// Replaces layer numbers by globs in some entries.
 fn globs(dice: &mut Dice, styles: &mut Vec<(String, Value)>) {
     let mut globbed: Vec<(String, Value)> = Vec::new();
     for (path, style) in styles.drain(..) {
@@ -361,7 +361,7 @@ fn globs(dice: &mut Dice, styles: &mut Vec<(String, Value)>) {
         let glob = dice.pick(&["*", "*", "?", "[0-9]", "{0,1,2}"]);
         let path: Vec<&str> = path.split('.').map(|s| if is_number(s) { glob } else { s }).collect();
         let path = path.join(".");
-        // The same layers by another glob would be claimed twice.
+        // A second glob for the same layers would be a duplicate claim.
         let plain = |p: &str| ["*", "?", "[0-9]", "{0,1,2}"].iter().fold(p.to_string(), |p, g| p.replace(g, "*"));
         if !globbed.iter().any(|(p, _)| plain(p) == plain(&path)) {
             globbed.push((path, style));

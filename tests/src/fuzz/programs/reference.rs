@@ -1,4 +1,4 @@
-//! What a subject computes: in double precision by the reference interpreter, and on one rank.
+//! Computes what a subject should give: in double precision on the reference interpreter, and on one rank.
 //!
 //! The difference between the two is the effect of rounding on each tensor. `compare.rs` derives from it how far the
 //! results of many ranks may differ.
@@ -21,23 +21,23 @@ use tpc_ir::interpret::{Options, Tensor, interpret};
 use tpc_ir::{Graph, InputId, InputKind, ModulePath, OutputKind};
 use tpc_passes::options::on_captured;
 
-/// The outputs of one step in the order of the program.
+/// The outputs of one step, in the order of the program.
 pub type Outputs = Vec<(OutputKind, Vec<f64>)>;
 
-/// A subject with everything that its cases have in common.
+/// A subject with everything that its cases share.
 #[derive(Clone)]
 pub struct Reference {
     /// The subject.
     pub subject: Subject,
-    /// Its configuration.
+    /// The configuration.
     pub config: ModelConfig,
-    /// Its modules.
+    /// The modules.
     pub modules: Modules,
     /// The captured program of every step.
     pub steps: Vec<Graph>,
-    /// Parameters, tokens and constants.
+    /// The parameters, tokens and constants.
     pub given: HashMap<InputId, Tensor>,
-    /// Scalars of every step.
+    /// The scalars of every step.
     pub scalars: Vec<HashMap<InputId, Tensor>>,
     /// The results of every step in double precision.
     pub exact: Vec<Outputs>,
@@ -46,10 +46,10 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Captures a subject and computes it.
+    /// Captures a subject and computes its results.
     ///
     /// # Errors
-    /// A refusal of the subject's options, or a fault of one rank.
+    /// If the subject's options are rejected or one rank fails.
     pub fn of(subject: &Subject) -> Result<Self, Verdict> {
         let unexplained = |e: String| Verdict::Fault(Fault::new(FaultKind::Unexplained, e));
         let config = subject.model.config().map_err(unexplained)?;
@@ -72,10 +72,10 @@ impl Reference {
         reference.with_ways(&usual)
     }
 
-    /// The same with what one rank computes with these options.
+    /// This reference with the results of one rank recomputed under these options.
     ///
     /// # Errors
-    /// A fault of one rank.
+    /// If one rank fails.
     pub fn with_ways(&self, ways: &Ways) -> Result<Self, Verdict> {
         let alone = Case::alone(&self.subject);
         let alone = Case { ways: Ways { gradients: alone.ways.gradients, ..ways.clone() }, ..alone };
@@ -96,7 +96,7 @@ impl Reference {
             for (node, id) in graph.inputs() {
                 let ty = &graph.node(node).types[0];
                 let value = scalars.get(id).or_else(|| held.get(id)).cloned();
-                // The first step has the optimizer's state as an input and does not read it.
+                // The first step has the optimizer's state as an input but does not read it.
                 let value = value.unwrap_or_else(|| Tensor::from_fn(ty.dtype, ty.shape.clone(), |_| 0.0));
                 inputs.insert(id.clone(), value);
             }
@@ -117,7 +117,7 @@ impl Reference {
 
 type Programs = (Vec<Graph>, Vec<HashMap<InputId, Tensor>>, HashMap<InputId, Tensor>);
 
-/// The programs of all steps, their scalars, and constants.
+/// The programs of all steps, their scalars, and the constants.
 fn captured(subject: &Subject, config: &ModelConfig) -> Result<Programs, Error> {
     let tokens = subject.batch.tokens();
     let names = names(config);
@@ -153,7 +153,7 @@ fn constant((name, data): (&String, &burn::tensor::TensorData)) -> (InputId, Ten
     (InputId::read(InputKind::Constant, name), tensor(data))
 }
 
-/// A program whose parameters are called as in the model's files.
+/// A program whose parameters have the names of the model's files.
 fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured {
     let rename = |path: &mut ModulePath| {
         if let Some(name) = names.get(&path.to_string()) {
@@ -174,7 +174,8 @@ fn renamed(mut captured: Captured, names: &HashMap<String, String>) -> Captured 
     captured
 }
 
-/// Parameters, large enough that every weight matters; tokens; and the optimizer's state if no earlier step creates it.
+/// Parameters that are large enough for every weight to matter, tokens, and the optimizer's state if no earlier step
+/// creates it.
 fn values(subject: &Subject, graph: &Graph) -> HashMap<InputId, Tensor> {
     let mut given = HashMap::new();
     let parameters = graph.inputs().filter(|(_, id)| id.is_parameter());

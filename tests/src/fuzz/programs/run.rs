@@ -1,4 +1,4 @@
-//! A case compiled and executed, its ranks being threads.
+//! Compiles and executes a case with ranks as threads.
 
 use super::case::Case;
 use super::reference::{Outputs, Reference};
@@ -9,10 +9,10 @@ use tpc_ir::{Mesh, OutputKind, fold, parse, text};
 use tpc_passes::lower::lower_with;
 use tpc_runtime::{LaunchOptions, RuntimeError, Session};
 
-/// The results of every step.
+/// Runs a case: the results of every step.
 ///
 /// # Errors
-/// What became of the case, if it has no results.
+/// The verdict on a case that has no results.
 pub fn run(reference: &Reference, case: &Case) -> Result<Vec<Outputs>, Verdict> {
     let unexplained = |e: String| Verdict::Fault(Fault::new(FaultKind::Unexplained, e));
     let mesh = Mesh::parse(&case.mesh_text()).map_err(|e| unexplained(e.to_string()))?;
@@ -40,7 +40,7 @@ pub fn run(reference: &Reference, case: &Case) -> Result<Vec<Outputs>, Verdict> 
     executed(reference, compiled).map_err(|e| judge(&Error::from(e)))
 }
 
-/// Checks that the text of the placed program reads back as the same program.
+/// Checks that the text of the placed program parses to the same program.
 fn reads_back(stages: &Stages, options: &CompileOptions) -> Result<(), Verdict> {
     let fault = |e: String| Verdict::Fault(Fault::new(FaultKind::Text, e));
     let printed = fold::print(&stages.placed);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// A fault, and the case that has it.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The case's number.
+    /// The number of the case.
     pub number: u64,
     /// The case.
     pub case: Case,
@@ -23,20 +23,20 @@ pub struct Found {
 /// The counts of a search.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// Cases.
+    /// How many cases were examined.
     pub cases: usize,
-    /// Those that compute what one rank does.
+    /// How many compute what one rank computes.
     pub equal: usize,
-    /// Those that were refused, by the reason.
+    /// How many were rejected, by reason.
     pub refused: BTreeMap<&'static str, usize>,
-    /// Faults by their signature.
+    /// How many faults were found, by signature.
     pub faults: BTreeMap<String, usize>,
-    /// The case that took longest, and how long.
+    /// The number of the slowest case, and its duration.
     pub slowest: (u64, Duration),
 }
 
 impl Summary {
-    /// Refused cases of a hundred.
+    /// The percentage of cases that were rejected.
     pub fn refused_percent(&self) -> usize {
         100 * self.refused.values().sum::<usize>() / self.cases.max(1)
     }
@@ -45,7 +45,7 @@ impl Summary {
 /// A subject and its reference.
 type Group = (Subject, Result<Arc<Reference>, Verdict>);
 
-/// Examines the cases of these numbers, as long as `goes_on` says so, and shows each fault to `on_fault`.
+/// Examines the cases with these numbers as long as `goes_on` returns true, and passes each fault to `on_fault`.
 pub fn search(
     seed: u64,
     numbers: Range<u64>,
@@ -62,7 +62,7 @@ pub fn search(
         let group = number / CASES_OF_A_SUBJECT;
         let subject = match held.take() {
             Some((of, subject)) if of == group => {
-                // A subject without a reference counts once.
+                // A subject without a reference counts as one case.
                 if subject.1.is_err() {
                     held = Some((of, subject));
                     continue;

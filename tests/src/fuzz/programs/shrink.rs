@@ -5,8 +5,8 @@ use super::examine::examine_alone;
 use super::verdict::{Fault, Verdict};
 use std::time::{Duration, Instant};
 
-/// Repeatedly replaces the case by the first simpler one whose fault has the same signature, until there is none or the
-/// time has passed. Returns the last case and its fault.
+/// Repeatedly replaces the case by the first simpler one whose fault has the same signature, until no such case exists
+/// or the time is up. Returns the last case and its fault.
 pub fn shrink(case: &Case, fault: &Fault, time: Duration) -> (Case, Fault) {
     let (signature, end) = (fault.signature(), Instant::now() + time);
     let (mut best, mut seen) = (case.clone(), fault.clone());

@@ -10,51 +10,51 @@ use tpc_passes::styles::StyleError;
 pub enum Verdict {
     /// It computes what one rank does.
     Equal,
-    /// It was refused with an error that is right for such a plan, of this kind.
+    /// It was rejected with an error that is right for such a plan. The text names the kind of error.
     Refused(&'static str),
-    /// Anything else.
+    /// It failed in any other way.
     Fault(Fault),
 }
 
 /// A fault of the compiler or the runtime.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
-    /// Its kind.
+    /// The kind of fault.
     pub kind: FaultKind,
-    /// What was seen.
+    /// What was observed.
     pub text: String,
 }
 
 /// Kinds of faults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FaultKind {
-    /// Numbers that one rank does not compute.
+    /// The results differ from those of one rank.
     Numbers,
-    /// One rank does not compute what the interpreter does.
+    /// The results of one rank differ from those of the interpreter.
     OneRank,
-    /// An error that asks to be reported.
+    /// An error that asks the user to report it.
     Internal,
     /// An error that the plan, options and files of the case do not explain.
     Unexplained,
-    /// A rank failed or the ranks did not agree.
+    /// A rank failed, or the ranks disagreed.
     Ranks,
     /// A panic.
     Panic,
-    /// No end within the time.
+    /// It did not finish within the time limit.
     Hang,
-    /// A printed program reads back as another one.
+    /// A printed program parses to another program.
     Text,
 }
 
 impl Fault {
-    /// A fault of a kind.
+    /// A fault of this kind.
     pub fn new(kind: FaultKind, text: impl fmt::Display) -> Self {
         Fault { kind, text: text.to_string() }
     }
 
-    /// Groups faults that probably share a cause: the kind, and the beginning of the text without its numbers.
+    /// The kind and the beginning of the text without its numbers: groups faults that probably share a cause.
     pub fn signature(&self) -> String {
-        // An internal error says after its first line what is wrong.
+        // An internal error describes the problem after its first line.
         let mut lines = self.text.lines().filter(|line| !line.is_empty());
         let telling = if self.kind == FaultKind::Internal { lines.nth(1) } else { lines.next() };
         let plain: String = telling.unwrap_or(&self.text).chars().filter(|c| !c.is_ascii_digit()).take(60).collect();

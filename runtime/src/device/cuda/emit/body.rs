@@ -1,4 +1,4 @@
-//! Nodes of a fused loop as CUDA C.
+//! Emits nodes of a fused loop as CUDA C.
 
 use super::space::{Axis, offset};
 use crate::device::cpu::vector::LaneType;
@@ -14,20 +14,20 @@ pub(super) struct LoopGraph {
     pub(super) dims: Vec<usize>,
     pub(super) nodes: Vec<Node>,
     pub(super) walks: Vec<Walk>,
-    /// Values at index 0 and strides.
+    /// Values at index 0, and strides.
     pub(super) affines: Vec<(i64, Vec<isize>)>,
 }
 
 /// How often a node is computed.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(super) enum Level {
-    /// Once for the kernel, or for each row.
+    /// Once for the kernel, or once per row.
     Row,
-    /// For each element.
+    /// Once per element.
     Element,
 }
 
-/// The type of an element in memory.
+/// The C type of an element in memory.
 pub(super) fn element(dtype: DType) -> &'static str {
     match dtype {
         DType::F64 => "double",
@@ -41,7 +41,7 @@ pub(super) fn element(dtype: DType) -> &'static str {
     }
 }
 
-/// The type of a lane.
+/// The C type of a lane.
 pub(super) fn lane(lane: LaneType) -> &'static str {
     match lane {
         LaneType::F64 => "double",
@@ -51,7 +51,7 @@ pub(super) fn lane(lane: LaneType) -> &'static str {
     }
 }
 
-/// The type in which lanes are summed up: f64 for sums and products of f32, as the CPU does.
+/// The type in which lanes are accumulated: f64 for sums and products of f32, as on the CPU.
 pub(super) fn accumulator(op: ReduceOp, of: LaneType) -> &'static str {
     match (op, of) {
         (ReduceOp::Sum | ReduceOp::Prod, LaneType::F32) => "double",
@@ -69,7 +69,7 @@ pub(super) fn functor(op: ReduceOp) -> &'static str {
     }
 }
 
-/// The value that changes nothing, in the accumulator's type.
+/// The identity of a reduction, in the accumulator's type.
 pub(super) fn identity(op: ReduceOp, of: LaneType) -> String {
     match of {
         LaneType::F32 | LaneType::F64 => double(op.identity()),
@@ -117,41 +117,41 @@ impl Args {
     }
 }
 
-/// Emits nodes.
+/// The state of emitting nodes.
 pub(super) struct Body<'a> {
     pub(super) graph: &'a LoopGraph,
-    /// Axes of rows and within rows; strides of walks, then of affine integers.
+    /// Axes of rows and within rows, with strides of accesses, then of affine integers.
     pub(super) kept: Vec<Axis>,
     pub(super) reduced: Vec<Axis>,
-    /// Neighbours along the innermost axis that a thread handles, 1 for none.
+    /// Number of consecutive elements along the innermost axis that a thread processes; 1 for no packs.
     pub(super) vector: usize,
-    /// Walks that are read or written in packs of that size.
+    /// Accesses that read or write packs of this size.
     pub(super) packed: Vec<bool>,
-    /// Walks that no store of the kernel touches.
+    /// Accesses to memory that no store of the kernel writes.
     pub(super) read_only: Vec<bool>,
     pub(super) level: Vec<Level>,
-    /// Loads that stand for reductions that another kernel computed.
+    /// Loads that replace reductions, which another kernel computed.
     pub(super) stands_for: HashMap<usize, usize>,
     /// First byte of the rank's memory in the device allocation.
     pub(super) base: i64,
-    /// Whether integers at index 0 are written as numbers, so that the compiler knows them, rather than
-    /// being arguments.
+    /// Whether integers at index 0 are written as literals, so that the compiler knows them, instead of being
+    /// arguments.
     pub(super) literal: bool,
     pub(super) args: Args,
-    /// Pointers.
+    /// Declarations of pointers.
     pub(super) head: String,
-    /// Statements of the row.
+    /// Statements for the row.
     pub(super) row: String,
-    /// Statements of an element: reads of packs, computation, writes of packs.
+    /// Statements for an element: reads of packs, computation, writes of packs.
     pub(super) packs: String,
     pub(super) lanes: String,
     pub(super) stores: String,
     /// Names of nodes of the row, and of the element.
     pub(super) rows: HashMap<usize, String>,
     pub(super) elements: HashMap<usize, String>,
-    /// Element nodes that are kept in registers: whether to write or to read them.
+    /// Element nodes that are kept in registers: whether to write or read the registers.
     pub(super) cached: HashMap<usize, bool>,
-    /// The place of an element in such a register.
+    /// The index of an element in such a register array.
     pub(super) cache_place: String,
     packed_reads: HashMap<usize, ()>,
 }
@@ -183,7 +183,7 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Forgets the element that was emitted.
+    /// Forgets the names of the emitted element.
     pub(super) fn next_element(&mut self) {
         self.packs.clear();
         self.lanes.clear();
@@ -196,12 +196,12 @@ impl<'a> Body<'a> {
         [("k", &self.kept), ("n", &self.reduced)]
     }
 
-    /// The innermost axis along which packs lie.
+    /// The innermost axis, along which packs extend.
     fn innermost(&self) -> Option<&Axis> {
         self.reduced.last().or(self.kept.last())
     }
 
-    /// The pointer of a walk.
+    /// The number of an access's pointer.
     pub(super) fn pointer(&mut self, w: usize) -> usize {
         if let Some(&a) = self.args.walks.get(&w) {
             return a;
@@ -214,7 +214,7 @@ impl<'a> Body<'a> {
         a
     }
 
-    /// The offset of a walk for the current element.
+    /// The offset of an access for the current element.
     pub(super) fn offset(&self, w: usize, at_lane: bool) -> String {
         let mut text = offset(w, self.groups(), "");
         let s = self.innermost().map_or(0, |a| a.strides[w]);
@@ -224,7 +224,7 @@ impl<'a> Body<'a> {
         text
     }
 
-    /// The lane of an element that a walk reads.
+    /// The lane of an element that an access reads.
     fn load(&mut self, w: usize, level: Level) -> String {
         let p = self.pointer(w);
         let read = if self.read_only[w] { "read_only" } else { "read" };
@@ -262,7 +262,7 @@ impl<'a> Body<'a> {
         format!("({first} + {text})")
     }
 
-    /// The name of a node's value, after emitting what it takes.
+    /// The name of a node's value, after emitting its operands.
     pub(super) fn value(&mut self, node: usize) -> String {
         let n = &self.graph.nodes[node];
         if let Kind::Constant(bytes) = n.kind {
@@ -298,7 +298,7 @@ impl<'a> Body<'a> {
         name
     }
 
-    /// The value of a node of these operands.
+    /// The expression of a node's value from these operands.
     pub(super) fn expression(&mut self, node: usize, x: &[String], level: Level) -> String {
         let n = &self.graph.nodes[node];
         let to = lane(n.lane);
@@ -330,7 +330,7 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// The condition under which a store counts: of iterations that write to one place, the last.
+    /// The condition under which a store takes effect: of iterations that write to the same address, only the last.
     fn guard(&self, w: usize, level: Level) -> String {
         let mut conditions = Vec::new();
         for (name, axes) in self.groups() {
@@ -345,7 +345,7 @@ impl<'a> Body<'a> {
         if conditions.is_empty() { String::new() } else { format!("if ({}) ", conditions.join(" && ")) }
     }
 
-    /// Writes a lane to where a walk is, from an element or from the row.
+    /// Writes a lane to an access, from an element or from the row.
     pub(super) fn store(&mut self, w: usize, value: &str, level: Level) {
         let p = self.pointer(w);
         let t = element(self.graph.walks[w].dtype);
@@ -365,8 +365,8 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Decides which walks move in packs: the kernel's whole element loop then handles `vector`
-    /// neighbours at a time. `used` are the walks at the level of elements.
+    /// Decides which accesses move in packs: the kernel's whole element loop then processes `vector` consecutive
+    /// elements at a time. `used` are the accesses at the level of elements.
     pub(super) fn choose_vector(&mut self, used: &[usize], most: usize) {
         let Some(inner) = self.innermost() else { return };
         let bytes = |w: usize| self.graph.walks[w].dtype.bytes();
@@ -391,7 +391,7 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// The statements of the element that was emitted.
+    /// The statements of the emitted element.
     pub(super) fn element_text(&self, indent: &str) -> String {
         let mut text = String::new();
         let mut lines = |from: &str, indent: &str| {

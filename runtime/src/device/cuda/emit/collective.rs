@@ -1,6 +1,5 @@
-//! Collectives between ranks whose memory is one allocation, as kernels: what a communicator of
-//! several ranks on one device launches. Terms are combined in the order of the ranks, as on the CPU,
-//! so that results are bitwise equal everywhere.
+//! Collectives between ranks whose memory is one allocation, as kernels, for several ranks on one device. Terms are
+//! combined in the order of the ranks, as on the CPU, so results are bitwise equal everywhere.
 
 use super::body::{element, functor};
 use super::copy::raw;
@@ -11,7 +10,7 @@ use tpc_ir::program::{Collective, CollectiveKind, Part};
 const BLOCK: usize = 256;
 const GRID: usize = 132 * 16;
 
-/// A statement that makes `x` one of the arguments from `a{first}` on, by the condition that holds.
+/// A statement that sets `target` to one of the arguments from `a{first}` on, selected by the condition that holds.
 fn pick(target: &str, conditions: &[String], first: usize) -> String {
     let mut text = format!("const i64 {target} = ");
     for (i, c) in conditions.iter().enumerate().take(conditions.len() - 1) {
@@ -29,7 +28,7 @@ fn pieces(lens: &[usize], x: &str) -> (Vec<usize>, Vec<String>) {
     (starts, conditions)
 }
 
-/// A nested choice of numbers.
+/// A nested conditional expression of numbers.
 fn choose(values: &[usize], conditions: &[String]) -> String {
     let mut text = String::new();
     for (v, c) in values.iter().zip(conditions).take(values.len() - 1) {
@@ -57,8 +56,8 @@ fn combine(ranks: usize, dtype: tpc_ir::DType, op: tpc_ir::ReduceOp, at: &str) -
     text
 }
 
-/// The launches of a collective of a group; `members` are the first bytes of each member's operand
-/// and result in the device allocation, in the order of the group.
+/// The launches of a collective of a group. `members` are the offsets of each member's operand and result in the device
+/// allocation, in the order of the group.
 pub(super) fn emit(
     kernels: &mut Kernels,
     c: &Collective,
@@ -143,7 +142,7 @@ pub(super) fn emit(
     }
 }
 
-/// What one rank of an all-to-all sends.
+/// The part of an all-to-all that one rank sends.
 fn all_to_all(kernels: &mut Kernels, c: &Collective, members: &[(i64, i64)]) -> Option<Launch> {
     let CollectiveKind::AllToAll { shape, cut, join, cut_lens, join_lens } = &c.kind else { return None };
     let points: usize = shape.iter().product();

@@ -1,4 +1,4 @@
-//! Matrix products of any strides, as a tiled kernel: what a library cannot take.
+//! Matrix products with any strides as a tiled kernel, for products that a library cannot compute.
 //!
 //! f32, bf16 and f16 are computed in f32, everything else in f64, and rounded once, as on the CPU.
 
@@ -12,24 +12,25 @@ use std::fmt::Write as _;
 use tpc_ir::DType;
 use tpc_ir::program::{Contract, ContractDim, View};
 
-/// Rows and columns of a block.
+/// Rows and columns per block.
 const TILE: usize = 64;
-/// Summed elements at a time.
+/// Summed elements per step.
 const DEPTH: usize = 16;
 
-/// Which strides of a dimension count.
+/// Selects the strides of a dimension that apply.
 type Strides = fn(&ContractDim) -> Vec<isize>;
 
 fn group(dims: &[ContractDim], strides: Strides) -> Vec<Axis> {
     let mut axes: Vec<Axis> =
         dims.iter().filter(|d| d.size != 1).map(|d| Axis { size: d.size, strides: strides(d) }).collect();
-    // The dimension of the smallest steps inside, so that neighbours are read by neighbours.
+    // The dimension with the smallest strides is innermost, so that adjacent threads read adjacent elements.
     axes.sort_by_key(|a| std::cmp::Reverse(a.strides.iter().map(|s| s.unsigned_abs()).min()));
     merge(&mut axes);
     axes
 }
 
-/// Where left, right and result of a product lie, if they do lie in memory, and the result apart.
+/// The memory of left, right and result of a product, after checking that they are within the arena and that the result
+/// overlaps no operand.
 pub(super) fn extents(rank: &Rank<'_>, c: &Contract) -> Result<[Extent; 3], String> {
     let of = |view: &View, groups: [&[ContractDim]; 3], stride: fn(&ContractDim) -> isize, name: &str| {
         let dims = || groups.into_iter().flatten();
@@ -49,7 +50,7 @@ pub(super) fn extents(rank: &Rank<'_>, c: &Contract) -> Result<[Extent; 3], Stri
     Ok([left, right, out])
 }
 
-/// Their first bytes.
+/// Their offsets.
 pub(super) fn places(rank: &Rank<'_>, c: &Contract) -> Result<[usize; 3], String> {
     Ok(extents(rank, c)?.map(|e| e.base))
 }
@@ -63,8 +64,8 @@ fn offsets(name: &str, axes: &[Axis], access: usize) -> String {
     )
 }
 
-/// The launch of a product alone, whatever its epilogue; none if the result is empty. With a factor, what the result
-/// holds before is added, times that.
+/// The launch of a product alone, without its epilogue; `None` if the result is empty. With a factor, the previous
+/// contents of the result times that factor are added.
 pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract, old: Option<f64>) -> Result<Vec<Launch>, String> {
     let places = places(rank, c)?;
     let b = group(&c.batch, |d| vec![d.left, d.right, d.out]);
@@ -79,7 +80,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract, old: Option<f64>) -> Resul
     let real = if [&c.left, &c.right, &c.out].iter().all(|v| narrow(v.dtype)) { "float" } else { "double" };
     let types = [&c.left, &c.right, &c.out].map(|v| element(v.dtype));
     let (mb, blocks_n) = (nm.div_ceil(TILE), nn.div_ceil(TILE));
-    // Indices of 32 bits where they fit; offsets always have 64.
+    // Indices have 32 bits if they fit; offsets always have 64.
     let small = [nb * mb * blocks_n * TILE, nm + TILE, nn + TILE, nk + DEPTH].iter().all(|&x| x < 1 << 31);
     let mut text = String::from(if small {
         "    typedef int ix; typedef u32 uq;\n"
@@ -100,7 +101,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract, old: Option<f64>) -> Resul
     text.push_str(&offsets("left_b", &b, 0));
     text.push_str(&offsets("right_b", &b, 1));
     text.push_str(&offsets("out_b", &b, 2));
-    // Threads that read neighbours lie next to each other.
+    // Threads that read adjacent elements are adjacent.
     let along_k = |axes: &[Axis]| axes.last().is_some_and(|a| a.strides[0] == 1);
     let left_by_k = !along_k(&m);
     let right_by_k = !along_k(&n);
@@ -139,7 +140,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract, old: Option<f64>) -> Resul
         tr = types[1],
         to = types[2],
         per = blocks_n * mb,
-        // Double registers for doubles: unrolled further, they run out.
+        // Doubles take twice the registers, which run out if unrolled further.
         unroll = if real == "float" { 8 } else { 2 },
         lt = tile(left_by_k),
         rt = tile(right_by_k),

@@ -1,7 +1,7 @@
 //! Copies between strided views: bits are moved, never interpreted.
 //!
-//! Where source and target are dense in different dimensions, tiles go through shared memory, so that
-//! reads and writes are both of neighbours.
+//! If source and target are dense in different dimensions, tiles go through shared memory, so that both reads and
+//! writes access adjacent elements.
 
 use super::kernels::Launch;
 use super::rank::Rank;
@@ -12,7 +12,7 @@ use tpc_ir::program::View;
 const BLOCK: usize = 256;
 const GRID: usize = 132 * 16;
 
-/// The unsigned integer of that many bytes.
+/// The unsigned integer type with this many bytes.
 pub(super) fn raw(bytes: usize) -> &'static str {
     match bytes {
         1 => "u8",
@@ -22,7 +22,7 @@ pub(super) fn raw(bytes: usize) -> &'static str {
     }
 }
 
-/// The launch of a copy.
+/// Emits the launch of a copy.
 pub(super) fn emit(rank: &mut Rank<'_>, from: &View, to: &View) -> Result<Vec<Launch>, String> {
     if from.shape != to.shape {
         return Err(format!("copies shape {:?} to shape {:?}", from.shape, to.shape));
@@ -44,7 +44,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, from: &View, to: &View) -> Result<Vec<La
     strided(rank, bytes, axes.collect(), places)
 }
 
-/// Moves elements of that size from one place to another; axes have the strides of source and target.
+/// Moves elements of some size from one address to another; axes have the strides of source and target.
 pub(super) fn strided(
     rank: &mut Rank<'_>,
     bytes: usize,
@@ -89,10 +89,10 @@ pub(super) fn strided(
     Ok(vec![rank.launch("copy", (grid, BLOCK), false, vec![from, to], &text)?])
 }
 
-/// Edge of a tile; narrower dimensions are not worth one.
+/// Edge of a tile; narrower dimensions are not tiled.
 const TILE: usize = 32;
 
-/// The launch of a copy between views that are dense in different dimensions; `None` for others.
+/// The launch of a copy between views that are dense in different dimensions; `None` for other views.
 fn transposed(
     rank: &mut Rank<'_>,
     bytes: usize,

@@ -1,15 +1,15 @@
-//! Fused loops as kernels.
+//! Emits fused loops as kernels.
 //!
-//! A loop is cut by what it reduces. Stores that need sums over the row, and everything that is
-//! written element by element beside them, are one kernel whose threads share rows (`rows`); without
-//! such sums they are one kernel whose threads are independent (`pointwise`). Accumulating stores over
-//! other dimensions are a kernel for each set of dimensions; sums over rows that they need are
-//! passed on in the scratch. A loop whose stores touch what else it reads, other than in place, runs
+//! A loop is split by its reductions. Stores that need sums over the row, together with elementwise stores, are one
+//! kernel whose threads share rows (`rows`). Without such sums they are one kernel with independent threads
+//! (`pointwise`). Accumulating stores over other dimensions are one kernel per set of dimensions; the scratch passes
+//! sums over rows to them. A loop whose stores overlap its other accesses, other than in place, runs instruction by
+//! instruction (`ordered`).
 //! instruction by instruction (`ordered`).
 
 use super::body::LoopGraph;
 use super::kernels::Launch;
-use super::part::{End, Part, reads};
+use super::part::{End, LoopPart, reads};
 use super::rank::Rank;
 use super::{ordered, pointwise, rows};
 use crate::device::cpu::vector::LaneType;
@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, HashMap};
 use tpc_ir::DType;
 use tpc_ir::program::{Loop, dense_strides};
 
-/// The kernels of a loop.
+/// Emits the kernels of a loop.
 pub(super) fn emit(rank: &mut Rank<'_>, l: &Loop) -> Result<Vec<Launch>, String> {
     let mut scan = rank.scan(l)?;
     let mut dims = l.dims.clone();
@@ -57,8 +57,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, l: &Loop) -> Result<Vec<Launch>, String>
     ordered::emit(rank, &graph, &walk_rows)
 }
 
-/// The stores of a loop. A store that accumulates over the row takes the node that the row consists
-/// of.
+/// The stores of a loop. A store that accumulates over the row refers to the node that is summed.
 fn ends(graph: &LoopGraph, walk_rows: &[isize]) -> Vec<End> {
     let end = |n: &Node| match n.kind {
         Kind::Store(walk) => Some(End { walk, value: n.inputs[0], accumulate: None }),
@@ -72,7 +71,7 @@ fn ends(graph: &LoopGraph, walk_rows: &[isize]) -> Vec<End> {
     graph.nodes.iter().filter_map(end).collect()
 }
 
-/// The real reductions of rows that a node needs, outermost first.
+/// The reductions over rows that a node needs, outermost first.
 fn reductions(nodes: &[Node], node: usize, found: &mut Vec<usize>) {
     if matches!(nodes[node].kind, Kind::Reduce(_)) {
         if !found.contains(&node) {
@@ -85,7 +84,7 @@ fn reductions(nodes: &[Node], node: usize, found: &mut Vec<usize>) {
     }
 }
 
-/// Whether different indices of the dimensions that a store moves in mean different elements.
+/// Whether a store writes a different element for each index of the dimensions in which it moves.
 fn is_injective(dims: &[usize], strides: &[isize]) -> bool {
     let mut moving: Vec<(usize, usize)> =
         dims.iter().zip(strides).filter(|(n, s)| **n > 1 && **s != 0).map(|(&n, s)| (s.unsigned_abs(), n)).collect();
@@ -98,9 +97,9 @@ fn is_injective(dims: &[usize], strides: &[isize]) -> bool {
     })
 }
 
-/// Cuts a loop into parts, in an order in which none writes what a later one reads; `None` if there
-/// is no such order.
-fn cut(graph: &mut LoopGraph, ends: &[End], rank: &mut Rank<'_>) -> Option<Vec<Part>> {
+/// Splits a loop into parts, in an order in which no part overwrites what a later one reads; `None` if there is no such
+/// order.
+fn cut(graph: &mut LoopGraph, ends: &[End], rank: &mut Rank<'_>) -> Option<Vec<LoopPart>> {
     let row = graph.dims.len() - 1;
     let row_bit = 1u64 << row;
     let mut plain = Vec::new();
@@ -145,20 +144,20 @@ fn cut(graph: &mut LoopGraph, ends: &[End], rank: &mut Rank<'_>) -> Option<Vec<P
     let mut parts = Vec::new();
     if of_rows.is_empty() {
         if !plain.is_empty() {
-            parts.push(Part { ends: plain, ..Part::default() });
+            parts.push(LoopPart { ends: plain, ..LoopPart::default() });
         }
     } else {
         plain.extend(of_rows);
-        parts.push(Part { reduced: row_bit, ends: plain, reduces: true, ..Part::default() });
+        parts.push(LoopPart { reduced: row_bit, ends: plain, reduces: true, ..LoopPart::default() });
     }
     let after_rows = !passed.is_empty();
     for (reduced, ends) in others {
-        parts.push(Part { reduced, ends, reduces: false, stands_for: passed.clone() });
+        parts.push(LoopPart { reduced, ends, reduces: false, stands_for: passed.clone() });
     }
     order(graph, parts, after_rows)
 }
 
-/// Memory for a reduction of every row.
+/// Scratch memory for a reduction of every row.
 fn scratch_walk(graph: &LoopGraph, node: usize, rank: &mut Rank<'_>) -> Walk {
     let (_, outer) = graph.dims.split_last().expect("a loop has a row");
     let dtype = match graph.nodes[node].lane {
@@ -175,8 +174,8 @@ fn scratch_walk(graph: &LoopGraph, node: usize, rank: &mut Rank<'_>) -> Walk {
     Walk { extent, dtype, strides, store: true, at: usize::MAX - node }
 }
 
-/// Puts parts that overwrite what others read after those.
-fn order(graph: &LoopGraph, parts: Vec<Part>, after_rows: bool) -> Option<Vec<Part>> {
+/// Moves parts that overwrite elements after the parts that read them.
+fn order(graph: &LoopGraph, parts: Vec<LoopPart>, after_rows: bool) -> Option<Vec<LoopPart>> {
     let reading: Vec<Vec<usize>> = parts.iter().map(|p| reads(graph, p)).collect();
     let overwrites = |a: usize, b: usize| {
         parts[a].ends.iter().any(|e| {
@@ -185,7 +184,7 @@ fn order(graph: &LoopGraph, parts: Vec<Part>, after_rows: bool) -> Option<Vec<Pa
         })
     };
     let before = |a: usize, b: usize| {
-        // The first part computes what others stand for.
+        // The first part computes the reductions that other parts load.
         a != b && (overwrites(b, a) || (after_rows && a == 0))
     };
     let mut left: Vec<usize> = (0..parts.len()).collect();
@@ -194,6 +193,6 @@ fn order(graph: &LoopGraph, parts: Vec<Part>, after_rows: bool) -> Option<Vec<Pa
         let next = left.iter().position(|&b| !left.iter().any(|&a| before(a, b)))?;
         sorted.push(left.remove(next));
     }
-    let mut parts: Vec<Option<Part>> = parts.into_iter().map(Some).collect();
+    let mut parts: Vec<Option<LoopPart>> = parts.into_iter().map(Some).collect();
     Some(sorted.into_iter().filter_map(|i| parts[i].take()).collect())
 }

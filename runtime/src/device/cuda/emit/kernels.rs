@@ -1,23 +1,22 @@
-//! Kernels, each text once, and their launches.
+//! Kernels without duplicates, and their launches.
 
 use fnv::FnvHasher;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::hash::Hasher;
 
-/// A generated kernel. Its parameters are the device allocation and then one `long long` for each
-/// argument of its launches.
+/// A generated kernel. Its parameters are the device allocation and one `long long` for each argument of its launches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kernel {
-    /// Its name in the module: what it does, and a hash of its text.
+    /// Its name in the module: a description, and a hash of its text.
     pub name: String,
     /// CUDA C++, without the prelude.
     pub source: String,
-    /// Threads of a block.
+    /// Threads per block.
     pub block: u32,
     /// Number of arguments.
     pub params: usize,
-    /// Whether threads of a block wait for each other.
+    /// Whether threads of a block synchronize.
     pub cooperative: bool,
     /// Bytes of shared memory that a launch has to ask for.
     pub shared: u32,
@@ -28,22 +27,22 @@ pub struct Kernel {
 pub struct Launch {
     /// Index of the kernel.
     pub kernel: usize,
-    /// Blocks.
+    /// Number of blocks.
     pub grid: u32,
     /// Arguments: byte offsets into the device allocation, and numbers.
     pub args: Vec<i64>,
 }
 
-/// The kernels of a module. Equal texts are one kernel.
+/// The kernels of a module. Equal texts are stored once.
 #[derive(Clone, Debug, Default)]
 pub struct Kernels {
     list: Vec<Kernel>,
     by_text: HashMap<String, usize>,
 }
 
-/// What every module starts with.
+/// The beginning of every module.
 pub const PRELUDE: &str = include_str!("prelude.cuh");
-/// What modules with kernels of attention have besides.
+/// The additional beginning of modules with kernels of attention.
 const ATTENTION: &str = include_str!("attention/attention.cuh");
 
 impl Kernels {
@@ -52,12 +51,12 @@ impl Kernels {
         &self.list
     }
 
-    /// The source of a module of all kernels.
+    /// The source of a module with all kernels.
     pub fn source(&self) -> String {
         self.source_of(0..self.list.len())
     }
 
-    /// The source of a module of some kernels.
+    /// The source of a module with some kernels.
     ///
     /// # Panics
     /// If there are fewer kernels.
@@ -73,12 +72,13 @@ impl Kernels {
         text
     }
 
-    /// The kernel of that body, whose parameters are `char* A` and `i64 a0, a1, …`.
+    /// Adds a kernel with this body, whose parameters are `char* A` and `i64 a0, a1, …`, unless it exists. Returns its
+    /// index.
     pub(super) fn add(&mut self, what: &str, params: usize, block: u32, cooperative: bool, body: &str) -> usize {
         self.add_sharing(what, params, (block, 0), cooperative, body)
     }
 
-    /// As [`Kernels::add`], with a number of bytes of shared memory besides.
+    /// Like [`Kernels::add`], with additional bytes of shared memory.
     pub(super) fn add_sharing(
         &mut self,
         what: &str,
@@ -92,7 +92,8 @@ impl Kernels {
             return k;
         }
         let name = format!("{what}_{:016x}", fnv(text.as_bytes()));
-        // Left to itself, the assembler spills sums in f64, of products and of rows, to have more blocks side by side.
+        // Without this bound, the assembler spills f64 sums of products and rows in order to run more blocks at the
+        // same time.
         let blocks = if what == "contract" || what == "rows" || what.starts_with("attention") { ", 1" } else { "" };
         let mut source = format!("extern \"C\" __global__ void __launch_bounds__({block}{blocks}) {name}(char* A");
         (0..params).for_each(|i| _ = write!(source, ", i64 a{i}"));

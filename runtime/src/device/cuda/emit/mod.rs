@@ -1,15 +1,15 @@
-//! Rank programs as CUDA C and lists of launches: text only, no device is needed.
+//! Emits rank programs as CUDA C and lists of launches: text only, no device is needed.
 //!
 //! | question | file |
 //! |---|---|
-//! | what a kernel and a launch are; equal texts are one kernel | `kernels` |
-//! | what every kernel starts with: types, conversions, functions, random numbers | `prelude.cuh` |
-//! | how dimensions are merged, reordered and cut into indices | `space` |
-//! | how a fused loop is cut into kernels | `fused` |
+//! | kernels without duplicates, and launches | `kernels` |
+//! | the beginning of every kernel: types, conversions, functions, random numbers | `prelude.cuh` |
+//! | merging, reordering and splitting dimensions into indices | `space` |
+//! | splitting a fused loop into kernels | `fused` |
 //! | nodes of loops as C | `body` |
-//! | loops without sums, with sums, and those that must keep their order | `pointwise`, `rows`, `ordered` |
-//! | copies, rows of tables, prefix sums and the k largest | `copy`, `table`, `scan` |
-//! | matrix products as a library takes them, and those that none does | `product`, `contract` |
+//! | loops without sums, loops with sums, and loops that must keep their order | `pointwise`, `rows`, `ordered` |
+//! | copies, rows of tables, prefix sums and the k largest elements | `copy`, `table`, `scan` |
+//! | matrix products for a library, and other matrix products | `product`, `contract` |
 //! | attention: its engines, its masks, its three kinds of kernels | `attention/` |
 //! | collectives between ranks on one device, and between devices | `collective`, `wire` |
 
@@ -47,51 +47,51 @@ pub enum Item {
     Launch(Launch),
     /// A matrix product, in all the ways in which it can be computed.
     Product {
-        /// What a library can be told, the best first: the product and what is done with it, the product alone.
+        /// The library's products, the best first: the product with its epilogue, then the product alone.
         library: Vec<Product>,
-        /// The generated kernels, for when it takes none of these.
+        /// The generated kernels, if the library refuses all of these.
         kernels: Vec<Launch>,
     },
     /// Starts a collective, by its index in the plan of the rank.
     Start(usize),
-    /// Waits for it.
+    /// Waits for a collective.
     Wait(usize),
 }
 
-/// A collective of one rank and where its operands lie in the device allocation.
+/// A collective of one rank, and the offsets of its operands in the device allocation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placed {
     /// The collective.
     pub collective: Collective,
-    /// First byte of what this rank contributes.
+    /// Offset of this rank's contribution.
     pub from: i64,
-    /// First byte of what it receives.
+    /// Offset of the result.
     pub to: i64,
-    /// Kernels that do it for the whole group, if all of its ranks are in the plan: launched once, by
-    /// the member at position 0.
+    /// Kernels that compute it for the whole group, if all of its ranks are in the plan; launched once, by the member
+    /// at position 0.
     pub local: Vec<Launch>,
-    /// What a library between devices is told.
+    /// The calls to a library that communicates between devices.
     pub wire: Wire,
 }
 
-/// What one rank executes.
+/// The actions of one rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankPlan {
-    /// The rank's first byte in the device allocation.
+    /// The rank's offset in the device allocation.
     pub base: usize,
     /// Bytes of its arena and scratch.
     pub bytes: usize,
-    /// Bytes of the scratch alone, the staging area of collectives included.
+    /// Bytes of the scratch alone, including the staging area of collectives.
     pub scratch_bytes: usize,
-    /// `(step of the program, what to do)`, in order.
+    /// `(step of the program, action)`, in order.
     pub items: Vec<(usize, Item)>,
     /// Its collectives, in program order.
     pub collectives: Vec<Placed>,
 }
 
-/// Programs of ranks that share a device, as kernels and lists.
+/// Programs of ranks that share a device, as kernels and lists of actions.
 #[derive(Clone, Debug, Default)]
-pub struct Plan {
+pub struct DevicePlan {
     /// All kernels.
     pub kernels: Kernels,
     /// The ranks, in the order given.
@@ -103,21 +103,21 @@ pub struct Plan {
 /// Ranks begin at multiples of this in the allocation.
 const ALIGN: usize = 1 << 12;
 
-/// Plans the programs of the ranks that share a device. `kernels` are those of other programs that
-/// shall be in the same module, if there are any.
+/// Plans the programs of the ranks that share a device. `kernels` are the kernels of other programs in the same module,
+/// if any.
 ///
 /// # Errors
 /// An action that cannot be executed: views out of bounds, shapes that do not fit.
-pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<Plan, RuntimeError> {
+pub fn plan(programs: &[RankProgram], kernels: Kernels) -> Result<DevicePlan, RuntimeError> {
     plan_at(programs, kernels, &[])
 }
 
-/// As [`plan`], with ranks that begin at these bytes of the allocation; those for which there is none follow the one before them.
+/// Like [`plan`], with ranks at these offsets in the allocation; further ranks follow the last of these.
 ///
 /// # Errors
-/// As [`plan`].
-pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> Result<Plan, RuntimeError> {
-    let mut plan = Plan { kernels, ..Plan::default() };
+/// The errors of [`plan`].
+pub fn plan_at(programs: &[RankProgram], kernels: Kernels, bases: &[usize]) -> Result<DevicePlan, RuntimeError> {
+    let mut plan = DevicePlan { kernels, ..DevicePlan::default() };
     for (at, program) in programs.iter().enumerate() {
         let base = bases.get(at).copied().unwrap_or(plan.bytes.next_multiple_of(ALIGN));
         let mut rank = Rank::new(program, base, &mut plan.kernels);
@@ -196,8 +196,8 @@ fn action(rank: &mut Rank<'_>, action: &Action, collectives: &mut Vec<Placed>) -
     Ok(launches.into_iter().map(Item::Launch).collect())
 }
 
-/// Kernels for the collectives of groups whose ranks are all in the plan.
-fn local_collectives(plan: &mut Plan, programs: &[RankProgram]) {
+/// Adds kernels for the collectives of groups whose ranks are all in the plan.
+fn local_collectives(plan: &mut DevicePlan, programs: &[RankProgram]) {
     for r in 0..programs.len() {
         for i in 0..plan.ranks[r].collectives.len() {
             let placed = &plan.ranks[r].collectives[i];

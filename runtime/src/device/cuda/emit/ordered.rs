@@ -1,5 +1,5 @@
-//! Loops whose stores touch what else they read: one block runs instruction by instruction on whole
-//! rows, as the program says. Correct but slow.
+//! Loops whose stores overlap their other accesses: one block runs instruction by instruction on whole rows, as the
+//! program says. Correct but slow.
 
 use super::body::{Body, Level, LoopGraph, accumulator, element, functor, identity, lane};
 use super::kernels::Launch;
@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 
 const BLOCK: usize = 256;
 
-/// The kernel of a loop that must keep its order.
+/// Emits the kernel of a loop that must keep its order.
 pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, walk_rows: &[isize]) -> Result<Vec<Launch>, String> {
     let row = graph.dims.len() - 1;
     let n = graph.dims[row];
@@ -94,7 +94,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, walk_rows: &[isize]) 
     Ok(vec![rank.launch("ordered", (1, BLOCK), true, args, &text)?])
 }
 
-/// Memory for a register: the name of a pointer to it.
+/// Allocates memory for a register, and returns the name of a pointer to it.
 fn slot(rank: &mut Rank<'_>, body: &mut Body<'_>, lane: &str, len: usize) -> String {
     let at = rank.scratch(len * 8);
     let arg = body.args.push(rank.at(at));
@@ -102,7 +102,7 @@ fn slot(rank: &mut Rank<'_>, body: &mut Body<'_>, lane: &str, len: usize) -> Str
     format!("s{arg}")
 }
 
-/// Sets the target of an accumulating store.
+/// Emits the fill of the target of an accumulating store.
 fn fill(body: &mut Body<'_>, w: usize, op: tpc_ir::ReduceOp) -> String {
     let walk = &body.graph.walks[w];
     let moving: Vec<usize> = (0..body.graph.dims.len()).filter(|&d| walk.strides[d] != 0).collect();

@@ -1,4 +1,4 @@
-//! What one kernel of a fused loop does.
+//! The part of a fused loop that one kernel computes.
 
 use super::body::LoopGraph;
 use crate::device::nodes::Kind;
@@ -15,21 +15,20 @@ pub(super) struct End {
     pub(super) accumulate: Option<ReduceOp>,
 }
 
-/// What one kernel of a loop does.
+/// The part of a loop that one kernel computes.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Part {
-    /// Bit set of the dimensions that are reduced.
+pub(super) struct LoopPart {
+    /// Bit set of the reduced dimensions.
     pub(super) reduced: u64,
     pub(super) ends: Vec<End>,
-    /// Whether reductions of rows are computed here; if not, walks that read what another kernel
-    /// computed.
+    /// Whether reductions of rows are computed here; otherwise other accesses read the results of another kernel.
     pub(super) reduces: bool,
     pub(super) stands_for: HashMap<usize, usize>,
 }
 
-/// The walks that a part reads.
-pub(super) fn reads(graph: &LoopGraph, part: &Part) -> Vec<usize> {
-    fn visit(graph: &LoopGraph, part: &Part, node: usize, seen: &mut Vec<bool>, found: &mut Vec<usize>) {
+/// The accesses that a part reads.
+pub(super) fn reads(graph: &LoopGraph, part: &LoopPart) -> Vec<usize> {
+    fn visit(graph: &LoopGraph, part: &LoopPart, node: usize, seen: &mut Vec<bool>, found: &mut Vec<usize>) {
         if std::mem::replace(&mut seen[node], true) {
             return;
         }

@@ -1,26 +1,26 @@
-//! Loops without sums: every thread computes elements of its own.
+//! Loops without sums: every thread computes separate elements.
 
 use super::body::{Body, Level, LoopGraph};
 use super::kernels::Launch;
-use super::part::{End, Part, reads};
+use super::part::{End, LoopPart, reads};
 use super::rank::Rank;
 use super::space::{Axis, axes, bring_fastest_in, count, cut, index_types};
 use std::fmt::Write as _;
 
-/// Threads of a block.
+/// Threads per block.
 const BLOCK: usize = 256;
-/// Blocks at most: more work is a loop, so that what is the same for all elements is read rarely.
+/// Maximum number of blocks: threads loop over further work, so that values common to all elements are read rarely.
 const GRID: usize = 132 * 16;
-/// Nodes from which packs are halved, so that registers do not run out.
+/// Number of nodes from which packs are halved, so that registers do not run out.
 const LARGE: usize = 96;
 
-/// The strides of walks, then of affine integers.
+/// The strides of accesses, then of affine integers.
 pub(super) fn strides(graph: &LoopGraph) -> Vec<&[isize]> {
     graph.walks.iter().map(|w| &w.strides[..]).chain(graph.affines.iter().map(|a| &a.1[..])).collect()
 }
 
-/// Which of those a part uses.
-pub(super) fn used(graph: &LoopGraph, part: &Part) -> Vec<bool> {
+/// Which of these a part uses.
+pub(super) fn used(graph: &LoopGraph, part: &LoopPart) -> Vec<bool> {
     let mut used = vec![false; graph.walks.len()];
     reads(graph, part).into_iter().for_each(|w| used[w] = true);
     part.ends.iter().for_each(|e| used[e.walk] = true);
@@ -28,15 +28,15 @@ pub(super) fn used(graph: &LoopGraph, part: &Part) -> Vec<bool> {
     used
 }
 
-/// What an access weighs in the choice of the innermost axis: a store twice.
+/// The weight of an access in the choice of the innermost axis: a store counts twice.
 pub(super) fn weights(graph: &LoopGraph, used: &[bool]) -> Vec<usize> {
     let of = |w: &crate::device::nodes::Walk| w.dtype.bytes() * if w.store { 2 } else { 1 };
     let walks = graph.walks.iter().zip(used).map(|(w, &used)| if used { of(w) } else { 0 });
     walks.chain(graph.affines.iter().map(|_| 0)).collect()
 }
 
-/// For every node the dimensions it depends on, as a bit set.
-pub(super) fn masks(graph: &LoopGraph, part: &Part) -> Vec<u64> {
+/// For every node, the dimensions that it depends on, as a bit set.
+pub(super) fn masks(graph: &LoopGraph, part: &LoopPart) -> Vec<u64> {
     use crate::device::nodes::Kind;
     let moving = |strides: &[isize]| -> u64 {
         (0..graph.dims.len()).filter(|&d| strides[d] != 0 && graph.dims[d] != 1).map(|d| 1 << d).sum()
@@ -57,14 +57,14 @@ pub(super) fn masks(graph: &LoopGraph, part: &Part) -> Vec<u64> {
     masks
 }
 
-/// The kernel of a part without sums.
-pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Result<Vec<Launch>, String> {
+/// Emits the kernel of a part without sums.
+pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &LoopPart) -> Result<Vec<Launch>, String> {
     let used = used(graph, part);
     let row = graph.dims.len() - 1;
     let mut part = part.clone();
     let mut dims = graph.dims.clone();
     if dims[row] == 0 {
-        // What is the same for the whole row is written even if the row is empty.
+        // Values that are common to the whole row are written even if the row is empty.
         part.ends.retain(|e| graph.walks[e.walk].strides[row] == 0 && e.accumulate.is_none());
         dims[row] = 1;
     }
@@ -103,7 +103,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
     Ok(vec![rank.launch("map", (grid, BLOCK), false, body.args.values, &text)?])
 }
 
-/// The value of a store; one that accumulates over nothing combines with the identity.
+/// The value of a store; a store that accumulates over nothing combines with the identity.
 pub(super) fn combined(body: &mut Body<'_>, graph: &LoopGraph, end: &End) -> String {
     let value = body.value(end.value);
     match end.accumulate {

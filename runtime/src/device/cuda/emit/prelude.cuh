@@ -1,7 +1,6 @@
-// What every generated kernel starts with: element types, lanes, conversions, functions, random
-// numbers, reductions. Bit for bit what the CPU device computes (`element.rs`, `cpu/math.rs`,
-// `cpu/vector.rs`, `ir/src/random.rs`), as long as the compiler contracts nothing: every fused
-// multiply-add is written down.
+// The beginning of every generated module: element types, lanes, conversions, functions, random numbers, reductions.
+// The results are bitwise equal to those of the CPU device (`element.rs`, `cpu/math.rs`, `cpu/vector.rs`,
+// `ir/src/random.rs`), as long as the compiler contracts nothing: every fused multiply-add is explicit.
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -13,7 +12,7 @@ struct bf16 { u16 bits; };
 struct f16 { u16 bits; };
 struct truth { u8 byte; };
 
-// N neighbours, moved at once.
+// N consecutive elements, moved at once.
 template <class T, int N> struct alignas(sizeof(T) * N) Pack { T x[N]; };
 
 #define D __device__ __forceinline__
@@ -28,7 +27,7 @@ template <> struct Raw<4> { typedef u32 type; };
 template <> struct Raw<8> { typedef u64 type; };
 template <> struct Raw<16> { typedef uint4 type; };
 
-// What no store of the kernel touches.
+// Memory that no store of the kernel writes.
 template <class T> D T read_only(const T* p) {
     typedef typename Raw<sizeof(T)>::type R;
     union U { R raw; T value; D U() {} } u;
@@ -92,7 +91,7 @@ template <> struct To<truth> { static D truth of(u8 x) { truth r; r.byte = x != 
 template <> struct To<bf16> { static D bf16 of(float x) { return narrow_bf16(x); } };
 template <> struct To<f16> { static D f16 of(float x) { return narrow_f16(x); } };
 
-// Conversions of lanes: floats to integers truncated and saturated, NaN to 0.
+// Conversions of lanes: floats are truncated and saturated to integers, NaN becomes 0.
 template <class L> struct As;
 template <> struct As<float> {
     static D float of(float x) { return x; }
@@ -151,8 +150,8 @@ struct Min {
     static D u8 of(u8 a, u8 b) { return a & b; }
 };
 
-// Combines the values of T threads that lie X apart, in an order that depends on nothing but their
-// position; all of them get the result. All threads of the block must call it.
+// Combines the values of T threads at a distance of X, in an order that depends only on their position. All of them get
+// the result. All threads of the block must call it.
 template <class Op, int X, int T, class V> D V together(V v, char* shared, int tid) {
     V* const place = (V*)shared;
     if (T == 1) return v;
@@ -299,7 +298,7 @@ D double m_sub(double a, double b) { return a - b; }
 D i64 m_sub(i64 a, i64 b) { return (i64)((u64)a - (u64)b); }
 D float m_div(float a, float b) { return a / b; }
 D double m_div(double a, double b) { return a / b; }
-// Truncated; by zero as the float quotient saturates: 0/0 = 0.
+// Truncated; division by zero saturates like the float quotient: 0/0 = 0.
 D i64 m_div(i64 a, i64 b) {
     return b == 0 ? (a > 0 ? 0x7fffffffffffffffll : a < 0 ? -0x7fffffffffffffffll : 0) : b == -1 ? m_neg(a) : a / b;
 }
@@ -307,7 +306,7 @@ D double m_pow(double a, double b) { return pow(a, b); }
 D float m_pow(float a, float b) { return (float)pow((double)a, (double)b); }
 D double m_rem(double a, double b) { return a - b * floor(a / b); }
 D float m_rem(float a, float b) { return (float)m_rem((double)a, (double)b); }
-// Of the divisor's sign; 0 if there is no such number.
+// The result has the divisor's sign; 0 if there is no such number.
 D i64 m_rem(i64 a, i64 b) {
     const i64 r = b == 0 || b == -1 ? 0 : a % b;
     return r != 0 && (r ^ b) < 0 ? r + b : r;
@@ -341,7 +340,7 @@ D double normal(Words w, double mean, double sd) {
     return mean + sd * radius * cos(6.283185307179586 * unit(w.y));
 }
 
-// ---- the order of the k largest: descending, NaN first, of equal ones the first ----
+// ---- the order of the k largest: descending, NaN first, the first of equal elements first ----
 
 D bool ahead(double x, int i, double y, int j) {
     const bool nx = x != x, ny = y != y;

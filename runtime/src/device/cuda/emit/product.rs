@@ -1,22 +1,22 @@
-//! Matrix products: the library's words, an operand packed first where it needs that, and the generated
-//! kernel for everything else.
+//! Matrix products: calls to the library, with packing kernels where it needs them, and the generated kernel for all
+//! other products.
 //!
-//! What is done with a product (its epilogue) the library does itself if it has words for it. If not, or if the
-//! library turns out to have no algorithm for that, it is a loop behind the product alone, which then lies where the
-//! result will, or in the scratch if the loop reads what is there, or if the result's type holds less. Adding to what
-//! is there (`out += product`) all of them do themselves.
+//! The library applies the epilogue of a product itself if it supports that epilogue. If it does not, or if it has no
+//! algorithm for it, the epilogue is a loop after the product alone. The product is then stored in the result's memory,
+//! or in the scratch if the loop reads the result's previous contents or if the result's type is narrower. All of these
+//! can add to the previous contents (`out += product`).
 
 use super::kernels::Launch;
 use super::rank::Rank;
 use super::space::Axis;
 use super::{Item, contract, copy, fused};
-use crate::device::cuda::epilogue::{self, Words};
-use crate::device::cuda::gemm::{self, Epilogue, Gemm, Operand};
+use crate::device::cuda::epilogue::{self, LibraryForm};
+use crate::device::cuda::gemm::{self, Epilogue, EpilogueOperand, Gemm};
 use crate::device::extent::Extent;
 use tpc_ir::DType;
 use tpc_ir::program::{Contract, ContractDim, Instruction, Loop};
 
-/// Multiplications below which packing is not worth a launch.
+/// Number of multiplications below which packing is not worth a launch.
 const WORTH_PACKING: usize = 1 << 20;
 
 /// A product as a library executes it.
@@ -24,10 +24,10 @@ const WORTH_PACKING: usize = 1 << 20;
 pub struct Product {
     /// Kernels that pack operands.
     pub packing: Vec<Launch>,
-    /// What the library computes then.
+    /// The library's computation after the packing.
     pub gemm: Gemm,
-    /// Kernels of what is done with the product, if the library does not do that.
-    pub behind: Vec<Launch>,
+    /// Kernels of the epilogue, if the library does not apply it.
+    pub after: Vec<Launch>,
 }
 
 /// A product in all the ways in which it can be computed; `None` if the result is empty.
@@ -41,53 +41,53 @@ pub(super) fn emit(rank: &mut Rank<'_>, c: &Contract) -> Result<Option<Item>, St
     if c.dims().any(|d| d.size == 0) {
         return Ok(None);
     }
-    let words = epilogue::recognize(&c.epilogue);
-    if let Some(item) = update(rank, c, words.as_ref(), &touched)? {
+    let form = epilogue::recognize(&c.epilogue);
+    if let Some(item) = update(rank, c, form.as_ref(), &touched)? {
         return Ok(Some(item));
     }
     let (alone, then) = apart(rank, c, &touched);
-    let behind = fused::emit(rank, &then)?;
+    let after = fused::emit(rank, &then)?;
     let mut kernels = contract::emit(rank, &alone, None)?;
-    kernels.extend(behind.iter().cloned());
+    kernels.extend(after.iter().cloned());
     let plain = library(rank, &alone, &Epilogue::default())?;
     rank.free_scratch();
     let calls = plain.as_ref().map(|p| p.gemm.calls.len());
-    let best = match &words {
-        Some(words) => in_words(rank, c, words, &touched, calls)?,
+    let best = match &form {
+        Some(form) => in_form(rank, c, form, &touched, calls)?,
         None => None,
     };
-    let library = best.into_iter().chain(plain.map(|p| Product { behind, ..p })).collect();
+    let library = best.into_iter().chain(plain.map(|p| Product { after, ..p })).collect();
     Ok(Some(Item::Product { library, kernels }))
 }
 
-/// A product that is added to what the result holds, which every algorithm of the library does, and the generated
-/// kernel, too: no other way is needed, and no memory for the product alone, as large as the gradient of a weight.
+/// A product that is added to the result. Every algorithm of the library and the generated kernel can do this, so no
+/// alternative is needed, nor memory for the product alone, which would be as large as the gradient of a weight.
 fn update(
     rank: &mut Rank<'_>,
     c: &Contract,
-    words: Option<&Words>,
+    form: Option<&LibraryForm>,
     touched: &[Option<Extent>],
 ) -> Result<Option<Item>, String> {
-    let Some(words) = words.filter(|w| w.activation.is_none() && w.before.is_none()) else { return Ok(None) };
-    let [(load, factor)] = words.added[..] else { return Ok(None) };
+    let Some(form) = form.filter(|w| w.activation.is_none() && w.before.is_none()) else { return Ok(None) };
+    let [(load, factor)] = form.added[..] else { return Ok(None) };
     let (Instruction::Load { view, strides }, Instruction::Store { view: to, strides: by, .. }) =
-        (&c.epilogue[load], &c.epilogue[words.out])
+        (&c.epilogue[load], &c.epilogue[form.out])
     else {
         return Ok(None);
     };
-    let same = touched[load] == touched[words.out]
+    let same = touched[load] == touched[form.out]
         && view.dtype == to.dtype
         && c.dims().zip(strides.iter().zip(by)).all(|(d, (a, b))| d.size == 1 || a == b);
     if !same {
         return Ok(None);
     }
-    let product = Contract { scale: c.scale * words.scale, ..c.alone(c.out.clone()) };
+    let product = Contract { scale: c.scale * form.scale, ..c.alone(c.out.clone()) };
     let kernels = contract::emit(rank, &product, Some(factor))?;
-    let library = in_words(rank, c, words, touched, None)?.into_iter().collect();
+    let library = in_form(rank, c, form, touched, None)?.into_iter().collect();
     Ok(Some(Item::Product { library, kernels }))
 }
 
-/// What the instructions of an epilogue load and store, after checking that it is one.
+/// The memory that the instructions of an epilogue load and store, after checking that it is an epilogue.
 fn touched(rank: &Rank<'_>, c: &Contract) -> Result<Vec<Option<Extent>>, String> {
     let [left, right, out] = contract::extents(rank, c)?;
     let sizes: Vec<usize> = c.dims().map(|d| d.size).collect();
@@ -95,7 +95,7 @@ fn touched(rank: &Rank<'_>, c: &Contract) -> Result<Vec<Option<Extent>>, String>
     let of = |(at, ins): (usize, &Instruction)| -> Result<Option<Extent>, String> {
         match ins {
             Instruction::Given { index: 1.., .. } => {
-                return Err(format!("instruction {at}: a product gives its epilogue one value only"));
+                return Err(format!("instruction {at}: a product gives its epilogue only one value"));
             }
             Instruction::ReduceRow { .. } | Instruction::Store { accumulate: Some(_), .. } => {
                 return Err(format!("instruction {at} of an epilogue reduces"));
@@ -121,13 +121,13 @@ fn touched(rank: &Rank<'_>, c: &Contract) -> Result<Vec<Option<Extent>>, String>
     Ok(touched)
 }
 
-/// Whether a type holds all values of the other.
+/// Whether one type holds all values of another.
 fn holds(wide: DType, narrow: DType) -> bool {
     wide == narrow
         || matches!((wide, narrow), (DType::F64, DType::F32) | (DType::F64 | DType::F32, DType::BF16 | DType::F16))
 }
 
-/// The product alone, and what is done with it as a loop.
+/// Splits off the epilogue: the product alone, and a loop that applies the epilogue.
 fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Contract, Loop) {
     let given = c.epilogue.iter().filter_map(|ins| match ins {
         Instruction::Given { dtype, .. } => Some(*dtype),
@@ -141,7 +141,7 @@ fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Cont
     if holds(c.out.dtype, given) && !out.is_some_and(|out| others.into_iter().any(|e| e.overlaps(&out))) {
         return (c.alone(c.out.clone()), c.behind(&c.out));
     }
-    // Without the gaps that the result may have, in its order.
+    // In the result's order, but without the gaps that the result may have.
     let mut dense = c.clone();
     let mut dims: Vec<&mut ContractDim> = dense.batch.iter_mut().chain(&mut dense.m).chain(&mut dense.n).collect();
     dims.sort_by_key(|d| d.out.unsigned_abs());
@@ -154,15 +154,15 @@ fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Cont
     (dense.alone(raw.clone()), dense.behind(&raw))
 }
 
-/// The library's product with its epilogue, in no more than that many calls.
-fn in_words(
+/// The library's product with its epilogue, in at most this many calls.
+fn in_form(
     rank: &mut Rank<'_>,
     c: &Contract,
-    words: &Words,
+    form: &LibraryForm,
     touched: &[Option<Extent>],
     calls: Option<usize>,
 ) -> Result<Option<Product>, String> {
-    // Where an instruction loads or stores.
+    // The memory that each instruction loads or stores.
     let access = |at: usize| match (&c.epilogue[at], touched[at]) {
         (Instruction::Load { view, strides } | Instruction::Store { view, strides, .. }, Some(extent)) => {
             Some((view, strides, extent))
@@ -170,25 +170,25 @@ fn in_words(
         _ => None,
     };
     let operand = |at: usize| {
-        access(at).map(|(view, strides, extent)| Operand {
+        access(at).map(|(view, strides, extent)| EpilogueOperand {
             at: rank.at(extent.base),
             dtype: view.dtype,
             strides: strides.clone(),
         })
     };
-    let Some((view, strides, out)) = access(words.out) else { return Ok(None) };
-    // Of two results, the library's is the one behind the activation.
-    let mut product = Contract { out: view.clone(), scale: c.scale * words.scale, ..c.alone(view.clone()) };
+    let Some((view, strides, out)) = access(form.out) else { return Ok(None) };
+    // If there are two results, the result of the library call is the one after the activation.
+    let mut product = Contract { out: view.clone(), scale: c.scale * form.scale, ..c.alone(view.clone()) };
     let dims = product.batch.iter_mut().chain(&mut product.m).chain(&mut product.n);
     dims.zip(strides).for_each(|(d, &s)| d.out = s);
-    let before = words.before.and_then(access);
+    let before = form.before.and_then(access);
     if let Some((_, strides, extent)) = before
         && (extent.overlaps(&out) || c.dims().zip(strides).any(|(d, &s)| d.size > 1 && s == 0))
     {
         return Ok(None);
     }
     let mut in_place = Vec::new();
-    for &(load, _) in &words.added {
+    for &(load, _) in &form.added {
         let Some((of, by, extent)) = access(load) else { return Ok(None) };
         let same = extent == out
             && of.dtype == view.dtype
@@ -198,9 +198,9 @@ fn in_words(
         }
         in_place.push(same);
     }
-    // Which of what is added is the matrix, and which the bias, which has no factor.
-    let is_bias = |i: usize| words.added[i].1 == 1.0 && !in_place[i];
-    let ways: &[[Option<usize>; 2]] = match words.added.len() {
+    // Which of the added operands is the matrix, and which is the bias, which has no factor.
+    let is_bias = |i: usize| form.added[i].1 == 1.0 && !in_place[i];
+    let ways: &[[Option<usize>; 2]] = match form.added.len() {
         0 => &[[None, None]],
         1 => &[[None, Some(0)], [Some(0), None]],
         2 => &[[Some(0), Some(1)], [Some(1), Some(0)]],
@@ -212,11 +212,11 @@ fn in_words(
             continue;
         }
         tries.push(Epilogue {
-            beta: matrix.map_or(0.0, |i| words.added[i].1),
-            c: matrix.and_then(|i| operand(words.added[i].0)),
-            bias: bias.and_then(|i| operand(words.added[i].0)),
-            activation: words.activation,
-            aux: words.before.and_then(operand),
+            beta: matrix.map_or(0.0, |i| form.added[i].1),
+            c: matrix.and_then(|i| operand(form.added[i].0)),
+            bias: bias.and_then(|i| operand(form.added[i].0)),
+            activation: form.activation,
+            aux: form.before.and_then(operand),
         });
     }
     for epilogue in &tries {
@@ -228,11 +228,11 @@ fn in_words(
     Ok(None)
 }
 
-/// How the library computes a product and what is done with it, if it can.
+/// The library's way to compute a product and its epilogue, if there is one.
 fn library(rank: &mut Rank<'_>, c: &Contract, epilogue: &Epilogue) -> Result<Option<Product>, String> {
     let places = contract::places(rank, c)?.map(|p| rank.at(p));
     if let Some(gemm) = gemm::with(c, places, epilogue) {
-        return Ok(Some(Product { packing: Vec::new(), gemm, behind: Vec::new() }));
+        return Ok(Some(Product { packing: Vec::new(), gemm, after: Vec::new() }));
     }
     let all = c.batch.iter().chain(&c.m).chain(&c.n).chain(&c.k);
     if all.map(|d| d.size).product::<usize>() < WORTH_PACKING {
@@ -242,7 +242,7 @@ fn library(rank: &mut Rank<'_>, c: &Contract, epilogue: &Epilogue) -> Result<Opt
         let mut packed = c.clone();
         let left_bytes = if left { dense(&mut packed, |d| &mut d.left, true) * c.left.dtype.bytes() } else { 0 };
         let right_bytes = if right { dense(&mut packed, |d| &mut d.right, false) * c.right.dtype.bytes() } else { 0 };
-        // Whether it helps is known before memory is taken.
+        // Checked before memory is allocated.
         if gemm::with(&packed, places, epilogue).is_none() {
             continue;
         }
@@ -260,17 +260,17 @@ fn library(rank: &mut Rank<'_>, c: &Contract, epilogue: &Epilogue) -> Result<Opt
             let axes = axes([&c.batch, &c.k, &c.n], [&packed.batch, &packed.k, &packed.n], |d| d.right);
             packing.extend(copy::strided(rank, c.right.dtype.bytes(), axes, (places[1], at[1]))?);
         }
-        return Ok(gemm::with(&packed, at, epilogue).map(|gemm| Product { packing, gemm, behind: Vec::new() }));
+        return Ok(gemm::with(&packed, at, epilogue).map(|gemm| Product { packing, gemm, after: Vec::new() }));
     }
     Ok(None)
 }
 
-/// Dimensions, and by what they are ordered.
+/// Dimensions, and the key that they are ordered by.
 type Ordered<'a> = (&'a mut Vec<ContractDim>, &'a dyn Fn(&ContractDim) -> usize);
 
-/// Gives an operand dense strides: batches, then rows, then the sum, or batches, the sum, and columns,
-/// each of them in the order in which the result or the other operand has them, so that they nest there,
-/// too. The number of its elements.
+/// Gives an operand dense strides: batches, then rows, then the sum, or batches, the sum, and columns. Each of these is
+/// in the order of the result or the other operand, so that the dimensions nest there as well. Returns the number of
+/// the operand's elements.
 fn dense(c: &mut Contract, stride: fn(&mut ContractDim) -> &mut isize, left: bool) -> usize {
     let of_out = |d: &ContractDim| d.out.unsigned_abs();
     let of_other = move |d: &ContractDim| if left { d.right } else { d.left }.unsigned_abs();

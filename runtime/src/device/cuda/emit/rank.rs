@@ -1,4 +1,4 @@
-//! What emitting one rank's actions shares.
+//! State shared by emitting the actions of one rank.
 
 use super::kernels::{Kernels, Launch};
 use crate::device::extent::{self, Extent};
@@ -6,18 +6,18 @@ use crate::device::nodes::{self, Scan};
 use tpc_ir::DType;
 use tpc_ir::program::{Buffer, BufferId, Loop, RankProgram, View};
 
-/// Scratch is cut in pieces of whole lines.
+/// The scratch is split into pieces of whole lines.
 const LINE: usize = 256;
 
 /// One rank whose program is being emitted.
 pub(super) struct Rank<'a> {
     pub(super) program: &'a RankProgram,
-    /// The rank's first byte in the device allocation.
+    /// The rank's offset in the device allocation.
     pub(super) base: i64,
     pub(super) kernels: &'a mut Kernels,
-    /// Those of the program, and behind them scratch of the current action that views refer to.
+    /// The buffers of the program, followed by the scratch of the current action that views refer to.
     buffers: Vec<Buffer>,
-    /// Scratch that the current action uses, and the most that any did.
+    /// Scratch that the current action uses, and the maximum over all actions.
     used: usize,
     most: usize,
 }
@@ -27,13 +27,13 @@ impl<'a> Rank<'a> {
         Rank { program, base: base as i64, kernels, buffers: program.buffers.clone(), used: 0, most: 0 }
     }
 
-    /// Makes all scratch free again: actions run one after the other, and of several ways to do one only one is taken.
+    /// Frees all scratch: actions run one after the other, and of several ways to run an action only one is taken.
     pub(super) fn free_scratch(&mut self) {
         self.used = 0;
         self.buffers.truncate(self.program.buffers.len());
     }
 
-    /// Scratch behind the arena: its first byte, counted from the rank's.
+    /// Allocates scratch after the arena. Returns its offset from the rank's first byte.
     pub(super) fn scratch(&mut self, bytes: usize) -> usize {
         let at = self.used;
         self.used += bytes.next_multiple_of(LINE);
@@ -41,7 +41,7 @@ impl<'a> Rank<'a> {
         self.program.arena_bytes.next_multiple_of(LINE) + at
     }
 
-    /// Scratch of some elements that loops and products of the current action can refer to.
+    /// Allocates scratch for some elements, as a view that loops and products of the current action can refer to.
     pub(super) fn scratch_view(&mut self, dtype: DType, elements: usize) -> View {
         let bytes = elements * dtype.bytes();
         let offset = self.scratch(bytes);
@@ -50,7 +50,7 @@ impl<'a> Rank<'a> {
         View::dense(buffer, dtype, vec![elements])
     }
 
-    /// Where views must end: with the arena, or behind the scratch that there are views of.
+    /// The end of the memory that views may refer to: the arena, followed by scratch with views.
     fn end(&self) -> usize {
         if self.buffers.len() > self.program.buffers.len() { self.bytes() } else { self.program.arena_bytes }
     }
@@ -60,17 +60,17 @@ impl<'a> Rank<'a> {
         self.program.arena_bytes.next_multiple_of(LINE) + self.most
     }
 
-    /// Where a view lies in the arena.
+    /// The memory of a view in the arena.
     pub(super) fn view(&self, view: &View) -> Result<Extent, String> {
         self.extent(view, &view.shape, &view.strides)
     }
 
-    /// Which bytes a view reaches with these sizes and strides.
+    /// The bytes that a view accesses with these sizes and strides.
     pub(super) fn extent(&self, view: &View, sizes: &[usize], strides: &[isize]) -> Result<Extent, String> {
         extent::resolve(self.end(), &self.buffers, view, sizes, strides)
     }
 
-    /// What a loop touches.
+    /// The memory accesses of a loop.
     pub(super) fn scan(&self, l: &Loop) -> Result<Scan, String> {
         nodes::scan(l, self.end(), &self.buffers)
     }
@@ -80,7 +80,7 @@ impl<'a> Rank<'a> {
         self.base + byte as i64
     }
 
-    /// A launch of the kernel with that body.
+    /// Adds a kernel with this body and returns its launch.
     pub(super) fn launch(
         &mut self,
         what: &str,
@@ -92,7 +92,7 @@ impl<'a> Rank<'a> {
         self.launch_sharing(what, (grid, block, 0), cooperative, args, body)
     }
 
-    /// As [`Rank::launch`], of blocks with a number of bytes of shared memory besides.
+    /// Like [`Rank::launch`], with additional bytes of shared memory per block.
     pub(super) fn launch_sharing(
         &mut self,
         what: &str,

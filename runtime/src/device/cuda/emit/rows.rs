@@ -1,15 +1,14 @@
-//! Sums: groups of threads share a row, and combine what each of them has seen in a fixed order.
+//! Sums over rows: groups of threads share a row, and combine their partial sums in a fixed order.
 //!
-//! A row is the reduced dimensions of a part as one; rows are numbered by the kept ones. If memory is
-//! dense within rows, T threads follow a row; if it is dense across rows, X threads lie across rows
-//! and T of such lines follow them. A chain of sums (maximum, then sum of exponentials) is a chain of
-//! passes over the row; what a later pass needs of an earlier one is kept in registers if the row is
-//! short enough, and computed again if not. Few long rows are cut, and their pieces combined by a
-//! second kernel.
+//! A row is the product of a part's reduced dimensions; rows are numbered by the kept dimensions. If memory is dense
+//! within rows, T threads run along a row; if it is dense across rows, X threads lie across rows and T such lines run
+//! along them. A chain of reductions (maximum, then sum of exponentials) is a chain of passes over the row. Values that
+//! a later pass needs are kept in registers if the row is short enough, and recomputed otherwise. If there are few long
+//! rows, each is split into pieces that a second kernel combines.
 
 use super::body::{Body, Level, LoopGraph, accumulator, functor, identity, lane};
 use super::kernels::Launch;
-use super::part::{End, Part};
+use super::part::{End, LoopPart};
 use super::pointwise::{combined, masks, strides, used, weights};
 use super::rank::Rank;
 use super::space::{Axis, axes, bring_fastest_in, count, cut, dense_bytes, index_types, merge};
@@ -18,36 +17,36 @@ use crate::device::nodes::Kind;
 use std::fmt::Write as _;
 use tpc_ir::ReduceOp;
 
-/// Threads along a row at most.
+/// Maximum number of threads along a row.
 const MOST_THREADS: usize = 512;
-/// Elements of a row that a thread keeps at most, and registers for all that is kept.
+/// Maximum number of elements of a row that a thread keeps, and of registers for all kept elements.
 const MOST_KEPT: usize = 16;
 const MOST_REGISTERS: usize = 64;
-/// Blocks that fill a large device twice.
+/// Number of blocks that fills a large device twice.
 const FULL: usize = 264;
 
-/// Something that is summed up over a row.
+/// A reduction over a row.
 struct Total {
-    /// The node or the walk that takes it.
+    /// The node or the access that takes it.
     name: String,
     value: usize,
     op: ReduceOp,
     lane: LaneType,
 }
 
-/// How threads lie over rows.
+/// How threads are arranged over rows.
 #[derive(Clone, Copy)]
 struct Shape {
     /// Threads across rows, and along a row.
     x: usize,
     t: usize,
-    /// Rows of a block.
+    /// Rows per block.
     rows: usize,
     block: usize,
 }
 
-/// The kernels of a part with sums; `None` if it must run in order.
-pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Result<Option<Vec<Launch>>, String> {
+/// Emits the kernels of a part with sums; `None` if it must run in order.
+pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &LoopPart) -> Result<Option<Vec<Launch>>, String> {
     let used = used(graph, part);
     let bits =
         |set: bool| -> Vec<usize> { (0..graph.dims.len()).filter(|d| (part.reduced >> d & 1 == 1) == set).collect() };
@@ -143,7 +142,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
                 })
             });
             for (n, is_new) in fresh {
-                // The first mention decides: later ones in this pass are names.
+                // The first use decides: later uses in this pass are names.
                 body.cached.entry(n).or_insert(is_new);
             }
             // In the order of the nodes, so that equal loops have equal texts.
@@ -167,7 +166,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
                 let mut stored = std::mem::take(&mut body.stores);
                 let lanes_before = body.lanes.len();
                 body.store(end.walk, &value, Level::Element);
-                // Threads without a row of their own repeat the last one and must not write.
+                // Threads without a row repeat the last row and must not write.
                 if !whole {
                     if body.packed[end.walk] {
                         body.stores = format!("if (live) {}", body.stores);
@@ -216,7 +215,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
             }
         }
     }
-    // What is written once for a row.
+    // Stores that write once per row.
     for end in &part.ends {
         let total = is_total(graph, part, end);
         if !total && !is_of_row(graph, part, end) {
@@ -257,7 +256,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, graph: &LoopGraph, part: &Part) -> Resul
     Ok(Some(launches))
 }
 
-/// Combines the pieces of cut rows: a warp for each row.
+/// Emits the kernel that combines the pieces of split rows, with a warp per row.
 fn finish(
     rank: &mut Rank<'_>,
     graph: &LoopGraph,
@@ -292,7 +291,7 @@ fn finish(
     rank.launch("finish", (m.div_ceil(4), 128), true, out.args.values, &text)
 }
 
-/// Cuts the number of an element, which is a multiple of the pack, into indices.
+/// Splits the number of an element, which is a multiple of the pack, into indices.
 fn cut_elements(reduced: &[Axis], vector: usize, indent: &str) -> String {
     if vector == 1 {
         return cut("e", "n", reduced, 1, indent);
@@ -315,8 +314,8 @@ fn shape(body: &Body<'_>, m: usize, n: usize, across: bool, only_totals: bool) -
     Shape { x: 1, t, rows: groups, block: groups * t }
 }
 
-/// In which pass over the row a node can be computed.
-fn stages(graph: &LoopGraph, part: &Part) -> Vec<usize> {
+/// The first pass over the row in which each node can be computed.
+fn stages(graph: &LoopGraph, part: &LoopPart) -> Vec<usize> {
     let mut stage = vec![0; graph.nodes.len()];
     for (i, node) in graph.nodes.iter().enumerate() {
         if part.stands_for.contains_key(&i) {
@@ -329,20 +328,20 @@ fn stages(graph: &LoopGraph, part: &Part) -> Vec<usize> {
 }
 
 /// Whether a store takes a sum over the part's rows.
-fn is_total(graph: &LoopGraph, part: &Part, end: &End) -> bool {
+fn is_total(graph: &LoopGraph, part: &LoopPart, end: &End) -> bool {
     let walk = &graph.walks[end.walk];
     let still = |d: usize| part.reduced >> d & 1 == 1 && walk.strides[d] == 0 && graph.dims[d] != 1;
     end.accumulate.is_some() && (0..graph.dims.len()).any(still)
 }
 
-/// Whether a store writes once for a row.
-fn is_of_row(graph: &LoopGraph, part: &Part, end: &End) -> bool {
+/// Whether a store writes once per row.
+fn is_of_row(graph: &LoopGraph, part: &LoopPart, end: &End) -> bool {
     let walk = &graph.walks[end.walk];
     (0..graph.dims.len()).all(|d| part.reduced >> d & 1 == 0 || walk.strides[d] == 0 || graph.dims[d] == 1)
 }
 
-/// What is summed up in a pass.
-fn totals(graph: &LoopGraph, part: &Part, stage: &[usize], pass: usize) -> Vec<Total> {
+/// The reductions of a pass.
+fn totals(graph: &LoopGraph, part: &LoopPart, stage: &[usize], pass: usize) -> Vec<Total> {
     let mut totals = Vec::new();
     if part.reduces {
         let mut needed = vec![false; graph.nodes.len()];
@@ -369,11 +368,11 @@ fn totals(graph: &LoopGraph, part: &Part, stage: &[usize], pass: usize) -> Vec<T
     totals
 }
 
-/// Calls `f` with the element nodes that computing `node` takes and whether they are new, stopping
-/// at those that are not.
+/// Calls `f` with the element nodes that computing `node` needs and whether they are new, without visiting the operands
+/// of nodes that are not new.
 fn visit(
     graph: &LoopGraph,
-    part: &Part,
+    part: &LoopPart,
     level: &[Level],
     node: usize,
     computed: &mut [bool],
@@ -389,8 +388,8 @@ fn visit(
     }
 }
 
-/// The element nodes that a pass needs of an earlier one.
-fn crossing(graph: &LoopGraph, part: &Part, body: &Body<'_>, stage: &[usize], passes: usize) -> Vec<usize> {
+/// The element nodes of an earlier pass that a pass needs.
+fn crossing(graph: &LoopGraph, part: &LoopPart, body: &Body<'_>, stage: &[usize], passes: usize) -> Vec<usize> {
     let mut computed = vec![false; graph.nodes.len()];
     let mut found = Vec::new();
     for pass in 0..passes {
@@ -412,8 +411,8 @@ fn crossing(graph: &LoopGraph, part: &Part, body: &Body<'_>, stage: &[usize], pa
     found
 }
 
-/// Whether a pass overwrites what a later one reads again.
-fn overwrites_early(graph: &LoopGraph, part: &Part, stage: &[usize]) -> bool {
+/// Whether a pass overwrites elements that a later pass reads.
+fn overwrites_early(graph: &LoopGraph, part: &LoopPart, stage: &[usize]) -> bool {
     let passes = part.ends.iter().map(|e| stage[e.value]).max().unwrap_or(0);
     part.ends.iter().any(|e| {
         let early = stage[e.value] < passes && e.accumulate.is_none();

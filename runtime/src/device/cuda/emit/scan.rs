@@ -1,4 +1,4 @@
-//! Prefix sums, and the k largest of a row.
+//! Prefix sums, and the k largest elements of a row.
 
 use super::body::{accumulator, element, lane};
 use super::kernels::Launch;
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use tpc_ir::program::View;
 use tpc_ir::{DType, ReduceOp};
 
-/// Rows up to this long are summed up by one thread.
+/// Rows up to this length are summed by one thread.
 const SHORT: usize = 64;
 
 /// The axes of all dimensions but one.
@@ -21,7 +21,7 @@ fn others(views: &[&View], dim: usize) -> Vec<Axis> {
     axes
 }
 
-/// The launch of prefix sums.
+/// Emits the launch of prefix sums.
 pub(super) fn cumsum(rank: &mut Rank<'_>, from: &View, to: &View, dim: usize) -> Result<Vec<Launch>, String> {
     if from.shape != to.shape || dim >= from.shape.len() || from.dtype != to.dtype {
         return Err(format!("sums dimension {dim} of {:?} to {:?}", from.shape, to.shape));
@@ -51,7 +51,7 @@ pub(super) fn cumsum(rank: &mut Rank<'_>, from: &View, to: &View, dim: usize) ->
         );
         return Ok(vec![rank.launch("cumsum", (rows.div_ceil(128), 128), false, args, &text)?]);
     }
-    // A warp for each row: 32 neighbours at a time, after Hillis and Steele.
+    // A warp per row: 32 consecutive elements at a time, after Hillis and Steele.
     let acc = accumulator(ReduceOp::Sum, of);
     let _ = writeln!(
         text,
@@ -71,7 +71,7 @@ pub(super) fn cumsum(rank: &mut Rank<'_>, from: &View, to: &View, dim: usize) ->
     Ok(vec![rank.launch("cumsum_rows", (rows.div_ceil(4), 128), true, args, &text)?])
 }
 
-/// The launch of the search for the k largest: a block for each row finds them one after the other.
+/// Emits the launch of the search for the k largest elements: a block per row finds them one after the other.
 pub(super) fn top_k(rank: &mut Rank<'_>, from: &View, values: &View, indices: &View) -> Result<Vec<Launch>, String> {
     let last = from.shape.len().checked_sub(1).ok_or("has no dimension to search")?;
     let fits = from.shape.len() == values.shape.len()
@@ -99,8 +99,8 @@ pub(super) fn top_k(rank: &mut Rank<'_>, from: &View, values: &View, indices: &V
     );
     text.push_str(&cut("q", "k", &axes, 1, "    "));
     let at = |i: usize| offset(i, [("k", &axes), ("n", &[])], "(i64)");
-    // Descending; NaN is the largest, and of equal elements the first comes first. Every round takes
-    // the first element in that order behind the one taken last.
+    // Descending; NaN is the largest, and of equal elements the first comes first. Every round takes the first element
+    // in that order after the previous one.
     let _ = writeln!(
         text,
         "    double last = 0.0;\n    int taken = -1;\n    for (int j = 0; j < {k}; j++) {{\n        double best = 0.0;\n        int where = -1;\n        \

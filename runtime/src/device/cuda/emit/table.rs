@@ -1,8 +1,8 @@
-//! Rows of tables: reading them, and adding to them or replacing them in the order of the index.
+//! Reading rows of tables, and adding to them or replacing them in the order of the row numbers.
 //!
-//! Adding is deterministic without atomics: a first kernel finds for each number of the index the
-//! next equal one and whether it is the first; a second one lets a block for each first one walk the
-//! chain. The work depends on the length of the index, not on the table.
+//! Adding is deterministic without atomics. A first kernel finds for each row number the next equal one, and whether it
+//! is the first. In a second kernel, a block for each first number follows the chain. The work depends on the number of
+//! row numbers, not on the size of the table.
 
 use super::body::element;
 use super::copy::raw;
@@ -34,7 +34,7 @@ fn check(table: &View, numbers: &View, rows: &View) -> Result<&'static str, Stri
     }
 }
 
-/// The launch that reads rows.
+/// Emits the launch that reads rows.
 pub(super) fn take(
     rank: &mut Rank<'_>,
     table: &View,
@@ -83,7 +83,7 @@ pub(super) fn take(
     Ok(vec![rank.launch("take", (grid, BLOCK), false, args, &text)?])
 }
 
-/// The launches that clear a table and add rows to it.
+/// Emits the launches that clear a table and add rows to it.
 pub(super) fn scatter_add(
     rank: &mut Rank<'_>,
     index: &View,
@@ -115,8 +115,8 @@ pub(super) fn scatter_add(
     if count == 0 {
         return Ok(launches);
     }
-    // Chains: the next equal number, or −1; −2 in the second list where an equal one comes before or
-    // the row is another rank's. A warp for each number.
+    // Chains: the next equal number, or −1. The second list has −2 if an equal number comes before, or if the row
+    // belongs to another rank. A warp per number.
     let (next, first) = (rank.scratch(count * 4), rank.scratch(count * 4));
     let (next, first) = (rank.at(next), rank.at(first));
     let mut text = String::new();
@@ -155,7 +155,8 @@ pub(super) fn scatter_add(
     Ok(launches)
 }
 
-/// The launch that replaces rows. A thread has a column and walks the index, so that the last row of a number stays.
+/// Emits the launch that replaces rows. A thread handles a column and goes through the row numbers, so the last row
+/// with a number wins.
 pub(super) fn put(
     rank: &mut Rank<'_>,
     table: &View,

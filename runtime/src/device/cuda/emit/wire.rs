@@ -1,10 +1,8 @@
-//! Collectives between devices as calls of a library (NCCL), and the kernels that bring values in the
-//! order in which the library moves them.
+//! Collectives between devices as calls of a library (NCCL), and the kernels that reorder values for the library.
 //!
-//! The library joins what ranks hold one after the other. Where that is not what a collective means (a
-//! dimension that is not the outermost is cut, pieces are uneven), values are staged: packed before, or
-//! unpacked after. Everything of a collective runs on one stream, one collective after the other, so
-//! that all of them share one staging area.
+//! The library concatenates the ranks' data. Where that is not the meaning of a collective (because a dimension other
+//! than the outermost is split, or pieces are uneven), values are staged: packed before or unpacked after the call. All
+//! work of collectives runs on one stream, one collective after the other, so that they share one staging area.
 
 use super::copy::strided;
 use super::kernels::Launch;
@@ -12,24 +10,24 @@ use super::rank::Rank;
 use super::space::Axis;
 use tpc_ir::program::{Collective, CollectiveKind, Part, dense_strides};
 
-/// A call of the library. Places are bytes of the device allocation, counts are elements, ranks are
+/// A call of the library. `from` and `to` are offsets in the device allocation, counts are elements, and ranks are
 /// positions in the group.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Call {
-    /// Combines all ranks' elements everywhere.
+    /// Combines the elements of all ranks, for all ranks.
     AllReduce { from: i64, to: i64, count: usize },
-    /// Joins `count` elements of every rank.
+    /// Concatenates `count` elements of every rank.
     AllGather { from: i64, to: i64, count: usize },
-    /// Combines, and leaves each rank its `count` elements.
+    /// Combines the elements of all ranks, and gives each rank its `count` elements.
     ReduceScatter { from: i64, to: i64, count: usize },
-    /// What the root holds, everywhere.
+    /// Copies the root's elements to all ranks.
     Broadcast { from: i64, to: i64, count: usize, root: usize },
-    /// Combines at the root.
+    /// Combines the elements of all ranks, for the root.
     Reduce { from: i64, to: i64, count: usize, root: usize },
     /// Sends to another rank, or to itself.
     Send { from: i64, count: usize, peer: usize },
-    /// Receives what it sends.
+    /// Receives from another rank, or from itself.
     Receive { to: i64, count: usize, peer: usize },
 }
 
@@ -44,7 +42,7 @@ pub struct Wire {
     pub after: Vec<Launch>,
 }
 
-/// A staging area from some byte on, and the most that was used of it.
+/// A staging area from some offset on, and the most bytes used of it.
 struct Stage {
     at: i64,
     used: usize,
@@ -58,8 +56,8 @@ impl Stage {
     }
 }
 
-/// The calls of a collective with operands at these places; `stage` is the first byte of the staging
-/// area. Also the bytes that it takes there.
+/// The calls of a collective with operands at these offsets; `stage` is the offset of the staging area. Also returns
+/// the number of bytes used there.
 pub(super) fn emit(
     rank: &mut Rank<'_>,
     c: &Collective,
@@ -92,7 +90,7 @@ pub(super) fn emit(
         }
         CollectiveKind::AllToAll { .. } => all_to_all(rank, &mut wire, &mut stage, c, (from, to))?,
     }
-    // A call that moves nothing is left out, on all ranks alike.
+    // A call that moves nothing is left out, on all ranks equally.
     wire.calls.retain(|call| count(call) > 0);
     Ok((wire, stage.used))
 }
@@ -113,13 +111,13 @@ fn is_even(part: &Part) -> bool {
     part.lens.windows(2).all(|w| w[0] == w[1])
 }
 
-/// Elements of the shards before that of each rank.
+/// The number of elements in the shards before each rank's shard.
 fn starts(part: &Part) -> Vec<usize> {
     (0..part.lens.len()).map(|r| (0..r).map(|p| part.shard(p)).sum()).collect()
 }
 
-/// The axes of the shard of a rank, with the strides of its place in the whole and of a dense shard;
-/// the place's first element.
+/// The axes of a rank's shard, with its strides in the whole value and in a dense shard; and the shard's first element
+/// in the whole.
 fn piece(part: &Part, r: usize) -> (Vec<Axis>, usize) {
     let total: usize = part.lens.iter().sum();
     let run = part.lens[r] * part.inner;
@@ -189,7 +187,8 @@ fn reduce_scatter(
     Ok(())
 }
 
-/// The axes of a box in a tensor and densely, and the first element of the box in the tensor.
+/// The axes of a box, with its strides in the tensor and in a dense box; and the first element of the box in the
+/// tensor.
 fn box_axes(tensor: &[usize], shape: &[usize], start: &[usize]) -> (Vec<Axis>, usize) {
     let (outer, inner) = (dense_strides(tensor), dense_strides(shape));
     let first = start.iter().zip(&outer).map(|(&s, &d)| s * d as usize).sum();

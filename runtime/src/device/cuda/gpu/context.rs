@@ -7,7 +7,7 @@ use cudarc::driver::sys;
 use std::ffi::c_int;
 use std::sync::Arc;
 
-/// What a failed call of the driver is.
+/// Wraps the error of a failed driver call.
 pub(super) fn failed(call: &str) -> impl Fn(DriverError) -> CudaError + '_ {
     move |e| {
         let text = e.error_string().map(|t| t.to_string_lossy().into_owned());
@@ -30,19 +30,19 @@ unsafe impl Send for Context {}
 unsafe impl Sync for Context {}
 
 impl Context {
-    /// How many devices there are, at least one.
+    /// The number of devices, at least one.
     ///
     /// # Errors
     /// No driver, or no device.
     pub fn count() -> Result<usize, CudaError> {
-        // SAFETY: only looks whether the library can be loaded.
+        // SAFETY: only checks whether the library can be loaded.
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::NoDevice("the driver's library libcuda.so.1 was not found".into()));
         }
         let none = |e: DriverError| CudaError::NoDevice(format!("{:?}", e.0));
         result::init().map_err(none)?;
         match result::device::get_count().map_err(none)? {
-            0 => Err(CudaError::NoDevice("the driver knows none".into())),
+            0 => Err(CudaError::NoDevice("the driver reports none".into())),
             count => Ok(count as usize),
         }
     }
@@ -55,7 +55,7 @@ impl Context {
         let count = Context::count()?;
         let none = |e: DriverError| CudaError::NoDevice(format!("{:?}", e.0));
         if ordinal >= count {
-            return Err(CudaError::NoDevice(format!("device {ordinal} was asked for, there are {count}")));
+            return Err(CudaError::NoDevice(format!("device {ordinal} was requested, but there are only {count}")));
         }
         let device = result::device::get(ordinal as c_int).map_err(none)?;
         use sys::CUdevice_attribute_enum as Attribute;
@@ -71,26 +71,26 @@ impl Context {
         Ok(Arc::new(context))
     }
 
-    /// Makes calls of this thread go to the device.
+    /// Makes the context current on this thread.
     ///
     /// # Errors
     /// The device failed.
     pub fn make_current(&self) -> Result<(), CudaError> {
-        // SAFETY: the context is alive as long as this is.
+        // SAFETY: the context lives as long as this.
         unsafe { result::ctx::set_current(self.raw) }.map_err(failed("cuCtxSetCurrent"))
     }
 
-    /// The architecture, `sm_90` for example.
+    /// The architecture, for example `sm_90`.
     pub fn arch(&self) -> &str {
         &self.arch
     }
 
-    /// What the device is called.
+    /// The name of the device.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Bytes of device memory that are free, and all of them.
+    /// Bytes of free device memory, and of all device memory.
     ///
     /// # Errors
     /// The device failed.
@@ -102,12 +102,12 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained when this was made. A failure leaves nothing to do.
+        // SAFETY: retained when this was created. A failure needs no handling.
         let _ = unsafe { result::primary_ctx::release(self.device) };
     }
 }
 
-/// Opens a library of CUDA's by its absolute path, so that a look-up by name finds it.
+/// Loads a CUDA library by its absolute path, so that a lookup by name finds it.
 pub(super) fn preload(library: &'static str, wheel: &'static str, file: &str) -> Result<(), CudaError> {
     search::open(library, wheel, file, &[]).map(drop)
 }

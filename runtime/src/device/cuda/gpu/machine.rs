@@ -1,10 +1,9 @@
-//! Ranks on a device: one allocation, streams and events, and a step that is captured once and then
-//! replayed.
+//! Ranks on a device: one allocation, streams and events, and a step that is captured once and then replayed.
 //!
-//! Every rank has a stream for kernels and products and one for collectives. A collective begins when
-//! the kernels before its start are done (an event), and what comes behind its wait begins when it is
-//! done (another one); the host waits for nothing within a step. Ranks of one process share collectives
-//! as kernels (`emit/collective.rs`), ranks of several processes use NCCL.
+//! Every rank has a stream for kernels and products and a stream for collectives. A collective begins when the kernels
+//! before its start are done (an event), and the actions after its wait begin when it is done (another event); the host
+//! waits for nothing within a step. Ranks of one process run collectives as kernels (`emit/collective.rs`), ranks of
+//! several processes use NCCL.
 
 use super::context::{Context, failed};
 use super::module::Functions;
@@ -13,7 +12,7 @@ use super::product::Products;
 use super::progress::Progress;
 use super::staging::Staging;
 use crate::device::attached::{Device, StepReport};
-use crate::device::cuda::emit::{Item, Kernels, Launch, Placed, Plan, plan, plan_at};
+use crate::device::cuda::emit::{DevicePlan, Item, Kernels, Launch, Placed, plan, plan_at};
 use crate::device::cuda::error::CudaError;
 use crate::device::extent;
 use crate::error::RuntimeError;
@@ -31,13 +30,14 @@ use tpc_ir::program::{Binding, Collective, RankProgram};
 pub struct GpuOptions {
     /// Number of the device.
     pub device: usize,
-    /// Whether a step is captured as a graph and replayed, from the second one on.
+    /// Whether steps from the second one on are captured as a graph and replayed.
     pub graph: bool,
-    /// Whether products are the library's, where it can take them.
+    /// Whether the library computes the products that it supports.
     pub library: bool,
-    /// How long a step may take; of ranks with a network, how long without the beginning or end of a collective.
+    /// The longest duration of a step; for ranks with a network, the longest time without the beginning or end of a
+    /// collective.
     pub deadline: Duration,
-    /// Peers in other processes. Without, all ranks are in this one.
+    /// The peers in other processes. Without a network, all ranks are in this process.
     pub network: Option<Arc<Network>>,
 }
 
@@ -47,12 +47,12 @@ impl Default for GpuOptions {
     }
 }
 
-/// Programs whose kernels a device has.
+/// Programs whose kernels are loaded on a device.
 pub struct Compiled {
     context: Arc<Context>,
     functions: Arc<Functions>,
     programs: Vec<RankProgram>,
-    plan: Plan,
+    plan: DevicePlan,
 }
 
 impl Compiled {
@@ -74,37 +74,36 @@ impl Compiled {
             context: context.clone(),
             functions: functions.clone(),
             programs,
-            plan: Plan { kernels: kernels.clone(), ..plan },
+            plan: DevicePlan { kernels: kernels.clone(), ..plan },
         };
         Ok(worlds.into_iter().zip(plans).map(make).collect())
     }
 }
 
-/// The streams of one rank, and two events for each of its collectives: its operands are ready, its
-/// results are.
+/// The streams of one rank, and two events per collective: its operands are ready, and its results are ready.
 pub(super) struct Lane {
     pub(super) compute: sys::CUstream,
     communicate: sys::CUstream,
     ready: Vec<sys::CUevent>,
     done: Vec<sys::CUevent>,
-    /// Of each item that is a product of the library: which way of computing it, and the prepared product.
+    /// For each item that is a product of the library: the way of computing it, and the prepared product.
     products: Vec<Option<(usize, usize)>>,
 }
 
-/// How products are computed.
+/// How many products are computed in which way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProductCounts {
-    /// By the library; nothing is done with them but to scale them.
+    /// By the library, without an epilogue other than scaling.
     pub alone: usize,
-    /// By the library, and so is what is done with them.
+    /// By the library, including the epilogue.
     pub with_epilogue: usize,
-    /// By the library; what is done with them are kernels behind it.
+    /// By the library, with the epilogue in kernels after the product.
     pub followed: usize,
     /// By generated kernels.
     pub generated: usize,
 }
 
-/// How long streams may take to end what was aborted.
+/// How long streams may take to end aborted work.
 const AFTER_ABORT: Duration = Duration::from_secs(2);
 
 /// Programs on a GPU.
@@ -112,7 +111,7 @@ pub struct Gpu {
     pub(super) context: Arc<Context>,
     options: GpuOptions,
     pub(super) programs: Vec<RankProgram>,
-    pub(super) plan: Plan,
+    pub(super) plan: DevicePlan,
     functions: Arc<Functions>,
     products: Option<Products>,
     memory: sys::CUdeviceptr,
@@ -123,22 +122,23 @@ pub struct Gpu {
     joins: Vec<sys::CUevent>,
     end: sys::CUevent,
     graph: Option<sys::CUgraphExec>,
-    /// Steps of the current programs.
+    /// Number of steps of the current programs.
     steps: u64,
     staging: ManuallyDrop<Staging>,
-    /// Of ranks in several processes: how far the collectives are.
+    /// The progress of collectives, for ranks in several processes.
     progress: Option<Progress>,
-    /// Of every rank's collectives, whether a step as it was enqueued last executes it.
+    /// For every rank's collectives, whether the most recently enqueued step executes it.
     executed: Vec<Vec<bool>>,
-    /// Something may still run that never ends.
+    /// Work that never ends may still be running.
     broken: AtomicBool,
 }
 
-/// Who is told where a step is as it is enqueued: `(rank, item, whether it is behind it)`.
+/// A callback that is told the position in a step while it is enqueued: `(rank, item, whether it comes after the
+/// item)`.
 pub(super) type Probe<'a> = dyn FnMut(usize, usize, bool) -> Result<(), CudaError> + 'a;
 
-// SAFETY: everything that belongs to the driver may be used from any thread in which the context is
-// current, and every method makes it current first.
+// SAFETY: all objects of the driver may be used from any thread in which the context is current, and every method makes
+// it current first.
 unsafe impl Send for Gpu {}
 
 fn event() -> Result<sys::CUevent, CudaError> {
@@ -161,8 +161,8 @@ fn wait(stream: sys::CUstream, event: sys::CUevent) -> Result<(), CudaError> {
 }
 
 impl Gpu {
-    /// Compiles programs for a device, allocates their memory, zeroed, and prepares their products. All
-    /// ranks of a mesh, or one of them and a network.
+    /// Compiles programs for a device, allocates zeroed memory for them, and prepares their products. The programs are
+    /// those of all ranks of a mesh, or of one rank with a network.
     ///
     /// # Errors
     /// No device, a library that is missing, too little memory, programs that cannot be executed.
@@ -170,10 +170,10 @@ impl Gpu {
         Gpu::open(Compiled::batch(vec![programs], &options)?.remove(0), options)
     }
 
-    /// As [`Gpu::new`] for programs that were compiled before.
+    /// Like [`Gpu::new`] for programs that are already compiled.
     ///
     /// # Errors
-    /// As [`Gpu::new`].
+    /// The errors of [`Gpu::new`].
     pub fn open(compiled: Compiled, options: GpuOptions) -> Result<Self, RuntimeError> {
         let Compiled { context, functions, programs, plan } = compiled;
         meet(&options, &programs, Ok(&plan))?;
@@ -201,8 +201,8 @@ impl Gpu {
         };
         gpu.prepare()?;
         let stream = gpu.lanes[0].compute;
-        // SAFETY: the memory is ours and that large. Only the stream is waited for, never the whole
-        // context: a peer on this device may be in a collective that waits for this very rank.
+        // SAFETY: the memory is ours and has this size. Only the stream is waited for, not the whole context, because a
+        // peer on this device may be in a collective that waits for this rank.
         unsafe {
             result::memset_d8_async(memory, 0, gpu.plan.bytes.max(1), stream)
                 .and_then(|()| result::stream::synchronize(stream))
@@ -211,7 +211,7 @@ impl Gpu {
         Ok(gpu)
     }
 
-    /// Makes streams, events and products for the plan.
+    /// Creates streams, events and products for the plan.
     fn prepare(&mut self) -> Result<(), CudaError> {
         let of_library = |item: &Item| matches!(item, Item::Product { library, .. } if !library.is_empty());
         let any = self.plan.ranks.iter().flat_map(|r| &r.items).any(|(_, item)| of_library(item));
@@ -225,7 +225,7 @@ impl Gpu {
             if let Some(library) = self.products.as_mut().filter(|_| self.options.library) {
                 for (slot, (_, item)) in products.iter_mut().zip(&rank.items) {
                     let Item::Product { library: ways, .. } = item else { continue };
-                    // The first that the library turns out to be able to do.
+                    // The first product that the library supports.
                     for (way, product) in ways.iter().enumerate() {
                         *slot = library.prepare(&product.gemm, compute)?.map(|prepared| (way, prepared));
                         if slot.is_some() {
@@ -247,9 +247,9 @@ impl Gpu {
         Ok(())
     }
 
-    /// Frees what [`Gpu::prepare`] made except for products; nothing runs any more.
+    /// Frees what [`Gpu::prepare`] created, except for products; nothing runs any more.
     fn dismantle(&mut self) {
-        // SAFETY: all of it is ours, and not used again. Failures leave nothing to do.
+        // SAFETY: all objects are ours, and not used again. Failures need no handling.
         unsafe {
             if let Some(graph) = self.graph.take() {
                 let _ = result::graph::exec_destroy(graph);
@@ -268,12 +268,12 @@ impl Gpu {
         &self.context
     }
 
-    /// Bytes of device memory that programs have.
+    /// Bytes of device memory that the programs use.
     pub fn allocated_bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Lets later steps be captured as a graph, whatever the options said.
+    /// Allows later steps to be captured as a graph, regardless of the options.
     pub fn use_graph(&mut self) {
         self.options.graph = true;
     }
@@ -285,7 +285,7 @@ impl Gpu {
             for (chosen, (_, item)) in lane.products.iter().zip(&rank.items) {
                 let Item::Product { library, .. } = item else { continue };
                 match chosen.map(|(way, _)| &library[way]) {
-                    Some(p) if !p.behind.is_empty() => counts.followed += 1,
+                    Some(p) if !p.after.is_empty() => counts.followed += 1,
                     Some(p) if p.gemm.has_epilogue() => counts.with_epilogue += 1,
                     Some(_) => counts.alone += 1,
                     None => counts.generated += 1,
@@ -295,7 +295,7 @@ impl Gpu {
         counts
     }
 
-    /// Copies of small inputs that were enqueued so far: side by side in the arena, they are one.
+    /// Number of copies of small inputs enqueued so far: inputs that are adjacent in the arena share one copy.
     pub fn small_copies(&self) -> u64 {
         self.staging.copies()
     }
@@ -307,15 +307,15 @@ impl Gpu {
         let mut params: Vec<*mut c_void> = vec![(&raw mut memory).cast()];
         params.extend(args.iter_mut().map(|a| (&raw mut *a).cast::<c_void>()));
         let function = self.functions.of(l.kernel);
-        // SAFETY: the kernel has these parameters, which are copied at once, and addresses only what was
-        // found to lie in the memory when it was planned.
+        // SAFETY: the kernel has these parameters, which are copied at once, and it only accesses memory that was
+        // checked during planning.
         unsafe {
             result::launch_kernel(function, (l.grid, 1, 1), (kernel.block, 1, 1), kernel.shared, stream, &mut params)
         }
         .map_err(failed(&format!("launching `{}`", kernel.name)))
     }
 
-    /// Enqueues an item of a rank that is no part of a collective.
+    /// Enqueues an item of a rank that does not belong to a collective.
     fn compute(&self, r: usize, at: usize) -> Result<(), CudaError> {
         let lane = &self.lanes[r];
         match &self.plan.ranks[r].items[at].1 {
@@ -325,7 +325,7 @@ impl Gpu {
                     let p = &library[way];
                     p.packing.iter().try_for_each(|l| self.launch(l, lane.compute))?;
                     products.enqueue(&p.gemm, prepared, self.memory, r, lane.compute)?;
-                    p.behind.iter().try_for_each(|l| self.launch(l, lane.compute))
+                    p.after.iter().try_for_each(|l| self.launch(l, lane.compute))
                 }
                 _ => kernels.iter().try_for_each(|l| self.launch(l, lane.compute)),
             },
@@ -333,7 +333,8 @@ impl Gpu {
         }
     }
 
-    /// Enqueues a step on all streams, behind the first rank's: of every rank's collectives, whether it is in there.
+    /// Enqueues a step on all streams, after the first rank's stream. Returns for every rank's collectives whether the
+    /// step contains it.
     pub(super) fn enqueue(&self, probe: &mut Probe<'_>) -> Result<Vec<Vec<bool>>, RuntimeError> {
         let origin = self.lanes[0].compute;
         record(self.fork, origin)?;
@@ -347,7 +348,7 @@ impl Gpu {
             for r in 0..ranks {
                 while let Some((_, item)) = self.plan.ranks[r].items.get(next[r]) {
                     let lane = &self.lanes[r];
-                    // A wait needs an event that was recorded: the peers' kernels go first.
+                    // A wait needs a recorded event, so the peers' kernels go first.
                     if matches!(item, Item::Wait(i) if !enqueued[r][*i]) {
                         break;
                     }
@@ -383,7 +384,7 @@ impl Gpu {
         Ok(enqueued)
     }
 
-    /// Enqueues a collective that a rank has started, if it is the last of its group in this process.
+    /// Enqueues a collective that a rank has started, if the rank is the last of its group in this process.
     fn communicate(
         &self,
         r: usize,
@@ -428,7 +429,7 @@ impl Gpu {
     fn capture(&mut self) -> Result<(), RuntimeError> {
         match self.try_capture() {
             Err(_) if self.progress.as_ref().is_some_and(|p| p.works) => {
-                // A driver that does not take such operations in graphs: messages are less precise then.
+                // A driver may refuse such operations in graphs; messages are then less precise.
                 self.progress.iter_mut().for_each(|p| p.works = false);
                 self.try_capture()
             }
@@ -438,9 +439,9 @@ impl Gpu {
 
     fn try_capture(&mut self) -> Result<(), RuntimeError> {
         let origin = self.lanes[0].compute;
-        // Other threads of the process may allocate meanwhile; this one does not.
+        // Other threads of the process may allocate in the meantime; this one does not.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive, and nothing but this step is enqueued until the capture ends.
+        // SAFETY: the stream is alive, and only this step is enqueued until the capture ends.
         unsafe { result::stream::begin_capture(origin, mode) }.map_err(failed("cuStreamBeginCapture"))?;
         let enqueued = self.enqueue(&mut |_, _, _| Ok(()));
         // SAFETY: the capture was begun above.
@@ -448,7 +449,7 @@ impl Gpu {
         let enqueued = enqueued?;
         let graph = graph?;
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY;
-        // SAFETY: the graph was captured above, and is destroyed when it has been instantiated.
+        // SAFETY: the graph was captured above, and is destroyed after it has been instantiated.
         let made = unsafe {
             let made = result::graph::instantiate(graph, flags).map_err(failed("cuGraphInstantiate"));
             let _ = result::graph::destroy(graph);
@@ -458,16 +459,16 @@ impl Gpu {
         Ok(())
     }
 
-    /// Enqueues the copies of what was written and is small, before a step.
+    /// Enqueues the copies of small writes, before a step.
     pub(super) fn bring_small_writes(&mut self) -> Result<(), CudaError> {
         self.staging.flush(self.lanes[0].compute)
     }
 
-    /// Enqueues a step without waiting for it. The first one is enqueued kernel by kernel, so that the
-    /// libraries have met every shape before a capture.
+    /// Enqueues a step without waiting for it. The first step is enqueued kernel by kernel, so that the libraries have
+    /// seen every shape before a capture.
     ///
     /// # Errors
-    /// What the driver or a library says.
+    /// Errors of the driver or a library.
     pub fn enqueue_step(&mut self) -> Result<(), RuntimeError> {
         self.context.make_current()?;
         if self.options.graph && self.steps > 0 && self.graph.is_none() {
@@ -476,7 +477,7 @@ impl Gpu {
         self.bring_small_writes()?;
         self.steps += 1;
         match self.graph {
-            // SAFETY: the graph is alive, and so is everything that it uses.
+            // SAFETY: the graph is alive, and so are all objects that it uses.
             Some(graph) => {
                 unsafe { result::graph::launch(graph, self.lanes[0].compute) }.map_err(failed("cuGraphLaunch"))?
             }
@@ -485,7 +486,7 @@ impl Gpu {
         Ok(record(self.end, self.lanes[0].compute)?)
     }
 
-    /// Waits for all steps that were enqueued.
+    /// Waits for all enqueued steps.
     ///
     /// # Errors
     /// A kernel or a collective failed, or did not finish in time.
@@ -522,7 +523,7 @@ impl Gpu {
             if let Some(error) = network.and_then(Network::failure) {
                 return Err(error.into());
             }
-            // A peer may end, or fail at what comes next, once it has done its part of this step.
+            // A peer may end, or fail in its next work, once it has done its part of this step.
             let alone = self.progress.as_ref().is_some_and(Progress::is_alone);
             if let Some(error) = watch.as_mut().filter(|_| !alone).and_then(|w| w.trouble(operation)) {
                 return Err(error);
@@ -542,8 +543,9 @@ impl Gpu {
         }
     }
 
-    /// Goes on with the memory of other programs: it stays where it is if the ranks have room there, else inputs are copied.
-    fn replan(&mut self, programs: &[RankProgram]) -> Result<(Plan, Arc<Functions>), RuntimeError> {
+    /// Switches to the memory of other programs: it stays in place if the ranks have room there; otherwise inputs are
+    /// copied.
+    fn replan(&mut self, programs: &[RankProgram]) -> Result<(DevicePlan, Arc<Functions>), RuntimeError> {
         let bases: Vec<usize> = self.plan.ranks.iter().map(|r| r.base).collect();
         let ends = bases.iter().skip(1).copied().chain([self.bytes]);
         let mut plan = plan_at(programs, Kernels::default(), &bases)?;
@@ -554,17 +556,17 @@ impl Gpu {
         Ok((plan, functions))
     }
 
-    /// Moves what the ranks' arenas hold to memory for another plan.
-    fn move_to(&mut self, plan: &Plan) -> Result<(), RuntimeError> {
+    /// Moves the contents of the ranks' arenas to memory for another plan.
+    fn move_to(&mut self, plan: &DevicePlan) -> Result<(), RuntimeError> {
         let memory = allocate(&self.context, plan.bytes)?;
         let stream = self.lanes[0].compute;
         let copied = (|| -> Result<(), RuntimeError> {
-            // SAFETY: the memory is new and that large.
+            // SAFETY: the memory is new and has this size.
             unsafe { result::memset_d8_async(memory, 0, plan.bytes.max(1), stream) }
                 .map_err(failed("clearing the memory"))?;
             for (rank, program) in self.programs.iter().enumerate() {
                 let (from, to) = (self.plan.ranks[rank].base as u64, plan.ranks[rank].base as u64);
-                // SAFETY: the rank's arena lies in both memories from its base on, and is not smaller in the new one.
+                // SAFETY: the rank's arena is in both memories, from its base on, and is not smaller in the new one.
                 unsafe { result::memcpy_dtod_async(memory + to, self.memory + from, program.arena_bytes, stream) }
                     .map_err(failed("copying on the device"))?;
             }
@@ -593,9 +595,14 @@ impl Gpu {
     }
 }
 
-/// Joins all groups of a plan, or finds that there is no network for them. An error in `plan` is told the others.
-fn meet(options: &GpuOptions, programs: &[RankProgram], plan: Result<&Plan, RuntimeError>) -> Result<(), RuntimeError> {
-    let collectives = |plan: &Plan| -> Vec<Collective> {
+/// Joins all groups of a plan, or reports that there is no network for them. An error in `plan` is shared with the
+/// other processes.
+fn meet(
+    options: &GpuOptions,
+    programs: &[RankProgram],
+    plan: Result<&DevicePlan, RuntimeError>,
+) -> Result<(), RuntimeError> {
+    let collectives = |plan: &DevicePlan| -> Vec<Collective> {
         plan.ranks.iter().flat_map(|r| &r.collectives).map(|c| c.collective.clone()).collect()
     };
     if let Some(network) = &options.network {
@@ -614,7 +621,7 @@ fn meet(options: &GpuOptions, programs: &[RankProgram], plan: Result<&Plan, Runt
 }
 
 fn allocate(context: &Context, bytes: usize) -> Result<sys::CUdeviceptr, CudaError> {
-    // SAFETY: whoever asked for it frees it.
+    // SAFETY: the caller frees it.
     let memory = unsafe { result::malloc_sync(bytes.max(1)) };
     let free = context.memory().map_or(0, |m| m.0);
     memory.map_err(|_| CudaError::OutOfMemory { bytes, free })
@@ -642,8 +649,8 @@ impl Device for Gpu {
         if !read.is_empty() {
             self.context.make_current()?;
             let stream = self.lanes[rank].compute;
-            // SAFETY: the view lies in the memory; the stream orders the copy behind all steps, and it is
-            // waited for.
+            // SAFETY: the view is in the memory; the stream orders the copy after all steps, and the copy is waited
+            // for.
             unsafe {
                 result::memcpy_dtoh_async(&mut read, at + bytes.start as u64, stream)
                     .and_then(|()| result::stream::synchronize(stream))
@@ -662,7 +669,7 @@ impl Device for Gpu {
         if len == 0 {
             return Ok(());
         }
-        // Behind a part of a buffer lies the rest of it.
+        // A write to part of a buffer may be followed by the rest of the buffer.
         let whole = self.programs[rank].buffers[binding.view.buffer.0 as usize].bytes == len;
         if whole && self.staging.take(at, bytes) {
             return Ok(());
@@ -670,8 +677,8 @@ impl Device for Gpu {
         self.context.make_current()?;
         let stream = self.lanes[rank].compute;
         self.staging.flush(stream)?;
-        // SAFETY: as above. On the stream, because a copy on another one could still be under way
-        // when a step begins.
+        // SAFETY: as above. The copy uses the stream, because a copy on another stream could still be running when a
+        // step begins.
         unsafe {
             result::memcpy_htod_async(at, bytes, stream)
                 .and_then(|()| result::stream::synchronize(stream))
@@ -704,7 +711,7 @@ impl Device for Gpu {
         let (plan, functions) = planned?;
         let stream = self.lanes[0].compute;
         self.staging.flush(stream)?;
-        // SAFETY: the stream is alive. Everything else of a step ends before it does.
+        // SAFETY: the stream is alive. All other work of a step ends before it does.
         unsafe { result::stream::synchronize(stream) }.map_err(failed("cuStreamSynchronize"))?;
         let moves = plan.bytes > self.bytes || plan.ranks.iter().zip(&self.plan.ranks).any(|(a, b)| a.base != b.base);
         if moves {
@@ -728,7 +735,7 @@ impl Drop for Gpu {
             let runs = |s: &sys::CUstream| unsafe { sys::cuStreamQuery(*s) } == sys::CUresult::CUDA_ERROR_NOT_READY;
             while streams.iter().any(runs) {
                 if start.elapsed() > AFTER_ABORT {
-                    // What still runs uses all of it: it goes with the process.
+                    // Running work may use all of this, so it stays allocated until the process ends.
                     let kept =
                         (self.functions.clone(), self.products.take(), self.progress.take(), self.context.clone());
                     std::mem::forget(kept);
@@ -737,8 +744,8 @@ impl Drop for Gpu {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        // SAFETY: everything is ours, and nothing runs any more once our streams are idle, or have failed.
-        // Failures leave nothing to do.
+        // SAFETY: all objects are ours, and nothing runs any more once our streams are idle, or have failed. Failures
+        // need no handling.
         unsafe {
             streams.into_iter().for_each(|s| _ = result::stream::synchronize(s));
             ManuallyDrop::drop(&mut self.staging);

@@ -1,19 +1,19 @@
-//! Execution on NVIDIA GPUs. Nothing here has run on one yet: what it executes (kernels, products,
-//! collectives as calls) is checked on the CPU by `../emulate.rs`.
+//! Execution on NVIDIA GPUs. This code has not run on a real GPU yet; `../emulate.rs` checks what it executes (kernels,
+//! products, collectives as calls) on the CPU.
 //!
 //! | question | file |
 //! |---|---|
-//! | which device, its context, its driver's errors | `context` |
-//! | how kernels become functions of the device | `module` |
-//! | matrix products by cublasLt: plans, algorithms that are timed | `product` |
-//! | collectives by NCCL: a table of its functions, non-blocking, aborted at a deadline | `nccl` |
-//! | how ranks agree on an identifier | `rendezvous` |
-//! | which GPU a process has, and what processes need that share one | `share` |
-//! | when waiting for other processes is of no use any more | `watch` |
-//! | how far the collectives of a step are, for messages and the flight record | `progress` |
+//! | the device, its context, and errors of the driver | `context` |
+//! | kernels as functions of the device | `module` |
+//! | matrix products by cublasLt: plans, and timing of algorithms | `product` |
+//! | collectives by NCCL: a table of its functions, non-blocking calls, aborts at a deadline | `nccl` |
+//! | agreement of ranks on an identifier | `rendezvous` |
+//! | the GPU of a process, and settings for processes that share one | `share` |
+//! | when waiting for other processes becomes pointless | `watch` |
+//! | the progress of a step's collectives, for messages and the flight record | `progress` |
 //! | memory, streams, events, the graph of a step | `machine` |
-//! | small writes in one copy; memory of the host for it | `staging`, `pinned` |
-//! | how long every action takes | `profile` |
+//! | small writes in one copy; host memory for it | `staging`, `pinned` |
+//! | the duration of every action | `profile` |
 
 mod context;
 mod machine;

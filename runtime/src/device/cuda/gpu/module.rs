@@ -8,8 +8,8 @@ use cudarc::driver::{result, sys};
 use std::ffi::CString;
 use std::sync::Arc;
 
-/// Kernels that are compiled together: enough that the prelude does not count, few enough that all cores
-/// have some.
+/// Number of kernels that are compiled together: enough to make the prelude negligible, few enough to keep all cores
+/// busy.
 const TOGETHER: usize = 48;
 
 /// Loaded modules and the functions of all kernels.
@@ -21,7 +21,7 @@ pub(super) struct Functions {
 
 // SAFETY: functions and modules may be used from any thread in which the context is current.
 unsafe impl Send for Functions {}
-// SAFETY: as above; nothing of it changes.
+// SAFETY: as above; it is immutable.
 unsafe impl Sync for Functions {}
 
 impl Functions {
@@ -52,13 +52,13 @@ impl Functions {
         let mut loaded = Functions { context: context.clone(), modules: Vec::new(), functions: Vec::new() };
         for (binary, &first) in binaries.into_iter().flatten().zip(&starts) {
             let binary = binary?;
-            // SAFETY: a binary of this architecture, which the driver copies.
+            // SAFETY: a binary for this architecture, which the driver copies.
             let module =
                 unsafe { result::module::load_data(binary.as_ptr().cast()) }.map_err(failed("cuModuleLoadData"))?;
             loaded.modules.push(module);
             for kernel in &kernels.list()[first..(first + TOGETHER).min(count)] {
                 let name = CString::new(kernel.name.as_str()).unwrap_or_default();
-                // SAFETY: the module stays loaded as long as this is.
+                // SAFETY: the module stays loaded as long as this exists.
                 let function = unsafe { result::module::get_function(module, name) };
                 let function = function.map_err(failed(&format!("cuModuleGetFunction `{}`", kernel.name)))?;
                 if kernel.shared > 0 {
@@ -83,7 +83,7 @@ impl Drop for Functions {
     fn drop(&mut self) {
         if self.context.make_current().is_ok() {
             for &module in &self.modules {
-                // SAFETY: nothing of the module runs any more: whoever launched it has waited.
+                // SAFETY: nothing of the module runs any more, because callers have waited for their launches.
                 let _ = unsafe { result::module::unload(module) };
             }
         }

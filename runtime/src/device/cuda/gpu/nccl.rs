@@ -1,8 +1,7 @@
 //! Collectives by NCCL, through a small table of its functions.
 //!
-//! Communicators are non-blocking: every call may say that it is in progress, and is then polled until
-//! it is done or the deadline has passed; at the deadline the communicator is aborted, so that a missing
-//! peer is an error here and not a hang.
+//! Communicators are non-blocking: a call may report that it is in progress, and is then polled until it is done or the
+//! deadline has passed. At the deadline the communicator is aborted, so a missing peer is an error and not a hang.
 
 use super::rendezvous::{Hosts, Left, Rendezvous};
 use super::watch::Watch;
@@ -22,7 +21,8 @@ use tpc_ir::{DType, ReduceOp};
 type Comm = *mut c_void;
 type Stream = *mut c_void;
 
-/// How long giving up, or saying goodbye at the end, may take: with what streams take to end then, less than the grace of `tpc launch`.
+/// How long an abort, or the shutdown at the end, may take. Together with the time that streams then take to end, this
+/// is less than the grace period of `tpc launch`.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 const SUCCESS: c_int = 0;
@@ -33,7 +33,7 @@ const IN_PROGRESS: c_int = 7;
 #[derive(Clone, Copy)]
 struct UniqueId([u8; 128]);
 
-/// `ncclConfig_t` as of version 2.17, which later versions accept by its size.
+/// `ncclConfig_t` as of version 2.17; later versions recognize it by its size.
 #[repr(C)]
 struct Config {
     size: usize,
@@ -49,7 +49,7 @@ struct Config {
 
 const UNDEFINED: c_int = c_int::MIN;
 
-/// NCCL's functions that are used.
+/// The functions of NCCL in use.
 #[derive(Clone, Copy)]
 pub struct Nccl {
     version: unsafe extern "C" fn(*mut c_int) -> c_int,
@@ -77,15 +77,15 @@ impl Nccl {
     /// Loads the library.
     ///
     /// # Errors
-    /// It is not there, or not what it should be.
+    /// It is missing, or has unexpected contents.
     pub fn load() -> Result<Self, CudaError> {
         let library = search::open(NAME, "nvidia-nccl-cu13", "libnccl.so.2", &[])?;
         Self::of(&library).map_err(|reason| CudaError::BrokenLibrary { library: NAME, reason })
     }
 
     fn of(library: &Library) -> Result<Self, String> {
-        // SAFETY: the types are those of nccl.h, unchanged since 2.14; results are numbers, so that
-        // values of later versions are no harm.
+        // SAFETY: the types are those of nccl.h, unchanged since 2.14; results are numbers, so values of later versions
+        // do no harm.
         unsafe {
             Ok(Nccl {
                 version: library.function("ncclGetVersion")?,
@@ -112,7 +112,7 @@ impl Nccl {
     /// The version: 23007 is 2.30.7.
     pub fn version(&self) -> i32 {
         let mut version = 0;
-        // SAFETY: the place is writable.
+        // SAFETY: the pointer is writable.
         unsafe { (self.version)(&mut version) };
         version
     }
@@ -136,7 +136,8 @@ fn data_type(d: DType) -> c_int {
     }
 }
 
-/// Integers wrap, unlike on the CPU and between ranks of one process, where narrow ones saturate. For truth values a sum and a maximum are *or*, a product and a minimum *and*.
+/// Integers wrap around, unlike on the CPU and between ranks of one process, where narrow integers saturate. For truth
+/// values, sum and maximum are *or*, product and minimum are *and*.
 fn operation(op: ReduceOp, d: DType) -> c_int {
     match (op, d) {
         (ReduceOp::Sum, DType::Bool) | (ReduceOp::Max, _) => 2,
@@ -146,13 +147,12 @@ fn operation(op: ReduceOp, d: DType) -> c_int {
     }
 }
 
-/// One rank's end of a group's communication.
+/// The communicator of one rank in a group.
 struct Communicator {
     comm: Comm,
 }
 
-// SAFETY: a communicator may be used from any thread, by one at a time, which the lock of its network
-// sees to.
+// SAFETY: a communicator may be used from any thread, by one at a time, which the lock of its network ensures.
 unsafe impl Send for Communicator {}
 
 /// The communicators of one rank, one for each group.
@@ -167,7 +167,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// The network of a rank whose peers meet at a rendezvous.
+    /// The network of a rank whose peers use a rendezvous.
     ///
     /// # Errors
     /// NCCL cannot be loaded.
@@ -176,8 +176,8 @@ impl Network {
         Ok(Arc::new(Network { nccl, rank, deadline, rendezvous, processes: None, groups: Mutex::default() }))
     }
 
-    /// The network of a rank among the processes that were launched together: they meet over what their host sides exchange, and the
-    /// failure or end of one is seen by the others.
+    /// The network of a rank among processes that were launched together: they exchange identifiers through their host
+    /// sides, and notice the failure or end of a process.
     ///
     /// # Errors
     /// NCCL cannot be loaded.
@@ -196,12 +196,12 @@ impl Network {
         self.processes.as_ref()
     }
 
-    /// A wait for the others.
+    /// Begins a wait for the other ranks.
     pub(super) fn watch(&self) -> Watch<'_> {
         Watch::new(self.processes.as_deref(), self.rank)
     }
 
-    /// How long a collective may take.
+    /// The deadline of a collective.
     pub(super) fn deadline(&self) -> Duration {
         self.deadline
     }
@@ -210,7 +210,7 @@ impl Network {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Polls a communicator until what it does is done.
+    /// Polls a communicator until its operation is done.
     fn settle(&self, comm: Comm, call: &str, deadline: Duration) -> Result<(), RuntimeError> {
         let (start, mut watch) = (Instant::now(), self.watch());
         loop {
@@ -244,11 +244,11 @@ impl Network {
         }
     }
 
-    /// Joins groups, those that this rank has not yet: collective over all ranks, which have the groups that they are in in one order.
-    /// An error in `ready` is told the others, and nobody joins.
+    /// Joins groups, except those that this rank has already joined. This is collective over all ranks, which must list
+    /// the groups that they share in the same order. An error in `ready` is shared with the others, and no rank joins.
     ///
     /// # Errors
-    /// That error, or another rank's; ranks that do not come.
+    /// That error, or another rank's; ranks that do not respond.
     pub(super) fn join(&self, groups: &[Vec<usize>], ready: Result<(), RuntimeError>) -> Result<(), RuntimeError> {
         let mut new: Vec<&Vec<usize>> = Vec::new();
         groups.iter().filter(|g| !self.groups().contains_key(*g)).for_each(|g| {
@@ -276,7 +276,7 @@ impl Network {
             let bytes = identifiers.get(&key(group)).and_then(|b| <[u8; 128]>::try_from(&b[..]).ok());
             let none = || CudaError::Call {
                 call: format!("joining ranks {group:?}"),
-                reason: "their identifier has another size; all processes need the same version of tpc".into(),
+                reason: "their identifier has a different size; all processes need the same version of tpc".into(),
             };
             self.enter(group, UniqueId(bytes.ok_or_else(none)?))?;
         }
@@ -285,7 +285,7 @@ impl Network {
 
     fn identifier(&self) -> Result<UniqueId, RuntimeError> {
         let mut id = UniqueId([0; 128]);
-        // SAFETY: the place is writable.
+        // SAFETY: the pointer is writable.
         let code = unsafe { (self.nccl.unique_id)(&mut id) };
         match code {
             SUCCESS => Ok(id),
@@ -307,9 +307,9 @@ impl Network {
             share: UNDEFINED,
         };
         let mut comm = std::ptr::null_mut();
-        // SAFETY: the configuration is as large as it says and is read at once.
+        // SAFETY: the configuration has the size that it declares and is read at once.
         let code = unsafe { (self.nccl.init)(&mut comm, group.len() as c_int, id, position as c_int, &mut config) };
-        // Known before it is ready, so that it is aborted with the others if it never becomes so.
+        // Recorded before it is ready, so that it is aborted with the others if it never becomes ready.
         if !comm.is_null() {
             self.groups().insert(group.to_vec(), Communicator { comm });
         }
@@ -330,8 +330,8 @@ impl Network {
         };
         let at = |place: i64| memory.wrapping_add_signed(place) as *mut c_void;
         let n = &self.nccl;
-        // SAFETY: all places lie in the device allocation, as they were planned, and stay unused until
-        // whoever waits for the collective has waited.
+        // SAFETY: all offsets are in the device allocation, as planned, and the memory stays unused until the rank has
+        // waited for the collective.
         let grouped = unsafe {
             (n.group_start)();
             let mut first = SUCCESS;
@@ -361,7 +361,7 @@ impl Network {
         self.checked(comm, grouped, &what)
     }
 
-    /// The error that a communicator has met, if any.
+    /// The error that occurred in a communicator, if any.
     pub(super) fn failure(&self) -> Option<CudaError> {
         for (group, g) in self.groups().iter() {
             let mut state = SUCCESS;
@@ -375,7 +375,7 @@ impl Network {
         None
     }
 
-    /// Gives up everything that is under way. NCCL says that this does not hang; whoever has a deadline to keep does not rely on it.
+    /// Aborts all communication. NCCL says that this does not hang; code with a deadline does not rely on that.
     pub(super) fn abort_all(&self) {
         let groups: Vec<Communicator> = self.groups().drain().map(|g| g.1).collect();
         if groups.is_empty() {

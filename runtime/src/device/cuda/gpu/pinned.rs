@@ -1,4 +1,4 @@
-//! Memory of the host that a device reads and writes.
+//! Host memory that a device reads and writes.
 
 use super::context::failed;
 use crate::device::cuda::error::CudaError;
@@ -6,24 +6,24 @@ use cudarc::driver::{result, sys};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Zeroed memory of the host that is not paged out.
+/// Zeroed host memory that is not paged out.
 pub(super) struct Pinned {
     base: NonNull<u8>,
     bytes: usize,
 }
 
-// SAFETY: an address and a size; whoever uses the memory orders the accesses.
+// SAFETY: an address and a size; users of the memory order their accesses.
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// Allocates; the context is current.
+    /// Allocates memory; the context must be current.
     pub(super) fn new(bytes: usize) -> Result<Self, CudaError> {
         // SAFETY: freed when this is dropped.
         let base = unsafe { result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_DEVICEMAP) };
         let base = NonNull::new(base.map_err(failed("cuMemHostAlloc"))?.cast::<u8>());
         let none = || CudaError::Call { call: "cuMemHostAlloc".into(), reason: "it gave no memory".into() };
         let base = base.ok_or_else(none)?;
-        // SAFETY: as large as was asked for.
+        // SAFETY: as large as requested.
         unsafe { base.write_bytes(0, bytes) };
         Ok(Pinned { base, bytes })
     }
@@ -37,7 +37,7 @@ impl Pinned {
         self.base.as_ptr()
     }
 
-    /// Where the device finds it.
+    /// The address on the device.
     pub(super) fn on_device(&self) -> Result<sys::CUdeviceptr, CudaError> {
         let mut at = 0;
         // SAFETY: the memory was allocated to be mapped.
@@ -49,16 +49,16 @@ impl Pinned {
 
     fn word(&self, at: usize) -> &AtomicU32 {
         assert!((at + 1) * 4 <= self.bytes, "word {at} of {} bytes", self.bytes);
-        // SAFETY: in the memory, aligned, and the device only writes whole words of it.
+        // SAFETY: within the memory and aligned, and the device only writes whole words.
         unsafe { &*self.base.as_ptr().cast::<AtomicU32>().add(at) }
     }
 
-    /// A word, which the device may be writing.
+    /// Reads a word, which the device may be writing.
     pub(super) fn load(&self, at: usize) -> u32 {
         self.word(at).load(Ordering::Acquire)
     }
 
-    /// Sets a word, which the device may be reading.
+    /// Writes a word, which the device may be reading.
     pub(super) fn store(&self, at: usize, value: u32) {
         self.word(at).store(value, Ordering::Release);
     }
@@ -66,7 +66,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: allocated above; whoever used it has waited.
+        // SAFETY: allocated above; its users have waited.
         let _ = unsafe { result::free_host(self.base.as_ptr().cast()) };
     }
 }

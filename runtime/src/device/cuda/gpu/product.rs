@@ -1,11 +1,11 @@
 //! Matrix products by cublasLt.
 //!
-//! The library is asked for several algorithms for each shape, types and alignment, and each of them is
-//! timed once when a program is loaded, on memory of its own. f32 is computed in f32: the compute type
-//! that rounds operands to TF32 is never asked for.
+//! For each shape, combination of types and alignment, the library proposes several algorithms, and each of them is
+//! timed once when a program is loaded, on separate memory. f32 is computed in f32: the compute type that rounds
+//! operands to TF32 is never used.
 //!
-//! Not every algorithm does with a product what the library has words for, and whether one does is known when it has
-//! been tried: a product with an epilogue that nobody could try is none.
+//! Not every algorithm supports every epilogue of the library, which only shows when it is tried: a product with an
+//! epilogue counts as unsupported if it could not be tried.
 
 use super::context::{Context, failed, preload};
 use crate::device::cuda::error::CudaError;
@@ -17,9 +17,9 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use tpc_ir::DType;
 
-/// Bytes that the library may use for one stream: what NVIDIA recommends for Hopper.
+/// Bytes that the library may use per stream: NVIDIA's recommendation for Hopper.
 const WORKSPACE: usize = 32 << 20;
-/// Algorithms that are timed, and how often.
+/// Number of algorithms to time, and of repetitions.
 const ALGORITHMS: usize = 8;
 const REPEATS: usize = 4;
 
@@ -27,11 +27,11 @@ fn blas_failed(call: &str) -> impl Fn(lt::CublasError) -> CudaError + '_ {
     move |e| CudaError::Call { call: call.into(), reason: format!("{:?}", e.0) }
 }
 
-/// What decides which algorithm is best of a matrix: type, rows, columns, both distances, whether it is transposed,
-/// and to how many bytes it is aligned.
+/// The properties of a matrix that determine the best algorithm: type, rows, columns, both strides, whether it is
+/// transposed, and its alignment in bytes.
 type MatrixKey = (DType, usize, usize, usize, i64, bool, u32);
 
-/// What decides which algorithm is best.
+/// The properties of a product that determine the best algorithm.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     shape: [usize; 4],
@@ -57,31 +57,31 @@ impl Key {
         Key { shape: [g.m, g.n, g.k, g.batch], operands, activation: g.activation, in_place: is_in_place(g) }
     }
 
-    /// Bytes to which an operand is aligned; any number if there is none.
+    /// Alignment of an operand in bytes; any number if there is no such operand.
     fn alignment(&self, x: usize) -> u32 {
         self.operands[x].map_or(256, |m| m.6)
     }
 }
 
-/// Whether what is added is the result.
+/// Whether the added matrix is the result.
 fn is_in_place(g: &Gemm) -> bool {
     g.c.as_ref().is_some_and(|c| c.at == g.d.at)
 }
 
-/// Where the operands of a call lie; 0 for those that there are not.
+/// Addresses of the operands of a call; 0 for missing operands.
 type Places = [sys::CUdeviceptr; OPERANDS];
 
-/// Descriptions of a product and the algorithm that was chosen.
+/// Descriptions of a product and the chosen algorithm.
 struct Prepared {
     operation: blas::cublasLtMatmulDesc_t,
-    /// Of a, b, c and d.
+    /// The layouts of a, b, c and d.
     layouts: [blas::cublasLtMatrixLayout_t; 4],
     algorithm: blas::cublasLtMatmulAlgo_t,
 }
 
 impl Prepared {
     fn destroy(&self) {
-        // SAFETY: whoever destroys it is the last that knows it.
+        // SAFETY: the owner destroys it last.
         unsafe {
             let _ = lt::destroy_matmul_desc(self.operation);
             self.layouts.iter().for_each(|&l| _ = lt::destroy_matrix_layout(l));
@@ -89,14 +89,14 @@ impl Prepared {
     }
 }
 
-/// The library on one device, and everything that was prepared.
+/// The library on one device, and all prepared products.
 pub(super) struct Products {
     context: Arc<Context>,
     handle: blas::cublasLtHandle_t,
-    /// One for each rank, whose streams run side by side.
+    /// One per rank, because the streams of ranks run concurrently.
     workspaces: Vec<sys::CUdeviceptr>,
     prepared: Vec<Prepared>,
-    /// `None` where the library has no algorithm.
+    /// `None` if the library has no algorithm.
     by_key: HashMap<Key, Option<usize>>,
 }
 
@@ -110,10 +110,10 @@ fn data_type(d: DType) -> blas::cudaDataType {
 }
 
 impl Products {
-    /// Loads the library; `ranks` may compute side by side.
+    /// Loads the library; `ranks` may compute concurrently.
     pub(super) fn load(context: &Arc<Context>, ranks: usize) -> Result<Self, CudaError> {
         preload("cublasLt", "nvidia-cublas", "libcublasLt.so.13")?;
-        // SAFETY: only looks whether the library can be loaded.
+        // SAFETY: only checks whether the library can be loaded.
         if !unsafe { blas::is_culib_present() } {
             let reason = "libcublasLt.so.13 was loaded, but is not found by its name".into();
             return Err(CudaError::BrokenLibrary { library: "cublasLt", reason });
@@ -141,12 +141,12 @@ impl Products {
         if let Some(&known) = self.by_key.get(&key) {
             return Ok(known);
         }
-        // What there is not has the layout of the result: it is not read.
+        // A missing operand has the layout of the result: it is not read.
         let c = g.c.as_ref().unwrap_or(&g.d);
         let layouts = [layout(&g.a, g.batch)?, layout(&g.b, g.batch)?, layout(c, g.batch)?, layout(&g.d, g.batch)?];
         let algorithm = blas::cublasLtMatmulAlgo_t { data: [0; 8] };
         let mut prepared = Prepared { operation: operation(g)?, layouts, algorithm };
-        // The library may look where the operands of an epilogue are; what is there is not read.
+        // The library may check the addresses of an epilogue's operands; their contents are not read.
         let elsewhere = std::array::from_fn(|x| self.workspaces[0] + u64::from(key.alignment(x) % 256));
         point(g, prepared.operation, &elsewhere)?;
         let found = self.algorithms(&prepared, &key)?;
@@ -171,13 +171,13 @@ impl Products {
         use blas::cublasLtMatmulPreferenceAttributes_t as Of;
         let preference = lt::create_matmul_pref().map_err(blas_failed("cublasLtMatmulPreferenceCreate"))?;
         let set = |of, value: *const c_void, size| {
-            // SAFETY: the value is as large as the attribute.
+            // SAFETY: the value has the size of the attribute.
             unsafe { lt::set_matmul_pref_attribute(preference, of, value, size) }
                 .map_err(blas_failed("cublasLtMatmulPreferenceSetAttribute"))
         };
         let bytes = WORKSPACE;
         set(Of::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const bytes).cast(), 8)?;
-        // Left to itself the library assumes 256 bytes. A bias is read as the result is written.
+        // By default the library assumes 256 bytes. A bias has the alignment of the result.
         let [a, b, d, c, bias, _] = std::array::from_fn(|x| key.alignment(x));
         let (c, d) = (if key.operands[3].is_some() { c } else { d }, d.min(bias));
         set(Of::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (&raw const a).cast(), 4)?;
@@ -187,7 +187,7 @@ impl Products {
         let [a, b, c, d] = prepared.layouts;
         let mut found: Vec<blas::cublasLtMatmulHeuristicResult_t> = Vec::with_capacity(ALGORITHMS);
         let mut count = 0;
-        // SAFETY: all descriptions are alive, and there is room for as many results as are asked for.
+        // SAFETY: all descriptions are alive, and there is room for as many results as requested.
         let said = unsafe {
             blas::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
@@ -207,12 +207,12 @@ impl Products {
         if said.result().is_err() {
             return Ok(Vec::new());
         }
-        // SAFETY: the library has written that many.
+        // SAFETY: the library has written this many.
         unsafe { found.set_len(count as usize) };
         Ok(found.into_iter().filter(|r| r.state.result().is_ok()).map(|r| r.algo).collect())
     }
 
-    /// The fastest of some algorithms, on memory of its own; `None` if there is too little of that, or none works.
+    /// The fastest of some algorithms, timed on separate memory; `None` if there is too little memory, or none works.
     fn fastest(
         &self,
         g: &Gemm,
@@ -226,14 +226,14 @@ impl Products {
         let mut offsets = [0; OPERANDS];
         for (x, m) in g.operands().into_iter().enumerate() {
             let Some(m) = m else { continue };
-            // Aligned no better than the operands are.
+            // Aligned no better than the operands.
             offsets[x] = total as u64 + u64::from(key.alignment(x) % 256);
             total += (elements(m) * m.dtype.bytes()).next_multiple_of(256) + 256;
         }
         if key.in_place {
             offsets[3] = offsets[2];
         }
-        // SAFETY: freed below; nothing else knows it.
+        // SAFETY: freed below; it has no other owner.
         let Ok(memory) = (unsafe { result::malloc_sync(total) }) else { return Ok(None) };
         let timed = self.time_all(g, prepared, found, stream, offsets.map(|o| memory + o));
         // SAFETY: `time_all` has waited for everything that uses it.
@@ -255,7 +255,7 @@ impl Products {
         let mut best: Option<(f32, blas::cublasLtMatmulAlgo_t)> = None;
         let timed = found.iter().try_for_each(|&algorithm| {
             prepared.algorithm = algorithm;
-            // Once to warm up, then timed. An algorithm that fails is none.
+            // Once to warm up, then timed. An algorithm that fails is skipped.
             if self.call(g, prepared, &places, self.workspaces[0], stream).is_err() {
                 return Ok(());
             }
@@ -276,7 +276,7 @@ impl Products {
             }
             Ok(())
         });
-        // SAFETY: nothing uses the memory behind this, and the events are not used again.
+        // SAFETY: nothing uses the memory after this, and the events are not used again.
         unsafe {
             let _ = result::stream::synchronize(stream);
             let _ = result::event::destroy(start);
@@ -301,7 +301,7 @@ impl Products {
         let factor = |i: usize| -> *const c_void {
             if g.is_double() { (&raw const wide[i]).cast() } else { (&raw const narrow[i]).cast() }
         };
-        // SAFETY: the matrices lie in device memory, as they were planned; factors are read at once.
+        // SAFETY: the matrices are in device memory, as planned; factors are read at once.
         unsafe {
             lt::matmul(
                 self.handle,
@@ -347,12 +347,12 @@ use blas::cublasLtMatmulDescAttributes_t as Attribute;
 
 /// Sets an attribute of a product's description.
 fn describe<T>(operation: blas::cublasLtMatmulDesc_t, of: Attribute, value: T) -> Result<(), CudaError> {
-    // SAFETY: callers give a number of the attribute's size, which is copied.
+    // SAFETY: callers pass a number of the attribute's size, which is copied.
     unsafe { lt::set_matmul_desc_attribute(operation, of, (&raw const value).cast(), size_of::<T>()) }
         .map_err(blas_failed("cublasLtMatmulDescSetAttribute"))
 }
 
-/// The description of a product, but for where the operands of its epilogue are.
+/// The description of a product, except for the addresses of its epilogue's operands.
 fn operation(g: &Gemm) -> Result<blas::cublasLtMatmulDesc_t, CudaError> {
     let (compute, scale) = if g.is_double() {
         (blas::cublasComputeType_t::CUBLAS_COMPUTE_64F, blas::cudaDataType::CUDA_R_64F)
@@ -389,7 +389,7 @@ fn operation(g: &Gemm) -> Result<blas::cublasLtMatmulDesc_t, CudaError> {
     Ok(operation)
 }
 
-/// Says where bias and aux are, which are attributes of the description.
+/// Sets the addresses of bias and aux, which are attributes of the description.
 fn point(g: &Gemm, operation: blas::cublasLtMatmulDesc_t, places: &Places) -> Result<(), CudaError> {
     if g.bias.is_some() {
         describe(operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, places[4])?;
@@ -423,7 +423,7 @@ impl Drop for Products {
         if self.context.make_current().is_err() {
             return;
         }
-        // SAFETY: whoever enqueued products has waited for them. Failures leave nothing to do.
+        // SAFETY: callers have waited for the products that they enqueued. Failures need no handling.
         unsafe {
             self.prepared.iter().for_each(Prepared::destroy);
             self.workspaces.iter().for_each(|&w| _ = result::free_sync(w));

@@ -1,7 +1,8 @@
-//! How long every action of a step takes on the device, by events around each.
+//! The duration of every action of a step on the device, measured by events around each.
 //!
-//! Launching a kernel takes the host about as long as a short one runs, so that events around kernels that are launched one by one would
-//! measure the host. The stream of a rank that is alone is therefore held back while some of its actions are enqueued.
+//! Launching a kernel takes the host about as long as a short kernel runs, so events around kernels that are launched
+//! one by one would measure the host. The stream of a single rank is therefore held back while some of its actions are
+//! enqueued.
 
 use super::context::failed;
 use super::machine::Gpu;
@@ -10,10 +11,11 @@ use crate::device::cuda::error::CudaError;
 use crate::error::RuntimeError;
 use cudarc::driver::{result, sys};
 
-/// Actions that are enqueued while the stream is held back: far fewer operations than a stream takes before it blocks the host.
+/// Number of actions that are enqueued while the stream is held back: far fewer operations than a stream takes before
+/// it blocks the host.
 const HELD: usize = 64;
 
-/// How long an action took.
+/// The duration of an action.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Timing {
     /// Position of the rank's program.
@@ -22,11 +24,11 @@ pub struct Timing {
     pub step: usize,
     /// The step's label.
     pub label: String,
-    /// Microseconds; of a wait for a collective, how long the rank's kernels were kept from running.
+    /// Microseconds; for a wait for a collective, how long it kept the rank's kernels from running.
     pub microseconds: f64,
 }
 
-/// Events that are destroyed with it.
+/// Events that are destroyed when this is dropped.
 #[derive(Default)]
 struct Events(Vec<sys::CUevent>);
 
@@ -41,16 +43,16 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        // SAFETY: ours, and not used again. Failures leave nothing to do.
+        // SAFETY: ours, and not used again. Failures need no handling.
         self.0.iter().for_each(|&e| _ = unsafe { result::event::destroy(e) });
     }
 }
 
 impl Gpu {
-    /// Runs steps one behind the other and gives the milliseconds of each, from the device's clock.
+    /// Runs consecutive steps and returns the milliseconds of each, from the device's clock.
     ///
     /// # Errors
-    /// As [`Gpu::enqueue_step`] and [`Gpu::finish`].
+    /// The errors of [`Gpu::enqueue_step`] and [`Gpu::finish`].
     pub fn time_steps(&mut self, count: usize) -> Result<Vec<f64>, RuntimeError> {
         self.context.make_current()?;
         let stream = self.lanes[0].compute;
@@ -71,11 +73,11 @@ impl Gpu {
         events.0.chunks(2).map(taken).collect()
     }
 
-    /// Runs a step kernel by kernel and gives the time of each action, in the order in which they were enqueued. All ranks are in this
-    /// process.
+    /// Runs a step kernel by kernel and returns the time of each action, in the order in which they were enqueued. All
+    /// ranks must be in this process.
     ///
     /// # Errors
-    /// What the driver or a library says.
+    /// Errors of the driver or a library.
     pub fn profile(&mut self) -> Result<Vec<Timing>, RuntimeError> {
         self.context.make_current()?;
         self.finish()?;
@@ -85,19 +87,19 @@ impl Gpu {
         let gate = Pinned::new(4)?;
         let at = gate.on_device()?;
         let mut gates = 0u32;
-        // A device or driver that cannot wait for a word is measured without.
+        // If the device or driver cannot wait for a word, the stream is not held back.
         let mut holds = streams.len() == 1 && self.programs.iter().all(|p| p.collectives().next().is_none());
         let mut count = 0;
-        let enqueued = self.enqueue(&mut |rank, item, behind| {
-            if !behind && holds && count % HELD == 0 {
+        let enqueued = self.enqueue(&mut |rank, item, done| {
+            if !done && holds && count % HELD == 0 {
                 gate.store(0, gates);
                 // CU_STREAM_WAIT_VALUE_GEQ.
-                // SAFETY: the word is mapped memory, which lives until the stream was waited for.
+                // SAFETY: the word is mapped memory, which lives until the stream has been waited for.
                 let waits = unsafe { sys::cuStreamWaitValue32_v2(streams[rank], at, gates + 1, 0) };
                 holds = waits.result().is_ok();
                 gates += u32::from(holds);
             }
-            if !behind {
+            if !done {
                 count += 1;
                 of.push((rank, item));
             }

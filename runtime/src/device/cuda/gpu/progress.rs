@@ -1,5 +1,5 @@
-//! How far a rank's collectives are within a step: the device writes it into words that the host sees, and from there it goes into the
-//! flight record, so that a failure can say which collective it met, and who was missing there.
+//! The progress of a rank's collectives within a step. The device writes it into words that the host can read, and from
+//! there it goes into the flight record, so that a failure can name the collective and the missing ranks.
 
 use super::context::failed;
 use super::pinned::Pinned;
@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tpc_ir::program::Collective;
 
-/// Words: how many collectives of the step have begun, and ended. They run one after the other, in program order.
+/// Words: how many collectives of the step have begun, and how many have ended. They run one after the other, in
+/// program order.
 const BEGUN: usize = 0;
 const ENDED: usize = 1;
 
@@ -26,7 +27,7 @@ struct Seen {
     numbers: VecDeque<Number>,
 }
 
-/// The words of one rank, and what they are about.
+/// The words of one rank, and the collectives that they count.
 pub(super) struct Progress {
     rank: usize,
     processes: Arc<dyn Processes>,
@@ -41,7 +42,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Words for the collectives of a rank, tried on a stream.
+    /// Allocates words for the collectives of a rank, and tries them on a stream.
     pub(super) fn new(
         rank: usize,
         processes: Arc<dyn Processes>,
@@ -53,24 +54,24 @@ impl Progress {
         let labels = collectives.iter().map(Label::of).collect();
         let (clock, seen) = (Clock::new(), Mutex::default());
         let mut made = Progress { rank, processes, words, at, collectives, labels, clock, seen, works: true };
-        // A device or driver without such operations only means less precise messages.
+        // If the device or driver lacks such operations, messages are only less precise.
         made.works = made.write(BEGUN, 0, stream).is_ok();
         Ok(made)
     }
 
     fn write(&self, word: usize, value: usize, stream: sys::CUstream) -> Result<(), CudaError> {
-        // SAFETY: the word is mapped memory of this.
+        // SAFETY: the word is in this object's mapped memory.
         unsafe { sys::cuStreamWriteValue32_v2(stream, self.at + 4 * word as u64, value as u32, 0) }
             .result()
             .map_err(failed("cuStreamWriteValue32"))
     }
 
-    /// Enqueues that the collective with this index begins here.
+    /// Enqueues a mark that the collective with this index begins here.
     pub(super) fn begin(&self, index: usize, stream: sys::CUstream) -> Result<(), CudaError> {
         if self.works { self.write(BEGUN, index + 1, stream) } else { Ok(()) }
     }
 
-    /// Enqueues that it has ended.
+    /// Enqueues a mark that it has ended.
     pub(super) fn end(&self, index: usize, stream: sys::CUstream) -> Result<(), CudaError> {
         if self.works { self.write(ENDED, index + 1, stream) } else { Ok(()) }
     }
@@ -79,16 +80,16 @@ impl Progress {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Nothing of the next step has begun.
+    /// Resets the words at the beginning of a step.
     pub(super) fn begin_step(&self) {
         self.words.store(BEGUN, 0);
         self.words.store(ENDED, 0);
         *self.seen() = Seen { step: self.processes.flight(self.rank).begin_step(), ..Seen::default() };
     }
 
-    /// Notes what has begun and ended since the last look; whether anything has.
+    /// Records what has begun and ended since the last look; returns whether anything has.
     pub(super) fn look(&self) -> bool {
-        // In this order: what has ended has begun.
+        // In this order, because what has ended has begun.
         let ended = self.words.load(ENDED) as usize;
         let begun = (self.words.load(BEGUN) as usize).max(ended).min(self.labels.len());
         let (flight, now) = (self.processes.flight(self.rank), self.clock.nanoseconds(Instant::now()));
@@ -108,12 +109,12 @@ impl Progress {
         moved
     }
 
-    /// Whether nobody is waited for any more in this step, whatever happens to the others.
+    /// Whether the rank no longer waits for any other rank in this step.
     pub(super) fn is_alone(&self) -> bool {
         self.works && self.seen().ended == self.labels.len()
     }
 
-    /// The collective that the rank waits in, or will come to next.
+    /// The collective that the rank waits in, or will reach next.
     fn current(&self) -> Option<(&Collective, bool)> {
         let seen = self.seen();
         let collective = self.collectives.get(seen.ended)?;
@@ -129,7 +130,7 @@ impl Progress {
         }
     }
 
-    /// The error of a rank that has waited too long in a collective; none if it waits in none.
+    /// The error of a rank that has waited too long in a collective; `None` if it is not in one.
     pub(super) fn late(&self, deadline: Duration) -> Option<RuntimeError> {
         let (collective, true) = self.current()? else { return None };
         let step = self.seen().step;

@@ -9,16 +9,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Bytes under keys that nobody has used before.
+/// Bytes under keys that have not been used before.
 pub type Left = Vec<(String, Vec<u8>)>;
 
-/// A place where ranks leave bytes and others find them.
+/// A place where ranks publish bytes and others read them.
 pub trait Rendezvous: Send + Sync {
-    /// Leaves what this rank has, or why it cannot go on, and waits for what others leave under some keys: what that is, in their
-    /// order. All ranks call this equally often.
+    /// Publishes this rank's bytes, or the reason why it cannot continue, and waits for the bytes that others publish
+    /// under some keys. Returns these in the order of the keys. All ranks call this equally often.
     ///
     /// # Errors
-    /// What did not come in time; what is wrong with the place, or with another rank.
+    /// Keys that did not appear in time; errors of the place or of another rank.
     fn share(&self, mine: Result<Left, RuntimeError>, wanted: &[String]) -> Result<Vec<Vec<u8>>, RuntimeError>;
 }
 
@@ -26,10 +26,10 @@ fn met(key: &str, reason: String) -> RuntimeError {
     CudaError::Call { call: format!("meeting the other ranks for `{key}`"), reason }.into()
 }
 
-/// A folder that all ranks see, empty at first: for processes of one machine, and for tests.
+/// A directory that all ranks can access, initially empty: for processes on one machine, and for tests.
 #[derive(Clone, Debug)]
 pub struct Folder {
-    /// The folder.
+    /// The directory.
     pub path: PathBuf,
     /// How long to wait.
     pub deadline: Duration,
@@ -84,6 +84,6 @@ impl Rendezvous for Hosts {
             let left: Left = serde_json::from_slice(bytes).map_err(|e| met("identifiers", e.to_string()))?;
             found.extend(left);
         }
-        wanted.iter().map(|key| found.remove(key).ok_or_else(|| met(key, "nobody left it".into()))).collect()
+        wanted.iter().map(|key| found.remove(key).ok_or_else(|| met(key, "no rank published it".into()))).collect()
     }
 }

@@ -1,14 +1,15 @@
-//! Which GPU a process has that was launched with others on its host, and what NCCL is told where several have the same one.
+//! The GPU of a process that was launched with others on its host, and NCCL's settings if several processes share one.
 
 use super::context::Context;
 use crate::device::cuda::error::CudaError;
 
-/// What NCCL and the driver need where ranks share a GPU, with values that leave room for all of them. Set only if the user has not:
-/// 2 ranks on one GPU are what NCCL 2.30 has room for by default, more need fewer blocks each. Earlier versions refuse it.
+/// Settings of NCCL and the driver for ranks that share a GPU, with values that leave room for all of them. They are
+/// only set if the user has not set them. By default NCCL 2.30 has room for 2 ranks on one GPU; more ranks need fewer
+/// blocks each. Earlier versions refuse to share a GPU.
 const SHARING: [(&str, &str); 3] =
     [("NCCL_MULTI_RANK_GPU_ENABLE", "1"), ("NCCL_MAX_CTAS", "2"), ("CUDA_DEVICE_MAX_CONNECTIONS", "32")];
 
-/// A process's part of the GPUs of its host.
+/// A process's share of the GPUs of its host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
     /// Number of its GPU.
@@ -18,7 +19,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// The part of a process, by its number among those of its host, and how many these are.
+    /// The share of a process, given its number on the host and the number of processes on the host.
     ///
     /// # Errors
     /// There is no GPU.
@@ -30,15 +31,16 @@ impl Share {
         Share { device: process % devices.max(1), is_shared: on_host > devices }
     }
 
-    /// Sets the variables of the environment that processes need which share a GPU, unless they are set.
+    /// Sets the environment variables that processes sharing a GPU need, unless they are set.
     pub(crate) fn set_environment(&self) {
         if !self.is_shared {
             return;
         }
         for (name, value) in SHARING {
             if std::env::var_os(name).is_none() {
-                // SAFETY: Rust's own readers are locked out; of others, the driver and NCCL read it in calls that this thread makes
-                // afterwards, and whoever launches on GPUs promises that no other thread does (`Backend::Cuda`).
+                // SAFETY: Rust's own readers are locked out. Among other readers, the driver and NCCL read the
+                // environment in later calls of this thread, and a program that launches on GPUs promises that no other
+                // thread does (`Backend::Cuda`).
                 unsafe { std::env::set_var(name, value) };
             }
         }
@@ -57,7 +59,7 @@ mod tests {
         assert_eq!(devices(4, 8), [0, 1, 2, 3]);
         assert_eq!(devices(5, 2), [0, 1, 0, 1, 0]);
         assert_eq!(devices(2, 1), [0, 0]);
-        // The only rank on its GPU, too, has to tell NCCL what the others do.
+        // A rank that does not share its GPU also has to pass NCCL the settings of the others.
         assert!(Share::among(1, 3, 2).is_shared);
         assert!(!Share::among(1, 2, 2).is_shared);
     }

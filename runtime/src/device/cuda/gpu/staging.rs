@@ -1,4 +1,5 @@
-//! Small writes, gathered until they are needed: scalars and the batch of a step lie side by side in the arena, and go there in one copy.
+//! Small writes, gathered until they are needed: scalars and the batch of a step are adjacent in the arena, and are
+//! copied there at once.
 
 use super::context::failed;
 use super::pinned::Pinned;
@@ -6,28 +7,29 @@ use crate::device::cuda::error::CudaError;
 use cudarc::driver::{result, sys};
 use tpc_ir::program::ALIGNMENT;
 
-/// Writes of more bytes than this go their own way.
+/// Larger writes, in bytes, are copied separately.
 pub(super) const SMALL: usize = 64 << 10;
-/// Bytes that are gathered at most.
+/// Maximum number of gathered bytes.
 const ROOM: usize = 1 << 20;
 
-/// Writes that were not enqueued yet, and the memory from which they are copied.
+/// Writes that are not enqueued yet, and the memory from which they are copied.
 pub(super) struct Staging {
-    /// Place on the device and bytes, in the order in which they came.
+    /// Addresses on the device and bytes, in the order of the writes.
     waiting: Vec<(sys::CUdeviceptr, Vec<u8>)>,
     pinned: Option<Pinned>,
-    /// Behind the latest copies.
+    /// Recorded after the latest copies.
     copied: sys::CUevent,
-    /// Copies that were enqueued, for tests.
+    /// Number of enqueued copies, for tests.
     copies: u64,
 }
 
 // SAFETY: the event may be used from any thread in which the context is current.
 unsafe impl Send for Staging {}
 
-/// Writes as copies: later ones replace earlier ones of the same place, and what only the padding between buffers divides is one.
+/// Merges writes into copies: later writes replace earlier ones at the same address, and writes that are separated only
+/// by padding between buffers are joined.
 fn merged(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
-    // The latest first, and only that.
+    // Keeps only the latest of several writes to an address.
     writes.reverse();
     writes.sort_by_key(|w| w.0);
     writes.dedup_by_key(|w| w.0);
@@ -35,7 +37,7 @@ fn merged(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
     for (at, bytes) in writes {
         if let Some((first, run)) = out.last_mut() {
             let end = *first + run.len() as u64;
-            // Buffers begin at multiples of the alignment, so that nothing lies between.
+            // Buffers begin at multiples of the alignment, so only padding is in between.
             if end <= at && at == end.next_multiple_of(ALIGNMENT as u64) {
                 run.resize((at - *first) as usize, 0);
                 run.extend(bytes);
@@ -48,14 +50,14 @@ fn merged(mut writes: Vec<(u64, Vec<u8>)>) -> Vec<(u64, Vec<u8>)> {
 }
 
 impl Staging {
-    /// Nothing is waiting; the context is current.
+    /// Creates an empty staging area; the context must be current.
     pub(super) fn new() -> Result<Self, CudaError> {
         let copied = result::event::create(sys::CUevent_flags::CU_EVENT_DISABLE_TIMING);
         let copied = copied.map_err(failed("cuEventCreate"))?;
         Ok(Staging { waiting: Vec::new(), pinned: None, copied, copies: 0 })
     }
 
-    /// Takes a small write; whether there was room for it.
+    /// Takes a small write; returns whether there was room for it.
     pub(super) fn take(&mut self, at: sys::CUdeviceptr, bytes: &[u8]) -> bool {
         let used: usize = self.waiting.iter().map(|w| w.1.len().next_multiple_of(ALIGNMENT)).sum();
         let fits = bytes.len() <= SMALL && used + bytes.len().next_multiple_of(ALIGNMENT) <= ROOM;
@@ -65,17 +67,17 @@ impl Staging {
         fits
     }
 
-    /// What was written to a place and is not enqueued yet.
+    /// The bytes that were written to an address and are not enqueued yet.
     pub(super) fn find(&self, at: sys::CUdeviceptr) -> Option<&[u8]> {
         self.waiting.iter().rev().find(|w| w.0 == at).map(|w| &*w.1)
     }
 
-    /// How many copies were enqueued so far.
+    /// Number of copies enqueued so far.
     pub(super) fn copies(&self) -> u64 {
         self.copies
     }
 
-    /// Enqueues all writes on a stream; the context is current.
+    /// Enqueues all writes on a stream; the context must be current.
     pub(super) fn flush(&mut self, stream: sys::CUstream) -> Result<(), CudaError> {
         if self.waiting.is_empty() {
             return Ok(());
@@ -92,8 +94,8 @@ impl Staging {
         let mut used = 0;
         for (at, bytes) in merged(std::mem::take(&mut self.waiting)) {
             assert!(used + bytes.len() <= pinned.bytes(), "what was taken has room");
-            // SAFETY: there is room, nobody else uses it, and it stays until the copy is done: the event is waited for before it is
-            // written again or freed. The place is one that the device's owner found to lie in its memory.
+            // SAFETY: there is room, nothing else uses it, and it stays until the copy is done: the event is waited for
+            // before the memory is reused or freed. The device's owner checked that the address is in its memory.
             unsafe {
                 let from = pinned.base().add(used);
                 std::ptr::copy_nonoverlapping(bytes.as_ptr(), from, bytes.len());
@@ -110,7 +112,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // SAFETY: alive until here; failures leave nothing to do.
+        // SAFETY: alive until here; failures need no handling.
         unsafe {
             let _ = result::event::synchronize(self.copied);
             let _ = result::event::destroy(self.copied);
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_are_one_copy_and_the_latest_write_counts() {
+    fn neighbors_are_one_copy_and_the_latest_write_counts() {
         let a = ALIGNMENT as u64;
         let writes = vec![(a, vec![1; 4]), (0, vec![2; 8]), (a, vec![3; 4]), (9 * a, vec![4; 4])];
         let merged = merged(writes);
@@ -135,7 +137,7 @@ mod tests {
     #[test]
     fn what_lies_between_is_left_alone() {
         let a = ALIGNMENT as u64;
-        // A buffer of which only the first half was written, and the one behind it.
+        // A buffer whose first half alone was written, and the buffer after it.
         assert_eq!(merged(vec![(0, vec![1; ALIGNMENT]), (2 * a, vec![2; 4])]).len(), 2);
     }
 }

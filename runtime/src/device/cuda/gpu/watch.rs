@@ -1,12 +1,12 @@
-//! Whether it still makes sense to wait for ranks of other processes.
+//! Detects when waiting for ranks of other processes becomes pointless.
 
 use crate::comm::Processes;
 use crate::error::RuntimeError;
 use std::time::{Duration, Instant};
 
-/// How long processes are seen as gone before that is an error: a launcher may know why, and say so first.
+/// How long a process may be gone before that is an error: the launcher may know the reason and report it first.
 const GRACE: Duration = Duration::from_millis(400);
-/// How often processes are looked at.
+/// Interval at which processes are checked.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// One wait of a rank.
@@ -22,7 +22,7 @@ impl<'a> Watch<'a> {
         Watch { processes, rank, looked: Instant::now(), gone: None }
     }
 
-    /// Why waiting is of no use any more, if it is; `operation` is what is waited for.
+    /// The reason why waiting is pointless, if it is; `operation` describes what is waited for.
     pub(super) fn trouble(&mut self, operation: impl Fn() -> String) -> Option<RuntimeError> {
         let (processes, rank) = (self.processes?, self.rank);
         if let Some((peer, reason)) = processes.failure() {

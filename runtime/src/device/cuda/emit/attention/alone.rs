@@ -1,5 +1,5 @@
-//! Attention without tiles, for operands so wide that no tile of them fits: a block of threads for each row.
-//! Right, and slow.
+//! Attention without tiles, for operands so wide that no tile of them fits: one block of threads per row. It is correct
+//! but slow.
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
@@ -8,10 +8,10 @@ use super::source::Source;
 use super::{count, widths};
 use tpc_ir::attention::{Attention, Backward};
 
-/// Threads of a block, `ALONE` in `attention.cuh`.
+/// Threads per block, `ALONE` in `attention.cuh`.
 const THREADS: usize = 256;
 
-/// A lambda for the sum of products of a row and a column.
+/// Emits a lambda for the sum of products of a row and a column.
 fn product(s: &mut Source<'_>, name: &str, [left, right]: [&str; 2], n: usize) {
     s.line(&format!("const auto {name} = [&](int r, int c) {{"));
     s.line("    R sum = 0;");
@@ -22,7 +22,7 @@ fn product(s: &mut Source<'_>, name: &str, [left, right]: [&str; 2], n: usize) {
     s.line("};");
 }
 
-/// A lambda that reads an element, or writes one.
+/// Emits a lambda that reads or writes an element.
 fn element(s: &mut Source<'_>, name: &str, at: &str) {
     s.line(&format!("const auto {name} = [&](int s, int i) {{ return real<R>(*{at}(s, i)); }};"));
 }
@@ -33,7 +33,7 @@ fn writing(s: &mut Source<'_>, at: &str) {
     ));
 }
 
-/// The forward pass; `has` are its batch dimensions.
+/// Emits the forward pass; `has` are its batch dimensions.
 pub(super) fn forward(rank: &mut Rank<'_>, a: &Attention, has: &[usize]) -> Result<Vec<Launch>, String> {
     let [inner, width] = widths(a);
     let (rows, columns) = (a.rows(), a.columns());
@@ -52,7 +52,7 @@ pub(super) fn forward(rank: &mut Rank<'_>, a: &Attention, has: &[usize]) -> Resu
     Ok(vec![rank.launch("attention_row", (grid, THREADS), true, s.args, &s.text)?])
 }
 
-/// One gradient, of an operand that has some batch dimensions and lacks others.
+/// Emits one gradient, of an operand that has some batch dimensions and lacks others.
 pub(super) fn gradient(
     rank: &mut Rank<'_>,
     a: &Attention,

@@ -1,10 +1,9 @@
-// What kernels of attention start with, besides the prelude.
+// The beginning of modules with kernels of attention, after the prelude.
 //
-// A block of threads owns some rows (or, for the gradients of keys and values, columns) and streams over the
-// columns (rows) in blocks. Every warp has rows of its own: a score is computed, becomes a probability, and is
-// multiplied further by the same warp, mostly in the same registers (T. Dao, "FlashAttention-2", 2023). All three
-// kernels are written once; how tiles are multiplied is an engine: `Tensor` (bf16, f16 on tensor cores) or
-// `Plain` (f32, f64).
+// A block of threads owns some rows (or, for the gradients of keys and values, columns) and streams over the columns
+// (rows) in blocks. Every warp has its own rows: the same warp computes a score, turns it into a probability, and
+// multiplies it further, mostly in the same registers (T. Dao, "FlashAttention-2", 2023). All three kernels are written
+// once, for two engines that multiply tiles: `Tensor` (bf16, f16 on tensor cores) and `Plain` (f32, f64).
 
 #ifdef EMULATED
 D void copy_async(void* to, const void* from) { memcpy(to, from, 16); }
@@ -28,15 +27,16 @@ D void mma(f16, float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u
 #else
 extern __shared__ __align__(16) char dynamic_shared[];
 D u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-// 16 bytes from global to shared memory, past the registers.
+// Copies 16 bytes from global to shared memory, bypassing the registers.
 D void copy_async(void* to, const void* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
-// Loads are not moved across it, which would take registers for all of them at once.
+// Prevents loads from moving across it, which would take registers for all of them at once.
 D void keep_order() { asm volatile("" ::: "memory"); }
 D void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING> D void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory"); }
-// The exponential to 2 units in the last place, and 0 below the normal numbers: for what is rounded to 16 bits.
+// The exponential to 2 units in the last place, and 0 below the normal numbers; for results that are rounded to 16
+// bits.
 D float near_exp(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
@@ -57,8 +57,8 @@ D u32 pair(f16, float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
-// Four matrices of 8 rows of 16 bytes: lane l gives the address of row l % 8 of matrix l / 8, and gets of each
-// matrix the pair of row l / 4 and columns 2 (l % 4), or of column l / 4 and rows 2 (l % 4).
+// Loads four matrices of 8 rows of 16 bytes: lane l gives the address of row l % 8 of matrix l / 8. From each matrix it
+// receives the pair at row l / 4 and columns 2 (l % 4), or at column l / 4 and rows 2 (l % 4).
 D void load_matrices(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
@@ -67,8 +67,9 @@ D void load_transposed(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
 }
-// c[16][8] += a[16][16] · b[16][8] of a warp. Lane l has of c rows l / 4 and l / 4 + 8, columns 2 (l % 4) and the
-// next; of a the same rows, columns 2 (l % 4) and the next, and 8 further; of b the same, columns being rows.
+// Computes c[16][8] += a[16][16] · b[16][8] in a warp. Of c, lane l holds rows l / 4 and l / 4 + 8, at columns 2 (l %
+// 4) and the next one; of a, the same rows, at columns 2 (l % 4), the next one, and both plus 8; of b, the same as of a
+// with rows and columns exchanged.
 #define MMA(T, NAME)                                                                                             \
     D void mma(T, float& c0, float& c1, float& c2, float& c3, const u32 (&a)[4], u32 b0, u32 b1) {               \
         asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0, %1, %2, %3}, "            \
@@ -85,7 +86,7 @@ D int lane_of() { return (int)(threadIdx.x & 31); }
 D int warp_of() { return (int)(threadIdx.x >> 5); }
 D int clamped(i64 x, int most) { return x < 0 ? 0 : x > most ? most : (int)x; }
 
-// An element as what it is computed with.
+// An element in its compute type.
 template <class R, class T> D R real(T x) { return As<R>::of(lane(x)); }
 template <class T, class S> struct Convert {
     static D T of(S x) { return To<T>::of(As<decltype(lane(T()))>::of(lane(x))); }
@@ -97,11 +98,11 @@ template <class P> struct Pointed;
 template <class T> struct Pointed<T*> { typedef typename Plainly<T>::type type; };
 template <class T, class R> D T narrowed(R x) { return To<T>::of(As<decltype(lane(T()))>::of(x)); }
 
-// Whether exp(masked − max) may be anything but 0.
+// Whether exp(masked − max) may differ from 0.
 D bool counts(float max, float masked) { return !(max - masked > 104.0f); }
 D bool counts(double max, double masked) { return !(max - masked > 746.0); }
 
-// Whether any thread of the block says so.
+// Whether the condition holds for any thread of the block.
 D bool any_of_block(bool x) {
     __shared__ int flag;
     __syncthreads();
@@ -114,7 +115,7 @@ D bool any_of_block(bool x) {
 
 // ---- engines ----
 
-// Tensor cores. A thread has 2 of the 16 rows of its warp, and in them pairs of columns.
+// Tensor cores. A thread holds 2 of the 16 rows of its warp, and pairs of columns in them.
 template <class T_, int W> struct Tensor {
     typedef T_ T;
     typedef float R;
@@ -169,7 +170,7 @@ template <class T_, int W> struct Tensor {
     }
 };
 
-// Multiply-adds. 16 threads share I rows, and a thread has every 16th column.
+// Multiply-adds. 16 threads share I rows, and a thread holds every 16th column.
 template <class R_, int I, int W> struct Plain {
     typedef R_ T;
     typedef R_ R;
@@ -230,7 +231,7 @@ template <class R_, int I, int W> struct Plain {
     }
 };
 
-// The largest value, and the sum, of the lanes that share a row.
+// The largest value, and the sum, over the lanes that share a row.
 template <int LANES, class R> D R largest_of_row(R x) {
     #pragma unroll
     for (int o = LANES / 2; o > 0; o /= 2) x = larger(x, __shfl_xor_sync(0xffffffffu, x, o));
@@ -244,9 +245,9 @@ template <int LANES, class R> D R sum_of_row(R x) {
 
 // ---- tiles ----
 
-// Elements [first, first + COUNT) × [0, N) of an operand of `limit` rows, with 0 up to the width FULL and where
-// there are none. `at` gives the address of an element; V of them are moved at once, from threads that follow
-// each other along the rows if ACROSS.
+// Loads elements [first, first + COUNT) × [0, N) of an operand with `limit` rows, padded with 0 up to the width FULL
+// and beyond the last row. `at` gives the address of an element. V elements are moved at a time, by threads that are
+// consecutive along the rows if ACROSS.
 template <class E, int COUNT, int FULL, int N, int V, bool ACROSS, class At>
 D void load_tile(typename E::T* tile, int first, int limit, At at) {
     typedef typename E::T T;
@@ -267,7 +268,7 @@ D void load_tile(typename E::T* tile, int first, int limit, At at) {
     }
 }
 
-// Writes sums where the rows are.
+// Writes sums to their rows.
 template <class E, int FULL, int N, bool PAIRS, class S, class At>
 D void store_tile(const S (&sum)[E::ROWS][FULL / E::PER], int first, int limit, At at) {
     typedef typename Pointed<decltype(at(0, 0))>::type T;
@@ -291,7 +292,7 @@ D void store_tile(const S (&sum)[E::ROWS][FULL / E::PER], int first, int limit, 
     }
 }
 
-// The order in which blocks are streamed: what may be seen, then the rest, if it counts at all.
+// The order in which blocks are streamed: first the visible blocks, then the others, if they count at all.
 struct Order {
     int begin, seen, all;
     D Order(int from, int to, int n, int size) {
@@ -303,7 +304,7 @@ struct Order {
     D bool hides(int block) const { return block < begin || block >= begin + seen; }
 };
 
-// Blocks in which bodies are shorter: none, or those within a range.
+// Blocks with shorter bodies: none, or those within a range.
 struct Never {
     static constexpr bool EVER = false;
     D bool holds(int, int) const { return false; }
@@ -316,7 +317,7 @@ struct Within {
 
 // ---- kernels ----
 
-// From products to scores, −∞ where there is no column.
+// Turns products into scores; −∞ beyond the last column.
 template <class E, int BS, bool EVEN, class S>
 D void to_scores(typename E::R (&s)[E::ROWS][BS / E::PER], int first, int rows, int c0, int columns, S score) {
     typedef typename E::R R;
@@ -333,8 +334,9 @@ D void to_scores(typename E::R (&s)[E::ROWS][BS / E::PER], int first, int rows, 
     }
 }
 
-// Rows [first, first + OWN): `load_query`, … fill a tile from an index on, `out(row, w)` is where results go,
-// `keep(row, max, sum)` is told the rows' figures. EVEN: what is streamed is whole blocks.
+// Rows [first, first + OWN): `load_query` and similar functions fill a tile from an index on, `out(row, w)` is the
+// address of a result, and `keep(row, max, sum)` stores the statistics of a row. EVEN: the streamed extent consists of
+// whole blocks.
 template <class E, int BS, int DK, int DV, int N, bool EVEN, bool PAIRS, class C, class Q, class K, class V, class S, class CS, class Wt, class O, class Kp>
 D void attention_forward(int first, int rows, int columns, Order order, C clear, typename E::R masked, Q load_query,
                          K load_key, V load_value, S score, CS clear_score, Wt weight, O out, Kp keep) {
@@ -388,7 +390,7 @@ D void attention_forward(int first, int rows, int columns, Order order, C clear,
             #pragma unroll
             for (int j = 0; j < J; j++) most = larger(most, s[i][j]);
             most = largest_of_row<E::LANES>(most);
-            // While nothing but −∞ was seen: exp(−∞ − 0) = 0.
+            // While only −∞ was seen: exp(−∞ − 0) = 0.
             const R base = most == -(R)INF ? (R)0 : most;
             const R scale = E::exp(max[i] - base);
             max[i] = most;
@@ -425,7 +427,7 @@ D void attention_forward(int first, int rows, int columns, Order order, C clear,
 
 struct Extents { int first, owners, q0, streamed; };
 
-// From products s to gradients of products, and from gradients g of weighted probabilities to those probabilities
+// Turns products s into gradients of products, and gradients g of weighted probabilities into those probabilities
 // (without FIRST, only the latter).
 template <class E, int BS, bool EVEN, bool OWNS_ROWS, bool FIRST, class R, class F, class S, class Wt, class G>
 D void to_gradients(R (&s)[E::ROWS][BS / E::PER], R (&g)[E::ROWS][BS / E::PER], const Extents& at, const R (&max)[E::ROWS],
@@ -455,10 +457,10 @@ D void to_gradients(R (&s)[E::ROWS][BS / E::PER], R (&g)[E::ROWS][BS / E::PER], 
     }
 }
 
-// What is owned is rows, and `first` operands are queries and keys: the gradient of the queries, FIRST. Or it is
-// columns, and the gradients of keys, FIRST, and of values, SECOND. The `second` operands are the gradient of the
-// result and the values. `batch` sets the batch indices of the owner that it does not have itself, one after the
-// other.
+// Either rows are owned: the `first` operands are queries and keys, and the kernel computes the gradient of the
+// queries, FIRST. Or columns are owned, and it computes the gradients of the keys, FIRST, and of the values, SECOND.
+// The `second` operands are the gradient of the result and the values. `batch` sets the batch indices that the owner
+// does not have, one after the other.
 template <class E, int BS, int D1, int D2, int N1, int N2, bool EVEN, bool OWNS_ROWS, bool FIRST, bool SECOND, bool PAIRS1, bool PAIRS2,
           class B, class L1, class L2, class L3, class L4, class Mx, class Sm, class Dl, class S, class CS, class Wt, class G, class CG, class O1, class O2, class C>
 D void attention_backward(int first, int owners, int streamed, u32 batches, Order order, C clear, typename E::R masked, B batch,
@@ -473,7 +475,7 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
     T* const firsts = own_second + (FIRST ? E::OWN * (D2 + E::PAD) : 0);
     T* const seconds = firsts + BS * (D1 + E::PAD);
     R* const scratch = (R*)(seconds + BS * (D2 + E::PAD));
-    // Figures of streamed rows: largest score, 1 / sum, delta.
+    // Statistics of streamed rows: largest score, 1 / sum, delta.
     __shared__ R figures[3][OWNS_ROWS ? 1 : BS];
     R sum1[I][FIRST ? D1 / E::PER : 1], sum2[I][SECOND ? D2 / E::PER : 1];
     #pragma unroll
@@ -550,7 +552,7 @@ D void attention_backward(int first, int owners, int streamed, u32 batches, Orde
     if constexpr (SECOND) store_tile<E, D2, N2, PAIRS2>(sum2, first, owners, out_second);
 }
 
-// delta = Σ grad_out · out of a row, by a warp.
+// delta = Σ grad_out · out of a row, computed by a warp.
 template <class R, class X, class Y> D R attention_delta(int width, X grad_out, Y out) {
     R sum = 0;
     for (int w = lane_of(); w < width; w += 32) sum = m_fma(grad_out(w), out(w), sum);
@@ -561,7 +563,7 @@ template <class R, class X, class Y> D R attention_delta(int width, X grad_out, 
 
 constexpr int ALONE = 256;
 
-// Sums of 4 · ALONE results at a time of coefficients in shared memory times streamed elements.
+// Sums of coefficients in shared memory times streamed elements, 4 · ALONE results at a time.
 template <class R, class X> D void add_up(R (&acc)[4], const R* coefficients, int count, int first, int n, X element) {
     for (int q = 0; q < count; q++) {
         #pragma unroll
@@ -604,7 +606,7 @@ D void attention_row(int row, int columns, int width, Pr product, S score, Wt we
     }
 }
 
-// The gradient of one row of an operand of n elements: FIRST for queries and keys.
+// The gradient of one row of an operand with n elements: FIRST for queries and keys.
 template <class R, bool OWNS_ROWS, bool FIRST, class B, class Pr, class Gr, class Mx, class Sm, class Dl, class S, class Wt, class G, class X, class O>
 D void attention_gradient(int owner, int streamed, int n, u32 batches, B batch, Pr product, Gr of_result, Mx max_of,
                           Sm sum_of, Dl delta_of, S score, Wt weight, G gradient, X streamed_element, O out) {

@@ -1,5 +1,5 @@
-//! The backward kernels: first `delta` of every row, then the gradients of keys and values, whose blocks own
-//! columns, and that of queries, whose blocks own rows. Every element is summed up by one block, in one order.
+//! The backward kernels: first `delta` of every row, then the gradients of keys and values, whose blocks own columns,
+//! and the gradient of queries, whose blocks own rows. Every element is summed by one block, in one order.
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
@@ -12,7 +12,7 @@ use super::{alone, count, padded, real, split, widths};
 use crate::device::visible;
 use tpc_ir::attention::{Attention, Backward, Operand};
 
-/// Warps of a block that computes `delta`.
+/// Warps per block that computes `delta`.
 const WARPS: usize = 8;
 
 /// The launches of a backward pass.
@@ -23,7 +23,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<V
         launches.extend(delta(rank, a, b)?);
     }
     let of_columns = |first, second| Gradients { rows: false, first, second };
-    // Together they need one product less, if tiles need not be tiny for it.
+    // Together they need one product less, if this does not make tiles tiny.
     let together = match (key, value) {
         (Some(k), Some(v)) if split(a, k) == split(a, v) => {
             tiling(a, of_columns(key, value)).is_some_and(|t| t.is_large())
@@ -46,7 +46,7 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<V
     Ok(launches)
 }
 
-/// `delta`, a warp for each row.
+/// Emits `delta`, with a warp per row.
 fn delta(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<Option<Launch>, String> {
     let all: Vec<usize> = (0..a.batch()).collect();
     let rows = count(a, &all) * a.rows();
@@ -72,7 +72,7 @@ fn delta(rank: &mut Rank<'_>, a: &Attention, b: &Backward) -> Result<Option<Laun
     Ok(Some(rank.launch("attention_delta", (rows.div_ceil(WARPS), 32 * WARPS), true, s.args, &s.text)?))
 }
 
-/// What the tiles of a launch take.
+/// The resources that the tiles of a launch need.
 fn needs(a: &Attention, which: Gradients<'_>) -> Needs {
     let [d1, d2] = widths(a).map(padded);
     let (first, second) = (which.first.is_some(), which.second.is_some());
@@ -94,7 +94,7 @@ fn tiling(a: &Attention, which: Gradients<'_>) -> Option<Tiling> {
     Engine::of(a, real(a)).tiling(owners(a, which)[0], &needs(a, which))
 }
 
-/// The kernel of one or two gradients.
+/// Emits the kernel of one or two gradients.
 fn gradients(rank: &mut Rank<'_>, a: &Attention, b: &Backward, which: Gradients<'_>) -> Result<Option<Launch>, String> {
     let Some(to) = which.first.or(which.second) else { return Ok(None) };
     let [has, lacks] = split(a, to);

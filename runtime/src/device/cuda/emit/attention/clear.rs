@@ -1,5 +1,5 @@
-//! Blocks of scores in which every `select` of a mask of indices is certain, so that their bodies are shorter: most of
-//! what a causal mask leaves.
+//! Blocks of scores in which every `select` of a positional mask has a known result, so that their bodies are shorter:
+//! most of the blocks that a causal mask leaves visible.
 
 use crate::device::visible;
 use std::ops::Range;
@@ -16,26 +16,26 @@ pub(super) struct Owners {
     pub(super) streamed: usize,
 }
 
-/// One end of what is clear for a block of owners.
+/// One end of the clear range of a block of owners.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     Fixed(usize),
-    /// That far from the block's other end.
+    /// At this distance from the block's other end.
     Shifted(i64),
 }
 
-/// What is clear: streamed indices from … to, for each block of owners.
+/// The clear range of streamed indices for each block of owners.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Clear {
     from: End,
     to: End,
     streamed: usize,
-    /// The bodies there.
+    /// The bodies in the clear range.
     pub(super) score: Vec<Instruction>,
     pub(super) gradient: Vec<Instruction>,
 }
 
-/// What every `select` of a body does for those rows and columns; none if that differs.
+/// The result of every `select` of a body for some rows and columns; `None` if it varies.
 type Decisions = Vec<Option<bool>>;
 
 /// The decisions of both bodies.
@@ -46,7 +46,7 @@ fn decisions(a: &Attention, owners: Owners, own: &Range<usize>, streamed: &Range
     std::iter::once(&a.score).chain(gradient).flat_map(of).collect()
 }
 
-/// Finds what is clear, if anything is worth it.
+/// Finds the clear ranges, if they are worth it.
 pub(super) fn find(a: &Attention, owners: Owners) -> Option<Clear> {
     let blocks: Vec<Range<usize>> =
         (0..owners.count).step_by(owners.block).map(|i| i..(i + owners.block).min(owners.count)).collect();
@@ -54,7 +54,7 @@ pub(super) fn find(a: &Attention, owners: Owners) -> Option<Clear> {
     let all: Vec<Range<usize>> = blocks.iter().map(|b| longest(a, owners, b, &wanted)).collect();
     let some: Vec<_> = blocks.iter().zip(&all).filter(|(_, s)| !s.is_empty()).collect();
     let n = owners.streamed;
-    // Inside of what is clear for every block: from the later end of the owners, up to the earlier.
+    // Within the clear range of every block: from the later end of the owners up to the earlier.
     let start = some.iter().filter(|(_, s)| s.start > 0).map(|(b, s)| s.start as i64 - b.end as i64).max();
     let end = some.iter().filter(|(_, s)| s.end < n).map(|(b, s)| s.end as i64 - b.start as i64).min();
     let first = some.iter().map(|(_, s)| s.start).max()?;
@@ -76,7 +76,7 @@ pub(super) fn find(a: &Attention, owners: Owners) -> Option<Clear> {
     Some(Clear { score: shortened(&a.score, of_score), gradient, ..best })
 }
 
-/// The decisions of the block in which most are made, of some blocks of owners.
+/// The decisions of the block in which most are made, among some blocks of owners.
 fn wanted(a: &Attention, owners: Owners, blocks: &[Range<usize>]) -> Option<Decisions> {
     let some = [blocks.len().checked_sub(1)?, blocks.len() / 2, 0];
     let step = 16;
@@ -92,7 +92,7 @@ fn wanted(a: &Attention, owners: Owners, blocks: &[Range<usize>]) -> Option<Deci
     all.filter_map(of).max_by_key(|(count, _)| *count).map(|(_, made)| made)
 }
 
-/// The longest range that is clear for a block of owners.
+/// The longest clear range of a block of owners.
 fn longest(a: &Attention, owners: Owners, own: &Range<usize>, wanted: &Decisions) -> Range<usize> {
     let mut found = Vec::new();
     search(a, owners, own, 0..owners.streamed, wanted, &mut found);
@@ -126,7 +126,7 @@ fn search(
     }
 }
 
-/// A body whose decided `select`s are what they choose.
+/// Replaces the decided `select`s of a body by their results.
 fn shortened(body: &[Instruction], decisions: &[Option<bool>]) -> Vec<Instruction> {
     let of = |(instruction, decision): (&Instruction, &Option<bool>)| match (instruction, decision) {
         (Instruction::Map { f: MapFn::Select, args, dtype }, Some(yes)) => {
@@ -139,7 +139,7 @@ fn shortened(body: &[Instruction], decisions: &[Option<bool>]) -> Vec<Instructio
 }
 
 impl Clear {
-    /// What it says of a block of owners.
+    /// The clear range of a block of owners.
     fn at(&self, block: &Range<usize>) -> Range<usize> {
         let at = |end: End, of: usize| match end {
             End::Fixed(i) => i,
@@ -208,7 +208,7 @@ mod tests {
                         assert!(c <= r && c >= r - window, "{n} {window} {rows}: row {r}, column {c}");
                     }
                 }
-                // What is not: the edges of the blocks.
+                // Only the edges of the blocks are not clear.
                 let seen: usize = (0..n).map(|r| r.min(window as usize) + 1).sum();
                 assert!(cleared * 32 + 2 * 64 * n >= seen, "{n} {window} {rows}: {cleared} of {seen}");
                 assert!(clear.score.iter().all(|i| !matches!(i, Instruction::Map { f: MapFn::Select, .. })));

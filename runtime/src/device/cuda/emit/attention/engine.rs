@@ -1,14 +1,14 @@
-//! How tiles are multiplied, and how large they are.
+//! The engines that multiply tiles, and the sizes of tiles.
 
 use super::super::body::element;
 use tpc_ir::DType;
 use tpc_ir::attention::Attention;
 use tpc_ir::program::Instruction;
 
-/// Shared memory of a block: what every device since compute capability 8.0 has, less what the driver takes.
+/// Shared memory per block: what every device since compute capability 8.0 has, minus what the driver takes.
 const SHARED: usize = 96 << 10;
-/// Registers of a thread for sums, scores and gradients of scores; the rest is for operands and addresses, and for
-/// bodies that load elements, or draw random numbers.
+/// Registers per thread for sums, scores and gradients of scores. The rest is for operands and addresses, and for
+/// bodies that load elements or draw random numbers.
 const REGISTERS: [usize; 3] = [160, 112, 80];
 
 /// The kinds of engines in `attention.cuh`.
@@ -20,33 +20,33 @@ pub(super) enum Engine {
     Plain(DType),
 }
 
-/// An engine with its sizes.
+/// An engine with its tile sizes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Tiling {
     pub(super) engine: Engine,
     warps: usize,
-    /// Rows of a thread.
+    /// Rows per thread.
     rows: usize,
-    /// Rows of a block that is streamed.
+    /// Rows per streamed block.
     pub(super) streamed: usize,
 }
 
-/// What tiles and registers a kernel needs.
+/// The tiles and registers that a kernel needs.
 pub(super) struct Needs {
-    /// Elements of a row of all tiles that are owned, and of those that are streamed.
+    /// Elements per row of all owned tiles, and of all streamed tiles.
     pub(super) own: usize,
     pub(super) streamed: usize,
-    /// How many tiles those are, of each.
+    /// Number of tiles of each kind.
     pub(super) tiles: usize,
-    /// Elements of a row of all sums.
+    /// Elements per row of all sums.
     pub(super) sums: usize,
-    /// Scores, or scores and their gradients.
+    /// Number of score matrices: scores, or scores and their gradients.
     pub(super) scores: usize,
-    /// How many registers bodies need besides: the place in [`REGISTERS`].
+    /// The index in [`REGISTERS`], which depends on the registers that bodies need in addition.
     pub(super) bodies: usize,
 }
 
-/// Whether bodies load elements (1), or draw random numbers (2).
+/// 1 if bodies load elements, 2 if they draw random numbers.
 pub(super) fn weight_of_bodies(a: &Attention) -> usize {
     let bodies = a.score.iter().chain(&a.weight).chain(a.backward.iter().flat_map(|b| &b.gradient));
     let of = |instruction: &Instruction| match instruction {
@@ -68,19 +68,19 @@ impl Engine {
         }
     }
 
-    /// The type of elements in tiles.
+    /// The element type of tiles.
     pub(super) fn element(self) -> DType {
         match self {
             Engine::Tensor(d) | Engine::Plain(d) => d,
         }
     }
 
-    /// Elements between rows of a tile: they then begin in different banks.
+    /// Elements of padding between rows of a tile, so that rows begin in different banks.
     fn pad(self) -> usize {
         16 / self.element().bytes()
     }
 
-    /// The largest tiles that fit; none if a row alone is too wide.
+    /// The largest tiles that fit; `None` if a single row is too wide.
     pub(super) fn tiling(self, owners: usize, needs: &Needs) -> Option<Tiling> {
         let sizes: &[(usize, usize)] = match self {
             Engine::Tensor(_) => &[(2, 64), (2, 32), (2, 16)],
@@ -98,7 +98,7 @@ impl Engine {
 }
 
 impl Tiling {
-    /// Rows of a block.
+    /// Rows per block.
     pub(super) fn own(&self) -> usize {
         match self.engine {
             Engine::Tensor(_) => 16 * self.warps,
@@ -106,12 +106,12 @@ impl Tiling {
         }
     }
 
-    /// Whether tiles are not the smallest there are.
+    /// Whether tiles are larger than the smallest ones.
     pub(super) fn is_large(&self) -> bool {
         self.streamed > 16
     }
 
-    /// Threads of a block.
+    /// Threads per block.
     pub(super) fn threads(&self) -> usize {
         32 * self.warps
     }
@@ -135,7 +135,7 @@ impl Tiling {
         }
     }
 
-    /// The engine's type in the kernel.
+    /// The engine's type in the kernel's source.
     pub(super) fn text(&self) -> String {
         let (element, warps, rows) = (element(self.engine.element()), self.warps, self.rows);
         match self.engine {

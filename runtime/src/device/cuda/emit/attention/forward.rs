@@ -1,4 +1,4 @@
-//! The forward kernel: a block of threads for each block of rows of each batch.
+//! The forward kernel: one block of threads for each block of rows of each batch.
 
 use super::super::kernels::Launch;
 use super::super::rank::Rank;
@@ -10,7 +10,7 @@ use super::{alone, count, padded, real, split, widths};
 use crate::device::visible;
 use tpc_ir::attention::Attention;
 
-/// The launches of a forward pass.
+/// Emits the launches of a forward pass.
 pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, String> {
     let [has, _] = split(a, &a.out);
     let batches = count(a, &has);

@@ -1,29 +1,29 @@
-//! What a block of owners may see, as formulas in its first index.
+//! The visible range of a block of owners, as formulas in its first index.
 
 use crate::device::visible::Visible;
 use std::ops::Range;
 
-/// One end of what is seen.
+/// One end of the visible range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     /// The same for all blocks.
     Fixed(usize),
-    /// That far from the block's own end.
+    /// At this distance from the block's own end.
     Shifted(i64),
 }
 
-/// What blocks of owners see of what is streamed: at least what [`Visible`] says of each.
+/// The range of streamed indices that each block of owners sees: at least what [`Visible`] says for the block.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Seen {
     from: End,
     to: End,
-    /// The largest score outside.
+    /// The largest score outside of the range.
     masked: f64,
     streamed: usize,
 }
 
 impl Seen {
-    /// Of `owners` in blocks of that many.
+    /// The visible ranges of `owners` in blocks of this size.
     pub(super) fn of(owners: usize, block: usize, streamed: usize, visible: &dyn Fn(Range<usize>) -> Visible) -> Seen {
         let blocks: Vec<Range<usize>> = (0..owners).step_by(block).map(|i| i..(i + block).min(owners)).collect();
         let all: Vec<Visible> = blocks.iter().map(|b| visible(b.clone())).collect();
@@ -37,7 +37,7 @@ impl Seen {
         let most = some.iter().filter(|(_, s)| s.end < streamed).map(|(b, s)| s.end as i64 - b.end as i64).max();
         let (from, to) = (least.map(End::Shifted), most.map(End::Shifted));
         let at = |end: End, of: usize| end.at(of, streamed);
-        // Of the two formulas that hold for all blocks, the one that hides more.
+        // Takes the one of the two formulas that hides more; both hold for all blocks.
         let hidden = |end: End| some.iter().map(|(b, _)| at(end, b.start)).sum::<usize>();
         let holds = |end: &End| some.iter().all(|(b, s)| at(*end, b.start) <= s.start);
         let from = from.filter(holds).filter(|&f| hidden(f) > hidden(End::Fixed(first))).unwrap_or(End::Fixed(first));
@@ -52,7 +52,7 @@ impl Seen {
         matches!((self.from, self.to), (End::Fixed(_), End::Shifted(_)))
     }
 
-    /// Declares `order` and `masked` for the block of `owners` from `first` on.
+    /// Declares `order` and `masked` for the block of `owners` that begins at `first`.
     pub(super) fn text(&self, own: usize, owners: usize, size: usize) -> String {
         let n = self.streamed;
         let end = |end: End, of: &str| match end {
@@ -88,7 +88,7 @@ mod tests {
             Visible { seen: if seen.is_empty() { 0..0 } else { seen }, masked: -1.0 }
         };
         let s = Seen::of(owners, block, n, &visible);
-        // Whatever the formula, it holds.
+        // Either formula must hold.
         for first in (0..owners).step_by(block) {
             let last = (first + block).min(owners);
             let exact = visible(first..last).seen;
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!((all.from, all.to), (End::Fixed(0), End::Fixed(100)));
         let nothing = seen(300, 64, 100, |_| 0..0);
         assert_eq!((nothing.from, nothing.to), (End::Fixed(0), End::Fixed(0)));
-        // What no shift describes.
+        // A case that no shift describes.
         let doubled = seen(300, 64, 700, |r| 0..2 * r + 1);
         assert_eq!(doubled.from, End::Fixed(0));
     }

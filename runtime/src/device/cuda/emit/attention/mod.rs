@@ -1,12 +1,12 @@
-//! Attention as kernels (`ir/src/attention.rs` says what it means).
+//! Attention as kernels (`ir/src/attention.rs` defines what it means).
 //!
 //! | question | file |
 //! |---|---|
-//! | how tiles are multiplied, by tensor cores or not, and the kernels' loops | `attention.cuh` |
-//! | which engine, and how large tiles are | `engine` |
-//! | which blocks of scores are not computed, and which are all visible | `mask`, `clear` |
-//! | how operands, figures of rows and bodies become lambdas of a kernel | `source` |
-//! | how kernels of both passes begin | `setup` |
+//! | multiplying tiles, with tensor cores or without, and the loops of the kernels | `attention.cuh` |
+//! | the choice of an engine, and the sizes of tiles | `engine` |
+//! | which blocks of scores are skipped, and which are fully visible | `mask`, `clear` |
+//! | operands, row statistics and bodies as lambdas of a kernel | `source` |
+//! | the beginning of kernels of both passes | `setup` |
 //! | the forward kernel; the backward kernels | `forward`, `backward` |
 //! | operands too wide for tiles | `alone` |
 
@@ -24,7 +24,7 @@ use super::rank::Rank;
 use tpc_ir::DType;
 use tpc_ir::attention::{Attention, Operand};
 
-/// The launches of an attention.
+/// Emits the launches of an attention.
 pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, String> {
     check(rank, a)?;
     match &a.backward {
@@ -33,19 +33,19 @@ pub(super) fn emit(rank: &mut Rank<'_>, a: &Attention) -> Result<Vec<Launch>, St
     }
 }
 
-/// What products, scores and probabilities are computed in.
+/// The compute type of products, scores and probabilities.
 fn real(a: &Attention) -> DType {
     let operands = [&a.query, &a.key, &a.value].into_iter().chain(a.backward.iter().map(|b| &b.grad_out));
     let wide = |d: DType| !matches!(d, DType::F32 | DType::BF16 | DType::F16);
     if operands.into_iter().any(|o| wide(o.view.dtype)) { DType::F64 } else { DType::F32 }
 }
 
-/// Elements of a row of `query` and `value`.
+/// Elements per row of `query` and `value`.
 fn widths(a: &Attention) -> [usize; 2] {
     [a.inner.iter().product(), a.width.iter().product()]
 }
 
-/// The width of a tile for rows of that many elements.
+/// The width of a tile for rows of this many elements.
 fn padded(n: usize) -> usize {
     n.next_multiple_of(16).max(16)
 }
@@ -57,15 +57,15 @@ fn split(a: &Attention, o: &Operand) -> [Vec<usize>; 2] {
     [has, lacks]
 }
 
-/// The number of points of some dimensions.
+/// The number of indices of some dimensions.
 fn count(a: &Attention, dims: &[usize]) -> usize {
     dims.iter().map(|&d| a.dims[d]).product()
 }
 
-/// Refuses what is not an attention.
+/// Rejects an invalid attention.
 fn check(rank: &Rank<'_>, a: &Attention) -> Result<(), String> {
     if a.dims.len() < 2 {
-        return Err("scores have rows and columns".into());
+        return Err("scores must have rows and columns".into());
     }
     let nb = a.batch();
     let mut reads = vec![("query", &a.query, &a.inner, nb), ("key", &a.key, &a.inner, nb + 1)];
@@ -86,9 +86,9 @@ fn check(rank: &Rank<'_>, a: &Attention) -> Result<(), String> {
         if o.dims.len() != nb + 2 || o.own.len() != own.len() {
             return Err(format!("{name}: {} and {} strides", o.dims.len(), o.own.len()));
         }
-        // Of rows and columns it has one.
+        // An operand has either rows or columns.
         if o.dims[2 * nb + 1 - dim] != 0 {
-            return Err(format!("{name} has rows and columns"));
+            return Err(format!("{name} must have either rows or columns"));
         }
         source::extent(rank, a, o, own)
     };

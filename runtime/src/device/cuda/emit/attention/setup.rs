@@ -1,4 +1,4 @@
-//! The beginnings of the kernels of both passes, whichever way they compute.
+//! The beginnings of the kernels of both passes, shared by all engines.
 
 use super::super::body::element;
 use super::super::rank::Rank;
@@ -16,7 +16,7 @@ pub(super) struct Gradients<'a> {
     pub(super) second: Option<&'a Operand>,
 }
 
-/// The beginning of a backward kernel: operands and figures of rows.
+/// Begins a backward kernel: operands and row statistics.
 pub(super) fn begin_backward<'a>(
     rank: &Rank<'_>,
     a: &'a Attention,
@@ -36,7 +36,7 @@ pub(super) fn begin_backward<'a>(
     Ok(s)
 }
 
-/// The lambda that sets the batch indices that an owner lacks.
+/// Emits the lambda that sets the batch indices that an owner lacks.
 pub(super) fn batches(s: &mut Source<'_>, lacks: &[usize]) {
     let set = s.batch("b", lacks);
     s.line(&format!("const auto batch = [&](u32 b) {{ {set}}};"));
@@ -47,7 +47,7 @@ pub(super) fn pairs(engine: Engine, to: &Reach) -> bool {
     matches!(engine, Engine::Tensor(_)) && to.packs(2)
 }
 
-/// A lambda that fills a tile.
+/// Emits a lambda that fills a tile.
 pub(super) fn tile(
     name: &str,
     at: &str,
@@ -62,7 +62,7 @@ pub(super) fn tile(
     )
 }
 
-/// The beginning of a kernel of the forward pass, with what it does with the figures of rows.
+/// Begins a kernel of the forward pass, with a lambda that stores row statistics.
 pub(super) fn begin_forward<'a>(rank: &mut Rank<'_>, a: &'a Attention) -> Result<Source<'a>, String> {
     let mut s = Source::new(a, real(a));
     s.begin(is_wide(a));
@@ -78,7 +78,7 @@ pub(super) fn begin_forward<'a>(rank: &mut Rank<'_>, a: &'a Attention) -> Result
     Ok(s)
 }
 
-/// The lambdas of query, key, value and result.
+/// Emits the lambdas of query, key, value and result.
 pub(super) fn operands(s: &mut Source<'_>, rank: &Rank<'_>) -> Result<[Reach; 4], String> {
     let a = s.a;
     Ok([

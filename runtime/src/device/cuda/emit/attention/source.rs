@@ -1,5 +1,5 @@
-//! A kernel of attention under construction: its arguments, and lambdas for what it reads, writes and
-//! computes of each score.
+//! A kernel of attention under construction: its arguments, and lambdas for what it reads, writes and computes from
+//! each score.
 
 use super::super::body::{Body, LoopGraph, element, lane};
 use super::super::rank::Rank;
@@ -12,38 +12,38 @@ use tpc_ir::attention::{Attention, Operand};
 use tpc_ir::program::{BufferId, Instruction, Loop, View};
 use tpc_ir::{DType, Scalar};
 
-/// See the module.
+/// The source of a kernel of attention.
 pub(super) struct Source<'a> {
     pub(super) a: &'a Attention,
-    /// What scores and probabilities are computed in.
+    /// The compute type of scores and probabilities.
     pub(super) real: DType,
     pub(super) args: Vec<i64>,
     pub(super) text: String,
 }
 
-/// How the elements of an operand's row lie.
+/// The memory layout of an operand's rows.
 pub(super) struct Reach {
     pub(super) dtype: DType,
-    /// Elements of a row.
+    /// Elements per row.
     pub(super) count: usize,
-    /// Distance of neighbours, if there is one such.
+    /// Distance between consecutive elements, if it is constant.
     step: Option<isize>,
     /// First byte in the device allocation.
     base: usize,
-    /// Strides of the dimensions of the scores that it moves along.
+    /// Strides of the dimensions of the scores that the operand has.
     strides: Vec<isize>,
     /// Stride of its rows.
     row: isize,
 }
 
 impl Reach {
-    /// Elements that can be moved at once to a tile of that type.
+    /// Elements that can be moved at once to a tile with this element type.
     pub(super) fn vector(&self, of: DType) -> usize {
         let n = 16 / self.dtype.bytes();
         if self.dtype == of && self.packs(n) { n } else { 1 }
     }
 
-    /// Whether packs of n neighbours lie on multiples of their size.
+    /// Whether packs of n consecutive elements are aligned to their size.
     pub(super) fn packs(&self, n: usize) -> bool {
         self.step == Some(1)
             && self.count.is_multiple_of(n)
@@ -51,13 +51,13 @@ impl Reach {
             && self.strides.iter().all(|s| s % n as isize == 0)
     }
 
-    /// Whether neighbours lie in neighbouring rows.
+    /// Whether consecutive elements are in consecutive rows.
     pub(super) fn across(&self) -> bool {
         self.row == 1 && self.step != Some(1)
     }
 }
 
-/// Where the elements of an operand are.
+/// The memory that the elements of an operand occupy.
 pub(super) fn extent(rank: &Rank<'_>, a: &Attention, o: &Operand, own: &[usize]) -> Result<Extent, String> {
     let p = rank.program;
     let sizes = [&a.dims[..], own].concat();
@@ -73,24 +73,24 @@ fn own_axes(o: &Operand, own: &[usize]) -> Vec<Axis> {
 }
 
 impl<'a> Source<'a> {
-    /// A kernel of that attention.
+    /// Begins a kernel of an attention.
     pub(super) fn new(a: &'a Attention, real: DType) -> Self {
         Source { a, real, args: Vec::new(), text: String::new() }
     }
 
-    /// A line of the kernel.
+    /// Appends a line to the kernel.
     pub(super) fn line(&mut self, line: &str) {
         let _ = writeln!(self.text, "    {line}");
     }
 
-    /// Types, and the batch indices, all 0.
+    /// Declares the index types and the batch indices, all 0.
     pub(super) fn begin(&mut self, wide: bool) {
         self.line(if wide { "typedef i64 ix; typedef u32 uq;" } else { "typedef int ix; typedef u32 uq;" });
         self.line(&format!("typedef {} R;", element(self.real)));
         (0..self.a.batch()).for_each(|d| self.line(&format!("ix k{d} = 0;")));
     }
 
-    /// Statements that cut a number `from` into the indices of some batch dimensions.
+    /// Statements that split a number `from` into the indices of some batch dimensions.
     pub(super) fn batch(&self, from: &str, which: &[usize]) -> String {
         let mut text = format!("u32 rest = {from}; ");
         for (i, d) in which.iter().enumerate().rev() {
@@ -103,8 +103,8 @@ impl<'a> Source<'a> {
         text
     }
 
-    /// Which rows or columns a thread block owns: `first`, of `blocks` blocks of `own` for each index of the batch
-    /// dimensions, whose indices it sets. If later blocks have more work they begin first.
+    /// Emits the rows or columns that a thread block owns: `first`, among `blocks` blocks of `own` for each index of
+    /// the batch dimensions, and sets these indices. If later blocks have more work, they run first.
     pub(super) fn own_block(&mut self, blocks: usize, own: usize, grows: bool, batch: &[usize]) {
         let block = format!("(int)(blockIdx.x % {blocks}u)");
         let block = if grows { format!("{} - {block}", blocks - 1) } else { block };
@@ -121,7 +121,7 @@ impl<'a> Source<'a> {
         p
     }
 
-    /// A lambda from a row (or column) and an index within it to the address.
+    /// Emits a lambda from a row (or column) and an index within it to an address.
     pub(super) fn operand(
         &mut self,
         rank: &Rank<'_>,
@@ -165,7 +165,7 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// A lambda from a row to where a figure of it is, dense `[batch…, rows]`.
+    /// Emits a lambda from a row to the address of a row statistic, stored densely as `[batch…, rows]`.
     pub(super) fn figure(&mut self, rank: &Rank<'_>, name: &str, view: &View, written: bool) -> Result<(), String> {
         let nb = self.a.batch();
         let count: usize = self.a.dims[..nb + 1].iter().product();
@@ -177,7 +177,8 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// A lambda of that head with a body: of the product (and the gradient of the score), the row and the column.
+    /// Emits a lambda with this head and a body, which takes the product (and the gradient of the score), the row and
+    /// the column.
     pub(super) fn body(
         &mut self,
         rank: &Rank<'_>,
@@ -214,7 +215,7 @@ impl<'a> Source<'a> {
         Ok(())
     }
 
-    /// The bodies of scores and weights, and of gradients if there are any.
+    /// Emits the bodies of scores and weights, and of gradients if there are any.
     pub(super) fn bodies(&mut self, rank: &Rank<'_>) -> Result<(), String> {
         let a = self.a;
         if a.weight.is_empty() {
@@ -226,7 +227,7 @@ impl<'a> Source<'a> {
         self.scores(rank, "score", &a.score, "gradient", gradient)
     }
 
-    /// The bodies of scores and of gradients.
+    /// Emits the bodies of scores and of gradients.
     fn scores(
         &mut self,
         rank: &Rank<'_>,
@@ -238,7 +239,7 @@ impl<'a> Source<'a> {
         self.body(rank, &format!("{score} = [&](R g0, int row_, int column_)"), body, &str::to_string)?;
         match of_gradient {
             None => Ok(()),
-            // Nobody asks for it.
+            // No kernel uses it.
             Some([]) => {
                 self.line(&format!("const auto {gradient} = [](R g0, R, int, int) {{ return g0; }};"));
                 Ok(())
@@ -250,7 +251,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Declares `clear`, `clear_score` and `clear_gradient`: where bodies are shorter, and what they are there.
+    /// Declares `clear`, `clear_score` and `clear_gradient`: where bodies are shorter, and these shorter bodies.
     pub(super) fn clear(&mut self, rank: &Rank<'_>, owners: Owners) -> Result<(), String> {
         let Some(clear) = clear::find(self.a, owners) else {
             self.line("const Never clear;");
@@ -267,7 +268,7 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Whether indices of some body's loads or random numbers need 64 bits.
+/// Whether the indices of a body's loads or random numbers need 64 bits.
 pub(super) fn is_wide(a: &Attention) -> bool {
     let bodies = a.score.iter().chain(&a.weight).chain(a.backward.iter().flat_map(|b| &b.gradient));
     let reach = |strides: &[isize]| -> u128 {
@@ -276,7 +277,7 @@ pub(super) fn is_wide(a: &Attention) -> bool {
     bodies.into_iter().any(|ins| matches!(ins, Instruction::Load { strides, .. } if reach(strides) >= 1 << 31))
 }
 
-/// The nodes of a body; what it is given are loads from nowhere, and its result is stored nowhere.
+/// The nodes of a body. Its given values become loads without an address, and its result becomes a store without one.
 fn graph(rank: &Rank<'_>, a: &Attention, body: &[Instruction], real: DType) -> Result<LoopGraph, String> {
     let row = a.dims.len() - 1;
     let with = |given: &dyn Fn(DType) -> Instruction| -> Vec<Instruction> {

@@ -3,6 +3,10 @@
 //! A prediction is made of the programs themselves: they are compiled up to what the first rank executes, whose arena is
 //! the memory that a rank needs, and whose steps are simulated ([`simulate`]). The first rank holds the largest shards.
 
+mod error;
+
+pub use error::ChoiceError;
+
 use crate::beside::Beside;
 use crate::capture::{Captured, TrainingCapture};
 use crate::explain::Facts;
@@ -191,6 +195,28 @@ pub fn ranked(workload: &Workload, candidates: Vec<Candidate>, options: &Compile
     let mut rows: Vec<Ranked> = rows.map(|(candidate, predicted)| Ranked { candidate, predicted }).collect();
     rows.sort_by(|a, b| a.merit(memory).partial_cmp(&b.merit(memory)).unwrap_or(Equal));
     rows
+}
+
+/// The candidate whose step is predicted to be the fastest of those that fit into the memory of the target's ranks.
+///
+/// # Errors
+/// [`ChoiceError`]: there are no candidates, or none fits, or none can be compiled.
+pub fn fastest(
+    workload: &Workload,
+    candidates: Vec<Candidate>,
+    options: &CompileOptions,
+) -> Result<(Candidate, Prediction), ChoiceError> {
+    let (plans, memory) = (candidates.len(), options.target.device.capacity);
+    let best = ranked(workload, candidates, options, memory).into_iter().next();
+    let Some(best) = best else { return Err(ChoiceError::NoMesh) };
+    let (fits, flags) = (best.fits(memory), best.candidate.flags());
+    match best.predicted {
+        Ok(predicted) if fits => Ok((best.candidate, predicted)),
+        Ok(predicted) => {
+            Err(ChoiceError::TooLarge { plans, memory: memory as u64, flags, least: predicted.arena_bytes })
+        }
+        Err(error) => Err(ChoiceError::Impossible { plans, flags, problem: error.to_string() }),
+    }
 }
 
 /// What a function gives for each item, in the order of the items, computed on all cores.
