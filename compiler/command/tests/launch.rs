@@ -318,7 +318,7 @@ fn two_jobs_at_one_address_do_not_mix() {
         let told = runs.map(|run| run.end(Duration::from_secs(120)));
         assert_eq!(told.each_ref().map(|t| t.code), [0; 4], "{told:?}");
         let away = if jobs {
-            "rank 0 is of job A, this process of job B"
+            "rank 0 belongs to job A, this process to job B"
         } else {
             "--lr is 0.001 on rank 0 and 0.1 on rank 1"
         };
@@ -464,7 +464,7 @@ fn processes_of_other_launchers_meet_over_their_address() {
     assert_eq!(both.each_ref().map(|t| t.code), [0, 0], "{both:?}");
     assert!(both[0].out.is_empty() && both[0].err.is_empty() && both[1].out.contains("step 2/2"), "{both:?}");
     let told = start(2, "2", &[]).end(longest);
-    assert!(told.code == 1 && told.err.contains("RANK=2, which is no rank of WORLD_SIZE=2"), "{}", told.err);
+    assert!(told.code == 1 && told.err.contains("RANK=2, which is not a rank of WORLD_SIZE=2"), "{}", told.err);
     let told = start(0, "2", &[("LOCAL_WORLD_SIZE", "1")]).end(longest);
     assert!(told.err.contains("torchrun started 2 processes, of which 1 on this host"), "{}", told.err);
     assert!(told.err.contains("with mpirun or `srun --mpi=pmix`"), "{}", told.err);
