@@ -9,9 +9,11 @@ pub use error::ChoiceError;
 
 use crate::beside::Beside;
 use crate::capture::{Captured, TrainingCapture};
+use crate::error::Error;
 use crate::explain::Facts;
 use crate::import::{Signature, import_with};
-use crate::program::{CompileOptions, Error, Planned, Rename, plan_graph, renamed};
+use crate::program::{CompileOptions, Planned, plan_graph};
+use crate::rename::{Rename, renamed};
 use std::cmp::Ordering::Equal;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tpc_ir::{Graph, Mesh};

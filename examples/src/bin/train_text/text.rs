@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use tpc::prelude::*;
 use tpc_data::tokenizer::train;
-use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Part, Recipe, Stream, Tokenizer, piece};
+use tpc_data::{Corpus, Format, LossOn, Objective, Packing, Recipe, Split, Stream, Tokenizer, piece};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/kjv-new-testament.txt");
 /// Number of sequences in a batch, and of tokens in each.
@@ -57,7 +57,7 @@ impl Text {
         let training = Recipe {
             corpus: Arc::new(corpus),
             tokenizer: tokenizer.clone(),
-            part: Part::But(HELD_OUT),
+            split: Split::But(HELD_OUT),
             seq: SEQ,
             packing: Packing::Packed,
             objective: Objective::Next,
@@ -77,7 +77,7 @@ impl Text {
 
     /// All batches of the held-out text.
     pub fn held_out(&self) -> Result<Vec<Tokens>, Box<dyn Error>> {
-        let recipe = Recipe { part: Part::Only(HELD_OUT), shuffled: false, ..self.training.clone() };
+        let recipe = Recipe { split: Split::Only(HELD_OUT), shuffled: false, ..self.training.clone() };
         let (mut stream, mut batches) = (Stream::start(recipe, None, Some(1))?, Vec::new());
         while let Some(batch) = stream.next(BATCH)? {
             batches.push(batch);
