@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tpc_runtime::launch::supervise::{Launch, Output, launch};
+use tpc_runtime::launch::supervise::{LaunchSpec, Output, launch};
 
 /// The output of a run: losses and numbers of correct images of each epoch; the last number is that of the trained
 /// model on one device.
@@ -45,7 +45,7 @@ fn processes_learn_as_threads_do() {
     // The output of each process goes to a separate file.
     let script = "exec \"$0\" tp=2 > \"$1/$$\"";
     let arguments = ["-c", script, env!("CARGO_BIN_EXE_vit"), folder.to_str().unwrap()];
-    let launched = Launch {
+    let launched = LaunchSpec {
         ranks: 2,
         program: "sh".into(),
         arguments: arguments.into_iter().map(Into::into).collect(),
