@@ -212,8 +212,8 @@ impl DumpIr {
             terminal.note(format!(
                 "a rank needs {needed} bytes, but a rank of the target {} has {}: use a smaller batch, --micro-batches, or a \
                  plan that shards more",
-                target.device.capacity,
-                cut(&target.name)
+                cut(&target.name),
+                target.device.capacity
             ));
         }
     }
