@@ -8,7 +8,8 @@
 //! Before: 80 layers, each `…, %12 = all_reduce …, %13 = all_reduce …, %14 = add %12, %13`.
 //! Searched: 6 of them. After: 80 layers, each `…, %12 = add …, %13 = all_reduce …  why: … rule 7`.
 
-use super::{Found, SearchOptions};
+use super::Found;
+use super::options::SearchOptions;
 use crate::check::check;
 use crate::cost::graph_seconds;
 use crate::denotes::denotes;
@@ -40,9 +41,9 @@ fn once(graph: &Graph, lines: &Lines, block: &Block, target: &Target, options: &
         && ends(&long.graph) == ends(graph)
         && check(&long.graph).is_ok()
         && denotes(&long.graph, graph).is_ok();
-    let rules = long.source.iter().map(|node| node.map_or(0, |n| found.rules[n.index()])).collect();
+    let due = long.source.iter().map(|node| node.and_then(|n| found.due[n.index()])).collect();
     found.blocks.push((block.path.clone(), block.count));
-    proven.then_some(Found { graph: long.graph, rules, ..found })
+    proven.then_some(Found { graph: long.graph, due, ..found })
 }
 
 /// Where inputs and outputs lie, and the units of inputs.

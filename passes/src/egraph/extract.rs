@@ -13,7 +13,9 @@
 //! Every look at a class counts as a move. Once there were as many as the search may make, the best
 //! program so far is the result.
 
-use super::term::{ClassData, Heads, Term, Typing, canonical};
+use super::heads::Heads;
+use super::report::Extraction;
+use super::term::{ClassData, Term, Typing, canonical};
 use egg::{EClass, EGraph, Id};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -27,8 +29,8 @@ pub struct Solution {
     pub seconds: f64,
     /// Classes that were looked at.
     pub moves: usize,
-    /// Whether there were no more moves, although something might have helped.
-    pub stopped: bool,
+    /// Why no more changes were made.
+    pub end: Extraction,
 }
 
 /// Improvements below this are rounding noise.
@@ -52,6 +54,7 @@ pub fn extract(
     moves: usize,
 ) -> Solution {
     let mut search = Search::new(egraph, roots, first, seconds, moves);
+    let mut end = Extraction::Rounds(ROUNDS);
     for _ in 0..ROUNDS {
         let before = search.total;
         search.complete();
@@ -60,7 +63,12 @@ pub fn extract(
         }
         search.improve();
         search.desert();
-        if search.total >= before - EPSILON || search.is_over() {
+        if search.is_over() {
+            end = Extraction::Moves(moves);
+            break;
+        }
+        if search.total >= before - EPSILON {
+            end = Extraction::Settled;
             break;
         }
     }
@@ -69,7 +77,7 @@ pub fn extract(
         (*id, terms[search.choice[class]].clone())
     };
     let order = search.order().iter().map(chosen).collect();
-    Solution { order, seconds: search.total, moves: search.moves.get(), stopped: search.is_over() }
+    Solution { order, seconds: search.total, moves: search.moves.get(), end }
 }
 
 /// A class: its position in the list of classes.

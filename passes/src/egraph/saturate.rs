@@ -1,17 +1,19 @@
 //! A program becomes an e-graph, and rules find what is equal in it.
 //!
-//! Rounds: each applies every rule to every class in which there is something to move. A rule looks at
-//! the terms of a class and of its operands, so it is not applied twice to classes in which both stayed
-//! as they were. The bounds of [`limits`](super::limits) end the search between two applications; what
-//! was found until then is an e-graph of equal programs like any other.
+//! Each round goes through the classes in which there is something to move and applies to every term the rules that concern
+//! its operation. Rules look at the terms of a class and of its operands, so a class is left out as long as neither
+//! change. The bounds of [`limits`](super::limits) end the search between two classes; what was found until then is an
+//! e-graph of equal programs like any other.
 
-use super::SearchOptions;
-use super::limits::{Bounds, Limit, Work};
-use super::rules::{HIERARCHICAL, all_rules};
-use super::term::{self, Heads, Key, Term, Typing};
+use super::heads::Heads;
+use super::limits::Bounds;
+use super::options::SearchOptions;
+use super::report::{RuleWork, Stop, Tally, Work};
+use super::rules::{Dispatch, Rule, RuleId, left_out};
+use super::term::{self, Key, Term, Typing};
 use crate::targets::Target;
 use egg::{EGraph, Id};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tpc_ir::{Graph, Value};
 
 /// The e-graph of a program after the search: everything that the rules found equal.
@@ -20,19 +22,25 @@ pub struct Saturated {
     pub egraph: EGraph<Term, Typing>,
     /// The canonical class of every value of the program.
     pub class_of: HashMap<Value, Id>,
-    /// The program that came in: one of its terms for every class that has one. Of several terms that
-    /// became equal it is the earliest, whose operands are earlier still: the program has no cycle.
+    /// The program that came in: one of its terms for every class that has one. Of several terms that became equal it is
+    /// the earliest, whose operands are earlier still, so this program has no cycle.
     pub first: HashMap<Id, Term>,
     /// What was counted.
     pub work: Work,
     /// What might have been counted at most.
     pub bounds: Bounds,
-    /// The bounds that were reached.
-    pub limits: Vec<Limit>,
+    /// Why it stopped.
+    pub stop: Stop,
+    /// What each rule did.
+    pub rules: BTreeMap<RuleId, RuleWork>,
 }
 
 /// Puts a placed graph into an e-graph and applies the rules. The target says which axes are faster than others.
 pub fn saturate(graph: &Graph, target: &Target, options: &SearchOptions) -> Saturated {
+    saturate_by(&options.rules(), graph, target, options)
+}
+
+fn saturate_by(rules: &[&'static Rule], graph: &Graph, target: &Target, options: &SearchOptions) -> Saturated {
     let bandwidths = target.links.bandwidths(&graph.mesh);
     let mut egraph = EGraph::<Term, Typing>::new(Typing::new(graph.mesh.clone(), bandwidths));
     let mut class_of: HashMap<Value, Id> = HashMap::new();
@@ -50,62 +58,57 @@ pub fn saturate(graph: &Graph, target: &Target, options: &SearchOptions) -> Satu
     }
     let bounds = Bounds::of(graph, options);
     egraph.analysis.most = bounds.nodes;
-    let (work, limits) = search(&mut egraph, options, &bounds);
+    let links_differ = egraph.analysis.links_differ();
+    let rules: Vec<&Rule> = rules.iter().copied().filter(|r| r.id != RuleId::HIERARCHICAL || links_differ).collect();
+    let mut tally = Tally::default();
+    let (rounds, stop) = search(&mut egraph, &Dispatch::of(&rules), options.rounds, &bounds, &mut tally);
+    egraph.analysis.derivations.conclude();
+    let left_out = egraph.classes().map(|class| left_out(&egraph, class)).sum();
+    let nodes = egraph.nodes().len();
+    let work = Work { rounds, nodes, applications: tally.applications, left_out, moves: 0 };
     class_of.values_mut().for_each(|id| *id = egraph.find(*id));
     let mut first: HashMap<Id, Term> = HashMap::new();
     for (id, term) in program {
         first.entry(egraph.find(id)).or_insert_with(|| term::canonical(&egraph, term));
     }
-    Saturated { egraph, class_of, first, work, bounds, limits }
+    Saturated { egraph, class_of, first, work, bounds, stop, rules: tally.rules }
 }
 
-/// Applies the rules until nothing changes or a bound is reached.
-fn search(egraph: &mut EGraph<Term, Typing>, options: &SearchOptions, bounds: &Bounds) -> (Work, Vec<Limit>) {
-    let is_on =
-        |number: u32| !options.disabled.contains(&number) && (number != HIERARCHICAL || egraph.analysis.links_differ());
-    let rules: Vec<_> = all_rules().iter().filter(|r| is_on(r.number)).collect();
-    // By rule and class: when it was applied, counted in changes.
-    let mut applied: Vec<Vec<u32>> = vec![Vec::new(); rules.len()];
-    let mut work = Work::default();
+/// Applies the rules until nothing changes or a bound is reached. The number of rounds and why it stopped.
+fn search(
+    egraph: &mut EGraph<Term, Typing>,
+    rules: &Dispatch,
+    most_rounds: usize,
+    bounds: &Bounds,
+    tally: &mut Tally,
+) -> (usize, Stop) {
+    // By class: when the rules were applied to it, counted in changes.
+    let mut applied: Vec<u32> = Vec::new();
     egraph.rebuild();
-    loop {
-        work.nodes = egraph.nodes().len();
-        if work.rounds == options.rounds {
-            return (work, vec![Limit::Rounds(work.rounds)]);
-        }
-        work.rounds += 1;
+    for round in 1..=most_rounds {
         let start = egraph.analysis.now();
         let classes: Vec<Id> = egraph.classes().map(|c| c.id).filter(|&id| is_worth_a_look(egraph, id)).collect();
         let mut reached = None;
-        'round: for (rule, applied) in rules.iter().zip(&mut applied) {
-            for &class in &classes {
-                let class = egraph.find(class);
-                if applied.len() <= usize::from(class) {
-                    applied.resize(egraph.nodes().len(), 0);
-                }
-                let last = &mut applied[usize::from(class)];
-                if !rule.concerns(&egraph[class].data) || *last > egraph.analysis.changed(class) {
-                    continue;
-                }
-                *last = egraph.analysis.now() + 1;
-                work.applications += rule.apply(egraph, class);
-                reached = bounds.reached(egraph.nodes().len(), work.applications);
-                if reached.is_some() {
-                    break 'round;
-                }
+        for class in classes {
+            let class = egraph.find(class);
+            applied.resize(egraph.nodes().len(), 0);
+            if applied[usize::from(class)] > egraph.analysis.changed(class) {
+                continue;
+            }
+            applied[usize::from(class)] = egraph.analysis.now() + 1;
+            rules.apply(egraph, class, tally);
+            reached = bounds.reached(egraph.nodes().len(), tally.applications);
+            if reached.is_some() {
+                break;
             }
         }
         egraph.rebuild();
         term::settle(egraph);
-        if let Some(limit) = reached {
-            work.nodes = egraph.nodes().len();
-            return (work, vec![limit]);
-        }
-        if egraph.analysis.now() == start {
-            work.nodes = egraph.nodes().len();
-            return (work, Vec::new());
+        if reached.is_some() || egraph.analysis.now() == start {
+            return (round, reached.unwrap_or_default());
         }
     }
+    (most_rounds, Stop::Rounds(most_rounds))
 }
 
 /// Whether there is something to move in a class: a redistribution, or a term with an operand that is one.

@@ -29,7 +29,7 @@ mod steps;
 use crate::files::{self, Files, check_dir};
 use crate::given::Given;
 use crate::launch::{Running, leads};
-use crate::notes::note_idle_ranks;
+use crate::notes::{note_idle_ranks, note_search};
 use crate::options::StepArguments;
 use crate::saving::SaveArgs;
 use crate::settings::{compare_files, data_files, model_files};
@@ -193,7 +193,7 @@ impl Train {
                 "the learning rate now comes to its end at step {steps}; until here the run was on the way to step {before}"
             ));
         }
-        self.placement.note(&mesh, &plan, &options.target, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal);
         let texts = source.texts();
         texts.iter().flat_map(|texts| &texts.notes).for_each(|note| terminal.note(note));
         let alphabet = texts.and_then(|texts| texts.alphabet.as_ref());
@@ -218,6 +218,7 @@ impl Train {
         let note = |program: &TrainingProgram| {
             flops.set(Some(speed::flops(&program.steady.logical)));
             note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
+            note_search(&program.steady.report, terminal);
         };
         let program =
             compile_training_together((capture, evaluation.as_ref()), &mesh, &plan, &options, &rename, &launch, note)
