@@ -173,13 +173,15 @@ fn tiny_models_without_each_rule() {
 #[test]
 fn wide_models_with_few_tokens_without_each_rule() {
     let h100 = Target::built_in("h100-node").unwrap();
-    let narrow = Step { target: h100, ..Step::new("llama of 512, 2 × 16 tokens", &presets::llama(), TokenBatch::new(2, 16)) };
+    let narrow =
+        Step { target: h100, ..Step::new("llama of 512, 2 × 16 tokens", &presets::llama(), TokenBatch::new(2, 16)) };
     let wide = config(json!({
         "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_attention_heads": 64,
         "num_key_value_heads": 8, "num_hidden_layers": 2, "vocab_size": 128256, "rms_norm_eps": 1e-5,
         "max_position_embeddings": 8192, "hidden_act": "silu", "tie_word_embeddings": false, "rope_theta": 500000.0,
     }));
-    let wide = Step { target: h100, ranks: 8, ..Step::new("llama of 8192, 8 × 512 tokens", &wide, TokenBatch::new(8, 512)) };
+    let wide =
+        Step { target: h100, ranks: 8, ..Step::new("llama of 8192, 8 × 512 tokens", &wide, TokenBatch::new(8, 512)) };
     assert_golden("wide", &ablated(&[narrow, wide]));
 }
 

@@ -254,7 +254,8 @@ impl DumpIr {
                 share_arenas(&mut ranks, &lower(other, &target).map_err(failed)?);
             }
             self.note_capacity(&ranks, &target, terminal);
-            return terminal.print(format!("{:#}\n", report::json(first, &target, &scheduled, &ranks, report.as_ref())));
+            return terminal
+                .print(format!("{:#}\n", report::json(first, &target, &scheduled, &ranks, report.as_ref())));
         }
         if self.stage >= Stage::Rank && self.rank >= first.mesh.ranks() {
             let (rank, ranks) = (self.rank, first.mesh.ranks());

@@ -417,7 +417,10 @@ impl Placement {
                 search.disabled.remove(&rule.id);
             } else {
                 let fp = self.fp.name();
-                return Err(Failure::new(format!("--enable-rule {number} contradicts --fp {fp}: the rule {}", does(rule.tag))));
+                return Err(Failure::new(format!(
+                    "--enable-rule {number} contradicts --fp {fp}: the rule {}",
+                    does(rule.tag)
+                )));
             }
         }
         Ok(search)

@@ -206,6 +206,7 @@ fn search(report: &SearchReport) -> Json {
     json!({
         "stop": report.stop.name(), "extraction": report.extraction.name(), "rounds": work.rounds,
         "nodes": work.nodes, "left_out": work.left_out, "applications": work.applications,
+        "crowded": work.crowded,
         "seconds_before": before, "seconds": after, "declined": report.declined, "rules": rules.collect::<Vec<_>>(),
     })
 }

@@ -21,8 +21,8 @@
 //!   [`scope`](crate::scope()).
 //! - Built-in plans for tensor parallelism with and without sequence parallelism, the data modes, and both on two and three axes.
 //!   Plan files in JSON.
-//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched off. A block that
-//!   occurs L times is searched, proven and printed once.
+//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched on and off. A
+//!   block that occurs L times is searched, proven and printed once.
 //! - Targets: the rates of a device and of the links of each axis, built in, measured by `tpc calibrate`, or written by hand
 //!   ([`targets`](crate::targets)). Gradients are reduced hierarchically where one axis is slower than another.
 //!

@@ -96,7 +96,7 @@ fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
         seconds_in(company, target, op, &types, result.1, &graph.mesh)
     };
     let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
-    work.moves = solution.moves;
+    (work.moves, work.crowded) = (solution.moves, solution.crowded);
     let (mut graph, due) = rebuild(graph, &egraph, &solution.order, &class_of);
     explain(&mut graph);
     Found { graph, due, work, bounds, stop, extraction: solution.end, rules, blocks: Vec::new() }

@@ -89,6 +89,8 @@ pub struct Work {
     pub left_out: usize,
     /// Classes that extraction looked at.
     pub moves: usize,
+    /// Collectives in the result that have more readers than extraction changes at once.
+    pub crowded: usize,
 }
 
 /// What a rule did.

@@ -57,9 +57,9 @@ pub struct Key {
     pub dtype: DType,
     /// Global shape of the result.
     pub shape: Vec<usize>,
-    /// The result's placement where the operands do not determine it: constants, broadcasts, the
-    /// rows of a scatter. The same local tensor can be different values. Dimensions that operands do
-    /// determine are left empty, so that the operation can move to operands that lie elsewhere.
+    /// The placement of the result where operands do not determine it: of constants, broadcasts and the rows of a scatter.
+    /// The same local tensor can be different values. Dimensions that operands determine are empty here, so that the
+    /// operation can move to operands that lie elsewhere.
     pub given: Option<Sharding>,
 }
 
@@ -99,11 +99,11 @@ pub struct ClassData {
 pub(super) struct Made {
     /// Its number.
     pub number: TermId,
-    /// The number of its provenance.
+    /// The number of its origin.
     pub origin: u32,
 }
 
-/// The analysis: interned keys, the mesh, provenance, and when each class last changed.
+/// The analysis: the mesh, interned keys, the origins of terms, and when each class last changed.
 #[derive(Debug)]
 pub struct Typing {
     /// The mesh.
@@ -118,9 +118,9 @@ pub struct Typing {
     pub(super) derivations: Derivations,
     /// Most terms; beyond them rules make nothing.
     pub(super) most: usize,
-    /// Counts the changes of classes.
+    /// How many changes of classes there were.
     clock: Cell<u32>,
-    /// By class: the last change of its terms, or of those of one of their operands.
+    /// For every class, the last change of its terms or of those of one of their operands.
     changed: Vec<Cell<u32>>,
 }
 
@@ -175,7 +175,7 @@ impl Typing {
         id
     }
 
-    /// Number of a provenance.
+    /// Number of an origin.
     pub fn origin(&mut self, origin: &Origin) -> u32 {
         if self.origins.last() != Some(origin) {
             self.origins.push(origin.clone());
@@ -193,7 +193,7 @@ impl Typing {
         self.derivations.due_to(self.made.get(term)?.number)
     }
 
-    /// The provenance of a term, with the rule that it is due to if it redistributes.
+    /// The origin of a term, with the rule that it is due to if it redistributes.
     pub(super) fn origin_of(&self, term: &Term) -> Origin {
         let mut origin = self.origins[self.made(term).origin as usize].clone();
         if let Some(rule) = self.rule_of(term).filter(|_| self.key(term.key).op.is_redistribution()) {
@@ -213,7 +213,7 @@ impl Typing {
     }
 }
 
-/// Notes that a class has other terms now: rules may find something in it, and in its readers.
+/// Notes that the terms of a class have changed, so that rules may find something in the class and in its readers.
 fn touch(egraph: &EGraph<Term, Typing>, class: Id) {
     let typing = &egraph.analysis;
     let now = typing.now() + 1;

@@ -130,6 +130,7 @@ pub fn reduced(site: &mut Site) -> Vec<Id> {
     let mut equal = outward(site, Others::Any);
     let (Op::Reduce { .. }, &[child]) = (&site.key().op, &site.term.children[..]) else { return equal };
     let Some(row) = site.row() else { return equal };
+    site.alone();
     for (dim, axes, slice) in site.slices(child) {
         let FactorKind::Reduce(op) = row.factors[row.operands[0][dim]].kind else { continue };
         let local = site.again(vec![slice]);

@@ -61,8 +61,7 @@ pub fn hierarchical(site: &mut Site) -> Vec<Id> {
             continue;
         }
         let (ty, mesh) = (site.ty(x), &site.egraph.analysis.mesh);
-        let dims: Vec<usize> =
-            (0..ty.rank()).filter(|&d| ty.shape[d] > 0 && ty.divides(d, axis, mesh)).collect();
+        let dims: Vec<usize> = (0..ty.rank()).filter(|&d| ty.shape[d] > 0 && ty.divides(d, axis, mesh)).collect();
         for dim in dims {
             let scattered = site.redistribute(Op::ReduceScatter { op, dim, axes: vec![axis] }, x);
             let reduced = scattered.and_then(|x| site.redistribute(Op::AllReduce { op, axes: rest }, x));

@@ -4,7 +4,7 @@ use super::condition::Condition;
 use super::id::RuleId;
 use crate::egraph::heads::Heads;
 use crate::egraph::provenance::TermId;
-use crate::egraph::term::{ClassData, Key, KeyId, Term, Typing, try_add};
+use crate::egraph::term::{ClassData, Key, KeyId, Made, Term, Typing, try_add};
 use crate::rules::{FactorId, Rule as Row, rule as row};
 use egg::{EClass, EGraph, Id};
 use std::cell::OnceCell;
@@ -15,6 +15,7 @@ use tpc_ir::{AxisId, AxisSet, Op, ReduceOp, Type};
 pub struct Site<'a> {
     pub(super) egraph: &'a mut EGraph<Term, Typing>,
     pub(super) term: Term,
+    own: Made,
     /// The rule.
     rule: RuleId,
     conditions: &'static [Condition],
@@ -22,7 +23,7 @@ pub struct Site<'a> {
     inner: Heads,
     /// The terms that the rule has matched: the outer one and, once it is known, the inner one.
     premises: [TermId; 2],
-    /// The provenance of redistributions that the rule makes: that of the term, or of the redistribution that it moves.
+    /// The origin of redistributions that the rule makes: that of the term, or of the redistribution that it moves.
     pub(super) origin: u32,
     /// The row of the term in the factor table, the same for every rule.
     row: OnceCell<Option<Rc<Row>>>,
@@ -43,6 +44,7 @@ impl<'a> Site<'a> {
         Site {
             egraph,
             term,
+            own: made,
             rule: RuleId::SPLIT,
             conditions: &[],
             inner: Heads::ANY,
@@ -55,8 +57,8 @@ impl<'a> Site<'a> {
     /// Begins to apply a rule that says something of operands of these kinds.
     pub fn begin(&mut self, rule: RuleId, conditions: &'static [Condition], inner: Heads) {
         (self.rule, self.conditions, self.inner) = (rule, conditions, inner);
-        let made = self.egraph.analysis.made(&self.term);
-        (self.premises, self.origin) = ([made.number; 2], made.origin);
+        self.origin = self.own.origin;
+        self.alone();
     }
 
     /// The kind of the term.
@@ -163,12 +165,17 @@ impl<'a> Site<'a> {
         found
     }
 
+    /// What is added from here on follows from the term alone.
+    pub fn alone(&mut self) {
+        self.premises = [self.own.number; 2];
+    }
+
     /// What is added from here on follows from this redistribution, too.
     pub fn follows(&mut self, found: &Move) {
         self.premises[1] = found.number;
     }
 
-    /// What is added from here on follows from this redistribution and has its provenance.
+    /// What is added from here on follows from this redistribution and has its origin.
     pub fn because(&mut self, found: &Move) {
         self.follows(found);
         self.origin = found.origin;
@@ -194,7 +201,7 @@ impl<'a> Site<'a> {
 
     /// Adds the operation of the term on other operands.
     pub fn again(&mut self, operands: Vec<Id>) -> Option<Id> {
-        self.add(self.term.key, operands, self.egraph.analysis.made(&self.term).origin)
+        self.add(self.term.key, operands, self.own.origin)
     }
 
     /// Adds the operation of an inner term on other operands.
@@ -215,7 +222,7 @@ impl<'a> Site<'a> {
     /// Adds a part of the sum that the term is.
     pub fn part(&mut self, key: Key, operands: Vec<Id>) -> Option<Id> {
         let key = self.egraph.analysis.intern(key);
-        self.add(key, operands, self.egraph.analysis.made(&self.term).origin)
+        self.add(key, operands, self.own.origin)
     }
 
     fn add(&mut self, key: KeyId, children: Vec<Id>, origin: u32) -> Option<Id> {

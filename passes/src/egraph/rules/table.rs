@@ -1,7 +1,7 @@
 //! The rules as data: a record for each row of `RULES.md`.
 
 use super::condition::Condition::{self, Increasing, JointlyLinear, Keeps, Linear, Reduces};
-use super::gather::Others::{Any, Gathered, Sliced};
+use super::gather::Others::{self, Any, Gathered, Sliced};
 use super::gather::{self, Instance};
 use super::id::RuleId;
 use super::site::Site;
@@ -88,12 +88,12 @@ impl Rule {
     }
 
     /// Gathers of operands become a gather or a reduction of the result.
-    const fn outward(self, others: super::gather::Others) -> Rule {
+    const fn outward(self, others: Others) -> Rule {
         Rule { apply: Apply::Gather(Instance { others, both_ways: false }), ..self }
     }
 
-    /// So does a gather of the result become gathers of the operands.
-    const fn both_ways(self, others: super::gather::Others) -> Rule {
+    /// The same, and a gather of the result becomes gathers of the operands.
+    const fn both_ways(self, others: Others) -> Rule {
         Rule { apply: Apply::Gather(Instance { others, both_ways: true }), ..self }
     }
 }
@@ -102,7 +102,7 @@ impl Rule {
 pub fn all_rules() -> &'static [Rule] {
     use Tag::{Exact, Reassociates};
     type H = Heads;
-    /// Operations that belong to the instance of a gather that none of the other instances names.
+    /// Operations that no instance of the theorem of gathers names but rule 20.
     const REST: Heads = H::REDUCE.and(H::SCATTER_ADD).and(H::TAKE).and(H::OTHER);
     const RULES: &[Rule] = &[
         Rule::new(1, "split a reduction", Exact, "all_reduce(x) = all_gather_d(reduce_scatter_d(x))")
@@ -118,11 +118,7 @@ pub fn all_rules() -> &'static [Rule] {
             .on(&[(H::ALL_GATHER, H::SHARD_SLICE)])
             .by(cancel::gather_of_slice),
         Rule::new(5, "exchange", Exact, "slice_t(all_gather_s(x)) = all_to_all_{s->t}(x), and inverses")
-            .on(&[
-                (H::SHARD_SLICE, H::ALL_GATHER),
-                (H::ALL_TO_ALL, H::ALL_TO_ALL),
-                (H::ALL_GATHER, H::ALL_TO_ALL),
-            ])
+            .on(&[(H::SHARD_SLICE, H::ALL_GATHER), (H::ALL_TO_ALL, H::ALL_TO_ALL), (H::ALL_GATHER, H::ALL_TO_ALL)])
             .by(cancel::exchange),
         Rule::new(6, "reduction of an invariant", Exact, "all_reduce(to_partial(x)) = x")
             .on(&[(H::ALL_REDUCE.and(H::REDUCE_SCATTER), H::TO_PARTIAL)])
@@ -201,14 +197,9 @@ pub fn all_rules() -> &'static [Rule] {
             .on(&[(H::TAKE, H::ALL_GATHER)])
             .when(&[Reduces])
             .outward(Any),
-        Rule::new(
-            23,
-            "nested",
-            Reassociates,
-            "all_reduce_X(all_reduce_Y(x)) = all_reduce_{X,Y}(x), gathers likewise",
-        )
-        .on(&[(H::ALL_REDUCE, H::ALL_REDUCE), (H::ALL_GATHER, H::ALL_GATHER)])
-        .by(merge::nested),
+        Rule::new(23, "nested", Reassociates, "all_reduce_X(all_reduce_Y(x)) = all_reduce_{X,Y}(x), gathers likewise")
+            .on(&[(H::ALL_REDUCE, H::ALL_REDUCE), (H::ALL_GATHER, H::ALL_GATHER)])
+            .by(merge::nested),
         Rule::new(24, "commute", Exact, "collectives on disjoint axes and dimensions commute")
             .on(&[(H::MOVES, H::MOVES)])
             .by(merge::commute),
@@ -241,7 +232,7 @@ mod tests {
     /// reduced, the other operands are gathered or sliced. Of reductions with several operands there is none but products.
     #[test]
     fn the_instances_of_the_theorem_overlap_nowhere_and_leave_nothing_out() {
-        let instances = |head: Heads, condition: Condition, others: gather::Others| -> Vec<u32> {
+        let instances = |head: Heads, condition: Condition, others: Others| -> Vec<u32> {
             let speaks = |rule: &&Rule| {
                 let says = match rule.apply {
                     Apply::Gather(instance) => instance.others == others || instance.others == Any,
