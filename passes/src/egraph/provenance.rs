@@ -2,8 +2,8 @@
 //!
 //! A term of the program that came in is due to no rule. Every other term has derivations: an application of a rule to
 //! terms that are derived themselves. The shortest derivation counts, and among derivations of one length the rule with
-//! the smallest number. So the answer depends on what the rules say, and neither on the order in which they were applied
-//! nor on merged classes: terms that become equal are one term, with the derivations of both.
+//! the smallest number. So the answer depends on which derivations there are, and neither on the order in which they were
+//! found nor on merged classes: terms that become equal are one term, with the derivations of both.
 //!
 //! A step that leads back to what it was made of never counts, since the way there was longer.
 
@@ -141,5 +141,37 @@ mod tests {
         assert_eq!(d.merge(a, x), x);
         d.conclude();
         assert_eq!([a, b].map(|t| d.due_to(t)), [None, Some(rule(9))]);
+    }
+
+    /// Random derivations, noted in an order and in the opposite one, with the merges before and after them.
+    #[test]
+    fn the_order_in_which_derivations_are_found_does_not_matter() {
+        let mut state = 7u64;
+        let mut below = |n: u32| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) as u32 % n
+        };
+        for _ in 0..100 {
+            let rules: Vec<RuleId> = RuleId::all().collect();
+            let steps: Vec<(TermId, RuleId, [TermId; 2])> =
+                (0..80).map(|_| (below(30), rules[below(25) as usize], [below(30), below(30)])).collect();
+            let merges: Vec<(TermId, TermId)> = (0..5).map(|_| (below(30), below(30))).collect();
+            let due = |is_reversed: bool| {
+                let mut d = Derivations::default();
+                (0..4).for_each(|_| assert!(d.given() < 4));
+                (4..30).for_each(|term| assert_eq!(d.new_term(), term));
+                let merge = |d: &mut Derivations| merges.iter().for_each(|&(a, b)| assert!(d.merge(a, b) <= a.min(b)));
+                if is_reversed {
+                    steps.iter().rev().for_each(|&(product, rule, premises)| d.derive(product, rule, premises));
+                    merge(&mut d);
+                } else {
+                    merge(&mut d);
+                    steps.iter().for_each(|&(product, rule, premises)| d.derive(product, rule, premises));
+                }
+                d.conclude();
+                (0..30).map(|term| d.due_to(term)).collect::<Vec<_>>()
+            };
+            assert_eq!(due(true), due(false));
+        }
     }
 }

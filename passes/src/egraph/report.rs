@@ -148,6 +148,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// How many e-nodes were added and classes found equal.
+    pub fn changes(&self) -> usize {
+        self.rules.values().map(|work| work.added + work.unions).sum()
+    }
+
     /// Counts one application.
     pub fn count(&mut self, rule: RuleId, added: usize, unions: usize) {
         self.applications += 1;

@@ -1,4 +1,5 @@
-//! Rules are dispatched on the outer operation of a term: those that say something of its kind are tried, by number.
+//! Rules are dispatched on the operations of terms: a rule is tried where the outer operation is one of which it says something
+//! and an operand is.
 
 use super::site::{Site, first_alike};
 use super::table::Rule;
@@ -7,36 +8,44 @@ use crate::egraph::report::Tally;
 use crate::egraph::term::{Term, Typing};
 use egg::{EGraph, Id};
 
-/// The rules of a search, by the kind of the outer operation.
-pub struct Dispatch {
-    rules: [Vec<&'static Rule>; Heads::COUNT],
+/// A rule of a search, with the kinds of operations on which it is dispatched.
+pub struct Dispatched {
+    rule: &'static Rule,
+    outer: Heads,
+    /// For every kind of outer operation, the kinds of which an operand has to be.
+    inner: [Heads; Heads::COUNT],
 }
 
-impl Dispatch {
-    /// Dispatches to these rules.
-    pub fn of(rules: &[&'static Rule]) -> Self {
-        let mut by_kind: [Vec<&'static Rule>; Heads::COUNT] = Default::default();
+impl Dispatched {
+    /// Prepares a rule.
+    pub fn new(rule: &'static Rule) -> Self {
+        let (mut outer, mut inner) = (Heads::NONE, [Heads::NONE; Heads::COUNT]);
         for kind in Heads::each() {
-            by_kind[kind.index()].extend(rules.iter().filter(|rule| rule.inner(kind) != Heads::NONE));
+            inner[kind.index()] = rule.inner(kind);
+            if rule.inner(kind) != Heads::NONE {
+                outer = outer.and(kind);
+            }
         }
-        Dispatch { rules: by_kind }
+        Dispatched { rule, outer, inner }
     }
 
-    /// Applies the rules to every term of a class.
+    /// Whether the rule says something of a term of a class.
+    pub fn concerns(&self, egraph: &EGraph<Term, Typing>, class: Id) -> bool {
+        egraph[class].data.heads.meets(self.outer)
+    }
+
+    /// Applies the rule to every term of a class.
     pub fn apply(&self, egraph: &mut EGraph<Term, Typing>, class: Id, tally: &mut Tally) {
-        let terms: Vec<Term> = first_alike(egraph, &egraph[class]).cloned().collect();
+        let concerns = |term: &&Term| {
+            let inner = self.inner[egraph.analysis.head(term.key).index()];
+            inner != Heads::NONE && term.children.iter().any(|&c| egraph[c].data.heads.meets(inner))
+        };
+        let terms: Vec<Term> = first_alike(egraph, &egraph[class]).filter(concerns).cloned().collect();
         for term in terms {
-            let outer = egraph.analysis.head(term.key);
-            let mut site = Site::new(egraph, term);
-            for rule in &self.rules[outer.index()] {
-                if !site.has_operand(rule.inner(outer)) {
-                    continue;
-                }
-                let before = site.egraph.nodes().len();
-                let equal = rule.apply(&mut site);
-                let unions = equal.into_iter().filter(|&id| site.egraph.union(class, id)).count();
-                tally.count(rule.id, site.egraph.nodes().len() - before, unions);
-            }
+            let before = egraph.nodes().len();
+            let equal = self.rule.apply(&mut Site::new(egraph, term));
+            let unions = equal.into_iter().filter(|&id| egraph.union(class, id)).count();
+            tally.count(self.rule.id, egraph.nodes().len() - before, unions);
         }
     }
 }

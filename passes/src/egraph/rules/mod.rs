@@ -16,7 +16,7 @@ mod site;
 mod slice;
 mod table;
 
-pub(super) use dispatch::Dispatch;
+pub(super) use dispatch::Dispatched;
 pub use id::{RuleId, UnknownRule};
 pub(super) use site::left_out;
 pub use table::{Rule, Tag, all_rules};

@@ -66,11 +66,6 @@ impl<'a> Site<'a> {
         self.egraph.analysis.head(self.term.key)
     }
 
-    /// Whether an operand of the term has a term of these kinds.
-    pub fn has_operand(&self, kinds: Heads) -> bool {
-        self.term.children.iter().any(|&c| self.egraph[c].data.heads.meets(kinds))
-    }
-
     /// The operation of the term.
     pub fn key(&self) -> Rc<Key> {
         self.key_of(self.term.key)
