@@ -6,6 +6,7 @@ use tpc_ir::{Graph, InputId, Mesh, Op, Sharding, parse};
 use tpc_passes::check::check;
 use tpc_passes::cost::graph_seconds;
 use tpc_passes::denotes::denotes;
+use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::{SearchOptions, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
@@ -43,11 +44,11 @@ fn step(target: &Target, mesh: &str, disabled: &[u32]) -> (Graph, Graph) {
     let annotations = Annotations { mesh, inputs: [batch].into_iter().collect(), ..Annotations::default() };
     let propagated = propagate(&logical, &annotations, target);
     let mut options = SearchOptions::default();
-    options.disabled.extend(disabled);
+    options.disabled.extend(disabled.iter().map(|&number| RuleId::try_from(number).unwrap()));
     let (placed, report) = optimize(&propagated, target, &options);
     check(&placed).unwrap();
     denotes(&placed, &logical).unwrap();
-    assert_eq!((report.declined, &report.limits[..]), (None, &[][..]));
+    assert_eq!((report.declined, report.unfinished()), (None, None));
     (propagated, placed)
 }
 

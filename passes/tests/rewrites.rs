@@ -13,7 +13,7 @@ mod ranks;
 use egg::Id;
 use proptest::prelude::*;
 use ranks::{Ranks, cut, dice, local, same_ranks};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::LazyLock;
 use tpc_ir::interpret::{Options, Tensor, interpret, simulate};
@@ -21,7 +21,7 @@ use tpc_ir::reason::Demand;
 use tpc_ir::{AxisId, DType, Graph, InputId, Mesh, Op, Sharding, Type, parse, text};
 use tpc_passes::check::{CheckError, check};
 use tpc_passes::denotes::denotes;
-use tpc_passes::egraph::rules::all_rules;
+use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::term::Term;
 use tpc_passes::egraph::{Saturated, SearchOptions, optimize, saturate};
 use tpc_passes::propagate::propagate;
@@ -32,7 +32,7 @@ type Inputs = HashMap<InputId, Tensor>;
 
 /// Options under which only these rules run.
 fn only(rules: &[u32]) -> SearchOptions {
-    let disabled = all_rules().iter().map(|r| r.number).filter(|n| !rules.contains(n)).collect();
+    let disabled = RuleId::all().filter(|rule| !rules.contains(&rule.number())).collect();
     SearchOptions { disabled, node_limit: 3_000, rounds: 3, ..SearchOptions::default() }
 }
 
@@ -106,7 +106,7 @@ impl Evaluator<'_> {
         let show = |id: Id| egraph[id].data.ty.display(self.mesh);
         let operands: Vec<String> = term.children.iter().map(|&c| show(egraph.find(c))).collect();
         format!(
-            "{:?}({}) : {}, made by rule {}",
+            "{:?}({}) : {}, due to rule {:?}",
             key.op,
             operands.join("; "),
             show(class),
@@ -1332,6 +1332,43 @@ fn rule_26_casts_what_is_gathered() {
     );
 }
 
+/// Programs whose last line has a gather in an operand, by the instance of the theorem of gathers that speaks of it.
+const GATHERED: [(u32, &str, &str); 10] = [
+    (11, "all_gather", "%2 = exp %1 : f64[6, 4]"),
+    (12, "all_gather", "%2 = input data \"y\" : f64[6]\n%3 = mul \"ab,a->ab\" %1, %2 : f64[6, 4]"),
+    (13, "all_gather", "%2 = input data \"w\" : f64[4, 2]\n%3 = einsum \"ab,bc->ac\" %1, %2 : f64[6, 2]"),
+    (
+        14,
+        "all_reduce",
+        "%2 = input data \"w\" : f64[6@a, 2]\n%3 = all_gather a dim=0 %2 : f64[6, 2]
+        %4 = einsum \"ab,ac->bc\" %1, %3 : f64[4, 2]",
+    ),
+    (15, "all_reduce", "%2 = input data \"w\" : f64[6, 2]\n%3 = einsum \"ab,ac->bc\" %1, %2 : f64[4, 2]"),
+    (18, "all_gather", "%2 = identity \"ab->ba\" %1 : f64[4, 6]"),
+    (19, "all_reduce", "%2 = reduce_sum \"ab->b\" %1 : f64[4]"),
+    (20, "all_gather", "%2 = reduce_sum \"ab->a\" %1 : f64[6]"),
+    (22, "all_reduce", "%2 = input data \"i\" : i64[3]\n%3 = take %1, %2 : f64[3, 4]"),
+    (26, "all_gather", "%2 = cast.f32 %1 : f32[6, 4]"),
+];
+
+/// Of the instances of the theorem of gathers, the one that speaks of a program finds something in it, and no other does.
+#[test]
+fn switching_an_instance_off_switches_off_exactly_that_instance() {
+    let family: Vec<u32> = GATHERED.iter().map(|instance| instance.0).collect();
+    for (rule, gives, line) in GATHERED {
+        let body = format!("%0 = input data \"x\" : f64[6@a, 4]\n%1 = all_gather a dim=0 %0 : f64[6, 4]\n{line}");
+        let graph = read("a=2", &body);
+        for off in &family {
+            let others: Vec<u32> = family.iter().copied().filter(|other| other != off).collect();
+            let names = added(&graph, &saturate(&graph, uneven(), &only(&others)));
+            let finds = names.iter().any(|name| name == gives);
+            assert_eq!(finds, *off != rule, "without rule {off}, {names:?} in the program of rule {rule}: {line}");
+            assert!(finds || names.is_empty(), "without rule {off}, {names:?} in the program of rule {rule}: {line}");
+        }
+        fires(rule, gives, ONE, &body);
+    }
+}
+
 /// A top-k of which only the indices are read, and two of one operand.
 #[test]
 fn results_of_one_operation_stay_apart() {
@@ -1475,11 +1512,10 @@ fn propagated(source: &str, mesh: usize, choices: &[u16], tolerance: f64) -> Res
 /// How many terms each rule adds to random graphs: what the random tests really test.
 #[test]
 fn every_rule_takes_part_in_random_graphs() {
-    let mut terms: HashMap<u32, usize> = HashMap::new();
+    let mut terms: BTreeMap<RuleId, usize> = BTreeMap::new();
     let mut tally = |graph: &Graph| {
-        let egraph = saturate(graph, uneven(), &every_rule()).egraph;
-        for term in egraph.classes().flat_map(|c| &c.nodes) {
-            *terms.entry(egraph.analysis.rule_of(term)).or_default() += 1;
+        for (rule, work) in saturate(graph, uneven(), &every_rule()).rules {
+            *terms.entry(rule).or_default() += work.added;
         }
     };
     let draw = |seed: u64, n: usize| (0..n).map(|i| dice(seed, i, 1 << 16) as u16).collect::<Vec<u16>>();
@@ -1494,14 +1530,47 @@ fn every_rule_takes_part_in_random_graphs() {
         let model = parse::parse(&source).unwrap();
         tally(&propagate(&model, &annotations(&model, &mesh, &draw(seed, 20)), uneven()));
     }
-    let mut list: Vec<_> = terms.iter().collect();
-    list.sort_unstable();
-    println!("{fit} generated graphs fit; terms by rule: {list:?}");
+    println!("{fit} generated graphs fit; terms by rule: {terms:?}");
     assert!(fit > 100);
     // Rules 3, 4 and the inverse pairs of 5 add no terms, they merge classes.
-    let idle: Vec<u32> =
-        all_rules().iter().map(|r| r.number).filter(|n| ![3, 4].contains(n) && !terms.contains_key(n)).collect();
+    let adds = |rule: &RuleId| terms.get(rule).is_some_and(|&added| added > 0);
+    let idle: Vec<RuleId> = RuleId::all().filter(|rule| ![3, 4].contains(&rule.number()) && !adds(rule)).collect();
     assert!(idle.is_empty(), "rules {idle:?} never fire");
+}
+
+/// On how many random programs a rule makes the result cheaper, counted by leaving it out: `RULES.md` has these numbers.
+#[test]
+fn what_each_rule_buys_on_random_programs() {
+    let draw = |seed: u64, n: usize| (0..n).map(|i| dice(seed, i, 1 << 16) as u16).collect::<Vec<u16>>();
+    let (mut searches, mut pays, mut hurts) = (0, BTreeMap::new(), BTreeMap::new());
+    for seed in 0..40 {
+        // Tiny ones, where a collective costs its latency, and large ones, where it costs its bytes.
+        let sources = [
+            perceptron(4, 3, 6, 2),
+            attention(4, 2, 3, 5),
+            perceptron(4096, 512, 2048, 512),
+            attention(512, 8, 64, 4096),
+        ];
+        let mesh = Mesh::parse(MESHES[seed as usize % MESHES.len()]).unwrap();
+        for source in sources {
+            let model = parse::parse(&source).unwrap();
+            let graph = propagate(&model, &annotations(&model, &mesh, &draw(seed, 20)), uneven());
+            let all = SearchOptions { disabled: BTreeSet::new(), ..SearchOptions::default() };
+            let (_, report) = optimize(&graph, uneven(), &all);
+            searches += 1;
+            for (&rule, _) in report.rules.iter().filter(|(_, work)| work.added + work.unions > 0) {
+                let options = SearchOptions { disabled: BTreeSet::from([rule]), ..SearchOptions::default() };
+                let change = optimize(&graph, uneven(), &options).1.after / report.after;
+                if change > 1.0 + 1e-9 {
+                    *pays.entry(rule.number()).or_insert(0) += 1;
+                } else if change < 1.0 - 1e-9 {
+                    *hurts.entry(rule.number()).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    println!("{searches} searches; cheaper with a rule: {pays:?}; cheaper without it: {hurts:?}");
+    assert!(pays.len() > 5);
 }
 
 /// The evaluator sees two different values in one class.

@@ -8,6 +8,7 @@ use tpc_compiler::pretrained::TokenBatch;
 use tpc_compiler::program::{CompileOptions, Stages, TrainingProgram};
 use tpc_ir::program::{Action, Step};
 use tpc_ir::{InputKind, Phase};
+use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::lower::{LowerOptions, lower_with};
 use tpc_passes::targets::Target;
 use tpc_runtime::LaunchOptions;
@@ -94,7 +95,7 @@ fn gradients_of_data_parallelism_are_bucketed() {
 #[test]
 fn without_rule_7_every_input_gradient_is_reduced_alone() {
     let mut options = CompileOptions::for_cpu();
-    options.search.disabled.insert(7);
+    options.search.disabled.insert(RuleId::try_from(7).unwrap());
     for layers in [1, 2, 4] {
         let program = language_model(&llama(layers, 4, 4), tokens(), &plan("tp"), "tp=2", &options);
         for stages in [&program.first, &program.steady] {

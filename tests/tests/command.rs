@@ -2,7 +2,7 @@
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -229,6 +229,34 @@ fn a_rule_that_is_disabled_leaves_the_reductions_of_query_key_and_value_apart() 
     let layers = 2;
     assert_eq!(backward(&[]), 2 * layers + 1);
     assert_eq!(backward(&["--disable-rule", "7"]), 5 * layers + 1);
+    assert_eq!(backward(&["--fp", "exact"]), 5 * layers + 1);
+    assert_eq!(backward(&["--fp", "relaxed", "--enable-rule", "1"]), 2 * layers + 1);
+}
+
+#[test]
+fn the_report_says_what_the_search_did_and_what_each_rule_bought() {
+    let common = ["dump-ir", &data("hf/llama-tiny"), "--plan", "tp", "--mesh", "tp=2", "--train", "--json"];
+    let search = |more: &[&str]| -> Json {
+        serde_json::from_str::<Json>(&ok(&[&common, more].concat())).unwrap()["search"].clone()
+    };
+    let report = search(&[]);
+    assert_eq!((&report["stop"], &report["extraction"]), (&json!("saturated"), &json!("settled")));
+    assert!(report["rounds"].as_u64() > Some(1) && report["nodes"].as_u64() > Some(100), "{report}");
+    assert!(report["seconds"].as_f64() < report["seconds_before"].as_f64(), "{report}");
+    let rule = |report: &Json, number: u64| {
+        report["rules"].as_array().unwrap().iter().find(|row| row["rule"] == number).cloned()
+    };
+    let seventh = rule(&report, 7).unwrap();
+    assert_eq!(seventh["name"], "sum of reductions");
+    for count in ["applied", "added", "unions", "paid"] {
+        assert!(seventh[count].as_u64() > Some(0), "{seventh}");
+    }
+    assert_eq!(rule(&report, 1), None);
+    assert!(rule(&search(&["--enable-rule", "1"]), 1).is_some());
+    assert_eq!(rule(&search(&["--disable-rule", "7"]), 7), None);
+    let tags: Vec<u64> =
+        search(&["--fp", "exact"])["rules"].as_array().unwrap().iter().map(|r| r["rule"].as_u64().unwrap()).collect();
+    assert!(tags.contains(&17) && !tags.contains(&7) && !tags.contains(&9), "{tags:?}");
 }
 
 #[test]
@@ -337,6 +365,11 @@ fn bad_meshes_and_plans_are_explained() {
         "$TMP/json.json: the plan is not JSON: EOF while parsing an object at line 1 column 1"
     );
     assert!(says(&["--disable-rule", "99"]).starts_with("there is no rule 99 to disable; the rules are 1, 2, 3, "));
+    assert_eq!(
+        says(&["--enable-rule", "21"]),
+        "there is no rule 21 to enable; the rules are 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 23, \
+         24, 25, 26"
+    );
 }
 
 /// A mesh axis named `tp:x` next to `tp` used to be taken for a part of `tp`, which changed the logits.
@@ -974,6 +1007,8 @@ fn options_without_effect_are_said() {
         (&file, "--plan tp", "--plan", "on a graph from a file that already has placements"),
         (&file, "--precision bf16", "--precision", "on a graph from a file that already has placements"),
         (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is already placed"),
+        (&file, "--enable-rule 1", "--enable-rule", "on a graph from a file that is placed already"),
+        (&file, "--fp exact", "--fp", "on a graph from a file that is placed already"),
     ];
     for (command, more, option, reason) in refused {
         let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
@@ -996,6 +1031,12 @@ fn options_without_effect_are_said() {
         "error: freezing `lm_head.weight` changes nothing: all that it matches is frozen by the patterns before it; leave it out\n"
     );
     assert_eq!(fails(&["--disable-rule", "7", "--disable-rule", "7"]), "error: --disable-rule 7 is given twice\n");
+    assert_eq!(fails(&["--enable-rule", "1", "--enable-rule", "1"]), "error: --enable-rule 1 is given twice\n");
+    assert_eq!(fails(&["--disable-rule", "1", "--enable-rule", "1"]), "error: rule 1 is both enabled and disabled\n");
+    assert_eq!(
+        fails(&["--fp", "exact", "--enable-rule", "7"]),
+        "error: --enable-rule 7 contradicts --fp exact: the rule takes sums in another order\n"
+    );
     let notes = |command: &[&str], more: &str| {
         let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
         noted(&arguments, &scratch).1.replace(KEEPS_NOTHING, "")
@@ -1023,9 +1064,19 @@ fn options_without_effect_are_said() {
         "note: --disable-rule 1 has no effect: the rule is already off\n"
     );
     assert_eq!(
-        notes(&dump, "--disable-rule 7"),
-        "note: --disable-rule has no effect on one rank, which does not communicate\n"
+        notes(&dump, "--plan tp --mesh tp=2 --fp exact --disable-rule 7"),
+        "note: --disable-rule 7 has no effect: the rule is off already\n"
     );
+    assert_eq!(
+        notes(&dump, "--plan tp --mesh tp=2 --enable-rule 7"),
+        "note: --enable-rule 7 has no effect: the rule is on already\n"
+    );
+    for (option, value) in [("--disable-rule", "7"), ("--enable-rule", "1"), ("--fp", "exact")] {
+        assert_eq!(
+            notes(&dump, &format!("{option} {value}")),
+            format!("note: {option} has no effect on one rank, where nothing is exchanged\n")
+        );
+    }
     assert_eq!(
         notes(&dump, "--stage captured --precision bf16"),
         "note: --precision has no effect at the stage captured, which comes before it\n"

@@ -242,11 +242,11 @@ fn bare(cell: &str) -> &str {
 
 #[test]
 fn every_rule_of_the_e_graph_is_documented_and_every_documented_one_exists() {
-    let off = SearchOptions::default().disabled;
+    let usual = SearchOptions::default();
     let found: Vec<Vec<String>> = rows(&read("passes/src/egraph/rules/RULES.md"))
         .into_iter()
         .filter(|row| row[0].parse::<u32>().is_ok())
-        .map(|row| vec![row[0].clone(), bare(&row[1]).to_string(), row[3].clone(), row[4].clone()])
+        .map(|row| vec![row[0].clone(), row[1].clone(), bare(&row[2]).to_string(), row[4].clone(), row[5].clone()])
         .collect();
     let expected: Vec<Vec<String>> = all_rules()
         .iter()
@@ -254,9 +254,10 @@ fn every_rule_of_the_e_graph_is_documented_and_every_documented_one_exists() {
             let effect = match rule.tag {
                 Tag::Exact => "exact",
                 Tag::Reassociates => "reassociates",
+                Tag::Precision => "precision",
             };
-            let default = if off.contains(&rule.number) { "off" } else { "on" };
-            [&rule.number.to_string(), rule.equality, effect, default].map(str::to_string).to_vec()
+            let default = if usual.allows(rule) { "on" } else { "off" };
+            [&rule.id.to_string(), rule.name, rule.equality, effect, default].map(str::to_string).to_vec()
         })
         .collect();
     assert_eq!(found, expected);

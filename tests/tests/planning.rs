@@ -8,7 +8,7 @@ use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
 use tpc_ir::{Graph, OutputKind, parse};
 use tpc_passes::check::check;
 use tpc_passes::denotes::denotes;
-use tpc_passes::egraph::{Bounds, Limit, SearchOptions, SearchReport, optimize};
+use tpc_passes::egraph::{Bounds, Extraction, SearchOptions, SearchReport, Stop, optimize};
 use tpc_passes::propagate::propagate;
 use tpc_passes::styles::{Plan, parallelize_module};
 use tpc_passes::targets::Target;
@@ -108,7 +108,7 @@ fn stated(operations: usize) -> Bounds {
 
 /// Checks that no count exceeds its bound, and that the report names every bound that was reached.
 fn is_bounded(what: &str, report: &SearchReport, operations: usize) {
-    let SearchReport { work, bounds, limits, .. } = report;
+    let SearchReport { work, bounds, stop, extraction, .. } = report;
     let most = stated(operations);
     assert!(
         bounds.nodes <= most.nodes && bounds.applications <= most.applications && bounds.moves <= most.moves,
@@ -118,8 +118,8 @@ fn is_bounded(what: &str, report: &SearchReport, operations: usize) {
     // A unit of work that has begun is finished: the terms of one class, or one walk over the classes.
     assert!(work.applications <= bounds.applications + bounds.nodes, "{what}: {work:?}, {bounds:?}");
     assert!(work.moves <= bounds.moves + bounds.nodes, "{what}: {work:?}, {bounds:?}");
-    assert_eq!(limits.contains(&Limit::Nodes(bounds.nodes)), work.nodes == bounds.nodes, "{what}: {report:?}");
-    assert_eq!(limits.contains(&Limit::Moves(bounds.moves)), work.moves >= bounds.moves, "{what}: {report:?}");
+    assert_eq!(*stop == Stop::Nodes(bounds.nodes), work.nodes == bounds.nodes, "{what}: {report:?}");
+    assert_eq!(*extraction == Extraction::Moves(bounds.moves), work.moves >= bounds.moves, "{what}: {report:?}");
 }
 
 #[test]
@@ -166,9 +166,12 @@ fn a_bound_that_is_reached_is_reported() {
     let plan = Plan::built_in("2d").unwrap();
     let (logical, annotations) = parallelize_module(&model.captured, &mesh("dp=2,tp=2"), plan, None).unwrap();
     let propagated = propagate(&logical, &annotations, Target::cpu());
-    let limited = |options: SearchOptions| optimize(&propagated, Target::cpu(), &options).1.limits;
+    let limited = |options: SearchOptions| optimize(&propagated, Target::cpu(), &options).1;
     let default = SearchOptions::default;
-    assert_eq!(limited(SearchOptions { rounds: 1, ..default() }), [Limit::Rounds(1)]);
+    let rounds = limited(SearchOptions { rounds: 1, ..default() });
+    assert_eq!((rounds.stop, rounds.extraction), (Stop::Rounds(1), Extraction::Settled));
+    assert_eq!(rounds.unfinished().unwrap(), "1 round");
     let most = propagated.len() + 50;
-    assert_eq!(limited(SearchOptions { node_limit: most, ..default() }), [Limit::Nodes(most)]);
+    let nodes = limited(SearchOptions { node_limit: most, ..default() });
+    assert_eq!((nodes.stop, nodes.extraction), (Stop::Nodes(most), Extraction::Settled));
 }

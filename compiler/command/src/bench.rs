@@ -3,7 +3,7 @@
 use crate::auto::Auto;
 use crate::given::Given;
 use crate::launch::Running as Arguments;
-use crate::notes::note_idle_ranks;
+use crate::notes::{note_idle_ranks, note_search};
 use crate::options::StepArguments;
 use crate::report::whole_bytes;
 use crate::subject::{Optimizer, Step, Subject, initial};
@@ -130,12 +130,13 @@ impl Bench {
             })
         };
         let (mesh, plan) = self.auto.chosen(&self.placement, workload, &options, terminal)?;
-        self.placement.note(&mesh, &plan, &options.target, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal);
         self.running.note(mesh.ranks(), terminal);
         let (mut running, init) = match step {
             Step::Training(capture) => {
                 let note = |program: &TrainingProgram| {
                     note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
+                    note_search(&program.steady.report, terminal);
                 };
                 let program =
                     compile_training_together((*capture, None), &mesh, &plan, &options, &rename, &launch, note)
@@ -145,7 +146,10 @@ impl Bench {
             }
             Step::Backward(captured) => {
                 let init = initial(&captured, &rename);
-                let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
+                let note = |program: &InferenceProgram| {
+                    note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
+                    note_search(&program.stages.report, terminal);
+                };
                 let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
                     .map_err(|e| self.placement.failure(e))?;
                 (Running::Inference(Box::new(program.launch(launch)?)), init)

@@ -1,7 +1,7 @@
 //! `tpc dump-ir`: prints a program at any stage of the compiler.
 
 use crate::given::Given;
-use crate::notes::note_idle_ranks;
+use crate::notes::{note_idle_ranks, note_search};
 use crate::options::StepArguments;
 use crate::report;
 use crate::subject::{Optimizer, Step, Subject};
@@ -20,7 +20,7 @@ use tpc_ir::size::addressable;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
-use tpc_passes::egraph::SearchOptions;
+use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
@@ -52,6 +52,9 @@ impl Stage {
         self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
     }
 }
+
+/// The options that say which rules may be applied.
+const RULES: [&str; 3] = ["fp", "enable_rule", "disable_rule"];
 
 /// The preset without an optimizer.
 const MLP: &str = "mlp";
@@ -134,7 +137,7 @@ impl DumpIr {
             given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that already has placements")?;
         }
         if let Program::Placed(_) = program {
-            given.refuse(&["disable_rule"], "on a graph from a file that is already placed")?;
+            given.refuse(&RULES, "on a graph from a file that is placed already")?;
             if !self.json && self.stage < Stage::Scheduled {
                 given.refuse(&["target"], "on a graph from a file that is already placed, unless it is scheduled")?;
             }
@@ -198,7 +201,8 @@ impl DumpIr {
             later.extend(["plan", "mesh"]);
         }
         if self.stage < Stage::Placed {
-            later.extend(["disable_rule", "target"]);
+            later.extend(RULES);
+            later.push("target");
         }
         if let Some(option) = given.first(&later) {
             terminal.note(format!("{option} has no effect at the stage {}, which comes before it", self.stage.name()));
@@ -228,7 +232,7 @@ impl DumpIr {
         self.note_stage(given, terminal);
         let planned = !matches!(programs[..], [Program::Annotated(_) | Program::Placed(_), ..]);
         if to >= Stage::Annotated && planned {
-            self.placement.note(&mesh, &plan, &target, terminal)?;
+            self.placement.note(&mesh, &plan, &target, terminal);
         }
         if to >= Stage::Placed && !self.json && self.placement.target.is_some() {
             terminal.note(described(&target));
@@ -237,10 +241,15 @@ impl DumpIr {
             let advanced = advance(program, to, (&mesh, &plan, &target), &search, &step)?;
             advanced.map_err(|error| self.placement.failure(facts.explain(error)))
         });
-        let staged: Vec<Graph> = staged.collect::<Outcome<_>>()?;
+        let (staged, reports): (Vec<Graph>, Vec<Option<SearchReport>>) =
+            staged.collect::<Outcome<Vec<_>>>()?.into_iter().unzip();
         let [first, others @ ..] = &staged[..] else { return Ok(()) };
+        let report = reports.into_iter().next().flatten();
         if to >= Stage::Placed && planned {
             note_idle_ranks(first, &plan, self.step.micro_batches, terminal);
+        }
+        if let Some(report) = &report {
+            note_search(report, terminal);
         }
         if self.json {
             check_report(first)?;
@@ -251,7 +260,8 @@ impl DumpIr {
                 share_arenas(&mut ranks, &lower(other, &target).map_err(failed)?);
             }
             self.note_capacity(&ranks, &target, terminal);
-            return terminal.print(format!("{:#}\n", report::json(first, &target, &scheduled, &ranks)));
+            return terminal
+                .print(format!("{:#}\n", report::json(first, &target, &scheduled, &ranks, report.as_ref())));
         }
         if self.stage >= Stage::Rank && self.rank >= first.mesh.ranks() {
             let (rank, ranks) = (self.rank, first.mesh.ranks());
@@ -423,22 +433,22 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
     graph
 }
 
-/// Takes a program to a stage, at most to the placed one. Fails if the program is already past that stage or does not
-/// compile.
+/// Takes a program to a stage, at most to the placed one, and gives what the search says if there was one; a failure if the
+/// program is past that stage already, an error if it does not compile.
 fn advance(
     program: Program,
     to: Stage,
     (mesh, plan, target): (&Mesh, &Plan, &Target),
     search: &SearchOptions,
     step: &StepOptions,
-) -> Outcome<Result<Graph, Error>> {
+) -> Outcome<Result<(Graph, Option<SearchReport>), Error>> {
     let too_late =
         |stage: &str| Failure::new(format!("the graph in the file is already {stage}: choose a later --stage"));
     let (logical, annotations) = match program {
-        Program::Captured(graph) if to == Stage::Captured => return Ok(Ok(graph)),
+        Program::Captured(graph) if to == Stage::Captured => return Ok(Ok((graph, None))),
         Program::Captured(graph) => {
             if to == Stage::Logical {
-                return Ok(Ok(on_logical(canonicalize(&graph), Annotations::default(), step)?.0));
+                return Ok(Ok((on_logical(canonicalize(&graph), Annotations::default(), step)?.0, None)));
             }
             match parallelize_module(&graph, mesh, plan.clone(), None) {
                 Ok((mut logical, annotations)) => {
@@ -451,10 +461,10 @@ fn advance(
         Program::Annotated(..) if to < Stage::Annotated => return Err(too_late("annotated")),
         Program::Annotated(both) => *both,
         Program::Placed(_) if to < Stage::Placed => return Err(too_late("placed")),
-        Program::Placed(graph) => return Ok(Ok(graph)),
+        Program::Placed(graph) => return Ok(Ok((graph, None))),
     };
     Ok(match to {
-        Stage::Annotated => Ok(annotated(&logical, &annotations)),
-        _ => place(&logical, &annotations, target, search, step).map(|p| p.placed),
+        Stage::Annotated => Ok((annotated(&logical, &annotations), None)),
+        _ => place(&logical, &annotations, target, search, step).map(|p| (p.placed, Some(p.report))),
     })
 }

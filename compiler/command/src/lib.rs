@@ -46,7 +46,9 @@ pub mod train;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use given::Given;
+use options::Fp;
 use std::any::Any;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
@@ -60,7 +62,7 @@ use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
 use tpc_ir::quote::cut;
 use tpc_passes::egraph::SearchOptions;
-use tpc_passes::egraph::rules::all_rules;
+use tpc_passes::egraph::rules::{Rule, RuleId, Tag, all_rules};
 use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
 use tpc_runtime::Settings;
@@ -276,6 +278,23 @@ fn internal(panic: &(dyn Any + Send)) -> Failure {
     Failure::new(format!("internal error: {}{place}; please report it", text.unwrap_or("no message")))
 }
 
+/// A rule by its number on the command line.
+fn known_rule(number: u32, verb: &str) -> Outcome<&'static Rule> {
+    all_rules().iter().find(|rule| rule.id.number() == number).ok_or_else(|| {
+        let known: Vec<String> = RuleId::all().map(|rule| rule.to_string()).collect();
+        Failure::new(format!("there is no rule {number} to {verb}; the rules are {}", known.join(", ")))
+    })
+}
+
+/// What a rule with this tag does.
+fn does(tag: Tag) -> &'static str {
+    match tag {
+        Tag::Exact => "keeps every bit",
+        Tag::Reassociates => "takes sums in another order",
+        Tag::Precision => "computes in another precision",
+    }
+}
+
 /// An error if so many ranks cannot be executed: more than one process runs, or another number than processes were launched.
 fn check_executed(ranks: usize) -> Outcome {
     if ranks > MAX_RANKS {
@@ -323,6 +342,12 @@ pub struct Placement {
     /// as written by tpc calibrate [default: the target of the device that runs the ranks]
     #[arg(long, value_name = "NAME|FILE")]
     pub target: Option<String>,
+    /// What the rewrite rules of the e-graph may do to floating-point results
+    #[arg(long, value_enum, value_name = "WHAT", default_value = "reassociate")]
+    pub fp: Fp,
+    /// Switch on a rewrite rule that is off, by its number in passes/src/egraph/rules/RULES.md; may be repeated
+    #[arg(long, value_name = "N")]
+    pub enable_rule: Vec<u32>,
     /// Disable a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
     #[arg(long, value_name = "N")]
     pub disable_rule: Vec<u32>,
@@ -405,18 +430,31 @@ impl Placement {
     /// The options of the search.
     ///
     /// # Errors
-    /// A rule that does not exist.
+    /// A rule that does not exist, that is named twice, or that `--fp` forbids.
     pub fn search(&self) -> Outcome<SearchOptions> {
-        let mut search = SearchOptions::default();
-        for number in &self.disable_rule {
-            if !all_rules().iter().any(|rule| rule.number == *number) {
-                let known: Vec<String> = all_rules().iter().map(|rule| rule.number.to_string()).collect();
+        let mut search = SearchOptions { fp: self.fp.into(), ..SearchOptions::default() };
+        let mut named = HashSet::new();
+        let options = [(&self.enable_rule, "enable"), (&self.disable_rule, "disable")];
+        for (&number, verb) in options.iter().flat_map(|(numbers, verb)| numbers.iter().map(move |n| (n, verb))) {
+            let rule = known_rule(number, verb)?;
+            if !named.insert(rule.id) {
+                let is_both = self.enable_rule.contains(&number) && self.disable_rule.contains(&number);
+                return Err(Failure::new(match is_both {
+                    true => format!("rule {number} is both enabled and disabled"),
+                    false => format!("--{verb}-rule {number} is given twice"),
+                }));
+            }
+            if *verb == "disable" {
+                search.disabled.insert(rule.id);
+            } else if search.fp.allows(rule.tag) {
+                search.disabled.remove(&rule.id);
+            } else {
+                let fp = self.fp.name();
                 return Err(Failure::new(format!(
-                    "there is no rule {number} to disable; the rules are {}",
-                    known.join(", ")
+                    "--enable-rule {number} contradicts --fp {fp}: the rule {}",
+                    does(rule.tag)
                 )));
             }
-            search.disabled.insert(*number);
         }
         Ok(search)
     }

@@ -1,22 +1,19 @@
 //! Notes about a plan on a mesh that a user should see before waiting for a result: ranks that repeat the work of
 //! others, or have no work.
 
-use crate::{Failure, Outcome, Placement, Terminal};
+use crate::{Placement, Terminal};
 use std::collections::HashSet;
 use tpc_ir::quote::cut;
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
-use tpc_passes::egraph::SearchOptions;
-use tpc_passes::egraph::rules::HIERARCHICAL;
+use tpc_passes::egraph::rules::RuleId;
+use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport};
 use tpc_passes::styles::{DataMode, Plan};
 use tpc_passes::targets::Target;
 
 impl Placement {
-    /// Notes a mesh without a plan, a plan without a mesh, and disabled rules that have no effect.
-    ///
-    /// # Errors
-    /// A rule that is named twice.
-    pub(crate) fn note(&self, mesh: &Mesh, plan: &Plan, target: &Target, terminal: &mut Terminal) -> Outcome {
+    /// Notes a mesh without a plan, a plan without a mesh, and rules that are on or off anyway.
+    pub(crate) fn note(&self, mesh: &Mesh, plan: &Plan, target: &Target, terminal: &mut Terminal) {
         let no_plan = plan.styles.is_empty() && plan.data.is_none();
         if no_plan && mesh.ranks() > 1 {
             terminal.note(format!(
@@ -32,26 +29,43 @@ impl Placement {
                 example(plan)
             ));
         }
-        let off = SearchOptions::default().disabled;
-        let mut named = HashSet::new();
-        for rule in &self.disable_rule {
-            if !named.insert(rule) {
-                return Err(Failure::new(format!("--disable-rule {rule} is given twice")));
-            }
-            if off.contains(rule) {
+        self.note_rules(mesh, target, terminal);
+    }
+
+    /// Notes rules that are on or off anyway.
+    fn note_rules(&self, mesh: &Mesh, target: &Target, terminal: &mut Terminal) {
+        let usual = SearchOptions { fp: self.fp.into(), ..SearchOptions::default() };
+        let is_on = |number: u32| usual.rules().iter().any(|rule| rule.id.number() == number);
+        for &rule in self.enable_rule.iter().filter(|&&rule| is_on(rule)) {
+            terminal.note(format!("--enable-rule {rule} has no effect: the rule is on already"));
+        }
+        for &rule in &self.disable_rule {
+            if !is_on(rule) {
                 terminal.note(format!("--disable-rule {rule} has no effect: the rule is already off"));
-            }
-            if *rule == HIERARCHICAL && mesh.ranks() > 1 && !target.links.differ(mesh) {
+            } else if rule == RuleId::HIERARCHICAL.number() && mesh.ranks() > 1 && !target.links.differ(mesh) {
                 terminal.note(format!(
                     "--disable-rule {rule} has no effect: on the target {} all axes of the mesh have equally fast links",
                     cut(&target.name)
                 ));
             }
         }
-        if mesh.ranks() == 1 && !self.disable_rule.is_empty() {
-            terminal.note("--disable-rule has no effect on one rank, which does not communicate");
+        if mesh.ranks() == 1 {
+            let given = [
+                ("--fp", usual.fp != FloatingPoint::default()),
+                ("--enable-rule", !self.enable_rule.is_empty()),
+                ("--disable-rule", !self.disable_rule.is_empty()),
+            ];
+            for (option, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
+                terminal.note(format!("{option} has no effect on one rank, where nothing is exchanged"));
+            }
         }
-        Ok(())
+    }
+}
+
+/// Notes a search that ended before it was done.
+pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
+    if let Some(reached) = report.unfinished() {
+        terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::given::Given;
 use crate::{Failure, Outcome};
 use clap::{Args, ValueEnum};
+use tpc_passes::egraph::FloatingPoint;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
 
 /// Element types of compute and communication.
@@ -21,6 +22,34 @@ pub enum Reduce {
     F32,
     /// bf16
     Bf16,
+}
+
+/// What rewrite rules may do to floating-point results.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Fp {
+    /// Keep every bit
+    Exact,
+    /// Also take sums in another order
+    Reassociate,
+    /// Also compute in another precision, which no rule does yet
+    Relaxed,
+}
+
+impl Fp {
+    /// Its name on the command line.
+    pub fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default()
+    }
+}
+
+impl From<Fp> for FloatingPoint {
+    fn from(fp: Fp) -> Self {
+        match fp {
+            Fp::Exact => FloatingPoint::Exact,
+            Fp::Reassociate => FloatingPoint::Reassociate,
+            Fp::Relaxed => FloatingPoint::Relaxed,
+        }
+    }
 }
 
 /// Changes to the training step other than its placement.

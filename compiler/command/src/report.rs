@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 use tpc_ir::program::{RankProgram, wire_bytes};
 use tpc_ir::text::{is_inline, number, operation, output_name, value_text};
 use tpc_ir::{AxisSet, Graph, InputId, InputKind, Mesh, ModulePath, Op, Subscripts, Type};
+use tpc_passes::egraph::rules::all_rules;
+use tpc_passes::egraph::{RuleWork, SearchReport};
 use tpc_passes::lower::launches::{Schedule, why};
 use tpc_passes::targets::Target;
 
@@ -149,8 +151,15 @@ fn counts(rows: &[Collectives]) -> Json {
 
 /// The report of `dump-ir --json`: the communication of a step, and what each rank holds.
 ///
-/// A scalar is the value of the rank where it is largest; `ranks` has the values of all ranks.
-pub fn json(placed: &Graph, target: &Target, schedule: &Schedule, programs: &[RankProgram]) -> Json {
+/// Scalars are of the rank for which they are largest; `ranks` has all of them. `search` is null for a program that came
+/// placed.
+pub fn json(
+    placed: &Graph,
+    target: &Target,
+    schedule: &Schedule,
+    programs: &[RankProgram],
+    report: Option<&SearchReport>,
+) -> Json {
     let rows = collectives(placed, schedule);
     let wire = |p: &RankProgram| whole_bytes(p.collectives().map(|c| c.wire_bytes()).sum::<f64>());
     let ranks: Vec<Json> = programs
@@ -180,6 +189,25 @@ pub fn json(placed: &Graph, target: &Target, schedule: &Schedule, programs: &[Ra
         },
         "replicated_parameters": replicated,
         "ranks": ranks,
+        "search": report.map(search),
+    })
+}
+
+/// What the search did and what it bought.
+fn search(report: &SearchReport) -> Json {
+    let SearchReport { before, after, work, .. } = report;
+    let rules = all_rules().iter().filter_map(|rule| {
+        let RuleWork { applied, added, unions, paid } = report.rules.get(&rule.id)?;
+        Some(json!({
+            "rule": rule.id.number(), "name": rule.name, "applied": applied, "added": added, "unions": unions,
+            "paid": paid,
+        }))
+    });
+    json!({
+        "stop": report.stop.name(), "extraction": report.extraction.name(), "rounds": work.rounds,
+        "nodes": work.nodes, "left_out": work.left_out, "applications": work.applications,
+        "crowded": work.crowded,
+        "seconds_before": before, "seconds": after, "declined": report.declined, "rules": rules.collect::<Vec<_>>(),
     })
 }
 

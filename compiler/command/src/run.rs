@@ -4,7 +4,7 @@ use crate::data::{Batch, safetensors};
 use crate::files::{self, Files};
 use crate::given::Given;
 use crate::launch::{Running, leads};
-use crate::notes::note_idle_ranks;
+use crate::notes::{note_idle_ranks, note_search};
 use crate::settings::{compare_files, model_files};
 use crate::subject::{executed, initial};
 use crate::trace::Traced;
@@ -60,13 +60,16 @@ impl Run {
         self.traced.writes(self.placement.read(files).writes("--output", [&self.output])).check()?;
         let output = leads().then(|| files::output(&self.output)).transpose()?;
         let trace = self.traced.output()?;
-        self.placement.note(&mesh, &plan, &options.target, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal);
         self.running.note(mesh.ranks(), terminal);
         let captured = capture_forward(&dir.config, batch.tokens, batch.has_labels())?;
         let names = names(&dir.config);
         let rename = |path: &str| names.get(path).cloned().unwrap_or_else(|| path.to_string());
         let launch = self.traced.options(self.running.options()?);
-        let note = |program: &InferenceProgram| note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
+        let note = |program: &InferenceProgram| {
+            note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
+            note_search(&program.stages.report, terminal);
+        };
         let init = initial(&captured, rename);
         let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
             .map_err(|e| self.placement.failure(e))?;

@@ -22,7 +22,7 @@
 //!   with [`scope`](crate::scope()).
 //! - Built-in plans for tensor parallelism with and without sequence parallelism, for the data modes, and for both on
 //!   two and three axes. Plan files in JSON.
-//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be disabled. A
+//! - An e-graph over the whole step with numbered rules (`passes/src/egraph/rules/RULES.md`) that can be switched on and off. A
 //!   block that occurs L times is searched, proven and printed once.
 //! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
 //!   ([`costs`](super::costs))

@@ -43,6 +43,26 @@
 //! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --json --disable-rule 7   # "wire_bytes": 62926848
 //! ```
 //!
+//! # Which rules are applied
+//!
+//! A rule is an equality with a number; `passes/src/egraph/rules/RULES.md` lists them with what each of them buys. Three options
+//! of every command that compiles say which ones the search applies:
+//!
+//! ```sh
+//! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --fp exact        # no rule changes the order of a sum
+//! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --disable-rule 7  # a rule is left out; may be repeated
+//! tpc dump-ir --preset llama --train --plan tp --mesh tp=2 --enable-rule 1   # a rule that is off by default
+//! ```
+//!
+//! `--fp reassociate` is the default. `--fp exact` is about rules alone: a plan that cuts a summed index takes the sum in parts
+//! anyway. `--fp relaxed` would also allow rules that compute in another precision, of which there is none yet. From Rust,
+//! `CompileOptions::search` says the same.
+//!
+//! The search is bounded by the size of the program. If it ends before the rules find nothing more, the command says so, and the
+//! result is the best program so far. `"search"` in the report of `--json` has why it stopped, its rounds, what it counted, and for
+//! each rule the terms to which it was applied, the terms that it added, the classes that it found equal and the operations of
+//! the result that are due to it.
+//!
 //! # Choosing a plan
 //!
 //! `tpc plans` compiles each built-in plan on each mesh of so many ranks up to the program of the first rank, which holds

@@ -1,14 +1,15 @@
-//! What repeats is searched once: a program of L layers is made one of a few ([`tpc_ir::block`]), that is
-//! searched, and its layers in the middle, which came out alike, are put in again.
+//! What repeats is searched once. A program of many layers is shortened to a few ([`tpc_ir::block`]), the short program is
+//! searched, and its middle layers, which came out alike, are repeated as often as before.
 //!
-//! The longer program is only taken if both proofs hold of it: every placement follows from the factor
-//! table ([`check`]), and it denotes the program that came in ([`denotes`]). Otherwise everything is
-//! searched. So nothing here has to be right about models; it only has to be right often.
+//! The long program is only taken if both proofs hold of it: every placement follows from the factor table ([`check`]), and
+//! it denotes the program that came in ([`denotes`]). Otherwise the whole program is searched. So what is here does not
+//! have to be right about every model, only about most.
 //!
 //! Before: 80 layers, each `…, %12 = all_reduce …, %13 = all_reduce …, %14 = add %12, %13`.
 //! Searched: 6 of them. After: 80 layers, each `…, %12 = add …, %13 = all_reduce …  why: … rule 7`.
 
-use super::{Found, SearchOptions};
+use super::Found;
+use super::options::SearchOptions;
 use crate::check::check;
 use crate::cost::graph_seconds;
 use crate::denotes::denotes;
@@ -16,8 +17,8 @@ use crate::targets::Target;
 use tpc_ir::block::{Block, Lines};
 use tpc_ir::{Graph, Type, UnitId};
 
-/// Occurrences that are searched: those at the ends may come out different, and two in the middle, after
-/// what moves over the border of an occurrence has made the runs shorter, show how they go on.
+/// How many occurrences are searched. Those at the ends may come out different, and what moves across the border of an
+/// occurrence makes the run of equal ones shorter; two of these are needed to see how the run goes on.
 const KEPT: usize = 6;
 
 /// Searches a program with few occurrences of its largest block; `None` if nothing repeats, or if the
@@ -40,9 +41,9 @@ fn once(graph: &Graph, lines: &Lines, block: &Block, target: &Target, options: &
         && ends(&long.graph) == ends(graph)
         && check(&long.graph).is_ok()
         && denotes(&long.graph, graph).is_ok();
-    let rules = long.source.iter().map(|node| node.map_or(0, |n| found.rules[n.index()])).collect();
+    let due = long.source.iter().map(|node| node.and_then(|n| found.due[n.index()])).collect();
     found.blocks.push((block.path.clone(), block.count));
-    proven.then_some(Found { graph: long.graph, rules, ..found })
+    proven.then_some(Found { graph: long.graph, due, ..found })
 }
 
 /// Where inputs and outputs lie, and the units of inputs.

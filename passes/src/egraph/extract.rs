@@ -1,19 +1,20 @@
 //! Chooses one term per class so that the whole program costs least.
 //!
-//! The cost of a program is the sum over the *distinct* classes it uses (a DAG cost: egg's own tree
-//! extractor counts a shared residual once per reader and loses all the gain). The search starts
-//! from the program that came in. Classes outside of it get the term with the least *marginal* cost,
-//! what it needs beyond the current program; then one class at a time changes its term whenever the
-//! exact total falls, until nothing helps. A collective with several readers is in the way of that: no
-//! reader gains by leaving it alone. So all readers of one leave it together, if the total falls then.
-//! Where links differ, a reduction is also taken apart by one change of three classes.
-//! Then the marginal costs are taken anew. Cost never rises, so the result is at most that of the program
-//! that came in.
+//! The cost of a program is the sum over the *distinct* classes that it uses. (egg's own extractor adds up trees: it counts
+//! a shared residual once for each reader, and what sharing saves is lost.) The search starts from the program that came
+//! in. Each class outside of it gets the term with the least *marginal* cost, which is what the term needs beyond the
+//! current program. Then one class at a time changes its term if the exact total falls, until no change helps. A collective
+//! with several readers prevents that, since no reader gains by leaving it alone, so all readers of a collective leave it
+//! together if the total falls then. Where links differ, a reduction is also taken apart by one change of three classes.
+//! Then the marginal costs are computed again, and so on. The total never rises, so the result costs at most what the
+//! program that came in costs.
 //!
-//! Every look at a class counts as a move. Once there were as many as the search may make, the best
-//! program so far is the result.
+//! Every look at a class counts as a move. Once the moves that the search may make are used up, the result is the best
+//! program so far.
 
-use super::term::{ClassData, Heads, Term, Typing, canonical};
+use super::heads::Heads;
+use super::report::Extraction;
+use super::term::{ClassData, Term, Typing, canonical};
 use egg::{EClass, EGraph, Id};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -25,10 +26,12 @@ pub struct Solution {
     pub order: Vec<(Id, Term)>,
     /// Total predicted seconds.
     pub seconds: f64,
-    /// Classes that were looked at.
+    /// How many classes were looked at.
     pub moves: usize,
-    /// Whether there were no more moves, although something might have helped.
-    pub stopped: bool,
+    /// How many collectives have too many readers to be left by all of them at once.
+    pub crowded: usize,
+    /// Why no more changes were made.
+    pub end: Extraction,
 }
 
 /// Improvements below this are rounding noise.
@@ -37,13 +40,13 @@ const EPSILON: f64 = 1e-13;
 /// Readers of a collective that are looked at together.
 const MOST_READERS: usize = 8;
 
-/// Most times that marginal costs are taken anew.
+/// Most times that marginal costs are computed.
 const ROUNDS: usize = 8;
 
 /// Seconds of an operation with operands and a result of these classes and types.
 pub type Seconds<'a> = dyn Fn(&Op, &[(Id, &Type)], (Id, &Type)) -> f64 + 'a;
 
-/// Extracts the cheapest program found for `roots` with so many moves; `first` is the program that came in.
+/// Extracts the cheapest program for `roots` that so many moves find; `first` is the program that came in.
 pub fn extract(
     egraph: &EGraph<Term, Typing>,
     roots: &[Id],
@@ -52,6 +55,7 @@ pub fn extract(
     moves: usize,
 ) -> Solution {
     let mut search = Search::new(egraph, roots, first, seconds, moves);
+    let mut end = Extraction::Rounds(ROUNDS);
     for _ in 0..ROUNDS {
         let before = search.total;
         search.complete();
@@ -60,7 +64,12 @@ pub fn extract(
         }
         search.improve();
         search.desert();
-        if search.total >= before - EPSILON || search.is_over() {
+        if search.is_over() {
+            end = Extraction::Moves(moves);
+            break;
+        }
+        if search.total >= before - EPSILON {
+            end = Extraction::Settled;
             break;
         }
     }
@@ -69,13 +78,13 @@ pub fn extract(
         (*id, terms[search.choice[class]].clone())
     };
     let order = search.order().iter().map(chosen).collect();
-    Solution { order, seconds: search.total, moves: search.moves.get(), stopped: search.is_over() }
+    Solution { order, seconds: search.total, moves: search.moves.get(), crowded: search.crowded(), end }
 }
 
 /// A class: its position in the list of classes.
 type Place = usize;
 
-/// In place of a position: none.
+/// Stands for no position.
 const NONE: usize = usize::MAX;
 
 /// A class with canonical terms and what each costs.
@@ -91,20 +100,20 @@ struct Class {
 
 struct Search {
     roots: Vec<Place>,
-    /// By their ids.
+    /// Sorted by id.
     classes: Vec<Class>,
     parents: Vec<Vec<Place>>,
-    /// Chosen term of every class that could be used.
+    /// The chosen term of every class, or [`NONE`] while no term of it can be computed.
     choice: Vec<usize>,
     /// How often the current program uses a class.
     uses: Vec<u32>,
-    /// Position in a topological order of the current program.
+    /// The position of every class in a topological order of the current program.
     position: Vec<usize>,
     total: f64,
-    /// Classes that were looked at, and how many may be.
+    /// How many classes were looked at, and how many may be.
     moves: Cell<usize>,
     most: usize,
-    /// By class: the last walk that came by. The first entry of the pair counts the walks.
+    /// The number of walks, and for every class the last walk that visited it.
     seen: RefCell<(u32, Vec<u32>)>,
 }
 
@@ -127,7 +136,7 @@ impl Search {
             terms.retain(|t| !t.children.contains(&c.id));
             let cost = |t: &Term| {
                 let operands: Vec<(Id, &Type)> = t.children.iter().map(|&c| (c, &egraph[c].data.ty)).collect();
-                // A tie goes to fewer operations.
+                // Of programs that cost the same, the one with fewer operations is taken.
                 seconds(&egraph.analysis.key(t.key).op, &operands, (c.id, &c.data.ty)) + 1e-12
             };
             let children = |t: &Term| t.children.iter().map(|&c| number[usize::from(c)]).collect();
@@ -221,8 +230,9 @@ impl Search {
         (0..self.classes.len()).filter(|&c| self.is_used(c)).map(|c| (self.position[c], c))
     }
 
-    /// Takes reductions apart where the total falls: an all-reduce becomes the gather of a reduction of a scatter (rule 25). No change of
-    /// one class finds that, since the class below the gather is cheapest as a slice of the all-reduce itself, which would be a cycle.
+    /// Takes reductions apart where the total falls: an all-reduce becomes the gather of a reduction of a scatter (rule 25).
+    /// Changing one class at a time does not find that, since the class below the gather is cheapest as a slice of the
+    /// all-reduce itself, which would be a cycle.
     fn take_apart(&mut self) {
         let mut sums: Vec<(usize, Place)> = self.used().collect();
         sums.retain(|&(_, id)| self.classes[id].heads[self.choice[id]] == Heads::ALL_REDUCE);
@@ -263,7 +273,7 @@ impl Search {
         self.reorder();
     }
 
-    /// Changes one class at a time while the total falls; readers first, since a change near the
+    /// Changes one class at a time while the total falls. Readers come before what they read, since a change near the
     /// outputs can make whole branches unused.
     fn improve(&mut self) {
         let pending: BTreeSet<(usize, Place)> = self.used().collect();
@@ -290,7 +300,7 @@ impl Search {
         }
     }
 
-    /// Lets all readers of a collective change to terms that do without it, where the total falls.
+    /// Changes all readers of a collective to terms without it, where the total falls.
     fn desert(&mut self) {
         let mut collectives: Vec<(usize, Place)> = self.used().collect();
         collectives.retain(|&(_, id)| self.classes[id].heads[self.choice[id]].meets(Heads::COLLECTIVES));
@@ -299,18 +309,14 @@ impl Search {
             if self.is_over() {
                 return;
             }
-            let reads = |s: &Self, p: Place| s.is_used(p) && s.operands(p).contains(&id);
-            let mut readers: Vec<Place> = self.parents[id].clone();
-            readers.retain(|&p| reads(self, p));
-            readers.sort_unstable_by_key(|&p| (self.position[p], p));
-            readers.dedup();
+            let readers = self.readers(id);
             if !self.is_used(id) || !(2..=MOST_READERS).contains(&readers.len()) {
                 continue;
             }
             let before = self.total;
             let mut done: Vec<(Place, usize)> = Vec::new();
             for reader in readers {
-                // A reader that only an earlier one read is not in the program any longer.
+                // A reader that only an earlier reader read is no longer in the program.
                 if !self.is_used(reader) {
                     continue;
                 }
@@ -345,13 +351,27 @@ impl Search {
         }
     }
 
+    /// The classes of the program that read a class, in its order.
+    fn readers(&self, id: Place) -> Vec<Place> {
+        let mut readers: Vec<Place> = self.parents[id].clone();
+        readers.retain(|&p| self.is_used(p) && self.operands(p).contains(&id));
+        readers.sort_unstable_by_key(|&p| (self.position[p], p));
+        readers.dedup();
+        readers
+    }
+
+    /// How many collectives have more readers than are looked at together.
+    fn crowded(&self) -> usize {
+        let is_collective = |id: Place| self.classes[id].heads[self.choice[id]].meets(Heads::COLLECTIVES);
+        self.used().filter(|&(_, id)| is_collective(id) && self.readers(id).len() > MOST_READERS).count()
+    }
+
     /// The operands of the chosen term of a class.
     fn operands(&self, class: Place) -> &[Place] {
         &self.classes[class].children[self.choice[class]]
     }
 
-    /// Whether a class can change to a term: all that it needs has a term, and none of it depends on the
-    /// `targets`.
+    /// Whether a class can change to a term: all operands of the term have terms and do not depend on the `targets`.
     fn can_take(&self, id: Place, to: usize, targets: &[Place]) -> bool {
         let children = &self.classes[id].children[to];
         children.iter().all(|&c| self.choice[c] != NONE) && !targets.iter().any(|&t| self.reaches(children, t))
@@ -420,7 +440,7 @@ impl Search {
             if id == target {
                 return true;
             }
-            // Whatever stands before the target in the program's order cannot depend on it.
+            // What stands before the target in the order of the program cannot depend on it.
             let before = self.position[id] != NONE && self.position[id] < limit && self.is_used(id);
             if before || std::mem::replace(&mut seen[id], *now) == *now {
                 continue;
@@ -433,8 +453,8 @@ impl Search {
         false
     }
 
-    /// Gives what the new term of a class brought into the program the class's own position, which
-    /// keeps the order valid for [`Search::reaches`], unless it reads something that stood later.
+    /// Gives what the new term of a class brought into the program the position of the class. The order stays valid for
+    /// [`Search::reaches`], unless the term reads something at a later position; then all positions are computed again.
     fn insert_order(&mut self, id: Place) {
         let at = self.position[id];
         let mut stack = self.operands(id).to_vec();

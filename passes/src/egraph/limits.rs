@@ -1,4 +1,4 @@
-//! What a search may cost, as a function of the program's size, and what it counted.
+//! What a search may cost, as a function of the program's size.
 //!
 //! With n operations in the program that is searched (a program that repeats is searched with few occurrences):
 //!
@@ -8,15 +8,15 @@
 //! | terms to which a rule is applied | 16 N |
 //! | classes that extraction looks at | 256 N |
 //!
-//! Tiny models under plans of one axis need 4 to 9 e-nodes for an operation, 9 applications for an e-node and 60 to
-//! 150 looks. Plans with layouts on many modules and two axes can need 80 e-nodes for an operation: different orders of
+//! Tiny models under plans of one axis need 4 to 9 e-nodes for an operation, 9 applications for an e-node and 60 to 150
+//! looks. Plans with layouts on many modules and two axes can need 80 e-nodes for an operation: different orders of
 //! reductions, gathers and slices multiply.
 //!
-//! Nothing depends on a clock, so that every machine finds the same program. A bound that is reached is in
-//! [`SearchReport::limits`](super::SearchReport::limits). The result is then what was found until there, at worst the
-//! program that came in.
+//! Nothing depends on a clock, so every machine finds the same program. A bound that is reached is in the
+//! [`SearchReport`](super::SearchReport). The result is then what was found until there, at worst the program that came in.
 
-use super::SearchOptions;
+use super::options::SearchOptions;
+use super::report::Stop;
 use tpc_ir::Graph;
 
 /// E-nodes of any search.
@@ -48,39 +48,13 @@ impl Bounds {
     }
 
     /// The bound that the rules have reached.
-    pub(super) fn reached(&self, nodes: usize, applications: usize) -> Option<Limit> {
+    pub(super) fn reached(&self, nodes: usize, applications: usize) -> Option<Stop> {
         if nodes >= self.nodes {
-            Some(Limit::Nodes(self.nodes))
+            Some(Stop::Nodes(self.nodes))
         } else if applications >= self.applications {
-            Some(Limit::Applications(self.applications))
+            Some(Stop::Applications(self.applications))
         } else {
             None
         }
     }
-}
-
-/// A bound that ended a part of a search.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// Rounds of rewriting.
-    Rounds(usize),
-    /// E-nodes.
-    Nodes(usize),
-    /// Terms to which a rule was applied.
-    Applications(usize),
-    /// Classes that extraction looked at.
-    Moves(usize),
-}
-
-/// What a search counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work {
-    /// Rounds of rewriting.
-    pub rounds: usize,
-    /// E-nodes.
-    pub nodes: usize,
-    /// Terms to which a rule was applied.
-    pub applications: usize,
-    /// Classes that extraction looked at.
-    pub moves: usize,
 }

@@ -1,19 +1,23 @@
 //! The heart: an e-graph inserts, moves, merges and removes redistributions.
 //!
-//! An e-class is one local value per rank. Its type (with placement) is analysis data, and merging
-//! two classes of different type is a bug of a rule that the analysis reports at once. The rules are
-//! the equalities in [`rules`]; each takes its condition from the factor table.
-//! [`mod@extract`] picks one operation per class so that the whole graph costs least. The input program
-//! is always a candidate, so the result is never worse. A program that repeats is searched with few
+//! An e-class is one local value per rank. Its type, with placement, is analysis data; merging two classes of different
+//! type is a bug of a rule, which the analysis reports at once. The rules are the equalities in [`rules`], and each takes
+//! its condition from the factor table. [`mod@extract`] picks one operation per class so that the whole graph costs least.
+//! The input program is always a candidate, so the result is never worse. A program that repeats is searched with few
 //! occurrences and made longer again (`blocks.rs`).
 //!
-//! Before, the input gradient of q, k and v: `%10 = all_reduce tp sum %7`, `%11 = all_reduce tp sum
-//! %8`, `%12 = all_reduce tp sum %9`, `%13 = add %10, %11, %12`.
+//! Before, the input gradient of q, k and v: `%10 = all_reduce tp sum %7`, `%11 = all_reduce tp sum %8`, `%12 = all_reduce
+//! tp sum %9`, `%13 = add %10, %11, %12`.
 //! After: `%10 = add %7, %8, %9`, `%11 = all_reduce tp sum %10  why: … rule 7`.
 
 mod blocks;
 pub mod extract;
+mod heads;
 mod limits;
+mod options;
+mod provenance;
+mod rebuild;
+mod report;
 pub mod rules;
 mod saturate;
 pub mod term;
@@ -23,63 +27,27 @@ use crate::reasons::explain;
 use crate::targets::Target;
 use egg::{EGraph, Id};
 use extract::extract;
-pub use limits::{Bounds, Limit, Work};
+pub use heads::Heads;
+pub use limits::Bounds;
+pub use options::{FloatingPoint, SearchOptions};
+use rebuild::rebuild;
+pub use report::{Extraction, RuleWork, SearchReport, Stop, Work};
+use rules::RuleId;
 pub use saturate::{Saturated, saturate};
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet};
-use term::{Heads, Term, Typing};
-use tpc_ir::{DType, Graph, Op, Origin, Output, Type, Value};
-
-/// What the search may do.
-#[derive(Clone, Debug)]
-pub struct SearchOptions {
-    /// Rules that are switched off, by their numbers in [`rules`].
-    pub disabled: BTreeSet<u32>,
-    /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`]).
-    pub node_limit: usize,
-    /// Most rounds of rewriting.
-    pub rounds: usize,
-    /// Whether a block that occurs many times is searched with few occurrences.
-    pub blocks: bool,
-}
-
-impl Default for SearchOptions {
-    fn default() -> Self {
-        // Rule 1 multiplies the search by every dimension that could be scattered. It only pays when
-        // a whole residual stream follows, which one change at a time does not find: off for now.
-        SearchOptions { disabled: BTreeSet::from([1]), node_limit: 1_000_000, rounds: 8, blocks: true }
-    }
-}
-
-/// What the search bought.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct SearchReport {
-    /// Predicted seconds of the program before.
-    pub before: f64,
-    /// Predicted seconds after.
-    pub after: f64,
-    /// Predicted seconds of what was found, if that is slower than what came in and was declined.
-    pub declined: Option<f64>,
-    /// What the search counted; of a program that repeats, in the short one that was searched.
-    pub work: Work,
-    /// What it might have counted at most.
-    pub bounds: Bounds,
-    /// The bounds that it reached: with larger ones it might have found more.
-    pub limits: Vec<Limit>,
-    /// Operations in the result that a rule put there, by rule number.
-    pub paid: Vec<(u32, usize)>,
-    /// The blocks that were searched once, and how often each occurs.
-    pub blocks: Vec<(String, usize)>,
-}
+use std::collections::{BTreeMap, HashSet};
+use term::{Term, Typing};
+use tpc_ir::{Graph, Op, Type};
 
 /// An optimized graph.
 struct Found {
     graph: Graph,
-    /// For every node the rule that put it there; 0 if none did.
-    rules: Vec<u32>,
+    /// The rule that each node is due to.
+    due: Vec<Option<RuleId>>,
     work: Work,
     bounds: Bounds,
-    limits: Vec<Limit>,
+    stop: Stop,
+    extraction: Extraction,
+    rules: BTreeMap<RuleId, RuleWork>,
     blocks: Vec<(String, usize)>,
 }
 
@@ -88,20 +56,17 @@ pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Gra
     let mut found = search(graph, target, options);
     explain(&mut found.graph);
     let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
-    let Found { work, bounds, limits, blocks, .. } = found;
-    let report = SearchReport { before, after, declined: None, work, bounds, limits, paid: Vec::new(), blocks };
+    let Found { work, bounds, stop, extraction, rules, blocks, .. } = found;
+    let mut report = SearchReport { before, after, declined: None, work, bounds, stop, extraction, rules, blocks };
     if after > before {
         // Extraction sums up what its moves change, under guesses about company; the whole program's cost decides.
-        return (
-            graph.clone().with_regions(Vec::new()),
-            SearchReport { after: before, declined: Some(after), ..report },
-        );
+        (report.after, report.declined) = (before, Some(after));
+        return (graph.clone().with_regions(Vec::new()), report);
     }
-    let mut paid: BTreeMap<u32, usize> = BTreeMap::new();
-    for rule in found.rules.into_iter().filter(|&r| r > 0) {
-        *paid.entry(rule).or_default() += 1;
+    for rule in found.due.into_iter().flatten() {
+        report.rules.entry(rule).or_default().paid += 1;
     }
-    (found.graph, SearchReport { paid: paid.into_iter().collect(), ..report })
+    (found.graph, report)
 }
 
 /// Searches what repeats once, or everything if nothing does.
@@ -111,14 +76,14 @@ fn search(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
 }
 
 fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
-    let Saturated { egraph, class_of, first, mut work, bounds, mut limits } = saturate(graph, target, options);
+    let Saturated { egraph, class_of, first, mut work, bounds, stop, rules } = saturate(graph, target, options);
     let roots: Vec<Id> = graph.outputs.iter().map(|o| class_of[&o.value]).collect();
     let gradients = Gradients::of(graph);
     let mut classes: HashSet<Id> = gradients.values.iter().map(|&n| class_of[&n.into()]).collect();
     let reductions = classes.iter().flat_map(|&id| &egraph[id].nodes);
     let reductions = reductions.filter(|t| matches!(egraph.analysis.key(t.key).op, Op::AllReduce { .. }));
     let before: Vec<Id> = reductions.map(|t| egraph.find(t.children[0])).collect();
-    // What only a rule found to be a term of a gradient is one, too: the sum of the two gradients of a tied table.
+    // What only a rule found to be a term of a gradient is one, too, as the sum of the two gradients of a tied table.
     let mut terms: HashSet<Id> = gradients.terms.iter().map(|&n| class_of[&n.into()]).collect();
     terms.extend(&before);
     classes.extend(before);
@@ -131,15 +96,14 @@ fn whole(graph: &Graph, target: &Target, options: &SearchOptions) -> Found {
         seconds_in(company, target, op, &types, result.1, &graph.mesh)
     };
     let solution = extract(&egraph, &roots, &first, &seconds, bounds.moves);
-    work.moves = solution.moves;
-    limits.extend(solution.stopped.then_some(Limit::Moves(bounds.moves)));
-    let (mut graph, rules) = rebuild(graph, &egraph, &solution.order, &class_of);
+    (work.moves, work.crowded) = (solution.moves, solution.crowded);
+    let (mut graph, due) = rebuild(graph, &egraph, &solution.order, &class_of);
     explain(&mut graph);
-    Found { graph, rules, work, bounds, limits, blocks: Vec::new() }
+    Found { graph, due, work, bounds, stop, extraction: solution.end, rules, blocks: Vec::new() }
 }
 
-/// Adds what gradients are made of where rule 25 may take their reductions apart: the reductions over the slow axes, and the terms
-/// of these. Gives the classes of the sums that a gather may complete.
+/// Adds what gradients are made of where rule 25 may take their reductions apart: the reductions over the slow axes, and
+/// the terms of these. Gives the classes of the sums that a gather may complete.
 fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, terms: &mut HashSet<Id>) -> HashSet<Id> {
     let mut sums = HashSet::new();
     if !egraph.analysis.links_differ() {
@@ -163,91 +127,4 @@ fn hierarchies(egraph: &EGraph<Term, Typing>, classes: &mut HashSet<Id>, terms: 
         }
     }
     sums
-}
-
-/// The terms in the order of the program that came in: what the search made stands right behind its
-/// last operand.
-fn in_program_order(
-    old: &Graph,
-    egraph: &EGraph<Term, Typing>,
-    order: &[(Id, Term)],
-    class_of: &HashMap<Value, Id>,
-) -> Vec<(Id, Term)> {
-    let mut earliest: HashMap<Id, usize> = HashMap::new();
-    for node in old.nodes() {
-        for result in 0..old.node(node).types.len() as u32 {
-            let id = egraph.find(class_of[&Value { node, result }]);
-            earliest.entry(id).or_insert(node.index());
-        }
-    }
-    let index: HashMap<Id, usize> = order.iter().enumerate().map(|(i, (id, _))| (*id, i)).collect();
-    let mut key: Vec<(usize, usize)> = Vec::new();
-    let mut users: Vec<Vec<usize>> = vec![Vec::new(); order.len()];
-    let mut missing: Vec<usize> = vec![0; order.len()];
-    for (i, (id, term)) in order.iter().enumerate() {
-        let below: Vec<usize> = term.children.iter().map(|c| index[&egraph.find(*c)]).collect();
-        let made = below.iter().map(|&b| key[b].0).max().unwrap_or(0);
-        key.push((earliest.get(id).copied().unwrap_or(made), i));
-        missing[i] = below.len();
-        below.into_iter().for_each(|b| users[b].push(i));
-    }
-    let mut ready: BinaryHeap<Reverse<(usize, usize)>> =
-        (0..order.len()).filter(|&i| missing[i] == 0).map(|i| Reverse(key[i])).collect();
-    let mut sorted = Vec::new();
-    while let Some(Reverse((_, i))) = ready.pop() {
-        sorted.push(order[i].clone());
-        for &u in &users[i] {
-            missing[u] -= 1;
-            if missing[u] == 0 {
-                ready.push(Reverse(key[u]));
-            }
-        }
-    }
-    sorted
-}
-
-/// The chosen terms as a graph again, and the rule of every node.
-fn rebuild(
-    old: &Graph,
-    egraph: &EGraph<Term, Typing>,
-    order: &[(Id, Term)],
-    class_of: &HashMap<Value, Id>,
-) -> (Graph, Vec<u32>) {
-    let mut new = Graph::new(old.mesh.clone());
-    let mut value_of: HashMap<Id, Value> = HashMap::new();
-    // Inputs first and in their order, used or not: they are the program's signature.
-    for (node, _) in old.inputs() {
-        let n = old.node(node);
-        let value = new.push(n.op.clone(), &[], n.types[0].clone(), &n.origin);
-        value_of.insert(egraph.find(class_of[&node.into()]), value);
-    }
-    let mut rules = vec![0; new.len()];
-    let mut pairs: HashMap<(tpc_ir::Op, Vec<usize>, Vec<Value>), petgraph::graph::NodeIndex> = HashMap::new();
-    for (id, term) in &in_program_order(old, egraph, order, class_of) {
-        if value_of.contains_key(id) {
-            continue;
-        }
-        let operands: Vec<Value> = term.children.iter().map(|c| value_of[&egraph.find(*c)]).collect();
-        let key = egraph.analysis.key(term.key);
-        let origin: Origin = egraph.analysis.origin_of(term, &egraph[*id].data);
-        let ty = egraph[*id].data.ty.clone();
-        let value = if key.several {
-            // All results of one operation are one node, and one that nobody reads has a type too:
-            // a top-k's are values and indices.
-            let node = *pairs.entry((key.op.clone(), ty.shape.clone(), operands.clone())).or_insert_with(|| {
-                let dtypes = [new.ty(operands[0]).dtype, DType::I64];
-                let types = dtypes.map(|dtype| Type { dtype, ..ty.clone() }).to_vec();
-                new.add(key.op.clone(), &operands, types, origin.clone())
-            });
-            new.node_mut(node).types[key.result as usize] = ty;
-            Value { node, result: key.result }
-        } else {
-            new.push(key.op.clone(), &operands, ty, &origin)
-        };
-        value_of.insert(*id, value);
-        rules.resize(new.len(), egraph.analysis.rule_of(term));
-    }
-    new.outputs =
-        old.outputs.iter().map(|o| Output { value: value_of[&egraph.find(class_of[&o.value])], ..o.clone() }).collect();
-    (new, rules)
 }

@@ -1,5 +1,8 @@
 //! Terms of the e-graph and the type of a class.
 
+use super::heads::Heads;
+use super::provenance::{Derivations, TermId};
+use super::rules::RuleId;
 use crate::rules::{place, place_redistribution, rule};
 use egg::{Analysis, DidMerge, EGraph, Id, Language};
 use rustc_hash::FxHashMap;
@@ -54,9 +57,9 @@ pub struct Key {
     pub dtype: DType,
     /// Global shape of the result.
     pub shape: Vec<usize>,
-    /// The result's placement where the operands do not determine it: constants, broadcasts, the
-    /// rows of a scatter. The same local tensor can be different values. Dimensions that operands do
-    /// determine are left empty, so that the operation can move to operands that lie elsewhere.
+    /// The placement of the result where operands do not determine it: of constants, broadcasts and the rows of a scatter.
+    /// The same local tensor can be different values. Dimensions that operands determine are empty here, so that the
+    /// operation can move to operands that lie elsewhere.
     pub given: Option<Sharding>,
 }
 
@@ -82,70 +85,25 @@ impl Key {
     }
 }
 
-/// A set of kinds of terms, as far as rules tell them apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Heads(u8);
-
-impl Heads {
-    /// Operations that compute.
-    pub const COMPUTES: Heads = Heads(1);
-    /// All-reduces.
-    pub const ALL_REDUCE: Heads = Heads(2);
-    /// All-gathers.
-    pub const ALL_GATHER: Heads = Heads(4);
-    /// Reduce-scatters.
-    pub const REDUCE_SCATTER: Heads = Heads(8);
-    /// All-to-alls.
-    pub const ALL_TO_ALL: Heads = Heads(16);
-    /// Slices.
-    pub const SLICE: Heads = Heads(32);
-    /// Values that become one of several terms.
-    pub const TO_PARTIAL: Heads = Heads(64);
-    /// Inputs of the program.
-    pub const INPUT: Heads = Heads(128);
-    /// What ranks do together.
-    pub const COLLECTIVES: Heads = Heads(30);
-    /// Everything that moves a value.
-    pub const MOVES: Heads = Heads(126);
-
-    /// The kind of an operation.
-    pub fn of(op: &Op) -> Self {
-        match op {
-            Op::AllReduce { .. } => Heads::ALL_REDUCE,
-            Op::AllGather { .. } => Heads::ALL_GATHER,
-            Op::ReduceScatter { .. } => Heads::REDUCE_SCATTER,
-            Op::AllToAll { .. } => Heads::ALL_TO_ALL,
-            Op::ShardSlice { .. } => Heads::SLICE,
-            Op::ToPartial { .. } => Heads::TO_PARTIAL,
-            Op::Input { .. } => Heads::INPUT,
-            _ => Heads::COMPUTES,
-        }
-    }
-
-    /// The kinds of both.
-    #[must_use]
-    pub const fn and(self, other: Heads) -> Self {
-        Heads(self.0 | other.0)
-    }
-
-    /// Whether they have a kind in common.
-    pub const fn meets(self, other: Heads) -> bool {
-        self.0 & other.0 != 0
-    }
-}
-
 /// What is known of a class.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClassData {
     /// The type, with placement; all terms of the class have it.
     pub ty: Type,
-    /// Number of the provenance of the class's first term.
-    pub origin: u32,
     /// The kinds of its terms.
     pub heads: Heads,
 }
 
-/// The analysis: interned keys, the mesh, provenance, and when each class last changed.
+/// What is known of a term.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made {
+    /// Its number.
+    pub number: TermId,
+    /// The number of its origin.
+    pub origin: u32,
+}
+
+/// The analysis: the mesh, interned keys, the origins of terms, and when each class last changed.
 #[derive(Debug)]
 pub struct Typing {
     /// The mesh.
@@ -155,15 +113,14 @@ pub struct Typing {
     keys: Vec<(Rc<Key>, Heads)>,
     numbers: FxHashMap<Rc<Key>, KeyId>,
     origins: Vec<Origin>,
-    /// Provenance and rule of every term that was added.
-    made: FxHashMap<Term, (u32, u32)>,
-    /// Provenance of the term being added now.
-    current: u32,
+    made: FxHashMap<Term, Made>,
+    /// How terms are derived from the program.
+    pub(super) derivations: Derivations,
     /// Most terms; beyond them rules make nothing.
     pub(super) most: usize,
-    /// Counts the changes of classes.
+    /// How many changes of classes there were.
     clock: Cell<u32>,
-    /// By class: the last change of its terms, or of those of one of their operands.
+    /// For every class, the last change of its terms or of those of one of their operands.
     changed: Vec<Cell<u32>>,
 }
 
@@ -177,7 +134,7 @@ impl Typing {
             numbers: FxHashMap::default(),
             origins: Vec::new(),
             made: FxHashMap::default(),
-            current: 0,
+            derivations: Derivations::default(),
             most: usize::MAX,
             clock: Cell::new(0),
             changed: Vec::new(),
@@ -218,7 +175,7 @@ impl Typing {
         id
     }
 
-    /// Number of a provenance.
+    /// Number of an origin.
     pub fn origin(&mut self, origin: &Origin) -> u32 {
         if self.origins.last() != Some(origin) {
             self.origins.push(origin.clone());
@@ -226,22 +183,21 @@ impl Typing {
         (self.origins.len() - 1) as u32
     }
 
-    /// The rule that made a term, 0 if the program had it.
-    pub fn rule_of(&self, term: &Term) -> u32 {
-        self.made.get(term).map_or(0, |m| m.1)
+    /// What is known of a term that was added.
+    pub(super) fn made(&self, term: &Term) -> Made {
+        self.made[term]
     }
 
-    /// Number of a term's provenance: its own, else that of its class.
-    pub fn origin_number(&self, term: &Term, class: &ClassData) -> u32 {
-        self.made.get(term).map_or(class.origin, |m| m.0)
+    /// The rule that a term is due to; none if the program has it.
+    pub fn rule_of(&self, term: &Term) -> Option<RuleId> {
+        self.derivations.due_to(self.made.get(term)?.number)
     }
 
-    /// Provenance of a term: its own, else that of its class.
-    pub fn origin_of(&self, term: &Term, class: &ClassData) -> Origin {
-        let (number, rule) = self.made.get(term).copied().unwrap_or((class.origin, 0));
-        let mut origin = self.origins[number as usize].clone();
-        if rule > 0 && self.key(term.key).op.is_redistribution() {
-            origin.reason = origin.reason.and(Cause::Rule(rule));
+    /// The origin of a term, with the rule that it is due to if it redistributes.
+    pub(super) fn origin_of(&self, term: &Term) -> Origin {
+        let mut origin = self.origins[self.made(term).origin as usize].clone();
+        if let Some(rule) = self.rule_of(term).filter(|_| self.key(term.key).op.is_redistribution()) {
+            origin.reason = origin.reason.and(Cause::Rule(rule.number()));
         }
         origin
     }
@@ -257,7 +213,7 @@ impl Typing {
     }
 }
 
-/// Notes that a class has other terms now: rules may find something in it, and in its readers.
+/// Notes that the terms of a class have changed, so that rules may find something in the class and in its readers.
 fn touch(egraph: &EGraph<Term, Typing>, class: Id) {
     let typing = &egraph.analysis;
     let now = typing.now() + 1;
@@ -271,14 +227,17 @@ fn touch(egraph: &EGraph<Term, Typing>, class: Id) {
     egraph[class].parents().for_each(mark);
 }
 
-/// Knows terms by their operands as they are after a rebuild: provenance survives the merging of classes.
+/// Knows terms by their operands as they are after a rebuild. Terms that have become equal are one term from here on.
 pub fn settle(egraph: &mut EGraph<Term, Typing>) {
     for (term, made) in std::mem::take(&mut egraph.analysis.made) {
         let term = canonical(egraph, term);
-        let known = egraph.analysis.made.entry(term).or_insert(made);
-        // What the program says comes first, then what stands earlier in it.
-        if (made.1 > 0, made) < (known.1 > 0, *known) {
-            *known = made;
+        let Typing { made: all, derivations, .. } = &mut egraph.analysis;
+        let known = all.entry(term).or_insert(made);
+        if known.number != made.number {
+            // What the program says comes first, then what stands earlier in it.
+            let order = |made: &Made| (!derivations.is_given(made.number), made.origin);
+            let origin = if order(&made) < order(known) { made.origin } else { known.origin };
+            *known = Made { number: derivations.merge(known.number, made.number), origin };
         }
     }
 }
@@ -290,14 +249,13 @@ impl Analysis<Term> for Typing {
         let sharding = infer(egraph, term).expect("only typed terms are added");
         let key = egraph.analysis.key(term.key);
         let ty = Type { dtype: key.dtype, shape: key.shape.clone(), sharding };
-        ClassData { ty, origin: egraph.analysis.current, heads: egraph.analysis.head(term.key) }
+        ClassData { ty, heads: egraph.analysis.head(term.key) }
     }
 
-    /// Nothing of it concerns the readers: a class keeps its type, and has its own provenance and kinds.
+    /// Nothing of it concerns the readers: a class keeps its type and has kinds of its own.
     fn merge(&mut self, a: &mut ClassData, b: ClassData) -> DidMerge {
         // An unsound rule shows here before it shows in a number.
         assert_eq!(a.ty, b.ty, "a rule merged two classes of different type");
-        a.origin = a.origin.min(b.origin);
         a.heads = a.heads.and(b.heads);
         DidMerge(false, false)
     }
@@ -327,30 +285,39 @@ pub fn infer(egraph: &EGraph<Term, Typing>, term: &Term) -> Option<Sharding> {
     place(&row, &operands, key.given.as_ref()).ok()
 }
 
-/// Adds a term whose type is known to exist.
+/// Adds a term of the program.
 pub fn add(egraph: &mut EGraph<Term, Typing>, key: Key, children: Vec<Id>, origin: u32) -> Id {
-    let key = egraph.analysis.intern(key);
-    egraph.analysis.current = origin;
-    let term = Term { key, children };
-    egraph.analysis.made.entry(term.clone()).or_insert((origin, 0));
+    let term = Term { key: egraph.analysis.intern(key), children };
+    let Typing { made, derivations, .. } = &mut egraph.analysis;
+    made.entry(term.clone()).or_insert_with(|| Made { number: derivations.given(), origin });
     egraph.add(term)
 }
 
-/// Adds a term that a rule makes; `None` if its operands cannot be combined, or if there are enough terms.
-pub fn try_add(egraph: &mut EGraph<Term, Typing>, key: KeyId, children: Vec<Id>, origin: u32, rule: u32) -> Option<Id> {
-    let term = canonical(egraph, Term { key, children });
+/// Adds a term that follows from other terms by a rule; `None` if its operands cannot be combined, or if there are enough
+/// terms.
+pub(super) fn try_add(
+    egraph: &mut EGraph<Term, Typing>,
+    term: Term,
+    origin: u32,
+    rule: RuleId,
+    premises: [TermId; 2],
+) -> Option<Id> {
+    let term = canonical(egraph, term);
     if let Some(id) = egraph.lookup(term.clone()) {
+        let product = egraph.analysis.made(&term).number;
+        egraph.analysis.derivations.derive(product, rule, premises);
         return Some(id);
     }
     if egraph.nodes().len() >= egraph.analysis.most {
         return None;
     }
     infer(egraph, &term)?;
-    egraph.analysis.current = origin;
-    egraph.analysis.made.entry(term.clone()).or_insert((origin, rule));
-    let sliced = (egraph.analysis.head(key) == Heads::SLICE).then(|| term.children[0]);
+    let Typing { made, derivations, .. } = &mut egraph.analysis;
+    let product = made.entry(term.clone()).or_insert_with(|| Made { number: derivations.new_term(), origin }).number;
+    derivations.derive(product, rule, premises);
+    let sliced = (egraph.analysis.head(term.key) == Heads::SHARD_SLICE).then(|| term.children[0]);
     let id = egraph.add(term);
-    // A sum of the value may be one of the slice: rule 19 looks at what its operand's readers are.
+    // A sum of the value may be one of the slice: rule 19 looks at the readers of its operand.
     sliced.into_iter().for_each(|operand| touch(egraph, operand));
     Some(id)
 }

@@ -126,7 +126,7 @@ impl Generate {
             _ => None,
         };
         let trace = self.traced.output()?;
-        self.placement.note(&mesh, &plan, &options.target, terminal)?;
+        self.placement.note(&mesh, &plan, &options.target, terminal);
         self.running.note(mesh.ranks(), terminal);
         let mut generator = Generator::launch(
             &dir.config,

@@ -1,28 +1,28 @@
 //! Several reductions become one, and collectives pass each other: rules 7, 8, 23 and 24.
 
-use super::{Site, all_reduce};
-use crate::egraph::term::{Heads, Key, Term};
+use super::site::{Site, all_reduce};
+use crate::egraph::term::{Key, KeyId};
 use egg::Id;
 use tpc_ir::{AxisSet, MapFn, Op, ReduceOp, Subscripts};
 
-/// Rule 7: `all_reduce(x) + all_reduce(y) = all_reduce(x + y)`, also for some terms of a longer sum,
-/// for differences and selections, and for reduce-scatters of one dimension.
-pub fn sum_of_reductions(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Some(row) = site.row(term) else { return vec![] };
+/// Rule 7: `all_reduce(x) + all_reduce(y) = all_reduce(x + y)`, also for some terms of a longer sum, for differences and
+/// selections, and for reduce-scatters of one dimension.
+pub fn sum_of_reductions(site: &mut Site) -> Vec<Id> {
+    let Some(row) = site.row() else { return vec![] };
     let mut equal = Vec::new();
-    for joint in row.linear.iter().filter(|s| s.len() > 1) {
-        let mut seen: Vec<Op> = Vec::new();
+    for joint in row.linear.iter().filter(|set| set.len() > 1) {
+        let mut seen: Vec<KeyId> = Vec::new();
         for &i in joint {
-            for found in site.redistributions(term.children[i], Heads::ALL_REDUCE.and(Heads::REDUCE_SCATTER)) {
-                let op = &found.key.op;
-                if !matches!(op, Op::AllReduce { op: ReduceOp::Sum, .. } | Op::ReduceScatter { op: ReduceOp::Sum, .. })
-                {
-                    continue;
-                }
-                if !seen.contains(op) {
-                    seen.push(op.clone());
+            for found in site.moves(site.term.children[i]) {
+                let key = site.key_of(found.key);
+                let is_sum = matches!(
+                    key.op,
+                    Op::AllReduce { op: ReduceOp::Sum, .. } | Op::ReduceScatter { op: ReduceOp::Sum, .. }
+                );
+                if is_sum && !seen.iter().any(|&seen| site.key_of(seen).op == key.op) {
+                    seen.push(found.key);
                     site.because(&found);
-                    equal.extend(joined(site, term, joint, op));
+                    equal.extend(joined(site, joint, &key.op));
                 }
             }
         }
@@ -30,124 +30,118 @@ pub fn sum_of_reductions(site: &mut Site, term: &Term) -> Vec<Id> {
     equal
 }
 
-fn joined(site: &mut Site, term: &Term, joint: &[usize], op: &Op) -> Vec<Id> {
+fn joined(site: &mut Site, joint: &[usize], op: &Op) -> Vec<Id> {
+    let children = site.term.children.clone();
     let mut equal = Vec::new();
-    let under: Vec<Option<Id>> = joint.iter().map(|&i| site.under(term.children[i], op)).collect();
+    let under: Vec<Option<Id>> = joint.iter().map(|&i| site.under(children[i], op)).collect();
     let count = under.iter().flatten().count();
     if count < 2 {
         return equal;
     }
+    let of = site.key();
     if count == joint.len() {
-        let mut operands = term.children.clone();
+        let mut operands = children.clone();
         for (&i, x) in joint.iter().zip(under.iter().flatten()) {
             operands[i] = *x;
         }
-        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, &site.key(term).op)
+        if let (Op::ReduceScatter { .. }, Op::Map { subs, .. }) = (op, &of.op)
             && !subs.is_elementwise()
         {
-            return equal; // the dimension's number would differ
+            return equal; // the number of the dimension would differ
         }
-        let inner = site.again(term, operands);
-        equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
+        let partial = site.again(operands);
+        equal.extend(partial.and_then(|x| site.redistribute(op.clone(), x)));
     }
-    // Some terms of a sum: they form a sum of their own below one reduction.
-    let of = site.key(term);
+    // Some terms of a sum: they form a sum of their own under one reduction.
     let Op::Map { f: MapFn::Add, subs } = &of.op else { return equal };
-    let whole = |i: usize| subs.operands[i] == subs.result;
-    let merged: Vec<usize> = (0..under.len()).filter(|&i| under[i].is_some() && whole(i)).collect();
-    if merged.len() < 2 || merged.len() == under.len() {
+    let is_whole = |i: usize| subs.operands[i] == subs.result;
+    let (merged, rest): (Vec<usize>, Vec<usize>) = (0..under.len()).partition(|&i| under[i].is_some() && is_whole(i));
+    if merged.len() < 2 || rest.is_empty() {
         return equal;
     }
-    let key = |rows: Vec<Vec<u8>>, site: &Site| {
-        let ty = site.ty(site.class).clone();
-        let subs = Subscripts::new(&rows, &subs.result);
-        Key {
-            op: Op::Map { f: MapFn::Add, subs },
-            result: 0,
-            several: false,
-            dtype: ty.dtype,
-            shape: ty.shape,
-            given: None,
-        }
+    let sum = |rows: Vec<Vec<u8>>| Key {
+        op: Op::Map { f: MapFn::Add, subs: Subscripts::new(&rows, &subs.result) },
+        result: 0,
+        several: false,
+        dtype: of.dtype,
+        shape: of.shape.clone(),
+        given: None,
     };
-    let inner_key = key(vec![subs.result.clone(); merged.len()], site);
-    let inner = site.part(term, inner_key, merged.iter().filter_map(|&i| under[i]).collect());
+    let inner = sum(vec![subs.result.clone(); merged.len()]);
+    let inner = site.part(inner, merged.iter().filter_map(|&i| under[i]).collect());
     let Some(reduced) = inner.and_then(|x| site.redistribute(op.clone(), x)) else { return equal };
-    let rest: Vec<usize> = (0..under.len()).filter(|i| !merged.contains(i)).collect();
     let mut rows = vec![subs.result.clone()];
     rows.extend(rest.iter().map(|&i| subs.operands[i].clone()));
-    let outer_key = key(rows, site);
-    let operands = std::iter::once(reduced).chain(rest.iter().map(|&i| term.children[i])).collect();
-    equal.extend(site.part(term, outer_key, operands));
+    let operands = std::iter::once(reduced).chain(rest.iter().map(|&i| children[i])).collect();
+    equal.extend(site.part(sum(rows), operands));
     equal
 }
 
 /// Rule 8: `all_reduce(x) + y = all_reduce(x + to_partial(y))`, y invariant.
-pub fn sum_with_invariant(site: &mut Site, term: &Term) -> Vec<Id> {
-    let Op::Map { f: MapFn::Add, .. } = &site.key(term).op else { return vec![] };
+pub fn sum_with_invariant(site: &mut Site) -> Vec<Id> {
+    let Op::Map { f: MapFn::Add, .. } = &site.key().op else { return vec![] };
+    let children = site.term.children.clone();
     let mut seen: Vec<AxisSet> = Vec::new();
     let mut equal = Vec::new();
-    for &child in &term.children {
-        for found in site.redistributions(child, Heads::ALL_REDUCE) {
-            let op = &found.key.op;
-            let Some((ReduceOp::Sum, axes)) = all_reduce(op) else { continue };
+    for &child in &children {
+        for found in site.moves(child) {
+            let key = site.key_of(found.key);
+            let Some((ReduceOp::Sum, axes)) = all_reduce(&key.op) else { continue };
             if seen.contains(&axes) {
                 continue;
             }
             seen.push(axes);
             site.because(&found);
-            // Two reductions becoming one is rule 7's business.
-            let reduced = |site: &Site, x: Id| site.under(x, op).is_some();
-            let others = term.children.iter().filter(|&&x| !reduced(site, x));
-            let (count, mut others) = (others.clone().count(), others);
-            if count + 1 != term.children.len() || !others.all(|&x| site.invariant(x, axes)) {
+            let under: Vec<Option<Id>> = children.iter().map(|&x| site.under(x, &key.op)).collect();
+            // Two reductions that become one are the matter of rule 7.
+            let alone = under.iter().flatten().count() == 1;
+            let is_fit = |(x, under): (&Id, &Option<Id>)| under.is_some() || site.is_invariant(*x, axes);
+            if !alone || !children.iter().zip(&under).all(is_fit) {
                 continue;
             }
             let mut operands = Vec::new();
-            for &other in &term.children {
-                operands.extend(match site.under(other, op) {
-                    Some(x) => Some(x),
-                    None => site.redistribute(Op::ToPartial { op: ReduceOp::Sum, axes }, other),
-                });
+            for (&child, under) in children.iter().zip(under) {
+                let to_partial = Op::ToPartial { op: ReduceOp::Sum, axes };
+                operands.extend(under.or_else(|| site.redistribute(to_partial, child)));
             }
-            if operands.len() == term.children.len() {
-                let inner = site.again(term, operands);
-                equal.extend(inner.and_then(|x| site.redistribute(op.clone(), x)));
+            if operands.len() == children.len() {
+                let partial = site.again(operands);
+                equal.extend(partial.and_then(|x| site.redistribute(key.op.clone(), x)));
             }
         }
     }
     equal
 }
 
-/// Rule 23: nested reductions are one over both sets of axes, nested gathers of one dimension one
-/// over both lists, the inner axes minor.
-pub fn nested(site: &mut Site, term: &Term) -> Vec<Id> {
-    let key = site.key(term);
+/// Rule 23: nested reductions are one over both sets of axes; nested gathers of one dimension are one over both lists, the
+/// inner axes minor.
+pub fn nested(site: &mut Site) -> Vec<Id> {
+    let key = site.key();
     let mut equal = Vec::new();
-    for inner in site.redistributions(term.children[0], Heads::ALL_REDUCE.and(Heads::ALL_GATHER)) {
-        let both = match (&key.op, &inner.key.op) {
+    for found in site.moves(site.term.children[0]) {
+        let both = match (&key.op, &site.key_of(found.key).op) {
             (Op::AllReduce { op: a, axes: x }, Op::AllReduce { op: b, axes: y }) if a == b => {
-                Some(Op::AllReduce { op: *a, axes: x.union(*y) })
+                Op::AllReduce { op: *a, axes: x.union(*y) }
             }
             (Op::AllGather { dim: d, axes: major }, Op::AllGather { dim: e, axes: minor }) if d == e => {
-                Some(Op::AllGather { dim: *d, axes: [major.clone(), minor.clone()].concat() })
+                Op::AllGather { dim: *d, axes: [major.clone(), minor.clone()].concat() }
             }
-            _ => None,
+            _ => continue,
         };
-        equal.extend(both.and_then(|op| site.redistribute(op, inner.operand)));
+        site.follows(&found);
+        equal.extend(site.redistribute(both, found.operand));
     }
     equal
 }
 
-/// Rule 24: a collective and a slice or collective below it on other axes and another dimension
-/// change places. Two reductions change places only with one operator.
-pub fn commute(site: &mut Site, term: &Term) -> Vec<Id> {
-    let key = site.key(term);
-    let outer = &key.op;
-    let origin = site.origin;
+/// Rule 24: a collective and a slice or collective under it on other axes and another dimension change places. Two
+/// reductions change places only if they have one operator.
+pub fn commute(site: &mut Site) -> Vec<Id> {
+    let (outer, own) = (site.key(), site.origin);
     let mut equal = Vec::new();
-    for found in site.redistributions(term.children[0], Heads::MOVES) {
-        let inner = &found.key.op;
+    for found in site.moves(site.term.children[0]) {
+        let inner = site.key_of(found.key);
+        let (outer, inner) = (&outer.op, &inner.op);
         let apart = outer.axes().intersection(inner.axes()).is_empty();
         let dims_apart = dims(outer).iter().all(|d| !dims(inner).contains(d));
         let one_operator = match (reduction(outer), reduction(inner)) {
@@ -155,10 +149,11 @@ pub fn commute(site: &mut Site, term: &Term) -> Vec<Id> {
             _ => true,
         };
         if apart && dims_apart && one_operator {
-            let below = site.redistribute(outer.clone(), found.operand);
+            site.follows(&found);
+            site.origin = own;
+            let below = site.redistribute_alike(site.term.key, found.operand);
             site.because(&found);
-            equal.extend(below.and_then(|y| site.redistribute(inner.clone(), y)));
-            site.origin = origin;
+            equal.extend(below.and_then(|y| site.redistribute_alike(found.key, y)));
         }
     }
     equal

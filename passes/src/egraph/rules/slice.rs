@@ -1,23 +1,21 @@
 //! Slicing a result is computing less of it: rule 17.
 
-use super::Site;
-use crate::egraph::term::Term;
-use crate::rules::FactorKind;
+use super::site::Site;
 use egg::Id;
 use tpc_ir::Op;
 
-/// Rule 17: the slice of an operation's result is the operation on slices of the operands that have
-/// the index. Constants and broadcasts are made smaller where only they have it.
-pub fn distribute(site: &mut Site, term: &Term) -> Vec<Id> {
-    let key = site.key(term);
+/// Rule 17: the slice of an operation's result is the operation on slices of the operands that have the index. Constants
+/// and broadcasts are made smaller where only they have it.
+pub fn distribute(site: &mut Site) -> Vec<Id> {
+    let key = site.key();
     let Op::ShardSlice { dim, axes } = &key.op else { return vec![] };
     let mut equal = Vec::new();
-    for inner in site.computed(term.children[0]) {
-        let Some(row) = site.row(&inner) else { continue };
+    for (inner, row) in site.computed(site.term.children[0]) {
         let factor = row.results[0][*dim];
-        if row.factors[factor].kind != FactorKind::Pass {
+        if !site.moves_along(&row, factor) {
             continue;
         }
+        site.through(&inner);
         let mut operands = Vec::new();
         let mut found = false;
         for (j, &other) in inner.children.iter().enumerate() {
@@ -31,7 +29,7 @@ pub fn distribute(site: &mut Site, term: &Term) -> Vec<Id> {
             operands.extend(part);
         }
         if operands.len() == inner.children.len() {
-            let made = if found { site.again(&inner, operands) } else { site.again_cut(&inner, operands, *dim, axes) };
+            let made = if found { site.again_inner(&inner, operands) } else { site.again_cut(&inner, *dim, axes) };
             equal.extend(made);
         }
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tpc_command::subject::{Optimizer, OptimizerName};
 use tpc_ir::Mesh;
 use tpc_passes::egraph::SearchOptions;
-use tpc_passes::egraph::rules::all_rules;
+use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
 use tpc_passes::targets::{Link, Target};
@@ -206,7 +206,7 @@ impl Ways {
         // follow.
         if dice.percent(50) {
             let share = dice.pick(&[5, 30, 100, 100]);
-            let numbers = all_rules().iter().map(|r| r.number).filter(|n| !OFF.contains(n));
+            let numbers = RuleId::all().map(RuleId::number).filter(|n| !OFF.contains(n));
             ways.disabled.extend(numbers.filter(|_| dice.percent(share)));
         }
         if dice.percent(4) {
@@ -257,7 +257,7 @@ impl Ways {
     /// The options of the search.
     pub fn search(&self) -> SearchOptions {
         SearchOptions {
-            disabled: self.disabled.iter().copied().collect(),
+            disabled: RuleId::all().filter(|rule| self.disabled.contains(&rule.number())).collect(),
             blocks: self.blocks,
             ..SearchOptions::default()
         }
