@@ -5,19 +5,20 @@
 //! intended change: `INSTA_UPDATE=always cargo test -p tpc-tests --test ablation`, then read the difference.
 
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use tpc_compiler::import::import;
 use tpc_compiler::models::{ModelConfig, presets};
 use tpc_compiler::pretrained::{TokenBatch, capture_step, names};
-use tpc_compiler::program::{Placed, place};
 use tpc_ir::interpret::Tensor;
 use tpc_ir::program::wire_bytes;
 use tpc_ir::{Graph, InputId, InputKind, OutputKind};
+use tpc_passes::check::check;
 use tpc_passes::egraph::rules::RuleId;
-use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport};
-use tpc_passes::options::StepOptions;
+use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport, optimize};
+use tpc_passes::propagate::propagate;
+use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::plan::BUILT_IN;
 use tpc_passes::styles::{DataMode, Plan, parallelize_module};
 use tpc_passes::targets::Target;
@@ -54,12 +55,28 @@ impl Step {
         Step::new(family, &config(json), TokenBatch::new(4, 6))
     }
 
-    /// The step under a plan, without its placements and with them.
-    fn placed(&self, plan: &Plan, options: &SearchOptions) -> (Graph, Placed) {
+    /// The step under a plan: unplaced, and before the search.
+    fn propagated(&self, plan: &Plan) -> Propagated {
         let on = mesh(&axes(plan, self.ranks));
         let (logical, annotations) = parallelize_module(&self.captured, &on, plan.clone(), None).unwrap();
-        let placed = place(&logical, &annotations, self.target, options, &StepOptions::default());
-        (logical, placed.unwrap_or_else(|e| panic!("{} on {on}: {e}", self.name)))
+        let graph = propagate(&logical, &annotations, self.target);
+        Propagated { logical, graph, gathered: annotations.gathered.into_keys().collect(), target: self.target }
+    }
+}
+
+/// A program before the search.
+struct Propagated {
+    logical: Graph,
+    graph: Graph,
+    /// The parameters that a data mode gathers.
+    gathered: HashSet<InputId>,
+    target: &'static Target,
+}
+
+impl Propagated {
+    fn placed(&self, options: &SearchOptions) -> (Graph, SearchReport) {
+        let (optimized, report) = optimize(&self.graph, self.target, options);
+        (reshard_after_forward(&optimized, &self.gathered.iter().collect()), report)
     }
 }
 
@@ -109,34 +126,34 @@ struct Effects {
     took_part: BTreeSet<RuleId>,
 }
 
-/// The table of some steps under all built-in plans.
-fn ablated(steps: &[Step]) -> String {
+/// The table of some steps under some plans.
+fn ablated(steps: &[Step], plans: &[&str]) -> String {
     let (mut table, mut effects) = (String::new(), Effects::default());
     for step in steps {
-        for name in BUILT_IN.iter().filter(|name| !matches!(**name, "none" | "2d")) {
+        for &name in plans {
             let plan = plan(name);
-            let with = step.placed(&plan, &SearchOptions::default()).1;
-            let report = &with.report;
-            let (count, bytes) = traffic(&with.placed);
+            let propagated = step.propagated(&plan);
+            let (with, report) = propagated.placed(&SearchOptions::default());
+            let (count, bytes) = traffic(&with);
             let on = axes(&plan, step.ranks);
             writeln!(table, "{} under {name} on {on}: {count} collectives, {bytes} bytes", step.name).unwrap();
             for (&rule, work) in report.rules.iter().filter(|(_, work)| work.paid > 0) {
                 *effects.paid.entry(rule).or_default() += work.paid;
             }
             let exact = SearchOptions { fp: FloatingPoint::Exact, ..SearchOptions::default() };
-            let rules = RuleId::all().filter(|&rule| took_part(report, rule));
+            let rules = RuleId::all().filter(|&rule| took_part(&report, rule));
             let others = rules.map(|rule| (Some(rule), without(rule))).chain([(None, exact)]);
             for (rule, options) in others {
                 effects.took_part.extend(rule);
-                let other = step.placed(&plan, &options).1;
+                let (other, without) = propagated.placed(&options);
                 let what = match rule {
                     Some(RuleId::SPLIT) => "with 1".to_string(),
                     Some(rule) => format!("without {rule}"),
                     None => "exact rules only".into(),
                 };
-                let slower = other.report.after / report.after - 1.0;
-                if traffic(&other.placed) != (count, bytes) {
-                    let (count, bytes) = traffic(&other.placed);
+                let slower = without.after / report.after - 1.0;
+                if traffic(&other) != (count, bytes) {
+                    let (count, bytes) = traffic(&other);
                     writeln!(table, "  {what}: {count} collectives, {bytes} bytes").unwrap();
                     effects.traffic.extend(rule);
                 } else if slower.abs() > 5e-5 {
@@ -166,7 +183,9 @@ fn assert_golden(name: &str, table: &str) {
 
 #[test]
 fn tiny_models_without_each_rule() {
-    assert_golden("tiny", &ablated(&["llama", "gpt2", "bert"].map(Step::tiny)));
+    // `none` exchanges nothing, and `2d` is `tp-fsdp`.
+    let plans: Vec<&str> = BUILT_IN.into_iter().filter(|name| !matches!(*name, "none" | "2d")).collect();
+    assert_golden("tiny", &ablated(&["llama", "gpt2", "bert"].map(Step::tiny), &plans));
 }
 
 /// Models whose ratio of computing to sending is another one: wide, with few tokens, on GPUs.
@@ -182,7 +201,7 @@ fn wide_models_with_few_tokens_without_each_rule() {
     }));
     let wide =
         Step { target: h100, ranks: 8, ..Step::new("llama of 8192, 8 × 512 tokens", &wide, TokenBatch::new(8, 512)) };
-    assert_golden("wide", &ablated(&[narrow, wide]));
+    assert_golden("wide", &ablated(&[narrow, wide], &["tp", "tp-sp", "fsdp", "tp-sp-fsdp"]));
 }
 
 /// Whatever is switched off, the program computes the same.
@@ -193,11 +212,13 @@ fn programs_without_a_rule_compute_the_same() {
         let feed = inputs(&step.captured, 7, &step.constants);
         for name in plans {
             let plan = plan(name);
-            let (logical, with) = step.placed(&plan, &SearchOptions::default());
-            let expected = reference(&logical, &feed);
-            for rule in RuleId::all().filter(|&rule| took_part(&with.report, rule)) {
-                let (_, other) = step.placed(&plan, &without(rule));
-                let off = difference(&expected, &on_ranks(&other.placed, &feed));
+            let propagated = step.propagated(&plan);
+            let (_, report) = propagated.placed(&SearchOptions::default());
+            let expected = reference(&propagated.logical, &feed);
+            for rule in RuleId::all().filter(|&rule| took_part(&report, rule)) {
+                let (other, _) = propagated.placed(&without(rule));
+                check(&other).unwrap_or_else(|e| panic!("{family} under {name} without rule {rule}: {e}"));
+                let off = difference(&expected, &on_ranks(&other, &feed));
                 assert!(off < 1e-9, "{family} under {name} without rule {rule}: off by {off:e}");
             }
         }
