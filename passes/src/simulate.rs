@@ -1,14 +1,13 @@
-//! When one rank's program does what on a target: how long a step takes, and how much of that is waiting for collectives.
+//! Simulates one rank's program on a target: the time of a step, and the part of it in which the rank waits for collectives.
 //!
-//! A kernel takes its launch and then the longer of two times: that of its products at the device's rate, and that of reading
-//! and writing each of its operands once (the roofline of Williams, Waterman and Patterson, 2009). A collective takes the
-//! latency of its link and the time of the bytes that a rank sends.
+//! A kernel takes the time of its launch and then the longer of two times: its products at the device's rate, or one pass of
+//! its operands through memory (the roofline model of Williams, Waterman and Patterson, 2009). A collective takes the latency
+//! of its link plus the time for the bytes that a rank sends.
 //!
-//! On a GPU collectives travel on a stream of their own, one after the other, while kernels run. On a CPU a rank itself adds
-//! and copies once all others have come, so that every collective takes its whole time at its wait.
+//! On a GPU, collectives run on a separate stream, one after the other, while kernels run. On a CPU, the rank itself adds and
+//! copies when it waits for a collective, so nothing overlaps.
 //!
-//! All ranks are taken to be as fast as this one: what a rank waits for is its own slowest link and never a slower rank. Of
-//! attention under a mask, blocks that the mask hides are counted like the others.
+//! All ranks are assumed to be equally fast. Blocks of attention that a mask hides are counted like the others.
 
 use crate::targets::{DeviceKind, Target};
 use std::collections::{BTreeSet, HashMap};
@@ -16,59 +15,60 @@ use tpc_ir::attention::Attention;
 use tpc_ir::program::{Action, Collective, Contract, Instruction, Loop, RankProgram, Step, View};
 use tpc_ir::{AxisSet, DType, Mesh};
 
-/// Where something happens on a rank.
+/// One of the things that a rank does side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// A kernel computes.
     Compute,
-    /// A collective travels, or is carried out by the rank itself.
+    /// A collective is in flight, or the rank itself executes it.
     Communication,
-    /// Nothing can run until a collective has arrived.
+    /// No kernel can run until a collective is complete.
     Waiting,
 }
 
-/// Something that a rank does for a while.
+/// An interval in which a lane is busy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slice {
-    /// The step of the program: of a collective that which starts it, of waiting that which waits.
+    /// Index of the step in the program. For a collective it is the step that starts it.
     pub step: usize,
-    /// Where it happens.
+    /// The lane.
     pub lane: Lane,
-    /// Seconds after the beginning of the program.
+    /// Start, in seconds from the start of the program.
     pub start: f64,
-    /// Seconds that it takes.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// What one rank does when.
+/// The simulated execution of one rank's program.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Timeline {
-    /// What it does, in the order in which it begins on each lane. What takes no time is left out.
+    /// The slices, ordered by start within each lane. Slices of zero length are left out.
     pub slices: Vec<Slice>,
-    /// Seconds of the whole program.
+    /// Duration of the program in seconds.
     pub seconds: f64,
-    /// Bytes that the rank sends under the ring algorithm.
+    /// Bytes that the rank sends with ring algorithms.
     pub sent: f64,
     /// Floating-point operations of its products.
     pub flops: f64,
 }
 
 impl Timeline {
-    /// Seconds that a lane is in use.
+    /// Seconds in which a lane is busy.
     pub fn busy(&self, lane: Lane) -> f64 {
         self.slices.iter().filter(|slice| slice.lane == lane).map(|slice| slice.seconds).sum()
     }
 
-    /// Seconds of the program during which no kernel computes.
+    /// Seconds in which no kernel runs.
     pub fn exposed(&self) -> f64 {
         self.seconds - self.busy(Lane::Compute)
     }
 }
 
-/// What a rank does when, if it executes its program on a target.
+/// Simulates a rank's program on a target.
 pub fn simulate(program: &RankProgram, target: &Target) -> Timeline {
     let mut timeline = Timeline::default();
-    // Seconds at which the program goes on, at which the communication stream is free, and at which collectives have arrived.
+    // The times at which the program continues and at which the communication stream is free. For each collective in
+    // flight: the step that starts it, its duration, and the time at which it is complete.
     let (mut now, mut free): (f64, f64) = (0.0, 0.0);
     let mut flying: HashMap<u32, (usize, f64, f64)> = HashMap::new();
     let overlaps = target.device.kind == DeviceKind::Cuda;
@@ -115,27 +115,27 @@ impl Timeline {
     }
 }
 
-/// Seconds that a collective travels.
+/// Duration of a collective in seconds.
 fn travel(collective: &Collective, mesh: &Mesh, target: &Target) -> f64 {
     let link = target.links.group(mesh, axes(&collective.group, mesh));
     link.latency + collective.wire_bytes() / link.bandwidth
 }
 
-/// The axes along which the ranks of a group differ.
+/// The axes along which the coordinates of a group's ranks differ.
 fn axes(group: &[usize], mesh: &Mesh) -> AxisSet {
     let coordinates: Vec<Vec<usize>> = group.iter().map(|&rank| mesh.coords(rank)).collect();
     let differs = |at: usize| coordinates.iter().any(|c| c[at] != coordinates[0][at]);
     mesh.axis_ids().filter(|axis| differs(axis.0 as usize)).collect()
 }
 
-/// What a kernel computes and moves.
+/// The work of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Work {
     /// Floating-point operations of products.
     flops: f64,
     /// The element type of the products' operands.
     dtype: DType,
-    /// Bytes that are read and written.
+    /// Bytes read and written.
     bytes: f64,
 }
 
@@ -174,7 +174,7 @@ impl Work {
     fn of_attention(attention: &Attention) -> Self {
         let size = |dims: &[usize]| dims.iter().map(|&n| n as f64).product::<f64>();
         let (scores, inner, width) = (size(&attention.dims), size(&attention.inner), size(&attention.width));
-        // Forward: scores and the result. Backward: scores a second time, and the gradients of scores, query, key and value.
+        // Forward: the scores and the result. Backward: the scores again, and the gradients of scores, query, key and value.
         let products = match &attention.backward {
             None => inner + width,
             Some(_) => 3.0 * inner + 2.0 * width,
@@ -185,14 +185,14 @@ impl Work {
         Work { flops: 2.0 * scores * products, dtype: attention.query.view.dtype, bytes: bytes + written }
     }
 
-    /// Seconds of a kernel that does this.
+    /// Duration of a kernel with this work in seconds.
     fn seconds(&self, target: &Target) -> f64 {
         let device = &target.device;
         device.launch + (self.flops / device.products.rate(self.dtype)).max(self.bytes / device.memory)
     }
 }
 
-/// Bytes that a loop body reads and writes: each element of each view once.
+/// Bytes that a loop body reads and writes, where each element of each view counts once.
 fn touched(body: &[Instruction], dims: &[usize]) -> f64 {
     let mut seen = BTreeSet::new();
     let mut bytes = 0.0;

@@ -977,7 +977,7 @@ fn options_without_effect_are_said() {
     let untrained = "without --train, which has a training step";
     let json = "with --json, which reports on the placed program of all ranks";
     let given = "on a graph from a file, which is already captured";
-    let refused: [(&[&str], &str, &str, &str); 24] = [
+    let refused: [(&[&str], &str, &str, &str); 26] = [
         (&train, "--optimizer sgd --beta1 0.5", "--beta1", sgd),
         (&train, "--optimizer sgd --beta2 0.5", "--beta2", sgd),
         (&train, "--optimizer sgd --eps 1", "--eps", sgd),
@@ -1007,8 +1007,8 @@ fn options_without_effect_are_said() {
         (&file, "--plan tp", "--plan", "on a graph from a file that already has placements"),
         (&file, "--precision bf16", "--precision", "on a graph from a file that already has placements"),
         (&file, "--disable-rule 7", "--disable-rule", "on a graph from a file that is already placed"),
-        (&file, "--enable-rule 1", "--enable-rule", "on a graph from a file that is placed already"),
-        (&file, "--fp exact", "--fp", "on a graph from a file that is placed already"),
+        (&file, "--enable-rule 1", "--enable-rule", "on a graph from a file that is already placed"),
+        (&file, "--fp exact", "--fp", "on a graph from a file that is already placed"),
     ];
     for (command, more, option, reason) in refused {
         let arguments = [command, &more.split(' ').collect::<Vec<_>>()].concat();
@@ -1074,7 +1074,7 @@ fn options_without_effect_are_said() {
     for (option, value) in [("--disable-rule", "7"), ("--enable-rule", "1"), ("--fp", "exact")] {
         assert_eq!(
             notes(&dump, &format!("{option} {value}")),
-            format!("note: {option} has no effect on one rank, where nothing is exchanged\n")
+            format!("note: {option} has no effect on one rank, which does not communicate\n")
         );
     }
     assert_eq!(

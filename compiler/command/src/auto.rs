@@ -1,4 +1,4 @@
-//! `--plan auto`: the built-in plan whose step is predicted to be the fastest of those that fit.
+//! `--plan auto`: the built-in plan with the fastest predicted step among those that fit into memory.
 
 use crate::{Failure, Outcome, Placement, Terminal, check_executed};
 use clap::Args;
@@ -7,22 +7,23 @@ use tpc_compiler::program::CompileOptions;
 use tpc_ir::Mesh;
 use tpc_passes::styles::Plan;
 
-/// What `--plan` says where the plan is to be chosen.
+/// The value of `--plan` that has the plan chosen.
 pub(crate) const AUTO: &str = "auto";
 
-/// For how many ranks a mesh is chosen.
+/// The number of ranks for which a mesh is chosen.
 #[derive(Debug, Args)]
 pub struct Auto {
-    /// With --plan auto and without --mesh: ranks of the mesh that is chosen [default: the launched processes]
+    /// With --plan auto and without --mesh: number of ranks of the chosen mesh [default: the number of launched processes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
 }
 
 impl Auto {
-    /// The ranks of the mesh that will be executed, known before a plan is chosen. What is named is read, so that its errors come early.
+    /// The number of ranks that will be executed, which is known before a plan is chosen. A named plan is parsed as well, so that
+    /// its errors are reported early.
     ///
     /// # Errors
-    /// As [`Placement::executed_mesh`] and [`Placement::plan`]; `--ranks` for a mesh that is not to be chosen.
+    /// As [`Placement::executed_mesh`] and [`Placement::plan`]; `--ranks` where no mesh is chosen.
     pub(crate) fn executed_ranks(&self, placement: &Placement) -> Outcome<usize> {
         if placement.plan != AUTO {
             placement.plan()?;
@@ -40,7 +41,7 @@ impl Auto {
         Ok(ranks)
     }
 
-    /// Whether the mesh is chosen with the plan.
+    /// Whether the mesh is chosen together with the plan.
     fn chooses_mesh(&self, placement: &Placement) -> Outcome<bool> {
         let chooses = placement.plan == AUTO && placement.mesh.is_empty();
         if self.ranks.is_some() && !chooses {
@@ -51,10 +52,10 @@ impl Auto {
         Ok(chooses)
     }
 
-    /// The mesh and the plan: those that were named, or the best ones for a workload.
+    /// The mesh and the plan: the named ones, or the best ones for a workload.
     ///
     /// # Errors
-    /// A mesh that no built-in plan has the axes of; no plan that fits into the memory of the target's ranks.
+    /// A mesh whose axes are those of no built-in plan; no plan that fits into the memory of the target's ranks.
     pub(crate) fn chosen(
         &self,
         placement: &Placement,

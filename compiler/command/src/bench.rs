@@ -3,7 +3,7 @@
 use crate::auto::Auto;
 use crate::given::Given;
 use crate::launch::Running as Arguments;
-use crate::notes::{note_idle_ranks, note_search};
+use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
 use crate::report::whole_bytes;
 use crate::subject::{Optimizer, Step, Subject, initial};
@@ -136,7 +136,6 @@ impl Bench {
             Step::Training(capture) => {
                 let note = |program: &TrainingProgram| {
                     note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
-                    note_search(&program.steady.report, terminal);
                 };
                 let program =
                     compile_training_together((*capture, None), &mesh, &plan, &options, &rename, &launch, note)
@@ -148,7 +147,6 @@ impl Bench {
                 let init = initial(&captured, &rename);
                 let note = |program: &InferenceProgram| {
                     note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
-                    note_search(&program.stages.report, terminal);
                 };
                 let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)
                     .map_err(|e| self.placement.failure(e))?;

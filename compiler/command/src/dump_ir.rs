@@ -137,7 +137,7 @@ impl DumpIr {
             given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that already has placements")?;
         }
         if let Program::Placed(_) = program {
-            given.refuse(&RULES, "on a graph from a file that is placed already")?;
+            given.refuse(&RULES, "on a graph from a file that is already placed")?;
             if !self.json && self.stage < Stage::Scheduled {
                 given.refuse(&["target"], "on a graph from a file that is already placed, unless it is scheduled")?;
             }

@@ -56,13 +56,13 @@ impl Placement {
                 ("--disable-rule", !self.disable_rule.is_empty()),
             ];
             for (option, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
-                terminal.note(format!("{option} has no effect on one rank, where nothing is exchanged"));
+                terminal.note(format!("{option} has no effect on one rank, which does not communicate"));
             }
         }
     }
 }
 
-/// Notes a search that ended before it was done.
+/// Notes a search that ended before it was done. Only `dump-ir` says so, because there a user looks for the best program.
 pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
     if let Some(reached) = report.unfinished() {
         terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));

@@ -1,4 +1,4 @@
-//! `tpc plans`: the built-in plans on every mesh of so many ranks, in the order of what a step of each is predicted to take.
+//! `tpc plans`: lists the built-in plans on every mesh with a number of ranks, fastest first.
 
 use crate::given::Given;
 use crate::options::{StepArguments, Types};
@@ -14,7 +14,7 @@ use tpc_passes::simulate::Lane;
 use tpc_passes::targets::Target;
 use tpc_runtime::session::Backend;
 
-/// Rank the built-in plans and meshes by what a step is predicted to take and to hold; nothing is executed.
+/// List the built-in plans on every mesh by the predicted time of a step; nothing is executed
 #[derive(Debug, Args)]
 pub struct Plans {
     /// Directory with a config.json (weights are not needed)
@@ -23,13 +23,13 @@ pub struct Plans {
     /// A model that needs no directory: mlp, llama (those of the comparisons), gpt, gpt-learned
     #[arg(long)]
     preset: Option<String>,
-    /// Ranks of every mesh
+    /// Number of ranks of every mesh
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     ranks: u32,
-    /// What the programs are planned for: a built-in target (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
+    /// Target to plan for: a built-in one (cpu, h100-node, h200-node, ethernet) or a JSON file, as tpc calibrate writes it [default: cpu]
     #[arg(long, value_name = "NAME|FILE")]
     target: Option<String>,
-    /// Memory of one rank, such as 80GiB or 80GB [default: that of the target]
+    /// Memory of one rank, such as 80GiB or 80GB [default: the target's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<f64>,
     #[command(flatten)]
@@ -91,22 +91,22 @@ impl Plans {
         terminal.print(if self.json { format!("{:#}\n", report.json()) } else { report.table() })
     }
 
-    /// Floating-point operations a second of a device, in the type of the products.
+    /// Floating-point operations per second of one device, for the element type of the products.
     fn rate(&self, target: &Target) -> f64 {
         target.device.products.rate(if self.step.precision == Types::Bf16 { DType::BF16 } else { DType::F32 })
     }
 }
 
-/// What is reported.
+/// The report of the command.
 struct Report<'a> {
     /// Best first.
     rows: Vec<Ranked>,
-    /// Bytes that one rank has.
+    /// Memory of one rank in bytes.
     memory: f64,
-    /// Floating-point operations a second of a device.
+    /// Floating-point operations per second of one device.
     rate: f64,
     target: &'a str,
-    /// Tokens of a step.
+    /// Number of tokens in a step.
     tokens: usize,
 }
 
@@ -187,7 +187,7 @@ impl Report<'_> {
     }
 }
 
-/// Rows of cells in columns: the first and the last one to the left, the others to the right.
+/// Formats rows as columns. The first and the last column are aligned to the left, the others to the right.
 fn aligned<const N: usize>(cells: &[[String; N]]) -> String {
     let width = |at: usize| cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
@@ -202,7 +202,7 @@ fn aligned<const N: usize>(cells: &[[String; N]]) -> String {
     cells.iter().map(|row| line(row) + "\n").collect()
 }
 
-/// A number with three digits and the unit that makes it at least 1.
+/// Formats a number with three digits and the largest unit that makes it at least 1.
 fn scaled(x: f64, units: &[(f64, &str)]) -> String {
     let &(factor, unit) = units.iter().rev().find(|(factor, _)| x >= *factor).unwrap_or(&units[0]);
     let x = x / factor;
@@ -218,7 +218,7 @@ fn bytes(x: f64) -> String {
     scaled(x, &[(1e3, "kB"), (1e6, "MB"), (1e9, "GB"), (1e12, "TB")])
 }
 
-/// Reads a number of bytes.
+/// Parses a number of bytes.
 fn size(text: &str) -> Result<f64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
@@ -231,7 +231,7 @@ fn size(text: &str) -> Result<f64, String> {
         _ => None,
     };
     let bytes = number.parse::<f64>().ok().zip(factor).map(|(number, factor)| number * factor);
-    bytes.filter(|bytes| *bytes > 0.0).ok_or_else(|| "it is no number of bytes such as 80GiB, 80GB or 512MiB".into())
+    bytes.filter(|bytes| *bytes > 0.0).ok_or_else(|| "expected a number of bytes such as 80GiB, 80GB or 512MiB".into())
 }
 
 #[cfg(test)]

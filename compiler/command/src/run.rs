@@ -4,7 +4,7 @@ use crate::data::{Batch, safetensors};
 use crate::files::{self, Files};
 use crate::given::Given;
 use crate::launch::{Running, leads};
-use crate::notes::{note_idle_ranks, note_search};
+use crate::notes::note_idle_ranks;
 use crate::settings::{compare_files, model_files};
 use crate::subject::{executed, initial};
 use crate::trace::Traced;
@@ -68,7 +68,6 @@ impl Run {
         let launch = self.traced.options(self.running.options()?);
         let note = |program: &InferenceProgram| {
             note_idle_ranks(&program.stages.placed, &plan, 1, terminal);
-            note_search(&program.stages.report, terminal);
         };
         let init = initial(&captured, rename);
         let program = compile_inference_together(&captured, &mesh, &plan, &options, &rename, &launch, note)

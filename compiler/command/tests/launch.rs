@@ -399,7 +399,11 @@ fn a_missing_separator_is_hinted_at() {
         assert_eq!(hint(arguments), expected);
     }
     let told = tpc(&["launch", "--ranks", "2", "--", "trian", "DIR"]);
-    assert!(told.code == 1 && told.err.contains("; the subcommands of tpc are dump-ir, run, train"), "{}", told.err);
+    assert!(
+        told.code == 1 && told.err.contains("; the subcommands of tpc are dump-ir, plans, run, train"),
+        "{}",
+        told.err
+    );
     let told = tpc(&["launch", "--ranks", "2", "--", "launch", "--ranks", "2", "--", "true"]);
     let nested = "error: tpc launch starts the processes of one world, and cannot start another tpc launch";
     assert!(told.code == 1 && told.err.contains(nested), "{}", told.err);

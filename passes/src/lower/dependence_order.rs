@@ -1,40 +1,40 @@
-//! Things that depend on each other, some of which become one: whether one reaches another, answered from an order that is
-//! kept up to date.
+//! A dependence graph whose nodes are merged, with a topological order that is kept up to date.
 //!
-//! Grouping and bucketing ask for every pair that they would put together whether one depends on the other. A search
-//! through all dependences takes as long as the program is. Here each thing has a position after everything that it
-//! needs, so a search from one thing for another looks only at what lies between the two, and what is put together lies
-//! close together (Pearce and Kelly, "A dynamic topological sort algorithm for directed acyclic graphs", 2007).
+//! Grouping and bucketing must know of every pair that they would merge whether one depends on the other. A search through
+//! all dependences takes time proportional to the program. Here every node has a position after the nodes that it needs,
+//! so a search from one node for another visits only nodes between the two, and nodes that are merged are close to each
+//! other (Pearce and Kelly, "A dynamic topological sort algorithm for directed acyclic graphs", 2007).
 //!
 //! ```text
-//! order: a b c d, where c needs b and d needs a
-//! after `need(b, d)`, b needs d:  a d b c      only what lies from b to d is moved
-//! after `merge(a, b)`:            d a c        a is now what b was, too, and needs d
+//! order: a b c d, where c needs b, and d needs a
+//! after `need(b, d)`:   a d b c      only the nodes from b to d move
+//! after `merge(c, b)`:  a d c        c now needs d
 //! ```
 
 use std::collections::HashSet;
 
-/// Numbered things and what each of them needs. No thing needs itself, also not through others: callers ask before they add a need.
+/// Numbered nodes and the nodes that each of them needs. There is no cycle: callers ask [`DependenceOrder::reaches`] before
+/// they add a need.
 #[derive(Default)]
 pub(super) struct DependenceOrder {
-    /// The thing that each one has become a part of, perhaps over several hops; itself if it is none.
+    /// The node that each node was merged into, perhaps over several hops; the node itself if it was not merged.
     into: Vec<usize>,
-    /// What each thing needs, by the numbers that these things had when the need was added.
+    /// The needs of each node, with the numbers that these nodes had when the need was added.
     needs: Vec<Vec<usize>>,
-    /// All things, each after what it needs. What has become a part of another keeps a place, which means nothing.
+    /// All nodes, each after its needs. A node that was merged into another keeps a position, which has no meaning.
     order: Vec<usize>,
-    /// Where each thing stands in the order.
+    /// The position of each node in the order.
     position: Vec<usize>,
 }
 
 impl DependenceOrder {
-    /// Things numbered from 0 with what each of them needs, which has a smaller number.
+    /// Nodes numbered from 0, each with its needs, which have smaller numbers.
     pub(super) fn of(needs: &[Vec<usize>]) -> Self {
         let all = || (0..needs.len()).collect();
         DependenceOrder { into: all(), needs: needs.to_vec(), order: all(), position: all() }
     }
 
-    /// Adds a thing that needs others, and gives its number.
+    /// Adds a node with its needs, and returns its number.
     pub(super) fn push(&mut self, needs: Vec<usize>) -> usize {
         let number = self.into.len();
         self.into.push(number);
@@ -44,12 +44,12 @@ impl DependenceOrder {
         number
     }
 
-    /// How many things were added, those included that have become parts of others.
+    /// Number of nodes that were added, including those that were merged into others.
     pub(super) fn len(&self) -> usize {
         self.into.len()
     }
 
-    /// The thing that a number means now.
+    /// The node that a number stands for after all merges.
     pub(super) fn current(&self, mut number: usize) -> usize {
         while self.into[number] != number {
             number = self.into[number];
@@ -57,9 +57,9 @@ impl DependenceOrder {
         number
     }
 
-    /// What a thing needs. A need may occur several times.
-    pub(super) fn needs(&self, thing: usize) -> impl Iterator<Item = usize> {
-        self.needs[thing].iter().map(|&need| self.current(need)).filter(move |&need| need != thing)
+    /// The needs of a node. A need may occur several times.
+    pub(super) fn needs(&self, node: usize) -> impl Iterator<Item = usize> {
+        self.needs[node].iter().map(|&need| self.current(need)).filter(move |&need| need != node)
     }
 
     /// Whether `from` is `target` or depends on it.
@@ -67,38 +67,38 @@ impl DependenceOrder {
         from == target || self.below(from, self.position[target]).contains(&target)
     }
 
-    /// Makes a thing need others, none of which depends on it.
-    pub(super) fn need(&mut self, thing: usize, needs: impl IntoIterator<Item = usize>) {
+    /// Adds needs to a node. None of them depends on the node.
+    pub(super) fn need(&mut self, node: usize, needs: impl IntoIterator<Item = usize>) {
         for need in needs {
             let need = self.current(need);
-            if need != thing {
-                self.needs[thing].push(need);
-                self.put_before(need, thing);
+            if need != node {
+                self.needs[node].push(need);
+                self.put_before(need, node);
             }
         }
     }
 
-    /// Makes `part` a part of `thing`; neither depends on the other but directly.
-    pub(super) fn merge(&mut self, thing: usize, part: usize) {
-        self.into[part] = thing;
-        // The whole stands at the earlier of the two places, before all that needs one of them.
-        if self.position[part] < self.position[thing] {
-            let (earlier, later) = (self.position[part], self.position[thing]);
+    /// Merges `part` into `node`. Neither depends on the other through a third node.
+    pub(super) fn merge(&mut self, node: usize, part: usize) {
+        self.into[part] = node;
+        // The merged node takes the earlier of the two positions, which is before every node that needs one of them.
+        if self.position[part] < self.position[node] {
+            let (earlier, later) = (self.position[part], self.position[node]);
             self.order.swap(earlier, later);
-            (self.position[thing], self.position[part]) = (earlier, later);
+            (self.position[node], self.position[part]) = (earlier, later);
         }
-        let mut needs = std::mem::take(&mut self.needs[thing]);
+        let mut needs = std::mem::take(&mut self.needs[node]);
         needs.append(&mut self.needs[part]);
         needs.iter_mut().for_each(|need| *need = self.current(*need));
         needs.sort_unstable();
         needs.dedup();
-        self.need(thing, needs);
+        self.need(node, needs);
     }
 
-    /// All that a thing depends on from a position on, itself included.
-    fn below(&self, thing: usize, position: usize) -> HashSet<usize> {
-        let mut found = HashSet::from([thing]);
-        let mut open = vec![thing];
+    /// The node and all nodes that it depends on, from a position on.
+    fn below(&self, node: usize, position: usize) -> HashSet<usize> {
+        let mut found = HashSet::from([node]);
+        let mut open = vec![node];
         while let Some(next) = open.pop() {
             for need in self.needs(next).filter(|&need| self.position[need] >= position) {
                 if found.insert(need) {
@@ -109,14 +109,14 @@ impl DependenceOrder {
         found
     }
 
-    /// Moves one thing, with what it depends on, before another.
-    fn put_before(&mut self, thing: usize, other: usize) {
-        let (from, to) = (self.position[other], self.position[thing]);
+    /// Moves a node, and the nodes that it depends on, before another node.
+    fn put_before(&mut self, node: usize, other: usize) {
+        let (from, to) = (self.position[other], self.position[node]);
         if to < from {
             return;
         }
-        let moved = self.below(thing, from);
-        debug_assert!(!moved.contains(&other), "{thing} depends on {other}");
+        let moved = self.below(node, from);
+        debug_assert!(!moved.contains(&other), "{node} depends on {other}");
         let between = self.order[from..=to].to_vec();
         let (first, last): (Vec<usize>, Vec<usize>) = between.into_iter().partition(|next| moved.contains(next));
         for (at, next) in (from..).zip(first.into_iter().chain(last)) {
@@ -161,12 +161,12 @@ mod tests {
                     order.merge(a, b);
                 }
             }
-            let things: Vec<usize> = (0..order.len()).filter(|&thing| order.current(thing) == thing).collect();
-            for &from in &things {
+            let nodes: Vec<usize> = (0..order.len()).filter(|&node| order.current(node) == node).collect();
+            for &from in &nodes {
                 for need in order.needs(from) {
                     assert!(order.position[need] < order.position[from]);
                 }
-                for &target in &things {
+                for &target in &nodes {
                     assert_eq!(order.reaches(from, target), searched(&order, from, target), "{from} to {target}");
                 }
             }

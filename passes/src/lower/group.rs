@@ -59,17 +59,17 @@ struct Grouping<'a> {
     graph: &'a Graph,
     /// The kernels so far; `None` for one that has become a part of another.
     kernels: Vec<Option<Kernel>>,
-    /// The kernel that every node was put into; of a view, that of its source.
+    /// The kernel to which every node was assigned; for a view, the kernel of its source.
     of: Vec<Option<KernelId>>,
-    /// Which kernels each kernel reads from, and which have become a part of another.
+    /// Which kernels each kernel reads from, and which kernels were merged.
     needs: DependenceOrder,
     /// When each node runs.
     turns: Vec<Turn>,
-    /// Loops with a member that reads a value, by the numbers that the loops had then.
+    /// The loops that have a member which reads a value, with the numbers that the loops had at that time.
     readers: HashMap<Value, Vec<KernelId>>,
-    /// Loops without indices.
+    /// The loops without indices.
     scalars: Vec<KernelId>,
-    /// The number from which on all kernels are loops.
+    /// All kernels from this number on are loops.
     recent: KernelId,
 }
 
@@ -85,7 +85,7 @@ impl Grouping<'_> {
         self.recent = id + 1;
     }
 
-    /// The kernel that makes a node; of a view, that of its source.
+    /// The kernel that makes a node; for a view, the kernel of its source.
     fn maker(&self, node: NodeIndex) -> Option<KernelId> {
         self.of[node.index()].map(|k| self.needs.current(k))
     }
@@ -152,7 +152,7 @@ impl Grouping<'_> {
             .filter_map(|k| self.nest(k).map(|nest| Reverse((nest.space.len(), reduces(nest), k))))
             .collect();
         let makers: Vec<KernelId> = candidates.into_iter().map(|Reverse((.., k))| k).collect();
-        // A loop that makes no operand, but reads one at the same time.
+        // A loop that makes no operand of the node, but reads one of them.
         let beside = std::iter::once_with(|| self.recent_readers(node, operands)).flatten();
         let candidates = makers.iter().copied().chain(beside.filter(|k| !makers.contains(k)));
         for k in candidates {
@@ -303,15 +303,15 @@ impl Grouping<'_> {
         self.turns[a.index()] == self.turns[b.index()]
     }
 
-    /// Remembers that a loop reads some values. Scalars tell nothing of its indices.
+    /// Records that a loop reads some values. Scalars are left out, because they say nothing about indices.
     fn note_reads(&mut self, k: KernelId, values: &[Value]) {
         for &v in values.iter().filter(|&&v| self.graph.ty(v).rank() > 0) {
             self.readers.entry(v).or_default().push(k);
         }
     }
 
-    /// Loops since the last kernel of another kind that read an operand of a node, the latest first: no other loop tells
-    /// along which of its indices the node runs. A node without indices runs along those of any loop that has none.
+    /// The loops after the last kernel of another kind that read an operand of a node, the latest first. Only such a loop
+    /// determines the indices of the node. A node without indices fits into any loop without indices.
     fn recent_readers(&self, node: NodeIndex, operands: &[Value]) -> Vec<KernelId> {
         let scalars = if letters(self.graph, node).count == 0 { &self.scalars[..] } else { &[] };
         let reading = operands.iter().filter_map(|v| self.readers.get(v)).flatten();

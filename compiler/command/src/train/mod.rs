@@ -30,7 +30,7 @@ use crate::auto::Auto;
 use crate::files::{self, Files, check_dir};
 use crate::given::Given;
 use crate::launch::{Running, leads};
-use crate::notes::{note_idle_ranks, note_search};
+use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
 use crate::saving::SaveArgs;
 use crate::settings::{compare_files, data_files, model_files};
@@ -232,7 +232,6 @@ impl Train {
         let note = |program: &TrainingProgram| {
             flops.set(Some(product_flops(&program.steady.logical)));
             note_idle_ranks(&program.steady.placed, &plan, self.step.micro_batches, terminal);
-            note_search(&program.steady.report, terminal);
         };
         let program =
             compile_training_together((capture, evaluation.as_ref()), &mesh, &plan, &options, &rename, &launch, note)

@@ -1,7 +1,7 @@
-//! Which built-in plans there are for a number of ranks, and what each would cost on a target. Nothing is executed.
+//! The built-in plans for a number of ranks, and what each of them costs on a target. Nothing is executed.
 //!
-//! A prediction is made of the programs themselves: they are compiled up to what the first rank executes, whose arena is
-//! the memory that a rank needs, and whose steps are simulated ([`simulate`]). The first rank holds the largest shards.
+//! A prediction is based on the compiled program of the first rank, which holds the largest shards: the size of its arena
+//! is the memory that a rank needs, and a simulation of its steps gives the time ([`simulate`]).
 
 mod error;
 
@@ -43,8 +43,8 @@ impl Candidate {
     }
 }
 
-/// Every built-in plan on every mesh of so many ranks that has the plan's axes, each with at least two ranks. One rank has the plan `none`
-/// only, and several ranks do not have it, because all of them would do the same.
+/// Every built-in plan on every mesh that has this number of ranks and exactly the plan's axes, each of size at least 2. The
+/// plan `none` is the only candidate for one rank, and no candidate for several ranks, all of which would do the same work.
 pub fn candidates(ranks: usize) -> Vec<Candidate> {
     let mut found = Vec::new();
     for &name in BUILT_IN.iter().filter(|&&name| name != SAME_AS_TP_FSDP) {
@@ -62,7 +62,7 @@ pub fn candidates(ranks: usize) -> Vec<Candidate> {
 /// A second name of the plan `tp-fsdp`.
 const SAME_AS_TP_FSDP: &str = "2d";
 
-/// The axes that a built-in plan uses. Those over which ranks exchange most come last, where neighbors are nearest.
+/// The axes that a built-in plan uses. The axis with the most communication comes last: its groups consist of neighboring ranks.
 fn axes(plan: &Plan) -> Vec<String> {
     let data = match &plan.data {
         Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis.clone(), axis.clone()],
@@ -72,7 +72,7 @@ fn axes(plan: &Plan) -> Vec<String> {
     data.into_iter().chain(plan.axis.as_ref().map(ToString::to_string)).collect()
 }
 
-/// All lists of so many factors of at least 2 whose product is `n`, in ascending order; 1 is the product of no factors.
+/// All lists of `count` factors, each at least 2, whose product is `n`, in lexicographic order. The empty product is 1.
 fn factorizations(n: usize, count: usize) -> Vec<Vec<usize>> {
     if count == 0 {
         return if n == 1 { vec![Vec::new()] } else { Vec::new() };
@@ -82,36 +82,36 @@ fn factorizations(n: usize, count: usize) -> Vec<Vec<usize>> {
     all.map(|(first, rest)| [vec![first], rest].concat()).collect()
 }
 
-/// What a step is predicted to cost on a target.
+/// The predicted cost of a step on a target.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prediction {
-    /// What the first rank does when.
+    /// The simulated execution on the first rank.
     pub timeline: Timeline,
-    /// Bytes of the first rank's arena: all that it holds at any time of a step.
+    /// Size of the first rank's arena in bytes, which holds everything that the rank ever needs.
     pub arena_bytes: usize,
-    /// Floating-point operations of the model's products in a step, whatever the mesh.
+    /// Floating-point operations of the model's products in a step, independent of the mesh.
     pub flops: f64,
 }
 
 impl Prediction {
-    /// The share of what the ranks' devices can multiply in the time of a step that the model's products are (MFU, Chowdhery et al.,
-    /// "PaLM: scaling language modeling with pathways").
+    /// The model's products as a share of what the devices can compute in the time of a step, where `rate` is the number of
+    /// operations per second of one device (MFU; Chowdhery et al., "PaLM: scaling language modeling with pathways").
     pub fn utilization(&self, ranks: usize, rate: f64) -> f64 {
         self.flops / (self.timeline.seconds * ranks as f64 * rate)
     }
 }
 
-/// What a model does in a step, of which plans are predicted: imported once for all of them.
+/// A captured program, imported once, for which plans are predicted.
 pub struct Workload {
-    /// The program whose time counts.
+    /// The program that is simulated.
     steady: Graph,
-    /// The first step, which creates the optimizer's state: it counts for the memory.
+    /// The program of the first step, which creates the optimizer's state. Only its memory counts.
     first: Option<Graph>,
     facts: Facts,
 }
 
 impl Workload {
-    /// A captured training step. Its time is that of a later step.
+    /// A captured training step. The predicted time is that of every step but the first.
     ///
     /// # Errors
     /// Operations without a counterpart.
@@ -137,7 +137,7 @@ impl Workload {
         Ok(Workload { steady, first: None, facts })
     }
 
-    /// Predicts what a plan costs.
+    /// Predicts the cost of a plan.
     ///
     /// # Errors
     /// As [`compile_training`](crate::program::compile_training).
@@ -155,27 +155,27 @@ impl Workload {
     }
 }
 
-/// A candidate, and what was predicted of it or why it cannot be compiled.
+/// A candidate with its prediction, or the reason why it cannot be compiled.
 pub struct Ranked {
     /// The plan and its mesh.
     pub candidate: Candidate,
-    /// What a step of it costs.
+    /// The predicted cost.
     pub predicted: Result<Prediction, Error>,
 }
 
-/// What decides between candidates: those that fit come first, then those that do not, then those that cannot be compiled.
+/// The order of candidates: those that fit, then those that do not fit, then those that cannot be compiled.
 #[derive(PartialEq, PartialOrd)]
 enum Merit {
-    /// It fits; the seconds of a step.
+    /// It fits; by the duration of a step in seconds.
     Fits(f64),
-    /// It does not fit; the bytes of a rank.
+    /// It does not fit; by the memory of a rank in bytes.
     TooLarge(usize),
     /// It cannot be compiled.
     Impossible,
 }
 
 impl Ranked {
-    /// Whether a rank with so many bytes of memory can execute it.
+    /// Whether its program fits into `memory` bytes per rank.
     pub fn fits(&self, memory: f64) -> bool {
         matches!(self.merit(memory), Merit::Fits(_))
     }
@@ -189,8 +189,8 @@ impl Ranked {
     }
 }
 
-/// Predicts candidates on all cores and puts the best first, of those that are equally good the one that came first: by the time of a step
-/// if they fit into so many bytes of memory a rank, then by the memory that they need.
+/// Predicts candidates on all cores and sorts them, best first: those that fit into `memory` bytes per rank by the duration of
+/// a step, then the others by the memory that they need. Equally good candidates keep their order.
 pub fn ranked(workload: &Workload, candidates: Vec<Candidate>, options: &CompileOptions, memory: f64) -> Vec<Ranked> {
     let predicted = in_parallel(&candidates, |c| workload.predict(&c.mesh, &c.plan, options));
     let rows = candidates.into_iter().zip(predicted);
@@ -199,7 +199,7 @@ pub fn ranked(workload: &Workload, candidates: Vec<Candidate>, options: &Compile
     rows
 }
 
-/// The candidate whose step is predicted to be the fastest of those that fit into the memory of the target's ranks.
+/// The candidate with the fastest predicted step among those that fit into the memory of the target's ranks.
 ///
 /// # Errors
 /// [`ChoiceError`]: there are no candidates, or none fits, or none can be compiled.
@@ -221,7 +221,7 @@ pub fn fastest(
     }
 }
 
-/// What a function gives for each item, in the order of the items, computed on all cores.
+/// Applies a function to each item on all cores. The results are in the order of the items.
 fn in_parallel<T: Sync, R: Send>(items: &[T], compute: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(items.len());
     let next = AtomicUsize::new(0);
