@@ -59,7 +59,7 @@ fn batch(scratch: &Scratch, name: &str, tensors: &[(&str, [usize; 2], &[i64])]) 
         .iter()
         .zip(&bytes)
         .map(|((n, shape, _), data)| (*n, TensorView::new(Dtype::I64, shape.to_vec(), data).unwrap()));
-    scratch.write(name, &safetensors::serialize(views, None).unwrap())
+    scratch.write(name, safetensors::serialize(views, None).unwrap())
 }
 
 fn largest(values: &[f64]) -> f64 {
@@ -669,7 +669,7 @@ fn bad_training_data_is_explained() {
              train one with tpc tokenizer train {llama} FILE…, or make each character a token with --characters"
         )
     );
-    let binary = scratch.write("binary", &[b'a', 0xff, 0xfe]);
+    let binary = scratch.write("binary", [b'a', 0xff, 0xfe]);
     assert_eq!(says("llama-tiny", &["--data", &binary, "--characters"]), "$TMP/binary: not UTF-8 text: byte 1 is 0xff");
     let empty = scratch.write("empty", b"");
     assert_eq!(
@@ -1148,7 +1148,7 @@ fn bytes_are_whole_numbers() {
 fn sizes_that_cannot_be_counted_are_refused() {
     let scratch = Scratch::new("sizes");
     let dir = data("hf/llama-tiny");
-    let text = scratch.write("text", &b"abcdefghij ".repeat(100));
+    let text = scratch.write("text", b"abcdefghij ".repeat(100));
     let large = "would have more elements than can be addressed; use fewer sequences or shorter ones";
     let says = |arguments: &[&str]| error(arguments, &scratch);
     for batch in ["4611686018427387904", "9223372036854775807", "18446744073709551615"] {

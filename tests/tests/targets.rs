@@ -211,12 +211,12 @@ fn dump_ir_says_which_target_it_used() {
     }
     let mut own = nodes_of(8);
     own.links.axes.insert("tp".into(), Link { latency: 1e-3, bandwidth: 1.5e9 });
-    let file = scratch.write("own.json", &own.to_json());
+    let file = scratch.write("own.json", own.to_json());
     notes.push(tpc(&[&DUMP[..], &["--target", &file]].concat()).2);
     // The ranks' memory is mentioned only if it is too small.
     let mut small = Target::cpu().clone();
     (small.name, small.device.capacity) = ("small".into(), 1e6);
-    let file_of_small = scratch.write("small.json", &small.to_json());
+    let file_of_small = scratch.write("small.json", small.to_json());
     notes.push(tpc(&[&DUMP[..], &["--target", &file_of_small, "--stage", "scheduled"]].concat()).2);
     // Before a program is placed, its memory is not checked.
     notes.push(tpc(&[&DUMP[..], &["--target", "cpu", "--stage", "annotated"]].concat()).2);

@@ -150,7 +150,7 @@ mod tests {
         for _ in 0..200 {
             let mut order = DependenceOrder::default();
             for number in 0..30 {
-                let needs = (0..draw(3)).filter_map(|_| (number > 0).then(|| draw(number))).collect();
+                let needs = (0..if number > 0 { draw(3) } else { 0 }).map(|_| draw(number)).collect();
                 order.push(needs);
                 let (a, b) = (order.current(draw(number + 1)), order.current(draw(number + 1)));
                 let direct =
