@@ -240,8 +240,9 @@ fn the_report_says_what_the_search_did_and_what_each_rule_bought() {
         serde_json::from_str::<Json>(&ok(&[&common, more].concat())).unwrap()["search"].clone()
     };
     let report = search(&[]);
-    assert_eq!((&report["stop"], &report["extraction"]), (&json!("saturated"), &json!("settled")));
-    assert!(report["rounds"].as_u64() > Some(1) && report["nodes"].as_u64() > Some(100), "{report}");
+    // The collectives of two layers and their gradients move further in each round.
+    assert_eq!((&report["stop"], &report["extraction"]), (&json!("rounds"), &json!("settled")));
+    assert!(report["rounds"].as_u64() == Some(8) && report["nodes"].as_u64() > Some(100), "{report}");
     assert!(report["seconds"].as_f64() < report["seconds_before"].as_f64(), "{report}");
     let rule = |report: &Json, number: u64| {
         report["rules"].as_array().unwrap().iter().find(|row| row["rule"] == number).cloned()

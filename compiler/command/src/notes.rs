@@ -7,7 +7,7 @@ use tpc_ir::quote::cut;
 use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::rules::RuleId;
-use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport};
+use tpc_passes::egraph::{Extraction, FloatingPoint, SearchOptions, SearchReport, Stop};
 use tpc_passes::styles::{DataMode, Plan};
 use tpc_passes::targets::Target;
 
@@ -62,9 +62,11 @@ impl Placement {
     }
 }
 
-/// Notes a search that ended before it was done. Only `dump-ir` says so, because there a user looks for the best program.
+/// Notes a search that reached a bound of its size. Rounds are not noted: deep programs use all of them, since a
+/// collective moves through few operations in each, and `tpc dump-ir --json` says it.
 pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
-    if let Some(reached) = report.unfinished() {
+    let is_usual = matches!(report.stop, Stop::Rounds(_)) && report.extraction == Extraction::Settled;
+    if let Some(reached) = report.unfinished().filter(|_| !is_usual) {
         terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));
     }
 }

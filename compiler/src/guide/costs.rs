@@ -58,8 +58,8 @@
 //! anyway. `--fp relaxed` would also allow rules that compute in another precision, of which there is none yet. From Rust,
 //! `CompileOptions::search` says the same.
 //!
-//! The search is bounded by the size of the program. If it ends while rules still apply, `dump-ir` says so, and the
-//! result is the best program so far. `"search"` in the report of `--json` has why it stopped, its rounds, what it counted, and for
+//! The search makes at most 8 rounds and is bounded by the size of the program. The result is then the best program so far; if a
+//! bound was reached, `dump-ir` says so. `"search"` in the report of `--json` has why it stopped, its rounds, what it counted, and for
 //! each rule the terms to which it was applied, the terms that it added, the classes that it found equal and the operations of
 //! the result that are due to it.
 //!

@@ -13,7 +13,7 @@
 //! program so far.
 
 use super::heads::Heads;
-use super::report::Extraction;
+use super::stop::Extraction;
 use super::term::{ClassData, Term, Typing, canonical};
 use egg::{EClass, EGraph, Id};
 use std::cell::{Cell, RefCell};

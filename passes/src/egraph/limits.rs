@@ -16,7 +16,7 @@
 //! [`SearchReport`](super::SearchReport). The result is then what was found until there, at worst the program that came in.
 
 use super::options::SearchOptions;
-use super::report::Stop;
+use super::stop::Stop;
 use tpc_ir::Graph;
 
 /// E-nodes of any search.

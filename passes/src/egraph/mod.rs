@@ -20,6 +20,7 @@ mod rebuild;
 mod report;
 pub mod rules;
 mod saturate;
+mod stop;
 pub mod term;
 
 use crate::cost::{Gradients, Role, graph_seconds, seconds_in};
@@ -31,10 +32,11 @@ pub use heads::Heads;
 pub use limits::Bounds;
 pub use options::{FloatingPoint, SearchOptions};
 use rebuild::rebuild;
-pub use report::{Extraction, RuleWork, SearchReport, Stop, Work};
+pub use report::{RuleWork, SearchReport, Work};
 use rules::RuleId;
 pub use saturate::{Saturated, saturate};
 use std::collections::{BTreeMap, HashSet};
+pub use stop::{Extraction, Stop};
 use term::{Term, Typing};
 use tpc_ir::{Graph, Op, Type};
 

@@ -9,8 +9,9 @@
 use super::heads::Heads;
 use super::limits::Bounds;
 use super::options::SearchOptions;
-use super::report::{RuleWork, Stop, Tally, Work};
+use super::report::{RuleWork, Tally, Work};
 use super::rules::{Dispatched, Rule, RuleId, left_out};
+use super::stop::Stop;
 use super::term::{self, Key, Term, Typing};
 use crate::targets::Target;
 use egg::{EGraph, Id};
