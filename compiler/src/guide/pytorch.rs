@@ -101,8 +101,8 @@
 //!     }
 //!     trainer.checkpoint(&run)?;
 //!
-//! Each layer has one all-reduce for the attention and one for the feed-forward part, forward and backward. The
-//! attention of the first layer has none backward, because the gradient of the model's input is not computed.
+//!     // Each layer has one all-reduce for the attention and one for the feed-forward part, forward and backward. The
+//!     // attention of the first layer has none backward, because the gradient of the model's input is not computed.
 //!     # trainer.session().reset_counters();
 //!     # trainer.step(&batch)?;
 //!     let reductions = trainer.session().collectives(0).into_iter().filter(|c| c.name == "all_reduce" && &*c.axes == "tp" && c.full_bytes > 4);
