@@ -1066,11 +1066,11 @@ fn options_without_effect_are_said() {
     );
     assert_eq!(
         notes(&dump, "--plan tp --mesh tp=2 --fp exact --disable-rule 7"),
-        "note: --disable-rule 7 has no effect: the rule is off already\n"
+        "note: --disable-rule 7 has no effect: the rule is already off\n"
     );
     assert_eq!(
         notes(&dump, "--plan tp --mesh tp=2 --enable-rule 7"),
-        "note: --enable-rule 7 has no effect: the rule is on already\n"
+        "note: --enable-rule 7 has no effect: the rule is already on\n"
     );
     for (option, value) in [("--disable-rule", "7"), ("--enable-rule", "1"), ("--fp", "exact")] {
         assert_eq!(

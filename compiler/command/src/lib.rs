@@ -305,7 +305,7 @@ fn check_executed(ranks: usize) -> Outcome {
 
 fn too_many(ranks: impl Display) -> Failure {
     Failure::new(format!(
-        "mesh has {ranks} ranks, more than the {MAX_RANKS} that one process can run as threads; \
+        "mesh has {ranks} ranks, but one process can run at most {MAX_RANKS} as threads; \
          `tpc dump-ir` plans for more"
     ))
 }

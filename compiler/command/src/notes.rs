@@ -37,7 +37,7 @@ impl Placement {
         let usual = SearchOptions { fp: self.fp.into(), ..SearchOptions::default() };
         let is_on = |number: u32| usual.rules().iter().any(|rule| rule.id.number() == number);
         for &rule in self.enable_rule.iter().filter(|&&rule| is_on(rule)) {
-            terminal.note(format!("--enable-rule {rule} has no effect: the rule is on already"));
+            terminal.note(format!("--enable-rule {rule} has no effect: the rule is already on"));
         }
         for &rule in &self.disable_rule {
             if !is_on(rule) {
