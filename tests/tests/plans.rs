@@ -64,7 +64,7 @@ fn the_table_has_the_fastest_plan_first() {
     insta::assert_snapshot!("cpu", table("--preset llama --ranks 2 --train --batch 8 --seq 64"));
     insta::assert_snapshot!(
         "h100",
-        table("--preset llama --ranks 8 --train --batch 8 --seq 256 --target h100-node --precision bf16")
+        table("--preset llama --ranks 4 --train --batch 4 --seq 64 --target h100-node --precision bf16")
     );
 }
 
@@ -94,8 +94,8 @@ fn json(arguments: &str) -> Vec<Json> {
 
 #[test]
 fn rows_are_sorted_by_the_time_of_a_step() {
-    for target in ["cpu", "h100-node", "ethernet"] {
-        let rows = json(&format!("--preset gpt --ranks 4 --train --batch 8 --seq 16 --target {target}"));
+    for target in ["cpu", "h100-node"] {
+        let rows = json(&format!("--preset gpt --ranks 2 --train --batch 8 --seq 16 --target {target}"));
         let seconds: Vec<f64> = rows.iter().map(|row| row["seconds"].as_f64().unwrap()).collect();
         assert!(seconds.is_sorted(), "{target}: {seconds:?}");
         for row in &rows {
