@@ -366,6 +366,14 @@ proptest! {
     }
 }
 
+/// A top-level module may have an empty name, which is not the whole model.
+#[test]
+fn an_empty_name_is_not_the_whole_model() {
+    for plan in PLANS {
+        check("mlp", plan, "freeze", 8_361_707_421_913_266_166);
+    }
+}
+
 /// Every plan and every option at least once.
 #[test]
 fn every_plan_and_option_under_other_names() {

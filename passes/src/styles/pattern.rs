@@ -56,6 +56,8 @@ enum State {
     Any,
     /// Any run of characters of a segment.
     Run,
+    /// No character of a segment: an escape that stands for nothing.
+    Nothing,
     Set(Set),
     /// Goes on at each of these states.
     Fork(Vec<usize>),
@@ -159,7 +161,7 @@ impl Pattern {
                 '.' => states.push(State::Next),
                 '\\' => {
                     let mut rest = text[at..].iter().copied().peekable();
-                    states.extend(unescaped(&mut rest).map(State::One));
+                    states.push(unescaped(&mut rest).map_or(State::Nothing, State::One));
                     at = text.len() - rest.len();
                 }
                 c => states.push(State::One(c)),
@@ -181,7 +183,7 @@ impl Pattern {
     /// character of the pattern before every character of the path.
     pub fn matches_in_steps(&self, path: &ModulePath) -> (bool, usize) {
         let mut steps = 0;
-        // The root has no segment, and a run is a part of one.
+        // The root has no segment.
         let mut now = Reached::new(self.states.len());
         now.enter(&self.states, 0, !path.is_root(), &mut steps);
         let mut next = Reached::new(self.states.len());
@@ -239,9 +241,9 @@ impl Reached {
         }
     }
 
-    /// Adds a state and all that follow it without a character; a run may be one of no character if
-    /// `empty_runs`.
-    fn enter(&mut self, states: &[State], at: usize, empty_runs: bool, steps: &mut usize) {
+    /// Adds a state and all that follow it without a character. A run of no characters, or an escape that stands for nothing, is
+    /// a part of a segment, which must exist.
+    fn enter(&mut self, states: &[State], at: usize, in_segment: bool, steps: &mut usize) {
         self.open.push(at);
         while let Some(at) = self.open.pop() {
             *steps += 1;
@@ -250,7 +252,7 @@ impl Reached {
             }
             self.list.push(at);
             match &states[at] {
-                State::Run if empty_runs => self.open.push(at + 1),
+                State::Run | State::Nothing if in_segment => self.open.push(at + 1),
                 State::Fork(begins) => self.open.extend(begins),
                 State::Jump(to) => self.open.push(*to),
                 _ => {}
@@ -329,6 +331,10 @@ mod tests {
             (r"a.b\.c", "a.b.c", false),
             (r"a.\*\u{20}", r"a.*\u{20}", true),
             (r"a.\e", r"a.\e", true),
+            // A segment without characters is not the root.
+            (r"\e", r"\e", true),
+            (r"\e", "", false),
+            (r"{\e,a}", "", false),
             // What is no character stands for nothing, in a path and in a pattern.
             (r"a.b\u{zz}", r"a.b\u{zz}", true),
             (r"a.b\u{zz}", "a.b", true),
