@@ -88,9 +88,9 @@ impl Contract {
         Contract { out: raw, epilogue: Vec::new(), ..self.clone() }
     }
 
-    /// The epilogue as a loop behind the product alone, which lies in `raw` with the shape and strides of `out`;
+    /// The epilogue as a loop that runs after the product alone, whose result is in `raw` with the shape and strides of `out`;
     /// that may be `out` itself unless this [`Contract::is_update`].
-    pub fn behind(&self, raw: &View) -> Loop {
+    pub fn epilogue_loop(&self, raw: &View) -> Loop {
         let strides: Vec<isize> = self.dims().map(|d| d.out).collect();
         let body = self.epilogue.iter().map(|i| match i {
             Instruction::Given { .. } => Instruction::Load { view: raw.clone(), strides: strides.clone() },
@@ -108,7 +108,7 @@ pub struct Part {
     pub outer: usize,
     /// Length of each rank's shard; may be 0.
     pub lens: Vec<usize>,
-    /// Product of the dimensions behind.
+    /// Product of the dimensions after it.
     pub inner: usize,
 }
 
@@ -287,7 +287,7 @@ pub enum Action {
         indices: View,
     },
     /// Starts a collective: its operands must not be touched until the wait. Every collective of a
-    /// program has a tag of its own and exactly one wait behind its start.
+    /// program has a tag of its own and exactly one wait after its start.
     Start(Box<Collective>),
     /// Waits for the collective of that tag.
     Wait {

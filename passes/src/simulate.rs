@@ -141,11 +141,8 @@ struct Work {
 
 impl Work {
     fn of(action: &Action) -> Self {
-        let moves = |views: &[&View]| Work {
-            flops: 0.0,
-            dtype: DType::F32,
-            bytes: views.iter().map(|view| (view.elements() * view.dtype.bytes()) as f64).sum(),
-        };
+        let moves =
+            |views: &[&View]| Work { flops: 0.0, dtype: DType::F32, bytes: views.iter().map(|view| bytes(view)).sum() };
         match action {
             Action::Loop(Loop { dims, body }) => Work { bytes: touched(body, dims), ..moves(&[]) },
             Action::Contract(contract) => Work::of_product(contract),
@@ -162,12 +159,11 @@ impl Work {
     fn of_product(contract: &Contract) -> Self {
         let dims: Vec<usize> = contract.dims().map(|dim| dim.size).collect();
         let terms = dims.iter().chain(contract.k.iter().map(|dim| &dim.size)).map(|&n| n as f64).product::<f64>();
-        let operands = [&contract.left, &contract.right].map(|view| (view.elements() * view.dtype.bytes()) as f64);
         let written = match contract.epilogue.is_empty() {
-            true => (contract.out.elements() * contract.out.dtype.bytes()) as f64,
+            true => bytes(&contract.out),
             false => touched(&contract.epilogue, &dims),
         };
-        let bytes = operands.iter().sum::<f64>() + written;
+        let bytes = bytes(&contract.left) + bytes(&contract.right) + written;
         Work { flops: 2.0 * terms, dtype: contract.left.dtype, bytes }
     }
 
@@ -179,10 +175,9 @@ impl Work {
             None => inner + width,
             Some(_) => 3.0 * inner + 2.0 * width,
         };
-        let views = attention.operands().into_iter().map(|operand| &operand.view);
-        let bytes: f64 = views.map(|view| (view.elements() * view.dtype.bytes()) as f64).sum();
-        let written = (attention.query.view.elements() * attention.query.view.dtype.bytes()) as f64;
-        Work { flops: 2.0 * scores * products, dtype: attention.query.view.dtype, bytes: bytes + written }
+        let read: f64 = attention.operands().into_iter().map(|operand| bytes(&operand.view)).sum();
+        let query = &attention.query.view;
+        Work { flops: 2.0 * scores * products, dtype: query.dtype, bytes: read + bytes(query) }
     }
 
     /// Duration of a kernel with this work in seconds.
@@ -190,6 +185,11 @@ impl Work {
         let device = &target.device;
         device.launch + (self.flops / device.products.rate(self.dtype)).max(self.bytes / device.memory)
     }
+}
+
+/// Bytes of the elements of a view.
+fn bytes(view: &View) -> f64 {
+    (view.elements() * view.dtype.bytes()) as f64
 }
 
 /// Bytes that a loop body reads and writes, where each element of each view counts once.

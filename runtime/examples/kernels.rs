@@ -307,7 +307,7 @@ fn epilogue(what: Epilogue, dtype: DType, m: usize, n: usize, k: usize) {
             }
             b.step(Action::Contract(contract.alone(raw.clone())));
             if loop_behind {
-                b.step(Action::Loop(contract.behind(&raw)));
+                b.step(Action::Loop(contract.epilogue_loop(&raw)));
             }
         }
         let mut session = Session::launch(vec![b.program], LaunchOptions::default()).unwrap();

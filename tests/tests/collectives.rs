@@ -84,8 +84,8 @@ fn gradients_of_data_parallelism_are_bucketed() {
         let first = steps.iter().position(|s| s.phase == Phase::Backward && matches!(s.action, Action::Start(_)));
         let contracts =
             |steps: &[Step]| steps.iter().filter(|s| s.phase == Phase::Backward && &*s.label == "einsum").count();
-        let (all, behind) = (contracts(steps), contracts(&steps[first.unwrap()..]));
-        assert!(behind * 2 > all, "{behind} of {all} products run after the first start");
+        let (all, after) = (contracts(steps), contracts(&steps[first.unwrap()..]));
+        assert!(after * 2 > all, "{after} of {all} products run after the first start");
         for program in [whole, small, alone] {
             counts_agree(program, |session| feed(session, 96));
         }

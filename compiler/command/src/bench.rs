@@ -6,7 +6,7 @@ use crate::launch::Running as Arguments;
 use crate::notes::note_idle_ranks;
 use crate::options::StepArguments;
 use crate::report::whole_bytes;
-use crate::subject::{Optimizer, Step, Subject, initial};
+use crate::subject::{Optimizer, Shape, Step, Subject, initial};
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::{Args, ValueEnum};
 use serde_json::{Value as Json, json};
@@ -53,12 +53,8 @@ pub struct Bench {
     /// Number of measured steps, after two warm-up steps
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     iters: u32,
-    /// Sequences per batch [default: 4]
-    #[arg(long)]
-    batch: Option<usize>,
-    /// Tokens per sequence [default: 256]
-    #[arg(long)]
-    seq: Option<usize>,
+    #[command(flatten)]
+    shape: Shape,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -95,7 +91,7 @@ impl Bench {
         if self.mode == Mode::Fwd {
             given.refuse(&["reduce"], "with --mode fwd, which has no gradients")?;
         }
-        let subject = Subject::preset(&self.preset, self.batch, self.seq)?;
+        let subject = Subject::preset(&self.preset, self.shape)?;
         let mut running = self.launch(&subject, given, terminal)?;
         let mut milliseconds = Vec::new();
         for i in 0..WARM_UP + self.iters {

@@ -4,7 +4,7 @@ use crate::given::Given;
 use crate::notes::{note_idle_ranks, note_search};
 use crate::options::StepArguments;
 use crate::report;
-use crate::subject::{Optimizer, Step, Subject};
+use crate::subject::{MLP, Optimizer, Shape, Step, Subject};
 use crate::{Failure, Outcome, Placement, Terminal};
 use clap::{Args, ValueEnum};
 use std::path::{Path, PathBuf};
@@ -56,9 +56,6 @@ impl Stage {
 /// The options that say which rules may be applied.
 const RULES: [&str; 3] = ["fp", "enable_rule", "disable_rule"];
 
-/// The preset without an optimizer.
-const MLP: &str = "mlp";
-
 /// Print a model, or a graph from a file, at a stage of the compiler.
 #[derive(Debug, Args)]
 pub struct DumpIr {
@@ -72,12 +69,8 @@ pub struct DumpIr {
     placement: Placement,
     #[command(flatten)]
     step: StepArguments,
-    /// Sequences per batch [default: 4]
-    #[arg(long)]
-    batch: Option<usize>,
-    /// Tokens per sequence [default: 256, or the number of the model's positions if that is smaller]
-    #[arg(long)]
-    seq: Option<usize>,
+    #[command(flatten)]
+    shape: Shape,
     /// Show the training step instead of the forward pass (a later step; the first one also creates the optimizer's
     /// state)
     #[arg(long)]
@@ -146,20 +139,8 @@ impl DumpIr {
     }
 
     fn model(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
-        self.optimizer.check(given)?;
-        if !self.train {
-            given.refuse(
-                &[&["reduce"][..], &Optimizer::OPTIONS].concat(),
-                "without --train, which has a training step",
-            )?;
-        } else if self.preset.as_deref() == Some(MLP) {
-            given.refuse(&Optimizer::OPTIONS, "on the preset mlp, whose step has no optimizer")?;
-        }
-        let subject = match (&self.preset, &self.model) {
-            (Some(name), _) => Subject::preset(name, self.batch, self.seq)?,
-            (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq, terminal)?,
-            (None, None) => return Err(Failure::new("a model is needed: MODEL_DIR, FILE.tpc or --preset")),
-        };
+        self.optimizer.check_used(self.train, self.preset.as_deref(), given)?;
+        let subject = Subject::of(self.preset.as_deref(), self.model.as_deref(), self.shape, terminal)?;
         // Report all errors in the mesh and the plan before the long part.
         self.placement.mesh()?;
         self.placement.plan()?;

@@ -8,7 +8,7 @@ use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::{Extraction, FloatingPoint, SearchOptions, SearchReport, Stop};
-use tpc_passes::styles::{DataMode, Plan};
+use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
 
 impl Placement {
@@ -73,26 +73,17 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
 
 /// A mesh that fits a plan.
 fn example(plan: &Plan) -> String {
-    let mut axes: Vec<String> = data_axes(plan).into_iter().map(|axis| format!("{axis}=2")).collect();
+    let mut axes: Vec<String> = plan.data_axes().into_iter().map(|axis| format!("{axis}=2")).collect();
     if !plan.styles.is_empty() {
         axes.push(plan.axis.as_ref().map_or_else(|| "tp=2".into(), |axis| format!("{axis}=2")));
     }
     axes.join(",")
 }
 
-/// The axes over which a plan's data mode shards the batch.
-fn data_axes(plan: &Plan) -> Vec<&str> {
-    match &plan.data {
-        Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis, axis],
-        Some((_, axis)) => vec![axis],
-        None => Vec::new(),
-    }
-}
-
 /// Notes which ranks have no rows of the batch, or no part of weights that the plan shards, for example no heads.
 pub(crate) fn note_idle_ranks(placed: &Graph, plan: &Plan, micro_batches: usize, terminal: &mut Terminal) {
     let mesh = &placed.mesh;
-    let data: HashSet<AxisId> = data_axes(plan).into_iter().flat_map(|axis| mesh.parts(axis)).collect();
+    let data: HashSet<AxisId> = plan.data_axes().into_iter().flat_map(|axis| mesh.parts(axis)).collect();
     // Groups of equal shardings: the axes, the size of the sharded dimension and whether it is the batch; and the
     // inputs that have them.
     let mut found: Vec<(Idle, Vec<String>)> = Vec::new();

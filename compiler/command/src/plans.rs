@@ -2,7 +2,7 @@
 
 use crate::given::Given;
 use crate::options::{StepArguments, Types};
-use crate::subject::{Optimizer, Step, Subject};
+use crate::subject::{Optimizer, Shape, Step, Subject};
 use crate::{Failure, Outcome, Terminal, target_named};
 use clap::Args;
 use serde_json::{Value as Json, json};
@@ -34,12 +34,8 @@ pub struct Plans {
     memory: Option<f64>,
     #[command(flatten)]
     step: StepArguments,
-    /// Sequences in a batch, over all ranks [default: 4]
-    #[arg(long)]
-    batch: Option<usize>,
-    /// Tokens in a sequence [default: 256, or as many as the model has positions]
-    #[arg(long)]
-    seq: Option<usize>,
+    #[command(flatten)]
+    shape: Shape,
     /// The training step, not the forward pass
     #[arg(long)]
     train: bool,
@@ -52,20 +48,10 @@ pub struct Plans {
 
 impl Plans {
     pub(crate) fn execute(&self, given: &Given, terminal: &mut Terminal) -> Outcome {
-        self.optimizer.check(given)?;
-        if !self.train {
-            given.refuse(
-                &[&["reduce"][..], &Optimizer::OPTIONS].concat(),
-                "without --train, which has a training step",
-            )?;
-        }
+        self.optimizer.check_used(self.train, self.preset.as_deref(), given)?;
         // Nothing runs here: a program may be planned for any device.
         let target = target_named(self.target.as_deref(), Backend::Cpu)?;
-        let subject = match (&self.preset, &self.model) {
-            (Some(name), _) => Subject::preset(name, self.batch, self.seq)?,
-            (None, Some(dir)) => Subject::of_dir(dir, self.batch, self.seq, terminal)?,
-            (None, None) => return Err(Failure::new("a model is needed: MODEL_DIR or --preset")),
-        };
+        let subject = Subject::of(self.preset.as_deref(), self.model.as_deref(), self.shape, terminal)?;
         let rename = subject.rename();
         let (workload, has_optimizer) = match self.train {
             false => (Workload::of_inference(&subject.forward()?, &rename)?, false),

@@ -34,26 +34,45 @@ pub enum Subject {
     Mlp(usize),
 }
 
+/// The preset without an optimizer.
+pub const MLP: &str = "mlp";
+
+/// The shape of a batch, as arguments.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Shape {
+    /// Sequences per batch [default: 4]
+    #[arg(long)]
+    pub batch: Option<usize>,
+    /// Tokens per sequence [default: 256, or the number of the model's positions if that is smaller]
+    #[arg(long)]
+    pub seq: Option<usize>,
+}
+
 /// Default number of sequences in a batch, and of tokens in each.
 const DEFAULT_BATCH: (usize, usize) = (4, 256);
 
 impl Subject {
-    /// The model of a directory that holds at least a `config.json`.
+    /// The named preset, or the model of a directory that holds at least a `config.json`.
     ///
     /// # Errors
-    /// A directory without one, or sequences that the model cannot take.
-    pub fn of_dir(dir: &Path, batch: Option<usize>, seq: Option<usize>, terminal: &mut Terminal) -> Outcome<Self> {
+    /// Neither of the two; a directory without a configuration; as [`Subject::preset`].
+    pub fn of(preset: Option<&str>, dir: Option<&Path>, shape: Shape, terminal: &mut Terminal) -> Outcome<Self> {
+        if let Some(name) = preset {
+            return Self::preset(name, shape);
+        }
+        let Some(dir) = dir else { return Err(Failure::new("a model is needed: MODEL_DIR or --preset")) };
         let (config, warnings) = ModelDir::read_config(dir)?;
         warnings.iter().for_each(|warning| terminal.note(warning));
-        Self::of_config(config, batch, seq)
+        Self::of_config(config, shape)
     }
 
     /// A preset: `mlp`, or a language model by name.
     ///
     /// # Errors
     /// A name that no preset has, or sequences that the model cannot take.
-    pub fn preset(name: &str, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
-        if name == "mlp" {
+    pub fn preset(name: &str, shape: Shape) -> Outcome<Self> {
+        let Shape { batch, seq } = shape;
+        if name == MLP {
             return match batch.unwrap_or(2).checked_mul(seq.unwrap_or(256)) {
                 Some(0) => Err(Failure::new("a batch needs tokens: --batch times --seq must be at least 1")),
                 Some(tokens) if bytes(&[tokens, INNER]).is_some() => Ok(Subject::Mlp(tokens)),
@@ -63,10 +82,10 @@ impl Subject {
         let config = presets::named(name).map_err(|_| {
             Failure::new(format!("there is no preset {name:?}; the presets are mlp, {}", presets::NAMES.join(", ")))
         })?;
-        Self::of_config(config, batch, seq)
+        Self::of_config(config, shape)
     }
 
-    fn of_config(config: ModelConfig, batch: Option<usize>, seq: Option<usize>) -> Outcome<Self> {
+    fn of_config(config: ModelConfig, Shape { batch, seq }: Shape) -> Outcome<Self> {
         let (b, s) = DEFAULT_BATCH;
         let mut tokens = TokenBatch::new(batch.unwrap_or(b), seq.unwrap_or(s.min(config.max_positions())));
         let encoder = config.takes_token_types();
@@ -318,6 +337,23 @@ impl Optimizer {
                 &["beta1", "beta2", "eps"],
                 "with --optimizer sgd, whose settings are --weight-decay, --momentum and --nesterov",
             ),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Optimizer::check`], and an error if a setting was given for a program without an optimizer: a forward pass, or the
+    /// step of the MLP.
+    ///
+    /// # Errors
+    /// The first such setting.
+    pub fn check_used(&self, train: bool, preset: Option<&str>, given: &Given) -> Outcome {
+        self.check(given)?;
+        if !train {
+            return given
+                .refuse(&[&["reduce"][..], &Self::OPTIONS].concat(), "without --train, which has a training step");
+        }
+        match preset {
+            Some(MLP) => given.refuse(&Self::OPTIONS, "on the preset mlp, whose step has no optimizer"),
             _ => Ok(()),
         }
     }

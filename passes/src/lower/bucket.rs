@@ -49,8 +49,7 @@ use super::turn::{Turn, turns};
 use crate::cost::full_bytes;
 use crate::targets::Target;
 use petgraph::graph::NodeIndex;
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
 use tpc_ir::{AxisId, DType, Graph, Op, OutputKind, Phase, ReduceOp, UnitId};
 
@@ -144,7 +143,7 @@ pub(super) fn buckets(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opti
     for bucket in &all {
         place[bucket.first] = bucket.place;
     }
-    let order = ordered(&merged, &place);
+    let order = merged.ordered(|k| place[k]);
     let mut kernels: Vec<Option<Kernel>> = kernels.into_iter().map(Some).collect();
     for k in 0..kernels.len() {
         let into = merged.current(k);
@@ -178,33 +177,6 @@ fn is_latency(bytes: usize, kernel: &Kernel, graph: &Graph, target: &Target) -> 
     let op = &graph.node(kernel.first()).op;
     let link = target.links.group(&graph.mesh, op.axes());
     wire_bytes(&op.name(), bytes, graph.mesh.group_size(op.axes())) < link.latency * link.bandwidth
-}
-
-/// The kernels that are left, in an order that respects all needs, otherwise that of the places.
-fn ordered(merged: &DependenceOrder, place: &[Place]) -> Vec<usize> {
-    let n = merged.len();
-    let mut readers: Vec<Vec<usize>> = vec![Vec::new(); n];
-    let mut missing: Vec<usize> = vec![0; n];
-    let left = || (0..n).filter(|&k| merged.current(k) == k);
-    for k in left() {
-        let needs: BTreeSet<usize> = merged.needs(k).collect();
-        missing[k] = needs.len();
-        needs.into_iter().for_each(|need| readers[need].push(k));
-    }
-    let key = |k: usize| Reverse((place[k], k));
-    let mut ready: BinaryHeap<_> = left().filter(|&k| missing[k] == 0).map(key).collect();
-    let mut order = Vec::new();
-    while let Some(Reverse((_, k))) = ready.pop() {
-        order.push(k);
-        for &reader in &readers[k] {
-            missing[reader] -= 1;
-            if missing[reader] == 0 {
-                ready.push(key(reader));
-            }
-        }
-    }
-    debug_assert_eq!(order.len(), left().count(), "buckets form a cycle");
-    order
 }
 
 /// The scatters of gradients of parameters that are stored in shards over the scatter's axes, with what

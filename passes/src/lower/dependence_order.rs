@@ -11,7 +11,8 @@
 //! after `merge(c, b)`:  a d c        c now needs d
 //! ```
 
-use std::collections::HashSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap, HashSet};
 
 /// Numbered nodes and the nodes that each of them needs. There is no cycle: callers ask [`DependenceOrder::reaches`] before
 /// they add a need.
@@ -93,6 +94,33 @@ impl DependenceOrder {
         needs.sort_unstable();
         needs.dedup();
         self.need(node, needs);
+    }
+
+    /// All nodes after their needs. Among the nodes whose needs are done, the one with the smallest key comes next, then the one
+    /// with the smallest number.
+    pub(super) fn ordered<K: Ord>(&self, key: impl Fn(usize) -> K) -> Vec<usize> {
+        let mut users: Vec<Vec<usize>> = vec![Vec::new(); self.len()];
+        let mut missing: Vec<usize> = vec![0; self.len()];
+        let nodes = || (0..self.len()).filter(|&node| self.current(node) == node);
+        for node in nodes() {
+            let needs: BTreeSet<usize> = self.needs(node).collect();
+            missing[node] = needs.len();
+            needs.into_iter().for_each(|need| users[need].push(node));
+        }
+        let entry = |node: usize| Reverse((key(node), node));
+        let mut ready: BinaryHeap<_> = nodes().filter(|&node| missing[node] == 0).map(entry).collect();
+        let mut order = Vec::new();
+        while let Some(Reverse((_, node))) = ready.pop() {
+            order.push(node);
+            for &user in &users[node] {
+                missing[user] -= 1;
+                if missing[user] == 0 {
+                    ready.push(entry(user));
+                }
+            }
+        }
+        debug_assert_eq!(order.len(), nodes().count(), "the dependences form a cycle");
+        order
     }
 
     /// The node and all nodes that it depends on, from a position on.

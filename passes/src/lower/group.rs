@@ -14,7 +14,7 @@ use super::kernel::{Kernel, LoopDim, Nest, is_free, is_loop_op, letters};
 use super::turn::{Turn, turns};
 use petgraph::graph::NodeIndex;
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use tpc_ir::{Graph, Op, Value};
 
 /// Index into the list of kernels while grouping.
@@ -321,30 +321,8 @@ impl Grouping<'_> {
 
     /// Kernels in an order that respects their needs, otherwise that of the program.
     fn ordered(self) -> Vec<Kernel> {
-        let n = self.kernels.len();
-        let mut users: Vec<Vec<KernelId>> = vec![Vec::new(); n];
-        let mut missing: Vec<usize> = vec![0; n];
-        for k in (0..n).filter(|&k| self.kernels[k].is_some()) {
-            let needs: BTreeSet<KernelId> = self.needs.needs(k).collect();
-            missing[k] = needs.len();
-            needs.into_iter().for_each(|need| users[need].push(k));
-        }
         // A kernel is due when its last member is: earlier would keep what it makes alive longer.
-        let last: Vec<NodeIndex> =
-            self.kernels.iter().map(|k| k.as_ref().map(Kernel::last).unwrap_or_default()).collect();
-        let key = |k: KernelId| Reverse((last[k], k));
-        let mut ready: BinaryHeap<_> = (0..n).filter(|&k| missing[k] == 0).map(key).collect();
-        let mut order = Vec::new();
-        while let Some(Reverse((_, k))) = ready.pop() {
-            order.push(k);
-            for &u in &users[k] {
-                missing[u] -= 1;
-                if missing[u] == 0 {
-                    ready.push(key(u));
-                }
-            }
-        }
-        debug_assert_eq!(order.len(), n, "kernels form a cycle");
+        let order = self.needs.ordered(|k| self.kernels[k].as_ref().map(Kernel::last));
         let mut kernels = self.kernels;
         order.into_iter().filter_map(|k| kernels[k].take()).collect()
     }

@@ -89,10 +89,7 @@ fn style_axis(mesh: &Mesh, plan: &Plan) -> Result<Option<AxisId>, StyleError> {
     if mesh.axes().is_empty() {
         return Ok(None);
     }
-    let mut used: Vec<&str> = plan.data.iter().map(|(_, name)| name.as_str()).collect();
-    if let Some((DataMode::Hsdp { replicate_axis }, _)) = &plan.data {
-        used.push(replicate_axis);
-    }
+    let used = plan.data_axes();
     let free: Vec<AxisId> = mesh.axis_ids().filter(|&a| !used.contains(&mesh.name(a))).collect();
     match (mesh.axis("tp"), free.as_slice()) {
         (Some(tp), _) => Ok(Some(tp)),

@@ -267,6 +267,15 @@ impl Plan {
         self
     }
 
+    /// The axes over which the data mode shards the batch.
+    pub fn data_axes(&self) -> Vec<&str> {
+        match &self.data {
+            Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis, axis],
+            Some((_, axis)) => vec![axis],
+            None => Vec::new(),
+        }
+    }
+
     /// Logits stay sharded over the vocabulary through the loss.
     #[must_use]
     pub fn loss_parallel(mut self) -> Self {

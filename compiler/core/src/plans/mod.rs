@@ -20,8 +20,8 @@ use tpc_ir::{Graph, Mesh};
 use tpc_passes::cost::product_flops;
 use tpc_passes::lower::{lower_rank, schedule};
 use tpc_passes::simulate::{Timeline, simulate};
+use tpc_passes::styles::Plan;
 use tpc_passes::styles::plan::BUILT_IN;
-use tpc_passes::styles::{DataMode, Plan};
 
 /// A built-in plan on a mesh.
 #[derive(Clone, Debug)]
@@ -64,12 +64,7 @@ const SAME_AS_TP_FSDP: &str = "2d";
 
 /// The axes that a built-in plan uses. The axis with the most communication comes last: its groups consist of neighboring ranks.
 fn axes(plan: &Plan) -> Vec<String> {
-    let data = match &plan.data {
-        Some((DataMode::Hsdp { replicate_axis }, axis)) => vec![replicate_axis.clone(), axis.clone()],
-        Some((_, axis)) => vec![axis.clone()],
-        None => Vec::new(),
-    };
-    data.into_iter().chain(plan.axis.as_ref().map(ToString::to_string)).collect()
+    plan.data_axes().into_iter().map(String::from).chain(plan.axis.as_ref().map(ToString::to_string)).collect()
 }
 
 /// All lists of `count` factors, each at least 2, whose product is `n`, in lexicographic order. The empty product is 1.
@@ -255,7 +250,7 @@ mod tests {
     use super::*;
 
     fn shown(ranks: usize) -> Vec<String> {
-        candidates(ranks).iter().map(|c| format!("{} {}", c.name, c.mesh)).collect()
+        candidates(ranks).iter().map(Candidate::flags).collect()
     }
 
     #[test]
@@ -279,19 +274,23 @@ mod tests {
 
     #[test]
     fn one_rank_has_nothing_to_plan() {
-        assert_eq!(shown(1), ["none <>"]);
+        assert_eq!(shown(1), ["--plan none"]);
     }
 
     #[test]
     fn two_ranks_have_one_axis() {
-        assert_eq!(shown(2), ["tp <tp=2>", "tp-sp <tp=2>", "ddp <dp=2>", "fsdp <dp=2>", "zero1 <dp=2>"]);
+        let expected = [("tp", "tp"), ("tp-sp", "tp"), ("ddp", "dp"), ("fsdp", "dp"), ("zero1", "dp")];
+        assert_eq!(shown(2), expected.map(|(plan, axis)| format!("--plan {plan} --mesh {axis}=2")));
     }
 
     #[test]
     fn an_axis_may_have_any_share_of_the_ranks() {
-        let of = |plan: &str| shown(12).into_iter().filter(|c| c.split(' ').next() == Some(plan)).collect::<Vec<_>>();
+        let of = |plan: &str| -> Vec<Vec<usize>> {
+            let sizes = |c: Candidate| c.mesh.axes().iter().map(|axis| axis.size).collect();
+            candidates(12).into_iter().filter(|c| c.name == plan).map(sizes).collect()
+        };
         assert_eq!(of("tp-ddp").len(), 4);
-        assert_eq!(of("hsdp"), ["hsdp <rep=2,dp=6>", "hsdp <rep=3,dp=4>", "hsdp <rep=4,dp=3>", "hsdp <rep=6,dp=2>"]);
+        assert_eq!(of("hsdp"), [[2, 6], [3, 4], [4, 3], [6, 2]]);
         assert_eq!(of("tp-sp-hsdp").len(), 3);
     }
 }

@@ -82,7 +82,7 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
     }
     if in_result {
         let product = contract::prepare(&c.alone(c.out.clone()), Target::Arena, arena, buffers)?;
-        let then = Then::Loop(Box::new(plan::prepare(&c.behind(&c.out), arena, buffers)?));
+        let then = Then::Loop(Box::new(plan::prepare(&c.epilogue_loop(&c.out), arena, buffers)?));
         return Ok(Prepared { product, accumulate, then });
     }
     // The product alone is dense in the scratch.
@@ -92,9 +92,9 @@ pub(crate) fn prepare(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result
     let mut alone = c.alone(raw.clone());
     let dims = alone.batch.iter_mut().chain(&mut alone.m).chain(&mut alone.n);
     dims.zip(&raw.strides).for_each(|(d, &s)| d.out = s);
-    let behind = Contract { epilogue: c.epilogue.clone(), ..alone.clone() }.behind(&raw);
+    let epilogue_loop = Contract { epilogue: c.epilogue.clone(), ..alone.clone() }.epilogue_loop(&raw);
     let product = contract::prepare(&alone, Target::Scratch, arena, buffers)?;
-    let body = with_scratch.prepare(&behind, arena, false)?;
+    let body = with_scratch.prepare(&epilogue_loop, arena, false)?;
     Ok(Prepared { product, accumulate, then: Then::LoopOfScratch(Box::new(body), givens(&c.epilogue)) })
 }
 
@@ -167,8 +167,8 @@ struct Touched {
 impl Touched {
     fn of(c: &Contract, arena: &Arena, buffers: &[Buffer]) -> Result<Self, String> {
         let bytes = arena.allocated_bytes();
-        let behind = c.behind(&c.out);
-        let scan = nodes::scan(&behind, bytes, buffers)?;
+        let epilogue_loop = c.epilogue_loop(&c.out);
+        let scan = nodes::scan(&epilogue_loop, bytes, buffers)?;
         let given = |w: &Walk| matches!(c.epilogue[w.at], Instruction::Given { .. });
         let walks: Vec<Walk> = scan.walks.into_iter().filter(|w| !given(w)).collect();
         let of = |view: &View, name: &str, dims: Vec<&ContractDim>, stride: fn(&ContractDim) -> isize| {
@@ -183,7 +183,7 @@ impl Touched {
             return Err("the result overlaps an operand".into());
         }
         Ok(Touched {
-            strict: must_keep_order(&walks, &behind.dims),
+            strict: must_keep_order(&walks, &epilogue_loop.dims),
             reads_out: walks.iter().any(|w| !w.store && w.extent.overlaps(&out)),
             writes_operand: walks.iter().any(|w| w.store && (w.extent.overlaps(&left) || w.extent.overlaps(&right))),
         })
@@ -363,11 +363,11 @@ impl Blocks {
     ) -> Result<Option<Self>, String> {
         let order = Order::of(c, product.swapped());
         let rank = order.dims.len();
-        let behind = c.behind(&View { dtype, ..c.out.clone() });
+        let epilogue_loop = c.epilogue_loop(&View { dtype, ..c.out.clone() });
         let reads = if in_result { Vec::new() } else { givens(&c.epilogue) };
         // Strides of accesses and of affine integers, in the order of their instructions.
         let (mut of_accesses, mut of_affines) = (Vec::new(), Vec::new());
-        for ins in &behind.body {
+        for ins in &epilogue_loop.body {
             match ins {
                 Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } => {
                     of_accesses.push((strides.clone(), view.dtype.bytes()));
@@ -415,7 +415,7 @@ impl Blocks {
             strides.extend([row, column]);
             access += 1;
         };
-        let mut body = behind.body.clone();
+        let mut body = epilogue_loop.body.clone();
         for ins in &mut body {
             match ins {
                 Instruction::Load { view, strides } | Instruction::Store { view, strides, .. } => moved(view, strides),
@@ -481,22 +481,22 @@ impl Prepared {
     /// `scratch` must be `scratch_bytes` long and aligned to 64 bytes, and nothing else may use it or the operands
     /// during the call.
     pub(crate) unsafe fn run(&mut self, scratch: *mut u8) {
-        let behind = scratch.wrapping_add(self.product.scratch_bytes().next_multiple_of(64));
+        let after_product = scratch.wrapping_add(self.product.scratch_bytes().next_multiple_of(64));
         // SAFETY: passed on to the caller; the loop's scratch follows the product's.
         unsafe {
             match &mut self.then {
                 Then::Nothing => self.product.run(scratch, self.accumulate, &mut |_| ()),
                 Then::Blocks(b) => {
-                    self.product.run(scratch, self.accumulate, &mut |block| b.run(behind, block));
+                    self.product.run(scratch, self.accumulate, &mut |block| b.run(after_product, block));
                 }
                 Then::Loop(l) => {
                     self.product.run(scratch, self.accumulate, &mut |_| ());
-                    l.run(behind);
+                    l.run(after_product);
                 }
                 Then::LoopOfScratch(l, reads) => {
                     self.product.run(scratch, self.accumulate, &mut |_| ());
                     reads.iter().for_each(|&access| l.rebase(access, self.product.whole(scratch)));
-                    l.run(behind);
+                    l.run(after_product);
                 }
             }
         }

@@ -188,7 +188,7 @@ pub fn speed(small: bool) -> Result<(), RuntimeError> {
             let (mut p, c, _) = product(then, sizes, dtype);
             let raw = if c.is_update() { p.buffer(dtype, &c.out.shape) } else { c.out.clone() };
             p.action(Action::Contract(c.alone(raw.clone())));
-            p.action(Action::Loop(c.behind(&raw)));
+            p.action(Action::Loop(c.epilogue_loop(&raw)));
             let apart = p.seconds(&options)? * 1e6;
             println!("| {then:?} | {dtype} | {by} | {together:.1} | {apart:.1} |");
         }

@@ -139,7 +139,7 @@ fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Cont
     let out = touched[last];
     let others = touched[..last].iter().flatten();
     if holds(c.out.dtype, given) && !out.is_some_and(|out| others.into_iter().any(|e| e.overlaps(&out))) {
-        return (c.alone(c.out.clone()), c.behind(&c.out));
+        return (c.alone(c.out.clone()), c.epilogue_loop(&c.out));
     }
     // In the result's order, but without the gaps that the result may have.
     let mut dense = c.clone();
@@ -151,7 +151,7 @@ fn apart(rank: &mut Rank<'_>, c: &Contract, touched: &[Option<Extent>]) -> (Cont
         elements *= d.size;
     }
     let raw = rank.scratch_view(given, elements);
-    (dense.alone(raw.clone()), dense.behind(&raw))
+    (dense.alone(raw.clone()), dense.epilogue_loop(&raw))
 }
 
 /// The library's product with its epilogue, in at most this many calls.
