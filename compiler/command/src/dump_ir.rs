@@ -53,8 +53,8 @@ impl Stage {
     }
 }
 
-/// The options that say which rules may be applied.
-const RULES: [&str; 3] = ["fp", "enable_rule", "disable_rule"];
+/// The options of the search.
+const SEARCH: [&str; 4] = ["fp", "enable_rule", "disable_rule", "placements"];
 
 /// Print a model, or a graph from a file, at a stage of the compiler.
 #[derive(Debug, Args)]
@@ -130,7 +130,7 @@ impl DumpIr {
             given.refuse(&["plan", "precision", "reduce"], "on a graph from a file that already has placements")?;
         }
         if let Program::Placed(_) = program {
-            given.refuse(&RULES, "on a graph from a file that is already placed")?;
+            given.refuse(&SEARCH, "on a graph from a file that is already placed")?;
             if !self.json && self.stage < Stage::Scheduled {
                 given.refuse(&["target"], "on a graph from a file that is already placed, unless it is scheduled")?;
             }
@@ -182,7 +182,7 @@ impl DumpIr {
             later.extend(["plan", "mesh"]);
         }
         if self.stage < Stage::Placed {
-            later.extend(RULES);
+            later.extend(SEARCH);
             later.push("target");
         }
         if let Some(option) = given.first(&later) {

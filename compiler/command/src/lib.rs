@@ -46,7 +46,7 @@ pub mod train;
 
 use clap::{ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use given::Given;
-use options::Fp;
+use options::{Chosen, Fp};
 use std::any::Any;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -351,6 +351,9 @@ pub struct Placement {
     /// Disable a rewrite rule of the e-graph, by its number in passes/src/egraph/rules/RULES.md; may be repeated
     #[arg(long, value_name = "N")]
     pub disable_rule: Vec<u32>,
+    /// Who chooses where values lie that the plan says nothing about
+    #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
+    pub placements: Chosen,
 }
 
 impl Placement {
@@ -432,7 +435,8 @@ impl Placement {
     /// # Errors
     /// A rule that does not exist, that is named twice, or that `--fp` forbids.
     pub fn search(&self) -> Outcome<SearchOptions> {
-        let mut search = SearchOptions { fp: self.fp.into(), ..SearchOptions::default() };
+        let mut search =
+            SearchOptions { fp: self.fp.into(), placements: self.placements.into(), ..SearchOptions::default() };
         let mut named = HashSet::new();
         let options = [(&self.enable_rule, "enable"), (&self.disable_rule, "disable")];
         for (&number, verb) in options.iter().flat_map(|(numbers, verb)| numbers.iter().map(move |n| (n, verb))) {

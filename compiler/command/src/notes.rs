@@ -1,6 +1,8 @@
 //! Notes about a plan on a mesh that a user should see before waiting for a result: ranks that repeat the work of
 //! others, or have no work.
 
+use crate::options::Chosen;
+use crate::plans::seconds;
 use crate::{Placement, Terminal};
 use std::collections::HashSet;
 use tpc_ir::quote::cut;
@@ -8,6 +10,7 @@ use tpc_ir::sharding::chunk;
 use tpc_ir::{AxisId, Graph, InputKind, Mesh};
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::egraph::{Extraction, FloatingPoint, SearchOptions, SearchReport, Stop};
+use tpc_passes::planner::PlannerReport;
 use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
 
@@ -54,6 +57,7 @@ impl Placement {
                 ("--fp", usual.fp != FloatingPoint::default()),
                 ("--enable-rule", !self.enable_rule.is_empty()),
                 ("--disable-rule", !self.disable_rule.is_empty()),
+                ("--placements planned", self.placements == Chosen::Planned),
             ];
             for (option, _) in given.into_iter().filter(|(_, is_given)| *is_given) {
                 terminal.note(format!("{option} has no effect on one rank, which does not communicate"));
@@ -69,6 +73,22 @@ pub(crate) fn note_search(report: &SearchReport, terminal: &mut Terminal) {
     if let Some(reached) = report.unfinished().filter(|_| !is_usual) {
         terminal.note(format!("the search for fewer collectives stopped after {reached}: it might find more"));
     }
+    if let Some(planner) = &report.planner {
+        note_planner(planner, terminal);
+    }
+}
+
+/// Notes what the planner gained, and how far from the best placements it can be.
+fn note_planner(report: &PlannerReport, terminal: &mut Terminal) {
+    let PlannerReport { before, after, .. } = report;
+    let gained = match report.taken {
+        true => format!("placements planned: {} instead of {} by the cost model", seconds(*after), seconds(*before)),
+        false => "the planner found no cheaper placements by the cost model".into(),
+    };
+    terminal.note(match report.gap() {
+        Some(gap) => format!("{gained}; others could be at most {:.2}% cheaper", 100.0 * gap),
+        None => format!("{gained}; how much cheaper others could be is not known for a mesh of more than two axes"),
+    });
 }
 
 /// A mesh that fits a plan.

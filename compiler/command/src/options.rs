@@ -5,6 +5,7 @@ use crate::{Failure, Outcome};
 use clap::{Args, ValueEnum};
 use tpc_passes::egraph::FloatingPoint;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
+use tpc_passes::planner::Placements;
 
 /// Element types of compute and communication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -48,6 +49,24 @@ impl From<Fp> for FloatingPoint {
             Fp::Exact => FloatingPoint::Exact,
             Fp::Reassociate => FloatingPoint::Reassociate,
             Fp::Relaxed => FloatingPoint::Relaxed,
+        }
+    }
+}
+
+/// Who chooses where values lie that the plan says nothing about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Chosen {
+    /// They follow from the placements that the plan gives
+    Given,
+    /// The planner, which may also overrule the plan inside the program; parameters and results stay where the plan has them
+    Planned,
+}
+
+impl From<Chosen> for Placements {
+    fn from(chosen: Chosen) -> Self {
+        match chosen {
+            Chosen::Given => Placements::Given,
+            Chosen::Planned => Placements::Planned,
         }
     }
 }

@@ -196,7 +196,7 @@ fn scaled(x: f64, units: &[(f64, &str)]) -> String {
     format!("{x:.digits$} {unit}")
 }
 
-fn seconds(x: f64) -> String {
+pub(crate) fn seconds(x: f64) -> String {
     scaled(x, &[(1e-6, "us"), (1e-3, "ms"), (1.0, "s")])
 }
 

@@ -10,6 +10,7 @@ use tpc_ir::{AxisSet, Graph, InputId, InputKind, Mesh, ModulePath, Op, Subscript
 use tpc_passes::egraph::rules::all_rules;
 use tpc_passes::egraph::{RuleWork, SearchReport};
 use tpc_passes::lower::launches::{Schedule, why};
+use tpc_passes::planner::{AxesReport, PlannerReport};
 use tpc_passes::targets::Target;
 
 /// A group of equal collectives, and how many of them a step executes.
@@ -189,12 +190,12 @@ pub fn json(
         },
         "replicated_parameters": replicated,
         "ranks": ranks,
-        "search": report.map(search),
+        "search": report.map(|report| search(report, &placed.mesh)),
     })
 }
 
 /// What the search did and what it bought.
-fn search(report: &SearchReport) -> Json {
+fn search(report: &SearchReport, mesh: &Mesh) -> Json {
     let SearchReport { before, after, work, .. } = report;
     let rules = all_rules().iter().filter_map(|rule| {
         let RuleWork { applied, added, unions, paid } = report.rules.get(&rule.id)?;
@@ -208,6 +209,22 @@ fn search(report: &SearchReport) -> Json {
         "nodes": work.nodes, "left_out": work.left_out, "applications": work.applications,
         "crowded": work.crowded,
         "seconds_before": before, "seconds": after, "declined": report.declined, "rules": rules.collect::<Vec<_>>(),
+        "planner": report.planner.as_ref().map(|planner| planned(planner, mesh)),
+    })
+}
+
+/// What the planner did.
+fn planned(report: &PlannerReport, mesh: &Mesh) -> Json {
+    let step = |step: &AxesReport| {
+        let axes: Vec<&str> = step.axes.iter().map(|&axis| mesh.name(axis)).collect();
+        json!({
+            "axes": axes, "variables": step.variables, "states": step.states, "seconds": step.seconds,
+            "bound": step.bound, "gap": step.gap(),
+        })
+    };
+    json!({
+        "seconds_before": report.before, "seconds": report.after, "taken": report.taken, "gap": report.gap(),
+        "steps": report.steps.iter().map(step).collect::<Vec<_>>(),
     })
 }
 

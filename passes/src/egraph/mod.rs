@@ -59,7 +59,8 @@ pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Gra
     explain(&mut found.graph);
     let (before, after) = (graph_seconds(target, graph), graph_seconds(target, &found.graph));
     let Found { work, bounds, stop, extraction, rules, blocks, .. } = found;
-    let mut report = SearchReport { before, after, declined: None, work, bounds, stop, extraction, rules, blocks };
+    let mut report =
+        SearchReport { before, after, declined: None, work, bounds, stop, extraction, rules, blocks, planner: None };
     if after > before {
         // Extraction sums up what its moves change, under guesses about company; the whole program's cost decides.
         (report.after, report.declined) = (before, Some(after));

@@ -1,6 +1,7 @@
 //! What a search may do.
 
 use super::rules::{Rule, RuleId, Tag, all_rules};
+use crate::planner::Placements;
 use std::collections::BTreeSet;
 
 /// What rules may do to floating-point results. A plan that cuts a summed index takes sums in parts whatever this says.
@@ -33,6 +34,8 @@ pub struct SearchOptions {
     pub fp: FloatingPoint,
     /// Rules that are switched off.
     pub disabled: BTreeSet<RuleId>,
+    /// Who chooses where values lie that the plan says nothing about.
+    pub placements: Placements,
     /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`](super::Bounds)).
     pub node_limit: usize,
     /// Most rounds of rewriting.
@@ -48,6 +51,7 @@ impl Default for SearchOptions {
             // It multiplies the search by every dimension that could be scattered, and only pays when a whole residual
             // stream follows, which changing few classes at a time does not find.
             disabled: BTreeSet::from([RuleId::SPLIT]),
+            placements: Placements::default(),
             node_limit: 1_000_000,
             rounds: 8,
             blocks: true,

@@ -3,6 +3,7 @@
 use super::limits::Bounds;
 use super::rules::RuleId;
 use super::stop::{Extraction, Stop};
+use crate::planner::PlannerReport;
 use std::collections::BTreeMap;
 
 /// What a search counted.
@@ -57,6 +58,8 @@ pub struct SearchReport {
     pub rules: BTreeMap<RuleId, RuleWork>,
     /// The blocks that were searched once, and how often each occurs.
     pub blocks: Vec<(String, usize)>,
+    /// What the planner did, if it chose placements.
+    pub planner: Option<PlannerReport>,
 }
 
 impl SearchReport {

@@ -67,6 +67,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tpc_ir::Mesh;
 use tpc_ir::mesh::MeshError;
+use tpc_passes::egraph::SearchOptions;
 use tpc_passes::options::Precision;
 use tpc_passes::styles::Plan;
 use tpc_passes::targets::Target;
@@ -253,6 +254,15 @@ impl<M: Module + 'static, O: Optimizer + 'static> Trainer<M, O> {
     #[must_use]
     pub fn target(mut self, target: impl Into<Target>) -> Self {
         self.settings.target = Some(target.into());
+        self
+    }
+
+    /// What the search for a cheaper program may do: which rules of the e-graph it applies, what they may do to
+    /// floating-point results, and whether the planner chooses where values lie. By default values lie where the plan's
+    /// styles lead.
+    #[must_use]
+    pub fn search(mut self, search: SearchOptions) -> Self {
+        self.settings.compile.search = search;
         self
     }
 

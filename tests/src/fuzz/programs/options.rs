@@ -9,6 +9,7 @@ use tpc_passes::egraph::SearchOptions;
 use tpc_passes::egraph::rules::RuleId;
 use tpc_passes::lower::LowerOptions;
 use tpc_passes::options::{Precision, Reduction, StepOptions};
+use tpc_passes::planner::Placements;
 use tpc_passes::targets::{Link, Target};
 
 /// The optimizer of a training step.
@@ -143,6 +144,9 @@ pub struct Ways {
     pub disabled: Vec<u32>,
     /// Whether repeated blocks are searched once.
     pub blocks: bool,
+    /// Whether the planner chooses placements; cases that were found before it existed do not say.
+    #[serde(default)]
+    pub planned: bool,
     /// The size of a bucket in bytes.
     pub bucket_bytes: usize,
     /// Whether collectives overlap with other work.
@@ -173,6 +177,7 @@ impl Ways {
             micro_batches: 1,
             disabled: OFF.to_vec(),
             blocks: true,
+            planned: false,
             bucket_bytes: lower.bucket_bytes,
             overlap: lower.overlap,
             window: lower.window,
@@ -216,6 +221,7 @@ impl Ways {
             ways.disabled.retain(|n| *n != 25);
         }
         ways.blocks = !dice.percent(10);
+        ways.planned = dice.percent(30);
         if dice.percent(40) {
             ways.bucket_bytes = dice.pick(&[0, 64, 1024, 25 << 20]);
             ways.overlap = dice.percent(60);
@@ -259,6 +265,7 @@ impl Ways {
         SearchOptions {
             disabled: RuleId::all().filter(|rule| self.disabled.contains(&rule.number())).collect(),
             blocks: self.blocks,
+            placements: if self.planned { Placements::Planned } else { Placements::Given },
             ..SearchOptions::default()
         }
     }
@@ -287,6 +294,7 @@ impl Ways {
             Ways { micro_batches: 1, ..self.clone() },
             Ways { disabled: OFF.to_vec(), ..self.clone() },
             Ways { blocks: true, ..self.clone() },
+            Ways { planned: false, ..self.clone() },
             Ways { bucket_bytes: usual.bucket_bytes, ..self.clone() },
             Ways { overlap: true, ..self.clone() },
             Ways { window: usual.window, ..self.clone() },

@@ -1,0 +1,22 @@
+//! Makes a placed program cheap: the planner chooses placements if it may, and the rules of the e-graph improve the
+//! redistributions between them.
+//!
+//! Before: the first placement of every value ([`propagate`](crate::propagate)).
+//! After: the cheapest program that was found, which never costs more than the one that came in.
+
+use crate::egraph::{SearchOptions, SearchReport, optimize as rewrite};
+use crate::planner::{Placements, plan};
+use crate::targets::Target;
+use tpc_ir::Graph;
+
+/// Optimizes a placed graph for a target: never to one that costs more there.
+pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
+    if options.placements == Placements::Given {
+        return rewrite(graph, target, options);
+    }
+    let (planned, planner) = plan(graph, target);
+    let (optimized, mut report) = rewrite(planned.as_ref().unwrap_or(graph), target, options);
+    report.before = planner.before;
+    report.planner = Some(planner);
+    (optimized, report)
+}

@@ -1,0 +1,76 @@
+//! Writes the placed program of a choice: every operation with its strategy, and redistributions between where a value is
+//! computed, where it is kept and where it is read. A value is brought to a placement once.
+
+use super::logical::{Logical, ValueId};
+use super::space::Choice;
+use crate::redistribute::{redistribute, reduced};
+use crate::rules::Rule;
+use rustc_hash::FxHashMap;
+use tpc_ir::{Graph, Op, Origin, Output, Sharding, Value};
+
+/// The placed program of a choice; `None` if the factor table does not allow a strategy.
+pub fn emit(logical: &Logical, rows: &[Option<Rule>], choice: &Choice) -> Option<Graph> {
+    let old = logical.graph;
+    let mut new = Graph::new(old.mesh.clone());
+    let mut at = Kept { values: Vec::new(), moved: FxHashMap::default() };
+    for operation in &logical.operations {
+        let n = old.node(operation.node);
+        let origin = &n.origin;
+        let kept = |v: ValueId| &choice.kept[logical.like(v)];
+        let (Some(row), Some(strategy)) = (&rows[operation.like], &choice.strategies[operation.like]) else {
+            let value = new.push(n.op.clone(), &[], n.types[0].clone(), origin);
+            at.keep(&mut new, value, kept(operation.results[0]), origin);
+            continue;
+        };
+        if matches!(n.op, Op::Fill(_) | Op::Iota) {
+            at.values.push(None);
+            continue;
+        }
+        let results = logical.types(&operation.results);
+        let placed = strategy.placed(row, &logical.types(&operation.operands), &results)?;
+        let mut operands = Vec::with_capacity(operation.operands.len());
+        for (&v, to) in operation.operands.iter().zip(&placed.operands) {
+            operands.push(at.read(logical, &mut new, v, to, origin));
+        }
+        let types = results.iter().zip(&placed.results).map(|(ty, to)| ty.placed(to.clone())).collect();
+        let node = new.add(n.op.clone(), &operands, types, origin.clone());
+        for (i, &v) in operation.results.iter().enumerate() {
+            at.keep(&mut new, Value { node, result: i as u32 }, kept(v), origin);
+        }
+    }
+    for (output, &v) in old.outputs.iter().zip(&logical.outputs) {
+        let origin = &old.node(output.value.node).origin;
+        let value = at.read(logical, &mut new, v, &old.ty(output.value).sharding, origin);
+        new.outputs.push(Output { value, ..output.clone() });
+    }
+    Some(new)
+}
+
+/// The values of the new program.
+struct Kept {
+    /// Each logical value where it is kept; none of a constant.
+    values: Vec<Option<Value>>,
+    /// Values that are brought to another placement, and constants by the number of the logical value.
+    moved: FxHashMap<(Result<Value, ValueId>, Sharding), Value>,
+}
+
+impl Kept {
+    /// Brings a value to where it is kept.
+    fn keep(&mut self, new: &mut Graph, value: Value, to: &Sharding, origin: &Origin) {
+        let kept = redistribute(new, value, to, origin);
+        self.values.push(Some(kept));
+    }
+
+    /// A value at a placement.
+    fn read(&mut self, logical: &Logical, new: &mut Graph, v: ValueId, to: &Sharding, origin: &Origin) -> Value {
+        let key = (self.values[v].ok_or(v), to.clone());
+        *self.moved.entry(key).or_insert_with_key(|(from, to)| {
+            let whole = from.unwrap_or_else(|v| {
+                let source = logical.values[v].source;
+                let n = logical.graph.node(source.node);
+                new.push(n.op.clone(), &[], n.types[0].placed(reduced(to)), &n.origin)
+            });
+            redistribute(new, whole, to, origin)
+        })
+    }
+}

@@ -1,0 +1,166 @@
+//! A placed graph without its redistributions: what it computes, and where that begins and ends.
+//!
+//! A redistribution does not change a value, so a value and everything that redistributions make of it are one
+//! [`LogicalValue`]. Layers that repeat are alike: all occurrences of a block are placed like one of them, so that the
+//! search is as large as one layer however deep the model is.
+
+use crate::rebuild::live;
+use petgraph::graph::NodeIndex;
+use rustc_hash::FxHashMap;
+use tpc_ir::block::Lines;
+use tpc_ir::{Graph, Op, Phase, Sharding, Type, Value};
+
+/// Index of a logical value.
+pub type ValueId = usize;
+
+/// Index of an operation.
+pub type OperationId = usize;
+
+/// An operation with its operands and results.
+#[derive(Debug)]
+pub struct Operation {
+    /// The operation in the placed graph.
+    pub node: NodeIndex,
+    /// What it reads.
+    pub operands: Vec<ValueId>,
+    /// What it computes, one value for each result.
+    pub results: Vec<ValueId>,
+    /// The operation that it is placed like, which may be itself.
+    pub like: OperationId,
+}
+
+/// A value, wherever it lies.
+#[derive(Debug)]
+pub struct LogicalValue {
+    /// What the placed graph computes.
+    pub source: Value,
+    /// Where the placed graph has it: where it is computed, and where redistributions bring it.
+    pub versions: Vec<Sharding>,
+    /// Where outputs of the program want it.
+    pub outputs: Vec<Sharding>,
+    /// Whether the forward or backward pass computes it and only the optimizer reads it: reductions of such values begin
+    /// together.
+    pub gradient: bool,
+    /// Whether it is made wherever it is read, since making it costs nothing.
+    pub constant: bool,
+}
+
+/// The operations and values of a placed graph without its redistributions.
+#[derive(Debug)]
+pub struct Logical<'a> {
+    /// The placed graph.
+    pub graph: &'a Graph,
+    /// The operations; those that make operands come first.
+    pub operations: Vec<Operation>,
+    /// The values.
+    pub values: Vec<LogicalValue>,
+    /// The value of every output of the program.
+    pub outputs: Vec<ValueId>,
+    /// The operation that makes each value, and which of its results the value is.
+    pub makers: Vec<(OperationId, usize)>,
+}
+
+impl<'a> Logical<'a> {
+    /// What a placed graph computes.
+    pub fn of(graph: &'a Graph) -> Self {
+        let live = live(graph);
+        let mut values = Vec::new();
+        let mut logical =
+            Logical { graph, operations: Vec::new(), values: Vec::new(), outputs: Vec::new(), makers: Vec::new() };
+        let mut of: FxHashMap<Value, ValueId> = FxHashMap::default();
+        for node in graph.nodes().filter(|n| live[n.index()]) {
+            let n = graph.node(node);
+            let operands: Vec<ValueId> = graph.operands(node).iter().map(|v| of[v]).collect();
+            if n.op.is_redistribution() {
+                of.insert(node.into(), operands[0]);
+                let LogicalValue { versions, .. } = &mut values[operands[0]];
+                versions.push(n.types[0].sharding.clone());
+                continue;
+            }
+            let like = logical.operations.len();
+            let result = |(i, ty): (usize, &Type)| {
+                let source = Value { node, result: i as u32 };
+                of.insert(source, values.len());
+                logical.makers.push((like, i));
+                values.push(LogicalValue {
+                    source,
+                    versions: vec![ty.sharding.clone()],
+                    outputs: Vec::new(),
+                    gradient: false,
+                    constant: matches!(n.op, Op::Fill(_) | Op::Iota),
+                });
+                values.len() - 1
+            };
+            let results = n.types.iter().enumerate().map(result).collect();
+            logical.operations.push(Operation { node, operands, results, like });
+        }
+        for output in &graph.outputs {
+            let value = of[&output.value];
+            logical.outputs.push(value);
+            values[value].outputs.push(graph.ty(output.value).sharding.clone());
+        }
+        logical.values = values;
+        logical.find_gradients();
+        logical.find_likes();
+        logical
+    }
+
+    /// The type of a value, where the placed graph computes it.
+    pub fn ty(&self, value: ValueId) -> &'a Type {
+        self.graph.ty(self.values[value].source)
+    }
+
+    /// The types of values.
+    pub fn types(&self, values: &[ValueId]) -> Vec<&'a Type> {
+        values.iter().map(|&v| self.ty(v)).collect()
+    }
+
+    /// The value that a value is placed like.
+    pub fn like(&self, value: ValueId) -> ValueId {
+        let (maker, result) = self.makers[value];
+        self.operations[self.operations[maker].like].results[result]
+    }
+
+    fn find_gradients(&mut self) {
+        let mut readers: Vec<(bool, bool)> = vec![(false, false); self.values.len()];
+        for operation in &self.operations {
+            let optimizes = self.graph.node(operation.node).origin.phase == Phase::Optimizer;
+            for &value in &operation.operands {
+                let (by_optimizer, by_others) = &mut readers[value];
+                *if optimizes { by_optimizer } else { by_others } = true;
+            }
+        }
+        for (value, readers) in self.values.iter_mut().zip(readers) {
+            let n = self.graph.node(value.source.node);
+            let computed = n.origin.phase != Phase::Optimizer && !matches!(n.op, Op::Input { .. });
+            value.gradient = computed && readers == (true, false) && value.outputs.is_empty();
+        }
+    }
+
+    /// Places the occurrences of every block like one in the middle.
+    fn find_likes(&mut self) {
+        let at: FxHashMap<NodeIndex, OperationId> =
+            self.operations.iter().enumerate().map(|(i, operation)| (operation.node, i)).collect();
+        let lines = Lines::of(self.graph);
+        for run in lines.blocks().iter().flat_map(|block| &block.regions).map(|region| region.run) {
+            let middle = lines.occurrence(&run, run.count / 2);
+            for which in 0..run.count {
+                for (node, model) in lines.occurrence(&run, which).iter().zip(middle) {
+                    if let (Some(&this), Some(&model)) = (at.get(node), at.get(model))
+                        && self.has_shapes_of(this, model)
+                    {
+                        self.operations[this].like = model;
+                    }
+                }
+            }
+        }
+    }
+
+    fn has_shapes_of(&self, a: OperationId, b: OperationId) -> bool {
+        let shapes = |o: OperationId| {
+            let types = self.types(&self.operations[o].operands).into_iter();
+            types.map(|ty| (ty.dtype, &ty.shape)).collect::<Vec<_>>()
+        };
+        shapes(a) == shapes(b)
+    }
+}

@@ -1,0 +1,146 @@
+//! The planner: chooses where every value lies and how every operation is computed, so that the whole program costs least.
+//!
+//! The rules of the e-graph ([`egraph`](crate::egraph)) move, merge and remove the redistributions that are in a program.
+//! They do not change the placement of a whole residual stream, since every single step of that costs more. The planner
+//! does: it leaves the redistributions out ([`Logical`]), lists for every value the placements and for every operation
+//! the strategies that the factor table allows along one mesh axis ([`Space`]), and finds the cheapest combination with a
+//! proof of how far from the least cost it can be ([`mod@solve`]). With several axes it plans one after the other until none
+//! of them changes anything, and then every two of them together. Parameters, states and the outputs of the program stay
+//! where the plan has them.
+//!
+//! Before, under the plan `tp`: every norm on every rank, `%40 = all_reduce tp sum %39`, `%41 = add %30, %40`.
+//! After: `%40 = reduce_scatter tp sum dim=1 %39`, `%41 = add %30, %40 : f32[8, 512@tp, 512]`, norms on one part of the
+//! sequence, `%60 = all_gather tp dim=1 %59`: sequence parallelism, which the plan does not ask for.
+//!
+//! The state of the art does this with an integer program (Alpa, Zheng et al., 2022; Meta's autoparallel).
+
+mod eliminate;
+mod emit;
+pub mod logical;
+mod moves;
+mod network;
+mod shift;
+mod solve;
+mod space;
+mod strategy;
+
+use crate::check::check;
+use crate::cost::graph_seconds;
+use crate::denotes::denotes;
+use crate::reasons::explain;
+use crate::targets::Target;
+use emit::emit;
+use logical::Logical;
+use moves::Moves;
+use network::Solved;
+use solve::solve;
+use space::{Choice, Space, rows};
+use tpc_ir::{AxisId, Graph};
+
+/// Who chooses where values lie that the plan says nothing about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Placements {
+    /// They follow from the placements that the plan gives; only the rules of the e-graph change them.
+    #[default]
+    Given,
+    /// The planner. What the plan says of values inside the program is a suggestion then;
+    /// parameters, states, data and results stay where the plan has them.
+    Planned,
+}
+
+/// Most times that every axis is planned alone.
+const ROUNDS: usize = 6;
+
+/// An improvement below this share of the cost ends the rounds.
+const SETTLED: f64 = 1e-6;
+
+/// Most axes that are planned together, since the number of states is a power of it.
+const TOGETHER: usize = 2;
+
+/// What planning along some axes found, while the other axes stayed as they were.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AxesReport {
+    /// The axes.
+    pub axes: Vec<AxisId>,
+    /// Variables of the cost network.
+    pub variables: usize,
+    /// States of all variables.
+    pub states: usize,
+    /// Seconds of the solution.
+    pub seconds: f64,
+    /// No solution takes fewer seconds.
+    pub bound: f64,
+}
+
+impl AxesReport {
+    /// The share of the cost by which a better solution could be cheaper.
+    pub fn gap(&self) -> f64 {
+        if self.seconds > 0.0 { (self.seconds - self.bound) / self.seconds } else { 0.0 }
+    }
+}
+
+/// What the planner did. Its seconds are those of the cost model, nothing overlapped.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PlannerReport {
+    /// Predicted seconds of the program before.
+    pub before: f64,
+    /// Predicted seconds after.
+    pub after: f64,
+    /// What was planned, in order.
+    pub steps: Vec<AxesReport>,
+    /// Whether the last step planned along all axes together, so that its bound is one on every choice of placements.
+    pub complete: bool,
+    /// Whether the solution was taken: it costs less than the program before, and both proofs hold of it.
+    pub taken: bool,
+}
+
+impl PlannerReport {
+    /// The share of the cost by which other placements could be cheaper; unknown with more axes than are planned together.
+    pub fn gap(&self) -> Option<f64> {
+        self.steps.last().filter(|_| self.complete).map(AxesReport::gap)
+    }
+}
+
+/// Plans a placed graph for a target. Gives the cheapest program that was found if it costs less than the graph and both
+/// proofs hold of it ([`check`], [`denotes`]).
+pub fn plan(graph: &Graph, target: &Target) -> (Option<Graph>, PlannerReport) {
+    let before = graph_seconds(target, graph);
+    let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
+    let logical = Logical::of(graph);
+    let rows = rows(&logical);
+    let moves = Moves::new(target, &graph.mesh);
+    let mut choice = Choice::of(&logical, &rows);
+    let axes: Vec<AxisId> = graph.mesh.axis_ids().filter(|&axis| graph.mesh.size(axis) > 1).collect();
+    let mut step = |axes: &[AxisId]| {
+        let space = Space::along(axes, &logical, &rows, &choice, target, &moves);
+        let Solved { states, cost, bound } = solve(&space.network);
+        choice = space.chosen(&states, &choice);
+        let (variables, states) = (space.network.unary.len(), space.network.unary.iter().map(Vec::len).sum());
+        report.steps.push(AxesReport { axes: axes.to_vec(), variables, states, seconds: cost, bound });
+        cost
+    };
+    // One axis after the other is fast and comes near; planning them together then changes little.
+    let mut last = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        let now = axes.iter().map(|&axis| step(&[axis])).last().unwrap_or_default();
+        if axes.len() < 2 || now >= last * (1.0 - SETTLED) {
+            break;
+        }
+        last = now;
+    }
+    for (i, &major) in axes.iter().enumerate() {
+        for &minor in &axes[i + 1..] {
+            step(&[major, minor]);
+        }
+    }
+    report.complete = axes.len() <= TOGETHER;
+    if let Some(mut planned) = emit(&logical, &rows, &choice) {
+        let after = graph_seconds(target, &planned);
+        if after < before && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
+            explain(&mut planned);
+            (report.after, report.taken) = (after, true);
+            return (Some(planned), report);
+        }
+    }
+    (None, report)
+}

@@ -1,0 +1,212 @@
+//! What may change along some mesh axes while the other axes stay as they are, as a cost network.
+//!
+//! Every value has a variable: the placement at which it is kept. Every operation has one, too: its strategy. A strategy
+//! costs what the operation costs with it. A value and an operation depend on each other: what is computed is brought to
+//! where it is kept, and what is kept is brought to where it is read. A replicated value is also sliced for its readers.
+//! That each value is kept at one placement is the only restriction, so two readers that want two collectives of the same
+//! value count both.
+
+use super::logical::{Logical, Operation, OperationId, ValueId};
+use super::moves::Moves;
+use super::network::{Network, Variable};
+use super::strategy::{Placed, Strategy, add, placements, without};
+use crate::cost::seconds;
+use crate::redistribute::reduced;
+use crate::rules::{Rule, rule};
+use crate::targets::Target;
+use rustc_hash::FxHashMap;
+use tpc_ir::{AxisId, Op, Sharding, Type};
+
+/// Where every value is kept and how every operation is computed, for those that others are placed like.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    /// Where each value is kept.
+    pub kept: Vec<Sharding>,
+    /// The strategy of each operation; inputs of the program have none.
+    pub strategies: Vec<Option<Strategy>>,
+}
+
+/// The factor table's rows of the operations; inputs of the program have none.
+pub fn rows(logical: &Logical) -> Vec<Option<Rule>> {
+    let row = |operation: &Operation| {
+        let op = &logical.graph.node(operation.node).op;
+        let types = logical.types(&operation.operands);
+        (!matches!(op, Op::Input { .. })).then(|| rule(op, &types, &logical.types(&operation.results)))
+    };
+    logical.operations.iter().map(row).collect()
+}
+
+impl Choice {
+    /// What the placed graph does: values are kept where their last redistribution brings them.
+    pub fn of(logical: &Logical, rows: &[Option<Rule>]) -> Choice {
+        let strategy = |(operation, row): (&Operation, &Option<Rule>)| {
+            let graph = logical.graph;
+            let operands: Vec<&Type> = graph.operands(operation.node).into_iter().map(|v| graph.ty(v)).collect();
+            Some(Strategy::of(row.as_ref()?, &operands, &logical.types(&operation.results)))
+        };
+        Choice {
+            kept: logical.values.iter().map(|v| v.versions[v.versions.len() - 1].clone()).collect(),
+            strategies: logical.operations.iter().zip(rows).map(strategy).collect(),
+        }
+    }
+}
+
+/// The choices along some axes, and what they cost.
+pub struct Space {
+    /// The network. Its first states are the choice that it was made from.
+    pub network: Network,
+    /// For every value that has a variable: its variable, and the placement of each state.
+    values: FxHashMap<ValueId, (Variable, Vec<Sharding>)>,
+    /// For every operation that has a variable: its variable, and the strategy of each state.
+    operations: FxHashMap<OperationId, (Variable, Vec<(Strategy, Placed)>)>,
+}
+
+impl Space {
+    /// The choices along some axes.
+    pub fn along(
+        axes: &[AxisId],
+        logical: &Logical,
+        rows: &[Option<Rule>],
+        choice: &Choice,
+        target: &Target,
+        moves: &Moves,
+    ) -> Space {
+        let mut space =
+            Space { network: Network::default(), values: FxHashMap::default(), operations: FxHashMap::default() };
+        space.add_values(axes, logical, rows, choice, moves);
+        space.add_operations(axes, logical, rows, choice, target, moves);
+        space.connect(logical, moves);
+        space
+    }
+
+    fn add_values(
+        &mut self,
+        axes: &[AxisId],
+        logical: &Logical,
+        rows: &[Option<Rule>],
+        choice: &Choice,
+        moves: &Moves,
+    ) {
+        for (v, value) in logical.values.iter().enumerate().filter(|(_, value)| !value.constant) {
+            let like = logical.like(v);
+            let ty = logical.ty(like);
+            if like == v {
+                let now = &choice.kept[v];
+                let others = |at: &Sharding| axes.iter().fold(at.clone(), |at, &axis| without(&at, axis));
+                let mut states = placements(ty, now, axes);
+                let versions = value.versions.iter().filter(|at| others(at) == others(now));
+                versions.cloned().for_each(|at| add(&mut states, at));
+                let (maker, result) = logical.makers[v];
+                let operation = &logical.operations[maker];
+                if let (Some(strategy), Some(row)) = (&choice.strategies[maker], &rows[maker]) {
+                    let operands = logical.types(&operation.operands);
+                    let made = strategy.along(axes, row, &operands, &logical.types(&operation.results));
+                    made.into_iter().for_each(|(_, mut placed)| add(&mut states, placed.results.swap_remove(result)));
+                }
+                let variable = self.network.variable(vec![0.0; states.len()]);
+                self.values.insert(v, (variable, states));
+            }
+        }
+        for (v, value) in logical.values.iter().enumerate() {
+            let like = logical.like(v);
+            let Some((variable, states)) = self.values.get(&like) else { continue };
+            let ty = logical.ty(like);
+            let unary = &mut self.network.unary[*variable];
+            let maker = logical.graph.node(value.source.node);
+            for (cost, at) in unary.iter_mut().zip(states) {
+                if matches!(maker.op, Op::Input { .. }) {
+                    *cost += moves.seconds(ty, &maker.types[0].sharding, at, false);
+                }
+                *cost += value.outputs.iter().map(|to| moves.seconds(ty, at, to, value.gradient)).sum::<f64>();
+            }
+        }
+    }
+
+    fn add_operations(
+        &mut self,
+        axes: &[AxisId],
+        logical: &Logical,
+        rows: &[Option<Rule>],
+        choice: &Choice,
+        target: &Target,
+        moves: &Moves,
+    ) {
+        let mut counts = vec![0.0; logical.operations.len()];
+        logical.operations.iter().for_each(|operation| counts[operation.like] += 1.0);
+        for (o, operation) in logical.operations.iter().enumerate().filter(|(o, operation)| operation.like == *o) {
+            let (Some(row), Some(strategy)) = (&rows[o], &choice.strategies[o]) else { continue };
+            let op = &logical.graph.node(operation.node).op;
+            if matches!(op, Op::Fill(_) | Op::Iota) {
+                continue;
+            }
+            let (operands, results) = (logical.types(&operation.operands), logical.types(&operation.results));
+            let options = strategy.along(axes, row, &operands, &results);
+            let work = |(_, placed): &(Strategy, Placed)| {
+                let at = |(ty, to): (&&Type, &Sharding)| ty.placed(to.clone());
+                let read: Vec<Type> = operands.iter().zip(&placed.operands).map(at).collect();
+                let made = results[0].placed(placed.results[0].clone());
+                // A constant is made where it is read, as a partial term on all ranks but one.
+                let constants = operation.operands.iter().zip(&read).filter(|(v, _)| logical.values[**v].constant);
+                let terms = constants.map(|(_, ty)| moves.seconds(ty, &reduced(&ty.sharding), &ty.sharding, false));
+                let work = seconds(target, op, &read.iter().collect::<Vec<_>>(), &made, &logical.graph.mesh);
+                counts[o] * (work + terms.sum::<f64>())
+            };
+            let variable = self.network.variable(options.iter().map(work).collect());
+            self.operations.insert(o, (variable, options));
+        }
+    }
+
+    fn connect(&mut self, logical: &Logical, moves: &Moves) {
+        // How often a value is an operand, or a result, of an operation, for those that others are placed like.
+        let mut counts: Vec<((ValueId, OperationId, Slot), f64)> = Vec::new();
+        let mut index: FxHashMap<(ValueId, OperationId, Slot), usize> = FxHashMap::default();
+        for operation in &logical.operations {
+            let operands = operation.operands.iter().enumerate().map(|(i, &v)| (v, Slot::Operand(i)));
+            let results = operation.results.iter().enumerate().map(|(i, &v)| (v, Slot::Result(i)));
+            for (v, slot) in operands.chain(results) {
+                let key = (logical.like(v), operation.like, slot);
+                let at = *index.entry(key).or_insert_with(|| {
+                    counts.push((key, 0.0));
+                    counts.len() - 1
+                });
+                counts[at].1 += 1.0;
+            }
+        }
+        for ((v, o, slot), count) in counts {
+            let (Some((value, kept)), Some((operation, options))) = (self.values.get(&v), self.operations.get(&o))
+            else {
+                continue;
+            };
+            let (ty, gradient) = (logical.ty(v), logical.values[v].gradient);
+            let cost = |at: usize, strategy: usize| {
+                let placed = &options[strategy].1;
+                let seconds = match slot {
+                    Slot::Operand(i) => moves.seconds(ty, &kept[at], &placed.operands[i], gradient),
+                    Slot::Result(i) => moves.seconds(ty, &placed.results[i], &kept[at], gradient),
+                };
+                // Nothing, however often it happens, costs nothing.
+                if seconds == 0.0 { 0.0 } else { seconds * count }
+            };
+            self.network.add(*value, *operation, cost);
+        }
+    }
+
+    /// The choice that the states of the network stand for.
+    pub fn chosen(&self, states: &[usize], choice: &Choice) -> Choice {
+        let mut chosen = choice.clone();
+        for (&v, (variable, placements)) in &self.values {
+            chosen.kept[v].clone_from(&placements[states[*variable]]);
+        }
+        for (&o, (variable, options)) in &self.operations {
+            chosen.strategies[o] = Some(options[states[*variable]].0.clone());
+        }
+        chosen
+    }
+}
+
+/// Where a value meets an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Slot {
+    Operand(usize),
+    Result(usize),
+}
