@@ -56,6 +56,16 @@ pub mod styles {
     };
 }
 
+/// What the search for a cheaper program may do, and who chooses where values lie.
+pub mod search {
+    #[doc(inline)]
+    pub use tpc_passes::egraph::rules::RuleId;
+    #[doc(inline)]
+    pub use tpc_passes::egraph::{FloatingPoint, SearchOptions, SearchReport};
+    #[doc(inline)]
+    pub use tpc_passes::planner::{AxesReport, Placements, PlannerReport};
+}
+
 /// The parts of a [`Target`], the machine that a program is compiled for.
 pub mod targets {
     #[doc(inline)]
@@ -79,6 +89,8 @@ pub mod generate {
 
 /// The errors that [`Error`] wraps, and the errors of meshes and plans.
 pub mod error {
+    #[doc(inline)]
+    pub use tpc_compiler::budget::BudgetError;
     #[doc(inline)]
     pub use tpc_compiler::capture::CaptureError;
     #[doc(inline)]

@@ -9,12 +9,13 @@ use crate::planner::{Placements, plan};
 use crate::targets::Target;
 use tpc_ir::Graph;
 
-/// Optimizes a placed graph for a target: never to one that costs more there.
-pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions) -> (Graph, SearchReport) {
+/// Optimizes a placed graph for a target: never to one that costs more there, unless memory has a price, in seconds for
+/// each byte that a rank keeps from the forward to the backward pass.
+pub fn optimize(graph: &Graph, target: &Target, options: &SearchOptions, price: f64) -> (Graph, SearchReport) {
     if options.placements == Placements::Given {
         return rewrite(graph, target, options);
     }
-    let (planned, planner) = plan(graph, target);
+    let (planned, planner) = plan(graph, target, price);
     let (optimized, mut report) = rewrite(planned.as_ref().unwrap_or(graph), target, options);
     report.before = planner.before;
     report.planner = Some(planner);

@@ -195,7 +195,7 @@ fn costs_least(mesh: &str, operations: usize, choices: &[u16]) -> Result<(), Tes
     let annotations = Annotations { mesh: graph.mesh.clone(), inputs, ..Annotations::default() };
     for target in targets() {
         let placed = propagate(&graph, &annotations, &target);
-        let (planned, report) = plan(&placed, &target);
+        let (planned, report) = plan(&placed, &target, 0.0);
         let result = &placed.ty(placed.outputs[0].value).sharding;
         let best = least(&target, &live(&graph), &at, result);
         let found = report.steps.last().unwrap().seconds;
@@ -216,7 +216,7 @@ fn live(graph: &Graph) -> Graph {
 fn stays_what_it_is(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Result<(), TestCaseError> {
     let wanted = interpret(graph, inputs, &Options::default()).unwrap();
     for target in targets() {
-        let (planned, report) = plan(graph, &target);
+        let (planned, report) = plan(graph, &target, 0.0);
         prop_assert_eq!(planned.is_some(), report.taken);
         let Some(planned) = planned else { continue };
         let shown = || format!("{}\nbecame\n{}", text::print(graph), text::print(&planned));
@@ -225,7 +225,7 @@ fn stays_what_it_is(graph: &Graph, inputs: &HashMap<InputId, Tensor>) -> Result<
         let alike = wanted.iter().zip(&found.unwrap()).all(|(a, b)| ranks::same(a, b, 1e-9));
         prop_assert!(alike, "another value\n{}", shown());
         prop_assert!(graph_seconds(&target, &planned) < graph_seconds(&target, graph));
-        prop_assert_eq!(text::print(&plan(graph, &target).0.unwrap()), text::print(&planned));
+        prop_assert_eq!(text::print(&plan(graph, &target, 0.0).0.unwrap()), text::print(&planned));
     }
     Ok(())
 }

@@ -16,9 +16,7 @@ use tpc_ir::interpret::Tensor as Value;
 use tpc_ir::reason::Reason;
 use tpc_ir::{Graph, InputId, InputKind, Mesh, Phase, Sharding, text};
 use tpc_passes::canonicalize::canonicalize;
-use tpc_passes::egraph::SearchOptions;
 use tpc_passes::lower::{LowerOptions, lower_with};
-use tpc_passes::options::StepOptions;
 use tpc_passes::styles::Plan;
 use tpc_passes::styles::annotations::{Annotation, Annotations};
 use tpc_passes::targets::{DeviceKind, Link, Node, Target};
@@ -83,7 +81,7 @@ fn placed(logical: &Graph, target: &Target) -> Graph {
         let sharding = mesh.axis_ids().fold(whole, |s, axis| s.pushed(0, axis));
         annotations.inputs.insert(id.clone(), Annotation { sharding, why: Reason::read("the batch") });
     }
-    place(logical, &annotations, target, &SearchOptions::default(), &StepOptions::default()).unwrap().placed
+    place(logical, &annotations, &CompileOptions::new(target.clone())).unwrap().placed
 }
 
 /// The reductions and gathers of gradients, with the bytes of the whole value.

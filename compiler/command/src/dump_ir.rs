@@ -12,7 +12,7 @@ use tpc_compiler::capture::Captured;
 use tpc_compiler::error::Error;
 use tpc_compiler::explain::Facts;
 use tpc_compiler::import::{Signature, import_with};
-use tpc_compiler::program::place;
+use tpc_compiler::program::{CompileOptions, place};
 use tpc_compiler::rename::renamed;
 use tpc_ir::program::RankProgram;
 use tpc_ir::quote::cut;
@@ -20,7 +20,7 @@ use tpc_ir::size::addressable;
 use tpc_ir::{Graph, Mesh, OutputKind, fold, text};
 use tpc_passes::canonicalize::canonicalize;
 use tpc_passes::check::check;
-use tpc_passes::egraph::{SearchOptions, SearchReport};
+use tpc_passes::egraph::SearchReport;
 use tpc_passes::lower::{LowerError, LowerOptions, lower, lower_rank, lower_ranks, schedule};
 use tpc_passes::options::{StepOptions, on_captured, on_logical};
 use tpc_passes::styles::annotations::{Annotation, Annotations, Constraint};
@@ -54,7 +54,7 @@ impl Stage {
 }
 
 /// The options of the search.
-const SEARCH: [&str; 4] = ["fp", "enable_rule", "disable_rule", "placements"];
+const SEARCH: [&str; 5] = ["fp", "enable_rule", "disable_rule", "placements", "memory"];
 
 /// Print a model, or a graph from a file, at a stage of the compiler.
 #[derive(Debug, Args)]
@@ -218,8 +218,9 @@ impl DumpIr {
         if to >= Stage::Placed && !self.json && self.placement.target.is_some() {
             terminal.note(described(&target));
         }
+        let options = CompileOptions { search, step, ..CompileOptions::new(target.clone()) };
         let staged = programs.into_iter().map(|program| {
-            let advanced = advance(program, to, (&mesh, &plan, &target), &search, &step)?;
+            let advanced = advance(program, to, (&mesh, &plan), &options)?;
             advanced.map_err(|error| self.placement.failure(facts.explain(error)))
         });
         let (staged, reports): (Vec<Graph>, Vec<Option<SearchReport>>) =
@@ -419,9 +420,8 @@ fn annotated(logical: &Graph, annotations: &Annotations) -> Graph {
 fn advance(
     program: Program,
     to: Stage,
-    (mesh, plan, target): (&Mesh, &Plan, &Target),
-    search: &SearchOptions,
-    step: &StepOptions,
+    (mesh, plan): (&Mesh, &Plan),
+    options: &CompileOptions,
 ) -> Outcome<Result<(Graph, Option<SearchReport>), Error>> {
     let too_late =
         |stage: &str| Failure::new(format!("the graph in the file is already {stage}: choose a later --stage"));
@@ -429,12 +429,12 @@ fn advance(
         Program::Captured(graph) if to == Stage::Captured => return Ok(Ok((graph, None))),
         Program::Captured(graph) => {
             if to == Stage::Logical {
-                return Ok(Ok((on_logical(canonicalize(&graph), Annotations::default(), step)?.0, None)));
+                return Ok(Ok((on_logical(canonicalize(&graph), Annotations::default(), &options.step)?.0, None)));
             }
             match parallelize_module(&graph, mesh, plan.clone(), None) {
                 Ok((mut logical, annotations)) => {
                     without_gradients(&mut logical);
-                    on_logical(logical, annotations, step)?
+                    on_logical(logical, annotations, &options.step)?
                 }
                 Err(error) => return Ok(Err(error.into())),
             }
@@ -446,6 +446,6 @@ fn advance(
     };
     Ok(match to {
         Stage::Annotated => Ok((annotated(&logical, &annotations), None)),
-        _ => place(&logical, &annotations, target, search, step).map(|p| (p.placed, Some(p.report))),
+        _ => place(&logical, &annotations, options).map(|p| (p.placed, Some(p.report))),
     })
 }

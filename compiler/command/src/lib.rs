@@ -354,6 +354,9 @@ pub struct Placement {
     /// Who chooses where values lie that the plan says nothing about
     #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
     pub placements: Chosen,
+    /// Memory of one rank that planned placements may need, such as 80GiB or 80GB [default: any]
+    #[arg(long, value_name = "SIZE", value_parser = plans::size)]
+    pub memory: Option<f64>,
 }
 
 impl Placement {
@@ -435,8 +438,15 @@ impl Placement {
     /// # Errors
     /// A rule that does not exist, that is named twice, or that `--fp` forbids.
     pub fn search(&self) -> Outcome<SearchOptions> {
-        let mut search =
-            SearchOptions { fp: self.fp.into(), placements: self.placements.into(), ..SearchOptions::default() };
+        if self.memory.is_some() && self.placements == Chosen::Given {
+            return Err(Failure::new("--memory is for --placements planned: the planner chooses what fits"));
+        }
+        let mut search = SearchOptions {
+            fp: self.fp.into(),
+            placements: self.placements.into(),
+            memory: self.memory.map(|bytes| bytes as usize),
+            ..SearchOptions::default()
+        };
         let mut named = HashSet::new();
         let options = [(&self.enable_rule, "enable"), (&self.disable_rule, "disable")];
         for (&number, verb) in options.iter().flat_map(|(numbers, verb)| numbers.iter().map(move |n| (n, verb))) {

@@ -1,7 +1,7 @@
 //! `tpc plans`: lists the built-in plans on every mesh with a number of ranks, fastest first.
 
 use crate::given::Given;
-use crate::options::{StepArguments, Types};
+use crate::options::{Chosen, StepArguments, Types};
 use crate::subject::{Optimizer, Shape, Step, Subject};
 use crate::{Failure, Outcome, Terminal, target_named};
 use clap::Args;
@@ -32,6 +32,9 @@ pub struct Plans {
     /// Memory of one rank, such as 80GiB or 80GB [default: the target's]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<f64>,
+    /// Who chooses where values lie that the plan says nothing about; planned placements also fit into the memory if they can
+    #[arg(long, value_enum, value_name = "WHO", default_value = "given")]
+    placements: Chosen,
     #[command(flatten)]
     step: StepArguments,
     #[command(flatten)]
@@ -61,12 +64,14 @@ impl Plans {
             },
         };
         let step = self.step.options(has_optimizer, given)?;
-        let options = CompileOptions { step, ..CompileOptions::new(target) };
+        let mut options = CompileOptions { step, ..CompileOptions::new(target) };
+        let memory = self.memory.unwrap_or(options.target.device.capacity);
+        options.search.placements = self.placements.into();
+        options.search.memory = (self.placements == Chosen::Planned).then_some(memory as usize);
         let all = candidates(self.ranks as usize);
         if all.is_empty() {
             return Err(Failure::new(format!("no mesh of {} ranks has the axes of a built-in plan", self.ranks)));
         }
-        let memory = self.memory.unwrap_or(options.target.device.capacity);
         let report = Report {
             rows: ranked(&workload, all, &options, memory),
             memory,
@@ -205,7 +210,7 @@ fn bytes(x: f64) -> String {
 }
 
 /// Parses a number of bytes.
-fn size(text: &str) -> Result<f64, String> {
+pub(crate) fn size(text: &str) -> Result<f64, String> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let factor: Option<f64> = match unit {

@@ -1,5 +1,6 @@
 //! Why a program could not be compiled, launched or run: the errors of all that takes part.
 
+use crate::budget::BudgetError;
 use crate::capture::CaptureError;
 use crate::generate::GenerateError;
 use crate::import::ImportError;
@@ -34,6 +35,9 @@ pub enum Error {
     /// No built-in plan can be chosen.
     #[error(transparent)]
     Choice(Box<ChoiceError>),
+    /// No program that the planner finds fits into the memory of a rank.
+    #[error(transparent)]
+    Budget(#[from] BudgetError),
     /// An option does not fit the program.
     #[error(transparent)]
     Option(#[from] OptionError),

@@ -24,6 +24,7 @@
 //! | capturing, loading, initializing and saving a model directory | [`pretrained`] |
 
 mod beside;
+pub mod budget;
 #[cfg(feature = "train")]
 pub mod burn_train;
 pub mod capture;

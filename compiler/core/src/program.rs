@@ -5,6 +5,7 @@
 //! ```
 
 use crate::beside::{self, Beside, Kept};
+use crate::budget::{Taken, within};
 use crate::capture::{Captured, Init, Number, StepScalars, TrainingCapture};
 use crate::error::Error;
 use crate::explain::Facts;
@@ -25,9 +26,10 @@ use tpc_passes::check::{check, well_formed};
 use tpc_passes::denotes::denotes;
 use tpc_passes::egraph::{SearchOptions, SearchReport};
 use tpc_passes::kept::place_kept;
-use tpc_passes::lower::{LowerOptions, lower_beside};
+use tpc_passes::lower::{LowerOptions, lower_beside, lower_rank, schedule};
 use tpc_passes::optimize::optimize;
 use tpc_passes::options::{StepOptions, accumulate::running_sums, on_captured, on_logical};
+use tpc_passes::planner::Placements;
 use tpc_passes::propagate::propagate;
 use tpc_passes::reshard::reshard_after_forward;
 use tpc_passes::styles::{Annotations, Plan};
@@ -155,7 +157,7 @@ pub(crate) fn plan_graph(
     if beside.kept.is_none() {
         place_kept(&logical, &mut annotations, &options.target);
     }
-    let placed = place(&logical, &annotations, &options.target, &options.search, &options.step)?;
+    let placed = place(&logical, &annotations, options)?;
     Ok(Planned { captured, logical, annotations, placed })
 }
 
@@ -172,23 +174,41 @@ pub struct Placed {
 /// Places every value of a logical program and optimizes its collectives for a target, checking each resulting program.
 ///
 /// # Errors
-/// A program that fails its check, which is a bug of the compiler; a program whose sizes overflow.
-pub fn place(
+/// A program that fails its check, which is a bug of the compiler; a program whose sizes overflow; no program that fits into
+/// the memory of a rank.
+pub fn place(logical: &Graph, annotations: &Annotations, options: &CompileOptions) -> Result<Placed, Error> {
+    let CompileOptions { target, search, step, lower, .. } = options;
+    let place = |price| place_at_price(logical, annotations, target, search, step, price);
+    match search.memory {
+        Some(limit) if search.placements == Placements::Planned => within(limit, place, |placed: &Placed| {
+            let schedule = schedule(&placed.placed, target, lower);
+            let bytes = lower_rank(&placed.placed, &schedule, 0)?.arena_bytes;
+            Ok(Taken { bytes, seconds: placed.report.after })
+        }),
+        _ => place(0.0),
+    }
+}
+
+/// [`place`] where memory has a price: seconds for each byte that a rank keeps from the forward to the backward pass.
+fn place_at_price(
     logical: &Graph,
     annotations: &Annotations,
     target: &Target,
     search: &SearchOptions,
     step: &StepOptions,
+    price: f64,
 ) -> Result<Placed, Error> {
     addressable(logical)?;
     let propagated = propagate(logical, annotations, target);
     check(&propagated)?;
-    let (mut optimized, report) = optimize(&propagated, target, search);
+    let (mut optimized, report) = optimize(&propagated, target, search, price);
     if step.micro_batches > 1 {
         optimized = running_sums(&optimized);
     }
     check(&optimized)?;
-    let gathered: HashSet<&InputId> = annotations.gathered.keys().collect();
+    // What the planner does not keep gathered is gathered for each part of the step.
+    let regathered = report.planner.iter().filter(|_| price > 0.0).flat_map(|planner| &planner.regathered);
+    let gathered: HashSet<&InputId> = annotations.gathered.keys().chain(regathered).collect();
     let placed = reshard_after_forward(&optimized, &gathered);
     check(&placed)?;
     denotes(&placed, logical)?;

@@ -26,6 +26,8 @@
 //!   block that occurs L times is searched, proven and printed once.
 //! - The fastest built-in plan for a number of ranks: `tpc plans`, `--plan auto`, [`Trainer::auto`](crate::Trainer::auto)
 //!   ([`costs`](super::costs))
+//! - Placements that the plan leaves open, chosen for the target with a proof of how far from the cheapest they can be, within
+//!   a limit on memory: `--placements planned` ([`costs`](super::costs#planned-placements))
 //! - Targets: the rates of a device and of the links of each axis, built in, measured by `tpc calibrate`, or written by hand
 //!   ([`targets`](crate::targets)). Gradients are reduced hierarchically where one axis is slower than another.
 //!
@@ -49,8 +51,7 @@
 //!
 //! # Not supported
 //!
-//! - Automatic choice of plans, and pipeline parallelism.
-//! - Automatic sequence parallelism: the rule that splits all-reduces (rule 1) is off by default.
+//! - A plan for a model without any: the planner does not choose where parameters lie. Pipeline parallelism.
 //! - Attention with sharded keys as one kernel.
 //! - Useful overlap on CPU threads: there, a collective makes progress only while its rank waits.
 //! - Rematerialization of products. Attention and elementwise values are recomputed where that is cheaper than keeping

@@ -63,6 +63,38 @@
 //! each rule the terms to which it was applied, the terms that it added, the classes that it found equal and the operations of
 //! the result that are due to it.
 //!
+//! # Planned placements
+//!
+//! The styles of a plan place parameters and the values at the boundaries of modules; all other placements follow from
+//! these, and the search only changes what they cost. With `--placements planned` the compiler chooses them. Parameters,
+//! states, data and results stay where the plan has them. For every other value and operation the planner knows all
+//! placements that the operations allow, and it looks for the cheapest combination on the target. From `tp` it finds
+//! sequence parallelism where that pays, weights that are gathered where the batch is large, and what a plan with a single
+//! entry leaves open:
+//!
+//! ```sh
+//! tpc dump-ir MODEL_DIR --train --plan tp --mesh tp=8 --batch 8 --seq 8192 --target h100-node --placements planned
+//! tpc train MODEL_DIR --data text.txt --epochs 1 --plan tp --mesh tp=2 --placements planned --memory 12GiB
+//! tpc plans MODEL_DIR --ranks 8 --train --batch 8 --seq 4096 --target h100-node --placements planned
+//! ```
+//!
+//! The result comes with a proof: a bound below which no combination costs, and the gap to it, which `dump-ir` says and
+//! `dump-ir --json` lists for each axis. Two axes are planned together. With more axes every two of them are, and then
+//! there is no bound on all. Layers that repeat are placed alike, and a value is kept at one placement. The planned
+//! program is checked like any other: each placement follows from the factor table, and the program computes the model.
+//!
+//! Time is what is minimized. `--memory` limits what a rank needs, which is exact: the size of the arena. Values that the
+//! backward pass reads then lie where they take less memory, and weights are gathered a second time. If nothing fits, the
+//! error says how much the smallest program needs. In Rust:
+//!
+//! ```
+//! use tpc::search::{Placements, SearchOptions};
+//! let search = SearchOptions { placements: Placements::Planned, memory: Some(12 << 30), ..SearchOptions::default() };
+//! # fn with<M, O>(trainer: tpc::Trainer<M, O>, search: SearchOptions) -> tpc::Trainer<M, O> {
+//! trainer.search(search)
+//! # }
+//! ```
+//!
 //! # Choosing a plan
 //!
 //! `tpc plans` compiles each built-in plan on each mesh of so many ranks up to the program of the first rank, which holds

@@ -36,6 +36,8 @@ pub struct SearchOptions {
     pub disabled: BTreeSet<RuleId>,
     /// Who chooses where values lie that the plan says nothing about.
     pub placements: Placements,
+    /// Bytes of memory that planned placements may need on a rank; nothing stands for any number.
+    pub memory: Option<usize>,
     /// Most e-nodes, if that is less than what the program's size allows ([`Bounds`](super::Bounds)).
     pub node_limit: usize,
     /// Most rounds of rewriting.
@@ -52,6 +54,7 @@ impl Default for SearchOptions {
             // stream follows, which changing few classes at a time does not find.
             disabled: BTreeSet::from([RuleId::SPLIT]),
             placements: Placements::default(),
+            memory: None,
             node_limit: 1_000_000,
             rounds: 8,
             blocks: true,

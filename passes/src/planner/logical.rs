@@ -7,6 +7,7 @@
 use crate::rebuild::live;
 use petgraph::graph::NodeIndex;
 use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
 use tpc_ir::block::Lines;
 use tpc_ir::{Graph, Op, Phase, Sharding, Type, Value};
 
@@ -41,6 +42,8 @@ pub struct LogicalValue {
     /// Whether the forward or backward pass computes it and only the optimizer reads it: reductions of such values begin
     /// together.
     pub gradient: bool,
+    /// Whether the forward pass has it, and a later part of the step reads it, too: it is kept in between.
+    pub saved: bool,
     /// Whether it is made wherever it is read, since making it costs nothing.
     pub constant: bool,
 }
@@ -87,6 +90,7 @@ impl<'a> Logical<'a> {
                     versions: vec![ty.sharding.clone()],
                     outputs: Vec::new(),
                     gradient: false,
+                    saved: false,
                     constant: matches!(n.op, Op::Fill(_) | Op::Iota),
                 });
                 values.len() - 1
@@ -100,7 +104,7 @@ impl<'a> Logical<'a> {
             values[value].outputs.push(graph.ty(output.value).sharding.clone());
         }
         logical.values = values;
-        logical.find_gradients();
+        logical.find_readers();
         logical.find_likes();
         logical
     }
@@ -121,19 +125,23 @@ impl<'a> Logical<'a> {
         self.operations[self.operations[maker].like].results[result]
     }
 
-    fn find_gradients(&mut self) {
-        let mut readers: Vec<(bool, bool)> = vec![(false, false); self.values.len()];
+    /// Finds out which values are gradients, and which are saved.
+    fn find_readers(&mut self) {
+        let mut readers: Vec<BTreeSet<Phase>> = vec![BTreeSet::new(); self.values.len()];
         for operation in &self.operations {
-            let optimizes = self.graph.node(operation.node).origin.phase == Phase::Optimizer;
-            for &value in &operation.operands {
-                let (by_optimizer, by_others) = &mut readers[value];
-                *if optimizes { by_optimizer } else { by_others } = true;
-            }
+            let phase = self.graph.node(operation.node).origin.phase;
+            operation.operands.iter().for_each(|&value| {
+                readers[value].insert(phase);
+            });
         }
         for (value, readers) in self.values.iter_mut().zip(readers) {
             let n = self.graph.node(value.source.node);
-            let computed = n.origin.phase != Phase::Optimizer && !matches!(n.op, Op::Input { .. });
-            value.gradient = computed && readers == (true, false) && value.outputs.is_empty();
+            let (is_input, made) = (matches!(n.op, Op::Input { .. }), n.origin.phase);
+            let only_optimizer = readers.iter().eq([&Phase::Optimizer]) && value.outputs.is_empty();
+            value.gradient = !is_input && made != Phase::Optimizer && only_optimizer;
+            // An input is there anyway; what it is brought to by the forward pass is kept.
+            let forward = if is_input { readers.contains(&Phase::Forward) } else { made == Phase::Forward };
+            value.saved = forward && readers.contains(&Phase::Backward);
         }
     }
 

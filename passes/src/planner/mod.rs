@@ -14,10 +14,10 @@
 //!
 //! The state of the art does this with an integer program (Alpa, Zheng et al., 2022; Meta's autoparallel).
 
+mod costs;
 mod eliminate;
 mod emit;
 pub mod logical;
-mod moves;
 mod network;
 mod shift;
 mod solve;
@@ -29,13 +29,14 @@ use crate::cost::graph_seconds;
 use crate::denotes::denotes;
 use crate::reasons::explain;
 use crate::targets::Target;
+use costs::Costs;
 use emit::emit;
-use logical::Logical;
-use moves::Moves;
+use logical::{Logical, ValueId};
 use network::Solved;
-use solve::solve;
+use rustc_hash::{FxHashMap, FxHashSet};
+use solve::{Effort, solve};
 use space::{Choice, Space, rows};
-use tpc_ir::{AxisId, Graph};
+use tpc_ir::{AxisId, Graph, InputId, MapFn, Op};
 
 /// Who chooses where values lie that the plan says nothing about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,6 +57,15 @@ const SETTLED: f64 = 1e-6;
 
 /// Most axes that are planned together, since the number of states is a power of it.
 const TOGETHER: usize = 2;
+
+/// One axis alone.
+const ALONE: Effort = Effort { rounds: 16, gap: 1e-6 };
+
+/// All axes together.
+const COMPLETE: Effort = Effort { rounds: 16, gap: 1e-3 };
+
+/// Two axes of more.
+const PAIR: Effort = Effort { rounds: 3, gap: 1e-3 };
 
 /// What planning along some axes found, while the other axes stayed as they were.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,6 +102,8 @@ pub struct PlannerReport {
     pub complete: bool,
     /// Whether the solution was taken: it costs less than the program before, and both proofs hold of it.
     pub taken: bool,
+    /// The parameters that the program does not keep gathered from the forward to the backward pass.
+    pub regathered: Vec<InputId>,
 }
 
 impl PlannerReport {
@@ -101,19 +113,20 @@ impl PlannerReport {
     }
 }
 
-/// Plans a placed graph for a target. Gives the cheapest program that was found if it costs less than the graph and both
-/// proofs hold of it ([`check`], [`denotes`]).
-pub fn plan(graph: &Graph, target: &Target) -> (Option<Graph>, PlannerReport) {
+/// Plans a placed graph for a target. `price` is what a byte costs, in seconds, that a rank keeps from the forward to the
+/// backward pass: a higher price leads to a program that takes less memory and more time. Gives the cheapest program that was found if it costs less than the graph and both
+/// proofs hold of it ([`check`], [`denotes`]); with a price, a program that costs more is taken, too.
+pub fn plan(graph: &Graph, target: &Target, price: f64) -> (Option<Graph>, PlannerReport) {
     let before = graph_seconds(target, graph);
     let mut report = PlannerReport { before, after: before, ..PlannerReport::default() };
     let logical = Logical::of(graph);
     let rows = rows(&logical);
-    let moves = Moves::new(target, &graph.mesh);
+    let costs = Costs::new(target, &graph.mesh, price);
     let mut choice = Choice::of(&logical, &rows);
     let axes: Vec<AxisId> = graph.mesh.axis_ids().filter(|&axis| graph.mesh.size(axis) > 1).collect();
-    let mut step = |axes: &[AxisId]| {
-        let space = Space::along(axes, &logical, &rows, &choice, target, &moves);
-        let Solved { states, cost, bound } = solve(&space.network);
+    let mut step = |axes: &[AxisId], effort: Effort| {
+        let space = Space::along(axes, &logical, &rows, &choice, &costs);
+        let Solved { states, cost, bound } = solve(&space.network, effort);
         choice = space.chosen(&states, &choice);
         let (variables, states) = (space.network.unary.len(), space.network.unary.iter().map(Vec::len).sum());
         report.steps.push(AxesReport { axes: axes.to_vec(), variables, states, seconds: cost, bound });
@@ -122,25 +135,59 @@ pub fn plan(graph: &Graph, target: &Target) -> (Option<Graph>, PlannerReport) {
     // One axis after the other is fast and comes near; planning them together then changes little.
     let mut last = f64::INFINITY;
     for _ in 0..ROUNDS {
-        let now = axes.iter().map(|&axis| step(&[axis])).last().unwrap_or_default();
+        let now = axes.iter().map(|&axis| step(&[axis], ALONE)).last().unwrap_or_default();
         if axes.len() < 2 || now >= last * (1.0 - SETTLED) {
             break;
         }
         last = now;
     }
+    let effort = if axes.len() <= TOGETHER { COMPLETE } else { PAIR };
     for (i, &major) in axes.iter().enumerate() {
         for &minor in &axes[i + 1..] {
-            step(&[major, minor]);
+            step(&[major, minor], effort);
         }
     }
     report.complete = axes.len() <= TOGETHER;
     if let Some(mut planned) = emit(&logical, &rows, &choice) {
+        explain(&mut planned);
         let after = graph_seconds(target, &planned);
-        if after < before && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
-            explain(&mut planned);
+        if (after < before || price > 0.0) && check(&planned).is_ok() && denotes(&planned, graph).is_ok() {
             (report.after, report.taken) = (after, true);
+            report.regathered = regathered(&logical, &choice);
             return (Some(planned), report);
         }
     }
     (None, report)
+}
+
+/// The parameters that are kept where they are stored, as are the conversions and transposes of them alone. What gathers them
+/// gathers them for one part of the step.
+fn regathered(logical: &Logical, choice: &Choice) -> Vec<InputId> {
+    let size = |value: ValueId| {
+        let ty = logical.ty(value).placed(choice.kept[logical.like(value)].clone());
+        ty.max_local_shape(&logical.graph.mesh).iter().product::<usize>()
+    };
+    // Of every value that is made of one parameter alone: the parameter, and how much of it a rank stores.
+    let mut made_of: FxHashMap<ValueId, (&InputId, usize)> = FxHashMap::default();
+    let mut gathered: FxHashSet<&InputId> = FxHashSet::default();
+    let mut parameters = Vec::new();
+    for operation in &logical.operations {
+        let n = logical.graph.node(operation.node);
+        let value = operation.results[0];
+        let source = match &n.op {
+            Op::Input { id, .. } if id.is_parameter() => {
+                parameters.push(id);
+                Some((id, n.types[0].max_local_shape(&logical.graph.mesh).iter().product()))
+            }
+            Op::Map { f: MapFn::Cast(_) | MapFn::Identity, .. } => made_of.get(&operation.operands[0]).copied(),
+            _ => None,
+        };
+        if let Some((id, stored)) = source {
+            made_of.insert(value, (id, stored));
+            if size(value) > stored {
+                gathered.insert(id);
+            }
+        }
+    }
+    parameters.into_iter().filter(|id| !gathered.contains(id)).cloned().collect()
 }

@@ -77,11 +77,6 @@ impl Network {
         if a == from { b } else { a }
     }
 
-    /// Entries of the costs of all pairs.
-    pub fn entries(&self) -> usize {
-        self.edges.iter().map(|edge| edge.costs.len()).sum()
-    }
-
     /// The sum of all costs when every variable has a state.
     pub fn total(&self, states: &[usize]) -> f64 {
         let unary: f64 = self.unary.iter().zip(states).map(|(costs, &s)| costs[s]).sum();

@@ -6,14 +6,12 @@
 //! That each value is kept at one placement is the only restriction, so two readers that want two collectives of the same
 //! value count both.
 
+use super::costs::Costs;
 use super::logical::{Logical, Operation, OperationId, ValueId};
-use super::moves::Moves;
 use super::network::{Network, Variable};
 use super::strategy::{Placed, Strategy, add, placements, without};
-use crate::cost::seconds;
 use crate::redistribute::reduced;
 use crate::rules::{Rule, rule};
-use crate::targets::Target;
 use rustc_hash::FxHashMap;
 use tpc_ir::{AxisId, Op, Sharding, Type};
 
@@ -63,19 +61,12 @@ pub struct Space {
 
 impl Space {
     /// The choices along some axes.
-    pub fn along(
-        axes: &[AxisId],
-        logical: &Logical,
-        rows: &[Option<Rule>],
-        choice: &Choice,
-        target: &Target,
-        moves: &Moves,
-    ) -> Space {
+    pub fn along(axes: &[AxisId], logical: &Logical, rows: &[Option<Rule>], choice: &Choice, costs: &Costs) -> Space {
         let mut space =
             Space { network: Network::default(), values: FxHashMap::default(), operations: FxHashMap::default() };
-        space.add_values(axes, logical, rows, choice, moves);
-        space.add_operations(axes, logical, rows, choice, target, moves);
-        space.connect(logical, moves);
+        space.add_values(axes, logical, rows, choice, costs);
+        space.add_operations(axes, logical, rows, choice, costs);
+        space.connect(logical, costs);
         space
     }
 
@@ -85,7 +76,7 @@ impl Space {
         logical: &Logical,
         rows: &[Option<Rule>],
         choice: &Choice,
-        moves: &Moves,
+        costs: &Costs,
     ) {
         for (v, value) in logical.values.iter().enumerate().filter(|(_, value)| !value.constant) {
             let like = logical.like(v);
@@ -113,11 +104,13 @@ impl Space {
             let ty = logical.ty(like);
             let unary = &mut self.network.unary[*variable];
             let maker = logical.graph.node(value.source.node);
+            let stored = matches!(maker.op, Op::Input { .. }).then_some(&maker.types[0].sharding);
             for (cost, at) in unary.iter_mut().zip(states) {
-                if matches!(maker.op, Op::Input { .. }) {
-                    *cost += moves.seconds(ty, &maker.types[0].sharding, at, false);
+                *cost += stored.map_or(0.0, |stored| costs.moved(ty, stored, at, false));
+                if value.saved && stored != Some(at) {
+                    *cost += costs.saved(&ty.placed(at.clone()));
                 }
-                *cost += value.outputs.iter().map(|to| moves.seconds(ty, at, to, value.gradient)).sum::<f64>();
+                *cost += value.outputs.iter().map(|to| costs.moved(ty, at, to, value.gradient)).sum::<f64>();
             }
         }
     }
@@ -128,8 +121,7 @@ impl Space {
         logical: &Logical,
         rows: &[Option<Rule>],
         choice: &Choice,
-        target: &Target,
-        moves: &Moves,
+        costs: &Costs,
     ) {
         let mut counts = vec![0.0; logical.operations.len()];
         logical.operations.iter().for_each(|operation| counts[operation.like] += 1.0);
@@ -147,8 +139,8 @@ impl Space {
                 let made = results[0].placed(placed.results[0].clone());
                 // A constant is made where it is read, as a partial term on all ranks but one.
                 let constants = operation.operands.iter().zip(&read).filter(|(v, _)| logical.values[**v].constant);
-                let terms = constants.map(|(_, ty)| moves.seconds(ty, &reduced(&ty.sharding), &ty.sharding, false));
-                let work = seconds(target, op, &read.iter().collect::<Vec<_>>(), &made, &logical.graph.mesh);
+                let terms = constants.map(|(_, ty)| costs.moved(ty, &reduced(&ty.sharding), &ty.sharding, false));
+                let work = costs.operation(op, &read.iter().collect::<Vec<_>>(), &made);
                 counts[o] * (work + terms.sum::<f64>())
             };
             let variable = self.network.variable(options.iter().map(work).collect());
@@ -156,7 +148,7 @@ impl Space {
         }
     }
 
-    fn connect(&mut self, logical: &Logical, moves: &Moves) {
+    fn connect(&mut self, logical: &Logical, costs: &Costs) {
         // How often a value is an operand, or a result, of an operation, for those that others are placed like.
         let mut counts: Vec<((ValueId, OperationId, Slot), f64)> = Vec::new();
         let mut index: FxHashMap<(ValueId, OperationId, Slot), usize> = FxHashMap::default();
@@ -181,8 +173,8 @@ impl Space {
             let cost = |at: usize, strategy: usize| {
                 let placed = &options[strategy].1;
                 let seconds = match slot {
-                    Slot::Operand(i) => moves.seconds(ty, &kept[at], &placed.operands[i], gradient),
-                    Slot::Result(i) => moves.seconds(ty, &placed.results[i], &kept[at], gradient),
+                    Slot::Operand(i) => costs.moved(ty, &kept[at], &placed.operands[i], gradient),
+                    Slot::Result(i) => costs.moved(ty, &placed.results[i], &kept[at], gradient),
                 };
                 // Nothing, however often it happens, costs nothing.
                 if seconds == 0.0 { 0.0 } else { seconds * count }
