@@ -180,11 +180,11 @@ fn blocks_that_cannot_be_read_say_where() {
     assert_eq!(read("block @a ×0 {\n}"), "line 2, column 11: expected a number from 1 to 100000, found `0`");
     assert_eq!(
         read("block @a ×3 {\n"),
-        "line 2, column 14: expected lines and a closing `}` below, found the end of the line"
+        "line 2, column 14: expected lines and a closing `}` on later lines, found the end of the line"
     );
     assert_eq!(
         read("block @a ×3 {\n  %{0..1} = input data \"x.{0..2}\" : f32[]\n}"),
-        "line 3, column 3: expected numbers like {3..8} that take whole steps, found `%`"
+        "line 3, column 3: expected ranges like {3..8} that consist of equal steps, found `%`"
     );
     assert_eq!(read("block @a {\n}"), "line 2, column 10: expected `x`, found `{`");
     let error = read("block @a ×2 {\n  %{0..1} = neg %{7..8} : f32[]\n}");

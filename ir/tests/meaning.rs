@@ -193,7 +193,7 @@ fn bad_inputs_are_errors() {
     let error = interpret(&bad, &HashMap::new(), &Options::default()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands, needs 1"
+        "the graph is not well formed (1 errors): %0 = exp: () -> (f32[2]): has 0 operands but needs 1"
     );
 }
 

@@ -144,7 +144,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
     let cases: &[(&str, &str)] = &[
         (
             "%9 = input data \"y\" : f32[4] unit 3",
-            "%6 = input data \"y\": () -> (f32[4]): only a parameter belongs to a unit, no input of kind data",
+            "%6 = input data \"y\": () -> (f32[4]): only a parameter can belong to a unit, not an input of kind data",
         ),
         // Types.
         (
@@ -165,21 +165,27 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         (
             "%9 = fill 1.0 : f32[8] +sum@dp",
-            "%6 = fill 1.0: () -> (f32[8] +sum@dp): the sum of one such constant per rank is another value: use to_partial",
+            "%6 = fill 1.0: () -> (f32[8] +sum@dp): the sum of one copy per rank differs from this constant: use to_partial",
         ),
         (
             "%9 = iota : i64[8] +sum@dp",
-            "%6 = iota: () -> (i64[8] +sum@dp): the sum of one such constant per rank is another value: use to_partial",
+            "%6 = iota: () -> (i64[8] +sum@dp): the sum of one copy per rank differs from this constant: use to_partial",
         ),
         (
             "%9 = input data \"y\" : f32[8] +sum@dp",
-            "%6 = input data \"y\": () -> (f32[8] +sum@dp): an input is a whole value, its type cannot be partial",
+            "%6 = input data \"y\": () -> (f32[8] +sum@dp): an input is a whole value, so its type cannot be partial",
         ),
         // Operands and results.
-        ("%9 = exp : f32[8]", "%6 = exp: () -> (f32[8]): has 0 operands, needs 1"),
-        ("%9 = add %0 : f32[8@dp, 6]", "%6 = add: (f32[8@dp, 6]) -> (f32[8@dp, 6]): has 1 operands, needs 2 or more"),
-        ("%9 = concat dim=0 : f32[8]", "%6 = concat dim=0: () -> (f32[8]): has 0 operands, needs 1 or more"),
-        ("%9 = top_k %0 : f32[8@dp, 2]", "%6 = top_k: (f32[8@dp, 6]) -> (f32[8@dp, 2]): has 1 result types, needs 2"),
+        ("%9 = exp : f32[8]", "%6 = exp: () -> (f32[8]): has 0 operands but needs 1"),
+        (
+            "%9 = add %0 : f32[8@dp, 6]",
+            "%6 = add: (f32[8@dp, 6]) -> (f32[8@dp, 6]): has 1 operands but needs 2 or more",
+        ),
+        ("%9 = concat dim=0 : f32[8]", "%6 = concat dim=0: () -> (f32[8]): has 0 operands but needs 1 or more"),
+        (
+            "%9 = top_k %0 : f32[8@dp, 2]",
+            "%6 = top_k: (f32[8@dp, 6]) -> (f32[8@dp, 2]): has 1 result types but needs 2",
+        ),
         ("%9 = iota : i64[8, 2]", "%6 = iota: () -> (i64[8, 2]): the result should be of rank 1, not 2"),
         (
             "%9 = random bernoulli(0.5) stream=0 %2 : f32[8]",
@@ -218,11 +224,11 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         // Subscripts.
         (
             "%9 = einsum \"ab,bc,cd->ad\" %0, %1 : f32[8@dp, 4@tp]",
-            "%6 = einsum \"ab,bc,cd->ad\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"ab,bc,cd->ad\" is for 3 operands, the node has 2",
+            "%6 = einsum \"ab,bc,cd->ad\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"ab,bc,cd->ad\" is for 3 operands, but the node has 2",
         ),
         (
             "%9 = einsum \"a,bc->ac\" %0, %1 : f32[8@dp, 4@tp]",
-            "%6 = einsum \"a,bc->ac\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"a,bc->ac\" gives operand 0 1 letters, its rank is 2",
+            "%6 = einsum \"a,bc->ac\": (f32[8@dp, 6], f32[6, 4@tp]) -> (f32[8@dp, 4@tp]): \"a,bc->ac\" gives operand 0 1 letters, but its rank is 2",
         ),
         (
             "%9 = einsum \"ab,ac->bc\" %0, %1 : f32[6, 4@tp]",
@@ -292,7 +298,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         (
             "%9 = scatter_add %2, %0 : f32[5, 6]",
-            "%6 = scatter_add: (i64[3], f32[8@dp, 6]) -> (f32[5, 6]): the update's shape [8, 6] does not start with the index's [3]",
+            "%6 = scatter_add: (i64[3], f32[8@dp, 6]) -> (f32[5, 6]): the update's shape [8, 6] does not start with the shape of the index, [3]",
         ),
         (
             "%9 = cumsum dim=3 %0 : f32[8@dp, 6]",
@@ -357,7 +363,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
         ),
         (
             "%9 = to_partial tp max %4 : f32[6, 6] +sum@(dp,tp)",
-            "%6 = to_partial tp max: (f32[6, 6] +sum@dp) -> (f32[6, 6] +sum@(dp,tp)): the operand is partial sum, it cannot become partial max too",
+            "%6 = to_partial tp max: (f32[6, 6] +sum@dp) -> (f32[6, 6] +sum@(dp,tp)): the operand is partial sum and cannot become partial max too",
         ),
         // Inputs and outputs.
         (
@@ -372,10 +378,10 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
             "%9 = input state \"y\" : f32[8@dp, 6] layout [7]",
             "%6 = input state \"y\": () -> (f32[8@dp, 6]): the shapes [7] and [8, 6] differ in their number of elements",
         ),
-        ("output loss %0\noutput loss %1", "output loss: another output is the same"),
+        ("output loss %0\noutput loss %1", "output loss: is defined more than once"),
         ("output loss %0 layout [7]", "output loss: the shapes [7] and [8, 6] differ in their number of elements"),
         ("output update \"x\" %0", "output update \"x\": there is no parameter or state of the name \"x\" to update"),
-        ("output update \"w\" %0", "output update \"w\": the update is f32[8@dp, 6], its input f32[6, 4@tp]"),
+        ("output update \"w\" %0", "output update \"w\": the update is f32[8@dp, 6], but its input is f32[6, 4@tp]"),
     ];
     for (body, error) in cases {
         assert_eq!(verify_error(body), *error, "{body}");
@@ -470,7 +476,7 @@ fn texts_that_are_too_large_say_where() {
     let block = format!("block @a ×100000 forward {{\n{lines}}}\n");
     assert_eq!(
         parse_error(&block),
-        "line 3, column 27: expected blocks that are at most 134217728 bytes when they are written out, found the end of the line"
+        "line 3, column 27: expected blocks that expand to at most 134217728 bytes, found the end of the line"
     );
     // Sizes that are no numbers of this machine.
     assert_eq!(
@@ -513,6 +519,6 @@ fn values_that_are_too_large_together_are_refused() {
     assert_eq!(found((1 << 59) - 1), Ok(()));
     assert_eq!(
         found(1 << 60).unwrap_err()[0].to_string(),
-        "the program: its values have more bytes together than can be addressed"
+        "the program: its values together have more bytes than can be addressed"
     );
 }

@@ -1,7 +1,7 @@
 //! Checks a placed program against the factor table alone.
 //!
-//! Shares nothing with the rewriting: the program must be well formed ([`verify`]), every node's result placement is
-//! derived again from its operands' types, and every update must lie where its input lies.
+//! The check shares nothing with the rewriting. The program must be well formed ([`verify`]), the placement of every
+//! result must be the one that follows from the types of the operands, and every update must be placed like its input.
 
 use crate::rules::{Misplaced, place, place_redistribution, rule};
 use petgraph::graph::NodeIndex;
@@ -11,45 +11,45 @@ use tpc_ir::{Graph, Op, OutputKind, Type};
 /// What is wrong with a placed program.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
-    /// The program is not well formed, whatever its placements.
+    /// The program is not well formed, regardless of its placements.
     #[error(transparent)]
     Malformed(Box<VerifyError>),
-    /// The operands cannot be combined where they lie.
+    /// The operands cannot be combined as they are placed.
     #[error(
         "%{node} {op} in `{module}`: {source}\n  operands: {operands}\n  result:   {result}\n  a redistribution is missing before it"
     )]
     Misplaced {
-        /// Node number.
+        /// The number of the node.
         node: usize,
-        /// Operation.
+        /// The operation.
         op: String,
-        /// Module path.
+        /// The module.
         module: String,
-        /// Operand types.
+        /// The types of the operands.
         operands: String,
-        /// Declared result type.
+        /// The declared type of the result.
         result: String,
         /// What is wrong.
         source: Misplaced,
     },
-    /// The declared placement is not the one that follows.
+    /// The declared placement is not the one that follows from the operands.
     #[error("%{node} {op} in `{module}` is declared {declared}, but its operands give {derived}")]
     Declared {
-        /// Node number.
+        /// The number of the node.
         node: usize,
-        /// Operation.
+        /// The operation.
         op: String,
-        /// Module path.
+        /// The module.
         module: String,
         /// The type in the program.
         declared: String,
-        /// The type that follows.
+        /// The type that follows from the operands.
         derived: String,
     },
-    /// An output is partial, or an update lies elsewhere than its input.
+    /// An output is partial, or an update is not placed like its input.
     #[error("output {output} is {found}, expected {expected}")]
     Output {
-        /// Which output.
+        /// The output.
         output: String,
         /// Its type.
         found: String,
@@ -58,7 +58,7 @@ pub enum CheckError {
     },
 }
 
-/// Checks every node and output of a placed graph, its inputs' types included.
+/// Checks every node and output of a placed graph, including the types of the inputs.
 ///
 /// # Errors
 /// The first violation.
@@ -84,10 +84,10 @@ pub fn check(graph: &Graph) -> Result<(), CheckError> {
     Ok(())
 }
 
-/// [`verify`] with the first of its errors.
+/// Like [`verify`], but returns only the first error.
 ///
 /// # Errors
-/// A program that is not well formed.
+/// The program is not well formed.
 pub fn well_formed(graph: &Graph) -> Result<(), CheckError> {
     let first = |errors: Vec<VerifyError>| errors.into_iter().next().expect("a failed check has an error");
     verify(graph).map_err(|errors| CheckError::Malformed(Box::new(first(errors))))

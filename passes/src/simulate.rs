@@ -15,7 +15,7 @@ use tpc_ir::attention::Attention;
 use tpc_ir::program::{Action, Collective, Contract, Instruction, Loop, RankProgram, Step, View};
 use tpc_ir::{AxisSet, DType, Mesh};
 
-/// One of the things that a rank does side by side.
+/// One of the activities of a rank that may overlap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Lane {
     /// A kernel computes.

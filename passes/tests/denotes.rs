@@ -96,7 +96,7 @@ fn swapped_operands_of_a_difference_are_seen() {
         }
     });
     let error = denote_error(&mutant);
-    assert!(error.starts_with("output loss does not denote the model's"), "{error}");
+    assert!(error.starts_with("output loss does not denote that of the model"), "{error}");
     assert!(error.contains("sub in `m.difference`"), "{error}");
     assert!(error.contains("(%11 of the model)"), "{error}");
 }
@@ -177,7 +177,7 @@ fn a_redistribution_left_out_or_of_something_else_is_seen() {
         }
         seen.extend(of_now);
     });
-    assert!(denote_error(&mutant).contains("does not denote the model's"));
+    assert!(denote_error(&mutant).contains("does not denote that of the model"));
 }
 
 #[test]
@@ -199,7 +199,7 @@ fn inputs_and_outputs_are_the_models() {
     let error = denotes(&renamed, &model).unwrap_err().to_string();
     assert_eq!(
         error,
-        "input 2 is input parameter \"z\" f32[4, 6] layout [4, 6], the model has input parameter \"v\" f32[4, 6] layout [4, 6]"
+        "input 2 is input parameter \"z\" f32[4, 6] layout [4, 6], but the model has input parameter \"v\" f32[4, 6] layout [4, 6]"
     );
 }
 
