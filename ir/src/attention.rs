@@ -85,11 +85,11 @@ pub struct Backward {
     /// The body that computes the gradient of the product from the gradient of the score (`Given(0)`) and the product
     /// (`Given(1)`). Where the gradient of the score is 0, the result is 0. Empty if only `grad_value` is wanted.
     pub gradient: Vec<Instruction>,
-    /// The gradient of `query`, with the same dimensions. It is written only; `None` if nothing reads it.
+    /// The gradient of `query`, with the same dimensions as `query`. It is written only; `None` if nothing reads it.
     pub grad_query: Option<Operand>,
-    /// The gradient of `key`, likewise.
+    /// The gradient of `key`, with the same dimensions as `key`. It is written only; `None` if nothing reads it.
     pub grad_key: Option<Operand>,
-    /// The gradient of `value`, likewise.
+    /// The gradient of `value`, with the same dimensions as `value`. It is written only; `None` if nothing reads it.
     pub grad_value: Option<Operand>,
     /// Scratch memory for `Σ_w grad_out · out` of each row, on devices that need it: dense `[batch…, rows]`, f32 or
     /// f64.

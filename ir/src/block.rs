@@ -594,12 +594,12 @@ impl<'a> Resizing<'a> {
     fn still(&self, n: i64, kind: &Number) -> i64 {
         match kind {
             Number::Line => self.moved(n),
-            Number::Label(label) => self.labelled(n, label),
+            Number::Label(label) => self.labeled(n, label),
         }
     }
 
     /// The new value of a count that does not move in its run.
-    fn labelled(&self, n: i64, label: &Label) -> i64 {
+    fn labeled(&self, n: i64, label: &Label) -> i64 {
         match self.labels.get(label) {
             Some((step, middle)) if n >= *middle => n + self.by * step,
             _ => n,
@@ -702,7 +702,7 @@ impl Reasons {
         let (reason, numbers) = &self.list[copy.of];
         let moving = copy.within.and_then(|(run, occurrence)| self.moving(reason, copy.of, run, occurrence));
         let labels = reason.paths().flat_map(Label::of);
-        let still = numbers.iter().zip(labels).map(|(&n, label)| resizing.labelled(n, &label));
+        let still = numbers.iter().zip(labels).map(|(&n, label)| resizing.labeled(n, &label));
         let moved = still.enumerate().map(|(i, n)| moving.as_ref().and_then(|m| m[i]).unwrap_or(n));
         let mut indices = moved.map(|n| usize::try_from(n).unwrap_or_default());
         reason.map_paths(|path| path.with_indices(&mut indices))

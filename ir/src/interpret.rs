@@ -178,7 +178,7 @@ pub enum Fault {
         shapes: Vec<Vec<usize>>,
     },
     /// The local shape that the operation computes is not the one that the type of the result assigns to this rank.
-    #[error("gives the local shape {found:?}, but the result's type says {expected:?}")]
+    #[error("has a result of local shape {found:?}, but its type requires {expected:?}")]
     Shape {
         /// The shape according to the type.
         expected: Vec<usize>,

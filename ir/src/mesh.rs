@@ -102,7 +102,7 @@ impl MeshAxis {
     }
 
     /// The axis that is printed as `label`; `None` if no axis is printed that way.
-    fn labelled(label: &str, size: usize) -> Option<Self> {
+    fn labeled(label: &str, size: usize) -> Option<Self> {
         let (of, splits) = label.split_once(':').map_or((label, None), |(of, splits)| (of, Some(splits)));
         let split = |text: &str| match text.strip_prefix('/') {
             Some(groups) => groups.parse().ok().map(Split::Minor),
@@ -201,10 +201,10 @@ impl Mesh {
     /// # Errors
     /// Those of [`Mesh::new`]; also, parts do not make up an axis.
     pub(crate) fn declared<N: AsRef<str>>(axes: impl IntoIterator<Item = (N, usize)>) -> Result<Self, MeshError> {
-        let labelled = |(name, size): (N, usize)| {
-            MeshAxis::labelled(name.as_ref(), size).ok_or_else(|| MeshError::Name(name.as_ref().into()))
+        let labeled = |(name, size): (N, usize)| {
+            MeshAxis::labeled(name.as_ref(), size).ok_or_else(|| MeshError::Name(name.as_ref().into()))
         };
-        let mesh = Mesh::of(axes.into_iter().map(labelled))?;
+        let mesh = Mesh::of(axes.into_iter().map(labeled))?;
         mesh.check_parts()?;
         Ok(mesh)
     }
@@ -293,7 +293,7 @@ impl Mesh {
 
     /// The axes that are `name` itself or parts of it, major to minor.
     pub fn parts(&self, name: &str) -> Vec<AxisId> {
-        let Some(whole) = MeshAxis::labelled(name, 1) else { return Vec::new() };
+        let Some(whole) = MeshAxis::labeled(name, 1) else { return Vec::new() };
         let within = |a: &MeshAxis| a.of == whole.of && a.splits.starts_with(&whole.splits);
         self.axis_ids().filter(|a| within(&self.axes[a.0 as usize])).collect()
     }

@@ -27,7 +27,7 @@ pub const MOST_SHOWN: usize = 16;
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{location}: {fault}")]
 pub struct VerifyError {
-    /// Where it is.
+    /// The location of the fault.
     pub location: Location,
     /// What is wrong.
     pub fault: Malformed,
@@ -46,7 +46,7 @@ pub enum Location {
         op: String,
         /// The types of the first operands. `…` stands for those after the first [`MOST_SHOWN`].
         operands: Vec<String>,
-        /// The result types, likewise.
+        /// The types of the first results, shortened in the same way.
         results: Vec<String>,
     },
     /// An output.

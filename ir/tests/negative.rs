@@ -1,18 +1,18 @@
-//! What each error of the parser and the verifier says.
+//! The texts of all errors of the parser and the verifier.
 
 use tpc_ir::graph::{Boundary, Region, Value};
 use tpc_ir::verify::{Malformed, VerifyError, verify};
 use tpc_ir::{AxisId, AxisSet, DType, Graph, MapFn, Mesh, Op, Origin, Partial, ReduceOp, Sharding, Subscripts, Type};
 use tpc_ir::{json, parse, text};
 
-/// The error of parsing `body` behind a mesh of dp=2, tp=4 and an input `%0 : f32[8@dp, 6]`.
+/// The error of parsing `body` after a mesh of dp=2, tp=4 and an input `%0 : f32[8@dp, 6]`.
 fn parse_error(body: &str) -> String {
     let head = "mesh <dp=2, tp=4>\n%0 = input data \"x\" : f32[8@dp, 6]\n";
     parse::parse(&format!("{head}{body}")).map(|g| text::print(&g)).unwrap_err().to_string()
 }
 
 #[test]
-fn parse_errors_say_where_and_what() {
+fn parse_errors_have_a_location_and_a_reason() {
     for (body, error) in [
         ("hello", "line 3, column 1: expected `%number = …`, `region` or `output`, found `hello`"),
         ("%x = iota : i64[2]", "line 3, column 2: expected a number, found `x`"),
@@ -99,7 +99,7 @@ fn parse_errors_say_where_and_what() {
 }
 
 #[test]
-fn json_errors_say_where_and_what() {
+fn json_errors_have_a_location_and_a_reason() {
     let graph = parse::parse("mesh <tp=2>\n%0 = input data \"x\" : f32[4@tp]\n%1 = all_gather tp dim=0 %0 : f32[4] ; forward\noutput loss %1").unwrap();
     let printed = json::print(&graph);
     for (from, to, error) in [
@@ -116,7 +116,7 @@ fn json_errors_say_where_and_what() {
         ),
     ] {
         assert!(printed.contains(from), "{from} in {printed}");
-        // An axis is renamed where it is used and not where it is declared.
+        // Renames an axis where it is used but not where it is declared.
         let broken = printed.replace(from, to).replace("\"name\": \"dp\"", "\"name\": \"tp\"");
         assert_eq!(json::parse(&broken).unwrap_err().to_string(), error, "{from} -> {to}");
     }
@@ -124,7 +124,7 @@ fn json_errors_say_where_and_what() {
     assert_eq!(json::parse("3").unwrap_err().to_string(), "at the top: expected an object");
 }
 
-/// The only error of a text behind a mesh of dp=2, tp=4 and some inputs.
+/// The only error of a text after a mesh of dp=2, tp=4 and some inputs.
 fn verify_error(body: &str) -> String {
     let head = "mesh <dp=2, tp=4>\n\
         %0 = input data \"x\" : f32[8@dp, 6]\n\
@@ -388,7 +388,7 @@ fn verify_errors_name_the_node_its_types_and_the_fault() {
     }
 }
 
-/// The faults of a graph that no text can express.
+/// The faults of a graph that cannot be written as text.
 fn faults(graph: &Graph) -> Vec<Malformed> {
     verify(graph).unwrap_err().into_iter().map(|e: VerifyError| e.fault).collect()
 }
@@ -415,7 +415,7 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     let dims = ty.placed(Sharding::replicated(2));
     assert_eq!(faults(&graph(fill(), &dims)), [Malformed::Dims { ty: "f32[4]".into(), found: 2 }]);
 
-    // An operation on such a value is not looked at.
+    // An operation on such a value is not checked.
     let mut g = graph(fill(), &dims);
     g.push(Op::AllGather { dim: 0, axes: vec![AxisId(0)] }, &[Value { node: 0.into(), result: 0 }], ty.clone(), &o);
     let short = ty.placed(Sharding::replicated(0));
@@ -452,9 +452,9 @@ fn graphs_that_no_text_expresses_are_errors_too() {
     assert_eq!(faults(&g), [Malformed::NotCanonical("d->d".into())]);
 }
 
-/// What a line may repeat without bound has a limit, so that memory is in proportion to the text.
+/// Everything that a line can repeat has a limit, so that memory is proportional to the length of the text.
 #[test]
-fn texts_that_are_too_large_say_where() {
+fn errors_in_large_texts_have_a_location() {
     let dims = |n: usize| vec!["1"; n].join(", ");
     let fill = |n: usize| parse_error_of(&format!("%1 = fill 0.0 : f32[{}]", dims(n)));
     assert_eq!(fill(52), None);
@@ -470,7 +470,7 @@ fn texts_that_are_too_large_say_where() {
         parse_error("%1 = all_gather (dp,tp,dp) dim=0 %0 : f32[8, 6]"),
         "line 3, column 24: expected at most the 2 axes of the mesh, found `dp`"
     );
-    // A block of many lines and occurrences is refused before it is in memory.
+    // A block with too many lines and occurrences is rejected before it is expanded.
     let lines: String =
         (0..100).map(|i| format!("  %{{{}..{}}} = iota : i64[4]\n", 1000 + i, 1000 + i + 99_999 * 100)).collect();
     let block = format!("block @a ×100000 forward {{\n{lines}}}\n");
@@ -478,7 +478,7 @@ fn texts_that_are_too_large_say_where() {
         parse_error(&block),
         "line 3, column 27: expected blocks that expand to at most 134217728 bytes, found the end of the line"
     );
-    // Sizes that are no numbers of this machine.
+    // Sizes that do not fit into a machine word.
     assert_eq!(
         parse_error("%1 = iota : i64[18446744073709551616]"),
         "line 3, column 17: expected a number, found `18446744073709551616`"
@@ -497,9 +497,9 @@ fn parse_error_of(body: &str) -> Option<String> {
     parse::parse(&format!("{head}{body}")).err().map(|e| e.to_string())
 }
 
-/// A graph with a fault in every node says so of some of them, in a text that can be read.
+/// If every node of a graph has a fault, only some are reported, in a text of readable length.
 #[test]
-fn many_and_long_faults_are_cut() {
+fn many_and_long_faults_are_truncated() {
     let long = "x".repeat(10_000);
     let lines: String = (0..2000).map(|i| format!("%{i} = input data \"{long}\" : f32[2]\n")).collect();
     let faults = verify(&parse::parse(&format!("mesh <>\n{lines}")).unwrap()).unwrap_err();
@@ -513,7 +513,7 @@ fn many_and_long_faults_are_cut() {
 }
 
 #[test]
-fn values_that_are_too_large_together_are_refused() {
+fn values_that_are_too_large_together_are_rejected() {
     let text = |size: usize| format!("mesh <>\n%0 = input data \"x\" : f32[{size}]\n%1 = exp %0 : f32[{size}]\n");
     let found = |size: usize| verify(&parse::parse(&text(size)).unwrap());
     assert_eq!(found((1 << 59) - 1), Ok(()));

@@ -33,7 +33,7 @@ pub enum CheckError {
         source: Misplaced,
     },
     /// The declared placement is not the one that follows from the operands.
-    #[error("%{node} {op} in `{module}` is declared {declared}, but its operands give {derived}")]
+    #[error("%{node} {op} in `{module}` is declared as {declared}, but its operands imply {derived}")]
     Declared {
         /// The number of the node.
         node: usize,

@@ -24,12 +24,12 @@ type Stretch = (usize, bool);
 
 /// Gathers some parameters separately for the backward pass and for every micro-batch.
 pub fn reshard_after_forward(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
-    let mut again = gathered_again(graph, parameters);
-    explain(&mut again);
-    again
+    let mut regathered = regather(graph, parameters);
+    explain(&mut regathered);
+    regathered
 }
 
-fn gathered_again(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
+fn regather(graph: &Graph, parameters: &HashSet<&InputId>) -> Graph {
     let roots = prologues(graph, parameters);
     let twice = gathered_twice(graph, &roots);
     let stretch = |user: NodeIndex, value: NodeIndex| -> Stretch {

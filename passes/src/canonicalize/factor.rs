@@ -288,7 +288,7 @@ impl Indices {
                             if let Op::Pad { low, value, .. } = &n.op { Some((low / extent, *value)) } else { None };
                         let inner = [&ty.shape[..at], &ty.shape[at + majors.len()..]].concat();
                         let chunks: Vec<Value> = operands.iter().map(|&v| reshape(new, v, &inner, &n.origin)).collect();
-                        vec![place(new, &chunks, fill, at, majors, &ty, &n.origin)]
+                        vec![assemble(new, &chunks, fill, at, majors, &ty, &n.origin)]
                     }
                     _ => vec![self.unfactored(old, new, node, with_dim(&n.op, at), *dim, operands)],
                 }
@@ -450,7 +450,7 @@ fn pick(new: &mut Graph, mut value: Value, at: usize, majors: &[usize], chunk: u
 
 /// The inverse of [`pick`]: operand i becomes chunk i (or the only operand becomes chunk `fill.0`, and the others are
 /// constant). Selects compare the number of the chunk.
-fn place(
+fn assemble(
     new: &mut Graph,
     operands: &[Value],
     fill: Option<(usize, Scalar)>,

@@ -116,13 +116,13 @@ fn inferred(graph: &Graph, module: &ModulePath, parameters: &[Vec<Use>]) -> Vec<
     uses.sort_unstable();
     let region = |arguments: Vec<Boundary>, results: Vec<Boundary>| Region { path: module.clone(), arguments, results };
     let tables = uses.iter().filter(|(n, at)| graph.node(*n).op == Op::Take && *at == 0);
-    let look_ups: Vec<Region> = tables
+    let lookups: Vec<Region> = tables
         .map(|&(node, _)| {
             region(vec![Boundary::of(graph, graph.operands(node)[1])], vec![Boundary::of(graph, node.into())])
         })
         .collect();
-    if !look_ups.is_empty() {
-        return look_ups;
+    if !lookups.is_empty() {
+        return lookups;
     }
     let products: Vec<(NodeIndex, (Region, NodeIndex))> = uses
         .iter()

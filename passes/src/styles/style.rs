@@ -106,7 +106,7 @@ pub struct Placements {
     /// The modules whose results are sharded along the sequence, if they have this dimension: `(path, dimension)`.
     pub(super) sequences: Vec<(ModulePath, isize)>,
     /// Whether it is not an error if nothing is placed.
-    pub(super) nothing_is_fine: bool,
+    pub(super) may_be_empty: bool,
 }
 
 impl Placements {
@@ -130,7 +130,7 @@ impl Placements {
 
     /// Leaves the module as it is, so that its parameters stay replicated.
     pub fn leave(&mut self) {
-        self.nothing_is_fine = true;
+        self.may_be_empty = true;
     }
 
     /// Shards the result of a module along the sequence, if it has this dimension in addition to its features.
@@ -139,6 +139,6 @@ impl Placements {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty() && !self.nothing_is_fine
+        self.cuts.is_empty() && self.boundaries.is_empty() && self.sequences.is_empty() && !self.may_be_empty
     }
 }

@@ -28,7 +28,7 @@ pub(super) fn boundary_of(graph: &Graph, path: &ModulePath, parts: &[&Region]) -
     let subtree = Subtree {
         graph,
         read: first.iter().flat_map(|&i| &parts[i].arguments).map(|b| b.value).collect(),
-        behind_norm: arguments.is_none(),
+        after_norm: arguments.is_none(),
         inside: parts.iter().map(|r| r.results[0].value).collect(),
     };
     let results = only(last.iter().map(|&i| &parts[i].results[0]).collect()).and_then(|b| subtree.leaves(b.value));
@@ -45,7 +45,7 @@ struct Subtree<'a> {
     /// The values that its first modules read, as far as they are known.
     read: Vec<Value>,
     /// Whether one of the first modules is a norm, so that what the subtree reads is not known.
-    behind_norm: bool,
+    after_norm: bool,
     /// The results of the modules.
     inside: Vec<Value>,
 }
@@ -110,7 +110,7 @@ impl Subtree<'_> {
         }
         let same = |v: &Value| viewed(self.graph, *v) == viewed(self.graph, value);
         let reads = |v: &Value| ancestors(self.graph, v.node)[value.node.index()];
-        let may_read = self.behind_norm && depends_on_data(self.graph, value) && self.inside.iter().any(reads);
+        let may_read = self.after_norm && depends_on_data(self.graph, value) && self.inside.iter().any(reads);
         if may_read || self.read.iter().any(same) { Relation::Known } else { Relation::Foreign }
     }
 }

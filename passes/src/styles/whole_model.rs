@@ -33,10 +33,10 @@ impl ParallelStyle for WholeModel {
     fn place(&self, module: &Module<'_>, to: &mut Placements) -> Result<(), StyleError> {
         let pairs = module.pairs();
         let mut spread = cut_pairs(&pairs, module, to);
-        let levelled = module.levels();
-        let last = levelled.iter().map(|l| l.1).max().unwrap_or(0);
+        let with_levels = module.levels();
+        let last = with_levels.iter().map(|l| l.1).max().unwrap_or(0);
         let is_alone = |weight: &Weight| !pairs.iter().any(|pair| pair.holds(weight));
-        for (weight, _) in levelled.iter().filter(|(weight, level)| *level == last && last > 1 && is_alone(weight)) {
+        for (weight, _) in with_levels.iter().filter(|(weight, level)| *level == last && last > 1 && is_alone(weight)) {
             to.cut(module, weight, Direction::Columns);
         }
         let tables = module.all_parameters().filter(|w| w.role == Role::Embedding);
@@ -45,7 +45,7 @@ impl ParallelStyle for WholeModel {
             spread.push(table.name.holder());
         }
         if let Some(dim) = self.sequence_dim {
-            let begins = levelled.iter().filter(|(weight, level)| *level == 1 && level < &last && is_alone(weight));
+            let begins = with_levels.iter().filter(|(weight, level)| *level == 1 && level < &last && is_alone(weight));
             spread.extend(begins.map(|(weight, _)| weight.name.holder()));
             spread.iter().for_each(|path| to.sequence(path, dim));
         }
