@@ -5,7 +5,8 @@
 //! There are two kinds of faults:
 //!
 //! * **wrong**: `place` returns a placement of the result under which the ranks hold a different value;
-//! * **missed**: `place` returns an error, although some placement of the result denotes the right value for //!   every random input. [`excuse`] lists acceptable misses with their reasons.
+//! * **missed**: `place` returns an error, although some placement of the result denotes the right value for //! every
+//!   random input. [`excuse`] lists acceptable misses with their reasons.
 
 mod ranks;
 

@@ -1,9 +1,12 @@
 //! Proves that the collectives of the programs of all ranks fit together.
 //!
 //! 1. On each rank, every collective is started once and then waited for once.
-//! 2. While a collective is in flight, nothing writes its operand, and nothing reads or writes its result. This is checked by bytes of the arena, so that mistakes of the memory plan are found too.
+//! 2. While a collective is in flight, nothing writes its operand, and nothing reads or writes its result. This is
+//!    checked by bytes of the arena, so that mistakes of the memory plan are found too.
 //! 3. In every group, all ranks start the same sequence of collectives, with the same kinds, sizes and element types.
-//! 4. All ranks start their collectives in one common order. A rank therefore only waits for collectives that come before all those that it has not started, so no rank waits forever. The same holds for a device that runs collectives one after the other in the order in which they are started (NCCL).
+//! 4. All ranks start their collectives in one common order. A rank therefore only waits for collectives that come
+//!    before all those that it has not started, so no rank waits forever. The same holds for a device that runs
+//!    collectives one after the other in the order in which they are started (NCCL).
 //!
 //! The check uses rank programs only. It shares no code with the passes that create them, except the traversal of the
 //! views of an action.

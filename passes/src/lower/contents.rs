@@ -81,7 +81,7 @@ pub fn check(graph: &Graph, program: &RankProgram, claims: &Claims) -> Result<()
         graph,
         program,
         coords: graph.mesh.coords(program.rank),
-        regions: BTreeMap::new(),
+        stored: BTreeMap::new(),
         starts: HashMap::new(),
         pieces: None,
         in_flight: HashMap::new(),
@@ -103,7 +103,7 @@ pub fn check(graph: &Graph, program: &RankProgram, claims: &Claims) -> Result<()
 type Checked = Result<(), Fault>;
 
 /// A range of the arena with known contents.
-struct Region {
+struct Stored {
     end: usize,
     content: Content,
     view: View,
@@ -114,9 +114,9 @@ struct Memory<'a> {
     graph: &'a Graph,
     program: &'a RankProgram,
     coords: Vec<usize>,
-    /// What the arena holds, by the first byte. Regions do not overlap.
-    regions: BTreeMap<usize, Region>,
-    /// The first bytes of the regions that hold each content.
+    /// The contents of the arena, by their first byte. Their bytes do not overlap.
+    stored: BTreeMap<usize, Stored>,
+    /// The first bytes of the ranges that hold each content.
     starts: HashMap<Content, Vec<usize>>,
     /// A value that is being assembled from its operands, its view, and the number of operands that have been copied.
     pieces: Option<(NodeIndex, View, usize)>,
@@ -164,12 +164,12 @@ impl Memory<'_> {
 
     /// Forgets all contents that overlap some bytes.
     fn forget(&mut self, bytes: &Range<usize>) {
-        while let Some((&start, region)) = self.regions.range(..bytes.end).next_back() {
-            if region.end <= bytes.start {
+        while let Some((&start, found)) = self.stored.range(..bytes.end).next_back() {
+            if found.end <= bytes.start {
                 break;
             }
-            let region = self.regions.remove(&start).expect("it was found");
-            if let Some(starts) = self.starts.get_mut(&region.content) {
+            let found = self.stored.remove(&start).expect("it was found");
+            if let Some(starts) = self.starts.get_mut(&found.content) {
                 starts.retain(|&p| p != start);
             }
         }
@@ -182,7 +182,7 @@ impl Memory<'_> {
         }
         self.forget(&bytes);
         self.starts.entry(content.clone()).or_default().push(bytes.start);
-        self.regions.insert(bytes.start, Region { end: bytes.end, content, view });
+        self.stored.insert(bytes.start, Stored { end: bytes.end, content, view });
     }
 
     /// Records a value that is written with the strides of a view.
@@ -193,7 +193,7 @@ impl Memory<'_> {
     /// The views that hold a content now, including views of another value.
     fn find(&self, content: &Content) -> Vec<View> {
         let starts = self.starts.get(content).into_iter().flatten();
-        let mut all: Vec<View> = starts.map(|p| self.regions[p].view.clone()).collect();
+        let mut all: Vec<View> = starts.map(|p| self.stored[p].view.clone()).collect();
         let Content::Value(v) = *content else { return all };
         let Some(&of) = self.graph.operands(v.node).first() else { return all };
         let shape = self.shape(v);
@@ -230,9 +230,9 @@ impl Memory<'_> {
 
     fn not_there(&self, v: Value, view: &View) -> Fault {
         let bytes = self.span(view);
-        let there = self.regions.range(..bytes.end).next_back().filter(|(_, r)| r.end > bytes.start);
+        let there = self.stored.range(..bytes.end).next_back().filter(|(_, r)| r.end > bytes.start);
         let found = match there {
-            Some((_, Region { content: Content::Value(v), .. })) => format!("{} is stored", self.show(*v)),
+            Some((_, Stored { content: Content::Value(v), .. })) => format!("{} is stored", self.show(*v)),
             Some(_) => "something else is stored".into(),
             None => "nothing was written".into(),
         };

@@ -1,13 +1,13 @@
-//! The schedule that all ranks have in common.
+//! The schedule that all ranks share.
 
 use super::kernel::Kernel;
 use petgraph::graph::NodeIndex;
 use std::sync::Arc;
 use tpc_ir::Graph;
 
-/// One entry of the common order, with the index of a kernel.
+/// One entry of the schedule, with the index of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Launch {
+pub enum Event {
     /// Runs a kernel.
     Run(usize),
     /// Starts a collective.
@@ -22,14 +22,14 @@ pub struct Schedule {
     /// The kernels, including collectives.
     pub kernels: Vec<Kernel>,
     /// The order.
-    pub order: Vec<Launch>,
+    pub order: Vec<Event>,
 }
 
 impl Schedule {
     /// The nodes of each collective, in the order in which collectives start.
     pub fn collectives(&self) -> impl Iterator<Item = &[NodeIndex]> {
-        self.order.iter().filter_map(|launch| match launch {
-            Launch::Start(k) => self.kernels[*k].as_collective(),
+        self.order.iter().filter_map(|event| match event {
+            Event::Start(k) => self.kernels[*k].as_collective(),
             _ => None,
         })
     }

@@ -1,6 +1,7 @@
 //! Lowers a placed graph to the program of each rank.
 //!
-//! 1. [`mod@attention`] is found, then [`group`] merges loops that share an iteration space into kernels (softmax, norms, losses and optimizer updates) and orders them;
+//! 1. [`mod@attention`] is found, then [`group`] merges loops that share an iteration space into kernels (softmax,
+//!    norms, losses and optimizer updates) and orders them;
 //! 2. `recompute`: loops recompute values that are not worth keeping in memory;
 //! 3. `epilogue`: elementwise work after a product becomes a part of it;
 //! 4. `bucket`: collectives of the same kind become one;

@@ -31,7 +31,7 @@ const MOST: usize = 16;
 const MATH: usize = 4;
 
 /// How a loop recomputes a value.
-struct Plan {
+struct Recomputation {
     /// The nodes to compute, with the loop dimensions that they run along.
     nodes: Vec<(NodeIndex, Vec<LoopDim>)>,
     /// The values to load that the loop does not load yet.
@@ -50,7 +50,7 @@ pub(super) fn recompute(graph: &Graph, mut kernels: Vec<Kernel>) -> Vec<Kernel> 
     kernels
 }
 
-/// Removes members of loops that nothing reads any more, and loops without members.
+/// Removes members of loops that are no longer read, and loops without members.
 fn forget(graph: &Graph, kernels: &mut Vec<Kernel>) {
     let mut wanted: HashSet<NodeIndex> = graph.outputs.iter().map(|o| source(graph, o.value.node)).collect();
     for kernel in kernels.iter_mut().rev() {
@@ -196,12 +196,12 @@ impl<'a> State<'a> {
         }
         let size = self.bytes(&graph.node(node).types[0]);
         let (mut moved, mut held) = (0, 0);
-        let mut plans = Vec::new();
+        let mut recomputations = Vec::new();
         let mut new: HashSet<Value> = HashSet::new();
         for &k in &self.readers[at] {
-            let Some(plan) = self.plan(kernels, maker, k, node) else { return };
-            moved += plan.bytes;
-            for &v in &plan.loads {
+            let Some(recomputation) = self.recomputation(kernels, maker, k, node) else { return };
+            moved += recomputation.bytes;
+            for &v in &recomputation.loads {
                 if !self.is_stored(kernels, v) && new.insert(v) {
                     moved += self.bytes(graph.ty(v));
                     held += self.bytes(graph.ty(v));
@@ -210,15 +210,15 @@ impl<'a> State<'a> {
                     held += bytes;
                 }
             }
-            plans.push((k, plan));
+            recomputations.push((k, recomputation));
         }
-        let kept = size * (1 + plans.len());
+        let kept = size * (1 + recomputations.len());
         if !(moved < kept && held <= size || moved == kept && held < size) {
             return;
         }
-        for (k, plan) in plans {
+        for (k, recomputation) in recomputations {
             let Some(nest) = kernels[k].as_loop_mut() else { continue };
-            for (n, dims) in plan.nodes {
+            for (n, dims) in recomputation.nodes {
                 let letters = letters(graph, n);
                 let mut along = vec![0; letters.count];
                 letters.result.iter().zip(&dims).for_each(|(&l, &d)| along[l as usize] = d);
@@ -227,7 +227,7 @@ impl<'a> State<'a> {
                 nest.recomputed.push(n);
             }
             nest.recomputed.sort_unstable();
-            for v in plan.loads {
+            for v in recomputation.loads {
                 let from = source(graph, v.node).index();
                 self.last[from] = self.last[from].max(k);
                 self.loads[k].insert(v);
@@ -243,7 +243,7 @@ impl<'a> State<'a> {
     }
 
     /// How loop `k` recomputes a node of loop `maker`; `None` if it cannot.
-    fn plan(&self, kernels: &[Kernel], maker: usize, k: usize, node: NodeIndex) -> Option<Plan> {
+    fn recomputation(&self, kernels: &[Kernel], maker: usize, k: usize, node: NodeIndex) -> Option<Recomputation> {
         let nest = kernels[k].as_loop()?;
         let mut reads = nest.nodes.iter().chain(&nest.recomputed).flat_map(|&reader| {
             let rows = letters(self.graph, reader).operands;
@@ -255,10 +255,10 @@ impl<'a> State<'a> {
         if !reads.all(|read| dims(read) == first) {
             return None;
         }
-        let mut plan = Plan { nodes: Vec::new(), loads: Vec::new(), bytes: 0 };
+        let mut recomputation = Recomputation { nodes: Vec::new(), loads: Vec::new(), bytes: 0 };
         let mut stack = vec![(node, first)];
         while let Some((n, dims)) = stack.pop() {
-            if let Some((_, known)) = plan.nodes.iter().find(|(known, _)| *known == n) {
+            if let Some((_, known)) = recomputation.nodes.iter().find(|(known, _)| *known == n) {
                 if *known != dims {
                     return None;
                 }
@@ -266,14 +266,14 @@ impl<'a> State<'a> {
             }
             let Op::Map { f, subs } = &self.graph.node(n).op else { return None };
             if is_math(*f) {
-                plan.bytes += self.elements(nest) * MATH;
+                recomputation.bytes += self.elements(nest) * MATH;
             }
             for (v, row) in self.graph.operands(n).into_iter().zip(&subs.operands) {
                 let at = |l: &u8| subs.result.iter().position(|r| r == l).map(|d| dims[d]);
                 let of = row.iter().map(at).collect::<Option<Vec<LoopDim>>>()?;
                 let op = self.graph.op(v);
                 let here = self.kernel_of[v.node.index()] == Some(maker);
-                if matches!(op, Op::Fill(_) | Op::Iota) || plan.loads.contains(&v) {
+                if matches!(op, Op::Fill(_) | Op::Iota) || recomputation.loads.contains(&v) {
                     continue;
                 }
                 if nest.recomputed.contains(&v.node) {
@@ -285,16 +285,16 @@ impl<'a> State<'a> {
                 } else if self.kernel_of[v.node.index()] == Some(k) || !self.may_wait(kernels, k, v) {
                     return None;
                 } else if !self.loads[k].contains(&v) {
-                    plan.bytes += self.bytes(self.graph.ty(v));
-                    plan.loads.push(v);
+                    recomputation.bytes += self.bytes(self.graph.ty(v));
+                    recomputation.loads.push(v);
                 }
             }
-            plan.nodes.push((n, dims));
-            if plan.nodes.len() > MOST {
+            recomputation.nodes.push((n, dims));
+            if recomputation.nodes.len() > MOST {
                 return None;
             }
         }
-        Some(plan)
+        Some(recomputation)
     }
 
     /// Whether a value is still unchanged when loop `k` runs. Inputs are updated in place, and a reader must not delay

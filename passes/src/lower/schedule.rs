@@ -31,7 +31,7 @@
 use super::bucket::gathers_input;
 use super::depend::Dependences;
 use super::kernel::Kernel;
-use super::launches::{Launch, Schedule};
+use super::launches::{Event, Schedule};
 use super::{LowerOptions, emit, memory};
 use crate::cost;
 use crate::targets::Target;
@@ -79,12 +79,12 @@ pub(super) fn schedule(graph: &Graph, kernels: Vec<Kernel>, target: &Target, opt
 }
 
 /// The order in which every collective is waited for immediately.
-fn adjacent(kernels: &[Kernel]) -> Vec<Launch> {
-    let launches = kernels.iter().enumerate().flat_map(|(k, kernel)| match kernel {
-        Kernel::Collective(_) => vec![Launch::Start(k), Launch::Wait(k)],
-        _ => vec![Launch::Run(k)],
+fn adjacent(kernels: &[Kernel]) -> Vec<Event> {
+    let events = kernels.iter().enumerate().flat_map(|(k, kernel)| match kernel {
+        Kernel::Collective(_) => vec![Event::Start(k), Event::Wait(k)],
+        _ => vec![Event::Run(k)],
     });
-    launches.collect()
+    events.collect()
 }
 
 /// A collective in flight.
@@ -118,7 +118,7 @@ struct Walk<'a> {
     ahead: BTreeSet<usize>,
     in_flight: Vec<Flight>,
     started: BTreeMap<AxisSet, usize>,
-    order: Vec<Launch>,
+    order: Vec<Event>,
 }
 
 impl<'a> Walk<'a> {
@@ -167,7 +167,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn run(mut self) -> Vec<Launch> {
+    fn run(mut self) -> Vec<Event> {
         let mut rest: Vec<usize> = (0..self.done.len()).filter(|&k| !self.collective[k]).rev().collect();
         while let Some(&head) = rest.last() {
             self.start_ready();
@@ -180,7 +180,7 @@ impl<'a> Walk<'a> {
             // A gather may start now: it is in flight while this kernel reads the previous one.
             self.start_ready();
             debug_assert!(at != 0 || next == head);
-            self.order.push(Launch::Run(next));
+            self.order.push(Event::Run(next));
             self.complete(next);
             let mut worked = self.seconds[next];
             for flight in &mut self.in_flight {
@@ -273,7 +273,7 @@ impl<'a> Walk<'a> {
         self.ahead.remove(&k);
         self.started.insert(self.axes[k], sequence + 1);
         self.in_flight.push(Flight { kernel: k, sequence, left: self.seconds[k] });
-        self.order.push(Launch::Start(k));
+        self.order.push(Event::Start(k));
     }
 
     /// Ensures that the result of a kernel is available.
@@ -286,7 +286,7 @@ impl<'a> Walk<'a> {
             self.start(k);
         }
         self.in_flight.retain(|f| f.kernel != k);
-        self.order.push(Launch::Wait(k));
+        self.order.push(Event::Wait(k));
         self.complete(k);
     }
 

@@ -4,9 +4,15 @@
 //! memory at once, and large enough for a collective of its own. Units follow from the module tree, independently of
 //! the names of modules:
 //!
-//! - If the model has lists of blocks (elements of a `Vec`, an array or a tuple that contain modules), each element is a unit, such as a layer of a transformer. An element that consists only of such lists, such as a stage of a ResNet, is divided in turn. An element that contains anything else, such as a layer with attention, a router and a list of experts, is one unit.
-//! - Otherwise, the outermost modules that contain modules are units, such as the encoders of a model with two encoders. If there is only one such module, it is divided in turn. Elements of a list of plain layers are also units.
-//! - Everything else belongs to the model as a whole: embeddings, the last norm, heads. These parameters are gathered once and kept.
+//! - If the model has lists of blocks (elements of a `Vec`, an array or a tuple that contain modules), each element is
+//!   a unit, such as a layer of a transformer. An element that consists only of such lists, such as a stage of a
+//!   ResNet, is divided in turn. An element that contains anything else, such as a layer with attention, a router and a
+//!   list of experts, is one unit.
+//! - Otherwise, the outermost modules that contain modules are units, such as the encoders of a model with two
+//!   encoders. If there is only one such module, it is divided in turn. Elements of a list of plain layers are also
+//!   units.
+//! - Everything else belongs to the model as a whole: embeddings, the last norm, heads. These parameters are gathered
+//!   once and kept.
 //!
 //! A `Param` in a list belongs to the module that contains the list, the parameters of an adapter belong to the module
 //! that contains the adapted parameter, and a variant of an enum stands for the module inside.

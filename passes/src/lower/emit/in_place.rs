@@ -2,7 +2,7 @@
 
 use super::super::depend;
 use super::super::kernel::{Kernel, LoopDim, Nest, letters};
-use super::super::launches::{Launch, Schedule};
+use super::super::launches::{Event, Schedule};
 use super::emitter::Emitter;
 use super::views::has_own_buffer;
 use petgraph::graph::NodeIndex;
@@ -37,8 +37,8 @@ pub(super) fn in_place(graph: &Graph, schedule: &Schedule) -> Vec<InPlace> {
     // For each node, the position in the order at which its value is available, counted from 1. For a collective, that
     // is its wait. A node that no kernel computes has 0.
     let mut position = vec![0usize; graph.len()];
-    for (at, launch) in (1..).zip(&schedule.order) {
-        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+    for (at, event) in (1..).zip(&schedule.order) {
+        let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
         kernels[k].nodes().iter().for_each(|n| position[n.index()] = at);
     }
     // The last position at which a value is read in order to recompute another.

@@ -29,7 +29,7 @@ mod views;
 
 use super::claims::Claims;
 use super::kernel::Kernel;
-use super::launches::{Launch, Schedule};
+use super::launches::{Event, Schedule};
 use emitter::Emitter;
 use in_place::{InPlace, in_place, stored};
 use tpc_ir::Graph;
@@ -46,14 +46,14 @@ pub(super) fn emit(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProg
             emitter.slices(k, nodes);
         }
     }
-    for launch in &schedule.order {
-        let (Launch::Run(k) | Launch::Start(k) | Launch::Wait(k)) = *launch;
+    for event in &schedule.order {
+        let (Event::Run(k) | Event::Start(k) | Event::Wait(k)) = *event;
         emitter.enter(kernels[k].last());
-        match (*launch, &kernels[k]) {
-            (Launch::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
-            (Launch::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),
-            (Launch::Wait(_), Kernel::Collective(nodes)) => emitter.wait(k, nodes),
-            (launch, kernel) => unreachable!("{launch:?} of {kernel:?}"),
+        match (*event, &kernels[k]) {
+            (Event::Run(_), kernel) => run(&mut emitter, kernel, &in_place[k]),
+            (Event::Start(_), Kernel::Collective(nodes)) => emitter.start(k, nodes),
+            (Event::Wait(_), Kernel::Collective(nodes)) => emitter.wait(k, nodes),
+            (event, kernel) => unreachable!("{event:?} of {kernel:?}"),
         }
     }
     emitter.outputs();

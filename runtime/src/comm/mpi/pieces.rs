@@ -12,17 +12,17 @@ const SMALL: usize = 16 << 10;
 
 /// Runs of bytes of equal length, in up to three nested loops, outermost first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Block {
+struct StridedRuns {
     start: usize,
     run: usize,
     /// The number of iterations and the distance in bytes between them.
     loops: [(usize, usize); 3],
 }
 
-impl Block {
-    /// `None` if the block is empty. Loops over adjacent runs become one longer run.
+impl StridedRuns {
+    /// `None` if there are no bytes. Loops over adjacent runs become one longer run.
     fn new(start: usize, run: usize, loops: [(usize, usize); 3]) -> Option<Self> {
-        let mut block = Block { start, run, loops: [(1, 0); 3] };
+        let mut block = StridedRuns { start, run, loops: [(1, 0); 3] };
         let mut inner = 3;
         for &(times, distance) in loops.iter().rev().filter(|l| l.0 != 1) {
             if inner == 3 && distance == block.run {
@@ -53,16 +53,16 @@ impl Block {
 
 /// Some bytes of a buffer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Piece(Vec<Block>);
+pub(super) struct Piece(Vec<StridedRuns>);
 
 impl Piece {
     fn run(start: usize, bytes: usize) -> Self {
-        Piece(Block::new(start, bytes, [(1, 0); 3]).into_iter().collect())
+        Piece(StridedRuns::new(start, bytes, [(1, 0); 3]).into_iter().collect())
     }
 
     /// Number of bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.0.iter().map(Block::bytes).sum()
+        self.0.iter().map(StridedRuns::bytes).sum()
     }
 
     /// The offset of its first byte if it consists of one run; 0 if it is empty.
@@ -161,7 +161,7 @@ pub(super) fn transfers(c: &Collective) -> Transfers {
                 let row = second.1 * after;
                 let loops = [(before, first.1 * between * row), (first.0, between * row), (between, row)];
                 Piece(
-                    Block::new(first.2 * between * row + second.2 * after, second.0 * after, loops)
+                    StridedRuns::new(first.2 * between * row + second.2 * after, second.0 * after, loops)
                         .into_iter()
                         .collect(),
                 )
@@ -184,7 +184,7 @@ fn of_parts(parts: &[Part], position: usize, size: usize) -> Piece {
         let (row, offset) = (lens.iter().sum::<usize>() * inner, lens[..position].iter().sum::<usize>() * inner);
         let start = whole + offset;
         whole += part.whole();
-        Block::new(start * size, lens[position] * inner * size, [(1, 0), (1, 0), (*outer, row * size)])
+        StridedRuns::new(start * size, lens[position] * inner * size, [(1, 0), (1, 0), (*outer, row * size)])
     });
     Piece(blocks.collect())
 }
@@ -195,18 +195,18 @@ mod tests {
 
     #[test]
     fn adjacent_runs_become_one() {
-        let block = Block::new(8, 4, [(2, 24), (3, 8), (2, 4)]).unwrap();
+        let block = StridedRuns::new(8, 4, [(2, 24), (3, 8), (2, 4)]).unwrap();
         assert_eq!((block.run, block.loops), (48, [(1, 0); 3]));
-        let block = Block::new(0, 4, [(2, 100), (1, 7), (3, 8)]).unwrap();
+        let block = StridedRuns::new(0, 4, [(2, 100), (1, 7), (3, 8)]).unwrap();
         assert_eq!((block.run, block.loops), (4, [(1, 0), (2, 100), (3, 8)]));
-        assert!(Block::new(0, 4, [(0, 1), (1, 1), (1, 1)]).is_none());
-        assert!(Block::new(0, 0, [(1, 1); 3]).is_none());
+        assert!(StridedRuns::new(0, 4, [(0, 1), (1, 1), (1, 1)]).is_none());
+        assert!(StridedRuns::new(0, 0, [(1, 1); 3]).is_none());
     }
 
     #[test]
     fn unpacking_inverts_packing() {
         let piece = Piece(
-            [Block::new(1, 2, [(1, 0), (2, 10), (2, 4)]), Block::new(30, 3, [(1, 0); 3])]
+            [StridedRuns::new(1, 2, [(1, 0), (2, 10), (2, 4)]), StridedRuns::new(30, 3, [(1, 0); 3])]
                 .into_iter()
                 .flatten()
                 .collect(),
