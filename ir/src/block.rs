@@ -26,10 +26,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// The longest period of a run, in lines.
 const LONGEST_PERIOD: usize = 4_000;
 
-/// How many times runs are aligned with each other at most.
+/// The maximum number of times that runs are aligned with each other.
 const ROUNDS: usize = 8;
 
-/// How many of the later lines with the same key are tried as the next occurrence of a line.
+/// The number of later lines with the same key that are tried as the next occurrence of a line.
 const OCCURRENCES: usize = 64;
 
 /// A stretch of lines that occurs `count` times, one right after the other.
@@ -59,7 +59,7 @@ pub struct Line {
     pub numbers: Vec<i64>,
 }
 
-/// What a number of a path, an origin or an input counts.
+/// The things that a number in a path, an origin or an input counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Label<'a> {
     /// The elements of a list, named by the segments between the previous index of the path and this one.
@@ -120,7 +120,7 @@ fn reason_without_indices(reason: &Reason, numbers: &mut Vec<i64>) -> Reason {
 
 /// An operand of a line: a result of another line, by its number among that line's results, or a scalar constant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Operand {
+enum OperandKey {
     Line(u32),
     Scalar(DType, Scalar),
 }
@@ -132,7 +132,7 @@ struct NodeKey {
     types: Vec<Type>,
     phase: Phase,
     in_micro_batch: bool,
-    operands: Vec<Operand>,
+    operands: Vec<OperandKey>,
     module: ModulePath,
     /// Present only if lines are compared in order to be printed.
     reason: Option<Reason>,
@@ -143,10 +143,10 @@ struct NodeKey {
 struct OutputKey {
     kind: OutputKind,
     layout: Vec<usize>,
-    operand: Operand,
+    operand: OperandKey,
 }
 
-/// What a number in a line stands for.
+/// The meaning of a number in a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Number<'a> {
     /// The line of a node, by its index.
@@ -239,8 +239,8 @@ impl<'a> Lines<'a> {
         let names = text::number(graph);
         let nodes: Vec<NodeIndex> = graph.nodes().filter(|n| names.contains_key(n)).collect();
         let operand = |v: Value| match (names.get(&v.node), graph.op(v)) {
-            (None, Op::Fill(s)) => (Operand::Scalar(graph.ty(v).dtype, *s), None),
-            (line, _) => (Operand::Line(v.result), line.map(|&l| l as i64)),
+            (None, Op::Fill(s)) => (OperandKey::Scalar(graph.ty(v).dtype, *s), None),
+            (line, _) => (OperandKey::Line(v.result), line.map(|&l| l as i64)),
         };
         let (mut known, mut keys, mut lines) = (FxHashMap::default(), Vec::new(), Vec::new());
         for &node in &nodes {
@@ -363,9 +363,9 @@ impl<'a> Lines<'a> {
         &self.output_keys[self.output_lines[line].key]
     }
 
-    /// What the numbers of a line stand for.
+    /// The meanings of the numbers in a line.
     fn kinds(key: &NodeKey) -> Vec<Number<'_>> {
-        let operands = key.operands.iter().filter(|o| matches!(o, Operand::Line(_))).map(|_| Number::Line);
+        let operands = key.operands.iter().filter(|o| matches!(o, OperandKey::Line(_))).map(|_| Number::Line);
         let id = match &key.op {
             Op::Input { id, .. } => id.path(),
             _ => None,
@@ -379,7 +379,7 @@ impl<'a> Lines<'a> {
     }
 
     fn output_kinds(key: &OutputKey) -> Vec<Number<'_>> {
-        let operand = matches!(key.operand, Operand::Line(_)).then_some(Number::Line);
+        let operand = matches!(key.operand, OperandKey::Line(_)).then_some(Number::Line);
         let path = match &key.kind {
             OutputKind::Gradient(path) => Some(path),
             OutputKind::Update(id) => id.path(),
@@ -459,7 +459,7 @@ impl<'a> Lines<'a> {
         &self.nodes[run.start + which * run.period..][..run.period]
     }
 
-    /// What an occurrence of a run reads, and which of its values are read outside it.
+    /// The values that an occurrence of a run reads, and those of its values that are read outside it.
     pub fn boundary(&self, run: &Run, which: usize) -> Boundary {
         let own: BTreeSet<NodeIndex> = self.occurrence(run, which).iter().copied().collect();
         let mut found = Boundary::default();
@@ -733,14 +733,14 @@ struct Built {
 }
 
 impl Built {
-    fn value(&mut self, operand: &Operand, numbers: &mut impl Iterator<Item = i64>) -> Option<Value> {
+    fn value(&mut self, operand: &OperandKey, numbers: &mut impl Iterator<Item = i64>) -> Option<Value> {
         match operand {
-            Operand::Line(result) => {
+            OperandKey::Line(result) => {
                 let line = usize::try_from(numbers.next()?).ok()?;
                 let node = *self.nodes.get(line)?;
                 (self.graph.node(node).types.len() > *result as usize).then_some(Value { node, result: *result })
             }
-            Operand::Scalar(dtype, s) => {
+            OperandKey::Scalar(dtype, s) => {
                 let (graph, source) = (&mut self.graph, &mut self.source);
                 Some(*self.scalars.entry((*dtype, *s)).or_insert_with(|| {
                     source.push(None);

@@ -35,9 +35,9 @@ pub enum ExecuteError {
     Input {
         /// Its name.
         name: String,
-        /// How many elements the program reads.
+        /// The number of elements that the program reads.
         expected: usize,
-        /// How many elements were given; 0 if the input is missing.
+        /// The number of elements that were given; 0 if the input is missing.
         found: usize,
     },
     /// A step does something that memory or the definition of its action does not allow.
@@ -47,9 +47,9 @@ pub enum ExecuteError {
         rank: usize,
         /// The index of the step, or the number of steps if an output could not be read.
         step: usize,
-        /// What the step does.
+        /// A description of the step.
         label: String,
-        /// What is wrong.
+        /// The fault.
         fault: MemoryFault,
     },
     /// Every rank waits for a collective that another rank has not started.
@@ -60,16 +60,16 @@ pub enum ExecuteError {
     Replicas {
         /// The output.
         output: OutputKind,
-        /// What an earlier rank holds.
+        /// The element that an earlier rank holds.
         expected: f64,
-        /// What this rank holds.
+        /// The element that this rank holds.
         found: f64,
         /// The rank.
         rank: usize,
     },
 }
 
-/// What is wrong with an access to memory.
+/// A faulty access to memory.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MemoryFault {
     /// The bytes hold no element of the type.
@@ -77,7 +77,7 @@ pub enum MemoryFault {
     Unwritten {
         /// The buffer.
         buffer: u32,
-        /// What it holds.
+        /// The label of the buffer.
         label: String,
         /// The index of the element, counted in elements of the type from the start of the buffer.
         element: isize,
@@ -89,7 +89,7 @@ pub enum MemoryFault {
     Outside {
         /// The buffer.
         buffer: u32,
-        /// What it holds.
+        /// The label of the buffer.
         label: String,
         /// Which element.
         element: isize,
@@ -210,7 +210,7 @@ struct Rank<'a> {
     options: Options,
     /// The next step.
     at: usize,
-    /// How many collectives this rank has started in each group.
+    /// The number of collectives that this rank has started in each group.
     started: HashMap<Vec<usize>, usize>,
     /// All collectives that this rank has started.
     flights: Vec<Flight>,
@@ -238,7 +238,7 @@ fn wait(ranks: &mut [Rank<'_>], me: usize, tag: u32) -> Outcome<bool> {
     Ok(true)
 }
 
-/// What a rank receives, given what every rank of the group sent. `None` if the sizes do not fit.
+/// The result of a collective on a rank, given the operands of all ranks of the group. `None` if the sizes do not fit.
 fn received(c: &Collective, sent: &[&[f64]]) -> Option<Vec<f64>> {
     let combine = |op: ReduceOp, pieces: &[&[f64]]| -> Option<Vec<f64>> {
         let mut sum = pieces.first()?.to_vec();
@@ -308,7 +308,7 @@ type Register = Vec<f64>;
 struct Row<'a> {
     /// The index in every dimension except that of the row; for a single iteration, in every dimension.
     outer: &'a [usize],
-    /// How many iterations there are.
+    /// The number of iterations.
     len: usize,
 }
 

@@ -69,7 +69,7 @@ impl Phase {
     }
 }
 
-/// Where a node comes from and why it exists.
+/// The origin of a node, and the reason for which it exists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// The phase of the step.
@@ -98,11 +98,11 @@ pub struct Node {
     pub op: Op,
     /// One type per result.
     pub types: Vec<Type>,
-    /// Where it comes from.
+    /// The origin of the node.
     pub origin: Origin,
 }
 
-/// What a program output is.
+/// The kind of an output of a program.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OutputKind {
     /// A named result of the forward pass.
@@ -130,7 +130,7 @@ impl OutputKind {
 /// A program output.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Output {
-    /// What the output is.
+    /// The kind of the output.
     pub kind: OutputKind,
     /// The value.
     pub value: Value,

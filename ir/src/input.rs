@@ -16,7 +16,7 @@ use std::collections::HashSet;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
-/// What kind of value an input of a program is.
+/// The kind of an input of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum InputKind {
     /// A trained parameter, named by its module path.

@@ -123,9 +123,9 @@ pub enum InterpretError {
     WrongInput {
         /// Its name.
         name: String,
-        /// What the graph declares.
+        /// The type that the graph declares.
         expected: String,
-        /// What was given.
+        /// The type that was given.
         found: String,
     },
     /// An operation cannot be executed on its operands.
@@ -137,7 +137,7 @@ pub enum InterpretError {
         op: String,
         /// The rank.
         rank: usize,
-        /// What is wrong.
+        /// The fault.
         fault: Fault,
     },
     /// Two ranks hold different values of one element of an output.
@@ -149,24 +149,24 @@ pub enum InterpretError {
         output: OutputKind,
         /// The global index in the output's type.
         index: Vec<usize>,
-        /// What an earlier rank holds.
+        /// The element that an earlier rank holds.
         expected: f64,
-        /// What this rank holds.
+        /// The element that this rank holds.
         found: f64,
         /// The rank.
         rank: usize,
     },
 }
 
-/// What is wrong with one operation.
+/// A fault of a single operation.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Fault {
     /// Too few or too many operands.
     #[error("takes {expected} operands, not {found}")]
     Operands {
-        /// How many it takes.
+        /// The number of operands that the operation takes.
         expected: usize,
-        /// How many it has.
+        /// The number of operands that the node has.
         found: usize,
     },
     /// Local shapes do not fit the subscripts.
@@ -210,9 +210,9 @@ pub enum Fault {
     /// A node with the wrong number of results.
     #[error("has {found} results, not {expected}")]
     Results {
-        /// How many it should have.
+        /// The number of types that the node should have.
         expected: usize,
-        /// How many types the node has.
+        /// The number of types that the node has.
         found: usize,
     },
     /// An input reached [`evaluate`], which only executes other operations.
@@ -238,7 +238,7 @@ pub fn interpret(
 /// assembled to whole tensors in the shape that the model knows.
 ///
 /// # Errors
-/// Those of [`interpret`]; also, local shapes contradict the types, or replicas differ.
+/// Those of [`interpret`]. In addition, local shapes contradict the types, or replicas differ.
 pub fn simulate(
     graph: &Graph,
     inputs: &HashMap<InputId, Tensor>,
@@ -279,7 +279,7 @@ pub struct Site {
 /// A local tensor per rank. Ranks may share equal tensors.
 type Ranks = Vec<Rc<Tensor>>;
 
-/// What one rank computed, kept for other ranks that would compute the same.
+/// Results that one rank computed, kept for other ranks that would compute the same.
 struct Done {
     operands: Vec<Rc<Tensor>>,
     site: Site,

@@ -39,7 +39,7 @@ pub enum JsonError {
     Field {
         /// The path of the field, for example `nodes[3].types[0].dtype`.
         path: String,
-        /// What should be there.
+        /// The value that should be there.
         expected: String,
     },
 }

@@ -17,7 +17,7 @@ pub struct Buffer {
     pub bytes: usize,
     /// Whether the buffer keeps its contents between steps (parameters, state, constants).
     pub persistent: bool,
-    /// What the buffer holds, for people who read the program.
+    /// A description of the contents, for people who read the program.
     pub label: Arc<str>,
 }
 

@@ -29,7 +29,7 @@ use petgraph::graph::NodeIndex;
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
-/// Where and why a text is not a graph.
+/// The position at which a text is not a graph, and the reason.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("line {line}, column {column}: expected {expected}, found {found}")]
 pub struct ParseError {
@@ -37,9 +37,9 @@ pub struct ParseError {
     pub line: usize,
     /// Column in characters, counted from 1.
     pub column: usize,
-    /// What the parser expected.
+    /// The syntax that the parser expected.
     pub expected: String,
-    /// What it found.
+    /// The text that it found.
     pub found: String,
 }
 
@@ -95,7 +95,7 @@ pub fn parse(text: &str) -> Result<Graph, ParseError> {
 const MOST_OCCURRENCES: usize = 100_000;
 /// The greatest number of bytes of all blocks of a text when every occurrence is expanded.
 pub const MOST_WRITTEN: usize = 1 << 27;
-/// How many bytes a line counts for at least, because a node takes a few hundred bytes.
+/// The minimum number of bytes that a line counts for, because a node takes a few hundred bytes.
 const LEAST_LINE: usize = 128;
 /// The greatest number of dimensions of a type or a layout, which is the number of letters.
 pub const MOST_DIMS: usize = 52;

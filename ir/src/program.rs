@@ -171,9 +171,9 @@ pub struct Collective {
     pub position: usize,
     /// Element type.
     pub dtype: DType,
-    /// What this rank contributes, dense.
+    /// The dense operand that this rank contributes.
     pub from: View,
-    /// What this rank receives, dense.
+    /// The dense result that this rank receives.
     pub to: View,
     /// Identifies the collective in the program. It is the same on all ranks of the group.
     pub tag: u32,
@@ -181,7 +181,7 @@ pub struct Collective {
     pub axes: Arc<str>,
     /// The phase of the step.
     pub phase: Phase,
-    /// How many values it carries, at least 1.
+    /// The number of values that it carries, at least 1.
     pub values: usize,
     /// The bytes of the whole values together, which is the larger side.
     pub full_bytes: usize,
@@ -215,7 +215,7 @@ pub fn wire_bytes(name: &str, full_bytes: usize, ranks: usize) -> f64 {
     if name == "all_reduce" { 2.0 * share } else { share }
 }
 
-/// What a step of a rank program does.
+/// The action of a step of a rank program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Action {
     /// A fused loop nest.
@@ -354,7 +354,7 @@ impl InputBinding {
 /// An output of a program and the buffer that holds it after a step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct OutputBinding {
-    /// What the output is.
+    /// The kind of the output.
     pub kind: OutputKind,
     /// This rank's box.
     pub binding: Binding,

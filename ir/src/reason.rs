@@ -91,7 +91,7 @@ fn unquoted(text: &str) -> Option<String> {
     Some(out)
 }
 
-/// What a data mode shards in addition to the batch.
+/// A data mode, by what it shards in addition to the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Mode {
@@ -155,7 +155,7 @@ impl Axes {
     }
 }
 
-/// What a plan, a mode or an option asks for.
+/// A demand of a plan, a mode or an option.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Demand {
     /// An entry of a plan shards a parameter.
@@ -283,7 +283,7 @@ pub struct Cut {
 }
 
 impl Cut {
-    /// How many tensors are named at most.
+    /// The maximum number of tensors that are named.
     pub const NAMED: usize = 4;
 
     fn print(&self, f: &mut fmt::Formatter<'_>, how: &str) -> fmt::Result {

@@ -29,7 +29,7 @@ pub const MOST_SHOWN: usize = 16;
 pub struct VerifyError {
     /// The location of the fault.
     pub location: Location,
-    /// What is wrong.
+    /// The fault.
     pub fault: Malformed,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for Location {
     }
 }
 
-/// What can be wrong with a graph.
+/// A fault of a graph or of one of its nodes.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Malformed {
     /// An axis that the mesh lacks.
@@ -88,17 +88,17 @@ pub enum Malformed {
     /// The wrong number of result types.
     #[error("has {found} result types but needs {expected}")]
     Results {
-        /// How many the operation has.
+        /// The number of results that the operation has.
         expected: usize,
-        /// How many the node has.
+        /// The number of types that the node has.
         found: usize,
     },
     /// The wrong number of operands.
     #[error("has {found} operands but needs {expected}")]
     Operands {
-        /// How many the operation takes.
+        /// The number of operands that the operation takes.
         expected: String,
-        /// How many the node has.
+        /// The number of operands that the node has.
         found: usize,
     },
     /// A type whose sharding has another rank than its shape.
@@ -158,7 +158,7 @@ pub enum Malformed {
         subs: String,
         /// The letter.
         letter: char,
-        /// One size.
+        /// One of the sizes.
         first: usize,
         /// Another size.
         second: usize,
@@ -199,9 +199,9 @@ pub enum Malformed {
     Rank {
         /// Which tensor.
         tensor: Tensor,
-        /// What it should be.
+        /// The expected rank.
         expected: String,
-        /// What it is.
+        /// The actual rank.
         found: usize,
     },
     /// A tensor has the wrong element type.
@@ -209,9 +209,9 @@ pub enum Malformed {
     DType {
         /// Which tensor.
         tensor: Tensor,
-        /// What it should be.
+        /// The expected element type.
         expected: String,
-        /// What it is.
+        /// The actual element type.
         found: DType,
     },
     /// A dimension that does not exist.
@@ -236,7 +236,7 @@ pub enum Malformed {
     /// of elements.
     #[error("the shapes {first:?} and {second:?} differ in their number of elements")]
     Elements {
-        /// One shape: the layout, or the result of the reshape.
+        /// One of the shapes: the layout, or the result of the reshape.
         first: Vec<usize>,
         /// The other shape: that of the type, or the operand of the reshape.
         second: Vec<usize>,
@@ -286,9 +286,9 @@ pub enum Malformed {
     /// A second reduction operator in one type.
     #[error("the operand is partial {found} and cannot become partial {wanted} too")]
     OtherPartial {
-        /// What it is.
+        /// The operator under which the operand is partial.
         found: &'static str,
-        /// What it should become.
+        /// The operator under which the result should be partial.
         wanted: &'static str,
     },
     /// An all-to-all within one dimension.

@@ -8,7 +8,7 @@ use petgraph::graph::NodeIndex;
 use tpc_ir::verify::{VerifyError, verify};
 use tpc_ir::{Graph, Op, OutputKind, Type};
 
-/// What is wrong with a placed program.
+/// A fault of a placed program.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The program is not well formed, regardless of its placements.
@@ -29,7 +29,7 @@ pub enum CheckError {
         operands: String,
         /// The declared type of the result.
         result: String,
-        /// What is wrong.
+        /// The fault.
         source: Misplaced,
     },
     /// The declared placement is not the one that follows from the operands.

@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use std::collections::hash_map::Entry;
 use tpc_ir::{DType, Graph, MapFn, Op, Subscripts, Type, Value, text};
 
-/// Where a placed program differs from its logical graph.
+/// A difference between a placed program and its logical graph.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DenoteError {
     /// The inputs are not those of the logical graph.
@@ -25,9 +25,9 @@ pub enum DenoteError {
     Input {
         /// The position among the inputs.
         position: usize,
-        /// What the program has at this position.
+        /// The input of the program at this position.
         found: String,
-        /// What the logical graph has at this position.
+        /// The input of the logical graph at this position.
         expected: String,
     },
     /// The outputs are not those of the logical graph.
@@ -35,9 +35,9 @@ pub enum DenoteError {
     Output {
         /// The position among the outputs.
         position: usize,
-        /// What the program has at this position.
+        /// The output of the program at this position.
         found: String,
-        /// What the logical graph has at this position.
+        /// The output of the logical graph at this position.
         expected: String,
     },
     /// An output is computed differently. The error has the first operation on the path to it that differs.
@@ -53,9 +53,9 @@ pub enum DenoteError {
         op: Box<str>,
         /// Its module path.
         module: Box<str>,
-        /// What it computes, without redistributions.
+        /// The operation in the program, without redistributions.
         found: String,
-        /// What the logical graph has instead, and where.
+        /// The operation in the logical graph, and its location.
         expected: String,
     },
 }
@@ -118,7 +118,7 @@ type Id = u32;
 /// The number of a term of a sum, which is an expression that is read with subscripts.
 type TermId = u32;
 
-/// What a value is, apart from its placement.
+/// The meaning of a value, independent of its placement.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Expression {
     /// A result of an operation.

@@ -49,7 +49,7 @@ use std::collections::{HashMap, HashSet};
 use tpc_ir::program::wire_bytes;
 use tpc_ir::{AxisId, DType, Graph, Op, OutputKind, Phase, ReduceOp, UnitId};
 
-/// What all members of a bucket have in common.
+/// The properties that all members of a bucket share.
 #[derive(Clone, Debug, PartialEq)]
 struct Kind {
     name: String,
@@ -66,7 +66,7 @@ struct Kind {
     micro_batch: Option<usize>,
 }
 
-/// What an input belongs to.
+/// The owner of an input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Owner {
     Unit(UnitId),

@@ -50,7 +50,7 @@ pub enum RankError {
         rank: usize,
         /// Index of the step.
         step: usize,
-        /// What is wrong.
+        /// A description of the fault.
         what: String,
     },
     /// A buffer is accessed while a collective uses it.
@@ -60,7 +60,7 @@ pub enum RankError {
         rank: usize,
         /// Index of the step.
         step: usize,
-        /// What the step does.
+        /// A description of the step.
         label: String,
         /// `reads` or `writes`.
         access: &'static str,
@@ -80,11 +80,11 @@ pub enum RankError {
         position: usize,
         /// A rank.
         first: usize,
-        /// What it starts.
+        /// The collective that it starts.
         first_starts: String,
         /// Another rank.
         second: usize,
-        /// What it starts.
+        /// The collective that it starts.
         second_starts: String,
     },
     /// Ranks start collectives of several groups in orders that contradict each other.

@@ -8,7 +8,7 @@ use super::kernel::LoopDim;
 use petgraph::graph::NodeIndex;
 use tpc_ir::Value;
 
-/// What a register or a view of memory holds.
+/// The contents of a register or of a view of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Content {
     /// The local tensor of a value.

@@ -33,13 +33,13 @@ pub struct ContentsError {
     pub rank: usize,
     /// The index of the step, or the number of steps for inputs and outputs.
     pub step: usize,
-    /// What the step does.
+    /// A description of the step.
     pub label: String,
-    /// What is wrong.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What can be wrong with a step.
+/// A fault of a step.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// A value is read from where it is not stored.
@@ -47,9 +47,9 @@ pub enum Fault {
     NotThere {
         /// The value that should be there.
         value: String,
-        /// Where it is read.
+        /// The view through which it is read.
         view: String,
-        /// What is there.
+        /// A description of the contents that are there.
         found: String,
     },
     /// A value with elements is written by a loop without iterations, or along fewer dimensions than it has.

@@ -152,8 +152,8 @@ impl Grouping<'_> {
             .collect();
         let makers: Vec<KernelId> = candidates.into_iter().map(|Reverse((.., k))| k).collect();
         // Loops that compute no operand of the node but read one of them.
-        let beside = std::iter::once_with(|| self.recent_readers(node, operands)).flatten();
-        let candidates = makers.iter().copied().chain(beside.filter(|k| !makers.contains(k)));
+        let readers = std::iter::once_with(|| self.recent_readers(node, operands)).flatten();
+        let candidates = makers.iter().copied().chain(readers.filter(|k| !makers.contains(k)));
         for k in candidates {
             let Some((nest, (letters_at, row))) =
                 self.nest(k).and_then(|nest| Some((nest, self.fits(k, node, operands)?)))

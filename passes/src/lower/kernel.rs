@@ -24,7 +24,7 @@ pub enum Kernel {
     },
     /// Attention, or its backward pass.
     Attention {
-        /// What it computes, in terms of attention.
+        /// The attention that the kernel computes.
         attention: Box<Attention>,
         /// The nodes that it computes, in program order.
         nodes: Vec<NodeIndex>,

@@ -50,7 +50,8 @@ pub struct LowerOptions {
     pub bucket_bytes: usize,
     /// Whether collectives overlap with other work.
     pub overlap: bool,
-    /// How many of the next kernels are considered as work that hides a collective. With 0, kernels keep their order.
+    /// The number of following kernels that are considered as work that hides a collective. With 0, kernels keep their
+    /// order.
     pub window: usize,
     /// Whether attention becomes one kernel. Otherwise its scores are in memory.
     pub attention: bool,
@@ -110,9 +111,9 @@ pub fn lower(graph: &Graph, target: &Target) -> Result<Vec<RankProgram>, LowerEr
 /// [`lower`] with options.
 ///
 /// # Errors
-/// Those of [`lower`].
+/// The same as those of [`lower`].
 pub fn lower_with(graph: &Graph, target: &Target, options: &LowerOptions) -> Result<Vec<RankProgram>, LowerError> {
-    lower_beside(graph, target, options, &[])
+    lower_sharing_inputs(graph, target, options, &[])
 }
 
 /// Like [`lower_with`], for a program that a session executes in turn with others, whose programs of all ranks are
@@ -120,8 +121,8 @@ pub fn lower_with(graph: &Graph, target: &Target, options: &LowerOptions) -> Res
 /// what another keeps.
 ///
 /// # Errors
-/// Those of [`lower`].
-pub fn lower_beside(
+/// The same as those of [`lower`].
+pub fn lower_sharing_inputs(
     graph: &Graph,
     target: &Target,
     options: &LowerOptions,
@@ -129,7 +130,7 @@ pub fn lower_beside(
 ) -> Result<Vec<RankProgram>, LowerError> {
     let schedule = schedule(graph, target, options);
     let others = |rank: usize| others.iter().filter_map(|ranks| ranks.get(rank)).collect::<Vec<_>>();
-    let lower = |rank| lower_rank_beside(graph, &schedule, rank, &others(rank));
+    let lower = |rank| lower_rank_sharing_inputs(graph, &schedule, rank, &others(rank));
     let ranks = (0..graph.mesh.ranks()).map(lower).collect::<Result<Vec<_>, _>>()?;
     check_ranks::check_ranks(&ranks)?;
     Ok(ranks)
@@ -138,7 +139,7 @@ pub fn lower_beside(
 /// The programs of all ranks, given the schedule that they have in common.
 ///
 /// # Errors
-/// Those of [`lower`].
+/// The same as those of [`lower`].
 pub fn lower_ranks(graph: &Graph, schedule: &Schedule) -> Result<Vec<RankProgram>, LowerError> {
     let ranks = (0..graph.mesh.ranks()).map(|rank| lower_rank(graph, schedule, rank)).collect::<Result<Vec<_>, _>>()?;
     check_ranks::check_ranks(&ranks)?;
@@ -161,28 +162,33 @@ pub fn schedule(graph: &Graph, target: &Target, options: &LowerOptions) -> Sched
 /// The program of one rank, given the common schedule.
 ///
 /// # Errors
-/// Those of [`lower`], except faults between ranks, which are not checked.
+/// The same as those of [`lower`], except faults between ranks, which are not checked.
 pub fn lower_rank(graph: &Graph, schedule: &Schedule, rank: usize) -> Result<RankProgram, LowerError> {
-    lower_rank_beside(graph, schedule, rank, &[])
+    lower_rank_sharing_inputs(graph, schedule, rank, &[])
 }
 
-fn lower_rank_beside(
+fn lower_rank_sharing_inputs(
     graph: &Graph,
     schedule: &Schedule,
     rank: usize,
     others: &[&RankProgram],
 ) -> Result<RankProgram, LowerError> {
-    let (program, claims) = claimed_beside(graph, schedule, rank, others);
+    let (program, claims) = claimed_sharing_inputs(graph, schedule, rank, others);
     contents::check(graph, &program, &claims)?;
     Ok(program)
 }
 
 /// The unchecked program of one rank, and the claims that [`contents::check`] proves.
 pub fn claimed(graph: &Graph, schedule: &Schedule, rank: usize) -> (RankProgram, Claims) {
-    claimed_beside(graph, schedule, rank, &[])
+    claimed_sharing_inputs(graph, schedule, rank, &[])
 }
 
-fn claimed_beside(graph: &Graph, schedule: &Schedule, rank: usize, others: &[&RankProgram]) -> (RankProgram, Claims) {
+fn claimed_sharing_inputs(
+    graph: &Graph,
+    schedule: &Schedule,
+    rank: usize,
+    others: &[&RankProgram],
+) -> (RankProgram, Claims) {
     let (mut program, claims) = emit::emit(graph, schedule, rank);
     memory::plan(&mut program, others);
     (program, claims)

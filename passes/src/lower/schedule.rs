@@ -39,7 +39,7 @@ use petgraph::graph::NodeIndex;
 use std::collections::{BTreeMap, BTreeSet};
 use tpc_ir::{AxisSet, Graph, Type};
 
-/// What a schedule may move.
+/// The moves that a schedule may make.
 #[derive(Clone, Copy)]
 struct Freedom {
     window: usize,
@@ -109,7 +109,7 @@ struct Walk<'a> {
     seconds: &'a [f64],
     /// Whether the work between a collective and its first reader is too little to hide it.
     exposed: Vec<bool>,
-    /// How many kernels each kernel still waits for.
+    /// The number of kernels that each kernel still waits for.
     missing: Vec<usize>,
     done: Vec<bool>,
     /// Collectives that have not started but whose operands are computed.

@@ -23,7 +23,7 @@ use tpc_ir::{
 /// The name of the result with the norm of all gradients before clipping.
 pub const GRAD_NORM: &str = "grad_norm";
 
-/// What PyTorch adds to the norm before dividing by it.
+/// The number that PyTorch adds to the norm before dividing by it.
 const EPSILON: f64 = 1e-6;
 
 /// Scales the gradients that the optimizer reads. Gradients must be outputs.

@@ -92,7 +92,7 @@ pub enum OptionError {
     Pattern {
         /// The pattern.
         pattern: String,
-        /// What is wrong with it.
+        /// The fault of the pattern.
         problem: PatternError,
     },
     /// A freezing pattern that changes nothing.

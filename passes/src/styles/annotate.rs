@@ -76,7 +76,7 @@ pub fn annotate(graph: &Graph, mesh: &Mesh, plan: &Plan) -> Result<Annotations, 
 /// not kept.
 ///
 /// # Errors
-/// Those of [`annotate`] and [`boundary_regions`]; also, the mesh does not have the dimension.
+/// Those of [`annotate`] and [`boundary_regions`]. In addition, the mesh does not have the dimension.
 pub fn parallelize_module(
     module: &Graph,
     device_mesh: &Mesh,

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use tpc_ir::reason::{self, Side};
 use tpc_ir::{Graph, ModulePath, Op, Region};
 
-/// What a plan entry wants for a value at a boundary.
+/// The demand of a plan entry for a value at a boundary.
 #[derive(Clone, Copy)]
 pub(super) enum Want {
     /// The layouts of a preparation, in order.
@@ -29,7 +29,7 @@ pub(super) struct Wanted {
     pub side: Side,
     /// The index of the argument or result.
     pub position: usize,
-    /// What is wanted.
+    /// The demand.
     pub want: Want,
     /// The plan entry, for reasons.
     pub entry: reason::Entry,
@@ -54,7 +54,7 @@ impl Wanted {
 pub(super) struct Claims {
     /// The direction in which each parameter is cut, and the entry that demands it.
     pub directions: BTreeMap<ModulePath, (Direction, reason::Entry)>,
-    /// What is wanted at boundaries.
+    /// The demands for values at boundaries.
     pub boundaries: Vec<Wanted>,
 }
 

@@ -18,7 +18,7 @@ use tpc_ir::{AxisId, Graph, InputId, Op, Phase, Type, Value};
 
 /// An axis, or a part of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Part {
+pub enum AxisPart {
     /// The whole axis.
     Whole,
     /// The major part after a split into this many groups.
@@ -128,7 +128,7 @@ fn activations(graph: &Graph) -> Vec<bool> {
 pub struct Cuts<'a> {
     indices: &'a Indices,
     ranks: usize,
-    decided: HashMap<Index, Vec<Part>>,
+    decided: HashMap<Index, Vec<AxisPart>>,
     /// The number of groups into which the axis is split, if it is.
     pub split: Option<usize>,
 }
@@ -162,7 +162,7 @@ impl<'a> Cuts<'a> {
             return;
         }
         let n = self.ranks;
-        let chosen: Vec<(Index, Vec<Part>)> = match free.as_slice() {
+        let chosen: Vec<(Index, Vec<AxisPart>)> = match free.as_slice() {
             [] => vec![],
             [(g, extent), (r, group), ..]
                 if *extent < n
@@ -171,22 +171,22 @@ impl<'a> Cuts<'a> {
                     && group % (n / extent) == 0 =>
             {
                 self.split = Some(*extent);
-                vec![(*g, vec![Part::Major(*extent)]), (*r, vec![Part::Minor(*extent)])]
+                vec![(*g, vec![AxisPart::Major(*extent)]), (*r, vec![AxisPart::Minor(*extent)])]
             }
             [(g, extent), (r, group), ..] if extent % n != 0 && group % n == 0 => {
-                vec![(*g, vec![]), (*r, vec![Part::Whole])]
+                vec![(*g, vec![]), (*r, vec![AxisPart::Whole])]
             }
-            [(g, _), ..] => vec![(*g, vec![Part::Whole])],
+            [(g, _), ..] => vec![(*g, vec![AxisPart::Whole])],
         };
         self.decided.extend(chosen);
     }
 
     /// The axes that cut a dimension. `parts` is the axis, or its two parts if it is split.
     pub fn axes(&self, node: NodeIndex, dim: usize, parts: &[AxisId]) -> Vec<AxisId> {
-        let one = |part: &Part| match part {
-            Part::Whole => parts.to_vec(),
-            Part::Major(_) => parts.first().copied().into_iter().collect(),
-            Part::Minor(_) => parts.last().copied().into_iter().collect(),
+        let one = |part: &AxisPart| match part {
+            AxisPart::Whole => parts.to_vec(),
+            AxisPart::Major(_) => parts.first().copied().into_iter().collect(),
+            AxisPart::Minor(_) => parts.last().copied().into_iter().collect(),
         };
         let decided = self.decided.get(&self.indices.of_dim(node, dim));
         decided.into_iter().flatten().flat_map(one).collect()

@@ -23,7 +23,7 @@ pub enum StyleError {
     Pattern {
         /// The path.
         path: String,
-        /// What is wrong with it.
+        /// The fault of the pattern.
         problem: PatternError,
     },
     /// A path that matches a module in which the style has nothing to place.
@@ -123,7 +123,7 @@ pub enum StyleError {
         position: usize,
         /// The module.
         module: ModulePath,
-        /// How many the module has.
+        /// The number that the module has.
         count: usize,
     },
     /// A layout that shards a dimension that the tensor does not have.
@@ -152,7 +152,7 @@ pub enum StyleError {
     Twice {
         /// The parameter.
         parameter: ModulePath,
-        /// One entry.
+        /// One of the entries.
         first: String,
         /// The other.
         second: String,
@@ -187,7 +187,7 @@ pub enum StyleError {
     AxisTwice {
         /// The axis.
         axis: String,
-        /// One purpose.
+        /// One of the purposes.
         first: &'static str,
         /// The other.
         second: &'static str,

@@ -89,7 +89,7 @@ pub struct Plan {
 /// Why a plan file cannot be read.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum PlanError {
-    /// Not JSON.
+    /// The file is not valid JSON.
     #[error("the plan is not JSON: {0}")]
     Json(String),
     /// A key that occurs twice in one object.
@@ -126,7 +126,7 @@ pub enum PlanError {
     Pattern {
         /// The plan entry.
         path: String,
-        /// What is wrong with it.
+        /// The fault of the pattern.
         problem: PatternError,
     },
     /// A text that cannot name an axis of a mesh.
@@ -134,7 +134,7 @@ pub enum PlanError {
     Axis {
         /// The key.
         key: &'static str,
-        /// What is wrong with it.
+        /// The fault of the axis.
         problem: MeshError,
     },
     /// A value of the wrong kind.
@@ -144,9 +144,9 @@ pub enum PlanError {
         entry: Option<String>,
         /// The key.
         key: String,
-        /// What the value must be.
+        /// The expected kind of value.
         expected: &'static str,
-        /// What the value is.
+        /// The value that was found.
         found: String,
     },
     /// No built-in plan has the name.

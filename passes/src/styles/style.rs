@@ -74,7 +74,7 @@ impl<'a> Module<'a> {
         pairs(self.graph, self.weights, self.path)
     }
 
-    /// Those of some linears that no result of another one reaches.
+    /// Filters some linears: those that no result of another one of them reaches.
     pub(super) fn first_of(&self, linears: &[&'a Weight]) -> Vec<&'a Weight> {
         levels(self.graph, linears).into_iter().filter(|(_, level)| *level == 1).map(|(weight, _)| weight).collect()
     }

@@ -10,7 +10,7 @@ use tpc_ir::unique::{self, UniqueError};
 /// The JSON Schema of profiles.
 pub const SCHEMA: &str = include_str!("target.schema.json");
 
-/// What is wrong with the profile or the name of a target.
+/// A fault in the profile or the name of a target.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// The text is not JSON.
@@ -36,7 +36,7 @@ pub enum TargetError {
         key: &'static str,
         /// The object that should have it.
         place: String,
-        /// What its value is.
+        /// The meaning of its value.
         meaning: &'static str,
     },
     /// A value of the wrong kind.
@@ -44,9 +44,9 @@ pub enum TargetError {
     Kind {
         /// The path of the value.
         key: String,
-        /// What the value must be.
+        /// The expected kind of value.
         expected: &'static str,
-        /// What the value is.
+        /// The value that was found.
         found: String,
     },
     /// No built-in target has the name.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use tpc_ir::Value;
 
-/// What a dimension of an operand or a result is.
+/// The meaning of a dimension of an operand or a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Dim {
     /// A dimension of the scores.

@@ -12,7 +12,7 @@ const MOST: usize = 256;
 /// The greatest depth to which functions of the incoming gradient are followed.
 const DEEPEST: usize = 6;
 
-/// What a value that depends on the product is.
+/// The form of a value that depends on the product.
 #[derive(Clone, Debug, PartialEq)]
 enum Form {
     /// An elementwise function of the product.

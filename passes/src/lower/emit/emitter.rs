@@ -35,7 +35,7 @@ pub(super) struct Emitter<'a> {
     pub(super) stored: Vec<bool>,
     /// Nodes whose memory kernels read in order to recompute other values.
     pub(super) recomputing: HashSet<NodeIndex>,
-    /// What the forward half of an attention leaves to the backward half, by their first product.
+    /// The statistics that the forward half of an attention passes to the backward half, by their first product.
     pub(super) stats: HashMap<NodeIndex, Stats>,
 }
 
