@@ -84,7 +84,7 @@ pub struct Origin {
 
 impl Origin {
     /// The micro-batch and the module as text; empty if neither is known.
-    pub fn place(&self) -> String {
+    pub fn location(&self) -> String {
         let module = (!self.module.is_root()).then(|| self.module.to_string());
         let micro_batch = self.micro_batch.map(|n| format!("micro-batch {n}"));
         micro_batch.into_iter().chain(module).collect::<Vec<_>>().join(", ")

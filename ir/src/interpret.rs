@@ -952,10 +952,10 @@ fn cut_dim(t: &Tensor, dim: usize, c: Chunk) -> Tensor {
 /// Concatenates tensors along `dim`. `None` if their other dimensions differ.
 fn join(dim: usize, pieces: &[&Tensor]) -> Option<Tensor> {
     let first = pieces.first()?;
-    let alike = |p: &&Tensor| {
+    let fits = |p: &&Tensor| {
         p.shape.len() == first.shape.len() && (0..p.shape.len()).all(|d| d == dim || p.shape[d] == first.shape[d])
     };
-    if dim >= first.shape.len() || !pieces.iter().all(alike) {
+    if dim >= first.shape.len() || !pieces.iter().all(fits) {
         return None;
     }
     let mut shape = first.shape.clone();

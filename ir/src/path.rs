@@ -86,8 +86,8 @@ impl ModulePath {
     /// The innermost module that contains both.
     #[must_use]
     pub fn common(&self, other: &ModulePath) -> Self {
-        let alike = self.0.iter().zip(&*other.0).take_while(|(a, b)| a == b).count();
-        ModulePath(self.0[..alike].into())
+        let shared = self.0.iter().zip(&*other.0).take_while(|(a, b)| a == b).count();
+        ModulePath(self.0[..shared].into())
     }
 
     /// This path, then the paths of the modules that contain it, from the inside out. The root comes last.

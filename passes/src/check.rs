@@ -111,7 +111,7 @@ fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {
         Err(source) => Err(CheckError::Misplaced {
             node: id.index(),
             op: node.op.name(),
-            module: node.origin.place(),
+            module: node.origin.location(),
             operands: types.iter().map(|t| show(t)).collect::<Vec<_>>().join(", "),
             result: show(&node.types[0]),
             source,
@@ -119,7 +119,7 @@ fn check_node(graph: &Graph, id: NodeIndex) -> Result<(), CheckError> {
         Ok(s) if s != node.types[0].sharding => Err(CheckError::Declared {
             node: id.index(),
             op: node.op.name(),
-            module: node.origin.place(),
+            module: node.origin.location(),
             declared: show(&node.types[0]),
             derived: show(&node.types[0].placed(s)),
         }),

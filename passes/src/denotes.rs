@@ -249,7 +249,7 @@ impl Expressions {
             output,
             node: text::number(found.graph).get(&at).copied().unwrap_or(at.index()),
             op: node.op.name().into(),
-            module: node.origin.place().into(),
+            module: node.origin.location().into(),
             found: self.shown(f, e, found),
             expected: format!("{}{line}", self.shown(e, f, expected)),
         }

@@ -135,14 +135,14 @@ impl Known {
     /// An earlier node that computes the same as a node, if there is one.
     fn earlier(&mut self, graph: &Graph, node: NodeIndex) -> Option<NodeIndex> {
         let (n, operands) = (graph.node(node), graph.operands(node));
-        let alike = self.0.entry(FxBuildHasher.hash_one((&n.op, &operands, &n.types))).or_default();
+        let candidates = self.0.entry(FxBuildHasher.hash_one((&n.op, &operands, &n.types))).or_default();
         let is_equal = |&&other: &&NodeIndex| {
             let o = graph.node(other);
             o.op == n.op && o.types == n.types && graph.operands(other) == operands
         };
-        let first = *alike.iter().find(is_equal).unwrap_or(&node);
+        let first = *candidates.iter().find(is_equal).unwrap_or(&node);
         if first == node {
-            alike.push(node);
+            candidates.push(node);
         }
         (first != node).then_some(first)
     }

@@ -889,12 +889,12 @@ impl Memory<'_> {
         let own = self.strides_of(v, view);
         let shape = self.shape(v);
         self.expect(view.dtype == self.ty(v).dtype, v.node, "its element type in memory")?;
-        let lies = |along: &[usize]| spread(&shape, &own, along, dims) == moving(strides, dims);
+        let matches_loop = |along: &[usize]| spread(&shape, &own, along, dims) == moving(strides, dims);
         match accumulate {
             None => {
                 // Every element is written if the loop has iterations and the dimensions of the value.
                 let held = known.iter().find(|n| n.content == Content::Value(v)).ok_or_else(unwritten)?;
-                if dims.contains(&0) || !lies(&held.along) { Err(unwritten()) } else { Ok(()) }
+                if dims.contains(&0) || !matches_loop(&held.along) { Err(unwritten()) } else { Ok(()) }
             }
             Some(found) => {
                 let Op::Reduce { op, subs } = self.graph.op(v) else { return Err(self.differs(v.node, "a reduction")) };
@@ -905,7 +905,7 @@ impl Memory<'_> {
                     let Some(along) = subs.result.iter().map(at).collect::<Option<Vec<usize>>>() else { return false };
                     // Each iteration counts once.
                     let all = (0..dims.len()).all(|d| dims[d] == 1 || n.along.contains(&d));
-                    n.content == Content::Value(of) && all && lies(&along)
+                    n.content == Content::Value(of) && all && matches_loop(&along)
                 };
                 if known.iter().any(|n| holds(&n)) { Ok(()) } else { Err(unwritten()) }
             }

@@ -152,8 +152,8 @@ fn vector_calls(graph: &Graph, parameters: &[Vec<Use>]) -> Vec<NodeIndex> {
     let end = |call: usize| {
         let end = used.iter().map(|uses| uses[call].0).max()?;
         let above = ancestors(graph, end);
-        let gives = used.iter().all(|uses| above[uses[call].0.index()]) && depends_on_data(graph, end.into());
-        gives.then_some(end)
+        let is_result = used.iter().all(|uses| above[uses[call].0.index()]) && depends_on_data(graph, end.into());
+        is_result.then_some(end)
     };
     (0..calls).map(end).collect::<Option<Vec<NodeIndex>>>().unwrap_or_default()
 }

@@ -73,7 +73,7 @@ impl<'a> Emitter<'a> {
     pub(super) fn enter(&mut self, node: NodeIndex) {
         let origin = &self.graph.node(node).origin;
         let module = self.modules.entry((origin.micro_batch, origin.module.clone()));
-        self.module = module.or_insert_with(|| origin.place().into()).clone();
+        self.module = module.or_insert_with(|| origin.location().into()).clone();
     }
 
     pub(super) fn shape(&self, ty: &Type) -> Vec<usize> {
